@@ -1,0 +1,97 @@
+"""Parallel map over shared NumPy arrays.
+
+One copy of the data, the speed of the hardware, nothing left behind::
+
+    with shmpar.Pool() as pool:
+        result = pool.map_blocks(func, image, chunks=(1024, 1024), progress=True)
+
+Names are imported when they are first used: a worker imports a few modules, not all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shmpar.version import __version__
+
+if TYPE_CHECKING:
+    from shmpar.array import (
+        SharedArray,
+        array,
+        asarray,
+        attach,
+        empty,
+        empty_like,
+        full,
+        ones,
+        zeros,
+        zeros_like,
+    )
+    from shmpar.errors import (
+        ChunkError,
+        PlanError,
+        SegmentError,
+        SegmentFull,
+        SegmentGone,
+        ShmparError,
+        TaskTimeout,
+        WorkerDied,
+    )
+    from shmpar.pool import Pool
+    from shmpar.pool.default import block_reduce, map_blocks, parallel_map
+    from shmpar.run import Run
+
+__all__ = [
+    "ChunkError",
+    "PlanError",
+    "Pool",
+    "Run",
+    "SegmentError",
+    "SegmentFull",
+    "SegmentGone",
+    "SharedArray",
+    "ShmparError",
+    "TaskTimeout",
+    "WorkerDied",
+    "__version__",
+    "array",
+    "asarray",
+    "attach",
+    "block_reduce",
+    "empty",
+    "empty_like",
+    "full",
+    "map_blocks",
+    "ones",
+    "parallel_map",
+    "zeros",
+    "zeros_like",
+]
+
+_HOMES = {
+    "shmpar.array": (
+        "SharedArray array asarray attach empty empty_like full ones zeros zeros_like"
+    ),
+    "shmpar.errors": (
+        "ChunkError PlanError SegmentError SegmentFull SegmentGone ShmparError TaskTimeout "
+        "WorkerDied"
+    ),
+    "shmpar.pool": "Pool",
+    "shmpar.pool.default": "block_reduce map_blocks parallel_map",
+    "shmpar.run": "Run",
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,34 @@
+"""Shared arrays: making them, attaching to them, and what they are.
+
+Imports the segment package, ``shmpar.errors``, NumPy and the standard library.
+"""
+
+from __future__ import annotations
+
+from shmpar.array.attach import attach
+from shmpar.array.creation import (
+    array,
+    asarray,
+    empty,
+    empty_like,
+    full,
+    ones,
+    zeros,
+    zeros_like,
+)
+from shmpar.array.lock import Lock
+from shmpar.array.sharedarray import SharedArray
+
+__all__ = [
+    "Lock",
+    "SharedArray",
+    "array",
+    "asarray",
+    "attach",
+    "empty",
+    "empty_like",
+    "full",
+    "ones",
+    "zeros",
+    "zeros_like",
+]

@@ -1,0 +1,270 @@
+"""The driver: brings the events of one engine to its runs, in whichever thread waits.
+
+Imports run, scheduler and the engine's protocol.
+
+The thread that waits for a run drives all of them: a message of a worker wakes that thread
+itself, and there is no thread in between. Where two wait, one drives and the other is told. Only
+runs that nobody waits for have a thread of ours, as long as they last.
+
+Guarantees
+----------
+- Whatever changes a run or the engine does so under one lock, which is not held while waiting
+  for workers, nor while the user's code runs in another process or thread.
+- An interrupt (Ctrl-C) that comes while waiting cancels the run in order: tickets stop, chunks in
+  progress get a short grace, then their workers are ended. One that comes anywhere else may have
+  cut a change in half, so the engine is thrown away and made anew.
+- After either, the next run works.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from shmpar import engines, scheduler
+from shmpar.engines.protocol import Emptied, Engine, Event, Failed, Lost, Ready, Rejected, Values
+from shmpar.run import Run
+
+__all__ = ["Driver"]
+
+_GRACE = 0.3  # seconds that chunks in progress get after an interrupt
+
+
+class Driver:
+    """Runs plans on one engine.
+
+    Parameters
+    ----------
+    make_engine : callable
+        Makes the engine, now and after an interrupt that broke it.
+    """
+
+    def __init__(self, make_engine: Callable[[], Engine]) -> None:
+        self._make_engine = make_engine
+        self._lock = threading.RLock()
+        self._turn = threading.RLock()
+        self._changed = threading.Condition()
+        self._runs: dict[int, Run] = {}
+        self._unattended: set[Run] = set()
+        self._background: threading.Thread | None = None
+        self._here = _Here()
+        self.engine: Engine | None = make_engine()
+
+    # Runs
+
+    def run(self, run: Run) -> Any:
+        """Execute a run to its end in this thread; return its result or raise its error."""
+        try:
+            self._begin(run)
+            self._drive(run)
+        except BaseException as error:
+            self._interrupted(run, error)
+            raise
+        return run.result()
+
+    def launch(self, run: Run) -> None:
+        """Execute a run while nobody waits for it."""
+        self._begin(run)
+        with self._lock:
+            if run.done():
+                return
+            self._unattended.add(run)
+            if self._background is None:
+                self._background = threading.Thread(
+                    target=self._attend, name="shmpar-driver", daemon=True
+                )
+                self._background.start()
+        self._alive.wake()
+
+    @property
+    def _alive(self) -> Engine:
+        if self.engine is None:
+            raise RuntimeError("this pool is closed: make a new one")
+        return self.engine
+
+    def _begin(self, run: Run) -> None:
+        with self._lock:
+            engine = self._alive
+            self._runs[run.number] = run
+            try:
+                run.begin(engine, lambda: self.cancel(run))
+            except Exception:
+                # Had it begun, some worker may have it: then it is not clean.
+                if not run.running():
+                    del self._runs[run.number]
+                    run.close_observer()
+                raise
+        self._sweep()
+
+    def cancel(self, run: Run) -> None:
+        """Stop a run; it is done when its last writer is idle."""
+        with self._lock:
+            if not run.over:
+                run.stop()
+            engine = self.engine
+        self._sweep()
+        if engine is not None:
+            engine.wake()
+
+    # Driving
+
+    def _drive(self, run: Run, until: float | None = None) -> None:
+        """Bring events to all runs until this one is done, or the time has come."""
+        while not (run.done() or _past(until)):
+            if self._turn.acquire(blocking=False):
+                try:
+                    while not (run.done() or _past(until)):
+                        self._step(until)
+                finally:
+                    with self._changed:
+                        self._turn.release()
+                        self._changed.notify_all()
+            else:
+                self._here.waiting = True
+                with self._changed:
+                    self._changed.wait(engines.TICK_SECONDS)
+                self._here.waiting = False
+
+    def _step(self, until: float | None = None) -> None:
+        engine = self._alive
+        timeout = self._patience()
+        if until is not None:
+            left = max(0.0, until - time.monotonic())
+            timeout = left if timeout is None else min(timeout, left)
+        self._here.waiting = True
+        engine.wait(timeout)
+        self._here.waiting = False
+        with self._lock:
+            for event in engine.events():
+                self._tell(event)
+            now = time.monotonic()
+            for run in self._runs.values():
+                if not run.over:
+                    run.tick(now)
+        self._sweep()
+
+    def _patience(self) -> float | None:
+        """Seconds until somebody must be told of progress, or a chunk may be overdue."""
+        for run in self._runs.copy().values():
+            if run.observer is not None or run.policy.task_timeout is not None:
+                return min(engines.TICK_SECONDS, run.policy.task_timeout or 1.0)
+        return None
+
+    def _sweep(self) -> None:
+        """Resolve the runs that are over, outside the lock: their callbacks are the user's."""
+        with self._lock:
+            over = [run for run in self._runs.values() if run.over]
+            for run in over:
+                del self._runs[run.number]
+                self._unattended.discard(run)
+        for run in over:
+            run.resolve()
+        if over:
+            with self._changed:
+                self._changed.notify_all()
+
+    def _tell(self, event: Event) -> None:
+        match event:
+            case Ready(worker):
+                for run in list(self._runs.values()):
+                    run.feed(scheduler.Joined(worker))
+            case Lost(worker, exitcode):
+                runs = list(self._runs.values())
+                barren = not any(run.holds(worker) for run in runs)
+                for run in runs:
+                    run.worker_lost(worker, exitcode, barren=barren)
+            case _:
+                found = self._runs.get(event.run)
+                if found is not None and not found.over:
+                    self._tell_run(found, event)
+
+    @staticmethod
+    def _tell_run(run: Run, event: Emptied | Failed | Rejected | Values) -> None:
+        match event:
+            case Emptied(worker, _, generation):
+                run.feed(scheduler.Drained(worker, generation))
+            case Failed(_, failure):
+                run.chunk_failed(failure)
+            case Rejected(_, worker, error):
+                run.rejected(worker, error)
+            case Values(_, values):
+                run.collected(values)
+
+    def _attend(self) -> None:
+        """Drive while there are runs that nobody waits for."""
+        while True:
+            with self._lock:
+                run = next(iter(self._unattended), None)
+                if run is None:
+                    self._background = None
+                    return
+            try:
+                self._drive(run)
+            except BaseException as error:  # noqa: BLE001 - the runs are told; nobody else could be
+                self._break(error)
+
+    # Interrupts and the end
+
+    def _interrupted(self, run: Run, error: BaseException) -> None:
+        if run.number not in self._runs:
+            return  # it never began, or is over
+        if not self._here.waiting:
+            self._break(error)
+            return
+        self._here.waiting = False
+        try:
+            self.cancel(run)
+            self._drive(run, until=time.monotonic() + _GRACE)
+            if not run.done():
+                with self._lock:
+                    run.expire()
+                self._drive(run)
+        except BaseException as again:
+            self._break(again)
+            raise
+
+    def _break(self, error: BaseException) -> None:
+        """Throw the engine away, with all its runs, and make a new one."""
+        with self._lock:
+            broken, self.engine = self.engine, None
+            if broken is not None:
+                broken.shutdown()
+                self.engine = self._make_engine()
+            for run in self._runs.values():
+                run.abort(error)
+        self._sweep()
+
+    def close(self, *, cancel: bool) -> None:
+        """End all runs, by cancelling or by waiting for them, and then the workers."""
+        try:
+            for run in list(self._runs.values()):
+                if cancel:
+                    self.cancel(run)
+                self._drive(run)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            engine, self.engine = self.engine, None
+            background = self._background
+        if engine is None:
+            return
+        try:
+            if background is not None and background is not threading.current_thread():
+                engine.wake()
+                background.join()
+        finally:
+            engine.shutdown()
+
+
+class _Here(threading.local):
+    """Whether this thread does nothing but wait, so that it may be interrupted."""
+
+    waiting = False
+
+
+def _past(until: float | None) -> bool:
+    return until is not None and time.monotonic() >= until

@@ -1,0 +1,53 @@
+"""What of the parent's state a function may depend on, taken at the start of each run.
+
+Imports worker.process' message records and travel.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+
+from shmpar.errors import PlanError
+from shmpar.travel import pack
+from shmpar.worker.process import Environment
+
+__all__ = ["current_environment"]
+
+
+class _Filters:
+    """The warning filters, pickled again only when they have changed."""
+
+    taken: list[Any] | None = None
+    packed: bytes | None = None
+
+    @classmethod
+    def current(cls) -> bytes | None:
+        if cls.taken != warnings.filters:
+            cls.taken = list(warnings.filters)
+            try:
+                cls.packed = pack(cls.taken).body
+            except PlanError:  # a category that cannot travel: the workers keep what they have
+                cls.packed = None
+        return cls.packed
+
+
+def current_environment(*, foreign: bool) -> Environment:
+    """The working directory, ``sys.path``, NumPy's error handling and the warning filters.
+
+    Parameters
+    ----------
+    foreign : bool
+        The workers are another version of Python, which has a path of its own.
+    """
+    try:
+        directory = os.getcwd()
+    except OSError:  # it was removed
+        directory = None
+    if foreign:
+        return Environment(directory, None, np.geterr(), None)
+    return Environment(directory, list(sys.path), np.geterr(), _Filters.current())

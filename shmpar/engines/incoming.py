@@ -1,0 +1,54 @@
+"""What a worker process says, made into exceptions and events.
+
+Imports the protocol, errors, plan and travel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+
+from shmpar.engines.protocol import Event, Failed, Values
+from shmpar.errors import PlanError, ShmparError
+from shmpar.plan import Failure
+from shmpar.travel import unpack
+
+__all__ = ["error", "initializer_failed", "refusal", "values"]
+
+
+def error(body: bytes | None, text: str) -> BaseException:
+    """The exception that a worker sent; if it does not unpickle, its text."""
+    if body is not None:
+        with contextlib.suppress(Exception):
+            found = unpack(body)[0]
+            if isinstance(found, BaseException):
+                found.add_note(f"In the worker:\n{text}")
+                return found
+    return ShmparError(f"an exception that does not pickle:\n{text}")
+
+
+def values(run: int, packed: list[tuple[int, bytes]]) -> Iterable[Event]:
+    """One event a result; one that does not unpickle here is a failure of its chunk."""
+    for chunk, body in packed:
+        try:
+            yield Values(run, [(chunk, unpack(body)[0])])
+        except Exception as error:  # noqa: BLE001 - whatever it raises, it is the chunk's failure
+            yield Failed(run, Failure(chunk, error, None, ""))
+
+
+def refusal(cause: BaseException) -> PlanError:
+    """The error for a function that was sent but did not load."""
+    refused = PlanError(
+        f"the function was sent, but does not load in a worker ({type(cause).__name__}: {cause}); "
+        "what it refers to by name must be importable there: define it in a module, or wrap it "
+        "in a plain function"
+    )
+    refused.__cause__ = cause
+    return refused
+
+
+def initializer_failed(cause: BaseException) -> ShmparError:
+    """The error for every run of a pool whose initializer raised."""
+    failed = ShmparError(f"the pool's initializer failed in a worker: {cause!r}")
+    failed.__cause__ = cause
+    return failed

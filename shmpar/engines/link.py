@@ -1,0 +1,161 @@
+"""The parent's end of one worker process: what it was sent, what it knows, what waits.
+
+Imports launch, protocol, segment, travel, wire and worker.process' message records.
+
+Guarantees
+----------
+- No send blocks: what the socket does not take waits in the outbox, in order.
+- :meth:`Link.forget` takes no lock and waits for nothing, so a finalizer may call it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from shmpar.engines.launch import Launched
+from shmpar.engines.protocol import Execution, Generation
+from shmpar.segment import Segment
+from shmpar.travel import Parcel
+from shmpar.wire import MAX_DESCRIPTORS
+from shmpar.worker.process import Environment, SegmentRecord
+
+__all__ = ["Link", "Loan"]
+
+OUTSTANDING = 2
+"""Generations at a worker: the one that it runs and the one that it runs next."""
+
+
+@dataclass(eq=False, slots=True)
+class Loan:
+    """Segments that go to a worker with a message: records, and their descriptors."""
+
+    records: list[SegmentRecord] = field(default_factory=list)
+    descriptors: list[int] = field(default_factory=list)
+
+    def add(self, segment: Segment, *, private: bool) -> None:
+        """Send this segment's descriptor along."""
+        kind, writable = segment.kind, segment.writable
+        self.records.append(SegmentRecord(segment.key, segment.size, kind, writable, private))
+        self.descriptors.append(segment.fileno())
+
+
+@dataclass(eq=False, slots=True)
+class Link:
+    """One worker process, as its parent knows it.
+
+    Attributes
+    ----------
+    number : int
+        The worker's.
+    launched : Launched
+        Its process and descriptors.
+    ready : bool
+        Whether it has said hello.
+    known : set of int
+        Keys of the segments that it has.
+    sent : list
+        Generations that it has and has not reported as drained.
+    queue : deque
+        Generations that it gets when it has fewer.
+    outbox : deque
+        Messages that its socket did not take yet, with duplicated descriptors.
+    environment : Environment or None
+        The one that it was last told.
+    """
+
+    number: int
+    launched: Launched
+    ready: bool = False
+    known: set[int] = field(default_factory=set)
+    sent: list[tuple[Execution, Generation]] = field(default_factory=list)
+    queue: deque[tuple[Execution, Generation]] = field(default_factory=deque)
+    outbox: deque[tuple[Any, list[int]]] = field(default_factory=deque)
+    environment: Environment | None = None
+
+    def has(self, execution: Execution) -> bool:
+        """Whether it was sent something of this run that it has not drained."""
+        return any(item[0] is execution for item in self.sent)
+
+    def next_to_send(self) -> tuple[Execution, Generation] | None:
+        """Take the next generation off the queue if it may have one more."""
+        if not self.queue or len(self.sent) >= OUTSTANDING:
+            return None
+        item = self.queue.popleft()
+        self.sent.append(item)
+        return item
+
+    def drained(self, run: int, generation: int) -> None:
+        """It has nothing more of this generation."""
+        self.sent = [
+            item for item in self.sent if (item[0].number, item[1].number) != (run, generation)
+        ]
+
+    def withdraw(self, execution: Execution) -> list[Generation]:
+        """Take back what was not sent."""
+        mine = [item for item in self.queue if item[0] is execution]
+        for item in mine:
+            self.queue.remove(item)
+        return [generation for _, generation in mine]
+
+    def lend(self, segments: Iterable[Segment], loan: Loan) -> None:
+        """Add to `loan` the segments that it does not know yet."""
+        for segment in segments:
+            if segment.key not in self.known:
+                self.known.add(segment.key)
+                loan.add(segment, private=False)
+
+    def lend_parcel(self, parcel: Parcel, loan: Loan) -> tuple[int, ...]:
+        """Add the segments of a parcel; return their keys, ~key for private ones."""
+        held = []
+        for segment, private in zip(parcel.segments, parcel.private, strict=True):
+            if private:
+                loan.add(segment, private=True)
+            else:
+                self.lend([segment], loan)
+            held.append(~segment.key if private else segment.key)
+        return tuple(held)
+
+    def send_ahead(self, loan: Loan) -> None:
+        """Send segments by themselves while there are more than one message carries."""
+        limit = MAX_DESCRIPTORS - 1  # one more descriptor goes with a plan
+        while len(loan.descriptors) > limit:
+            self.post(("segments", loan.records[:limit]), loan.descriptors[:limit])
+            del loan.records[:limit], loan.descriptors[:limit]
+
+    def forget(self, key: int) -> None:
+        """Tell it to drop a segment."""
+        if key in self.known:
+            self.known.discard(key)
+            self.post(("forget", key))
+
+    def post(self, message: Any, descriptors: Sequence[int] = ()) -> None:
+        """Send now, or as soon as the worker reads again."""
+        if not self.outbox and self._send(message, descriptors):
+            return
+        self.outbox.append((message, [os.dup(fd) for fd in descriptors]))
+
+    def flush(self) -> None:
+        """Send what waits in the outbox, as far as the socket takes it."""
+        while self.outbox and self._send(*self.outbox[0]):
+            for fd in self.outbox.popleft()[1]:
+                os.close(fd)
+
+    def _send(self, message: Any, descriptors: Sequence[int]) -> bool:
+        try:
+            self.launched.wire.send(message, descriptors)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # it is gone, which its pidfd will say
+        return True
+
+    def close(self) -> None:
+        """Close the descriptors; the process, if it lives, is killed by it."""
+        while self.outbox:
+            for fd in self.outbox.popleft()[1]:
+                os.close(fd)
+        self.launched.close()

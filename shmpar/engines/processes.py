@@ -1,0 +1,450 @@
+"""The processes engine: workers are executed interpreters that take numbers and share memory.
+
+Imports the neighbours in this package, travel, segment and worker.process' message records.
+
+::
+
+      parent                                          worker (one of n)
+    ┌──────────────┐   plan, outputs, forget, exit   ┌───────────────┐
+    │ run, engine  │ ───────────── socket ─────────▶ │ process, loop │
+    │              │ ◀──────────────────────────────  │               │
+    └──────┬───────┘   hello, announce, failed,      └──────┬────────┘
+           │           values, drained                      │
+           │                                                │
+           │     segments: inputs, outputs, ledger          │
+           └──────────────▶ (mapped by all) ◀───────────────┘
+                 counter of tickets: a file offset
+
+Guarantees
+----------
+- At most two generations are outstanding at a worker, and no send blocks.
+- A segment's descriptor is sent to a worker once; the worker is told to forget it as soon as the
+  last array in it is dropped here.
+- A worker's death is known from its pidfd, and told after all that it had said.
+- Nothing of it outlives :meth:`ProcessesEngine.shutdown`: no process, descriptor or segment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import select
+import selectors
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.util import MAGIC_NUMBER
+from typing import Any
+
+import numpy as np
+
+from shmpar.engines import incoming
+from shmpar.engines.environment import current_environment
+from shmpar.engines.launch import Launcher
+from shmpar.engines.link import Link, Loan
+from shmpar.engines.protocol import (
+    Emptied,
+    Event,
+    Execution,
+    Failed,
+    Generation,
+    Lost,
+    Ready,
+    Rejected,
+)
+from shmpar.ledger import Ledger
+from shmpar.plan import Announcement, Failure
+from shmpar.segment import Segment, create, locate, share
+from shmpar.travel import Parcel, pack
+from shmpar.worker.process import Environment, PlanMessage, Reference
+
+__all__ = ["ProcessesEngine"]
+
+Array = np.ndarray[Any, Any]
+_EXIT_SECONDS = 2.0  # how long an idle worker may take to end by itself
+_LEDGER_BYTES = 16 * 1024  # the smallest one; most runs share it
+_LEDGERS = 2  # kept for later runs
+_CONGESTED = 0.01  # seconds until a full socket is tried again
+
+
+@dataclass(eq=False, slots=True)
+class _Packed:
+    """What is the same for all workers of a run; keeps its segments alive."""
+
+    plan: bytes
+    parcel: Parcel
+    arrays: list[Array]
+    references: tuple[Reference, ...]
+    segments: dict[int, Segment]
+    environment: Environment
+
+
+class ProcessesEngine:
+    """Worker processes.
+
+    Parameters
+    ----------
+    workers : int
+        How many; they are started at once, and are not waited for.
+    launcher : Launcher
+        Starts them.
+    initializer : tuple of (callable, tuple), optional
+        Called with its arguments in each worker before anything else.
+    """
+
+    name = "processes"
+
+    def __init__(
+        self,
+        workers: int,
+        launcher: Launcher,
+        initializer: tuple[Callable[..., object], tuple[Any, ...]] | None = None,
+    ) -> None:
+        self.workers = workers
+        self._launcher = launcher
+        self._initializer = None if initializer is None else pack(initializer)
+        self._links: dict[int, Link] = {}
+        self._runs: dict[int, Execution] = {}
+        self._packed: dict[int, _Packed] = {}
+        self._events: list[Event] = []
+        self._ledgers: list[Array] = []
+        self._subscribed: set[int] = set()
+        self._foreign = False
+        self._broken: BaseException | None = None
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = os.pipe()
+        for fd in (self._wake_read, self._wake_write):
+            os.set_blocking(fd, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        _engines.add(self)
+        try:
+            for number in range(workers):
+                self.replace(number)
+        except BaseException:
+            self.shutdown()
+            raise
+
+    # Workers
+
+    def replace(self, worker: int) -> None:
+        """Start a worker with this number, unless there is one."""
+        if worker in self._links:
+            return
+        launched = self._launcher.start()
+        link = self._links[worker] = Link(worker, launched)
+        self._selector.register(launched.wire.fileno(), selectors.EVENT_READ, link)
+        if launched.pidfd >= 0:
+            self._selector.register(launched.pidfd, selectors.EVENT_READ, link)
+        if self._initializer is not None:
+            loan = Loan()
+            held = link.lend_parcel(self._initializer, loan)
+            body = self._initializer.body
+            link.post(("initialize", body, held, loan.records), loan.descriptors)
+
+    def kill(self, worker: int) -> None:
+        """End a worker with SIGKILL."""
+        if worker in self._links:
+            self._links[worker].launched.process.kill()
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers, in the order of their numbers."""
+        return [link.launched.process.pid for _, link in sorted(self._links.items())]
+
+    def _reap(self, link: Link) -> None:
+        """Take what a dead worker had said, then tell of its death."""
+        self._read(link)
+        self._unlink(link)
+        self._events.append(Lost(link.number, link.launched.process.wait(), link.ready))
+        link.close()
+
+    def _unlink(self, link: Link) -> None:
+        del self._links[link.number]
+        for fd in (link.launched.wire.fileno(), link.launched.pidfd):
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(fd)
+
+    # Runs
+
+    def ledger(self, chunks: int) -> Ledger:
+        """A zeroed ledger in shared memory; runs that are over leave theirs to later ones."""
+        size = Ledger.nbytes(workers=self.workers, chunks=chunks)
+        for position, free in enumerate(self._ledgers):
+            if free.nbytes >= size:
+                buffer = self._ledgers.pop(position)
+                buffer[:size] = 0
+                break
+        else:
+            room = max(_LEDGER_BYTES, 1 << (size - 1).bit_length())
+            buffer = create(room, what="ledger").ndarray(0, (room,), (1,), np.dtype(np.uint8))
+        return Ledger(buffer, workers=self.workers, chunks=chunks)
+
+    def open(self, execution: Execution) -> list[int]:
+        """Pack what travels, and start workers where one is missing."""
+        if self._broken is not None:
+            raise self._broken
+        parcel = pack(execution.function, importable_only=self._foreign)
+        arrays = [array if locate(array) else share(array)[1] for array in execution.arrays]
+        shared = zip(parcel.segments, parcel.private, strict=True)
+        segments = {one.key: one for one, private in shared if not private}
+        references = tuple(self._reference(array, segments) for array in arrays)
+        self._reference(execution.ledger.status, segments)
+        self._runs[execution.number] = execution
+        self._packed[execution.number] = _Packed(
+            plan=pickle.dumps(execution.plan, 5),
+            parcel=parcel,
+            arrays=arrays,
+            references=references,
+            segments=segments,
+            environment=current_environment(foreign=self._foreign),
+        )
+        for number in range(self.workers):
+            self.replace(number)
+        return [number for number, link in self._links.items() if link.ready]
+
+    def assign(self, worker: int, execution: Execution, generation: Generation) -> None:
+        """Send a generation to a worker, or queue it behind what the worker has."""
+        link = self._links.get(worker)
+        if link is not None:  # else its death is about to be told
+            link.queue.append((execution, generation))
+            self._feed(link)
+
+    def stop(self, execution: Execution) -> list[Emptied]:
+        """Take back what was not sent; whoever waits for outputs waits in vain."""
+        execution.stopped = True
+        taken = []
+        for link in self._links.values():
+            for generation in link.withdraw(execution):
+                taken.append(Emptied(link.number, execution.number, generation.number))
+            if execution.outputs is None and link.has(execution):
+                link.post(("abandon", execution.number))
+        return taken
+
+    def close(self, execution: Execution) -> None:
+        """Drop what was made for the run; keep its ledger for the next."""
+        self._runs.pop(execution.number, None)
+        self._packed.pop(execution.number, None)
+        for generation in execution.generations:
+            generation.tickets.close()
+        place = locate(execution.ledger.status)
+        if place is not None and len(self._ledgers) < _LEDGERS:
+            size = place.segment.size
+            self._ledgers.append(place.segment.ndarray(0, (size,), (1,), np.dtype(np.uint8)))
+
+    # Events
+
+    def wait(self, timeout: float | None) -> None:
+        """Block until a worker has something to say or is gone."""
+        if self._events:
+            return
+        if any(link.outbox for link in self._links.values()):
+            timeout = _CONGESTED if timeout is None else min(timeout, _CONGESTED)
+        self._selector.select(timeout)
+
+    def wake(self) -> None:
+        """End another thread's `wait`."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"\0")
+
+    def events(self) -> list[Event]:
+        """Read what the workers have said."""
+        gone: dict[int, Link] = {}
+        for key, _ in self._selector.select(0):
+            link: Link | None = key.data
+            if link is None:
+                os.read(self._wake_read, 1024)
+            elif key.fd == link.launched.pidfd or not self._read(link):
+                gone[link.number] = link
+        for link in gone.values():
+            self._reap(link)
+        for link in self._links.values():
+            link.flush()
+        events, self._events = self._events, []
+        return events
+
+    def _read(self, link: Link) -> bool:
+        """Take all messages of a worker; False if its end of file is the only sign of its death."""
+        while True:
+            try:
+                message, _ = link.launched.wire.receive(wait=False)
+            except BlockingIOError:
+                return True
+            except (EOFError, OSError):
+                with contextlib.suppress(KeyError, ValueError):
+                    # The pidfd decides; the end of file would be reported for ever.
+                    self._selector.unregister(link.launched.wire.fileno())
+                return link.launched.pidfd >= 0
+            self._said(link, message)
+
+    def _said(self, link: Link, message: Any) -> None:
+        match message:
+            case ("hello", _, magic):
+                link.ready = True
+                self._foreign = magic != MAGIC_NUMBER
+                self._events.append(Ready(link.number))
+            case ("announce", run, announcement):
+                self._announced(link, run, announcement)
+            case ("failed", run, chunk, shape, body, text):
+                failure = Failure(chunk, incoming.error(body, text), shape, text)
+                self._events.append(Failed(run, failure))
+            case ("values", run, values):
+                self._events.extend(incoming.values(run, values))
+            case ("drained", run, generation):
+                link.drained(run, generation)
+                self._events.append(Emptied(link.number, run, generation))
+                self._feed(link)
+            case ("refused", run, body, text):
+                self._events.append(Rejected(run, link.number, incoming.refusal(incoming.error(body, text))))
+            case ("broken", body, text):
+                self._broken = incoming.initializer_failed(incoming.error(body, text))
+                rejected = [Rejected(run, link.number, self._broken) for run in self._runs]
+                self._events.extend(rejected)
+
+    def _announced(self, link: Link, run: int, announcement: Announcement) -> None:
+        execution = self._runs.get(run)
+        if execution is None or execution.stopped:
+            link.post(("abandon", run))
+        elif execution.outputs is not None:
+            # It may have got them for another generation; it waits for them all the same.
+            self._send_outputs(link, execution)
+        else:
+            try:
+                execution.allocate(announcement)
+            except Exception as error:  # noqa: BLE001 - told to the run, which stops
+                self._events.append(Rejected(run, link.number, error))
+                return
+            for one in self._links.values():
+                if one.has(execution):
+                    self._send_outputs(one, execution)
+
+    # Sending
+
+    def _feed(self, link: Link) -> None:
+        while (item := link.next_to_send()) is not None:
+            self._send_plan(link, *item)
+
+    def _send_plan(self, link: Link, execution: Execution, generation: Generation) -> None:
+        packed = self._packed[execution.number]
+        segments = dict(packed.segments)
+        outputs = None
+        if execution.outputs is not None and not execution.plan.collects:
+            outputs = tuple(self._reference(out, segments) for out in execution.outputs)
+        loan = Loan()
+        link.lend(self._watched(segments.values()), loan)
+        held = link.lend_parcel(packed.parcel, loan)
+        link.send_ahead(loan)
+        changed = link.environment != packed.environment
+        link.environment = packed.environment
+        ledger = locate(execution.ledger.status)
+        message = PlanMessage(
+            run=execution.number,
+            generation=generation.number,
+            todo=generation.todo,
+            slot=link.number,
+            workers=self.workers,
+            chunks=execution.plan.chunks,
+            tickets=generation.tickets.kind,
+            ledger=ledger.segment.key if ledger else -1,
+            arrays=packed.references,
+            outputs=outputs,
+            several=execution.several,
+            plan=packed.plan,
+            function=packed.parcel.body,
+            held=held,
+            environment=packed.environment if changed else None,
+        )
+        descriptors = [generation.tickets.fileno(), *loan.descriptors]
+        link.post(("plan", message, loan.records), descriptors)
+
+    def _send_outputs(self, link: Link, execution: Execution) -> None:
+        segments: dict[int, Segment] = {}
+        references = tuple(self._reference(out, segments) for out in execution.outputs or ())
+        loan = Loan()
+        link.lend(self._watched(segments.values()), loan)
+        link.post(("outputs", execution.number, references, loan.records), loan.descriptors)
+
+    @staticmethod
+    def _reference(array: Array, segments: dict[int, Segment]) -> Reference:
+        """Where an array lies; its segment is added to `segments`."""
+        place = locate(array)
+        if place is None:
+            raise TypeError(f"an array of shape {array.shape} is not in shared memory")
+        segments[place.segment.key] = place.segment
+        return place.segment.key, place.offset, array.shape, array.strides, array.dtype
+
+    def _watched(self, segments: Iterable[Segment]) -> Iterable[Segment]:
+        """The same segments; workers will be told when one is gone."""
+        for segment in segments:
+            if segment.key not in self._subscribed:
+                self._subscribed.add(segment.key)
+                segment.subscribe(_Forgetter(self))
+            yield segment
+
+    def forget(self, key: int) -> None:
+        """Tell the workers to drop a segment; takes no lock, so a finalizer may call it."""
+        self._subscribed.discard(key)
+        for link in list(self._links.values()):
+            link.forget(key)
+
+    # The end
+
+    def shutdown(self) -> None:
+        """End the workers: idle ones by asking, others with SIGKILL."""
+        for link in self._links.values():
+            if link.ready and not link.sent:
+                link.post(("exit",))
+            else:
+                link.launched.process.kill()
+        deadline = time.monotonic() + _EXIT_SECONDS
+        for link in list(self._links.values()):
+            self._await_end(link, deadline)
+            self._unlink(link)
+            link.close()
+        self._selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        self._ledgers.clear()
+        self._events.clear()
+
+    @staticmethod
+    def _await_end(link: Link, deadline: float) -> None:
+        if link.launched.pidfd >= 0:
+            poll = select.poll()
+            poll.register(link.launched.pidfd, select.POLLIN)
+            poll.poll(max(0.0, 1000 * (deadline - time.monotonic())))
+        process = link.launched.process
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+    def abandon_in_child(self) -> None:
+        """In a forked child of the user: let go of the workers, which are the parent's."""
+        for link in self._links.values():
+            link.launched.process.returncode = 0  # not a child of this process
+            link.close()
+
+
+class _Forgetter:
+    """Tells an engine, as long as there is one, that a segment is gone."""
+
+    def __init__(self, engine: ProcessesEngine) -> None:
+        self._engine = weakref.ref(engine)
+
+    def __call__(self, key: int) -> None:
+        engine = self._engine()
+        if engine is not None:
+            engine.forget(key)
+
+
+_engines: weakref.WeakSet[ProcessesEngine] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine.abandon_in_child()
+    _engines.clear()
+
+
+# A child that kept the write end of a life pipe would keep the workers from ending.
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,222 @@
+"""What a run asks of an engine, and what an engine tells a run.
+
+Imports plan, ledger and tickets.
+
+Guarantees
+----------
+- An engine starts what it is told to, reports what happened, and decides nothing.
+- Its events come in the order in which they happened to a worker, its death last.
+- `wait` alone may block; it may be called while another thread calls any other method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from shmpar.ledger import Held, Ledger
+from shmpar.plan import Announcement, Failure, Function, Plan
+from shmpar.tickets import LockTickets, OffsetTickets
+
+__all__ = [
+    "Emptied",
+    "Engine",
+    "Event",
+    "Execution",
+    "Failed",
+    "Generation",
+    "Lost",
+    "Ready",
+    "Rejected",
+    "Values",
+]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Chunks that are handed out by one counter.
+
+    Attributes
+    ----------
+    number : int
+        Which one of the run's generations it is.
+    todo : tuple of int or None
+        Its chunks; None: the whole grid.
+    tickets : Tickets
+        Its counter.
+    """
+
+    number: int
+    todo: tuple[int, ...] | None
+    tickets: OffsetTickets | LockTickets
+
+    def chunk(self, ticket: int) -> int:
+        """The chunk that a ticket stands for."""
+        return ticket if self.todo is None else self.todo[ticket]
+
+
+@dataclass(eq=False, slots=True)
+class Execution:
+    """A plan that is being executed, with its memory.
+
+    Attributes
+    ----------
+    number : int
+        Unique in this interpreter.
+    plan, function : Plan, Function
+        What to do.
+    arrays : list of ndarray
+        The inputs.
+    ledger : Ledger
+        What is known of each chunk.
+    allocate : callable
+        Given the first announcement, sets `outputs` and `several`; raises `SegmentFull`.
+    outputs : list of ndarray or None
+        None until they are known.
+    several : bool or None
+        Whether the function returns a tuple.
+    generations : list of Generation
+        All that have been opened.
+    stopped : bool
+        No more tickets are handed out.
+    """
+
+    number: int
+    plan: Plan
+    function: Function
+    arrays: list[Array]
+    ledger: Ledger
+    allocate: Callable[[Announcement], None]
+    outputs: list[Array] | None = None
+    several: bool | None = None
+    generations: list[Generation] = field(default_factory=list)
+    stopped: bool = False
+
+    def held(self, worker: int) -> Held | None:
+        """What a worker that is gone held of this run."""
+        return self.ledger.held(worker)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker is up."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Emptied:
+    """A worker found no tickets left in a generation of a run."""
+
+    worker: int
+    run: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A chunk of a run failed."""
+
+    run: int
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A run cannot go on: a worker cannot load it, or there is no memory for its outputs."""
+
+    run: int
+    worker: int
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """Results of a run that collects objects, as (chunk, result)."""
+
+    run: int
+    values: Sequence[tuple[int, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A worker is gone.
+
+    Attributes
+    ----------
+    worker : int
+        Which one.
+    exitcode : int or None
+        As of :class:`subprocess.Popen`; None where it could not be found out.
+    ready : bool
+        Whether it had come up.
+    """
+
+    worker: int
+    exitcode: int | None
+    ready: bool
+
+
+Event = Ready | Emptied | Failed | Rejected | Values | Lost
+
+
+class Engine(Protocol):
+    """Runs plans on its workers."""
+
+    name: str
+    workers: int
+
+    def ledger(self, chunks: int) -> Ledger:
+        """A zeroed ledger that all workers can write."""
+        ...
+
+    def open(self, execution: Execution) -> list[int]:
+        """Make ready for a run; return the workers that are up.
+
+        Raises
+        ------
+        PlanError
+            If the function does not travel.
+        """
+        ...
+
+    def assign(self, worker: int, execution: Execution, generation: Generation) -> None:
+        """Give a generation to a worker."""
+        ...
+
+    def stop(self, execution: Execution) -> list[Emptied]:
+        """Hand out no more tickets; take back what no worker has been sent."""
+        ...
+
+    def close(self, execution: Execution) -> None:
+        """The run is over; release what was made for it."""
+        ...
+
+    def kill(self, worker: int) -> None:
+        """End a worker at once."""
+        ...
+
+    def replace(self, worker: int) -> None:
+        """Start a successor of a worker that is gone."""
+        ...
+
+    def wait(self, timeout: float | None) -> None:
+        """Block until there are events, or for `timeout` seconds."""
+        ...
+
+    def events(self) -> list[Event]:
+        """What has happened since the last call."""
+        ...
+
+    def wake(self) -> None:
+        """End another thread's `wait`."""
+        ...
+
+    def shutdown(self) -> None:
+        """End all workers; nothing is left when it returns."""
+        ...

@@ -1,0 +1,150 @@
+"""The serial engine: the calling thread is the only worker.
+
+Imports the protocol and worker.  Plans take the same way as on the other engines, so that a
+debugger can follow it; the user's function runs in the thread that waits for the result.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from shmpar.engines.protocol import Emptied, Event, Execution, Failed, Generation, Rejected, Values
+from shmpar.ledger import Ledger
+from shmpar.plan import Announcement, Failure
+from shmpar.worker.assignment import Abandoned, Assignment
+from shmpar.worker.loop import work
+
+__all__ = ["LocalChannel", "SerialEngine", "bound"]
+
+Array = np.ndarray[Any, Any]
+
+
+class LocalChannel:
+    """A channel to a run in the same process.
+
+    Parameters
+    ----------
+    execution : Execution
+        The run.
+    tell : callable
+        Takes an event; may be called by any thread.
+    """
+
+    def __init__(self, execution: Execution, tell: Callable[[Event], object]) -> None:
+        self._execution = execution
+        self._tell = tell
+
+    def allocate(self, announcement: Announcement) -> Sequence[Array]:
+        """Allocate the outputs, unless another worker has."""
+        execution = self._execution
+        if execution.stopped:
+            raise Abandoned
+        if execution.outputs is None:
+            try:
+                execution.allocate(announcement)
+            except BaseException as error:
+                self._tell(Rejected(execution.number, 0, error))
+                raise Abandoned from error
+        return execution.outputs or ()
+
+    def failed(self, failure: Failure) -> None:
+        """Report a chunk that failed."""
+        self._tell(Failed(self._execution.number, failure))
+
+    def values(self, values: Sequence[tuple[int, Any]]) -> None:
+        """Hand over results that are objects."""
+        self._tell(Values(self._execution.number, values))
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
+def bound(execution: Execution, generation: Generation, worker: int, workers: int) -> Assignment:
+    """Bind a run to the memory of this process; inputs become read-only views."""
+    arrays = []
+    for array in execution.arrays:
+        view = array.view(np.ndarray)
+        view.flags.writeable = False
+        arrays.append(view)
+    return Assignment(
+        plan=execution.plan,
+        function=execution.function,
+        arrays=arrays,
+        outputs=execution.outputs,
+        several=execution.several,
+        tickets=generation.tickets,
+        todo=generation.todo,
+        generation=generation.number,
+        slot=execution.ledger.slot(worker),
+        status=execution.ledger.status,
+        workers=workers,
+    )
+
+
+class SerialEngine:
+    """One worker: whoever waits."""
+
+    name = "serial"
+    workers = 1
+
+    def __init__(self, initializer: Callable[[], object] | None = None) -> None:
+        self._queue: deque[tuple[Execution, Generation]] = deque()
+        self._events: list[Event] = []
+        self._initializer = initializer
+
+    def ledger(self, chunks: int) -> Ledger:
+        """A ledger in plain memory."""
+        buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
+        return Ledger(buffer, workers=self.workers, chunks=chunks)
+
+    def open(self, execution: Execution) -> list[int]:
+        """Call the initializer before the first run."""
+        initializer, self._initializer = self._initializer, None
+        if initializer is not None:
+            initializer()
+        return [0]
+
+    def assign(self, worker: int, execution: Execution, generation: Generation) -> None:
+        """Queue it for the next call of :meth:`events`."""
+        self._queue.append((execution, generation))
+
+    def stop(self, execution: Execution) -> list[Emptied]:
+        """Take back what is queued."""
+        execution.stopped = True
+        mine = [item for item in self._queue if item[0] is execution]
+        for item in mine:
+            self._queue.remove(item)
+        return [Emptied(0, execution.number, generation.number) for _, generation in mine]
+
+    def close(self, execution: Execution) -> None:
+        """Nothing was made for the run."""
+
+    def kill(self, worker: int) -> None:
+        """The worker is this thread, which has just reported and so is idle."""
+
+    def replace(self, worker: int) -> None:
+        """The worker is this thread, which never dies alone."""
+
+    def wait(self, timeout: float | None) -> None:
+        """There is nobody to wait for."""
+
+    def events(self) -> list[Event]:
+        """Run what is queued first, here and now."""
+        if self._queue:
+            execution, generation = self._queue.popleft()
+            channel = LocalChannel(execution, self._events.append)
+            work(bound(execution, generation, 0, self.workers), channel)
+            self._events.append(Emptied(0, execution.number, generation.number))
+        events, self._events = self._events, []
+        return events
+
+    def wake(self) -> None:
+        """Nobody waits."""
+
+    def shutdown(self) -> None:
+        """There is nothing to end."""
+        self._queue.clear()

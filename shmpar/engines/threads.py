@@ -1,0 +1,129 @@
+"""The threads engine: workers are threads of this process.
+
+Imports the protocol, serial's channel and worker.
+
+Guarantees
+----------
+- Inputs are not copied at all; the function is not pickled.
+- A thread cannot be ended from outside: `kill` does nothing, and ``task_timeout`` is not enforced.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from functools import partial
+
+from shmpar.engines.protocol import Emptied, Event, Execution, Generation, Ready, Rejected
+from shmpar.engines.serial import LocalChannel, bound
+from shmpar.ledger import Ledger
+from shmpar.worker.loop import work
+
+__all__ = ["ThreadsEngine"]
+
+_Inbox = queue.SimpleQueue[tuple[Execution, Generation] | None]
+
+
+class ThreadsEngine:
+    """Workers that are threads.
+
+    Parameters
+    ----------
+    workers : int
+        How many.
+    initializer : callable, optional
+        Called in each thread before its first chunk.
+    """
+
+    name = "threads"
+
+    def __init__(self, workers: int, initializer: Callable[[], object] | None = None) -> None:
+        self.workers = workers
+        self._initializer = initializer
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._seen: list[Event] = []
+        self._ready: set[int] = set()
+        self._inboxes: list[_Inbox] = [queue.SimpleQueue() for _ in range(workers)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(worker,), name=f"shmpar-{worker}", daemon=True)
+            for worker in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def ledger(self, chunks: int) -> Ledger:
+        """A ledger in plain memory."""
+        buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
+        return Ledger(buffer, workers=self.workers, chunks=chunks)
+
+    def open(self, execution: Execution) -> list[int]:
+        """Nothing needs to travel."""
+        return sorted(self._ready)
+
+    def assign(self, worker: int, execution: Execution, generation: Generation) -> None:
+        """Queue it for the worker's thread."""
+        self._inboxes[worker].put((execution, generation))
+
+    def stop(self, execution: Execution) -> list[Emptied]:
+        """Threads skip what is queued when they come to it."""
+        execution.stopped = True
+        return []
+
+    def close(self, execution: Execution) -> None:
+        """Nothing was made for the run."""
+
+    def kill(self, worker: int) -> None:
+        """A thread cannot be ended."""
+
+    def replace(self, worker: int) -> None:
+        """A thread never dies alone."""
+
+    def wait(self, timeout: float | None) -> None:
+        """Block until a thread has said something."""
+        try:
+            event = self._events.get(timeout=timeout)
+        except queue.Empty:
+            return
+        if event is not None:
+            self._seen.append(event)
+
+    def events(self) -> list[Event]:
+        """What the threads have said."""
+        events, self._seen = self._seen, []
+        while not self._events.empty():
+            event = self._events.get()
+            if event is not None:
+                events.append(event)
+        self._ready.update(event.worker for event in events if isinstance(event, Ready))
+        return events
+
+    def wake(self) -> None:
+        """End another thread's `wait`."""
+        self._events.put(None)
+
+    def shutdown(self) -> None:
+        """End the threads, each after the chunk that it computes."""
+        for inbox in self._inboxes:
+            inbox.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, worker: int) -> None:
+        prepare, tell, inbox = self._initializer, self._events.put, self._inboxes[worker]
+        broken: BaseException | None = None
+        try:
+            if prepare is not None:
+                prepare()
+        except BaseException as error:  # noqa: BLE001 - each run is told
+            broken = error
+        tell(Ready(worker))
+        while (item := inbox.get()) is not None:
+            execution, generation = item
+            if broken is not None:
+                tell(Rejected(execution.number, worker, broken))
+                continue
+            channel = LocalChannel(execution, partial(self._events.put))
+            work(bound(execution, generation, worker, self.workers), channel)
+            tell(Emptied(worker, execution.number, generation.number))
+            del item, execution, generation, channel

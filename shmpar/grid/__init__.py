@@ -1,0 +1,11 @@
+"""How an array is cut into chunks, and what a chunk sees beyond its own cell.
+
+Imports the standard library and, for halos, numpy.  Nothing else of the package.
+"""
+
+from shmpar.grid.axis import Axis
+from shmpar.grid.chunking import Chunks
+from shmpar.grid.grid import Grid
+from shmpar.grid.halo import Boundaries, Boundary, Depth, Halo, Mode
+
+__all__ = ["Axis", "Boundaries", "Boundary", "Chunks", "Depth", "Grid", "Halo", "Mode"]

@@ -1,0 +1,265 @@
+"""One axis of an array and how it is cut, and how a user's argument is spread over the axes.
+
+Imports the standard library only.
+
+Guarantees
+----------
+The chunks of an axis are in order, none is empty, and together they hold each element once.
+All arithmetic is on Python ints.  No list of chunks is made: a regular axis is three numbers.
+Two axes that are cut alike are equal, however they were described.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from operator import index
+from reprlib import repr as brief
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["Axis", "axis_number", "per_axis", "whole_number"]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis and its chunks; make one with :meth:`regular` or :meth:`explicit`.
+
+    An axis is also a sequence of slices, one a chunk, made when asked for.
+
+    Attributes
+    ----------
+    size : int
+        Elements along the axis.
+    step : int
+        Elements of every chunk but the last; of the longest chunk where `edges` are given.
+    count : int
+        Number of chunks; 0 where `size` is 0.
+    edges : tuple of int or None
+        For chunks that are not regular: ``count + 1`` positions from 0 to `size`.
+
+    Examples
+    --------
+    >>> axis = Axis.regular(10, 4)
+    >>> list(axis)
+    [slice(0, 4, None), slice(4, 8, None), slice(8, 10, None)]
+    """
+
+    size: int
+    step: int
+    count: int
+    edges: tuple[int, ...] | None = None
+
+    @classmethod
+    def regular(cls, size: int, step: int) -> Axis:
+        """Cut `size` elements every `step` elements; the last chunk may be shorter.
+
+        Raises
+        ------
+        ValueError
+            For a negative `size` or a `step` below 1.
+
+        Examples
+        --------
+        >>> Axis.regular(10, 99)
+        Axis(size=10, step=10, count=1, edges=None)
+        """
+        size, step = index(size), index(step)
+        if size < 0 or step < 1:
+            raise ValueError(f"cannot cut {size} elements every {step}; pass a positive step")
+        step = max(1, min(step, size))
+        return cls(size, step, -(-size // step))
+
+    @classmethod
+    def explicit(cls, lengths: Iterable[int]) -> Axis:
+        """Cut into chunks of the `lengths` given, in elements; their sum is the axis' size.
+
+        Raises
+        ------
+        ValueError
+            For a length below 1 (a single 0 stands for an axis without elements).
+
+        Examples
+        --------
+        >>> Axis.explicit((2, 5, 3)).span(1)
+        (2, 7)
+        >>> Axis.explicit((4, 4, 2)) == Axis.regular(10, 4)
+        True
+        """
+        edges = (0, *accumulate(index(length) for length in lengths))
+        if edges == (0, 0):
+            return cls.regular(0, 1)
+        steps = [stop - start for start, stop in pairwise(edges)]
+        for i, step in enumerate(steps):
+            if step < 1:
+                raise ValueError(f"chunk {i} would have {step} elements; pass positive lengths")
+        longest = max(steps, default=1)
+        if all(step == longest for step in steps[:-1]):
+            return cls.regular(edges[-1], longest)
+        return cls(edges[-1], longest, len(steps), edges)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[slice]:
+        return map(self.__getitem__, range(self.count))
+
+    def __getitem__(self, i: int) -> slice:
+        return slice(*self.span(i))
+
+    def span(self, i: int) -> tuple[int, int]:
+        """Chunk `i` as half-open ``(start, stop)`` in elements of the axis.
+
+        Raises
+        ------
+        IndexError
+            Unless ``0 <= i < len(axis)``: a negative number is a mistake here, not the end.
+
+        Cost: constant.
+
+        Examples
+        --------
+        >>> Axis.regular(10, 4).span(2)
+        (8, 10)
+        """
+        i = index(i)
+        if not 0 <= i < self.count:
+            raise IndexError(f"chunk {i} of an axis with {self.count} chunks")
+        if self.edges is not None:
+            return self.edges[i], self.edges[i + 1]
+        start = i * self.step
+        stop = start + self.step
+        return start, stop if stop < self.size else self.size
+
+    def locate(self, position: int) -> int:
+        """Return the number along the axis of the chunk that holds element `position`.
+
+        Raises
+        ------
+        IndexError
+            Unless ``0 <= position < size``.
+
+        Cost: constant; logarithmic in the number of chunks where they are not regular.
+
+        Examples
+        --------
+        >>> Axis.regular(10, 4).locate(8)
+        2
+        """
+        position = index(position)
+        if not 0 <= position < self.size:
+            raise IndexError(f"position {position} on an axis of {self.size} elements")
+        if self.edges is not None:
+            return bisect_right(self.edges, position) - 1
+        return position // self.step
+
+    def check_invariants(self) -> None:
+        """Assert the module's guarantees; linear in the number of chunks, for tests."""
+        end = longest = 0
+        for i in range(self.count):
+            start, stop = self.span(i)
+            ends = self.locate(start), self.locate(stop - 1)
+            if start != end or ends != (i, i):
+                raise AssertionError(f"chunk {i} [{start}, {stop}) follows {end} in {self}")
+            end, longest = stop, max(longest, stop - start)
+        if end != self.size or longest != (self.step if self.count else 0):
+            raise AssertionError(f"chunks end at {end}, the longest has {longest}, in {self}")
+
+
+def whole_number(value: Any, where: str) -> int:
+    """Return `value` as a Python int; `where` begins the message if it is not one.
+
+    Raises
+    ------
+    TypeError
+        For anything but an integer of Python or NumPy; for a bool too.
+
+    Examples
+    --------
+    >>> whole_number(2.0, "depth=2.0")
+    Traceback (most recent call last):
+    ...
+    TypeError: depth=2.0: 2.0 is a float; pass an int
+    """
+    # True is an int to Python, and never one that a user meant as a number of elements.
+    if not isinstance(value, bool):
+        try:
+            return index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{where}: {value!r} is a {type(value).__name__}; pass an int")
+
+
+def axis_number(axis: Any, ndim: int, where: str) -> int:
+    """Return `axis`, which may count from the end, as a number in ``[0, ndim)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is not an integer, and for an axis that the array does not have.
+
+    Examples
+    --------
+    >>> axis_number(-1, 3, "depth={-1: 2}")
+    2
+    """
+    number = whole_number(axis, where)
+    if not -ndim <= number < ndim:
+        raise ValueError(
+            f"{where}: there is no axis {number} among {ndim}; pass {-ndim} to {ndim - 1}"
+            if ndim
+            else f"{where}: there is no axis {number}, the array has none; leave it out"
+        )
+    return number % ndim
+
+
+def per_axis(name: str, value: Any, ndim: int, *, missing: Any, array: str = "") -> list[Any]:
+    """Spread an argument over the axes: one for all, a tuple with one an axis, or a dict.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for messages.
+    value : object
+        As the user passed it.
+    ndim : int
+        Number of axes.
+    missing : object
+        Stands for the axes that a dict leaves out.
+    array : str
+        The array in words, for messages.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a tuple of another length, and a dict with an unknown or a repeated axis.
+
+    Examples
+    --------
+    >>> per_axis("depth", {-1: 2}, 3, missing=0)
+    [0, 0, 2]
+    """
+    if isinstance(value, Mapping):
+        return _from_mapping(name, value, ndim, missing)
+    if not isinstance(value, (tuple, list)):
+        return [value] * ndim
+    if len(value) != ndim:
+        raise ValueError(
+            f"{name}={brief(value)} has {len(value)} entries for {array or f'{ndim} axes'}; pass "
+            f"{ndim}, one an axis, or one value for all axes, or a dict {{axis: value}}"
+        )
+    return list(value)
+
+
+def _from_mapping(name: str, value: Mapping[Any, Any], ndim: int, missing: Any) -> list[Any]:
+    entries: dict[int, Any] = {}
+    for key, entry in value.items():
+        axis = axis_number(key, ndim, f"{name}={brief(value)}")
+        if axis in entries:
+            raise ValueError(f"{name}={brief(value)}: axis {axis} is there twice; pass it once")
+        entries[axis] = entry
+    return [entries.get(axis, missing) for axis in range(ndim)]

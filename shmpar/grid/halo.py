@@ -1,0 +1,417 @@
+"""What a chunk sees beyond its own cell, and what lies beyond the array.
+
+Imports numpy and :mod:`shmpar.grid.axis`.  Beyond the array, with samples ``a b c d``::
+
+    name here, Dask, SciPy        NumPy's np.pad
+    reflect       c b a | a b c d | d c b   symmetric
+    mirror        d c b | a b c d | c b a   reflect
+    nearest       a a a | a b c d | d d d   edge
+    periodic      b c d | a b c d | a b c   wrap
+    a constant    k k k | a b c d | k k k   constant
+    none                | a b c d |         no padding: the window ends with the array
+
+``reflect`` is SciPy's and Dask's, not NumPy's, since the dialects disagree.
+
+Guarantees
+----------
+A window is what cutting it out of the whole padded array would give, bit by bit, for halos
+wider than a chunk and wider than the array too.  Padding means: axis by axis in order, both
+sides of an axis from its own samples.  So where two axes leave the array, a constant of the
+later axis covers the earlier one's, and a constant covers every other mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import product
+from numbers import Number
+from reprlib import repr as brief
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from shmpar.grid.axis import per_axis, whole_number
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+    from shmpar.grid.grid import Grid
+
+__all__ = ["Boundaries", "Boundary", "Depth", "Halo", "Mode", "parse_depth"]
+
+
+class Mode(Enum):
+    """How an array goes on beyond its border; the values are the canonical names."""
+
+    NONE = "none"
+    REFLECT = "reflect"
+    MIRROR = "mirror"
+    NEAREST = "nearest"
+    PERIODIC = "periodic"
+
+
+#: One side of one axis: a mode, or the constant that lies beyond it.
+Boundary: TypeAlias = Mode | complex | np.generic
+#: Elements on both sides of one axis, or a pair (before, after).
+AxisDepth: TypeAlias = int | tuple[int, int]
+#: One for all axes, one an axis, or a dict of axes, where a missing one has none.
+Depth: TypeAlias = int | Sequence[AxisDepth] | Mapping[int, AxisDepth]
+#: A name, a constant, or None for "none".
+SideBoundary: TypeAlias = str | complex | np.generic | None
+#: One for all axes, one an axis, or a dict of axes; a pair (before, after) only nested.
+Boundaries: TypeAlias = (
+    SideBoundary
+    | Sequence[SideBoundary | tuple[SideBoundary, SideBoundary]]
+    | Mapping[int, SideBoundary | tuple[SideBoundary, SideBoundary]]
+)
+
+# The one place that knows the dialects.  SciPy's own "wrap" is left out: it repeats with a
+# period of one sample less, which SciPy calls a mistake and replaces by "grid-wrap".
+BOUNDARIES: dict[str, Boundary] = {
+    "none": Mode.NONE,
+    "reflect": Mode.REFLECT,
+    "symmetric": Mode.REFLECT,
+    "grid-mirror": Mode.REFLECT,
+    "mirror": Mode.MIRROR,
+    "nearest": Mode.NEAREST,
+    "edge": Mode.NEAREST,
+    "periodic": Mode.PERIODIC,
+    "wrap": Mode.PERIODIC,
+    "grid-wrap": Mode.PERIODIC,
+    "constant": 0,
+    "grid-constant": 0,
+}
+
+_SIDES = 2
+_Bounds: TypeAlias = tuple[tuple[int, int], ...]
+_Source: TypeAlias = "slice | NDArray[np.intp]"
+
+
+@dataclass(frozen=True, slots=True)
+class Halo:
+    """How far a window reaches beyond a chunk's cell, and what it finds beyond the array.
+
+    Attributes
+    ----------
+    depth : tuple of (int, int)
+        Elements (before, after) on each axis.
+    boundary : tuple of (Boundary, Boundary)
+        What lies beyond the array (before, after) on each axis.
+
+    Examples
+    --------
+    >>> grid = Grid.cut((6,), 3)
+    >>> Halo.parse(2, "periodic", 1).gather(np.arange(6), grid, 0)
+    array([4, 5, 0, 1, 2, 3, 4])
+    """
+
+    depth: tuple[tuple[int, int], ...]
+    boundary: tuple[tuple[Boundary, Boundary], ...]
+
+    @classmethod
+    def parse(cls, depth: Depth, boundary: Boundaries, ndim: int) -> Halo:
+        """Read a user's ``depth=`` and ``boundary=`` for an array of `ndim` axes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For what does not fit; the message says which entry, where and what to pass.
+
+        Examples
+        --------
+        >>> Halo.parse({0: (0, 1)}, "edge", 2).depth
+        ((0, 1), (0, 0))
+        """
+        return cls(parse_depth(depth, ndim), _parse_boundary(boundary, ndim))
+
+    def __bool__(self) -> bool:
+        return any(before or after for before, after in self.depth)
+
+    def check_constants(self, dtype: DTypeLike) -> None:
+        """Refuse a constant that an array of `dtype` cannot hold, before it is cut short.
+
+        Raises
+        ------
+        ValueError
+            For instance for NaN in an array of integers.
+
+        Examples
+        --------
+        >>> Halo.parse(1, 2.5, 1).check_constants("int16")
+        Traceback (most recent call last):
+        ...
+        ValueError: boundary 2.5 on axis 0 does not fit an array of dtype int16; pass ...
+        """
+        kind = np.dtype(dtype)
+        for axis, (depths, sides) in enumerate(zip(self.depth, self.boundary, strict=True)):
+            for depth, side in zip(depths, sides, strict=True):
+                if depth and not isinstance(side, Mode) and not _holds(kind, side):
+                    raise ValueError(
+                        f"boundary {side!r} on axis {axis} does not fit an array of dtype {kind}; "
+                        f"pass a constant that it can hold, or convert the array first"
+                    )
+
+    def window(self, grid: Grid, number: int) -> tuple[tuple[int, int], ...]:
+        """Return the window of chunk `number`: half-open (start, stop) in array coordinates.
+
+        A start below 0 or a stop beyond the array means padding; on a side whose boundary is
+        "none" the window is clipped instead.
+
+        Raises
+        ------
+        IndexError
+            Unless ``0 <= number < grid.size``.
+
+        Examples
+        --------
+        >>> Halo.parse(2, (("none", "nearest"),), 1).window(Grid.cut((6,), 6), 0)
+        ((0, 8),)
+        """
+        bounds = []
+        for axis, i, (before, after), (low, high) in zip(
+            grid.axes, grid.index(number), self.depth, self.boundary, strict=True
+        ):
+            start, stop = axis.span(i)
+            start -= before
+            stop += after
+            if start < 0 and low is Mode.NONE:
+                start = 0
+            if stop > axis.size and high is Mode.NONE:
+                stop = axis.size
+            bounds.append((start, stop))
+        return tuple(bounds)
+
+    def is_interior(self, grid: Grid, number: int) -> bool:
+        """Say whether the window of chunk `number` is a plain slice of the array.
+
+        Raises
+        ------
+        IndexError
+            Unless ``0 <= number < grid.size``.
+
+        Examples
+        --------
+        >>> halo = Halo.parse(1, "reflect", 1)
+        >>> [halo.is_interior(Grid.cut((9,), 3), number) for number in range(3)]
+        [False, True, False]
+        """
+        return _inside(self.window(grid, number), grid.shape)
+
+    def trim(self, grid: Grid, number: int) -> tuple[slice, ...]:
+        """Return the slices that cut the cell of chunk `number` out of its window.
+
+        Raises
+        ------
+        IndexError
+            Unless ``0 <= number < grid.size``.
+
+        Examples
+        --------
+        >>> Halo.parse(2, "none", 1).trim(Grid.cut((9,), 3), 1)
+        (slice(2, 5, None),)
+        """
+        return tuple(
+            [
+                slice(cell.start - start, cell.stop - start)
+                for cell, (start, _) in zip(
+                    grid.core(number), self.window(grid, number), strict=True
+                )
+            ]
+        )
+
+    def gather(self, array: NDArray[Any], grid: Grid, number: int) -> NDArray[Any]:
+        """Return the window of chunk `number`, padded where it leaves the array.
+
+        Parameters
+        ----------
+        array : ndarray
+            Of the grid's shape.
+        grid : Grid
+            How it is cut.
+        number : int
+            Which chunk.
+
+        Returns
+        -------
+        ndarray
+            A view of `array` where the window lies inside it, else a copy in the same memory
+            order, writable if `array` is.
+
+        Raises
+        ------
+        IndexError
+            Unless ``0 <= number < grid.size``.
+        ValueError
+            For an array of another shape.
+
+        Cost: no copy inside the array; at its border one copy of the window.
+
+        Examples
+        --------
+        >>> grid = Grid.cut((4, 4), (2, 4))
+        >>> array = np.arange(16).reshape(4, 4)
+        >>> Halo.parse(1, ("nearest", "none"), 2).gather(array, grid, 0)
+        array([[ 0,  1,  2,  3],
+               [ 0,  1,  2,  3],
+               [ 4,  5,  6,  7],
+               [ 8,  9, 10, 11]])
+        """
+        bounds = self.window(grid, number)
+        shape = array.shape
+        if shape != grid.shape:
+            raise ValueError(f"array of shape {shape} on a grid of {grid.shape}; pass its own grid")
+        if _inside(bounds, shape):
+            # The ellipsis keeps it a view where there are no axes.
+            return array[(*map(slice, *zip(*bounds, strict=True)), ...)] if bounds else array[...]
+        window = self._copy(array, bounds)
+        window.flags.writeable = array.flags.writeable
+        return window
+
+    def _copy(self, array: NDArray[Any], bounds: _Bounds) -> NDArray[Any]:
+        """Copy the window: the inside by slices, which is most of it, the rest by index maps."""
+        window = np.empty_like(array, shape=[stop - start for start, stop in bounds], subok=False)
+        sides = list(zip(bounds, array.shape, self.boundary, strict=True))
+        for parts in product(*[_parts(span, size, modes) for span, size, modes in sides]):
+            window[tuple([place for place, _ in parts])] = _take(array, [s for _, s in parts])
+        for axis, (span, size, modes) in enumerate(sides):
+            for place, mode in _beyond(span, size, modes):
+                if not isinstance(mode, Mode):
+                    window[(slice(None),) * axis + (place,)] = mode
+        return window
+
+
+def _inside(bounds: _Bounds, shape: tuple[int, ...]) -> bool:
+    for (start, stop), size in zip(bounds, shape, strict=True):
+        if start < 0 or stop > size:
+            return False
+    return True
+
+
+def _beyond(
+    span: tuple[int, int], size: int, modes: tuple[Boundary, Boundary]
+) -> list[tuple[slice, Boundary]]:
+    """List the parts of a window that lie outside the array, in window coordinates."""
+    start, stop = span
+    parts = []
+    if start < 0:
+        parts.append((slice(0, -start), modes[0]))
+    if stop > size:
+        parts.append((slice(size - start, stop - start), modes[1]))
+    return parts
+
+
+def _parts(
+    span: tuple[int, int], size: int, modes: tuple[Boundary, Boundary]
+) -> list[tuple[slice, _Source]]:
+    """Pair the parts of a window, but for constants, with where their values lie."""
+    start, stop = span
+    first, last = max(0, start), min(size, stop)
+    parts: list[tuple[slice, _Source]] = [
+        (slice(first - start, last - start), slice(first, last)),
+    ]
+    for place, mode in _beyond(span, size, modes):
+        if isinstance(mode, Mode):
+            positions = np.arange(start + place.start, start + place.stop)
+            parts.append((place, _fold(positions, size, mode)))
+    return parts
+
+
+def _fold(positions: NDArray[np.intp], size: int, mode: Mode) -> NDArray[np.intp]:
+    """Map positions beyond an axis of `size` elements to the ones whose values they repeat."""
+    if mode is Mode.NEAREST:
+        return positions.clip(0, size - 1)
+    if mode is Mode.PERIODIC:
+        return positions % size
+    if mode is Mode.REFLECT:
+        turned = positions % (2 * size)
+        return np.minimum(turned, 2 * size - 1 - turned)
+    # A mirror has no period of its own on a single element, which it repeats.
+    period = max(1, 2 * size - 2)
+    turned = positions % period
+    return np.minimum(turned, period - turned)
+
+
+def _take(array: NDArray[Any], sources: Sequence[_Source]) -> NDArray[Any]:
+    """Index by the outer product of slices and index arrays."""
+    if sum(not isinstance(source, slice) for source in sources) <= 1:
+        return array[tuple(sources)]
+    full = [
+        np.arange(source.start, source.stop) if isinstance(source, slice) else source
+        for source in sources
+    ]
+    return array[np.ix_(*full)]
+
+
+def _holds(dtype: np.dtype[Any], value: Any) -> bool:
+    """Say whether `dtype` holds the constant: exactly for integers, else to its precision."""
+    try:
+        with np.errstate(all="ignore"):
+            held = np.array(value, dtype=dtype)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return dtype.kind not in "biu" or bool(held == value)
+
+
+def parse_depth(depth: Depth, ndim: int) -> tuple[tuple[int, int], ...]:
+    """Read a user's ``depth=``: elements (before, after) on each axis.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is not an int, is negative, or does not fit `ndim`.
+
+    Examples
+    --------
+    >>> parse_depth(((0, 1), 2), 2)
+    ((0, 1), (2, 2))
+    """
+    entries = per_axis("depth", depth, ndim, missing=0)
+    pairs = []
+    for axis, entry in enumerate(entries):
+        where = f"depth={brief(depth)}, axis {axis}"
+        before, after = _sides(entry, where, "an int or a pair (before, after)")
+        pairs.append((_depth(before, where), _depth(after, where)))
+    return tuple(pairs)
+
+
+def _depth(value: Any, where: str) -> int:
+    depth = whole_number(value, where)
+    if depth < 0:
+        raise ValueError(f"{where}: a halo cannot have {depth} elements; pass 0 or more")
+    return depth
+
+
+def _parse_boundary(boundary: Boundaries, ndim: int) -> tuple[tuple[Boundary, Boundary], ...]:
+    pairs = []
+    for axis, entry in enumerate(per_axis("boundary", boundary, ndim, missing=None)):
+        where = f"boundary={brief(boundary)}, axis {axis}"
+        before, after = _sides(entry, where, "a name, a constant or a pair (before, after)")
+        pairs.append((_boundary(before, where), _boundary(after, where)))
+    return tuple(pairs)
+
+
+def _sides(entry: Any, where: str, remedy: str) -> tuple[Any, Any]:
+    if not isinstance(entry, (tuple, list)):
+        return entry, entry
+    if len(entry) != _SIDES:
+        raise ValueError(f"{where}: {brief(entry)} has {len(entry)} entries; pass {remedy}")
+    return entry[0], entry[1]
+
+
+def _boundary(value: Any, where: str) -> Boundary:
+    if value is None or isinstance(value, Mode):
+        return value or Mode.NONE
+    if isinstance(value, str):
+        if value in BOUNDARIES:
+            return BOUNDARIES[value]
+        raise ValueError(
+            f"{where}: {value!r} is unknown; pass a constant or one of {', '.join(BOUNDARIES)}"
+        )
+    if isinstance(value, (Number, np.generic)):
+        return value  # type: ignore[return-value]
+    raise TypeError(
+        f"{where}: {value!r} is a {type(value).__name__}; pass a constant or one of "
+        f"{', '.join(BOUNDARIES)}"
+    )

@@ -1,0 +1,135 @@
+"""The ledger: what is known of every chunk of a run, in memory that all its workers share.
+
+Imports numpy alone.  One piece of memory holds, for one run:
+
+========  =====================================  ===================================
+bytes     what                                   who writes it
+========  =====================================  ===================================
+64 each   the slots, one a worker                the slot's worker, and nobody else
+1 each    the status of each chunk               the holder of the chunk's ticket
+========  =====================================  ===================================
+
+A slot is eight 64-bit numbers: generation, first, last, cursor, since, and three spare ones.
+``first <= ticket < last`` are the tickets that the worker holds; ``cursor`` is the one that it
+computes; ``since`` is when it began with it (monotonic nanoseconds, if the run is timed).
+
+Guarantees
+----------
+- A worker holds tickets exactly while ``cursor < last``. It makes its slot empty before it
+  fills it anew, and sets ``last`` after the other numbers, so a worker that was killed between
+  any two of its writes leaves either its old claim (finished), nothing, or its whole new claim.
+- A chunk's output is written before its cursor moves on and before its status says done. The
+  parent decides from a slot or a status only after a message of that worker or after having
+  reaped it; both order memory.  In between it reads them for display alone.
+- The parent writes here only while no worker has the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["DONE", "FAILED", "PENDING", "SLOT_BYTES", "Held", "Ledger"]
+
+PENDING, DONE, FAILED = 0, 1, 2
+SLOT_BYTES = 64
+GENERATION, FIRST, LAST, CURSOR, SINCE = range(5)
+_NUMBERS = SLOT_BYTES // 8
+
+
+class Held(NamedTuple):
+    """What a worker held when it was last seen.
+
+    Attributes
+    ----------
+    generation : int
+        The generation that the tickets belong to.
+    first, cursor, last : int
+        Tickets ``first <= t < cursor`` are finished, ``cursor`` was being computed, the others
+        up to `last` (excluded) were not begun.
+    since : int
+        When it began with `cursor`, in nanoseconds of the monotonic clock; 0 if not timed.
+    """
+
+    generation: int
+    first: int
+    cursor: int
+    last: int
+    since: int
+
+
+class Ledger:
+    """Slots and statuses of one run over a buffer.
+
+    Parameters
+    ----------
+    buffer : writable buffer
+        At least :meth:`nbytes` long, zeroed for a new run.
+    workers, chunks : int
+        How many of each.
+
+    Examples
+    --------
+    >>> ledger = Ledger(bytearray(Ledger.nbytes(workers=2, chunks=5)), workers=2, chunks=5)
+    >>> ledger.status[3] = DONE
+    >>> ledger.done, ledger.pending()
+    (1, [0, 1, 2, 4])
+    """
+
+    __slots__ = ("chunks", "slots", "status", "workers")
+
+    def __init__(self, buffer: Any, *, workers: int, chunks: int) -> None:
+        whole = memoryview(buffer).cast("B")
+        head = workers * SLOT_BYTES
+        self.workers = workers
+        self.chunks = chunks
+        self.slots: memoryview = whole[:head].cast("q")
+        self.status = np.frombuffer(whole, np.uint8, chunks, head)
+
+    @staticmethod
+    def nbytes(*, workers: int, chunks: int) -> int:
+        """Bytes that the ledger of such a run takes."""
+        return workers * SLOT_BYTES + chunks
+
+    def slot(self, worker: int) -> memoryview:
+        """The eight numbers of one worker's slot."""
+        return self.slots[worker * _NUMBERS : (worker + 1) * _NUMBERS]
+
+    def held(self, worker: int) -> Held | None:
+        """What the worker holds; None if nothing."""
+        slot = self.slot(worker)
+        held = Held(slot[GENERATION], slot[FIRST], slot[CURSOR], slot[LAST], slot[SINCE])
+        return held if held.cursor < held.last else None
+
+    def empty(self, worker: int) -> None:
+        """Make the slot of a worker that is gone ready for its successor."""
+        self.slot(worker)[LAST] = 0
+
+    @property
+    def done(self) -> int:
+        """Chunks that are done; costs a pass over `chunks` bytes."""
+        return int(np.count_nonzero(self.status == DONE))
+
+    @property
+    def settled(self) -> int:
+        """Chunks that are done or failed; costs a pass over `chunks` bytes."""
+        return int(np.count_nonzero(self.status))
+
+    def pending(self) -> list[int]:
+        """Numbers of the chunks that are neither done nor failed, in order."""
+        found: list[int] = np.flatnonzero(self.status == PENDING).tolist()
+        return found
+
+    def mark_done(self, chunks: Sequence[int]) -> None:
+        """Record as done what a worker that is gone had finished."""
+        self.status[list(chunks)] = DONE
+
+    def check_invariants(self) -> None:
+        """Assert what must hold whenever no worker writes."""
+        assert self.status.max(initial=0) <= FAILED, "a status is one of three"
+        for worker in range(self.workers):
+            held = self.held(worker)
+            if held is not None:
+                assert held.first <= held.cursor, "the cursor lies in its claim"

@@ -1,0 +1,162 @@
+"""The outputs of a run: allocated, or the user's; delivered when the run ends.
+
+Imports errors, plan and segment.
+
+Guarantees
+----------
+- Nothing is allocated or written before the shapes and dtypes of all outputs are known to fit.
+- An output of the user's in plain memory gets the finished windows at the end of the run, however
+  it ended, and nothing else; one in a segment or a mapped file is written in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from shmpar.plan import Announcement, Output, ResultError
+from shmpar.segment import create, locate
+
+__all__ = ["Outputs", "new_output"]
+
+Array = np.ndarray[Any, Any]
+
+
+class Outputs:
+    """The outputs of one run.
+
+    Parameters
+    ----------
+    given : sequence of (ndarray or None)
+        The user's ``out=``; None where a new array is due.
+    collects : bool
+        The results are objects.
+
+    Attributes
+    ----------
+    arrays : list of ndarray or None
+        What is written to; None until the first result has said what it must be.
+    several : bool or None
+        Whether the result is a tuple.
+    """
+
+    def __init__(self, given: Sequence[Array | None] | None, *, collects: bool = False) -> None:
+        self.given = given
+        self.arrays: list[Array] | None = None
+        self.several: bool | None = None
+        self._collects = collects
+
+    def allocate(self, announcement: Announcement) -> list[Array]:
+        """Make what is not given.
+
+        Raises
+        ------
+        ValueError
+            If the user's array has another shape than the results make.
+        SegmentFull
+            If there is no room.
+        """
+        given = self.given or (None,) * len(announcement.outputs)
+        if len(given) != len(announcement.outputs):
+            raise ResultError(
+                f"out= has {len(given)} arrays, but the function returns "
+                f"{len(announcement.outputs)} outputs"
+            )
+        for mine, needed in zip(given, announcement.outputs, strict=True):
+            if mine is not None and mine.shape != needed.shape:
+                raise ResultError(
+                    f"out= has shape {mine.shape}, but the results make {needed.shape}"
+                )
+        self.arrays = [
+            self._array(mine, needed)
+            for mine, needed in zip(given, announcement.outputs, strict=True)
+        ]
+        self.several = announcement.several
+        return self.arrays
+
+    def _array(self, mine: Array | None, needed: Output) -> Array:
+        if self._collects:
+            return np.empty(needed.shape, object)
+        if mine is not None and locate(mine) is not None:
+            return mine.view(np.ndarray)
+        return new_output(*needed)
+
+    def deliver(self, windows: Iterable[tuple[slice | int, ...]] | None) -> None:
+        """Copy finished windows into what the user gave in plain memory.
+
+        Parameters
+        ----------
+        windows : iterable of windows, or None
+            None: all of it is finished.
+        """
+        pairs = [
+            (mine, array)
+            for mine, array in zip(self.given or (), self.arrays or (), strict=False)
+            if mine is not None and not np.may_share_memory(mine, array)
+        ]
+        if not pairs:
+            return
+        for window in [...] if windows is None else windows:
+            for mine, array in pairs:
+                mine[window] = array[window]
+
+    def fill(self, windows: Sequence[tuple[slice | int, ...]], value: Any) -> None:
+        """Write `value` (None: NaN or NaT) into the windows of chunks that failed."""
+        for array in self.arrays or ():
+            filler = missing(array.dtype) if value is None else value
+            for window in windows:
+                array[window] = filler
+
+    def result(self) -> Any:
+        """What the verb returns."""
+        if self.arrays is None or not self.arrays:
+            return None
+        given = self.given or (None,) * len(self.arrays)
+        results = tuple(
+            _scalar_or_array(array) if mine is None else mine
+            for mine, array in zip(given, self.arrays, strict=True)
+        )
+        return results if self.several else results[0]
+
+
+def _scalar_or_array(array: Array) -> Any:
+    return array[()] if array.ndim == 0 else array
+
+
+def new_output(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An uninitialised array in a segment that lives as long as its views."""
+    count = 1
+    for length in shape:
+        count *= length
+    segment = create(count * dtype.itemsize, what="output")
+    return segment.ndarray(0, shape, None, dtype)
+
+
+def missing(dtype: np.dtype[Any]) -> Any:
+    """The value that says "not known" in a dtype.
+
+    Raises
+    ------
+    ValueError
+        If it has none.
+
+    Examples
+    --------
+    >>> missing(np.dtype("f4"))
+    nan
+    >>> missing(np.dtype("M8[s]"))
+    np.datetime64('NaT')
+    """
+    if dtype.kind in "fc":
+        return float("nan")
+    if dtype.kind == "M":
+        return np.datetime64("NaT")
+    if dtype.kind == "m":
+        return np.timedelta64("NaT")
+    if dtype.kind == "O":
+        return None
+    raise ValueError(
+        f"on_error='fill' needs fill_value=: dtype {dtype} has no value that says 'not known'"
+    )

@@ -1,0 +1,315 @@
+"""The plan: all that a worker needs, besides the function and the memory, to compute any chunk.
+
+Imports grid.  A plan is made by a verb, once a call, and is the same for every worker and engine.
+
+==============  =====================================================================
+who             owns
+==============  =====================================================================
+verb            the meaning of the arguments; makes the plan
+plan            the grid, how a chunk's arguments are cut, where its result goes
+scheduler       which chunks are still to be computed
+engine          processes or threads, memory in them, messages
+worker          one chunk at a time: calls the function, checks and stores its result
+==============  =====================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from shmpar.grid import Axis, Grid, Halo
+
+__all__ = [
+    "Announcement",
+    "Argument",
+    "Blocks",
+    "Failure",
+    "Function",
+    "InBlocks",
+    "Items",
+    "Output",
+    "PerChunk",
+    "PerItem",
+    "Placement",
+    "Plan",
+    "ResultError",
+    "Rows",
+    "Whole",
+    "describe_region",
+]
+
+Shape = tuple[int, ...]
+DType = np.dtype[Any]
+
+
+class ResultError(Exception):
+    """What the function returned does not fit; the message says how and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """An array that is cut by the grid.
+
+    Attributes
+    ----------
+    array : int
+        Its place among the run's arrays.
+    axes : tuple of (int or None)
+        For each of its axes, the grid's axis that cuts it, or None if it arrives whole.
+    """
+
+    array: int
+    axes: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """An array of which chunk ``i`` gets ``array[i]``; `array` is its place among the arrays."""
+
+    array: int
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """A sequence of which chunk ``i`` gets item ``i``; `value` is its place among the values."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An argument that every call gets as it is; `value` is its place among the values."""
+
+    value: int
+
+
+Argument = Blocks | Rows | Items | Whole
+
+
+class Output(NamedTuple):
+    """Shape (elements) and dtype of one whole output."""
+
+    shape: Shape
+    dtype: DType
+
+
+class Announcement(NamedTuple):
+    """What the first result says of the outputs.
+
+    Attributes
+    ----------
+    outputs : tuple of Output
+        One an output; empty if the function returns None.
+    several : bool
+        Whether the function returns a tuple, and so the verb.
+    """
+
+    outputs: tuple[Output, ...]
+    several: bool
+
+
+class Placement(Protocol):
+    """Where the result of a chunk goes in an output."""
+
+    def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
+        """Shape of the whole output, from the shape of one chunk's result."""
+        ...
+
+    def window(self, grid: Grid, index: Shape) -> tuple[slice | int, ...]:
+        """The chunk's window in the output."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PerItem:
+    """Chunk ``i`` goes to ``out[i]``."""
+
+    def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
+        """Shape of the whole output: ``(items, *result)``."""
+        return (grid.size, *result)
+
+    def window(self, grid: Grid, index: Shape) -> tuple[slice | int, ...]:
+        """The item's place."""
+        return index
+
+
+@dataclass(frozen=True, slots=True)
+class PerChunk:
+    """The chunk with index ``(i, j)`` goes to ``out[i, j]``."""
+
+    def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
+        """Shape of the whole output: ``numblocks + result``."""
+        return (*grid.numblocks, *result)
+
+    def window(self, grid: Grid, index: Shape) -> tuple[slice | int, ...]:
+        """The chunk's place."""
+        return index
+
+
+@dataclass(frozen=True, slots=True)
+class InBlocks:
+    """Results are blocks that are put together.
+
+    Attributes
+    ----------
+    axes : tuple of (int or None)
+        For each axis of the output the grid's axis that it comes from; None for a new one.
+    cuts : tuple of (Axis or None)
+        How each axis of the output is cut; None where it lies in one chunk, which may have any
+        length.
+    """
+
+    axes: tuple[int | None, ...]
+    cuts: tuple[Axis | None, ...]
+
+    @classmethod
+    def like(cls, grid: Grid) -> InBlocks:
+        """Blocks of the output lie where the chunks of the grid do."""
+        cuts = tuple(axis if len(axis) != 1 else None for axis in grid.axes)
+        return cls(tuple(range(grid.ndim)), cuts)
+
+    def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
+        """Shape of the whole output; axes in one chunk have the result's length."""
+        if len(result) != len(self.axes):
+            raise ResultError(self._wrong_ndim(grid, result))
+        return tuple(
+            length if cut is None else cut.size
+            for cut, length in zip(self.cuts, result, strict=True)
+        )
+
+    def window(self, grid: Grid, index: Shape) -> tuple[slice | int, ...]:
+        """The block's window, half-open, in elements of the output."""
+        return tuple(
+            slice(None) if cut is None or axis is None else slice(*cut.span(index[axis]))
+            for axis, cut in zip(self.axes, self.cuts, strict=True)
+        )
+
+    def _wrong_ndim(self, grid: Grid, result: Shape) -> str:
+        said = f"the function returned an array of shape {result} where a block is due"
+        if not result:
+            return "the function returned a scalar where a block is due; use block_reduce for that"
+        if len(result) < len(self.axes):
+            return f"{said} with {len(self.axes)} axes; name the axes that it drops in drop_axis"
+        return f"{said} with {len(self.axes)} axes; name the axes that it adds in new_axis"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One call of a verb, without its function and its memory.
+
+    Attributes
+    ----------
+    verb : str
+        Its name, for messages.
+    grid : Grid
+        How the input is cut.
+    arguments : tuple of Argument
+        What the function gets for a chunk, in order.
+    placement : Placement
+        Where its result goes.
+    halo : Halo or None
+        How far blocks reach over their chunk.
+    trim : bool
+        Whether the halo is cut off the result.
+    dtypes : tuple of (dtype or None) or None
+        What the user declared, by ``dtype=`` or ``out=``: results are cast to it. None: each
+        result must have the dtype of the first.
+    several : bool or None
+        Whether the function returns a tuple; None: the first result says.
+    collects : bool
+        Results are objects that travel by pickle.
+    wants : frozenset of str
+        Which of ``block_id``, ``block_info`` and ``rng`` the function is passed.
+    pass_out : bool
+        The function is passed its window of the output as ``out``.
+    seed : int, sequence of int or None
+        Entropy of the run's random streams.
+    fail_fast : bool
+        The first exception stops the run.
+    timed : bool
+        Workers note when they began with a chunk.
+    """
+
+    verb: str
+    grid: Grid
+    arguments: tuple[Argument, ...]
+    placement: Placement
+    halo: Halo | None = None
+    trim: bool = True
+    dtypes: tuple[DType | None, ...] | None = None
+    several: bool | None = None
+    collects: bool = False
+    wants: frozenset[str] = frozenset()
+    pass_out: bool = False
+    seed: Any = None
+    fail_fast: bool = True
+    timed: bool = False
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks there are."""
+        return self.grid.size
+
+    def region(self, chunk: int) -> tuple[slice, ...]:
+        """The chunk's window in array coordinates, half-open."""
+        return self.grid.core(chunk)
+
+    def window(self, chunk: int) -> tuple[slice | int, ...]:
+        """The chunk's window in an output."""
+        return self.placement.window(self.grid, self.grid.index(chunk))
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """The user's function with what it is called with.
+
+    Attributes
+    ----------
+    call : callable
+        The function.
+    keywords : dict
+        Its ``kwargs``.
+    values : tuple
+        Arguments that are no arrays: constants, and sequences of items.
+    """
+
+    call: Callable[..., Any]
+    keywords: dict[str, Any] = field(default_factory=dict)
+    values: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One chunk that failed.
+
+    Attributes
+    ----------
+    chunk : int
+        Its number.
+    error : BaseException
+        What the function raised, or a :class:`ResultError`.
+    shape : tuple of int or None
+        Shape of the block that the function got.
+    trace : str
+        The traceback, as text, where the error comes from another process; else empty.
+    """
+
+    chunk: int
+    error: BaseException
+    shape: tuple[int, ...] | None
+    trace: str = ""
+
+
+def describe_region(region: Sequence[slice]) -> str:
+    """Write a window as it would be typed.
+
+    Examples
+    --------
+    >>> describe_region((slice(0, 10), slice(20, 30)))
+    '[0:10, 20:30]'
+    """
+    return "[" + ", ".join(f"{part.start}:{part.stop}" for part in region) + "]"

@@ -1,0 +1,52 @@
+"""The pool that the module's verbs use.
+
+Imports pool.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
+
+from shmpar.pool.pool import Pool
+
+__all__ = ["block_reduce", "default_pool", "map_blocks", "parallel_map"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Default:
+    """The one pool of this interpreter, made when it is first asked for."""
+
+    lock = threading.Lock()
+    pool: Pool | None = None
+    pid = 0
+
+
+def default_pool() -> Pool:
+    """The pool of the module's verbs: as many workers as CPUs; it ends with the interpreter."""
+    if _Default.pid != os.getpid():  # a forked child's copy of a lock may never be released
+        _Default.lock, _Default.pool, _Default.pid = threading.Lock(), None, os.getpid()
+    with _Default.lock:
+        if _Default.pool is None:
+            _Default.pool = Pool()
+        return _Default.pool
+
+
+def _on_default(method: Callable[Concatenate[Pool, P], R]) -> Callable[P, R]:
+    """The method as a function on the default pool."""
+
+    @functools.wraps(method)
+    def function(*args: P.args, **kwargs: P.kwargs) -> R:
+        return method(default_pool(), *args, **kwargs)
+
+    return function
+
+
+map_blocks = _on_default(Pool.map_blocks)
+block_reduce = _on_default(Pool.block_reduce)
+parallel_map = _on_default(Pool.parallel_map)

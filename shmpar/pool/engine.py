@@ -1,0 +1,123 @@
+"""Which engine a pool's arguments ask for.
+
+Imports engines, cpus and worker.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from shmpar.cpus import available_cpus
+from shmpar.engines.protocol import Engine
+from shmpar.engines.serial import SerialEngine
+from shmpar.engines.threads import ThreadsEngine
+from shmpar.worker import in_worker
+
+__all__ = ["EngineChoice"]
+
+_NAMES = ("processes", "threads", "serial")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """What a pool was told of its engine.
+
+    Attributes
+    ----------
+    name : {"processes", "threads", "serial"}
+        Which one.
+    workers : int
+        How many workers.
+    initializer : callable or None
+        Called in each worker first, with `initargs`.
+    env : mapping
+        Added to the environment of worker processes.
+    threads : int
+        Cap on the threads of BLAS and OpenMP in each worker process.
+    python : str or None
+        The interpreter of worker processes.
+    """
+
+    name: str
+    workers: int
+    initializer: Callable[..., object] | None
+    initargs: tuple[Any, ...]
+    env: Mapping[str, str]
+    threads: int
+    python: str | None
+
+    @classmethod
+    def parse(  # noqa: PLR0913 - the arguments of a pool
+        cls,
+        engine: Any,
+        n_workers: Any,
+        *,
+        initializer: Any,
+        initargs: Any,
+        env: Any,
+        threads_per_worker: Any,
+        python: Any,
+    ) -> EngineChoice:
+        """Check a pool's arguments.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For what cannot be.
+        """
+        if engine not in _NAMES:
+            raise ValueError(f"engine is one of {', '.join(_NAMES)}, not {engine!r}")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be callable")
+        workers = available_cpus() if n_workers is None else _positive("n_workers", n_workers)
+        return cls(
+            name=engine,
+            workers=1 if engine == "serial" else workers,
+            initializer=initializer,
+            initargs=tuple(initargs),
+            env=_environment(env),
+            threads=_positive("threads_per_worker", threads_per_worker),
+            python=None if python is None else os.fspath(python),
+        )
+
+    def make(self) -> Engine:
+        """Make the engine; inside a worker it is the serial one."""
+        if self.name == "serial" or in_worker():
+            return SerialEngine(self._initialize)
+        if self.name == "threads":
+            return ThreadsEngine(self.workers, self._initialize)
+        if sys.platform == "win32":
+            raise NotImplementedError(
+                "engine='processes' needs a POSIX system; on Windows use engine='threads'"
+            )
+        from shmpar.engines.launch import Launcher
+        from shmpar.engines.processes import ProcessesEngine
+
+        initializer = None if self.initializer is None else (self.initializer, self.initargs)
+        launcher = Launcher(self.python, self.env, self.threads)
+        return ProcessesEngine(self.workers, launcher, initializer)
+
+    @property
+    def _initialize(self) -> Callable[[], object] | None:
+        return None if self.initializer is None else partial(self.initializer, *self.initargs)
+
+
+def _positive(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is a number, 1 or more, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} is a number, 1 or more, not {value!r}")
+    return int(value.__index__())
+
+
+def _environment(env: Any) -> dict[str, str]:
+    found = dict(env or {})
+    for name, value in found.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise TypeError(f"env maps names to strings, not {name!r} to {value!r}")
+    return found

@@ -1,0 +1,50 @@
+"""The array functions as methods of a pool, whose memory goes when the pool does.
+
+Imports array and segment.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from shmpar.array import creation
+from shmpar.array.attach import attach
+from shmpar.segment import Manager
+
+__all__ = ["Memory"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _of_pool(function: Callable[P, R]) -> Callable[Concatenate[Memory, P], R]:
+    """The function as a method that makes its array under the pool's manager."""
+
+    @functools.wraps(function)
+    def method(self: Memory, *args: P.args, **kwargs: P.kwargs) -> R:
+        kwargs.setdefault("manager", self._memory())
+        return function(*args, **kwargs)
+
+    return method
+
+
+class Memory:
+    """Gives a pool the array functions, each with the signature of the module's."""
+
+    def _memory(self) -> Manager:
+        raise NotImplementedError
+
+    array = _of_pool(creation.array)
+    asarray = _of_pool(creation.asarray)
+    empty = _of_pool(creation.empty)
+    zeros = _of_pool(creation.zeros)
+    ones = _of_pool(creation.ones)
+    full = _of_pool(creation.full)
+    empty_like = _of_pool(creation.empty_like)
+    zeros_like = _of_pool(creation.zeros_like)
+
+    def attach(self, where: Any, *args: Any, **kwargs: Any) -> Any:
+        """Open an array that another process made; as :func:`shmpar.attach`."""
+        return attach(where, *args, **kwargs)

@@ -1,0 +1,488 @@
+"""A run: one execution of a plan, as a Future; takes an engine's events to the scheduler.
+
+Imports the scheduler, the engine's protocol, outputs and report.
+
+Guarantees
+----------
+- A run is done only when no worker writes to its outputs any more, and then at once.
+- What ends up in the Future follows from the ledger and the recorded errors alone, not from the
+  order in which workers finished.
+- All but the methods of a Future is called under the driver's lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from shmpar import engines, scheduler
+from shmpar.engines.protocol import Engine, Execution, Generation
+from shmpar.errors import ChunkError, ShmparError, TaskTimeout, WorkerDied
+from shmpar.ledger import DONE, FAILED
+from shmpar.outputs import Outputs
+from shmpar.plan import Announcement, Failure, Function, Plan, ResultError, describe_region
+from shmpar.report import Report
+from shmpar.scheduler import Scheduler
+from shmpar.segment import locate
+from shmpar.tickets import new_tickets
+
+__all__ = ["Observer", "Policy", "Run"]
+
+Array = np.ndarray[Any, Any]
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What becomes of a run when something goes wrong.
+
+    Attributes
+    ----------
+    on_error : {"raise", "collect", "fill"}
+        Stop at the first failure; compute the rest and raise all; or fill their windows.
+    fill_value : object
+        For ``"fill"``; None is NaN or NaT.
+    retries : int
+        How often a chunk whose worker died is computed again.
+    task_timeout : float or None
+        Seconds that a chunk may take.
+    in_place : bool
+        The output is the input: a chunk that was begun cannot be computed again.
+    """
+
+    on_error: str = "raise"
+    fill_value: Any = None
+    retries: int = 1
+    task_timeout: float | None = None
+    in_place: bool = False
+
+
+class Observer(Protocol):
+    """Is told how far a run is."""
+
+    def update(self, done: int, total: int) -> None:
+        """Take the chunks that are settled, and all of them."""
+        ...
+
+    def close(self) -> None:
+        """The run is over."""
+        ...
+
+
+class Run(Future[Any]):
+    """One execution of a plan.
+
+    A :class:`concurrent.futures.Future`; made by the verbs, not by users.
+
+    Attributes
+    ----------
+    report : Report
+        Its numbers, so far.
+    failed : list of ShmparError
+        What went wrong, in the order of the chunks.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        function: Function,
+        arrays: list[Array],
+        outputs: Outputs,
+        policy: Policy,
+    ) -> None:
+        super().__init__()
+        self.number = next(_numbers)
+        self.plan = plan
+        self.policy = policy
+        self.observer: Observer | None = None
+        self._function, self._arrays, self._outputs = function, arrays, outputs
+        self._engine: Engine | None = None
+        self._execution: Execution | None = None
+        self._scheduler = Scheduler(
+            retries=policy.retries,
+            fail_fast=policy.on_error == "raise",
+            in_place=policy.in_place,
+        )
+        self._pending: deque[scheduler.Event] = deque()
+        self._errors: dict[int, ShmparError] = {}
+        self._fatal: BaseException | None = None
+        self._cancelled = False
+        self._deaths = 0
+        self._exitcode: int | None = None
+        self._began = time.perf_counter()
+        self._seconds: float | None = None
+        self._told = 0.0
+        self._settled = 0
+        self._cancel: Callable[[], None] | None = None
+        self._outcome: Any = None
+        self.over = False
+
+    # For users
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Chunks that are settled (done or failed), and all of them."""
+        execution = self._execution
+        settled = self._settled if execution is None else execution.ledger.settled
+        return settled, self.plan.chunks
+
+    @property
+    def out(self) -> Any:
+        """The output's shared buffer (a tuple of them), or None while its shape is unknown."""
+        arrays = self._outputs.arrays
+        if not arrays:
+            return None
+        return tuple(arrays) if self._outputs.several else arrays[0]
+
+    @property
+    def failed(self) -> list[ShmparError]:
+        """What went wrong, in the order of the chunks."""
+        return [error for _, error in sorted(self._errors.items())]
+
+    @property
+    def report(self) -> Report:
+        """The run's numbers, so far."""
+        engine = self._engine
+        arrays = [*self._arrays, *(self._outputs.arrays or ())]
+        places = [locate(array) if isinstance(array, np.ndarray) else None for array in arrays]
+        return Report(
+            verb=self.plan.verb,
+            engine=engine.name if engine else "",
+            workers=engine.workers if engine else 0,
+            chunks=self.plan.chunks,
+            done=self.progress[0] - len(self._errors),
+            failed=len(self._errors),
+            deaths=self._deaths,
+            seconds=self._seconds or time.perf_counter() - self._began,
+            memory=tuple("private" if place is None else place.segment.kind for place in places),
+            seed=self.plan.seed,
+        )
+
+    def cancel(self) -> bool:
+        """Stop handing out chunks; True unless the run was done already.
+
+        The run is done, and :meth:`result` raises ``CancelledError``, when the chunks in progress
+        have been finished.
+        """
+        if self.done():
+            return self.cancelled()
+        if self._cancel is not None:
+            self._cancel()
+        return True
+
+    def running(self) -> bool:
+        """Whether it has begun and is not done."""
+        return self._execution is not None and not self.done()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Wait in a coroutine, without blocking its loop."""
+        import asyncio
+
+        return asyncio.wrap_future(self).__await__()
+
+    # For the driver
+
+    def begin(self, engine: Engine, cancel: Callable[[], None]) -> None:
+        """Start on an engine; `cancel` has this run cancelled under the driver's lock.
+
+        Raises
+        ------
+        PlanError
+            If the function does not travel; nothing was started.
+        """
+        self._engine, self._cancel = engine, cancel
+        self._execution = execution = Execution(
+            number=self.number,
+            plan=self.plan,
+            function=self._function,
+            arrays=self._arrays,
+            ledger=engine.ledger(self.plan.chunks),
+            allocate=self._allocate,
+            outputs=self._outputs.arrays,
+            several=self._outputs.several,
+        )
+        try:
+            ready = engine.open(execution)
+        except BaseException:
+            self._execution = None
+            engine.close(execution)
+            raise
+        self._scheduler.patience = 2 * engine.workers + 2
+        for command in self._scheduler.start(ready):
+            self._do(command)
+        self._settle()
+
+    def _allocate(self, announcement: Announcement) -> None:
+        execution = self._alive
+        execution.outputs = self._outputs.allocate(announcement)
+        execution.several = announcement.several
+
+    @property
+    def _alive(self) -> Execution:
+        if self._execution is None:
+            raise RuntimeError("this run is not being executed")
+        return self._execution
+
+    def feed(self, event: scheduler.Event) -> None:
+        """Take an event to the scheduler and do what it says."""
+        self._pending.append(event)
+        self._settle()
+
+    def _settle(self) -> None:
+        while self._pending and not self.over:
+            for command in self._scheduler.handle(self._pending.popleft()):
+                self._do(command)
+
+    def chunk_failed(self, failure: Failure) -> None:
+        """The function failed on a chunk."""
+        if failure.chunk not in self._errors:
+            self._errors[failure.chunk] = self._chunk_error(failure)
+            self.feed(scheduler.ChunkFailed(failure.chunk))
+
+    def rejected(self, worker: int, error: BaseException) -> None:
+        """A worker cannot go on with this run."""
+        self._fatal = self._fatal or error
+        self.feed(scheduler.Refused(worker))
+
+    def collected(self, values: Sequence[tuple[int, Any]]) -> None:
+        """Results that are objects have arrived."""
+        for chunk, value in values:
+            (self._outputs.arrays or [])[0][self.plan.window(chunk)] = value
+
+    def worker_lost(self, worker: int, exitcode: int | None, *, barren: bool) -> None:
+        """A worker is gone, and has been reaped: its slot will not change any more."""
+        execution = self._alive
+        self._exitcode = exitcode
+        held = execution.held(worker)
+        blamed, unfinished = None, ()
+        if held is not None:
+            self._deaths += 1
+            chunk = execution.generations[held.generation].chunk
+            execution.ledger.mark_done([chunk(t) for t in range(held.first, held.cursor)])
+            blamed = chunk(held.cursor)
+            unfinished = tuple(chunk(t) for t in range(held.cursor + 1, held.last))
+        execution.ledger.empty(worker)
+        self.feed(scheduler.Died(worker, blamed, unfinished, barren))
+
+    def holds(self, worker: int) -> bool:
+        """Whether the worker has a chunk of this run."""
+        return self._alive.held(worker) is not None
+
+    def tick(self, now: float) -> None:
+        """Tell the observer, ten times a second, and look for chunks that take too long."""
+        if now - self._told >= engines.TICK_SECONDS:
+            self._told = now
+            self._tell_observer()
+        if self.policy.task_timeout is not None:
+            self._check_overdue(self.policy.task_timeout)
+
+    def _tell_observer(self) -> None:
+        if self.observer is None:
+            return
+        try:
+            self.observer.update(*self.progress)
+        except Exception as error:  # noqa: BLE001 - the user's code; the run ends with its error
+            self.observer = None
+            self._fatal = self._fatal or error
+            self._pending.append(scheduler.Cancelled())
+            self._settle()
+
+    def close_observer(self) -> None:
+        """Close the bar, if there is one."""
+        observer, self.observer = self.observer, None
+        if observer is not None:
+            observer.close()
+
+    def _check_overdue(self, limit: float) -> None:
+        execution = self._alive
+        for worker in range(execution.ledger.workers):
+            held = execution.ledger.held(worker)
+            if held and held.since and time.monotonic_ns() - held.since > limit * 1e9:
+                chunk = execution.generations[held.generation].chunk(held.cursor)
+                self.feed(scheduler.TimedOut(worker, chunk))
+
+    # What the scheduler wants done
+
+    def _do(self, command: scheduler.Command) -> None:
+        execution, engine = self._alive, self._engine
+        if engine is None:
+            raise RuntimeError("this run has no engine")
+        match command:
+            case scheduler.Open(number, todo):
+                execution.generations.append(Generation(number, todo, new_tickets()))
+            case scheduler.Assign(worker, number):
+                engine.assign(worker, execution, execution.generations[number])
+            case scheduler.Stop():
+                self._stop(engine, execution)
+            case scheduler.Kill(worker):
+                engine.kill(worker)
+            case scheduler.Replace(worker):
+                engine.replace(worker)
+            case scheduler.Fail(chunk, timed_out):
+                execution.ledger.status[chunk] = FAILED
+                self._errors[chunk] = self._death_error(chunk, timed_out=timed_out)
+            case scheduler.GiveUp():
+                self._fatal = self._fatal or self._barren_error()
+            case scheduler.Audit():
+                self._pending.append(scheduler.Audited(execution.ledger.pending()))
+            case scheduler.Finish():
+                self._finish(engine, execution)
+
+    def _stop(self, engine: Engine, execution: Execution) -> None:
+        for generation in execution.generations:
+            generation.tickets.stop(self.plan.chunks)
+        for taken in engine.stop(execution):
+            self._pending.append(scheduler.Drained(taken.worker, taken.generation))
+
+    def _finish(self, engine: Engine, execution: Execution) -> None:
+        self._tell_observer()
+        self.over = True
+        self._settled = execution.ledger.settled
+        done = self._done_chunks(execution)
+        self._execution = None
+        engine.close(execution)
+        try:
+            self._outcome = self._conclude(done)
+        except BaseException as error:  # noqa: BLE001 - it is the outcome
+            self._outcome = error
+        self._seconds = time.perf_counter() - self._began
+
+    def _done_chunks(self, execution: Execution) -> list[int] | None:
+        """Numbers of the chunks that are done; None: all of them."""
+        ledger = execution.ledger
+        if ledger.done == self.plan.chunks:
+            return None
+        found: list[int] = np.flatnonzero(ledger.status == DONE).tolist()
+        return found
+
+    def _conclude(self, done: list[int] | None) -> Any:
+        """The result, or the exception that is raised for it."""
+        errors = self.failed
+        filled = self.policy.on_error == "fill" and self._fatal is None and not self._cancelled
+        if filled and errors and self._outputs.arrays is not None:
+            windows = [self.plan.window(chunk) for chunk in self._errors]
+            self._outputs.fill(windows, self.policy.fill_value)
+            self._outputs.deliver(None)
+            warnings.warn(_filled(errors), RuntimeWarning, stacklevel=2)
+            return self._outputs.result()
+        windows = None if done is None else [self.plan.window(chunk) for chunk in done]
+        self._outputs.deliver(windows)
+        if self._fatal is not None:
+            return self._fatal
+        if errors:
+            if self.policy.on_error == "raise" or len(errors) == 1:
+                return errors[0]
+            return ExceptionGroup(f"{len(errors)} chunks of {self.plan.verb} failed", errors)
+        return self._outputs.result()
+
+    def resolve(self) -> None:
+        """Tell whoever waits; not under the driver's lock, since callbacks are the user's."""
+        self.close_observer()
+        outcome, self._outcome = self._outcome, None
+        if self._cancelled and self._fatal is None:
+            super().cancel()
+            self.set_running_or_notify_cancel()
+            return
+        self.set_running_or_notify_cancel()
+        if isinstance(outcome, BaseException):
+            self.set_exception(outcome)
+        else:
+            self.set_result(outcome)
+
+    def stop(self) -> None:
+        """Cancel, under the driver's lock."""
+        self._cancelled = True
+        self.feed(scheduler.Cancelled())
+
+    def expire(self) -> None:
+        """End the workers that still compute chunks of it."""
+        self.feed(scheduler.Expired())
+
+    def abort(self, error: BaseException) -> None:
+        """The engine is gone, and all its workers; so is the run."""
+        if self.over:
+            return
+        self.over = True
+        execution, self._execution = self._execution, None
+        self._fatal = self._outcome = error
+        if execution is not None:
+            self._settled = execution.ledger.settled
+            self._conclude(self._done_chunks(execution))
+
+    # Errors
+
+    def _chunk_error(self, failure: Failure) -> ChunkError:
+        region = self.plan.region(failure.chunk)
+        what = (
+            str(failure.error)
+            if isinstance(failure.error, ResultError)
+            else f"the function raised {type(failure.error).__name__}: {failure.error}"
+        )
+        block = "" if failure.shape is None else f", block of shape {failure.shape}"
+        error = ChunkError(
+            f"{self.plan.verb}, {_where(failure.chunk, region)}{block}: {what}{_hint(failure)}",
+            chunk=failure.chunk,
+            region=region,
+            shape=failure.shape,
+            run=self,
+        )
+        error.__cause__ = failure.error
+        return error
+
+    def _death_error(self, chunk: int, *, timed_out: bool) -> ShmparError:
+        region = self.plan.region(chunk)
+        where = f"{self.plan.verb}, {_where(chunk, region)}"
+        if timed_out:
+            return TaskTimeout(
+                f"{where}: took longer than task_timeout={self.policy.task_timeout} s; "
+                "its worker was ended and replaced",
+                chunk=chunk,
+                region=region,
+                run=self,
+            )
+        begun = (
+            "; the chunk was being computed in place, so part of it may hold new values"
+            if self.policy.in_place
+            else ""
+        )
+        return WorkerDied(
+            f"{where}: the worker {engines.describe_exit(self._exitcode)}{begun}",
+            chunk=chunk,
+            region=region,
+            exitcode=self._exitcode,
+            run=self,
+        )
+
+    def _barren_error(self) -> WorkerDied:
+        return WorkerDied(
+            f"{self.plan.verb}: workers end before they take a chunk; the last one "
+            f"{engines.describe_exit(self._exitcode)}: see its standard error, and try the "
+            "function with engine='serial'",
+            exitcode=self._exitcode,
+            run=self,
+        )
+
+
+def _where(chunk: int, region: Sequence[slice]) -> str:
+    return f"chunk {chunk} at {describe_region(region)}"
+
+
+def _hint(failure: Failure) -> str:
+    if isinstance(failure.error, ValueError) and "read-only" in str(failure.error):
+        return (
+            ". Blocks are read-only views of the shared input: write to a copy (block.copy()), "
+            "or return the new values"
+        )
+    return ""
+
+
+def _filled(errors: Sequence[ShmparError]) -> str:
+    return f"{len(errors)} chunks failed and were filled; the first one: {errors[0]}"

@@ -1,0 +1,27 @@
+"""Segments: memory that several processes can map, and the managers that release it.
+
+Imports ``shmpar.errors``, NumPy and the standard library.
+"""
+
+from __future__ import annotations
+
+from shmpar.segment.copying import copy_in, share
+from shmpar.segment.manager import Manager, default_manager
+from shmpar.segment.mapping import Mapping
+from shmpar.segment.marker import inventory, reap
+from shmpar.segment.place import Place, locate
+from shmpar.segment.segment import Segment, create
+
+__all__ = [
+    "Manager",
+    "Mapping",
+    "Place",
+    "Segment",
+    "copy_in",
+    "create",
+    "default_manager",
+    "inventory",
+    "locate",
+    "reap",
+    "share",
+]

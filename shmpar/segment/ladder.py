@@ -1,0 +1,201 @@
+"""Nameless files for segments: the best place that has room.
+
+Imports ``shmpar.errors`` and the room and descriptors beside it.
+
+Guarantees
+----------
+A file that is returned has every byte reserved: writing to its mapping cannot raise SIGBUS.
+A request that cannot fit is refused before memory is touched, and a refused or interrupted one
+leaves nothing behind.  No file has a name, so not even SIGKILL of everything can leak one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from shmpar.errors import SegmentFull
+from shmpar.segment import descriptors, room
+
+__all__ = ["RUNGS", "SHM", "SMALL", "STEP", "Rung", "fill_zeros", "make", "steps"]
+
+SHM: Final = "/dev/shm"  # noqa: S108 (shared memory is what is wanted)
+STEP: Final = 64 << 20  # bytes in one system call: longer ones delay signals
+SMALL: Final = 16 << 20  # bytes below which the kernel's ENOSPC is answer enough
+_FULL: Final = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG}
+_MODE: Final = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
+
+Fill = Callable[[int, int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One way to make a nameless file.
+
+    Attributes
+    ----------
+    kind : str
+        What a segment of it says that it is.
+    where : str
+        What an error calls the place.
+    open : callable
+        Gives an open descriptor of an empty file, or raises OSError.
+    """
+
+    kind: str
+    where: str
+    open: Callable[[], int]
+
+
+def _open_shm() -> int:
+    return os.open(SHM, os.O_TMPFILE | _MODE, 0o600)
+
+
+def _open_memfd() -> int:
+    return os.memfd_create("shmpar", os.MFD_CLOEXEC)
+
+
+def _open_tempfile() -> int:
+    folder = tempfile.gettempdir()
+    try:
+        return os.open(folder, os.O_TMPFILE | _MODE, 0o600)
+    except (AttributeError, OSError):  # not on Linux, or not on this file system
+        fd, path = tempfile.mkstemp(prefix="shmpar_", dir=folder)
+        os.unlink(path)
+        return fd
+
+
+RUNGS: Final = (
+    Rung("shm", SHM, _open_shm),
+    Rung("memfd", "memory", _open_memfd),
+    Rung("tempfile", "the directory for temporary files", _open_tempfile),
+)
+
+
+def make(nbytes: int, fill: Fill | None = None, rungs: tuple[Rung, ...] = ()) -> tuple[int, str]:
+    """Make a nameless file of ``nbytes`` reserved bytes on the first rung that has room.
+
+    Parameters
+    ----------
+    nbytes : int
+        Size in bytes, at least 1.
+    fill : callable, optional
+        Called with (descriptor, nbytes): writes every byte.  Default: zeros.
+    rungs : tuple of Rung, optional
+        Where to try, in order.  Default: all.
+
+    Returns
+    -------
+    tuple of (int, str)
+        The descriptor, not inheritable, and the kind of the rung.
+
+    Raises
+    ------
+    SegmentFull
+        No rung has room.
+
+    Notes
+    -----
+    Cost: about 6 us and the kernel's zeroing (3.6 GB/s).
+    """
+    refusals = []
+    for rung in rungs or RUNGS:
+        try:
+            return _on(rung, nbytes, fill or fill_zeros), rung.kind
+        except (OSError, AttributeError, SegmentFull) as error:
+            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                raise
+            refusals.append(f"{rung.where}: {_reason(error)}")
+    raise SegmentFull(
+        f"no room for a segment of {nbytes:,} bytes ({'; '.join(refusals)}); "
+        "drop arrays that are no longer needed, use smaller outputs or dtypes, "
+        "or work on an np.memmap"
+    )
+
+
+def _on(rung: Rung, nbytes: int, fill: Fill) -> int:
+    fd = descriptors.opened(rung.open)
+    try:
+        fill(fd, nbytes)
+    except BaseException:  # a Ctrl-C between two steps too
+        os.close(fd)
+        raise
+    return fd
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, AttributeError):
+        return "not on this platform"
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return f"full ({os.strerror(error.errno or 0)})"
+    return str(error)
+
+
+def fill_zeros(fd: int, nbytes: int) -> None:
+    """Reserve the first ``nbytes`` bytes of a file; new ones read as zeros."""
+    for start, stop in steps(fd, nbytes):
+        _reserve(fd, start, stop - start)
+
+
+def _reserve(fd: int, start: int, length: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, start, length)
+    else:  # macOS: only a write reserves, and the file must read as zeros anyway
+        os.pwrite(fd, bytes(length), start)
+
+
+def steps(fd: int, nbytes: int, start: int = 0) -> Iterator[tuple[int, int]]:
+    """Cut ``nbytes`` from ``start`` into ranges [a, b), as long as there is room for the rest.
+
+    Raises
+    ------
+    SegmentFull
+        What is left to write no longer fits into free memory.  Another process may have taken
+        it since the first step, which is why each step looks again: a memory file, or a
+        ``/dev/shm`` as large as RAM, would fill the machine until the OOM killer comes.
+    """
+    stop = start + nbytes
+    in_memory = nbytes > SMALL and room.volatile(fd)
+    while start < stop:
+        if nbytes > SMALL:
+            _check_room(fd, stop - start, in_memory=in_memory)
+        end = min(start + STEP, stop)
+        yield start, end
+        start = end
+
+
+def _check_room(fd: int, needed: int, *, in_memory: bool) -> None:
+    free = room.device(fd)
+    if in_memory:
+        free = min(free, room.memory())
+    if needed > free:
+        raise SegmentFull(f"{needed:,} bytes needed, {free:,} free")
+
+
+def reserve_window(fd: int, start: int, stop: int) -> None:
+    """Reserve the bytes [start, stop) of a file that is going to be written through a mapping.
+
+    Raises
+    ------
+    SegmentFull
+        The disk is full.
+    """
+    for first in range(start, stop, STEP):
+        try:
+            _reserve_existing(fd, first, min(first + STEP, stop) - first)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise SegmentFull(
+                f"{stop - first:,} bytes of a mapped file have no room on its disk "
+                f"({room.device(fd):,} free): free some, or write the file elsewhere"
+            ) from None
+
+
+def _reserve_existing(fd: int, start: int, length: int) -> None:
+    if hasattr(os, "posix_fallocate"):  # keeps what is there; elsewhere nothing does both
+        os.posix_fallocate(fd, start, length)

@@ -1,0 +1,121 @@
+"""How many bytes may still be asked for, by memory and by file system.
+
+Imports the standard library only.
+
+Guarantees
+----------
+Nothing is cached: two calls a second apart see what other processes did in between.
+An unreadable or unlimited source never counts as "none left": it does not take part.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["device", "memory", "volatile"]
+
+_UNLIMITED = 1 << 62
+
+
+def memory() -> int:
+    """Bytes of RAM that this process may still fill, by the kernel's and the cgroup's count.
+
+    Swap does not count: shared memory that is swapped out is slower than no shared memory.
+
+    Notes
+    -----
+    Cost: reads four small files of ``/proc`` and ``/sys``, about 60 us.
+
+    Examples
+    --------
+    >>> memory() > 0
+    True
+    """
+    return max(0, min([_meminfo(), *_cgroups()]))
+
+
+def device(fd: int) -> int:
+    """Bytes free on the file system of an open file; a memory file knows no limit."""
+    found = os.fstatvfs(fd)
+    return found.f_bavail * found.f_frsize if found.f_blocks else _UNLIMITED
+
+
+def volatile(fd: int) -> bool:
+    """Whether the file lies in RAM (tmpfs, ramfs, a memory file), so that RAM limits it too."""
+    number = os.fstat(fd).st_dev
+    return _filesystem(f"{os.major(number)}:{os.minor(number)}") in {"tmpfs", "ramfs", ""}
+
+
+def _filesystem(device_number: str) -> str:
+    """Type of a mounted file system; empty for one that is mounted nowhere (memfd)."""
+    with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as lines:
+        for line in lines:
+            if line.split(" ", 3)[2] == device_number:
+                return line.partition(" - ")[2].split(" ", 1)[0]
+        return ""
+    return "unknown"
+
+
+def _meminfo() -> int:
+    with suppress(OSError), open("/proc/meminfo", "rb") as lines:
+        for line in lines:
+            if line.startswith(b"MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return _physical()
+
+
+def _physical() -> int:
+    """Total RAM, for kernels that do not say how much of it is available."""
+    with suppress(ValueError, OSError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return _UNLIMITED
+
+
+def _cgroups() -> Iterator[int]:
+    """Room in the memory cgroup of this process and in each of its ancestors."""
+    with suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as lines:
+        for line in lines:
+            _, controllers, path = line.rstrip("\n").split(":", 2)
+            if controllers == "":
+                yield from _climb("/sys/fs/cgroup", path, "memory.max", "memory.current")
+            elif "memory" in controllers.split(","):
+                root, prefix = "/sys/fs/cgroup/memory", "memory."
+                names = (prefix + "limit_in_bytes", prefix + "usage_in_bytes")
+                yield from _climb(root, path, *names)
+
+
+def _climb(root: str, path: str, limit: str, usage: str) -> Iterator[int]:
+    """From the group to the root: in a container the path may not exist, the root does."""
+    while True:
+        room = _group(root + path.rstrip("/"), limit, usage)
+        if room is not None:
+            yield room
+        if path in {"/", ""}:
+            return
+        path = os.path.dirname(path)
+
+
+def _group(folder: str, limit: str, usage: str) -> int | None:
+    try:
+        ceiling, used = (_number(f"{folder}/{name}") for name in (limit, usage))
+    except (OSError, ValueError):  # no such group, or "max"
+        return None
+    return None if ceiling >= _UNLIMITED else ceiling - used + _reclaimable(folder)
+
+
+def _number(path: str) -> int:
+    with open(path, "rb") as file:
+        return int(file.read())
+
+
+def _reclaimable(folder: str) -> int:
+    """Page cache that is charged to the group, but is given back when memory is asked for."""
+    with suppress(OSError), open(f"{folder}/memory.stat", "rb") as lines:
+        found = dict(line.split() for line in lines)
+        return int(found.get(b"total_inactive_file", found.get(b"inactive_file", b"0")))
+    return 0

@@ -1,0 +1,191 @@
+"""Verbs made into runs: the meaning of each verb is here, in a page.
+
+Imports the neighbours in this package, grid, outputs, plan and run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shmpar.grid import Grid
+from shmpar.outputs import Outputs
+from shmpar.plan import Announcement, Function, InBlocks, Output, PerChunk, PerItem, Placement, Plan
+from shmpar.run import Policy, Run
+from shmpar.verbs.callables import check_callable, entropy, wants
+from shmpar.verbs.inputs import Inputs, blocks, grid_of_items, items
+from shmpar.verbs.shapes import axes_tuple, place_blocks
+from shmpar.verbs.targets import Targets, check_overlap, parse_targets
+
+__all__ = ["Request", "map_blocks", "block_reduce", "parallel_map"]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What all verbs pass on.
+
+    Attributes
+    ----------
+    verb : str
+        Its name.
+    func : callable
+        The user's function.
+    keywords : mapping
+        Its ``kwargs``.
+    out, dtype : object
+        As the user gave them.
+    seed : object
+        As the user gave it.
+    policy : Policy
+        What becomes of the run when something goes wrong.
+    """
+
+    verb: str
+    func: Callable[..., Any]
+    keywords: Mapping[str, Any]
+    out: Any
+    dtype: Any
+    seed: Any
+    policy: Policy
+
+
+def map_blocks(
+    request: Request,
+    arrays: Sequence[Any],
+    chunks: Any,
+    drop_axis: Any,
+    new_axis: Any,
+    out_chunks: Any,
+) -> Run:
+    """Blocks to blocks, put together."""
+    check_callable(request.verb, request.func)
+    inputs = blocks(request.verb, arrays)
+    drop = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
+    grid = Grid.cut(inputs.shape, chunks, itemsize=inputs.itemsize, whole=drop)
+    placement = place_blocks(grid, drop, new_axis, out_chunks)
+    targets = parse_targets(request.verb, request.out, request.dtype)
+    in_place = check_overlap(request.verb, targets.given, inputs.arrays, in_place=True)
+    return _run(request, inputs, grid, placement, targets, in_place=in_place)
+
+
+def block_reduce(request: Request, arrays: Sequence[Any], chunks: Any) -> Run:
+    """Blocks to values, one a chunk."""
+    check_callable(request.verb, request.func)
+    inputs = blocks(request.verb, arrays)
+    grid = Grid.cut(inputs.shape, chunks, itemsize=inputs.itemsize)
+    targets = parse_targets(request.verb, request.out, request.dtype, objects=True)
+    check_overlap(request.verb, targets.given, inputs.arrays, in_place=False)
+    return _run(request, inputs, grid, PerChunk(), targets)
+
+
+def parallel_map(request: Request, arrays: Sequence[Any], axis: int) -> Run:
+    """Items to values, stacked."""
+    check_callable(request.verb, request.func)
+    inputs = items(request.verb, arrays, axis)
+    grid = grid_of_items(inputs)
+    targets = parse_targets(request.verb, request.out, request.dtype, objects=True)
+    in_place = check_overlap(request.verb, targets.given, inputs.arrays, in_place=True)
+    return _run(request, inputs, grid, PerItem(), targets, in_place=in_place)
+
+
+def _run(
+    request: Request,
+    inputs: Inputs,
+    grid: Grid,
+    placement: Placement,
+    targets: Targets,
+    *,
+    in_place: bool = False,
+) -> Run:
+    wanted = wants(request.func, request.keywords)
+    plan = Plan(
+        verb=request.verb,
+        grid=grid,
+        arguments=tuple(inputs.arguments),
+        placement=placement,
+        dtypes=targets.dtypes,
+        several=targets.several,
+        collects=targets.collects,
+        wants=wanted,
+        seed=entropy(request.seed) if "rng" in wanted else None,
+        fail_fast=request.policy.on_error == "raise",
+        timed=request.policy.task_timeout is not None,
+    )
+    outputs = targets.outputs()
+    known = _known_outputs(plan, inputs, targets)
+    if known is not None:
+        outputs.allocate(known)
+    function = Function(request.func, dict(request.keywords), tuple(inputs.values))
+    policy = dataclasses.replace(request.policy, in_place=in_place)
+    return Run(plan, function, inputs.arrays, outputs, policy)
+
+
+def _known_outputs(plan: Plan, inputs: Inputs, targets: Targets) -> Announcement | None:
+    """What the outputs are, if that is known without calling the function."""
+    if targets.collects:
+        return Announcement((Output(plan.grid.numblocks, np.dtype(object)),), several=False)
+    if targets.given is not None:
+        for array in targets.given:
+            if array is not None:
+                _check_shape(plan, array)
+        outputs = tuple(Output(one.shape, one.dtype) for one in targets.given if one is not None)
+        return Announcement(outputs, several=bool(targets.several))
+    shape = _known_shape(plan)
+    if plan.chunks == 0:
+        dtypes = targets.dtypes or (_input_dtype(inputs),)
+    elif shape is not None and targets.dtypes is not None:
+        dtypes = targets.dtypes
+    else:
+        return None
+    if any(dtype is None for dtype in dtypes):
+        return None
+    outputs = tuple(
+        Output(_empty_shape(plan) if shape is None else shape, dtype)
+        for dtype in dtypes
+        if dtype is not None
+    )
+    return Announcement(outputs, several=bool(targets.several))
+
+
+def _known_shape(plan: Plan) -> tuple[int, ...] | None:
+    """The output's shape where it follows from the grid: all its axes are cut."""
+    placement = plan.placement
+    if not isinstance(placement, InBlocks) or None in placement.cuts:
+        return None
+    return tuple(cut.size for cut in placement.cuts if cut is not None)
+
+
+def _empty_shape(plan: Plan) -> tuple[int, ...]:
+    """The shape of an output for which the function was never called."""
+    if not isinstance(plan.placement, InBlocks):
+        return plan.grid.numblocks
+    return tuple(
+        1 if axis is None else plan.grid.shape[axis] for axis in plan.placement.axes
+    )
+
+
+def _input_dtype(inputs: Inputs) -> np.dtype[Any]:
+    return inputs.arrays[0].dtype if inputs.arrays else np.dtype(float)
+
+
+def _check_shape(plan: Plan, out: Array) -> None:
+    """Raise ``ValueError`` if `out` cannot have the shape of the output."""
+    placement = plan.placement
+    if isinstance(placement, InBlocks):
+        fits = out.ndim == len(placement.cuts) and all(
+            cut is None or cut.size == length
+            for cut, length in zip(placement.cuts, out.shape, strict=True)
+        )
+        due = tuple("any" if cut is None else cut.size for cut in placement.cuts)
+    else:
+        lead = plan.grid.numblocks
+        fits = out.shape[: len(lead)] == lead
+        due = (*lead, "...")
+    if not fits:
+        raise ValueError(f"{plan.verb}: out= has shape {out.shape}; the results make {due}")

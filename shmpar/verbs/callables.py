@@ -1,0 +1,55 @@
+"""What the user's function asks for.
+
+Imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+__all__ = ["check_callable", "entropy", "wants"]
+
+_OFFERED = ("block_id", "block_info", "rng")
+
+
+def check_callable(verb: str, func: Any) -> None:
+    """Raise ``TypeError`` if `func` cannot be called."""
+    if not callable(func):
+        raise TypeError(f"{verb}: the function comes first; {type(func).__name__} is not callable")
+
+
+def wants(func: Callable[..., Any], keywords: Mapping[str, Any]) -> frozenset[str]:
+    """Which of ``block_id``, ``block_info`` and ``rng`` the function has as free parameters.
+
+    Examples
+    --------
+    >>> sorted(wants(lambda block, rng, block_id=None: block, {"rng": 1}))
+    ['block_id']
+    """
+    names = _parameters(func)
+    return frozenset(name for name in _OFFERED if name in names and name not in keywords)
+
+
+def _parameters(func: Callable[..., Any]) -> set[str]:
+    if isinstance(func, types.FunctionType) and not hasattr(func, "__wrapped__"):
+        code = func.__code__
+        return set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+    try:
+        names = set(inspect.signature(func).parameters)
+    except (TypeError, ValueError):  # compiled functions need not have a signature
+        return set()
+    while isinstance(func, functools.partial):
+        names -= set(func.keywords)
+        func = func.func
+    return names
+
+
+def entropy(seed: Any) -> Any:
+    """The entropy of a run's random streams; fresh for None."""
+    return np.random.SeedSequence(seed).entropy

@@ -1,0 +1,171 @@
+"""What the user passes to a verb, made into arrays and a plan's arguments.
+
+Imports plan and grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from shmpar.grid import Grid
+from shmpar.plan import Argument, Blocks, Items, Rows, Whole
+
+__all__ = ["Inputs", "as_input", "blocks", "items"]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(slots=True)
+class Inputs:
+    """The arguments of a verb.
+
+    Attributes
+    ----------
+    arrays : list of ndarray
+        Those that are cut.
+    values : list
+        Constants, and sequences of items.
+    arguments : list of Argument
+        How the function gets them, in order.
+    shape : tuple of int
+        What they broadcast to; for items ``(items,)``.
+    """
+
+    arrays: list[Array] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
+    arguments: list[Argument] = field(default_factory=list)
+    shape: tuple[int, ...] = ()
+
+    def add_value(self, value: Any) -> int:
+        """Keep a value; return its place."""
+        self.values.append(value)
+        return len(self.values) - 1
+
+    def add_array(self, array: Array) -> int:
+        """Keep an array; return its place."""
+        self.arrays.append(array)
+        return len(self.arrays) - 1
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of the widest array."""
+        return max((array.itemsize for array in self.arrays), default=8)
+
+
+def as_input(value: Any, verb: str) -> Array:
+    """Make an array of an argument.
+
+    Raises
+    ------
+    TypeError
+        For a masked array, or one of Python objects.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{verb}: a masked array would lose its mask; pass x.data, and x.mask (as "
+            "np.ma.getmaskarray(x)) as a second input"
+        )
+    array = np.asarray(value) if not isinstance(value, np.ndarray) else value
+    if array.dtype.hasobject or array.dtype.kind == "T":
+        raise TypeError(
+            f"{verb}: an array of dtype {array.dtype} holds pointers into this process; pass "
+            "numbers, fixed-width strings or bytes (for a list of objects there is parallel_map)"
+        )
+    return array
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether a block verb hands the argument on as it is."""
+    return value is None or isinstance(value, str | bytes | dict) or np.ndim(value) == 0
+
+
+def blocks(verb: str, given: Sequence[Any]) -> Inputs:
+    """Arguments of a verb that cuts arrays into blocks; they broadcast as NumPy's.
+
+    Raises
+    ------
+    TypeError
+        If there is no array.
+    ValueError
+        If the shapes do not broadcast.
+    """
+    if not given:
+        raise TypeError(f"{verb}() needs at least one array")
+    inputs = Inputs()
+    found = [None if _is_constant(value) else as_input(value, verb) for value in given]
+    cut = [array for array in found if array is not None]
+    if not cut:  # arrays without axes, and constants: one chunk
+        found = [as_input(value, verb) if i == 0 else None for i, value in enumerate(given)]
+        cut = [array for array in found if array is not None]
+    try:
+        inputs.shape = np.broadcast_shapes(*[array.shape for array in cut])
+    except ValueError:
+        shapes = ", ".join(str(array.shape) for array in cut)
+        raise ValueError(f"{verb}: inputs of shapes {shapes} do not broadcast") from None
+    for value, array in zip(given, found, strict=True):
+        if array is None:
+            inputs.arguments.append(Whole(inputs.add_value(value)))
+        else:
+            axes = _grid_axes(array.shape, inputs.shape)
+            inputs.arguments.append(Blocks(inputs.add_array(array), axes))
+    return inputs
+
+
+def _grid_axes(
+    shape: tuple[int, ...], whole: tuple[int, ...]
+) -> tuple[int | None, ...]:
+    """For each axis of an input the grid's axis that cuts it; None for a stretched one."""
+    shift = len(whole) - len(shape)
+    return tuple(
+        None if length == 1 and whole[axis + shift] != 1 else axis + shift
+        for axis, length in enumerate(shape)
+    )
+
+
+def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
+    """Arguments of a verb that takes rows of arrays, and items of anything else.
+
+    Raises
+    ------
+    TypeError
+        If one is not iterable, or an array without axes.
+    ValueError
+        If their lengths differ.
+    """
+    inputs = Inputs()
+    lengths = []
+    for position, value in enumerate(given):
+        if isinstance(value, np.ndarray):
+            rows = _rows(as_input(value, verb), axis, verb)
+            inputs.arguments.append(Rows(inputs.add_array(rows)))
+            lengths.append(len(rows))
+        elif isinstance(value, Iterable):
+            held = value if isinstance(value, range) else list(value)
+            inputs.arguments.append(Items(inputs.add_value(held)))
+            lengths.append(len(held))
+        else:
+            raise TypeError(
+                f"{verb}: argument {position} is a {type(value).__name__}, which has no items; "
+                "constants for the function go into kwargs="
+            )
+    if len(set(lengths)) > 1:
+        raise ValueError(f"{verb}: arguments have {lengths} items; they must have equally many")
+    inputs.shape = (lengths[0],)
+    return inputs
+
+
+def _rows(array: Array, axis: int, verb: str) -> Array:
+    if array.ndim == 0:
+        raise TypeError(f"{verb}: an array without axes has no rows")
+    if not -array.ndim <= axis < array.ndim:
+        raise ValueError(f"{verb}: axis {axis} is out of bounds for an array of {array.ndim} axes")
+    return np.moveaxis(array.view(np.ndarray), axis, 0)
+
+
+def grid_of_items(inputs: Inputs) -> Grid:
+    """One chunk an item."""
+    return Grid.cut(inputs.shape, (1,))

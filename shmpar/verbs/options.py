@@ -1,0 +1,93 @@
+"""The keywords that all verbs share.
+
+Imports errors, progress and run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from shmpar.progress import Progress
+from shmpar.run import Policy
+
+__all__ = ["Defaults", "Options", "parse_options", "refuse_unknown"]
+
+
+class Options(TypedDict, total=False):
+    """Keywords of every verb but ``apply_along_axis``.
+
+    Attributes
+    ----------
+    kwargs : mapping
+        Keyword arguments for the function.
+    progress : bool, str or callable
+        True: a tqdm bar; a str: its label; a callable gets ``(done, total)`` in chunks, about ten
+        times a second and at the end.
+    on_error : {"raise", "collect", "fill"}
+        What becomes of a run in which a chunk fails.
+    fill_value : object
+        For ``on_error="fill"``; None is NaN or NaT.
+    retries : int
+        How often a chunk whose worker died is computed again.
+    task_timeout : float or None
+        Seconds that a chunk may take, on the processes engine.
+    seed : int, sequence of int or None
+        Entropy of the chunks' random streams.
+    wait : bool
+        False returns the :class:`shmpar.Run`.
+    """
+
+    kwargs: Mapping[str, Any]
+    progress: Progress
+    on_error: str
+    fill_value: Any
+    retries: int
+    task_timeout: float | None
+    seed: int | Sequence[int] | None
+    wait: bool
+
+
+class Defaults(TypedDict):
+    """What a pool sets for its verbs."""
+
+    progress: Progress
+    on_error: str
+    retries: int
+    task_timeout: float | None
+
+
+def refuse_unknown(verb: str, options: Mapping[str, Any]) -> None:
+    """Raise ``TypeError`` for a keyword that the verb does not have, with the remedy."""
+    unknown = [name for name in options if name not in Options.__annotations__]
+    if unknown:
+        given = ", ".join(f"{name!r}: {options[name]!r}" for name in unknown)
+        raise TypeError(
+            f"{verb}() got an unexpected keyword argument {unknown[0]!r}; keyword arguments for "
+            f"the function go into kwargs={{{given}}}"
+        )
+
+
+def parse_options(
+    verb: str, options: Mapping[str, Any], defaults: Defaults
+) -> Policy:
+    """Check the options of a call, and add the pool's defaults.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an option that there is not, or a value that it cannot have.
+    """
+    refuse_unknown(verb, options)
+    chosen = {**defaults, **options}
+    if chosen["on_error"] not in {"raise", "collect", "fill"}:
+        raise ValueError(
+            f"on_error is 'raise', 'collect' or 'fill', not {chosen['on_error']!r}"
+        )
+    retries = chosen["retries"]
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        raise ValueError(f"retries is a number of times, 0 or more, not {retries!r}")
+    timeout = chosen["task_timeout"]
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"task_timeout is a number of seconds above 0, or None, not {timeout!r}")
+    return Policy(chosen["on_error"], chosen.get("fill_value"), retries, timeout)

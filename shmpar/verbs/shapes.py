@@ -1,0 +1,96 @@
+"""Where the blocks of an output lie: ``drop_axis``, ``new_axis`` and ``out_chunks``.
+
+Imports grid and plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shmpar.grid import Axis, Grid
+from shmpar.plan import InBlocks
+
+__all__ = ["axes_tuple", "place_blocks"]
+
+
+def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
+    """Read an axis or several, counted from either end.
+
+    Examples
+    --------
+    >>> axes_tuple("drop_axis", [-1, 0], 3)
+    (0, 2)
+    """
+    if axes is None:
+        return ()
+    found = list(axes) if isinstance(axes, Iterable) else [axes]
+    for axis in found:
+        if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+            raise TypeError(f"{name} is an axis or a sequence of axes, not {axis!r}")
+        if not -ndim <= axis < ndim:
+            raise ValueError(f"{name}: axis {axis} is out of bounds for {ndim} axes")
+    result = sorted(int(axis) % ndim for axis in found)
+    if len(set(result)) != len(result):
+        raise ValueError(f"{name}: {axes} names an axis twice")
+    return tuple(result)
+
+
+def place_blocks(grid: Grid, drop: Sequence[int], new_axis: Any, out_chunks: Any) -> InBlocks:
+    """Say which axis of the output comes from which of the grid, and how it is cut.
+
+    Raises
+    ------
+    ValueError
+        If a dropped axis is cut, or `out_chunks` does not fit.
+    """
+    for axis in drop:
+        if grid.numblocks[axis] > 1:
+            raise ValueError(
+                f"drop_axis: axis {axis} is cut into {grid.numblocks[axis]} chunks, whose results "
+                f"would fall on one another; leave it whole with chunks={{{axis}: -1}}"
+            )
+    axes: list[int | None] = [axis for axis in range(grid.ndim) if axis not in drop]
+    new = 0 if new_axis is None else len(list(np.atleast_1d(new_axis)))
+    for axis in axes_tuple("new_axis", new_axis, len(axes) + new):
+        axes.insert(axis, None)
+    cuts = [_as_cut(grid, axis) for axis in axes]
+    if out_chunks is not None:
+        cuts = _declared(grid, axes, cuts, out_chunks)
+    return InBlocks(tuple(axes), tuple(cuts))
+
+
+def _as_cut(grid: Grid, axis: int | None) -> Axis | None:
+    """Like the grid where that is cut; where it is not, the result says."""
+    return None if axis is None or grid.numblocks[axis] == 1 else grid.axes[axis]
+
+
+def _declared(
+    grid: Grid, axes: Sequence[int | None], cuts: Sequence[Axis | None], out_chunks: Any
+) -> list[Axis | None]:
+    if isinstance(out_chunks, Mapping):
+        entries = [out_chunks.get(axis) for axis in range(len(axes))]
+    elif isinstance(out_chunks, tuple | list):
+        entries = list(out_chunks)
+    else:
+        entries = [out_chunks] * len(axes)
+    if len(entries) != len(axes):
+        raise ValueError(
+            f"out_chunks has {len(entries)} entries for an output of {len(axes)} axes"
+        )
+    blocks = [1 if axis is None else grid.numblocks[axis] for axis in axes]
+    return [
+        cut if entry is None else _cut(position, entry, count)
+        for position, (entry, cut, count) in enumerate(zip(entries, cuts, blocks, strict=True))
+    ]
+
+
+def _cut(position: int, entry: Any, blocks: int) -> Axis:
+    lengths = list(entry) if isinstance(entry, Iterable) else [entry] * blocks
+    if len(lengths) != blocks:
+        raise ValueError(
+            f"out_chunks: axis {position} has {len(lengths)} lengths for {blocks} chunks"
+        )
+    return Axis.explicit(lengths)

@@ -1,0 +1,174 @@
+"""``out=`` and ``dtype=``: what the user says of the results, checked before anything starts.
+
+Imports outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shmpar.outputs import Outputs
+
+__all__ = ["Targets", "check_overlap", "parse_targets"]
+
+Array = np.ndarray[Any, Any]
+DType = np.dtype[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What is declared of the outputs.
+
+    Attributes
+    ----------
+    given : tuple of (ndarray or None) or None
+        ``out=``, one an output.
+    dtypes : tuple of (dtype or None) or None
+        Declared dtypes, one an output.
+    several : bool or None
+        Whether a tuple was declared; None: nothing was.
+    collects : bool
+        ``dtype=object``.
+    """
+
+    given: tuple[Array | None, ...] | None
+    dtypes: tuple[DType | None, ...] | None
+    several: bool | None
+    collects: bool
+
+    def outputs(self) -> Outputs:
+        """The run's outputs."""
+        return Outputs(self.given, collects=self.collects)
+
+
+def parse_targets(verb: str, out: Any, dtype: Any, *, objects: bool = False) -> Targets:
+    """Read ``out=`` and ``dtype=``; a tuple is several outputs.
+
+    Parameters
+    ----------
+    objects : bool
+        Whether the verb collects objects with ``dtype=object``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what cannot be written to, or what disagrees.
+    """
+    declared = None if dtype is None else _dtypes(dtype)
+    given = None if out is None else _arrays(verb, out)
+    collects = declared is not None and any(one is not None and one.hasobject for one in declared)
+    if collects:
+        _check_objects(verb, declared or (), given, objects=objects)
+    if given is not None:
+        declared = _agreed(verb, given, declared)
+    several = None
+    if dtype is not None or out is not None:
+        several = isinstance(out if out is not None else dtype, tuple)
+    return Targets(given, declared, several, collects)
+
+
+def _dtypes(dtype: Any) -> tuple[DType | None, ...]:
+    parts = dtype if isinstance(dtype, tuple) else (dtype,)
+    return tuple(None if part is None else np.dtype(part) for part in parts)
+
+
+def _arrays(verb: str, out: Any) -> tuple[Array, ...]:
+    parts = out if isinstance(out, tuple) else (out,)
+    for part in parts:
+        _check_array(verb, part)
+    return tuple(parts)
+
+
+def _check_array(verb: str, out: Any) -> None:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{verb}: out= is an array or a tuple of arrays, not {type(out).__name__}")
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"{verb}: out= is a masked array; pass out.data, and out.mask as another")
+    if not out.flags.writeable:
+        raise ValueError(f"{verb}: out= (shape {out.shape}) is read-only")
+    if out.dtype.hasobject or out.dtype.kind == "T":
+        raise TypeError(f"{verb}: out= has dtype {out.dtype}, which workers cannot write")
+    if any(step == 0 and length > 1 for step, length in zip(out.strides, out.shape, strict=True)):
+        raise ValueError(f"{verb}: out= is broadcast: several of its elements are one in memory")
+
+
+def _check_objects(
+    verb: str, declared: Sequence[DType | None], given: Any, *, objects: bool
+) -> None:
+    if not objects:
+        raise TypeError(
+            f"{verb}: blocks of Python objects cannot be shared; block_reduce and parallel_map "
+            "collect objects with dtype=object"
+        )
+    if len(declared) > 1 or given is not None or declared[0] != np.dtype(object):
+        raise TypeError(f"{verb}: dtype=object stands alone, without out= or other dtypes")
+
+
+def _agreed(
+    verb: str, given: Sequence[Array], declared: Sequence[DType | None] | None
+) -> tuple[DType | None, ...]:
+    if declared is not None:
+        if len(declared) != len(given):
+            raise ValueError(f"{verb}: out= has {len(given)} arrays, dtype= {len(declared)}")
+        for array, dtype in zip(given, declared, strict=True):
+            if dtype is not None and dtype != array.dtype:
+                raise ValueError(f"{verb}: out= has dtype {array.dtype}, dtype= says {dtype}")
+    return tuple(array.dtype for array in given)
+
+
+def check_overlap(
+    verb: str, given: Sequence[Array | None] | None, arrays: Sequence[Array], *, in_place: bool
+) -> bool:
+    """Refuse outputs that share memory with an input or with one another.
+
+    Parameters
+    ----------
+    in_place : bool
+        Whether the verb allows an output to be the very input.
+
+    Returns
+    -------
+    bool
+        Whether one is.
+
+    Raises
+    ------
+    ValueError
+        For any other overlap.
+    """
+    outputs = [array for array in given or () if array is not None]
+    same = False
+    for number, output in enumerate(outputs):
+        for other in outputs[:number]:
+            if _overlap(output, other):
+                raise ValueError(f"{verb}: two outputs share memory")
+        for array in arrays:
+            if in_place and _is_same(output, array):
+                same = True
+            elif _overlap(output, array):
+                raise ValueError(
+                    f"{verb}: out= (shape {output.shape}) shares memory with an input (shape "
+                    f"{array.shape}), so chunks would read what others have written; pass another "
+                    "output" + (", or the very input to work in place" if in_place else "")
+                )
+    return same
+
+
+def _is_same(one: Array, other: Array) -> bool:
+    return (
+        one.__array_interface__["data"][0] == other.__array_interface__["data"][0]
+        and one.shape == other.shape
+        and one.strides == other.strides
+        and one.dtype == other.dtype
+    )
+
+
+def _overlap(one: Array, other: Array) -> bool:
+    try:
+        return np.shares_memory(one, other, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True

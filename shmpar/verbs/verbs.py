@@ -1,0 +1,224 @@
+"""The public verbs, as methods of whatever executes runs.
+
+Imports the neighbours in this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Unpack
+
+from shmpar.progress import observe
+from shmpar.run import Run
+from shmpar.verbs import build
+from shmpar.verbs.options import Defaults, Options, parse_options
+
+__all__ = ["Verbs"]
+
+
+class Verbs:
+    """Gives a pool its verbs; the pool gives them defaults and executes their runs."""
+
+    def _defaults(self) -> Defaults:
+        raise NotImplementedError
+
+    def _execute(self, run: Run, *, wait: bool) -> Any:
+        raise NotImplementedError
+
+    def map_blocks(
+        self,
+        func: Callable[..., Any],
+        *arrays: Any,
+        chunks: Any = "auto",
+        out: Any = None,
+        dtype: Any = None,
+        drop_axis: Any = None,
+        new_axis: Any = None,
+        out_chunks: Any = None,
+        **options: Unpack[Options],
+    ) -> Any:
+        """Call a function on each block of an array, and put the blocks it returns together.
+
+        Parameters
+        ----------
+        func : callable
+            Gets a block of each array, as a read-only view, and returns a block; a tuple of them
+            is several outputs. If it has a parameter named ``block_id``, ``block_info`` or
+            ``rng``, it is passed the chunk's index, where it lies, or its own random generator.
+        *arrays : array_like
+            They broadcast as NumPy's; axes of length 1 arrive whole, scalars as they are.
+        chunks : int, tuple, dict or "auto"
+            Elements of a block along each axis; -1 is a whole axis. "auto" is about 1 MiB.
+        out : ndarray or tuple of ndarray, optional
+            Where the result goes, and what is returned. The very input works in place.
+        dtype : dtype or tuple of dtype, optional
+            Of the result; what the function returns is cast as a ufunc casts into ``out``.
+        drop_axis, new_axis : int or sequence of int, optional
+            Axes that the function takes away (they must lie in one chunk), and axes of the result
+            that it adds.
+        out_chunks : int, tuple or dict, optional
+            Elements of the result's blocks, where they differ from the input's along an axis that
+            is cut: one length for all, or one a chunk.
+        **options
+            Those of all verbs: `kwargs`, `progress`, `on_error`, `fill_value`, `retries`,
+            `task_timeout`, `seed`, `wait`; see :class:`shmpar.verbs.Options`.
+
+        Returns
+        -------
+        ndarray, tuple of ndarray, or Run
+            The blocks put together, in shared memory; `out` if it was given; the run with
+            ``wait=False``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For bad arguments, before anything starts.
+        PlanError
+            If the function cannot be sent to a worker.
+        ChunkError
+            If the function raises on a block, or what it returns does not fit.
+        WorkerDied, TaskTimeout
+            If a worker dies, or takes too long, more often than `retries` allows.
+        SegmentFull
+            If there is no memory for the result.
+
+        Notes
+        -----
+        Cost: an input that is not in shared memory, nor a mapped file, is copied once a call; the
+        result is written once, by the workers. Nothing but chunk numbers passes through pipes.
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.map_blocks(lambda block: block * 2, np.arange(6), chunks=3)
+        array([ 0,  2,  4,  6,  8, 10])
+        """
+        request = self._request("map_blocks", func, out, dtype, options)
+        run = build.map_blocks(request, arrays, chunks, drop_axis, new_axis, out_chunks)
+        return self._start(run, options)
+
+    def block_reduce(
+        self,
+        func: Callable[..., Any],
+        *arrays: Any,
+        chunks: Any = "auto",
+        out: Any = None,
+        dtype: Any = None,
+        **options: Unpack[Options],
+    ) -> Any:
+        """Call a function on each block of an array, and collect the value that it returns.
+
+        Parameters
+        ----------
+        func : callable
+            Gets a block of each array, as a read-only view, and returns a scalar or an array of
+            one shape for all blocks; a tuple of them is several outputs.
+        *arrays : array_like
+            They broadcast as NumPy's; axes of length 1 arrive whole, scalars as they are.
+        chunks : int, tuple, dict or "auto"
+            Elements of a block along each axis; -1 is a whole axis. "auto" is about 1 MiB.
+        out : ndarray or tuple of ndarray, optional
+            Where the result goes, and what is returned.
+        dtype : dtype or tuple of dtype, optional
+            Of the result; what the function returns is cast as a ufunc casts into ``out``.
+            ``object`` collects whatever it returns, pickled.
+        **options
+            Those of all verbs; see :class:`shmpar.verbs.Options`.
+
+        Returns
+        -------
+        ndarray, tuple of ndarray, or Run
+            Of shape ``numblocks + result.shape``: one place a block.
+
+        Raises
+        ------
+        ValueError, TypeError, PlanError, ChunkError, WorkerDied, TaskTimeout, SegmentFull
+            As :meth:`map_blocks`.
+
+        Notes
+        -----
+        Cost: as :meth:`map_blocks`. A reduction of the whole array is this, and NumPy on its
+        result.
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> image = np.arange(16.0).reshape(4, 4)
+        >>> with shmpar.Pool(2) as pool:
+        ...     mean, peak = pool.block_reduce(lambda t: (t.mean(), t.max()), image, chunks=2)
+        >>> mean
+        array([[ 2.5,  4.5],
+               [10.5, 12.5]])
+        """
+        request = self._request("block_reduce", func, out, dtype, options)
+        return self._start(build.block_reduce(request, arrays, chunks), options)
+
+    def parallel_map(
+        self,
+        func: Callable[..., Any],
+        array: Any,
+        *arrays: Any,
+        axis: int = 0,
+        out: Any = None,
+        dtype: Any = None,
+        **options: Unpack[Options],
+    ) -> Any:
+        """Call a function on each row of an array, or on each item of anything iterable.
+
+        Parameters
+        ----------
+        func : callable
+            Gets one row of each array (or item of each iterable) and returns a scalar or an
+            array of one shape for all; a tuple of them is several outputs; None for all of them
+            makes the verb return None.
+        array, *arrays : ndarray or iterable
+            An ndarray gives its rows along `axis`, as read-only views; any other iterable its
+            items, pickled. They must have equally many.
+        axis : int
+            Which axis of the arrays is the items'.
+        out : ndarray or tuple of ndarray, optional
+            Where the result goes, and what is returned. The very input works in place.
+        dtype : dtype or tuple of dtype, optional
+            Of the result; what the function returns is cast as a ufunc casts into ``out``.
+            ``object`` collects whatever it returns, pickled.
+        **options
+            Those of all verbs; see :class:`shmpar.verbs.Options`.
+
+        Returns
+        -------
+        ndarray, tuple of ndarray, None or Run
+            The results stacked along axis 0.
+
+        Raises
+        ------
+        ValueError, TypeError, PlanError, ChunkError, WorkerDied, TaskTimeout, SegmentFull
+            As :meth:`map_blocks`; a chunk is one item.
+
+        Notes
+        -----
+        Cost: as :meth:`map_blocks`; items of iterables are pickled once a call, not once an item.
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.parallel_map(np.sum, np.arange(6).reshape(3, 2))
+        ...     pool.parallel_map(len, ["a", "bc", "def"])
+        array([1, 5, 9])
+        array([1, 2, 3])
+        """
+        request = self._request("parallel_map", func, out, dtype, options)
+        return self._start(build.parallel_map(request, (array, *arrays), axis), options)
+
+    def _request(
+        self, verb: str, func: Callable[..., Any], out: Any, dtype: Any, options: Options
+    ) -> build.Request:
+        policy = parse_options(verb, options, self._defaults())
+        keywords, seed = options.get("kwargs") or {}, options.get("seed")
+        return build.Request(verb, func, keywords, out, dtype, seed, policy)
+
+    def _start(self, run: Run, options: Options) -> Any:
+        progress = options.get("progress", self._defaults()["progress"])
+        run.observer = observe(progress, run.plan.verb)
+        return self._execute(run, wait=options.get("wait", True))

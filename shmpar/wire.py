@@ -1,0 +1,154 @@
+"""Messages between the parent and a worker process: small pickles with descriptors.
+
+Imports nothing of the package.
+
+Guarantees
+----------
+- A message arrives whole or not at all; no reader ever sees half of one, however its writer died.
+- A long message lies in sealed memory: whoever made it cannot change it under its reader.
+- Received descriptors are closed at exec, from the moment they exist.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import mmap
+import os
+import pickle
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["MAX_DESCRIPTORS", "Wire"]
+
+MAX_DESCRIPTORS = 200  # a message carries at most 253 (SCM_MAX_FD); one is for a long body
+_INLINE = 48 * 1024  # bytes; two of them fit the default buffer of a socket
+_BUFFER = _INLINE + 1024
+_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_HERE, _IN_MEMORY = b"\0", b"\1"
+
+
+class Wire:
+    """One end of a pair of sockets that keep the bounds of messages.
+
+    Parameters
+    ----------
+    sock : socket
+        Of type SEQPACKET (or DGRAM where there is none).
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    @staticmethod
+    def pair() -> tuple[socket.socket, socket.socket]:
+        """Two connected sockets, the first one not blocking."""
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:  # macOS has no SEQPACKET; its end of file comes from the life pipe
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _BUFFER)
+        ours.setblocking(False)
+        return ours, theirs
+
+    def fileno(self) -> int:
+        """Descriptor of the socket."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close this end."""
+        self._socket.close()
+
+    def send(self, message: Any, descriptors: Sequence[int] = ()) -> None:
+        """Send one message.
+
+        Raises
+        ------
+        BlockingIOError
+            If this end does not block and the other one has not read for long.
+        OSError
+            If the other end is gone.
+        """
+        self.send_packed(pickle.dumps(message, 5), descriptors)
+
+    def send_packed(self, body: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Send a message that is pickled already, as :meth:`send`."""
+        if len(body) <= _INLINE:
+            self._sendmsg(_HERE, body, descriptors)
+            return
+        fd = _sealed(body)
+        try:
+            self._sendmsg(_IN_MEMORY, len(body).to_bytes(8, "little"), [*descriptors, fd])
+        finally:
+            os.close(fd)
+
+    def _sendmsg(self, kind: bytes, body: bytes, descriptors: Sequence[int]) -> None:
+        ancillary = []
+        if descriptors:
+            packed = array.array("i", descriptors)
+            ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, packed))
+        self._socket.sendmsg([kind, body], ancillary, socket.MSG_NOSIGNAL)
+
+    def receive(self, *, wait: bool = True) -> tuple[Any, list[int]]:
+        """Take the next message and its descriptors, which are the caller's to close.
+
+        Raises
+        ------
+        BlockingIOError
+            If there is none, and `wait` is false or this end does not block.
+        EOFError
+            If the other end is gone.
+        """
+        flags = _CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
+        space = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * 4)
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(_BUFFER, space, flags)
+        except ConnectionResetError:
+            raise EOFError from None
+        descriptors = _descriptors(ancillary)
+        if not data:
+            raise EOFError
+        if data[:1] == _HERE:
+            return pickle.loads(memoryview(data)[1:]), descriptors
+        fd = descriptors.pop()
+        try:
+            return pickle.loads(_read(fd, int.from_bytes(data[1:9], "little"))), descriptors
+        finally:
+            os.close(fd)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    if not _CLOEXEC:
+        for fd in found:
+            os.set_inheritable(fd, False)
+    return found.tolist()
+
+
+def _sealed(body: bytes) -> int:
+    """A memory file that holds `body` and can never change."""
+    if not hasattr(os, "memfd_create"):
+        import tempfile
+
+        with tempfile.TemporaryFile(prefix="shmpar") as file:
+            file.write(body)
+            file.flush()
+            return os.dup(file.fileno())
+    fd = os.memfd_create("shmpar-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    view = memoryview(body)
+    while view:
+        view = view[os.write(fd, view) :]
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+def _read(fd: int, size: int) -> mmap.mmap:
+    return mmap.mmap(fd, size, access=mmap.ACCESS_READ)

@@ -1,0 +1,89 @@
+"""What a worker is given to work on, and how it talks to whoever gave it.
+
+Imports plan, tickets and ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from shmpar.plan import Announcement, Failure, Function, Plan
+from shmpar.tickets import Tickets
+
+__all__ = ["Abandoned", "Assignment", "Channel"]
+
+Array = np.ndarray[Any, Any]
+
+
+class Abandoned(Exception):  # noqa: N818 - it is no error, but the end of the run
+    """The run ended while this worker waited for its outputs."""
+
+
+class Channel(Protocol):
+    """How a worker talks to the run."""
+
+    def allocate(self, announcement: Announcement) -> Sequence[Array]:
+        """Say what the outputs must be; wait for them. `Abandoned` if the run is over."""
+        ...
+
+    def failed(self, failure: Failure) -> None:
+        """Report a chunk that failed."""
+        ...
+
+    def values(self, values: Sequence[tuple[int, Any]]) -> None:
+        """Hand over the results of a run that collects objects, as (chunk, result)."""
+        ...
+
+    def flush(self) -> None:
+        """Return once nothing that was handed over could be lost with this worker."""
+        ...
+
+
+@dataclass(slots=True)
+class Assignment:
+    """A plan bound to the memory of one process, with the tickets of one generation.
+
+    Attributes
+    ----------
+    plan, function
+        What to do.
+    arrays : sequence of ndarray
+        The inputs, read-only.
+    outputs : sequence of ndarray or None
+        Writable; None until the first result has said what they must be.
+    several : bool or None
+        Whether the function returns a tuple; None while the outputs are unknown.
+    tickets : Tickets
+        Indices into `todo`.
+    todo : sequence of int or None
+        Numbers of the chunks of this generation; None: all of the grid.
+    generation : int
+        Which one it is.
+    slot : memoryview
+        The worker's slot in the ledger.
+    status : ndarray of uint8
+        The ledger's status bytes.
+    workers : int
+        How many share the tickets.
+    """
+
+    plan: Plan
+    function: Function
+    arrays: Sequence[Array]
+    outputs: Sequence[Array] | None
+    several: bool | None
+    tickets: Tickets
+    todo: Sequence[int] | None
+    generation: int
+    slot: memoryview
+    status: np.ndarray[Any, np.dtype[np.uint8]]
+    workers: int
+
+    @property
+    def count(self) -> int:
+        """Tickets of this generation."""
+        return self.plan.chunks if self.todo is None else len(self.todo)

@@ -1,0 +1,121 @@
+"""Computing one chunk: arguments, the call, the result into its window.
+
+Imports the neighbours in this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from shmpar.plan import Plan
+from shmpar.worker.arguments import extras, getter
+from shmpar.worker.assignment import Assignment, Channel
+from shmpar.worker.results import announce, storer
+
+__all__ = ["block_shape", "prepare"]
+
+Array = np.ndarray[Any, Any]
+Compute = Callable[[int], None]
+
+
+def prepare(assignment: Assignment, channel: Channel) -> Compute:
+    """Make the function that computes a chunk, given its number.
+
+    While the outputs are unknown, it computes its first chunk, says what it got, waits for the
+    outputs, and stores what it holds: no chunk is computed twice, none on made-up data.
+
+    Raises
+    ------
+    Abandoned
+        From the returned function, if the run ended meanwhile.
+    """
+    plan = assignment.plan
+    call = _caller(assignment)
+    if plan.collects:
+        return lambda chunk: channel.values([(chunk, call(chunk))])
+    if assignment.outputs is not None:
+        return _computer(assignment, call, assignment.outputs)
+
+    def first(chunk: int) -> None:
+        if assignment.outputs is not None:
+            _computer(assignment, call, assignment.outputs)(chunk)
+            return
+        value = call(chunk)
+        announcement = announce(plan, chunk, value)
+        assignment.outputs = channel.allocate(announcement)
+        assignment.several = announcement.several
+        storer(plan, assignment.outputs, announcement.several)(chunk, value)
+
+    return first
+
+
+def _computer(
+    assignment: Assignment, call: Callable[[int], Any], outputs: Sequence[Array]
+) -> Compute:
+    if assignment.plan.pass_out:
+        return _in_place(assignment, outputs)
+    store = storer(assignment.plan, outputs, bool(assignment.several))
+
+    def compute(chunk: int) -> None:
+        store(chunk, call(chunk))
+
+    return compute
+
+
+def _caller(assignment: Assignment) -> Callable[[int], Any]:
+    """The function of a chunk's number that calls the user's function."""
+    plan, function = assignment.plan, assignment.function
+    call, keywords = function.call, function.keywords
+    arguments = getter(plan, assignment.arrays, function.values)
+    more = extras(plan, assignment.arrays, assignment.outputs)
+    trim = _trimmer(plan)
+    if more is not None:
+        return lambda chunk: trim(chunk, call(*arguments(chunk), **keywords, **more(chunk)))
+    if plan.halo is not None and plan.trim:
+        return lambda chunk: trim(chunk, call(*arguments(chunk), **keywords))
+    if keywords:
+        return lambda chunk: call(*arguments(chunk), **keywords)
+    return lambda chunk: call(*arguments(chunk))
+
+
+def _trimmer(plan: Plan) -> Callable[[int, Any], Any]:
+    """The function that cuts the halo off a result."""
+    if plan.halo is None or not plan.trim:
+        return lambda _chunk, value: value
+    halo, grid = plan.halo, plan.grid
+
+    def trim(chunk: int, value: Any) -> Any:
+        core = halo.trim(grid, chunk)
+        if type(value) is tuple:
+            return tuple(np.asarray(part)[core] for part in value)
+        return np.asarray(value)[core]
+
+    return trim
+
+
+def _in_place(assignment: Assignment, outputs: Sequence[Array]) -> Compute:
+    """For functions that write into their window themselves, as a ufunc does."""
+    plan, function = assignment.plan, assignment.function
+    call, keywords = function.call, function.keywords
+    arguments = getter(plan, assignment.arrays, function.values)
+    grid, window_of = plan.grid, plan.placement.window
+
+    def compute(chunk: int) -> None:
+        index = grid.index(chunk)
+        windows = tuple(output[(*window_of(grid, index), ...)] for output in outputs)
+        out = windows if len(windows) > 1 else windows[0]
+        call(*arguments(chunk), out=out, **keywords)
+
+    return compute
+
+
+def block_shape(assignment: Assignment, chunk: int) -> tuple[int, ...] | None:
+    """Shape of the first block that the function gets for a chunk, for messages."""
+    arguments = getter(assignment.plan, assignment.arrays, assignment.function.values)
+    try:
+        return next((one.shape for one in arguments(chunk) if isinstance(one, np.ndarray)), None)
+    except Exception:  # noqa: BLE001 - an iterable of the user may raise anything; this is a message
+        return None

@@ -1,0 +1,118 @@
+"""The loop of a worker: claim tickets, compute their chunks, say so in the ledger.
+
+Imports the neighbours in this package and the ledger.
+
+Guarantees
+----------
+- A chunk is computed only by the holder of its ticket, and marked after it was written.
+- How many tickets a claim takes depends on the time of the chunks before (about a millisecond's
+  work a claim) and never exceeds ``remaining / (4 x workers)``, so that uneven chunks balance.
+- An exception of the function never ends the loop; the run decides what becomes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic_ns, perf_counter
+
+from shmpar.ledger import CURSOR, DONE, FAILED, FIRST, GENERATION, LAST, SINCE
+from shmpar.plan import Failure
+from shmpar.worker.assignment import Abandoned, Assignment, Channel
+from shmpar.worker.chunks import block_shape, prepare
+from shmpar.worker.inside import entered
+
+__all__ = ["work"]
+
+CLAIM_SECONDS = 1e-3
+_SHARE = 4  # a claim takes at most 1 / (4 x workers) of what remains
+
+
+def work(assignment: Assignment, channel: Channel) -> None:
+    """Compute chunks until no tickets are left.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If the thread that runs it is interrupted; the chunk in progress is not marked.
+    """
+    with entered():
+        try:
+            _work(assignment, channel)
+        except Abandoned:
+            pass
+        finally:
+            # Whatever was held is held no more: a later death of this worker blames no chunk.
+            assignment.slot[LAST] = 0
+
+
+def _work(assignment: Assignment, channel: Channel) -> None:
+    compute = prepare(assignment, channel)
+    claim, count = assignment.tickets.claim, assignment.count
+    size, known = 1, assignment.outputs is not None
+    while (first := claim(size)) < count:
+        last = min(first + size, count)
+        began = perf_counter()
+        _run_claim(assignment, channel, compute, first, last)
+        spent = perf_counter() - began
+        if not known and assignment.outputs is not None:
+            compute, known = prepare(assignment, channel), True
+        size = _next_size(size, spent / (last - first), count - last, assignment.workers)
+
+
+def _next_size(size: int, seconds: float, remaining: int, workers: int) -> int:
+    """Tickets of the next claim; at most eight times the last one's."""
+    wanted = int(CLAIM_SECONDS / seconds) if seconds > 0 else 8 * size
+    return max(1, min(wanted, 8 * size, remaining // (_SHARE * workers)))
+
+
+def _run_claim(
+    assignment: Assignment, channel: Channel, compute: Callable[[int], None], first: int, last: int
+) -> None:
+    slot, todo = assignment.slot, assignment.todo
+    # Empty, then filled, `last` at the end: see the ledger's guarantees.
+    slot[LAST] = 0
+    slot[GENERATION] = assignment.generation
+    slot[FIRST] = slot[CURSOR] = first
+    ticket, timed, failed = first, assignment.plan.timed, []
+    if timed:
+        slot[SINCE] = monotonic_ns()
+    slot[LAST] = last
+    while ticket < last:
+        try:
+            for ticket in range(ticket, last):  # noqa: B020, PLR1704 - it goes on where it failed
+                if timed:
+                    slot[SINCE] = monotonic_ns()
+                slot[CURSOR] = ticket
+                compute(ticket if todo is None else todo[ticket])
+        except (Abandoned, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001 - SystemExit of the function is its failure
+            failed.append(ticket)
+            _report(assignment, channel, ticket, error)
+            if assignment.plan.fail_fast:
+                break
+        ticket += 1
+    if assignment.plan.collects:
+        channel.flush()
+    _mark(assignment, first, ticket, failed)
+    slot[CURSOR] = last
+
+
+def _report(
+    assignment: Assignment, channel: Channel, ticket: int, error: BaseException
+) -> None:
+    if assignment.plan.fail_fast:
+        assignment.tickets.stop(assignment.count)
+    chunk = ticket if assignment.todo is None else assignment.todo[ticket]
+    channel.failed(Failure(chunk, error, block_shape(assignment, chunk)))
+
+
+def _mark(assignment: Assignment, first: int, end: int, failed: list[int]) -> None:
+    """Record the tickets ``first <= t < end`` as done, or failed."""
+    status, todo = assignment.status, assignment.todo
+    if todo is None:
+        status[first:end] = DONE
+    else:
+        status[list(todo[first:end])] = DONE
+    for ticket in failed:
+        status[ticket if todo is None else todo[ticket]] = FAILED

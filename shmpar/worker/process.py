@@ -1,0 +1,326 @@
+"""A worker process: takes plans from its socket, memory by descriptor, and works.
+
+Imports layers 0 to 2.  Its parent starts it with :data:`shmpar.engines.launch.BOOT`.
+
+Guarantees
+----------
+- It is idle only in one place, the read of the next message, and holds nothing there but the
+  segments that the parent has not told it to forget.
+- A message that is not for the step at hand is kept for the next one; none is dropped.
+- It ends when its parent does: :func:`shmpar.worker.life.end_with_parent`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pickle
+import socket
+import sys
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shmpar.errors import PlanError
+from shmpar.ledger import Ledger
+from shmpar.plan import Announcement, Failure, Function, Plan, ResultError
+from shmpar.segment import Segment
+from shmpar.tickets import open_tickets
+from shmpar.travel import namespaces, pack, unpack
+from shmpar.wire import Wire
+from shmpar.worker.assignment import Abandoned, Assignment
+from shmpar.worker.inside import entered
+from shmpar.worker.loop import work
+
+__all__ = ["Environment", "PlanMessage", "SegmentRecord", "main"]
+
+Array = np.ndarray[Any, Any]
+Reference = tuple[int, int, tuple[int, ...], tuple[int, ...], np.dtype[Any]]
+"""Key of a segment, offset (bytes), shape, strides (bytes), dtype."""
+
+
+class SegmentRecord(NamedTuple):
+    """A segment whose descriptor comes with the message."""
+
+    key: int
+    size: int
+    kind: str
+    writable: bool
+    private: bool
+
+
+class Environment(NamedTuple):
+    """What of the parent's state a function may depend on; sent when it has changed."""
+
+    directory: str | None
+    path: list[str] | None
+    errors: dict[str, str]
+    filters: bytes | None
+
+
+class PlanMessage(NamedTuple):
+    """All of a plan and one generation of it.
+
+    Attributes
+    ----------
+    run, generation, todo
+        What to work on.
+    slot, workers, chunks
+        Of the ledger.
+    tickets : str
+        Kind of the counter, whose descriptor is the first one.
+    ledger : int
+        Key of the ledger's segment.
+    arrays : tuple of Reference
+        The inputs.
+    outputs : tuple of Reference or None
+        None if they are not known yet.
+    several : bool or None
+        Goes with them.
+    plan : bytes
+        Pickled :class:`Plan`.
+    function : bytes
+        Parcel of :class:`Function`.
+    held : tuple of int
+        Keys of the parcel's segments, in its order; ~key for one that is private.
+    environment : Environment or None
+        None: as before.
+    """
+
+    run: int
+    generation: int
+    todo: tuple[int, ...] | None
+    slot: int
+    workers: int
+    chunks: int
+    tickets: str
+    ledger: int
+    arrays: tuple[Reference, ...]
+    outputs: tuple[Reference, ...] | None
+    several: bool | None
+    plan: bytes
+    function: bytes
+    held: tuple[int, ...]
+    environment: Environment | None
+
+
+class WorkerProcess:
+    """The state of a worker process.
+
+    Attributes
+    ----------
+    wire : Wire
+        To the parent.
+    segments : dict of int to Segment
+        What is mapped here, by the parent's key.
+    backlog : deque
+        Messages that came before their time.
+    """
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.segments: dict[int, Segment] = {}
+        self.private: dict[int, Segment] = {}
+        self.backlog: deque[tuple[Any, list[int]]] = deque()
+
+    def serve(self) -> None:
+        """Handle messages until the parent says that it was the last."""
+        while True:
+            message, descriptors = self.backlog.popleft() if self.backlog else self._next()
+            match message:
+                case ("plan", PlanMessage() as plan, records):
+                    tickets, *rest = descriptors
+                    self._adopt(records, rest)
+                    self._run(plan, tickets)
+                case ("initialize", body, held, records):
+                    self._adopt(records, descriptors)
+                    self._initialize(body, held)
+                case ("outputs", _, _, records):  # of a run that had no need of them here
+                    self._adopt(records, descriptors)
+                case ("exit",):
+                    return
+
+    def _next(self) -> tuple[Any, list[int]]:
+        while True:
+            message, descriptors = self.wire.receive()
+            if not self._at_once(message, descriptors):
+                return message, descriptors
+
+    def _at_once(self, message: Any, descriptors: list[int]) -> bool:
+        """Handle what needs no order."""
+        match message:
+            case ("segments", records):
+                self._adopt(records, descriptors)
+            case ("forget", key):
+                # The mapping lives as long as a view of it that the user's code has kept.
+                self.segments.pop(key, None)
+            case _:
+                return False
+        return True
+
+    def _adopt(self, records: Sequence[SegmentRecord], descriptors: Sequence[int]) -> None:
+        for record, fd in zip(records, descriptors, strict=True):
+            segment = Segment.adopt(
+                fd,
+                record.size,
+                key=record.key,
+                kind=record.kind,
+                writable=record.writable,
+                private=record.private,
+            )
+            (self.private if record.private else self.segments)[record.key] = segment
+
+    def _held(self, keys: Sequence[int]) -> list[Segment]:
+        return [self.segments[key] if key >= 0 else self.private.pop(~key) for key in keys]
+
+    def _initialize(self, body: bytes, held: Sequence[int]) -> None:
+        try:
+            (initializer, arguments), _ = unpack(body, self._held(held))
+            with entered():
+                namespaces.run_initializer(lambda: initializer(*arguments))
+        except BaseException as error:  # noqa: BLE001 - the parent says what it means
+            self.wire.send(("broken", *_packed(error)))
+
+    def _run(self, message: PlanMessage, tickets: int) -> None:
+        kept: Sequence[Array] = ()
+        try:
+            counter = open_tickets(message.tickets, tickets)
+            if message.environment is not None:
+                self._enter(message.environment)
+            function, kept = self._load(message)
+            assignment = self._assignment(message, function, counter)
+            channel = _SocketChannel(self, message.run)
+            work(assignment, channel)
+            channel.flush()
+        except _Unloadable as error:
+            self.wire.send(("refused", message.run, *_packed(error.args[0])))
+        finally:
+            namespaces.forget(kept)
+        self.wire.send(("drained", message.run, message.generation))
+
+    def _load(self, message: PlanMessage) -> tuple[Function, Sequence[Array]]:
+        try:
+            return unpack(message.function, self._held(message.held))
+        except BaseException as error:
+            raise _Unloadable(error) from error
+
+    def _assignment(self, message: PlanMessage, function: Function, tickets: Any) -> Assignment:
+        ledger = Ledger(
+            self.segments[message.ledger].mapping, workers=message.workers, chunks=message.chunks
+        )
+        plan: Plan = pickle.loads(message.plan)
+        outputs = message.outputs
+        return Assignment(
+            plan=plan,
+            function=function,
+            arrays=[self.view(reference, writable=False) for reference in message.arrays],
+            outputs=None if outputs is None else [self.view(one, writable=True) for one in outputs],
+            several=message.several,
+            tickets=tickets,
+            todo=message.todo,
+            generation=message.generation,
+            slot=ledger.slot(message.slot),
+            status=ledger.status,
+            workers=message.workers,
+        )
+
+    def view(self, reference: Reference, *, writable: bool) -> Array:
+        """The array that lies where the parent says."""
+        key, offset, shape, strides, dtype = reference
+        return self.segments[key].ndarray(offset, shape, strides, dtype, writable=writable)
+
+    def await_outputs(self, run: int) -> Sequence[Reference]:
+        """Take messages until the one that says where the outputs are."""
+        for item in list(self.backlog):
+            if item[0][0] in {"outputs", "abandon"} and item[0][1] == run:
+                self.backlog.remove(item)
+                return self._outputs(*item)
+        while True:
+            message, descriptors = self._next()
+            if message[0] in {"outputs", "abandon"} and message[1] == run:
+                return self._outputs(message, descriptors)
+            self.backlog.append((message, descriptors))
+
+    def _outputs(self, message: Any, descriptors: list[int]) -> Sequence[Reference]:
+        if message[0] == "abandon":
+            raise Abandoned
+        _, _, references, records = message
+        self._adopt(records, descriptors)
+        return references  # type: ignore[no-any-return]
+
+    def _enter(self, environment: Environment) -> None:
+        with contextlib.suppress(OSError):  # a directory that is gone is no reason to fail
+            if environment.directory is not None:
+                os.chdir(environment.directory)
+        if environment.path is not None:
+            sys.path[:] = environment.path
+        np.seterr(**environment.errors)  # type: ignore[arg-type]
+        if environment.filters is not None:
+            warnings.filters[:] = unpack(environment.filters)[0]
+            warnings._filters_mutated()  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+class _Unloadable(Exception):  # noqa: N818 - carries the error to whoever reports it
+    """The function, or what it holds, did not unpickle."""
+
+
+class _SocketChannel:
+    """A worker process' channel to the run."""
+
+    def __init__(self, process: WorkerProcess, run: int) -> None:
+        self._process = process
+        self._run = run
+        self._values: list[tuple[int, Any]] = []
+
+    def allocate(self, announcement: Announcement) -> Sequence[Array]:
+        """Say what the outputs must be, and wait until the parent has made them."""
+        self._process.wire.send(("announce", self._run, announcement))
+        references = self._process.await_outputs(self._run)
+        return [self._process.view(reference, writable=True) for reference in references]
+
+    def failed(self, failure: Failure) -> None:
+        """Report a chunk that failed, with the exception if it pickles."""
+        body, text = _packed(failure.error)
+        self._process.wire.send(("failed", self._run, failure.chunk, failure.shape, body, text))
+
+    def values(self, values: Sequence[tuple[int, Any]]) -> None:
+        """Keep results until the claim is finished; one that does not pickle fails its chunk."""
+        for chunk, value in values:
+            try:
+                self._values.append((chunk, pack(value).body))
+            except PlanError as error:
+                raise _unpicklable(value) from error
+
+    def flush(self) -> None:
+        """Send the results; the kernel keeps them if this process dies now."""
+        values, self._values = self._values, []
+        if values:
+            self._process.wire.send(("values", self._run, values))
+
+
+def _unpicklable(value: Any) -> ResultError:
+    return ResultError(f"the function returned a {type(value).__qualname__}, which does not pickle")
+
+
+def _packed(error: BaseException) -> tuple[bytes | None, str]:
+    """The exception as a pickle, if it makes one, and its traceback as text."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        return pack(error).body, text
+    except Exception:  # noqa: BLE001 - whatever it raises, the text has to do
+        return None, text
+
+
+def main(fd: int) -> None:
+    """Serve the parent at the other end of the socket `fd` until it says that it was the last."""
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    wire = Wire(socket.socket(fileno=fd))
+    wire.send(("hello", os.getpid(), importlib.util.MAGIC_NUMBER))
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        WorkerProcess(wire).serve()

@@ -1,0 +1,210 @@
+"""What the function returned: is it what is due, and into its window with it.
+
+Imports plan.  The rules (design: "dtype and shape"): nothing is broadcast into a window; without
+a declared dtype each result has the dtype of the first; with one it is cast as a ufunc casts into
+``out``; strings are never shortened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from shmpar.plan import Announcement, InBlocks, Output, Plan, ResultError
+
+__all__ = ["announce", "as_arrays", "storer"]
+
+Array = np.ndarray[Any, Any]
+Store = Callable[[int, Any], None]
+
+_WEAK = (bool, int, float, complex)
+_KINDS = {bool: "?biufc", int: "biufc", float: "fc", complex: "c"}
+
+
+def as_arrays(plan: Plan, value: Any, several: bool | None) -> tuple[Array, ...]:
+    """Make one array of each output in a result; a tuple is several outputs.
+
+    Raises
+    ------
+    ResultError
+        If the number of outputs is not the declared one, or one is no array of values.
+    """
+    is_tuple = isinstance(value, tuple) and type(value) is tuple
+    if several is False and is_tuple:
+        raise ResultError("the function returned a tuple here but not for the first chunk")
+    if several is True and not is_tuple:
+        raise ResultError(
+            f"the function returned {type(value).__name__} where a tuple of outputs is due"
+        )
+    parts = value if is_tuple else (value,)
+    if plan.dtypes is not None and len(parts) != len(plan.dtypes):
+        raise ResultError(
+            f"the function returned {len(parts)} outputs, but {len(plan.dtypes)} are declared "
+            "by out= or dtype="
+        )
+    return tuple([_as_array(part) for part in parts])
+
+
+def _as_array(value: Any) -> Array:
+    if type(value) is np.ndarray:
+        array = value
+    elif isinstance(value, np.ma.MaskedArray):
+        raise ResultError(
+            "the function returned a masked array, whose mask would be lost; return "
+            "(values.filled(...), values.mask) as a tuple of two outputs"
+        )
+    else:
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise ResultError(f"the function returned no array of values: {error}") from error
+    if array.dtype.hasobject or array.dtype.kind == "T":
+        raise ResultError(
+            f"the function returned {type(value).__name__}, which is no array of plain values; "
+            "block_reduce and parallel_map collect any objects with dtype=object"
+        )
+    return array
+
+
+def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
+    """Say what the outputs are, from the first result."""
+    if value is None:
+        return Announcement((), several=False)
+    arrays = as_arrays(plan, value, plan.several)
+    index = plan.grid.index(chunk)
+    dtypes = plan.dtypes or (None,) * len(arrays)
+    outputs = tuple(
+        Output(plan.placement.shape(plan.grid, index, array.shape), dtype or array.dtype)
+        for array, dtype in zip(arrays, dtypes, strict=True)
+    )
+    return Announcement(outputs, several=type(value) is tuple)
+
+
+def storer(plan: Plan, outputs: Sequence[Array], several: bool) -> Store:
+    """Make the function that checks a chunk's result and writes it into its window."""
+    if not outputs:
+        return _store_none
+    if several:
+        return _store_tuple(plan, outputs)
+    declared = plan.dtypes is not None and plan.dtypes[0] is not None
+    if isinstance(plan.placement, InBlocks) or outputs[0].ndim != plan.grid.ndim:
+        return _store_array(plan, outputs[0], declared)
+    return _store_scalar(plan, outputs[0], declared)
+
+
+def _store_none(chunk: int, value: Any) -> None:
+    if value is not None:
+        raise ResultError(
+            f"the function returned {type(value).__name__} here but None for the first chunk"
+        )
+
+
+def _store_tuple(plan: Plan, outputs: Sequence[Array]) -> Store:
+    dtypes = plan.dtypes or (None,) * len(outputs)
+    stores = [
+        _store_array(plan, output, dtype is not None)
+        for output, dtype in zip(outputs, dtypes, strict=True)
+    ]
+
+    def store(chunk: int, value: Any) -> None:
+        parts = as_arrays(plan, value, several=True)
+        if len(parts) != len(stores):
+            raise ResultError(
+                f"the function returned {len(parts)} outputs here but {len(stores)} for the "
+                "first chunk"
+            )
+        for put, part in zip(stores, parts, strict=True):
+            put(chunk, part)
+
+    return store
+
+
+def _store_array(plan: Plan, output: Array, declared: bool) -> Store:
+    grid, dtype = plan.grid, output.dtype
+    window_of, index_of = plan.placement.window, grid.index
+
+    def store(chunk: int, value: Any) -> None:
+        if type(value) is not np.ndarray:
+            value = _arrayed(value, dtype, declared)
+        # The ellipsis makes the window of a scalar a 0-d view, not a copy.
+        window = output[(*window_of(grid, index_of(chunk)), ...)]
+        if value.shape != window.shape:
+            raise ResultError(_wrong_shape(plan, value, window))
+        if value.dtype is dtype or value.dtype == dtype:
+            window[...] = value
+        else:
+            _cast_into(window, _as_array(value), declared)
+
+    return store
+
+
+def _store_scalar(plan: Plan, output: Array, declared: bool) -> Store:
+    """One number a chunk: the common case of rows, without a view."""
+    slow = _store_array(plan, output, declared)
+    exact = {output.dtype.type} if output.dtype.kind in "?biufc" else set()
+    builtin = {np.dtype(float): float, np.dtype(int): int, np.dtype(bool): bool}
+    if output.dtype in builtin:
+        exact.add(builtin[output.dtype])
+    flat = output.reshape(-1)  # an output that we made is contiguous; else a copy: see below
+    if not np.may_share_memory(flat, output) or not exact:
+        return slow
+
+    def store(chunk: int, value: Any) -> None:
+        if type(value) in exact:
+            flat[chunk] = value
+        else:
+            slow(chunk, value)
+
+    return store
+
+
+def _arrayed(value: Any, dtype: np.dtype[Any], declared: bool) -> Array:
+    """Make an array of what is none; Python's numbers take the declared dtype, as in a ufunc."""
+    if isinstance(value, tuple) and type(value) is tuple:
+        raise ResultError("the function returned a tuple here but not for the first chunk")
+    if declared and type(value) in _WEAK and dtype.kind in _KINDS[type(value)]:
+        try:
+            return np.asarray(value, dtype)
+        except OverflowError as error:
+            raise ResultError(f"the function returned {value}, out of bounds: {error}") from error
+    if value is None:
+        raise ResultError("the function returned None where a value is due")
+    return _as_array(value)
+
+
+def _cast_into(window: Array, value: Array, declared: bool) -> None:
+    if not declared:
+        raise ResultError(
+            f"the function returned dtype {value.dtype} here but {window.dtype} for the first "
+            f"chunk; pass dtype= (or out=) to have results cast"
+        )
+    shortened = value.dtype.kind in "SU" and value.dtype.itemsize > _room(value, window)
+    if shortened or not np.can_cast(value.dtype, window.dtype, "same_kind"):
+        raise ResultError(
+            f"the function returned dtype {value.dtype}, which does not cast to {window.dtype} "
+            "without loss of kind; cast it in the function, or pass another dtype= or out="
+        )
+    np.copyto(window, value, casting="same_kind")
+
+
+def _room(value: Array, window: Array) -> int:
+    """Bytes that an element of `window` has for a string of the kind of `value`."""
+    if window.dtype.kind == value.dtype.kind:
+        return window.dtype.itemsize
+    return window.dtype.itemsize // 4 if value.dtype.kind == "S" else 0
+
+
+def _wrong_shape(plan: Plan, value: Array, window: Array) -> str:
+    blocks = isinstance(plan.placement, InBlocks)
+    if blocks and value.ndim == 0:
+        return "the function returned a scalar where a block is due; use block_reduce for that"
+    said = f"the function returned shape {value.shape} where {window.shape} is due"
+    if blocks and value.ndim < window.ndim:
+        return f"{said}; name the axes that it drops in drop_axis"
+    if blocks and value.ndim > window.ndim:
+        return f"{said}; name the axes that it adds in new_axis"
+    if blocks:
+        return f"{said}; for blocks that change their size pass out_chunks="
+    return f"{said}; every chunk must return the same shape"

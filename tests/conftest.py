@@ -1,0 +1,70 @@
+"""Options and fixtures of the test suite.
+
+``--stress`` runs the long campaigns, ``--stress-seed`` repeats one.  The autouse fixture
+``nothing_left`` is in ``nothing_left.py`` beside this file, fresh interpreters in
+``interpreters.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from subprocess import CompletedProcess
+
+import hypothesis
+import pytest
+
+from tests import interpreters, nothing_left, processes
+
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("stress", deadline=None, max_examples=5_000)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the two options of stress tests."""
+    group = parser.getgroup("shmpar")
+    group.addoption("--stress", action="store_true", help="also run the tests marked stress")
+    group.addoption("--stress-seed", type=int, help="repeat a stress campaign with this seed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Mark our processes, choose a Hypothesis profile and a seed, watch for leaks."""
+    os.environ[processes.TOKEN_NAME] = processes.TOKEN
+    if config.getoption("stress_seed") is None:
+        config.option.stress_seed = random.SystemRandom().randrange(2**32)
+    if config.getoption("hypothesis_profile", None) is None:
+        profile = "ci" if os.environ.get("CI") else "default"
+        hypothesis.settings.load_profile("stress" if config.getoption("stress") else profile)
+    config.pluginmanager.register(nothing_left, "shmpar-nothing-left")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Show the seed that repeats a stress campaign."""
+    if config.getoption("stress"):
+        return f"stress seed: {config.getoption('stress_seed')} (--stress-seed repeats it)"
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the stress tests unless they are asked for."""
+    if config.getoption("stress"):
+        return
+    for item in items:
+        if item.get_closest_marker("stress"):
+            item.add_marker(pytest.mark.skip(reason="a long campaign; runs with --stress"))
+
+
+@pytest.fixture
+def stress_seed(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> int:
+    """Seed for a stress test's own random numbers, other for each test."""
+    seed = pytestconfig.option.stress_seed
+    print(f"repeat with --stress --stress-seed {seed}")  # shown where the test fails
+    return random.Random(f"{seed} {request.node.nodeid}").getrandbits(32)
+
+
+@pytest.fixture
+def run_python() -> Callable[..., CompletedProcess[str]]:
+    """Run a snippet or script in a fresh interpreter; see :func:`tests.interpreters.run_python`."""
+    return interpreters.run_python

@@ -1,0 +1,277 @@
+"""The leak detector detects: each kind of thing is left on purpose, named, and cleaned up.
+
+These tests clean up before they end, so the fixture ``nothing_left`` watches them as well.
+"""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import uuid
+from contextlib import ExitStack
+from multiprocessing import resource_tracker
+
+import pytest
+
+from tests import interpreters, leaks, processes
+from tests.leaks import Snapshot, left_after_waiting, left_since
+from tests.snippets import LEAVES_ORPHAN
+
+IDLE = "import sys; sys.stdin.read()"  # ends when its standard input is closed
+
+
+@pytest.fixture
+def before():
+    gc.collect()
+    return Snapshot.take()
+
+
+@pytest.fixture
+def cleanup():
+    with ExitStack() as stack:
+        yield stack
+
+
+def kinds(left):
+    """Kinds of what is left, without repetition."""
+    return {one.kind for one in left}
+
+
+def idle_child(cleanup):
+    """Start a child that runs until its standard input is closed."""
+    child = subprocess.Popen([sys.executable, "-c", IDLE], stdin=subprocess.PIPE)
+    cleanup.callback(child.wait)
+    cleanup.callback(child.stdin.close)
+    return child
+
+
+def test_nothing_is_left_by_nothing(before):
+    """A test that does nothing has nothing reported."""
+    assert left_since(before) == []
+
+
+def test_a_running_child_is_left(before, cleanup):
+    """A process that still runs is reported with its pid and command line."""
+    child = idle_child(cleanup)
+    left = [one for one in left_since(before) if one.kind == "process"]
+    assert [one.key for one in left] == [child.pid]
+    assert str(child.pid) in str(left[0])
+    assert "child" in str(left[0])
+
+
+def test_an_unreaped_child_is_left(before, cleanup):
+    """A child that has ended is still reported if nobody waited for it, and at once."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    cleanup.callback(child.wait)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    (left,) = left_after_waiting(before, seconds=60)
+    assert (left.kind, left.key) == ("process", None)
+    assert "never waited for" in left.what
+
+
+def test_a_child_that_ends_meanwhile_is_waited_for(before, cleanup):
+    """What is about to end when the test does gets the time to, and then only a zombie is left."""
+    child = idle_child(cleanup)
+    child.stdin.close()
+    (left,) = left_after_waiting(before, seconds=60)
+    assert "never waited for" in left.what
+
+
+def test_an_orphan_in_its_own_session_is_left(before, cleanup):
+    """A grandchild is known by its token when parent, group and session are gone."""
+    done = subprocess.run([sys.executable, "-c", LEAVES_ORPHAN], stdout=-1, check=True)
+    pid = int(done.stdout)
+    cleanup.callback(processes.wait_for_exit, [pid], 60)
+    cleanup.callback(os.kill, pid, signal.SIGKILL)
+    assert [one.key for one in left_since(before)] == [pid]
+
+
+def test_an_allowed_process_is_not(before, cleanup, monkeypatch):
+    """The workers of a long-lived pool may be started during a test."""
+    monkeypatch.setattr(leaks, "_allowed", set())
+    child = idle_child(cleanup)
+    leaks.allow_processes(child.pid)
+    assert kinds(left_since(before)) == {"descriptor"}  # the pipe
+
+
+def test_multiprocessing_keeps_its_tracker(before):
+    """The resource tracker and its pipe are the standard library's to keep."""
+    resource_tracker.ensure_running()
+    assert left_since(before) == []
+
+
+def test_a_thread_is_left(before, cleanup):
+    """A thread is reported by name; one that ends in time is not."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait, name="reader", daemon=True)
+    cleanup.callback(thread.join)
+    cleanup.callback(end.set)
+    thread.start()
+    (left,) = left_after_waiting(before, seconds=0.01)
+    assert (left.kind, left.what, left.key) == ("thread", "reader (daemon)", thread)
+    end.set()
+    assert left_after_waiting(before, seconds=60) == []
+
+
+def test_a_name_in_shared_memory_is_left(before, cleanup):
+    """A named segment is reported whatever it is called."""
+    path = f"/dev/shm/leak-{uuid.uuid4().hex}"
+    with open(path, "xb"):
+        cleanup.callback(os.unlink, path)
+    assert [(one.kind, one.what) for one in left_since(before)] == [("segment", path)]
+
+
+def test_a_name_that_somebody_else_holds_is_not(before, cleanup):
+    """A segment of another test run on the same machine is that run's to remove."""
+    path = f"/dev/shm/leak-{uuid.uuid4().hex}"
+    foreign = f"file = open({path!r}, 'xb'); print(flush=True); input()"
+    other = subprocess.Popen(
+        ["setsid", "--fork", sys.executable, "-c", foreign],
+        env={**os.environ, processes.TOKEN_NAME: "other"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    cleanup.enter_context(other)
+    cleanup.callback(os.unlink, path)
+    other.stdout.readline()
+    other.wait()
+    assert os.path.exists(path)
+    assert kinds(left_since(before)) == {"descriptor"}  # the two pipes
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: os.memfd_create("leak"),
+        lambda: os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR, 0o600),
+    ],
+    ids=["memfd", "nameless file"],
+)
+def test_nameless_memory_is_left(before, cleanup, make):
+    """An open descriptor of shared memory without a name is reported as memory, with its size."""
+    fd = make()
+    cleanup.callback(os.close, fd)
+    os.truncate(fd, 4096)
+    (left,) = left_since(before)
+    assert left.kind == "memory"
+    assert "4096 bytes" in left.what
+
+
+def test_a_mapping_is_left(before, cleanup):
+    """Shared memory that is mapped, and has no descriptor, is reported once it is touched."""
+    view = mmap.mmap(-1, 1 << 20)
+    cleanup.callback(view.close)
+    view[:] = bytes(len(view))
+    (left,) = left_since(before)
+    assert left.kind == "memory"
+    assert left.what.startswith("mapping")
+
+
+def test_a_descriptor_is_left(before, cleanup):
+    """Both ends of a pipe are reported with their numbers."""
+    pipe = os.pipe()
+    for fd in pipe:
+        cleanup.callback(os.close, fd)
+    left = left_since(before)
+    assert kinds(left) == {"descriptor"}
+    assert [int(one.what.split(":")[0]) for one in left] == sorted(pipe)
+
+
+def test_a_replaced_descriptor_is_left(cleanup):
+    """A number that stood for something else before is a new descriptor."""
+    first, second = os.pipe()
+    cleanup.callback(os.close, first)
+    cleanup.callback(os.close, second)
+    before = Snapshot.take()
+    with open(os.devnull, "rb") as file:
+        os.dup2(file.fileno(), first)
+    assert [one.what for one in left_since(before)] == [f"{first}: /dev/null"]
+
+
+def test_a_temporary_file_is_left(before, cleanup):
+    """A file of ours in the folder of temporary files is reported."""
+    fd, path = tempfile.mkstemp(prefix="shmpar-leak-")
+    os.close(fd)
+    cleanup.callback(os.unlink, path)
+    assert [(one.kind, one.what) for one in left_since(before)] == [("file", path)]
+
+
+def test_garbage_is_collected_first(before):
+    """What only a reference cycle holds is not left."""
+    gc.disable()
+    try:
+        cycle = [mmap.mmap(-1, 1 << 20)]
+        cycle[0][:] = bytes(1 << 20)
+        cycle.append(cycle)
+        del cycle
+        assert kinds(left_since(before)) == {"memory"}
+    finally:
+        gc.enable()
+    assert left_after_waiting(before) == []
+
+
+def test_a_report_names_all(before, cleanup):
+    """The report has one line for each thing that is left."""
+    for fd in os.pipe():
+        cleanup.callback(os.close, fd)
+    lines = leaks.report(left_since(before)).splitlines()
+    assert lines[0] == "the test left behind:"
+    assert len(lines) == 3
+
+
+INNER = """
+    import mmap, os
+    import pytest
+
+    def test_leaks():
+        os.memfd_create("forgotten")
+
+    def test_fails_and_leaks():
+        kept = os.memfd_create("forgotten")
+        assert not kept
+
+    def mapped():
+        '''Map and touch shared memory that goes with its last reference.
+
+        >>> mapped()
+        <mmap.mmap closed=False, ...>
+        '''
+        view = mmap.mmap(-1, 1 << 20)
+        view[:] = bytes(1 << 20)
+        return view
+
+    @pytest.fixture
+    def memory():
+        return mapped()
+
+    def test_memory_goes_with_its_fixture(memory):
+        assert not memory.closed
+
+    @pytest.fixture
+    def file():
+        with open(os.memfd_create("held"), "wb") as file:
+            yield file
+
+    def test_its_fixture_cleans_up(file):
+        assert file.writable()
+"""
+
+
+def test_the_fixture_fails_a_test_that_leaks(tmp_path):
+    """A leak is an error of the test, a failed test has it as a section of its report."""
+    path = tmp_path / "test_inner.py"
+    path.write_text(textwrap.dedent(INNER))
+    arguments = ["-q", "-p", "no:cacheprovider", "-p", "tests.conftest", "--rootdir", str(tmp_path)]
+    arguments += ["-c", os.path.join(interpreters.ROOT, "pyproject.toml"), str(path)]
+    start = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    done = interpreters.run_python(start, *arguments, cwd=tmp_path)
+    assert "1 failed, 4 passed, 1 error" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count("/memfd:forgotten (deleted), 0 bytes") == 2
