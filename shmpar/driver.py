@@ -57,7 +57,7 @@ class Driver:
     def run(self, run: Run) -> Any:
         """Execute a run to its end in this thread; return its result or raise its error."""
         try:
-            self._begin(run)
+            self._begin(run, attended=True)
             self._drive(run)
         except BaseException as error:
             self._interrupted(run, error)
@@ -66,7 +66,7 @@ class Driver:
 
     def launch(self, run: Run) -> None:
         """Execute a run while nobody waits for it."""
-        self._begin(run)
+        self._begin(run, attended=False)
         with self._lock:
             if run.done():
                 return
@@ -84,12 +84,12 @@ class Driver:
             raise RuntimeError("this pool is closed: make a new one")
         return self.engine
 
-    def _begin(self, run: Run) -> None:
+    def _begin(self, run: Run, *, attended: bool) -> None:
         with self._lock:
             engine = self._alive
             self._runs[run.number] = run
             try:
-                run.begin(engine, lambda: self.cancel(run))
+                run.begin(engine, lambda: self.cancel(run), attended=attended)
             except Exception:
                 # Had it begun, some worker may have it: then it is not clean.
                 if not run.running():
@@ -183,7 +183,9 @@ class Driver:
     @staticmethod
     def _tell_run(run: Run, event: Emptied | Failed | Rejected | Values) -> None:
         match event:
-            case Emptied(worker, _, generation):
+            case Emptied(worker, _, generation, said):
+                if said is not None:
+                    run.said(said)
                 run.feed(scheduler.Drained(worker, generation))
             case Failed(_, failure):
                 run.chunk_failed(failure)

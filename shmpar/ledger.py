@@ -7,6 +7,7 @@ bytes     what                                   who writes it
 ========  =====================================  ===================================
 64 each   the slots, one a worker                the slot's worker, and nobody else
 1 each    the status of each chunk               the holder of the chunk's ticket
+the rest  scratch: outputs too small to wait     the holder of the chunk's ticket
 ========  =====================================  ===================================
 
 A slot is eight 64-bit numbers: generation, first, last, cursor, since, and three spare ones.
@@ -21,12 +22,17 @@ Guarantees
 - A chunk's output is written before its cursor moves on and before its status says done. The
   parent decides from a slot or a status only after a message of that worker or after having
   reaped it; both order memory.  In between it reads them for display alone.
-- The parent writes here only while no worker has the run.
+- The parent writes here while no worker has the run, and for tickets whose holder it has reaped.
+
+Why scratch: a small run would spend more time on waiting for its outputs to be allocated than on
+anything else. Where they fit, each worker puts them where all workers must, since all results
+agree, and the parent copies them once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +43,10 @@ PENDING, DONE, FAILED = 0, 1, 2
 SLOT_BYTES = 64
 GENERATION, FIRST, LAST, CURSOR, SINCE = range(5)
 _NUMBERS = SLOT_BYTES // 8
+
+
+def _aligned(size: int) -> int:
+    return -(-size // SLOT_BYTES) * SLOT_BYTES
 
 
 class Held(NamedTuple):
@@ -78,7 +88,7 @@ class Ledger:
     (1, [0, 1, 2, 4])
     """
 
-    __slots__ = ("chunks", "slots", "status", "workers")
+    __slots__ = ("_scratch", "chunks", "slots", "status", "workers")
 
     def __init__(self, buffer: Any, *, workers: int, chunks: int) -> None:
         whole = memoryview(buffer).cast("B")
@@ -87,6 +97,7 @@ class Ledger:
         self.chunks = chunks
         self.slots: memoryview = whole[:head].cast("q")
         self.status = np.frombuffer(whole, np.uint8, chunks, head)
+        self._scratch = whole[_aligned(head + chunks) :]
 
     @staticmethod
     def nbytes(*, workers: int, chunks: int) -> int:
@@ -125,6 +136,19 @@ class Ledger:
     def mark_done(self, chunks: Sequence[int]) -> None:
         """Record as done what a worker that is gone had finished."""
         self.status[list(chunks)] = DONE
+
+    def carve(
+        self, outputs: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]
+    ) -> list[np.ndarray[Any, Any]] | None:
+        """Arrays of these shapes and dtypes in the scratch; None if they do not fit."""
+        arrays, offset = [], 0
+        for shape, dtype in outputs:
+            size = prod(shape) * dtype.itemsize
+            if offset + size > len(self._scratch):
+                return None
+            arrays.append(np.ndarray(shape, dtype, self._scratch, offset))
+            offset += _aligned(size)
+        return arrays
 
     def check_invariants(self) -> None:
         """Assert what must hold whenever no worker writes."""

@@ -106,10 +106,35 @@ class Announcement(NamedTuple):
         One an output; empty if the function returns None.
     several : bool
         Whether the function returns a tuple, and so the verb.
+    chunk : int
+        The chunk whose result it was; -1 if the outputs were declared.
     """
 
     outputs: tuple[Output, ...]
     several: bool
+    chunk: int = -1
+
+    def disagrees(self, first: Announcement) -> str | None:
+        """Say in what the result differs from the first one; None if it does not."""
+        if self[:2] == first[:2]:
+            return None
+        if not self.outputs or not first.outputs or self.several != first.several:
+            return "the function returned another kind of result here than for the first chunk"
+        for mine, other in zip(self.outputs, first.outputs, strict=False):
+            if mine.dtype != other.dtype:
+                return (
+                    f"the function returned dtype {mine.dtype} here but {other.dtype} for the "
+                    f"first chunk; pass dtype= (or out=) to have results cast"
+                )
+            if mine.shape != other.shape:
+                return (
+                    f"the function's result makes an output of shape {mine.shape}, but "
+                    f"{other.shape} by the first chunk; every chunk must return the same shape"
+                )
+        return (
+            f"the function returned {len(self.outputs)} outputs here but "
+            f"{len(first.outputs)} for the first chunk"
+        )
 
 
 class Placement(Protocol):

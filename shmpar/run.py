@@ -13,6 +13,8 @@ Guarantees
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 import time
 import warnings
 from collections import deque
@@ -26,7 +28,7 @@ import numpy as np
 from shmpar import engines, scheduler
 from shmpar.engines.protocol import Engine, Execution, Generation
 from shmpar.errors import ChunkError, ShmparError, TaskTimeout, WorkerDied
-from shmpar.ledger import DONE, FAILED
+from shmpar.ledger import DONE, FAILED, PENDING
 from shmpar.outputs import Outputs
 from shmpar.plan import Announcement, Failure, Function, Plan, ResultError, describe_region
 from shmpar.report import Report
@@ -38,6 +40,7 @@ __all__ = ["Observer", "Policy", "Run"]
 
 Array = np.ndarray[Any, Any]
 _numbers = itertools.count()
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,7 @@ class Run(Future[Any]):
         self._errors: dict[int, ShmparError] = {}
         self._fatal: BaseException | None = None
         self._cancelled = False
+        self._said: Announcement | None = None
         self._deaths = 0
         self._exitcode: int | None = None
         self._began = time.perf_counter()
@@ -190,8 +194,17 @@ class Run(Future[Any]):
 
     # For the driver
 
-    def begin(self, engine: Engine, cancel: Callable[[], None]) -> None:
-        """Start on an engine; `cancel` has this run cancelled under the driver's lock.
+    def begin(self, engine: Engine, cancel: Callable[[], None], *, attended: bool) -> None:
+        """Start on an engine.
+
+        Parameters
+        ----------
+        engine : Engine
+            Has been told nothing of it.
+        cancel : callable
+            Has this run cancelled, under the driver's lock.
+        attended : bool
+            Somebody waits for its end; nobody looks at its output before.
 
         Raises
         ------
@@ -208,6 +221,7 @@ class Run(Future[Any]):
             allocate=self._allocate,
             outputs=self._outputs.arrays,
             several=self._outputs.several,
+            scratch=attended and self.plan.fail_fast and self._outputs.arrays is None,
         )
         try:
             ready = engine.open(execution)
@@ -246,6 +260,13 @@ class Run(Future[Any]):
         if failure.chunk not in self._errors:
             self._errors[failure.chunk] = self._chunk_error(failure)
             self.feed(scheduler.ChunkFailed(failure.chunk))
+
+    def said(self, announcement: Announcement) -> None:
+        """A worker has put outputs that are such into the scratch."""
+        if self._said is None:
+            self._said = announcement
+        elif reason := announcement.disagrees(self._said):
+            self.chunk_failed(Failure(announcement.chunk, ResultError(reason), None))
 
     def rejected(self, worker: int, error: BaseException) -> None:
         """A worker cannot go on with this run."""
@@ -332,9 +353,17 @@ class Run(Future[Any]):
             case scheduler.GiveUp():
                 self._fatal = self._fatal or self._barren_error()
             case scheduler.Audit():
-                self._pending.append(scheduler.Audited(execution.ledger.pending()))
+                self._pending.append(scheduler.Audited(self._audit(execution)))
             case scheduler.Finish():
                 self._finish(engine, execution)
+
+    def _audit(self, execution: Execution) -> list[int]:
+        """Numbers of the chunks that are still to be computed; nobody computes any now."""
+        ledger = execution.ledger
+        if execution.scratch and self._said is None:
+            # Whoever wrote into the scratch died before it could say what: it counts for nothing.
+            ledger.status[ledger.status == DONE] = PENDING
+        return ledger.pending()
 
     def _stop(self, engine: Engine, execution: Execution) -> None:
         for generation in execution.generations:
@@ -348,12 +377,20 @@ class Run(Future[Any]):
         self._settled = execution.ledger.settled
         done = self._done_chunks(execution)
         self._execution = None
-        engine.close(execution)
         try:
+            self._take_scratch(execution)
             self._outcome = self._conclude(done)
         except BaseException as error:  # noqa: BLE001 - it is the outcome
             self._outcome = error
+        engine.close(execution)
         self._seconds = time.perf_counter() - self._began
+
+    def _take_scratch(self, execution: Execution) -> None:
+        """Copy small outputs to where they stay."""
+        if self._said is not None and not self._errors and self._fatal is None:
+            small = execution.ledger.carve(self._said.outputs)
+            for array, written in zip(self._outputs.allocate(self._said), small or (), strict=True):
+                array[...] = written
 
     def _done_chunks(self, execution: Execution) -> list[int] | None:
         """Numbers of the chunks that are done; None: all of them."""
@@ -371,14 +408,14 @@ class Run(Future[Any]):
             windows = [self.plan.window(chunk) for chunk in self._errors]
             self._outputs.fill(windows, self.policy.fill_value)
             self._outputs.deliver(None)
-            warnings.warn(_filled(errors), RuntimeWarning, stacklevel=2)
+            warnings.warn(_filled(errors), RuntimeWarning, stacklevel=_levels_to_user())
             return self._outputs.result()
         windows = None if done is None else [self.plan.window(chunk) for chunk in done]
         self._outputs.deliver(windows)
         if self._fatal is not None:
             return self._fatal
         if errors:
-            if self.policy.on_error == "raise" or len(errors) == 1:
+            if self.policy.on_error == "raise":
                 return errors[0]
             return ExceptionGroup(f"{len(errors)} chunks of {self.plan.verb} failed", errors)
         return self._outputs.result()
@@ -424,7 +461,7 @@ class Run(Future[Any]):
         what = (
             str(failure.error)
             if isinstance(failure.error, ResultError)
-            else f"the function raised {type(failure.error).__name__}: {failure.error}"
+            else f"the function raised {_described(failure.error)}"
         )
         block = "" if failure.shape is None else f", block of shape {failure.shape}"
         error = ChunkError(
@@ -469,6 +506,20 @@ class Run(Future[Any]):
             exitcode=self._exitcode,
             run=self,
         )
+
+
+def _described(error: BaseException) -> str:
+    """Type and message; those of a stand-in are in its message."""
+    text = str(error)
+    return text if type(error) is ShmparError else f"{type(error).__name__}: {text}"
+
+
+def _levels_to_user() -> int:
+    """Frames between the caller of this function and the code that called the library."""
+    level, frame = 1, sys._getframe(1)  # noqa: SLF001 - the documented way to count frames
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _where(chunk: int, region: Sequence[slice]) -> str:

@@ -1,6 +1,6 @@
 """How the user's function, and what it holds, travels to a worker.
 
-Imports segment and array.  :func:`pack` makes a :class:`Parcel`, bytes and the segments that they
+Imports plan, segment and array.  :func:`pack` makes a :class:`Parcel`, bytes and the segments that they
 speak of; :func:`unpack` opens it in the worker.
 
 Guarantees
@@ -29,6 +29,7 @@ import numpy as np
 
 from shmpar.array import SharedArray
 from shmpar.errors import PlanError
+from shmpar.plan import Function
 from shmpar.segment import Segment, locate, share
 
 __all__ = ["LARGE", "Namespaces", "Parcel", "namespaces", "pack", "unpack"]
@@ -168,7 +169,10 @@ def pack(value: Any, *, importable_only: bool = False) -> Parcel:
 
 
 def _diagnosis(value: Any, error: Exception) -> str:
-    parts = value if isinstance(value, tuple) else (value,)
+    if isinstance(value, Function):
+        parts: tuple[Any, ...] = (value.call, value.keywords, *value.values)
+    else:
+        parts = value if isinstance(value, tuple) else (value,)
     for part in parts:
         for where, held in _held_by(part):
             if not _pickles(held):
@@ -218,7 +222,10 @@ def _pickles(value: Any) -> bool:
 
 
 def _name(value: Any) -> str:
-    return f"function {getattr(value, '__qualname__', None) or repr(value)}"
+    if isinstance(value, dict):
+        return "kwargs"
+    name = getattr(value, "__qualname__", None)
+    return f"an item such as {value!r:.60}" if name is None else f"function {name}"
 
 
 class Namespaces:

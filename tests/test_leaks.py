@@ -274,4 +274,7 @@ def test_the_fixture_fails_a_test_that_leaks(tmp_path):
     start = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
     done = interpreters.run_python(start, *arguments, cwd=tmp_path)
     assert "1 failed, 4 passed, 1 error" in done.stdout, done.stdout + done.stderr
-    assert done.stdout.count("/memfd:forgotten (deleted), 0 bytes") == 2
+    for header in ("ERROR at teardown of test_leaks", "Captured left behind teardown"):
+        after = done.stdout.partition(header)[2].splitlines()
+        assert after[1] == "the test left behind:"
+        assert after[2].endswith("/memfd:forgotten (deleted), 0 bytes")

@@ -17,14 +17,17 @@ __all__ = ["error", "initializer_failed", "refusal", "values"]
 
 
 def error(body: bytes | None, text: str) -> BaseException:
-    """The exception that a worker sent; if it does not unpickle, its text."""
+    """The exception that a worker sent; if it does not unpickle, one that says the same."""
     if body is not None:
         with contextlib.suppress(Exception):
             found = unpack(body)[0]
             if isinstance(found, BaseException):
                 found.add_note(f"In the worker:\n{text}")
                 return found
-    return ShmparError(f"an exception that does not pickle:\n{text}")
+    last = text.rstrip().rpartition("\n")[2]
+    stand_in = ShmparError(f"{last} (an exception that does not survive pickling)")
+    stand_in.add_note(f"In the worker:\n{text}")
+    return stand_in
 
 
 def values(run: int, packed: list[tuple[int, bytes]]) -> Iterable[Event]:

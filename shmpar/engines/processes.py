@@ -27,6 +27,7 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
 import select
@@ -55,7 +56,7 @@ from shmpar.engines.protocol import (
     Rejected,
 )
 from shmpar.ledger import Ledger
-from shmpar.plan import Announcement, Failure
+from shmpar.plan import Announcement, Failure, Plan
 from shmpar.segment import Segment, create, locate, share
 from shmpar.travel import Parcel, pack
 from shmpar.worker.process import Environment, PlanMessage, Reference
@@ -192,7 +193,7 @@ class ProcessesEngine:
         self._reference(execution.ledger.status, segments)
         self._runs[execution.number] = execution
         self._packed[execution.number] = _Packed(
-            plan=pickle.dumps(execution.plan, 5),
+            plan=_pickled(execution.plan),
             parcel=parcel,
             arrays=arrays,
             references=references,
@@ -290,9 +291,9 @@ class ProcessesEngine:
                 self._events.append(Failed(run, failure))
             case ("values", run, values):
                 self._events.extend(incoming.values(run, values))
-            case ("drained", run, generation):
+            case ("drained", run, generation, said):
                 link.drained(run, generation)
-                self._events.append(Emptied(link.number, run, generation))
+                self._events.append(Emptied(link.number, run, generation, said))
                 self._feed(link)
             case ("refused", run, body, text):
                 self._events.append(Rejected(run, link.number, incoming.refusal(incoming.error(body, text))))
@@ -349,6 +350,7 @@ class ProcessesEngine:
             arrays=packed.references,
             outputs=outputs,
             several=execution.several,
+            scratch=execution.scratch,
             plan=packed.plan,
             function=packed.parcel.body,
             held=held,
@@ -423,6 +425,19 @@ class ProcessesEngine:
         for link in self._links.values():
             link.launched.process.returncode = 0  # not a child of this process
             link.close()
+
+
+def _pickled(plan: Plan) -> bytes:
+    try:
+        return _pickled_before(plan)
+    except TypeError:  # a seed that is a list cannot be looked up
+        return pickle.dumps(plan, 5)
+
+
+@functools.lru_cache(maxsize=32)
+def _pickled_before(plan: Plan) -> bytes:
+    """Keep the pickles of calls that are made again and again."""
+    return pickle.dumps(plan, 5)
 
 
 class _Forgetter:

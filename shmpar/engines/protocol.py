@@ -82,6 +82,8 @@ class Execution:
         Whether the function returns a tuple.
     generations : list of Generation
         All that have been opened.
+    scratch : bool
+        Outputs that are not known may go into the ledger's scratch.
     stopped : bool
         No more tickets are handed out.
     """
@@ -95,6 +97,7 @@ class Execution:
     outputs: list[Array] | None = None
     several: bool | None = None
     generations: list[Generation] = field(default_factory=list)
+    scratch: bool = False
     stopped: bool = False
 
     def held(self, worker: int) -> Held | None:
@@ -111,11 +114,18 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Emptied:
-    """A worker found no tickets left in a generation of a run."""
+    """A worker found no tickets left in a generation of a run.
+
+    Attributes
+    ----------
+    said : Announcement or None
+        What the outputs are that it has put into the ledger's scratch.
+    """
 
     worker: int
     run: int
     generation: int
+    said: Announcement | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ class Axis:
             return self.edges[i], self.edges[i + 1]
         start = i * self.step
         stop = start + self.step
-        return start, stop if stop < self.size else self.size
+        return start, min(stop, self.size)
 
     def locate(self, position: int) -> int:
         """Return the number along the axis of the chunk that holds element `position`.

@@ -33,8 +33,7 @@ LEAST_BYTES = 64 * 1024
 MOST_BYTES = 1024 * 1024
 FEWEST_BLOCKS = 64
 
-_AUTO = object()
-_PASS = 'pass a positive int, -1 or None for the whole axis, "auto", or a tuple of lengths'
+_REMEDY = 'pass a positive int, -1 or None for the whole axis, "auto", or a tuple of lengths'
 
 
 def cut_axes(
@@ -63,12 +62,12 @@ def cut_axes(
     uncut = {axis_number(axis, len(sizes), f"whole={whole}") for axis in whole}
     reach = [sum(pair) for pair in parse_depth(0 if depth is None else depth, len(sizes))]
     fixed = [
-        axis.step if axis else (size if k in uncut else None)
+        axis.step if axis is not None else (size if k in uncut else None)
         for k, (axis, size) in enumerate(zip(axes, sizes, strict=True))
     ]
     lengths = auto_lengths(sizes, fixed, whole_number(itemsize, "itemsize"), reach)
     return tuple(
-        axis or Axis.regular(size, length)
+        Axis.regular(size, length) if axis is None else axis
         for axis, size, length in zip(axes, sizes, lengths, strict=True)
     )
 
@@ -86,16 +85,16 @@ def _cut_one(entry: Any, size: int, where: str) -> Axis | None:
         return Axis.regular(size, max(1, size))
     if isinstance(entry, str):
         if entry != "auto":
-            raise ValueError(f'{where}: {entry!r} is unknown, the only word is "auto"; {_PASS}')
+            raise ValueError(f'{where}: {entry!r} is unknown, the only word is "auto"; {_REMEDY}')
         return None
     if isinstance(entry, (tuple, list)):
         return _cut_by_lengths(entry, size, where)
     try:
         step = whole_number(entry, where)
     except TypeError:
-        raise TypeError(f"{where}: {entry!r} is a {type(entry).__name__}; {_PASS}") from None
+        raise TypeError(f"{where}: {entry!r} is a {type(entry).__name__}; {_REMEDY}") from None
     if step < 1 and step != -1:
-        raise ValueError(f"{where}: a chunk cannot have {step} elements; {_PASS}")
+        raise ValueError(f"{where}: a chunk cannot have {step} elements; {_REMEDY}")
     return Axis.regular(size, step if step > 0 else max(1, size))
 
 

@@ -186,6 +186,7 @@ class Grid:
 
         Examples
         --------
+        >>> from shmpar.grid import Halo
         >>> Grid.cut((10, 7), (4, 3)).read(4, Halo.parse(1, "none", 2))
         (slice(3, 9, None), slice(2, 7, None))
         """

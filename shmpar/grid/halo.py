@@ -102,6 +102,7 @@ class Halo:
 
     Examples
     --------
+    >>> from shmpar.grid import Grid
     >>> grid = Grid.cut((6,), 3)
     >>> Halo.parse(2, "periodic", 1).gather(np.arange(6), grid, 0)
     array([4, 5, 0, 1, 2, 3, 4])
@@ -166,6 +167,7 @@ class Halo:
 
         Examples
         --------
+        >>> from shmpar.grid import Grid
         >>> Halo.parse(2, (("none", "nearest"),), 1).window(Grid.cut((6,), 6), 0)
         ((0, 8),)
         """
@@ -193,6 +195,7 @@ class Halo:
 
         Examples
         --------
+        >>> from shmpar.grid import Grid
         >>> halo = Halo.parse(1, "reflect", 1)
         >>> [halo.is_interior(Grid.cut((9,), 3), number) for number in range(3)]
         [False, True, False]
@@ -209,6 +212,7 @@ class Halo:
 
         Examples
         --------
+        >>> from shmpar.grid import Grid
         >>> Halo.parse(2, "none", 1).trim(Grid.cut((9,), 3), 1)
         (slice(2, 5, None),)
         """
@@ -250,6 +254,7 @@ class Halo:
 
         Examples
         --------
+        >>> from shmpar.grid import Grid
         >>> grid = Grid.cut((4, 4), (2, 4))
         >>> array = np.arange(16).reshape(4, 4)
         >>> Halo.parse(1, ("nearest", "none"), 2).gather(array, grid, 0)

@@ -13,6 +13,7 @@ sweeps first, and asks the weak reference, so it never answers with a dead mappi
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import sys
@@ -58,7 +59,7 @@ class Mapping(mmap.mmap):
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         self = super().__new__(cls, backing.fileno(), backing.size, flags, prot, **_UNTRACKED)
         self.backing = backing
-        self.start = pointer(np.ndarray((1,), np.uint8, self))
+        self.start = _address(self, writable=writable)
         _register(self)
         return self
 
@@ -67,6 +68,13 @@ class Mapping(mmap.mmap):
 
     def __del__(self) -> None:
         _dead.append(self.start)
+
+
+def _address(memory: mmap.mmap, *, writable: bool) -> int:
+    """Address of a mapping's first byte; ctypes knows it in a tenth of the time, if writable."""
+    if writable:
+        return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    return pointer(np.ndarray((1,), np.uint8, memory))
 
 
 def pointer(array: np.ndarray[Any, Any]) -> int:

@@ -34,6 +34,7 @@ except ImportError:  # Windows has no named segments of ours
 __all__ = ["Entry", "Inventory", "Marker", "inventory", "reap"]
 
 _PATTERN: Final = re.compile(r"shmpar_[0-9a-f]+\.marker")
+_LINE: Final = re.compile(r"^([0-9]+) ([0-9]+) ([^/\n]+)\n", re.MULTILINE)
 _FLAGS: Final = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 _ours: set[tuple[int, str]] = set()  # (pid, path): a forked child owns none
 
@@ -212,15 +213,13 @@ def _entries(fd: int) -> list[Entry]:
     """Read the lines of a marker; one that was cut short by a death named nothing yet."""
     with suppress(OSError):
         text = os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
-        parts = (line.split(" ", 2) for line in text.splitlines() if line.count(" ") > 1)
-        return [Entry(name, (int(device), int(inode))) for device, inode, name in parts]
+        lines = _LINE.findall(text)
+        return [Entry(name, (int(device), int(inode))) for device, inode, name in lines]
     return []
 
 
 def _exists(entry: Entry) -> bool:
-    with suppress(OSError, ValueError):
-        if "/" in entry.name:
-            return False
+    with suppress(OSError, ValueError):  # ValueError: a NUL
         found = os.lstat(f"{ladder.SHM}/{entry.name}")
         mine = found.st_uid == os.geteuid()
         return mine and (found.st_dev, found.st_ino) == entry.identity

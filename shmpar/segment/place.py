@@ -68,7 +68,9 @@ def locate(array: np.ndarray[Any, Any]) -> Place | None:
     while isinstance(base, np.ndarray):
         base = base.base
     if type(base) is Mapping:
-        return _ours(base, array)
+        if base.backing.closed:
+            return None
+        return Place(Segment(base.backing, base), pointer(array) - base.start)
     memory = _memory(base)
     return _ours(find(pointer(array)), array) if memory is None else _users(memory, array)
 

@@ -17,7 +17,7 @@ from shmpar.outputs import Outputs
 from shmpar.plan import Announcement, Function, InBlocks, Output, PerChunk, PerItem, Placement, Plan
 from shmpar.run import Policy, Run
 from shmpar.verbs.callables import check_callable, entropy, wants
-from shmpar.verbs.inputs import Inputs, blocks, grid_of_items, items
+from shmpar.verbs.inputs import Inputs, blocks, cut, items
 from shmpar.verbs.shapes import axes_tuple, place_blocks
 from shmpar.verbs.targets import Targets, check_overlap, parse_targets
 
@@ -67,7 +67,7 @@ def map_blocks(
     check_callable(request.verb, request.func)
     inputs = blocks(request.verb, arrays)
     drop = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
-    grid = Grid.cut(inputs.shape, chunks, itemsize=inputs.itemsize, whole=drop)
+    grid = cut(inputs, chunks, whole=drop)
     placement = place_blocks(grid, drop, new_axis, out_chunks)
     targets = parse_targets(request.verb, request.out, request.dtype)
     in_place = check_overlap(request.verb, targets.given, inputs.arrays, in_place=True)
@@ -78,7 +78,7 @@ def block_reduce(request: Request, arrays: Sequence[Any], chunks: Any) -> Run:
     """Blocks to values, one a chunk."""
     check_callable(request.verb, request.func)
     inputs = blocks(request.verb, arrays)
-    grid = Grid.cut(inputs.shape, chunks, itemsize=inputs.itemsize)
+    grid = cut(inputs, chunks)
     targets = parse_targets(request.verb, request.out, request.dtype, objects=True)
     check_overlap(request.verb, targets.given, inputs.arrays, in_place=False)
     return _run(request, inputs, grid, PerChunk(), targets)
@@ -88,7 +88,7 @@ def parallel_map(request: Request, arrays: Sequence[Any], axis: int) -> Run:
     """Items to values, stacked."""
     check_callable(request.verb, request.func)
     inputs = items(request.verb, arrays, axis)
-    grid = grid_of_items(inputs)
+    grid = cut(inputs, (1,))
     targets = parse_targets(request.verb, request.out, request.dtype, objects=True)
     in_place = check_overlap(request.verb, targets.given, inputs.arrays, in_place=True)
     return _run(request, inputs, grid, PerItem(), targets, in_place=in_place)
@@ -122,7 +122,9 @@ def _run(
     if known is not None:
         outputs.allocate(known)
     function = Function(request.func, dict(request.keywords), tuple(inputs.values))
-    policy = dataclasses.replace(request.policy, in_place=in_place)
+    policy = request.policy
+    if in_place:
+        policy = dataclasses.replace(policy, in_place=True)
     return Run(plan, function, inputs.arrays, outputs, policy)
 
 
@@ -143,13 +145,13 @@ def _known_outputs(plan: Plan, inputs: Inputs, targets: Targets) -> Announcement
         dtypes = targets.dtypes
     else:
         return None
-    if any(dtype is None for dtype in dtypes):
-        return None
     outputs = tuple(
         Output(_empty_shape(plan) if shape is None else shape, dtype)
         for dtype in dtypes
         if dtype is not None
     )
+    if len(outputs) != len(dtypes):
+        return None
     return Announcement(outputs, several=bool(targets.several))
 
 

@@ -40,6 +40,8 @@ def _parameters(func: Callable[..., Any]) -> set[str]:
     if isinstance(func, types.FunctionType) and not hasattr(func, "__wrapped__"):
         code = func.__code__
         return set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+    if isinstance(func, np.ufunc):
+        return set()
     try:
         names = set(inspect.signature(func).parameters)
     except (TypeError, ValueError):  # compiled functions need not have a signature

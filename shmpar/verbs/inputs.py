@@ -5,6 +5,7 @@ Imports plan and grid.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from shmpar.grid import Grid
 from shmpar.plan import Argument, Blocks, Items, Rows, Whole
 
-__all__ = ["Inputs", "as_input", "blocks", "items"]
+__all__ = ["Inputs", "as_input", "blocks", "cut", "items"]
 
 Array = np.ndarray[Any, Any]
 
@@ -69,7 +70,7 @@ def as_input(value: Any, verb: str) -> Array:
             f"{verb}: a masked array would lose its mask; pass x.data, and x.mask (as "
             "np.ma.getmaskarray(x)) as a second input"
         )
-    array = np.asarray(value) if not isinstance(value, np.ndarray) else value
+    array = np.asarray(value)
     if array.dtype.hasobject or array.dtype.kind == "T":
         raise TypeError(
             f"{verb}: an array of dtype {array.dtype} holds pointers into this process; pass "
@@ -80,6 +81,8 @@ def as_input(value: Any, verb: str) -> Array:
 
 def _is_constant(value: Any) -> bool:
     """Whether a block verb hands the argument on as it is."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0
     return value is None or isinstance(value, str | bytes | dict) or np.ndim(value) == 0
 
 
@@ -102,10 +105,11 @@ def blocks(verb: str, given: Sequence[Any]) -> Inputs:
         found = [as_input(value, verb) if i == 0 else None for i, value in enumerate(given)]
         cut = [array for array in found if array is not None]
     try:
-        inputs.shape = np.broadcast_shapes(*[array.shape for array in cut])
+        shapes = {array.shape for array in cut}
+        inputs.shape = shapes.pop() if len(shapes) == 1 else np.broadcast_shapes(*shapes)
     except ValueError:
-        shapes = ", ".join(str(array.shape) for array in cut)
-        raise ValueError(f"{verb}: inputs of shapes {shapes} do not broadcast") from None
+        given_shapes = ", ".join(str(array.shape) for array in cut)
+        raise ValueError(f"{verb}: inputs of shapes {given_shapes} do not broadcast") from None
     for value, array in zip(given, found, strict=True):
         if array is None:
             inputs.arguments.append(Whole(inputs.add_value(value)))
@@ -163,9 +167,18 @@ def _rows(array: Array, axis: int, verb: str) -> Array:
         raise TypeError(f"{verb}: an array without axes has no rows")
     if not -array.ndim <= axis < array.ndim:
         raise ValueError(f"{verb}: axis {axis} is out of bounds for an array of {array.ndim} axes")
-    return np.moveaxis(array.view(np.ndarray), axis, 0)
+    return np.moveaxis(array, axis, 0) if axis else array
 
 
-def grid_of_items(inputs: Inputs) -> Grid:
-    """One chunk an item."""
-    return Grid.cut(inputs.shape, (1,))
+def cut(inputs: Inputs, chunks: Any, *, whole: tuple[int, ...] = ()) -> Grid:
+    """Cut what the inputs broadcast to; as :meth:`shmpar.grid.Grid.cut`."""
+    exact = chunks if isinstance(chunks, tuple) else (chunks,)
+    if all(type(length) is int or type(length) is str for length in exact):
+        return _cut(inputs.shape, chunks, inputs.itemsize, whole)
+    return Grid.cut(inputs.shape, chunks, itemsize=inputs.itemsize, whole=whole)
+
+
+@functools.lru_cache(maxsize=64)
+def _cut(shape: tuple[int, ...], chunks: Any, itemsize: int, whole: tuple[int, ...]) -> Grid:
+    """Keep the grids of calls that are made again and again."""
+    return Grid.cut(shape, chunks, itemsize=itemsize, whole=whole)

@@ -13,6 +13,7 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import pickle
@@ -22,6 +23,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +32,7 @@ from shmpar.errors import PlanError
 from shmpar.ledger import Ledger
 from shmpar.plan import Announcement, Failure, Function, Plan, ResultError
 from shmpar.segment import Segment
-from shmpar.tickets import open_tickets
+from shmpar.tickets import Tickets, open_tickets
 from shmpar.travel import namespaces, pack, unpack
 from shmpar.wire import Wire
 from shmpar.worker.assignment import Abandoned, Assignment
@@ -40,6 +42,7 @@ from shmpar.worker.loop import work
 __all__ = ["Environment", "PlanMessage", "SegmentRecord", "main"]
 
 Array = np.ndarray[Any, Any]
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 Reference = tuple[int, int, tuple[int, ...], tuple[int, ...], np.dtype[Any]]
 """Key of a segment, offset (bytes), shape, strides (bytes), dtype."""
 
@@ -82,6 +85,8 @@ class PlanMessage(NamedTuple):
         None if they are not known yet.
     several : bool or None
         Goes with them.
+    scratch : bool
+        Outputs that are not known go into the ledger's scratch if they fit.
     plan : bytes
         Pickled :class:`Plan`.
     function : bytes
@@ -103,6 +108,7 @@ class PlanMessage(NamedTuple):
     arrays: tuple[Reference, ...]
     outputs: tuple[Reference, ...] | None
     several: bool | None
+    scratch: bool
     plan: bytes
     function: bytes
     held: tuple[int, ...]
@@ -187,21 +193,24 @@ class WorkerProcess:
             self.wire.send(("broken", *_packed(error)))
 
     def _run(self, message: PlanMessage, tickets: int) -> None:
+        said = None
         kept: Sequence[Array] = ()
         try:
             counter = open_tickets(message.tickets, tickets)
             if message.environment is not None:
                 self._enter(message.environment)
             function, kept = self._load(message)
-            assignment = self._assignment(message, function, counter)
-            channel = _SocketChannel(self, message.run)
+            ledger = self._ledger(message)
+            assignment = self._assignment(message, function, counter, ledger)
+            channel = _SocketChannel(self, message.run, ledger if message.scratch else None)
             work(assignment, channel)
             channel.flush()
+            said = channel.said
         except _Unloadable as error:
             self.wire.send(("refused", message.run, *_packed(error.args[0])))
         finally:
             namespaces.forget(kept)
-        self.wire.send(("drained", message.run, message.generation))
+        self.wire.send(("drained", message.run, message.generation, said))
 
     def _load(self, message: PlanMessage) -> tuple[Function, Sequence[Array]]:
         try:
@@ -209,11 +218,14 @@ class WorkerProcess:
         except BaseException as error:
             raise _Unloadable(error) from error
 
-    def _assignment(self, message: PlanMessage, function: Function, tickets: Any) -> Assignment:
-        ledger = Ledger(
-            self.segments[message.ledger].mapping, workers=message.workers, chunks=message.chunks
-        )
-        plan: Plan = pickle.loads(message.plan)
+    def _ledger(self, message: PlanMessage) -> Ledger:
+        memory = self.segments[message.ledger].mapping
+        return Ledger(memory, workers=message.workers, chunks=message.chunks)
+
+    def _assignment(
+        self, message: PlanMessage, function: Function, tickets: Tickets, ledger: Ledger
+    ) -> Assignment:
+        plan = _plan(message.plan)
         outputs = message.outputs
         return Assignment(
             plan=plan,
@@ -265,6 +277,13 @@ class WorkerProcess:
             warnings._filters_mutated()  # type: ignore[attr-defined]  # noqa: SLF001
 
 
+@functools.lru_cache(maxsize=32)
+def _plan(body: bytes) -> Plan:
+    """Keep the plans of calls that are made again and again; they do not change."""
+    plan: Plan = pickle.loads(body)
+    return plan
+
+
 class _Unloadable(Exception):  # noqa: N818 - carries the error to whoever reports it
     """The function, or what it holds, did not unpickle."""
 
@@ -272,13 +291,23 @@ class _Unloadable(Exception):  # noqa: N818 - carries the error to whoever repor
 class _SocketChannel:
     """A worker process' channel to the run."""
 
-    def __init__(self, process: WorkerProcess, run: int) -> None:
+    def __init__(self, process: WorkerProcess, run: int, scratch: Ledger | None) -> None:
         self._process = process
         self._run = run
+        self._scratch = scratch
         self._values: list[tuple[int, Any]] = []
+        self.said: Announcement | None = None
 
     def allocate(self, announcement: Announcement) -> Sequence[Array]:
-        """Say what the outputs must be, and wait until the parent has made them."""
+        """Say what the outputs must be, and wait until the parent has made them.
+
+        Small ones lie in the scratch, and what they must be is said at the end.
+        """
+        if self._scratch is not None:
+            arrays = self._scratch.carve(announcement.outputs)
+            if arrays is not None:
+                self.said = announcement
+                return arrays
         self._process.wire.send(("announce", self._run, announcement))
         references = self._process.await_outputs(self._run)
         return [self._process.view(reference, writable=True) for reference in references]
@@ -309,11 +338,19 @@ def _unpicklable(value: Any) -> ResultError:
 
 def _packed(error: BaseException) -> tuple[bytes | None, str]:
     """The exception as a pickle, if it makes one, and its traceback as text."""
-    text = "".join(traceback.format_exception(error))
+    text = "".join(traceback.format_exception(type(error), error, _of_user(error.__traceback__)))
     try:
         return pack(error).body, text
     except Exception:  # noqa: BLE001 - whatever it raises, the text has to do
         return None, text
+
+
+def _of_user(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback from the user's function on: the frames above it are ours."""
+    below = trace
+    while below is not None and below.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        below = below.tb_next
+    return below or trace
 
 
 def main(fd: int) -> None:
@@ -322,5 +359,5 @@ def main(fd: int) -> None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     wire = Wire(socket.socket(fileno=fd))
     wire.send(("hello", os.getpid(), importlib.util.MAGIC_NUMBER))
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
         WorkerProcess(wire).serve()

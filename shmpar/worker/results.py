@@ -71,7 +71,7 @@ def _as_array(value: Any) -> Array:
 def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
     """Say what the outputs are, from the first result."""
     if value is None:
-        return Announcement((), several=False)
+        return Announcement((), several=False, chunk=chunk)
     arrays = as_arrays(plan, value, plan.several)
     index = plan.grid.index(chunk)
     dtypes = plan.dtypes or (None,) * len(arrays)
@@ -79,7 +79,7 @@ def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
         Output(plan.placement.shape(plan.grid, index, array.shape), dtype or array.dtype)
         for array, dtype in zip(arrays, dtypes, strict=True)
     )
-    return Announcement(outputs, several=type(value) is tuple)
+    return Announcement(outputs, several=type(value) is tuple, chunk=chunk)
 
 
 def storer(plan: Plan, outputs: Sequence[Array], several: bool) -> Store:

@@ -1,0 +1,479 @@
+"""Segments: how they are made, recognised and filled, and that they go."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import threading
+from multiprocessing.shared_memory import SharedMemory
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from shmpar.errors import SegmentFull, SegmentGone
+from shmpar.segment import Manager, Segment, copy_in, create, ladder, locate, mapped, room, share
+from shmpar.segment import descriptors as fds
+from tests.interpreters import run_python
+
+DTYPES = st.one_of(
+    hnp.integer_dtypes(endianness="?"),
+    hnp.floating_dtypes(endianness="?"),
+    hnp.complex_number_dtypes(),
+    hnp.boolean_dtypes(),
+    hnp.datetime64_dtypes(),
+    hnp.unicode_string_dtypes(max_len=5),
+    hnp.byte_string_dtypes(max_len=5),
+)
+
+
+@st.composite
+def layouts(draw):
+    """Draw an array of any shape and memory layout."""
+    shape = draw(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))
+    array = draw(hnp.arrays(draw(DTYPES), shape))  # of shape () a scalar
+    array = np.asarray(array).transpose(draw(st.permutations(range(array.ndim))))
+    step = draw(st.sampled_from([slice(None), slice(None, None, -1), slice(None, None, 2)]))
+    return array[(..., *(step,) * array.ndim)]
+
+
+@given(layouts())
+def test_share_keeps_values_and_memory_order(array):
+    """A shared copy equals its source bit for bit, and has the layout that NumPy's copy has."""
+    segment, copy = share(array)
+    assert type(copy) is np.ndarray
+    assert copy.tobytes() == array.tobytes()
+    assert (copy.shape, copy.dtype) == (array.shape, array.dtype)
+    if array.size:
+        assert copy.strides == array.copy(order="K").strides or 1 in array.shape
+    assert segment.size == max(1, array.nbytes)
+
+
+@given(layouts())
+def test_copy_in_writes_values_in_c_order(array):
+    """copy_in() puts exactly the values, in C order, at its offset."""
+    segment = create(array.nbytes + 48)
+    copy_in(segment, 16, array)
+    found = segment.ndarray(16, array.shape, None, array.dtype)
+    assert found.tobytes() == array.tobytes()
+    assert not segment.ndarray(0, (16,), None, np.dtype("u1")).any()
+
+
+def test_a_large_strided_array_is_gathered_in_pieces():
+    """More than one buffer, and more than one step, of strided values arrive."""
+    source = np.arange(5_000_000, dtype="i4").reshape(1000, 5000)[::-1, ::2]
+    assert np.array_equal(share(source)[1], source)
+
+
+@pytest.mark.parametrize("kind", [rung.kind for rung in ladder.RUNGS])
+def test_every_rung_works(kind, monkeypatch):
+    """Each place for segments can be written, located and handed over."""
+    monkeypatch.setattr(ladder, "RUNGS", tuple(r for r in ladder.RUNGS if r.kind == kind))
+    segment, array = share(np.arange(10))
+    assert segment.kind == kind
+    assert not os.get_inheritable(segment.fileno())
+    twin = Segment.adopt(os.dup(segment.fileno()), 80, key=7, kind=kind, writable=True)
+    twin.ndarray(0, (10,), None, array.dtype)[3] = 99
+    assert array[3] == 99
+    assert twin.key == 7
+
+
+def test_a_private_segment_keeps_its_writes():
+    """Copy on write: writable here, unseen elsewhere, by copy_in() too."""
+    segment, array = share(np.zeros(4))
+    fd = os.dup(segment.fileno())
+    twin = Segment.adopt(fd, segment.size, key=1, kind="shm", writable=False, private=True)
+    mine = twin.ndarray(0, (4,), None, array.dtype)
+    mine[0] = 1
+    copy_in(twin, 8, np.ones(1))
+    assert mine.tolist() == [1, 1, 0, 0]
+    assert array.tolist() == [0, 0, 0, 0]
+
+
+def test_a_read_only_segment_gives_read_only_arrays():
+    """A worker cannot write to an input."""
+    segment, array = share(np.zeros(4))
+    fd = os.dup(segment.fileno())
+    twin = Segment.adopt(fd, segment.size, key=1, kind="shm", writable=False)
+    mine = twin.ndarray(0, (4,), None, array.dtype)
+    assert not mine.flags.writeable
+    with pytest.raises(ValueError, match="read-only"):
+        copy_in(twin, 0, np.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides"),
+    [(-1, (2,), None), (0, (11,), None), (73, (1,), None), (0, (2,), (-8,)), (8, (3,), (40,))],
+)
+def test_an_array_outside_of_its_segment_is_refused(offset, shape, strides):
+    """No byte outside of a segment can be reached."""
+    with pytest.raises(ValueError, match="outside"):
+        create(80).ndarray(offset, shape, strides, np.dtype("f8"))
+
+
+def test_a_segment_lives_as_long_as_its_views():
+    """The descriptor is closed, and subscribers are told once, when the last view goes."""
+    ended = []
+    segment = create(80)
+    fd = segment.fileno()
+    segment.subscribe(ended.append)
+    key = segment.key
+    view = segment.ndarray(0, (10,), None, np.dtype("f8"))[3:]
+    del segment
+    assert not ended
+    os.fstat(fd)
+    del view
+    assert ended == [key]
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
+
+
+def test_a_closed_segment_keeps_its_views():
+    """After close() values are held, and nothing else works; closing twice is once."""
+    ended = []
+    segment, array = share(np.arange(3))
+    segment.subscribe(ended.append)
+    segment.close()
+    segment.close()
+    array += 1
+    assert array.tolist() == [1, 2, 3]
+    assert ended == [segment.key]
+    assert locate(array) is None
+    with pytest.raises(SegmentGone, match="closed"):
+        segment.fileno()
+    segment.subscribe(ended.append)
+    assert len(ended) == 2
+
+
+def test_the_mapping_cannot_be_pulled_away():
+    """Closing the mmap object itself does nothing: a view can never fault."""
+    segment, array = share(np.arange(3))
+    segment.mapping.close()
+    assert array.sum() == 3
+
+
+def test_subscribers_may_be_told_while_the_registry_is_locked():
+    """A collection under the registry's lock ends segments without waiting for that lock."""
+    from shmpar.segment import mapping
+
+    ended = []
+    segment = create(80)
+    segment.subscribe(ended.append)
+    cycle = [segment.ndarray(0, (10,), None, np.dtype("f8"))]
+    cycle.append(cycle)
+    del segment, cycle
+    with mapping._lock:
+        gc.collect()
+    assert len(ended) == 1
+
+
+def test_keys_are_never_used_twice():
+    """A worker's cache may rely on the number."""
+    keys = {create(1).key for _ in range(100)}
+    assert len(keys) == 100
+
+
+# --- recognising memory
+
+
+def test_plain_memory_is_not_located():
+    """Neither an array that owns its data, nor a view of it."""
+    plain = np.arange(10)
+    assert locate(plain) is None
+    assert locate(plain[2:]) is None
+    assert locate(np.frombuffer(b"abcdefgh", "u1")) is None
+
+
+@pytest.mark.parametrize(
+    ("view", "offset"),
+    [
+        (lambda a: a, 0),
+        (lambda a: a[1:], 40),
+        (lambda a: a[::-1, 2], 136),
+        (lambda a: a.T[3], 24),
+        (lambda a: a.view("u1")[0, 5:], 5),
+        (lambda a: np.lib.stride_tricks.sliding_window_view(a, 2, 1)[1], 40),
+        (lambda a: np.broadcast_to(a[2], (7, 5)), 80),
+    ],
+)
+def test_views_are_located_by_their_bytes(view, offset):
+    """Whatever made a view, the segment and offset of its first element are known."""
+    segment, array = share(np.arange(20.0).reshape(4, 5))
+    if view(array).shape == (4,):
+        offset = 3 * 40 + 16 if view(array)[0] == array[3, 2] else offset
+    place = locate(view(array))
+    assert place.segment == segment
+    assert place.offset == offset
+
+
+def test_ranges_are_forgotten_and_used_again():
+    """An address range that the kernel hands out twice means the segment that is there now."""
+    for _ in range(50):
+        segment, array = share(np.zeros(1000))
+        assert locate(array).segment is not None
+        assert locate(array).segment.key == segment.key
+
+
+@pytest.fixture
+def npy(tmp_path):
+    """A .npy file of 10 x 8 float64."""
+    path = tmp_path / "a b\n.npy"
+    np.save(path, np.arange(80.0).reshape(10, 8))
+    return path
+
+
+@pytest.mark.parametrize("source", [mapped._from_kernel, mapped._from_memmap])
+def test_a_mapped_file_is_located(npy, source, monkeypatch):
+    """np.load(mmap_mode=) is recognised, views by their own offset, always as one segment."""
+    monkeypatch.setattr(mapped, "_SOURCE", source)
+    array = np.load(npy, mmap_mode="r+")
+    place = locate(array)
+    assert (place.segment.kind, place.segment.writable) == ("file", True)
+    assert os.pread(place.segment.fileno(), 8, place.offset + 8) == array[0, 1].tobytes()
+    part = locate(np.asarray(array)[3:, 1:])
+    assert part.segment.key == place.segment.key
+    assert part.offset == place.offset + 3 * 64 + 8
+
+
+def test_a_mapped_file_goes_with_its_mmap(npy):
+    """The descriptor that was opened to share a file is closed when the user drops the map."""
+    array = np.load(npy, mmap_mode="r")
+    ended = []
+    place = locate(array)
+    assert not place.segment.writable
+    place.segment.subscribe(ended.append)
+    del place, array
+    assert len(ended) == 1
+
+
+def test_private_removed_and_replaced_files_are_not_located(npy):
+    """What others would not see is copied instead."""
+    assert locate(np.load(npy, mmap_mode="c")) is None
+    removed = np.load(npy, mmap_mode="r")
+    os.unlink(npy)
+    assert locate(removed) is None
+    np.save(npy, np.zeros((10, 8)))
+    replaced = np.load(npy, mmap_mode="r")
+    os.rename(npy, f"{npy}.old")
+    np.save(npy, np.zeros((10, 8)))
+    place = locate(replaced)
+    assert place is None or os.path.samestat(
+        os.fstat(place.segment.fileno()), os.stat(f"{npy}.old")
+    )
+
+
+def test_a_file_that_was_shortened_is_not_located(npy):
+    """A worker would be killed by SIGBUS where the file has ended."""
+    array = np.load(npy, mmap_mode="r+")
+    os.truncate(npy, 200)
+    assert locate(array) is None
+
+
+def test_the_standard_librarys_memory_is_located():
+    """An array over SharedMemory.buf is not copied."""
+    theirs = SharedMemory(create=True, size=800)
+    try:
+        array = np.ndarray((100,), "f8", theirs.buf)
+        place = locate(array[5:])
+        assert place.offset == 40
+        assert place.segment.kind == "file"
+        del array, place
+    finally:
+        theirs.close()
+        theirs.unlink()
+
+
+# --- room
+
+
+def test_an_absurd_request_is_refused_before_memory_is_touched():
+    """A petabyte: the error says how much was asked for, how much is free and what to do."""
+    with pytest.raises(SegmentFull, match=r"result: no room .* 1,000,000,000,000,000 .* free.*np.memmap"):
+        create(10**15, what="result")
+    assert issubclass(SegmentFull, MemoryError)
+
+
+def test_memory_that_runs_out_between_two_steps_is_noticed(monkeypatch):
+    """Each step looks at free memory again; what was reserved so far is given back."""
+    answers = iter([1 << 40, 1 << 40, 0])
+    monkeypatch.setattr(room, "memory", lambda: next(answers))
+    monkeypatch.setattr(ladder, "RUNGS", ladder.RUNGS[:1])
+    with pytest.raises(SegmentFull, match="0 free"):
+        create(200 << 20)
+
+
+def test_a_full_place_is_passed_over(monkeypatch):
+    """ENOSPC in /dev/shm leads to the next rung, with the values written there."""
+
+    def full(fd, nbytes):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    first = ladder.Rung("shm", "/dev/shm", lambda: full(0, 0))
+    monkeypatch.setattr(ladder, "RUNGS", (first, *ladder.RUNGS[1:]))
+    segment, array = share(np.arange(5))
+    assert segment.kind == "memfd"
+    assert array.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_every_byte_is_reserved():
+    """Blocks are allocated for the whole size, so no write can fail later."""
+    segment = create(5 << 20)
+    assert os.fstat(segment.fileno()).st_blocks * 512 >= 5 << 20
+    segment, _ = share(np.zeros(5 << 17))
+    assert os.fstat(segment.fileno()).st_blocks * 512 >= 5 << 20
+
+
+def test_free_memory_is_known():
+    """Some, and no more than there is."""
+    assert 0 < room.memory() < 1 << 62
+
+
+def test_cgroup_limits_count(tmp_path):
+    """Room in a group is its limit less its use, without page cache that can be given back."""
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100\n")
+    child = tmp_path / "child"
+    child.mkdir()
+    (child / "memory.max").write_text("max\n")
+    (child / "memory.current").write_text("1\n")
+    found = list(room._climb(str(tmp_path), "/child", "memory.max", "memory.current"))
+    assert found == [400]
+
+
+SMALL_SHM = """
+import os, subprocess, sys
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", "/dev/shm"], check=True)
+import numpy as np
+from shmpar.segment import create, share
+from shmpar.array import attach, creation as sa
+segment, array = share(np.ones(500 << 17))
+assert segment.kind == "memfd", segment.kind
+array[:] = 2
+assert create(500 << 20).kind == "memfd"
+small = sa.zeros(10)
+assert small._lease.segment.kind == "shm"
+big = sa.zeros(500 << 17)
+assert big.name.startswith(f"/proc/{os.getpid()}/fd/")
+reader = f'''
+from shmpar.array import attach, creation as sa
+a = attach({big.address!r})
+a[5] = 7
+assert a.size == 500 << 17
+'''
+subprocess.run([sys.executable, "-c", reader], check=True)
+assert big[5] == 7
+try:
+    sa.zeros(500 << 17, name="mine")
+except sa.creation.SegmentFull as error:
+    print("refused", os.listdir("/dev/shm"))
+"""
+
+
+def test_a_small_dev_shm_is_no_limit():
+    """500 MB in a container's 64 MB /dev/shm: a memory file, which others can attach to."""
+    if os.geteuid() != 0 or not os.path.exists("/usr/bin/unshare"):
+        pytest.skip("mounting a small /dev/shm needs root and unshare")
+    import subprocess
+    import sys
+
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    code = SMALL_SHM.replace("sa.creation.SegmentFull", "MemoryError")
+    done = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=env,
+    )
+    if "unshare" in done.stderr and done.returncode == 1:
+        pytest.skip(f"no new mount namespace here: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "refused []\n"
+    assert done.stderr == ""
+
+
+def test_segments_can_be_made_by_many_threads():
+    """No segment is lost or mixed up."""
+    manager = Manager()
+    failures = []
+
+    def work(seed):
+        try:
+            for n in range(50):
+                array = np.full(100, seed * 1000 + n)
+                place = manager.share(array)
+                found = place.segment.ndarray(place.offset, (100,), None, array.dtype)
+                assert (found == array).all()
+                assert locate(found).segment == place.segment
+                if n % 10 == 0:
+                    manager.name(place.segment)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    manager.close()
+
+
+def test_a_closed_manager_makes_nothing():
+    """A pool that was left is a RuntimeError, and closing twice is once."""
+    manager = Manager()
+    place = manager.share(np.ones(3))
+    view = place.segment.ndarray(0, (3,), None, np.dtype("f8"))
+    manager.close()
+    manager.close()
+    assert place.segment.closed
+    assert view.sum() == 3
+    with pytest.raises(RuntimeError, match="closed"):
+        manager.create(8)
+
+
+def test_small_arrays_share_a_segment_where_descriptors_are_scarce(monkeypatch):
+    """Pieces are aligned, zero, never overlap, and the segment goes with the last one."""
+    monkeypatch.setattr(fds, "scarce", lambda: True)
+    with Manager() as manager:
+        places = [manager.allocate(n) for n in (1, 100, 64, 0, 65536)]
+        assert len({place.segment.key for place in places}) == 1
+        assert [place.offset for place in places] == [0, 64, 192, 256, 320]
+        assert manager.allocate(65537).segment.key != places[0].segment.key
+        segment, offset = places[1].segment, places[1].offset
+        ended = []
+        segment.subscribe(ended.append)
+        view = segment.ndarray(offset, (100,), None, np.dtype("u1"))
+        del places, segment
+        assert not ended
+        assert not view.any()
+        del view
+        assert len(ended) == 1
+
+
+def test_descriptors_of_a_raised_limit():
+    """3,000 small arrays and 600 large ones live at once under a soft limit of 1,024."""
+    done = run_python("""
+        import os, resource, numpy as np
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, min(hard, 4096)))
+        from shmpar.array import attach, creation as sa
+        arrays = [sa.array(np.full(100, n)) for n in range(3000)]
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1024
+        assert len(os.listdir("/proc/self/fd")) < 600
+        assert all((a == n).all() for n, a in enumerate(arrays))
+        last = arrays[-1]
+        assert "@" in last.name
+        assert (attach(last.name, last.shape, last.dtype) == 2999).all()
+        attach(arrays[-2].address)[0] = 5
+        assert arrays[-2][0] == 5 and arrays[-3][0] == 2997
+        last.close()
+        assert arrays[-2].name
+        large = [sa.zeros(10_000) for _ in range(600)]
+        print(resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 1024 or len(large))
+    """)
+    assert (done.stderr, done.returncode) == ("", 0)

@@ -1,0 +1,281 @@
+"""Names: who makes them, who removes them, and what a death leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from shmpar.array import attach
+from shmpar.array import creation as sa
+from shmpar.errors import SegmentGone
+from shmpar.segment import Manager, inventory, marker, naming, reap
+from tests.interpreters import interpreter, run_python
+
+SHM = "/dev/shm"
+
+
+@pytest.fixture
+def manager():
+    """A manager that is closed at the end."""
+    with Manager() as manager:
+        yield manager
+
+
+def names():
+    """All that lies in /dev/shm and is ours."""
+    return {name for name in os.listdir(SHM) if name.startswith("shmpar_")}
+
+
+def test_memory_has_no_name_until_somebody_asks(manager):
+    """Then it has one, of at most 31 characters, and the same one again."""
+    before = names()
+    a = sa.zeros(3, manager=manager)
+    assert names() == before
+    name = a.name
+    assert a.name == name
+    assert len(name) <= 31
+    assert name in names()
+    assert stat.S_IMODE(os.stat(f"{SHM}/{name}").st_mode) == 0o600
+
+
+@pytest.mark.parametrize("end", ["close", "with", "drop", "manager"])
+def test_a_name_goes_with_its_array(end, manager):
+    """At close(), at the end of a with block, with the last view, with the manager."""
+    a = sa.zeros(3, manager=manager)
+    name = a.name
+    if end == "close":
+        a.close()
+    elif end == "with":
+        with a:
+            pass
+    elif end == "drop":
+        del a
+    else:
+        manager.close()
+    assert not os.path.exists(f"{SHM}/{name}")
+    assert not [one for one in names() if one.endswith(".marker")] or inventory()
+    with pytest.raises(SegmentGone, match="keep the owner"):
+        attach(name, 3, "f8")
+
+
+def test_a_chosen_name_exists_at_once(manager):
+    """And can be used once at a time."""
+    a = sa.full(3, 7.0, name="shmpar-test-chosen", manager=manager)
+    assert a.name == "shmpar-test-chosen"
+    assert attach("shmpar-test-chosen", 3, "f8").tolist() == [7, 7, 7]
+    with pytest.raises(FileExistsError, match="attach"):
+        sa.zeros(3, name="shmpar-test-chosen", manager=manager)
+    a.close()
+    sa.zeros(3, name="shmpar-test-chosen", manager=manager).close()
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "/a", "a\0b", "x" * 256, "shmpar_12.marker", "a@1"]
+)
+def test_bad_names_are_refused(name, manager):
+    """Before anything is made."""
+    with pytest.raises(ValueError, match="cannot name"):
+        sa.zeros(3, name=name, manager=manager)
+    with pytest.raises(TypeError):
+        sa.zeros(3, name=b"bytes", manager=manager)
+
+
+def test_a_name_that_was_taken_by_another_file_is_left_alone(manager):
+    """Only the very file that was named is removed."""
+    a = sa.zeros(3, name="shmpar-test-other", manager=manager)
+    path = f"{SHM}/shmpar-test-other"
+    os.rename(path, f"{path}-old")
+    with open(path, "w"):
+        pass
+    a.close()
+    assert os.path.exists(path)
+    os.unlink(path)
+    os.unlink(f"{path}-old")
+
+
+OWNER = """
+    import os, sys
+    from shmpar.array import attach, creation as sa
+    a, b = sa.ones(3), sa.zeros(5, name=sys.argv[1])
+    print(a.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_names_of_a_killed_process_are_removed_by_the_next():
+    """SIGKILL leaves names and a marker; a living owner's stay; the dead's go."""
+    pipe = subprocess.PIPE
+    with (
+        interpreter(OWNER, "shmpar-test-living", stdin=pipe, stdout=pipe) as living,
+        interpreter(OWNER, "shmpar-test-killed", stdin=pipe, stdout=pipe) as killed,
+    ):
+        living_name = living.stdout.readline().decode().strip()
+        killed_name = killed.stdout.readline().decode().strip()
+        assert {living_name, killed_name} <= names()
+        assert not set(reap(dry_run=True)) & {living_name, killed_name}
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        assert {killed_name, "shmpar-test-killed"} <= set(reap(dry_run=True))
+        found = {name for one in inventory() if not one.alive for name in one.names}
+        assert {killed_name, "shmpar-test-killed"} <= found
+        assert {killed_name, "shmpar-test-killed"} <= set(reap())
+        assert killed_name not in names()
+        assert not os.path.exists(f"{SHM}/shmpar-test-killed")
+        assert living_name in names()
+        living.stdin.close()
+        assert living.wait() == 0
+    assert living_name not in names()
+    assert not os.path.exists(f"{SHM}/shmpar-test-living")
+
+
+def test_a_reused_name_is_not_reaped():
+    """A name on a dead process' list that now belongs to another file stays."""
+    mine = sa.zeros(3, name="shmpar-test-reused")
+    stale = f"{SHM}/{naming.generated('.marker')}"
+    with open(stale, "w") as file:
+        file.write("1 2 shmpar-test-reused\n3 4 ../x\nhalf a li")
+    assert "shmpar-test-reused" not in reap()
+    assert not os.path.exists(stale)
+    assert mine.name == "shmpar-test-reused"
+    assert os.path.exists(f"{SHM}/shmpar-test-reused")
+    mine.close()
+
+
+def test_a_forked_child_does_not_keep_a_marker_alive():
+    """The lock of a killed parent is free although its child lives on."""
+    code = """
+        import os, sys, time
+        from shmpar.array import attach, creation as sa
+        a = sa.ones(3)
+        name = a.name
+        ready, go = os.pipe()
+        if os.fork() == 0:
+            sys.stdin.read()
+            os._exit(0)
+        print(name, flush=True)
+        time.sleep(60)
+    """
+    pipe = subprocess.PIPE
+    with interpreter(code, stdin=pipe, stdout=pipe, survivors_ok=True) as owner:
+        name = owner.stdout.readline().decode().strip()
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+        assert name in reap()
+        owner.stdin.close()
+
+
+def test_a_forked_child_removes_nothing():
+    """Neither its finalizers nor its exit nor close() end what belongs to the parent."""
+    done = run_python("""
+        import os, gc, warnings
+        from shmpar.array import attach, creation as sa
+        warnings.simplefilter("ignore", DeprecationWarning)
+        a, b = sa.ones(3), sa.zeros(4)
+        names = a.name, b.name
+        ended = []
+        a._lease.segment.subscribe(ended.append)
+        pid = os.fork()
+        if pid == 0:
+            del b
+            a.close()
+            gc.collect()
+            c = sa.zeros(2)     # of a manager of its own
+            c.name
+            c.close()
+            assert not ended
+            raise SystemExit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert all(os.path.exists(f"/dev/shm/{name}") for name in names)
+        assert a.address and not ended
+    """)
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_a_manager_of_the_parent_refuses_in_a_forked_child():
+    """The child is told; what it would make there nobody would release."""
+    done = run_python("""
+        import os, warnings
+        from shmpar.segment import Manager
+        warnings.simplefilter("ignore", DeprecationWarning)
+        manager = Manager()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                manager.create(8)
+            except RuntimeError as error:
+                raise SystemExit("parent" not in str(error))
+        assert os.waitpid(pid, 0)[1] == 0
+    """)
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "1/0", "import os; os.kill(os.getpid(), 2)"])
+def test_nothing_is_left_at_exit(end):
+    """However the interpreter ends by itself, its names go and it says nothing about them."""
+    done = run_python(f"""
+        from shmpar.array import attach, creation as sa
+        from shmpar.segment import share
+        import numpy as np
+        a, b, c = sa.ones(3), sa.zeros((2, 2)), share(np.ones(4))
+        print(a.name, b.name)
+        {end}
+    """)
+    found = done.stdout.split()
+    assert len(found) == 2
+    assert not set(found) & names()
+    assert "shmpar" not in done.stderr
+    assert "resource_tracker" not in done.stderr
+
+
+def test_reaping_is_cheap():
+    """A listing: it happens at every start of a pool."""
+    start = time.perf_counter()
+    for _ in range(20):
+        reap()
+    assert time.perf_counter() - start < 1
+
+
+def test_two_managers_of_one_process_do_not_reap_each_other():
+    """POSIX locks do not exclude their own process, so it knows its own markers."""
+    with Manager() as first, Manager() as second:
+        a, b = sa.ones(3, manager=first), sa.ones(3, manager=second)
+        assert {a.name, b.name} <= names()
+        reap()
+        assert {a.name, b.name} <= names()
+        assert len([one for one in inventory() if one.alive]) >= 2
+        done = run_python("from shmpar.segment import reap; print(reap())")
+        assert done.stdout == "[]\n"
+        del a, b
+
+
+def test_a_marker_goes_with_its_last_name(manager):
+    """A long session that named one array once leaves no file behind."""
+    a = sa.ones(3, manager=manager)
+    a.name  # noqa: B018 (names the segment)
+    path = manager.marker().path
+    assert os.path.exists(path)
+    del a
+    assert not os.path.exists(path)
+    assert (os.getpid(), path) not in marker._ours
+
+
+def test_values_survive_an_address_book_of_np_arrays(manager):
+    """A result that is plain can be shared by name as well, and keeps its memory."""
+    from shmpar.segment import share
+
+    result = share(np.arange(4.0))[1]
+    a = sa.asarray(result, manager=manager)
+    assert np.shares_memory(a, result)
+    b = attach(a.address)
+    b[0] = 9
+    assert result[0] == 9
+    name = a.name
+    manager.close()
+    assert not os.path.exists(f"{SHM}/{name}")
+    assert result.sum() == 15
