@@ -62,7 +62,7 @@ class Driver:
         except BaseException as error:
             self._interrupted(run, error)
             raise
-        return run.result()
+        return run.hand_over()
 
     def launch(self, run: Run) -> None:
         """Execute a run while nobody waits for it."""

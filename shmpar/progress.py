@@ -5,6 +5,7 @@ Imports run's type of an observer; tqdm where it is used.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,10 @@ class _Callback:
 
 
 class _Bar:
-    """A tqdm bar, in a notebook or a terminal, that counts chunks."""
+    """A tqdm bar, in a notebook or a terminal, that counts chunks.
+
+    It has no monitor thread, which would outlive it, and a lock of this process alone.
+    """
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -64,7 +68,8 @@ class _Bar:
         if self._bar is None:
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=total, desc=self._label, unit="chunk")
+            bar = type("Bar", (tqdm,), {"monitor_interval": 0, "_lock": threading.RLock()})
+            self._bar = bar(total=total, desc=self._label, unit="chunk")
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:

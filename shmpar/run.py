@@ -15,8 +15,10 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import threading
 import time
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
@@ -119,6 +121,7 @@ class Run(Future[Any]):
         self._fatal: BaseException | None = None
         self._cancelled = False
         self._said: Announcement | None = None
+        self._allocating = threading.Lock()
         self._deaths = 0
         self._exitcode: int | None = None
         self._began = time.perf_counter()
@@ -169,6 +172,24 @@ class Run(Future[Any]):
             memory=tuple("private" if place is None else place.segment.kind for place in places),
             seed=self.plan.seed,
         )
+
+    def result(self, timeout: float | None = None) -> Any:
+        """What the verb returns, when it is there.
+
+        Raises
+        ------
+        TimeoutError
+            If it is not there after `timeout` seconds.
+        CancelledError
+            If the run was cancelled.
+        ShmparError
+            If the run failed, or if a caller has waited for the verb and has dropped its result
+            since: such a run does not keep it, so that the memory goes with the last array.
+        """
+        result = super().result(timeout)
+        if isinstance(result, _HandedOver):
+            return result.again()
+        return result
 
     def cancel(self) -> bool:
         """Stop handing out chunks; True unless the run was done already.
@@ -221,7 +242,10 @@ class Run(Future[Any]):
             allocate=self._allocate,
             outputs=self._outputs.arrays,
             several=self._outputs.several,
-            scratch=attended and self.plan.fail_fast and self._outputs.arrays is None,
+        )
+        known = self._outputs.arrays is not None
+        execution.scratch = (
+            engine.uses_scratch and attended and self.plan.fail_fast and not known
         )
         try:
             ready = engine.open(execution)
@@ -235,9 +259,12 @@ class Run(Future[Any]):
         self._settle()
 
     def _allocate(self, announcement: Announcement) -> None:
-        execution = self._alive
-        execution.outputs = self._outputs.allocate(announcement)
-        execution.several = announcement.several
+        with self._allocating:  # two threads may have their first result at once
+            execution = self._alive
+            if execution.outputs is None:
+                outputs = self._outputs.allocate(announcement)
+                execution.several = announcement.several
+                execution.outputs = outputs
 
     @property
     def _alive(self) -> Execution:
@@ -383,6 +410,7 @@ class Run(Future[Any]):
         except BaseException as error:  # noqa: BLE001 - it is the outcome
             self._outcome = error
         engine.close(execution)
+        execution.close()
         self._seconds = time.perf_counter() - self._began
 
     def _take_scratch(self, execution: Execution) -> None:
@@ -434,6 +462,13 @@ class Run(Future[Any]):
         else:
             self.set_result(outcome)
 
+    def hand_over(self) -> Any:
+        """Give the result to the caller who has waited for it, and keep it only while he does."""
+        result = self.result()
+        self._outputs = Outputs(None)
+        self._result = _HandedOver(result)
+        return result
+
     def stop(self) -> None:
         """Cancel, under the driver's lock."""
         self._cancelled = True
@@ -453,6 +488,7 @@ class Run(Future[Any]):
         if execution is not None:
             self._settled = execution.ledger.settled
             self._conclude(self._done_chunks(execution))
+            execution.close()
 
     # Errors
 
@@ -506,6 +542,28 @@ class Run(Future[Any]):
             exitcode=self._exitcode,
             run=self,
         )
+
+
+class _HandedOver:
+    """A result that lives as long as its caller wants it to."""
+
+    def __init__(self, result: Any) -> None:
+        self._is_tuple = isinstance(result, tuple)
+        self._none = result is None
+        parts = result if self._is_tuple else (result,)
+        self._parts = [
+            weakref.ref(part) if isinstance(part, np.ndarray) else lambda part=part: part
+            for part in parts
+        ]
+
+    def again(self) -> Any:
+        parts = tuple(part() for part in self._parts)
+        if any(now is None for now in parts) and not self._none:
+            raise ShmparError(
+                "the result of this run was returned to its caller, who has dropped it; the run "
+                "of a call with wait=False keeps it"
+            )
+        return parts if self._is_tuple else parts[0]
 
 
 def _described(error: BaseException) -> str:

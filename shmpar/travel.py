@@ -28,9 +28,11 @@ import cloudpickle
 import numpy as np
 
 from shmpar.array import SharedArray
+from shmpar.array.lease import Lease
+from shmpar.array.sharedarray import over
 from shmpar.errors import PlanError
 from shmpar.plan import Function
-from shmpar.segment import Segment, locate, share
+from shmpar.segment import Place, Segment, default_manager, locate, share
 
 __all__ = ["LARGE", "Namespaces", "Parcel", "namespaces", "pack", "unpack"]
 
@@ -122,7 +124,8 @@ class _Packer(cloudpickle.Pickler):
             segment, offset = place.segment, place.offset
         index = self._add(segment, private=not shared)
         layout = (offset, array.shape, array.strides, array.dtype, array.flags.writeable)
-        return _take, (index, shared, *layout)
+        start = array._lease.start if isinstance(array, SharedArray) and array._lease else None  # noqa: SLF001
+        return _take, (index, start, *layout)
 
     def _add(self, segment: Segment, *, private: bool) -> int:
         for index, known in enumerate(self.segments):
@@ -289,7 +292,7 @@ _arriving = _Arriving()
 
 def _take(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a pickle
     index: int,
-    shared: bool,
+    start: int | None,
     offset: int,
     shape: tuple[int, ...],
     strides: tuple[int, ...],
@@ -298,10 +301,11 @@ def _take(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a pickle
 ) -> np.ndarray[Any, Any]:
     segment = _arriving.segments[index]
     array = segment.ndarray(offset, shape, strides, dtype, writable=writable)
-    if shared:
-        return array.view(SharedArray)
-    _arriving.taken.append(array)
-    return array
+    if start is None:
+        _arriving.taken.append(array)
+        return array
+    place = Place(segment, offset)
+    return over(array, Lease(place, array, default_manager(), start=start, owner=False))
 
 
 def unpack(

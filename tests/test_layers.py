@@ -17,6 +17,7 @@ PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 LAYERS = {
     "errors": 0,
     "version": 0,
+    "cpus": 0,
     "grid": 0,
     "segment": 0,
     "array": 0,
@@ -35,9 +36,9 @@ LAYERS = {
     "report": 3,
     "run": 4,
     "driver": 4,
-    "pool": 5,
     "progress": 5,
-    "verbs": 6,
+    "verbs": 5,  # as a class that Pool extends, so they lie below it
+    "pool": 6,
     "reductions": 6,
     "interop": 7,
     "__init__": 7,
@@ -53,8 +54,8 @@ BESIDE = {
     ("engines.__init__", "engines.exits"),
     ("engines.protocol", "plan"),
     ("driver", "run"),
-    ("pool", "progress"),
-    ("reductions", "verbs"),
+    ("verbs", "progress"),
+    ("reductions", "pool"),
     ("interop", "__init__"),
     ("__main__", "__init__"),
 }

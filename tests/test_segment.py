@@ -219,7 +219,7 @@ def test_ranges_are_forgotten_and_used_again():
 
 @pytest.fixture
 def npy(tmp_path):
-    """A .npy file of 10 x 8 float64."""
+    """Write a .npy file of 10 x 8 float64."""
     path = tmp_path / "a b\n.npy"
     np.save(path, np.arange(80.0).reshape(10, 8))
     return path
@@ -291,7 +291,9 @@ def test_the_standard_librarys_memory_is_located():
 
 def test_an_absurd_request_is_refused_before_memory_is_touched():
     """A petabyte: the error says how much was asked for, how much is free and what to do."""
-    with pytest.raises(SegmentFull, match=r"result: no room .* 1,000,000,000,000,000 .* free.*np.memmap"):
+    with pytest.raises(
+        SegmentFull, match=r"result: no room .* 1,000,000,000,000,000 .* free.*np.memmap"
+    ):
         create(10**15, what="result")
     assert issubclass(SegmentFull, MemoryError)
 

@@ -22,7 +22,7 @@ SHM = "/dev/shm"
 
 @pytest.fixture
 def manager():
-    """A manager that is closed at the end."""
+    """Make a manager that is closed at the end."""
     with Manager() as manager:
         yield manager
 
@@ -215,7 +215,9 @@ def test_a_manager_of_the_parent_refuses_in_a_forked_child():
     assert (done.stderr, done.returncode) == ("", 0)
 
 
-@pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "1/0", "import os; os.kill(os.getpid(), 2)"])
+@pytest.mark.parametrize(
+    "end", ["", "raise SystemExit(3)", "1/0", "import os; os.kill(os.getpid(), 2)"]
+)
 def test_nothing_is_left_at_exit(end):
     """However the interpreter ends by itself, its names go and it says nothing about them."""
     done = run_python(f"""

@@ -58,6 +58,7 @@ class Address:
 
     Examples
     --------
+    >>> import numpy as np
     >>> a = Address("shmpar_1", 80, 0, (10,), (8,), np.dtype("<f8"))
     >>> Address.parse(a.to_json()) == a
     True

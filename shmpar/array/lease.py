@@ -46,14 +46,14 @@ class Lease:
         Whether the segment goes with this lease.
     """
 
-    __slots__ = ("_closed", "_lock", "_origin", "manager", "owner", "root", "segment", "start")
+    __slots__ = ("_closed", "_lock", "_offset", "manager", "owner", "root", "segment", "start")
 
     def __init__(
         self, place: Place, root: Array, manager: Manager, *, start: int, owner: bool
     ) -> None:
         self.segment, self.root, self.manager = place.segment, root, manager
         self.start, self.owner = start, owner
-        self._origin = pointer(root) - place.offset  # address of the segment's first byte
+        self._offset = place.offset
         self._closed = False
         self._lock: Lock | None = None
 
@@ -84,8 +84,11 @@ class Lease:
 
     def holds(self, array: Array) -> bool:
         """Whether an array's bytes lie in the segment."""
-        if array.base is self.root:
-            return True
+        base: Any = array.base
+        while isinstance(base, np.ndarray):
+            if base is self.root:
+                return True
+            base = base.base
         place = locate(array)
         return place is not None and place.segment == self.segment
 
@@ -102,7 +105,7 @@ class Lease:
         return Address(
             name=name,
             size=self.segment.size,
-            offset=pointer(array) - self._origin,
+            offset=self._offset + pointer(array) - pointer(self.root),
             shape=array.shape,
             strides=array.strides,
             dtype=array.dtype,

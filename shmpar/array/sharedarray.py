@@ -217,9 +217,9 @@ class SharedArray(np.ndarray[_Shape, _DType]):
     def __array_wrap__(
         self, array: Plain, context: Any = None, return_scalar: bool = False, /
     ) -> Any:
-        """Give results of functions written for subclasses: plain."""
-        plain = array.view(np.ndarray) if isinstance(array, SharedArray) else array
-        return plain[()] if return_scalar else plain
+        """Give results of functions that are written for subclasses: plain unless views."""
+        plain = _plain(array)
+        return plain[()] if return_scalar else _again(self, plain)
 
     @property
     def imag(self) -> Any:

@@ -96,6 +96,7 @@ class ProcessesEngine:
     """
 
     name = "processes"
+    uses_scratch = True
 
     def __init__(
         self,
@@ -226,8 +227,6 @@ class ProcessesEngine:
         """Drop what was made for the run; keep its ledger for the next."""
         self._runs.pop(execution.number, None)
         self._packed.pop(execution.number, None)
-        for generation in execution.generations:
-            generation.tickets.close()
         place = locate(execution.ledger.status)
         if place is not None and len(self._ledgers) < _LEDGERS:
             size = place.segment.size

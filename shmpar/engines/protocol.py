@@ -100,6 +100,11 @@ class Execution:
     scratch: bool = False
     stopped: bool = False
 
+    def close(self) -> None:
+        """Close the counters; no worker draws from them any more."""
+        for generation in self.generations:
+            generation.tickets.close()
+
     def held(self, worker: int) -> Held | None:
         """What a worker that is gone held of this run."""
         return self.ledger.held(worker)
@@ -176,10 +181,21 @@ Event = Ready | Emptied | Failed | Rejected | Values | Lost
 
 
 class Engine(Protocol):
-    """Runs plans on its workers."""
+    """Runs plans on its workers.
+
+    Attributes
+    ----------
+    name : str
+        As a pool's ``engine=``.
+    workers : int
+        How many it has.
+    uses_scratch : bool
+        Whether its workers put small outputs into the ledger's scratch if they may.
+    """
 
     name: str
     workers: int
+    uses_scratch: bool
 
     def ledger(self, chunks: int) -> Ledger:
         """A zeroed ledger that all workers can write."""

@@ -90,6 +90,7 @@ class SerialEngine:
 
     name = "serial"
     workers = 1
+    uses_scratch = False
 
     def __init__(self, initializer: Callable[[], object] | None = None) -> None:
         self._queue: deque[tuple[Execution, Generation]] = deque()

@@ -37,6 +37,7 @@ class ThreadsEngine:
     """
 
     name = "threads"
+    uses_scratch = False
 
     def __init__(self, workers: int, initializer: Callable[[], object] | None = None) -> None:
         self.workers = workers

@@ -149,7 +149,7 @@ def auto_lengths(
     >>> auto_lengths((10_000, 10_000), (None, None), 8, (0, 0))
     [13, 10000]
     >>> auto_lengths((10_000, 10_000), (None, None), 8, (4, 4))
-    [250, 500]
+    [257, 500]
     """
     free = [k for k, length in enumerate(fixed) if length is None]
     budget = block_bytes(shape, max(1, itemsize)) // max(1, itemsize)

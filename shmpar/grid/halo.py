@@ -268,8 +268,9 @@ class Halo:
         if shape != grid.shape:
             raise ValueError(f"array of shape {shape} on a grid of {grid.shape}; pass its own grid")
         if _inside(bounds, shape):
-            # The ellipsis keeps it a view where there are no axes.
-            return array[(*map(slice, *zip(*bounds, strict=True)), ...)] if bounds else array[...]
+            # The ellipsis keeps it an array where there are no axes.
+            region: tuple[Any, ...] = (*[slice(start, stop) for start, stop in bounds], ...)
+            return array[region]
         window = self._copy(array, bounds)
         window.flags.writeable = array.flags.writeable
         return window

@@ -32,7 +32,7 @@ def default_pool() -> Pool:
     if _Default.pid != os.getpid():  # a forked child's copy of a lock may never be released
         _Default.lock, _Default.pool, _Default.pid = threading.Lock(), None, os.getpid()
     with _Default.lock:
-        if _Default.pool is None:
+        if _Default.pool is None or _Default.pool.closed:
             _Default.pool = Pool()
         return _Default.pool
 

@@ -21,7 +21,7 @@ from shmpar.pool.memory import Memory
 from shmpar.progress import Progress
 from shmpar.run import Run
 from shmpar.segment import Manager, reap
-from shmpar.verbs import Defaults, Options, Verbs
+from shmpar.verbs import Defaults, Verbs
 from shmpar.verbs.options import parse_options
 from shmpar.worker import in_worker
 
@@ -49,6 +49,13 @@ class Pool(Verbs, Memory):
         Cap on the threads of BLAS and OpenMP in each worker process.
     python : path, optional
         Another interpreter for the worker processes; it needs NumPy and cloudpickle.
+
+    Attributes
+    ----------
+    n_workers : int
+        How many workers it has.
+    engine : str
+        What they are.
 
     Raises
     ------
@@ -104,6 +111,7 @@ class Pool(Verbs, Memory):
             python=python,
         )
         self.n_workers = choice.workers
+        self.engine = choice.name
         self._pid = os.getpid()
         self._last_run: Run | None = None
         self._manager = Manager()
@@ -116,6 +124,11 @@ class Pool(Verbs, Memory):
     def last_run(self) -> Run | None:
         """The latest run, whatever came of it."""
         return self._last_run
+
+    @property
+    def closed(self) -> bool:
+        """Whether its workers were ended."""
+        return self._driver is None
 
     def _defaults(self) -> Defaults:
         return self._verb_defaults
@@ -188,8 +201,8 @@ class Pool(Verbs, Memory):
         return _nested, ()
 
     def __repr__(self) -> str:
-        closed = self._driver is None
-        return f"<shmpar.Pool: {'closed' if closed else f'{self.n_workers} workers'}>"
+        state = "closed" if self.closed else f"{self.n_workers} workers"
+        return f"<shmpar.Pool: {self.engine}, {state}>"
 
 
 def _nested() -> Pool:

@@ -7,7 +7,7 @@ Guarantees
 A backing lives as long as a :class:`Segment` or a view of its memory does; then, or at ``close()``,
 its name is removed, its descriptor closed and its subscribers called, once.
 That end may come inside a finalizer, at any point of any thread: it takes no lock; what must
-happen once is popped from a deque, which is atomic.
+happen once is popped from a list, which is atomic.
 In a forked child the end does nothing: names belong to the parent, and the numbers of its
 descriptors may mean other files by then.
 """
@@ -18,7 +18,6 @@ import itertools
 import os
 import threading
 import weakref
-from collections import deque
 from typing import TYPE_CHECKING
 
 from shmpar.errors import SegmentGone
@@ -80,9 +79,9 @@ class Backing:
         writable: bool = True,
         private: bool = False,
     ) -> None:
-        self._fds = deque((fd,))
-        self._names: deque[tuple[str, Marker]] = deque()  # the marker goes with its last name
-        self._callbacks: deque[Callable[[int], object]] = deque()
+        self._fds = [fd]
+        self._names: list[tuple[str, Marker]] = []  # the marker goes with its last name
+        self._callbacks: list[Callable[[int], object]] = []
         self._mapping: weakref.ref[Mapping] | None = None
         self._pid = os.getpid()
         self.key = next(_keys) if key is None else key
@@ -180,7 +179,7 @@ class Backing:
         """Remove the name, if it was given here."""
         while self._names and self._pid == os.getpid():
             naming.remove(self._names[0][0], self.identity())
-            self._names.popleft()
+            self._names.pop(0)
 
     def close(self) -> None:
         """End the sharing: no name, no descriptor; views keep the memory.  Twice is once."""
@@ -189,7 +188,7 @@ class Backing:
             return
         try:
             self.unlink()
-            fd = self._fds.popleft()
+            fd = self._fds.pop()
         except (IndexError, SegmentGone):  # closed before, or by another thread just now
             return
         os.close(fd)
@@ -199,7 +198,7 @@ class Backing:
     def _tell(self) -> None:
         while self._callbacks:
             try:
-                callback = self._callbacks.popleft()
+                callback = self._callbacks.pop(0)
             except IndexError:
                 return
             callback(self.key)

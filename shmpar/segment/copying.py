@@ -163,7 +163,7 @@ def _pwrite(fd: int, raw: memoryview, offset: int) -> None:
     done = 0
     while done < raw.nbytes:
         try:
-            done += os.pwrite(fd, raw[done:], offset + done)
+            done += os.pwrite(fd, raw[done:] if done else raw, offset + done)
         except OSError as error:
             if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG}:
                 raise

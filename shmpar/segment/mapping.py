@@ -49,8 +49,9 @@ class Mapping(mmap.mmap):
         Address of its first byte.
     """
 
+    __slots__ = ("backing", "start")
     backing: Backing
-    start: int = 0
+    start: int
 
     def __new__(cls, backing: Backing) -> Self:
         """Map all of a segment's file, privately if the backing says so."""

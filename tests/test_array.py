@@ -1,0 +1,434 @@
+"""Making shared arrays, and that they behave as ndarrays everywhere."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from multiprocessing.managers import SharedMemoryManager
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from shmpar.array import SharedArray, attach
+from shmpar.array import creation as sa
+from shmpar.errors import SegmentFull, SegmentGone
+from shmpar.segment import locate
+from tests.test_segment import layouts
+
+STRUCTURED = np.dtype([("x", "<i2"), ("y", ">f4", (3,)), ("t", "M8[ms]")])
+DTYPES = [
+    "?", "i1", ">u4", "f2", ">f8", "c16", "g", "M8[us]", "m8[15s]", "U7", "S3", "V5",
+    STRUCTURED,
+    np.dtype({"names": ["a", "b"], "formats": ["u1", "f8"]}, align=True),
+    np.dtype({"names": ["a"], "formats": ["i4"], "offsets": [8], "itemsize": 32}),
+    np.dtype([(("title", "name"), "f4"), ("nested", STRUCTURED)]),
+    np.dtype((np.record, [("r", "i4")])),
+]  # fmt: skip
+
+
+STRING_DTYPES = [np.dtypes.StringDType()] if hasattr(np.dtypes, "StringDType") else []
+
+
+@pytest.fixture
+def shared():
+    """Share an array of 4 x 5 float64."""
+    return sa.array(np.arange(20.0).reshape(4, 5))
+
+
+@pytest.mark.parametrize("make", ["zeros", "empty", "ones"])
+@pytest.mark.parametrize("shape", [(), 3, (2, 3), [2, 0], (np.int64(4),), iter((2, 2))])
+@pytest.mark.parametrize("dtype", [None, "f4", STRUCTURED, "U", (np.int32, (2, 3))])
+def test_creation_follows_numpy(make, shape, dtype):
+    """Shape, dtype and contents are what NumPy's function of the name gives."""
+    shape = tuple(shape) if not isinstance(shape, int) else shape
+    made, expected = getattr(sa, make)(shape, dtype), getattr(np, make)(shape, dtype)
+    assert type(made) is SharedArray
+    assert (made.shape, made.dtype) == (expected.shape, expected.dtype)
+    if make != "empty":
+        assert made.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_order_of_memory(order):
+    """Fortran order is Fortran order."""
+    made = sa.zeros((3, 4, 5), order=order)
+    assert made.strides == np.zeros((3, 4, 5), order=order).strides
+    with pytest.raises(ValueError, match="order"):
+        sa.zeros(3, order="K")
+
+
+@pytest.mark.parametrize("order", ["C", "F", "A", "K"])
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_likes_follow_numpy(order, axes):
+    """zeros_like and empty_like keep shape, dtype and order, unless told otherwise."""
+    source = np.ones((3, 4, 5), "f4").transpose(axes)
+    for name in ("zeros_like", "empty_like"):
+        made, expected = (getattr(module, name)(source, order=order) for module in (sa, np))
+        assert (made.shape, made.dtype, made.strides) == (
+            expected.shape, expected.dtype, expected.strides,
+        )  # fmt: skip
+    assert sa.zeros_like(source, "i8", shape=(2,)).tolist() == [0, 0]
+
+
+def test_full_follows_numpy():
+    """The value gives the dtype and may broadcast; one that cannot makes nothing."""
+    assert sa.full((2, 2), 7).dtype == np.full((2, 2), 7).dtype
+    assert sa.full((2, 2), [1, 2]).tolist() == [[1, 2], [1, 2]]
+    assert sa.full(2, 1, "f4").dtype == "f4"
+    with pytest.raises(ValueError, match="broadcast"):
+        sa.full((2, 2), [1, 2, 3])
+
+
+@given(layouts())
+def test_array_copies_any_layout(source):
+    """array() gives a writable copy with the same values and memory order."""
+    made = sa.array(source)
+    assert type(made) is SharedArray
+    assert made.tobytes() == source.tobytes()
+    assert (made.shape, made.dtype) == (source.shape, source.dtype)
+    assert made.flags.writeable
+    assert not np.shares_memory(made, source)
+    back = pickle.loads(pickle.dumps(made))
+    assert back.tobytes() == source.tobytes()
+    assert (back.shape, back.strides, back.dtype) == (made.shape, made.strides, made.dtype)
+
+
+@given(st.data())
+def test_addresses_lead_to_the_same_bytes(data):
+    """Any view of any array pickles as an address, with its strides and its writability."""
+    made = sa.array(np.arange(360, dtype=data.draw(hnp.integer_dtypes())).reshape(3, 4, 5, 6))
+    view = made[data.draw(hnp.basic_indices(made.shape, allow_newaxis=True))]
+    if isinstance(view, np.ndarray):
+        assert type(view) is SharedArray
+        view.flags.writeable = data.draw(st.booleans())
+        back = pickle.loads(pickle.dumps(view))
+        assert type(back) is SharedArray
+        assert (back.shape, back.strides) == (view.shape, view.strides)
+        assert back.flags.writeable == view.flags.writeable
+        assert np.array_equal(back, view)
+        assert not view.size or np.shares_memory(back, view)
+        assert not back.owner
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype_travels(dtype):
+    """A pickled array has the very dtype: titles, offsets, alignment and record type too."""
+    made = sa.zeros(3, dtype)
+    raw = made.view("u1") if made.dtype.itemsize else made
+    raw[...] = 1
+    back = pickle.loads(pickle.dumps(made))
+    assert back.dtype == made.dtype
+    assert back.dtype.isalignedstruct == made.dtype.isalignedstruct
+    assert back.dtype.type is made.dtype.type
+    assert back.tobytes() == made.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("shape", "error"),
+    [
+        (-1, ValueError), ((2, -3), ValueError), (2.0, TypeError), ((2, 3.5), TypeError),
+        (True, TypeError), ((True, 2), TypeError), (None, TypeError), ("23", TypeError),
+        ((2**32, 2**32), ValueError), ((2**62, 8), ValueError), ((0, 2**62, 8), ValueError),
+        ((1,) * 100, ValueError), (10**14, SegmentFull), (np.array([1.5]), TypeError),
+    ],
+)  # fmt: skip
+def test_bad_shapes_are_refused(shape, error):
+    """Nothing wraps round, nothing is guessed."""
+    with pytest.raises(error):
+        sa.zeros(shape)
+
+
+@pytest.mark.parametrize("dtype", ["O", [("a", "O")], (object, (2,)), *STRING_DTYPES], ids=str)
+def test_python_objects_are_refused(dtype):
+    """Pointers mean nothing in another process; the error says so, whichever way they come."""
+    with pytest.raises(TypeError, match="Python objects"):
+        sa.zeros(3, dtype)
+    with pytest.raises(TypeError, match="Python objects"):
+        sa.array(np.empty(3, dtype))
+    with pytest.raises(TypeError, match="Python objects"):
+        attach("nothing", 3, dtype)
+
+
+def test_other_bad_input():
+    """Unknown dtypes, ragged lists and masked arrays."""
+    with pytest.raises(TypeError, match="not understood"):
+        sa.zeros(3, "nonsense")
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        sa.array([[1], [2, 3]])
+    with pytest.raises(TypeError, match="Python objects"):
+        sa.array([None])
+    for function in (sa.array, sa.asarray, sa.zeros_like):
+        with pytest.raises(TypeError, match="second input"):
+            function(np.ma.masked_equal([1, 2], 1))
+
+
+def test_a_read_only_source_gives_a_writable_copy():
+    """A copy is the caller's own."""
+    source = np.arange(3)
+    source.flags.writeable = False
+    made = sa.array(source)
+    made += 1
+    assert made.tolist() == [1, 2, 3]
+
+
+# --- what stays shared and what decays
+
+VIEWS = {
+    "slice": lambda a: a[1:],
+    "reversed": lambda a: a[::-1, ::2],
+    "newaxis": lambda a: a[..., None],
+    "T": lambda a: a.T,
+    "reshape": lambda a: a.reshape(-1),
+    "ravel": lambda a: a.ravel(),
+    "view": lambda a: a.view("i8"),
+    "real": lambda a: a.real,
+    "squeeze": lambda a: a[:, :1].squeeze(),
+    "diagonal": lambda a: a.diagonal(),
+    "swapaxes": lambda a: a.swapaxes(0, 1),
+    "np.moveaxis": lambda a: np.moveaxis(a, 0, 1),
+    "np.transpose": np.transpose,
+    "np.split": lambda a: np.split(a, 2)[1],
+    "np.atleast_3d": np.atleast_3d,
+    "np.broadcast_to": lambda a: np.broadcast_to(a, (3, 4, 5)),
+    "sliding_window_view": lambda a: np.lib.stride_tricks.sliding_window_view(a, 2, 0),
+    "iteration": lambda a: next(iter(a)),
+    "astype without copy": lambda a: a.astype("f8", copy=False),
+}
+COPIES = {
+    "copy": lambda a: a.copy(),
+    "np.copy": lambda a: np.copy(a, subok=True),
+    "copy.copy": copy.copy,
+    "copy.deepcopy": copy.deepcopy,
+    "astype": lambda a: a.astype("f4"),
+    "add": lambda a: a + 1,
+    "radd": lambda a: 1 + a,
+    "eq": lambda a: a == a.T.T,
+    "neg": lambda a: -a[1:],
+    "matmul": lambda a: a @ a.T,
+    "dot": lambda a: a.dot(a.T),
+    "np.dot": lambda a: np.dot(a, a.T),
+    "einsum": lambda a: np.einsum("ij,ij->i", a, a),
+    "sum": lambda a: a.sum(axis=0),
+    "np.mean": lambda a: np.mean(a, axis=1, keepdims=True),
+    "cumsum": lambda a: a.cumsum(),
+    "argmax": lambda a: a.argmax(0),
+    "argsort": lambda a: a.argsort(),
+    "clip": lambda a: a.clip(1, 2),
+    "round": lambda a: a.round(),
+    "fancy": lambda a: a[[0, 1]],
+    "mask": lambda a: a[a > 3],
+    "take": lambda a: a.take([0, 1]),
+    "repeat": lambda a: a.repeat(2),
+    "np.sort": np.sort,
+    "nonzero": lambda a: a.nonzero()[0],
+    "flatten": lambda a: a.flatten(),
+    "ravel of T": lambda a: a.T.ravel(),
+    "reshape of T": lambda a: a.T.reshape(-1),
+    "imag": lambda a: a.imag,
+    "conj": lambda a: (a * 1j).conj(),
+    "concatenate": lambda a: np.concatenate([a, a]),
+    "np.where": lambda a: np.where(a > 1, a, 0),
+    "np.pad": lambda a: np.pad(a, 1),
+    "empty_like": np.empty_like,
+    "modf": lambda a: np.modf(a)[0],
+    "np.linalg": lambda a: np.linalg.svd(a)[0],
+    "np.array": np.array,
+    "np.asarray": np.asarray,
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_views_stay_shared(view, shared):
+    """What looks at the same memory is a SharedArray with an address of its own."""
+    found, expected = VIEWS[view](shared), VIEWS[view](np.array(shared))
+    assert type(found) is SharedArray
+    assert np.array_equal(found, expected, equal_nan=True) or view == "view"
+    back = attach(found.address)
+    assert back.strides == found.strides
+    assert np.shares_memory(back, shared)
+
+
+@pytest.mark.parametrize("make", COPIES)
+def test_new_memory_is_plain(make, shared):
+    """What makes new memory gives exactly an ndarray, and NumPy's values."""
+    found, expected = COPIES[make](shared), COPIES[make](np.array(shared))
+    assert type(found) is np.ndarray
+    assert found.shape == expected.shape
+    if make != "empty_like":
+        assert np.array_equal(found, expected)
+
+
+def test_scalars_are_scalars(shared):
+    """Elements and full reductions are NumPy's scalars."""
+    assert type(shared[1, 2]) is np.float64
+    assert type(shared.sum()) is np.float64
+    assert type(np.max(shared)) is np.float64
+    assert type(shared.mean()) is np.float64
+
+
+def test_out_is_what_was_passed(shared):
+    """In-place operators and out= give the very object back, and fill the segment."""
+    same = shared
+    same += 1
+    assert same is shared
+    assert np.add(shared, 1, out=shared) is shared
+    assert np.cumsum(shared, axis=0, out=shared) is shared
+    total = sa.zeros(())
+    assert shared.sum(out=total) is total
+    assert np.sum(shared, out=total) is total
+    first, second = sa.zeros((4, 5)), sa.zeros((4, 5))
+    assert np.modf(shared, out=(first, second))[1] is second
+    plain = np.zeros((4, 5))
+    assert np.multiply(shared, 2, out=plain) is plain
+    assert np.add(shared, 1, where=sa.array(shared > 1e9), out=plain) is plain
+    assert plain.tolist() == (np.asarray(shared) * 2).tolist()
+    assert attach(shared.address).tolist() == shared.tolist()
+
+
+def test_methods_in_place(shared):
+    """sort, fill, put and item assignment reach other processes' view."""
+    other = attach(shared.address)
+    shared[::-1].sort(axis=0)
+    shared[0] = 7
+    np.put(shared, [19], -1)
+    np.copyto(shared[1], 3)
+    np.add.at(shared, (2, [0, 0]), 1)
+    assert np.array_equal(other, np.asarray(shared))
+    assert other[3, 4] == -1
+    assert other[1].tolist() == [3] * 5
+
+
+def test_imag_of_complex_is_shared():
+    """It is a view there, and can be set."""
+    made = sa.zeros(3, complex)
+    made.imag = 2
+    made.imag[1] = 5
+    assert type(made.imag) is SharedArray
+    assert made.tolist() == [2j, 5j, 2j]
+
+
+def test_a_copy_that_kept_the_type_knows_that_it_is_not_shared(shared):
+    """np.array(subok=True) cannot be intercepted; such a copy pickles by value, as plain."""
+    odd = np.array(shared, subok=True, copy=True)
+    back = pickle.loads(pickle.dumps(odd))
+    assert type(back) is np.ndarray
+    assert np.array_equal(back, shared)
+    if type(odd) is SharedArray:
+        with pytest.raises(SegmentGone, match="does not lie"):
+            odd.address  # noqa: B018
+
+
+def test_the_constructor_says_what_to_call():
+    """SharedArray(...) would not know where its memory comes from."""
+    with pytest.raises(TypeError, match=r"shmpar\.array"):
+        SharedArray((3,))
+
+
+def test_typing_at_run_time():
+    """The class takes parameters as ndarray does."""
+    assert SharedArray[tuple[int], np.dtype[np.float64]]
+
+
+def test_repr_is_numpys(shared):
+    """It reads as any array."""
+    assert repr(shared[0]) == "SharedArray([0., 1., 2., 3., 4.])"
+
+
+# --- lifetime
+
+
+@pytest.mark.parametrize("end", ["close", "with", "del"])
+def test_views_outlive_everything(end, shared):
+    """A view that is held stays readable and writable: no fault, no lost write."""
+    view, plain = shared[1:], np.asarray(shared)[2:]
+    if end == "with":
+        with shared as same:
+            assert same is shared
+    elif end == "close":
+        shared.close()
+        shared.close()
+    del shared
+    view += 1
+    assert plain[0, 0] == view[1, 0] == 11
+    if end != "del":
+        assert view.closed
+        for what in ("address", "name", "lock"):
+            with pytest.raises(SegmentGone, match="stay readable"):
+                getattr(view, what)
+        with pytest.raises(SegmentGone):
+            pickle.dumps(view)
+        assert type(sa.array(view)) is SharedArray
+
+
+def test_a_with_block_does_not_swallow(shared):
+    """An exception passes, and the array is closed."""
+    with pytest.raises(KeyError), shared:
+        raise KeyError
+    assert shared.closed
+
+
+# --- asarray
+
+
+def test_asarray_copies_only_what_must_be(shared, tmp_path):
+    """Shared arrays and mapped files are taken as they are, anything else is copied once."""
+    assert sa.asarray(shared) is shared
+    again = sa.asarray(np.asarray(shared)[1:])
+    assert np.shares_memory(again, shared)
+    assert attach(again.address).shape == (3, 5)
+    plain = np.zeros(3)
+    made = sa.asarray(plain)
+    made += 1
+    assert plain.tolist() == [0, 0, 0]
+    assert sa.asarray([1, 2]).tolist() == [1, 2]
+    assert sa.asarray(shared, "f4").dtype == "f4"
+    shared.close()
+    assert not np.shares_memory(sa.asarray(shared), shared)
+
+
+def test_asarray_of_a_mapped_file(tmp_path):
+    """Its address is the file: what another process writes is in it."""
+    path = tmp_path / "x.npy"
+    np.save(path, np.arange(6.0))
+    mapped = np.load(path, mmap_mode="r+")
+    made = sa.asarray(mapped[2:])
+    assert type(made) is SharedArray
+    assert not made.owner
+    assert made.name == str(path)
+    back = pickle.loads(pickle.dumps(made))
+    back[0] = 99
+    assert mapped[2] == 99
+    made.close()
+    assert np.load(path)[2] == 99
+    private = sa.asarray(np.load(path, mmap_mode="c"))
+    assert not np.shares_memory(private, mapped)
+    assert locate(private).segment.kind == "shm"
+
+
+# --- the standard library's manager
+
+
+def test_a_standard_manager_owns_what_it_made():
+    """SharedMemoryManager: its segments are reserved, ours to use, and its own to remove."""
+    with SharedMemoryManager() as manager:
+        made = sa.array(np.arange(4.0), manager=manager)
+        assert not made.owner
+        name = made.name
+        assert attach(name, 4, "f8").tolist() == [0, 1, 2, 3]
+        made.close()
+        assert attach(name, 4, "f8")[3] == 3
+        assert sa.zeros((2, 2), manager=manager).tolist() == [[0, 0], [0, 0]]
+        with pytest.raises(ValueError, match="chooses"):
+            sa.zeros(3, name="mine", manager=manager)
+    with pytest.raises(SegmentGone):
+        attach(name, 4, "f8")
+    assert made.sum() == 6
+
+
+def test_a_standard_manager_without_room():
+    """The error comes before the first write, and the memory is given back."""
+    with SharedMemoryManager() as manager, pytest.raises(SegmentFull):
+        sa.zeros(10**12, manager=manager)

@@ -1,0 +1,138 @@
+"""Locks of arrays: among threads and processes, with timeouts, and when a holder dies."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import threading
+import time
+
+import pytest
+
+from shmpar.array import creation as sa
+from shmpar.segment import descriptors
+from tests.interpreters import interpreter, run_python
+
+COUNT = """
+    import pickle, sys
+    a = pickle.loads(bytes.fromhex(sys.argv[1]))
+    for _ in range(500):
+        with a[1:].lock:
+            a[0] += 1
+"""
+HOLD = """
+    import pickle, sys
+    a = pickle.loads(bytes.fromhex(sys.argv[1]))
+    a.lock.acquire()
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def counter():
+    """Share a counter, and a number that nobody touches."""
+    return sa.zeros(2, int)
+
+
+def test_processes_exclude_each_other(counter):
+    """No increment is lost, whichever view of the array is locked."""
+    code = pickle.dumps(counter).hex()
+    with interpreter(COUNT, code) as one, interpreter(COUNT, code) as two:
+        assert one.wait() == two.wait() == 0
+    assert counter.tolist() == [1000, 0]
+
+
+def test_threads_exclude_each_other(counter):
+    """The object is one a segment and process, and holds threads apart."""
+    assert pickle.loads(pickle.dumps(counter[1:])).lock is counter.lock
+
+    def work():
+        for _ in range(300):
+            with counter.lock:
+                seen = counter[0]
+                threading.Event().wait(0)
+                counter[0] = seen + 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counter[0] == 1200
+
+
+def test_a_timeout_returns_false_and_death_frees(counter):
+    """While another process holds it acquire() gives up; the kernel frees the lock of the dead."""
+    pipe = subprocess.PIPE
+    with interpreter(HOLD, pickle.dumps(counter).hex(), stdin=pipe, stdout=pipe) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        start = time.monotonic()
+        assert not counter.lock.acquire(0)
+        assert not counter.lock.acquire(timeout=0.05)
+        assert 0.04 < time.monotonic() - start < 5
+        assert not counter.lock.locked()
+        holder.kill()
+        holder.wait()
+        assert counter.lock.acquire(timeout=5)
+        counter.lock.release()
+
+
+def test_waiting_ends_when_the_holder_lets_go(counter):
+    """A with statement waits."""
+    pipe = subprocess.PIPE
+    with interpreter(HOLD, pickle.dumps(counter).hex(), stdin=pipe, stdout=pipe) as holder:
+        holder.stdout.readline()
+        got = threading.Event()
+
+        def work():
+            with counter.lock:
+                got.set()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert not got.wait(0.02)
+        holder.stdin.close()
+        assert got.wait(10)
+        thread.join()
+
+
+def test_mistakes_are_named(counter):
+    """Releasing what is not held; a negative timeout."""
+    with pytest.raises(RuntimeError, match="not held"):
+        counter.lock.release()
+    with pytest.raises(ValueError, match="timeout"):
+        counter.lock.acquire(-1)
+
+
+def test_arrays_of_one_segment_have_locks_of_their_own(monkeypatch):
+    """Small arrays that share a segment do not share a lock."""
+    monkeypatch.setattr(descriptors, "scarce", lambda: True)
+    a, b = sa.zeros(3), sa.zeros(3)
+    assert a._lease.segment == b._lease.segment
+    with a.lock:
+        assert b.lock.acquire(timeout=0)
+        b.lock.release()
+
+
+def test_a_forked_child_is_excluded_and_keeps_nothing():
+    """The child's lock is its own, and does not keep that of a dead parent."""
+    done = run_python("""
+        import os, warnings
+        from shmpar.array import creation as sa
+        warnings.simplefilter("ignore", DeprecationWarning)
+        a = sa.zeros(3)
+        a.lock.acquire()
+        pid = os.fork()
+        if pid == 0:
+            raise SystemExit(a.lock.acquire(timeout=0.01))
+        assert os.waitpid(pid, 0)[1] == 0, "the child took a lock that is held"
+        a.lock.release()
+        pid = os.fork()
+        if pid == 0:
+            assert a.lock.acquire(timeout=5)
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        assert a.lock.acquire(timeout=5)
+    """)
+    assert (done.stderr, done.returncode) == ("", 0)

@@ -1,0 +1,331 @@
+"""Attaching: what may be opened, what is refused, and that nobody is harmed."""
+
+from __future__ import annotations
+
+import copy
+import glob
+import json
+import os
+import subprocess
+import sys
+from multiprocessing.shared_memory import SharedMemory
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shmpar.array import SharedArray, attach
+from shmpar.array import creation as sa
+from shmpar.array.address import Address
+from shmpar.array.description import describe, rebuild
+from shmpar.errors import SegmentGone
+from shmpar.segment import ladder
+from tests.interpreters import ROOT, run_python
+
+
+def pythons():
+    """Find the other interpreters of the machine that can import NumPy and run shmpar."""
+    found = glob.glob(os.path.expanduser("~/.pyenv/versions/*/bin/python"))
+    found += glob.glob(os.path.join(os.path.dirname(sys.prefix), "*", "bin", "python"))
+    code = "import sys, numpy; sys.exit(sys.version_info < (3, 11))"
+    mine = os.path.realpath(sys.executable)
+    for python in sorted(set(found)):
+        if os.path.realpath(python) != mine:
+            done = subprocess.run([python, "-c", code], check=False, capture_output=True)
+            if done.returncode == 0:
+                yield python
+
+
+@pytest.fixture
+def owner():
+    """Share an array."""
+    array = sa.array(np.arange(12.0).reshape(3, 4))
+    yield array
+    array.close()
+
+
+ATTACHER = """
+import json, sys
+from shmpar.array import attach
+a = attach(json.loads(sys.argv[1]))
+b = attach(sys.argv[2], (3, 4), "f8")
+assert not a.owner and b[0, 0] == a[0, 0]
+a[0, 0] += 1
+if sys.argv[3] == "close":
+    a.close()
+    b.close()
+"""
+
+
+@pytest.mark.parametrize("python", [sys.executable, *pythons()])
+def test_strangers_attach_and_leave_without_harm(python, owner):
+    """20 unrelated processes: the owner's array is as it was, nobody prints a word."""
+    address = json.dumps(owner.address)
+    for n in range(20 if python == sys.executable else 5):
+        how = "close" if n % 2 else "exit"
+        done = subprocess.run(
+            [python, "-c", ATTACHER, address, owner.name, how],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": ROOT},
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert owner[0, 0] == n + 1
+        assert os.path.exists(f"/dev/shm/{owner.name}")
+
+
+def test_the_standard_library_opens_it_by_name(owner):
+    """SharedMemory(name) sees the values from its first byte on."""
+    done = run_python(
+        """
+        import sys, numpy as np
+        from multiprocessing import resource_tracker, shared_memory
+        resource_tracker.register = lambda *_: None     # what track=False does on 3.13
+        theirs = shared_memory.SharedMemory(sys.argv[1])
+        view = np.ndarray((3, 4), "f8", theirs.buf)
+        view[1, 1] = -5
+        del view
+        theirs.close()
+        """,
+        owner.name,
+    )
+    assert done.stderr == ""
+    assert owner[1, 1] == -5
+
+
+def test_the_standard_librarys_segments_can_be_attached():
+    """By handle or by name; its own shape and owner stay its own."""
+    theirs = SharedMemory(create=True, size=100)
+    try:
+        a = attach(theirs, (3, 4), "f8")
+        a[2, 3] = 6
+        assert not a.owner
+        assert bytes(theirs.buf[88:96]) == np.float64(6).tobytes()
+        a.close()
+        assert attach(theirs.name, 100, "u1").size == 100
+        with pytest.raises(ValueError, match="100 bytes"):
+            attach(theirs, (4, 4), "f8")
+        del a
+    finally:
+        theirs.close()
+        theirs.unlink()
+
+
+def test_attaching_twice_maps_once(owner):
+    """The same memory at the same place: overlap can be seen."""
+    first, second = attach(owner.address), attach(owner.name, (3, 4), "f8")
+    assert np.shares_memory(first, second)
+    first.close()
+    first.close()
+    assert not second.closed
+    assert not owner.closed
+    assert first[1, 1] == 5
+
+
+def test_taking_over_removes_at_the_end(owner):
+    """own=True: the name goes with this array; the first owner is not disturbed by that."""
+    code = """
+        import sys
+        from shmpar.array import attach
+        a = attach(sys.argv[1], (3, 4), "f8", own=True)
+        assert a.owner
+    """
+    name = owner.name
+    assert run_python(code, name).stderr == ""
+    assert not os.path.exists(f"/dev/shm/{name}")
+    assert owner.sum() == 66
+    owner.close()
+
+
+def test_what_is_missing_is_named(owner):
+    """No segment, no shape, no sense: each says what to do."""
+    with pytest.raises(SegmentGone, match="keep the owner"):
+        attach("shmpar_nothing", 3, "f8")
+    with pytest.raises(FileNotFoundError):
+        attach("shmpar_nothing", 3, "f8")
+    with pytest.raises(TypeError, match="needs the array's shape"):
+        attach(owner.name)
+    with pytest.raises(TypeError, match="needs the array's shape"):
+        attach(owner.name, shape=3)
+    with pytest.raises(TypeError, match="its own shape"):
+        attach(owner.address, 3)
+    with pytest.raises(TypeError, match="takes a name"):
+        attach(3, 3, "f8")
+    with pytest.raises(ValueError, match="96 bytes"):
+        attach(owner.name, 13, "f8")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../etc/passwd", "/etc/passwd", "", ".", "a\0b", "/proc/self/fd/0", "/proc/1/fd/01/x",
+        "/proc/1/../1/fd/3", "/proc/1/mem", "//proc/1/fd/3", "/dev/shm/x",
+    ],
+)  # fmt: skip
+def test_only_names_of_segments_are_opened(name, owner):
+    """Neither a path nor anything else in /proc."""
+    with pytest.raises(ValueError, match="cannot name"):
+        attach(name, 3, "u1")
+    with pytest.raises(ValueError, match="cannot name"):
+        attach({**owner.address, "name": name})
+
+
+def test_only_regular_files_are_opened(tmp_path, owner):
+    """No symbolic link, folder, pipe or file that somebody named."""
+    paths = [f"/dev/shm/shmpar-test-{kind}" for kind in ("link", "folder", "pipe")]
+    target = tmp_path / "target"
+    target.write_bytes(bytes(100))
+    os.symlink(target, paths[0])
+    os.mkdir(paths[1])
+    os.mkfifo(paths[2])
+    try:
+        for path in paths:
+            with pytest.raises(ValueError, match="no segment"):
+                attach(os.path.basename(path), 3, "u1")
+    finally:
+        os.unlink(paths[0])
+        os.rmdir(paths[1])
+        os.unlink(paths[2])
+    with open(target, "rb") as file, pytest.raises(ValueError, match="name of its own"):
+        attach(f"/proc/{os.getpid()}/fd/{file.fileno()}", 3, "u1")
+    reader, writer = os.pipe()
+    with pytest.raises(ValueError, match="no segment"):
+        attach(f"/proc/{os.getpid()}/fd/{reader}", 3, "u1")
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away needs root")
+def test_other_users_segments_are_refused():
+    """Whoever could write there could shorten it under us."""
+    path = "/dev/shm/shmpar-test-foreign"
+    with open(path, "wb") as file:
+        file.write(bytes(100))
+    os.chown(path, 12345, 12345)
+    try:
+        with pytest.raises(PermissionError, match="12345"):
+            attach("shmpar-test-foreign", 3, "u1")
+    finally:
+        os.unlink(path)
+
+
+def test_a_name_that_was_given_to_another_is_gone(owner):
+    """An address means the very segment, not whatever has its name now."""
+    address = owner.address
+    owner.close()
+    other = sa.zeros((3, 4), name=address["name"])
+    with pytest.raises(SegmentGone, match="another one"):
+        attach(address)
+    other.close()
+
+
+def test_a_memory_file_is_found_through_its_owner(monkeypatch):
+    """Without room in /dev/shm others find it through /proc, by device and inode."""
+    monkeypatch.setattr(ladder, "RUNGS", ladder.RUNGS[1:2])
+    a = sa.array(np.arange(5.0))
+    assert a.name.startswith("/proc/")
+    done = run_python(
+        "import sys, json; from shmpar.array import attach; attach(json.loads(sys.argv[1]))[2] = 9",
+        json.dumps(a.address),
+    )
+    assert done.stderr == ""
+    assert a[2] == 9
+    address = a.address
+    del address["inode"], address["device"]
+    with pytest.raises(ValueError, match="device and inode"):
+        attach(address)
+    with pytest.raises(SegmentGone):
+        attach({**a.address, "inode": 1})
+
+
+TAMPERED = [
+    {"offset": -8}, {"offset": 8}, {"offset": 2**70}, {"size": 0}, {"size": -1}, {"size": 2**80},
+    {"size": 95}, {"size": 97}, {"shape": [3, 5]}, {"shape": [-3, 4]}, {"shape": [2**40, 2**40]},
+    {"shape": [3]}, {"strides": [-32, 8]}, {"strides": [40, 8]}, {"strides": [2**63, 8]},
+    {"shape": [2**62, 4], "strides": [0, 0]}, {"shape": [1] * 65, "strides": [8] * 65},
+    {"dtype": "O"}, {"dtype": "<f16"}, {"dtype": "f8,f8"}, {"dtype": "__import__('os')"},
+    {"dtype": {}}, {"dtype": {"base": "<f8", "shape": [-1]}}, {"dtype": {"names": ["a"]}},
+    {"version": 2}, {"start": -1}, {"start": 97}, {"file": True},
+]  # fmt: skip
+MISTYPED = [
+    {"offset": 0.0}, {"offset": True}, {"size": "96"}, {"shape": 12}, {"shape": [3.0, 4]},
+    {"strides": None}, {"name": None}, {"dtype": 3}, {"dtype": ["<f8"]}, {"writable": 1},
+    {"dtype": {"names": [1], "formats": ["<f8"], "offsets": [0], "titles": [None],
+               "itemsize": 8, "aligned": False, "record": False}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", TAMPERED, ids=str)
+def test_tampered_addresses_are_refused(change, owner):
+    """Nothing outside of the segment can be reached by editing an address."""
+    with pytest.raises((ValueError, FileNotFoundError)):
+        attach({**owner.address, **change})
+
+
+@pytest.mark.parametrize("change", MISTYPED, ids=str)
+def test_mistyped_addresses_are_refused(change, owner):
+    """Each entry has one type."""
+    with pytest.raises(TypeError):
+        attach({**owner.address, **change})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner),
+    max_leaves=6,
+)
+KEYS = ["version", "size", "offset", "shape", "strides", "dtype", "start", "writable", "device"]
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), JSON))
+def test_any_json_is_an_address_or_an_error(change):
+    """Whatever is parsed lies inside of its segment; the rest is a ValueError or TypeError."""
+    whole = Address("shmpar_x", 96, 0, (3, 4), (32, 8), np.dtype("<f8")).to_json()
+    try:
+        found = Address.parse({**copy.deepcopy(whole), **change})
+    except (ValueError, TypeError):
+        return
+    raw = np.zeros(min(found.size, 1 << 20), "u1")
+    if found.size <= raw.size:
+        np.ndarray(found.shape, found.dtype, raw, found.offset, found.strides)
+
+
+@given(JSON)
+def test_any_json_is_a_dtype_or_an_error(found):
+    """A description that is accepted describes what it makes."""
+    try:
+        dtype = rebuild(found)
+    except (ValueError, TypeError):
+        return
+    assert not dtype.hasobject
+    assert rebuild(json.loads(json.dumps(describe(dtype)))) == dtype
+
+
+def test_nested_bombs_are_refused():
+    """Depth is bounded."""
+    bomb = "<f8"
+    for _ in range(100):
+        bomb = {"base": bomb, "shape": [1]}
+    with pytest.raises(ValueError, match="deeply"):
+        rebuild(bomb)
+
+
+def test_a_segment_that_was_shortened_is_refused(owner):
+    """Its size is looked at before it is mapped."""
+    address = owner.address
+    os.truncate(f"/dev/shm/{owner.name}", 10)
+    with pytest.raises(ValueError, match="10 bytes"):
+        attach(address)
+
+
+def test_an_address_is_plain_json(owner):
+    """It survives json, and is small."""
+    text = json.dumps(owner[1:].T.address)
+    assert len(text) < 400
+    back = attach(json.loads(text))
+    assert type(back) is SharedArray
+    assert np.shares_memory(back, owner)
+    assert np.array_equal(back, owner[1:].T)
