@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shmpar.version import __version__
 
 if TYPE_CHECKING:
-    from shmpar.array import (
+    from shmpar.arrays import (
         SharedArray,
         array,
         asarray,
@@ -69,7 +69,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "shmpar.array": (
+    "shmpar.arrays": (
         "SharedArray array asarray attach empty empty_like full ones zeros zeros_like"
     ),
     "shmpar.errors": (

@@ -387,7 +387,7 @@ class Run(Future[Any]):
     def _audit(self, execution: Execution) -> list[int]:
         """Numbers of the chunks that are still to be computed; nobody computes any now."""
         ledger = execution.ledger
-        if execution.scratch and self._said is None:
+        if execution.scratch and execution.outputs is None and self._said is None:
             # Whoever wrote into the scratch died before it could say what: it counts for nothing.
             ledger.status[ledger.status == DONE] = PENDING
         return ledger.pending()

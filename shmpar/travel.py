@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 import cloudpickle
 import numpy as np
 
-from shmpar.array import SharedArray
-from shmpar.array.lease import Lease
-from shmpar.array.sharedarray import over
+from shmpar.arrays import SharedArray
+from shmpar.arrays.lease import Lease
+from shmpar.arrays.sharedarray import over
 from shmpar.errors import PlanError
 from shmpar.plan import Function
 from shmpar.segment import Place, Segment, default_manager, locate, share

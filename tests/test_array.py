@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from shmpar.array import SharedArray, attach
-from shmpar.array import creation as sa
+from shmpar.arrays import SharedArray, attach
+from shmpar.arrays import creation as sa
 from shmpar.errors import SegmentFull, SegmentGone
 from shmpar.segment import locate
 from tests.test_segment import layouts

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from shmpar.array import creation as sa
+from shmpar.arrays import creation as sa
 from shmpar.segment import descriptors
 from tests.interpreters import interpreter, run_python
 
@@ -119,7 +119,7 @@ def test_a_forked_child_is_excluded_and_keeps_nothing():
     """The child's lock is its own, and does not keep that of a dead parent."""
     done = run_python("""
         import os, warnings
-        from shmpar.array import creation as sa
+        from shmpar.arrays import creation as sa
         warnings.simplefilter("ignore", DeprecationWarning)
         a = sa.zeros(3)
         a.lock.acquire()

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmpar.array import SharedArray, attach
-from shmpar.array import creation as sa
-from shmpar.array.address import Address
-from shmpar.array.description import describe, rebuild
+from shmpar.arrays import SharedArray, attach
+from shmpar.arrays import creation as sa
+from shmpar.arrays.address import Address
+from shmpar.arrays.description import describe, rebuild
 from shmpar.errors import SegmentGone
 from shmpar.segment import ladder
 from tests.interpreters import ROOT, run_python
@@ -47,7 +47,7 @@ def owner():
 
 ATTACHER = """
 import json, sys
-from shmpar.array import attach
+from shmpar.arrays import attach
 a = attach(json.loads(sys.argv[1]))
 b = attach(sys.argv[2], (3, 4), "f8")
 assert not a.owner and b[0, 0] == a[0, 0]
@@ -129,7 +129,7 @@ def test_taking_over_removes_at_the_end(owner):
     """own=True: the name goes with this array; the first owner is not disturbed by that."""
     code = """
         import sys
-        from shmpar.array import attach
+        from shmpar.arrays import attach
         a = attach(sys.argv[1], (3, 4), "f8", own=True)
         assert a.owner
     """
@@ -228,7 +228,7 @@ def test_a_memory_file_is_found_through_its_owner(monkeypatch):
     a = sa.array(np.arange(5.0))
     assert a.name.startswith("/proc/")
     done = run_python(
-        "import sys, json; from shmpar.array import attach; attach(json.loads(sys.argv[1]))[2] = 9",
+        "import sys, json; from shmpar.arrays import attach; attach(json.loads(sys.argv[1]))[2] = 9",
         json.dumps(a.address),
     )
     assert done.stderr == ""

@@ -20,7 +20,7 @@ LAYERS = {
     "cpus": 0,
     "grid": 0,
     "segment": 0,
-    "array": 0,
+    "arrays": 0,
     "tickets": 0,
     "ledger": 0,
     "wire": 0,
@@ -47,7 +47,7 @@ LAYERS = {
 
 # Edges inside a layer; everything may import errors.
 BESIDE = {
-    ("array", "segment"),
+    ("arrays", "segment"),
     ("ledger", "segment"),
     ("tickets", "segment"),
     ("travel", "plan"),

@@ -351,7 +351,7 @@ import os, subprocess, sys
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", "/dev/shm"], check=True)
 import numpy as np
 from shmpar.segment import create, share
-from shmpar.array import attach, creation as sa
+from shmpar.arrays import attach, creation as sa
 segment, array = share(np.ones(500 << 17))
 assert segment.kind == "memfd", segment.kind
 array[:] = 2
@@ -361,7 +361,7 @@ assert small._lease.segment.kind == "shm"
 big = sa.zeros(500 << 17)
 assert big.name.startswith(f"/proc/{os.getpid()}/fd/")
 reader = f'''
-from shmpar.array import attach, creation as sa
+from shmpar.arrays import attach, creation as sa
 a = attach({big.address!r})
 a[5] = 7
 assert a.size == 500 << 17
@@ -463,7 +463,7 @@ def test_descriptors_of_a_raised_limit():
         import os, resource, numpy as np
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (1024, min(hard, 4096)))
-        from shmpar.array import attach, creation as sa
+        from shmpar.arrays import attach, creation as sa
         arrays = [sa.array(np.full(100, n)) for n in range(3000)]
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1024
         assert len(os.listdir("/proc/self/fd")) < 600

@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from shmpar.array import attach
-from shmpar.array import creation as sa
+from shmpar.arrays import attach
+from shmpar.arrays import creation as sa
 from shmpar.errors import SegmentGone
 from shmpar.segment import Manager, inventory, marker, naming, reap
 from tests.interpreters import interpreter, run_python
@@ -101,7 +101,7 @@ def test_a_name_that_was_taken_by_another_file_is_left_alone(manager):
 
 OWNER = """
     import os, sys
-    from shmpar.array import attach, creation as sa
+    from shmpar.arrays import attach, creation as sa
     a, b = sa.ones(3), sa.zeros(5, name=sys.argv[1])
     print(a.name, flush=True)
     sys.stdin.read()
@@ -151,7 +151,7 @@ def test_a_forked_child_does_not_keep_a_marker_alive():
     """The lock of a killed parent is free although its child lives on."""
     code = """
         import os, sys, time
-        from shmpar.array import attach, creation as sa
+        from shmpar.arrays import attach, creation as sa
         a = sa.ones(3)
         name = a.name
         ready, go = os.pipe()
@@ -174,7 +174,7 @@ def test_a_forked_child_removes_nothing():
     """Neither its finalizers nor its exit nor close() end what belongs to the parent."""
     done = run_python("""
         import os, gc, warnings
-        from shmpar.array import attach, creation as sa
+        from shmpar.arrays import attach, creation as sa
         warnings.simplefilter("ignore", DeprecationWarning)
         a, b = sa.ones(3), sa.zeros(4)
         names = a.name, b.name
@@ -221,7 +221,7 @@ def test_a_manager_of_the_parent_refuses_in_a_forked_child():
 def test_nothing_is_left_at_exit(end):
     """However the interpreter ends by itself, its names go and it says nothing about them."""
     done = run_python(f"""
-        from shmpar.array import attach, creation as sa
+        from shmpar.arrays import attach, creation as sa
         from shmpar.segment import share
         import numpy as np
         a, b, c = sa.ones(3), sa.zeros((2, 2)), share(np.ones(4))

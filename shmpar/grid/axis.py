@@ -162,8 +162,8 @@ class Axis:
         end = longest = 0
         for i in range(self.count):
             start, stop = self.span(i)
-            ends = self.locate(start), self.locate(stop - 1)
-            if start != end or ends != (i, i):
+            follows = start == end < stop <= self.size
+            if not follows or self.locate(start) != i or self.locate(stop - 1) != i:
                 raise AssertionError(f"chunk {i} [{start}, {stop}) follows {end} in {self}")
             end, longest = stop, max(longest, stop - start)
         if end != self.size or longest != (self.step if self.count else 0):

@@ -17,12 +17,12 @@ from math import prod
 from operator import index as as_int
 from typing import TYPE_CHECKING, Any
 
-from shmpar.grid.axis import Axis
 from shmpar.grid.chunking import Chunks, cut_axes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from shmpar.grid.axis import Axis
     from shmpar.grid.halo import Halo
 
 __all__ = ["Grid"]
@@ -134,7 +134,7 @@ class Grid:
             rest = -1
         # What is left over is 0 for every chunk there is, and for nothing else.
         if rest:
-            raise IndexError(f"chunk {number} of a grid with {self.size} chunks")
+            raise self._outside(number)
         place.reverse()
         return tuple(place)
 
@@ -174,7 +174,24 @@ class Grid:
         >>> Grid.cut((10, 7), (4, 3)).core(8)
         (slice(8, 10, None), slice(6, 7, None))
         """
-        return tuple(map(Axis.__getitem__, self.axes, self.index(number)))
+        rest = as_int(number)
+        cell = []
+        try:
+            for axis in reversed(self.axes):
+                # As index() and Axis.span() do it: in here, once a chunk, it costs half.
+                rest, i = divmod(rest, axis.count)
+                if axis.edges is None:
+                    start = i * axis.step
+                    stop = start + axis.step
+                    cell.append(slice(start, stop if stop < axis.size else axis.size))  # noqa: FURB136
+                else:
+                    cell.append(axis[i])
+        except ZeroDivisionError:
+            rest = -1
+        if rest:
+            raise self._outside(number)
+        cell.reverse()
+        return tuple(cell)
 
     def read(self, number: int, halo: Halo) -> tuple[slice, ...]:
         """Return the cell widened by `halo` and clipped to the array: what the chunk reads.
@@ -237,10 +254,13 @@ class Grid:
         """
         for axis in self.axes:
             axis.check_invariants()
-        for number in {0, self.size // 2, self.size - 1} & set(range(self.size)):
-            if self.number(self.index(number)) != number:
+        for number in (0, self.size // 2, self.size - 1):
+            if self.size and self.number(self.index(number)) != number:
                 raise AssertionError(f"chunk {number} has index {self.index(number)} in {self}")
 
     def _check_length(self, name: str, entries: Sequence[int]) -> None:
         if len(entries) != len(self.axes):
             raise IndexError(f"{name} {tuple(entries)} in a grid of {len(self.axes)} axes")
+
+    def _outside(self, number: int) -> IndexError:
+        return IndexError(f"chunk {number} of a grid with {self.size} chunks")

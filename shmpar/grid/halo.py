@@ -216,14 +216,14 @@ class Halo:
         >>> Halo.parse(2, "none", 1).trim(Grid.cut((9,), 3), 1)
         (slice(2, 5, None),)
         """
-        return tuple(
-            [
-                slice(cell.start - start, cell.stop - start)
-                for cell, (start, _) in zip(
-                    grid.core(number), self.window(grid, number), strict=True
-                )
-            ]
-        )
+        slices = []
+        for axis, i, (before, _), (low, _) in zip(
+            grid.axes, grid.index(number), self.depth, self.boundary, strict=True
+        ):
+            start, stop = axis.span(i)
+            first = min(before, start) if low is Mode.NONE else before
+            slices.append(slice(first, first + stop - start))
+        return tuple(slices)
 
     def gather(self, array: NDArray[Any], grid: Grid, number: int) -> NDArray[Any]:
         """Return the window of chunk `number`, padded where it leaves the array.
@@ -267,12 +267,11 @@ class Halo:
         shape = array.shape
         if shape != grid.shape:
             raise ValueError(f"array of shape {shape} on a grid of {grid.shape}; pass its own grid")
-        if _inside(bounds, shape):
-            # The ellipsis keeps it an array where there are no axes.
-            region: tuple[Any, ...] = (*[slice(start, stop) for start, stop in bounds], ...)
-            return array[region]
-        window = self._copy(array, bounds)
-        window.flags.writeable = array.flags.writeable
+        if not _inside(bounds, shape):
+            return self._copy(array, bounds)
+        # The ellipsis keeps it an array where there are no axes.
+        region: Any = (*[slice(start, stop) for start, stop in bounds], ...)
+        window: NDArray[Any] = array[region]
         return window
 
     def _copy(self, array: NDArray[Any], bounds: _Bounds) -> NDArray[Any]:
@@ -285,6 +284,7 @@ class Halo:
             for place, mode in _beyond(span, size, modes):
                 if not isinstance(mode, Mode):
                     window[(slice(None),) * axis + (place,)] = mode
+        window.flags.writeable = array.flags.writeable
         return window
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
-from shmpar.array import creation
-from shmpar.array.attach import attach
+from shmpar.arrays import creation
+from shmpar.arrays.attach import attach
 from shmpar.segment import Manager
 
 __all__ = ["Memory"]
@@ -45,6 +45,4 @@ class Memory:
     empty_like = _of_pool(creation.empty_like)
     zeros_like = _of_pool(creation.zeros_like)
 
-    def attach(self, where: Any, *args: Any, **kwargs: Any) -> Any:
-        """Open an array that another process made; as :func:`shmpar.attach`."""
-        return attach(where, *args, **kwargs)
+    attach = _of_pool(attach)

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from shmpar.array.address import Address
-from shmpar.array.lock import Lock, lock_of
+from shmpar.arrays.address import Address
+from shmpar.arrays.lock import Lock, lock_of
 from shmpar.errors import SegmentGone
 from shmpar.segment import Manager, Place, locate
 from shmpar.segment.mapping import pointer

@@ -17,10 +17,10 @@ import os
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
-from shmpar.array import demand
-from shmpar.array.address import Address
-from shmpar.array.lease import Lease, part
-from shmpar.array.sharedarray import SharedArray, over
+from shmpar.arrays import demand
+from shmpar.arrays.address import Address
+from shmpar.arrays.lease import Lease, part
+from shmpar.arrays.sharedarray import SharedArray, over
 from shmpar.errors import SegmentGone
 from shmpar.segment import Manager, Place, Segment, default_manager, extent, naming
 from shmpar.segment.backing import Backing, known, remember
@@ -74,7 +74,7 @@ def attach(
 
     Examples
     --------
-    >>> from shmpar.array import zeros
+    >>> from shmpar.arrays import zeros
     >>> a = zeros((2, 3))
     >>> attach(a.name, (2, 3), "f8").shape
     (2, 3)

@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from shmpar.array import description
+from shmpar.arrays import description
 from shmpar.segment import extent
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shmpar.array import stdmanager
-from shmpar.array.demand import Demand, check_dtype, check_input
-from shmpar.array.lease import Lease
-from shmpar.array.sharedarray import SharedArray, over
+from shmpar.arrays import stdmanager
+from shmpar.arrays.demand import Demand, check_dtype, check_input
+from shmpar.arrays.lease import Lease
+from shmpar.arrays.sharedarray import SharedArray, over
 from shmpar.segment import Manager, Place, default_manager, locate
 from shmpar.segment.copying import copy_in, memory_order
 

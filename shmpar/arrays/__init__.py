@@ -5,8 +5,8 @@ Imports the segment package, ``shmpar.errors``, NumPy and the standard library.
 
 from __future__ import annotations
 
-from shmpar.array.attach import attach
-from shmpar.array.creation import (
+from shmpar.arrays.attach import attach
+from shmpar.arrays.creation import (
     array,
     asarray,
     empty,
@@ -16,8 +16,8 @@ from shmpar.array.creation import (
     zeros,
     zeros_like,
 )
-from shmpar.array.lock import Lock
-from shmpar.array.sharedarray import SharedArray
+from shmpar.arrays.lock import Lock
+from shmpar.arrays.sharedarray import SharedArray
 
 __all__ = [
     "Lock",

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from shmpar.array.lease import Lease
-    from shmpar.array.lock import Lock
+    from shmpar.arrays.lease import Lease
+    from shmpar.arrays.lock import Lock
 
 __all__ = ["SharedArray", "over"]
 
@@ -83,7 +83,7 @@ class SharedArray(np.ndarray[_Shape, _DType]):
     Examples
     --------
     >>> import pickle
-    >>> from shmpar.array import zeros
+    >>> from shmpar.arrays import zeros
     >>> with zeros((2, 3)) as a:
     ...     b = pickle.loads(pickle.dumps(a[1]))
     ...     b[:] = 7
@@ -114,7 +114,7 @@ class SharedArray(np.ndarray[_Shape, _DType]):
 
         Examples
         --------
-        >>> from shmpar.array import attach, zeros
+        >>> from shmpar.arrays import attach, zeros
         >>> a = zeros(3)
         >>> attach(a.address)[1:].shape
         (2,)
@@ -143,7 +143,7 @@ class SharedArray(np.ndarray[_Shape, _DType]):
 
         Examples
         --------
-        >>> from shmpar.array import zeros
+        >>> from shmpar.arrays import zeros
         >>> a = zeros(1)
         >>> with a.lock:
         ...     a[0] += 1
@@ -240,7 +240,7 @@ def over(root: Plain, lease: Lease) -> SharedArray[Any, Any]:
 
 def _load(address: dict[str, Any]) -> SharedArray[Any, Any]:
     """Unpickle: attach, without ever owning."""
-    from shmpar.array.attach import attach
+    from shmpar.arrays.attach import attach
 
     return attach(address)
 

@@ -1,0 +1,283 @@
+"""Mean, spread and a percentile of every tile of a large image, as heat maps beside it.
+
+    python examples/tiled_statistics.py                         # a retina of 200 megapixels
+    python examples/tiled_statistics.py slide.tif --tile 128    # an image of yours
+
+The image is a file of yours, or the photograph of a retina that scikit-image ships: its green
+channel, enlarged to the size of a slide scan, with the shot noise that a camera would add.  It lies
+in shared memory once; a .npy file, or a .tif that is not compressed, is mapped and not copied.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import shmpar
+
+try:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+    from scipy.ndimage import gaussian_filter
+    from skimage import data
+except ImportError as error:
+    raise SystemExit(
+        f'{error.name} is missing; this example needs: pip install "shmpar[examples]"'
+    ) from None
+
+Array = np.ndarray[Any, Any]
+
+SMOOTHING = 2.0  # standard deviation of the Gaussian over the tiles' medians, in tiles
+PREVIEW = 1000  # at most so many pixels of the overview along the longer side
+RETINA = "Retina"
+
+
+# What workers call.  Each gets a block: a read-only view of the shared image, no copy.
+
+
+def gray(block: Array) -> Array:
+    """Average the channels, if there are any."""
+    return block if block.ndim == 2 else block.mean(axis=-1)  # noqa: PLR2004 (rows, columns)
+
+
+def statistics(tile: Array, percent: float) -> tuple[int, float, float, float, float]:
+    """Describe a tile: its pixels, their mean, standard deviation, median and a percentile."""
+    tile = gray(tile)
+    median, high = np.percentile(tile, [50, percent])
+    return tile.size, tile.mean(), tile.std(), median, high
+
+
+def shrunk(block: Array, step: int) -> Array:
+    """Average squares of step x step pixels."""
+    rows, columns = block.shape[0] // step, block.shape[1] // step
+    return gray(block).reshape(rows, step, columns, step).mean(axis=(1, 3))
+
+
+def enlarge(block: Array, block_info: Any, rng: np.random.Generator, picture: Array) -> Array:
+    """Compute a block of the enlarged picture from where the block lies, and add shot noise."""
+    patch, weights = picture, []
+    for axis, place in enumerate(block_info[0]["array-location"]):
+        scale = picture.shape[axis] / block_info[0]["shape"][axis]
+        wanted = (np.arange(*place, dtype=np.float32) + 0.5) * scale - 0.5
+        wanted = wanted.clip(0, picture.shape[axis] - 1)
+        known = np.arange(int(wanted[0]), int(wanted[-1]) + 2, dtype=np.float32)
+        patch = patch.take(known.astype(int), axis, mode="clip")
+        weights.append(np.maximum(0, 1 - abs(wanted[:, None] - known)))  # bilinear
+    light = weights[0] @ patch @ weights[1].T
+    noisy = light + np.sqrt(light) * rng.standard_normal(light.shape, np.float32)
+    return np.rint(noisy).clip(0, 65535).astype(block.dtype)
+
+
+# Where the image comes from
+
+
+def large_retina(pool: shmpar.Pool, megapixels: float) -> Array:
+    """Fill a shared array with the picture, in place."""
+    green = data.retina()[..., 1]  # vessels show best in it
+    side = max(64, round((megapixels * 1e6) ** 0.5))
+    image = pool.empty((side, side), np.uint16)
+    picture = green.astype(np.float32) * 16  # counts of a camera with 12 bits
+    return pool.map_blocks(
+        enlarge,
+        image,
+        out=image,
+        chunks=(512, 512),
+        kwargs={"picture": picture},
+        seed=0,
+        progress="enlarging",
+    )
+
+
+def load(pool: shmpar.Pool, file: Path) -> Array:
+    """Share the image of a file: mapped if it can be, else copied once."""
+    if file.suffix.lower() == ".npy":
+        image: Array = np.load(file, mmap_mode="r")
+    elif file.suffix.lower() in {".tif", ".tiff"}:
+        import tifffile
+
+        try:
+            image = tifffile.memmap(file, mode="r")
+        except ValueError:  # compressed
+            image = tifffile.imread(file)
+    else:
+        from PIL import Image
+
+        Image.MAX_IMAGE_PIXELS = None  # it is meant to be large
+        image = np.asarray(Image.open(file))
+    if image.ndim not in {2, 3} or (image.ndim == 3 and image.shape[2] > 4):  # noqa: PLR2004
+        raise SystemExit(f"{file}: rows x columns (x channels) are needed, not {image.shape}")
+    if image.dtype.kind not in "uif":
+        raise SystemExit(f"{file}: integers or floats are needed, not {image.dtype}")
+    return pool.asarray(image)
+
+
+# What is said and shown
+
+
+def overview(pool: shmpar.Pool, image: Array, tile: int) -> tuple[Array, int]:
+    """Shrink the image to a size for the screen; also say how many pixels are one."""
+    step = max(1, -(-max(image.shape[:2]) // PREVIEW))
+    tile = max(1, tile // step) * step
+    rows, columns = (length // step * step for length in image.shape[:2])
+    out_chunks = tuple(
+        tuple(min(tile, length - start) // step for start in range(0, length, tile))
+        for length in (rows, columns)
+    )
+    small = pool.map_blocks(
+        shrunk,
+        image[:rows, :columns],
+        chunks={0: tile, 1: tile},
+        drop_axis=2 if image.ndim == 3 else None,  # noqa: PLR2004 (rows, columns, channels)
+        out_chunks=out_chunks,
+        kwargs={"step": step},
+        progress="shrinking",
+    )
+    return small, step
+
+
+def whole(sizes: Array, means: Array, stds: Array) -> tuple[float, float]:
+    """Mean and standard deviation of the image, from those of its tiles."""
+    mean = float(np.average(means, weights=sizes))
+    variance = float(np.average(stds**2 + (means - mean) ** 2, weights=sizes))
+    return mean, variance**0.5
+
+
+def table(maps: dict[str, Array], totals: list[float | None], tile: int) -> str:
+    """Line up one row a statistic; say at which pixel the tile with the highest begins."""
+    title = f"{'pixel values':<17}{'image':>11}{'lowest':>11}{'median':>11}{'highest':>11}"
+    lines = [f"{title}   highest in the tile at", "-" * (len(title) + 25)]
+    for (name, values), total in zip(maps.items(), totals, strict=True):
+        row, column = np.unravel_index(np.nanargmax(values), values.shape)
+        numbers = (total, np.nanmin(values), np.nanmedian(values), np.nanmax(values))
+        cells = "".join(f"{'-' if each is None else f'{each:,.1f}':>11}" for each in numbers)
+        lines.append(f"{name:<17}{cells}   row {row * tile:,}, column {column * tile:,}")
+    return "\n".join(lines)
+
+
+def draw(
+    output: Path, title: str, picture: tuple[Array, int], maps: dict[str, Array], shape: Any
+) -> None:
+    """Save the overview on the left and the maps on the right, all in pixels of the image."""
+    rows, columns = shape
+    extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
+    height = float(np.clip(6.2 * rows / columns, 3.4, 9))
+    figure = plt.figure(figsize=(13, height), layout="constrained", dpi=110)
+    left, right = figure.subfigures(1, 2, width_ratios=(1.0, 1.08))
+    small, step = picture
+    low, high = np.nanpercentile(small, [1, 99.5])
+    panels = [(left.subplots(), small, "gray", (low, high), f"Means of {step} × {step} pixels")]
+    colours = ("viridis", "magma", "inferno", "viridis")
+    for axes, (name, values), colour in zip(
+        right.subplots(2, 2).flat, maps.items(), colours, strict=True
+    ):
+        panels.append((axes, values, colour, np.nanpercentile(values, [0.5, 99.5]), name))
+    for axes, values, colour, (least, most), name in panels:
+        shown = axes.imshow(values, cmap=colour, vmin=least, vmax=most, extent=extent)
+        axes.set_title(name[0].upper() + name[1:], fontsize=11)
+        axes.locator_params(nbins=4)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.tick_params(labelsize=8)
+        place = axes.inset_axes((1.03, 0, 0.045, 1))
+        bar = figure.colorbar(shown, cax=place, extend="both", extendfrac=0.03)
+        bar.ax.tick_params(labelsize=8)
+        bar.ax.yaxis.set_major_formatter("{x:,.0f}")
+    panels[0][0].set_xlabel("column (pixels)")
+    panels[0][0].set_ylabel("row (pixels)")
+    figure.suptitle(title, fontsize=12)
+    figure.savefig(output)
+    plt.close(figure)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, print, draw."""
+    tile = options.tile
+    with shmpar.Pool(options.workers) as pool:
+        began = time.perf_counter()
+        image = load(pool, options.file) if options.file else large_retina(pool, options.megapixels)
+        source = options.file.name if options.file else RETINA
+        rows, columns = image.shape[:2]
+        print(f"{source}: {rows:,} x {columns:,} pixels, {image.dtype}")
+        print(f"ready in {time.perf_counter() - began:.1f} s")
+
+        sizes, means, stds, medians, highs = pool.block_reduce(
+            statistics,
+            image,
+            chunks={0: tile, 1: tile},
+            kwargs={"percent": options.percentile},
+            progress="measuring",
+        )
+        report = pool.last_run.report
+        small = overview(pool, image, tile)
+
+    sizes, means, stds, medians, highs = (
+        each.reshape(each.shape[:2]) for each in (sizes, means, stds, medians, highs)
+    )
+    maps = {
+        "mean": means,
+        "std deviation": stds,
+        f"{options.percentile:g}th percentile": highs,
+        "background": gaussian_filter(medians, SMOOTHING, mode="nearest"),
+    }
+    print()
+    print(table(maps, [*whole(sizes, means, stds), None, None], tile))
+    print()
+    megapixels = rows * columns / 1e6
+    print(
+        f"{report.chunks:,} tiles of {tile} x {tile} pixels in {report.seconds:.2f} s: "
+        f"{megapixels / report.seconds:.1f} megapixels/s"
+    )
+    print(f"{report.workers} workers ({report.engine}); the image is in: {report.memory[0]}")
+    draw(
+        options.output,
+        f"{source}: {rows:,} × {columns:,} pixels, tiles of {tile} × {tile}",
+        small,
+        maps,
+        (rows, columns),
+    )
+    print(f"wrote {options.output}")
+
+
+def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Make a type of option: a number above 0."""
+
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not value > 0:
+            raise ValueError(text)
+        return value
+
+    parse.__name__ = "positive number"
+    return parse
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path, nargs="?", help="image: .npy, .tif, .png, .jpg, ...")
+    parser.add_argument("--output", type=Path, default=Path("tiled_statistics.png"))
+    parser.add_argument("--megapixels", type=positive(float), default=200, help="without a file")
+    parser.add_argument("--tile", type=positive(int), default=256, help="pixels along a side")
+    parser.add_argument("--percentile", type=float, default=99)
+    parser.add_argument("--workers", type=positive(int), help="default: one a CPU")
+    parser.add_argument("--smoke", action="store_true", help="4 megapixels in small tiles")
+    options = parser.parse_args()
+    if options.smoke:
+        options.megapixels, options.tile = 4, 128
+    if options.file and not options.file.is_file():
+        parser.error(f"there is no file {os.fspath(options.file)!r}")
+    if not 0 <= options.percentile <= 100:  # noqa: PLR2004 (percent)
+        parser.error("a percentile is from 0 to 100")
+    run(options)
+
+
+if __name__ == "__main__":
+    main()

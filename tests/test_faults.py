@@ -1,0 +1,467 @@
+"""What the user sees when the function, a worker, or an argument is at fault."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import random
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmpar
+
+X = np.arange(100.0).reshape(10, 10)
+BAD = 22.0  # the first value of chunk 6, at [2:4, 2:4], of X in chunks of 2 x 2
+
+
+@pytest.fixture(scope="module")
+def shared_pool() -> Iterator[shmpar.Pool]:
+    """Two worker processes for the module; some tests kill them, and they come back."""
+    with shmpar.Pool(2) as made:
+        made.parallel_map(abs, range(10))
+        made._last_run = None
+        yield made
+
+
+@pytest.fixture
+def pool(shared_pool: shmpar.Pool) -> Iterator[shmpar.Pool]:
+    """The module's pool, complete again after the test."""
+    yield shared_pool
+    shared_pool._last_run = None
+
+
+@pytest.fixture
+def mortal_pool() -> Iterator[shmpar.Pool]:
+    """A pool of the test's own, whose workers may be killed."""
+    with shmpar.Pool(2, env={"PYTHONFAULTHANDLER": ""}) as made:
+        yield made
+
+
+def at_bad(block: Any) -> bool:
+    return bool(block.flat[0] == BAD)
+
+
+def raising(block: Any) -> Any:
+    if at_bad(block):
+        raise ValueError("boom")
+    return block
+
+
+ENGINES = ("serial", "threads", "processes")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+class TestExceptions:
+    """Exceptions of the function, on every engine."""
+
+    def test_raise_names_chunk_region_and_cause(self, engine: str) -> None:
+        """The error says where it happened, and the original is its cause."""
+        with shmpar.Pool(2, engine=engine) as pool:
+            with pytest.raises(shmpar.ChunkError) as caught:
+                pool.map_blocks(raising, X, chunks=2)
+            error = caught.value
+            assert (error.chunk, error.region) == (6, (slice(2, 4), slice(2, 4)))
+            assert error.shape == (2, 2)
+            assert error.run is pool.last_run
+            assert isinstance(error.__cause__, ValueError)
+            assert "map_blocks, chunk 6 at [2:4, 2:4]" in str(error)
+            assert pool.last_run.failed == [error]
+            del error, caught
+
+    def test_collect_computes_the_rest_and_names_them_all(self, engine: str) -> None:
+        """One ExceptionGroup holds the errors in chunk order; the other windows are filled."""
+        out = np.full_like(X, -1)
+
+        def odd(block: Any) -> Any:
+            if block.flat[0] in (22.0, 66.0):
+                raise KeyError(block.flat[0])
+            return block
+
+        with shmpar.Pool(2, engine=engine) as pool:
+            with pytest.raises(ExceptionGroup) as caught:
+                pool.map_blocks(odd, X, chunks=2, on_error="collect", out=out)
+            assert [error.chunk for error in caught.value.exceptions] == [6, 18]
+            del caught
+        expected = X.copy()
+        expected[2:4, 2:4] = expected[6:8, 6:8] = -1
+        np.testing.assert_array_equal(out, expected)
+
+    def test_fill_puts_a_value_and_warns_once(self, engine: str) -> None:
+        """Windows of failed chunks get NaN, or fill_value; run.failed lists them."""
+        with shmpar.Pool(2, engine=engine) as pool:
+            with pytest.warns(RuntimeWarning, match="1 chunks failed"):
+                got = pool.map_blocks(raising, X, chunks=2, on_error="fill")
+            assert np.isnan(got[2:4, 2:4]).all()
+            assert np.isnan(got).sum() == 4
+            assert [error.chunk for error in pool.last_run.failed] == [6]
+            with pytest.warns(RuntimeWarning):
+                got = pool.map_blocks(raising, X, chunks=2, on_error="fill", fill_value=-7)
+            assert (got[2:4, 2:4] == -7).all()
+
+    def test_fill_of_integers_needs_a_value(self, engine: str) -> None:
+        """There is no integer that says 'not known'."""
+        with shmpar.Pool(2, engine=engine) as pool, pytest.raises(ValueError, match="fill_value"):
+            pool.map_blocks(raising, X.astype(int), chunks=2, on_error="fill", dtype=int)
+
+    def test_sys_exit_is_a_failure_of_its_chunk(self, engine: str) -> None:
+        """SystemExit does not end the worker, nor the caller."""
+        with shmpar.Pool(2, engine=engine) as pool:
+            with pytest.raises(shmpar.ChunkError, match="SystemExit"):
+                pool.parallel_map(lambda _: exit(3), range(3))
+            assert pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
+
+    def test_finished_windows_reach_a_plain_out(self, engine: str) -> None:
+        """A failed run has filled what it had computed."""
+        out = np.zeros(4)
+        with shmpar.Pool(1, engine=engine) as pool, pytest.raises(shmpar.ChunkError):
+            pool.map_blocks(lambda b: b / b if b[0] else 1 // 0, np.arange(3.0, -1, -1),
+                            chunks=1, out=out)
+        assert out.tolist() == [1, 1, 1, 0]
+
+
+class Unpicklable(Exception):
+    """Pickles, but does not unpickle."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(one)
+
+
+def test_an_exception_that_does_not_unpickle_is_reported(pool: shmpar.Pool) -> None:
+    """Its type, message and traceback arrive as text."""
+
+    def fails(_: int) -> None:
+        raise Unpicklable(1, 2)
+
+    with pytest.raises(shmpar.ChunkError, match="Unpicklable: 1") as caught:
+        pool.parallel_map(fails, range(3))
+    assert "in fails" in caught.value.__cause__.__notes__[0]
+
+
+def test_a_result_that_does_not_pickle_is_reported(pool: shmpar.Pool) -> None:
+    """With dtype=object, a lock is an error that names its type."""
+    with pytest.raises(shmpar.ChunkError, match="lock"):
+        pool.parallel_map(lambda _: threading.Lock(), range(3), dtype=object)
+
+
+def test_a_function_that_does_not_pickle_names_what_it_holds(pool: shmpar.Pool) -> None:
+    """The closure variable is in the message, and the pool goes on."""
+    lock = threading.Lock()
+    with pytest.raises(shmpar.PlanError, match="closure variable 'lock'"):
+        pool.map_blocks(lambda block: lock and block, X)
+    with pytest.raises(shmpar.PlanError, match="keyword argument 'lock'"):
+        pool.map_blocks(lambda block, lock: block, X, kwargs={"lock": lock})
+    assert pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
+
+
+def test_a_function_that_pickles_but_does_not_load_is_a_plan_error(pool: shmpar.Pool) -> None:
+    """What is found by name in the caller's __main__ alone cannot be found in a worker."""
+    cached = functools.lru_cache(lambda item: item)
+    cached.__module__, cached.__qualname__ = "__main__", "cached"
+    import __main__
+
+    __main__.cached = cached
+    try:
+        with pytest.raises(shmpar.PlanError, match="does not load in a worker"):
+            pool.parallel_map(cached, range(3))
+    finally:
+        del __main__.cached
+    assert pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("func", "match"),
+    [
+        (lambda b: b.sum(), "block_reduce"),
+        (lambda b: b[0], "drop_axis"),
+        (lambda b: b[None], "new_axis"),
+        (lambda b: b[:1] if at_bad(b) else b, r"\(1, 2\) where \(2, 2\)"),
+        (lambda b: b.astype("f4") if at_bad(b) else b, "float32 here but float64.*dtype="),
+        (lambda b: np.ma.masked_array(b), "masked"),
+        (lambda b: {"a": 1}, "dtype=object"),
+        (lambda b: (b, b) if at_bad(b) else b, "tuple"),
+        (lambda b: None if at_bad(b) else b, "None"),
+    ],
+    ids=["scalar", "axis-less", "axis-more", "shape", "dtype", "masked", "dict", "tuple", "none"],
+)
+def test_a_result_that_does_not_fit_says_why(pool: shmpar.Pool, func: Any, match: str) -> None:
+    """The message names what came, what is due, and the keyword that helps."""
+    with pytest.raises(shmpar.ChunkError, match=match) as caught:
+        pool.map_blocks(func, X, chunks=2)
+    assert caught.value.chunk is not None
+
+
+def test_two_workers_that_disagree_on_the_dtype_are_found(pool: shmpar.Pool) -> None:
+    """Small outputs are not waited for, and still every chunk must agree."""
+
+    def by_parity(n: int) -> Any:
+        time.sleep(0.01)
+        return np.float32(n) if n % 2 else np.float64(n)
+
+    for _ in range(5):
+        with pytest.raises(shmpar.ChunkError, match="float32.*float64|float64.*float32"):
+            pool.parallel_map(by_parity, range(2))
+
+
+# Workers that die
+
+
+def crash(how: str) -> None:
+    match how:
+        case "exit":
+            os._exit(3)
+        case "segfault":
+            ctypes.string_at(0)
+        case _:
+            os.kill(os.getpid(), getattr(signal, how))
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [("exit", 3), ("segfault", -11), ("SIGKILL", -9), ("SIGTERM", -15), ("SIGABRT", -6)],
+)
+def test_a_chunk_that_kills_its_workers_ends_the_run(mortal_pool: shmpar.Pool, how: str, code: int) -> None:
+    """After retries, WorkerDied names the chunk and the signal or status."""
+    with pytest.raises(shmpar.WorkerDied) as caught:
+        mortal_pool.map_blocks(lambda b: crash(how) if at_bad(b) else b, X, chunks=2)
+    assert (caught.value.chunk, caught.value.exitcode) == (6, code)
+    assert "[2:4, 2:4]" in str(caught.value)
+    del caught
+    np.testing.assert_array_equal(mortal_pool.map_blocks(np.negative, X, chunks=2), -X)
+
+
+def test_a_worker_that_dies_once_costs_nothing_but_time(mortal_pool: shmpar.Pool, tmp_path: Path) -> None:
+    """Its chunks are computed again by others and its successor."""
+    flag = tmp_path / "died"
+
+    def once(block: Any) -> Any:
+        if at_bad(block) and not flag.exists():
+            flag.touch()
+            crash("SIGKILL")
+        return -block
+
+    np.testing.assert_array_equal(mortal_pool.map_blocks(once, X, chunks=2), -X)
+    assert mortal_pool.last_run.report.deaths == 1
+
+
+def test_without_retries_one_death_is_the_end(mortal_pool: shmpar.Pool, tmp_path: Path) -> None:
+    """retries=0 computes nothing again."""
+    with pytest.raises(shmpar.WorkerDied):
+        mortal_pool.map_blocks(lambda b: crash("SIGKILL") if at_bad(b) else b, X, chunks=2, retries=0)
+    assert mortal_pool.last_run.report.deaths == 1
+
+
+def test_deaths_can_be_collected_and_filled(mortal_pool: shmpar.Pool) -> None:
+    """on_error applies to workers that die as to exceptions."""
+
+    def poison(block: Any) -> Any:
+        return crash("SIGKILL") if at_bad(block) else block
+
+    with pytest.raises(ExceptionGroup) as caught:
+        mortal_pool.map_blocks(poison, X, chunks=2, on_error="collect")
+    assert [type(error) for error in caught.value.exceptions] == [shmpar.WorkerDied]
+    del caught
+    with pytest.warns(RuntimeWarning):
+        got = mortal_pool.map_blocks(poison, X, chunks=2, on_error="fill")
+    assert np.isnan(got).sum() == 4
+
+
+def test_a_chunk_computed_in_place_is_not_tried_again(mortal_pool: shmpar.Pool) -> None:
+    """The error names the chunk, and no chunk is applied twice."""
+    shared = mortal_pool.array(X)
+    with pytest.raises(shmpar.WorkerDied, match="in place"):
+        mortal_pool.map_blocks(
+            lambda b: crash("SIGKILL") if at_bad(b) else b + 1000, shared, chunks=2, out=shared
+        )
+    assert set(np.unique((shared - X) // 1)) <= {0.0, 1000.0}
+    np.testing.assert_array_equal(shared[2:4, 2:4], X[2:4, 2:4])
+
+
+def test_workers_that_cannot_load_the_plan_are_not_started_for_ever(mortal_pool: shmpar.Pool) -> None:
+    """A function whose unpickling kills the process ends with an error."""
+
+    class Poison:
+        def __reduce__(self) -> Any:
+            return os._exit, (7,)
+
+    with pytest.raises(shmpar.WorkerDied, match="status 7"):
+        mortal_pool.parallel_map(lambda n, poison: n, range(3), kwargs={"poison": Poison()})
+    assert mortal_pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
+
+
+def test_a_chunk_that_takes_too_long_costs_its_worker(mortal_pool: shmpar.Pool) -> None:
+    """TaskTimeout is also a TimeoutError; the other chunks are done."""
+    out = np.zeros_like(X)
+    began = time.monotonic()
+    with pytest.raises(shmpar.TaskTimeout) as caught:
+        mortal_pool.map_blocks(
+            lambda b: time.sleep(60) if at_bad(b) else b,
+            X, chunks=2, task_timeout=0.2, retries=0, on_error="raise", out=out,
+        )
+    assert isinstance(caught.value, TimeoutError)
+    assert caught.value.chunk == 6
+    assert time.monotonic() - began < 30
+
+
+def test_an_initializer_that_fails_fails_each_run() -> None:
+    """The error of the initializer is the cause, on each engine."""
+
+    def fails() -> None:
+        raise OSError("no licence")
+
+    for engine in ("threads", "processes"):
+        with shmpar.Pool(1, engine=engine, initializer=fails) as pool:
+            for _ in range(2):
+                with pytest.raises(Exception, match="no licence"):
+                    pool.parallel_map(abs, range(3))
+            pool._last_run = None
+
+
+def test_an_interpreter_that_is_not_there_fails_at_once() -> None:
+    """Pool() says so, and leaves nothing."""
+    with pytest.raises(FileNotFoundError):
+        shmpar.Pool(1, python="/nowhere/python")
+
+
+def test_runs_survive_workers_killed_at_random(stress_seed: int) -> None:
+    """A few of the campaign below, in the default suite."""
+    kill_at_random(20, stress_seed)
+
+
+@pytest.mark.stress
+def test_200_runs_survive_workers_killed_at_random(stress_seed: int) -> None:
+    """200 runs, each with a worker killed by SIGKILL at a random moment: 200 right answers."""
+    deaths = kill_at_random(200, stress_seed)
+    print(f"200 right answers; {deaths} deaths cost a chunk its worker")
+
+
+def kill_at_random(runs: int, seed: int) -> int:
+    """Kill a worker at a random moment of each run; count the deaths that hit a chunk."""
+    rng = random.Random(seed)
+    deaths = 0
+    with shmpar.Pool(2, retries=5) as pool:
+        shared = pool.array(np.arange(40_000.0).reshape(200, 200))
+        for number in range(runs):
+            def slow(block: Any, add: int = number) -> Any:
+                end = time.perf_counter() + 5e-4
+                while time.perf_counter() < end:
+                    pass
+                return block + add
+
+            pids = pool._driver.engine.pids()
+            killer = threading.Timer(
+                rng.uniform(0, 0.06), os.kill, (rng.choice(pids), signal.SIGKILL)
+            )
+            killer.start()
+            got = pool.map_blocks(slow, shared, chunks=20)
+            killer.join()
+            np.testing.assert_array_equal(got, shared + number)
+            deaths += pool.last_run.report.deaths
+            del got, killer
+        pool._last_run = None
+    return deaths
+
+
+# Bad arguments
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda p: p.map_blocks(abs, X, sigma=3), TypeError, r"kwargs=\{'sigma': 3\}"),
+        (lambda p: p.map_blocks(3, X), TypeError, "callable"),
+        (lambda p: p.map_blocks(abs), TypeError, "at least one array"),
+        (lambda p: p.map_blocks(abs, np.array([{}])), TypeError, "pointers"),
+        (lambda p: p.map_blocks(abs, np.ma.masked_array(X)), TypeError, "second input"),
+        (lambda p: p.map_blocks(abs, X, chunks=0), ValueError, "0"),
+        (lambda p: p.map_blocks(abs, X, chunks=(2, 2, 2)), ValueError, "chunks"),
+        (lambda p: p.map_blocks(abs, X, chunks=((5, 6), 10)), ValueError, "11|sum"),
+        (lambda p: p.map_blocks(abs, X, np.zeros(3)), ValueError, "broadcast"),
+        (lambda p: p.map_blocks(abs, X, out=np.zeros(3)), ValueError, "shape"),
+        (lambda p: p.map_blocks(abs, X, out=np.zeros(X.shape, object)), TypeError, "object"),
+        (lambda p: p.map_blocks(abs, X, out=np.broadcast_to(0.0, X.shape)), ValueError, "read-only"),
+        (lambda p: p.map_blocks(abs, X, dtype=object), TypeError, "block_reduce"),
+        (lambda p: p.map_blocks(abs, X, on_error="ignore"), ValueError, "'collect'"),
+        (lambda p: p.map_blocks(abs, X, retries=-1), ValueError, "retries"),
+        (lambda p: p.map_blocks(abs, X, task_timeout=0), ValueError, "task_timeout"),
+        (lambda p: p.map_blocks(abs, X, progress=3), TypeError, "progress"),
+        (lambda p: p.parallel_map(abs, X, range(3)), ValueError, r"\[10, 3\]"),
+        (lambda p: p.parallel_map(abs, X, axis=2), ValueError, "axis 2"),
+        (lambda p: p.parallel_map(abs, 3), TypeError, "items"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_starts(
+    pool: shmpar.Pool, call: Any, error: type[Exception], match: str
+) -> None:
+    """A clear error of the right kind, and no run."""
+    before = pool.last_run
+    with pytest.raises(error, match=match):
+        call(pool)
+    assert pool.last_run is before
+
+
+def test_an_output_may_not_overlap_an_input(pool: shmpar.Pool) -> None:
+    """Neither shifted nor for verbs without in-place."""
+    shared = pool.array(X)
+    with pytest.raises(ValueError, match="shares memory with an input"):
+        pool.map_blocks(np.negative, shared[1:], chunks=2, out=shared[:-1])
+    with pytest.raises(ValueError, match="shares memory with an input"):
+        pool.block_reduce(np.sum, shared, chunks=1, out=shared)
+    with pytest.raises(ValueError, match="two outputs share memory"):
+        pool.map_blocks(lambda b: (b, b), X, out=(shared, shared))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"n_workers": 0}, ValueError),
+        ({"n_workers": 1.5}, TypeError),
+        ({"engine": "gpu"}, ValueError),
+        ({"initializer": 3}, TypeError),
+        ({"threads_per_worker": 0}, ValueError),
+        ({"env": {"A": 1}}, TypeError),
+        ({"retries": -1}, ValueError),
+        ({"on_error": "x"}, ValueError),
+    ],
+)
+def test_bad_arguments_of_a_pool_are_refused(arguments: Any, error: type[Exception]) -> None:
+    """Nothing is started."""
+    with pytest.raises(error):
+        shmpar.Pool(**arguments)
+
+
+def test_a_closed_pool_says_so() -> None:
+    """Verbs and array functions of a closed pool are RuntimeErrors; its results stay."""
+    with shmpar.Pool(1) as pool:
+        result = pool.map_blocks(np.negative, X)
+        kept = pool.array(X)
+    np.testing.assert_array_equal(result, -X)
+    np.testing.assert_array_equal(kept, X)
+    for call in (lambda: pool.map_blocks(abs, X), lambda: pool.zeros(3), pool.__enter__):
+        with pytest.raises(RuntimeError, match="closed"):
+            call()
+    with pytest.raises(shmpar.SegmentGone):
+        kept.address  # noqa: B018
+    with shmpar.Pool(1) as other:
+        np.testing.assert_array_equal(other.map_blocks(np.negative, result), X)
+    pool.shutdown()
+
+
+def test_a_pool_that_is_never_closed_warns(recwarn: Any) -> None:
+    """Its workers end with it."""
+    pool = shmpar.Pool(1)
+    pids = pool._driver.engine.pids()
+    with warnings.catch_warnings(), pytest.warns(ResourceWarning, match="never closed"):
+        warnings.simplefilter("always")
+        del pool
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
