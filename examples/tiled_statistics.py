@@ -186,12 +186,13 @@ def draw(
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.tick_params(labelsize=8)
+        axes.set_xlabel("column (pixels)", fontsize=8)
+        axes.set_ylabel("row (pixels)", fontsize=8)
         place = axes.inset_axes((1.03, 0, 0.045, 1))
         bar = figure.colorbar(shown, cax=place, extend="both", extendfrac=0.03)
+        bar.set_label("pixel value", fontsize=8)
         bar.ax.tick_params(labelsize=8)
         bar.ax.yaxis.set_major_formatter("{x:,.0f}")
-    panels[0][0].set_xlabel("column (pixels)")
-    panels[0][0].set_ylabel("row (pixels)")
     figure.suptitle(title, fontsize=12)
     figure.savefig(output)
     plt.close(figure)
@@ -225,7 +226,7 @@ def run(options: argparse.Namespace) -> None:
         "mean": means,
         "std deviation": stds,
         f"{options.percentile:g}th percentile": highs,
-        "background": gaussian_filter(medians, SMOOTHING, mode="nearest"),
+        "smoothed median": gaussian_filter(medians, SMOOTHING, mode="nearest"),
     }
     print()
     print(table(maps, [*whole(sizes, means, stds), None, None], tile))
@@ -238,7 +239,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"{report.workers} workers ({report.engine}); the image is in: {report.memory[0]}")
     draw(
         options.output,
-        f"{source}: {rows:,} × {columns:,} pixels, tiles of {tile} × {tile}",
+        f"{source}, {rows:,} × {columns:,} pixels, and statistics of its tiles of {tile} × {tile}",
         small,
         maps,
         (rows, columns),

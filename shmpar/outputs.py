@@ -11,15 +11,17 @@ Guarantees
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from shmpar.errors import ShmparError
 from shmpar.plan import Announcement, Output, ResultError
 from shmpar.segment import create, locate
 
-__all__ = ["Outputs", "new_output"]
+__all__ = ["HandedOver", "Outputs", "missing", "new_output"]
 
 Array = np.ndarray[Any, Any]
 
@@ -119,6 +121,35 @@ class Outputs:
             for mine, array in zip(given, self.arrays, strict=True)
         )
         return results if self.several else results[0]
+
+
+class HandedOver:
+    """A result that lives as long as its caller wants it to."""
+
+    def __init__(self, result: Any) -> None:
+        self._is_tuple = isinstance(result, tuple)
+        self._none = result is None
+        parts = result if self._is_tuple else (result,)
+        self._parts = [
+            weakref.ref(part) if isinstance(part, np.ndarray) else lambda part=part: part
+            for part in parts
+        ]
+
+    def again(self) -> Any:
+        """The result, if it is still there.
+
+        Raises
+        ------
+        ShmparError
+            If its caller has dropped it.
+        """
+        parts = tuple(part() for part in self._parts)
+        if any(now is None for now in parts) and not self._none:
+            raise ShmparError(
+                "the result of this run was returned to its caller, who has dropped it; the run "
+                "of a call with wait=False keeps it"
+            )
+        return parts if self._is_tuple else parts[0]
 
 
 def _scalar_or_array(array: Array) -> Any:

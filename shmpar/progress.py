@@ -1,6 +1,6 @@
 """Observers of a run: what ``progress=`` may be.
 
-Imports run's type of an observer; tqdm where it is used.
+Imports policy; tqdm where it is used.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from shmpar.run import Observer
+from shmpar.policy import Observer
 
 __all__ = ["Progress", "observe"]
 

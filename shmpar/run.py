@@ -1,6 +1,6 @@
 """A run: one execution of a plan, as a Future; takes an engine's events to the scheduler.
 
-Imports the scheduler, the engine's protocol, outputs and report.
+Imports the scheduler, the engine's protocol, failures, outputs, policy and report.
 
 Guarantees
 ----------
@@ -13,79 +13,37 @@ Guarantees
 from __future__ import annotations
 
 import itertools
-import os
-import sys
 import threading
 import time
-import warnings
-import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from shmpar import engines, scheduler
+from shmpar import engines, failures, scheduler
 from shmpar.engines.protocol import Engine, Execution, Generation
-from shmpar.errors import ChunkError, ShmparError, TaskTimeout, WorkerDied
+from shmpar.errors import ShmparError
 from shmpar.ledger import DONE, FAILED, PENDING
-from shmpar.outputs import Outputs
-from shmpar.plan import Announcement, Failure, Function, Plan, ResultError, describe_region
+from shmpar.outputs import HandedOver, Outputs
+from shmpar.plan import Announcement, Failure, Function, Plan, ResultError
+from shmpar.policy import Observer, Policy
 from shmpar.report import Report
 from shmpar.scheduler import Scheduler
 from shmpar.segment import locate
 from shmpar.tickets import new_tickets
 
-__all__ = ["Observer", "Policy", "Run"]
+__all__ = ["Run"]
 
 Array = np.ndarray[Any, Any]
 _numbers = itertools.count()
-_PACKAGE = os.path.dirname(os.path.abspath(__file__))
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What becomes of a run when something goes wrong.
-
-    Attributes
-    ----------
-    on_error : {"raise", "collect", "fill"}
-        Stop at the first failure; compute the rest and raise all; or fill their windows.
-    fill_value : object
-        For ``"fill"``; None is NaN or NaT.
-    retries : int
-        How often a chunk whose worker died is computed again.
-    task_timeout : float or None
-        Seconds that a chunk may take.
-    in_place : bool
-        The output is the input: a chunk that was begun cannot be computed again.
-    """
-
-    on_error: str = "raise"
-    fill_value: Any = None
-    retries: int = 1
-    task_timeout: float | None = None
-    in_place: bool = False
-
-
-class Observer(Protocol):
-    """Is told how far a run is."""
-
-    def update(self, done: int, total: int) -> None:
-        """Take the chunks that are settled, and all of them."""
-        ...
-
-    def close(self) -> None:
-        """The run is over."""
-        ...
 
 
 class Run(Future[Any]):
     """One execution of a plan.
 
-    A :class:`concurrent.futures.Future`; made by the verbs, not by users.
+    A :class:`concurrent.futures.Future`; the verbs make it.
 
     Attributes
     ----------
@@ -178,16 +136,14 @@ class Run(Future[Any]):
 
         Raises
         ------
-        TimeoutError
-            If it is not there after `timeout` seconds.
-        CancelledError
-            If the run was cancelled.
+        TimeoutError, CancelledError
+            As of any Future.
         ShmparError
-            If the run failed, or if a caller has waited for the verb and has dropped its result
-            since: such a run does not keep it, so that the memory goes with the last array.
+            If the run failed, or if the verb was waited for and its result has been dropped: such
+            a run does not keep it, so that the memory goes with the last array.
         """
         result = super().result(timeout)
-        if isinstance(result, _HandedOver):
+        if isinstance(result, HandedOver):
             return result.again()
         return result
 
@@ -220,8 +176,6 @@ class Run(Future[Any]):
 
         Parameters
         ----------
-        engine : Engine
-            Has been told nothing of it.
         cancel : callable
             Has this run cancelled, under the driver's lock.
         attended : bool
@@ -244,9 +198,7 @@ class Run(Future[Any]):
             several=self._outputs.several,
         )
         known = self._outputs.arrays is not None
-        execution.scratch = (
-            engine.uses_scratch and attended and self.plan.fail_fast and not known
-        )
+        execution.scratch = engine.uses_scratch and attended and self.plan.fail_fast and not known
         try:
             ready = engine.open(execution)
         except BaseException:
@@ -285,7 +237,7 @@ class Run(Future[Any]):
     def chunk_failed(self, failure: Failure) -> None:
         """The function failed on a chunk."""
         if failure.chunk not in self._errors:
-            self._errors[failure.chunk] = self._chunk_error(failure)
+            self._errors[failure.chunk] = failures.chunk_error(self.plan, failure, self)
             self.feed(scheduler.ChunkFailed(failure.chunk))
 
     def said(self, announcement: Announcement) -> None:
@@ -310,7 +262,8 @@ class Run(Future[Any]):
         execution = self._alive
         self._exitcode = exitcode
         held = execution.held(worker)
-        blamed, unfinished = None, ()
+        blamed: int | None = None
+        unfinished: tuple[int, ...] = ()
         if held is not None:
             self._deaths += 1
             chunk = execution.generations[held.generation].chunk
@@ -359,7 +312,7 @@ class Run(Future[Any]):
 
     # What the scheduler wants done
 
-    def _do(self, command: scheduler.Command) -> None:
+    def _do(self, command: scheduler.Command) -> None:  # noqa: C901 - one case a command
         execution, engine = self._alive, self._engine
         if engine is None:
             raise RuntimeError("this run has no engine")
@@ -376,9 +329,9 @@ class Run(Future[Any]):
                 engine.replace(worker)
             case scheduler.Fail(chunk, timed_out):
                 execution.ledger.status[chunk] = FAILED
-                self._errors[chunk] = self._death_error(chunk, timed_out=timed_out)
+                self._errors[chunk] = self._death(chunk, timed_out=timed_out)
             case scheduler.GiveUp():
-                self._fatal = self._fatal or self._barren_error()
+                self._fatal = self._fatal or failures.barren(self.plan, self._exitcode, self)
             case scheduler.Audit():
                 self._pending.append(scheduler.Audited(self._audit(execution)))
             case scheduler.Finish():
@@ -391,6 +344,12 @@ class Run(Future[Any]):
             # Whoever wrote into the scratch died before it could say what: it counts for nothing.
             ledger.status[ledger.status == DONE] = PENDING
         return ledger.pending()
+
+    def _death(self, chunk: int, *, timed_out: bool) -> ShmparError:
+        if timed_out:
+            return failures.timeout(self.plan, chunk, self.policy.task_timeout, self)
+        in_place = self.policy.in_place
+        return failures.death(self.plan, chunk, self._exitcode, self, in_place=in_place)
 
     def _stop(self, engine: Engine, execution: Execution) -> None:
         for generation in execution.generations:
@@ -436,10 +395,10 @@ class Run(Future[Any]):
             windows = [self.plan.window(chunk) for chunk in self._errors]
             self._outputs.fill(windows, self.policy.fill_value)
             self._outputs.deliver(None)
-            warnings.warn(_filled(errors), RuntimeWarning, stacklevel=_levels_to_user())
+            failures.warn_filled(errors)
             return self._outputs.result()
-        windows = None if done is None else [self.plan.window(chunk) for chunk in done]
-        self._outputs.deliver(windows)
+        finished = None if done is None else [self.plan.window(chunk) for chunk in done]
+        self._outputs.deliver(finished)
         if self._fatal is not None:
             return self._fatal
         if errors:
@@ -466,7 +425,7 @@ class Run(Future[Any]):
         """Give the result to the caller who has waited for it, and keep it only while he does."""
         result = self.result()
         self._outputs = Outputs(None)
-        self._result = _HandedOver(result)
+        self._result = HandedOver(result)
         return result
 
     def stop(self) -> None:
@@ -489,109 +448,3 @@ class Run(Future[Any]):
             self._settled = execution.ledger.settled
             self._conclude(self._done_chunks(execution))
             execution.close()
-
-    # Errors
-
-    def _chunk_error(self, failure: Failure) -> ChunkError:
-        region = self.plan.region(failure.chunk)
-        what = (
-            str(failure.error)
-            if isinstance(failure.error, ResultError)
-            else f"the function raised {_described(failure.error)}"
-        )
-        block = "" if failure.shape is None else f", block of shape {failure.shape}"
-        error = ChunkError(
-            f"{self.plan.verb}, {_where(failure.chunk, region)}{block}: {what}{_hint(failure)}",
-            chunk=failure.chunk,
-            region=region,
-            shape=failure.shape,
-            run=self,
-        )
-        error.__cause__ = failure.error
-        return error
-
-    def _death_error(self, chunk: int, *, timed_out: bool) -> ShmparError:
-        region = self.plan.region(chunk)
-        where = f"{self.plan.verb}, {_where(chunk, region)}"
-        if timed_out:
-            return TaskTimeout(
-                f"{where}: took longer than task_timeout={self.policy.task_timeout} s; "
-                "its worker was ended and replaced",
-                chunk=chunk,
-                region=region,
-                run=self,
-            )
-        begun = (
-            "; the chunk was being computed in place, so part of it may hold new values"
-            if self.policy.in_place
-            else ""
-        )
-        return WorkerDied(
-            f"{where}: the worker {engines.describe_exit(self._exitcode)}{begun}",
-            chunk=chunk,
-            region=region,
-            exitcode=self._exitcode,
-            run=self,
-        )
-
-    def _barren_error(self) -> WorkerDied:
-        return WorkerDied(
-            f"{self.plan.verb}: workers end before they take a chunk; the last one "
-            f"{engines.describe_exit(self._exitcode)}: see its standard error, and try the "
-            "function with engine='serial'",
-            exitcode=self._exitcode,
-            run=self,
-        )
-
-
-class _HandedOver:
-    """A result that lives as long as its caller wants it to."""
-
-    def __init__(self, result: Any) -> None:
-        self._is_tuple = isinstance(result, tuple)
-        self._none = result is None
-        parts = result if self._is_tuple else (result,)
-        self._parts = [
-            weakref.ref(part) if isinstance(part, np.ndarray) else lambda part=part: part
-            for part in parts
-        ]
-
-    def again(self) -> Any:
-        parts = tuple(part() for part in self._parts)
-        if any(now is None for now in parts) and not self._none:
-            raise ShmparError(
-                "the result of this run was returned to its caller, who has dropped it; the run "
-                "of a call with wait=False keeps it"
-            )
-        return parts if self._is_tuple else parts[0]
-
-
-def _described(error: BaseException) -> str:
-    """Type and message; those of a stand-in are in its message."""
-    text = str(error)
-    return text if type(error) is ShmparError else f"{type(error).__name__}: {text}"
-
-
-def _levels_to_user() -> int:
-    """Frames between the caller of this function and the code that called the library."""
-    level, frame = 1, sys._getframe(1)  # noqa: SLF001 - the documented way to count frames
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        level, frame = level + 1, frame.f_back
-    return level
-
-
-def _where(chunk: int, region: Sequence[slice]) -> str:
-    return f"chunk {chunk} at {describe_region(region)}"
-
-
-def _hint(failure: Failure) -> str:
-    if isinstance(failure.error, ValueError) and "read-only" in str(failure.error):
-        return (
-            ". Blocks are read-only views of the shared input: write to a copy (block.copy()), "
-            "or return the new values"
-        )
-    return ""
-
-
-def _filled(errors: Sequence[ShmparError]) -> str:
-    return f"{len(errors)} chunks failed and were filled; the first one: {errors[0]}"

@@ -151,9 +151,7 @@ class Expired:
     """The grace for chunks in progress is over."""
 
 
-Event = (
-    Joined | Drained | ChunkFailed | Died | Refused | TimedOut | Audited | Cancelled | Expired
-)
+Event = Joined | Drained | ChunkFailed | Died | Refused | TimedOut | Audited | Cancelled | Expired
 
 
 # Commands
@@ -280,7 +278,7 @@ class Scheduler:
             return []
         return list(self._dispatch(event))
 
-    def _dispatch(self, event: Event) -> Commands:
+    def _dispatch(self, event: Event) -> Commands:  # noqa: PLR0911 - one a kind of event
         match event:
             case Joined(worker):
                 return self._joined(worker)

@@ -150,7 +150,7 @@ def _offset_is_atomic() -> bool:
     return sys.platform == "linux" and os.uname().release != "4.4.0"
 
 
-KINDS: dict[str, type[OffsetTickets] | type[LockTickets]] = {
+KINDS: dict[str, type[OffsetTickets | LockTickets]] = {
     "offset": OffsetTickets,
     "lock": LockTickets,
 }

@@ -1,7 +1,7 @@
 """How the user's function, and what it holds, travels to a worker.
 
-Imports plan, segment and array.  :func:`pack` makes a :class:`Parcel`, bytes and the segments that they
-speak of; :func:`unpack` opens it in the worker.
+Imports plan, segment and arrays.  :func:`pack` makes a :class:`Parcel`, bytes and the segments
+that they speak of; :func:`unpack` opens it in the worker.
 
 Guarantees
 ----------
@@ -76,7 +76,7 @@ def _by_reference(function: types.FunctionType) -> bool:
     return bool(_should_pickle_by_reference(function))
 
 
-class _Packer(cloudpickle.Pickler):
+class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """Pickles functions by value where needed and arrays by their segments."""
 
     def __init__(self, file: io.BytesIO, *, importable_only: bool) -> None:
@@ -103,9 +103,9 @@ class _Packer(cloudpickle.Pickler):
                 "other version of Python cannot run; put it into a module that both can import"
             )
         module = sys.modules.get(function.__globals__.get("__name__", ""))
-        if module is not None and vars(module) is function.__globals__:
-            if id(function.__globals__) not in self.globals_ref:
-                self.globals_ref[id(function.__globals__)] = _Namespace(module)
+        known = id(function.__globals__) in self.globals_ref
+        if module is not None and vars(module) is function.__globals__ and not known:
+            self.globals_ref[id(function.__globals__)] = _Namespace(module)
 
     def _reduce_array(self, array: np.ndarray[Any, Any]) -> Any:
         shared = isinstance(array, SharedArray)
@@ -308,9 +308,7 @@ def _take(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a pickle
     return over(array, Lease(place, array, default_manager(), start=start, owner=False))
 
 
-def unpack(
-    body: bytes, segments: Sequence[Segment] = ()
-) -> tuple[Any, list[np.ndarray[Any, Any]]]:
+def unpack(body: bytes, segments: Sequence[Segment] = ()) -> tuple[Any, list[np.ndarray[Any, Any]]]:
     """Open a parcel.
 
     Parameters

@@ -51,7 +51,7 @@ class Wire:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
             for end in (ours, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _BUFFER)
-        ours.setblocking(False)
+        ours.settimeout(0)
         return ours, theirs
 
     def fileno(self) -> int:
@@ -127,7 +127,7 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
             found.frombytes(data[: len(data) - len(data) % found.itemsize])
     if not _CLOEXEC:
         for fd in found:
-            os.set_inheritable(fd, False)
+            os.set_inheritable(fd, False)  # noqa: FBT003 - positional by its signature
     return found.tolist()
 
 

@@ -34,6 +34,8 @@ LAYERS = {
     "engines": 3,
     "outputs": 3,
     "report": 3,
+    "failures": 3,
+    "policy": 3,
     "run": 4,
     "driver": 4,
     "progress": 5,
@@ -303,7 +305,7 @@ def test_every_way_to_import_is_seen(text, imported):
     ("importer", "imported", "words"),
     [
         ("plan", "run", "above it"),
-        ("segment.marker", "array", "beside it"),
+        ("segment.marker", "arrays", "beside it"),
         ("engines.protocol", "engines.serial", "above it"),
         ("engines.__init__", "engines.serial", "above it"),
         ("grid.axis", "novelty", "add it to LAYERS"),
@@ -317,7 +319,7 @@ def test_a_wrong_import_is_named(importer, imported, words):
 @pytest.mark.parametrize(
     ("importer", "imported"),
     [
-        ("array", "segment.marker"),
+        ("arrays", "segment.marker"),
         ("segment.room", "errors"),
         ("engines.serial", "engines.protocol"),
         ("engines.threads", "engines.serial"),

@@ -49,5 +49,5 @@ def current_environment(*, foreign: bool) -> Environment:
     except OSError:  # it was removed
         directory = None
     if foreign:
-        return Environment(directory, None, np.geterr(), None)
-    return Environment(directory, list(sys.path), np.geterr(), _Filters.current())
+        return Environment(directory, None, dict(np.geterr()), None)
+    return Environment(directory, list(sys.path), dict(np.geterr()), _Filters.current())

@@ -27,24 +27,21 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import pickle
 import select
 import selectors
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from importlib.util import MAGIC_NUMBER
 from typing import Any
 
 import numpy as np
 
 from shmpar.engines import incoming
-from shmpar.engines.environment import current_environment
 from shmpar.engines.launch import Launcher
 from shmpar.engines.link import Link, Loan
+from shmpar.engines.outgoing import Packed, pack_execution
 from shmpar.engines.protocol import (
     Emptied,
     Event,
@@ -56,10 +53,9 @@ from shmpar.engines.protocol import (
     Rejected,
 )
 from shmpar.ledger import Ledger
-from shmpar.plan import Announcement, Failure, Plan
-from shmpar.segment import Segment, create, locate, share
-from shmpar.travel import Parcel, pack
-from shmpar.worker.process import Environment, PlanMessage, Reference
+from shmpar.plan import Announcement, Failure
+from shmpar.segment import Segment, create, locate
+from shmpar.travel import pack
 
 __all__ = ["ProcessesEngine"]
 
@@ -68,18 +64,6 @@ _EXIT_SECONDS = 2.0  # how long an idle worker may take to end by itself
 _LEDGER_BYTES = 16 * 1024  # the smallest one; most runs share it
 _LEDGERS = 2  # kept for later runs
 _CONGESTED = 0.01  # seconds until a full socket is tried again
-
-
-@dataclass(eq=False, slots=True)
-class _Packed:
-    """What is the same for all workers of a run; keeps its segments alive."""
-
-    plan: bytes
-    parcel: Parcel
-    arrays: list[Array]
-    references: tuple[Reference, ...]
-    segments: dict[int, Segment]
-    environment: Environment
 
 
 class ProcessesEngine:
@@ -109,7 +93,7 @@ class ProcessesEngine:
         self._initializer = None if initializer is None else pack(initializer)
         self._links: dict[int, Link] = {}
         self._runs: dict[int, Execution] = {}
-        self._packed: dict[int, _Packed] = {}
+        self._packed: dict[int, Packed] = {}
         self._events: list[Event] = []
         self._ledgers: list[Array] = []
         self._subscribed: set[int] = set()
@@ -186,21 +170,8 @@ class ProcessesEngine:
         """Pack what travels, and start workers where one is missing."""
         if self._broken is not None:
             raise self._broken
-        parcel = pack(execution.function, importable_only=self._foreign)
-        arrays = [array if locate(array) else share(array)[1] for array in execution.arrays]
-        shared = zip(parcel.segments, parcel.private, strict=True)
-        segments = {one.key: one for one, private in shared if not private}
-        references = tuple(self._reference(array, segments) for array in arrays)
-        self._reference(execution.ledger.status, segments)
+        self._packed[execution.number] = pack_execution(execution, foreign=self._foreign)
         self._runs[execution.number] = execution
-        self._packed[execution.number] = _Packed(
-            plan=_pickled(execution.plan),
-            parcel=parcel,
-            arrays=arrays,
-            references=references,
-            segments=segments,
-            environment=current_environment(foreign=self._foreign),
-        )
         for number in range(self.workers):
             self.replace(number)
         return [number for number, link in self._links.items() if link.ready]
@@ -215,10 +186,12 @@ class ProcessesEngine:
     def stop(self, execution: Execution) -> list[Emptied]:
         """Take back what was not sent; whoever waits for outputs waits in vain."""
         execution.stopped = True
-        taken = []
+        taken: list[Emptied] = []
         for link in self._links.values():
-            for generation in link.withdraw(execution):
-                taken.append(Emptied(link.number, execution.number, generation.number))
+            taken += [
+                Emptied(link.number, execution.number, generation.number)
+                for generation in link.withdraw(execution)
+            ]
             if execution.outputs is None and link.has(execution):
                 link.post(("abandon", execution.number))
         return taken
@@ -295,7 +268,8 @@ class ProcessesEngine:
                 self._events.append(Emptied(link.number, run, generation, said))
                 self._feed(link)
             case ("refused", run, body, text):
-                self._events.append(Rejected(run, link.number, incoming.refusal(incoming.error(body, text))))
+                error = incoming.refusal(incoming.error(body, text))
+                self._events.append(Rejected(run, link.number, error))
             case ("broken", body, text):
                 self._broken = incoming.initializer_failed(incoming.error(body, text))
                 rejected = [Rejected(run, link.number, self._broken) for run in self._runs]
@@ -325,54 +299,23 @@ class ProcessesEngine:
             self._send_plan(link, *item)
 
     def _send_plan(self, link: Link, execution: Execution, generation: Generation) -> None:
-        packed = self._packed[execution.number]
-        segments = dict(packed.segments)
-        outputs = None
-        if execution.outputs is not None and not execution.plan.collects:
-            outputs = tuple(self._reference(out, segments) for out in execution.outputs)
-        loan = Loan()
-        link.lend(self._watched(segments.values()), loan)
+        packed, loan = self._packed[execution.number], Loan()
+        outputs, segments = packed.outputs(execution)
+        link.lend(self._watched(segments), loan)
         held = link.lend_parcel(packed.parcel, loan)
         link.send_ahead(loan)
-        changed = link.environment != packed.environment
+        message = packed.message(execution, generation, link.number, outputs, held)
+        if link.environment == packed.environment:
+            message = message._replace(environment=None)
         link.environment = packed.environment
-        ledger = locate(execution.ledger.status)
-        message = PlanMessage(
-            run=execution.number,
-            generation=generation.number,
-            todo=generation.todo,
-            slot=link.number,
-            workers=self.workers,
-            chunks=execution.plan.chunks,
-            tickets=generation.tickets.kind,
-            ledger=ledger.segment.key if ledger else -1,
-            arrays=packed.references,
-            outputs=outputs,
-            several=execution.several,
-            scratch=execution.scratch,
-            plan=packed.plan,
-            function=packed.parcel.body,
-            held=held,
-            environment=packed.environment if changed else None,
-        )
         descriptors = [generation.tickets.fileno(), *loan.descriptors]
         link.post(("plan", message, loan.records), descriptors)
 
     def _send_outputs(self, link: Link, execution: Execution) -> None:
-        segments: dict[int, Segment] = {}
-        references = tuple(self._reference(out, segments) for out in execution.outputs or ())
         loan = Loan()
-        link.lend(self._watched(segments.values()), loan)
-        link.post(("outputs", execution.number, references, loan.records), loan.descriptors)
-
-    @staticmethod
-    def _reference(array: Array, segments: dict[int, Segment]) -> Reference:
-        """Where an array lies; its segment is added to `segments`."""
-        place = locate(array)
-        if place is None:
-            raise TypeError(f"an array of shape {array.shape} is not in shared memory")
-        segments[place.segment.key] = place.segment
-        return place.segment.key, place.offset, array.shape, array.strides, array.dtype
+        references, segments = self._packed[execution.number].outputs(execution)
+        link.lend(self._watched(segments), loan)
+        link.post(("outputs", execution.number, references or (), loan.records), loan.descriptors)
 
     def _watched(self, segments: Iterable[Segment]) -> Iterable[Segment]:
         """The same segments; workers will be told when one is gone."""
@@ -424,19 +367,6 @@ class ProcessesEngine:
         for link in self._links.values():
             link.launched.process.returncode = 0  # not a child of this process
             link.close()
-
-
-def _pickled(plan: Plan) -> bytes:
-    try:
-        return _pickled_before(plan)
-    except TypeError:  # a seed that is a list cannot be looked up
-        return pickle.dumps(plan, 5)
-
-
-@functools.lru_cache(maxsize=32)
-def _pickled_before(plan: Plan) -> bytes:
-    """Keep the pickles of calls that are made again and again."""
-    return pickle.dumps(plan, 5)
 
 
 class _Forgetter:

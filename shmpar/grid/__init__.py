@@ -1,6 +1,6 @@
 """How an array is cut into chunks, and what a chunk sees beyond its own cell.
 
-Imports the standard library and, for halos, numpy.  Nothing else of the package.
+Imports the standard library and numpy.  Nothing else of the package.
 """
 
 from shmpar.grid.axis import Axis

@@ -1,6 +1,6 @@
 """One axis of an array and how it is cut, and how a user's argument is spread over the axes.
 
-Imports the standard library only.
+Imports the standard library, and numpy for its bool.
 
 Guarantees
 ----------
@@ -18,6 +18,8 @@ from itertools import accumulate, pairwise
 from operator import index
 from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -185,8 +187,8 @@ def whole_number(value: Any, where: str) -> int:
     ...
     TypeError: depth=2.0: 2.0 is a float; pass an int
     """
-    # True is an int to Python, and never one that a user meant as a number of elements.
-    if not isinstance(value, bool):
+    # True is an int to Python and to older NumPy, and never meant as a number of elements.
+    if not isinstance(value, (bool, np.bool_)):
         try:
             return index(value)
         except TypeError:

@@ -1,6 +1,6 @@
 """From a user's ``chunks=`` to the axes of a grid.
 
-Imports :mod:`shmpar.grid.axis`, and from :mod:`shmpar.grid.halo` how a depth is read; no numpy.
+Imports :mod:`shmpar.grid.axis`, and from :mod:`shmpar.grid.halo` how a depth is read.
 
 Guarantees
 ----------

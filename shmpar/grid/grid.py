@@ -1,6 +1,6 @@
 """A grid: how one array is cut into chunks, as a product of axes.
 
-Imports :mod:`shmpar.grid.axis` and what normalises a user's ``chunks=``; no numpy.
+Imports :mod:`shmpar.grid.axis` and what normalises a user's ``chunks=``.
 
 Guarantees
 ----------

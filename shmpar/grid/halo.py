@@ -67,8 +67,8 @@ Boundaries: TypeAlias = (
     | Mapping[int, SideBoundary | tuple[SideBoundary, SideBoundary]]
 )
 
-# The one place that knows the dialects.  SciPy's own "wrap" is left out: it repeats with a
-# period of one sample less, which SciPy calls a mistake and replaces by "grid-wrap".
+# The one place that knows the dialects.  "wrap" is NumPy's, which SciPy's filters mean by it too;
+# where SciPy interpolates, its "wrap" has a period of one sample less, and ours is "grid-wrap".
 BOUNDARIES: dict[str, Boundary] = {
     "none": Mode.NONE,
     "reflect": Mode.REFLECT,
@@ -354,10 +354,13 @@ def _holds(dtype: np.dtype[Any], value: Any) -> bool:
     """Say whether `dtype` holds the constant: exactly for integers, else to its precision."""
     try:
         with np.errstate(all="ignore"):
-            held = np.array(value, dtype=dtype)
+            if dtype.kind not in "biu":
+                np.array(value, dtype=dtype)
+                return True
+            # Cast and compared, since older NumPy lets integers wrap around with a warning.
+            return not np.iscomplexobj(value) and bool(np.asarray(value).astype(dtype) == value)
     except (TypeError, ValueError, OverflowError):
         return False
-    return dtype.kind not in "biu" or bool(held == value)
 
 
 def parse_depth(depth: Depth, ndim: int) -> tuple[tuple[int, int], ...]:

@@ -22,12 +22,11 @@ R = TypeVar("R")
 def _of_pool(function: Callable[P, R]) -> Callable[Concatenate[Memory, P], R]:
     """The function as a method that makes its array under the pool's manager."""
 
-    @functools.wraps(function)
-    def method(self: Memory, *args: P.args, **kwargs: P.kwargs) -> R:
+    def method(self: Memory, /, *args: P.args, **kwargs: P.kwargs) -> R:
         kwargs.setdefault("manager", self._memory())
         return function(*args, **kwargs)
 
-    return method
+    return functools.wraps(function)(method)
 
 
 class Memory:

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from shmpar.grid import Grid
-from shmpar.outputs import Outputs
 from shmpar.plan import Announcement, Function, InBlocks, Output, PerChunk, PerItem, Placement, Plan
-from shmpar.run import Policy, Run
+from shmpar.policy import Policy
+from shmpar.run import Run
 from shmpar.verbs.callables import check_callable, entropy, wants
 from shmpar.verbs.inputs import Inputs, blocks, cut, items
 from shmpar.verbs.shapes import axes_tuple, place_blocks
 from shmpar.verbs.targets import Targets, check_overlap, parse_targets
 
-__all__ = ["Request", "map_blocks", "block_reduce", "parallel_map"]
+__all__ = ["Request", "block_reduce", "map_blocks", "parallel_map"]
 
 Array = np.ndarray[Any, Any]
 
@@ -167,9 +167,7 @@ def _empty_shape(plan: Plan) -> tuple[int, ...]:
     """The shape of an output for which the function was never called."""
     if not isinstance(plan.placement, InBlocks):
         return plan.grid.numblocks
-    return tuple(
-        1 if axis is None else plan.grid.shape[axis] for axis in plan.placement.axes
-    )
+    return tuple(1 if axis is None else plan.grid.shape[axis] for axis in plan.placement.axes)
 
 
 def _input_dtype(inputs: Inputs) -> np.dtype[Any]:

@@ -119,9 +119,7 @@ def blocks(verb: str, given: Sequence[Any]) -> Inputs:
     return inputs
 
 
-def _grid_axes(
-    shape: tuple[int, ...], whole: tuple[int, ...]
-) -> tuple[int | None, ...]:
+def _grid_axes(shape: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int | None, ...]:
     """For each axis of an input the grid's axis that cuts it; None for a stretched one."""
     shift = len(whole) - len(shape)
     return tuple(

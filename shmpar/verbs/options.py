@@ -1,6 +1,6 @@
 """The keywords that all verbs share.
 
-Imports errors, progress and run.
+Imports policy and progress.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from shmpar.policy import Policy
 from shmpar.progress import Progress
-from shmpar.run import Policy
 
 __all__ = ["Defaults", "Options", "parse_options", "refuse_unknown"]
 
@@ -68,9 +68,7 @@ def refuse_unknown(verb: str, options: Mapping[str, Any]) -> None:
         )
 
 
-def parse_options(
-    verb: str, options: Mapping[str, Any], defaults: Defaults
-) -> Policy:
+def parse_options(verb: str, options: Mapping[str, Any], defaults: Defaults) -> Policy:
     """Check the options of a call, and add the pool's defaults.
 
     Raises
@@ -81,9 +79,7 @@ def parse_options(
     refuse_unknown(verb, options)
     chosen = {**defaults, **options}
     if chosen["on_error"] not in {"raise", "collect", "fill"}:
-        raise ValueError(
-            f"on_error is 'raise', 'collect' or 'fill', not {chosen['on_error']!r}"
-        )
+        raise ValueError(f"on_error is 'raise', 'collect' or 'fill', not {chosen['on_error']!r}")
     retries = chosen["retries"]
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise ValueError(f"retries is a number of times, 0 or more, not {retries!r}")

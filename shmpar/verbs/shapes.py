@@ -77,9 +77,7 @@ def _declared(
     else:
         entries = [out_chunks] * len(axes)
     if len(entries) != len(axes):
-        raise ValueError(
-            f"out_chunks has {len(entries)} entries for an output of {len(axes)} axes"
-        )
+        raise ValueError(f"out_chunks has {len(entries)} entries for an output of {len(axes)} axes")
     blocks = [1 if axis is None else grid.numblocks[axis] for axis in axes]
     return [
         cut if entry is None else _cut(position, entry, count)

@@ -169,6 +169,6 @@ def _is_same(one: Array, other: Array) -> bool:
 
 def _overlap(one: Array, other: Array) -> bool:
     try:
-        return np.shares_memory(one, other, max_work=10_000)
+        return np.shares_memory(one, other, max_work=10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True

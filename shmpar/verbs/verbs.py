@@ -25,7 +25,7 @@ class Verbs:
     def _execute(self, run: Run, *, wait: bool) -> Any:
         raise NotImplementedError
 
-    def map_blocks(
+    def map_blocks(  # noqa: PLR0913 - the contract
         self,
         func: Callable[..., Any],
         *arrays: Any,

@@ -34,9 +34,7 @@ def getter(plan: Plan, arrays: Sequence[Array], values: Sequence[Any]) -> Callab
     return lambda chunk: tuple([make(chunk) for make in makers])
 
 
-def _argument(
-    plan: Plan, argument: Any, arrays: Sequence[Array], values: Sequence[Any]
-) -> Getter:
+def _argument(plan: Plan, argument: Any, arrays: Sequence[Array], values: Sequence[Any]) -> Getter:
     match argument:
         case Whole(value):
             held = values[value]

@@ -19,7 +19,7 @@ __all__ = ["Abandoned", "Assignment", "Channel"]
 Array = np.ndarray[Any, Any]
 
 
-class Abandoned(Exception):  # noqa: N818 - it is no error, but the end of the run
+class Abandoned(Exception):
     """The run ended while this worker waited for its outputs."""
 
 

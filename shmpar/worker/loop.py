@@ -79,7 +79,7 @@ def _run_claim(
     slot[LAST] = last
     while ticket < last:
         try:
-            for ticket in range(ticket, last):  # noqa: B020, PLR1704 - it goes on where it failed
+            for ticket in range(ticket, last):  # noqa: B020 - it goes on where it failed
                 if timed:
                     slot[SINCE] = monotonic_ns()
                 slot[CURSOR] = ticket
@@ -98,9 +98,7 @@ def _run_claim(
     slot[CURSOR] = last
 
 
-def _report(
-    assignment: Assignment, channel: Channel, ticket: int, error: BaseException
-) -> None:
+def _report(assignment: Assignment, channel: Channel, ticket: int, error: BaseException) -> None:
     if assignment.plan.fail_fast:
         assignment.tickets.stop(assignment.count)
     chunk = ticket if assignment.todo is None else assignment.todo[ticket]

@@ -62,7 +62,7 @@ class Environment(NamedTuple):
 
     directory: str | None
     path: list[str] | None
-    errors: dict[str, str]
+    errors: dict[str, Any]
     filters: bytes | None
 
 
@@ -271,9 +271,9 @@ class WorkerProcess:
                 os.chdir(environment.directory)
         if environment.path is not None:
             sys.path[:] = environment.path
-        np.seterr(**environment.errors)  # type: ignore[arg-type]
+        np.seterr(**environment.errors)
         if environment.filters is not None:
-            warnings.filters[:] = unpack(environment.filters)[0]
+            warnings.filters[:] = unpack(environment.filters)[0]  # type: ignore[index]
             warnings._filters_mutated()  # type: ignore[attr-defined]  # noqa: SLF001
 
 
@@ -284,7 +284,7 @@ def _plan(body: bytes) -> Plan:
     return plan
 
 
-class _Unloadable(Exception):  # noqa: N818 - carries the error to whoever reports it
+class _Unloadable(Exception):
     """The function, or what it holds, did not unpickle."""
 
 

@@ -94,7 +94,7 @@ def storer(plan: Plan, outputs: Sequence[Array], several: bool) -> Store:
     return _store_scalar(plan, outputs[0], declared)
 
 
-def _store_none(chunk: int, value: Any) -> None:
+def _store_none(_chunk: int, value: Any) -> None:
     if value is not None:
         raise ResultError(
             f"the function returned {type(value).__name__} here but None for the first chunk"
@@ -191,9 +191,10 @@ def _cast_into(window: Array, value: Array, declared: bool) -> None:
 
 def _room(value: Array, window: Array) -> int:
     """Bytes that an element of `window` has for a string of the kind of `value`."""
+    size: int = window.dtype.itemsize
     if window.dtype.kind == value.dtype.kind:
-        return window.dtype.itemsize
-    return window.dtype.itemsize // 4 if value.dtype.kind == "S" else 0
+        return size
+    return size // 4 if value.dtype.kind == "S" else 0
 
 
 def _wrong_shape(plan: Plan, value: Array, window: Array) -> str:

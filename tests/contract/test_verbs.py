@@ -17,7 +17,22 @@ quick = settings(
     max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 
-DTYPES = ["?", "u1", "i4", ">i4", "f2", "f4", "f8", ">f8", "c8", "c16", "U3", "S2", "M8[s]", "m8[ms]"]
+DTYPES = [
+    "?",
+    "u1",
+    "i4",
+    ">i4",
+    "f2",
+    "f4",
+    "f8",
+    ">f8",
+    "c8",
+    "c16",
+    "U3",
+    "S2",
+    "M8[s]",
+    "m8[ms]",
+]
 
 
 @st.composite
@@ -123,7 +138,7 @@ def test_results_are_cast_as_a_ufunc_casts(pool: shmpar.Pool, image: Any) -> Non
     got = pool.map_blocks(lambda block: block, image, chunks=10, dtype="f4")
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, image.astype("f4"))
-    with pytest.raises(shmpar.ChunkError, match="float64.*int32"):
+    with pytest.raises(shmpar.ChunkError, match=r"float64.*int32"):
         pool.map_blocks(lambda block: block, image, chunks=10, dtype="i4")
 
 
@@ -238,7 +253,7 @@ def test_the_function_may_ask_where_it_is(pool: shmpar.Pool, image: Any) -> None
 
 
 def test_random_streams_depend_on_the_seed_alone(pool: shmpar.Pool, image: Any) -> None:
-    """rng is one stream a chunk, the same whatever runs it; seed=None is recorded."""
+    """Rng is one stream a chunk, the same whatever runs it; seed=None is recorded."""
 
     def noise(block: Any, rng: np.random.Generator) -> Any:
         return rng.normal(size=block.shape)
@@ -279,8 +294,9 @@ def test_nested_calls_run_in_the_worker(pool: shmpar.Pool, image: Any) -> None:
         )
 
     got = pool.block_reduce(nested, image, chunks=(10, 23))
-    np.testing.assert_allclose(got[:, 0], [image[i : i + 10].sum() + len(image[i : i + 10])
-                                           for i in range(0, 37, 10)])
+    np.testing.assert_allclose(
+        got[:, 0], [image[i : i + 10].sum() + len(image[i : i + 10]) for i in range(0, 37, 10)]
+    )
 
 
 def test_results_are_inputs_without_a_copy(pool: shmpar.Pool, image: Any) -> None:

@@ -1,0 +1,147 @@
+"""What a worker process is sent of a run.
+
+Imports environment, the protocol, plan, segment, travel and worker.process' message records.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shmpar.engines.environment import current_environment
+from shmpar.engines.protocol import Execution, Generation
+from shmpar.plan import Plan
+from shmpar.segment import Segment, locate, share
+from shmpar.travel import Parcel, pack
+from shmpar.worker.process import Environment, PlanMessage, Reference
+
+__all__ = ["Packed", "pack_execution"]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(eq=False, slots=True)
+class Packed:
+    """What is the same for all workers of a run; keeps its segments alive.
+
+    Attributes
+    ----------
+    plan : bytes
+        Pickled.
+    parcel : Parcel
+        The function with what it holds.
+    arrays : list of ndarray
+        The inputs, in shared memory.
+    references : tuple of Reference
+        Where they lie.
+    ledger : int
+        Key of the ledger's segment.
+    segments : dict of int to Segment
+        All that every worker maps, by key.
+    environment : Environment
+        As it was when the verb was called.
+    """
+
+    plan: bytes
+    parcel: Parcel
+    arrays: list[Array]
+    references: tuple[Reference, ...]
+    ledger: int
+    segments: dict[int, Segment]
+    environment: Environment
+
+    def outputs(
+        self, execution: Execution
+    ) -> tuple[tuple[Reference, ...] | None, Iterable[Segment]]:
+        """Where the outputs lie, if they are known, and all segments that a worker needs."""
+        if execution.outputs is None or execution.plan.collects:
+            return None, self.segments.values()
+        segments = dict(self.segments)
+        references = tuple(_reference(out, segments) for out in execution.outputs)
+        return references, segments.values()
+
+    def message(
+        self,
+        execution: Execution,
+        generation: Generation,
+        slot: int,
+        outputs: tuple[Reference, ...] | None,
+        held: tuple[int, ...],
+    ) -> PlanMessage:
+        """The message that has a worker work on a generation."""
+        return PlanMessage(
+            run=execution.number,
+            generation=generation.number,
+            todo=generation.todo,
+            slot=slot,
+            workers=execution.ledger.workers,
+            chunks=execution.plan.chunks,
+            tickets=generation.tickets.kind,
+            ledger=self.ledger,
+            arrays=self.references,
+            outputs=outputs,
+            several=execution.several,
+            scratch=execution.scratch,
+            plan=self.plan,
+            function=self.parcel.body,
+            held=held,
+            environment=self.environment,
+        )
+
+
+def pack_execution(execution: Execution, *, foreign: bool) -> Packed:
+    """Pickle what travels, and share the inputs that are not shared yet.
+
+    Parameters
+    ----------
+    foreign : bool
+        The workers are another version of Python.
+
+    Raises
+    ------
+    PlanError
+        If the function does not pickle.
+    SegmentFull
+        If there is no room for a copy of an input.
+    """
+    parcel = pack(execution.function, importable_only=foreign)
+    shared = zip(parcel.segments, parcel.private, strict=True)
+    segments = {one.key: one for one, private in shared if not private}
+    arrays = [array if locate(array) else share(array)[1] for array in execution.arrays]
+    references = tuple(_reference(array, segments) for array in arrays)
+    return Packed(
+        plan=_pickled(execution.plan),
+        parcel=parcel,
+        arrays=arrays,
+        references=references,
+        ledger=_reference(execution.ledger.status, segments)[0],
+        segments=segments,
+        environment=current_environment(foreign=foreign),
+    )
+
+
+def _reference(array: Array, segments: dict[int, Segment]) -> Reference:
+    """Where an array lies; its segment is added to `segments`."""
+    place = locate(array)
+    if place is None:
+        raise TypeError(f"an array of shape {array.shape} is not in shared memory")
+    segments[place.segment.key] = place.segment
+    return place.segment.key, place.offset, array.shape, array.strides, array.dtype
+
+
+def _pickled(plan: Plan) -> bytes:
+    try:
+        return _pickled_before(plan)
+    except TypeError:  # a seed that is a list cannot be looked up
+        return pickle.dumps(plan, 5)
+
+
+@functools.lru_cache(maxsize=32)
+def _pickled_before(plan: Plan) -> bytes:
+    """Keep the pickles of calls that are made again and again."""
+    return pickle.dumps(plan, 5)

@@ -1,0 +1,111 @@
+"""What went wrong in a run, made into the errors that users see.
+
+Imports errors, engines.exits and plan.  Each message says what happened, where, and what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from shmpar.engines import describe_exit
+from shmpar.errors import ChunkError, ShmparError, TaskTimeout, WorkerDied
+from shmpar.plan import Failure, Plan, ResultError, describe_region
+
+__all__ = ["barren", "chunk_error", "death", "timeout", "warn_filled"]
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+
+
+def chunk_error(plan: Plan, failure: Failure, run: Any) -> ChunkError:
+    """The error of a chunk on which the function raised, or whose result does not fit."""
+    block = "" if failure.shape is None else f", block of shape {failure.shape}"
+    error = ChunkError(
+        f"{_where(plan, failure.chunk)}{block}: {_what(failure.error)}{_hint(failure.error)}",
+        chunk=failure.chunk,
+        region=plan.region(failure.chunk),
+        shape=failure.shape,
+        run=run,
+    )
+    error.__cause__ = failure.error
+    return error
+
+
+def timeout(plan: Plan, chunk: int, seconds: float | None, run: Any) -> TaskTimeout:
+    """The error of a chunk that took longer than it may."""
+    return TaskTimeout(
+        f"{_where(plan, chunk)}: took longer than task_timeout={seconds} s; its worker was ended "
+        "and replaced",
+        chunk=chunk,
+        region=plan.region(chunk),
+        run=run,
+    )
+
+
+def death(plan: Plan, chunk: int, exitcode: int | None, run: Any, *, in_place: bool) -> WorkerDied:
+    """The error of a chunk whose worker died."""
+    begun = (
+        "; the chunk was being computed in place, so part of it may hold new values"
+        if in_place
+        else ""
+    )
+    return WorkerDied(
+        f"{_where(plan, chunk)}: the worker {describe_exit(exitcode)}{begun}",
+        chunk=chunk,
+        region=plan.region(chunk),
+        exitcode=exitcode,
+        run=run,
+    )
+
+
+def barren(plan: Plan, exitcode: int | None, run: Any) -> WorkerDied:
+    """The error of a run whose workers die before they take a chunk."""
+    return WorkerDied(
+        f"{plan.verb}: workers end before they take a chunk; the last one "
+        f"{describe_exit(exitcode)}: see its standard error, and try the function with "
+        "engine='serial'",
+        exitcode=exitcode,
+        run=run,
+    )
+
+
+def warn_filled(errors: Sequence[ShmparError]) -> None:
+    """Warn once, where the user called the verb, of the chunks that were filled."""
+    warnings.warn(
+        f"{len(errors)} chunks failed and were filled; the first one: {errors[0]}",
+        RuntimeWarning,
+        stacklevel=_levels_to_user(),
+    )
+
+
+def _where(plan: Plan, chunk: int) -> str:
+    return f"{plan.verb}, chunk {chunk} at {describe_region(plan.region(chunk))}"
+
+
+def _what(error: BaseException) -> str:
+    text = str(error)
+    if isinstance(error, ResultError):
+        return text
+    # The stand-in for an exception that does not pickle has its type in its message.
+    named = text if type(error) is ShmparError else f"{type(error).__name__}: {text}"
+    return f"the function raised {named}"
+
+
+def _hint(error: BaseException) -> str:
+    if isinstance(error, ValueError) and "read-only" in str(error):
+        return (
+            ". Blocks are read-only views of the shared input: write to a copy (block.copy()), "
+            "or return the new values"
+        )
+    return ""
+
+
+def _levels_to_user() -> int:
+    """Frames between the caller of this function and the code that called the library."""
+    level, frame = 1, sys._getframe(1)  # noqa: SLF001 - the documented way to count frames
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    return level
