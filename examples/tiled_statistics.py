@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -96,22 +96,31 @@ def large_retina(pool: shmpar.Pool, megapixels: float) -> Array:
     )
 
 
-def load(pool: shmpar.Pool, file: Path) -> Array:
-    """Share the image of a file: mapped if it can be, else copied once."""
+def opened(file: Path) -> Array:
+    """Open the image of a file: mapped if it can be, else read."""
     if file.suffix.lower() == ".npy":
-        image: Array = np.load(file, mmap_mode="r")
-    elif file.suffix.lower() in {".tif", ".tiff"}:
+        return np.load(file, mmap_mode="r")
+    if file.suffix.lower() in {".tif", ".tiff"}:
         import tifffile
 
         try:
-            image = tifffile.memmap(file, mode="r")
+            return tifffile.memmap(file, mode="r")
         except ValueError:  # compressed
-            image = tifffile.imread(file)
-    else:
-        from PIL import Image
+            return tifffile.imread(file)
+    from PIL import Image
 
-        Image.MAX_IMAGE_PIXELS = None  # it is meant to be large
-        image = np.asarray(Image.open(file))
+    Image.MAX_IMAGE_PIXELS = None  # it is meant to be large
+    with Image.open(file) as image:
+        plain = image.mode in {"L", "RGB", "F"} or image.mode.startswith("I")
+        return np.asarray(image if plain else image.convert("RGB"))  # no palette, no alpha
+
+
+def load(pool: shmpar.Pool, file: Path) -> Array:
+    """Share the image of a file; what is mapped is not copied."""
+    try:
+        image = opened(file)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{file}: {error}") from None
     if image.ndim not in {2, 3} or (image.ndim == 3 and image.shape[2] > 4):  # noqa: PLR2004
         raise SystemExit(f"{file}: rows x columns (x channels) are needed, not {image.shape}")
     if image.dtype.kind not in "uif":
@@ -120,6 +129,15 @@ def load(pool: shmpar.Pool, file: Path) -> Array:
 
 
 # What is said and shown
+
+
+class Panel(NamedTuple):
+    """One picture: its values, each the one of step x step pixels, and how to show them."""
+
+    name: str
+    values: Array
+    step: int
+    colours: str
 
 
 def overview(pool: shmpar.Pool, image: Array, tile: int) -> tuple[Array, int]:
@@ -150,6 +168,13 @@ def whole(sizes: Array, means: Array, stds: Array) -> tuple[float, float]:
     return mean, variance**0.5
 
 
+def number(value: float | None) -> str:
+    """Write a number, be it a count or a fraction."""
+    if value is None:
+        return "-"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"  # noqa: PLR2004 (a thousand)
+
+
 def table(maps: dict[str, Array], totals: list[float | None], tile: int) -> str:
     """Line up one row a statistic; say at which pixel the tile with the highest begins."""
     title = f"{'pixel values':<17}{'image':>11}{'lowest':>11}{'median':>11}{'highest':>11}"
@@ -157,42 +182,40 @@ def table(maps: dict[str, Array], totals: list[float | None], tile: int) -> str:
     for (name, values), total in zip(maps.items(), totals, strict=True):
         row, column = np.unravel_index(np.nanargmax(values), values.shape)
         numbers = (total, np.nanmin(values), np.nanmedian(values), np.nanmax(values))
-        cells = "".join(f"{'-' if each is None else f'{each:,.1f}':>11}" for each in numbers)
+        cells = "".join(f"{number(each):>11}" for each in numbers)
         lines.append(f"{name:<17}{cells}   row {row * tile:,}, column {column * tile:,}")
     return "\n".join(lines)
 
 
-def draw(
-    output: Path, title: str, picture: tuple[Array, int], maps: dict[str, Array], shape: Any
-) -> None:
-    """Save the overview on the left and the maps on the right, all in pixels of the image."""
+def draw(output: Path, title: str, panels: list[Panel], shape: tuple[int, ...]) -> None:
+    """Save the first panel on the left and the others on the right, all in the image's pixels."""
     rows, columns = shape
-    extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
     height = float(np.clip(6.2 * rows / columns, 3.4, 9))
     figure = plt.figure(figsize=(13, height), layout="constrained", dpi=110)
     left, right = figure.subfigures(1, 2, width_ratios=(1.0, 1.08))
-    small, step = picture
-    low, high = np.nanpercentile(small, [1, 99.5])
-    panels = [(left.subplots(), small, "gray", (low, high), f"Means of {step} × {step} pixels")]
-    colours = ("viridis", "magma", "inferno", "viridis")
-    for axes, (name, values), colour in zip(
-        right.subplots(2, 2).flat, maps.items(), colours, strict=True
-    ):
-        panels.append((axes, values, colour, np.nanpercentile(values, [0.5, 99.5]), name))
-    for axes, values, colour, (least, most), name in panels:
-        shown = axes.imshow(values, cmap=colour, vmin=least, vmax=most, extent=extent)
-        axes.set_title(name[0].upper() + name[1:], fontsize=11)
+    places = [left.subplots(), *right.subplots(2, 2).flat]
+    for axes, panel in zip(places, panels, strict=True):
+        low, high = np.nanpercentile(panel.values, [0.5, 99.5])
+        down, across = (length * panel.step - 0.5 for length in panel.values.shape)
+        shown = axes.imshow(
+            panel.values, panel.colours, vmin=low, vmax=high, extent=(-0.5, across, down, -0.5)
+        )
+        # the last tiles may be cut, the overview lacks what makes no whole square
+        axes.set(xlim=(-0.5, min(across, columns - 0.5)), ylim=(min(down, rows - 0.5), -0.5))
+        axes.set_title(panel.name[0].upper() + panel.name[1:], fontsize=11)
         axes.locator_params(nbins=4)
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.tick_params(labelsize=8)
         axes.set_xlabel("column (pixels)", fontsize=8)
         axes.set_ylabel("row (pixels)", fontsize=8)
-        place = axes.inset_axes((1.03, 0, 0.045, 1))
-        bar = figure.colorbar(shown, cax=place, extend="both", extendfrac=0.03)
+        axes.label_outer()
+        bar_place = axes.inset_axes((1.03, 0, 0.045, 1))
+        bar = figure.colorbar(shown, cax=bar_place, extend="both", extendfrac=0.03)
         bar.set_label("pixel value", fontsize=8)
         bar.ax.tick_params(labelsize=8)
-        bar.ax.yaxis.set_major_formatter("{x:,.0f}")
+        if high >= 1000:  # noqa: PLR2004 (a thousand)
+            bar.ax.yaxis.set_major_formatter("{x:,.0f}")
     figure.suptitle(title, fontsize=12)
     figure.savefig(output)
     plt.close(figure)
@@ -217,7 +240,7 @@ def run(options: argparse.Namespace) -> None:
             progress="measuring",
         )
         report = pool.last_run.report
-        small = overview(pool, image, tile)
+        small, step = overview(pool, image, tile)
 
     sizes, means, stds, medians, highs = (
         each.reshape(each.shape[:2]) for each in (sizes, means, stds, medians, highs)
@@ -237,13 +260,14 @@ def run(options: argparse.Namespace) -> None:
         f"{megapixels / report.seconds:.1f} megapixels/s"
     )
     print(f"{report.workers} workers ({report.engine}); the image is in: {report.memory[0]}")
-    draw(
-        options.output,
-        f"{source}, {rows:,} × {columns:,} pixels, and statistics of its tiles of {tile} × {tile}",
-        small,
-        maps,
-        (rows, columns),
-    )
+    colours = ("viridis", "magma", "inferno", "viridis")
+    panels = [Panel(f"means of {step} x {step} pixels", small, step, "gray")]
+    panels += [
+        Panel(*each, tile, colour) for each, colour in zip(maps.items(), colours, strict=True)
+    ]
+    size = f"{rows:,} x {columns:,} pixels"
+    title = f"{source}, {size}, and statistics of its tiles of {tile} x {tile}"
+    draw(options.output, title, panels, (rows, columns))
     print(f"wrote {options.output}")
 
 

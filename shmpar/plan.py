@@ -16,7 +16,7 @@ worker          one chunk at a time: calls the function, checks and stores its r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -148,6 +148,10 @@ class Placement(Protocol):
         """The chunk's window in the output."""
         ...
 
+    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], tuple[slice | int, ...]]:
+        """The function from a chunk's number to its window in an output of this shape."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class PerItem:
@@ -161,6 +165,10 @@ class PerItem:
         """The item's place."""
         return index
 
+    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], tuple[slice | int, ...]]:
+        """The item's number is its place."""
+        return lambda chunk: (chunk,)
+
 
 @dataclass(frozen=True, slots=True)
 class PerChunk:
@@ -173,6 +181,10 @@ class PerChunk:
     def window(self, grid: Grid, index: Shape) -> tuple[slice | int, ...]:
         """The chunk's place."""
         return index
+
+    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], tuple[slice | int, ...]]:
+        """The chunk's index is its place."""
+        return grid.index
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +224,13 @@ class InBlocks:
             slice(None) if cut is None or axis is None else slice(*cut.span(index[axis]))
             for axis, cut in zip(self.axes, self.cuts, strict=True)
         )
+
+    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], tuple[slice | int, ...]]:
+        """Where the output is cut like the input, the chunk's own cell."""
+        like = InBlocks.like(grid)
+        if shape == grid.shape and (self.axes, self.cuts) == (like.axes, like.cuts):
+            return grid.core
+        return lambda chunk: self.window(grid, grid.index(chunk))
 
     def _wrong_ndim(self, grid: Grid, result: Shape) -> str:
         said = f"the function returned an array of shape {result} where a block is due"
@@ -288,8 +307,7 @@ class Plan:
         return self.placement.window(self.grid, self.grid.index(chunk))
 
 
-@dataclass(frozen=True, slots=True)
-class Function:
+class Function(NamedTuple):
     """The user's function with what it is called with.
 
     Attributes
@@ -303,8 +321,8 @@ class Function:
     """
 
     call: Callable[..., Any]
-    keywords: dict[str, Any] = field(default_factory=dict)
-    values: tuple[Any, ...] = ()
+    keywords: dict[str, Any]
+    values: tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,6 @@ from shmpar.policy import Observer, Policy
 from shmpar.report import Report
 from shmpar.scheduler import Scheduler
 from shmpar.segment import locate
-from shmpar.tickets import new_tickets
 
 __all__ = ["Run"]
 
@@ -318,7 +317,7 @@ class Run(Future[Any]):
             raise RuntimeError("this run has no engine")
         match command:
             case scheduler.Open(number, todo):
-                execution.generations.append(Generation(number, todo, new_tickets()))
+                execution.generations.append(Generation(number, todo, engine.tickets()))
             case scheduler.Assign(worker, number):
                 engine.assign(worker, execution, execution.generations[number])
             case scheduler.Stop():
@@ -369,7 +368,6 @@ class Run(Future[Any]):
         except BaseException as error:  # noqa: BLE001 - it is the outcome
             self._outcome = error
         engine.close(execution)
-        execution.close()
         self._seconds = time.perf_counter() - self._began
 
     def _take_scratch(self, execution: Execution) -> None:
@@ -447,4 +445,5 @@ class Run(Future[Any]):
         if execution is not None:
             self._settled = execution.ledger.settled
             self._conclude(self._done_chunks(execution))
-            execution.close()
+            for generation in execution.generations:
+                generation.tickets.close()

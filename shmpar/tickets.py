@@ -6,8 +6,9 @@ Guarantees
 ----------
 - Each number from 0 on is handed out exactly once, among threads and processes, and no holder
   that dies keeps anything locked.
-- A counter only goes up. It is never rewound, and a claim that overshoots the end has consumed
-  the numbers behind it; a retry takes a new counter.
+- While anybody may draw from it, a counter only goes up, and a claim that overshoots the end has
+  consumed the numbers behind it; a retry takes another counter. :meth:`Tickets.rewind` is for
+  the next run, when all workers have said that they are through with it.
 - Whoever claims touches nothing but the counter's descriptor: no memory, no lock of the parent.
 
 Why two mechanisms: ``lseek`` relative to the current offset is a fetch-and-add where the system
@@ -45,6 +46,10 @@ class Tickets(Protocol):
 
     def stop(self, end: int) -> int:
         """Hand out no more below `end`; return how many claims had been handed out."""
+        ...
+
+    def rewind(self) -> None:
+        """Start again at 0; nobody draws from it."""
         ...
 
     def close(self) -> None:
@@ -88,6 +93,10 @@ class OffsetTickets(_Descriptor):
         # One step: a claim is either before it, and counted, or behind it, and empty.
         return self.claim(end)
 
+    def rewind(self) -> None:
+        """Start again at 0; nobody draws from it."""
+        os.lseek(self._fd, 0, os.SEEK_SET)
+
 
 class LockTickets(_Descriptor):
     """The counter is a number in the file, under a POSIX record lock.
@@ -119,6 +128,10 @@ class LockTickets(_Descriptor):
     def stop(self, end: int) -> int:
         """Hand out no more below `end`; return how many had been handed out."""
         return self.claim(end)
+
+    def rewind(self) -> None:
+        """Start again at 0; nobody draws from it."""
+        os.pwrite(self._fd, bytes(_NUMBER), 0)
 
 
 def _counter_file() -> int:

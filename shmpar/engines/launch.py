@@ -40,7 +40,7 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 BOOT = """
 import sys, posix
-sock, life = int(sys.argv[1]), int(sys.argv[2])
+sock, life, number = map(int, sys.argv[1:])
 package, *path = posix.read(sock, 1 << 20).decode("utf-8", "surrogateescape").split("\\0")
 if path: sys.path[:] = path
 from importlib.util import module_from_spec, spec_from_file_location
@@ -52,7 +52,7 @@ sys.argv = ["-c"]
 from shmpar.worker.life import end_with_parent
 end_with_parent(life)
 from shmpar.worker.process import main
-main(sock)
+main(sock, number)
 """
 """The first lines of a worker. It runs the parent's own copy of this package, whatever another
 interpreter has installed, so both ends always speak the same protocol."""
@@ -106,8 +106,8 @@ class Launcher:
         self._python = python or _this_python()
         self._env = {**dict.fromkeys(CAPS, str(threads)), **env}
 
-    def start(self) -> Launched:
-        """Start one; costs a millisecond and does not wait until it is up.
+    def start(self, number: int) -> Launched:
+        """Start the worker with this number; costs a millisecond and does not wait for it.
 
         Raises
         ------
@@ -119,7 +119,7 @@ class Launcher:
         sock = _above_standard(theirs.detach())
         try:
             self._introduce(ours)
-            process = self._execute(sock, life_read)
+            process = self._execute(sock, life_read, number)
         except BaseException:
             ours.close()
             os.close(life)
@@ -134,11 +134,11 @@ class Launcher:
         path = [] if self._foreign else sys.path
         sock.send("\0".join([_PACKAGE, *path]).encode("utf-8", "surrogateescape"))
 
-    def _execute(self, sock: int, life: int) -> subprocess.Popen[bytes]:
+    def _execute(self, sock: int, life: int, number: int) -> subprocess.Popen[bytes]:
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
         command = [self._python, *([] if self._foreign else flags), "-P", "-c", BOOT]
         return subprocess.Popen(
-            [*command, str(sock), str(life)],
+            [*command, str(sock), str(life), str(number)],
             stdin=subprocess.DEVNULL,
             env={**os.environ, **self._env},
             pass_fds=(sock, life),

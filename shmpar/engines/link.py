@@ -11,6 +11,7 @@ Guarantees
 from __future__ import annotations
 
 import os
+import pickle
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -65,6 +66,8 @@ class Link:
         Messages that its socket did not take yet, with duplicated descriptors.
     environment : Environment or None
         The one that it was last told.
+    counters : set of int
+        Numbers of the counters that it has.
     """
 
     number: int
@@ -73,8 +76,9 @@ class Link:
     known: set[int] = field(default_factory=set)
     sent: list[tuple[Execution, Generation]] = field(default_factory=list)
     queue: deque[tuple[Execution, Generation]] = field(default_factory=deque)
-    outbox: deque[tuple[Any, list[int]]] = field(default_factory=deque)
+    outbox: deque[tuple[bytes, list[int]]] = field(default_factory=deque)
     environment: Environment | None = None
+    counters: set[int] = field(default_factory=set)
 
     def has(self, execution: Execution) -> bool:
         """Whether it was sent something of this run that it has not drained."""
@@ -134,9 +138,13 @@ class Link:
 
     def post(self, message: Any, descriptors: Sequence[int] = ()) -> None:
         """Send now, or as soon as the worker reads again."""
-        if not self.outbox and self._send(message, descriptors):
+        self.post_packed(pickle.dumps(message, 5), descriptors)
+
+    def post_packed(self, body: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Send a message that is pickled already, as :meth:`post`."""
+        if not self.outbox and self._send(body, descriptors):
             return
-        self.outbox.append((message, [os.dup(fd) for fd in descriptors]))
+        self.outbox.append((body, [os.dup(fd) for fd in descriptors]))
 
     def flush(self) -> None:
         """Send what waits in the outbox, as far as the socket takes it."""
@@ -144,9 +152,9 @@ class Link:
             for fd in self.outbox.popleft()[1]:
                 os.close(fd)
 
-    def _send(self, message: Any, descriptors: Sequence[int]) -> bool:
+    def _send(self, body: bytes, descriptors: Sequence[int]) -> bool:
         try:
-            self.launched.wire.send(message, descriptors)
+            self.launched.wire.send_packed(body, descriptors)
         except BlockingIOError:
             return False
         except OSError:

@@ -18,7 +18,7 @@ from shmpar.engines.protocol import Execution, Generation
 from shmpar.plan import Plan
 from shmpar.segment import Segment, locate, share
 from shmpar.travel import Parcel, pack
-from shmpar.worker.process import Environment, PlanMessage, Reference
+from shmpar.worker.process import Environment, PlanMessage, Reference, SegmentRecord
 
 __all__ = ["Packed", "pack_execution"]
 
@@ -45,6 +45,8 @@ class Packed:
         All that every worker maps, by key.
     environment : Environment
         As it was when the verb was called.
+    last : tuple of (PlanMessage, bytes) or None
+        The latest message that lends no segments: most often the next worker's is the same.
     """
 
     plan: bytes
@@ -54,6 +56,7 @@ class Packed:
     ledger: int
     segments: dict[int, Segment]
     environment: Environment
+    last: tuple[PlanMessage, bytes] | None = None
 
     def outputs(
         self, execution: Execution
@@ -65,22 +68,35 @@ class Packed:
         references = tuple(_reference(out, segments) for out in execution.outputs)
         return references, segments.values()
 
-    def message(
+    def message(  # noqa: PLR0913 - all that the message says
         self,
         execution: Execution,
         generation: Generation,
-        slot: int,
+        counter: int,
         outputs: tuple[Reference, ...] | None,
         held: tuple[int, ...],
-    ) -> PlanMessage:
-        """The message that has a worker work on a generation."""
-        return PlanMessage(
+        records: list[SegmentRecord],
+        *,
+        changed: bool,
+    ) -> bytes:
+        """The message that has a worker work on a generation, pickled.
+
+        Parameters
+        ----------
+        counter : int
+            Number under which the worker keeps the counter; -1: not.
+        records : list of SegmentRecord
+            Of the segments whose descriptors go with it.
+        changed : bool
+            The worker does not know the environment.
+        """
+        message = PlanMessage(
             run=execution.number,
             generation=generation.number,
             todo=generation.todo,
-            slot=slot,
             workers=execution.ledger.workers,
             chunks=execution.plan.chunks,
+            counter=counter,
             tickets=generation.tickets.kind,
             ledger=self.ledger,
             arrays=self.references,
@@ -90,8 +106,13 @@ class Packed:
             plan=self.plan,
             function=self.parcel.body,
             held=held,
-            environment=self.environment,
+            environment=self.environment if changed else None,
         )
+        if records:
+            return pickle.dumps(("plan", message, records), 5)
+        if self.last is None or self.last[0] != message:
+            self.last = message, pickle.dumps(("plan", message, records), 5)
+        return self.last[1]
 
 
 def pack_execution(execution: Execution, *, foreign: bool) -> Packed:

@@ -55,6 +55,7 @@ from shmpar.engines.protocol import (
 from shmpar.ledger import Ledger
 from shmpar.plan import Announcement, Failure
 from shmpar.segment import Segment, create, locate
+from shmpar.tickets import LockTickets, OffsetTickets, new_tickets
 from shmpar.travel import pack
 
 __all__ = ["ProcessesEngine"]
@@ -63,6 +64,7 @@ Array = np.ndarray[Any, Any]
 _EXIT_SECONDS = 2.0  # how long an idle worker may take to end by itself
 _LEDGER_BYTES = 16 * 1024  # the smallest one; most runs share it
 _LEDGERS = 2  # kept for later runs
+_COUNTERS = 4  # kept for later runs; the workers keep their descriptors too
 _CONGESTED = 0.01  # seconds until a full socket is tried again
 
 
@@ -96,6 +98,9 @@ class ProcessesEngine:
         self._packed: dict[int, Packed] = {}
         self._events: list[Event] = []
         self._ledgers: list[Array] = []
+        self._counters: list[OffsetTickets | LockTickets] = []
+        self._kept: dict[OffsetTickets | LockTickets, int] = {}
+        self._ready: list[tuple[selectors.SelectorKey, int]] = []
         self._subscribed: set[int] = set()
         self._foreign = False
         self._broken: BaseException | None = None
@@ -118,7 +123,7 @@ class ProcessesEngine:
         """Start a worker with this number, unless there is one."""
         if worker in self._links:
             return
-        launched = self._launcher.start()
+        launched = self._launcher.start(worker)
         link = self._links[worker] = Link(worker, launched)
         self._selector.register(launched.wire.fileno(), selectors.EVENT_READ, link)
         if launched.pidfd >= 0:
@@ -166,6 +171,15 @@ class ProcessesEngine:
             buffer = create(room, what="ledger").ndarray(0, (room,), (1,), np.dtype(np.uint8))
         return Ledger(buffer, workers=self.workers, chunks=chunks)
 
+    def tickets(self) -> OffsetTickets | LockTickets:
+        """A counter at 0; a few are kept from run to run, in the workers too."""
+        if self._counters:
+            return self._counters.pop()
+        made = new_tickets()
+        if len(self._kept) < _COUNTERS:
+            self._kept[made] = len(self._kept)
+        return made
+
     def open(self, execution: Execution) -> list[int]:
         """Pack what travels, and start workers where one is missing."""
         if self._broken is not None:
@@ -200,6 +214,12 @@ class ProcessesEngine:
         """Drop what was made for the run; keep its ledger for the next."""
         self._runs.pop(execution.number, None)
         self._packed.pop(execution.number, None)
+        for generation in execution.generations:
+            if generation.tickets in self._kept:
+                generation.tickets.rewind()
+                self._counters.append(generation.tickets)
+            else:
+                generation.tickets.close()
         place = locate(execution.ledger.status)
         if place is not None and len(self._ledgers) < _LEDGERS:
             size = place.segment.size
@@ -213,7 +233,7 @@ class ProcessesEngine:
             return
         if any(link.outbox for link in self._links.values()):
             timeout = _CONGESTED if timeout is None else min(timeout, _CONGESTED)
-        self._selector.select(timeout)
+        self._ready = self._selector.select(timeout)
 
     def wake(self) -> None:
         """End another thread's `wait`."""
@@ -223,7 +243,8 @@ class ProcessesEngine:
     def events(self) -> list[Event]:
         """Read what the workers have said."""
         gone: dict[int, Link] = {}
-        for key, _ in self._selector.select(0):
+        ready, self._ready = self._ready, []
+        for key, _ in ready or self._selector.select(0):
             link: Link | None = key.data
             if link is None:
                 os.read(self._wake_read, 1024)
@@ -304,12 +325,16 @@ class ProcessesEngine:
         link.lend(self._watched(segments), loan)
         held = link.lend_parcel(packed.parcel, loan)
         link.send_ahead(loan)
-        message = packed.message(execution, generation, link.number, outputs, held)
-        if link.environment == packed.environment:
-            message = message._replace(environment=None)
+        counter = self._kept.get(generation.tickets, -1)
+        descriptors = [] if counter in link.counters else [generation.tickets.fileno()]
+        if counter >= 0:
+            link.counters.add(counter)
+        changed = link.environment != packed.environment
         link.environment = packed.environment
-        descriptors = [generation.tickets.fileno(), *loan.descriptors]
-        link.post(("plan", message, loan.records), descriptors)
+        body = packed.message(
+            execution, generation, counter, outputs, held, loan.records, changed=changed
+        )
+        link.post_packed(body, [*descriptors, *loan.descriptors])
 
     def _send_outputs(self, link: Link, execution: Execution) -> None:
         loan = Loan()
@@ -349,6 +374,8 @@ class ProcessesEngine:
         os.close(self._wake_read)
         os.close(self._wake_write)
         self._ledgers.clear()
+        for counter in self._kept:
+            counter.close()
         self._events.clear()
 
     @staticmethod

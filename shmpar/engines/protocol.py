@@ -100,11 +100,6 @@ class Execution:
     scratch: bool = False
     stopped: bool = False
 
-    def close(self) -> None:
-        """Close the counters; no worker draws from them any more."""
-        for generation in self.generations:
-            generation.tickets.close()
-
     def held(self, worker: int) -> Held | None:
         """What a worker that is gone held of this run."""
         return self.ledger.held(worker)
@@ -201,6 +196,10 @@ class Engine(Protocol):
         """A zeroed ledger that all workers can write."""
         ...
 
+    def tickets(self) -> OffsetTickets | LockTickets:
+        """A counter at 0 that all workers can draw from."""
+        ...
+
     def open(self, execution: Execution) -> list[int]:
         """Make ready for a run; return the workers that are up.
 
@@ -220,7 +219,7 @@ class Engine(Protocol):
         ...
 
     def close(self, execution: Execution) -> None:
-        """The run is over; release what was made for it."""
+        """The run is over: no worker has anything of it. Release what was made for it."""
         ...
 
     def kill(self, worker: int) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from shmpar.engines.protocol import Emptied, Event, Execution, Failed, Generation, Rejected, Values
 from shmpar.ledger import Ledger
 from shmpar.plan import Announcement, Failure
+from shmpar.tickets import LockTickets, OffsetTickets, new_tickets
 from shmpar.worker.assignment import Abandoned, Assignment
 from shmpar.worker.loop import work
 
@@ -102,6 +103,10 @@ class SerialEngine:
         buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
         return Ledger(buffer, workers=self.workers, chunks=chunks)
 
+    def tickets(self) -> OffsetTickets | LockTickets:
+        """A counter of its own for each generation."""
+        return new_tickets()
+
     def open(self, execution: Execution) -> list[int]:
         """Call the initializer before the first run."""
         initializer, self._initializer = self._initializer, None
@@ -122,7 +127,9 @@ class SerialEngine:
         return [Emptied(0, execution.number, generation.number) for _, generation in mine]
 
     def close(self, execution: Execution) -> None:
-        """Nothing was made for the run."""
+        """Close the run's counters."""
+        for generation in execution.generations:
+            generation.tickets.close()
 
     def kill(self, worker: int) -> None:
         """The worker is this thread, which has just reported and so is idle."""

@@ -18,6 +18,7 @@ from functools import partial
 from shmpar.engines.protocol import Emptied, Event, Execution, Generation, Ready, Rejected
 from shmpar.engines.serial import LocalChannel, bound
 from shmpar.ledger import Ledger
+from shmpar.tickets import LockTickets, OffsetTickets, new_tickets
 from shmpar.worker.loop import work
 
 __all__ = ["ThreadsEngine"]
@@ -58,6 +59,10 @@ class ThreadsEngine:
         buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
         return Ledger(buffer, workers=self.workers, chunks=chunks)
 
+    def tickets(self) -> OffsetTickets | LockTickets:
+        """A counter of its own for each generation."""
+        return new_tickets()
+
     def open(self, execution: Execution) -> list[int]:
         """Nothing needs to travel."""
         return sorted(self._ready)
@@ -72,7 +77,9 @@ class ThreadsEngine:
         return []
 
     def close(self, execution: Execution) -> None:
-        """Nothing was made for the run."""
+        """Close the run's counters."""
+        for generation in execution.generations:
+            generation.tickets.close()
 
     def kill(self, worker: int) -> None:
         """A thread cannot be ended."""

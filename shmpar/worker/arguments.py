@@ -13,25 +13,27 @@ import numpy as np
 from shmpar.grid import Axis, Grid, Halo, Mode
 from shmpar.plan import Blocks, Items, Plan, Rows, Whole
 
-__all__ = ["extras", "getter"]
+__all__ = ["extras", "getter", "getters"]
 
 Array = np.ndarray[Any, Any]
 Index = tuple[int, ...]
 Getter = Callable[[int], Any]
 
 
-def getter(plan: Plan, arrays: Sequence[Array], values: Sequence[Any]) -> Callable[[int], Any]:
-    """Make the function that gives the tuple of arguments of a chunk.
+def getters(plan: Plan, arrays: Sequence[Array], values: Sequence[Any]) -> list[Getter]:
+    """Make the functions that give each argument of a chunk.
 
     Notes
     -----
-    Cost of a call: a view an array; a copy only of windows that a boundary pads.
+    Cost of a call: a view; a copy only of a window that a boundary pads.
     """
-    makers = [_argument(plan, argument, arrays, values) for argument in plan.arguments]
-    if len(makers) == 1:
-        only = makers[0]
-        return lambda chunk: (only(chunk),)
-    return lambda chunk: tuple([make(chunk) for make in makers])
+    return [_argument(plan, argument, arrays, values) for argument in plan.arguments]
+
+
+def getter(plan: Plan, arrays: Sequence[Array], values: Sequence[Any]) -> Callable[[int], Any]:
+    """Make the function that gives all arguments of a chunk."""
+    makers = getters(plan, arrays, values)
+    return lambda chunk: [make(chunk) for make in makers]
 
 
 def _argument(plan: Plan, argument: Any, arrays: Sequence[Array], values: Sequence[Any]) -> Getter:

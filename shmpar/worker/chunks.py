@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.plan import Plan
-from shmpar.worker.arguments import extras, getter
+from shmpar.worker.arguments import extras, getter, getters
 from shmpar.worker.assignment import Assignment, Channel
 from shmpar.worker.results import announce, storer
 
@@ -58,11 +58,22 @@ def _computer(
     if assignment.plan.pass_out:
         return _in_place(assignment, outputs)
     store = storer(assignment.plan, outputs, bool(assignment.several))
+    single = _single(assignment)
+    if single is None:
+        return lambda chunk: store(chunk, call(chunk))
+    user, argument = single
+    return lambda chunk: store(chunk, user(argument(chunk)))
 
-    def compute(chunk: int) -> None:
-        store(chunk, call(chunk))
 
-    return compute
+def _single(
+    assignment: Assignment,
+) -> tuple[Callable[[Any], Any], Callable[[int], Any]] | None:
+    """The user's function and its argument, where that one is all that it gets."""
+    plan, function = assignment.plan, assignment.function
+    if function.keywords or plan.wants or (plan.halo is not None and plan.trim):
+        return None
+    makers = getters(plan, assignment.arrays, function.values)
+    return (function.call, makers[0]) if len(makers) == 1 else None
 
 
 def _caller(assignment: Assignment) -> Callable[[int], Any]:
@@ -101,11 +112,11 @@ def _in_place(assignment: Assignment, outputs: Sequence[Array]) -> Compute:
     plan, function = assignment.plan, assignment.function
     call, keywords = function.call, function.keywords
     arguments = getter(plan, assignment.arrays, function.values)
-    grid, window_of = plan.grid, plan.placement.window
+    window_of = plan.placement.windows(plan.grid, outputs[0].shape)
 
     def compute(chunk: int) -> None:
-        index = grid.index(chunk)
-        windows = tuple(output[(*window_of(grid, index), ...)] for output in outputs)
+        where = (*window_of(chunk), ...)
+        windows = tuple(output[where] for output in outputs)
         out = windows if len(windows) > 1 else windows[0]
         call(*arguments(chunk), out=out, **keywords)
 

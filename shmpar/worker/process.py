@@ -32,7 +32,7 @@ from shmpar.errors import PlanError
 from shmpar.ledger import Ledger
 from shmpar.plan import Announcement, Failure, Function, Plan, ResultError
 from shmpar.segment import Segment
-from shmpar.tickets import Tickets, open_tickets
+from shmpar.tickets import LockTickets, OffsetTickets, Tickets, open_tickets
 from shmpar.travel import namespaces, pack, unpack
 from shmpar.wire import Wire
 from shmpar.worker.assignment import Abandoned, Assignment
@@ -73,10 +73,13 @@ class PlanMessage(NamedTuple):
     ----------
     run, generation, todo
         What to work on.
-    slot, workers, chunks
+    workers, chunks
         Of the ledger.
+    counter : int
+        Number under which to keep the counter; -1: not. If it is not known, its descriptor is
+        the first one.
     tickets : str
-        Kind of the counter, whose descriptor is the first one.
+        Kind of the counter.
     ledger : int
         Key of the ledger's segment.
     arrays : tuple of Reference
@@ -100,9 +103,9 @@ class PlanMessage(NamedTuple):
     run: int
     generation: int
     todo: tuple[int, ...] | None
-    slot: int
     workers: int
     chunks: int
+    counter: int
     tickets: str
     ledger: int
     arrays: tuple[Reference, ...]
@@ -126,10 +129,16 @@ class WorkerProcess:
         What is mapped here, by the parent's key.
     backlog : deque
         Messages that came before their time.
+    number : int
+        The worker's, which is that of its slot.
+    counters : dict of int to Tickets
+        Counters that are used again.
     """
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, number: int) -> None:
         self.wire = wire
+        self.number = number
+        self.counters: dict[int, OffsetTickets | LockTickets] = {}
         self.segments: dict[int, Segment] = {}
         self.private: dict[int, Segment] = {}
         self.backlog: deque[tuple[Any, list[int]]] = deque()
@@ -140,9 +149,9 @@ class WorkerProcess:
             message, descriptors = self.backlog.popleft() if self.backlog else self._next()
             match message:
                 case ("plan", PlanMessage() as plan, records):
-                    tickets, *rest = descriptors
-                    self._adopt(records, rest)
-                    self._run(plan, tickets)
+                    counter = self._counter(plan, descriptors)
+                    self._adopt(records, descriptors)
+                    self._run(plan, counter)
                 case ("initialize", body, held, records):
                     self._adopt(records, descriptors)
                     self._initialize(body, held)
@@ -192,11 +201,19 @@ class WorkerProcess:
         except BaseException as error:  # noqa: BLE001 - the parent says what it means
             self.wire.send(("broken", *_packed(error)))
 
-    def _run(self, message: PlanMessage, tickets: int) -> None:
+    def _counter(self, plan: PlanMessage, descriptors: list[int]) -> OffsetTickets | LockTickets:
+        """The counter of the plan; its descriptor, if it came, is taken off the list."""
+        if plan.counter in self.counters:
+            return self.counters[plan.counter]
+        counter = open_tickets(plan.tickets, descriptors.pop(0))
+        if plan.counter >= 0:
+            self.counters[plan.counter] = counter
+        return counter
+
+    def _run(self, message: PlanMessage, counter: Tickets) -> None:
         said = None
         kept: Sequence[Array] = ()
         try:
-            counter = open_tickets(message.tickets, tickets)
             if message.environment is not None:
                 self._enter(message.environment)
             function, kept = self._load(message)
@@ -236,7 +253,7 @@ class WorkerProcess:
             tickets=tickets,
             todo=message.todo,
             generation=message.generation,
-            slot=ledger.slot(message.slot),
+            slot=ledger.slot(self.number),
             status=ledger.status,
             workers=message.workers,
         )
@@ -353,11 +370,11 @@ def _of_user(trace: TracebackType | None) -> TracebackType | None:
     return below or trace
 
 
-def main(fd: int) -> None:
+def main(fd: int, number: int) -> None:
     """Serve the parent at the other end of the socket `fd` until it says that it was the last."""
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     wire = Wire(socket.socket(fileno=fd))
     wire.send(("hello", os.getpid(), importlib.util.MAGIC_NUMBER))
     with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
-        WorkerProcess(wire).serve()
+        WorkerProcess(wire, number).serve()

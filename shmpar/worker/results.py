@@ -86,12 +86,18 @@ def storer(plan: Plan, outputs: Sequence[Array], several: bool) -> Store:
     """Make the function that checks a chunk's result and writes it into its window."""
     if not outputs:
         return _store_none
-    if several:
-        return _store_tuple(plan, outputs)
-    declared = plan.dtypes is not None and plan.dtypes[0] is not None
-    if isinstance(plan.placement, InBlocks) or outputs[0].ndim != plan.grid.ndim:
-        return _store_array(plan, outputs[0], declared)
-    return _store_scalar(plan, outputs[0], declared)
+    dtypes = plan.dtypes or (None,) * len(outputs)
+    stores = [
+        _store_one(plan, output, declared=dtype is not None)
+        for output, dtype in zip(outputs, dtypes, strict=True)
+    ]
+    return _store_tuple(plan, stores) if several else stores[0]
+
+
+def _store_one(plan: Plan, output: Array, *, declared: bool) -> Store:
+    if isinstance(plan.placement, InBlocks) or output.ndim != plan.grid.ndim:
+        return _store_array(plan, output, declared)
+    return _store_scalar(plan, output, declared)
 
 
 def _store_none(_chunk: int, value: Any) -> None:
@@ -101,35 +107,31 @@ def _store_none(_chunk: int, value: Any) -> None:
         )
 
 
-def _store_tuple(plan: Plan, outputs: Sequence[Array]) -> Store:
-    dtypes = plan.dtypes or (None,) * len(outputs)
-    stores = [
-        _store_array(plan, output, dtype is not None)
-        for output, dtype in zip(outputs, dtypes, strict=True)
-    ]
+def _store_tuple(plan: Plan, stores: Sequence[Store]) -> Store:
+    count = len(stores)
 
     def store(chunk: int, value: Any) -> None:
-        parts = as_arrays(plan, value, several=True)
-        if len(parts) != len(stores):
+        if type(value) is not tuple or len(value) != count:
+            parts = as_arrays(plan, value, several=True)
             raise ResultError(
-                f"the function returned {len(parts)} outputs here but {len(stores)} for the "
-                "first chunk"
+                f"the function returned {len(parts)} outputs here but {count} for the first chunk"
             )
-        for put, part in zip(stores, parts, strict=True):
+        for put, part in zip(stores, value, strict=True):
             put(chunk, part)
 
     return store
 
 
 def _store_array(plan: Plan, output: Array, declared: bool) -> Store:
-    grid, dtype = plan.grid, output.dtype
-    window_of, index_of = plan.placement.window, grid.index
+    dtype, window_of = output.dtype, plan.placement.windows(plan.grid, output.shape)
+    # Without the ellipsis the window of a scalar would be a copy, not a view.
+    blocks = isinstance(plan.placement, InBlocks) and output.ndim > 0
 
     def store(chunk: int, value: Any) -> None:
         if type(value) is not np.ndarray:
             value = _arrayed(value, dtype, declared)
-        # The ellipsis makes the window of a scalar a 0-d view, not a copy.
-        window = output[(*window_of(grid, index_of(chunk)), ...)]
+        where = window_of(chunk)
+        window = output[where] if blocks else output[(*where, ...)]
         if value.shape != window.shape:
             raise ResultError(_wrong_shape(plan, value, window))
         if value.dtype is dtype or value.dtype == dtype:

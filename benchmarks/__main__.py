@@ -1,0 +1,25 @@
+"""Run measurements: ``python -m benchmarks [NAME ...] [--quick]``."""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks import main_job
+
+
+def main() -> None:
+    """Run those that are named, or all."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(main_job.ALL))
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: a smoke test")
+    options = parser.parse_args()
+    unknown = set(options.names) - set(main_job.ALL)
+    if unknown:
+        parser.error(f"no such measurement: {', '.join(sorted(unknown))}")
+    for name in options.names or main_job.ALL:
+        print(f"== {name}: {main_job.ALL[name].__doc__}")
+        main_job.ALL[name](quick=options.quick)
+        print(flush=True)
+
+
+main()

@@ -1,0 +1,121 @@
+"""The examples: each runs with ``--smoke``, does what its first line says, and leaves nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.interpreters import ROOT, run_python
+
+EXAMPLES = Path(ROOT, "examples")
+PICTURES = all(map(importlib.util.find_spec, ["matplotlib", "scipy", "skimage", "PIL"]))
+draws = pytest.mark.skipif(not PICTURES, reason='needs pip install "shmpar[examples]"')
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="worker processes")
+
+
+@pytest.fixture
+def example(tmp_path):
+    """Run one in an empty directory; give what it printed."""
+
+    def run(name, *args, returncode=0, **options):
+        done = run_python(EXAMPLES / name, *args, cwd=tmp_path, **options)
+        assert done.returncode == returncode, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout if returncode == 0 else done.stderr
+
+    return run
+
+
+def scripts():
+    return sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+def test_every_example_has_its_paragraph():
+    """README.md beside them names each, and no other."""
+    text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\*\*\[(\w+\.py)\]", text, re.MULTILINE)) == scripts()
+
+
+@draws
+def test_tiled_statistics_prints_a_table_and_draws(example, tmp_path):
+    """Without a file, on the picture that it makes."""
+    said = example("tiled_statistics.py", "--smoke")
+    for start in ("mean ", "std deviation ", "99th percentile ", "smoothed median "):
+        assert re.search(rf"^{start}.* row [\d,]+, column [\d,]+$", said, re.MULTILINE)
+    assert re.search(r"^256 tiles of 128 x 128 pixels in .* megapixels/s$", said, re.MULTILINE)
+    assert (tmp_path / "tiled_statistics.png").read_bytes().startswith(b"\x89PNG")
+    assert os.listdir(tmp_path) == ["tiled_statistics.png"]
+
+
+@draws
+def test_tiled_statistics_of_a_file_are_those_of_numpy(example, tmp_path):
+    """A .npy with channels is mapped, its channels are averaged, edge tiles are smaller."""
+    image = np.random.default_rng(0).integers(0, 50_000, (90, 130, 3), dtype=np.uint16)
+    np.save(tmp_path / "image.npy", image)
+    said = example("tiled_statistics.py", "image.npy", "--tile", "32", "--output", "maps.png")
+    gray = image.mean(axis=-1)
+    assert said.startswith("image.npy: 90 x 130 pixels, uint16\n")
+    assert "the image is in: file" in said
+    for name, whole in (("mean", gray.mean()), ("std deviation", gray.std())):
+        assert re.search(rf"^{name} +{whole:,.1f} ", said, re.MULTILINE)
+    assert (tmp_path / "maps.png").exists()
+
+
+def test_tiled_statistics_names_a_missing_package(tmp_path):
+    """And the command that installs it."""
+    path = str(EXAMPLES / "tiled_statistics.py")
+    source = f"import runpy, sys; sys.modules['matplotlib'] = None; runpy.run_path({path!r})"
+    done = run_python(source, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("matplotlib is missing; ")
+    assert done.stderr.endswith('pip install "shmpar[examples]"\n')
+
+
+@draws
+def test_tiled_statistics_refuses_other_files(example, tmp_path):
+    """With the file and the reason, no traceback."""
+    np.save(tmp_path / "cube.npy", np.zeros((4, 4, 9)))
+    (tmp_path / "text.npy").write_text("no array")
+    assert "not (4, 4, 9)" in example("tiled_statistics.py", "cube.npy", returncode=1)
+    assert example("tiled_statistics.py", "text.npy", returncode=1).startswith("text.npy: ")
+    assert "no file 'nope.npy'" in example("tiled_statistics.py", "nope.npy", returncode=2)
+
+
+def test_rows_agree_with_the_loop(example):
+    """The fits are those of the plain loop, and near the lifetimes that were simulated."""
+    said = example("rows.py", "--smoke")
+    assert said.startswith("20,000 traces of 64 samples, 3 MB\n20,000 fitted")
+    assert 2.5 < float(re.search(r"median lifetime ([\d.]+) ns", said)[1]) < 3
+    assert "the same to the last bit" in said
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="named memory")
+def test_two_terminals_talk(example):
+    """It plays both sides itself, and says what held."""
+    said = example("two_terminals.py", "--smoke")
+    assert len(re.findall(r"^ok ", said, re.MULTILINE)) == 5
+    assert "NOT OK" not in said
+
+
+def test_batch_files_names_the_broken_one(example, tmp_path):
+    """The others are in the stack."""
+    said = example("batch_files.py", "--smoke", "--output", "stack.npy")
+    stack = np.load(tmp_path / "stack.npy")
+    assert stack.shape == (12, 120, 160)
+    assert np.isnan(stack).all(axis=(1, 2)).nonzero()[0].tolist() == [6]
+    assert "\nframe_006.npy is NaN: Failed to read all data" in said
+
+
+def test_batch_files_refuses_a_folder_without_images(example, tmp_path):
+    """Empty, or with nothing that can be read."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.npy").write_text("no array")
+    assert "files in empty" in example("batch_files.py", "empty", returncode=1)
+    assert "\nno file can be read; the first: " in example("batch_files.py", "bad", returncode=1)
