@@ -229,7 +229,8 @@ def run(options: argparse.Namespace) -> None:
         image = load(pool, options.file) if options.file else large_retina(pool, options.megapixels)
         source = options.file.name if options.file else RETINA
         rows, columns = image.shape[:2]
-        print(f"{source}: {rows:,} x {columns:,} pixels, {image.dtype}")
+        megabytes = image.nbytes / 1e6
+        print(f"{source}: {rows:,} x {columns:,} pixels, {image.dtype}, {megabytes:,.1f} MB")
         print(f"ready in {time.perf_counter() - began:.1f} s")
 
         sizes, means, stds, medians, highs = pool.block_reduce(

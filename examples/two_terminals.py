@@ -51,7 +51,8 @@ def create(name: str, rounds: int | None) -> None:
         array = shmpar.zeros(SHAPE, name=name)
     except FileExistsError:
         raise SystemExit(
-            f"the name {name!r} is taken: another 'create' is running, or choose another name"
+            f"the name {name!r} is taken: another 'create' is running; choose another name\n"
+            "(if it was killed, it could not clean up: the next shmpar.Pool() does that)"
         ) from None
     with array:
         say(f"created {array.name!r}: shape {array.shape}, {array.dtype}. In another terminal:")

@@ -18,6 +18,7 @@ Guarantees
 from __future__ import annotations
 
 import io
+import pickle
 import sys
 import threading
 import types
@@ -160,6 +161,8 @@ def pack(value: Any, *, importable_only: bool = False) -> Parcel:
     -----
     Cost: a plain array of more than 64 KiB is copied into shared memory once.
     """
+    if isinstance(value, Function) and _is_simple(value):
+        return Parcel(pickle.dumps(value, 5))
     file = io.BytesIO()
     packer = _Packer(file, importable_only=importable_only)
     try:
@@ -169,6 +172,11 @@ def pack(value: Any, *, importable_only: bool = False) -> Parcel:
     except Exception as error:
         raise PlanError(_diagnosis(value, error)) from error
     return Parcel(file.getvalue(), tuple(packer.segments), tuple(packer.private))
+
+
+def _is_simple(function: Function) -> bool:
+    """Whether it is a compiled function of NumPy, alone: a name, for which no packer is needed."""
+    return isinstance(function.call, np.ufunc) and not function.keywords and not function.values
 
 
 def _diagnosis(value: Any, error: Exception) -> str:

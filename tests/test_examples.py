@@ -60,7 +60,7 @@ def test_tiled_statistics_of_a_file_are_those_of_numpy(example, tmp_path):
     np.save(tmp_path / "image.npy", image)
     said = example("tiled_statistics.py", "image.npy", "--tile", "32", "--output", "maps.png")
     gray = image.mean(axis=-1)
-    assert said.startswith("image.npy: 90 x 130 pixels, uint16\n")
+    assert said.startswith("image.npy: 90 x 130 pixels, uint16, 0.1 MB\n")
     assert "the image is in: file" in said
     for name, whole in (("mean", gray.mean()), ("std deviation", gray.std())):
         assert re.search(rf"^{name} +{whole:,.1f} ", said, re.MULTILINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -357,6 +358,12 @@ def test_200_runs_survive_workers_killed_at_random(stress_seed: int) -> None:
     print(f"200 right answers; {deaths} deaths cost a chunk its worker")
 
 
+def kill(pid: int) -> None:
+    """End a worker, unless it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 def kill_at_random(runs: int, seed: int) -> int:
     """Kill a worker at a random moment of each run; count the deaths that hit a chunk."""
     rng = random.Random(seed)
@@ -372,9 +379,7 @@ def kill_at_random(runs: int, seed: int) -> int:
                 return block + add
 
             pids = pool._driver.engine.pids()
-            killer = threading.Timer(
-                rng.uniform(0, 0.06), os.kill, (rng.choice(pids), signal.SIGKILL)
-            )
+            killer = threading.Timer(rng.uniform(0, 0.06), kill, (rng.choice(pids),))
             killer.start()
             got = pool.map_blocks(slow, shared, chunks=20)
             killer.join()

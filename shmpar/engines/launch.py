@@ -4,8 +4,8 @@ Imports wire.
 
 Guarantees
 ----------
-- The new process has three descriptors of the parent's above 2: its socket, the read end of its
-  life pipe, and none of the user's.
+- The new process has three descriptors of the parent's above 2: its socket, its bell, the read
+  end of its life pipe, and none of the user's.
 - Nothing is imported in it before its `sys.path` is the parent's, and numpy not before the caps
   on its threads are in its environment.
 - `__main__` of the parent is not imported there.
@@ -40,7 +40,7 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 BOOT = """
 import sys, posix
-sock, life, number = map(int, sys.argv[1:])
+sock, life, bell, number = map(int, sys.argv[1:])
 package, *path = posix.read(sock, 1 << 20).decode("utf-8", "surrogateescape").split("\\0")
 if path: sys.path[:] = path
 from importlib.util import module_from_spec, spec_from_file_location
@@ -52,7 +52,7 @@ sys.argv = ["-c"]
 from shmpar.worker.life import end_with_parent
 end_with_parent(life)
 from shmpar.worker.process import main
-main(sock, number)
+main(sock, bell, number)
 """
 """The first lines of a worker. It runs the parent's own copy of this package, whatever another
 interpreter has installed, so both ends always speak the same protocol."""
@@ -70,6 +70,10 @@ class Launched:
         The parent's end of its socket.
     life : int
         Write end of its life pipe; it is killed when this closes.
+    bell : int
+        An event counter on which it waits for messages; -1 where the system has none, and it
+        waits on the socket. A message through a socket makes the kernel run its reader at once
+        on the sender's processor, as if the sender were about to wait; this does not.
     pidfd : int
         Readable when the process is gone; -1 where the system has none.
     """
@@ -77,15 +81,21 @@ class Launched:
     process: subprocess.Popen[bytes]
     wire: Wire
     life: int
+    bell: int
     pidfd: int
 
     def close(self) -> None:
         """Close the parent's descriptors; a worker that lives is killed by it."""
         self.wire.close()
-        for fd in (self.life, self.pidfd):
+        for fd in (self.life, self.bell, self.pidfd):
             if fd >= 0:
                 os.close(fd)
-        self.life = self.pidfd = -1
+        self.life = self.bell = self.pidfd = -1
+
+    def ring(self) -> None:
+        """Have it look for messages."""
+        if self.bell >= 0:
+            os.eventfd_write(self.bell, 1)
 
 
 class Launcher:
@@ -117,31 +127,34 @@ class Launcher:
         ours, theirs = Wire.pair()
         life_read, life = (_above_standard(fd) for fd in os.pipe())
         sock = _above_standard(theirs.detach())
+        bell = _above_standard(os.eventfd(0)) if hasattr(os, "eventfd") else -1
         try:
             self._introduce(ours)
-            process = self._execute(sock, life_read, number)
+            process = self._execute(sock, life_read, bell, number)
         except BaseException:
             ours.close()
             os.close(life)
+            if bell >= 0:
+                os.close(bell)
             raise
         finally:
             os.close(life_read)
             os.close(sock)
         pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else -1
-        return Launched(process, Wire(ours), life, pidfd)
+        return Launched(process, Wire(ours), life, bell, pidfd)
 
     def _introduce(self, sock: socket.socket) -> None:
         path = [] if self._foreign else sys.path
         sock.send("\0".join([_PACKAGE, *path]).encode("utf-8", "surrogateescape"))
 
-    def _execute(self, sock: int, life: int, number: int) -> subprocess.Popen[bytes]:
+    def _execute(self, sock: int, life: int, bell: int, number: int) -> subprocess.Popen[bytes]:
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
         command = [self._python, *([] if self._foreign else flags), "-P", "-c", BOOT]
         return subprocess.Popen(
-            [*command, str(sock), str(life), str(number)],
+            [*command, *map(str, (sock, life, bell, number))],
             stdin=subprocess.DEVNULL,
             env={**os.environ, **self._env},
-            pass_fds=(sock, life),
+            pass_fds=[fd for fd in (sock, life, bell) if fd >= 0],
             process_group=0,  # Ctrl-C of the terminal is the parent's to handle
         )
 

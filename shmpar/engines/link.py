@@ -10,6 +10,7 @@ Guarantees
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 from collections import deque
@@ -68,6 +69,8 @@ class Link:
         The one that it was last told.
     counters : set of int
         Numbers of the counters that it has.
+    silent : bool
+        It was sent what it has not been told to look for.
     """
 
     number: int
@@ -79,6 +82,7 @@ class Link:
     outbox: deque[tuple[bytes, list[int]]] = field(default_factory=deque)
     environment: Environment | None = None
     counters: set[int] = field(default_factory=set)
+    silent: bool = False
 
     def has(self, execution: Execution) -> bool:
         """Whether it was sent something of this run that it has not drained."""
@@ -138,19 +142,30 @@ class Link:
 
     def post(self, message: Any, descriptors: Sequence[int] = ()) -> None:
         """Send now, or as soon as the worker reads again."""
-        self.post_packed(pickle.dumps(message, 5), descriptors)
+        self.post_silently(pickle.dumps(message, 5), descriptors)
+        self.ring()
 
-    def post_packed(self, body: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Send a message that is pickled already, as :meth:`post`."""
+    def ring(self) -> None:
+        """Have the worker look for what it was sent."""
+        self.silent = False
+        with contextlib.suppress(OSError):
+            self.launched.ring()
+
+    def post_silently(self, body: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Send a pickled message, and leave it to a later :meth:`ring` to tell the worker."""
+        self.silent = True
         if not self.outbox and self._send(body, descriptors):
             return
         self.outbox.append((body, [os.dup(fd) for fd in descriptors]))
 
     def flush(self) -> None:
-        """Send what waits in the outbox, as far as the socket takes it."""
+        """Send what waits in the outbox, as far as the socket takes it, and ring."""
         while self.outbox and self._send(*self.outbox[0]):
+            self.silent = True
             for fd in self.outbox.popleft()[1]:
                 os.close(fd)
+        if self.silent:
+            self.ring()
 
     def _send(self, body: bytes, descriptors: Sequence[int]) -> bool:
         try:

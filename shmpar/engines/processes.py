@@ -229,6 +229,7 @@ class ProcessesEngine:
 
     def wait(self, timeout: float | None) -> None:
         """Block until a worker has something to say or is gone."""
+        self._flush()
         if self._events:
             return
         if any(link.outbox for link in self._links.values()):
@@ -237,8 +238,14 @@ class ProcessesEngine:
 
     def wake(self) -> None:
         """End another thread's `wait`."""
+        self._flush()
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_write, b"\0")
+
+    def _flush(self) -> None:
+        for link in list(self._links.values()):
+            if link.silent or link.outbox:
+                link.flush()
 
     def events(self) -> list[Event]:
         """Read what the workers have said."""
@@ -252,8 +259,7 @@ class ProcessesEngine:
                 gone[link.number] = link
         for link in gone.values():
             self._reap(link)
-        for link in self._links.values():
-            link.flush()
+        self._flush()
         events, self._events = self._events, []
         return events
 
@@ -334,7 +340,8 @@ class ProcessesEngine:
         body = packed.message(
             execution, generation, counter, outputs, held, loan.records, changed=changed
         )
-        link.post_packed(body, [*descriptors, *loan.descriptors])
+        # The bell is rung when all workers have been sent theirs, and this thread is about to wait.
+        link.post_silently(body, [*descriptors, *loan.descriptors])
 
     def _send_outputs(self, link: Link, execution: Execution) -> None:
         loan = Loan()

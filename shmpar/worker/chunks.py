@@ -15,54 +15,60 @@ from shmpar.worker.arguments import extras, getter, getters
 from shmpar.worker.assignment import Assignment, Channel
 from shmpar.worker.results import announce, storer
 
-__all__ = ["block_shape", "prepare"]
+__all__ = ["Chunks", "block_shape"]
 
 Array = np.ndarray[Any, Any]
 Compute = Callable[[int], None]
 
 
-def prepare(assignment: Assignment, channel: Channel) -> Compute:
-    """Make the function that computes a chunk, given its number.
+class Chunks:
+    """Computes the chunks of an assignment.
 
     While the outputs are unknown, it computes its first chunk, says what it got, waits for the
     outputs, and stores what it holds: no chunk is computed twice, none on made-up data.
 
-    Raises
-    ------
-    Abandoned
-        From the returned function, if the run ended meanwhile.
+    Attributes
+    ----------
+    compute : callable
+        Computes the chunk whose number it is given. It is another function once the outputs are
+        known, so take it anew at each claim. Raises `Abandoned` if the run ended meanwhile.
     """
-    plan = assignment.plan
-    call = _caller(assignment)
-    if plan.collects:
-        return lambda chunk: channel.values([(chunk, call(chunk))])
-    if assignment.outputs is not None:
-        return _computer(assignment, call, assignment.outputs)
 
-    def first(chunk: int) -> None:
-        if assignment.outputs is not None:
-            _computer(assignment, call, assignment.outputs)(chunk)
+    __slots__ = ("_assignment", "_call", "_channel", "compute")
+
+    def __init__(self, assignment: Assignment, channel: Channel) -> None:
+        self._assignment = assignment
+        self._channel = channel
+        self._call = call = _caller(assignment)
+        if assignment.plan.collects:
+            self.compute: Compute = lambda chunk: channel.values([(chunk, call(chunk))])
+        elif assignment.outputs is None:
+            self.compute = self._first
+        else:
+            self.compute = self._known(assignment.outputs)
+
+    def _first(self, chunk: int) -> None:
+        assignment = self._assignment
+        if assignment.outputs is not None:  # an earlier chunk of the same claim has said it
+            self.compute(chunk)
             return
-        value = call(chunk)
-        announcement = announce(plan, chunk, value)
-        assignment.outputs = channel.allocate(announcement)
-        assignment.several = announcement.several
-        storer(plan, assignment.outputs, announcement.several)(chunk, value)
+        value = self._call(chunk)
+        announcement = announce(assignment.plan, chunk, value)
+        outputs = self._channel.allocate(announcement)
+        assignment.outputs, assignment.several = outputs, announcement.several
+        self.compute = self._known(outputs)
+        storer(assignment.plan, outputs, announcement.several)(chunk, value)
 
-    return first
-
-
-def _computer(
-    assignment: Assignment, call: Callable[[int], Any], outputs: Sequence[Array]
-) -> Compute:
-    if assignment.plan.pass_out:
-        return _in_place(assignment, outputs)
-    store = storer(assignment.plan, outputs, bool(assignment.several))
-    single = _single(assignment)
-    if single is None:
-        return lambda chunk: store(chunk, call(chunk))
-    user, argument = single
-    return lambda chunk: store(chunk, user(argument(chunk)))
+    def _known(self, outputs: Sequence[Array]) -> Compute:
+        assignment, call = self._assignment, self._call
+        if assignment.plan.pass_out:
+            return _in_place(assignment, outputs)
+        store = storer(assignment.plan, outputs, bool(assignment.several))
+        single = _single(assignment)
+        if single is None:
+            return lambda chunk: store(chunk, call(chunk))
+        user, argument = single
+        return lambda chunk: store(chunk, user(argument(chunk)))
 
 
 def _single(

@@ -18,7 +18,7 @@ from time import monotonic_ns, perf_counter
 from shmpar.ledger import CURSOR, DONE, FAILED, FIRST, GENERATION, LAST, SINCE
 from shmpar.plan import Failure
 from shmpar.worker.assignment import Abandoned, Assignment, Channel
-from shmpar.worker.chunks import block_shape, prepare
+from shmpar.worker.chunks import Chunks, block_shape
 from shmpar.worker.inside import entered
 
 __all__ = ["work"]
@@ -46,16 +46,14 @@ def work(assignment: Assignment, channel: Channel) -> None:
 
 
 def _work(assignment: Assignment, channel: Channel) -> None:
-    compute = prepare(assignment, channel)
+    chunks = Chunks(assignment, channel)
     claim, count = assignment.tickets.claim, assignment.count
-    size, known = 1, assignment.outputs is not None
+    size = 1
     while (first := claim(size)) < count:
         last = min(first + size, count)
         began = perf_counter()
-        _run_claim(assignment, channel, compute, first, last)
+        _run_claim(assignment, channel, chunks.compute, first, last)
         spent = perf_counter() - began
-        if not known and assignment.outputs is not None:
-            compute, known = prepare(assignment, channel), True
         size = _next_size(size, spent / (last - first), count - last, assignment.workers)
 
 

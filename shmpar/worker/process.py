@@ -129,14 +129,17 @@ class WorkerProcess:
         What is mapped here, by the parent's key.
     backlog : deque
         Messages that came before their time.
+    bell : int
+        The event counter to wait on while there is no message; -1: wait on the socket.
     number : int
         The worker's, which is that of its slot.
     counters : dict of int to Tickets
         Counters that are used again.
     """
 
-    def __init__(self, wire: Wire, number: int) -> None:
+    def __init__(self, wire: Wire, bell: int, number: int) -> None:
         self.wire = wire
+        self.bell = bell
         self.number = number
         self.counters: dict[int, OffsetTickets | LockTickets] = {}
         self.segments: dict[int, Segment] = {}
@@ -162,9 +165,17 @@ class WorkerProcess:
 
     def _next(self) -> tuple[Any, list[int]]:
         while True:
-            message, descriptors = self.wire.receive()
+            message, descriptors = self._receive()
             if not self._at_once(message, descriptors):
                 return message, descriptors
+
+    def _receive(self) -> tuple[Any, list[int]]:
+        while self.bell >= 0:
+            try:
+                return self.wire.receive(wait=False)
+            except BlockingIOError:
+                os.eventfd_read(self.bell)
+        return self.wire.receive()
 
     def _at_once(self, message: Any, descriptors: list[int]) -> bool:
         """Handle what needs no order."""
@@ -370,11 +381,17 @@ def _of_user(trace: TracebackType | None) -> TracebackType | None:
     return below or trace
 
 
-def main(fd: int, number: int) -> None:
-    """Serve the parent at the other end of the socket `fd` until it says that it was the last."""
+def main(fd: int, bell: int, number: int) -> None:
+    """Serve the parent at the other end of the socket `fd` until it says that it was the last.
+
+    Parameters
+    ----------
+    fd, bell, number : int
+        Of :class:`WorkerProcess`.
+    """
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     wire = Wire(socket.socket(fileno=fd))
     wire.send(("hello", os.getpid(), importlib.util.MAGIC_NUMBER))
     with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
-        WorkerProcess(wire, number).serve()
+        WorkerProcess(wire, bell, number).serve()
