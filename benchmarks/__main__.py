@@ -11,7 +11,7 @@ def main() -> None:
     """Run those that are named, or all."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(main_job.ALL))
-    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: a smoke test")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
     options = parser.parse_args()
     unknown = set(options.names) - set(main_job.ALL)
     if unknown:

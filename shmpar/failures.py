@@ -75,10 +75,14 @@ def barren(plan: Plan, exitcode: int | None, run: Any) -> WorkerDied:
 def warn_filled(errors: Sequence[ShmparError]) -> None:
     """Warn once, where the user called the verb, of the chunks that were filled."""
     warnings.warn(
-        f"{len(errors)} chunks failed and were filled; the first one: {errors[0]}",
+        f"{_count(errors)} failed and were filled; the first error: {errors[0]}",
         RuntimeWarning,
         stacklevel=_levels_to_user(),
     )
+
+
+def _count(errors: Sequence[ShmparError]) -> str:
+    return "1 chunk" if len(errors) == 1 else f"{len(errors)} chunks"
 
 
 def _where(plan: Plan, chunk: int) -> str:

@@ -118,6 +118,12 @@ class Ledger:
         """Make the slot of a worker that is gone ready for its successor."""
         self.slot(worker)[LAST] = 0
 
+    def clear(self) -> None:
+        """Make it a new run's."""
+        for worker in range(self.workers):
+            self.slot(worker)[LAST] = 0
+        self.status[:] = PENDING
+
     @property
     def done(self) -> int:
         """Chunks that are done; costs a pass over `chunks` bytes."""

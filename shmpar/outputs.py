@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from shmpar.errors import ShmparError
 from shmpar.plan import Announcement, Output, ResultError
-from shmpar.segment import create, locate
+from shmpar.segment import Place, Slab, create, locate
 
 __all__ = ["HandedOver", "Outputs", "missing", "new_output"]
 
@@ -42,12 +43,15 @@ class Outputs:
         What is written to; None until the first result has said what it must be.
     several : bool or None
         Whether the result is a tuple.
+    slab : Slab or None
+        Where small outputs may lie.
     """
 
     def __init__(self, given: Sequence[Array | None] | None, *, collects: bool = False) -> None:
         self.given = given
         self.arrays: list[Array] | None = None
         self.several: bool | None = None
+        self.slab: Slab | None = None
         self._collects = collects
 
     def allocate(self, announcement: Announcement) -> list[Array]:
@@ -83,7 +87,7 @@ class Outputs:
             return np.empty(needed.shape, object)
         if mine is not None and locate(mine) is not None:
             return mine.view(np.ndarray)
-        return new_output(*needed)
+        return new_output(*needed, self.slab)
 
     def deliver(self, windows: Iterable[tuple[slice | int, ...]] | None) -> None:
         """Copy finished windows into what the user gave in plain memory.
@@ -156,13 +160,13 @@ def _scalar_or_array(array: Array) -> Any:
     return array[()] if array.ndim == 0 else array
 
 
-def new_output(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """An uninitialised array in a segment that lives as long as its views."""
-    count = 1
-    for length in shape:
-        count *= length
-    segment = create(count * dtype.itemsize, what="output")
-    return segment.ndarray(0, shape, None, dtype)
+def new_output(shape: tuple[int, ...], dtype: np.dtype[Any], slab: Slab | None = None) -> Array:
+    """An array in a segment that lives as long as its views."""
+    nbytes = prod(shape) * dtype.itemsize
+    place = None if slab is None else slab.take(nbytes)
+    if place is None:
+        place = Place(create(nbytes, what="output"), 0)
+    return place.segment.ndarray(place.offset, shape, None, dtype)
 
 
 def missing(dtype: np.dtype[Any]) -> Any:

@@ -114,6 +114,19 @@ class Announcement(NamedTuple):
     several: bool
     chunk: int = -1
 
+    def pack(self) -> tuple[Any, ...]:
+        """As plain tuples, which pickle in a third of the time."""
+        outputs = tuple((shape, spell(dtype)) for shape, dtype in self.outputs)
+        return outputs, self.several, self.chunk
+
+    @classmethod
+    def unpack(cls, packed: tuple[Any, ...]) -> Announcement:
+        """What :meth:`pack` made."""
+        outputs, several, chunk = packed
+        return cls(
+            tuple(Output(shape, np.dtype(dtype)) for shape, dtype in outputs), several, chunk
+        )
+
     def disagrees(self, first: Announcement) -> str | None:
         """Say in what the result differs from the first one; None if it does not."""
         if self[:2] == first[:2]:
@@ -135,6 +148,17 @@ class Announcement(NamedTuple):
             f"the function returned {len(self.outputs)} outputs here but "
             f"{len(first.outputs)} for the first chunk"
         )
+
+
+def spell(dtype: DType) -> str | DType:
+    """A dtype as what is quickest to pickle, and is that dtype again to :class:`numpy.dtype`.
+
+    Examples
+    --------
+    >>> spell(np.dtype("f4")), spell(np.dtype([("a", "u1")]))
+    ('<f4', dtype([('a', 'u1')]))
+    """
+    return dtype.str if dtype.kind in "?biufcSUmM" and dtype.metadata is None else dtype
 
 
 class Placement(Protocol):

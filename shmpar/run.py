@@ -197,7 +197,8 @@ class Run(Future[Any]):
             several=self._outputs.several,
         )
         known = self._outputs.arrays is not None
-        execution.scratch = engine.uses_scratch and attended and self.plan.fail_fast and not known
+        may_wait = attended and self.plan.fail_fast
+        execution.scratch = may_wait and engine.slab is not None and not known
         try:
             ready = engine.open(execution)
         except BaseException:
@@ -363,6 +364,7 @@ class Run(Future[Any]):
         done = self._done_chunks(execution)
         self._execution = None
         try:
+            self._outputs.slab = engine.slab
             self._take_scratch(execution)
             self._outcome = self._conclude(done)
         except BaseException as error:  # noqa: BLE001 - it is the outcome

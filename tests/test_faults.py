@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import shmpar
+from tests.pools import let_go, wait_for_workers
 
 X = np.arange(100.0).reshape(10, 10)
 BAD = 22.0  # the first value of chunk 6, at [2:4, 2:4], of X in chunks of 2 x 2
@@ -28,16 +29,16 @@ BAD = 22.0  # the first value of chunk 6, at [2:4, 2:4], of X in chunks of 2 x 2
 def shared_pool() -> Iterator[shmpar.Pool]:
     """Two worker processes for the module; some tests kill them, and they come back."""
     with shmpar.Pool(2) as made:
-        made.parallel_map(abs, range(10))
-        made._last_run = None
+        wait_for_workers(made)
+        let_go(made)
         yield made
 
 
 @pytest.fixture
-def pool(shared_pool: shmpar.Pool) -> Iterator[shmpar.Pool]:
-    """The module's pool, complete again after the test."""
+def pool(shared_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
+    """The module's pool; what it remembers of its runs goes with the test."""
     yield shared_pool
-    shared_pool._last_run = None
+    let_go(shared_pool)
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ class TestExceptions:
     def test_fill_puts_a_value_and_warns_once(self, engine: str) -> None:
         """Windows of failed chunks get NaN, or fill_value; run.failed lists them."""
         with shmpar.Pool(2, engine=engine) as pool:
-            with pytest.warns(RuntimeWarning, match="1 chunks failed"):
+            with pytest.warns(RuntimeWarning, match="1 chunk failed"):
                 got = pool.map_blocks(raising, X, chunks=2, on_error="fill")
             assert np.isnan(got[2:4, 2:4]).all()
             assert np.isnan(got).sum() == 4

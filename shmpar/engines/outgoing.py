@@ -15,8 +15,8 @@ import numpy as np
 
 from shmpar.engines.environment import current_environment
 from shmpar.engines.protocol import Execution, Generation
-from shmpar.plan import Plan
-from shmpar.segment import Segment, locate, share
+from shmpar.plan import Plan, spell
+from shmpar.segment import Place, Segment, locate, share
 from shmpar.travel import Parcel, pack
 from shmpar.worker.process import Environment, PlanMessage, Reference, SegmentRecord
 
@@ -115,11 +115,13 @@ class Packed:
         return self.last[1]
 
 
-def pack_execution(execution: Execution, *, foreign: bool) -> Packed:
+def pack_execution(execution: Execution, ledger: Segment, *, foreign: bool) -> Packed:
     """Pickle what travels, and share the inputs that are not shared yet.
 
     Parameters
     ----------
+    ledger : Segment
+        Where the run's ledger lies.
     foreign : bool
         The workers are another version of Python.
 
@@ -133,14 +135,21 @@ def pack_execution(execution: Execution, *, foreign: bool) -> Packed:
     parcel = pack(execution.function, importable_only=foreign)
     shared = zip(parcel.segments, parcel.private, strict=True)
     segments = {one.key: one for one, private in shared if not private}
-    arrays = [array if locate(array) else share(array)[1] for array in execution.arrays]
-    references = tuple(_reference(array, segments) for array in arrays)
+    segments[ledger.key] = ledger
+    references, arrays = [], []
+    for array in execution.arrays:
+        place, held = locate(array), array
+        if place is None:
+            segment, held = share(array)
+            place = Place(segment, 0)
+        arrays.append(held)
+        references.append(_refer(place, held, segments))
     return Packed(
         plan=_pickled(execution.plan),
         parcel=parcel,
         arrays=arrays,
-        references=references,
-        ledger=_reference(execution.ledger.status, segments)[0],
+        references=tuple(references),
+        ledger=ledger.key,
         segments=segments,
         environment=current_environment(foreign=foreign),
     )
@@ -151,8 +160,12 @@ def _reference(array: Array, segments: dict[int, Segment]) -> Reference:
     place = locate(array)
     if place is None:
         raise TypeError(f"an array of shape {array.shape} is not in shared memory")
+    return _refer(place, array, segments)
+
+
+def _refer(place: Place, array: Array, segments: dict[int, Segment]) -> Reference:
     segments[place.segment.key] = place.segment
-    return place.segment.key, place.offset, array.shape, array.strides, array.dtype
+    return place.segment.key, place.offset, array.shape, array.strides, spell(array.dtype)
 
 
 def _pickled(plan: Plan) -> bytes:

@@ -36,8 +36,6 @@ from collections.abc import Callable, Iterable
 from importlib.util import MAGIC_NUMBER
 from typing import Any
 
-import numpy as np
-
 from shmpar.engines import incoming
 from shmpar.engines.launch import Launcher
 from shmpar.engines.link import Link, Loan
@@ -54,13 +52,12 @@ from shmpar.engines.protocol import (
 )
 from shmpar.ledger import Ledger
 from shmpar.plan import Announcement, Failure
-from shmpar.segment import Segment, create, locate
+from shmpar.segment import Segment, Slab, create
 from shmpar.tickets import LockTickets, OffsetTickets, new_tickets
 from shmpar.travel import pack
 
 __all__ = ["ProcessesEngine"]
 
-Array = np.ndarray[Any, Any]
 _EXIT_SECONDS = 2.0  # how long an idle worker may take to end by itself
 _LEDGER_BYTES = 16 * 1024  # the smallest one; most runs share it
 _LEDGERS = 2  # kept for later runs
@@ -82,7 +79,6 @@ class ProcessesEngine:
     """
 
     name = "processes"
-    uses_scratch = True
 
     def __init__(
         self,
@@ -97,7 +93,9 @@ class ProcessesEngine:
         self._runs: dict[int, Execution] = {}
         self._packed: dict[int, Packed] = {}
         self._events: list[Event] = []
-        self._ledgers: list[Array] = []
+        self._ledgers: list[Ledger] = []
+        self._ledger_segments: dict[Ledger, Segment] = {}
+        self.slab: Slab | None = Slab()
         self._counters: list[OffsetTickets | LockTickets] = []
         self._kept: dict[OffsetTickets | LockTickets, int] = {}
         self._ready: list[tuple[selectors.SelectorKey, int]] = []
@@ -159,17 +157,16 @@ class ProcessesEngine:
     # Runs
 
     def ledger(self, chunks: int) -> Ledger:
-        """A zeroed ledger in shared memory; runs that are over leave theirs to later ones."""
-        size = Ledger.nbytes(workers=self.workers, chunks=chunks)
+        """A zeroed ledger in shared memory; runs leave theirs to later ones of the same size."""
         for position, free in enumerate(self._ledgers):
-            if free.nbytes >= size:
-                buffer = self._ledgers.pop(position)
-                buffer[:size] = 0
-                break
-        else:
-            room = max(_LEDGER_BYTES, 1 << (size - 1).bit_length())
-            buffer = create(room, what="ledger").ndarray(0, (room,), (1,), np.dtype(np.uint8))
-        return Ledger(buffer, workers=self.workers, chunks=chunks)
+            if free.chunks == chunks:
+                free.clear()
+                return self._ledgers.pop(position)
+        size = Ledger.nbytes(workers=self.workers, chunks=chunks)
+        segment = create(max(_LEDGER_BYTES, size), what="ledger")
+        ledger = Ledger(segment.mapping, workers=self.workers, chunks=chunks)
+        self._ledger_segments[ledger] = segment
+        return ledger
 
     def tickets(self) -> OffsetTickets | LockTickets:
         """A counter at 0; a few are kept from run to run, in the workers too."""
@@ -184,7 +181,8 @@ class ProcessesEngine:
         """Pack what travels, and start workers where one is missing."""
         if self._broken is not None:
             raise self._broken
-        self._packed[execution.number] = pack_execution(execution, foreign=self._foreign)
+        ledger = self._ledger_segments[execution.ledger]
+        self._packed[execution.number] = pack_execution(execution, ledger, foreign=self._foreign)
         self._runs[execution.number] = execution
         for number in range(self.workers):
             self.replace(number)
@@ -220,10 +218,10 @@ class ProcessesEngine:
                 self._counters.append(generation.tickets)
             else:
                 generation.tickets.close()
-        place = locate(execution.ledger.status)
-        if place is not None and len(self._ledgers) < _LEDGERS:
-            size = place.segment.size
-            self._ledgers.append(place.segment.ndarray(0, (size,), (1,), np.dtype(np.uint8)))
+        self._ledgers.append(execution.ledger)
+        for old in self._ledgers[:-_LEDGERS]:
+            del self._ledger_segments[old]
+        del self._ledgers[:-_LEDGERS]
 
     # Events
 
@@ -276,6 +274,8 @@ class ProcessesEngine:
                     self._selector.unregister(link.launched.wire.fileno())
                 return link.launched.pidfd >= 0
             self._said(link, message)
+            if message[0] == "drained" and not link.sent:
+                return True  # an idle worker says nothing more
 
     def _said(self, link: Link, message: Any) -> None:
         match message:
@@ -284,7 +284,7 @@ class ProcessesEngine:
                 self._foreign = magic != MAGIC_NUMBER
                 self._events.append(Ready(link.number))
             case ("announce", run, announcement):
-                self._announced(link, run, announcement)
+                self._announced(link, run, Announcement.unpack(announcement))
             case ("failed", run, chunk, shape, body, text):
                 failure = Failure(chunk, incoming.error(body, text), shape, text)
                 self._events.append(Failed(run, failure))
@@ -292,7 +292,8 @@ class ProcessesEngine:
                 self._events.extend(incoming.values(run, values))
             case ("drained", run, generation, said):
                 link.drained(run, generation)
-                self._events.append(Emptied(link.number, run, generation, said))
+                announcement = Announcement.unpack(said) if said else None
+                self._events.append(Emptied(link.number, run, generation, announcement))
                 self._feed(link)
             case ("refused", run, body, text):
                 error = incoming.refusal(incoming.error(body, text))
@@ -381,6 +382,8 @@ class ProcessesEngine:
         os.close(self._wake_read)
         os.close(self._wake_write)
         self._ledgers.clear()
+        self._ledger_segments.clear()
+        self.slab = None
         for counter in self._kept:
             counter.close()
         self._events.clear()

@@ -19,6 +19,7 @@ import numpy as np
 
 from shmpar.ledger import Held, Ledger
 from shmpar.plan import Announcement, Failure, Function, Plan
+from shmpar.segment import Slab
 from shmpar.tickets import LockTickets, OffsetTickets
 
 __all__ = [
@@ -184,13 +185,13 @@ class Engine(Protocol):
         As a pool's ``engine=``.
     workers : int
         How many it has.
-    uses_scratch : bool
-        Whether its workers put small outputs into the ledger's scratch if they may.
+    slab : Slab or None
+        Where small outputs may lie; None: its workers do not use the ledger's scratch.
     """
 
     name: str
     workers: int
-    uses_scratch: bool
+    slab: Slab | None
 
     def ledger(self, chunks: int) -> Ledger:
         """A zeroed ledger that all workers can write."""

@@ -15,6 +15,7 @@ import numpy as np
 from shmpar.engines.protocol import Emptied, Event, Execution, Failed, Generation, Rejected, Values
 from shmpar.ledger import Ledger
 from shmpar.plan import Announcement, Failure
+from shmpar.segment import Slab
 from shmpar.tickets import LockTickets, OffsetTickets, new_tickets
 from shmpar.worker.assignment import Abandoned, Assignment
 from shmpar.worker.loop import work
@@ -91,7 +92,7 @@ class SerialEngine:
 
     name = "serial"
     workers = 1
-    uses_scratch = False
+    slab: Slab | None = None
 
     def __init__(self, initializer: Callable[[], object] | None = None) -> None:
         self._queue: deque[tuple[Execution, Generation]] = deque()

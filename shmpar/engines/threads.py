@@ -18,6 +18,7 @@ from functools import partial
 from shmpar.engines.protocol import Emptied, Event, Execution, Generation, Ready, Rejected
 from shmpar.engines.serial import LocalChannel, bound
 from shmpar.ledger import Ledger
+from shmpar.segment import Slab
 from shmpar.tickets import LockTickets, OffsetTickets, new_tickets
 from shmpar.worker.loop import work
 
@@ -38,7 +39,7 @@ class ThreadsEngine:
     """
 
     name = "threads"
-    uses_scratch = False
+    slab: Slab | None = None
 
     def __init__(self, workers: int, initializer: Callable[[], object] | None = None) -> None:
         self.workers = workers

@@ -11,12 +11,14 @@ from shmpar.segment.mapping import Mapping
 from shmpar.segment.marker import inventory, reap
 from shmpar.segment.place import Place, locate
 from shmpar.segment.segment import Segment, create
+from shmpar.segment.slab import Slab
 
 __all__ = [
     "Manager",
     "Mapping",
     "Place",
     "Segment",
+    "Slab",
     "copy_in",
     "create",
     "default_manager",

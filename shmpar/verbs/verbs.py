@@ -48,7 +48,8 @@ class Verbs:
         *arrays : array_like
             They broadcast as NumPy's; axes of length 1 arrive whole, scalars as they are.
         chunks : int, tuple, dict or "auto"
-            Elements of a block along each axis; -1 is a whole axis. "auto" is about 1 MiB.
+            Elements of a block along each axis; -1 is a whole axis. "auto" is about 1 MiB, in
+            bands that lie together in memory.
         out : ndarray or tuple of ndarray, optional
             Where the result goes, and what is returned. The very input works in place.
         dtype : dtype or tuple of dtype, optional

@@ -19,6 +19,7 @@ __all__ = ["Chunks", "block_shape"]
 
 Array = np.ndarray[Any, Any]
 Compute = Callable[[int], None]
+Store = Callable[[int, Any], None]
 
 
 class Chunks:
@@ -56,14 +57,16 @@ class Chunks:
         announcement = announce(assignment.plan, chunk, value)
         outputs = self._channel.allocate(announcement)
         assignment.outputs, assignment.several = outputs, announcement.several
-        self.compute = self._known(outputs)
-        storer(assignment.plan, outputs, announcement.several)(chunk, value)
+        store = storer(assignment.plan, outputs, announcement.several)
+        self.compute = self._known(outputs, store)
+        store(chunk, value)
 
-    def _known(self, outputs: Sequence[Array]) -> Compute:
+    def _known(self, outputs: Sequence[Array], store: Store | None = None) -> Compute:
         assignment, call = self._assignment, self._call
         if assignment.plan.pass_out:
             return _in_place(assignment, outputs)
-        store = storer(assignment.plan, outputs, bool(assignment.several))
+        if store is None:
+            store = storer(assignment.plan, outputs, bool(assignment.several))
         single = _single(assignment)
         if single is None:
             return lambda chunk: store(chunk, call(chunk))

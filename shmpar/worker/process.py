@@ -43,8 +43,8 @@ __all__ = ["Environment", "PlanMessage", "SegmentRecord", "main"]
 
 Array = np.ndarray[Any, Any]
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-Reference = tuple[int, int, tuple[int, ...], tuple[int, ...], np.dtype[Any]]
-"""Key of a segment, offset (bytes), shape, strides (bytes), dtype."""
+Reference = tuple[int, int, tuple[int, ...], tuple[int, ...], str | np.dtype[Any]]
+"""Key of a segment, offset (bytes), shape, strides (bytes), dtype or its name."""
 
 
 class SegmentRecord(NamedTuple):
@@ -233,7 +233,7 @@ class WorkerProcess:
             channel = _SocketChannel(self, message.run, ledger if message.scratch else None)
             work(assignment, channel)
             channel.flush()
-            said = channel.said
+            said = channel.said.pack() if channel.said else None
         except _Unloadable as error:
             self.wire.send(("refused", message.run, *_packed(error.args[0])))
         finally:
@@ -272,7 +272,8 @@ class WorkerProcess:
     def view(self, reference: Reference, *, writable: bool) -> Array:
         """The array that lies where the parent says."""
         key, offset, shape, strides, dtype = reference
-        return self.segments[key].ndarray(offset, shape, strides, dtype, writable=writable)
+        segment = self.segments[key]
+        return segment.ndarray(offset, shape, strides, np.dtype(dtype), writable=writable)
 
     def await_outputs(self, run: int) -> Sequence[Reference]:
         """Take messages until the one that says where the outputs are."""
@@ -336,7 +337,7 @@ class _SocketChannel:
             if arrays is not None:
                 self.said = announcement
                 return arrays
-        self._process.wire.send(("announce", self._run, announcement))
+        self._process.wire.send(("announce", self._run, announcement.pack()))
         references = self._process.await_outputs(self._run)
         return [self._process.view(reference, writable=True) for reference in references]
 

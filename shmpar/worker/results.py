@@ -209,5 +209,8 @@ def _wrong_shape(plan: Plan, value: Array, window: Array) -> str:
     if blocks and value.ndim > window.ndim:
         return f"{said}; name the axes that it adds in new_axis"
     if blocks:
-        return f"{said}; for blocks that change their size pass out_chunks="
+        return (
+            f"{said}; for blocks that change their size pass out_chunks=, with one length a chunk "
+            "where they differ"
+        )
     return f"{said}; every chunk must return the same shape"

@@ -1,0 +1,32 @@
+"""Pools that outlive a test."""
+
+from __future__ import annotations
+
+import os
+
+import shmpar
+from shmpar.segment import Slab
+
+
+def let_go(pool: shmpar.Pool) -> None:
+    """Drop what a pool keeps from run to run, so that what is left is the test's doing."""
+    pool._last_run = None
+    engine = pool._driver.engine
+    if engine.name == "processes":
+        engine._ledgers.clear()
+        engine._ledger_segments.clear()
+        engine.slab = Slab()
+
+
+def wait_for_workers(pool: shmpar.Pool) -> None:
+    """Run until each worker has taken part in a run."""
+    pids: set[int] = set()
+    while len(pids) < (pool.n_workers if pool.engine == "processes" else 1):
+        pids.update(pool.parallel_map(_pid, range(64), dtype=object))
+    if pool.engine == "processes":  # counters are kept by the workers, so they are made once
+        runs = [pool.parallel_map(_pid, range(9), wait=False) for _ in range(4)]
+        assert all(run.result(timeout=60) is not None for run in runs)
+
+
+def _pid(_: int) -> int:
+    return os.getpid()
