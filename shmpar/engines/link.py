@@ -69,8 +69,9 @@ class Link:
         The one that it was last told.
     counters : set of int
         Numbers of the counters that it has.
-    silent : bool
-        It was sent what it has not been told to look for.
+    untold : deque
+        One entry for each message that it was sent and has not been told of. Taken and added one
+        by one, which is atomic: a finalizer may send in the middle of :meth:`ring`.
     """
 
     number: int
@@ -82,7 +83,7 @@ class Link:
     outbox: deque[tuple[bytes, list[int]]] = field(default_factory=deque)
     environment: Environment | None = None
     counters: set[int] = field(default_factory=set)
-    silent: bool = False
+    untold: deque[None] = field(default_factory=deque)
 
     def has(self, execution: Execution) -> bool:
         """Whether it was sent something of this run that it has not drained."""
@@ -146,14 +147,18 @@ class Link:
         self.ring()
 
     def ring(self) -> None:
-        """Have the worker look for what it was sent."""
-        self.silent = False
-        with contextlib.suppress(OSError):
-            self.launched.ring()
+        """Tell the worker of what it was sent."""
+        messages = 0
+        while self.untold:
+            with contextlib.suppress(IndexError):
+                self.untold.popleft()
+                messages += 1
+        if messages:
+            with contextlib.suppress(OSError):
+                self.launched.ring(messages)
 
     def post_silently(self, body: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a pickled message, and leave it to a later :meth:`ring` to tell the worker."""
-        self.silent = True
         if not self.outbox and self._send(body, descriptors):
             return
         self.outbox.append((body, [os.dup(fd) for fd in descriptors]))
@@ -161,11 +166,9 @@ class Link:
     def flush(self) -> None:
         """Send what waits in the outbox, as far as the socket takes it, and ring."""
         while self.outbox and self._send(*self.outbox[0]):
-            self.silent = True
             for fd in self.outbox.popleft()[1]:
                 os.close(fd)
-        if self.silent:
-            self.ring()
+        self.ring()
 
     def _send(self, body: bytes, descriptors: Sequence[int]) -> bool:
         try:
@@ -174,6 +177,8 @@ class Link:
             return False
         except OSError:
             pass  # it is gone, which its pidfd will say
+        # Counted after it was sent: a worker that is told finds at least so many.
+        self.untold.append(None)
         return True
 
     def close(self) -> None:

@@ -242,7 +242,7 @@ class ProcessesEngine:
 
     def _flush(self) -> None:
         for link in list(self._links.values()):
-            if link.silent or link.outbox:
+            if link.untold or link.outbox:
                 link.flush()
 
     def events(self) -> list[Event]:

@@ -131,6 +131,8 @@ class WorkerProcess:
         Messages that came before their time.
     bell : int
         The event counter to wait on while there is no message; -1: wait on the socket.
+    due : int
+        Messages that the bell has told of and that were not received yet.
     number : int
         The worker's, which is that of its slot.
     counters : dict of int to Tickets
@@ -140,6 +142,7 @@ class WorkerProcess:
     def __init__(self, wire: Wire, bell: int, number: int) -> None:
         self.wire = wire
         self.bell = bell
+        self.due = 0
         self.number = number
         self.counters: dict[int, OffsetTickets | LockTickets] = {}
         self.segments: dict[int, Segment] = {}
@@ -170,11 +173,9 @@ class WorkerProcess:
                 return message, descriptors
 
     def _receive(self) -> tuple[Any, list[int]]:
-        while self.bell >= 0:
-            try:
-                return self.wire.receive(wait=False)
-            except BlockingIOError:
-                os.eventfd_read(self.bell)
+        if self.bell >= 0 and not self.due:
+            self.due = os.eventfd_read(self.bell)
+        self.due -= 1
         return self.wire.receive()
 
     def _at_once(self, message: Any, descriptors: list[int]) -> bool:
