@@ -89,6 +89,8 @@ class Manager:
     def _create_named(self, nbytes: int, name: str) -> Segment:
         """Only a file in ``/dev/shm`` can have a chosen name; if it is taken, nothing is left."""
         if os.path.lexists(f"{ladder.SHM}/{name}"):
+            marker.reap()  # it may be a name of somebody who is dead
+        if os.path.lexists(f"{ladder.SHM}/{name}"):
             raise FileExistsError(f"a segment named {name!r} exists; choose another, or attach()")
         fd, kind = ladder.make(nbytes, rungs=ladder.RUNGS[:1])
         segment = Segment(Backing(fd, nbytes, kind))
