@@ -43,9 +43,7 @@ def bare(loop: Callable[[int, int], None], workers: int) -> Iterator[Callable[[]
             os.waitpid(pid, 0)
 
 
-def _serve(
-    loop: Callable[[int, int], None], worker: int, workers: int, go: int, done: int
-) -> None:
+def _serve(loop: Callable[[int, int], None], worker: int, workers: int, go: int, done: int) -> None:
     while os.read(go, 1):
         loop(worker, workers)
         os.write(done, b"d")

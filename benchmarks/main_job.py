@@ -175,8 +175,10 @@ def memory(*, quick: bool) -> None:
             time.sleep(0.001)
         peak = max(peak, _pss(everything))
         due = 2 * shared.nbytes
-    print(f"  input + output {due / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB, parent before "
-          f"{before / 1e6:.0f} MB")
+    print(
+        f"  input + output {due / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB, parent before "
+        f"{before / 1e6:.0f} MB"
+    )
     print(f"  beyond both: {(peak - due - before) / WORKERS / 1e6:.1f} MB a worker")
 
 

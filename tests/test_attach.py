@@ -228,7 +228,7 @@ def test_a_memory_file_is_found_through_its_owner(monkeypatch):
     a = sa.array(np.arange(5.0))
     assert a.name.startswith("/proc/")
     done = run_python(
-        "import sys, json; from shmpar.arrays import attach; attach(json.loads(sys.argv[1]))[2] = 9",
+        "import sys, json, shmpar; shmpar.attach(json.loads(sys.argv[1]))[2] = 9",
         json.dumps(a.address),
     )
     assert done.stderr == ""
