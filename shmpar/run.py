@@ -1,6 +1,7 @@
 """A run: one execution of a plan, as a Future; takes an engine's events to the scheduler.
 
-Imports the scheduler, the engine's protocol, failures, outputs, policy and report.
+Imports the scheduler, the engine's protocol, failures, outputs, policy, report and
+scratch.
 
 Guarantees
 ----------
@@ -25,12 +26,13 @@ import numpy as np
 from shmpar import engines, failures, scheduler
 from shmpar.engines.protocol import Engine, Execution, Generation
 from shmpar.errors import ShmparError
-from shmpar.ledger import DONE, FAILED, PENDING
+from shmpar.ledger import DONE, FAILED
 from shmpar.outputs import HandedOver, Outputs
-from shmpar.plan import Announcement, Failure, Function, Plan, ResultError
+from shmpar.plan import Announcement, Failure, Function, Plan
 from shmpar.policy import Observer, Policy
 from shmpar.report import Report
 from shmpar.scheduler import Scheduler
+from shmpar.scratch import Scratch
 from shmpar.segment import locate
 
 __all__ = ["Run"]
@@ -77,7 +79,7 @@ class Run(Future[Any]):
         self._errors: dict[int, ShmparError] = {}
         self._fatal: BaseException | None = None
         self._cancelled = False
-        self._said: Announcement | None = None
+        self._scratch = Scratch()
         self._allocating = threading.Lock()
         self._deaths = 0
         self._exitcode: int | None = None
@@ -242,10 +244,9 @@ class Run(Future[Any]):
 
     def said(self, announcement: Announcement) -> None:
         """A worker has put outputs that are such into the scratch."""
-        if self._said is None:
-            self._said = announcement
-        elif reason := announcement.disagrees(self._said):
-            self.chunk_failed(Failure(announcement.chunk, ResultError(reason), None))
+        failure = self._scratch.hear(announcement)
+        if failure is not None:
+            self.chunk_failed(failure)
 
     def rejected(self, worker: int, error: BaseException) -> None:
         """A worker cannot go on with this run."""
@@ -339,17 +340,9 @@ class Run(Future[Any]):
 
     def _audit(self, execution: Execution) -> list[int]:
         """Numbers of the chunks that are still to be computed; nobody computes any now."""
-        ledger = execution.ledger
-        if execution.scratch and execution.outputs is None and self._said is None:
-            # Whoever wrote into the scratch died before it could say what: it counts for nothing.
-            ledger.status[ledger.status == DONE] = PENDING
-        return ledger.pending()
-
-    def _death(self, chunk: int, *, timed_out: bool) -> ShmparError:
-        if timed_out:
-            return failures.timeout(self.plan, chunk, self.policy.task_timeout, self)
-        in_place = self.policy.in_place
-        return failures.death(self.plan, chunk, self._exitcode, self, in_place=in_place)
+        if execution.scratch and execution.outputs is None:
+            self._scratch.void(execution.ledger)
+        return execution.ledger.pending()
 
     def _stop(self, engine: Engine, execution: Execution) -> None:
         for generation in execution.generations:
@@ -365,19 +358,13 @@ class Run(Future[Any]):
         self._execution = None
         try:
             self._outputs.slab = engine.slab
-            self._take_scratch(execution)
+            if not self._errors and self._fatal is None:
+                self._scratch.take(execution.ledger, self._outputs)
             self._outcome = self._conclude(done)
         except BaseException as error:  # noqa: BLE001 - it is the outcome
             self._outcome = error
         engine.close(execution)
         self._seconds = time.perf_counter() - self._began
-
-    def _take_scratch(self, execution: Execution) -> None:
-        """Copy small outputs to where they stay."""
-        if self._said is not None and not self._errors and self._fatal is None:
-            small = execution.ledger.carve(self._said.outputs)
-            for array, written in zip(self._outputs.allocate(self._said), small or (), strict=True):
-                array[...] = written
 
     def _done_chunks(self, execution: Execution) -> list[int] | None:
         """Numbers of the chunks that are done; None: all of them."""

@@ -1,0 +1,44 @@
+"""Small outputs: what the workers say of those that they put into the ledger's scratch.
+
+Imports ledger, outputs and plan.
+
+Guarantees
+----------
+- What lies in the scratch counts only if a worker has lived to say what it is.
+- All workers must say the same; the first that says otherwise has failed on its first chunk.
+"""
+
+from __future__ import annotations
+
+from shmpar.ledger import DONE, PENDING, Ledger
+from shmpar.outputs import Outputs
+from shmpar.plan import Announcement, Failure, ResultError
+
+__all__ = ["Scratch"]
+
+
+class Scratch:
+    """The small outputs of one run."""
+
+    def __init__(self) -> None:
+        self._said: Announcement | None = None
+
+    def hear(self, announcement: Announcement) -> Failure | None:
+        """Take what a worker says; if it is not what another has said, its chunk has failed."""
+        if self._said is None:
+            self._said = announcement
+            return None
+        reason = announcement.disagrees(self._said)
+        return None if reason is None else Failure(announcement.chunk, ResultError(reason), None)
+
+    def void(self, ledger: Ledger) -> None:
+        """Nobody works: unless somebody has said what lies there, what is done was not done."""
+        if self._said is None:
+            ledger.status[ledger.status == DONE] = PENDING
+
+    def take(self, ledger: Ledger, outputs: Outputs) -> None:
+        """Copy it to where it stays."""
+        if self._said is not None:
+            small = ledger.carve(self._said.outputs) or ()
+            for array, written in zip(outputs.allocate(self._said), small, strict=True):
+                array[...] = written
