@@ -344,6 +344,12 @@ class Run(Future[Any]):
             self._scratch.void(execution.ledger)
         return execution.ledger.pending()
 
+    def _death(self, chunk: int, *, timed_out: bool) -> ShmparError:
+        if timed_out:
+            return failures.timeout(self.plan, chunk, self.policy.task_timeout, self)
+        in_place = self.policy.in_place
+        return failures.death(self.plan, chunk, self._exitcode, self, in_place=in_place)
+
     def _stop(self, engine: Engine, execution: Execution) -> None:
         for generation in execution.generations:
             generation.tickets.stop(self.plan.chunks)
