@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from shmpar.pool import Pool
-    from shmpar.pool.default import block_reduce, map_blocks, parallel_map
+    from shmpar.pool.default import block_reduce, map_blocks, map_overlap, parallel_map
     from shmpar.run import Run
 
 __all__ = [
@@ -62,6 +62,7 @@ __all__ = [
     "empty_like",
     "full",
     "map_blocks",
+    "map_overlap",
     "ones",
     "parallel_map",
     "zeros",
@@ -77,7 +78,7 @@ _HOMES = {
         "WorkerDied"
     ),
     "shmpar.pool": "Pool",
-    "shmpar.pool.default": "block_reduce map_blocks parallel_map",
+    "shmpar.pool.default": "block_reduce map_blocks map_overlap parallel_map",
     "shmpar.run": "Run",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}

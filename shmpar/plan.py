@@ -228,6 +228,11 @@ class InBlocks:
     cuts: tuple[Axis | None, ...]
 
     @classmethod
+    def exactly(cls, grid: Grid) -> InBlocks:
+        """Blocks of the output have the lengths of the grid's chunks, whatever those are."""
+        return cls(tuple(range(grid.ndim)), grid.axes)
+
+    @classmethod
     def like(cls, grid: Grid) -> InBlocks:
         """Blocks of the output lie where the chunks of the grid do."""
         cuts = tuple(axis if len(axis) != 1 else None for axis in grid.axes)
@@ -251,8 +256,7 @@ class InBlocks:
 
     def windows(self, grid: Grid, shape: Shape) -> Callable[[int], tuple[slice | int, ...]]:
         """Where the output is cut like the input, the chunk's own cell."""
-        like = InBlocks.like(grid)
-        if shape == grid.shape and (self.axes, self.cuts) == (like.axes, like.cuts):
+        if shape == grid.shape and self in {InBlocks.like(grid), InBlocks.exactly(grid)}:
             return grid.core
         return lambda chunk: self.window(grid, grid.index(chunk))
 

@@ -13,7 +13,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from shmpar.pool.pool import Pool
 
-__all__ = ["block_reduce", "default_pool", "map_blocks", "parallel_map"]
+__all__ = ["block_reduce", "default_pool", "map_blocks", "map_overlap", "parallel_map"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,5 +48,6 @@ def _on_default(method: Callable[Concatenate[Pool, P], R]) -> Callable[P, R]:
 
 
 map_blocks = _on_default(Pool.map_blocks)
+map_overlap = _on_default(Pool.map_overlap)
 block_reduce = _on_default(Pool.block_reduce)
 parallel_map = _on_default(Pool.parallel_map)

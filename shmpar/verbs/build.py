@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from shmpar.grid import Grid
+from shmpar.grid import Grid, Halo
 from shmpar.plan import Announcement, Function, InBlocks, Output, PerChunk, PerItem, Placement, Plan
 from shmpar.policy import Policy
 from shmpar.run import Run
@@ -21,7 +21,7 @@ from shmpar.verbs.inputs import Inputs, blocks, cut, items
 from shmpar.verbs.shapes import axes_tuple, place_blocks
 from shmpar.verbs.targets import Targets, check_overlap, parse_targets
 
-__all__ = ["Request", "block_reduce", "map_blocks", "parallel_map"]
+__all__ = ["Request", "block_reduce", "map_blocks", "map_overlap", "parallel_map"]
 
 Array = np.ndarray[Any, Any]
 
@@ -55,6 +55,15 @@ class Request:
     policy: Policy
 
 
+class Cut(NamedTuple):
+    """How the inputs are cut, and where results go; as in :class:`shmpar.plan.Plan`."""
+
+    grid: Grid
+    placement: Placement
+    halo: Halo | None = None
+    trim: bool = True
+
+
 def map_blocks(
     request: Request,
     arrays: Sequence[Any],
@@ -71,17 +80,42 @@ def map_blocks(
     placement = place_blocks(grid, drop, new_axis, out_chunks)
     targets = parse_targets(request.verb, request.out, request.dtype)
     in_place = check_overlap(request.verb, targets.given, inputs.arrays, in_place=True)
-    return _run(request, inputs, grid, placement, targets, in_place=in_place)
+    return _run(request, inputs, Cut(grid, placement), targets, in_place=in_place)
 
 
-def block_reduce(request: Request, arrays: Sequence[Any], chunks: Any) -> Run:
+def map_overlap(
+    request: Request, arrays: Sequence[Any], chunks: Any, halo: tuple[Any, Any], *, trim: bool
+) -> Run:
+    """Blocks that reach over their chunk to blocks of the chunk's own shape."""
+    check_callable(request.verb, request.func)
+    inputs = blocks(request.verb, arrays)
+    grid, reach = _with_halo(inputs, chunks, halo)
+    targets = parse_targets(request.verb, request.out, request.dtype)
+    check_overlap(request.verb, targets.given, inputs.arrays, in_place=False)
+    return _run(request, inputs, Cut(grid, InBlocks.exactly(grid), reach, trim), targets)
+
+
+def _with_halo(inputs: Inputs, chunks: Any, halo: tuple[Any, Any]) -> tuple[Grid, Halo | None]:
+    """The grid, and the halo if it reaches over any chunk."""
+    depth, boundary = halo
+    reach = Halo.parse(depth, boundary, len(inputs.shape))
+    for array in inputs.arrays:
+        reach.check_constants(array.dtype)
+    if not reach:
+        return cut(inputs, chunks), None
+    return Grid.cut(inputs.shape, chunks, itemsize=inputs.itemsize, depth=depth), reach
+
+
+def block_reduce(
+    request: Request, arrays: Sequence[Any], chunks: Any, halo: tuple[Any, Any]
+) -> Run:
     """Blocks to values, one a chunk."""
     check_callable(request.verb, request.func)
     inputs = blocks(request.verb, arrays)
-    grid = cut(inputs, chunks)
+    grid, reach = _with_halo(inputs, chunks, halo)
     targets = parse_targets(request.verb, request.out, request.dtype, objects=True)
     check_overlap(request.verb, targets.given, inputs.arrays, in_place=False)
-    return _run(request, inputs, grid, PerChunk(), targets)
+    return _run(request, inputs, Cut(grid, PerChunk(), reach, trim=False), targets)
 
 
 def parallel_map(request: Request, arrays: Sequence[Any], axis: int) -> Run:
@@ -91,24 +125,20 @@ def parallel_map(request: Request, arrays: Sequence[Any], axis: int) -> Run:
     grid = cut(inputs, (1,))
     targets = parse_targets(request.verb, request.out, request.dtype, objects=True)
     in_place = check_overlap(request.verb, targets.given, inputs.arrays, in_place=True)
-    return _run(request, inputs, grid, PerItem(), targets, in_place=in_place)
+    return _run(request, inputs, Cut(grid, PerItem()), targets, in_place=in_place)
 
 
 def _run(
-    request: Request,
-    inputs: Inputs,
-    grid: Grid,
-    placement: Placement,
-    targets: Targets,
-    *,
-    in_place: bool = False,
+    request: Request, inputs: Inputs, how: Cut, targets: Targets, *, in_place: bool = False
 ) -> Run:
     wanted = wants(request.func, request.keywords)
     plan = Plan(
         verb=request.verb,
-        grid=grid,
+        grid=how.grid,
         arguments=tuple(inputs.arguments),
-        placement=placement,
+        placement=how.placement,
+        halo=how.halo,
+        trim=how.trim,
         dtypes=targets.dtypes,
         several=targets.several,
         collects=targets.collects,

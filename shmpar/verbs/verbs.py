@@ -104,6 +104,8 @@ class Verbs:
         func: Callable[..., Any],
         *arrays: Any,
         chunks: Any = "auto",
+        depth: Any = 0,
+        boundary: Any = "none",
         out: Any = None,
         dtype: Any = None,
         **options: Unpack[Options],
@@ -119,6 +121,8 @@ class Verbs:
             They broadcast as NumPy's; axes of length 1 arrive whole, scalars as they are.
         chunks : int, tuple, dict or "auto"
             Elements of a block along each axis; -1 is a whole axis. "auto" is about 1 MiB.
+        depth, boundary
+            How far blocks reach over their chunk, as in :meth:`map_overlap`.
         out : ndarray or tuple of ndarray, optional
             Where the result goes, and what is returned.
         dtype : dtype or tuple of dtype, optional
@@ -153,7 +157,83 @@ class Verbs:
                [10.5, 12.5]])
         """
         request = self._request("block_reduce", func, out, dtype, options)
-        return self._start(build.block_reduce(request, arrays, chunks), options)
+        return self._start(build.block_reduce(request, arrays, chunks, (depth, boundary)), options)
+
+    def map_overlap(  # noqa: PLR0913 - the contract
+        self,
+        func: Callable[..., Any],
+        *arrays: Any,
+        depth: Any,
+        boundary: Any = "none",
+        chunks: Any = "auto",
+        trim: bool = True,
+        out: Any = None,
+        dtype: Any = None,
+        **options: Unpack[Options],
+    ) -> Any:
+        """Call a function on each block of an array with a halo around it.
+
+        The result equals the function on the whole array, wherever the function is local: each
+        of its values depends on no more than `depth` elements to either side.
+
+        Parameters
+        ----------
+        func : callable
+            Gets a window of each array, the block and its halo, as a read-only view, and returns
+            an array of the window's shape, of which the halo is cut off; with ``trim=False`` it
+            returns one of the block's shape itself. A tuple of them is several outputs.
+        *arrays : array_like
+            They broadcast as NumPy's; axes of length 1 arrive whole, scalars as they are.
+        depth : int, tuple or dict
+            Elements of the halo: one number, or one an axis, or a dict of axes (missing: 0). A
+            pair (before, after) takes the place of a number inside a tuple or dict:
+            ``((0, 1), 0)``.
+        boundary : str, number, tuple or dict
+            What lies beyond the array: one for all, or one an axis, or a pair (before, after) of
+            an axis. ``"none"``, the default, makes windows at the border smaller, which a SciPy
+            filter then treats as it would treat the whole array; nothing is copied. Otherwise a
+            constant, or a name of SciPy's and Dask's: ``"reflect"`` (repeats the edge; NumPy's
+            ``"symmetric"``), ``"mirror"`` (does not; NumPy's ``"reflect"``), ``"nearest"``
+            (``"edge"``), ``"periodic"`` (``"wrap"``).
+        chunks : int, tuple, dict or "auto"
+            Elements of a block along each axis, without halo; -1 is a whole axis. "auto" makes
+            blocks of about 1 MiB, wide enough that the halo adds at most half.
+        trim : bool
+            Whether to cut the halo off what the function returns.
+        out : ndarray or tuple of ndarray, optional
+            Where the result goes, and what is returned; no input.
+        dtype : dtype or tuple of dtype, optional
+            Of the result; what the function returns is cast as a ufunc casts into ``out``.
+        **options
+            Those of all verbs; see :class:`shmpar.verbs.Options`.
+
+        Returns
+        -------
+        ndarray, tuple of ndarray, or Run
+            Of the shape of the input.
+
+        Raises
+        ------
+        ValueError, TypeError, PlanError, ChunkError, WorkerDied, TaskTimeout, SegmentFull
+            As :meth:`map_blocks`.
+
+        Notes
+        -----
+        Cost: as :meth:`map_blocks`. A halo is a wider view of the same memory; only windows that
+        reach over the array's border are copied, unless the boundary is "none".
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> def slope(window):
+        ...     return np.gradient(window)
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.map_overlap(slope, np.arange(8.0) ** 2, depth=1, chunks=3)
+        array([ 1.,  2.,  4.,  6.,  8., 10., 12., 13.])
+        """
+        request = self._request("map_overlap", func, out, dtype, options)
+        run = build.map_overlap(request, arrays, chunks, (depth, boundary), trim=trim)
+        return self._start(run, options)
 
     def parallel_map(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from shmpar.plan import Plan
+from shmpar.plan import Plan, ResultError
 from shmpar.worker.arguments import extras, getter, getters
 from shmpar.worker.assignment import Assignment, Channel
 from shmpar.worker.results import announce, storer
@@ -108,12 +108,23 @@ def _trimmer(plan: Plan) -> Callable[[int, Any], Any]:
     halo, grid = plan.halo, plan.grid
 
     def trim(chunk: int, value: Any) -> Any:
-        core = halo.trim(grid, chunk)
+        core, window = halo.trim(grid, chunk), halo.window(grid, chunk)
+        due = tuple(stop - start for start, stop in window)
         if type(value) is tuple:
-            return tuple(np.asarray(part)[core] for part in value)
-        return np.asarray(value)[core]
+            return tuple(_trimmed(part, core, due) for part in value)
+        return _trimmed(value, core, due)
 
     return trim
+
+
+def _trimmed(value: Any, core: tuple[slice, ...], due: tuple[int, ...]) -> Array:
+    array = np.asarray(value)
+    if array.shape != due:
+        raise ResultError(
+            f"the function returned shape {array.shape} for a window of shape {due}; it returns "
+            "the window's shape, or, with trim=False, the chunk's"
+        )
+    return array[core]
 
 
 def _in_place(assignment: Assignment, outputs: Sequence[Array]) -> Compute:
