@@ -38,7 +38,19 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from shmpar.pool import Pool
-    from shmpar.pool.default import block_reduce, map_blocks, map_overlap, parallel_map
+    from shmpar.pool.default import (
+        block_reduce,
+        histogram,
+        map_blocks,
+        map_overlap,
+        max,
+        mean,
+        min,
+        parallel_map,
+        std,
+        sum,
+        var,
+    )
     from shmpar.run import Run
 
 __all__ = [
@@ -61,10 +73,17 @@ __all__ = [
     "empty",
     "empty_like",
     "full",
+    "histogram",
     "map_blocks",
     "map_overlap",
+    "max",
+    "mean",
+    "min",
     "ones",
     "parallel_map",
+    "std",
+    "sum",
+    "var",
     "zeros",
     "zeros_like",
 ]
@@ -78,7 +97,9 @@ _HOMES = {
         "WorkerDied"
     ),
     "shmpar.pool": "Pool",
-    "shmpar.pool.default": "block_reduce map_blocks map_overlap parallel_map",
+    "shmpar.pool.default": (
+        "block_reduce histogram map_blocks map_overlap max mean min parallel_map std sum var"
+    ),
     "shmpar.run": "Run",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}

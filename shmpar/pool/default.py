@@ -13,7 +13,20 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from shmpar.pool.pool import Pool
 
-__all__ = ["block_reduce", "default_pool", "map_blocks", "map_overlap", "parallel_map"]
+__all__ = [
+    "block_reduce",
+    "default_pool",
+    "histogram",
+    "map_blocks",
+    "map_overlap",
+    "max",
+    "mean",
+    "min",
+    "parallel_map",
+    "std",
+    "sum",
+    "var",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,3 +64,10 @@ map_blocks = _on_default(Pool.map_blocks)
 map_overlap = _on_default(Pool.map_overlap)
 block_reduce = _on_default(Pool.block_reduce)
 parallel_map = _on_default(Pool.parallel_map)
+sum = _on_default(Pool.sum)  # noqa: A001 - NumPy's name
+mean = _on_default(Pool.mean)
+var = _on_default(Pool.var)
+std = _on_default(Pool.std)
+min = _on_default(Pool.min)  # noqa: A001 - NumPy's name
+max = _on_default(Pool.max)  # noqa: A001 - NumPy's name
+histogram = _on_default(Pool.histogram)

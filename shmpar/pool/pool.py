@@ -21,14 +21,14 @@ from shmpar.pool.memory import Memory
 from shmpar.progress import Progress
 from shmpar.run import Run
 from shmpar.segment import Manager, reap
-from shmpar.verbs import Defaults, Verbs
+from shmpar.verbs import Defaults, Reductions
 from shmpar.verbs.options import parse_options
 from shmpar.worker import in_worker
 
 __all__ = ["Pool"]
 
 
-class Pool(Verbs, Memory):
+class Pool(Reductions, Memory):
     """Workers, the memory that they share, and defaults for the verbs.
 
     Parameters

@@ -21,7 +21,7 @@ from shmpar.verbs.inputs import Inputs, blocks, cut, items
 from shmpar.verbs.shapes import axes_tuple, place_blocks
 from shmpar.verbs.targets import Targets, check_overlap, parse_targets
 
-__all__ = ["Request", "block_reduce", "map_blocks", "map_overlap", "parallel_map"]
+__all__ = ["Request", "block_reduce", "map_blocks", "map_overlap", "parallel_map", "reduction"]
 
 Array = np.ndarray[Any, Any]
 
@@ -126,6 +126,11 @@ def parallel_map(request: Request, arrays: Sequence[Any], axis: int) -> Run:
     targets = parse_targets(request.verb, request.out, request.dtype, objects=True)
     in_place = check_overlap(request.verb, targets.given, inputs.arrays, in_place=True)
     return _run(request, inputs, Cut(grid, PerItem()), targets, in_place=in_place)
+
+
+def reduction(request: Request, inputs: Inputs, how: Cut) -> Run:
+    """Blocks to the partial results of a reduction."""
+    return _run(request, inputs, how, parse_targets(request.verb, None, None))
 
 
 def _run(

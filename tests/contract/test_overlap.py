@@ -65,7 +65,7 @@ def test_the_halo_is_trimmed(pool: shmpar.Pool, image: Any, depth: Any) -> None:
 def test_without_a_boundary_the_window_is_a_view_that_ends_with_the_array(
     pool: shmpar.Pool, image: Any
 ) -> None:
-    """ "none" copies nothing: windows at the border are smaller."""
+    """Nothing is copied, and windows at the border are smaller."""
     sizes = pool.block_reduce(np.size, image, chunks=(10, 10), depth=3)
     assert sizes[0, 0] == 13 * 13
     assert sizes[1, 1] == 16 * 16

@@ -1,0 +1,413 @@
+"""Reductions: NumPy's, computed block by block.
+
+Imports build, options and the neighbours' records.
+
+Blocks are reduced by NumPy, and their partial results are folded in the order of the chunks, so
+the result does not depend on the workers. Sums of partial sums are NumPy's (pairwise); variances
+are folded by the update of Chan, Golub and LeVeque, "Algorithms for computing the sample
+variance", The American Statistician 37 (1983), in a tree.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Unpack
+
+import numpy as np
+
+from shmpar.grid import Axis
+from shmpar.plan import InBlocks
+from shmpar.run import Run
+from shmpar.verbs import build
+from shmpar.verbs.inputs import as_input, blocks, cut
+from shmpar.verbs.options import Options
+from shmpar.verbs.shapes import axes_tuple
+from shmpar.verbs.verbs import Verbs
+
+__all__ = ["Reductions"]
+
+Array = np.ndarray[Any, Any]
+
+
+class Reductions(Verbs):
+    """Gives a pool NumPy's reductions."""
+
+    def sum(
+        self,
+        array: Any,
+        axis: Any = None,
+        dtype: Any = None,
+        *,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Sum, as :func:`numpy.sum`.
+
+        Parameters
+        ----------
+        array : array_like
+            What to reduce.
+        axis : int, tuple of int or None
+            Axes to reduce; None: all.
+        dtype : dtype, optional
+            Of the sum and of the partial sums; NumPy's default.
+        keepdims : bool
+            Leave the reduced axes, with length 1.
+        chunks : int, tuple, dict or "auto"
+            How the array is cut; the result of floats depends on it in the last digits.
+        **options
+            Those of all verbs, but `wait`; see :class:`shmpar.verbs.Options`.
+
+        Returns
+        -------
+        ndarray or scalar
+            As NumPy's: exact for integers, pairwise for floats.
+
+        Raises
+        ------
+        AxisError, TypeError
+            As NumPy's.
+        ChunkError, WorkerDied, TaskTimeout, SegmentFull
+            As of all verbs.
+
+        Notes
+        -----
+        Cost: one pass over the array; the partial results are as large as the result, times the
+        chunks along the reduced axes.
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.sum(np.arange(12).reshape(3, 4), axis=0)
+        array([12, 15, 18, 21])
+        """
+        block = partial(np.sum, dtype=dtype)
+        return self._fold("sum", array, block, block, axis, keepdims, chunks, options)
+
+    def min(
+        self,
+        array: Any,
+        axis: Any = None,
+        *,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Smallest element, as :func:`numpy.min`; NaN if there is one. See :meth:`sum`.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.min([[3, 1], [2, 5]], axis=1)
+        array([1, 2])
+        """
+        return self._fold("min", array, np.min, np.min, axis, keepdims, chunks, options)
+
+    def max(
+        self,
+        array: Any,
+        axis: Any = None,
+        *,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Largest element, as :func:`numpy.max`; NaN if there is one. See :meth:`sum`.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.max([[3, 1], [2, 5]], axis=1)
+        array([3, 5])
+        """
+        return self._fold("max", array, np.max, np.max, axis, keepdims, chunks, options)
+
+    def mean(
+        self,
+        array: Any,
+        axis: Any = None,
+        dtype: Any = None,
+        *,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Arithmetic mean, as :func:`numpy.mean`. See :meth:`sum`.
+
+        Partial sums are float64 for integers and float32 for float16, as in NumPy.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     float(pool.mean([1, 2, 3, 6]))
+        3.0
+        """
+        values = as_input(array, "mean")
+        if values.size == 0 or values.ndim == 0:
+            return np.mean(values, _numpy_axis(axis), dtype, keepdims=keepdims)
+        wide, narrow = _accumulator(values, dtype)
+        block = partial(np.sum, dtype=wide)
+        total = self._fold("mean", values, block, block, axis, keepdims, chunks, options)
+        mean = np.true_divide(total, np.asarray(_count(values, axis), np.asarray(total).real.dtype))
+        return mean if narrow is None else mean.astype(narrow)
+
+    def var(
+        self,
+        array: Any,
+        axis: Any = None,
+        dtype: Any = None,
+        *,
+        ddof: float = 0,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Variance, as :func:`numpy.var`: about the mean, in one pass. See :meth:`sum`.
+
+        Parameters
+        ----------
+        array, axis, dtype, keepdims, chunks, **options
+            As in :meth:`sum`.
+        ddof : float
+            The sum of squares is divided by the number of elements less this.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     float(pool.var([1, 2, 3, 6], ddof=1))
+        4.666666666666667
+        """
+        return self._variance("var", array, axis, dtype, (ddof, keepdims, chunks), options)
+
+    def std(
+        self,
+        array: Any,
+        axis: Any = None,
+        dtype: Any = None,
+        *,
+        ddof: float = 0,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Standard deviation, as :func:`numpy.std`: the root of :meth:`var`.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     float(pool.std([1, 1, 5, 5]))
+        2.0
+        """
+        return np.sqrt(self._variance("std", array, axis, dtype, (ddof, keepdims, chunks), options))
+
+    def histogram(
+        self,
+        array: Any,
+        bins: Any = 10,
+        range: Any = None,  # noqa: A002 - NumPy's name
+        *,
+        density: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> tuple[Array, Array]:
+        """Counts of values in bins, as :func:`numpy.histogram`.
+
+        Parameters
+        ----------
+        array : array_like
+            Its elements are counted, whatever its shape.
+        bins : int or sequence of float
+            How many of equal width, or their edges.
+        range : (float, float), optional
+            Where bins of equal width begin and end; by default at the smallest and the largest
+            element, which costs another pass.
+        density : bool
+            Return the probability density instead of counts.
+        chunks, **options
+            As in :meth:`sum`.
+
+        Returns
+        -------
+        counts : ndarray of shape (bins,)
+            Exactly NumPy's.
+        edges : ndarray of shape (bins + 1,)
+            The first bin is ``edges[0] <= x < edges[1]``; the last one has both ends.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As NumPy's; a rule such as ``bins="auto"`` needs the whole array, so that is one too.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.histogram([1, 2, 2, 5], bins=2)
+        (array([3, 1]), array([1., 3., 5.]))
+        """
+        values = as_input(array, "histogram")
+        if isinstance(bins, str):
+            raise ValueError(  # noqa: TRY004 - the type is NumPy's, the value is not ours
+                f"histogram: bins={bins!r} is a rule that needs the whole array; pass a number, or "
+                f"edges such as np.histogram_bin_edges(a_sample, {bins!r})"
+            )
+        if values.size == 0 or values.ndim == 0:
+            return np.histogram(values, bins, range, density)
+        if values.dtype == bool:
+            values = values.view(np.uint8)
+        if range is None and np.ndim(bins) == 0:
+            low, high = self.block_reduce(
+                lambda block: (block.min(), block.max()), values, chunks=chunks, **options
+            )
+            range = (low.min(), high.max())  # noqa: A001
+        edges = np.histogram(np.empty(0, values.dtype), bins, range)[1]
+        counted = self.block_reduce(
+            lambda block: np.histogram(block, bins, range)[0], values, chunks=chunks, **options
+        )
+        counts: Array = counted.reshape(-1, len(edges) - 1).sum(0)
+        if density:
+            return counts / np.diff(edges) / counts.sum(), edges
+        return counts, edges
+
+    def _fold(  # noqa: PLR0913, PLR0917 - what all reductions have
+        self,
+        verb: str,
+        array: Any,
+        block: Callable[..., Any],
+        fold: Callable[..., Any],
+        axis: Any,
+        keepdims: bool,
+        chunks: Any,
+        options: Options,
+    ) -> Any:
+        """Reduce each block with one function, and the partial results with another."""
+        values = as_input(array, verb)
+        if values.size == 0 or values.ndim == 0:
+            return block(values, axis=_numpy_axis(axis), keepdims=keepdims)
+        axes = _axes(values, axis)
+        partials = self._partials(
+            verb, values, partial(block, axis=axes, keepdims=True), axes, chunks, options
+        )
+        return fold(partials, axis=axes, keepdims=keepdims)
+
+    def _partials(
+        self,
+        verb: str,
+        values: Array,
+        block: Callable[..., Any],
+        axes: tuple[int, ...],
+        chunks: Any,
+        options: Options,
+    ) -> Any:
+        """The blocks' results: along reduced axes one element a chunk."""
+        if not options.get("wait", True):
+            raise TypeError(f"{verb}: a reduction is waited for; map_blocks has wait=False")
+        inputs = blocks(verb, (values,))
+        grid = cut(inputs, chunks)
+        cuts = tuple(
+            Axis.regular(len(one), 1) if number in axes else one
+            for number, one in enumerate(grid.axes)
+        )
+        placement = InBlocks(tuple(range(grid.ndim)), cuts)
+        request = self._request(verb, block, None, None, options)
+        run: Run = build.reduction(request, inputs, build.Cut(grid, placement))
+        return self._start(run, options)
+
+    def _variance(
+        self,
+        verb: str,
+        array: Any,
+        axis: Any,
+        dtype: Any,
+        how: tuple[float, bool, Any],
+        options: Options,
+    ) -> Any:
+        ddof, keepdims, chunks = how
+        values = as_input(array, verb)
+        if values.size == 0 or values.ndim == 0:
+            return np.var(values, _numpy_axis(axis), dtype, ddof=ddof, keepdims=keepdims)
+        wide, narrow = _accumulator(values, dtype)
+        axes = _axes(values, axis)
+        moments = partial(_moments, axes=axes, dtype=wide)
+        mean, square, count = self._partials(verb, values, moments, axes, chunks, options)
+        square = _chan(mean, square, count, axes)
+        freedom = _count(values, axis) - ddof
+        if freedom <= 0:
+            warnings.warn("Degrees of freedom <= 0 for slice", RuntimeWarning, stacklevel=3)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            result = square / np.asarray(max(freedom, 0), square.dtype)
+        if not keepdims:
+            result = result.squeeze(axes)
+        return result.astype(narrow or result.dtype, copy=False)[()]
+
+
+def _numpy_axis(axis: Any) -> Any:
+    return tuple(axis) if isinstance(axis, list) else axis
+
+
+def _axes(values: Array, axis: Any) -> tuple[int, ...]:
+    if axis is None:
+        return tuple(range(values.ndim))
+    try:
+        return axes_tuple("axis", axis, values.ndim)
+    except ValueError as error:
+        raise np.exceptions.AxisError(str(error)) from None
+
+
+def _count(values: Array, axis: Any) -> int:
+    count = 1
+    for number in _axes(values, axis):
+        count *= values.shape[number]
+    return count
+
+
+def _accumulator(values: Array, dtype: Any) -> tuple[Any, Any]:
+    """The dtype to add in, and the one to give back if that is another."""
+    if dtype is not None:
+        return np.dtype(dtype), None
+    if values.dtype.kind in "?biu":
+        return np.dtype("f8"), None
+    if values.dtype == np.float16:
+        return np.dtype("f4"), np.dtype("f2")
+    return None, None
+
+
+def _moments(block: Array, axes: tuple[int, ...], dtype: Any) -> tuple[Any, Any, Any]:
+    """Mean, sum of squares about it, and number of elements of a block."""
+    mean = np.mean(block, axes, dtype, keepdims=True)
+    off = block - mean
+    square = (off.real**2 + off.imag**2 if off.dtype.kind == "c" else off * off).sum(
+        axes, keepdims=True
+    )
+    count = np.full(square.shape, block.size // max(square.size, 1), dtype=np.float64)
+    return np.asarray(mean), np.asarray(square), count
+
+
+def _chan(mean: Array, square: Array, count: Array, axes: tuple[int, ...]) -> Array:
+    """Fold the sums of squares of all blocks, two and two, in the order of the chunks."""
+    parts = [np.moveaxis(one, axes, range(len(axes))) for one in (mean, square, count)]
+    lead = int(np.prod(parts[0].shape[: len(axes)]))
+    rest = parts[0].shape[len(axes) :]
+    mean, square, count = (np.ascontiguousarray(one).reshape(lead, *rest) for one in parts)
+    while len(mean) > 1:
+        half = len(mean) // 2
+        last = slice(2 * half, None)
+        one, other = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+        both = count[one] + count[other]
+        delta = mean[other] - mean[one]
+        spread = delta.real**2 + delta.imag**2 if delta.dtype.kind == "c" else delta * delta
+        joined = square[one] + square[other] + spread * (count[one] * count[other] / both)
+        middle = mean[one] + delta * (count[other] / both)
+        mean = np.concatenate([middle.astype(mean.dtype), mean[last]])
+        square = np.concatenate([joined.astype(square.dtype), square[last]])
+        count = np.concatenate([both, count[last]])
+    return np.expand_dims(square[0], axes)

@@ -1,0 +1,115 @@
+"""Reductions give what NumPy gives, on every engine."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import shmpar
+
+quick = settings(
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+EXACT = ("sum", "min", "max")
+ROUNDED = ("mean", "var", "std")
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Any, ...]:
+    """An array, axes, keepdims and chunks."""
+    shape = draw(st.lists(st.integers(1, 7), min_size=1, max_size=3))
+    dtype = draw(st.sampled_from(["?", "u1", "i2", ">i4", "i8", "f4", "f8", "c16"]))
+    seed = draw(st.integers(0, 99))
+    values = np.random.default_rng(seed).integers(-9, 99, shape).astype("i8") % 71
+    array = (values > 30) if dtype == "?" else values.astype(dtype)
+    if dtype == "f8" and draw(st.booleans()):
+        array.flat[seed % array.size] = np.nan
+    axes = st.lists(st.integers(0, len(shape) - 1), min_size=1, unique=True).map(tuple)
+    axis = draw(st.none() | st.integers(-len(shape), len(shape) - 1) | axes)
+    return array, axis, draw(st.booleans()), tuple(draw(st.integers(1, 8)) for _ in shape)
+
+
+@quick
+@given(case=cases(), name=st.sampled_from(EXACT + ROUNDED))
+def test_a_reduction_equals_numpys(pool: shmpar.Pool, case: Any, name: str) -> None:
+    """Value, shape, dtype and type are NumPy's; the sums here are of whole numbers, so exact."""
+    array, axis, keepdims, chunks = case
+    due = getattr(np, name)(array, axis=axis, keepdims=keepdims)
+    got = getattr(pool, name)(array, axis=axis, keepdims=keepdims, chunks=chunks)
+    assert type(got) is type(due)
+    assert np.asarray(got).dtype == np.asarray(due).dtype
+    if name in EXACT:
+        np.testing.assert_array_equal(got, due)
+    else:
+        tolerance = 1e-5 if array.dtype == np.float32 else 1e-12
+        np.testing.assert_allclose(got, due, rtol=tolerance, atol=tolerance)
+
+
+@quick
+@given(case=cases(), bins=st.integers(1, 9))
+def test_a_histogram_equals_numpys(pool: shmpar.Pool, case: Any, bins: int) -> None:
+    """Counts and edges are exactly NumPy's."""
+    array, _, _, chunks = case
+    array = np.nan_to_num(array.real)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # NumPy says that it converts bool
+        due = np.histogram(array, bins)
+    counts, edges = pool.histogram(array, bins, chunks=chunks)
+    np.testing.assert_array_equal(counts, due[0])
+    np.testing.assert_array_equal(edges, due[1])
+
+
+def test_a_histogram_takes_edges_range_and_density(pool: shmpar.Pool, image: Any) -> None:
+    """As NumPy's keywords do."""
+    for keywords in (
+        {"bins": [-1.0, 0.0, 0.5, 2.0]},
+        {"bins": 5, "range": (-1.0, 1.0)},
+        {"bins": 5, "range": (-1.0, 1.0), "density": True},
+    ):
+        due, got = np.histogram(image, **keywords), pool.histogram(image, chunks=9, **keywords)
+        np.testing.assert_array_equal(got[0], due[0])
+        np.testing.assert_array_equal(got[1], due[1])
+    with pytest.raises(ValueError, match="whole array"):
+        pool.histogram(image, "auto")
+
+
+def test_a_variance_is_stable(pool: shmpar.Pool) -> None:
+    """Far from zero, the squares of deviations are summed, not those of values."""
+    array = 1e9 + np.random.default_rng(0).normal(size=(50, 40))
+    np.testing.assert_allclose(pool.var(array, chunks=7), np.var(array), rtol=1e-9)
+    np.testing.assert_allclose(pool.std(array, ddof=1, chunks=7), np.std(array, ddof=1), rtol=1e-9)
+
+
+def test_a_dtype_is_what_is_added_in(pool: shmpar.Pool) -> None:
+    """As in NumPy, small integers can be added in a large type."""
+    array = np.full((40, 30), 200, np.uint8)
+    assert pool.sum(array, dtype="u1", chunks=9) == np.sum(array, dtype="u1")
+    assert pool.mean(array, dtype="f4", chunks=9).dtype == np.float32
+    assert pool.var(array, dtype="f4", chunks=9) == 0
+
+
+def test_an_axis_that_is_not_there_is_numpys_error(pool: shmpar.Pool, image: Any) -> None:
+    """Before anything starts."""
+    with pytest.raises(np.exceptions.AxisError):
+        pool.sum(image, axis=2)
+    with pytest.raises(np.exceptions.AxisError):
+        pool.var(image, axis=-3)
+
+
+def test_an_empty_array_is_numpys_to_judge(pool: shmpar.Pool) -> None:
+    """The sum of nothing is 0; it has no smallest element."""
+    assert pool.sum(np.empty((0, 3))) == 0
+    assert pool.sum(np.empty((0, 3)), axis=1).shape == (0,)
+    with pytest.raises(ValueError, match="zero-size"):
+        pool.min(np.empty(0))
+
+
+def test_a_reduction_has_no_wait(pool: shmpar.Pool, image: Any) -> None:
+    """It works on after its run."""
+    with pytest.raises(TypeError, match="wait"):
+        pool.sum(image, wait=False)
