@@ -114,7 +114,7 @@ def tiles(*, quick: bool) -> None:
         }
         ceiling()
         assert np.array_equal(np.stack(ours()).reshape(2, -1), out)
-        times = alternate(systems, 3 if quick else 9)
+        times = alternate(systems, 3 if quick else 21)
     print(table(times))
     print(f"  of the ceiling: {ratio(times, 'bare processes', 'shmpar'):.3f}")
     print(f"  faster than Pool.map: {ratio(times, 'Pool.map', 'shmpar'):.2f}x")
@@ -131,7 +131,7 @@ def uneven_rows(*, quick: bool) -> None:
 
     def burn(row: np.ndarray) -> float:
         total = 0.0
-        for step in range(int(row[0]) * 20):
+        for step in range(int(row[0]) * 40):
             total += step * 1e-9
         return total
 
@@ -143,7 +143,7 @@ def uneven_rows(*, quick: bool) -> None:
         ceiling()
         assert np.array_equal(pool.parallel_map(burn, costs), out)
         systems = {"shmpar": lambda: pool.parallel_map(burn, costs), "bare processes": ceiling}
-        times = alternate(systems, 3 if quick else 15)
+        times = alternate(systems, 3 if quick else 25)
     print(table(times))
     print(f"  of the ceiling: {ratio(times, 'bare processes', 'shmpar'):.3f}")
 
