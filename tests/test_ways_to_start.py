@@ -1,0 +1,274 @@
+"""A pool works however Python was started, and ends however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from tests.interpreters import interpreter
+
+Run = Callable[..., CompletedProcess[str]]
+
+SCRIPT = """
+import numpy as np
+import shmpar
+
+factor = 3
+
+def scaled(block):
+    return block * factor
+
+with shmpar.Pool(2) as pool:
+    one = pool.map_blocks(scaled, np.arange(6), chunks=2)
+    factor = 5
+    two = pool.map_blocks(lambda block: scaled(block) + 1, np.arange(6), chunks=2)
+print(one.tolist(), two.tolist())
+"""
+SAID = "[0, 3, 6, 9, 12, 15] [1, 6, 11, 16, 21, 26]\n"
+
+
+def check(done: CompletedProcess[str], said: str = SAID) -> None:
+    assert (done.stdout, done.stderr, done.returncode) == (said, "", 0)
+
+
+def test_python_c(run_python: Run) -> None:
+    """A snippet with functions and a lambda of its own."""
+    check(run_python(SCRIPT))
+
+
+def test_a_script_without_a_guard(run_python: Run, tmp_path: Path) -> None:
+    """Workers never import __main__."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    check(run_python(script))
+
+
+def test_a_script_on_standard_input(run_python: Run) -> None:
+    """As from a pipe."""
+    check(
+        run_python("import sys; exec(compile(sys.stdin.read(), '<stdin>', 'exec'))", input=SCRIPT)
+    )
+    check(run_python(Path("-"), input=SCRIPT))
+
+
+@pytest.mark.parametrize("flags", [["-X", "dev"], ["-W", "error"], ["-O"], ["-B"]], ids=" ".join)
+def test_the_interpreters_flags_are_the_workers(run_python: Run, flags: list[str]) -> None:
+    """And neither end warns of anything."""
+    check(run_python(SCRIPT, flags=flags))
+
+
+def test_a_directory_with_modules_named_as_the_standard_librarys(
+    run_python: Run, tmp_path: Path
+) -> None:
+    """What lies in the working directory is not imported, unless the parent would."""
+    for name in ("selectors", "random", "queue", "socket", "pickle"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+    script = tmp_path / "elsewhere" / "script.py"
+    script.parent.mkdir()
+    script.write_text(SCRIPT)
+    check(run_python(script, cwd=tmp_path))
+
+
+def test_a_function_of_a_module_beside_the_script(run_python: Run, tmp_path: Path) -> None:
+    """It is imported by name, from where the parent found it."""
+    (tmp_path / "helper.py").write_text("def double(block): return block * 2\n")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import numpy as np, shmpar\nfrom helper import double\n"
+        "with shmpar.Pool(2) as pool:\n"
+        "    print(pool.map_blocks(double, np.arange(4), chunks=2).tolist())\n"
+    )
+    check(run_python(script), "[0, 2, 4, 6]\n")
+
+
+def test_workers_share_the_parents_surroundings(run_python: Run, tmp_path: Path) -> None:
+    """Working directory, warnings, floating-point errors, capped threads, env=."""
+    source = """
+        import os, sys, warnings
+        import numpy as np, shmpar
+        os.chdir(sys.argv[1])
+        np.seterr(divide="raise")
+        warnings.simplefilter("ignore")
+
+        def look(_):
+            warnings.warn("unheard")
+            return (os.getcwd(), np.geterr()["divide"], os.environ["OMP_NUM_THREADS"],
+                    os.environ["MINE"])
+
+        with shmpar.Pool(1, env={"MINE": "yes"}) as pool:
+            print(*pool.parallel_map(look, range(1), dtype=object)[0])
+    """
+    check(run_python(source, str(tmp_path)), f"{os.path.realpath(tmp_path)} raise 1 yes\n")
+
+
+def test_an_initializer_sets_globals(run_python: Run) -> None:
+    """Once a worker, and later functions see them."""
+    source = """
+        import shmpar
+        model = None
+
+        def load(name):
+            global model
+            model = name
+
+        def use(n):
+            return f"{model} {n}"
+
+        with shmpar.Pool(2, initializer=load, initargs=("big",)) as pool:
+            print(*pool.parallel_map(use, range(3), dtype="U9"))
+    """
+    check(run_python(source), "big 0 big 1 big 2\n")
+
+
+def test_print_reaches_standard_output(run_python: Run) -> None:
+    """Line by line, before the verb returns."""
+    source = """
+        import shmpar
+        with shmpar.Pool(1) as pool:
+            pool.parallel_map(lambda n: print("row", n), range(2))
+        print("end")
+    """
+    check(run_python(source), "row 0\nrow 1\nend\n")
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [("", 0), ("sys.exit(3)", 3), ("raise KeyError(1)", 1), ("os._exit(4)", 4)],
+    ids=["falls off", "sys.exit", "exception", "os._exit"],
+)
+def test_a_pool_that_is_not_closed_ends_with_its_interpreter(
+    run_python: Run, ending: str, code: int
+) -> None:
+    """Workers, segments and the default pool: run_python finds whatever is left."""
+    source = f"""
+        import os, sys
+        import numpy as np, shmpar
+        pool = shmpar.Pool(2)
+        held = pool.map_blocks(np.negative, np.arange(4.0), chunks=1)
+        again = shmpar.parallel_map(abs, range(4))
+        endless = pool.parallel_map(lambda n: __import__("time").sleep(60), range(9), wait=False)
+        print(held.sum(), again.sum(), flush=True)
+        {ending}
+    """
+    done = run_python(source)
+    assert (done.stdout, done.returncode) == ("-6.0 6\n", code)
+    assert not done.stderr or "KeyError" in done.stderr
+
+
+def test_a_forked_child_has_no_pool(run_python: Run) -> None:
+    """The copy refuses to work, and the parent's pool goes on."""
+    source = """
+        import os
+        import shmpar
+        pool = shmpar.Pool(2)
+        kept = pool.ones(3)
+        kept.name
+        pool.parallel_map(abs, range(4))
+        pid = os.fork()
+        if pid == 0:
+            try:
+                pool.parallel_map(abs, range(4))
+            except RuntimeError as error:
+                print(error, flush=True)
+            pool.shutdown()
+            del pool, kept
+            os._exit(0)
+        os.waitpid(pid, 0)
+        print(pool.parallel_map(abs, range(3)).tolist(), shmpar.attach(kept.name, 3, float)[0])
+        pool.shutdown()
+    """
+    said = "this pool belongs to the parent process; make one after the fork\n[0, 1, 2] 1.0\n"
+    check(run_python(source), said)
+
+
+def test_a_forked_child_that_lives_on_keeps_no_worker_alive(run_python: Run) -> None:
+    """Nor does one of multiprocessing's."""
+    source = """
+        import os, sys, time
+        import shmpar
+        pool = shmpar.Pool(1)
+        (worker,) = pool.parallel_map(lambda _: os.getpid(), range(1))
+        read, write = os.pipe()
+        if os.fork() == 0:
+            os.close(write)
+            os.read(read, 1)
+            fd = os.pidfd_open(worker) if os.path.exists(f"/proc/{worker}") else -1
+            import select
+            gone = fd < 0 or bool(select.select([fd], [], [], 2)[0])
+            print("gone" if gone else "alive", flush=True)
+            os._exit(0)
+        os.close(read)
+        os._exit(0)
+    """
+    done = run_python(source, survivors_ok=True)
+    assert done.returncode == 0
+
+
+INTERRUPTED = """
+import signal, sys, time
+import numpy as np, shmpar
+with shmpar.Pool(2) as pool:
+    for seconds in (0.01, 60):
+        try:
+            pool.parallel_map(lambda n: (print("at work", flush=True), time.sleep(seconds)), range(500))
+        except KeyboardInterrupt:
+            pass
+        else:
+            sys.exit("not interrupted")
+        print("again", pool.map_blocks(np.negative, np.arange(3)).tolist(), flush=True)
+print("end", flush=True)
+"""
+
+
+def test_an_interrupt_ends_the_call_and_not_the_pool() -> None:
+    """Ctrl-C in short and in long chunks; the next call is right, and nothing is left."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with interpreter(INTERRUPTED, text=True, **pipes) as process:
+        for _ in range(2):
+            assert process.stdout.readline() == "at work\n"
+            os.killpg(process.pid, signal.SIGINT)
+            for line in process.stdout:
+                if line != "at work\n":
+                    assert line == "again [0, -1, -2]\n"
+                    break
+        assert process.stdout.readline() == "end\n"
+        assert process.wait(20) == 0
+        assert process.stderr.read() == ""
+
+
+def test_a_pool_in_a_daemonic_process(run_python: Run) -> None:
+    """Where multiprocessing's own pools are refused."""
+    source = """
+        import multiprocessing, sys
+        import shmpar
+
+        def child():
+            with shmpar.Pool(2) as pool:
+                print(pool.parallel_map(abs, range(3)).tolist(), flush=True)
+
+        process = multiprocessing.get_context("fork").Process(target=child, daemon=True)
+        process.start()
+        process.join()
+    """
+    check(run_python(source), "[0, 1, 2]\n")
+
+
+def test_a_worker_imports_little(run_python: Run) -> None:
+    """Layers 0 to 2, NumPy and cloudpickle; no scheduler, no engine, no tqdm, no asyncio."""
+    source = """
+        import sys
+        import shmpar
+        with shmpar.Pool(1) as pool:
+            (names,) = pool.parallel_map(lambda _: sorted(sys.modules), range(1), dtype=object)
+        ours = {name.split(".")[1] for name in names if name.startswith("shmpar.")}
+        print(*sorted(ours))
+        print(*[name for name in ("tqdm", "asyncio", "concurrent.futures") if name in names])
+    """
+    ours = "arrays errors grid ledger plan segment tickets travel version wire worker"
+    check(run_python(source), f"{ours}\n\n")
