@@ -189,8 +189,8 @@ class Driver:
                 run.feed(scheduler.Drained(worker, generation))
             case Failed(_, failure):
                 run.chunk_failed(failure)
-            case Rejected(_, worker, error):
-                run.rejected(worker, error)
+            case Rejected(_, error):
+                run.rejected(error)
             case Values(_, values):
                 run.collected(values)
 
@@ -217,15 +217,19 @@ class Driver:
             return
         self._here.waiting = False
         try:
-            self.cancel(run)
-            self._drive(run, until=time.monotonic() + _GRACE)
-            if not run.done():
-                with self._lock:
-                    run.expire()
-                self._drive(run)
+            self._abandon(run)
         except BaseException as again:
             self._break(again)
             raise
+
+    def _abandon(self, run: Run) -> None:
+        """Cancel a run; end the workers whose chunks take longer than the grace."""
+        self.cancel(run)
+        self._drive(run, until=time.monotonic() + _GRACE)
+        if not run.done():
+            with self._lock:
+                run.expire()
+            self._drive(run)
 
     def _break(self, error: BaseException) -> None:
         """Throw the engine away, with all its runs, and make a new one."""
@@ -239,12 +243,16 @@ class Driver:
         self._sweep()
 
     def close(self, *, cancel: bool) -> None:
-        """End all runs, by cancelling or by waiting for them, and then the workers."""
+        """End all runs, by cancelling or by waiting for them, and then the workers.
+
+        Chunks in progress of a run that is cancelled get the grace of an interrupt.
+        """
         try:
             for run in list(self._runs.values()):
                 if cancel:
-                    self.cancel(run)
-                self._drive(run)
+                    self._abandon(run)
+                else:
+                    self._drive(run)
         finally:
             self._end()
 

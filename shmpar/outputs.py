@@ -12,7 +12,7 @@ Guarantees
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Any
 
@@ -20,11 +20,12 @@ import numpy as np
 
 from shmpar.errors import ShmparError
 from shmpar.plan import Announcement, Output, ResultError
-from shmpar.segment import Place, Slab, create, locate
+from shmpar.segment import Place, Slab, create, extent, locate
 
-__all__ = ["HandedOver", "Outputs", "missing", "new_output"]
+__all__ = ["HandedOver", "Outputs", "filler", "missing", "new_output"]
 
 Array = np.ndarray[Any, Any]
+DType = np.dtype[Any]
 
 
 class Outputs:
@@ -36,6 +37,9 @@ class Outputs:
         The user's ``out=``; None where a new array is due.
     collects : bool
         The results are objects.
+    fill : callable, optional
+        Gives the value for the windows of chunks that failed, from a dtype; raises ValueError if
+        there is none.
 
     Attributes
     ----------
@@ -47,12 +51,19 @@ class Outputs:
         Where small outputs may lie.
     """
 
-    def __init__(self, given: Sequence[Array | None] | None, *, collects: bool = False) -> None:
+    def __init__(
+        self,
+        given: Sequence[Array | None] | None,
+        *,
+        collects: bool = False,
+        fill: Callable[[DType], Any] | None = None,
+    ) -> None:
         self.given = given
         self.arrays: list[Array] | None = None
         self.several: bool | None = None
         self.slab: Slab | None = None
         self._collects = collects
+        self._fill = fill
 
     def allocate(self, announcement: Announcement) -> list[Array]:
         """Make what is not given.
@@ -75,6 +86,7 @@ class Outputs:
                 raise ResultError(
                     f"out= has shape {mine.shape}, but the results make {needed.shape}"
                 )
+        self.check_fill([needed.dtype for needed in announcement.outputs])
         self.arrays = [
             self._array(mine, needed)
             for mine, needed in zip(given, announcement.outputs, strict=True)
@@ -85,7 +97,11 @@ class Outputs:
     def _array(self, mine: Array | None, needed: Output) -> Array:
         if self._collects:
             return np.empty(needed.shape, object)
-        if mine is not None and locate(mine) is not None:
+        place = None if mine is None else locate(mine)
+        if mine is not None and place is not None:
+            # A hole of a mapped file on a full disk would be SIGBUS for whoever writes there.
+            low, high = extent.span(mine.shape, mine.strides, mine.itemsize)
+            place.segment.reserve(place.offset + low, place.offset + high)
             return mine.view(np.ndarray)
         return new_output(*needed, self.slab)
 
@@ -108,12 +124,20 @@ class Outputs:
             for mine, array in pairs:
                 mine[window] = array[window]
 
-    def fill(self, windows: Sequence[tuple[slice | int, ...]], value: Any) -> None:
-        """Write `value` (None: NaN or NaT) into the windows of chunks that failed."""
+    def check_fill(self, dtypes: Iterable[DType | None]) -> None:
+        """Raise ValueError if the windows of failed chunks could not be filled."""
+        for dtype in dtypes:
+            if self._fill is not None and dtype is not None:
+                self._fill(dtype)
+
+    def fill(self, windows: Sequence[tuple[slice | int, ...]]) -> None:
+        """Fill the windows of chunks that failed."""
+        if self._fill is None:
+            return
         for array in self.arrays or ():
-            filler = missing(array.dtype) if value is None else value
+            value = self._fill(array.dtype)
             for window in windows:
-                array[window] = filler
+                array[window] = value
 
     def result(self) -> Any:
         """What the verb returns."""
@@ -167,6 +191,26 @@ def new_output(shape: tuple[int, ...], dtype: np.dtype[Any], slab: Slab | None =
     if place is None:
         place = Place(create(nbytes, what="output"), 0)
     return place.segment.ndarray(place.offset, shape, None, dtype)
+
+
+def filler(value: Any, dtype: DType) -> Any:
+    """The value for windows of chunks that failed: `value`, or for None what says "not known".
+
+    Raises
+    ------
+    ValueError
+        If the dtype has none, or cannot hold the value.
+
+    Examples
+    --------
+    >>> filler(-1, np.dtype("f4"))
+    -1
+    """
+    if value is None or dtype.hasobject:
+        return missing(dtype) if value is None else value
+    if not np.can_cast(np.min_scalar_type(value), dtype, "same_kind"):
+        raise ValueError(f"fill_value={value!r} does not fit an output of dtype {dtype}")
+    return value
 
 
 def missing(dtype: np.dtype[Any]) -> Any:

@@ -67,7 +67,9 @@ class Run(Future[Any]):
         self.plan = plan
         self.policy = policy
         self.observer: Observer | None = None
-        self._function, self._arrays, self._outputs = function, arrays, outputs
+        self._function: Function | None = function
+        self._arrays, self._outputs = arrays, outputs
+        self._memory: tuple[str, ...] | None = None
         self._engine: Engine | None = None
         self._execution: Execution | None = None
         self._scheduler = Scheduler(
@@ -117,8 +119,6 @@ class Run(Future[Any]):
     def report(self) -> Report:
         """The run's numbers, so far."""
         engine = self._engine
-        arrays = [*self._arrays, *(self._outputs.arrays or ())]
-        places = [locate(array) if isinstance(array, np.ndarray) else None for array in arrays]
         return Report(
             verb=self.plan.verb,
             engine=engine.name if engine else "",
@@ -127,8 +127,8 @@ class Run(Future[Any]):
             done=self.progress[0] - len(self._errors),
             failed=len(self._errors),
             deaths=self._deaths,
-            seconds=self._seconds or time.perf_counter() - self._began,
-            memory=tuple("private" if place is None else place.segment.kind for place in places),
+            seconds=time.perf_counter() - self._began if self._seconds is None else self._seconds,
+            memory=self._memory or self._where(),
             seed=self.plan.seed,
         )
 
@@ -147,6 +147,11 @@ class Run(Future[Any]):
         if isinstance(result, HandedOver):
             return result.again()
         return result
+
+    def _where(self) -> tuple[str, ...]:
+        """Where each input and output lies."""
+        places = [locate(array) for array in (*self._arrays, *(self._outputs.arrays or ()))]
+        return tuple("private" if place is None else place.segment.kind for place in places)
 
     def cancel(self) -> bool:
         """Stop handing out chunks; True unless the run was done already.
@@ -187,6 +192,8 @@ class Run(Future[Any]):
         PlanError
             If the function does not travel; nothing was started.
         """
+        if self._function is None:
+            raise RuntimeError("this run is over")
         self._engine, self._cancel = engine, cancel
         self._execution = execution = Execution(
             number=self.number,
@@ -248,10 +255,10 @@ class Run(Future[Any]):
         if failure is not None:
             self.chunk_failed(failure)
 
-    def rejected(self, worker: int, error: BaseException) -> None:
+    def rejected(self, error: BaseException) -> None:
         """A worker cannot go on with this run."""
         self._fatal = self._fatal or error
-        self.feed(scheduler.Refused(worker))
+        self.feed(scheduler.Refused())
 
     def collected(self, values: Sequence[tuple[int, Any]]) -> None:
         """Results that are objects have arrived."""
@@ -262,21 +269,14 @@ class Run(Future[Any]):
         """A worker is gone, and has been reaped: its slot will not change any more."""
         execution = self._alive
         self._exitcode = exitcode
-        held = execution.held(worker)
-        blamed: int | None = None
-        unfinished: tuple[int, ...] = ()
-        if held is not None:
-            self._deaths += 1
-            chunk = execution.generations[held.generation].chunk
-            execution.ledger.mark_done([chunk(t) for t in range(held.first, held.cursor)])
-            blamed = chunk(held.cursor)
-            unfinished = tuple(chunk(t) for t in range(held.cursor + 1, held.last))
+        blamed, unfinished = execution.taken_by(worker)
+        self._deaths += blamed is not None
         execution.ledger.empty(worker)
         self.feed(scheduler.Died(worker, blamed, unfinished, barren))
 
     def holds(self, worker: int) -> bool:
         """Whether the worker has a chunk of this run."""
-        return self._alive.held(worker) is not None
+        return self._alive.ledger.held(worker) is not None
 
     def tick(self, now: float) -> None:
         """Tell the observer, ten times a second, and look for chunks that take too long."""
@@ -386,7 +386,7 @@ class Run(Future[Any]):
         filled = self.policy.on_error == "fill" and self._fatal is None and not self._cancelled
         if filled and errors and self._outputs.arrays is not None:
             windows = [self.plan.window(chunk) for chunk in self._errors]
-            self._outputs.fill(windows, self.policy.fill_value)
+            self._outputs.fill(windows)
             self._outputs.deliver(None)
             failures.warn_filled(errors)
             return self._outputs.result()
@@ -404,6 +404,9 @@ class Run(Future[Any]):
         """Tell whoever waits; not under the driver's lock, since callbacks are the user's."""
         self.close_observer()
         outcome, self._outcome = self._outcome, None
+        # What is over keeps neither its inputs nor what the function holds.
+        self._memory = self._where()
+        self._arrays, self._function, self._cancel = [], None, None
         if self._cancelled and self._fatal is None:
             super().cancel()
             self.set_running_or_notify_cancel()

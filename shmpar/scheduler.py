@@ -121,9 +121,7 @@ class Died:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A worker could not load the plan."""
-
-    worker: int
+    """A worker could not load the plan, or there is no memory for its outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,8 +286,8 @@ class Scheduler:
                 return self._chunk_failed(chunk)
             case Died():
                 return self._died(event)
-            case Refused(worker):
-                return self._refused(worker)
+            case Refused():
+                return self._stop()
             case TimedOut(worker, chunk):
                 return self._timed_out(worker, chunk)
             case Audited(pending):
@@ -329,7 +327,9 @@ class Scheduler:
         again = list(event.unfinished)
         if event.blamed is not None and event.blamed not in self.failed:
             timed_out = overdue == event.blamed
-            if self._may_retry(event.blamed):
+            # A worker that has moved on before it was ended has died for another chunk's fault.
+            innocent = overdue is not None and not timed_out and not self.in_place
+            if innocent or self._may_retry(event.blamed):
                 again.insert(0, event.blamed)
             else:
                 self.failed.add(event.blamed)
@@ -349,11 +349,6 @@ class Scheduler:
     def _may_retry(self, chunk: int) -> bool:
         self.deaths[chunk] = self.deaths.get(chunk, 0) + 1
         return not self.in_place and self.deaths[chunk] <= self.retries
-
-    def _refused(self, worker: int) -> Commands:
-        self.outstanding[worker] = set()
-        yield from self._stop()
-        yield from self._if_idle()
 
     def _timed_out(self, worker: int, chunk: int) -> Commands:
         if worker in self.workers and worker not in self.overdue:
@@ -401,7 +396,7 @@ class Scheduler:
 
     def check_invariants(self) -> None:
         """Assert what must hold between any two events."""
-        assert set(self.outstanding) <= self.workers | set(self.outstanding)
+        assert set(self.outstanding) <= self.workers, "who is gone has nothing outstanding"
         assert self.spent <= set(range(self.generations)), "only opened generations are spent"
         for chunk, deaths in self.deaths.items():
             assert deaths <= self.retries + 1 or chunk in self.failed

@@ -159,8 +159,9 @@ def _counter_file_elsewhere() -> int:
 
 def _offset_is_atomic() -> bool:
     """Whether relative seeks of one open file description are a fetch-and-add here."""
-    # Linux locks the offset since 3.14. gVisor, which calls itself 4.4.0, is a system of its own.
-    return sys.platform == "linux" and os.uname().release != "4.4.0"
+    # Linux locks the offset since 3.14. gVisor and WSL 1, which call themselves 4.4.0, are systems
+    # of their own.
+    return sys.platform == "linux" and not os.uname().release.startswith("4.4.0")
 
 
 KINDS: dict[str, type[OffsetTickets | LockTickets]] = {

@@ -81,6 +81,6 @@ def test_workers_end_with_a_parent_that_is_killed_at_any_moment(stress_seed: int
 def test_50_parents_killed_at_random_moments(stress_seed: int) -> None:
     """After two seconds no process, no segment."""
     rng = random.Random(stress_seed)
-    for number in range(50):
+    for _ in range(50):
         kill_a_parent(rng.choice(list(LOADS)), rng.choice([None, rng.uniform(0, 1.0)]))
-    print(f"{number + 1} parents killed: 0 processes after 2 s, 0 segments")
+    print("50 parents killed: 0 processes after 2 s, 0 segments")

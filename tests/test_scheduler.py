@@ -189,8 +189,9 @@ class World(RuleBasedStateMachine):
         free = [w for w in sorted(self.up) if self.assigned[w] and w not in self.claims]
         if often == 0 and free:
             worker = data.draw(st.sampled_from(free))
-            self.assigned[worker] = []
-            self.tell(Refused(worker))
+            generation = self.assigned[worker].pop(0)
+            self.tell(Refused())
+            self.tell(Drained(worker, generation))
 
     @rule()
     def nothing(self) -> None:

@@ -213,10 +213,15 @@ def test_a_forked_child_that_lives_on_keeps_no_worker_alive(run_python: Run) -> 
 INTERRUPTED = """
 import signal, sys, time
 import numpy as np, shmpar
+
+def work(n, seconds):
+    print("at work", flush=True)
+    time.sleep(seconds)
+
 with shmpar.Pool(2) as pool:
     for seconds in (0.01, 60):
         try:
-            pool.parallel_map(lambda n: (print("at work", flush=True), time.sleep(seconds)), range(500))
+            pool.parallel_map(work, range(500), kwargs={"seconds": seconds})
         except KeyboardInterrupt:
             pass
         else:

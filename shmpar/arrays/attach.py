@@ -14,8 +14,8 @@ Attaching twice, or what this process made, maps nothing twice.
 from __future__ import annotations
 
 import os
-from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 from shmpar.arrays import demand
 from shmpar.arrays.address import Address
@@ -24,6 +24,9 @@ from shmpar.arrays.sharedarray import SharedArray, over
 from shmpar.errors import SegmentGone
 from shmpar.segment import Manager, Place, Segment, default_manager, extent, naming
 from shmpar.segment.backing import Backing, known, remember
+
+if TYPE_CHECKING:
+    from multiprocessing.shared_memory import SharedMemory
 
 __all__ = ["attach"]
 
@@ -97,7 +100,7 @@ def _address(where: Any, shape: Any, dtype: Any) -> tuple[Address, bool]:
         if shape is not None or dtype is not None:
             raise TypeError("an address has its own shape and dtype; reshape or view the array")
         return Address.parse(where), True
-    name = where.name if isinstance(where, SharedMemory) else where
+    name = where.name if _is_shared_memory(where) else where
     if not isinstance(name, str):
         raise TypeError(f"attach() takes a name, an address or a SharedMemory, not {where!r}")
     if shape is None or dtype is None:
@@ -107,6 +110,12 @@ def _address(where: Any, shape: Any, dtype: Any) -> tuple[Address, bool]:
     strides = extent.dense(wanted.shape, wanted.dtype.itemsize)
     size = max(1, start + wanted.nbytes)
     return Address(name, size, start, wanted.shape, strides, wanted.dtype, start=start), False
+
+
+def _is_shared_memory(where: Any) -> bool:
+    """Whether it is the standard library's handle, without importing that."""
+    module = sys.modules.get("multiprocessing.shared_memory")
+    return module is not None and isinstance(where, module.SharedMemory)
 
 
 def _segment(address: Address, *, sized: bool) -> Segment:

@@ -11,8 +11,7 @@ None for the interpreter's, which closes at exit.
 
 from __future__ import annotations
 
-from multiprocessing.managers import SharedMemoryManager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -23,11 +22,14 @@ from shmpar.arrays.sharedarray import SharedArray, over
 from shmpar.segment import Manager, Place, default_manager, locate
 from shmpar.segment.copying import copy_in, memory_order
 
+if TYPE_CHECKING:
+    from multiprocessing.managers import SharedMemoryManager
+
 __all__ = ["array", "asarray", "empty", "empty_like", "full", "ones", "zeros", "zeros_like"]
 
 Order = Literal["C", "F"]
 LikeOrder = Literal["C", "F", "A", "K"]
-AnyManager = Manager | SharedMemoryManager | None
+AnyManager: TypeAlias = "Manager | SharedMemoryManager | None"
 Shared = SharedArray[Any, Any]
 
 
@@ -310,17 +312,17 @@ def _offset(root: np.ndarray[Any, Any]) -> int:
 
 
 def _allocated(nbytes: int, name: str | None, manager: AnyManager) -> Place:
-    if isinstance(manager, SharedMemoryManager):
+    if stdmanager.is_one(manager):
         return Place(stdmanager.allocate(manager, nbytes, name), 0)
-    return (manager or default_manager()).allocate(nbytes, name=name)
+    return _ours(manager).allocate(nbytes, name=name)
 
 
 def _copied(dense: np.ndarray[Any, Any], name: str | None, manager: AnyManager) -> Place:
-    if isinstance(manager, SharedMemoryManager):
+    if stdmanager.is_one(manager):
         place = Place(stdmanager.allocate(manager, dense.nbytes, name), 0)
         copy_in(place.segment, 0, dense)
         return place
-    return (manager or default_manager()).share(dense, name=name)
+    return _ours(manager).share(dense, name=name)
 
 
 def _owned(place: Place, root: np.ndarray[Any, Any], manager: AnyManager) -> Shared:

@@ -11,7 +11,8 @@ Every byte is reserved before it is used: the standard library's own segments ar
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, TypeGuard
 
 from shmpar.errors import SegmentFull
 from shmpar.segment import Segment, ladder, naming
@@ -20,7 +21,13 @@ from shmpar.segment.backing import Backing, remember
 if TYPE_CHECKING:
     from multiprocessing.managers import SharedMemoryManager
 
-__all__ = ["allocate"]
+__all__ = ["allocate", "is_one"]
+
+
+def is_one(manager: object) -> TypeGuard[SharedMemoryManager]:
+    """Whether it is a manager of the standard library, without importing that."""
+    managers = sys.modules.get("multiprocessing.managers")
+    return managers is not None and isinstance(manager, managers.SharedMemoryManager)
 
 
 def allocate(manager: SharedMemoryManager, nbytes: int, name: str | None) -> Segment:

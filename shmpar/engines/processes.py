@@ -297,10 +297,10 @@ class ProcessesEngine:
                 self._feed(link)
             case ("refused", run, body, text):
                 error = incoming.refusal(incoming.error(body, text))
-                self._events.append(Rejected(run, link.number, error))
+                self._events.append(Rejected(run, error))
             case ("broken", body, text):
                 self._broken = incoming.initializer_failed(incoming.error(body, text))
-                rejected = [Rejected(run, link.number, self._broken) for run in self._runs]
+                rejected = [Rejected(run, self._broken) for run in self._runs]
                 self._events.extend(rejected)
 
     def _announced(self, link: Link, run: int, announcement: Announcement) -> None:
@@ -314,7 +314,7 @@ class ProcessesEngine:
             try:
                 execution.allocate(announcement)
             except Exception as error:  # noqa: BLE001 - told to the run, which stops
-                self._events.append(Rejected(run, link.number, error))
+                self._events.append(Rejected(run, error))
                 return
             for one in self._links.values():
                 if one.has(execution):

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from shmpar.ledger import Held, Ledger
+from shmpar.ledger import Ledger
 from shmpar.plan import Announcement, Failure, Function, Plan
 from shmpar.segment import Slab
 from shmpar.tickets import LockTickets, OffsetTickets
@@ -101,9 +101,23 @@ class Execution:
     scratch: bool = False
     stopped: bool = False
 
-    def held(self, worker: int) -> Held | None:
-        """What a worker that is gone held of this run."""
-        return self.ledger.held(worker)
+    def taken_by(self, worker: int) -> tuple[int | None, tuple[int, ...]]:
+        """Settle what a worker that is gone held: mark what it had finished as done.
+
+        Returns
+        -------
+        blamed : int or None
+            The chunk that it was computing.
+        unfinished : tuple of int
+            Chunks that it had not begun.
+        """
+        held = self.ledger.held(worker)
+        if held is None:
+            return None, ()
+        chunk = self.generations[held.generation].chunk
+        self.ledger.mark_done([chunk(ticket) for ticket in range(held.first, held.cursor)])
+        rest = range(held.cursor + 1, held.last)
+        return chunk(held.cursor), tuple(chunk(ticket) for ticket in rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +156,6 @@ class Rejected:
     """A run cannot go on: a worker cannot load it, or there is no memory for its outputs."""
 
     run: int
-    worker: int
     error: BaseException
 
 

@@ -6,12 +6,14 @@ debugger can follow it; the user's function runs in the thread that waits for th
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from shmpar.engines import TICK_SECONDS
 from shmpar.engines.protocol import Emptied, Event, Execution, Failed, Generation, Rejected, Values
 from shmpar.ledger import Ledger
 from shmpar.plan import Announcement, Failure
@@ -34,11 +36,28 @@ class LocalChannel:
         The run.
     tell : callable
         Takes an event; may be called by any thread.
+    until : float, optional
+        When, in seconds of the monotonic clock, the worker has done enough for once.
+    interruptible : bool
+        Whether the worker is the user's thread.
     """
 
-    def __init__(self, execution: Execution, tell: Callable[[Event], object]) -> None:
+    def __init__(
+        self,
+        execution: Execution,
+        tell: Callable[[Event], object],
+        *,
+        until: float | None = None,
+        interruptible: bool = False,
+    ) -> None:
         self._execution = execution
         self._tell = tell
+        self._until = until
+        self.interruptible = interruptible
+
+    def enough(self) -> bool:
+        """Whether the time is over."""
+        return self._until is not None and time.monotonic() >= self._until
 
     def allocate(self, announcement: Announcement) -> Sequence[Array]:
         """Allocate the outputs, unless another worker has."""
@@ -49,7 +68,7 @@ class LocalChannel:
             try:
                 execution.allocate(announcement)
             except BaseException as error:
-                self._tell(Rejected(execution.number, 0, error))
+                self._tell(Rejected(execution.number, error))
                 raise Abandoned from error
         return execution.outputs or ()
 
@@ -96,7 +115,7 @@ class SerialEngine:
 
     def __init__(self, initializer: Callable[[], object] | None = None) -> None:
         self._queue: deque[tuple[Execution, Generation]] = deque()
-        self._events: list[Event] = []
+        self._events: deque[Event] = deque()
         self._initializer = initializer
 
     def ledger(self, chunks: int) -> Ledger:
@@ -116,7 +135,7 @@ class SerialEngine:
         return [0]
 
     def assign(self, worker: int, execution: Execution, generation: Generation) -> None:
-        """Queue it for the next call of :meth:`events`."""
+        """Queue it for the next call of :meth:`wait`."""
         self._queue.append((execution, generation))
 
     def stop(self, execution: Execution) -> list[Emptied]:
@@ -139,16 +158,27 @@ class SerialEngine:
         """The worker is this thread, which never dies alone."""
 
     def wait(self, timeout: float | None) -> None:
-        """There is nobody to wait for."""
+        """Work on what is queued first, here and now, for about a tick."""
+        if self._events or not self._queue:
+            return
+        execution, generation = item = self._queue.popleft()
+        until = time.monotonic() + TICK_SECONDS
+        tell = self._events.append
+        channel = LocalChannel(execution, tell, until=until, interruptible=True)
+        exhausted = True
+        try:
+            exhausted = work(bound(execution, generation, 0, self.workers), channel)
+        finally:
+            # Also when it was interrupted: then the run is being cancelled.
+            if exhausted:
+                tell(Emptied(0, execution.number, generation.number))
+            else:
+                self._queue.appendleft(item)
 
     def events(self) -> list[Event]:
-        """Run what is queued first, here and now."""
-        if self._queue:
-            execution, generation = self._queue.popleft()
-            channel = LocalChannel(execution, self._events.append)
-            work(bound(execution, generation, 0, self.workers), channel)
-            self._events.append(Emptied(0, execution.number, generation.number))
-        events, self._events = self._events, []
+        """What the work has come to."""
+        events = list(self._events)
+        self._events.clear()
         return events
 
     def wake(self) -> None:

@@ -130,7 +130,8 @@ class ThreadsEngine:
         while (item := inbox.get()) is not None:
             execution, generation = item
             if broken is not None:
-                tell(Rejected(execution.number, worker, broken))
+                tell(Rejected(execution.number, broken))
+                tell(Emptied(worker, execution.number, generation.number))
                 continue
             channel = LocalChannel(execution, partial(self._events.put))
             work(bound(execution, generation, worker, self.workers), channel)

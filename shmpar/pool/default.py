@@ -6,6 +6,7 @@ Imports pool.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import threading
 from collections.abc import Callable
@@ -53,10 +54,14 @@ def default_pool() -> Pool:
 def _on_default(method: Callable[Concatenate[Pool, P], R]) -> Callable[P, R]:
     """The method as a function on the default pool."""
 
-    @functools.wraps(method)
     def function(*args: P.args, **kwargs: P.kwargs) -> R:
         return method(default_pool(), *args, **kwargs)
 
+    functools.update_wrapper(function, method)
+    del function.__wrapped__  # type: ignore[attr-defined]  # its signature has self
+    _, *shown = inspect.signature(method).parameters.values()
+    function.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    function.__module__, function.__qualname__ = "shmpar", method.__name__
     return function
 
 

@@ -6,6 +6,7 @@ Imports array and segment.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -26,7 +27,16 @@ def _of_pool(function: Callable[P, R]) -> Callable[Concatenate[Memory, P], R]:
         kwargs.setdefault("manager", self._memory())
         return function(*args, **kwargs)
 
-    return functools.wraps(function)(method)
+    functools.update_wrapper(method, function)
+    del method.__wrapped__  # type: ignore[attr-defined]  # its signature lacks self
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    theirs = inspect.signature(function).parameters.values()
+    shown = [
+        one.replace(kind=inspect.Parameter.KEYWORD_ONLY) if one.name == "manager" else one
+        for one in theirs
+    ]
+    method.__signature__ = inspect.Signature([own, *shown])  # type: ignore[attr-defined]
+    return method
 
 
 class Memory:

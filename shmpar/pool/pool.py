@@ -197,16 +197,16 @@ class Pool(Reductions, Memory):
             self.shutdown(cancel_futures=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """In a worker, a pool that the function holds is a serial one."""
-        return _nested, ()
+        """In a worker, a pool that the function holds is a serial one, with its defaults."""
+        return _nested, (dict(self._verb_defaults),)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.n_workers} workers"
         return f"<shmpar.Pool: {self.engine}, {state}>"
 
 
-def _nested() -> Pool:
-    return Pool(engine="serial")
+def _nested(defaults: dict[str, Any]) -> Pool:
+    return Pool(engine="serial", **{**defaults, "progress": False})
 
 
 _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()

@@ -152,7 +152,7 @@ def _run(
         fail_fast=request.policy.on_error == "raise",
         timed=request.policy.task_timeout is not None,
     )
-    outputs = targets.outputs()
+    outputs = targets.outputs(request.policy)
     known = _known_outputs(plan, inputs, targets)
     if known is not None:
         outputs.allocate(known)

@@ -5,11 +5,12 @@ Imports policy and progress.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from shmpar.policy import Policy
-from shmpar.progress import Progress
+from shmpar.progress import Progress, observe
 
 __all__ = ["Defaults", "Options", "parse_options", "refuse_unknown"]
 
@@ -78,12 +79,19 @@ def parse_options(verb: str, options: Mapping[str, Any], defaults: Defaults) -> 
     """
     refuse_unknown(verb, options)
     chosen = {**defaults, **options}
-    if chosen["on_error"] not in {"raise", "collect", "fill"}:
+    if chosen["on_error"] not in ("raise", "collect", "fill"):
         raise ValueError(f"on_error is 'raise', 'collect' or 'fill', not {chosen['on_error']!r}")
-    retries = chosen["retries"]
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise ValueError(f"retries is a number of times, 0 or more, not {retries!r}")
+    if not isinstance(options.get("kwargs") or {}, Mapping):
+        raise TypeError(f"kwargs is a dict of the function's keywords, not {options['kwargs']!r}")
+    observe(chosen["progress"], verb)
+    retries = _whole(chosen["retries"])
     timeout = chosen["task_timeout"]
-    if timeout is not None and not timeout > 0:
+    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
         raise ValueError(f"task_timeout is a number of seconds above 0, or None, not {timeout!r}")
     return Policy(chosen["on_error"], chosen.get("fill_value"), retries, timeout)
+
+
+def _whole(retries: Any) -> int:
+    if isinstance(retries, bool) or not hasattr(retries, "__index__") or retries < 0:
+        raise ValueError(f"retries is a number of times, 0 or more, not {retries!r}")
+    return operator.index(retries)

@@ -1,17 +1,19 @@
 """``out=`` and ``dtype=``: what the user says of the results, checked before anything starts.
 
-Imports outputs.
+Imports outputs and policy.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from shmpar.outputs import Outputs
+from shmpar.outputs import Outputs, filler
+from shmpar.policy import Policy
 
 __all__ = ["Targets", "check_overlap", "parse_targets"]
 
@@ -40,9 +42,19 @@ class Targets:
     several: bool | None
     collects: bool
 
-    def outputs(self) -> Outputs:
-        """The run's outputs."""
-        return Outputs(self.given, collects=self.collects)
+    def outputs(self, policy: Policy) -> Outputs:
+        """The run's outputs.
+
+        Raises
+        ------
+        ValueError
+            If failed chunks are to be filled with what a declared output cannot hold.
+        """
+        fills = policy.on_error == "fill"
+        fill = functools.partial(filler, policy.fill_value) if fills else None
+        outputs = Outputs(self.given, collects=self.collects, fill=fill)
+        outputs.check_fill(self.dtypes or ())
+        return outputs
 
 
 def parse_targets(verb: str, out: Any, dtype: Any, *, objects: bool = False) -> Targets:

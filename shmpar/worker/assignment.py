@@ -24,7 +24,19 @@ class Abandoned(Exception):
 
 
 class Channel(Protocol):
-    """How a worker talks to the run."""
+    """How a worker talks to the run.
+
+    Attributes
+    ----------
+    interruptible : bool
+        Whether a KeyboardInterrupt is the user's, and ends the work; else it is the function's.
+    """
+
+    interruptible: bool
+
+    def enough(self) -> bool:
+        """Whether to return between two claims."""
+        ...
 
     def allocate(self, announcement: Announcement) -> Sequence[Array]:
         """Say what the outputs must be; wait for them. `Abandoned` if the run is over."""

@@ -27,25 +27,31 @@ CLAIM_SECONDS = 1e-3
 _SHARE = 4  # a claim takes at most 1 / (4 x workers) of what remains
 
 
-def work(assignment: Assignment, channel: Channel) -> None:
-    """Compute chunks until no tickets are left.
+def work(assignment: Assignment, channel: Channel) -> bool:
+    """Compute chunks until no tickets are left, or the channel has had enough.
+
+    Returns
+    -------
+    bool
+        Whether no tickets are left.
 
     Raises
     ------
     KeyboardInterrupt
-        If the thread that runs it is interrupted; the chunk in progress is not marked.
+        If the channel may be interrupted, and is; the chunk in progress is not marked.
     """
     with entered():
         try:
-            _work(assignment, channel)
+            exhausted = _work(assignment, channel)
         except Abandoned:
-            pass
-        finally:
-            # Whatever was held is held no more: a later death of this worker blames no chunk.
-            assignment.slot[LAST] = 0
+            exhausted = True
+        # Held no more: a later death of this worker blames no chunk. After an exception that ends
+        # the worker the slot stays as it is, for what was finished to be known.
+        assignment.slot[LAST] = 0
+    return exhausted
 
 
-def _work(assignment: Assignment, channel: Channel) -> None:
+def _work(assignment: Assignment, channel: Channel) -> bool:
     chunks = Chunks(assignment, channel)
     claim, count = assignment.tickets.claim, assignment.count
     size = 1
@@ -55,6 +61,9 @@ def _work(assignment: Assignment, channel: Channel) -> None:
         _run_claim(assignment, channel, chunks.compute, first, last)
         spent = perf_counter() - began
         size = _next_size(size, spent / (last - first), count - last, assignment.workers)
+        if channel.enough():
+            return False
+    return True
 
 
 def _next_size(size: int, seconds: float, remaining: int, workers: int) -> int:
@@ -82,9 +91,11 @@ def _run_claim(
                     slot[SINCE] = monotonic_ns()
                 slot[CURSOR] = ticket
                 compute(ticket if todo is None else todo[ticket])
-        except (Abandoned, KeyboardInterrupt):
+        except Abandoned:
             raise
-        except BaseException as error:  # noqa: BLE001 - SystemExit of the function is its failure
+        except BaseException as error:  # SystemExit of the function is its failure
+            if isinstance(error, KeyboardInterrupt) and channel.interruptible:
+                raise
             failed.append(ticket)
             _report(assignment, channel, ticket, error)
             if assignment.plan.fail_fast:

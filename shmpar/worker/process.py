@@ -17,6 +17,7 @@ import functools
 import importlib.util
 import os
 import pickle
+import signal
 import socket
 import sys
 import traceback
@@ -321,6 +322,12 @@ class _Unloadable(Exception):
 class _SocketChannel:
     """A worker process' channel to the run."""
 
+    interruptible = False
+
+    def enough(self) -> bool:
+        """Never: the parent is told of the end."""
+        return False
+
     def __init__(self, process: WorkerProcess, run: int, scratch: Ledger | None) -> None:
         self._process = process
         self._run = run
@@ -391,6 +398,8 @@ def main(fd: int, bell: int, number: int) -> None:
     fd, bell, number : int
         Of :class:`WorkerProcess`.
     """
+    # An interrupt is the parent's to handle; this process is told.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     wire = Wire(socket.socket(fileno=fd))

@@ -33,7 +33,10 @@ def as_arrays(plan: Plan, value: Any, several: bool | None) -> tuple[Array, ...]
     """
     is_tuple = isinstance(value, tuple) and type(value) is tuple
     if several is False and is_tuple:
-        raise ResultError("the function returned a tuple here but not for the first chunk")
+        raise ResultError(
+            f"the function returned a tuple of {len(value)} where one output is declared, by out= "
+            "or dtype= or the first chunk"
+        )
     if several is True and not is_tuple:
         raise ResultError(
             f"the function returned {type(value).__name__} where a tuple of outputs is due"
@@ -165,7 +168,10 @@ def _store_scalar(plan: Plan, output: Array, declared: bool) -> Store:
 def _arrayed(value: Any, dtype: np.dtype[Any], declared: bool) -> Array:
     """Make an array of what is none; Python's numbers take the declared dtype, as in a ufunc."""
     if isinstance(value, tuple) and type(value) is tuple:
-        raise ResultError("the function returned a tuple here but not for the first chunk")
+        raise ResultError(
+            f"the function returned a tuple of {len(value)} where one output is declared, by out= "
+            "or dtype= or the first chunk"
+        )
     if declared and type(value) in _WEAK and dtype.kind in _KINDS[type(value)]:
         try:
             return np.asarray(value, dtype)
