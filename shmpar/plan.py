@@ -365,14 +365,11 @@ class Failure:
         What the function raised, or a :class:`ResultError`.
     shape : tuple of int or None
         Shape of the block that the function got.
-    trace : str
-        The traceback, as text, where the error comes from another process; else empty.
     """
 
     chunk: int
     error: BaseException
     shape: tuple[int, ...] | None
-    trace: str = ""
 
 
 def describe_region(region: Sequence[slice]) -> str:

@@ -36,7 +36,7 @@ def values(run: int, packed: list[tuple[int, bytes]]) -> Iterable[Event]:
         try:
             yield Values(run, [(chunk, unpack(body)[0])])
         except Exception as error:  # noqa: BLE001 - whatever it raises, it is the chunk's failure
-            yield Failed(run, Failure(chunk, error, None, ""))
+            yield Failed(run, Failure(chunk, error, None))
 
 
 def refusal(cause: BaseException) -> PlanError:

@@ -145,7 +145,7 @@ class ProcessesEngine:
         """Take what a dead worker had said, then tell of its death."""
         self._read(link)
         self._unlink(link)
-        self._events.append(Lost(link.number, link.launched.process.wait(), link.ready))
+        self._events.append(Lost(link.number, link.launched.process.wait()))
         link.close()
 
     def _unlink(self, link: Link) -> None:
@@ -279,14 +279,14 @@ class ProcessesEngine:
 
     def _said(self, link: Link, message: Any) -> None:
         match message:
-            case ("hello", _, magic):
+            case ("hello", magic):
                 link.ready = True
                 self._foreign = magic != MAGIC_NUMBER
                 self._events.append(Ready(link.number))
             case ("announce", run, announcement):
                 self._announced(link, run, Announcement.unpack(announcement))
             case ("failed", run, chunk, shape, body, text):
-                failure = Failure(chunk, incoming.error(body, text), shape, text)
+                failure = Failure(chunk, incoming.error(body, text), shape)
                 self._events.append(Failed(run, failure))
             case ("values", run, values):
                 self._events.extend(incoming.values(run, values))

@@ -177,13 +177,10 @@ class Lost:
         Which one.
     exitcode : int or None
         As of :class:`subprocess.Popen`; None where it could not be found out.
-    ready : bool
-        Whether it had come up.
     """
 
     worker: int
     exitcode: int | None
-    ready: bool
 
 
 Event = Ready | Emptied | Failed | Rejected | Values | Lost

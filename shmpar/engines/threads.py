@@ -13,7 +13,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from functools import partial
 
 from shmpar.engines.protocol import Emptied, Event, Execution, Generation, Ready, Rejected
 from shmpar.engines.serial import LocalChannel, bound
@@ -73,7 +72,7 @@ class ThreadsEngine:
         self._inboxes[worker].put((execution, generation))
 
     def stop(self, execution: Execution) -> list[Emptied]:
-        """Threads skip what is queued when they come to it."""
+        """What is queued has no tickets left when a thread comes to it."""
         execution.stopped = True
         return []
 
@@ -133,7 +132,7 @@ class ThreadsEngine:
                 tell(Rejected(execution.number, broken))
                 tell(Emptied(worker, execution.number, generation.number))
                 continue
-            channel = LocalChannel(execution, partial(self._events.put))
+            channel = LocalChannel(execution, tell)
             work(bound(execution, generation, worker, self.workers), channel)
             tell(Emptied(worker, execution.number, generation.number))
             del item, execution, generation, channel

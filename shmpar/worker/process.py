@@ -403,6 +403,6 @@ def main(fd: int, bell: int, number: int) -> None:
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     wire = Wire(socket.socket(fileno=fd))
-    wire.send(("hello", os.getpid(), importlib.util.MAGIC_NUMBER))
+    wire.send(("hello", importlib.util.MAGIC_NUMBER))
     with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
         WorkerProcess(wire, bell, number).serve()
