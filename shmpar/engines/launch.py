@@ -39,7 +39,8 @@ CAPS = (
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 BOOT = """
-import sys, posix
+import sys, posix, _signal
+_signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # an interrupt is the parent's to handle
 sock, life, bell, number = map(int, sys.argv[1:])
 package, *path = posix.read(sock, 1 << 20).decode("utf-8", "surrogateescape").split("\\0")
 if path: sys.path[:] = path

@@ -17,7 +17,6 @@ import functools
 import importlib.util
 import os
 import pickle
-import signal
 import socket
 import sys
 import traceback
@@ -398,8 +397,6 @@ def main(fd: int, bell: int, number: int) -> None:
     fd, bell, number : int
         Of :class:`WorkerProcess`.
     """
-    # An interrupt is the parent's to handle; this process is told.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     wire = Wire(socket.socket(fileno=fd))
