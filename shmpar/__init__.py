@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from shmpar.pool import Pool
     from shmpar.pool.default import (
+        apply_along_axis,
         block_reduce,
         histogram,
         map_blocks,
@@ -66,6 +67,7 @@ __all__ = [
     "TaskTimeout",
     "WorkerDied",
     "__version__",
+    "apply_along_axis",
     "array",
     "asarray",
     "attach",
@@ -98,7 +100,8 @@ _HOMES = {
     ),
     "shmpar.pool": "Pool",
     "shmpar.pool.default": (
-        "block_reduce histogram map_blocks map_overlap max mean min parallel_map std sum var"
+        "apply_along_axis block_reduce histogram map_blocks map_overlap max mean min parallel_map "
+        "std sum var"
     ),
     "shmpar.run": "Run",
 }

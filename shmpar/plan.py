@@ -24,6 +24,7 @@ import numpy as np
 from shmpar.grid import Axis, Grid, Halo
 
 __all__ = [
+    "Along",
     "Announcement",
     "Argument",
     "Blocks",
@@ -267,6 +268,40 @@ class InBlocks:
         if len(result) < len(self.axes):
             return f"{said} with {len(self.axes)} axes; name the axes that it drops in drop_axis"
         return f"{said} with {len(self.axes)} axes; name the axes that it adds in new_axis"
+
+
+@dataclass(frozen=True, slots=True)
+class Along:
+    """Blocks in which one axis, that is not cut, is replaced by the axes of a line's result.
+
+    Attributes
+    ----------
+    axis : int
+        Which one.
+    """
+
+    axis: int
+
+    def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
+        """Shape of the whole output, as :func:`numpy.apply_along_axis`."""
+        middle = result[self.axis : len(result) - (grid.ndim - 1 - self.axis)]
+        return (*grid.shape[: self.axis], *middle, *grid.shape[self.axis + 1 :])
+
+    def window(self, grid: Grid, index: Shape) -> tuple[slice | int, ...]:
+        """The block's window, with an ellipsis for the axes of a line's result."""
+        cell = [slice(*axis.span(i)) for axis, i in zip(grid.axes, index, strict=True)]
+        middle: Any = ...
+        return (*cell[: self.axis], middle, *cell[self.axis + 1 :])
+
+    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], tuple[slice | int, ...]]:
+        """Windows whose axes are all there."""
+        middle = (slice(None),) * (len(shape) - (grid.ndim - 1))
+
+        def window(chunk: int) -> tuple[slice | int, ...]:
+            cell = grid.core(chunk)
+            return (*cell[: self.axis], *middle, *cell[self.axis + 1 :])
+
+        return window
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from shmpar.pool.pool import Pool
 
 __all__ = [
+    "apply_along_axis",
     "block_reduce",
     "default_pool",
     "histogram",
@@ -66,6 +67,7 @@ def _on_default(method: Callable[Concatenate[Pool, P], R]) -> Callable[P, R]:
 
 
 map_blocks = _on_default(Pool.map_blocks)
+apply_along_axis = _on_default(Pool.apply_along_axis)
 map_overlap = _on_default(Pool.map_overlap)
 block_reduce = _on_default(Pool.block_reduce)
 parallel_map = _on_default(Pool.parallel_map)

@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shmpar.grid import Grid, Halo
-from shmpar.plan import Announcement, Function, InBlocks, Output, PerChunk, PerItem, Placement, Plan
+from shmpar.plan import (
+    Along,
+    Announcement,
+    Function,
+    InBlocks,
+    Output,
+    PerChunk,
+    PerItem,
+    Placement,
+    Plan,
+)
 from shmpar.policy import Policy
 from shmpar.run import Run
 from shmpar.verbs.callables import check_callable, entropy, wants
@@ -21,7 +31,15 @@ from shmpar.verbs.inputs import Inputs, blocks, cut, items
 from shmpar.verbs.shapes import axes_tuple, place_blocks
 from shmpar.verbs.targets import Targets, check_overlap, parse_targets
 
-__all__ = ["Request", "block_reduce", "map_blocks", "map_overlap", "parallel_map", "reduction"]
+__all__ = [
+    "Request",
+    "apply_along_axis",
+    "block_reduce",
+    "map_blocks",
+    "map_overlap",
+    "parallel_map",
+    "reduction",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -126,6 +144,16 @@ def parallel_map(request: Request, arrays: Sequence[Any], axis: int) -> Run:
     targets = parse_targets(request.verb, request.out, request.dtype, objects=True)
     in_place = check_overlap(request.verb, targets.given, inputs.arrays, in_place=True)
     return _run(request, inputs, Cut(grid, PerItem()), targets, in_place=in_place)
+
+
+def apply_along_axis(request: Request, array: Array, axis: int) -> Run:
+    """Blocks of lines to blocks of their results."""
+    inputs = blocks(request.verb, (array,))
+    grid = cut(inputs, "auto", whole=(axis,))
+    targets = parse_targets(request.verb, None, None)
+    return _run(
+        request, inputs, Cut(grid, Along(axis)), dataclasses.replace(targets, several=False)
+    )
 
 
 def reduction(request: Request, inputs: Inputs, how: Cut) -> Run:

@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Unpack
 
+import numpy as np
+
 from shmpar.progress import observe
 from shmpar.run import Run
 from shmpar.verbs import build
+from shmpar.verbs.inputs import as_input
 from shmpar.verbs.options import Defaults, Options, parse_options
+from shmpar.worker.along import ApplyAlongAxis
 
 __all__ = ["Verbs"]
 
@@ -291,6 +295,54 @@ class Verbs:
         """
         request = self._request("parallel_map", func, out, dtype, options)
         return self._start(build.parallel_map(request, (array, *arrays), axis), options)
+
+    def apply_along_axis(
+        self, func1d: Callable[..., Any], axis: int, arr: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Call a function on each line of an array along an axis, as NumPy's of this name.
+
+        Parameters
+        ----------
+        func1d : callable
+            Gets a line of the array, of shape ``(arr.shape[axis],)``, and returns a scalar or an
+            array of one shape for all lines.
+        axis : int
+            The axis along which the lines lie.
+        arr : array_like
+            The array.
+        *args, **kwargs
+            All for the function; the pool's defaults hold for everything else.
+
+        Returns
+        -------
+        ndarray
+            The axes of a result take the place of `axis`; as :func:`numpy.apply_along_axis`.
+
+        Raises
+        ------
+        AxisError, ValueError
+            As NumPy's, before anything starts.
+        PlanError, ChunkError, WorkerDied, TaskTimeout, SegmentFull
+            As :meth:`map_blocks`; a chunk is a block of lines.
+
+        Notes
+        -----
+        Cost: as :meth:`map_blocks`, and what NumPy's costs a line.
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.apply_along_axis(np.sort, 0, [[3, 1], [2, 5]])
+        array([[2, 1],
+               [3, 5]])
+        """
+        values = as_input(arr, "apply_along_axis")
+        if values.size == 0 or not -values.ndim <= axis < values.ndim:
+            return np.apply_along_axis(func1d, axis, values, *args, **kwargs)
+        along = ApplyAlongAxis(func1d, axis % values.ndim, args, kwargs)
+        request = self._request("apply_along_axis", along, None, None, {})
+        return self._start(build.apply_along_axis(request, values, along.axis), {})
 
     def _request(
         self, verb: str, func: Callable[..., Any], out: Any, dtype: Any, options: Options

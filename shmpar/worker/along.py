@@ -1,0 +1,38 @@
+"""NumPy's ``apply_along_axis`` on a block, as a function that travels by name.
+
+Imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["ApplyAlongAxis"]
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyAlongAxis:
+    """Calls a function on each line of a block.
+
+    Attributes
+    ----------
+    func1d : callable
+        The user's function of a one-dimensional array.
+    axis : int
+        The axis along which the lines lie.
+    args, kwargs : tuple, dict
+        What else it gets.
+    """
+
+    func1d: Callable[..., Any]
+    axis: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self, block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The results of the block's lines."""
+        return np.apply_along_axis(self.func1d, self.axis, block, *self.args, **self.kwargs)
