@@ -1,6 +1,6 @@
 """The driver: brings the events of one engine to its runs, in whichever thread waits.
 
-Imports run, scheduler and the engine's protocol.
+Imports run, scheduler, interrupts and the engine's protocol.
 
 The thread that waits for a run drives all of them: a message of a worker wakes that thread
 itself, and there is no thread in between. Where two wait, one drives and the other is told. Only
@@ -10,9 +10,10 @@ Guarantees
 ----------
 - Whatever changes a run or the engine does so under one lock, which is not held while waiting
   for workers, nor while the user's code runs in another process or thread.
-- An interrupt (Ctrl-C) that comes while waiting cancels the run in order: tickets stop, chunks in
-  progress get a short grace, then their workers are ended. One that comes anywhere else may have
-  cut a change in half, so the engine is thrown away and made anew.
+- An interrupt (Ctrl-C) is let through only while waiting, and cancels the run in order: tickets
+  stop, chunks in progress get a short grace, then their workers are ended. Any other exception,
+  and a second interrupt, may have cut a change in half, so the engine is thrown away and made
+  anew.
 - After either, the next run works.
 """
 
@@ -25,6 +26,7 @@ from typing import Any
 
 from shmpar import engines, scheduler
 from shmpar.engines.protocol import Emptied, Engine, Event, Failed, Lost, Ready, Rejected, Values
+from shmpar.interrupts import allowed, held_back
 from shmpar.run import Run
 
 __all__ = ["Driver"]
@@ -56,27 +58,33 @@ class Driver:
 
     def run(self, run: Run) -> Any:
         """Execute a run to its end in this thread; return its result or raise its error."""
-        try:
-            self._begin(run, attended=True)
-            self._drive(run)
-        except BaseException as error:
-            self._interrupted(run, error)
-            raise
-        return run.hand_over()
+        with held_back():
+            try:
+                self._begin(run, attended=True)
+                self._drive(run)
+            except BaseException as error:
+                self._interrupted(run, error)
+                raise
+            return run.hand_over()
 
     def launch(self, run: Run) -> None:
         """Execute a run while nobody waits for it."""
-        self._begin(run, attended=False)
-        with self._lock:
-            if run.done():
-                return
-            self._unattended.add(run)
-            if self._background is None:
-                self._background = threading.Thread(
-                    target=self._attend, name="shmpar-driver", daemon=True
-                )
-                self._background.start()
-        self._alive.wake()
+        with held_back():
+            try:
+                self._begin(run, attended=False)
+            except BaseException as error:
+                self._interrupted(run, error)
+                raise
+            with self._lock:
+                if run.number not in self._runs:  # it is over already
+                    return
+                self._unattended.add(run)
+                if self._background is None:
+                    self._background = threading.Thread(
+                        target=self._attend, name="shmpar-driver", daemon=True
+                    )
+                    self._background.start()
+            self._alive.wake()
 
     @property
     def _alive(self) -> Engine:
@@ -90,23 +98,25 @@ class Driver:
             self._runs[run.number] = run
             try:
                 run.begin(engine, lambda: self.cancel(run), attended=attended)
-            except Exception:
+            except BaseException as error:
                 # Had it begun, some worker may have it: then it is not clean.
                 if not run.running():
                     del self._runs[run.number]
-                    run.close_observer()
+                    run.abort(error)
+                    run.resolve()
                 raise
         self._sweep()
 
     def cancel(self, run: Run) -> None:
         """Stop a run; it is done when its last writer is idle."""
-        with self._lock:
-            if not run.over:
-                run.stop()
-            engine = self.engine
-        self._sweep()
-        if engine is not None:
-            engine.wake()
+        with held_back():
+            with self._lock:
+                if not run.over:
+                    run.stop()
+                engine = self.engine
+            self._sweep()
+            if engine is not None:
+                engine.wake()
 
     # Driving
 
@@ -122,8 +132,9 @@ class Driver:
                         self._turn.release()
                         self._changed.notify_all()
             else:
+                self._alive.wake()  # the thread that drives has not heard of this run
                 self._here.waiting = True
-                with self._changed:
+                with allowed(), self._changed:
                     self._changed.wait(engines.TICK_SECONDS)
                 self._here.waiting = False
 
@@ -134,13 +145,16 @@ class Driver:
             left = max(0.0, until - time.monotonic())
             timeout = left if timeout is None else min(timeout, left)
         self._here.waiting = True
-        engine.wait(timeout)
+        with allowed():
+            engine.wait(timeout)
         self._here.waiting = False
         with self._lock:
+            if engine is not self.engine:
+                return  # another thread has thrown it away
             for event in engine.events():
                 self._tell(event)
             now = time.monotonic()
-            for run in self._runs.values():
+            for run in list(self._runs.values()):
                 if not run.over:
                     run.tick(now)
         self._sweep()
@@ -168,10 +182,10 @@ class Driver:
     def _tell(self, event: Event) -> None:
         match event:
             case Ready(worker):
-                for run in list(self._runs.values()):
+                for run in self._running():
                     run.feed(scheduler.Joined(worker))
             case Lost(worker, exitcode):
-                runs = list(self._runs.values())
+                runs = self._running()
                 barren = not any(run.holds(worker) for run in runs)
                 for run in runs:
                     run.worker_lost(worker, exitcode, barren=barren)
@@ -179,6 +193,10 @@ class Driver:
                 found = self._runs.get(event.run)
                 if found is not None and not found.over:
                     self._tell_run(found, event)
+
+    def _running(self) -> list[Run]:
+        """The runs that are not over; those that are wait to be swept."""
+        return [run for run in self._runs.values() if run.running() and not run.over]
 
     @staticmethod
     def _tell_run(run: Run, event: Emptied | Failed | Rejected | Values) -> None:
@@ -236,6 +254,7 @@ class Driver:
         with self._lock:
             broken, self.engine = self.engine, None
             if broken is not None:
+                broken.wake()
                 broken.shutdown()
                 self.engine = self._make_engine()
             for run in self._runs.values():
@@ -265,7 +284,8 @@ class Driver:
         try:
             if background is not None and background is not threading.current_thread():
                 engine.wake()
-                background.join()
+                with allowed():
+                    background.join()
         finally:
             engine.shutdown()
 

@@ -10,16 +10,18 @@ bytes     what                                   who writes it
 the rest  scratch: outputs too small to wait     the holder of the chunk's ticket
 ========  =====================================  ===================================
 
-A slot is eight 64-bit numbers: generation, first, last, cursor, since, and three spare ones.
+A slot is eight 64-bit numbers: generation, first, last, cursor, since, said, and two spare ones.
 ``first <= ticket < last`` are the tickets that the worker holds; ``cursor`` is the one that it
-computes; ``since`` is when it began with it (monotonic nanoseconds, if the run is timed).
+computes; ``since`` is when it began with it (monotonic nanoseconds, if the run is timed);
+``said`` is a digest of what it takes the outputs in the scratch for, 0 for nothing.
 
 Guarantees
 ----------
 - A worker holds tickets exactly while ``cursor < last``. It makes its slot empty before it
   fills it anew, and sets ``last`` after the other numbers, so a worker that was killed between
   any two of its writes leaves either its old claim (finished), nothing, or its whole new claim.
-- A chunk's output is written before its cursor moves on and before its status says done. The
+- A chunk's output is written before its cursor moves on and before its status says done; its
+  status says failed before anybody is told, so that what a worker that dies leaves is right. The
   parent decides from a slot or a status only after a message of that worker or after having
   reaped it; both order memory.  In between it reads them for display alone.
 - The parent writes here while no worker has the run, and for tickets whose holder it has reaped.
@@ -41,7 +43,7 @@ __all__ = ["DONE", "FAILED", "PENDING", "SLOT_BYTES", "Held", "Ledger"]
 
 PENDING, DONE, FAILED = 0, 1, 2
 SLOT_BYTES = 64
-GENERATION, FIRST, LAST, CURSOR, SINCE = range(5)
+GENERATION, FIRST, LAST, CURSOR, SINCE, SAID = range(6)
 _NUMBERS = SLOT_BYTES // 8
 
 
@@ -116,12 +118,13 @@ class Ledger:
 
     def empty(self, worker: int) -> None:
         """Make the slot of a worker that is gone ready for its successor."""
-        self.slot(worker)[LAST] = 0
+        slot = self.slot(worker)
+        slot[LAST] = slot[SAID] = 0
 
     def clear(self) -> None:
         """Make it a new run's."""
         for worker in range(self.workers):
-            self.slot(worker)[LAST] = 0
+            self.empty(worker)
         self.status[:] = PENDING
 
     @property
@@ -140,8 +143,9 @@ class Ledger:
         return found
 
     def mark_done(self, chunks: Sequence[int]) -> None:
-        """Record as done what a worker that is gone had finished."""
-        self.status[list(chunks)] = DONE
+        """Record as done what a worker that is gone had finished, unless it had failed."""
+        finished = np.asarray(chunks, np.intp)
+        self.status[finished[self.status[finished] == PENDING]] = DONE
 
     def carve(
         self, outputs: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]

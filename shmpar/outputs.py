@@ -208,9 +208,18 @@ def filler(value: Any, dtype: DType) -> Any:
     """
     if value is None or dtype.hasobject:
         return missing(dtype) if value is None else value
-    if not np.can_cast(np.min_scalar_type(value), dtype, "same_kind"):
+    least = np.min_scalar_type(value)
+    if not np.can_cast(least, dtype, "same_kind") or not _holds(dtype, value, least):
         raise ValueError(f"fill_value={value!r} does not fit an output of dtype {dtype}")
     return value
+
+
+def _holds(dtype: DType, value: Any, least: DType) -> bool:
+    """Whether a value of the right kind, whose smallest dtype is `least`, is not cut off."""
+    if dtype.kind in "iu" and np.ndim(value) == 0:
+        limits = np.iinfo(dtype)
+        return bool(limits.min <= value <= limits.max)
+    return dtype.kind not in "SU" or np.can_cast(least, dtype, "safe")
 
 
 def missing(dtype: np.dtype[Any]) -> Any:

@@ -26,7 +26,8 @@ import numpy as np
 from shmpar import engines, failures, scheduler
 from shmpar.engines.protocol import Engine, Execution, Generation
 from shmpar.errors import ShmparError
-from shmpar.ledger import DONE, FAILED
+from shmpar.interrupts import allowed
+from shmpar.ledger import DONE, FAILED, SAID
 from shmpar.outputs import HandedOver, Outputs
 from shmpar.plan import Announcement, Failure, Function, Plan
 from shmpar.policy import Observer, Policy
@@ -209,7 +210,8 @@ class Run(Future[Any]):
         may_wait = attended and self.plan.fail_fast
         execution.scratch = may_wait and engine.slab is not None and not known
         try:
-            ready = engine.open(execution)
+            with allowed():  # the user's objects pickle themselves, and may be large
+                ready = engine.open(execution)
         except BaseException:
             self._execution = None
             engine.close(execution)
@@ -271,6 +273,7 @@ class Run(Future[Any]):
         self._exitcode = exitcode
         blamed, unfinished = execution.taken_by(worker)
         self._deaths += blamed is not None
+        self._scratch.lost(execution.ledger.slot(worker)[SAID])
         execution.ledger.empty(worker)
         self.feed(scheduler.Died(worker, blamed, unfinished, barren))
 

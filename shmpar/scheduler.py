@@ -247,6 +247,8 @@ class Scheduler:
         Chunks that failed.
     overdue : dict of int to int
         Workers that were told to end, with the chunk that took too long.
+    expired : set of int
+        Workers that were told to end since the grace was over; no chunk is blamed for that.
     barren : int
         Workers that died in a row without a chunk.
     """
@@ -263,6 +265,7 @@ class Scheduler:
     deaths: dict[int, int] = field(default_factory=dict)
     failed: set[int] = field(default_factory=set)
     overdue: dict[int, int] = field(default_factory=dict)
+    expired: set[int] = field(default_factory=set)
     barren: int = 0
 
     def start(self, workers: Sequence[int], todo: tuple[int, ...] | None = None) -> list[Command]:
@@ -295,7 +298,7 @@ class Scheduler:
             case Cancelled():
                 return self._stop()
             case Expired():
-                return (Kill(worker) for worker, has in self.outstanding.items() if has)
+                return self._expired()
 
     # What each event does
 
@@ -324,8 +327,9 @@ class Scheduler:
         had = self.outstanding.pop(event.worker, set())
         overdue = self.overdue.pop(event.worker, None)
         self.barren = self.barren + 1 if event.barren else 0
-        again = list(event.unfinished)
-        if event.blamed is not None and event.blamed not in self.failed:
+        again = [chunk for chunk in event.unfinished if chunk not in self.failed]
+        blameless = event.worker in self.expired or event.blamed in self.failed
+        if event.blamed is not None and not blameless:
             timed_out = overdue == event.blamed
             # A worker that has moved on before it was ended has died for another chunk's fault.
             innocent = overdue is not None and not timed_out and not self.in_place
@@ -355,7 +359,15 @@ class Scheduler:
             self.overdue[worker] = chunk
             yield Kill(worker)
 
+    def _expired(self) -> Commands:
+        for worker, has in self.outstanding.items():
+            if has:
+                self.expired.add(worker)
+                yield Kill(worker)
+
     def _audited(self, pending: Sequence[int]) -> Commands:
+        if any(self.outstanding.values()):
+            return  # somebody has joined since it was asked; another audit follows him
         lost = tuple(chunk for chunk in pending if chunk not in self.failed)
         if lost:
             # Nobody has anything outstanding, so no ticket of an older counter is in use.

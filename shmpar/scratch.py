@@ -22,6 +22,12 @@ class Scratch:
 
     def __init__(self) -> None:
         self._said: Announcement | None = None
+        self._last_words: set[int] = set()
+
+    def lost(self, digest: int) -> None:
+        """A worker has died that took the outputs for what has this digest (0: for nothing)."""
+        if digest:
+            self._last_words.add(digest)
 
     def hear(self, announcement: Announcement) -> Failure | None:
         """Take what a worker says; if it is not what another has said, its chunk has failed."""
@@ -32,9 +38,11 @@ class Scratch:
         return None if reason is None else Failure(announcement.chunk, ResultError(reason), None)
 
     def void(self, ledger: Ledger) -> None:
-        """Nobody works: unless somebody has said what lies there, what is done was not done."""
-        if self._said is None:
+        """Nobody works: what is done counts only if all who wrote there meant the same."""
+        meant = set() if self._said is None else {self._said.digest()}
+        if self._said is None or not self._last_words <= meant:
             ledger.status[ledger.status == DONE] = PENDING
+        self._last_words.clear()
 
     def take(self, ledger: Ledger, outputs: Outputs) -> None:
         """Copy it to where it stays."""

@@ -17,6 +17,8 @@ Guarantees
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import pickle
 import sys
@@ -31,7 +33,7 @@ import numpy as np
 from shmpar.arrays import SharedArray
 from shmpar.arrays.lease import Lease
 from shmpar.arrays.sharedarray import over
-from shmpar.errors import PlanError
+from shmpar.errors import PlanError, ShmparError
 from shmpar.plan import Function
 from shmpar.segment import Place, Segment, default_manager, locate, share
 
@@ -124,7 +126,9 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
         else:
             segment, offset = place.segment, place.offset
         index = self._add(segment, private=not shared)
-        layout = (offset, array.shape, array.strides, array.dtype, array.flags.writeable)
+        # A private array is the function's own, as one that was pickled: it may be written.
+        writable = array.flags.writeable or not shared
+        layout = (offset, array.shape, array.strides, array.dtype, writable)
         start = array._lease.start if isinstance(array, SharedArray) and array._lease else None  # noqa: SLF001
         return _take, (index, start, *layout)
 
@@ -161,13 +165,13 @@ def pack(value: Any, *, importable_only: bool = False) -> Parcel:
     -----
     Cost: a plain array of more than 64 KiB is copied into shared memory once.
     """
-    if isinstance(value, Function) and _is_simple(value):
-        return Parcel(pickle.dumps(value, 5))
     file = io.BytesIO()
     packer = _Packer(file, importable_only=importable_only)
     try:
+        if isinstance(value, Function) and _is_simple(value):
+            return Parcel(pickle.dumps(value, 5))
         packer.dump(value)
-    except PlanError:
+    except (ShmparError, OSError):
         raise
     except Exception as error:
         raise PlanError(_diagnosis(value, error)) from error
@@ -192,7 +196,8 @@ def _diagnosis(value: Any, error: Exception) -> str:
                     f"{type(held).__module__}.{type(held).__qualname__}, which does not pickle "
                     f"({error}); create it inside the function or in the pool's initializer"
                 )
-    return f"cannot send {_name(parts[0])} to a worker: it does not pickle ({error})"
+    guilty = next((part for part in parts if not _pickles(part)), parts[0])
+    return f"cannot send {_name(guilty)} to a worker: it does not pickle ({error})"
 
 
 def _held_by(part: Any) -> Iterator[tuple[str, Any]]:
@@ -200,8 +205,9 @@ def _held_by(part: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(part, dict):
         for key, held in part.items():
             yield f"the keyword argument {key!r}", held
-    function = getattr(part, "func", part)
-    if function is not part:
+    function = part
+    if isinstance(part, functools.partial):
+        function = part.func
         yield "the partial's arguments", (part.args, part.keywords)
     function = getattr(function, "__wrapped__", function)
     if isinstance(function, types.FunctionType):
@@ -216,7 +222,8 @@ def _held_by(part: Any) -> Iterator[tuple[str, Any]]:
 def _held_by_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     for name, cell in cells:
-        yield f"its closure variable {name!r}", cell.cell_contents
+        with contextlib.suppress(ValueError):  # a variable that has no value yet
+            yield f"its closure variable {name!r}", cell.cell_contents
     for name in function.__code__.co_names:
         if name in function.__globals__:
             yield f"the global {name!r}", function.__globals__[name]

@@ -259,6 +259,56 @@ def test_a_worker_that_dies_once_costs_nothing_but_time(
     assert mortal_pool.last_run.report.deaths == 1
 
 
+def test_collected_objects_are_not_lost_with_their_worker(
+    mortal_pool: shmpar.Pool, tmp_path: Path
+) -> None:
+    """What it had computed and not handed over is computed again."""
+    flag = tmp_path / "died"
+
+    def f(number: int) -> Any:
+        if number == 3_000 and not flag.exists():
+            flag.touch()
+            os._exit(3)
+        return ("value", number)
+
+    got = mortal_pool.parallel_map(f, range(8_000), dtype=object)
+    assert got.tolist() == [("value", number) for number in range(8_000)]
+
+
+def test_small_results_of_a_dead_worker_count_only_if_others_agree(
+    mortal_pool: shmpar.Pool, tmp_path: Path
+) -> None:
+    """Its bytes are never read as another dtype."""
+    flag = tmp_path / "died"
+
+    def f(number: int) -> Any:
+        if number == 0:
+            while not flag.exists():
+                time.sleep(0.001)
+            return np.float64(1)
+        if number == 20:
+            flag.touch()
+            os._exit(1)
+        return np.float32(number)
+
+    with pytest.raises(shmpar.ChunkError, match="float32"):
+        mortal_pool.parallel_map(f, range(40), retries=3)
+
+
+def test_two_workers_that_disagree_on_the_number_of_outputs_are_found(pool: shmpar.Pool) -> None:
+    """A tuple here and a number there, each the first result of its worker."""
+
+    def f(number: int) -> Any:
+        time.sleep(0.05 * number)
+        return (1.0, 2.0) if number == 0 else 3.0
+
+    with pytest.raises(shmpar.ChunkError):
+        pool.parallel_map(f, range(2))
+    run = pool.parallel_map(f, range(2), wait=False)
+    with pytest.raises(shmpar.ChunkError):
+        run.result(timeout=60)
+
+
 def test_without_retries_one_death_is_the_end(mortal_pool: shmpar.Pool, tmp_path: Path) -> None:
     """retries=0 computes nothing again."""
     with pytest.raises(shmpar.WorkerDied):
@@ -433,6 +483,21 @@ def test_bad_arguments_are_refused_before_anything_starts(
     assert pool.last_run is before
 
 
+def test_an_output_may_not_be_the_same_file_mapped_twice(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """Addresses do not tell, the file does."""
+    path = tmp_path / "x.npy"
+    np.save(path, X)
+    one, other = np.load(path, mmap_mode="r"), np.load(path, mmap_mode="r+")
+    with pytest.raises(ValueError, match="shares memory with an input"):
+        pool.map_overlap(np.negative, one, depth=1, chunks=3, out=other)
+
+
+def test_an_output_without_elements_is_filled(pool: shmpar.Pool) -> None:
+    """There is nothing to fill."""
+    out = np.zeros((4, 0))
+    assert pool.map_blocks(np.negative, np.zeros((4, 0)), out=out) is out
+
+
 def test_an_output_may_not_overlap_an_input(pool: shmpar.Pool) -> None:
     """Neither shifted nor for verbs without in-place."""
     shared = pool.array(X)
@@ -440,6 +505,8 @@ def test_an_output_may_not_overlap_an_input(pool: shmpar.Pool) -> None:
         pool.map_blocks(np.negative, shared[1:], chunks=2, out=shared[:-1])
     with pytest.raises(ValueError, match="shares memory with an input"):
         pool.block_reduce(np.sum, shared, chunks=1, out=shared)
+    with pytest.raises(ValueError, match="shares memory with an input"):
+        pool.map_blocks(lambda b: b.T, shared, chunks=(-1, 1), drop_axis=0, new_axis=1, out=shared)
     with pytest.raises(ValueError, match="two outputs share memory"):
         pool.map_blocks(lambda b: (b, b), X, out=(shared, shared))
 

@@ -18,6 +18,7 @@ LAYERS = {
     "errors": 0,
     "version": 0,
     "cpus": 0,
+    "interrupts": 0,
     "grid": 0,
     "segment": 0,
     "arrays": 0,

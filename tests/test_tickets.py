@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from shmpar import tickets
+from tests.interpreters import ROOT
 
 KINDS = ("offset", "lock")
+PROCESSES = 8
+MEAN = 2.4  # tickets of a claim
+
+Claims = list[np.ndarray[Any, Any]]
 
 
 @pytest.fixture(params=KINDS)
@@ -26,67 +35,131 @@ def counter(request: pytest.FixtureRequest) -> Iterator[tickets.Tickets]:
     made.close()
 
 
-def claim_in_processes(counter: tickets.Tickets, processes: int, total: int) -> tuple[list, float]:
-    """Have forked processes claim until `total` is reached; return the claims and the seconds."""
+def claim_until(counter: tickets.Tickets, total: int, seed: int) -> list[tuple[int, int]]:
+    """Claim tickets, a few at a time, until `total` have been handed out."""
+    sizes = random.Random(seed).choices((1, 1, 1, 2, 7), k=997)
+    claims: list[tuple[int, int]] = []
+    for size in itertools.cycle(sizes):
+        first = counter.claim(size)
+        if first >= total:
+            break
+        claims.append((first, size))
+    return claims
+
+
+def claim_in_processes(
+    counter: tickets.Tickets, processes: int, total: int, *, stop_at: int | None = None
+) -> tuple[Claims, float, int]:
+    """Have forked processes claim until `total` is reached, or stop them on the way.
+
+    Returns
+    -------
+    claims : list of ndarray
+        First ticket and size of each claim, one array a process.
+    seconds : float
+        From when all could begin until all had ended.
+    handed_out : int
+        What stop() said; `total` if it was not called.
+    """
+    gate, opened = os.pipe()  # nobody begins before all are there
     readers = []
-    began = time.perf_counter()
     for seed in range(processes):
         read, write = os.pipe()
         if os.fork() == 0:
-            rng = random.Random(seed)
-            claims = []
-            while True:
-                size = rng.choice((1, 1, 1, 2, 7))
-                first = counter.claim(size)
-                if first >= total:
-                    break
-                claims.append((first, size))
+            os.close(opened)
+            os.read(gate, 1)
+            claims = claim_until(counter, total, seed)
             with os.fdopen(write, "wb") as pipe:
                 pipe.write(np.array(claims, dtype=np.int64).tobytes())
             os._exit(0)
         os.close(write)
         readers.append(read)
+    os.close(opened)
+    began = time.perf_counter()
+    handed_out = total
+    if stop_at is not None:
+        while counter.claim(0) < stop_at:
+            pass
+        handed_out = counter.stop(total)
     parts = []
     for read in readers:
         with os.fdopen(read, "rb") as pipe:
             parts.append(np.frombuffer(pipe.read(), np.int64).reshape(-1, 2))
     seconds = time.perf_counter() - began
+    os.close(gate)
     for _ in readers:
         assert os.wait()[1] == 0
-    return parts, seconds
+    return parts, seconds, handed_out
 
 
-def check_once(parts: list, total: int) -> int:
+def check_once(parts: Claims, total: int) -> int:
     """Assert that every ticket below `total` was in exactly one claim; count the claims."""
+    claims = np.concatenate(parts)
     given = np.zeros(total + 8, dtype=np.int64)
-    for first, size in np.concatenate(parts):
-        given[first : first + size] += 1
+    for size in np.unique(claims[:, 1]):
+        firsts = claims[claims[:, 1] == size, 0]
+        np.add.at(given, (firsts[:, None] + np.arange(size)).ravel(), 1)
     assert (given[:total] == 1).all()
-    return sum(map(len, parts))
+    return len(claims)
 
 
 def test_each_ticket_is_handed_out_once_among_processes(counter: tickets.Tickets) -> None:
-    """Four processes, claims of several sizes."""
-    parts, _ = claim_in_processes(counter, 4, 40_000)
-    check_once(parts, 40_000)
+    """Eight processes make 200,000 claims of several sizes, and no two get the same ticket."""
+    total = int(200_000 * MEAN)
+    parts, _, _ = claim_in_processes(counter, PROCESSES, total)
+    assert check_once(parts, total) > 190_000
     assert sum(len(part) > 0 for part in parts) > 1
 
 
 @pytest.mark.stress
 def test_two_million_claims_of_eight_processes(counter: tickets.Tickets) -> None:
     """Each ticket exactly once; prints what a claim costs."""
-    total = 4_800_000  # claims are of 2.4 tickets on average
-    parts, seconds = claim_in_processes(counter, 8, total)
+    total = int(2_000_000 * MEAN)
+    parts, seconds, _ = claim_in_processes(counter, PROCESSES, total)
     claims = check_once(parts, total)
     assert claims > 1_900_000
     print(f"{counter.kind}: {claims:,} claims, each once, {seconds / claims * 1e6:.2f} us a claim")
 
 
+def test_executed_interpreters_draw_from_one_counter(counter: tickets.Tickets) -> None:
+    """A counter whose descriptor was inherited over exec is the same counter."""
+    source = """
+        import sys
+        from shmpar.tickets import open_tickets
+        counter = open_tickets(sys.argv[1], int(sys.argv[2]))
+        sys.stdin.read()
+        while (first := counter.claim(3)) < 30_000:
+            print(first)
+    """
+    source = "\n".join(line.strip(" ") for line in source.splitlines())
+    source = source.replace("print", "    print")
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", source, counter.kind, str(counter.fileno())],
+            pass_fds=[counter.fileno()],
+            env={**os.environ, "PYTHONPATH": ROOT},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for child in children:
+        child.stdin.close()
+    firsts = [int(line) for child in children for line in child.stdout]
+    for child in children:
+        child.stdout.close()
+        assert child.wait() == 0
+    assert sorted(firsts) == list(range(0, 30_000, 3))
+
+
 def test_each_ticket_is_handed_out_once_among_threads(counter: tickets.Tickets) -> None:
     """Threads of one process exclude each other too."""
     claims: list[list[int]] = [[] for _ in range(4)]
+    together = threading.Barrier(4)
 
     def draw(mine: list[int]) -> None:
+        together.wait()
         while (first := counter.claim(1)) < 4_000:
             mine.append(first)
 
@@ -99,7 +172,7 @@ def test_each_ticket_is_handed_out_once_among_threads(counter: tickets.Tickets) 
 
 
 def test_a_holder_that_is_killed_blocks_nobody(counter: tickets.Tickets) -> None:
-    """SIGKILL in the middle of claiming leaves no lock behind."""
+    """SIGKILL while it claims, wherever it strikes, leaves no lock behind."""
     for _ in range(20):
         read, write = os.pipe()
         pid = os.fork()
@@ -116,32 +189,106 @@ def test_a_holder_that_is_killed_blocks_nobody(counter: tickets.Tickets) -> None
         assert counter.claim(1) == before + 1
 
 
+def test_a_holder_that_is_killed_inside_the_lock_blocks_nobody() -> None:
+    """One that had read the number and not written it has taken no ticket, and keeps no lock."""
+    counter = tickets.new_tickets("lock")
+    assert counter.claim(5) == 0
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+
+        def freeze(*_: object) -> None:
+            os.write(write, b"locked")
+            signal.pause()
+
+        os.pwrite = freeze
+        counter.claim(1)
+        os._exit(1)
+    os.close(write)
+    assert os.read(read, 6) == b"locked"
+    os.close(read)
+    with pytest.raises(BlockingIOError):
+        fcntl.lockf(counter.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.kill(pid, signal.SIGKILL)
+    assert counter.claim(1) == 5
+    os.waitpid(pid, 0)
+    counter.close()
+
+
 def test_a_stopped_counter_hands_out_nothing_below_its_end(counter: tickets.Tickets) -> None:
     """stop() says how many were handed out; rewind() is for the next run."""
     assert counter.claim(3) == 0
     assert counter.stop(10) == 3
     assert counter.claim(1) >= 10
+    assert counter.stop(10) >= 10
     counter.rewind()
     assert counter.claim(2) == 0
 
 
+def test_stopping_while_others_claim_says_what_they_got(counter: tickets.Tickets) -> None:
+    """Claims are before stop(), and counted, or behind it, and beyond the end."""
+    total = 100_000_000
+    parts, _, handed_out = claim_in_processes(counter, 3, total, stop_at=5_000)
+    claims = np.concatenate(parts)
+    assert 5_000 <= handed_out < total
+    assert (claims.sum(axis=1) <= handed_out).all()
+    check_once(parts, handed_out)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("missing", ["O_TMPFILE", "memfd_create"])
-def test_a_counter_is_found_a_file_elsewhere(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a nameless file in /dev/shm it is a memory file, then a temporary one."""
+def test_a_counter_is_found_a_file_elsewhere(
+    missing: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a nameless file in /dev/shm it is a memory file, then a temporary one: as good."""
     monkeypatch.delattr(tickets.os, "O_TMPFILE")
     if missing == "memfd_create":
         monkeypatch.delattr(tickets.os, "memfd_create")
-    made = tickets.new_tickets("offset" if missing == "O_TMPFILE" else None)
-    parts, _ = claim_in_processes(made, 2, 5_000)
-    check_once(parts, 5_000)
+    made = tickets.new_tickets(kind)
+    where = os.readlink(f"/proc/self/fd/{made.fileno()}")
+    assert where.startswith("/memfd:") is (missing == "O_TMPFILE")
+    assert where.endswith("(deleted)")
+    parts, _, _ = claim_in_processes(made, 4, 50_000)
+    check_once(parts, 50_000)
     made.close()
 
 
+@pytest.mark.parametrize(
+    ("platform", "release", "kind"),
+    [
+        pytest.param("linux", "6.1.0", "offset", id="linux"),
+        pytest.param("linux", "4.4.0", "lock", id="gvisor"),
+        pytest.param("linux", "4.4.0-19041-Microsoft", "lock", id="wsl1"),
+        pytest.param("darwin", "23.1.0", "lock", id="macos"),
+    ],
+)
 def test_the_lock_is_taken_where_the_offset_is_not_known_to_be_atomic(
-    monkeypatch: pytest.MonkeyPatch,
+    platform: str, release: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other systems than Linux, and one that only looks like it."""
-    monkeypatch.setattr(tickets.sys, "platform", "darwin")
+    """Other systems than Linux, and those that only call themselves so."""
+    names = os.uname_result(("Linux", "here", release, "#1", "x86_64"))
+    monkeypatch.setattr(tickets.sys, "platform", platform)
+    monkeypatch.setattr(tickets.os, "uname", lambda: names)
     made = tickets.new_tickets()
-    assert made.kind == "lock"
+    assert made.kind == kind
     made.close()
+
+
+def test_a_counter_is_not_inherited_and_closes_once(counter: tickets.Tickets) -> None:
+    """Its descriptor goes to whom it is given, and is closed with the counter."""
+    fd = counter.fileno()
+    assert not os.get_inheritable(fd)
+    counter.close()
+    counter.close()
+    assert counter.fileno() == -1
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
+
+
+def test_a_counter_closes_when_it_is_dropped() -> None:
+    """Nobody needs to call close()."""
+    made = tickets.new_tickets()
+    fd = made.fileno()
+    del made
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)

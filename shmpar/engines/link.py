@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -72,6 +73,8 @@ class Link:
     untold : deque
         One entry for each message that it was sent and has not been told of. Taken and added one
         by one, which is atomic: a finalizer may send in the middle of :meth:`ring`.
+    flushing : Lock
+        Held by the thread that empties the outbox.
     """
 
     number: int
@@ -84,6 +87,7 @@ class Link:
     environment: Environment | None = None
     counters: set[int] = field(default_factory=set)
     untold: deque[None] = field(default_factory=deque)
+    flushing: threading.Lock = field(default_factory=threading.Lock)
 
     def has(self, execution: Execution) -> bool:
         """Whether it was sent something of this run that it has not drained."""
@@ -165,9 +169,13 @@ class Link:
 
     def flush(self) -> None:
         """Send what waits in the outbox, as far as the socket takes it, and ring."""
-        while self.outbox and self._send(*self.outbox[0]):
-            for fd in self.outbox.popleft()[1]:
-                os.close(fd)
+        if self.flushing.acquire(blocking=False):  # else another thread is at it
+            try:
+                while self.outbox and self._send(*self.outbox[0]):
+                    for fd in self.outbox.popleft()[1]:
+                        os.close(fd)
+            finally:
+                self.flushing.release()
         self.ring()
 
     def _send(self, body: bytes, descriptors: Sequence[int]) -> bool:

@@ -324,7 +324,13 @@ class ProcessesEngine:
 
     def _feed(self, link: Link) -> None:
         while (item := link.next_to_send()) is not None:
-            self._send_plan(link, *item)
+            execution, generation = item
+            try:
+                self._send_plan(link, execution, generation)
+            except Exception as error:  # noqa: BLE001 - a segment was closed: that run's fault alone
+                link.drained(execution.number, generation.number)
+                self._events.append(Rejected(execution.number, error))
+                self._events.append(Emptied(link.number, execution.number, generation.number))
 
     def _send_plan(self, link: Link, execution: Execution, generation: Generation) -> None:
         packed, loan = self._packed[execution.number], Loan()
@@ -348,7 +354,8 @@ class ProcessesEngine:
         loan = Loan()
         references, segments = self._packed[execution.number].outputs(execution)
         link.lend(self._watched(segments), loan)
-        link.post(("outputs", execution.number, references or (), loan.records), loan.descriptors)
+        message = ("outputs", execution.number, references or (), execution.several, loan.records)
+        link.post(message, loan.descriptors)
 
     def _watched(self, segments: Iterable[Segment]) -> Iterable[Segment]:
         """The same segments; workers will be told when one is gone."""

@@ -115,9 +115,12 @@ class Execution:
         if held is None:
             return None, ()
         chunk = self.generations[held.generation].chunk
-        self.ledger.mark_done([chunk(ticket) for ticket in range(held.first, held.cursor)])
-        rest = range(held.cursor + 1, held.last)
-        return chunk(held.cursor), tuple(chunk(ticket) for ticket in rest)
+        finished = [chunk(ticket) for ticket in range(held.first, held.cursor)]
+        rest = [chunk(ticket) for ticket in range(held.cursor + 1, held.last)]
+        if self.plan.collects:  # its results may have died with it
+            return chunk(held.cursor), (*finished, *rest)
+        self.ledger.mark_done(finished)
+        return chunk(held.cursor), tuple(rest)
 
 
 @dataclass(frozen=True, slots=True)

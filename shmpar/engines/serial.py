@@ -59,7 +59,7 @@ class LocalChannel:
         """Whether the time is over."""
         return self._until is not None and time.monotonic() >= self._until
 
-    def allocate(self, announcement: Announcement) -> Sequence[Array]:
+    def allocate(self, announcement: Announcement) -> tuple[Sequence[Array], bool]:
         """Allocate the outputs, unless another worker has."""
         execution = self._execution
         if execution.stopped:
@@ -70,7 +70,7 @@ class LocalChannel:
             except BaseException as error:
                 self._tell(Rejected(execution.number, error))
                 raise Abandoned from error
-        return execution.outputs or ()
+        return execution.outputs or (), bool(execution.several)
 
     def failed(self, failure: Failure) -> None:
         """Report a chunk that failed."""

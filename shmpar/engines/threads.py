@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 
 from shmpar.engines.protocol import Emptied, Event, Execution, Generation, Ready, Rejected
 from shmpar.engines.serial import LocalChannel, bound
+from shmpar.interrupts import allowed
 from shmpar.ledger import Ledger
 from shmpar.segment import Slab
 from shmpar.tickets import LockTickets, OffsetTickets, new_tickets
@@ -43,8 +45,8 @@ class ThreadsEngine:
     def __init__(self, workers: int, initializer: Callable[[], object] | None = None) -> None:
         self.workers = workers
         self._initializer = initializer
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._seen: list[Event] = []
+        self._events: deque[Event] = deque()
+        self._signal = threading.Event()
         self._ready: set[int] = set()
         self._inboxes: list[_Inbox] = [queue.SimpleQueue() for _ in range(workers)]
         self._threads = [
@@ -88,37 +90,36 @@ class ThreadsEngine:
         """A thread never dies alone."""
 
     def wait(self, timeout: float | None) -> None:
-        """Block until a thread has said something."""
-        try:
-            event = self._events.get(timeout=timeout)
-        except queue.Empty:
-            return
-        if event is not None:
-            self._seen.append(event)
+        """Block until a thread has said something; nothing is taken, so nothing can be lost."""
+        self._signal.wait(timeout)
 
     def events(self) -> list[Event]:
         """What the threads have said."""
-        events, self._seen = self._seen, []
-        while not self._events.empty():
-            event = self._events.get()
-            if event is not None:
-                events.append(event)
+        self._signal.clear()
+        events = []
+        while self._events:
+            events.append(self._events.popleft())
         self._ready.update(event.worker for event in events if isinstance(event, Ready))
         return events
 
     def wake(self) -> None:
         """End another thread's `wait`."""
-        self._events.put(None)
+        self._signal.set()
+
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
+        self._signal.set()
 
     def shutdown(self) -> None:
         """End the threads, each after the chunk that it computes."""
         for inbox in self._inboxes:
             inbox.put(None)
-        for thread in self._threads:
-            thread.join()
+        with allowed():
+            for thread in self._threads:
+                thread.join()
 
     def _run(self, worker: int) -> None:
-        prepare, tell, inbox = self._initializer, self._events.put, self._inboxes[worker]
+        prepare, tell, inbox = self._initializer, self._tell, self._inboxes[worker]
         broken: BaseException | None = None
         try:
             if prepare is not None:

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from shmpar.driver import Driver
 from shmpar.engines.serial import SerialEngine
+from shmpar.interrupts import held_back
 from shmpar.pool.engine import EngineChoice
 from shmpar.pool.memory import Memory
 from shmpar.progress import Progress
@@ -117,8 +118,16 @@ class Pool(Reductions, Memory):
         self._manager = Manager()
         self._driver: Driver | None = None
         reap()
-        self._driver = Driver(choice.make)
-        _open_pools.add(self)
+        self._open(choice)
+
+    def _open(self, choice: EngineChoice) -> None:
+        try:
+            with held_back():
+                self._driver = Driver(choice.make)
+                _open_pools.add(self)
+        except BaseException:  # an interrupt that had to wait
+            self.shutdown(cancel_futures=True)
+            raise
 
     @property
     def last_run(self) -> Run | None:
@@ -166,13 +175,14 @@ class Pool(Reductions, Memory):
         """
         if self._pid != os.getpid():
             return
-        driver, self._driver = self._driver, None
-        _open_pools.discard(self)
-        try:
-            if driver is not None:
-                driver.close(cancel=cancel_futures or not wait)
-        finally:
-            self._manager.close()
+        with held_back():
+            driver, self._driver = self._driver, None
+            _open_pools.discard(self)
+            try:
+                if driver is not None:
+                    driver.close(cancel=cancel_futures or not wait)
+            finally:
+                self._manager.close()
 
     def __enter__(self) -> Self:
         self._checked()

@@ -68,7 +68,8 @@ class Mapping(mmap.mmap):
         """Do nothing: arrays may look at this memory, and it goes with the last of them."""
 
     def __del__(self) -> None:
-        _dead.append(self.start)
+        if hasattr(self, "start"):  # else it could not be mapped
+            _dead.append(self.start)
 
 
 def _address(memory: mmap.mmap, *, writable: bool) -> int:

@@ -97,7 +97,9 @@ def map_blocks(
     grid = cut(inputs, chunks, whole=drop)
     placement = place_blocks(grid, drop, new_axis, out_chunks)
     targets = parse_targets(request.verb, request.out, request.dtype)
-    in_place = check_overlap(request.verb, targets.given, inputs.arrays, in_place=True)
+    # In place, a chunk's output must lie where its input does.
+    fits = placement == InBlocks.like(grid)
+    in_place = check_overlap(request.verb, targets.given, inputs.arrays, in_place=fits)
     return _run(request, inputs, Cut(grid, placement), targets, in_place=in_place)
 
 

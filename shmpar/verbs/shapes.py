@@ -71,7 +71,9 @@ def _declared(
     grid: Grid, axes: Sequence[int | None], cuts: Sequence[Axis | None], out_chunks: Any
 ) -> list[Axis | None]:
     if isinstance(out_chunks, Mapping):
-        entries = [out_chunks.get(axis) for axis in range(len(axes))]
+        axes_tuple("out_chunks", out_chunks, len(axes))
+        named = {axis % len(axes): entry for axis, entry in out_chunks.items()}
+        entries = [named.get(axis) for axis in range(len(axes))]
     elif isinstance(out_chunks, tuple | list):
         entries = list(out_chunks)
     else:

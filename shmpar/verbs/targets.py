@@ -1,6 +1,6 @@
 """``out=`` and ``dtype=``: what the user says of the results, checked before anything starts.
 
-Imports outputs and policy.
+Imports outputs, policy and segment.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from shmpar.outputs import Outputs, filler
 from shmpar.policy import Policy
+from shmpar.segment import extent, locate
 
 __all__ = ["Targets", "check_overlap", "parse_targets"]
 
@@ -85,7 +86,14 @@ def parse_targets(verb: str, out: Any, dtype: Any, *, objects: bool = False) -> 
 
 def _dtypes(dtype: Any) -> tuple[DType | None, ...]:
     parts = dtype if isinstance(dtype, tuple) else (dtype,)
-    return tuple(None if part is None else np.dtype(part) for part in parts)
+    found = tuple(None if part is None else np.dtype(part) for part in parts)
+    for part in found:
+        if part is not None and part.kind in "SUV" and part.itemsize == 0:
+            raise ValueError(
+                f"dtype={part.type.__name__} says no length, and no value is shortened: say it, as "
+                f"in dtype='{part.kind}10'"
+            )
+    return found
 
 
 def _arrays(verb: str, out: Any) -> tuple[Array, ...]:
@@ -104,7 +112,9 @@ def _check_array(verb: str, out: Any) -> None:
         raise ValueError(f"{verb}: out= (shape {out.shape}) is read-only")
     if out.dtype.hasobject or out.dtype.kind == "T":
         raise TypeError(f"{verb}: out= has dtype {out.dtype}, which workers cannot write")
-    if any(step == 0 and length > 1 for step, length in zip(out.strides, out.shape, strict=True)):
+    if out.size and any(
+        step == 0 and length > 1 for step, length in zip(out.strides, out.shape, strict=True)
+    ):
         raise ValueError(f"{verb}: out= is broadcast: several of its elements are one in memory")
 
 
@@ -180,6 +190,26 @@ def _is_same(one: Array, other: Array) -> bool:
 
 
 def _overlap(one: Array, other: Array) -> bool:
+    return _share_addresses(one, other) or _share_file(one, other)
+
+
+def _share_file(one: Array, other: Array) -> bool:
+    """Whether both lie in one mapped file, in bytes that overlap, though it is mapped twice."""
+    places = locate(one), locate(other)
+    if places[0] is None or places[1] is None or places[0].segment == places[1].segment:
+        return False
+    mine, theirs = (place.segment.backing.identity() for place in places if place is not None)
+    if mine != theirs:
+        return False
+    (low, high), (other_low, other_high) = (
+        [place.offset + end for end in extent.span(array.shape, array.strides, array.itemsize)]
+        for place, array in zip(places, (one, other), strict=True)
+        if place is not None
+    )
+    return low < other_high and other_low < high
+
+
+def _share_addresses(one: Array, other: Array) -> bool:
     try:
         return np.shares_memory(one, other, max_work=10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:

@@ -94,21 +94,16 @@ def _selected(
     return Grid(tuple(cuts)), Halo(tuple(depth), tuple(boundary))
 
 
-def extras(
-    plan: Plan, arrays: Sequence[Array], outputs: Sequence[Array] | None
-) -> Callable[[int], dict[str, Any]] | None:
+def extras(plan: Plan, arrays: Sequence[Array]) -> Callable[[int], dict[str, Any]] | None:
     """Make the function that gives ``block_id``, ``block_info`` and ``rng``; None if none is due.
 
-    Parameters
-    ----------
-    outputs : sequence of ndarray or None
-        As far as known: ``block_info[None]`` names their dtype.
+    They follow from the plan alone: a function must not see which chunk was the first.
     """
     makers: dict[str, Getter] = {}
     if "block_id" in plan.wants:
         makers["block_id"] = plan.grid.index
     if "block_info" in plan.wants:
-        makers["block_info"] = lambda chunk: _block_info(plan, arrays, outputs, chunk)
+        makers["block_info"] = lambda chunk: _block_info(plan, arrays, chunk)
     if "rng" in plan.wants:
         makers["rng"] = lambda chunk: _stream(plan.seed, chunk)
     if not makers:
@@ -122,7 +117,7 @@ def _stream(seed: Any, chunk: int) -> np.random.Generator:
 
 
 def _block_info(
-    plan: Plan, arrays: Sequence[Array], outputs: Sequence[Array] | None, chunk: int
+    plan: Plan, arrays: Sequence[Array], chunk: int
 ) -> dict[int | None, dict[str, Any]]:
     """The dictionary that Dask's ``map_blocks`` passes under this name."""
     info: dict[int | None, dict[str, Any]] = {}
@@ -140,12 +135,12 @@ def _block_info(
             }
     core = [(part.start, part.stop) for part in grid.core(chunk)]
     info[None] = {
-        "shape": outputs[0].shape if outputs else grid.shape,
+        "shape": grid.shape,
         "num-chunks": grid.numblocks,
         "chunk-location": index,
         "array-location": core,
         "chunk-shape": tuple(stop - start for start, stop in core),
-        "dtype": outputs[0].dtype if outputs else None,
+        "dtype": plan.dtypes[0] if plan.dtypes else None,
     }
     return info
 

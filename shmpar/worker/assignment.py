@@ -38,8 +38,11 @@ class Channel(Protocol):
         """Whether to return between two claims."""
         ...
 
-    def allocate(self, announcement: Announcement) -> Sequence[Array]:
-        """Say what the outputs must be; wait for them. `Abandoned` if the run is over."""
+    def allocate(self, announcement: Announcement) -> tuple[Sequence[Array], bool]:
+        """Say what the outputs must be; wait for them, and for whether they are several.
+
+        They are what the first announcement said. Raises `Abandoned` if the run is over.
+        """
         ...
 
     def failed(self, failure: Failure) -> None:

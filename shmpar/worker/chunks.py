@@ -55,9 +55,9 @@ class Chunks:
             return
         value = self._call(chunk)
         announcement = announce(assignment.plan, chunk, value)
-        outputs = self._channel.allocate(announcement)
-        assignment.outputs, assignment.several = outputs, announcement.several
-        store = storer(assignment.plan, outputs, announcement.several)
+        outputs, several = self._channel.allocate(announcement)
+        assignment.outputs, assignment.several = outputs, several
+        store = storer(assignment.plan, outputs, several)
         self.compute = self._known(outputs, store)
         store(chunk, value)
 
@@ -90,7 +90,7 @@ def _caller(assignment: Assignment) -> Callable[[int], Any]:
     plan, function = assignment.plan, assignment.function
     call, keywords = function.call, function.keywords
     arguments = getter(plan, assignment.arrays, function.values)
-    more = extras(plan, assignment.arrays, assignment.outputs)
+    more = extras(plan, assignment.arrays)
     trim = _trimmer(plan)
     if more is not None:
         return lambda chunk: trim(chunk, call(*arguments(chunk), **keywords, **more(chunk)))

@@ -111,15 +111,14 @@ def _report(assignment: Assignment, channel: Channel, ticket: int, error: BaseEx
     if assignment.plan.fail_fast:
         assignment.tickets.stop(assignment.count)
     chunk = ticket if assignment.todo is None else assignment.todo[ticket]
+    assignment.status[chunk] = FAILED
     channel.failed(Failure(chunk, error, block_shape(assignment, chunk)))
 
 
 def _mark(assignment: Assignment, first: int, end: int, failed: list[int]) -> None:
-    """Record the tickets ``first <= t < end`` as done, or failed."""
+    """Record the tickets ``first <= t < end`` as done, but for those that failed."""
     status, todo = assignment.status, assignment.todo
-    if todo is None:
-        status[first:end] = DONE
-    else:
-        status[list(todo[first:end])] = DONE
-    for ticket in failed:
-        status[ticket if todo is None else todo[ticket]] = FAILED
+    for stop in (*failed, end):
+        if first < stop:
+            status[slice(first, stop) if todo is None else list(todo[first:stop])] = DONE
+        first = stop + 1

@@ -17,6 +17,7 @@ import functools
 import importlib.util
 import os
 import pickle
+import resource
 import socket
 import sys
 import traceback
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shmpar.errors import PlanError
-from shmpar.ledger import Ledger
+from shmpar.ledger import SAID, Ledger
 from shmpar.plan import Announcement, Failure, Function, Plan, ResultError
 from shmpar.segment import Segment
 from shmpar.tickets import LockTickets, OffsetTickets, Tickets, open_tickets
@@ -161,7 +162,7 @@ class WorkerProcess:
                 case ("initialize", body, held, records):
                     self._adopt(records, descriptors)
                     self._initialize(body, held)
-                case ("outputs", _, _, records):  # of a run that had no need of them here
+                case ("outputs", _, _, _, records):  # of a run that had no need of them here
                     self._adopt(records, descriptors)
                 case ("exit",):
                     return
@@ -276,7 +277,7 @@ class WorkerProcess:
         segment = self.segments[key]
         return segment.ndarray(offset, shape, strides, np.dtype(dtype), writable=writable)
 
-    def await_outputs(self, run: int) -> Sequence[Reference]:
+    def await_outputs(self, run: int) -> tuple[Sequence[Reference], bool]:
         """Take messages until the one that says where the outputs are."""
         for item in list(self.backlog):
             if item[0][0] in {"outputs", "abandon"} and item[0][1] == run:
@@ -288,12 +289,12 @@ class WorkerProcess:
                 return self._outputs(message, descriptors)
             self.backlog.append((message, descriptors))
 
-    def _outputs(self, message: Any, descriptors: list[int]) -> Sequence[Reference]:
+    def _outputs(self, message: Any, descriptors: list[int]) -> tuple[Sequence[Reference], bool]:
         if message[0] == "abandon":
             raise Abandoned
-        _, _, references, records = message
+        _, _, references, several, records = message
         self._adopt(records, descriptors)
-        return references  # type: ignore[no-any-return]
+        return references, several
 
     def _enter(self, environment: Environment) -> None:
         with contextlib.suppress(OSError):  # a directory that is gone is no reason to fail
@@ -334,7 +335,7 @@ class _SocketChannel:
         self._values: list[tuple[int, Any]] = []
         self.said: Announcement | None = None
 
-    def allocate(self, announcement: Announcement) -> Sequence[Array]:
+    def allocate(self, announcement: Announcement) -> tuple[Sequence[Array], bool]:
         """Say what the outputs must be, and wait until the parent has made them.
 
         Small ones lie in the scratch, and what they must be is said at the end.
@@ -343,10 +344,13 @@ class _SocketChannel:
             arrays = self._scratch.carve(announcement.outputs)
             if arrays is not None:
                 self.said = announcement
-                return arrays
+                # For the case that this process does not live to say it.
+                self._scratch.slot(self._process.number)[SAID] = announcement.digest()
+                return arrays, announcement.several
         self._process.wire.send(("announce", self._run, announcement.pack()))
-        references = self._process.await_outputs(self._run)
-        return [self._process.view(reference, writable=True) for reference in references]
+        references, several = self._process.await_outputs(self._run)
+        views = [self._process.view(reference, writable=True) for reference in references]
+        return views, several
 
     def failed(self, failure: Failure) -> None:
         """Report a chunk that failed, with the exception if it pickles."""
@@ -397,6 +401,8 @@ def main(fd: int, bell: int, number: int) -> None:
     fd, bell, number : int
         Of :class:`WorkerProcess`.
     """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the parent raises its own late
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     wire = Wire(socket.socket(fileno=fd))

@@ -42,6 +42,8 @@ def as_arrays(plan: Plan, value: Any, several: bool | None) -> tuple[Array, ...]
             f"the function returned {type(value).__name__} where a tuple of outputs is due"
         )
     parts = value if is_tuple else (value,)
+    if not parts:
+        raise ResultError("the function returned an empty tuple, which is no output; return None")
     if plan.dtypes is not None and len(parts) != len(plan.dtypes):
         raise ResultError(
             f"the function returned {len(parts)} outputs, but {len(plan.dtypes)} are declared "
@@ -158,7 +160,10 @@ def _store_scalar(plan: Plan, output: Array, declared: bool) -> Store:
 
     def store(chunk: int, value: Any) -> None:
         if type(value) in exact:
-            flat[chunk] = value
+            try:
+                flat[chunk] = value
+            except OverflowError:  # a Python int
+                slow(chunk, value)
         else:
             slow(chunk, value)
 
@@ -189,7 +194,8 @@ def _cast_into(window: Array, value: Array, declared: bool) -> None:
             f"chunk; pass dtype= (or out=) to have results cast"
         )
     shortened = value.dtype.kind in "SU" and value.dtype.itemsize > _room(value, window)
-    if shortened or not np.can_cast(value.dtype, window.dtype, "same_kind"):
+    written = window.dtype.kind in "SU" and value.dtype.kind not in "SU"  # as digits: all of them
+    if shortened or not np.can_cast(value.dtype, window.dtype, "safe" if written else "same_kind"):
         raise ResultError(
             f"the function returned dtype {value.dtype}, which does not cast to {window.dtype} "
             "without loss of kind; cast it in the function, or pass another dtype= or out="
