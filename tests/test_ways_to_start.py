@@ -215,7 +215,7 @@ import os, sys, time
 import numpy as np, shmpar
 
 def work(n, seconds):
-    os.write(1, b"at work\n")  # whole, also beside the other worker's
+    os.write(1, b"at work\\n")  # whole, also beside the other worker's
     time.sleep(seconds)
 
 with shmpar.Pool(2) as pool:
