@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -35,11 +37,38 @@ from shmpar.scheduler import (
 WORKERS = 3
 
 
-class World(RuleBasedStateMachine):
-    """Workers, counters and a ledger as they are, without processes.
+@dataclass
+class Claim:
+    """Tickets that a worker holds; all but `generation` are places in its list of chunks."""
 
-    A worker has a list of assigned generations, and holds a claim: tickets of one generation, with
-    a cursor. Between claiming and saying so it holds tickets that nobody can name.
+    generation: int
+    first: int
+    cursor: int
+    last: int
+    reported: bool = False  # the chunk under the cursor has failed, and the parent was told
+
+
+@dataclass
+class Worker:
+    """A worker process: what it was given, what it holds, and what it said and nobody read."""
+
+    assigned: list[int] = field(default_factory=list)
+    claim: Claim | None = None
+    mail: deque[Any] = field(default_factory=deque)
+    alive: bool = True
+    doomed: bool = False  # a signal is on its way
+
+    @property
+    def can_work(self) -> bool:
+        return self.alive and bool(self.assigned)
+
+
+class World(RuleBasedStateMachine):
+    """Workers, counters, a ledger and messages as they are, without processes.
+
+    A worker goes on until a signal reaches it, and dies at any moment: between two chunks, between
+    claiming tickets and saying so, when it has reported a failure that nobody has read yet. What it
+    said is heard in order, its death last. Audits are answered late.
     """
 
     @initialize(
@@ -47,130 +76,219 @@ class World(RuleBasedStateMachine):
         retries=st.integers(0, 2),
         fail_fast=st.booleans(),
         in_place=st.booleans(),
+        collects=st.booleans(),
         ready=st.sets(st.integers(0, WORKERS - 1)),
     )
     def begin(
-        self, chunks: int, retries: int, fail_fast: bool, in_place: bool, ready: set[int]
+        self,
+        chunks: int,
+        retries: int,
+        fail_fast: bool,
+        in_place: bool,
+        collects: bool,
+        ready: set[int],
     ) -> None:
         self.chunks = chunks
+        self.collects = collects and not in_place
         self.scheduler = Scheduler(retries, fail_fast, in_place=in_place, patience=4)
-        self.up = set(ready)
-        self.starting = set(range(WORKERS)) - self.up
-        self.assigned: dict[int, list[int]] = {worker: [] for worker in range(WORKERS)}
-        self.claims: dict[int, tuple[int, int, int]] = {}  # worker: generation, cursor, last
+        self.workers = {number: Worker() for number in ready}
+        self.starting = set(range(WORKERS)) - ready
         self.counters: list[int] = []
         self.todo: list[tuple[int, ...]] = []
+        self.status: dict[int, str] = {}
         self.done: dict[int, int] = {}
         self.failed: dict[int, int] = {}
+        self.blamed: dict[int, int] = {}
+        self.audits = 0
         self.stopped = self.finished = self.gave_up = False
-        self.obey(self.scheduler.start(sorted(self.up)))
+        self.obey(self.scheduler.start(sorted(ready)))
+
+    # The parent
 
     def tell(self, event: Any) -> None:
         self.obey(self.scheduler.handle(event))
 
-    def obey(self, commands: list[Any]) -> None:  # noqa: C901 - one case a command
-        later = []
+    def obey(self, commands: list[Any]) -> None:  # noqa: C901, PLR0912 - one case a command
+        taken_back = []
         for command in commands:
+            assert not self.finished, "nothing happens after the end"
             match command:
-                case Open(_, todo):
+                case Open(number, todo):
+                    assert number == len(self.todo)
+                    assert self.scheduler.phase is Phase.RUNNING
                     self.todo.append(tuple(range(self.chunks)) if todo is None else todo)
                     self.counters.append(0)
-                case Assign(worker, generation):
-                    assert worker in self.up
-                    self.assigned[worker].append(generation)
+                case Assign(number, generation):
+                    self.workers[number].assigned.append(generation)
                 case Stop():
+                    assert not self.stopped
                     self.stopped = True
                     self.counters = [99 for _ in self.counters]
-                case Kill(worker):
-                    later.append(worker)
-                case Replace(worker):
-                    self.starting.add(worker)
+                    for number, worker in self.workers.items():
+                        if worker.alive:  # what no worker was sent is taken back
+                            taken_back += [(number, one) for one in worker.assigned[2:]]
+                            del worker.assigned[2:]
+                case Kill(number):
+                    self.workers[number].doomed = True
+                case Replace(number):
+                    assert number not in self.workers
+                    self.starting.add(number)
                 case Fail(chunk, _):
-                    self.failed[chunk] = self.failed.get(chunk, 0) + 1
+                    self.settle(chunk, "failed")
                 case GiveUp():
                     self.gave_up = True
                 case Finish():
-                    assert not self.finished
                     self.finished = True
-                    assert not self.claims, "a run is done when its last writer is idle"
+                    claims = [one.claim for one in self.workers.values() if one.alive]
+                    assert not any(claims), "a run is done when its last writer is idle"
                 case Audit():
-                    settled = {*self.done, *self.failed}
-                    pending = [chunk for chunk in range(self.chunks) if chunk not in settled]
-                    assert not self.claims
-                    self.tell(Audited(pending))
-        for worker in later:
-            if worker in self.up:
-                self.die(worker)
+                    self.audits += 1
+        for number, generation in taken_back:
+            self.tell(Drained(number, generation))
 
-    def computing(self, worker: int) -> int:
-        generation, cursor, _ = self.claims[worker]
-        return self.todo[generation][cursor]
+    def settle(self, chunk: int, status: str) -> None:
+        """Write the ledger."""
+        book = self.failed if status == "failed" else self.done
+        book[chunk] = book.get(chunk, 0) + 1
+        self.status[chunk] = status
+
+    @precondition(lambda self: self.audits and not self.finished)
+    @rule()
+    def answer(self) -> None:
+        """The ledger is read, and what it says is told."""
+        self.audits -= 1
+        self.tell(Audited([chunk for chunk in range(self.chunks) if chunk not in self.status]))
+
+    @precondition(lambda self: any(worker.mail for worker in self.workers.values()))
+    @rule(data=st.data())
+    def hear(self, data: st.DataObject) -> None:
+        talking = sorted(number for number, worker in self.workers.items() if worker.mail)
+        self.hear_from(data.draw(st.sampled_from(talking)))
+
+    def hear_from(self, number: int) -> None:
+        event = self.workers[number].mail.popleft()
+        if isinstance(event, Died):
+            dead = self.workers.pop(number)
+            assert not dead.mail, "a death is the last that is heard"
+            if event.blamed is not None:
+                self.blamed[event.blamed] = self.blamed.get(event.blamed, 0) + 1
+        self.tell(event)
 
     # What workers do
 
     @precondition(lambda self: not self.finished and self.starting)
     @rule(data=st.data())
     def join(self, data: st.DataObject) -> None:
-        worker = data.draw(st.sampled_from(sorted(self.starting)))
-        self.starting.discard(worker)
-        self.up.add(worker)
-        self.tell(Joined(worker))
+        self.join_as(data.draw(st.sampled_from(sorted(self.starting))))
 
-    @precondition(lambda self: any(self.assigned[worker] for worker in self.up))
-    @rule(data=st.data(), size=st.integers(1, 3), lost=st.integers(0, 9))
-    def step(self, data: st.DataObject, size: int, lost: int) -> None:
+    def join_as(self, number: int) -> None:
+        self.starting.discard(number)
+        self.workers[number] = Worker()
+        self.tell(Joined(number))
+
+    @precondition(lambda self: any(worker.can_work for worker in self.workers.values()))
+    @rule(data=st.data(), size=st.integers(1, 3), fails=st.integers(0, 3))
+    def step(self, data: st.DataObject, size: int, fails: int) -> None:
         """A worker goes on: claims, finishes a chunk, or finds its generation drained."""
-        busy = sorted(worker for worker in self.up if self.assigned[worker])
+        busy = sorted(number for number, one in self.workers.items() if one.can_work)
         worker = data.draw(st.sampled_from(busy))
-        if worker in self.claims:
-            self.finish_chunk(worker, data.draw(st.booleans()) and data.draw(st.booleans()))
-            return
-        generation = self.assigned[worker][0]
+        self.go_on(worker, size, fails=fails == 0)
+
+    def go_on(self, number: int, size: int, *, fails: bool = False) -> None:
+        worker = self.workers[number]
+        claim = worker.claim
+        if claim is None:
+            self.claim(number, worker, size)
+        elif claim.reported:
+            self.move_on(worker, claim)
+        elif fails:
+            chunk = self.todo[claim.generation][claim.cursor]
+            if self.scheduler.fail_fast:
+                self.counters[claim.generation] = 99
+            self.settle(chunk, "failed")
+            claim.reported = True
+            worker.mail.append(ChunkFailed(chunk))
+        else:
+            if not self.collects:
+                self.settle(self.todo[claim.generation][claim.cursor], "done")
+            self.move_on(worker, claim)
+
+    def claim(self, number: int, worker: Worker, size: int) -> None:
+        generation = worker.assigned[0]
         first, count = self.counters[generation], len(self.todo[generation])
         self.counters[generation] += size
         if first >= count:
-            self.assigned[worker].pop(0)
-            self.tell(Drained(worker, generation))
-        elif lost == 0:
-            self.die(worker)  # between the claim and the slot
+            worker.assigned.pop(0)
+            worker.mail.append(Drained(number, generation))
         else:
-            self.claims[worker] = generation, first, min(first + size, count)
+            worker.claim = Claim(generation, first, first, min(first + size, count))
 
-    def finish_chunk(self, worker: int, fails: bool) -> None:
-        generation, cursor, last = self.claims[worker]
-        chunk = self.computing(worker)
-        book = self.failed if fails else self.done
-        book[chunk] = book.get(chunk, 0) + 1
-        if cursor + 1 < last and not (fails and self.scheduler.fail_fast):
-            self.claims[worker] = generation, cursor + 1, last
-        else:
-            del self.claims[worker]
-        if fails:
-            self.tell(ChunkFailed(chunk))
+    def move_on(self, worker: Worker, claim: Claim) -> None:
+        if claim.reported and self.scheduler.fail_fast:
+            claim.last = claim.cursor + 1
+        claim.cursor, claim.reported = claim.cursor + 1, False
+        if claim.cursor == claim.last:
+            if self.collects:
+                for chunk in self.todo[claim.generation][claim.first : claim.last]:
+                    if self.status.get(chunk) != "failed":
+                        self.settle(chunk, "done")
+            worker.claim = None
 
-    @precondition(lambda self: not self.finished and (self.up or self.starting))
+    @precondition(lambda self: any(worker.can_work for worker in self.workers.values()))
+    @rule(data=st.data(), size=st.integers(1, 3))
+    def lose_tickets(self, data: st.DataObject, size: int) -> None:
+        """A worker dies between the claim and the slot: nobody can name what it took."""
+        idle = [n for n, one in self.workers.items() if one.can_work and one.claim is None]
+        if idle:
+            number = data.draw(st.sampled_from(sorted(idle)))
+            self.counters[self.workers[number].assigned[0]] += size
+            self.die(number)
+
+    @precondition(lambda self: not self.finished and self.workers)
     @rule(data=st.data())
     def kill(self, data: st.DataObject) -> None:
-        self.die(data.draw(st.sampled_from(sorted(self.up | self.starting))))
+        self.die(data.draw(st.sampled_from(sorted(self.workers))))
 
-    def die(self, worker: int) -> None:
-        self.up.discard(worker)
-        self.starting.discard(worker)
-        self.assigned[worker] = []
+    @precondition(lambda self: any(one.doomed and one.alive for one in self.workers.values()))
+    @rule(data=st.data())
+    def perish(self, data: st.DataObject) -> None:
+        doomed = [number for number, one in self.workers.items() if one.doomed and one.alive]
+        self.die(data.draw(st.sampled_from(sorted(doomed))))
+
+    def die(self, number: int) -> None:
+        worker = self.workers[number]
+        if not worker.alive:
+            return
+        worker.alive, claim = False, worker.claim
         blamed, unfinished = None, ()
-        if worker in self.claims:
-            generation, cursor, last = self.claims.pop(worker)
-            blamed = self.todo[generation][cursor]
-            unfinished = self.todo[generation][cursor + 1 : last]
-        self.tell(Died(worker, blamed, unfinished, barren=blamed is None))
+        if claim is not None:
+            todo = self.todo[claim.generation]
+            blamed = todo[claim.cursor]
+            unfinished = todo[claim.cursor + 1 : claim.last]
+            if self.collects:  # what was not flushed is gone
+                unfinished = todo[claim.first : claim.cursor] + unfinished
+        worker.mail.append(Died(number, blamed, unfinished, barren=claim is None))
+
+    @precondition(lambda self: not self.finished and self.starting)
+    @rule(data=st.data())
+    def die_young(self, data: st.DataObject) -> None:
+        """A worker dies while it starts."""
+        number = data.draw(st.sampled_from(sorted(self.starting)))
+        self.starting.discard(number)
+        self.tell(Died(number, barren=True))
 
     # What else happens
 
-    @precondition(lambda self: self.claims and not self.finished)
+    @precondition(lambda self: not self.finished)
     @rule(data=st.data())
     def time_out(self, data: st.DataObject) -> None:
-        worker = data.draw(st.sampled_from(sorted(self.claims)))
-        self.tell(TimedOut(worker, self.computing(worker)))
+        """The parent sees a claim that lasts; its worker may be dead, or go on meanwhile."""
+        holding = sorted(number for number, one in self.workers.items() if one.claim)
+        if holding:
+            number = data.draw(st.sampled_from(holding))
+            claim = self.workers[number].claim
+            assert claim is not None
+            self.tell(TimedOut(number, self.todo[claim.generation][claim.cursor]))
 
     @precondition(lambda self: not self.finished)
     @rule(often=st.integers(0, 9))
@@ -183,147 +301,288 @@ class World(RuleBasedStateMachine):
     def expire(self) -> None:
         self.tell(Expired())
 
-    @precondition(lambda self: not self.finished and any(self.assigned[w] for w in self.up))
+    @precondition(lambda self: not self.finished)
     @rule(data=st.data(), often=st.integers(0, 9))
     def refuse(self, data: st.DataObject, often: int) -> None:
-        free = [w for w in sorted(self.up) if self.assigned[w] and w not in self.claims]
-        if often == 0 and free:
-            worker = data.draw(st.sampled_from(free))
-            generation = self.assigned[worker].pop(0)
-            self.tell(Refused())
-            self.tell(Drained(worker, generation))
+        """A worker cannot load the plan, or has no memory for outputs."""
+        idle = [n for n, one in self.workers.items() if one.can_work and one.claim is None]
+        if often == 0 and idle:
+            number = data.draw(st.sampled_from(sorted(idle)))
+            worker = self.workers[number]
+            worker.mail += [Refused(), Drained(number, worker.assigned.pop(0))]
 
     @rule()
     def nothing(self) -> None:
         """Time passes, also when the run is over."""
 
+    # What holds at any time
+
     @invariant()
-    def holds(self) -> None:
-        if not hasattr(self, "scheduler"):
+    def its_own_invariants_hold(self) -> None:
+        if hasattr(self, "scheduler"):
+            self.scheduler.check_invariants()
+
+    @invariant()
+    def each_ticket_is_of_one_generation_and_one_worker(self) -> None:
+        """Chunks that are held, or can still be claimed, are so once, and are not settled."""
+        if not hasattr(self, "scheduler") or self.finished:
             return
-        self.scheduler.check_invariants()
-        held = [
-            chunk
-            for generation, cursor, last in self.claims.values()
-            for chunk in self.todo[generation][cursor:last]
-        ]
-        assert len(held) == len(set(held)), "a chunk is held by one worker at a time"
-        assert not set(held) & set(self.done), "what is done is not computed again"
-        assert all(count == 1 for count in self.done.values())
-        assert all(count == 1 for count in self.failed.values())
+        chances = []
+        for worker in self.workers.values():
+            claim = worker.claim
+            if claim is not None and worker.alive:
+                start = claim.first if self.collects else claim.cursor
+                chances += self.todo[claim.generation][start : claim.last]
+        for generation, todo in enumerate(self.todo):
+            given = any(generation in worker.assigned for worker in self.workers.values())
+            if given or generation not in self.scheduler.spent:
+                chances += todo[self.counters[generation] :]
+        assert len(chances) == len(set(chances)), "two workers could compute the same chunk"
+        settled = {chunk for chunk, status in self.status.items() if status == "done"}
+        assert not settled & set(chances), "what is done is not computed again"
+
+    @invariant()
+    def each_chunk_is_settled_once(self) -> None:
+        if hasattr(self, "scheduler"):
+            assert all(count == 1 for count in self.done.values())
+            assert all(count == 1 for count in self.failed.values())
+            assert not set(self.done) & set(self.failed)
+            most = 1 if self.scheduler.in_place else self.scheduler.retries + 1
+            assert all(deaths <= most for deaths in self.scheduler.deaths.values())
+            assert all(self.blamed[chunk] >= n for chunk, n in self.scheduler.deaths.items())
+
+    @invariant()
+    def it_waits_for_something(self) -> None:
+        """Until a run is over, somebody will say something that carries it on."""
+        if not hasattr(self, "scheduler") or self.finished:
+            return
+        heard = any(worker.mail for worker in self.workers.values())
+        working = any(worker.can_work for worker in self.workers.values())
+        coming = self.starting and self.scheduler.phase is Phase.RUNNING
+        assert heard or working or coming or self.audits
 
     def teardown(self) -> None:
         """Let everybody finish in peace: the run ends, and everything is accounted for."""
         if not hasattr(self, "scheduler"):
             return
-        for _ in range(1_000):
-            if self.finished:
-                break
-            for worker in sorted(self.starting):
-                self.starting.discard(worker)
-                self.up.add(worker)
-                self.tell(Joined(worker))
-            for worker in sorted(self.up):
-                if worker in self.claims:
-                    self.finish_chunk(worker, fails=False)
-                elif self.assigned[worker]:
-                    generation = self.assigned[worker][0]
-                    first = self.counters[generation]
-                    self.counters[generation] += 1
-                    if first < len(self.todo[generation]):
-                        self.claims[worker] = generation, first, first + 1
-                    else:
-                        self.assigned[worker].pop(0)
-                        self.tell(Drained(worker, generation))
+        for _ in range(500):
+            if not self.finished:
+                self.let_go_on()
         assert self.finished, "the run waits for nothing"
         assert self.scheduler.phase is Phase.OVER
-        assert not set(self.done) & set(self.failed)
+        assert self.scheduler.failed <= set(self.failed)
         if not self.stopped:
-            assert {*self.done, *self.failed} == set(range(self.chunks))
+            assert set(self.status) == set(range(self.chunks))
+        elif not self.gave_up:
+            assert self.scheduler.handle(Joined(0)) == []
+
+    def let_go_on(self) -> None:
+        """Everybody does one thing, and nobody dies but of a signal."""
+        if self.audits:
+            self.answer()
+        for number in sorted(self.starting):
+            self.join_as(number)
+        for number, worker in sorted(self.workers.items()):
+            if worker.doomed:
+                self.die(number)
+            elif worker.can_work:
+                self.go_on(number, 1)
+            if worker.mail and not self.finished:
+                self.hear_from(number)
 
 
 TestWorld = World.TestCase
 
 
-def started(**options: Any) -> Scheduler:
-    """A scheduler with two workers that have generation 0."""
+# Single transitions
+
+
+def started(*events: Any, workers: int = 2, **options: Any) -> Scheduler:
+    """A scheduler whose workers have generation 0, after these events."""
     made = Scheduler(**{"retries": 1, "fail_fast": True, **options})
-    assert made.start([0, 1]) == [Open(0, None), Assign(0, 0), Assign(1, 0)]
+    numbers = list(range(workers))
+    assert made.start(numbers) == [Open(0, None), *(Assign(number, 0) for number in numbers)]
+    for event in events:
+        made.handle(event)
     return made
 
 
-def test_a_run_is_over_when_all_have_drained_and_nothing_is_pending() -> None:
-    """The audit comes when the last one has, not before."""
-    made = started()
-    assert made.handle(Drained(0, 0)) == []
-    assert made.handle(Drained(1, 0)) == [Audit()]
+SLOW = {"fail_fast": False}
+BOTH_DRAINED = (Drained(0, 0), Drained(1, 0))
+
+TRANSITIONS = {
+    # name: (options, what happened before, event, commands)
+    "drained-not-the-last": ({}, (), Drained(0, 0), []),
+    "drained-the-last": ({}, (Drained(0, 0),), Drained(1, 0), [Audit()]),
+    "audited-nothing-pending": ({}, BOTH_DRAINED, Audited([]), [Finish()]),
+    "audited-lost-tickets": (
+        {},
+        BOTH_DRAINED,
+        Audited([3, 5]),
+        [Open(1, (3, 5)), Assign(0, 1), Assign(1, 1)],
+    ),
+    "audited-what-has-failed-is-not-lost": (
+        SLOW,
+        (ChunkFailed(3), *BOTH_DRAINED),
+        Audited([3]),
+        [Finish()],
+    ),
+    "audited-but-somebody-has-joined": (
+        {},
+        (Died(0, 4), Died(1, barren=True), Joined(1)),
+        Audited([4, 5]),
+        [],
+    ),
+    "audited-with-no-worker-left": (
+        {"workers": 1},
+        (Died(0),),
+        Audited([0, 1]),
+        [Open(1, (0, 1))],
+    ),
+    "joined-gets-what-has-tickets": ({}, (), Joined(2), [Assign(2, 0)]),
+    "joined-late-gets-nothing": ({}, (Drained(0, 0),), Joined(2), []),
+    "joined-gets-each-generation": (
+        {},
+        (Died(0, 4, (5,)),),
+        Joined(0),
+        [Assign(0, 0), Assign(0, 1)],
+    ),
+    "joined-a-stopping-run": ({}, (Cancelled(),), Joined(2), []),
+    "failed-fail-fast": ({}, (), ChunkFailed(3), [Stop()]),
+    "failed-twice-fail-fast": ({}, (ChunkFailed(3),), ChunkFailed(4), []),
+    "failed-and-it-goes-on": (SLOW, (), ChunkFailed(3), []),
+    "died-with-a-claim": (
+        {},
+        (),
+        Died(0, blamed=4, unfinished=(5, 6)),
+        [Replace(0), Open(1, (4, 5, 6)), Assign(1, 1)],
+    ),
+    "died-without-a-claim": ({}, (), Died(0), [Replace(0)]),
+    "died-idle": ({}, (Drained(0, 0),), Died(0), [Replace(0)]),
+    "died-the-last-that-had-anything": (
+        {},
+        (Drained(0, 0),),
+        Died(1),
+        [Replace(1), Audit()],
+    ),
+    "died-over-a-chunk-too-often": (
+        {},
+        (Died(0, 4),),
+        Died(1, blamed=4),
+        [Fail(4, timed_out=False), Stop(), Finish()],
+    ),
+    "died-too-often-and-it-goes-on": (
+        {"retries": 0, **SLOW},
+        (),
+        Died(0, blamed=4, unfinished=(5,)),
+        [Fail(4, timed_out=False), Replace(0), Open(1, (5,)), Assign(1, 1)],
+    ),
+    "died-in-place": (
+        {"in_place": True, "retries": 9, **SLOW},
+        (),
+        Died(0, blamed=4, unfinished=(5,)),
+        [Fail(4, timed_out=False), Replace(0), Open(1, (5,)), Assign(1, 1)],
+    ),
+    "died-over-what-had-failed": (
+        SLOW,
+        (ChunkFailed(4),),
+        Died(0, blamed=4, unfinished=(5,)),
+        [Replace(0), Open(1, (5,)), Assign(1, 1)],
+    ),
+    "died-and-what-had-failed-is-not-begun-again": (
+        SLOW,
+        (ChunkFailed(4),),
+        Died(0, blamed=6, unfinished=(4, 5)),
+        [Replace(0), Open(1, (6, 5)), Assign(1, 1)],
+    ),
+    "died-in-a-stopping-run": ({}, (Cancelled(),), Died(0, blamed=4), []),
+    "died-last-in-a-stopping-run": ({}, (Cancelled(), Drained(1, 0)), Died(0, 4), [Finish()]),
+    "timed-out": ({}, (), TimedOut(0, 4), [Kill(0)]),
+    "timed-out-twice": ({}, (TimedOut(0, 4),), TimedOut(0, 4), []),
+    "timed-out-who-is-gone": ({}, (Died(0),), TimedOut(0, 4), []),
+    "timed-out-and-retried": (
+        {},
+        (TimedOut(0, 4),),
+        Died(0, blamed=4),
+        [Replace(0), Open(1, (4,)), Assign(1, 1)],
+    ),
+    "timed-out-too-often": (
+        {"retries": 0},
+        (TimedOut(0, 4),),
+        Died(0, blamed=4),
+        [Fail(4, timed_out=True), Stop()],
+    ),
+    "timed-out-but-it-had-moved-on": (
+        {"retries": 0},
+        (TimedOut(0, 4),),
+        Died(0, blamed=5),
+        [Replace(0), Open(1, (5,)), Assign(1, 1)],
+    ),
+    "timed-out-had-moved-on-in-place": (
+        {"retries": 0, "in_place": True},
+        (TimedOut(0, 4),),
+        Died(0, blamed=5),
+        [Fail(5, timed_out=False), Stop()],
+    ),
+    "barren-and-patient": ({"patience": 1}, (), Died(0, barren=True), [Replace(0)]),
+    "barren-too-often": (
+        {"patience": 1},
+        (Died(0, barren=True),),
+        Died(0, barren=True),
+        [GiveUp(), Stop()],
+    ),
+    "barren-but-others-work": (
+        {"patience": 1},
+        (Died(0, barren=True), Drained(1, 0)),
+        Died(0, barren=True),
+        [Replace(0)],
+    ),
+    "refused": ({}, (), Refused(), [Stop()]),
+    "cancelled": ({}, (), Cancelled(), [Stop()]),
+    "cancelled-twice": ({}, (Cancelled(),), Cancelled(), []),
+    "cancelled-with-no-worker": ({"workers": 0}, (), Cancelled(), [Stop(), Finish()]),
+    "expired": ({}, (Cancelled(), Drained(0, 0)), Expired(), [Kill(1)]),
+    "expired-blames-nobody": (
+        {"retries": 0},
+        (Cancelled(), Drained(0, 0), Expired()),
+        Died(1, blamed=4),
+        [Finish()],
+    ),
+    "over": ({}, (*BOTH_DRAINED, Audited([])), Died(0, blamed=1), []),
+}
+
+
+@pytest.mark.parametrize("name", TRANSITIONS)
+def test_an_event_leads_to_commands(name: str) -> None:
+    """The table says, for each situation, what is to be done."""
+    options, before, event, commands = TRANSITIONS[name]
+    made = started(*before, **options)
+    assert made.handle(event) == commands
+    made.check_invariants()
+
+
+def test_a_chunk_may_die_as_often_as_retries_say() -> None:
+    """Each death makes a generation of it, until the last one is reported."""
+    made = started(retries=3)
+    for generation in range(1, 4):
+        assert Open(generation, (4,)) in made.handle(Died(0, blamed=4))
+        made.handle(Joined(0))
+    assert made.handle(Died(0, blamed=4)) == [Fail(4, timed_out=False), Stop()]
+
+
+def test_a_run_may_begin_with_chunks_of_its_own() -> None:
+    """A todo is generation 0, and whoever joins gets it."""
+    made = Scheduler(retries=0, fail_fast=True)
+    assert made.start([], (7, 8)) == [Open(0, (7, 8))]
+    assert made.handle(Joined(1)) == [Assign(1, 0)]
+
+
+def test_a_run_without_chunks_ends_as_any_other() -> None:
+    """Its workers find nothing, and there is nothing to audit."""
+    made = started(workers=1)
+    assert made.handle(Drained(0, 0)) == [Audit()]
     assert made.handle(Audited([])) == [Finish()]
-
-
-def test_lost_tickets_become_a_generation() -> None:
-    """What nobody holds and nobody did is handed out anew."""
-    made = started()
-    made.handle(Drained(0, 0))
-    made.handle(Drained(1, 0))
-    assert made.handle(Audited([3, 5])) == [Open(1, (3, 5)), Assign(0, 1), Assign(1, 1)]
-
-
-def test_what_a_dead_worker_held_is_computed_again_at_once() -> None:
-    """The chunk that it computed first, which is blamed."""
-    made = started()
-    assert made.handle(Died(0, blamed=4, unfinished=(5, 6))) == [
-        Replace(0),
-        Open(1, (4, 5, 6)),
-        Assign(1, 1),
-    ]
-    assert made.handle(Joined(0)) == [Assign(0, 0), Assign(0, 1)]
-
-
-def test_a_chunk_is_blamed_for_retries_and_no_more() -> None:
-    """Then it is reported, and a fail-fast run stops."""
-    made = started()
-    made.handle(Died(0, blamed=4))
-    assert made.handle(Died(1, blamed=4)) == [Fail(4, timed_out=False), Stop(), Finish()]
-
-
-def test_a_chunk_in_place_is_never_computed_again() -> None:
-    """But what its worker had not begun is."""
-    made = started(in_place=True, fail_fast=False)
-    assert made.handle(Died(0, blamed=4, unfinished=(5,))) == [
-        Fail(4, timed_out=False),
-        Replace(0),
-        Open(1, (5,)),
-        Assign(1, 1),
-    ]
-
-
-def test_a_timed_out_chunk_is_reported_as_such() -> None:
-    """The worker is ended once, and its death is the chunk's time-out."""
-    made = started(retries=0)
-    assert made.handle(TimedOut(0, 4)) == [Kill(0)]
-    assert made.handle(TimedOut(0, 4)) == []
-    assert made.handle(Died(0, blamed=4)) == [Fail(4, timed_out=True), Stop()]
-    assert made.handle(Drained(1, 0)) == [Finish()]
-
-
-def test_workers_that_die_without_a_chunk_are_not_replaced_for_ever() -> None:
-    """After `patience` of them in a row the run gives up."""
-    made = started(patience=2)
-    assert made.handle(Died(0, barren=True)) == [Replace(0)]
-    assert made.handle(Died(0, barren=True)) == [Replace(0)]
-    assert made.handle(Died(0, barren=True)) == [GiveUp(), Stop()]
-    assert made.handle(Drained(1, 0)) == [Finish()]
-
-
-def test_a_cancelled_run_waits_for_its_last_writer() -> None:
-    """And ends workers only when the grace is over."""
-    made = started()
-    assert made.handle(Cancelled()) == [Stop()]
-    assert made.handle(Cancelled()) == []
-    assert made.handle(Drained(0, 0)) == []
-    assert made.handle(Expired()) == [Kill(1)]
-    assert made.handle(Died(1)) == [Finish()]
-    assert made.handle(Joined(1)) == []
+    assert made.phase is Phase.OVER
 
 
 @pytest.mark.parametrize("name", scheduler.__all__)

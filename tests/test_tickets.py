@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -62,10 +63,11 @@ def claim_in_processes(
         What stop() said; `total` if it was not called.
     """
     gate, opened = os.pipe()  # nobody begins before all are there
-    readers = []
+    readers, pids = [], []
     for seed in range(processes):
         read, write = os.pipe()
-        if os.fork() == 0:
+        pid = os.fork()
+        if pid == 0:
             os.close(opened)
             os.read(gate, 1)
             claims = claim_until(counter, total, seed)
@@ -74,6 +76,7 @@ def claim_in_processes(
             os._exit(0)
         os.close(write)
         readers.append(read)
+        pids.append(pid)
     os.close(opened)
     began = time.perf_counter()
     handed_out = total
@@ -87,8 +90,8 @@ def claim_in_processes(
             parts.append(np.frombuffer(pipe.read(), np.int64).reshape(-1, 2))
     seconds = time.perf_counter() - began
     os.close(gate)
-    for _ in readers:
-        assert os.wait()[1] == 0
+    for pid in pids:
+        assert os.waitpid(pid, 0)[1] == 0
     return parts, seconds, handed_out
 
 
@@ -123,16 +126,14 @@ def test_two_million_claims_of_eight_processes(counter: tickets.Tickets) -> None
 
 def test_executed_interpreters_draw_from_one_counter(counter: tickets.Tickets) -> None:
     """A counter whose descriptor was inherited over exec is the same counter."""
-    source = """
+    source = textwrap.dedent("""
         import sys
         from shmpar.tickets import open_tickets
         counter = open_tickets(sys.argv[1], int(sys.argv[2]))
         sys.stdin.read()
         while (first := counter.claim(3)) < 30_000:
             print(first)
-    """
-    source = "\n".join(line.strip(" ") for line in source.splitlines())
-    source = source.replace("print", "    print")
+    """)
     children = [
         subprocess.Popen(
             [sys.executable, "-c", source, counter.kind, str(counter.fileno())],
