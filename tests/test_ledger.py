@@ -358,4 +358,3 @@ def test_at_its_end_a_claim_is_in_the_statuses(claim: Claim) -> None:
             expected[chunk] = DONE
     assert claim.ledger.status.tolist() == expected
     assert claim.reported == [chunk for chunk in claim.tickets if expected[chunk] == FAILED]
-
