@@ -116,6 +116,7 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
             return NotImplemented
         if array.dtype.hasobject:
             return NotImplemented
+        writable = array.flags.writeable
         place = locate(array)
         if place is None:
             if shared or not _is_plain(array.dtype):
@@ -126,8 +127,6 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
         else:
             segment, offset = place.segment, place.offset
         index = self._add(segment, private=not shared)
-        # A private array is the function's own, as one that was pickled: it may be written.
-        writable = array.flags.writeable or not shared
         layout = (offset, array.shape, array.strides, array.dtype, writable)
         start = array._lease.start if isinstance(array, SharedArray) and array._lease else None  # noqa: SLF001
         return _take, (index, start, *layout)

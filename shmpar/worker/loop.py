@@ -68,7 +68,7 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
 
 def _next_size(size: int, seconds: float, remaining: int, workers: int) -> int:
     """Tickets of the next claim; at most eight times the last one's."""
-    wanted = int(CLAIM_SECONDS / seconds) if seconds > 0 else 8 * size
+    wanted = int(CLAIM_SECONDS / max(seconds, 1e-9))  # a clock may have stood still
     return max(1, min(wanted, 8 * size, remaining // (_SHARE * workers)))
 
 

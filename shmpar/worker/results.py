@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 Store = Callable[[int, Any], None]
 
 _WEAK = (bool, int, float, complex)
-_KINDS = {bool: "?biufc", int: "biufc", float: "fc", complex: "c"}
+_KINDS = {bool: "biufc", int: "iufc", float: "fc", complex: "c"}
 
 
 def as_arrays(plan: Plan, value: Any, several: bool | None) -> tuple[Array, ...]:
@@ -150,7 +150,9 @@ def _store_array(plan: Plan, output: Array, declared: bool) -> Store:
 def _store_scalar(plan: Plan, output: Array, declared: bool) -> Store:
     """One number a chunk: the common case of rows, without a view."""
     slow = _store_array(plan, output, declared)
-    exact = {output.dtype.type} if output.dtype.kind in "?biufc" else set()
+    # A scalar is always of the machine's byte order: for another one the dtypes differ.
+    plain = output.dtype.kind in "biufc" and (declared or output.dtype.isnative)
+    exact = {output.dtype.type} if plain else set()
     builtin = {np.dtype(float): float, np.dtype(int): int, np.dtype(bool): bool}
     if output.dtype in builtin:
         exact.add(builtin[output.dtype])

@@ -1,0 +1,118 @@
+"""How many CPUs there are, and what the end of a process means."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from shmpar import cpus
+from shmpar.engines.exits import describe_exit
+
+GROUP = "/sys/fs/cgroup"
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The files of a machine with 16 CPUs, all of which may be used."""
+    files: dict[str, str] = {}
+    monkeypatch.delenv(cpus.VARIABLE, raising=False)
+    monkeypatch.setattr(cpus, "_read", lambda path: files.get(path, ""))
+    monkeypatch.setattr(cpus.os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr(cpus.os, "cpu_count", lambda: 64)
+    return files
+
+
+def test_without_a_quota_the_affinity_decides(machine: dict[str, str]) -> None:
+    """Not the number of CPUs of the machine."""
+    assert cpus.available_cpus() == 16
+
+
+def test_without_affinity_it_is_the_number_of_cpus(
+    machine: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS; one where that is unknown."""
+    monkeypatch.delattr(cpus.os, "sched_getaffinity")
+    assert cpus.available_cpus() == 64
+    monkeypatch.setattr(cpus.os, "cpu_count", lambda: None)
+    assert cpus.available_cpus() == 1
+
+
+@pytest.mark.parametrize(
+    ("quotas", "expected"),
+    [
+        pytest.param({"": "max 100000"}, 16, id="none"),
+        pytest.param({"/a/b": "400000 100000"}, 4, id="own-group"),
+        pytest.param({"/a": "300000 100000", "/a/b": "max 100000"}, 3, id="group-above"),
+        pytest.param({"/a": "200000 100000", "/a/b": "800000 100000"}, 2, id="narrowest"),
+        pytest.param({"/a/b": "150000 100000"}, 2, id="rounded-up"),
+        pytest.param({"/a/b": "1000 100000"}, 1, id="at-least-one"),
+        pytest.param({"/a/b": "9900000 100000"}, 16, id="more-than-affinity"),
+        pytest.param({"/a/b": "nonsense"}, 16, id="nonsense"),
+        pytest.param({"/a/b": "100000 0"}, 16, id="no-period"),
+    ],
+)
+def test_the_quota_of_a_group_or_one_above_is_kept(
+    quotas: dict[str, str], expected: int, machine: dict[str, str]
+) -> None:
+    """Control groups of version 2; containers have them."""
+    machine["/proc/self/cgroup"] = "1:name=systemd:/x\n0::/a/b\n"
+    for group, quota in quotas.items():
+        machine[f"{GROUP}{group}/cpu.max"] = quota
+    assert cpus.available_cpus() == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("250000\n", 3), ("-1\n", 16)])
+def test_quotas_of_version_1_are_kept_too(
+    quota: str, expected: int, machine: dict[str, str]
+) -> None:
+    """-1 is none."""
+    machine[f"{GROUP}/cpu/cpu.cfs_quota_us"] = quota
+    machine[f"{GROUP}/cpu/cpu.cfs_period_us"] = "100000\n"
+    assert cpus.available_cpus() == expected
+
+
+def test_the_variable_overrides_both(
+    machine: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than there are, too; empty is not set."""
+    monkeypatch.setenv(cpus.VARIABLE, "40")
+    assert cpus.available_cpus() == 40
+    monkeypatch.setenv(cpus.VARIABLE, "")
+    assert cpus.available_cpus() == 16
+
+
+@pytest.mark.parametrize("value", ["0", "-2", "2.5", "many", " 3"])
+def test_a_variable_that_is_no_number_is_an_error(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than a pool of another size than was asked for."""
+    monkeypatch.setenv(cpus.VARIABLE, value)
+    with pytest.raises(ValueError, match=f"{cpus.VARIABLE} is a number of workers, 1 or more"):
+        cpus.available_cpus()
+
+
+def test_this_machine_has_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no more than this process may use."""
+    monkeypatch.delenv(cpus.VARIABLE, raising=False)
+    assert 1 <= cpus.available_cpus() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        pytest.param(None, "ended", id="unknown"),
+        pytest.param(0, "exited with status 0", id="normally"),
+        pytest.param(7, "exited with status 7", id="status"),
+        pytest.param(-signal.SIGKILL, "SIGKILL (most often the kernel's, for lack of", id="killed"),
+        pytest.param(-signal.SIGSEGV, "SIGSEGV (a fault in compiled code", id="fault"),
+        pytest.param(-signal.SIGBUS, "SIGBUS (a mapped file was truncated", id="bus"),
+        pytest.param(-signal.SIGTERM, "was ended by signal SIGTERM", id="terminated"),
+        pytest.param(-99, "was ended by signal 99", id="no-such-signal"),
+    ],
+)
+def test_an_exit_is_described(code: Any, says: str) -> None:
+    """With what to look at, for signals that have a usual cause."""
+    assert says in describe_exit(code)

@@ -1,0 +1,376 @@
+"""Travel: functions arrive with what they hold, and what cannot travel is named."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+
+import shmpar
+from shmpar import travel
+from shmpar.plan import Function
+from shmpar.segment import Segment, locate
+from shmpar.travel import LARGE, Namespaces, Parcel, pack, unpack
+
+LOCK = threading.Lock()
+LARGE_ARRAY = np.arange(LARGE // 4, dtype="f8")
+
+
+def delivered(parcel: Parcel) -> tuple[Any, list[np.ndarray[Any, Any]]]:
+    """Open a parcel as a worker does: with descriptors of its own."""
+    segments = [
+        Segment.adopt(
+            os.dup(segment.fileno()),
+            segment.size,
+            key=-segment.key,
+            kind=segment.kind,
+            writable=segment.writable,
+            private=private,
+        )
+        for segment, private in zip(parcel.segments, parcel.private, strict=True)
+    ]
+    return unpack(parcel.body, segments)
+
+
+def sent(value: Any) -> Any:
+    """What a value is in a worker."""
+    return delivered(pack(value))[0]
+
+
+@pytest.fixture(autouse=True)
+def namespaces(monkeypatch: pytest.MonkeyPatch) -> Namespaces:
+    """The namespaces of a fresh worker."""
+    fresh = Namespaces()
+    monkeypatch.setattr(travel, "namespaces", fresh)
+    return fresh
+
+
+class Notebook(types.ModuleType):
+    """A module whose functions travel by value, as those of __main__."""
+
+    def run(self, source: str) -> None:
+        exec(source, vars(self))  # noqa: S102 - as a cell does
+
+
+@pytest.fixture
+def notebook(nothing_left: None) -> Iterator[Notebook]:
+    """An empty one."""
+    made = Notebook("notebook_of_a_test")
+    sys.modules[made.__name__] = made
+    cloudpickle.register_pickle_by_value(made)
+    yield made
+    cloudpickle.unregister_pickle_by_value(made)
+    del sys.modules[made.__name__]
+    vars(made).clear()
+
+
+class TestFunctions:
+    """Code, closures and globals."""
+
+    def test_a_function_of_a_module_travels_by_name(self) -> None:
+        """It is the very same where both ends are one process."""
+        assert sent(np.linalg.norm) is np.linalg.norm
+        assert sent(Function(np.sqrt, {}, ())) == Function(np.sqrt, {}, ())
+        assert len(pack(Function(np.sqrt, {}, ())).body) < 200
+
+    def test_closures_and_defaults_travel_by_value(self, notebook: Notebook) -> None:
+        """With the values that they have when they are sent."""
+        notebook.run(
+            "def make(n):\n    def add(x, step=3):\n        return x + n + step\n    return add"
+        )
+        function = notebook.make(10)
+        other = sent(function)
+        assert other is not function
+        assert other(1) == 14
+
+    def test_a_changed_global_is_seen_on_the_next_call(self, notebook: Notebook) -> None:
+        """Each call brings today's values of the globals that its function names."""
+        notebook.run("factor = 2\ndef scale(x): return x * factor")
+        first = sent(notebook.scale)
+        assert first(10) == 20
+        notebook.factor = 5
+        assert sent(notebook.scale)(10) == 50
+        assert first(10) == 50, "functions of one module share its globals"
+
+    def test_functions_of_one_module_share_their_globals(self, notebook: Notebook) -> None:
+        """What one sets, the other sees, in whichever parcel they came."""
+        notebook.run(
+            "count = 0\n"
+            "def increase():\n    global count\n    count += 1\n"
+            "def look(): return count\n"
+        )
+        increase, look = sent((notebook.increase, notebook.look))
+        increase()
+        assert look() == 1
+        assert notebook.count == 0
+
+    def test_what_an_initializer_has_set_stays(
+        self, notebook: Notebook, namespaces: Namespaces
+    ) -> None:
+        """Later functions bring the parent's values of all other globals."""
+        notebook.run(
+            "model, other = None, 1\n"
+            "def load():\n    global model\n    model = 'loaded'\n"
+            "def use(): return model, other\n"
+        )
+        namespaces.run_initializer(sent(notebook.load))
+        assert sent(notebook.use)() == ("loaded", 1)
+        notebook.other, notebook.model = 2, "the parent's"
+        assert sent(notebook.use)() == ("loaded", 2)
+
+    def test_functions_call_each_other(self, notebook: Notebook) -> None:
+        """Recursion, and functions that only a function names."""
+        notebook.run(
+            "def even(n): return n == 0 or odd(n - 1)\ndef odd(n): return n != 0 and even(n - 1)\n"
+        )
+        assert sent(notebook.even)(10)
+        assert not sent(notebook.even)(7)
+
+    def test_their_module_is_known_by_its_name(self, notebook: Notebook) -> None:
+        """Tracebacks and pickles of what they return say where they come from."""
+        notebook.run("def where(): return __name__")
+        assert sent(notebook.where)() == "notebook_of_a_test"
+
+    def test_bytecode_is_refused_for_another_version_of_python(self, notebook: Notebook) -> None:
+        """Functions by name still travel."""
+        notebook.run("def local(x): return x")
+        assert pack(np.linalg.norm, importable_only=True)
+        with pytest.raises(shmpar.PlanError, match="'local' would travel as bytecode"):
+            pack(Function(notebook.local, {}, ()), importable_only=True)
+        with pytest.raises(shmpar.PlanError, match="put it into a module"):
+            pack(Function(map, {"key": notebook.local}, ()), importable_only=True)
+
+
+class TestArrays:
+    """Arrays that a function holds."""
+
+    def test_a_large_array_is_the_function_s_own(self, notebook: Notebook) -> None:
+        """It may be written, and what is written reaches nobody else."""
+        notebook.table = LARGE_ARRAY.copy()
+        notebook.run("def change():\n    table[0] = -1\n    return table")
+        parcel = pack(notebook.change)
+        assert parcel.private == (True,)
+        assert len(parcel.body) < LARGE // 8
+        first, second = delivered(parcel)[0], delivered(parcel)[0]
+        assert first()[0] == -1
+        fresh, (array,) = delivered(parcel)
+        assert array[0] == 0
+        np.testing.assert_array_equal(array, LARGE_ARRAY)
+        assert notebook.table[0] == 0
+        assert fresh()[0] == second()[0] == -1
+
+    @pytest.mark.parametrize("size", [LARGE // 8, LARGE // 8 + 1], ids=["small", "large"])
+    @pytest.mark.parametrize("dtype", ["f8", ">i8", "M8[s]", "S8", "U2", "i4,f4"])
+    def test_arrays_of_every_size_and_dtype_arrive_alike(self, size: int, dtype: str) -> None:
+        """With their values, and exactly an ndarray."""
+        original = np.frombuffer(np.arange(size, dtype="i8").tobytes(), np.void(8).dtype)
+        original = original.view(dtype) if dtype != "U2" else np.arange(size).astype("U2")
+        parcel = pack({"held": original})
+        assert bool(parcel.segments) is (original.nbytes > LARGE)
+        array = delivered(parcel)[0]["held"]
+        assert type(array) is np.ndarray
+        assert array.dtype == original.dtype
+        assert array.tobytes() == original.tobytes()
+
+    @pytest.mark.parametrize("size", [9, LARGE], ids=["small", "large"])
+    @pytest.mark.parametrize("writable", [True, False], ids=["writable", "read-only"])
+    def test_arrays_of_every_size_may_be_written_if_they_might_be(
+        self, size: int, writable: bool
+    ) -> None:
+        """A read-only one arrives so, by either way."""
+        original = np.zeros(size)
+        original.flags.writeable = writable
+        assert sent(original).flags.writeable is writable
+
+    @pytest.mark.parametrize(
+        "cut",
+        [
+            pytest.param(lambda a: a.T, id="transposed"),
+            pytest.param(lambda a: a[::-2, ::3], id="strided"),
+            pytest.param(lambda a: np.broadcast_to(a[:1], (9, *a.shape)), id="broadcast"),
+        ],
+    )
+    def test_large_views_arrive_with_their_values(self, cut: Any) -> None:
+        """Whatever their strides."""
+        view = cut(np.arange(90_000.0).reshape(300, 300))
+        np.testing.assert_array_equal(sent(view), view)
+
+    def test_an_array_that_is_held_twice_arrives_once(self) -> None:
+        """As with any pickle."""
+        one, other = sent((LARGE_ARRAY, {"again": LARGE_ARRAY}))
+        assert one is other["again"]
+
+    def test_arrays_of_objects_travel_by_pickle(self) -> None:
+        """They cannot lie in shared memory."""
+        held = np.full(LARGE, None, dtype=object)
+        parcel = pack(held)
+        assert parcel.segments == ()
+        assert (delivered(parcel)[0] == held).all()
+
+    def test_a_result_that_lies_in_a_segment_is_not_copied(self) -> None:
+        """Its own segment is mapped, privately."""
+        segment = Segment.make(8 * 20_000)
+        array = segment.ndarray(0, (20_000,), None, np.dtype("f8"))
+        array[:] = 7
+        parcel = pack(array)
+        assert parcel.segments == (segment,)
+        (received,) = [delivered(parcel)[0]]
+        received[0] = -1
+        assert array[0] == received[1] == 7
+
+    def test_a_shared_array_stays_shared(self) -> None:
+        """Writable, the same memory, still a SharedArray, and without a name for it."""
+        array = shmpar.zeros(20_000)
+        names = set(os.listdir("/dev/shm"))
+        parcel = pack((array[10:], LARGE_ARRAY))
+        received, own = delivered(parcel)[0]
+        assert set(os.listdir("/dev/shm")) == names
+        assert type(received) is shmpar.SharedArray
+        assert type(own) is np.ndarray
+        assert sorted(parcel.private) == [False, True]
+        received[0] = 5
+        assert array[10] == 5
+        assert received.lock is array.lock
+
+    def test_a_read_only_view_of_a_shared_array_stays_so(self) -> None:
+        """As it was."""
+        array = shmpar.zeros(10)
+        array.flags.writeable = False
+        received = sent(array)
+        assert not received.flags.writeable
+
+    def test_small_and_large_shared_arrays_are_alike(self) -> None:
+        """A shared one is shared at every size."""
+        array = shmpar.zeros(3)
+        sent(array)[1] = 4
+        assert array.tolist() == [0, 4, 0]
+
+    def test_a_worker_forgets_the_arrays_of_a_call(
+        self, notebook: Notebook, namespaces: Namespaces
+    ) -> None:
+        """Its globals do not keep their memory; the next call brings them again."""
+        notebook.table, notebook.small = LARGE_ARRAY.copy(), 3
+        notebook.run("def look(): return table[small]")
+        function, private = delivered(pack(notebook.look))
+        assert function() == 3
+        namespaces.forget(private)
+        assert function.__globals__.keys() >= {"small"}
+        assert "table" not in function.__globals__
+        assert sent(notebook.look)() == 3
+
+    def test_arrays_of_an_initializer_are_not_forgotten(
+        self, notebook: Notebook, namespaces: Namespaces
+    ) -> None:
+        """They are the worker's own as long as it lives."""
+        notebook.table, notebook.kept = LARGE_ARRAY.copy(), None
+        notebook.run("def load():\n    global kept\n    kept = table\ndef look(): return kept[5]")
+        namespaces.run_initializer(sent(notebook.load))
+        function, private = delivered(pack(notebook.look))
+        namespaces.forget(private)
+        assert function() == 5
+
+    def test_the_segment_lives_as_long_as_its_array(self) -> None:
+        """Once it has arrived, the parent may let go of the parcel."""
+        parcel = pack(LARGE_ARRAY)
+        array, _ = delivered(parcel)
+        del parcel
+        assert locate(array) is not None
+        assert array.sum() == LARGE_ARRAY.sum()
+
+
+class Holder:
+    """Something callable with an attribute that does not pickle."""
+
+    def __init__(self) -> None:
+        self.fine, self.connection = 1, threading.Lock()
+
+    def __call__(self, block: Any) -> Any:
+        return block
+
+    def method(self, block: Any) -> Any:
+        return block
+
+
+def global_user(block: Any) -> Any:
+    return block, LOCK
+
+
+def closure_user() -> Any:
+    secret = threading.Lock()
+    return lambda block: (block, secret)
+
+
+def default_user() -> Any:
+    return lambda block, lock=LOCK: (block, lock)
+
+
+def unfinished() -> Any:
+    def func(block: Any) -> Any:
+        return block, later
+
+    if func is None:
+        later = 1
+    return func
+
+
+class TestWhatCannotTravel:
+    """A PlanError names what holds it."""
+
+    @pytest.mark.parametrize(
+        ("function", "culprit"),
+        [
+            (lambda n: Function(closure_user(), {}, ()), "closure variable 'secret'"),
+            (lambda n: Function(n.use, {}, ()), "the global 'LOCK'"),
+            (lambda n: Function(unfinished(), {"key": LOCK}, ()), "keyword argument 'key'"),
+            (lambda n: Function(len, {"fine": 1, "key": LOCK}, ()), "keyword argument 'key'"),
+            (lambda n: Function(Holder(), {}, ()), "attribute 'connection'"),
+            (lambda n: Function(Holder().method, {}, ()), "the object of the method"),
+            (lambda n: Function(default_user(), {}, ()), "its default number 0"),
+            (lambda n: Function(functools.partial(len, LOCK), {}, ()), "the partial's arguments"),
+            (lambda n: Function(len, {}, ([1, LOCK],)), "an item such as [1, <unlocked"),
+            (lambda n: Function(len, {}, (1, LOCK)), "an item such as <unlocked"),
+            (lambda n: Function(np.frompyfunc(closure_user(), 1, 1), {}, ()), "does not pickle"),
+            (lambda n: LOCK, "an item such as <unlocked"),
+        ],
+        ids=[
+            "closure", "global", "unfinished-closure", "kwargs", "attribute", "method", "default",
+            "partial", "items", "value", "ufunc", "no-function",
+        ],
+    )  # fmt: skip
+    def test_its_holder_is_named(self, function: Any, culprit: str, notebook: Notebook) -> None:
+        """The variable, keyword or attribute that the user knows."""
+        notebook.LOCK = LOCK
+        notebook.run("def use(block): return block, LOCK")
+        with pytest.raises(shmpar.PlanError) as caught:
+            pack(function(notebook))
+        assert culprit in str(caught.value)
+        assert caught.value.__cause__ is not None
+
+    def test_a_function_by_name_may_use_any_global(self) -> None:
+        """The worker has a module of its own."""
+        assert sent(global_user) is global_user
+
+    def test_an_object_that_refuses_says_why(self) -> None:
+        """The reason is part of the message."""
+
+        class Refuses:
+            def __reduce__(self) -> Any:
+                raise RuntimeError("not today")
+
+        with pytest.raises(shmpar.PlanError, match="not today"):
+            pack((Refuses(),))
+
+    def test_a_closed_shared_array_is_gone(self) -> None:
+        """What is missing is named by its own error."""
+        array = shmpar.zeros(4)
+        array.close()
+        with pytest.raises(shmpar.SegmentGone):
+            pack({"held": array})

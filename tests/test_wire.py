@@ -1,0 +1,193 @@
+"""The wire: messages arrive whole, with their descriptors, or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shmpar import wire as wires
+from shmpar.wire import Wire
+
+LIMIT = wires._INLINE
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Wire, Wire]]:
+    """The parent's end, which does not block, and the worker's, which does."""
+    ours, theirs = Wire.pair()
+    pair = Wire(ours), Wire(theirs)
+    yield pair
+    for end in pair:
+        end.close()
+
+
+def padded(size: int) -> bytes:
+    """A value whose pickle has that many bytes."""
+    value = bytes(size - len(pickle.dumps(bytes(size), 5)) + size)
+    assert len(pickle.dumps(value, 5)) == size
+    return value
+
+
+def test_messages_keep_their_bounds_and_order(ends: Any) -> None:
+    """Several in a row are read one by one, in either direction."""
+    parent, worker = ends
+    sent = [("plan", 1), None, {"a": [1, 2]}, b"", "x" * 1_000]
+    for message in sent:
+        parent.send(message)
+    assert [worker.receive() for _ in sent] == [(message, []) for message in sent]
+    worker.send("hello")
+    assert parent.receive() == ("hello", [])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(value=st.recursive(st.integers() | st.text() | st.binary(), st.lists))
+def test_any_value_arrives_as_it_was(ends: Any, value: Any) -> None:
+    """Whatever pickles."""
+    parent, worker = ends
+    parent.send(value)
+    assert worker.receive() == (value, [])
+
+
+@pytest.mark.parametrize("size", [LIMIT - 1, LIMIT, LIMIT + 1, 3_000_000])
+def test_messages_of_any_length_arrive(ends: Any, size: int) -> None:
+    """On either side of the length from which they travel in memory."""
+    parent, worker = ends
+    value = padded(size)
+    parent.send(value)
+    assert worker.receive() == (value, [])
+
+
+@pytest.mark.parametrize("size", [100, LIMIT + 1], ids=["short", "long"])
+def test_descriptors_come_with_their_message(ends: Any, size: int) -> None:
+    """As duplicates that are closed at exec, in the order in which they were sent."""
+    parent, worker = ends
+    read, write = os.pipe()
+    parent.send(padded(size), [write, read])
+    parent.send("next")
+    os.close(write)
+    _, (their_write, their_read) = worker.receive()
+    assert worker.receive() == ("next", [])
+    for fd in (their_write, their_read):
+        assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+    os.write(their_write, b"x")
+    assert os.read(read, 1) == b"x"
+    for fd in (their_write, their_read, read):
+        os.close(fd)
+
+
+def test_descriptors_are_closed_at_exec_where_the_kernel_does_not_do_it(
+    ends: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without MSG_CMSG_CLOEXEC they are made so as soon as they are there."""
+    monkeypatch.setattr(wires, "_CLOEXEC", 0)
+    parent, worker = ends
+    parent.send("message", [0])
+    _, (fd,) = worker.receive()
+    assert not os.get_inheritable(fd)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("size", [100, LIMIT + 1], ids=["short", "long"])
+def test_a_message_carries_as_many_descriptors_as_it_may(ends: Any, size: int) -> None:
+    """And a long one more for its body."""
+    parent, worker = ends
+    parent.send(padded(size), [0] * wires.MAX_DESCRIPTORS)
+    _, descriptors = worker.receive()
+    assert len(descriptors) == wires.MAX_DESCRIPTORS
+    for fd in descriptors:
+        os.close(fd)
+
+
+def test_a_long_message_lies_in_memory_that_cannot_change() -> None:
+    """Nobody who has its descriptor can write to it, or cut it off under its reader."""
+    fd = wires._sealed(b"body")
+    for change in (lambda: os.pwrite(fd, b"x", 0), lambda: os.ftruncate(fd, 1)):
+        with pytest.raises(PermissionError):
+            change()
+    assert not os.get_inheritable(fd)
+    os.close(fd)
+
+
+def test_a_long_message_finds_a_file_where_there_is_no_such_memory(
+    ends: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It travels in a temporary one."""
+    monkeypatch.delattr(wires.os, "memfd_create")
+    parent, worker = ends
+    value = padded(100_000)
+    parent.send(value)
+    assert worker.receive() == (value, [])
+
+
+def test_a_packed_message_is_unpacked_by_its_receiver(ends: Any) -> None:
+    """So that what goes to each worker is pickled once."""
+    parent, worker = ends
+    parent.send_packed(pickle.dumps(["once"], 5))
+    assert worker.receive() == (["once"], [])
+
+
+def test_a_full_wire_does_not_block_the_parent(ends: Any) -> None:
+    """It is told, and nothing of that message was sent."""
+    parent, worker = ends
+    sent: list[int] = []
+
+    def fill() -> None:
+        while True:
+            parent.send((len(sent), b"x" * 1_000))
+            sent.append(len(sent))
+
+    with pytest.raises(BlockingIOError):
+        fill()
+    assert len(sent) > 10
+    assert [worker.receive()[0][0] for _ in sent] == sent
+    with pytest.raises(BlockingIOError):
+        worker.receive(wait=False)
+    parent.send("again")
+    assert worker.receive() == ("again", [])
+
+
+def test_an_empty_wire_does_not_block_who_does_not_wait(ends: Any) -> None:
+    """Neither the parent's end nor a worker that only looks."""
+    parent, worker = ends
+    with pytest.raises(BlockingIOError):
+        parent.receive()
+    with pytest.raises(BlockingIOError):
+        worker.receive(wait=False)
+
+
+def test_what_was_sent_before_the_end_is_read_before_it(ends: Any) -> None:
+    """Then, and each time after it, comes the end of file."""
+    parent, worker = ends
+    worker.send("last words")
+    worker.send(padded(LIMIT + 1))
+    worker.close()
+    assert parent.receive()[0] == "last words"
+    assert len(parent.receive()[0]) > LIMIT // 2
+    for _ in range(2):
+        with pytest.raises(EOFError):
+            parent.receive()
+
+
+def test_an_end_that_was_not_read_out_is_an_end_too(ends: Any) -> None:
+    """The kernel calls it a reset connection."""
+    parent, worker = ends
+    parent.send("never read")
+    worker.close()
+    with pytest.raises(EOFError):
+        parent.receive()
+
+
+@pytest.mark.parametrize("size", [100, LIMIT + 1], ids=["short", "long"])
+def test_nobody_to_send_to_is_an_error(ends: Any, size: int) -> None:
+    """Not a signal, and no descriptor stays open."""
+    parent, worker = ends
+    worker.close()
+    with pytest.raises(BrokenPipeError):
+        parent.send(padded(size))
