@@ -1,6 +1,6 @@
 """The driver: brings the events of one engine to its runs, in whichever thread waits.
 
-Imports run, scheduler, interrupts and the engine's protocol.
+Imports run, conductor, scheduler, interrupts and the engine's protocol.
 
 The thread that waits for a run drives all of them: a message of a worker wakes that thread
 itself, and there is no thread in between. Where two wait, one drives and the other is told. Only
@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shmpar import engines, scheduler
+from shmpar.conductor import Conductor
 from shmpar.engines.protocol import Emptied, Engine, Event, Failed, Lost, Ready, Rejected, Values
 from shmpar.interrupts import allowed, held_back
 from shmpar.run import Run
@@ -76,7 +77,7 @@ class Driver:
                 self._interrupted(run, error)
                 raise
             with self._lock:
-                if run.number not in self._runs:  # it is over already
+                if run.conductor.number not in self._runs:  # it is over already
                     return
                 self._unattended.add(run)
                 if self._background is None:
@@ -95,14 +96,16 @@ class Driver:
     def _begin(self, run: Run, *, attended: bool) -> None:
         with self._lock:
             engine = self._alive
-            self._runs[run.number] = run
+            conductor = run.conductor
+            self._runs[conductor.number] = run
+            run.cancel_by(lambda: self.cancel(run))
             try:
-                run.begin(engine, lambda: self.cancel(run), attended=attended)
+                conductor.begin(engine, attended=attended)
             except BaseException as error:
                 # Had it begun, some worker may have it: then it is not clean.
-                if not run.running():
-                    del self._runs[run.number]
-                    run.abort(error)
+                if not conductor.running:
+                    del self._runs[conductor.number]
+                    conductor.abort(error)
                     run.resolve()
                 raise
         self._sweep()
@@ -111,8 +114,8 @@ class Driver:
         """Stop a run; it is done when its last writer is idle."""
         with held_back():
             with self._lock:
-                if not run.over:
-                    run.stop()
+                if not run.conductor.over:
+                    run.conductor.stop()
                 engine = self.engine
             self._sweep()
             if engine is not None:
@@ -154,24 +157,25 @@ class Driver:
             for event in engine.events():
                 self._tell(event)
             now = time.monotonic()
-            for run in list(self._runs.values()):
-                if not run.over:
-                    run.tick(now)
+            for conductor in self._running():
+                conductor.tick(now)
         self._sweep()
 
     def _patience(self) -> float | None:
         """Seconds until somebody must be told of progress, or a chunk may be overdue."""
         for run in self._runs.copy().values():
-            if run.observer is not None or run.policy.task_timeout is not None:
-                return min(engines.TICK_SECONDS, run.policy.task_timeout or 1.0)
+            conductor = run.conductor
+            limit = conductor.policy.task_timeout
+            if conductor.observer is not None or limit is not None:
+                return min(engines.TICK_SECONDS, limit or 1.0)
         return None
 
     def _sweep(self) -> None:
         """Resolve the runs that are over, outside the lock: their callbacks are the user's."""
         with self._lock:
-            over = [run for run in self._runs.values() if run.over]
+            over = [run for run in self._runs.values() if run.conductor.over]
             for run in over:
-                del self._runs[run.number]
+                del self._runs[run.conductor.number]
                 self._unattended.discard(run)
         for run in over:
             run.resolve()
@@ -182,35 +186,36 @@ class Driver:
     def _tell(self, event: Event) -> None:
         match event:
             case Ready(worker):
-                for run in self._running():
-                    run.feed(scheduler.Joined(worker))
+                for conductor in self._running():
+                    conductor.feed(scheduler.Joined(worker))
             case Lost(worker, exitcode):
-                runs = self._running()
-                barren = not any(run.holds(worker) for run in runs)
-                for run in runs:
-                    run.worker_lost(worker, exitcode, barren=barren)
+                conductors = self._running()
+                barren = not any(conductor.holds(worker) for conductor in conductors)
+                for conductor in conductors:
+                    conductor.worker_lost(worker, exitcode, barren=barren)
             case _:
                 found = self._runs.get(event.run)
-                if found is not None and not found.over:
-                    self._tell_run(found, event)
+                if found is not None and not found.conductor.over:
+                    self._tell_one(found.conductor, event)
 
-    def _running(self) -> list[Run]:
-        """The runs that are not over; those that are wait to be swept."""
-        return [run for run in self._runs.values() if run.running() and not run.over]
+    def _running(self) -> list[Conductor]:
+        """Those of the runs that are not over; the others wait to be swept."""
+        conductors = [run.conductor for run in self._runs.values()]
+        return [one for one in conductors if one.running and not one.over]
 
     @staticmethod
-    def _tell_run(run: Run, event: Emptied | Failed | Rejected | Values) -> None:
+    def _tell_one(conductor: Conductor, event: Emptied | Failed | Rejected | Values) -> None:
         match event:
-            case Emptied(worker, _, generation, said):
+            case Emptied(worker, _, generation, claimed, handed, said):
                 if said is not None:
-                    run.said(said)
-                run.feed(scheduler.Drained(worker, generation))
+                    conductor.said(said)
+                conductor.feed(scheduler.Drained(worker, generation, claimed, handed))
             case Failed(_, failure):
-                run.chunk_failed(failure)
+                conductor.chunk_failed(failure)
             case Rejected(_, error):
-                run.rejected(error)
+                conductor.rejected(error)
             case Values(_, values):
-                run.collected(values)
+                conductor.collected(values)
 
     def _attend(self) -> None:
         """Drive while there are runs that nobody waits for."""
@@ -228,7 +233,7 @@ class Driver:
     # Interrupts and the end
 
     def _interrupted(self, run: Run, error: BaseException) -> None:
-        if run.number not in self._runs:
+        if run.conductor.number not in self._runs:
             return  # it never began, or is over
         if not self._here.waiting:
             self._break(error)
@@ -246,7 +251,7 @@ class Driver:
         self._drive(run, until=time.monotonic() + _GRACE)
         if not run.done():
             with self._lock:
-                run.expire()
+                run.conductor.expire()
             self._drive(run)
 
     def _break(self, error: BaseException) -> None:
@@ -258,7 +263,7 @@ class Driver:
                 broken.shutdown()
                 self.engine = self._make_engine()
             for run in self._runs.values():
-                run.abort(error)
+                run.conductor.abort(error)
         self._sweep()
 
     def close(self, *, cancel: bool) -> None:

@@ -130,15 +130,17 @@ class Ledger:
     @property
     def done(self) -> int:
         """Chunks that are done; costs a pass over `chunks` bytes."""
-        return int(np.count_nonzero(self.status == DONE))
+        return self.status.tobytes().count(DONE)
 
     @property
     def settled(self) -> int:
         """Chunks that are done or failed; costs a pass over `chunks` bytes."""
-        return int(np.count_nonzero(self.status))
+        return self.chunks - self.status.tobytes().count(PENDING)
 
     def pending(self) -> list[int]:
         """Numbers of the chunks that are neither done nor failed, in order."""
+        if self.status.tobytes().find(PENDING) < 0:  # most often, and ten times as fast
+            return []
         found: list[int] = np.flatnonzero(self.status == PENDING).tolist()
         return found
 

@@ -14,7 +14,6 @@ def let_go(pool: shmpar.Pool) -> None:
     engine = pool._driver.engine
     if engine.name == "processes":
         engine._ledgers.clear()
-        engine._ledger_segments.clear()
         engine.slab = Slab()
 
 

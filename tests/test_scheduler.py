@@ -31,6 +31,7 @@ from shmpar.scheduler import (
     Replace,
     Scheduler,
     Stop,
+    Stopped,
     TimedOut,
 )
 
@@ -54,6 +55,8 @@ class Worker:
 
     assigned: list[int] = field(default_factory=list)
     claim: Claim | None = None
+    claimed: dict[int, int] = field(default_factory=dict)  # tickets it has had, by generation
+    handed: dict[int, int] = field(default_factory=dict)  # when it stopped the counter
     mail: deque[Any] = field(default_factory=deque)
     alive: bool = True
     doomed: bool = False  # a signal is on its way
@@ -90,7 +93,7 @@ class World(RuleBasedStateMachine):
     ) -> None:
         self.chunks = chunks
         self.collects = collects and not in_place
-        self.scheduler = Scheduler(retries, fail_fast, in_place=in_place, patience=4)
+        self.scheduler = Scheduler(retries, fail_fast, chunks, in_place=in_place, patience=4)
         self.workers = {number: Worker() for number in ready}
         self.starting = set(range(WORKERS)) - ready
         self.counters: list[int] = []
@@ -109,7 +112,7 @@ class World(RuleBasedStateMachine):
         self.obey(self.scheduler.handle(event))
 
     def obey(self, commands: list[Any]) -> None:  # noqa: C901, PLR0912 - one case a command
-        taken_back = []
+        taken_back, answers = [], []
         for command in commands:
             assert not self.finished, "nothing happens after the end"
             match command:
@@ -123,7 +126,8 @@ class World(RuleBasedStateMachine):
                 case Stop():
                     assert not self.stopped
                     self.stopped = True
-                    self.counters = [99 for _ in self.counters]
+                    answers.append(Stopped(tuple(self.counters)))
+                    self.counters = [had + 99 for had in self.counters]
                     for number, worker in self.workers.items():
                         if worker.alive:  # what no worker was sent is taken back
                             taken_back += [(number, one) for one in worker.assigned[2:]]
@@ -143,6 +147,8 @@ class World(RuleBasedStateMachine):
                     assert not any(claims), "a run is done when its last writer is idle"
                 case Audit():
                     self.audits += 1
+        for answer in answers:
+            self.tell(answer)
         for number, generation in taken_back:
             self.tell(Drained(number, generation))
 
@@ -204,7 +210,8 @@ class World(RuleBasedStateMachine):
         elif fails:
             chunk = self.todo[claim.generation][claim.cursor]
             if self.scheduler.fail_fast:
-                self.counters[claim.generation] = 99
+                worker.handed.setdefault(claim.generation, self.counters[claim.generation])
+                self.counters[claim.generation] += 99
             self.settle(chunk, "failed")
             claim.reported = True
             worker.mail.append(ChunkFailed(chunk))
@@ -219,9 +226,12 @@ class World(RuleBasedStateMachine):
         self.counters[generation] += size
         if first >= count:
             worker.assigned.pop(0)
-            worker.mail.append(Drained(number, generation))
+            had = worker.claimed.get(generation, 0), worker.handed.get(generation)
+            worker.mail.append(Drained(number, generation, *had))
         else:
-            worker.claim = Claim(generation, first, first, min(first + size, count))
+            last = min(first + size, count)
+            worker.claim = Claim(generation, first, first, last)
+            worker.claimed[generation] = worker.claimed.get(generation, 0) + last - first
 
     def move_on(self, worker: Worker, claim: Claim) -> None:
         if claim.reported and self.scheduler.fail_fast:
@@ -399,7 +409,7 @@ TestWorld = World.TestCase
 
 def started(*events: Any, workers: int = 2, **options: Any) -> Scheduler:
     """A scheduler whose workers have generation 0, after these events."""
-    made = Scheduler(**{"retries": 1, "fail_fast": True, **options})
+    made = Scheduler(**{"retries": 1, "fail_fast": True, "chunks": 9, **options})
     numbers = list(range(workers))
     assert made.start(numbers) == [Open(0, None), *(Assign(number, 0) for number in numbers)]
     for event in events:
@@ -413,6 +423,35 @@ BOTH_DRAINED = (Drained(0, 0), Drained(1, 0))
 TRANSITIONS = {
     # name: (options, what happened before, event, commands)
     "drained-not-the-last": ({}, (), Drained(0, 0), []),
+    "drained-not-all-accounted-for": ({}, (), Drained(0, 0, 8), []),
+    "drained-all-accounted-for": ({}, (), Drained(0, 0, 9), [Finish()]),
+    "drained-the-rest": ({}, (Drained(0, 0, 4),), Drained(1, 0, 5), [Finish()]),
+    "drained-with-a-chunk-to-compute-again": (
+        {},
+        (Died(0, blamed=3),),
+        Drained(1, 0, 8),
+        [],
+    ),
+    "drained-all-of-a-counter-that-it-stopped": (
+        {},
+        (ChunkFailed(1),),
+        Drained(0, 0, 3, 3),
+        [Finish()],
+    ),
+    "drained-all-of-its-own-of-a-counter-that-it-stopped": (
+        {},
+        (ChunkFailed(1),),
+        Drained(0, 0, 3, 5),
+        [],
+    ),
+    "stopped-and-nobody-had-a-ticket": ({}, (Cancelled(),), Stopped([0]), [Finish()]),
+    "stopped-while-some-compute": ({}, (Cancelled(),), Stopped([4]), []),
+    "stopped-and-all-accounted-for": (
+        {},
+        (Cancelled(), Stopped([4])),
+        Drained(1, 0, 4),
+        [Finish()],
+    ),
     "drained-the-last": ({}, (Drained(0, 0),), Drained(1, 0), [Audit()]),
     "audited-nothing-pending": ({}, BOTH_DRAINED, Audited([]), [Finish()]),
     "audited-lost-tickets": (
@@ -572,17 +611,18 @@ def test_a_chunk_may_die_as_often_as_retries_say() -> None:
 
 def test_a_run_may_begin_with_chunks_of_its_own() -> None:
     """A todo is generation 0, and whoever joins gets it."""
-    made = Scheduler(retries=0, fail_fast=True)
+    made = Scheduler(retries=0, fail_fast=True, chunks=9)
     assert made.start([], (7, 8)) == [Open(0, (7, 8))]
     assert made.handle(Joined(1)) == [Assign(1, 0)]
 
 
-def test_a_run_without_chunks_ends_as_any_other() -> None:
-    """Its workers find nothing, and there is nothing to audit."""
-    made = started(workers=1)
-    assert made.handle(Drained(0, 0)) == [Audit()]
-    assert made.handle(Audited([])) == [Finish()]
+@pytest.mark.parametrize(("chunks", "todo"), [(0, None), (9, ())])
+def test_a_run_without_chunks_is_over_at_once(chunks: int, todo: Any) -> None:
+    """There is nothing to wait for, and no worker hears of it."""
+    made = Scheduler(retries=0, fail_fast=True, chunks=chunks)
+    assert made.start([0, 1], todo) == [Finish()]
     assert made.phase is Phase.OVER
+    assert made.handle(Joined(2)) == []
 
 
 @pytest.mark.parametrize("name", scheduler.__all__)

@@ -60,8 +60,9 @@ class Link:
         Whether it has said hello.
     known : set of int
         Keys of the segments that it has.
-    sent : list
-        Generations that it has and has not reported as drained.
+    sent : list of (int, int)
+        Runs and generations, by number, that it has and has not reported as drained. A run may be
+        over before that.
     queue : deque
         Generations that it gets when it has fewer.
     outbox : deque
@@ -81,7 +82,7 @@ class Link:
     launched: Launched
     ready: bool = False
     known: set[int] = field(default_factory=set)
-    sent: list[tuple[Execution, Generation]] = field(default_factory=list)
+    sent: list[tuple[int, int]] = field(default_factory=list)
     queue: deque[tuple[Execution, Generation]] = field(default_factory=deque)
     outbox: deque[tuple[bytes, list[int]]] = field(default_factory=deque)
     environment: Environment | None = None
@@ -89,23 +90,21 @@ class Link:
     untold: deque[None] = field(default_factory=deque)
     flushing: threading.Lock = field(default_factory=threading.Lock)
 
-    def has(self, execution: Execution) -> bool:
+    def has(self, run: int) -> bool:
         """Whether it was sent something of this run that it has not drained."""
-        return any(item[0] is execution for item in self.sent)
+        return any(number == run for number, _ in self.sent)
 
     def next_to_send(self) -> tuple[Execution, Generation] | None:
         """Take the next generation off the queue if it may have one more."""
         if not self.queue or len(self.sent) >= OUTSTANDING:
             return None
-        item = self.queue.popleft()
-        self.sent.append(item)
+        execution, generation = item = self.queue.popleft()
+        self.sent.append((execution.number, generation.number))
         return item
 
     def drained(self, run: int, generation: int) -> None:
         """It has nothing more of this generation."""
-        self.sent = [
-            item for item in self.sent if (item[0].number, item[1].number) != (run, generation)
-        ]
+        self.sent.remove((run, generation))
 
     def withdraw(self, execution: Execution) -> list[Generation]:
         """Take back what was not sent."""

@@ -38,6 +38,7 @@ from typing import Any
 
 from shmpar.engines import incoming
 from shmpar.engines.launch import Launcher
+from shmpar.engines.leftovers import Counters, Ledgers
 from shmpar.engines.link import Link, Loan
 from shmpar.engines.outgoing import Packed, pack_execution
 from shmpar.engines.protocol import (
@@ -52,16 +53,13 @@ from shmpar.engines.protocol import (
 )
 from shmpar.ledger import Ledger
 from shmpar.plan import Announcement, Failure
-from shmpar.segment import Segment, Slab, create
-from shmpar.tickets import LockTickets, OffsetTickets, new_tickets
+from shmpar.segment import Segment, Slab
+from shmpar.tickets import LockTickets, OffsetTickets
 from shmpar.travel import pack
 
 __all__ = ["ProcessesEngine"]
 
 _EXIT_SECONDS = 2.0  # how long an idle worker may take to end by itself
-_LEDGER_BYTES = 16 * 1024  # the smallest one; most runs share it
-_LEDGERS = 2  # kept for later runs
-_COUNTERS = 4  # kept for later runs; the workers keep their descriptors too
 _CONGESTED = 0.01  # seconds until a full socket is tried again
 
 
@@ -93,11 +91,9 @@ class ProcessesEngine:
         self._runs: dict[int, Execution] = {}
         self._packed: dict[int, Packed] = {}
         self._events: list[Event] = []
-        self._ledgers: list[Ledger] = []
-        self._ledger_segments: dict[Ledger, Segment] = {}
+        self._ledgers = Ledgers(workers)
         self.slab: Slab | None = Slab()
-        self._counters: list[OffsetTickets | LockTickets] = []
-        self._kept: dict[OffsetTickets | LockTickets, int] = {}
+        self._counters = Counters()
         self._ready: list[tuple[selectors.SelectorKey, int]] = []
         self._subscribed: set[int] = set()
         self._foreign = False
@@ -145,6 +141,7 @@ class ProcessesEngine:
         """Take what a dead worker had said, then tell of its death."""
         self._read(link)
         self._unlink(link)
+        self._counters.settle(self._outstanding)
         self._events.append(Lost(link.number, link.launched.process.wait()))
         link.close()
 
@@ -157,31 +154,18 @@ class ProcessesEngine:
     # Runs
 
     def ledger(self, chunks: int) -> Ledger:
-        """A zeroed ledger in shared memory; runs leave theirs to later ones of the same size."""
-        for position, free in enumerate(self._ledgers):
-            if free.chunks == chunks:
-                free.clear()
-                return self._ledgers.pop(position)
-        size = Ledger.nbytes(workers=self.workers, chunks=chunks)
-        segment = create(max(_LEDGER_BYTES, size), what="ledger")
-        ledger = Ledger(segment.mapping, workers=self.workers, chunks=chunks)
-        self._ledger_segments[ledger] = segment
-        return ledger
+        """A zeroed ledger in shared memory."""
+        return self._ledgers.take(chunks)
 
     def tickets(self) -> OffsetTickets | LockTickets:
-        """A counter at 0; a few are kept from run to run, in the workers too."""
-        if self._counters:
-            return self._counters.pop()
-        made = new_tickets()
-        if len(self._kept) < _COUNTERS:
-            self._kept[made] = len(self._kept)
-        return made
+        """A counter at 0."""
+        return self._counters.take()
 
     def open(self, execution: Execution) -> list[int]:
         """Pack what travels, and start workers where one is missing."""
         if self._broken is not None:
             raise self._broken
-        ledger = self._ledger_segments[execution.ledger]
+        ledger = self._ledgers.segment(execution.ledger)
         self._packed[execution.number] = pack_execution(execution, ledger, foreign=self._foreign)
         self._runs[execution.number] = execution
         for number in range(self.workers):
@@ -204,7 +188,7 @@ class ProcessesEngine:
                 Emptied(link.number, execution.number, generation.number)
                 for generation in link.withdraw(execution)
             ]
-            if execution.outputs is None and link.has(execution):
+            if execution.outputs is None and link.has(execution.number):
                 link.post(("abandon", execution.number))
         return taken
 
@@ -212,16 +196,16 @@ class ProcessesEngine:
         """Drop what was made for the run; keep its ledger for the next."""
         self._runs.pop(execution.number, None)
         self._packed.pop(execution.number, None)
-        for generation in execution.generations:
-            if generation.tickets in self._kept:
-                generation.tickets.rewind()
-                self._counters.append(generation.tickets)
-            else:
-                generation.tickets.close()
-        self._ledgers.append(execution.ledger)
-        for old in self._ledgers[:-_LEDGERS]:
-            del self._ledger_segments[old]
-        del self._ledgers[:-_LEDGERS]
+        for link in self._links.values():
+            link.withdraw(execution)
+        counters = [generation.tickets for generation in execution.generations]
+        self._counters.leave(execution.number, counters)
+        self._counters.settle(self._outstanding)
+        self._ledgers.leave(execution.ledger)
+
+    def _outstanding(self, run: int) -> bool:
+        """Whether a worker has something of a run, which may be over."""
+        return any(link.has(run) for link in self._links.values())
 
     # Events
 
@@ -290,10 +274,15 @@ class ProcessesEngine:
                 self._events.append(Failed(run, failure))
             case ("values", run, values):
                 self._events.extend(incoming.values(run, values))
-            case ("drained", run, generation, said):
+            case ("drained", run, generation, claimed, handed, said):
                 link.drained(run, generation)
-                announcement = Announcement.unpack(said) if said else None
-                self._events.append(Emptied(link.number, run, generation, announcement))
+                if run in self._runs:
+                    announcement = Announcement.unpack(said) if said else None
+                    self._events.append(
+                        Emptied(link.number, run, generation, claimed, handed, announcement)
+                    )
+                else:
+                    self._counters.settle(self._outstanding)
                 self._feed(link)
             case ("refused", run, body, text):
                 error = incoming.refusal(incoming.error(body, text))
@@ -317,7 +306,7 @@ class ProcessesEngine:
                 self._events.append(Rejected(run, error))
                 return
             for one in self._links.values():
-                if one.has(execution):
+                if one.has(execution.number):
                     self._send_outputs(one, execution)
 
     # Sending
@@ -338,7 +327,7 @@ class ProcessesEngine:
         link.lend(self._watched(segments), loan)
         held = link.lend_parcel(packed.parcel, loan)
         link.send_ahead(loan)
-        counter = self._kept.get(generation.tickets, -1)
+        counter = self._counters.number(generation.tickets)
         descriptors = [] if counter in link.counters else [generation.tickets.fileno()]
         if counter >= 0:
             link.counters.add(counter)
@@ -376,7 +365,7 @@ class ProcessesEngine:
     def shutdown(self) -> None:
         """End the workers: idle ones by asking, others with SIGKILL."""
         for link in self._links.values():
-            if link.ready and not link.sent:
+            if link.ready and not any(run in self._runs for run, _ in link.sent):
                 link.post(("exit",))
             else:
                 link.launched.process.kill()
@@ -389,10 +378,8 @@ class ProcessesEngine:
         os.close(self._wake_read)
         os.close(self._wake_write)
         self._ledgers.clear()
-        self._ledger_segments.clear()
         self.slab = None
-        for counter in self._kept:
-            counter.close()
+        self._counters.close()
         self._events.clear()
 
     @staticmethod

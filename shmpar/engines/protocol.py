@@ -136,6 +136,10 @@ class Emptied:
 
     Attributes
     ----------
+    claimed : int
+        Tickets of it that the worker has had; 0 if it does not say.
+    handed : int or None
+        Tickets that all had had when this worker stopped the counter; None if it did not.
     said : Announcement or None
         What the outputs are that it has put into the ledger's scratch.
     """
@@ -143,6 +147,8 @@ class Emptied:
     worker: int
     run: int
     generation: int
+    claimed: int = 0
+    handed: int | None = None
     said: Announcement | None = None
 
 
@@ -233,7 +239,10 @@ class Engine(Protocol):
         ...
 
     def close(self, execution: Execution) -> None:
-        """The run is over: no worker has anything of it. Release what was made for it."""
+        """The run is over: no worker has a ticket of it. Release what was made for it.
+
+        A worker may still come to what it was given, and will find the counter at its end.
+        """
         ...
 
     def kill(self, worker: int) -> None:

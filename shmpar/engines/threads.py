@@ -79,9 +79,7 @@ class ThreadsEngine:
         return []
 
     def close(self, execution: Execution) -> None:
-        """Close the run's counters."""
-        for generation in execution.generations:
-            generation.tickets.close()
+        """A counter goes with the last thread that has it in its inbox."""
 
     def kill(self, worker: int) -> None:
         """A thread cannot be ended."""
@@ -134,6 +132,8 @@ class ThreadsEngine:
                 tell(Emptied(worker, execution.number, generation.number))
                 continue
             channel = LocalChannel(execution, tell)
-            work(bound(execution, generation, worker, self.workers), channel)
-            tell(Emptied(worker, execution.number, generation.number))
-            del item, execution, generation, channel
+            assignment = bound(execution, generation, worker, self.workers)
+            work(assignment, channel)
+            had = assignment.claimed, assignment.handed
+            tell(Emptied(worker, execution.number, generation.number, *had))
+            del item, execution, generation, channel, assignment

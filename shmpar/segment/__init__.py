@@ -9,7 +9,7 @@ from shmpar.segment.copying import copy_in, share
 from shmpar.segment.manager import Manager, default_manager
 from shmpar.segment.mapping import Mapping
 from shmpar.segment.marker import inventory, reap
-from shmpar.segment.place import Place, locate
+from shmpar.segment.place import Place, kind_of, locate
 from shmpar.segment.segment import Segment, create
 from shmpar.segment.slab import Slab
 
@@ -23,6 +23,7 @@ __all__ = [
     "create",
     "default_manager",
     "inventory",
+    "kind_of",
     "locate",
     "reap",
     "share",

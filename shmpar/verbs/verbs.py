@@ -353,5 +353,5 @@ class Verbs:
 
     def _start(self, run: Run, options: Options) -> Any:
         progress = options.get("progress", self._defaults()["progress"])
-        run.observer = observe(progress, run.plan.verb)
+        run.conductor.observer = observe(progress, run.conductor.plan.verb)
         return self._execute(run, wait=options.get("wait", True))

@@ -84,6 +84,10 @@ class Assignment:
         The ledger's status bytes.
     workers : int
         How many share the tickets.
+    claimed : int
+        Tickets that this worker has had.
+    handed : int or None
+        Tickets that all had had when this worker stopped the counter; None while it has not.
     """
 
     plan: Plan
@@ -97,6 +101,8 @@ class Assignment:
     slot: memoryview
     status: np.ndarray[Any, np.dtype[np.uint8]]
     workers: int
+    claimed: int = 0
+    handed: int | None = None
 
     @property
     def count(self) -> int:

@@ -57,6 +57,7 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
     size = 1
     while (first := claim(size)) < count:
         last = min(first + size, count)
+        assignment.claimed += last - first
         began = perf_counter()
         _run_claim(assignment, channel, chunks.compute, first, last)
         spent = perf_counter() - began
@@ -109,7 +110,9 @@ def _run_claim(
 
 def _report(assignment: Assignment, channel: Channel, ticket: int, error: BaseException) -> None:
     if assignment.plan.fail_fast:
-        assignment.tickets.stop(assignment.count)
+        handed = assignment.tickets.stop(assignment.count)
+        if assignment.handed is None:  # a second failure stops what is stopped
+            assignment.handed = handed
     chunk = ticket if assignment.todo is None else assignment.todo[ticket]
     assignment.status[chunk] = FAILED
     channel.failed(Failure(chunk, error, block_shape(assignment, chunk)))

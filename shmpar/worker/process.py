@@ -164,6 +164,8 @@ class WorkerProcess:
                     self._initialize(body, held)
                 case ("outputs", _, _, _, records):  # of a run that had no need of them here
                     self._adopt(records, descriptors)
+                case ("forget", key):
+                    self._forget(key)
                 case ("exit",):
                     return
 
@@ -184,12 +186,15 @@ class WorkerProcess:
         match message:
             case ("segments", records):
                 self._adopt(records, descriptors)
-            case ("forget", key):
-                # The mapping lives as long as a view of it that the user's code has kept.
-                self.segments.pop(key, None)
+            case ("forget", key) if not self.backlog:  # else a plan there may speak of it
+                self._forget(key)
             case _:
                 return False
         return True
+
+    def _forget(self, key: int) -> None:
+        """Drop a segment; the mapping lives as long as a view that the user's code has kept."""
+        self.segments.pop(key, None)
 
     def _adopt(self, records: Sequence[SegmentRecord], descriptors: Sequence[int]) -> None:
         for record, fd in zip(records, descriptors, strict=True):
@@ -224,7 +229,7 @@ class WorkerProcess:
         return counter
 
     def _run(self, message: PlanMessage, counter: Tickets) -> None:
-        said = None
+        said, claimed, handed = None, 0, None
         kept: Sequence[Array] = ()
         try:
             if message.environment is not None:
@@ -234,13 +239,14 @@ class WorkerProcess:
             assignment = self._assignment(message, function, counter, ledger)
             channel = _SocketChannel(self, message.run, ledger if message.scratch else None)
             work(assignment, channel)
+            claimed, handed = assignment.claimed, assignment.handed
             channel.flush()
             said = channel.said.pack() if channel.said else None
         except _Unloadable as error:
             self.wire.send(("refused", message.run, *_packed(error.args[0])))
         finally:
             namespaces.forget(kept)
-        self.wire.send(("drained", message.run, message.generation, said))
+        self.wire.send(("drained", message.run, message.generation, claimed, handed, said))
 
     def _load(self, message: PlanMessage) -> tuple[Function, Sequence[Array]]:
         try:

@@ -1,0 +1,381 @@
+"""The conductor of one run: takes an engine's events to the scheduler, and does what it says.
+
+Imports the scheduler, the engine's protocol, failures, outputs, policy and scratch.
+
+Guarantees
+----------
+- A run is over only when no worker writes to its outputs any more, and then at once.
+- Its outcome follows from the ledger and the recorded errors alone, not from the order in which
+  workers finished.
+- Everything here is called under the driver's lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from shmpar import engines, failures, scheduler
+from shmpar.engines.protocol import Engine, Execution, Generation
+from shmpar.errors import ShmparError
+from shmpar.interrupts import allowed
+from shmpar.ledger import DONE, FAILED, SAID
+from shmpar.outputs import Outputs
+from shmpar.plan import Announcement, Failure, Function, Plan
+from shmpar.policy import Observer, Policy
+from shmpar.scheduler import Scheduler
+from shmpar.scratch import Scratch
+from shmpar.segment import kind_of
+
+__all__ = ["Conductor"]
+
+Array = np.ndarray[Any, Any]
+_numbers = itertools.count()
+
+
+class Conductor:
+    """What is known and done about one run, from its first event to its outcome.
+
+    Attributes
+    ----------
+    number : int
+        Unique in this interpreter.
+    plan, policy, outputs
+        What to do, how, and into what.
+    run : object or None
+        What errors name as their run; None once it has been told of the outcome.
+    observer : Observer or None
+        Is told of progress.
+    errors : dict of int to ShmparError
+        What went wrong, by chunk.
+    deaths : int
+        Workers that ended while they had a chunk.
+    cancelled : bool
+        The user wants no more of it.
+    over : bool
+        No worker writes any more; `outcome` is there.
+    outcome : object
+        The result, or the exception that is raised for it.
+    seconds : float or None
+        How long it took.
+    memory : tuple of str or None
+        Where its inputs and outputs were, once it is over.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        function: Function,
+        arrays: list[Array],
+        outputs: Outputs,
+        policy: Policy,
+    ) -> None:
+        self.number = next(_numbers)
+        self.plan = plan
+        self.policy = policy
+        self.outputs = outputs
+        self.run: Any = None
+        self.observer: Observer | None = None
+        self.errors: dict[int, ShmparError] = {}
+        self.fatal: BaseException | None = None
+        self.deaths = 0
+        self.cancelled = False
+        self.over = False
+        self.outcome: Any = None
+        self.began = time.perf_counter()
+        self.seconds: float | None = None
+        self.memory: tuple[str, ...] | None = None
+        self.engine: Engine | None = None
+        self._function: Function | None = function
+        self._arrays = arrays
+        self._execution: Execution | None = None
+        self._scheduler = Scheduler(
+            retries=policy.retries,
+            fail_fast=policy.on_error == "raise",
+            chunks=plan.chunks,
+            in_place=policy.in_place,
+        )
+        self._pending: deque[scheduler.Event] = deque()
+        self._scratch = Scratch()
+        self._allocating = threading.Lock()
+        self._exitcode: int | None = None
+        self._told = 0.0
+        self._settled = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether it has begun and is not over."""
+        return self._execution is not None
+
+    @property
+    def settled(self) -> int:
+        """Chunks that are done or failed."""
+        execution = self._execution
+        return self._settled if execution is None else execution.ledger.settled
+
+    @property
+    def failed(self) -> list[ShmparError]:
+        """What went wrong, in the order of the chunks."""
+        return [error for _, error in sorted(self.errors.items())]
+
+    def where(self) -> tuple[str, ...]:
+        """Where each input and output lies."""
+        if self.memory is not None:
+            return self.memory
+        return tuple(kind_of(array) for array in (*self._arrays, *(self.outputs.arrays or ())))
+
+    def begin(self, engine: Engine, *, attended: bool) -> None:
+        """Start on an engine.
+
+        Parameters
+        ----------
+        attended : bool
+            Somebody waits for its end; nobody looks at its output before.
+
+        Raises
+        ------
+        PlanError
+            If the function does not travel; nothing was started.
+        """
+        if self._function is None:
+            raise RuntimeError("this run is over")
+        self.engine = engine
+        self._execution = execution = Execution(
+            number=self.number,
+            plan=self.plan,
+            function=self._function,
+            arrays=self._arrays,
+            ledger=engine.ledger(self.plan.chunks),
+            allocate=self._allocate,
+            outputs=self.outputs.arrays,
+            several=self.outputs.several,
+        )
+        known = self.outputs.arrays is not None
+        may_wait = attended and self.plan.fail_fast
+        execution.scratch = may_wait and engine.slab is not None and not known
+        try:
+            with allowed():  # the user's objects pickle themselves, and may be large
+                ready = engine.open(execution)
+        except BaseException:
+            self._execution = None
+            engine.close(execution)
+            raise
+        self._scheduler.patience = 2 * engine.workers + 2
+        for command in self._scheduler.start(ready):
+            self._do(command)
+        self._settle()
+
+    def _allocate(self, announcement: Announcement) -> None:
+        with self._allocating:  # two threads may have their first result at once
+            execution = self._alive
+            if execution.outputs is None:
+                outputs = self.outputs.allocate(announcement)
+                execution.several = announcement.several
+                execution.outputs = outputs
+
+    @property
+    def _alive(self) -> Execution:
+        if self._execution is None:
+            raise RuntimeError("this run is not being executed")
+        return self._execution
+
+    def feed(self, event: scheduler.Event) -> None:
+        """Take an event to the scheduler and do what it says."""
+        self._pending.append(event)
+        self._settle()
+
+    def _settle(self) -> None:
+        while self._pending and not self.over:
+            for command in self._scheduler.handle(self._pending.popleft()):
+                self._do(command)
+
+    def chunk_failed(self, failure: Failure) -> None:
+        """The function failed on a chunk."""
+        if failure.chunk not in self.errors:
+            self.errors[failure.chunk] = failures.chunk_error(self.plan, failure, self.run)
+            self.feed(scheduler.ChunkFailed(failure.chunk))
+
+    def said(self, announcement: Announcement) -> None:
+        """A worker has put outputs that are such into the scratch."""
+        failure = self._scratch.hear(announcement)
+        if failure is not None:
+            self.chunk_failed(failure)
+
+    def rejected(self, error: BaseException) -> None:
+        """A worker cannot go on with this run."""
+        self.fatal = self.fatal or error
+        self.feed(scheduler.Refused())
+
+    def collected(self, values: Sequence[tuple[int, Any]]) -> None:
+        """Results that are objects have arrived."""
+        for chunk, value in values:
+            (self.outputs.arrays or [])[0][self.plan.window(chunk)] = value
+
+    def worker_lost(self, worker: int, exitcode: int | None, *, barren: bool) -> None:
+        """A worker is gone, and has been reaped: its slot will not change any more."""
+        execution = self._alive
+        self._exitcode = exitcode
+        blamed, unfinished = execution.taken_by(worker)
+        self.deaths += blamed is not None
+        self._scratch.lost(execution.ledger.slot(worker)[SAID])
+        execution.ledger.empty(worker)
+        self.feed(scheduler.Died(worker, blamed, unfinished, barren))
+
+    def holds(self, worker: int) -> bool:
+        """Whether the worker has a chunk of this run."""
+        return self._alive.ledger.held(worker) is not None
+
+    def tick(self, now: float) -> None:
+        """Tell the observer, ten times a second, and look for chunks that take too long."""
+        if now - self._told >= engines.TICK_SECONDS:
+            self._told = now
+            self._tell_observer()
+        if self.policy.task_timeout is not None:
+            self._check_overdue(self.policy.task_timeout)
+
+    def _tell_observer(self) -> None:
+        if self.observer is None:
+            return
+        try:
+            self.observer.update(self.settled, self.plan.chunks)
+        except Exception as error:  # noqa: BLE001 - the user's code; the run ends with its error
+            self.observer = None
+            self.fatal = self.fatal or error
+            self._pending.append(scheduler.Cancelled())
+            self._settle()
+
+    def close_observer(self) -> None:
+        """Close the bar, if there is one."""
+        observer, self.observer = self.observer, None
+        if observer is not None:
+            observer.close()
+
+    def _check_overdue(self, limit: float) -> None:
+        execution = self._alive
+        for worker in range(execution.ledger.workers):
+            held = execution.ledger.held(worker)
+            if held and held.since and time.monotonic_ns() - held.since > limit * 1e9:
+                chunk = execution.generations[held.generation].chunk(held.cursor)
+                self.feed(scheduler.TimedOut(worker, chunk))
+
+    # What the scheduler wants done
+
+    def _do(self, command: scheduler.Command) -> None:  # noqa: C901 - one case a command
+        execution, engine = self._alive, self.engine
+        if engine is None:
+            raise RuntimeError("this run has no engine")
+        match command:
+            case scheduler.Open(number, todo):
+                execution.generations.append(Generation(number, todo, engine.tickets()))
+            case scheduler.Assign(worker, number):
+                engine.assign(worker, execution, execution.generations[number])
+            case scheduler.Stop():
+                self._stop(engine, execution)
+            case scheduler.Kill(worker):
+                engine.kill(worker)
+            case scheduler.Replace(worker):
+                engine.replace(worker)
+            case scheduler.Fail(chunk, timed_out):
+                execution.ledger.status[chunk] = FAILED
+                self.errors[chunk] = self._death(chunk, timed_out=timed_out)
+            case scheduler.GiveUp():
+                self.fatal = self.fatal or failures.barren(self.plan, self._exitcode, self.run)
+            case scheduler.Audit():
+                self._pending.append(scheduler.Audited(self._audit(execution)))
+            case scheduler.Finish():
+                self._finish(engine, execution)
+
+    def _audit(self, execution: Execution) -> list[int]:
+        """Numbers of the chunks that are still to be computed; nobody computes any now."""
+        if execution.scratch and execution.outputs is None:
+            self._scratch.void(execution.ledger)
+        return execution.ledger.pending()
+
+    def _death(self, chunk: int, *, timed_out: bool) -> ShmparError:
+        if timed_out:
+            return failures.timeout(self.plan, chunk, self.policy.task_timeout, self.run)
+        in_place = self.policy.in_place
+        return failures.death(self.plan, chunk, self._exitcode, self.run, in_place=in_place)
+
+    def _stop(self, engine: Engine, execution: Execution) -> None:
+        handed = [one.tickets.stop(self.plan.chunks) for one in execution.generations]
+        self._pending.append(scheduler.Stopped(handed))
+        for taken in engine.stop(execution):
+            self._pending.append(scheduler.Drained(taken.worker, taken.generation))
+
+    def _finish(self, engine: Engine, execution: Execution) -> None:
+        self._tell_observer()
+        self.over = True
+        self._settled = execution.ledger.settled
+        done = self._done_chunks(execution)
+        self._execution = None
+        try:
+            self.outputs.slab = engine.slab
+            if not self.errors and self.fatal is None:
+                self._scratch.take(execution.ledger, self.outputs)
+            self.outcome = self._conclude(done)
+        except BaseException as error:  # noqa: BLE001 - it is the outcome
+            self.outcome = error
+        engine.close(execution)
+        self.seconds = time.perf_counter() - self.began
+
+    def _done_chunks(self, execution: Execution) -> list[int] | None:
+        """Numbers of the chunks that are done; None: all of them."""
+        ledger = execution.ledger
+        if ledger.done == self.plan.chunks:
+            return None
+        found: list[int] = np.flatnonzero(ledger.status == DONE).tolist()
+        return found
+
+    def _conclude(self, done: list[int] | None) -> Any:
+        """The result, or the exception that is raised for it."""
+        errors = self.failed
+        filled = self.policy.on_error == "fill" and self.fatal is None and not self.cancelled
+        if filled and errors and self.outputs.arrays is not None:
+            windows = [self.plan.window(chunk) for chunk in self.errors]
+            self.outputs.fill(windows)
+            self.outputs.deliver(None)
+            failures.warn_filled(errors)
+            return self.outputs.result()
+        finished = None if done is None else [self.plan.window(chunk) for chunk in done]
+        self.outputs.deliver(finished)
+        if self.fatal is not None:
+            return self.fatal
+        if errors:
+            if self.policy.on_error == "raise":
+                return errors[0]
+            return ExceptionGroup(f"{len(errors)} chunks of {self.plan.verb} failed", errors)
+        return self.outputs.result()
+
+    def stop(self) -> None:
+        """Cancel, under the driver's lock."""
+        self.cancelled = True
+        self.feed(scheduler.Cancelled())
+
+    def expire(self) -> None:
+        """End the workers that still compute chunks of it."""
+        self.feed(scheduler.Expired())
+
+    def abort(self, error: BaseException) -> None:
+        """The engine is gone, and all its workers; so is the run."""
+        if self.over:
+            return
+        self.over = True
+        execution, self._execution = self._execution, None
+        self.fatal = self.outcome = error
+        if execution is not None:
+            self._settled = execution.ledger.settled
+            self._conclude(self._done_chunks(execution))
+            for generation in execution.generations:
+                generation.tickets.close()
+
+    def release(self) -> None:
+        """What is over keeps neither its inputs nor what the function holds, nor the run."""
+        self.memory = self.where()
+        self._arrays, self._function, self.run = [], None, None

@@ -1,0 +1,134 @@
+"""What a scheduler is told.
+
+Imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "Audited",
+    "Cancelled",
+    "ChunkFailed",
+    "Died",
+    "Drained",
+    "Event",
+    "Expired",
+    "Joined",
+    "Refused",
+    "Stopped",
+    "TimedOut",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A worker is ready."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """A worker found no tickets left in a generation, and holds none.
+
+    Attributes
+    ----------
+    claimed : int
+        Tickets that it has had; 0 if it does not say.
+    handed : int or None
+        Tickets that all workers had had when this one stopped the counter; None if it did not.
+    """
+
+    worker: int
+    generation: int
+    claimed: int = 0
+    handed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkFailed:
+    """The function raised, or returned what does not fit; the worker goes on."""
+
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """A worker is gone.
+
+    Attributes
+    ----------
+    worker : int
+        Which one; its successor has the same number.
+    blamed : int or None
+        The chunk that it was computing.
+    unfinished : tuple of int
+        Chunks that it held and had not begun.
+    barren : bool
+        It died without a chunk in any run: while it started, or while it loaded the plan.
+    """
+
+    worker: int
+    blamed: int | None = None
+    unfinished: tuple[int, ...] = ()
+    barren: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A worker could not load the plan, or there is no memory for its outputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    """A worker has been computing this chunk for longer than it may."""
+
+    worker: int
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """The ledger's answer: chunks that are neither done nor failed."""
+
+    pending: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The user wants no more of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """No more tickets are handed out.
+
+    Attributes
+    ----------
+    handed : sequence of int
+        Tickets that were, of each generation.
+    """
+
+    handed: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """The grace for chunks in progress is over."""
+
+
+Event = (
+    Joined
+    | Drained
+    | ChunkFailed
+    | Died
+    | Refused
+    | TimedOut
+    | Audited
+    | Cancelled
+    | Stopped
+    | Expired
+)

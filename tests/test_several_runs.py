@@ -1,0 +1,110 @@
+"""Several runs in flight at once share the workers."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmpar
+from tests.pools import wait_for_workers
+
+RUNS = 10
+
+
+class Gate:
+    """What `_wait` waits for in a worker."""
+
+    def __init__(self, folder: Path) -> None:
+        paths = folder / "begun", folder / "go"
+        for path in paths:
+            os.mkfifo(path)
+        # Open at both ends, so that nobody waits for the other end to be opened.
+        self._begun, self._go = (os.open(path, os.O_RDWR) for path in paths)
+
+    def until_begun(self) -> None:
+        """Return when a worker waits."""
+        os.read(self._begun, 1)
+
+    def open(self) -> None:
+        """Let it through."""
+        os.write(self._go, b"!")
+
+    def close(self) -> None:
+        """Close our ends."""
+        os.close(self._begun)
+        os.close(self._go)
+
+
+def _wait(folder: str, block: Any) -> Any:
+    begun, go = (os.open(f"{folder}/{name}", os.O_RDWR) for name in ("begun", "go"))
+    os.write(begun, b"!")
+    os.read(go, 1)
+    os.close(begun)
+    os.close(go)
+    return block
+
+
+@pytest.fixture(params=["threads", "processes"])
+def busy(request: Any, tmp_path: Path) -> Iterator[shmpar.Pool]:
+    """A pool of two workers, one of which is in a chunk that lasts as long as the test."""
+    gate = Gate(tmp_path)
+    wait = functools.partial(_wait, str(tmp_path))
+    with shmpar.Pool(2, engine=request.param) as pool:
+        wait_for_workers(pool)
+        long = pool.map_blocks(wait, np.arange(2.0), chunks=2, wait=False)
+        gate.until_begun()
+        yield pool
+        assert not long.done()
+        gate.open()
+        assert long.result(timeout=60).tolist() == [0, 1]
+    gate.close()
+
+
+def test_a_small_run_does_not_wait_for_the_long_chunk_of_another(busy: shmpar.Pool) -> None:
+    """One worker does all of it; there are more than the other one is sent ahead."""
+    for _ in range(5):
+        assert busy.parallel_map(abs, range(-9, 0)).tolist() == list(range(9, 0, -1))
+
+
+def test_a_run_without_chunks_does_not_wait(busy: shmpar.Pool) -> None:
+    """There is nothing to wait for."""
+    assert busy.map_blocks(np.negative, np.empty(0)).shape == (0,)
+
+
+def test_a_run_that_is_cancelled_does_not_wait(busy: shmpar.Pool) -> None:
+    """It is done when its own chunks are."""
+    run = busy.map_blocks(lambda block: block, np.zeros(100_000), chunks=1, wait=False)
+    assert run.cancel()
+    assert concurrent.futures.wait([run], timeout=60).done == {run}
+
+
+def test_a_run_that_fails_does_not_wait(busy: shmpar.Pool) -> None:
+    """Its error comes when its own chunks are done."""
+
+    def fail(value: int) -> int:
+        raise ValueError(value)
+
+    with pytest.raises(shmpar.ChunkError):
+        busy.parallel_map(fail, range(5))
+
+
+@pytest.mark.parametrize("engine", ["serial", "threads", "processes"])
+def test_ten_at_once_give_what_they_give_one_after_another(engine: str) -> None:
+    """Whatever order their chunks are computed in."""
+    arrays = [np.random.default_rng(seed).normal(size=(50, 40)) for seed in range(RUNS)]
+
+    def work(block: Any) -> Any:
+        return np.sqrt(np.abs(block)).cumsum(axis=1)
+
+    with shmpar.Pool(2, engine=engine) as pool:
+        runs = [pool.map_blocks(work, array, chunks=(7, 40), wait=False) for array in arrays]
+        together = [run.result(timeout=60) for run in runs]
+        for array, result in zip(arrays, together, strict=True):
+            assert np.array_equal(result, pool.map_blocks(work, array, chunks=(7, 40)))
