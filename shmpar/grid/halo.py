@@ -351,14 +351,18 @@ def _take(array: NDArray[Any], sources: Sequence[_Source]) -> NDArray[Any]:
 
 
 def _holds(dtype: np.dtype[Any], value: Any) -> bool:
-    """Say whether `dtype` holds the constant: exactly for integers, else to its precision."""
+    """Say whether `dtype` holds the constant: exactly, but for floats to their precision."""
+    given = np.asarray(value)
     try:
         with np.errstate(all="ignore"):
-            if dtype.kind not in "biu":
-                np.array(value, dtype=dtype)
-                return True
-            # Cast and compared, since older NumPy lets integers wrap around with a warning.
-            return not np.iscomplexobj(value) and bool(np.asarray(value).astype(dtype) == value)
+            if dtype.kind in "biu":
+                # Cast and compared, since older NumPy lets integers wrap around with a warning.
+                return given.dtype.kind != "c" and bool(given.astype(dtype) == value)
+            held = np.array(value, dtype=dtype)
+            if dtype.kind in "fc":
+                numeric = given.dtype.kind not in "mM"
+                return numeric and (not np.isfinite(value) or bool(np.isfinite(held)))
+            return dtype.kind not in "SU" or bool(held == given.astype(dtype.kind))
     except (TypeError, ValueError, OverflowError):
         return False
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.grid import Grid
+from shmpar.grid.axis import whole_number
 from shmpar.plan import Argument, Blocks, Items, Rows, Whole
 
 __all__ = ["Inputs", "as_input", "blocks", "cut", "items"]
@@ -163,6 +164,7 @@ def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
 def _rows(array: Array, axis: int, verb: str) -> Array:
     if array.ndim == 0:
         raise TypeError(f"{verb}: an array without axes has no rows")
+    axis = whole_number(axis, f"{verb}: axis={axis!r}")
     if not -array.ndim <= axis < array.ndim:
         raise ValueError(f"{verb}: axis {axis} is out of bounds for an array of {array.ndim} axes")
     return np.moveaxis(array, axis, 0) if axis else array

@@ -10,6 +10,7 @@ variance", The American Statistician 37 (1983), in a tree.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +23,7 @@ from shmpar.plan import InBlocks
 from shmpar.run import Run
 from shmpar.verbs import build
 from shmpar.verbs.inputs import as_input, blocks, cut
-from shmpar.verbs.options import Options
+from shmpar.verbs.options import Options, parse_options
 from shmpar.verbs.shapes import axes_tuple
 from shmpar.verbs.verbs import Verbs
 
@@ -64,7 +65,7 @@ class Reductions(Verbs):
         Returns
         -------
         ndarray or scalar
-            As NumPy's: exact for integers, pairwise for floats.
+            As NumPy's: exact for integers, pairwise for floats; float16 is added in float32.
 
         Raises
         ------
@@ -85,8 +86,13 @@ class Reductions(Verbs):
         ...     pool.sum(np.arange(12).reshape(3, 4), axis=0)
         array([12, 15, 18, 21])
         """
-        block = partial(np.sum, dtype=dtype)
-        return self._fold("sum", array, block, block, axis, keepdims, chunks, options)
+        values = as_input(array, "sum")
+        wide, narrow = dtype, None
+        if values.dtype.type is np.float16 and (dtype is None or np.dtype(dtype) == np.float16):
+            wide, narrow = np.dtype("f4"), np.dtype("f2")
+        block = partial(np.sum, dtype=wide)
+        total = self._fold("sum", values, block, block, axis, keepdims, chunks, options)
+        return total if narrow is None else total.astype(narrow)
 
     def min(
         self,
@@ -150,13 +156,14 @@ class Reductions(Verbs):
         3.0
         """
         values = as_input(array, "mean")
-        if values.size == 0 or values.ndim == 0:
-            return np.mean(values, _numpy_axis(axis), dtype, keepdims=keepdims)
+        whole = partial(np.mean, dtype=dtype)
+        if self._is_numpys("mean", values, whole, axis, options):
+            return whole(values, axis=_numpy_axis(axis), keepdims=keepdims)
         wide, narrow = _accumulator(values, dtype)
         block = partial(np.sum, dtype=wide)
         total = self._fold("mean", values, block, block, axis, keepdims, chunks, options)
-        mean = np.true_divide(total, np.asarray(_count(values, axis), np.asarray(total).real.dtype))
-        return mean if narrow is None else mean.astype(narrow)
+        mean = np.true_divide(total, np.intp(_count(values, axis)))
+        return mean.astype(narrow or total.dtype, copy=False)
 
     def var(
         self,
@@ -173,8 +180,10 @@ class Reductions(Verbs):
 
         Parameters
         ----------
-        array, axis, dtype, keepdims, chunks, **options
+        array, axis, keepdims, chunks, **options
             As in :meth:`sum`.
+        dtype : dtype, optional
+            Floating or complex: each deviation from the mean is of it.
         ddof : float
             The sum of squares is divided by the number of elements less this.
 
@@ -260,23 +269,53 @@ class Reductions(Verbs):
                 f"histogram: bins={bins!r} is a rule that needs the whole array; pass a number, or "
                 f"edges such as np.histogram_bin_edges(a_sample, {bins!r})"
             )
-        if values.size == 0 or values.ndim == 0:
-            return np.histogram(values, bins, range, density)
+        self._check(options, "histogram")
         if values.dtype == bool:
             values = values.view(np.uint8)
+        nothing = np.histogram(np.empty(0, values.dtype), bins, range)  # NumPy's errors
+        if values.size == 0 or values.ndim == 0 or nothing[0].size == 0:
+            return np.histogram(values, bins, range, density)
         if range is None and np.ndim(bins) == 0:
-            low, high = self.block_reduce(
-                lambda block: (block.min(), block.max()), values, chunks=chunks, **options
+            low, high = self._each_block(
+                lambda block: (block.min(), block.max()), values, chunks, options
             )
             range = (low.min(), high.max())  # noqa: A001
         edges = np.histogram(np.empty(0, values.dtype), bins, range)[1]
-        counted = self.block_reduce(
-            lambda block: np.histogram(block, bins, range)[0], values, chunks=chunks, **options
+        counted = self._each_block(
+            lambda block: np.histogram(block, bins, range)[0], values, chunks, options
         )
         counts: Array = counted.reshape(-1, len(edges) - 1).sum(0)
         if density:
             return counts / np.diff(edges) / counts.sum(), edges
         return counts, edges
+
+    def _each_block(
+        self, func: Callable[..., Any], values: Array, chunks: Any, options: Options
+    ) -> Any:
+        """What a function returns for each block."""
+        request = self._request("histogram", func, None, None, options)
+        return self._start(build.block_reduce(request, (values,), chunks, (0, "none")), options)
+
+    def _check(self, options: Options, verb: str) -> None:
+        """Raise ``TypeError`` or ``ValueError`` for options that a reduction does not have."""
+        parse_options(verb, options, self._defaults())
+        if not options.get("wait", True):
+            raise TypeError(f"{verb}: a reduction is waited for; map_blocks has wait=False")
+
+    def _is_numpys(
+        self, verb: str, values: Array, whole: Callable[..., Any], axis: Any, options: Options
+    ) -> bool:
+        """Whether NumPy is to reduce the array itself, since there is nothing to cut.
+
+        Otherwise it reduces a single element, so that what it refuses is refused, by its own
+        error, before anything starts.
+        """
+        self._check(options, verb)
+        if values.size == 0 or values.ndim == 0:
+            return True
+        with np.errstate(all="ignore"):
+            whole(np.zeros((1,) * values.ndim, values.dtype), axis=_numpy_axis(axis))
+        return False
 
     def _fold(  # noqa: PLR0913, PLR0917 - what all reductions have
         self,
@@ -291,7 +330,7 @@ class Reductions(Verbs):
     ) -> Any:
         """Reduce each block with one function, and the partial results with another."""
         values = as_input(array, verb)
-        if values.size == 0 or values.ndim == 0:
+        if self._is_numpys(verb, values, block, axis, options):
             return block(values, axis=_numpy_axis(axis), keepdims=keepdims)
         axes = _axes(values, axis)
         partials = self._partials(
@@ -309,8 +348,6 @@ class Reductions(Verbs):
         options: Options,
     ) -> Any:
         """The blocks' results: along reduced axes one element a chunk."""
-        if not options.get("wait", True):
-            raise TypeError(f"{verb}: a reduction is waited for; map_blocks has wait=False")
         inputs = blocks(verb, (values,))
         grid = cut(inputs, chunks)
         cuts = tuple(
@@ -333,21 +370,26 @@ class Reductions(Verbs):
     ) -> Any:
         ddof, keepdims, chunks = how
         values = as_input(array, verb)
-        if values.size == 0 or values.ndim == 0:
-            return np.var(values, _numpy_axis(axis), dtype, ddof=ddof, keepdims=keepdims)
-        wide, narrow = _accumulator(values, dtype)
+        if dtype is not None and np.dtype(dtype).kind not in "fc":
+            raise TypeError(f"{verb}: dtype={dtype!r} would cut deviations off; pass a float dtype")
+        whole = partial(np.var, dtype=dtype)
+        if self._is_numpys(verb, values, whole, axis, options):
+            return whole(values, axis=_numpy_axis(axis), ddof=ddof, keepdims=keepdims)
+        freedom = max(_count(values, axis) - ddof, 0)
+        wide, narrow = _accumulator(values, None)
+        if dtype is not None:
+            wide, narrow = np.result_type(wide or values.dtype, dtype), np.dtype(dtype)
         axes = _axes(values, axis)
         moments = partial(_moments, axes=axes, dtype=wide)
         mean, square, count = self._partials(verb, values, moments, axes, chunks, options)
         square = _chan(mean, square, count, axes)
-        freedom = _count(values, axis) - ddof
         if freedom <= 0:
             warnings.warn("Degrees of freedom <= 0 for slice", RuntimeWarning, stacklevel=3)
         with np.errstate(divide="ignore", invalid="ignore"):
-            result = square / np.asarray(max(freedom, 0), square.dtype)
+            result = np.true_divide(square, freedom)
         if not keepdims:
             result = result.squeeze(axes)
-        return result.astype(narrow or result.dtype, copy=False)[()]
+        return result.astype(narrow or square.dtype, copy=False)[()]
 
 
 def _numpy_axis(axis: Any) -> Any:
@@ -357,17 +399,11 @@ def _numpy_axis(axis: Any) -> Any:
 def _axes(values: Array, axis: Any) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(values.ndim))
-    try:
-        return axes_tuple("axis", axis, values.ndim)
-    except ValueError as error:
-        raise np.exceptions.AxisError(str(error)) from None
+    return axes_tuple("axis", axis, values.ndim)
 
 
 def _count(values: Array, axis: Any) -> int:
-    count = 1
-    for number in _axes(values, axis):
-        count *= values.shape[number]
-    return count
+    return math.prod(values.shape[number] for number in _axes(values, axis))
 
 
 def _accumulator(values: Array, dtype: Any) -> tuple[Any, Any]:
@@ -376,7 +412,7 @@ def _accumulator(values: Array, dtype: Any) -> tuple[Any, Any]:
         return np.dtype(dtype), None
     if values.dtype.kind in "?biu":
         return np.dtype("f8"), None
-    if values.dtype == np.float16:
+    if values.dtype.type is np.float16:
         return np.dtype("f4"), np.dtype("f2")
     return None, None
 
@@ -388,7 +424,8 @@ def _moments(block: Array, axes: tuple[int, ...], dtype: Any) -> tuple[Any, Any,
     square = (off.real**2 + off.imag**2 if off.dtype.kind == "c" else off * off).sum(
         axes, keepdims=True
     )
-    count = np.full(square.shape, block.size // max(square.size, 1), dtype=np.float64)
+    number, exact = block.size // max(square.size, 1), np.result_type(square, np.float64)
+    count = np.full(square.shape, number, exact)
     return np.asarray(mean), np.asarray(square), count
 
 

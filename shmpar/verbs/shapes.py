@@ -5,12 +5,13 @@ Imports grid and plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from shmpar.grid import Axis, Grid
+from shmpar.grid.axis import per_axis, whole_number
 from shmpar.plan import InBlocks
 
 __all__ = ["axes_tuple", "place_blocks"]
@@ -53,8 +54,8 @@ def place_blocks(grid: Grid, drop: Sequence[int], new_axis: Any, out_chunks: Any
                 f"would fall on one another; leave it whole with chunks={{{axis}: -1}}"
             )
     axes: list[int | None] = [axis for axis in range(grid.ndim) if axis not in drop]
-    new = 0 if new_axis is None else len(list(np.atleast_1d(new_axis)))
-    for axis in axes_tuple("new_axis", new_axis, len(axes) + new):
+    added = list(new_axis) if isinstance(new_axis, Iterable) else [new_axis]
+    for axis in () if new_axis is None else axes_tuple("new_axis", added, len(axes) + len(added)):
         axes.insert(axis, None)
     cuts = [_as_cut(grid, axis) for axis in axes]
     if out_chunks is not None:
@@ -70,16 +71,8 @@ def _as_cut(grid: Grid, axis: int | None) -> Axis | None:
 def _declared(
     grid: Grid, axes: Sequence[int | None], cuts: Sequence[Axis | None], out_chunks: Any
 ) -> list[Axis | None]:
-    if isinstance(out_chunks, Mapping):
-        axes_tuple("out_chunks", out_chunks, len(axes))
-        named = {axis % len(axes): entry for axis, entry in out_chunks.items()}
-        entries = [named.get(axis) for axis in range(len(axes))]
-    elif isinstance(out_chunks, tuple | list):
-        entries = list(out_chunks)
-    else:
-        entries = [out_chunks] * len(axes)
-    if len(entries) != len(axes):
-        raise ValueError(f"out_chunks has {len(entries)} entries for an output of {len(axes)} axes")
+    words = f"an output of {len(axes)} axes"
+    entries = per_axis("out_chunks", out_chunks, len(axes), missing=None, array=words)
     blocks = [1 if axis is None else grid.numblocks[axis] for axis in axes]
     return [
         cut if entry is None else _cut(position, entry, count)
@@ -88,9 +81,14 @@ def _declared(
 
 
 def _cut(position: int, entry: Any, blocks: int) -> Axis:
-    lengths = list(entry) if isinstance(entry, Iterable) else [entry] * blocks
+    where = f"out_chunks, axis {position}"
+    if isinstance(entry, str) or not isinstance(entry, Iterable):
+        lengths = [whole_number(entry, where)] * blocks
+    else:
+        lengths = [whole_number(length, where) for length in entry]
     if len(lengths) != blocks:
-        raise ValueError(
-            f"out_chunks: axis {position} has {len(lengths)} lengths for {blocks} chunks"
-        )
-    return Axis.explicit(lengths)
+        raise ValueError(f"{where} has {len(lengths)} lengths for {blocks} chunks")
+    try:
+        return Axis.explicit(lengths)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None

@@ -112,10 +112,22 @@ def _check_array(verb: str, out: Any) -> None:
         raise ValueError(f"{verb}: out= (shape {out.shape}) is read-only")
     if out.dtype.hasobject or out.dtype.kind == "T":
         raise TypeError(f"{verb}: out= has dtype {out.dtype}, which workers cannot write")
-    if out.size and any(
-        step == 0 and length > 1 for step, length in zip(out.strides, out.shape, strict=True)
-    ):
-        raise ValueError(f"{verb}: out= is broadcast: several of its elements are one in memory")
+    if out.size and _overlaps_itself(out):
+        raise ValueError(
+            f"{verb}: out= is broadcast, or made of windows that overlap: several of its elements "
+            "are one in memory"
+        )
+
+
+def _overlaps_itself(array: Array) -> bool:
+    """Whether an axis steps over less than what the axes of smaller steps span."""
+    span = array.itemsize
+    axes = [(abs(step), n) for step, n in zip(array.strides, array.shape, strict=True) if n > 1]
+    for step, length in sorted(axes):
+        if step < span:
+            return True
+        span += step * (length - 1)
+    return False
 
 
 def _check_objects(

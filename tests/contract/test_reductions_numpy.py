@@ -1,0 +1,429 @@
+"""Reductions at NumPy's edges: every dtype, empty shapes, values beyond all bounds, its errors.
+
+Values are compared with NumPy's where those are exact, and with the sum of fractions where they
+are rounded, since NumPy's own last digits depend on the memory order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import shmpar
+
+quick = settings(
+    max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+brief = settings(quick, max_examples=30)
+
+WHOLE = ["?", "i1", "u1", ">i2", "u2", "i4", "u4", "i8", "u8"]
+FLOAT = ["f2", ">f2", "f4", ">f4", "f8", ">f8"]
+COMPLEX = ["c8", "c16", ">c16"]
+PLAIN = [*WHOLE, *FLOAT, *COMPLEX]
+NAMES = ["sum", "mean", "var", "std", "min", "max"]
+#: No sum of squares of so many of them leaves the dtype.
+LARGEST = {2: 10.0, 4: 1e9, 8: 1e100, 16: 1e100}
+
+Case = tuple[np.ndarray, Any, Any]
+
+
+@pytest.fixture
+def serial(nothing_left: None) -> Iterator[shmpar.Pool]:
+    """What does not depend on the engine is tested without one."""
+    with shmpar.Pool(1, engine="serial") as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def numpy_may_warn() -> Iterator[None]:
+    """Both warn of overflows, of NaN and of means of nothing; that is tested by itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+def elements(dtype: str, *, finite: bool) -> st.SearchStrategy[Any]:
+    """Values of a dtype: all integers there are, floats without overflow, perhaps NaN and inf."""
+    kind, size = np.dtype(dtype).kind, np.dtype(dtype).itemsize
+    if kind in "biu":
+        return hnp.from_dtype(np.dtype(dtype))
+    if kind in "mM":
+        time = np.dtype(dtype).type
+        return st.sampled_from(["NaT", -9, 0, 10**6]).map(lambda ticks: time(ticks, "s"))
+    width = 8 * size // (2 if kind == "c" else 1)
+    bound = LARGEST[width // 8]
+    floats = st.floats(-bound, bound, width=width, allow_subnormal=False).map(
+        lambda value: value if abs(value) > 1 / bound else 0.0
+    )
+    if not finite:
+        floats |= st.sampled_from([math.nan, math.inf, -math.inf])
+    return st.builds(complex, floats, floats) if kind == "c" else floats
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn, dtypes: list[str] = PLAIN, *, least: int = 0, finite: bool = False
+) -> Case:
+    """An array, an axis in any form and chunks; no axes and no elements too."""
+    shape = draw(hnp.array_shapes(min_dims=min(least, 1), max_dims=3, min_side=least, max_side=7))
+    dtype = draw(st.sampled_from(dtypes))
+    array = draw(hnp.arrays(dtype, shape, elements=elements(dtype, finite=finite)))
+    if draw(st.booleans()):
+        array = array.copy("F")
+    axis: st.SearchStrategy[Any] = st.none() | st.just(())
+    if shape:
+        axis |= st.integers(-len(shape), len(shape) - 1) | hnp.valid_tuple_axes(len(shape))
+    chunks = tuple(draw(st.integers(1, 8)) for _ in shape)
+    return array, draw(axis), draw(st.sampled_from([chunks, "auto", 2]))
+
+
+def outcome(reduce: Any, *args: Any, **keywords: Any) -> Any:
+    """What came of a reduction: the result, or the class and text of the error."""
+    try:
+        return reduce(*args, **keywords)
+    except (ValueError, TypeError) as error:
+        return type(error), str(error)
+
+
+def same_form(got: Any, due: Any) -> None:
+    """Type, dtype and shape are NumPy's; an error is its own."""
+    assert type(got) is type(due)
+    if isinstance(due, tuple):
+        assert got == due
+    assert np.asarray(got).dtype == np.asarray(due).dtype
+    assert np.shape(got) == np.shape(due)
+
+
+@quick
+@given(
+    case=cases(),
+    name=st.sampled_from(NAMES),
+    keepdims=st.booleans(),
+    ddof=st.sampled_from([0, 1, 2.5, 9]),
+)
+def test_the_form_is_numpys_whatever_the_values(
+    serial: shmpar.Pool, case: Case, name: str, keepdims: bool, ddof: float
+) -> None:
+    """Type, dtype and shape, for empty arrays and those without axes too; errors are the same."""
+    array, axis, chunks = case
+    keywords: dict[str, Any] = {"axis": axis, "keepdims": keepdims}
+    if name in {"var", "std"}:
+        keywords["ddof"] = ddof
+    due = outcome(getattr(np, name), array, **keywords)
+    got = outcome(getattr(serial, name), array, chunks=chunks, **keywords)
+    same_form(got, due)
+    if not isinstance(due, tuple):  # infinities and what is not known are where NumPy has them
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(due))
+
+
+@quick
+@given(case=cases([*WHOLE, "m8[s]"]), name=st.sampled_from(["sum", "min", "max"]))
+def test_sums_of_integers_are_exact(serial: shmpar.Pool, case: Case, name: str) -> None:
+    """They wrap around where NumPy's do."""
+    array, axis, chunks = case
+    due = outcome(getattr(np, name), array, axis=axis)
+    got = outcome(getattr(serial, name), array, axis=axis, chunks=chunks)
+    same_form(got, due)
+    np.testing.assert_array_equal(got, due)
+
+
+@quick
+@given(case=cases([*FLOAT, *COMPLEX, "M8[s]"]), name=st.sampled_from(["min", "max"]))
+def test_the_smallest_and_the_largest_are_exact(serial: shmpar.Pool, case: Case, name: str) -> None:
+    """One NaN or NaT is enough, and an infinity is the largest of all."""
+    array, axis, chunks = case
+    due = outcome(getattr(np, name), array, axis=axis)
+    got = outcome(getattr(serial, name), array, axis=axis, chunks=chunks)
+    same_form(got, due)
+    np.testing.assert_array_equal(got, due)
+
+
+def lines(array: np.ndarray, axis: Any) -> np.ndarray:
+    """What is reduced, one row an element of the result, at full precision."""
+    axes = range(array.ndim) if axis is None else np.atleast_1d(axis).astype(int) % array.ndim
+    kept = [number for number in range(array.ndim) if number not in set(axes)]
+    moved = np.transpose(array, [*kept, *axes])
+    return moved.reshape(math.prod(moved.shape[: len(kept)]), -1)
+
+
+def ulp(array: np.ndarray) -> float:
+    """Distance of 1 to the next number of the dtype in which a reduction is rounded."""
+    kind = array.dtype.type if array.dtype.kind in "fc" else np.float64
+    return float(np.finfo(kind).eps)
+
+
+@quick
+@given(
+    case=cases([*FLOAT, *COMPLEX, *WHOLE[1:]], least=1, finite=True),
+    name=st.sampled_from(["sum", "mean"]),
+)
+def test_sums_and_means_are_within_a_few_ulps(serial: shmpar.Pool, case: Case, name: str) -> None:
+    """Of the sum of magnitudes, as far as pairwise sums can be; fsum has all digits."""
+    array, axis, chunks = case
+    if name == "sum" and array.dtype.kind in "iu":
+        array = array.astype("f8")
+    got = np.ravel(getattr(serial, name)(array, axis=axis, chunks=chunks))
+    for value, row in zip(got, lines(array, axis), strict=True):
+        count = row.size if name == "mean" else 1
+        for part in (np.real, np.imag):
+            values = [float(one) for one in part(row)]
+            exact = math.fsum(values) / count
+            bound = 4 * ulp(array) * math.fsum(map(abs, values)) / count
+            assert abs(float(part(value)) - exact) <= bound
+
+
+@quick
+@given(
+    case=cases([*FLOAT, *COMPLEX, *WHOLE], least=1, finite=True), ddof=st.sampled_from([0, 1, 0.5])
+)
+def test_variances_are_within_a_few_ulps(serial: shmpar.Pool, case: Case, ddof: float) -> None:
+    """Of the variance and of the mean's own rounding, as far as one pass can be."""
+    array, axis, chunks = case
+    got = np.ravel(serial.var(array, axis=axis, ddof=ddof, chunks=chunks))
+    roots = np.ravel(serial.std(array, axis=axis, ddof=ddof, chunks=chunks))
+    np.testing.assert_array_equal(roots, np.sqrt(got))
+    for value, row in zip(got, lines(array, axis), strict=True):
+        if row.size <= ddof:
+            assert not np.isfinite(value)
+            continue
+        exact = scale = 0.0
+        for part in (np.real, np.imag):
+            values = [float(one) for one in part(row)]
+            mean = math.fsum(values) / len(values)
+            exact += math.fsum((one - mean) ** 2 for one in values)
+            scale += math.fsum(abs(one) for one in values) / len(values)
+        rounded = ulp(array) * scale  # how far off the mean may be
+        # The deviation of each value is off by as much.
+        bound = 16 * ulp(array) * exact + 16 * rounded * (
+            math.sqrt(exact * row.size) + rounded * row.size
+        )
+        assert abs(float(value) - exact / (row.size - ddof)) <= bound / (row.size - ddof)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c8", "c16"])
+@pytest.mark.parametrize("given_dtype", ["?", "u1", "i8", "f2", "f4", "f8", "c16"])
+def test_a_dtype_is_the_results(serial: shmpar.Pool, given_dtype: str, dtype: str) -> None:
+    """Whatever was added in; the values agree with NumPy's to that dtype's digits."""
+    array = np.random.default_rng(1).integers(0, 9, (7, 5)).astype(given_dtype)
+    for name, axis in itertools.product(["sum", "mean", "var", "std"], [None, 0]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", np.exceptions.ComplexWarning)
+            due = getattr(np, name)(array, axis, dtype)
+            got = getattr(serial, name)(array, axis, dtype, chunks=(2, 3))
+        same_form(got, due)
+        np.testing.assert_allclose(got, due, rtol=8 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", ["?", "i4", "u1"])
+def test_a_mean_may_be_cut_to_an_integer_and_a_variance_not(
+    serial: shmpar.Pool, dtype: str
+) -> None:
+    """NumPy's mean is cut at the end; its variance would be of deviations that are cut."""
+    array = np.arange(7)
+    same_form(serial.mean(array, dtype=dtype, chunks=2), np.mean(array, dtype=dtype))
+    assert serial.mean(array[:6], dtype=dtype, chunks=2) == np.mean(array[:6], dtype=dtype)
+    for name in ("var", "std"):
+        with pytest.raises(TypeError, match="pass a float dtype"):
+            getattr(serial, name)(array, dtype=dtype, chunks=2)
+
+
+def test_half_precision_has_room_between_the_chunks(serial: shmpar.Pool) -> None:
+    """A sum that float16 holds is found, though those of its chunks do not fit."""
+    array = np.array([60_000, 60_000, -60_000, -60_000, 1], np.float16)
+    assert serial.sum(array, chunks=2) == 1
+    assert serial.sum(array.astype(">f2"), chunks=2) == 1
+    assert serial.mean(np.full(2**17, 0.25, "f2"), dtype="f2", chunks=2**14) == 0.25
+    assert np.isinf(serial.sum(array[:2], chunks=1))
+
+
+def test_a_time_has_a_mean(serial: shmpar.Pool) -> None:
+    """Of timedelta64, as NumPy's; datetime64 has none, there as here."""
+    array = np.arange(7).astype("m8[s]")
+    same_form(serial.mean(array, chunks=2), np.mean(array))
+    assert serial.mean(array, chunks=2) == np.mean(array)
+    with pytest.raises(TypeError, match="M8"):
+        serial.mean(array.astype("M8[s]"), chunks=2)
+
+
+@pytest.mark.skipif(np.finfo("g").eps == np.finfo("f8").eps, reason="no longer doubles here")
+def test_long_doubles_keep_their_digits(serial: shmpar.Pool) -> None:
+    """No part of the result was a double."""
+    array = np.arange(7, dtype="g") / 3
+    for name in NAMES:
+        due, got = getattr(np, name)(array), getattr(serial, name)(array, chunks=2)
+        same_form(got, due)
+        assert abs(got - due) <= 4 * np.finfo("g").eps * abs(due)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("array", "keywords"),
+    [
+        (np.ones((3, 4)), {"axis": 2}),
+        (np.ones((3, 4)), {"axis": -3}),
+        (np.ones((3, 4)), {"axis": (0, 2)}),
+        (np.ones((3, 4)), {"axis": (0, -2)}),
+        (np.ones((0, 4)), {"axis": 2}),
+        (np.ones(()), {"axis": 1}),
+        (np.ones((3, 4)), {"axis": 0.5}),
+        (np.ones((3, 4)), {"axis": "rows"}),
+        (np.array(["a", "b"]), {}),
+        (np.zeros(3, "i4,f8"), {}),
+    ],
+    ids=str,
+)
+def test_what_numpy_refuses_is_refused_before_anything_starts(
+    serial: shmpar.Pool, name: str, array: np.ndarray, keywords: Any
+) -> None:
+    """By the same error, and no chunk is computed."""
+    with pytest.raises((ValueError, TypeError)) as due:
+        getattr(np, name)(array, **keywords)
+    with pytest.raises(type(due.value)) as got:
+        getattr(serial, name)(array, chunks=1, **keywords)
+    assert str(got.value) == str(due.value)
+    assert serial.last_run is None
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)])
+@pytest.mark.parametrize("name", ["min", "max"])
+def test_nothing_has_no_smallest_element(serial: shmpar.Pool, name: str, shape: Any) -> None:
+    """NumPy's own error, but not along an axis that has elements."""
+    empty = np.empty(shape)
+    with pytest.raises(ValueError, match="zero-size array to reduction operation"):
+        getattr(serial, name)(empty)
+    axis = shape.index(0)
+    with pytest.raises(ValueError, match="zero-size array to reduction operation"):
+        getattr(serial, name)(empty, axis=axis)
+    if len(shape) > 1:
+        assert getattr(serial, name)(empty, axis=1 - axis).shape == (0,)
+
+
+def test_means_and_variances_of_nothing_warn_as_numpys(serial: shmpar.Pool) -> None:
+    """Mean of empty slice; degrees of freedom."""
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("default")
+        with pytest.warns(RuntimeWarning, match="Mean of empty slice"):
+            assert np.isnan(serial.mean(np.empty(0)))
+        with pytest.warns(RuntimeWarning, match="Degrees of freedom <= 0"):
+            assert np.isnan(serial.var(np.ones(1), ddof=1))
+        with pytest.warns(RuntimeWarning, match="Degrees of freedom <= 0"):
+            assert serial.std(np.arange(3.0), ddof=3, chunks=1) == np.inf
+
+
+@pytest.mark.parametrize("name", [*NAMES, "histogram"])
+@pytest.mark.parametrize("array", [np.ones(3), np.empty(0), np.array(1.0)], ids=np.shape)
+def test_options_are_checked_whatever_there_is_to_reduce(
+    serial: shmpar.Pool, name: str, array: np.ndarray
+) -> None:
+    """A misspelt keyword names the reduction; none of them has wait=False."""
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected .* 'sigma'"):
+        getattr(serial, name)(array, sigma=3)
+    with pytest.raises(TypeError, match=f"^{name}: a reduction is waited for"):
+        getattr(serial, name)(array, wait=False)
+    assert serial.last_run is None
+
+
+# Histograms
+
+
+edges = st.lists(st.integers(-20, 20), min_size=1, max_size=6).map(sorted)
+ranges = st.tuples(st.integers(-20, 0), st.integers(0, 20)) | st.just((0.25, 30.5))
+
+
+def same_histogram(got: Any, due: Any) -> None:
+    """Counts and edges to the last bit, and of the same dtypes."""
+    for mine, numpys in zip(got, due, strict=True):
+        same_form(mine, numpys)
+        np.testing.assert_array_equal(mine, numpys)
+
+
+@quick
+@given(
+    case=cases([*WHOLE, *FLOAT], finite=True),
+    bins=st.integers(1, 9) | edges,
+    limits=st.none() | ranges,
+    density=st.booleans(),
+)
+def test_histograms_are_numpys(
+    serial: shmpar.Pool, case: Case, bins: Any, limits: Any, density: bool
+) -> None:
+    """Of every shape and dtype, by number, edges or range; of values beyond the range too."""
+    array, _, chunks = case
+    due = outcome(np.histogram, array, bins, limits, density=density)
+    got = outcome(serial.histogram, array, bins, limits, density=density, chunks=chunks)
+    if isinstance(due[0], type):
+        assert got == due
+    else:
+        same_histogram(got, due)
+
+
+@quick
+@given(
+    values=hnp.arrays(
+        "f8", st.integers(0, 30), elements=elements("f8", finite=False) | st.floats(-30, 30)
+    ),
+    bins=edges,
+)
+def test_what_is_not_finite_is_counted_as_numpy_counts_it(
+    serial: shmpar.Pool, values: np.ndarray, bins: Any
+) -> None:
+    """NaN and infinities lie in no bin, or in the last one that is open to them."""
+    for last in (30, np.inf):
+        due = np.histogram(values, [*bins, last])
+        same_histogram(serial.histogram(values, [*bins, last], chunks=4), due)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"bins": 0},
+        {"bins": 2.5},
+        {"bins": None},
+        {"bins": [3, 1]},
+        {"bins": [[1, 2]]},
+        {"range": (3, 1)},
+        {"range": (0, np.nan)},
+        {"range": 5},
+    ],
+    ids=str,
+)
+def test_bins_that_make_no_sense_are_numpys_error(serial: shmpar.Pool, keywords: Any) -> None:
+    """The very same, before anything starts."""
+    with pytest.raises((ValueError, TypeError)) as due:
+        np.histogram(np.arange(9.0), **keywords)
+    with pytest.raises(type(due.value)) as got:
+        serial.histogram(np.arange(9.0), chunks=2, **keywords)
+    assert str(got.value) == str(due.value)
+    assert serial.last_run is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_range_that_is_not_finite_is_an_error(serial: shmpar.Pool, value: float) -> None:
+    """As for NumPy, the bins have no edges then."""
+    with pytest.raises(ValueError, match="is not finite"):
+        serial.histogram(np.array([1.0, value, 3.0]), chunks=1)
+
+
+# A sample of all that on every engine
+
+
+@brief
+@given(case=cases(least=1, finite=True), name=st.sampled_from(NAMES))
+def test_every_engine_gives_the_same_bytes(
+    pool: shmpar.Pool, serial: shmpar.Pool, case: Case, name: str
+) -> None:
+    """A reduction does not depend on who computed its chunks."""
+    array, axis, chunks = case
+    one = getattr(serial, name)(array, axis=axis, chunks=chunks)
+    other = getattr(pool, name)(array, axis=axis, chunks=chunks)
+    same_form(other, one)
+    assert np.asarray(other).tobytes() == np.asarray(one).tobytes()
