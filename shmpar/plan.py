@@ -15,6 +15,7 @@ worker          one chunk at a time: calls the function, checks and stores its r
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ class Announcement(NamedTuple):
 
     def digest(self) -> int:
         """A number that is equal for announcements that agree; never 0."""
-        return 1 + zlib.crc32(repr(self.pack()[:2]).encode())
+        return _digest(self.outputs, self.several)
 
     def disagrees(self, first: Announcement) -> str | None:
         """Say in what the result differs from the first one; None if it does not."""
@@ -154,6 +155,12 @@ class Announcement(NamedTuple):
             f"the function returned {len(self.outputs)} outputs here but "
             f"{len(first.outputs)} for the first chunk"
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(outputs: tuple[Output, ...], several: bool) -> int:
+    said = [(shape, spell(dtype)) for shape, dtype in outputs], several
+    return 1 + zlib.crc32(repr(said).encode())
 
 
 def spell(dtype: DType) -> str | DType:
@@ -262,8 +269,10 @@ class InBlocks:
 
     def windows(self, grid: Grid, shape: Shape) -> Callable[[int], tuple[slice | int, ...]]:
         """Where the output is cut like the input, the chunk's own cell."""
-        if shape == grid.shape and self in {InBlocks.like(grid), InBlocks.exactly(grid)}:
-            return grid.core
+        if shape == grid.shape and self.axes == tuple(range(grid.ndim)):
+            pairs = zip(self.cuts, grid.axes, strict=True)
+            if all(len(axis) == 1 if cut is None else cut == axis for cut, axis in pairs):
+                return grid.core
         return lambda chunk: self.window(grid, grid.index(chunk))
 
     def _wrong_ndim(self, grid: Grid, result: Shape) -> str:

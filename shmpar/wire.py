@@ -26,7 +26,12 @@ __all__ = ["MAX_DESCRIPTORS", "Wire"]
 MAX_DESCRIPTORS = 200  # a message carries at most 253 (SCM_MAX_FD); one is for a long body
 _INLINE = 48 * 1024  # bytes; two of them fit the default buffer of a socket
 _BUFFER = _INLINE + 1024
-_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+# Plain ints: the enums of socket cost microseconds a call.
+_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+_NOW = _CLOEXEC | int(socket.MSG_DONTWAIT)
+_NOSIGNAL = int(socket.MSG_NOSIGNAL)
+_SOCKET, _RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
+_SPACE = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * 4)
 _HERE, _IN_MEMORY = b"\0", b"\1"
 
 
@@ -89,8 +94,8 @@ class Wire:
         ancillary = []
         if descriptors:
             packed = array.array("i", descriptors)
-            ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, packed))
-        self._socket.sendmsg([kind, body], ancillary, socket.MSG_NOSIGNAL)
+            ancillary.append((_SOCKET, _RIGHTS, packed))
+        self._socket.sendmsg([kind, body], ancillary, _NOSIGNAL)
 
     def receive(self, *, wait: bool = True) -> tuple[Any, list[int]]:
         """Take the next message and its descriptors, which are the caller's to close.
@@ -102,13 +107,12 @@ class Wire:
         EOFError
             If the other end is gone.
         """
-        flags = _CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
-        space = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * 4)
+        flags = _CLOEXEC if wait else _NOW
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(_BUFFER, space, flags)
+            data, ancillary, _, _ = self._socket.recvmsg(_BUFFER, _SPACE, flags)
         except ConnectionResetError:
             raise EOFError from None
-        descriptors = _descriptors(ancillary)
+        descriptors = _descriptors(ancillary) if ancillary else []
         if not data:
             raise EOFError
         if data[:1] == _HERE:
@@ -123,7 +127,7 @@ class Wire:
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     found = array.array("i")
     for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+        if level == _SOCKET and kind == _RIGHTS:
             found.frombytes(data[: len(data) - len(data) % found.itemsize])
     if not _CLOEXEC:
         for fd in found:

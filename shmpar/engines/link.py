@@ -108,6 +108,8 @@ class Link:
 
     def withdraw(self, execution: Execution) -> list[Generation]:
         """Take back what was not sent."""
+        if not self.queue:
+            return []
         mine = [item for item in self.queue if item[0] is execution]
         for item in mine:
             self.queue.remove(item)

@@ -32,7 +32,7 @@ import select
 import selectors
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.util import MAGIC_NUMBER
 from typing import Any
 
@@ -51,9 +51,11 @@ from shmpar.engines.protocol import (
     Ready,
     Rejected,
 )
+from shmpar.engines.trial import PATIENCE, Trial
+from shmpar.engines.watch import Watch
 from shmpar.ledger import Ledger
 from shmpar.plan import Announcement, Failure
-from shmpar.segment import Segment, Slab
+from shmpar.segment import Slab
 from shmpar.tickets import LockTickets, OffsetTickets
 from shmpar.travel import pack
 
@@ -94,8 +96,9 @@ class ProcessesEngine:
         self._ledgers = Ledgers(workers)
         self.slab: Slab | None = Slab()
         self._counters = Counters()
+        self._trial = Trial()
         self._ready: list[tuple[selectors.SelectorKey, int]] = []
-        self._subscribed: set[int] = set()
+        self._watch = Watch(self._links)
         self._foreign = False
         self._broken: BaseException | None = None
         self._selector = selectors.DefaultSelector()
@@ -166,18 +169,32 @@ class ProcessesEngine:
         if self._broken is not None:
             raise self._broken
         ledger = self._ledgers.segment(execution.ledger)
-        self._packed[execution.number] = pack_execution(execution, ledger, foreign=self._foreign)
+        packed = pack_execution(execution, ledger, foreign=self._foreign)
+        self._send_held()
+        self._packed[execution.number] = packed
         self._runs[execution.number] = execution
         for number in range(self.workers):
             self.replace(number)
+        if len(self._runs) == 1:
+            self._trial.begin(execution.number, packed.call)
         return [number for number, link in self._links.items() if link.ready]
 
     def assign(self, worker: int, execution: Execution, generation: Generation) -> None:
         """Send a generation to a worker, or queue it behind what the worker has."""
         link = self._links.get(worker)
-        if link is not None:  # else its death is about to be told
-            link.queue.append((execution, generation))
+        if link is None:
+            return  # its death is about to be told
+        held = execution.number == self._trial.run and self._outstanding(execution.number)
+        link.queue.append((execution, generation))
+        if not held:
             self._feed(link)
+
+    def _send_held(self) -> None:
+        """Send the plan that one worker was tried with to the others too."""
+        if self._trial.run is not None:
+            self._trial.run = None
+            for link in self._links.values():
+                self._feed(link)
 
     def stop(self, execution: Execution) -> list[Emptied]:
         """Take back what was not sent; whoever waits for outputs waits in vain."""
@@ -195,7 +212,9 @@ class ProcessesEngine:
     def close(self, execution: Execution) -> None:
         """Drop what was made for the run; keep its ledger for the next."""
         self._runs.pop(execution.number, None)
-        self._packed.pop(execution.number, None)
+        packed = self._packed.pop(execution.number, None)
+        if packed is not None:
+            self._trial.end(execution.number, packed.call)
         for link in self._links.values():
             link.withdraw(execution)
         counters = [generation.tickets for generation in execution.generations]
@@ -211,12 +230,26 @@ class ProcessesEngine:
 
     def wait(self, timeout: float | None) -> None:
         """Block until a worker has something to say or is gone."""
+        if self._trial.waited:
+            self._send_held()
         self._flush()
-        if self._events:
+        if self._events or self._ends_soon():
             return
         if any(link.outbox for link in self._links.values()):
             timeout = _CONGESTED if timeout is None else min(timeout, _CONGESTED)
         self._ready = self._selector.select(timeout)
+
+    def _ends_soon(self) -> bool:
+        """Give the one worker of a small call its time; send to the others after that."""
+        if self._trial.run is None:
+            return False
+        self._trial.waited = True
+        # The selector waits for whole milliseconds.
+        if select.select([self._selector], [], [], PATIENCE)[0]:
+            return True
+        self._send_held()
+        self._flush()
+        return False
 
     def wake(self) -> None:
         """End another thread's `wait`."""
@@ -274,9 +307,10 @@ class ProcessesEngine:
                 self._events.append(Failed(run, failure))
             case ("values", run, values):
                 self._events.extend(incoming.values(run, values))
-            case ("drained", run, generation, claimed, handed, said):
+            case ("drained", run, generation, claimed, handed, spent, said):
                 link.drained(run, generation)
                 if run in self._runs:
+                    self._trial.spent(run, spent)
                     announcement = Announcement.unpack(said) if said else None
                     self._events.append(
                         Emptied(link.number, run, generation, claimed, handed, announcement)
@@ -324,7 +358,7 @@ class ProcessesEngine:
     def _send_plan(self, link: Link, execution: Execution, generation: Generation) -> None:
         packed, loan = self._packed[execution.number], Loan()
         outputs, segments = packed.outputs(execution)
-        link.lend(self._watched(segments), loan)
+        link.lend(self._watch.over(segments), loan)
         held = link.lend_parcel(packed.parcel, loan)
         link.send_ahead(loan)
         counter = self._counters.number(generation.tickets)
@@ -342,23 +376,9 @@ class ProcessesEngine:
     def _send_outputs(self, link: Link, execution: Execution) -> None:
         loan = Loan()
         references, segments = self._packed[execution.number].outputs(execution)
-        link.lend(self._watched(segments), loan)
+        link.lend(self._watch.over(segments), loan)
         message = ("outputs", execution.number, references or (), execution.several, loan.records)
         link.post(message, loan.descriptors)
-
-    def _watched(self, segments: Iterable[Segment]) -> Iterable[Segment]:
-        """The same segments; workers will be told when one is gone."""
-        for segment in segments:
-            if segment.key not in self._subscribed:
-                self._subscribed.add(segment.key)
-                segment.subscribe(_Forgetter(self))
-            yield segment
-
-    def forget(self, key: int) -> None:
-        """Tell the workers to drop a segment; takes no lock, so a finalizer may call it."""
-        self._subscribed.discard(key)
-        for link in list(self._links.values()):
-            link.forget(key)
 
     # The end
 
@@ -398,18 +418,6 @@ class ProcessesEngine:
         for link in self._links.values():
             link.launched.process.returncode = 0  # not a child of this process
             link.close()
-
-
-class _Forgetter:
-    """Tells an engine, as long as there is one, that a segment is gone."""
-
-    def __init__(self, engine: ProcessesEngine) -> None:
-        self._engine = weakref.ref(engine)
-
-    def __call__(self, key: int) -> None:
-        engine = self._engine()
-        if engine is not None:
-            engine.forget(key)
 
 
 _engines: weakref.WeakSet[ProcessesEngine] = weakref.WeakSet()

@@ -88,6 +88,8 @@ class Assignment:
         Tickets that this worker has had.
     handed : int or None
         Tickets that all had had when this worker stopped the counter; None while it has not.
+    spent : float
+        Seconds in its chunks.
     """
 
     plan: Plan
@@ -103,6 +105,7 @@ class Assignment:
     workers: int
     claimed: int = 0
     handed: int | None = None
+    spent: float = 0.0
 
     @property
     def count(self) -> int:

@@ -6,9 +6,7 @@ waited for workers could wait for each other.
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
 
 __all__ = ["entered", "in_worker"]
 
@@ -25,11 +23,13 @@ def in_worker() -> bool:
     return _where.depth > 0
 
 
-@contextlib.contextmanager
-def entered() -> Iterator[None]:
-    """Mark this thread as a worker."""
-    _where.depth += 1
-    try:
-        yield
-    finally:
+class entered:  # noqa: N801 - reads as a verb: with entered()
+    """Mark this thread as a worker, in a block."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        _where.depth += 1
+
+    def __exit__(self, *_: object) -> None:
         _where.depth -= 1

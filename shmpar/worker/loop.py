@@ -61,6 +61,7 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
         began = perf_counter()
         _run_claim(assignment, channel, chunks.compute, first, last)
         spent = perf_counter() - began
+        assignment.spent += spent
         size = _next_size(size, spent / (last - first), count - last, assignment.workers)
         if channel.enough():
             return False

@@ -155,7 +155,8 @@ class WorkerProcess:
         while True:
             message, descriptors = self.backlog.popleft() if self.backlog else self._next()
             match message:
-                case ("plan", PlanMessage() as plan, records):
+                case ("plan", fields, records):
+                    plan = PlanMessage(*fields)
                     counter = self._counter(plan, descriptors)
                     self._adopt(records, descriptors)
                     self._run(plan, counter)
@@ -229,7 +230,8 @@ class WorkerProcess:
         return counter
 
     def _run(self, message: PlanMessage, counter: Tickets) -> None:
-        said, claimed, handed = None, 0, None
+        said: Any = None
+        had: tuple[int, int | None, float] = (0, None, 0.0)
         kept: Sequence[Array] = ()
         try:
             if message.environment is not None:
@@ -239,14 +241,15 @@ class WorkerProcess:
             assignment = self._assignment(message, function, counter, ledger)
             channel = _SocketChannel(self, message.run, ledger if message.scratch else None)
             work(assignment, channel)
-            claimed, handed = assignment.claimed, assignment.handed
+            had = assignment.claimed, assignment.handed, assignment.spent
             channel.flush()
             said = channel.said.pack() if channel.said else None
         except _Unloadable as error:
             self.wire.send(("refused", message.run, *_packed(error.args[0])))
         finally:
-            namespaces.forget(kept)
-        self.wire.send(("drained", message.run, message.generation, claimed, handed, said))
+            if kept:
+                namespaces.forget(kept)
+        self.wire.send(("drained", message.run, message.generation, *had, said))
 
     def _load(self, message: PlanMessage) -> tuple[Function, Sequence[Array]]:
         try:
