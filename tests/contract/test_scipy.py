@@ -244,8 +244,8 @@ def test_order_filters_of_any_size_are_exact(
 ) -> None:
     """Both ways to say the border agree with SciPy, with just enough halo and with more."""
     array, chunks, sizes = case
-    # SciPy's filter of one axis reads beyond its memory there (1.17).
-    assume(mode != "mirror" or array.ndim > 1 or sizes[0] // 2 < array.size)
+    # SciPy's own median of one axis is wrong where it is wider than the array (1.17).
+    assume(array.ndim > 1 or sizes[0] // 2 < array.size)
     run = partial(ORDER[name], size=sizes, mode=mode, cval=CVAL)
     # The element whose value is computed lies at size // 2.
     depth: Any = tuple((size // 2 + more, size - size // 2 - 1 + more) for size in sizes)
