@@ -26,10 +26,8 @@ Guarantees
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
-import selectors
 import time
 import weakref
 from collections.abc import Callable
@@ -37,6 +35,7 @@ from importlib.util import MAGIC_NUMBER
 from typing import Any
 
 from shmpar.engines import incoming
+from shmpar.engines.ears import Ears
 from shmpar.engines.launch import Launcher
 from shmpar.engines.leftovers import Counters, Ledgers
 from shmpar.engines.link import Link, Loan
@@ -97,15 +96,10 @@ class ProcessesEngine:
         self.slab: Slab | None = Slab()
         self._counters = Counters()
         self._trial = Trial()
-        self._ready: list[tuple[selectors.SelectorKey, int]] = []
         self._watch = Watch(self._links)
         self._foreign = False
         self._broken: BaseException | None = None
-        self._selector = selectors.DefaultSelector()
-        self._wake_read, self._wake_write = os.pipe()
-        for fd in (self._wake_read, self._wake_write):
-            os.set_blocking(fd, False)
-        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self._ears = Ears()
         _engines.add(self)
         try:
             for number in range(workers):
@@ -122,9 +116,7 @@ class ProcessesEngine:
             return
         launched = self._launcher.start(worker)
         link = self._links[worker] = Link(worker, launched)
-        self._selector.register(launched.wire.fileno(), selectors.EVENT_READ, link)
-        if launched.pidfd >= 0:
-            self._selector.register(launched.pidfd, selectors.EVENT_READ, link)
+        self._ears.add(link)
         if self._initializer is not None:
             loan = Loan()
             held = link.lend_parcel(self._initializer, loan)
@@ -150,9 +142,7 @@ class ProcessesEngine:
 
     def _unlink(self, link: Link) -> None:
         del self._links[link.number]
-        for fd in (link.launched.wire.fileno(), link.launched.pidfd):
-            with contextlib.suppress(KeyError, ValueError):
-                self._selector.unregister(fd)
+        self._ears.drop(link)
 
     # Runs
 
@@ -237,15 +227,14 @@ class ProcessesEngine:
             return
         if any(link.outbox for link in self._links.values()):
             timeout = _CONGESTED if timeout is None else min(timeout, _CONGESTED)
-        self._ready = self._selector.select(timeout)
+        self._ears.wait(timeout)
 
     def _ends_soon(self) -> bool:
         """Give the one worker of a small call its time; send to the others after that."""
         if self._trial.run is None:
             return False
         self._trial.waited = True
-        # The selector waits for whole milliseconds.
-        if select.select([self._selector], [], [], PATIENCE)[0]:
+        if self._ears.wait_briefly(PATIENCE):
             return True
         self._send_held()
         self._flush()
@@ -254,8 +243,7 @@ class ProcessesEngine:
     def wake(self) -> None:
         """End another thread's `wait`."""
         self._flush()
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._wake_write, b"\0")
+        self._ears.wake()
 
     def _flush(self) -> None:
         for link in list(self._links.values()):
@@ -265,12 +253,8 @@ class ProcessesEngine:
     def events(self) -> list[Event]:
         """Read what the workers have said."""
         gone: dict[int, Link] = {}
-        ready, self._ready = self._ready, []
-        for key, _ in ready or self._selector.select(0):
-            link: Link | None = key.data
-            if link is None:
-                os.read(self._wake_read, 1024)
-            elif key.fd == link.launched.pidfd or not self._read(link):
+        for link, dead in self._ears.heard():
+            if dead or not self._read(link):
                 gone[link.number] = link
         for link in gone.values():
             self._reap(link)
@@ -286,9 +270,7 @@ class ProcessesEngine:
             except BlockingIOError:
                 return True
             except (EOFError, OSError):
-                with contextlib.suppress(KeyError, ValueError):
-                    # The pidfd decides; the end of file would be reported for ever.
-                    self._selector.unregister(link.launched.wire.fileno())
+                self._ears.drop_wire(link)  # the pidfd decides
                 return link.launched.pidfd >= 0
             self._said(link, message)
             if message[0] == "drained" and not link.sent:
@@ -394,9 +376,7 @@ class ProcessesEngine:
             self._await_end(link, deadline)
             self._unlink(link)
             link.close()
-        self._selector.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        self._ears.close()
         self._ledgers.clear()
         self.slab = None
         self._counters.close()

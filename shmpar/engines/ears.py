@@ -1,0 +1,76 @@
+"""Waiting for worker processes: their sockets, their deaths, and a wake-up from another thread.
+
+Imports link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import selectors
+
+from shmpar.engines.link import Link
+
+__all__ = ["Ears"]
+
+
+class Ears:
+    """Listens to links."""
+
+    def __init__(self) -> None:
+        self._ready: list[tuple[selectors.SelectorKey, int]] = []
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = os.pipe()
+        for fd in (self._wake_read, self._wake_write):
+            os.set_blocking(fd, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+
+    def add(self, link: Link) -> None:
+        """Listen to a worker, and for its death."""
+        launched = link.launched
+        self._selector.register(launched.wire.fileno(), selectors.EVENT_READ, link)
+        if launched.pidfd >= 0:
+            self._selector.register(launched.pidfd, selectors.EVENT_READ, link)
+
+    def drop(self, link: Link) -> None:
+        """Listen to it no more."""
+        self.drop_wire(link)
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(link.launched.pidfd)
+
+    def drop_wire(self, link: Link) -> None:
+        """Wait for its death alone: the end of its file would be reported for ever."""
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(link.launched.wire.fileno())
+
+    def wait(self, timeout: float | None) -> None:
+        """Block until there is something, or for `timeout` seconds, up to whole milliseconds."""
+        self._ready = self._selector.select(timeout)
+
+    def wait_briefly(self, seconds: float) -> bool:
+        """Block for less than a millisecond; return whether there is something."""
+        return bool(select.select([self._selector], [], [], seconds)[0])
+
+    def heard(self) -> list[tuple[Link, bool]]:
+        """Workers that have something to say, and whether it is that they are dead."""
+        ready, self._ready = self._ready, []
+        found = []
+        for key, _ in ready or self._selector.select(0):
+            link: Link | None = key.data
+            if link is None:
+                os.read(self._wake_read, 1024)
+            else:
+                found.append((link, key.fd == link.launched.pidfd))
+        return found
+
+    def wake(self) -> None:
+        """End another thread's :meth:`wait`."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"\0")
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        self._selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
