@@ -357,7 +357,7 @@ def _holds(dtype: np.dtype[Any], value: Any) -> bool:
         with np.errstate(all="ignore"):
             if dtype.kind in "biu":
                 # Cast and compared, since older NumPy lets integers wrap around with a warning.
-                return given.dtype.kind != "c" and bool(given.astype(dtype) == value)
+                return given.dtype.kind not in "cmM" and bool(given.astype(dtype) == value)
             held = np.array(value, dtype=dtype)
             if dtype.kind in "fc":
                 numeric = given.dtype.kind not in "mM"
