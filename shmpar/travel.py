@@ -1,7 +1,8 @@
-"""How the user's function, and what it holds, travels to a worker.
+"""How the user's function, and what it holds, travels to a worker, and results travel back.
 
 Imports plan, segment and arrays.  :func:`pack` makes a :class:`Parcel`, bytes and the segments
-that they speak of; :func:`unpack` opens it in the worker.
+that they speak of; :func:`unpack` opens it in the worker. :func:`pack_result` makes one there for
+the way home.
 
 Guarantees
 ----------
@@ -12,6 +13,7 @@ Guarantees
 - Functions of one module that travel by value share one globals dict in a worker, so what an
   ``initializer`` sets, later functions see; and every call brings today's values of the globals
   that its function names.
+- A large array in a result lies in a segment of its own, which becomes the parent's.
 - What cannot travel is named: the parameter, closure variable or global that holds it.
 """
 
@@ -36,8 +38,18 @@ from shmpar.arrays.sharedarray import over
 from shmpar.errors import PlanError, ShmparError
 from shmpar.plan import Function
 from shmpar.segment import Place, Segment, default_manager, locate, share
+from shmpar.wire import MAX_DESCRIPTORS
 
-__all__ = ["LARGE", "Namespaces", "Parcel", "namespaces", "pack", "unpack"]
+__all__ = [
+    "LARGE",
+    "Namespaces",
+    "Parcel",
+    "namespaces",
+    "pack",
+    "pack_error",
+    "pack_result",
+    "unpack",
+]
 
 LARGE = 64 * 1024  # bytes; a smaller array is cheaper to pickle than to map
 
@@ -82,11 +94,14 @@ def _by_reference(function: types.FunctionType) -> bool:
 class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """Pickles functions by value where needed and arrays by their segments."""
 
-    def __init__(self, file: io.BytesIO, *, importable_only: bool) -> None:
+    def __init__(
+        self, file: io.BytesIO, *, importable_only: bool = False, home: bool = False
+    ) -> None:
         super().__init__(file, protocol=5)
         self.segments: list[Segment] = []
         self.private: list[bool] = []
         self._importable_only = importable_only
+        self._home = home
         self._kept: list[Any] = []  # arrays whose ids are in the pickler's memo must stay alive
 
     def reducer_override(self, obj: Any) -> Any:
@@ -114,10 +129,11 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
         shared = isinstance(array, SharedArray)
         if not shared and (type(array) is not np.ndarray or array.nbytes <= LARGE):
             return NotImplemented
-        if array.dtype.hasobject:
+        if array.dtype.hasobject or (self._home and len(self.segments) >= MAX_DESCRIPTORS):
             return NotImplemented
         writable = array.flags.writeable
-        place = locate(array)
+        # What a plain array of a result lies in may be written by others, and is left to them.
+        place = None if self._home and not shared else locate(array)
         if place is None:
             if shared or not _is_plain(array.dtype):
                 return NotImplemented
@@ -126,7 +142,7 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
             self._kept.append(array)
         else:
             segment, offset = place.segment, place.offset
-        index = self._add(segment, private=not shared)
+        index = self._add(segment, private=not shared and not self._home)
         layout = (offset, array.shape, array.strides, array.dtype, writable)
         start = array._lease.start if isinstance(array, SharedArray) and array._lease else None  # noqa: SLF001
         return _take, (index, start, *layout)
@@ -175,6 +191,36 @@ def pack(value: Any, *, importable_only: bool = False) -> Parcel:
     except Exception as error:
         raise PlanError(_diagnosis(value, error)) from error
     return Parcel(file.getvalue(), tuple(packer.segments), tuple(packer.private))
+
+
+def pack_result(value: Any) -> Parcel:
+    """Pickle what a function returned, for the parent: it adopts the segments as its own.
+
+    Raises
+    ------
+    PlanError
+        If something in it does not pickle.
+    SegmentFull
+        If there is no room for a large array in it.
+
+    Notes
+    -----
+    Cost: an array of more than 64 KiB is copied once, into shared memory.
+    """
+    file = io.BytesIO()
+    packer = _Packer(file, home=True)
+    try:
+        packer.dump(value)
+    except (ShmparError, OSError):
+        raise
+    except Exception as error:
+        raise PlanError(f"a {type(value).__qualname__} does not pickle ({error})") from error
+    return Parcel(file.getvalue(), tuple(packer.segments), tuple(packer.private))
+
+
+def pack_error(error: BaseException) -> bytes:
+    """Pickle an exception with all that it holds, in one piece; raises whatever that raises."""
+    return cloudpickle.dumps(error, 5)  # type: ignore[no-any-return]
 
 
 def _is_simple(function: Function) -> bool:

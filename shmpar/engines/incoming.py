@@ -1,19 +1,22 @@
 """What a worker process says, made into exceptions and events.
 
-Imports the protocol, errors, plan and travel.
+Imports the protocol, errors, plan, segment, travel and worker.process' message records.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from shmpar.engines.protocol import Event, Failed, Values
 from shmpar.errors import PlanError, ShmparError
 from shmpar.plan import Failure
+from shmpar.segment import Segment
 from shmpar.travel import unpack
+from shmpar.worker.process import SegmentRecord
 
-__all__ = ["error", "initializer_failed", "refusal", "values"]
+__all__ = ["error", "initializer_failed", "refusal", "result", "values"]
 
 
 def error(body: bytes | None, text: str) -> BaseException:
@@ -30,11 +33,22 @@ def error(body: bytes | None, text: str) -> BaseException:
     return stand_in
 
 
-def values(run: int, packed: list[tuple[int, bytes]]) -> Iterable[Event]:
+def result(body: bytes, records: Sequence[SegmentRecord], descriptors: list[int]) -> Any:
+    """What a function returned; takes its segments' descriptors off the list."""
+    segments = [
+        Segment.adopt(descriptors.pop(0), record.size, kind=record.kind, writable=record.writable)
+        for record in records
+    ]
+    return unpack(body, segments)[0]
+
+
+def values(
+    run: int, packed: list[tuple[int, bytes, list[SegmentRecord]]], descriptors: list[int]
+) -> Iterable[Event]:
     """One event a result; one that does not unpickle here is a failure of its chunk."""
-    for chunk, body in packed:
+    for chunk, body, records in packed:
         try:
-            yield Values(run, [(chunk, unpack(body)[0])])
+            yield Values(run, [(chunk, result(body, records, descriptors))])
         except Exception as error:  # noqa: BLE001 - whatever it raises, it is the chunk's failure
             yield Failed(run, Failure(chunk, error, None))
 

@@ -266,17 +266,17 @@ class ProcessesEngine:
         """Take all messages of a worker; False if its end of file is the only sign of its death."""
         while True:
             try:
-                message, _ = link.launched.wire.receive(wait=False)
+                message, descriptors = link.launched.wire.receive(wait=False)
             except BlockingIOError:
                 return True
             except (EOFError, OSError):
                 self._ears.drop_wire(link)  # the pidfd decides
                 return link.launched.pidfd >= 0
-            self._said(link, message)
+            self._said(link, message, descriptors)
             if message[0] == "drained" and not link.sent:
                 return True  # an idle worker says nothing more
 
-    def _said(self, link: Link, message: Any) -> None:
+    def _said(self, link: Link, message: Any, descriptors: list[int]) -> None:
         match message:
             case ("hello", magic):
                 link.ready = True
@@ -288,7 +288,7 @@ class ProcessesEngine:
                 failure = Failure(chunk, incoming.error(body, text), shape)
                 self._events.append(Failed(run, failure))
             case ("values", run, values):
-                self._events.extend(incoming.values(run, values))
+                self._events.extend(incoming.values(run, values, descriptors))
             case ("drained", run, generation, claimed, handed, spent, said):
                 link.drained(run, generation)
                 if run in self._runs:

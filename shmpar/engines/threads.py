@@ -25,7 +25,8 @@ from shmpar.worker.loop import work
 
 __all__ = ["ThreadsEngine"]
 
-_Inbox = queue.SimpleQueue[tuple[Execution, Generation] | None]
+_Job = list[tuple[Execution, Generation]]  # emptied when its run is over
+_Inbox = queue.SimpleQueue[_Job | None]
 
 
 class ThreadsEngine:
@@ -48,6 +49,7 @@ class ThreadsEngine:
         self._events: deque[Event] = deque()
         self._signal = threading.Event()
         self._ready: set[int] = set()
+        self._jobs: dict[int, list[_Job]] = {}
         self._inboxes: list[_Inbox] = [queue.SimpleQueue() for _ in range(workers)]
         self._threads = [
             threading.Thread(target=self._run, args=(worker,), name=f"shmpar-{worker}", daemon=True)
@@ -67,11 +69,14 @@ class ThreadsEngine:
 
     def open(self, execution: Execution) -> list[int]:
         """Nothing needs to travel."""
+        self._jobs[execution.number] = []
         return sorted(self._ready)
 
     def assign(self, worker: int, execution: Execution, generation: Generation) -> None:
         """Queue it for the worker's thread."""
-        self._inboxes[worker].put((execution, generation))
+        job = [(execution, generation)]
+        self._jobs[execution.number].append(job)
+        self._inboxes[worker].put(job)
 
     def stop(self, execution: Execution) -> list[Emptied]:
         """What is queued has no tickets left when a thread comes to it."""
@@ -79,7 +84,9 @@ class ThreadsEngine:
         return []
 
     def close(self, execution: Execution) -> None:
-        """A counter goes with the last thread that has it in its inbox."""
+        """Empty the inboxes of it; its counters go with the last thread that looks at them."""
+        for job in self._jobs.pop(execution.number, ()):
+            job.clear()
 
     def kill(self, worker: int) -> None:
         """A thread cannot be ended."""
@@ -125,15 +132,21 @@ class ThreadsEngine:
         except BaseException as error:  # noqa: BLE001 - each run is told
             broken = error
         tell(Ready(worker))
-        while (item := inbox.get()) is not None:
-            execution, generation = item
-            if broken is not None:
-                tell(Rejected(execution.number, broken))
-                tell(Emptied(worker, execution.number, generation.number))
-                continue
-            channel = LocalChannel(execution, tell)
-            assignment = bound(execution, generation, worker, self.workers)
-            work(assignment, channel)
-            had = assignment.claimed, assignment.handed
-            tell(Emptied(worker, execution.number, generation.number, *had))
-            del item, execution, generation, channel, assignment
+        while (job := inbox.get()) is not None:
+            for execution, generation in job:  # none, if its run is over
+                if broken is None:
+                    self._work(worker, execution, generation)
+                else:
+                    tell(Rejected(execution.number, broken))
+                    tell(Emptied(worker, execution.number, generation.number))
+                del execution, generation
+            del job
+
+    def _work(self, worker: int, execution: Execution, generation: Generation) -> None:
+        assignment = bound(execution, generation, worker, self.workers)
+        work(assignment, LocalChannel(execution, self._tell))
+        # A run that is alone waits for all threads: they are about to let go of its memory.
+        alone = len(self._jobs) == 1
+        had = (0, None) if alone else (assignment.claimed, assignment.handed)
+        del assignment
+        self._tell(Emptied(worker, execution.number, generation.number, *had))

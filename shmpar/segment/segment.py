@@ -67,7 +67,14 @@ class Segment:
 
     @classmethod
     def adopt(
-        cls, fd: int, size: int, *, key: int, kind: str, writable: bool, private: bool = False
+        cls,
+        fd: int,
+        size: int,
+        *,
+        kind: str,
+        key: int | None = None,
+        writable: bool = True,
+        private: bool = False,
     ) -> Segment:
         """Take over a descriptor that another process sent.
 
@@ -77,10 +84,10 @@ class Segment:
             The descriptor; it is closed with the segment.
         size : int
             Bytes.
-        key : int
-            The sender's number of the segment.
         kind : str
             The sender's kind.
+        key : int, optional
+            The sender's number of the segment; by default it gets one of this interpreter's.
         writable : bool
             Whether arrays over it may be written.
         private : bool

@@ -34,8 +34,8 @@ from shmpar.ledger import SAID, Ledger
 from shmpar.plan import Announcement, Failure, Function, Plan, ResultError
 from shmpar.segment import Segment
 from shmpar.tickets import LockTickets, OffsetTickets, Tickets, open_tickets
-from shmpar.travel import namespaces, pack, unpack
-from shmpar.wire import Wire
+from shmpar.travel import Parcel, namespaces, pack_error, pack_result, unpack
+from shmpar.wire import MAX_DESCRIPTORS, Wire
 from shmpar.worker.assignment import Abandoned, Assignment
 from shmpar.worker.inside import entered
 from shmpar.worker.loop import work
@@ -341,7 +341,9 @@ class _SocketChannel:
         self._process = process
         self._run = run
         self._scratch = scratch
-        self._values: list[tuple[int, Any]] = []
+        self._values: list[tuple[int, bytes, list[SegmentRecord]]] = []
+        self._descriptors: list[int] = []
+        self._parcels: list[Parcel] = []
         self.said: Announcement | None = None
 
     def allocate(self, announcement: Announcement) -> tuple[Sequence[Array], bool]:
@@ -370,15 +372,32 @@ class _SocketChannel:
         """Keep results until the claim is finished; one that does not pickle fails its chunk."""
         for chunk, value in values:
             try:
-                self._values.append((chunk, pack(value).body))
+                parcel = pack_result(value)
             except PlanError as error:
                 raise _unpicklable(value) from error
+            if len(self._descriptors) + len(parcel.segments) > MAX_DESCRIPTORS:
+                self.flush()
+            records, descriptors = _lent(parcel)
+            self._values.append((chunk, parcel.body, records))
+            self._descriptors += descriptors
+            self._parcels.append(parcel)
 
     def flush(self) -> None:
         """Send the results; the kernel keeps them if this process dies now."""
         values, self._values = self._values, []
+        descriptors, self._descriptors = self._descriptors, []
         if values:
-            self._process.wire.send(("values", self._run, values))
+            self._process.wire.send(("values", self._run, values), descriptors)
+        self._parcels.clear()
+
+
+def _lent(parcel: Parcel) -> tuple[list[SegmentRecord], list[int]]:
+    """Records and descriptors of the segments that a result speaks of."""
+    records = [
+        SegmentRecord(one.key, one.size, one.kind, one.writable, private=False)
+        for one in parcel.segments
+    ]
+    return records, [one.fileno() for one in parcel.segments]
 
 
 def _unpicklable(value: Any) -> ResultError:
@@ -389,7 +408,7 @@ def _packed(error: BaseException) -> tuple[bytes | None, str]:
     """The exception as a pickle, if it makes one, and its traceback as text."""
     text = "".join(traceback.format_exception(type(error), error, _of_user(error.__traceback__)))
     try:
-        return pack(error).body, text
+        return pack_error(error), text
     except Exception:  # noqa: BLE001 - whatever it raises, the text has to do
         return None, text
 
