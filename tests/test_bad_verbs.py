@@ -244,9 +244,6 @@ def test_an_output_of_the_wrong_form(pool: shmpar.Pool, call: Call, match: str) 
 # The function
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="a signature is not checked before the run"
-)
 @pytest.mark.parametrize(
     "make",
     [
@@ -278,9 +275,6 @@ def test_what_a_function_may_leave_open(pool: shmpar.Pool) -> None:
     np.testing.assert_array_equal(got, X * 2 + 2)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=shmpar.ChunkError, reason="apply_along_axis does not check its function"
-)
 def test_apply_along_axis_needs_a_function(pool: shmpar.Pool) -> None:
     """As the other verbs."""
     refused(pool, lambda p, f: p.apply_along_axis(3, 0, X), TypeError, "not callable")

@@ -26,7 +26,7 @@ from shmpar.plan import (
 )
 from shmpar.policy import Policy
 from shmpar.run import Run
-from shmpar.verbs.callables import check_callable, entropy, wants
+from shmpar.verbs.callables import check_callable, check_signature, entropy, wants
 from shmpar.verbs.inputs import Inputs, blocks, cut, items
 from shmpar.verbs.shapes import axes_tuple, place_blocks
 from shmpar.verbs.targets import Targets, check_overlap, parse_targets
@@ -167,6 +167,7 @@ def _run(
     request: Request, inputs: Inputs, how: Cut, targets: Targets, *, in_place: bool = False
 ) -> Run:
     wanted = wants(request.func, request.keywords)
+    check_signature(request.verb, request.func, len(inputs.arguments), request.keywords, wanted)
     plan = Plan(
         verb=request.verb,
         grid=how.grid,

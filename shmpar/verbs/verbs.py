@@ -13,6 +13,7 @@ import numpy as np
 from shmpar.progress import observe
 from shmpar.run import Run
 from shmpar.verbs import build
+from shmpar.verbs.callables import check_callable
 from shmpar.verbs.inputs import as_input
 from shmpar.verbs.options import Defaults, Options, parse_options
 from shmpar.worker.along import ApplyAlongAxis
@@ -337,6 +338,7 @@ class Verbs:
         array([[2, 1],
                [3, 5]])
         """
+        check_callable("apply_along_axis", func1d)
         values = as_input(arr, "apply_along_axis")
         if values.size == 0 or not -values.ndim <= axis < values.ndim:
             return np.apply_along_axis(func1d, axis, values, *args, **kwargs)
