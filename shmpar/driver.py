@@ -22,13 +22,26 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from shmpar import engines, scheduler
 from shmpar.conductor import Conductor
-from shmpar.engines.protocol import Emptied, Engine, Event, Failed, Lost, Ready, Rejected, Values
+from shmpar.engines.protocol import (
+    Emptied,
+    Engine,
+    Event,
+    Failed,
+    Lost,
+    Ready,
+    Rejected,
+    Returned,
+    Values,
+)
 from shmpar.interrupts import allowed, held_back
+from shmpar.plan import Function
 from shmpar.run import Run
+from shmpar.tasks import Task, Tasks
 
 __all__ = ["Driver"]
 
@@ -50,7 +63,10 @@ class Driver:
         self._turn = threading.RLock()
         self._changed = threading.Condition()
         self._runs: dict[int, Run] = {}
-        self._unattended: set[Run] = set()
+        self._tasks = Tasks()
+        # Has nothing to do with the others: attend() is called under the locks of futures.
+        self._attending = threading.Lock()
+        self._unattended: set[Run | Task] = set()
         self._background: threading.Thread | None = None
         self._here = _Here()
         self.engine: Engine | None = make_engine()
@@ -76,16 +92,52 @@ class Driver:
             except BaseException as error:
                 self._interrupted(run, error)
                 raise
+            self.attend(run)
+
+    def submit(self, call: Function, retries: int) -> Task:
+        """Take a single call; it is given to a worker now, if one is free."""
+        with held_back():
+            task = Task(self, call, retries)
             with self._lock:
-                if run.conductor.number not in self._runs:  # it is over already
-                    return
-                self._unattended.add(run)
-                if self._background is None:
-                    self._background = threading.Thread(
-                        target=self._attend, name="shmpar-driver", daemon=True
-                    )
-                    self._background.start()
-            self._alive.wake()
+                engine = self._alive
+                with allowed():  # the user's objects pickle themselves, and may be large
+                    self._tasks.add(task, engine)
+                self._tasks.give(engine)
+            if task.worker is None:
+                self.attend(task)
+        return task
+
+    def drive_task(self, task: Task, timeout: float | None) -> None:
+        """Bring events until the task is done, or for so many seconds."""
+        until = None if timeout is None else time.monotonic() + timeout
+        with held_back():
+            try:
+                self._drive(task, until)
+            finally:
+                self._here.waiting = False
+
+    def poll(self) -> None:
+        """Bring the events that there are, unless another thread is at it."""
+        if self.engine is not None and self._turn.acquire(blocking=False):
+            try:
+                with held_back():
+                    self._step(until=0.0)
+            finally:
+                self._here.waiting = False
+                self._turn.release()
+
+    def attend(self, one: Run | Task) -> None:
+        """Bring events in a thread until this one is done; takes no lock but its own."""
+        with self._attending:
+            self._unattended.add(one)
+            if self._background is None:
+                self._background = threading.Thread(
+                    target=self._attend, name="shmpar-driver", daemon=True
+                )
+                self._background.start()
+        engine = self.engine
+        if engine is not None:
+            engine.wake()
 
     @property
     def _alive(self) -> Engine:
@@ -123,12 +175,12 @@ class Driver:
 
     # Driving
 
-    def _drive(self, run: Run, until: float | None = None) -> None:
-        """Bring events to all runs until this one is done, or the time has come."""
-        while not (run.done() or _past(until)):
+    def _drive(self, one: Run | Task, until: float | None = None) -> None:
+        """Bring events to all until this one is done, or the time has come."""
+        while not (_done(one) or _past(until)):
             if self._turn.acquire(blocking=False):
                 try:
-                    while not (run.done() or _past(until)):
+                    while not (_done(one) or _past(until)):
                         self._step(until)
                 finally:
                     with self._changed:
@@ -138,15 +190,12 @@ class Driver:
                 self._alive.wake()  # the thread that drives has not heard of this run
                 self._here.waiting = True
                 with allowed(), self._changed:
-                    self._changed.wait(engines.TICK_SECONDS)
+                    self._changed.wait(_patience(engines.TICK_SECONDS, until))
                 self._here.waiting = False
 
     def _step(self, until: float | None = None) -> None:
         engine = self._alive
-        timeout = self._patience()
-        if until is not None:
-            left = max(0.0, until - time.monotonic())
-            timeout = left if timeout is None else min(timeout, left)
+        timeout = _patience(self._patience(), until)
         self._here.waiting = True
         with allowed():
             engine.wait(timeout)
@@ -159,6 +208,7 @@ class Driver:
             now = time.monotonic()
             for conductor in self._running():
                 conductor.tick(now)
+            self._tasks.give(engine)
         self._sweep()
 
     def _patience(self) -> float | None:
@@ -176,10 +226,9 @@ class Driver:
             over = [run for run in self._runs.values() if run.conductor.over]
             for run in over:
                 del self._runs[run.conductor.number]
-                self._unattended.discard(run)
         for run in over:
             run.resolve()
-        if over:
+        if self._tasks.resolve() or over:
             with self._changed:
                 self._changed.notify_all()
 
@@ -190,9 +239,16 @@ class Driver:
                     conductor.feed(scheduler.Joined(worker))
             case Lost(worker, exitcode):
                 conductors = self._running()
-                barren = not any(conductor.holds(worker) for conductor in conductors)
+                holds = any(conductor.holds(worker) for conductor in conductors)
+                barren = not (holds or self._tasks.lost(worker, exitcode, innocent=holds))
                 for conductor in conductors:
                     conductor.worker_lost(worker, exitcode, barren=barren)
+                engine = self._alive
+                self._tasks.give_up(2 * engine.workers + 2, exitcode)
+                if self._tasks:
+                    engine.replace(worker)
+            case Returned(task, value, error):
+                self._tasks.returned(task, value, error)
             case _:
                 found = self._runs.get(event.run)
                 if found is not None and not found.conductor.over:
@@ -220,15 +276,17 @@ class Driver:
     def _attend(self) -> None:
         """Drive while there are runs that nobody waits for."""
         while True:
-            with self._lock:
-                run = next(iter(self._unattended), None)
-                if run is None:
+            with self._attending:
+                one = next(iter(self._unattended), None)
+                if one is None:
                     self._background = None
                     return
             try:
-                self._drive(run)
+                self._drive(one)
             except BaseException as error:  # noqa: BLE001 - the runs are told; nobody else could be
                 self._break(error)
+            with self._attending:
+                self._unattended.discard(one)
 
     # Interrupts and the end
 
@@ -264,12 +322,20 @@ class Driver:
                 self.engine = self._make_engine()
             for run in self._runs.values():
                 run.conductor.abort(error)
+            self._tasks.abort(error)
         self._sweep()
 
-    def close(self, *, cancel: bool) -> None:
-        """End all runs, by cancelling or by waiting for them, and then the workers.
+    def close(self, *, cancel: bool, kill: bool = False) -> None:
+        """End all runs and tasks, by cancelling or by waiting for them, and then the workers.
 
         Chunks in progress of a run that is cancelled get the grace of an interrupt.
+
+        Parameters
+        ----------
+        cancel : bool
+            Cancel runs, and tasks that no worker has.
+        kill : bool
+            Tasks in progress get no more than that grace, either.
         """
         try:
             for run in list(self._runs.values()):
@@ -277,6 +343,13 @@ class Driver:
                     self._abandon(run)
                 else:
                     self._drive(run)
+            if cancel:
+                with self._lock:
+                    self._tasks.cancel_waiting()
+                self._sweep()
+            until = time.monotonic() + _GRACE if kill else None
+            for task in self._tasks.pending():
+                self._drive(task, until)
         finally:
             self._end()
 
@@ -293,12 +366,26 @@ class Driver:
                     background.join()
         finally:
             engine.shutdown()
+            self._tasks.abort(RuntimeError("the pool was closed before this call was done"))
+            self._tasks.resolve()
 
 
 class _Here(threading.local):
     """Whether this thread does nothing but wait, so that it may be interrupted."""
 
     waiting = False
+
+
+def _done(one: Run | Task) -> bool:
+    return Future.done(one)  # a task's own looks for news first
+
+
+def _patience(seconds: float | None, until: float | None) -> float | None:
+    """Seconds to wait, not beyond a point in time."""
+    if until is None:
+        return seconds
+    left = max(0.0, until - time.monotonic())
+    return left if seconds is None else min(seconds, left)
 
 
 def _past(until: float | None) -> bool:

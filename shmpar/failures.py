@@ -13,9 +13,9 @@ from typing import Any
 
 from shmpar.engines import describe_exit
 from shmpar.errors import ChunkError, ShmparError, TaskTimeout, WorkerDied
-from shmpar.plan import Failure, Plan, ResultError, describe_region
+from shmpar.plan import Failure, Function, Plan, ResultError, describe_region
 
-__all__ = ["barren", "chunk_error", "death", "timeout", "warn_filled"]
+__all__ = ["barren", "chunk_error", "death", "name_of", "task_death", "timeout", "warn_filled"]
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
@@ -59,6 +59,17 @@ def death(plan: Plan, chunk: int, exitcode: int | None, run: Any, *, in_place: b
         exitcode=exitcode,
         run=run,
     )
+
+
+def name_of(call: Function | None) -> str:
+    """What messages call a task's function."""
+    function = None if call is None else call.call
+    return str(getattr(function, "__qualname__", None) or repr(function))
+
+
+def task_death(name: str, exitcode: int | None) -> WorkerDied:
+    """The error of a task whose worker died."""
+    return WorkerDied(f"submit, {name}: the worker {describe_exit(exitcode)}", exitcode=exitcode)
 
 
 def barren(plan: Plan, exitcode: int | None, run: Any) -> WorkerDied:

@@ -1,6 +1,6 @@
 """What of the parent's state a function may depend on, taken at the start of each run.
 
-Imports worker.process' message records and travel.
+Imports worker.messages and travel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from shmpar.errors import PlanError
 from shmpar.travel import pack
-from shmpar.worker.process import Environment
+from shmpar.worker.messages import Environment
 
 __all__ = ["current_environment"]
 

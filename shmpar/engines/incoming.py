@@ -1,6 +1,6 @@
 """What a worker process says, made into exceptions and events.
 
-Imports the protocol, errors, plan, segment, travel and worker.process' message records.
+Imports the protocol, errors, plan, segment, travel and worker.messages.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from shmpar.engines.protocol import Event, Failed, Values
+from shmpar.engines.protocol import Event, Failed, Returned, Values
 from shmpar.errors import PlanError, ShmparError
 from shmpar.plan import Failure
 from shmpar.segment import Segment
 from shmpar.travel import unpack
-from shmpar.worker.process import SegmentRecord
+from shmpar.worker.messages import SegmentRecord
 
-__all__ = ["error", "initializer_failed", "refusal", "result", "values"]
+__all__ = ["error", "initializer_failed", "outcome", "refusal", "values"]
 
 
 def error(body: bytes | None, text: str) -> BaseException:
@@ -40,6 +40,17 @@ def result(body: bytes, records: Sequence[SegmentRecord], descriptors: list[int]
         for record in records
     ]
     return unpack(body, segments)[0]
+
+
+def outcome(message: Any, descriptors: list[int]) -> Returned:
+    """The event of a task's end; a result that does not unpickle here is the task's error."""
+    kind, task, body, rest = message
+    if kind == "raised":
+        return Returned(task, None, error(body, rest))
+    try:
+        return Returned(task, result(body, rest, descriptors))
+    except Exception as failure:  # noqa: BLE001 - whatever it raises
+        return Returned(task, None, failure)
 
 
 def values(

@@ -1,6 +1,6 @@
 """The parent's end of one worker process: what it was sent, what it knows, what waits.
 
-Imports launch, protocol, segment, travel, wire and worker.process' message records.
+Imports launch, protocol, segment, travel, wire and worker.messages.
 
 Guarantees
 ----------
@@ -24,7 +24,7 @@ from shmpar.engines.protocol import Execution, Generation
 from shmpar.segment import Segment
 from shmpar.travel import Parcel
 from shmpar.wire import MAX_DESCRIPTORS
-from shmpar.worker.process import Environment, SegmentRecord
+from shmpar.worker.messages import Environment, SegmentRecord
 
 __all__ = ["Link", "Loan"]
 
@@ -63,6 +63,8 @@ class Link:
     sent : list of (int, int)
         Runs and generations, by number, that it has and has not reported as drained. A run may be
         over before that.
+    tasks : set of int
+        Tasks that it has; at most one.
     queue : deque
         Generations that it gets when it has fewer.
     outbox : deque
@@ -83,6 +85,7 @@ class Link:
     ready: bool = False
     known: set[int] = field(default_factory=set)
     sent: list[tuple[int, int]] = field(default_factory=list)
+    tasks: set[int] = field(default_factory=set)
     queue: deque[tuple[Execution, Generation]] = field(default_factory=deque)
     outbox: deque[tuple[bytes, list[int]]] = field(default_factory=deque)
     environment: Environment | None = None
@@ -150,6 +153,16 @@ class Link:
         """Send now, or as soon as the worker reads again."""
         self.post_silently(pickle.dumps(message, 5), descriptors)
         self.ring()
+
+    def post_task(self, number: int, parcel: Parcel, environment: Environment) -> None:
+        """Give it a task."""
+        loan = Loan()
+        held = self.lend_parcel(parcel, loan)
+        self.send_ahead(loan)
+        changed = environment if self.environment != environment else None
+        self.environment = environment
+        self.tasks.add(number)
+        self.post(("task", number, parcel.body, held, changed, loan.records), loan.descriptors)
 
     def ring(self) -> None:
         """Tell the worker of what it was sent."""

@@ -1,6 +1,6 @@
 """What a worker process is sent of a run.
 
-Imports environment, the protocol, plan, segment, travel and worker.process' message records.
+Imports environment, the protocol, plan, segment, travel and worker.messages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shmpar.engines.protocol import Execution, Generation
 from shmpar.plan import Plan, spell
 from shmpar.segment import Place, Segment, locate, share
 from shmpar.travel import Parcel, pack
-from shmpar.worker.process import Environment, PlanMessage, Reference, SegmentRecord
+from shmpar.worker.messages import Environment, PlanMessage, Reference, SegmentRecord
 
 __all__ = ["Packed", "pack_execution"]
 

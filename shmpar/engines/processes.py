@@ -1,6 +1,6 @@
 """The processes engine: workers are executed interpreters that take numbers and share memory.
 
-Imports the neighbours in this package, travel, segment and worker.process' message records.
+Imports the neighbours in this package, travel, segment and worker.messages.
 
 ::
 
@@ -36,9 +36,10 @@ from typing import Any
 
 from shmpar.engines import incoming
 from shmpar.engines.ears import Ears
+from shmpar.engines.environment import current_environment
 from shmpar.engines.launch import Launcher
 from shmpar.engines.leftovers import Counters, Ledgers
-from shmpar.engines.link import Link, Loan
+from shmpar.engines.link import OUTSTANDING, Link, Loan
 from shmpar.engines.outgoing import Packed, pack_execution
 from shmpar.engines.protocol import (
     Emptied,
@@ -53,14 +54,15 @@ from shmpar.engines.protocol import (
 from shmpar.engines.trial import PATIENCE, Trial
 from shmpar.engines.watch import Watch
 from shmpar.ledger import Ledger
-from shmpar.plan import Announcement, Failure
+from shmpar.plan import Announcement, Failure, Function
 from shmpar.segment import Slab
 from shmpar.tickets import LockTickets, OffsetTickets
-from shmpar.travel import pack
+from shmpar.travel import Parcel, pack
 
 __all__ = ["ProcessesEngine"]
 
 _EXIT_SECONDS = 2.0  # how long an idle worker may take to end by itself
+_LAST = {"drained", "returned", "raised"}  # what a worker says last before it is idle
 _CONGESTED = 0.01  # seconds until a full socket is tried again
 
 
@@ -216,6 +218,30 @@ class ProcessesEngine:
         """Whether a worker has something of a run, which may be over."""
         return any(link.has(run) for link in self._links.values())
 
+    # Tasks
+
+    def prepare(self, call: Function) -> Parcel:
+        """Pickle it; large arrays are put into segments."""
+        if self._broken is not None:
+            raise self._broken
+        for number in range(self.workers):
+            self.replace(number)
+        return pack(call, importable_only=self._foreign)
+
+    def free(self) -> int | None:
+        """The worker that has least to do, if it has no task."""
+        links = [link for link in self._links.values() if link.ready and not link.tasks]
+        least = min(links, key=lambda link: len(link.sent), default=None)
+        return None if least is None or len(least.sent) >= OUTSTANDING else least.number
+
+    def call(self, worker: int, number: int, prepared: Parcel) -> None:
+        """Send it."""
+        for one, private in zip(prepared.segments, prepared.private, strict=True):
+            if not private:
+                self._watch.add(one)
+        environment = current_environment(foreign=self._foreign)
+        self._links[worker].post_task(number, prepared, environment)
+
     # Events
 
     def wait(self, timeout: float | None) -> None:
@@ -273,7 +299,7 @@ class ProcessesEngine:
                 self._ears.drop_wire(link)  # the pidfd decides
                 return link.launched.pidfd >= 0
             self._said(link, message, descriptors)
-            if message[0] == "drained" and not link.sent:
+            if message[0] in _LAST and not link.sent and not link.tasks:
                 return True  # an idle worker says nothing more
 
     def _said(self, link: Link, message: Any, descriptors: list[int]) -> None:
@@ -300,9 +326,11 @@ class ProcessesEngine:
                 else:
                     self._counters.settle(self._outstanding)
                 self._feed(link)
+            case ("returned" | "raised", number, *_):
+                link.tasks.discard(number)
+                self._events.append(incoming.outcome(message, descriptors))
             case ("refused", run, body, text):
-                error = incoming.refusal(incoming.error(body, text))
-                self._events.append(Rejected(run, error))
+                self._events.append(Rejected(run, incoming.refusal(incoming.error(body, text))))
             case ("broken", body, text):
                 self._broken = incoming.initializer_failed(incoming.error(body, text))
                 rejected = [Rejected(run, self._broken) for run in self._runs]
@@ -367,7 +395,8 @@ class ProcessesEngine:
     def shutdown(self) -> None:
         """End the workers: idle ones by asking, others with SIGKILL."""
         for link in self._links.values():
-            if link.ready and not any(run in self._runs for run, _ in link.sent):
+            busy = link.tasks or any(run in self._runs for run, _ in link.sent)
+            if link.ready and not busy:
                 link.post(("exit",))
             else:
                 link.launched.process.kill()

@@ -32,6 +32,7 @@ __all__ = [
     "Lost",
     "Ready",
     "Rejected",
+    "Returned",
     "Values",
 ]
 
@@ -177,6 +178,25 @@ class Values:
 
 
 @dataclass(frozen=True, slots=True)
+class Returned:
+    """A worker is through with a task.
+
+    Attributes
+    ----------
+    task : int
+        Its number.
+    value : object
+        What the function returned.
+    error : BaseException or None
+        What it raised.
+    """
+
+    task: int
+    value: Any = None
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """A worker is gone.
 
@@ -192,7 +212,7 @@ class Lost:
     exitcode: int | None
 
 
-Event = Ready | Emptied | Failed | Rejected | Values | Lost
+Event = Ready | Emptied | Failed | Rejected | Values | Returned | Lost
 
 
 class Engine(Protocol):
@@ -243,6 +263,24 @@ class Engine(Protocol):
 
         A worker may still come to what it was given, and will find the counter at its end.
         """
+        ...
+
+    def prepare(self, call: Function) -> Any:
+        """Make a task ready to travel; what this gives is for :meth:`call`.
+
+        Raises
+        ------
+        PlanError
+            If something in it does not travel.
+        """
+        ...
+
+    def free(self) -> int | None:
+        """A worker that can be given a task now: it has none, and few plans. Else None."""
+        ...
+
+    def call(self, worker: int, number: int, prepared: Any) -> None:
+        """Give a task to a worker that is free; :class:`Returned` says what came of it."""
         ...
 
     def kill(self, worker: int) -> None:

@@ -14,15 +14,25 @@ from typing import Any
 import numpy as np
 
 from shmpar.engines import TICK_SECONDS
-from shmpar.engines.protocol import Emptied, Event, Execution, Failed, Generation, Rejected, Values
+from shmpar.engines.protocol import (
+    Emptied,
+    Event,
+    Execution,
+    Failed,
+    Generation,
+    Rejected,
+    Returned,
+    Values,
+)
 from shmpar.ledger import Ledger
-from shmpar.plan import Announcement, Failure
+from shmpar.plan import Announcement, Failure, Function
 from shmpar.segment import Slab
 from shmpar.tickets import LockTickets, OffsetTickets, new_tickets
 from shmpar.worker.assignment import Abandoned, Assignment
+from shmpar.worker.inside import entered
 from shmpar.worker.loop import work
 
-__all__ = ["LocalChannel", "SerialEngine", "bound"]
+__all__ = ["LocalChannel", "SerialEngine", "bound", "called"]
 
 Array = np.ndarray[Any, Any]
 
@@ -106,6 +116,15 @@ def bound(execution: Execution, generation: Generation, worker: int, workers: in
     )
 
 
+def called(number: int, call: Function) -> Returned:
+    """Do a task, here and now."""
+    with entered():
+        try:
+            return Returned(number, call.call(*call.values, **call.keywords))
+        except BaseException as error:  # noqa: BLE001 - it is the task's outcome
+            return Returned(number, None, error)
+
+
 class SerialEngine:
     """One worker: whoever waits."""
 
@@ -115,6 +134,7 @@ class SerialEngine:
 
     def __init__(self, initializer: Callable[[], object] | None = None) -> None:
         self._queue: deque[tuple[Execution, Generation]] = deque()
+        self._task: tuple[int, Function] | None = None
         self._events: deque[Event] = deque()
         self._initializer = initializer
 
@@ -129,10 +149,13 @@ class SerialEngine:
 
     def open(self, execution: Execution) -> list[int]:
         """Call the initializer before the first run."""
+        self._initialize()
+        return [0]
+
+    def _initialize(self) -> None:
         initializer, self._initializer = self._initializer, None
         if initializer is not None:
             initializer()
-        return [0]
 
     def assign(self, worker: int, execution: Execution, generation: Generation) -> None:
         """Queue it for the next call of :meth:`wait`."""
@@ -151,6 +174,19 @@ class SerialEngine:
         for generation in execution.generations:
             generation.tickets.close()
 
+    def prepare(self, call: Function) -> Function:
+        """Nothing needs to travel."""
+        self._initialize()
+        return call
+
+    def free(self) -> int | None:
+        """One task at a time."""
+        return 0 if self._task is None else None
+
+    def call(self, worker: int, number: int, prepared: Function) -> None:
+        """Keep it for the next call of :meth:`wait`."""
+        self._task = number, prepared
+
     def kill(self, worker: int) -> None:
         """The worker is this thread, which has just reported and so is idle."""
 
@@ -159,7 +195,13 @@ class SerialEngine:
 
     def wait(self, timeout: float | None) -> None:
         """Work on what is queued first, here and now, for about a tick."""
-        if self._events or not self._queue:
+        if self._events:
+            return
+        if self._task is not None:
+            (number, call), self._task = self._task, None
+            self._events.append(called(number, call))
+            return
+        if not self._queue:
             return
         execution, generation = item = self._queue.popleft()
         until = time.monotonic() + TICK_SECONDS

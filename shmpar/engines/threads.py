@@ -15,10 +15,11 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from shmpar.engines.protocol import Emptied, Event, Execution, Generation, Ready, Rejected
-from shmpar.engines.serial import LocalChannel, bound
+from shmpar.engines.protocol import Emptied, Event, Execution, Generation, Ready, Rejected, Returned
+from shmpar.engines.serial import LocalChannel, bound, called
 from shmpar.interrupts import allowed
 from shmpar.ledger import Ledger
+from shmpar.plan import Function
 from shmpar.segment import Slab
 from shmpar.tickets import LockTickets, OffsetTickets, new_tickets
 from shmpar.worker.loop import work
@@ -26,7 +27,7 @@ from shmpar.worker.loop import work
 __all__ = ["ThreadsEngine"]
 
 _Job = list[tuple[Execution, Generation]]  # emptied when its run is over
-_Inbox = queue.SimpleQueue[_Job | None]
+_Inbox = queue.SimpleQueue[_Job | tuple[int, Function] | None]
 
 
 class ThreadsEngine:
@@ -49,6 +50,8 @@ class ThreadsEngine:
         self._events: deque[Event] = deque()
         self._signal = threading.Event()
         self._ready: set[int] = set()
+        self._given = [0] * workers  # plans and tasks that have not been reported on
+        self._calling: dict[int, int] = {}  # which worker has a task
         self._jobs: dict[int, list[_Job]] = {}
         self._inboxes: list[_Inbox] = [queue.SimpleQueue() for _ in range(workers)]
         self._threads = [
@@ -74,6 +77,7 @@ class ThreadsEngine:
 
     def assign(self, worker: int, execution: Execution, generation: Generation) -> None:
         """Queue it for the worker's thread."""
+        self._given[worker] += 1
         job = [(execution, generation)]
         self._jobs[execution.number].append(job)
         self._inboxes[worker].put(job)
@@ -87,6 +91,22 @@ class ThreadsEngine:
         """Empty the inboxes of it; its counters go with the last thread that looks at them."""
         for job in self._jobs.pop(execution.number, ()):
             job.clear()
+
+    def prepare(self, call: Function) -> Function:
+        """Nothing needs to travel."""
+        return call
+
+    def free(self) -> int | None:
+        """The thread that has least to do, if it has no task."""
+        busy = set(self._calling.values())
+        free = [worker for worker in range(self.workers) if worker not in busy]
+        return min(free, key=self._given.__getitem__, default=None)
+
+    def call(self, worker: int, number: int, prepared: Function) -> None:
+        """Queue it for the worker's thread."""
+        self._given[worker] += 1
+        self._calling[number] = worker
+        self._inboxes[worker].put((number, prepared))
 
     def kill(self, worker: int) -> None:
         """A thread cannot be ended."""
@@ -104,8 +124,18 @@ class ThreadsEngine:
         events = []
         while self._events:
             events.append(self._events.popleft())
-        self._ready.update(event.worker for event in events if isinstance(event, Ready))
+        for event in events:
+            self._note(event)
         return events
+
+    def _note(self, event: Event) -> None:
+        match event:
+            case Ready(worker):
+                self._ready.add(worker)
+            case Emptied(worker):
+                self._given[worker] -= 1
+            case Returned(number):
+                self._given[self._calling.pop(number)] -= 1
 
     def wake(self) -> None:
         """End another thread's `wait`."""
@@ -133,6 +163,11 @@ class ThreadsEngine:
             broken = error
         tell(Ready(worker))
         while (job := inbox.get()) is not None:
+            if isinstance(job, tuple):
+                number, call = job
+                tell(called(number, call) if broken is None else Returned(number, None, broken))
+                del job, call
+                continue
             for execution, generation in job:  # none, if its run is over
                 if broken is None:
                     self._work(worker, execution, generation)

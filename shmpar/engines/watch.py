@@ -30,10 +30,14 @@ class Watch:
     def over(self, segments: Iterable[Segment]) -> Iterable[Segment]:
         """The same segments; workers will be told when one is gone."""
         for segment in segments:
-            if segment.key not in self._subscribed:
-                self._subscribed.add(segment.key)
-                segment.subscribe(_Forgetter(self))
+            self.add(segment)
             yield segment
+
+    def add(self, segment: Segment) -> None:
+        """Have workers told when this one is gone."""
+        if segment.key not in self._subscribed:
+            self._subscribed.add(segment.key)
+            segment.subscribe(_Forgetter(self))
 
     def forget(self, key: int) -> None:
         """Tell the workers to drop a segment; takes no lock, so a finalizer may call it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -17,11 +18,14 @@ from typing import Any, Self
 from shmpar.driver import Driver
 from shmpar.engines.serial import SerialEngine
 from shmpar.interrupts import held_back
+from shmpar.plan import Function
+from shmpar.pool.calls import Calls
 from shmpar.pool.engine import EngineChoice
 from shmpar.pool.memory import Memory
 from shmpar.progress import Progress
 from shmpar.run import Run
 from shmpar.segment import Manager, reap
+from shmpar.tasks import Task
 from shmpar.verbs import Defaults, Reductions
 from shmpar.verbs.options import parse_options
 from shmpar.worker import in_worker
@@ -29,8 +33,10 @@ from shmpar.worker import in_worker
 __all__ = ["Pool"]
 
 
-class Pool(Reductions, Memory):
+class Pool(Reductions, Memory, Calls):
     """Workers, the memory that they share, and defaults for the verbs.
+
+    A :class:`concurrent.futures.Executor` too.
 
     Parameters
     ----------
@@ -117,6 +123,7 @@ class Pool(Reductions, Memory):
         self._last_run: Run | None = None
         self._manager = Manager()
         self._driver: Driver | None = None
+        self._closing: threading.Thread | None = None
         reap()
         self._open(choice)
 
@@ -126,7 +133,7 @@ class Pool(Reductions, Memory):
                 self._driver = Driver(choice.make)
                 _open_pools.add(self)
         except BaseException:  # an interrupt that had to wait
-            self.shutdown(cancel_futures=True)
+            self._shut(wait=True, cancel=True, kill=True)
             raise
 
     @property
@@ -156,6 +163,12 @@ class Pool(Reductions, Memory):
         driver.launch(run)
         return run
 
+    def _submit(self, call: Function) -> Task:
+        driver = self._checked()
+        if in_worker():
+            driver = Driver(SerialEngine)
+        return driver.submit(call, self._verb_defaults["retries"])
+
     def _checked(self) -> Driver:
         if self._pid != os.getpid():
             raise RuntimeError("this pool belongs to the parent process; make one after the fork")
@@ -169,18 +182,35 @@ class Pool(Reductions, Memory):
         Parameters
         ----------
         wait : bool
-            Unless `cancel_futures`: True lets runs in flight finish first, False cancels them.
+            Return when all is done; else at once, and a thread of ours sees it through.
         cancel_futures : bool
-            Cancel the runs in flight.
+            Cancel the runs in flight, and calls that no worker has begun.
         """
+        self._shut(wait=wait, cancel=cancel_futures, kill=False)
+
+    def _shut(self, *, wait: bool, cancel: bool, kill: bool) -> None:
         if self._pid != os.getpid():
             return
+        driver, self._driver = self._driver, None
+        closing = self._closing
+        if driver is None:
+            if closing is not None and wait:
+                closing.join()
+            return
+        if wait:
+            self._close(driver, cancel=cancel, kill=kill)
+            return
+        # Not a daemon: the interpreter waits for what was submitted, as for other executors.
+        self._closing = threading.Thread(
+            target=self._close, args=(driver,), kwargs={"cancel": cancel, "kill": kill}
+        )
+        self._closing.start()
+
+    def _close(self, driver: Driver, *, cancel: bool, kill: bool) -> None:
         with held_back():
-            driver, self._driver = self._driver, None
             _open_pools.discard(self)
             try:
-                if driver is not None:
-                    driver.close(cancel=cancel_futures or not wait)
+                driver.close(cancel=cancel, kill=kill)
             finally:
                 self._manager.close()
 
@@ -194,7 +224,8 @@ class Pool(Reductions, Memory):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.shutdown(cancel_futures=error is not None)
+        failed = error is not None
+        self._shut(wait=True, cancel=failed, kill=failed)
 
     def __del__(self) -> None:
         if getattr(self, "_driver", None) is not None and self._pid == os.getpid():
@@ -204,7 +235,7 @@ class Pool(Reductions, Memory):
                 stacklevel=1,
                 source=self,
             )
-            self.shutdown(cancel_futures=True)
+            self._shut(wait=True, cancel=True, kill=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In a worker, a pool that the function holds is a serial one, with its defaults."""
@@ -226,4 +257,4 @@ _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 def _close_all() -> None:
     for pool in list(_open_pools):
         with contextlib.suppress(Exception):
-            pool.shutdown(cancel_futures=True)
+            pool._shut(wait=True, cancel=True, kill=True)  # noqa: SLF001

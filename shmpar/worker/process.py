@@ -20,103 +20,28 @@ import pickle
 import resource
 import socket
 import sys
-import traceback
 import warnings
 from collections import deque
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from shmpar.errors import PlanError
-from shmpar.ledger import SAID, Ledger
-from shmpar.plan import Announcement, Failure, Function, Plan, ResultError
+from shmpar.ledger import Ledger
+from shmpar.plan import Function, Plan
 from shmpar.segment import Segment
 from shmpar.tickets import LockTickets, OffsetTickets, Tickets, open_tickets
-from shmpar.travel import Parcel, namespaces, pack_error, pack_result, unpack
-from shmpar.wire import MAX_DESCRIPTORS, Wire
+from shmpar.travel import namespaces, pack_result, unpack
+from shmpar.wire import Wire
 from shmpar.worker.assignment import Abandoned, Assignment
+from shmpar.worker.channel import SocketChannel, lent, packed
 from shmpar.worker.inside import entered
 from shmpar.worker.loop import work
+from shmpar.worker.messages import Environment, PlanMessage, Reference, SegmentRecord
 
-__all__ = ["Environment", "PlanMessage", "SegmentRecord", "main"]
+__all__ = ["WorkerProcess", "main"]
 
 Array = np.ndarray[Any, Any]
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-Reference = tuple[int, int, tuple[int, ...], tuple[int, ...], str | np.dtype[Any]]
-"""Key of a segment, offset (bytes), shape, strides (bytes), dtype or its name."""
-
-
-class SegmentRecord(NamedTuple):
-    """A segment whose descriptor comes with the message."""
-
-    key: int
-    size: int
-    kind: str
-    writable: bool
-    private: bool
-
-
-class Environment(NamedTuple):
-    """What of the parent's state a function may depend on; sent when it has changed."""
-
-    directory: str | None
-    path: list[str] | None
-    errors: dict[str, Any]
-    filters: bytes | None
-
-
-class PlanMessage(NamedTuple):
-    """All of a plan and one generation of it.
-
-    Attributes
-    ----------
-    run, generation, todo
-        What to work on.
-    workers, chunks
-        Of the ledger.
-    counter : int
-        Number under which to keep the counter; -1: not. If it is not known, its descriptor is
-        the first one.
-    tickets : str
-        Kind of the counter.
-    ledger : int
-        Key of the ledger's segment.
-    arrays : tuple of Reference
-        The inputs.
-    outputs : tuple of Reference or None
-        None if they are not known yet.
-    several : bool or None
-        Goes with them.
-    scratch : bool
-        Outputs that are not known go into the ledger's scratch if they fit.
-    plan : bytes
-        Pickled :class:`Plan`.
-    function : bytes
-        Parcel of :class:`Function`.
-    held : tuple of int
-        Keys of the parcel's segments, in its order; ~key for one that is private.
-    environment : Environment or None
-        None: as before.
-    """
-
-    run: int
-    generation: int
-    todo: tuple[int, ...] | None
-    workers: int
-    chunks: int
-    counter: int
-    tickets: str
-    ledger: int
-    arrays: tuple[Reference, ...]
-    outputs: tuple[Reference, ...] | None
-    several: bool | None
-    scratch: bool
-    plan: bytes
-    function: bytes
-    held: tuple[int, ...]
-    environment: Environment | None
 
 
 class WorkerProcess:
@@ -163,6 +88,9 @@ class WorkerProcess:
                 case ("initialize", body, held, records):
                     self._adopt(records, descriptors)
                     self._initialize(body, held)
+                case ("task", number, body, held, environment, records):
+                    self._adopt(records, descriptors)
+                    self._task(number, body, held, environment)
                 case ("outputs", _, _, _, records):  # of a run that had no need of them here
                     self._adopt(records, descriptors)
                 case ("forget", key):
@@ -218,7 +146,27 @@ class WorkerProcess:
             with entered():
                 namespaces.run_initializer(lambda: initializer(*arguments))
         except BaseException as error:  # noqa: BLE001 - the parent says what it means
-            self.wire.send(("broken", *_packed(error)))
+            self.wire.send(("broken", *packed(error)))
+
+    def _task(
+        self, number: int, body: bytes, held: Sequence[int], environment: Environment | None
+    ) -> None:
+        kept: Sequence[Array] = ()
+        try:
+            if environment is not None:
+                self._enter(environment)
+            function, kept = unpack(body, self._held(held))
+            with entered():
+                value = function.call(*function.values, **function.keywords)
+            parcel = pack_result(value)
+            records, descriptors = lent(parcel)
+            message: tuple[Any, ...] = ("returned", number, parcel.body, records)
+        except BaseException as error:  # noqa: BLE001 - it is the task's outcome
+            message, descriptors = ("raised", number, *packed(error)), []
+        finally:
+            if kept:
+                namespaces.forget(kept)
+        self.wire.send(message, descriptors)
 
     def _counter(self, plan: PlanMessage, descriptors: list[int]) -> OffsetTickets | LockTickets:
         """The counter of the plan; its descriptor, if it came, is taken off the list."""
@@ -239,13 +187,13 @@ class WorkerProcess:
             function, kept = self._load(message)
             ledger = self._ledger(message)
             assignment = self._assignment(message, function, counter, ledger)
-            channel = _SocketChannel(self, message.run, ledger if message.scratch else None)
+            channel = SocketChannel(self, message.run, ledger if message.scratch else None)
             work(assignment, channel)
             had = assignment.claimed, assignment.handed, assignment.spent
             channel.flush()
             said = channel.said.pack() if channel.said else None
         except _Unloadable as error:
-            self.wire.send(("refused", message.run, *_packed(error.args[0])))
+            self.wire.send(("refused", message.run, *packed(error.args[0])))
         finally:
             if kept:
                 namespaces.forget(kept)
@@ -326,99 +274,6 @@ def _plan(body: bytes) -> Plan:
 
 class _Unloadable(Exception):
     """The function, or what it holds, did not unpickle."""
-
-
-class _SocketChannel:
-    """A worker process' channel to the run."""
-
-    interruptible = False
-
-    def enough(self) -> bool:
-        """Never: the parent is told of the end."""
-        return False
-
-    def __init__(self, process: WorkerProcess, run: int, scratch: Ledger | None) -> None:
-        self._process = process
-        self._run = run
-        self._scratch = scratch
-        self._values: list[tuple[int, bytes, list[SegmentRecord]]] = []
-        self._descriptors: list[int] = []
-        self._parcels: list[Parcel] = []
-        self.said: Announcement | None = None
-
-    def allocate(self, announcement: Announcement) -> tuple[Sequence[Array], bool]:
-        """Say what the outputs must be, and wait until the parent has made them.
-
-        Small ones lie in the scratch, and what they must be is said at the end.
-        """
-        if self._scratch is not None:
-            arrays = self._scratch.carve(announcement.outputs)
-            if arrays is not None:
-                self.said = announcement
-                # For the case that this process does not live to say it.
-                self._scratch.slot(self._process.number)[SAID] = announcement.digest()
-                return arrays, announcement.several
-        self._process.wire.send(("announce", self._run, announcement.pack()))
-        references, several = self._process.await_outputs(self._run)
-        views = [self._process.view(reference, writable=True) for reference in references]
-        return views, several
-
-    def failed(self, failure: Failure) -> None:
-        """Report a chunk that failed, with the exception if it pickles."""
-        body, text = _packed(failure.error)
-        self._process.wire.send(("failed", self._run, failure.chunk, failure.shape, body, text))
-
-    def values(self, values: Sequence[tuple[int, Any]]) -> None:
-        """Keep results until the claim is finished; one that does not pickle fails its chunk."""
-        for chunk, value in values:
-            try:
-                parcel = pack_result(value)
-            except PlanError as error:
-                raise _unpicklable(value) from error
-            if len(self._descriptors) + len(parcel.segments) > MAX_DESCRIPTORS:
-                self.flush()
-            records, descriptors = _lent(parcel)
-            self._values.append((chunk, parcel.body, records))
-            self._descriptors += descriptors
-            self._parcels.append(parcel)
-
-    def flush(self) -> None:
-        """Send the results; the kernel keeps them if this process dies now."""
-        values, self._values = self._values, []
-        descriptors, self._descriptors = self._descriptors, []
-        if values:
-            self._process.wire.send(("values", self._run, values), descriptors)
-        self._parcels.clear()
-
-
-def _lent(parcel: Parcel) -> tuple[list[SegmentRecord], list[int]]:
-    """Records and descriptors of the segments that a result speaks of."""
-    records = [
-        SegmentRecord(one.key, one.size, one.kind, one.writable, private=False)
-        for one in parcel.segments
-    ]
-    return records, [one.fileno() for one in parcel.segments]
-
-
-def _unpicklable(value: Any) -> ResultError:
-    return ResultError(f"the function returned a {type(value).__qualname__}, which does not pickle")
-
-
-def _packed(error: BaseException) -> tuple[bytes | None, str]:
-    """The exception as a pickle, if it makes one, and its traceback as text."""
-    text = "".join(traceback.format_exception(type(error), error, _of_user(error.__traceback__)))
-    try:
-        return pack_error(error), text
-    except Exception:  # noqa: BLE001 - whatever it raises, the text has to do
-        return None, text
-
-
-def _of_user(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback from the user's function on: the frames above it are ours."""
-    below = trace
-    while below is not None and below.tb_frame.f_code.co_filename.startswith(_PACKAGE):
-        below = below.tb_next
-    return below or trace
 
 
 def main(fd: int, bell: int, number: int) -> None:

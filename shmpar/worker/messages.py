@@ -1,0 +1,114 @@
+"""What a worker process and its parent say to each other.
+
+Imports nothing of the package.
+
+==================  ==============================================================================
+to the worker
+==================  ==============================================================================
+``plan``            work on a generation of a run: :class:`PlanMessage`, segments
+``outputs``         where the outputs of a run lie, whether they are several, segments
+``abandon``         the run that waits for outputs is over
+``task``            number, parcel, held segments, environment or None, segments
+``initialize``      parcel, held segments, segments
+``segments``        segments that come ahead of the message that speaks of them
+``forget``          key of a segment that is gone
+``exit``            there is nothing more
+==================  ==============================================================================
+
+==================  ==============================================================================
+to the parent
+==================  ==============================================================================
+``hello``           the magic number of its bytecode
+``announce``        run, what the outputs must be
+``failed``          run, chunk, shape of its block, exception, traceback
+``values``          run, results that are objects, with segments
+``drained``         run, generation, tickets had, tickets handed out or None, seconds, what the
+                    outputs in the scratch are or None
+``refused``         run, exception, traceback: it does not load
+``returned``        task, parcel, segments
+``raised``          task, exception, traceback
+``broken``          exception, traceback: the initializer failed
+==================  ==============================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["Environment", "PlanMessage", "Reference", "SegmentRecord"]
+
+Reference = tuple[int, int, tuple[int, ...], tuple[int, ...], str | np.dtype[Any]]
+"""Key of a segment, offset (bytes), shape, strides (bytes), dtype or its name."""
+
+
+class SegmentRecord(NamedTuple):
+    """A segment whose descriptor comes with the message."""
+
+    key: int
+    size: int
+    kind: str
+    writable: bool
+    private: bool
+
+
+class Environment(NamedTuple):
+    """What of the parent's state a function may depend on; sent when it has changed."""
+
+    directory: str | None
+    path: list[str] | None
+    errors: dict[str, Any]
+    filters: bytes | None
+
+
+class PlanMessage(NamedTuple):
+    """All of a plan and one generation of it.
+
+    Attributes
+    ----------
+    run, generation, todo
+        What to work on.
+    workers, chunks
+        Of the ledger.
+    counter : int
+        Number under which to keep the counter; -1: not. If it is not known, its descriptor is
+        the first one.
+    tickets : str
+        Kind of the counter.
+    ledger : int
+        Key of the ledger's segment.
+    arrays : tuple of Reference
+        The inputs.
+    outputs : tuple of Reference or None
+        None if they are not known yet.
+    several : bool or None
+        Goes with them.
+    scratch : bool
+        Outputs that are not known go into the ledger's scratch if they fit.
+    plan : bytes
+        Pickled :class:`Plan`.
+    function : bytes
+        Parcel of :class:`Function`.
+    held : tuple of int
+        Keys of the parcel's segments, in its order; ~key for one that is private.
+    environment : Environment or None
+        None: as before.
+    """
+
+    run: int
+    generation: int
+    todo: tuple[int, ...] | None
+    workers: int
+    chunks: int
+    counter: int
+    tickets: str
+    ledger: int
+    arrays: tuple[Reference, ...]
+    outputs: tuple[Reference, ...] | None
+    several: bool | None
+    scratch: bool
+    plan: bytes
+    function: bytes
+    held: tuple[int, ...]
+    environment: Environment | None
