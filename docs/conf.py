@@ -1,0 +1,63 @@
+"""How Sphinx builds the site: ``python -m sphinx -W --keep-going -b html docs OUT``.
+
+Nothing is read from the network.  A link that leads nowhere is a warning, and so an error.
+"""  # noqa: INP001 - Sphinx reads this file by its path
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from shmpar import __version__
+
+project = "shmpar"
+author = "The shmpar developers"
+copyright = author  # noqa: A001 - Sphinx's name
+version = release = __version__
+
+extensions = ["sphinx.ext.autodoc", "numpydoc", "myst_parser"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build"]
+
+nitpicky = True
+nitpick_ignore_regex = [  # other projects' pages, which are not read
+    (r"py:.*", r"(numpy|concurrent|subprocess|threading|multiprocessing)\..*"),
+]
+
+autodoc_typehints = "none"  # the docstrings say what is meant; most annotations are Any
+autosummary_generate = False
+numpydoc_show_class_members = False  # a page lists the members that it shows
+myst_heading_anchors = 2
+
+html_theme = "pydata_sphinx_theme"
+html_title = "shmpar"
+html_copy_source = False
+html_theme_options = {"navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"]}
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+# The pages that are files from elsewhere, included
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "examples/README.md": "examples.md",
+}
+
+
+def lead_from_here(_app: object, path: os.PathLike[str], _page: str, content: list[str]) -> None:
+    """Make the links of an included file, which are relative to it, relative to this directory."""
+    home = os.path.dirname(os.path.join(HERE, path))
+
+    def link(match: re.Match[str]) -> str:
+        target = os.path.normpath(os.path.join(home, match[1]))
+        page = PAGES.get(os.path.relpath(target, ROOT))
+        return f"]({page or os.path.relpath(target, HERE)})"
+
+    content[0] = re.sub(r"\]\((?!\w+:|#)([^)]+)\)", link, content[0])
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("include-read", lead_from_here)

@@ -1,0 +1,74 @@
+"""The guide: its code prints what it shows, its pictures are those of the script."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import shmpar
+import shmpar.pool.default
+from tests.interpreters import ROOT, run_python
+
+GUIDE = Path(ROOT, "docs", "guide")
+PAGES = sorted(page for page in GUIDE.glob("*.md") if page.name != "index.md")
+REFERENCE = Path(ROOT, "docs", "reference")
+IMAGES = Path(ROOT, "docs", "images")
+
+
+def sections(page):
+    """Split a page into its sections: title, code with that of the page's beginning, and output."""
+    first, *parts = re.split(r"^## (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for title, text in zip(parts[::2], parts[1::2], strict=True):
+        code = blocks("python", text)
+        yield title, code and blocks("python", first) + code, blocks("text", text)
+
+
+def blocks(kind, text):
+    """Join all code of a kind."""
+    return "".join(re.findall(rf"^```{kind}\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+
+
+SECTIONS = {
+    f"{page.stem}: {title}": (code, output)
+    for page in PAGES
+    for title, code, output in sections(page)
+    if code
+}
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_the_code_of_each_section_prints_what_is_shown(title, tmp_path):
+    """All blocks of a section are one program, and the texts after them are its output."""
+    code, output = SECTIONS[title]
+    done = run_python(code, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
+
+
+def test_every_verb_has_its_section():
+    """With code and a picture, and a page in the reference that leads to it."""
+    verbs = {name for name in shmpar.pool.default.__all__ if name != "default_pool"}
+    titles = [name.partition(": ")[2] for name in SECTIONS if name.startswith("which-verb")]
+    assert verbs == {verb for title in titles[:-1] for verb in title.split(", ")}
+    for verb in verbs:
+        assert "../guide/which-verb.md#" in (REFERENCE / f"{verb}.md").read_text(encoding="utf-8")
+
+
+def test_every_public_name_is_in_the_reference():
+    """A name that the package exports has an entry on some page."""
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in REFERENCE.glob("*.md"))
+    shown = set(re.findall(r"^\.\. auto\w+:: (\w+)", pages, re.MULTILINE))
+    assert set(shmpar.__all__) - shown == {"__version__"}
+
+
+def test_the_pictures_are_those_of_the_script(tmp_path):
+    """`python docs/drawings.py` changes nothing, and each page's pictures exist."""
+    done = run_python(Path(ROOT, "docs", "drawings.py"), str(tmp_path))
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+    drawn = sorted(tmp_path.iterdir())
+    assert drawn
+    for picture in drawn:
+        assert picture.read_bytes() == (IMAGES / picture.name).read_bytes(), picture.name
+    used = {name for page in PAGES for name in re.findall(r"images/(\w+\.svg)", page.read_text())}
+    assert used == {picture.name for picture in drawn}
