@@ -11,13 +11,12 @@ in shared memory once; a .npy file, or a .tif that is not compressed, is mapped 
 from __future__ import annotations
 
 import argparse
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from images import command_line, gray, load, positive
 
 import shmpar
 
@@ -41,11 +40,6 @@ RETINA = "Retina"
 
 
 # What workers call.  Each gets a block: a read-only view of the shared image, no copy.
-
-
-def gray(block: Array) -> Array:
-    """Average the channels, if there are any."""
-    return block if block.ndim == 2 else block.mean(axis=-1)  # noqa: PLR2004 (rows, columns)
 
 
 def statistics(tile: Array, percent: float) -> tuple[int, float, float, float, float]:
@@ -94,38 +88,6 @@ def large_retina(pool: shmpar.Pool, megapixels: float) -> Array:
         seed=0,
         progress="enlarging",
     )
-
-
-def opened(file: Path) -> Array:
-    """Open the image of a file: mapped if it can be, else read."""
-    if file.suffix.lower() == ".npy":
-        return np.load(file, mmap_mode="r")
-    if file.suffix.lower() in {".tif", ".tiff"}:
-        import tifffile
-
-        try:
-            return tifffile.memmap(file, mode="r")
-        except ValueError:  # compressed
-            return tifffile.imread(file)
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None  # it is meant to be large
-    with Image.open(file) as image:
-        plain = image.mode in {"L", "RGB", "F"} or image.mode.startswith("I")
-        return np.asarray(image if plain else image.convert("RGB"))  # no palette, no alpha
-
-
-def load(pool: shmpar.Pool, file: Path) -> Array:
-    """Share the image of a file; what is mapped is not copied."""
-    try:
-        image = opened(file)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{file}: {error}") from None
-    if image.ndim not in {2, 3} or (image.ndim == 3 and image.shape[2] > 4):  # noqa: PLR2004
-        raise SystemExit(f"{file}: rows x columns (x channels) are needed, not {image.shape}")
-    if image.dtype.kind not in "uif":
-        raise SystemExit(f"{file}: integers or floats are needed, not {image.dtype}")
-    return pool.asarray(image)
 
 
 # What is said and shown
@@ -272,34 +234,15 @@ def run(options: argparse.Namespace) -> None:
     print(f"wrote {options.output}")
 
 
-def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Make a type of option: a number above 0."""
-
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not value > 0:
-            raise ValueError(text)
-        return value
-
-    parse.__name__ = "positive number"
-    return parse
-
-
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path, nargs="?", help="image: .npy, .tif, .png, .jpg, ...")
-    parser.add_argument("--output", type=Path, default=Path("tiled_statistics.png"))
-    parser.add_argument("--megapixels", type=positive(float), default=200, help="without a file")
+    parser = command_line(__doc__, "tiled_statistics.png", megapixels=200)
     parser.add_argument("--tile", type=positive(int), default=256, help="pixels along a side")
     parser.add_argument("--percentile", type=float, default=99)
-    parser.add_argument("--workers", type=positive(int), help="default: one a CPU")
     parser.add_argument("--smoke", action="store_true", help="4 megapixels in small tiles")
     options = parser.parse_args()
     if options.smoke:
         options.megapixels, options.tile = 4, 128
-    if options.file and not options.file.is_file():
-        parser.error(f"there is no file {os.fspath(options.file)!r}")
     if not 0 <= options.percentile <= 100:  # noqa: PLR2004 (percent)
         parser.error("a percentile is from 0 to 100")
     run(options)

@@ -14,6 +14,7 @@ import pytest
 from tests.interpreters import ROOT, run_python
 
 EXAMPLES = Path(ROOT, "examples")
+SHARED = {"images.py"}  # no example, but what several import
 PICTURES = all(map(importlib.util.find_spec, ["matplotlib", "scipy", "skimage", "PIL"]))
 draws = pytest.mark.skipif(not PICTURES, reason='needs pip install "shmpar[examples]"')
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="worker processes")
@@ -33,7 +34,7 @@ def example(tmp_path):
 
 
 def scripts():
-    return sorted(path.name for path in EXAMPLES.glob("*.py"))
+    return sorted({path.name for path in EXAMPLES.glob("*.py")} - SHARED)
 
 
 def test_every_example_has_its_paragraph():
@@ -71,7 +72,7 @@ def test_tiled_statistics_names_a_missing_package(tmp_path):
     """And the command that installs it."""
     path = str(EXAMPLES / "tiled_statistics.py")
     source = f"import runpy, sys; sys.modules['matplotlib'] = None; runpy.run_path({path!r})"
-    done = run_python(source, cwd=tmp_path)
+    done = run_python(source, cwd=tmp_path, env={"PYTHONPATH": str(EXAMPLES)})
     assert done.returncode == 1
     assert done.stderr.startswith("matplotlib is missing; ")
     assert done.stderr.endswith('pip install "shmpar[examples]"\n')

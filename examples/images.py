@@ -1,0 +1,96 @@
+"""What the examples on images share: where an image comes from, and the command line.
+
+No example of its own: the examples on images import it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import shmpar
+
+Array = np.ndarray[Any, Any]
+
+
+# What workers call.  Each gets a block: a read-only view of the shared image, no copy.
+
+
+def gray(block: Array) -> Array:
+    """Average the channels, if there are any."""
+    return block if block.ndim == 2 else block.mean(axis=-1)  # noqa: PLR2004 (rows, columns)
+
+
+# Images
+
+
+def load(pool: shmpar.Pool, file: Path) -> Array:
+    """Share the image of a file; what is mapped is not copied."""
+    try:
+        image = opened(file)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{file}: {error}") from None
+    if image.ndim not in {2, 3} or (image.ndim == 3 and image.shape[2] > 4):  # noqa: PLR2004
+        raise SystemExit(f"{file}: rows x columns (x channels) are needed, not {image.shape}")
+    if image.dtype.kind not in "uif":
+        raise SystemExit(f"{file}: integers or floats are needed, not {image.dtype}")
+    return pool.asarray(image)
+
+
+def opened(file: Path) -> Array:
+    """Open the image of a file: mapped if it can be, else read."""
+    if file.suffix.lower() == ".npy":
+        return np.load(file, mmap_mode="r")
+    if file.suffix.lower() in {".tif", ".tiff"}:
+        import tifffile
+
+        try:
+            return tifffile.memmap(file, mode="r")
+        except ValueError:  # compressed
+            return tifffile.imread(file)
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None  # it is meant to be large
+    with Image.open(file) as image:
+        plain = image.mode in {"L", "RGB", "F"} or image.mode.startswith("I")
+        return np.asarray(image if plain else image.convert("RGB"))  # no palette, no alpha
+
+
+# Command lines
+
+
+def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Make a type of option: a number above 0."""
+
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not value > 0:
+            raise ValueError(text)
+        return value
+
+    parse.__name__ = "positive number"
+    return parse
+
+
+def existing(text: str) -> Path:
+    """Make the path of a file that is there."""
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
+    return path
+
+
+def command_line(doc: str, output: str, megapixels: float) -> argparse.ArgumentParser:
+    """Make the parser with what all examples on images have; the doc's first line tells them."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("file", type=existing, nargs="?", help="image: .npy, .tif, .png, .jpg, ...")
+    parser.add_argument("--output", type=Path, default=Path(output), help="the picture to draw")
+    parser.add_argument(
+        "--megapixels", type=positive(float), default=megapixels, help="without a file"
+    )
+    parser.add_argument("--workers", type=positive(int), help="default: one a CPU")
+    return parser
