@@ -50,7 +50,7 @@ def test_every_verb_has_its_section():
     """With code and a picture, and a page in the reference that leads to it."""
     verbs = {name for name in shmpar.pool.default.__all__ if name != "default_pool"}
     titles = [name.partition(": ")[2] for name in SECTIONS if name.startswith("which-verb")]
-    assert verbs == {verb for title in titles[:-1] for verb in title.split(", ")}
+    assert verbs <= {verb for title in titles for verb in title.split(", ")}
     for verb in verbs:
         assert "../guide/which-verb.md#" in (REFERENCE / f"{verb}.md").read_text(encoding="utf-8")
 
