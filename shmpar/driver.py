@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NamedTuple
 
 from shmpar import engines, scheduler
 from shmpar.conductor import Conductor
@@ -43,9 +43,27 @@ from shmpar.plan import Function
 from shmpar.run import Run
 from shmpar.tasks import Task, Tasks
 
-__all__ = ["Driver"]
+__all__ = ["Driver", "End"]
 
 _GRACE = 0.3  # seconds that chunks in progress get after an interrupt
+
+
+class End(NamedTuple):
+    """How a driver ends.
+
+    Attributes
+    ----------
+    cancel_runs : bool
+        Cancel runs in flight; else wait for them.
+    cancel_tasks : bool
+        Cancel tasks that no worker has; else wait for them.
+    kill : bool
+        Tasks in progress get no more than a short grace.
+    """
+
+    cancel_runs: bool
+    cancel_tasks: bool
+    kill: bool = False
 
 
 class Driver:
@@ -103,7 +121,7 @@ class Driver:
                 with allowed():  # the user's objects pickle themselves, and may be large
                     self._tasks.add(task, engine)
                 self._tasks.give(engine)
-            if task.worker is None:
+            if task.worker is None or not engine.holds_results:
                 self.attend(task)
         return task
 
@@ -325,29 +343,22 @@ class Driver:
             self._tasks.abort(error)
         self._sweep()
 
-    def close(self, *, cancel: bool, kill: bool = False) -> None:
+    def close(self, end: End) -> None:
         """End all runs and tasks, by cancelling or by waiting for them, and then the workers.
 
         Chunks in progress of a run that is cancelled get the grace of an interrupt.
-
-        Parameters
-        ----------
-        cancel : bool
-            Cancel runs, and tasks that no worker has.
-        kill : bool
-            Tasks in progress get no more than that grace, either.
         """
         try:
             for run in list(self._runs.values()):
-                if cancel:
+                if end.cancel_runs:
                     self._abandon(run)
                 else:
                     self._drive(run)
-            if cancel:
+            if end.cancel_tasks:
                 with self._lock:
                     self._tasks.cancel_waiting()
                 self._sweep()
-            until = time.monotonic() + _GRACE if kill else None
+            until = time.monotonic() + _GRACE if end.kill else None
             for task in self._tasks.pending():
                 self._drive(task, until)
         finally:

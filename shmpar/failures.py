@@ -61,10 +61,10 @@ def death(plan: Plan, chunk: int, exitcode: int | None, run: Any, *, in_place: b
     )
 
 
-def name_of(call: Function | None) -> str:
+def name_of(call: Function) -> str:
     """What messages call a task's function."""
-    function = None if call is None else call.call
-    return str(getattr(function, "__qualname__", None) or repr(function))
+    name = getattr(call.call, "__qualname__", None)
+    return type(call.call).__qualname__ if name is None else str(name)
 
 
 def task_death(name: str, exitcode: int | None) -> WorkerDied:

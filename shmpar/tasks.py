@@ -54,6 +54,7 @@ class Task(Future[Any]):
         super().__init__()
         self.number = next(_numbers)
         self.call: Function | None = call
+        self.name = failures.name_of(call)
         self.packed: Any = None
         self.retries = retries
         self.worker: int | None = None
@@ -137,6 +138,7 @@ class Tasks:
         """
         if task.call is not None:
             task.packed = engine.prepare(task.call)
+            task.call = None  # what the user drops is dropped, once it has been packed
         self._queue.append(task)
 
     def give(self, engine: Engine) -> None:
@@ -176,8 +178,7 @@ class Tasks:
                 task.retries -= not innocent
                 self._queue.appendleft(task)
             else:
-                name = failures.name_of(task.call)
-                self._over.append((task, None, failures.task_death(name, exitcode)))
+                self._over.append((task, None, failures.task_death(task.name, exitcode)))
         self._barren = 0 if had or innocent else self._barren + 1
         return had
 
@@ -185,8 +186,7 @@ class Tasks:
         """Workers die and have nothing: after so many in a row, no task has a chance."""
         if self._barren > patience:
             for task in self._queue:
-                name = failures.name_of(task.call)
-                self._over.append((task, None, failures.task_death(name, exitcode)))
+                self._over.append((task, None, failures.task_death(task.name, exitcode)))
             self._queue.clear()
 
     def cancel_waiting(self) -> None:

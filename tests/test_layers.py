@@ -62,7 +62,6 @@ BESIDE = {
     ("scratch", "outputs"),
     ("run", "conductor"),
     ("driver", "tasks"),
-    ("travel", "wire"),
     ("driver", "run"),
     ("driver", "conductor"),
     ("verbs", "progress"),

@@ -80,6 +80,7 @@ class ProcessesEngine:
     """
 
     name = "processes"
+    holds_results = True
 
     def __init__(
         self,

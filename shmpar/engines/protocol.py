@@ -226,11 +226,14 @@ class Engine(Protocol):
         How many it has.
     slab : Slab or None
         Where small outputs may lie; None: its workers do not use the ledger's scratch.
+    holds_results : bool
+        Whether the result of a task takes no memory of this process until it is asked for.
     """
 
     name: str
     workers: int
     slab: Slab | None
+    holds_results: bool
 
     def ledger(self, chunks: int) -> Ledger:
         """A zeroed ledger that all workers can write."""

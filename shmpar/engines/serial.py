@@ -131,6 +131,7 @@ class SerialEngine:
     name = "serial"
     workers = 1
     slab: Slab | None = None
+    holds_results = True
 
     def __init__(self, initializer: Callable[[], object] | None = None) -> None:
         self._queue: deque[tuple[Execution, Generation]] = deque()

@@ -43,6 +43,7 @@ class ThreadsEngine:
 
     name = "threads"
     slab: Slab | None = None
+    holds_results = False
 
     def __init__(self, workers: int, initializer: Callable[[], object] | None = None) -> None:
         self.workers = workers

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from shmpar.driver import Driver
+from shmpar.driver import Driver, End
 from shmpar.engines.serial import SerialEngine
-from shmpar.interrupts import held_back
+from shmpar.interrupts import allowed, held_back
 from shmpar.plan import Function
 from shmpar.pool.calls import Calls
 from shmpar.pool.engine import EngineChoice
@@ -31,6 +31,9 @@ from shmpar.verbs.options import parse_options
 from shmpar.worker import in_worker
 
 __all__ = ["Pool"]
+
+# As other executors: what was submitted is done before the interpreter ends.
+_LEFT_OPEN = End(cancel_runs=True, cancel_tasks=False)
 
 
 class Pool(Reductions, Memory, Calls):
@@ -133,7 +136,7 @@ class Pool(Reductions, Memory, Calls):
                 self._driver = Driver(choice.make)
                 _open_pools.add(self)
         except BaseException:  # an interrupt that had to wait
-            self._shut(wait=True, cancel=True, kill=True)
+            self._shut(End(cancel_runs=True, cancel_tasks=True, kill=True))
             raise
 
     @property
@@ -173,7 +176,9 @@ class Pool(Reductions, Memory, Calls):
         if self._pid != os.getpid():
             raise RuntimeError("this pool belongs to the parent process; make one after the fork")
         if self._driver is None:
-            raise RuntimeError("this pool is closed: make a new one")
+            raise RuntimeError(
+                "cannot schedule new futures after shutdown: this pool is closed, make a new one"
+            )
         return self._driver
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -186,31 +191,31 @@ class Pool(Reductions, Memory, Calls):
         cancel_futures : bool
             Cancel the runs in flight, and calls that no worker has begun.
         """
-        self._shut(wait=wait, cancel=cancel_futures, kill=False)
+        self._shut(End(cancel_futures, cancel_futures), wait=wait)
 
-    def _shut(self, *, wait: bool, cancel: bool, kill: bool) -> None:
+    def _shut(self, end: End, *, wait: bool = True) -> None:
         if self._pid != os.getpid():
             return
-        driver, self._driver = self._driver, None
-        closing = self._closing
-        if driver is None:
-            if closing is not None and wait:
-                closing.join()
-            return
-        if wait:
-            self._close(driver, cancel=cancel, kill=kill)
-            return
-        # Not a daemon: the interpreter waits for what was submitted, as for other executors.
-        self._closing = threading.Thread(
-            target=self._close, args=(driver,), kwargs={"cancel": cancel, "kill": kill}
-        )
-        self._closing.start()
+        with held_back():
+            driver, self._driver = self._driver, None
+            if driver is None:
+                if wait and self._closing is not None:
+                    with allowed():
+                        self._closing.join()
+            elif wait:
+                self._close(driver, end)
+            else:
+                # Not a daemon: the interpreter waits for what was submitted.
+                self._closing = threading.Thread(
+                    target=self._close, args=(driver, end), name="shmpar-closer"
+                )
+                self._closing.start()
 
-    def _close(self, driver: Driver, *, cancel: bool, kill: bool) -> None:
+    def _close(self, driver: Driver, end: End) -> None:
         with held_back():
             _open_pools.discard(self)
             try:
-                driver.close(cancel=cancel, kill=kill)
+                driver.close(end)
             finally:
                 self._manager.close()
 
@@ -225,7 +230,7 @@ class Pool(Reductions, Memory, Calls):
         trace: TracebackType | None,
     ) -> None:
         failed = error is not None
-        self._shut(wait=True, cancel=failed, kill=failed)
+        self._shut(End(failed, failed, failed))
 
     def __del__(self) -> None:
         if getattr(self, "_driver", None) is not None and self._pid == os.getpid():
@@ -235,7 +240,7 @@ class Pool(Reductions, Memory, Calls):
                 stacklevel=1,
                 source=self,
             )
-            self._shut(wait=True, cancel=True, kill=True)
+            self._shut(_LEFT_OPEN)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In a worker, a pool that the function holds is a serial one, with its defaults."""
@@ -257,4 +262,4 @@ _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 def _close_all() -> None:
     for pool in list(_open_pools):
         with contextlib.suppress(Exception):
-            pool._shut(wait=True, cancel=True, kill=True)  # noqa: SLF001
+            pool._shut(_LEFT_OPEN)  # noqa: SLF001

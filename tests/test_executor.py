@@ -1,0 +1,482 @@
+"""The pool as an Executor: ``submit``, ``map``, ``shutdown``; and CPython's own tests of that.
+
+CPython's tests come with the interpreter, in a package that some distributions leave out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import functools
+import gc
+import importlib
+import os
+import signal
+import threading
+import unittest
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmpar
+from tests.interpreters import run_python
+
+ENGINES = ["serial", "threads", "processes"]
+LARGE = 100_000  # elements: travels through shared memory
+
+
+@pytest.fixture(params=ENGINES)
+def pool(request: Any) -> Iterator[shmpar.Pool]:
+    """A pool of each engine."""
+    with shmpar.Pool(2, engine=request.param) as made:
+        yield made
+
+
+def test_it_is_an_executor(pool: shmpar.Pool) -> None:
+    """Libraries ask with isinstance."""
+    assert isinstance(pool, concurrent.futures.Executor)
+    assert isinstance(pool.submit(abs, -1), concurrent.futures.Future)
+
+
+def test_a_call_gets_its_arguments(pool: shmpar.Pool) -> None:
+    """Positional ones and keywords, whatever these are called."""
+
+    def echo(*args: Any, **kwargs: Any) -> Any:
+        return args, kwargs
+
+    future = pool.submit(echo, 1, self=2, fn=3, chunks=4)
+    assert future.result() == ((1,), {"self": 2, "fn": 3, "chunks": 4})
+    assert future.done()
+    assert not future.cancel()
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt("mine")])
+def test_what_a_call_raises_is_its_futures(pool: shmpar.Pool, error: BaseException) -> None:
+    """Also what would end a process."""
+
+    def fail() -> None:
+        raise error
+
+    future = pool.submit(fail)
+    with pytest.raises(type(error)) as caught:
+        future.result()
+    assert caught.value.args == error.args
+    assert type(future.exception()) is type(error)
+    assert pool.submit(abs, -1).result() == 1
+
+
+def test_a_result_that_does_not_pickle_is_an_error() -> None:
+    """Which says so."""
+    with shmpar.Pool(1) as pool:
+        with pytest.raises(shmpar.PlanError, match="does not pickle"):
+            pool.submit(threading.Lock).result()
+        assert pool.submit(abs, -1).result() == 1
+
+
+def test_an_argument_that_does_not_pickle_is_an_error_at_once() -> None:
+    """Nothing was started."""
+    with shmpar.Pool(1) as pool, pytest.raises(shmpar.PlanError, match="does not pickle"):
+        pool.submit(id, threading.Lock())
+
+
+class Rude:
+    """Does not unpickle."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+def test_an_argument_that_does_not_unpickle_is_an_error() -> None:
+    """Of the future; the worker goes on."""
+    with shmpar.Pool(1) as pool:
+        with pytest.raises(ValueError, match="invalid literal"):
+            pool.submit(id, Rude()).result()
+        with pytest.raises(ValueError, match="invalid literal"):
+            pool.submit(Rude).result()
+        assert pool.submit(abs, -1).result() == 1
+
+
+@pytest.mark.parametrize("dtype", ["f8", "i2", "M8[s]", "c16", [("a", "f4"), ("b", "i8")]])
+def test_large_arrays_travel_there_and_back(pool: shmpar.Pool, dtype: Any) -> None:
+    """Each is its receiver's own: written to, it changes nobody else's."""
+    array = np.zeros(LARGE, dtype)
+
+    def change(given: Any) -> Any:
+        given[0] = np.ones((), "i8")
+        return given, {"more": [given[:10], given[::2]]}
+
+    if pool.engine != "processes":
+        array = array.copy()
+    given, more = pool.submit(change, array).result()
+    assert given.dtype == array.dtype
+    assert given[0] == np.ones((), "i8").astype(dtype)
+    if pool.engine == "processes":
+        assert array[0] == np.zeros((), dtype)
+    assert type(given) is np.ndarray
+    given[1] = given[0]  # it may be written
+    assert len(more["more"][1]) == LARGE // 2
+
+
+def test_a_result_does_not_change_with_what_it_was_made_from() -> None:
+    """A view of shared memory is returned by value."""
+    with shmpar.Pool(1) as pool:
+        shared = pool.map_blocks(np.abs, np.ones(LARGE))  # plain, and in a segment
+        result = pool.submit(lambda: shared).result()
+        shared[:] = 7
+        assert result[0] == 1
+
+
+def test_a_shared_array_stays_shared() -> None:
+    """As an argument, and as a result."""
+    with shmpar.Pool(1) as pool:
+        shared = pool.zeros(LARGE)
+
+        def write(array: Any) -> Any:
+            array[3] = 5
+            return array
+
+        result = pool.submit(write, shared).result()
+        assert shared[3] == 5
+        shared[4] = 6
+        assert result[4] == 6
+        assert isinstance(result, shmpar.SharedArray)
+
+
+def test_a_result_outlives_the_pool() -> None:
+    """Its memory goes with its last view."""
+    with shmpar.Pool(1) as pool:
+        result = pool.submit(np.arange, LARGE).result()
+    assert result.sum() == LARGE * (LARGE - 1) // 2
+
+
+def test_a_list_of_many_large_arrays_returns() -> None:
+    """More than one message carries descriptors for."""
+    with shmpar.Pool(1) as pool:
+        arrays = pool.submit(lambda: [np.full(10_000, i) for i in range(300)]).result()
+        assert [array[0] for array in arrays] == list(range(300))
+
+
+def test_object_results_of_verbs_hold_large_arrays(pool: shmpar.Pool) -> None:
+    """As those of calls."""
+    found = pool.parallel_map(lambda i: {"a": np.full(LARGE, i)}, range(5), dtype=object)
+    assert [one["a"].sum() for one in found] == [i * LARGE for i in range(5)]
+
+
+# map
+
+
+def test_map_gives_results_in_order(pool: shmpar.Pool) -> None:
+    """Whatever the size of the batches; the shortest iterable decides."""
+    for chunksize in (1, 3, 100):
+        found = pool.map(pow, range(10), range(8), chunksize=chunksize)
+        assert list(found) == [i**i for i in range(8)]
+    assert list(pool.map(abs, [])) == []
+
+
+def test_map_raises_where_the_result_would_be(pool: shmpar.Pool) -> None:
+    """The results before it are there."""
+    found = pool.map(divmod, [1, 1, 1, 1], [2, 3, 0, 5])
+    assert [next(found), next(found)] == [(0, 1), (0, 1)]
+    with pytest.raises(ZeroDivisionError):
+        next(found)
+
+
+@pytest.mark.parametrize("chunksize", [0, -1, 2.5, "1"])
+def test_a_chunksize_is_a_number(pool: shmpar.Pool, chunksize: Any) -> None:
+    """At once, not at the first result."""
+    with pytest.raises((ValueError, TypeError), match="chunksize"):
+        pool.map(abs, [1], chunksize=chunksize)
+
+
+def test_map_keeps_no_result(pool: shmpar.Pool) -> None:
+    """What the user drops is gone."""
+    for result in pool.map(np.ones, [LARGE] * 3):
+        gone = weakref.ref(result)
+        del result
+        gc.collect()
+        assert gone() is None
+
+
+# Waiting
+
+
+def _wait_for(path: str) -> str:
+    with open(path, encoding="ascii") as file:  # until somebody writes
+        return file.read()
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Path:
+    """A function that opens it waits for somebody to write."""
+    os.mkfifo(tmp_path / "fifo")
+    return tmp_path / "fifo"
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_a_result_that_is_late_is_a_timeout(engine: str, fifo: Path) -> None:
+    """And is there later."""
+    with shmpar.Pool(1, engine=engine) as pool:
+        future = pool.submit(_wait_for, str(fifo))
+        with pytest.raises(TimeoutError):
+            future.result(timeout=0.05)
+        with pytest.raises(TimeoutError):
+            future.exception(timeout=0)
+        assert not future.done()
+        fifo.write_text("go")
+        assert future.result(timeout=60) == "go"
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_no_task_waits_behind_another(engine: str, fifo: Path) -> None:
+    """One worker is held up; the other does all the rest, also those that were sent before."""
+    with shmpar.Pool(2, engine=engine) as pool:
+        slow = pool.submit(_wait_for, str(fifo))
+        rest = [pool.submit(abs, -i) for i in range(20)]
+        assert [one.result(timeout=60) for one in rest] == list(range(20))
+        assert not slow.done()
+        fifo.write_text("go")
+        assert slow.result(timeout=60) == "go"
+
+
+def test_runs_and_calls_share_the_workers(pool: shmpar.Pool) -> None:
+    """In any order."""
+    calls = [pool.submit(abs, -i) for i in range(10)]
+    runs = [pool.map_blocks(np.negative, np.arange(9.0), chunks=2, wait=False) for _ in range(5)]
+    more = [pool.submit(abs, -i) for i in range(10)]
+    assert pool.parallel_map(abs, range(-3, 0)).tolist() == [3, 2, 1]
+    for run in runs:
+        assert run.result(timeout=60)[3] == -3
+    assert [one.result() for one in calls + more] == [*range(10)] * 2
+
+
+def test_all_ways_to_wait(pool: shmpar.Pool) -> None:
+    """wait, as_completed, a callback, an event loop."""
+    futures = [pool.submit(abs, -i) for i in range(6)]
+    assert concurrent.futures.wait(futures, timeout=60).not_done == set()
+    futures = [pool.submit(abs, -i) for i in range(6)]
+    done = concurrent.futures.as_completed(futures, timeout=60)
+    assert sorted(future.result() for future in done) == list(range(6))
+    called = threading.Event()
+    pool.submit(abs, -1).add_done_callback(lambda _: called.set())
+    assert called.wait(60)
+
+    async def both() -> list[int]:
+        loop = asyncio.get_running_loop()
+        tasks = [loop.run_in_executor(pool, abs, -i) for i in range(3)]
+        return await asyncio.wait_for(asyncio.gather(*tasks), 60)
+
+    assert asyncio.run(both()) == [0, 1, 2]
+
+
+def test_done_becomes_true_without_waiting(pool: shmpar.Pool) -> None:
+    """Whoever asks looks for news."""
+    future = pool.submit(abs, -1)
+    while not future.done():
+        pass
+    assert future.result(timeout=0) == 1
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_what_waits_can_be_cancelled(engine: str, fifo: Path) -> None:
+    """What has begun cannot."""
+    with shmpar.Pool(1, engine=engine) as pool:
+        first = pool.submit(_wait_for, str(fifo))
+        second, third = pool.submit(abs, -2), pool.submit(abs, -3)
+        while not first.running():
+            pass
+        assert not first.cancel()
+        assert second.cancel()
+        assert second.cancelled()
+        with pytest.raises(concurrent.futures.CancelledError):
+            second.result()
+        fifo.write_text("go")
+        assert third.result(timeout=60) == 3
+        assert concurrent.futures.wait([first, second], timeout=60).not_done == set()
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_arguments_and_results_are_let_go(engine: str) -> None:
+    """When the call is done, though nobody asks for its result."""
+
+    class Thing:
+        def method(self) -> None:
+            pass
+
+    gone = threading.Event()
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: gone.set())
+    with shmpar.Pool(1, engine=engine) as pool:
+        pool.submit(thing.method)
+        del thing
+        assert gone.wait(60)
+    assert reference() is None
+
+
+# Faults
+
+
+def _die_once(path: str, how: int) -> str:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return "alive"
+    os.kill(os.getpid(), how)
+    return "never"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_call_whose_worker_died_is_made_again(tmp_path: Path, how: int) -> None:
+    """By the worker's successor."""
+    with shmpar.Pool(1) as pool:
+        assert pool.submit(_die_once, str(tmp_path / "once"), how).result(timeout=60) == "alive"
+
+
+def test_a_call_that_kills_its_workers_is_an_error() -> None:
+    """After the retries; others do not suffer."""
+    with shmpar.Pool(2) as pool:
+        others = [pool.submit(abs, -i) for i in range(5)]
+        deadly = pool.submit(os._exit, 7)
+        others += [pool.submit(abs, -i) for i in range(5)]
+        with pytest.raises(shmpar.WorkerDied, match="exit") as caught:
+            deadly.result(timeout=60)
+        assert caught.value.exitcode == 7
+        assert [one.result(timeout=60) for one in others] == [*range(5)] * 2
+
+
+def test_workers_that_never_come_up_are_an_error() -> None:
+    """No call waits for ever."""
+    broken = {"PYTHONHOME": "/nonexistent"}
+    with shmpar.Pool(1, env=broken) as pool, pytest.raises(shmpar.WorkerDied):
+        pool.submit(abs, -1).result(timeout=60)
+
+
+# The end
+
+
+def test_a_closed_pool_takes_no_calls(pool: shmpar.Pool) -> None:
+    """As any executor."""
+    pool.shutdown()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pool.submit(abs, -1)
+
+
+def test_leaving_the_block_waits(pool: shmpar.Pool) -> None:
+    """For everything that was submitted."""
+    with pool:
+        futures = [pool.submit(abs, -i) for i in range(20)]
+    assert [future.result(timeout=0) for future in futures] == list(range(20))
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_shutdown_need_not_wait(engine: str, fifo: Path) -> None:
+    """It returns, and all is done later."""
+    pool = shmpar.Pool(1, engine=engine)
+    futures = [pool.submit(_wait_for, str(fifo)), *(pool.submit(abs, -i) for i in range(3))]
+    pool.shutdown(wait=False)
+    assert not futures[0].done()
+    fifo.write_text("go")
+    assert [future.result(timeout=60) for future in futures] == ["go", 0, 1, 2]
+    pool.shutdown()
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_shutdown_may_cancel(engine: str, fifo: Path) -> None:
+    """What has not begun; what has is finished."""
+    pool = shmpar.Pool(1, engine=engine)
+    first = pool.submit(_wait_for, str(fifo))
+    rest = [pool.submit(abs, -i) for i in range(5)]
+    while not first.running():
+        first.done()
+    pool.shutdown(wait=False, cancel_futures=True)
+    fifo.write_text("go")
+    assert first.result(timeout=60) == "go"
+    pool.shutdown()
+    assert all(future.cancelled() for future in rest)
+
+
+def test_an_exception_in_the_block_does_not_wait_for_long(fifo: Path) -> None:
+    """A call in progress is ended after a short grace."""
+    with contextlib.suppress(ZeroDivisionError), shmpar.Pool(1) as pool:
+        pool.submit(abs, -1).result()
+        future = pool.submit(_wait_for, str(fifo))
+        raise ZeroDivisionError
+    with pytest.raises(RuntimeError, match="closed"):
+        future.result(timeout=0)
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_an_interpreter_finishes_what_was_submitted(engine: str) -> None:
+    """Before it ends, as with other executors."""
+    source = f"""
+        import shmpar
+        pool = shmpar.Pool(1, engine={engine!r})
+        for word in ("one", "two", "three"):
+            pool.submit(print, word, flush=True)
+    """
+    done = run_python(source)
+    assert (done.stdout, done.stderr, done.returncode) == ("one\ntwo\nthree\n", "", 0)
+
+
+def test_calls_inside_a_call_run_there(pool: shmpar.Pool) -> None:
+    """Workers that waited for workers could wait for each other."""
+
+    def outer(inner: shmpar.Pool) -> Any:
+        return [inner.submit(pow, 2, i).result() for i in range(4)]
+
+    assert pool.submit(functools.partial(outer, pool)).result(timeout=60) == [1, 2, 4, 8]
+
+
+# CPython's own
+
+
+def cpythons(name: str) -> Any:
+    """A module of CPython's tests of executors, if this interpreter has them."""
+    try:
+        return importlib.import_module(f"test.test_concurrent_futures.{name}")
+    except ImportError:
+        return None
+
+
+def _case(module: str, mixin: str, engine: str) -> None:
+    """Make a test class of one of CPython's mixins."""
+    found = cpythons(module)
+    if found is None:
+        return
+    tests = getattr(found, mixin)
+
+    class Case(tests, unittest.TestCase):  # type: ignore[misc]
+        worker_count = 2
+        executor_type = shmpar.Pool
+
+        def setUp(self) -> None:
+            self.executor = shmpar.Pool(self.worker_count, engine=engine)
+            self.executor.submit(abs, -1).result()  # they count on workers that are up
+
+        def tearDown(self) -> None:
+            self.executor.shutdown()
+
+    for other in OF_THEIR_OWN:
+        if hasattr(Case, other):
+            setattr(Case, other, None)
+    Case.__name__ = Case.__qualname__ = f"Test{engine.capitalize()}{mixin}"
+    globals()[Case.__name__] = Case
+
+
+# They speak of an argument max_workers, or import the executor's class from concurrent.futures.
+OF_THEIR_OWN = (
+    "test_max_workers_negative",
+    "test_interpreter_shutdown",
+    "test_submit_after_interpreter_shutdown",
+    "test_hang_gh83386",
+    "test_hang_gh94440",
+)
+for _engine in ("threads", "processes"):
+    _case("executor", "ExecutorTest", _engine)
+    _case("test_wait", "WaitTests", _engine)
+    _case("test_as_completed", "AsCompletedTests", _engine)
+    _case("test_shutdown", "ExecutorShutdownTest", _engine)
