@@ -25,7 +25,25 @@ def gray(block: Array) -> Array:
     return block if block.ndim == 2 else block.mean(axis=-1)  # noqa: PLR2004 (rows, columns)
 
 
+def mirrored(block: Array, block_info: Any, picture: Array) -> Array:
+    """Fill a block from copies of a picture side by side, every other one mirrored: no seams."""
+    places = []
+    for length, place in zip(picture.shape, block_info[0]["array-location"], strict=True):
+        there_and_back = np.r_[:length, length - 1 : -1 : -1]
+        places.append(there_and_back[np.arange(*place) % len(there_and_back)])
+    return picture[np.ix_(*places)].astype(block.dtype)
+
+
 # Images
+
+
+def mosaic(pool: shmpar.Pool, picture: Array, megapixels: float) -> Array:
+    """Fill a shared array with copies of a grey picture, in place."""
+    side = max(64, round((megapixels * 1e6) ** 0.5))
+    image = pool.empty((side, side), picture.dtype)
+    return pool.map_blocks(
+        mirrored, image, out=image, kwargs={"picture": picture}, progress="laying out"
+    )
 
 
 def load(pool: shmpar.Pool, file: Path) -> Array:

@@ -88,6 +88,69 @@ def test_tiled_statistics_refuses_other_files(example, tmp_path):
     assert "no file 'nope.npy'" in example("tiled_statistics.py", "nope.npy", returncode=2)
 
 
+@draws
+def test_denoise_agrees_with_the_plain_call_and_draws(example, tmp_path):
+    """On the picture that it lays out; its noise is of 0.1, which is 20 dB."""
+    said = example("denoise.py", "--smoke")
+    assert said.startswith("Cameraman: 707 x 707 pixels, uint8\n")
+    before, after = re.search(r": ([\d.]+) dB before, ([\d.]+) dB after\n", said).groups()
+    assert float(before) == pytest.approx(20, abs=0.1)
+    assert float(after) > 27
+    assert "\nthe same as the plain call, on a crop" in said
+    assert re.search(r"^map_overlap, \d+ workers +0\.5 ", said, re.MULTILINE)
+    assert (tmp_path / "denoise.png").read_bytes().startswith(b"\x89PNG")
+    assert os.listdir(tmp_path) == ["denoise.png"]
+
+
+@draws
+def test_denoise_of_a_file(example, tmp_path):
+    """With channels, smaller than the detail; one that is all the same has no noise to tell."""
+    image = np.random.default_rng(0).integers(0, 50_000, (90, 130, 3), dtype=np.uint16)
+    np.save(tmp_path / "image.npy", image)
+    said = example("denoise.py", "image.npy", "--noise", "0.2", "--output", "both.png")
+    assert said.startswith("image.npy: 90 x 130 pixels, uint16\n")
+    assert (tmp_path / "both.png").exists()
+    np.save(tmp_path / "flat.npy", np.ones((64, 64)))
+    assert example("denoise.py", "flat.npy", returncode=1).endswith("none of them NaN\n")
+
+
+@draws
+def test_histogram_equalise_agrees_with_numpy_and_draws(example, tmp_path):
+    """On the picture that it lays out; the greys are spread afterwards."""
+    said = example("histogram_equalise.py", "--smoke")
+    assert said.startswith("Moon: 1,000 x 1,000 pixels, uint8\n")
+    assert "\nequal, every pixel\n" in said
+    before, after = re.search(r"^std deviation +([\d.]+) +([\d.]+)$", said, re.MULTILINE).groups()
+    assert float(before) < 20
+    assert float(after) == pytest.approx(256 / 12**0.5, abs=1)  # that of equally frequent greys
+    assert re.search(r"^\d+ workers( +\d+\.\d\d){3}$", said, re.MULTILINE)
+    assert os.listdir(tmp_path) == ["histogram_equalise.png"]
+    assert (tmp_path / "histogram_equalise.png").read_bytes().startswith(b"\x89PNG")
+
+
+@draws
+def test_histogram_equalise_saves(example, tmp_path):
+    """A file of 16 bits to another one: the darkest is black, the lightest white, order stays."""
+    image = np.random.default_rng(0).poisson(300, (90, 130)).astype(np.uint16)
+    np.save(tmp_path / "dark.npy", image)
+    said = example("histogram_equalise.py", "dark.npy", "--save", "light.npy")
+    assert said.endswith("wrote light.npy\nwrote histogram_equalise.png\n")
+    light = np.load(tmp_path / "light.npy")
+    assert (light.dtype, light.shape) == (image.dtype, image.shape)
+    assert (light.min(), light.max()) == (0, 65535)
+    order = image.ravel().argsort()
+    assert (np.diff(light.ravel()[order].astype(int)) >= 0).all()
+
+
+@draws
+def test_histogram_equalise_refuses_what_has_no_grey_levels(example, tmp_path):
+    """And a place where nothing can be saved; no traceback."""
+    np.save(tmp_path / "floats.npy", np.zeros((4, 4)))
+    name = "histogram_equalise.py"
+    assert "not float64" in example(name, "floats.npy", returncode=1)
+    assert "not 'no/a.npy'" in example(name, "--save", "no/a.npy", returncode=2)
+
+
 def test_rows_agree_with_the_loop(example):
     """The fits are those of the plain loop, and near the lifetimes that were simulated."""
     said = example("rows.py", "--smoke")
