@@ -11,8 +11,11 @@ Guarantees
 
 from __future__ import annotations
 
+import os
+import secrets
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -22,10 +25,50 @@ from shmpar.errors import ShmparError
 from shmpar.plan import Announcement, Output, ResultError
 from shmpar.segment import Place, Slab, create, extent, locate
 
-__all__ = ["HandedOver", "Outputs", "filler", "missing", "new_output"]
+__all__ = ["HandedOver", "NpyFile", "Outputs", "filler", "missing", "new_output"]
 
 Array = np.ndarray[Any, Any]
 DType = np.dtype[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class NpyFile:
+    """A ``.npy`` file that is to be made.
+
+    Attributes
+    ----------
+    path : str
+        Absolute.
+    """
+
+    path: str
+
+    @classmethod
+    def parse(cls, path: str | os.PathLike[str], where: str) -> NpyFile:
+        """Check a path; raises ``ValueError`` if no such file could be made there."""
+        found = os.path.abspath(os.fspath(path))
+        if not found.endswith(".npy"):
+            raise ValueError(f"{where}: a file for results ends in .npy")
+        if os.path.isdir(found) or not os.path.isdir(os.path.dirname(found)):
+            raise ValueError(f"{where}: its folder is not there, or it is one")
+        return cls(found)
+
+    def make(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Make the file, in the place of one that is there; an array over it.
+
+        Who has mapped an older file of this name keeps it: that one is not cut short, but loses
+        its name.
+        """
+        path = f"{self.path}.{secrets.token_hex(4)}.tmp"
+        made: Any = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        try:
+            os.replace(path, self.path)
+        except BaseException:
+            os.unlink(path)
+            raise
+        # The file is found again by its name, to be mapped by workers.
+        made.filename = self.path
+        return made  # type: ignore[no-any-return]
 
 
 class Outputs:
@@ -33,8 +76,8 @@ class Outputs:
 
     Parameters
     ----------
-    given : sequence of (ndarray or None)
-        The user's ``out=``; None where a new array is due.
+    given : sequence of (ndarray or NpyFile)
+        The user's ``out=``.
     collects : bool
         The results are objects.
     fill : callable, optional
@@ -53,12 +96,12 @@ class Outputs:
 
     def __init__(
         self,
-        given: Sequence[Array | None] | None,
+        given: Sequence[Array | NpyFile] | None,
         *,
         collects: bool = False,
         fill: Callable[[DType], Any] | None = None,
     ) -> None:
-        self.given = given
+        self.given: Sequence[Array | NpyFile | None] | None = given
         self.arrays: list[Array] | None = None
         self.several: bool | None = None
         self.slab: Slab | None = None
@@ -82,14 +125,21 @@ class Outputs:
                 f"{len(announcement.outputs)} outputs"
             )
         for mine, needed in zip(given, announcement.outputs, strict=True):
-            if mine is not None and mine.shape != needed.shape:
+            if isinstance(mine, np.ndarray) and mine.shape != needed.shape:
                 raise ResultError(
                     f"out= has shape {mine.shape}, but the results make {needed.shape}"
                 )
         self.check_fill([needed.dtype for needed in announcement.outputs])
+        # Files are made here; what is returned is what is written to.
+        made = [
+            mine.make(*needed) if isinstance(mine, NpyFile) else mine
+            for mine, needed in zip(given, announcement.outputs, strict=True)
+        ]
+        if self.given is not None:
+            self.given = made
         self.arrays = [
             self._array(mine, needed)
-            for mine, needed in zip(given, announcement.outputs, strict=True)
+            for mine, needed in zip(made, announcement.outputs, strict=True)
         ]
         self.several = announcement.several
         return self.arrays
@@ -116,7 +166,7 @@ class Outputs:
         pairs = [
             (mine, array)
             for mine, array in zip(self.given or (), self.arrays or (), strict=False)
-            if mine is not None and not np.may_share_memory(mine, array)
+            if isinstance(mine, np.ndarray) and not np.may_share_memory(mine, array)
         ]
         if not pairs:
             return

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shmpar.grid import Grid, Halo
+from shmpar.outputs import NpyFile
 from shmpar.plan import (
     Along,
     Announcement,
@@ -62,6 +63,8 @@ class Request:
         As the user gave it.
     policy : Policy
         What becomes of the run when something goes wrong.
+    pass_out : bool
+        The function writes into its window itself.
     """
 
     verb: str
@@ -71,6 +74,7 @@ class Request:
     dtype: Any
     seed: Any
     policy: Policy
+    pass_out: bool
 
 
 class Cut(NamedTuple):
@@ -96,6 +100,8 @@ def map_blocks(
     drop = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
     grid = cut(inputs, chunks, whole=drop)
     placement = place_blocks(grid, drop, new_axis, out_chunks)
+    if request.pass_out and placement == InBlocks.like(grid):
+        placement = InBlocks.exactly(grid)  # it cannot show another length than its window's
     targets = parse_targets(request.verb, request.out, request.dtype)
     # In place, a chunk's output must lie where its input does.
     fits = placement == InBlocks.like(grid)
@@ -110,6 +116,11 @@ def map_overlap(
     check_callable(request.verb, request.func)
     inputs = blocks(request.verb, arrays)
     grid, reach = _with_halo(inputs, chunks, halo)
+    if request.pass_out and reach is not None and trim:
+        raise ValueError(
+            f"{request.verb}: with pass_out=True the function is passed the chunk's own window, "
+            "without halo, so it takes trim=False"
+        )
     targets = parse_targets(request.verb, request.out, request.dtype)
     check_overlap(request.verb, targets.given, inputs.arrays, in_place=False)
     return _run(request, inputs, Cut(grid, InBlocks.exactly(grid), reach, trim), targets)
@@ -167,7 +178,8 @@ def _run(
     request: Request, inputs: Inputs, how: Cut, targets: Targets, *, in_place: bool = False
 ) -> Run:
     wanted = wants(request.func, request.keywords)
-    check_signature(request.verb, request.func, len(inputs.arguments), request.keywords, wanted)
+    passed = wanted | {"out"} if request.pass_out else wanted
+    check_signature(request.verb, request.func, len(inputs.arguments), request.keywords, passed)
     plan = Plan(
         verb=request.verb,
         grid=how.grid,
@@ -179,12 +191,18 @@ def _run(
         several=targets.several,
         collects=targets.collects,
         wants=wanted,
+        pass_out=request.pass_out,
         seed=entropy(request.seed) if "rng" in wanted else None,
         fail_fast=request.policy.on_error == "raise",
         timed=request.policy.task_timeout is not None,
     )
     outputs = targets.outputs(request.policy)
     known = _known_outputs(plan, inputs, targets)
+    if request.pass_out and (known is None or targets.collects):
+        raise ValueError(
+            f"{request.verb}: pass_out=True needs to know the output before the function is "
+            "called: pass out=" + (", or dtype=" if isinstance(how.placement, InBlocks) else "")
+        )
     if known is not None:
         outputs.allocate(known)
     function = Function(request.func, dict(request.keywords), tuple(inputs.values))
@@ -199,11 +217,7 @@ def _known_outputs(plan: Plan, inputs: Inputs, targets: Targets) -> Announcement
     if targets.collects:
         return Announcement((Output(plan.grid.numblocks, np.dtype(object)),), several=False)
     if targets.given is not None:
-        for array in targets.given:
-            if array is not None:
-                _check_shape(plan, array)
-        outputs = tuple(Output(one.shape, one.dtype) for one in targets.given if one is not None)
-        return Announcement(outputs, several=bool(targets.several))
+        return _given_outputs(plan, targets, targets.given)
     shape = _known_shape(plan)
     if plan.chunks == 0:
         dtypes = targets.dtypes or (_input_dtype(inputs),)
@@ -219,6 +233,22 @@ def _known_outputs(plan: Plan, inputs: Inputs, targets: Targets) -> Announcement
     if len(outputs) != len(dtypes):
         return None
     return Announcement(outputs, several=bool(targets.several))
+
+
+def _given_outputs(
+    plan: Plan, targets: Targets, given: Sequence[Array | NpyFile]
+) -> Announcement | None:
+    """What the user's outputs are; None if one is a file whose shape or dtype is not known yet."""
+    shape, outputs = _known_shape(plan), []
+    for one, dtype in zip(given, targets.dtypes or (), strict=True):
+        if isinstance(one, np.ndarray):
+            _check_shape(plan, one)
+            outputs.append(Output(one.shape, one.dtype))
+        elif shape is not None and dtype is not None:
+            outputs.append(Output(shape, dtype))
+    if len(outputs) < len(given):
+        return None
+    return Announcement(tuple(outputs), several=bool(targets.several))
 
 
 def _known_shape(plan: Plan) -> tuple[int, ...] | None:

@@ -35,6 +35,10 @@ class Options(TypedDict, total=False):
         Seconds that a chunk may take, on the processes engine.
     seed : int, sequence of int or None
         Entropy of the chunks' random streams.
+    pass_out : bool
+        The function is passed its window of the output as ``out=`` and writes there itself; what
+        it returns is not looked at. Needs ``out=``, or in `map_blocks` and `map_overlap` (with
+        ``trim=False``) ``dtype=``. NumPy's ufuncs write into their window without being told.
     wait : bool
         False returns the :class:`shmpar.Run`.
     """
@@ -46,6 +50,7 @@ class Options(TypedDict, total=False):
     retries: int
     task_timeout: float | None
     seed: int | Sequence[int] | None
+    pass_out: bool
     wait: bool
 
 

@@ -6,13 +6,14 @@ Imports outputs, policy and segment.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from shmpar.outputs import Outputs, filler
+from shmpar.outputs import NpyFile, Outputs, filler
 from shmpar.policy import Policy
 from shmpar.segment import extent, locate
 
@@ -28,7 +29,7 @@ class Targets:
 
     Attributes
     ----------
-    given : tuple of (ndarray or None) or None
+    given : tuple of (ndarray or NpyFile) or None
         ``out=``, one an output.
     dtypes : tuple of (dtype or None) or None
         Declared dtypes, one an output.
@@ -38,7 +39,7 @@ class Targets:
         ``dtype=object``.
     """
 
-    given: tuple[Array | None, ...] | None
+    given: tuple[Array | NpyFile, ...] | None
     dtypes: tuple[DType | None, ...] | None
     several: bool | None
     collects: bool
@@ -96,16 +97,25 @@ def _dtypes(dtype: Any) -> tuple[DType | None, ...]:
     return found
 
 
-def _arrays(verb: str, out: Any) -> tuple[Array, ...]:
+def _arrays(verb: str, out: Any) -> tuple[Array | NpyFile, ...]:
     parts = out if isinstance(out, tuple) else (out,)
-    for part in parts:
-        _check_array(verb, part)
-    return tuple(parts)
+    return tuple(_array_or_file(verb, part) for part in parts)
+
+
+def _array_or_file(verb: str, out: Any) -> Array | NpyFile:
+    if isinstance(out, str | os.PathLike):
+        return NpyFile.parse(out, f"{verb}: out={out!r}")
+    _check_array(verb, out)
+    found: Array = out
+    return found
 
 
 def _check_array(verb: str, out: Any) -> None:
     if not isinstance(out, np.ndarray):
-        raise TypeError(f"{verb}: out= is an array or a tuple of arrays, not {type(out).__name__}")
+        raise TypeError(
+            f"{verb}: out= is an array, the path of a .npy file or a tuple of these, not "
+            f"{type(out).__name__}"
+        )
     if isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"{verb}: out= is a masked array; pass out.data, and out.mask as another")
     if not out.flags.writeable:
@@ -143,19 +153,23 @@ def _check_objects(
 
 
 def _agreed(
-    verb: str, given: Sequence[Array], declared: Sequence[DType | None] | None
+    verb: str, given: Sequence[Array | NpyFile], declared: Sequence[DType | None] | None
 ) -> tuple[DType | None, ...]:
-    if declared is not None:
-        if len(declared) != len(given):
-            raise ValueError(f"{verb}: out= has {len(given)} arrays, dtype= {len(declared)}")
-        for array, dtype in zip(given, declared, strict=True):
-            if dtype is not None and dtype != array.dtype:
-                raise ValueError(f"{verb}: out= has dtype {array.dtype}, dtype= says {dtype}")
-    return tuple(array.dtype for array in given)
+    if declared is None:
+        declared = (None,) * len(given)
+    if len(declared) != len(given):
+        raise ValueError(f"{verb}: out= has {len(given)} arrays, dtype= {len(declared)}")
+    for array, dtype in zip(given, declared, strict=True):
+        if isinstance(array, np.ndarray) and dtype is not None and dtype != array.dtype:
+            raise ValueError(f"{verb}: out= has dtype {array.dtype}, dtype= says {dtype}")
+    return tuple(
+        array.dtype if isinstance(array, np.ndarray) else dtype
+        for array, dtype in zip(given, declared, strict=True)
+    )
 
 
 def check_overlap(
-    verb: str, given: Sequence[Array | None] | None, arrays: Sequence[Array], *, in_place: bool
+    verb: str, given: Sequence[Array | NpyFile] | None, arrays: Sequence[Array], *, in_place: bool
 ) -> bool:
     """Refuse outputs that share memory with an input or with one another.
 
@@ -174,7 +188,10 @@ def check_overlap(
     ValueError
         For any other overlap.
     """
-    outputs = [array for array in given or () if array is not None]
+    files = [one.path for one in given or () if isinstance(one, NpyFile)]
+    if len(set(files)) < len(files):
+        raise ValueError(f"{verb}: two outputs are one file")
+    outputs = [array for array in given or () if isinstance(array, np.ndarray)]
     same = False
     for number, output in enumerate(outputs):
         for other in outputs[:number]:

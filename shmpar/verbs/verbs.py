@@ -55,8 +55,9 @@ class Verbs:
         chunks : int, tuple, dict or "auto"
             Elements of a block along each axis; -1 is a whole axis. "auto" is about 1 MiB, in
             bands that lie together in memory.
-        out : ndarray or tuple of ndarray, optional
-            Where the result goes, and what is returned. The very input works in place.
+        out : ndarray, path or tuple of these, optional
+            Where the result goes, and what is returned. The very input works in place. A path
+            that ends in ``.npy`` is a file to make, which is returned as a np.memmap.
         dtype : dtype or tuple of dtype, optional
             Of the result; what the function returns is cast as a ufunc casts into ``out``.
         drop_axis, new_axis : int or sequence of int, optional
@@ -67,7 +68,7 @@ class Verbs:
             is cut: one length for all, or one a chunk.
         **options
             Those of all verbs: `kwargs`, `progress`, `on_error`, `fill_value`, `retries`,
-            `task_timeout`, `seed`, `wait`; see :class:`shmpar.verbs.Options`.
+            `task_timeout`, `seed`, `pass_out`, `wait`; see :class:`shmpar.verbs.Options`.
 
         Returns
         -------
@@ -128,7 +129,7 @@ class Verbs:
             Elements of a block along each axis; -1 is a whole axis. "auto" is about 1 MiB.
         depth, boundary
             How far blocks reach over their chunk, as in :meth:`map_overlap`.
-        out : ndarray or tuple of ndarray, optional
+        out : ndarray, path or tuple of these, optional
             Where the result goes, and what is returned.
         dtype : dtype or tuple of dtype, optional
             Of the result; what the function returns is cast as a ufunc casts into ``out``.
@@ -205,7 +206,7 @@ class Verbs:
             blocks of about 1 MiB, wide enough that the halo adds at most half.
         trim : bool
             Whether to cut the halo off what the function returns.
-        out : ndarray or tuple of ndarray, optional
+        out : ndarray, path or tuple of these, optional
             Where the result goes, and what is returned; no input.
         dtype : dtype or tuple of dtype, optional
             Of the result; what the function returns is cast as a ufunc casts into ``out``.
@@ -263,7 +264,7 @@ class Verbs:
             items, pickled. They must have equally many.
         axis : int
             Which axis of the arrays is the items'.
-        out : ndarray or tuple of ndarray, optional
+        out : ndarray, path or tuple of these, optional
             Where the result goes, and what is returned. The very input works in place.
         dtype : dtype or tuple of dtype, optional
             Of the result; what the function returns is cast as a ufunc casts into ``out``.
@@ -351,7 +352,8 @@ class Verbs:
     ) -> build.Request:
         policy = parse_options(verb, options, self._defaults())
         keywords, seed = options.get("kwargs") or {}, options.get("seed")
-        return build.Request(verb, func, keywords, out, dtype, seed, policy)
+        pass_out = bool(options.get("pass_out"))
+        return build.Request(verb, func, keywords, out, dtype, seed, policy, pass_out)
 
     def _start(self, run: Run, options: Options) -> Any:
         progress = options.get("progress", self._defaults()["progress"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from shmpar.plan import Plan, ResultError
+from shmpar.plan import PerItem, Plan, ResultError, Rows
 from shmpar.worker.arguments import extras, getter, getters
 from shmpar.worker.assignment import Assignment, Channel
 from shmpar.worker.results import announce, storer
@@ -67,6 +67,8 @@ class Chunks:
             return _in_place(assignment, outputs)
         if store is None:
             store = storer(assignment.plan, outputs, bool(assignment.several))
+        if _writes_by_itself(assignment, outputs):
+            return _ufunc(_in_place(assignment, outputs), store, call)
         single = _single(assignment)
         if single is None:
             return lambda chunk: store(chunk, call(chunk))
@@ -132,15 +134,51 @@ def _in_place(assignment: Assignment, outputs: Sequence[Array]) -> Compute:
     plan, function = assignment.plan, assignment.function
     call, keywords = function.call, function.keywords
     arguments = getter(plan, assignment.arrays, function.values)
+    more = extras(plan, assignment.arrays) or (lambda _chunk: {})
     window_of = plan.placement.windows(plan.grid, outputs[0].shape)
 
     def compute(chunk: int) -> None:
         where = (*window_of(chunk), ...)
-        windows = tuple(output[where] for output in outputs)
-        out = windows if len(windows) > 1 else windows[0]
-        call(*arguments(chunk), out=out, **keywords)
+        windows = tuple([output[where] for output in outputs])
+        out = windows if assignment.several else windows[0]
+        call(*arguments(chunk), out=out, **keywords, **more(chunk))
 
     return compute
+
+
+def _writes_by_itself(assignment: Assignment, outputs: Sequence[Array]) -> bool:
+    """Whether the function is a ufunc whose results are just what its windows take.
+
+    Its results have the shape that its blocks broadcast to: the chunk's, or the row's. A window
+    of any other shape is left to the checks of what a function returns.
+    """
+    plan, function = assignment.plan, assignment.function
+    call = function.call
+    if not isinstance(call, np.ufunc) or function.keywords or plan.halo is not None:
+        return False
+    if call.nout != len(outputs) or (call.nout > 1 and not assignment.several):
+        return False
+    if isinstance(plan.placement, PerItem):
+        rows = [assignment.arrays[one.array] for one in plan.arguments if isinstance(one, Rows)]
+        if len(rows) < len(plan.arguments):
+            return False
+        shape = np.broadcast_shapes(*[array.shape[1:] for array in rows])
+        return shape != () and all(output.shape[1:] == shape for output in outputs)
+    return all(
+        plan.placement.windows(plan.grid, output.shape) == plan.grid.core for output in outputs
+    )
+
+
+def _ufunc(compute: Compute, store: Store, call: Callable[[int], Any]) -> Compute:
+    """Write directly; what does not cast is told as of any other function."""
+
+    def direct(chunk: int) -> None:
+        try:
+            compute(chunk)
+        except TypeError:
+            store(chunk, call(chunk))
+
+    return direct
 
 
 def block_shape(assignment: Assignment, chunk: int) -> tuple[int, ...] | None:
