@@ -16,7 +16,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ from shmpar import engines, failures, scheduler
 from shmpar.engines.protocol import Engine, Execution, Generation
 from shmpar.errors import ShmparError
 from shmpar.interrupts import allowed
-from shmpar.ledger import DONE, FAILED, SAID
+from shmpar.ledger import DONE, FAILED, PENDING, SAID
+from shmpar.news import News
 from shmpar.outputs import Outputs
 from shmpar.plan import Announcement, Failure, Function, Plan
 from shmpar.policy import Observer, Policy
@@ -42,8 +43,15 @@ _numbers = itertools.count()
 class Conductor:
     """What is known and done about one run, from its first event to its outcome.
 
+    Parameters
+    ----------
+    todo : tuple of int, optional
+        Chunks that are to be computed, if an earlier run has done the others.
+
     Attributes
     ----------
+    news : News
+        Which chunks are done.
     number : int
         Unique in this interpreter.
     plan, policy, outputs
@@ -64,9 +72,16 @@ class Conductor:
         The result, or the exception that is raised for it.
     seconds : float or None
         How long it took.
+    unfinished : tuple of int
+        Chunks that are not done, once it is over.
     memory : tuple of str or None
         Where its inputs and outputs were, once it is over.
     """
+
+    deaths = 0
+    cancelled = False
+    over = False
+    outcome: Any = None
 
     def __init__(
         self,
@@ -75,21 +90,21 @@ class Conductor:
         arrays: list[Array],
         outputs: Outputs,
         policy: Policy,
+        todo: tuple[int, ...] | None = None,
     ) -> None:
         self.number = next(_numbers)
         self.plan = plan
+        self.news = News()
+        self._todo = todo
         self.policy = policy
         self.outputs = outputs
         self.run: Any = None
         self.observer: Observer | None = None
         self.errors: dict[int, ShmparError] = {}
         self.fatal: BaseException | None = None
-        self.deaths = 0
-        self.cancelled = False
-        self.over = False
-        self.outcome: Any = None
         self.began = time.perf_counter()
         self.seconds: float | None = None
+        self.unfinished: tuple[int, ...] = ()
         self.memory: tuple[str, ...] | None = None
         self.engine: Engine | None = None
         self._function: Function | None = function
@@ -156,6 +171,10 @@ class Conductor:
             outputs=self.outputs.arrays,
             several=self.outputs.several,
         )
+        if self._todo is not None:
+            execution.ledger.status[:] = DONE
+            execution.ledger.status[list(self._todo)] = PENDING
+        execution.reports = not attended and not self.plan.collects
         known = self.outputs.arrays is not None
         may_wait = attended and self.plan.fail_fast
         execution.scratch = may_wait and engine.slab is not None and not known
@@ -167,7 +186,7 @@ class Conductor:
             engine.close(execution)
             raise
         self._scheduler.patience = 2 * engine.workers + 2
-        for command in self._scheduler.start(ready):
+        for command in self._scheduler.start(ready, self._todo):
             self._do(command)
         self._settle()
 
@@ -200,6 +219,13 @@ class Conductor:
         if failure.chunk not in self.errors:
             self.errors[failure.chunk] = failures.chunk_error(self.plan, failure, self.run)
             self.feed(scheduler.ChunkFailed(failure.chunk))
+
+    def finished(self, generation: int, first: int, last: int) -> None:
+        """A worker is through with these tickets."""
+        execution = self._alive
+        chunk, status = execution.generations[generation].chunk, execution.ledger.status
+        chunks = map(chunk, range(first, last))
+        self.news.add([number for number in chunks if status[number] == DONE])
 
     def said(self, announcement: Announcement) -> None:
         """A worker has put outputs that are such into the scratch."""
@@ -313,17 +339,27 @@ class Conductor:
         self._tell_observer()
         self.over = True
         self._settled = execution.ledger.settled
+        if execution.scratch and execution.outputs is None:
+            self._scratch.void(execution.ledger)
         done = self._done_chunks(execution)
         self._execution = None
+        self._close_news(done)
         try:
             self.outputs.slab = engine.slab
-            if not self.errors and self.fatal is None:
-                self._scratch.take(execution.ledger, self.outputs)
+            self._scratch.take(execution.ledger, self.outputs)
             self.outcome = self._conclude(done)
         except BaseException as error:  # noqa: BLE001 - it is the outcome
             self.outcome = error
         engine.close(execution)
         self.seconds = time.perf_counter() - self.began
+
+    def _close_news(self, done: list[int] | None) -> None:
+        """Nothing more will be heard; note what is not done."""
+        if done is not None:
+            finished = set(done)
+            every = range(self.plan.chunks)
+            self.unfinished = tuple(number for number in every if number not in finished)
+        self.news.add((), last=True)
 
     def _done_chunks(self, execution: Execution) -> list[int] | None:
         """Numbers of the chunks that are done; None: all of them."""
@@ -371,11 +407,34 @@ class Conductor:
         self.fatal = self.outcome = error
         if execution is not None:
             self._settled = execution.ledger.settled
-            self._conclude(self._done_chunks(execution))
+            done = self._done_chunks(execution)
+            self._close_news(done)
+            self._conclude(done)
             for generation in execution.generations:
                 generation.tickets.close()
 
     def release(self) -> None:
-        """What is over keeps neither its inputs nor what the function holds, nor the run."""
+        """Keep what a run that goes on needs; what is done needs neither inputs nor function."""
         self.memory = self.where()
-        self._arrays, self._function, self.run = [], None, None
+        self.run = None
+        if not self.unfinished:
+            self._arrays, self._function = [], None
+
+    def finished_chunks(self) -> Iterator[int]:
+        """Chunks of this run as they are done, in whatever order; ends when it is over."""
+        heard: set[int] = set()
+        while not self.news.complete or len(heard) < len(self.news.chunks):
+            fresh = self.news.after(len(heard))
+            heard.update(fresh)
+            yield from fresh
+        lost = set(self.unfinished)
+        for chunk in range(self.plan.chunks) if self._todo is None else self._todo:
+            if chunk not in heard and chunk not in lost:
+                yield chunk
+
+    def rest(self) -> tuple[Plan, Function, list[Array], Outputs, Policy, tuple[int, ...]]:
+        """What another run takes to compute what this one has not."""
+        if self._function is None:
+            raise RuntimeError("this run has computed every chunk: there is nothing to resume")
+        outputs, plan = self.outputs, self.plan
+        return plan, self._function, self._arrays, outputs, self.policy, self.unfinished

@@ -32,6 +32,7 @@ from shmpar.engines.protocol import (
     Engine,
     Event,
     Failed,
+    Finished,
     Lost,
     Ready,
     Rejected,
@@ -278,12 +279,16 @@ class Driver:
         return [one for one in conductors if one.running and not one.over]
 
     @staticmethod
-    def _tell_one(conductor: Conductor, event: Emptied | Failed | Rejected | Values) -> None:
+    def _tell_one(
+        conductor: Conductor, event: Emptied | Finished | Failed | Rejected | Values
+    ) -> None:
         match event:
             case Emptied(worker, _, generation, claimed, handed, said):
                 if said is not None:
                     conductor.said(said)
                 conductor.feed(scheduler.Drained(worker, generation, claimed, handed))
+            case Finished(_, generation, first, last):
+                conductor.finished(generation, first, last)
             case Failed(_, failure):
                 conductor.chunk_failed(failure)
             case Rejected(_, error):

@@ -6,7 +6,7 @@ Imports conductor, outputs, plan, policy and report.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -42,11 +42,13 @@ class Run(Future[Any]):
         arrays: list[Array],
         outputs: Outputs,
         policy: Policy,
+        todo: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
-        self.conductor = Conductor(plan, function, arrays, outputs, policy)
+        self.conductor = Conductor(plan, function, arrays, outputs, policy, todo)
         self.conductor.run = self
         self._cancel: Callable[[], None] | None = None
+        self._launch: Callable[[], Callable[[Run], Run] | None] = lambda: None
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -113,6 +115,90 @@ class Run(Future[Any]):
             self._cancel()
         return True
 
+    def completed(self) -> Iterator[tuple[slice, ...]]:
+        """Give the region of each chunk as soon as it is in :attr:`out`; end as `result` would.
+
+        Yields
+        ------
+        tuple of slice
+            The chunk's window in the output, or in each of several; axes that are not in it are
+            whole. Chunks that failed have none.
+
+        Raises
+        ------
+        ShmparError, CancelledError
+            At the end, what :meth:`result` would raise.
+
+        Notes
+        -----
+        A run of a call that is waited for tells of its chunks when it is over; so ask a run with
+        ``wait=False``, which has its workers tell after each claim (about a millisecond's work).
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     run = pool.map_blocks(np.negative, np.arange(6.0), chunks=2, wait=False)
+        ...     done = [run.out[region].sum() for region in run.completed()]
+        >>> float(sum(done))
+        -15.0
+        """
+        for chunk in self.conductor.finished_chunks():
+            window = self.conductor.plan.window(chunk)
+            yield tuple(
+                part if isinstance(part, slice) else slice(part, part + 1) for part in window
+            )
+        self.result()
+
+    def resume(self) -> Run:
+        """Compute what this run has not, in a new run into the same outputs.
+
+        Returns
+        -------
+        Run
+            In flight, as with ``wait=False``. Its result is that of the whole.
+
+        Raises
+        ------
+        RuntimeError
+            If this run is not over, or has nothing left to compute; if it works in place, since
+            what it had begun has overwritten its input; if the pool is closed.
+
+        Notes
+        -----
+        A run that is not complete keeps its inputs, its function and its outputs for this.
+
+        Examples
+        --------
+        >>> import numpy as np, pathlib, shmpar, tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> ready = pathlib.Path(folder.name) / "ready"
+        >>> def work(row):
+        ...     if row[0] == 2 and not ready.exists():
+        ...         raise OSError("not ready")
+        ...     return row.sum()
+        >>> with shmpar.Pool(2) as pool:
+        ...     try:
+        ...         pool.parallel_map(work, np.arange(4)[:, None])
+        ...     except shmpar.ChunkError as error:
+        ...         ready.touch()
+        ...         error.run.resume().result()
+        array([0, 1, 2, 3])
+        >>> folder.cleanup()
+        """
+        if not self.done():
+            raise RuntimeError("this run is in progress; cancel it first")
+        if self.conductor.policy.in_place:
+            raise RuntimeError(
+                "a run that works in place cannot be resumed: chunks that it had begun may hold "
+                "new values already"
+            )
+        run, launch = Run(*self.conductor.rest()), self._launch()
+        if launch is None:
+            raise RuntimeError("the pool of this run is gone; make the call again in a new one")
+        launch(run)
+        return run
+
     def running(self) -> bool:
         """Whether it has begun and is not done."""
         return self.conductor.running and not self.done()
@@ -128,6 +214,10 @@ class Run(Future[Any]):
     def cancel_by(self, cancel: Callable[[], None]) -> None:
         """Say what :meth:`cancel` does while the run is being executed."""
         self._cancel = cancel
+
+    def resume_by(self, launch: Callable[[], Callable[[Run], Run] | None]) -> None:
+        """Say what starts the run that :meth:`resume` makes; a weak reference."""
+        self._launch = launch
 
     def resolve(self) -> None:
         """Tell whoever waits; not under the driver's lock, since callbacks are the user's."""

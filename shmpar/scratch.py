@@ -23,6 +23,7 @@ class Scratch:
     def __init__(self) -> None:
         self._said: Announcement | None = None
         self._last_words: set[int] = set()
+        self._agreed = True
 
     def lost(self, digest: int) -> None:
         """A worker has died that took the outputs for what has this digest (0: for nothing)."""
@@ -35,12 +36,13 @@ class Scratch:
             self._said = announcement
             return None
         reason = announcement.disagrees(self._said)
+        self._agreed = self._agreed and reason is None
         return None if reason is None else Failure(announcement.chunk, ResultError(reason), None)
 
     def void(self, ledger: Ledger) -> None:
         """Nobody works: what is done counts only if all who wrote there meant the same."""
         meant = set() if self._said is None else {self._said.digest()}
-        if self._said is None or not self._last_words <= meant:
+        if self._said is None or not self._agreed or not self._last_words <= meant:
             ledger.status[ledger.status == DONE] = PENDING
         self._last_words.clear()
 

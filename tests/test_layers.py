@@ -37,6 +37,7 @@ LAYERS = {
     "report": 3,
     "failures": 3,
     "policy": 3,
+    "news": 3,
     "scratch": 3,
     "conductor": 4,
     "tasks": 4,

@@ -106,6 +106,7 @@ class Packed:
             outputs=outputs,
             several=execution.several,
             scratch=execution.scratch,
+            reports=execution.reports,
             plan=self.plan,
             function=self.parcel.body,
             held=held,

@@ -46,6 +46,7 @@ from shmpar.engines.protocol import (
     Event,
     Execution,
     Failed,
+    Finished,
     Generation,
     Lost,
     Ready,
@@ -303,7 +304,7 @@ class ProcessesEngine:
             if message[0] in _LAST and not link.sent and not link.tasks:
                 return True  # an idle worker says nothing more
 
-    def _said(self, link: Link, message: Any, descriptors: list[int]) -> None:
+    def _said(self, link: Link, message: Any, descriptors: list[int]) -> None:  # noqa: C901
         match message:
             case ("hello", magic):
                 link.ready = True
@@ -314,6 +315,8 @@ class ProcessesEngine:
             case ("failed", run, chunk, shape, body, text):
                 failure = Failure(chunk, incoming.error(body, text), shape)
                 self._events.append(Failed(run, failure))
+            case ("finished", run, generation, first, last):
+                self._events.append(Finished(run, generation, first, last))
             case ("values", run, values):
                 self._events.extend(incoming.values(run, values, descriptors))
             case ("drained", run, generation, claimed, handed, spent, said):

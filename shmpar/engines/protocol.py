@@ -28,6 +28,7 @@ __all__ = [
     "Event",
     "Execution",
     "Failed",
+    "Finished",
     "Generation",
     "Lost",
     "Ready",
@@ -86,6 +87,8 @@ class Execution:
         All that have been opened.
     scratch : bool
         Outputs that are not known may go into the ledger's scratch.
+    reports : bool
+        Workers say which tickets they have finished, claim by claim.
     stopped : bool
         No more tickets are handed out.
     """
@@ -100,6 +103,7 @@ class Execution:
     several: bool | None = None
     generations: list[Generation] = field(default_factory=list)
     scratch: bool = False
+    reports: bool = False
     stopped: bool = False
 
     def taken_by(self, worker: int) -> tuple[int | None, tuple[int, ...]]:
@@ -151,6 +155,16 @@ class Emptied:
     claimed: int = 0
     handed: int | None = None
     said: Announcement | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A worker is through with the tickets ``first <= t < last``; done, or failed."""
+
+    run: int
+    generation: int
+    first: int
+    last: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +226,7 @@ class Lost:
     exitcode: int | None
 
 
-Event = Ready | Emptied | Failed | Rejected | Values | Returned | Lost
+Event = Ready | Emptied | Finished | Failed | Rejected | Values | Returned | Lost
 
 
 class Engine(Protocol):

@@ -19,6 +19,7 @@ from shmpar.engines.protocol import (
     Event,
     Execution,
     Failed,
+    Finished,
     Generation,
     Rejected,
     Returned,
@@ -90,6 +91,10 @@ class LocalChannel:
         """Hand over results that are objects."""
         self._tell(Values(self._execution.number, values))
 
+    def finished(self, generation: int, first: int, last: int) -> None:
+        """Say that the tickets ``first <= t < last`` are done, or have failed."""
+        self._tell(Finished(self._execution.number, generation, first, last))
+
     def flush(self) -> None:
         """Nothing is kept back."""
 
@@ -113,6 +118,7 @@ def bound(execution: Execution, generation: Generation, worker: int, workers: in
         slot=execution.ledger.slot(worker),
         status=execution.ledger.status,
         workers=workers,
+        reports=execution.reports,
     )
 
 

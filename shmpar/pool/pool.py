@@ -158,12 +158,17 @@ class Pool(Reductions, Memory, Calls):
     def _execute(self, run: Run, *, wait: bool) -> Any:
         driver = self._checked()
         self._last_run = run
+        run.resume_by(weakref.WeakMethod(self._launch))
         if in_worker():
             # A worker that waited for workers could wait for itself.
             driver = Driver(SerialEngine)
         if wait:
             return driver.run(run)
         driver.launch(run)
+        return run
+
+    def _launch(self, run: Run) -> Run:
+        self._execute(run, wait=False)
         return run
 
     def _submit(self, call: Function) -> Task:

@@ -53,6 +53,10 @@ class Channel(Protocol):
         """Hand over the results of a run that collects objects, as (chunk, result)."""
         ...
 
+    def finished(self, generation: int, first: int, last: int) -> None:
+        """Say that the tickets ``first <= t < last`` are done, or have failed."""
+        ...
+
     def flush(self) -> None:
         """Return once nothing that was handed over could be lost with this worker."""
         ...
@@ -90,6 +94,8 @@ class Assignment:
         Tickets that all had had when this worker stopped the counter; None while it has not.
     spent : float
         Seconds in its chunks.
+    reports : bool
+        Whether the run wants to hear of each claim that is finished.
     """
 
     plan: Plan
@@ -106,6 +112,7 @@ class Assignment:
     claimed: int = 0
     handed: int | None = None
     spent: float = 0.0
+    reports: bool = False
 
     @property
     def count(self) -> int:

@@ -83,6 +83,10 @@ class SocketChannel:
             self._descriptors += descriptors
             self._parcels.append(parcel)
 
+    def finished(self, generation: int, first: int, last: int) -> None:
+        """Say that the tickets ``first <= t < last`` are done, or have failed."""
+        self._process.wire.send(("finished", self._run, generation, first, last))
+
     def flush(self) -> None:
         """Send the results; the kernel keeps them if this process dies now."""
         values, self._values = self._values, []

@@ -105,7 +105,7 @@ def _run_claim(
         ticket += 1
     if assignment.plan.collects:
         channel.flush()
-    _mark(assignment, first, ticket, failed)
+    _mark(assignment, channel, first, ticket, failed)
     slot[CURSOR] = last
 
 
@@ -119,10 +119,14 @@ def _report(assignment: Assignment, channel: Channel, ticket: int, error: BaseEx
     channel.failed(Failure(chunk, error, block_shape(assignment, chunk)))
 
 
-def _mark(assignment: Assignment, first: int, end: int, failed: list[int]) -> None:
+def _mark(
+    assignment: Assignment, channel: Channel, first: int, end: int, failed: list[int]
+) -> None:
     """Record the tickets ``first <= t < end`` as done, but for those that failed."""
-    status, todo = assignment.status, assignment.todo
+    status, todo, begin = assignment.status, assignment.todo, first
     for stop in (*failed, end):
         if first < stop:
             status[slice(first, stop) if todo is None else list(todo[first:stop])] = DONE
         first = stop + 1
+    if assignment.reports:
+        channel.finished(assignment.generation, begin, end)

@@ -21,6 +21,7 @@ to the parent
 ``hello``           the magic number of its bytecode
 ``announce``        run, what the outputs must be
 ``failed``          run, chunk, shape of its block, exception, traceback
+``finished``        run, generation, first and last ticket of a claim
 ``values``          run, results that are objects, with segments
 ``drained``         run, generation, tickets had, tickets handed out or None, seconds, what the
                     outputs in the scratch are or None
@@ -86,6 +87,8 @@ class PlanMessage(NamedTuple):
         Goes with them.
     scratch : bool
         Outputs that are not known go into the ledger's scratch if they fit.
+    reports : bool
+        Whether the parent wants to hear of each claim that is finished.
     plan : bytes
         Pickled :class:`Plan`.
     function : bytes
@@ -108,6 +111,7 @@ class PlanMessage(NamedTuple):
     outputs: tuple[Reference, ...] | None
     several: bool | None
     scratch: bool
+    reports: bool
     plan: bytes
     function: bytes
     held: tuple[int, ...]

@@ -226,6 +226,7 @@ class WorkerProcess:
             slot=ledger.slot(self.number),
             status=ledger.status,
             workers=message.workers,
+            reports=message.reports,
         )
 
     def view(self, reference: Reference, *, writable: bool) -> Array:
