@@ -55,6 +55,14 @@ def test_tiled_statistics_prints_a_table_and_draws(example, tmp_path):
 
 
 @draws
+def test_live_view_draws_its_moments(example, tmp_path):
+    """The last of them is the whole picture."""
+    said = example("live_view.py", "--smoke")
+    assert re.search(r"^9 tiles of 64 x 64 pixels in [\d.]+ s$", said, re.MULTILINE)
+    assert (tmp_path / "live_view.png").read_bytes().startswith(b"\x89PNG")
+
+
+@draws
 def test_tiled_statistics_of_a_file_are_those_of_numpy(example, tmp_path):
     """A .npy with channels is mapped, its channels are averaged, edge tiles are smaller."""
     image = np.random.default_rng(0).integers(0, 50_000, (90, 130, 3), dtype=np.uint16)

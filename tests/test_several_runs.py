@@ -108,3 +108,17 @@ def test_ten_at_once_give_what_they_give_one_after_another(engine: str) -> None:
         together = [run.result(timeout=60) for run in runs]
         for array, result in zip(arrays, together, strict=True):
             assert np.array_equal(result, pool.map_blocks(work, array, chunks=(7, 40)))
+
+
+def test_threads_cap_blas_while_the_pool_is_open() -> None:
+    """Else each of them would start as many threads as there are processors."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def caps() -> list[int]:
+        return [one["num_threads"] for one in threadpoolctl.threadpool_info()]
+
+    with threadpoolctl.threadpool_limits(2):
+        before = caps()
+        with shmpar.Pool(2, engine="threads") as pool:
+            assert set(pool.submit(caps).result()) <= {1}
+        assert caps() == before

@@ -10,6 +10,7 @@ Guarantees
 
 from __future__ import annotations
 
+import importlib
 import queue
 import threading
 from collections import deque
@@ -30,6 +31,18 @@ _Job = list[tuple[Execution, Generation]]  # emptied when its run is over
 _Inbox = queue.SimpleQueue[_Job | tuple[int, Function] | None]
 
 
+def _capped(threads: int | None) -> Callable[[], object]:
+    """Cap the thread pools of libraries, if that can be done; return what lifts the cap."""
+    if threads is None:
+        return lambda: None
+    try:
+        threadpoolctl = importlib.import_module("threadpoolctl")
+    except ImportError:
+        return lambda: None
+    lift: Callable[[], object] = threadpoolctl.threadpool_limits(threads).restore_original_limits
+    return lift
+
+
 class ThreadsEngine:
     """Workers that are threads.
 
@@ -39,13 +52,22 @@ class ThreadsEngine:
         How many.
     initializer : callable, optional
         Called in each thread before its first chunk.
+    blas_threads : int
+        Cap on the threads of BLAS and OpenMP in this process as long as the engine is there, where
+        threadpoolctl is installed.
     """
 
     name = "threads"
     slab: Slab | None = None
     holds_results = False
 
-    def __init__(self, workers: int, initializer: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        workers: int,
+        initializer: Callable[[], object] | None = None,
+        blas_threads: int | None = None,
+    ) -> None:
+        self._uncap = _capped(blas_threads)
         self.workers = workers
         self._initializer = initializer
         self._events: deque[Event] = deque()
@@ -153,6 +175,7 @@ class ThreadsEngine:
         with allowed():
             for thread in self._threads:
                 thread.join()
+        self._uncap()
 
     def _run(self, worker: int) -> None:
         prepare, tell, inbox = self._initializer, self._tell, self._inboxes[worker]

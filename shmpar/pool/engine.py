@@ -90,7 +90,7 @@ class EngineChoice:
         if self.name == "serial" or in_worker():
             return SerialEngine(self._initialize)
         if self.name == "threads":
-            return ThreadsEngine(self.workers, self._initialize)
+            return ThreadsEngine(self.workers, self._initialize, self.threads)
         if sys.platform == "win32":
             raise NotImplementedError(
                 "engine='processes' needs a POSIX system; on Windows use engine='threads'"

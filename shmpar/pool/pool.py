@@ -56,7 +56,8 @@ class Pool(Reductions, Memory, Calls):
     env : mapping of str to str, optional
         Added to the environment of worker processes, before NumPy is imported there.
     threads_per_worker : int
-        Cap on the threads of BLAS and OpenMP in each worker process.
+        Cap on the threads of BLAS and OpenMP in each worker process. With ``engine="threads"`` it
+        holds for this process while the pool is open, where threadpoolctl is installed.
     python : path, optional
         Another interpreter for the worker processes; it needs NumPy and cloudpickle.
 
