@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import main_job
+from benchmarks import all_verbs, main_job
+
+ALL = {**main_job.ALL, **all_verbs.ALL}
 
 
 def main() -> None:
     """Run those that are named, or all."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(main_job.ALL))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ALL))
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
     options = parser.parse_args()
-    unknown = set(options.names) - set(main_job.ALL)
+    unknown = set(options.names) - set(ALL)
     if unknown:
         parser.error(f"no such measurement: {', '.join(sorted(unknown))}")
-    for name in options.names or main_job.ALL:
-        print(f"== {name}: {main_job.ALL[name].__doc__}")
-        main_job.ALL[name](quick=options.quick)
+    for name in options.names or ALL:
+        print(f"== {name}: {ALL[name].__doc__}")
+        ALL[name](quick=options.quick)
         print(flush=True)
 
 
