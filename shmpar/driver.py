@@ -46,6 +46,7 @@ from shmpar.tasks import Task, Tasks
 
 __all__ = ["Driver", "End"]
 
+_PAUSE = 2e-3  # seconds that the thread leaves the work to whoever has waited
 _GRACE = 0.3  # seconds that chunks in progress get after an interrupt
 
 
@@ -87,6 +88,8 @@ class Driver:
         self._attending = threading.Lock()
         self._unattended: set[Run | Task] = set()
         self._background: threading.Thread | None = None
+        self._driving = False
+        self._waiting = 0  # threads that wait for one of theirs while another drives
         self._here = _Here()
         self.engine: Engine | None = make_engine()
 
@@ -194,23 +197,44 @@ class Driver:
 
     # Driving
 
-    def _drive(self, one: Run | Task, until: float | None = None) -> None:
-        """Bring events to all until this one is done, or the time has come."""
-        while not (_done(one) or _past(until)):
-            if self._turn.acquire(blocking=False):
-                try:
-                    while not (_done(one) or _past(until)):
-                        self._step(until)
-                finally:
-                    with self._changed:
-                        self._turn.release()
-                        self._changed.notify_all()
-            else:
-                self._alive.wake()  # the thread that drives has not heard of this run
+    def _drive(self, one: Run | Task, until: float | None = None, *, yields: bool = False) -> None:
+        """Bring events to all until this one is done, or the time has come.
+
+        With `yields` it is the thread of those that nobody waits for, and leaves the work to
+        whoever waits: an event that has to go from thread to thread takes longer.
+        """
+        waits = False
+        try:
+            while not (_done(one) or _past(until)):
+                if not (yields and self._waiting) and self._turn.acquire(blocking=False):
+                    self._driving = True
+                    try:
+                        while not (_done(one) or _past(until) or (yields and self._waiting)):
+                            self._step(until)
+                    finally:
+                        with self._changed:
+                            self._driving = False
+                            self._turn.release()
+                            self._changed.notify_all()
+                    continue
+                if not yields:
+                    if not waits:
+                        with self._changed:
+                            self._waiting, waits = self._waiting + 1, True
+                    self._alive.wake()  # the thread that drives has not heard of this one
                 self._here.waiting = True
                 with allowed(), self._changed:
-                    self._changed.wait(_patience(engines.TICK_SECONDS, until))
+                    # Else it was told between the look above and here.
+                    if self._driving or (yields and self._waiting):
+                        self._changed.wait(_patience(engines.TICK_SECONDS, until))
+                        if yields:  # whoever has waited may come back at once
+                            self._changed.wait(_PAUSE)
                 self._here.waiting = False
+        finally:
+            if waits:
+                with self._changed:
+                    self._waiting -= 1
+                    self._changed.notify_all()
 
     def _step(self, until: float | None = None) -> None:
         engine = self._alive
@@ -305,7 +329,7 @@ class Driver:
                     self._background = None
                     return
             try:
-                self._drive(one)
+                self._drive(one, yields=True)
             except BaseException as error:  # noqa: BLE001 - the runs are told; nobody else could be
                 self._break(error)
             with self._attending:
