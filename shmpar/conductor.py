@@ -319,9 +319,12 @@ class Conductor:
 
     def _audit(self, execution: Execution) -> list[int]:
         """Numbers of the chunks that are still to be computed; nobody computes any now."""
+        self._void_scratch(execution)
+        return execution.ledger.pending()
+
+    def _void_scratch(self, execution: Execution) -> None:
         if execution.scratch and execution.outputs is None:
             self._scratch.void(execution.ledger)
-        return execution.ledger.pending()
 
     def _death(self, chunk: int, *, timed_out: bool) -> ShmparError:
         if timed_out:
@@ -338,12 +341,8 @@ class Conductor:
     def _finish(self, engine: Engine, execution: Execution) -> None:
         self._tell_observer()
         self.over = True
-        self._settled = execution.ledger.settled
-        if execution.scratch and execution.outputs is None:
-            self._scratch.void(execution.ledger)
-        done = self._done_chunks(execution)
-        self._execution = None
-        self._close_news(done)
+        self._void_scratch(execution)
+        done = self._detach(execution)
         try:
             self.outputs.slab = engine.slab
             self._scratch.take(execution.ledger, self.outputs)
@@ -353,21 +352,16 @@ class Conductor:
         engine.close(execution)
         self.seconds = time.perf_counter() - self.began
 
-    def _close_news(self, done: list[int] | None) -> None:
-        """Nothing more will be heard; note what is not done."""
-        if done is not None:
-            finished = set(done)
-            every = range(self.plan.chunks)
-            self.unfinished = tuple(number for number in every if number not in finished)
+    def _detach(self, execution: Execution) -> list[int] | None:
+        """Take the last from the ledger; give the chunks that are done, None for all of them."""
+        ledger, done = execution.ledger, None
+        self._execution = None
+        self._settled = ledger.settled
+        if ledger.done < self.plan.chunks:
+            done = np.flatnonzero(ledger.status == DONE).tolist()
+            self.unfinished = tuple(np.flatnonzero(ledger.status != DONE).tolist())
         self.news.add((), last=True)
-
-    def _done_chunks(self, execution: Execution) -> list[int] | None:
-        """Numbers of the chunks that are done; None: all of them."""
-        ledger = execution.ledger
-        if ledger.done == self.plan.chunks:
-            return None
-        found: list[int] = np.flatnonzero(ledger.status == DONE).tolist()
-        return found
+        return done
 
     def _conclude(self, done: list[int] | None) -> Any:
         """The result, or the exception that is raised for it."""
@@ -403,13 +397,10 @@ class Conductor:
         if self.over:
             return
         self.over = True
-        execution, self._execution = self._execution, None
+        execution = self._execution
         self.fatal = self.outcome = error
         if execution is not None:
-            self._settled = execution.ledger.settled
-            done = self._done_chunks(execution)
-            self._close_news(done)
-            self._conclude(done)
+            self._conclude(self._detach(execution))
             for generation in execution.generations:
                 generation.tickets.close()
 

@@ -283,7 +283,8 @@ class Driver:
             case Lost(worker, exitcode):
                 conductors = self._running()
                 holds = any(conductor.holds(worker) for conductor in conductors)
-                barren = not (holds or self._tasks.lost(worker, exitcode, innocent=holds))
+                had = self._tasks.lost(worker, exitcode, innocent=holds)
+                barren = not (holds or had)
                 for conductor in conductors:
                     conductor.worker_lost(worker, exitcode, barren=barren)
                 engine = self._alive

@@ -122,3 +122,24 @@ def test_threads_cap_blas_while_the_pool_is_open() -> None:
         with shmpar.Pool(2, engine="threads") as pool:
             assert set(pool.submit(caps).result()) <= {1}
         assert caps() == before
+
+
+def test_a_call_behind_a_chunk_that_ends_the_worker_is_made_by_the_next(tmp_path: Path) -> None:
+    """The death is the chunk's fault; the call is not lost with the worker that had both."""
+    gate, first = Gate(tmp_path), tmp_path / "first"
+
+    def die_once(block: Any) -> Any:
+        if not first.exists():
+            first.touch()
+            _wait(str(tmp_path), block)
+            os._exit(7)
+        return -block
+
+    with shmpar.Pool(1, retries=1) as pool:
+        run = pool.map_blocks(die_once, np.arange(2.0), chunks=2, wait=False)
+        gate.until_begun()
+        call = pool.submit(pow, 2, 5)
+        gate.open()
+        assert call.result(timeout=60) == 32
+        assert run.result(timeout=60).tolist() == [0, -1]
+    gate.close()
