@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 
-__all__ = ["available_cpus"]
+__all__ = ["VARIABLE", "affinity_cpus", "available_cpus", "quota_cpus"]
 
 VARIABLE = "SHMPAR_NUM_WORKERS"
 
@@ -29,19 +29,21 @@ def available_cpus() -> int:
         if not chosen.isdecimal() or int(chosen) < 1:
             raise ValueError(f"{VARIABLE} is a number of workers, 1 or more, not {chosen!r}")
         return int(chosen)
-    return max(1, min(_by_affinity(), _by_quota()))
+    affinity, quota = affinity_cpus(), quota_cpus()
+    return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
 
 
-def _by_affinity() -> int:
+def affinity_cpus() -> int:
+    """CPUs that the scheduler may put this process on; all of them where it has no affinity."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _by_quota() -> int:
-    """CPUs that the scheduler's bandwidth control gives, rounded up; all of them without one."""
+def quota_cpus() -> float | None:
+    """CPUs that the scheduler's bandwidth control gives, 1.5 perhaps; None without one."""
     found = [_quota(*pair) for pair in (*_version_2(), *_version_1())]
-    return min((math.ceil(quota) for quota in found if quota > 0), default=os.cpu_count() or 1)
+    return min((quota for quota in found if quota > 0), default=None)
 
 
 def _quota(quota: str, period: str) -> float:
