@@ -21,7 +21,18 @@ from typing import Final
 from shmpar.errors import SegmentFull
 from shmpar.segment import descriptors, room
 
-__all__ = ["RUNGS", "SHM", "SMALL", "STEP", "Rung", "fill_zeros", "make", "steps"]
+__all__ = [
+    "RUNGS",
+    "SHM",
+    "SMALL",
+    "STEP",
+    "Outlook",
+    "Rung",
+    "fill_zeros",
+    "make",
+    "steps",
+    "survey",
+]
 
 SHM: Final = "/dev/shm"  # noqa: S108 (shared memory is what is wanted)
 STEP: Final = 64 << 20  # bytes in one system call: longer ones delay signals
@@ -49,6 +60,25 @@ class Rung:
     kind: str
     where: str
     open: Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a rung would take now.
+
+    Attributes
+    ----------
+    rung : Rung
+        Which one.
+    free : int
+        Bytes of the largest segment that it has room for.
+    refusal : str
+        Why it cannot be used at all; empty if it can.
+    """
+
+    rung: Rung
+    free: int
+    refusal: str = ""
 
 
 def _open_shm() -> int:
@@ -117,6 +147,30 @@ def make(nbytes: int, fill: Fill | None = None, rungs: tuple[Rung, ...] = ()) ->
     )
 
 
+def survey() -> list[Outlook]:
+    """Ask each rung how much it would take, in the order in which they are tried.
+
+    Reserves nothing.  Cost: 100 us a rung.
+
+    Examples
+    --------
+    >>> [one.rung.kind for one in survey()]
+    ['shm', 'memfd', 'tempfile']
+    """
+    return [_outlook(rung) for rung in RUNGS]
+
+
+def _outlook(rung: Rung) -> Outlook:
+    try:
+        fd = descriptors.opened(rung.open)
+    except (OSError, AttributeError) as error:
+        return Outlook(rung, 0, _reason(error))
+    try:
+        return Outlook(rung, _free(fd, in_memory=room.volatile(fd)))
+    finally:
+        os.close(fd)
+
+
 def _on(rung: Rung, nbytes: int, fill: Fill) -> int:
     fd = descriptors.opened(rung.open)
     try:
@@ -169,11 +223,14 @@ def steps(fd: int, nbytes: int, start: int = 0) -> Iterator[tuple[int, int]]:
 
 
 def _check_room(fd: int, needed: int, *, in_memory: bool) -> None:
-    free = room.device(fd)
-    if in_memory:
-        free = min(free, room.memory())
+    free = _free(fd, in_memory=in_memory)
     if needed > free:
         raise SegmentFull(f"{needed:,} bytes needed, {free:,} free")
+
+
+def _free(fd: int, *, in_memory: bool) -> int:
+    free = room.device(fd)
+    return min(free, room.memory()) if in_memory else free
 
 
 def reserve_window(fd: int, start: int, stop: int) -> None:

@@ -12,14 +12,37 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["device", "memory", "volatile"]
+__all__ = ["Group", "available", "device", "groups", "memory", "volatile"]
 
 _UNLIMITED = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A control group that limits the memory of this process.
+
+    Attributes
+    ----------
+    limit, used : int
+        Bytes.
+    reclaimable : int
+        Bytes of `used` that are page cache, given back when memory is asked for.
+    """
+
+    limit: int
+    used: int
+    reclaimable: int
+
+    @property
+    def left(self) -> int:
+        """Bytes that may still be filled; negative if a lowered limit is exceeded."""
+        return self.limit - self.used + self.reclaimable
 
 
 def memory() -> int:
@@ -36,7 +59,7 @@ def memory() -> int:
     >>> memory() > 0
     True
     """
-    return max(0, min([_meminfo(), *_cgroups()]))
+    return max(0, min([available(), *(group.left for group in groups())]))
 
 
 def device(fd: int) -> int:
@@ -61,7 +84,8 @@ def _filesystem(device_number: str) -> str:
     return "unknown"
 
 
-def _meminfo() -> int:
+def available() -> int:
+    """Bytes of RAM that the kernel could still hand out (MemAvailable), whoever may have them."""
     with suppress(OSError), open("/proc/meminfo", "rb") as lines:
         for line in lines:
             if line.startswith(b"MemAvailable:"):
@@ -76,36 +100,41 @@ def _physical() -> int:
     return _UNLIMITED
 
 
-def _cgroups() -> Iterator[int]:
-    """Room in the memory cgroup of this process and in each of its ancestors."""
+def groups() -> Iterator[Group]:
+    """The memory cgroup of this process and each of its ancestors, those that have a limit."""
     with suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as lines:
         for line in lines:
             _, controllers, path = line.rstrip("\n").split(":", 2)
             if controllers == "":
-                yield from _climb("/sys/fs/cgroup", path, "memory.max", "memory.current")
+                yield from _limited("/sys/fs/cgroup", path, "memory.max", "memory.current")
             elif "memory" in controllers.split(","):
                 root, prefix = "/sys/fs/cgroup/memory", "memory."
                 names = (prefix + "limit_in_bytes", prefix + "usage_in_bytes")
-                yield from _climb(root, path, *names)
+                yield from _limited(root, path, *names)
 
 
 def _climb(root: str, path: str, limit: str, usage: str) -> Iterator[int]:
+    """Bytes left in a group and in each above it."""
+    return (group.left for group in _limited(root, path, limit, usage))
+
+
+def _limited(root: str, path: str, limit: str, usage: str) -> Iterator[Group]:
     """From the group to the root: in a container the path may not exist, the root does."""
     while True:
-        room = _group(root + path.rstrip("/"), limit, usage)
-        if room is not None:
-            yield room
+        group = _group(root + path.rstrip("/"), limit, usage)
+        if group is not None:
+            yield group
         if path in {"/", ""}:
             return
         path = os.path.dirname(path)
 
 
-def _group(folder: str, limit: str, usage: str) -> int | None:
+def _group(folder: str, limit: str, usage: str) -> Group | None:
     try:
         ceiling, used = (_number(f"{folder}/{name}") for name in (limit, usage))
     except (OSError, ValueError):  # no such group, or "max"
         return None
-    return None if ceiling >= _UNLIMITED else ceiling - used + _reclaimable(folder)
+    return None if ceiling >= _UNLIMITED else Group(ceiling, used, _reclaimable(folder))
 
 
 def _number(path: str) -> int:
