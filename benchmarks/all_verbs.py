@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
 import shmpar
 from benchmarks.bare import bare
+from benchmarks.pss import peak_pss, pss
 from benchmarks.timing import alternate, ratio, table
 
 WORKERS = 2
@@ -46,6 +50,60 @@ def halo(*, quick: bool) -> None:
         times = alternate(systems, 3 if quick else 9)
     print(table(times))
     print(f"  of the ceiling: {ratio(times, 'bare processes', 'shmpar'):.3f}")
+
+
+# Run by an interpreter of its own: how far the filter of one window lifts the peak of a process
+# that has the filter and the window already.
+_ONE_WINDOW = """
+import sys
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+def peak():
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
+
+window = np.ones((int(sys.argv[1]),) * 2, "f4")
+gaussian_filter(window[:64, :64], 3)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak is from now on
+before = peak()
+result = gaussian_filter(window, 3)
+print(peak() - before)
+"""
+
+
+def halo_memory(*, quick: bool) -> None:
+    """Peak of a halo's run in all processes (aim: input + output + one filter a worker)."""
+    from scipy.ndimage import gaussian_filter
+
+    side, chunk, depth = (600, 200, 12) if quick else (6_000, 1_000, 12)
+    window = str(chunk + 2 * depth)
+    alone = int(subprocess.check_output([sys.executable, "-c", _ONE_WINDOW, window]))
+
+    def blur(window: np.ndarray) -> np.ndarray:
+        return gaussian_filter(window, 3)
+
+    def warm(_: int) -> int:
+        blur(np.ones((64, 64), "f4"))
+        return os.getpid()
+
+    with shmpar.Pool(WORKERS) as pool:
+        workers: set[int] = set()
+        while len(workers) < WORKERS:
+            workers.update(pool.parallel_map(warm, range(64), dtype=object))
+        everything = [os.getpid(), *workers]
+        before = pss(everything)
+        image = pool.empty((side, side), "f4")
+        np.random.default_rng(0).standard_normal(dtype="f4", out=image.view(np.ndarray))
+        run = pool.map_overlap(blur, image, depth=depth, chunks=(chunk, chunk), wait=False)
+        peak = peak_pss(run, everything)
+        due = {"input": image.nbytes, "output": image.nbytes, "filters": WORKERS * alone}
+    parts = " + ".join(f"{name} {size / 1e6:.1f}" for name, size in due.items())
+    print(f"  {parts} = {sum(due.values()) / 1e6:.1f} MB")
+    print(f"  peak {peak / 1e6:.1f} MB, of which {before / 1e6:.1f} MB were there before the input")
+    print(f"  the run's own: {(peak - before) / 1e6:.1f} MB")
+    print(f"  of the aim: {(peak - before) / sum(due.values()):.3f}")
 
 
 def ufunc(*, quick: bool) -> None:
@@ -145,6 +203,7 @@ def in_flight(*, quick: bool) -> None:
 
 ALL = {
     "halo": halo,
+    "halo_memory": halo_memory,
     "ufunc": ufunc,
     "captured": captured,
     "submit": submit,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from multiprocessing.shared_memory import SharedMemory
@@ -13,6 +12,7 @@ import numpy as np
 
 import shmpar
 from benchmarks.bare import bare
+from benchmarks.pss import peak_pss, pss
 from benchmarks.timing import alternate, ratio, table
 
 WORKERS = 2
@@ -163,31 +163,19 @@ def floor(*, quick: bool) -> None:
 def memory(*, quick: bool) -> None:
     """Proportional set size of all processes of a run, beyond input and output, a worker."""
     array = np.ones((20 if quick else 400, 125_000))
-    before = _pss([os.getpid()]) - array.nbytes
-    peak = 0
+    before = pss([os.getpid()]) - array.nbytes
     with shmpar.Pool(WORKERS) as pool:
         shared = pool.array(array)
         del array
         everything = [os.getpid(), *pool._driver.engine.pids()]  # noqa: SLF001
         run = pool.map_blocks(lambda block: block + 1, shared, chunks=(1, -1), wait=False)
-        while not run.done():
-            peak = max(peak, _pss(everything))
-            time.sleep(0.001)
-        peak = max(peak, _pss(everything))
+        peak = peak_pss(run, everything)
         due = 2 * shared.nbytes
     print(
         f"  input + output {due / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB, parent before "
         f"{before / 1e6:.0f} MB"
     )
     print(f"  beyond both: {(peak - due - before) / WORKERS / 1e6:.1f} MB a worker")
-
-
-def _pss(pids: list[int]) -> int:
-    total = 0
-    for pid in pids:
-        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
-            total += next(int(line.split()[1]) for line in file if line.startswith("Pss:"))
-    return 1024 * total
 
 
 ALL = {
