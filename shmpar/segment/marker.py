@@ -1,24 +1,26 @@
 """Marker files: what a killed process named, and that it is dead.
 
 Imports the naming and ladder beside it.  A marker is ``/dev/shm/shmpar_<hex>.marker``, mode 0600;
-one line a name: device, inode, name.
+one line a name: device, inode, name; above it a line that says by which process, and when.
 
 Guarantees
 ----------
 A line is written before its name exists, so whatever instant a process dies at, all of its names
-are listed.  A line removes a name only from the very file that it was written for.
+are listed.  A line removes a name only from the very file that it was written for, and only while no living
+marker lists that file too: who has taken an array over keeps it when its maker dies.
 The lock is the kernel's and goes with the process, in any pid namespace.  It is a POSIX record
 lock, which forked children do not inherit (an open-file lock would look alive as long as one of
 them lives).  Its price: closing *any* descriptor of the file drops it, so this process never
-opens a marker of its own again; ``_ours`` knows them.
+opens a marker of its own again; ``_ours`` has the descriptors.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from shmpar.segment import ladder, naming
@@ -31,12 +33,15 @@ try:
 except ImportError:  # Windows has no named segments of ours
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Entry", "Inventory", "Marker", "inventory", "reap"]
+__all__ = ["Entry", "Inventory", "Marker", "inventory", "reap", "sweep"]
 
 _PATTERN: Final = re.compile(r"shmpar_[0-9a-f]+\.marker")
-_LINE: Final = re.compile(r"^([0-9]+) ([0-9]+) ([^/\n]+)\n", re.MULTILINE)
+_LINE: Final = re.compile(
+    r"^(?:by ([0-9]{1,18}) at ([0-9]{1,18})\n)?([0-9]{1,20}) ([0-9]{1,20}) ([^/\n]+)\n",
+    re.MULTILINE,
+)
 _FLAGS: Final = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
-_ours: set[tuple[int, str]] = set()  # (pid, path): a forked child owns none
+_ours: dict[tuple[int, str], int] = {}  # by (pid, path): a forked child owns none
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +54,19 @@ class Entry:
         File name in ``/dev/shm``.
     identity : tuple of (int, int)
         Device and inode that it was given to.
+    pid : int or None
+        Who gave it, by the number that this process has in its own pid namespace.
+    since : int or None
+        When, in seconds since the epoch.
+    size : int
+        Bytes of the file; 0 unless it was looked at.
     """
 
     name: str
     identity: naming.Identity
+    pid: int | None = None
+    since: int | None = None
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +79,18 @@ class Inventory:
         The marker file.
     alive : bool
         Whether its manager still holds the lock.
-    names : tuple of str
-        Listed names that exist.
+    entries : tuple of Entry
+        What it lists that exists.
     """
 
     path: str
     alive: bool
-    names: tuple[str, ...]
+    entries: tuple[Entry, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Listed names that exist."""
+        return tuple(entry.name for entry in self.entries)
 
 
 class Marker:
@@ -91,7 +110,8 @@ class Marker:
 
     def record(self, name: str, identity: naming.Identity) -> None:
         """Write down a name that is about to exist."""
-        os.write(self._fd, f"{identity[0]} {identity[1]} {name}\n".encode())
+        who = f"by {self._pid} at {int(time.time())}"
+        os.write(self._fd, f"{who}\n{identity[0]} {identity[1]} {name}\n".encode())
 
     def close(self) -> None:
         """Remove the file, then drop the lock; do nothing in a forked child, or twice."""
@@ -101,7 +121,7 @@ class Marker:
         with suppress(OSError):
             os.unlink(self.path)
         os.close(fd)
-        _ours.discard((self._pid, self.path))
+        _ours.pop((self._pid, self.path), None)
 
     @property
     def closed(self) -> bool:
@@ -115,13 +135,14 @@ def _locked_file() -> tuple[str, int]:
     """Create and lock a marker; again if a reaper took it between the two."""
     while True:
         path = f"{ladder.SHM}/{naming.generated('.marker')}"
-        _ours.add((os.getpid(), path))
+        _ours[os.getpid(), path] = -1
         fd = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         fcntl.lockf(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:
+            _ours[os.getpid(), path] = fd
             return path, fd
         os.close(fd)
-        _ours.discard((os.getpid(), path))
+        del _ours[os.getpid(), path]
 
 
 def reap(*, dry_run: bool = False) -> list[str]:
@@ -146,13 +167,20 @@ def reap(*, dry_run: bool = False) -> list[str]:
     >>> isinstance(reap(dry_run=True), list)
     True
     """
-    removed: list[str] = []
+    return [entry.name for entry in sweep(dry_run=dry_run)]
+
+
+def sweep(*, dry_run: bool = False) -> list[Entry]:
+    """Do as :func:`reap`, and say more of what was removed."""
+    removed: list[Entry] = []
     for path in _foreign():
         with _opened(path) as fd:
             if fd is None or not _dead(fd):
                 continue
-            entries = [entry for entry in _entries(fd) if _exists(entry)]
-            removed += [entry.name for entry in entries]
+            entries = _existing(_entries(fd))
+            held = _held(but=path) if entries else set()
+            entries = [entry for entry in entries if entry.identity not in held]
+            removed += entries
             if not dry_run:
                 _remove(path, entries)
     return removed
@@ -160,18 +188,30 @@ def reap(*, dry_run: bool = False) -> list[str]:
 
 def inventory() -> list[Inventory]:
     """Every marker of this user, with the names that exist.  Cost: as :func:`reap`."""
-    found = [_read(path, alive=True) for pid, path in sorted(_ours) if pid == os.getpid()]
+    found = [Inventory(path, True, tuple(_existing(_entries(fd)))) for path, fd in _own()]
     for path in _foreign():
         with _opened(path) as fd:
             if fd is not None:
-                names = tuple(entry.name for entry in _entries(fd) if _exists(entry))
-                found.append(Inventory(path, not _dead(fd), names))
+                entries = tuple(_existing(_entries(fd)))
+                found.append(Inventory(path, not _dead(fd), entries))
     return found
 
 
-def _read(path: str, *, alive: bool) -> Inventory:
-    """Say that a marker of this process exists: opening it would drop its lock."""
-    return Inventory(path, alive, ())
+def _own() -> list[tuple[str, int]]:
+    """Markers of this process, and their descriptors: opening one again would drop its lock."""
+    return sorted((path, fd) for (pid, path), fd in list(_ours.items()) if pid == os.getpid())
+
+
+def _held(*, but: str) -> set[naming.Identity]:
+    """Files that living markers list.  That which is locked here is not opened again."""
+    held = {entry.identity for _, fd in _own() for entry in _entries(fd)}
+    for path in _foreign():
+        if path == but:
+            continue
+        with _opened(path) as fd:
+            if fd is not None and not _dead(fd):
+                held.update(entry.identity for entry in _entries(fd))
+    return held
 
 
 def _foreign() -> Iterator[str]:
@@ -214,16 +254,27 @@ def _entries(fd: int) -> list[Entry]:
     with suppress(OSError):
         text = os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
         lines = _LINE.findall(text)
-        return [Entry(name, (int(device), int(inode))) for device, inode, name in lines]
+        return [_entry(*line) for line in lines]
     return []
 
 
-def _exists(entry: Entry) -> bool:
+def _entry(pid: str, since: str, device: str, inode: str, name: str) -> Entry:
+    who = (int(pid), int(since)) if pid else (None, None)
+    return Entry(name, (int(device), int(inode)), *who)
+
+
+def _existing(entries: list[Entry]) -> list[Entry]:
+    """Those whose name still leads to their file, with its size."""
+    sized = [(entry, _size(entry)) for entry in entries]
+    return [replace(entry, size=size) for entry, size in sized if size is not None]
+
+
+def _size(entry: Entry) -> int | None:
     with suppress(OSError, ValueError):  # ValueError: a NUL
         found = os.lstat(f"{ladder.SHM}/{entry.name}")
-        mine = found.st_uid == os.geteuid()
-        return mine and (found.st_dev, found.st_ino) == entry.identity
-    return False
+        if found.st_uid == os.geteuid() and (found.st_dev, found.st_ino) == entry.identity:
+            return found.st_size
+    return None
 
 
 def _remove(path: str, entries: list[Entry]) -> None:
