@@ -187,7 +187,8 @@ class Verbs:
         func : callable
             Gets a window of each array, the block and its halo, as a read-only view, and returns
             an array of the window's shape, of which the halo is cut off; with ``trim=False`` it
-            returns one of the block's shape itself. A tuple of them is several outputs.
+            returns one of the block's shape itself, and needs a `boundary`, so that no window
+            lacks part of its halo. A tuple of them is several outputs.
         *arrays : array_like
             They broadcast as NumPy's; axes of length 1 arrive whole, scalars as they are.
         depth : int, tuple or dict
@@ -197,10 +198,11 @@ class Verbs:
         boundary : str, number, tuple or dict
             What lies beyond the array: one for all, or one an axis, or a pair (before, after) of
             an axis. ``"none"``, the default, makes windows at the border smaller, which a SciPy
-            filter then treats as it would treat the whole array; nothing is copied. Otherwise a
-            constant, or a name of SciPy's and Dask's: ``"reflect"`` (repeats the edge; NumPy's
-            ``"symmetric"``), ``"mirror"`` (does not; NumPy's ``"reflect"``), ``"nearest"``
-            (``"edge"``), ``"periodic"`` (``"wrap"``).
+            filter then treats as it would treat the whole array; nothing is copied. This does not
+            hold for a filter with ``mode="wrap"``, whose window lacks the array's other end: pass
+            ``boundary="wrap"``. Otherwise a constant, or a name of SciPy's and Dask's:
+            ``"reflect"`` (repeats the edge; NumPy's ``"symmetric"``), ``"mirror"`` (does not;
+            NumPy's ``"reflect"``), ``"nearest"`` (``"edge"``), ``"periodic"`` (``"wrap"``).
         chunks : int, tuple, dict or "auto"
             Elements of a block along each axis, without halo; -1 is a whole axis. "auto" makes
             blocks of about 1 MiB, wide enough that the halo adds at most half.

@@ -13,7 +13,7 @@ import numpy as np
 from shmpar.plan import PerItem, Plan, ResultError, Rows
 from shmpar.worker.arguments import extras, getter, getters
 from shmpar.worker.assignment import Assignment, Channel
-from shmpar.worker.results import announce, storer
+from shmpar.worker.results import announce, storer, wrong_overlap
 
 __all__ = ["Chunks", "block_shape"]
 
@@ -112,21 +112,16 @@ def _trimmer(plan: Plan) -> Callable[[int, Any], Any]:
     def trim(chunk: int, value: Any) -> Any:
         core, window = halo.trim(grid, chunk), halo.window(grid, chunk)
         due = tuple(stop - start for start, stop in window)
-        if type(value) is tuple:
-            return tuple(_trimmed(part, core, due) for part in value)
-        return _trimmed(value, core, due)
+
+        def trimmed(part: Any) -> Array:
+            array = np.asarray(part)
+            if array.shape != due:
+                raise ResultError(wrong_overlap(plan, chunk, array.shape))
+            return array[core]
+
+        return tuple(map(trimmed, value)) if type(value) is tuple else trimmed(value)
 
     return trim
-
-
-def _trimmed(value: Any, core: tuple[slice, ...], due: tuple[int, ...]) -> Array:
-    array = np.asarray(value)
-    if array.shape != due:
-        raise ResultError(
-            f"the function returned shape {array.shape} for a window of shape {due}; it returns "
-            "the window's shape, or, with trim=False, the chunk's"
-        )
-    return array[core]
 
 
 def _in_place(assignment: Assignment, outputs: Sequence[Array]) -> Compute:

@@ -1,8 +1,8 @@
 """What the function returned: is it what is due, and into its window with it.
 
-Imports plan.  The rules (design: "dtype and shape"): nothing is broadcast into a window; without
-a declared dtype each result has the dtype of the first; with one it is cast as a ufunc casts into
-``out``; strings are never shortened.
+Imports grid and plan.  The rules (design: "dtype and shape"): nothing is broadcast into a window;
+without a declared dtype each result has the dtype of the first; with one it is cast as a ufunc
+casts into ``out``; strings are never shortened.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from shmpar.grid import Mode
 from shmpar.plan import Announcement, InBlocks, Output, Plan, ResultError
 
-__all__ = ["announce", "as_arrays", "storer"]
+__all__ = ["announce", "as_arrays", "storer", "wrong_overlap"]
 
 Array = np.ndarray[Any, Any]
 Store = Callable[[int, Any], None]
@@ -78,6 +79,9 @@ def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
     if value is None:
         return Announcement((), several=False, chunk=chunk)
     arrays = as_arrays(plan, value, plan.several)
+    for array in arrays:
+        if plan.verb == "map_overlap" and array.shape != _chunk_shape(plan, chunk):
+            raise ResultError(wrong_overlap(plan, chunk, array.shape))
     index = plan.grid.index(chunk)
     dtypes = plan.dtypes or (None,) * len(arrays)
     outputs = tuple(
@@ -138,7 +142,7 @@ def _store_array(plan: Plan, output: Array, declared: bool) -> Store:
         where = window_of(chunk)
         window = output[where] if blocks else output[(*where, ...)]
         if value.shape != window.shape:
-            raise ResultError(_wrong_shape(plan, value, window))
+            raise ResultError(_wrong_shape(plan, chunk, value, window))
         if value.dtype is dtype or value.dtype == dtype:
             window[...] = value
         else:
@@ -213,7 +217,9 @@ def _room(value: Array, window: Array) -> int:
     return size // 4 if value.dtype.kind == "S" else 0
 
 
-def _wrong_shape(plan: Plan, value: Array, window: Array) -> str:
+def _wrong_shape(plan: Plan, chunk: int, value: Array, window: Array) -> str:
+    if plan.verb == "map_overlap":
+        return wrong_overlap(plan, chunk, value.shape)
     blocks = isinstance(plan.placement, InBlocks)
     if blocks and value.ndim == 0:
         return "the function returned a scalar where a block is due; use block_reduce for that"
@@ -228,3 +234,36 @@ def _wrong_shape(plan: Plan, value: Array, window: Array) -> str:
             "where they differ"
         )
     return f"{said}; every chunk must return the same shape"
+
+
+def wrong_overlap(plan: Plan, chunk: int, shape: tuple[int, ...]) -> str:
+    """Say what is due of a function under `map_overlap` that returned another shape."""
+    due, halo = _chunk_shape(plan, chunk), plan.halo
+    if not shape:
+        return "the function returned a scalar where a block is due; block_reduce has depth= too"
+    if halo is None:
+        return (
+            f"the function returned shape {shape} where the chunk's, {due}, is due; map_blocks "
+            "puts blocks of other shapes together"
+        )
+    window = tuple(stop - start for start, stop in halo.window(plan.grid, chunk))
+    less = tuple(length - sum(depth) for length, depth in zip(window, halo.depth, strict=True))
+    small = 'boundary="none" makes windows at the array\'s border smaller'
+    sides = zip(halo.depth, halo.boundary, strict=True)
+    ends = any(any(depth) and Mode.NONE in boundary for depth, boundary in sides)
+    if plan.trim and shape in (due, less):
+        more = f" and another boundary, since {small}" if ends else ""
+        hint = f", the halo being cut off already; for such a function pass trim=False{more}"
+    elif plan.trim:
+        hint = f"; it returns the window's shape, or, with trim=False, the chunk's, {due}"
+    elif shape == window:
+        hint = f", halo and all, where {due} is due; without trim=False it is cut off"
+    elif shape == less and ends:
+        hint = f", where {due} is due; {small}, so pass another one"
+    else:
+        hint = f", where {due} is due; with trim=False the function cuts the halo off itself"
+    return f"the function returned shape {shape} for a window of shape {window}{hint}"
+
+
+def _chunk_shape(plan: Plan, chunk: int) -> tuple[int, ...]:
+    return tuple(part.stop - part.start for part in plan.region(chunk))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -110,10 +111,55 @@ def test_a_constant_must_fit_the_array(pool: shmpar.Pool) -> None:
         pool.map_overlap(np.negative, np.arange(9), depth=1, boundary=np.nan)
 
 
-def test_a_result_of_another_shape_names_trim(pool: shmpar.Pool, image: Any) -> None:
-    """What is neither the window's shape nor trimmed is an error that says so."""
-    with pytest.raises(shmpar.ChunkError, match="trim=False"):
-        pool.map_overlap(lambda window: window[1:], image, depth=1, chunks=10)
+def inside(window: Any) -> Any:
+    """A window without a halo of one element, as a convolution of mode "valid" makes it."""
+    return window[1:-1, 1:-1]
+
+
+OPEN = 'boundary="none" makes windows'
+RESULTS = {
+    "it is trimmed": (inside, {"boundary": "edge"}, "pass trim=False$"),
+    "it is trimmed, and so small": (inside, {}, f"pass trim=False and another .* {OPEN}"),
+    "it is neither": (lambda w: w[1:], {}, r"\(11, 11\); .* with trim=False, .* \(10, 10\)$"),
+    "a border's window is small": (inside, {"trim": False}, f"{OPEN} .*, so pass another one$"),
+    "it is not trimmed": (np.negative, {"trim": False}, "without trim=False it is cut off$"),
+    "an axis is gone": (lambda w: w.sum(0), {"trim": False}, "the function cuts the halo off"),
+    "an axis is new": (lambda w: w[None], {"trim": False, "dtype": "f8"}, "cuts the halo off"),
+    "it is a number": (np.sum, {}, "block_reduce has depth="),
+    "it is a number, trimmed": (np.sum, {"trim": False}, "block_reduce has depth="),
+    "there is no halo": (lambda w: w[1:], {"depth": 0}, "map_blocks puts blocks of other shapes"),
+}
+
+
+@pytest.mark.parametrize("case", RESULTS)
+def test_a_result_of_another_shape_is_told_what_map_overlap_takes(
+    pool: shmpar.Pool, image: Any, case: str
+) -> None:
+    """The remedy is one that this verb has: a word of trim and boundary, not of out_chunks."""
+    func, keywords, remedy = RESULTS[case]
+    with pytest.raises(shmpar.ChunkError, match="the function returned") as caught:
+        pool.map_overlap(func, image, chunks=10, **{"depth": 1, **keywords})
+    said = str(caught.value.__cause__ or caught.value)
+    assert re.search(remedy, said)
+    for foreign in ("out_chunks", "drop_axis", "new_axis"):
+        assert foreign not in str(caught.value)
+
+
+@pytest.mark.parametrize("keywords", [{}, {"trim": False, "boundary": "edge"}], ids=str)
+def test_a_later_result_of_another_shape_is_told_so_too(
+    pool: shmpar.Pool, image: Any, keywords: Any
+) -> None:
+    """Not only that of the first chunk."""
+
+    def func(window: Any, block_id: Any) -> Any:
+        due = inside(window) if keywords else window
+        return due[1:] if block_id == (1, 1) else due
+
+    with pytest.raises(
+        shmpar.ChunkError, match=r"window of shape \(12, 12\).*trim=False"
+    ) as caught:
+        pool.map_overlap(func, image, depth=1, chunks=10, **keywords)
+    assert caught.value.chunk == 4
 
 
 def test_the_output_may_not_be_an_input(pool: shmpar.Pool, image: Any) -> None:

@@ -151,6 +151,17 @@ def test_the_filters_own_mode_treats_the_arrays_border(
         check(got, run(array), tested)
 
 
+@pytest.mark.parametrize("name", ["gaussian", "median", "sobel", "uniform"])
+def test_a_filter_that_wraps_needs_a_boundary(serial: shmpar.Pool, name: str) -> None:
+    """In a window that ends with the array it wraps round the window; the docs warn of it."""
+    tested, array = FILTERS[name], sample((17, 13), "f8")
+    run, depth = partial(tested.func, mode="wrap"), both(tested)
+    alone = serial.map_overlap(run, array, depth=depth, chunks=(5, 4))
+    assert not np.allclose(alone, run(array))
+    got = serial.map_overlap(run, array, depth=depth, boundary="wrap", chunks=(5, 4))
+    check(got, run(array), tested)
+
+
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", FILTERS)
