@@ -30,6 +30,9 @@ __all__ = ["Folds"]
 
 Array = np.ndarray[Any, Any]
 
+#: Keywords of all verbs that mean something to a reduction.
+TAKEN = ("progress", "on_error", "fill_value", "retries", "task_timeout")
+
 
 class Folds(Verbs):
     """Gives a pool the arithmetic of :class:`Reductions`; arguments are as there."""
@@ -96,9 +99,16 @@ class Folds(Verbs):
 
     def _check(self, options: Options, verb: str) -> None:
         """Raise ``TypeError`` or ``ValueError`` for options that a reduction does not have."""
-        parse_options(verb, options, self._defaults())
         if not options.get("wait", True):
             raise TypeError(f"{verb}: a reduction is waited for; map_blocks has wait=False")
+        foreign = [name for name in options if name not in (*TAKEN, "wait")]
+        if foreign:
+            raise TypeError(
+                f"{verb}() got an unexpected keyword argument {foreign[0]!r}; beside its own a "
+                f"reduction takes {', '.join(TAKEN)}. For another one use block_reduce, and NumPy "
+                "on its result"
+            )
+        parse_options(verb, options, self._defaults())
 
     def _is_numpys(
         self, verb: str, values: Array, whole: Callable[..., Any], axis: Any, options: Options

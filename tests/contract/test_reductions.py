@@ -11,12 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shmpar
+from shmpar.verbs.folds import TAKEN
 
 quick = settings(
     max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 EXACT = ("sum", "min", "max")
 ROUNDED = ("mean", "var", "std")
+NAMES = (*EXACT, *ROUNDED, "histogram")
 
 
 @st.composite
@@ -113,3 +115,44 @@ def test_a_reduction_has_no_wait(pool: shmpar.Pool, image: Any) -> None:
     """It works on after its run."""
     with pytest.raises(TypeError, match="wait"):
         pool.sum(image, wait=False)
+
+
+@pytest.mark.parametrize("array", [np.arange(6.0), np.empty(0), np.array(1.0)], ids=np.shape)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"kwargs": {"initial": 1}},
+        {"kwargs": {}},
+        {"initial": 1},
+        {"where": True},
+        {"out": np.zeros(())},
+        {"pass_out": True},
+        {"seed": 1},
+        {"sigma": 3},
+    ],
+    ids=str,
+)
+def test_a_reduction_refuses_what_it_does_not_have(
+    pool: shmpar.Pool, name: str, keywords: Any, array: Any
+) -> None:
+    """Whatever the array: a keyword of NumPy's would else be applied to each block, or to none."""
+    pool.sum(np.arange(3))
+    before = pool.last_run
+    with pytest.raises(TypeError, match=f"'{next(iter(keywords))}'; beside its own.*block_reduce"):
+        getattr(pool, name)(array, **keywords)
+    assert pool.last_run is before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reduction_takes_what_it_has(pool: shmpar.Pool, name: str, image: Any) -> None:
+    """The keywords that its message lists, and to be waited for."""
+    seen: list[tuple[int, int]] = []
+    keywords = {
+        "progress": lambda *at: seen.append(at), "on_error": "fill", "fill_value": 0,
+        "retries": 2, "task_timeout": 60, "wait": True,
+    }  # fmt: skip
+    assert set(keywords) == {*TAKEN, "wait"}
+    got, due = getattr(pool, name)(image, **keywords), getattr(pool, name)(image)
+    np.testing.assert_equal(got, due)
+    assert seen[-1][0] == seen[-1][1]
