@@ -6,8 +6,8 @@ one line a name: device, inode, name; above it a line that says by which process
 Guarantees
 ----------
 A line is written before its name exists, so whatever instant a process dies at, all of its names
-are listed.  A line removes a name only from the very file that it was written for, and only while no living
-marker lists that file too: who has taken an array over keeps it when its maker dies.
+are listed.  A line removes a name only from the very file that it was written for, and only while
+no living marker lists that file too: who has taken an array over keeps it when its maker dies.
 The lock is the kernel's and goes with the process, in any pid namespace.  It is a POSIX record
 lock, which forked children do not inherit (an open-file lock would look alive as long as one of
 them lives).  Its price: closing *any* descriptor of the file drops it, so this process never
@@ -37,7 +37,7 @@ __all__ = ["Entry", "Inventory", "Marker", "inventory", "reap", "sweep"]
 
 _PATTERN: Final = re.compile(r"shmpar_[0-9a-f]+\.marker")
 _LINE: Final = re.compile(
-    r"^(?:by ([0-9]{1,18}) at ([0-9]{1,18})\n)?([0-9]{1,20}) ([0-9]{1,20}) ([^/\n]+)\n",
+    r"^(?:by ([0-9]{1,18}) at ([0-9]{1,20})\n)?([0-9]{1,20}) ([0-9]{1,20}) ([^/\n]+)\n",
     re.MULTILINE,
 )
 _FLAGS: Final = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
@@ -56,7 +56,7 @@ class Entry:
         Device and inode that it was given to.
     pid : int or None
         Who gave it, by the number that this process has in its own pid namespace.
-    since : int or None
+    since : float or None
         When, in seconds since the epoch.
     size : int
         Bytes of the file; 0 unless it was looked at.
@@ -65,7 +65,7 @@ class Entry:
     name: str
     identity: naming.Identity
     pid: int | None = None
-    since: int | None = None
+    since: float | None = None
     size: int = 0
 
 
@@ -110,7 +110,7 @@ class Marker:
 
     def record(self, name: str, identity: naming.Identity) -> None:
         """Write down a name that is about to exist."""
-        who = f"by {self._pid} at {int(time.time())}"
+        who = f"by {self._pid} at {time.time_ns()}"
         os.write(self._fd, f"{who}\n{identity[0]} {identity[1]} {name}\n".encode())
 
     def close(self) -> None:
@@ -180,15 +180,15 @@ def sweep(*, dry_run: bool = False) -> list[Entry]:
             entries = _existing(_entries(fd))
             held = _held(but=path) if entries else set()
             entries = [entry for entry in entries if entry.identity not in held]
-            removed += entries
-            if not dry_run:
-                _remove(path, entries)
+            removed += entries if dry_run else _remove(path, entries)
     return removed
 
 
 def inventory() -> list[Inventory]:
     """Every marker of this user, with the names that exist.  Cost: as :func:`reap`."""
-    found = [Inventory(path, True, tuple(_existing(_entries(fd)))) for path, fd in _own()]
+    found = [
+        Inventory(path, alive=True, entries=tuple(_existing(_entries(fd)))) for path, fd in _own()
+    ]
     for path in _foreign():
         with _opened(path) as fd:
             if fd is not None:
@@ -259,7 +259,7 @@ def _entries(fd: int) -> list[Entry]:
 
 
 def _entry(pid: str, since: str, device: str, inode: str, name: str) -> Entry:
-    who = (int(pid), int(since)) if pid else (None, None)
+    who = (int(pid), int(since) / 1e9) if pid else (None, None)
     return Entry(name, (int(device), int(inode)), *who)
 
 
@@ -277,9 +277,10 @@ def _size(entry: Entry) -> int | None:
     return None
 
 
-def _remove(path: str, entries: list[Entry]) -> None:
+def _remove(path: str, entries: list[Entry]) -> list[Entry]:
     """Remove the names before their list: a reaper that dies in between is repeated."""
-    for entry in entries:
-        naming.remove(entry.name, entry.identity)
-    with suppress(OSError):
-        os.unlink(path)
+    removed = [entry for entry in entries if naming.remove(entry.name, entry.identity)]
+    if not _existing(entries):  # what cannot be removed stays on its list
+        with suppress(OSError):
+            os.unlink(path)
+    return removed
