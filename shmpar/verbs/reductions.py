@@ -45,17 +45,18 @@ class Reductions(Folds):
         chunks : int, tuple, dict or "auto"
             How the array is cut; the result of floats depends on it in the last digits.
         **options
-            Those of all verbs, but `wait`; see :class:`shmpar.verbs.Options`.
+            `progress`, `on_error`, `fill_value`, `retries` and `task_timeout`, as of all verbs; see
+            :class:`shmpar.verbs.Options`.
 
         Returns
         -------
         ndarray or scalar
-            As NumPy's: exact for integers, pairwise for floats; float16 is added in float32.
+            As NumPy's: exact for integers; float16 is added in float32.
 
         Raises
         ------
         AxisError, TypeError
-            As NumPy's.
+            As NumPy's, before anything starts.
         ChunkError, WorkerDied, TaskTimeout, SegmentFull
             As of all verbs.
 
@@ -63,6 +64,11 @@ class Reductions(Folds):
         -----
         Cost: one pass over the array; the partial results are as large as the result, times the
         chunks along the reduced axes.
+
+        Along the axis that is contiguous in memory NumPy adds pairwise, so that rounding errors
+        grow with the logarithm of the number of elements: Higham, "The accuracy of floating point
+        summation", SIAM Journal on Scientific Computing 14 (1993). The sums of the blocks are added
+        by NumPy too, in the order of the chunks.
 
         Examples
         --------
@@ -82,7 +88,43 @@ class Reductions(Folds):
         chunks: Any = "auto",
         **options: Unpack[Options],
     ) -> Any:
-        """Smallest element, as :func:`numpy.min`; NaN if there is one. See :meth:`sum`.
+        """Smallest element, as :func:`numpy.min`.
+
+        Parameters
+        ----------
+        array : array_like
+            What to reduce.
+        axis : int, tuple of int or None
+            Axes to reduce; None: all.
+        keepdims : bool
+            Leave the reduced axes, with length 1.
+        chunks : int, tuple, dict or "auto"
+            How the array is cut; the result does not depend on it.
+        **options
+            `progress`, `on_error`, `fill_value`, `retries` and `task_timeout`, as of all verbs; see
+            :class:`shmpar.verbs.Options`.
+
+        Returns
+        -------
+        ndarray or scalar
+            Of the array's dtype; NaN or NaT where there is one among the elements.
+
+        Raises
+        ------
+        AxisError, TypeError
+            As NumPy's, before anything starts.
+        ValueError
+            If there is no element, as NumPy's.
+        ChunkError, WorkerDied, TaskTimeout, SegmentFull
+            As of all verbs.
+
+        Notes
+        -----
+        Cost: one pass over the array; the partial results are as large as the result, times the
+        chunks along the reduced axes.
+
+        The smallest elements of the blocks are folded by NumPy as the elements are, so the
+        result is exactly NumPy's.
 
         Examples
         --------
@@ -102,7 +144,43 @@ class Reductions(Folds):
         chunks: Any = "auto",
         **options: Unpack[Options],
     ) -> Any:
-        """Largest element, as :func:`numpy.max`; NaN if there is one. See :meth:`sum`.
+        """Largest element, as :func:`numpy.max`.
+
+        Parameters
+        ----------
+        array : array_like
+            What to reduce.
+        axis : int, tuple of int or None
+            Axes to reduce; None: all.
+        keepdims : bool
+            Leave the reduced axes, with length 1.
+        chunks : int, tuple, dict or "auto"
+            How the array is cut; the result does not depend on it.
+        **options
+            `progress`, `on_error`, `fill_value`, `retries` and `task_timeout`, as of all verbs; see
+            :class:`shmpar.verbs.Options`.
+
+        Returns
+        -------
+        ndarray or scalar
+            Of the array's dtype; NaN or NaT where there is one among the elements.
+
+        Raises
+        ------
+        AxisError, TypeError
+            As NumPy's, before anything starts.
+        ValueError
+            If there is no element, as NumPy's.
+        ChunkError, WorkerDied, TaskTimeout, SegmentFull
+            As of all verbs.
+
+        Notes
+        -----
+        Cost: one pass over the array; the partial results are as large as the result, times the
+        chunks along the reduced axes.
+
+        The largest elements of the blocks are folded by NumPy as the elements are, so the
+        result is exactly NumPy's.
 
         Examples
         --------
@@ -123,9 +201,42 @@ class Reductions(Folds):
         chunks: Any = "auto",
         **options: Unpack[Options],
     ) -> Any:
-        """Arithmetic mean, as :func:`numpy.mean`. See :meth:`sum`.
+        """Arithmetic mean, as :func:`numpy.mean`.
 
-        Partial sums are float64 for integers and float32 for float16, as in NumPy.
+        Parameters
+        ----------
+        array : array_like
+            What to reduce.
+        axis : int, tuple of int or None
+            Axes to reduce; None: all.
+        dtype : dtype, optional
+            Of the mean and of the partial sums; by default float64 for integers, else the array's.
+        keepdims : bool
+            Leave the reduced axes, with length 1.
+        chunks : int, tuple, dict or "auto"
+            How the array is cut; the result of floats depends on it in the last digits.
+        **options
+            `progress`, `on_error`, `fill_value`, `retries` and `task_timeout`, as of all verbs; see
+            :class:`shmpar.verbs.Options`.
+
+        Returns
+        -------
+        ndarray or scalar
+            As NumPy's; float16 is added in float32. Of no elements it is NaN, with NumPy's warning.
+
+        Raises
+        ------
+        AxisError, TypeError
+            As NumPy's, before anything starts.
+        ChunkError, WorkerDied, TaskTimeout, SegmentFull
+            As of all verbs.
+
+        Notes
+        -----
+        Cost: one pass over the array; the partial results are as large as the result, times the
+        chunks along the reduced axes.
+
+        It is :meth:`sum`, divided by the number of elements, and as accurate.
 
         Examples
         --------
@@ -147,16 +258,52 @@ class Reductions(Folds):
         chunks: Any = "auto",
         **options: Unpack[Options],
     ) -> Any:
-        """Variance, as :func:`numpy.var`: about the mean, in one pass. See :meth:`sum`.
+        """Variance, as :func:`numpy.var`, in one pass.
 
         Parameters
         ----------
-        array, axis, keepdims, chunks, **options
-            As in :meth:`sum`.
+        array : array_like
+            What to reduce.
+        axis : int, tuple of int or None
+            Axes to reduce; None: all.
         dtype : dtype, optional
-            Floating or complex: each deviation from the mean is of it.
+            Of the result, floating or complex; by default float64 for integers, else the array's.
+            It is computed in no less than the array's precision.
         ddof : float
             The sum of squares is divided by the number of elements less this.
+        keepdims : bool
+            Leave the reduced axes, with length 1.
+        chunks : int, tuple, dict or "auto"
+            How the array is cut; the result of floats depends on it in the last digits.
+        **options
+            `progress`, `on_error`, `fill_value`, `retries` and `task_timeout`, as of all verbs; see
+            :class:`shmpar.verbs.Options`.
+
+        Returns
+        -------
+        ndarray or scalar
+            As NumPy's; real for complex arrays. Float16 is computed in float32.
+
+        Raises
+        ------
+        AxisError, TypeError
+            As NumPy's, before anything starts; and for a `dtype` that would cut deviations off.
+        ChunkError, WorkerDied, TaskTimeout, SegmentFull
+            As of all verbs.
+
+        Notes
+        -----
+        Cost: one pass over the array; the partial results are three times as large as the result,
+        times the chunks along the reduced axes.
+        A block's deviations take as much memory as the block, in each worker.
+
+        Each block gives its mean and the sum of squares about it. These are folded, two and two, by
+        the update of Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The
+        American Statistician 37 (1983). So a mean that is large beside the spread does no harm, as
+        in NumPy's two passes.
+
+        Where `ddof` leaves no degree of freedom, the result is NaN or infinite, and NumPy's
+        RuntimeWarning says so.
 
         Examples
         --------
@@ -178,7 +325,42 @@ class Reductions(Folds):
         chunks: Any = "auto",
         **options: Unpack[Options],
     ) -> Any:
-        """Standard deviation, as :func:`numpy.std`: the root of :meth:`var`.
+        """Standard deviation, as :func:`numpy.std`, in one pass.
+
+        Parameters
+        ----------
+        array : array_like
+            What to reduce.
+        axis : int, tuple of int or None
+            Axes to reduce; None: all.
+        dtype : dtype, optional
+            As of :meth:`var`.
+        ddof : float
+            The sum of squares is divided by the number of elements less this.
+        keepdims : bool
+            Leave the reduced axes, with length 1.
+        chunks : int, tuple, dict or "auto"
+            How the array is cut; the result of floats depends on it in the last digits.
+        **options
+            `progress`, `on_error`, `fill_value`, `retries` and `task_timeout`, as of all verbs; see
+            :class:`shmpar.verbs.Options`.
+
+        Returns
+        -------
+        ndarray or scalar
+            The square root of :meth:`var`.
+
+        Raises
+        ------
+        AxisError, TypeError
+            As of :meth:`var`.
+        ChunkError, WorkerDied, TaskTimeout, SegmentFull
+            As of all verbs.
+
+        Notes
+        -----
+        Cost and method: those of :meth:`var`, whose squares are folded by the update of Chan, Golub
+        and LeVeque (1983).
 
         Examples
         --------
@@ -209,11 +391,14 @@ class Reductions(Folds):
             How many of equal width, or their edges.
         range : (float, float), optional
             Where bins of equal width begin and end; by default at the smallest and the largest
-            element, which costs another pass.
+            element.
         density : bool
             Return the probability density instead of counts.
-        chunks, **options
-            As in :meth:`sum`.
+        chunks : int, tuple, dict or "auto"
+            How the array is cut; the result does not depend on it.
+        **options
+            `progress`, `on_error`, `fill_value`, `retries` and `task_timeout`, as of all verbs; see
+            :class:`shmpar.verbs.Options`.
 
         Returns
         -------
@@ -226,6 +411,15 @@ class Reductions(Folds):
         ------
         ValueError, TypeError
             As NumPy's; a rule such as ``bins="auto"`` needs the whole array, so that is one too.
+        ChunkError, WorkerDied, TaskTimeout, SegmentFull
+            As of all verbs.
+
+        Notes
+        -----
+        Cost: one pass over the array, and another one where the smallest and the largest element
+        are looked for: `bins` is a number and there is no `range`.
+
+        Blocks are counted by NumPy in the same bins, and the counts are added, which is exact.
 
         Examples
         --------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
+import re
 import warnings
 from typing import Any
 
@@ -156,3 +159,16 @@ def test_a_reduction_takes_what_it_has(pool: shmpar.Pool, name: str, image: Any)
     got, due = getattr(pool, name)(image, **keywords), getattr(pool, name)(image)
     np.testing.assert_equal(got, due)
     assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reductions_docstring_is_complete(name: str) -> None:
+    """Every parameter by its name, and every section that a verb has."""
+    text = inspect.getdoc(getattr(shmpar.Pool, name)) or ""
+    pairs = itertools.pairwise(text.splitlines())
+    titles = [line for line, below in pairs if line and below == "-" * len(line)]
+    assert titles == ["Parameters", "Returns", "Raises", "Notes", "Examples"]
+    described = text[text.index("Parameters\n") : text.index("Returns\n")]
+    listed = re.findall(r"^\**(\w+)(?: : .*)?$", described, re.MULTILINE)
+    listed += re.findall(r"\w+", " ".join(re.findall(r"^\w+(?:, \w+)+", described, re.MULTILINE)))
+    assert {"self", *listed} >= set(inspect.signature(getattr(shmpar.Pool, name)).parameters)
