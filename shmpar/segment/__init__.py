@@ -6,6 +6,7 @@ Imports ``shmpar.errors``, NumPy and the standard library.
 from __future__ import annotations
 
 from shmpar.segment.copying import copy_in, share
+from shmpar.segment.files import appear
 from shmpar.segment.manager import Manager, default_manager
 from shmpar.segment.mapping import Mapping
 from shmpar.segment.marker import inventory, reap
@@ -19,6 +20,7 @@ __all__ = [
     "Place",
     "Segment",
     "Slab",
+    "appear",
     "copy_in",
     "create",
     "default_manager",
