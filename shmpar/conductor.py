@@ -170,13 +170,14 @@ class Conductor:
             allocate=self._allocate,
             outputs=self.outputs.arrays,
             several=self.outputs.several,
+            sums=None if self.outputs.ledger is None else self.outputs.ledger.sums,
         )
         if self._todo is not None:
             execution.ledger.status[:] = DONE
             execution.ledger.status[list(self._todo)] = PENDING
         execution.reports = not attended and not self.plan.collects
         known = self.outputs.arrays is not None
-        may_wait = attended and self.plan.fail_fast
+        may_wait = attended and self.plan.fail_fast and execution.sums is None
         execution.scratch = may_wait and engine.slab is not None and not known
         try:
             with allowed():  # the user's objects pickle themselves, and may be large
@@ -350,6 +351,7 @@ class Conductor:
         except BaseException as error:  # noqa: BLE001 - it is the outcome
             self.outcome = error
         engine.close(execution)
+        self._unlock()
         self.seconds = time.perf_counter() - self.began
 
     def _detach(self, execution: Execution) -> list[int] | None:
@@ -403,6 +405,12 @@ class Conductor:
             self._conclude(self._detach(execution))
             for generation in execution.generations:
                 generation.tickets.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        """The last writer is idle: another run may have the ledger on disk."""
+        if self.outputs.ledger is not None:
+            self.outputs.ledger.unlock()
 
     def release(self) -> None:
         """Keep what a run that goes on needs; what is done needs neither inputs nor function."""
@@ -428,4 +436,6 @@ class Conductor:
         if self._function is None:
             raise RuntimeError("this run has computed every chunk: there is nothing to resume")
         outputs, plan = self.outputs, self.plan
+        if outputs.ledger is not None:
+            outputs.ledger.lock()
         return plan, self._function, self._arrays, outputs, self.policy, self.unfinished

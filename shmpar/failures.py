@@ -15,7 +15,16 @@ from shmpar.engines import describe_exit
 from shmpar.errors import ChunkError, ShmparError, TaskTimeout, WorkerDied
 from shmpar.plan import Failure, Function, Plan, ResultError, describe_region
 
-__all__ = ["barren", "chunk_error", "death", "name_of", "task_death", "timeout", "warn_filled"]
+__all__ = [
+    "barren",
+    "chunk_error",
+    "death",
+    "levels_to_user",
+    "name_of",
+    "task_death",
+    "timeout",
+    "warn_filled",
+]
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
@@ -88,7 +97,7 @@ def warn_filled(errors: Sequence[ShmparError]) -> None:
     warnings.warn(
         f"{_count(errors)} failed and were filled; the first error: {errors[0]}",
         RuntimeWarning,
-        stacklevel=_levels_to_user(),
+        stacklevel=levels_to_user(),
     )
 
 
@@ -118,7 +127,7 @@ def _hint(error: BaseException) -> str:
     return ""
 
 
-def _levels_to_user() -> int:
+def levels_to_user() -> int:
     """Frames between the caller of this function and the code that called the library."""
     level, frame = 1, sys._getframe(1)  # noqa: SLF001 - the documented way to count frames
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):

@@ -1,6 +1,6 @@
 """The outputs of a run: allocated, or the user's; delivered when the run ends.
 
-Imports errors, plan and segment.
+Imports errors, ledgerfile, plan and segment.
 
 Guarantees
 ----------
@@ -11,8 +11,8 @@ Guarantees
 
 from __future__ import annotations
 
+import io
 import os
-import secrets
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from shmpar.errors import ShmparError
+from shmpar.ledgerfile import LedgerFile
 from shmpar.plan import Announcement, Output, ResultError
-from shmpar.segment import Place, Slab, create, extent, locate
+from shmpar.segment import Place, Slab, appear, create, extent, locate
 
 __all__ = ["HandedOver", "NpyFile", "Outputs", "filler", "missing", "new_output"]
 
@@ -59,16 +60,31 @@ class NpyFile:
         Who has mapped an older file of this name keeps it: that one is not cut short, but loses
         its name.
         """
-        path = f"{self.path}.{secrets.token_hex(4)}.tmp"
-        made: Any = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        head = _npy_head(shape, dtype)
+        size = len(head) + prod(shape) * dtype.itemsize
+        with appear(self.path, size, mode=0o666, replace=True) as fd:
+            os.pwrite(fd, head, 0)
+        made: Array = np.lib.format.open_memmap(self.path, "r+")
+        return made
+
+    def reopen(self) -> Array | None:
+        """The array that an earlier run has made there, or None if there is no such file."""
         try:
-            os.replace(path, self.path)
-        except BaseException:
-            os.unlink(path)
-            raise
-        # The file is found again by its name, to be mapped by workers.
-        made.filename = self.path
-        return made  # type: ignore[no-any-return]
+            found: Array = np.lib.format.open_memmap(self.path, "r+")
+        except (OSError, ValueError):
+            return None
+        return found
+
+
+def _npy_head(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """The bytes of a ``.npy`` file before its values."""
+    said = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+    head = io.BytesIO()
+    try:
+        np.lib.format.write_array_header_1_0(head, said)
+    except ValueError:  # too many fields
+        np.lib.format.write_array_header_2_0(head, said)
+    return head.getvalue()
 
 
 class Outputs:
@@ -92,6 +108,8 @@ class Outputs:
         Whether the result is a tuple.
     slab : Slab or None
         Where small outputs may lie.
+    ledger : LedgerFile or None
+        Where it is recorded what is done; all results are the user's files then.
     """
 
     def __init__(
@@ -105,6 +123,7 @@ class Outputs:
         self.arrays: list[Array] | None = None
         self.several: bool | None = None
         self.slab: Slab | None = None
+        self.ledger: LedgerFile | None = None
         self._collects = collects
         self._fill = fill
 
@@ -113,11 +132,18 @@ class Outputs:
 
         Raises
         ------
-        ValueError
+        ResultError
             If the user's array has another shape than the results make.
+        ValueError
+            If the results are to outlive this process, and have no file.
         SegmentFull
             If there is no room.
         """
+        if self.ledger is not None and self.given is None and announcement.outputs:
+            raise ValueError(
+                "ledger= needs results that outlive this process: pass out='result.npy' or an "
+                "np.memmap, or a function that returns None"
+            )
         given = self.given or (None,) * len(announcement.outputs)
         if len(given) != len(announcement.outputs):
             raise ResultError(

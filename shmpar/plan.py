@@ -383,6 +383,15 @@ class Plan:
         """The chunk's window in an output."""
         return self.placement.window(self.grid, self.grid.index(chunk))
 
+    def windows(
+        self, chunk: int, outputs: Sequence[np.ndarray[Any, Any]]
+    ) -> list[np.ndarray[Any, Any]]:
+        """The chunk's views of the outputs."""
+        where: tuple[Any, ...] = self.window(chunk)
+        if ... not in where:  # else the window of a scalar would be a copy, not a view
+            where = (*where, ...)
+        return [output[where] for output in outputs]
+
 
 class Function(NamedTuple):
     """The user's function with what it is called with.

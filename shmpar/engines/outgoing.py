@@ -41,6 +41,8 @@ class Packed:
         Where they lie.
     ledger : int
         Key of the ledger's segment.
+    sums : Reference or None
+        Where the checksums go.
     segments : dict of int to Segment
         All that every worker maps, by key.
     environment : Environment
@@ -56,6 +58,7 @@ class Packed:
     arrays: list[Array]
     references: tuple[Reference, ...]
     ledger: int
+    sums: Reference | None
     segments: dict[int, Segment]
     environment: Environment
     call: int
@@ -107,6 +110,7 @@ class Packed:
             several=execution.several,
             scratch=execution.scratch,
             reports=execution.reports,
+            sums=self.sums,
             plan=self.plan,
             function=self.parcel.body,
             held=held,
@@ -156,6 +160,7 @@ def pack_execution(execution: Execution, ledger: Segment, *, foreign: bool) -> P
         arrays=arrays,
         references=tuple(references),
         ledger=ledger.key,
+        sums=None if execution.sums is None else _reference(execution.sums, segments),
         segments=segments,
         environment=current_environment(foreign=foreign),
         call=hash((plan, parcel.body)),

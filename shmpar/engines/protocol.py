@@ -91,6 +91,8 @@ class Execution:
         Workers say which tickets they have finished, claim by claim.
     stopped : bool
         No more tickets are handed out.
+    sums : ndarray of uint32 or None
+        Where workers write the checksum of what each chunk has put into the outputs.
     """
 
     number: int
@@ -105,6 +107,7 @@ class Execution:
     scratch: bool = False
     reports: bool = False
     stopped: bool = False
+    sums: Array | None = None
 
     def taken_by(self, worker: int) -> tuple[int | None, tuple[int, ...]]:
         """Settle what a worker that is gone held: mark what it had finished as done.

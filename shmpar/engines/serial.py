@@ -119,6 +119,7 @@ def bound(execution: Execution, generation: Generation, worker: int, workers: in
         status=execution.ledger.status,
         workers=workers,
         reports=execution.reports,
+        sums=execution.sums,
     )
 
 

@@ -29,7 +29,8 @@ from shmpar.policy import Policy
 from shmpar.run import Run
 from shmpar.verbs.callables import check_callable, check_signature, entropy, wants
 from shmpar.verbs.inputs import Inputs, blocks, cut, items
-from shmpar.verbs.shapes import axes_tuple, place_blocks
+from shmpar.verbs.kept import check_kept, take_up
+from shmpar.verbs.shapes import axes_tuple, check_shape, place_blocks
 from shmpar.verbs.targets import Targets, check_overlap, parse_targets
 
 __all__ = [
@@ -65,6 +66,8 @@ class Request:
         What becomes of the run when something goes wrong.
     pass_out : bool
         The function writes into its window itself.
+    ledger : object
+        As the user gave it.
     """
 
     verb: str
@@ -75,6 +78,7 @@ class Request:
     seed: Any
     policy: Policy
     pass_out: bool
+    ledger: Any
 
 
 class Cut(NamedTuple):
@@ -177,10 +181,33 @@ def reduction(request: Request, inputs: Inputs, how: Cut) -> Run:
 def _run(
     request: Request, inputs: Inputs, how: Cut, targets: Targets, *, in_place: bool = False
 ) -> Run:
+    plan = _plan(request, inputs, how, targets)
+    outputs = targets.outputs(request.policy)
+    known = _known_outputs(plan, inputs, targets)
+    if request.pass_out and (known is None or targets.collects):
+        raise ValueError(
+            f"{request.verb}: pass_out=True needs to know the output before the function is "
+            "called: pass out=" + (", or dtype=" if isinstance(how.placement, InBlocks) else "")
+        )
+    function = Function(request.func, dict(request.keywords), tuple(inputs.values))
+    todo = None
+    if request.ledger is not None:
+        path = check_kept(plan, request.ledger, targets, in_place=in_place)
+        seeded = request.seed is not None
+        plan, todo = take_up(path, plan, function, inputs.arrays, outputs, seeded=seeded)
+    if known is not None and outputs.arrays is None:
+        outputs.allocate(known)
+    policy = request.policy
+    if in_place:
+        policy = dataclasses.replace(policy, in_place=True)
+    return Run(plan, function, inputs.arrays, outputs, policy, todo)
+
+
+def _plan(request: Request, inputs: Inputs, how: Cut, targets: Targets) -> Plan:
     wanted = wants(request.func, request.keywords)
     passed = wanted | {"out"} if request.pass_out else wanted
     check_signature(request.verb, request.func, len(inputs.arguments), request.keywords, passed)
-    plan = Plan(
+    return Plan(
         verb=request.verb,
         grid=how.grid,
         arguments=tuple(inputs.arguments),
@@ -196,20 +223,6 @@ def _run(
         fail_fast=request.policy.on_error == "raise",
         timed=request.policy.task_timeout is not None,
     )
-    outputs = targets.outputs(request.policy)
-    known = _known_outputs(plan, inputs, targets)
-    if request.pass_out and (known is None or targets.collects):
-        raise ValueError(
-            f"{request.verb}: pass_out=True needs to know the output before the function is "
-            "called: pass out=" + (", or dtype=" if isinstance(how.placement, InBlocks) else "")
-        )
-    if known is not None:
-        outputs.allocate(known)
-    function = Function(request.func, dict(request.keywords), tuple(inputs.values))
-    policy = request.policy
-    if in_place:
-        policy = dataclasses.replace(policy, in_place=True)
-    return Run(plan, function, inputs.arrays, outputs, policy)
 
 
 def _known_outputs(plan: Plan, inputs: Inputs, targets: Targets) -> Announcement | None:
@@ -242,7 +255,7 @@ def _given_outputs(
     shape, outputs = _known_shape(plan), []
     for one, dtype in zip(given, targets.dtypes or (), strict=True):
         if isinstance(one, np.ndarray):
-            _check_shape(plan, one)
+            check_shape(plan, one)
             outputs.append(Output(one.shape, one.dtype))
         elif shape is not None and dtype is not None:
             outputs.append(Output(shape, dtype))
@@ -268,20 +281,3 @@ def _empty_shape(plan: Plan) -> tuple[int, ...]:
 
 def _input_dtype(inputs: Inputs) -> np.dtype[Any]:
     return inputs.arrays[0].dtype if inputs.arrays else np.dtype(float)
-
-
-def _check_shape(plan: Plan, out: Array) -> None:
-    """Raise ``ValueError`` if `out` cannot have the shape of the output."""
-    placement = plan.placement
-    if isinstance(placement, InBlocks):
-        fits = out.ndim == len(placement.cuts) and all(
-            cut is None or cut.size == length
-            for cut, length in zip(placement.cuts, out.shape, strict=True)
-        )
-        due = tuple("any" if cut is None else cut.size for cut in placement.cuts)
-    else:
-        lead = plan.grid.numblocks
-        fits = out.shape[: len(lead)] == lead
-        due = (*lead, "...")
-    if not fits:
-        raise ValueError(f"{plan.verb}: out= has shape {out.shape}; the results make {due}")

@@ -6,6 +6,7 @@ Imports policy and progress.
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -39,6 +40,10 @@ class Options(TypedDict, total=False):
         The function is passed its window of the output as ``out=`` and writes there itself; what
         it returns is not looked at. Needs ``out=``, or in `map_blocks` and `map_overlap` (with
         ``trim=False``) ``dtype=``. NumPy's ufuncs write into their window without being told.
+    ledger : path
+        A file that keeps what is done, so that the same call in a later process computes only what
+        is not; needs ``out=`` on disk (a ``.npy`` path or np.memmap), or a function that returns
+        None. It stays when all is done, and then the call computes nothing.
     wait : bool
         False returns the :class:`shmpar.Run`.
     """
@@ -51,6 +56,7 @@ class Options(TypedDict, total=False):
     task_timeout: float | None
     seed: int | Sequence[int] | None
     pass_out: bool
+    ledger: str | os.PathLike[str] | None
     wait: bool
 
 

@@ -1,4 +1,4 @@
-"""Where the blocks of an output lie: ``drop_axis``, ``new_axis`` and ``out_chunks``.
+"""Where the blocks of an output lie: ``drop_axis``, ``new_axis``, ``out_chunks``; does it fit.
 
 Imports grid and plan.
 """
@@ -12,9 +12,9 @@ import numpy as np
 
 from shmpar.grid import Axis, Grid
 from shmpar.grid.axis import per_axis, whole_number
-from shmpar.plan import InBlocks
+from shmpar.plan import InBlocks, Plan
 
-__all__ = ["axes_tuple", "place_blocks"]
+__all__ = ["axes_tuple", "check_shape", "place_blocks"]
 
 
 def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
@@ -92,3 +92,20 @@ def _cut(position: int, entry: Any, blocks: int) -> Axis:
         return Axis.explicit(lengths)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def check_shape(plan: Plan, out: np.ndarray[Any, Any]) -> None:
+    """Raise ``ValueError`` if `out` cannot have the shape of the output."""
+    placement = plan.placement
+    if isinstance(placement, InBlocks):
+        fits = out.ndim == len(placement.cuts) and all(
+            cut is None or cut.size == length
+            for cut, length in zip(placement.cuts, out.shape, strict=True)
+        )
+        due = tuple("any" if cut is None else cut.size for cut in placement.cuts)
+    else:
+        lead = plan.grid.numblocks
+        fits = out.shape[: len(lead)] == lead
+        due = (*lead, "...")
+    if not fits:
+        raise ValueError(f"{plan.verb}: out= has shape {out.shape}; the results make {due}")

@@ -355,7 +355,8 @@ class Verbs:
         policy = parse_options(verb, options, self._defaults())
         keywords, seed = options.get("kwargs") or {}, options.get("seed")
         pass_out = bool(options.get("pass_out"))
-        return build.Request(verb, func, keywords, out, dtype, seed, policy, pass_out)
+        ledger = options.get("ledger")
+        return build.Request(verb, func, keywords, out, dtype, seed, policy, pass_out, ledger)
 
     def _start(self, run: Run, options: Options) -> Any:
         progress = options.get("progress", self._defaults()["progress"])

@@ -96,6 +96,8 @@ class Assignment:
         Seconds in its chunks.
     reports : bool
         Whether the run wants to hear of each claim that is finished.
+    sums : ndarray of uint32 or None
+        Where the checksum of each chunk's output goes.
     """
 
     plan: Plan
@@ -113,6 +115,7 @@ class Assignment:
     handed: int | None = None
     spent: float = 0.0
     reports: bool = False
+    sums: Array | None = None
 
     @property
     def count(self) -> int:

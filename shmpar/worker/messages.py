@@ -89,6 +89,8 @@ class PlanMessage(NamedTuple):
         Outputs that are not known go into the ledger's scratch if they fit.
     reports : bool
         Whether the parent wants to hear of each claim that is finished.
+    sums : Reference or None
+        Where the checksum of each chunk's output goes.
     plan : bytes
         Pickled :class:`Plan`.
     function : bytes
@@ -112,6 +114,7 @@ class PlanMessage(NamedTuple):
     several: bool | None
     scratch: bool
     reports: bool
+    sums: Reference | None
     plan: bytes
     function: bytes
     held: tuple[int, ...]

@@ -227,6 +227,7 @@ class WorkerProcess:
             status=ledger.status,
             workers=message.workers,
             reports=message.reports,
+            sums=None if message.sums is None else self.view(message.sums, writable=True),
         )
 
     def view(self, reference: Reference, *, writable: bool) -> Array:

@@ -1,0 +1,126 @@
+"""A call is known again by another process, and told from any other."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shmpar.identity import digest
+from tests.interpreters import run_python
+
+FACTOR = 3
+SOURCE = """
+import functools
+import numpy as np
+
+FACTOR = {factor}
+TABLE = np.arange({table})
+
+def helper(x):
+    return x {operator} FACTOR
+
+class Model:
+    def __init__(self, scale): self.scale = scale
+    def __call__(self, x): return x * self.scale
+    def method(self, x): return x - {constant}
+
+captured = {captured}
+
+def outer():
+    inside = {inside}
+    def func(block, scale={default}):
+        {comment}
+        total = [helper(v) + captured["a"] for v in block]
+        return total[0] * scale + inside + TABLE[0]
+    return func
+"""
+USUAL = {
+    "factor": 3, "table": 5, "operator": "+", "constant": 1, "captured": {"a": 1, "b": {2, 3}},
+    "inside": 1.5, "default": "'s'", "comment": "pass",
+}  # fmt: skip
+WHAT = {
+    "function": "outer()",
+    "partial": "functools.partial(outer(), scale=2)",
+    "instance": "Model(2.0)",
+    "method": "Model(2.0).method",
+    "values": "[1, 'a', None, 2j, {'x', 'y', 'z'}, np.float32(3), np.dtype('f4'), range(3)]",
+    "array": "np.arange(1e5).reshape(100, 1000)[::2, ::3]",
+    "objects": "np.array([1, 'a', None], dtype=object)",
+    "generator": "np.random.default_rng(5)",
+}
+
+
+def look(what: str, **changes: Any) -> str:
+    """The digest of something in a module of this source."""
+    space: dict[str, Any] = {"__name__": "somewhere"}
+    source = SOURCE.format(**{**USUAL, **changes})
+    exec(compile(source, "<source>", "exec", dont_inherit=True), space)  # noqa: S102 (ours)
+    return digest(eval(what, space))  # noqa: S307 (ours)
+
+
+@pytest.mark.parametrize("what", WHAT.values(), ids=WHAT)
+def test_another_process_finds_the_same(what: str) -> None:
+    """Whatever its hash seed."""
+    source = f"from shmpar.identity import digest\n{SOURCE.format(**USUAL)}\nprint(digest({what}))"
+    source = "__name__ = 'somewhere'\n" + source
+    said = {run_python(source, env={"PYTHONHASHSEED": seed}).stdout.strip() for seed in ("1", "2")}
+    assert said == {look(what)}
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        ("factor", 4),
+        ("table", 6),
+        ("operator", "-"),
+        ("captured", {"a": 2, "b": {2, 3}}),
+        ("captured", {"a": 1, "b": {2, 4}}),
+        ("inside", 1.25),
+        ("default", "'t'"),
+    ],
+)
+def test_a_function_is_its_code_and_its_constants(part: str, other: Any) -> None:
+    """Those of its helpers too."""
+    assert look("outer()", **{part: other}) != look("outer()")
+    assert look("outer()", comment="# another\n        pass") == look("outer()")
+
+
+def test_an_object_is_its_class_and_its_state() -> None:
+    """And a method is its code too."""
+    assert look("Model(2.0)") != look("Model(2.5)")
+    assert look("Model(2.0).method") != look("Model(2.0).method", constant=2)
+
+
+def test_arrays_are_their_values() -> None:
+    """Wherever they lie and however; dtype and shape count."""
+    one = np.arange(12.0)
+    assert digest(one) == digest(one.copy()) == digest(np.arange(24.0)[::2] / 2)
+    others = [one.astype("f4"), one.reshape(3, 4), one + 1, one[:-1], one.tolist()]
+    assert len({digest(other) for other in (one, *others)}) == len(others) + 1
+
+
+def test_what_refers_to_itself_has_an_end() -> None:
+    """Lists, functions, and functions of each other."""
+    loop: list[Any] = [1]
+    loop.append(loop)
+    assert digest(loop) == digest(loop)
+
+    def even(n: int) -> bool:
+        return n == 0 or odd(n - 1)
+
+    def odd(n: int) -> bool:
+        return n != 0 and even(n - 1)
+
+    assert digest(even) != digest(odd)
+
+
+def test_what_does_not_pickle_is_its_type() -> None:
+    """There is nothing more to go by."""
+    with open(__file__) as one, open(Path(__file__)) as other:
+        assert digest(functools.partial(print, file=one)) == digest(
+            functools.partial(print, file=other)
+        )
