@@ -109,7 +109,7 @@ class Wire:
         """
         flags = _CLOEXEC if wait else _NOW
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(_BUFFER, _SPACE, flags)
+            data, ancillary, _, _ = self._received(flags)
         except ConnectionResetError:
             raise EOFError from None
         descriptors = _descriptors(ancillary) if ancillary else []
@@ -122,6 +122,14 @@ class Wire:
             return pickle.loads(_read(fd, int.from_bytes(data[1:9], "little"))), descriptors
         finally:
             os.close(fd)
+
+    def _received(self, flags: int) -> Any:
+        try:
+            return self._socket.recvmsg(_BUFFER, _SPACE, flags)
+        except ConnectionResetError:
+            # The other end was closed with messages that it had not read. The kernel says so
+            # once, before it gives what the other end had sent.
+            return self._socket.recvmsg(_BUFFER, _SPACE, flags)
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

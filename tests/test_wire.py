@@ -184,6 +184,18 @@ def test_an_end_that_was_not_read_out_is_an_end_too(ends: Any) -> None:
         parent.receive()
 
 
+def test_what_was_sent_is_read_though_the_other_end_was_not_read_out(ends: Any) -> None:
+    """A worker that dies with a plan on its way has told of what it did before."""
+    parent, worker = ends
+    parent.send("one more plan")
+    worker.send("failed")
+    worker.send("drained")
+    worker.close()
+    assert [parent.receive(wait=False)[0] for _ in range(2)] == ["failed", "drained"]
+    with pytest.raises(EOFError):
+        parent.receive(wait=False)
+
+
 @pytest.mark.parametrize("size", [100, LIMIT + 1], ids=["short", "long"])
 def test_nobody_to_send_to_is_an_error(ends: Any, size: int) -> None:
     """Not a signal, and no descriptor stays open."""
