@@ -1,6 +1,6 @@
 """The conductor of one run: takes an engine's events to the scheduler, and does what it says.
 
-Imports the scheduler, the engine's protocol, failures, outputs, policy and scratch.
+Imports the scheduler, the engine's protocol, failures, outcome, outputs, policy and scratch.
 
 Guarantees
 ----------
@@ -27,6 +27,7 @@ from shmpar.errors import ShmparError
 from shmpar.interrupts import allowed
 from shmpar.ledger import DONE, FAILED, PENDING, SAID
 from shmpar.news import News
+from shmpar.outcome import conclude
 from shmpar.outputs import Outputs
 from shmpar.plan import Announcement, Failure, Function, Plan
 from shmpar.policy import Observer, Policy
@@ -347,7 +348,7 @@ class Conductor:
         try:
             self.outputs.slab = engine.slab
             self._scratch.take(execution.ledger, self.outputs)
-            self.outcome = self._conclude(done)
+            self.outcome = conclude(self, done)
         except BaseException as error:  # noqa: BLE001 - it is the outcome
             self.outcome = error
         engine.close(execution)
@@ -364,26 +365,6 @@ class Conductor:
             self.unfinished = tuple(np.flatnonzero(ledger.status != DONE).tolist())
         self.news.add((), last=True)
         return done
-
-    def _conclude(self, done: list[int] | None) -> Any:
-        """The result, or the exception that is raised for it."""
-        errors = self.failed
-        filled = self.policy.on_error == "fill" and self.fatal is None and not self.cancelled
-        if filled and errors and self.outputs.arrays is not None:
-            windows = [self.plan.window(chunk) for chunk in self.errors]
-            self.outputs.fill(windows)
-            self.outputs.deliver(None)
-            failures.warn_filled(errors)
-            return self.outputs.result()
-        finished = None if done is None else [self.plan.window(chunk) for chunk in done]
-        self.outputs.deliver(finished)
-        if self.fatal is not None:
-            return self.fatal
-        if errors:
-            if self.policy.on_error == "raise":
-                return errors[0]
-            return ExceptionGroup(f"{len(errors)} chunks of {self.plan.verb} failed", errors)
-        return self.outputs.result()
 
     def stop(self) -> None:
         """Cancel, under the driver's lock."""
@@ -402,7 +383,7 @@ class Conductor:
         execution = self._execution
         self.fatal = self.outcome = error
         if execution is not None:
-            self._conclude(self._detach(execution))
+            conclude(self, self._detach(execution))
             for generation in execution.generations:
                 generation.tickets.close()
         self._unlock()
