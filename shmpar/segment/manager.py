@@ -164,7 +164,8 @@ class Manager:
     def own(self, segment: Segment) -> None:
         """Take over an attached segment: its name goes when its last view or this manager does."""
         self._check()
-        segment.backing.own(self.marker)
+        segment.backing.own(lambda: self._list()[0])
+        marker.reap()  # not before it is on our list: its maker may be dead
         self._add(segment)
 
     def name(self, segment: Segment) -> str:
@@ -184,14 +185,22 @@ class Manager:
             self._named[segment.key] = backing
         return name
 
-    def marker(self) -> marker.Marker:
-        """Give the file that lists the names of this manager; making one reaps the dead."""
+    def _list(self) -> tuple[marker.Marker, bool]:
+        """The file that lists the names, and whether it was made just now; nothing is reaped."""
         with self._lock:
             self._check()
             found = self._marker() if self._marker is not None else None
-            if found is None or found.closed:
-                found = marker.Marker()
-                self._marker = weakref.ref(found)
+            if found is not None and not found.closed:
+                return found, False
+            found = marker.Marker()
+            self._marker = weakref.ref(found)
+            return found, True
+
+    def marker(self) -> marker.Marker:
+        """Give the file that lists the names of this manager; making one reaps the dead."""
+        with self._lock:
+            found, new = self._list()
+            if new:
                 marker.reap()
             return found
 
