@@ -76,8 +76,12 @@ def test_a_chosen_name_exists_at_once(manager):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "a/b", "/a", "a\0b", "x" * 256, "shmpar_12.marker", "a@1"]
-)
+    "name",
+    [
+        "", ".", "..", "a/b", "/a", "a\0b", "x" * 256, "é" * 128, "shmpar_12.marker", "a@1",
+        "a\nb", "a\n1 2 other\n", "\x1b[2J", "a\x7f", "a\u2028b", "\udcff",
+    ],
+)  # fmt: skip
 def test_bad_names_are_refused(name, manager):
     """Before anything is made."""
     with pytest.raises(ValueError, match="cannot name"):
@@ -132,6 +136,27 @@ def test_the_names_of_a_killed_process_are_removed_by_the_next():
         assert living.wait() == 0
     assert living_name not in names()
     assert not os.path.exists(f"{SHM}/shmpar-test-living")
+
+
+def test_what_a_killed_process_named_can_be_taken_over():
+    """By a process that makes its first list for it: the name is on that before any is reaped."""
+    pipe = subprocess.PIPE
+    with interpreter(OWNER, "shmpar-test-inherited", stdin=pipe, stdout=pipe) as killed:
+        name = killed.stdout.readline().decode().strip()
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    heir = """
+        import os, sys
+        from shmpar.arrays import attach
+        from shmpar.segment import reap
+        a = attach(sys.argv[1], 3, "f8", own=True)
+        assert os.path.exists(f"/dev/shm/{sys.argv[1]}"), "gone at once"
+        assert not os.path.exists("/dev/shm/shmpar-test-inherited"), "the dead's others are reaped"
+        assert reap() == [] and a.name == sys.argv[1] and a.tolist() == [1, 1, 1]
+    """
+    done = run_python(heir, name)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert name not in names()
 
 
 def test_a_reused_name_is_not_reaped():

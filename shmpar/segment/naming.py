@@ -54,13 +54,19 @@ def checked(name: str) -> str:
     TypeError
         It is no str.
     ValueError
-        It is no plain file name, or looks like a marker of ours.
+        It is no plain file name of printable text, or looks like a marker of ours.
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, not {type(name).__name__}")
-    bad = "/" in name or "\0" in name or name in {"", ".", ".."} or len(name.encode()) > _LONGEST
-    if bad or _MARKER.fullmatch(name) or "@" in name:
-        raise ValueError(f"{name!r} cannot name a segment: use a file name without '/' and '@'")
+    # Printable: a marker has one line a name, and a terminal shows them. Surrogates are not.
+    plain = name.isprintable() and "/" not in name and "@" not in name
+    short = plain and name not in {"", ".", ".."} and len(name.encode()) <= _LONGEST
+    if not short or _MARKER.fullmatch(name):
+        shown = f"{name[:60]!r}..." if len(name) > _LONGEST else repr(name)
+        raise ValueError(
+            f"{shown} cannot name a segment: use a file name of printable characters, "
+            "without '/' and '@'"
+        )
     return name
 
 
