@@ -17,7 +17,7 @@ _STEP = 64 << 20  # bytes at a time, so that signals get through
 
 
 def checksum(windows: Iterable[np.ndarray[Any, Any]]) -> int:
-    """The CRC-32 of the values of some windows, in C order, one after the other; never 0.
+    """The CRC-32 of the elements of some windows, in C order, one after the other; never 0.
 
     Notes
     -----
@@ -35,7 +35,9 @@ def checksum(windows: Iterable[np.ndarray[Any, Any]]) -> int:
 
 
 def crc(array: np.ndarray[Any, Any], start: int = 0) -> int:
-    """The CRC-32 of an array's values in C order, continued from `start`."""
+    """The CRC-32 of the bytes of an array's elements in C order, continued from `start`."""
+    if array.dtype.kind == "V" and array.itemsize:  # else padding between fields is not copied
+        array = array.view(f"V{array.itemsize}")
     if array.nbytes <= _STEP or not array.ndim:
         return zlib.crc32(array.tobytes(), start)
     if array.flags.c_contiguous:

@@ -34,6 +34,7 @@ from shmpar.policy import Observer, Policy
 from shmpar.scheduler import Scheduler
 from shmpar.scratch import Scratch
 from shmpar.segment import kind_of
+from shmpar.verification import Verification
 
 __all__ = ["Conductor"]
 
@@ -119,6 +120,7 @@ class Conductor:
         )
         self._pending: deque[scheduler.Event] = deque()
         self._scratch = Scratch()
+        self._verification: Verification | None = None
         self._allocating = threading.Lock()
         self._exitcode: int | None = None
         self._told = 0.0
@@ -162,6 +164,12 @@ class Conductor:
         if self._function is None:
             raise RuntimeError("this run is over")
         self.engine = engine
+        sums = None if self.outputs.ledger is None else self.outputs.ledger.sums
+        if self.plan.check:
+            verification = Verification(self.plan, self._arrays, self._todo, sums)
+            self._verification, sums = verification, verification.sums
+            if self.outputs.arrays is not None:
+                verification.watch(self.outputs.arrays)
         self._execution = execution = Execution(
             number=self.number,
             plan=self.plan,
@@ -171,7 +179,7 @@ class Conductor:
             allocate=self._allocate,
             outputs=self.outputs.arrays,
             several=self.outputs.several,
-            sums=None if self.outputs.ledger is None else self.outputs.ledger.sums,
+            sums=sums,
         )
         if self._todo is not None:
             execution.ledger.status[:] = DONE
@@ -197,6 +205,8 @@ class Conductor:
             execution = self._alive
             if execution.outputs is None:
                 outputs = self.outputs.allocate(announcement)
+                if self._verification is not None:
+                    self._verification.watch(outputs)
                 execution.several = announcement.several
                 execution.outputs = outputs
 
@@ -253,6 +263,8 @@ class Conductor:
         self.deaths += blamed is not None
         self._scratch.lost(execution.ledger.slot(worker)[SAID])
         execution.ledger.empty(worker)
+        if self._verification is not None and blamed is not None:
+            self._verification.again([blamed])
         self.feed(scheduler.Died(worker, blamed, unfinished, barren))
 
     def holds(self, worker: int) -> bool:
@@ -344,6 +356,9 @@ class Conductor:
         self._tell_observer()
         self.over = True
         self._void_scratch(execution)
+        if self._verification is not None:
+            self.fatal = self.fatal or self._verification.verdict(execution.ledger, self.run)
+            self._verification = None
         done = self._detach(execution)
         try:
             self.outputs.slab = engine.slab

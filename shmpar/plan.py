@@ -353,6 +353,8 @@ class Plan:
         The first exception stops the run.
     timed : bool
         Workers note when they began with a chunk.
+    check : bool
+        Workers look whether windows are written once and whole.
     """
 
     verb: str
@@ -369,6 +371,7 @@ class Plan:
     seed: Any = None
     fail_fast: bool = True
     timed: bool = False
+    check: bool = False
 
     @property
     def chunks(self) -> int:

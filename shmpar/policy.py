@@ -27,6 +27,8 @@ class Policy:
         Seconds that a chunk may take.
     in_place : bool
         The output is the input: a chunk that was begun cannot be computed again.
+    check : bool
+        Verify at the end that every window was written once, and nothing else.
     """
 
     on_error: str = "raise"
@@ -34,6 +36,7 @@ class Policy:
     retries: int = 1
     task_timeout: float | None = None
     in_place: bool = False
+    check: bool = False
 
 
 class Observer(Protocol):

@@ -60,6 +60,12 @@ class Pool(Reductions, Memory, Calls):
         holds for this process while the pool is open, where threadpoolctl is installed.
     python : path, optional
         Another interpreter for the worker processes; it needs NumPy and cloudpickle.
+    check : bool
+        For finding faults: fill outputs with a pattern before each run, and verify that each
+        chunk's window was written once and whole, and nothing else, neither outputs nor inputs;
+        otherwise the run raises :class:`shmpar.ChunkError`. What the user's ``out=`` held is lost
+        even if the run fails. In place, and for results that are objects, nothing is checked.
+        Cost: inputs are read two times more, outputs five times.
 
     Attributes
     ----------
@@ -107,9 +113,14 @@ class Pool(Reductions, Memory, Calls):
         env: Mapping[str, str] | None = None,
         threads_per_worker: int = 1,
         python: str | os.PathLike[str] | None = None,
+        check: bool = False,
     ) -> None:
         self._verb_defaults = Defaults(
-            progress=progress, on_error=on_error, retries=retries, task_timeout=task_timeout
+            progress=progress,
+            on_error=on_error,
+            retries=retries,
+            task_timeout=task_timeout,
+            check=check,
         )
         parse_options("Pool", {}, self._verb_defaults)
         choice = EngineChoice.parse(
@@ -121,17 +132,17 @@ class Pool(Reductions, Memory, Calls):
             threads_per_worker=threads_per_worker,
             python=python,
         )
-        self.n_workers = choice.workers
-        self.engine = choice.name
         self._pid = os.getpid()
         self._last_run: Run | None = None
         self._manager = Manager()
         self._driver: Driver | None = None
         self._closing: threading.Thread | None = None
-        reap()
         self._open(choice)
 
     def _open(self, choice: EngineChoice) -> None:
+        self.n_workers = choice.workers
+        self.engine = choice.name
+        reap()
         try:
             with held_back():
                 self._driver = Driver(choice.make)

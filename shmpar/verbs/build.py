@@ -198,8 +198,9 @@ def _run(
     if known is not None and outputs.arrays is None:
         outputs.allocate(known)
     policy = request.policy
-    if in_place:
+    if in_place:  # there is no place for a pattern
         policy = dataclasses.replace(policy, in_place=True)
+        plan = dataclasses.replace(plan, check=False)
     return Run(plan, function, inputs.arrays, outputs, policy, todo)
 
 
@@ -222,6 +223,7 @@ def _plan(request: Request, inputs: Inputs, how: Cut, targets: Targets) -> Plan:
         seed=entropy(request.seed) if "rng" in wanted else None,
         fail_fast=request.policy.on_error == "raise",
         timed=request.policy.task_timeout is not None,
+        check=request.policy.check and not targets.collects,
     )
 
 

@@ -67,6 +67,7 @@ class Defaults(TypedDict):
     on_error: str
     retries: int
     task_timeout: float | None
+    check: bool
 
 
 def refuse_unknown(verb: str, options: Mapping[str, Any]) -> None:
@@ -99,7 +100,13 @@ def parse_options(verb: str, options: Mapping[str, Any], defaults: Defaults) -> 
     timeout = chosen["task_timeout"]
     if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
         raise ValueError(f"task_timeout is a number of seconds above 0, or None, not {timeout!r}")
-    return Policy(chosen["on_error"], chosen.get("fill_value"), retries, timeout)
+    return Policy(
+        on_error=chosen["on_error"],
+        fill_value=chosen.get("fill_value"),
+        retries=retries,
+        task_timeout=timeout,
+        check=chosen["check"],
+    )
 
 
 def _whole(retries: Any) -> int:

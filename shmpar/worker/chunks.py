@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from shmpar.checksum import checksum
 from shmpar.plan import PerItem, Plan, ResultError, Rows
 from shmpar.worker.arguments import extras, getter, getters
 from shmpar.worker.assignment import Assignment, Channel
+from shmpar.worker.recorded import recorded
 from shmpar.worker.results import announce, storer, wrong_overlap
 
 __all__ = ["Chunks", "block_shape"]
@@ -60,10 +60,10 @@ class Chunks:
         assignment.outputs, assignment.several = outputs, several
         store = storer(assignment.plan, outputs, several)
         self.compute = self._known(outputs, store)
-        _recorded(assignment, outputs, lambda chunk: store(chunk, value))(chunk)
+        recorded(assignment, outputs, lambda chunk: store(chunk, value))(chunk)
 
     def _known(self, outputs: Sequence[Array], store: Store | None = None) -> Compute:
-        return _recorded(self._assignment, outputs, self._stored(outputs, store))
+        return recorded(self._assignment, outputs, self._stored(outputs, store))
 
     def _stored(self, outputs: Sequence[Array], store: Store | None) -> Compute:
         assignment, call = self._assignment, self._call
@@ -78,19 +78,6 @@ class Chunks:
             return lambda chunk: store(chunk, call(chunk))
         user, argument = single
         return lambda chunk: store(chunk, user(argument(chunk)))
-
-
-def _recorded(assignment: Assignment, outputs: Sequence[Array], compute: Compute) -> Compute:
-    """Note the checksum of what a chunk has put into the outputs, once it is there."""
-    plan, sums = assignment.plan, assignment.sums
-    if sums is None:
-        return compute
-
-    def recorded(chunk: int) -> None:
-        compute(chunk)
-        sums[chunk] = checksum(plan.windows(chunk, outputs))
-
-    return recorded
 
 
 def _single(

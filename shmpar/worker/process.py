@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from shmpar.errors import PlanError
 from shmpar.ledger import Ledger
 from shmpar.plan import Function, Plan
 from shmpar.segment import Segment
@@ -63,6 +64,8 @@ class WorkerProcess:
         The worker's, which is that of its slot.
     counters : dict of int to Tickets
         Counters that are used again.
+    unentered : BaseException or None
+        Why the environment that the parent was told of last could not be taken on.
     """
 
     def __init__(self, wire: Wire, bell: int, number: int) -> None:
@@ -71,6 +74,7 @@ class WorkerProcess:
         self.due = 0
         self.number = number
         self.counters: dict[int, OffsetTickets | LockTickets] = {}
+        self.unentered: BaseException | None = None
         self.segments: dict[int, Segment] = {}
         self.private: dict[int, Segment] = {}
         self.backlog: deque[tuple[Any, list[int]]] = deque()
@@ -153,9 +157,9 @@ class WorkerProcess:
     ) -> None:
         kept: Sequence[Array] = ()
         try:
-            if environment is not None:
-                self._enter(environment)
-            function, kept = unpack(body, self._held(held))
+            private = self._held(held)
+            self._take_on(environment)
+            function, kept = unpack(body, private)
             with entered():
                 value = function.call(*function.values, **function.keywords)
             parcel = pack_result(value)
@@ -182,8 +186,6 @@ class WorkerProcess:
         had: tuple[int, int | None, float] = (0, None, 0.0)
         kept: Sequence[Array] = ()
         try:
-            if message.environment is not None:
-                self._enter(message.environment)
             function, kept = self._load(message)
             ledger = self._ledger(message)
             assignment = self._assignment(message, function, counter, ledger)
@@ -200,8 +202,10 @@ class WorkerProcess:
         self.wire.send(("drained", message.run, message.generation, *had, said))
 
     def _load(self, message: PlanMessage) -> tuple[Function, Sequence[Array]]:
+        held = self._held(message.held)
         try:
-            return unpack(message.function, self._held(message.held))
+            self._take_on(message.environment)
+            return unpack(message.function, held)
         except BaseException as error:
             raise _Unloadable(error) from error
 
@@ -255,6 +259,21 @@ class WorkerProcess:
         self._adopt(records, descriptors)
         return references, several
 
+    def _take_on(self, environment: Environment | None) -> None:
+        """Have the parent's state; it sends that once, so what fails now fails until it changes."""
+        if environment is not None:
+            try:
+                self.unentered = None
+                self._enter(environment)
+            except Exception as error:  # noqa: BLE001 - classes of the user's are imported
+                self.unentered = PlanError(
+                    "the warning filters of the calling process do not load in a worker "
+                    f"({type(error).__name__}: {error}); their categories must be importable there"
+                )
+                self.unentered.__cause__ = error
+        if self.unentered is not None:
+            raise self.unentered
+
     def _enter(self, environment: Environment) -> None:
         with contextlib.suppress(OSError):  # a directory that is gone is no reason to fail
             if environment.directory is not None:
@@ -275,7 +294,7 @@ def _plan(body: bytes) -> Plan:
 
 
 class _Unloadable(Exception):
-    """The function, or what it holds, did not unpickle."""
+    """The function, what it holds or what it is called in did not unpickle."""
 
 
 def main(fd: int, bell: int, number: int) -> None:
