@@ -1,6 +1,6 @@
 """How many CPUs this process may use.
 
-Imports nothing of the package.
+Imports the segment package's room.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+
+from shmpar.segment import room
 
 __all__ = ["VARIABLE", "affinity_cpus", "available_cpus", "quota_cpus"]
 
@@ -41,34 +43,24 @@ def affinity_cpus() -> int:
 
 
 def quota_cpus() -> float | None:
-    """CPUs that the scheduler's bandwidth control gives, 1.5 perhaps; None without one."""
-    found = [_quota(*pair) for pair in (*_version_2(), *_version_1())]
+    """CPUs that the scheduler's bandwidth control gives, 1.5 perhaps; None without one.
+
+    The narrowest of this process' control group and those above it.
+    """
+    found = [_quota(version, folder) for version, folder in room.folders("cpu")]
     return min((quota for quota in found if quota > 0), default=None)
 
 
-def _quota(quota: str, period: str) -> float:
+def _quota(version: int, folder: str) -> float:
+    if version == 1:
+        pair = [_read(f"{folder}/cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+    else:
+        pair = _read(f"{folder}/cpu.max").split()
     try:
-        return int(quota) / int(period)
-    except (ValueError, ZeroDivisionError):  # "max"
+        quota, period = map(int, pair)
+        return quota / period
+    except (ValueError, ZeroDivisionError):  # no such group, or "max"
         return 0.0
-
-
-def _version_2() -> list[tuple[str, str]]:
-    """Limits of this process' group and of each group above it."""
-    limits = []
-    group = _read("/proc/self/cgroup").rpartition("0::")[2].strip()
-    while True:
-        parts = _read(f"/sys/fs/cgroup{group.rstrip('/')}/cpu.max").split()
-        if len(parts) == 2:  # noqa: PLR2004 - quota and period
-            limits.append((parts[0], parts[1]))
-        if group in {"", "/"}:
-            return limits
-        group = os.path.dirname(group)
-
-
-def _version_1() -> list[tuple[str, str]]:
-    where = "/sys/fs/cgroup/cpu/cpu.cfs_"
-    return [(_read(f"{where}quota_us").strip(), _read(f"{where}period_us").strip())]
 
 
 def _read(path: str) -> str:

@@ -4,34 +4,47 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shmpar import cpus
 from shmpar.engines.exits import describe_exit
+from shmpar.segment import room
 
-GROUP = "/sys/fs/cgroup"
+
+@dataclass
+class Machine:
+    """The files of a machine in which its control groups show."""
+
+    root: Path
+
+    def __setitem__(self, name: str, text: str) -> None:
+        file = self.root / name.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The files of a machine with 16 CPUs, all of which may be used."""
-    files: dict[str, str] = {}
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    """A machine with 16 CPUs, all of which may be used."""
     monkeypatch.delenv(cpus.VARIABLE, raising=False)
-    monkeypatch.setattr(cpus, "_read", lambda path: files.get(path, ""))
+    monkeypatch.setattr(room, "ROOT", str(tmp_path / "groups"))
+    monkeypatch.setattr(room, "MEMBERSHIP", str(tmp_path / "membership"))
     monkeypatch.setattr(cpus.os, "sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.setattr(cpus.os, "cpu_count", lambda: 64)
-    return files
+    return Machine(tmp_path)
 
 
-def test_without_a_quota_the_affinity_decides(machine: dict[str, str]) -> None:
+def test_without_a_quota_the_affinity_decides(machine: Machine) -> None:
     """Not the number of CPUs of the machine."""
     assert cpus.available_cpus() == 16
 
 
 def test_without_affinity_it_is_the_number_of_cpus(
-    machine: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on macOS; one where that is unknown."""
     monkeypatch.delattr(cpus.os, "sched_getaffinity")
@@ -55,28 +68,37 @@ def test_without_affinity_it_is_the_number_of_cpus(
     ],
 )
 def test_the_quota_of_a_group_or_one_above_is_kept(
-    quotas: dict[str, str], expected: int, machine: dict[str, str]
+    quotas: dict[str, str], expected: int, machine: Machine
 ) -> None:
     """Control groups of version 2; containers have them."""
-    machine["/proc/self/cgroup"] = "1:name=systemd:/x\n0::/a/b\n"
+    machine["membership"] = "1:name=systemd:/x\n0::/a/b\n"
     for group, quota in quotas.items():
-        machine[f"{GROUP}{group}/cpu.max"] = quota
+        machine[f"groups{group}/cpu.max"] = quota
     assert cpus.available_cpus() == expected
 
 
-@pytest.mark.parametrize(("quota", "expected"), [("250000\n", 3), ("-1\n", 16)])
+@pytest.mark.parametrize(
+    ("quotas", "expected"),
+    [
+        pytest.param({"": "250000\n"}, 3, id="root"),
+        pytest.param({"": "-1\n"}, 16, id="none"),
+        pytest.param({"": "-1\n", "/a/b": "150000\n"}, 2, id="own-group"),
+        pytest.param({"": "-1\n", "/a": "200000\n", "/a/b": "800000\n"}, 2, id="group-above"),
+        pytest.param({"/c": "100000\n"}, 16, id="another's"),
+    ],
+)
 def test_quotas_of_version_1_are_kept_too(
-    quota: str, expected: int, machine: dict[str, str]
+    quotas: dict[str, str], expected: int, machine: Machine
 ) -> None:
-    """-1 is none."""
-    machine[f"{GROUP}/cpu/cpu.cfs_quota_us"] = quota
-    machine[f"{GROUP}/cpu/cpu.cfs_period_us"] = "100000\n"
+    """-1 is none; groups of the controller alone count."""
+    machine["membership"] = "5:cpu,cpuacct:/a/b\n4:cpuset:/c\n0::/c\n"
+    for group, quota in quotas.items():
+        machine[f"groups/cpu{group}/cpu.cfs_quota_us"] = quota
+        machine[f"groups/cpu{group}/cpu.cfs_period_us"] = "100000\n"
     assert cpus.available_cpus() == expected
 
 
-def test_the_variable_overrides_both(
-    machine: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_variable_overrides_both(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than there are, too; empty is not set."""
     monkeypatch.setenv(cpus.VARIABLE, "40")
     assert cpus.available_cpus() == 40

@@ -62,6 +62,7 @@ LAYERS = {
 # Edges inside a layer; everything may import errors.
 BESIDE = {
     ("arrays", "segment"),
+    ("cpus", "segment"),
     ("ledger", "segment"),
     ("tickets", "segment"),
     ("travel", "plan"),

@@ -333,7 +333,7 @@ def test_free_memory_is_known():
     assert 0 < room.memory() < 1 << 62
 
 
-def test_cgroup_limits_count(tmp_path):
+def test_cgroup_limits_count(tmp_path, monkeypatch):
     """Room in a group is its limit less its use, without page cache that can be given back."""
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("700\n")
@@ -342,8 +342,23 @@ def test_cgroup_limits_count(tmp_path):
     child.mkdir()
     (child / "memory.max").write_text("max\n")
     (child / "memory.current").write_text("1\n")
-    found = list(room._climb(str(tmp_path), "/child", "memory.max", "memory.current"))
-    assert found == [400]
+    (tmp_path / "membership").write_text("3:cpu:/other\n0::/child/missing\n")
+    monkeypatch.setattr(room, "ROOT", str(tmp_path))
+    monkeypatch.setattr(room, "MEMBERSHIP", str(tmp_path / "membership"))
+    assert [group.left for group in room.groups()] == [400]
+
+
+def test_cgroup_limits_of_version_1_count_too(tmp_path, monkeypatch):
+    """In the group of the controller and those above it."""
+    for group, limit in (("", 1000), ("/a", 500), ("/a/b", 1 << 63)):
+        folder = tmp_path / f"memory{group}"
+        folder.mkdir()
+        (folder / "memory.limit_in_bytes").write_text(f"{limit}\n")
+        (folder / "memory.usage_in_bytes").write_text("100\n")
+    (tmp_path / "membership").write_text("7:memory:/a/b\n")
+    monkeypatch.setattr(room, "ROOT", str(tmp_path))
+    monkeypatch.setattr(room, "MEMBERSHIP", str(tmp_path / "membership"))
+    assert [group.left for group in room.groups()] == [400, 900]
 
 
 SMALL_SHM = """

@@ -18,9 +18,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Group", "available", "device", "groups", "memory", "volatile"]
+__all__ = ["Group", "available", "device", "folders", "groups", "memory", "volatile"]
 
 _UNLIMITED = 1 << 62
+ROOT = "/sys/fs/cgroup"
+MEMBERSHIP = "/proc/self/cgroup"
+_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    2: ("memory.max", "memory.current"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,28 +108,39 @@ def _physical() -> int:
 
 def groups() -> Iterator[Group]:
     """The memory cgroup of this process and each of its ancestors, those that have a limit."""
-    with suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as lines:
+    for version, folder in folders("memory"):
+        group = _group(folder, *_FILES[version])
+        if group is not None:
+            yield group
+
+
+def folders(controller: str) -> Iterator[tuple[int, str]]:
+    """Where the control groups of this process lie, each followed by those above it.
+
+    Parameters
+    ----------
+    controller : str
+        "memory" or "cpu"; groups of version 2 have all controllers.
+
+    Yields
+    ------
+    version : int
+        1 or 2.
+    folder : str
+        It may be missing: in a container the path may not exist, the root does.
+    """
+    with suppress(OSError), open(MEMBERSHIP, encoding="utf-8") as lines:
         for line in lines:
             _, controllers, path = line.rstrip("\n").split(":", 2)
             if controllers == "":
-                yield from _limited("/sys/fs/cgroup", path, "memory.max", "memory.current")
-            elif "memory" in controllers.split(","):
-                root, prefix = "/sys/fs/cgroup/memory", "memory."
-                names = (prefix + "limit_in_bytes", prefix + "usage_in_bytes")
-                yield from _limited(root, path, *names)
+                yield from ((2, folder) for folder in _upwards(ROOT, path))
+            elif controller in controllers.split(","):
+                yield from ((1, folder) for folder in _upwards(f"{ROOT}/{controller}", path))
 
 
-def _climb(root: str, path: str, limit: str, usage: str) -> Iterator[int]:
-    """Bytes left in a group and in each above it."""
-    return (group.left for group in _limited(root, path, limit, usage))
-
-
-def _limited(root: str, path: str, limit: str, usage: str) -> Iterator[Group]:
-    """From the group to the root: in a container the path may not exist, the root does."""
+def _upwards(root: str, path: str) -> Iterator[str]:
     while True:
-        group = _group(root + path.rstrip("/"), limit, usage)
-        if group is not None:
-            yield group
+        yield root + path.rstrip("/")
         if path in {"/", ""}:
             return
         path = os.path.dirname(path)
