@@ -280,11 +280,11 @@ class Driver:
             case Ready(worker):
                 for conductor in self._running():
                     conductor.feed(scheduler.Joined(worker))
-            case Lost(worker, exitcode):
+            case Lost(worker, exitcode, left):
                 conductors = self._running()
                 holds = any(conductor.holds(worker) for conductor in conductors)
-                had = self._tasks.lost(worker, exitcode, innocent=holds)
-                barren = not (holds or had)
+                had = self._tasks.lost(worker, exitcode, innocent=holds or left)
+                barren = not (holds or had or left)
                 for conductor in conductors:
                     conductor.worker_lost(worker, exitcode, barren=barren)
                 engine = self._alive

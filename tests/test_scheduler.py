@@ -254,6 +254,20 @@ class World(RuleBasedStateMachine):
             self.counters[self.workers[number].assigned[0]] += size
             self.die(number)
 
+    @precondition(lambda self: any(worker.can_work for worker in self.workers.values()))
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        """A worker that has done enough says so between two claims, and ends."""
+        idle = [n for n, one in self.workers.items() if one.can_work and one.claim is None]
+        if idle:
+            number = data.draw(st.sampled_from(sorted(idle)))
+            worker = self.workers[number]
+            generation = worker.assigned[0]
+            had = worker.claimed.get(generation, 0), worker.handed.get(generation)
+            worker.alive = False
+            worker.mail.append(Drained(number, generation, *had, leaves=True))
+            worker.mail.append(Died(number))
+
     @precondition(lambda self: not self.finished and self.workers)
     @rule(data=st.data())
     def kill(self, data: st.DataObject) -> None:

@@ -1,13 +1,16 @@
-"""What the end of a worker process means.
+"""The end of a worker process: waiting for it, and what it means.
 
 Imports nothing of the package.
 """
 
 from __future__ import annotations
 
+import select
 import signal
+import subprocess
+import time
 
-__all__ = ["describe_exit"]
+__all__ = ["await_exit", "describe_exit"]
 
 _ADVICE = {
     signal.SIGKILL: "most often the kernel's, for lack of memory: try smaller chunks or fewer "
@@ -19,6 +22,17 @@ _ADVICE = {
     signal.SIGILL: "compiled code for another processor",
     signal.SIGFPE: "a fault in compiled arithmetic",
 }
+
+
+def await_exit(process: subprocess.Popen[bytes], pidfd: int, deadline: float) -> None:
+    """Reap a process; kill it if it has not ended by `deadline`, of the monotonic clock."""
+    if pidfd >= 0:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(max(0.0, 1000 * (deadline - time.monotonic())))
+    if process.poll() is None:
+        process.kill()
+        process.wait()
 
 
 def describe_exit(code: int | None) -> str:

@@ -56,6 +56,8 @@ class Link:
         The worker's.
     launched : Launched
         Its process and descriptors.
+    leaving : bool
+        It ends of its own accord.
     ready : bool
         Whether it has said hello.
     known : set of int
@@ -82,6 +84,7 @@ class Link:
 
     number: int
     launched: Launched
+    leaving: bool = False
     ready: bool = False
     known: set[int] = field(default_factory=set)
     sent: list[tuple[int, int]] = field(default_factory=list)
@@ -93,13 +96,17 @@ class Link:
     untold: deque[None] = field(default_factory=deque)
     flushing: threading.Lock = field(default_factory=threading.Lock)
 
+    def leave(self) -> None:
+        """It has said that it ends: it is given nothing more."""
+        self.ready, self.leaving = False, True
+
     def has(self, run: int) -> bool:
         """Whether it was sent something of this run that it has not drained."""
         return any(number == run for number, _ in self.sent)
 
     def next_to_send(self) -> tuple[Execution, Generation] | None:
         """Take the next generation off the queue if it may have one more."""
-        if not self.queue or len(self.sent) >= OUTSTANDING:
+        if not self.queue or self.leaving or len(self.sent) >= OUTSTANDING:
             return None
         execution, generation = item = self.queue.popleft()
         self.sent.append((execution.number, generation.number))

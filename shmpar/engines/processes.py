@@ -27,7 +27,6 @@ Guarantees
 from __future__ import annotations
 
 import os
-import select
 import time
 import weakref
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from typing import Any
 from shmpar.engines import incoming
 from shmpar.engines.ears import Ears
 from shmpar.engines.environment import current_environment
+from shmpar.engines.exits import await_exit
 from shmpar.engines.launch import Launcher
 from shmpar.engines.leftovers import Counters, Ledgers
 from shmpar.engines.link import OUTSTANDING, Link, Loan
@@ -78,6 +78,8 @@ class ProcessesEngine:
         Starts them.
     initializer : tuple of (callable, tuple), optional
         Called with its arguments in each worker before anything else.
+    tasks : int, optional
+        Chunks and tasks after which a worker ends and is replaced.
     """
 
     name = "processes"
@@ -88,10 +90,12 @@ class ProcessesEngine:
         workers: int,
         launcher: Launcher,
         initializer: tuple[Callable[..., object], tuple[Any, ...]] | None = None,
+        tasks: int | None = None,
     ) -> None:
         self.workers = workers
         self._launcher = launcher
         self._initializer = None if initializer is None else pack(initializer)
+        self._tasks = tasks
         self._links: dict[int, Link] = {}
         self._runs: dict[int, Execution] = {}
         self._packed: dict[int, Packed] = {}
@@ -121,6 +125,8 @@ class ProcessesEngine:
         launched = self._launcher.start(worker)
         link = self._links[worker] = Link(worker, launched)
         self._ears.add(link)
+        if self._tasks is not None:
+            link.post(("limit", self._tasks))
         if self._initializer is not None:
             loan = Loan()
             held = link.lend_parcel(self._initializer, loan)
@@ -141,7 +147,8 @@ class ProcessesEngine:
         self._read(link)
         self._unlink(link)
         self._counters.settle(self._outstanding)
-        self._events.append(Lost(link.number, link.launched.process.wait()))
+        exitcode = link.launched.process.wait()
+        self._events.append(Lost(link.number, exitcode, left=link.leaving and not exitcode))
         link.close()
 
     def _unlink(self, link: Link) -> None:
@@ -304,7 +311,7 @@ class ProcessesEngine:
             if message[0] in _LAST and not link.sent and not link.tasks:
                 return True  # an idle worker says nothing more
 
-    def _said(self, link: Link, message: Any, descriptors: list[int]) -> None:  # noqa: C901
+    def _said(self, link: Link, message: Any, descriptors: list[int]) -> None:  # noqa: C901, PLR0912
         match message:
             case ("hello", magic):
                 link.ready = True
@@ -319,14 +326,18 @@ class ProcessesEngine:
                 self._events.append(Finished(run, generation, first, last))
             case ("values", run, values):
                 self._events.extend(incoming.values(run, values, descriptors))
-            case ("drained", run, generation, claimed, handed, spent, said):
-                link.drained(run, generation)
+            case ("leaving",):
+                link.leave()
+            case ("drained", run, generation, claimed, handed, spent, said, leaves):
+                if leaves:
+                    link.leave()
+                else:
+                    link.drained(run, generation)
                 if run in self._runs:
                     self._trial.spent(run, spent)
                     announcement = Announcement.unpack(said) if said else None
-                    self._events.append(
-                        Emptied(link.number, run, generation, claimed, handed, announcement)
-                    )
+                    had = claimed, handed, announcement, leaves
+                    self._events.append(Emptied(link.number, run, generation, *had))
                 else:
                     self._counters.settle(self._outstanding)
                 self._feed(link)
@@ -402,11 +413,11 @@ class ProcessesEngine:
             busy = link.tasks or any(run in self._runs for run, _ in link.sent)
             if link.ready and not busy:
                 link.post(("exit",))
-            else:
+            elif not link.leaving:
                 link.launched.process.kill()
         deadline = time.monotonic() + _EXIT_SECONDS
         for link in list(self._links.values()):
-            self._await_end(link, deadline)
+            await_exit(link.launched.process, link.launched.pidfd, deadline)
             self._unlink(link)
             link.close()
         self._ears.close()
@@ -414,17 +425,6 @@ class ProcessesEngine:
         self.slab = None
         self._counters.close()
         self._events.clear()
-
-    @staticmethod
-    def _await_end(link: Link, deadline: float) -> None:
-        if link.launched.pidfd >= 0:
-            poll = select.poll()
-            poll.register(link.launched.pidfd, select.POLLIN)
-            poll.poll(max(0.0, 1000 * (deadline - time.monotonic())))
-        process = link.launched.process
-        if process.poll() is None:
-            process.kill()
-            process.wait()
 
     def abandon_in_child(self) -> None:
         """In a forked child of the user: let go of the workers, which are the parent's."""

@@ -140,7 +140,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Emptied:
-    """A worker found no tickets left in a generation of a run.
+    """A worker found no tickets left in a generation of a run, or ends and takes no more.
 
     Attributes
     ----------
@@ -150,6 +150,8 @@ class Emptied:
         Tickets that all had had when this worker stopped the counter; None if it did not.
     said : Announcement or None
         What the outputs are that it has put into the ledger's scratch.
+    leaves : bool
+        There may be tickets left: the worker ends, since it has had as many as it may.
     """
 
     worker: int
@@ -158,6 +160,7 @@ class Emptied:
     claimed: int = 0
     handed: int | None = None
     said: Announcement | None = None
+    leaves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +226,13 @@ class Lost:
         Which one.
     exitcode : int or None
         As of :class:`subprocess.Popen`; None where it could not be found out.
+    left : bool
+        It has ended of its own accord, holding nothing, as it had said it would.
     """
 
     worker: int
     exitcode: int | None
+    left: bool = False
 
 
 Event = Ready | Emptied | Finished | Failed | Rejected | Values | Returned | Lost

@@ -41,6 +41,8 @@ class EngineChoice:
         Cap on the threads of BLAS and OpenMP in each worker process.
     python : str or None
         The interpreter of worker processes.
+    tasks : int or None
+        Chunks and tasks after which a worker process is replaced.
     """
 
     name: str
@@ -50,6 +52,7 @@ class EngineChoice:
     env: Mapping[str, str]
     threads: int
     python: str | None
+    tasks: int | None
 
     @classmethod
     def parse(  # noqa: PLR0913 - the arguments of a pool
@@ -62,6 +65,7 @@ class EngineChoice:
         env: Any,
         threads_per_worker: Any,
         python: Any,
+        tasks: Any,
     ) -> EngineChoice:
         """Check a pool's arguments.
 
@@ -83,6 +87,7 @@ class EngineChoice:
             env=_environment(env),
             threads=_positive("threads_per_worker", threads_per_worker),
             python=None if python is None else os.fspath(python),
+            tasks=None if tasks is None else _positive("max_tasks_per_worker", tasks),
         )
 
     def make(self) -> Engine:
@@ -100,7 +105,7 @@ class EngineChoice:
 
         initializer = None if self.initializer is None else (self.initializer, self.initargs)
         launcher = Launcher(self.python, self.env, self.threads)
-        return ProcessesEngine(self.workers, launcher, initializer)
+        return ProcessesEngine(self.workers, launcher, initializer, self.tasks)
 
     @property
     def _initialize(self) -> Callable[[], object] | None:

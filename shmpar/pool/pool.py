@@ -66,6 +66,9 @@ class Pool(Reductions, Memory, Calls):
         otherwise the run raises :class:`shmpar.ChunkError`. What the user's ``out=`` held is lost
         even if the run fails. In place, and for results that are objects, nothing is checked.
         Cost: inputs are read two times more, outputs five times.
+    max_tasks_per_worker : int, optional
+        Chunks, and calls of `submit`, after which a worker process ends and is replaced, for
+        functions that leak memory. A new worker costs about as much as ``import numpy``.
 
     Attributes
     ----------
@@ -114,6 +117,7 @@ class Pool(Reductions, Memory, Calls):
         threads_per_worker: int = 1,
         python: str | os.PathLike[str] | None = None,
         check: bool = False,
+        max_tasks_per_worker: int | None = None,
     ) -> None:
         self._verb_defaults = Defaults(
             progress=progress,
@@ -131,17 +135,18 @@ class Pool(Reductions, Memory, Calls):
             env=env,
             threads_per_worker=threads_per_worker,
             python=python,
+            tasks=max_tasks_per_worker,
         )
         self._pid = os.getpid()
         self._last_run: Run | None = None
         self._manager = Manager()
         self._driver: Driver | None = None
-        self._closing: threading.Thread | None = None
         self._open(choice)
 
     def _open(self, choice: EngineChoice) -> None:
         self.n_workers = choice.workers
         self.engine = choice.name
+        self._closing: threading.Thread | None = None
         reap()
         try:
             with held_back():

@@ -32,7 +32,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """A worker found no tickets left in a generation, and holds none.
+    """A worker found no tickets left in a generation, or ends and takes no more; it holds none.
 
     Attributes
     ----------
@@ -40,12 +40,15 @@ class Drained:
         Tickets that it has had; 0 if it does not say.
     handed : int or None
         Tickets that all workers had had when this one stopped the counter; None if it did not.
+    leaves : bool
+        There may be tickets left: the worker is about to end.
     """
 
     worker: int
     generation: int
     claimed: int = 0
     handed: int | None = None
+    leaves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,8 @@ class Died:
     unfinished : tuple of int
         Chunks that it held and had not begun.
     barren : bool
-        It died without a chunk in any run: while it started, or while it loaded the plan.
+        It died without a chunk in any run, and had not said that it would: while it started, or
+        while it loaded the plan.
     """
 
     worker: int

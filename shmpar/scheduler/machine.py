@@ -186,10 +186,11 @@ class Scheduler:
                     yield self._assign(worker, generation)
 
     def _drained(self, event: Drained) -> Commands:
-        # A later worker need not be given what one has found empty.
-        self.spent.add(event.generation)
+        if not event.leaves:
+            # A later worker need not be given what one has found empty.
+            self.spent.add(event.generation)
+            self.outstanding.get(event.worker, set()).discard(event.generation)
         self.barren = 0
-        self.outstanding.get(event.worker, set()).discard(event.generation)
         self.claimed += event.claimed
         if event.handed is not None:
             self._ended(event.generation, event.handed)

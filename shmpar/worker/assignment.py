@@ -98,6 +98,8 @@ class Assignment:
         Whether the run wants to hear of each claim that is finished.
     sums : ndarray of uint32 or None
         Where the checksum of each chunk's output goes.
+    most : int or None
+        Tickets that this worker may have; None: as many as there are.
     """
 
     plan: Plan
@@ -116,6 +118,7 @@ class Assignment:
     spent: float = 0.0
     reports: bool = False
     sums: Array | None = None
+    most: int | None = None
 
     @property
     def count(self) -> int:

@@ -28,7 +28,7 @@ _SHARE = 4  # a claim takes at most 1 / (4 x workers) of what remains
 
 
 def work(assignment: Assignment, channel: Channel) -> bool:
-    """Compute chunks until no tickets are left, or the channel has had enough.
+    """Compute chunks until no tickets are left, or the worker or the channel has had enough.
 
     Returns
     -------
@@ -63,7 +63,9 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
         spent = perf_counter() - began
         assignment.spent += spent
         size = _next_size(size, spent / (last - first), count - last, assignment.workers)
-        if channel.enough():
+        if assignment.most is not None:
+            size = min(size, assignment.most - assignment.claimed)
+        if size == 0 or channel.enough():
             return False
     return True
 

@@ -10,6 +10,7 @@ to the worker
 ``abandon``         the run that waits for outputs is over
 ``task``            number, parcel, held segments, environment or None, segments
 ``initialize``      parcel, held segments, segments
+``limit``           chunks and tasks after which it is to end
 ``segments``        segments that come ahead of the message that speaks of them
 ``forget``          key of a segment that is gone
 ``exit``            there is nothing more
@@ -24,7 +25,8 @@ to the parent
 ``finished``        run, generation, first and last ticket of a claim
 ``values``          run, results that are objects, with segments
 ``drained``         run, generation, tickets had, tickets handed out or None, seconds, what the
-                    outputs in the scratch are or None
+                    outputs in the scratch are or None, whether tickets may be left: it ends
+``leaving``         it has done as much as it may, and ends
 ``refused``         run, exception, traceback: it does not load
 ``returned``        task, parcel, segments
 ``raised``          task, exception, traceback

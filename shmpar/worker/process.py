@@ -66,6 +66,8 @@ class WorkerProcess:
         Counters that are used again.
     unentered : BaseException or None
         Why the environment that the parent was told of last could not be taken on.
+    left : int or None
+        Chunks and tasks until it ends; None: it does not.
     """
 
     def __init__(self, wire: Wire, bell: int, number: int) -> None:
@@ -78,10 +80,11 @@ class WorkerProcess:
         self.segments: dict[int, Segment] = {}
         self.private: dict[int, Segment] = {}
         self.backlog: deque[tuple[Any, list[int]]] = deque()
+        self.left: int | None = None
 
     def serve(self) -> None:
-        """Handle messages until the parent says that it was the last."""
-        while True:
+        """Handle messages until the parent says that it was the last, or enough is done."""
+        while self.left is None or self.left > 0:
             message, descriptors = self.backlog.popleft() if self.backlog else self._next()
             match message:
                 case ("plan", fields, records):
@@ -89,6 +92,8 @@ class WorkerProcess:
                     counter = self._counter(plan, descriptors)
                     self._adopt(records, descriptors)
                     self._run(plan, counter)
+                case ("limit", tasks):
+                    self.left = tasks
                 case ("initialize", body, held, records):
                     self._adopt(records, descriptors)
                     self._initialize(body, held)
@@ -101,6 +106,7 @@ class WorkerProcess:
                     self._forget(key)
                 case ("exit",):
                     return
+        self.wire.send(("leaving",))
 
     def _next(self) -> tuple[Any, list[int]]:
         while True:
@@ -170,7 +176,12 @@ class WorkerProcess:
         finally:
             if kept:
                 namespaces.forget(kept)
+        self._has_done(1)
         self.wire.send(message, descriptors)
+
+    def _has_done(self, tasks: int) -> None:
+        if self.left is not None:
+            self.left -= tasks
 
     def _counter(self, plan: PlanMessage, descriptors: list[int]) -> OffsetTickets | LockTickets:
         """The counter of the plan; its descriptor, if it came, is taken off the list."""
@@ -183,6 +194,7 @@ class WorkerProcess:
 
     def _run(self, message: PlanMessage, counter: Tickets) -> None:
         said: Any = None
+        exhausted = True
         had: tuple[int, int | None, float] = (0, None, 0.0)
         kept: Sequence[Array] = ()
         try:
@@ -190,7 +202,8 @@ class WorkerProcess:
             ledger = self._ledger(message)
             assignment = self._assignment(message, function, counter, ledger)
             channel = SocketChannel(self, message.run, ledger if message.scratch else None)
-            work(assignment, channel)
+            exhausted = work(assignment, channel)
+            self._has_done(assignment.claimed)
             had = assignment.claimed, assignment.handed, assignment.spent
             channel.flush()
             said = channel.said.pack() if channel.said else None
@@ -199,7 +212,8 @@ class WorkerProcess:
         finally:
             if kept:
                 namespaces.forget(kept)
-        self.wire.send(("drained", message.run, message.generation, *had, said))
+        leaves = not exhausted
+        self.wire.send(("drained", message.run, message.generation, *had, said, leaves))
 
     def _load(self, message: PlanMessage) -> tuple[Function, Sequence[Array]]:
         held = self._held(message.held)
@@ -232,6 +246,7 @@ class WorkerProcess:
             workers=message.workers,
             reports=message.reports,
             sums=None if message.sums is None else self.view(message.sums, writable=True),
+            most=self.left,
         )
 
     def view(self, reference: Reference, *, writable: bool) -> Array:
@@ -272,7 +287,7 @@ class WorkerProcess:
                 )
                 self.unentered.__cause__ = error
         if self.unentered is not None:
-            raise self.unentered
+            raise self.unentered.with_traceback(None)
 
     def _enter(self, environment: Environment) -> None:
         with contextlib.suppress(OSError):  # a directory that is gone is no reason to fail

@@ -1,0 +1,83 @@
+"""``max_tasks_per_worker``: a worker has so many chunks and calls, and is replaced."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmpar
+from tests.pools import wait_for_workers
+
+
+def pids(pool: shmpar.Pool, chunks: int, **options: Any) -> Counter[int]:
+    """How many chunks of a call each process has computed."""
+    return Counter(pool.parallel_map(lambda n: os.getpid(), range(chunks), **options).tolist())
+
+
+@pytest.mark.parametrize(("workers", "most"), [(1, 1), (1, 4), (2, 3), (2, 1000)])
+def test_no_worker_has_more_than_it_may(workers: int, most: int) -> None:
+    """Over several runs, which are all complete."""
+    counts: Counter[int] = Counter()
+    with shmpar.Pool(workers, max_tasks_per_worker=most) as pool:
+        for _ in range(2):
+            counts += pids(pool, 6)
+            assert pool.last_run.report.deaths == 0
+    assert sum(counts.values()) == 12
+    assert max(counts.values()) <= most
+    assert len(counts) >= 12 / most
+
+
+def test_calls_count_too() -> None:
+    """And one that a worker was sent behind its last is made by the next."""
+    with shmpar.Pool(2, max_tasks_per_worker=3) as pool:
+        calls = [pool.submit(os.getpid) for _ in range(12)]
+        counts = Counter(call.result(60) for call in calls)
+    assert sum(counts.values()) == 12
+    assert max(counts.values()) <= 3
+
+
+def test_it_is_no_death_that_counts() -> None:
+    """Nothing is retried, nothing is given up, and results of every kind are complete."""
+    rows = np.arange(20.0).reshape(10, 2)
+    with shmpar.Pool(2, max_tasks_per_worker=5, retries=0) as pool:
+        wait_for_workers(pool)
+        np.testing.assert_array_equal(pool.map_blocks(np.negative, rows, chunks=(1, -1)), -rows)
+        found = pool.block_reduce(str, rows, chunks=(1, -1), dtype=object)
+        assert found.ravel().tolist() == [str(row[None]) for row in rows]
+        runs = [pool.parallel_map(np.sum, rows, wait=False) for _ in range(2)]
+        for run in runs:
+            np.testing.assert_array_equal(run.result(60), rows.sum(1))
+            assert run.report.deaths == 0
+        assert len(list(runs[0].completed())) == 10
+
+
+def test_an_initializer_is_called_in_each(tmp_path: Any) -> None:
+    """The new ones are as the first."""
+    log = tmp_path / "log"
+
+    def initialize() -> None:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    with shmpar.Pool(1, max_tasks_per_worker=2, initializer=initialize) as pool:
+        seen = pids(pool, 8)
+    assert set(seen) <= {int(line) for line in log.read_text().split()}
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("engine", ["threads", "serial"])
+def test_threads_are_not_replaced(engine: str) -> None:
+    """There is nothing to give back; the argument is accepted."""
+    with shmpar.Pool(2, engine=engine, max_tasks_per_worker=1) as pool:
+        assert set(pids(pool, 8)) == {os.getpid()}
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "many"])
+def test_what_is_no_number_of_tasks_is_refused(wrong: Any) -> None:
+    """Before anything starts."""
+    with pytest.raises((TypeError, ValueError), match="max_tasks_per_worker"):
+        shmpar.Pool(2, max_tasks_per_worker=wrong)
