@@ -1,6 +1,6 @@
 """Tickets: the right to compute one chunk, handed out once, by the kernel.
 
-Imports nothing of the package.
+Imports the segment package's descriptors.
 
 Guarantees
 ----------
@@ -25,6 +25,8 @@ import os
 import sys
 import threading
 from typing import Protocol
+
+from shmpar.segment import descriptors
 
 __all__ = ["LockTickets", "OffsetTickets", "Tickets", "new_tickets", "open_tickets"]
 
@@ -191,7 +193,7 @@ def new_tickets(kind: str | None = None) -> OffsetTickets | LockTickets:
     """
     if kind is None:
         kind = "offset" if _offset_is_atomic() else "lock"
-    return KINDS[kind](_counter_file())
+    return KINDS[kind](descriptors.opened(_counter_file))
 
 
 def open_tickets(kind: str, fd: int) -> OffsetTickets | LockTickets:

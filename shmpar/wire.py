@@ -1,12 +1,13 @@
 """Messages between the parent and a worker process: small pickles with descriptors.
 
-Imports nothing of the package.
+Imports errors.
 
 Guarantees
 ----------
 - A message arrives whole or not at all; no reader ever sees half of one, however its writer died.
 - A long message lies in sealed memory: whoever made it cannot change it under its reader.
 - Received descriptors are closed at exec, from the moment they exist.
+- A message that has lost descriptors, because the receiver may open no more, is an error.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import mmap
 import os
 import pickle
 import socket
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from shmpar.errors import SegmentError
 
 __all__ = ["MAX_DESCRIPTORS", "Wire"]
 
@@ -31,6 +34,7 @@ _CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 _NOW = _CLOEXEC | int(socket.MSG_DONTWAIT)
 _NOSIGNAL = int(socket.MSG_NOSIGNAL)
 _SOCKET, _RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
+_CUT = int(socket.MSG_CTRUNC) | int(socket.MSG_TRUNC)
 _SPACE = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * 4)
 _HERE, _IN_MEMORY = b"\0", b"\1"
 
@@ -42,10 +46,13 @@ class Wire:
     ----------
     sock : socket
         Of type SEQPACKET (or DGRAM where there is none).
+    end_other : callable, optional
+        Ends the process at the other end; called when something that it has said is lost.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, end_other: Callable[[], object] = lambda: None) -> None:
         self._socket = sock
+        self._end_other = end_other
 
     @staticmethod
     def pair() -> tuple[socket.socket, socket.socket]:
@@ -106,22 +113,39 @@ class Wire:
             If there is none, and `wait` is false or this end does not block.
         EOFError
             If the other end is gone.
+        SegmentError
+            If the message cannot be had whole; it is lost.
         """
         flags = _CLOEXEC if wait else _NOW
         try:
-            data, ancillary, _, _ = self._received(flags)
+            data, ancillary, found, _ = self._received(flags)
         except ConnectionResetError:
             raise EOFError from None
         descriptors = _descriptors(ancillary) if ancillary else []
+        if found & _CUT:
+            self._refuse(descriptors, f"only {len(descriptors)} of its descriptors had room")
         if not data:
             raise EOFError
         if data[:1] == _HERE:
             return pickle.loads(memoryview(data)[1:]), descriptors
         fd = descriptors.pop()
         try:
-            return pickle.loads(_read(fd, int.from_bytes(data[1:9], "little"))), descriptors
+            body = _read(fd, int.from_bytes(data[1:9], "little"))
+        except OSError as error:
+            self._refuse(descriptors, str(error))
         finally:
             os.close(fd)
+        return pickle.loads(body), descriptors
+
+    def _refuse(self, descriptors: list[int], why: str) -> NoReturn:
+        """Give up a message of which a part is missing: nobody could say which."""
+        for fd in descriptors:
+            os.close(fd)
+        self._end_other()
+        raise SegmentError(
+            f"a message between this process and another was lost: {why}; close files, drop "
+            "arrays, or raise the hard limit on open files (ulimit -Hn)"
+        )
 
     def _received(self, flags: int) -> Any:
         try:
@@ -154,8 +178,12 @@ def _sealed(body: bytes) -> int:
             return os.dup(file.fileno())
     fd = os.memfd_create("shmpar-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     view = memoryview(body)
-    while view:
-        view = view[os.write(fd, view) :]
+    try:
+        while view:
+            view = view[os.write(fd, view) :]
+    except OSError:
+        os.close(fd)
+        raise
     seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
     with contextlib.suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)

@@ -1,6 +1,6 @@
 """Waiting for worker processes: their sockets, their deaths, and a wake-up from another thread.
 
-Imports link.
+Imports link and segment.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import select
 import selectors
 
 from shmpar.engines.link import Link
+from shmpar.segment import descriptors
 
 __all__ = ["Ears"]
 
@@ -20,8 +21,8 @@ class Ears:
 
     def __init__(self) -> None:
         self._ready: list[tuple[selectors.SelectorKey, int]] = []
-        self._selector = selectors.DefaultSelector()
-        self._wake_read, self._wake_write = os.pipe()
+        self._selector = descriptors.opened(selectors.DefaultSelector)
+        self._wake_read, self._wake_write = descriptors.opened(os.pipe)
         for fd in (self._wake_read, self._wake_write):
             os.set_blocking(fd, False)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
@@ -50,7 +51,11 @@ class Ears:
 
     def wait_briefly(self, seconds: float) -> bool:
         """Block for less than a millisecond; return whether there is something."""
-        return bool(select.select([self._selector], [], [], seconds)[0])
+        try:
+            return bool(select.select([self._selector], [], [], seconds)[0])
+        except ValueError:  # it takes no descriptor above 1023
+            self.wait(seconds)
+            return bool(self._ready)
 
     def heard(self) -> list[tuple[Link, bool]]:
         """Workers that have something to say, and whether it is that they are dead."""

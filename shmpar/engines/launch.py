@@ -1,6 +1,6 @@
 """Starting a worker: an interpreter that is executed, not forked, with an inherited socket.
 
-Imports wire.
+Imports wire and segment.
 
 Guarantees
 ----------
@@ -22,6 +22,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from shmpar.segment import descriptors
 from shmpar.wire import Wire
 
 __all__ = ["BOOT", "CAPS", "Launched", "Launcher"]
@@ -123,26 +124,34 @@ class Launcher:
         Raises
         ------
         OSError
-            If the interpreter cannot be executed.
+            If the interpreter cannot be executed, or there are too few descriptors.
         """
-        ours, theirs = Wire.pair()
-        life_read, life = (_above_standard(fd) for fd in os.pipe())
-        sock = _above_standard(theirs.detach())
-        bell = _above_standard(os.eventfd(0)) if hasattr(os, "eventfd") else -1
-        try:
-            self._introduce(ours)
+        launched = descriptors.opened(lambda: self._start(number))
+        descriptors.keep_room(launched.pidfd)
+        return launched
+
+    def _start(self, number: int) -> Launched:
+        """Do it, or leave nothing open and nobody running."""
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+
+            def own(fd: int, end: contextlib.ExitStack) -> int:
+                fd = _above_standard(fd)
+                end.callback(os.close, fd)
+                return fd
+
+            near, far = Wire.pair()
+            ours.callback(near.close)
+            sock = own(far.detach(), theirs)
+            life_read, life = os.pipe()
+            life_read, life = own(life_read, theirs), own(life, ours)
+            bell = own(os.eventfd(0), ours) if hasattr(os, "eventfd") else -1
+            self._introduce(near)
             process = self._execute(sock, life_read, bell, number)
-        except BaseException:
-            ours.close()
-            os.close(life)
-            if bell >= 0:
-                os.close(bell)
-            raise
-        finally:
-            os.close(life_read)
-            os.close(sock)
-        pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else -1
-        return Launched(process, Wire(ours), life, bell, pidfd)
+            ours.callback(process.wait)
+            ours.callback(process.kill)
+            pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else -1
+            ours.pop_all()
+            return Launched(process, Wire(near, process.kill), life, bell, pidfd)
 
     def _introduce(self, sock: socket.socket) -> None:
         path = [] if self._foreign else sys.path

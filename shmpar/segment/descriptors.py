@@ -1,4 +1,4 @@
-"""File descriptors: how many the segments use, and room for more.
+"""File descriptors: how many the segments use, and room for more, for workers too.
 
 Imports the standard library only.
 
@@ -24,11 +24,12 @@ try:
 except ImportError:  # Windows has no such limits
     resource = None  # type: ignore[assignment]
 
-__all__ = ["born", "died", "opened", "scarce", "used"]
+__all__ = ["born", "died", "keep_room", "opened", "scarce", "used"]
 
 _T = TypeVar("_T")
 # Until 3.13 mmap keeps a duplicate of the descriptor that it was made of.
 PER_SEGMENT: Final = 1 if sys.version_info >= (3, 13) else 2
+MARGIN: Final = 640  # more than come with one message, with what maps them
 
 _alive: set[int] = set()
 born = _alive.add
@@ -48,8 +49,22 @@ def scarce() -> bool:
     return 0 <= soft < 4 * used()
 
 
+def keep_room(fd: int) -> None:
+    """Raise the limit before numbers come near it, of which this one is the newest.
+
+    For what comes through a socket: the kernel drops descriptors that there is no room for, and
+    they cannot be asked for again.
+    """
+    if resource is not None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if 0 <= soft < fd + MARGIN and soft != hard:
+            _raise_limit()
+
+
 def opened(open_: Callable[[], _T]) -> _T:
     """Call ``open_``; where the process is out of descriptors, raise its limit and call again.
+
+    What is called leaves nothing open when it fails.
 
     Raises
     ------
@@ -66,7 +81,7 @@ def opened(open_: Callable[[], _T]) -> _T:
     raise OSError(
         errno.EMFILE,
         f"{os.strerror(errno.EMFILE)}: {used()} descriptors are held by shared arrays; "
-        "drop arrays, or raise the hard limit (ulimit -Hn)",
+        "drop arrays, use fewer workers, or raise the hard limit (ulimit -Hn)",
     )
 
 

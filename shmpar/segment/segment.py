@@ -1,6 +1,7 @@
 """Segments: memory that several processes can map.
 
-Imports NumPy, ``shmpar.errors``, and the backing, extent, ladder and mapping beside it.
+Imports NumPy, ``shmpar.errors``, and the backing, descriptors, extent, ladder and mapping beside
+it.
 
 Guarantees
 ----------
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shmpar.errors import SegmentFull
-from shmpar.segment import extent, ladder
+from shmpar.segment import descriptors, extent, ladder
 from shmpar.segment.backing import Backing
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Segment:
         private : bool
             Map it copy on write: writable, and no write is seen elsewhere.
         """
+        descriptors.keep_room(fd)
         backing = Backing(fd, size, kind, key=key, writable=writable or private, private=private)
         return cls(backing)
 
