@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from shmpar import wire as wires
 from shmpar.wire import Wire
+from tests.interpreters import run_python
 
 LIMIT = wires._INLINE
 
@@ -103,6 +104,31 @@ def test_a_message_carries_as_many_descriptors_as_it_may(ends: Any, size: int) -
     assert len(descriptors) == wires.MAX_DESCRIPTORS
     for fd in descriptors:
         os.close(fd)
+
+
+def test_a_message_that_lost_descriptors_is_an_error() -> None:
+    """Whoever has no room for all has none of them, and the other end is not believed again."""
+    done = run_python("""
+        import os, pickle, resource
+        from shmpar.errors import SegmentError
+        from shmpar.wire import Wire
+        ours, theirs = Wire.pair()
+        ended = []
+        parent, worker = Wire(ours, lambda: ended.append(True)), Wire(theirs)
+        for body in ("short", "long" * 50_000):
+            before = os.listdir("/proc/self/fd")
+            worker.send(body, [0] * 20)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + 5, 4096))
+            try:
+                print(parent.receive())
+            except SegmentError as error:
+                print(error)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+            assert os.listdir("/proc/self/fd") == before
+        assert len(ended) == 2
+    """)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout.count("of its descriptors had room; close files") == 2
 
 
 def test_a_long_message_lies_in_memory_that_cannot_change() -> None:

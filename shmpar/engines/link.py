@@ -5,12 +5,17 @@ Imports launch, protocol, segment, travel, wire and worker.messages.
 Guarantees
 ----------
 - No send blocks: what the socket does not take waits in the outbox, in order.
+- A message that cannot be sent to a worker that lives costs that worker: what it knows, and what
+  is believed of it, would differ. Who sends a plan or a task gets the error; what else the worker
+  had is told of its death.
 - :meth:`Link.forget` takes no lock and waits for nothing, so a finalizer may call it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import os
 import pickle
 import threading
@@ -21,7 +26,9 @@ from typing import Any
 
 from shmpar.engines.launch import Launched
 from shmpar.engines.protocol import Execution, Generation
+from shmpar.errors import SegmentGone
 from shmpar.segment import Segment
+from shmpar.segment.descriptors import opened
 from shmpar.travel import Parcel
 from shmpar.wire import MAX_DESCRIPTORS
 from shmpar.worker.messages import Environment, SegmentRecord
@@ -30,6 +37,9 @@ __all__ = ["Link", "Loan"]
 
 OUTSTANDING = 2
 """Generations at a worker: the one that it runs and the one that it runs next."""
+
+_GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN}
+_LATER = {errno.EAGAIN, errno.EWOULDBLOCK, errno.ETOOMANYREFS}  # the last: too many are on the way
 
 
 @dataclass(eq=False, slots=True)
@@ -41,9 +51,9 @@ class Loan:
 
     def add(self, segment: Segment, *, private: bool) -> None:
         """Send this segment's descriptor along."""
-        kind, writable = segment.kind, segment.writable
+        kind, writable, fd = segment.kind, segment.writable, segment.fileno()
         self.records.append(SegmentRecord(segment.key, segment.size, kind, writable, private))
-        self.descriptors.append(segment.fileno())
+        self.descriptors.append(fd)
 
 
 @dataclass(eq=False, slots=True)
@@ -126,18 +136,31 @@ class Link:
         return [generation for _, generation in mine]
 
     def lend(self, segments: Iterable[Segment], loan: Loan) -> None:
-        """Add to `loan` the segments that it does not know yet."""
+        """Add to `loan` the segments that it does not know yet.
+
+        Raises
+        ------
+        SegmentGone
+            One was closed; what is in `loan` will not be sent.
+        """
         for segment in segments:
             if segment.key not in self.known:
+                self._add(segment, loan, private=False)
                 self.known.add(segment.key)
-                loan.add(segment, private=False)
+
+    def _add(self, segment: Segment, loan: Loan, *, private: bool) -> None:
+        try:
+            loan.add(segment, private=private)
+        except SegmentGone:
+            self.known -= {record.key for record in loan.records if not record.private}
+            raise
 
     def lend_parcel(self, parcel: Parcel, loan: Loan) -> tuple[int, ...]:
         """Add the segments of a parcel; return their keys, ~key for private ones."""
         held = []
         for segment, private in zip(parcel.segments, parcel.private, strict=True):
             if private:
-                loan.add(segment, private=True)
+                self._add(segment, loan, private=True)
             else:
                 self.lend([segment], loan)
             held.append(~segment.key if private else segment.key)
@@ -147,7 +170,8 @@ class Link:
         """Send segments by themselves while there are more than one message carries."""
         limit = MAX_DESCRIPTORS - 1  # one more descriptor goes with a plan
         while len(loan.descriptors) > limit:
-            self.post(("segments", loan.records[:limit]), loan.descriptors[:limit])
+            body = pickle.dumps(("segments", loan.records[:limit]), 5)
+            self.post_silently(body, loan.descriptors[:limit])
             del loan.records[:limit], loan.descriptors[:limit]
 
     def forget(self, key: int) -> None:
@@ -157,19 +181,22 @@ class Link:
             self.post(("forget", key))
 
     def post(self, message: Any, descriptors: Sequence[int] = ()) -> None:
-        """Send now, or as soon as the worker reads again."""
-        self.post_silently(pickle.dumps(message, 5), descriptors)
+        """Send now, or as soon as the worker reads again; a worker that lives is ended else."""
+        with contextlib.suppress(OSError):  # its death will be told
+            self.post_silently(pickle.dumps(message, 5), descriptors)
         self.ring()
 
     def post_task(self, number: int, parcel: Parcel, environment: Environment) -> None:
-        """Give it a task."""
+        """Give it a task; raises ``OSError`` if it cannot be sent."""
         loan = Loan()
         held = self.lend_parcel(parcel, loan)
         self.send_ahead(loan)
         changed = environment if self.environment != environment else None
         self.environment = environment
         self.tasks.add(number)
-        self.post(("task", number, parcel.body, held, changed, loan.records), loan.descriptors)
+        message = ("task", number, parcel.body, held, changed, loan.records)
+        self.post_silently(pickle.dumps(message, 5), loan.descriptors)
+        self.ring()
 
     def ring(self) -> None:
         """Tell the worker of what it was sent."""
@@ -183,10 +210,19 @@ class Link:
                 self.launched.ring(messages)
 
     def post_silently(self, body: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Send a pickled message, and leave it to a later :meth:`ring` to tell the worker."""
-        if not self.outbox and self._send(body, descriptors):
-            return
-        self.outbox.append((body, [os.dup(fd) for fd in descriptors]))
+        """Send a pickled message, and leave it to a later :meth:`ring` to tell the worker.
+
+        Raises
+        ------
+        OSError
+            If it cannot be sent, now or later, although the worker lives; it is ended.
+        """
+        try:
+            if self.outbox or not self._send(body, descriptors):
+                self.outbox.append((body, _duplicates(descriptors)))
+        except OSError:
+            self.launched.process.kill()
+            raise
 
     def flush(self) -> None:
         """Send what waits in the outbox, as far as the socket takes it, and ring."""
@@ -195,24 +231,44 @@ class Link:
                 while self.outbox and self._send(*self.outbox[0]):
                     for fd in self.outbox.popleft()[1]:
                         os.close(fd)
+            except OSError:
+                self.launched.process.kill()
+                self._discard()
             finally:
                 self.flushing.release()
         self.ring()
 
     def _send(self, body: bytes, descriptors: Sequence[int]) -> bool:
+        wire = self.launched.wire
         try:
-            self.launched.wire.send_packed(body, descriptors)
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass  # it is gone, which its pidfd will say
+            opened(lambda: wire.send_packed(body, descriptors))
+        except OSError as error:
+            if error.errno in _LATER:
+                return False
+            closed = error.errno == errno.EBADF and wire.fileno() < 0
+            if not closed and error.errno not in _GONE:  # else its pidfd will say that it is gone
+                raise
         # Counted after it was sent: a worker that is told finds at least so many.
         self.untold.append(None)
         return True
 
     def close(self) -> None:
         """Close the descriptors; the process, if it lives, is killed by it."""
+        self._discard()
+        self.launched.close()
+
+    def _discard(self) -> None:
         while self.outbox:
             for fd in self.outbox.popleft()[1]:
                 os.close(fd)
-        self.launched.close()
+
+
+def _duplicates(descriptors: Sequence[int]) -> list[int]:
+    """Their duplicates, or an ``OSError`` and none."""
+    found: list[int] = []
+    with contextlib.ExitStack() as undo:
+        for fd in descriptors:
+            found.append(opened(functools.partial(os.dup, fd)))
+            undo.callback(os.close, found[-1])
+        undo.pop_all()
+    return found

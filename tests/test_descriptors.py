@@ -1,0 +1,206 @@
+"""Few descriptors: a pool raises its limit in time, and says so where it may not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.interpreters import run_python
+
+LIMIT = """
+import errno, os, resource, sys
+import numpy as np
+import shmpar
+
+def limit(soft, hard=4096):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+def fill():
+    found = []
+    try:
+        while True:
+            found.append(os.dup(0))
+    except OSError as error:
+        assert error.errno == errno.EMFILE
+    return found
+
+def drop(some):
+    for fd in some:
+        os.close(fd)
+
+"""
+
+
+def check(source: str, said: str) -> None:
+    """Run it; it says so, and nothing else."""
+    done = run_python(LIMIT + source, timeout=120)
+    assert (done.stdout, done.stderr, done.returncode) == (said, "", 0)
+
+
+def test_a_pool_of_many_workers_raises_the_limit() -> None:
+    """Each takes six descriptors."""
+    check(
+        """
+limit(64)
+with shmpar.Pool(20) as pool:
+    print(pool.parallel_map(abs, range(-3, 0)).tolist())
+""",
+        "[3, 2, 1]\n",
+    )
+
+
+def test_a_pool_starts_with_no_descriptor_left() -> None:
+    """Whatever it opens first."""
+    check(
+        """
+with shmpar.Pool(1) as pool:  # imports what it needs
+    pool.parallel_map(abs, range(3))
+limit(64)
+held = fill()
+with shmpar.Pool(1) as pool:
+    print(pool.parallel_map(abs, range(-3, 0)).tolist())
+drop(held)
+""",
+        "[3, 2, 1]\n",
+    )
+
+
+@pytest.mark.parametrize("soft", [64, 1024])
+def test_results_that_lie_in_many_segments_arrive(soft: int) -> None:
+    """The kernel drops descriptors beyond the limit: it is raised before."""
+    check(
+        f"""
+limit({soft}, 16384)
+def item(n):
+    return np.full(20_000, n)
+with shmpar.Pool(1) as pool:
+    found = pool.parallel_map(item, range(1500), dtype=object)
+print(all((array == n).all() for n, array in enumerate(found)), len(found))
+""",
+        "True 1500\n",
+    )
+
+
+def test_a_pool_works_above_the_numbers_that_select_takes() -> None:
+    """As in a program that has opened a thousand files."""
+    check(
+        """
+limit(4096)
+held = [os.dup(0) for _ in range(1500)]
+with shmpar.Pool(2) as pool:
+    for _ in range(3):
+        print(pool.parallel_map(abs, range(-3, 0)).tolist())
+""",
+        "[3, 2, 1]\n" * 3,
+    )
+
+
+def test_a_limit_that_cannot_be_raised_is_an_error_and_leaves_nothing() -> None:
+    """No process, no descriptor; it says what to do."""
+    check(
+        """
+limit(40, 40)
+before = os.listdir("/proc/self/fd")
+try:
+    shmpar.Pool(20)
+except OSError as error:
+    print(error.errno == errno.EMFILE, "ulimit -Hn" in str(error))
+print(os.listdir("/proc/self/fd") == before)
+with shmpar.Pool(1) as pool:
+    print(pool.parallel_map(abs, range(-3, 0)).tolist())
+""",
+        "True True\nTrue\n[3, 2, 1]\n",
+    )
+
+
+def test_a_message_that_cannot_be_sent_is_the_runs_error() -> None:
+    """A long one needs a descriptor; the run does not wait for what was never sent."""
+    check(
+        """
+limit(80, 80)
+ballast = os.urandom(100_000)
+def length(n):
+    return len(ballast) + n
+with shmpar.Pool(1) as pool:
+    print(pool.parallel_map(length, range(2)).tolist())
+    held = fill()
+    try:
+        pool.parallel_map(length, range(2))
+    except OSError as error:
+        print(error.errno == errno.EMFILE)
+    drop(held)
+    print(pool.parallel_map(length, range(2)).tolist())
+""",
+        "[100000, 100001]\nTrue\n[100000, 100001]\n",
+    )
+
+
+def test_a_task_that_cannot_be_sent_is_its_error() -> None:
+    """And the next one is computed."""
+    check(
+        """
+limit(80, 80)
+ballast = os.urandom(100_000)
+with shmpar.Pool(1) as pool:
+    print(pool.submit(len, ballast).result())
+    held = fill()
+    future = pool.submit(len, ballast)
+    error = future.exception()
+    print(error.errno == errno.EMFILE)
+    drop(held)
+    print(pool.submit(len, ballast).result())
+""",
+        "100000\nTrue\n100000\n",
+    )
+
+
+def test_results_that_there_is_no_room_for_are_an_error() -> None:
+    """Never fewer than were sent, and never one in the place of another."""
+    check(
+        """
+def many(n):
+    return [np.full(20_000, m) for m in range(n, n + 40)]
+with shmpar.Pool(1) as pool:
+    pool.parallel_map(many, range(2), dtype=object)
+    limit(80, 80)  # not the worker's
+    held = fill()
+    drop(held[:30])
+    try:
+        pool.parallel_map(many, range(2), dtype=object)
+    except shmpar.SegmentError as error:
+        print("hard limit" in str(error))
+    drop(held[30:])
+    found = pool.parallel_map(lambda n: np.full(20_000, n), range(3), dtype=object)
+    print([int(array[0]) for array in found])
+""",
+        "True\n[0, 1, 2]\n",
+    )
+
+
+def test_a_segment_that_was_closed_is_the_fault_of_its_call_alone(tmp_path: Path) -> None:
+    """What would have gone with it to a worker goes with the next."""
+    os.mkfifo(tmp_path / "gate")
+    check(
+        f"""
+gate = {str(tmp_path / "gate")!r}
+def wait(n):
+    return len(open(gate).read())
+with shmpar.Pool(1) as pool:
+    good, bad = pool.array(np.arange(4.0)), pool.array(np.ones(4))
+    waiting = [pool.parallel_map(wait, range(1), wait=False) for _ in range(2)]
+    run = pool.map_blocks(np.add, good, bad, wait=False)  # a worker has two at most
+    bad.close()
+    for one in waiting:
+        with open(gate, "w") as file:
+            file.write("go")
+        one.result()
+    try:
+        run.result()
+    except shmpar.SegmentGone:
+        print("gone")
+    print(pool.map_blocks(np.negative, good).tolist())
+""",
+        "gone\n[-0.0, -1.0, -2.0, -3.0]\n",
+    )
