@@ -11,6 +11,8 @@ import signal
 import sys
 import threading
 import time
+import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -178,6 +180,26 @@ def test_a_function_that_pickles_but_does_not_load_is_a_plan_error(pool: shmpar.
     finally:
         del __main__.cached
     assert pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
+
+
+def test_warning_filters_that_do_not_load_are_a_plan_error(mortal_pool: shmpar.Pool) -> None:
+    """For as long as they are so; the workers live."""
+    module = types.ModuleType("there_is_no_such_module")
+    category = type("Lost", (UserWarning,), {"__module__": module.__name__})
+    module.Lost = category  # type: ignore[attr-defined]
+    wait_for_workers(mortal_pool)
+    workers = mortal_pool._driver.engine.pids()
+    with warnings.catch_warnings():
+        sys.modules[module.__name__] = module
+        warnings.simplefilter("ignore", category)
+        try:
+            for _ in range(2):  # it is told to the workers once
+                with pytest.raises(shmpar.PlanError, match=r"warning filters .* do not load"):
+                    mortal_pool.parallel_map(abs, range(3))
+        finally:
+            del sys.modules[module.__name__]
+    assert mortal_pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
+    assert mortal_pool._driver.engine.pids() == workers
 
 
 @pytest.mark.parametrize(

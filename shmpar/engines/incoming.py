@@ -65,7 +65,9 @@ def values(
 
 
 def refusal(cause: BaseException) -> PlanError:
-    """The error for a function that was sent but did not load."""
+    """The error for a function that was sent but did not load; a worker may say it itself."""
+    if isinstance(cause, PlanError):
+        return cause
     refused = PlanError(
         f"the function was sent, but does not load in a worker ({type(cause).__name__}: {cause}); "
         "what it refers to by name must be importable there: define it in a module, or wrap it "
