@@ -33,7 +33,7 @@ from shmpar.plan import Announcement, Failure, Function, Plan
 from shmpar.policy import Observer, Policy
 from shmpar.scheduler import Scheduler
 from shmpar.scratch import Scratch
-from shmpar.segment import kind_of
+from shmpar.segment import SMALL, check_room, kind_of
 from shmpar.verification import Verification
 
 __all__ = ["Conductor"]
@@ -164,6 +164,7 @@ class Conductor:
         if self._function is None:
             raise RuntimeError("this run is over")
         self.engine = engine
+        self._allocate_known(engine)
         sums = None if self.outputs.ledger is None else self.outputs.ledger.sums
         if self.plan.check:
             verification = Verification(self.plan, self._arrays, self._todo, sums)
@@ -199,6 +200,16 @@ class Conductor:
         for command in self._scheduler.start(ready, self._todo):
             self._do(command)
         self._settle()
+
+    def _allocate_known(self, engine: Engine) -> None:
+        """Make the outputs that are known, if there is room for them and copies of the inputs."""
+        outputs = self.outputs
+        needs = [("an output", size) for size in outputs.needs()]
+        if sum(array.nbytes for array in self._arrays) + sum(size for _, size in needs) > SMALL:
+            needs += [("a copy of an input", size) for size in engine.copied(self._arrays)]
+            check_room(self.plan.verb, needs)
+        if outputs.known is not None and outputs.arrays is None:
+            outputs.allocate(outputs.known)
 
     def _allocate(self, announcement: Announcement) -> None:
         with self._allocating:  # two threads may have their first result at once

@@ -108,6 +108,8 @@ class Outputs:
         Whether the result is a tuple.
     slab : Slab or None
         Where small outputs may lie.
+    known : Announcement or None
+        What they are going to be, if that is known before the first result.
     ledger : LedgerFile or None
         Where it is recorded what is done; all results are the user's files then.
     """
@@ -123,6 +125,7 @@ class Outputs:
         self.arrays: list[Array] | None = None
         self.several: bool | None = None
         self.slab: Slab | None = None
+        self.known: Announcement | None = None
         self.ledger: LedgerFile | None = None
         self._collects = collects
         self._fill = fill
@@ -169,6 +172,17 @@ class Outputs:
         ]
         self.several = announcement.several
         return self.arrays
+
+    def needs(self) -> list[int]:
+        """Bytes of each output that is going to be made in shared memory, as far as is known."""
+        if self.known is None or self.arrays is not None or self._collects:
+            return []
+        given = self.given or (None,) * len(self.known.outputs)
+        return [
+            prod(needed.shape) * needed.dtype.itemsize
+            for mine, needed in zip(given, self.known.outputs, strict=True)
+            if mine is None or (isinstance(mine, np.ndarray) and locate(mine) is None)
+        ]
 
     def _array(self, mine: Array | None, needed: Output) -> Array:
         if self._collects:

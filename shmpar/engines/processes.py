@@ -29,9 +29,11 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import MAGIC_NUMBER
 from typing import Any
+
+import numpy as np
 
 from shmpar.engines import incoming
 from shmpar.engines.ears import Ears
@@ -56,7 +58,7 @@ from shmpar.engines.trial import PATIENCE, Trial
 from shmpar.engines.watch import Watch
 from shmpar.ledger import Ledger
 from shmpar.plan import Announcement, Failure, Function
-from shmpar.segment import Slab
+from shmpar.segment import Slab, locate
 from shmpar.tickets import LockTickets, OffsetTickets
 from shmpar.travel import Parcel, pack
 
@@ -157,6 +159,10 @@ class ProcessesEngine:
 
     # Runs
 
+    def copied(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[int]:
+        """Those that lie in no segment and no mapped file."""
+        return [array.nbytes for array in arrays if locate(array) is None]
+
     def ledger(self, chunks: int) -> Ledger:
         """A zeroed ledger in shared memory."""
         return self._ledgers.take(chunks)
@@ -248,8 +254,7 @@ class ProcessesEngine:
         for one, private in zip(prepared.segments, prepared.private, strict=True):
             if not private:
                 self._watch.add(one)
-        environment = current_environment(foreign=self._foreign)
-        self._links[worker].post_task(number, prepared, environment)
+        self._links[worker].post_task(number, prepared, current_environment(foreign=self._foreign))
 
     # Events
 
@@ -348,8 +353,7 @@ class ProcessesEngine:
                 self._events.append(Rejected(run, incoming.refusal(incoming.error(body, text))))
             case ("broken", body, text):
                 self._broken = incoming.initializer_failed(incoming.error(body, text))
-                rejected = [Rejected(run, self._broken) for run in self._runs]
-                self._events.extend(rejected)
+                self._events.extend([Rejected(run, self._broken) for run in self._runs])
 
     def _announced(self, link: Link, run: int, announcement: Announcement) -> None:
         execution = self._runs.get(run)

@@ -258,6 +258,10 @@ class Engine(Protocol):
     slab: Slab | None
     holds_results: bool
 
+    def copied(self, arrays: Sequence[Array]) -> list[int]:
+        """Bytes of each of the inputs that it has to copy into shared memory."""
+        ...
+
     def ledger(self, chunks: int) -> Ledger:
         """A zeroed ledger that all workers can write."""
         ...

@@ -146,6 +146,10 @@ class SerialEngine:
         self._events: deque[Event] = deque()
         self._initializer = initializer
 
+    def copied(self, arrays: Sequence[Array]) -> list[int]:
+        """None is: they are in this process."""
+        return []
+
     def ledger(self, chunks: int) -> Ledger:
         """A ledger in plain memory."""
         buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))

@@ -14,7 +14,10 @@ import importlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
 
 from shmpar.engines.protocol import Emptied, Event, Execution, Generation, Ready, Rejected, Returned
 from shmpar.engines.serial import LocalChannel, bound, called
@@ -26,6 +29,8 @@ from shmpar.tickets import LockTickets, OffsetTickets, new_tickets
 from shmpar.worker.loop import work
 
 __all__ = ["ThreadsEngine"]
+
+Array = np.ndarray[Any, Any]
 
 _Job = list[tuple[Execution, Generation]]  # emptied when its run is over
 _Inbox = queue.SimpleQueue[_Job | tuple[int, Function] | None]
@@ -83,6 +88,10 @@ class ThreadsEngine:
         ]
         for thread in self._threads:
             thread.start()
+
+    def copied(self, arrays: Sequence[Array]) -> list[int]:
+        """None is: they are in this process."""
+        return []
 
     def ledger(self, chunks: int) -> Ledger:
         """A ledger in plain memory."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from shmpar.segment.copying import copy_in, share
 from shmpar.segment.files import appear
+from shmpar.segment.forecast import check_room
+from shmpar.segment.ladder import SMALL
 from shmpar.segment.manager import Manager, default_manager
 from shmpar.segment.mapping import Mapping
 from shmpar.segment.marker import inventory, reap
@@ -15,12 +17,14 @@ from shmpar.segment.segment import Segment, create
 from shmpar.segment.slab import Slab
 
 __all__ = [
+    "SMALL",
     "Manager",
     "Mapping",
     "Place",
     "Segment",
     "Slab",
     "appear",
+    "check_room",
     "copy_in",
     "create",
     "default_manager",

@@ -74,11 +74,14 @@ class Outlook:
         Bytes of the largest segment that it has room for.
     refusal : str
         Why it cannot be used at all; empty if it can.
+    in_memory : bool
+        Whether what is there takes memory.
     """
 
     rung: Rung
     free: int
     refusal: str = ""
+    in_memory: bool = True
 
 
 def _open_shm() -> int:
@@ -166,7 +169,8 @@ def _outlook(rung: Rung) -> Outlook:
     except (OSError, AttributeError) as error:
         return Outlook(rung, 0, _reason(error))
     try:
-        return Outlook(rung, _free(fd, in_memory=room.volatile(fd)))
+        in_memory = room.volatile(fd)
+        return Outlook(rung, _free(fd, in_memory=in_memory), in_memory=in_memory)
     finally:
         os.close(fd)
 

@@ -195,8 +195,7 @@ def _run(
         path = check_kept(plan, request.ledger, targets, in_place=in_place)
         seeded = request.seed is not None
         plan, todo = take_up(path, plan, function, inputs.arrays, outputs, seeded=seeded)
-    if known is not None and outputs.arrays is None:
-        outputs.allocate(known)
+    outputs.known = known
     policy = request.policy
     if in_place:  # there is no place for a pattern
         policy = dataclasses.replace(policy, in_place=True)

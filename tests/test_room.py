@@ -1,0 +1,90 @@
+"""A run that cannot fit is refused before anything of it is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import shmpar
+from shmpar.segment import forecast, ladder, room
+
+HUGE = np.lib.stride_tricks.as_strided(np.ones(1), (10**12,), (0,))  # 8 TB, of 8 bytes
+
+
+@pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
+@pytest.mark.parametrize("wait", [True, False])
+def test_the_error_has_the_sums(engine: str, wait: bool, tmp_path: Path) -> None:
+    """Of copies, which threads do not make, and of outputs; the function is not called."""
+    called = tmp_path / "called"
+
+    def work(block: Any) -> Any:
+        called.touch()
+        return block
+
+    copies = "8,000,000,000,000 for a copy of an input"
+    with shmpar.Pool(2, engine=engine) as pool:
+        with pytest.raises(shmpar.SegmentFull, match="nothing was begun") as caught:
+            pool.map_blocks(work, HUGE, chunks=10**6, dtype="u1", wait=wait)
+        assert isinstance(caught.value, MemoryError)
+        assert "map_blocks needs" in str(caught.value)
+        assert "1,000,000,000,000 for an output" in str(caught.value)
+        assert (copies in str(caught.value)) == (engine == "processes")
+        assert not called.exists()
+        assert pool.parallel_map(abs, range(-3, 0)).tolist() == [3, 2, 1]
+
+
+def test_results_on_disk_need_no_memory(tmp_path: Path) -> None:
+    """Nor does what is shared already; a disk without room for them says so itself."""
+    rows = np.memmap(tmp_path / "in", "f8", "w+", shape=(3_000_000,))
+    out = np.memmap(tmp_path / "out", "f8", "w+", shape=rows.shape)
+    with shmpar.Pool(2) as pool:
+        pool.map_blocks(np.negative, rows, out=out, chunks=10**6)
+        assert pool.last_run.report.memory == ("file", "file")
+        with pytest.raises(shmpar.SegmentFull):
+            pool.map_blocks(np.negative, HUGE, chunks=10**6, out=tmp_path / "new.npy", dtype="f8")
+    assert not (tmp_path / "new.npy").exists()
+
+
+sizes = st.integers(0, 50)
+
+
+@given(
+    needs=st.lists(sizes, max_size=6),
+    free=st.tuples(sizes, sizes, sizes),
+    memory=sizes,
+    on_disk=st.booleans(),
+)
+def test_what_fits_is_what_can_be_made_one_after_the_other(
+    needs: list[int], free: tuple[int, int, int], memory: int, on_disk: bool
+) -> None:
+    """Each on the first rung that takes it, from memory that all rungs but the disk share."""
+    outlooks = [
+        ladder.Outlook(rung, most, in_memory=not (on_disk and rung.kind == "tempfile"))
+        for rung, most in zip(ladder.RUNGS, free, strict=True)
+    ]
+
+    def makes(taken: list[tuple[int, int]]) -> bool:
+        """The slow way: what has been made says what there is room for."""
+        if len(taken) == len(needs):
+            return True
+        used = sum(n for place, n in taken if outlooks[place].in_memory)
+        size = needs[len(taken)]
+        for place, one in enumerate(outlooks):
+            on_it = sum(n for other, n in taken if other == place)
+            if size <= one.free - on_it and (not one.in_memory or size <= memory - used):
+                return makes([*taken, (place, size)])
+        return False
+
+    assert forecast._fits(needs, outlooks, memory) == makes([])
+
+
+def test_what_is_left_is_asked_for_at_each_call() -> None:
+    """Nothing is remembered of an earlier refusal."""
+    with pytest.raises(shmpar.SegmentFull):
+        forecast.check_room("a test", [("all", room.memory() + 2**50)])
+    forecast.check_room("a test", [("little", 1000)])
