@@ -41,6 +41,7 @@ import numpy as np
 from shmpar.checksum import checksum
 from shmpar.interrupts import allowed
 from shmpar.segment import Segment, appear
+from shmpar.segment.descriptors import opened
 
 __all__ = ["LedgerFile", "Owner"]
 
@@ -130,7 +131,7 @@ class LedgerFile:
         """
         while True:
             try:
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                fd = opened(lambda: os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
             except FileNotFoundError:
                 with contextlib.suppress(FileExistsError):  # another process was quicker
                     _make(path, owner)

@@ -83,6 +83,40 @@ print(all((array == n).all() for n, array in enumerate(found)), len(found))
     )
 
 
+@pytest.mark.parametrize(
+    "work",
+    [
+        "a.name",
+        "shmpar.attach(address)",
+        "shmpar.attach(name, 3, 'f8', own=True)",
+        "a.lock.acquire()",
+        "shmpar.zeros(3, name='shmpar-test-few')",
+        "shmpar.asarray(mapped).name",
+        "pool.map_blocks(np.negative, mapped, out=out, ledger=ledger, chunks=10)",
+    ],
+)
+def test_whatever_opens_a_file_raises_the_limit(work: str, tmp_path: Path) -> None:
+    """Names, addresses, locks, mapped files and ledgers."""
+    check(
+        f"""
+import shmpar.segment.marker, shmpar.verbs.kept
+folder = {str(tmp_path)!r}
+a, b, out, ledger = shmpar.zeros(3), shmpar.zeros(3), folder + "/out.npy", folder + "/ledger"
+address, name = b.address, b.name
+np.save(folder + "/in.npy", np.arange(100.0))
+with shmpar.Pool(2) as pool:
+    pool.map_blocks(np.negative, np.arange(100.0), out=folder + "/0.npy", ledger=folder + "/1")
+    mapped = np.load(folder + "/in.npy", mmap_mode="r")
+    limit(len(os.listdir("/proc/self/fd")))
+    held = fill()
+    {work}
+    drop(held)
+    print("done")
+""",
+        "done\n",
+    )
+
+
 def test_a_pool_works_above_the_numbers_that_select_takes() -> None:
     """As in a program that has opened a thousand files."""
     check(

@@ -24,6 +24,7 @@ from shmpar.arrays.sharedarray import SharedArray, over
 from shmpar.errors import SegmentGone
 from shmpar.segment import Manager, Place, Segment, default_manager, extent, naming
 from shmpar.segment.backing import Backing, known, remember
+from shmpar.segment.descriptors import opened
 
 if TYPE_CHECKING:
     from multiprocessing.shared_memory import SharedMemory
@@ -150,7 +151,7 @@ def _open_file(address: Address) -> tuple[int, bool]:
     flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     mode = os.O_RDWR if address.writable else os.O_RDONLY
     try:
-        return os.open(address.name, mode | flags), address.writable
+        return opened(lambda: os.open(address.name, mode | flags)), address.writable
     except FileNotFoundError:
         raise SegmentGone(f"the file {address.name!r} was removed") from None
 

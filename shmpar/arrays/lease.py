@@ -20,6 +20,7 @@ from shmpar.arrays.address import Address
 from shmpar.arrays.lock import Lock, lock_of
 from shmpar.errors import SegmentGone
 from shmpar.segment import Manager, Place, locate
+from shmpar.segment.descriptors import opened
 from shmpar.segment.mapping import pointer
 
 __all__ = ["Lease", "part"]
@@ -125,7 +126,8 @@ class Lease:
 
     def _reopen(self) -> int:
         """Open the segment anew: a duplicate would share the lock with whoever it came from."""
-        return os.open(f"/dev/fd/{self.segment.fileno()}", os.O_RDWR | os.O_CLOEXEC)
+        path, flags = f"/dev/fd/{self.segment.fileno()}", os.O_RDWR | os.O_CLOEXEC
+        return opened(lambda: os.open(path, flags))
 
 
 def part(name: str) -> tuple[str, int]:

@@ -78,7 +78,8 @@ def _rough(path: str) -> str:
 
 
 def _link(fd: int, path: str) -> None:
-    folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    name, flags = os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    folder = descriptors.opened(lambda: os.open(name, flags))
     try:  # linkat alone follows the link in /proc, and needs a folder
         os.link(f"/proc/self/fd/{fd}", os.path.basename(path), src_dir_fd=folder, dst_dir_fd=folder)
     finally:

@@ -1,6 +1,6 @@
 """Recognising files that the user has mapped: np.memmap, np.load(mmap_mode=), SharedMemory.buf.
 
-Imports NumPy, and the backing, mapping and segment beside it.
+Imports NumPy, and the backing, descriptors, mapping and segment beside it.
 
 Guarantees
 ----------
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from shmpar.segment import descriptors
 from shmpar.segment.backing import Backing
 from shmpar.segment.mapping import pointer
 from shmpar.segment.segment import Segment
@@ -108,7 +109,10 @@ def _window(array: np.ndarray[Any, Any]) -> Window | None:
 
 def _from_kernel(array: np.ndarray[Any, Any]) -> _Source | None:
     address = pointer(array)
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
+    maps = "/proc/self/maps"
+    with descriptors.opened(
+        lambda: open(maps, encoding="utf-8", errors="surrogateescape")
+    ) as lines:
         for line in lines:
             found = _LINE.match(line)
             if found and int(found[1], 16) <= address < int(found[2], 16):
@@ -150,7 +154,7 @@ def _opened(source: _Source) -> Backing | None:
     """Open the file again; None if the path now leads to another one."""
     flags = (os.O_RDWR if source.writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0)
     try:
-        fd = os.open(source.path, flags)
+        fd = descriptors.opened(lambda: os.open(source.path, flags))
     except OSError:
         return None
     with contextlib.ExitStack() as stack:

@@ -1,7 +1,8 @@
 """Marker files: what a killed process named, and that it is dead.
 
-Imports the naming and ladder beside it.  A marker is ``/dev/shm/shmpar_<hex>.marker``, mode 0600;
-one line a name: device, inode, name; above it a line that says by which process, and when.
+Imports the descriptors, naming and ladder beside it.  A marker is
+``/dev/shm/shmpar_<hex>.marker``, mode 0600; one line a name: device, inode, name; above it a line
+that says by which process, and when.
 
 Guarantees
 ----------
@@ -21,9 +22,10 @@ import re
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from shmpar.segment import ladder, naming
+from shmpar.segment import descriptors, ladder, naming
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +43,7 @@ _LINE: Final = re.compile(
     re.MULTILINE,
 )
 _FLAGS: Final = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+_CREATED: Final = _FLAGS | os.O_CREAT | os.O_EXCL | os.O_APPEND
 _ours: dict[tuple[int, str], int] = {}  # by (pid, path): a forked child owns none
 
 
@@ -136,7 +139,7 @@ def _locked_file() -> tuple[str, int]:
     while True:
         path = f"{ladder.SHM}/{naming.generated('.marker')}"
         _ours[os.getpid(), path] = -1
-        fd = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        fd = descriptors.opened(partial(os.open, path, _CREATED, 0o600))
         fcntl.lockf(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:
             _ours[os.getpid(), path] = fd
@@ -230,7 +233,7 @@ def _foreign() -> Iterator[str]:
 def _opened(path: str) -> Iterator[int | None]:
     """Open a marker of this user; None if it is somebody else's or has gone."""
     try:
-        fd = os.open(path, _FLAGS | os.O_NONBLOCK)
+        fd = descriptors.opened(lambda: os.open(path, _FLAGS | os.O_NONBLOCK))
     except OSError:
         yield None
         return

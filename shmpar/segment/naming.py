@@ -1,6 +1,6 @@
 """Names of segments: making, checking, linking, opening and removing them.
 
-Imports ``shmpar.errors`` and the ladder beside it.
+Imports ``shmpar.errors`` and the descriptors and ladder beside it.
 
 Guarantees
 ----------
@@ -12,6 +12,7 @@ A name is removed only while it still leads to the very file that it was given t
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -21,7 +22,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from shmpar.errors import SegmentGone
-from shmpar.segment import ladder
+from shmpar.segment import descriptors, ladder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +92,8 @@ def link(fd: int, name: str) -> None:
 
 @contextmanager
 def _folder() -> Iterator[int]:
-    fd = os.open(ladder.SHM, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    fd = descriptors.opened(lambda: os.open(ladder.SHM, flags))
     try:
         yield fd
     finally:
@@ -142,7 +144,7 @@ def _path(name: str) -> str:
 def _open(path: str, flags: int, name: str) -> tuple[int, bool]:
     try:
         try:
-            return os.open(path, os.O_RDWR | flags), True
+            return descriptors.opened(lambda: os.open(path, os.O_RDWR | flags)), True
         except PermissionError:
             return os.open(path, os.O_RDONLY | flags), False
     except FileNotFoundError:
@@ -153,6 +155,8 @@ def _open(path: str, flags: int, name: str) -> tuple[int, bool]:
     except PermissionError:
         raise
     except OSError as error:  # a symbolic link, a folder, a socket
+        if error.errno in {errno.EMFILE, errno.ENFILE}:
+            raise
         raise ValueError(f"{name!r} is no segment: {error.strerror}") from None
 
 
