@@ -33,7 +33,8 @@ sys.stdin.read()
 """
 LIMITED = """
 import os, resource, sys
-resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+hard = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_NOFILE, (60, hard))
 os.execv(sys.executable, [sys.executable, "-m", "shmpar", *sys.argv[1:]])
 """
 
@@ -137,15 +138,22 @@ def test_a_variable_that_is_no_number_is_a_problem():
 
 def test_too_few_descriptors_are_a_problem():
     """The doctor itself works with few."""
-    done = run_python(LIMITED, "doctor", env=HEALTHY)
+    done = run_python(LIMITED, "60", "doctor", env=HEALTHY)
     assert (done.stderr, done.returncode) == ("", 1)
     assert "a process may open 60 files, Pool() needs about 76\n" in done.stdout
-    assert "ulimit -n" in done.stdout
-    done = run_python(LIMITED, "doctor", "--json", env=HEALTHY)
+    assert "ulimit -Hn" in done.stdout
+    done = run_python(LIMITED, "60", "doctor", "--json", env=HEALTHY)
     found = json.loads(done.stdout)
     assert done.returncode == 1
     assert not found["ok"]
     assert [list(one) for one in found["problems"]] == [["what", "advice"]]
+
+
+def test_a_limit_that_a_pool_raises_is_no_problem():
+    """The soft one is shown as it was."""
+    done = run_python(LIMITED, "4096", "doctor", env={"SHMPAR_NUM_WORKERS": "20"})
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert "60; Pool() needs about 184\n" in done.stdout
 
 
 def in_shm(size, *arguments):

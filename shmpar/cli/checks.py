@@ -251,9 +251,10 @@ def descriptors() -> Section:
         Fact("needed", "", needed, ""),
     )
     problems: tuple[Problem, ...] = ()
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        what = f"a process may open {soft} files, Pool() needs about {needed}"
-        problems = (Problem(what, "raise the limit: ulimit -n 4096 (or ulimit -Hn, as root)"),)
+    # A pool raises the soft limit by itself.
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        what = f"a process may open {hard} files, Pool() needs about {needed}"
+        problems = (Problem(what, "raise the hard limit: ulimit -Hn 4096, as root"),)
     return Section("descriptors", "Workers", facts, problems)
 
 

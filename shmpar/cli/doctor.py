@@ -31,9 +31,9 @@ def examine() -> Answer:
         for check in (
             checks.versions,
             checks.workers,
+            checks.descriptors,  # before a pool raises the limit
             checks.trial,
             checks.tickets,
-            checks.descriptors,
             checks.memory,
             checks.shared_memory,
             checks.places,
