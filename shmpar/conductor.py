@@ -266,16 +266,23 @@ class Conductor:
         for chunk, value in values:
             (self.outputs.arrays or [])[0][self.plan.window(chunk)] = value
 
-    def worker_lost(self, worker: int, exitcode: int | None, *, barren: bool) -> None:
-        """A worker is gone, and has been reaped: its slot will not change any more."""
+    def worker_lost(
+        self, worker: int, exitcode: int | None, *, barren: bool, innocent: bool
+    ) -> None:
+        """A worker is gone, and has been reaped: its slot will not change any more.
+
+        It is `barren` if it had nothing, `innocent` if it was killed for another run's sake.
+        """
         execution = self._alive
         self._exitcode = exitcode
-        blamed, unfinished = execution.taken_by(worker)
+        blamed, unfinished = execution.taken_by(
+            worker, innocent=innocent and not self.policy.in_place
+        )
         self.deaths += blamed is not None
         self._scratch.lost(execution.ledger.slot(worker)[SAID])
         execution.ledger.empty(worker)
-        if self._verification is not None and blamed is not None:
-            self._verification.again([blamed])
+        if self._verification is not None:
+            self._verification.again(unfinished if blamed is None else (blamed,))
         self.feed(scheduler.Died(worker, blamed, unfinished, barren))
 
     def holds(self, worker: int) -> bool:
@@ -308,12 +315,8 @@ class Conductor:
             observer.close()
 
     def _check_overdue(self, limit: float) -> None:
-        execution = self._alive
-        for worker in range(execution.ledger.workers):
-            held = execution.ledger.held(worker)
-            if held and held.since and time.monotonic_ns() - held.since > limit * 1e9:
-                chunk = execution.generations[held.generation].chunk(held.cursor)
-                self.feed(scheduler.TimedOut(worker, chunk))
+        for worker, chunk in self._alive.begun_before(time.monotonic_ns() - int(limit * 1e9)):
+            self.feed(scheduler.TimedOut(worker, chunk))
 
     # What the scheduler wants done
 
@@ -329,7 +332,7 @@ class Conductor:
             case scheduler.Stop():
                 self._stop(engine, execution)
             case scheduler.Kill(worker):
-                engine.kill(worker)
+                engine.kill(worker, self.number)
             case scheduler.Replace(worker):
                 engine.replace(worker)
             case scheduler.Fail(chunk, timed_out):
@@ -429,14 +432,12 @@ class Conductor:
     def finished_chunks(self) -> Iterator[int]:
         """Chunks of this run as they are done, in whatever order; ends when it is over."""
         heard: set[int] = set()
-        while not self.news.complete or len(heard) < len(self.news.chunks):
-            fresh = self.news.after(len(heard))
-            heard.update(fresh)
-            yield from fresh
-        lost = set(self.unfinished)
-        for chunk in range(self.plan.chunks) if self._todo is None else self._todo:
-            if chunk not in heard and chunk not in lost:
-                yield chunk
+        for chunk in self.news:
+            heard.add(chunk)
+            yield chunk
+        heard.update(self.unfinished)
+        every = range(self.plan.chunks) if self._todo is None else self._todo
+        yield from (chunk for chunk in every if chunk not in heard)
 
     def rest(self) -> tuple[Plan, Function, list[Array], Outputs, Policy, tuple[int, ...]]:
         """What another run takes to compute what this one has not."""

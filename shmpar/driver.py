@@ -280,23 +280,27 @@ class Driver:
             case Ready(worker):
                 for conductor in self._running():
                     conductor.feed(scheduler.Joined(worker))
-            case Lost(worker, exitcode, left):
-                conductors = self._running()
-                holds = any(conductor.holds(worker) for conductor in conductors)
-                had = self._tasks.lost(worker, exitcode, innocent=holds or left)
-                barren = not (holds or had or left)
-                for conductor in conductors:
-                    conductor.worker_lost(worker, exitcode, barren=barren)
-                engine = self._alive
-                self._tasks.give_up(2 * engine.workers + 2, exitcode)
-                if self._tasks:
-                    engine.replace(worker)
+            case Lost():
+                self._lost(event)
             case Returned(task, value, error):
                 self._tasks.returned(task, value, error)
             case _:
                 found = self._runs.get(event.run)
                 if found is not None and not found.conductor.over:
                     self._tell_one(found.conductor, event)
+
+    def _lost(self, event: Lost) -> None:
+        worker, exitcode, engine = event.worker, event.exitcode, self._alive
+        conductors = self._running()
+        holds = any(conductor.holds(worker) for conductor in conductors)
+        known = holds or event.left or event.killed_for is not None
+        had = self._tasks.lost(worker, exitcode, innocent=known)
+        for conductor in conductors:
+            innocent = event.killed_for not in {None, conductor.number}
+            conductor.worker_lost(worker, exitcode, barren=not (known or had), innocent=innocent)
+        self._tasks.give_up(2 * engine.workers + 2, exitcode)
+        if self._tasks:
+            engine.replace(worker)
 
     def _running(self) -> list[Conductor]:
         """Those of the runs that are not over; the others wait to be swept."""

@@ -6,7 +6,7 @@ Imports nothing of the package.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 __all__ = ["News"]
 
@@ -34,7 +34,14 @@ class News:
             self.complete = self.complete or last
             self._changed.notify_all()
 
-    def after(self, position: int) -> list[int]:
+    def __iter__(self) -> Iterator[int]:
+        """The chunks, each as soon as it is heard of; ends when no more will come."""
+        given = 0
+        while fresh := self._after(given):
+            given += len(fresh)
+            yield from fresh
+
+    def _after(self, position: int) -> list[int]:
         """The chunks from a place on; waits until there is one, or there will be none."""
         with self._changed:
             self._changed.wait_for(lambda: len(self.chunks) > position or self.complete)

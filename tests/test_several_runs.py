@@ -143,3 +143,29 @@ def test_a_call_behind_a_chunk_that_ends_the_worker_is_made_by_the_next(tmp_path
         assert call.result(timeout=60) == 32
         assert run.result(timeout=60).tolist() == [0, -1]
     gate.close()
+
+
+def test_a_chunk_is_not_blamed_for_the_end_of_another_run(tmp_path: Path) -> None:
+    """A worker that is ended for one run's sake may have a chunk of another: that is no death."""
+    gate = Gate(tmp_path)
+    calls = tmp_path / "calls"
+
+    def patient(block: Any) -> Any:
+        with calls.open("a") as log:
+            log.write("x")
+        if calls.stat().st_size == 1:
+            _wait(str(tmp_path), block)
+        return -block
+
+    with shmpar.Pool(1, retries=0) as pool:
+        wait_for_workers(pool)
+        long = pool.map_blocks(patient, np.arange(2.0), chunks=2, wait=False)
+        gate.until_begun()
+        other = pool.map_blocks(np.negative, np.arange(4.0), chunks=2, wait=False)
+        # As an interrupt does whose grace is over.
+        pool._driver.engine.kill(0, other.conductor.number)
+        assert other.result(60).tolist() == [0, -1, -2, -3]
+        assert long.result(60).tolist() == [0, -1]
+        assert calls.stat().st_size == 2
+        assert long.report.deaths == 0
+    gate.close()

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shmpar.engines.launch import Launched
-from shmpar.engines.protocol import Execution, Generation
+from shmpar.engines.protocol import Execution, Generation, Lost
 from shmpar.errors import SegmentGone
 from shmpar.segment import Segment
 from shmpar.segment.descriptors import opened
@@ -66,6 +66,8 @@ class Link:
         The worker's.
     launched : Launched
         Its process and descriptors.
+    killed_for : int or None
+        The run for whose sake it was killed.
     leaving : bool
         It ends of its own accord.
     ready : bool
@@ -94,6 +96,7 @@ class Link:
 
     number: int
     launched: Launched
+    killed_for: int | None = None
     leaving: bool = False
     ready: bool = False
     known: set[int] = field(default_factory=set)
@@ -109,6 +112,16 @@ class Link:
     def leave(self) -> None:
         """It has said that it ends: it is given nothing more."""
         self.ready, self.leaving = False, True
+
+    def kill(self, run: int) -> None:
+        """End it with SIGKILL, for the sake of a run."""
+        self.killed_for = run
+        self.launched.process.kill()
+
+    def lost(self) -> Lost:
+        """Reap it; say how it ended."""
+        exitcode = self.launched.process.wait()
+        return Lost(self.number, exitcode, self.leaving and not exitcode, self.killed_for)
 
     def has(self, run: int) -> bool:
         """Whether it was sent something of this run that it has not drained."""

@@ -50,7 +50,6 @@ from shmpar.engines.protocol import (
     Failed,
     Finished,
     Generation,
-    Lost,
     Ready,
     Rejected,
 )
@@ -135,10 +134,10 @@ class ProcessesEngine:
             body = self._initializer.body
             link.post(("initialize", body, held, loan.records), loan.descriptors)
 
-    def kill(self, worker: int) -> None:
+    def kill(self, worker: int, run: int) -> None:
         """End a worker with SIGKILL."""
         if worker in self._links:
-            self._links[worker].launched.process.kill()
+            self._links[worker].kill(run)
 
     def pids(self) -> list[int]:
         """Process ids of the workers, in the order of their numbers."""
@@ -149,8 +148,7 @@ class ProcessesEngine:
         self._read(link)
         self._unlink(link)
         self._counters.settle(self._outstanding)
-        exitcode = link.launched.process.wait()
-        self._events.append(Lost(link.number, exitcode, left=link.leaving and not exitcode))
+        self._events.append(link.lost())
         link.close()
 
     def _unlink(self, link: Link) -> None:

@@ -11,7 +11,7 @@ Guarantees
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -109,8 +109,22 @@ class Execution:
     stopped: bool = False
     sums: Array | None = None
 
-    def taken_by(self, worker: int) -> tuple[int | None, tuple[int, ...]]:
+    def begun_before(self, moment: int) -> Iterator[tuple[int, int]]:
+        """Workers with the chunks that they began before this, in monotonic nanoseconds."""
+        for worker in range(self.ledger.workers):
+            held = self.ledger.held(worker)
+            if held and held.since and held.since < moment:
+                yield worker, self.generations[held.generation].chunk(held.cursor)
+
+    def taken_by(
+        self, worker: int, *, innocent: bool = False
+    ) -> tuple[int | None, tuple[int, ...]]:
         """Settle what a worker that is gone held: mark what it had finished as done.
+
+        Parameters
+        ----------
+        innocent : bool
+            No chunk is to blame; the one in progress counts as not begun.
 
         Returns
         -------
@@ -126,8 +140,11 @@ class Execution:
         finished = [chunk(ticket) for ticket in range(held.first, held.cursor)]
         rest = [chunk(ticket) for ticket in range(held.cursor + 1, held.last)]
         if self.plan.collects:  # its results may have died with it
-            return chunk(held.cursor), (*finished, *rest)
-        self.ledger.mark_done(finished)
+            rest = [*finished, *rest]
+        else:
+            self.ledger.mark_done(finished)
+        if innocent:
+            return None, (chunk(held.cursor), *rest)
         return chunk(held.cursor), tuple(rest)
 
 
@@ -228,11 +245,14 @@ class Lost:
         As of :class:`subprocess.Popen`; None where it could not be found out.
     left : bool
         It has ended of its own accord, holding nothing, as it had said it would.
+    killed_for : int or None
+        The run for whose sake it was killed from here.
     """
 
     worker: int
     exitcode: int | None
     left: bool = False
+    killed_for: int | None = None
 
 
 Event = Ready | Emptied | Finished | Failed | Rejected | Values | Returned | Lost
@@ -313,8 +333,8 @@ class Engine(Protocol):
         """Give a task to a worker that is free; :class:`Returned` says what came of it."""
         ...
 
-    def kill(self, worker: int) -> None:
-        """End a worker at once."""
+    def kill(self, worker: int, run: int) -> None:
+        """End a worker at once, for the sake of a run."""
         ...
 
     def replace(self, worker: int) -> None:

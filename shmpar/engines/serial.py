@@ -199,7 +199,7 @@ class SerialEngine:
         """Keep it for the next call of :meth:`wait`."""
         self._task = number, prepared
 
-    def kill(self, worker: int) -> None:
+    def kill(self, worker: int, run: int) -> None:
         """The worker is this thread, which has just reported and so is idle."""
 
     def replace(self, worker: int) -> None:

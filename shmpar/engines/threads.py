@@ -140,7 +140,7 @@ class ThreadsEngine:
         self._calling[number] = worker
         self._inboxes[worker].put((number, prepared))
 
-    def kill(self, worker: int) -> None:
+    def kill(self, worker: int, run: int) -> None:
         """A thread cannot be ended."""
 
     def replace(self, worker: int) -> None:
