@@ -122,7 +122,7 @@ class Conductor:
         self._scratch = Scratch()
         self._verification: Verification | None = None
         self._allocating = threading.Lock()
-        self._exitcode: int | None = None
+        self._end = engines.Exit(None)
         self._told = 0.0
         self._settled = 0
 
@@ -266,15 +266,13 @@ class Conductor:
         for chunk, value in values:
             (self.outputs.arrays or [])[0][self.plan.window(chunk)] = value
 
-    def worker_lost(
-        self, worker: int, exitcode: int | None, *, barren: bool, innocent: bool
-    ) -> None:
+    def worker_lost(self, worker: int, end: engines.Exit, *, barren: bool, innocent: bool) -> None:
         """A worker is gone, and has been reaped: its slot will not change any more.
 
         It is `barren` if it had nothing, `innocent` if it was killed for another run's sake.
         """
         execution = self._alive
-        self._exitcode = exitcode
+        self._end = end
         blamed, unfinished = execution.taken_by(
             worker, innocent=innocent and not self.policy.in_place
         )
@@ -339,7 +337,7 @@ class Conductor:
                 execution.ledger.status[chunk] = FAILED
                 self.errors[chunk] = self._death(chunk, timed_out=timed_out)
             case scheduler.GiveUp():
-                self.fatal = self.fatal or failures.barren(self.plan, self._exitcode, self.run)
+                self.fatal = self.fatal or failures.barren(self.plan, self._end, self.run)
             case scheduler.Audit():
                 self._pending.append(scheduler.Audited(self._audit(execution)))
             case scheduler.Finish():
@@ -358,7 +356,7 @@ class Conductor:
         if timed_out:
             return failures.timeout(self.plan, chunk, self.policy.task_timeout, self.run)
         in_place = self.policy.in_place
-        return failures.death(self.plan, chunk, self._exitcode, self.run, in_place=in_place)
+        return failures.death(self.plan, chunk, self._end, self.run, in_place=in_place)
 
     def _stop(self, engine: Engine, execution: Execution) -> None:
         handed = [one.tickets.stop(self.plan.chunks) for one in execution.generations]

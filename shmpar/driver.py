@@ -290,15 +290,15 @@ class Driver:
                     self._tell_one(found.conductor, event)
 
     def _lost(self, event: Lost) -> None:
-        worker, exitcode, engine = event.worker, event.exitcode, self._alive
+        worker, end, engine = event.worker, event.end, self._alive
         conductors = self._running()
         holds = any(conductor.holds(worker) for conductor in conductors)
         known = holds or event.left or event.killed_for is not None
-        had = self._tasks.lost(worker, exitcode, innocent=known)
+        had = self._tasks.lost(worker, end, innocent=known)
         for conductor in conductors:
             innocent = event.killed_for not in {None, conductor.number}
-            conductor.worker_lost(worker, exitcode, barren=not (known or had), innocent=innocent)
-        self._tasks.give_up(2 * engine.workers + 2, exitcode)
+            conductor.worker_lost(worker, end, barren=not (known or had), innocent=innocent)
+        self._tasks.give_up(2 * engine.workers + 2, end)
         if self._tasks:
             engine.replace(worker)
 

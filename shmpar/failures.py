@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from shmpar.engines import describe_exit
+from shmpar.engines import Exit
 from shmpar.errors import ChunkError, ShmparError, TaskTimeout, WorkerDied
 from shmpar.plan import Failure, Function, Plan, ResultError, describe_region
 
@@ -54,7 +54,7 @@ def timeout(plan: Plan, chunk: int, seconds: float | None, run: Any) -> TaskTime
     )
 
 
-def death(plan: Plan, chunk: int, exitcode: int | None, run: Any, *, in_place: bool) -> WorkerDied:
+def death(plan: Plan, chunk: int, end: Exit, run: Any, *, in_place: bool) -> WorkerDied:
     """The error of a chunk whose worker died."""
     begun = (
         "; the chunk was being computed in place, so part of it may hold new values"
@@ -62,10 +62,10 @@ def death(plan: Plan, chunk: int, exitcode: int | None, run: Any, *, in_place: b
         else ""
     )
     return WorkerDied(
-        f"{_where(plan, chunk)}: the worker {describe_exit(exitcode)}{begun}",
+        f"{_where(plan, chunk)}: the worker {end.describe()}{begun}",
         chunk=chunk,
         region=plan.region(chunk),
-        exitcode=exitcode,
+        exitcode=end.code,
         run=run,
     )
 
@@ -76,18 +76,18 @@ def name_of(call: Function) -> str:
     return type(call.call).__qualname__ if name is None else str(name)
 
 
-def task_death(name: str, exitcode: int | None) -> WorkerDied:
+def task_death(name: str, end: Exit) -> WorkerDied:
     """The error of a task whose worker died."""
-    return WorkerDied(f"submit, {name}: the worker {describe_exit(exitcode)}", exitcode=exitcode)
+    return WorkerDied(f"submit, {name}: the worker {end.describe()}", exitcode=end.code)
 
 
-def barren(plan: Plan, exitcode: int | None, run: Any) -> WorkerDied:
+def barren(plan: Plan, end: Exit, run: Any) -> WorkerDied:
     """The error of a run whose workers die before they take a chunk."""
     return WorkerDied(
         f"{plan.verb}: workers end before they take a chunk; the last one "
-        f"{describe_exit(exitcode)}: see its standard error, and try the function with "
+        f"{end.describe()}: see its standard error, and try the function with "
         "engine='serial'",
-        exitcode=exitcode,
+        exitcode=end.code,
         run=run,
     )
 

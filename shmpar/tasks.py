@@ -19,6 +19,7 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, Protocol
 
 from shmpar import failures
+from shmpar.engines import Exit
 from shmpar.engines.protocol import Engine
 from shmpar.plan import Function
 
@@ -163,7 +164,7 @@ class Tasks:
         if task is not None:
             self._over.append((task, value, error))
 
-    def lost(self, worker: int, exitcode: int | None, *, innocent: bool) -> bool:
+    def lost(self, worker: int, end: Exit, *, innocent: bool) -> bool:
         """A worker is gone; `innocent` says that its death was another's fault.
 
         Returns
@@ -178,15 +179,15 @@ class Tasks:
                 task.retries -= not innocent
                 self._queue.appendleft(task)
             else:
-                self._over.append((task, None, failures.task_death(task.name, exitcode)))
+                self._over.append((task, None, failures.task_death(task.name, end)))
         self._barren = 0 if had or innocent else self._barren + 1
         return had
 
-    def give_up(self, patience: int, exitcode: int | None) -> None:
+    def give_up(self, patience: int, end: Exit) -> None:
         """Workers die and have nothing: after so many in a row, no task has a chance."""
         if self._barren > patience:
             for task in self._queue:
-                self._over.append((task, None, failures.task_death(task.name, exitcode)))
+                self._over.append((task, None, failures.task_death(task.name, end)))
             self._queue.clear()
 
     def cancel_waiting(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from shmpar import cpus
-from shmpar.engines.exits import describe_exit
+from shmpar.engines import Exit
 from shmpar.segment import room
 
 
@@ -128,7 +128,7 @@ def test_this_machine_has_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param(None, "ended", id="unknown"),
         pytest.param(0, "exited with status 0", id="normally"),
         pytest.param(7, "exited with status 7", id="status"),
-        pytest.param(-signal.SIGKILL, "SIGKILL (most often the kernel's, for lack of", id="killed"),
+        pytest.param(-signal.SIGKILL, "SIGKILL (by somebody's kill, or the kernel's", id="killed"),
         pytest.param(-signal.SIGSEGV, "SIGSEGV (a fault in compiled code", id="fault"),
         pytest.param(-signal.SIGBUS, "SIGBUS (a mapped file was truncated", id="bus"),
         pytest.param(-signal.SIGTERM, "was ended by signal SIGTERM", id="terminated"),
@@ -137,4 +137,4 @@ def test_this_machine_has_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_an_exit_is_described(code: Any, says: str) -> None:
     """With what to look at, for signals that have a usual cause."""
-    assert says in describe_exit(code)
+    assert says in Exit(code).describe()

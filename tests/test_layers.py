@@ -68,6 +68,7 @@ BESIDE = {
     ("travel", "plan"),
     ("engines.__init__", "engines.exits"),
     ("engines.protocol", "plan"),
+    ("engines.protocol", "engines.exits"),
     ("scratch", "outputs"),
     ("outputs", "ledgerfile"),
     ("outcome", "failures"),

@@ -9,12 +9,14 @@ import select
 import signal
 import subprocess
 import time
+from typing import NamedTuple
 
-__all__ = ["await_exit", "describe_exit"]
+__all__ = ["Exit", "await_exit"]
 
+_SMALLER = "try smaller chunks or fewer workers"
 _ADVICE = {
-    signal.SIGKILL: "most often the kernel's, for lack of memory: try smaller chunks or fewer "
-    "workers, and look at dmesg",
+    signal.SIGKILL: "by somebody's kill, or the kernel's for lack of memory, though it does not "
+    f"say so here: look at dmesg; if so, {_SMALLER}",
     signal.SIGSEGV: "a fault in compiled code: run the chunk with engine='serial' under "
     "python -X faulthandler",
     signal.SIGBUS: "a mapped file was truncated, or its disk is full",
@@ -35,28 +37,40 @@ def await_exit(process: subprocess.Popen[bytes], pidfd: int, deadline: float) ->
         process.wait()
 
 
-def describe_exit(code: int | None) -> str:
-    """Say how a process ended, and what to look at.
+class Exit(NamedTuple):
+    """How a worker process ended.
 
-    Parameters
+    Attributes
     ----------
     code : int or None
         As in :class:`subprocess.Popen`; None if it could not be found out.
-
-    Examples
-    --------
-    >>> describe_exit(3)
-    'exited with status 3'
-    >>> describe_exit(-11)[:27]
-    'was ended by signal SIGSEGV'
+    out_of_memory : bool
+        The kernel has ended processes for lack of memory meanwhile.
     """
-    if code is None:
-        return "ended"
-    if code >= 0:
-        return f"exited with status {code}"
-    try:
-        name = signal.Signals(-code)
-    except ValueError:
-        return f"was ended by signal {-code}"
-    advice = _ADVICE.get(name)
-    return f"was ended by signal {name.name}" + (f" ({advice})" if advice else "")
+
+    code: int | None
+    out_of_memory: bool = False
+
+    def describe(self) -> str:
+        """Say how it ended, and what to look at.
+
+        Examples
+        --------
+        >>> Exit(3).describe()
+        'exited with status 3'
+        >>> Exit(-11).describe()[:27]
+        'was ended by signal SIGSEGV'
+        """
+        code = self.code
+        if code is None:
+            return "ended"
+        if code >= 0:
+            return f"exited with status {code}"
+        try:
+            name = signal.Signals(-code)
+        except ValueError:
+            return f"was ended by signal {-code}"
+        if name == signal.SIGKILL and self.out_of_memory:
+            return f"was ended by the kernel for lack of memory (an OOM kill): {_SMALLER}"
+        advice = _ADVICE.get(name)
+        return f"was ended by signal {name.name}" + (f" ({advice})" if advice else "")

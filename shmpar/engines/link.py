@@ -24,10 +24,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from shmpar.engines.exits import Exit
 from shmpar.engines.launch import Launched
 from shmpar.engines.protocol import Execution, Generation, Lost
 from shmpar.errors import SegmentGone
-from shmpar.segment import Segment
+from shmpar.segment import Segment, room
 from shmpar.segment.descriptors import opened
 from shmpar.travel import Parcel
 from shmpar.wire import MAX_DESCRIPTORS
@@ -66,6 +67,8 @@ class Link:
         The worker's.
     launched : Launched
         Its process and descriptors.
+    oom_kills : int
+        How many processes the kernel had ended for lack of memory when it was started.
     killed_for : int or None
         The run for whose sake it was killed.
     leaving : bool
@@ -96,6 +99,7 @@ class Link:
 
     number: int
     launched: Launched
+    oom_kills: int = field(default_factory=room.oom_kills)
     killed_for: int | None = None
     leaving: bool = False
     ready: bool = False
@@ -120,8 +124,9 @@ class Link:
 
     def lost(self) -> Lost:
         """Reap it; say how it ended."""
-        exitcode = self.launched.process.wait()
-        return Lost(self.number, exitcode, self.leaving and not exitcode, self.killed_for)
+        code = self.launched.process.wait()
+        end = Exit(code, room.oom_kills() > self.oom_kills)
+        return Lost(self.number, end, self.leaving and not code, self.killed_for)
 
     def has(self, run: int) -> bool:
         """Whether it was sent something of this run that it has not drained."""

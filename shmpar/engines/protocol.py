@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from shmpar.engines.exits import Exit
 from shmpar.ledger import Ledger
 from shmpar.plan import Announcement, Failure, Function, Plan
 from shmpar.segment import Slab
@@ -241,8 +242,8 @@ class Lost:
     ----------
     worker : int
         Which one.
-    exitcode : int or None
-        As of :class:`subprocess.Popen`; None where it could not be found out.
+    end : Exit
+        How it ended.
     left : bool
         It has ended of its own accord, holding nothing, as it had said it would.
     killed_for : int or None
@@ -250,7 +251,7 @@ class Lost:
     """
 
     worker: int
-    exitcode: int | None
+    end: Exit
     left: bool = False
     killed_for: int | None = None
 

@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Group", "available", "device", "folders", "groups", "memory", "volatile"]
+__all__ = [
+    "Group",
+    "available",
+    "device",
+    "folders",
+    "groups",
+    "memory",
+    "oom_kills",
+    "volatile",
+]
 
 _UNLIMITED = 1 << 62
 ROOT = "/sys/fs/cgroup"
@@ -152,6 +161,26 @@ def _group(folder: str, limit: str, usage: str) -> Group | None:
     except (OSError, ValueError):  # no such group, or "max"
         return None
     return None if ceiling >= _UNLIMITED else Group(ceiling, used, _reclaimable(folder))
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has ended for lack of memory, here or in our control groups.
+
+    It counts on this machine as a whole where no control group counts; 0 where nothing does.
+    """
+    counts = [
+        _count(f"{folder}/{'memory.events' if version > 1 else 'memory.oom_control'}")
+        for version, folder in folders("memory")
+    ]
+    return max([*counts, _count("/proc/vmstat")])
+
+
+def _count(path: str) -> int:
+    with suppress(OSError, ValueError), open(path, "rb") as lines:
+        for line in lines:
+            if line.startswith(b"oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def _number(path: str) -> int:

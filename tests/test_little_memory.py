@@ -1,0 +1,93 @@
+"""Runs in a control group with little memory: what is refused, and what the kernel ends."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from shmpar.segment import room
+from tests.interpreters import ROOT
+
+LIMIT = 400 << 20  # bytes
+
+
+@pytest.fixture
+def group() -> Iterator[str]:
+    """The folder of a memory control group of this test's own, with a limit."""
+    version, above = next(iter(room.folders("memory")), (0, ""))
+    folder = f"{above}/shmpar-test-{secrets.token_hex(4)}"
+    limit = {1: "memory.limit_in_bytes", 2: "memory.max"}
+    try:
+        os.mkdir(folder)
+    except OSError as error:
+        pytest.skip(f"making a control group is not allowed here: {error}")
+    try:
+        try:
+            with open(f"{folder}/{limit[version]}", "w", encoding="ascii") as file:
+                file.write(str(LIMIT))
+        except OSError as error:
+            pytest.skip(f"memory is not limited by control groups here: {error}")
+        yield folder
+    finally:
+        os.rmdir(folder)
+
+
+def run_in(group: str, source: str) -> str:
+    """Run a snippet in a control group; return what it printed."""
+    enter = f'echo $$ > {group}/cgroup.procs && exec {sys.executable} -c "$0"'
+    done = subprocess.run(
+        ["sh", "-c", enter, source],
+        env={**os.environ, "PYTHONPATH": ROOT},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_a_run_beyond_the_limit_takes_the_next_rung(group: str) -> None:
+    """Though the machine has more memory than that; the report says where it was."""
+    source = """
+import numpy as np, shmpar
+with shmpar.Pool(1) as pool:
+    rows = np.broadcast_to(np.ones(1, "u1"), (300_000_000,))
+    out = pool.map_blocks(lambda block: block.astype("u2"), rows, dtype="u2", chunks=1_000_000)
+    print(out[::1000].sum(), *pool.last_run.report.memory)
+"""
+    assert run_in(group, source) == "300000 private tempfile\n"
+
+
+def test_a_worker_that_the_kernel_ends_for_lack_of_memory_is_told_from_others(group: str) -> None:
+    """The kernel counts; the error says so, and what to do."""
+    source = """
+import os, signal
+import numpy as np, shmpar
+
+def takes(n):
+    if n == 5:
+        return int(np.ones(80_000_000).sum())
+    return n
+
+def dies(n):
+    if n == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return n
+
+with shmpar.Pool(1, retries=0) as pool:
+    for func in (takes, dies, takes):
+        try:
+            pool.parallel_map(func, range(10))
+        except shmpar.WorkerDied as error:
+            print(error.chunk, error.exitcode, "OOM kill" in str(error))
+    print(pool.parallel_map(abs, range(3)).tolist())
+"""
+    said = "5 -9 True\n5 -9 False\n5 -9 True\n[0, 1, 2]\n"
+    assert run_in(group, source) == said
