@@ -148,6 +148,7 @@ def _counter_file_elsewhere() -> int:
     if hasattr(os, "memfd_create"):
         plain = os.memfd_create("shmpar-tickets")
         try:
+            os.fchmod(plain, 0o600)  # it is made with 0o777
             # A plain memfd's offset is not locked; one that was opened by path is.
             return os.open(f"/proc/self/fd/{plain}", os.O_RDWR | os.O_CLOEXEC)
         finally:

@@ -5,7 +5,8 @@ Imports errors.
 Guarantees
 ----------
 - A message arrives whole or not at all; no reader ever sees half of one, however its writer died.
-- A long message lies in sealed memory: whoever made it cannot change it under its reader.
+- A long message lies in sealed memory, which the reader checks: not even who made it can change
+  it any more. Where there is no such memory, the reader has a copy.
 - Received descriptors are closed at exec, from the moment they exist.
 - A message that has lost descriptors, because the receiver may open no more, is an error.
 """
@@ -13,7 +14,7 @@ Guarantees
 from __future__ import annotations
 
 import array
-import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -36,6 +37,11 @@ _NOSIGNAL = int(socket.MSG_NOSIGNAL)
 _SOCKET, _RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 _CUT = int(socket.MSG_CTRUNC) | int(socket.MSG_TRUNC)
 _SPACE = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * 4)
+_SEALS = (
+    fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    if hasattr(os, "memfd_create")
+    else 0
+)
 _HERE, _IN_MEMORY = b"\0", b"\1"
 
 
@@ -169,7 +175,7 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 def _sealed(body: bytes) -> int:
     """A memory file that holds `body` and can never change."""
-    if not hasattr(os, "memfd_create"):
+    if not _SEALS:
         import tempfile
 
         with tempfile.TemporaryFile(prefix="shmpar") as file:
@@ -179,16 +185,22 @@ def _sealed(body: bytes) -> int:
     fd = os.memfd_create("shmpar-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     view = memoryview(body)
     try:
+        os.fchmod(fd, 0o600)  # it is made with 0o777
         while view:
             view = view[os.write(fd, view) :]
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     except OSError:
         os.close(fd)
         raise
-    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-    with contextlib.suppress(OSError):
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     return fd
 
 
-def _read(fd: int, size: int) -> mmap.mmap:
-    return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+def _read(fd: int, size: int) -> mmap.mmap | bytes:
+    """The body that lies there, in memory that nobody can write to."""
+    if _SEALS and fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS:
+        return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+    if _SEALS:
+        raise PermissionError(errno.EPERM, "a message lies in memory that is not sealed")
+    with open(fd, "rb", closefd=False) as file:
+        file.seek(0)
+        return file.read(size)

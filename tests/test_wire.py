@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shmpar import wire as wires
+from shmpar.errors import SegmentError
 from shmpar.wire import Wire
 from tests.interpreters import run_python
 
@@ -141,11 +142,23 @@ def test_a_long_message_lies_in_memory_that_cannot_change() -> None:
     os.close(fd)
 
 
+def test_a_message_in_memory_that_can_change_is_refused(ends: Any) -> None:
+    """It is not unpickled: who made it could have something else read than what was sent."""
+    parent, worker = ends
+    body = pickle.dumps("harmless", 5)
+    fd = os.memfd_create("open", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, body)
+    worker._sendmsg(wires._IN_MEMORY, len(body).to_bytes(8, "little"), [fd])
+    os.close(fd)
+    with pytest.raises(SegmentError, match="not sealed"):
+        parent.receive()
+
+
 def test_a_long_message_finds_a_file_where_there_is_no_such_memory(
     ends: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It travels in a temporary one."""
-    monkeypatch.delattr(wires.os, "memfd_create")
+    monkeypatch.setattr(wires, "_SEALS", 0)
     parent, worker = ends
     value = padded(100_000)
     parent.send(value)

@@ -89,7 +89,9 @@ def _open_shm() -> int:
 
 
 def _open_memfd() -> int:
-    return os.memfd_create("shmpar", os.MFD_CLOEXEC)
+    fd = os.memfd_create("shmpar", os.MFD_CLOEXEC)
+    os.fchmod(fd, 0o600)  # it is made with 0o777
+    return fd
 
 
 def _open_tempfile() -> int:
