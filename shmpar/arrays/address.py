@@ -27,6 +27,7 @@ __all__ = ["VERSION", "Address"]
 
 VERSION: Final = 1
 _MAX_AXES: Final = 64
+_MOST: Final = 2**64 - 1  # inodes have as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class Address:
             An entry has the wrong type.
         """
         if _entry(given, "version", int) != VERSION:
-            raise ValueError(f"address of version {given['version']!r}, not {VERSION}")
+            raise ValueError(f"address of version {given['version']}, not {VERSION}")
         address = cls(
             name=_entry(given, "name", str),
             size=_entry(given, "size", int),
@@ -125,12 +126,13 @@ class Address:
 
     def check(self) -> None:
         """Raise ValueError unless the array lies inside of its segment."""
-        if len(self.shape) != len(self.strides) or len(self.shape) > _MAX_AXES:
+        if len(self.shape) != len(self.strides):
             raise ValueError(f"address with shape {self.shape} and strides {self.strides}")
         if min(self.shape, default=0) < 0 or not 1 <= self.size <= sys.maxsize:
             raise ValueError(f"address with shape {self.shape} in {self.size} bytes")
-        if math.prod(self.shape) * self.dtype.itemsize > sys.maxsize:
-            raise ValueError(f"address with shape {self.shape}: too large")
+        steps = max(map(abs, self.strides), default=0)
+        if max(math.prod(self.shape) * self.dtype.itemsize, steps) > sys.maxsize:
+            raise ValueError(f"address with shape {self.shape}, strides {self.strides}: too large")
         touched = extent.span(self.shape, self.strides, self.dtype.itemsize)
         if not extent.fits(self.size, self.offset, touched) or not 0 <= self.start <= self.size:
             raise ValueError(
@@ -146,14 +148,18 @@ def _entry(given: Any, key: str, kind: type | tuple[type, ...]) -> Any:
         raise ValueError(f"address without {key!r}")
     value = given[key]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError(f"address with {key} = {value!r}")
+        raise TypeError(f"address with {key} = {description.shown(value)}")
+    if isinstance(value, int) and not -_MOST <= value <= _MOST:
+        raise ValueError(f"address with {key} = {description.shown(value)}")
     return value
 
 
 def _numbers(given: dict[str, Any], key: str) -> tuple[int, ...]:
     values = _entry(given, key, (list, tuple))
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in values):
-        raise TypeError(f"address with {key} = {values!r}")
+        raise TypeError(f"address with {key} = {description.shown(values)}")
+    if len(values) > _MAX_AXES or not all(-_MOST <= n <= _MOST for n in values):
+        raise ValueError(f"address with {key} = {description.shown(values)}")
     return tuple(values)
 
 

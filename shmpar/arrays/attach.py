@@ -13,12 +13,15 @@ Attaching twice, or what this process made, maps nothing twice.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
 from shmpar.arrays import demand
 from shmpar.arrays.address import Address
+from shmpar.arrays.description import shown
 from shmpar.arrays.lease import Lease, part
 from shmpar.arrays.sharedarray import SharedArray, over
 from shmpar.errors import SegmentGone
@@ -151,9 +154,19 @@ def _open_file(address: Address) -> tuple[int, bool]:
     flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     mode = os.O_RDWR if address.writable else os.O_RDONLY
     try:
+        found = os.lstat(address.name)  # before it is opened: a device or a pipe would notice that
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{shown(address.name)} is no regular file")
+        _verify(address, found, sized=True)
         return opened(lambda: os.open(address.name, mode | flags)), address.writable
-    except FileNotFoundError:
-        raise SegmentGone(f"the file {address.name!r} was removed") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise SegmentGone(f"the file {shown(address.name)} was removed") from None
+    except PermissionError:
+        raise
+    except OSError as error:  # its path is too long, or leads in circles
+        if error.errno in {errno.EMFILE, errno.ENFILE}:
+            raise
+        raise ValueError(f"{shown(address.name)} cannot be opened: {error.strerror}") from None
 
 
 def _verify(address: Address, found: os.stat_result, *, sized: bool) -> None:

@@ -12,11 +12,12 @@ or ``describe`` raises.
 from __future__ import annotations
 
 import re
+import reprlib
 from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["describe", "rebuild"]
+__all__ = ["describe", "rebuild", "shown"]
 
 Description = str | dict[str, Any]
 
@@ -74,16 +75,16 @@ def rebuild(found: Any, depth: int = 0) -> np.dtype[Any]:
     if isinstance(found, str):
         return _simple(found)
     if not isinstance(found, dict):
-        raise TypeError(f"no description of a dtype: {found!r}")
+        raise TypeError(f"no description of a dtype: {shown(found)}")
     try:
         return _subarray(found, depth) if "base" in found else _structured(found, depth)
     except (KeyError, OverflowError, MemoryError) as error:
-        raise ValueError(f"no description of a dtype: {found!r}") from error
+        raise ValueError(f"no description of a dtype: {shown(found)}") from error
 
 
 def _simple(text: str) -> np.dtype[Any]:
     if not _SIMPLE.fullmatch(text):
-        raise ValueError(f"no description of a dtype: {text!r}")
+        raise ValueError(f"no description of a dtype: {shown(text)}")
     dtype: np.dtype[Any] = np.dtype(text)
     return dtype
 
@@ -96,7 +97,7 @@ def _subarray(found: dict[str, Any], depth: int) -> np.dtype[Any]:
 def _structured(found: dict[str, Any], depth: int) -> np.dtype[Any]:
     names, titles = found["names"], found["titles"]
     if not all(isinstance(text, str) for text in [*names, *filter(None, titles)]):
-        raise TypeError(f"dtype with names {names!r}")
+        raise TypeError(f"dtype with names {shown(names)}")
     dtype = np.dtype(
         {
             "names": list(names),
@@ -113,7 +114,15 @@ def _structured(found: dict[str, Any], depth: int) -> np.dtype[Any]:
 def _counts(values: Any) -> list[int]:
     """Check a list of numbers of bytes or elements."""
     if not isinstance(values, list):
-        raise TypeError(f"dtype with {values!r}")
+        raise TypeError(f"dtype with {shown(values)}")
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in values):
-        raise ValueError(f"dtype with {values!r}")
+        raise ValueError(f"dtype with {shown(values)}")
     return values
+
+
+def shown(value: Any) -> str:
+    """What an error says of something that may be of any length and depth."""
+    try:
+        return reprlib.repr(value)
+    except Exception:  # noqa: BLE001 - a number of too many digits, or an object of the user's
+        return f"a value of type {type(value).__name__}"

@@ -6,7 +6,8 @@ Guarantees
 ----------
 A name is either a plain file name in ``/dev/shm`` or exactly ``/proc/<pid>/fd/<n>``; nothing else
 is ever opened by name.  What is opened is a regular file of the same user, no symbolic link is
-followed, and through ``/proc`` only files that have no name at all.
+followed, and through ``/proc`` only files that have no name at all.  It is looked at before it is
+opened, since opening a device or a pipe does something, and after, since it may be another by then.
 A name is removed only while it still leads to the very file that it was given to.
 """
 
@@ -128,7 +129,7 @@ def open_named(name: str) -> tuple[int, bool]:
         flags |= os.O_NOFOLLOW
     fd, writable = _open(path, flags, name)
     try:
-        _vet(os.fstat(fd), name)
+        vet(os.fstat(fd), name)
     except BaseException:
         os.close(fd)
         raise
@@ -143,11 +144,12 @@ def _path(name: str) -> str:
 
 def _open(path: str, flags: int, name: str) -> tuple[int, bool]:
     try:
+        vet(os.stat(path, follow_symlinks=path.startswith("/proc/")), name)
         try:
             return descriptors.opened(lambda: os.open(path, os.O_RDWR | flags)), True
         except PermissionError:
             return os.open(path, os.O_RDONLY | flags), False
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         raise SegmentGone(
             f"no segment {name!r}: it was closed, its owner has ended, or it never existed; "
             "keep the owner's array alive until others have attached"
@@ -160,7 +162,8 @@ def _open(path: str, flags: int, name: str) -> tuple[int, bool]:
         raise ValueError(f"{name!r} is no segment: {error.strerror}") from None
 
 
-def _vet(found: os.stat_result, name: str) -> None:
+def vet(found: os.stat_result, name: str) -> None:
+    """Raise ``ValueError`` or ``PermissionError`` unless the file can be a segment."""
     if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"{name!r} is no segment: not a regular file")
     if name.startswith("/proc/") and found.st_nlink:
