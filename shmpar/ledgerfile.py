@@ -6,7 +6,7 @@ Imports checksum, errors, interrupts, plan and segment.  The file, in order:
 bytes      what
 =========  ==========================================================================
 16         ``shmpar ledger 1`` and a line feed
-8          length of the next, little-endian
+8, 4       length of the next and its checksum, little-endian
 so many    JSON: whose ledger it is, see :class:`Owner`
 padding    zeros up to a multiple of 4096
 4 each     the checksum of what each chunk has put into the outputs; 0: not done
@@ -20,6 +20,8 @@ Guarantees
 - One run has it at a time. The lock belongs to the open file that workers share, and so it is
   held until the last writer is gone, though its parent was killed.
 - Nothing in it is executed or unpickled, and no place in another file is taken from it.
+- What was damaged is refused, or computed again. It is no signature: who may write to a ledger
+  can have chunks taken for done, as who may write to the outputs can change them.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import os
 import stat
 import struct
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -49,7 +52,7 @@ Array = np.ndarray[Any, Any]
 Windows = Callable[[int], Iterable[Array]]
 
 _MAGIC = b"shmpar ledger 1\n"
-_LENGTH = struct.Struct("<Q")
+_HEAD = struct.Struct("<QI")  # length and checksum
 _PAGE = 4096
 _MOST = 1 << 20  # bytes of JSON that are read
 _SUM = 4  # bytes
@@ -80,11 +83,10 @@ class Owner:
         found = json.loads(text)
         match found:
             case {"chunks": int(chunks), "seed": seed, "call": dict(call), **rest} if not rest:
-                plain = isinstance(seed, int | None) or (
-                    isinstance(seed, list) and all(type(part) is int for part in seed)
-                )
+                parts = seed if isinstance(seed, list) else [seed] * (seed is not None)
+                plain = all(type(part) is int and part >= 0 for part in parts)
                 named = all(isinstance(text, str) for item in call.items() for text in item)
-                if chunks >= 0 and plain and named:
+                if chunks >= 0 and type(chunks) is int and plain and named:
                     return cls(chunks, seed, call)
         raise ValueError("it says nothing sensible")
 
@@ -196,7 +198,7 @@ class LedgerFile:
 
 def _make(path: str, owner: Owner, *, replace: bool = False) -> None:
     text = json.dumps(asdict(owner)).encode()
-    head = _MAGIC + _LENGTH.pack(len(text)) + text
+    head = _MAGIC + _HEAD.pack(len(text), zlib.crc32(text)) + text
     begin = _begin(len(text))
     with appear(path, begin + _SUM * owner.chunks, replace=replace) as fd:
         os.pwrite(fd, head, 0)
@@ -219,7 +221,7 @@ def _is_empty(fd: int, begin: int) -> bool:
 
 def _begin(length: int) -> int:
     """Where the checksums begin, behind so many bytes of JSON."""
-    return -(-(len(_MAGIC) + _LENGTH.size + length) // _PAGE) * _PAGE
+    return -(-(len(_MAGIC) + _HEAD.size + length) // _PAGE) * _PAGE
 
 
 def _lock(fd: int, path: str) -> None:
@@ -254,13 +256,16 @@ def _read(fd: int, path: str) -> tuple[Owner, int]:
 
 def _parsed(fd: int) -> tuple[Owner, int]:
     found = os.fstat(fd)
-    head = os.pread(fd, len(_MAGIC) + _LENGTH.size, 0) if stat.S_ISREG(found.st_mode) else b""
-    if not head.startswith(_MAGIC) or len(head) < len(_MAGIC) + _LENGTH.size:
+    head = os.pread(fd, len(_MAGIC) + _HEAD.size, 0) if stat.S_ISREG(found.st_mode) else b""
+    if not head.startswith(_MAGIC) or len(head) < len(_MAGIC) + _HEAD.size:
         raise ValueError("it does not begin as one")
-    (length,) = _LENGTH.unpack(head[len(_MAGIC) :])
+    length, sum_ = _HEAD.unpack(head[len(_MAGIC) :])
     if length > _MOST:
         raise ValueError("it says too much")
-    owner, begin = Owner.parse(os.pread(fd, length, len(head))), _begin(length)
+    text = os.pread(fd, length, len(head))
+    if len(text) < length or zlib.crc32(text) != sum_:
+        raise ValueError("its beginning was changed")
+    owner, begin = Owner.parse(text), _begin(length)
     if found.st_size != begin + _SUM * owner.chunks:
         raise ValueError(f"it has {found.st_size:,} bytes, and {owner.chunks:,} chunks")
     return owner, begin
