@@ -28,11 +28,6 @@ class Run(Future[Any]):
     """One execution of a plan.
 
     A :class:`concurrent.futures.Future`; the verbs make it.
-
-    Attributes
-    ----------
-    conductor : Conductor
-        What drives it; not for users.
     """
 
     def __init__(
