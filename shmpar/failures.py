@@ -110,7 +110,7 @@ def _where(plan: Plan, chunk: int) -> str:
 
 
 def _what(error: BaseException) -> str:
-    text = str(error)
+    text = _text(error)
     if isinstance(error, ResultError):
         return text
     # The stand-in for an exception that does not pickle has its type in its message.
@@ -118,8 +118,15 @@ def _what(error: BaseException) -> str:
     return f"the function raised {named}"
 
 
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as again:  # noqa: BLE001 - the user's code, and the run must end
+        return f"(its text cannot be had: {type(again).__name__})"
+
+
 def _hint(error: BaseException) -> str:
-    if isinstance(error, ValueError) and "read-only" in str(error):
+    if isinstance(error, ValueError) and "read-only" in _text(error):
         return (
             ". Blocks are read-only views of the shared input: write to a copy (block.copy()), "
             "or return the new values"

@@ -1,6 +1,11 @@
 """What a worker process says, made into exceptions and events.
 
 Imports the protocol, errors, plan, segment, travel and worker.messages.
+
+Guarantees
+----------
+- Whatever unpickling raises here, ``SystemExit`` too, is the outcome of that chunk or call alone.
+  An interrupt is none of it: it is held back while messages are read.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ __all__ = ["error", "initializer_failed", "outcome", "refusal", "values"]
 def error(body: bytes | None, text: str) -> BaseException:
     """The exception that a worker sent; if it does not unpickle, one that says the same."""
     if body is not None:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(BaseException):
             found = unpack(body)[0]
             if isinstance(found, BaseException):
                 found.add_note(f"In the worker:\n{text}")
@@ -49,7 +54,7 @@ def outcome(message: Any, descriptors: list[int]) -> Returned:
         return Returned(task, None, error(body, rest))
     try:
         return Returned(task, result(body, rest, descriptors))
-    except Exception as failure:  # noqa: BLE001 - whatever it raises
+    except BaseException as failure:  # noqa: BLE001 - whatever it raises
         return Returned(task, None, failure)
 
 
@@ -60,7 +65,7 @@ def values(
     for chunk, body, records in packed:
         try:
             yield Values(run, [(chunk, result(body, records, descriptors))])
-        except Exception as error:  # noqa: BLE001 - whatever it raises, it is the chunk's failure
+        except BaseException as error:  # noqa: BLE001 - whatever it raises, it is the chunk's
             yield Failed(run, Failure(chunk, error, None))
 
 

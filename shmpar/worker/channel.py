@@ -114,7 +114,7 @@ def packed(error: BaseException) -> tuple[bytes | None, str]:
     text = "".join(traceback.format_exception(type(error), error, _of_user(error.__traceback__)))
     try:
         return pack_error(error), text
-    except Exception:  # noqa: BLE001 - whatever it raises, the text has to do
+    except BaseException:  # noqa: BLE001 - whatever it raises, the text has to do
         return None, text
 
 
