@@ -425,42 +425,128 @@ def test_runs_survive_workers_killed_at_random(stress_seed: int) -> None:
 
 
 @pytest.mark.stress
-def test_200_runs_survive_workers_killed_at_random(stress_seed: int) -> None:
-    """200 runs, each with a worker killed by SIGKILL at a random moment: 200 right answers."""
-    deaths = kill_at_random(200, stress_seed)
-    print(f"200 right answers; {deaths} deaths cost a chunk its worker")
+def test_1000_runs_survive_workers_killed_at_random(stress_seed: int) -> None:
+    """Each with a worker that dies at a random moment: 1,000 right answers."""
+    deaths = kill_at_random(1000, stress_seed)
+    print(f"1,000 runs, 1,000 right answers; {deaths} deaths cost a chunk its worker")
 
 
-def kill(pid: int) -> None:
+def test_runs_in_place_never_apply_a_chunk_twice(stress_seed: int) -> None:
+    """A few of the campaign below, in the default suite."""
+    kill_in_place(5, stress_seed)
+
+
+@pytest.mark.stress
+def test_300_runs_in_place_never_apply_a_chunk_twice(stress_seed: int) -> None:
+    """Each with a worker that dies at a random moment, or in the middle of writing a chunk."""
+    named, cut = kill_in_place(300, stress_seed)
+    print(f"300 runs in place: {named} errors name a chunk, {cut} of it half written; none twice")
+
+
+WAYS = ("SIGKILL", "SIGSEGV", "exit")
+
+
+def kill(pid: int, how: str) -> None:
     """End a worker, unless it has ended."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, getattr(signal, how))
+
+
+@contextlib.contextmanager
+def death(pool: shmpar.Pool, rng: random.Random, chunks: int) -> Iterator[Any]:
+    """Have a worker killed at a random moment, or give a function that ends the one it runs in.
+
+    That one is called in each chunk, and strikes in one of them, once.
+    """
+    how, fatal = rng.choice(WAYS), pool.zeros(1, int)
+    if how == "exit":
+        fatal[0] = rng.randrange(1, chunks)
+
+    def perhaps() -> None:
+        if fatal[0]:
+            fatal[0] -= 1  # two workers may miss each other's: then it is a later chunk, or none
+            if not fatal[0]:
+                os._exit(3)
+
+    if how == "exit":
+        yield perhaps
+        return
+    pid = rng.choice(pool._driver.engine.pids())
+    killer = threading.Timer(rng.uniform(0, 0.06), kill, (pid, how))
+    killer.start()
+    try:
+        yield perhaps
+    finally:
+        killer.join()
+
+
+def spin(seconds: float) -> None:
+    """Work for so long."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
 
 
 def kill_at_random(runs: int, seed: int) -> int:
-    """Kill a worker at a random moment of each run; count the deaths that hit a chunk."""
+    """Let a worker die at a random moment of each run; count the deaths that hit a chunk."""
     rng = random.Random(seed)
     deaths = 0
     with shmpar.Pool(2, retries=5) as pool:
         shared = pool.array(np.arange(40_000.0).reshape(200, 200))
         for number in range(runs):
+            with death(pool, rng, chunks=100) as perhaps:
 
-            def slow(block: Any, add: int = number) -> Any:
-                end = time.perf_counter() + 5e-4
-                while time.perf_counter() < end:
-                    pass
-                return block + add
+                def slow(block: Any, add: int = number, perhaps: Any = perhaps) -> Any:
+                    spin(5e-4)
+                    perhaps()
+                    return block + add
 
-            pids = pool._driver.engine.pids()
-            killer = threading.Timer(rng.uniform(0, 0.06), kill, (rng.choice(pids),))
-            killer.start()
-            got = pool.map_blocks(slow, shared, chunks=20)
-            killer.join()
+                got = pool.map_blocks(slow, shared, chunks=20)
             np.testing.assert_array_equal(got, shared + number)
             deaths += pool.last_run.report.deaths
-            del got, killer
+            del got, slow, perhaps
         pool._last_run = None
     return deaths
+
+
+def kill_in_place(runs: int, seed: int) -> tuple[int, int]:
+    """Let a worker die in each run in place; count the errors, and the chunks left half written."""
+    rng = random.Random(seed)
+    named = cut = 0
+    with shmpar.Pool(2, retries=5) as pool:
+        shared = pool.zeros((100, 10_000))
+        for _ in range(runs):
+            shared[:] = 0
+            with death(pool, rng, chunks=100) as perhaps:
+
+                def add(block: Any, perhaps: Any = perhaps) -> Any:
+                    spin(3e-4)
+                    perhaps()
+                    return block + 1
+
+                error = end_of(pool.map_blocks, add, shared, out=shared, chunks=(1, -1))
+            least, most = shared.min(axis=1), shared.max(axis=1)
+            assert set(np.unique((least, most))) <= {0, 1}, "a chunk was applied twice"
+            half = np.flatnonzero(least != most).tolist()
+            if error is None:
+                assert least.all(), "no error, and not all is done"
+            else:
+                assert "in place" in str(error)
+                assert half in ([], [error.chunk])
+            named, cut = named + (error is not None), cut + len(half)
+            del add, perhaps, error
+        pool._last_run = None
+        del shared
+    return named, cut
+
+
+def end_of(call: Any, *args: Any, **options: Any) -> Any:
+    """The error of a run whose worker died, without its frames; None if that hit no chunk."""
+    try:
+        call(*args, **options)
+    except shmpar.WorkerDied as error:
+        return error.with_traceback(None)
+    return None
 
 
 # Bad arguments
