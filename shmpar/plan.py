@@ -246,6 +246,7 @@ class InBlocks:
         return cls(tuple(range(grid.ndim)), grid.axes)
 
     @classmethod
+    @functools.lru_cache(maxsize=64)
     def like(cls, grid: Grid) -> InBlocks:
         """Blocks of the output lie where the chunks of the grid do."""
         cuts = tuple(axis if len(axis) != 1 else None for axis in grid.axes)
@@ -372,6 +373,10 @@ class Plan:
     fail_fast: bool = True
     timed: bool = False
     check: bool = False
+
+    def __hash__(self) -> int:
+        """Of what differs most often: plans are looked up at each call."""
+        return hash((self.verb, self.grid, self.seed))
 
     @property
     def chunks(self) -> int:

@@ -77,8 +77,8 @@ class Request:
     dtype: Any
     seed: Any
     policy: Policy
-    pass_out: bool
-    ledger: Any
+    pass_out: bool = False
+    ledger: Any = None
 
 
 class Cut(NamedTuple):
@@ -108,7 +108,7 @@ def map_blocks(
         placement = InBlocks.exactly(grid)  # it cannot show another length than its window's
     targets = parse_targets(request.verb, request.out, request.dtype)
     # In place, a chunk's output must lie where its input does.
-    fits = placement == InBlocks.like(grid)
+    fits = targets.given is not None and placement == InBlocks.like(grid)
     in_place = check_overlap(request.verb, targets.given, inputs.arrays, in_place=fits)
     return _run(request, inputs, Cut(grid, placement), targets, in_place=in_place)
 

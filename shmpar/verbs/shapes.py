@@ -47,6 +47,8 @@ def place_blocks(grid: Grid, drop: Sequence[int], new_axis: Any, out_chunks: Any
     ValueError
         If a dropped axis is cut, or `out_chunks` does not fit.
     """
+    if not drop and new_axis is None and out_chunks is None:
+        return InBlocks.like(grid)
     for axis in drop:
         if grid.numblocks[axis] > 1:
             raise ValueError(

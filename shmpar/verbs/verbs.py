@@ -353,6 +353,8 @@ class Verbs:
         self, verb: str, func: Callable[..., Any], out: Any, dtype: Any, options: Options
     ) -> build.Request:
         policy = parse_options(verb, options, self._defaults())
+        if not options:
+            return build.Request(verb, func, {}, out, dtype, None, policy)
         keywords, seed = options.get("kwargs") or {}, options.get("seed")
         pass_out = bool(options.get("pass_out"))
         ledger = options.get("ledger")
