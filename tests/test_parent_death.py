@@ -7,9 +7,12 @@ import random
 import select
 import signal
 import subprocess
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+import shmpar
 from tests.interpreters import interpreter
 
 # What the workers do when their parent dies: Python code, and C code that holds the GIL.
@@ -41,9 +44,76 @@ with shmpar.Pool(2) as pool:
 """
 
 
+# Does a little of everything, in a random order, until it is killed.
+LIVELY = """
+import os, random, re, sys, time
+import numpy as np
+import shmpar
+
+rng, folder = random.Random(int(sys.argv[1])), sys.argv[2]
+image = np.arange(40_000.0).reshape(200, 200)
+kept = [shmpar.Pool(2)]
+count = 0
+
+def path():
+    global count
+    count += 1
+    return f"{folder}/{count}.npy"
+
+def slow(block):
+    time.sleep(0.002)
+    return block * 2
+
+def a_pool():
+    with shmpar.Pool(2) as pool:
+        pool.map_blocks(np.negative, image, chunks=50)
+
+def arrays():
+    made = [kept[0].array(image) for _ in range(5)] + [shmpar.zeros(100)]
+    made[0].name, made[-1].name, made[1].address
+    shmpar.full(10, 3, name=f"shmpar-test-{os.getpid()}-{rng.random()}")
+
+def runs():
+    kept[0].map_blocks(slow, image, chunks=50)
+    kept[0].map_overlap(np.copy, image, depth=2, boundary="reflect", chunks=70)
+
+def objects():
+    kept[0].parallel_map(lambda n: {"a": np.full(20_000, n)}, range(8), dtype=object)
+
+def several():
+    runs = [kept[0].map_blocks(slow, image, chunks=50, wait=False) for _ in range(4)]
+    calls = [kept[0].submit(np.full, 20_000, n) for n in range(4)]
+    [one.result() for one in runs + calls]
+
+def files():
+    kept[0].map_blocks(slow, image, chunks=50, out=path())
+    kept[0].map_blocks(slow, image, chunks=50, out=path(), ledger=path() + ".ledger")
+
+def little_gil():
+    kept[0].parallel_map(lambda n: re.match('(a+)+$', 'a' * 20 + 'b') and None, range(4))
+
+def gil():
+    kept[0].parallel_map(lambda n: re.match('(a+)+$', 'a' * 40 + 'b') and None, range(4))
+
+ACTS = [a_pool, arrays, runs, objects, several, files, little_gil]
+print("up", flush=True)
+while True:
+    rng.choice(ACTS)()
+    if rng.random() < 0.03:
+        gil()
+"""
+
+
 def segments() -> set[str]:
     """Names of ours in /dev/shm."""
     return {name for name in os.listdir("/dev/shm") if name.startswith("shmpar")}
+
+
+def start_next_pool(before: set[str]) -> None:
+    """See that it removes what the dead had named."""
+    with shmpar.Pool(1, engine="serial"):
+        pass
+    assert segments() <= before
 
 
 def kill_a_parent(load: str, moment: float | None) -> None:
@@ -58,10 +128,32 @@ def kill_a_parent(load: str, moment: float | None) -> None:
             select.select([], [], [], moment)
         parent.send_signal(signal.SIGKILL)
         assert parent.wait(10) == -signal.SIGKILL
-    reap = "import shmpar\nwith shmpar.Pool(1): pass"
-    with interpreter(reap) as next_one:
-        assert next_one.wait(60) == 0
-    assert segments() <= before, "the next pool removes what the dead had named"
+    start_next_pool(before)
+
+
+def kill_a_lively_parent(rng: random.Random, folder: Path) -> None:
+    """Kill one that does a little of everything, and look at the files that it made."""
+    before = segments()
+    work, temporary = folder / "work", folder / "temporary"
+    work.mkdir()
+    temporary.mkdir()
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    seed, env = str(rng.randrange(2**32)), {"TMPDIR": str(temporary)}
+    with interpreter(LIVELY, seed, str(work), env=env, **pipes) as parent:
+        assert parent.stdout.readline() == b"up\n"
+        select.select([], [], [], rng.uniform(0, 1.2))
+        parent.send_signal(signal.SIGKILL)
+        assert parent.wait(10) == -signal.SIGKILL, parent.stderr.read().decode()
+    start_next_pool(before)
+    assert os.listdir(temporary) == []
+    for path in work.iterdir():
+        if path.suffix == ".npy":
+            assert np.load(path).shape == (200, 200)
+        else:
+            assert path.suffix == ".ledger", f"half a file: {path.name}"
+        path.unlink()
+    work.rmdir()
+    temporary.rmdir()
 
 
 @pytest.mark.parametrize("load", LOADS)
@@ -70,17 +162,22 @@ def test_workers_end_with_a_parent_that_is_killed_at_work(load: str) -> None:
     kill_a_parent(load, None)
 
 
-def test_workers_end_with_a_parent_that_is_killed_at_any_moment(stress_seed: int) -> None:
-    """Importing, starting, running."""
+def test_workers_end_with_a_parent_that_is_killed_at_any_moment(
+    stress_seed: int, tmp_path: Path
+) -> None:
+    """Importing, starting, running, or anything else."""
     rng = random.Random(stress_seed)
-    for _ in range(3):
-        kill_a_parent(rng.choice(list(LOADS)), rng.uniform(0, 0.8))
+    kill_a_parent(rng.choice(list(LOADS)), rng.uniform(0, 0.8))
+    for _ in range(2):
+        kill_a_lively_parent(rng, tmp_path)
 
 
 @pytest.mark.stress
-def test_50_parents_killed_at_random_moments(stress_seed: int) -> None:
-    """After two seconds no process, no segment."""
+def test_300_parents_killed_at_random_moments(stress_seed: int, tmp_path: Path) -> None:
+    """After two seconds no process, no segment, and no file that is not whole."""
     rng = random.Random(stress_seed)
-    for _ in range(50):
+    for _ in range(200):
+        kill_a_lively_parent(rng, tmp_path)
+    for _ in range(100):
         kill_a_parent(rng.choice(list(LOADS)), rng.choice([None, rng.uniform(0, 1.0)]))
-    print("50 parents killed: 0 processes after 2 s, 0 segments")
+    print("300 parents killed: 0 processes after 2 s, 0 segments, 0 files")
