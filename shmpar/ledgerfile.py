@@ -80,7 +80,7 @@ class Owner:
     @classmethod
     def parse(cls, text: bytes) -> Owner:
         """Read what a file says; raises ``ValueError`` for anything else than an owner."""
-        found = json.loads(text)
+        found = json.loads(text.decode())  # of bytes it would guess the encoding
         match found:
             case {"chunks": int(chunks), "seed": seed, "call": dict(call), **rest} if not rest:
                 parts = seed if isinstance(seed, list) else [seed] * (seed is not None)

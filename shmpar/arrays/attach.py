@@ -106,9 +106,9 @@ def _address(where: Any, shape: Any, dtype: Any) -> tuple[Address, bool]:
         return Address.parse(where), True
     name = where.name if _is_shared_memory(where) else where
     if not isinstance(name, str):
-        raise TypeError(f"attach() takes a name, an address or a SharedMemory, not {where!r}")
+        raise TypeError(f"attach() takes a name, an address or a SharedMemory, not {shown(where)}")
     if shape is None or dtype is None:
-        raise TypeError(f"attach({name!r}) needs the array's shape and dtype, or its address")
+        raise TypeError(f"attach({shown(name)}) needs the array's shape and dtype, or its address")
     wanted = demand.Demand.of(shape, dtype)
     name, start = part(name)
     strides = extent.dense(wanted.shape, wanted.dtype.itemsize)

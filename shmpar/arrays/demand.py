@@ -60,7 +60,10 @@ class Demand:
         ValueError
             The shape is negative, has too many axes, or more bytes than can be addressed.
         """
-        described = check_dtype(np.dtype(dtype))
+        try:
+            described = check_dtype(np.dtype(dtype))
+        except SyntaxError:  # NumPy evaluates literals in it
+            raise TypeError(f"no dtype: {dtype!r}") from None
         axes = _axes(shape)
         if described.subdtype is not None:  # as NumPy: its axes come last
             described, inner = described.subdtype
