@@ -1,6 +1,7 @@
 """Options and fixtures of the test suite.
 
-``--stress`` runs the long campaigns, ``--stress-seed`` repeats one.  The autouse fixture
+``--stress`` runs the long campaigns, ``--stress-seed`` repeats one, and ``--fuzz-seconds`` says how
+long those take that make up bytes.  The autouse fixture
 ``nothing_left`` is in ``nothing_left.py`` beside this file, fresh interpreters in
 ``interpreters.py``.
 """
@@ -23,10 +24,11 @@ hypothesis.settings.register_profile("stress", deadline=None, max_examples=5_000
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the two options of stress tests."""
+    """Add the options of stress tests."""
     group = parser.getgroup("shmpar")
     group.addoption("--stress", action="store_true", help="also run the tests marked stress")
     group.addoption("--stress-seed", type=int, help="repeat a stress campaign with this seed")
+    group.addoption("--fuzz-seconds", type=float, default=60, help="how long each fuzz target runs")
 
 
 def pytest_configure(config: pytest.Config) -> None:

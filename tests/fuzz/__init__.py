@@ -1,0 +1,1 @@
+"""What parses addresses and ledgers, for whoever makes up bytes: see :mod:`tests.fuzz.__main__`."""
