@@ -180,11 +180,11 @@ def pack(value: Any, *, importable_only: bool = False) -> Parcel:
     -----
     Cost: a plain array of more than 64 KiB is copied into shared memory once.
     """
-    if isinstance(value, Function) and _is_simple(value):
-        return Parcel(pickle.dumps(value, 5))
-    file = io.BytesIO()
-    packer = _Packer(file, importable_only=importable_only)
     try:
+        if isinstance(value, Function) and _is_simple(value):
+            return Parcel(pickle.dumps(value, 5))
+        file = io.BytesIO()
+        packer = _Packer(file, importable_only=importable_only)
         packer.dump(value)
     except (ShmparError, OSError):
         raise
