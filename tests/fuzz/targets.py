@@ -150,7 +150,7 @@ def touch(array: Any) -> None:
     for place in outermost:
         try:
             value = plain[place]
-        except ValueError:  # bytes that are no text
+        except (ValueError, SystemError):  # NumPy's, of bytes that are no text
             continue
         if plain.flags.writeable:
             plain[place] = value

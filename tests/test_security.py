@@ -1,0 +1,197 @@
+"""Who can open what, and what is unpickled: each claim of docs/security.md."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmpar
+from shmpar.arrays import attach
+from shmpar.segment import ladder
+from shmpar.tickets import _counter_file, _counter_file_elsewhere
+from shmpar.wire import Wire, _sealed
+from tests.interpreters import ROOT, run_python
+
+SHM = "/dev/shm"
+
+
+def mode(fd: int) -> int:
+    return stat.S_IMODE(os.fstat(fd).st_mode)
+
+
+@pytest.mark.parametrize("rung", ladder.RUNGS, ids=lambda rung: rung.kind)
+def test_memory_is_its_users_alone(rung: Any) -> None:
+    """On each rung, whatever the umask is."""
+    before = os.umask(0)
+    try:
+        fd = rung.open()
+    finally:
+        os.umask(before)
+    assert mode(fd) == 0o600
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "make", [_counter_file, _counter_file_elsewhere, lambda: _sealed(b"body")],
+    ids=["tickets", "tickets-elsewhere", "message"],
+)  # fmt: skip
+def test_what_workers_are_sent_is_their_users_alone(make: Any) -> None:
+    """Counters and long messages."""
+    before = os.umask(0)
+    try:
+        fd = make()
+    finally:
+        os.umask(before)
+    assert mode(fd) == 0o600
+    os.close(fd)
+
+
+def test_named_files_are_their_users_alone(tmp_path: Path) -> None:
+    """Segments, markers and ledgers; results have the modes that the user's umask gives."""
+    before = os.umask(0)
+    try:
+        with shmpar.Pool(1, engine="serial") as pool:
+            array = shmpar.zeros(3)
+            name = array.name
+            markers = [one for one in os.listdir(SHM) if one.endswith(".marker")]
+            files = {"out": tmp_path / "out.npy", "ledger": tmp_path / "ledger"}
+            pool.map_blocks(np.negative, np.arange(4.0), **files)
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(os.stat(f"{SHM}/{one}").st_mode) for one in (name, *markers)}
+    assert markers
+    assert modes == {0o600}
+    assert stat.S_IMODE(files["ledger"].stat().st_mode) == 0o600
+    assert stat.S_IMODE(files["out"].stat().st_mode) == 0o666
+    array.close()
+
+
+def test_sockets_have_no_name_that_anybody_could_connect_to() -> None:
+    """Pairs, which are inherited: no path, no port, nobody listens."""
+    ours, theirs = Wire.pair()
+    for end in (ours, theirs):
+        assert end.family == socket.AF_UNIX
+        assert not end.getsockname()
+        assert not end.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        end.close()
+    done = run_python("""
+        import os, socket, sys
+        calls = []
+        sys.addaudithook(lambda event, args: calls.append(event) if "socket" in event else None)
+        import shmpar
+        with shmpar.Pool(2) as pool:
+            pool.parallel_map(abs, range(3))
+            inodes = set()
+            for pid in (os.getpid(), *pool._driver.engine.pids()):
+                for fd in os.listdir(f"/proc/{pid}/fd"):
+                    try:
+                        kind, _, inode = os.readlink(f"/proc/{pid}/fd/{fd}").partition(":")
+                    except FileNotFoundError:  # that of the listing itself
+                        continue
+                    inodes |= {inode.strip("[]")} if kind == "socket" else set()
+            with open("/proc/net/unix") as lines:
+                rows = [line.split() for line in lines]
+        named = [row for row in rows if row[6] in inodes and len(row) > 7]
+        print(len(inodes), named, set(calls) & {"socket.bind", "socket.connect"})
+    """)
+    assert (done.stdout, done.stderr) == ("4 [] set()\n", "")
+
+
+UNPICKLES = {"loads", "load", "Unpickler"}
+
+
+def test_unpickling_happens_in_three_places() -> None:
+    """A message, a parcel in one, and the plan in one; never an address, a ledger or an array."""
+    found = set()
+    for path in Path(ROOT, "shmpar").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in UNPICKLES:
+                whose = ast.unparse(node.value)
+                if whose not in {"json", "tomllib"}:
+                    found.add((str(path.relative_to(Path(ROOT, "shmpar"))), whose))
+    assert found == {
+        ("wire.py", "pickle"),
+        ("travel.py", "cloudpickle"),
+        ("worker/process.py", "pickle"),
+    }
+
+
+def test_no_pickle_lies_in_memory_that_others_can_name(tmp_path: Path) -> None:
+    """What is planted in an array, or in memory under its results, is a value and no program."""
+
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    import pickle
+
+    planted = np.frombuffer(pickle.dumps(Bomb()), np.uint8)
+    with shmpar.Pool(1) as pool:
+        shared = pool.array(planted)
+        attach(json.loads(json.dumps(shared.address)))
+        pool.map_blocks(np.negative, shared)
+        pool.parallel_map(bytes, shared.reshape(1, -1), dtype=object)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_an_address_of_a_file_opens_that_file_alone(tmp_path: Path) -> None:
+    """Its device and inode are compared before it is opened; a link is none."""
+    np.save(tmp_path / "mine.npy", np.arange(4.0))
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(1000))
+    (tmp_path / "link").symlink_to(tmp_path / "mine.npy")
+    os.mkfifo(tmp_path / "pipe")
+    array = shmpar.asarray(np.load(tmp_path / "mine.npy", mmap_mode="r"))
+    address = array.address
+    assert attach(address).tolist() == [0, 1, 2, 3]
+    for name in ("secret", "link", "pipe", "..", "mine.npy/x", "x" * 300):
+        with pytest.raises((ValueError, shmpar.SegmentError)):
+            attach({**address, "name": str(tmp_path / name)})
+    for name in ("mine.npy", "/dev/zero", "/proc/self/mem", "/proc/self/environ", str(tmp_path)):
+        with pytest.raises((ValueError, shmpar.SegmentError)):
+            attach({**address, "name": name})
+    found = os.stat(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="no regular file"):
+        attach({
+            **address,
+            "name": str(tmp_path / "pipe"), "device": found.st_dev, "inode": found.st_ino,
+        })  # fmt: skip
+    array.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+def test_another_user_can_open_nothing() -> None:
+    """Neither a name, nor a memory file, nor the marker; nor can they remove them."""
+    array = shmpar.ones(3)
+    done = run_python(
+        """
+        import json, os, sys
+        from shmpar.arrays import attach
+        from shmpar.segment import inventory, reap
+        pid, address = sys.argv[1], json.loads(sys.argv[2])
+        os.setgid(12345); os.setuid(12345)
+        tries = [lambda: attach(address), lambda: attach(address["name"], 3, "f8"),
+                 lambda: open(f"/dev/shm/{address['name']}", "rb"),
+                 lambda: os.listdir(f"/proc/{pid}/fd"),
+                 lambda: os.unlink(f"/dev/shm/{address['name']}")]
+        for one in tries:
+            try:
+                print("could", one())
+            except PermissionError:
+                pass
+        print(inventory(), reap())
+        """,
+        str(os.getpid()),
+        json.dumps(array.address),
+        env={"PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert (done.stdout, done.stderr) == ("[] []\n", "")
+    array.close()
