@@ -274,7 +274,7 @@ class Conductor:
         execution = self._alive
         self._end = end
         blamed, unfinished = execution.taken_by(
-            worker, innocent=innocent and not self.policy.in_place
+            worker, self.errors, innocent=innocent and not self.policy.in_place
         )
         self.deaths += blamed is not None
         self._scratch.lost(execution.ledger.slot(worker)[SAID])

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 import shmpar
+from tests.crashing import Work
 from tests.pools import let_go, wait_for_workers
 
 X = np.arange(100.0).reshape(10, 10)
@@ -378,6 +379,19 @@ def test_workers_that_cannot_load_the_plan_are_not_started_for_ever(
     with pytest.raises(shmpar.WorkerDied, match="status 7"):
         mortal_pool.parallel_map(lambda n, poison: n, range(3), kwargs={"poison": Poison()})
     assert mortal_pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_dies_while_it_says_what_failed_is_a_death(workers: int) -> None:
+    """The chunk is computed again, and then the error: it is never taken for done."""
+    work = Work("error pickle", "_exit", os.getpid(), np.negative)
+    with shmpar.Pool(workers, retries=1) as pool:
+        with pytest.raises(shmpar.WorkerDied, match="status 7"):
+            pool.map_blocks(work, X[:2], chunks=2)
+        with pytest.raises(ExceptionGroup) as caught:
+            pool.map_blocks(work, X[:2], chunks=5, on_error="collect")
+        assert [type(error) for error in caught.value.exceptions] == [shmpar.WorkerDied] * 2
+        del caught
 
 
 def test_a_chunk_that_takes_too_long_costs_its_worker(mortal_pool: shmpar.Pool) -> None:

@@ -11,14 +11,14 @@ Guarantees
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from shmpar.engines.exits import Exit
-from shmpar.ledger import Ledger
+from shmpar.ledger import FAILED, PENDING, Ledger
 from shmpar.plan import Announcement, Failure, Function, Plan
 from shmpar.segment import Slab
 from shmpar.tickets import LockTickets, OffsetTickets
@@ -118,12 +118,14 @@ class Execution:
                 yield worker, self.generations[held.generation].chunk(held.cursor)
 
     def taken_by(
-        self, worker: int, *, innocent: bool = False
+        self, worker: int, told: Container[int] = (), *, innocent: bool = False
     ) -> tuple[int | None, tuple[int, ...]]:
         """Settle what a worker that is gone held: mark what it had finished as done.
 
         Parameters
         ----------
+        told : container of int
+            Chunks whose failure has arrived.
         innocent : bool
             No chunk is to blame; the one in progress counts as not begun.
 
@@ -138,6 +140,9 @@ class Execution:
         if held is None:
             return None, ()
         chunk = self.generations[held.generation].chunk
+        in_progress, status = chunk(held.cursor), self.ledger.status
+        if status[in_progress] == FAILED and in_progress not in told:
+            status[in_progress] = PENDING  # it died on the way to say why
         finished = [chunk(ticket) for ticket in range(held.first, held.cursor)]
         rest = [chunk(ticket) for ticket in range(held.cursor + 1, held.last)]
         if self.plan.collects:  # its results may have died with it
@@ -145,8 +150,8 @@ class Execution:
         else:
             self.ledger.mark_done(finished)
         if innocent:
-            return None, (chunk(held.cursor), *rest)
-        return chunk(held.cursor), tuple(rest)
+            return None, (in_progress, *rest)
+        return in_progress, tuple(rest)
 
 
 @dataclass(frozen=True, slots=True)
