@@ -127,10 +127,11 @@ def test_an_interrupt_of_a_script_that_does_not_catch_it() -> None:
 # At random moments
 
 CAMPAIGN = '''
-import os, select, signal, sys
+import gc, os, select, signal, sys, time
 import numpy as np
 import shmpar
 
+large = np.ones((1000, 1000))
 image = np.arange(10_000.0).reshape(100, 100)
 pressed, wakeup = os.pipe()
 os.set_blocking(pressed, False)
@@ -166,9 +167,53 @@ def background():
         run.result()
 
 
-def children():
+def several():
+    """Runs and calls that nobody waits for yet, some of them cancelled."""
+    runs = [kept.map_blocks(slow, image, chunks=10, wait=False) for _ in range(4)]
+    calls = [kept.submit(np.full, 20_000, number) for number in range(8)]
+    runs[1].cancel()
+    for one in runs[:1] + runs[2:] + calls:
+        one.result()
+
+
+def slow(block):
+    time.sleep(0.0005)
+    return block
+
+
+def arrays():
+    """Copies, plain and named, inputs that are copied in, and outputs."""
+    for _ in range(3):
+        made = [kept.array(large), shmpar.array(large), kept.full((500, 500), 3.0)]
+        made[1].name, made[2].name
+        kept.map_blocks(np.negative, large)
+
+
+def calls():
+    for _ in range(5):
+        assert kept.submit(abs, -1).result() == 1
+        assert list(kept.map(abs, range(-9, 0), chunksize=2))[0] == 9
+
+
+def closing():
+    """With work in progress, by cancelling it and by waiting for it."""
+    for cancel in (True, False):
+        other = shmpar.Pool(2)
+        try:
+            other.map_blocks(slow, image, chunks=10, wait=False)
+            [other.submit(abs, -1) for _ in range(9)]
+        finally:
+            other.shutdown(cancel_futures=cancel)
+
+
+def left():
+    """Processes, descriptors, and kilobytes of shared memory that are touched and mapped."""
+    gc.collect()
     with open(f"/proc/self/task/{os.getpid()}/children") as file:
-        return len(file.read().split())
+        children = len(file.read().split())
+    with open("/proc/self/status") as file:
+        shared = next(line.split()[1] for line in file if line.startswith("RssShmem"))
+    return children, len(os.listdir("/proc/self/fd")), shared
 
 
 def check():
@@ -200,16 +245,41 @@ for line in sys.stdin:
         except KeyboardInterrupt:
             pass
     check()
-    print(children(), flush=True)
+    print(*left(), flush=True)
 kept.shutdown()
 sys.exit(7)
 '''
-KINDS = {"a_new_pool": 0.5, "warm_runs": 0.05, "background": 0.05}  # and about how long they take
+KINDS = {  # and about how long they take
+    "a_new_pool": 0.5,
+    "warm_runs": 0.05,
+    "background": 0.05,
+    "several": 0.1,
+    "arrays": 0.1,
+    "calls": 0.02,
+    "closing": 0.8,
+}
 
 
-def interrupt_at_random(rng: random.Random, times: int, presses: int = 1) -> float:
-    """Interrupt one process so many times; return the longest time that it took to react."""
-    longest = 0.0
+def test_a_process_is_interrupted_again_and_again(stress_seed: int) -> None:
+    """A few of the campaign below, in the default suite."""
+    interrupt_at_random(random.Random(stress_seed), 10)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize(("times", "presses"), [(300, 1), (100, 2)])
+def test_a_process_is_interrupted_300_times(stress_seed: int, times: int, presses: int) -> None:
+    """In whatever it does: it reacts within a second, the next call is right, nothing is kept."""
+    seconds = interrupt_at_random(random.Random(stress_seed), times, presses)
+    print(
+        f"{times} times {presses} interrupts: KeyboardInterrupt after {seconds[times // 2]:.3f} s "
+        f"(median), {seconds[-1]:.3f} s (longest); the next call right each time, no process left"
+    )
+    assert seconds[-1] < 1
+
+
+def interrupt_at_random(rng: random.Random, times: int, presses: int = 1) -> list[float]:
+    """Interrupt one process so many times; return how long it took to react, in order."""
+    seconds: list[float] = []
     with script(CAMPAIGN) as process:
         for number in range(times):
             kind = rng.choice(list(KINDS))
@@ -221,13 +291,17 @@ def interrupt_at_random(rng: random.Random, times: int, presses: int = 1) -> flo
                 pressed = time.monotonic()
                 os.killpg(process.pid, signal.SIGINT)
             said = [read(process)]
-            longest = max(longest, time.monotonic() - pressed)
+            seconds.append(time.monotonic() - pressed)
             tell(process, "")
             while (line := read(process)) == "ended":
                 said.append(line)
-            assert line == "2", f"{line} workers after {kind}, round {number}"
+            workers, *more = map(int, line.split())
+            assert workers == 2, f"{line} workers after {kind}, round {number}"
+            descriptors, shared = more
+            assert descriptors < 100, f"after {kind}, round {number}"
+            assert shared < 7_000, f"{shared} KB of shared memory after {kind}, round {number}"
         process.stdin.close()
-    return longest
+    return sorted(seconds)
 
 
 def tell(process: Any, line: str) -> None:
