@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from shmpar import engines, failures, scheduler
+from shmpar.account import Account
 from shmpar.engines.protocol import Engine, Execution, Generation
 from shmpar.errors import ShmparError
 from shmpar.interrupts import allowed
-from shmpar.ledger import DONE, FAILED, PENDING, SAID
+from shmpar.ledger import DONE, FAILED, PENDING, SAID, Ledger
 from shmpar.news import News
 from shmpar.outcome import conclude
 from shmpar.outputs import Outputs
@@ -33,7 +34,7 @@ from shmpar.plan import Announcement, Failure, Function, Plan
 from shmpar.policy import Observer, Policy
 from shmpar.scheduler import Scheduler
 from shmpar.scratch import Scratch
-from shmpar.segment import SMALL, check_room, kind_of
+from shmpar.segment import SMALL, check_room
 from shmpar.verification import Verification
 
 __all__ = ["Conductor"]
@@ -72,12 +73,10 @@ class Conductor:
         No worker writes any more; `outcome` is there.
     outcome : object
         The result, or the exception that is raised for it.
-    seconds : float or None
-        How long it took.
+    account : Account
+        What its report is made of.
     unfinished : tuple of int
         Chunks that are not done, once it is over.
-    memory : tuple of str or None
-        Where its inputs and outputs were, once it is over.
     """
 
     deaths = 0
@@ -104,10 +103,8 @@ class Conductor:
         self.observer: Observer | None = None
         self.errors: dict[int, ShmparError] = {}
         self.fatal: BaseException | None = None
-        self.began = time.perf_counter()
-        self.seconds: float | None = None
+        self.account = Account(function)
         self.unfinished: tuple[int, ...] = ()
-        self.memory: tuple[str, ...] | None = None
         self.engine: Engine | None = None
         self._function: Function | None = function
         self._arrays = arrays
@@ -123,8 +120,7 @@ class Conductor:
         self._verification: Verification | None = None
         self._allocating = threading.Lock()
         self._end = engines.Exit(None)
-        self._told = 0.0
-        self._settled = 0
+        self._told, self._settled = 0.0, 0
 
     @property
     def running(self) -> bool:
@@ -142,11 +138,14 @@ class Conductor:
         """What went wrong, in the order of the chunks."""
         return [error for _, error in sorted(self.errors.items())]
 
-    def where(self) -> tuple[str, ...]:
-        """Where each input and output lies."""
-        if self.memory is not None:
-            return self.memory
-        return tuple(kind_of(array) for array in (*self._arrays, *(self.outputs.arrays or ())))
+    @property
+    def ledger(self) -> Ledger | None:
+        """A copy of what is known of each chunk; None before it has begun."""
+        return self.account.ledger(None if self._execution is None else self._execution.ledger)
+
+    def arrays(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+        """Where each input and output lies, and its bytes."""
+        return self.account.arrays(self._arrays, self.outputs.arrays or ())
 
     def begin(self, engine: Engine, *, attended: bool) -> None:
         """Start on an engine.
@@ -169,14 +168,14 @@ class Conductor:
         if self.plan.check:
             verification = Verification(self.plan, self._arrays, self._todo, sums)
             self._verification, sums = verification, verification.sums
-            if self.outputs.arrays is not None:
-                verification.watch(self.outputs.arrays)
+            verification.watch(self.outputs.arrays or ())
         self._execution = execution = Execution(
             number=self.number,
             plan=self.plan,
             function=self._function,
             arrays=self._arrays,
             ledger=engine.ledger(self.plan.chunks),
+            origin=self.account.began,
             allocate=self._allocate,
             outputs=self.outputs.arrays,
             several=self.outputs.several,
@@ -186,9 +185,8 @@ class Conductor:
             execution.ledger.status[:] = DONE
             execution.ledger.status[list(self._todo)] = PENDING
         execution.reports = not attended and not self.plan.collects
-        known = self.outputs.arrays is not None
         may_wait = attended and self.plan.fail_fast and execution.sums is None
-        execution.scratch = may_wait and engine.slab is not None and not known
+        execution.scratch = may_wait and engine.slab is not None and execution.outputs is None
         try:
             with allowed():  # the user's objects pickle themselves, and may be large
                 ready = engine.open(execution)
@@ -196,6 +194,7 @@ class Conductor:
             self._execution = None
             engine.close(execution)
             raise
+        self.account.begin()
         self._scheduler.patience = 2 * engine.workers + 2
         for command in self._scheduler.start(ready, self._todo):
             self._do(command)
@@ -277,6 +276,7 @@ class Conductor:
             worker, self.errors, innocent=innocent and not self.policy.in_place
         )
         self.deaths += blamed is not None
+        self.account.lose(worker, blamed, execution.ledger.held(worker))
         self._scratch.lost(execution.ledger.slot(worker)[SAID])
         execution.ledger.empty(worker)
         if self._verification is not None:
@@ -380,13 +380,14 @@ class Conductor:
             self.outcome = error
         engine.close(execution)
         self._unlock()
-        self.seconds = time.perf_counter() - self.began
+        self.account.end()
 
     def _detach(self, execution: Execution) -> list[int] | None:
         """Take the last from the ledger; give the chunks that are done, None for all of them."""
         ledger, done = execution.ledger, None
         self._execution = None
         self._settled = ledger.settled
+        self.account.keep(ledger)
         if ledger.done < self.plan.chunks:
             done = np.flatnonzero(ledger.status == DONE).tolist()
             self.unfinished = tuple(np.flatnonzero(ledger.status != DONE).tolist())
@@ -422,7 +423,7 @@ class Conductor:
 
     def release(self) -> None:
         """Keep what a run that goes on needs; what is done needs neither inputs nor function."""
-        self.memory = self.where()
+        self.account.keep_arrays(self._arrays, self.outputs.arrays or ())
         self.run = None
         if not self.unfinished:
             self._arrays, self._function = [], None

@@ -6,14 +6,24 @@ Imports numpy alone.  One piece of memory holds, for one run:
 bytes     what                                   who writes it
 ========  =====================================  ===================================
 64 each   the slots, one a worker                the slot's worker, and nobody else
+4 each    how long each chunk took               the holder of the chunk's ticket
+4 each    when the claim it was in began         the holder of the chunk's ticket
+2 each    who claimed it                         the holder of the chunk's ticket
 1 each    the status of each chunk               the holder of the chunk's ticket
 the rest  scratch: outputs too small to wait     the holder of the chunk's ticket
 ========  =====================================  ===================================
 
-A slot is eight 64-bit numbers: generation, first, last, cursor, since, said, and two spare ones.
+A slot is eight 64-bit numbers: generation, first, last, cursor, since, said, joined, waited.
 ``first <= ticket < last`` are the tickets that the worker holds; ``cursor`` is the one that it
-computes; ``since`` is when it began with it (monotonic nanoseconds, if the run is timed);
-``said`` is a digest of what it takes the outputs in the scratch for, 0 for nothing.
+computes; ``since`` is when it began with its claim, or, if the run is timed, with the chunk under
+the cursor (monotonic nanoseconds); ``said`` is a digest of what it takes the outputs in the
+scratch for, 0 for nothing; ``joined`` is when it was given the plan (likewise, and 0 for a worker
+without a claim); ``waited`` is how long it has waited for outputs (nanoseconds).
+
+Times are for the report alone: nothing is decided by them. A duration is a float32 in seconds, 0
+while it is not known. A claim's begin is in microseconds after the run's, modulo 2**32; how often
+it went round, times the number of workers, is added to the worker's number. So 11 bytes tell of a
+chunk all that there is to tell; chunks of one claim follow each other in the order of the tickets.
 
 Guarantees
 ----------
@@ -24,6 +34,8 @@ Guarantees
   status says failed before anybody is told, so that what a worker that dies leaves is right. The
   parent decides from a slot or a status only after a message of that worker or after having
   reaped it; both order memory.  In between it reads them for display alone.
+- A duration is written after the chunk's status or before it: who reads while the run goes on may
+  find a chunk done of which the time is not known yet.
 - The parent writes here while no worker has the run, and for tickets whose holder it has reaped.
 
 Why scratch: a small run would spend more time on waiting for its outputs to be allocated than on
@@ -43,8 +55,11 @@ __all__ = ["DONE", "FAILED", "PENDING", "SLOT_BYTES", "Held", "Ledger"]
 
 PENDING, DONE, FAILED = 0, 1, 2
 SLOT_BYTES = 64
-GENERATION, FIRST, LAST, CURSOR, SINCE, SAID = range(6)
+GENERATION, FIRST, LAST, CURSOR, SINCE, SAID, JOINED, WAITED = range(8)
 _NUMBERS = SLOT_BYTES // 8
+_CHUNK_BYTES = 4 + 4 + 2 + 1
+_WRAP = 1 << 32  # microseconds
+_MOST = (1 << 16) - 1
 
 
 def _aligned(size: int) -> int:
@@ -62,7 +77,8 @@ class Held(NamedTuple):
         Tickets ``first <= t < cursor`` are finished, ``cursor`` was being computed, the others
         up to `last` (excluded) were not begun.
     since : int
-        When it began with `cursor`, in nanoseconds of the monotonic clock; 0 if not timed.
+        When it began with its claim, or in a timed run with `cursor`, in nanoseconds of the
+        monotonic clock; 0 for a moment, before it has begun.
     """
 
     generation: int
@@ -90,7 +106,17 @@ class Ledger:
     (1, [0, 1, 2, 4])
     """
 
-    __slots__ = ("_scratch", "chunks", "slots", "status", "workers")
+    __slots__ = (
+        "_scratch",
+        "_used",
+        "begins",
+        "chunks",
+        "claimants",
+        "seconds",
+        "slots",
+        "status",
+        "workers",
+    )
 
     def __init__(self, buffer: Any, *, workers: int, chunks: int) -> None:
         whole = memoryview(buffer).cast("B")
@@ -98,13 +124,18 @@ class Ledger:
         self.workers = workers
         self.chunks = chunks
         self.slots: memoryview = whole[:head].cast("q")
-        self.status = np.frombuffer(whole, np.uint8, chunks, head)
-        self._scratch = whole[_aligned(head + chunks) :]
+        used = head + _CHUNK_BYTES * chunks
+        self.seconds = np.frombuffer(whole, np.float32, chunks, head)
+        self.begins = np.frombuffer(whole, np.uint32, chunks, head + 4 * chunks)
+        self.claimants = np.frombuffer(whole, np.uint16, chunks, head + 8 * chunks)
+        self.status = np.frombuffer(whole, np.uint8, chunks, head + 10 * chunks)
+        self._used = whole[:used]
+        self._scratch = whole[_aligned(used) :]
 
     @staticmethod
     def nbytes(*, workers: int, chunks: int) -> int:
         """Bytes that the ledger of such a run takes."""
-        return workers * SLOT_BYTES + chunks
+        return workers * SLOT_BYTES + _CHUNK_BYTES * chunks
 
     def slot(self, worker: int) -> memoryview:
         """The eight numbers of one worker's slot."""
@@ -123,9 +154,22 @@ class Ledger:
 
     def clear(self) -> None:
         """Make it a new run's."""
-        for worker in range(self.workers):
-            self.empty(worker)
-        self.status[:] = PENDING
+        np.frombuffer(self._used, np.uint8)[:] = 0
+
+    def copy(self) -> Ledger:
+        """What it says now, but for the scratch, in memory of this process; not to be written."""
+        return Ledger(bytes(self._used), workers=self.workers, chunks=self.chunks)
+
+    def note_claim(self, chunks: Any, worker: int, seconds: float) -> None:
+        """Record who has claimed these chunks, and when, in seconds after the run's begin."""
+        rounds, micro = divmod(max(0, int(seconds * 1e6)), _WRAP)
+        self.begins[chunks] = micro
+        self.claimants[chunks] = min(worker + self.workers * rounds, _MOST)
+
+    def claims(self, chunks: Any) -> tuple[Any, Any]:
+        """Who has claimed these chunks, and when: arrays of numbers, and of seconds."""
+        rounds, workers = np.divmod(self.claimants[chunks], self.workers)
+        return workers, (rounds * float(_WRAP) + self.begins[chunks]) * 1e-6
 
     @property
     def done(self) -> int:

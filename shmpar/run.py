@@ -67,7 +67,7 @@ class Run(Future[Any]):
     def report(self) -> Report:
         """The run's numbers, so far."""
         conductor = self.conductor
-        engine, seconds = conductor.engine, conductor.seconds
+        engine, seconds = conductor.engine, conductor.account.seconds
         errors = len(conductor.errors)
         return Report(
             verb=conductor.plan.verb,
@@ -77,8 +77,8 @@ class Run(Future[Any]):
             done=conductor.settled - errors,
             failed=errors,
             deaths=conductor.deaths,
-            seconds=time.perf_counter() - conductor.began if seconds is None else seconds,
-            memory=conductor.where(),
+            seconds=time.perf_counter() - conductor.account.began if seconds is None else seconds,
+            memory=tuple(kind for part in conductor.arrays() for kind, _ in part),
             seed=conductor.plan.seed,
         )
 

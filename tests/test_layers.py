@@ -36,6 +36,7 @@ LAYERS = {
     "scheduler": 3,
     "engines": 3,
     "outputs": 3,
+    "account": 3,
     "report": 3,
     "failures": 3,
     "policy": 3,

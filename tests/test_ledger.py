@@ -11,7 +11,20 @@ from hypothesis import strategies as st
 
 from shmpar import ledger as ledgers
 from shmpar.grid import Grid
-from shmpar.ledger import CURSOR, DONE, FAILED, FIRST, GENERATION, LAST, PENDING, SINCE, Ledger
+from shmpar.ledger import (
+    CURSOR,
+    DONE,
+    FAILED,
+    FIRST,
+    GENERATION,
+    JOINED,
+    LAST,
+    PENDING,
+    SAID,
+    SINCE,
+    WAITED,
+    Ledger,
+)
 from shmpar.plan import Failure, Function, PerItem, Plan
 from shmpar.worker.assignment import Assignment
 from shmpar.worker.loop import _run_claim
@@ -30,17 +43,24 @@ class TestLayout:
     def test_every_number_and_status_has_bytes_of_its_own(self, workers: int, chunks: int) -> None:
         """What one worker or ticket holder writes, no other place shows."""
         buffer = bytearray(Ledger.nbytes(workers=workers, chunks=chunks))
-        assert len(buffer) == 64 * workers + chunks
+        assert len(buffer) == 64 * workers + 11 * chunks
         ledger = Ledger(buffer, workers=workers, chunks=chunks)
         for worker in range(workers):
             slot = ledger.slot(worker)
             for number in range(len(slot)):
                 slot[number] = worker * 100 + number
+        ledger.seconds[:] = np.arange(chunks)
+        ledger.begins[:] = np.arange(chunks) + 7
+        ledger.claimants[:] = np.arange(chunks) + 9
         ledger.status[:] = np.arange(chunks) % 3
         numbers = np.frombuffer(buffer, np.int64, workers * 8).reshape(workers, 8)
         expected = np.arange(workers)[:, None] * 100 + np.arange(8)
         np.testing.assert_array_equal(numbers, expected)
-        assert bytes(buffer[64 * workers :]) == bytes(chunk % 3 for chunk in range(chunks))
+        again = Ledger(buffer, workers=workers, chunks=chunks)
+        assert again.seconds.tolist() == list(range(chunks))
+        assert again.begins.tolist() == list(range(7, 7 + chunks))
+        assert again.claimants.tolist() == list(range(9, 9 + chunks))
+        assert again.status.tolist() == [chunk % 3 for chunk in range(chunks)]
 
     def test_two_views_of_one_buffer_are_one_ledger(self) -> None:
         """A worker sees what the parent writes, and the other way round."""
@@ -62,8 +82,8 @@ class TestLayout:
 
     def test_the_names_of_the_numbers_fit_a_slot(self) -> None:
         """A slot is a cache line, so that workers do not slow each other."""
-        numbers = {GENERATION, FIRST, LAST, CURSOR, SINCE}
-        assert len(numbers) == 5
+        numbers = {GENERATION, FIRST, LAST, CURSOR, SINCE, SAID, JOINED, WAITED}
+        assert len(numbers) == 8
         assert max(numbers) < ledgers.SLOT_BYTES // 8
 
 
@@ -105,6 +125,46 @@ class TestStatuses:
         ledger.status[1] = 9
         with pytest.raises(AssertionError, match="one of three"):
             ledger.check_invariants()
+
+
+class TestTimes:
+    """When chunks were claimed, by whom, and how long they took."""
+
+    @given(
+        workers=st.integers(1, 130),
+        data=st.data(),
+        seconds=st.floats(0, 20 * 86_400),
+    )
+    def test_a_claim_of_any_worker_at_any_time_is_read_back(
+        self, workers: int, data: st.DataObject, seconds: float
+    ) -> None:
+        """To the microsecond, for runs of weeks."""
+        worker = data.draw(st.integers(0, workers - 1))
+        ledger = new_ledger(workers, 7)
+        ledger.note_claim(slice(2, 5), worker, seconds)
+        found, begins = ledger.claims(slice(2, 5))
+        assert found.tolist() == [worker] * 3
+        assert begins == pytest.approx([seconds] * 3, abs=1.1e-6, rel=1e-12)
+        assert ledger.begins.tolist()[5:] == [0, 0]
+
+    def test_a_run_of_a_thousand_years_does_not_overflow(self) -> None:
+        """Who claimed so late is not known, but nothing fails."""
+        ledger = new_ledger(8, 1)
+        ledger.note_claim(0, 7, 3e10)
+        assert ledger.claimants[0] == 65_535
+
+    def test_a_copy_stays_as_it_is(self) -> None:
+        """The next run may have the ledger; what is copied is read-only."""
+        ledger = new_ledger(2, 3, 100)
+        ledger.status[1], ledger.seconds[1], ledger.slot(1)[WAITED] = DONE, 0.5, 9
+        copy = ledger.copy()
+        ledger.clear()
+        assert copy.status.tolist() == [PENDING, DONE, PENDING]
+        assert copy.seconds.tolist() == [0, 0.5, 0]
+        assert copy.slot(1)[WAITED] == 9
+        assert not ledger.seconds.any()
+        with pytest.raises(ValueError, match="read-only"):
+            copy.status[0] = DONE
 
 
 class TestSlots:
@@ -150,7 +210,7 @@ class TestScratch:
         """Each has bytes of its own behind the ledger's, or all of them are refused."""
         ledger = new_ledger(2, chunks, scratch)
         arrays = ledger.carve(outputs)
-        head = 128 + chunks
+        head = 128 + 11 * chunks
         start = -(-head // 64) * 64
         end = start
         for shape, dtype in outputs:
@@ -209,6 +269,12 @@ class Moment(NamedTuple):
     reported: tuple[int, ...]
 
 
+class Statuses(NamedTuple):
+    """What of a ledger a claim writes to besides its slot, but for times."""
+
+    status: Recorder
+
+
 class Claim:
     """One claim of a worker, and each moment at which it could have been killed."""
 
@@ -241,8 +307,9 @@ class Claim:
             tickets=self,
             todo=todo,
             generation=7,
+            ledger=Statuses(Recorder(self.ledger.status, self.note)),
+            worker=1,
             slot=Recorder(slot, self.note),
-            status=Recorder(self.ledger.status, self.note),
             workers=2,
         )
 
@@ -320,7 +387,7 @@ def test_a_slot_tells_of_the_old_claim_of_nothing_or_of_the_whole_new_one(claim:
 def test_a_status_says_done_or_failed_only_of_chunks_that_are(claim: Claim) -> None:
     """Done after the result was written, failed before it is reported, and never both."""
     for moment in claim.moments:
-        status = np.frombuffer(moment.memory, np.uint8, claim.chunks, 128)
+        status = Ledger(moment.memory, workers=2, chunks=claim.chunks).status
         assert set(np.flatnonzero(status == DONE).tolist()) <= set(moment.computed)
         assert set(np.flatnonzero(status == FAILED).tolist()) <= claim.bad
         assert set(moment.reported) <= set(np.flatnonzero(status == FAILED).tolist())

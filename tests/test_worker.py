@@ -124,8 +124,9 @@ class Worker:
             tickets=self.counter,
             todo=todo,
             generation=3,
+            ledger=self.ledger,
+            worker=1,
             slot=self.ledger.slot(1),
-            status=self.ledger.status,
             workers=workers,
         )
 
@@ -244,7 +245,8 @@ class TestClaims:
         assert sinces[0] > 0
         worker = Worker(look, np.arange(9))
         worker.work()
-        assert seen[-1].since == 0
+        sinces = [held.since for held in seen[9:]]
+        assert 0 < sinces[0] <= sinces[-1], "else since when in its claim"
 
 
 def fails_on(*bad: int, error: BaseException) -> Callable[[Any], Any]:
@@ -865,7 +867,7 @@ def test_two_workers_share_the_tickets() -> None:
     for worker in (first, second):
         worker.assignment.tickets = counter
         worker.assignment.outputs, worker.assignment.several = [out], False
-        worker.assignment.status = first.ledger.status
+        worker.assignment.ledger = first.ledger
     first.channel.claims = 2
     work(first.assignment, first.channel)
     second.work()

@@ -21,7 +21,7 @@ __all__ = ["Counters", "Ledgers"]
 
 Counter = OffsetTickets | LockTickets
 
-_LEDGER_BYTES = 16 * 1024  # the smallest one; most runs share it
+_SCRATCH_BYTES = 16 * 1024  # behind each ledger, for outputs that are not larger
 _LEDGERS = 2  # kept for later runs
 _COUNTERS = 4  # kept for later runs; the workers keep their descriptors too
 
@@ -41,7 +41,7 @@ class Ledgers:
                 free.clear()
                 return self._free.pop(position)
         size = Ledger.nbytes(workers=self._workers, chunks=chunks)
-        segment = create(max(_LEDGER_BYTES, size), what="ledger")
+        segment = create(size + _SCRATCH_BYTES, what="ledger")
         ledger = Ledger(segment.mapping, workers=self._workers, chunks=chunks)
         self._segments[ledger] = segment
         return ledger

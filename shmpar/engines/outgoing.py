@@ -108,6 +108,7 @@ class Packed:
             arrays=self.references,
             outputs=outputs,
             several=execution.several,
+            origin=execution.origin,
             scratch=execution.scratch,
             reports=execution.reports,
             sums=self.sums,

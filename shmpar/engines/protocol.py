@@ -78,6 +78,8 @@ class Execution:
         The inputs.
     ledger : Ledger
         What is known of each chunk.
+    origin : float
+        When the run began, by :func:`time.perf_counter`.
     allocate : callable
         Given the first announcement, sets `outputs` and `several`; raises `SegmentFull`.
     outputs : list of ndarray or None
@@ -101,6 +103,7 @@ class Execution:
     function: Function
     arrays: list[Array]
     ledger: Ledger
+    origin: float
     allocate: Callable[[Announcement], None]
     outputs: list[Array] | None = None
     several: bool | None = None

@@ -115,11 +115,13 @@ def bound(execution: Execution, generation: Generation, worker: int, workers: in
         tickets=generation.tickets,
         todo=generation.todo,
         generation=generation.number,
+        ledger=execution.ledger,
+        worker=worker,
         slot=execution.ledger.slot(worker),
-        status=execution.ledger.status,
         workers=workers,
         reports=execution.reports,
         sums=execution.sums,
+        origin=execution.origin,
     )
 
 

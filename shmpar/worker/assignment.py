@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from shmpar.ledger import Ledger
 from shmpar.plan import Announcement, Failure, Function, Plan
 from shmpar.tickets import Tickets
 
@@ -82,10 +83,12 @@ class Assignment:
         Numbers of the chunks of this generation; None: all of the grid.
     generation : int
         Which one it is.
+    ledger : Ledger
+        Where it says what it holds and has done.
+    worker : int
+        Its number.
     slot : memoryview
-        The worker's slot in the ledger.
-    status : ndarray of uint8
-        The ledger's status bytes.
+        Its slot in the ledger.
     workers : int
         How many share the tickets.
     claimed : int
@@ -100,6 +103,12 @@ class Assignment:
         Where the checksum of each chunk's output goes.
     most : int or None
         Tickets that this worker may have; None: as many as there are.
+    origin : float
+        When the run began, by :func:`time.perf_counter`, which is one clock for all processes.
+    joined : float
+        When this worker was given the plan, likewise; 0: with its first claim.
+    waited : float
+        Seconds that it has waited for outputs.
     """
 
     plan: Plan
@@ -110,8 +119,9 @@ class Assignment:
     tickets: Tickets
     todo: Sequence[int] | None
     generation: int
+    ledger: Ledger
+    worker: int
     slot: memoryview
-    status: np.ndarray[Any, np.dtype[np.uint8]]
     workers: int
     claimed: int = 0
     handed: int | None = None
@@ -119,6 +129,9 @@ class Assignment:
     reports: bool = False
     sums: Array | None = None
     most: int | None = None
+    origin: float = 0.0
+    joined: float = 0.0
+    waited: float = 0.0
 
     @property
     def count(self) -> int:

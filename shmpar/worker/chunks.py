@@ -6,6 +6,7 @@ Imports the neighbours in this package.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,9 @@ class Chunks:
             return
         value = self._call(chunk)
         announcement = announce(assignment.plan, chunk, value)
+        began = perf_counter()
         outputs, several = self._channel.allocate(announcement)
+        assignment.waited += perf_counter() - began
         assignment.outputs, assignment.several = outputs, several
         store = storer(assignment.plan, outputs, several)
         self.compute = self._known(outputs, store)

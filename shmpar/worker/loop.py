@@ -19,6 +19,7 @@ from shmpar.ledger import CURSOR, DONE, FAILED, FIRST, GENERATION, LAST, SINCE
 from shmpar.plan import Failure
 from shmpar.worker.assignment import Abandoned, Assignment, Channel
 from shmpar.worker.chunks import Chunks, block_shape
+from shmpar.worker.clock import Clock
 from shmpar.worker.inside import entered
 
 __all__ = ["work"]
@@ -54,13 +55,15 @@ def work(assignment: Assignment, channel: Channel) -> bool:
 def _work(assignment: Assignment, channel: Channel) -> bool:
     chunks = Chunks(assignment, channel)
     claim, count = assignment.tickets.claim, assignment.count
-    size = 1
+    clock, size = Clock(assignment), 1
     while (first := claim(size)) < count:
         last = min(first + size, count)
         assignment.claimed += last - first
         began = perf_counter()
-        _run_claim(assignment, channel, chunks.compute, first, last)
+        compute = clock.begin(chunks.compute, first, last, began)
+        _run_claim(assignment, channel, compute, first, last)
         spent = perf_counter() - began
+        clock.end(spent)
         assignment.spent += spent
         size = _next_size(size, spent / (last - first), count - last, assignment.workers)
         if assignment.most is not None:
@@ -85,8 +88,7 @@ def _run_claim(
     slot[GENERATION] = assignment.generation
     slot[FIRST] = slot[CURSOR] = first
     ticket, timed, failed = first, assignment.plan.timed, []
-    if timed:
-        slot[SINCE] = monotonic_ns()
+    slot[SINCE] = monotonic_ns()
     slot[LAST] = last
     while ticket < last:
         try:
@@ -117,7 +119,7 @@ def _report(assignment: Assignment, channel: Channel, ticket: int, error: BaseEx
         if assignment.handed is None:  # a second failure stops what is stopped
             assignment.handed = handed
     chunk = ticket if assignment.todo is None else assignment.todo[ticket]
-    assignment.status[chunk] = FAILED
+    assignment.ledger.status[chunk] = FAILED
     channel.failed(Failure(chunk, error, block_shape(assignment, chunk)))
 
 
@@ -125,7 +127,7 @@ def _mark(
     assignment: Assignment, channel: Channel, first: int, end: int, failed: list[int]
 ) -> None:
     """Record the tickets ``first <= t < end`` as done, but for those that failed."""
-    status, todo, begin = assignment.status, assignment.todo, first
+    status, todo, begin = assignment.ledger.status, assignment.todo, first
     for stop in (*failed, end):
         if first < stop:
             status[slice(first, stop) if todo is None else list(todo[first:stop])] = DONE

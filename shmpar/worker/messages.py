@@ -87,6 +87,8 @@ class PlanMessage(NamedTuple):
         None if they are not known yet.
     several : bool or None
         Goes with them.
+    origin : float
+        When the run began, by the clock that all processes share.
     scratch : bool
         Outputs that are not known go into the ledger's scratch if they fit.
     reports : bool
@@ -114,6 +116,7 @@ class PlanMessage(NamedTuple):
     arrays: tuple[Reference, ...]
     outputs: tuple[Reference, ...] | None
     several: bool | None
+    origin: float
     scratch: bool
     reports: bool
     sums: Reference | None

@@ -20,6 +20,7 @@ import pickle
 import resource
 import socket
 import sys
+import time
 import warnings
 from collections import deque
 from collections.abc import Sequence
@@ -68,6 +69,8 @@ class WorkerProcess:
         Why the environment that the parent was told of last could not be taken on.
     left : int or None
         Chunks and tasks until it ends; None: it does not.
+    ledger : tuple of (int, Ledger) or None
+        The latest, with its segment's key: the next run's is most often the same.
     """
 
     def __init__(self, wire: Wire, bell: int, number: int) -> None:
@@ -81,6 +84,7 @@ class WorkerProcess:
         self.private: dict[int, Segment] = {}
         self.backlog: deque[tuple[Any, list[int]]] = deque()
         self.left: int | None = None
+        self.ledger: tuple[int, Ledger] | None = None
 
     def serve(self) -> None:
         """Handle messages until the parent says that it was the last, or enough is done."""
@@ -134,6 +138,8 @@ class WorkerProcess:
     def _forget(self, key: int) -> None:
         """Drop a segment; the mapping lives as long as a view that the user's code has kept."""
         self.segments.pop(key, None)
+        if self.ledger is not None and self.ledger[0] == key:
+            self.ledger = None
 
     def _adopt(self, records: Sequence[SegmentRecord], descriptors: Sequence[int]) -> None:
         for record, fd in zip(records, descriptors, strict=True):
@@ -194,13 +200,14 @@ class WorkerProcess:
 
     def _run(self, message: PlanMessage, counter: Tickets) -> None:
         said: Any = None
-        exhausted = True
+        exhausted, joined = True, time.perf_counter()
         had: tuple[int, int | None, float] = (0, None, 0.0)
         kept: Sequence[Array] = ()
         try:
             function, kept = self._load(message)
             ledger = self._ledger(message)
             assignment = self._assignment(message, function, counter, ledger)
+            assignment.joined = joined
             channel = SocketChannel(self, message.run, ledger if message.scratch else None)
             exhausted = work(assignment, channel)
             self._has_done(assignment.claimed)
@@ -224,8 +231,11 @@ class WorkerProcess:
             raise _Unloadable(error) from error
 
     def _ledger(self, message: PlanMessage) -> Ledger:
-        memory = self.segments[message.ledger].mapping
-        return Ledger(memory, workers=message.workers, chunks=message.chunks)
+        if self.ledger is None or self.ledger[0] != message.ledger:
+            memory = self.segments[message.ledger].mapping
+            ledger = Ledger(memory, workers=message.workers, chunks=message.chunks)
+            self.ledger = message.ledger, ledger
+        return self.ledger[1]
 
     def _assignment(
         self, message: PlanMessage, function: Function, tickets: Tickets, ledger: Ledger
@@ -238,11 +248,13 @@ class WorkerProcess:
             arrays=[self.view(reference, writable=False) for reference in message.arrays],
             outputs=None if outputs is None else [self.view(one, writable=True) for one in outputs],
             several=message.several,
+            origin=message.origin,
             tickets=tickets,
             todo=message.todo,
             generation=message.generation,
+            ledger=ledger,
+            worker=self.number,
             slot=ledger.slot(self.number),
-            status=ledger.status,
             workers=message.workers,
             reports=message.reports,
             sums=None if message.sums is None else self.view(message.sums, writable=True),
