@@ -135,6 +135,10 @@ class Driver:
         with held_back():
             try:
                 self._drive(task, until)
+            except BaseException as error:
+                if not self._here.waiting:  # else it is an interrupt, and the task goes on
+                    self._break(error)
+                raise
             finally:
                 self._here.waiting = False
 
@@ -368,14 +372,16 @@ class Driver:
         """Throw the engine away, with all its runs, and make a new one."""
         with self._lock:
             broken, self.engine = self.engine, None
-            if broken is not None:
-                broken.wake()
-                broken.shutdown()
-                self.engine = self._make_engine()
-            for run in self._runs.values():
-                run.conductor.abort(error)
-            self._tasks.abort(error)
-        self._sweep()
+            try:
+                if broken is not None:
+                    broken.wake()
+                    broken.shutdown()
+                    self.engine = self._make_engine()
+            finally:  # where none can be made the pool is closed, and they are told all the same
+                for run in self._runs.values():
+                    run.conductor.abort(error)
+                self._tasks.abort(error)
+                self._sweep()
 
     def close(self, end: End) -> None:
         """End all runs and tasks, by cancelling or by waiting for them, and then the workers.
