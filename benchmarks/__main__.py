@@ -1,8 +1,12 @@
-"""Run measurements: ``python -m benchmarks [NAME ...] [--quick]``."""
+"""Run measurements: ``python -m benchmarks [NAME ...] [--quick]``.
+
+``python -m benchmarks peers --help`` compares with other libraries and with the limits.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 
 from benchmarks import all_verbs, main_job
 
@@ -11,6 +15,11 @@ ALL = {**main_job.ALL, **all_verbs.ALL}
 
 def main() -> None:
     """Run those that are named, or all."""
+    if sys.argv[1:2] == ["peers"]:
+        from benchmarks.peers import command
+
+        command.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ALL))
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")

@@ -1,0 +1,246 @@
+"""Systems take turns: a round is one call of each, and there are several rounds."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from benchmarks.peers import cold, machine, workloads
+from benchmarks.peers.player import Failed, Player
+from benchmarks.peers.workloads import Workload
+
+Point = dict[str, Any]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long things may take, in seconds."""
+
+    share: float  # of the time that a workload gives to each system
+    call: float  # the longest single call; what is longer is not begun, or not repeated
+    rounds: int  # at most
+
+    def times(self, workload: Workload, seconds: float) -> int:
+        """Rounds of a call that takes so long."""
+        if seconds > self.call:
+            return 0
+        rounds = math.ceil(workload.seconds * self.share / max(seconds, 1e-6))
+        return max(1 if seconds > workload.seconds else 3, min(rounds, self.most(workload)))
+
+    def most(self, workload: Workload) -> int:
+        """The most rounds."""
+        return min(self.rounds, workload.rounds)
+
+
+EFFORTS = {
+    "smoke": Effort(share=0, call=20, rounds=1),
+    "quick": Effort(share=0.1, call=1.5, rounds=20),
+    "full": Effort(share=1, call=8, rounds=200),
+}
+
+
+@dataclass
+class Entry:
+    """A system in one of its ways, with what it took so far."""
+
+    player: Player
+    way: str
+    chunks: int
+    seconds: list[float] = field(default_factory=list)
+    rounds: int = 0
+
+
+class Conductor:
+    """Holds the processes of systems and what they have measured."""
+
+    def __init__(self, names: list[str], size: str, workers: int, directory: str) -> None:
+        self.names, self.size, self.workers, self.directory = names, size, workers, directory
+        self.effort = EFFORTS[size]
+        self.records: list[Record] = []
+        self.versions: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
+        self._players: dict[str, Player] = {}
+        self._last: dict[tuple[str, ...], tuple[int, float]] = {}
+
+    def __enter__(self) -> Self:
+        """Nothing is started before it is needed."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End all processes."""
+        for name in list(self._players):
+            self._end(name)
+
+    def measure(self, name: str, say: Callable[[str], None]) -> list[Record]:
+        """Measure a workload at all of its points."""
+        workload, before = workloads.load(name), len(self.records)
+        for point in workload.points(self.size):
+            began = time.monotonic()
+            getattr(self, workload.how)(name, workload, point)
+            say(f"{name} {point}: {time.monotonic() - began:.0f} s")
+        return self.records[before:]
+
+    def time(self, name: str, workload: Workload, point: Point) -> None:
+        """Seconds of a warm call, in turns."""
+        names = self._taking_part(workload)
+        nbytes, free = workload.job(point).nbytes, machine.available()
+        if 2.2 * nbytes > free:
+            for one in names:
+                self._skip(name, point, one, f"needs {2.2 * nbytes / 1e9:.0f} GB of memory")
+        elif 1.3 * nbytes * len(names) > 0.5 * free:
+            for one in names * (2 if nbytes < 0.1 * free else 1):
+                self._alone(name, workload, point, one)
+        else:
+            self._together(name, workload, point, names)
+
+    def _together(self, name: str, workload: Workload, point: Point, names: list[str]) -> None:
+        entries = [e for one in names for e in self._entries(name, workload, point, one)]
+        for number in range(self.effort.most(workload)):
+            for entry in entries:
+                if number < entry.rounds:
+                    self._call(name, point, entry)
+        for one in names:
+            self._drop(one)
+        for entry in entries:
+            self._record(name, point, entry)
+
+    def _alone(self, name: str, workload: Workload, point: Point, one: str) -> None:
+        """A turn is the only one that has the array in memory."""
+        for entry in self._entries(name, workload, point, one):
+            for _ in range(min(3, entry.rounds)):
+                self._call(name, point, entry)
+            self._record(name, point, entry)
+        self._drop(one)
+
+    def _entries(self, name: str, workload: Workload, point: Point, one: str) -> Iterator[Entry]:
+        """Load a workload and call it once in each way, unless that would take too long."""
+        try:
+            player = self._player(one, point.get("workers", self.workers))
+            if player is None:
+                return
+            loaded = player.ask("load", workload=name, point=point)
+        except Failed as failure:
+            self._fail(name, point, one, failure)
+            return
+        for way in loaded["ways"]:
+            chunks = loaded["chunks"]
+            key = (name, one, way, *(str(v) for k, v in point.items() if k in {"verb", "order"}))
+            then, took = self._last.get(key, (1, 0.0))
+            if took > 0.05 and took / then * chunks > self.effort.call:
+                reason = f"would take about {took / then * chunks:.0f} s a call"
+                self._skip(name, point, one, reason, way)
+                continue
+            try:
+                answer = player.ask("warm", way=way)
+                if "unsuited" in answer:
+                    self._skip(name, point, one, answer["unsuited"])
+                    return
+                if answer["seconds"] < self.effort.call:  # the first call of all is no measure
+                    answer = {"seconds": player.ask("call", way=way)["seconds"][0]}
+            except Failed as failure:
+                self._fail(name, point, one, failure)
+                return
+            if "cost_us" not in point:
+                self._last[key] = chunks, answer["seconds"]
+            rounds = self.effort.times(workload, answer["seconds"])
+            kept = [] if rounds else [answer["seconds"]]
+            yield Entry(player, way, chunks, kept, rounds)
+
+    def _call(self, name: str, point: Point, entry: Entry) -> None:
+        try:
+            entry.seconds += entry.player.ask("call", way=entry.way)["seconds"]
+        except Failed as failure:
+            entry.rounds = 0
+            self._fail(name, point, entry.player.name, failure)
+
+    def memory(self, name: str, workload: Workload, point: Point) -> None:
+        """Bytes: the peak of a second call, in processes that have done nothing else."""
+        for one in self._taking_part(workload):
+            self._end(one)
+            try:
+                if (player := self._player(one, self.workers)) is None:
+                    continue
+                before = player.peak("load", workload=name, point=point)
+                way = "own" if one == "whole" and point["verb"] == "halo" else "same"
+                answer = player.ask("warm", way=way)
+                if "unsuited" in answer:
+                    self._skip(name, point, one, answer["unsuited"])
+                    continue
+                peak = player.peak("call", way=way, times=2)
+                record = {"bytes": [peak], "loaded": before}
+                self._add(name, point, one, way, record)
+            except Failed as failure:
+                self._fail(name, point, one, failure)
+            self._end(one)
+
+    def cold(self, name: str, workload: Workload, point: Point) -> None:
+        """Seconds of fresh processes."""
+        names = self._taking_part(workload)
+        rounds = {"smoke": 1, "quick": 1, "full": workload.rounds}[self.size]
+        for one, way, seconds in cold.measure(names, rounds, self.workers, self.directory):
+            if isinstance(seconds, str):
+                self._skip(name, point, one, seconds, way)
+            else:
+                self._add(name, point, one, way, {"seconds": seconds})
+
+    def _taking_part(self, workload: Workload) -> list[str]:
+        chosen = self.names if workload.systems is None else workload.systems
+        return [name for name in self.names if name in chosen and name not in self.left_out]
+
+    def _player(self, name: str, workers: int) -> Player | None:
+        """The process of a system, started if there is none; None if it cannot be."""
+        player = self._players.get(name)
+        if player is not None and player.workers != workers:
+            self._end(name)
+            player = None
+        if player is None:
+            place = os.path.join(self.directory, name)
+            os.makedirs(place, exist_ok=True)
+            player = self._players[name] = Player(name, workers, place)
+            try:
+                self.versions |= player.ask("open")["versions"]
+            except Failed as failure:
+                self.left_out[name] = str(failure)
+                self._end(name)
+                return None
+        return player
+
+    def _drop(self, name: str) -> None:
+        if name in self._players:
+            try:
+                self._players[name].ask("drop")
+            except Failed:
+                self._end(name)
+
+    def _end(self, name: str) -> None:
+        player = self._players.pop(name, None)
+        if player is not None:
+            player.end()
+
+    def _fail(self, name: str, point: Point, one: str, failure: Failed) -> None:
+        """A system that failed starts anew for what comes next."""
+        self._skip(name, point, one, f"failed: {failure}")
+        self._end(one)
+
+    def _skip(self, name: str, point: Point, one: str, reason: str, way: str = "") -> None:
+        self._add(name, point, one, way, {"skipped": reason})
+
+    def _record(self, name: str, point: Point, entry: Entry) -> None:
+        if entry.seconds:
+            record = {"seconds": entry.seconds, "chunks": entry.chunks}
+            self._add(name, point, entry.player.name, entry.way, record)
+
+    def _add(self, name: str, point: Point, one: str, way: str, record: Record) -> None:
+        """Keep a record; a second turn alone goes on where the first ended."""
+        head = {"workload": name, "point": point, "system": one, "way": way}
+        for old in self.records:
+            if {key: old.get(key) for key in head} == head:
+                if "seconds" in record and "seconds" in old:
+                    old["seconds"] += record["seconds"]
+                return
+        self.records.append({**head, **record})

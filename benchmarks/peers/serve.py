@@ -1,0 +1,97 @@
+"""One system in a process of its own: it reads orders, a line of JSON each, and measures itself.
+
+``python -m benchmarks.peers.serve SYSTEM WORKERS DIRECTORY``
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.peers import systems, workloads
+from benchmarks.peers.systems.system import System, Unsuited
+
+PACKAGES = {"skimage": "scikit-image"}  # names of distributions that differ
+
+
+class Server:
+    """A system, the workload that it has loaded, and what it is about to do."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.runs: dict[str, Callable[[], Any]] = {}
+
+    def open(self) -> dict[str, Any]:
+        """Start the system; say versions."""
+        self.system.open()
+        names = [PACKAGES.get(name, name) for name in self.system.needs]
+        return {"versions": {name: importlib.metadata.version(name) for name in names}}
+
+    def load(self, workload: str, point: dict[str, Any]) -> dict[str, Any]:
+        """Have the input in memory; say which ways there are."""
+        self.workload = workloads.load(workload)
+        self.point = dict(point)
+        if self.workload.per_chunk:
+            self.point["chunks"] = max(16, point["chunks"] // self.system.fewer)
+            self.point["chunks"] = min(self.point["chunks"], point["chunks"])
+        job = self.workload.job(self.point)
+        self.system.load(job, lambda array: self.workload.fill(array, self.point))
+        return {"ways": self.system.ways(), "chunks": self.point["chunks"], "nbytes": job.nbytes}
+
+    def warm(self, way: str) -> dict[str, Any]:
+        """Call once, and check the answer."""
+        if way not in self.system.ways():
+            raise Unsuited("has no such way for this")
+        self.runs[way] = self.system.call(way)
+        began = time.perf_counter()
+        result = self.runs[way]()
+        seconds = time.perf_counter() - began
+        if result is not None and self.workload.verify is not None:
+            answer = self.system.answer(result)
+            self.workload.verify(answer, self.system.input, self.point)
+        return {"seconds": seconds}
+
+    def call(self, way: str, times: int = 1) -> dict[str, Any]:
+        """Call, and say how long each took."""
+        run, seconds = self.runs[way], []
+        for _ in range(times):
+            began = time.perf_counter()
+            result = run()
+            seconds.append(time.perf_counter() - began)
+            del result
+        return {"seconds": seconds}
+
+    def drop(self) -> dict[str, Any]:
+        """Forget the workload."""
+        self.runs.clear()
+        self.system.drop()
+        return {}
+
+
+def main() -> None:
+    """Answer orders until there are no more."""
+    name, workers, directory = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what systems print is not an answer
+    warnings.simplefilter("ignore")
+    server = Server(systems.load(name)(int(workers), directory))
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            answer = getattr(server, order.pop("do"))(**order)
+        except Unsuited as reason:
+            answer = {"unsuited": str(reason)}
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+            answer = {"failed": f"{type(error).__name__}: {error}"[:300]}
+        print(json.dumps(answer), file=answers, flush=True)
+    server.system.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The ceiling: bare forked processes, each its interleaved share of the same loop."""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import ExitStack
+
+import numpy as np
+
+from benchmarks.bare import bare
+from benchmarks.peers.systems.system import HandMade, Run, Unsuited
+
+
+class This(HandMade):
+    """No scheduler, nothing returned; in shared memory as ours is."""
+
+    title = "ceiling"
+    about = "as many bare forked processes as workers, each its share of the loop: a limit"
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """Memory that forked processes share."""
+        array = np.frombuffer(
+            mmap.mmap(-1, max(1, np.dtype(dtype).itemsize * int(np.prod(shape)))), dtype
+        )[: int(np.prod(shape))].reshape(shape)
+        array.fill(0)
+        return array
+
+    def ways(self) -> tuple[str, ...]:
+        """A loop has no batches to choose."""
+        return ("same",)
+
+    def start(self) -> None:
+        """Fork when it is known what is done."""
+        self.forked = ExitStack()
+
+    def stop(self) -> None:
+        """End the processes."""
+        self.forked.close()
+
+    def rows(self, _: str) -> Run:
+        """All stages of a chunk's share, one after another."""
+        job, arrays = self.job, self.arrays
+        stages = [job.spanner(arrays[n], arrays[n + 1], n) for n in range(len(job.funcs))]
+
+        def loop(worker: int, workers: int) -> None:
+            for spanner in stages:
+                spanner(range(worker, len(job), workers))
+
+        go = self.forked.enter_context(bare(loop, self.workers))
+
+        def run() -> np.ndarray:
+            go()
+            return self.arrays[-1]
+
+        return run
+
+    tiles = blocks = halo = rows
+
+    def copy(self, _: str) -> Run:
+        """Nothing: there is no copy to save."""
+        raise Unsuited("copies nothing in")

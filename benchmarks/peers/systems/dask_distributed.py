@@ -1,0 +1,61 @@
+"""dask.array on a local cluster of processes (distributed), chunks from a mapped file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.systems import dask_processes
+from benchmarks.peers.systems.system import Run
+
+
+class This(dask_processes.This):
+    """A process a worker, one thread in each, no dashboard."""
+
+    title = "dask distributed"
+    about = "dask.array on a LocalCluster of processes, chunks read from a mapped .npy file"
+    needs = ("dask", "distributed")
+    fewer = 20
+    cold = (
+        "import dask.array as da\nfrom distributed import Client",
+        """
+if __name__ == "__main__":
+    with Client(n_workers={workers}, threads_per_worker=1, dashboard_address=None) as client:
+        result = da.from_array(rows, chunks=(4, -1)).sum(axis=1).compute()
+        done(result)
+""",
+    )
+
+    def open(self) -> None:
+        """Start the cluster."""
+        import logging
+
+        from distributed import Client, LocalCluster
+
+        logging.getLogger("distributed").setLevel(logging.ERROR)
+        self.cluster = LocalCluster(
+            n_workers=self.workers,
+            threads_per_worker=1,
+            dashboard_address=None,
+            local_directory=self.directory,
+        )
+        self.client = Client(self.cluster)
+
+    def close(self) -> None:
+        """End it."""
+        self.client.close()
+        self.cluster.close()
+
+    def compute(self, lazy: Any) -> np.ndarray:
+        """Run it on the cluster."""
+        return self.client.compute(lazy).result()
+
+    def ways(self) -> tuple[str, ...]:
+        """A copy has one way."""
+        return ("same",) if self.job.kind == "copy" else ("same", "own")
+
+    def copy(self, _: str) -> Run:
+        """Scatter a plain array to the cluster."""
+        source = np.array(self.input)
+        return lambda: self.client.scatter(source, hash=False)

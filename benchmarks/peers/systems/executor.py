@@ -1,0 +1,42 @@
+"""concurrent.futures.ProcessPoolExecutor over the same hand-made shared memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from benchmarks.peers.systems import pool
+from benchmarks.peers.systems.system import Run, Unsuited
+
+
+class This(pool.This):
+    """As the pool, with chunksize= given, since its default is 1."""
+
+    title = "ProcessPoolExecutor"
+    about = "its map with a large chunksize= over SharedMemory that an initializer attaches"
+    cold = (
+        "from concurrent.futures import ProcessPoolExecutor",
+        """
+with ProcessPoolExecutor({workers}) as pool:
+    result = list(pool.map(np.sum, rows, chunksize=4))
+    done(result)
+""",
+    )
+
+    def start(self) -> None:
+        """Start workers that attach the segments."""
+        self.pool = ProcessPoolExecutor(self.workers, **self.initializer())
+
+    def stop(self) -> None:
+        """End them."""
+        self.pool.shutdown()
+
+    def map(self, func: Callable[..., Any], tasks: Sequence[Any]) -> list[Any]:
+        """Batches of a quarter of a worker's share."""
+        size = max(1, len(tasks) // (4 * self.workers))
+        return list(self.pool.map(func, tasks, chunksize=size))
+
+    def copy(self, _: str) -> Run:
+        """Nothing that differs."""
+        raise Unsuited("the same idiom as mp.Pool's")

@@ -1,0 +1,150 @@
+"""joblib with memory-mapped arrays, on its processes (loky)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.job import Job, Region
+from benchmarks.peers.systems.system import Run, System
+
+
+def _row(func: Callable[..., Any], array: np.ndarray, number: int) -> Any:
+    return func(array[number])
+
+
+def _tile(func: Callable[..., Any], array: np.ndarray, region: Region) -> Any:
+    return func(array[region])
+
+
+def _block(
+    func: Callable[..., Any],
+    array: np.ndarray,
+    out: np.ndarray,
+    regions: tuple[Region, Region, Region],
+) -> None:
+    read, write, inner = regions
+    if isinstance(func, np.ufunc):
+        func(array[read], out=out[write])
+    else:
+        out[write] = func(array[read])[inner]
+
+
+def _span(job: Job, array: np.ndarray, out: np.ndarray, numbers: range) -> None:
+    job.spanner(array, out)(numbers)
+
+
+class This(System):
+    """One warm `Parallel`, arrays as memmaps in the folder that joblib would choose itself."""
+
+    title = "joblib"
+    about = "a warm Parallel (loky); input and output are memmaps, as its documentation shows"
+    needs = ("joblib",)
+    fewer = 10
+    cold = (
+        "from joblib import Parallel, delayed",
+        """
+result = Parallel(n_jobs={workers})(delayed(np.sum)(row) for row in rows)
+done(result)
+""",
+    )
+
+    def open(self) -> None:
+        """Keep the workers, as its documentation does with a `with` block."""
+        from joblib import Parallel
+
+        self.parallel = Parallel(n_jobs=self.workers).__enter__()
+
+    def close(self) -> None:
+        """End them."""
+        from joblib.externals.loky import get_reusable_executor
+
+        self.parallel.__exit__(None, None, None)
+        get_reusable_executor().shutdown(wait=True)
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """A memmap."""
+        path = os.path.join(self.directory, f"joblib-{len(os.listdir(self.directory))}.memmap")
+        array = np.memmap(path, dtype, "w+", shape=shape)
+        array.fill(0)
+        self.files = [*getattr(self, "files", ()), path]
+        return array
+
+    def drop(self) -> None:
+        """Remove the files by hand."""
+        super().drop()
+        self.out = None
+        for path in getattr(self, "files", ()):
+            os.unlink(path)
+        self.files = []
+
+    def ways(self) -> tuple[str, ...]:
+        """A copy has one way."""
+        return ("same",) if self.job.kind == "copy" else ("same", "own")
+
+    def rows(self, way: str) -> Run:
+        """A task a row, in batches that joblib chooses; or spans that write."""
+        from joblib import delayed
+
+        (func,), job = self.job.funcs, self.job
+        if way == "own":
+            return self._spans()
+        return lambda: self.parallel(delayed(_row)(func, self.input, n) for n in range(len(job)))
+
+    def tiles(self, way: str) -> Run:
+        """A task a tile."""
+        from joblib import delayed
+
+        (func,), job = self.job.funcs, self.job
+        if way == "own":
+            return self._spans()
+        return lambda: self.parallel(
+            delayed(_tile)(func, self.input, job.regions(n)[1]) for n in range(len(job))
+        )
+
+    def _spans(self) -> Run:
+        from joblib import delayed
+
+        job, spans = self.job, self.job.spans(self.workers)
+        out = self.empty(job.out_shape, job.out_dtype)
+
+        def run() -> np.ndarray:
+            self.parallel(delayed(_span)(job, self.input, out, span) for span in spans)
+            return out.T if job.outputs > 1 else out
+
+        return run
+
+    def blocks(self, way: str) -> Run:
+        """A task a chunk that writes to an output memmap."""
+        from joblib import delayed
+
+        job = self.job if way == "same" else self.job.in_bands(self.workers)
+        arrays = [self.input, *(self.empty(job.out_shape, job.out_dtype) for _ in job.funcs)]
+
+        def run() -> np.ndarray:
+            for stage, func in enumerate(job.funcs):
+                self.parallel(
+                    delayed(_block)(func, arrays[stage], arrays[stage + 1], job.regions(n))
+                    for n in range(len(job))
+                )
+            return arrays[-1]
+
+        return run
+
+    halo = blocks
+
+    def copy(self, _: str) -> Run:
+        """Dump a plain array and map the file."""
+        from joblib import dump, load
+
+        source, path = np.array(self.input), os.path.join(self.directory, "joblib.dump")
+
+        def run() -> None:
+            dump(source, path)
+            load(path, mmap_mode="r")
+            os.unlink(path)
+
+        return run

@@ -1,0 +1,75 @@
+"""mpire with shared objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from multiprocessing.sharedctypes import RawArray
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers import hand
+from benchmarks.peers.systems.system import HandMade, Run
+
+
+def _value(_shared: tuple[np.ndarray, ...], number: int) -> Any:
+    return hand.value(number)
+
+
+def _span(_shared: tuple[np.ndarray, ...], way: str, stage: int, numbers: range) -> None:
+    hand.span((way, stage, numbers))
+
+
+class This(HandMade):
+    """A pool that is kept alive, whose workers are forked with the arrays."""
+
+    title = "mpire"
+    about = "WorkerPool(shared_objects=, keep_alive=True).map, forked, its own task splits"
+    needs = ("mpire",)
+    fewer = 4
+    cold = (
+        "from mpire import WorkerPool",
+        """
+with WorkerPool({workers}) as pool:
+    result = pool.map(np.sum, [(row,) for row in rows])
+    done(result)
+""",
+    )
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """An array in a `multiprocessing.RawArray`, as its documentation has it."""
+        size = max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        array = np.frombuffer(RawArray("b", size), np.uint8)[:size]
+        return array.view(dtype)[: int(np.prod(shape))].reshape(shape)
+
+    def start(self) -> None:
+        """Workers are forked by the first map."""
+        from mpire import WorkerPool
+
+        hand.attach(self.job, self.workers, self.arrays)
+        self.pool = WorkerPool(self.workers, shared_objects=tuple(self.arrays), keep_alive=True)
+
+    def stop(self) -> None:
+        """End them."""
+        if self.job.kind != "copy":
+            self.pool.stop_and_join()
+            self.pool.terminate()
+
+    def map(self, func: Callable[..., Any], tasks: Sequence[Any]) -> list[Any]:
+        """Split as mpire does by itself: 64 batches a worker."""
+        ours = _value if func is hand.value else _span
+        return self.pool.map(ours, tasks)
+
+    def copy(self, _: str) -> Run:
+        """Copy a plain array into a fresh `RawArray`."""
+        source = np.array(self.input)
+
+        def run() -> None:
+            view = np.frombuffer(RawArray("b", source.nbytes), np.uint8).view(source.dtype)
+            view.reshape(source.shape)[:] = source
+
+        return run
+
+    def ways(self) -> tuple[str, ...]:
+        """A copy has one way."""
+        return ("same",) if self.job.kind == "copy" else ("same", "own")

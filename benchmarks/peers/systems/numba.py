@@ -1,0 +1,136 @@
+"""numba's prange: the compiled limit, for functions that can be compiled."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.systems.system import Run, System, Unsuited
+
+prange = range  # numba's own once it is imported
+
+
+def _row_sums(array, out):
+    for i in prange(array.shape[0]):
+        total = 0.0
+        for j in range(array.shape[1]):
+            total += array[i, j]
+        out[i] = total
+
+
+def _tiles(array, out):
+    side, across = 100, array.shape[1] // 100
+    for number in prange(out.shape[1]):
+        top, left = number // across * side, number % across * side
+        total = 0.0
+        for i in range(top, top + side):
+            for j in range(left, left + side):
+                total += array[i, j]
+        mean = total / (side * side)
+        total = 0.0
+        for i in range(top, top + side):
+            for j in range(left, left + side):
+                total += (array[i, j] - mean) ** 2
+        out[0, number] = mean
+        out[1, number] = math.sqrt(total / (side * side))
+
+
+def _logistic(array, out):
+    for i in prange(array.shape[0]):
+        x = array[i, 0]
+        for _ in range(int(array[i, 1])):
+            x = 3.7 * x * (1.0 - x)
+        out[i] = x
+
+
+def _sqrt(array, out):
+    for i in prange(array.shape[0]):
+        for j in range(array.shape[1]):
+            out[i, j] = math.sqrt(array[i, j])
+
+
+def _chain(array, out):
+    for i in prange(array.shape[0]):
+        for j in range(array.shape[1]):
+            x = math.sqrt(array[i, j] * 0.5 + 1)
+            out[i, j] = x * x - 0.25 * x
+
+
+SOURCES = {
+    "row_sums": _row_sums,
+    "tiny_rows": _row_sums,
+    "bytes": _row_sums,
+    "tiles": _tiles,
+    "python_rows": _logistic,
+    "uneven_rows": _logistic,
+    "ufunc": _sqrt,
+    "chain": _chain,
+}
+
+
+@functools.cache
+def _compiled(name: str) -> Any:
+    """Compiled once; sums may be taken in any order, but for the map whose steps are compared."""
+    import numba
+
+    fast = SOURCES[name] is not _logistic
+    source = SOURCES[name]
+    source.__globals__["prange"] = numba.prange
+    return numba.njit(parallel=True, fastmath=fast)(source)
+
+
+class This(System):
+    """Threads of its own; the function is written once more, as loops."""
+
+    title = "numba prange"
+    about = "njit(parallel=True, fastmath=True), the function rewritten as loops: a limit"
+    needs = ("numba",)
+    cold = (
+        "from numba import njit, prange",
+        """
+@njit(parallel=True)
+def sums(rows):
+    out = np.empty(len(rows))
+    for i in prange(len(rows)):
+        out[i] = rows[i].sum()
+    return out
+
+result = sums(rows)
+done(result)
+""",
+    )
+
+    def open(self) -> None:
+        """Say how many threads before it is imported."""
+        os.environ["NUMBA_NUM_THREADS"] = str(self.workers)
+
+    def ways(self) -> tuple[str, ...]:
+        """There is one."""
+        return ("own",)
+
+    def rows(self, _: str) -> Run:
+        """All in one call."""
+        if self.job.name not in SOURCES:
+            raise Unsuited("the function is not one that can be compiled")
+        compiled = _compiled(self.job.name)
+        out = self.empty(self.job.out_shape, self.job.out_dtype)
+
+        def run() -> np.ndarray:
+            compiled(self.input, out)
+            return out
+
+        return run
+
+    tiles = blocks = halo = rows
+
+    def answer(self, result: np.ndarray) -> np.ndarray:
+        """It has all outputs first."""
+        return result
+
+    def copy(self, _: str) -> Run:
+        """Nothing: threads need no copy."""
+        raise Unsuited("copies nothing in")

@@ -1,0 +1,79 @@
+"""shmpar, as its documentation has it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.peers.systems.system import Run, System
+
+
+class This(System):
+    """A warm pool; the input in shared memory, large outputs made once."""
+
+    title = "shmpar"
+    about = "warm Pool, input from pool.empty; out= where the peers have an output to write to"
+    needs = ("shmpar",)
+    cold = (
+        "import shmpar",
+        """
+with shmpar.Pool({workers}) as pool:
+    result = pool.parallel_map(np.sum, rows)
+    done(result)
+""",
+    )
+
+    def open(self) -> None:
+        """Start the workers."""
+        import shmpar
+
+        self.pool = shmpar.Pool(self.workers)
+
+    def close(self) -> None:
+        """End them."""
+        self.pool.shutdown()
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """An array in shared memory."""
+        array = self.pool.empty(shape, dtype)
+        array.fill(0)
+        return array
+
+    def ways(self) -> tuple[str, ...]:
+        """Chunks are ours to choose where the result does not depend on them."""
+        return ("same", "own") if self.job.kind in {"blocks", "halo"} else ("same",)
+
+    def rows(self, _: str) -> Run:
+        """One call a row."""
+        return lambda: self.pool.parallel_map(self.job.funcs[0], self.input)
+
+    def tiles(self, _: str) -> Run:
+        """One call a chunk."""
+        (func,), chunks = self.job.funcs, self.job.chunks
+        return lambda: self.pool.block_reduce(func, self.input, chunks=chunks)
+
+    def blocks(self, way: str) -> Run:
+        """One call after another, each into an output that is there."""
+        chunks = self.job.chunks if way == "same" else "auto"
+        outputs = [self.empty(self.job.out_shape, self.job.out_dtype) for _ in self.job.funcs]
+
+        def run() -> np.ndarray:
+            array = self.input
+            for func, out in zip(self.job.funcs, outputs, strict=True):
+                array = self.pool.map_blocks(func, array, chunks=chunks, out=out)
+            return array
+
+        return run
+
+    def halo(self, way: str) -> Run:
+        """Windows with their neighbours."""
+        (func,), depth = self.job.funcs, self.job.depth
+        chunks = self.job.chunks if way == "same" else "auto"
+        out = self.empty(self.job.out_shape, self.job.out_dtype)
+        return lambda: self.pool.map_overlap(func, self.input, depth=depth, chunks=chunks, out=out)
+
+    def copy(self, _: str) -> Run:
+        """Copy a plain array into shared memory."""
+        import shmpar
+
+        source = np.array(self.input)
+        return lambda: shmpar.array(source)

@@ -1,0 +1,56 @@
+"""scikit-image's apply_parallel, which runs on Dask's threads."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.peers.systems.system import Run, System, Unsuited
+
+
+class This(System):
+    """For functions that keep the shape, with or without neighbours."""
+
+    title = "apply_parallel"
+    about = "skimage.util.apply_parallel over a plain array, dtype= given"
+    needs = ("skimage", "dask")
+
+    def open(self) -> None:
+        """Say how many threads; it has no argument for that."""
+        import dask
+
+        dask.config.set(num_workers=self.workers, scheduler="threads")
+
+    def blocks(self, way: str) -> Run:
+        """One call after another."""
+        from skimage.util import apply_parallel
+
+        job = self.job
+        chunks = job.chunks if way == "same" else None
+
+        def run() -> np.ndarray:
+            array = self.input
+            for func in job.funcs:
+                array = apply_parallel(
+                    func,
+                    array,
+                    chunks=chunks,
+                    depth=job.depth,
+                    mode="symmetric" if job.depth else None,
+                    dtype=job.out_dtype,
+                    compute=True,
+                )
+            return array
+
+        return run
+
+    halo = blocks
+
+    def rows(self, _: str) -> Run:
+        """Not possible."""
+        raise Unsuited("the function must keep the shape of its block")
+
+    tiles = rows
+
+    def copy(self, _: str) -> Run:
+        """Nothing: threads need no copy."""
+        raise Unsuited("copies nothing in")

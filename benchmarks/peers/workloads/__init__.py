@@ -1,0 +1,31 @@
+"""What is computed: a file each, with one `Workload` named `THIS`."""
+
+from __future__ import annotations
+
+import importlib
+
+from benchmarks.peers.workloads.workload import Workload
+
+NAMES = (
+    "chunk_cost",
+    "many_chunks",
+    "tiny_rows",
+    "row_sums",
+    "tiles",
+    "python_rows",
+    "uneven_rows",
+    "gaussian",
+    "ufunc",
+    "chain",
+    "copy_in",
+    "workers",
+    "bytes",
+    "floor",
+    "memory",
+    "cold",
+)
+
+
+def load(name: str) -> Workload:
+    """Return the workload of that name."""
+    return importlib.import_module(f"benchmarks.peers.workloads.{name}").THIS

@@ -1,0 +1,52 @@
+"""SciPy's Gaussian filter, in chunks that overlap."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.peers.functions import blur
+from benchmarks.peers.job import Job
+from benchmarks.peers.workloads.workload import Point, Workload, near, pattern
+
+SIDE = {"smoke": 120, "quick": 2_000, "full": 6_000}
+
+
+def points(size: str) -> list[Point]:
+    """One."""
+    return [{"side": SIDE[size], "chunks": 36}]
+
+
+def job(point: Point) -> Job:
+    """36 chunks with a halo of 12."""
+    side = point["side"]
+    return Job(
+        "gaussian",
+        "halo",
+        (blur,),
+        (side, side),
+        (-(-side // 6), -(-side // 6)),
+        "f4",
+        out_dtype="f4",
+        depth=12,
+        whole=blur,
+    )
+
+
+def verify(answer: np.ndarray, array: np.ndarray, _: Point) -> None:
+    """As SciPy's on the whole: at a corner, and where chunks meet."""
+    near(answer[:30, :30], blur(array[:42, :42])[:30, :30])
+    low = len(array) // 6 - 10
+    window = array[low - 12 : low + 32, low - 12 : low + 32]
+    # windows of chunks that are smaller than a few halos reach the border of the array
+    near(answer[low : low + 20, low : low + 20], blur(window)[12:-12, 12:-12]) if low > 12 else None
+
+
+THIS = Workload(
+    "Gaussian filter with halo, 6,000 x 6,000 float32",
+    points,
+    job,
+    pattern,
+    verify,
+    rounds=7,
+    seconds=4,
+)

@@ -1,0 +1,30 @@
+"""A ufunc in and out: bound by the bandwidth of memory, both ways."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.peers.job import Job
+from benchmarks.peers.workloads.workload import Point, Workload, near, pattern
+
+SHAPE = {"smoke": (64, 50), "quick": (2_000, 5_000), "full": (5_000, 10_000)}
+
+
+def points(size: str) -> list[Point]:
+    """One."""
+    rows, columns = SHAPE[size]
+    return [{"shape": [rows, columns], "chunks": 32, "gigabytes": 2 * rows * columns * 8 / 1e9}]
+
+
+def job(point: Point) -> Job:
+    """Bands of rows."""
+    rows, columns = point["shape"]
+    return Job("ufunc", "blocks", (np.sqrt,), (rows, columns), (-(-rows // 32), columns))
+
+
+def verify(answer: np.ndarray, array: np.ndarray, _: Point) -> None:
+    """As NumPy's, here and there."""
+    near(answer[::37], np.sqrt(array[::37]))
+
+
+THIS = Workload("np.sqrt of 400 MB, in and out", points, job, pattern, verify, rounds=9)

@@ -1,0 +1,29 @@
+"""Growth with the number of workers, past the number of cores."""
+
+from __future__ import annotations
+
+from benchmarks.peers.workloads import chunk_cost
+from benchmarks.peers.workloads.workload import Point, Workload
+
+WORKERS = {"smoke": (1, 3), "quick": (1, 2, 16), "full": (1, 2, 4, 8, 16)}
+
+
+def points(size: str) -> list[Point]:
+    """Chunks of a millisecond."""
+    chunks = {"smoke": 8, "quick": 100, "full": 400}[size]
+    amount = round(1_000 * chunk_cost.bytes_a_microsecond())
+    return [
+        {"workers": workers, "chunks": chunks, "amount": amount, "cost_us": 1_000}
+        for workers in WORKERS[size]
+    ]
+
+
+THIS = Workload(
+    "1 to 16 workers, chunks of 1 ms",
+    points,
+    chunk_cost.job,
+    chunk_cost.fill,
+    chunk_cost.verify,
+    systems=("ours", "ceiling", "threads", "pool", "executor", "joblib", "mpire", "dask_threads"),
+    rounds=7,
+)
