@@ -84,6 +84,6 @@ def refusal(cause: BaseException) -> PlanError:
 
 def initializer_failed(cause: BaseException) -> ShmparError:
     """The error for every run of a pool whose initializer raised."""
-    failed = ShmparError(f"the pool's initializer failed in a worker: {cause!r}")
+    failed = ShmparError(f"the pool's initializer failed: {cause!r}")
     failed.__cause__ = cause
     return failed

@@ -147,6 +147,7 @@ class SerialEngine:
         self._task: tuple[int, Function] | None = None
         self._events: deque[Event] = deque()
         self._initializer = initializer
+        self._broken: BaseException | None = None
 
     def copied(self, arrays: Sequence[Array]) -> list[int]:
         """None is: they are in this process."""
@@ -167,9 +168,18 @@ class SerialEngine:
         return [0]
 
     def _initialize(self) -> None:
-        initializer, self._initializer = self._initializer, None
-        if initializer is not None:
-            initializer()
+        if self._initializer is not None:
+            try:
+                self._initializer()
+            except KeyboardInterrupt:  # the next run calls it again
+                raise
+            except BaseException as error:  # noqa: BLE001 - each run is told
+                from shmpar.engines.incoming import initializer_failed
+
+                self._broken = initializer_failed(error)
+            self._initializer = None
+        if self._broken is not None:
+            raise self._broken.with_traceback(None)
 
     def assign(self, worker: int, execution: Execution, generation: Generation) -> None:
         """Queue it for the next call of :meth:`wait`."""

@@ -193,7 +193,9 @@ class ThreadsEngine:
             if prepare is not None:
                 prepare()
         except BaseException as error:  # noqa: BLE001 - each run is told
-            broken = error
+            from shmpar.engines.incoming import initializer_failed
+
+            broken = initializer_failed(error)
         tell(Ready(worker))
         while (job := inbox.get()) is not None:
             if isinstance(job, tuple):

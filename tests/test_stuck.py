@@ -1,0 +1,142 @@
+"""Workers that stop, take too long, or never come up."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmpar
+
+X = np.arange(100.0).reshape(10, 10)
+HANGS = (
+    "signal.pause()",
+    "re.match('(a+)+$', 'a' * 40 + 'b')",
+    "os.kill(os.getpid(), signal.SIGSTOP)",
+)
+
+
+@pytest.fixture
+def pool() -> Iterator[shmpar.Pool]:
+    with shmpar.Pool(2, task_timeout=0.3) as made:
+        made.parallel_map(abs, range(9))
+        yield made
+
+
+def stuck(how: str, once: Path | None = None) -> Any:
+    """A function that gets stuck in chunk 6 of X in chunks of 2 x 2, every time or once."""
+
+    def work(block: Any) -> Any:
+        if block.flat[0] == 22 and not (once and once.exists()):
+            if once:
+                once.touch()
+            eval(how, {"os": os, "re": re, "signal": signal})  # noqa: S307
+        return -block
+
+    return work
+
+
+@pytest.mark.parametrize("how", HANGS, ids=["python", "gil", "stopped"])
+def test_a_worker_that_is_stuck_once_is_replaced(
+    pool: shmpar.Pool, how: str, tmp_path: Path
+) -> None:
+    """After task_timeout; its chunk is computed again, and the others once."""
+    got = pool.map_blocks(stuck(how, tmp_path / "once"), X, chunks=2)
+    np.testing.assert_array_equal(got, -X)
+    assert pool.last_run.report.deaths == 1
+    np.testing.assert_array_equal(pool.map_blocks(np.negative, X, chunks=2), -X)
+
+
+def test_a_chunk_that_is_always_stuck_is_named(pool: shmpar.Pool) -> None:
+    """By TaskTimeout, by itself or among others, or its window is filled."""
+    work = stuck(HANGS[2])
+    with pytest.raises(shmpar.TaskTimeout) as caught:
+        pool.map_blocks(work, X, chunks=2, retries=0)
+    assert (caught.value.chunk, caught.value.region) == (6, (slice(2, 4), slice(2, 4)))
+    del caught
+    out = np.zeros_like(X)
+    with pytest.raises(ExceptionGroup) as group:
+        pool.map_blocks(work, X, chunks=2, on_error="collect", retries=1, out=out)
+    assert [(type(one), one.chunk) for one in group.value.exceptions] == [(shmpar.TaskTimeout, 6)]
+    del group
+    expected = -X
+    expected[2:4, 2:4] = 0
+    np.testing.assert_array_equal(out, expected)
+    with pytest.warns(RuntimeWarning, match="took longer than task_timeout"):
+        got = pool.map_blocks(work, X, chunks=2, on_error="fill", retries=0)
+    expected[2:4, 2:4] = np.nan
+    np.testing.assert_array_equal(got, expected)
+    assert [type(one) for one in pool.last_run.failed] == [shmpar.TaskTimeout]
+
+
+def test_a_worker_that_is_stopped_while_idle_holds_nobody_up(pool: shmpar.Pool) -> None:
+    """The other computes all; and the pool closes."""
+    os.kill(pool._driver.engine.pids()[0], signal.SIGSTOP)
+    for _ in range(3):
+        np.testing.assert_array_equal(pool.map_blocks(np.negative, X, chunks=2), -X)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"env": {"PYTHONHOME": "/nonexistent"}}, "status 1"),
+        ({"python": "/bin/true"}, "status 0"),
+        ({"python": "/bin/false"}, "status 1"),
+        ({"initializer": os._exit, "initargs": (5,)}, "status 5"),
+        ({"initializer": os.kill, "initargs": (0, signal.SIGKILL)}, "SIGKILL"),
+    ],
+    ids=["no library", "true", "false", "initializer exits", "initializer is killed"],
+)
+def test_workers_that_never_come_up_are_an_error(options: Any, said: str) -> None:
+    """Of runs and of calls, each time; nobody waits for ever."""
+    with shmpar.Pool(1, **options) as pool:
+        with pytest.raises(shmpar.WorkerDied, match=said):
+            pool.map_blocks(np.negative, X)
+        with pytest.raises(shmpar.WorkerDied, match=said):
+            pool.submit(abs, -1).result(60)
+
+
+def test_an_initializer_that_dies_once_costs_a_worker(tmp_path: Path) -> None:
+    """Its successor's does not."""
+    once = tmp_path / "once"
+
+    def initialize() -> None:
+        try:
+            once.touch(exist_ok=False)
+        except FileExistsError:
+            return
+        os._exit(5)
+
+    with shmpar.Pool(1, initializer=initialize) as pool:
+        np.testing.assert_array_equal(pool.map_blocks(np.negative, X, chunks=2), -X)
+        assert pool.submit(abs, -1).result(60) == 1
+
+
+@pytest.mark.parametrize("engine", ["serial", "threads", "processes"])
+def test_an_initializer_that_exits_has_failed(engine: str) -> None:
+    """SystemExit is no end of anything but the initializer; no run goes on without it."""
+    with shmpar.Pool(1, engine=engine, initializer=sys.exit, initargs=("no licence",)) as pool:
+        for _ in range(2):
+            with pytest.raises(shmpar.ShmparError, match=r"initializer failed: .*no licence"):
+                pool.map_blocks(np.negative, X)
+            with pytest.raises(shmpar.ShmparError, match=r"initializer failed: .*no licence"):
+                pool.submit(abs, -1).result(60)
+        pool._last_run = None
+
+
+def test_an_interpreter_that_may_not_be_executed_is_an_error_at_once(tmp_path: Path) -> None:
+    """Nothing is left of the pool."""
+    python = tmp_path / "python"
+    python.write_text("no program")
+    with pytest.raises(PermissionError):
+        shmpar.Pool(2, python=str(python))
+    python.chmod(0o700)
+    with pytest.raises(OSError, match="Exec format"):
+        shmpar.Pool(2, python=str(python))
