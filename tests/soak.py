@@ -1,0 +1,286 @@
+"""Runs and arrays by the thousand, with faults or without, and what the process holds meanwhile.
+
+``python -m tests.soak runs 100000``, ``arrays 10000``, or ``faults SECONDS SEED``; it fails if
+descriptors, threads, mappings or memory have grown between the first tenth and the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import shmpar
+from tests.pools import wait_for_workers
+
+X = np.arange(10_000.0).reshape(100, 100)
+LARGE = np.arange(30_000.0)  # is captured in shared memory
+
+
+class Held(NamedTuple):
+    """What a process holds."""
+
+    descriptors: int
+    threads: int
+    mappings: int
+    private_kb: int
+    shared_kb: int
+
+    @classmethod
+    def by(cls, pid: int) -> Held:
+        """Read it from /proc."""
+        with open(f"/proc/{pid}/status") as file:
+            status = dict(line.split(":", 1) for line in file)
+        with open(f"/proc/{pid}/maps") as file:
+            mappings = sum(1 for _ in file)
+        kb = [int(status[key].split()[0]) for key in ("RssAnon", "RssShmem")]
+        return cls(len(os.listdir(f"/proc/{pid}/fd")), int(status["Threads"]), mappings, *kb)
+
+
+ROOM = Held(2, 0, 12, 4_000, 500)  # what may come and go
+
+
+def collect(_: int) -> int:
+    """Collect garbage; name the process."""
+    gc.collect()
+    return os.getpid()
+
+
+def held(pool: shmpar.Pool) -> dict[str, Held]:
+    """What this process holds, and the most that a worker of a pool does, without garbage."""
+    wait_for_workers(pool)
+    collected: set[int] = set()
+    while len(collected) < pool.n_workers:
+        collected.update(pool.parallel_map(collect, range(8), dtype=object))
+    pool._last_run = None
+    gc.collect()
+    workers = [Held.by(pid) for pid in pool._driver.engine.pids()]
+    return {"parent": Held.by(os.getpid()), "worker": Held(*map(max, zip(*workers, strict=True)))}
+
+
+def show(done: str, found: dict[str, Held]) -> None:
+    """Print a line."""
+    print(done, *(f"{who}: {' '.join(map(str, has))}" for who, has in found.items()), flush=True)
+
+
+def check(first: dict[str, Held], last: dict[str, Held]) -> None:
+    """Fail if anything has grown."""
+    for who, before in first.items():
+        for name, old, new, room in zip(Held._fields, before, last[who], ROOM, strict=True):
+            assert new <= old + room, f"{name} of the {who}: {old} before, {new} after"
+
+
+def watch(pool: shmpar.Pool, steps: Iterator[str]) -> None:
+    """Take the steps; look after the first, which warms up, and the last; show what is between."""
+    first = None
+    print(f"{'':>16} (descriptors threads mappings private_kb shared_kb)")
+    for done in steps:
+        found = held(pool)
+        show(done, found)
+        first = first or found
+    check(first or found, found)
+
+
+# Without faults
+
+
+def one_run(pool: shmpar.Pool, number: int) -> None:
+    """Each kind in its turn; what is called is new each time."""
+    match number % 8:
+        case 0:
+            assert pool.map_blocks(lambda b: b + number, X[:4], chunks=2)[0, 0] == number
+        case 1:
+            assert pool.parallel_map(lambda n: (n, number), range(5), dtype=object)[2] == (
+                2,
+                number,
+            )
+        case 2:
+            assert pool.submit(lambda: LARGE[number % 100]).result() == number % 100
+        case 3:
+            runs = [pool.block_reduce(np.sum, X, chunks=50, wait=False) for _ in range(2)]
+            assert [run.result().sum() for run in runs] == [X.sum()] * 2
+        case 4:
+            held = LARGE + number
+            got = pool.parallel_map(lambda n: held[n], range(5))
+            assert got[3] == number + 3
+        case 5:
+            with contextlib.suppress(shmpar.ChunkError):
+                pool.map_blocks(lambda b: 1 // 0, X, chunks=50)
+        case 6:
+            assert pool.submit(np.full, 20_000, number).result()[-1] == number
+        case 7:
+            assert pool.sum(X) == X.sum()
+
+
+def runs(pool: shmpar.Pool, total: int) -> Iterator[str]:
+    """So many runs in ten steps."""
+    for step in range(1, 11):
+        for number in range(total // 10 * (step - 1), total // 10 * step):
+            one_run(pool, number)
+        yield f"{total // 10 * step:>11} runs"
+
+
+def arrays(pool: shmpar.Pool, total: int) -> Iterator[str]:
+    """So many arrays in ten steps: plain, named, attached, sent to workers."""
+    for step in range(1, 11):
+        for number in range(total // 10):
+            one = pool.array(LARGE) if number % 2 else shmpar.full(number % 50 * 100 + 1, 1.0)
+            if number % 3 == 0:
+                other = shmpar.attach(one.name, one.shape, one.dtype)
+                assert other[-1] == one[-1]
+            if number % 5 == 0:
+                assert pool.map_blocks(np.negative, one)[-1] == -one[-1]
+        one = other = None
+        yield f"{total // 10 * step:>9} arrays"
+
+
+# With faults
+
+
+@contextlib.contextmanager
+def later(rng: random.Random, act: Callable[[], object]) -> Iterator[None]:
+    """Do something at a random moment of a block."""
+    timer = threading.Timer(rng.uniform(0, 0.05), act)
+    timer.start()
+    try:
+        yield
+        timer.join()  # an interrupt that comes late comes here
+    finally:
+        timer.join()
+
+
+def slow(block: Any) -> Any:
+    """Take half a millisecond."""
+    end = time.perf_counter() + 5e-4
+    while time.perf_counter() < end:
+        pass
+    return -block
+
+
+EXPECTED: dict[str, tuple[type[BaseException], ...]] = {
+    "poisoned": (shmpar.WorkerDied, ExceptionGroup),
+    "late": (shmpar.TaskTimeout,),
+    "interrupted": (KeyboardInterrupt,),
+}
+
+
+class Soak:
+    """Faults of every kind, in a random order."""
+
+    def __init__(self, pool: shmpar.Pool, rng: random.Random, folder: str) -> None:
+        self.pool, self.rng, self.folder = pool, rng, folder
+        self.right = 0
+        self.ends: Counter[str] = Counter()
+        self.acts = [self.killed, self.poisoned, self.late, self.interrupted]
+        self.acts += [self.cancelled, self.kept, self.another_pool, self.plain]
+
+    def killed(self) -> None:
+        """A worker dies at a random moment."""
+        pid, how = self.rng.choice(self.pool._driver.engine.pids()), self.rng.choice([9, 11, 15])
+        with later(self.rng, lambda: _kill(pid, how)):
+            self.check(self.pool.map_blocks(slow, X, chunks=10, retries=5))
+
+    def poisoned(self) -> None:
+        """A chunk ends every worker that takes it."""
+        bad = self.rng.randrange(100)
+
+        def work(block: Any, block_id: Any) -> Any:
+            return os._exit(3) if block_id == (bad // 10, bad % 10) else -block
+
+        how = self.rng.choice(["raise", "collect", "fill"])
+        got = self.pool.map_blocks(work, X, chunks=10, on_error=how, dtype=float)
+        assert how == "fill"
+        assert np.isnan(got).sum() == 100
+
+    def late(self) -> None:
+        """A chunk takes longer than it may."""
+        self.pool.parallel_map(
+            lambda n: time.sleep(60) if n == 7 else n, range(20), task_timeout=0.2, retries=0
+        )
+
+    def interrupted(self) -> None:
+        """Ctrl-C at a random moment."""
+        with later(self.rng, lambda: os.kill(os.getpid(), signal.SIGINT)):
+            self.check(self.pool.map_blocks(slow, X, chunks=10))
+
+    def cancelled(self) -> None:
+        """One of several runs is."""
+        runs = [self.pool.map_blocks(slow, X, chunks=10, wait=False) for _ in range(3)]
+        calls = [self.pool.submit(np.full, 20_000, number) for number in range(5)]
+        runs[1].cancel()
+        self.check(runs[0].result(60))
+        self.check(runs[2].result(60))
+        assert [call.result(60)[-1] for call in calls] == [0, 1, 2, 3, 4]
+
+    def kept(self) -> None:
+        """Results and a ledger on disk."""
+        out, ledger = f"{self.folder}/out.npy", f"{self.folder}/ledger"
+        self.check(self.pool.map_blocks(slow, X, chunks=20, out=out, ledger=ledger))
+        os.unlink(out)
+        os.unlink(ledger)
+
+    def another_pool(self) -> None:
+        """It starts, works and ends."""
+        with shmpar.Pool(2, max_tasks_per_worker=5) as other:
+            self.check(other.map_blocks(slow, X, chunks=20))
+
+    def plain(self) -> None:
+        """A few runs without faults."""
+        for number in range(16):
+            one_run(self.pool, number)
+        self.right += 16
+
+    def check(self, got: Any) -> None:
+        """Count a right answer."""
+        np.testing.assert_array_equal(got, -X)
+        self.right += 1
+
+    def step(self) -> None:
+        """One of the above."""
+        act = self.rng.choice(self.acts)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                act()
+        except EXPECTED.get(act.__name__, ()) as error:
+            self.ends[type(error).__name__] += 1
+
+    def steps(self, seconds: float) -> Iterator[str]:
+        """Ten steps of equal time."""
+        began = time.monotonic()
+        for number in range(1, 11):
+            while time.monotonic() < began + seconds * number / 10:
+                self.step()
+            yield f"{seconds * number / 10:>14.0f} s"
+
+
+def _kill(pid: int, how: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, how)
+
+
+def main(what: str, size: str, seed: str = "0") -> None:
+    """Run one of the three."""
+    with shmpar.Pool(2) as pool, tempfile.TemporaryDirectory() as folder:
+        if what == "faults":
+            soak = Soak(pool, random.Random(int(seed)), folder)
+            watch(pool, soak.steps(float(size)))
+            print(f"{soak.right} right answers; {dict(soak.ends)}")
+        else:
+            watch(pool, (runs if what == "runs" else arrays)(pool, int(size)))
+    print("flat")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
