@@ -15,11 +15,12 @@ import pytest
 import shmpar
 from tests.interpreters import interpreter
 
-# What the workers do when their parent dies: Python code, and C code that holds the GIL.
+# What the workers do when their parent dies: Python code, C code that holds the GIL, nothing.
 LOADS = {
     "python": "while True: pass",
     "gil": "import re; re.match('(a+)+$', 'a' * 40 + 'b')",
     "sleep": "import time; time.sleep(60)",
+    "stopped": "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)",
 }
 
 PARENT = """
