@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,6 +116,34 @@ def test_a_captured_array_is_not_copied_in_any_worker(
     for pid, (total, own) in during.items():
         assert total == SIZE // 8
         assert own - before[pid][1] < LITTLE
+
+
+def test_a_worker_that_came_too_late_keeps_nothing(tmp_path: Path) -> None:
+    """It was sent the plan, and its input, and found no ticket left."""
+    other = tmp_path / "other"
+
+    def waits(block: Any) -> Any:
+        while not other.exists():
+            time.sleep(0.001)
+        return block.sum()
+
+    def mapped(pid: int) -> bool:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        sizes = [one.split()[0].split("-") for one in lines if "(deleted)" in one]
+        return any(int(end, 16) - int(begin, 16) >= SIZE // 10 for begin, end in sizes)
+
+    with shmpar.Pool(2) as pool:
+        wait_for_workers(pool)
+        pids = pool._driver.engine.pids()
+        run = pool.block_reduce(waits, np.ones(SIZE // 80), chunks=-1, wait=False)
+        late = time.monotonic() + 30
+        while not all(map(mapped, pids)) and time.monotonic() < late:
+            time.sleep(0.001)
+        other.touch()
+        assert run.result(60)[0] == SIZE // 80
+        pool._last_run = run = None
+        wait_for_workers(pool)  # each has been told to forget the input
+        assert not any(map(mapped, pids))
 
 
 def test_a_copy_would_be_seen(pool: shmpar.Pool, notebook: dict[str, Any]) -> None:

@@ -30,25 +30,31 @@ class Chunks:
     While the outputs are unknown, it computes its first chunk, says what it got, waits for the
     outputs, and stores what it holds: no chunk is computed twice, none on made-up data.
 
-    Attributes
-    ----------
-    compute : callable
-        Computes the chunk whose number it is given. It is another function once the outputs are
-        known, so take it anew at each claim. Raises `Abandoned` if the run ended meanwhile.
+    It refers to nothing that refers to it: a worker that is idle keeps nothing of a run that is
+    over, such as its inputs, until garbage is collected there.
     """
 
-    __slots__ = ("_assignment", "_call", "_channel", "compute")
+    __slots__ = ("_assignment", "_call", "_channel", "_compute")
 
     def __init__(self, assignment: Assignment, channel: Channel) -> None:
         self._assignment = assignment
         self._channel = channel
         self._call = call = _caller(assignment)
         if assignment.plan.collects:
-            self.compute: Compute = lambda chunk: channel.values([(chunk, call(chunk))])
+            self._compute: Compute | None = lambda chunk: channel.values([(chunk, call(chunk))])
         elif assignment.outputs is None:
-            self.compute = self._first
+            self._compute = None
         else:
-            self.compute = self._known(assignment.outputs)
+            self._compute = self._known(assignment.outputs)
+
+    @property
+    def compute(self) -> Compute:
+        """Computes the chunk whose number it is given.
+
+        It is another function once the outputs are known, so take it anew at each claim. Raises
+        `Abandoned` if the run ended meanwhile.
+        """
+        return self._first if self._compute is None else self._compute
 
     def _first(self, chunk: int) -> None:
         assignment = self._assignment
@@ -62,7 +68,7 @@ class Chunks:
         assignment.waited += perf_counter() - began
         assignment.outputs, assignment.several = outputs, several
         store = storer(assignment.plan, outputs, several)
-        self.compute = self._known(outputs, store)
+        self._compute = self._known(outputs, store)
         recorded(assignment, outputs, lambda chunk: store(chunk, value))(chunk)
 
     def _known(self, outputs: Sequence[Array], store: Store | None = None) -> Compute:
