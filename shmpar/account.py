@@ -20,29 +20,32 @@ from shmpar.ledger import Held, Ledger
 from shmpar.plan import Function
 from shmpar.segment import kind_of
 
-__all__ = ["Account", "Loss"]
+__all__ = ["Account", "Attempt"]
 
 Array = np.ndarray[Any, Any]
 
 
-class Loss(NamedTuple):
-    """An attempt that ended with its worker.
+class Attempt(NamedTuple):
+    """An attempt that ended with its worker, or one that has not ended yet.
 
     Attributes
     ----------
     worker : int
-        Which one.
+        Whose.
     chunk : int or None
-        What it was computing; None if no chunk is to blame.
+        The chunk that it ended in; None if none is to blame.
     begin, end : float
-        From when it had its claim, or in a timed run its chunk, until its end was noticed:
-        seconds of the monotonic clock.
+        From when the worker had its claim, or in a run with ``task_timeout`` its chunk, until its
+        end was noticed: seconds after the run's begin.
+    died : bool
+        Whether it has ended.
     """
 
     worker: int
     chunk: int | None
     begin: float
     end: float
+    died: bool = True
 
 
 class Account:
@@ -56,29 +59,34 @@ class Account:
         When the run was made, by :func:`time.perf_counter`.
     opened : float or None
         When all that its workers need was ready.
+    cold : bool
+        Whether no worker was up then.
     seconds : float or None
         How long it took, once it is over.
-    losses : list of Loss
-        What ended with a worker.
+    attempts : list of Attempt
+        Those that ended with their worker.
     """
 
     def __init__(self, function: Function) -> None:
         self.name = _name(function.call)
         self.began = time.perf_counter()
         self.opened: float | None = None
+        self.cold = False
         self.seconds: float | None = None
-        self.losses: list[Loss] = []
-        self._ledger: Ledger | None = None
+        self.attempts: list[Attempt] = []
+        self._kept: tuple[bytes, int, int] | None = None
         self._arrays: tuple[list[tuple[str, int]], list[tuple[str, int]]] | None = None
 
-    def begin(self) -> None:
-        """All is ready; workers may begin."""
+    def begin(self, ready: int) -> None:
+        """All is ready, and so many workers are."""
         self.opened = time.perf_counter()
+        self.cold = not ready
 
     def lose(self, worker: int, chunk: int | None, held: Held | None) -> None:
         """A worker is gone that held this."""
         if held is not None:
-            self.losses.append(Loss(worker, chunk, held.since * 1e-9, time.monotonic()))
+            begin, end = held.since * 1e-9 - self.began, time.monotonic() - self.began
+            self.attempts.append(Attempt(worker, chunk, max(0.0, begin), end))
 
     def end(self) -> None:
         """The run is over."""
@@ -86,7 +94,7 @@ class Account:
 
     def keep(self, ledger: Ledger) -> None:
         """Keep what a ledger says that is about to be another run's."""
-        self._ledger = ledger.copy()
+        self._kept = ledger.copy(), ledger.workers, ledger.chunks
 
     def keep_arrays(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         """Keep where the arrays are and how large, but not them."""
@@ -94,7 +102,12 @@ class Account:
 
     def ledger(self, current: Ledger | None) -> Ledger | None:
         """A copy of the ledger: that of the end, or of now."""
-        return self._ledger if current is None else current.copy()
+        if current is not None:
+            return Ledger(current.copy(), workers=current.workers, chunks=current.chunks)
+        if self._kept is None:
+            return None
+        copy, workers, chunks = self._kept
+        return Ledger(copy, workers=workers, chunks=chunks)
 
     def arrays(
         self, inputs: Sequence[Array], outputs: Sequence[Array]
@@ -113,6 +126,7 @@ def _name(call: Any) -> str:
     """The name of a function, as text whatever it is."""
     try:
         call = getattr(call, "func1d", call)
-        return str(getattr(call, "__qualname__", None) or getattr(call, "__name__", ""))
+        name = str(getattr(call, "__qualname__", None) or getattr(call, "__name__", ""))
+        return name.rpartition("<locals>.")[2]
     except Exception:  # noqa: BLE001 - the user's object may raise anything; this is for show
         return ""

@@ -194,7 +194,7 @@ class Conductor:
             self._execution = None
             engine.close(execution)
             raise
-        self.account.begin()
+        self.account.begin(len(ready))
         self._scheduler.patience = 2 * engine.workers + 2
         for command in self._scheduler.start(ready, self._todo):
             self._do(command)

@@ -156,9 +156,9 @@ class Ledger:
         """Make it a new run's."""
         np.frombuffer(self._used, np.uint8)[:] = 0
 
-    def copy(self) -> Ledger:
-        """What it says now, but for the scratch, in memory of this process; not to be written."""
-        return Ledger(bytes(self._used), workers=self.workers, chunks=self.chunks)
+    def copy(self) -> bytes:
+        """What it says now, but for the scratch: the buffer of a ledger that is not written."""
+        return bytes(self._used)
 
     def note_claim(self, chunks: Any, worker: int, seconds: float) -> None:
         """Record who has claimed these chunks, and when, in seconds after the run's begin."""

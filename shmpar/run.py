@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,9 @@ from shmpar.errors import ShmparError
 from shmpar.outputs import HandedOver, Outputs
 from shmpar.plan import Function, Plan
 from shmpar.policy import Policy
-from shmpar.report import Report
+
+if TYPE_CHECKING:
+    from shmpar.report import Report
 
 __all__ = ["Run"]
 
@@ -65,21 +67,34 @@ class Run(Future[Any]):
 
     @property
     def report(self) -> Report:
-        """The run's numbers, so far."""
-        conductor = self.conductor
-        engine, seconds = conductor.engine, conductor.account.seconds
-        errors = len(conductor.errors)
+        """The run's numbers, and where its time went; so far, if it is in flight."""
+        from shmpar.report import Report  # a program that never asks does not load it
+
+        conductor, account = self.conductor, self.conductor.account
+        now, done = time.perf_counter(), conductor.over
+        engine, errors = conductor.engine, len(conductor.errors)
+        inputs, outputs = conductor.arrays()
         return Report(
             verb=conductor.plan.verb,
+            function=account.name,
             engine=engine.name if engine else "",
             workers=engine.workers if engine else 0,
             chunks=conductor.plan.chunks,
             done=conductor.settled - errors,
             failed=errors,
             deaths=conductor.deaths,
-            seconds=time.perf_counter() - conductor.account.began if seconds is None else seconds,
-            memory=tuple(kind for part in conductor.arrays() for kind, _ in part),
+            seconds=now - account.began if account.seconds is None else account.seconds,
+            memory=tuple(kind for kind, _ in (*inputs, *outputs)),
             seed=conductor.plan.seed,
+            preparing=(account.opened or now) - account.began,
+            cold=account.cold,
+            attempts=tuple(account.attempts),
+            plan=conductor.plan,
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+            origin=account.began,
+            complete=done,
+            ledger=conductor.ledger,
         )
 
     def result(self, timeout: float | None = None) -> Any:

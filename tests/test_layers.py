@@ -76,6 +76,7 @@ BESIDE = {
     ("outcome", "outputs"),
     ("outcome", "policy"),
     ("verification", "outputs"),
+    ("report", "account"),
     ("run", "conductor"),
     ("driver", "tasks"),
     ("driver", "run"),

@@ -157,7 +157,7 @@ class TestTimes:
         """The next run may have the ledger; what is copied is read-only."""
         ledger = new_ledger(2, 3, 100)
         ledger.status[1], ledger.seconds[1], ledger.slot(1)[WAITED] = DONE, 0.5, 9
-        copy = ledger.copy()
+        copy = Ledger(ledger.copy(), workers=2, chunks=3)
         ledger.clear()
         assert copy.status.tolist() == [PENDING, DONE, PENDING]
         assert copy.seconds.tolist() == [0, 0.5, 0]

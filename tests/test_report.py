@@ -1,0 +1,674 @@
+"""The report: what it says of a run is what the run was."""
+
+from __future__ import annotations
+
+import functools
+import html
+import io
+import itertools
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+import shmpar
+from shmpar.account import Attempt
+from shmpar.grid import Grid, Halo
+from shmpar.ledger import DONE, FAILED, JOINED, WAITED, Ledger
+from shmpar.plan import Blocks, InBlocks, Plan
+from shmpar.report import Report, advice, ceiling, text
+from shmpar.report.timings import Timings
+from shmpar.report.traffic import bytes_read
+from tests.pools import let_go, wait_for_workers
+
+ENGINES = ["serial", "threads", "processes"]
+
+
+def spin(seconds: float) -> float:
+    """Be busy for so long; say how long it has been."""
+    began = time.perf_counter()
+    while (spent := time.perf_counter() - began) < seconds:
+        pass
+    return spent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fonts() -> None:
+    """Have matplotlib open its fonts, which it keeps open, before a test could be blamed for it."""
+    figure = Figure()
+    figure.suptitle("x")
+    figure.savefig(io.BytesIO())
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def warm_pool(request: pytest.FixtureRequest) -> Iterator[shmpar.Pool]:
+    """A pool of each engine."""
+    with shmpar.Pool(2, engine=request.param) as made:
+        wait_for_workers(made)
+        let_go(made)
+        yield made
+
+
+@pytest.fixture
+def pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
+    """A pool of each engine that remembers nothing."""
+    yield warm_pool
+    let_go(warm_pool)
+
+
+@pytest.fixture(scope="module")
+def warm_processes() -> Iterator[shmpar.Pool]:
+    """A pool of two processes."""
+    with shmpar.Pool(2) as made:
+        wait_for_workers(made)
+        let_go(made)
+        yield made
+
+
+@pytest.fixture
+def processes(warm_processes: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
+    """A pool of two processes that remembers nothing."""
+    yield warm_processes
+    let_go(warm_processes)
+
+
+def consistent(report: Report) -> None:
+    """Assert what holds for every report of a run that is over."""
+    times = report.worker_times
+    assert len(times) == report.workers
+    for one in times:
+        assert one.user + one.waiting + one.overhead == pytest.approx(report.seconds)
+        assert min(one.user, one.waiting, one.overhead) >= -1e-9
+    assert sum(one.claims for one in times) == report.claims
+    lost = sum(one.end - one.begin for one in report.timings.attempts)
+    assert sum(one.user for one in times) == pytest.approx(report.serial_seconds + lost, rel=1e-3)
+    known = ~np.isnan(report.durations)
+    assert report.durations[known].sum() == pytest.approx(report.serial_seconds, rel=1e-3)
+    for before, after in itertools.pairwise(report.timings.claims):
+        if before.worker == after.worker:
+            assert before.end <= after.begin + 2e-6, "a worker has one claim at a time"
+
+
+class TestTimes:
+    """How long chunks took, and where the rest of the time went."""
+
+    def test_each_long_chunk_has_the_time_that_it_took(self, pool: shmpar.Pool) -> None:
+        """As the function has measured it, and hardly more."""
+        due = np.array([0.004, 0.001, 0.0, 0.008, 0.0002, 0.0002, 0.0002, 0.003])
+        spent = pool.parallel_map(spin, due)
+        report = pool.last_run.report
+        consistent(report)
+        assert report.chunks == report.done == report.computed == 8
+        assert (report.durations >= spent - 1e-5).all()
+        assert report.serial_seconds >= spent.sum()
+        assert report.slowest(1)[0].seconds >= 0.008
+        assert report.seconds >= max(one.user for one in report.worker_times)
+
+    def test_chunks_of_one_claim_are_told_apart_where_they_are_long(self, processes) -> None:
+        """A chunk of 2 ms among those of 100 us, though a worker takes several at once."""
+        due = np.full(400, 1e-4)
+        due[::40] = 2e-3
+        processes.parallel_map(spin, due)
+        report = processes.last_run.report
+        consistent(report)
+        assert report.claims < 300
+        assert (report.durations[::40] >= 2e-3).all()
+        assert np.median(report.durations) < 1e-3
+
+    def test_of_short_chunks_the_mean_is_known(self, pool: shmpar.Pool) -> None:
+        """All have a time, and they add up to what the workers did."""
+        pool.parallel_map(lambda row: row[0], np.zeros((5_000, 2)))
+        report = pool.last_run.report
+        consistent(report)
+        assert report.computed == 5_000
+        assert report.claims < 1_000
+        assert len(np.unique(report.durations)) < 2_000
+        assert not np.isnan(report.durations).any()
+
+    def test_the_wait_for_outputs_is_no_chunks(self, processes: shmpar.Pool) -> None:
+        """The first chunk of a worker does not take as long as the output takes to be made."""
+        big = processes.parallel_map(lambda i: np.zeros(4_000_000, "u1"), range(4), dtype="u1")
+        report = processes.last_run.report
+        consistent(report)
+        assert big.nbytes == report.bytes_written
+        assert max(one.waiting for one in report.worker_times) > 0
+
+    def test_a_run_in_flight_tells_of_what_is_done_and_of_what_is_not(self, tmp_path) -> None:
+        """Two chunks are done, two are being computed."""
+        gate = tmp_path / "gate"
+
+        def work(item: int) -> int:
+            while item > 1 and not gate.exists():
+                pass
+            return item
+
+        with shmpar.Pool(2) as pool:
+            wait_for_workers(pool)
+            run = pool.parallel_map(work, range(4), wait=False)
+            while run.progress[0] < 2 or len(run.report.timings.attempts) < 2:
+                pass
+            report = run.report
+            gate.touch()
+            run.result()
+            assert (report.done, report.complete, report.advice) == (2, False, "")
+            assert not any(one.died for one in report.timings.attempts)
+            for one in report.worker_times:
+                total = one.user + one.waiting + one.overhead
+                assert total == pytest.approx(report.seconds)
+            assert "2 to come" in str(report)
+            consistent(run.report)
+
+    def test_a_report_stays_as_it_is_when_the_ledger_goes_to_another_run(self, processes) -> None:
+        """The run keeps what its report needs, the report too."""
+        processes.parallel_map(spin, np.full(6, 3e-3))
+        run = processes.last_run
+        early = run.report
+        for _ in range(4):
+            processes.parallel_map(spin, np.zeros(6))
+        for report in (early, run.report):
+            assert (report.durations >= 3e-3 - 1e-5).all()
+            consistent(report)
+
+    def test_what_a_resumed_run_did_not_compute_is_not_counted(self, tmp_path) -> None:
+        """Its report is of its own chunks."""
+        ready = tmp_path / "ready"
+
+        def work(item: int) -> float:
+            if item == 5 and not ready.exists():
+                raise OSError("not yet")
+            return spin(1e-3)
+
+        with shmpar.Pool(2) as pool:
+            with pytest.raises(shmpar.ChunkError) as caught:
+                pool.parallel_map(work, range(9))
+            first = caught.value.run.report
+            ready.touch()
+            run = caught.value.run.resume()
+            run.result()
+            report = run.report
+        assert first.failed == 1
+        assert first.advice == ""
+        assert report.done == 9
+        assert 1 <= report.computed < 9
+        assert first.done + report.computed == 9
+        assert report.bytes_written == report.computed * 8
+        assert f"{first.done} of them before this run" in str(report)
+        consistent(report)
+
+
+class TestDeaths:
+    """What ended with a worker."""
+
+    @pytest.mark.parametrize("limit", [None, 60.0])
+    def test_the_time_of_a_dead_worker_is_its_own(self, tmp_path: Any, limit: Any) -> None:
+        """The attempt is known with its chunk, and the chunk has the time of the last attempt."""
+        died = tmp_path / "died"
+
+        def work(item: int) -> int:
+            spin(2e-3)
+            if item == 3 and not died.exists():
+                died.touch()
+                spin(0.05)
+                os._exit(1)
+            return item
+
+        with shmpar.Pool(2) as pool:
+            wait_for_workers(pool)
+            assert pool.parallel_map(work, range(8), task_timeout=limit).tolist() == [*range(8)]
+            report = pool.last_run.report
+        consistent(report)
+        assert report.deaths == 1
+        (attempt,) = report.timings.attempts
+        assert attempt.chunk == 3
+        assert attempt.end - attempt.begin >= 0.05
+        assert report.durations[3] < 0.05
+        assert report.computed == 8
+        assert "1 worker in chunk 3" in str(report)
+        assert [event for event in slices(report) if event["name"] == "died in chunk 3"]
+
+
+class TestNumbers:
+    """Bytes, rates, and the rest of what is told."""
+
+    def test_bytes_are_those_of_the_chunks(self, pool: shmpar.Pool) -> None:
+        """Halos count in each chunk that has them; what is broadcast counts again and again."""
+        image = np.ones((60, 40))
+        pool.map_overlap(lambda b: b * 2, image, depth=2, chunks=20)
+        report = pool.last_run.report
+        seen = (22 + 24 + 22) * (22 + 22)
+        assert (report.bytes_read, report.bytes_written) == (seen * 8, 60 * 40 * 8)
+        pool.map_blocks(np.add, image, np.ones((1, 40), "f4"), chunks=20)
+        report = pool.last_run.report
+        assert report.bytes_read == 60 * 40 * 8 + 3 * 40 * 4
+        assert report.gb_per_second == pytest.approx(
+            (report.bytes_read + report.bytes_written) / report.seconds / 1e9
+        )
+        pool.parallel_map(len, ["a", "bb"])
+        assert pool.last_run.report.bytes_read == 0
+
+    def test_the_ceiling_is_measured_once_and_only_when_it_is_asked_for(self, processes) -> None:
+        """A call does not measure anything, and a small report neither."""
+        ceiling.measured.cache_clear()
+        processes.map_blocks(np.negative, np.ones(100), chunks=10)
+        report = processes.last_run.report
+        assert str(report)
+        assert ceiling.measured.cache_info().misses == 0
+        assert 0.1 < report.ceiling < 10_000
+        assert report.ceiling == report.ceiling
+        assert ceiling.measured.cache_info().misses == 1
+
+    def test_old_attributes_are_there(self, pool: shmpar.Pool) -> None:
+        """What runs were, before and now."""
+
+        def noise(block: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+            return block + rng.normal(size=block.shape)
+
+        pool.map_blocks(noise, pool.array(np.ones(8)), chunks=2, seed=3)
+        report = pool.last_run.report
+        assert (report.verb, report.engine) == ("map_blocks", pool.engine)
+        assert report.workers == (1 if pool.engine == "serial" else 2)
+        assert (report.chunks, report.done, report.failed, report.deaths) == (4, 4, 0, 0)
+        assert report.function == "noise"
+        assert len(report.memory) == 2
+        assert report.seed == 3
+
+    def test_a_run_without_chunks_has_a_report(self, pool: shmpar.Pool) -> None:
+        """Zero of everything, and no division by it."""
+        pool.map_blocks(np.negative, np.zeros((0, 3)), dtype=float)
+        report = pool.last_run.report
+        assert (report.chunks, report.claims, report.serial_seconds) == (0, 0, 0.0)
+        assert report.advice == ""
+        assert report.slowest() == []
+        assert str(report)
+        assert report._repr_html_()
+
+
+def advised(pool: shmpar.Pool, words: str, call: Callable[[], object], tries: int = 30) -> bool:
+    """Whether a call is advised so; another try is for a machine that was busy with others."""
+    for _ in range(tries):
+        call()
+        if words in pool.last_run.report.advice:
+            return True
+    return False
+
+
+class TestAdvice:
+    """Each rule, where it is right and where it would not be."""
+
+    def test_a_cold_pool_is_told_from_a_slow_call(self) -> None:
+        """The first call waits for the workers, the second does not."""
+        with shmpar.Pool(1) as pool:
+            pool.parallel_map(spin, np.full(4, 1e-3))
+            report = pool.last_run.report
+            assert report.cold
+            assert "starting" in report.advice
+            pool.parallel_map(spin, np.full(4, 1e-3))
+            assert not pool.last_run.report.cold
+            assert "starting" not in pool.last_run.report.advice
+
+    def test_an_input_that_is_copied_at_each_call(self, processes: shmpar.Pool) -> None:
+        """A plain array is; what pool.array made is not."""
+        plain = np.ones((40, 200_000))
+        shared = processes.array(plain)
+        look = lambda block: block[0, 0]
+        for array, expected in ((plain, True), (shared, False)):
+            call = functools.partial(processes.block_reduce, look, array, chunks=(1, -1))
+            assert advised(processes, "pool.array", call, 30 if expected else 3) == expected
+
+    def test_fewer_chunks_than_workers(self, processes: shmpar.Pool) -> None:
+        """One chunk keeps one worker busy; the chunks that are suggested keep both."""
+        work = lambda block: spin(0.005 + 0.0005 * len(block)) and block
+        array = processes.array(np.ones((60, 4)))
+        processes.map_blocks(work, array, chunks=-1)
+        said = processes.last_run.report.advice
+        assert "1 chunk keeps 1 of 2 workers busy" in said
+        suggested = eval(said.rpartition("chunks=")[2])  # noqa: S307 - it is what is typed
+        processes.map_blocks(work, array, chunks=suggested)
+        report = processes.last_run.report
+        assert report.chunks >= 8
+        assert "busy" not in report.advice
+
+    def test_one_chunk_that_dominates(self, processes: shmpar.Pool) -> None:
+        """The others wait for it; chunks of equal cost do not."""
+        array = processes.array(np.ones((40, 4)))
+        array[-10:] = 20
+
+        def work(block: np.ndarray) -> np.ndarray:
+            spin(0.0004 * block[:, 0].sum())
+            return block
+
+        call = lambda: processes.map_blocks(work, array, chunks=(10, -1))
+        assert advised(processes, "waited for chunk 3", call)
+        said = processes.last_run.report.advice
+        suggested = eval(said.rpartition("chunks=")[2])  # noqa: S307 - it is what is typed
+        uneven = processes.last_run.report.seconds
+        processes.map_blocks(work, array, chunks=suggested)
+        assert processes.last_run.report.seconds < uneven
+        array[:] = 5
+        assert not all(advised(processes, "waited for chunk", call, 1) for _ in range(5))
+
+    def test_a_slow_item_that_comes_last(self, processes: shmpar.Pool) -> None:
+        """Put first it is computed while the others are."""
+        due = np.full(21, 2e-3)
+        due[-1] = 0.04
+        assert advised(processes, "such items first", lambda: processes.parallel_map(spin, due))
+        late = processes.last_run.report.seconds
+        processes.parallel_map(spin, due[::-1])
+        report = processes.last_run.report
+        assert "first" not in report.advice
+        assert report.seconds < late
+
+    def test_chunks_that_are_too_small(self, processes: shmpar.Pool) -> None:
+        """Larger ones are suggested, and are faster."""
+        array = processes.array(np.ones((3_000, 40)))
+        call = lambda: processes.map_blocks(np.negative, array, chunks=(3, 4))
+        assert advised(processes, "hardly more than handing it out", call)
+        said, slow = processes.last_run.report.advice, processes.last_run.report.seconds
+        suggested = eval(said.rpartition("chunks=")[2])  # noqa: S307 - it is what is typed
+        processes.map_blocks(np.negative, array, chunks=suggested)
+        report = processes.last_run.report
+        assert report.seconds < slow
+        assert "handing it out" not in report.advice
+
+    def test_items_that_are_too_small(self, processes: shmpar.Pool) -> None:
+        """A function of a block of them is called less often, and faster."""
+        rows = processes.array(np.ones((30_000, 8)))
+        call = lambda: processes.parallel_map(len, rows)
+        assert advised(processes, "map_blocks", call)
+        slow = processes.last_run.report.seconds
+        processes.map_blocks(lambda b: np.full(len(b), 8), rows, drop_axis=1)
+        assert processes.last_run.report.seconds < slow
+        processes.parallel_map(spin, np.full(50, 1e-3))
+        assert "map_blocks" not in processes.last_run.report.advice
+
+    def test_work_that_is_not_worth_a_pool(self, processes: shmpar.Pool) -> None:
+        """A few microseconds are not; a few milliseconds are."""
+        call = lambda: processes.map_blocks(np.negative, np.ones(4), chunks=2)
+        assert advised(processes, "a plain loop is faster", call)
+        processes.parallel_map(spin, np.full(8, 3e-3))
+        assert "plain loop" not in processes.last_run.report.advice
+
+    def test_a_function_that_is_bound_by_memory(self, processes: shmpar.Pool) -> None:
+        """One that reads and does nothing else is; one that computes is not."""
+        array = processes.array(np.ones(40_000_000, "f4"))
+
+        call = lambda: processes.block_reduce(np.max, array, chunks=4_000_000)
+        ceiling.measured.cache_clear()  # for the load of this moment
+        assert advised(processes, "bound by memory", call, 60)
+        processes.block_reduce(lambda b: np.sin(b).max(), array, chunks=4_000_000)
+        assert "bound by memory" not in processes.last_run.report.advice
+
+    @given(
+        shape=st.lists(st.integers(1, 200), min_size=1, max_size=3).map(tuple),
+        data=st.data(),
+        factor=st.floats(1, 1e4),
+    )
+    def test_suggested_chunks_fit_the_array(self, shape, data, factor) -> None:
+        """They can be passed as they are, and are as much larger or smaller as was asked."""
+        chunks = tuple(data.draw(st.integers(1, size)) for size in shape)
+        grid = Grid.cut(shape, chunks)
+        larger, smaller = advice.coarser(grid, factor), advice.finer(grid, factor)
+        if larger is not None:
+            made = Grid.cut(shape, larger)
+            assert made.size < grid.size or grid.size == 1
+            assert grid.size <= made.size * (factor + 1) * 2 ** len(shape)
+        if smaller is not None:
+            assert Grid.cut(shape, smaller).size > grid.size
+
+
+def slices(report: Report) -> list[dict[str, Any]]:
+    """The slices of a report's trace, as a viewer reads them."""
+    from shmpar.report.trace import events
+
+    return [event for event in json.loads(json.dumps([*events(report)])) if event["ph"] == "X"]
+
+
+class TestTrace:
+    """What opens in Perfetto."""
+
+    def test_a_trace_has_a_track_a_worker_and_a_slice_a_chunk(self, processes, tmp_path) -> None:
+        """Slices of a track are in order, and lie inside each other or apart."""
+        due = np.full(60, 1e-4)
+        due[:4] = 2e-3
+        processes.parallel_map(spin, due)
+        report = processes.last_run.report
+        path = tmp_path / "trace.json"
+        path.write_text("before")
+        report.to_perfetto(path)
+        trace = json.loads(path.read_text())
+        names = {
+            event["tid"]: event["args"]["name"]
+            for event in trace["traceEvents"]
+            if event["name"] == "thread_name"
+        }
+        assert names == {0: "worker 0", 1: "worker 1"}
+        found = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+        chunks = [event["name"] for event in found if event["name"].startswith("chunk ")]
+        assert len(chunks) == len(set(chunks))
+        for worker in names:
+            check_nesting([event for event in found if event["tid"] == worker])
+        assert all(event["ts"] + event["dur"] <= report.seconds * 1e6 + 1 for event in found)
+        (slow,) = [event for event in found if event["name"] == "chunk 0"]
+        assert slow["dur"] >= 2_000
+        assert slow["args"] == {"region": "[0:1]"}
+
+    def test_a_claim_of_short_chunks_is_one_slice(self, processes: shmpar.Pool) -> None:
+        """Its chunks are not drawn from a mean."""
+        processes.parallel_map(lambda row: 0, np.zeros((20_000, 2)))
+        report = processes.last_run.report
+        assert report.claims <= len(slices(report)) < 2_000
+
+    def test_a_trace_appears_whole_or_not_at_all(self, processes, tmp_path) -> None:
+        """Where it cannot be written nothing is left."""
+        processes.parallel_map(abs, range(3))
+        with pytest.raises(FileNotFoundError):
+            processes.last_run.report.to_perfetto(tmp_path / "missing" / "trace.json")
+        assert list(tmp_path.iterdir()) == []
+
+
+def check_nesting(events: list[dict[str, Any]]) -> None:
+    """Assert that events are in the order of their begins, and that none crosses another."""
+    stack: list[float] = []
+    for before, after in itertools.pairwise(events):
+        assert before["ts"] <= after["ts"] + 1e-3
+    for event in events:
+        begin, end = event["ts"], event["ts"] + event["dur"]
+        assert event["dur"] >= 0
+        while stack and stack[-1] <= begin + 2:  # begins of claims are in microseconds
+            stack.pop()
+        if stack:
+            assert end <= stack[-1] + 1e-2
+        stack.append(end)
+
+
+class TestShown:
+    """In terminals, notebooks, and pictures."""
+
+    def test_a_terminal_shows_a_table(self, processes: shmpar.Pool) -> None:
+        """Not wider than most, with a line a worker."""
+        processes.map_blocks(lambda b: spin(1e-3) and b, np.ones((40, 30)), chunks=10)
+        report = processes.last_run.report
+        lines = str(report).splitlines()
+        assert repr(report) == str(report)
+        assert lines[0].startswith("map_blocks(")
+        assert "12 chunks in" in lines[0]
+        assert max(map(len, lines[:-1])) < 100
+        slow = report.slowest(1)[0]
+        assert any(line.split()[:1] == [str(slow.chunk)] for line in lines)
+        head = next(line for line in lines if "in chunks" in line)
+        assert head.split() == ["worker", "chunks", "claims", "in", "chunks", "waiting", "overhead"]
+
+    def test_a_notebook_escapes_what_the_user_has_named(self, processes: shmpar.Pool) -> None:
+        """A function may be called anything."""
+
+        def work(block: np.ndarray) -> np.ndarray:
+            return block
+
+        work.__qualname__ = name = "<script>alert('&')</script>"
+        processes.map_blocks(work, np.ones(8), chunks=2)
+        shown = processes.last_run.report._repr_html_()
+        assert "<script" not in shown
+        assert html.escape(name) in shown
+        assert shown.count("<tr>") >= 4 + 2
+        assert shown.count("<table") == shown.count("</table>") == 3
+
+    def test_names_that_raise_or_are_no_text_are_left_out(self, pool: shmpar.Pool) -> None:
+        """The user's object decides what its attributes are."""
+
+        class Odd:
+            def __getattr__(self, name: str) -> str:
+                if name == "__qualname__":
+                    raise RuntimeError(f"no {name}")
+                raise AttributeError(name)
+
+            def __reduce__(self) -> Any:
+                return Odd, ()
+
+            def __call__(self, row: Any) -> int:
+                return 1
+
+        assert pool.parallel_map(Odd(), range(3)).tolist() == [1, 1, 1]
+        assert pool.last_run.report.function == ""
+
+    def test_a_plot_has_a_box_a_chunk_and_a_map_of_the_array(self, processes, tmp_path) -> None:
+        """Where each chunk lies, and how long it took."""
+        processes.map_blocks(lambda b: spin(1e-3) and b, np.ones((40, 30)), chunks=(10, 15))
+        report = processes.last_run.report
+        figure = report.plot()
+        timeline, cost = figure.axes[:2]
+        (boxes,) = timeline.collections
+        assert len(boxes.get_paths()) == 8
+        (mesh,) = cost.collections
+        np.testing.assert_allclose(mesh.get_array().ravel(), report.durations * 1e3, rtol=1e-4)
+        assert cost.get_xlim() == (0, 30)
+        assert cost.get_ylim() == (40, 0)
+        assert timeline.get_ylabel() == "worker"
+        figure.savefig(tmp_path / "run.png")
+        assert (tmp_path / "run.png").stat().st_size > 5_000
+
+    @pytest.mark.parametrize("shape", [(200,), (20, 6, 4), (1,), (0, 2), (30_000,)])
+    def test_a_plot_of_any_grid(self, processes: shmpar.Pool, shape: Any, tmp_path: Any) -> None:
+        """One axis is a curve, three or none are the timeline alone, many chunks are bins."""
+        processes.map_blocks(np.negative, np.ones(shape), chunks=1, dtype=float)
+        figure = processes.last_run.report.plot()
+        figure.savefig(tmp_path / "run.png")
+        panels = [axes for axes in figure.axes if "axis" in axes.get_xlabel()]
+        assert len(panels) == (len(shape) == 1 and shape[0] > 1)
+
+    def test_a_plot_shows_who_died(self, tmp_path: pathlib.Path) -> None:
+        """With a legend that says so."""
+
+        def work(item: int) -> int:
+            if item == 1 and not (tmp_path / "died").exists():
+                (tmp_path / "died").touch()
+                os._exit(1)
+            return item
+
+        with shmpar.Pool(2) as pool:
+            pool.parallel_map(work, range(5))
+            figure = pool.last_run.report.plot()
+        (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+        assert [one.get_text() for one in legend.get_texts()] == ["died"]
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[Ledger, list[tuple[int, list[int], float, list[float]]]]:
+    """A ledger of claims that workers made one after another, and the claims."""
+    workers, chunks = draw(st.integers(1, 4)), draw(st.integers(0, 30))
+    ledger = Ledger(
+        bytearray(Ledger.nbytes(workers=workers, chunks=chunks)), workers=workers, chunks=chunks
+    )
+    now, first, claims = [0.001] * workers, 0, []
+    while first < chunks:
+        last = min(chunks, first + draw(st.integers(1, 8)))
+        worker = draw(st.integers(0, workers - 1))
+        took = [draw(st.integers(1, 10**6)) * 1e-6 for _ in range(first, last)]
+        begin = now[worker] + draw(st.integers(0, 10**5)) * 1e-6
+        now[worker] = begin + sum(took) + 2e-6
+        ledger.note_claim(slice(first, last), worker, begin)
+        ledger.seconds[first:last] = took
+        ledger.status[first:last] = draw(st.sampled_from([DONE, FAILED]))
+        claims.append((worker, list(range(first, last)), begin, took))
+        first = last
+    for worker in range(workers):
+        if now[worker] > 0.001:
+            ledger.slot(worker)[JOINED] = draw(st.integers(1, 10**6))
+            ledger.slot(worker)[WAITED] = draw(st.integers(0, 10**6))
+    return ledger, claims
+
+
+class TestTimings:
+    """What is read from a ledger."""
+
+    @given(histories())
+    def test_claims_are_found_again(self, history: Any) -> None:
+        """With their workers, chunks, begins and durations; and times add up."""
+        ledger, claims = history
+        seconds = max((begin + sum(took) for _, _, begin, took in claims), default=0.0) + 0.01
+        timings = Timings(ledger, 0.0, seconds)
+        found = [
+            (one.worker, timings.chunks[one.first : one.last].tolist()) for one in timings.claims
+        ]
+        assert sorted(found) == sorted((worker, chunks) for worker, chunks, _, _ in claims)
+        assert timings.computed == ledger.chunks
+        assert timings.serial == pytest.approx(sum(sum(took) for *_, took in claims), rel=1e-5)
+        for one in timings.of_workers():
+            assert one.user + one.waiting + one.overhead == pytest.approx(seconds)
+            assert min(one.user, one.waiting, one.overhead) >= -1e-9
+            mine = sum(sum(took) for worker, _, _, took in claims if worker == one.worker)
+            assert one.user == pytest.approx(mine, rel=1e-4, abs=1e-5)
+
+    @given(histories(), st.integers(0, 3), st.floats(0, 2), st.floats(0, 2))
+    def test_an_attempt_that_died_is_time_of_its_worker(self, history, worker, begin, took) -> None:
+        """From the end of what is known of its claim to its death, and times still add up."""
+        ledger, _ = history
+        worker %= ledger.workers
+        seconds = Timings(ledger, 0.0, 0.0).span[1] + begin + took + 0.01
+        lost = Attempt(worker, None, seconds - took, seconds)
+        timings = Timings(ledger, 0.0, seconds, [lost])
+        one = timings.of_workers()[worker]
+        assert one.user + one.waiting + one.overhead == pytest.approx(seconds)
+        assert one.user >= took - 1e-6
+
+    def test_microseconds_go_round_and_are_read_right(self) -> None:
+        """A run of days keeps its order."""
+        ledger = Ledger(bytearray(Ledger.nbytes(workers=3, chunks=4)), workers=3, chunks=4)
+        for chunk in range(4):
+            ledger.note_claim(chunk, 2, chunk * 86_400.0)
+            ledger.seconds[chunk], ledger.status[chunk] = 80_000.0, DONE
+        timings = Timings(ledger, 0.0, 4 * 86_400.0)
+        assert timings.begins == pytest.approx([0, 86_400, 172_800, 259_200])
+        assert timings.of_workers()[2].user == pytest.approx(320_000)
+
+
+class TestTraffic:
+    """How much is read."""
+
+    @given(
+        shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+        chunks=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+        depth=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    )
+    def test_it_is_the_sum_over_the_windows(self, shape, chunks, depth) -> None:
+        """As counting each window's elements says."""
+        grid = Grid.cut(shape, chunks)
+        halo = Halo.parse(depth, "nearest", 2)
+        plan = Plan("map_overlap", grid, (Blocks(0, (0, 1)),), InBlocks.exactly(grid), halo)
+        array = np.zeros(shape)
+        naive = sum(array[grid.read(chunk, halo)].nbytes for chunk in range(grid.size))
+        assert bytes_read(plan, [array.nbytes]) == naive
+
+
+@given(st.floats(0, 1e6), st.integers(0, 10**15))
+def test_numbers_are_short(seconds: float, nbytes: int) -> None:
+    """Of whatever size: at most seven characters with their unit."""
+    assert len(text.seconds(seconds)) <= 9
+    assert len(text.size(nbytes)) <= 8
