@@ -127,7 +127,7 @@ def test_an_interrupt_of_a_script_that_does_not_catch_it() -> None:
 # At random moments
 
 CAMPAIGN = '''
-import gc, os, select, signal, sys, time
+import fcntl, gc, os, select, signal, sys, termios, time
 import numpy as np
 import shmpar
 
@@ -206,6 +206,18 @@ def closing():
             other.shutdown(cancel_futures=cancel)
 
 
+def wait_for(presses):
+    """Wait until as many signals have come; two may have come as one."""
+    until = time.monotonic() + 2
+    while count() < presses and (presses == 1 or time.monotonic() < until):
+        select.select([pressed][count():], [], [], 0.01)
+
+
+def count():
+    """Signals that have come."""
+    return int.from_bytes(fcntl.ioctl(pressed, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 def left():
     """Processes, descriptors, and kilobytes of shared memory that are touched and mapped."""
     gc.collect()
@@ -222,6 +234,16 @@ def check():
     assert kept.parallel_map(abs, range(5)).tolist() == [0, 1, 2, 3, 4]
 
 
+def swallow(unraisable):
+    """Count interrupts that came while a finalizer ran: Python drops them, whosever it is."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        swallowed.append(1)
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+swallowed = []
+sys.unraisablehook = swallow
 kept = shmpar.Pool(2)
 check()
 for line in sys.stdin:
@@ -229,23 +251,20 @@ for line in sys.stdin:
     try:
         print("began", flush=True)
         globals()[kind]()
-        select.select([pressed], [], [])
+        wait_for(1)
     except KeyboardInterrupt:
         pass
-    done = False
-    while not done:  # the second of two may come as late as here
-        try:
-            while len(os.read(pressed, 9)) == 9: pass
-        except (BlockingIOError, KeyboardInterrupt):
-            pass
+    settled = False
+    while not settled:
         try:
             print("ended", flush=True)
-            sys.stdin.readline()
-            done = True
+            wait_for(int(presses))  # the second of two may come as late as here
+            settled = True
         except KeyboardInterrupt:
             pass
+    os.read(pressed, 99)
     check()
-    print(*left(), flush=True)
+    print("left", len(swallowed), *left(), flush=True)
 kept.shutdown()
 sys.exit(7)
 '''
@@ -290,17 +309,18 @@ def interrupt_at_random(rng: random.Random, times: int, presses: int = 1) -> lis
                 select.select([], [], [], rng.uniform(0, KINDS[kind]))
                 pressed = time.monotonic()
                 os.killpg(process.pid, signal.SIGINT)
-            said = [read(process)]
-            seconds.append(time.monotonic() - pressed)
-            tell(process, "")
+            ended = pressed
             while (line := read(process)) == "ended":
-                said.append(line)
-            workers, *more = map(int, line.split())
+                ended = time.monotonic()
+            seconds.append(ended - pressed)
+            dropped, workers, *more = map(int, line.removeprefix("left").split())
             assert workers == 2, f"{line} workers after {kind}, round {number}"
             descriptors, shared = more
             assert descriptors < 100, f"after {kind}, round {number}"
             assert shared < 7_000, f"{shared} KB of shared memory after {kind}, round {number}"
         process.stdin.close()
+    print(f"{dropped} of {times} came in a finalizer, where Python drops them")
+    assert dropped <= 1 + times // 50
     return sorted(seconds)
 
 
