@@ -88,9 +88,13 @@ def test_a_worker_that_is_stopped_while_idle_holds_nobody_up(pool: shmpar.Pool) 
     [
         ({"env": {"PYTHONHOME": "/nonexistent"}}, "status 1"),
         ({"python": "/bin/true"}, "status 0"),
-        ({"python": "/bin/false"}, "status 1"),
+        pytest.param({"python": "/bin/false"}, "status 1", marks=pytest.mark.stress),
         ({"initializer": os._exit, "initargs": (5,)}, "status 5"),
-        ({"initializer": os.kill, "initargs": (0, signal.SIGKILL)}, "SIGKILL"),
+        pytest.param(
+            {"initializer": os.kill, "initargs": (0, signal.SIGKILL)},
+            "SIGKILL",
+            marks=pytest.mark.stress,
+        ),
     ],
     ids=["no library", "true", "false", "initializer exits", "initializer is killed"],
 )
