@@ -1,6 +1,7 @@
 """Run measurements: ``python -m benchmarks [NAME ...] [--quick]``.
 
-``python -m benchmarks peers --help`` compares with other libraries and with the limits.
+``python -m benchmarks peers --help`` compares with other libraries and with the limits;
+``python -m benchmarks page FILE`` makes a page of what that kept.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ def main() -> None:
         from benchmarks.peers import command
 
         command.main(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["page"]:
+        from benchmarks.peers import page
+
+        page.main(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ALL))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,15 @@ from subprocess import CompletedProcess
 import pytest
 
 from benchmarks.peers import systems, workloads
+from benchmarks.peers.kept import Kept
+from benchmarks.peers.page import text
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="they read /proc and compare with forked processes"
 )
 
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "benchmarks.md"
 RunPython = Callable[..., CompletedProcess[str]]
 
 
@@ -55,7 +60,7 @@ def test_systems_take_turns_and_figures_are_kept(run_python: RunPython, tmp_path
     """A run writes what it measured, with versions and the machine."""
     kept = tmp_path / "kept.json"
     source = "import sys; from benchmarks.peers import command; command.main(sys.argv[1:])"
-    chosen = ("floor", "cold", "--systems", "ours,whole,threads")
+    chosen = ("floor", "cold", "--systems", "ours,whole")
     done = run_python(source, *chosen, "--smoke", "--json", str(kept), timeout=120)
     assert done.returncode == 0, done.stderr
     found = json.loads(kept.read_text())
@@ -63,7 +68,31 @@ def test_systems_take_turns_and_figures_are_kept(run_python: RunPython, tmp_path
     assert found["machine"]["cores"] > 0
     assert found["left_out"] == {}
     floor = [one for one in found["records"] if one["workload"] == "floor"]
-    assert {one["system"] for one in floor} == {"ours", "whole", "threads"}
+    assert {one["system"] for one in floor} == {"ours", "whole"}
     assert all(one["median"] > 0 for one in floor)
     cold = {(one["system"], one["way"]) for one in found["records"] if one["workload"] == "cold"}
     assert {("ours", "pool"), ("ours", "process"), ("import numpy", "process")} <= cold
+
+
+def source() -> str:
+    """The file of figures that the page names."""
+    found = re.search(r"made from `(benchmarks/results/[^`]+)`", PAGE.read_text(encoding="utf-8"))
+    assert found is not None
+    return found[1]
+
+
+def test_the_page_says_what_was_measured() -> None:
+    """The page is what its file of figures gives: no number in it was written by hand."""
+    assert text(Kept(str(ROOT / source())), source()) == PAGE.read_text(encoding="utf-8")
+
+
+def test_pictures_are_drawn_from_the_figures(run_python: RunPython, tmp_path: Path) -> None:
+    """All that the page shows, and nothing else."""
+    if importlib.util.find_spec("matplotlib") is None:
+        pytest.skip("matplotlib is not installed (the extra `benchmarks` has it)")
+    draw = "import sys; from benchmarks.peers import page; page.main(sys.argv[1:])"
+    done = run_python(draw, str(ROOT / source()), "--docs", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    shown = re.findall(r"images/(benchmark_\w+\.svg)", PAGE.read_text(encoding="utf-8"))
+    assert {path.name for path in (tmp_path / "images").iterdir()} == set(shown)
+    assert all((ROOT / "docs" / "images" / name).exists() for name in shown)

@@ -39,7 +39,8 @@ def measure(names: list[str], rounds: int, workers: int, directory: str) -> Iter
     scripts = _write(names, workers, directory)
     times: dict[tuple[str, str], list[float]] = {}
     failed: dict[str, str] = {}
-    for _ in range(rounds + 1):  # the first reads files that are not in memory yet
+    first = 1 if rounds > 1 else 0  # it reads files that are not in memory yet
+    for _ in range(first + rounds):
         for name, source in LIMITS.items():
             seconds, _, _ = _run(["-c", source], directory)
             times.setdefault((name, "process"), []).append(seconds)
@@ -51,7 +52,7 @@ def measure(names: list[str], rounds: int, workers: int, directory: str) -> Iter
             times.setdefault((name, "pool"), []).append(inside)
     for (name, way), seconds in times.items():
         if name not in failed:
-            yield name, way, seconds[1:]
+            yield name, way, seconds[first:]
     for name, problem in failed.items():
         yield name, "", problem
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,15 +23,17 @@ class Effort:
     """How long things may take, in seconds."""
 
     share: float  # of the time that a workload gives to each system
-    call: float  # the longest single call; what is longer is not begun, or not repeated
+    call: float  # the longest single call; what takes longer is not begun
+    again: float  # what takes longer is not repeated
+    least: int  # rounds
     rounds: int  # at most
 
     def times(self, workload: Workload, seconds: float) -> int:
         """Rounds of a call that takes so long."""
-        if seconds > self.call:
+        if seconds > self.again:
             return 0
         rounds = math.ceil(workload.seconds * self.share / max(seconds, 1e-6))
-        return max(1 if seconds > workload.seconds else 3, min(rounds, self.most(workload)))
+        return max(self.least, min(rounds, self.most(workload)))
 
     def most(self, workload: Workload) -> int:
         """The most rounds."""
@@ -38,9 +41,9 @@ class Effort:
 
 
 EFFORTS = {
-    "smoke": Effort(share=0, call=20, rounds=1),
-    "quick": Effort(share=0.1, call=1.5, rounds=20),
-    "full": Effort(share=1, call=8, rounds=200),
+    "smoke": Effort(share=0, call=20, again=20, least=1, rounds=1),
+    "quick": Effort(share=0.1, call=0.7, again=0.25, least=2, rounds=20),
+    "full": Effort(share=1, call=8, again=2, least=3, rounds=200),
 }
 
 
@@ -53,6 +56,7 @@ class Entry:
     chunks: int
     seconds: list[float] = field(default_factory=list)
     rounds: int = 0
+    burst: int = 1  # calls a turn: what is warm is not what follows a rest
 
 
 class Conductor:
@@ -66,6 +70,7 @@ class Conductor:
         self.left_out: dict[str, str] = {}
         self._players: dict[str, Player] = {}
         self._last: dict[tuple[str, ...], tuple[int, float]] = {}
+        self._least: dict[tuple[str, str], float] = {}  # seconds a chunk, whatever it was
 
     def __enter__(self) -> Self:
         """Nothing is started before it is needed."""
@@ -92,7 +97,7 @@ class Conductor:
         if 2.2 * nbytes > free:
             for one in names:
                 self._skip(name, point, one, f"needs {2.2 * nbytes / 1e9:.0f} GB of memory")
-        elif 1.3 * nbytes * len(names) > 0.5 * free:
+        elif 1.2 * nbytes * len(names) > 0.75 * free:
             for one in names * (2 if nbytes < 0.1 * free else 1):
                 self._alone(name, workload, point, one)
         else:
@@ -127,33 +132,46 @@ class Conductor:
         except Failed as failure:
             self._fail(name, point, one, failure)
             return
-        for way in loaded["ways"]:
-            chunks = loaded["chunks"]
-            key = (name, one, way, *(str(v) for k, v in point.items() if k in {"verb", "order"}))
-            then, took = self._last.get(key, (1, 0.0))
-            if took > 0.05 and took / then * chunks > self.effort.call:
-                reason = f"would take about {took / then * chunks:.0f} s a call"
-                self._skip(name, point, one, reason, way)
+        if "unsuited" in loaded:
+            self._skip(name, point, one, loaded["unsuited"])
+            return
+        for way in (way for way in loaded["ways"] if way in workload.ways):
+            entry = Entry(player, way, loaded["chunks"])
+            due = self._foreseen(name, point, entry)
+            if due > self.effort.call:
+                self._skip(name, point, one, f"would take about {due:.0f} s a call", way)
                 continue
             try:
                 answer = player.ask("warm", way=way)
-                if "unsuited" in answer:
-                    self._skip(name, point, one, answer["unsuited"])
-                    return
                 if answer["seconds"] < self.effort.call:  # the first call of all is no measure
                     answer = {"seconds": player.ask("call", way=way)["seconds"][0]}
             except Failed as failure:
                 self._fail(name, point, one, failure)
                 return
-            if "cost_us" not in point:
-                self._last[key] = chunks, answer["seconds"]
-            rounds = self.effort.times(workload, answer["seconds"])
-            kept = [] if rounds else [answer["seconds"]]
-            yield Entry(player, way, chunks, kept, rounds)
+            self._learn(name, point, entry, answer["seconds"])
+            entry.burst = max(1, min(20, round(0.02 / max(answer["seconds"], 1e-6))))
+            entry.rounds = self.effort.times(workload, answer["seconds"] * entry.burst)
+            if not entry.rounds:
+                entry.seconds.append(answer["seconds"])
+            yield entry
+
+    def _foreseen(self, name: str, point: Point, entry: Entry) -> float:
+        """Seconds that a call will take, by what fewer chunks of the same took, or any chunks."""
+        chunks, seconds = self._last.get(_series(name, point, entry), (1, 0.0))
+        alike = seconds / chunks if seconds > 0.05 else 0.0
+        return entry.chunks * max(alike, self._least.get((entry.player.name, entry.way), 0.0))
+
+    def _learn(self, name: str, point: Point, entry: Entry, seconds: float) -> None:
+        if "cost_us" not in point:  # that series does not grow in chunks
+            self._last[_series(name, point, entry)] = entry.chunks, seconds
+        if entry.chunks >= 16:
+            key = entry.player.name, entry.way
+            self._least[key] = min(self._least.get(key, math.inf), seconds / entry.chunks)
 
     def _call(self, name: str, point: Point, entry: Entry) -> None:
         try:
-            entry.seconds += entry.player.ask("call", way=entry.way)["seconds"]
+            answer = entry.player.ask("call", way=entry.way, times=entry.burst)
+            entry.seconds.append(statistics.median(answer["seconds"]))
         except Failed as failure:
             entry.rounds = 0
             self._fail(name, point, entry.player.name, failure)
@@ -244,3 +262,8 @@ class Conductor:
                     old["seconds"] += record["seconds"]
                 return
         self.records.append({**head, **record})
+
+
+def _series(name: str, point: Point, entry: Entry) -> tuple[str, ...]:
+    """What all points of one line in a picture have in common."""
+    return (name, entry.player.name, entry.way, point.get("verb", ""), point.get("order", ""))

@@ -15,9 +15,13 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.peers import systems, workloads
-from benchmarks.peers.systems.system import System, Unsuited
+from benchmarks.peers.systems.system import System
 
 PACKAGES = {"skimage": "scikit-image"}  # names of distributions that differ
+
+
+class Unsuited(Exception):
+    """The system has nothing for this job; the message says why."""
 
 
 class Server:
@@ -26,6 +30,7 @@ class Server:
     def __init__(self, system: System) -> None:
         self.system = system
         self.runs: dict[str, Callable[[], Any]] = {}
+        self.loaded = False
 
     def open(self) -> dict[str, Any]:
         """Start the system; say versions."""
@@ -41,8 +46,12 @@ class Server:
             self.point["chunks"] = max(16, point["chunks"] // self.system.fewer)
             self.point["chunks"] = min(self.point["chunks"], point["chunks"])
         job = self.workload.job(self.point)
+        reason = self.system.refuses(job)
+        if reason is not None:
+            raise Unsuited(reason)
+        self.loaded = True
         self.system.load(job, lambda array: self.workload.fill(array, self.point))
-        return {"ways": self.system.ways(), "chunks": self.point["chunks"], "nbytes": job.nbytes}
+        return {"ways": self.system.ways(), "chunks": self.point["chunks"]}
 
     def warm(self, way: str) -> dict[str, Any]:
         """Call once, and check the answer."""
@@ -70,7 +79,9 @@ class Server:
     def drop(self) -> dict[str, Any]:
         """Forget the workload."""
         self.runs.clear()
-        self.system.drop()
+        if self.loaded:
+            self.system.drop()
+        self.loaded = False
         return {}
 
 

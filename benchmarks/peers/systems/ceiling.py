@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from benchmarks.bare import bare
-from benchmarks.peers.systems.system import HandMade, Run, Unsuited
+from benchmarks.peers.systems.system import HandMade, Run
 
 
 class This(HandMade):
@@ -55,7 +55,3 @@ class This(HandMade):
         return run
 
     tiles = blocks = halo = rows
-
-    def copy(self, _: str) -> Run:
-        """Nothing: there is no copy to save."""
-        raise Unsuited("copies nothing in")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.job import Job
-from benchmarks.peers.systems.system import Run, System, Unsuited
+from benchmarks.peers.systems.system import Run, System
 
 
 def rows_of(block: np.ndarray, func: Callable[..., Any], dtype: str) -> np.ndarray:
@@ -131,10 +131,6 @@ done(result)
             return self.compute(lazy)
 
         return run
-
-    def copy(self, _: str) -> Run:
-        """Nothing: threads need no copy."""
-        raise Unsuited("copies nothing in")
 
     def answer(self, result: np.ndarray) -> np.ndarray:
         """Outputs come first already."""

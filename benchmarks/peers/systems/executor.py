@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+from benchmarks.peers.job import Job
 from benchmarks.peers.systems import pool
-from benchmarks.peers.systems.system import Run, Unsuited
 
 
 class This(pool.This):
@@ -24,6 +24,10 @@ with ProcessPoolExecutor({workers}) as pool:
 """,
     )
 
+    def refuses(self, job: Job) -> str | None:
+        """Copying in is the pool's idiom."""
+        return "the same as mp.Pool" if job.kind == "copy" else None
+
     def start(self) -> None:
         """Start workers that attach the segments."""
         self.pool = ProcessPoolExecutor(self.workers, **self.initializer())
@@ -36,7 +40,3 @@ with ProcessPoolExecutor({workers}) as pool:
         """Batches of a quarter of a worker's share."""
         size = max(1, len(tasks) // (4 * self.workers))
         return list(self.pool.map(func, tasks, chunksize=size))
-
-    def copy(self, _: str) -> Run:
-        """Nothing that differs."""
-        raise Unsuited("the same idiom as mp.Pool's")

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import numpy as np
 
 from benchmarks.peers.systems.system import Run, System
+
+
+def _who(_: int) -> int:
+    time.sleep(0.002)
+    return os.getpid()
 
 
 class This(System):
@@ -23,10 +31,13 @@ with shmpar.Pool({workers}) as pool:
     )
 
     def open(self) -> None:
-        """Start the workers."""
+        """Start the workers, and wait until each has taken part: the pool itself would not."""
         import shmpar
 
         self.pool = shmpar.Pool(self.workers)
+        seen: set[int] = set()
+        while len(seen) < self.workers:
+            seen.update(self.pool.parallel_map(_who, range(8 * self.workers), dtype=object))
 
     def close(self) -> None:
         """End them."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.peers.systems.system import Run, System, Unsuited
+from benchmarks.peers.job import Job
+from benchmarks.peers.systems.system import Run, System
 
 
 class This(System):
@@ -19,6 +20,10 @@ class This(System):
         import dask
 
         dask.config.set(num_workers=self.workers, scheduler="threads")
+
+    def refuses(self, job: Job) -> str | None:
+        """All but what it is for."""
+        return None if hasattr(self, job.kind) else "the function must keep the shape of its block"
 
     def blocks(self, way: str) -> Run:
         """One call after another."""
@@ -44,13 +49,3 @@ class This(System):
         return run
 
     halo = blocks
-
-    def rows(self, _: str) -> Run:
-        """Not possible."""
-        raise Unsuited("the function must keep the shape of its block")
-
-    tiles = rows
-
-    def copy(self, _: str) -> Run:
-        """Nothing: threads need no copy."""
-        raise Unsuited("copies nothing in")

@@ -13,10 +13,6 @@ from benchmarks.peers.job import Job, columns
 Run = Callable[[], Any]
 
 
-class Unsuited(Exception):
-    """The system has nothing for this job; the message says why."""
-
-
 class System:
     """One way to compute jobs, in a process of its own.
 
@@ -61,12 +57,13 @@ class System:
         """The ways that differ for the job that is loaded."""
         return ("same", "own")
 
+    def refuses(self, job: Job) -> str | None:
+        """Why the system has nothing for a job, if it has nothing."""
+        return None if hasattr(self, job.kind) else f"has nothing for {job.kind}"
+
     def call(self, way: str) -> Run:
         """Return what is timed."""
-        method = getattr(self, self.job.kind, None)
-        if method is None:
-            raise Unsuited(f"has nothing for {self.job.kind}")
-        return method(way)
+        return getattr(self, self.job.kind)(way)
 
     def answer(self, result: Any) -> np.ndarray:
         """The result as an array of `Job.out_shape`."""

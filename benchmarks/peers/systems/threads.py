@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.peers import hand
-from benchmarks.peers.systems.system import HandMade, Run, Unsuited
+from benchmarks.peers.systems.system import HandMade
 
 
 class This(HandMade):
@@ -36,7 +36,3 @@ with ThreadPoolExecutor({workers}) as pool:
     def map(self, func: Callable[..., Any], tasks: Sequence[Any]) -> list[Any]:
         """A task each."""
         return list(self.pool.map(func, tasks))
-
-    def copy(self, _: str) -> Run:
-        """Nothing: threads need no copy."""
-        raise Unsuited("copies nothing in")

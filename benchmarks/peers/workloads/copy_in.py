@@ -35,5 +35,5 @@ THIS = Workload(
         "ray",
     ),
     rounds=7,
-    seconds=3,
+    seconds=2,
 )

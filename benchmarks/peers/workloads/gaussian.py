@@ -48,5 +48,5 @@ THIS = Workload(
     pattern,
     verify,
     rounds=7,
-    seconds=4,
+    seconds=2.5,
 )

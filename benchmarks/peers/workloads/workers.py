@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.peers.workloads import chunk_cost
 from benchmarks.peers.workloads.workload import Point, Workload
 
-WORKERS = {"smoke": (1, 3), "quick": (1, 2, 16), "full": (1, 2, 4, 8, 16)}
+WORKERS = {"smoke": (1, 3), "quick": (1, 4), "full": (1, 2, 4, 8, 16)}
 
 
 def points(size: str) -> list[Point]:
@@ -25,5 +25,7 @@ THIS = Workload(
     chunk_cost.fill,
     chunk_cost.verify,
     systems=("ours", "ceiling", "threads", "pool", "executor", "joblib", "mpire", "dask_threads"),
+    ways=("same",),
     rounds=7,
+    seconds=0.6,
 )

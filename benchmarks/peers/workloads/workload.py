@@ -27,10 +27,11 @@ class Workload:
     fill: Callable[[np.ndarray, Point], None] | None = None
     verify: Callable[[np.ndarray, np.ndarray, Point], None] | None = None
     systems: tuple[str, ...] | None = None  # None: all
+    ways: tuple[str, ...] = ("same", "own")  # those that mean the same work
     per_chunk: bool = False  # the figure is the cost a chunk: slow systems get fewer chunks
     how: str = "time"  # or "memory" or "cold": what is measured
     rounds: int = 15  # at most
-    seconds: float = 2.0  # that a system's rounds may take, in a full run
+    seconds: float = 1.0  # that a system's rounds may take, in a full run
 
 
 def pattern(array: np.ndarray, _: Point) -> None:
