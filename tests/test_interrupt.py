@@ -237,9 +237,8 @@ def check():
 def swallow(unraisable):
     """Count complaints of finalizers.
 
-    Of an interrupt that came in one, which Python drops, whosever it is;
-
-    and of a segment that was interrupted before it was whole, of which nothing is left all the same.
+    Of an interrupt that came in one, which Python drops, whosever it is, and of a segment that was
+    interrupted before it was whole.
     """
     half_made = unraisable.exc_type is AttributeError and "Backing" in str(unraisable.exc_value)
     if unraisable.exc_type is KeyboardInterrupt or half_made:
