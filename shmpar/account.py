@@ -1,6 +1,6 @@
 """What a run's report is made of, kept from its begin to its end and after.
 
-Imports ledger, plan and segment.
+Imports ledger, plan, segment and worker.
 
 Guarantees
 ----------
@@ -19,6 +19,7 @@ import numpy as np
 from shmpar.ledger import Held, Ledger
 from shmpar.plan import Function
 from shmpar.segment import kind_of
+from shmpar.worker.along import ApplyAlongAxis
 
 __all__ = ["Account", "Attempt"]
 
@@ -125,8 +126,8 @@ def _described(arrays: Sequence[Array]) -> list[tuple[str, int]]:
 def _name(call: Any) -> str:
     """The name of a function, as text whatever it is."""
     try:
-        call = getattr(call, "func1d", call)
-        name = str(getattr(call, "__qualname__", None) or getattr(call, "__name__", ""))
-        return name.rpartition("<locals>.")[2]
+        if type(call) is ApplyAlongAxis:
+            call = call.func1d
+        return str(getattr(call, "__qualname__", None) or getattr(call, "__name__", ""))
     except Exception:  # noqa: BLE001 - the user's object may raise anything; this is for show
         return ""

@@ -6,9 +6,7 @@ Imports numpy alone.  One piece of memory holds, for one run:
 bytes     what                                   who writes it
 ========  =====================================  ===================================
 64 each   the slots, one a worker                the slot's worker, and nobody else
-4 each    how long each chunk took               the holder of the chunk's ticket
-4 each    when the claim it was in began         the holder of the chunk's ticket
-2 each    who claimed it                         the holder of the chunk's ticket
+10 each   the time of each chunk                 the holder of the chunk's ticket
 1 each    the status of each chunk               the holder of the chunk's ticket
 the rest  scratch: outputs too small to wait     the holder of the chunk's ticket
 ========  =====================================  ===================================
@@ -20,10 +18,11 @@ the cursor (monotonic nanoseconds); ``said`` is a digest of what it takes the ou
 scratch for, 0 for nothing; ``joined`` is when it was given the plan (likewise, and 0 for a worker
 without a claim); ``waited`` is how long it has waited for outputs (nanoseconds).
 
-Times are for the report alone: nothing is decided by them. A duration is a float32 in seconds, 0
-while it is not known. A claim's begin is in microseconds after the run's, modulo 2**32; how often
-it went round, times the number of workers, is added to the worker's number. So 11 bytes tell of a
-chunk all that there is to tell; chunks of one claim follow each other in the order of the tickets.
+The time of a chunk is how long it took (float32, seconds; 0 while that is not known), when the
+claim that it was in began (uint32, microseconds after the run's begin, modulo 2**32), and who made
+that claim (uint16: the worker's number, and the number of workers as often as the microseconds
+went round). Chunks of one claim follow each other in the order of the tickets. Times are for the
+report alone: nothing is decided by them.
 
 Guarantees
 ----------
@@ -45,6 +44,7 @@ agree, and the parent copies them once.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
@@ -57,7 +57,9 @@ PENDING, DONE, FAILED = 0, 1, 2
 SLOT_BYTES = 64
 GENERATION, FIRST, LAST, CURSOR, SINCE, SAID, JOINED, WAITED = range(8)
 _NUMBERS = SLOT_BYTES // 8
-_CHUNK_BYTES = 4 + 4 + 2 + 1
+_TIME = np.dtype([("seconds", "<f4"), ("begin", "<u4"), ("claimant", "<u2")])
+_TIME_BYTES = _TIME.itemsize
+_pack_time = struct.Struct("<fIH").pack_into
 _WRAP = 1 << 32  # microseconds
 _MOST = (1 << 16) - 1
 
@@ -88,6 +90,24 @@ class Held(NamedTuple):
     since: int
 
 
+class Times(NamedTuple):
+    """The times of all chunks: arrays in the ledger's memory.
+
+    Attributes
+    ----------
+    seconds : ndarray of float32
+        How long each took; 0 while it is not known.
+    begin : ndarray of uint32
+        When its claim began, in microseconds, modulo 2**32.
+    claimant : ndarray of uint16
+        Who made that claim, and how often the microseconds went round.
+    """
+
+    seconds: np.ndarray[Any, Any]
+    begin: np.ndarray[Any, Any]
+    claimant: np.ndarray[Any, Any]
+
+
 class Ledger:
     """Slots and statuses of one run over a buffer.
 
@@ -107,12 +127,10 @@ class Ledger:
     """
 
     __slots__ = (
+        "_fields",
         "_scratch",
         "_used",
-        "begins",
         "chunks",
-        "claimants",
-        "seconds",
         "slots",
         "status",
         "workers",
@@ -124,18 +142,17 @@ class Ledger:
         self.workers = workers
         self.chunks = chunks
         self.slots: memoryview = whole[:head].cast("q")
-        used = head + _CHUNK_BYTES * chunks
-        self.seconds = np.frombuffer(whole, np.float32, chunks, head)
-        self.begins = np.frombuffer(whole, np.uint32, chunks, head + 4 * chunks)
-        self.claimants = np.frombuffer(whole, np.uint16, chunks, head + 8 * chunks)
-        self.status = np.frombuffer(whole, np.uint8, chunks, head + 10 * chunks)
+        end = head + _TIME_BYTES * chunks
+        used = end + chunks
+        self.status = np.frombuffer(whole, np.uint8, chunks, end)
+        self._fields: Times | None = None
         self._used = whole[:used]
         self._scratch = whole[_aligned(used) :]
 
     @staticmethod
     def nbytes(*, workers: int, chunks: int) -> int:
         """Bytes that the ledger of such a run takes."""
-        return workers * SLOT_BYTES + _CHUNK_BYTES * chunks
+        return workers * SLOT_BYTES + (_TIME_BYTES + 1) * chunks
 
     def slot(self, worker: int) -> memoryview:
         """The eight numbers of one worker's slot."""
@@ -160,16 +177,35 @@ class Ledger:
         """What it says now, but for the scratch: the buffer of a ledger that is not written."""
         return bytes(self._used)
 
-    def note_claim(self, chunks: Any, worker: int, seconds: float) -> None:
+    @property
+    def times(self) -> Times:
+        """The times of the chunks."""
+        if self._fields is None:  # many a small run never looks
+            times = np.frombuffer(self._used, _TIME, self.chunks, self.workers * SLOT_BYTES)
+            self._fields = Times(times["seconds"], times["begin"], times["claimant"])
+        return self._fields
+
+    def note_chunk(self, chunk: int, worker: int, begin: float, seconds: float) -> None:
+        """Record the time of a chunk that was claimed alone: when, after the run's begin."""
+        rounds, micro = divmod(int(begin * 1e6), _WRAP)
+        offset = self.workers * SLOT_BYTES + _TIME_BYTES * chunk
+        claimant = worker if not rounds else self._claimant(worker, rounds)
+        _pack_time(self._used, offset, seconds, micro, claimant)
+
+    def note_claim(self, chunks: Any, worker: int, begin: float) -> None:
         """Record who has claimed these chunks, and when, in seconds after the run's begin."""
-        rounds, micro = divmod(max(0, int(seconds * 1e6)), _WRAP)
-        self.begins[chunks] = micro
-        self.claimants[chunks] = min(worker + self.workers * rounds, _MOST)
+        rounds, micro = divmod(int(begin * 1e6), _WRAP)
+        times = self.times
+        times.begin[chunks] = micro
+        times.claimant[chunks] = self._claimant(worker, rounds)
+
+    def _claimant(self, worker: int, rounds: int) -> int:
+        return min(worker + self.workers * rounds, _MOST)
 
     def claims(self, chunks: Any) -> tuple[Any, Any]:
         """Who has claimed these chunks, and when: arrays of numbers, and of seconds."""
-        rounds, workers = np.divmod(self.claimants[chunks], self.workers)
-        return workers, (rounds * float(_WRAP) + self.begins[chunks]) * 1e-6
+        rounds, workers = np.divmod(self.times.claimant[chunks], self.workers)
+        return workers, (rounds * float(_WRAP) + self.times.begin[chunks]) * 1e-6
 
     @property
     def done(self) -> int:

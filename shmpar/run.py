@@ -76,7 +76,7 @@ class Run(Future[Any]):
         inputs, outputs = conductor.arrays()
         return Report(
             verb=conductor.plan.verb,
-            function=account.name,
+            function=account.name.rpartition("<locals>.")[2],
             engine=engine.name if engine else "",
             workers=engine.workers if engine else 0,
             chunks=conductor.plan.chunks,

@@ -49,17 +49,17 @@ class TestLayout:
             slot = ledger.slot(worker)
             for number in range(len(slot)):
                 slot[number] = worker * 100 + number
-        ledger.seconds[:] = np.arange(chunks)
-        ledger.begins[:] = np.arange(chunks) + 7
-        ledger.claimants[:] = np.arange(chunks) + 9
+        ledger.times.seconds[:] = np.arange(chunks)
+        ledger.times.begin[:] = np.arange(chunks) + 7
+        ledger.times.claimant[:] = np.arange(chunks) + 9
         ledger.status[:] = np.arange(chunks) % 3
         numbers = np.frombuffer(buffer, np.int64, workers * 8).reshape(workers, 8)
         expected = np.arange(workers)[:, None] * 100 + np.arange(8)
         np.testing.assert_array_equal(numbers, expected)
         again = Ledger(buffer, workers=workers, chunks=chunks)
-        assert again.seconds.tolist() == list(range(chunks))
-        assert again.begins.tolist() == list(range(7, 7 + chunks))
-        assert again.claimants.tolist() == list(range(9, 9 + chunks))
+        assert again.times.seconds.tolist() == list(range(chunks))
+        assert again.times.begin.tolist() == list(range(7, 7 + chunks))
+        assert again.times.claimant.tolist() == list(range(9, 9 + chunks))
         assert again.status.tolist() == [chunk % 3 for chunk in range(chunks)]
 
     def test_two_views_of_one_buffer_are_one_ledger(self) -> None:
@@ -145,24 +145,32 @@ class TestTimes:
         found, begins = ledger.claims(slice(2, 5))
         assert found.tolist() == [worker] * 3
         assert begins == pytest.approx([seconds] * 3, abs=1.1e-6, rel=1e-12)
-        assert ledger.begins.tolist()[5:] == [0, 0]
+        assert ledger.times.begin.tolist()[5:] == [0, 0]
+        ledger.note_chunk(6, worker, seconds, 0.25)
+        assert [field[6] for field in ledger.times] == [
+            0.25,
+            *[field[4] for field in ledger.times[1:]],
+        ]
+        assert ledger.times.seconds.tolist()[:6] == [0] * 6
 
     def test_a_run_of_a_thousand_years_does_not_overflow(self) -> None:
         """Who claimed so late is not known, but nothing fails."""
         ledger = new_ledger(8, 1)
         ledger.note_claim(0, 7, 3e10)
-        assert ledger.claimants[0] == 65_535
+        assert ledger.times.claimant[0] == 65_535
+        ledger.note_chunk(0, 6, 3e10, 0.5)
+        assert ledger.times.claimant[0] == 65_535
 
     def test_a_copy_stays_as_it_is(self) -> None:
         """The next run may have the ledger; what is copied is read-only."""
         ledger = new_ledger(2, 3, 100)
-        ledger.status[1], ledger.seconds[1], ledger.slot(1)[WAITED] = DONE, 0.5, 9
+        ledger.status[1], ledger.times.seconds[1], ledger.slot(1)[WAITED] = DONE, 0.5, 9
         copy = Ledger(ledger.copy(), workers=2, chunks=3)
         ledger.clear()
         assert copy.status.tolist() == [PENDING, DONE, PENDING]
-        assert copy.seconds.tolist() == [0, 0.5, 0]
+        assert copy.times.seconds.tolist() == [0, 0.5, 0]
         assert copy.slot(1)[WAITED] == 9
-        assert not ledger.seconds.any()
+        assert not ledger.times.seconds.any()
         with pytest.raises(ValueError, match="read-only"):
             copy.status[0] = DONE
 

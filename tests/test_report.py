@@ -594,7 +594,7 @@ def histories(draw: st.DrawFn) -> tuple[Ledger, list[tuple[int, list[int], float
         begin = now[worker] + draw(st.integers(0, 10**5)) * 1e-6
         now[worker] = begin + sum(took) + 2e-6
         ledger.note_claim(slice(first, last), worker, begin)
-        ledger.seconds[first:last] = took
+        ledger.times.seconds[first:last] = took
         ledger.status[first:last] = draw(st.sampled_from([DONE, FAILED]))
         claims.append((worker, list(range(first, last)), begin, took))
         first = last
@@ -643,7 +643,7 @@ class TestTimings:
         ledger = Ledger(bytearray(Ledger.nbytes(workers=3, chunks=4)), workers=3, chunks=4)
         for chunk in range(4):
             ledger.note_claim(chunk, 2, chunk * 86_400.0)
-            ledger.seconds[chunk], ledger.status[chunk] = 80_000.0, DONE
+            ledger.times.seconds[chunk], ledger.status[chunk] = 80_000.0, DONE
         timings = Timings(ledger, 0.0, 4 * 86_400.0)
         assert timings.begins == pytest.approx([0, 86_400, 172_800, 259_200])
         assert timings.of_workers()[2].user == pytest.approx(320_000)

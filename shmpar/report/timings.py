@@ -111,13 +111,15 @@ class Timings:
     ) -> None:
         self.seconds = seconds
         self.count = ledger.workers
-        claimed = (ledger.begins > 0) | (ledger.claimants > 0) | (ledger.seconds > 0)
-        self.computed = int(((ledger.status != PENDING) & claimed).sum())
-        known = np.flatnonzero((ledger.status != PENDING) & (ledger.seconds > 0))
+        times, settled = ledger.times, ledger.status != PENDING
+        timed = times.seconds > 0
+        claimed = timed | (times.begin > 0) | (times.claimant > 0)
+        self.computed = int((settled & claimed).sum())
+        known = np.flatnonzero(settled & timed)
         workers, begins = ledger.claims(known)
         order = np.lexsort((known, begins, workers))
         self.chunks, self.workers, begins = known[order], workers[order].astype(int), begins[order]
-        self.durations: Numbers = ledger.seconds[self.chunks].astype(float)
+        self.durations: Numbers = times.seconds[self.chunks].astype(float)
         changes = (np.diff(self.workers) != 0) | (np.diff(begins) != 0)
         self.heads: Numbers = np.flatnonzero(np.concatenate(([self.chunks.size > 0], changes)))
         self.begins: Numbers = begins + self._within_claims()
@@ -212,6 +214,6 @@ def _current(ledger: Ledger, origin: float, now: float) -> list[Attempt]:
 
 def durations_by_chunk(ledger: Ledger) -> Numbers:
     """Seconds that each chunk took, by its number; NaN where it is not known."""
-    seconds: Numbers = ledger.seconds.astype(np.float32)
-    seconds[(ledger.status != DONE) | (ledger.seconds == 0)] = np.nan
+    seconds: Numbers = ledger.times.seconds.astype(np.float32)
+    seconds[(ledger.status != DONE) | (seconds == 0)] = np.nan
     return seconds

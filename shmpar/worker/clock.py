@@ -29,18 +29,19 @@ Compute = Callable[[int], None]
 class Clock:
     """Notes the times of one worker's chunks."""
 
-    __slots__ = ("_assignment", "_chunks", "_count", "_each", "_mean", "_waited")
+    __slots__ = ("_assignment", "_began", "_chunks", "_count", "_each", "_mean", "_waited")
 
     def __init__(self, assignment: Assignment) -> None:
         self._assignment = assignment
+        self._began = 0.0
         self._chunks: Any = None
         self._count = 1
         self._each = False
         self._mean = 0.0
         self._waited = assignment.waited
 
-    def begin(self, compute: Compute, first: int, last: int, began: float) -> Compute:
-        """Note a claim's begin; give the function that computes its chunks.
+    def begin(self, compute: Compute, first: int, last: int, now: float) -> Compute:
+        """A claim begins; give the function that computes its chunks.
 
         Parameters
         ----------
@@ -48,41 +49,40 @@ class Clock:
             What computes a chunk.
         first, last : int
             The claim's tickets, half-open.
-        began : float
-            When, by :func:`time.perf_counter`.
+        now : float
+            The time, by :func:`time.perf_counter`.
         """
-        assignment = self._assignment
-        self._count = last - first
-        self._chunks = chunks = _chunks(assignment.todo, first, last)
-        ledger = assignment.ledger
-        ledger.note_claim(chunks, assignment.worker, began - assignment.origin)
-        if not assignment.slot[JOINED]:
-            assignment.slot[JOINED] = int((assignment.joined or began) * 1e9)
-        self._each = self._count > 1 and self._mean >= SHORT_SECONDS
-        return _each_timed(compute, ledger.seconds, began) if self._each else compute
+        assignment, slot = self._assignment, self._assignment.slot
+        self._began = began = max(0.0, now - assignment.origin)
+        self._count = count = last - first
+        if not slot[JOINED]:  # now, and not with the plan: who comes late writes nothing
+            slot[JOINED] = int((assignment.joined or now) * 1e9)
+        if count == 1:  # noted at its end, at once
+            self._chunks = first if assignment.todo is None else assignment.todo[first]
+            return compute
+        ledger, todo = assignment.ledger, assignment.todo
+        self._chunks = slice(first, last) if todo is None else list(todo[first:last])
+        ledger.note_claim(self._chunks, assignment.worker, began)
+        self._each = self._mean >= SHORT_SECONDS
+        return _each_timed(compute, ledger.times.seconds, now) if self._each else compute
 
     def end(self, seconds: float) -> None:
-        """Note how long the claim has taken."""
+        """The claim has taken so long."""
         assignment = self._assignment
         if assignment.waited != self._waited:
             waited, self._waited = assignment.waited - self._waited, assignment.waited
             assignment.slot[WAITED] += int(waited * 1e9)
             seconds = seconds - waited
-        self._mean = seconds / self._count
-        if not self._each:
-            assignment.ledger.seconds[self._chunks] = max(self._mean, _TINY)
-
-
-def _chunks(todo: Any, first: int, last: int) -> Any:
-    """The index of a claim's chunks."""
-    if last - first == 1:
-        return first if todo is None else todo[first]
-    return slice(first, last) if todo is None else list(todo[first:last])
+        self._mean = mean = max(seconds / self._count, _TINY)
+        if self._count == 1:
+            assignment.ledger.note_chunk(self._chunks, assignment.worker, self._began, mean)
+        elif not self._each:
+            assignment.ledger.times.seconds[self._chunks] = mean
 
 
 def _each_timed(compute: Compute, seconds: Any, began: float) -> Compute:
     """The same, but each chunk's duration is noted."""
-    note, then = seconds.data, began
+    then = began
 
     def timed(chunk: int) -> None:
         nonlocal then
@@ -90,7 +90,7 @@ def _each_timed(compute: Compute, seconds: Any, began: float) -> Compute:
             compute(chunk)
         finally:
             now = perf_counter()
-            note[chunk] = now - then
+            seconds[chunk] = now - then
             then = now
 
     return timed
