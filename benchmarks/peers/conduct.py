@@ -42,7 +42,7 @@ class Effort:
 
 EFFORTS = {
     "smoke": Effort(share=0, call=20, again=20, least=1, rounds=1),
-    "quick": Effort(share=0.1, call=0.7, again=0.25, least=2, rounds=20),
+    "quick": Effort(share=0.1, call=1.0, again=0.25, least=2, rounds=20),
     "full": Effort(share=1, call=8, again=2, least=3, rounds=200),
 }
 
@@ -69,6 +69,7 @@ class Conductor:
         self.versions: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
         self._players: dict[str, Player] = {}
+        self._used: set[str] = set()  # those whose processes are not new any more
         self._last: dict[tuple[str, ...], tuple[int, float]] = {}
         self._least: dict[tuple[str, str], float] = {}  # seconds a chunk, whatever it was
 
@@ -128,6 +129,7 @@ class Conductor:
             player = self._player(one, point.get("workers", self.workers))
             if player is None:
                 return
+            self._used.add(one)
             loaded = player.ask("load", workload=name, point=point)
         except Failed as failure:
             self._fail(name, point, one, failure)
@@ -157,16 +159,18 @@ class Conductor:
 
     def _foreseen(self, name: str, point: Point, entry: Entry) -> float:
         """Seconds that a call will take, by what fewer chunks of the same took, or any chunks."""
+        if "cost_us" in point:
+            return 0.0
         chunks, seconds = self._last.get(_series(name, point, entry), (1, 0.0))
-        alike = seconds / chunks if seconds > 0.05 else 0.0
-        return entry.chunks * max(alike, self._least.get((entry.player.name, entry.way), 0.0))
+        least = self._least.get((entry.player.name, entry.way), 0.0)
+        return entry.chunks * max(seconds / chunks, least)
 
     def _learn(self, name: str, point: Point, entry: Entry, seconds: float) -> None:
-        if "cost_us" not in point:  # that series does not grow in chunks
-            self._last[_series(name, point, entry)] = entry.chunks, seconds
-        if entry.chunks >= 16:
-            key = entry.player.name, entry.way
-            self._least[key] = min(self._least.get(key, math.inf), seconds / entry.chunks)
+        if "cost_us" in point or seconds < 0.05:  # the function's cost, or the call's
+            return
+        self._last[_series(name, point, entry)] = entry.chunks, seconds
+        key = entry.player.name, entry.way
+        self._least[key] = min(self._least.get(key, math.inf), seconds / entry.chunks)
 
     def _call(self, name: str, point: Point, entry: Entry) -> None:
         try:
@@ -179,10 +183,12 @@ class Conductor:
     def memory(self, name: str, workload: Workload, point: Point) -> None:
         """Bytes: the peak of a second call, in processes that have done nothing else."""
         for one in self._taking_part(workload):
-            self._end(one)
+            if one in self._used:
+                self._end(one)
             try:
                 if (player := self._player(one, self.workers)) is None:
                     continue
+                self._used.add(one)
                 before = player.peak("load", workload=name, point=point)
                 way = "own" if one == "whole" and point["verb"] == "halo" else "same"
                 answer = player.ask("warm", way=way)
@@ -192,9 +198,9 @@ class Conductor:
                 peak = player.peak("call", way=way, times=2)
                 record = {"bytes": [peak], "loaded": before}
                 self._add(name, point, one, way, record)
+                player.ask("drop")
             except Failed as failure:
                 self._fail(name, point, one, failure)
-            self._end(one)
 
     def cold(self, name: str, workload: Workload, point: Point) -> None:
         """Seconds of fresh processes."""
@@ -237,6 +243,7 @@ class Conductor:
 
     def _end(self, name: str) -> None:
         player = self._players.pop(name, None)
+        self._used.discard(name)
         if player is not None:
             player.end()
 

@@ -151,7 +151,7 @@ def _overhead(kept: Kept) -> Any:
     axes.set_xscale("log")
     axes.set_yscale("log")
     _plain(axes.xaxis)
-    _plain(axes.yaxis)
+    _ticks(axes.yaxis)
     axes.set_xlabel("cost of a chunk, µs")
     axes.set_ylabel("% of the ceiling's speed (higher is better)")
     return figure
@@ -224,7 +224,7 @@ def _glance(kept: Kept) -> Any:
             limit = name in {"ceiling", "private"}
             axes.plot(
                 [ratio],
-                [len(labels)],
+                [len(labels) + 0.6 * (systems.NAMES.index(name) / len(systems.NAMES) - 0.5)],
                 color=colour,
                 marker=("|" if name == "ceiling" else "1") if limit else marker,
                 markersize=13 if limit else 9 if name == "ours" else 7,
@@ -242,6 +242,9 @@ def _glance(kept: Kept) -> Any:
     _plain(axes.xaxis)
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    for number in range(len(labels) - 1):
+        axes.axhline(number + 0.5, color="#d0d0d0", linewidth=0.7)
     axes.set_xlabel("time / shmpar's time (left of the line: faster than shmpar)")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
     return figure
@@ -254,7 +257,8 @@ def _bars(axes: Any, values: Iterable[tuple[str, float]], say: Callable[[float],
         limit = name in LIMITS or name not in systems.NAMES
         colour = "#000000" if name == "ours" else "#c9c9c9" if limit else "#56b4e9"
         axes.barh(number, value, color=colour, height=0.7)
-        axes.text(value, number, " " + say(value), va="center", fontsize=8)
+        place = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(say(value), (value, number), fontsize=8, **place)
     axes.set_yticks(range(len(order)), [title(name) for name, _ in order])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)

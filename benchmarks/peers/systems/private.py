@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from benchmarks.bare import bare
+from benchmarks.peers.job import Job
 from benchmarks.peers.systems.system import Run, System
 
 
@@ -19,6 +20,11 @@ class This(System):
     def open(self) -> None:
         """Nothing is forked yet."""
         self.forked = ExitStack()
+
+    def refuses(self, job: Job) -> str | None:
+        """All but what is bound by memory."""
+        bound = job.name in {"row_sums", "bytes", "ufunc", "chain", "copy_in"}
+        return None if bound else "not bound by memory"
 
     def ways(self) -> tuple[str, ...]:
         """There is one."""

@@ -6,7 +6,9 @@ import importlib
 
 from benchmarks.peers.workloads.workload import Workload
 
+# In the order in which they are measured: memory while all processes are new.
 NAMES = (
+    "memory",
     "chunk_cost",
     "many_chunks",
     "tiny_rows",
@@ -21,7 +23,6 @@ NAMES = (
     "workers",
     "bytes",
     "floor",
-    "memory",
     "cold",
 )
 

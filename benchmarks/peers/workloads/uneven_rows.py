@@ -12,9 +12,10 @@ STEPS = 30
 
 
 def points(size: str) -> list[Point]:
-    """Two."""
+    """Two; in a hurry the one that is harder."""
     chunks = {"smoke": 40, "quick": 1_000, "full": 2_000}[size]
-    return [{"order": order, "chunks": chunks} for order in ("clustered", "random")]
+    orders = ("clustered", "random") if size == "full" else ("clustered",)
+    return [{"order": order, "chunks": chunks} for order in orders]
 
 
 def job(point: Point) -> Job:
