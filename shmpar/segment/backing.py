@@ -79,7 +79,6 @@ class Backing:
         writable: bool = True,
         private: bool = False,
     ) -> None:
-        self._fds = [fd]
         self._names: list[tuple[str, Marker]] = []  # the marker goes with its last name
         self._callbacks: list[Callable[[int], object]] = []
         self._mapping: weakref.ref[Mapping] | None = None
@@ -89,6 +88,7 @@ class Backing:
         self.writable, self.private = writable, private
         self.shared = False  # whether several arrays lie in it
         self.path: str | None = None  # of a user's mapped file, or of a segment made elsewhere
+        self._fds = [fd]  # last: an interrupt before leaves nothing to end
         descriptors.born(id(self))
 
     @property
@@ -203,7 +203,10 @@ class Backing:
                 return
             callback(self.key)
 
-    __del__ = close
+    def __del__(self) -> None:
+        """Close it, if it was made."""
+        if hasattr(self, "_fds"):
+            self.close()
 
 
 def known(identity: naming.Identity) -> Backing | None:
