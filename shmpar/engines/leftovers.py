@@ -23,6 +23,7 @@ Counter = OffsetTickets | LockTickets
 
 _SCRATCH_BYTES = 16 * 1024  # behind each ledger, for outputs that are not larger
 _LEDGERS = 2  # kept for later runs
+_LARGE_BYTES = 1 << 20  # of a ledger that is not kept: the run's account has a copy already
 _COUNTERS = 4  # kept for later runs; the workers keep their descriptors too
 
 
@@ -51,7 +52,10 @@ class Ledgers:
         return self._segments[ledger]
 
     def leave(self, ledger: Ledger) -> None:
-        """Keep the ledger of a run that is over."""
+        """Keep the ledger of a run that is over, unless it is large."""
+        if self._segments[ledger].size > _LARGE_BYTES:
+            del self._segments[ledger]
+            return
         self._free.append(ledger)
         for old in self._free[:-_LEDGERS]:
             del self._segments[old]
