@@ -145,7 +145,7 @@ class Conductor:
                 continue
             try:
                 answer = player.ask("warm", way=way)
-                if answer["seconds"] < self.effort.call:  # the first call of all is no measure
+                if answer["seconds"] < 3 * self.effort.call:  # the first call imports and compiles
                     answer = {"seconds": player.ask("call", way=way)["seconds"][0]}
             except Failed as failure:
                 self._fail(name, point, one, failure)

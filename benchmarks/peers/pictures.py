@@ -61,6 +61,7 @@ def draw(kept: Kept, directory: str) -> list[str]:
             "svg.fonttype": "none",
             "svg.hashsalt": "shmpar",  # the same bytes each time
             "figure.constrained_layout.use": True,
+            "figure.constrained_layout.w_pad": 0.15,  # the reader's font may be wider
         }
     )
     pictures = {
@@ -168,7 +169,16 @@ def _many_chunks(kept: Kept) -> Any:
         _plain(axes.xaxis)
         _plain(axes.yaxis)
         axes.set_xlabel("chunks")
-    row[0].get_legend().remove()
+    lines = {line.get_label(): line for axes in row for line in axes.get_lines()}
+    for axes in row:
+        axes.get_legend().remove()
+    row[1].legend(
+        handles=[lines[title(name)] for name in systems.NAMES if title(name) in lines],
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+        fontsize=8,
+    )
     row[0].set_ylabel("µs a chunk (lower is better)")
     row[1].sharey(row[0])
     return figure
