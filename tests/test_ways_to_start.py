@@ -275,5 +275,7 @@ def test_a_worker_imports_little(run_python: Run) -> None:
         print(*sorted(ours))
         print(*[name for name in ("tqdm", "asyncio", "concurrent.futures") if name in names])
     """
-    ours = "arrays errors grid ledger plan segment tickets travel version wire worker"
+    ours = (
+        "arrays checksum errors grid ledger pattern plan segment tickets travel version wire worker"
+    )
     check(run_python(source), f"{ours}\n\n")
