@@ -26,10 +26,12 @@ X = np.arange(250_000.0).reshape(500, 500)  # 2 MB
 
 def fill(leave=0):
     with open(DISK + "/filler", "ab") as file:
-        room = os.statvfs(DISK)
-        free = room.f_bavail * room.f_frsize - leave
-        if free > 0:
-            os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, free)
+        for step in (1 << 20, 1 << 16, 1 << 12):
+            while (room := os.statvfs(DISK)).f_bavail * room.f_frsize >= leave + step:
+                try:
+                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, step)
+                except OSError:  # somebody else has taken it meanwhile
+                    break
 
 def empty():
     os.truncate(DISK + "/filler", 0)
