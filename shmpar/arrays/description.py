@@ -23,6 +23,7 @@ Description = str | dict[str, Any]
 
 _SIMPLE: Final = re.compile(r"[<>|=]([biufcSUV]\d{1,9}|[mM]8(\[\d{0,9}[a-zA-Zμ]{1,7}\])?)")
 _DEEPEST: Final = 32
+_LONGEST: Final = 200  # characters
 
 
 def describe(dtype: np.dtype[Any]) -> Description:
@@ -123,6 +124,7 @@ def _counts(values: Any) -> list[int]:
 def shown(value: Any) -> str:
     """What an error says of something that may be of any length and depth."""
     try:
-        return reprlib.repr(value)
+        text = reprlib.repr(value)
     except Exception:  # noqa: BLE001 - a number of too many digits, or an object of the user's
         return f"a value of type {type(value).__name__}"
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
