@@ -71,6 +71,29 @@ def run_python(
         return subprocess.CompletedProcess(one.args, returncode, _text(stdout), _text(stderr))
 
 
+def said_after(shell: Sequence[str], setup: str, source: str) -> str:
+    """Run a snippet in an interpreter that a shell becomes after a command; return what it printed.
+
+    Parameters
+    ----------
+    shell : sequence of str
+        How the shell is started.
+    setup : str
+        What it does before.
+    """
+    done = subprocess.run(
+        [*shell, "-c", f'{setup} && exec {sys.executable} -c "$0"', source],
+        env={**os.environ, "PYTHONPATH": ROOT},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
 @contextmanager
 def interpreter(
     source: str | os.PathLike[str],

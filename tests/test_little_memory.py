@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 
 from shmpar.segment import room
-from tests.interpreters import ROOT
+from tests.interpreters import said_after
 
 LIMIT = 400 << 20  # bytes
 
@@ -39,18 +37,7 @@ def group() -> Iterator[str]:
 
 def run_in(group: str, source: str) -> str:
     """Run a snippet in a control group; return what it printed."""
-    enter = f'echo $$ > {group}/cgroup.procs && exec {sys.executable} -c "$0"'
-    done = subprocess.run(
-        ["sh", "-c", enter, source],
-        env={**os.environ, "PYTHONPATH": ROOT},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    return said_after(["sh"], f"echo $$ > {group}/cgroup.procs", source)
 
 
 def test_a_run_beyond_the_limit_takes_the_next_rung(group: str) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.interpreters import ROOT
+from tests.interpreters import said_after
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or os.geteuid() != 0,
@@ -19,18 +18,9 @@ pytestmark = pytest.mark.skipif(
 
 def in_little_shm(source: str, size: str = "64m", where: str = "/dev/shm") -> str:
     """Run a snippet in a mount namespace with a tmpfs of this size; return what it printed."""
-    mount = f'mount -t tmpfs -o size={size} tmpfs {where} && exec {sys.executable} -c "$0"'
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", mount, source],
-        env={**os.environ, "PYTHONPATH": ROOT},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    return said_after(
+        ["unshare", "-m", "sh"], f"mount -t tmpfs -o size={size} tmpfs {where}", source
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
 
 
 def test_a_run_over_an_array_larger_than_shm() -> None:
