@@ -159,11 +159,21 @@ def test_a_call_that_was_waited_for_is_resumed_from_its_error(
 
 def test_a_cancelled_run_goes_on_into_the_same_output(pool: shmpar.Pool, tmp_path: Path) -> None:
     """The user's own array."""
-    out = np.zeros(X.shape)
-    run = pool.map_blocks(lambda block: block + 1, X, out=out, chunks=(1, 2), wait=False)
-    run.cancel()
-    concurrent.futures.wait([run], timeout=60)
-    if run.cancelled():
+    path, out = tmp_path / "gate", np.zeros(X.shape)
+    os.mkfifo(path)
+
+    def one_at_the_gate(block: Any) -> Any:
+        with path.open("rb", buffering=0) as file:
+            assert file.read(1) == b"!"
+        return block + 1
+
+    with path.open("r+b", buffering=0) as gate:
+        run = pool.map_blocks(one_at_the_gate, X, out=out, chunks=(1, 2), wait=False)
+        gate.write(b"!" * 10)  # of 300
+        run.cancel()
+        gate.write(b"!" * 1000)
+        concurrent.futures.wait([run], timeout=60)
+        assert run.cancelled()
         assert run.resume().result(timeout=60) is out
     assert np.array_equal(out, X + 1)
 
