@@ -3,7 +3,7 @@
 ``--stress`` runs the long campaigns, ``--stress-seed`` repeats one, and ``--fuzz-seconds`` says how
 long those take that make up bytes.  The autouse fixture
 ``nothing_left`` is in ``nothing_left.py`` beside this file, fresh interpreters in
-``interpreters.py``.
+``interpreters.py``, what several processes of one test run agree on in ``turns.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from subprocess import CompletedProcess
 import hypothesis
 import pytest
 
-from tests import interpreters, nothing_left, processes
+from tests import interpreters, nothing_left, processes, turns
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("default", deadline=None)
@@ -44,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
         profile = "ci" if os.environ.get("CI") else "default"
         hypothesis.settings.load_profile("stress" if config.getoption("stress") else profile)
     config.pluginmanager.register(nothing_left, "shmpar-nothing-left")
+    config.pluginmanager.register(turns, "shmpar-turns")
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

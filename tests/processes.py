@@ -16,7 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 TOKEN_NAME = "SHMPAR_TEST_RUN"  # noqa: S105 (no secret)
-TOKEN = uuid.uuid4().hex  # one a test run; an inherited one belongs to somebody else's
+# One a process that runs tests, of which pytest-xdist has several; an inherited one belongs to
+# somebody else.
+TOKEN = uuid.uuid4().hex
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Process:
         As in ``/proc/<pid>/stat``.
     zombie : bool
         Whether it has ended and waits for its parent to reap it.
+    place : int
+        Address of its environment.  Every program has its own, and a child of a fork its parent's.
     """
 
     pid: int
@@ -36,6 +40,7 @@ class Process:
     group: int
     session: int
     zombie: bool
+    place: int
 
     def __str__(self) -> str:
         """Name it as a report does."""
@@ -60,7 +65,8 @@ def look(pid: int) -> Process | None:
         return None
     fields = text[text.rindex(b")") + 1 :].split()  # a command may hold spaces and brackets
     parent, group, session = map(int, fields[1:4])
-    return Process(pid, parent, group, session, zombie=fields[0] in (b"Z", b"X"))
+    zombie = fields[0] in (b"Z", b"X")
+    return Process(pid, parent, group, session, zombie=zombie, place=int(fields[47]))
 
 
 def command(pid: int) -> str:
@@ -87,8 +93,11 @@ def is_ours(process: Process) -> bool:
         return True
     if process.zombie:  # an orphan that has ended is its reaper's, and holds nothing
         return False
-    orphan = process.parent == 1 and process.group == os.getpgrp()
-    return orphan or carries(process.pid, TOKEN)
+    if process.parent == 1 and process.group == os.getpgrp():  # whose fork it is tells its place
+        own = look(os.getpid())
+        if own is not None and process.place in {0, own.place}:  # 0: it is hidden from us
+            return True
+    return carries(process.pid, TOKEN)
 
 
 def of_session(leader: int, token: str) -> Iterator[Process]:

@@ -196,6 +196,7 @@ def test_nothing_is_said_plainly(arguments, said):
     assert in_shm("1m", *arguments) == (said, 0)
 
 
+@pytest.mark.alone
 def test_segments_are_listed(live, stale):
     """With who made them, their size, and whether that process lives."""
     name, pid = stale
@@ -217,6 +218,7 @@ def test_segments_are_listed(live, stale):
     assert all(one["age"] >= 0 for one in found.values())
 
 
+@pytest.mark.alone
 def test_segments_are_listed_as_a_table(live, stale):
     """The oldest first; the last line counts them, and says how to remove the stale ones."""
     done = command("ls")
@@ -232,6 +234,7 @@ def test_segments_are_listed_as_a_table(live, stale):
     assert summary.startswith(f"{len(rows)} segments, ")
 
 
+@pytest.mark.alone
 def test_a_dry_run_removes_nothing(live, stale):
     """It says what would go."""
     done = command("clean", "--dry-run")
@@ -246,6 +249,7 @@ def test_a_dry_run_removes_nothing(live, stale):
     assert exists(stale[0])
 
 
+@pytest.mark.alone
 def test_what_the_dead_left_is_removed(live, stale):
     """What is alive stays."""
     said = answer("clean")
@@ -258,6 +262,7 @@ def test_what_the_dead_left_is_removed(live, stale):
     assert stale[0] not in command("ls").stdout
 
 
+@pytest.mark.alone
 def test_removing_is_told(stale):
     """A line for each, and the sum."""
     done = command("clean")
@@ -267,6 +272,7 @@ def test_removing_is_told(stale):
     assert not exists(stale[0])
 
 
+@pytest.mark.alone
 def test_a_doctor_tells_of_the_dead(live, stale):
     """Its pool removes what they left, as any pool does, so that is no problem."""
     found = answer("doctor", env=HEALTHY)
@@ -279,6 +285,7 @@ def test_a_doctor_tells_of_the_dead(live, stale):
     assert exists(live)
 
 
+@pytest.mark.alone
 def test_what_a_living_process_has_taken_over_stays(live):
     """Although the one that made it was killed, and its marker lists it too."""
     pipe = subprocess.PIPE
@@ -296,6 +303,7 @@ def test_what_a_living_process_has_taken_over_stays(live):
 
 
 @needs_root
+@pytest.mark.alone
 def test_what_belongs_to_others_stays():
     """A dead process' marker and segment, of another user."""
     name, marker = fresh(), naming.generated(".marker")

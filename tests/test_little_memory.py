@@ -40,6 +40,7 @@ def run_in(group: str, source: str) -> str:
     return said_after(["sh"], f"echo $$ > {group}/cgroup.procs", source)
 
 
+@pytest.mark.alone
 def test_a_run_beyond_the_limit_takes_the_next_rung(group: str) -> None:
     """Though the machine has more memory than that; the report says where it was."""
     source = """
@@ -52,6 +53,7 @@ with shmpar.Pool(1) as pool:
     assert run_in(group, source) == "300000 private tempfile\n"
 
 
+@pytest.mark.alone
 def test_a_worker_that_the_kernel_ends_for_lack_of_memory_is_told_from_others(group: str) -> None:
     """The kernel counts; the error says so, and what to do."""
     source = """

@@ -112,6 +112,7 @@ OWNER = """
 """
 
 
+@pytest.mark.alone
 def test_the_names_of_a_killed_process_are_removed_by_the_next():
     """SIGKILL leaves names and a marker; a living owner's stay; the dead's go."""
     pipe = subprocess.PIPE
@@ -138,6 +139,7 @@ def test_the_names_of_a_killed_process_are_removed_by_the_next():
     assert not os.path.exists(f"{SHM}/shmpar-test-living")
 
 
+@pytest.mark.alone
 def test_what_a_killed_process_named_can_be_taken_over():
     """By a process that makes its first list for it: the name is on that before any is reaped."""
     heir = f"""
@@ -162,6 +164,7 @@ def test_what_a_killed_process_named_can_be_taken_over():
     assert (done.stderr, done.returncode) == ("", 0)
 
 
+@pytest.mark.alone
 def test_a_reused_name_is_not_reaped():
     """A name on a dead process' list that now belongs to another file stays."""
     mine = sa.zeros(3, name="shmpar-test-reused")
@@ -175,6 +178,7 @@ def test_a_reused_name_is_not_reaped():
     mine.close()
 
 
+@pytest.mark.alone
 def test_a_forked_child_does_not_keep_a_marker_alive():
     """The lock of a killed parent is free although its child lives on."""
     code = """
@@ -263,6 +267,7 @@ def test_nothing_is_left_at_exit(end):
     assert "resource_tracker" not in done.stderr
 
 
+@pytest.mark.alone
 def test_reaping_is_cheap():
     """A listing: it happens at every start of a pool."""
     start = time.perf_counter()
@@ -271,6 +276,7 @@ def test_reaping_is_cheap():
     assert time.perf_counter() - start < 1
 
 
+@pytest.mark.alone
 def test_two_managers_of_one_process_do_not_reap_each_other():
     """POSIX locks do not exclude their own process, so it knows its own markers."""
     with Manager() as first, Manager() as second:
