@@ -60,9 +60,9 @@ if sys.argv[3] == "close":
 
 @pytest.mark.parametrize("python", [sys.executable, *pythons()])
 def test_strangers_attach_and_leave_without_harm(python, owner):
-    """20 unrelated processes: the owner's array is as it was, nobody prints a word."""
+    """Several unrelated processes: the owner's array is as it was, nobody prints a word."""
     address = json.dumps(owner.address)
-    for n in range(20 if python == sys.executable else 5):
+    for n in range(6 if python == sys.executable else 2):
         how = "close" if n % 2 else "exit"
         done = subprocess.run(
             [python, "-c", ATTACHER, address, owner.name, how],

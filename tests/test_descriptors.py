@@ -40,11 +40,11 @@ def check(source: str, said: str) -> None:
 
 
 def test_a_pool_of_many_workers_raises_the_limit() -> None:
-    """Each takes six descriptors."""
+    """Each takes six descriptors, which six workers have not got."""
     check(
         """
-limit(64)
-with shmpar.Pool(20) as pool:
+limit(30)
+with shmpar.Pool(6) as pool:
     print(pool.parallel_map(abs, range(-3, 0)).tolist())
 """,
         "[3, 2, 1]\n",

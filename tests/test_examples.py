@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -29,6 +30,39 @@ def example(tmp_path):
         assert done.returncode == returncode, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done.stdout if returncode == 0 else done.stderr
+
+    return run
+
+
+# One interpreter for several command lines: most of what a refusal costs is what it imports.
+REFUSED = """
+import contextlib, io, json, runpy, sys
+script, *lines = json.loads(sys.argv[1])
+said = []
+for line in lines:
+    sys.argv, text = [script, *line], io.StringIO()
+    try:
+        with contextlib.redirect_stderr(text):
+            runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        by_text = isinstance(end.code, str)
+        print(end.code if by_text else "", end="\\n" * by_text, file=text)
+        said.append([1 if by_text else end.code, text.getvalue()])
+json.dump(said, sys.stdout)
+"""
+
+
+@pytest.fixture
+def refusals(tmp_path):
+    """Run one with several command lines in an empty directory; status and complaint of each."""
+
+    def run(name, *lines):
+        work = json.dumps([str(EXAMPLES / name), *lines])
+        done = run_python(REFUSED, work, cwd=tmp_path, env={"PYTHONPATH": str(EXAMPLES)})
+        assert (done.returncode, done.stderr) == (0, "")
+        said = json.loads(done.stdout[done.stdout.rindex("[[") :])
+        assert len(said) == len(lines)
+        return said
 
     return run
 
@@ -87,13 +121,15 @@ def test_tiled_statistics_names_a_missing_package(tmp_path):
 
 
 @draws
-def test_tiled_statistics_refuses_other_files(example, tmp_path):
+def test_tiled_statistics_refuses_other_files(refusals, tmp_path):
     """With the file and the reason, no traceback."""
     np.save(tmp_path / "cube.npy", np.zeros((4, 4, 9)))
     (tmp_path / "text.npy").write_text("no array")
-    assert "not (4, 4, 9)" in example("tiled_statistics.py", "cube.npy", returncode=1)
-    assert example("tiled_statistics.py", "text.npy", returncode=1).startswith("text.npy: ")
-    assert "no file 'nope.npy'" in example("tiled_statistics.py", "nope.npy", returncode=2)
+    cube, text, nope = refusals("tiled_statistics.py", ["cube.npy"], ["text.npy"], ["nope.npy"])
+    assert (cube[0], text[0], nope[0]) == (1, 1, 2)
+    assert "not (4, 4, 9)" in cube[1]
+    assert text[1].startswith("text.npy: ")
+    assert "no file 'nope.npy'" in nope[1]
 
 
 @draws
@@ -151,12 +187,13 @@ def test_histogram_equalise_saves(example, tmp_path):
 
 
 @draws
-def test_histogram_equalise_refuses_what_has_no_grey_levels(example, tmp_path):
+def test_histogram_equalise_refuses_what_has_no_grey_levels(refusals, tmp_path):
     """And a place where nothing can be saved; no traceback."""
     np.save(tmp_path / "floats.npy", np.zeros((4, 4)))
-    name = "histogram_equalise.py"
-    assert "not float64" in example(name, "floats.npy", returncode=1)
-    assert "not 'no/a.npy'" in example(name, "--save", "no/a.npy", returncode=2)
+    floats, place = refusals("histogram_equalise.py", ["floats.npy"], ["--save", "no/a.npy"])
+    assert (floats[0], place[0]) == (1, 2)
+    assert "not float64" in floats[1]
+    assert "not 'no/a.npy'" in place[1]
 
 
 def test_rows_agree_with_the_loop(example):
@@ -184,10 +221,12 @@ def test_batch_files_names_the_broken_one(example, tmp_path):
     assert "\nframe_006.npy is NaN: Failed to read all data" in said
 
 
-def test_batch_files_refuses_a_folder_without_images(example, tmp_path):
+def test_batch_files_refuses_a_folder_without_images(refusals, tmp_path):
     """Empty, or with nothing that can be read."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.npy").write_text("no array")
-    assert "files in empty" in example("batch_files.py", "empty", returncode=1)
-    assert "\nno file can be read; the first: " in example("batch_files.py", "bad", returncode=1)
+    empty, bad = refusals("batch_files.py", ["empty"], ["bad"])
+    assert (empty[0], bad[0]) == (1, 1)
+    assert "files in empty" in empty[1]
+    assert "\nno file can be read; the first: " in bad[1]

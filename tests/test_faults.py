@@ -435,7 +435,7 @@ def test_an_interpreter_that_is_not_there_fails_at_once() -> None:
 
 def test_runs_survive_workers_killed_at_random(stress_seed: int) -> None:
     """A few of the campaign below, in the default suite."""
-    kill_at_random(20, stress_seed)
+    kill_at_random(6, stress_seed)
 
 
 @pytest.mark.stress
@@ -447,7 +447,7 @@ def test_1000_runs_survive_workers_killed_at_random(stress_seed: int) -> None:
 
 def test_runs_in_place_never_apply_a_chunk_twice(stress_seed: int) -> None:
     """A few of the campaign below, in the default suite."""
-    kill_in_place(5, stress_seed)
+    kill_in_place(3, stress_seed)
 
 
 @pytest.mark.stress

@@ -317,7 +317,7 @@ def work(row):
     log = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(log, b"%d\\n" % (row[0] // 2))
     os.close(log)
-    for _ in range(2000):
+    for _ in range(500):
         row = np.sqrt(row * row)
     os.write(told, b".")
     return row + 1

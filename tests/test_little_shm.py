@@ -24,12 +24,12 @@ def in_little_shm(source: str, size: str = "64m", where: str = "/dev/shm") -> st
 
 
 def test_a_run_over_an_array_larger_than_shm() -> None:
-    """500 MB in and out lie in anonymous memory files, and the report says so."""
+    """100 MB in and out lie in anonymous memory files, and the report says so."""
     source = """
 import numpy as np, shmpar
-source = np.ones(62_500_000)
+source = np.ones(12_500_000)
 with shmpar.Pool(2) as pool:
-    result = pool.map_blocks(lambda block: block + 1, pool.array(source), chunks=2_000_000)
+    result = pool.map_blocks(lambda block: block + 1, pool.array(source), chunks=1_000_000)
     print(result.min(), result.max(), *pool.last_run.report.memory)
 """
     assert in_little_shm(source) == "2.0 2.0 memfd memfd\n"

@@ -19,6 +19,8 @@ import shmpar
 from tests import naive_verbs as naive
 
 WORKERS = (1, 2, 3, 7)
+# Each death costs the start of a worker: the default suite has one number of workers.
+MORTAL = [n if n == 3 else pytest.param(n, marks=pytest.mark.stress) for n in WORKERS]
 CHUNKS = (7, 8)
 CHOSEN = 17  # the number of the chunk whose first computation ends its worker
 SEED = 20
@@ -142,7 +144,7 @@ def mortal(func: Callable[..., Any], marker: Path) -> Callable[..., Any]:
     return wrapper
 
 
-@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("workers", MORTAL)
 def test_a_worker_that_is_killed_on_the_way(
     workers: int, due: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -171,7 +173,7 @@ def watch_for_the_chosen_block(folder: Path) -> None:
     sys.setprofile(hook)
 
 
-@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("workers", MORTAL)
 def test_a_worker_that_is_killed_in_a_reduction(
     workers: int, due: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -367,31 +367,31 @@ subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", "/dev/shm"], 
 import numpy as np
 from shmpar.segment import create, share
 from shmpar.arrays import attach, creation as sa
-segment, array = share(np.ones(500 << 17))
+segment, array = share(np.ones(100 << 17))
 assert segment.kind == "memfd", segment.kind
 array[:] = 2
-assert create(500 << 20).kind == "memfd"
+assert create(100 << 20).kind == "memfd"
 small = sa.zeros(10)
 assert small._lease.segment.kind == "shm"
-big = sa.zeros(500 << 17)
+big = sa.zeros(100 << 17)
 assert big.name.startswith(f"/proc/{os.getpid()}/fd/")
 reader = f'''
 from shmpar.arrays import attach, creation as sa
 a = attach({big.address!r})
 a[5] = 7
-assert a.size == 500 << 17
+assert a.size == 100 << 17
 '''
 subprocess.run([sys.executable, "-c", reader], check=True)
 assert big[5] == 7
 try:
-    sa.zeros(500 << 17, name="mine")
+    sa.zeros(100 << 17, name="mine")
 except sa.creation.SegmentFull as error:
     print("refused", os.listdir("/dev/shm"))
 """
 
 
 def test_a_small_dev_shm_is_no_limit():
-    """500 MB in a container's 64 MB /dev/shm: a memory file, which others can attach to."""
+    """100 MB in a container's 64 MB /dev/shm: a memory file, which others can attach to."""
     if os.geteuid() != 0 or not os.path.exists("/usr/bin/unshare"):
         pytest.skip("mounting a small /dev/shm needs root and unshare")
     import subprocess

@@ -107,10 +107,10 @@ def check_once(parts: Claims, total: int) -> int:
 
 
 def test_each_ticket_is_handed_out_once_among_processes(counter: tickets.Tickets) -> None:
-    """Eight processes make 200,000 claims of several sizes, and no two get the same ticket."""
-    total = int(200_000 * MEAN)
+    """Eight processes make 50,000 claims of several sizes, and no two get the same ticket."""
+    total = int(50_000 * MEAN)
     parts, _, _ = claim_in_processes(counter, PROCESSES, total)
-    assert check_once(parts, total) > 190_000
+    assert check_once(parts, total) > 47_000
     assert sum(len(part) > 0 for part in parts) > 1
 
 

@@ -57,7 +57,7 @@ def test_a_script_on_standard_input(run_python: Run) -> None:
     check(run_python(Path("-"), input=SCRIPT))
 
 
-@pytest.mark.parametrize("flags", [["-X", "dev"], ["-W", "error"], ["-O"], ["-B"]], ids=" ".join)
+@pytest.mark.parametrize("flags", [["-X", "dev", "-B"], ["-W", "error", "-O"]], ids=" ".join)
 def test_the_interpreters_flags_are_the_workers(run_python: Run, flags: list[str]) -> None:
     """And neither end warns of anything."""
     check(run_python(SCRIPT, flags=flags))
