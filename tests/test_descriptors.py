@@ -104,7 +104,7 @@ folder = {str(tmp_path)!r}
 a, b, out, ledger = shmpar.zeros(3), shmpar.zeros(3), folder + "/out.npy", folder + "/ledger"
 address, name = b.address, b.name
 np.save(folder + "/in.npy", np.arange(100.0))
-with shmpar.Pool(2) as pool:
+with shmpar.Pool(1) as pool:
     pool.map_blocks(np.negative, np.arange(100.0), out=folder + "/0.npy", ledger=folder + "/1")
     mapped = np.load(folder + "/in.npy", mmap_mode="r")
     limit(len(os.listdir("/proc/self/fd")))

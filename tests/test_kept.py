@@ -310,7 +310,7 @@ import os, sys
 import numpy as np
 import shmpar
 
-folder, values = sys.argv[1], np.arange(400.0).reshape(200, 2)
+folder, values = sys.argv[1], np.arange(200.0).reshape(100, 2)
 os.chdir(folder)
 
 def work(row):
@@ -336,7 +336,7 @@ def kill_and_resume(folder: Path, rng: random.Random, *, mapped: bool) -> int:
     os.mkfifo(folder / "told")
     told = os.open(folder / "told", os.O_RDWR)
     if mapped:
-        np.save(folder / "mapped.npy", np.zeros((200, 2)))
+        np.save(folder / "mapped.npy", np.zeros((100, 2)))
     for _ in range(2):
         with interpreter(PROGRAM, str(folder), stderr=subprocess.PIPE) as process:
             for _ in range(rng.randrange(1, 40)):
@@ -355,10 +355,10 @@ def kill_and_resume(folder: Path, rng: random.Random, *, mapped: bool) -> int:
         assert (process.returncode, complaints) == (0, b"")
     os.close(told)
     done = [int(line) for line in (folder / "log").read_text().split()]
-    assert set(done) == set(range(200))
+    assert set(done) == set(range(100))
     result = np.load(folder / ("mapped.npy" if mapped else "out.npy"))
-    np.testing.assert_array_equal(result, np.arange(400.0).reshape(200, 2) + 1)
-    return len(done) - 200
+    np.testing.assert_array_equal(result, np.arange(200.0).reshape(100, 2) + 1)
+    return len(done) - 100
 
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["path", "memmap"])

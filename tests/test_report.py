@@ -300,6 +300,7 @@ def advised(pool: shmpar.Pool, words: str, call: Callable[[], object], tries: in
     return False
 
 
+@pytest.mark.alone
 class TestAdvice:
     """Each rule, where it is right and where it would not be."""
 

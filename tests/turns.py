@@ -19,6 +19,8 @@ from tests import leaks, processes
 # Files of the test suite are there for every worker, and nobody has to remove them.
 DOOR, ROOM = processes.__file__, leaks.__file__
 
+NAME = "shmpar-turn-taker"  # of the plugin that a worker has
+
 
 @contextmanager
 def _locked(fd: int, how: int) -> Iterator[None]:
@@ -52,6 +54,13 @@ class Turns:
         for fd in self._fds:
             os.close(fd)
 
+    def be_alone(self) -> None:
+        """Let all others end their tests, and none begin, until the present test has ended."""
+        door, room = self._fds
+        fcntl.flock(room, fcntl.LOCK_UN)  # two that waited for each other would wait for ever
+        with _locked(door, fcntl.LOCK_EX):
+            fcntl.flock(room, fcntl.LOCK_EX)
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         """Run a test, with its fixtures, in its turn."""
@@ -64,5 +73,5 @@ def pytest_configure(config: pytest.Config) -> None:
     """Take turns if this is one of several workers; a test run within a test is none."""
     if hasattr(config, "workerinput"):
         turns = Turns()
-        config.pluginmanager.register(turns)
+        config.pluginmanager.register(turns, NAME)
         config.add_cleanup(turns.close)
