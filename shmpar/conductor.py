@@ -203,8 +203,9 @@ class Conductor:
     def _allocate_known(self, engine: Engine) -> None:
         """Make the outputs that are known, if there is room for them and copies of the inputs."""
         outputs = self.outputs
-        needs = [("an output", size) for size in outputs.needs()]
-        if sum(array.nbytes for array in self._arrays) + sum(size for _, size in needs) > SMALL:
+        made = outputs.needs()
+        if sum([array.nbytes for array in self._arrays]) + sum(made) > SMALL:
+            needs = [("an output", size) for size in made]
             needs += [("a copy of an input", size) for size in engine.copied(self._arrays)]
             check_room(self.plan.verb, needs)
         if outputs.known is not None and outputs.arrays is None:

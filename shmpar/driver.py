@@ -186,7 +186,8 @@ class Driver:
                     conductor.abort(error)
                     run.resolve()
                 raise
-        self._sweep()
+        if conductor.over:
+            self._sweep()
 
     def cancel(self, run: Run) -> None:
         """Stop a run; it is done when its last writer is idle."""

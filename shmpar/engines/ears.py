@@ -1,15 +1,16 @@
 """Waiting for worker processes: their sockets, their deaths, and a wake-up from another thread.
 
-Imports link and segment.
+Imports link, segment and cpus.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
 import selectors
+import time
 
+from shmpar.cpus import available_cpus
 from shmpar.engines.link import Link
 from shmpar.segment import descriptors
 
@@ -21,6 +22,7 @@ class Ears:
 
     def __init__(self) -> None:
         self._ready: list[tuple[selectors.SelectorKey, int]] = []
+        self._alone = available_cpus() == 1
         self._selector = descriptors.opened(selectors.DefaultSelector)
         self._wake_read, self._wake_write = descriptors.opened(os.pipe)
         for fd in (self._wake_read, self._wake_write):
@@ -50,12 +52,19 @@ class Ears:
         self._ready = self._selector.select(timeout)
 
     def wait_briefly(self, seconds: float) -> bool:
-        """Block for less than a millisecond; return whether there is something."""
-        try:
-            return bool(select.select([self._selector], [], [], seconds)[0])
-        except ValueError:  # it takes no descriptor above 1023
+        """Wait for less than a millisecond; return whether there is something.
+
+        This thread looks again and again, and lets others of its process run meanwhile: to be put
+        to sleep and woken again would cost it, and its processor, more than that. With a single
+        processor it would only keep the worker from it, and it sleeps.
+        """
+        if self._alone:
             self.wait(seconds)
             return bool(self._ready)
+        until = time.perf_counter() + seconds
+        while not self._ready and time.perf_counter() < until:
+            self._ready = self._selector.select(0)
+        return bool(self._ready)
 
     def heard(self) -> list[tuple[Link, bool]]:
         """Workers that have something to say, and whether it is that they are dead."""

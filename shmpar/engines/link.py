@@ -20,7 +20,7 @@ import os
 import pickle
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,7 +130,7 @@ class Link:
 
     def has(self, run: int) -> bool:
         """Whether it was sent something of this run that it has not drained."""
-        return any(number == run for number, _ in self.sent)
+        return run in [number for number, _ in self.sent]
 
     def next_to_send(self) -> tuple[Execution, Generation] | None:
         """Take the next generation off the queue if it may have one more."""
@@ -152,6 +152,11 @@ class Link:
         for item in mine:
             self.queue.remove(item)
         return [generation for _, generation in mine]
+
+    def unknown(self, segments: Mapping[int, Segment]) -> list[Segment]:
+        """Those, of segments by key, that it does not know yet."""
+        known = self.known
+        return [segment for key, segment in segments.items() if key not in known]
 
     def lend(self, segments: Iterable[Segment], loan: Loan) -> None:
         """Add to `loan` the segments that it does not know yet.
@@ -219,10 +224,12 @@ class Link:
     def ring(self) -> None:
         """Tell the worker of what it was sent."""
         messages = 0
-        while self.untold:
-            with contextlib.suppress(IndexError):
+        try:
+            while self.untold:
                 self.untold.popleft()
                 messages += 1
+        except IndexError:  # a finalizer has taken the last
+            pass
         if messages:
             with contextlib.suppress(OSError):
                 self.launched.ring(messages)

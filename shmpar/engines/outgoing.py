@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import pickle
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,13 +65,13 @@ class Packed:
 
     def outputs(
         self, execution: Execution
-    ) -> tuple[tuple[Reference, ...] | None, Iterable[Segment]]:
+    ) -> tuple[tuple[Reference, ...] | None, dict[int, Segment]]:
         """Where the outputs lie, if they are known, and all segments that a worker needs."""
         if execution.outputs is None or execution.plan.collects:
-            return None, self.segments.values()
+            return None, self.segments
         segments = dict(self.segments)
         references = tuple(_reference(out, segments) for out in execution.outputs)
-        return references, segments.values()
+        return references, segments
 
     def message(  # noqa: PLR0913 - all that the message says
         self,

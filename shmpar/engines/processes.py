@@ -193,6 +193,8 @@ class ProcessesEngine:
         link.queue.append((execution, generation))
         if not held:
             self._feed(link)
+        if self._trial.run is not None:  # one alone, which works while this thread goes on
+            link.ring()
 
     def _send_held(self) -> None:
         """Send the plan that one worker was tried with to the others too."""
@@ -316,6 +318,19 @@ class ProcessesEngine:
 
     def _said(self, link: Link, message: Any, descriptors: list[int]) -> None:  # noqa: C901, PLR0912
         match message:
+            case ("drained", run, generation, claimed, handed, spent, said, leaves):
+                if leaves:
+                    link.leave()
+                else:
+                    link.drained(run, generation)
+                if run in self._runs:
+                    self._trial.spent(run, spent)
+                    announcement = Announcement.unpack(said) if said else None
+                    had = claimed, handed, announcement, leaves
+                    self._events.append(Emptied(link.number, run, generation, *had))
+                else:
+                    self._counters.settle(self._outstanding)
+                self._feed(link)
             case ("hello", magic):
                 link.ready = True
                 self._foreign = magic != MAGIC_NUMBER
@@ -331,19 +346,6 @@ class ProcessesEngine:
                 self._events.extend(incoming.values(run, values, descriptors))
             case ("leaving",):
                 link.leave()
-            case ("drained", run, generation, claimed, handed, spent, said, leaves):
-                if leaves:
-                    link.leave()
-                else:
-                    link.drained(run, generation)
-                if run in self._runs:
-                    self._trial.spent(run, spent)
-                    announcement = Announcement.unpack(said) if said else None
-                    had = claimed, handed, announcement, leaves
-                    self._events.append(Emptied(link.number, run, generation, *had))
-                else:
-                    self._counters.settle(self._outstanding)
-                self._feed(link)
             case ("returned" | "raised", number, *_):
                 link.tasks.discard(number)
                 self._events.append(incoming.outcome(message, descriptors))
@@ -385,7 +387,7 @@ class ProcessesEngine:
     def _send_plan(self, link: Link, execution: Execution, generation: Generation) -> None:
         packed, loan = self._packed[execution.number], Loan()
         outputs, segments = packed.outputs(execution)
-        link.lend(self._watch.over(segments), loan)
+        link.lend(self._watch.over(link.unknown(segments)), loan)
         held = link.lend_parcel(packed.parcel, loan)
         link.send_ahead(loan)
         counter = self._counters.number(generation.tickets)
@@ -403,7 +405,7 @@ class ProcessesEngine:
     def _send_outputs(self, link: Link, execution: Execution) -> None:
         loan = Loan()
         references, segments = self._packed[execution.number].outputs(execution)
-        link.lend(self._watch.over(segments), loan)
+        link.lend(self._watch.over(link.unknown(segments)), loan)
         message = ("outputs", execution.number, references or (), execution.several, loan.records)
         link.post(message, loan.descriptors)
 

@@ -19,7 +19,7 @@ from collections import OrderedDict
 
 __all__ = ["PATIENCE", "Trial"]
 
-PATIENCE = 0.3e-3
+PATIENCE = 0.5e-3
 """Seconds that one worker gets for a small call."""
 
 _SMALL = 0.2e-3  # seconds in all chunks

@@ -12,7 +12,7 @@ axes has a single chunk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from operator import index as as_int
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,10 @@ class Grid:
     ----------
     axes : tuple of Axis
         How each axis is cut.
+    shape : tuple of int
+        Elements along each axis.
+    size : int
+        Number of chunks: 1 for an array without axes, 0 for one without elements.
 
     Examples
     --------
@@ -47,6 +51,20 @@ class Grid:
     """
 
     axes: tuple[Axis, ...]
+    shape: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    size: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Work out what every call asks for several times."""
+        object.__setattr__(self, "shape", tuple([axis.size for axis in self.axes]))
+        object.__setattr__(self, "size", prod([axis.count for axis in self.axes]))
+
+    def __hash__(self) -> int:
+        """Of what differs most often: grids are looked up at each call."""
+        return hash((self.shape, self.size))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Grid, (self.axes,)
 
     @classmethod
     def cut(
@@ -87,11 +105,6 @@ class Grid:
         return cls(cut_axes(shape, chunks, itemsize=itemsize, depth=depth, whole=whole))
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Elements along each axis."""
-        return tuple([axis.size for axis in self.axes])
-
-    @property
     def ndim(self) -> int:
         """Number of axes."""
         return len(self.axes)
@@ -100,11 +113,6 @@ class Grid:
     def numblocks(self) -> tuple[int, ...]:
         """Chunks along each axis."""
         return tuple([axis.count for axis in self.axes])
-
-    @property
-    def size(self) -> int:
-        """Number of chunks: 1 for an array without axes, 0 for one without elements."""
-        return prod([axis.count for axis in self.axes])
 
     @property
     def slices(self) -> tuple[Axis, ...]:

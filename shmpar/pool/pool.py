@@ -19,6 +19,7 @@ from shmpar.driver import Driver, End
 from shmpar.engines.serial import SerialEngine
 from shmpar.interrupts import allowed, held_back
 from shmpar.plan import Function
+from shmpar.policy import Policy
 from shmpar.pool.calls import Calls
 from shmpar.pool.engine import EngineChoice
 from shmpar.pool.memory import Memory
@@ -126,7 +127,7 @@ class Pool(Reductions, Memory, Calls):
             task_timeout=task_timeout,
             check=check,
         )
-        parse_options("Pool", {}, self._verb_defaults)
+        self._usual = parse_options("Pool", {}, self._verb_defaults)
         choice = EngineChoice.parse(
             engine,
             n_workers,
@@ -147,6 +148,7 @@ class Pool(Reductions, Memory, Calls):
         self.n_workers = choice.workers
         self.engine = choice.name
         self._closing: threading.Thread | None = None
+        self._relaunch = weakref.WeakMethod(self._launch)
         reap()
         try:
             with held_back():
@@ -169,13 +171,16 @@ class Pool(Reductions, Memory, Calls):
     def _defaults(self) -> Defaults:
         return self._verb_defaults
 
+    def _policy(self) -> Policy:
+        return self._usual
+
     def _memory(self) -> Manager:
         return self._manager
 
     def _execute(self, run: Run, *, wait: bool) -> Any:
         driver = self._checked()
         self._last_run = run
-        run.resume_by(weakref.WeakMethod(self._launch))
+        run.resume_by(self._relaunch)
         if in_worker():
             # A worker that waited for workers could wait for itself.
             driver = Driver(SerialEngine)

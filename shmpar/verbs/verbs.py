@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from shmpar.policy import Policy
 from shmpar.progress import observe
 from shmpar.run import Run
 from shmpar.verbs import build
@@ -25,6 +26,10 @@ class Verbs:
     """Gives a pool its verbs; the pool gives them defaults and executes their runs."""
 
     def _defaults(self) -> Defaults:
+        raise NotImplementedError
+
+    def _policy(self) -> Policy:
+        """What the defaults come to."""
         raise NotImplementedError
 
     def _execute(self, run: Run, *, wait: bool) -> Any:
@@ -352,9 +357,9 @@ class Verbs:
     def _request(
         self, verb: str, func: Callable[..., Any], out: Any, dtype: Any, options: Options
     ) -> build.Request:
-        policy = parse_options(verb, options, self._defaults())
         if not options:
-            return build.Request(verb, func, {}, out, dtype, None, policy)
+            return build.Request(verb, func, {}, out, dtype, None, self._policy())
+        policy = parse_options(verb, options, self._defaults())
         keywords, seed = options.get("kwargs") or {}, options.get("seed")
         pass_out = bool(options.get("pass_out"))
         ledger = options.get("ledger")
