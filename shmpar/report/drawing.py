@@ -54,7 +54,7 @@ def draw(report: Report) -> Figure:
     elif second:
         _curve(parts[1], report, axes_cut[0], factor, unit, log=_wide(timings.durations))
     if colours is not None:
-        bar = figure.colorbar(colours, ax=list(parts), aspect=30, pad=0.02)
+        bar = figure.colorbar(colours, ax=list(parts), aspect=30, pad=0.02, panchor=False)
         bar.set_label(f"one chunk ({unit})")
         if _wide(timings.durations):
             _plain(bar.ax.yaxis)

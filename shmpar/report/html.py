@@ -5,8 +5,9 @@ Imports plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from shmpar.plan import describe_region
@@ -21,7 +22,7 @@ __all__ = ["page"]
 _SHOWN = 5  # of the slowest chunks
 _WORKERS = 64
 # Okabe and Ito's colours, which the colour-blind tell apart.
-_USER, _OVERHEAD, _WAITING = "#0072b2", "#e69f00", "#d9d9d9"
+_COLOURS = {"in chunks": "#0072b2", "overhead": "#e69f00", "waiting": "#d9d9d9"}
 _CELL = "padding:0.1em 0.8em 0.1em 0;text-align:{}"
 
 
@@ -29,16 +30,17 @@ def page(report: Report) -> str:
     """A fragment of HTML; all that the user's code has named is escaped."""
     parts = [f"<div><strong>{escape(title(report))}</strong>"]
     if advice := report.advice:
+        line = f"border-left:3px solid {_COLOURS['overhead']}"
         parts.append(
-            f"<div style='border-left:3px solid {_OVERHEAD};padding-left:0.6em;margin:0.4em 0'>"
-            f"{escape(advice)}</div>"
+            f"<div style='{line};padding-left:0.6em;margin:0.4em 0'>{escape(advice)}</div>"
         )
     parts.append(_table((), facts(report), left={0, 1}))
     if report.computed:
         rows = worker_rows(report)[:_WORKERS]
         bars = [_bar(one, report.seconds) for one in report.worker_times[:_WORKERS]]
         head = ("worker", "chunks", "claims", "in chunks", "waiting", "overhead", "")
-        parts.append(_table(head, [(*row, "") for row in rows], bars=bars))
+        colours = {head.index(name): colour for name, colour in _COLOURS.items()}
+        parts.append(_table(head, [(*row, "") for row in rows], bars=bars, colours=colours))
         slow = [
             (str(one.chunk), describe_region(one.region), seconds(one.seconds), str(one.worker))
             for one in report.slowest(_SHOWN)
@@ -53,10 +55,15 @@ def _table(
     *,
     left: frozenset[int] | set[int] = frozenset(),
     bars: list[str] | None = None,
+    colours: Mapping[int, str] = MappingProxyType({}),
 ) -> str:
+    """A table; a name in the head is underlined with its colour in the bars."""
     lines = []
     if head:
-        cells = [_cell("th", name, left=place in left) for place, name in enumerate(head)]
+        cells = [
+            _cell("th", name, left=place in left, line=colours.get(place))
+            for place, name in enumerate(head)
+        ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     for number, row in enumerate(rows):
         cells = [_cell("td", value, left=place in left) for place, value in enumerate(row)]
@@ -66,18 +73,19 @@ def _table(
     return f"<table style='margin:0.4em 0'>{''.join(lines)}</table>"
 
 
-def _cell(tag: str, value: str, *, left: bool) -> str:
-    style = _CELL.format("left" if left else "right")
-    return f"<{tag} style='{style}'>{escape(value)}</{tag}>"
+def _cell(tag: str, value: str, *, left: bool, line: str | None = None) -> str:
+    style, text = _CELL.format("left" if left else "right"), escape(value)
+    if line is not None:
+        text = f"<span style='border-bottom:0.25em solid {line}'>{text}</span>"
+    return f"<{tag} style='{style}'>{text}</{tag}>"
 
 
 def _bar(one: WorkerTime, whole: float) -> str:
     """Where a worker's time went, as a bar of the run's length."""
-    shares = [(_USER, one.user, "in chunks"), (_OVERHEAD, one.overhead, "overhead")]
-    shares.append((_WAITING, one.waiting, "waiting"))
+    shares = {"in chunks": one.user, "overhead": one.overhead, "waiting": one.waiting}
     parts = [
         f"<span title='{name} {seconds(value)}' style='display:inline-block;height:0.8em;"
-        f"width:{100 * value / max(whole, 1e-9):.2f}%;background:{colour}'></span>"
-        for colour, value, name in shares
+        f"width:{100 * value / max(whole, 1e-9):.2f}%;background:{_COLOURS[name]}'></span>"
+        for name, value in shares.items()
     ]
     return f"<div style='width:16em;white-space:nowrap;line-height:0'>{''.join(parts)}</div>"
