@@ -10,8 +10,9 @@ Names are imported when they are first used: a worker imports a few modules, not
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from shmpar.lazy import attach as _attach
 from shmpar.version import __version__
 
 if TYPE_CHECKING:
@@ -105,17 +106,7 @@ _HOMES = {
     ),
     "shmpar.run": "Run",
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = _attach(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -16,6 +16,7 @@ PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 # a longer name says otherwise.  Names that do not exist yet may stand here.
 LAYERS = {
     "errors": 0,
+    "lazy": 0,
     "version": 0,
     "cpus": 0,
     "interrupts": 0,
@@ -64,6 +65,7 @@ LAYERS = {
 BESIDE = {
     ("arrays", "segment"),
     ("cpus", "segment"),
+    ("segment", "lazy"),
     ("ledger", "segment"),
     ("tickets", "segment"),
     ("travel", "plan"),

@@ -119,7 +119,7 @@ def test_unpickling_happens_in_three_places() -> None:
                     found.add((str(path.relative_to(Path(ROOT, "shmpar"))), whose))
     assert found == {
         ("wire.py", "pickle"),
-        ("travel.py", "cloudpickle"),
+        ("travel/unpacking.py", "pickle"),
         ("worker/process.py", "pickle"),
     }
 

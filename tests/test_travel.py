@@ -15,10 +15,14 @@ import numpy as np
 import pytest
 
 import shmpar
-from shmpar import travel
 from shmpar.plan import Function
 from shmpar.segment import Segment, locate
-from shmpar.travel import LARGE, Namespaces, Parcel, pack, unpack
+from shmpar.travel import namespaces as namespaces_module
+from shmpar.travel import unpacking
+from shmpar.travel.namespaces import Namespaces
+from shmpar.travel.packing import LARGE, pack
+from shmpar.travel.parcel import Parcel
+from shmpar.travel.unpacking import unpack
 
 LOCK = threading.Lock()
 LARGE_ARRAY = np.arange(LARGE // 4, dtype="f8")
@@ -49,7 +53,8 @@ def sent(value: Any) -> Any:
 def namespaces(monkeypatch: pytest.MonkeyPatch) -> Namespaces:
     """The namespaces of a fresh worker."""
     fresh = Namespaces()
-    monkeypatch.setattr(travel, "namespaces", fresh)
+    for module in (namespaces_module, unpacking):
+        monkeypatch.setattr(module, "namespaces", fresh)
     return fresh
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.errors import PlanError
-from shmpar.travel import pack
+from shmpar.travel.packing import pack
 from shmpar.worker.messages import Environment
 
 __all__ = ["current_environment"]

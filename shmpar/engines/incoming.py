@@ -18,7 +18,7 @@ from shmpar.engines.protocol import Event, Failed, Returned, Values
 from shmpar.errors import PlanError, ShmparError
 from shmpar.plan import Failure
 from shmpar.segment import Segment
-from shmpar.travel import unpack
+from shmpar.travel.unpacking import unpack
 from shmpar.worker.messages import SegmentRecord
 
 __all__ = ["error", "initializer_failed", "outcome", "refusal", "values"]

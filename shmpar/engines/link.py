@@ -30,7 +30,7 @@ from shmpar.engines.protocol import Execution, Generation, Lost
 from shmpar.errors import SegmentGone
 from shmpar.segment import Segment, room
 from shmpar.segment.descriptors import opened
-from shmpar.travel import Parcel
+from shmpar.travel.parcel import Parcel
 from shmpar.wire import MAX_DESCRIPTORS
 from shmpar.worker.messages import Environment, SegmentRecord
 

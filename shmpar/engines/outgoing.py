@@ -16,7 +16,8 @@ from shmpar.engines.environment import current_environment
 from shmpar.engines.protocol import Execution, Generation
 from shmpar.plan import Plan, spell
 from shmpar.segment import Place, Segment, locate, share
-from shmpar.travel import Parcel, pack
+from shmpar.travel.packing import pack
+from shmpar.travel.parcel import Parcel
 from shmpar.worker.messages import Environment, PlanMessage, Reference, SegmentRecord
 
 __all__ = ["Packed", "pack_execution"]

@@ -59,7 +59,8 @@ from shmpar.ledger import Ledger
 from shmpar.plan import Announcement, Failure, Function
 from shmpar.segment import Slab, locate
 from shmpar.tickets import LockTickets, OffsetTickets
-from shmpar.travel import Parcel, pack
+from shmpar.travel.packing import pack
+from shmpar.travel.parcel import Parcel
 
 __all__ = ["ProcessesEngine"]
 
@@ -129,10 +130,9 @@ class ProcessesEngine:
         if self._tasks is not None:
             link.post(("limit", self._tasks))
         if self._initializer is not None:
-            loan = Loan()
-            held = link.lend_parcel(self._initializer, loan)
-            body = self._initializer.body
-            link.post(("initialize", body, held, loan.records), loan.descriptors)
+            held = link.lend_parcel(self._initializer, loan := Loan())
+            message = ("initialize", self._initializer.body, held, loan.records)
+            link.post(message, loan.descriptors)
 
     def kill(self, worker: int, run: int) -> None:
         """End a worker with SIGKILL."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -95,6 +94,8 @@ def _open_memfd() -> int:
 
 
 def _open_tempfile() -> int:
+    import tempfile  # the last rung, which few come to
+
     folder = tempfile.gettempdir()
     try:
         return os.open(folder, os.O_TMPFILE | _MODE, 0o600)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import stat
 import sys
 from contextlib import contextmanager, suppress
@@ -45,7 +44,7 @@ def generated(suffix: str = "") -> str:
     >>> len(generated()) <= 31
     True
     """
-    return f"shmpar_{secrets.token_hex(8)}{suffix}"
+    return f"shmpar_{os.urandom(8).hex()}{suffix}"
 
 
 def checked(name: str) -> str:

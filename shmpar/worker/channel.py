@@ -16,11 +16,11 @@ import numpy as np
 from shmpar.errors import PlanError
 from shmpar.ledger import SAID, Ledger
 from shmpar.plan import Announcement, Failure, ResultError
-from shmpar.travel import Parcel, pack_error, pack_result
 from shmpar.wire import MAX_DESCRIPTORS
 from shmpar.worker.messages import SegmentRecord
 
 if TYPE_CHECKING:
+    from shmpar.travel.parcel import Parcel
     from shmpar.worker.process import WorkerProcess
 
 __all__ = ["SocketChannel", "lent", "packed"]
@@ -71,6 +71,8 @@ class SocketChannel:
 
     def values(self, values: Sequence[tuple[int, Any]]) -> None:
         """Keep results until the claim is finished; one that does not pickle fails its chunk."""
+        from shmpar.travel.packing import pack_result
+
         for chunk, value in values:
             try:
                 parcel = pack_result(value)
@@ -113,6 +115,8 @@ def packed(error: BaseException) -> tuple[bytes | None, str]:
     """The exception as a pickle, if it makes one, and its traceback as text."""
     text = "".join(traceback.format_exception(type(error), error, _of_user(error.__traceback__)))
     try:
+        from shmpar.travel.packing import pack_error  # most workers meet none
+
         return pack_error(error), text
     except BaseException:  # noqa: BLE001 - whatever it raises, the text has to do
         return None, text

@@ -33,7 +33,8 @@ from shmpar.ledger import Ledger
 from shmpar.plan import Function, Plan
 from shmpar.segment import Segment
 from shmpar.tickets import LockTickets, OffsetTickets, Tickets, open_tickets
-from shmpar.travel import namespaces, pack_result, unpack
+from shmpar.travel.namespaces import namespaces
+from shmpar.travel.unpacking import unpack
 from shmpar.wire import Wire
 from shmpar.worker.assignment import Abandoned, Assignment
 from shmpar.worker.channel import SocketChannel, lent, packed
@@ -167,6 +168,8 @@ class WorkerProcess:
     def _task(
         self, number: int, body: bytes, held: Sequence[int], environment: Environment | None
     ) -> None:
+        from shmpar.travel.packing import pack_result  # most workers have no tasks
+
         kept: Sequence[Array] = ()
         try:
             private = self._held(held)

@@ -1,0 +1,82 @@
+"""What of an object does not pickle, and what its owner calls it.
+
+Imports plan and cloudpickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import cloudpickle
+
+from shmpar.plan import Function
+
+__all__ = ["diagnosis"]
+
+
+def diagnosis(value: Any, error: Exception) -> str:
+    """Say what of it does not travel, and what to do, where pickling it raised that error."""
+    if isinstance(value, Function):
+        parts: tuple[Any, ...] = (value.call, value.keywords, *value.values)
+    else:
+        parts = value if isinstance(value, tuple) else (value,)
+    for part in parts:
+        for where, held in _held_by(part):
+            if not _pickles(held):
+                return (
+                    f"cannot send {_name(part)} to a worker: {where} is a "
+                    f"{type(held).__module__}.{type(held).__qualname__}, which does not pickle "
+                    f"({error}); create it inside the function or in the pool's initializer"
+                )
+    guilty = next((part for part in parts if not _pickles(part)), parts[0])
+    return f"cannot send {_name(guilty)} to a worker: it does not pickle ({error})"
+
+
+def _held_by(part: Any) -> Iterator[tuple[str, Any]]:
+    """What an object holds, by the name its owner knows."""
+    if isinstance(part, dict):
+        for key, held in part.items():
+            yield f"the keyword argument {key!r}", held
+    function = part
+    if isinstance(part, functools.partial):
+        function = part.func
+        yield "the partial's arguments", (part.args, part.keywords)
+    function = getattr(function, "__wrapped__", function)
+    if isinstance(function, types.FunctionType):
+        yield from _held_by_function(function)
+    elif hasattr(part, "__self__"):
+        yield "the object of the method", part.__self__
+    elif hasattr(part, "__dict__"):
+        for key, held in vars(part).items():
+            yield f"its attribute {key!r}", held
+
+
+def _held_by_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    for name, cell in cells:
+        with contextlib.suppress(ValueError):  # a variable that has no value yet
+            yield f"its closure variable {name!r}", cell.cell_contents
+    for name in function.__code__.co_names:
+        if name in function.__globals__:
+            yield f"the global {name!r}", function.__globals__[name]
+    for number, default in enumerate(function.__defaults__ or ()):
+        yield f"its default number {number}", default
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        cloudpickle.dumps(value)
+    except Exception:  # noqa: BLE001 - whatever it raises, it does not pickle
+        return False
+    return True
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, dict):
+        return "kwargs"
+    name = getattr(value, "__qualname__", None)
+    return f"an item such as {value!r:.60}" if name is None else f"function {name}"
