@@ -20,8 +20,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING
 
-from shmpar.errors import SegmentGone
-from shmpar.segment import descriptors, naming
+from shmpar.errors import SegmentFull, SegmentGone
+from shmpar.segment import descriptors, ladder, naming
 from shmpar.segment.mapping import Mapping
 
 if TYPE_CHECKING:
@@ -160,9 +160,17 @@ class Backing:
             if self.kind != "shm" or self._pid != os.getpid():
                 return naming.descriptor_name(fd)
             chosen = name or naming.generated()
-            listed = marker()
-            listed.record(chosen, identity)
-            naming.link(fd, chosen)
+            try:
+                listed = marker()
+                listed.record(chosen, identity)
+                naming.link(fd, chosen)
+            except OSError as error:
+                if error.errno in ladder.FULL:
+                    raise SegmentFull(
+                        f"no room in {ladder.SHM} for a name: {error.strerror}; drop arrays, or "
+                        "remove files there that nobody needs (python -m shmpar ls shows ours)"
+                    ) from None
+                raise
             self._names.append((chosen, listed))
             return chosen
 

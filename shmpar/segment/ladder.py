@@ -36,7 +36,7 @@ __all__ = [
 SHM: Final = "/dev/shm"  # noqa: S108 (shared memory is what is wanted)
 STEP: Final = 64 << 20  # bytes in one system call: longer ones delay signals
 SMALL: Final = 16 << 20  # bytes below which the kernel's ENOSPC is answer enough
-_FULL: Final = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG}
+FULL: Final = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG}
 _MODE: Final = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
 
 Fill = Callable[[int, int], object]
@@ -191,7 +191,7 @@ def _on(rung: Rung, nbytes: int, fill: Fill) -> int:
 def _reason(error: Exception) -> str:
     if isinstance(error, AttributeError):
         return "not on this platform"
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in FULL:
         return f"full ({os.strerror(error.errno or 0)})"
     return str(error)
 
@@ -252,7 +252,7 @@ def reserve_window(fd: int, start: int, stop: int) -> None:
         try:
             _reserve_existing(fd, first, min(first + STEP, stop) - first)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             raise SegmentFull(
                 f"{stop - first:,} bytes of a mapped file have no room on its disk "
