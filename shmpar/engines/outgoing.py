@@ -114,6 +114,7 @@ class Packed:
             sums=self.sums,
             plan=self.plan,
             function=self.parcel.body,
+            plain=self.parcel.plain,
             held=held,
             environment=self.environment if changed else None,
         )

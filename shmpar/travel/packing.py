@@ -1,12 +1,11 @@
 """Making a parcel of an object: functions by value where needed, arrays by their segments.
 
-Imports diagnosis, namespaces, parcel and unpacking; plan, segment and arrays.
+Imports diagnosis, namespaces, parcel, plain and unpacking; plan, segment and arrays.
 """
 
 from __future__ import annotations
 
 import io
-import pickle
 import sys
 import types
 from typing import Any
@@ -21,6 +20,7 @@ from shmpar.segment import Segment, locate, share
 from shmpar.travel.diagnosis import diagnosis
 from shmpar.travel.namespaces import globals_of
 from shmpar.travel.parcel import Parcel
+from shmpar.travel.plain import by_reference, kept
 from shmpar.travel.unpacking import take
 from shmpar.wire import MAX_DESCRIPTORS
 
@@ -39,13 +39,6 @@ class _Namespace:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return globals_of, (self.name, self.attributes)
-
-
-def _by_reference(function: types.FunctionType) -> bool:
-    """Whether the worker can import the function by its name."""
-    from cloudpickle.cloudpickle import _should_pickle_by_reference
-
-    return bool(_should_pickle_by_reference(function))
 
 
 class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
@@ -70,7 +63,7 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
 
     def _prepare_function(self, function: types.FunctionType) -> None:
         """Make the functions of one module share one globals dict in the worker."""
-        if _by_reference(function):
+        if by_reference(function):
             return
         if self._importable_only:
             raise PlanError(
@@ -138,15 +131,21 @@ def pack(value: Any, *, importable_only: bool = False) -> Parcel:
     Cost: a plain array of more than 64 KiB is copied into shared memory once.
     """
     try:
-        if isinstance(value, Function) and _is_simple(value):
-            return Parcel(pickle.dumps(value, 5))
-        file = io.BytesIO()
-        packer = _Packer(file, importable_only=importable_only)
-        packer.dump(value)
+        if isinstance(value, Function) and not importable_only:
+            body = kept(value, lambda function: _packed(function).body)
+            if body is not None:
+                return Parcel(body, plain=True)
+        return _packed(value, importable_only=importable_only)
     except (ShmparError, OSError):
         raise
     except Exception as error:
         raise PlanError(diagnosis(value, error)) from error
+
+
+def _packed(value: Any, *, importable_only: bool = False) -> Parcel:
+    file = io.BytesIO()
+    packer = _Packer(file, importable_only=importable_only)
+    packer.dump(value)
     return Parcel(file.getvalue(), tuple(packer.segments), tuple(packer.private))
 
 
@@ -178,8 +177,3 @@ def pack_result(value: Any) -> Parcel:
 def pack_error(error: BaseException) -> bytes:
     """Pickle an exception with all that it holds, in one piece; raises whatever that raises."""
     return cloudpickle.dumps(error, 5)  # type: ignore[no-any-return]
-
-
-def _is_simple(function: Function) -> bool:
-    """Whether it is a compiled function of NumPy, alone: a name, for which no packer is needed."""
-    return isinstance(function.call, np.ufunc) and not function.keywords and not function.values

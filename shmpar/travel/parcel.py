@@ -24,8 +24,12 @@ class Parcel(NamedTuple):
         Kept alive by whoever sends the parcel until it has arrived.
     private : tuple of bool
         Whether the worker maps the segment copy on write.
+    plain : bool
+        Whether it is a function that leaves nothing for its next call, so that who has opened the
+        same parcel last may use what it got.
     """
 
     body: bytes
     segments: tuple[Segment, ...] = ()
     private: tuple[bool, ...] = ()
+    plain: bool = False

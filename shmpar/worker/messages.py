@@ -99,6 +99,8 @@ class PlanMessage(NamedTuple):
         Pickled :class:`Plan`.
     function : bytes
         Parcel of :class:`Function`.
+    plain : bool
+        Whether the function leaves nothing for its next call.
     held : tuple of int
         Keys of the parcel's segments, in its order; ~key for one that is private.
     environment : Environment or None
@@ -122,5 +124,6 @@ class PlanMessage(NamedTuple):
     sums: Reference | None
     plan: bytes
     function: bytes
+    plain: bool
     held: tuple[int, ...]
     environment: Environment | None

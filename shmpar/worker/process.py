@@ -72,6 +72,9 @@ class WorkerProcess:
         Chunks and tasks until it ends; None: it does not.
     ledger : tuple of (int, Ledger) or None
         The latest, with its segment's key: the next run's is most often the same.
+    opened : tuple of (bytes, Function)
+        The latest function, if it is plain and no other was opened since: what another brings may
+        be globals of its module too.
     """
 
     def __init__(self, wire: Wire, bell: int, number: int) -> None:
@@ -86,6 +89,7 @@ class WorkerProcess:
         self.backlog: deque[tuple[Any, list[int]]] = deque()
         self.left: int | None = None
         self.ledger: tuple[int, Ledger] | None = None
+        self.opened: tuple[bytes, Any] = (b"", None)
 
     def serve(self) -> None:
         """Handle messages until the parent says that it was the last, or enough is done."""
@@ -158,6 +162,7 @@ class WorkerProcess:
         return [self.segments[key] if key >= 0 else self.private.pop(~key) for key in keys]
 
     def _initialize(self, body: bytes, held: Sequence[int]) -> None:
+        self.opened = b"", None
         try:
             (initializer, arguments), _ = unpack(body, self._held(held))
             with entered():
@@ -173,6 +178,7 @@ class WorkerProcess:
         kept: Sequence[Array] = ()
         try:
             private = self._held(held)
+            self.opened = b"", None
             self._take_on(environment)
             function, kept = unpack(body, private)
             with entered():
@@ -229,9 +235,13 @@ class WorkerProcess:
         held = self._held(message.held)
         try:
             self._take_on(message.environment)
-            return unpack(message.function, held)
+            if message.plain and message.function == self.opened[0]:
+                return self.opened[1], ()
+            opened = unpack(message.function, held)
+            self.opened = (message.function, opened[0]) if message.plain else (b"", None)
         except BaseException as error:
             raise _Unloadable(error) from error
+        return opened
 
     def _ledger(self, message: PlanMessage) -> Ledger:
         if self.ledger is None or self.ledger[0] != message.ledger:

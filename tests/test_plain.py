@@ -1,0 +1,176 @@
+"""Functions that are nothing but their code are pickled once; all others at each call."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import sys
+import types
+import xml
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+
+import shmpar
+from shmpar.plan import Function
+from shmpar.travel.packing import pack
+
+COUNT = 0
+module = math
+
+
+def packed(call: Callable[..., Any]) -> tuple[bytes, bool]:
+    parcel = pack(Function(call, {}, ()))
+    return parcel.body, parcel.plain
+
+
+def counting(block: Any) -> Any:
+    global COUNT  # noqa: PLW0603 - it is what is tested
+    COUNT += 1
+    return block + COUNT
+
+
+def remembering(block: Any, before: Any = []) -> Any:  # noqa: B006 - it is what is tested
+    before.append(1)
+    return block + len(before)
+
+
+def with_attribute() -> Callable[..., Any]:
+    def work(block):
+        return block
+
+    work.calls = 0
+    return work
+
+
+def with_closure(number: int = 1) -> Callable[..., Any]:
+    return lambda block: block + number
+
+
+def with_nested_store() -> Callable[..., Any]:
+    def work(block):
+        def inner():
+            global COUNT  # noqa: PLW0603 - it is what is tested
+            COUNT = 1
+
+        inner()
+        return block
+
+    return work
+
+
+@pytest.fixture(autouse=True)
+def by_value() -> Any:
+    """The functions of this file have no name that a worker could import."""
+    here = sys.modules.pop(__name__)
+    yield
+    sys.modules[__name__] = here
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        np.negative,
+        json.dumps,
+        lambda block: np.negative(block) + 1,
+        lambda block, more=1, text="a": block + len(text) + more,
+        lambda block: [math.sqrt(one) for one in block],
+    ],
+    ids=["ufunc", "by name", "global module", "defaults", "nested"],
+)
+def test_what_is_nothing_but_its_code_is_pickled_once(call: Callable[..., Any]) -> None:
+    body, plain = packed(call)
+    assert plain
+    assert packed(call)[0] is body
+    assert cloudpickle.loads(body).call.__name__ == call.__name__
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        counting,
+        remembering,
+        with_attribute(),
+        with_closure(),
+        with_nested_store(),
+        functools.partial(np.add, 1),
+        np.ndarray.sum,
+        lambda block: block + COUNT,
+    ],
+    ids=["stores", "mutable", "attribute", "closure", "nested", "partial", "method", "global"],
+)
+def test_what_may_be_more_is_pickled_each_time(call: Callable[..., Any]) -> None:
+    assert not packed(call)[1]
+
+
+def test_it_is_pickled_again_when_anything_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(block, more=1):
+        return module.floor(block) + more
+
+    bodies = [packed(work)[0]]
+    changes: list[Callable[[], object]] = [
+        lambda: setattr(work, "__code__", (lambda block, more=1: module.ceil(block)).__code__),
+        lambda: setattr(work, "__defaults__", (2,)),
+        lambda: setattr(work, "__name__", "other"),
+        lambda: monkeypatch.setitem(work.__globals__, "module", np),
+    ]
+    for change in changes:
+        change()
+        bodies.append(packed(work)[0])
+        assert packed(work) == (bodies[-1], True)
+    assert len(set(bodies)) == len(bodies)
+
+
+def test_a_submodule_that_is_imported_later_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that a function names, and that are loaded, are imported for it in a worker."""
+
+    def work(block):
+        return xml.shmpar_later.f(block)
+
+    before, _ = packed(work)
+    later = types.ModuleType("xml.shmpar_later")
+    monkeypatch.setitem(sys.modules, "xml.shmpar_later", later)
+    assert packed(work)[0] != before
+
+
+def test_a_module_that_goes_by_value_is_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = types.ModuleType("shmpar_made")
+    monkeypatch.setitem(sys.modules, made.__name__, made)
+    monkeypatch.setitem(with_closure.__globals__, "module", made)
+    cloudpickle.register_pickle_by_value(made)
+    try:
+        assert not packed(lambda block: module)[1]
+    finally:
+        cloudpickle.unregister_pickle_by_value(made)
+    assert packed(lambda block: module)[1]
+
+
+def test_each_call_begins_afresh() -> None:
+    """What a function leaves behind is never seen by its next call."""
+    with shmpar.Pool(1) as pool:
+        for call in (counting, remembering):
+            results = [pool.map_blocks(call, np.zeros(1)).tolist() for _ in range(3)]
+            assert results == [[1.0]] * 3
+
+
+def test_another_function_may_bring_other_globals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions of a module share its globals in a worker, so only the last is kept there."""
+
+    def work(block):
+        return block + module.inf
+
+    def other(block):
+        return block * module.inf
+
+    ours = types.SimpleNamespace(inf=1.0)
+    with shmpar.Pool(1) as pool:
+        assert pool.map_blocks(work, np.ones(1)).tolist() == [math.inf]
+        for value, call, due in [(ours, other, 1.0), (math, work, math.inf), (ours, work, 2.0)]:
+            monkeypatch.setitem(work.__globals__, "module", value)
+            for _ in range(2):
+                assert pool.map_blocks(call, np.ones(1)).tolist() == [due]
+            pool.submit(other, np.ones(1)).result()
