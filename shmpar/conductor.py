@@ -195,7 +195,7 @@ class Conductor:
             engine.close(execution)
             raise
         self.account.begin(len(ready))
-        self._scheduler.patience = 2 * engine.workers + 2
+        self._scheduler.patience = engines.patience(engine.workers)
         for command in self._scheduler.start(ready, self._todo):
             self._do(command)
         self._settle()

@@ -303,7 +303,7 @@ class Driver:
         for conductor in conductors:
             innocent = event.killed_for not in {None, conductor.number}
             conductor.worker_lost(worker, end, barren=not (known or had), innocent=innocent)
-        self._tasks.give_up(2 * engine.workers + 2, end)
+        self._tasks.give_up(engines.patience(engine.workers), end)
         if self._tasks:
             engine.replace(worker)
 
