@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import shmpar
 from shmpar.segment import Slab
+
+
+@contextmanager
+def warm(engine: str, **options: Any) -> Iterator[shmpar.Pool]:
+    """Open a pool of two workers that are up before it is given, for a module's tests."""
+    with shmpar.Pool(2, engine=engine, **options) as pool:
+        wait_for_workers(pool)
+        let_go(pool)
+        yield pool
 
 
 def let_go(pool: shmpar.Pool) -> None:

@@ -25,14 +25,29 @@ import pytest
 
 import shmpar
 from tests.interpreters import run_python
+from tests.pools import let_go, warm
 
 ENGINES = ["serial", "threads", "processes"]
 LARGE = 100_000  # elements: travels through shared memory
 
 
+@pytest.fixture(scope="module", params=ENGINES)
+def warm_pool(request: Any) -> Iterator[shmpar.Pool]:
+    """A pool of each engine, for the module: each start of a worker takes time."""
+    with warm(request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
+    """The module's pool; what it remembers of its runs goes with the test."""
+    yield warm_pool
+    let_go(warm_pool)
+
+
 @pytest.fixture(params=ENGINES)
-def pool(request: Any) -> Iterator[shmpar.Pool]:
-    """A pool of each engine."""
+def own_pool(request: Any) -> Iterator[shmpar.Pool]:
+    """A pool of each engine, which the test may close."""
     with shmpar.Pool(2, engine=request.param) as made:
         yield made
 
@@ -358,17 +373,17 @@ def test_workers_that_never_come_up_are_an_error() -> None:
 # The end
 
 
-def test_a_closed_pool_takes_no_calls(pool: shmpar.Pool) -> None:
+def test_a_closed_pool_takes_no_calls(own_pool: shmpar.Pool) -> None:
     """As any executor."""
-    pool.shutdown()
+    own_pool.shutdown()
     with pytest.raises(RuntimeError, match="after shutdown"):
-        pool.submit(abs, -1)
+        own_pool.submit(abs, -1)
 
 
-def test_leaving_the_block_waits(pool: shmpar.Pool) -> None:
+def test_leaving_the_block_waits(own_pool: shmpar.Pool) -> None:
     """For everything that was submitted."""
-    with pool:
-        futures = [pool.submit(abs, -i) for i in range(20)]
+    with own_pool:
+        futures = [own_pool.submit(abs, -i) for i in range(20)]
     assert [future.result(timeout=0) for future in futures] == list(range(20))
 
 

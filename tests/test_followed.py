@@ -12,16 +12,24 @@ import numpy as np
 import pytest
 
 import shmpar
+from tests.pools import let_go, warm
 
 ENGINES = ["serial", "threads", "processes"]
 X = np.arange(600.0).reshape(30, 20)
 
 
-@pytest.fixture(params=ENGINES)
-def pool(request: Any) -> Iterator[shmpar.Pool]:
-    """A pool of each engine."""
-    with shmpar.Pool(2, engine=request.param) as made:
+@pytest.fixture(scope="module", params=ENGINES)
+def warm_pool(request: Any) -> Iterator[shmpar.Pool]:
+    """A pool of each engine, for the module: each start of a worker takes time."""
+    with warm(request.param) as made:
         yield made
+
+
+@pytest.fixture
+def pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
+    """The module's pool; what it remembers of its runs goes with the test."""
+    yield warm_pool
+    let_go(warm_pool)
 
 
 def covered(run: shmpar.Run, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
