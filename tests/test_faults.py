@@ -22,7 +22,7 @@ import pytest
 
 import shmpar
 from tests.crashing import Work
-from tests.pools import let_go, wait_for_workers
+from tests.pools import let_go, wait_for_workers, warm
 
 X = np.arange(100.0).reshape(10, 10)
 BAD = 22.0  # the first value of chunk 6, at [2:4, 2:4], of X in chunks of 2 x 2
@@ -64,25 +64,37 @@ def raising(block: Any) -> Any:
 ENGINES = ("serial", "threads", "processes")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.fixture(scope="module", params=ENGINES)
+def warm_pool(request: Any) -> Iterator[shmpar.Pool]:
+    """A pool of each engine, for the module: each start of a worker takes time."""
+    with warm(request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def any_pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
+    """The module's pool of an engine; what it remembers of its runs goes with the test."""
+    yield warm_pool
+    let_go(warm_pool)
+
+
 class TestExceptions:
     """Exceptions of the function, on every engine."""
 
-    def test_raise_names_chunk_region_and_cause(self, engine: str) -> None:
+    def test_raise_names_chunk_region_and_cause(self, any_pool: shmpar.Pool) -> None:
         """The error says where it happened, and the original is its cause."""
-        with shmpar.Pool(2, engine=engine) as pool:
-            with pytest.raises(shmpar.ChunkError) as caught:
-                pool.map_blocks(raising, X, chunks=2)
-            error = caught.value
-            assert (error.chunk, error.region) == (6, (slice(2, 4), slice(2, 4)))
-            assert error.shape == (2, 2)
-            assert error.run is pool.last_run
-            assert isinstance(error.__cause__, ValueError)
-            assert "map_blocks, chunk 6 at [2:4, 2:4]" in str(error)
-            assert pool.last_run.failed == [error]
-            del error, caught
+        with pytest.raises(shmpar.ChunkError) as caught:
+            any_pool.map_blocks(raising, X, chunks=2)
+        error = caught.value
+        assert (error.chunk, error.region) == (6, (slice(2, 4), slice(2, 4)))
+        assert error.shape == (2, 2)
+        assert error.run is any_pool.last_run
+        assert isinstance(error.__cause__, ValueError)
+        assert "map_blocks, chunk 6 at [2:4, 2:4]" in str(error)
+        assert any_pool.last_run.failed == [error]
+        del error, caught
 
-    def test_collect_computes_the_rest_and_names_them_all(self, engine: str) -> None:
+    def test_collect_computes_the_rest_and_names_them_all(self, any_pool: shmpar.Pool) -> None:
         """One ExceptionGroup holds the errors in chunk order; the other windows are filled."""
         out = np.full_like(X, -1)
 
@@ -91,43 +103,40 @@ class TestExceptions:
                 raise KeyError(block.flat[0])
             return block
 
-        with shmpar.Pool(2, engine=engine) as pool:
-            with pytest.raises(ExceptionGroup) as caught:
-                pool.map_blocks(odd, X, chunks=2, on_error="collect", out=out)
-            assert [error.chunk for error in caught.value.exceptions] == [6, 18]
-            del caught
+        with pytest.raises(ExceptionGroup) as caught:
+            any_pool.map_blocks(odd, X, chunks=2, on_error="collect", out=out)
+        assert [error.chunk for error in caught.value.exceptions] == [6, 18]
+        del caught
         expected = X.copy()
         expected[2:4, 2:4] = expected[6:8, 6:8] = -1
         np.testing.assert_array_equal(out, expected)
 
-    def test_fill_puts_a_value_and_warns_once(self, engine: str) -> None:
+    def test_fill_puts_a_value_and_warns_once(self, any_pool: shmpar.Pool) -> None:
         """Windows of failed chunks get NaN, or fill_value; run.failed lists them."""
-        with shmpar.Pool(2, engine=engine) as pool:
-            with pytest.warns(RuntimeWarning, match="1 chunk failed"):
-                got = pool.map_blocks(raising, X, chunks=2, on_error="fill")
-            assert np.isnan(got[2:4, 2:4]).all()
-            assert np.isnan(got).sum() == 4
-            assert [error.chunk for error in pool.last_run.failed] == [6]
-            with pytest.warns(RuntimeWarning):
-                got = pool.map_blocks(raising, X, chunks=2, on_error="fill", fill_value=-7)
-            assert (got[2:4, 2:4] == -7).all()
+        with pytest.warns(RuntimeWarning, match="1 chunk failed"):
+            got = any_pool.map_blocks(raising, X, chunks=2, on_error="fill")
+        assert np.isnan(got[2:4, 2:4]).all()
+        assert np.isnan(got).sum() == 4
+        assert [error.chunk for error in any_pool.last_run.failed] == [6]
+        with pytest.warns(RuntimeWarning):
+            got = any_pool.map_blocks(raising, X, chunks=2, on_error="fill", fill_value=-7)
+        assert (got[2:4, 2:4] == -7).all()
 
-    def test_fill_of_integers_needs_a_value(self, engine: str) -> None:
+    def test_fill_of_integers_needs_a_value(self, any_pool: shmpar.Pool) -> None:
         """There is no integer that says 'not known'."""
-        with shmpar.Pool(2, engine=engine) as pool, pytest.raises(ValueError, match="fill_value"):
-            pool.map_blocks(raising, X.astype(int), chunks=2, on_error="fill", dtype=int)
+        with pytest.raises(ValueError, match="fill_value"):
+            any_pool.map_blocks(raising, X.astype(int), chunks=2, on_error="fill", dtype=int)
 
-    def test_sys_exit_is_a_failure_of_its_chunk(self, engine: str) -> None:
+    def test_sys_exit_is_a_failure_of_its_chunk(self, any_pool: shmpar.Pool) -> None:
         """SystemExit does not end the worker, nor the caller."""
-        with shmpar.Pool(2, engine=engine) as pool:
-            with pytest.raises(shmpar.ChunkError, match="SystemExit"):
-                pool.parallel_map(lambda _: sys.exit(3), range(3))
-            assert pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
+        with pytest.raises(shmpar.ChunkError, match="SystemExit"):
+            any_pool.parallel_map(lambda _: sys.exit(3), range(3))
+        assert any_pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
 
-    def test_finished_windows_reach_a_plain_out(self, engine: str) -> None:
+    def test_finished_windows_reach_a_plain_out(self, any_pool: shmpar.Pool) -> None:
         """A failed run has filled what it had computed."""
         out = np.zeros(4)
-        with shmpar.Pool(1, engine=engine) as pool, pytest.raises(shmpar.ChunkError):
+        with shmpar.Pool(1, engine=any_pool.engine) as pool, pytest.raises(shmpar.ChunkError):
             pool.map_blocks(
                 lambda b: b / b if b[0] else 1 // 0, np.arange(3.0, -1, -1), chunks=1, out=out
             )
