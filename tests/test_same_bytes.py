@@ -20,7 +20,7 @@ from tests import naive_verbs as naive
 
 WORKERS = (1, 2, 3, 7)
 # Each death costs the start of a worker: the default suite has one number of workers.
-MORTAL = [n if n == 3 else pytest.param(n, marks=pytest.mark.stress) for n in WORKERS]
+MORTAL = [n if n == 2 else pytest.param(n, marks=pytest.mark.stress) for n in WORKERS]
 CHUNKS = (7, 8)
 CHOSEN = 17  # the number of the chunk whose first computation ends its worker
 SEED = 20
