@@ -25,7 +25,6 @@ from shmpar import engines, failures, scheduler
 from shmpar.account import Account
 from shmpar.engines.protocol import Engine, Execution, Generation
 from shmpar.errors import ShmparError
-from shmpar.interrupts import allowed
 from shmpar.ledger import DONE, FAILED, PENDING, SAID, Ledger
 from shmpar.news import News
 from shmpar.outcome import conclude
@@ -188,8 +187,7 @@ class Conductor:
         may_wait = attended and self.plan.fail_fast and execution.sums is None
         execution.scratch = may_wait and engine.slab is not None and execution.outputs is None
         try:
-            with allowed():  # the user's objects pickle themselves, and may be large
-                ready = engine.open(execution)
+            ready = engine.open(execution)
         except BaseException:
             self._execution = None
             engine.close(execution)

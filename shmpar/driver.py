@@ -122,8 +122,7 @@ class Driver:
             task = Task(self, call, retries)
             with self._lock:
                 engine = self._alive
-                with allowed():  # the user's objects pickle themselves, and may be large
-                    self._tasks.add(task, engine)
+                self._tasks.add(task, engine)
                 self._tasks.give(engine)
             if task.worker is None or not engine.holds_results:
                 self.attend(task)
@@ -245,8 +244,7 @@ class Driver:
         engine = self._alive
         timeout = _patience(self._patience(), until)
         self._here.waiting = True
-        with allowed():
-            engine.wait(timeout)
+        engine.wait(timeout)
         self._here.waiting = False
         with self._lock:
             if engine is not self.engine:

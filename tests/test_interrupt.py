@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 
+import shmpar
 from tests.interpreters import interpreter
+from tests.pools import wait_for_workers
 
 BOUND = 5.0  # seconds from Ctrl-C to its KeyboardInterrupt, on a machine with other work
 PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -287,6 +290,36 @@ KINDS = {  # and about how long they take
 def test_a_process_is_interrupted_again_and_again(stress_seed: int) -> None:
     """A few of the campaign below, in the default suite."""
     interrupt_at_random(random.Random(stress_seed), 10)
+
+
+@pytest.mark.parametrize("how", ["map", "submit"])
+def test_one_while_a_worker_is_started_loses_none(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits until what was opened for the worker is in its place; see ``nothing_left``."""
+    calls = {
+        "map": lambda: pool.map_blocks(np.negative, np.arange(2.0)).tolist(),
+        "submit": lambda: pool.submit(np.negative, np.arange(2.0)).result(60).tolist(),
+    }
+    with shmpar.Pool(1) as pool:
+        wait_for_workers(pool)
+        launcher, ended = pool._driver.engine._launcher, pool._driver.engine.pids()
+        start = launcher.start
+
+        def interrupted(number: int) -> Any:
+            launched = start(number)
+            signal.raise_signal(signal.SIGINT)
+            return launched
+
+        os.kill(ended[0], signal.SIGKILL)
+        while pool._driver.engine.pids():
+            pool._driver.engine.wait(60)
+            pool._driver.poll()
+        monkeypatch.setattr(launcher, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            calls[how]()
+        monkeypatch.undo()
+        assert calls[how]() == [0, -1]
 
 
 @pytest.mark.stress

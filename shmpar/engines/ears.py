@@ -12,6 +12,7 @@ import time
 
 from shmpar.cpus import available_cpus
 from shmpar.engines.link import Link
+from shmpar.interrupts import allowed
 from shmpar.segment import descriptors
 
 __all__ = ["Ears"]
@@ -49,7 +50,8 @@ class Ears:
 
     def wait(self, timeout: float | None) -> None:
         """Block until there is something, or for `timeout` seconds, up to whole milliseconds."""
-        self._ready = self._selector.select(timeout)
+        with allowed():
+            self._ready = self._selector.select(timeout)
 
     def wait_briefly(self, seconds: float) -> bool:
         """Wait for less than a millisecond; return whether there is something.
@@ -62,8 +64,9 @@ class Ears:
             self.wait(seconds)
             return bool(self._ready)
         until = time.perf_counter() + seconds
-        while not self._ready and time.perf_counter() < until:
-            self._ready = self._selector.select(0)
+        with allowed():
+            while not self._ready and time.perf_counter() < until:
+                self._ready = self._selector.select(0)
         return bool(self._ready)
 
     def heard(self) -> list[tuple[Link, bool]]:

@@ -14,13 +14,14 @@ import numpy as np
 
 from shmpar.engines.environment import current_environment
 from shmpar.engines.protocol import Execution, Generation
-from shmpar.plan import Plan, spell
+from shmpar.interrupts import allowed
+from shmpar.plan import Function, Plan, spell
 from shmpar.segment import Place, Segment, locate, share
 from shmpar.travel.packing import pack
 from shmpar.travel.parcel import Parcel
 from shmpar.worker.messages import Environment, PlanMessage, Reference, SegmentRecord
 
-__all__ = ["Packed", "pack_execution"]
+__all__ = ["Packed", "pack_call", "pack_execution"]
 
 Array = np.ndarray[Any, Any]
 
@@ -126,6 +127,21 @@ class Packed:
         return self.last[1]
 
 
+def pack_call(call: Function, *, foreign: bool) -> Parcel:
+    """Pickle a function with what it is called with, which may be interrupted.
+
+    The user's objects pickle themselves, and may be large. Nothing else may be: who is interrupted
+    between the start of a worker and the note of it would lose its descriptors.
+
+    Raises
+    ------
+    PlanError
+        If it does not pickle.
+    """
+    with allowed():
+        return pack(call, importable_only=foreign)
+
+
 def pack_execution(execution: Execution, ledger: Segment, *, foreign: bool) -> Packed:
     """Pickle what travels, and share the inputs that are not shared yet.
 
@@ -143,7 +159,7 @@ def pack_execution(execution: Execution, ledger: Segment, *, foreign: bool) -> P
     SegmentFull
         If there is no room for a copy of an input.
     """
-    parcel = pack(execution.function, importable_only=foreign)
+    parcel = pack_call(execution.function, foreign=foreign)
     shared = zip(parcel.segments, parcel.private, strict=True)
     segments = {one.key: one for one, private in shared if not private}
     segments[ledger.key] = ledger
@@ -151,7 +167,8 @@ def pack_execution(execution: Execution, ledger: Segment, *, foreign: bool) -> P
     for array in execution.arrays:
         place, held = locate(array), array
         if place is None:
-            segment, held = share(array)
+            with allowed():
+                segment, held = share(array)
             place = Place(segment, 0)
         arrays.append(held)
         references.append(_refer(place, held, segments))

@@ -42,7 +42,7 @@ from shmpar.engines.exits import await_exit
 from shmpar.engines.launch import Launcher
 from shmpar.engines.leftovers import Counters, Ledgers
 from shmpar.engines.link import OUTSTANDING, Link, Loan
-from shmpar.engines.outgoing import Packed, pack_execution
+from shmpar.engines.outgoing import Packed, pack_call, pack_execution
 from shmpar.engines.protocol import (
     Emptied,
     Event,
@@ -241,7 +241,7 @@ class ProcessesEngine:
             raise self._broken
         for number in range(self.workers):
             self.replace(number)
-        return pack(call, importable_only=self._foreign)
+        return pack_call(call, foreign=self._foreign)
 
     def free(self) -> int | None:
         """The worker that has least to do, if it has no task."""

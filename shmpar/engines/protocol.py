@@ -351,7 +351,7 @@ class Engine(Protocol):
         ...
 
     def wait(self, timeout: float | None) -> None:
-        """Block until there are events, or for `timeout` seconds."""
+        """Block until there are events, or for `timeout` seconds; an interrupt ends it."""
         ...
 
     def events(self) -> list[Event]:

@@ -25,6 +25,7 @@ from shmpar.engines.protocol import (
     Returned,
     Values,
 )
+from shmpar.interrupts import allowed
 from shmpar.ledger import Ledger
 from shmpar.plan import Announcement, Failure, Function
 from shmpar.segment import Slab
@@ -223,7 +224,8 @@ class SerialEngine:
             return
         if self._task is not None:
             (number, call), self._task = self._task, None
-            self._events.append(called(number, call))
+            with allowed():
+                self._events.append(called(number, call))
             return
         if not self._queue:
             return
@@ -233,7 +235,8 @@ class SerialEngine:
         channel = LocalChannel(execution, tell, until=until, interruptible=True)
         exhausted = True
         try:
-            exhausted = work(bound(execution, generation, 0, self.workers), channel)
+            with allowed():
+                exhausted = work(bound(execution, generation, 0, self.workers), channel)
         finally:
             # Also when it was interrupted: then the run is being cancelled.
             if exhausted:

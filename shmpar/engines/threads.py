@@ -148,7 +148,8 @@ class ThreadsEngine:
 
     def wait(self, timeout: float | None) -> None:
         """Block until a thread has said something; nothing is taken, so nothing can be lost."""
-        self._signal.wait(timeout)
+        with allowed():
+            self._signal.wait(timeout)
 
     def events(self) -> list[Event]:
         """What the threads have said."""
