@@ -98,6 +98,27 @@ def test_an_orphan_in_its_own_session_is_left(before, cleanup):
     assert [one.key for one in private(left_since(before))] == [pid]
 
 
+def test_an_orphan_of_a_fork_is_left(before, cleanup):
+    """It has neither parent nor token, but its memory lies where this process has it."""
+    end, held = os.pipe()
+    told, tell = os.pipe()
+    for fd in (end, told, tell):
+        cleanup.callback(os.close, fd)
+    child = os.fork()
+    if child == 0:
+        if (pid := os.fork()) == 0:
+            os.close(held)
+            os.read(end, 1)
+        else:
+            os.write(tell, str(pid).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    pid = int(os.read(told, 20))
+    cleanup.callback(processes.wait_for_exit, [pid], 60)
+    cleanup.callback(os.close, held)
+    assert [one.key for one in left_since(before) if one.kind == "process"] == [pid]
+
+
 def test_an_allowed_process_is_not(before, cleanup, monkeypatch):
     """The workers of a long-lived pool may be started during a test."""
     monkeypatch.setattr(leaks, "_allowed", set())
