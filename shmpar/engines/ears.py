@@ -10,7 +10,7 @@ import os
 import selectors
 import time
 
-from shmpar.cpus import available_cpus
+from shmpar.cpus import affinity_cpus
 from shmpar.engines.link import Link
 from shmpar.interrupts import allowed
 from shmpar.segment import descriptors
@@ -23,7 +23,7 @@ class Ears:
 
     def __init__(self) -> None:
         self._ready: list[tuple[selectors.SelectorKey, int]] = []
-        self._alone = available_cpus() == 1
+        self._alone = affinity_cpus() == 1
         self._selector = descriptors.opened(selectors.DefaultSelector)
         self._wake_read, self._wake_write = descriptors.opened(os.pipe)
         for fd in (self._wake_read, self._wake_write):
