@@ -16,9 +16,17 @@ pytestmark = pytest.mark.skipif(
 
 
 MODULES = (main_job, all_verbs, anatomy)
+QUICK = {"floor", "submit", "anatomy"}  # one of each module in the default suite
 
 
-@pytest.mark.parametrize("name", [name for module in MODULES for name in module.ALL])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.stress)
+        for module in MODULES
+        for name in module.ALL
+    ],
+)
 def test_a_benchmark_runs_in_small(
     name: str, run_python: Callable[..., CompletedProcess[str]]
 ) -> None:

@@ -39,7 +39,13 @@ def orders() -> list[dict[str, object]]:
     return listed
 
 
-@pytest.mark.parametrize("name", systems.NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in {"ours", "threads"} else pytest.param(name, marks=pytest.mark.stress)
+        for name in systems.NAMES
+    ],
+)
 def test_a_system_computes_all_workloads(name: str, run_python: RunPython) -> None:
     """A process of its own answers each order; answers are checked there."""
     for package in systems.load(name).needs:

@@ -67,7 +67,7 @@ drop(held)
     )
 
 
-@pytest.mark.parametrize("soft", [64, 1024])
+@pytest.mark.parametrize("soft", [pytest.param(64, marks=pytest.mark.stress), 1024])
 def test_results_that_lie_in_many_segments_arrive(soft: int) -> None:
     """The kernel drops descriptors beyond the limit: it is raised before."""
     check(

@@ -261,7 +261,13 @@ def crash(how: str) -> None:
 
 @pytest.mark.parametrize(
     ("how", "code"),
-    [("exit", 3), ("segfault", -11), ("SIGKILL", -9), ("SIGTERM", -15), ("SIGABRT", -6)],
+    [
+        ("exit", 3),
+        ("segfault", -11),
+        ("SIGKILL", -9),
+        pytest.param("SIGTERM", -15, marks=pytest.mark.stress),
+        pytest.param("SIGABRT", -6, marks=pytest.mark.stress),
+    ],
 )
 def test_a_chunk_that_kills_its_workers_ends_the_run(
     mortal_pool: shmpar.Pool, how: str, code: int

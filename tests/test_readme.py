@@ -25,14 +25,7 @@ COMMANDS = [code.strip() for kind, code in BLOCKS if kind == "sh"]
 
 @pytest.mark.parametrize(("code", "output"), SHOWN, ids=["first", "error"])
 def test_code_prints_what_is_shown(code, output, tmp_path):
-    """Each block of Python is a program of its own, and the text after it is its output."""
-    done = run_python(code, cwd=tmp_path)
-    assert (done.stdout, done.returncode) == (output, 0), done.stderr
-
-
-def test_code_runs_from_standard_input(tmp_path):
-    """No guard is needed, and not even a file."""
-    code, output = SHOWN[0]
+    """Each block is a program of its own, and needs no guard, nor even a file."""
     done = run_python(Path("-"), input=code, cwd=tmp_path)
     assert (done.stdout, done.returncode) == (output, 0), done.stderr
 

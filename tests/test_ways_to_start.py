@@ -139,7 +139,12 @@ def test_print_reaches_standard_output(run_python: Run) -> None:
 
 @pytest.mark.parametrize(
     ("ending", "code"),
-    [("", 0), ("sys.exit(3)", 3), ("raise KeyError(1)", 1), ("os._exit(4)", 4)],
+    [
+        ("", 0),
+        pytest.param("sys.exit(3)", 3, marks=pytest.mark.stress),
+        pytest.param("raise KeyError(1)", 1, marks=pytest.mark.stress),
+        ("os._exit(4)", 4),
+    ],
     ids=["falls off", "sys.exit", "exception", "os._exit"],
 )
 def test_a_pool_that_is_not_closed_ends_with_its_interpreter(
