@@ -159,7 +159,7 @@ def test_a_fixed_batch_ends_without_a_signal(target: str, calls: int) -> None:
     assert (done.stdout, done.stderr, done.returncode) == (" True\n", "", 0)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ledger() -> Iterator[LedgerTarget]:
     """A ledger of three chunks, two of which are done."""
     target = LedgerTarget()
@@ -174,7 +174,7 @@ def ledger() -> Iterator[LedgerTarget]:
 @example(kind=1, data=b'{"chunks": true, "seed": null, "call": {}}')
 @example(kind=1, data='{"chunks": 3, "seed": [1, 2], "call": {}}'.encode("utf-16"))
 def test_a_ledger_of_any_bytes_is_refused_or_right(
-    kind: int, data: bytes, ledger: LedgerTarget, nothing_left: None
+    kind: int, data: bytes, ledger: LedgerTarget
 ) -> None:
     """The error names the file; what is kept as done is there."""
     ledger(bytes([kind]) + data)
