@@ -157,6 +157,7 @@ def kill_a_lively_parent(rng: random.Random, folder: Path) -> None:
     temporary.rmdir()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("load", LOADS)
 def test_workers_end_with_a_parent_that_is_killed_at_work(load: str) -> None:
     """Within two seconds, also in the middle of C code that holds the GIL."""
