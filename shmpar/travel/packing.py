@@ -20,7 +20,7 @@ from shmpar.segment import Segment, locate, share
 from shmpar.travel.diagnosis import diagnosis
 from shmpar.travel.namespaces import globals_of
 from shmpar.travel.parcel import Parcel
-from shmpar.travel.plain import by_reference, kept
+from shmpar.travel.plain import OF_MODULE, by_reference, kept
 from shmpar.travel.unpacking import take
 from shmpar.wire import MAX_DESCRIPTORS
 
@@ -33,9 +33,9 @@ class _Namespace:
     """Stands in a pickle for the globals of a module whose functions travel by value."""
 
     def __init__(self, module: types.ModuleType) -> None:
-        names = ("__name__", "__package__", "__path__", "__file__")
+        held = vars(module)
         self.name = module.__name__
-        self.attributes = {name: vars(module)[name] for name in names if name in vars(module)}
+        self.attributes = {name: held[name] for name in OF_MODULE if name in held}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return globals_of, (self.name, self.attributes)

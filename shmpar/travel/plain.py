@@ -29,10 +29,12 @@ import numpy as np
 
 from shmpar.plan import Function
 
-__all__ = ["by_reference", "kept"]
+__all__ = ["OF_MODULE", "by_reference", "kept"]
+
+OF_MODULE = ("__name__", "__package__", "__path__", "__file__")
+"""Names of a module's globals that travel with each of its functions."""
 
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
-_OF_MODULE = ("__name__", "__package__", "__path__", "__file__")  # travel with each function
 _absent = object()
 
 
@@ -129,7 +131,7 @@ def _plain_names(function: types.FunctionType) -> tuple[str, ...] | None:
             names.add(instruction.argval)
     values = [function.__globals__.get(name, _absent) for name in names]
     plain = all(value is _absent or _is_importable(value) for value in values)
-    return (*names, *_OF_MODULE) if plain else None
+    return (*names, *OF_MODULE) if plain else None
 
 
 def _is_importable(value: Any) -> bool:

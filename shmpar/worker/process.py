@@ -162,9 +162,8 @@ class WorkerProcess:
         return [self.segments[key] if key >= 0 else self.private.pop(~key) for key in keys]
 
     def _initialize(self, body: bytes, held: Sequence[int]) -> None:
-        self.opened = b"", None
         try:
-            (initializer, arguments), _ = unpack(body, self._held(held))
+            (initializer, arguments), _ = self._open(body, self._held(held))
             with entered():
                 namespaces.run_initializer(lambda: initializer(*arguments))
         except BaseException as error:  # noqa: BLE001 - the parent says what it means
@@ -178,9 +177,8 @@ class WorkerProcess:
         kept: Sequence[Array] = ()
         try:
             private = self._held(held)
-            self.opened = b"", None
             self._take_on(environment)
-            function, kept = unpack(body, private)
+            function, kept = self._open(body, private)
             with entered():
                 value = function.call(*function.values, **function.keywords)
             parcel = pack_result(value)
@@ -235,13 +233,21 @@ class WorkerProcess:
         held = self._held(message.held)
         try:
             self._take_on(message.environment)
-            if message.plain and message.function == self.opened[0]:
-                return self.opened[1], ()
-            opened = unpack(message.function, held)
-            self.opened = (message.function, opened[0]) if message.plain else (b"", None)
+            return self._open(message.function, held, plain=message.plain)
         except BaseException as error:
             raise _Unloadable(error) from error
-        return opened
+
+    def _open(
+        self, body: bytes, held: Sequence[Segment], *, plain: bool = False
+    ) -> tuple[Any, Sequence[Array]]:
+        """Open a parcel, unless it is plain and was the last that was opened."""
+        if plain and body == self.opened[0]:
+            return self.opened[1], ()
+        self.opened = b"", None
+        value, kept = unpack(body, held)
+        if plain:
+            self.opened = body, value
+        return value, kept
 
     def _ledger(self, message: PlanMessage) -> Ledger:
         if self.ledger is None or self.ledger[0] != message.ledger:
