@@ -11,13 +11,14 @@ from __future__ import annotations
 import gc
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from subprocess import CompletedProcess
 
 import hypothesis
 import pytest
 
-from tests import interpreters, nothing_left, processes, turns
+import shmpar
+from tests import interpreters, nothing_left, pools, processes, turns
 
 # Half of the usual hundred examples are a third of a minute less; --stress has a hundred times as
 # many, and without CI each run draws others.
@@ -81,6 +82,29 @@ def stress_seed(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> 
     seed = pytestconfig.option.stress_seed
     print(f"repeat with --stress --stress-seed {seed}")  # shown where the test fails
     return random.Random(f"{seed} {request.node.nodeid}").getrandbits(32)
+
+
+@pytest.fixture(scope="module", params=pools.ENGINES)
+def warm_pool(request: pytest.FixtureRequest) -> Iterator[shmpar.Pool]:
+    """A pool of each engine, for a module: each start of a worker takes time.
+
+    The module's ``POOL``, if it has one, are keywords of these pools.
+    """
+    with pools.warm(request.param, **getattr(request.module, "POOL", {})) as made:
+        yield made
+
+
+@pytest.fixture
+def any_pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
+    """The module's pool; what it remembers of its runs goes with the test."""
+    yield warm_pool
+    pools.let_go(warm_pool)
+
+
+@pytest.fixture
+def pool(any_pool: shmpar.Pool) -> shmpar.Pool:
+    """The same, where a module has no other pools."""
+    return any_pool
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from typing import Any
 import shmpar
 from shmpar.segment import Slab
 
+ENGINES = ("serial", "threads", "processes")
+
 
 @contextmanager
 def warm(engine: str, **options: Any) -> Iterator[shmpar.Pool]:

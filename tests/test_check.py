@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,10 @@ import numpy as np
 import pytest
 
 import shmpar
-from tests.pools import let_go, warm
 
 X = np.arange(400.0).reshape(20, 20)
+POOL = {"check": True}  # of the module's pools
 HALVES: dict[str, Any] = {"chunks": (10, -1)}
-
-
-@pytest.fixture(scope="module", params=["processes", "threads", "serial"])
-def warm_pool(request: Any) -> Iterator[shmpar.Pool]:
-    """A pool of each engine, for the module: each start of a worker takes time."""
-    with warm(request.param, check=True) as made:
-        yield made
-
-
-@pytest.fixture
-def pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
-    """The module's pool; what it remembers of its runs goes with the test."""
-    yield warm_pool
-    let_go(warm_pool)
 
 
 def test_what_is_right_is_not_disturbed(pool: shmpar.Pool, tmp_path: Path) -> None:

@@ -25,24 +25,9 @@ import pytest
 
 import shmpar
 from tests.interpreters import run_python
-from tests.pools import let_go, warm
+from tests.pools import ENGINES
 
-ENGINES = ["serial", "threads", "processes"]
 LARGE = 100_000  # elements: travels through shared memory
-
-
-@pytest.fixture(scope="module", params=ENGINES)
-def warm_pool(request: Any) -> Iterator[shmpar.Pool]:
-    """A pool of each engine, for the module: each start of a worker takes time."""
-    with warm(request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
-    """The module's pool; what it remembers of its runs goes with the test."""
-    yield warm_pool
-    let_go(warm_pool)
 
 
 @pytest.fixture(params=ENGINES)

@@ -31,9 +31,7 @@ BAD = 22.0  # the first value of chunk 6, at [2:4, 2:4], of X in chunks of 2 x 2
 @pytest.fixture(scope="module")
 def shared_pool() -> Iterator[shmpar.Pool]:
     """Two worker processes for the module; some tests kill them, and they come back."""
-    with shmpar.Pool(2) as made:
-        wait_for_workers(made)
-        let_go(made)
+    with warm("processes") as made:
         yield made
 
 
@@ -59,23 +57,6 @@ def raising(block: Any) -> Any:
     if at_bad(block):
         raise ValueError("boom")
     return block
-
-
-ENGINES = ("serial", "threads", "processes")
-
-
-@pytest.fixture(scope="module", params=ENGINES)
-def warm_pool(request: Any) -> Iterator[shmpar.Pool]:
-    """A pool of each engine, for the module: each start of a worker takes time."""
-    with warm(request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def any_pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
-    """The module's pool of an engine; what it remembers of its runs goes with the test."""
-    yield warm_pool
-    let_go(warm_pool)
 
 
 class TestExceptions:

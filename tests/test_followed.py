@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,8 @@ import numpy as np
 import pytest
 
 import shmpar
-from tests.pools import let_go, warm
 
-ENGINES = ["serial", "threads", "processes"]
 X = np.arange(600.0).reshape(30, 20)
-
-
-@pytest.fixture(scope="module", params=ENGINES)
-def warm_pool(request: Any) -> Iterator[shmpar.Pool]:
-    """A pool of each engine, for the module: each start of a worker takes time."""
-    with warm(request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
-    """The module's pool; what it remembers of its runs goes with the test."""
-    yield warm_pool
-    let_go(warm_pool)
 
 
 def covered(run: shmpar.Run, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

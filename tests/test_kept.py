@@ -7,7 +7,6 @@ import random
 import select
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import pytest
 
 import shmpar
 from tests.interpreters import interpreter
-from tests.pools import let_go, warm
 
 X = np.arange(1000.0).reshape(100, 10)
 
@@ -51,20 +49,6 @@ def work(tmp_path: Path) -> Work:
 def kept(tmp_path: Path) -> dict[str, Any]:
     """The keywords of a call whose results stay."""
     return {"chunks": (10, -1), "out": tmp_path / "out.npy", "ledger": tmp_path / "a.ledger"}
-
-
-@pytest.fixture(scope="module", params=["processes", "threads", "serial"])
-def warm_pool(request: Any) -> Iterator[shmpar.Pool]:
-    """A pool of each engine, for the module: each start of a worker takes time."""
-    with warm(request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
-    """The module's pool; what it remembers of its runs goes with the test."""
-    yield warm_pool
-    let_go(warm_pool)
 
 
 def test_only_what_is_not_done_is_computed(pool: shmpar.Pool, work: Work, kept: Any) -> None:
