@@ -20,7 +20,7 @@ import os
 import pickle
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,23 +153,19 @@ class Link:
             self.queue.remove(item)
         return [generation for _, generation in mine]
 
-    def unknown(self, segments: Mapping[int, Segment]) -> list[Segment]:
-        """Those, of segments by key, that it does not know yet."""
-        known = self.known
-        return [segment for key, segment in segments.items() if key not in known]
-
-    def lend(self, segments: Iterable[Segment], loan: Loan) -> None:
-        """Add to `loan` the segments that it does not know yet.
+    def lend(self, segments: Mapping[int, Segment], loan: Loan) -> list[Segment]:
+        """Add to `loan` those, of segments by key, that it does not know yet; return them.
 
         Raises
         ------
         SegmentGone
             One was closed; what is in `loan` will not be sent.
         """
-        for segment in segments:
-            if segment.key not in self.known:
-                self._add(segment, loan, private=False)
-                self.known.add(segment.key)
+        fresh = [segment for key, segment in segments.items() if key not in self.known]
+        for segment in fresh:
+            self._add(segment, loan, private=False)
+            self.known.add(segment.key)
+        return fresh
 
     def _add(self, segment: Segment, loan: Loan, *, private: bool) -> None:
         try:
@@ -185,7 +181,7 @@ class Link:
             if private:
                 self._add(segment, loan, private=True)
             else:
-                self.lend([segment], loan)
+                self.lend({segment.key: segment}, loan)
             held.append(~segment.key if private else segment.key)
         return tuple(held)
 

@@ -387,7 +387,7 @@ class ProcessesEngine:
     def _send_plan(self, link: Link, execution: Execution, generation: Generation) -> None:
         packed, loan = self._packed[execution.number], Loan()
         outputs, segments = packed.outputs(execution)
-        link.lend(self._watch.over(link.unknown(segments)), loan)
+        self._watch.over(link.lend(segments, loan))
         held = link.lend_parcel(packed.parcel, loan)
         link.send_ahead(loan)
         counter = self._counters.number(generation.tickets)
@@ -405,7 +405,7 @@ class ProcessesEngine:
     def _send_outputs(self, link: Link, execution: Execution) -> None:
         loan = Loan()
         references, segments = self._packed[execution.number].outputs(execution)
-        link.lend(self._watch.over(link.unknown(segments)), loan)
+        self._watch.over(link.lend(segments, loan))
         message = ("outputs", execution.number, references or (), execution.several, loan.records)
         link.post(message, loan.descriptors)
 

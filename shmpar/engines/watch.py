@@ -27,11 +27,10 @@ class Watch:
         self._links = links
         self._subscribed: set[int] = set()
 
-    def over(self, segments: Iterable[Segment]) -> Iterable[Segment]:
-        """The same segments; workers will be told when one is gone."""
+    def over(self, segments: Iterable[Segment]) -> None:
+        """Have workers told when any of these is gone."""
         for segment in segments:
             self.add(segment)
-            yield segment
 
     def add(self, segment: Segment) -> None:
         """Have workers told when this one is gone."""
