@@ -205,7 +205,8 @@ class Conductor:
         if sum([array.nbytes for array in self._arrays]) + sum(made) > SMALL:
             needs = [("an output", size) for size in made]
             needs += [("a copy of an input", size) for size in engine.copied(self._arrays)]
-            check_room(self.plan.verb, needs)
+            if sum([size for _, size in needs]) > SMALL:
+                check_room(self.plan.verb, needs)
         if outputs.known is not None and outputs.arrays is None:
             outputs.allocate(outputs.known)
 

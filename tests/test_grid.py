@@ -352,13 +352,13 @@ def longest(grid: Grid) -> tuple[int, ...]:
     return tuple(axis.step for axis in grid.axes)
 
 
-@given(shapes, itemsizes)
-def test_auto_blocks_are_at_most_their_target(shape, itemsize):
-    """No block is larger than 1 MiB, nor, down to 64 KiB, than a 64th of the array."""
-    grid = Grid.cut(shape, "auto", itemsize=itemsize)
+@given(shapes, itemsizes, st.sampled_from([2**20, 2**23]))
+def test_auto_blocks_are_at_most_their_target(shape, itemsize, most):
+    """No block is larger than may be, nor, down to 64 KiB, than a 64th of the array."""
+    grid = Grid.cut(shape, "auto", itemsize=itemsize, most=most)
     total = prod(shape) * itemsize
-    target = min(2**20, max(2**16, total // 64))
-    assert block_bytes(shape, itemsize) == target
+    target = min(most, max(2**16, total // 64))
+    assert block_bytes(shape, itemsize, most) == target
     assert prod(longest(grid)) * itemsize <= target
     if total >= 64 * 2**16:
         assert grid.size >= 64

@@ -22,7 +22,7 @@ from shmpar.grid.halo import parse_depth
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Chunks", "auto_lengths", "block_bytes", "cut_axes"]
+__all__ = ["BLOCK_BYTES", "Chunks", "auto_lengths", "block_bytes", "cut_axes"]
 
 #: One axis: elements, -1 or None for a whole axis, "auto", or the length of every chunk.
 AxisChunks: TypeAlias = int | str | Sequence[int] | None
@@ -30,14 +30,21 @@ AxisChunks: TypeAlias = int | str | Sequence[int] | None
 Chunks: TypeAlias = int | str | Sequence[AxisChunks] | Mapping[int, AxisChunks] | None
 
 LEAST_BYTES = 64 * 1024
-MOST_BYTES = 1024 * 1024
+BLOCK_BYTES = 1024 * 1024
+"""What "auto" makes a block at most, for functions whose temporaries are to stay in the cache."""
 FEWEST_BLOCKS = 64
 
 _REMEDY = 'pass a positive int, -1 or None for the whole axis, "auto", or a tuple of lengths'
 
 
 def cut_axes(
-    shape: Sequence[int], chunks: Chunks, *, itemsize: int, depth: Any, whole: Iterable[int]
+    shape: Sequence[int],
+    chunks: Chunks,
+    *,
+    itemsize: int,
+    depth: Any,
+    whole: Iterable[int],
+    most: int = BLOCK_BYTES,
 ) -> tuple[Axis, ...]:
     """Cut each axis of an array; arguments as in :meth:`shmpar.grid.Grid.cut`.
 
@@ -65,7 +72,7 @@ def cut_axes(
         axis.step if axis is not None else (size if k in uncut else None)
         for k, (axis, size) in enumerate(zip(axes, sizes, strict=True))
     ]
-    lengths = auto_lengths(sizes, fixed, whole_number(itemsize, "itemsize"), reach)
+    lengths = auto_lengths(sizes, fixed, whole_number(itemsize, "itemsize"), reach, most)
     return tuple(
         Axis.regular(size, length) if axis is None else axis
         for axis, size, length in zip(axes, sizes, lengths, strict=True)
@@ -111,21 +118,25 @@ def _cut_by_lengths(lengths: Sequence[Any], size: int, where: str) -> Axis:
         raise ValueError(f"{where}: {error}") from None
 
 
-def block_bytes(shape: Sequence[int], itemsize: int) -> int:
+def block_bytes(shape: Sequence[int], itemsize: int, most: int = BLOCK_BYTES) -> int:
     """Return the bytes that "auto" aims at for one block, which no block exceeds by itself.
 
-    1 MiB, less where that would give fewer than 64 blocks, but 64 KiB at the least.
+    `most` (1 MiB), less where that would give fewer than 64 blocks, but 64 KiB at the least.
 
     Examples
     --------
     >>> block_bytes((1000, 1000), 8)
     125000
     """
-    return min(MOST_BYTES, max(LEAST_BYTES, prod(shape) * itemsize // FEWEST_BLOCKS))
+    return min(most, max(LEAST_BYTES, prod(shape) * itemsize // FEWEST_BLOCKS))
 
 
 def auto_lengths(
-    shape: Sequence[int], fixed: Sequence[int | None], itemsize: int, reach: Sequence[int]
+    shape: Sequence[int],
+    fixed: Sequence[int | None],
+    itemsize: int,
+    reach: Sequence[int],
+    most: int = BLOCK_BYTES,
 ) -> list[int]:
     """Choose chunk lengths, in elements, for the axes that are not fixed.
 
@@ -143,6 +154,8 @@ def auto_lengths(
         Bytes of one element.
     reach : sequence of int
         What the halo adds along each axis, both sides together, in elements.
+    most : int
+        Bytes that a block may have.
 
     Examples
     --------
@@ -152,7 +165,7 @@ def auto_lengths(
     [257, 500]
     """
     free = [k for k, length in enumerate(fixed) if length is None]
-    budget = block_bytes(shape, max(1, itemsize)) // max(1, itemsize)
+    budget = block_bytes(shape, max(1, itemsize), most) // max(1, itemsize)
     lengths = [
         max(1, min(size, 2 * around)) if length is None else max(1, length)
         for size, length, around in zip(shape, fixed, reach, strict=True)

@@ -17,7 +17,7 @@ from math import prod
 from operator import index as as_int
 from typing import TYPE_CHECKING, Any
 
-from shmpar.grid.chunking import Chunks, cut_axes
+from shmpar.grid.chunking import BLOCK_BYTES, Chunks, cut_axes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,6 +75,7 @@ class Grid:
         itemsize: int = 8,
         depth: Any = None,
         whole: Sequence[int] = (),
+        most: int = BLOCK_BYTES,
     ) -> Grid:
         """Cut an array of `shape` as the user says with `chunks`.
 
@@ -91,6 +92,8 @@ class Grid:
             adds along an axis.
         whole : sequence of int
             Axes that "auto" does not cut.
+        most : int
+            Bytes of a block that "auto" does not exceed.
 
         Raises
         ------
@@ -102,7 +105,8 @@ class Grid:
         >>> Grid.cut((100, 60), {0: 40}).numblocks
         (3, 1)
         """
-        return cls(cut_axes(shape, chunks, itemsize=itemsize, depth=depth, whole=whole))
+        options: Any = {"itemsize": itemsize, "depth": depth, "whole": whole, "most": most}
+        return cls(cut_axes(shape, chunks, **options))
 
     @property
     def ndim(self) -> int:

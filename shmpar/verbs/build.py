@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from shmpar.grid import Grid, Halo
+from shmpar.grid import BLOCK_BYTES, Grid, Halo
 from shmpar.outputs import NpyFile
 from shmpar.plan import (
     Along,
@@ -44,6 +44,8 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
+
+_STREAM_BYTES: Final = 8 << 20  # of a ufunc's blocks, which need no room for temporaries
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,8 @@ def map_blocks(
     check_callable(request.verb, request.func)
     inputs = blocks(request.verb, arrays)
     drop = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
-    grid = cut(inputs, chunks, whole=drop)
+    most = _STREAM_BYTES if isinstance(request.func, np.ufunc) else BLOCK_BYTES
+    grid = cut(inputs, chunks, whole=drop, most=most)
     placement = place_blocks(grid, drop, new_axis, out_chunks)
     if request.pass_out and placement == InBlocks.like(grid):
         placement = InBlocks.exactly(grid)  # it cannot show another length than its window's

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shmpar.grid import Grid
+from shmpar.grid import BLOCK_BYTES, Grid
 from shmpar.grid.axis import whole_number
 from shmpar.plan import Argument, Blocks, Items, Rows, Whole
 
@@ -170,15 +170,19 @@ def _rows(array: Array, axis: int, verb: str) -> Array:
     return np.moveaxis(array, axis, 0) if axis else array
 
 
-def cut(inputs: Inputs, chunks: Any, *, whole: tuple[int, ...] = ()) -> Grid:
+def cut(
+    inputs: Inputs, chunks: Any, *, whole: tuple[int, ...] = (), most: int = BLOCK_BYTES
+) -> Grid:
     """Cut what the inputs broadcast to; as :meth:`shmpar.grid.Grid.cut`."""
     exact = chunks if isinstance(chunks, tuple) else (chunks,)
     if all(type(length) is int or type(length) is str for length in exact):
-        return _cut(inputs.shape, chunks, inputs.itemsize, whole)
-    return Grid.cut(inputs.shape, chunks, itemsize=inputs.itemsize, whole=whole)
+        return _cut(inputs.shape, chunks, inputs.itemsize, whole, most)
+    return Grid.cut(inputs.shape, chunks, itemsize=inputs.itemsize, whole=whole, most=most)
 
 
 @functools.lru_cache(maxsize=64)
-def _cut(shape: tuple[int, ...], chunks: Any, itemsize: int, whole: tuple[int, ...]) -> Grid:
+def _cut(
+    shape: tuple[int, ...], chunks: Any, itemsize: int, whole: tuple[int, ...], most: int
+) -> Grid:
     """Keep the grids of calls that are made again and again."""
-    return Grid.cut(shape, chunks, itemsize=itemsize, whole=whole)
+    return Grid.cut(shape, chunks, itemsize=itemsize, whole=whole, most=most)

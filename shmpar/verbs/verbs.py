@@ -58,8 +58,8 @@ class Verbs:
         *arrays : array_like
             They broadcast as NumPy's; axes of length 1 arrive whole, scalars as they are.
         chunks : int, tuple, dict or "auto"
-            Elements of a block along each axis; -1 is a whole axis. "auto" is about 1 MiB, in
-            bands that lie together in memory.
+            Elements of a block along each axis; -1 is a whole axis. "auto" is about 1 MiB, or
+            8 MiB for a ufunc, in bands that lie together in memory.
         out : ndarray, path or tuple of these, optional
             Where the result goes, and what is returned. The very input works in place. A path
             that ends in ``.npy`` is a file to make, which is returned as a np.memmap.

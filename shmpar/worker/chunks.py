@@ -14,6 +14,7 @@ import numpy as np
 from shmpar.plan import PerItem, Plan, ResultError, Rows
 from shmpar.worker.arguments import extras, getter, getters
 from shmpar.worker.assignment import Assignment, Channel
+from shmpar.worker.pages import mapper
 from shmpar.worker.recorded import recorded
 from shmpar.worker.results import announce, storer, wrong_overlap
 
@@ -34,12 +35,13 @@ class Chunks:
     over, such as its inputs, until garbage is collected there.
     """
 
-    __slots__ = ("_assignment", "_call", "_channel", "_compute")
+    __slots__ = ("_assignment", "_call", "_channel", "_compute", "_map")
 
     def __init__(self, assignment: Assignment, channel: Channel) -> None:
         self._assignment = assignment
         self._channel = channel
         self._call = call = _caller(assignment)
+        self._map: Callable[[Sequence[int]], None] | None = None
         if assignment.plan.collects:
             self._compute: Compute | None = lambda chunk: channel.values([(chunk, call(chunk))])
         elif assignment.outputs is None:
@@ -47,19 +49,20 @@ class Chunks:
         else:
             self._compute = self._known(assignment.outputs)
 
-    @property
-    def compute(self) -> Compute:
-        """Computes the chunk whose number it is given.
+    def claimed(self, chunks: Sequence[int]) -> Compute:
+        """What computes a chunk of a claim, given its number; the claim's windows are mapped.
 
-        It is another function once the outputs are known, so take it anew at each claim. Raises
-        `Abandoned` if the run ended meanwhile.
+        It is another function once the outputs are known. Raises `Abandoned` if the run ended
+        meanwhile.
         """
+        if self._map is not None:
+            self._map(chunks)
         return self._first if self._compute is None else self._compute
 
     def _first(self, chunk: int) -> None:
         assignment = self._assignment
-        if assignment.outputs is not None:  # an earlier chunk of the same claim has said it
-            self.compute(chunk)
+        if self._compute is not None:  # an earlier chunk of the same claim has said it
+            self._compute(chunk)
             return
         value = self._call(chunk)
         announcement = announce(assignment.plan, chunk, value)
@@ -69,9 +72,12 @@ class Chunks:
         assignment.outputs, assignment.several = outputs, several
         store = storer(assignment.plan, outputs, several)
         self._compute = self._known(outputs, store)
+        if self._map is not None:
+            self._map((chunk,))
         recorded(assignment, outputs, lambda chunk: store(chunk, value))(chunk)
 
     def _known(self, outputs: Sequence[Array], store: Store | None = None) -> Compute:
+        self._map = mapper(self._assignment.plan, outputs)
         return recorded(self._assignment, outputs, self._stored(outputs, store))
 
     def _stored(self, outputs: Sequence[Array], store: Store | None) -> Compute:

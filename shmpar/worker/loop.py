@@ -54,13 +54,14 @@ def work(assignment: Assignment, channel: Channel) -> bool:
 
 def _work(assignment: Assignment, channel: Channel) -> bool:
     chunks = Chunks(assignment, channel)
-    claim, count = assignment.tickets.claim, assignment.count
+    claim, count, todo = assignment.tickets.claim, assignment.count, assignment.todo
     clock, size = Clock(assignment), 1
     while (first := claim(size)) < count:
         last = min(first + size, count)
         assignment.claimed += last - first
         began = perf_counter()
-        compute = clock.begin(chunks.compute, first, last, began)
+        compute = chunks.claimed(range(first, last) if todo is None else todo[first:last])
+        compute = clock.begin(compute, first, last, began)
         _run_claim(assignment, channel, compute, first, last)
         spent = perf_counter() - began
         clock.end(spent)

@@ -58,6 +58,16 @@ def test_a_ufunc_casts_into_out(pool: shmpar.Pool) -> None:
         pool.map_blocks(np.sqrt, X, dtype="i8", chunks=(7, 11))
 
 
+def test_a_ufunc_has_larger_blocks(pool: shmpar.Pool) -> None:
+    """It needs no room for temporaries in the cache; any other function might."""
+    array = pool.full((3 * 2**15, 2**10), 7, "u1")
+    out = pool.empty_like(array)
+    assert (pool.map_blocks(np.invert, array, out=out) == 248).all()
+    assert pool.last_run.report.chunks == 64
+    assert (pool.map_blocks(lambda block: ~block, array, out=out) == 248).all()
+    assert pool.last_run.report.chunks == 96
+
+
 def test_a_ufunc_works_in_place(pool: shmpar.Pool) -> None:
     """The output is the very input."""
     array = pool.array(X)
