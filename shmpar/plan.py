@@ -268,12 +268,17 @@ class InBlocks:
             for axis, cut in zip(self.axes, self.cuts, strict=True)
         )
 
+    def follows(self, grid: Grid, shape: Shape) -> bool:
+        """Whether an output of this shape is cut like the input."""
+        if shape != grid.shape or self.axes != tuple(range(grid.ndim)):
+            return False
+        pairs = zip(self.cuts, grid.axes, strict=True)
+        return all(len(axis) == 1 if cut is None else cut == axis for cut, axis in pairs)
+
     def windows(self, grid: Grid, shape: Shape) -> Callable[[int], tuple[slice | int, ...]]:
         """Where the output is cut like the input, the chunk's own cell."""
-        if shape == grid.shape and self.axes == tuple(range(grid.ndim)):
-            pairs = zip(self.cuts, grid.axes, strict=True)
-            if all(len(axis) == 1 if cut is None else cut == axis for cut, axis in pairs):
-                return grid.core
+        if self.follows(grid, shape):
+            return grid.cutter()
         return lambda chunk: self.window(grid, grid.index(chunk))
 
     def _wrong_ndim(self, grid: Grid, result: Shape) -> str:

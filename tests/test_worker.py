@@ -530,8 +530,10 @@ def stored(
     plan = Plan(
         "test", Grid.cut((3,), 1), (), PerItem(), dtypes=(output.dtype,) if declared else None
     )
-    make = results._store_array if slow else results._store_one
-    store = make(plan, output, declared) if slow else make(plan, output, declared=declared)
+    if slow:
+        store = results._store_array(plan, output, declared)
+    else:
+        store = results.storer(plan, [output], several=False)
     try:
         with np.errstate(all="ignore"):
             store(1, value)
@@ -539,6 +541,20 @@ def stored(
         return str(error)
     assert output[0] == output[2] == np.zeros((), output.dtype)[()]
     return repr(output[1])
+
+
+def stored_twice(value: Any, dtype: Any, *, declared: bool) -> Any:
+    """The same of the second output of two, of which the first takes what there is."""
+    outputs = [np.zeros(3), np.zeros(3, dtype)]
+    dtypes = tuple(output.dtype for output in outputs)
+    plan = Plan("test", Grid.cut((3,), 1), (), PerItem(), dtypes=dtypes if declared else None)
+    try:
+        with np.errstate(all="ignore"):
+            results.storer(plan, outputs, several=True)(1, (0.5, value))
+    except ResultError as error:
+        return str(error)
+    assert outputs[0].tolist() == [0, 0.5, 0]
+    return repr(outputs[1][1])
 
 
 NUMERIC = [
@@ -570,6 +586,7 @@ class TestDtypes:
             assert fast == stored(value, dtype, declared=declared, out=strided), repr(value)
             backwards = np.zeros(3, dtype)[::-1]
             assert fast == stored(value, dtype, declared=declared, out=backwards), repr(value)
+            assert fast == stored_twice(value, dtype, declared=declared), repr(value)
 
     @pytest.mark.parametrize(
         ("value", "dtype"),

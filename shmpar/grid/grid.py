@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from shmpar.grid.chunking import BLOCK_BYTES, Chunks, cut_axes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shmpar.grid.axis import Axis
     from shmpar.grid.halo import Halo
@@ -204,6 +204,30 @@ class Grid:
             raise self._outside(number)
         cell.reverse()
         return tuple(cell)
+
+    def cutter(self) -> Callable[[int], tuple[slice, ...]]:
+        """Make what cuts an array of this shape: :meth:`core`, in a third of its time.
+
+        The function that is made does not check the number, and the last slice of an axis may
+        reach over its end, as indices may.
+
+        Examples
+        --------
+        >>> cut = Grid.cut((10, 7), (4, 3)).cutter()
+        >>> cut(8)
+        (slice(8, 12, None), slice(6, 9, None))
+        """
+        if len(self.axes) != 2 or any(axis.edges is not None for axis in self.axes):
+            return self.core
+        (high, wide), across = [axis.step for axis in self.axes], self.axes[1].count
+
+        def cut(number: int) -> tuple[slice, ...]:
+            top = number // across
+            left = (number - top * across) * wide
+            top *= high
+            return slice(top, top + high), slice(left, left + wide)
+
+        return cut
 
     def read(self, number: int, halo: Halo) -> tuple[slice, ...]:
         """Return the cell widened by `halo` and clipped to the array: what the chunk reads.

@@ -57,8 +57,8 @@ def _blocks(plan: Plan, array: Array, axes: tuple[int | None, ...]) -> Getter:
     if axes == ():
         return lambda _chunk: array  # without axes there is nothing to cut
     if axes == tuple(range(grid.ndim)):
-        core = grid.core
-        return lambda chunk: array[core(chunk)]
+        cut = grid.cutter()
+        return lambda chunk: array[cut(chunk)]
 
     def block(chunk: int) -> Array:
         cell = grid.core(chunk)

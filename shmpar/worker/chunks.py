@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from shmpar.plan import PerItem, Plan, ResultError, Rows
+from shmpar.plan import Blocks, InBlocks, PerItem, Plan, ResultError, Rows
 from shmpar.worker.arguments import extras, getter, getters
 from shmpar.worker.assignment import Assignment, Channel
 from shmpar.worker.pages import mapper
@@ -88,22 +88,21 @@ class Chunks:
             store = storer(assignment.plan, outputs, bool(assignment.several))
         if _writes_by_itself(assignment, outputs):
             return _ufunc(_in_place(assignment, outputs), store, call)
-        single = _single(assignment)
-        if single is None:
-            return lambda chunk: store(chunk, call(chunk))
-        user, argument = single
-        return lambda chunk: store(chunk, user(argument(chunk)))
+        return _single(assignment, store) or (lambda chunk: store(chunk, call(chunk)))
 
 
-def _single(
-    assignment: Assignment,
-) -> tuple[Callable[[Any], Any], Callable[[int], Any]] | None:
-    """The user's function and its argument, where that one is all that it gets."""
-    plan, function = assignment.plan, assignment.function
-    if function.keywords or plan.wants or (plan.halo is not None and plan.trim):
+def _single(assignment: Assignment, store: Store) -> Compute | None:
+    """The user's function where one argument is all that it gets, with the fewest calls."""
+    plan, user = assignment.plan, assignment.function.call
+    if assignment.function.keywords or plan.wants or len(plan.arguments) != 1:
         return None
-    makers = getters(plan, assignment.arrays, function.values)
-    return (function.call, makers[0]) if len(makers) == 1 else None
+    if plan.halo is None and plan.arguments[0] == Blocks(0, tuple(range(plan.grid.ndim))):
+        array, cut = assignment.arrays[0], plan.grid.cutter()
+        return lambda chunk: store(chunk, user(array[cut(chunk)]))
+    if plan.halo is not None and plan.trim:
+        return None
+    (argument,) = getters(plan, assignment.arrays, assignment.function.values)
+    return lambda chunk: store(chunk, user(argument(chunk)))
 
 
 def _caller(assignment: Assignment) -> Callable[[int], Any]:
@@ -178,8 +177,9 @@ def _writes_by_itself(assignment: Assignment, outputs: Sequence[Array]) -> bool:
             return False
         shape = np.broadcast_shapes(*[array.shape[1:] for array in rows])
         return shape != () and all(output.shape[1:] == shape for output in outputs)
-    return all(
-        plan.placement.windows(plan.grid, output.shape) == plan.grid.core for output in outputs
+    placed = plan.placement
+    return isinstance(placed, InBlocks) and all(
+        placed.follows(plan.grid, output.shape) for output in outputs
     )
 
 

@@ -96,17 +96,14 @@ def storer(plan: Plan, outputs: Sequence[Array], several: bool) -> Store:
     if not outputs:
         return _store_none
     dtypes = plan.dtypes or (None,) * len(outputs)
-    stores = [
-        _store_one(plan, output, declared=dtype is not None)
-        for output, dtype in zip(outputs, dtypes, strict=True)
-    ]
-    return _store_tuple(plan, stores) if several else stores[0]
-
-
-def _store_one(plan: Plan, output: Array, *, declared: bool) -> Store:
-    if isinstance(plan.placement, InBlocks) or output.ndim != plan.grid.ndim:
-        return _store_array(plan, output, declared)
-    return _store_scalar(plan, output, declared)
+    declared = [dtype is not None for dtype in dtypes]
+    stores = [_store_array(plan, *one) for one in zip(outputs, declared, strict=True)]
+    scalars = [_scalars(plan, *one) for one in zip(outputs, declared, strict=True)]
+    if not several:
+        return stores[0] if scalars[0] is None else _store_scalar(*scalars[0], stores[0])
+    tuples = _store_tuple(plan, stores)
+    found = [one for one in scalars if one is not None]
+    return tuples if len(found) < len(scalars) else _store_scalars(found, tuples)
 
 
 def _store_none(_chunk: int, value: Any) -> None:
@@ -151,9 +148,13 @@ def _store_array(plan: Plan, output: Array, declared: bool) -> Store:
     return store
 
 
-def _store_scalar(plan: Plan, output: Array, declared: bool) -> Store:
-    """One number a chunk: the common case of rows, without a view."""
-    slow = _store_array(plan, output, declared)
+def _scalars(plan: Plan, output: Array, declared: bool) -> tuple[Array, set[type]] | None:
+    """An output that takes one number a chunk, flat, and which types may be put there as they are.
+
+    None if it takes none, or not at the place of the chunk's number.
+    """
+    if isinstance(plan.placement, InBlocks) or output.ndim != plan.grid.ndim:
+        return None
     # A scalar is always of the machine's byte order: for another one the dtypes differ.
     plain = output.dtype.kind in "biufc" and (declared or output.dtype.isnative)
     exact = {output.dtype.type} if plain else set()
@@ -161,8 +162,32 @@ def _store_scalar(plan: Plan, output: Array, declared: bool) -> Store:
     if output.dtype in builtin:
         exact.add(builtin[output.dtype])
     flat = output.reshape(-1)  # an output that we made is contiguous; else a copy: see below
-    if not np.may_share_memory(flat, output) or not exact:
-        return slow
+    return (flat, exact) if np.may_share_memory(flat, output) and exact else None
+
+
+def _store_scalars(scalars: Sequence[tuple[Array, set[type]]], slow: Store) -> Store:
+    """Several numbers a chunk."""
+    flats, types = zip(*scalars, strict=True)
+    count = len(flats)
+
+    def store(chunk: int, value: Any) -> None:
+        if type(value) is not tuple or len(value) != count:
+            slow(chunk, value)
+            return
+        try:
+            for flat, exact, part in zip(flats, types, value):  # noqa: B905 - as many of each
+                if type(part) not in exact:
+                    slow(chunk, value)
+                    return
+                flat[chunk] = part
+        except OverflowError:  # a Python int
+            slow(chunk, value)
+
+    return store
+
+
+def _store_scalar(flat: Array, exact: set[type], slow: Store) -> Store:
+    """One number a chunk: the common case of rows, without a view."""
 
     def store(chunk: int, value: Any) -> None:
         if type(value) in exact:
