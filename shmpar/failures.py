@@ -13,7 +13,8 @@ from typing import Any
 
 from shmpar.engines import Exit
 from shmpar.errors import ChunkError, ShmparError, TaskTimeout, WorkerDied
-from shmpar.plan import Failure, Function, Plan, ResultError, describe_region
+from shmpar.placement import ResultError
+from shmpar.plan import Failure, Function, Plan, describe_region
 
 __all__ = [
     "barren",

@@ -23,7 +23,8 @@ import numpy as np
 
 from shmpar.errors import ShmparError
 from shmpar.ledgerfile import LedgerFile
-from shmpar.plan import Announcement, Output, ResultError
+from shmpar.placement import ResultError
+from shmpar.plan import Announcement, Output
 from shmpar.segment import Place, Slab, appear, create, extent, locate
 
 __all__ = ["HandedOver", "NpyFile", "Outputs", "filler", "missing", "new_output"]

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from shmpar.ledger import DONE, PENDING, Ledger
 from shmpar.outputs import Outputs
-from shmpar.plan import Announcement, Failure, ResultError
+from shmpar.placement import ResultError
+from shmpar.plan import Announcement, Failure
 
 __all__ = ["Scratch"]
 

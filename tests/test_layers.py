@@ -28,6 +28,7 @@ LAYERS = {
     "checksum": 0,
     "pattern": 0,
     "wire": 0,
+    "placement": 1,
     "plan": 1,
     "travel": 1,
     "engines.__init__": 1,  # it runs whenever engines.protocol is imported
@@ -68,6 +69,7 @@ BESIDE = {
     ("segment", "lazy"),
     ("ledger", "segment"),
     ("tickets", "segment"),
+    ("plan", "placement"),
     ("travel", "plan"),
     ("engines.__init__", "engines.exits"),
     ("engines.protocol", "plan"),

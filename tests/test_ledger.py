@@ -25,7 +25,8 @@ from shmpar.ledger import (
     WAITED,
     Ledger,
 )
-from shmpar.plan import Failure, Function, PerItem, Plan
+from shmpar.placement import PerItem
+from shmpar.plan import Failure, Function, Plan
 from shmpar.worker.assignment import Assignment
 from shmpar.worker.loop import _run_claim
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import shmpar
 from shmpar.outputs import HandedOver, Outputs, filler, missing, new_output
-from shmpar.plan import Announcement, Output, ResultError
+from shmpar.placement import ResultError
+from shmpar.plan import Announcement, Output
 from shmpar.segment import Slab, locate
 
 F8, I4 = np.dtype("f8"), np.dtype("i4")

@@ -23,7 +23,8 @@ import shmpar
 from shmpar.account import Attempt
 from shmpar.grid import Grid, Halo
 from shmpar.ledger import DONE, FAILED, JOINED, WAITED, Ledger
-from shmpar.plan import Blocks, InBlocks, Plan
+from shmpar.placement import InBlocks
+from shmpar.plan import Blocks, Plan
 from shmpar.report import Report, advice, ceiling, text
 from shmpar.report.timings import Timings
 from shmpar.report.traffic import bytes_read

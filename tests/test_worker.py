@@ -15,17 +15,8 @@ from hypothesis import strategies as st
 from shmpar import tickets
 from shmpar.grid import Axis, Grid, Halo
 from shmpar.ledger import DONE, FAILED, PENDING, Ledger
-from shmpar.plan import (
-    Announcement,
-    Failure,
-    Function,
-    InBlocks,
-    Output,
-    PerChunk,
-    PerItem,
-    Plan,
-    ResultError,
-)
+from shmpar.placement import InBlocks, PerChunk, PerItem, ResultError
+from shmpar.plan import Announcement, Failure, Function, Output, Plan
 from shmpar.verbs.inputs import blocks, items
 from shmpar.worker import in_worker, loop, results
 from shmpar.worker.assignment import Abandoned, Assignment

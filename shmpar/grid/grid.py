@@ -217,17 +217,10 @@ class Grid:
         >>> cut(8)
         (slice(8, 12, None), slice(6, 9, None))
         """
-        if len(self.axes) != 2 or any(axis.edges is not None for axis in self.axes):
-            return self.core
-        (high, wide), across = [axis.step for axis in self.axes], self.axes[1].count
-
-        def cut(number: int) -> tuple[slice, ...]:
-            top = number // across
-            left = (number - top * across) * wide
-            top *= high
-            return slice(top, top + high), slice(left, left + wide)
-
-        return cut
+        match self.axes:
+            case (down, across) if down.edges is None and across.edges is None:
+                return _cutter(down.step, across.step, across.count)
+        return self.core
 
     def read(self, number: int, halo: Halo) -> tuple[slice, ...]:
         """Return the cell widened by `halo` and clipped to the array: what the chunk reads.
@@ -300,3 +293,14 @@ class Grid:
 
     def _outside(self, number: int) -> IndexError:
         return IndexError(f"chunk {number} of a grid with {self.size} chunks")
+
+
+def _cutter(high: int, wide: int, across: int) -> Callable[[int], tuple[slice, ...]]:
+    """For chunks of two regular axes, so many to a row of them."""
+
+    def cut(number: int) -> tuple[slice, ...]:
+        row = number // across
+        top, left = row * high, (number - row * across) * wide
+        return slice(top, top + high), slice(left, left + wide)
+
+    return cut

@@ -27,7 +27,7 @@ def bytes_read(plan: Plan, sizes: Sequence[int]) -> int:
     Examples
     --------
     >>> from shmpar.grid import Grid
-    >>> from shmpar.plan import InBlocks
+    >>> from shmpar.placement import InBlocks
     >>> grid = Grid.cut((6, 4), (3, 2))
     >>> arguments = Blocks(0, (0, 1)), Blocks(1, (None, 1))
     >>> plan = Plan("map_blocks", grid, arguments, InBlocks.like(grid))

@@ -14,17 +14,8 @@ import numpy as np
 
 from shmpar.grid import BLOCK_BYTES, Grid, Halo
 from shmpar.outputs import NpyFile
-from shmpar.plan import (
-    Along,
-    Announcement,
-    Function,
-    InBlocks,
-    Output,
-    PerChunk,
-    PerItem,
-    Placement,
-    Plan,
-)
+from shmpar.placement import Along, InBlocks, PerChunk, PerItem, Placement
+from shmpar.plan import Announcement, Function, Output, Plan
 from shmpar.policy import Policy
 from shmpar.run import Run
 from shmpar.verbs.callables import check_callable, check_signature, entropy, wants

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.grid import Axis
-from shmpar.plan import InBlocks
+from shmpar.placement import InBlocks
 from shmpar.run import Run
 from shmpar.verbs import build
 from shmpar.verbs.inputs import as_input, blocks, cut

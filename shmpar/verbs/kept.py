@@ -17,7 +17,8 @@ from shmpar.failures import levels_to_user
 from shmpar.identity import identify
 from shmpar.ledgerfile import LedgerFile, Owner
 from shmpar.outputs import NpyFile, Outputs
-from shmpar.plan import Announcement, Function, InBlocks, Output, Plan
+from shmpar.placement import InBlocks
+from shmpar.plan import Announcement, Function, Output, Plan
 from shmpar.segment import locate
 from shmpar.verbs.shapes import check_shape
 from shmpar.verbs.targets import Targets

@@ -12,7 +12,8 @@ import numpy as np
 
 from shmpar.grid import Axis, Grid
 from shmpar.grid.axis import per_axis, whole_number
-from shmpar.plan import InBlocks, Plan
+from shmpar.placement import InBlocks
+from shmpar.plan import Plan
 
 __all__ = ["axes_tuple", "check_shape", "place_blocks"]
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from shmpar.errors import PlanError
 from shmpar.ledger import SAID, Ledger
-from shmpar.plan import Announcement, Failure, ResultError
+from shmpar.placement import ResultError
+from shmpar.plan import Announcement, Failure
 from shmpar.wire import MAX_DESCRIPTORS
 from shmpar.worker.messages import SegmentRecord
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from shmpar.plan import Blocks, InBlocks, PerItem, Plan, ResultError, Rows
+from shmpar.placement import InBlocks, PerItem, ResultError
+from shmpar.plan import Blocks, Plan, Rows
 from shmpar.worker.arguments import extras, getter, getters
 from shmpar.worker.assignment import Assignment, Channel
 from shmpar.worker.pages import mapper

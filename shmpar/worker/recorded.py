@@ -12,7 +12,7 @@ import numpy as np
 
 from shmpar import pattern
 from shmpar.checksum import checksum
-from shmpar.plan import ResultError
+from shmpar.placement import ResultError
 from shmpar.worker.assignment import Assignment
 
 __all__ = ["recorded"]

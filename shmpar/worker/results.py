@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from shmpar.grid import Mode
-from shmpar.plan import Announcement, InBlocks, Output, Plan, ResultError
+from shmpar.placement import InBlocks, ResultError
+from shmpar.plan import Announcement, Output, Plan
 
 __all__ = ["announce", "as_arrays", "storer", "wrong_overlap"]
 
