@@ -37,6 +37,7 @@ from shmpar.travel.namespaces import namespaces
 from shmpar.travel.unpacking import unpack
 from shmpar.wire import Wire
 from shmpar.worker.assignment import Abandoned, Assignment
+from shmpar.worker.bell import Bell
 from shmpar.worker.channel import SocketChannel, lent, packed
 from shmpar.worker.inside import entered
 from shmpar.worker.loop import work
@@ -58,10 +59,8 @@ class WorkerProcess:
         What is mapped here, by the parent's key.
     backlog : deque
         Messages that came before their time.
-    bell : int
-        The event counter to wait on while there is no message; -1: wait on the socket.
-    due : int
-        Messages that the bell has told of and that were not received yet.
+    bell : Bell
+        Tells of messages.
     number : int
         The worker's, which is that of its slot.
     counters : dict of int to Tickets
@@ -77,10 +76,9 @@ class WorkerProcess:
         be globals of its module too.
     """
 
-    def __init__(self, wire: Wire, bell: int, number: int) -> None:
+    def __init__(self, wire: Wire, bell: Bell, number: int) -> None:
         self.wire = wire
         self.bell = bell
-        self.due = 0
         self.number = number
         self.counters: dict[int, OffsetTickets | LockTickets] = {}
         self.unentered: BaseException | None = None
@@ -124,9 +122,7 @@ class WorkerProcess:
                 return message, descriptors
 
     def _receive(self) -> tuple[Any, list[int]]:
-        if self.bell >= 0 and not self.due:
-            self.due = os.eventfd_read(self.bell)
-        self.due -= 1
+        self.bell.await_message()
         return self.wire.receive()
 
     def _at_once(self, message: Any, descriptors: list[int]) -> bool:
@@ -218,6 +214,8 @@ class WorkerProcess:
             channel = SocketChannel(self, message.run, ledger if message.scratch else None)
             exhausted = work(assignment, channel)
             self._has_done(assignment.claimed)
+            alone = assignment.claimed == assignment.count
+            self.bell.computed(assignment.spent, alone=alone)
             had = assignment.claimed, assignment.handed, assignment.spent
             channel.flush()
             said = channel.said.pack() if channel.said else None
@@ -349,7 +347,7 @@ def main(fd: int, bell: int, number: int) -> None:
     Parameters
     ----------
     fd, bell, number : int
-        Of :class:`WorkerProcess`.
+        Of the socket, of :class:`shmpar.worker.bell.Bell`, and the worker's.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the parent raises its own late
@@ -358,4 +356,4 @@ def main(fd: int, bell: int, number: int) -> None:
     wire = Wire(socket.socket(fileno=fd))
     wire.send(("hello", importlib.util.MAGIC_NUMBER))
     with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
-        WorkerProcess(wire, bell, number).serve()
+        WorkerProcess(wire, Bell(bell), number).serve()
