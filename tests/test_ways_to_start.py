@@ -281,6 +281,6 @@ def test_a_worker_imports_little(run_python: Run) -> None:
         print(*[name for name in ("tqdm", "asyncio", "concurrent.futures") if name in names])
     """
     ours = (
-        "checksum errors grid lazy ledger pattern plan segment tickets travel version wire worker"
+        "checksum errors grid lazy ledger pattern placement plan segment tickets travel version wire worker"
     )
     check(run_python(source), f"{ours}\n\n")
