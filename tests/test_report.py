@@ -301,6 +301,15 @@ def advised(pool: shmpar.Pool, words: str, call: Callable[[], object], tries: in
     return False
 
 
+def fastest(pool: shmpar.Pool, call: Callable[[], object]) -> float:
+    """Seconds of a run, when the machine is least busy with others."""
+    seconds = []
+    for _ in range(5):
+        call()
+        seconds.append(pool.last_run.report.seconds)
+    return min(seconds)
+
+
 @pytest.mark.alone
 class TestAdvice:
     """Each rule, where it is right and where it would not be."""
@@ -329,9 +338,9 @@ class TestAdvice:
         """One chunk keeps one worker busy; the chunks that are suggested keep both."""
         work = lambda block: spin(0.005 + 0.0005 * len(block)) and block
         array = processes.array(np.ones((60, 4)))
-        processes.map_blocks(work, array, chunks=-1)
+        call = lambda: processes.map_blocks(work, array, chunks=-1)
+        assert advised(processes, "1 chunk keeps 1 of 2 workers busy", call)
         said = processes.last_run.report.advice
-        assert "1 chunk keeps 1 of 2 workers busy" in said
         suggested = eval(said.rpartition("chunks=")[2])  # noqa: S307 - it is what is typed
         processes.map_blocks(work, array, chunks=suggested)
         report = processes.last_run.report
@@ -365,33 +374,32 @@ class TestAdvice:
         """Put first it is computed while the others are."""
         due = np.full(21, 2e-3)
         due[-1] = 0.04
-        assert advised(processes, "such items first", lambda: processes.parallel_map(spin, due))
-        late = processes.last_run.report.seconds
-        processes.parallel_map(spin, due[::-1])
-        report = processes.last_run.report
-        assert "first" not in report.advice
-        assert report.seconds < late
+        last = lambda: processes.parallel_map(spin, due)
+        first = lambda: processes.parallel_map(spin, due[::-1])
+        assert advised(processes, "such items first", last)
+        first()
+        assert "first" not in processes.last_run.report.advice
+        assert fastest(processes, first) < fastest(processes, last)
 
     def test_chunks_that_are_too_small(self, processes: shmpar.Pool) -> None:
         """Larger ones are suggested, and are faster."""
         array = processes.array(np.ones((3_000, 40)))
         call = lambda: processes.map_blocks(np.negative, array, chunks=(3, 4))
         assert advised(processes, "hardly more than handing it out", call)
-        said, slow = processes.last_run.report.advice, processes.last_run.report.seconds
+        said = processes.last_run.report.advice
         suggested = eval(said.rpartition("chunks=")[2])  # noqa: S307 - it is what is typed
-        processes.map_blocks(np.negative, array, chunks=suggested)
-        report = processes.last_run.report
-        assert report.seconds < slow
-        assert "handing it out" not in report.advice
+        better = lambda: processes.map_blocks(np.negative, array, chunks=suggested)
+        better()
+        assert "handing it out" not in processes.last_run.report.advice
+        assert fastest(processes, better) < fastest(processes, call)
 
     def test_items_that_are_too_small(self, processes: shmpar.Pool) -> None:
         """A function of a block of them is called less often, and faster."""
         rows = processes.array(np.ones((30_000, 8)))
         call = lambda: processes.parallel_map(len, rows)
         assert advised(processes, "map_blocks", call)
-        slow = processes.last_run.report.seconds
-        processes.map_blocks(lambda b: np.full(len(b), 8), rows, drop_axis=1)
-        assert processes.last_run.report.seconds < slow
+        better = lambda: processes.map_blocks(lambda b: np.full(len(b), 8), rows, drop_axis=1)
+        assert fastest(processes, better) < fastest(processes, call)
         processes.parallel_map(spin, np.full(50, 1e-3))
         assert "map_blocks" not in processes.last_run.report.advice
 
