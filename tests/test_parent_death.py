@@ -164,6 +164,7 @@ def test_workers_end_with_a_parent_that_is_killed_at_work(load: str) -> None:
     kill_a_parent(load, None)
 
 
+@pytest.mark.alone
 def test_workers_end_with_a_parent_that_is_killed_at_any_moment(
     stress_seed: int, tmp_path: Path
 ) -> None:
