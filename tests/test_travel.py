@@ -231,6 +231,7 @@ class TestArrays:
         received[0] = -1
         assert array[0] == received[1] == 7
 
+    @pytest.mark.alone
     def test_a_shared_array_stays_shared(self) -> None:
         """Writable, the same memory, still a SharedArray, and without a name for it."""
         array = shmpar.zeros(20_000)
