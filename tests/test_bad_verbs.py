@@ -275,6 +275,34 @@ def test_what_a_function_may_leave_open(pool: shmpar.Pool) -> None:
     np.testing.assert_array_equal(got, X * 2 + 2)
 
 
+def test_a_partial_that_cannot_be_called(pool: shmpar.Pool) -> None:
+    """Its own keywords are looked at too."""
+    with pytest.raises(TypeError, match=r"map_blocks: partial .* has incorrect arguments"):
+        pool.map_blocks(functools.partial(lambda block: block, size=3), X)
+    assert pool.map_blocks(functools.partial(np.clip, a_min=0), X, kwargs={"a_max": 1}).max() == 1
+
+
+def test_apply_along_axis_passes_what_the_function_takes(pool: shmpar.Pool) -> None:
+    """And nothing else, and is told so before the run."""
+    call = lambda pool, func: pool.apply_along_axis(lambda line, size: func(line), 0, X)
+    refused(pool, call, TypeError, "missing a required argument: 'size'")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'foo'"):
+        pool.apply_along_axis(np.sum, 0, X, foo=1)
+    assert pool.last_run is None
+    scaled = pool.apply_along_axis(lambda line, size: line.sum() * size, 0, X, 2)
+    assert np.array_equal(scaled, X.sum(0) * 2)
+
+
+def test_out_is_passed_by_pass_out(pool: shmpar.Pool) -> None:
+    """The message to who forgets it says so; nobody else may pass it."""
+    call = lambda pool, func: pool.map_blocks(lambda block, out: func(block), X)
+    refused(pool, call, TypeError, "or out by pass_out=True")
+    call = lambda pool, func: pool.map_blocks(
+        lambda block, out: func(block), X, dtype=float, pass_out=True, kwargs={"out": 3}
+    )
+    refused(pool, call, TypeError, "pass_out=True passes out, which is in kwargs= too")
+
+
 def test_apply_along_axis_needs_a_function(pool: shmpar.Pool) -> None:
     """As the other verbs."""
     refused(pool, lambda p, f: p.apply_along_axis(3, 0, X), TypeError, "not callable")

@@ -14,6 +14,7 @@ import time
 import types
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
@@ -418,9 +419,28 @@ def test_an_initializer_that_fails_fails_each_run() -> None:
     for engine in ("threads", "processes"):
         with shmpar.Pool(1, engine=engine, initializer=fails) as pool:
             for _ in range(2):
-                with pytest.raises(Exception, match="no licence"):
+                with pytest.raises(BrokenExecutor, match="no licence"):
                     pool.parallel_map(abs, range(3))
             pool._last_run = None
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_no_call_is_made_where_the_initializer_failed(engine: str, tmp_path: Path) -> None:
+    """Not one that was submitted before that was known either."""
+
+    def fails() -> None:
+        raise OSError("no licence")
+
+    futures: list[Any] = []
+    with shmpar.Pool(2, engine=engine, initializer=fails) as pool:
+        with contextlib.suppress(BrokenExecutor):
+            futures.extend(pool.submit((tmp_path / str(n)).touch) for n in range(6))
+        for future in futures:
+            assert isinstance(future.exception(60), BrokenExecutor)
+            assert isinstance(future.exception().__cause__, OSError)
+        with pytest.raises(BrokenExecutor, match="no licence"):
+            pool.submit(abs, -1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interpreter_that_is_not_there_fails_at_once() -> None:

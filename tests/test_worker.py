@@ -456,7 +456,6 @@ class TestMismatches:
             (np.zeros(2), 1.0, r"returned shape \(\) where \(2,\) is due"),
             (1.0, None, "returned None where a value is due"),
             (1.0, (1.0, 2.0), "returned a tuple of 2 where one output is declared"),
-            (None, 1.0, "returned float here but None for the first chunk"),
             ((1, 2), (1, 2, 3), "returned 3 outputs here but 2 for the first chunk"),
             ((1, 2), 1, "returned int where a tuple of outputs is due"),
             ((1, 2), (1, 2.5), "returned dtype float64 here but int64"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
 from shmpar.engines.protocol import Event, Failed, Returned, Values
@@ -47,9 +48,11 @@ def result(body: bytes, records: Sequence[SegmentRecord], descriptors: list[int]
     return unpack(body, segments)[0]
 
 
-def outcome(message: Any, descriptors: list[int]) -> Returned:
+def outcome(message: Any, descriptors: list[int], broken: BaseException | None) -> Returned:
     """The event of a task's end; a result that does not unpickle here is the task's error."""
     kind, task, body, rest = message
+    if kind == "uncalled":
+        return Returned(task, None, broken)
     if kind == "raised":
         return Returned(task, None, error(body, rest))
     try:
@@ -82,8 +85,12 @@ def refusal(cause: BaseException) -> PlanError:
     return refused
 
 
-def initializer_failed(cause: BaseException) -> ShmparError:
-    """The error for every run of a pool whose initializer raised."""
-    failed = ShmparError(f"the pool's initializer failed: {cause!r}")
+class InitializerFailed(ShmparError, BrokenExecutor):
+    """The error of every run and call of a pool whose initializer raised, which is its cause."""
+
+
+def initializer_failed(cause: BaseException) -> InitializerFailed:
+    """The error for a pool whose initializer raised."""
+    failed = InitializerFailed(f"the pool's initializer failed: {cause!r}")
     failed.__cause__ = cause
     return failed

@@ -346,9 +346,9 @@ class ProcessesEngine:
                 self._events.extend(incoming.values(run, values, descriptors))
             case ("leaving",):
                 link.leave()
-            case ("returned" | "raised", number, *_):
+            case ("returned" | "raised" | "uncalled", number, *_):
                 link.tasks.discard(number)
-                self._events.append(incoming.outcome(message, descriptors))
+                self._events.append(incoming.outcome(message, descriptors, self._broken))
             case ("refused", run, body, text):
                 self._events.append(Rejected(run, incoming.refusal(incoming.error(body, text))))
             case ("broken", body, text):

@@ -23,6 +23,7 @@ from shmpar.verbs.inputs import Inputs, blocks, cut, items
 from shmpar.verbs.kept import check_kept, take_up
 from shmpar.verbs.shapes import axes_tuple, check_shape, place_blocks
 from shmpar.verbs.targets import Targets, check_overlap, parse_targets
+from shmpar.verbs.ufuncs import check_casts, ufunc_dtypes
 
 __all__ = [
     "Request",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
+DType = np.dtype[Any]
 
 _STREAM_BYTES: Final = 8 << 20  # of a ufunc's blocks, which need no room for temporaries
 
@@ -177,7 +179,9 @@ def _run(
 ) -> Run:
     plan = _plan(request, inputs, how, targets)
     outputs = targets.outputs(request.policy)
-    known = _known_outputs(plan, inputs, targets)
+    results = None if request.keywords else ufunc_dtypes(request.func, inputs)
+    check_casts(request.verb, request.func, results, targets.dtypes)
+    known = _known_outputs(plan, inputs, targets, results)
     if request.pass_out and (known is None or targets.collects):
         raise ValueError(
             f"{request.verb}: pass_out=True needs to know the output before the function is "
@@ -199,6 +203,8 @@ def _run(
 
 def _plan(request: Request, inputs: Inputs, how: Cut, targets: Targets) -> Plan:
     wanted = wants(request.func, request.keywords)
+    if request.pass_out and "out" in request.keywords:
+        raise TypeError(f"{request.verb}: pass_out=True passes out, which is in kwargs= too")
     passed = wanted | {"out"} if request.pass_out else wanted
     check_signature(request.verb, request.func, len(inputs.arguments), request.keywords, passed)
     return Plan(
@@ -220,15 +226,21 @@ def _plan(request: Request, inputs: Inputs, how: Cut, targets: Targets) -> Plan:
     )
 
 
-def _known_outputs(plan: Plan, inputs: Inputs, targets: Targets) -> Announcement | None:
-    """What the outputs are, if that is known without calling the function."""
+def _known_outputs(
+    plan: Plan, inputs: Inputs, targets: Targets, results: tuple[DType, ...] | None
+) -> Announcement | None:
+    """What the outputs are, if that is known without calling the function.
+
+    `results` are the dtypes of its results, if it is a ufunc.
+    """
     if targets.collects:
         return Announcement((Output(plan.grid.numblocks, np.dtype(object)),), several=False)
     if targets.given is not None:
         return _given_outputs(plan, targets, targets.given)
     shape = _known_shape(plan)
     if plan.chunks == 0:
-        dtypes = targets.dtypes or (_input_dtype(inputs),)
+        one = results if results is not None and len(results) == 1 else (_input_dtype(inputs),)
+        dtypes = targets.dtypes or one
     elif shape is not None and targets.dtypes is not None:
         dtypes = targets.dtypes
     else:

@@ -47,26 +47,36 @@ def check_signature(
 
     Cost: nothing to speak of for plain functions and ufuncs; 20 us for others.
     """
+    if isinstance(func, np.ufunc) and count != func.nin:
+        raise TypeError(
+            f"{verb}: {func.__name__} takes {func.nin} arrays, not {count}; where its result goes "
+            "is out="
+        )
     if not (keywords or wanted) and _takes(func, count):
         return
     try:
         signature = inspect.signature(func)
-    except (TypeError, ValueError):  # compiled functions need not have a signature
+    except ValueError as error:
+        if isinstance(func, functools.partial) and "incorrect arguments" in str(error):
+            raise TypeError(f"{verb}: {error}") from None
+        return
+    except TypeError:  # compiled functions need not have a signature
         return
     try:
-        signature.bind(*[None] * count, **keywords, **dict.fromkeys(wanted))
+        signature.bind(*[None] * count, **{**keywords, **dict.fromkeys(wanted)})
     except TypeError as error:
         blocks = "1 argument" if count == 1 else f"{count} arguments"
         raise TypeError(
             f"{verb}: the function cannot be called with {blocks} and "
             f"kwargs={sorted(keywords)}: {error}; pass what it wants besides in kwargs="
+            + (", or out by pass_out=True" if "'out'" in str(error) else "")
         ) from None
 
 
 def _takes(func: Callable[..., Any], count: int) -> bool:
     """Whether it is seen at once that so many arguments are right."""
     if isinstance(func, np.ufunc):
-        return func.nin <= count <= func.nargs
+        return True
     if not isinstance(func, types.FunctionType) or hasattr(func, "__wrapped__"):
         return False
     most = func.__code__.co_argcount

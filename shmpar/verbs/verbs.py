@@ -10,11 +10,12 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from shmpar.grid.axis import whole_number
 from shmpar.policy import Policy
 from shmpar.progress import observe
 from shmpar.run import Run
 from shmpar.verbs import build
-from shmpar.verbs.callables import check_callable
+from shmpar.verbs.callables import check_callable, check_signature
 from shmpar.verbs.inputs import as_input
 from shmpar.verbs.options import Defaults, Options, parse_options
 from shmpar.worker.along import ApplyAlongAxis
@@ -347,6 +348,8 @@ class Verbs:
                [3, 5]])
         """
         check_callable("apply_along_axis", func1d)
+        check_signature("apply_along_axis", func1d, 1 + len(args), kwargs, frozenset())
+        axis = whole_number(axis, f"apply_along_axis: axis={axis!r}")
         values = as_input(arr, "apply_along_axis")
         if values.size == 0 or not -values.ndim <= axis < values.ndim:
             return np.apply_along_axis(func1d, axis, values, *args, **kwargs)

@@ -133,6 +133,15 @@ def _block_info(
                 "array-location": window,
                 "dtype": array.dtype,
             }
+        elif isinstance(argument, Rows):
+            array = arrays[argument.array]
+            info[position] = {
+                "shape": array.shape,
+                "num-chunks": (grid.size, *[1] * (array.ndim - 1)),
+                "chunk-location": (chunk, *[0] * (array.ndim - 1)),
+                "array-location": [(chunk, chunk + 1), *[(0, n) for n in array.shape[1:]]],
+                "dtype": array.dtype,
+            }
     core = [(part.start, part.stop) for part in grid.core(chunk)]
     info[None] = {
         "shape": grid.shape,
@@ -152,10 +161,15 @@ def _of(axes: tuple[int | None, ...], values: Sequence[int], absent: int) -> Ind
 def _location(
     plan: Plan, axes: tuple[int | None, ...], shape: tuple[int, ...], chunk: int
 ) -> list[tuple[int, int]]:
-    """The window that the function receives, half-open, in array coordinates."""
-    grid = plan.grid
-    window = grid.core(chunk) if plan.halo is None else grid.read(chunk, plan.halo)
+    """The window that the function receives, half-open, in array coordinates.
+
+    It begins below 0, or ends beyond the array, where it is padded.
+    """
+    if plan.halo is None:
+        window = [(part.start, part.stop) for part in plan.grid.core(chunk)]
+    else:
+        window = list(plan.halo.window(plan.grid, chunk))
     return [
-        (0, length) if axis is None else (window[axis].start, window[axis].stop)
+        (0, length) if axis is None else window[axis]
         for axis, length in zip(axes, shape, strict=True)
     ]

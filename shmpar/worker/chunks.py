@@ -132,13 +132,15 @@ def _trimmer(plan: Plan) -> Callable[[int, Any], Any]:
         core, window = halo.trim(grid, chunk), halo.window(grid, chunk)
         due = tuple(stop - start for start, stop in window)
 
-        def trimmed(part: Any) -> Array:
+        def trimmed(part: Any) -> Any:
+            if part is None:  # what is due is said where results are looked at
+                return None
             array = np.asarray(part)
             if array.shape != due:
                 raise ResultError(wrong_overlap(plan, chunk, array.shape))
             return array[core]
 
-        return tuple(map(trimmed, value)) if type(value) is tuple else trimmed(value)
+        return tuple(map(trimmed, value)) if isinstance(value, tuple) else trimmed(value)
 
     return trim
 

@@ -30,6 +30,7 @@ to the parent
 ``refused``         run, exception, traceback: it does not load
 ``returned``        task, parcel, segments
 ``raised``          task, exception, traceback
+``uncalled``        task: the initializer had failed
 ``broken``          exception, traceback: the initializer failed
 ==================  ==============================================================================
 """

@@ -65,6 +65,8 @@ class WorkerProcess:
         The worker's, which is that of its slot.
     counters : dict of int to Tickets
         Counters that are used again.
+    unready : bool
+        Whether the initializer has failed: nothing is called any more.
     unentered : BaseException or None
         Why the environment that the parent was told of last could not be taken on.
     left : int or None
@@ -81,6 +83,7 @@ class WorkerProcess:
         self.bell = bell
         self.number = number
         self.counters: dict[int, OffsetTickets | LockTickets] = {}
+        self.unready = False
         self.unentered: BaseException | None = None
         self.segments: dict[int, Segment] = {}
         self.private: dict[int, Segment] = {}
@@ -163,6 +166,7 @@ class WorkerProcess:
             with entered():
                 namespaces.run_initializer(lambda: initializer(*arguments))
         except BaseException as error:  # noqa: BLE001 - the parent says what it means
+            self.unready = True
             self.wire.send(("broken", *packed(error)))
 
     def _task(
@@ -170,6 +174,10 @@ class WorkerProcess:
     ) -> None:
         from shmpar.travel.packing import pack_result  # most workers have no tasks
 
+        if self.unready:
+            self._held(held)
+            self.wire.send(("uncalled", number, None, ""))
+            return
         kept: Sequence[Array] = ()
         try:
             private = self._held(held)
@@ -229,6 +237,8 @@ class WorkerProcess:
 
     def _load(self, message: PlanMessage) -> tuple[Function, Sequence[Array]]:
         held = self._held(message.held)
+        if self.unready:  # the run has been told why
+            raise _Unloadable(RuntimeError("the initializer failed"))
         try:
             self._take_on(message.environment)
             return self._open(message.function, held, plain=message.plain)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.grid import Mode
-from shmpar.placement import InBlocks, ResultError
+from shmpar.placement import InBlocks, PerItem, ResultError
 from shmpar.plan import Announcement, Output, Plan
 
 __all__ = ["announce", "as_arrays", "storer", "wrong_overlap"]
@@ -33,7 +33,7 @@ def as_arrays(plan: Plan, value: Any, several: bool | None) -> tuple[Array, ...]
     ResultError
         If the number of outputs is not the declared one, or one is no array of values.
     """
-    is_tuple = isinstance(value, tuple) and type(value) is tuple
+    is_tuple = isinstance(value, tuple)
     if several is False and is_tuple:
         raise ResultError(
             f"the function returned a tuple of {len(value)} where one output is declared, by out= "
@@ -77,8 +77,13 @@ def _as_array(value: Any) -> Array:
 
 def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
     """Say what the outputs are, from the first result."""
-    if value is None:
+    if value is None and isinstance(plan.placement, PerItem):
         return Announcement((), several=False, chunk=chunk)
+    if value is None:
+        raise ResultError(
+            "the function returned None where a value is due; only parallel_map takes functions "
+            "that return nothing"
+        )
     arrays = as_arrays(plan, value, plan.several)
     for array in arrays:
         if plan.verb == "map_overlap" and array.shape != _chunk_shape(plan, chunk):
@@ -89,7 +94,7 @@ def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
         Output(plan.placement.shape(plan.grid, index, array.shape), dtype or array.dtype)
         for array, dtype in zip(arrays, dtypes, strict=True)
     )
-    return Announcement(outputs, several=type(value) is tuple, chunk=chunk)
+    return Announcement(outputs, several=isinstance(value, tuple), chunk=chunk)
 
 
 def storer(plan: Plan, outputs: Sequence[Array], several: bool) -> Store:
@@ -102,7 +107,7 @@ def storer(plan: Plan, outputs: Sequence[Array], several: bool) -> Store:
     scalars = [_scalars(plan, *one) for one in zip(outputs, declared, strict=True)]
     if not several:
         return stores[0] if scalars[0] is None else _store_scalar(*scalars[0], stores[0])
-    tuples = _store_tuple(plan, stores)
+    tuples = _store_tuple(plan, stores, outputs)
     found = [one for one in scalars if one is not None]
     return tuples if len(found) < len(scalars) else _store_scalars(found, tuples)
 
@@ -114,19 +119,28 @@ def _store_none(_chunk: int, value: Any) -> None:
         )
 
 
-def _store_tuple(plan: Plan, stores: Sequence[Store]) -> Store:
+def _store_tuple(plan: Plan, stores: Sequence[Store], outputs: Sequence[Array]) -> Store:
     count = len(stores)
 
     def store(chunk: int, value: Any) -> None:
-        if type(value) is not tuple or len(value) != count:
+        if not isinstance(value, tuple) or len(value) != count:
             parts = as_arrays(plan, value, several=True)
             raise ResultError(
                 f"the function returned {len(parts)} outputs here but {count} for the first chunk"
             )
-        for put, part in zip(stores, value, strict=True):
+        kept = [_apart(part, outputs[:number]) for number, part in enumerate(value)]
+        for put, part in zip(stores, kept, strict=True):
             put(chunk, part)
 
     return store
+
+
+def _apart(part: Any, before: Sequence[Array]) -> Any:
+    """A copy of what lies in an output that is written before it: in place, that is an input."""
+    is_view = isinstance(part, np.ndarray) and part.base is not None
+    if is_view and any(np.may_share_memory(part, output) for output in before):
+        return part.copy()
+    return part
 
 
 def _store_array(plan: Plan, output: Array, declared: bool) -> Store:
@@ -204,7 +218,7 @@ def _store_scalar(flat: Array, exact: set[type], slow: Store) -> Store:
 
 def _arrayed(value: Any, dtype: np.dtype[Any], declared: bool) -> Array:
     """Make an array of what is none; Python's numbers take the declared dtype, as in a ufunc."""
-    if isinstance(value, tuple) and type(value) is tuple:
+    if isinstance(value, tuple):
         raise ResultError(
             f"the function returned a tuple of {len(value)} where one output is declared, by out= "
             "or dtype= or the first chunk"

@@ -54,8 +54,23 @@ def test_a_ufunc_casts_into_out(pool: shmpar.Pool) -> None:
     np.sqrt(X, out=expected)
     assert np.array_equal(out, expected)
     assert pool.map_blocks(np.sqrt, X, dtype="c8", chunks=(7, 11)).dtype == np.complex64
-    with pytest.raises(shmpar.ChunkError, match="does not cast to int64"):
-        pool.map_blocks(np.sqrt, X, dtype="i8", chunks=(7, 11))
+
+
+@pytest.mark.parametrize("verb", ["map_blocks", "parallel_map"])
+def test_a_ufunc_that_does_not_cast_is_an_error_before_the_run(
+    pool: shmpar.Pool, verb: str
+) -> None:
+    """Its results' dtypes are known."""
+    call, before = getattr(pool, verb), pool.last_run
+    for declared in ({"dtype": "i8"}, {"out": np.zeros(X.shape, "i8")}):
+        with pytest.raises(TypeError, match="sqrt gives dtype float64, which does not cast to int"):
+            call(np.sqrt, X, **declared)
+    assert pool.last_run is before
+    assert call(np.add, X, X, dtype="f4").dtype == np.float32
+    assert pool.map_blocks(np.add, X, 1, dtype="f4").dtype == np.float32
+    assert call(np.sqrt, np.empty((0, 3), int)).dtype == np.float64
+    with pytest.raises(TypeError, match="sqrt takes 1 arrays, not 2"):
+        call(np.sqrt, X, X)
 
 
 def test_a_ufunc_has_larger_blocks(pool: shmpar.Pool) -> None:

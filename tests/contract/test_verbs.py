@@ -188,6 +188,53 @@ def test_in_place_the_output_is_the_input(pool: shmpar.Pool, image: Any) -> None
     np.testing.assert_array_equal(plain, image * 2)
 
 
+@pytest.mark.parametrize("share", [False, True])
+def test_several_outputs_in_place_are_those_of_the_old_values(
+    pool: shmpar.Pool, share: bool
+) -> None:
+    """Also where the function returns the blocks that it got."""
+
+    def made() -> tuple[Any, Any]:
+        x, y = np.arange(12.0).reshape(4, 3), np.arange(12.0).reshape(4, 3) * 10
+        return (pool.array(x), pool.array(y)) if share else (x, y)
+
+    swap = lambda one, other: (other, one)
+    first, second = made()
+    pool.map_blocks(swap, first, second, out=(first, second), chunks=2)
+    np.testing.assert_array_equal([second, first], made())
+    pool.parallel_map(swap, first, second, out=(first, second))
+    np.testing.assert_array_equal([first, second], made())
+    pool.map_blocks(lambda one, _: (one + 1, one), first, second, out=(first, second), chunks=2)
+    np.testing.assert_array_equal([first - 1, second], [made()[0]] * 2)
+
+
+def test_named_tuples_are_several_outputs(pool: shmpar.Pool) -> None:
+    """As NumPy's linear algebra returns them."""
+    matrices = np.random.default_rng(0).normal(size=(4, 3, 3))
+    sign, logarithm = pool.parallel_map(np.linalg.slogdet, matrices)
+    expected = np.linalg.slogdet(matrices)
+    np.testing.assert_array_equal(sign, expected.sign)
+    np.testing.assert_allclose(logarithm, expected.logabsdet)
+    values, vectors = pool.parallel_map(np.linalg.eigh, matrices, dtype=(float, "f4"))
+    assert (values.shape, vectors.shape, vectors.dtype) == ((4, 3), (4, 3, 3), np.float32)
+    both = pool.map_overlap(
+        lambda w: np.linalg.slogdet(np.eye(2))._replace(sign=w, logabsdet=-w),
+        np.arange(6.0),
+        depth=1,
+        chunks=2,
+    )
+    np.testing.assert_array_equal(both, [np.arange(6.0), -np.arange(6.0)])
+
+
+@pytest.mark.parametrize("verb", ["map_blocks", "map_overlap", "block_reduce"])
+def test_a_forgotten_return_is_an_error(pool: shmpar.Pool, image: Any, verb: str) -> None:
+    """Only what is done a row at a time may return nothing."""
+    more = {"depth": 1} if verb == "map_overlap" else {}
+    with pytest.raises(shmpar.ChunkError, match="returned None where a value is due"):
+        getattr(pool, verb)(lambda block: None, image, chunks=20, **more)
+    assert pool.parallel_map(lambda row: None, image) is None
+
+
 def test_blocks_are_read_only(pool: shmpar.Pool, image: Any) -> None:
     """Writing to a block is an error that says what to do, and changes nothing."""
     shared = pool.array(image)
@@ -250,6 +297,35 @@ def test_the_function_may_ask_where_it_is(pool: shmpar.Pool, image: Any) -> None
 
     got = pool.block_reduce(where, image, chunks=(10, 20))
     np.testing.assert_array_equal(got[3, 1], [3, 1, 30, 20])
+
+
+def test_a_function_of_rows_may_ask_too(pool: shmpar.Pool) -> None:
+    """Its first argument is the row with its number."""
+
+    def where(row: Any, item: Any, block_info: Any) -> Any:
+        info = block_info[0]
+        assert (info["shape"], info["num-chunks"]) == ((5, 3), (5, 1))
+        assert (info["chunk-location"], info["dtype"]) == ((item, 0), row.dtype)
+        assert set(block_info) == {0, None}
+        return info["array-location"]
+
+    got = pool.parallel_map(where, np.ones((5, 3)), range(5))
+    np.testing.assert_array_equal(got[3], [(3, 4), (0, 3)])
+
+
+def test_a_window_that_is_padded_begins_before_the_array(pool: shmpar.Pool) -> None:
+    """What block_info says of it has its shape."""
+
+    def where(window: Any, block_info: Any) -> Any:
+        ((start, stop),) = block_info[0]["array-location"]
+        assert stop - start == window.shape[0]
+        return np.array([start, stop])
+
+    array = np.arange(9)
+    got = pool.block_reduce(where, array, chunks=4, depth=2, boundary="wrap")
+    assert got.tolist() == [[-2, 6], [2, 10], [6, 11]]
+    got = pool.block_reduce(where, array, chunks=4, depth=2)
+    assert got.tolist() == [[0, 6], [2, 9], [6, 9]]
 
 
 def test_random_streams_depend_on_the_seed_alone(pool: shmpar.Pool, image: Any) -> None:
