@@ -439,7 +439,7 @@ def test_no_call_is_made_where_the_initializer_failed(engine: str, tmp_path: Pat
             assert isinstance(future.exception(60), BrokenExecutor)
             assert isinstance(future.exception().__cause__, OSError)
         with pytest.raises(BrokenExecutor, match="no licence"):
-            pool.submit(abs, -1)
+            pool.submit(abs, -1).result(60)
     assert list(tmp_path.iterdir()) == []
 
 
