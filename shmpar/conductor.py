@@ -25,6 +25,7 @@ from shmpar import engines, failures, scheduler
 from shmpar.account import Account
 from shmpar.engines.protocol import Engine, Execution, Generation
 from shmpar.errors import ShmparError
+from shmpar.interrupts import allowed
 from shmpar.ledger import DONE, FAILED, PENDING, SAID, Ledger
 from shmpar.news import News
 from shmpar.outcome import conclude
@@ -299,7 +300,8 @@ class Conductor:
         if self.observer is None:
             return
         try:
-            self.observer.update(self.settled, self.plan.chunks)
+            with allowed():  # the user's code may take long
+                self.observer.update(self.settled, self.plan.chunks)
         except Exception as error:  # noqa: BLE001 - the user's code; the run ends with its error
             self.observer = None
             self.fatal = self.fatal or error
@@ -379,7 +381,7 @@ class Conductor:
         except BaseException as error:  # noqa: BLE001 - it is the outcome
             self.outcome = error
         engine.close(execution)
-        self._unlock()
+        self.unlock()
         self.account.end()
 
     def _detach(self, execution: Execution) -> list[int] | None:
@@ -414,9 +416,9 @@ class Conductor:
             conclude(self, self._detach(execution))
             for generation in execution.generations:
                 generation.tickets.close()
-        self._unlock()
+        self.unlock()
 
-    def _unlock(self) -> None:
+    def unlock(self) -> None:
         """The last writer is idle: another run may have the ledger on disk."""
         if self.outputs.ledger is not None:
             self.outputs.ledger.unlock()

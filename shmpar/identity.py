@@ -5,10 +5,11 @@ Imports checksum and plan.
 What counts, and what does not
 ------------------------------
 - A function is its name, its code and its constants: defaults, what it has captured, and the
-  globals that it names, functions of its own module among them by the same rule. Functions of
-  other modules, and classes, are their names: a library that was changed is not noticed. Nor are
-  comments and line numbers.
-- An array is its dtype, shape and values. Other objects are what they pickle to.
+  globals that it names, functions and classes of its own module among them by the same rule. Those
+  of other modules are their names: a library that was changed is not noticed. Nor are comments
+  and line numbers.
+- An array is its dtype, shape and values; a dict or a set, what is in it in whatever order. Other
+  objects are their class and what they pickle to, and a method is its object too.
 - The same code compiles to other bytes on another version of Python, and so is another function.
 """
 
@@ -27,6 +28,7 @@ from shmpar.plan import Function, Plan
 
 __all__ = ["digest", "identify"]
 
+_NO_STATE = {"__doc__", "__module__", "__dict__", "__weakref__", "__firstlineno__", "_abc_impl"}
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented), range)
 
 
@@ -63,7 +65,8 @@ def digest(value: Any) -> str:
 class _Digest:
     """Digests of values that may refer to one another."""
 
-    def __init__(self) -> None:
+    def __init__(self, home: str | None = None) -> None:
+        self._home = home  # the module of the function that is looked at
         self._open: dict[int, int] = {}
         self._done: dict[int, tuple[str, Any]] = {}  # kept alive, so that no id is used again
 
@@ -88,8 +91,9 @@ class _Digest:
                 yield from (type(value).__name__, repr(value))
             case types.FunctionType():
                 yield from self._function(value)
-            case types.MethodType():
-                yield from ("method", self.of(value.__func__), self.of(value.__self__))
+            case types.MethodType() | types.BuiltinFunctionType() if _bound(value):
+                code = getattr(value, "__func__", None)
+                yield from ("method", value.__name__, self.of(code), self.of(value.__self__))
             case functools.partial():
                 yield from ("partial", *map(self.of, (value.func, value.args, value.keywords)))
             case types.CodeType():
@@ -97,10 +101,12 @@ class _Digest:
             case tuple() | list():
                 yield from (_name(type(value)), *map(self.of, value))
             case set() | frozenset():
-                yield from ("set", *sorted(_Digest().of(item) for item in value))
-            case Mapping():
-                items = [(_Digest().of(key), self.of(item)) for key, item in value.items()]
+                yield from ("set", *sorted(_Digest(self._home).of(item) for item in value))
+            case Mapping() if type(value) in {dict, types.MappingProxyType}:
+                items = [(_Digest(self._home).of(key), self.of(one)) for key, one in value.items()]
                 yield from ("mapping", *(part for item in sorted(items) for part in item))
+            case type() if value.__module__ in {self._home, "__main__"}:
+                yield from self._class(value)
             case type() | types.ModuleType() | types.BuiltinFunctionType() | np.ufunc():
                 yield from ("named", _name(value))
             case _:
@@ -118,6 +124,7 @@ class _Digest:
         yield str(crc(array))
 
     def _function(self, function: types.FunctionType) -> Iterator[str]:
+        self._home = self._home or function.__module__
         yield from ("function", _name(function), self.of(function.__code__))
         yield from (self.of(function.__defaults__), self.of(function.__kwdefaults__))
         for cell in function.__closure__ or ():
@@ -129,8 +136,21 @@ class _Digest:
             if name in function.__globals__:
                 value = function.__globals__[name]
                 far = getattr(value, "__module__", None) != function.__module__
-                foreign = isinstance(value, types.FunctionType) and far
-                yield from (name, _name(value) if foreign else self.of(value))
+                is_code = isinstance(value, types.FunctionType) or _wrapped(value) is not None
+                yield from (name, _name(value) if is_code and far else self.of(value))
+
+    def _class(self, cls: type) -> Iterator[str]:
+        yield from ("class", _name(cls), *map(self.of, cls.__bases__))
+        for name, value in sorted(vars(cls).items()):
+            match value:
+                case staticmethod() | classmethod():
+                    yield from (name, self.of(value.__func__))
+                case property():
+                    yield from (name, *map(self.of, (value.fget, value.fset, value.fdel)))
+                case types.GetSetDescriptorType() | types.MemberDescriptorType():
+                    yield name
+                case _ if name not in _NO_STATE:
+                    yield from (name, self.of(value))
 
     def _code(self, code: types.CodeType) -> Iterator[str]:
         yield from ("code", code.co_code.hex(), code.co_exceptiontable.hex())
@@ -139,10 +159,11 @@ class _Digest:
         yield from map(self.of, code.co_consts)
 
     def _object(self, value: Any) -> Iterator[str]:
-        yield from ("object", _name(type(value)))
+        yield from ("object", self.of(type(value)))
         call = getattr(type(value), "__call__", None)  # noqa: B004 - its code, if it has any
-        if isinstance(call, types.FunctionType):
-            yield self.of(call)
+        for code in (call, _wrapped(value)):
+            if isinstance(code, types.FunctionType):
+                yield self.of(code)
         try:
             reduced = value.__reduce_ex__(4)
         except Exception:  # noqa: BLE001 - what does not pickle is its type
@@ -153,6 +174,17 @@ class _Digest:
         _, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
         yield from (self.of(arguments), self.of(state))
         yield from (self.of(list(items or ())), self.of(list(pairs or ())))
+
+
+def _bound(method: Any) -> bool:
+    """Whether it is called with an object of its own; a function in C has its module for one."""
+    return not isinstance(method.__self__, types.ModuleType | type(None))
+
+
+def _wrapped(value: Any) -> types.FunctionType | None:
+    """The function behind a decorator that is not a function itself, such as functools.cache."""
+    found = getattr(value, "__wrapped__", None)
+    return found if isinstance(found, types.FunctionType) else None
 
 
 def _names(code: types.CodeType) -> set[str]:

@@ -16,6 +16,7 @@ Guarantees
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 
@@ -64,6 +65,18 @@ def _release() -> None:
     noted, _Held.noted = _Held.noted, False
     if noted:
         handler(_NUMBER, sys._getframe(1))  # noqa: SLF001 - what a handler is given
+
+
+def _after_fork() -> None:
+    """In a child of the user, which is not what was held back from: give it his handler."""
+    handler, _Held.handler = _Held.handler, None
+    _Held.noted = False
+    if handler is not None and getsignal(_NUMBER) is _note:
+        signal(_NUMBER, handler)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class held_back:  # noqa: N801 - reads as a verb: with held_back()

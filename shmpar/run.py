@@ -203,10 +203,16 @@ class Run(Future[Any]):
                 "a run that works in place cannot be resumed: chunks that it had begun may hold "
                 "new values already"
             )
-        run, launch = Run(*self.conductor.rest()), self._launch()
+        launch = self._launch()
         if launch is None:
             raise RuntimeError("the pool of this run is gone; make the call again in a new one")
-        launch(run)
+        run = Run(*self.conductor.rest())
+        try:
+            launch(run)
+        except BaseException:
+            if not run.conductor.over:  # it never began
+                run.conductor.unlock()
+            raise
         return run
 
     def running(self) -> bool:

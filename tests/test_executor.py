@@ -365,6 +365,21 @@ def test_a_closed_pool_takes_no_calls(own_pool: shmpar.Pool) -> None:
         own_pool.submit(abs, -1)
 
 
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_leaving_the_block_waits_for_who_closes_it(engine: str, fifo: Path) -> None:
+    """Another thread may have begun."""
+    with shmpar.Pool(1, engine=engine) as pool:
+        future = pool.submit(_wait_for, str(fifo))
+        closer = threading.Thread(target=pool.shutdown)
+        closer.start()
+        while not pool.closed:
+            future.done()
+        threading.Timer(0.05, fifo.write_text, ("go",)).start()
+    assert future.done()
+    assert future.result() == "go"
+    closer.join()
+
+
 def test_leaving_the_block_waits(own_pool: shmpar.Pool) -> None:
     """For everything that was submitted."""
     with own_pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,53 @@ def test_an_object_is_its_class_and_its_state() -> None:
     """And a method is its code too."""
     assert look("Model(2.0)") != look("Model(2.5)")
     assert look("Model(2.0).method") != look("Model(2.0).method", constant=2)
+
+
+def test_a_method_of_an_array_is_the_array_too() -> None:
+    """Also where it is written in C."""
+    one, other = np.arange(4.0), np.arange(4.0) + 1
+    assert digest(one.take) == digest(np.arange(4.0).take) != digest(other.take)
+    assert digest([1].__getitem__) != digest([2].__getitem__)
+    assert digest(len) == digest(len) != digest(sum)
+
+
+def test_what_a_decorator_hides_is_looked_at() -> None:
+    """Functools.cache makes an object that pickles by its name alone."""
+    made = [functools.cache(lambda x, y=y: x + y) for y in (1, 2, 1)]
+    assert digest(made[0]) == digest(made[2]) != digest(made[1])
+
+
+def test_a_dict_of_a_class_of_its_own_has_more_than_items() -> None:
+    """As what it makes of a key that is not there."""
+    first, second = (collections.defaultdict(make, a=1) for make in (int, float))
+    assert digest(first) != digest(second)
+    assert digest(first) != digest({"a": 1})
+
+
+def test_a_class_of_the_functions_module_is_its_code() -> None:
+    """One of another module is its name."""
+    source = """
+class Scale:
+    by = {by}
+    def apply(self, block): return block {operator} self.helper(block)
+    @staticmethod
+    def helper(block): return {helper}
+    @property
+    def size(self): return {size}
+
+def function(block): return Scale().apply(block)
+scaled = Scale()
+"""
+    usual = {"by": 1, "operator": "*", "helper": 3, "size": 4}
+
+    def looked(what: str, **changes: Any) -> str:
+        space: dict[str, Any] = {"__name__": "somewhere"}
+        exec(source.format(**{**usual, **changes}), space)  # noqa: S102 (ours)
+        return digest(space[what])
+
+    for change in ({"by": 2}, {"operator": "+"}, {"helper": 5}, {"size": 6}):
+        assert looked("function", **change) != looked("function") == looked("function")
+    assert looked("scaled", by=2) == looked("scaled")
 
 
 def test_arrays_are_their_values() -> None:

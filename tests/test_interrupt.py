@@ -7,6 +7,7 @@ import random
 import select
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,6 +87,44 @@ def test_an_interrupt_ends_the_call_and_the_pool_goes_on(call: str, engine: str)
         assert next(lines) == "interrupted"
         assert time.monotonic() - pressed < BOUND
         assert next(lines) == str(-sum(range(40_000)) + 0.0)
+
+
+def test_an_interrupt_of_the_bar(nothing_left: None) -> None:
+    """What a progress callback of the user does may take long."""
+    told = []
+
+    def slow(*numbers: int) -> None:
+        if not told:
+            told.append(numbers)
+            os.kill(os.getpid(), signal.SIGINT)
+            select.select([], [], [], 60)
+
+    array = np.arange(100.0)
+    with shmpar.Pool(1) as pool:
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            pool.map_blocks(lambda b: time.sleep(0.01) or b, array, chunks=1, progress=slow)
+        assert time.monotonic() - began < BOUND
+        assert pool.map_blocks(np.negative, array)[-1] == -99
+
+
+def test_a_child_of_the_users_has_his_handler(nothing_left: None) -> None:
+    """Also one that another thread has forked while a call holds interrupts back."""
+    found = []
+
+    def forks() -> None:
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                os._exit(signal.getsignal(signal.SIGINT) is not signal.default_int_handler)
+            found.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    with shmpar.Pool(1) as pool:
+        forker = threading.Thread(target=forks)
+        forker.start()
+        while forker.is_alive():
+            pool.map_blocks(np.negative, np.arange(100.0), chunks=10)
+    assert found == [0] * 20
 
 
 def test_an_interrupt_while_workers_start() -> None:

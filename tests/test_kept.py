@@ -326,6 +326,27 @@ with shmpar.Pool(2) as pool:
 WORKERS = 2
 
 
+def test_a_refused_resume_leaves_the_ledger(tmp_path: Path) -> None:
+    """A new pool computes what is left."""
+    kept = {"chunks": 2, "out": tmp_path / "out.npy", "ledger": tmp_path / "ledger"}
+    ready = tmp_path / "ready"
+
+    def work(block: Any) -> Any:
+        if block[0] == 4 and not ready.exists():
+            raise ValueError
+        return block * 2
+
+    with shmpar.Pool(1) as pool:
+        run = pool.map_blocks(work, np.arange(8), on_error="collect", wait=False, **kept)
+        with pytest.raises(ExceptionGroup):
+            run.result(60)
+    with pytest.raises(RuntimeError, match="closed"):
+        run.resume()
+    ready.touch()
+    with shmpar.Pool(1) as pool:
+        assert pool.map_blocks(work, np.arange(8), **kept).tolist() == list(range(0, 16, 2))
+
+
 def kill_and_resume(folder: Path, rng: random.Random, *, mapped: bool) -> int:
     """Kill a process at work, twice; let a third one end. Return the chunks computed twice."""
     os.mkfifo(folder / "told")

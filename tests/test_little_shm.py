@@ -35,6 +35,28 @@ with shmpar.Pool(2) as pool:
     assert in_little_shm(source) == "2.0 2.0 memfd memfd\n"
 
 
+def test_what_was_made_elsewhere_without_its_memory() -> None:
+    """Where that is not there, attach() says so; a touch would be a signal."""
+    source = """
+import numpy as np, shmpar
+from multiprocessing.shared_memory import SharedMemory
+made = SharedMemory("shmpar-test-sparse", create=True, size=3 << 20)
+with open("/dev/shm/filler", "wb") as filler:
+    filler.write(bytes(2 << 20))
+try:
+    shmpar.attach("shmpar-test-sparse", (3 << 17,), "f8")
+except shmpar.SegmentFull as error:
+    print("SegmentFull")
+open("/dev/shm/filler", "wb").close()
+array = shmpar.attach("shmpar-test-sparse", (3 << 17,), "f8")
+with shmpar.Pool(2) as pool:
+    pool.map_blocks(lambda block: block + 1, array, out=array, chunks=1 << 14)
+print(array.min(), array.max())
+made.unlink()
+"""
+    assert in_little_shm(source, "4m") == "SegmentFull\n1.0 1.0\n"
+
+
 def test_a_mapped_file_on_a_full_disk_is_an_error_and_no_signal(tmp_path: Path) -> None:
     """A sparse output is reserved before anybody writes to it."""
     source = f"""

@@ -107,6 +107,33 @@ def test_workers_share_the_parents_surroundings(run_python: Run, tmp_path: Path)
     check(run_python(source, str(tmp_path)), f"{os.path.realpath(tmp_path)} raise 1 yes\n")
 
 
+def test_what_a_function_changes_around_it_is_put_back(run_python: Run, tmp_path: Path) -> None:
+    """Before the next call, as it is in the calling process."""
+    source = """
+        import os, sys, warnings, numpy as np, shmpar
+
+        def spoil(block):
+            os.chdir("/")
+            np.seterr(all="raise")
+            sys.path.insert(0, "/nowhere")
+            warnings.simplefilter("error")
+            return block
+
+        def look():
+            return os.getcwd(), np.geterr(), sys.path, warnings.filters
+
+        with shmpar.Pool(1) as pool:
+            print(pool.submit(look).result() == look())
+            for spoiled in (lambda: pool.map_blocks(spoil, np.ones(3)),
+                            lambda: pool.submit(spoil, 1).result()):
+                spoiled()
+                print(pool.submit(look).result() == look())
+                spoiled()
+                print(pool.parallel_map(lambda _: look(), range(1), dtype=object)[0] == look())
+    """
+    check(run_python(source, cwd=tmp_path), "True\n" * 5)
+
+
 def test_an_initializer_sets_globals(run_python: Run) -> None:
     """Once a worker, and later functions see them."""
     source = """

@@ -25,7 +25,7 @@ from shmpar.arrays.description import shown
 from shmpar.arrays.lease import Lease, part
 from shmpar.arrays.sharedarray import SharedArray, over
 from shmpar.errors import SegmentGone
-from shmpar.segment import Manager, Place, Segment, default_manager, extent, naming
+from shmpar.segment import Manager, Place, Segment, default_manager, extent, ladder, naming
 from shmpar.segment.backing import Backing, known, remember
 from shmpar.segment.descriptors import opened
 
@@ -74,6 +74,8 @@ def attach(
         There is no such segment (any more).
     PermissionError
         It belongs to another user.
+    SegmentFull
+        It was made elsewhere, without its memory, and there is not enough of that.
 
     Notes
     -----
@@ -130,6 +132,9 @@ def _segment(address: Address, *, sized: bool) -> Segment:
         _verify(address, found, sized=sized)
         backing = known((found.st_dev, found.st_ino))
         if backing is None or backing.writable < writable:
+            if writable and not address.file and found.st_blocks * 512 < found.st_size:
+                # Who made it has reserved nothing: a touch of a page that has no room is SIGBUS.
+                ladder.reserve_window(fd, 0, found.st_size)
             backing = Backing(fd, found.st_size, _kind(address), writable=writable)
             backing.path = address.name
             remember(backing)

@@ -53,7 +53,9 @@ class Pool(Reductions, Memory, Calls):
         Defaults for the verbs, where they are explained. `task_timeout` is not enforced on
         threads and serial.
     initializer : callable, optional
-        Called in each worker before anything else, with `initargs`.
+        Called in each worker before anything else, with `initargs`. If it raises, nothing is
+        called in this pool any more: runs and calls end with that as the cause of a
+        `ShmparError`, which is a `concurrent.futures.BrokenExecutor` too.
     env : mapping of str to str, optional
         Added to the environment of worker processes, before NumPy is imported there.
     threads_per_worker : int
@@ -148,6 +150,8 @@ class Pool(Reductions, Memory, Calls):
         self.n_workers = choice.workers
         self.engine = choice.name
         self._closing: threading.Thread | None = None
+        self._closer: int | None = None  # the thread that closes
+        self._closed = threading.Event()
         self._relaunch = weakref.WeakMethod(self._launch)
         reap()
         try:
@@ -226,9 +230,11 @@ class Pool(Reductions, Memory, Calls):
         with held_back():
             driver, self._driver = self._driver, None
             if driver is None:
-                if wait and self._closing is not None:
+                if wait and self._closer not in {None, threading.get_ident()}:
                     with allowed():
-                        self._closing.join()
+                        self._closed.wait()
+                        if self._closing is not None:
+                            self._closing.join()
             elif wait:
                 self._close(driver, end)
             else:
@@ -239,12 +245,14 @@ class Pool(Reductions, Memory, Calls):
                 self._closing.start()
 
     def _close(self, driver: Driver, end: End) -> None:
+        self._closer = threading.get_ident()
         with held_back():
             _open_pools.discard(self)
             try:
                 driver.close(end)
             finally:
                 self._manager.close()
+                self._closed.set()
 
     def __enter__(self) -> Self:
         self._checked()

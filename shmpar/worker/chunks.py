@@ -15,6 +15,7 @@ from shmpar.placement import InBlocks, PerItem, ResultError
 from shmpar.plan import Blocks, Plan, Rows
 from shmpar.worker.arguments import extras, getter, getters
 from shmpar.worker.assignment import Assignment, Channel
+from shmpar.worker.offspring import end_offspring
 from shmpar.worker.pages import mapper
 from shmpar.worker.recorded import recorded
 from shmpar.worker.results import announce, storer, wrong_overlap
@@ -44,7 +45,7 @@ class Chunks:
         self._call = call = _caller(assignment)
         self._map: Callable[[Sequence[int]], None] | None = None
         if assignment.plan.collects:
-            self._compute: Compute | None = lambda chunk: channel.values([(chunk, call(chunk))])
+            self._compute: Compute | None = _collect(call, channel)
         elif assignment.outputs is None:
             self._compute = None
         else:
@@ -66,6 +67,7 @@ class Chunks:
             self._compute(chunk)
             return
         value = self._call(chunk)
+        end_offspring()
         announcement = announce(assignment.plan, chunk, value)
         began = perf_counter()
         outputs, several = self._channel.allocate(announcement)
@@ -104,6 +106,15 @@ def _single(assignment: Assignment, store: Store) -> Compute | None:
         return None
     (argument,) = getters(plan, assignment.arrays, assignment.function.values)
     return lambda chunk: store(chunk, user(argument(chunk)))
+
+
+def _collect(call: Callable[[int], Any], channel: Channel) -> Compute:
+    def collect(chunk: int) -> None:
+        value = call(chunk)
+        end_offspring()
+        channel.values([(chunk, value)])
+
+    return collect
 
 
 def _caller(assignment: Assignment) -> Callable[[int], Any]:

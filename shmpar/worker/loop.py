@@ -21,6 +21,7 @@ from shmpar.worker.assignment import Abandoned, Assignment, Channel
 from shmpar.worker.chunks import Chunks, block_shape
 from shmpar.worker.clock import Clock
 from shmpar.worker.inside import entered
+from shmpar.worker.offspring import end_offspring
 
 __all__ = ["work"]
 
@@ -101,6 +102,7 @@ def _run_claim(
         except Abandoned:
             raise
         except BaseException as error:  # SystemExit of the function is its failure
+            end_offspring(error)
             if isinstance(error, KeyboardInterrupt) and channel.interruptible:
                 raise
             failed.append(ticket)
@@ -108,6 +110,7 @@ def _run_claim(
             if assignment.plan.fail_fast:
                 break
         ticket += 1
+    end_offspring()
     if assignment.plan.collects:
         channel.flush()
     _mark(assignment, channel, first, ticket, failed)

@@ -15,13 +15,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-import os
 import pickle
 import resource
 import socket
 import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -36,12 +34,14 @@ from shmpar.tickets import LockTickets, OffsetTickets, Tickets, open_tickets
 from shmpar.travel.namespaces import namespaces
 from shmpar.travel.unpacking import unpack
 from shmpar.wire import Wire
+from shmpar.worker.around import drifted, enter
 from shmpar.worker.assignment import Abandoned, Assignment
 from shmpar.worker.bell import Bell
 from shmpar.worker.channel import SocketChannel, lent, packed
 from shmpar.worker.inside import entered
 from shmpar.worker.loop import work
 from shmpar.worker.messages import Environment, PlanMessage, Reference, SegmentRecord
+from shmpar.worker.offspring import end_offspring, watch
 
 __all__ = ["WorkerProcess", "main"]
 
@@ -67,6 +67,8 @@ class WorkerProcess:
         Counters that are used again.
     unready : bool
         Whether the initializer has failed: nothing is called any more.
+    environment : Environment or None
+        What the parent has told of its state.
     unentered : BaseException or None
         Why the environment that the parent was told of last could not be taken on.
     left : int or None
@@ -84,6 +86,7 @@ class WorkerProcess:
         self.number = number
         self.counters: dict[int, OffsetTickets | LockTickets] = {}
         self.unready = False
+        self.environment: Environment | None = None
         self.unentered: BaseException | None = None
         self.segments: dict[int, Segment] = {}
         self.private: dict[int, Segment] = {}
@@ -165,7 +168,9 @@ class WorkerProcess:
             (initializer, arguments), _ = self._open(body, self._held(held))
             with entered():
                 namespaces.run_initializer(lambda: initializer(*arguments))
+            end_offspring()
         except BaseException as error:  # noqa: BLE001 - the parent says what it means
+            end_offspring(error)
             self.unready = True
             self.wire.send(("broken", *packed(error)))
 
@@ -185,10 +190,12 @@ class WorkerProcess:
             function, kept = self._open(body, private)
             with entered():
                 value = function.call(*function.values, **function.keywords)
+            end_offspring()
             parcel = pack_result(value)
             records, descriptors = lent(parcel)
             message: tuple[Any, ...] = ("returned", number, parcel.body, records)
         except BaseException as error:  # noqa: BLE001 - it is the task's outcome
+            end_offspring(error)
             message, descriptors = ("raised", number, *packed(error)), []
         finally:
             if kept:
@@ -219,6 +226,7 @@ class WorkerProcess:
             ledger = self._ledger(message)
             assignment = self._assignment(message, function, counter, ledger)
             assignment.joined = joined
+            watch(assignment.slot)
             channel = SocketChannel(self, message.run, ledger if message.scratch else None)
             exhausted = work(assignment, channel)
             self._has_done(assignment.claimed)
@@ -316,9 +324,13 @@ class WorkerProcess:
     def _take_on(self, environment: Environment | None) -> None:
         """Have the parent's state; it sends that once, so what fails now fails until it changes."""
         if environment is not None:
+            self.environment = environment
+        elif self.environment is not None and drifted(self.environment):
+            environment = self.environment  # a function has changed it, here alone
+        if environment is not None:
             try:
                 self.unentered = None
-                self._enter(environment)
+                enter(environment)
             except Exception as error:  # noqa: BLE001 - classes of the user's are imported
                 self.unentered = PlanError(
                     "the warning filters of the calling process do not load in a worker "
@@ -327,17 +339,6 @@ class WorkerProcess:
                 self.unentered.__cause__ = error
         if self.unentered is not None:
             raise self.unentered.with_traceback(None)
-
-    def _enter(self, environment: Environment) -> None:
-        with contextlib.suppress(OSError):  # a directory that is gone is no reason to fail
-            if environment.directory is not None:
-                os.chdir(environment.directory)
-        if environment.path is not None:
-            sys.path[:] = environment.path
-        np.seterr(**environment.errors)
-        if environment.filters is not None:
-            warnings.filters[:] = unpack(environment.filters)[0]  # type: ignore[index]
-            warnings._filters_mutated()  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 @functools.lru_cache(maxsize=32)
@@ -366,4 +367,5 @@ def main(fd: int, bell: int, number: int) -> None:
     wire = Wire(socket.socket(fileno=fd))
     wire.send(("hello", importlib.util.MAGIC_NUMBER))
     with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
+        watch(memoryview(b""))  # a function that is no run's has no slot
         WorkerProcess(wire, Bell(bell), number).serve()

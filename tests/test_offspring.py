@@ -1,0 +1,48 @@
+"""A function that forks inside a worker: its child ends where it comes back, as a program would."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmpar
+
+STATUS = {"exit": 3, "exit with a text": 1, "raise": 1, "return": 0}
+X = np.arange(400.0)
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+
+
+def forking(how: str) -> Any:
+    """A function whose child leaves it so; it returns what it got plus 1."""
+
+    def function(block: Any) -> Any:
+        child = os.fork()
+        if child:
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert status == STATUS[how], status
+        else:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            if how == "raise":
+                raise KeyError
+            if how != "return":
+                sys.exit(3 if how == "exit" else "an end")
+        return block + 1
+
+    return function
+
+
+@pytest.mark.parametrize("how", STATUS)
+def test_a_child_ends_where_it_leaves_the_function(how: str, nothing_left: None) -> None:
+    """Nothing outlives the pool, and no chunk is the child's."""
+    work = forking(how)
+    with shmpar.Pool(2) as pool:
+        for _ in range(2):
+            assert np.array_equal(pool.map_blocks(work, X, chunks=20), X + 1)
+        assert np.array_equal(pool.parallel_map(work, X[:10], dtype=object), X[:10] + 1)
+        assert pool.submit(work, 1).result(60) == 2
+        assert pool.last_run.report.deaths == 0
