@@ -238,3 +238,25 @@ with shmpar.Pool(1) as pool:
 """,
         "gone\n[-0.0, -1.0, -2.0, -3.0]\n",
     )
+
+
+def test_no_array_is_a_standard_stream() -> None:
+    """What is printed where one is closed is lost, and not in an array."""
+    source = """
+        import os, numpy as np, shmpar
+        os.close(1)
+        array = shmpar.zeros(40_000)
+        named = shmpar.zeros(10, name=f"shmpar-test-{os.getpid()}")
+        with shmpar.Pool(1) as pool:
+            shared = pool.array(np.zeros(40_000))
+            os.write(2, b"up\\n")
+            try:
+                print("hello", flush=True)
+            except OSError:
+                pass
+            result = pool.map_blocks(lambda block: block + 1, shared, chunks=10_000)
+        assert not array.any() and not shared.any() and not named.any()
+        assert (result == 1).all()
+    """
+    done = run_python(source)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "up\n", 0)

@@ -24,6 +24,7 @@ class Ears:
     def __init__(self) -> None:
         self._ready: list[tuple[selectors.SelectorKey, int]] = []
         self._alone = affinity_cpus() == 1
+        descriptors.fill_standard()
         self._selector = descriptors.opened(selectors.DefaultSelector)
         self._wake_read, self._wake_write = descriptors.opened(os.pipe)
         for fd in (self._wake_read, self._wake_write):

@@ -126,6 +126,7 @@ class Backing:
         with _lock:
             found = self._mapping() if self._mapping is not None else None
             if found is None:
+                descriptors.fill_standard()
                 found = descriptors.opened(lambda: Mapping(self))
                 self._mapping = weakref.ref(found)
             return found

@@ -179,6 +179,7 @@ def _outlook(rung: Rung) -> Outlook:
 
 
 def _on(rung: Rung, nbytes: int, fill: Fill) -> int:
+    descriptors.fill_standard()
     fd = descriptors.opened(rung.open)
     try:
         fill(fd, nbytes)
