@@ -53,7 +53,7 @@ def test_commands_use_what_exists():
         assert set(re.findall(r"\[(\w+)\]", command)) <= set(extras)
         assert all(os.path.exists(_path(path)) for path in re.findall(r"\S+\.py\b", command))
     assert COMMANDS[0].endswith(" examples/tiled_statistics.py")
-    assert COMMANDS[1].endswith(" -m pytest")
+    assert COMMANDS[1].endswith(" -m pytest -n auto")
 
 
 def test_it_is_short():
