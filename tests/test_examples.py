@@ -15,6 +15,7 @@ import pytest
 from tests.interpreters import ROOT, run_python
 
 EXAMPLES = Path(ROOT, "examples")
+ONE = ("--workers", "1")  # most of what an example takes is what each process imports
 SHARED = {"images.py"}  # no example, but what several import
 PICTURES = all(map(importlib.util.find_spec, ["matplotlib", "scipy", "skimage", "PIL"]))
 draws = pytest.mark.skipif(not PICTURES, reason='needs pip install "shmpar[examples]"')
@@ -101,7 +102,7 @@ def test_tiled_statistics_of_a_file_are_those_of_numpy(example, tmp_path):
     """A .npy with channels is mapped, its channels are averaged, edge tiles are smaller."""
     image = np.random.default_rng(0).integers(0, 50_000, (90, 130, 3), dtype=np.uint16)
     np.save(tmp_path / "image.npy", image)
-    said = example("tiled_statistics.py", "image.npy", "--tile", "32", "--output", "maps.png")
+    said = example("tiled_statistics.py", "image.npy", "--tile", "32", "--output", "maps.png", *ONE)
     gray = image.mean(axis=-1)
     assert said.startswith("image.npy: 90 x 130 pixels, uint16, 0.1 MB\n")
     assert "the image is in: file" in said
@@ -151,11 +152,11 @@ def test_denoise_of_a_file(example, tmp_path):
     """With channels, smaller than the detail; one that is all the same has no noise to tell."""
     image = np.random.default_rng(0).integers(0, 50_000, (90, 130, 3), dtype=np.uint16)
     np.save(tmp_path / "image.npy", image)
-    said = example("denoise.py", "image.npy", "--noise", "0.2", "--output", "both.png")
+    said = example("denoise.py", "image.npy", "--noise", "0.2", "--output", "both.png", *ONE)
     assert said.startswith("image.npy: 90 x 130 pixels, uint16\n")
     assert (tmp_path / "both.png").exists()
     np.save(tmp_path / "flat.npy", np.ones((64, 64)))
-    assert example("denoise.py", "flat.npy", returncode=1).endswith("none of them NaN\n")
+    assert example("denoise.py", "flat.npy", *ONE, returncode=1).endswith("none of them NaN\n")
 
 
 @draws
@@ -177,7 +178,7 @@ def test_histogram_equalise_saves(example, tmp_path):
     """A file of 16 bits to another one: the darkest is black, the lightest white, order stays."""
     image = np.random.default_rng(0).poisson(300, (90, 130)).astype(np.uint16)
     np.save(tmp_path / "dark.npy", image)
-    said = example("histogram_equalise.py", "dark.npy", "--save", "light.npy")
+    said = example("histogram_equalise.py", "dark.npy", "--save", "light.npy", *ONE)
     assert said.endswith("wrote light.npy\nwrote histogram_equalise.png\n")
     light = np.load(tmp_path / "light.npy")
     assert (light.dtype, light.shape) == (image.dtype, image.shape)

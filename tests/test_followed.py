@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,14 @@ def test_a_resumed_run_computes_what_is_missing(
     """And no more; the result is that of the whole."""
     work = Gatekeeper(tmp_path, {7, 21})
     options: dict[str, Any] = {"on_error": on_error, "wait": False}
-    run = pool.parallel_map(work, X, **options)
     if on_error == "fill":
-        with pytest.warns(RuntimeWarning):
+        with warnings.catch_warnings(record=True) as said:  # by whichever thread ends it
+            warnings.simplefilter("always")
+            run = pool.parallel_map(work, X, **options)
             assert np.isnan(run.result(timeout=60)).sum() == 2
+        assert [one.category for one in said] == [RuntimeWarning]
     else:
+        run = pool.parallel_map(work, X, **options)
         with pytest.raises((shmpar.ChunkError, ExceptionGroup)):
             run.result(timeout=60)
     first = work.called()

@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 import shmpar
 
 quick = settings(
-    max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 brief = settings(quick, max_examples=30)
 

@@ -22,7 +22,7 @@ from tests.pools import let_go
 ndimage = pytest.importorskip("scipy.ndimage")
 
 quick = settings(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 
 MODES = ["reflect", "mirror", "nearest", "wrap", "constant"]
