@@ -22,7 +22,7 @@ from tests import interpreters, nothing_left, pools, processes, turns
 
 # Half of the usual hundred examples are a third of a minute less; --stress has a hundred times as
 # many, and without CI each run draws others.
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=40)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=30)
 hypothesis.settings.register_profile("default", deadline=None, max_examples=40)
 hypothesis.settings.register_profile("stress", deadline=None, max_examples=5_000)
 
