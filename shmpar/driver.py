@@ -272,11 +272,15 @@ class Driver:
             over = [run for run in self._runs.values() if run.conductor.over]
             for run in over:
                 del self._runs[run.conductor.number]
-        for run in over:
-            run.resolve()
-        if self._tasks.resolve() or over:
-            with self._changed:
-                self._changed.notify_all()
+        before, self._here.telling = self._here.telling, True
+        try:
+            for run in over:
+                run.resolve()
+            if self._tasks.resolve() or over:
+                with self._changed:
+                    self._changed.notify_all()
+        finally:
+            self._here.telling = before
 
     def _tell(self, event: Event) -> None:
         match event:
@@ -383,10 +387,7 @@ class Driver:
                 self._sweep()
 
     def close(self, end: End) -> None:
-        """End all runs and tasks, by cancelling or by waiting for them, and then the workers.
-
-        Chunks in progress of a run that is cancelled get the grace of an interrupt.
-        """
+        """End runs and tasks, by waiting or with the grace of an interrupt, then the workers."""
         try:
             for run in list(self._runs.values()):
                 if end.cancel_runs:
@@ -402,6 +403,11 @@ class Driver:
                 self._drive(task, until)
         finally:
             self._end()
+
+    @property
+    def calls_back(self) -> bool:
+        """Whether this thread is in a callback, for whose end :meth:`close` waits."""
+        return self._here.telling
 
     def _end(self) -> None:
         with self._lock:
@@ -421,9 +427,10 @@ class Driver:
 
 
 class _Here(threading.local):
-    """Whether this thread does nothing but wait, so that it may be interrupted."""
+    """What this thread does: nothing but wait, so that it may be interrupted; or call back."""
 
     waiting = False
+    telling = False
 
 
 def _done(one: Run | Task) -> bool:

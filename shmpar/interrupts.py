@@ -69,10 +69,8 @@ def _release() -> None:
 
 def _after_fork() -> None:
     """In a child of the user, which is not what was held back from: give it his handler."""
-    handler, _Held.handler = _Held.handler, None
     _Held.noted = False
-    if handler is not None and getsignal(_NUMBER) is _note:
-        signal(_NUMBER, handler)
+    _release()
 
 
 if hasattr(os, "register_at_fork"):

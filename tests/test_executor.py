@@ -380,6 +380,25 @@ def test_leaving_the_block_waits_for_who_closes_it(engine: str, fifo: Path) -> N
     closer.join()
 
 
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_a_callback_may_close_what_is_being_closed(engine: str, fifo: Path) -> None:
+    """Who closes waits for the callback, so that does not wait for who closes."""
+    inside, beat = threading.Event(), threading.Event()
+    with shmpar.Pool(1, engine=engine) as pool:
+
+        def close(_: Any) -> None:
+            inside.set()
+            while not pool.closed:
+                beat.wait(0.01)
+            pool.shutdown()
+
+        run = pool.parallel_map(_wait_for, [str(fifo)], dtype=object, wait=False)
+        run.add_done_callback(close)
+        fifo.write_text("go")
+        assert inside.wait(60)
+    assert run.result(0).tolist() == ["go"]
+
+
 def test_leaving_the_block_waits(own_pool: shmpar.Pool) -> None:
     """For everything that was submitted."""
     with own_pool:

@@ -105,8 +105,8 @@ class Grid:
         >>> Grid.cut((100, 60), {0: 40}).numblocks
         (3, 1)
         """
-        options: Any = {"itemsize": itemsize, "depth": depth, "whole": whole, "most": most}
-        return cls(cut_axes(shape, chunks, **options))
+        axes = cut_axes(shape, chunks, itemsize=itemsize, depth=depth, whole=whole, most=most)
+        return cls(axes)
 
     @property
     def ndim(self) -> int:

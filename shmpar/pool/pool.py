@@ -151,6 +151,7 @@ class Pool(Reductions, Memory, Calls):
         self.engine = choice.name
         self._closing: threading.Thread | None = None
         self._closer: int | None = None  # the thread that closes
+        self._ending: Driver | None = None
         self._closed = threading.Event()
         self._relaunch = weakref.WeakMethod(self._launch)
         reap()
@@ -230,7 +231,8 @@ class Pool(Reductions, Memory, Calls):
         with held_back():
             driver, self._driver = self._driver, None
             if driver is None:
-                if wait and self._closer not in {None, threading.get_ident()}:
+                calls_back = self._ending is not None and self._ending.calls_back
+                if wait and not calls_back and self._closer != threading.get_ident():
                     with allowed():
                         self._closed.wait()
                         if self._closing is not None:
@@ -245,14 +247,12 @@ class Pool(Reductions, Memory, Calls):
                 self._closing.start()
 
     def _close(self, driver: Driver, end: End) -> None:
-        self._closer = threading.get_ident()
-        with held_back():
+        self._closer, self._ending = threading.get_ident(), driver
+        with held_back(), contextlib.ExitStack() as last:
+            last.callback(self._closed.set)
+            last.callback(self._manager.close)
             _open_pools.discard(self)
-            try:
-                driver.close(end)
-            finally:
-                self._manager.close()
-                self._closed.set()
+            driver.close(end)
 
     def __enter__(self) -> Self:
         self._checked()

@@ -179,7 +179,8 @@ def _run(
 ) -> Run:
     plan = _plan(request, inputs, how, targets)
     outputs = targets.outputs(request.policy)
-    results = None if request.keywords else ufunc_dtypes(request.func, inputs)
+    asked = not request.keywords and (targets.dtypes is not None or plan.chunks == 0)
+    results = ufunc_dtypes(request.func, inputs) if asked else None
     check_casts(request.verb, request.func, results, targets.dtypes)
     known = _known_outputs(plan, inputs, targets, results)
     if request.pass_out and (known is None or targets.collects):

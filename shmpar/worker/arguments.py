@@ -123,23 +123,15 @@ def _block_info(
     info: dict[int | None, dict[str, Any]] = {}
     grid, index = plan.grid, plan.grid.index(chunk)
     for position, argument in enumerate(plan.arguments):
-        if isinstance(argument, Blocks):
+        if isinstance(argument, Blocks | Rows):
             array = arrays[argument.array]
-            window = _location(plan, argument.axes, array.shape, chunk)
+            whole = (None,) * (array.ndim - 1)
+            axes = argument.axes if isinstance(argument, Blocks) else (0, *whole)
             info[position] = {
                 "shape": array.shape,
-                "num-chunks": _of(argument.axes, grid.numblocks, 1),
-                "chunk-location": _of(argument.axes, index, 0),
-                "array-location": window,
-                "dtype": array.dtype,
-            }
-        elif isinstance(argument, Rows):
-            array = arrays[argument.array]
-            info[position] = {
-                "shape": array.shape,
-                "num-chunks": (grid.size, *[1] * (array.ndim - 1)),
-                "chunk-location": (chunk, *[0] * (array.ndim - 1)),
-                "array-location": [(chunk, chunk + 1), *[(0, n) for n in array.shape[1:]]],
+                "num-chunks": _of(axes, grid.numblocks, 1),
+                "chunk-location": _of(axes, index, 0),
+                "array-location": _location(plan, axes, array.shape, chunk),
                 "dtype": array.dtype,
             }
     core = [(part.start, part.stop) for part in grid.core(chunk)]
