@@ -159,7 +159,10 @@ class Pool(Reductions, Memory, Calls):
             with held_back():
                 self._driver = Driver(choice.make)
                 _open_pools.add(self)
-        except BaseException:  # an interrupt that had to wait
+        except BaseException:  # no engine could be made, or an interrupt had to wait
+            if self._driver is None:
+                self._manager.close()
+                self._closed.set()
             self._shut(End(cancel_runs=True, cancel_tasks=True, kill=True))
             raise
 
