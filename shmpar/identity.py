@@ -29,6 +29,8 @@ from shmpar.plan import Function, Plan
 __all__ = ["digest", "identify"]
 
 _NO_STATE = {"__doc__", "__module__", "__dict__", "__weakref__", "__firstlineno__", "_abc_impl"}
+# What the interpreter notes in a class: when it first pickles an instance, and in any order.
+_NO_STATE |= {"__slotnames__", "__static_attributes__"}
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented), range)
 
 

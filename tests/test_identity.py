@@ -143,6 +143,22 @@ scaled = Scale()
     assert looked("scaled", by=2) == looked("scaled")
 
 
+def test_what_pickling_notes_in_a_class_says_nothing() -> None:
+    """A class is the same before and after an instance of it was first sent anywhere."""
+
+    class Fresh:
+        def __call__(self, x: float) -> float:
+            return x * 2
+
+    def func(x: float, of: Any = Fresh()) -> float:  # noqa: B008 - a constant of the function
+        return of(x)
+
+    before = digest(func)
+    Fresh().__reduce_ex__(4)
+    assert "__slotnames__" in vars(Fresh)
+    assert digest(func) == before
+
+
 def test_arrays_are_their_values() -> None:
     """Wherever they lie and however; dtype and shape count."""
     one = np.arange(12.0)
