@@ -151,7 +151,7 @@ class Conductor:
                 self._fail(name, point, one, failure)
                 return
             self._learn(name, point, entry, answer["seconds"])
-            entry.burst = max(1, min(20, round(0.02 / max(answer["seconds"], 1e-6))))
+            entry.burst = max(1, min(100, round(0.05 / max(answer["seconds"], 1e-6))))
             entry.rounds = self.effort.times(workload, answer["seconds"] * entry.burst)
             if not entry.rounds:
                 entry.seconds.append(answer["seconds"])

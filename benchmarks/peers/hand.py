@@ -22,7 +22,7 @@ def attach(job: Job, workers: int, arrays: Sequence[np.ndarray]) -> None:
     if job.kind in {"rows", "tiles"}:
         cuts["own"] = job
     _spanners = {
-        (way, stage): cut.spanner(arrays[stage], arrays[stage + 1], stage)
+        (way, stage): cut.spanner(arrays[stage], arrays[stage + 1], stage, way)
         for way, cut in cuts.items()
         for stage in range(len(arrays) - 1)
     }

@@ -30,6 +30,7 @@ class Job:
     outputs: int = 1
     depth: int = 0
     whole: Callable[[np.ndarray], Any] | None = None  # one expression for all of it, if there is
+    banded: bool = False  # that expression is also how one would do a band of rows
 
     def __len__(self) -> int:
         """How many chunks, or rows, there are."""
@@ -90,10 +91,14 @@ class Job:
         return value
 
     def spanner(
-        self, array: np.ndarray, out: np.ndarray, stage: int = 0
+        self, array: np.ndarray, out: np.ndarray, stage: int = 0, way: str = "same"
     ) -> Callable[[Iterable[int]], None]:
         """Return a function that computes all of a range, in a loop as short as one can write."""
         func = self.funcs[stage]
+
+        def band(numbers: range) -> None:
+            rows = slice(numbers.start, numbers.stop)
+            out[rows] = self.whole(array[rows])
 
         def rows(numbers: Iterable[int]) -> None:
             for number in numbers:
@@ -114,6 +119,8 @@ class Job:
                 else:
                     out[write] = func(array[read])[inner]
 
+        if self.banded and way == "own":
+            return band
         return {"rows": rows, "tiles": tiles}.get(self.kind, blocks)
 
 

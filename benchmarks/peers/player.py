@@ -30,7 +30,11 @@ def environment(directory: str) -> dict[str, str]:
 
 
 class Player:
-    """Starts the process; each order is answered before the next."""
+    """Starts the process; each order is answered before the next.
+
+    Between its orders it is stopped, with all that it has started: whose turn it is has the
+    machine.
+    """
 
     def __init__(self, name: str, workers: int, directory: str) -> None:
         self.name = name
@@ -49,9 +53,11 @@ class Player:
         self.pid = self._process.pid
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._process.stdout, selectors.EVENT_READ)
+        self._stopped: list[processes.Process] = []
 
     def tell(self, do: str, **order: Any) -> None:
         """Send an order."""
+        self._resume()
         try:
             self._process.stdin.write(json.dumps({"do": do, **order}).encode() + b"\n")
             self._process.stdin.flush()
@@ -59,7 +65,17 @@ class Player:
             raise Failed("its process has ended") from None
 
     def hear(self, seconds: float) -> dict[str, Any]:
-        """Wait for the answer."""
+        """Wait for the answer, then have it rest."""
+        try:
+            return self._heard(seconds)
+        finally:
+            self._stopped = processes.stop(self.pid)
+
+    def _resume(self) -> None:
+        stopped, self._stopped = self._stopped, []
+        processes.resume(stopped)
+
+    def _heard(self, seconds: float) -> dict[str, Any]:
         if not self._selector.select(seconds):
             raise Failed(f"no answer in {seconds:.0f} s")
         line = self._process.stdout.readline()
@@ -89,6 +105,7 @@ class Player:
 
     def end(self, seconds: float = 20) -> None:
         """Have it end all that it started, and see to it."""
+        self._resume()
         family = processes.family(self.pid)
         self._process.stdin.close()
         try:

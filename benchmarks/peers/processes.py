@@ -1,4 +1,4 @@
-"""The processes that one has started, theirs too: their memory, and their end."""
+"""The processes that one has started, theirs too: their memory, their rest and their end."""
 
 from __future__ import annotations
 
@@ -32,6 +32,26 @@ def family(pid: int) -> list[Process]:
     return [(one, starts[one]) for one in found]
 
 
+def stop(pid: int) -> list[Process]:
+    """Stop the whole family; return who it was, for :func:`resume`."""
+    stopped: list[Process] = []
+    while new := [one for one in family(pid) if one not in stopped]:  # one may have forked
+        stopped += new
+        _signal(new, signal.SIGSTOP)
+    return stopped
+
+
+def resume(stopped: list[Process]) -> None:
+    """Have them go on."""
+    _signal(stopped, signal.SIGCONT)
+
+
+def _signal(processes: list[Process], number: int) -> None:
+    for pid, _ in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def memory(pid: int) -> int:
     """Bytes: proportional set sizes of the whole family, as far as they are there to be read."""
     total = 0
@@ -46,9 +66,7 @@ def end(processes: list[Process], grace: float = 5.0) -> list[int]:
     until = time.monotonic() + grace
     while (alive := [one for one in processes if _lives(one)]) and time.monotonic() < until:
         time.sleep(0.05)
-    for pid, _ in alive:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    _signal(alive, signal.SIGKILL)
     return [pid for pid, _ in alive]
 
 

@@ -5,19 +5,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import json
 import os
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.peers import systems, workloads
+from benchmarks.peers import processes, systems, workloads
 from benchmarks.peers.systems.system import System
 
 PACKAGES = {"skimage": "scikit-image"}  # names of distributions that differ
+SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class Unsuited(Exception):
@@ -91,6 +94,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what systems print is not an answer
     warnings.simplefilter("ignore")
+    # Stopped between orders, it would not see that nobody gives any.
+    ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGCONT)
     server = Server(systems.load(name)(int(workers), directory))
     for line in sys.stdin:
         order = json.loads(line)
@@ -101,6 +106,7 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
             answer = {"failed": f"{type(error).__name__}: {error}"[:300]}
         print(json.dumps(answer), file=answers, flush=True)
+    processes.resume(processes.family(os.getpid()))
     server.system.close()
 
 

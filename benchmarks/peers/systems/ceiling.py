@@ -27,7 +27,7 @@ class This(HandMade):
 
     def ways(self) -> tuple[str, ...]:
         """A loop has no batches to choose."""
-        return ("same",)
+        return ("same", "own") if self.job.banded else ("same",)
 
     def start(self) -> None:
         """Fork when it is known what is done."""
@@ -37,14 +37,18 @@ class This(HandMade):
         """End the processes."""
         self.forked.close()
 
-    def rows(self, _: str) -> Run:
-        """All stages of a chunk's share, one after another."""
+    def rows(self, way: str) -> Run:
+        """All stages of a chunk's share, one after another; or every so manieth band."""
         job, arrays = self.job, self.arrays
-        stages = [job.spanner(arrays[n], arrays[n + 1], n) for n in range(len(job.funcs))]
+        stages = [job.spanner(arrays[n], arrays[n + 1], n, way) for n in range(len(job.funcs))]
 
         def loop(worker: int, workers: int) -> None:
             for spanner in stages:
-                spanner(range(worker, len(job), workers))
+                if way == "own":
+                    for span in job.spans(workers)[worker::workers]:
+                        spanner(span)
+                else:
+                    spanner(range(worker, len(job), workers))
 
         go = self.forked.enter_context(bare(loop, self.workers))
 

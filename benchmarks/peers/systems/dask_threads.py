@@ -69,9 +69,12 @@ done(result)
         (func,), dtype = self.job.funcs, self.job.out_dtype
         chunks = (1, -1) if way == "same" else self._auto((1, self.job.shape[1]), (0,))
 
+        banded = self.job.banded and way == "own"
+        block = (self.job.whole,) if banded else (rows_of, func, dtype)
+
         def run() -> np.ndarray:
             lazy = self.array(chunks).map_blocks(
-                rows_of, func, dtype, drop_axis=1, dtype=dtype, meta=np.empty(0, dtype)
+                *block, drop_axis=1, dtype=dtype, meta=np.empty(0, dtype)
             )
             return self.compute(lazy)
 

@@ -51,10 +51,13 @@ with shmpar.Pool({workers}) as pool:
 
     def ways(self) -> tuple[str, ...]:
         """Chunks are ours to choose where the result does not depend on them."""
-        return ("same", "own") if self.job.kind in {"blocks", "halo"} else ("same",)
+        free = self.job.kind in {"blocks", "halo"} or self.job.banded
+        return ("same", "own") if free else ("same",)
 
-    def rows(self, _: str) -> Run:
-        """One call a row."""
+    def rows(self, way: str) -> Run:
+        """One call a row, or a band of rows."""
+        if way == "own":
+            return lambda: self.pool.map_blocks(self.job.whole, self.input, drop_axis=1)
         return lambda: self.pool.parallel_map(self.job.funcs[0], self.input)
 
     def tiles(self, _: str) -> Run:

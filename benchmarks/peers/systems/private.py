@@ -27,8 +27,8 @@ class This(System):
         return None if bound else "not bound by memory"
 
     def ways(self) -> tuple[str, ...]:
-        """There is one."""
-        return ("same",)
+        """One, or rows in bands."""
+        return ("same", "own") if self.job.banded else ("same",)
 
     def drop(self) -> None:
         """End the processes and their arrays."""
@@ -49,15 +49,20 @@ class This(System):
         bounds = [len(self.input) * n // workers for n in (worker, worker + 1)]
         return np.array(self.input[bounds[0] : bounds[1]])
 
-    def rows(self, _: str) -> Run:
-        """Each loops over its rows."""
-        (func,), mine = self.job.funcs, []
+    def rows(self, way: str) -> Run:
+        """Each loops over its rows, or takes them in bands."""
+        (func,), job, mine = self.job.funcs, self.job, []
 
         def loop(worker: int, workers: int) -> None:
             if not mine:
                 mine.append(self._share(worker, workers))
                 mine.append(np.zeros(len(mine[0])))
             array, out = mine
+            if way == "own":
+                step = len(job.spans(workers)[0])
+                for at in range(0, len(array), step):
+                    out[at : at + step] = job.whole(array[at : at + step])
+                return
             for number in range(len(array)):
                 out[number] = func(array[number])
 

@@ -17,6 +17,8 @@ def _value(job: Job, array: np.ndarray, number: int) -> Any:
 
 
 def _values(job: Job, array: np.ndarray, numbers: range) -> np.ndarray:
+    if job.banded:
+        return job.whole(array[numbers.start : numbers.stop])
     return np.array(list(map(job.valuer(array), numbers)))
 
 
