@@ -36,8 +36,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,8 +58,7 @@ _SUM = 4  # bytes
 _PATIENCE = 2.0  # seconds for the workers of a parent that was killed to be gone
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(NamedTuple):
     """Whose ledger it is.
 
     Attributes
@@ -197,7 +195,7 @@ class LedgerFile:
 
 
 def _make(path: str, owner: Owner, *, replace: bool = False) -> None:
-    text = json.dumps(asdict(owner)).encode()
+    text = json.dumps(owner._asdict()).encode()
     head = _MAGIC + _HEAD.pack(len(text), zlib.crc32(text)) + text
     begin = _begin(len(text))
     with appear(path, begin + _SUM * owner.chunks, replace=replace) as fd:

@@ -17,15 +17,17 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shmpar.errors import ShmparError
-from shmpar.ledgerfile import LedgerFile
 from shmpar.placement import ResultError
 from shmpar.plan import Announcement, Output
 from shmpar.segment import Place, Slab, appear, create, extent, locate
+
+if TYPE_CHECKING:
+    from shmpar.ledgerfile import LedgerFile
 
 __all__ = ["HandedOver", "NpyFile", "Outputs", "filler", "missing", "new_output"]
 

@@ -166,8 +166,7 @@ def spell(dtype: DType) -> str | DType:
     return dtype.str if dtype.kind in "?biufcSUmM" and dtype.metadata is None else dtype
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """One call of a verb, without its function and its memory.
 
     Attributes
@@ -266,8 +265,7 @@ class Function(NamedTuple):
     values: tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """One chunk that failed.
 
     Attributes

@@ -5,14 +5,12 @@ Imports nothing of the package.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 __all__ = ["Observer", "Policy"]
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """What becomes of a run when something goes wrong.
 
     Attributes

@@ -13,13 +13,13 @@ Guarantees
 
 from __future__ import annotations
 
+import _socket
 import array
 import errno
 import fcntl
 import mmap
 import os
 import pickle
-import socket
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -30,13 +30,13 @@ __all__ = ["MAX_DESCRIPTORS", "Wire"]
 MAX_DESCRIPTORS = 200  # a message carries at most 253 (SCM_MAX_FD); one is for a long body
 _INLINE = 48 * 1024  # bytes; two of them fit the default buffer of a socket
 _BUFFER = _INLINE + 1024
-# Plain ints: the enums of socket cost microseconds a call.
-_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
-_NOW = _CLOEXEC | int(socket.MSG_DONTWAIT)
-_NOSIGNAL = int(socket.MSG_NOSIGNAL)
-_SOCKET, _RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
-_CUT = int(socket.MSG_CTRUNC) | int(socket.MSG_TRUNC)
-_SPACE = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * 4)
+# Of _socket, which a worker has at once: socket makes enums of a hundred numbers first.
+_CLOEXEC = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
+_NOW = _CLOEXEC | _socket.MSG_DONTWAIT
+_NOSIGNAL = _socket.MSG_NOSIGNAL
+_SOCKET, _RIGHTS = _socket.SOL_SOCKET, _socket.SCM_RIGHTS
+_CUT = _socket.MSG_CTRUNC | _socket.MSG_TRUNC
+_SPACE = _socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * 4)
 _SEALS = (
     fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
     if hasattr(os, "memfd_create")
@@ -56,19 +56,21 @@ class Wire:
         Ends the process at the other end; called when something that it has said is lost.
     """
 
-    def __init__(self, sock: socket.socket, end_other: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, sock: _socket.socket, end_other: Callable[[], object] = lambda: None
+    ) -> None:
         self._socket = sock
         self._end_other = end_other
 
     @staticmethod
-    def pair() -> tuple[socket.socket, socket.socket]:
+    def pair() -> tuple[_socket.socket, _socket.socket]:
         """Two connected sockets, the first one not blocking."""
         try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         except OSError:  # macOS has no SEQPACKET; its end of file comes from the life pipe
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_DGRAM)
             for end in (ours, theirs):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _BUFFER)
+                end.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 2 * _BUFFER)
         ours.settimeout(0)
         return ours, theirs
 

@@ -27,6 +27,7 @@ LAYERS = {
     "ledger": 0,
     "checksum": 0,
     "pattern": 0,
+    "masked": 0,
     "wire": 0,
     "placement": 1,
     "plan": 1,
@@ -65,6 +66,7 @@ LAYERS = {
 # Edges inside a layer; everything may import errors.
 BESIDE = {
     ("arrays", "segment"),
+    ("arrays", "masked"),
     ("cpus", "segment"),
     ("segment", "lazy"),
     ("ledger", "segment"),

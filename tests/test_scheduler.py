@@ -421,11 +421,16 @@ TestWorld = World.TestCase
 # Single transitions
 
 
+def assert_said(commands: list[Any], *due: Any) -> None:
+    """Exactly these; as tuples, two of different types may be equal."""
+    assert list(map(repr, commands)) == list(map(repr, due))
+
+
 def started(*events: Any, workers: int = 2, **options: Any) -> Scheduler:
     """A scheduler whose workers have generation 0, after these events."""
     made = Scheduler(**{"retries": 1, "fail_fast": True, "chunks": 9, **options})
     numbers = list(range(workers))
-    assert made.start(numbers) == [Open(0, None), *(Assign(number, 0) for number in numbers)]
+    assert_said(made.start(numbers), Open(0, None), *(Assign(number, 0) for number in numbers))
     for event in events:
         made.handle(event)
     return made
@@ -618,23 +623,23 @@ def test_a_chunk_may_die_as_often_as_retries_say() -> None:
     """Each death makes a generation of it, until the last one is reported."""
     made = started(retries=3)
     for generation in range(1, 4):
-        assert Open(generation, (4,)) in made.handle(Died(0, blamed=4))
+        assert repr(Open(generation, (4,))) in map(repr, made.handle(Died(0, blamed=4)))
         made.handle(Joined(0))
-    assert made.handle(Died(0, blamed=4)) == [Fail(4, timed_out=False), Stop()]
+    assert_said(made.handle(Died(0, blamed=4)), Fail(4, timed_out=False), Stop())
 
 
 def test_a_run_may_begin_with_chunks_of_its_own() -> None:
     """A todo is generation 0, and whoever joins gets it."""
     made = Scheduler(retries=0, fail_fast=True, chunks=9)
-    assert made.start([], (7, 8)) == [Open(0, (7, 8))]
-    assert made.handle(Joined(1)) == [Assign(1, 0)]
+    assert_said(made.start([], (7, 8)), Open(0, (7, 8)))
+    assert_said(made.handle(Joined(1)), Assign(1, 0))
 
 
 @pytest.mark.parametrize(("chunks", "todo"), [(0, None), (9, ())])
 def test_a_run_without_chunks_is_over_at_once(chunks: int, todo: Any) -> None:
     """There is nothing to wait for, and no worker hears of it."""
     made = Scheduler(retries=0, fail_fast=True, chunks=chunks)
-    assert made.start([0, 1], todo) == [Finish()]
+    assert_said(made.start([0, 1], todo), Finish())
     assert made.phase is Phase.OVER
     assert made.handle(Joined(2)) == []
 

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from shmpar.arrays import description
 from shmpar.segment import extent
@@ -30,8 +29,7 @@ _MAX_AXES: Final = 64
 _MOST: Final = 2**64 - 1  # inodes have as many
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """Where an array lies, checked.
 
     Attributes

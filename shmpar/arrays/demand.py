@@ -1,6 +1,6 @@
 """What array is wanted: shape and dtype, checked before any memory is made.
 
-Imports NumPy and the segment package's extent.
+Imports masked, and the segment package's extent.
 
 Guarantees
 ----------
@@ -12,11 +12,11 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from shmpar.masked import is_masked
 from shmpar.segment import extent
 
 __all__ = ["Demand", "check_dtype", "check_input"]
@@ -24,8 +24,7 @@ __all__ = ["Demand", "check_dtype", "check_input"]
 _MAX_AXES: Final = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(NamedTuple):
     """A shape and a dtype that fit into memory.
 
     Attributes
@@ -111,7 +110,7 @@ def check_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def check_input(values: Any) -> None:
     """Raise TypeError for arrays whose meaning a copy of their bytes would lose."""
-    if isinstance(values, np.ma.MaskedArray):
+    if is_masked(values):
         raise TypeError(
             "a masked array would lose its mask: pass x.filled(...), or x.data and the mask "
             "(numpy.ma.getmaskarray(x)) as a second input"

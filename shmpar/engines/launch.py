@@ -13,10 +13,10 @@ Guarantees
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import fcntl
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ main(sock, bell, number)
 interpreter has installed, so both ends always speak the same protocol."""
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Launched:
     """A process that was started.
 
@@ -153,7 +153,7 @@ class Launcher:
             ours.pop_all()
             return Launched(process, Wire(near, process.kill), life, bell, pidfd)
 
-    def _introduce(self, sock: socket.socket) -> None:
+    def _introduce(self, sock: _socket.socket) -> None:
         path = [] if self._foreign else sys.path
         sock.send("\0".join([_PACKAGE, *path]).encode("utf-8", "surrogateescape"))
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -41,8 +41,7 @@ __all__ = [
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
+class Generation(NamedTuple):
     """Chunks that are handed out by one counter.
 
     Attributes
@@ -157,15 +156,13 @@ class Execution:
         return in_progress, tuple(rest)
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(NamedTuple):
     """A worker is up."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class Emptied:
+class Emptied(NamedTuple):
     """A worker found no tickets left in a generation of a run, or ends and takes no more.
 
     Attributes
@@ -189,8 +186,7 @@ class Emptied:
     leaves: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """A worker is through with the tickets ``first <= t < last``; done, or failed."""
 
     run: int
@@ -199,32 +195,28 @@ class Finished:
     last: int
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """A chunk of a run failed."""
 
     run: int
     failure: Failure
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(NamedTuple):
     """A run cannot go on: a worker cannot load it, or there is no memory for its outputs."""
 
     run: int
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
-class Values:
+class Values(NamedTuple):
     """Results of a run that collects objects, as (chunk, result)."""
 
     run: int
     values: Sequence[tuple[int, Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(NamedTuple):
     """A worker is through with a task.
 
     Attributes
@@ -242,8 +234,7 @@ class Returned:
     error: BaseException | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(NamedTuple):
     """A worker is gone.
 
     Attributes

@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from shmpar.cpus import available_cpus
 from shmpar.engines.protocol import Engine
@@ -23,8 +22,7 @@ __all__ = ["EngineChoice"]
 _NAMES = ("processes", "threads", "serial")
 
 
-@dataclass(frozen=True, slots=True)
-class EngineChoice:
+class EngineChoice(NamedTuple):
     """What a pool was told of its engine.
 
     Attributes

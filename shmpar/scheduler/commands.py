@@ -5,7 +5,7 @@ Imports nothing of the package.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = [
     "Assign",
@@ -21,61 +21,52 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Open:
+class Open(NamedTuple):
     """Make the counter of a generation; `todo` None is the whole grid."""
 
     generation: int
     todo: tuple[int, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Assign:
+class Assign(NamedTuple):
     """Give a generation to a worker."""
 
     worker: int
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(NamedTuple):
     """Hand out no more tickets; take back what was not sent; answer with :class:`Stopped`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(NamedTuple):
     """End a worker; its death is reported as any other."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class Replace:
+class Replace(NamedTuple):
     """Start a successor of a worker that died."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(NamedTuple):
     """Record a chunk as failed, since its workers died or took too long."""
 
     chunk: int
     timed_out: bool
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(NamedTuple):
     """Record that workers die before they take a chunk."""
 
 
-@dataclass(frozen=True, slots=True)
-class Audit:
+class Audit(NamedTuple):
     """Ask the ledger what is pending; answer with :class:`Audited`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(NamedTuple):
     """The run is over: no worker has a ticket of it, or will get one."""
 
 

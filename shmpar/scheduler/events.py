@@ -6,7 +6,7 @@ Imports nothing of the package.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = [
     "Audited",
@@ -23,15 +23,13 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
+class Joined(NamedTuple):
     """A worker is ready."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class Drained:
+class Drained(NamedTuple):
     """A worker found no tickets left in a generation, or ends and takes no more; it holds none.
 
     Attributes
@@ -51,15 +49,13 @@ class Drained:
     leaves: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkFailed:
+class ChunkFailed(NamedTuple):
     """The function raised, or returned what does not fit; the worker goes on."""
 
     chunk: int
 
 
-@dataclass(frozen=True, slots=True)
-class Died:
+class Died(NamedTuple):
     """A worker is gone.
 
     Attributes
@@ -81,33 +77,28 @@ class Died:
     barren: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(NamedTuple):
     """A worker could not load the plan, or there is no memory for its outputs."""
 
 
-@dataclass(frozen=True, slots=True)
-class TimedOut:
+class TimedOut(NamedTuple):
     """A worker has been computing this chunk for longer than it may."""
 
     worker: int
     chunk: int
 
 
-@dataclass(frozen=True, slots=True)
-class Audited:
+class Audited(NamedTuple):
     """The ledger's answer: chunks that are neither done nor failed."""
 
     pending: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(NamedTuple):
     """The user wants no more of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stopped:
+class Stopped(NamedTuple):
     """No more tickets are handed out.
 
     Attributes
@@ -119,8 +110,7 @@ class Stopped:
     handed: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Expired:
+class Expired(NamedTuple):
     """The grace for chunks in progress is over."""
 
 

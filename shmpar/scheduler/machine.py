@@ -83,7 +83,7 @@ class Phase(Enum):
     OVER = "over"
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Scheduler:
     """The state of one run.
 

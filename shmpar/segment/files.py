@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Iterator
 
 from shmpar.segment import descriptors, ladder
@@ -74,7 +73,7 @@ def appear(path: str, nbytes: int, *, mode: int = 0o600, replace: bool = False) 
 
 
 def _rough(path: str) -> str:
-    return f"{path}.{secrets.token_hex(4)}.tmp"
+    return f"{path}.{os.urandom(4).hex()}.tmp"
 
 
 def _link(fd: int, path: str) -> None:

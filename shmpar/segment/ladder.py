@@ -14,8 +14,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from shmpar.errors import SegmentFull
 from shmpar.segment import descriptors, room
@@ -42,8 +41,7 @@ _MODE: Final = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
 Fill = Callable[[int, int], object]
 
 
-@dataclass(frozen=True, slots=True)
-class Rung:
+class Rung(NamedTuple):
     """One way to make a nameless file.
 
     Attributes
@@ -61,8 +59,7 @@ class Rung:
     open: Callable[[], int]
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
+class Outlook(NamedTuple):
     """What a rung would take now.
 
     Attributes

@@ -15,8 +15,7 @@ import contextlib
 import os
 import re
 import weakref
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -36,8 +35,7 @@ _LINE: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """The part of a file that one mmap object maps.
 
     Attributes
@@ -52,8 +50,7 @@ class Window:
     shift: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
+class _Source(NamedTuple):
     """Which file lies under an address.
 
     Attributes

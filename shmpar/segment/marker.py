@@ -21,9 +21,8 @@ import os
 import re
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from shmpar.segment import descriptors, ladder, naming
 
@@ -47,8 +46,7 @@ _CREATED: Final = _FLAGS | os.O_CREAT | os.O_EXCL | os.O_APPEND
 _ours: dict[tuple[int, str], int] = {}  # by (pid, path): a forked child owns none
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One name that a marker lists.
 
     Attributes
@@ -72,8 +70,7 @@ class Entry:
     size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Inventory:
+class Inventory(NamedTuple):
     """What one marker says.
 
     Attributes
@@ -269,7 +266,7 @@ def _entry(pid: str, since: str, device: str, inode: str, name: str) -> Entry:
 def _existing(entries: list[Entry]) -> list[Entry]:
     """Those whose name still leads to their file, with its size."""
     sized = [(entry, _size(entry)) for entry in entries]
-    return [replace(entry, size=size) for entry, size in sized if size is not None]
+    return [entry._replace(size=size) for entry, size in sized if size is not None]
 
 
 def _size(entry: Entry) -> int | None:

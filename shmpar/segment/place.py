@@ -10,8 +10,7 @@ An array is known by where its bytes lie, whatever its Python type and however i
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +21,7 @@ from shmpar.segment.segment import Segment
 __all__ = ["Place", "kind_of", "locate"]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where an array lies.
 
     Attributes

@@ -5,9 +5,7 @@ Imports the neighbours in this package, grid, outputs, plan and run.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -20,7 +18,6 @@ from shmpar.policy import Policy
 from shmpar.run import Run
 from shmpar.verbs.callables import check_callable, check_signature, entropy, wants
 from shmpar.verbs.inputs import Inputs, blocks, cut, items
-from shmpar.verbs.kept import check_kept, take_up
 from shmpar.verbs.shapes import axes_tuple, check_shape, place_blocks
 from shmpar.verbs.targets import Targets, check_overlap, parse_targets
 from shmpar.verbs.ufuncs import check_casts, ufunc_dtypes
@@ -41,8 +38,7 @@ DType = np.dtype[Any]
 _STREAM_BYTES: Final = 8 << 20  # of a ufunc's blocks, which need no room for temporaries
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What all verbs pass on.
 
     Attributes
@@ -164,9 +160,7 @@ def apply_along_axis(request: Request, array: Array, axis: int) -> Run:
     inputs = blocks(request.verb, (array,))
     grid = cut(inputs, "auto", whole=(axis,))
     targets = parse_targets(request.verb, None, None)
-    return _run(
-        request, inputs, Cut(grid, Along(axis)), dataclasses.replace(targets, several=False)
-    )
+    return _run(request, inputs, Cut(grid, Along(axis)), targets._replace(several=False))
 
 
 def reduction(request: Request, inputs: Inputs, how: Cut) -> Run:
@@ -191,14 +185,16 @@ def _run(
     function = Function(request.func, dict(request.keywords), tuple(inputs.values))
     todo = None
     if request.ledger is not None:
+        from shmpar.verbs.kept import check_kept, take_up  # loads what few calls need
+
         path = check_kept(plan, request.ledger, targets, in_place=in_place)
         seeded = request.seed is not None
         plan, todo = take_up(path, plan, function, inputs.arrays, outputs, seeded=seeded)
     outputs.known = known
     policy = request.policy
     if in_place:  # there is no place for a pattern
-        policy = dataclasses.replace(policy, in_place=True)
-        plan = dataclasses.replace(plan, check=False)
+        policy = policy._replace(in_place=True)
+        plan = plan._replace(check=False)
     return Run(plan, function, inputs.arrays, outputs, policy, todo)
 
 

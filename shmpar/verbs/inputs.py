@@ -14,6 +14,7 @@ import numpy as np
 
 from shmpar.grid import BLOCK_BYTES, Grid
 from shmpar.grid.axis import whole_number
+from shmpar.masked import is_masked
 from shmpar.plan import Argument, Blocks, Items, Rows, Whole
 
 __all__ = ["Inputs", "as_input", "blocks", "cut", "items"]
@@ -21,7 +22,7 @@ __all__ = ["Inputs", "as_input", "blocks", "cut", "items"]
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Inputs:
     """The arguments of a verb.
 
@@ -66,7 +67,7 @@ def as_input(value: Any, verb: str) -> Array:
     TypeError
         For a masked array, or one of Python objects.
     """
-    if isinstance(value, np.ma.MaskedArray):
+    if is_masked(value):
         raise TypeError(
             f"{verb}: a masked array would lose its mask; pass x.data, and x.mask (as "
             "np.ma.getmaskarray(x)) as a second input"

@@ -5,7 +5,6 @@ Imports identity, ledgerfile, outputs, plan and segment, and the neighbours in t
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import warnings
 from collections.abc import Sequence
@@ -109,7 +108,7 @@ def take_up(
         call["seed"] = repr(seed)
     ledger = outputs.ledger = LedgerFile.open(path, Owner(plan.chunks, seed, call))
     if plan.seed is not None:
-        plan = dataclasses.replace(plan, seed=ledger.owner.seed)
+        plan = plan._replace(seed=ledger.owner.seed)
     return plan, _todo(plan, outputs, ledger) if ledger.sums.any() else None
 
 

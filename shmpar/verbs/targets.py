@@ -8,11 +8,11 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from shmpar.masked import is_masked
 from shmpar.outputs import NpyFile, Outputs, filler
 from shmpar.policy import Policy
 from shmpar.segment import extent, locate
@@ -23,8 +23,7 @@ Array = np.ndarray[Any, Any]
 DType = np.dtype[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Targets:
+class Targets(NamedTuple):
     """What is declared of the outputs.
 
     Attributes
@@ -116,7 +115,7 @@ def _check_array(verb: str, out: Any) -> None:
             f"{verb}: out= is an array, the path of a .npy file or a tuple of these, not "
             f"{type(out).__name__}"
         )
-    if isinstance(out, np.ma.MaskedArray):
+    if is_masked(out):
         raise TypeError(f"{verb}: out= is a masked array; pass out.data, and out.mask as another")
     if not out.flags.writeable:
         raise ValueError(f"{verb}: out= (shape {out.shape}) is read-only")

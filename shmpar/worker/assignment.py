@@ -63,7 +63,7 @@ class Channel(Protocol):
         ...
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Assignment:
     """A plan bound to the memory of one process, with the tickets of one generation.
 

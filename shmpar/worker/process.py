@@ -12,12 +12,12 @@ Guarantees
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import functools
 import importlib.util
 import pickle
 import resource
-import socket
 import sys
 import time
 from collections import deque
@@ -364,7 +364,7 @@ def main(fd: int, bell: int, number: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the parent raises its own late
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    wire = Wire(socket.socket(fileno=fd))
+    wire = Wire(_socket.socket(fileno=fd))
     wire.send(("hello", importlib.util.MAGIC_NUMBER))
     with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
         watch(memoryview(b""))  # a function that is no run's has no slot

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.grid import Mode
+from shmpar.masked import is_masked
 from shmpar.placement import InBlocks, PerItem, ResultError
 from shmpar.plan import Announcement, Output, Plan
 
@@ -57,7 +58,7 @@ def as_arrays(plan: Plan, value: Any, several: bool | None) -> tuple[Array, ...]
 def _as_array(value: Any) -> Array:
     if type(value) is np.ndarray:
         array = value
-    elif isinstance(value, np.ma.MaskedArray):
+    elif is_masked(value):
         raise ResultError(
             "the function returned a masked array, whose mask would be lost; return "
             "(values.filled(...), values.mask) as a tuple of two outputs"
