@@ -305,7 +305,8 @@ def test_a_worker_imports_little(run_python: Run) -> None:
             (names,) = pool.parallel_map(lambda _: sorted(sys.modules), range(1), dtype=object)
         ours = {name.split(".")[1] for name in names if name.startswith("shmpar.")}
         print(*sorted(ours))
-        print(*[name for name in ("tqdm", "asyncio", "concurrent.futures", "socket", "numpy.ma") if name in names])
+        slow = ("tqdm", "asyncio", "concurrent.futures", "socket", "numpy.ma")
+        print(*[name for name in slow if name in names])
     """
     lower = "checksum errors grid lazy ledger masked pattern placement plan segment tickets"
     check(run_python(source), f"{lower} travel version wire worker\n\n")
