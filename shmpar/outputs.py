@@ -150,31 +150,33 @@ class Outputs:
                 "ledger= needs results that outlive this process: pass out='result.npy' or an "
                 "np.memmap, or a function that returns None"
             )
-        given = self.given or (None,) * len(announcement.outputs)
-        if len(given) != len(announcement.outputs):
+        self.check_fill([needed.dtype for needed in announcement.outputs])
+        if self.given is None:
+            arrays = [self._array(None, needed) for needed in announcement.outputs]
+        else:
+            arrays = self._into(self.given, announcement.outputs)
+        self.arrays, self.several = arrays, announcement.several
+        return arrays
+
+    def _into(
+        self, given: Sequence[Array | NpyFile | None], outputs: Sequence[Output]
+    ) -> list[Array]:
+        """The user's outputs, whose files are made here; what is returned is written to."""
+        if len(given) != len(outputs):
             raise ResultError(
-                f"out= has {len(given)} arrays, but the function returns "
-                f"{len(announcement.outputs)} outputs"
+                f"out= has {len(given)} arrays, but the function returns {len(outputs)} outputs"
             )
-        for mine, needed in zip(given, announcement.outputs, strict=True):
+        for mine, needed in zip(given, outputs, strict=True):
             if isinstance(mine, np.ndarray) and mine.shape != needed.shape:
                 raise ResultError(
                     f"out= has shape {mine.shape}, but the results make {needed.shape}"
                 )
-        self.check_fill([needed.dtype for needed in announcement.outputs])
-        # Files are made here; what is returned is what is written to.
         made = [
             mine.make(*needed) if isinstance(mine, NpyFile) else mine
-            for mine, needed in zip(given, announcement.outputs, strict=True)
+            for mine, needed in zip(given, outputs, strict=True)
         ]
-        if self.given is not None:
-            self.given = made
-        self.arrays = [
-            self._array(mine, needed)
-            for mine, needed in zip(made, announcement.outputs, strict=True)
-        ]
-        self.several = announcement.several
-        return self.arrays
+        self.given = made
+        return [self._array(mine, needed) for mine, needed in zip(made, outputs, strict=True)]
 
     def needs(self) -> list[int]:
         """Bytes of each output that is going to be made in shared memory, as far as is known."""

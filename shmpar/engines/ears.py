@@ -59,16 +59,17 @@ class Ears:
 
         This thread looks again and again, and lets others of its process run meanwhile: to be put
         to sleep and woken again would cost it, and its processor, more than that. With a single
-        processor it would only keep the worker from it, and it sleeps.
+        processor it would only keep the worker from it, and it sleeps. An interrupt waits until
+        it is over.
         """
         if self._alone:
             self.wait(seconds)
             return bool(self._ready)
         until = time.perf_counter() + seconds
-        with allowed():
-            while not self._ready and time.perf_counter() < until:
-                self._ready = self._selector.select(0)
-        return bool(self._ready)
+        while not (ready := self._selector.select(0)) and time.perf_counter() < until:
+            pass
+        self._ready = ready
+        return bool(ready)
 
     def heard(self) -> list[tuple[Link, bool]]:
         """Workers that have something to say, and whether it is that they are dead."""

@@ -36,6 +36,12 @@ class _Filters:
         return cls.packed
 
 
+class _Latest:
+    """What was found last: most calls find the same."""
+
+    environment: Environment | None = None
+
+
 def current_environment(*, foreign: bool) -> Environment:
     """The working directory, ``sys.path``, NumPy's error handling and the warning filters.
 
@@ -43,11 +49,20 @@ def current_environment(*, foreign: bool) -> Environment:
     ----------
     foreign : bool
         The workers are another version of Python, which has a path of its own.
+
+    Returns
+    -------
+    Environment
+        The same object as before while nothing changes.
     """
     try:
         directory = os.getcwd()
     except OSError:  # it was removed
         directory = None
-    if foreign:
-        return Environment(directory, None, dict(np.geterr()), None)
-    return Environment(directory, list(sys.path), dict(np.geterr()), _Filters.current())
+    errors: dict[str, Any] = np.geterr()  # type: ignore[assignment]
+    path, filters = (None, None) if foreign else (sys.path, _Filters.current())
+    found = Environment(directory, path, errors, filters)
+    if found != _Latest.environment:
+        kept = None if path is None else list(path)
+        _Latest.environment = Environment(directory, kept, dict(errors), filters)
+    return _Latest.environment

@@ -29,7 +29,7 @@ import numpy as np
 
 from shmpar.plan import Function
 
-__all__ = ["OF_MODULE", "by_reference", "kept"]
+__all__ = ["OF_MODULE", "by_reference", "kept", "known"]
 
 OF_MODULE = ("__name__", "__package__", "__path__", "__file__")
 """Names of a module's globals that travel with each of its functions."""
@@ -58,6 +58,22 @@ def by_reference(function: types.FunctionType) -> bool:
     return bool(_should_pickle_by_reference(function))
 
 
+def known(value: Function) -> bytes | None:
+    """What :func:`kept` gives, if it would not have to pickle anything."""
+    call = value.call
+    if value.keywords or value.values:
+        return None
+    if type(call) is np.ufunc:
+        return _ufuncs.get(call)
+    if type(call) is not types.FunctionType or cloudpickle.list_registry_pickle_by_value():
+        return None
+    found = _functions.get(call)
+    # A module that was imported since then may be one that cloudpickle sends along.
+    if found is None or found.modules != len(sys.modules) or not _same(call, found):
+        return None
+    return found.body
+
+
 def kept(value: Function, pickled: Callable[[Function], bytes]) -> bytes | None:
     """The pickle of a function that is nothing but its code; None if it may be more than that.
 
@@ -68,23 +84,19 @@ def kept(value: Function, pickled: Callable[[Function], bytes]) -> bytes | None:
     pickled : callable
         Pickles it, the first time.
     """
-    call = value.call
-    if value.keywords or value.values:
-        return None
+    body, call = known(value), value.call
+    if body is not None or value.keywords or value.values:
+        return body
     if type(call) is np.ufunc:
-        if call not in _ufuncs:
-            _ufuncs[call] = pickled(value)
-        return _ufuncs[call]
+        _ufuncs[call] = body = pickled(value)
+        return body
     if type(call) is not types.FunctionType or cloudpickle.list_registry_pickle_by_value():
         return None
-    found = _functions.get(call)
-    # A module that was imported since then may be one that cloudpickle sends along.
-    if found is None or found.modules != len(sys.modules) or not _same(call, found):
-        names = _plain_names(call)
-        if names is None:
-            return None
-        found = _Kept(names, _held(call, names), len(sys.modules), pickled(value))
-        _functions[call] = found
+    names = _plain_names(call)
+    if names is None:
+        return None
+    found = _Kept(names, _held(call, names), len(sys.modules), pickled(value))
+    _functions[call] = found
     return found.body
 
 
