@@ -29,6 +29,7 @@ LIMITS = {
     "import numpy": "import numpy",
     "import numpy, cloudpickle": "import numpy, cloudpickle",
 }
+AT_ONCE = "import numpy, cloudpickle, in as many as workers at once"
 RIGHT = [sum(range(16 * row, 16 * row + 16)) for row in range(8)]
 
 Measured = tuple[str, str, "list[float] | str"]
@@ -44,6 +45,8 @@ def measure(names: list[str], rounds: int, workers: int, directory: str) -> Iter
         for name, source in LIMITS.items():
             seconds, _, _ = _run(["-c", source], directory)
             times.setdefault((name, "process"), []).append(seconds)
+        seconds = _at_once("import numpy, cloudpickle", workers, directory)
+        times.setdefault((AT_ONCE, "process"), []).append(seconds)
         for name in [name for name in scripts if name not in failed]:
             seconds, inside, problem = _run([scripts[name]], directory)
             if problem:
@@ -68,6 +71,18 @@ def _write(names: list[str], workers: int, directory: str) -> dict[str, str]:
             with open(scripts[name], "w", encoding="utf-8") as file:
                 file.write(SCRIPT.format(imports=parts[0], body=body))
     return scripts
+
+
+def _at_once(source: str, workers: int, directory: str) -> float:
+    """Seconds until so many interpreters that were started at once have ended."""
+    began = time.monotonic()
+    started = [
+        subprocess.Popen([sys.executable, "-c", source], cwd=directory, env=environment(directory))
+        for _ in range(workers)
+    ]
+    for process in started:
+        process.wait()
+    return time.monotonic() - began
 
 
 def _run(arguments: list[str], directory: str) -> tuple[float, float, str]:

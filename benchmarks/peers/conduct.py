@@ -16,6 +16,7 @@ from benchmarks.peers.workloads import Workload
 
 Point = dict[str, Any]
 Record = dict[str, Any]
+Key = tuple[str, int]  # a system, and how many workers it has
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Conductor:
         self.records: list[Record] = []
         self.versions: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
-        self._players: dict[str, Player] = {}
-        self._used: set[str] = set()  # those whose processes are not new any more
+        self._players: dict[Key, Player] = {}
+        self._used: set[Key] = set()  # those whose processes are not new any more
         self._last: dict[tuple[str, ...], tuple[int, float]] = {}
         self._least: dict[tuple[str, str], float] = {}  # seconds a chunk, whatever it was
 
@@ -79,13 +80,20 @@ class Conductor:
 
     def __exit__(self, *_: object) -> None:
         """End all processes."""
-        for name in list(self._players):
-            self._end(name)
+        for key in list(self._players):
+            self._end(key)
 
     def measure(self, name: str, say: Callable[[str], None]) -> list[Record]:
         """Measure a workload at all of its points."""
         workload, before = workloads.load(name), len(self.records)
-        for point in workload.points(self.size):
+        points = workload.points(self.size)
+        if "workers" in points[0]:  # what is compared is one number of them with another
+            began = time.monotonic()
+            names = self._taking_part(workload)
+            self._together(name, workload, [(point, one) for point in points for one in names])
+            say(f"{name}: {time.monotonic() - began:.0f} s")
+            return self.records[before:]
+        for point in points:
             began = time.monotonic()
             getattr(self, workload.how)(name, workload, point)
             say(f"{name} {point}: {time.monotonic() - began:.0f} s")
@@ -102,17 +110,21 @@ class Conductor:
             for one in names * (2 if nbytes < 0.1 * free else 1):
                 self._alone(name, workload, point, one)
         else:
-            self._together(name, workload, point, names)
+            self._together(name, workload, [(point, one) for one in names])
 
-    def _together(self, name: str, workload: Workload, point: Point, names: list[str]) -> None:
-        entries = [e for one in names for e in self._entries(name, workload, point, one)]
+    def _together(self, name: str, workload: Workload, turns: list[tuple[Point, str]]) -> None:
+        entries = [
+            (point, entry)
+            for point, one in turns
+            for entry in self._entries(name, workload, point, one)
+        ]
         for number in range(self.effort.most(workload)):
-            for entry in entries:
+            for point, entry in entries:
                 if number < entry.rounds:
                     self._call(name, point, entry)
-        for one in names:
-            self._drop(one)
-        for entry in entries:
+        for point, one in turns:
+            self._drop(self._key(point, one))
+        for point, entry in entries:
             self._record(name, point, entry)
 
     def _alone(self, name: str, workload: Workload, point: Point, one: str) -> None:
@@ -121,15 +133,15 @@ class Conductor:
             for _ in range(min(3, entry.rounds)):
                 self._call(name, point, entry)
             self._record(name, point, entry)
-        self._drop(one)
+        self._drop(self._key(point, one))
 
     def _entries(self, name: str, workload: Workload, point: Point, one: str) -> Iterator[Entry]:
         """Load a workload and call it once in each way, unless that would take too long."""
         try:
-            player = self._player(one, point.get("workers", self.workers))
+            player = self._player(self._key(point, one))
             if player is None:
                 return
-            self._used.add(one)
+            self._used.add(self._key(point, one))
             loaded = player.ask("load", workload=name, point=point)
         except Failed as failure:
             self._fail(name, point, one, failure)
@@ -140,7 +152,7 @@ class Conductor:
         for way in (way for way in loaded["ways"] if way in workload.ways):
             entry = Entry(player, way, loaded["chunks"])
             due = self._foreseen(name, point, entry)
-            if due > self.effort.call:
+            if due > max(self.effort.call, workload.longest):
                 self._skip(name, point, one, f"would take about {due:.0f} s a call", way)
                 continue
             try:
@@ -183,12 +195,13 @@ class Conductor:
     def memory(self, name: str, workload: Workload, point: Point) -> None:
         """Bytes: the peak of a second call, in processes that have done nothing else."""
         for one in self._taking_part(workload):
-            if one in self._used:
-                self._end(one)
+            key = self._key(point, one)
+            if key in self._used:
+                self._end(key)
             try:
-                if (player := self._player(one, self.workers)) is None:
+                if (player := self._player(key)) is None:
                     continue
-                self._used.add(one)
+                self._used.add(key)
                 before = player.peak("load", workload=name, point=point)
                 way = "own" if one == "whole" and point["verb"] == "halo" else "same"
                 answer = player.ask("warm", way=way)
@@ -216,41 +229,44 @@ class Conductor:
         chosen = self.names if workload.systems is None else workload.systems
         return [name for name in self.names if name in chosen and name not in self.left_out]
 
-    def _player(self, name: str, workers: int) -> Player | None:
+    def _key(self, point: Point, name: str) -> Key:
+        return name, point.get("workers", self.workers)
+
+    def _player(self, key: Key) -> Player | None:
         """The process of a system, started if there is none; None if it cannot be."""
-        player = self._players.get(name)
-        if player is not None and player.workers != workers:
-            self._end(name)
-            player = None
+        player, (name, workers) = self._players.get(key), key
         if player is None:
-            place = os.path.join(self.directory, name)
+            place = os.path.join(self.directory, f"{name}-{workers}")
             os.makedirs(place, exist_ok=True)
-            player = self._players[name] = Player(name, workers, place)
+            player = self._players[key] = Player(name, workers, place)
             try:
                 self.versions |= player.ask("open")["versions"]
             except Failed as failure:
                 self.left_out[name] = str(failure)
-                self._end(name)
+                self._end(key)
                 return None
         return player
 
-    def _drop(self, name: str) -> None:
-        if name in self._players:
+    def _drop(self, key: Key) -> None:
+        """Have it forget the workload; one of another number of workers is not needed again."""
+        if key in self._players:
             try:
-                self._players[name].ask("drop")
+                self._players[key].ask("drop")
             except Failed:
-                self._end(name)
+                self._end(key)
+        if key[1] != self.workers:
+            self._end(key)
 
-    def _end(self, name: str) -> None:
-        player = self._players.pop(name, None)
-        self._used.discard(name)
+    def _end(self, key: Key) -> None:
+        player = self._players.pop(key, None)
+        self._used.discard(key)
         if player is not None:
             player.end()
 
     def _fail(self, name: str, point: Point, one: str, failure: Failed) -> None:
         """A system that failed starts anew for what comes next."""
         self._skip(name, point, one, f"failed: {failure}")
-        self._end(one)
+        self._end(self._key(point, one))
 
     def _skip(self, name: str, point: Point, one: str, reason: str, way: str = "") -> None:
         self._add(name, point, one, way, {"skipped": reason})

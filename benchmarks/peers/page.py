@@ -129,7 +129,14 @@ def _losses(kept: Kept) -> Iterator[str]:
 def _aims(kept: Kept) -> Iterator[str]:
     yield "## Aims"
     yield "What shmpar is to reach on two idle cores; ratios are medians over rounds side by side."
-    yield "\n".join(("| what | aim | here |", "| --- | --- | --- |", *aims.lines(kept)))
+    yield (
+        "The last column is the same figure for the ceiling, bare forked processes that do nothing "
+        "but their share of the loop, in shmpar's place: no pool of processes gets beyond that. At "
+        "the start it is for as many interpreters as workers, all at once, that import NumPy and "
+        "cloudpickle; for memory, for the input and the output alone."
+    )
+    head = ("| what | aim | here | the limit |", "| --- | --- | --- | --- |")
+    yield "\n".join((*head, *aims.lines(kept)))
 
 
 def _section(

@@ -57,7 +57,10 @@ with shmpar.Pool({workers}) as pool:
     def rows(self, way: str) -> Run:
         """One call a row, or a band of rows."""
         if way == "own":
-            return lambda: self.pool.map_blocks(self.job.whole, self.input, drop_axis=1)
+            chunks = self.job.in_bands(self.workers).chunks
+            return lambda: self.pool.map_blocks(
+                self.job.whole, self.input, chunks=chunks, drop_axis=1
+            )
         return lambda: self.pool.parallel_map(self.job.funcs[0], self.input)
 
     def tiles(self, _: str) -> Run:
@@ -79,9 +82,9 @@ with shmpar.Pool({workers}) as pool:
         return run
 
     def halo(self, way: str) -> Run:
-        """Windows with their neighbours."""
+        """Windows with their neighbours; in bands as the hand-made pools have them."""
         (func,), depth = self.job.funcs, self.job.depth
-        chunks = self.job.chunks if way == "same" else "auto"
+        chunks = (self.job if way == "same" else self.job.in_bands(self.workers)).chunks
         out = self.empty(self.job.out_shape, self.job.out_dtype)
         return lambda: self.pool.map_overlap(func, self.input, depth=depth, chunks=chunks, out=out)
 

@@ -6,8 +6,11 @@ import importlib
 
 from benchmarks.peers.workloads.workload import Workload
 
-# In the order in which they are measured: memory while all processes are new.
+# In the order in which they are measured: small things before others have filled the memory, and
+# what memory a system takes in processes that have done nothing else.
 NAMES = (
+    "floor",
+    "cold",
     "memory",
     "chunk_cost",
     "many_chunks",
@@ -22,8 +25,6 @@ NAMES = (
     "copy_in",
     "workers",
     "bytes",
-    "floor",
-    "cold",
 )
 
 

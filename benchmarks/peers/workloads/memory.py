@@ -16,7 +16,7 @@ ROWS = {"smoke": 64, "quick": 1_000, "full": 4_000}
 def points(size: str) -> list[Point]:
     """A plain map and one with a halo."""
     points = [
-        {"verb": "map", "rows": ROWS[size], "chunks": 32},
+        {"verb": "map", "rows": ROWS[size], "chunks": 400},
         {"verb": "halo", **gaussian.points(size)[0]},
     ]
     return points if size == "full" else points[1:]
@@ -27,7 +27,7 @@ def job(point: Point) -> Job:
     if point["verb"] == "halo":
         return gaussian.job(point)
     rows = point["rows"]
-    return Job("memory", "blocks", (add_one,), (rows, 10_000), (-(-rows // 32), 10_000))
+    return Job("memory", "blocks", (add_one,), (rows, 10_000), (-(-rows // 400), 10_000))
 
 
 def verify(answer: np.ndarray, array: np.ndarray, point: Point) -> None:
