@@ -13,7 +13,7 @@ import numpy as np
 from shmpar.grid import Axis, Grid, Halo, Mode
 from shmpar.plan import Blocks, Items, Plan, Rows, Whole
 
-__all__ = ["extras", "getter", "getters"]
+__all__ = ["Getter", "extras", "getters"]
 
 Array = np.ndarray[Any, Any]
 Index = tuple[int, ...]
@@ -28,12 +28,6 @@ def getters(plan: Plan, arrays: Sequence[Array], values: Sequence[Any]) -> list[
     Cost of a call: a view; a copy only of a window that a boundary pads.
     """
     return [_argument(plan, argument, arrays, values) for argument in plan.arguments]
-
-
-def getter(plan: Plan, arrays: Sequence[Array], values: Sequence[Any]) -> Callable[[int], Any]:
-    """Make the function that gives all arguments of a chunk."""
-    makers = getters(plan, arrays, values)
-    return lambda chunk: [make(chunk) for make in makers]
 
 
 def _argument(plan: Plan, argument: Any, arrays: Sequence[Array], values: Sequence[Any]) -> Getter:

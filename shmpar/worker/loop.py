@@ -18,7 +18,7 @@ from time import monotonic_ns, perf_counter
 from shmpar.ledger import CURSOR, DONE, FAILED, FIRST, GENERATION, LAST, SINCE
 from shmpar.plan import Failure
 from shmpar.worker.assignment import Abandoned, Assignment, Channel
-from shmpar.worker.chunks import Chunks, block_shape
+from shmpar.worker.chunks import Chunks, Stretch, block_shape
 from shmpar.worker.clock import Clock
 from shmpar.worker.inside import entered
 from shmpar.worker.offspring import end_offspring
@@ -61,9 +61,10 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
         last = min(first + size, count)
         assignment.claimed += last - first
         began = perf_counter()
-        compute = chunks.claimed(range(first, last) if todo is None else todo[first:last])
-        compute = clock.begin(compute, first, last, began)
-        _run_claim(assignment, channel, compute, first, last)
+        plain = chunks.claimed(range(first, last) if todo is None else todo[first:last])
+        compute = clock.begin(plain, first, last, began)
+        stretch = chunks.stretch if compute is plain else None
+        _run_claim(assignment, channel, stretch or _each(assignment, compute), first, last)
         spent = perf_counter() - began
         clock.end(spent)
         assignment.spent += spent
@@ -81,35 +82,47 @@ def _next_size(size: int, seconds: float, remaining: int, workers: int) -> int:
     return max(1, min(wanted, 8 * size, remaining // (_SHARE * workers)))
 
 
+def _each(assignment: Assignment, compute: Callable[[int], None]) -> Stretch:
+    """The loop over the chunks of tickets, with the cursor moved ahead of each."""
+    slot, todo, timed = assignment.slot, assignment.todo, assignment.plan.timed
+
+    def each(first: int, last: int) -> None:
+        for ticket in range(first, last):
+            if timed:
+                slot[SINCE] = monotonic_ns()
+            slot[CURSOR] = ticket
+            compute(ticket if todo is None else todo[ticket])
+
+    return each
+
+
 def _run_claim(
-    assignment: Assignment, channel: Channel, compute: Callable[[int], None], first: int, last: int
+    assignment: Assignment, channel: Channel, stretch: Stretch, first: int, last: int
 ) -> None:
-    slot, todo = assignment.slot, assignment.todo
+    slot = assignment.slot
     # Empty, then filled, `last` at the end: see the ledger's guarantees.
     slot[LAST] = 0
     slot[GENERATION] = assignment.generation
     slot[FIRST] = slot[CURSOR] = first
-    ticket, timed, failed = first, assignment.plan.timed, []
+    ticket, failed = first, []
     slot[SINCE] = monotonic_ns()
     slot[LAST] = last
     while ticket < last:
         try:
-            for ticket in range(ticket, last):  # noqa: B020 - it goes on where it failed
-                if timed:
-                    slot[SINCE] = monotonic_ns()
-                slot[CURSOR] = ticket
-                compute(ticket if todo is None else todo[ticket])
+            stretch(ticket, last)
+            ticket = last
         except Abandoned:
             raise
         except BaseException as error:  # SystemExit of the function is its failure
             end_offspring(error)
+            ticket = slot[CURSOR]
             if isinstance(error, KeyboardInterrupt) and channel.interruptible:
                 raise
             failed.append(ticket)
             _report(assignment, channel, ticket, error)
             if assignment.plan.fail_fast:
                 break
-        ticket += 1
+            ticket += 1
     end_offspring()
     if assignment.plan.collects:
         channel.flush()

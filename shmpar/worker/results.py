@@ -17,7 +17,7 @@ from shmpar.masked import is_masked
 from shmpar.placement import InBlocks, PerItem, ResultError
 from shmpar.plan import Announcement, Output, Plan
 
-__all__ = ["announce", "as_arrays", "storer", "wrong_overlap"]
+__all__ = ["announce", "as_arrays", "numbers", "storer", "wrong_overlap"]
 
 Array = np.ndarray[Any, Any]
 Store = Callable[[int, Any], None]
@@ -162,6 +162,13 @@ def _store_array(plan: Plan, output: Array, declared: bool) -> Store:
             _cast_into(window, _as_array(value), declared)
 
     return store
+
+
+def numbers(plan: Plan, outputs: Sequence[Array], several: bool) -> tuple[Array, set[type]] | None:
+    """The one output, flat, and which types may be put there, if it takes one number a chunk."""
+    if several or len(outputs) != 1:
+        return None
+    return _scalars(plan, outputs[0], plan.dtypes is not None and plan.dtypes[0] is not None)
 
 
 def _scalars(plan: Plan, output: Array, declared: bool) -> tuple[Array, set[type]] | None:
