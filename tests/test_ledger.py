@@ -28,7 +28,7 @@ from shmpar.ledger import (
 from shmpar.placement import PerItem
 from shmpar.plan import Failure, Function, Plan
 from shmpar.worker.assignment import Assignment
-from shmpar.worker.loop import _run_claim
+from shmpar.worker.loop import _each, _run_claim
 
 
 def new_ledger(workers: int, chunks: int, scratch: int = 0) -> Ledger:
@@ -328,7 +328,7 @@ class Claim:
             self.computed.append(chunk)
             self.note()
 
-        _run_claim(assignment, self, compute, first, last)
+        _run_claim(assignment, self, _each(assignment, compute), first, last)
 
     def note(self) -> None:
         """Keep this moment."""

@@ -115,7 +115,7 @@ def _run_claim(
             raise
         except BaseException as error:  # SystemExit of the function is its failure
             end_offspring(error)
-            ticket = slot[CURSOR]
+            ticket = max(ticket, slot[CURSOR])  # it may have failed before it began
             if isinstance(error, KeyboardInterrupt) and channel.interruptible:
                 raise
             failed.append(ticket)
