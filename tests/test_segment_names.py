@@ -90,6 +90,30 @@ def test_bad_names_are_refused(name, manager):
         sa.zeros(3, name=b"bytes", manager=manager)
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_an_interrupt_while_a_name_is_given_leaves_none(after, manager, monkeypatch):
+    """What was named goes with its array; what was not gets its name when somebody asks again."""
+    link, given = naming.link, []
+
+    def interrupted(fd: int, name: str) -> None:
+        if after:
+            link(fd, name)
+        given.append(name)
+        raise KeyboardInterrupt
+
+    array = sa.zeros(10, manager=manager)
+    with monkeypatch.context() as patch:
+        patch.setattr(naming, "link", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _ = array.name
+    assert os.path.lexists(f"{SHM}/{given[0]}") == after
+    name = array.name
+    assert (name == given[0]) == after
+    assert os.path.lexists(f"{SHM}/{name}")
+    array.close()
+    assert not os.path.lexists(f"{SHM}/{name}")
+
+
 def test_a_name_that_was_taken_by_another_file_is_left_alone(manager):
     """Only the very file that was named is removed."""
     a = sa.zeros(3, name="shmpar-test-other", manager=manager)

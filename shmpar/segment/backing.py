@@ -164,15 +164,17 @@ class Backing:
             try:
                 listed = marker()
                 listed.record(chosen, identity)
+                self._names.append((chosen, listed))  # first: an interrupt may follow the link
                 naming.link(fd, chosen)
-            except OSError as error:
-                if error.errno in ladder.FULL:
+            except BaseException as error:
+                if not naming.leads(chosen, identity):
+                    self._names.clear()
+                if isinstance(error, OSError) and error.errno in ladder.FULL:
                     raise SegmentFull(
                         f"no room in {ladder.SHM} for a name: {error.strerror}; drop arrays, or "
                         "remove files there that nobody needs (python -m shmpar ls shows ours)"
                     ) from None
                 raise
-            self._names.append((chosen, listed))
             return chosen
 
     def own(self, marker: Callable[[], Marker]) -> None:

@@ -27,7 +27,7 @@ from shmpar.segment import descriptors, ladder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["checked", "descriptor_name", "generated", "link", "open_named", "remove"]
+__all__ = ["checked", "descriptor_name", "generated", "leads", "link", "open_named", "remove"]
 
 Identity = tuple[int, int]  # device, inode
 
@@ -100,13 +100,20 @@ def _folder() -> Iterator[int]:
         os.close(fd)
 
 
+def leads(name: str, identity: Identity) -> bool:
+    """Whether a name in ``/dev/shm`` belongs to that file, of this user."""
+    try:
+        found = os.lstat(f"{ladder.SHM}/{name}")
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == identity and found.st_uid == os.geteuid()
+
+
 def remove(name: str, identity: Identity) -> bool:
     """Remove a name in ``/dev/shm`` if it still belongs to that file; say whether it did."""
-    path = f"{ladder.SHM}/{name}"
     with suppress(OSError):
-        found = os.lstat(path)
-        if (found.st_dev, found.st_ino) == identity and found.st_uid == os.geteuid():
-            os.unlink(path)
+        if leads(name, identity):
+            os.unlink(f"{ladder.SHM}/{name}")
             return True
     return False
 
