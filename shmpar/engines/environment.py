@@ -63,6 +63,5 @@ def current_environment(*, foreign: bool) -> Environment:
     path, filters = (None, None) if foreign else (sys.path, _Filters.current())
     found = Environment(directory, path, errors, filters)
     if found != _Latest.environment:
-        kept = None if path is None else list(path)
-        _Latest.environment = Environment(directory, kept, dict(errors), filters)
+        _Latest.environment = found if path is None else found._replace(path=list(path))
     return _Latest.environment

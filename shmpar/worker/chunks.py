@@ -128,9 +128,7 @@ def _single(assignment: Assignment, store: Store, gets: Sequence[Getter]) -> Com
 def _stretch(assignment: Assignment, outputs: Sequence[Array], store: Store) -> Stretch | None:
     """The loop over rows whose results are numbers, which calls nothing but the user's function."""
     plan, slot, user = assignment.plan, assignment.slot, assignment.function.call
-    where = numbers(plan, outputs, bool(assignment.several))
-    noted = plan.timed or assignment.sums is not None
-    if where is None or noted or assignment.todo is not None:
+    if plan.timed or assignment.sums is not None or assignment.todo is not None:
         return None
     match plan.arguments[0]:
         case Rows(array):
@@ -139,6 +137,9 @@ def _stretch(assignment: Assignment, outputs: Sequence[Array], store: Store) -> 
             rows = assignment.function.values[value]
         case _:
             return None
+    where = numbers(plan, outputs, bool(assignment.several))
+    if where is None:
+        return None
     flat, exact = where
 
     def stretch(first: int, last: int) -> None:
