@@ -127,6 +127,7 @@ class Ledger:
     """
 
     __slots__ = (
+        "_carved",
         "_fields",
         "_scratch",
         "_used",
@@ -146,6 +147,7 @@ class Ledger:
         used = end + chunks
         self.status = np.frombuffer(whole, np.uint8, chunks, end)
         self._fields: Times | None = None
+        self._carved: tuple[Any, list[np.ndarray[Any, Any]]] = None, []
         self._used = whole[:used]
         self._scratch = whole[_aligned(used) :]
 
@@ -232,15 +234,20 @@ class Ledger:
     def carve(
         self, outputs: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]
     ) -> list[np.ndarray[Any, Any]] | None:
-        """Arrays of these shapes and dtypes in the scratch; None if they do not fit."""
-        arrays, offset = [], 0
-        for shape, dtype in outputs:
-            size = prod(shape) * dtype.itemsize
-            if offset + size > len(self._scratch):
-                return None
-            arrays.append(np.ndarray(shape, dtype, self._scratch, offset))
-            offset += _aligned(size)
-        return arrays
+        """Arrays of these shapes and dtypes in the scratch; None if they do not fit.
+
+        They are the same list again until others are asked for.
+        """
+        if outputs != self._carved[0]:
+            arrays, offset = [], 0
+            for shape, dtype in outputs:
+                size = prod(shape) * dtype.itemsize
+                if offset + size > len(self._scratch):
+                    return None
+                arrays.append(np.ndarray(shape, dtype, self._scratch, offset))
+                offset += _aligned(size)
+            self._carved = outputs, arrays
+        return self._carved[1]
 
     def check_invariants(self) -> None:
         """Assert what must hold whenever no worker writes."""

@@ -20,6 +20,7 @@ from shmpar.plan import Announcement, Failure, Function, Output, Plan
 from shmpar.verbs.inputs import blocks, items
 from shmpar.worker import in_worker, loop, results
 from shmpar.worker.assignment import Abandoned, Assignment
+from shmpar.worker.chunks import Chunks
 from shmpar.worker.loop import work
 
 Array = np.ndarray[Any, Any]
@@ -122,7 +123,7 @@ class Worker:
         )
 
     def work(self) -> Worker:
-        assert work(self.assignment, self.channel)
+        assert work(Chunks(self.assignment), self.channel)
         return self
 
     @property
@@ -208,10 +209,10 @@ class TestClaims:
         """And says that there are tickets left."""
         worker = Worker(lambda block: block, np.arange(9))
         worker.channel.claims = 2
-        assert not work(worker.assignment, worker.channel)
+        assert not work(Chunks(worker.assignment), worker.channel)
         assert worker.ledger.done == 2
         worker.channel.claims = None
-        assert work(worker.assignment, worker.channel)
+        assert work(Chunks(worker.assignment), worker.channel)
         assert worker.ledger.done == 9
 
     def test_the_function_knows_that_it_runs_in_a_worker(self) -> None:
@@ -305,7 +306,7 @@ class TestExceptions:
         worker = Worker(func, range(100), rows=True, fail_fast=False)
         worker.channel.interruptible = True
         with pytest.raises(KeyboardInterrupt):
-            work(worker.assignment, worker.channel)
+            work(Chunks(worker.assignment), worker.channel)
         held = worker.ledger.held(1)
         assert held is not None
         assert (held.generation, held.cursor) == (3, 12)
@@ -739,7 +740,7 @@ class TestArguments:
             wants=frozenset({"block_id", "block_info"}),
             fail_fast=False,
         )
-        work(worker.assignment, worker.channel)
+        work(Chunks(worker.assignment), worker.channel)
         assert sorted(got) == [(0, 0), (0, 1), (1, 0), (1, 1)]
         assert got[1, 1] == {
             0: {
@@ -876,7 +877,7 @@ def test_two_workers_share_the_tickets() -> None:
         worker.assignment.outputs, worker.assignment.several = [out], False
         worker.assignment.ledger = first.ledger
     first.channel.claims = 2
-    work(first.assignment, first.channel)
+    work(Chunks(first.assignment), first.channel)
     second.work()
     assert sorted(calls) == list(range(40))
     assert out.tolist() == (array + 1).tolist()

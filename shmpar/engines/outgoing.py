@@ -20,7 +20,7 @@ from shmpar.segment import Place, Segment, locate, share
 from shmpar.travel.packing import pack
 from shmpar.travel.parcel import Parcel
 from shmpar.travel.plain import known
-from shmpar.worker.messages import Environment, PlanMessage, Reference, SegmentRecord
+from shmpar.worker.messages import Environment, Reference, SegmentRecord, Standing
 
 __all__ = ["Packed", "pack_call", "pack_execution"]
 
@@ -51,8 +51,8 @@ class Packed:
         As it was when the verb was called.
     call : int
         Equal for calls of the same function on chunks of the same kind.
-    last : tuple of (PlanMessage, bytes) or None
-        The latest message that lends no segments: most often the next worker's is the same.
+    standing : tuple of (Standing, bytes) or None
+        What the latest message had of it: most often the next worker's is the same.
     """
 
     plan: bytes
@@ -64,7 +64,7 @@ class Packed:
     segments: dict[int, Segment]
     environment: Environment
     call: int
-    last: tuple[PlanMessage, bytes] | None = None
+    standing: tuple[Standing, bytes] | None = None
 
     def outputs(
         self, execution: Execution
@@ -98,34 +98,43 @@ class Packed:
         changed : bool
             The worker does not know the environment.
         """
-        message = PlanMessage(
-            run=execution.number,
-            generation=generation.number,
-            todo=generation.todo,
-            workers=execution.ledger.workers,
-            chunks=execution.plan.chunks,
-            counter=counter,
-            tickets=generation.tickets.kind,
-            ledger=self.ledger,
-            arrays=self.references,
-            outputs=outputs,
-            several=execution.several,
-            origin=execution.origin,
-            scratch=execution.scratch,
-            reports=execution.reports,
-            sums=self.sums,
-            plan=self.plan,
-            function=self.parcel.body,
-            plain=self.parcel.plain,
-            held=held,
-            environment=self.environment if changed else None,
+        message = (
+            execution.number,
+            generation.number,
+            generation.todo,
+            counter,
+            generation.tickets.kind,
+            execution.origin,
+            self.environment if changed else None,
+            self._standing(execution, outputs, held),
         )
-        if records:
-            return pickle.dumps(("plan", tuple(message), records), 5)
-        if self.last is None or self.last[0] != message:
-            # As a plain tuple, which pickles in half the time.
-            self.last = message, pickle.dumps(("plan", tuple(message), records), 5)
-        return self.last[1]
+        # As a plain tuple, which pickles in half the time.
+        return pickle.dumps(("plan", message, records), 5)
+
+    def _standing(
+        self,
+        execution: Execution,
+        outputs: tuple[Reference, ...] | None,
+        held: tuple[int, ...],
+    ) -> bytes:
+        standing = Standing(
+            execution.ledger.workers,
+            execution.plan.chunks,
+            self.ledger,
+            self.references,
+            outputs,
+            execution.several,
+            execution.scratch,
+            execution.reports,
+            self.sums,
+            self.plan,
+            self.parcel.body,
+            self.parcel.plain,
+            held,
+        )
+        if self.standing is None or self.standing[0] != standing:
+            self.standing = standing, pickle.dumps(tuple(standing), 5)
+        return self.standing[1]
 
 
 def pack_call(call: Function, *, foreign: bool) -> Parcel:

@@ -31,6 +31,7 @@ from shmpar.plan import Announcement, Failure, Function
 from shmpar.segment import Slab
 from shmpar.tickets import LockTickets, OffsetTickets, new_tickets
 from shmpar.worker.assignment import Abandoned, Assignment
+from shmpar.worker.chunks import Chunks
 from shmpar.worker.inside import entered
 from shmpar.worker.loop import work
 
@@ -236,7 +237,8 @@ class SerialEngine:
         exhausted = True
         try:
             with allowed():
-                exhausted = work(bound(execution, generation, 0, self.workers), channel)
+                assignment = bound(execution, generation, 0, self.workers)
+                exhausted = work(Chunks(assignment), channel)
         finally:
             # Also when it was interrupted: then the run is being cancelled.
             if exhausted:

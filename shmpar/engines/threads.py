@@ -26,6 +26,7 @@ from shmpar.ledger import Ledger
 from shmpar.plan import Function
 from shmpar.segment import Slab
 from shmpar.tickets import LockTickets, OffsetTickets, new_tickets
+from shmpar.worker.chunks import Chunks
 from shmpar.worker.loop import work
 
 __all__ = ["ThreadsEngine"]
@@ -215,7 +216,7 @@ class ThreadsEngine:
 
     def _work(self, worker: int, execution: Execution, generation: Generation) -> None:
         assignment = bound(execution, generation, worker, self.workers)
-        work(assignment, LocalChannel(execution, self._tell))
+        work(Chunks(assignment), LocalChannel(execution, self._tell))
         # A run that is alone waits for all threads: they are about to let go of its memory.
         alone = len(self._jobs) == 1
         had = (0, None) if alone else (assignment.claimed, assignment.handed)

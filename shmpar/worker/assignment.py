@@ -133,6 +133,11 @@ class Assignment:
     joined: float = 0.0
     waited: float = 0.0
 
+    def again(self, tickets: Tickets, generation: int, origin: float, most: int | None) -> None:
+        """Be that of another run, which computes the same on the same memory."""
+        self.tickets, self.generation, self.origin, self.most = tickets, generation, origin, most
+        self.claimed, self.handed, self.spent, self.waited = 0, None, 0.0, 0.0
+
     @property
     def count(self) -> int:
         """Tickets of this generation."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from shmpar.ledger import CURSOR
 from shmpar.placement import InBlocks, PerItem, ResultError
-from shmpar.plan import Blocks, Items, Plan, Rows
+from shmpar.plan import Announcement, Blocks, Items, Plan, Rows
 from shmpar.worker.arguments import Getter, extras, getters
 from shmpar.worker.assignment import Assignment, Channel
 from shmpar.worker.offspring import end_offspring
@@ -31,6 +31,31 @@ Stretch = Callable[[int, int], None]
 _LITTLE = 4 * 1024  # bytes of an output: to copy these takes less than to get ready to write there
 
 
+class _Sink(NamedTuple):
+    """What results go into, once that is known.
+
+    Attributes
+    ----------
+    outputs, several
+        As in :class:`Assignment`.
+    store : callable
+        Puts the result of a chunk there.
+    compute : callable
+        Calls the function for a chunk, and does that.
+    stretch : callable or None
+        As :attr:`Chunks.stretch`.
+    map : callable or None
+        Maps the windows of chunks.
+    """
+
+    outputs: Sequence[Array]
+    several: bool
+    store: Store
+    compute: Compute
+    stretch: Stretch | None = None
+    map: Callable[[Sequence[int]], None] | None = None
+
+
 class Chunks:
     """Computes the chunks of an assignment.
 
@@ -39,30 +64,39 @@ class Chunks:
 
     It refers to nothing that refers to it: a worker that is idle keeps nothing of a run that is
     over, such as its inputs, until garbage is collected there.
-
-    Attributes
-    ----------
-    stretch : callable or None
-        Computes the chunks of consecutive tickets, given the first and the end, and moves the
-        cursor ahead of each; where it is there it does what `claimed` gives, in less time.
     """
 
-    __slots__ = ("_assignment", "_call", "_channel", "_compute", "_getters", "_map", "stretch")
+    __slots__ = (
+        "_announced",
+        "_before",
+        "_call",
+        "_channel",
+        "_getters",
+        "_said",
+        "_sink",
+        "assignment",
+    )
 
-    def __init__(self, assignment: Assignment, channel: Channel) -> None:
-        self._assignment = assignment
-        self._channel = channel
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
         values = assignment.function.values
         self._getters = getters(assignment.plan, assignment.arrays, values)
-        self._call = call = _caller(assignment, self._getters)
-        self._map: Callable[[Sequence[int]], None] | None = None
-        self.stretch: Stretch | None = None
+        self._call = _caller(assignment, self._getters)
+        self._announced = assignment.outputs is None
+        self._channel: Channel  # of the run that has begun
+        self._before: _Sink | None = None
+        self._said: tuple[tuple[Any, ...], Announcement] | None = None
+        self._sink: _Sink | None = None
+
+    def begin(self, channel: Channel) -> None:
+        """A run begins; it may be another one of the same assignment."""
+        assignment, self._channel = self.assignment, channel
         if assignment.plan.collects:
-            self._compute: Compute | None = _collect(call, channel)
-        elif assignment.outputs is None:
-            self._compute = None
-        else:
-            self._compute = self._known(assignment.outputs)
+            self._sink = _collected(self._call, channel)
+        elif self._announced:
+            self._sink = assignment.outputs = assignment.several = None
+        elif self._sink is None:
+            self._sink = self._into(assignment.outputs or (), bool(assignment.several))
 
     def claimed(self, chunks: Sequence[int]) -> Compute:
         """What computes a chunk of a claim, given its number; the claim's windows are mapped.
@@ -70,45 +104,70 @@ class Chunks:
         It is another function once the outputs are known. Raises `Abandoned` if the run ended
         meanwhile.
         """
-        if self._map is not None:
-            self._map(chunks)
-        return self._first if self._compute is None else self._compute
+        sink = self._sink
+        if sink is None:
+            return self._first
+        if sink.map is not None:
+            sink.map(chunks)
+        return sink.compute
+
+    @property
+    def stretch(self) -> Stretch | None:
+        """Computes the chunks of consecutive tickets, given the first and the end.
+
+        It moves the cursor ahead of each. Where it is there it does what `claimed` gives, in less
+        time.
+        """
+        return None if self._sink is None else self._sink.stretch
 
     def _first(self, chunk: int) -> None:
-        assignment = self._assignment
-        if self._compute is not None:  # an earlier chunk of the same claim has said it
-            self._compute(chunk)
+        assignment = self.assignment
+        if self._sink is not None:  # an earlier chunk of the same claim has said it
+            self._sink.compute(chunk)
             return
         value = self._call(chunk)
         end_offspring()
-        announcement = announce(assignment.plan, chunk, value)
+        announcement = self._announced_by(chunk, value)
         began = perf_counter()
         outputs, several = self._channel.allocate(announcement)
         assignment.waited += perf_counter() - began
         assignment.outputs, assignment.several = outputs, several
-        store = storer(assignment.plan, outputs, several)
-        self._compute = self._known(outputs, store)
-        if self._map is not None:
-            self._map((chunk,))
+        sink = self._before
+        if sink is None or sink.outputs is not outputs or sink.several != several:
+            sink = self._into(outputs, several)
+        self._sink = self._before = sink
+        if sink.map is not None:
+            sink.map((chunk,))
+        store = sink.store
         recorded(assignment, outputs, lambda chunk: store(chunk, value))(chunk)
 
-    def _known(self, outputs: Sequence[Array], store: Store | None = None) -> Compute:
-        self._map = mapper(self._assignment.plan, outputs)
-        return recorded(self._assignment, outputs, self._stored(outputs, store))
+    def _announced_by(self, chunk: int, value: Any) -> Announcement:
+        """What the first result says of the outputs; as before, if it is like the one before."""
+        if type(value) is not np.ndarray:
+            return announce(self.assignment.plan, chunk, value)
+        like = chunk, value.shape, value.dtype
+        if self._said is None or self._said[0] != like:
+            self._said = like, announce(self.assignment.plan, chunk, value)
+        return self._said[1]
 
-    def _stored(self, outputs: Sequence[Array], store: Store | None) -> Compute:
-        assignment, call, gets = self._assignment, self._call, self._getters
-        if assignment.plan.pass_out:
-            return _in_place(assignment, outputs, gets)
-        if store is None:
-            store = storer(assignment.plan, outputs, bool(assignment.several))
-        if _writes_by_itself(assignment, outputs):
-            return _ufunc(_in_place(assignment, outputs, gets), store, call)
-        single = _single(assignment, store, gets)
-        if single is None:
-            return lambda chunk: store(chunk, call(chunk))
-        self.stretch = _stretch(assignment, outputs, store)
-        return single
+    def _into(self, outputs: Sequence[Array], several: bool) -> _Sink:
+        assignment, call, gets = self.assignment, self._call, self._getters
+        plan = assignment.plan
+        store, stretch = storer(plan, outputs, several), None
+        if plan.pass_out:
+            compute = _in_place(assignment, outputs, gets)
+        elif _writes_by_itself(assignment, outputs):
+            compute = _ufunc(_in_place(assignment, outputs, gets), store, call)
+        elif (single := _single(assignment, store, gets)) is not None:
+            compute, stretch = single, _stretch(assignment, outputs, store)
+        else:
+            compute = _called(call, store)
+        compute = recorded(assignment, outputs, compute)
+        return _Sink(outputs, several, store, compute, stretch, mapper(plan, outputs))
+
+
+def _called(call: Callable[[int], Any], store: Store) -> Compute:
+    return lambda chunk: store(chunk, call(chunk))
 
 
 def _single(assignment: Assignment, store: Store, gets: Sequence[Getter]) -> Compute | None:
@@ -157,13 +216,16 @@ def _stretch(assignment: Assignment, outputs: Sequence[Array], store: Store) -> 
     return stretch
 
 
-def _collect(call: Callable[[int], Any], channel: Channel) -> Compute:
-    def collect(chunk: int) -> None:
-        value = call(chunk)
-        end_offspring()
+def _collected(call: Callable[[int], Any], channel: Channel) -> _Sink:
+    def store(chunk: int, value: Any) -> None:
         channel.values([(chunk, value)])
 
-    return collect
+    def compute(chunk: int) -> None:
+        value = call(chunk)
+        end_offspring()
+        store(chunk, value)
+
+    return _Sink((), several=False, store=store, compute=compute)
 
 
 def _all(gets: Sequence[Getter]) -> Getter:

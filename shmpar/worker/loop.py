@@ -29,7 +29,7 @@ CLAIM_SECONDS = 1e-3
 _SHARE = 4  # a claim takes at most 1 / (4 x workers) of what remains
 
 
-def work(assignment: Assignment, channel: Channel) -> bool:
+def work(chunks: Chunks, channel: Channel) -> bool:
     """Compute chunks until no tickets are left, or the worker or the channel has had enough.
 
     Returns
@@ -44,17 +44,18 @@ def work(assignment: Assignment, channel: Channel) -> bool:
     """
     with entered():
         try:
-            exhausted = _work(assignment, channel)
+            exhausted = _work(chunks, channel)
         except Abandoned:
             exhausted = True
         # Held no more: a later death of this worker blames no chunk. After an exception that ends
         # the worker the slot stays as it is, for what was finished to be known.
-        assignment.slot[LAST] = 0
+        chunks.assignment.slot[LAST] = 0
     return exhausted
 
 
-def _work(assignment: Assignment, channel: Channel) -> bool:
-    chunks = Chunks(assignment, channel)
+def _work(chunks: Chunks, channel: Channel) -> bool:
+    assignment = chunks.assignment
+    chunks.begin(channel)
     claim, count, todo = assignment.tickets.claim, assignment.count, assignment.todo
     clock, size = Clock(assignment), 1
     while (first := claim(size)) < count:

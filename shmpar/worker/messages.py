@@ -41,7 +41,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Environment", "PlanMessage", "Reference", "SegmentRecord"]
+__all__ = ["Environment", "PlanMessage", "Reference", "SegmentRecord", "Standing"]
 
 Reference = tuple[int, int, tuple[int, ...], tuple[int, ...], str | np.dtype[Any]]
 """Key of a segment, offset (bytes), shape, strides (bytes), dtype or its name."""
@@ -73,13 +73,36 @@ class PlanMessage(NamedTuple):
     ----------
     run, generation, todo
         What to work on.
-    workers, chunks
-        Of the ledger.
     counter : int
         Number under which to keep the counter; -1: not. If it is not known, its descriptor is
         the first one.
     tickets : str
         Kind of the counter.
+    origin : float
+        When the run began, by the clock that all processes share.
+    environment : Environment or None
+        None: as before.
+    standing : bytes
+        Pickled fields of :class:`Standing`: they are the same for the same call.
+    """
+
+    run: int
+    generation: int
+    todo: tuple[int, ...] | None
+    counter: int
+    tickets: str
+    origin: float
+    environment: Environment | None
+    standing: bytes
+
+
+class Standing(NamedTuple):
+    """What of a plan is the same when a small call is made again.
+
+    Attributes
+    ----------
+    workers, chunks
+        Of the ledger.
     ledger : int
         Key of the ledger's segment.
     arrays : tuple of Reference
@@ -88,8 +111,6 @@ class PlanMessage(NamedTuple):
         None if they are not known yet.
     several : bool or None
         Goes with them.
-    origin : float
-        When the run began, by the clock that all processes share.
     scratch : bool
         Outputs that are not known go into the ledger's scratch if they fit.
     reports : bool
@@ -104,22 +125,14 @@ class PlanMessage(NamedTuple):
         Whether the function leaves nothing for its next call.
     held : tuple of int
         Keys of the parcel's segments, in its order; ~key for one that is private.
-    environment : Environment or None
-        None: as before.
     """
 
-    run: int
-    generation: int
-    todo: tuple[int, ...] | None
     workers: int
     chunks: int
-    counter: int
-    tickets: str
     ledger: int
     arrays: tuple[Reference, ...]
     outputs: tuple[Reference, ...] | None
     several: bool | None
-    origin: float
     scratch: bool
     reports: bool
     sums: Reference | None
@@ -127,4 +140,3 @@ class PlanMessage(NamedTuple):
     function: bytes
     plain: bool
     held: tuple[int, ...]
-    environment: Environment | None

@@ -21,8 +21,8 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,14 +38,33 @@ from shmpar.worker.around import drifted, enter
 from shmpar.worker.assignment import Abandoned, Assignment
 from shmpar.worker.bell import Bell
 from shmpar.worker.channel import SocketChannel, lent, packed
+from shmpar.worker.chunks import Chunks
 from shmpar.worker.inside import entered
 from shmpar.worker.loop import work
-from shmpar.worker.messages import Environment, PlanMessage, Reference, SegmentRecord
+from shmpar.worker.messages import Environment, PlanMessage, Reference, SegmentRecord, Standing
 from shmpar.worker.offspring import end_offspring, watch
 
 __all__ = ["WorkerProcess", "main"]
 
 Array = np.ndarray[Any, Any]
+
+
+class Bound(NamedTuple):
+    """A plan in the memory of this process.
+
+    Attributes
+    ----------
+    standing : bytes
+        What the parent said of it.
+    chunks : Chunks
+        What computes it, with all that it needs at hand.
+    scratch : bool
+        Small outputs lie in the ledger.
+    """
+
+    standing: bytes
+    chunks: Chunks
+    scratch: bool
 
 
 class WorkerProcess:
@@ -75,6 +94,9 @@ class WorkerProcess:
         Chunks and tasks until it ends; None: it does not.
     ledger : tuple of (int, Ledger) or None
         The latest, with its segment's key: the next run's is most often the same.
+    bound : Bound or None
+        What the latest plan is here, if the next may be the same, and no segment was forgotten
+        since.
     opened : tuple of (bytes, Function)
         The latest function, if it is plain and no other was opened since: what another brings may
         be globals of its module too.
@@ -93,6 +115,7 @@ class WorkerProcess:
         self.backlog: deque[tuple[Any, list[int]]] = deque()
         self.left: int | None = None
         self.ledger: tuple[int, Ledger] | None = None
+        self.bound: Bound | None = None
         self.opened: tuple[bytes, Any] = (b"", None)
 
     def serve(self) -> None:
@@ -145,6 +168,7 @@ class WorkerProcess:
     def _forget(self, key: int) -> None:
         """Drop a segment; the mapping lives as long as a view that the user's code has kept."""
         self.segments.pop(key, None)
+        self.bound = None
         if self.ledger is not None and self.ledger[0] == key:
             self.ledger = None
 
@@ -222,13 +246,12 @@ class WorkerProcess:
         had: tuple[int, int | None, float] = (0, None, 0.0)
         kept: Sequence[Array] = ()
         try:
-            function, kept = self._load(message)
-            ledger = self._ledger(message)
-            assignment = self._assignment(message, function, counter, ledger)
+            bound, kept = self._bind(message, counter)
+            assignment = bound.chunks.assignment
             assignment.joined = joined
             watch(assignment.slot)
-            channel = SocketChannel(self, message.run, ledger if message.scratch else None)
-            exhausted = work(assignment, channel)
+            channel = SocketChannel(self, message.run, assignment.ledger if bound.scratch else None)
+            exhausted = work(bound.chunks, channel)
             self._has_done(assignment.claimed)
             alone = assignment.claimed == assignment.count
             self.bell.computed(assignment.spent, alone=alone)
@@ -243,15 +266,26 @@ class WorkerProcess:
         leaves = not exhausted
         self.wire.send(("drained", message.run, message.generation, *had, said, leaves))
 
-    def _load(self, message: PlanMessage) -> tuple[Function, Sequence[Array]]:
-        held = self._held(message.held)
-        if self.unready:  # the run has been told why
-            raise _Unloadable(RuntimeError("the initializer failed"))
-        try:
+    def _bind(self, message: PlanMessage, counter: Tickets) -> tuple[Bound, Sequence[Array]]:
+        """The plan in the memory of this process: that of the call before, if it is the same."""
+        bound = self.bound
+        if bound is not None and message.todo is None and bound.standing == message.standing:
+            with _loading():
+                self._take_on(message.environment)
+            bound.chunks.assignment.again(counter, message.generation, message.origin, self.left)
+            return bound, ()
+        standing = Standing(*pickle.loads(message.standing))
+        held = self._held(standing.held)
+        with _loading():
+            if self.unready:  # the run has been told why
+                raise RuntimeError("the initializer failed")
             self._take_on(message.environment)
-            return self._open(message.function, held, plain=message.plain)
-        except BaseException as error:
-            raise _Unloadable(error) from error
+            function, kept = self._open(standing.function, held, plain=standing.plain)
+        assignment = self._assignment(message, standing, function, counter)
+        bound = Bound(message.standing, Chunks(assignment), standing.scratch)
+        if standing.plain and message.todo is None:
+            self.bound = bound
+        return bound, kept
 
     def _open(
         self, body: bytes, held: Sequence[Segment], *, plain: bool = False
@@ -259,30 +293,29 @@ class WorkerProcess:
         """Open a parcel, unless it is plain and was the last that was opened."""
         if plain and body == self.opened[0]:
             return self.opened[1], ()
-        self.opened = b"", None
+        self.opened, self.bound = (b"", None), None
         value, kept = unpack(body, held)
         if plain:
             self.opened = body, value
         return value, kept
 
-    def _ledger(self, message: PlanMessage) -> Ledger:
-        if self.ledger is None or self.ledger[0] != message.ledger:
-            memory = self.segments[message.ledger].mapping
-            ledger = Ledger(memory, workers=message.workers, chunks=message.chunks)
-            self.ledger = message.ledger, ledger
+    def _ledger(self, standing: Standing) -> Ledger:
+        if self.ledger is None or self.ledger[0] != standing.ledger:
+            memory = self.segments[standing.ledger].mapping
+            ledger = Ledger(memory, workers=standing.workers, chunks=standing.chunks)
+            self.ledger = standing.ledger, ledger
         return self.ledger[1]
 
     def _assignment(
-        self, message: PlanMessage, function: Function, tickets: Tickets, ledger: Ledger
+        self, message: PlanMessage, standing: Standing, function: Function, tickets: Tickets
     ) -> Assignment:
-        plan = _plan(message.plan)
-        outputs = message.outputs
+        ledger, outputs = self._ledger(standing), standing.outputs
         return Assignment(
-            plan=plan,
+            plan=_plan(standing.plan),
             function=function,
-            arrays=[self.view(reference, writable=False) for reference in message.arrays],
+            arrays=[self.view(reference, writable=False) for reference in standing.arrays],
             outputs=None if outputs is None else [self.view(one, writable=True) for one in outputs],
-            several=message.several,
+            several=standing.several,
             origin=message.origin,
             tickets=tickets,
             todo=message.todo,
@@ -290,9 +323,9 @@ class WorkerProcess:
             ledger=ledger,
             worker=self.number,
             slot=ledger.slot(self.number),
-            workers=message.workers,
-            reports=message.reports,
-            sums=None if message.sums is None else self.view(message.sums, writable=True),
+            workers=standing.workers,
+            reports=standing.reports,
+            sums=None if standing.sums is None else self.view(standing.sums, writable=True),
             most=self.left,
         )
 
@@ -350,6 +383,14 @@ def _plan(body: bytes) -> Plan:
 
 class _Unloadable(Exception):
     """The function, what it holds or what it is called in did not unpickle."""
+
+
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        raise _Unloadable(error) from error
 
 
 def main(fd: int, bell: int, number: int) -> None:
