@@ -34,7 +34,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no such measurement: {', '.join(sorted(unknown))}")
     for name in options.names or ALL:
-        print(f"== {name}: {ALL[name].__doc__}")
+        print(f"== {name}: {ALL[name].__doc__.splitlines()[0]}")
         ALL[name](quick=options.quick)
         print(flush=True)
 

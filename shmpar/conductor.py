@@ -324,11 +324,13 @@ class Conductor:
         execution, engine = self._alive, self.engine
         if engine is None:
             raise RuntimeError("this run has no engine")
-        match command:
-            case scheduler.Open(number, todo):
-                execution.generations.append(Generation(number, todo, engine.tickets()))
+        match command:  # what there is in every run comes first
             case scheduler.Assign(worker, number):
                 engine.assign(worker, execution, execution.generations[number])
+            case scheduler.Open(number, todo):
+                execution.generations.append(Generation(number, todo, engine.tickets()))
+            case scheduler.Finish():
+                self._finish(engine, execution)
             case scheduler.Stop():
                 self._stop(engine, execution)
             case scheduler.Kill(worker):
@@ -342,8 +344,6 @@ class Conductor:
                 self.fatal = self.fatal or failures.barren(self.plan, self._end, self.run)
             case scheduler.Audit():
                 self._pending.append(scheduler.Audited(self._audit(execution)))
-            case scheduler.Finish():
-                self._finish(engine, execution)
 
     def _audit(self, execution: Execution) -> list[int]:
         """Numbers of the chunks that are still to be computed; nobody computes any now."""

@@ -173,7 +173,7 @@ class Ledger:
 
     def clear(self) -> None:
         """Make it a new run's."""
-        np.frombuffer(self._used, np.uint8)[:] = 0
+        self._used[:] = bytes(len(self._used))
 
     def copy(self) -> bytes:
         """What it says now, but for the scratch: the buffer of a ledger that is not written."""

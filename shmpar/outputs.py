@@ -208,9 +208,11 @@ class Outputs:
         windows : iterable of windows, or None
             None: all of it is finished.
         """
+        if self.given is None:
+            return
         pairs = [
             (mine, array)
-            for mine, array in zip(self.given or (), self.arrays or (), strict=False)
+            for mine, array in zip(self.given, self.arrays or (), strict=False)
             if isinstance(mine, np.ndarray) and not np.may_share_memory(mine, array)
         ]
         if not pairs:

@@ -125,6 +125,7 @@ def test_anything_in_the_place_of_an_address(address: Any, good: dict[str, Any])
     check(address, good)
 
 
+@pytest.mark.filterwarnings("ignore:Data type alias:DeprecationWarning")  # NumPy's, for "a"
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(
     name=st.sampled_from(TEXTS) | st.text(max_size=20),

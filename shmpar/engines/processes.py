@@ -231,7 +231,7 @@ class ProcessesEngine:
 
     def _outstanding(self, run: int) -> bool:
         """Whether a worker has something of a run, which may be over."""
-        return any([link.has(run) for link in self._links.values()])  # noqa: C419 - quicker
+        return any([link.has(run) for link in self._links.values() if link.sent])  # noqa: C419
 
     # Tasks
 

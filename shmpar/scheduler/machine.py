@@ -157,10 +157,10 @@ class Scheduler:
 
     def _dispatch(self, event: Event) -> Commands:  # noqa: PLR0911 - one a kind of event
         match event:
-            case Joined(worker):
-                return self._joined(worker)
             case Drained():
                 return self._drained(event)
+            case Joined(worker):
+                return self._joined(worker)
             case ChunkFailed(chunk):
                 return self._chunk_failed(chunk)
             case Died():

@@ -116,18 +116,20 @@ def blocks(verb: str, given: Sequence[Any]) -> Inputs:
         if array is None:
             inputs.arguments.append(Whole(inputs.add_value(value)))
         else:
-            axes = _grid_axes(array.shape, inputs.shape)
-            inputs.arguments.append(Blocks(inputs.add_array(array), axes))
+            place = inputs.add_array(array)
+            inputs.arguments.append(_cut_by_grid(place, array.shape, inputs.shape))
     return inputs
 
 
-def _grid_axes(shape: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int | None, ...]:
-    """For each axis of an input the grid's axis that cuts it; None for a stretched one."""
+@functools.lru_cache(maxsize=64)
+def _cut_by_grid(place: int, shape: tuple[int, ...], whole: tuple[int, ...]) -> Blocks:
+    """An input of a shape, whose axes the grid's cut, but for those that are stretched."""
     shift = len(whole) - len(shape)
-    return tuple(
+    axes = [
         None if length == 1 and whole[axis + shift] != 1 else axis + shift
         for axis, length in enumerate(shape)
-    )
+    ]
+    return Blocks(place, tuple(axes))
 
 
 def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
