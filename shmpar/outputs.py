@@ -15,7 +15,6 @@ import io
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +34,6 @@ Array = np.ndarray[Any, Any]
 DType = np.dtype[Any]
 
 
-@dataclass(frozen=True, slots=True)
 class NpyFile:
     """A ``.npy`` file that is to be made.
 
@@ -45,7 +43,10 @@ class NpyFile:
         Absolute.
     """
 
-    path: str
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
 
     @classmethod
     def parse(cls, path: str | os.PathLike[str], where: str) -> NpyFile:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from shmpar.grid import Axis, Grid
 
@@ -37,9 +36,10 @@ class Placement(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class PerItem:
+class PerItem(NamedTuple):
     """Chunk ``i`` goes to ``out[i]``."""
+
+    kind: str = "item"  # tuples are equal if their fields are, and plans are looked up by them
 
     def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
         """Shape of the whole output: ``(items, *result)``."""
@@ -54,9 +54,10 @@ class PerItem:
         return lambda chunk: (chunk,)
 
 
-@dataclass(frozen=True, slots=True)
-class PerChunk:
+class PerChunk(NamedTuple):
     """The chunk with index ``(i, j)`` goes to ``out[i, j]``."""
+
+    kind: str = "chunk"
 
     def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
         """Shape of the whole output: ``numblocks + result``."""
@@ -71,8 +72,7 @@ class PerChunk:
         return grid.index
 
 
-@dataclass(frozen=True, slots=True)
-class InBlocks:
+class InBlocks(NamedTuple):
     """Results are blocks that are put together.
 
     Attributes
@@ -137,8 +137,7 @@ class InBlocks:
         return f"{said} with {len(self.axes)} axes; name the axes that it adds in new_axis"
 
 
-@dataclass(frozen=True, slots=True)
-class Along:
+class Along(NamedTuple):
     """Blocks in which one axis, that is not cut, is replaced by the axes of a line's result.
 
     Attributes

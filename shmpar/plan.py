@@ -19,7 +19,6 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,8 +44,7 @@ Shape = tuple[int, ...]
 DType = np.dtype[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Blocks:
+class Blocks(NamedTuple):
     """An array that is cut by the grid.
 
     Attributes
@@ -61,25 +59,25 @@ class Blocks:
     axes: tuple[int | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(NamedTuple):
     """An array of which chunk ``i`` gets ``array[i]``; `array` is its place among the arrays."""
 
     array: int
+    kind: str = "rows"  # tuples are equal if their fields are, and plans are looked up by them
 
 
-@dataclass(frozen=True, slots=True)
-class Items:
+class Items(NamedTuple):
     """A sequence of which chunk ``i`` gets item ``i``; `value` is its place among the values."""
 
     value: int
+    kind: str = "items"
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
+class Whole(NamedTuple):
     """An argument that every call gets as it is; `value` is its place among the values."""
 
     value: int
+    kind: str = "whole"
 
 
 Argument = Blocks | Rows | Items | Whole

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import pickle
-from dataclasses import FrozenInstanceError
 from math import prod
 
 import numpy as np
@@ -144,9 +143,9 @@ def test_a_grid_pickles_small():
 def test_a_grid_does_not_change():
     """Neither a grid nor an axis can be assigned to."""
     grid = Grid.cut((4,), 2)
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError, match="Grid does not change"):
         grid.axes = ()
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError, match="Axis does not change"):
         grid.axes[0].step = 1
 
 

@@ -1,9 +1,10 @@
-"""Systems take turns: a round is one call of each, and there are several rounds."""
+"""Systems take turns: a round is one call of each, in any order, and there are several rounds."""
 
 from __future__ import annotations
 
 import math
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -118,8 +119,10 @@ class Conductor:
             for point, one in turns
             for entry in self._entries(name, workload, point, one)
         ]
+        shuffled = random.Random(name)  # noqa: S311
         for number in range(self.effort.most(workload)):
-            for point, entry in entries:
+            # Anew for each round: what comes after a heavy one takes up to a third longer.
+            for point, entry in shuffled.sample(entries, len(entries)):
                 if number < entry.rounds:
                     self._call(name, point, entry)
         for point, one in turns:

@@ -5,9 +5,10 @@ from __future__ import annotations
 SALT = """
 A benchmark by the authors of one of its contestants deserves doubt. So: the code is in
 `benchmarks/peers/`, a plain file for each system and each workload, and one command runs it again
-on your machine. Each system has a process of its own, and they take turns, A B C A B C, so that
-whatever else the machine does hits all alike. Those that wait are stopped, with all of their
-processes (SIGSTOP): whose turn it is has the machine. Answers are checked. Times are medians of
+on your machine. Each system has a process of its own, and they take turns, in an order that is
+drawn anew for each round, so that whatever else the machine does hits all alike. Those that wait
+are stopped, with all of their processes (SIGSTOP): whose turn it is has the machine. Answers are
+checked. Times are medians of
 warm calls. Each system is measured with the same chunks as ours and in the way that
 its documentation recommends; pictures and tables show the better of both, and the file of figures
 has both. Where the cost of a chunk is the question, only the same chunks count. No workload is

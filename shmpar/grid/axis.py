@@ -1,6 +1,6 @@
 """One axis of an array and how it is cut, and how a user's argument is spread over the axes.
 
-Imports the standard library, and numpy for its bool.
+Imports fixed beside it, the standard library, and numpy for its bool.
 
 Guarantees
 ----------
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from operator import index
 from reprlib import repr as brief
@@ -21,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shmpar.grid.fixed import Fixed, fix
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 __all__ = ["Axis", "axis_number", "per_axis", "whole_number"]
 
 
-@dataclass(frozen=True, slots=True)
-class Axis:
+class Axis(Fixed):
     """One axis and its chunks; make one with :meth:`regular` or :meth:`explicit`.
 
     An axis is also a sequence of slices, one a chunk, made when asked for.
@@ -51,10 +51,35 @@ class Axis:
     [slice(0, 4, None), slice(4, 8, None), slice(8, 10, None)]
     """
 
+    __slots__ = ("count", "edges", "size", "step")
+
     size: int
     step: int
     count: int
-    edges: tuple[int, ...] | None = None
+    edges: tuple[int, ...] | None
+
+    def __init__(
+        self, size: int, step: int, count: int, edges: tuple[int, ...] | None = None
+    ) -> None:
+        fix(self, "size", size)
+        fix(self, "step", step)
+        fix(self, "count", count)
+        fix(self, "edges", edges)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Axis, (self.size, self.step, self.count, self.edges)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Axis) and self.__reduce__() == other.__reduce__()
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.size, self.step, self.count, self.edges))
+
+    def __repr__(self) -> str:
+        lengths = f"size={self.size}, step={self.step}, count={self.count}"
+        return f"Axis({lengths}, edges={self.edges})"
 
     @classmethod
     def regular(cls, size: int, step: int) -> Axis:

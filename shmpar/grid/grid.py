@@ -1,6 +1,6 @@
 """A grid: how one array is cut into chunks, as a product of axes.
 
-Imports :mod:`shmpar.grid.axis` and what normalises a user's ``chunks=``.
+Imports :mod:`shmpar.grid.axis`, fixed, and what normalises a user's ``chunks=``.
 
 Guarantees
 ----------
@@ -12,12 +12,12 @@ axes has a single chunk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from math import prod
 from operator import index as as_int
 from typing import TYPE_CHECKING, Any
 
 from shmpar.grid.chunking import BLOCK_BYTES, Chunks, cut_axes
+from shmpar.grid.fixed import Fixed, fix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Grid"]
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
+class Grid(Fixed):
     """The chunks of an array of one shape.
 
     Attributes
@@ -50,14 +49,20 @@ class Grid:
     (slice(4, 8, None), slice(6, 7, None))
     """
 
-    axes: tuple[Axis, ...]
-    shape: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    size: int = field(init=False, repr=False, compare=False)
+    __slots__ = ("axes", "shape", "size")
 
-    def __post_init__(self) -> None:
-        """Work out what every call asks for several times."""
-        object.__setattr__(self, "shape", tuple([axis.size for axis in self.axes]))
-        object.__setattr__(self, "size", prod([axis.count for axis in self.axes]))
+    axes: tuple[Axis, ...]
+    shape: tuple[int, ...]
+    size: int
+
+    def __init__(self, axes: tuple[Axis, ...]) -> None:
+        fix(self, "axes", axes)
+        # What every call asks for several times.
+        fix(self, "shape", tuple([axis.size for axis in axes]))
+        fix(self, "size", prod([axis.count for axis in axes]))
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Grid) and self.axes == other.axes)
 
     def __hash__(self) -> int:
         """Of what differs most often: grids are looked up at each call."""
@@ -65,6 +70,9 @@ class Grid:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Grid, (self.axes,)
+
+    def __repr__(self) -> str:
+        return f"Grid(axes={self.axes!r})"
 
     @classmethod
     def cut(

@@ -23,12 +23,11 @@ later axis covers the earlier one's, and a constant covers every other mode.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from itertools import product
 from numbers import Number
 from reprlib import repr as brief
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -89,8 +88,7 @@ _Bounds: TypeAlias = tuple[tuple[int, int], ...]
 _Source: TypeAlias = "slice | NDArray[np.intp]"
 
 
-@dataclass(frozen=True, slots=True)
-class Halo:
+class Halo(NamedTuple):
     """How far a window reaches beyond a chunk's cell, and what it finds beyond the array.
 
     Attributes

@@ -6,7 +6,6 @@ Imports nothing of the package.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import numpy as np
 __all__ = ["ApplyAlongAxis"]
 
 
-@dataclass(frozen=True, slots=True)
 class ApplyAlongAxis:
     """Calls a function on each line of a block.
 
@@ -28,10 +26,19 @@ class ApplyAlongAxis:
         What else it gets.
     """
 
-    func1d: Callable[..., Any]
-    axis: int
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    __slots__ = ("args", "axis", "func1d", "kwargs")
+
+    def __init__(
+        self,
+        func1d: Callable[..., Any],
+        axis: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.func1d = func1d
+        self.axis = axis
+        self.args = args
+        self.kwargs = kwargs
 
     def __call__(self, block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The results of the block's lines."""

@@ -10,4 +10,4 @@ def points(_: str) -> list[Point]:
     return [{"chunks": 8}]
 
 
-THIS = Workload("cold start: sums of 8 rows", points, how="cold", rounds=5)
+THIS = Workload("cold start: sums of 8 rows", points, how="cold", rounds=7)

@@ -34,6 +34,6 @@ THIS = Workload(
         "dask_distributed",
         "ray",
     ),
-    rounds=7,
-    seconds=2,
+    rounds=15,
+    seconds=6,
 )

@@ -47,6 +47,6 @@ THIS = Workload(
     job,
     pattern,
     verify,
-    rounds=7,
+    rounds=9,
     seconds=2.5,
 )
