@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 from shmpar.cpus import available_cpus
 from shmpar.engines.protocol import Engine
-from shmpar.engines.serial import SerialEngine
-from shmpar.engines.threads import ThreadsEngine
 from shmpar.worker import in_worker
 
 __all__ = ["EngineChoice"]
@@ -89,10 +87,14 @@ class EngineChoice(NamedTuple):
         )
 
     def make(self) -> Engine:
-        """Make the engine; inside a worker it is the serial one."""
+        """Make the engine; inside a worker it is the serial one.  Only that one is loaded."""
         if self.name == "serial" or in_worker():
+            from shmpar.engines.serial import SerialEngine
+
             return SerialEngine(self._initialize)
         if self.name == "threads":
+            from shmpar.engines.threads import ThreadsEngine
+
             return ThreadsEngine(self.workers, self._initialize, self.threads)
         if sys.platform == "win32":
             raise NotImplementedError(

@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from shmpar.driver import Driver, End
-from shmpar.engines.serial import SerialEngine
 from shmpar.interrupts import allowed, held_back
 from shmpar.plan import Function
 from shmpar.policy import Policy
@@ -190,8 +189,7 @@ class Pool(Reductions, Memory, Calls):
         self._last_run = run
         run.resume_by(self._relaunch)
         if in_worker():
-            # A worker that waited for workers could wait for itself.
-            driver = Driver(SerialEngine)
+            driver = _here()
         if wait:
             return driver.run(run)
         driver.launch(run)
@@ -204,7 +202,7 @@ class Pool(Reductions, Memory, Calls):
     def _submit(self, call: Function) -> Task:
         driver = self._checked()
         if in_worker():
-            driver = Driver(SerialEngine)
+            driver = _here()
         return driver.submit(call, self._verb_defaults["retries"])
 
     def _checked(self) -> Driver:
@@ -287,6 +285,13 @@ class Pool(Reductions, Memory, Calls):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.n_workers} workers"
         return f"<shmpar.Pool: {self.engine}, {state}>"
+
+
+def _here() -> Driver:
+    """The driver inside a worker: one that waited for workers could wait for itself."""
+    from shmpar.engines.serial import SerialEngine  # most programs have no use for it
+
+    return Driver(SerialEngine)
 
 
 def _nested(defaults: dict[str, Any]) -> Pool:
