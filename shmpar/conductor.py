@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -35,9 +35,7 @@ from shmpar.policy import Observer, Policy
 from shmpar.scheduler import Scheduler
 from shmpar.scratch import Scratch
 from shmpar.segment import SMALL, check_room
-
-if TYPE_CHECKING:
-    from shmpar.verification import Verification
+from shmpar.verification import Verification
 
 __all__ = ["Conductor"]
 
@@ -168,8 +166,6 @@ class Conductor:
         self._allocate_known(engine)
         sums = None if self.outputs.ledger is None else self.outputs.ledger.sums
         if self.plan.check:
-            from shmpar.verification import Verification  # few runs are checked
-
             verification = Verification(self.plan, self._arrays, self._todo, sums)
             self._verification, sums = verification, verification.sums
             verification.watch(self.outputs.arrays or ())
