@@ -35,10 +35,6 @@ STAGES = (
 def stages(rounds: int) -> dict[str, float]:
     """Microseconds of each stage of a warm call on two chunks (medians)."""
     now, marks = time.monotonic_ns, [0, 0, 0]
-
-    def when(_block: np.ndarray) -> int:
-        return now()
-
     found = []
     with (
         _marked(Driver, "run", lambda: marks.__setitem__(0, now())),
@@ -49,12 +45,16 @@ def stages(rounds: int) -> dict[str, float]:
         array = pool.array(np.arange(10.0))
         for _ in range(rounds + 100):
             began = now()
-            called = pool.block_reduce(when, array, chunks=5)
+            called = pool.block_reduce(_when, array, chunks=5)
             ended = now()
             built, rung, woken = marks
             found.append([began, built, rung, *sorted(called.tolist()), woken, ended])
     steps = np.diff(np.array(found[100:]), axis=1) / 1e3
     return dict(zip(STAGES, np.median(steps, axis=0).tolist(), strict=True))
+
+
+def _when(_block: np.ndarray) -> int:
+    return time.monotonic_ns()
 
 
 @contextmanager

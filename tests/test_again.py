@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
+import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +127,31 @@ def test_a_call_that_failed_is_made_again(lone: shmpar.Pool) -> None:
             assert lone.map_blocks(inverse, array, chunks=2).tolist() == [1.0] * 4
 
 
+def test_metadata_of_a_dtype_is_of_this_call(lone: shmpar.Pool) -> None:
+    """Dtypes that differ in nothing else are equal."""
+    array = lone.array(np.zeros(4))
+
+    def noted(block: Any) -> Any:
+        import numpy as np
+
+        return block.astype(np.dtype("i1", metadata={"of": int(block[0])}))
+
+    for number in (1, 2, 2, 1):
+        array[:] = number
+        assert lone.map_blocks(noted, array, chunks=2).dtype.metadata == {"of": number}
+
+
+def test_a_function_that_reshapes_its_input_reshapes_that_of_one_call(lone: shmpar.Pool) -> None:
+    array = lone.array(np.float64(3))
+
+    def longer(value: Any) -> Any:
+        value.shape = (1, *value.shape)
+        return value + 1
+
+    for _ in range(3):
+        assert lone.block_reduce(longer, array).shape == (1,)
+
+
 def test_objects_are_collected_by_the_run_that_asks(lone: shmpar.Pool) -> None:
     array = lone.array(np.arange(4))
     for _ in range(3):
@@ -158,6 +187,28 @@ def test_the_worker_lets_go_of_an_array_that_is_gone(lone: shmpar.Pool) -> None:
     lone._last_run = None
     lone.submit(int).result()  # it has read all messages before this one
     assert _mapped(pid) < MEGABYTES << 20
+
+
+def test_a_call_that_was_refused_lets_go_too(lone: shmpar.Pool) -> None:
+    """The error is kept until what it is about has changed; the memory is not."""
+    array = lone.array(np.ones(MEGABYTES << 17))
+    for _ in range(2):
+        lone.block_reduce(np.sum, array, chunks=MEGABYTES << 15)
+    missing = type("Missing", (UserWarning,), {"__module__": "shmpar_missing"})
+    made = types.ModuleType("shmpar_missing")
+    made.Missing = missing
+    (pid,) = lone._driver.engine.pids()
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, made.__name__, made)
+        warnings.simplefilter("ignore", missing)
+        with pytest.raises(shmpar.PlanError, match="warning filters"):
+            lone.block_reduce(np.sum, array, chunks=MEGABYTES << 15)
+        del array
+        lone._last_run = None
+        gc.collect()  # the error's traceback holds the run
+        with pytest.raises(shmpar.PlanError, match="warning filters"):
+            lone.submit(int).result()
+        assert _mapped(pid) < MEGABYTES << 20
 
 
 def _mapped(pid: int) -> int:

@@ -23,6 +23,7 @@ from shmpar.travel.namespaces import Namespaces
 from shmpar.travel.packing import LARGE, pack
 from shmpar.travel.parcel import Parcel
 from shmpar.travel.unpacking import unpack
+from shmpar.worker.along import ApplyAlongAxis
 
 LOCK = threading.Lock()
 LARGE_ARRAY = np.arange(LARGE // 4, dtype="f8")
@@ -327,6 +328,10 @@ def unfinished() -> Any:
     return func
 
 
+def along(function: Any, *args: Any) -> ApplyAlongAxis:
+    return ApplyAlongAxis(function, 0, args, {})
+
+
 class TestWhatCannotTravel:
     """A PlanError names what holds it."""
 
@@ -341,6 +346,8 @@ class TestWhatCannotTravel:
             (lambda n: Function(Holder().method, {}, ()), "the object of the method"),
             (lambda n: Function(default_user(), {}, ()), "its default number 0"),
             (lambda n: Function(functools.partial(len, LOCK), {}, ()), "the partial's arguments"),
+            (lambda n: Function(along(closure_user()), {}, ()), "closure variable 'secret'"),
+            (lambda n: Function(along(len, LOCK), {}, ()), "given for it is a builtins.tuple"),
             (lambda n: Function(len, {}, ([1, LOCK],)), "an item such as [1, <unlocked"),
             (lambda n: Function(len, {}, (1, LOCK)), "an item such as <unlocked"),
             (lambda n: Function(np.frompyfunc(closure_user(), 1, 1), {}, ()), "does not pickle"),
@@ -348,7 +355,7 @@ class TestWhatCannotTravel:
         ],
         ids=[
             "closure", "global", "unfinished-closure", "kwargs", "attribute", "method", "default",
-            "partial", "items", "value", "ufunc", "no-function",
+            "partial", "along", "along-arguments", "items", "value", "ufunc", "no-function",
         ],
     )  # fmt: skip
     def test_its_holder_is_named(self, function: Any, culprit: str, notebook: Notebook) -> None:

@@ -53,6 +53,8 @@ class Packed:
         Equal for calls of the same function on chunks of the same kind.
     standing : tuple of (Standing, bytes) or None
         What the latest message had of it: most often the next worker's is the same.
+    last : tuple of (tuple, bytes) or None
+        The latest message that lends no segments, likewise.
     """
 
     plan: bytes
@@ -65,6 +67,7 @@ class Packed:
     environment: Environment
     call: int
     standing: tuple[Standing, bytes] | None = None
+    last: tuple[tuple[Any, ...], bytes] | None = None
 
     def outputs(
         self, execution: Execution
@@ -98,6 +101,7 @@ class Packed:
         changed : bool
             The worker does not know the environment.
         """
+        plain, body = self.parcel.plain, self.parcel.body
         message = (
             execution.number,
             generation.number,
@@ -106,10 +110,15 @@ class Packed:
             generation.tickets.kind,
             execution.origin,
             self.environment if changed else None,
+            None if plain else body,
             self._standing(execution, outputs, held),
         )
-        # As a plain tuple, which pickles in half the time.
-        return pickle.dumps(("plan", message, records), 5)
+        if records:
+            return pickle.dumps(("plan", message, records), 5)
+        if self.last is None or self.last[0] != message:
+            # As a plain tuple, which pickles in half the time.
+            self.last = message, pickle.dumps(("plan", message, records), 5)
+        return self.last[1]
 
     def _standing(
         self,
@@ -128,8 +137,7 @@ class Packed:
             execution.reports,
             self.sums,
             self.plan,
-            self.parcel.body,
-            self.parcel.plain,
+            self.parcel.body if self.parcel.plain else None,
             held,
         )
         if self.standing is None or self.standing[0] != standing:

@@ -19,6 +19,9 @@ class Fixed:
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(f"{type(self).__name__} does not change: {name} cannot be assigned to")
 
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} does not change: {name} cannot be deleted")
+
 
 fix = object.__setattr__
 """Give an attribute of a :class:`Fixed` object."""

@@ -45,6 +45,9 @@ def _held_by(part: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(part, functools.partial):
         function = part.func
         yield "the partial's arguments", (part.args, part.keywords)
+    elif hasattr(part, "func1d"):
+        function = part.func1d
+        yield "what apply_along_axis was given for it", (part.args, part.kwargs)
     function = getattr(function, "__wrapped__", function)
     if isinstance(function, types.FunctionType):
         yield from _held_by_function(function)
@@ -78,5 +81,6 @@ def _pickles(value: Any) -> bool:
 def _name(value: Any) -> str:
     if isinstance(value, dict):
         return "kwargs"
+    value = getattr(value, "func1d", value)  # of apply_along_axis
     name = getattr(value, "__qualname__", None)
     return f"an item such as {value!r:.60}" if name is None else f"function {name}"

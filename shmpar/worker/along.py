@@ -40,6 +40,9 @@ class ApplyAlongAxis:
         self.args = args
         self.kwargs = kwargs
 
+    def __repr__(self) -> str:
+        return f"ApplyAlongAxis({self.func1d!r}, axis={self.axis})"
+
     def __call__(self, block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The results of the block's lines."""
         return np.apply_along_axis(self.func1d, self.axis, block, *self.args, **self.kwargs)

@@ -49,7 +49,7 @@ def _blocks(plan: Plan, array: Array, axes: tuple[int | None, ...]) -> Getter:
     if halo is not None:
         return _windows(grid, halo, array, axes)
     if axes == ():
-        return lambda _chunk: array  # without axes there is nothing to cut
+        return lambda _chunk: array[...]  # a view of its own: the function may change its shape
     if axes == tuple(range(grid.ndim)):
         cut = grid.cutter()
         return lambda chunk: array[cut(chunk)]

@@ -13,7 +13,7 @@ import numpy as np
 
 from shmpar.ledger import CURSOR
 from shmpar.placement import InBlocks, PerItem, ResultError
-from shmpar.plan import Announcement, Blocks, Items, Plan, Rows
+from shmpar.plan import Announcement, Blocks, Items, Plan, Rows, spell
 from shmpar.worker.arguments import Getter, extras, getters
 from shmpar.worker.assignment import Assignment, Channel
 from shmpar.worker.offspring import end_offspring
@@ -62,8 +62,13 @@ class Chunks:
     While the outputs are unknown, it computes its first chunk, says what it got, waits for the
     outputs, and stores what it holds: no chunk is computed twice, none on made-up data.
 
-    It refers to nothing that refers to it: a worker that is idle keeps nothing of a run that is
-    over, such as its inputs, until garbage is collected there.
+    Nothing refers to it but who has made it, so that a worker drops the inputs at once when it
+    drops this.
+
+    Attributes
+    ----------
+    assignment : Assignment
+        What is computed.
     """
 
     __slots__ = (
@@ -143,7 +148,8 @@ class Chunks:
 
     def _announced_by(self, chunk: int, value: Any) -> Announcement:
         """What the first result says of the outputs; as before, if it is like the one before."""
-        if type(value) is not np.ndarray:
+        # Dtypes that are equal may differ in their metadata, which the result has too.
+        if type(value) is not np.ndarray or type(spell(value.dtype)) is not str:
             return announce(self.assignment.plan, chunk, value)
         like = chunk, value.shape, value.dtype
         if self._said is None or self._said[0] != like:

@@ -82,6 +82,8 @@ class PlanMessage(NamedTuple):
         When the run began, by the clock that all processes share.
     environment : Environment or None
         None: as before.
+    function : bytes or None
+        Parcel of :class:`Function`, unless it is plain.
     standing : bytes
         Pickled fields of :class:`Standing`: they are the same for the same call.
     """
@@ -93,6 +95,7 @@ class PlanMessage(NamedTuple):
     tickets: str
     origin: float
     environment: Environment | None
+    function: bytes | None
     standing: bytes
 
 
@@ -119,10 +122,8 @@ class Standing(NamedTuple):
         Where the checksum of each chunk's output goes.
     plan : bytes
         Pickled :class:`Plan`.
-    function : bytes
-        Parcel of :class:`Function`.
-    plain : bool
-        Whether the function leaves nothing for its next call.
+    function : bytes or None
+        Parcel of a :class:`Function` that is plain: it leaves nothing for its next call.
     held : tuple of int
         Keys of the parcel's segments, in its order; ~key for one that is private.
     """
@@ -137,6 +138,5 @@ class Standing(NamedTuple):
     reports: bool
     sums: Reference | None
     plan: bytes
-    function: bytes
-    plain: bool
+    function: bytes | None
     held: tuple[int, ...]

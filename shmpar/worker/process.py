@@ -5,7 +5,8 @@ Imports layers 0 to 2.  Its parent starts it with :data:`shmpar.engines.launch.B
 Guarantees
 ----------
 - It is idle only in one place, the read of the next message, and holds nothing there but the
-  segments that the parent has not told it to forget.
+  segments that the parent has not told it to forget, and what it has made of the latest plan over
+  them.
 - A message that is not for the step at hand is kept for the next one; none is dropped.
 - It ends when its parent does: :func:`shmpar.worker.life.end_with_parent`.
 """
@@ -95,8 +96,8 @@ class WorkerProcess:
     ledger : tuple of (int, Ledger) or None
         The latest, with its segment's key: the next run's is most often the same.
     bound : Bound or None
-        What the latest plan is here, if the next may be the same, and no segment was forgotten
-        since.
+        The latest plan that may come again, if no segment was forgotten since and no other
+        function opened.
     opened : tuple of (bytes, Function)
         The latest function, if it is plain and no other was opened since: what another brings may
         be globals of its module too.
@@ -221,6 +222,7 @@ class WorkerProcess:
         except BaseException as error:  # noqa: BLE001 - it is the task's outcome
             end_offspring(error)
             message, descriptors = ("raised", number, *packed(error)), []
+            error.__traceback__ = None  # it may be kept, and its frames hold the memory
         finally:
             if kept:
                 namespaces.forget(kept)
@@ -260,6 +262,7 @@ class WorkerProcess:
             said = channel.said.pack() if channel.said else None
         except _Unloadable as error:
             self.wire.send(("refused", message.run, *packed(error.args[0])))
+            error.args[0].__traceback__ = None  # it may be kept, and its frames hold the memory
         finally:
             if kept:
                 namespaces.forget(kept)
@@ -280,10 +283,11 @@ class WorkerProcess:
             if self.unready:  # the run has been told why
                 raise RuntimeError("the initializer failed")
             self._take_on(message.environment)
-            function, kept = self._open(standing.function, held, plain=standing.plain)
+            body, plain = message.function or standing.function, standing.function is not None
+            function, kept = self._open(body or b"", held, plain=plain)
         assignment = self._assignment(message, standing, function, counter)
         bound = Bound(message.standing, Chunks(assignment), standing.scratch)
-        if standing.plain and message.todo is None:
+        if plain and message.todo is None:
             self.bound = bound
         return bound, kept
 
@@ -369,7 +373,7 @@ class WorkerProcess:
                     "the warning filters of the calling process do not load in a worker "
                     f"({type(error).__name__}: {error}); their categories must be importable there"
                 )
-                self.unentered.__cause__ = error
+                self.unentered.__cause__ = error.with_traceback(None)
         if self.unentered is not None:
             raise self.unentered.with_traceback(None)
 
