@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import time
 import types
 import warnings
 from collections.abc import Iterator
@@ -206,9 +207,9 @@ def test_a_call_that_was_refused_lets_go_too(lone: shmpar.Pool) -> None:
         del array
         lone._last_run = None
         gc.collect()  # the error's traceback holds the run
-        with pytest.raises(shmpar.PlanError, match="warning filters"):
-            lone.submit(int).result()
-        assert _mapped(pid) < MEGABYTES << 20
+        until = time.monotonic() + 5
+        while _mapped(pid) >= MEGABYTES << 20:  # nothing but the message to forget it is sent
+            assert time.monotonic() < until
 
 
 def _mapped(pid: int) -> int:
