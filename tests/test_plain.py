@@ -51,6 +51,14 @@ def with_closure(number: int = 1) -> Callable[..., Any]:
     return lambda block: block + number
 
 
+def annotated(of_block: Any, of_result: Any) -> Callable[..., Any]:
+    def work(block):
+        return block
+
+    work.__annotations__ = {"block": of_block, "return": of_result}
+    return work
+
+
 def with_nested_store() -> Callable[..., Any]:
     def work(block):
         def inner():
@@ -79,8 +87,10 @@ def by_value() -> Any:
         lambda block: np.negative(block) + 1,
         lambda block, more=1, text="a": block + len(text) + more,
         lambda block: [math.sqrt(one) for one in block],
+        annotated(np.ndarray, float),
+        annotated("np.ndarray", None),
     ],
-    ids=["ufunc", "by name", "global module", "defaults", "nested"],
+    ids=["ufunc", "by name", "global module", "defaults", "nested", "classes", "text"],
 )
 def test_what_is_nothing_but_its_code_is_pickled_once(call: Callable[..., Any]) -> None:
     body, plain = packed(call)
@@ -100,8 +110,13 @@ def test_what_is_nothing_but_its_code_is_pickled_once(call: Callable[..., Any]) 
         functools.partial(np.add, 1),
         np.ndarray.sum,
         lambda block: block + COUNT,
+        annotated(Callable[..., Any], float),
+        annotated(np.ndarray, type("Local", (), {})),
     ],
-    ids=["stores", "mutable", "attribute", "closure", "nested", "partial", "method", "global"],
+    ids=[
+        *("stores", "mutable", "attribute", "closure", "nested", "partial", "method", "global"),
+        *("annotation", "class of its own"),
+    ],
 )
 def test_what_may_be_more_is_pickled_each_time(call: Callable[..., Any]) -> None:
     assert not packed(call)[1]
@@ -116,6 +131,9 @@ def test_it_is_pickled_again_when_anything_has_changed(monkeypatch: pytest.Monke
         lambda: setattr(work, "__code__", (lambda block, more=1: module.ceil(block)).__code__),
         lambda: setattr(work, "__defaults__", (2,)),
         lambda: setattr(work, "__name__", "other"),
+        lambda: work.__annotations__.update({"block": float}),
+        lambda: work.__annotations__.update({"block": int}),
+        lambda: work.__annotations__.update({"more": int}),
         lambda: monkeypatch.setitem(work.__globals__, "module", np),
     ]
     for change in changes:

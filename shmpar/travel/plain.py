@@ -5,7 +5,8 @@ Imports cloudpickle, and plan.
 To pickle a function takes longer than all else of a small call.  Most functions hold nothing that
 could have changed since their last call: no closure, no globals but modules, no defaults but
 numbers and text.  What such a function was pickled to is kept as long as the function lives, and a
-worker may call what it has opened once again.
+worker may call what it has opened once again.  It may be annotated, with text and with classes that
+go by their names.
 
 Guarantees
 ----------
@@ -51,11 +52,11 @@ _functions: weakref.WeakKeyDictionary[types.FunctionType, _Kept] = weakref.WeakK
 _ufuncs: dict[np.ufunc, bytes] = {}
 
 
-def by_reference(function: types.FunctionType) -> bool:
-    """Whether the worker can import the function by its name."""
+def by_reference(one: types.FunctionType | type) -> bool:
+    """Whether the worker can import a function, or a class, by its name."""
     from cloudpickle.cloudpickle import _should_pickle_by_reference
 
-    return bool(_should_pickle_by_reference(function))
+    return bool(_should_pickle_by_reference(one))
 
 
 def known(value: Function) -> bytes | None:
@@ -120,6 +121,7 @@ def _held(function: types.FunctionType, names: tuple[str, ...]) -> tuple[Any, ..
         function.__kwdefaults__,
         *(function.__defaults__ or ()),
         *function.__dict__.values(),
+        *function.__annotations__,
         *function.__annotations__.values(),
         *[names_of.get(name, _absent) for name in names],
     )
@@ -131,9 +133,9 @@ def _plain_names(function: types.FunctionType) -> tuple[str, ...] | None:
         return None if "." in function.__qualname__ else ()
     if function.__closure__ or function.__kwdefaults__ or function.__dict__:
         return None
-    if function.__annotations__ or not all(
-        type(one) in _SCALARS for one in function.__defaults__ or ()
-    ):
+    if not all(type(one) in _SCALARS for one in function.__defaults__ or ()):
+        return None
+    if not all(map(_is_plain_note, function.__annotations__.values())):
         return None
     names: set[str] = set()
     for instruction in _instructions(function.__code__):
@@ -144,6 +146,11 @@ def _plain_names(function: types.FunctionType) -> tuple[str, ...] | None:
     values = [function.__globals__.get(name, _absent) for name in names]
     plain = all(value is _absent or _is_importable(value) for value in values)
     return (*names, *OF_MODULE) if plain else None
+
+
+def _is_plain_note(value: Any) -> bool:
+    """Whether an annotation is text, or a class that goes by its name."""
+    return type(value) in _SCALARS or (type(value) is type and by_reference(value))
 
 
 def _is_importable(value: Any) -> bool:
