@@ -15,9 +15,9 @@ ENGINES = ("serial", "threads", "processes")
 
 
 @contextmanager
-def warm(engine: str, **options: Any) -> Iterator[shmpar.Pool]:
-    """Open a pool of two workers that are up before it is given, for a module's tests."""
-    with shmpar.Pool(2, engine=engine, **options) as pool:
+def warm(engine: str, workers: int = 2, **options: Any) -> Iterator[shmpar.Pool]:
+    """Open a pool whose workers are up before it is given, for a module's tests."""
+    with shmpar.Pool(workers, engine=engine, **options) as pool:
         wait_for_workers(pool)
         let_go(pool)
         yield pool

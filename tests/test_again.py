@@ -17,24 +17,26 @@ import numpy as np
 import pytest
 
 import shmpar
-from tests.pools import let_go, wait_for_workers
+from tests.pools import let_go, warm
 
 MEGABYTES = 8
 
 
 @pytest.fixture(scope="module")
 def one_worker() -> Iterator[shmpar.Pool]:
-    with shmpar.Pool(1) as pool:
-        wait_for_workers(pool)
-        let_go(pool)
+    with warm("processes", workers=1) as pool:
         yield pool
 
 
 @pytest.fixture
-def lone(one_worker: shmpar.Pool) -> Iterator[shmpar.Pool]:
+def lone(one_worker: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
     """A pool of one worker, which has every chunk."""
     yield one_worker
     let_go(one_worker)
+
+
+def total(block: Any) -> Any:
+    return block.sum()
 
 
 def what_is_bound(block: Any) -> int:
@@ -181,7 +183,7 @@ def test_a_worker_that_dies_in_it_is_replaced() -> None:
 def test_the_worker_lets_go_of_an_array_that_is_gone(lone: shmpar.Pool) -> None:
     array = lone.array(np.ones(MEGABYTES << 17))
     for _ in range(2):
-        lone.block_reduce(np.sum, array, chunks=MEGABYTES << 15)
+        lone.block_reduce(total, array, chunks=MEGABYTES << 15)
     (pid,) = lone._driver.engine.pids()
     assert _mapped(pid) >= MEGABYTES << 20
     del array
@@ -194,7 +196,7 @@ def test_a_call_that_was_refused_lets_go_too(lone: shmpar.Pool) -> None:
     """The error is kept until what it is about has changed; the memory is not."""
     array = lone.array(np.ones(MEGABYTES << 17))
     for _ in range(2):
-        lone.block_reduce(np.sum, array, chunks=MEGABYTES << 15)
+        lone.block_reduce(total, array, chunks=MEGABYTES << 15)
     missing = type("Missing", (UserWarning,), {"__module__": "shmpar_missing"})
     made = types.ModuleType("shmpar_missing")
     made.Missing = missing
@@ -203,7 +205,7 @@ def test_a_call_that_was_refused_lets_go_too(lone: shmpar.Pool) -> None:
         patch.setitem(sys.modules, made.__name__, made)
         warnings.simplefilter("ignore", missing)
         with pytest.raises(shmpar.PlanError, match="warning filters"):
-            lone.block_reduce(np.sum, array, chunks=MEGABYTES << 15)
+            lone.block_reduce(total, array, chunks=MEGABYTES << 15)
         del array
         lone._last_run = None
         gc.collect()  # the error's traceback holds the run

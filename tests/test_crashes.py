@@ -17,7 +17,7 @@ import pytest
 
 import shmpar
 from tests.crashing import DEADLY, MILD, STATUS, Deadly, Guest, Struck, Work, strike
-from tests.pools import let_go, wait_for_workers
+from tests.pools import let_go, warm
 
 LIMIT = 20  # seconds in which a row must end
 X = np.arange(24.0).reshape(6, 4)
@@ -114,9 +114,7 @@ def due(site: str, how: str, verb: str) -> tuple[type[BaseException], ...]:
 @pytest.fixture(scope="module")
 def shared_pool() -> Iterator[shmpar.Pool]:
     """Two worker processes for the module, which nobody kills."""
-    with shmpar.Pool(2) as made:
-        wait_for_workers(made)
-        let_go(made)
+    with warm("processes") as made:
         yield made
 
 

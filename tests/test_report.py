@@ -28,7 +28,7 @@ from shmpar.plan import Blocks, Plan
 from shmpar.report import Report, advice, ceiling, text
 from shmpar.report.timings import Timings
 from shmpar.report.traffic import bytes_read
-from tests.pools import let_go, wait_for_workers
+from tests.pools import let_go, wait_for_workers, warm
 
 ENGINES = ["serial", "threads", "processes"]
 
@@ -49,28 +49,10 @@ def fonts() -> None:
     figure.savefig(io.BytesIO())
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def warm_pool(request: pytest.FixtureRequest) -> Iterator[shmpar.Pool]:
-    """A pool of each engine."""
-    with shmpar.Pool(2, engine=request.param) as made:
-        wait_for_workers(made)
-        let_go(made)
-        yield made
-
-
-@pytest.fixture
-def pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
-    """A pool of each engine that remembers nothing."""
-    yield warm_pool
-    let_go(warm_pool)
-
-
 @pytest.fixture(scope="module")
 def warm_processes() -> Iterator[shmpar.Pool]:
     """A pool of two processes."""
-    with shmpar.Pool(2) as made:
-        wait_for_workers(made)
-        let_go(made)
+    with warm("processes") as made:
         yield made
 
 
