@@ -20,7 +20,7 @@ from shmpar.segment import Place, Segment, locate, share
 from shmpar.travel.packing import pack
 from shmpar.travel.parcel import Parcel
 from shmpar.travel.plain import known
-from shmpar.worker.messages import Environment, Reference, SegmentRecord, Standing
+from shmpar.worker.messages import Environment, PlanMessage, Reference, SegmentRecord, Standing
 
 __all__ = ["Packed", "pack_call", "pack_execution"]
 
@@ -53,7 +53,7 @@ class Packed:
         Equal for calls of the same function on chunks of the same kind.
     standing : tuple of (Standing, bytes) or None
         What the latest message had of it: most often the next worker's is the same.
-    last : tuple of (tuple, bytes) or None
+    last : tuple of (PlanMessage, bytes) or None
         The latest message that lends no segments, likewise.
     """
 
@@ -67,7 +67,7 @@ class Packed:
     environment: Environment
     call: int
     standing: tuple[Standing, bytes] | None = None
-    last: tuple[tuple[Any, ...], bytes] | None = None
+    last: tuple[PlanMessage, bytes] | None = None
 
     def outputs(
         self, execution: Execution
@@ -101,23 +101,22 @@ class Packed:
         changed : bool
             The worker does not know the environment.
         """
-        plain, body = self.parcel.plain, self.parcel.body
-        message = (
-            execution.number,
-            generation.number,
-            generation.todo,
-            counter,
-            generation.tickets.kind,
-            execution.origin,
-            self.environment if changed else None,
-            None if plain else body,
-            self._standing(execution, outputs, held),
+        message = PlanMessage(
+            run=execution.number,
+            generation=generation.number,
+            todo=generation.todo,
+            counter=counter,
+            tickets=generation.tickets.kind,
+            origin=execution.origin,
+            environment=self.environment if changed else None,
+            function=None if self.parcel.plain else self.parcel.body,
+            standing=self._standing(execution, outputs, held),
         )
         if records:
-            return pickle.dumps(("plan", message, records), 5)
+            return pickle.dumps(("plan", tuple(message), records), 5)
         if self.last is None or self.last[0] != message:
             # As a plain tuple, which pickles in half the time.
-            self.last = message, pickle.dumps(("plan", message, records), 5)
+            self.last = message, pickle.dumps(("plan", tuple(message), records), 5)
         return self.last[1]
 
     def _standing(
@@ -127,18 +126,18 @@ class Packed:
         held: tuple[int, ...],
     ) -> bytes:
         standing = Standing(
-            execution.ledger.workers,
-            execution.plan.chunks,
-            self.ledger,
-            self.references,
-            outputs,
-            execution.several,
-            execution.scratch,
-            execution.reports,
-            self.sums,
-            self.plan,
-            self.parcel.body if self.parcel.plain else None,
-            held,
+            workers=execution.ledger.workers,
+            chunks=execution.plan.chunks,
+            ledger=self.ledger,
+            arrays=self.references,
+            outputs=outputs,
+            several=execution.several,
+            scratch=execution.scratch,
+            reports=execution.reports,
+            sums=self.sums,
+            plan=self.plan,
+            function=self.parcel.body if self.parcel.plain else None,
+            held=held,
         )
         if self.standing is None or self.standing[0] != standing:
             self.standing = standing, pickle.dumps(tuple(standing), 5)

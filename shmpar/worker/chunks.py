@@ -72,13 +72,13 @@ class Chunks:
     """
 
     __slots__ = (
-        "_announced",
         "_before",
         "_call",
         "_channel",
         "_getters",
         "_said",
         "_sink",
+        "_unknown",
         "assignment",
     )
 
@@ -87,7 +87,7 @@ class Chunks:
         values = assignment.function.values
         self._getters = getters(assignment.plan, assignment.arrays, values)
         self._call = _caller(assignment, self._getters)
-        self._announced = assignment.outputs is None
+        self._unknown = assignment.outputs is None
         self._channel: Channel  # of the run that has begun
         self._before: _Sink | None = None
         self._said: tuple[tuple[Any, ...], Announcement] | None = None
@@ -98,7 +98,7 @@ class Chunks:
         assignment, self._channel = self.assignment, channel
         if assignment.plan.collects:
             self._sink = _collected(self._call, channel)
-        elif self._announced:
+        elif self._unknown:
             self._sink = assignment.outputs = assignment.several = None
         elif self._sink is None:
             self._sink = self._into(assignment.outputs or (), bool(assignment.several))
