@@ -1,4 +1,8 @@
-"""Systems take turns: a round is one call of each, in any order, and there are several rounds."""
+"""Systems take turns: a round is one call of each, in any order, and there are several rounds.
+
+What memory a process happens to get makes it faster or slower for as long as it lives. So there
+are several sittings, too, each with new processes that are started in another order.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from benchmarks.peers.workloads import Workload
 Point = dict[str, Any]
 Record = dict[str, Any]
 Key = tuple[str, int]  # a system, and how many workers it has
+Turn = tuple[Point, str, tuple[str, ...]]  # a system at a point, in some ways
 
 
 @dataclass(frozen=True)
@@ -29,23 +34,29 @@ class Effort:
     again: float  # what takes longer is not repeated
     least: int  # rounds
     rounds: int  # at most
+    sittings: int = 1  # at most
 
     def times(self, workload: Workload, seconds: float) -> int:
-        """Rounds of a call that takes so long."""
+        """Rounds in each sitting of a call that takes so long."""
         if seconds > self.again:
             return 0
-        rounds = math.ceil(workload.seconds * self.share / max(seconds, 1e-6))
-        return max(self.least, min(rounds, self.most(workload)))
+        sittings = self.sat(workload)
+        rounds = math.ceil(workload.seconds * self.share / sittings / max(seconds, 1e-6))
+        return max(-(-self.least // sittings), min(rounds, self.most(workload)))
 
     def most(self, workload: Workload) -> int:
-        """The most rounds."""
-        return min(self.rounds, workload.rounds)
+        """The most rounds in a sitting."""
+        return -(-min(self.rounds, workload.rounds) // self.sat(workload))
+
+    def sat(self, workload: Workload) -> int:
+        """How many sittings there are."""
+        return min(self.sittings, workload.sittings)
 
 
 EFFORTS = {
     "smoke": Effort(share=0, call=20, again=20, least=1, rounds=1),
     "quick": Effort(share=0.1, call=1.0, again=0.25, least=2, rounds=20),
-    "full": Effort(share=1, call=8, again=2, least=3, rounds=200),
+    "full": Effort(share=1, call=8, again=2, least=3, rounds=200, sittings=3),
 }
 
 
@@ -57,6 +68,7 @@ class Entry:
     way: str
     chunks: int
     seconds: list[float] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)  # of the round that each is from
     rounds: int = 0
     burst: int = 1  # calls a turn: what is warm is not what follows a rest
 
@@ -91,7 +103,8 @@ class Conductor:
         if "workers" in points[0]:  # what is compared is one number of them with another
             began = time.monotonic()
             names = self._taking_part(workload)
-            self._together(name, workload, [(point, one) for point in points for one in names])
+            turns = [(point, one, workload.ways) for point in points for one in names]
+            self._together(name, workload, turns)
             say(f"{name}: {time.monotonic() - began:.0f} s")
             return self.records[before:]
         for point in points:
@@ -111,34 +124,54 @@ class Conductor:
             for one in names * (2 if nbytes < 0.1 * free else 1):
                 self._alone(name, workload, point, one)
         else:
-            self._together(name, workload, [(point, one) for one in names])
+            self._together(name, workload, [(point, one, workload.ways) for one in names])
 
-    def _together(self, name: str, workload: Workload, turns: list[tuple[Point, str]]) -> None:
+    def _together(self, name: str, workload: Workload, turns: list[Turn]) -> None:
+        drawn = random.Random(name)  # noqa: S311
+        for sitting in range(self.effort.sat(workload)):
+            if sitting:
+                for point, one, _ in turns:
+                    self._end(self._key(point, one))
+            first = sitting * self.effort.most(workload)
+            entries = self._sit(name, workload, drawn.sample(turns, len(turns)), drawn, first)
+            again = {(str(point), e.player.name, e.way) for point, e in entries if e.rounds}
+            turns = [
+                (point, one, kept)
+                for point, one, ways in turns
+                if (kept := tuple(way for way in ways if (str(point), one, way) in again))
+            ]
+
+    def _sit(
+        self, name: str, workload: Workload, turns: list[Turn], drawn: random.Random, first: int
+    ) -> list[tuple[Point, Entry]]:
+        """Some rounds, whose numbers begin with the first."""
         entries = [
             (point, entry)
-            for point, one in turns
-            for entry in self._entries(name, workload, point, one)
+            for point, one, ways in turns
+            for entry in self._entries(name, workload, point, one, ways)
         ]
-        shuffled = random.Random(name)  # noqa: S311
         for number in range(self.effort.most(workload)):
             # Anew for each round: what comes after a heavy one takes up to a third longer.
-            for point, entry in shuffled.sample(entries, len(entries)):
+            for point, entry in drawn.sample(entries, len(entries)):
                 if number < entry.rounds:
-                    self._call(name, point, entry)
-        for point, one in turns:
+                    self._call(name, point, entry, first + number)
+        for point, one, _ in turns:
             self._drop(self._key(point, one))
         for point, entry in entries:
             self._record(name, point, entry)
+        return entries
 
     def _alone(self, name: str, workload: Workload, point: Point, one: str) -> None:
         """A turn is the only one that has the array in memory."""
-        for entry in self._entries(name, workload, point, one):
-            for _ in range(min(3, entry.rounds)):
-                self._call(name, point, entry)
+        for entry in self._entries(name, workload, point, one, workload.ways):
+            for number in range(min(3, entry.rounds)):
+                self._call(name, point, entry, number)
             self._record(name, point, entry)
         self._drop(self._key(point, one))
 
-    def _entries(self, name: str, workload: Workload, point: Point, one: str) -> Iterator[Entry]:
+    def _entries(
+        self, name: str, workload: Workload, point: Point, one: str, ways: tuple[str, ...]
+    ) -> Iterator[Entry]:
         """Load a workload and call it once in each way, unless that would take too long."""
         try:
             player = self._player(self._key(point, one))
@@ -152,7 +185,7 @@ class Conductor:
         if "unsuited" in loaded:
             self._skip(name, point, one, loaded["unsuited"])
             return
-        for way in (way for way in loaded["ways"] if way in workload.ways):
+        for way in (way for way in loaded["ways"] if way in ways):
             entry = Entry(player, way, loaded["chunks"])
             due = self._foreseen(name, point, entry)
             if due > max(self.effort.call, workload.longest):
@@ -170,6 +203,7 @@ class Conductor:
             entry.rounds = self.effort.times(workload, answer["seconds"] * entry.burst)
             if not entry.rounds:
                 entry.seconds.append(answer["seconds"])
+                entry.numbers.append(0)
             yield entry
 
     def _foreseen(self, name: str, point: Point, entry: Entry) -> float:
@@ -187,10 +221,11 @@ class Conductor:
         key = entry.player.name, entry.way
         self._least[key] = min(self._least.get(key, math.inf), seconds / entry.chunks)
 
-    def _call(self, name: str, point: Point, entry: Entry) -> None:
+    def _call(self, name: str, point: Point, entry: Entry, number: int) -> None:
         try:
             answer = entry.player.ask("call", way=entry.way, times=entry.burst)
             entry.seconds.append(statistics.median(answer["seconds"]))
+            entry.numbers.append(number)
         except Failed as failure:
             entry.rounds = 0
             self._fail(name, point, entry.player.name, failure)
@@ -276,7 +311,7 @@ class Conductor:
 
     def _record(self, name: str, point: Point, entry: Entry) -> None:
         if entry.seconds:
-            record = {"seconds": entry.seconds, "chunks": entry.chunks}
+            record = {"seconds": entry.seconds, "rounds": entry.numbers, "chunks": entry.chunks}
             self._add(name, point, entry.player.name, entry.way, record)
 
     def _add(self, name: str, point: Point, one: str, way: str, record: Record) -> None:
@@ -286,6 +321,7 @@ class Conductor:
             if {key: old.get(key) for key in head} == head:
                 if "seconds" in record and "seconds" in old:
                     old["seconds"] += record["seconds"]
+                    old["rounds"] += record["rounds"]
                 return
         self.records.append({**head, **record})
 

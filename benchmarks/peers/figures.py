@@ -31,11 +31,19 @@ def quartiles(record: Record) -> tuple[float, float]:
 def ratio(one: Record, other: Record) -> float:
     """How many times longer one took than the other a chunk: the median over their rounds.
 
-    Rounds of both are next to each other in time; where a system had fewer, the first count.
+    Calls of a round are next to each other in time; where only one of the two was called in a
+    round, that round does not count.
     """
     scale = other.get("chunks", 1) / one.get("chunks", 1)
-    pairs = zip(values(one), values(other), strict=False)
+    theirs = _by_round(other)
+    pairs = [(value, theirs[n]) for n, value in _by_round(one).items() if n in theirs]
     return statistics.median(a / b for a, b in pairs) * scale
+
+
+def _by_round(record: Record) -> dict[int, float]:
+    """What was measured in each round; of a round that comes twice, the later."""
+    numbers = values(record)
+    return dict(zip(record.get("rounds", range(len(numbers))), numbers, strict=True))
 
 
 def rounded(record: Record) -> Record:

@@ -99,6 +99,8 @@ def _pairs(kept: Kept) -> Iterator[tuple[str, str, figures.Record, figures.Recor
 def _where(point: dict[str, object]) -> str:
     said = {"verb": "{}", "order": "{}", "workers": "{} workers"}
     parts = [form.format(point[key]) for key, form in said.items() if key in point]
+    if "verb" in point and "side" in point:
+        parts.append("{0:,} x {0:,}".format(point["side"]))
     if "cost_us" in point and "workers" not in point:
         parts.append(f"chunks of {figures.show(point['cost_us'] * 1e-6, 'seconds')}")
     if "verb" in point and "rows" not in point and "side" not in point:
@@ -163,7 +165,8 @@ def _table(kept: Kept, name: str) -> str:
         return _cold(kept)
     heads = [_where(point) or "time" for point in points]
     if name == "memory":
-        heads = [f"{point['verb']}: peak" for point in points]
+        due = [workloads.load(name).job(point).nbytes / 1e6 for point in points]
+        heads = [f"{p['verb']}, {mb:,.0f} MB: peak" for p, mb in zip(points, due, strict=True)]
     listed = ["ours", *LIMITS, *ALONE, *PEERS]
     lines = ["| | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(points)]
     for system in listed:

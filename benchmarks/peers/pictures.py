@@ -301,7 +301,7 @@ def _memory(kept: Kept) -> Any:
         _bars(axes, values, lambda value: f"{value:.0f}")
         due = workloads.load("memory").job(point).nbytes / 1e6
         axes.axvline(due, color="#d55e00", linestyle="--", linewidth=1.4)
-        axes.set_title(f"{point['verb']}; dashed: input + output", fontsize=9)
+        axes.set_title(f"{point['verb']}; dashed: input + output, {due:,.0f} MB", fontsize=9)
         axes.set_xlabel("MB in all processes (lower is better)")
         axes.margins(x=0.12)
     return figure

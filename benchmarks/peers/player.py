@@ -92,11 +92,17 @@ class Player:
         return self.hear(seconds)
 
     def peak(self, do: str, seconds: float = 120, **order: Any) -> int:
-        """Bytes: the most memory that the whole family had while an order was carried out."""
+        """Bytes: the most memory that the whole family had while an order was carried out.
+
+        All rest while it is read: a page that one of them had alone, and shares by the time that
+        the next is read, would count twice.
+        """
         self.tell(do, **order)
         until, peak = time.monotonic() + seconds, 0
         while True:
+            resting = processes.stop(self.pid)
             peak = max(peak, processes.memory(self.pid))
+            processes.resume(resting)
             if self._selector.select(0.01):
                 self.hear(1)
                 return max(peak, processes.memory(self.pid))

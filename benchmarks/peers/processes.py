@@ -38,6 +38,8 @@ def stop(pid: int) -> list[Process]:
     while new := [one for one in family(pid) if one not in stopped]:  # one may have forked
         stopped += new
         _signal(new, signal.SIGSTOP)
+        while any(map(_runs, new)):
+            time.sleep(0)
     return stopped
 
 
@@ -71,9 +73,18 @@ def end(processes: list[Process], grace: float = 5.0) -> list[int]:
 
 
 def _lives(process: Process) -> bool:
+    return _state(process) not in "ZX"
+
+
+def _runs(process: Process) -> bool:
+    """Neither stopped nor through, nor in a wait of the kernel's that nothing interrupts."""
+    return _state(process) in "RS"
+
+
+def _state(process: Process) -> str:
     pid, start = process
     try:
         fields = _stat(pid)
     except OSError:
-        return False
-    return fields[19] == start and fields[0] not in "ZX"
+        return "X"
+    return fields[0] if fields[19] == start else "X"

@@ -7,8 +7,9 @@ A benchmark by the authors of one of its contestants deserves doubt. So: the cod
 `benchmarks/peers/`, a plain file for each system and each workload, and one command runs it again
 on your machine. Each system has a process of its own, and they take turns, in an order that is
 drawn anew for each round, so that whatever else the machine does hits all alike. Those that wait
-are stopped, with all of their processes (SIGSTOP): whose turn it is has the machine. Answers are
-checked. Times are medians of
+are stopped, with all of their processes (SIGSTOP): whose turn it is has the machine. Where memory
+decides, all start three times, in another order each, since what memory a process gets makes it
+faster or slower for as long as it lives. Answers are checked. Times are medians of
 warm calls. Each system is measured with the same chunks as ours and in the way that
 its documentation recommends; pictures and tables show the better of both, and the file of figures
 has both. Where the cost of a chunk is the question, only the same chunks count. No workload is
@@ -59,14 +60,16 @@ CAPTIONS = {
     "start": "A fresh process that sums eight rows. Lower is better.",
     "memory": (
         "The most memory that all processes of a system had together (proportional set size), "
-        "the interpreter and its imports included. Lower is better."
+        "the interpreter and its imports included; in the heading, what input and output take. "
+        "Lower is better."
     ),
     "chunk_cost": (
         "Time a chunk, all workers together: its cost divided by their number is the least there "
         "can be."
     ),
     "row_sums": (
-        "Bound by memory: *private arrays* is what the same loop reaches on unshared memory."
+        "Bound by memory: *private arrays* is what the same loop reaches on unshared memory. "
+        "*numba prange* may add in any order here (`fastmath=True`)."
     ),
     "copy_in": (
         "How long it takes until workers can see a plain array. *NumPy alone* is `x.copy()`."
@@ -80,7 +83,7 @@ ABOUT = """
 
 ```sh
 python -m pip install -e ".[benchmarks]"
-python -m benchmarks peers --json figures.json  # all: about 20 minutes on 2 idle cores
+python -m benchmarks peers --json figures.json  # all: about an hour on 2 idle cores
 python -m benchmarks peers tiles floor --systems ours,pool,joblib --quick
 python -m benchmarks page figures.json  # this page and its pictures
 ```

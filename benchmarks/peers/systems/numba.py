@@ -73,13 +73,16 @@ SOURCES = {
 }
 
 
+SUMS = (_row_sums, _tiles)  # what is summed is added in order, or in any order
+
+
 @functools.cache
-def _compiled(name: str) -> Any:
-    """Compiled once; sums may be taken in any order, but for the map whose steps are compared."""
+def _compiled(name: str, way: str) -> Any:
+    """Compiled once; the map whose steps are compared does all of them."""
     import numba
 
-    fast = SOURCES[name] is not _logistic
     source = SOURCES[name]
+    fast = way == "own" and source is not _logistic
     source.__globals__["prange"] = numba.prange
     return numba.njit(parallel=True, fastmath=fast)(source)
 
@@ -88,7 +91,7 @@ class This(System):
     """Threads of its own; the function is written once more, as loops."""
 
     title = "numba prange"
-    about = "njit(parallel=True, fastmath=True), the function rewritten as loops: a limit"
+    about = "the function rewritten as loops: njit(parallel=True), also with fastmath=True: a limit"
     needs = ("numba",)
     cold = (
         "from numba import njit, prange",
@@ -110,16 +113,16 @@ done(result)
         os.environ["NUMBA_NUM_THREADS"] = str(self.workers)
 
     def ways(self) -> tuple[str, ...]:
-        """There is one."""
-        return ("own",)
+        """Sums as the loop has them, or in any order."""
+        return ("same", "own") if SOURCES[self.job.name] in SUMS else ("own",)
 
     def refuses(self, job: Job) -> str | None:
         """What nobody has rewritten as loops."""
         return None if job.name in SOURCES else "the function is not one that can be compiled"
 
-    def rows(self, _: str) -> Run:
+    def rows(self, way: str) -> Run:
         """All in one call."""
-        compiled = _compiled(self.job.name)
+        compiled = _compiled(self.job.name, way)
         out = self.empty(self.job.out_shape, self.job.out_dtype)
         compiled(self.input, out)  # the compiler takes longer than most that is measured
 

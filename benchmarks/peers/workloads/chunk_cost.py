@@ -63,6 +63,6 @@ THIS = Workload(
     verify,
     per_chunk=True,
     ways=("same",),
-    rounds=9,
-    seconds=0.6,
+    rounds=30,
+    seconds=3.0,
 )

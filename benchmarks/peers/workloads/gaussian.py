@@ -47,6 +47,7 @@ THIS = Workload(
     job,
     pattern,
     verify,
-    rounds=9,
-    seconds=2.5,
+    rounds=30,
+    seconds=9.0,
+    sittings=3,
 )

@@ -28,4 +28,14 @@ def verify(answer: np.ndarray, array: np.ndarray, _: Point) -> None:
     near(answer, sums(array))
 
 
-THIS = Workload("20,000 rows of 16 numbers, np.sum", points, job, pattern, verify, longest=60.0)
+THIS = Workload(
+    "20,000 rows of 16 numbers, np.sum",
+    points,
+    job,
+    pattern,
+    verify,
+    rounds=60,
+    seconds=5.0,
+    sittings=3,
+    longest=60.0,
+)

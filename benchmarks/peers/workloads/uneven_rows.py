@@ -39,5 +39,11 @@ def verify(answer: np.ndarray, array: np.ndarray, _: Point) -> None:
 
 
 THIS = Workload(
-    "pure-Python rows, a tenth costs 500 times more", points, job, fill, verify, rounds=9
+    "pure-Python rows, a tenth costs 500 times more",
+    points,
+    job,
+    fill,
+    verify,
+    rounds=30,
+    seconds=5.0,
 )

@@ -32,6 +32,7 @@ class Workload:
     how: str = "time"  # or "memory" or "cold": what is measured
     rounds: int = 15  # at most
     seconds: float = 1.0  # that a system's rounds may take, in a full run
+    sittings: int = 1  # with new processes each, in a full run
     longest: float = 0.0  # a call that is made however long others of the run may take
 
 
