@@ -28,6 +28,7 @@ LAYERS = {
     "checksum": 0,
     "pattern": 0,
     "masked": 0,
+    "named": 0,
     "wire": 0,
     "placement": 1,
     "plan": 1,

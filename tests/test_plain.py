@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import shmpar
+from shmpar.errors import PlanError
 from shmpar.plan import Function
 from shmpar.travel.packing import pack
 
@@ -83,6 +84,9 @@ def by_value() -> Any:
     "call",
     [
         np.negative,
+        np.sum,
+        np.linalg.norm,
+        math.sqrt,
         json.dumps,
         lambda block: np.negative(block) + 1,
         lambda block, more=1, text="a": block + len(text) + more,
@@ -90,7 +94,10 @@ def by_value() -> Any:
         annotated(np.ndarray, float),
         annotated("np.ndarray", None),
     ],
-    ids=["ufunc", "by name", "global module", "defaults", "nested", "classes", "text"],
+    ids=[
+        *("ufunc", "of NumPy", "of a submodule", "of C", "by name"),
+        *("global module", "defaults", "nested", "classes", "text"),
+    ],
 )
 def test_what_is_nothing_but_its_code_is_pickled_once(call: Callable[..., Any]) -> None:
     body, plain = packed(call)
@@ -109,17 +116,32 @@ def test_what_is_nothing_but_its_code_is_pickled_once(call: Callable[..., Any]) 
         with_nested_store(),
         functools.partial(np.add, 1),
         np.ndarray.sum,
+        np.ones(3).sum,
+        np.add.reduce,
         lambda block: block + COUNT,
         annotated(Callable[..., Any], float),
         annotated(np.ndarray, type("Local", (), {})),
     ],
     ids=[
-        *("stores", "mutable", "attribute", "closure", "nested", "partial", "method", "global"),
+        *("stores", "mutable", "attribute", "closure", "nested", "partial", "method"),
+        *("of an object", "of a ufunc", "global"),
         *("annotation", "class of its own"),
     ],
 )
 def test_what_may_be_more_is_pickled_each_time(call: Callable[..., Any]) -> None:
     assert not packed(call)[1]
+
+
+def test_a_compiled_function_goes_by_the_name_that_it_has_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once another has taken its name, it is none that a worker would find."""
+    ours = np.sum
+    assert packed(ours)[1]
+    monkeypatch.setattr(np, "sum", np.mean)
+    with pytest.raises(PlanError):
+        packed(ours)
+    assert cloudpickle.loads(packed(np.sum)[0]).call is np.mean
 
 
 def test_it_is_pickled_again_when_anything_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,12 @@
 """Functions that are nothing but their code, and what they were pickled to.
 
-Imports cloudpickle, and plan.
+Imports cloudpickle, named and plan.
 
 To pickle a function takes longer than all else of a small call.  Most functions hold nothing that
 could have changed since their last call: no closure, no globals but modules, no defaults but
 numbers and text.  What such a function was pickled to is kept as long as the function lives, and a
 worker may call what it has opened once again.  It may be annotated, with text and with classes that
-go by their names.
+go by their names.  Compiled functions that go by a name, NumPy's above all, are treated alike.
 
 Guarantees
 ----------
@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import cloudpickle
 import numpy as np
 
+from shmpar.named import is_named
 from shmpar.plan import Function
 
 __all__ = ["OF_MODULE", "by_reference", "kept", "known"]
@@ -49,7 +50,7 @@ class _Kept(NamedTuple):
 
 
 _functions: weakref.WeakKeyDictionary[types.FunctionType, _Kept] = weakref.WeakKeyDictionary()
-_ufuncs: dict[np.ufunc, bytes] = {}
+_compiled: dict[Callable[..., Any], bytes] = {}  # those, too, that live as long as their module
 
 
 def by_reference(one: types.FunctionType | type) -> bool:
@@ -64,8 +65,8 @@ def known(value: Function) -> bytes | None:
     call = value.call
     if value.keywords or value.values:
         return None
-    if type(call) is np.ufunc:
-        return _ufuncs.get(call)
+    if _is_compiled(call):
+        return _compiled.get(call)
     if type(call) is not types.FunctionType or cloudpickle.list_registry_pickle_by_value():
         return None
     found = _functions.get(call)
@@ -88,8 +89,8 @@ def kept(value: Function, pickled: Callable[[Function], bytes]) -> bytes | None:
     body, call = known(value), value.call
     if body is not None or value.keywords or value.values:
         return body
-    if type(call) is np.ufunc:
-        _ufuncs[call] = body = pickled(value)
+    if _is_compiled(call):
+        _compiled[call] = body = pickled(value)
         return body
     if type(call) is not types.FunctionType or cloudpickle.list_registry_pickle_by_value():
         return None
@@ -99,6 +100,10 @@ def kept(value: Function, pickled: Callable[[Function], bytes]) -> bytes | None:
     found = _Kept(names, _held(call, names), len(sys.modules), pickled(value))
     _functions[call] = found
     return found.body
+
+
+def _is_compiled(call: Callable[..., Any]) -> bool:
+    return type(call) is np.ufunc or is_named(call)
 
 
 def _same(function: types.FunctionType, then: _Kept) -> bool:
