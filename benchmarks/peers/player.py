@@ -100,10 +100,11 @@ class Player:
         self.tell(do, **order)
         until, peak = time.monotonic() + seconds, 0
         while True:
+            began = time.monotonic()
             resting = processes.stop(self.pid)
             peak = max(peak, processes.memory(self.pid))
             processes.resume(resting)
-            if self._selector.select(0.01):
+            if self._selector.select(max(0.01, time.monotonic() - began)):  # as long as it rested
                 self.hear(1)
                 return max(peak, processes.memory(self.pid))
             if time.monotonic() > until:
