@@ -117,9 +117,9 @@ class Conductor:
         """Seconds of a warm call, in turns."""
         names = self._taking_part(workload)
         nbytes, free = workload.job(point).nbytes, machine.available()
-        if 2.2 * nbytes > free:
+        if 1.3 * nbytes > free:
             for one in names:
-                self._skip(name, point, one, f"needs {2.2 * nbytes / 1e9:.0f} GB of memory")
+                self._skip(name, point, one, f"needs {1.3 * nbytes / 1e9:.0f} GB of memory")
         elif 1.2 * nbytes * len(names) > 0.75 * free:
             for one in names * (2 if nbytes < 0.1 * free else 1):
                 self._alone(name, workload, point, one)
@@ -153,7 +153,7 @@ class Conductor:
         for number in range(self.effort.most(workload)):
             # Anew for each round: what comes after a heavy one takes up to a third longer.
             for point, entry in drawn.sample(entries, len(entries)):
-                if number < entry.rounds:
+                if number < entry.rounds and not entry.player.ended:
                     self._call(name, point, entry, first + number)
         for point, one, _ in turns:
             self._drop(self._key(point, one))

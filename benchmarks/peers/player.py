@@ -54,6 +54,7 @@ class Player:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._process.stdout, selectors.EVENT_READ)
         self._stopped: list[processes.Process] = []
+        self.ended = False
 
     def tell(self, do: str, **order: Any) -> None:
         """Send an order."""
@@ -112,6 +113,7 @@ class Player:
 
     def end(self, seconds: float = 20) -> None:
         """Have it end all that it started, and see to it."""
+        self.ended = True
         self._resume()
         family = processes.family(self.pid)
         self._process.stdin.close()

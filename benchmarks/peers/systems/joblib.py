@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.job import Job, Region
-from benchmarks.peers.systems.system import Run, System
+from benchmarks.peers.systems.system import Held, Run, System
 
 
 def _row(func: Callable[..., Any], array: np.ndarray, number: int) -> Any:
@@ -142,9 +142,9 @@ done(result)
 
         source, path = np.array(self.input), os.path.join(self.directory, "joblib.dump")
 
-        def run() -> None:
+        def run() -> Held:
             dump(source, path)
             load(path, mmap_mode="r")
-            os.unlink(path)
+            return Held(lambda: os.unlink(path))
 
         return run

@@ -64,9 +64,10 @@ with WorkerPool({workers}) as pool:
         """Copy a plain array into a fresh `RawArray`."""
         source = np.array(self.input)
 
-        def run() -> None:
+        def run() -> np.ndarray:
             view = np.frombuffer(RawArray("b", source.nbytes), np.uint8).view(source.dtype)
             view.reshape(source.shape)[:] = source
+            return view
 
         return run
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.peers import hand
 from benchmarks.peers.job import Job
-from benchmarks.peers.systems.system import HandMade, Run
+from benchmarks.peers.systems.system import HandMade, Held, Run
 
 _memories: list[SharedMemory] = []
 
@@ -90,13 +90,11 @@ with Pool({workers}) as pool:
         """Copy a plain array into a fresh segment, as everyone does."""
         source = np.array(self.input)
 
-        def run() -> None:
+        def run() -> Held:
             memory = SharedMemory(create=True, size=source.nbytes)
             view = np.ndarray(source.shape, source.dtype, buffer=memory.buf)
             view[:] = source
-            del view
-            memory.close()
-            memory.unlink()
+            return Held(memory.close, memory.unlink)
 
         return run
 
