@@ -14,6 +14,7 @@ import numpy as np
 __all__ = ["is_named"]
 
 _COMPILED = (types.BuiltinFunctionType, type(np.sum))  # the latter looks for __array_function__
+_OWNERS = (types.NoneType, types.ModuleType)
 
 
 def is_named(call: Any) -> bool:
@@ -26,7 +27,7 @@ def is_named(call: Any) -> bool:
     >>> is_named(np.sum), is_named(np.ones(3).sum), is_named(lambda row: row)
     (True, False, False)
     """
-    if type(call) not in _COMPILED:
-        return False
+    if type(call) not in _COMPILED or type(getattr(call, "__self__", None)) not in _OWNERS:
+        return False  # a method, whose object has a state: np.random.normal is one
     home = sys.modules.get(call.__module__ or "")
     return getattr(home, call.__name__, None) is call

@@ -118,13 +118,14 @@ def test_what_is_nothing_but_its_code_is_pickled_once(call: Callable[..., Any]) 
         np.ndarray.sum,
         np.ones(3).sum,
         np.add.reduce,
+        np.random.normal,
         lambda block: block + COUNT,
         annotated(Callable[..., Any], float),
         annotated(np.ndarray, type("Local", (), {})),
     ],
     ids=[
         *("stores", "mutable", "attribute", "closure", "nested", "partial", "method"),
-        *("of an object", "of a ufunc", "global"),
+        *("of an object", "of a ufunc", "of a generator", "global"),
         *("annotation", "class of its own"),
     ],
 )
