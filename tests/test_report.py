@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -208,7 +209,7 @@ class TestDeaths:
             assert pool.parallel_map(work, range(8), task_timeout=limit).tolist() == [*range(8)]
             report = pool.last_run.report
         consistent(report)
-        assert report.deaths == 1
+        assert (report.deaths, report.retries) == (1, 1)
         (attempt,) = report.timings.attempts
         assert attempt.chunk == 3
         assert attempt.end - attempt.begin >= 0.05
@@ -217,9 +218,42 @@ class TestDeaths:
         assert "1 worker in chunk 3" in str(report)
         assert [event for event in slices(report) if event["name"] == "died in chunk 3"]
 
+    def test_a_chunk_that_is_given_up_was_retried_once_less_than_it_died(self) -> None:
+        """The first attempt is no retry."""
+
+        def work(item: int) -> int:
+            if item == 3:
+                os._exit(1)
+            return item
+
+        with shmpar.Pool(2) as pool, pytest.raises(shmpar.WorkerDied):
+            pool.parallel_map(work, range(8), retries=2)
+        report = pool.last_run.report
+        assert (report.deaths, report.retries) == (3, 2)
+        assert "retries  2" in str(report)
+
 
 class TestNumbers:
     """Bytes, rates, and the rest of what is told."""
+
+    def test_memory_is_told_by_its_place_and_for_each_worker(self, processes: shmpar.Pool) -> None:
+        """What workers have for themselves is what the kernel says that it is."""
+        shared = processes.array(np.ones((60, 40)))
+        processes.map_blocks(np.add, shared, np.ones(40), chunks=20)
+        report = processes.last_run.report
+        kind = report.memory[0]
+        assert report.array_bytes == {kind: 2 * shared.nbytes, "private": 40 * 8}
+        assert len(report.worker_bytes) == 2
+        for pid, nbytes in zip(processes._driver.engine.pids(), report.worker_bytes, strict=True):
+            assert nbytes == pytest.approx(psutil.Process(pid).memory_full_info().uss, rel=0.4)
+        assert f"38 kB in {kind}, 320 B in private; workers have up to " in str(report)
+
+    @pytest.mark.parametrize("engine", ["serial", "threads"])
+    def test_workers_that_are_no_processes_have_no_memory_of_their_own(self, engine: str) -> None:
+        """All of it is this process'."""
+        with shmpar.Pool(2, engine=engine) as pool:
+            pool.map_blocks(np.sqrt, np.ones(4), chunks=2)
+            assert pool.last_run.report.worker_bytes == ()
 
     def test_bytes_are_those_of_the_chunks(self, pool: shmpar.Pool) -> None:
         """Halos count in each chunk that has them; what is broadcast counts again and again."""
@@ -319,6 +353,15 @@ class TestAdvice:
         for array, expected in ((plain, True), (shared, False)):
             call = functools.partial(processes.block_reduce, look, array, chunks=(1, -1))
             assert (advised if expected else spared)(processes, "pool.array", call)
+
+    def test_an_output_that_is_made_at_each_call(self, processes: shmpar.Pool) -> None:
+        """One that is there already is not."""
+        shared = processes.array(np.ones((80, 200_000)))
+        out = processes.zeros(shared.shape)
+        fresh = lambda: processes.map_blocks(np.negative, shared, chunks=(10, -1))
+        given = functools.partial(processes.map_blocks, chunks=(10, -1), out=out)
+        assert advised(processes, "out= writes", fresh)
+        assert spared(processes, "out= writes", lambda: given(np.negative, shared))
 
     def test_fewer_chunks_than_workers(self, processes: shmpar.Pool) -> None:
         """One chunk keeps one worker busy; the chunks that are suggested keep both."""

@@ -278,6 +278,10 @@ class Engine(Protocol):
     slab: Slab | None
     holds_results: bool
 
+    def pids(self) -> list[int]:
+        """Process ids of the workers that are up; none where they are no processes."""
+        ...
+
     def copied(self, arrays: Sequence[Array]) -> list[int]:
         """Bytes of each of the inputs that it has to copy into shared memory."""
         ...

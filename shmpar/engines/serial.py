@@ -151,6 +151,10 @@ class SerialEngine:
         self._initializer = initializer
         self._broken: BaseException | None = None
 
+    def pids(self) -> list[int]:
+        """None: its workers are no processes."""
+        return []
+
     def copied(self, arrays: Sequence[Array]) -> list[int]:
         """None is: they are in this process."""
         return []

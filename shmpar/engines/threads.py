@@ -90,6 +90,10 @@ class ThreadsEngine:
         for thread in self._threads:
             thread.start()
 
+    def pids(self) -> list[int]:
+        """None: its workers are no processes."""
+        return []
+
     def copied(self, arrays: Sequence[Array]) -> list[int]:
         """None is: they are in this process."""
         return []

@@ -5,7 +5,8 @@ Imports grid and plan.
 Guarantees
 ----------
 A rule speaks of what was measured in this run, names the figure that it goes by, and promises a
-share of the run's time of which it knows where it went. Below a tenth nothing is said.
+share of the run's time of which it knows where it went; what we add to each chunk, which no clock
+sees, is a constant. Below a tenth nothing is said.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from shmpar.grid import Grid
 from shmpar.plan import describe_region
-from shmpar.report.text import count, rate, seconds, size
+from shmpar.report.text import LARGE, count, rate, seconds, size
 
 if TYPE_CHECKING:
     from shmpar.report.report import Report
@@ -27,12 +28,12 @@ _WORTH = 0.1  # of the run's time
 _BLOCK_COST, _ITEM_COST = 3e-6, 0.5e-6  # seconds that we add to a chunk
 _AIM = 1e-3  # seconds of a chunk for which that is nothing
 _SPREAD = 4  # chunks a worker, so that uneven ones balance
-_LARGE = 64 << 20  # bytes; less may never leave the caches
 _BOUND = 0.6  # of the ceiling; the rest goes to page tables, and to lines fetched to be written
 _WAIT = 0.01  # seconds that are worth a remark on the workers' start
 _LATE = 0.2  # of the run, before the begin of an item that comes late
 _COPIED = 1 << 20  # bytes
 _TRIFLE = 1e-3  # seconds of work; a call costs a few tenths of that
+_SEGMENTS = {"shm", "memfd", "tempfile"}  # kinds of memory that outputs are made in
 _WITHOUT_CHUNKS = {"parallel_map", "apply_along_axis"}
 
 
@@ -83,6 +84,18 @@ def _copied(report: Report) -> Hint | None:
     text = (
         f"{100 * share:.0f} % of the time went by before the first chunk, while {size(copied)} of "
         f"input were copied: x = pool.array(x) copies it once for many calls"
+    )
+    return Hint(share, text)
+
+
+def _made(report: Report) -> Hint | None:
+    made = sum(nbytes for kind, nbytes in report.outputs if kind in _SEGMENTS)
+    if made < LARGE or any(kind == "private" for kind, _ in report.inputs):
+        return None
+    share = (report.preparing + report.timings.awaited) / report.seconds
+    text = (
+        f"{100 * share:.0f} % of the time went by while {size(made)} of output were made: out= "
+        "writes into an array that is there"
     )
     return Hint(share, text)
 
@@ -160,7 +173,7 @@ def _memory(report: Report) -> str:
     """What is bound by memory has no share that could be saved by other chunks or workers."""
     moved = report.bytes_read + report.bytes_written
     begin, end = report.timings.span
-    if moved < _LARGE or end <= begin:
+    if moved < LARGE or end <= begin:
         return ""
     reached = moved / (end - begin) / 1e9
     if reached < _BOUND * report.ceiling:
@@ -178,6 +191,7 @@ def _mean(report: Report) -> float:
 _RULES: tuple[Callable[[Report], Hint | None], ...] = (
     _starting,
     _copied,
+    _made,
     _few,
     _uneven,
     _small,

@@ -41,6 +41,8 @@ def page(report: Report) -> str:
         head = ("worker", "chunks", "claims", "in chunks", "waiting", "overhead", "")
         colours = {head.index(name): colour for name, colour in _COLOURS.items()}
         parts.append(_table(head, [(*row, "") for row in rows], bars=bars, colours=colours))
+        if (more := len(report.worker_times) - _WORKERS) > 0:
+            parts.append(f"<div>... and {more} more</div>")
         slow = [
             (str(one.chunk), describe_region(one.region), seconds(one.seconds), str(one.worker))
             for one in report.slowest(_SHOWN)

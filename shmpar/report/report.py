@@ -6,6 +6,7 @@ Imports the neighbours in this package, account, ledger and plan.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shmpar.account import Attempt
-from shmpar.ledger import Ledger
+from shmpar.ledger import DONE, Ledger
 from shmpar.plan import Plan
 from shmpar.report.slowest import SlowChunk, slowest
 from shmpar.report.timings import Timings, WorkerTime, durations_by_chunk
@@ -53,6 +54,10 @@ class Report:
     memory : tuple of str
         Where each input and output was: ``shm``, ``memfd``, ``tempfile`` or ``file``; ``private``
         for memory of this process alone.
+    worker_bytes : tuple of int
+        What each worker that was up when the report was made had in memory for itself, beyond the
+        shared arrays and the files of programs: ``RssAnon`` in ``/proc``. Empty where workers are
+        no processes, and once the pool is closed.
     seed : int, sequence of int or None
         Entropy of the random streams, if the function was passed one.
     preparing : float
@@ -90,6 +95,7 @@ class Report:
     deaths: int
     seconds: float
     memory: tuple[str, ...]
+    worker_bytes: tuple[int, ...]
     seed: Any
     preparing: float
     cold: bool
@@ -118,6 +124,24 @@ class Report:
     def computed(self) -> int:
         """Chunks that this run has computed; others were done before, by one that it resumes."""
         return self.timings.computed
+
+    @property
+    def retries(self) -> int:
+        """How often a chunk was computed again since its worker had ended while it was at it."""
+        if self.ledger is None:
+            return 0
+        again = self.ledger.status == DONE
+        again[self.timings.chunks] = True  # the function may have raised then
+        died = Counter([one.chunk for one in self.attempts if one.chunk is not None])
+        return sum(times - int(not again[chunk]) for chunk, times in died.items())
+
+    @property
+    def array_bytes(self) -> dict[str, int]:
+        """Bytes of the inputs and outputs in each kind of memory, as `memory` names them."""
+        found: dict[str, int] = {}
+        for kind, nbytes in (*self.inputs, *self.outputs):
+            found[kind] = found.get(kind, 0) + nbytes
+        return found
 
     @property
     def bytes_read(self) -> int:
@@ -203,7 +227,7 @@ class Report:
     def advice(self) -> str:
         """What would make the call faster, in a line; empty where nothing is known to.
 
-        Cost: measures the memory's ceiling, once a process, if more than 64 MB were moved fast.
+        Cost: measures the memory's ceiling, once a process, if more than 64 MB were moved.
         """
         from shmpar.report.advice import advice
 

@@ -13,11 +13,11 @@ from shmpar.plan import describe_region
 if TYPE_CHECKING:
     from shmpar.report.report import Report
 
-__all__ = ["count", "facts", "rate", "seconds", "size", "table", "title", "worker_rows"]
+__all__ = ["LARGE", "count", "facts", "rate", "seconds", "size", "table", "title", "worker_rows"]
 
 _SHOWN = 3  # of the slowest chunks
 _WORKERS = 16  # a line each; more are told in one
-_LARGE = 64 << 20  # bytes; less may never leave the caches, so that memory is no measure of it
+LARGE = 64 << 20  # bytes; less may never leave the caches, so that memory is no measure of it
 _NAME = 40  # characters of a function's name
 _TENTH = 9.95  # from here on a number has no more than one decimal
 
@@ -98,11 +98,15 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ]
     if report.bytes_read or report.bytes_written:
         lines.append(("memory", _traffic(report)))
+    if report.array_bytes:
+        lines.append(("arrays", _places(report)))
     if report.deaths:
         lost = sum(one.end - one.begin for one in report.timings.attempts if one.died)
         blamed = [str(one.chunk) for one in report.attempts if one.chunk is not None]
         where = f" in chunk {', '.join(blamed)}" if blamed else ""
         lines.append(("deaths", f"{count(report.deaths, 'worker')}{where}, {seconds(lost)} lost"))
+    if report.retries:
+        lines.append(("retries", f"{report.retries:,}"))
     if report.seed is not None:
         lines.append(("seed", str(report.seed)))
     return lines
@@ -124,9 +128,17 @@ def _chunks(report: Report) -> str:
 def _traffic(report: Report) -> str:
     read, written = report.bytes_read, report.bytes_written
     moved = f"{size(read)} read, {size(written)} written"
-    if read + written >= _LARGE and report.complete:
+    if read + written >= LARGE and report.complete:
         moved += f", {rate(report.gb_per_second)} of {rate(report.ceiling)}"
-    return f"{moved}; in {', '.join(dict.fromkeys(report.memory))}"
+    return moved
+
+
+def _places(report: Report) -> str:
+    """Where the memory is, shared arrays first told once, then what each worker takes."""
+    where = ", ".join(f"{size(nbytes)} in {kind}" for kind, nbytes in report.array_bytes.items())
+    if not report.worker_bytes:
+        return where
+    return f"{where}; workers have up to {size(max(report.worker_bytes))} of their own"
 
 
 def worker_rows(report: Report) -> list[tuple[str, str, str, str, str, str]]:

@@ -175,6 +175,11 @@ class Timings:
             found[claim.worker] = max(found[claim.worker], claim.end)
         return found
 
+    @property
+    def awaited(self) -> float:
+        """Seconds that a worker has waited for its outputs to be made, at most."""
+        return max(self._waited, default=0.0)
+
     def of_workers(self) -> tuple[WorkerTime, ...]:
         """Where the time of each worker went."""
         claims: list[list[Claim]] = [[] for _ in range(self.count)]
