@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import all_verbs, anatomy, main_job
+from benchmarks import all_verbs, anatomy, limits, main_job
 
-ALL = {**main_job.ALL, **all_verbs.ALL, **anatomy.ALL}
+ALL = {**main_job.ALL, **all_verbs.ALL, **anatomy.ALL, **limits.ALL}
 
 
 def main() -> None:

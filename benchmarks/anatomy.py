@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from benchmarks.timing import alternate, ratio
 from shmpar.driver import Driver
 from shmpar.engines.ears import Ears
 from shmpar.engines.launch import Launched
+from shmpar.ledger import Ledger
 from shmpar.tickets import new_tickets
+from shmpar.worker.clock import Clock
 
 STAGES = (
     "the verb reads its arguments and makes a plan",
@@ -95,6 +98,10 @@ def constants(*, quick: bool) -> None:
     rows, blocks = _added(quick)
     print(f"  added to a row              {rows:8.2f} us")
     print(f"  added to a block            {blocks:8.2f} us")
+    chunk, claim, kept = _noting(quick)
+    print(f"  noting a chunk's time       {chunk:8.2f} us (chunks of 20 us and more)")
+    print(f"  noting a claim's time       {claim:8.2f} us")
+    print(f"  kept of a chunk             {kept:8.2f} bytes")
     one, two = _bandwidth(1, quick), _bandwidth(2, quick)
     print(f"  memory, one process         {one:8.1f} GB/s read")
     print(f"  memory, two processes       {two:8.1f} GB/s read, together")
@@ -154,6 +161,37 @@ def _added(quick: bool) -> tuple[float, float]:
         (ratio(times, name, "loop") - 1) * loop_seconds / len(plain) * 1e6
         for name in ("rows", "blocks")
     )
+
+
+def _noting(quick: bool) -> tuple[float, float, float]:
+    """Microseconds for the report's sake, a chunk and a claim, and bytes a chunk."""
+    count = 2_000 if quick else 200_000
+    memory = bytearray(Ledger.nbytes(workers=1, chunks=count))
+    ledger = Ledger(memory, workers=1, chunks=count)
+    assignment = SimpleNamespace(
+        origin=0.0, waited=0.0, slot=ledger.slot(0), joined=0.0, todo=None, ledger=ledger, worker=0
+    )
+    clock, size = Clock(assignment), 10
+
+    def nothing(_chunk: int) -> None:
+        pass
+
+    def seconds(compute: Callable[[int], None]) -> float:
+        began = time.perf_counter()
+        for chunk in range(count):
+            compute(chunk)
+        return time.perf_counter() - began
+
+    clock.begin(nothing, 0, count, time.perf_counter())
+    clock.end(count)  # long chunks: from now on each is noted
+    timed = clock.begin(nothing, 0, count, time.perf_counter())
+    chunk = min(seconds(timed) - seconds(nothing) for _ in range(5)) / count
+    began = time.perf_counter()
+    for first in range(0, count, size):
+        clock.begin(nothing, first, first + size, time.perf_counter())
+        clock.end(0.0)
+    claim = (time.perf_counter() - began) / (count / size)
+    return chunk * 1e6, claim * 1e6, len(ledger.copy()) / count
 
 
 def _bandwidth(workers: int, quick: bool) -> float:

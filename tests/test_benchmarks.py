@@ -8,15 +8,15 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from benchmarks import all_verbs, anatomy, main_job
+from benchmarks import all_verbs, anatomy, limits, main_job
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="they read /proc and compare with forked processes"
 )
 
 
-MODULES = (main_job, all_verbs, anatomy)
-QUICK = {"floor", "submit", "anatomy"}  # one of each module in the default suite
+MODULES = (main_job, all_verbs, anatomy, limits)
+QUICK = {"floor", "submit", "anatomy"}  # in the default suite
 
 
 @pytest.mark.parametrize(

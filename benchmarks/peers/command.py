@@ -9,11 +9,14 @@ import signal
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from benchmarks.peers import figures, machine, systems, workloads
 from benchmarks.peers.conduct import Conductor
+
+SHARED = ("numpy", "scipy", "cloudpickle")  # that several systems use
 
 
 def choose(given: str | None, known: tuple[str, ...], parser: argparse.ArgumentParser) -> list[str]:
@@ -67,10 +70,18 @@ def measure(chosen: list[str], names: list[str], size: str, workers: int) -> dic
         "machine": machine.describe(),
         "load": [load, machine.load()],
         "commit": machine.commit(),
-        "versions": {"numpy": version("numpy"), **conductor.versions},
+        "versions": {**_versions(*SHARED), **conductor.versions},
         "left_out": conductor.left_out,
         "records": [figures.rounded(record) for record in conductor.records],
     }
+
+
+def _versions(*names: str) -> dict[str, str]:
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def dumps(kept: dict[str, Any]) -> str:

@@ -231,7 +231,7 @@ class Conductor:
             self._fail(name, point, entry.player.name, failure)
 
     def memory(self, name: str, workload: Workload, point: Point) -> None:
-        """Bytes: the peak of a second call, in processes that have done nothing else."""
+        """Bytes: the peak while it is called again, in processes that have done nothing else."""
         for one in self._taking_part(workload):
             key = self._key(point, one)
             if key in self._used:

@@ -37,6 +37,8 @@ def ratio(one: Record, other: Record) -> float:
     scale = other.get("chunks", 1) / one.get("chunks", 1)
     theirs = _by_round(other)
     pairs = [(value, theirs[n]) for n, value in _by_round(one).items() if n in theirs]
+    if not pairs:  # one of the two failed at first
+        return median(one) / median(other) * scale
     return statistics.median(a / b for a, b in pairs) * scale
 
 

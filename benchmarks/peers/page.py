@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from benchmarks.peers import aims, figures, systems, workloads
 from benchmarks.peers.kept import ALONE, LIMITS, PEERS, Kept, title
 from benchmarks.peers.player import ROOT
-from benchmarks.peers.words import ABOUT, CAPTIONS, INSTEAD, SALT
+from benchmarks.peers.words import ABOUT, ABSENT, CAPTIONS, INSTEAD, SALT
 
 DOCS = os.path.join(ROOT, "docs")
 ORDER = (  # which pictures and tables belong together
@@ -66,7 +66,8 @@ def _salt(kept: Kept, source: str) -> Iterator[str]:
             "So these figures are **provisional**: read ratios, not times, and no ratio more "
             "closely than its spread."
         )
-    yield " ".join([f"Measured on {found['date']}; all figures are in `{source}`.", *doubts])
+    measured = f"Measured on {found['date']}, with commit {found['commit'][:12]}"
+    yield " ".join([f"{measured}; all figures are in `{source}`.", *doubts])
 
 
 def _faster(kept: Kept) -> Iterator[tuple[str, str, str, float]]:
@@ -97,7 +98,8 @@ def _pairs(kept: Kept) -> Iterator[tuple[str, str, figures.Record, figures.Recor
 
 
 def _where(point: dict[str, object]) -> str:
-    said = {"verb": "{}", "order": "{}", "workers": "{} workers"}
+    workers = "{} worker" if point.get("workers") == 1 else "{} workers"
+    said = {"verb": "{}", "order": "{}", "workers": workers}
     parts = [form.format(point[key]) for key, form in said.items() if key in point]
     if "verb" in point and "side" in point:
         parts.append("{0:,} x {0:,}".format(point["side"]))
@@ -153,7 +155,9 @@ def _section(
         yield f"![{caption}](images/benchmark_{picture}.svg)"
         yield caption
     for name in measured:
-        yield f"### {workloads.load(name).title[0].upper()}{workloads.load(name).title[1:]}"
+        about = workloads.load(name).title
+        is_code = about.startswith("np.")
+        yield f"### {about if is_code else about[0].upper() + about[1:]}"
         yield CAPTIONS.get(name, "")
         yield _table(kept, name)
 
@@ -229,9 +233,19 @@ def _systems(kept: Kept) -> Iterator[str]:
     yield "\n".join(lines)
     yield "### Left out"
     out = [f"- {title(name)}: {reason}" for name, reason in kept.all["left_out"].items()]
+    out += [_others(name) for name in workloads.NAMES if workloads.load(name).others]
     failed = dict.fromkeys(
         f"- {title(one['system'])} in “{workloads.load(one['workload']).title}”: {one['skipped']}"
         for one in kept.records
         if one.get("skipped", "").startswith(("failed", "needs"))
     )
-    yield "\n".join([*out, *failed]) or "None of those above."
+    yield "\n".join([*out, *failed])
+    yield "Never tried, since something above does the same:"
+    yield ABSENT
+
+
+def _others(name: str) -> str:
+    """Who does not take part in a workload, and why."""
+    workload = workloads.load(name)
+    absent = [title(one) for one in systems.NAMES if one not in (workload.systems or ())]
+    return f"- {', '.join(absent)} in “{workload.title}”: {workload.others}"

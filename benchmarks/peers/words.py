@@ -41,10 +41,19 @@ INSTEAD = """
   are for.
 """
 
+ABSENT = """
+- loky, pebble, billiard: they start processes and send arguments as `ProcessPoolExecutor` and
+  joblib do, which are here.
+- multiprocess, pathos: `multiprocessing` with another pickler.
+- ipyparallel, Parsl, Spark, Modin, cubed: made for many machines; distributed and Ray stand for
+  them.
+- xarray, `dask.dataframe`: they run on Dask, which is here.
+"""
+
 CAPTIONS = {
     "at_a_glance": (
-        "Each system's time as a multiple of shmpar's, in its better way. Left of the line is "
-        "faster."
+        "Each system's time as a multiple of shmpar's, in its better way. Left is better, and "
+        "left of the line better than shmpar."
     ),
     "overhead": (
         "How much of the ceiling's speed is left when a chunk costs so many microseconds. The "

@@ -38,7 +38,7 @@ class This(HandMade):
         self.forked.close()
 
     def rows(self, way: str) -> Run:
-        """All stages of a chunk's share, one after another; or every so manieth band."""
+        """All stages of a chunk's share, one after another; or every n-th band."""
         job, arrays = self.job, self.arrays
         stages = [job.spanner(arrays[n], arrays[n + 1], n, way) for n in range(len(job.funcs))]
 

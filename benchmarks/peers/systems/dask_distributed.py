@@ -51,10 +51,6 @@ if __name__ == "__main__":
         """Run it on the cluster."""
         return self.client.compute(lazy).result()
 
-    def ways(self) -> tuple[str, ...]:
-        """A copy has one way."""
-        return ("same",) if self.job.kind == "copy" else ("same", "own")
-
     def copy(self, _: str) -> Run:
         """Scatter a plain array to the cluster."""
         source = np.array(self.input)

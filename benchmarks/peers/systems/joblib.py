@@ -81,10 +81,6 @@ done(result)
             os.unlink(path)
         self.files = []
 
-    def ways(self) -> tuple[str, ...]:
-        """A copy has one way."""
-        return ("same",) if self.job.kind == "copy" else ("same", "own")
-
     def rows(self, way: str) -> Run:
         """A task a row, in batches that joblib chooses; or spans that write."""
         from joblib import delayed

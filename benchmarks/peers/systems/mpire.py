@@ -70,7 +70,3 @@ with WorkerPool({workers}) as pool:
             return view
 
         return run
-
-    def ways(self) -> tuple[str, ...]:
-        """A copy has one way."""
-        return ("same",) if self.job.kind == "copy" else ("same", "own")

@@ -97,7 +97,3 @@ with Pool({workers}) as pool:
             return Held(memory.close, memory.unlink)
 
         return run
-
-    def ways(self) -> tuple[str, ...]:
-        """A copy has one way."""
-        return ("same",) if self.job.kind == "copy" else ("same", "own")

@@ -85,10 +85,6 @@ ray.shutdown()
         super().drop()
         self.ref = self.job_ref = None
 
-    def ways(self) -> tuple[str, ...]:
-        """A copy has one way."""
-        return ("same",) if self.job.kind == "copy" else ("same", "own")
-
     def rows(self, way: str) -> Run:
         """A task a row, or batches: its documentation advises against tiny tasks."""
         import ray

@@ -65,8 +65,8 @@ class System:
         self.input = self.job = None
 
     def ways(self) -> tuple[str, ...]:
-        """The ways that differ for the job that is loaded."""
-        return ("same", "own")
+        """The ways that differ for the job that is loaded; a copy has one."""
+        return ("same",) if self.job.kind == "copy" else ("same", "own")
 
     def refuses(self, job: Job) -> str | None:
         """Why the system has nothing for a job, if it has nothing."""

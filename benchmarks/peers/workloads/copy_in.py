@@ -34,6 +34,7 @@ THIS = Workload(
         "dask_distributed",
         "ray",
     ),
+    others="read the array where it is, or from the segment that mp.Pool's idiom makes",
     rounds=15,
     seconds=6,
 )

@@ -59,6 +59,7 @@ THIS = Workload(
     pattern,
     verify,
     systems=tuple(name for name in systems.NAMES if name not in {"ceiling", "private", "numba"}),
+    others="are limits of time",
     how="memory",
     rounds=1,
 )

@@ -27,6 +27,7 @@ class Workload:
     fill: Callable[[np.ndarray, Point], None] | None = None
     verify: Callable[[np.ndarray, np.ndarray, Point], None] | None = None
     systems: tuple[str, ...] | None = None  # None: all
+    others: str = ""  # why not all
     ways: tuple[str, ...] = ("same", "own")  # those that mean the same work
     per_chunk: bool = False  # the figure is the cost a chunk: slow systems get fewer chunks
     how: str = "time"  # or "memory" or "cold": what is measured
