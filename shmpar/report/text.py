@@ -114,9 +114,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
 
 def _chunks(report: Report) -> str:
     parts = [f"{report.done:,} done"]
-    before = report.done + report.failed - report.computed
-    if report.complete and before > 0:
-        parts.append(f"{before:,} of them before this run")
+    if report.complete and report.timings.before:
+        parts.append(f"{report.timings.before:,} of them before this run")
     if report.failed:
         parts.append(f"{report.failed:,} failed")
     rest = report.chunks - report.done - report.failed

@@ -94,6 +94,8 @@ class Timings:
         Where each claim begins in the others.
     computed : int
         Chunks that this run has computed, also those of which the time is not known.
+    before : int
+        Chunks that were done before this run.
     joined : list of float
         When workers that computed some were given the plan: seconds after the run's begin.
     attempts : list of Attempt
@@ -115,6 +117,8 @@ class Timings:
         timed = times.seconds > 0
         claimed = timed | (times.begin > 0) | (times.claimant > 0)
         self.computed = int((settled & claimed).sum())
+        # One that failed with its worker may not be noted; one that is done is.
+        self.before = int(((ledger.status == DONE) & ~claimed).sum())
         known = np.flatnonzero(settled & timed)
         workers, begins = ledger.claims(known)
         order = np.lexsort((known, begins, workers))
