@@ -134,6 +134,10 @@ class Conductor:
                     self._end(self._key(point, one))
             first = sitting * self.effort.most(workload)
             entries = self._sit(name, workload, drawn.sample(turns, len(turns)), drawn, first)
+            place = {(str(point), one): number for number, (point, one, _) in enumerate(turns)}
+            entries.sort(key=lambda pair: place[str(pair[0]), pair[1].player.name])
+            for point, entry in entries:
+                self._record(name, point, entry)
             again = {(str(point), e.player.name, e.way) for point, e in entries if e.rounds}
             turns = [
                 (point, one, kept)
@@ -157,8 +161,6 @@ class Conductor:
                     self._call(name, point, entry, first + number)
         for point, one, _ in turns:
             self._drop(self._key(point, one))
-        for point, entry in entries:
-            self._record(name, point, entry)
         return entries
 
     def _alone(self, name: str, workload: Workload, point: Point, one: str) -> None:
