@@ -68,7 +68,8 @@ class Run(Future[Any]):
     @property
     def report(self) -> Report:
         """The run's numbers, and where its time went; so far, if it is in flight."""
-        from shmpar.report import Report, private  # a program that never asks does not load it
+        from shmpar.report import Report  # a program that never asks does not load it
+        from shmpar.report.resident import private
 
         conductor, account = self.conductor, self.conductor.account
         now, done = time.perf_counter(), conductor.over

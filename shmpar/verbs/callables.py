@@ -97,7 +97,7 @@ def _takes_named(func: Callable[..., Any], count: int) -> bool:
     except TypeError:
         return False
     except ValueError:  # it need not have a signature
-        return True
+        pass
     return True
 
 
