@@ -157,7 +157,7 @@ class Conductor:
         for number in range(self.effort.most(workload)):
             # Anew for each round: what comes after a heavy one takes up to a third longer.
             for point, entry in drawn.sample(entries, len(entries)):
-                if number < entry.rounds and not entry.player.ended:
+                if number < entry.rounds:
                     self._call(name, point, entry, first + number)
         for point, one, _ in turns:
             self._drop(self._key(point, one))

@@ -54,10 +54,11 @@ class Player:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._process.stdout, selectors.EVENT_READ)
         self._stopped: list[processes.Process] = []
-        self.ended = False
 
     def tell(self, do: str, **order: Any) -> None:
         """Send an order."""
+        if self._process.stdin.closed:
+            raise Failed("its process was ended")
         self._resume()
         try:
             self._process.stdin.write(json.dumps({"do": do, **order}).encode() + b"\n")
@@ -113,7 +114,6 @@ class Player:
 
     def end(self, seconds: float = 20) -> None:
         """Have it end all that it started, and see to it."""
-        self.ended = True
         self._resume()
         family = processes.family(self.pid)
         self._process.stdin.close()
