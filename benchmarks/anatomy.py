@@ -18,12 +18,12 @@ import numpy as np
 import shmpar
 from benchmarks.bare import bare
 from benchmarks.timing import alternate, ratio
-from shmpar.driver import Driver
-from shmpar.engines.ears import Ears
 from shmpar.engines.launch import Launched
-from shmpar.ledger import Ledger
-from shmpar.tickets import new_tickets
-from shmpar.worker.clock import Clock
+from shmpar.engines.processes import Ears
+from shmpar.ipc.ledger import Ledger
+from shmpar.ipc.tickets import new_tickets
+from shmpar.runtime.loop import Driver
+from shmpar.worker.loop import Clock
 
 STAGES = (
     "the verb reads its arguments and makes a plan",

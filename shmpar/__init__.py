@@ -10,9 +10,9 @@ Names are imported when they are first used: a worker imports a few modules, not
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from shmpar.lazy import attach as _attach
 from shmpar.version import __version__
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
         TaskTimeout,
         WorkerDied,
     )
-    from shmpar.pool import Pool
-    from shmpar.pool.default import (
+    from shmpar.pool import (
+        Pool,
         apply_along_axis,
         block_reduce,
         histogram,
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         sum,
         var,
     )
-    from shmpar.run import Run
+    from shmpar.runtime.run import Run
 
 __all__ = [
     "ChunkError",
@@ -99,14 +99,22 @@ _HOMES = {
         "ChunkError PlanError SegmentError SegmentFull SegmentGone ShmparError TaskTimeout "
         "WorkerDied"
     ),
-    "shmpar.pool": "Pool",
-    "shmpar.pool.default": (
-        "apply_along_axis block_reduce histogram map_blocks map_overlap max mean min parallel_map "
-        "std sum var"
+    "shmpar.pool": (
+        "Pool apply_along_axis block_reduce histogram map_blocks map_overlap max mean min "
+        "parallel_map std sum var"
     ),
-    "shmpar.run": "Run",
+    "shmpar.runtime.run": "Run",
 }
-__getattr__ = _attach(__name__, _HOMES)
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name when the name is first used (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import shmpar
-from shmpar.engines.leftovers import _COUNTERS
-from shmpar.segment import Slab
+from shmpar.engines.processes import _COUNTERS
+from shmpar.memory.segment import Slab
 
 ENGINES = ("serial", "threads", "processes")
 

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from shmpar.arrays import SharedArray, attach
 from shmpar.arrays import creation as sa
 from shmpar.errors import SegmentFull, SegmentGone
-from shmpar.segment import locate
+from shmpar.memory.locate import locate
 from tests.test_segment import layouts
 
 STRUCTURED = np.dtype([("x", "<i2"), ("y", ">f4", (3,)), ("t", "M8[ms]")])

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 
 from shmpar.arrays import SharedArray, attach
 from shmpar.arrays import creation as sa
-from shmpar.arrays.address import Address
-from shmpar.arrays.description import describe, rebuild
+from shmpar.arrays.address import Address, describe, rebuild
 from shmpar.errors import SegmentGone
-from shmpar.segment import ladder
+from shmpar.memory import allocate
 from tests.interpreters import ROOT, run_python
 
 
@@ -224,7 +223,7 @@ def test_a_name_that_was_given_to_another_is_gone(owner):
 
 def test_a_memory_file_is_found_through_its_owner(monkeypatch):
     """Without room in /dev/shm others find it through /proc, by device and inode."""
-    monkeypatch.setattr(ladder, "RUNGS", ladder.RUNGS[1:2])
+    monkeypatch.setattr(allocate, "RUNGS", allocate.RUNGS[1:2])
     a = sa.array(np.arange(5.0))
     assert a.name.startswith("/proc/")
     done = run_python(

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import shmpar
-from shmpar.worker import bell
-from shmpar.worker.bell import Bell
+from shmpar.worker import main
+from shmpar.worker.main import Bell
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "eventfd"), reason="there are no event counters")
 
@@ -54,7 +54,7 @@ def test_each_message_is_waited_for_once(counter: int, brisk: bool) -> None:
 
 def test_it_looks_out_after_a_small_call(counter: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once, if it was alone with it."""
-    monkeypatch.setattr(bell, "BRISK_SECONDS", 30)
+    monkeypatch.setattr(main, "BRISK_SECONDS", 30)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     one = Bell(counter)
     assert not looks(one, counter)
@@ -76,7 +76,7 @@ def test_it_sleeps_in_the_end(counter: int, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_with_one_processor_it_sleeps(counter: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would keep its parent from ringing."""
-    monkeypatch.setattr(bell, "BRISK_SECONDS", 30)
+    monkeypatch.setattr(main, "BRISK_SECONDS", 30)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     one = Bell(counter)
     one.computed(1e-6, alone=True)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmpar.named import is_named
-from shmpar.verbs import callables
-from shmpar.verbs.callables import check_signature, wants
+from shmpar.pickling.pack import is_named
+from shmpar.verbs import arguments
+from shmpar.verbs.arguments import check_signature, wants
 
 NAMED = [np.sum, np.median, np.linalg.norm, math.sqrt, abs, max]
 
@@ -20,7 +20,7 @@ NAMED = [np.sum, np.median, np.linalg.norm, math.sqrt, abs, max]
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The functions whose signature was worked out, each time."""
-    for cached in (callables._takes_named, callables._parameters_named):
+    for cached in (arguments._takes_named, arguments._parameters_named):
         cached.cache_clear()
     seen: list[Any] = []
     signature = inspect.signature

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from shmpar import cpus
-from shmpar.engines import Exit
-from shmpar.segment import room
+from shmpar.engines.engine import Exit
+from shmpar.memory import limits
 
 
 @dataclass
@@ -30,27 +29,27 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     """A machine with 16 CPUs, all of which may be used."""
-    monkeypatch.delenv(cpus.VARIABLE, raising=False)
-    monkeypatch.setattr(room, "ROOT", str(tmp_path / "groups"))
-    monkeypatch.setattr(room, "MEMBERSHIP", str(tmp_path / "membership"))
-    monkeypatch.setattr(cpus.os, "sched_getaffinity", lambda _: set(range(16)))
-    monkeypatch.setattr(cpus.os, "cpu_count", lambda: 64)
+    monkeypatch.delenv(limits.VARIABLE, raising=False)
+    monkeypatch.setattr(limits, "ROOT", str(tmp_path / "groups"))
+    monkeypatch.setattr(limits, "MEMBERSHIP", str(tmp_path / "membership"))
+    monkeypatch.setattr(limits.os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr(limits.os, "cpu_count", lambda: 64)
     return Machine(tmp_path)
 
 
 def test_without_a_quota_the_affinity_decides(machine: Machine) -> None:
     """Not the number of CPUs of the machine."""
-    assert cpus.available_cpus() == 16
+    assert limits.available_cpus() == 16
 
 
 def test_without_affinity_it_is_the_number_of_cpus(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on macOS; one where that is unknown."""
-    monkeypatch.delattr(cpus.os, "sched_getaffinity")
-    assert cpus.available_cpus() == 64
-    monkeypatch.setattr(cpus.os, "cpu_count", lambda: None)
-    assert cpus.available_cpus() == 1
+    monkeypatch.delattr(limits.os, "sched_getaffinity")
+    assert limits.available_cpus() == 64
+    monkeypatch.setattr(limits.os, "cpu_count", lambda: None)
+    assert limits.available_cpus() == 1
 
 
 @pytest.mark.parametrize(
@@ -74,7 +73,7 @@ def test_the_quota_of_a_group_or_one_above_is_kept(
     machine["membership"] = "1:name=systemd:/x\n0::/a/b\n"
     for group, quota in quotas.items():
         machine[f"groups{group}/cpu.max"] = quota
-    assert cpus.available_cpus() == expected
+    assert limits.available_cpus() == expected
 
 
 @pytest.mark.parametrize(
@@ -95,15 +94,15 @@ def test_quotas_of_version_1_are_kept_too(
     for group, quota in quotas.items():
         machine[f"groups/cpu{group}/cpu.cfs_quota_us"] = quota
         machine[f"groups/cpu{group}/cpu.cfs_period_us"] = "100000\n"
-    assert cpus.available_cpus() == expected
+    assert limits.available_cpus() == expected
 
 
 def test_the_variable_overrides_both(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than there are, too; empty is not set."""
-    monkeypatch.setenv(cpus.VARIABLE, "40")
-    assert cpus.available_cpus() == 40
-    monkeypatch.setenv(cpus.VARIABLE, "")
-    assert cpus.available_cpus() == 16
+    monkeypatch.setenv(limits.VARIABLE, "40")
+    assert limits.available_cpus() == 40
+    monkeypatch.setenv(limits.VARIABLE, "")
+    assert limits.available_cpus() == 16
 
 
 @pytest.mark.parametrize("value", ["0", "-2", "2.5", "many", " 3"])
@@ -111,15 +110,15 @@ def test_a_variable_that_is_no_number_is_an_error(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rather than a pool of another size than was asked for."""
-    monkeypatch.setenv(cpus.VARIABLE, value)
-    with pytest.raises(ValueError, match=f"{cpus.VARIABLE} is a number of workers, 1 or more"):
-        cpus.available_cpus()
+    monkeypatch.setenv(limits.VARIABLE, value)
+    with pytest.raises(ValueError, match=f"{limits.VARIABLE} is a number of workers, 1 or more"):
+        limits.available_cpus()
 
 
 def test_this_machine_has_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """And no more than this process may use."""
-    monkeypatch.delenv(cpus.VARIABLE, raising=False)
-    assert 1 <= cpus.available_cpus() <= (os.cpu_count() or 1)
+    monkeypatch.delenv(limits.VARIABLE, raising=False)
+    assert 1 <= limits.available_cpus() <= (os.cpu_count() or 1)
 
 
 @pytest.mark.parametrize(

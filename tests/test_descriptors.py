@@ -99,7 +99,7 @@ def test_whatever_opens_a_file_raises_the_limit(work: str, tmp_path: Path) -> No
     """Names, addresses, locks, mapped files and ledgers."""
     check(
         f"""
-import shmpar.segment.marker, shmpar.verbs.kept
+import shmpar.memory.names, shmpar.runtime.checkpoint
 folder = {str(tmp_path)!r}
 a, b, out, ledger = shmpar.zeros(3), shmpar.zeros(3), folder + "/out.npy", folder + "/ledger"
 address, name = b.address, b.name

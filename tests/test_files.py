@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import shmpar
-from shmpar.segment import appear
+from shmpar.memory.allocate import appear
 
 
 @pytest.fixture(params=["nameless", "named"])

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(
 # fill() leaves so many bytes of the file system; works() is a pool that does all that it should.
 PROGRAM = """
 import os, sys, threading
+from shmpar.memory.locate import locate
 import numpy as np
 import shmpar
 
@@ -69,7 +70,7 @@ with shmpar.Pool(2) as pool:
     early = pool.zeros(1000)
     fill()
     made = [pool.array(X), pool.zeros((500, 500)), pool.full((500, 500), 3.0)]
-    print(*(shmpar.segment.locate(one).segment.kind for one in made))
+    print(*(locate(one).segment.kind for one in made))
     print(refused(lambda: pool.zeros((500, 500), name="shmpar-test-full")))
     print(refused(lambda: early.name) == "SegmentFull")
     print(sorted(set(os.listdir(DISK)) - {"filler"}))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shmpar.grid import Axis, Grid, Halo
-from shmpar.grid.chunking import block_bytes
+from shmpar.grid.grid import block_bytes
 from tests import naive
 
 

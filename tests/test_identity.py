@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmpar.identity import digest
+from shmpar.runtime.checkpoint import digest
 from tests.interpreters import run_python
 
 FACTOR = 3
@@ -66,7 +66,7 @@ def look(what: str, **changes: Any) -> str:
 @pytest.mark.parametrize("what", WHAT.values(), ids=WHAT)
 def test_another_process_finds_the_same(what: str) -> None:
     """Whatever its hash seed."""
-    source = f"from shmpar.identity import digest\n{SOURCE.format(**USUAL)}\nprint(digest({what}))"
+    source = f"from shmpar.runtime.checkpoint import digest\n{SOURCE.format(**USUAL)}\nprint(digest({what}))"
     source = "__name__ = 'somewhere'\n" + source
     said = {run_python(source, env={"PYTHONHASHSEED": seed}).stdout.strip() for seed in ("1", "2")}
     assert said == {look(what)}

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmpar import ledger as ledgers
 from shmpar.grid import Grid
-from shmpar.ledger import (
+from shmpar.ipc import ledger as ledgers
+from shmpar.ipc.ledger import (
     CURSOR,
     DONE,
     FAILED,
@@ -25,9 +25,8 @@ from shmpar.ledger import (
     WAITED,
     Ledger,
 )
-from shmpar.placement import PerItem
-from shmpar.plan import Failure, Function, Plan
-from shmpar.worker.assignment import Assignment
+from shmpar.plan import Failure, Function, PerItem, Plan
+from shmpar.worker.compute import Assignment
 from shmpar.worker.loop import _each, _run_claim
 
 

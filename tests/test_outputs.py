@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shmpar
-from shmpar.outputs import HandedOver, Outputs, filler, missing, new_output
-from shmpar.placement import ResultError
-from shmpar.plan import Announcement, Output
-from shmpar.segment import Slab, locate
+from shmpar.memory.locate import locate
+from shmpar.memory.segment import Slab, new_output
+from shmpar.plan import Announcement, Output, ResultError
+from shmpar.runtime.outputs import HandedOver, Outputs, filler, missing
 
 F8, I4 = np.dtype("f8"), np.dtype("i4")
 

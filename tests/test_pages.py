@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 import shmpar
 from shmpar.grid import Grid
-from shmpar.placement import InBlocks, PerChunk, PerItem, Placement
-from shmpar.plan import Plan
-from shmpar.worker.pages import mapper
+from shmpar.plan import InBlocks, PerChunk, PerItem, Placement, Plan
+from shmpar.worker.prefault import mapper
 
 PAGE = resource.getpagesize()
 

@@ -17,8 +17,8 @@ import pytest
 
 import shmpar
 from shmpar.errors import PlanError
+from shmpar.pickling.pack import pack
 from shmpar.plan import Function
-from shmpar.travel.packing import pack
 
 COUNT = 0
 module = math

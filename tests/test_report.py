@@ -22,14 +22,14 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 import shmpar
-from shmpar.account import Attempt
 from shmpar.grid import Grid, Halo
-from shmpar.ledger import DONE, FAILED, JOINED, WAITED, Ledger
-from shmpar.placement import InBlocks
-from shmpar.plan import Blocks, Plan
-from shmpar.report import Report, advice, ceiling, text
+from shmpar.ipc.ledger import DONE, FAILED, JOINED, WAITED, Ledger
+from shmpar.plan import Blocks, InBlocks, Plan
+from shmpar.report import Report, text
+from shmpar.report import report as report_module
+from shmpar.report.report import bytes_read
 from shmpar.report.timings import Timings
-from shmpar.report.traffic import bytes_read
+from shmpar.runtime.execution import Attempt
 from tests.pools import let_go, wait_for_workers, warm
 
 ENGINES = ["serial", "threads", "processes"]
@@ -275,14 +275,14 @@ class TestNumbers:
 
     def test_the_ceiling_is_measured_once_and_only_when_it_is_asked_for(self, processes) -> None:
         """A call does not measure anything, and a small report neither."""
-        ceiling.measured.cache_clear()
+        report_module.measured.cache_clear()
         processes.map_blocks(np.negative, np.ones(100), chunks=10)
         report = processes.last_run.report
         assert str(report)
-        assert ceiling.measured.cache_info().misses == 0
+        assert report_module.measured.cache_info().misses == 0
         assert 0.1 < report.ceiling < 10_000
         assert report.ceiling == report.ceiling
-        assert ceiling.measured.cache_info().misses == 1
+        assert report_module.measured.cache_info().misses == 1
 
     def test_old_attributes_are_there(self, pool: shmpar.Pool) -> None:
         """What runs were, before and now."""
@@ -444,7 +444,7 @@ class TestAdvice:
         array = processes.array(np.ones(40_000_000, "f4"))
 
         def call() -> None:
-            ceiling.measured.cache_clear()  # for the load of this moment
+            report_module.measured.cache_clear()  # for the load of this moment
             processes.block_reduce(np.max, array, chunks=4_000_000)
 
         assert advised(processes, "bound by memory", call, 60)
@@ -460,7 +460,7 @@ class TestAdvice:
         """They can be passed as they are, and are as much larger or smaller as was asked."""
         chunks = tuple(data.draw(st.integers(1, size)) for size in shape)
         grid = Grid.cut(shape, chunks)
-        larger, smaller = advice.coarser(grid, factor), advice.finer(grid, factor)
+        larger, smaller = text.coarser(grid, factor), text.finer(grid, factor)
         if larger is not None:
             made = Grid.cut(shape, larger)
             assert made.size < grid.size or grid.size == 1

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shmpar
-from shmpar.segment import forecast, ladder, room
+from shmpar.memory import allocate, limits
 
 HUGE = np.lib.stride_tricks.as_strided(np.ones(1), (10**12,), (0,))  # 8 TB, of 8 bytes
 
@@ -64,8 +64,8 @@ def test_what_fits_is_what_can_be_made_one_after_the_other(
 ) -> None:
     """Each on the first rung that takes it, from memory that all rungs but the disk share."""
     outlooks = [
-        ladder.Outlook(rung, most, in_memory=not (on_disk and rung.kind == "tempfile"))
-        for rung, most in zip(ladder.RUNGS, free, strict=True)
+        allocate.Outlook(rung, most, in_memory=not (on_disk and rung.kind == "tempfile"))
+        for rung, most in zip(allocate.RUNGS, free, strict=True)
     ]
 
     def makes(taken: list[tuple[int, int]]) -> bool:
@@ -80,11 +80,11 @@ def test_what_fits_is_what_can_be_made_one_after_the_other(
                 return makes([*taken, (place, size)])
         return False
 
-    assert forecast._fits(needs, outlooks, memory) == makes([])
+    assert allocate._fits(needs, outlooks, memory) == makes([])
 
 
 def test_what_is_left_is_asked_for_at_each_call() -> None:
     """Nothing is remembered of an earlier refusal."""
     with pytest.raises(shmpar.SegmentFull):
-        forecast.check_room("a test", [("all", room.memory() + 2**50)])
-    forecast.check_room("a test", [("little", 1000)])
+        allocate.check_room("a test", [("all", limits.memory() + 2**50)])
+    allocate.check_room("a test", [("little", 1000)])

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from shmpar import scheduler
-from shmpar.scheduler import (
+from shmpar.runtime import scheduler
+from shmpar.runtime.scheduler import (
     Assign,
     Audit,
     Audited,

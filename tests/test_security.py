@@ -15,9 +15,9 @@ import pytest
 
 import shmpar
 from shmpar.arrays import attach
-from shmpar.segment import ladder
-from shmpar.tickets import _counter_file, _counter_file_elsewhere
-from shmpar.wire import Wire, _sealed
+from shmpar.ipc.tickets import _counter_file, _counter_file_elsewhere
+from shmpar.ipc.wire import Wire, _sealed
+from shmpar.memory import allocate
 from tests.interpreters import ROOT, run_python
 
 SHM = "/dev/shm"
@@ -27,7 +27,7 @@ def mode(fd: int) -> int:
     return stat.S_IMODE(os.fstat(fd).st_mode)
 
 
-@pytest.mark.parametrize("rung", ladder.RUNGS, ids=lambda rung: rung.kind)
+@pytest.mark.parametrize("rung", allocate.RUNGS, ids=lambda rung: rung.kind)
 def test_memory_is_its_users_alone(rung: Any) -> None:
     """On each rung, whatever the umask is."""
     before = os.umask(0)
@@ -118,9 +118,9 @@ def test_unpickling_happens_in_three_places() -> None:
                 if whose not in {"json", "tomllib"}:
                     found.add((str(path.relative_to(Path(ROOT, "shmpar"))), whose))
     assert found == {
-        ("wire.py", "pickle"),
-        ("travel/unpacking.py", "pickle"),
-        ("worker/process.py", "pickle"),
+        ("ipc/wire.py", "pickle"),
+        ("pickling/unpack.py", "pickle"),
+        ("worker/main.py", "pickle"),
     }
 
 
@@ -175,7 +175,7 @@ def test_another_user_can_open_nothing() -> None:
         """
         import json, os, sys
         from shmpar.arrays import attach
-        from shmpar.segment import inventory, reap
+        from shmpar.memory.names import inventory, reap
         pid, address = sys.argv[1], json.loads(sys.argv[2])
         os.setgid(12345); os.setuid(12345)
         tries = [lambda: attach(address), lambda: attach(address["name"], 3, "f8"),

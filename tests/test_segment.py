@@ -15,8 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from shmpar.errors import SegmentFull, SegmentGone
-from shmpar.segment import Manager, Segment, copy_in, create, ladder, locate, mapped, room, share
-from shmpar.segment import descriptors as fds
+from shmpar.memory import allocate, limits
+from shmpar.memory import limits as fds
+from shmpar.memory import locate as locating
+from shmpar.memory import segment as segments
+from shmpar.memory.copying import copy_in, share
+from shmpar.memory.locate import locate
+from shmpar.memory.manager import Manager
+from shmpar.memory.segment import Segment, create
 from tests.interpreters import run_python
 
 DTYPES = st.one_of(
@@ -68,10 +74,10 @@ def test_a_large_strided_array_is_gathered_in_pieces():
     assert np.array_equal(share(source)[1], source)
 
 
-@pytest.mark.parametrize("kind", [rung.kind for rung in ladder.RUNGS])
+@pytest.mark.parametrize("kind", [rung.kind for rung in allocate.RUNGS])
 def test_every_rung_works(kind, monkeypatch):
     """Each place for segments can be written, located and handed over."""
-    monkeypatch.setattr(ladder, "RUNGS", tuple(r for r in ladder.RUNGS if r.kind == kind))
+    monkeypatch.setattr(allocate, "RUNGS", tuple(r for r in allocate.RUNGS if r.kind == kind))
     segment, array = share(np.arange(10))
     assert segment.kind == kind
     assert not os.get_inheritable(segment.fileno())
@@ -157,15 +163,13 @@ def test_the_mapping_cannot_be_pulled_away():
 
 def test_subscribers_may_be_told_while_the_registry_is_locked():
     """A collection under the registry's lock ends segments without waiting for that lock."""
-    from shmpar.segment import mapping
-
     ended = []
     segment = create(80)
     segment.subscribe(ended.append)
     cycle = [segment.ndarray(0, (10,), None, np.dtype("f8"))]
     cycle.append(cycle)
     del segment, cycle
-    with mapping._lock:
+    with segments._lock:
         gc.collect()
     assert len(ended) == 1
 
@@ -225,10 +229,10 @@ def npy(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("source", [mapped._from_kernel, mapped._from_memmap])
+@pytest.mark.parametrize("source", [locating._from_kernel, locating._from_memmap])
 def test_a_mapped_file_is_located(npy, source, monkeypatch):
     """np.load(mmap_mode=) is recognised, views by their own offset, always as one segment."""
-    monkeypatch.setattr(mapped, "_SOURCE", source)
+    monkeypatch.setattr(locating, "_SOURCE", source)
     array = np.load(npy, mmap_mode="r+")
     place = locate(array)
     assert (place.segment.kind, place.segment.writable) == ("file", True)
@@ -301,8 +305,8 @@ def test_an_absurd_request_is_refused_before_memory_is_touched():
 def test_memory_that_runs_out_between_two_steps_is_noticed(monkeypatch):
     """Each step looks at free memory again; what was reserved so far is given back."""
     answers = iter([1 << 40, 1 << 40, 0])
-    monkeypatch.setattr(room, "memory", lambda: next(answers))
-    monkeypatch.setattr(ladder, "RUNGS", ladder.RUNGS[:1])
+    monkeypatch.setattr(limits, "memory", lambda: next(answers))
+    monkeypatch.setattr(allocate, "RUNGS", allocate.RUNGS[:1])
     with pytest.raises(SegmentFull, match="0 free"):
         create(200 << 20)
 
@@ -313,8 +317,8 @@ def test_a_full_place_is_passed_over(monkeypatch):
     def full(fd, nbytes):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    first = ladder.Rung("shm", "/dev/shm", lambda: full(0, 0))
-    monkeypatch.setattr(ladder, "RUNGS", (first, *ladder.RUNGS[1:]))
+    first = allocate.Rung("shm", "/dev/shm", lambda: full(0, 0))
+    monkeypatch.setattr(allocate, "RUNGS", (first, *allocate.RUNGS[1:]))
     segment, array = share(np.arange(5))
     assert segment.kind == "memfd"
     assert array.tolist() == [0, 1, 2, 3, 4]
@@ -330,7 +334,7 @@ def test_every_byte_is_reserved():
 
 def test_free_memory_is_known():
     """Some, and no more than there is."""
-    assert 0 < room.memory() < 1 << 62
+    assert 0 < limits.memory() < 1 << 62
 
 
 def test_cgroup_limits_count(tmp_path, monkeypatch):
@@ -343,9 +347,9 @@ def test_cgroup_limits_count(tmp_path, monkeypatch):
     (child / "memory.max").write_text("max\n")
     (child / "memory.current").write_text("1\n")
     (tmp_path / "membership").write_text("3:cpu:/other\n0::/child/missing\n")
-    monkeypatch.setattr(room, "ROOT", str(tmp_path))
-    monkeypatch.setattr(room, "MEMBERSHIP", str(tmp_path / "membership"))
-    assert [group.left for group in room.groups()] == [400]
+    monkeypatch.setattr(limits, "ROOT", str(tmp_path))
+    monkeypatch.setattr(limits, "MEMBERSHIP", str(tmp_path / "membership"))
+    assert [group.left for group in limits.groups()] == [400]
 
 
 def test_cgroup_limits_of_version_1_count_too(tmp_path, monkeypatch):
@@ -356,16 +360,17 @@ def test_cgroup_limits_of_version_1_count_too(tmp_path, monkeypatch):
         (folder / "memory.limit_in_bytes").write_text(f"{limit}\n")
         (folder / "memory.usage_in_bytes").write_text("100\n")
     (tmp_path / "membership").write_text("7:memory:/a/b\n")
-    monkeypatch.setattr(room, "ROOT", str(tmp_path))
-    monkeypatch.setattr(room, "MEMBERSHIP", str(tmp_path / "membership"))
-    assert [group.left for group in room.groups()] == [400, 900]
+    monkeypatch.setattr(limits, "ROOT", str(tmp_path))
+    monkeypatch.setattr(limits, "MEMBERSHIP", str(tmp_path / "membership"))
+    assert [group.left for group in limits.groups()] == [400, 900]
 
 
 SMALL_SHM = """
 import os, subprocess, sys
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", "/dev/shm"], check=True)
 import numpy as np
-from shmpar.segment import create, share
+from shmpar.memory.copying import share
+from shmpar.memory.segment import create
 from shmpar.arrays import attach, creation as sa
 segment, array = share(np.ones(100 << 17))
 assert segment.kind == "memfd", segment.kind

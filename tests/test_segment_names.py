@@ -14,7 +14,9 @@ import pytest
 from shmpar.arrays import attach
 from shmpar.arrays import creation as sa
 from shmpar.errors import SegmentGone
-from shmpar.segment import Manager, inventory, marker, naming, reap
+from shmpar.memory import names
+from shmpar.memory.manager import Manager
+from shmpar.memory.names import inventory, reap
 from tests.interpreters import interpreter, run_python
 
 SHM = "/dev/shm"
@@ -27,20 +29,20 @@ def manager():
         yield manager
 
 
-def names():
+def present():
     """All that lies in /dev/shm and is ours."""
     return {name for name in os.listdir(SHM) if name.startswith("shmpar_")}
 
 
 def test_memory_has_no_name_until_somebody_asks(manager):
     """Then it has one, of at most 31 characters, and the same one again."""
-    before = names()
+    before = present()
     a = sa.zeros(3, manager=manager)
-    assert names() == before
+    assert present() == before
     name = a.name
     assert a.name == name
     assert len(name) <= 31
-    assert name in names()
+    assert name in present()
     assert stat.S_IMODE(os.stat(f"{SHM}/{name}").st_mode) == 0o600
 
 
@@ -59,7 +61,7 @@ def test_a_name_goes_with_its_array(end, manager):
     else:
         manager.close()
     assert not os.path.exists(f"{SHM}/{name}")
-    assert not [one for one in names() if one.endswith(".marker")] or inventory()
+    assert not [one for one in present() if one.endswith(".marker")] or inventory()
     with pytest.raises(SegmentGone, match="keep the owner"):
         attach(name, 3, "f8")
 
@@ -93,7 +95,7 @@ def test_bad_names_are_refused(name, manager):
 @pytest.mark.parametrize("after", [False, True])
 def test_an_interrupt_while_a_name_is_given_leaves_none(after, manager, monkeypatch):
     """What was named goes with its array; what was not gets its name when somebody asks again."""
-    link, given = naming.link, []
+    link, given = names.link, []
 
     def interrupted(fd: int, name: str) -> None:
         if after:
@@ -103,7 +105,7 @@ def test_an_interrupt_while_a_name_is_given_leaves_none(after, manager, monkeypa
 
     array = sa.zeros(10, manager=manager)
     with monkeypatch.context() as patch:
-        patch.setattr(naming, "link", interrupted)
+        patch.setattr(names, "link", interrupted)
         with pytest.raises(KeyboardInterrupt):
             _ = array.name
     assert os.path.lexists(f"{SHM}/{given[0]}") == after
@@ -146,7 +148,7 @@ def test_the_names_of_a_killed_process_are_removed_by_the_next():
     ):
         living_name = living.stdout.readline().decode().strip()
         killed_name = killed.stdout.readline().decode().strip()
-        assert {living_name, killed_name} <= names()
+        assert {living_name, killed_name} <= present()
         assert not set(reap(dry_run=True)) & {living_name, killed_name}
         killed.send_signal(signal.SIGKILL)
         killed.wait()
@@ -154,12 +156,12 @@ def test_the_names_of_a_killed_process_are_removed_by_the_next():
         found = {name for one in inventory() if not one.alive for name in one.names}
         assert {killed_name, "shmpar-test-killed"} <= found
         assert {killed_name, "shmpar-test-killed"} <= set(reap())
-        assert killed_name not in names()
+        assert killed_name not in present()
         assert not os.path.exists(f"{SHM}/shmpar-test-killed")
-        assert living_name in names()
+        assert living_name in present()
         living.stdin.close()
         assert living.wait() == 0
-    assert living_name not in names()
+    assert living_name not in present()
     assert not os.path.exists(f"{SHM}/shmpar-test-living")
 
 
@@ -169,7 +171,7 @@ def test_what_a_killed_process_named_can_be_taken_over():
     heir = f"""
         import os, subprocess, sys, textwrap
         from shmpar.arrays import attach
-        from shmpar.segment import reap
+        from shmpar.memory.names import reap
         owner = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(sys.argv[1]), "shmpar-test-inherited"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -192,7 +194,7 @@ def test_what_a_killed_process_named_can_be_taken_over():
 def test_a_reused_name_is_not_reaped():
     """A name on a dead process' list that now belongs to another file stays."""
     mine = sa.zeros(3, name="shmpar-test-reused")
-    stale = f"{SHM}/{naming.generated('.marker')}"
+    stale = f"{SHM}/{names.generated('.marker')}"
     with open(stale, "w") as file:
         file.write("1 2 shmpar-test-reused\n3 4 ../x\nhalf a li")
     assert "shmpar-test-reused" not in reap()
@@ -257,7 +259,7 @@ def test_a_manager_of_the_parent_refuses_in_a_forked_child():
     """The child is told; what it would make there nobody would release."""
     done = run_python("""
         import os, warnings
-        from shmpar.segment import Manager
+        from shmpar.memory.manager import Manager
         warnings.simplefilter("ignore", DeprecationWarning)
         manager = Manager()
         pid = os.fork()
@@ -278,7 +280,7 @@ def test_nothing_is_left_at_exit(end):
     """However the interpreter ends by itself, its names go and it says nothing about them."""
     done = run_python(f"""
         from shmpar.arrays import attach, creation as sa
-        from shmpar.segment import share
+        from shmpar.memory.copying import share
         import numpy as np
         a, b, c = sa.ones(3), sa.zeros((2, 2)), share(np.ones(4))
         print(a.name, b.name)
@@ -286,7 +288,7 @@ def test_nothing_is_left_at_exit(end):
     """)
     found = done.stdout.split()
     assert len(found) == 2
-    assert not set(found) & names()
+    assert not set(found) & present()
     assert "shmpar" not in done.stderr
     assert "resource_tracker" not in done.stderr
 
@@ -305,11 +307,11 @@ def test_two_managers_of_one_process_do_not_reap_each_other():
     """POSIX locks do not exclude their own process, so it knows its own markers."""
     with Manager() as first, Manager() as second:
         a, b = sa.ones(3, manager=first), sa.ones(3, manager=second)
-        assert {a.name, b.name} <= names()
+        assert {a.name, b.name} <= present()
         reap()
-        assert {a.name, b.name} <= names()
+        assert {a.name, b.name} <= present()
         assert len([one for one in inventory() if one.alive]) >= 2
-        done = run_python("from shmpar.segment import reap; print(reap())")
+        done = run_python("from shmpar.memory.names import reap; print(reap())")
         assert done.stdout == "[]\n"
         del a, b
 
@@ -322,12 +324,12 @@ def test_a_marker_goes_with_its_last_name(manager):
     assert os.path.exists(path)
     del a
     assert not os.path.exists(path)
-    assert (os.getpid(), path) not in marker._ours
+    assert (os.getpid(), path) not in names._ours
 
 
 def test_values_survive_an_address_book_of_np_arrays(manager):
     """A result that is plain can be shared by name as well, and keeps its memory."""
-    from shmpar.segment import share
+    from shmpar.memory.copying import share
 
     result = share(np.arange(4.0))[1]
     a = sa.asarray(result, manager=manager)

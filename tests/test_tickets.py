@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmpar import tickets
+from shmpar.ipc import tickets
 from tests.interpreters import ROOT
 
 KINDS = ("offset", "lock")
@@ -128,7 +128,7 @@ def test_executed_interpreters_draw_from_one_counter(counter: tickets.Tickets) -
     """A counter whose descriptor was inherited over exec is the same counter."""
     source = textwrap.dedent("""
         import sys
-        from shmpar.tickets import open_tickets
+        from shmpar.ipc.tickets import open_tickets
         counter = open_tickets(sys.argv[1], int(sys.argv[2]))
         sys.stdin.read()
         while (first := counter.claim(3)) < 30_000:

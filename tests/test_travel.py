@@ -15,15 +15,13 @@ import numpy as np
 import pytest
 
 import shmpar
+from shmpar.memory.locate import locate
+from shmpar.memory.segment import Segment
+from shmpar.pickling import unpack as unpack_module
+from shmpar.pickling.pack import LARGE, Parcel, pack
+from shmpar.pickling.unpack import Namespaces, unpack
 from shmpar.plan import Function
-from shmpar.segment import Segment, locate
-from shmpar.travel import namespaces as namespaces_module
-from shmpar.travel import unpacking
-from shmpar.travel.namespaces import Namespaces
-from shmpar.travel.packing import LARGE, pack
-from shmpar.travel.parcel import Parcel
-from shmpar.travel.unpacking import unpack
-from shmpar.worker.along import ApplyAlongAxis
+from shmpar.worker.compute import ApplyAlongAxis
 
 LOCK = threading.Lock()
 LARGE_ARRAY = np.arange(LARGE // 4, dtype="f8")
@@ -54,7 +52,7 @@ def sent(value: Any) -> Any:
 def namespaces(monkeypatch: pytest.MonkeyPatch) -> Namespaces:
     """The namespaces of a fresh worker."""
     fresh = Namespaces()
-    for module in (namespaces_module, unpacking):
+    for module in (unpack_module,):
         monkeypatch.setattr(module, "namespaces", fresh)
     return fresh
 

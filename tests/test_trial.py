@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import shmpar
-from shmpar.engines.trial import Trial
+from shmpar.engines.processes import Trial
 from tests.pools import wait_for_workers
 
 

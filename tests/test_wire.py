@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shmpar import wire as wires
 from shmpar.errors import SegmentError
-from shmpar.wire import Wire
+from shmpar.ipc import wire as wires
+from shmpar.ipc.wire import Wire
 from tests.interpreters import run_python
 
 LIMIT = wires._INLINE
@@ -112,7 +112,7 @@ def test_a_message_that_lost_descriptors_is_an_error() -> None:
     done = run_python("""
         import os, pickle, resource
         from shmpar.errors import SegmentError
-        from shmpar.wire import Wire
+        from shmpar.ipc.wire import Wire
         ours, theirs = Wire.pair()
         ended = []
         parent, worker = Wire(ours, lambda: ended.append(True)), Wire(theirs)

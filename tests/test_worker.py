@@ -12,15 +12,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmpar import tickets
 from shmpar.grid import Axis, Grid, Halo
-from shmpar.ledger import DONE, FAILED, PENDING, Ledger
-from shmpar.placement import InBlocks, PerChunk, PerItem, ResultError
-from shmpar.plan import Announcement, Failure, Function, Output, Plan
-from shmpar.verbs.inputs import blocks, items
-from shmpar.worker import in_worker, loop, results
-from shmpar.worker.assignment import Abandoned, Assignment
-from shmpar.worker.chunks import Chunks
+from shmpar.ipc import tickets
+from shmpar.ipc.ledger import DONE, FAILED, PENDING, Ledger
+from shmpar.plan import (
+    Announcement,
+    Failure,
+    Function,
+    InBlocks,
+    Output,
+    PerChunk,
+    PerItem,
+    Plan,
+    ResultError,
+)
+from shmpar.verbs.arguments import blocks, items
+from shmpar.worker import loop
+from shmpar.worker import store as storing
+from shmpar.worker.compute import Abandoned, Assignment, Chunks
+from shmpar.worker.context import in_worker
 from shmpar.worker.loop import work
 
 Array = np.ndarray[Any, Any]
@@ -522,9 +532,9 @@ def stored(
         "test", Grid.cut((3,), 1), (), PerItem(), dtypes=(output.dtype,) if declared else None
     )
     if slow:
-        store = results._store_array(plan, output, declared)
+        store = storing._store_array(plan, output, declared)
     else:
-        store = results.storer(plan, [output], several=False)
+        store = storing.storer(plan, [output], several=False)
     try:
         with np.errstate(all="ignore"):
             store(1, value)
@@ -541,7 +551,7 @@ def stored_twice(value: Any, dtype: Any, *, declared: bool) -> Any:
     plan = Plan("test", Grid.cut((3,), 1), (), PerItem(), dtypes=dtypes if declared else None)
     try:
         with np.errstate(all="ignore"):
-            results.storer(plan, outputs, several=True)(1, (0.5, value))
+            storing.storer(plan, outputs, several=True)(1, (0.5, value))
     except ResultError as error:
         return str(error)
     assert outputs[0].tolist() == [0, 0.5, 0]

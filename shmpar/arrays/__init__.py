@@ -6,16 +6,7 @@ Imports the segment package, ``shmpar.errors``, NumPy and the standard library.
 from __future__ import annotations
 
 from shmpar.arrays.attach import attach
-from shmpar.arrays.creation import (
-    array,
-    asarray,
-    empty,
-    empty_like,
-    full,
-    ones,
-    zeros,
-    zeros_like,
-)
+from shmpar.arrays.creation import array, asarray, empty, empty_like, full, ones, zeros, zeros_like
 from shmpar.arrays.lock import Lock
 from shmpar.arrays.sharedarray import SharedArray
 

@@ -19,15 +19,14 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
-from shmpar.arrays import demand
-from shmpar.arrays.address import Address
-from shmpar.arrays.description import shown
-from shmpar.arrays.lease import Lease, part
-from shmpar.arrays.sharedarray import SharedArray, over
+from shmpar.arrays import address
+from shmpar.arrays.address import Address, shown
+from shmpar.arrays.sharedarray import Lease, SharedArray, over, part
 from shmpar.errors import SegmentGone
-from shmpar.segment import Manager, Place, Segment, default_manager, extent, ladder, naming
-from shmpar.segment.backing import Backing, known, remember
-from shmpar.segment.descriptors import opened
+from shmpar.memory import allocate, names
+from shmpar.memory.limits import opened
+from shmpar.memory.manager import Manager, default_manager
+from shmpar.memory.segment import Backing, Place, Segment, dense_strides, known, remember
 
 if TYPE_CHECKING:
     from multiprocessing.shared_memory import SharedMemory
@@ -111,9 +110,9 @@ def _address(where: Any, shape: Any, dtype: Any) -> tuple[Address, bool]:
         raise TypeError(f"attach() takes a name, an address or a SharedMemory, not {shown(where)}")
     if shape is None or dtype is None:
         raise TypeError(f"attach({shown(name)}) needs the array's shape and dtype, or its address")
-    wanted = demand.Demand.of(shape, dtype)
+    wanted = address.Demand.of(shape, dtype)
     name, start = part(name)
-    strides = extent.dense(wanted.shape, wanted.dtype.itemsize)
+    strides = dense_strides(wanted.shape, wanted.dtype.itemsize)
     size = max(1, start + wanted.nbytes)
     return Address(name, size, start, wanted.shape, strides, wanted.dtype, start=start), False
 
@@ -126,7 +125,7 @@ def _is_shared_memory(where: Any) -> bool:
 
 def _segment(address: Address, *, sized: bool) -> Segment:
     """Open the segment, or find it among those that are open here."""
-    fd, writable = _open_file(address) if address.file else naming.open_named(address.name)
+    fd, writable = _open_file(address) if address.file else names.open_named(address.name)
     try:
         found = os.fstat(fd)
         _verify(address, found, sized=sized)
@@ -134,7 +133,7 @@ def _segment(address: Address, *, sized: bool) -> Segment:
         if backing is None or backing.writable < writable:
             if writable and not address.file and found.st_blocks * 512 < found.st_size:
                 # Who made it has reserved nothing: a touch of a page that has no room is SIGBUS.
-                ladder.reserve_window(fd, 0, found.st_size)
+                allocate.reserve_window(fd, 0, found.st_size)
             backing = Backing(fd, found.st_size, _kind(address), writable=writable)
             backing.path = address.name
             remember(backing)

@@ -1,4 +1,13 @@
-"""Making shared arrays, under NumPy's names.
+"""Segments that a ``multiprocessing.managers.SharedMemoryManager`` owns.
+
+Imports ``shmpar.errors`` and the segment package.
+
+Guarantees
+----------
+Their end is the manager's shutdown; this process removes nothing.
+Every byte is reserved before it is used: the standard library's own segments are not.
+
+Making shared arrays, under NumPy's names.
 
 Imports NumPy, the segment package, and the demand, lease, sharedarray and stdmanager beside it.
 
@@ -11,21 +20,71 @@ None for the interpreter's, which closes at exit.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
 import numpy as np
 
-from shmpar.arrays import stdmanager
-from shmpar.arrays.demand import Demand, check_dtype, check_input
-from shmpar.arrays.lease import Lease
-from shmpar.arrays.sharedarray import SharedArray, over
-from shmpar.segment import Manager, Place, default_manager, locate
-from shmpar.segment.copying import copy_in, memory_order
+from shmpar.arrays.address import Demand, check_dtype, check_input
+from shmpar.arrays.sharedarray import Lease, SharedArray, over
+from shmpar.errors import SegmentFull
+from shmpar.memory import allocate, names
+from shmpar.memory.copying import copy_in, memory_order
+from shmpar.memory.locate import locate
+from shmpar.memory.manager import Manager, default_manager
+from shmpar.memory.segment import Backing, Place, Segment, remember
 
 if TYPE_CHECKING:
     from multiprocessing.managers import SharedMemoryManager
 
-__all__ = ["array", "asarray", "empty", "empty_like", "full", "ones", "zeros", "zeros_like"]
+__all__ = [
+    "array",
+    "asarray",
+    "empty",
+    "empty_like",
+    "full",
+    "ones",
+    "zeros",
+    "zeros_like",
+]
+
+
+def is_one(manager: object) -> TypeGuard[SharedMemoryManager]:
+    """Whether it is a manager of the standard library, without importing that."""
+    managers = sys.modules.get("multiprocessing.managers")
+    return managers is not None and isinstance(manager, managers.SharedMemoryManager)
+
+
+def _std_allocate(manager: SharedMemoryManager, nbytes: int, name: str | None) -> Segment:
+    """Have the manager make a segment, and reserve it.
+
+    Raises
+    ------
+    ValueError
+        A name was chosen: the manager chooses them.
+    SegmentFull
+        There is no room.
+    """
+    if name is not None:
+        raise ValueError("a SharedMemoryManager chooses the names: drop name= or manager=")
+    size = max(1, nbytes)
+    made = manager.SharedMemory(size)
+    fd, _ = names.open_named(made.name)
+    made.close()
+    try:
+        allocate.fill_zeros(fd, size)
+    except BaseException as error:
+        os.ftruncate(fd, 1)  # only the manager may remove it; this gives the memory back
+        os.close(fd)
+        if isinstance(error, OSError):
+            raise SegmentFull(f"no room for {size:,} bytes in {allocate.SHM}: {error}") from None
+        raise
+    backing = Backing(fd, size, "shm")
+    backing.path = made.name
+    remember(backing)
+    return Segment(backing)
+
 
 Order = Literal["C", "F"]
 LikeOrder = Literal["C", "F", "A", "K"]
@@ -312,14 +371,14 @@ def _offset(root: np.ndarray[Any, Any]) -> int:
 
 
 def _allocated(nbytes: int, name: str | None, manager: AnyManager) -> Place:
-    if stdmanager.is_one(manager):
-        return Place(stdmanager.allocate(manager, nbytes, name), 0)
+    if is_one(manager):
+        return Place(_std_allocate(manager, nbytes, name), 0)
     return _ours(manager).allocate(nbytes, name=name)
 
 
 def _copied(dense: np.ndarray[Any, Any], name: str | None, manager: AnyManager) -> Place:
-    if stdmanager.is_one(manager):
-        place = Place(stdmanager.allocate(manager, dense.nbytes, name), 0)
+    if is_one(manager):
+        place = Place(_std_allocate(manager, dense.nbytes, name), 0)
         copy_in(place.segment, 0, dense)
         return place
     return _ours(manager).share(dense, name=name)

@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+__all__ = ["Lock", "lock_of"]
+
 try:
     import fcntl
 except ImportError:  # Windows has no segments of ours
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Lock", "lock_of"]
 
 _BUSY: Final = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
 _FIRST_PAUSE: Final = 0.0002  # seconds

@@ -22,8 +22,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shmpar.segment import descriptors
-from shmpar.wire import Wire
+from shmpar.ipc.wire import Wire
+from shmpar.memory import limits
 
 __all__ = ["BOOT", "CAPS", "Launched", "Launcher"]
 
@@ -51,9 +51,9 @@ spec = spec_from_file_location(
 sys.modules["shmpar"] = module = module_from_spec(spec)
 spec.loader.exec_module(module)
 sys.argv = ["-c"]
-from shmpar.worker.life import end_with_parent
+from shmpar.worker.parent_watch import end_with_parent
 end_with_parent(life)
-from shmpar.worker.process import main
+from shmpar.worker.main import main
 main(sock, bell, number)
 """
 """The first lines of a worker. It runs the parent's own copy of this package, whatever another
@@ -126,8 +126,8 @@ class Launcher:
         OSError
             If the interpreter cannot be executed, or there are too few descriptors.
         """
-        launched = descriptors.opened(lambda: self._start(number))
-        descriptors.keep_room(launched.pidfd)
+        launched = limits.opened(lambda: self._start(number))
+        limits.keep_room(launched.pidfd)
         return launched
 
     def _start(self, number: int) -> Launched:

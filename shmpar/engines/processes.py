@@ -1,4 +1,36 @@
-"""The processes engine: workers are executed interpreters that take numbers and share memory.
+"""Waiting for worker processes: their sockets, their deaths, and a wake-up from another thread.
+
+Imports link, segment and cpus.
+
+What the runs of a processes engine leave to later ones: ledgers and counters.
+
+Imports ledger, segment and tickets.
+
+Guarantees
+----------
+- A counter is used again only when no worker can look at it any more for the run before.
+- A ledger may be used again earlier: a worker that comes late finds no tickets, and writes nothing
+  but its own slot.
+
+One worker first: small calls that are made again and again do not wake all workers.
+
+Imports nothing of the package.
+
+To wake a worker costs the parent some 50 us, and a second one that finds nothing left to do takes
+the parent's processor away when it is wanted most. So the second and later workers are sent a plan
+of which all chunks together took less than that last time only if the first worker has not been
+through with it in :data:`PATIENCE`.
+
+Guarantees
+----------
+- What is held back is sent after :data:`PATIENCE` at the latest, and at once when anything else
+  happens: a call whose function has become slow loses no more than that.
+
+Tells workers when a segment that they map is gone.
+
+Imports link and segment.
+
+The processes engine: workers are executed interpreters that take numbers and share memory.
 
 Imports the neighbours in this package, travel, segment and worker.messages.
 
@@ -26,24 +58,20 @@ Guarantees
 
 from __future__ import annotations
 
+import contextlib
 import os
+import selectors
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import MAGIC_NUMBER
 from typing import Any
 
 import numpy as np
 
-from shmpar.engines import incoming
-from shmpar.engines.ears import Ears
-from shmpar.engines.environment import current_environment
-from shmpar.engines.exits import await_exit
-from shmpar.engines.launch import Launcher
-from shmpar.engines.leftovers import Counters, Ledgers
-from shmpar.engines.link import OUTSTANDING, Link, Loan
-from shmpar.engines.outgoing import Packed, pack_call, pack_execution
-from shmpar.engines.protocol import (
+from shmpar.engines import messages
+from shmpar.engines.engine import (
     Emptied,
     Event,
     Execution,
@@ -52,17 +80,289 @@ from shmpar.engines.protocol import (
     Generation,
     Ready,
     Rejected,
+    await_exit,
 )
-from shmpar.engines.trial import PATIENCE, Trial
-from shmpar.engines.watch import Watch
-from shmpar.ledger import Ledger
+from shmpar.engines.launch import Launcher
+from shmpar.engines.messages import Packed, current_environment, pack_call, pack_execution
+from shmpar.engines.worker_handle import OUTSTANDING, Link, Loan
+from shmpar.ipc.ledger import Ledger
+from shmpar.ipc.tickets import LockTickets, OffsetTickets, new_tickets
+from shmpar.memory import limits
+from shmpar.memory.limits import affinity_cpus
+from shmpar.memory.locate import locate
+from shmpar.memory.segment import Segment, Slab, create
+from shmpar.pickling.pack import Parcel, pack
 from shmpar.plan import Announcement, Failure, Function
-from shmpar.segment import Slab, locate
-from shmpar.tickets import LockTickets, OffsetTickets
-from shmpar.travel.packing import pack
-from shmpar.travel.parcel import Parcel
+from shmpar.runtime.interrupts import allowed
 
-__all__ = ["ProcessesEngine"]
+__all__ = ["Counters", "Ears", "Ledgers", "PATIENCE", "ProcessesEngine", "Trial", "Watch"]
+
+
+class Ears:
+    """Listens to links."""
+
+    def __init__(self) -> None:
+        self._ready: list[tuple[selectors.SelectorKey, int]] = []
+        self._alone = affinity_cpus() == 1
+        limits.fill_standard()
+        self._selector = limits.opened(selectors.DefaultSelector)
+        self._wake_read, self._wake_write = limits.opened(os.pipe)
+        for fd in (self._wake_read, self._wake_write):
+            os.set_blocking(fd, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+
+    def add(self, link: Link) -> None:
+        """Listen to a worker, and for its death."""
+        launched = link.launched
+        self._selector.register(launched.wire.fileno(), selectors.EVENT_READ, link)
+        if launched.pidfd >= 0:
+            self._selector.register(launched.pidfd, selectors.EVENT_READ, link)
+
+    def drop(self, link: Link) -> None:
+        """Listen to it no more."""
+        self.drop_wire(link)
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(link.launched.pidfd)
+
+    def drop_wire(self, link: Link) -> None:
+        """Wait for its death alone: the end of its file would be reported for ever."""
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(link.launched.wire.fileno())
+
+    def wait(self, timeout: float | None) -> None:
+        """Block until there is something, or for `timeout` seconds, up to whole milliseconds."""
+        with allowed():
+            self._ready = self._selector.select(timeout)
+
+    def wait_briefly(self, seconds: float) -> bool:
+        """Wait for less than a millisecond; return whether there is something.
+
+        This thread looks again and again, and lets others of its process run meanwhile: to be put
+        to sleep and woken again would cost it, and its processor, more than that. With a single
+        processor it would only keep the worker from it, and it sleeps. An interrupt waits until
+        it is over.
+        """
+        if self._alone:
+            self.wait(seconds)
+            return bool(self._ready)
+        until = time.perf_counter() + seconds
+        while not (ready := self._selector.select(0)) and time.perf_counter() < until:
+            pass
+        self._ready = ready
+        return bool(ready)
+
+    def heard(self) -> list[tuple[Link, bool]]:
+        """Workers that have something to say, and whether it is that they are dead."""
+        ready, self._ready = self._ready, []
+        found = []
+        for key, _ in ready or self._selector.select(0):
+            link: Link | None = key.data
+            if link is None:
+                os.read(self._wake_read, 1024)
+            else:
+                found.append((link, key.fd == link.launched.pidfd))
+        return found
+
+    def wake(self) -> None:
+        """End another thread's :meth:`wait`."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"\0")
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        self._selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+
+Counter = OffsetTickets | LockTickets
+
+_SCRATCH_BYTES = 16 * 1024  # behind each ledger, for outputs that are not larger
+_LEDGERS = 2  # kept for later runs
+_LARGE_BYTES = 1 << 20  # of a ledger that is not kept: the run's account has a copy already
+_COUNTERS = 4  # kept for later runs; the workers keep their descriptors too
+
+
+class Ledgers:
+    """Ledgers in shared memory, for a number of workers."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._free: list[Ledger] = []
+        self._segments: dict[Ledger, Segment] = {}
+
+    def take(self, chunks: int) -> Ledger:
+        """A zeroed ledger."""
+        for position, free in enumerate(self._free):
+            if free.chunks == chunks:
+                free.clear()
+                return self._free.pop(position)
+        size = Ledger.nbytes(workers=self._workers, chunks=chunks)
+        segment = create(size + _SCRATCH_BYTES, what="ledger")
+        ledger = Ledger(segment.mapping, workers=self._workers, chunks=chunks)
+        self._segments[ledger] = segment
+        return ledger
+
+    def segment(self, ledger: Ledger) -> Segment:
+        """Where it lies."""
+        return self._segments[ledger]
+
+    def leave(self, ledger: Ledger) -> None:
+        """Keep the ledger of a run that is over, unless it is large."""
+        if self._segments[ledger].size > _LARGE_BYTES:
+            del self._segments[ledger]
+            return
+        self._free.append(ledger)
+        for old in self._free[:-_LEDGERS]:
+            del self._segments[old]
+        del self._free[:-_LEDGERS]
+
+    def clear(self) -> None:
+        """Drop all."""
+        self._free.clear()
+        self._segments.clear()
+
+
+class Counters:
+    """Counters, of which a few are numbered and kept, here and in the workers."""
+
+    def __init__(self) -> None:
+        self._free: list[Counter] = []
+        self._kept: dict[Counter, int] = {}
+        self._late: list[tuple[int, Sequence[Counter]]] = []
+
+    def take(self) -> Counter:
+        """A counter at 0."""
+        if self._free:
+            return self._free.pop()
+        made = new_tickets()
+        if len(self._kept) < _COUNTERS:
+            self._kept[made] = len(self._kept)
+        return made
+
+    def number(self, counter: Counter) -> int:
+        """The number under which workers keep it; -1: they do not."""
+        return self._kept.get(counter, -1)
+
+    def leave(self, run: int, counters: Sequence[Counter]) -> None:
+        """Take the counters of a run that is over; :meth:`settle` says when they are free."""
+        self._late.append((run, counters))
+
+    def settle(self, outstanding: Callable[[int], bool]) -> None:
+        """Free the counters of the runs of which no worker has anything any more."""
+        late, self._late = self._late, []
+        for run, counters in late:
+            if outstanding(run):
+                self._late.append((run, counters))
+            else:
+                self._release(counters)
+
+    def _release(self, counters: Sequence[Counter]) -> None:
+        for counter in counters:
+            if counter in self._kept:
+                counter.rewind()
+                self._free.append(counter)
+            else:
+                counter.close()
+
+    def close(self) -> None:
+        """Close all; no worker is left."""
+        for _, counters in self._late:
+            for counter in counters:
+                counter.close()
+        for counter in self._kept:
+            counter.close()
+
+
+PATIENCE = 0.5e-3
+"""Seconds that one worker gets for a small call."""
+
+_SMALL = 0.2e-3  # seconds in all chunks
+_REMEMBERED = 64  # calls
+
+
+class Trial:
+    """Which call is tried with one worker now, and which were small.
+
+    Attributes
+    ----------
+    run : int or None
+        The run whose plan one worker was sent, and others were not.
+    waited : bool
+        Whether its worker has had its time.
+    """
+
+    def __init__(self) -> None:
+        self.run: int | None = None
+        self.waited = False
+        self._small: OrderedDict[int, None] = OrderedDict()
+        self._seconds: dict[int, float] = {}
+
+    def begin(self, run: int, call: int) -> None:
+        """Hold the run back, if its call was small the last time."""
+        if call in self._small:
+            self.run, self.waited = run, False
+
+    def spent(self, run: int, seconds: float) -> None:
+        """A worker has spent that long in the chunks of a run."""
+        self._seconds[run] = self._seconds.get(run, 0.0) + seconds
+
+    def end(self, run: int, call: int) -> None:
+        """The run is over; remember whether it was small."""
+        if self.run == run:
+            self.run = None
+        # Nothing is known of a run that no worker has reported on.
+        if self._seconds.pop(run, 1.0) < _SMALL:
+            self._small[call] = None
+            self._small.move_to_end(call)
+            if len(self._small) > _REMEMBERED:
+                self._small.popitem(last=False)
+        else:
+            self._small.pop(call, None)
+
+
+class Watch:
+    """Watches the segments that were sent to workers.
+
+    Parameters
+    ----------
+    links : mapping of int to Link
+        The workers, as they come and go.
+    """
+
+    def __init__(self, links: Mapping[int, Link]) -> None:
+        self._links = links
+        self._subscribed: set[int] = set()
+
+    def over(self, segments: Iterable[Segment]) -> None:
+        """Have workers told when any of these is gone."""
+        for segment in segments:
+            self.add(segment)
+
+    def add(self, segment: Segment) -> None:
+        """Have workers told when this one is gone."""
+        if segment.key not in self._subscribed:
+            self._subscribed.add(segment.key)
+            segment.subscribe(_Forgetter(self))
+
+    def forget(self, key: int) -> None:
+        """Tell the workers to drop a segment; takes no lock, so a finalizer may call it."""
+        self._subscribed.discard(key)
+        for link in list(self._links.values()):
+            link.forget(key)
+
+
+class _Forgetter:
+    """Tells a watch, as long as there is one, that a segment is gone."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = weakref.ref(watch)
+
+    def __call__(self, key: int) -> None:
+        watch = self._watch()
+        if watch is not None:
+            watch.forget(key)
+
 
 _EXIT_SECONDS = 2.0  # how long an idle worker may take to end by itself
 _LAST = {"drained", "returned", "raised"}  # what a worker says last before it is idle
@@ -338,21 +638,21 @@ class ProcessesEngine:
             case ("announce", run, announcement):
                 self._announced(link, run, Announcement.unpack(announcement))
             case ("failed", run, chunk, shape, body, text):
-                failure = Failure(chunk, incoming.error(body, text), shape)
+                failure = Failure(chunk, messages.error(body, text), shape)
                 self._events.append(Failed(run, failure))
             case ("finished", run, generation, first, last):
                 self._events.append(Finished(run, generation, first, last))
             case ("values", run, values):
-                self._events.extend(incoming.values(run, values, descriptors))
+                self._events.extend(messages.values(run, values, descriptors))
             case ("leaving",):
                 link.leave()
             case ("returned" | "raised" | "uncalled", number, *_):
                 link.tasks.discard(number)
-                self._events.append(incoming.outcome(message, descriptors, self._broken))
+                self._events.append(messages.outcome(message, descriptors, self._broken))
             case ("refused", run, body, text):
-                self._events.append(Rejected(run, incoming.refusal(incoming.error(body, text))))
+                self._events.append(Rejected(run, messages.refusal(messages.error(body, text))))
             case ("broken", body, text):
-                self._broken = incoming.initializer_failed(incoming.error(body, text))
+                self._broken = messages.initializer_failed(messages.error(body, text))
                 self._events.extend([Rejected(run, self._broken) for run in self._runs])
 
     def _announced(self, link: Link, run: int, announcement: Announcement) -> None:

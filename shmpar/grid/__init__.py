@@ -4,8 +4,7 @@ Imports the standard library and numpy.  Nothing else of the package.
 """
 
 from shmpar.grid.axis import Axis
-from shmpar.grid.chunking import BLOCK_BYTES, Chunks
-from shmpar.grid.grid import Grid
+from shmpar.grid.grid import BLOCK_BYTES, Chunks, Grid
 from shmpar.grid.halo import Boundaries, Boundary, Depth, Halo, Mode
 
 __all__ = [

@@ -6,8 +6,7 @@ for, so that a program that never looks does not pay for it.
 
 from __future__ import annotations
 
-from shmpar.report.report import Report
-from shmpar.report.slowest import SlowChunk
+from shmpar.report.report import Report, SlowChunk
 from shmpar.report.timings import WorkerTime
 
 __all__ = ["Report", "SlowChunk", "WorkerTime"]

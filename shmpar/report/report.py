@@ -1,29 +1,218 @@
-"""The report of one run.
+"""The chunks that took longest.
+
+Imports plan.
+
+How many bytes the chunks of a run read and write.
+
+Imports grid and plan.
+
+Memory that a process has for itself, as the kernel tells.
+
+Imports nothing of the package.
+
+How fast this machine's memory is: a quick measurement, made when it is asked for.
+
+Imports cpus and room.
+
+The report of one run.
 
 Imports the neighbours in this package, account, ledger and plan.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import threading
+import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from shmpar.account import Attempt
-from shmpar.ledger import DONE, Ledger
-from shmpar.plan import Plan
-from shmpar.report.slowest import SlowChunk, slowest
+from shmpar.grid import Axis, Halo
+from shmpar.ipc.ledger import DONE, Ledger
+from shmpar.memory import limits
+from shmpar.memory.limits import affinity_cpus
+from shmpar.plan import Blocks, Plan, Rows
 from shmpar.report.timings import Timings, WorkerTime, durations_by_chunk
-from shmpar.report.traffic import bytes_read
+from shmpar.runtime.execution import Attempt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Report"]
+__all__ = ["Ceiling", "Report", "SlowChunk", "bytes_read", "measured", "private", "slowest"]
+
+
+class SlowChunk(NamedTuple):
+    """A chunk and how long it took.
+
+    Attributes
+    ----------
+    chunk : int
+        Its number.
+    region : tuple of slice
+        Where it lies in the array that was cut.
+    seconds : float
+        How long it took; the mean of its claim, where chunks are shorter than 20 us.
+    worker : int
+        Who computed it.
+    """
+
+    chunk: int
+    region: tuple[slice, ...]
+    seconds: float
+    worker: int
+
+
+def slowest(plan: Plan, timings: Timings, count: int) -> list[SlowChunk]:
+    """The chunks that took longest, the longest first; equal ones in their order."""
+    order = np.lexsort((timings.chunks, -timings.durations))[: max(count, 0)]
+    return [
+        SlowChunk(
+            int(timings.chunks[place]),
+            plan.region(int(timings.chunks[place])),
+            float(timings.durations[place]),
+            int(timings.workers[place]),
+        )
+        for place in order
+    ]
+
+
+def bytes_read(plan: Plan, sizes: Sequence[int]) -> int:
+    """Bytes of the inputs that the function is given, over all chunks.
+
+    A halo counts in each chunk that has it; so does an array, or an axis of it, that arrives
+    whole. Items of an iterable and constants do not count.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Bytes of each of the run's arrays.
+
+    Examples
+    --------
+    >>> from shmpar.grid import Grid
+    >>> from shmpar.plan import InBlocks
+    >>> grid = Grid.cut((6, 4), (3, 2))
+    >>> arguments = Blocks(0, (0, 1)), Blocks(1, (None, 1))
+    >>> plan = Plan("map_blocks", grid, arguments, InBlocks.like(grid))
+    >>> bytes_read(plan, [6 * 4 * 8, 1 * 4 * 8])
+    256
+    """
+    total = 0.0
+    for argument in plan.arguments:
+        if isinstance(argument, Rows):
+            total += sizes[argument.array]
+        elif isinstance(argument, Blocks):
+            total += sizes[argument.array] * _times_read(plan, argument)
+    return round(total)
+
+
+def _times_read(plan: Plan, argument: Blocks) -> float:
+    """How often each element of an input is read, on average."""
+    times = 1.0
+    for number, axis in enumerate(plan.grid.axes):
+        if number not in argument.axes:
+            times *= len(axis)
+        elif plan.halo is not None:
+            times *= _seen(axis, plan.halo, number) / max(axis.size, 1)
+    return times
+
+
+def _seen(axis: Axis, halo: Halo, number: int) -> int:
+    """Elements of an axis that all windows together see; what lies beyond it is made, not read."""
+    before, after = halo.depth[number]
+    spans = [axis.span(i) for i in range(len(axis))]
+    return sum(min(axis.size, stop + after) - max(0, start - before) for start, stop in spans)
+
+
+def private(pid: int) -> int:
+    """Bytes in memory that no file and no other process has, ``RssAnon`` in ``/proc/<pid>/status``.
+
+    0 where there is no such process, or no ``/proc``.
+
+    Examples
+    --------
+    >>> import os
+    >>> private(os.getpid()) > 1_000_000
+    True
+    """
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("RssAnon:"):
+                    return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    return 0
+
+
+Array = np.ndarray[Any, Any]
+
+_BYTES = 256 << 20  # of all threads: more than the caches of most machines hold
+_ROUNDS = 6
+
+
+class Ceiling(NamedTuple):
+    """Bytes a second that all CPUs together move between memory and themselves.
+
+    Attributes
+    ----------
+    read, write : float
+        When they do nothing else.
+    """
+
+    read: float
+    write: float
+
+    def of(self, read: int, written: int) -> float:
+        """Bytes a second for a mixture of both, each at its own best.
+
+        Examples
+        --------
+        >>> Ceiling(read=20e9, write=10e9).of(100, 100) / 1e9
+        13.3...
+        """
+        seconds = read / self.read + written / self.write
+        return (read + written) / seconds if seconds else self.read
+
+
+@functools.cache
+def measured() -> Ceiling:
+    """Measure it; takes about a fifth of a second once a process, and 256 MB for as long.
+
+    Each thread reads, then writes, an array of its own; the best of a few rounds counts.
+    """
+    threads = affinity_cpus()
+    nbytes = min(_BYTES, limits.memory() // 8)
+    arrays = [np.ones(max(nbytes // threads, 1 << 19), np.uint8) for _ in range(threads)]
+    total = sum(array.nbytes for array in arrays)
+    read = min(_together(np.max, arrays) for _ in range(_ROUNDS))
+    write = min(_together(lambda array: array.fill(2), arrays) for _ in range(_ROUNDS))
+    return Ceiling(total / read, total / write)
+
+
+def _together(work: Callable[[Array], object], arrays: Sequence[Array]) -> float:
+    """Seconds in which as many threads as arrays do this with one each."""
+    start = threading.Barrier(len(arrays) + 1)
+
+    def one(array: Array) -> None:
+        start.wait()
+        work(array)
+
+    threads = [threading.Thread(target=one, args=(array,)) for array in arrays]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    began = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - began
+
 
 _GIGA = 1e9
 
@@ -170,7 +359,7 @@ class Report:
         Measured when it is first asked for, once a process, with one thread a CPU: takes about a
         fifth of a second and 256 MB. Other programs that run meanwhile make it less.
         """
-        from shmpar.report.ceiling import measured
+        pass
 
         return measured().of(self.bytes_read, self.bytes_written) / _GIGA
 
@@ -229,7 +418,7 @@ class Report:
 
         Cost: measures the memory's ceiling, once a process, if more than 64 MB were moved.
         """
-        from shmpar.report.advice import advice
+        from shmpar.report.text import advice
 
         return advice(self)
 
@@ -257,7 +446,7 @@ class Report:
         >>> [axes.get_ylabel() for axes in figure.axes[:2]]
         ['worker', 'axis 0']
         """
-        from shmpar.report.drawing import draw
+        from shmpar.report.plot import draw
 
         return draw(self)
 

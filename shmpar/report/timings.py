@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shmpar.account import Attempt
-from shmpar.ledger import DONE, JOINED, PENDING, WAITED, Ledger
+from shmpar.ipc.ledger import DONE, JOINED, PENDING, WAITED, Ledger
+from shmpar.runtime.execution import Attempt
 
 __all__ = ["Claim", "Timings", "WorkerTime", "durations_by_chunk"]
 

@@ -10,9 +10,9 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from shmpar.memory.allocate import appear
 from shmpar.plan import describe_region
 from shmpar.report.timings import Claim
-from shmpar.segment.files import appear
 
 if TYPE_CHECKING:
     from shmpar.report.report import Report

@@ -10,8 +10,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from shmpar.policy import Policy
-from shmpar.progress import Progress, observe
+from shmpar.runtime.execution import Policy
+from shmpar.runtime.progress import Progress, observe
 
 __all__ = ["Defaults", "Options", "parse_options", "refuse_unknown"]
 

@@ -23,9 +23,9 @@ import numpy as np
 
 from shmpar.arrays import attach
 from shmpar.arrays import creation as sa
-from shmpar.checksum import checksum
 from shmpar.errors import SegmentError
-from shmpar.ledgerfile import LedgerFile, Owner
+from shmpar.runtime.checkpoint import LedgerFile, Owner
+from shmpar.worker.verify import checksum
 
 __all__ = ["REFUSALS", "AddressTarget", "LedgerTarget", "touch", "watched_opens"]
 

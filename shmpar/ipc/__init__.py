@@ -1,0 +1,1 @@
+"""What a parent and its workers share: ledger, tickets, messages."""

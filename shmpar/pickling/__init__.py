@@ -1,0 +1,1 @@
+"""Pickling functions and arguments for workers."""

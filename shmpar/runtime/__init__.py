@@ -1,0 +1,1 @@
+"""Runs: the thread that owns an engine, scheduling, outcomes."""
