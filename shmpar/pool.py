@@ -1,23 +1,4 @@
-"""Which engine a pool's arguments ask for.
-
-Imports engines, cpus and worker.
-
-The array functions as methods of a pool, whose memory goes when the pool does.
-
-Imports array and segment.
-
-Single calls: the pool as a :class:`concurrent.futures.Executor`.
-
-Imports plan, tasks and worker.
-
-The pool.
-
-Imports the neighbours in this package, driver, segment, verbs and worker.
-
-The pool that the module's verbs use.
-
-Imports pool.
-"""
+"""The pool: an engine with its memory and its defaults, and the pool of the module's verbs."""
 
 from __future__ import annotations
 
@@ -40,15 +21,14 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 from shmpar.arrays import creation
 from shmpar.arrays.attach import attach
 from shmpar.engines.engine import Engine
+from shmpar.engines.local import Initializer, SerialEngine, ThreadsEngine
 from shmpar.grid.axis import whole_number
 from shmpar.memory.limits import available_cpus
 from shmpar.memory.manager import Manager
 from shmpar.memory.names import reap
 from shmpar.plan import Function
-from shmpar.runtime.calls import Task
 from shmpar.runtime.execution import Policy
-from shmpar.runtime.interrupts import allowed, held_back
-from shmpar.runtime.loop import Driver, End
+from shmpar.runtime.loop import Close, Loop, call_here, execute_here
 from shmpar.runtime.progress import Progress
 from shmpar.runtime.run import Run
 from shmpar.verbs import Defaults, Reductions
@@ -56,13 +36,9 @@ from shmpar.verbs.options import parse_options
 from shmpar.worker.context import in_worker
 
 __all__ = [
-    "Calls",
-    "EngineChoice",
-    "Memory",
     "Pool",
     "apply_along_axis",
     "block_reduce",
-    "default_pool",
     "histogram",
     "map_blocks",
     "map_overlap",
@@ -75,18 +51,23 @@ __all__ = [
     "var",
 ]
 
-_NAMES = ("processes", "threads", "serial")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_ENGINES = ("processes", "threads", "serial")
+# Why calls are waited for: other executors make the submitted calls before the interpreter exits.
+_LEFT_OPEN = Close(cancel_runs=True, cancel_calls=False)
 
 
-class EngineChoice(NamedTuple):
-    """What a pool was told of its engine.
+class EngineSpec(NamedTuple):
+    """A pool's arguments for its engine, checked.
 
     Attributes
     ----------
     name : {"processes", "threads", "serial"}
-        Which one.
+        Kind of the engine.
     workers : int
-        How many workers.
+        Number of workers.
     initializer : callable or None
         Called in each worker first, with `initargs`.
     env : mapping
@@ -94,9 +75,9 @@ class EngineChoice(NamedTuple):
     threads : int
         Cap on the threads of BLAS and OpenMP in each worker process.
     python : str or None
-        The interpreter of worker processes.
+        Interpreter of worker processes.
     tasks : int or None
-        Chunks and tasks after which a worker process is replaced.
+        Chunks and calls after which a worker process is replaced.
     """
 
     name: str
@@ -108,66 +89,28 @@ class EngineChoice(NamedTuple):
     python: str | None
     tasks: int | None
 
-    @classmethod
-    def parse(  # noqa: PLR0913 - the arguments of a pool
-        cls,
-        engine: Any,
-        n_workers: Any,
-        *,
-        initializer: Any,
-        initargs: Any,
-        env: Any,
-        threads_per_worker: Any,
-        python: Any,
-        tasks: Any,
-    ) -> EngineChoice:
-        """Check a pool's arguments.
+    @property
+    def initialize(self) -> Callable[[], object] | None:
+        """The initializer with its arguments."""
+        return None if self.initializer is None else partial(self.initializer, *self.initargs)
 
-        Raises
-        ------
-        ValueError, TypeError
-            For what cannot be.
-        """
-        if engine not in _NAMES:
-            raise ValueError(f"engine is one of {', '.join(_NAMES)}, not {engine!r}")
-        if initializer is not None and not callable(initializer):
-            raise TypeError("initializer must be callable")
-        workers = available_cpus() if n_workers is None else _positive("n_workers", n_workers)
-        return cls(
-            name=engine,
-            workers=1 if engine == "serial" else workers,
-            initializer=initializer,
-            initargs=tuple(initargs),
-            env=_environment(env),
-            threads=_positive("threads_per_worker", threads_per_worker),
-            python=None if python is None else os.fspath(python),
-            tasks=None if tasks is None else _positive("max_tasks_per_worker", tasks),
-        )
-
-    def make(self) -> Engine:
-        """Make the engine; inside a worker it is the serial one.  Only that one is loaded."""
+    def make(self, initializer: Initializer) -> Engine:
+        """Make the engine; inside a worker it is the serial one."""
         if self.name == "serial" or in_worker():
-            from shmpar.engines.local import SerialEngine
-
-            return SerialEngine(self._initialize)
+            return SerialEngine(initializer)
         if self.name == "threads":
-            from shmpar.engines.local import ThreadsEngine
-
-            return ThreadsEngine(self.workers, self._initialize, self.threads)
+            return ThreadsEngine(self.workers, self.initialize, self.threads)
         if sys.platform == "win32":
             raise NotImplementedError(
                 "engine='processes' needs a POSIX system; on Windows use engine='threads'"
             )
+        # Why here: they need fcntl, which not every system has.
         from shmpar.engines.launch import Launcher
         from shmpar.engines.processes import ProcessesEngine
 
-        initializer = None if self.initializer is None else (self.initializer, self.initargs)
+        packed = None if self.initializer is None else (self.initializer, self.initargs)
         launcher = Launcher(self.python, self.env, self.threads)
-        return ProcessesEngine(self.workers, launcher, initializer, self.tasks)
-
-    @property
-    def _initialize(self) -> Callable[[], object] | None:
-        return None if self.initializer is None else partial(self.initializer, *self.initargs)
+        return ProcessesEngine(self.workers, launcher, packed, self.tasks)
 
 
 def _positive(name: str, value: Any) -> int:
@@ -184,10 +127,6 @@ def _environment(env: Any) -> dict[str, str]:
         if not (isinstance(name, str) and isinstance(value, str)):
             raise TypeError(f"env maps names to strings, not {name!r} to {value!r}")
     return found
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def _of_pool(function: Callable[P, R]) -> Callable[Concatenate[Memory, P], R]:
@@ -227,129 +166,7 @@ class Memory:
     attach = _of_pool(attach)
 
 
-class Calls(Executor):
-    """Gives a pool ``submit`` and ``map``."""
-
-    def _submit(self, call: Function) -> Task:
-        raise NotImplementedError
-
-    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Have a function called once in a worker, with these arguments.
-
-        Parameters
-        ----------
-        fn : callable
-            It travels with its arguments, and so does what it returns: arrays of more than 64 KiB
-            through shared memory, everything else pickled. To the function they are its own, as
-            if pickled.
-        *args, **kwargs
-            Its arguments.
-
-        Returns
-        -------
-        Future
-            A :class:`concurrent.futures.Future`.
-
-        Raises
-        ------
-        RuntimeError
-            If the pool is closed.
-        PlanError
-            If the function or an argument does not pickle.
-
-        Notes
-        -----
-        A call whose worker dies is made again, `retries` times; then its future raises
-        :class:`shmpar.WorkerDied`. `task_timeout` is for the chunks of verbs.
-
-        Cost: a large array is copied once on the way there, unless it lies in shared memory
-        already, and once on the way back.
-
-        Examples
-        --------
-        >>> import shmpar
-        >>> with shmpar.Pool(2) as pool:
-        ...     pool.submit(pow, 2, 5).result()
-        32
-        """
-        return self._submit(Function(fn, kwargs, args))
-
-    def map(
-        self,
-        fn: Callable[..., R],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-    ) -> Iterator[R]:
-        """Call a function on the items of iterables, in workers; give the results in order.
-
-        Parameters
-        ----------
-        fn : callable
-            As for :meth:`submit`.
-        *iterables : iterable
-            Read at once; the shortest decides.
-        timeout : float, optional
-            Seconds from now until which each result must be there.
-        chunksize : int
-            Items that one worker is sent at a time.
-
-        Returns
-        -------
-        iterator
-            Of the results. Closing it, or an error, cancels the calls that no worker has begun.
-
-        Raises
-        ------
-        ValueError
-            If `chunksize` is less than 1.
-        TimeoutError
-            From the iterator, if a result is not there in time.
-
-        Notes
-        -----
-        To map over the rows of an array, :meth:`parallel_map` is quicker by far: it sends nothing
-        an item.
-
-        Examples
-        --------
-        >>> import shmpar
-        >>> with shmpar.Pool(2) as pool:
-        ...     list(pool.map(pow, [2, 3], [5, 2]))
-        [32, 9]
-        """
-        size = whole_number(chunksize, f"chunksize={chunksize!r}")
-        if size < 1:
-            raise ValueError(f"chunksize is a number of items, 1 or more, not {chunksize!r}")
-        items = zip(*iterables, strict=False)
-        batches = iter(lambda: tuple(itertools.islice(items, size)), ())
-        found = super().map(functools.partial(_each, fn), batches, timeout=timeout)
-        return _flat(found)
-
-
-def _each(fn: Callable[..., R], items: Iterable[tuple[Any, ...]]) -> list[R]:
-    return [fn(*item) for item in items]
-
-
-def _flat(batches: Iterator[list[R]]) -> Iterator[R]:
-    """The results of all batches; closing it closes `batches`, which cancels what is left."""
-    try:
-        for batch in batches:
-            # Each is dropped when it has been given out.
-            batch.reverse()
-            while batch:
-                yield batch.pop()
-    finally:
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
-
-
-# As other executors: what was submitted is done before the interpreter ends.
-_LEFT_OPEN = End(cancel_runs=True, cancel_tasks=False)
-
-
-class Pool(Reductions, Memory, Calls):
+class Pool(Reductions, Memory, Executor):
     """Workers, the memory that they share, and defaults for the verbs.
 
     A :class:`concurrent.futures.Executor` too.
@@ -442,41 +259,36 @@ class Pool(Reductions, Memory, Calls):
             check=check,
         )
         self._usual = parse_options("Pool", {}, self._verb_defaults)
-        choice = EngineChoice.parse(
-            engine,
-            n_workers,
+        if engine not in _ENGINES:
+            raise ValueError(f"engine is one of {', '.join(_ENGINES)}, not {engine!r}")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be callable")
+        workers = available_cpus() if n_workers is None else _positive("n_workers", n_workers)
+        tasks = max_tasks_per_worker
+        spec = EngineSpec(
+            name=engine,
+            workers=1 if engine == "serial" else workers,
             initializer=initializer,
-            initargs=initargs,
-            env=env,
-            threads_per_worker=threads_per_worker,
-            python=python,
-            tasks=max_tasks_per_worker,
+            initargs=tuple(initargs),
+            env=_environment(env),
+            threads=_positive("threads_per_worker", threads_per_worker),
+            python=None if python is None else os.fspath(python),
+            tasks=None if tasks is None else _positive("max_tasks_per_worker", tasks),
         )
+        self.n_workers, self.engine = spec.workers, engine
         self._pid = os.getpid()
         self._last_run: Run | None = None
         self._manager = Manager()
-        self._driver: Driver | None = None
-        self._open(choice)
-
-    def _open(self, choice: EngineChoice) -> None:
-        self.n_workers = choice.workers
-        self.engine = choice.name
-        self._closing: threading.Thread | None = None
-        self._closer: int | None = None  # the thread that closes
-        self._ending: Driver | None = None
-        self._closed = threading.Event()
-        self._relaunch = weakref.WeakMethod(self._launch)
+        self._initializer = Initializer(spec.initialize)
+        self._resume = weakref.WeakMethod(self._launch)
         reap()
         try:
-            with held_back():
-                self._driver = Driver(choice.make)
-                _open_pools.add(self)
-        except BaseException:  # no engine could be made, or an interrupt had to wait
-            if self._driver is None:
-                self._manager.close()
-                self._closed.set()
-            self._shut(End(cancel_runs=True, cancel_tasks=True, kill=True))
+            self._loop = Loop(partial(spec.make, self._initializer), self._manager.close)
+        except BaseException:
+            self._manager.close()
             raise
+        self._open = True
+        _open_pools.add(self)
 
     @property
     def last_run(self) -> Run | None:
@@ -485,8 +297,8 @@ class Pool(Reductions, Memory, Calls):
 
     @property
     def closed(self) -> bool:
-        """Whether its workers were ended."""
-        return self._driver is None
+        """Whether it was closed."""
+        return not self._open
 
     def _defaults(self) -> Defaults:
         return self._verb_defaults
@@ -498,34 +310,126 @@ class Pool(Reductions, Memory, Calls):
         return self._manager
 
     def _execute(self, run: Run, *, wait: bool) -> Any:
-        driver = self._checked()
+        loop = self._checked()
         self._last_run = run
-        run.resume_by(self._relaunch)
-        if in_worker():
-            driver = _here()
+        run.resume_by = self._resume
+        if in_worker():  # Why: a worker that waited for workers could wait for itself.
+            return execute_here(run, Initializer(None), wait=wait)
         if wait:
-            return driver.run(run)
-        driver.launch(run)
+            # Why here: a debugger, and Ctrl-C, reach the function in the user's own thread.
+            serial = self.engine == "serial"
+            return execute_here(run, self._initializer) if serial else loop.run(run)
+        loop.launch(run)
         return run
 
     def _launch(self, run: Run) -> Run:
         self._execute(run, wait=False)
         return run
 
-    def _submit(self, call: Function) -> Task:
-        driver = self._checked()
-        if in_worker():
-            driver = _here()
-        return driver.submit(call, self._verb_defaults["retries"])
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Have a function called once in a worker, with these arguments.
 
-    def _checked(self) -> Driver:
+        Parameters
+        ----------
+        fn : callable
+            It travels with its arguments, and so does what it returns: arrays of more than 64 KiB
+            through shared memory, everything else pickled. To the function they are its own, as
+            if pickled.
+        *args, **kwargs
+            Its arguments.
+
+        Returns
+        -------
+        Future
+            A :class:`concurrent.futures.Future`.
+
+        Raises
+        ------
+        RuntimeError
+            If the pool is closed.
+        PlanError
+            If the function or an argument does not pickle.
+
+        Notes
+        -----
+        A call whose worker dies is made again, `retries` times; then its future raises
+        :class:`shmpar.WorkerDied`. `task_timeout` is for the chunks of verbs.
+
+        Cost: a large array is copied once on the way there, unless it lies in shared memory
+        already, and once on the way back.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.submit(pow, 2, 5).result()
+        32
+        """
+        loop, function = self._checked(), Function(fn, kwargs, args)
+        if in_worker():
+            return call_here(function)
+        return loop.submit(function, self._verb_defaults["retries"])
+
+    def map(
+        self,
+        fn: Callable[..., R],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+    ) -> Iterator[R]:
+        """Call a function on the items of iterables, in workers; give the results in order.
+
+        Parameters
+        ----------
+        fn : callable
+            As for :meth:`submit`.
+        *iterables : iterable
+            Read at once; the shortest decides.
+        timeout : float, optional
+            Seconds from now until which each result must be there.
+        chunksize : int
+            Items that one worker is sent at a time.
+
+        Returns
+        -------
+        iterator
+            Of the results. Closing it, or an error, cancels the calls that no worker has begun.
+
+        Raises
+        ------
+        ValueError
+            If `chunksize` is less than 1.
+        TimeoutError
+            From the iterator, if a result is not there in time.
+
+        Notes
+        -----
+        To map over the rows of an array, :meth:`parallel_map` is quicker by far: it sends nothing
+        an item.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     list(pool.map(pow, [2, 3], [5, 2]))
+        [32, 9]
+        """
+        size = whole_number(chunksize, f"chunksize={chunksize!r}")
+        if size < 1:
+            raise ValueError(f"chunksize is a number of items, 1 or more, not {chunksize!r}")
+        items = zip(*iterables, strict=False)
+        batches = iter(lambda: tuple(itertools.islice(items, size)), ())
+        found = super().map(functools.partial(_each, fn), batches, timeout=timeout)
+        return _flat(found)
+
+    def _checked(self) -> Loop:
         if self._pid != os.getpid():
             raise RuntimeError("this pool belongs to the parent process; make one after the fork")
-        if self._driver is None:
+        if not self._open:
             raise RuntimeError(
                 "cannot schedule new futures after shutdown: this pool is closed, make a new one"
             )
-        return self._driver
+        return self._loop
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers and release the memory of the pool; results stay valid.
@@ -533,40 +437,19 @@ class Pool(Reductions, Memory, Calls):
         Parameters
         ----------
         wait : bool
-            Return when all is done; else at once, and a thread of ours sees it through.
+            Return when all is done; else at once, and the pool's thread sees it through.
         cancel_futures : bool
             Cancel the runs in flight, and calls that no worker has begun.
         """
-        self._shut(End(cancel_futures, cancel_futures), wait=wait)
+        self._close(Close(cancel_futures, cancel_futures), wait=wait)
 
-    def _shut(self, end: End, *, wait: bool = True) -> None:
+    def _close(self, how: Close, *, wait: bool = True) -> None:
         if self._pid != os.getpid():
             return
-        with held_back():
-            driver, self._driver = self._driver, None
-            if driver is None:
-                calls_back = self._ending is not None and self._ending.calls_back
-                if wait and not calls_back and self._closer != threading.get_ident():
-                    with allowed():
-                        self._closed.wait()
-                        if self._closing is not None:
-                            self._closing.join()
-            elif wait:
-                self._close(driver, end)
-            else:
-                # Not a daemon: the interpreter waits for what was submitted.
-                self._closing = threading.Thread(
-                    target=self._close, args=(driver, end), name="shmpar-closer"
-                )
-                self._closing.start()
-
-    def _close(self, driver: Driver, end: End) -> None:
-        self._closer, self._ending = threading.get_ident(), driver
-        with held_back(), contextlib.ExitStack() as last:
-            last.callback(self._closed.set)
-            last.callback(self._manager.close)
-            _open_pools.discard(self)
-            driver.close(end)
+        self._open = False
+        _closing.add(self._loop)
+        _open_pools.discard(self)
+        self._loop.close(how, wait=wait)
 
     def __enter__(self) -> Self:
         self._checked()
@@ -579,17 +462,17 @@ class Pool(Reductions, Memory, Calls):
         trace: TracebackType | None,
     ) -> None:
         failed = error is not None
-        self._shut(End(failed, failed, failed))
+        self._close(Close(failed, failed, failed))
 
     def __del__(self) -> None:
-        if getattr(self, "_driver", None) is not None and self._pid == os.getpid():
+        if getattr(self, "_open", False) and self._pid == os.getpid():
             warnings.warn(
                 f"{self!r} was never closed; use it in a with block",
                 ResourceWarning,
                 stacklevel=1,
                 source=self,
             )
-            self._shut(_LEFT_OPEN)
+            self._close(_LEFT_OPEN)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In a worker, a pool that the function holds is a serial one, with its defaults."""
@@ -600,11 +483,22 @@ class Pool(Reductions, Memory, Calls):
         return f"<shmpar.Pool: {self.engine}, {state}>"
 
 
-def _here() -> Driver:
-    """The driver inside a worker: one that waited for workers could wait for itself."""
-    from shmpar.engines.local import SerialEngine  # most programs have no use for it
+def _each(fn: Callable[..., R], items: Iterable[tuple[Any, ...]]) -> list[R]:
+    return [fn(*item) for item in items]
 
-    return Driver(SerialEngine)
+
+def _flat(batches: Iterator[list[R]]) -> Iterator[R]:
+    """The results of all batches; closing it closes `batches`, which cancels what is left."""
+    try:
+        for batch in batches:
+            # Each is dropped when it has been given out.
+            batch.reverse()
+            while batch:
+                yield batch.pop()
+    finally:
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
 
 
 def _nested(defaults: dict[str, Any]) -> Pool:
@@ -612,13 +506,17 @@ def _nested(defaults: dict[str, Any]) -> Pool:
 
 
 _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_closing: weakref.WeakSet[Loop] = weakref.WeakSet()
 
 
 @atexit.register
 def _close_all() -> None:
+    """Close the pools that were left open, and wait for those that were closed without waiting."""
     for pool in list(_open_pools):
         with contextlib.suppress(Exception):
-            pool._shut(_LEFT_OPEN)  # noqa: SLF001
+            pool._close(_LEFT_OPEN)  # noqa: SLF001
+    for loop in list(_closing):
+        loop.wait()
 
 
 class _Default:

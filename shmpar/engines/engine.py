@@ -1,16 +1,15 @@
-"""The end of a worker process: waiting for it, and what it means.
+"""The contract between the pool thread and an engine, and how worker processes end.
 
-Imports nothing of the package.
-
-What a run asks of an engine, and what an engine tells a run.
-
-Imports plan, ledger and tickets.
+Threads
+-------
+:meth:`Engine.prepare`, :meth:`Engine.prepare_call`, :meth:`Engine.wake` and
+:meth:`Engine.pids` may be called from any thread. Every other method belongs to the one thread
+that owns the engine (:mod:`shmpar.runtime.loop`).
 
 Guarantees
 ----------
-- An engine starts what it is told to, reports what happened, and decides nothing.
-- Its events come in the order in which they happened to a worker, its death last.
-- `wait` alone may block; it may be called while another thread calls any other method.
+- An engine does as it is told and reports events; it decides nothing.
+- The events of a worker come in the order in which they happened, its loss last.
 """
 
 from __future__ import annotations
@@ -26,31 +25,17 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from shmpar.ipc.ledger import FAILED, PENDING, Ledger
+from shmpar.ipc.protocol import CounterExhausted, Event
 from shmpar.ipc.tickets import LockTickets, OffsetTickets
 from shmpar.memory.segment import Slab
-from shmpar.plan import Announcement, Failure, Function, Plan
+from shmpar.plan import Announcement, Function, Plan
 
-__all__ = [
-    "Emptied",
-    "Engine",
-    "Event",
-    "Execution",
-    "Exit",
-    "Failed",
-    "Finished",
-    "Generation",
-    "Lost",
-    "Ready",
-    "Rejected",
-    "Returned",
-    "Values",
-    "await_exit",
-]
+Array = np.ndarray[Any, Any]
 
 _SMALLER = "try smaller chunks or fewer workers"
 _ADVICE = {
-    signal.SIGKILL: "by somebody's kill, or the kernel's for lack of memory, though it does not "
-    f"say so here: look at dmesg; if so, {_SMALLER}",
+    signal.SIGKILL: "sent by another process, or by the kernel for lack of memory, although no "
+    f"out-of-memory kill is counted here: look at dmesg; if memory ran out, {_SMALLER}",
     signal.SIGSEGV: "a fault in compiled code: run the chunk with engine='serial' under "
     "python -X faulthandler",
     signal.SIGBUS: "a mapped file was truncated, or its disk is full",
@@ -60,40 +45,29 @@ _ADVICE = {
 }
 
 
-def await_exit(process: subprocess.Popen[bytes], pidfd: int, deadline: float) -> None:
-    """Reap a process; kill it if it has not ended by `deadline`, of the monotonic clock."""
-    if pidfd >= 0:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.poll(max(0.0, 1000 * (deadline - time.monotonic())))
-    if process.poll() is None:
-        process.kill()
-        process.wait()
-
-
 class Exit(NamedTuple):
     """How a worker process ended.
 
     Attributes
     ----------
     code : int or None
-        As in :class:`subprocess.Popen`; None if it could not be found out.
+        As in :class:`subprocess.Popen`; None if it is not known.
     out_of_memory : bool
-        The kernel has ended processes for lack of memory meanwhile.
+        The kernel has killed processes for lack of memory meanwhile.
     """
 
     code: int | None
     out_of_memory: bool = False
 
     def describe(self) -> str:
-        """Say how it ended, and what to look at.
+        """Return how it ended, and advice on the cause.
 
         Examples
         --------
         >>> Exit(3).describe()
         'exited with status 3'
-        >>> Exit(-11).describe()[:27]
-        'was ended by signal SIGSEGV'
+        >>> Exit(-11).describe()[:28]
+        'was killed by signal SIGSEGV'
         """
         code = self.code
         if code is None:
@@ -103,37 +77,33 @@ class Exit(NamedTuple):
         try:
             name = signal.Signals(-code)
         except ValueError:
-            return f"was ended by signal {-code}"
+            return f"was killed by signal {-code}"
         if name == signal.SIGKILL and self.out_of_memory:
-            return f"was ended by the kernel for lack of memory (an OOM kill): {_SMALLER}"
+            return f"was killed by the kernel for lack of memory (an OOM kill): {_SMALLER}"
         advice = _ADVICE.get(name)
-        return f"was ended by signal {name.name}" + (f" ({advice})" if advice else "")
+        return f"was killed by signal {name.name}" + (f" ({advice})" if advice else "")
 
 
-TICK_SECONDS = 0.1
-"""How often a run's observer is told, and overdue chunks are looked for."""
-
-
-def patience(workers: int) -> int:
-    """How many workers may end one after another before they have anything.
-
-    Each of them and one that took its place, and two more: beyond, the cause is not chance.
-    """
-    return 2 * workers + 2
-
-
-Array = np.ndarray[Any, Any]
+def await_exit(process: subprocess.Popen[bytes], pidfd: int, deadline: float) -> None:
+    """Reap a process; kill it if it lives at `deadline`, of the monotonic clock."""
+    if pidfd >= 0:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(max(0.0, 1000 * (deadline - time.monotonic())))
+    if process.poll() is None:
+        process.kill()
+        process.wait()
 
 
 class Generation(NamedTuple):
-    """Chunks that are handed out by one counter.
+    """Chunks that one ticket counter hands out.
 
     Attributes
     ----------
     number : int
-        Which one of the run's generations it is.
+        Its place among the generations of the run.
     todo : tuple of int or None
-        Its chunks; None: the whole grid.
+        Its chunks; None is the whole grid.
     tickets : Tickets
         Its counter.
     """
@@ -143,74 +113,77 @@ class Generation(NamedTuple):
     tickets: OffsetTickets | LockTickets
 
     def chunk(self, ticket: int) -> int:
-        """The chunk that a ticket stands for."""
+        """Return the chunk of a ticket."""
         return ticket if self.todo is None else self.todo[ticket]
 
 
 @dataclass(eq=False, slots=True)
-class Execution:
+class ActivePlan:
     """A plan that is being executed, with its memory.
 
     Attributes
     ----------
     number : int
-        Unique in this interpreter.
+        Number of the run, unique in this interpreter.
     plan, function : Plan, Function
-        What to do.
+        The work.
     arrays : list of ndarray
         The inputs.
+    prepared : object
+        Result of :meth:`Engine.prepare`.
     ledger : Ledger
-        What is known of each chunk.
+        The state of each chunk.
     origin : float
         When the run began, by :func:`time.perf_counter`.
     allocate : callable
-        Given the first announcement, sets `outputs` and `several`; raises `SegmentFull`.
+        Takes the first announcement and sets `outputs` and `is_tuple`; raises `SegmentFull`.
     outputs : list of ndarray or None
         None until they are known.
-    several : bool or None
+    is_tuple : bool or None
         Whether the function returns a tuple.
     generations : list of Generation
-        All that have been opened.
-    scratch : bool
-        Outputs that are not known may go into the ledger's scratch.
+        Those opened so far.
+    small_outputs : bool
+        Outputs that are not known may go into the ledger's spare memory.
     reports : bool
-        Workers say which tickets they have finished, claim by claim.
+        Workers report each claim that they have finished.
     stopped : bool
         No more tickets are handed out.
-    sums : ndarray of uint32 or None
-        Where workers write the checksum of what each chunk has put into the outputs.
+    checksums : ndarray of uint32 or None
+        Array for the checksum of each chunk's output.
     """
 
     number: int
     plan: Plan
     function: Function
     arrays: list[Array]
+    prepared: Any
     ledger: Ledger
     origin: float
     allocate: Callable[[Announcement], None]
     outputs: list[Array] | None = None
-    several: bool | None = None
+    is_tuple: bool | None = None
     generations: list[Generation] = field(default_factory=list)
-    scratch: bool = False
+    small_outputs: bool = False
     reports: bool = False
     stopped: bool = False
-    sums: Array | None = None
+    checksums: Array | None = None
 
     def begun_before(self, moment: int) -> Iterator[tuple[int, int]]:
-        """Workers with the chunks that they began before this, in monotonic nanoseconds."""
+        """Yield (worker, chunk) of the chunks begun before `moment`, in monotonic nanoseconds."""
         for worker in range(self.ledger.workers):
             held = self.ledger.held(worker)
             if held and held.since and held.since < moment:
                 yield worker, self.generations[held.generation].chunk(held.cursor)
 
-    def taken_by(
-        self, worker: int, told: Container[int] = (), *, innocent: bool = False
+    def settle_lost(
+        self, worker: int, reported: Container[int] = (), *, innocent: bool = False
     ) -> tuple[int | None, tuple[int, ...]]:
-        """Settle what a worker that is gone held: mark what it had finished as done.
+        """Mark the chunks that a lost worker had finished as done.
 
         Parameters
         ----------
-        told : container of int
+        reported : container of int
             Chunks whose failure has arrived.
         innocent : bool
             No chunk is to blame; the one in progress counts as not begun.
@@ -218,128 +191,26 @@ class Execution:
         Returns
         -------
         blamed : int or None
-            The chunk that it was computing.
+            The chunk that the worker computed.
         unfinished : tuple of int
-            Chunks that it had not begun.
+            Chunks that it held and had not begun.
         """
         held = self.ledger.held(worker)
         if held is None:
             return None, ()
         chunk = self.generations[held.generation].chunk
         in_progress, status = chunk(held.cursor), self.ledger.status
-        if status[in_progress] == FAILED and in_progress not in told:
-            status[in_progress] = PENDING  # it died on the way to say why
+        if status[in_progress] == FAILED and in_progress not in reported:
+            status[in_progress] = PENDING  # Why: the worker died before it sent the exception.
         finished = [chunk(ticket) for ticket in range(held.first, held.cursor)]
         rest = [chunk(ticket) for ticket in range(held.cursor + 1, held.last)]
-        if self.plan.collects:  # its results may have died with it
-            rest = [*finished, *rest]
+        if self.plan.collects:
+            rest = [*finished, *rest]  # Why: results not sent have died with the worker.
         else:
             self.ledger.mark_done(finished)
         if innocent:
             return None, (in_progress, *rest)
         return in_progress, tuple(rest)
-
-
-class Ready(NamedTuple):
-    """A worker is up."""
-
-    worker: int
-
-
-class Emptied(NamedTuple):
-    """A worker found no tickets left in a generation of a run, or ends and takes no more.
-
-    Attributes
-    ----------
-    claimed : int
-        Tickets of it that the worker has had; 0 if it does not say.
-    handed : int or None
-        Tickets that all had had when this worker stopped the counter; None if it did not.
-    said : Announcement or None
-        What the outputs are that it has put into the ledger's scratch.
-    leaves : bool
-        There may be tickets left: the worker ends, since it has had as many as it may.
-    """
-
-    worker: int
-    run: int
-    generation: int
-    claimed: int = 0
-    handed: int | None = None
-    said: Announcement | None = None
-    leaves: bool = False
-
-
-class Finished(NamedTuple):
-    """A worker is through with the tickets ``first <= t < last``; done, or failed."""
-
-    run: int
-    generation: int
-    first: int
-    last: int
-
-
-class Failed(NamedTuple):
-    """A chunk of a run failed."""
-
-    run: int
-    failure: Failure
-
-
-class Rejected(NamedTuple):
-    """A run cannot go on: a worker cannot load it, or there is no memory for its outputs."""
-
-    run: int
-    error: BaseException
-
-
-class Values(NamedTuple):
-    """Results of a run that collects objects, as (chunk, result)."""
-
-    run: int
-    values: Sequence[tuple[int, Any]]
-
-
-class Returned(NamedTuple):
-    """A worker is through with a task.
-
-    Attributes
-    ----------
-    task : int
-        Its number.
-    value : object
-        What the function returned.
-    error : BaseException or None
-        What it raised.
-    """
-
-    task: int
-    value: Any = None
-    error: BaseException | None = None
-
-
-class Lost(NamedTuple):
-    """A worker is gone.
-
-    Attributes
-    ----------
-    worker : int
-        Which one.
-    end : Exit
-        How it ended.
-    left : bool
-        It has ended of its own accord, holding nothing, as it had said it would.
-    killed_for : int or None
-        The run for whose sake it was killed from here.
-    """
-
-    worker: int
-    end: Exit
-    left: bool = False
-    killed_for: int | None = None
-
-
-Event = Ready | Emptied | Finished | Failed | Rejected | Values | Returned | Lost
 
 
 class Engine(Protocol):
@@ -350,95 +221,88 @@ class Engine(Protocol):
     name : str
         As a pool's ``engine=``.
     workers : int
-        How many it has.
+        Number of workers.
     slab : Slab or None
-        Where small outputs may lie; None: its workers do not use the ledger's scratch.
-    holds_results : bool
-        Whether the result of a task takes no memory of this process until it is asked for.
+        Memory for small outputs; None if its workers do not use the ledger's spare memory.
     """
 
     name: str
     workers: int
     slab: Slab | None
-    holds_results: bool
 
     def pids(self) -> list[int]:
-        """Process ids of the workers that are up; none where they are no processes."""
+        """Return the process ids of the workers that are up; none for threads."""
         ...
 
-    def copied(self, arrays: Sequence[Array]) -> list[int]:
-        """Bytes of each of the inputs that it has to copy into shared memory."""
-        ...
-
-    def ledger(self, chunks: int) -> Ledger:
-        """A zeroed ledger that all workers can write."""
-        ...
-
-    def tickets(self) -> OffsetTickets | LockTickets:
-        """A counter at 0 that all workers can draw from."""
-        ...
-
-    def open(self, execution: Execution) -> list[int]:
-        """Make ready for a run; return the workers that are up.
+    def prepare(self, plan: Plan, function: Function, arrays: list[Array]) -> Any:
+        """Make a run ready to be sent: pickle the function, copy inputs into shared memory.
 
         Raises
         ------
         PlanError
-            If the function does not travel.
+            If the function cannot be pickled.
+        SegmentFull
+            If there is no room for a copy of an input.
         """
         ...
 
-    def assign(self, worker: int, execution: Execution, generation: Generation) -> None:
-        """Give a generation to a worker."""
-        ...
-
-    def stop(self, execution: Execution) -> list[Emptied]:
-        """Hand out no more tickets; take back what no worker has been sent."""
-        ...
-
-    def close(self, execution: Execution) -> None:
-        """The run is over: no worker has a ticket of it. Release what was made for it.
-
-        A worker may still come to what it was given, and will find the counter at its end.
-        """
-        ...
-
-    def prepare(self, call: Function) -> Any:
-        """Make a task ready to travel; what this gives is for :meth:`call`.
-
-        Raises
-        ------
-        PlanError
-            If something in it does not travel.
-        """
-        ...
-
-    def free(self) -> int | None:
-        """A worker that can be given a task now: it has none, and few plans. Else None."""
-        ...
-
-    def call(self, worker: int, number: int, prepared: Any) -> None:
-        """Give a task to a worker that is free; :class:`Returned` says what came of it."""
-        ...
-
-    def kill(self, worker: int, run: int) -> None:
-        """End a worker at once, for the sake of a run."""
-        ...
-
-    def replace(self, worker: int) -> None:
-        """Start a successor of a worker that is gone."""
-        ...
-
-    def wait(self, timeout: float | None) -> None:
-        """Block until there are events, or for `timeout` seconds; an interrupt ends it."""
-        ...
-
-    def events(self) -> list[Event]:
-        """What has happened since the last call."""
+    def prepare_call(self, call: Function) -> Any:
+        """Make a call ready to be sent; raises `PlanError` if it cannot be pickled."""
         ...
 
     def wake(self) -> None:
-        """End another thread's `wait`."""
+        """End the owner's :meth:`wait`."""
+        ...
+
+    def bytes_to_copy(self, arrays: Sequence[Array]) -> list[int]:
+        """Return the bytes of each input that :meth:`prepare` has to copy."""
+        ...
+
+    def ledger(self, chunks: int) -> Ledger:
+        """Return a zeroed ledger that all workers can write."""
+        ...
+
+    def tickets(self) -> OffsetTickets | LockTickets:
+        """Return a counter at 0 from which all workers can claim."""
+        ...
+
+    def open(self, active: ActivePlan) -> list[int]:
+        """Make ready for a run; return the workers that are up."""
+        ...
+
+    def assign(self, worker: int, active: ActivePlan, generation: Generation) -> None:
+        """Give a generation to a worker."""
+        ...
+
+    def stop(self, active: ActivePlan) -> list[CounterExhausted]:
+        """Hand out no more tickets; take back the plans that no worker has been sent."""
+        ...
+
+    def close(self, active: ActivePlan) -> None:
+        """Release the memory of a run of which no worker has a ticket any more.
+
+        A worker may still come to a plan that it was sent, and finds the counter exhausted.
+        """
+        ...
+
+    def free_worker(self) -> int | None:
+        """Return a worker that can be given a call now, None if there is none."""
+        ...
+
+    def call(self, worker: int, number: int, prepared: Any) -> None:
+        """Give a call to a free worker; `CallFinished` reports its end."""
+        ...
+
+    def kill(self, worker: int, run: int) -> None:
+        """Kill a worker for a run."""
+        ...
+
+    def replace(self, worker: int) -> None:
+        """Start a successor of a lost worker."""
+        ...
+
+    def wait(self, timeout: float | None) -> list[Event]:
+        """Wait for events, for :meth:`wake`, or for `timeout` seconds; return the events."""
         ...
 
     def shutdown(self) -> None:

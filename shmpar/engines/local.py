@@ -1,16 +1,11 @@
-"""The serial engine: the calling thread is the only worker.
+"""Engines in this process: ``serial``, with the owner's thread as its worker, and ``threads``.
 
-Imports the protocol and worker.  Plans take the same way as on the other engines, so that a
-debugger can follow it; the user's function runs in the thread that waits for the result.
-
-The threads engine: workers are threads of this process.
-
-Imports the protocol, serial's channel and worker.
+Plans take the same way as on worker processes, so that a debugger can follow it.
 
 Guarantees
 ----------
-- Inputs are not copied at all; the function is not pickled.
-- A thread cannot be ended from outside: `kill` does nothing, and ``task_timeout`` is not enforced.
+- Inputs are not copied, and the function is not pickled.
+- A thread cannot be killed: `kill` does nothing, and ``task_timeout`` is not enforced.
 """
 
 from __future__ import annotations
@@ -25,31 +20,69 @@ from typing import Any
 
 import numpy as np
 
-from shmpar.engines.engine import (
-    TICK_SECONDS,
-    Emptied,
-    Event,
-    Execution,
-    Failed,
-    Finished,
-    Generation,
-    Ready,
-    Rejected,
-    Returned,
-    Values,
-)
+from shmpar.engines.engine import ActivePlan, Generation
 from shmpar.ipc.ledger import Ledger
+from shmpar.ipc.protocol import (
+    CallFinished,
+    ChunkFailed,
+    ClaimFinished,
+    CounterExhausted,
+    Event,
+    ObjectsReturned,
+    PlanRejected,
+    WorkerReady,
+)
 from shmpar.ipc.tickets import LockTickets, OffsetTickets, new_tickets
 from shmpar.memory.segment import Slab
-from shmpar.plan import Announcement, Failure, Function
-from shmpar.runtime.interrupts import allowed
-from shmpar.worker.compute import Abandoned, Assignment, Chunks
+from shmpar.plan import Announcement, Function, Plan
+from shmpar.worker.compute import Abandoned, Assignment
 from shmpar.worker.context import entered
 from shmpar.worker.loop import work
 
-__all__ = ["LocalChannel", "SerialEngine", "ThreadsEngine", "bound", "called"]
-
 Array = np.ndarray[Any, Any]
+
+TURN_SECONDS = 0.1  # the serial engine works for so long before it reports
+
+
+class CallersErrors:
+    """NumPy's error handling of the thread that made a call, for the thread that runs it."""
+
+    def __init__(self) -> None:
+        self._kinds = np.geterr()
+        self._call: Any = np.geterrcall()
+
+    def applied(self) -> np.errstate:
+        """Return a context manager that applies it."""
+        return np.errstate(call=self._call, **self._kinds)
+
+
+class Initializer:
+    """A pool's initializer for one worker: called once, and its failure is kept.
+
+    Parameters
+    ----------
+    call : callable or None
+        The initializer with its arguments.
+    """
+
+    def __init__(self, call: Callable[[], object] | None) -> None:
+        self._call = call
+        self._broken: BaseException | None = None
+
+    def run(self) -> None:
+        """Call it, unless it was called before; raise the error of every later run."""
+        if self._call is not None:
+            try:
+                self._call()
+            except KeyboardInterrupt:  # the next run calls it again
+                raise
+            except BaseException as error:  # noqa: BLE001 - each run is told
+                from shmpar.engines.messages import initializer_failed
+
+                self._broken = initializer_failed(error)
+            self._call = None
+        if self._broken is not None:
+            raise self._broken.with_traceback(None)
 
 
 class LocalChannel:
@@ -57,242 +90,251 @@ class LocalChannel:
 
     Parameters
     ----------
-    execution : Execution
+    active : ActivePlan
         The run.
     tell : callable
         Takes an event; may be called by any thread.
+    allocating : Lock
+        Lock: held by the worker that allocates the outputs; two may have their first result at
+        once.
     until : float, optional
-        When, in seconds of the monotonic clock, the worker has done enough for once.
+        When the worker returns to report, by the monotonic clock.
     interruptible : bool
         Whether the worker is the user's thread.
     """
 
     def __init__(
         self,
-        execution: Execution,
+        active: ActivePlan,
         tell: Callable[[Event], object],
+        allocating: threading.Lock,
         *,
         until: float | None = None,
         interruptible: bool = False,
     ) -> None:
-        self._execution = execution
+        self._active = active
         self._tell = tell
+        self._allocating = allocating
         self._until = until
         self.interruptible = interruptible
 
     def enough(self) -> bool:
-        """Whether the time is over."""
+        """Whether it is time to report."""
         return self._until is not None and time.monotonic() >= self._until
 
     def allocate(self, announcement: Announcement) -> tuple[Sequence[Array], bool]:
         """Allocate the outputs, unless another worker has."""
-        execution = self._execution
-        if execution.stopped:
+        active = self._active
+        if active.stopped:
             raise Abandoned
-        if execution.outputs is None:
-            try:
-                execution.allocate(announcement)
-            except BaseException as error:
-                self._tell(Rejected(execution.number, error))
-                raise Abandoned from error
-        return execution.outputs or (), bool(execution.several)
+        with self._allocating:
+            if active.outputs is None:
+                try:
+                    active.allocate(announcement)
+                except BaseException as error:
+                    self._tell(PlanRejected(active.number, error))
+                    raise Abandoned from error
+        return active.outputs or (), bool(active.is_tuple)
 
-    def failed(self, failure: Failure) -> None:
+    def failed(self, chunk: int, error: BaseException, shape: tuple[int, ...] | None) -> None:
         """Report a chunk that failed."""
-        self._tell(Failed(self._execution.number, failure))
+        self._tell(ChunkFailed(self._active.number, chunk, error, shape))
 
     def values(self, values: Sequence[tuple[int, Any]]) -> None:
         """Hand over results that are objects."""
-        self._tell(Values(self._execution.number, values))
+        self._tell(ObjectsReturned(self._active.number, values))
 
     def finished(self, generation: int, first: int, last: int) -> None:
-        """Say that the tickets ``first <= t < last`` are done, or have failed."""
-        self._tell(Finished(self._execution.number, generation, first, last))
+        """Report that the tickets ``first <= t < last`` are done, or have failed."""
+        self._tell(ClaimFinished(self._active.number, generation, first, last))
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        """Do nothing: no result is held back."""
 
 
-def bound(execution: Execution, generation: Generation, worker: int, workers: int) -> Assignment:
-    """Bind a run to the memory of this process; inputs become read-only views."""
-    arrays = []
-    for array in execution.arrays:
-        view = array.view(np.ndarray)
-        view.flags.writeable = False
-        arrays.append(view)
-    return Assignment(
-        plan=execution.plan,
-        function=execution.function,
-        arrays=arrays,
-        outputs=execution.outputs,
-        several=execution.several,
-        tickets=generation.tickets,
-        todo=generation.todo,
-        generation=generation.number,
-        ledger=execution.ledger,
-        worker=worker,
-        slot=execution.ledger.slot(worker),
-        workers=workers,
-        reports=execution.reports,
-        sums=execution.sums,
-        origin=execution.origin,
-    )
+class LocalEngine:
+    """The common parts of both engines."""
 
-
-def called(number: int, call: Function) -> Returned:
-    """Do a task, here and now."""
-    with entered():
-        try:
-            return Returned(number, call.call(*call.values, **call.keywords))
-        except BaseException as error:  # noqa: BLE001 - it is the task's outcome
-            return Returned(number, None, error)
-
-
-class SerialEngine:
-    """One worker: whoever waits."""
-
-    name = "serial"
-    workers = 1
     slab: Slab | None = None
-    holds_results = True
-
-    def __init__(self, initializer: Callable[[], object] | None = None) -> None:
-        self._queue: deque[tuple[Execution, Generation]] = deque()
-        self._task: tuple[int, Function] | None = None
-        self._events: deque[Event] = deque()
-        self._initializer = initializer
-        self._broken: BaseException | None = None
+    workers = 1
 
     def pids(self) -> list[int]:
-        """None: its workers are no processes."""
+        """Return none: the workers are no processes."""
         return []
 
-    def copied(self, arrays: Sequence[Array]) -> list[int]:
-        """None is: they are in this process."""
+    def prepare(self, plan: Plan, function: Function, arrays: list[Array]) -> CallersErrors:
+        """Take the caller's error handling; nothing is pickled or copied."""
+        return CallersErrors()
+
+    def prepare_call(self, call: Function) -> tuple[Function, CallersErrors]:
+        """Take the caller's error handling too."""
+        return call, CallersErrors()
+
+    def bytes_to_copy(self, arrays: Sequence[Array]) -> list[int]:
+        """Return none: the inputs are in this process."""
         return []
 
     def ledger(self, chunks: int) -> Ledger:
-        """A ledger in plain memory."""
+        """Return a ledger in plain memory."""
         buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
         return Ledger(buffer, workers=self.workers, chunks=chunks)
 
     def tickets(self) -> OffsetTickets | LockTickets:
-        """A counter of its own for each generation."""
+        """Return a new counter."""
         return new_tickets()
 
-    def open(self, execution: Execution) -> list[int]:
-        """Call the initializer before the first run."""
-        self._initialize()
-        return [0]
-
-    def _initialize(self) -> None:
-        if self._initializer is not None:
-            try:
-                self._initializer()
-            except KeyboardInterrupt:  # the next run calls it again
-                raise
-            except BaseException as error:  # noqa: BLE001 - each run is told
-                from shmpar.engines.messages import initializer_failed
-
-                self._broken = initializer_failed(error)
-            self._initializer = None
-        if self._broken is not None:
-            raise self._broken.with_traceback(None)
-
-    def assign(self, worker: int, execution: Execution, generation: Generation) -> None:
-        """Queue it for the next call of :meth:`wait`."""
-        self._queue.append((execution, generation))
-
-    def stop(self, execution: Execution) -> list[Emptied]:
-        """Take back what is queued."""
-        execution.stopped = True
-        mine = [item for item in self._queue if item[0] is execution]
-        for item in mine:
-            self._queue.remove(item)
-        return [Emptied(0, execution.number, generation.number) for _, generation in mine]
-
-    def close(self, execution: Execution) -> None:
-        """Close the run's counters."""
-        for generation in execution.generations:
-            generation.tickets.close()
-
-    def prepare(self, call: Function) -> Function:
-        """Nothing needs to travel."""
-        self._initialize()
-        return call
-
-    def free(self) -> int | None:
-        """One task at a time."""
-        return 0 if self._task is None else None
-
-    def call(self, worker: int, number: int, prepared: Function) -> None:
-        """Keep it for the next call of :meth:`wait`."""
-        self._task = number, prepared
-
     def kill(self, worker: int, run: int) -> None:
-        """The worker is this thread, which has just reported and so is idle."""
+        """Do nothing: a thread cannot be killed."""
 
     def replace(self, worker: int) -> None:
-        """The worker is this thread, which never dies alone."""
+        """Do nothing: a thread never dies alone."""
 
-    def wait(self, timeout: float | None) -> None:
-        """Work on what is queued first, here and now, for about a tick."""
-        if self._events:
-            return
-        if self._task is not None:
-            (number, call), self._task = self._task, None
-            with allowed():
-                self._events.append(called(number, call))
-            return
-        if not self._queue:
-            return
-        execution, generation = item = self._queue.popleft()
-        until = time.monotonic() + TICK_SECONDS
-        tell = self._events.append
-        channel = LocalChannel(execution, tell, until=until, interruptible=True)
-        exhausted = True
+    def _assignment(self, active: ActivePlan, generation: Generation, worker: int) -> Assignment:
+        """Bind a run to the memory of this process; inputs become read-only views."""
+        arrays = []
+        for array in active.arrays:
+            view = array.view(np.ndarray)
+            view.flags.writeable = False
+            arrays.append(view)
+        return Assignment(
+            plan=active.plan,
+            function=active.function,
+            arrays=arrays,
+            outputs=active.outputs,
+            several=active.is_tuple,
+            tickets=generation.tickets,
+            todo=generation.todo,
+            generation=generation.number,
+            ledger=active.ledger,
+            worker=worker,
+            slot=active.ledger.slot(worker),
+            workers=self.workers,
+            reports=active.reports,
+            sums=active.checksums,
+            origin=active.origin,
+        )
+
+
+def _finished(number: int, prepared: tuple[Function, CallersErrors]) -> CallFinished:
+    """Make a call; return its end."""
+    call, errors = prepared
+    with entered(), errors.applied():
         try:
-            with allowed():
-                assignment = bound(execution, generation, 0, self.workers)
-                exhausted = work(Chunks(assignment), channel)
-        finally:
-            # Also when it was interrupted: then the run is being cancelled.
-            if exhausted:
-                tell(Emptied(0, execution.number, generation.number))
-            else:
-                self._queue.appendleft(item)
+            return CallFinished(number, call.call(*call.values, **call.keywords))
+        except BaseException as error:  # noqa: BLE001 - it is the call's outcome
+            return CallFinished(number, error=error)
 
-    def events(self) -> list[Event]:
-        """What the work has come to."""
+
+class SerialEngine(LocalEngine):
+    """One worker: the thread that owns the engine.
+
+    Parameters
+    ----------
+    initializer : Initializer
+        Called before the first run or call.
+    interruptible : bool
+        Whether the owner is the user's thread, where a KeyboardInterrupt ends the run.
+    """
+
+    name = "serial"
+
+    def __init__(self, initializer: Initializer, *, interruptible: bool = False) -> None:
+        self._initializer = initializer
+        self._interruptible = interruptible
+        self._queue: deque[tuple[ActivePlan, Generation]] = deque()
+        self._call: tuple[int, tuple[Function, CallersErrors]] | None = None
+        self._events: deque[Event] = deque()
+        # Why a SimpleQueue: its put is reentrant, so that any thread may wake the owner.
+        self._awake = queue.SimpleQueue[None]()
+
+    def open(self, active: ActivePlan) -> list[int]:
+        """Call the initializer before the first run."""
+        self._initializer.run()
+        return [0]
+
+    def assign(self, worker: int, active: ActivePlan, generation: Generation) -> None:
+        """Queue a generation for the next :meth:`wait`."""
+        self._queue.append((active, generation))
+
+    def stop(self, active: ActivePlan) -> list[CounterExhausted]:
+        """Take back the generations that are queued."""
+        active.stopped = True
+        mine = [item for item in self._queue if item[0] is active]
+        for item in mine:
+            self._queue.remove(item)
+        return [CounterExhausted(0, active.number, generation.number) for _, generation in mine]
+
+    def close(self, active: ActivePlan) -> None:
+        """Close the run's counters."""
+        for generation in active.generations:
+            generation.tickets.close()
+
+    def free_worker(self) -> int | None:
+        """Return the worker if it has no call."""
+        return 0 if self._call is None else None
+
+    def call(self, worker: int, number: int, prepared: tuple[Function, CallersErrors]) -> None:
+        """Keep a call for the next :meth:`wait`."""
+        self._call = number, prepared
+
+    def wait(self, timeout: float | None) -> list[Event]:
+        """Make the call, or work on the first generation of the queue for a turn."""
+        if not self._events:
+            if self._call is not None:
+                self._make_call()
+            elif self._queue:
+                self._work()
+            else:
+                self._sleep(timeout)
         events = list(self._events)
         self._events.clear()
         return events
 
+    def _sleep(self, timeout: float | None) -> None:
+        try:
+            self._awake.get(timeout=timeout)
+        except queue.Empty:
+            return
+        while not self._awake.empty():
+            self._awake.get()
+
     def wake(self) -> None:
-        """Nobody waits."""
+        """End the owner's sleep."""
+        self._awake.put(None)
+
+    def _make_call(self) -> None:
+        (number, prepared), self._call = self._call or (0, None), None
+        try:
+            self._initializer.run()
+        except BaseException as error:  # noqa: BLE001 - the call is told
+            self._events.append(CallFinished(number, error=error))
+        else:
+            assert prepared is not None
+            self._events.append(_finished(number, prepared))
+
+    def _work(self) -> None:
+        active, generation = item = self._queue.popleft()
+        until, tell = time.monotonic() + TURN_SECONDS, self._events.append
+        channel = LocalChannel(
+            active, tell, threading.Lock(), until=until, interruptible=self._interruptible
+        )
+        with active.prepared.applied():
+            exhausted = work(self._assignment(active, generation, 0), channel)
+        if exhausted:
+            tell(CounterExhausted(0, active.number, generation.number))
+        else:
+            self._queue.appendleft(item)
 
     def shutdown(self) -> None:
-        """There is nothing to end."""
+        """Drop the queue."""
         self._queue.clear()
 
 
-_Job = list[tuple[Execution, Generation]]  # emptied when its run is over
-_Inbox = queue.SimpleQueue[_Job | tuple[int, Function] | None]
+_Plans = list[tuple[ActivePlan, Generation]]  # emptied when its run is over
+_Inbox = queue.SimpleQueue[_Plans | tuple[int, tuple[Function, CallersErrors]] | None]
 
 
-def _capped(threads: int | None) -> Callable[[], object]:
-    """Cap the thread pools of libraries, if that can be done; return what lifts the cap."""
-    if threads is None:
-        return lambda: None
-    try:
-        threadpoolctl = importlib.import_module("threadpoolctl")
-    except ImportError:
-        return lambda: None
-    lift: Callable[[], object] = threadpoolctl.threadpool_limits(threads).restore_original_limits
-    return lift
-
-
-class ThreadsEngine:
+class ThreadsEngine(LocalEngine):
     """Workers that are threads.
 
     Parameters
@@ -302,13 +344,11 @@ class ThreadsEngine:
     initializer : callable, optional
         Called in each thread before its first chunk.
     blas_threads : int
-        Cap on the threads of BLAS and OpenMP in this process as long as the engine is there, where
+        Cap on the threads of BLAS and OpenMP in this process while the engine exists, where
         threadpoolctl is installed.
     """
 
     name = "threads"
-    slab: Slab | None = None
-    holds_results = False
 
     def __init__(
         self,
@@ -316,15 +356,15 @@ class ThreadsEngine:
         initializer: Callable[[], object] | None = None,
         blas_threads: int | None = None,
     ) -> None:
-        self._uncap = _capped(blas_threads)
+        self._restore_caps = _cap_threads(blas_threads)
         self.workers = workers
         self._initializer = initializer
-        self._events: deque[Event] = deque()
-        self._signal = threading.Event()
+        self._events = queue.SimpleQueue[Event | None]()
         self._ready: set[int] = set()
-        self._given = [0] * workers  # plans and tasks that have not been reported on
-        self._calling: dict[int, int] = {}  # which worker has a task
-        self._jobs: dict[int, list[_Job]] = {}
+        self._given = [0] * workers  # plans and calls that have not been reported on
+        self._calling: dict[int, int] = {}  # worker of each call
+        self._plans: dict[int, list[_Plans]] = {}
+        self._allocating = threading.Lock()
         self._inboxes: list[_Inbox] = [queue.SimpleQueue() for _ in range(workers)]
         self._threads = [
             threading.Thread(target=self._run, args=(worker,), name=f"shmpar-{worker}", daemon=True)
@@ -333,139 +373,121 @@ class ThreadsEngine:
         for thread in self._threads:
             thread.start()
 
-    def pids(self) -> list[int]:
-        """None: its workers are no processes."""
-        return []
-
-    def copied(self, arrays: Sequence[Array]) -> list[int]:
-        """None is: they are in this process."""
-        return []
-
-    def ledger(self, chunks: int) -> Ledger:
-        """A ledger in plain memory."""
-        buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
-        return Ledger(buffer, workers=self.workers, chunks=chunks)
-
-    def tickets(self) -> OffsetTickets | LockTickets:
-        """A counter of its own for each generation."""
-        return new_tickets()
-
-    def open(self, execution: Execution) -> list[int]:
-        """Nothing needs to travel."""
-        self._jobs[execution.number] = []
+    def open(self, active: ActivePlan) -> list[int]:
+        """Return the threads that are up."""
+        self._plans[active.number] = []
         return sorted(self._ready)
 
-    def assign(self, worker: int, execution: Execution, generation: Generation) -> None:
-        """Queue it for the worker's thread."""
+    def assign(self, worker: int, active: ActivePlan, generation: Generation) -> None:
+        """Queue a generation for the worker's thread."""
         self._given[worker] += 1
-        job = [(execution, generation)]
-        self._jobs[execution.number].append(job)
-        self._inboxes[worker].put(job)
+        plans = [(active, generation)]
+        self._plans[active.number].append(plans)
+        self._inboxes[worker].put(plans)
 
-    def stop(self, execution: Execution) -> list[Emptied]:
-        """What is queued has no tickets left when a thread comes to it."""
-        execution.stopped = True
+    def stop(self, active: ActivePlan) -> list[CounterExhausted]:
+        """Do no more: a queued plan has no tickets left when a thread comes to it."""
+        active.stopped = True
         return []
 
-    def close(self, execution: Execution) -> None:
-        """Empty the inboxes of it; its counters go with the last thread that looks at them."""
-        for job in self._jobs.pop(execution.number, ()):
-            job.clear()
+    def close(self, active: ActivePlan) -> None:
+        """Empty the inboxes of the run; its counters go with the last thread that has them."""
+        for plans in self._plans.pop(active.number, ()):
+            plans.clear()
 
-    def prepare(self, call: Function) -> Function:
-        """Nothing needs to travel."""
-        return call
-
-    def free(self) -> int | None:
-        """The thread that has least to do, if it has no task."""
+    def free_worker(self) -> int | None:
+        """Return the thread that has least to do, if it has no call."""
         busy = set(self._calling.values())
         free = [worker for worker in range(self.workers) if worker not in busy]
         return min(free, key=self._given.__getitem__, default=None)
 
-    def call(self, worker: int, number: int, prepared: Function) -> None:
-        """Queue it for the worker's thread."""
+    def call(self, worker: int, number: int, prepared: tuple[Function, CallersErrors]) -> None:
+        """Queue a call for the worker's thread."""
         self._given[worker] += 1
         self._calling[number] = worker
         self._inboxes[worker].put((number, prepared))
 
-    def kill(self, worker: int, run: int) -> None:
-        """A thread cannot be ended."""
-
-    def replace(self, worker: int) -> None:
-        """A thread never dies alone."""
-
-    def wait(self, timeout: float | None) -> None:
-        """Block until a thread has said something; nothing is taken, so nothing can be lost."""
-        with allowed():
-            self._signal.wait(timeout)
-
-    def events(self) -> list[Event]:
-        """What the threads have said."""
-        self._signal.clear()
-        events = []
-        while self._events:
-            events.append(self._events.popleft())
-        for event in events:
-            self._note(event)
-        return events
+    def wait(self, timeout: float | None) -> list[Event]:
+        """Wait until a thread has reported; return the events."""
+        events: list[Event] = []
+        try:
+            event = self._events.get(timeout=timeout)
+            while True:
+                if event is not None:
+                    self._note(event)
+                    events.append(event)
+                event = self._events.get_nowait()
+        except queue.Empty:
+            return events
 
     def _note(self, event: Event) -> None:
         match event:
-            case Ready(worker):
-                self._ready.add(worker)
-            case Emptied(worker):
-                self._given[worker] -= 1
-            case Returned(number):
-                self._given[self._calling.pop(number)] -= 1
+            case WorkerReady():
+                self._ready.add(event.worker)
+            case CounterExhausted():
+                self._given[event.worker] -= 1
+            case CallFinished():
+                self._given[self._calling.pop(event.call)] -= 1
 
     def wake(self) -> None:
-        """End another thread's `wait`."""
-        self._signal.set()
-
-    def _tell(self, event: Event) -> None:
-        self._events.append(event)
-        self._signal.set()
+        """End the owner's wait."""
+        self._events.put(None)
 
     def shutdown(self) -> None:
         """End the threads, each after the chunk that it computes."""
         for inbox in self._inboxes:
             inbox.put(None)
-        with allowed():
-            for thread in self._threads:
-                thread.join()
-        self._uncap()
+        for thread in self._threads:
+            thread.join()
+        self._restore_caps()
 
     def _run(self, worker: int) -> None:
-        prepare, tell, inbox = self._initializer, self._tell, self._inboxes[worker]
+        """Serve the inbox, in the worker's thread."""
+        tell, inbox = self._events.put, self._inboxes[worker]
         broken: BaseException | None = None
         try:
-            if prepare is not None:
-                prepare()
+            Initializer(self._initializer).run()
         except BaseException as error:  # noqa: BLE001 - each run is told
-            from shmpar.engines.messages import initializer_failed
-
-            broken = initializer_failed(error)
-        tell(Ready(worker))
-        while (job := inbox.get()) is not None:
-            if isinstance(job, tuple):
-                number, call = job
-                tell(called(number, call) if broken is None else Returned(number, None, broken))
-                del job, call
-                continue
-            for execution, generation in job:  # none, if its run is over
+            broken = error
+        tell(WorkerReady(worker))
+        while (item := inbox.get()) is not None:
+            if isinstance(item, tuple):
+                number, prepared = item
                 if broken is None:
-                    self._work(worker, execution, generation)
+                    tell(_finished(number, prepared))
                 else:
-                    tell(Rejected(execution.number, broken))
-                    tell(Emptied(worker, execution.number, generation.number))
-                del execution, generation
-            del job
+                    tell(CallFinished(number, error=broken))
+                # Why: while this thread waits, its frame keeps no object of the user alive.
+                del item, prepared
+                continue
+            for active, generation in item:  # none, if its run is over
+                if broken is None:
+                    self._work(worker, active, generation)
+                else:
+                    tell(PlanRejected(active.number, broken))
+                    tell(CounterExhausted(worker, active.number, generation.number))
+                del active, generation
+            del item
 
-    def _work(self, worker: int, execution: Execution, generation: Generation) -> None:
-        assignment = bound(execution, generation, worker, self.workers)
-        work(Chunks(assignment), LocalChannel(execution, self._tell))
-        # A run that is alone waits for all threads: they are about to let go of its memory.
-        alone = len(self._jobs) == 1
+    def _work(self, worker: int, active: ActivePlan, generation: Generation) -> None:
+        assignment = self._assignment(active, generation, worker)
+        channel = LocalChannel(active, self._events.put, self._allocating)
+        with active.prepared.applied():
+            work(assignment, channel)
+        # Why: a run that is alone waits for all threads, which are about to drop its memory.
+        alone = len(self._plans) == 1
         had = (0, None) if alone else (assignment.claimed, assignment.handed)
         del assignment
-        self._tell(Emptied(worker, execution.number, generation.number, *had))
+        self._events.put(CounterExhausted(worker, active.number, generation.number, *had))
+
+
+def _cap_threads(threads: int | None) -> Callable[[], object]:
+    """Cap the thread pools of libraries, if threadpoolctl is there; return how to undo it."""
+    if threads is None:
+        return lambda: None
+    try:
+        threadpoolctl = importlib.import_module("threadpoolctl")
+    except ImportError:
+        return lambda: None
+    undo: Callable[[], object] = threadpoolctl.threadpool_limits(threads).restore_original_limits
+    return undo

@@ -1,58 +1,51 @@
-"""What of the parent's state a function may depend on, taken at the start of each run.
-
-Imports worker.messages and travel.
-
-What a worker process says, made into exceptions and events.
-
-Imports the protocol, errors, plan, segment, travel and worker.messages.
+"""Messages of the processes engine: pack the work of a run, unpack the results of workers.
 
 Guarantees
 ----------
-- Whatever unpickling raises here, ``SystemExit`` too, is the outcome of that chunk or call alone.
-  An interrupt is none of it: it is held back while messages are read.
-
-What a worker process is sent of a run.
-
-Imports environment, the protocol, plan, segment, travel and worker.messages.
+- :func:`pack_run` and :func:`pack_call` run the user's pickling code, so they run in the thread
+  that made the call, never in the pool thread.
+- Any exception of unpickling in the pool thread, ``SystemExit`` too, is the outcome of that chunk
+  or call alone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import pickle
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from shmpar.engines.engine import Event, Execution, Failed, Generation, Returned, Values
+from shmpar.engines.engine import ActivePlan, Generation
 from shmpar.errors import PlanError, ShmparError
-from shmpar.ipc.protocol import Environment, PlanMessage, Reference, SegmentRecord, Standing
+from shmpar.ipc.protocol import (
+    CallFinished,
+    ChunkFailed,
+    Environment,
+    Event,
+    ObjectsReturned,
+    PackedError,
+    PackedValue,
+    Reference,
+    Work,
+)
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Place, Segment
 from shmpar.pickling.pack import Parcel, known, pack
 from shmpar.pickling.unpack import unpack
-from shmpar.plan import Failure, Function, Plan, spell
-from shmpar.runtime.interrupts import allowed
+from shmpar.plan import Function, Plan, spell
 
-__all__ = [
-    "Packed",
-    "current_environment",
-    "error",
-    "initializer_failed",
-    "outcome",
-    "pack_call",
-    "pack_execution",
-    "refusal",
-    "values",
-]
+Array = np.ndarray[Any, Any]
+
+
+# The parent's state
 
 
 class _Filters:
@@ -64,300 +57,189 @@ class _Filters:
     @classmethod
     def current(cls) -> bytes | None:
         if cls.taken != warnings.filters:
-            cls.taken = list(warnings.filters)
+            taken = list(warnings.filters)
             try:
-                cls.packed = pack(cls.taken).body
-            except PlanError:  # a category that cannot travel: the workers keep what they have
+                cls.packed = pack(taken).body
+            except PlanError:  # Why: a category that cannot be pickled; workers keep their filters.
                 cls.packed = None
+            cls.taken = taken
         return cls.packed
 
 
-class _Latest:
-    """What was found last: most calls find the same."""
-
-    environment: Environment | None = None
+def search_path() -> list[str]:
+    """Return ``sys.path`` as text; entries of other types, which imports pass over, are left out."""
+    entries: list[Any] = list(sys.path)
+    return [os.fsdecode(one) for one in entries if isinstance(one, str | bytes | os.PathLike)]
 
 
 def current_environment(*, foreign: bool) -> Environment:
-    """The working directory, ``sys.path``, NumPy's error handling and the warning filters.
+    """Return the working directory, ``sys.path``, NumPy's error handling and warning filters.
 
     Parameters
     ----------
     foreign : bool
         The workers are another version of Python, which has a path of its own.
-
-    Returns
-    -------
-    Environment
-        The same object as before while nothing changes.
     """
     try:
         directory = os.getcwd()
     except OSError:  # it was removed
         directory = None
     errors: dict[str, Any] = np.geterr()  # type: ignore[assignment]
-    path, filters = (None, None) if foreign else (sys.path, _Filters.current())
-    found = Environment(directory, path, errors, filters)
-    if found != _Latest.environment:
-        _Latest.environment = found if path is None else found._replace(path=list(path))
-    return _Latest.environment
+    if foreign:
+        return Environment(directory, None, errors, None)
+    return Environment(directory, search_path(), errors, _Filters.current())
 
 
-def error(body: bytes | None, text: str) -> BaseException:
-    """The exception that a worker sent; if it does not unpickle, one that says the same."""
-    if body is not None:
-        with contextlib.suppress(BaseException):
-            found = unpack(body)[0]
-            if isinstance(found, BaseException):
-                found.add_note(f"In the worker:\n{text}")
-                return found
-    last = text.rstrip().rpartition("\n")[2]
-    stand_in = ShmparError(f"{last} (an exception that does not survive pickling)")
-    stand_in.add_note(f"In the worker:\n{text}")
-    return stand_in
-
-
-def result(body: bytes, records: Sequence[SegmentRecord], descriptors: list[int]) -> Any:
-    """What a function returned; takes its segments' descriptors off the list."""
-    segments = [
-        Segment.adopt(descriptors.pop(0), record.size, kind=record.kind, writable=record.writable)
-        for record in records
-    ]
-    return unpack(body, segments)[0]
-
-
-def outcome(message: Any, descriptors: list[int], broken: BaseException | None) -> Returned:
-    """The event of a task's end; a result that does not unpickle here is the task's error."""
-    kind, task, body, rest = message
-    if kind == "uncalled":
-        return Returned(task, None, broken)
-    if kind == "raised":
-        return Returned(task, None, error(body, rest))
-    try:
-        return Returned(task, result(body, rest, descriptors))
-    except BaseException as failure:  # noqa: BLE001 - whatever it raises
-        return Returned(task, None, failure)
-
-
-def values(
-    run: int, packed: list[tuple[int, bytes, list[SegmentRecord]]], descriptors: list[int]
-) -> Iterable[Event]:
-    """One event a result; one that does not unpickle here is a failure of its chunk."""
-    for chunk, body, records in packed:
-        try:
-            yield Values(run, [(chunk, result(body, records, descriptors))])
-        except BaseException as error:  # noqa: BLE001 - whatever it raises, it is the chunk's
-            yield Failed(run, Failure(chunk, error, None))
-
-
-def refusal(cause: BaseException) -> PlanError:
-    """The error for a function that was sent but did not load; a worker may say it itself."""
-    if isinstance(cause, PlanError):
-        return cause
-    refused = PlanError(
-        f"the function was sent, but does not load in a worker ({type(cause).__name__}: {cause}); "
-        "what it refers to by name must be importable there: define it in a module, or wrap it "
-        "in a plain function"
-    )
-    refused.__cause__ = cause
-    return refused
-
-
-class InitializerFailed(ShmparError, BrokenExecutor):
-    """The error of every run and call of a pool whose initializer raised, which is its cause."""
-
-
-def initializer_failed(cause: BaseException) -> InitializerFailed:
-    """The error for a pool whose initializer raised."""
-    failed = InitializerFailed(f"the pool's initializer failed: {cause!r}")
-    failed.__cause__ = cause
-    return failed
-
-
-Array = np.ndarray[Any, Any]
+# Outgoing
 
 
 @dataclass(eq=False, slots=True)
-class Packed:
-    """What is the same for all workers of a run; keeps its segments alive.
+class PreparedCall:
+    """A submitted call that can be sent: its payload, and the caller's environment."""
+
+    payload: Parcel
+    environment: Environment
+
+
+@dataclass(eq=False, slots=True)
+class PreparedRun:
+    """The parts of a run that are the same for all workers; keeps their segments alive.
 
     Attributes
     ----------
     plan : bytes
-        Pickled.
-    parcel : Parcel
-        The function with what it holds.
+        The pickled plan.
+    payload : Parcel
+        The function with the objects that it holds.
     arrays : list of ndarray
         The inputs, in shared memory.
     references : tuple of Reference
         Where they lie.
-    ledger : int
-        Key of the ledger's segment.
-    sums : Reference or None
-        Where the checksums go.
     segments : dict of int to Segment
-        All that every worker maps, by key.
+        The segments that every worker maps, by key.
+    held : tuple of int
+        Keys of the payload's segments, in its order; ~key for private ones.
     environment : Environment
-        As it was when the verb was called.
-    call : int
-        Equal for calls of the same function on chunks of the same kind.
-    standing : tuple of (Standing, bytes) or None
-        What the latest message had of it: most often the next worker's is the same.
-    last : tuple of (PlanMessage, bytes) or None
-        The latest message that lends no segments, likewise.
+        The caller's, when the verb was called.
+    bodies : dict
+        The pickled :class:`Work`, by generation and whether its outputs are known.
     """
 
     plan: bytes
-    parcel: Parcel
+    payload: Parcel
     arrays: list[Array]
     references: tuple[Reference, ...]
-    ledger: int
-    sums: Reference | None
     segments: dict[int, Segment]
+    held: tuple[int, ...]
     environment: Environment
-    call: int
-    standing: tuple[Standing, bytes] | None = None
-    last: tuple[PlanMessage, bytes] | None = None
+    bodies: dict[tuple[int, bool], bytes]
 
     def outputs(
-        self, execution: Execution
+        self, active: ActivePlan
     ) -> tuple[tuple[Reference, ...] | None, dict[int, Segment]]:
-        """Where the outputs lie, if they are known, and all segments that a worker needs."""
-        if execution.outputs is None or execution.plan.collects:
+        """Return where the outputs lie, if they are known, and the segments of a worker."""
+        if active.outputs is None or active.plan.collects:
             return None, self.segments
         segments = dict(self.segments)
-        references = tuple(_reference(out, segments) for out in execution.outputs)
-        return references, segments
+        return tuple(_reference(out, segments) for out in active.outputs), segments
 
-    def message(  # noqa: PLR0913 - all that the message says
+    def work(
         self,
-        execution: Execution,
+        active: ActivePlan,
         generation: Generation,
-        counter: int,
         outputs: tuple[Reference, ...] | None,
-        held: tuple[int, ...],
-        records: list[SegmentRecord],
-        *,
-        changed: bool,
+        ledger: int,
     ) -> bytes:
-        """The message that has a worker work on a generation, pickled.
-
-        Parameters
-        ----------
-        counter : int
-            Number under which the worker keeps the counter; -1: not.
-        records : list of SegmentRecord
-            Of the segments whose descriptors go with it.
-        changed : bool
-            The worker does not know the environment.
-        """
-        message = PlanMessage(
-            run=execution.number,
-            generation=generation.number,
-            todo=generation.todo,
-            counter=counter,
-            tickets=generation.tickets.kind,
-            origin=execution.origin,
-            environment=self.environment if changed else None,
-            function=None if self.parcel.plain else self.parcel.body,
-            standing=self._standing(execution, outputs, held),
-        )
-        if records:
-            return pickle.dumps(("plan", tuple(message), records), 5)
-        if self.last is None or self.last[0] != message:
-            # As a plain tuple, which pickles in half the time.
-            self.last = message, pickle.dumps(("plan", tuple(message), records), 5)
-        return self.last[1]
-
-    def _standing(
-        self,
-        execution: Execution,
-        outputs: tuple[Reference, ...] | None,
-        held: tuple[int, ...],
-    ) -> bytes:
-        standing = Standing(
-            workers=execution.ledger.workers,
-            chunks=execution.plan.chunks,
-            ledger=self.ledger,
-            arrays=self.references,
-            outputs=outputs,
-            several=execution.several,
-            scratch=execution.scratch,
-            reports=execution.reports,
-            sums=self.sums,
-            plan=self.plan,
-            function=self.parcel.body if self.parcel.plain else None,
-            held=held,
-        )
-        if self.standing is None or self.standing[0] != standing:
-            self.standing = standing, pickle.dumps(tuple(standing), 5)
-        return self.standing[1]
+        """Return the pickled :class:`Work`; pickled once for all workers."""
+        key = generation.number, outputs is not None
+        if key not in self.bodies:
+            sums = active.checksums
+            self.bodies[key] = pickle.dumps(
+                Work(
+                    run=active.number,
+                    generation=generation.number,
+                    todo=generation.todo,
+                    tickets=generation.tickets.kind,
+                    origin=active.origin,
+                    workers=active.ledger.workers,
+                    chunks=active.plan.chunks,
+                    ledger=ledger,
+                    arrays=self.references,
+                    outputs=outputs,
+                    is_tuple=active.is_tuple,
+                    small_outputs=active.small_outputs,
+                    reports=active.reports,
+                    checksums=None if sums is None else _reference(sums, self.segments),
+                    plan=self.plan,
+                    function=self.payload.body,
+                    stateless=self.payload.plain,
+                    held=self.held,
+                ),
+                5,
+            )
+        return self.bodies[key]
 
 
-def pack_call(call: Function, *, foreign: bool) -> Parcel:
-    """Pickle a function with what it is called with, which may be interrupted.
+def held_keys(payload: Parcel) -> tuple[int, ...]:
+    """Return the keys of a payload's segments, in its order; ~key for private ones."""
+    pairs = zip(payload.segments, payload.private, strict=True)
+    return tuple([~one.key if private else one.key for one, private in pairs])
 
-    The user's objects pickle themselves, and may be large. Nothing else may be: who is interrupted
-    between the start of a worker and the note of it would lose its descriptors.
 
-    Raises
-    ------
-    PlanError
-        If it does not pickle.
-    """
+def pack_function(call: Function, *, foreign: bool) -> Parcel:
+    """Pickle a function with its arguments; raises `PlanError` if that is not possible."""
     body = None if foreign else known(call)
-    if body is not None:
-        return Parcel(body, plain=True)
-    with allowed():
-        return pack(call, importable_only=foreign)
+    return pack(call, importable_only=foreign) if body is None else Parcel(body, plain=True)
 
 
-def pack_execution(execution: Execution, ledger: Segment, *, foreign: bool) -> Packed:
-    """Pickle what travels, and share the inputs that are not shared yet.
+def pack_call(call: Function, *, foreign: bool) -> PreparedCall:
+    """Make a submitted call ready to be sent."""
+    payload = pack_function(call, foreign=foreign)
+    return PreparedCall(payload, current_environment(foreign=foreign))
+
+
+def pack_run(
+    plan: Plan, function: Function, arrays: Sequence[Array], *, foreign: bool
+) -> PreparedRun:
+    """Pickle the function, and copy the inputs that are not in shared memory.
 
     Parameters
     ----------
-    ledger : Segment
-        Where the run's ledger lies.
     foreign : bool
         The workers are another version of Python.
 
     Raises
     ------
     PlanError
-        If the function does not pickle.
+        If the function cannot be pickled.
     SegmentFull
         If there is no room for a copy of an input.
     """
-    parcel = pack_call(execution.function, foreign=foreign)
-    shared = zip(parcel.segments, parcel.private, strict=True)
-    segments = {one.key: one for one, private in shared if not private}
-    segments[ledger.key] = ledger
-    references, arrays = [], []
-    for array in execution.arrays:
+    payload = pack_function(function, foreign=foreign)
+    pairs = zip(payload.segments, payload.private, strict=True)
+    segments = {one.key: one for one, private in pairs if not private}
+    references, shared = [], []
+    for array in arrays:
         place, held = locate(array), array
         if place is None:
-            with allowed():
-                segment, held = share(array)
+            segment, held = share(array)
             place = Place(segment, 0)
-        arrays.append(held)
+        shared.append(held)
         references.append(_refer(place, held, segments))
-    plan = _pickled(execution.plan)
-    return Packed(
-        plan=plan,
-        parcel=parcel,
-        arrays=arrays,
+    return PreparedRun(
+        plan=pickle.dumps(plan, 5),
+        payload=payload,
+        arrays=shared,
         references=tuple(references),
-        ledger=ledger.key,
-        sums=None if execution.sums is None else _reference(execution.sums, segments),
         segments=segments,
+        held=held_keys(payload),
         environment=current_environment(foreign=foreign),
-        call=hash((plan, parcel.body)),
+        bodies={},
     )
 
 
 def _reference(array: Array, segments: dict[int, Segment]) -> Reference:
-    """Where an array lies; its segment is added to `segments`."""
+    """Return where an array lies; add its segment to `segments`."""
     place = locate(array)
     if place is None:
         raise TypeError(f"an array of shape {array.shape} is not in shared memory")
@@ -369,14 +251,76 @@ def _refer(place: Place, array: Array, segments: dict[int, Segment]) -> Referenc
     return place.segment.key, place.offset, array.shape, array.strides, spell(array.dtype)
 
 
-def _pickled(plan: Plan) -> bytes:
+# Incoming
+
+
+def unpack_error(packed: PackedError) -> BaseException:
+    """Return the exception of a worker, or a stand-in if it cannot be unpickled."""
+    if packed.body is not None:
+        with contextlib.suppress(BaseException):
+            found = unpack(packed.body)[0]
+            if isinstance(found, BaseException):
+                found.add_note(f"In the worker:\n{packed.text}")
+                return found
+    last = packed.text.rstrip().rpartition("\n")[2]
+    stand_in = ShmparError(f"{last} (an exception that does not survive pickling)")
+    stand_in.add_note(f"In the worker:\n{packed.text}")
+    return stand_in
+
+
+def _unpack_value(packed: PackedValue, descriptors: list[int]) -> Any:
+    """Return a result; take its segments' descriptors off the list."""
+    segments = [
+        Segment.adopt(descriptors.pop(0), record.size, kind=record.kind, writable=record.writable)
+        for record in packed.segments
+    ]
+    return unpack(packed.body, segments)[0]
+
+
+def unpack_call(
+    event: CallFinished, descriptors: list[int], broken: BaseException | None
+) -> CallFinished:
+    """Unpickle the end of a call; a result that does not unpickle here is the call's error."""
+    if not event.started:
+        return event._replace(error=broken)
+    if event.error is not None:
+        return event._replace(error=unpack_error(event.error))
     try:
-        return _pickled_before(plan)
-    except TypeError:  # a seed that is a list cannot be looked up
-        return pickle.dumps(plan, 5)
+        return event._replace(value=_unpack_value(event.value, descriptors))
+    except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
+        return event._replace(value=None, error=error)
 
 
-@functools.lru_cache(maxsize=32)
-def _pickled_before(plan: Plan) -> bytes:
-    """Keep the pickles of calls that are made again and again."""
-    return pickle.dumps(plan, 5)
+def unpack_objects(event: ObjectsReturned, descriptors: list[int]) -> Iterator[Event]:
+    """Yield an event per result; one that does not unpickle here is a failure of its chunk."""
+    for chunk, packed in event.values:
+        try:
+            value = _unpack_value(packed, descriptors)
+        except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
+            yield ChunkFailed(event.run, chunk, error)
+        else:
+            yield ObjectsReturned(event.run, [(chunk, value)])
+
+
+def rejection(cause: BaseException) -> PlanError:
+    """Return the error of a function that was sent but does not load in a worker."""
+    if isinstance(cause, PlanError):
+        return cause
+    rejected = PlanError(
+        f"the function was sent, but does not load in a worker ({type(cause).__name__}: {cause}); "
+        "a worker must be able to import each name that it refers to: define it in a module, or "
+        "wrap it in a plain function"
+    )
+    rejected.__cause__ = cause
+    return rejected
+
+
+class InitializerError(ShmparError, BrokenExecutor):
+    """The error of every run and call of a pool whose initializer raised, which is its cause."""
+
+
+def initializer_failed(cause: BaseException) -> InitializerError:
+    """Return the error of a pool whose initializer raised."""
+    failed = InitializerError(f"the pool's initializer failed: {cause!r}")
+    failed.__cause__ = cause
+    return failed

@@ -1,50 +1,24 @@
-"""What a worker process and its parent say to each other.
+"""Messages between a parent and its worker processes, and the events of a run.
 
-Imports nothing of the package.
-
-==================  ==============================================================================
-to the worker
-==================  ==============================================================================
-``plan``            work on a generation of a run: :class:`PlanMessage`, segments
-``outputs``         where the outputs of a run lie, whether they are several, segments
-``abandon``         the run that waits for outputs is over
-``task``            number, parcel, held segments, environment or None, segments
-``initialize``      parcel, held segments, segments
-``limit``           chunks and tasks after which it is to end
-``segments``        segments that come ahead of the message that speaks of them
-``forget``          key of a segment that is gone
-``exit``            there is nothing more
-==================  ==============================================================================
-
-==================  ==============================================================================
-to the parent
-==================  ==============================================================================
-``hello``           the magic number of its bytecode
-``announce``        run, what the outputs must be
-``failed``          run, chunk, shape of its block, exception, traceback
-``finished``        run, generation, first and last ticket of a claim
-``values``          run, results that are objects, with segments
-``drained``         run, generation, tickets had, tickets handed out or None, seconds, what the
-                    outputs in the scratch are or None, whether tickets may be left: it ends
-``leaving``         it has done as much as it may, and ends
-``refused``         run, exception, traceback: it does not load
-``returned``        task, parcel, segments
-``raised``          task, exception, traceback
-``uncalled``        task: the initializer had failed
-``broken``          exception, traceback: the initializer failed
-==================  ==============================================================================
+There is one vocabulary. A worker process sends an event as its message, the engine gives the same
+record to the pool thread, and the scheduler reads it. On the wire an exception is a
+:class:`PackedError` and an object that a function returned is a :class:`PackedValue`; the engine
+replaces both by the values that they hold.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
+if TYPE_CHECKING:
+    from shmpar.engines.engine import Exit
 
-__all__ = ["Environment", "PlanMessage", "Reference", "SegmentRecord", "Standing"]
-
-Reference = tuple[int, int, tuple[int, ...], tuple[int, ...], str | np.dtype[Any]]
+Reference = tuple[int, int, tuple[int, ...], tuple[int, ...], Any]
 """Key of a segment, offset (bytes), shape, strides (bytes), dtype or its name."""
+
+
+# Parts of messages
 
 
 class SegmentRecord(NamedTuple):
@@ -58,7 +32,7 @@ class SegmentRecord(NamedTuple):
 
 
 class Environment(NamedTuple):
-    """What of the parent's state a function may depend on; sent when it has changed."""
+    """The parent's state that a function may depend on; sent when it has changed."""
 
     directory: str | None
     path: list[str] | None
@@ -66,77 +40,302 @@ class Environment(NamedTuple):
     filters: bytes | None
 
 
-class PlanMessage(NamedTuple):
-    """All of a plan and one generation of it.
+class PackedValue(NamedTuple):
+    """An object of a worker: its pickle, and the segments that the pickle names."""
+
+    body: bytes
+    segments: list[SegmentRecord]
+
+
+class PackedError(NamedTuple):
+    """An exception of a worker: its pickle, None if it has none, and its traceback as text."""
+
+    body: bytes | None
+    text: str
+
+
+# Messages to a worker
+
+
+class Work(NamedTuple):
+    """One generation of a run, for all workers; the body of :class:`RunPlan`.
 
     Attributes
     ----------
-    run, generation, todo
-        What to work on.
-    counter : int
-        Number under which to keep the counter; -1: not. If it is not known, its descriptor is
-        the first one.
+    run, generation : int
+        Numbers of the run and of the generation.
+    todo : tuple of int or None
+        Chunks of the generation; None is the whole grid.
     tickets : str
-        Kind of the counter.
+        Kind of the ticket counter, whose descriptor is the first of the message.
     origin : float
         When the run began, by the clock that all processes share.
-    environment : Environment or None
-        None: as before.
-    function : bytes or None
-        Parcel of :class:`Function`, unless it is plain.
-    standing : bytes
-        Pickled fields of :class:`Standing`: they are the same for the same call.
-    """
-
-    run: int
-    generation: int
-    todo: tuple[int, ...] | None
-    counter: int
-    tickets: str
-    origin: float
-    environment: Environment | None
-    function: bytes | None
-    standing: bytes
-
-
-class Standing(NamedTuple):
-    """What of a plan is the same when a small call is made again.
-
-    Attributes
-    ----------
-    workers, chunks
-        Of the ledger.
+    workers, chunks : int
+        Size of the ledger.
     ledger : int
         Key of the ledger's segment.
     arrays : tuple of Reference
         The inputs.
     outputs : tuple of Reference or None
         None if they are not known yet.
-    several : bool or None
-        Goes with them.
-    scratch : bool
-        Outputs that are not known go into the ledger's scratch if they fit.
+    is_tuple : bool or None
+        Whether the function returns a tuple; None if that is not known yet.
+    small_outputs : bool
+        Outputs that are not known yet go into the ledger's spare memory if they fit.
     reports : bool
-        Whether the parent wants to hear of each claim that is finished.
-    sums : Reference or None
-        Where the checksum of each chunk's output goes.
-    plan : bytes
-        Pickled :class:`Plan`.
-    function : bytes or None
-        Parcel of a :class:`Function` that is plain: it leaves nothing for its next call.
+        Whether the worker reports each claim that it has finished.
+    checksums : Reference or None
+        Array for the checksum of each chunk's output.
+    plan, function : bytes
+        The pickled plan, and the payload of the function.
+    stateless : bool
+        Whether the function can be reused for an equal payload.
     held : tuple of int
-        Keys of the parcel's segments, in its order; ~key for one that is private.
+        Keys of the payload's segments, in its order; ~key for a private one.
     """
 
+    run: int
+    generation: int
+    todo: tuple[int, ...] | None
+    tickets: str
+    origin: float
     workers: int
     chunks: int
     ledger: int
     arrays: tuple[Reference, ...]
     outputs: tuple[Reference, ...] | None
-    several: bool | None
-    scratch: bool
+    is_tuple: bool | None
+    small_outputs: bool
     reports: bool
-    sums: Reference | None
+    checksums: Reference | None
     plan: bytes
-    function: bytes | None
+    function: bytes
+    stateless: bool
     held: tuple[int, ...]
+
+
+class RunPlan(NamedTuple):
+    """Work on a generation; the body is a pickled :class:`Work`, the same for all workers."""
+
+    body: bytes
+    environment: Environment | None
+    segments: list[SegmentRecord]
+
+
+class UseOutputs(NamedTuple):
+    """Write to these outputs."""
+
+    run: int
+    outputs: tuple[Reference, ...]
+    is_tuple: bool
+    segments: list[SegmentRecord]
+
+
+class AbandonRun(NamedTuple):
+    """Stop waiting for outputs: the run is over."""
+
+    run: int
+
+
+class RunCall(NamedTuple):
+    """Make one submitted call."""
+
+    call: int
+    payload: bytes
+    held: tuple[int, ...]
+    environment: Environment | None
+    segments: list[SegmentRecord]
+
+
+class Initialize(NamedTuple):
+    """Call the pool's initializer."""
+
+    payload: bytes
+    held: tuple[int, ...]
+    segments: list[SegmentRecord]
+
+
+class SetTaskLimit(NamedTuple):
+    """Exit after so many chunks and calls."""
+
+    tasks: int
+
+
+class AddSegments(NamedTuple):
+    """Take segments ahead of the message that names them."""
+
+    segments: list[SegmentRecord]
+
+
+class ForgetSegment(NamedTuple):
+    """Drop a segment that is gone."""
+
+    key: int
+
+
+class ExitNow(NamedTuple):
+    """Exit: no more messages follow."""
+
+
+# Events of a worker
+
+
+class WorkerReady(NamedTuple):
+    """A worker has started; `magic` is the magic number of its bytecode."""
+
+    worker: int
+    magic: bytes = b""
+
+
+class OutputsNeeded(NamedTuple):
+    """A worker has a first result and waits for outputs; `announcement` says which."""
+
+    worker: int
+    run: int
+    announcement: Any
+
+
+class ChunkFailed(NamedTuple):
+    """The function raised on a chunk, or returned a result that does not fit.
+
+    Attributes
+    ----------
+    run, chunk : int
+        Numbers of the run and of the chunk.
+    error : BaseException
+        The exception, or a :class:`shmpar.plan.ResultError`.
+    shape : tuple of int or None
+        Shape of the block that the function got.
+    """
+
+    run: int
+    chunk: int
+    error: Any = None
+    shape: tuple[int, ...] | None = None
+
+
+class ClaimFinished(NamedTuple):
+    """A worker has computed the tickets ``first <= t < last``; each is done or failed."""
+
+    run: int
+    generation: int
+    first: int
+    last: int
+
+
+class ObjectsReturned(NamedTuple):
+    """Results of a run that returns objects, as (chunk, result)."""
+
+    run: int
+    values: Sequence[tuple[int, Any]]
+
+
+class CounterExhausted(NamedTuple):
+    """A worker found no tickets left in a generation, or exits and takes no more; it holds none.
+
+    Attributes
+    ----------
+    worker, run, generation : int
+        Numbers of the worker, of the run and of the generation.
+    claimed : int
+        Tickets of the generation that the worker has had; 0 if it does not say.
+    handed_out : int or None
+        Tickets that all workers had had when this one stopped the counter; None if it did not.
+    announcement : object or None
+        The outputs that the worker has put into the ledger's spare memory.
+    exiting : bool
+        Tickets may be left: the worker exits since it has had as many as it may.
+    """
+
+    worker: int
+    run: int
+    generation: int
+    claimed: int = 0
+    handed_out: int | None = None
+    announcement: Any = None
+    exiting: bool = False
+
+
+class WorkerExiting(NamedTuple):
+    """A worker has done as much as it may, and exits."""
+
+    worker: int
+
+
+class PlanRejected(NamedTuple):
+    """A run cannot go on: a worker cannot load it, or there is no memory for its outputs."""
+
+    run: int
+    error: Any = None
+
+
+class CallFinished(NamedTuple):
+    """A submitted call has returned or raised.
+
+    Attributes
+    ----------
+    call : int
+        Its number.
+    value : object
+        The value that it returned.
+    error : BaseException or None
+        The exception that it raised.
+    started : bool
+        False if the function was not called, since the initializer had failed.
+    """
+
+    call: int
+    value: Any = None
+    error: Any = None
+    started: bool = True
+
+
+class InitializerFailed(NamedTuple):
+    """The pool's initializer raised in a worker."""
+
+    error: Any
+
+
+class WorkerLost(NamedTuple):
+    """A worker is gone and has been reaped: its slot in the ledger does not change any more.
+
+    Attributes
+    ----------
+    worker : int
+        Its number; its successor has the same one.
+    exit : Exit or None
+        How it ended.
+    announced : bool
+        It exited by itself, holding nothing, as it had said.
+    killed_for : int or None
+        The run for which it was killed from here.
+    blamed : int or None
+        The chunk that it computed, of the run that is told.
+    unfinished : tuple of int
+        Chunks of that run that it held and had not begun.
+    at_startup : bool
+        It had no chunk of any run, and no call: it died while it started or loaded a plan.
+    """
+
+    worker: int
+    exit: Exit | None = None
+    announced: bool = False
+    killed_for: int | None = None
+    blamed: int | None = None
+    unfinished: tuple[int, ...] = ()
+    at_startup: bool = False
+
+
+Event = (
+    WorkerReady
+    | OutputsNeeded
+    | ChunkFailed
+    | ClaimFinished
+    | ObjectsReturned
+    | CounterExhausted
+    | WorkerExiting
+    | PlanRejected
+    | CallFinished
+    | InitializerFailed
+    | WorkerLost
+)

@@ -1,221 +1,241 @@
-"""Single calls that were submitted: which waits, which worker has which, and what came of them.
-
-Imports the engine's protocol, failures and plan.
+"""Futures of a pool, and the calls that were submitted.
 
 Guarantees
 ----------
-- A worker has one task at a time: none waits behind another that may be waiting for it.
-- A task whose worker died is run again, as often as it may be; any other outcome is final.
-- Futures are resolved by :meth:`Tasks.resolve` alone, under no lock of ours: their callbacks are
-  the user's.
+- The pool thread resolves a future, and runs no code of the user for it: callbacks run in threads
+  of their own, which may wait for the pool and for each other.
+- A cancelled future is never set again.
+- A worker has one call at a time: no call waits behind another that may be waiting for it.
+- A call whose worker died is made again, as often as it may be; any other outcome is final.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
+import queue
+import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
-from typing import Any, Protocol
+from concurrent.futures import Future
+from typing import Any
 
 from shmpar.engines.engine import Engine, Exit
+from shmpar.ipc.protocol import CallFinished, WorkerLost
 from shmpar.plan import Function
 from shmpar.runtime import failures
-
-__all__ = ["Drives", "Task", "Tasks"]
 
 _numbers = itertools.count()
 
 
-class Drives(Protocol):
-    """Who brings news of tasks."""
+class Latch:
+    """A one-shot event whose waiters may be interrupted at any instruction.
 
-    def drive_task(self, task: Task, timeout: float | None) -> None:
-        """Bring events until the task is done, or for so many seconds."""
-        ...
-
-    def poll(self) -> None:
-        """Bring the events that there are."""
-        ...
-
-    def attend(self, task: Task) -> None:
-        """Bring events in a thread until the task is done."""
-        ...
-
-
-class Task(Future[Any]):
-    """A call that was submitted; a :class:`concurrent.futures.Future`.
-
-    Whoever waits for its result brings the engine's events himself. A thread does so for those who
-    wait in any other way: with a callback, :func:`concurrent.futures.wait` or an event loop.
+    Why not `threading.Event`: it waits under a condition. A KeyboardInterrupt right after the
+    condition's lock was acquired leaves it locked, and the thread that sets it waits for ever.
+    Here each waiter has a lock of its own.
     """
 
-    def __init__(self, driver: Drives, call: Function, retries: int) -> None:
-        super().__init__()
-        self.number = next(_numbers)
-        self.call: Function | None = call
-        self.name = failures.name_of(call)
-        self.packed: Any = None
-        self.retries = retries
-        self.worker: int | None = None
-        self._driver: Drives | None = driver
-        self._waiters = _Waiters(self)
+    def __init__(self) -> None:
+        self.is_set = False
+        self._waiters: deque[threading.Lock] = deque()
 
-    def done(self) -> bool:
-        """Whether it is cancelled or finished."""
-        driver = self._driver
-        if driver is not None and not super().done():
-            driver.poll()
-        return super().done()
+    def set(self) -> None:
+        """Let all waiters go on."""
+        self.is_set = True
+        with contextlib.suppress(IndexError):
+            while True:
+                self._waiters.popleft().release()
 
-    def result(self, timeout: float | None = None) -> Any:
-        """What the function returned; raises what it raised."""
-        self._drive(timeout)
-        return super().result(timeout if self._driver is None else 0)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What the function raised; None if it did not."""
-        self._drive(timeout)
-        return super().exception(timeout if self._driver is None else 0)
-
-    def _drive(self, timeout: float | None) -> None:
-        driver = self._driver
-        if driver is not None and not super().done():
-            driver.drive_task(self, timeout)
-
-    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
-        """Have ``fn(self)`` called when it is done."""
-        super().add_done_callback(fn)
-        self.attend()
-
-    def attend(self) -> None:
-        """Have it brought to its end though nobody waits for its result."""
-        driver = self._driver
-        if driver is not None and not super().done():
-            driver.attend(self)
-
-    def release(self) -> None:
-        """What is over keeps neither its arguments nor its driver."""
-        self.call = self.packed = self._driver = None
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait at most `timeout` seconds; return whether it is set."""
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._waiters.append(waiter)
+        # Why the look at `is_set`: `set` may have emptied the waiters before the append.
+        if not self.is_set:
+            waiter.acquire(timeout=-1 if timeout is None else timeout)
+        with contextlib.suppress(ValueError):
+            self._waiters.remove(waiter)
+        return self.is_set
 
 
-class _Waiters(list[Any]):
-    """Where `concurrent.futures.wait` and `as_completed` put themselves."""
-
-    def __init__(self, task: Task) -> None:
-        super().__init__()
-        self._task = task
-
-    def append(self, waiter: Any) -> None:
-        """From now on somebody waits."""
-        super().append(waiter)
-        self._task.attend()
-
-
-class Tasks:
-    """The tasks of one driver."""
+class CallbackThreads:
+    """Threads that run callbacks of the user; one for each callback that has not returned."""
 
     def __init__(self) -> None:
-        self._queue: deque[Task] = deque()
-        self._running: dict[int, Task] = {}
-        self._barren = 0  # workers that died in a row and had nothing
-        self._over: deque[tuple[Task, Any, BaseException | None]] = deque()
+        self._tasks = queue.SimpleQueue[Callable[[], object] | None]()
+        self._idle = threading.Semaphore(0)
+        self._threads: set[threading.Thread] = set()
+
+    def run(self, task: Callable[[], object]) -> None:
+        """Run a task in an idle thread, or in a new one; only the pool thread calls this."""
+        self._tasks.put(task)
+        if not self._idle.acquire(blocking=False):
+            thread = threading.Thread(target=self._serve, name="shmpar-callback", daemon=True)
+            self._threads.add(thread)
+            thread.start()
+
+    def _serve(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            try:
+                task()
+            except BaseException:
+                # Why the futures' logger: it is where other executors report this.
+                logging.getLogger("concurrent.futures").exception("exception calling callback")
+            del task
+            self._idle.release()
+
+    def close(self) -> None:
+        """End the threads; wait for them unless this is one of them."""
+        threads, self._threads = self._threads, set()
+        for _ in threads:
+            self._tasks.put(None)
+        if threading.current_thread() not in threads:
+            for thread in threads:
+                thread.join()
+
+
+class PoolFuture(Future[Any]):
+    """A future whose callbacks the pool thread does not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pool_callbacks: deque[Callable[[Future[Any]], object]] = deque()
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Call ``fn(self)`` when the future is done: in another thread, or at once here."""
+        self._pool_callbacks.append(fn)
+        if super().done():
+            self.run_callbacks()
+
+    def run_callbacks(self) -> None:
+        """Run the callbacks that have not run yet."""
+        while self._pool_callbacks:
+            try:
+                callback = self._pool_callbacks.popleft()
+            except IndexError:  # another thread has taken it
+                return
+            try:
+                callback(self)
+            except BaseException:
+                logging.getLogger("concurrent.futures").exception(
+                    "exception calling callback for %r", self
+                )
+
+    def resolve(self, callbacks: CallbackThreads, value: Any, error: BaseException | None) -> None:
+        """Set the outcome, in the pool thread; a future that was cancelled stays so."""
+        if Future.running(self) or self.set_running_or_notify_cancel():
+            if error is None:
+                self.set_result(value)
+            else:
+                self.set_exception(error)
+        self.notify(callbacks)
+
+    def notify(self, callbacks: CallbackThreads) -> None:
+        """Have the callbacks run."""
+        if self._pool_callbacks:
+            callbacks.run(self.run_callbacks)
+
+
+class Call(PoolFuture):
+    """A call that was submitted; a :class:`concurrent.futures.Future`."""
+
+    def __init__(self, function: Function, prepared: Any, retries: int) -> None:
+        super().__init__()
+        self.number = next(_numbers)
+        self.name = failures.name_of(function)
+        self.prepared = prepared
+        self.retries = retries
+        self.worker: int | None = None
+
+    def cancel(self) -> bool:
+        """Cancel the call unless a worker has it; return whether it is cancelled."""
+        cancelled = super().cancel()
+        if cancelled:
+            self.run_callbacks()
+        return cancelled
+
+
+class Calls:
+    """The calls of one pool; only the pool thread uses it."""
+
+    def __init__(self, callbacks: CallbackThreads) -> None:
+        self._callbacks = callbacks
+        self._queue: deque[Call] = deque()
+        self._running: dict[int, Call] = {}
+        self._startup_failures = 0  # workers that died in a row without work
 
     def __bool__(self) -> bool:
         return bool(self._queue or self._running)
 
-    def pending(self) -> list[Task]:
-        """All that are not over."""
-        return [*self._running.values(), *self._queue]
+    def add(self, call: Call) -> None:
+        """Queue a call."""
+        self._queue.append(call)
 
-    def add(self, task: Task, engine: Engine) -> None:
-        """Take a task.
-
-        Raises
-        ------
-        PlanError
-            If the function or an argument does not travel.
-        """
-        if task.call is not None:
-            task.packed = engine.prepare(task.call)
-            task.call = None  # what the user drops is dropped, once it has been packed
-        self._queue.append(task)
-
-    def give(self, engine: Engine) -> None:
-        """Give tasks to workers, as long as both are there."""
-        while self._queue and (worker := engine.free()) is not None:
-            task = self._queue.popleft()
-            # One that is run again is running already.
-            if task.worker is None and not task.set_running_or_notify_cancel():
-                task.release()
+    def assign(self, engine: Engine) -> None:
+        """Give calls to workers, while there are both."""
+        while self._queue and (worker := engine.free_worker()) is not None:
+            call = self._queue.popleft()
+            # Why only the first time: a call that is made again is running already.
+            if call.worker is None and not call.set_running_or_notify_cancel():
+                call.prepared = None
                 continue
-            task.worker = worker
-            self._running[task.number] = task
+            call.worker = worker
+            self._running[call.number] = call
             try:
-                engine.call(worker, task.number, task.packed)
-            except Exception as error:  # noqa: BLE001 - a segment was closed: that task's fault
-                self.returned(task.number, None, error)
+                engine.call(worker, call.number, call.prepared)
+            except Exception as error:  # noqa: BLE001 - a segment was closed: that call's fault
+                self.finished(CallFinished(call.number, error=error))
 
-    def returned(self, number: int, value: Any, error: BaseException | None) -> None:
-        """A worker is through with a task."""
-        task = self._running.pop(number, None)
-        self._barren = 0
-        if task is not None:
-            self._over.append((task, value, error))
+    def finished(self, event: CallFinished) -> None:
+        """Resolve a call."""
+        self._startup_failures = 0
+        call = self._running.pop(event.call, None)
+        if call is not None:
+            self._resolve(call, event.value, event.error)
 
-    def lost(self, worker: int, end: Exit, *, innocent: bool) -> bool:
-        """A worker is gone; `innocent` says that its death was another's fault.
+    def _resolve(self, call: Call, value: Any, error: BaseException | None) -> None:
+        call.prepared = None  # Why: a call that is over keeps no arguments.
+        call.resolve(self._callbacks, value, error)
 
-        Returns
-        -------
-        bool
-            Whether it had a task.
+    def worker_lost(self, event: WorkerLost, *, innocent: bool) -> bool:
+        """Queue the calls of a lost worker again; return whether it had one.
+
+        It is `innocent` if it died for the sake or the fault of a run.
         """
-        had = False
-        for number in [n for n, task in self._running.items() if task.worker == worker]:
-            task, had = self._running.pop(number), True
-            if innocent or task.retries > 0:
-                task.retries -= not innocent
-                self._queue.appendleft(task)
+        exit_, had = event.exit or Exit(None), False
+        for number in [n for n, call in self._running.items() if call.worker == event.worker]:
+            call, had = self._running.pop(number), True
+            if innocent or call.retries > 0:
+                call.retries -= not innocent
+                self._queue.appendleft(call)
             else:
-                self._over.append((task, None, failures.task_death(task.name, end)))
-        self._barren = 0 if had or innocent else self._barren + 1
+                self._resolve(call, None, failures.task_death(call.name, exit_))
+        self._startup_failures = 0 if had or innocent else self._startup_failures + 1
         return had
 
-    def give_up(self, patience: int, end: Exit) -> None:
-        """Workers die and have nothing: after so many in a row, no task has a chance."""
-        if self._barren > patience:
-            for task in self._queue:
-                self._over.append((task, None, failures.task_death(task.name, end)))
-            self._queue.clear()
+    def give_up(self, max_startup_failures: int, exit_: Exit) -> None:
+        """Fail all calls if too many workers in a row have died without work."""
+        if self._startup_failures > max_startup_failures:
+            while self._queue:
+                call = self._queue.popleft()
+                self._resolve(call, None, failures.task_death(call.name, exit_))
 
     def cancel_waiting(self) -> None:
-        """Cancel what no worker has had."""
-        for task in [task for task in self._queue if task.worker is None]:
-            self._queue.remove(task)
-            self._over.append((task, None, CancelledError()))
+        """Cancel the calls that no worker has had."""
+        for call in [call for call in self._queue if call.worker is None]:
+            self._queue.remove(call)
+            call.prepared = None
+            Future.cancel(call)
+            call.set_running_or_notify_cancel()
+            call.notify(self._callbacks)
 
     def abort(self, error: BaseException) -> None:
-        """The engine is gone, and all its workers."""
-        for task in self.pending():
-            self._over.append((task, None, error))
+        """Fail all calls: the engine is gone."""
+        calls = [*self._running.values(), *self._queue]
         self._queue.clear()
         self._running.clear()
-
-    def resolve(self) -> bool:
-        """Tell whoever waits, not under a lock; return whether there was somebody to tell."""
-        told = False
-        while self._over:
-            try:
-                task, value, error = self._over.popleft()
-            except IndexError:  # another thread was quicker
-                return told
-            told = True
-            task.release()
-            if isinstance(error, CancelledError) and task.cancel():
-                task.set_running_or_notify_cancel()
-            elif error is None:
-                task.set_result(value)
-            else:
-                task.set_exception(error)
-        return told
+        for call in calls:
+            self._resolve(call, None, error)

@@ -68,7 +68,7 @@ from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
 from shmpar.plan import Announcement, Function, InBlocks, Output, Plan
 from shmpar.runtime.failures import levels_to_user
-from shmpar.runtime.interrupts import allowed
+
 from shmpar.runtime.outputs import NpyFile, Outputs
 from shmpar.verbs.outputs import Targets, check_shape
 from shmpar.worker.verify import checksum, crc
@@ -379,7 +379,7 @@ class LedgerFile:
         -----
         Cost: a pass over what is done, at 3 GB/s.
         """
-        with allowed():
+        if True:
             lost = [
                 chunk
                 for chunk in np.flatnonzero(self.sums).tolist()
@@ -444,7 +444,7 @@ def _lock(fd: int, path: str) -> None:
                 f"ledger={path!r} is in use by another run, here or in another process; wait for "
                 "it, or pass another ledger="
             )
-        with allowed():
+        if True:
             time.sleep(0.01)
 
 

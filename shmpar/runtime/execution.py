@@ -1,39 +1,18 @@
-"""What the user wants of a run besides its result.
+"""State and control of one run.
 
-Imports nothing of the package.
-
-What a run's report is made of, kept from its begin to its end and after.
-
-Imports ledger, plan, segment and worker.
-
-Guarantees
-----------
-What is kept after the end is a copy of the ledger, 11 bytes a chunk, and a few numbers an array;
-no array, no function, no segment.
-
-Which chunks of a run are done, as it becomes known, for whoever follows it.
-
-Imports nothing of the package.
-
-What a run comes to: its outputs delivered, and its result or its error.
-
-Imports errors, failures, outputs, plan and policy.
-
-Guarantees
-----------
-It follows from the ledger and the recorded errors alone, not from the order in which workers
-finished.
-
-The conductor of one run: takes an engine's events to the scheduler, and does what it says.
-
-Imports the scheduler, the engine's protocol, failures, outcome, outputs, policy and scratch.
+Threads
+-------
+:meth:`Execution.prepare` runs in the thread that made the call. After it the pool thread alone
+changes the state; other threads read progress for display. The serial engine runs both in the
+caller's thread.
 
 Guarantees
 ----------
 - A run is over only when no worker writes to its outputs any more, and then at once.
 - Its outcome follows from the ledger and the recorded errors alone, not from the order in which
   workers finished.
-- Everything here is called under the driver's lock.
+- The statistics of a finished run hold a copy of its ledger and a few numbers per array: no
+  array, no function, no segment.
 """
 
 from __future__ import annotations
@@ -47,24 +26,60 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from shmpar.engines.engine import TICK_SECONDS, Engine, Execution, Exit, Generation, patience
+from shmpar.engines.engine import ActivePlan, Engine, Exit, Generation
 from shmpar.errors import ShmparError
 from shmpar.ipc.ledger import DONE, FAILED, PENDING, SAID, Held, Ledger
+from shmpar.ipc.protocol import (
+    ChunkFailed,
+    ClaimFinished,
+    CounterExhausted,
+    Event,
+    ObjectsReturned,
+    PlanRejected,
+    WorkerLost,
+    WorkerReady,
+)
 from shmpar.memory.allocate import SMALL, check_room
 from shmpar.memory.locate import kind_of
-from shmpar.plan import Announcement, Failure, Function, Plan
-from shmpar.runtime import failures, scheduler
-from shmpar.runtime.interrupts import allowed
+from shmpar.plan import Announcement, Function, Plan
+from shmpar.runtime import failures
 from shmpar.runtime.outputs import Outputs, Scratch
-from shmpar.runtime.scheduler import Scheduler
+from shmpar.runtime.scheduler import (
+    Assign,
+    ChunkTimedOut,
+    Command,
+    CountersStopped,
+    Fail,
+    Finish,
+    GiveUp,
+    GraceExpired,
+    Kill,
+    Open,
+    Reconcile,
+    Reconciled,
+    Replace,
+    RunCancelled,
+    Scheduler,
+    SchedulerEvent,
+    Stop,
+)
 from shmpar.worker.compute import ApplyAlongAxis
 from shmpar.worker.verify import Verification
 
-__all__ = ["Account", "Attempt", "Conductor", "News", "Observer", "Policy", "conclude"]
+Array = np.ndarray[Any, Any]
+_numbers = itertools.count()
+
+
+def max_startup_failures(workers: int) -> int:
+    """Return how many workers in a row may die before they have work.
+
+    That is each of them and a successor, and two more: beyond, the cause is not chance.
+    """
+    return 2 * workers + 2
 
 
 class Policy(NamedTuple):
-    """What becomes of a run when something goes wrong.
+    """The user's choices for the failures of a run.
 
     Attributes
     ----------
@@ -91,34 +106,31 @@ class Policy(NamedTuple):
 
 
 class Observer(Protocol):
-    """Is told how far a run is."""
+    """An object that shows the progress of a run."""
 
     def update(self, done: int, total: int) -> None:
-        """Take the chunks that are settled, and all of them."""
+        """Show how many chunks are settled, of all."""
         ...
 
     def close(self) -> None:
-        """The run is over."""
+        """End: the run is over."""
         ...
 
 
-Array = np.ndarray[Any, Any]
-
-
 class Attempt(NamedTuple):
-    """An attempt that ended with its worker, or one that has not ended yet.
+    """A claim that ended with its worker, or one that has not ended yet.
 
     Attributes
     ----------
     worker : int
-        Whose.
+        Number of the worker.
     chunk : int or None
-        The chunk that it ended in; None if none is to blame.
+        The chunk that it died in; None if none is to blame.
     begin, end : float
-        From when the worker had its claim, or in a run with ``task_timeout`` its chunk, until its
-        end was noticed: seconds after the run's begin.
+        Seconds after the run's begin: from the begin of the claim, or in a run with
+        ``task_timeout`` of the chunk, until the death was noticed.
     died : bool
-        Whether it has ended.
+        Whether the claim has ended.
     """
 
     worker: int
@@ -128,23 +140,53 @@ class Attempt(NamedTuple):
     died: bool = True
 
 
-class Account:
-    """The numbers of one run.
+class CompletionStream:
+    """Thread-safe stream of completed chunk numbers."""
+
+    def __init__(self) -> None:
+        self._chunks: list[int] = []
+        self._complete = False
+        self._changed = threading.Condition()
+
+    def add(self, chunks: Iterable[int], *, last: bool = False) -> None:
+        """Add chunks; `last` ends the stream."""
+        # Lock: held for a few instructions, by the pool thread and by iterators; no user code.
+        with self._changed:
+            self._chunks.extend(chunks)
+            self._complete = self._complete or last
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the chunks as they are completed, in the order of their completion."""
+        given = 0
+        while new := self._after(given):
+            given += len(new)
+            yield from new
+
+    def _after(self, position: int) -> list[int]:
+        """Wait for chunks behind a position, or for the end; return them."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._chunks) > position or self._complete)
+            return self._chunks[position:]
+
+
+class Statistics:
+    """The numbers of one run, for its report.
 
     Attributes
     ----------
     name : str
-        What the user's function is called; empty if it has no name.
+        Name of the user's function; empty if it has none.
     began : float
         When the run was made, by :func:`time.perf_counter`.
     opened : float or None
-        When all that its workers need was ready.
+        When its workers could begin.
     cold : bool
         Whether no worker was up then.
     seconds : float or None
         How long it took, once it is over.
     attempts : list of Attempt
-        Those that ended with their worker.
+        Claims that ended with their worker.
     """
 
     def __init__(self, function: Function) -> None:
@@ -154,56 +196,45 @@ class Account:
         self.cold = False
         self.seconds: float | None = None
         self.attempts: list[Attempt] = []
-        self._kept: tuple[bytes, int, int] | None = None
+        self._ledger: tuple[bytes, int, int] | None = None
         self._arrays: tuple[list[tuple[str, int]], list[tuple[str, int]]] | None = None
 
-    def begin(self, ready: int) -> None:
-        """All is ready, and so many workers are."""
-        self.opened = time.perf_counter()
-        self.cold = not ready
-
-    def lose(self, worker: int, chunk: int | None, held: Held | None) -> None:
-        """A worker is gone that held this."""
+    def add_lost(self, worker: int, chunk: int | None, held: Held | None) -> None:
+        """Note a lost worker, and its claim."""
         if held is not None:
             begin, end = held.since * 1e-9 - self.began, time.monotonic() - self.began
             self.attempts.append(Attempt(worker, chunk, max(0.0, begin), end))
 
-    def end(self) -> None:
-        """The run is over."""
-        self.seconds = time.perf_counter() - self.began
-
     def keep(self, ledger: Ledger) -> None:
-        """Keep what a ledger says that is about to be another run's."""
-        self._kept = ledger.copy(), ledger.workers, ledger.chunks
+        """Copy a ledger that is about to be another run's."""
+        self._ledger = ledger.copy(), ledger.workers, ledger.chunks
 
     def keep_arrays(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        """Keep where the arrays are and how large, but not them."""
-        self._arrays = _described(inputs), _described(outputs)
+        """Note where the arrays lie and their bytes, without keeping them."""
+        self._arrays = self._described(inputs), self._described(outputs)
 
     def ledger(self, current: Ledger | None) -> Ledger | None:
-        """A copy of the ledger: that of the end, or of now."""
+        """Return a copy of the ledger: of now, or of the end."""
         if current is not None:
             return Ledger(current.copy(), workers=current.workers, chunks=current.chunks)
-        if self._kept is None:
+        if self._ledger is None:
             return None
-        copy, workers, chunks = self._kept
+        copy, workers, chunks = self._ledger
         return Ledger(copy, workers=workers, chunks=chunks)
 
     def arrays(
         self, inputs: Sequence[Array], outputs: Sequence[Array]
     ) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-        """Where each input and output is, and its bytes: at the end, or of these now."""
-        if self._arrays is not None:
-            return self._arrays
-        return _described(inputs), _described(outputs)
+        """Return the place and bytes of each input and output: of the end, or of these now."""
+        return self._arrays or (self._described(inputs), self._described(outputs))
 
-
-def _described(arrays: Sequence[Array]) -> list[tuple[str, int]]:
-    return [(kind_of(array), array.nbytes) for array in arrays]
+    @staticmethod
+    def _described(arrays: Sequence[Array]) -> list[tuple[str, int]]:
+        return [(kind_of(array), array.nbytes) for array in arrays]
 
 
 def _name(call: Any) -> str:
-    """The name of a function, as text whatever it is."""
+    """Return the name of a function, as text whatever it is."""
     try:
         if type(call) is ApplyAlongAxis:
             call = call.func1d
@@ -212,119 +243,42 @@ def _name(call: Any) -> str:
         return ""
 
 
-class News:
-    """Which chunks of a run are done.
-
-    Attributes
-    ----------
-    chunks : list of int
-        Their numbers, in the order in which they were heard of.
-    complete : bool
-        Whether no more will come.
-    """
-
-    def __init__(self) -> None:
-        self.chunks: list[int] = []
-        self.complete = False
-        self._changed = threading.Condition()
-
-    def add(self, chunks: Iterable[int], *, last: bool = False) -> None:
-        """Tell of chunks."""
-        with self._changed:
-            self.chunks.extend(chunks)
-            self.complete = self.complete or last
-            self._changed.notify_all()
-
-    def __iter__(self) -> Iterator[int]:
-        """The chunks, each as soon as it is heard of; ends when no more will come."""
-        given = 0
-        while fresh := self._after(given):
-            given += len(fresh)
-            yield from fresh
-
-    def _after(self, position: int) -> list[int]:
-        """The chunks from a place on; waits until there is one, or there will be none."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self.chunks) > position or self.complete)
-            return self.chunks[position:]
-
-
-class Ended(Protocol):
-    """A run whose last writer is idle; the attributes are the conductor's."""
-
-    plan: Plan
-    policy: Policy
-    outputs: Outputs
-    errors: dict[int, ShmparError]
-    fatal: BaseException | None
-    cancelled: bool
-
-    @property
-    def failed(self) -> list[ShmparError]:
-        """What went wrong, in the order of the chunks."""
-        ...
-
-
-def conclude(run: Ended, done: list[int] | None) -> Any:
-    """Deliver the outputs; give the result, or the exception that is raised for it.
-
-    Parameters
-    ----------
-    done : list of int or None
-        The chunks that are done; None: all of them.
-    """
-    errors, outputs, plan = run.failed, run.outputs, run.plan
-    filled = run.policy.on_error == "fill" and run.fatal is None and not run.cancelled
-    if filled and errors and outputs.arrays is not None:
-        outputs.fill([plan.window(chunk) for chunk in run.errors])
-        outputs.deliver(None)
-        failures.warn_filled(errors)
-        return outputs.result()
-    outputs.deliver(None if done is None else [plan.window(chunk) for chunk in done])
-    if run.fatal is not None:
-        return run.fatal
-    if errors:
-        if run.policy.on_error == "raise":
-            return errors[0]
-        return ExceptionGroup(f"{len(errors)} chunks of {plan.verb} failed", errors)
-    return outputs.result()
-
-
-_numbers = itertools.count()
-
-
-class Conductor:
-    """What is known and done about one run, from its first event to its outcome.
+class Execution:
+    """State and control of one run.
 
     Parameters
     ----------
     todo : tuple of int, optional
-        Chunks that are to be computed, if an earlier run has done the others.
+        Chunks to compute, if an earlier run has done the others.
 
     Attributes
     ----------
-    news : News
-        Which chunks are done.
     number : int
         Unique in this interpreter.
     plan, policy, outputs
-        What to do, how, and into what.
+        The work, the choices for failures, and the results.
     run : object or None
-        What errors name as their run; None once it has been told of the outcome.
-    observer : Observer or None
-        Is told of progress.
+        The run that errors name; None once it has been told of the outcome.
+    stream : CompletionStream
+        Chunks that are done.
     errors : dict of int to ShmparError
-        What went wrong, by chunk.
+        Failures, by chunk.
+    fatal : BaseException or None
+        The error that ended the run as a whole.
     deaths : int
-        Workers that ended while they had a chunk.
+        Workers that died while they had a chunk.
     cancelled : bool
-        The user wants no more of it.
+        The user cancelled it.
     over : bool
         No worker writes any more; `outcome` is there.
     outcome : object
         The result, or the exception that is raised for it.
-    account : Account
-        What its report is made of.
+    filled : list of ShmparError
+        Failures whose windows were filled; the caller is warned of them.
+    deadline : float or None
+        When the workers of a cancelled run are killed, by the monotonic clock.
+    statistics : Statistics
+        Numbers for its report.
     unfinished : tuple of int
         Chunks that are not done, once it is over.
     """
@@ -333,6 +287,7 @@ class Conductor:
     cancelled = False
     over = False
     outcome: Any = None
+    deadline: float | None = None
 
     def __init__(
         self,
@@ -345,345 +300,366 @@ class Conductor:
     ) -> None:
         self.number = next(_numbers)
         self.plan = plan
-        self.news = News()
-        self._todo = todo
         self.policy = policy
         self.outputs = outputs
         self.run: Any = None
-        self.observer: Observer | None = None
+        self.stream = CompletionStream()
         self.errors: dict[int, ShmparError] = {}
         self.fatal: BaseException | None = None
-        self.account = Account(function)
+        self.filled: list[ShmparError] = []
+        self.statistics = Statistics(function)
         self.unfinished: tuple[int, ...] = ()
         self.engine: Engine | None = None
+        self._todo = todo
         self._function: Function | None = function
         self._arrays = arrays
-        self._execution: Execution | None = None
+        self._prepared: Any = None
+        self._attended = False
+        self._active: ActivePlan | None = None
         self._scheduler = Scheduler(
             retries=policy.retries,
             fail_fast=policy.on_error == "raise",
             chunks=plan.chunks,
             in_place=policy.in_place,
         )
-        self._pending: deque[scheduler.Event] = deque()
+        self._events: deque[SchedulerEvent] = deque()
         self._scratch = Scratch()
         self._verification: Verification | None = None
-        self._allocating = threading.Lock()
-        self._end = Exit(None)
-        self._told, self._settled = 0.0, 0
+        self._exit = Exit(None)
+        self._settled = 0
 
     @property
     def running(self) -> bool:
         """Whether it has begun and is not over."""
-        return self._execution is not None
+        return self._active is not None
 
     @property
     def settled(self) -> int:
         """Chunks that are done or failed."""
-        execution = self._execution
-        return self._settled if execution is None else execution.ledger.settled
+        active = self._active
+        return self._settled if active is None else active.ledger.settled
 
     @property
     def failed(self) -> list[ShmparError]:
-        """What went wrong, in the order of the chunks."""
+        """The failures, in chunk order."""
         return [error for _, error in sorted(self.errors.items())]
 
     @property
     def ledger(self) -> Ledger | None:
-        """A copy of what is known of each chunk; None before it has begun."""
-        return self.account.ledger(None if self._execution is None else self._execution.ledger)
+        """A copy of the ledger; None before the run has begun."""
+        active = self._active
+        return self.statistics.ledger(None if active is None else active.ledger)
 
     def arrays(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-        """Where each input and output lies, and its bytes."""
-        return self.account.arrays(self._arrays, self.outputs.arrays or ())
+        """Return the place and bytes of each input and output."""
+        return self.statistics.arrays(self._arrays, self.outputs.arrays or ())
 
-    def begin(self, engine: Engine, *, attended: bool) -> None:
-        """Start on an engine.
+    # The caller's thread
+
+    def prepare(self, engine: Engine, *, attended: bool) -> None:
+        """Allocate the outputs that are known, and make the run ready to be sent.
 
         Parameters
         ----------
         attended : bool
-            Somebody waits for its end; nobody looks at its output before.
+            The caller waits for the end, and does not look at the output before.
 
         Raises
         ------
-        PlanError
-            If the function does not travel; nothing was started.
+        PlanError, SegmentFull
+            If the function cannot be pickled, or there is no room.
         """
         if self._function is None:
             raise RuntimeError("this run is over")
-        self.engine = engine
+        self.engine, self._attended = engine, attended
         self._allocate_known(engine)
-        sums = None if self.outputs.ledger is None else self.outputs.ledger.sums
         if self.plan.check:
-            verification = Verification(self.plan, self._arrays, self._todo, sums)
-            self._verification, sums = verification, verification.sums
-            verification.watch(self.outputs.arrays or ())
-        self._execution = execution = Execution(
-            number=self.number,
-            plan=self.plan,
-            function=self._function,
-            arrays=self._arrays,
-            ledger=engine.ledger(self.plan.chunks),
-            origin=self.account.began,
-            allocate=self._allocate,
-            outputs=self.outputs.arrays,
-            several=self.outputs.several,
-            sums=sums,
-        )
-        if self._todo is not None:
-            execution.ledger.status[:] = DONE
-            execution.ledger.status[list(self._todo)] = PENDING
-        execution.reports = not attended and not self.plan.collects
-        may_wait = attended and self.plan.fail_fast and execution.sums is None
-        execution.scratch = may_wait and engine.slab is not None and execution.outputs is None
-        try:
-            ready = engine.open(execution)
-        except BaseException:
-            self._execution = None
-            engine.close(execution)
-            raise
-        self.account.begin(len(ready))
-        self._scheduler.patience = patience(engine.workers)
-        for command in self._scheduler.start(ready, self._todo):
-            self._do(command)
-        self._settle()
+            ledger_file = self.outputs.ledger
+            sums = None if ledger_file is None else ledger_file.sums
+            self._verification = Verification(self.plan, self._arrays, self._todo, sums)
+            self._verification.watch(self.outputs.arrays or ())
+        self._prepared = engine.prepare(self.plan, self._function, self._arrays)
 
     def _allocate_known(self, engine: Engine) -> None:
-        """Make the outputs that are known, if there is room for them and copies of the inputs."""
         outputs = self.outputs
         made = outputs.needs()
         if sum([array.nbytes for array in self._arrays]) + sum(made) > SMALL:
             needs = [("an output", size) for size in made]
-            needs += [("a copy of an input", size) for size in engine.copied(self._arrays)]
+            needs += [("a copy of an input", size) for size in engine.bytes_to_copy(self._arrays)]
             if sum([size for _, size in needs]) > SMALL:
                 check_room(self.plan.verb, needs)
         if outputs.known is not None and outputs.arrays is None:
             outputs.allocate(outputs.known)
 
+    # The pool thread
+
+    def start(self, engine: Engine) -> None:
+        """Begin on an engine."""
+        self.engine, plan = engine, self.plan
+        function = self._function
+        if function is None:
+            raise RuntimeError("this run is over")
+        verification, file = self._verification, self.outputs.ledger
+        active = ActivePlan(
+            number=self.number,
+            plan=plan,
+            function=function,
+            arrays=self._arrays,
+            prepared=self._prepared,
+            ledger=engine.ledger(plan.chunks),
+            origin=self.statistics.began,
+            allocate=self._allocate,
+            outputs=self.outputs.arrays,
+            is_tuple=self.outputs.several,
+            checksums=verification.sums if verification else file.sums if file else None,
+            reports=not self._attended and not plan.collects,
+        )
+        self._active, self._prepared = active, None
+        if self._todo is not None:
+            active.ledger.status[:] = DONE
+            active.ledger.status[list(self._todo)] = PENDING
+        # Why: while the outputs are in spare memory, no other thread can look at them.
+        waits = self._attended and plan.fail_fast and active.checksums is None
+        active.small_outputs = waits and engine.slab is not None and active.outputs is None
+        ready = engine.open(active)
+        self.statistics.opened = time.perf_counter()
+        self.statistics.cold = not ready
+        self._scheduler.max_startup_failures = max_startup_failures(engine.workers)
+        for command in self._scheduler.start(ready, self._todo):
+            self._do(command)
+        self._settle()
+
     def _allocate(self, announcement: Announcement) -> None:
-        with self._allocating:  # two threads may have their first result at once
-            execution = self._alive
-            if execution.outputs is None:
-                outputs = self.outputs.allocate(announcement)
-                if self._verification is not None:
-                    self._verification.watch(outputs)
-                execution.several = announcement.several
-                execution.outputs = outputs
+        active = self._alive
+        outputs = self.outputs.allocate(announcement)
+        if self._verification is not None:
+            self._verification.watch(outputs)
+        active.is_tuple = announcement.several
+        active.outputs = outputs
 
     @property
-    def _alive(self) -> Execution:
-        if self._execution is None:
+    def _alive(self) -> ActivePlan:
+        if self._active is None:
             raise RuntimeError("this run is not being executed")
-        return self._execution
+        return self._active
 
-    def feed(self, event: scheduler.Event) -> None:
-        """Take an event to the scheduler and do what it says."""
-        self._pending.append(event)
+    def handle(self, event: Event) -> None:
+        """Take an event of this run, or of a worker."""
+        match event:
+            case CounterExhausted():
+                if event.announcement is not None:
+                    self._announced(event.announcement)
+                self._feed(event)
+            case ClaimFinished():
+                self._claim_finished(event)
+            case ChunkFailed():
+                self._chunk_failed(event)
+            case PlanRejected():
+                self.fatal = self.fatal or event.error
+                self._feed(event)
+            case ObjectsReturned():
+                for chunk, value in event.values:
+                    (self.outputs.arrays or [])[0][self.plan.window(chunk)] = value
+            case WorkerReady():
+                self._feed(event)
+
+    def _feed(self, event: SchedulerEvent) -> None:
+        """Give an event to the scheduler, and do as it says."""
+        self._events.append(event)
         self._settle()
 
     def _settle(self) -> None:
-        while self._pending and not self.over:
-            for command in self._scheduler.handle(self._pending.popleft()):
+        while self._events and not self.over:
+            for command in self._scheduler.handle(self._events.popleft()):
                 self._do(command)
 
-    def chunk_failed(self, failure: Failure) -> None:
-        """The function failed on a chunk."""
-        if failure.chunk not in self.errors:
-            self.errors[failure.chunk] = failures.chunk_error(self.plan, failure, self.run)
-            self.feed(scheduler.ChunkFailed(failure.chunk))
-
-    def finished(self, generation: int, first: int, last: int) -> None:
-        """A worker is through with these tickets."""
-        execution = self._alive
-        chunk, status = execution.generations[generation].chunk, execution.ledger.status
-        chunks = map(chunk, range(first, last))
-        self.news.add([number for number in chunks if status[number] == DONE])
-
-    def said(self, announcement: Announcement) -> None:
-        """A worker has put outputs that are such into the scratch."""
+    def _announced(self, announcement: Announcement) -> None:
         failure = self._scratch.hear(announcement)
         if failure is not None:
-            self.chunk_failed(failure)
+            self._chunk_failed(ChunkFailed(self.number, failure.chunk, failure.error))
 
-    def rejected(self, error: BaseException) -> None:
-        """A worker cannot go on with this run."""
-        self.fatal = self.fatal or error
-        self.feed(scheduler.Refused())
+    def _chunk_failed(self, event: ChunkFailed) -> None:
+        if event.chunk not in self.errors:
+            self.errors[event.chunk] = failures.chunk_error(self.plan, event, self.run)
+            self._feed(event)
 
-    def collected(self, values: Sequence[tuple[int, Any]]) -> None:
-        """Results that are objects have arrived."""
-        for chunk, value in values:
-            (self.outputs.arrays or [])[0][self.plan.window(chunk)] = value
+    def _claim_finished(self, event: ClaimFinished) -> None:
+        active = self._alive
+        chunk, status = active.generations[event.generation].chunk, active.ledger.status
+        chunks = map(chunk, range(event.first, event.last))
+        self.stream.add([number for number in chunks if status[number] == DONE])
 
-    def worker_lost(self, worker: int, end: Exit, *, barren: bool, innocent: bool) -> None:
-        """A worker is gone, and has been reaped: its slot will not change any more.
-
-        It is `barren` if it had nothing, `innocent` if it was killed for another run's sake.
-        """
-        execution = self._alive
-        self._end = end
-        blamed, unfinished = execution.taken_by(
-            worker, self.errors, innocent=innocent and not self.policy.in_place
+    def worker_lost(self, event: WorkerLost) -> None:
+        """Take the loss of a worker, which has been reaped: its slot does not change any more."""
+        active, worker = self._alive, event.worker
+        self._exit = event.exit or self._exit
+        for_another = event.killed_for not in {None, self.number}
+        blamed, unfinished = active.settle_lost(
+            worker, self.errors, innocent=for_another and not self.policy.in_place
         )
         self.deaths += blamed is not None
-        self.account.lose(worker, blamed, execution.ledger.held(worker))
-        self._scratch.lost(execution.ledger.slot(worker)[SAID])
-        execution.ledger.empty(worker)
+        self.statistics.add_lost(worker, blamed, active.ledger.held(worker))
+        self._scratch.lost(active.ledger.slot(worker)[SAID])
+        active.ledger.empty(worker)
         if self._verification is not None:
             self._verification.again(unfinished if blamed is None else (blamed,))
-        self.feed(scheduler.Died(worker, blamed, unfinished, barren))
+        self._feed(event._replace(blamed=blamed, unfinished=unfinished))
 
     def holds(self, worker: int) -> bool:
         """Whether the worker has a chunk of this run."""
         return self._alive.ledger.held(worker) is not None
 
-    def tick(self, now: float) -> None:
-        """Tell the observer, ten times a second, and look for chunks that take too long."""
-        if now - self._told >= TICK_SECONDS:
-            self._told = now
-            self._tell_observer()
-        if self.policy.task_timeout is not None:
-            self._check_overdue(self.policy.task_timeout)
+    def check_deadlines(self, now: float) -> None:
+        """Kill the workers of chunks that take too long, and those left after the grace."""
+        limit = self.policy.task_timeout
+        if limit is not None:
+            for worker, chunk in self._alive.begun_before(int((now - limit) * 1e9)):
+                self._feed(ChunkTimedOut(worker, chunk))
+        if self.deadline is not None and now >= self.deadline and not self.over:
+            self.deadline = None
+            self._feed(GraceExpired())
 
-    def _tell_observer(self) -> None:
-        if self.observer is None:
+    def cancel(self, deadline: float | None = None) -> None:
+        """Hand out no more tickets; kill the workers of chunks in progress at a deadline."""
+        if self.over:
             return
-        try:
-            with allowed():  # the user's code may take long
-                self.observer.update(self.settled, self.plan.chunks)
-        except Exception as error:  # noqa: BLE001 - the user's code; the run ends with its error
-            self.observer = None
+        self.cancelled = True
+        if self._active is None:  # it has not begun
+            self.over = True
+            self.stream.add((), last=True)
+            self.unlock()
+            return
+        if deadline is not None:
+            self.deadline = deadline if self.deadline is None else min(deadline, self.deadline)
+        self._feed(RunCancelled())
+
+    def fail(self, error: BaseException) -> None:
+        """End the run with an error, for instance of the user's progress callback."""
+        if not self.over:
             self.fatal = self.fatal or error
-            self._pending.append(scheduler.Cancelled())
-            self._settle()
+            self._feed(RunCancelled())
 
-    def close_observer(self) -> None:
-        """Close the bar, if there is one."""
-        observer, self.observer = self.observer, None
-        if observer is not None:
-            observer.close()
-
-    def _check_overdue(self, limit: float) -> None:
-        for worker, chunk in self._alive.begun_before(time.monotonic_ns() - int(limit * 1e9)):
-            self.feed(scheduler.TimedOut(worker, chunk))
-
-    # What the scheduler wants done
-
-    def _do(self, command: scheduler.Command) -> None:  # noqa: C901 - one case a command
-        execution, engine = self._alive, self.engine
+    def _do(self, command: Command) -> None:  # noqa: C901 - one case per command
+        active, engine = self._alive, self.engine
         if engine is None:
             raise RuntimeError("this run has no engine")
-        match command:  # what there is in every run comes first
-            case scheduler.Assign(worker, number):
-                engine.assign(worker, execution, execution.generations[number])
-            case scheduler.Open(number, todo):
-                execution.generations.append(Generation(number, todo, engine.tickets()))
-            case scheduler.Finish():
-                self._finish(engine, execution)
-            case scheduler.Stop():
-                self._stop(engine, execution)
-            case scheduler.Kill(worker):
+        match command:
+            case Assign(worker, number):
+                engine.assign(worker, active, active.generations[number])
+            case Open(number, todo):
+                active.generations.append(Generation(number, todo, engine.tickets()))
+            case Finish():
+                self._finish(engine, active)
+            case Stop():
+                handed_out = [one.tickets.stop(self.plan.chunks) for one in active.generations]
+                self._events.append(CountersStopped(handed_out))
+                self._events.extend(engine.stop(active))
+            case Kill(worker):
                 engine.kill(worker, self.number)
-            case scheduler.Replace(worker):
+            case Replace(worker):
                 engine.replace(worker)
-            case scheduler.Fail(chunk, timed_out):
-                execution.ledger.status[chunk] = FAILED
+            case Fail(chunk, timed_out):
+                active.ledger.status[chunk] = FAILED
                 self.errors[chunk] = self._death(chunk, timed_out=timed_out)
-            case scheduler.GiveUp():
-                self.fatal = self.fatal or failures.barren(self.plan, self._end, self.run)
-            case scheduler.Audit():
-                self._pending.append(scheduler.Audited(self._audit(execution)))
+            case GiveUp():
+                self.fatal = self.fatal or failures.barren(self.plan, self._exit, self.run)
+            case Reconcile():
+                self._void_scratch(active)
+                self._events.append(Reconciled(active.ledger.pending()))
 
-    def _audit(self, execution: Execution) -> list[int]:
-        """Numbers of the chunks that are still to be computed; nobody computes any now."""
-        self._void_scratch(execution)
-        return execution.ledger.pending()
-
-    def _void_scratch(self, execution: Execution) -> None:
-        if execution.scratch and execution.outputs is None:
-            self._scratch.void(execution.ledger)
+    def _void_scratch(self, active: ActivePlan) -> None:
+        if active.small_outputs and active.outputs is None:
+            self._scratch.void(active.ledger)
 
     def _death(self, chunk: int, *, timed_out: bool) -> ShmparError:
         if timed_out:
             return failures.timeout(self.plan, chunk, self.policy.task_timeout, self.run)
         in_place = self.policy.in_place
-        return failures.death(self.plan, chunk, self._end, self.run, in_place=in_place)
+        return failures.death(self.plan, chunk, self._exit, self.run, in_place=in_place)
 
-    def _stop(self, engine: Engine, execution: Execution) -> None:
-        handed = [one.tickets.stop(self.plan.chunks) for one in execution.generations]
-        self._pending.append(scheduler.Stopped(handed))
-        for taken in engine.stop(execution):
-            self._pending.append(scheduler.Drained(taken.worker, taken.generation))
-
-    def _finish(self, engine: Engine, execution: Execution) -> None:
-        self._tell_observer()
+    def _finish(self, engine: Engine, active: ActivePlan) -> None:
         self.over = True
-        self._void_scratch(execution)
+        self._void_scratch(active)
         if self._verification is not None:
-            self.fatal = self.fatal or self._verification.verdict(execution.ledger, self.run)
+            self.fatal = self.fatal or self._verification.verdict(active.ledger, self.run)
             self._verification = None
-        done = self._detach(execution)
+        done = self._detach(active)
         try:
             self.outputs.slab = engine.slab
-            self._scratch.take(execution.ledger, self.outputs)
-            self.outcome = conclude(self, done)
+            self._scratch.take(active.ledger, self.outputs)
+            self.outcome = self._finalize(done)
         except BaseException as error:  # noqa: BLE001 - it is the outcome
             self.outcome = error
-        engine.close(execution)
+        engine.close(active)
         self.unlock()
-        self.account.end()
+        self.statistics.seconds = time.perf_counter() - self.statistics.began
 
-    def _detach(self, execution: Execution) -> list[int] | None:
-        """Take the last from the ledger; give the chunks that are done, None for all of them."""
-        ledger, done = execution.ledger, None
-        self._execution = None
+    def _detach(self, active: ActivePlan) -> list[int] | None:
+        """Copy the ledger; return the chunks that are done, None for all of them."""
+        ledger, done = active.ledger, None
+        self._active = None
         self._settled = ledger.settled
-        self.account.keep(ledger)
+        self.statistics.keep(ledger)
         if ledger.done < self.plan.chunks:
             done = np.flatnonzero(ledger.status == DONE).tolist()
             self.unfinished = tuple(np.flatnonzero(ledger.status != DONE).tolist())
-        self.news.add((), last=True)
+        self.stream.add((), last=True)
         return done
 
-    def stop(self) -> None:
-        """Cancel, under the driver's lock."""
-        self.cancelled = True
-        self.feed(scheduler.Cancelled())
-
-    def expire(self) -> None:
-        """End the workers that still compute chunks of it."""
-        self.feed(scheduler.Expired())
+    def _finalize(self, done: list[int] | None) -> Any:
+        """Deliver the outputs; return the result, or the exception that is raised for it."""
+        errors, outputs, plan = self.failed, self.outputs, self.plan
+        fills = self.policy.on_error == "fill" and self.fatal is None and not self.cancelled
+        if fills and errors and outputs.arrays is not None:
+            outputs.fill([plan.window(chunk) for chunk in self.errors])
+            outputs.deliver(None)
+            self.filled = errors
+            return outputs.result()
+        outputs.deliver(None if done is None else [plan.window(chunk) for chunk in done])
+        if self.fatal is not None:
+            return self.fatal
+        if errors:
+            if self.policy.on_error == "raise":
+                return errors[0]
+            return ExceptionGroup(f"{len(errors)} chunks of {plan.verb} failed", errors)
+        return outputs.result()
 
     def abort(self, error: BaseException) -> None:
-        """The engine is gone, and all its workers; so is the run."""
+        """End at once: the engine is gone with all its workers, or the run never began."""
         if self.over:
             return
         self.over = True
-        execution = self._execution
-        self.fatal = self.outcome = error
-        if execution is not None:
-            conclude(self, self._detach(execution))
-            for generation in execution.generations:
+        if isinstance(error, KeyboardInterrupt):
+            self.cancelled = True
+        else:
+            self.fatal = self.outcome = error
+        active = self._active
+        if active is None:
+            self.stream.add((), last=True)
+        else:
+            self._finalize(self._detach(active))
+            for generation in active.generations:
                 generation.tickets.close()
         self.unlock()
 
     def unlock(self) -> None:
-        """The last writer is idle: another run may have the ledger on disk."""
+        """Let another run have the ledger on disk: the last writer is idle."""
         if self.outputs.ledger is not None:
             self.outputs.ledger.unlock()
 
     def release(self) -> None:
-        """Keep what a run that goes on needs; what is done needs neither inputs nor function."""
-        self.account.keep_arrays(self._arrays, self.outputs.arrays or ())
-        self.run = None
-        if not self.unfinished:
+        """Drop the inputs and the function, unless the run can be resumed."""
+        self.statistics.keep_arrays(self._arrays, self.outputs.arrays or ())
+        self.run = self._prepared = None
+        if self.over and not self.unfinished:
             self._arrays, self._function = [], None
 
+    # Any thread
+
     def finished_chunks(self) -> Iterator[int]:
-        """Chunks of this run as they are done, in whatever order; ends when it is over."""
+        """Yield the chunks of this run as they are done; end when it is over."""
         heard: set[int] = set()
-        for chunk in self.news:
+        for chunk in self.stream:
             heard.add(chunk)
             yield chunk
         heard.update(self.unfinished)
@@ -691,7 +667,7 @@ class Conductor:
         yield from (chunk for chunk in every if chunk not in heard)
 
     def rest(self) -> tuple[Plan, Function, list[Array], Outputs, Policy, tuple[int, ...]]:
-        """What another run takes to compute what this one has not."""
+        """Return the arguments of a run that computes the chunks that this one has not."""
         if self._function is None:
             raise RuntimeError("this run has computed every chunk: there is nothing to resume")
         outputs, plan = self.outputs, self.plan

@@ -13,7 +13,7 @@ from typing import Any
 
 from shmpar.engines.engine import Exit
 from shmpar.errors import ChunkError, ShmparError, TaskTimeout, WorkerDied
-from shmpar.plan import Failure, Function, Plan, ResultError, describe_region
+from shmpar.plan import Function, Plan, ResultError, describe_region
 
 __all__ = [
     "barren",
@@ -29,7 +29,7 @@ __all__ = [
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
 
-def chunk_error(plan: Plan, failure: Failure, run: Any) -> ChunkError:
+def chunk_error(plan: Plan, failure: Any, run: Any) -> ChunkError:
     """The error of a chunk on which the function raised, or whose result does not fit."""
     block = "" if failure.shape is None else f", block of shape {failure.shape}"
     error = ChunkError(

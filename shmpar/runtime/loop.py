@@ -1,451 +1,493 @@
-"""The driver: brings the events of one engine to its runs, in whichever thread waits.
+"""The pool thread: the one thread that owns an engine, its runs and its calls.
 
-Imports run, conductor, scheduler, interrupts and the engine's protocol.
+Threads
+-------
+================================  ===============================================================
+thread                            may do
+================================  ===============================================================
+that calls a verb or `submit`     check and pickle its arguments, copy inputs, allocate outputs that
+                                  are known; post the run to the pool thread; wait for its latch;
+                                  show its progress
+pool thread                       everything with the engine, the scheduler, runs and calls;
+                                  resolve futures
+callback threads                  callbacks of the user, progress of runs that nobody waits for
+worker threads (engine "threads") compute chunks; put events into the engine's queue
+finalizers, in any thread         append to a deque and wake the pool thread
+================================  ===============================================================
 
-The thread that waits for a run drives all of them: a message of a worker wakes that thread
-itself, and there is no thread in between. Where two wait, one drives and the other is told. Only
-runs that nobody waits for have a thread of ours, as long as they last.
+Locks, in the order in which they are acquired; no code of the user runs under any of them:
+
+1. `Loop._starting`: start and end of the pool thread.
+2. the condition of a `Future`, as in the standard library.
+3. the condition of a `CompletionStream`.
+4. `ThreadsEngine._allocating`: a worker thread allocates the outputs of a run.
+
+Other threads post requests to a deque and wake the pool thread; both take no lock.
 
 Guarantees
 ----------
-- Whatever changes a run or the engine does so under one lock, which is not held while waiting
-  for workers, nor while the user's code runs in another process or thread.
-- An interrupt (Ctrl-C) is let through only while waiting, and cancels the run in order: tickets
-  stop, chunks in progress get a short grace, then their workers are ended. Any other exception,
-  and a second interrupt, may have cut a change in half, so the engine is thrown away and made
-  anew.
-- After either, the next run works.
+- An interrupt (Ctrl-C) reaches the waiting thread alone. It cancels that thread's run in order:
+  tickets stop, chunks in progress get a short grace, then their workers are killed.
+- The pool thread is a daemon. It starts with the first request and ends with the pool.
+- After an unexpected error all runs and calls fail with it, and the next request gets a new engine.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from functools import partial
 from typing import Any, NamedTuple
 
-from shmpar.engines.engine import (
-    TICK_SECONDS,
-    Emptied,
-    Engine,
-    Event,
-    Failed,
-    Finished,
-    Lost,
-    Ready,
-    Rejected,
-    Returned,
-    Values,
-    patience,
-)
+from shmpar.engines.engine import Engine, Exit
+from shmpar.engines.local import Initializer, SerialEngine
+from shmpar.ipc.protocol import CallFinished, Event, WorkerLost, WorkerReady
 from shmpar.plan import Function
-from shmpar.runtime import scheduler
-from shmpar.runtime.calls import Task, Tasks
-from shmpar.runtime.execution import Conductor
-from shmpar.runtime.interrupts import allowed, held_back
+from shmpar.runtime.calls import Call, CallbackThreads, Calls, Latch
+from shmpar.runtime.execution import Observer, max_startup_failures
 from shmpar.runtime.run import Run
+from shmpar.worker.context import in_worker
 
-__all__ = ["Driver", "End"]
+TICK_SECONDS = 0.1
+"""How often progress is shown, and chunks that take too long are looked for."""
 
-_PAUSE = 2e-3  # seconds that the thread leaves the work to whoever has waited
-_GRACE = 0.3  # seconds that chunks in progress get after an interrupt
+GRACE_SECONDS = 0.3
+"""Time that chunks in progress get after an interrupt."""
 
 
-class End(NamedTuple):
-    """How a driver ends.
+class Close(NamedTuple):
+    """How a loop ends.
 
     Attributes
     ----------
     cancel_runs : bool
-        Cancel runs in flight; else wait for them.
-    cancel_tasks : bool
-        Cancel tasks that no worker has; else wait for them.
+        Cancel the runs in flight; else wait for them.
+    cancel_calls : bool
+        Cancel the calls that no worker has; else wait for them.
     kill : bool
-        Tasks in progress get no more than a short grace.
+        Runs and calls in progress get no more than the grace.
     """
 
     cancel_runs: bool
-    cancel_tasks: bool
+    cancel_calls: bool
     kill: bool = False
 
 
-class Driver:
-    """Runs plans on one engine.
+class Loop:
+    """Executes runs and calls on one engine, in a thread of its own.
 
     Parameters
     ----------
     make_engine : callable
-        Makes the engine, now and after an interrupt that broke it.
+        Makes the engine, now and after an unexpected error.
+    at_end : callable
+        Called when the engine has ended.
     """
 
-    def __init__(self, make_engine: Callable[[], Engine]) -> None:
+    def __init__(
+        self, make_engine: Callable[[], Engine], at_end: Callable[[], object] = lambda: None
+    ) -> None:
         self._make_engine = make_engine
-        self._lock = threading.RLock()
-        self._turn = threading.RLock()
-        self._changed = threading.Condition()
+        self._at_end = at_end
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._signalled = False  # whether the pool thread has been woken since it last looked
         self._runs: dict[int, Run] = {}
-        self._tasks = Tasks()
-        # Has nothing to do with the others: attend() is called under the locks of futures.
-        self._attending = threading.Lock()
-        self._unattended: set[Run | Task] = set()
-        self._background: threading.Thread | None = None
-        self._driving = False
-        self._waiting = 0  # threads that wait for one of theirs while another drives
-        self._here = _Here()
-        self.engine: Engine | None = make_engine()
+        self._callbacks = CallbackThreads()
+        self._calls = Calls(self._callbacks)
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closing: Close | None = None
+        self._deadline: float | None = None
+        self._ended = Latch()
+        self.engine: Engine | None = _made_apart(make_engine)
 
-    # Runs
+    # Any thread
 
     def run(self, run: Run) -> Any:
-        """Execute a run to its end in this thread; return its result or raise its error."""
-        with held_back():
-            try:
-                self._begin(run, attended=True)
-                self._drive(run)
-            except BaseException as error:
-                self._interrupted(run, error)
-                raise
-            return run.hand_over()
+        """Execute a run; return its result or raise its error."""
+        try:
+            self._prepare(run, attended=True)
+            self._post(partial(self._start, run))
+            if run.observer is None:
+                run.resolved.wait()
+            else:
+                show_progress(run, run.observer, self.fail)
+        except BaseException:
+            # Invariant: no lock is held here, since an interrupt comes between any instructions.
+            if not run.resolved.is_set:
+                self._post(partial(self._cancel, run, GRACE_SECONDS))
+                run.resolved.wait()
+            raise
+        return run.hand_over()
 
     def launch(self, run: Run) -> None:
-        """Execute a run while nobody waits for it."""
-        with held_back():
-            try:
-                self._begin(run, attended=False)
-            except BaseException as error:
-                self._interrupted(run, error)
-                raise
-            self.attend(run)
+        """Execute a run for which the caller does not wait."""
+        self._prepare(run, attended=False)
+        self._post(partial(self._start, run, observer=run.observer))
 
-    def submit(self, call: Function, retries: int) -> Task:
-        """Take a single call; it is given to a worker now, if one is free."""
-        with held_back():
-            task = Task(self, call, retries)
-            with self._lock:
-                engine = self._alive
-                self._tasks.add(task, engine)
-                self._tasks.give(engine)
-            if task.worker is None or not engine.holds_results:
-                self.attend(task)
-        return task
+    def submit(self, function: Function, retries: int) -> Call:
+        """Pickle a call, and have it made.
 
-    def drive_task(self, task: Task, timeout: float | None) -> None:
-        """Bring events until the task is done, or for so many seconds."""
-        until = None if timeout is None else time.monotonic() + timeout
-        with held_back():
-            try:
-                self._drive(task, until)
-            except BaseException as error:
-                if not self._here.waiting:  # else it is an interrupt, and the task goes on
-                    self._break(error)
-                raise
-            finally:
-                self._here.waiting = False
-
-    def poll(self) -> None:
-        """Bring the events that there are, unless another thread is at it."""
-        if self.engine is not None and self._turn.acquire(blocking=False):
-            try:
-                with held_back():
-                    self._step(until=0.0)
-            finally:
-                self._here.waiting = False
-                self._turn.release()
-
-    def attend(self, one: Run | Task) -> None:
-        """Bring events in a thread until this one is done; takes no lock but its own."""
-        with self._attending:
-            self._unattended.add(one)
-            if self._background is None:
-                self._background = threading.Thread(
-                    target=self._attend, name="shmpar-driver", daemon=True
-                )
-                self._background.start()
-        engine = self.engine
-        if engine is not None:
-            engine.wake()
-
-    @property
-    def _alive(self) -> Engine:
-        if self.engine is None:
-            raise RuntimeError("this pool is closed: make a new one")
-        return self.engine
-
-    def _begin(self, run: Run, *, attended: bool) -> None:
-        with self._lock:
-            engine = self._alive
-            conductor = run.conductor
-            self._runs[conductor.number] = run
-            run.cancel_by(lambda: self.cancel(run))
-            try:
-                conductor.begin(engine, attended=attended)
-            except BaseException as error:
-                # Had it begun, some worker may have it: then it is not clean.
-                if not conductor.running:
-                    del self._runs[conductor.number]
-                    conductor.abort(error)
-                    run.resolve()
-                raise
-        if conductor.over:
-            self._sweep()
+        Raises
+        ------
+        PlanError
+            If the function or an argument cannot be pickled.
+        """
+        call = Call(function, self._ready_engine().prepare_call(function), retries)
+        self._post(partial(self._calls.add, call))
+        return call
 
     def cancel(self, run: Run) -> None:
-        """Stop a run; it is done when its last writer is idle."""
-        with held_back():
-            with self._lock:
-                if not run.conductor.over:
-                    run.conductor.stop()
+        """Cancel a run; it is done when its last writer is idle."""
+        self._post(partial(self._cancel, run))
+
+    def fail(self, run: Run, error: BaseException) -> None:
+        """End a run with an error that a thread of the user raised for it."""
+        self._post(partial(run.execution.fail, error))
+
+    def close(self, how: Close, *, wait: bool = True) -> None:
+        """End the runs and calls, then the engine and the pool thread.
+
+        Does not wait in a thread for which the end may wait: the pool thread, or a worker.
+        """
+        self._post(partial(self._close, how))
+        if wait and threading.current_thread() is not self._thread and not in_worker():
+            try:
+                self._ended.wait()
+            except BaseException:
+                self._post(
+                    partial(self._close, Close(cancel_runs=True, cancel_calls=True, kill=True))
+                )
+                self._ended.wait()
+                raise
+            self._callbacks.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the engine and the pool thread have ended."""
+        return self._ended.is_set
+
+    def wait(self) -> None:
+        """Wait for the end of a loop that was closed."""
+        self._ended.wait()
+
+    def _ready_engine(self) -> Engine:
+        """Return the engine; make one if an error has ended it."""
+        engine = self.engine
+        if engine is None:
+            with self._starting:
                 engine = self.engine
-            self._sweep()
+                if engine is None:
+                    engine = self.engine = _made_apart(self._make_engine)
+        return engine
+
+    def _prepare(self, run: Run, *, attended: bool) -> None:
+        run.cancel_by = self.cancel
+        try:
+            run.execution.prepare(self._ready_engine(), attended=attended)
+        except BaseException as error:
+            run.execution.abort(error)
+            run.finish(self._callbacks)
+            raise
+
+    def _post(self, request: Callable[[], None]) -> None:
+        """Give a request to the pool thread; start that thread if there is none."""
+        self._inbox.append(request)
+        if self._ended.is_set:
+            self._refuse()
+            return
+        if self._thread is None or not self._thread.is_alive():
+            self._start_thread()
+        # Invariant: the pool thread clears the flag before it empties the inbox, so a request that
+        # was appended before this look is either seen by it or wakes it.
+        if not self._signalled:
+            self._signalled = True
+            engine = self.engine
             if engine is not None:
                 engine.wake()
 
-    # Driving
+    def _start_thread(self) -> None:
+        # Lock: held while the pool thread starts or ends, never while it works.
+        with self._starting:
+            lives = self._thread is not None and self._thread.is_alive()
+            if not lives and not self._ended.is_set:
+                self._thread = threading.Thread(target=self._main, name="shmpar-pool", daemon=True)
+                self._thread.start()
 
-    def _drive(self, one: Run | Task, until: float | None = None, *, yields: bool = False) -> None:
-        """Bring events to all until this one is done, or the time has come.
+    # The pool thread
 
-        With `yields` it is the thread of those that nobody waits for, and leaves the work to
-        whoever waits: an event that has to go from thread to thread takes longer.
-        """
-        waits = False
-        try:
-            while not (_done(one) or _past(until)):
-                if not (yields and self._waiting) and self._turn.acquire(blocking=False):
-                    self._driving = True
-                    try:
-                        while not (_done(one) or _past(until) or (yields and self._waiting)):
-                            self._step(until)
-                    finally:
-                        with self._changed:
-                            self._driving = False
-                            self._turn.release()
-                            self._changed.notify_all()
-                    continue
-                if not yields:
-                    if not waits:
-                        with self._changed:
-                            self._waiting, waits = self._waiting + 1, True
-                    self._alive.wake()  # the thread that drives has not heard of this one
-                self._here.waiting = True
-                with allowed(), self._changed:
-                    # Else it was told between the look above and here.
-                    if self._driving or (yields and self._waiting):
-                        self._changed.wait(_patience(TICK_SECONDS, until))
-                        if yields:  # whoever has waited may come back at once
-                            self._changed.wait(_PAUSE)
-                self._here.waiting = False
-        finally:
-            if waits:
-                with self._changed:
-                    self._waiting -= 1
-                    self._changed.notify_all()
-
-    def _step(self, until: float | None = None) -> None:
-        engine = self._alive
-        timeout = _patience(self._patience(), until)
-        self._here.waiting = True
-        engine.wait(timeout)
-        self._here.waiting = False
-        with self._lock:
-            if engine is not self.engine:
-                return  # another thread has thrown it away
-            for event in engine.events():
-                self._tell(event)
-            now = time.monotonic()
-            for conductor in self._running():
-                conductor.tick(now)
-            self._tasks.give(engine)
-        self._sweep()
-
-    def _patience(self) -> float | None:
-        """Seconds until somebody must be told of progress, or a chunk may be overdue."""
-        for run in self._runs.copy().values():
-            conductor = run.conductor
-            limit = conductor.policy.task_timeout
-            if conductor.observer is not None or limit is not None:
-                return min(TICK_SECONDS, limit or 1.0)
-        return None
-
-    def _sweep(self) -> None:
-        """Resolve the runs that are over, outside the lock: their callbacks are the user's."""
-        with self._lock:
-            over = [run for run in self._runs.values() if run.conductor.over]
-            for run in over:
-                del self._runs[run.conductor.number]
-        before, self._here.telling = self._here.telling, True
-        try:
-            for run in over:
-                run.resolve()
-            if self._tasks.resolve() or over:
-                with self._changed:
-                    self._changed.notify_all()
-        finally:
-            self._here.telling = before
-
-    def _tell(self, event: Event) -> None:
-        match event:
-            case Ready(worker):
-                for conductor in self._running():
-                    conductor.feed(scheduler.Joined(worker))
-            case Lost():
-                self._lost(event)
-            case Returned(task, value, error):
-                self._tasks.returned(task, value, error)
-            case _:
-                found = self._runs.get(event.run)
-                if found is not None and not found.conductor.over:
-                    self._tell_one(found.conductor, event)
-
-    def _lost(self, event: Lost) -> None:
-        worker, end, engine = event.worker, event.end, self._alive
-        conductors = self._running()
-        holds = any(conductor.holds(worker) for conductor in conductors)
-        known = holds or event.left or event.killed_for is not None
-        had = self._tasks.lost(worker, end, innocent=known)
-        for conductor in conductors:
-            innocent = event.killed_for not in {None, conductor.number}
-            conductor.worker_lost(worker, end, barren=not (known or had), innocent=innocent)
-        self._tasks.give_up(patience(engine.workers), end)
-        if self._tasks:
-            engine.replace(worker)
-
-    def _running(self) -> list[Conductor]:
-        """Those of the runs that are not over; the others wait to be swept."""
-        conductors = [run.conductor for run in self._runs.values()]
-        return [one for one in conductors if one.running and not one.over]
-
-    @staticmethod
-    def _tell_one(
-        conductor: Conductor, event: Emptied | Finished | Failed | Rejected | Values
-    ) -> None:
-        match event:
-            case Emptied(worker, _, generation, claimed, handed, said):
-                if said is not None:
-                    conductor.said(said)
-                conductor.feed(scheduler.Drained(worker, generation, claimed, handed))
-            case Finished(_, generation, first, last):
-                conductor.finished(generation, first, last)
-            case Failed(_, failure):
-                conductor.chunk_failed(failure)
-            case Rejected(_, error):
-                conductor.rejected(error)
-            case Values(_, values):
-                conductor.collected(values)
-
-    def _attend(self) -> None:
-        """Drive while there are runs that nobody waits for."""
+    def _main(self) -> None:
+        if self._thread is not threading.current_thread():
+            return  # Why: an interrupt has cut its start short, and another thread was started.
         while True:
-            with self._attending:
-                one = next(iter(self._unattended), None)
-                if one is None:
-                    self._background = None
+            try:
+                engine = self._ready_engine()
+                while not self._is_over():
+                    self._step(engine)
+                self._end(engine)
+            except BaseException as error:  # noqa: BLE001 - runs and calls are told
+                self._recover(error)
+            with self._starting:
+                if self._ended.is_set or not self._inbox:
+                    self._thread = None
                     return
-            try:
-                self._drive(one, yields=True)
-            except BaseException as error:  # noqa: BLE001 - the runs are told; nobody else could be
-                self._break(error)
-            with self._attending:
-                self._unattended.discard(one)
 
-    # Interrupts and the end
+    def _step(self, engine: Engine) -> None:
+        events = engine.wait(0.0 if self._inbox else self._timeout())
+        self._signalled = False
+        while self._inbox:
+            self._inbox.popleft()()
+        for event in events:
+            self._handle(engine, event)
+        now = time.monotonic()
+        for run in self._running():
+            run.execution.check_deadlines(now)
+        self._calls.assign(engine)
+        self._finish_runs()
 
-    def _interrupted(self, run: Run, error: BaseException) -> None:
-        if run.conductor.number not in self._runs:
-            return  # it never began, or is over
-        if not self._here.waiting:
-            self._break(error)
+    def _timeout(self) -> float | None:
+        """Return the seconds until a chunk may be overdue, or a grace is over."""
+        waits = []
+        for run in self._runs.values():
+            if run.execution.policy.task_timeout is not None:
+                waits.append(min(TICK_SECONDS, run.execution.policy.task_timeout))
+            if run.execution.deadline is not None:
+                waits.append(run.execution.deadline - time.monotonic())
+        if self._deadline is not None:
+            waits.append(self._deadline - time.monotonic())
+        return max(0.0, min(waits)) if waits else None
+
+    def _handle(self, engine: Engine, event: Event) -> None:
+        match event:
+            case WorkerReady():
+                for run in self._running():
+                    run.execution.handle(event)
+            case WorkerLost():
+                self._worker_lost(engine, event)
+            case CallFinished():
+                self._calls.finished(event)
+            case _:
+                found = self._runs.get(event.run)  # type: ignore[union-attr]
+                if found is not None and not found.execution.over:
+                    found.execution.handle(event)
+
+    def _worker_lost(self, engine: Engine, event: WorkerLost) -> None:
+        runs = self._running()
+        holds = any(run.execution.holds(event.worker) for run in runs)
+        explained = holds or event.announced or event.killed_for is not None
+        had_call = self._calls.worker_lost(event, innocent=explained)
+        event = event._replace(at_startup=not (explained or had_call))
+        for run in runs:
+            run.execution.worker_lost(event)
+        limit = max_startup_failures(engine.workers)
+        self._calls.give_up(limit, event.exit or Exit(None))
+        if self._calls:
+            engine.replace(event.worker)
+
+    def _running(self) -> list[Run]:
+        """Return the runs that have begun and are not over."""
+        runs = self._runs.values()
+        return [run for run in runs if run.execution.running and not run.execution.over]
+
+    def _start(self, run: Run, observer: Observer | None = None) -> None:
+        engine, execution = self.engine, run.execution
+        if execution.over:
             return
-        self._here.waiting = False
-        try:
-            self._abandon(run)
-        except BaseException as again:
-            self._break(again)
-            raise
-
-    def _abandon(self, run: Run) -> None:
-        """Cancel a run; end the workers whose chunks take longer than the grace."""
-        self.cancel(run)
-        self._drive(run, until=time.monotonic() + _GRACE)
-        if not run.done():
-            with self._lock:
-                run.conductor.expire()
-            self._drive(run)
-
-    def _break(self, error: BaseException) -> None:
-        """Throw the engine away, with all its runs, and make a new one."""
-        with self._lock:
-            broken, self.engine = self.engine, None
-            try:
-                if broken is not None:
-                    broken.wake()
-                    broken.shutdown()
-                    self.engine = self._make_engine()
-            finally:  # where none can be made the pool is closed, and they are told all the same
-                for run in self._runs.values():
-                    run.conductor.abort(error)
-                self._tasks.abort(error)
-                self._sweep()
-
-    def close(self, end: End) -> None:
-        """End runs and tasks, by waiting or with the grace of an interrupt, then the workers."""
-        try:
-            for run in list(self._runs.values()):
-                if end.cancel_runs:
-                    self._abandon(run)
-                else:
-                    self._drive(run)
-            if end.cancel_tasks:
-                with self._lock:
-                    self._tasks.cancel_waiting()
-                self._sweep()
-            until = time.monotonic() + _GRACE if end.kill else None
-            for task in self._tasks.pending():
-                self._drive(task, until)
-        finally:
-            self._end()
-
-    @property
-    def calls_back(self) -> bool:
-        """Whether this thread is in a callback, for whose end :meth:`close` waits."""
-        return self._here.telling
-
-    def _end(self) -> None:
-        with self._lock:
-            engine, self.engine = self.engine, None
-            background = self._background
-        if engine is None:
+        self._runs[execution.number] = run
+        if self._closing is not None:
+            execution.abort(_closed())
             return
+        assert engine is not None
         try:
-            if background is not None and background is not threading.current_thread():
-                engine.wake()
-                with allowed():
-                    background.join()
-        finally:
+            execution.start(engine)
+        except Exception as error:  # noqa: BLE001 - the run is told
+            if execution.running:
+                raise
+            execution.abort(error)
+        if observer is not None:
+            self._callbacks.run(partial(show_progress, run, observer, self.fail))
+
+    def _cancel(self, run: Run, grace: float | None = None) -> None:
+        if not run.resolved.is_set:
+            # Why the addition: an interrupt may come before the run was posted.
+            self._runs[run.execution.number] = run
+            run.execution.cancel(None if grace is None else time.monotonic() + grace)
+
+    def _finish_runs(self) -> None:
+        for run in [run for run in self._runs.values() if run.execution.over]:
+            del self._runs[run.execution.number]
+            run.finish(self._callbacks)
+
+    # The end
+
+    def _close(self, how: Close) -> None:
+        before = self._closing or Close(cancel_runs=False, cancel_calls=False)
+        self._closing = Close(*[one or other for one, other in zip(before, how, strict=True)])
+        deadline = time.monotonic() + GRACE_SECONDS
+        if how.cancel_runs:
+            for run in self._running():
+                run.execution.cancel(deadline)
+        if how.cancel_calls:
+            self._calls.cancel_waiting()
+        if how.kill and self._deadline is None:
+            self._deadline = deadline
+
+    def _is_over(self) -> bool:
+        """Whether the loop was closed and has no more to do."""
+        if self._closing is None or self._runs or self._inbox:
+            return False
+        expired = self._deadline is not None and time.monotonic() >= self._deadline
+        return expired or not self._calls
+
+    def _end(self, engine: Engine) -> None:
+        self.engine = None
+        try:
             engine.shutdown()
-            self._tasks.abort(RuntimeError("the pool was closed before this call was done"))
-            self._tasks.resolve()
+        finally:
+            self._calls.abort(_closed())
+            self._at_end()
+            self._ended.set()
+            self._refuse()
+
+    def _refuse(self) -> None:
+        """Fail the requests that came after the end."""
+        while self._inbox:
+            try:
+                request = self._inbox.popleft()
+            except IndexError:  # another thread has taken it
+                return
+            item = request.args[0] if isinstance(request, partial) and request.args else None
+            if isinstance(item, Run) and not item.execution.over:
+                item.execution.abort(_closed())
+                item.finish(self._callbacks)
+            elif isinstance(item, Call):
+                item.resolve(self._callbacks, None, _closed())
+
+    def _recover(self, error: BaseException) -> None:
+        """Fail all runs and calls with an error; the engine is in an unknown state."""
+        engine, self.engine = self.engine, None
+        self._signalled = False
+        try:
+            if engine is not None:
+                engine.shutdown()
+        finally:
+            for run in self._runs.values():
+                run.execution.abort(error)
+            self._calls.abort(error)
+            self._finish_runs()
+            if self._closing is not None:
+                self._at_end()
+                self._ended.set()
+                self._refuse()
 
 
-class _Here(threading.local):
-    """What this thread does: nothing but wait, so that it may be interrupted; or call back."""
+def execute_here(run: Run, initializer: Initializer, *, wait: bool = True) -> Any:
+    """Execute a run in the calling thread, on a serial engine of its own.
 
-    waiting = False
-    telling = False
+    Invariant: all state but the run's own is local to the call, so an interrupt between any two
+    instructions breaks nothing that a later call uses.
+
+    Parameters
+    ----------
+    wait : bool
+        Return the result, or raise the error; else return the run, which is done.
+    """
+    engine, execution = SerialEngine(initializer, interruptible=True), run.execution
+    callbacks = CallbackThreads()
+    observer, shown = run.observer, time.monotonic()
+    try:
+        execution.prepare(engine, attended=wait)
+        execution.start(engine)
+        while not execution.over:
+            for event in engine.wait(0.0):
+                execution.handle(event)
+            if observer is not None and time.monotonic() - shown >= TICK_SECONDS:
+                shown = time.monotonic()
+                _update(run, observer, lambda run, error: run.execution.fail(error))
+        if observer is not None:
+            observer.update(*run.progress)
+    except BaseException as error:
+        execution.abort(error)
+        raise
+    finally:
+        try:
+            if observer is not None:
+                observer.close()
+        finally:
+            run.finish(callbacks)
+            callbacks.close()
+    return run.hand_over() if wait else run
 
 
-def _done(one: Run | Task) -> bool:
-    return Future.done(one)  # a task's own looks for news first
+def call_here(function: Function) -> Call:
+    """Make a call in the calling thread; return its future, which is done."""
+    engine, callbacks = SerialEngine(Initializer(None)), CallbackThreads()
+    calls = Calls(callbacks)
+    call = Call(function, engine.prepare_call(function), 0)
+    calls.add(call)
+    calls.assign(engine)
+    for event in engine.wait(0.0):
+        if isinstance(event, CallFinished):
+            calls.finished(event)
+    return call
 
 
-def _patience(seconds: float | None, until: float | None) -> float | None:
-    """Seconds to wait, not beyond a point in time."""
-    if until is None:
-        return seconds
-    left = max(0.0, until - time.monotonic())
-    return left if seconds is None else min(seconds, left)
+def show_progress(run: Run, observer: Observer, fail: Callable[[Run, BaseException], None]) -> None:
+    """Show the progress of a run until it is resolved, in the thread that waits for it."""
+    try:
+        while not run.resolved.wait(TICK_SECONDS):
+            if not _update(run, observer, fail):
+                run.resolved.wait()
+                return
+        observer.update(*run.progress)
+    finally:
+        observer.close()
 
 
-def _past(until: float | None) -> bool:
-    return until is not None and time.monotonic() >= until
+def _update(run: Run, observer: Observer, fail: Callable[[Run, BaseException], None]) -> bool:
+    """Show the progress once; the run fails with an error that this raises."""
+    try:
+        observer.update(*run.progress)
+    except Exception as error:  # noqa: BLE001 - the user's code
+        fail(run, error)
+        return False
+    return True
+
+
+def _closed() -> RuntimeError:
+    return RuntimeError("the pool was closed before this call was done")
+
+
+def _made_apart(make_engine: Callable[[], Engine]) -> Engine:
+    """Make an engine in a thread of its own, which no interrupt reaches.
+
+    Why: an interrupt between the start of a process and the note of its number would leave it.
+    """
+    made: list[Engine] = []
+    errors: list[BaseException] = []
+
+    def make() -> None:
+        try:
+            made.append(make_engine())
+        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
+            errors.append(error)
+        finally:
+            done.set()
+
+    done = Latch()
+    thread = threading.Thread(target=make, name="shmpar-start", daemon=True)
+    thread.start()
+    try:
+        done.wait()
+    except BaseException:
+        done.wait()
+        for engine in made:
+            engine.shutdown()
+        raise
+    finally:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return made[0]

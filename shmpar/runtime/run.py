@@ -1,7 +1,4 @@
-"""A run: one execution of a plan, as a Future.
-
-Imports conductor, outputs, plan, policy and report.
-"""
+"""A run: one execution of a plan, as a Future."""
 
 from __future__ import annotations
 
@@ -14,18 +11,18 @@ import numpy as np
 
 from shmpar.errors import ShmparError
 from shmpar.plan import Function, Plan
-from shmpar.runtime.execution import Conductor, Policy
+from shmpar.runtime import failures
+from shmpar.runtime.calls import CallbackThreads, Latch, PoolFuture
+from shmpar.runtime.execution import Execution, Observer, Policy
 from shmpar.runtime.outputs import HandedOver, Outputs
 
 if TYPE_CHECKING:
     from shmpar.report import Report
 
-__all__ = ["Run"]
-
 Array = np.ndarray[Any, Any]
 
 
-class Run(Future[Any]):
+class Run(PoolFuture):
     """One execution of a plan.
 
     A :class:`concurrent.futures.Future`; the verbs make it.
@@ -41,20 +38,23 @@ class Run(Future[Any]):
         todo: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
-        self.conductor = Conductor(plan, function, arrays, outputs, policy, todo)
-        self.conductor.run = self
-        self._cancel: Callable[[], None] | None = None
-        self._launch: Callable[[], Callable[[Run], Run] | None] = lambda: None
+        self.execution = Execution(plan, function, arrays, outputs, policy, todo)
+        self.execution.run = self
+        self.observer: Observer | None = None
+        self.resolved = Latch()
+        # Set by the pool, while the run is being executed, and to resume it.
+        self.cancel_by: Callable[[Run], None] | None = None
+        self.resume_by: Callable[[], Callable[[Run], Run] | None] | None = None
 
     @property
     def progress(self) -> tuple[int, int]:
         """Chunks that are settled (done or failed), and all of them."""
-        return self.conductor.settled, self.conductor.plan.chunks
+        return self.execution.settled, self.execution.plan.chunks
 
     @property
     def out(self) -> Any:
         """The output's shared buffer (a tuple of them), or None while its shape is unknown."""
-        outputs = self.conductor.outputs
+        outputs = self.execution.outputs
         if not outputs.arrays:
             return None
         return tuple(outputs.arrays) if outputs.several else outputs.arrays[0]
@@ -62,40 +62,40 @@ class Run(Future[Any]):
     @property
     def failed(self) -> list[ShmparError]:
         """What went wrong, in the order of the chunks."""
-        return self.conductor.failed
+        return self.execution.failed
 
     @property
     def report(self) -> Report:
         """The run's numbers, and where its time went; so far, if it is in flight."""
-        from shmpar.report import Report  # a program that never asks does not load it
+        from shmpar.report import Report  # Why here: most programs never ask for a report.
         from shmpar.report.report import private
 
-        conductor, account = self.conductor, self.conductor.account
-        now, done = time.perf_counter(), conductor.over
-        engine, errors = conductor.engine, len(conductor.errors)
-        inputs, outputs = conductor.arrays()
+        execution, statistics = self.execution, self.execution.statistics
+        now, done = time.perf_counter(), execution.over
+        engine, errors = execution.engine, len(execution.errors)
+        inputs, outputs = execution.arrays()
         return Report(
-            verb=conductor.plan.verb,
-            function=account.name.rpartition("<locals>.")[2],
+            verb=execution.plan.verb,
+            function=statistics.name.rpartition("<locals>.")[2],
             engine=engine.name if engine else "",
             workers=engine.workers if engine else 0,
-            chunks=conductor.plan.chunks,
-            done=conductor.settled - errors,
+            chunks=execution.plan.chunks,
+            done=execution.settled - errors,
             failed=errors,
-            deaths=conductor.deaths,
-            seconds=now - account.began if account.seconds is None else account.seconds,
+            deaths=execution.deaths,
+            seconds=now - statistics.began if statistics.seconds is None else statistics.seconds,
             memory=tuple(kind for kind, _ in (*inputs, *outputs)),
             worker_bytes=tuple(map(private, engine.pids())) if engine else (),
-            seed=conductor.plan.seed,
-            preparing=(account.opened or now) - account.began,
-            cold=account.cold,
-            attempts=tuple(account.attempts),
-            plan=conductor.plan,
+            seed=execution.plan.seed,
+            preparing=(statistics.opened or now) - statistics.began,
+            cold=statistics.cold,
+            attempts=tuple(statistics.attempts),
+            plan=execution.plan,
             inputs=tuple(inputs),
             outputs=tuple(outputs),
-            origin=account.began,
+            origin=statistics.began,
             complete=done,
-            ledger=conductor.ledger,
+            ledger=execution.ledger,
         )
 
     def result(self, timeout: float | None = None) -> Any:
@@ -110,9 +110,14 @@ class Run(Future[Any]):
             a run does not keep it, so that the memory goes with the last array.
         """
         result = super().result(timeout)
-        if isinstance(result, HandedOver):
-            return result.again()
-        return result
+        self._warn_filled()
+        return result.again() if isinstance(result, HandedOver) else result
+
+    def _warn_filled(self) -> None:
+        """Warn of filled chunks, once, in the thread and at the line that asks for the result."""
+        errors, self.execution.filled = self.execution.filled, []
+        if errors:
+            failures.warn_filled(errors)
 
     def cancel(self) -> bool:
         """Stop handing out chunks; True unless the run was done already.
@@ -122,8 +127,9 @@ class Run(Future[Any]):
         """
         if self.done():
             return self.cancelled()
-        if self._cancel is not None:
-            self._cancel()
+        cancel = self.cancel_by
+        if cancel is not None:
+            cancel(self)
         return True
 
     def completed(self) -> Iterator[tuple[slice, ...]]:
@@ -154,8 +160,8 @@ class Run(Future[Any]):
         >>> float(sum(done))
         -15.0
         """
-        for chunk in self.conductor.finished_chunks():
-            window = self.conductor.plan.window(chunk)
+        for chunk in self.execution.finished_chunks():
+            window = self.execution.plan.window(chunk)
             yield tuple(
                 part if isinstance(part, slice) else slice(part, part + 1) for part in window
             )
@@ -199,26 +205,26 @@ class Run(Future[Any]):
         """
         if not self.done():
             raise RuntimeError("this run is in progress; cancel it first")
-        if self.conductor.policy.in_place:
+        if self.execution.policy.in_place:
             raise RuntimeError(
                 "a run that works in place cannot be resumed: chunks that it had begun may hold "
                 "new values already"
             )
-        launch = self._launch()
+        launch = None if self.resume_by is None else self.resume_by()
         if launch is None:
             raise RuntimeError("the pool of this run is gone; make the call again in a new one")
-        run = Run(*self.conductor.rest())
+        run = Run(*self.execution.rest())
         try:
             launch(run)
         except BaseException:
-            if not run.conductor.over:  # it never began
-                run.conductor.unlock()
+            if not run.execution.over:  # it never began
+                run.execution.unlock()
             raise
         return run
 
     def running(self) -> bool:
         """Whether it has begun and is not done."""
-        return self.conductor.running and not self.done()
+        return self.execution.running and not self.done()
 
     def __await__(self) -> Generator[Any, None, Any]:
         """Wait in a coroutine, without blocking its loop."""
@@ -226,36 +232,31 @@ class Run(Future[Any]):
 
         return asyncio.wrap_future(self).__await__()
 
-    # For the driver
+    # For the pool thread
 
-    def cancel_by(self, cancel: Callable[[], None]) -> None:
-        """Say what :meth:`cancel` does while the run is being executed."""
-        self._cancel = cancel
+    def finish(self, callbacks: CallbackThreads) -> None:
+        """Set the outcome of a run that is over, and let its waiters go on."""
+        execution = self.execution
+        outcome, execution.outcome = execution.outcome, None
+        execution.release()
+        self.cancel_by = None
+        try:
+            if execution.cancelled and execution.fatal is None:
+                Future.cancel(self)
+                self.set_running_or_notify_cancel()
+                self.notify(callbacks)
+            elif isinstance(outcome, BaseException):
+                self.resolve(callbacks, None, outcome)
+            else:
+                self.resolve(callbacks, outcome, None)
+        finally:
+            self.resolved.set()
 
-    def resume_by(self, launch: Callable[[], Callable[[Run], Run] | None]) -> None:
-        """Say what starts the run that :meth:`resume` makes; a weak reference."""
-        self._launch = launch
-
-    def resolve(self) -> None:
-        """Tell whoever waits; not under the driver's lock, since callbacks are the user's."""
-        conductor = self.conductor
-        conductor.close_observer()
-        outcome, conductor.outcome = conductor.outcome, None
-        conductor.release()
-        self._cancel = None
-        if conductor.cancelled and conductor.fatal is None:
-            super().cancel()
-            self.set_running_or_notify_cancel()
-            return
-        self.set_running_or_notify_cancel()
-        if isinstance(outcome, BaseException):
-            self.set_exception(outcome)
-        else:
-            self.set_result(outcome)
+    # For the thread that called the verb
 
     def hand_over(self) -> Any:
-        """Give the result to the caller who has waited for it, and keep it only while he does."""
+        """Return the result to the caller, and keep it only as long as the caller does."""
         result = self.result()
-        self.conductor.outputs = Outputs(None)
+        self.execution.outputs = Outputs(None)
         self._result = HandedOver(result)
         return result

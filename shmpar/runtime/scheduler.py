@@ -1,49 +1,41 @@
-"""What a scheduler wants done.
+"""The scheduler of one run: a pure state machine, events in, commands out.
 
-Imports nothing of the package.
+Two rules that a reviewer can enforce:
 
-What a scheduler is told.
-
-Imports nothing of the package.
-
-The scheduler: what to do next in one run, as a pure state machine: events in, commands out.
-
-Imports the events and commands beside it.  Two rules that a reviewer can enforce:
-
-1. Everything that decides on retries, on giving up and on the end of a run is in this file.
-2. This file knows no clock, no process, no memory, and no chunk by anything but its number.
+1. Every decision on retries, on giving up and on the end of a run is in this file.
+2. This file knows no clock, no process, no memory, and a chunk only by its number.
 
 How it works
 ------------
-A *generation* is a list of chunks with a counter of tickets of its own; generation 0 is the whole
-grid. Workers draw tickets by themselves, so the scheduler hears little: that a worker joined, has
-found a generation *drained* (its counter is at the end), died, or that a chunk failed. What a dead
-worker held becomes a new generation at once. When no worker has anything outstanding, an *audit*
-asks the ledger what is still pending: tickets that a worker took with it between claiming them and
-saying so. They become a new generation too; if there are none, the run is over.
+A *generation* is a list of chunks with a ticket counter of its own; generation 0 is the whole
+grid. Workers claim tickets by themselves, so the scheduler hears little: a worker is ready, has
+found a counter *exhausted*, or is lost, or a chunk failed. The chunks that a lost worker held
+become a new generation at once. When no worker has anything outstanding, the scheduler
+*reconciles*: it asks the ledger which chunks are still pending. These are tickets that a worker
+took with it between claiming and publishing them. They become a new generation too; if there are
+none, the run is over.
 
-A worker that reports a generation as drained says how many of its tickets it has had. Once the
-reports account for every ticket that was handed out, nobody else can have one, and the run is over
-without waiting for workers that have not come to it yet: they may be busy with another run.
+A worker that reports a counter as exhausted says how many of its tickets it has had. Once the
+reports account for every ticket that was handed out, no other worker can have one. Then the run
+is over without waiting for workers that have not come to it yet: they may be busy with another run.
 
-============  ==========================================  ============
-phase         event                                       next phase
-============  ==========================================  ============
-RUNNING       a chunk failed and the run is fail-fast     STOPPING
-RUNNING       cancelled, refused, too many barren deaths  STOPPING
-RUNNING       every ticket is accounted for               OVER
-RUNNING       audited, nothing pending                    OVER
-STOPPING      every ticket is accounted for               OVER
-STOPPING      no worker has anything outstanding          OVER
-============  ==========================================  ============
+============  ==============================================  ============
+phase         event                                           next phase
+============  ==============================================  ============
+RUNNING       a chunk failed and the run is fail-fast         STOPPING
+RUNNING       cancelled, rejected, too many startup failures  STOPPING
+RUNNING       every ticket is accounted for                   OVER
+RUNNING       reconciled, nothing pending                     OVER
+STOPPING      every ticket is accounted for                   OVER
+STOPPING      no worker has anything outstanding              OVER
+============  ==============================================  ============
 
 Guarantees
 ----------
-- A chunk is in at most one generation that still has tickets, so it is computed by one worker at
-  a time.
-- Each chunk ends done or failed, or the run ends stopped; in no phase can it wait for nothing.
-- A chunk is blamed for at most ``retries + 1`` deaths; deaths that no chunk is to blame for are
-  bounded too, as long as nothing else happens between them.
+- A chunk is in at most one generation that still has tickets, so one worker at a time computes it.
+- Each chunk ends done or failed, or the run ends stopped; no phase waits for nothing.
+- A chunk is blamed for at most ``retries + 1`` deaths. Deaths without a chunk are bounded too, as
+  long as nothing else happens between them.
 """
 
 from __future__ import annotations
@@ -53,31 +45,58 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-__all__ = [
-    "Assign",
-    "Audit",
-    "Audited",
-    "Cancelled",
-    "ChunkFailed",
-    "Command",
-    "Died",
-    "Drained",
-    "Event",
-    "Expired",
-    "Fail",
-    "Finish",
-    "GiveUp",
-    "Joined",
-    "Kill",
-    "Open",
-    "Phase",
-    "Refused",
-    "Replace",
-    "Scheduler",
-    "Stop",
-    "Stopped",
-    "TimedOut",
-]
+from shmpar.ipc.protocol import (
+    ChunkFailed,
+    CounterExhausted,
+    PlanRejected,
+    WorkerLost,
+    WorkerReady,
+)
+
+# Events of the pool thread; those of workers are in shmpar.ipc.protocol.
+
+
+class ChunkTimedOut(NamedTuple):
+    """A worker has computed this chunk for longer than it may."""
+
+    worker: int
+    chunk: int
+
+
+class Reconciled(NamedTuple):
+    """The ledger's answer to :class:`Reconcile`: chunks that are neither done nor failed."""
+
+    pending: Sequence[int]
+
+
+class RunCancelled(NamedTuple):
+    """The user cancelled the run."""
+
+
+class CountersStopped(NamedTuple):
+    """No more tickets are handed out; `handed_out` has how many were, for each generation."""
+
+    handed_out: Sequence[int]
+
+
+class GraceExpired(NamedTuple):
+    """The time that a cancelled run has for the chunks in progress is over."""
+
+
+SchedulerEvent = (
+    WorkerReady
+    | CounterExhausted
+    | ChunkFailed
+    | WorkerLost
+    | PlanRejected
+    | ChunkTimedOut
+    | Reconciled
+    | RunCancelled
+    | CountersStopped
+    | GraceExpired
+)
+
+# Commands
 
 
 class Open(NamedTuple):
@@ -95,17 +114,17 @@ class Assign(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """Hand out no more tickets; take back what was not sent; answer with :class:`Stopped`."""
+    """Hand out no more tickets; take back plans not sent; answer with `CountersStopped`."""
 
 
 class Kill(NamedTuple):
-    """End a worker; its death is reported as any other."""
+    """Kill a worker; its death is reported as any other."""
 
     worker: int
 
 
 class Replace(NamedTuple):
-    """Start a successor of a worker that died."""
+    """Start a successor of a lost worker."""
 
     worker: int
 
@@ -121,127 +140,20 @@ class GiveUp(NamedTuple):
     """Record that workers die before they take a chunk."""
 
 
-class Audit(NamedTuple):
-    """Ask the ledger what is pending; answer with :class:`Audited`."""
+class Reconcile(NamedTuple):
+    """Ask the ledger which chunks are pending; answer with :class:`Reconciled`."""
 
 
 class Finish(NamedTuple):
     """The run is over: no worker has a ticket of it, or will get one."""
 
 
-Command = Open | Assign | Stop | Kill | Replace | Fail | GiveUp | Audit | Finish
-
-
-class Joined(NamedTuple):
-    """A worker is ready."""
-
-    worker: int
-
-
-class Drained(NamedTuple):
-    """A worker found no tickets left in a generation, or ends and takes no more; it holds none.
-
-    Attributes
-    ----------
-    claimed : int
-        Tickets that it has had; 0 if it does not say.
-    handed : int or None
-        Tickets that all workers had had when this one stopped the counter; None if it did not.
-    leaves : bool
-        There may be tickets left: the worker is about to end.
-    """
-
-    worker: int
-    generation: int
-    claimed: int = 0
-    handed: int | None = None
-    leaves: bool = False
-
-
-class ChunkFailed(NamedTuple):
-    """The function raised, or returned what does not fit; the worker goes on."""
-
-    chunk: int
-
-
-class Died(NamedTuple):
-    """A worker is gone.
-
-    Attributes
-    ----------
-    worker : int
-        Which one; its successor has the same number.
-    blamed : int or None
-        The chunk that it was computing.
-    unfinished : tuple of int
-        Chunks that it held and had not begun.
-    barren : bool
-        It died without a chunk in any run, and had not said that it would: while it started, or
-        while it loaded the plan.
-    """
-
-    worker: int
-    blamed: int | None = None
-    unfinished: tuple[int, ...] = ()
-    barren: bool = False
-
-
-class Refused(NamedTuple):
-    """A worker could not load the plan, or there is no memory for its outputs."""
-
-
-class TimedOut(NamedTuple):
-    """A worker has been computing this chunk for longer than it may."""
-
-    worker: int
-    chunk: int
-
-
-class Audited(NamedTuple):
-    """The ledger's answer: chunks that are neither done nor failed."""
-
-    pending: Sequence[int]
-
-
-class Cancelled(NamedTuple):
-    """The user wants no more of it."""
-
-
-class Stopped(NamedTuple):
-    """No more tickets are handed out.
-
-    Attributes
-    ----------
-    handed : sequence of int
-        Tickets that were, of each generation.
-    """
-
-    handed: Sequence[int]
-
-
-class Expired(NamedTuple):
-    """The grace for chunks in progress is over."""
-
-
-Event = (
-    Joined
-    | Drained
-    | ChunkFailed
-    | Died
-    | Refused
-    | TimedOut
-    | Audited
-    | Cancelled
-    | Stopped
-    | Expired
-)
-
-
+Command = Open | Assign | Stop | Kill | Replace | Fail | GiveUp | Reconcile | Finish
 Commands = Iterator[Command]
 
 
 class Phase(Enum):
-    """Where a run stands."""
+    """The state of a run."""
 
     RUNNING = "running"
     STOPPING = "stopping"
@@ -259,34 +171,34 @@ class Scheduler:
     fail_fast : bool
         The first failure stops the run.
     chunks : int
-        How many the grid has.
+        Chunks of the grid.
     in_place : bool
         A chunk that was begun cannot be computed again: it has overwritten its input.
-    patience : int
-        How many workers in a row may die without a chunk before the run gives up.
+    max_startup_failures : int
+        Workers in a row that may die without a chunk before the run gives up.
     phase : Phase
-        Where it stands.
+        The state.
     workers : set of int
-        Those that are ready.
+        Workers that are ready.
     outstanding : dict of int to set of int
-        The generations that each worker has been given and not reported as drained.
+        Generations that each worker has been given and not reported as exhausted.
     spent : set of int
         Generations that have no tickets left, or whose chunks are in a later one.
     generations : int
         How many have been opened.
     tickets : dict of int to int
-        How many of each generation there are to be handed out, or were.
+        Tickets of each generation that are to be handed out, or were.
     claimed : int
-        How many of these the workers have accounted for.
+        Tickets that the workers have accounted for.
     deaths : dict of int to int
-        How many workers died over each chunk.
+        Workers that died in each chunk.
     failed : set of int
         Chunks that failed.
     overdue : dict of int to int
-        Workers that were told to end, with the chunk that took too long.
+        Workers that were killed, with the chunk that took too long.
     expired : set of int
-        Workers that were told to end since the grace was over; no chunk is blamed for that.
-    barren : int
+        Workers that were killed after the grace; no chunk is blamed for that.
+    startup_failures : int
         Workers that died in a row without a chunk.
     """
 
@@ -294,7 +206,7 @@ class Scheduler:
     fail_fast: bool
     chunks: int
     in_place: bool = False
-    patience: int = 6
+    max_startup_failures: int = 6
     phase: Phase = Phase.RUNNING
     workers: set[int] = field(default_factory=set)
     outstanding: dict[int, set[int]] = field(default_factory=dict)
@@ -306,7 +218,7 @@ class Scheduler:
     failed: set[int] = field(default_factory=set)
     overdue: dict[int, int] = field(default_factory=dict)
     expired: set[int] = field(default_factory=set)
-    barren: int = 0
+    startup_failures: int = 0
 
     def start(self, workers: Sequence[int], todo: tuple[int, ...] | None = None) -> list[Command]:
         """Begin with the workers that are ready, on `todo` or the whole grid."""
@@ -314,78 +226,76 @@ class Scheduler:
         nothing = self.chunks == 0 if todo is None else not todo
         return list(self._finish() if nothing else self._open(todo))
 
-    def handle(self, event: Event) -> list[Command]:
-        """Take one event; say what is to be done."""
+    def handle(self, event: SchedulerEvent) -> list[Command]:
+        """Take one event; return the commands that follow from it."""
         if self.phase is Phase.OVER:
             return []
         return list(self._dispatch(event))
 
-    def _dispatch(self, event: Event) -> Commands:  # noqa: PLR0911 - one a kind of event
+    def _dispatch(self, event: SchedulerEvent) -> Commands:  # noqa: PLR0911 - one per kind of event
         match event:
-            case Drained():
-                return self._drained(event)
-            case Joined(worker):
-                return self._joined(worker)
-            case ChunkFailed(chunk):
-                return self._chunk_failed(chunk)
-            case Died():
-                return self._died(event)
-            case Refused() | Cancelled():
+            case CounterExhausted():
+                return self._exhausted(event)
+            case WorkerReady():
+                return self._ready(event.worker)
+            case ChunkFailed():
+                return self._chunk_failed(event.chunk)
+            case WorkerLost():
+                return self._lost(event)
+            case PlanRejected() | RunCancelled():
                 return self._stop()
-            case TimedOut(worker, chunk):
+            case ChunkTimedOut(worker, chunk):
                 return self._timed_out(worker, chunk)
-            case Audited(pending):
-                return self._audited(pending)
-            case Stopped(handed):
-                return self._stopped(handed)
-            case Expired():
+            case Reconciled(pending):
+                return self._reconciled(pending)
+            case CountersStopped(handed_out):
+                return self._counters_stopped(handed_out)
+            case GraceExpired():
                 return self._expired()
 
-    # What each event does
-
-    def _joined(self, worker: int) -> Commands:
+    def _ready(self, worker: int) -> Commands:
         self.workers.add(worker)
         if self.phase is Phase.RUNNING:
             for generation in range(self.generations):
                 if generation not in self.spent:
                     yield self._assign(worker, generation)
 
-    def _drained(self, event: Drained) -> Commands:
-        if not event.leaves:
-            # A later worker need not be given what one has found empty.
+    def _exhausted(self, event: CounterExhausted) -> Commands:
+        if not event.exiting:
+            # Why: a later worker need not be given a counter that one has found empty.
             self.spent.add(event.generation)
             self.outstanding.get(event.worker, set()).discard(event.generation)
-        self.barren = 0
+        self.startup_failures = 0
         self.claimed += event.claimed
-        if event.handed is not None:
-            self._ended(event.generation, event.handed)
+        if event.handed_out is not None:
+            self._limit_tickets(event.generation, event.handed_out)
         yield from self._if_idle()
 
-    def _stopped(self, handed: Sequence[int]) -> Commands:
-        for generation, tickets in enumerate(handed):
-            self._ended(generation, tickets)
+    def _counters_stopped(self, handed_out: Sequence[int]) -> Commands:
+        for generation, tickets in enumerate(handed_out):
+            self._limit_tickets(generation, tickets)
         yield from self._if_idle()
 
-    def _ended(self, generation: int, handed: int) -> None:
-        """No more tickets are handed out; who stops a counter that is stopped counts too many."""
-        self.tickets[generation] = min(self.tickets[generation], handed)
+    def _limit_tickets(self, generation: int, handed_out: int) -> None:
+        # Why min: a second stop of a counter counts the first one's tickets as handed out.
+        self.tickets[generation] = min(self.tickets[generation], handed_out)
 
     def _chunk_failed(self, chunk: int) -> Commands:
-        self.barren = 0
+        self.startup_failures = 0
         self.failed.add(chunk)
         if self.fail_fast:
             yield from self._stop()
 
-    def _died(self, event: Died) -> Commands:
+    def _lost(self, event: WorkerLost) -> Commands:
         self.workers.discard(event.worker)
         had = self.outstanding.pop(event.worker, set())
         overdue = self.overdue.pop(event.worker, None)
-        self.barren = self.barren + 1 if event.barren else 0
+        self.startup_failures = self.startup_failures + 1 if event.at_startup else 0
         again = [chunk for chunk in event.unfinished if chunk not in self.failed]
         blameless = event.worker in self.expired or event.blamed in self.failed
         if event.blamed is not None and not blameless:
             timed_out = overdue == event.blamed
-            # A worker that has moved on before it was ended has died for another chunk's fault.
+            # Why: a worker that moved on before it was killed died for another chunk's fault.
             innocent = overdue is not None and not timed_out and not self.in_place
             if innocent or self._may_retry(event.blamed):
                 again.insert(0, event.blamed)
@@ -394,7 +304,7 @@ class Scheduler:
                 yield Fail(event.blamed, timed_out)
                 if self.fail_fast:
                     yield from self._stop()
-        if self.barren > self.patience and self.phase is Phase.RUNNING:
+        if self.startup_failures > self.max_startup_failures and self.phase is Phase.RUNNING:
             yield GiveUp()
             yield from self._stop()
         if self.phase is Phase.RUNNING:
@@ -419,18 +329,16 @@ class Scheduler:
                 self.expired.add(worker)
                 yield Kill(worker)
 
-    def _audited(self, pending: Sequence[int]) -> Commands:
+    def _reconciled(self, pending: Sequence[int]) -> Commands:
         if any(self.outstanding.values()):
-            return  # somebody has joined since it was asked; another audit follows him
+            return  # Why: a worker became ready meanwhile; another reconciliation follows it.
         lost = tuple(chunk for chunk in pending if chunk not in self.failed)
         if lost:
-            # Nobody has anything outstanding, so no ticket of an older counter is in use.
+            # Invariant: no worker has anything outstanding, so no older counter is in use.
             self.spent.update(range(self.generations))
             yield from self._open(lost)
         else:
             yield from self._finish()
-
-    # Parts of the above
 
     def _open(self, todo: tuple[int, ...] | None) -> Commands:
         generation, self.generations = self.generations, self.generations + 1
@@ -451,14 +359,14 @@ class Scheduler:
 
     def _if_idle(self) -> Commands:
         if self._accounted_for:
-            # What is outstanding at others is an empty counter, which they may find so later.
+            # Invariant: an outstanding generation of another worker is an empty counter now.
             yield from self._finish()
         elif any(self.outstanding.values()):
             return
         elif self.phase is Phase.STOPPING:
             yield from self._finish()
         elif self.phase is Phase.RUNNING:
-            yield Audit()
+            yield Reconcile()
 
     @property
     def _accounted_for(self) -> bool:
@@ -471,8 +379,8 @@ class Scheduler:
             yield Finish()
 
     def check_invariants(self) -> None:
-        """Assert what must hold between any two events."""
-        assert set(self.outstanding) <= self.workers, "who is gone has nothing outstanding"
+        """Assert the conditions that hold between any two events."""
+        assert set(self.outstanding) <= self.workers, "a lost worker has nothing outstanding"
         assert self.spent <= set(range(self.generations)), "only opened generations are spent"
         for chunk, deaths in self.deaths.items():
             assert deaths <= self.retries + 1 or chunk in self.failed

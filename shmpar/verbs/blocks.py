@@ -369,5 +369,5 @@ class Verbs:
 
     def _start(self, run: Run, options: Options) -> Any:
         progress = options.get("progress", self._defaults()["progress"])
-        run.conductor.observer = observe(progress, run.conductor.plan.verb)
+        run.observer = observe(progress, run.execution.plan.verb)
         return self._execute(run, wait=options.get("wait", True))

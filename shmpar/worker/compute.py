@@ -1,31 +1,19 @@
-"""What a worker is given to work on, and how it talks to whoever gave it.
-
-Imports plan, tickets and ledger.
-
-NumPy's ``apply_along_axis`` on a block, as a function that travels by name.
-
-Imports nothing of the package.
-
-Computing one chunk: arguments, the call, the result into its window.
-
-Imports the neighbours in this package.
-"""
+"""Compute one chunk: get its arguments, call the function, store the result in its window."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic_ns, perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from shmpar.ipc.ledger import CURSOR, Ledger
+from shmpar.ipc.ledger import CURSOR, SINCE, Ledger
 from shmpar.ipc.tickets import Tickets
 from shmpar.plan import (
     Announcement,
     Blocks,
-    Failure,
     Function,
     InBlocks,
     Items,
@@ -33,23 +21,12 @@ from shmpar.plan import (
     Plan,
     ResultError,
     Rows,
-    spell,
 )
 from shmpar.worker.arguments import Getter, extras, getters
 from shmpar.worker.context import end_offspring
 from shmpar.worker.prefault import mapper
 from shmpar.worker.store import announce, numbers, storer, wrong_overlap
 from shmpar.worker.verify import recorded
-
-__all__ = [
-    "Abandoned",
-    "ApplyAlongAxis",
-    "Assignment",
-    "Channel",
-    "Chunks",
-    "Stretch",
-    "block_shape",
-]
 
 Array = np.ndarray[Any, Any]
 
@@ -80,8 +57,8 @@ class Channel(Protocol):
         """
         ...
 
-    def failed(self, failure: Failure) -> None:
-        """Report a chunk that failed."""
+    def failed(self, chunk: int, error: BaseException, shape: tuple[int, ...] | None) -> None:
+        """Report a chunk that failed, with the shape of its block."""
         ...
 
     def values(self, values: Sequence[tuple[int, Any]]) -> None:
@@ -129,8 +106,6 @@ class Assignment:
         Tickets that this worker has had.
     handed : int or None
         Tickets that all had had when this worker stopped the counter; None while it has not.
-    spent : float
-        Seconds in its chunks.
     reports : bool
         Whether the run wants to hear of each claim that is finished.
     sums : ndarray of uint32 or None
@@ -159,18 +134,12 @@ class Assignment:
     workers: int
     claimed: int = 0
     handed: int | None = None
-    spent: float = 0.0
     reports: bool = False
     sums: Array | None = None
     most: int | None = None
     origin: float = 0.0
     joined: float = 0.0
     waited: float = 0.0
-
-    def again(self, tickets: Tickets, generation: int, origin: float, most: int | None) -> None:
-        """Be that of another run, which computes the same on the same memory."""
-        self.tickets, self.generation, self.origin, self.most = tickets, generation, origin, most
-        self.claimed, self.handed, self.spent, self.waited = 0, None, 0.0, 0.0
 
     @property
     def count(self) -> int:
@@ -221,79 +190,54 @@ _LITTLE = 4 * 1024  # bytes of an output: to copy these takes less than to get r
 
 
 class _Sink(NamedTuple):
-    """What results go into, once that is known.
+    """The outputs of a run, once they are known, and the functions that fill them.
 
     Attributes
     ----------
-    outputs, several
-        As in :class:`Assignment`.
-    store : callable
-        Puts the result of a chunk there.
     compute : callable
-        Calls the function for a chunk, and does that.
+        Calls the function for a chunk and stores its result.
+    store : callable
+        Stores the result of a chunk.
     stretch : callable or None
         As :attr:`Chunks.stretch`.
-    map : callable or None
-        Maps the windows of chunks.
+    prefault : callable or None
+        Maps the windows of chunks before they are written.
     """
 
-    outputs: Sequence[Array]
-    several: bool
-    store: Store
     compute: Compute
+    store: Store
     stretch: Stretch | None = None
-    map: Callable[[Sequence[int]], None] | None = None
+    prefault: Callable[[Sequence[int]], None] | None = None
 
 
 class Chunks:
     """Computes the chunks of an assignment.
 
-    While the outputs are unknown, it computes its first chunk, says what it got, waits for the
-    outputs, and stores what it holds: no chunk is computed twice, none on made-up data.
+    While the outputs are unknown, it computes its first chunk, announces which outputs the result
+    needs, waits for them, and stores the result: no chunk is computed twice, none on made-up data.
 
-    Nothing refers to it but who has made it, so that a worker drops the inputs at once when it
-    drops this.
+    Invariant: no object but its maker refers to it, so that a worker drops the inputs with it.
 
     Attributes
     ----------
     assignment : Assignment
-        What is computed.
+        The work.
     """
 
-    __slots__ = (
-        "_before",
-        "_call",
-        "_channel",
-        "_getters",
-        "_said",
-        "_sink",
-        "_unknown",
-        "assignment",
-    )
+    __slots__ = ("_call", "_channel", "_getters", "_sink", "assignment")
 
-    def __init__(self, assignment: Assignment) -> None:
-        self.assignment = assignment
-        values = assignment.function.values
-        self._getters = getters(assignment.plan, assignment.arrays, values)
+    def __init__(self, assignment: Assignment, channel: Channel) -> None:
+        self.assignment, self._channel = assignment, channel
+        self._getters = getters(assignment.plan, assignment.arrays, assignment.function.values)
         self._call = _caller(assignment, self._getters)
-        self._unknown = assignment.outputs is None
-        self._channel: Channel  # of the run that has begun
-        self._before: _Sink | None = None
-        self._said: tuple[tuple[Any, ...], Announcement] | None = None
         self._sink: _Sink | None = None
-
-    def begin(self, channel: Channel) -> None:
-        """A run begins; it may be another one of the same assignment."""
-        assignment, self._channel = self.assignment, channel
         if assignment.plan.collects:
             self._sink = _collected(self._call, channel)
-        elif self._unknown:
-            self._sink = assignment.outputs = assignment.several = None
-        elif self._sink is None:
-            self._sink = self._into(assignment.outputs or (), bool(assignment.several))
+        elif assignment.outputs is not None:
+            self._sink = self._into(assignment.outputs, bool(assignment.several))
 
     def claimed(self, chunks: Sequence[int]) -> Compute:
-        """What computes a chunk of a claim, given its number; the claim's windows are mapped.
+        """Return the function that computes a chunk of a claim; map the claim's windows.
 
         It is another function once the outputs are known. Raises `Abandoned` if the run ended
         meanwhile.
@@ -301,49 +245,38 @@ class Chunks:
         sink = self._sink
         if sink is None:
             return self._first
-        if sink.map is not None:
-            sink.map(chunks)
+        if sink.prefault is not None:
+            sink.prefault(chunks)
         return sink.compute
 
     @property
     def stretch(self) -> Stretch | None:
-        """Computes the chunks of consecutive tickets, given the first and the end.
+        """Function that computes the chunks of consecutive tickets, given the first and the end.
 
-        It moves the cursor ahead of each. Where it is there it does what `claimed` gives, in less
-        time.
+        It moves the cursor ahead of each. Where it exists it does the work of :meth:`claimed` in
+        less time.
         """
         return None if self._sink is None else self._sink.stretch
 
     def _first(self, chunk: int) -> None:
-        assignment = self.assignment
-        if self._sink is not None:  # an earlier chunk of the same claim has said it
+        if self._sink is not None:  # an earlier chunk of the same claim has announced the outputs
             self._sink.compute(chunk)
             return
+        assignment = self.assignment
         value = self._call(chunk)
         end_offspring()
-        announcement = self._announced_by(chunk, value)
+        announcement = announce(assignment.plan, chunk, value)
         began = perf_counter()
+        # Why 0: a chunk that waits for the parent does not use up its task_timeout.
+        assignment.slot[SINCE] = 0
         outputs, several = self._channel.allocate(announcement)
+        assignment.slot[SINCE] = monotonic_ns()
         assignment.waited += perf_counter() - began
         assignment.outputs, assignment.several = outputs, several
-        sink = self._before
-        if sink is None or sink.outputs is not outputs or sink.several != several:
-            sink = self._into(outputs, several)
-        self._sink = self._before = sink
-        if sink.map is not None:
-            sink.map((chunk,))
-        store = sink.store
-        recorded(assignment, outputs, lambda chunk: store(chunk, value))(chunk)
-
-    def _announced_by(self, chunk: int, value: Any) -> Announcement:
-        """What the first result says of the outputs; as before, if it is like the one before."""
-        # Dtypes that are equal may differ in their metadata, which the result has too.
-        if type(value) is not np.ndarray or type(spell(value.dtype)) is not str:
-            return announce(self.assignment.plan, chunk, value)
-        like = chunk, value.shape, value.dtype
-        if self._said is None or self._said[0] != like:
-            self._said = like, announce(self.assignment.plan, chunk, value)
-        return self._said[1]
+        self._sink = sink = self._into(outputs, several)
+        if sink.prefault is not None:
+            sink.prefault((chunk,))
+        recorded(assignment, outputs, lambda chunk: sink.store(chunk, value))(chunk)
 
     def _into(self, outputs: Sequence[Array], several: bool) -> _Sink:
         assignment, call, gets = self.assignment, self._call, self._getters
@@ -358,7 +291,7 @@ class Chunks:
         else:
             compute = _called(call, store)
         compute = recorded(assignment, outputs, compute)
-        return _Sink(outputs, several, store, compute, stretch, mapper(plan, outputs))
+        return _Sink(compute, store, stretch, mapper(plan, outputs))
 
 
 def _called(call: Callable[[int], Any], store: Store) -> Compute:
@@ -420,7 +353,7 @@ def _collected(call: Callable[[int], Any], channel: Channel) -> _Sink:
         end_offspring()
         store(chunk, value)
 
-    return _Sink((), several=False, store=store, compute=compute)
+    return _Sink(compute, store)
 
 
 def _all(gets: Sequence[Getter]) -> Getter:

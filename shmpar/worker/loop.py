@@ -1,23 +1,14 @@
-"""How long chunks take: a worker's notes of it in the ledger, for the report.
-
-Imports the ledger, and assignment in this package.
-
-Guarantees
-----------
-- Where chunks are short, the clock is read once a claim, and each chunk of it is noted with the
-  mean; where they are long, it is read once a chunk, the end of one being the begin of the next.
-- The time in which a worker waits for its outputs is no chunk's.
-
-The loop of a worker: claim tickets, compute their chunks, say so in the ledger.
-
-Imports the neighbours in this package and the ledger.
+"""The loop of a worker: claim tickets, compute their chunks, mark them in the ledger.
 
 Guarantees
 ----------
 - A chunk is computed only by the holder of its ticket, and marked after it was written.
-- How many tickets a claim takes depends on the time of the chunks before (about a millisecond's
-  work a claim) and never exceeds ``remaining / (4 x workers)``, so that uneven chunks balance.
-- An exception of the function never ends the loop; the run decides what becomes of it.
+- The tickets of a claim depend on the time of the chunks before (about a millisecond's work per
+  claim) and never exceed ``remaining / (4 x workers)``, so that uneven chunks balance.
+- An exception of the function never ends the loop; the run decides on its consequences.
+- Where chunks are short, the clock is read once per claim, and each chunk of it is noted with the
+  mean. Where they are long, it is read once per chunk: the end of a chunk begins the next.
+- The time in which a worker waits for its outputs belongs to no chunk.
 """
 
 from __future__ import annotations
@@ -27,20 +18,19 @@ from time import monotonic_ns, perf_counter
 from typing import Any
 
 from shmpar.ipc.ledger import CURSOR, DONE, FAILED, FIRST, GENERATION, JOINED, LAST, SINCE, WAITED
-from shmpar.plan import Failure
 from shmpar.worker.compute import Abandoned, Assignment, Channel, Chunks, Stretch, block_shape
 from shmpar.worker.context import end_offspring, entered
 
-__all__ = ["Clock", "SHORT_SECONDS", "work"]
-
-SHORT_SECONDS = 20e-6  # reading the clock and noting what it says takes 0.1 to 0.2 us
-_TINY = 1e-9  # 0 would say that it is not known
+SHORT_SECONDS = 20e-6  # Why: reading the clock costs a shorter chunk a noticeable part.
+CLAIM_SECONDS = 1e-3
+_SHARE = 4  # a claim takes at most 1 / (4 x workers) of the remaining tickets
+_TINY = 1e-9  # Why not 0: that means "not known" in the ledger.
 
 Compute = Callable[[int], None]
 
 
-class Clock:
-    """Notes the times of one worker's chunks."""
+class _Clock:
+    """Notes the times of one worker's chunks in the ledger, for the report."""
 
     __slots__ = ("_assignment", "_began", "_chunks", "_count", "_each", "_mean", "_waited")
 
@@ -54,12 +44,12 @@ class Clock:
         self._waited = assignment.waited
 
     def begin(self, compute: Compute, first: int, last: int, now: float) -> Compute:
-        """A claim begins; give the function that computes its chunks.
+        """Begin a claim; return the function that computes its chunks.
 
         Parameters
         ----------
         compute : callable
-            What computes a chunk.
+            Computes a chunk.
         first, last : int
             The claim's tickets, half-open.
         now : float
@@ -68,7 +58,7 @@ class Clock:
         assignment, slot = self._assignment, self._assignment.slot
         self._began = began = max(0.0, now - assignment.origin)
         self._count = count = last - first
-        if not slot[JOINED]:  # now, and not with the plan: who comes late writes nothing
+        if not slot[JOINED]:  # Why here: a worker that comes late, without a claim, writes nothing.
             slot[JOINED] = int((assignment.joined or now) * 1e9)
         if count == 1:  # noted at its end, at once
             self._chunks = first if assignment.todo is None else assignment.todo[first]
@@ -80,7 +70,7 @@ class Clock:
         return _each_timed(compute, ledger.times.seconds, now) if self._each else compute
 
     def end(self, seconds: float) -> None:
-        """The claim has taken so long."""
+        """End a claim that took so long."""
         assignment = self._assignment
         if assignment.waited != self._waited:
             waited, self._waited = assignment.waited - self._waited, assignment.waited
@@ -94,7 +84,7 @@ class Clock:
 
 
 def _each_timed(compute: Compute, seconds: Any, began: float) -> Compute:
-    """The same, but each chunk's duration is noted."""
+    """Wrap a function so that the duration of each chunk is noted."""
     then = began
 
     def timed(chunk: int) -> None:
@@ -109,11 +99,7 @@ def _each_timed(compute: Compute, seconds: Any, began: float) -> Compute:
     return timed
 
 
-CLAIM_SECONDS = 1e-3
-_SHARE = 4  # a claim takes at most 1 / (4 x workers) of what remains
-
-
-def work(chunks: Chunks, channel: Channel) -> bool:
+def work(assignment: Assignment, channel: Channel) -> bool:
     """Compute chunks until no tickets are left, or the worker or the channel has had enough.
 
     Returns
@@ -128,20 +114,18 @@ def work(chunks: Chunks, channel: Channel) -> bool:
     """
     with entered():
         try:
-            exhausted = _work(chunks, channel)
+            exhausted = _work(assignment, channel)
         except Abandoned:
             exhausted = True
-        # Held no more: a later death of this worker blames no chunk. After an exception that ends
-        # the worker the slot stays as it is, for what was finished to be known.
-        chunks.assignment.slot[LAST] = 0
+        # Invariant: a worker that holds nothing is blamed for no chunk. After an exception that
+        # ends the worker the slot stays, since it tells which chunks were finished.
+        assignment.slot[LAST] = 0
     return exhausted
 
 
-def _work(chunks: Chunks, channel: Channel) -> bool:
-    assignment = chunks.assignment
-    chunks.begin(channel)
+def _work(assignment: Assignment, channel: Channel) -> bool:
+    chunks, clock, size = Chunks(assignment, channel), _Clock(assignment), 1
     claim, count, todo = assignment.tickets.claim, assignment.count, assignment.todo
-    clock, size = Clock(assignment), 1
     while (first := claim(size)) < count:
         last = min(first + size, count)
         assignment.claimed += last - first
@@ -152,7 +136,6 @@ def _work(chunks: Chunks, channel: Channel) -> bool:
         _run_claim(assignment, channel, stretch or _each(assignment, compute), first, last)
         spent = perf_counter() - began
         clock.end(spent)
-        assignment.spent += spent
         size = _next_size(size, spent / (last - first), count - last, assignment.workers)
         if assignment.most is not None:
             size = min(size, assignment.most - assignment.claimed)
@@ -162,13 +145,13 @@ def _work(chunks: Chunks, channel: Channel) -> bool:
 
 
 def _next_size(size: int, seconds: float, remaining: int, workers: int) -> int:
-    """Tickets of the next claim; at most eight times the last one's."""
-    wanted = int(CLAIM_SECONDS / max(seconds, 1e-9))  # a clock may have stood still
+    """Return the tickets of the next claim; at most eight times the last one's."""
+    wanted = int(CLAIM_SECONDS / max(seconds, _TINY))  # Why max: the clock may stand still.
     return max(1, min(wanted, 8 * size, remaining // (_SHARE * workers)))
 
 
-def _each(assignment: Assignment, compute: Callable[[int], None]) -> Stretch:
-    """The loop over the chunks of tickets, with the cursor moved ahead of each."""
+def _each(assignment: Assignment, compute: Compute) -> Stretch:
+    """Return the loop over the chunks of tickets that moves the cursor ahead of each."""
     slot, todo, timed = assignment.slot, assignment.todo, assignment.plan.timed
 
     def each(first: int, last: int) -> None:
@@ -185,7 +168,8 @@ def _run_claim(
     assignment: Assignment, channel: Channel, stretch: Stretch, first: int, last: int
 ) -> None:
     slot = assignment.slot
-    # Empty, then filled, `last` at the end: see the ledger's guarantees.
+    # Invariant: the slot is emptied before it is filled, and `last` is written at the end, so that
+    # a worker killed in between holds its old claim, nothing, or its whole new claim.
     slot[LAST] = 0
     slot[GENERATION] = assignment.generation
     slot[FIRST] = slot[CURSOR] = first
@@ -198,7 +182,7 @@ def _run_claim(
             ticket = last
         except Abandoned:
             raise
-        except BaseException as error:  # SystemExit of the function is its failure
+        except BaseException as error:  # Why: SystemExit of the function is its failure too.
             end_offspring(error)
             ticket = max(ticket, slot[CURSOR])  # it may have failed before it began
             if isinstance(error, KeyboardInterrupt) and channel.interruptible:
@@ -218,17 +202,18 @@ def _run_claim(
 def _report(assignment: Assignment, channel: Channel, ticket: int, error: BaseException) -> None:
     if assignment.plan.fail_fast:
         handed = assignment.tickets.stop(assignment.count)
-        if assignment.handed is None:  # a second failure stops what is stopped
+        if assignment.handed is None:  # Why: a second stop counts the first one's tickets.
             assignment.handed = handed
     chunk = ticket if assignment.todo is None else assignment.todo[ticket]
+    # Invariant: the status says failed before the parent is told.
     assignment.ledger.status[chunk] = FAILED
-    channel.failed(Failure(chunk, error, block_shape(assignment, chunk)))
+    channel.failed(chunk, error, block_shape(assignment, chunk))
 
 
 def _mark(
     assignment: Assignment, channel: Channel, first: int, end: int, failed: list[int]
 ) -> None:
-    """Record the tickets ``first <= t < end`` as done, but for those that failed."""
+    """Mark the tickets ``first <= t < end`` as done, except those that failed."""
     status, todo, begin = assignment.ledger.status, assignment.todo, first
     for stop in (*failed, end):
         if first < stop:

@@ -1,239 +1,176 @@
-"""The bell: what a worker process waits for while there is no message.
+"""A worker process: receives messages from its socket and memory by descriptor, and works.
 
-Imports the standard library.
-
-To be put to sleep and woken again costs a worker, and its parent, more than all else of a small
-call. Who makes one such call most often makes the next at once; so after one a worker looks for
-the bell again and again for :data:`BRISK_SECONDS` before it goes to sleep.
+Its parent starts it with :data:`shmpar.engines.launch.BOOT`.
 
 Guarantees
 ----------
-- Only a worker that has computed a small run alone looks out, so that a pool keeps one processor
-  busy at most; with a single processor none does.
-
-How a worker process tells its parent of outputs, results and failures.
-
-Imports the neighbours in this package, ledger, plan, travel and wire.
-
-A worker process: takes plans from its socket, memory by descriptor, and works.
-
-Imports layers 0 to 2.  Its parent starts it with :data:`shmpar.engines.launch.BOOT`.
-
-Guarantees
-----------
-- It is idle only in one place, the read of the next message, and holds nothing there but the
-  segments that the parent has not told it to forget, and what it has made of the latest plan over
-  them.
+- It is idle only in one place, the read of the next message. It holds nothing there but the
+  segments that the parent has not told it to forget, and its latest stateless function.
 - A message that is not for the step at hand is kept for the next one; none is dropped.
-- It ends when its parent does: :func:`shmpar.worker.parent_watch.end_with_parent`.
+- It exits when its parent does: :func:`shmpar.worker.parent_watch.end_with_parent`.
 """
 
 from __future__ import annotations
 
 import _socket
 import contextlib
-import functools
 import importlib.util
 import os
 import pickle
 import resource
-import select
 import sys
 import time
 import traceback
 from collections import deque
 from collections.abc import Sequence
-from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shmpar.errors import PlanError
 from shmpar.ipc.ledger import SAID, Ledger
-from shmpar.ipc.protocol import Environment, PlanMessage, Reference, SegmentRecord, Standing
-from shmpar.ipc.tickets import LockTickets, OffsetTickets, Tickets, open_tickets
+from shmpar.ipc.protocol import (
+    AbandonRun,
+    AddSegments,
+    CallFinished,
+    ChunkFailed,
+    ClaimFinished,
+    CounterExhausted,
+    Environment,
+    ExitNow,
+    ForgetSegment,
+    Initialize,
+    InitializerFailed,
+    ObjectsReturned,
+    OutputsNeeded,
+    PackedError,
+    PackedValue,
+    PlanRejected,
+    Reference,
+    RunCall,
+    RunPlan,
+    SegmentRecord,
+    SetTaskLimit,
+    UseOutputs,
+    Work,
+    WorkerExiting,
+    WorkerReady,
+)
+from shmpar.ipc.tickets import Tickets, open_tickets
 from shmpar.ipc.wire import MAX_DESCRIPTORS, Wire
 from shmpar.memory.segment import Segment
 from shmpar.pickling.unpack import namespaces, unpack
-from shmpar.plan import Announcement, Failure, Function, Plan, ResultError
-from shmpar.worker.compute import Abandoned, Assignment, Chunks
+from shmpar.plan import Announcement, ResultError
+from shmpar.worker import loop
+from shmpar.worker.compute import Abandoned, Assignment
 from shmpar.worker.context import drifted, end_offspring, enter, entered, watch
-from shmpar.worker.loop import work
 
 if TYPE_CHECKING:
     from shmpar.pickling.pack import Parcel
-
-__all__ = ["Bell", "SocketChannel", "WorkerProcess", "lent", "main", "packed"]
-
-BRISK_SECONDS = 1e-3
-"""How long a worker looks for the next call after a small one."""
-
-SMALL_SECONDS = 0.2e-3
-"""What all chunks of a small call take together."""
-
-
-class Bell:
-    """Waits for messages to be told of.
-
-    Parameters
-    ----------
-    fd : int
-        An event counter, which counts the messages; -1: there is none, wait on the socket.
-    """
-
-    __slots__ = ("_brisk", "_due", "_fd", "_poll", "_several")
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._due = 0
-        self._brisk = False
-        self._several = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1
-        self._poll = select.poll()
-        if fd >= 0:
-            self._poll.register(fd, select.POLLIN)
-
-    def computed(self, seconds: float, *, alone: bool) -> None:
-        """A run is through here, after so long in its chunks; perhaps no other worker had any."""
-        self._brisk = alone and seconds < SMALL_SECONDS and self._several
-
-    def await_message(self) -> None:
-        """Return when there is a message to receive."""
-        if self._fd < 0:
-            return
-        if not self._due:
-            if self._brisk:
-                self._look_out()
-            self._due = os.eventfd_read(self._fd)
-        self._due -= 1
-
-    def _look_out(self) -> None:
-        self._brisk, until = False, perf_counter() + BRISK_SECONDS
-        while not self._poll.poll(0) and perf_counter() < until:
-            pass
-
 
 Array = np.ndarray[Any, Any]
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class SocketChannel:
-    """A worker process' channel to the run."""
+    """A worker process' channel to a run.
+
+    Attributes
+    ----------
+    announcement : Announcement or None
+        The outputs that lie in the ledger's spare memory.
+    """
 
     interruptible = False
 
-    def enough(self) -> bool:
-        """Never: the parent is told of the end."""
-        return False
-
-    def __init__(self, process: WorkerProcess, run: int, scratch: Ledger | None) -> None:
+    def __init__(self, process: WorkerProcess, run: int, spare: Ledger | None) -> None:
         self._process = process
         self._run = run
-        self._scratch = scratch
-        self._values: list[tuple[int, bytes, list[SegmentRecord]]] = []
-        self._descriptors: list[int] = []
-        self._parcels: list[Parcel] = []
-        self.said: Announcement | None = None
+        self._spare = spare
+        self._values: list[tuple[int, PackedValue]] = []
+        self._payloads: list[Parcel] = []
+        self.announcement: Announcement | None = None
+
+    def enough(self) -> bool:
+        """Return False: this worker reports by messages."""
+        return False
 
     def allocate(self, announcement: Announcement) -> tuple[Sequence[Array], bool]:
-        """Say what the outputs must be, and wait until the parent has made them.
-
-        Small ones lie in the scratch, and what they must be is said at the end.
-        """
-        if self._scratch is not None:
-            arrays = self._scratch.carve(announcement.outputs)
+        """Return the outputs: in the ledger if they are small, else made by the parent."""
+        if self._spare is not None:
+            arrays = self._spare.carve(announcement.outputs)
             if arrays is not None:
-                self.said = announcement
-                # For the case that this process does not live to say it.
-                self._scratch.slot(self._process.number)[SAID] = announcement.digest()
+                self.announcement = announcement
+                # Why: the parent reads it if this process dies before it can send it.
+                self._spare.slot(self._process.number)[SAID] = announcement.digest()
                 return arrays, announcement.several
-        self._process.wire.send(("announce", self._run, announcement.pack()))
-        references, several = self._process.await_outputs(self._run)
-        views = [self._process.view(reference, writable=True) for reference in references]
-        return views, several
+        self._process.send(OutputsNeeded(self._process.number, self._run, announcement.pack()))
+        reply = self._process.await_outputs(self._run)
+        views = [self._process.view(reference, writable=True) for reference in reply.outputs]
+        return views, reply.is_tuple
 
-    def failed(self, failure: Failure) -> None:
-        """Report a chunk that failed, with the exception if it pickles."""
-        body, text = packed(failure.error)
-        self._process.wire.send(("failed", self._run, failure.chunk, failure.shape, body, text))
+    def failed(self, chunk: int, error: BaseException, shape: tuple[int, ...] | None) -> None:
+        """Report a chunk that failed, with the exception if it can be pickled."""
+        self._process.send(ChunkFailed(self._run, chunk, pack_exception(error), shape))
 
     def values(self, values: Sequence[tuple[int, Any]]) -> None:
-        """Keep results until the claim is finished; one that does not pickle fails its chunk."""
+        """Keep results until the claim is finished; one that cannot be pickled fails its chunk."""
         from shmpar.pickling.pack import pack_result
 
         for chunk, value in values:
             try:
-                parcel = pack_result(value)
+                payload = pack_result(value)
             except PlanError as error:
-                raise _unpicklable(value) from error
-            if len(self._descriptors) + len(parcel.segments) > MAX_DESCRIPTORS:
+                name = type(value).__qualname__
+                raise ResultError(
+                    f"the function returned a {name}, which cannot be pickled"
+                ) from error
+            held = sum(len(one.segments) for one in self._payloads)
+            if held + len(payload.segments) > MAX_DESCRIPTORS:
                 self.flush()
-            records, descriptors = lent(parcel)
-            self._values.append((chunk, parcel.body, records))
-            self._descriptors += descriptors
-            self._parcels.append(parcel)
+            self._values.append((chunk, PackedValue(payload.body, _records(payload))))
+            self._payloads.append(payload)
 
     def finished(self, generation: int, first: int, last: int) -> None:
-        """Say that the tickets ``first <= t < last`` are done, or have failed."""
-        self._process.wire.send(("finished", self._run, generation, first, last))
+        """Report that the tickets ``first <= t < last`` are done, or have failed."""
+        self._process.send(ClaimFinished(self._run, generation, first, last))
 
     def flush(self) -> None:
         """Send the results; the kernel keeps them if this process dies now."""
         values, self._values = self._values, []
-        descriptors, self._descriptors = self._descriptors, []
+        payloads, self._payloads = self._payloads, []
         if values:
-            self._process.wire.send(("values", self._run, values), descriptors)
-        self._parcels.clear()
+            descriptors = [one.fileno() for payload in payloads for one in payload.segments]
+            self._process.send(ObjectsReturned(self._run, values), descriptors)
 
 
-def lent(parcel: Parcel) -> tuple[list[SegmentRecord], list[int]]:
-    """Records and descriptors of the segments that a result speaks of."""
-    records = [
+def _records(payload: Parcel) -> list[SegmentRecord]:
+    """Return the records of the segments of a result, which become the parent's."""
+    return [
         SegmentRecord(one.key, one.size, one.kind, one.writable, private=False)
-        for one in parcel.segments
+        for one in payload.segments
     ]
-    return records, [one.fileno() for one in parcel.segments]
 
 
-def _unpicklable(value: Any) -> ResultError:
-    return ResultError(f"the function returned a {type(value).__qualname__}, which does not pickle")
-
-
-def packed(error: BaseException) -> tuple[bytes | None, str]:
-    """The exception as a pickle, if it makes one, and its traceback as text."""
-    text = "".join(traceback.format_exception(type(error), error, _of_user(error.__traceback__)))
+def pack_exception(error: BaseException) -> PackedError:
+    """Pickle an exception, if it can be, and write its traceback as text."""
+    shown = _below_package(error.__traceback__)
+    text = "".join(traceback.format_exception(type(error), error, shown))
     try:
-        from shmpar.pickling.pack import pack_error  # most workers meet none
+        from shmpar.pickling.pack import pack_error  # Why here: most workers meet no exception.
 
-        return pack_error(error), text
-    except BaseException:  # noqa: BLE001 - whatever it raises, the text has to do
-        return None, text
+        return PackedError(pack_error(error), text)
+    except BaseException:  # noqa: BLE001 - whatever pickling raises, the text has to do
+        return PackedError(None, text)
 
 
-def _of_user(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback from the user's function on: the frames above it are ours."""
+def _below_package(trace: TracebackType | None) -> TracebackType | None:
+    """Return the traceback from the user's function on, without the frames of this package."""
     below = trace
     while below is not None and below.tb_frame.f_code.co_filename.startswith(_PACKAGE):
         below = below.tb_next
     return below or trace
-
-
-class Bound(NamedTuple):
-    """A plan in the memory of this process.
-
-    Attributes
-    ----------
-    standing : bytes
-        What the parent said of it.
-    chunks : Chunks
-        What computes it, with all that it needs at hand.
-    scratch : bool
-        Small outputs lie in the ledger.
-    """
-
-    standing: bytes
-    chunks: Chunks
-    scratch: bool
 
 
 class WorkerProcess:
@@ -243,101 +180,83 @@ class WorkerProcess:
     ----------
     wire : Wire
         To the parent.
+    number : int
+        Number of the worker, and of its slot in a ledger.
     segments : dict of int to Segment
-        What is mapped here, by the parent's key.
+        Segments that are mapped here, by the parent's key.
+    private : dict of int to Segment
+        Segments that the next payload maps copy on write.
     backlog : deque
         Messages that came before their time.
-    bell : Bell
-        Tells of messages.
-    number : int
-        The worker's, which is that of its slot.
-    counters : dict of int to Tickets
-        Counters that are used again.
-    unready : bool
-        Whether the initializer has failed: nothing is called any more.
+    broken : bool
+        Whether the initializer has failed: no function is called any more.
     environment : Environment or None
-        What the parent has told of its state.
-    unentered : BaseException or None
-        Why the environment that the parent was told of last could not be taken on.
+        The parent's state, as it was last sent.
+    refusal : BaseException or None
+        The reason why that environment could not be applied.
     left : int or None
-        Chunks and tasks until it ends; None: it does not.
+        Chunks and calls until this process exits; None for no limit.
     ledger : tuple of (int, Ledger) or None
-        The latest, with its segment's key: the next run's is most often the same.
-    bound : Bound or None
-        The latest plan that may come again, if no segment was forgotten since and no other
-        function opened.
-    opened : tuple of (bytes, Function)
-        The latest function, if it is plain and no other was opened since: what another brings may
-        be globals of its module too.
+        The latest ledger, with its segment's key: the next run's is most often the same.
+    function : tuple of (bytes, Function)
+        The latest function, if it is stateless and no other was unpickled since: the payload of
+        another may set globals of its module too.
     """
 
-    def __init__(self, wire: Wire, bell: Bell, number: int) -> None:
+    def __init__(self, wire: Wire, number: int) -> None:
         self.wire = wire
-        self.bell = bell
         self.number = number
-        self.counters: dict[int, OffsetTickets | LockTickets] = {}
-        self.unready = False
-        self.environment: Environment | None = None
-        self.unentered: BaseException | None = None
         self.segments: dict[int, Segment] = {}
         self.private: dict[int, Segment] = {}
         self.backlog: deque[tuple[Any, list[int]]] = deque()
+        self.broken = False
+        self.environment: Environment | None = None
+        self.refusal: BaseException | None = None
         self.left: int | None = None
         self.ledger: tuple[int, Ledger] | None = None
-        self.bound: Bound | None = None
-        self.opened: tuple[bytes, Any] = (b"", None)
+        self.function: tuple[bytes, Any] = (b"", None)
+        self.send = wire.send
 
     def serve(self) -> None:
         """Handle messages until the parent says that it was the last, or enough is done."""
         while self.left is None or self.left > 0:
             message, descriptors = self.backlog.popleft() if self.backlog else self._next()
             match message:
-                case ("plan", fields, records):
-                    plan = PlanMessage(*fields)
-                    counter = self._counter(plan, descriptors)
-                    self._adopt(records, descriptors)
-                    self._run(plan, counter)
-                case ("limit", tasks):
+                case RunPlan():
+                    work: Work = pickle.loads(message.body)
+                    tickets = open_tickets(work.tickets, descriptors.pop(0))
+                    self._adopt(message.segments, descriptors)
+                    self._run(message.environment, work, tickets)
+                case RunCall():
+                    self._adopt(message.segments, descriptors)
+                    self._call(message)
+                case Initialize():
+                    self._adopt(message.segments, descriptors)
+                    self._initialize(message)
+                case SetTaskLimit(tasks):
                     self.left = tasks
-                case ("initialize", body, held, records):
-                    self._adopt(records, descriptors)
-                    self._initialize(body, held)
-                case ("task", number, body, held, environment, records):
-                    self._adopt(records, descriptors)
-                    self._task(number, body, held, environment)
-                case ("outputs", _, _, _, records):  # of a run that had no need of them here
-                    self._adopt(records, descriptors)
-                case ("forget", key):
+                case ForgetSegment(key):
                     self._forget(key)
-                case ("exit",):
+                case ExitNow():
                     return
-        self.wire.send(("leaving",))
+        self.send(WorkerExiting(self.number))
 
     def _next(self) -> tuple[Any, list[int]]:
+        """Return the next message that needs its turn."""
         while True:
-            message, descriptors = self._receive()
-            if not self._at_once(message, descriptors):
-                return message, descriptors
-
-    def _receive(self) -> tuple[Any, list[int]]:
-        self.bell.await_message()
-        return self.wire.receive()
-
-    def _at_once(self, message: Any, descriptors: list[int]) -> bool:
-        """Handle what needs no order."""
-        match message:
-            case ("segments", records):
-                self._adopt(records, descriptors)
-            case ("forget", key) if not self.backlog:  # else a plan there may speak of it
-                self._forget(key)
-            case _:
-                return False
-        return True
+            message, descriptors = self.wire.receive()
+            match message:
+                case AddSegments(segments):
+                    self._adopt(segments, descriptors)
+                # Why: a plan in the backlog may still name the segment.
+                case ForgetSegment(key) if not self.backlog:
+                    self._forget(key)
+                case _:
+                    return message, descriptors
 
     def _forget(self, key: int) -> None:
         """Drop a segment; the mapping lives as long as a view that the user's code has kept."""
         self.segments.pop(key, None)
-        self.bound = None
         if self.ledger is not None and self.ledger[0] == key:
             self.ledger = None
 
@@ -356,234 +275,184 @@ class WorkerProcess:
     def _held(self, keys: Sequence[int]) -> list[Segment]:
         return [self.segments[key] if key >= 0 else self.private.pop(~key) for key in keys]
 
-    def _initialize(self, body: bytes, held: Sequence[int]) -> None:
+    def _initialize(self, message: Initialize) -> None:
         try:
-            (initializer, arguments), _ = self._open(body, self._held(held))
+            (initializer, arguments), _ = self._unpack(message.payload, self._held(message.held))
             with entered():
                 namespaces.run_initializer(lambda: initializer(*arguments))
             end_offspring()
-        except BaseException as error:  # noqa: BLE001 - the parent says what it means
+        except BaseException as error:  # noqa: BLE001 - the parent reports it
             end_offspring(error)
-            self.unready = True
-            self.wire.send(("broken", *packed(error)))
+            self.broken = True
+            self.send(InitializerFailed(pack_exception(error)))
 
-    def _task(
-        self, number: int, body: bytes, held: Sequence[int], environment: Environment | None
-    ) -> None:
-        from shmpar.pickling.pack import pack_result  # most workers have no tasks
+    def _call(self, message: RunCall) -> None:
+        from shmpar.pickling.pack import pack_result  # Why here: most workers get no calls.
 
-        if self.unready:
-            self._held(held)
-            self.wire.send(("uncalled", number, None, ""))
+        held = self._held(message.held)
+        if self.broken:
+            self.send(CallFinished(message.call, started=False))
             return
         kept: Sequence[Array] = ()
+        descriptors: list[int] = []
         try:
-            private = self._held(held)
-            self._take_on(environment)
-            function, kept = self._open(body, private)
+            self._apply(message.environment)
+            function, kept = self._unpack(message.payload, held)
             with entered():
                 value = function.call(*function.values, **function.keywords)
             end_offspring()
-            parcel = pack_result(value)
-            records, descriptors = lent(parcel)
-            message: tuple[Any, ...] = ("returned", number, parcel.body, records)
-        except BaseException as error:  # noqa: BLE001 - it is the task's outcome
+            payload = pack_result(value)
+            descriptors = [one.fileno() for one in payload.segments]
+            reply = CallFinished(message.call, PackedValue(payload.body, _records(payload)))
+        except BaseException as error:  # noqa: BLE001 - it is the call's outcome
             end_offspring(error)
-            message, descriptors = ("raised", number, *packed(error)), []
-            error.__traceback__ = None  # it may be kept, and its frames hold the memory
+            reply = CallFinished(message.call, error=pack_exception(error))
+            # Why: the user's code may keep the exception, and its frames hold the memory.
+            error.__traceback__ = None
         finally:
             if kept:
                 namespaces.forget(kept)
-        self._has_done(1)
-        self.wire.send(message, descriptors)
+        self._count(1)
+        self.send(reply, descriptors)
 
-    def _has_done(self, tasks: int) -> None:
+    def _count(self, tasks: int) -> None:
         if self.left is not None:
             self.left -= tasks
 
-    def _counter(self, plan: PlanMessage, descriptors: list[int]) -> OffsetTickets | LockTickets:
-        """The counter of the plan; its descriptor, if it came, is taken off the list."""
-        if plan.counter in self.counters:
-            return self.counters[plan.counter]
-        counter = open_tickets(plan.tickets, descriptors.pop(0))
-        if plan.counter >= 0:
-            self.counters[plan.counter] = counter
-        return counter
-
-    def _run(self, message: PlanMessage, counter: Tickets) -> None:
+    def _run(self, environment: Environment | None, work: Work, tickets: Tickets) -> None:
         said: Any = None
         exhausted, joined = True, time.perf_counter()
-        had: tuple[int, int | None, float] = (0, None, 0.0)
+        claimed, handed_out = 0, None
         kept: Sequence[Array] = ()
         try:
-            bound, kept = self._bind(message, counter)
-            assignment = bound.chunks.assignment
+            assignment, kept = self._bind(environment, work, tickets)
             assignment.joined = joined
             watch(assignment.slot)
-            channel = SocketChannel(self, message.run, assignment.ledger if bound.scratch else None)
-            exhausted = work(bound.chunks, channel)
-            self._has_done(assignment.claimed)
-            alone = assignment.claimed == assignment.count
-            self.bell.computed(assignment.spent, alone=alone)
-            had = assignment.claimed, assignment.handed, assignment.spent
+            spare = assignment.ledger if work.small_outputs else None
+            channel = SocketChannel(self, work.run, spare)
+            exhausted = loop.work(assignment, channel)
+            claimed, handed_out = assignment.claimed, assignment.handed
+            self._count(claimed)
             channel.flush()
-            said = channel.said.pack() if channel.said else None
+            said = channel.announcement.pack() if channel.announcement else None
         except _Unloadable as error:
-            self.wire.send(("refused", message.run, *packed(error.args[0])))
-            error.args[0].__traceback__ = None  # it may be kept, and its frames hold the memory
+            self.send(PlanRejected(work.run, pack_exception(error.args[0])))
+            # Why: the user's code may keep the exception, and its frames hold the memory.
+            error.args[0].__traceback__ = None
         finally:
             if kept:
                 namespaces.forget(kept)
-        leaves = not exhausted
-        self.wire.send(("drained", message.run, message.generation, *had, said, leaves))
+        self.send(
+            CounterExhausted(
+                self.number, work.run, work.generation, claimed, handed_out, said, not exhausted
+            )
+        )
 
-    def _bind(self, message: PlanMessage, counter: Tickets) -> tuple[Bound, Sequence[Array]]:
-        """The plan in the memory of this process: that of the call before, if it is the same."""
-        bound = self.bound
-        if bound is not None and message.todo is None and bound.standing == message.standing:
-            with _loading():
-                self._take_on(message.environment)
-            bound.chunks.assignment.again(counter, message.generation, message.origin, self.left)
-            return bound, ()
-        standing = Standing(*pickle.loads(message.standing))
-        held = self._held(standing.held)
-        with _loading():
-            if self.unready:  # the run has been told why
+    def _bind(
+        self, environment: Environment | None, work: Work, tickets: Tickets
+    ) -> tuple[Assignment, Sequence[Array]]:
+        """Return the plan in the memory of this process, and the arrays that it holds privately."""
+        held = self._held(work.held)
+        try:
+            if self.broken:  # the run has been told why
                 raise RuntimeError("the initializer failed")
-            self._take_on(message.environment)
-            body, plain = message.function or standing.function, standing.function is not None
-            function, kept = self._open(body or b"", held, plain=plain)
-        assignment = self._assignment(message, standing, function, counter)
-        bound = Bound(message.standing, Chunks(assignment), standing.scratch)
-        if plain and message.todo is None:
-            self.bound = bound
-        return bound, kept
-
-    def _open(
-        self, body: bytes, held: Sequence[Segment], *, plain: bool = False
-    ) -> tuple[Any, Sequence[Array]]:
-        """Open a parcel, unless it is plain and was the last that was opened."""
-        if plain and body == self.opened[0]:
-            return self.opened[1], ()
-        self.opened, self.bound = (b"", None), None
-        value, kept = unpack(body, held)
-        if plain:
-            self.opened = body, value
-        return value, kept
-
-    def _ledger(self, standing: Standing) -> Ledger:
-        if self.ledger is None or self.ledger[0] != standing.ledger:
-            memory = self.segments[standing.ledger].mapping
-            ledger = Ledger(memory, workers=standing.workers, chunks=standing.chunks)
-            self.ledger = standing.ledger, ledger
-        return self.ledger[1]
-
-    def _assignment(
-        self, message: PlanMessage, standing: Standing, function: Function, tickets: Tickets
-    ) -> Assignment:
-        ledger, outputs = self._ledger(standing), standing.outputs
-        return Assignment(
-            plan=_plan(standing.plan),
+            self._apply(environment)
+            function, kept = self._unpack(work.function, held, stateless=work.stateless)
+        except BaseException as error:
+            raise _Unloadable(error) from error
+        ledger, outputs, sums = self._ledger(work), work.outputs, work.checksums
+        assignment = Assignment(
+            plan=pickle.loads(work.plan),
             function=function,
-            arrays=[self.view(reference, writable=False) for reference in standing.arrays],
+            arrays=[self.view(reference, writable=False) for reference in work.arrays],
             outputs=None if outputs is None else [self.view(one, writable=True) for one in outputs],
-            several=standing.several,
-            origin=message.origin,
+            several=work.is_tuple,
             tickets=tickets,
-            todo=message.todo,
-            generation=message.generation,
+            todo=work.todo,
+            generation=work.generation,
             ledger=ledger,
             worker=self.number,
             slot=ledger.slot(self.number),
-            workers=standing.workers,
-            reports=standing.reports,
-            sums=None if standing.sums is None else self.view(standing.sums, writable=True),
+            workers=work.workers,
+            reports=work.reports,
+            sums=None if sums is None else self.view(sums, writable=True),
             most=self.left,
+            origin=work.origin,
         )
+        return assignment, kept
+
+    def _unpack(
+        self, body: bytes, held: Sequence[Segment], *, stateless: bool = False
+    ) -> tuple[Any, Sequence[Array]]:
+        """Unpickle a payload, unless it is stateless and was the last one."""
+        if stateless and body == self.function[0]:
+            return self.function[1], ()
+        self.function = b"", None
+        value, kept = unpack(body, held)
+        if stateless:
+            self.function = body, value
+        return value, kept
+
+    def _ledger(self, work: Work) -> Ledger:
+        if self.ledger is None or self.ledger[0] != work.ledger:
+            memory = self.segments[work.ledger].mapping
+            self.ledger = (
+                work.ledger,
+                Ledger(memory, workers=work.workers, chunks=work.chunks),
+            )
+        return self.ledger[1]
 
     def view(self, reference: Reference, *, writable: bool) -> Array:
-        """The array that lies where the parent says."""
+        """Return the array that lies at a reference."""
         key, offset, shape, strides, dtype = reference
         segment = self.segments[key]
         return segment.ndarray(offset, shape, strides, np.dtype(dtype), writable=writable)
 
-    def await_outputs(self, run: int) -> tuple[Sequence[Reference], bool]:
-        """Take messages until the one that says where the outputs are."""
-        for item in list(self.backlog):
-            if item[0][0] in {"outputs", "abandon"} and item[0][1] == run:
-                self.backlog.remove(item)
-                return self._outputs(*item)
+    def await_outputs(self, run: int) -> UseOutputs:
+        """Receive messages until the one that answers :class:`OutputsNeeded`."""
         while True:
             message, descriptors = self._next()
-            if message[0] in {"outputs", "abandon"} and message[1] == run:
-                return self._outputs(message, descriptors)
-            self.backlog.append((message, descriptors))
+            match message:
+                case UseOutputs() if message.run == run:
+                    self._adopt(message.segments, descriptors)
+                    return message
+                case AbandonRun() if message.run == run:
+                    raise Abandoned
+                case _:
+                    self.backlog.append((message, descriptors))
 
-    def _outputs(self, message: Any, descriptors: list[int]) -> tuple[Sequence[Reference], bool]:
-        if message[0] == "abandon":
-            raise Abandoned
-        _, _, references, several, records = message
-        self._adopt(records, descriptors)
-        return references, several
-
-    def _take_on(self, environment: Environment | None) -> None:
-        """Have the parent's state; it sends that once, so what fails now fails until it changes."""
+    def _apply(self, environment: Environment | None) -> None:
+        """Apply the parent's state. It is sent once, so a failure lasts until it changes."""
         if environment is not None:
             self.environment = environment
         elif self.environment is not None and drifted(self.environment):
-            environment = self.environment  # a function has changed it, here alone
+            environment = self.environment  # Why: a function has changed it, here alone.
         if environment is not None:
             try:
-                self.unentered = None
+                self.refusal = None
                 enter(environment)
             except Exception as error:  # noqa: BLE001 - classes of the user's are imported
-                self.unentered = PlanError(
+                self.refusal = PlanError(
                     "the warning filters of the calling process do not load in a worker "
                     f"({type(error).__name__}: {error}); their categories must be importable there"
                 )
-                self.unentered.__cause__ = error.with_traceback(None)
-        if self.unentered is not None:
-            raise self.unentered.with_traceback(None)
-
-
-@functools.lru_cache(maxsize=32)
-def _plan(body: bytes) -> Plan:
-    """Keep the plans of calls that are made again and again; they do not change."""
-    plan: Plan = pickle.loads(body)
-    return plan
+                self.refusal.__cause__ = error.with_traceback(None)
+        if self.refusal is not None:
+            raise self.refusal.with_traceback(None)
 
 
 class _Unloadable(Exception):
-    """The function, what it holds or what it is called in did not unpickle."""
+    """The function, an object that it holds, or its environment did not load."""
 
 
-class _loading:  # noqa: N801 - reads as a verb: with _loading()
-    """What is raised in the block says that the plan does not load."""
-
-    __slots__ = ()
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if error is not None:
-            raise _Unloadable(error) from error
-
-
-def main(fd: int, bell: int, number: int) -> None:
-    """Serve the parent at the other end of the socket `fd` until it says that it was the last.
-
-    Parameters
-    ----------
-    fd, bell, number : int
-        Of the socket, of :class:`shmpar.worker.main.Bell`, and the worker's.
-    """
+def main(fd: int, number: int) -> None:
+    """Serve the parent at the other end of the socket `fd`, as the worker with this number."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the parent raises its own late
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # Why: the parent raises its own late.
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     wire = Wire(_socket.socket(fileno=fd))
-    wire.send(("hello", importlib.util.MAGIC_NUMBER))
+    wire.send(WorkerReady(number, importlib.util.MAGIC_NUMBER))
     with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
-        watch(memoryview(b""))  # a function that is no run's has no slot
-        WorkerProcess(wire, Bell(bell), number).serve()
+        watch(memoryview(b""))  # Why: a function that is no run's has no slot.
+        WorkerProcess(wire, number).serve()
