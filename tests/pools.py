@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import shmpar
-from shmpar.engines.processes import _COUNTERS
 from shmpar.memory.segment import Slab
 
 ENGINES = ("serial", "threads", "processes")
@@ -26,7 +25,7 @@ def warm(engine: str, workers: int = 2, **options: Any) -> Iterator[shmpar.Pool]
 def let_go(pool: shmpar.Pool) -> None:
     """Drop what a pool keeps from run to run, so that what is left is the test's doing."""
     pool._last_run = None
-    engine = pool._driver.engine
+    engine = pool._loop.engine
     if engine.name == "processes":
         engine._ledgers.clear()
         engine.slab = Slab()
@@ -37,9 +36,6 @@ def wait_for_workers(pool: shmpar.Pool) -> None:
     pids: set[int] = set()
     while len(pids) < (pool.n_workers if pool.engine == "processes" else 1):
         pids.update(pool.parallel_map(_pid, range(64), dtype=object))
-    if pool.engine == "processes":  # a counter that was needed once is kept: here all that ever are
-        counters = pool._driver.engine._counters
-        counters._release([counters.take() for _ in range(_COUNTERS)])
 
 
 def _pid(_: int) -> int:

@@ -66,7 +66,7 @@ def held(pool: shmpar.Pool) -> dict[str, Held]:
         collected.update(pool.parallel_map(collect, range(8), dtype=object))
     pool._last_run = None
     gc.collect()
-    workers = [Held.by(pid) for pid in pool._driver.engine.pids()]
+    workers = [Held.by(pid) for pid in pool._loop.engine.pids()]
     return {"parent": Held.by(os.getpid()), "worker": Held(*map(max, zip(*workers, strict=True)))}
 
 
@@ -191,7 +191,7 @@ class Soak:
 
     def killed(self) -> None:
         """A worker dies at a random moment."""
-        pid, how = self.rng.choice(self.pool._driver.engine.pids()), self.rng.choice([9, 11, 15])
+        pid, how = self.rng.choice(self.pool._loop.engine.pids()), self.rng.choice([9, 11, 15])
         with later(self.rng, lambda: _kill(pid, how)):
             self.check(self.pool.map_blocks(slow, X, chunks=10, retries=5))
 

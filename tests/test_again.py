@@ -184,7 +184,7 @@ def test_the_worker_lets_go_of_an_array_that_is_gone(lone: shmpar.Pool) -> None:
     array = lone.array(np.ones(MEGABYTES << 17))
     for _ in range(2):
         lone.block_reduce(total, array, chunks=MEGABYTES << 15)
-    (pid,) = lone._driver.engine.pids()
+    (pid,) = lone._loop.engine.pids()
     assert _mapped(pid) >= MEGABYTES << 20
     del array
     lone._last_run = None
@@ -200,7 +200,7 @@ def test_a_call_that_was_refused_lets_go_too(lone: shmpar.Pool) -> None:
     missing = type("Missing", (UserWarning,), {"__module__": "shmpar_missing"})
     made = types.ModuleType("shmpar_missing")
     made.Missing = missing
-    (pid,) = lone._driver.engine.pids()
+    (pid,) = lone._loop.engine.pids()
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, made.__name__, made)
         warnings.simplefilter("ignore", missing)

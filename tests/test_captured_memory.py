@@ -134,7 +134,7 @@ def test_a_worker_that_came_too_late_keeps_nothing(tmp_path: Path) -> None:
 
     with shmpar.Pool(2) as pool:
         wait_for_workers(pool)
-        pids = pool._driver.engine.pids()
+        pids = pool._loop.engine.pids()
         run = pool.block_reduce(waits, np.ones(SIZE // 80), chunks=-1, wait=False)
         late = time.monotonic() + 30
         while not all(map(mapped, pids)) and time.monotonic() < late:

@@ -180,7 +180,7 @@ def test_warning_filters_that_do_not_load_are_a_plan_error(mortal_pool: shmpar.P
     category = type("Lost", (UserWarning,), {"__module__": module.__name__})
     module.Lost = category  # type: ignore[attr-defined]
     wait_for_workers(mortal_pool)
-    workers = mortal_pool._driver.engine.pids()
+    workers = mortal_pool._loop.engine.pids()
     with warnings.catch_warnings():
         sys.modules[module.__name__] = module
         warnings.simplefilter("ignore", category)
@@ -191,7 +191,7 @@ def test_warning_filters_that_do_not_load_are_a_plan_error(mortal_pool: shmpar.P
         finally:
             del sys.modules[module.__name__]
     assert mortal_pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
-    assert mortal_pool._driver.engine.pids() == workers
+    assert mortal_pool._loop.engine.pids() == workers
 
 
 @pytest.mark.parametrize(
@@ -501,7 +501,7 @@ def death(pool: shmpar.Pool, rng: random.Random, chunks: int) -> Iterator[Any]:
     if how == "exit":
         yield perhaps
         return
-    pid = rng.choice(pool._driver.engine.pids())
+    pid = rng.choice(pool._loop.engine.pids())
     killer = threading.Timer(rng.uniform(0, 0.06), kill, (pid, how))
     killer.start()
     try:
@@ -688,7 +688,7 @@ def test_a_closed_pool_says_so() -> None:
 def test_a_pool_that_is_never_closed_warns() -> None:
     """Its workers end with it."""
     pool = shmpar.Pool(1)
-    pids = pool._driver.engine.pids()
+    pids = pool._loop.engine.pids()
     with pytest.warns(ResourceWarning, match="never closed"):
         del pool
     for pid in pids:

@@ -342,7 +342,7 @@ def test_one_while_a_worker_is_started_loses_none(
     }
     with shmpar.Pool(1) as pool:
         wait_for_workers(pool)
-        launcher, ended = pool._driver.engine._launcher, pool._driver.engine.pids()
+        launcher, ended = pool._loop.engine._launcher, pool._loop.engine.pids()
         start = launcher.start
 
         def interrupted(number: int) -> Any:
@@ -351,8 +351,8 @@ def test_one_while_a_worker_is_started_loses_none(
             return launched
 
         os.kill(ended[0], signal.SIGKILL)
-        while pool._driver.engine.pids():
-            pool._driver.engine.wait(60)
+        while pool._loop.engine.pids():
+            pool._loop.engine.wait(60)
             pool._driver.poll()
         monkeypatch.setattr(launcher, "start", interrupted)
         with pytest.raises(KeyboardInterrupt):

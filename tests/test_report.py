@@ -246,7 +246,7 @@ class TestNumbers:
         kind = report.memory[0]
         assert report.array_bytes == {kind: 2 * shared.nbytes, "private": 40 * 8}
         assert len(report.worker_bytes) == 2
-        for pid, nbytes in zip(processes._driver.engine.pids(), report.worker_bytes, strict=True):
+        for pid, nbytes in zip(processes._loop.engine.pids(), report.worker_bytes, strict=True):
             assert nbytes == pytest.approx(psutil.Process(pid).memory_full_info().uss, rel=0.4)
         assert f"38 kB in {kind}, 320 B in private; workers have up to " in str(report)
 

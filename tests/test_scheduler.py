@@ -10,32 +10,66 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from shmpar.runtime import scheduler
+from shmpar.ipc.protocol import (
+    ChunkFailed,
+    CounterExhausted,
+    PlanRejected,
+    WorkerLost,
+    WorkerReady,
+)
 from shmpar.runtime.scheduler import (
     Assign,
-    Audit,
-    Audited,
-    Cancelled,
-    ChunkFailed,
-    Died,
-    Drained,
-    Expired,
+    ChunkTimedOut,
+    CountersStopped,
     Fail,
     Finish,
     GiveUp,
-    Joined,
+    GraceExpired,
     Kill,
     Open,
     Phase,
-    Refused,
+    Reconcile,
+    Reconciled,
     Replace,
+    RunCancelled,
     Scheduler,
     Stop,
-    Stopped,
-    TimedOut,
 )
 
 WORKERS = 3
+
+
+def exhausted(
+    worker: int,
+    generation: int,
+    claimed: int = 0,
+    handed_out: int | None = None,
+    *,
+    exiting: bool = False,
+) -> CounterExhausted:
+    """The event, of the only run."""
+    return CounterExhausted(worker, 0, generation, claimed, handed_out, exiting=exiting)
+
+
+def chunk_failed(chunk: int) -> ChunkFailed:
+    """The event, of the only run."""
+    return ChunkFailed(0, chunk)
+
+
+def rejected() -> PlanRejected:
+    """The event, of the only run."""
+    return PlanRejected(0)
+
+
+def lost(
+    worker: int,
+    blamed: int | None = None,
+    unfinished: tuple[int, ...] = (),
+    *,
+    at_startup: bool = False,
+) -> WorkerLost:
+    """The event, as the run completes it."""
+    return WorkerLost(worker, blamed=blamed, unfinished=unfinished, at_startup=at_startup)
 
 
 @dataclass
@@ -93,7 +127,9 @@ class World(RuleBasedStateMachine):
     ) -> None:
         self.chunks = chunks
         self.collects = collects and not in_place
-        self.scheduler = Scheduler(retries, fail_fast, chunks, in_place=in_place, patience=4)
+        self.scheduler = Scheduler(
+            retries, fail_fast, chunks, in_place=in_place, max_startup_failures=4
+        )
         self.workers = {number: Worker() for number in ready}
         self.starting = set(range(WORKERS)) - ready
         self.counters: list[int] = []
@@ -126,7 +162,7 @@ class World(RuleBasedStateMachine):
                 case Stop():
                     assert not self.stopped
                     self.stopped = True
-                    answers.append(Stopped(tuple(self.counters)))
+                    answers.append(CountersStopped(tuple(self.counters)))
                     self.counters = [had + 99 for had in self.counters]
                     for number, worker in self.workers.items():
                         if worker.alive:  # what no worker was sent is taken back
@@ -145,12 +181,12 @@ class World(RuleBasedStateMachine):
                     self.finished = True
                     claims = [one.claim for one in self.workers.values() if one.alive]
                     assert not any(claims), "a run is done when its last writer is idle"
-                case Audit():
+                case Reconcile():
                     self.audits += 1
         for answer in answers:
             self.tell(answer)
         for number, generation in taken_back:
-            self.tell(Drained(number, generation))
+            self.tell(exhausted(number, generation))
 
     def settle(self, chunk: int, status: str) -> None:
         """Write the ledger."""
@@ -163,7 +199,7 @@ class World(RuleBasedStateMachine):
     def answer(self) -> None:
         """The ledger is read, and what it says is told."""
         self.audits -= 1
-        self.tell(Audited([chunk for chunk in range(self.chunks) if chunk not in self.status]))
+        self.tell(Reconciled([chunk for chunk in range(self.chunks) if chunk not in self.status]))
 
     @precondition(lambda self: any(worker.mail for worker in self.workers.values()))
     @rule(data=st.data())
@@ -173,7 +209,7 @@ class World(RuleBasedStateMachine):
 
     def hear_from(self, number: int) -> None:
         event = self.workers[number].mail.popleft()
-        if isinstance(event, Died):
+        if isinstance(event, WorkerLost):
             dead = self.workers.pop(number)
             assert not dead.mail, "a death is the last that is heard"
             if event.blamed is not None:
@@ -190,7 +226,7 @@ class World(RuleBasedStateMachine):
     def join_as(self, number: int) -> None:
         self.starting.discard(number)
         self.workers[number] = Worker()
-        self.tell(Joined(number))
+        self.tell(WorkerReady(number))
 
     @precondition(lambda self: any(worker.can_work for worker in self.workers.values()))
     @rule(data=st.data(), size=st.integers(1, 3), fails=st.integers(0, 3))
@@ -214,7 +250,7 @@ class World(RuleBasedStateMachine):
                 self.counters[claim.generation] += 99
             self.settle(chunk, "failed")
             claim.reported = True
-            worker.mail.append(ChunkFailed(chunk))
+            worker.mail.append(chunk_failed(chunk))
         else:
             if not self.collects:
                 self.settle(self.todo[claim.generation][claim.cursor], "done")
@@ -227,7 +263,7 @@ class World(RuleBasedStateMachine):
         if first >= count:
             worker.assigned.pop(0)
             had = worker.claimed.get(generation, 0), worker.handed.get(generation)
-            worker.mail.append(Drained(number, generation, *had))
+            worker.mail.append(exhausted(number, generation, *had))
         else:
             last = min(first + size, count)
             worker.claim = Claim(generation, first, first, last)
@@ -265,8 +301,8 @@ class World(RuleBasedStateMachine):
             generation = worker.assigned[0]
             had = worker.claimed.get(generation, 0), worker.handed.get(generation)
             worker.alive = False
-            worker.mail.append(Drained(number, generation, *had, leaves=True))
-            worker.mail.append(Died(number))
+            worker.mail.append(exhausted(number, generation, *had, exiting=True))
+            worker.mail.append(lost(number))
 
     @precondition(lambda self: not self.finished and self.workers)
     @rule(data=st.data())
@@ -291,7 +327,7 @@ class World(RuleBasedStateMachine):
             unfinished = todo[claim.cursor + 1 : claim.last]
             if self.collects:  # what was not flushed is gone
                 unfinished = todo[claim.first : claim.cursor] + unfinished
-        worker.mail.append(Died(number, blamed, unfinished, barren=claim is None))
+        worker.mail.append(lost(number, blamed, unfinished, at_startup=claim is None))
 
     @precondition(lambda self: not self.finished and self.starting)
     @rule(data=st.data())
@@ -299,7 +335,7 @@ class World(RuleBasedStateMachine):
         """A worker dies while it starts."""
         number = data.draw(st.sampled_from(sorted(self.starting)))
         self.starting.discard(number)
-        self.tell(Died(number, barren=True))
+        self.tell(lost(number, at_startup=True))
 
     # What else happens
 
@@ -312,18 +348,18 @@ class World(RuleBasedStateMachine):
             number = data.draw(st.sampled_from(holding))
             claim = self.workers[number].claim
             assert claim is not None
-            self.tell(TimedOut(number, self.todo[claim.generation][claim.cursor]))
+            self.tell(ChunkTimedOut(number, self.todo[claim.generation][claim.cursor]))
 
     @precondition(lambda self: not self.finished)
     @rule(often=st.integers(0, 9))
     def cancel(self, often: int) -> None:
         if often == 0:
-            self.tell(Cancelled())
+            self.tell(RunCancelled())
 
     @precondition(lambda self: not self.finished and self.stopped)
     @rule()
     def expire(self) -> None:
-        self.tell(Expired())
+        self.tell(GraceExpired())
 
     @precondition(lambda self: not self.finished)
     @rule(data=st.data(), often=st.integers(0, 9))
@@ -333,7 +369,7 @@ class World(RuleBasedStateMachine):
         if often == 0 and idle:
             number = data.draw(st.sampled_from(sorted(idle)))
             worker = self.workers[number]
-            worker.mail += [Refused(), Drained(number, worker.assigned.pop(0))]
+            worker.mail += [rejected(), exhausted(number, worker.assigned.pop(0))]
 
     @rule()
     def nothing(self) -> None:
@@ -398,7 +434,7 @@ class World(RuleBasedStateMachine):
         if not self.stopped:
             assert set(self.status) == set(range(self.chunks))
         elif not self.gave_up:
-            assert self.scheduler.handle(Joined(0)) == []
+            assert self.scheduler.handle(WorkerReady(0)) == []
 
     def let_go_on(self) -> None:
         """Everybody does one thing, and nobody dies but of a signal."""
@@ -437,176 +473,176 @@ def started(*events: Any, workers: int = 2, **options: Any) -> Scheduler:
 
 
 SLOW = {"fail_fast": False}
-BOTH_DRAINED = (Drained(0, 0), Drained(1, 0))
+BOTH_DRAINED = (exhausted(0, 0), exhausted(1, 0))
 
 TRANSITIONS = {
     # name: (options, what happened before, event, commands)
-    "drained-not-the-last": ({}, (), Drained(0, 0), []),
-    "drained-not-all-accounted-for": ({}, (), Drained(0, 0, 8), []),
-    "drained-all-accounted-for": ({}, (), Drained(0, 0, 9), [Finish()]),
-    "drained-the-rest": ({}, (Drained(0, 0, 4),), Drained(1, 0, 5), [Finish()]),
+    "drained-not-the-last": ({}, (), exhausted(0, 0), []),
+    "drained-not-all-accounted-for": ({}, (), exhausted(0, 0, 8), []),
+    "drained-all-accounted-for": ({}, (), exhausted(0, 0, 9), [Finish()]),
+    "drained-the-rest": ({}, (exhausted(0, 0, 4),), exhausted(1, 0, 5), [Finish()]),
     "drained-with-a-chunk-to-compute-again": (
         {},
-        (Died(0, blamed=3),),
-        Drained(1, 0, 8),
+        (lost(0, blamed=3),),
+        exhausted(1, 0, 8),
         [],
     ),
     "drained-all-of-a-counter-that-it-stopped": (
         {},
-        (ChunkFailed(1),),
-        Drained(0, 0, 3, 3),
+        (chunk_failed(1),),
+        exhausted(0, 0, 3, 3),
         [Finish()],
     ),
     "drained-all-of-its-own-of-a-counter-that-it-stopped": (
         {},
-        (ChunkFailed(1),),
-        Drained(0, 0, 3, 5),
+        (chunk_failed(1),),
+        exhausted(0, 0, 3, 5),
         [],
     ),
-    "stopped-and-nobody-had-a-ticket": ({}, (Cancelled(),), Stopped([0]), [Finish()]),
-    "stopped-while-some-compute": ({}, (Cancelled(),), Stopped([4]), []),
+    "stopped-and-nobody-had-a-ticket": ({}, (RunCancelled(),), CountersStopped([0]), [Finish()]),
+    "stopped-while-some-compute": ({}, (RunCancelled(),), CountersStopped([4]), []),
     "stopped-and-all-accounted-for": (
         {},
-        (Cancelled(), Stopped([4])),
-        Drained(1, 0, 4),
+        (RunCancelled(), CountersStopped([4])),
+        exhausted(1, 0, 4),
         [Finish()],
     ),
-    "drained-the-last": ({}, (Drained(0, 0),), Drained(1, 0), [Audit()]),
-    "audited-nothing-pending": ({}, BOTH_DRAINED, Audited([]), [Finish()]),
+    "drained-the-last": ({}, (exhausted(0, 0),), exhausted(1, 0), [Reconcile()]),
+    "audited-nothing-pending": ({}, BOTH_DRAINED, Reconciled([]), [Finish()]),
     "audited-lost-tickets": (
         {},
         BOTH_DRAINED,
-        Audited([3, 5]),
+        Reconciled([3, 5]),
         [Open(1, (3, 5)), Assign(0, 1), Assign(1, 1)],
     ),
     "audited-what-has-failed-is-not-lost": (
         SLOW,
-        (ChunkFailed(3), *BOTH_DRAINED),
-        Audited([3]),
+        (chunk_failed(3), *BOTH_DRAINED),
+        Reconciled([3]),
         [Finish()],
     ),
     "audited-but-somebody-has-joined": (
         {},
-        (Died(0, 4), Died(1, barren=True), Joined(1)),
-        Audited([4, 5]),
+        (lost(0, 4), lost(1, at_startup=True), WorkerReady(1)),
+        Reconciled([4, 5]),
         [],
     ),
     "audited-with-no-worker-left": (
         {"workers": 1},
-        (Died(0),),
-        Audited([0, 1]),
+        (lost(0),),
+        Reconciled([0, 1]),
         [Open(1, (0, 1))],
     ),
-    "joined-gets-what-has-tickets": ({}, (), Joined(2), [Assign(2, 0)]),
-    "joined-late-gets-nothing": ({}, (Drained(0, 0),), Joined(2), []),
+    "joined-gets-what-has-tickets": ({}, (), WorkerReady(2), [Assign(2, 0)]),
+    "joined-late-gets-nothing": ({}, (exhausted(0, 0),), WorkerReady(2), []),
     "joined-gets-each-generation": (
         {},
-        (Died(0, 4, (5,)),),
-        Joined(0),
+        (lost(0, 4, (5,)),),
+        WorkerReady(0),
         [Assign(0, 0), Assign(0, 1)],
     ),
-    "joined-a-stopping-run": ({}, (Cancelled(),), Joined(2), []),
-    "failed-fail-fast": ({}, (), ChunkFailed(3), [Stop()]),
-    "failed-twice-fail-fast": ({}, (ChunkFailed(3),), ChunkFailed(4), []),
-    "failed-and-it-goes-on": (SLOW, (), ChunkFailed(3), []),
+    "joined-a-stopping-run": ({}, (RunCancelled(),), WorkerReady(2), []),
+    "failed-fail-fast": ({}, (), chunk_failed(3), [Stop()]),
+    "failed-twice-fail-fast": ({}, (chunk_failed(3),), chunk_failed(4), []),
+    "failed-and-it-goes-on": (SLOW, (), chunk_failed(3), []),
     "died-with-a-claim": (
         {},
         (),
-        Died(0, blamed=4, unfinished=(5, 6)),
+        lost(0, blamed=4, unfinished=(5, 6)),
         [Replace(0), Open(1, (4, 5, 6)), Assign(1, 1)],
     ),
-    "died-without-a-claim": ({}, (), Died(0), [Replace(0)]),
-    "died-idle": ({}, (Drained(0, 0),), Died(0), [Replace(0)]),
+    "died-without-a-claim": ({}, (), lost(0), [Replace(0)]),
+    "died-idle": ({}, (exhausted(0, 0),), lost(0), [Replace(0)]),
     "died-the-last-that-had-anything": (
         {},
-        (Drained(0, 0),),
-        Died(1),
-        [Replace(1), Audit()],
+        (exhausted(0, 0),),
+        lost(1),
+        [Replace(1), Reconcile()],
     ),
     "died-over-a-chunk-too-often": (
         {},
-        (Died(0, 4),),
-        Died(1, blamed=4),
+        (lost(0, 4),),
+        lost(1, blamed=4),
         [Fail(4, timed_out=False), Stop(), Finish()],
     ),
     "died-too-often-and-it-goes-on": (
         {"retries": 0, **SLOW},
         (),
-        Died(0, blamed=4, unfinished=(5,)),
+        lost(0, blamed=4, unfinished=(5,)),
         [Fail(4, timed_out=False), Replace(0), Open(1, (5,)), Assign(1, 1)],
     ),
     "died-in-place": (
         {"in_place": True, "retries": 9, **SLOW},
         (),
-        Died(0, blamed=4, unfinished=(5,)),
+        lost(0, blamed=4, unfinished=(5,)),
         [Fail(4, timed_out=False), Replace(0), Open(1, (5,)), Assign(1, 1)],
     ),
     "died-over-what-had-failed": (
         SLOW,
-        (ChunkFailed(4),),
-        Died(0, blamed=4, unfinished=(5,)),
+        (chunk_failed(4),),
+        lost(0, blamed=4, unfinished=(5,)),
         [Replace(0), Open(1, (5,)), Assign(1, 1)],
     ),
     "died-and-what-had-failed-is-not-begun-again": (
         SLOW,
-        (ChunkFailed(4),),
-        Died(0, blamed=6, unfinished=(4, 5)),
+        (chunk_failed(4),),
+        lost(0, blamed=6, unfinished=(4, 5)),
         [Replace(0), Open(1, (6, 5)), Assign(1, 1)],
     ),
-    "died-in-a-stopping-run": ({}, (Cancelled(),), Died(0, blamed=4), []),
-    "died-last-in-a-stopping-run": ({}, (Cancelled(), Drained(1, 0)), Died(0, 4), [Finish()]),
-    "timed-out": ({}, (), TimedOut(0, 4), [Kill(0)]),
-    "timed-out-twice": ({}, (TimedOut(0, 4),), TimedOut(0, 4), []),
-    "timed-out-who-is-gone": ({}, (Died(0),), TimedOut(0, 4), []),
+    "died-in-a-stopping-run": ({}, (RunCancelled(),), lost(0, blamed=4), []),
+    "died-last-in-a-stopping-run": ({}, (RunCancelled(), exhausted(1, 0)), lost(0, 4), [Finish()]),
+    "timed-out": ({}, (), ChunkTimedOut(0, 4), [Kill(0)]),
+    "timed-out-twice": ({}, (ChunkTimedOut(0, 4),), ChunkTimedOut(0, 4), []),
+    "timed-out-who-is-gone": ({}, (lost(0),), ChunkTimedOut(0, 4), []),
     "timed-out-and-retried": (
         {},
-        (TimedOut(0, 4),),
-        Died(0, blamed=4),
+        (ChunkTimedOut(0, 4),),
+        lost(0, blamed=4),
         [Replace(0), Open(1, (4,)), Assign(1, 1)],
     ),
     "timed-out-too-often": (
         {"retries": 0},
-        (TimedOut(0, 4),),
-        Died(0, blamed=4),
+        (ChunkTimedOut(0, 4),),
+        lost(0, blamed=4),
         [Fail(4, timed_out=True), Stop()],
     ),
     "timed-out-but-it-had-moved-on": (
         {"retries": 0},
-        (TimedOut(0, 4),),
-        Died(0, blamed=5),
+        (ChunkTimedOut(0, 4),),
+        lost(0, blamed=5),
         [Replace(0), Open(1, (5,)), Assign(1, 1)],
     ),
     "timed-out-had-moved-on-in-place": (
         {"retries": 0, "in_place": True},
-        (TimedOut(0, 4),),
-        Died(0, blamed=5),
+        (ChunkTimedOut(0, 4),),
+        lost(0, blamed=5),
         [Fail(5, timed_out=False), Stop()],
     ),
-    "barren-and-patient": ({"patience": 1}, (), Died(0, barren=True), [Replace(0)]),
+    "barren-and-patient": ({"max_startup_failures": 1}, (), lost(0, at_startup=True), [Replace(0)]),
     "barren-too-often": (
-        {"patience": 1},
-        (Died(0, barren=True),),
-        Died(0, barren=True),
+        {"max_startup_failures": 1},
+        (lost(0, at_startup=True),),
+        lost(0, at_startup=True),
         [GiveUp(), Stop()],
     ),
     "barren-but-others-work": (
-        {"patience": 1},
-        (Died(0, barren=True), Drained(1, 0)),
-        Died(0, barren=True),
+        {"max_startup_failures": 1},
+        (lost(0, at_startup=True), exhausted(1, 0)),
+        lost(0, at_startup=True),
         [Replace(0)],
     ),
-    "refused": ({}, (), Refused(), [Stop()]),
-    "cancelled": ({}, (), Cancelled(), [Stop()]),
-    "cancelled-twice": ({}, (Cancelled(),), Cancelled(), []),
-    "cancelled-with-no-worker": ({"workers": 0}, (), Cancelled(), [Stop(), Finish()]),
-    "expired": ({}, (Cancelled(), Drained(0, 0)), Expired(), [Kill(1)]),
+    "refused": ({}, (), rejected(), [Stop()]),
+    "cancelled": ({}, (), RunCancelled(), [Stop()]),
+    "cancelled-twice": ({}, (RunCancelled(),), RunCancelled(), []),
+    "cancelled-with-no-worker": ({"workers": 0}, (), RunCancelled(), [Stop(), Finish()]),
+    "expired": ({}, (RunCancelled(), exhausted(0, 0)), GraceExpired(), [Kill(1)]),
     "expired-blames-nobody": (
         {"retries": 0},
-        (Cancelled(), Drained(0, 0), Expired()),
-        Died(1, blamed=4),
+        (RunCancelled(), exhausted(0, 0), GraceExpired()),
+        lost(1, blamed=4),
         [Finish()],
     ),
-    "over": ({}, (*BOTH_DRAINED, Audited([])), Died(0, blamed=1), []),
+    "over": ({}, (*BOTH_DRAINED, Reconciled([])), lost(0, blamed=1), []),
 }
 
 
@@ -623,16 +659,16 @@ def test_a_chunk_may_die_as_often_as_retries_say() -> None:
     """Each death makes a generation of it, until the last one is reported."""
     made = started(retries=3)
     for generation in range(1, 4):
-        assert repr(Open(generation, (4,))) in map(repr, made.handle(Died(0, blamed=4)))
-        made.handle(Joined(0))
-    assert_said(made.handle(Died(0, blamed=4)), Fail(4, timed_out=False), Stop())
+        assert repr(Open(generation, (4,))) in map(repr, made.handle(lost(0, blamed=4)))
+        made.handle(WorkerReady(0))
+    assert_said(made.handle(lost(0, blamed=4)), Fail(4, timed_out=False), Stop())
 
 
 def test_a_run_may_begin_with_chunks_of_its_own() -> None:
     """A todo is generation 0, and whoever joins gets it."""
     made = Scheduler(retries=0, fail_fast=True, chunks=9)
     assert_said(made.start([], (7, 8)), Open(0, (7, 8)))
-    assert_said(made.handle(Joined(1)), Assign(1, 0))
+    assert_said(made.handle(WorkerReady(1)), Assign(1, 0))
 
 
 @pytest.mark.parametrize(("chunks", "todo"), [(0, None), (9, ())])
@@ -641,10 +677,4 @@ def test_a_run_without_chunks_is_over_at_once(chunks: int, todo: Any) -> None:
     made = Scheduler(retries=0, fail_fast=True, chunks=chunks)
     assert_said(made.start([0, 1], todo), Finish())
     assert made.phase is Phase.OVER
-    assert made.handle(Joined(2)) == []
-
-
-@pytest.mark.parametrize("name", scheduler.__all__)
-def test_all_names_exist(name: str) -> None:
-    """What the module says that it has."""
-    assert hasattr(scheduler, name)
+    assert made.handle(WorkerReady(2)) == []

@@ -90,7 +90,7 @@ def test_sockets_have_no_name_that_anybody_could_connect_to() -> None:
         with shmpar.Pool(2) as pool:
             pool.parallel_map(abs, range(3))
             inodes = set()
-            for pid in (os.getpid(), *pool._driver.engine.pids()):
+            for pid in (os.getpid(), *pool._loop.engine.pids()):
                 for fd in os.listdir(f"/proc/{pid}/fd"):
                     try:
                         kind, _, inode = os.readlink(f"/proc/{pid}/fd/{fd}").partition(":")

@@ -163,7 +163,7 @@ def test_a_chunk_is_not_blamed_for_the_end_of_another_run(tmp_path: Path) -> Non
         gate.until_begun()
         other = pool.map_blocks(np.negative, np.arange(4.0), chunks=2, wait=False)
         # As an interrupt does whose grace is over.
-        pool._driver.engine.kill(0, other.conductor.number)
+        pool._loop.engine.kill(0, other.execution.number)
         assert other.result(60).tolist() == [0, -1, -2, -3]
         assert long.result(60).tolist() == [0, -1]
         assert calls.stat().st_size == 2

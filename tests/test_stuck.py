@@ -78,7 +78,7 @@ def test_a_chunk_that_is_always_stuck_is_named(pool: shmpar.Pool) -> None:
 
 def test_a_worker_that_is_stopped_while_idle_holds_nobody_up(pool: shmpar.Pool) -> None:
     """The other computes all; and the pool closes."""
-    os.kill(pool._driver.engine.pids()[0], signal.SIGSTOP)
+    os.kill(pool._loop.engine.pids()[0], signal.SIGSTOP)
     for _ in range(3):
         np.testing.assert_array_equal(pool.map_blocks(np.negative, X, chunks=2), -X)
 
