@@ -36,6 +36,7 @@ def wait_for_workers(pool: shmpar.Pool) -> None:
     pids: set[int] = set()
     while len(pids) < (pool.n_workers if pool.engine == "processes" else 1):
         pids.update(pool.parallel_map(_pid, range(64), dtype=object))
+    pool.submit(_pid, 0).result()  # the serial engine has its pool thread from here on
 
 
 def _pid(_: int) -> int:

@@ -39,28 +39,6 @@ def total(block: Any) -> Any:
     return block.sum()
 
 
-def what_is_bound(block: Any) -> int:
-    """In a worker: which object stands for the plan there."""
-    import sys
-
-    frame = sys._getframe(1)
-    while "bound" not in frame.f_locals:
-        frame = frame.f_back
-    return id(frame.f_locals["bound"])
-
-
-def test_the_same_call_is_bound_once(lone: shmpar.Pool) -> None:
-    array = lone.array(np.zeros(4))
-
-    def bound(**options: Any) -> int:
-        return int(lone.block_reduce(what_is_bound, array, **options)[0])
-
-    first = bound(chunks=2)
-    assert [bound(chunks=2) for _ in range(3)] == [first] * 3
-    # Both are there at once when the second is made, so their numbers differ.
-    assert bound(chunks=1) != first
-
-
 def test_it_is_of_what_the_array_holds_now(lone: shmpar.Pool) -> None:
     array = lone.array(np.arange(6.0))
     for step in range(4):

@@ -127,11 +127,13 @@ def test_this_machine_has_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param(None, "ended", id="unknown"),
         pytest.param(0, "exited with status 0", id="normally"),
         pytest.param(7, "exited with status 7", id="status"),
-        pytest.param(-signal.SIGKILL, "SIGKILL (by somebody's kill, or the kernel's", id="killed"),
+        pytest.param(
+            -signal.SIGKILL, "SIGKILL (sent by another process, or by the kernel", id="killed"
+        ),
         pytest.param(-signal.SIGSEGV, "SIGSEGV (a fault in compiled code", id="fault"),
         pytest.param(-signal.SIGBUS, "SIGBUS (a mapped file was truncated", id="bus"),
-        pytest.param(-signal.SIGTERM, "was ended by signal SIGTERM", id="terminated"),
-        pytest.param(-99, "was ended by signal 99", id="no-such-signal"),
+        pytest.param(-signal.SIGTERM, "was killed by signal SIGTERM", id="terminated"),
+        pytest.param(-99, "was killed by signal 99", id="no-such-signal"),
     ],
 )
 def test_an_exit_is_described(code: Any, says: str) -> None:

@@ -25,7 +25,7 @@ from shmpar.ipc.ledger import (
     WAITED,
     Ledger,
 )
-from shmpar.plan import Failure, Function, PerItem, Plan
+from shmpar.plan import Function, PerItem, Plan
 from shmpar.worker.compute import Assignment
 from shmpar.worker.loop import _each, _run_claim
 
@@ -337,8 +337,8 @@ class Claim:
 
     interruptible = False
 
-    def failed(self, failure: Failure) -> None:
-        self.reported.append(failure.chunk)
+    def failed(self, chunk: int, error: BaseException, shape: Any) -> None:
+        self.reported.append(chunk)
         self.note()
 
     def flush(self) -> None:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from shmpar.grid import Axis, Grid, Halo
 from shmpar.ipc import tickets
 from shmpar.ipc.ledger import DONE, FAILED, PENDING, Ledger
+from shmpar.ipc.protocol import ChunkFailed
 from shmpar.plan import (
     Announcement,
-    Failure,
     Function,
     InBlocks,
     Output,
@@ -29,7 +29,7 @@ from shmpar.plan import (
 from shmpar.verbs.arguments import blocks, items
 from shmpar.worker import loop
 from shmpar.worker import store as storing
-from shmpar.worker.compute import Abandoned, Assignment, Chunks
+from shmpar.worker.compute import Abandoned, Assignment
 from shmpar.worker.context import in_worker
 from shmpar.worker.loop import work
 
@@ -46,7 +46,7 @@ class Recording:
     gone: bool = False  # the run is over
     outputs: list[Array] | None = None
     said: list[Announcement] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[ChunkFailed] = field(default_factory=list)
     collected: list[tuple[int, Any]] = field(default_factory=list)
     flushes: int = 0
 
@@ -62,8 +62,8 @@ class Recording:
         self.outputs = [np.zeros(shape, dtype) for shape, dtype in announcement.outputs]
         return self.outputs, announcement.several
 
-    def failed(self, failure: Failure) -> None:
-        self.failures.append(failure)
+    def failed(self, chunk: int, error: BaseException, shape: tuple[int, ...] | None) -> None:
+        self.failures.append(ChunkFailed(0, chunk, error, shape))
 
     def values(self, values: Sequence[tuple[int, Any]]) -> None:
         self.collected += values
@@ -133,7 +133,7 @@ class Worker:
         )
 
     def work(self) -> Worker:
-        assert work(Chunks(self.assignment), self.channel)
+        assert work(self.assignment, self.channel)
         return self
 
     @property
@@ -219,10 +219,10 @@ class TestClaims:
         """And says that there are tickets left."""
         worker = Worker(lambda block: block, np.arange(9))
         worker.channel.claims = 2
-        assert not work(Chunks(worker.assignment), worker.channel)
+        assert not work(worker.assignment, worker.channel)
         assert worker.ledger.done == 2
         worker.channel.claims = None
-        assert work(Chunks(worker.assignment), worker.channel)
+        assert work(worker.assignment, worker.channel)
         assert worker.ledger.done == 9
 
     def test_the_function_knows_that_it_runs_in_a_worker(self) -> None:
@@ -316,7 +316,7 @@ class TestExceptions:
         worker = Worker(func, range(100), rows=True, fail_fast=False)
         worker.channel.interruptible = True
         with pytest.raises(KeyboardInterrupt):
-            work(Chunks(worker.assignment), worker.channel)
+            work(worker.assignment, worker.channel)
         held = worker.ledger.held(1)
         assert held is not None
         assert (held.generation, held.cursor) == (3, 12)
@@ -750,7 +750,7 @@ class TestArguments:
             wants=frozenset({"block_id", "block_info"}),
             fail_fast=False,
         )
-        work(Chunks(worker.assignment), worker.channel)
+        work(worker.assignment, worker.channel)
         assert sorted(got) == [(0, 0), (0, 1), (1, 0), (1, 1)]
         assert got[1, 1] == {
             0: {

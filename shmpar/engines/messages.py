@@ -123,6 +123,8 @@ class PreparedRun:
         The caller's, when the verb was called.
     bodies : dict
         The pickled :class:`Work`, by generation and whether its outputs are known.
+    checksums : Reference or None
+        Where the checksums of the chunks go.
     """
 
     plan: bytes
@@ -133,6 +135,13 @@ class PreparedRun:
     held: tuple[int, ...]
     environment: Environment
     bodies: dict[tuple[int, bool], bytes]
+    checksums: Reference | None = None
+
+    def open(self, active: ActivePlan, ledger: Segment) -> None:
+        """Add the memory that the pool thread has made for the run."""
+        self.segments[ledger.key] = ledger
+        if active.checksums is not None:
+            self.checksums = _reference(active.checksums, self.segments)
 
     def outputs(
         self, active: ActivePlan
@@ -153,7 +162,6 @@ class PreparedRun:
         """Return the pickled :class:`Work`; pickled once for all workers."""
         key = generation.number, outputs is not None
         if key not in self.bodies:
-            sums = active.checksums
             self.bodies[key] = pickle.dumps(
                 Work(
                     run=active.number,
@@ -169,7 +177,7 @@ class PreparedRun:
                     is_tuple=active.is_tuple,
                     small_outputs=active.small_outputs,
                     reports=active.reports,
-                    checksums=None if sums is None else _reference(sums, self.segments),
+                    checksums=self.checksums,
                     plan=self.plan,
                     function=self.payload.body,
                     stateless=self.payload.plain,

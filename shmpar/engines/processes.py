@@ -112,13 +112,13 @@ class ProcessesEngine:
         self._runs: dict[int, ActivePlan] = {}
         self._events: list[Event] = []
         self._ledgers = _Ledgers(workers)
-        self._wake = _WakeUp()
+        self._wake: _WakeUp | None = _WakeUp()
         self._tracker = _SegmentTracker(self._wake)
         self._foreign = False
         self._broken: BaseException | None = None
         limits.fill_standard()
         self._selector = limits.opened(selectors.DefaultSelector)
-        self._selector.register(self._wake.fd, selectors.EVENT_READ)
+        self._selector.register(self._wake, selectors.EVENT_READ)
         _engines.add(self)
         try:
             for number in range(workers):
@@ -153,7 +153,9 @@ class ProcessesEngine:
 
     def wake(self) -> None:
         """End the owner's :meth:`wait`."""
-        self._wake.set()
+        wake = self._wake
+        if wake is not None:
+            wake.set()
 
     # Workers
 
@@ -210,8 +212,7 @@ class ProcessesEngine:
         """Start workers where one is missing; return those that are ready."""
         self._check()
         prepared: PreparedRun = active.prepared
-        segment = self._ledgers.segment(active.ledger)
-        prepared.segments[segment.key] = segment
+        prepared.open(active, self._ledgers.segment(active.ledger))
         self._runs[active.number] = active
         for number in range(self.workers):
             self.replace(number)
@@ -275,8 +276,8 @@ class ProcessesEngine:
             timeout = _RETRY_SECONDS if timeout is None else min(timeout, _RETRY_SECONDS)
         gone: dict[int, WorkerHandle] = {}
         for key, _ in self._selector.select(timeout):
-            if key.data is None:
-                self._wake.clear()
+            if isinstance(key.fileobj, _WakeUp):
+                key.fileobj.clear()
                 continue
             handle, dead = key.data
             if handle.number not in gone and (dead or not self._read(handle)):
@@ -417,6 +418,7 @@ class ProcessesEngine:
             self._unlink(handle)
             handle.close()
         self._selector.close()
+        self._wake = self._tracker.wake = None
         self._ledgers.clear()
         self.slab = None
         self._events.clear()
@@ -450,9 +452,8 @@ class _WakeUp:
             for fd in self._files:
                 os.set_blocking(fd, False)
 
-    @property
-    def fd(self) -> int:
-        """The descriptor to wait for."""
+    def fileno(self) -> int:
+        """Return the descriptor to wait for."""
         return self._files[0]
 
     def set(self) -> None:
@@ -481,8 +482,8 @@ class _SegmentTracker:
     wakes the pool thread. The pool thread alone sends messages.
     """
 
-    def __init__(self, wake: _WakeUp) -> None:
-        self._wake = wake
+    def __init__(self, wake: _WakeUp | None) -> None:
+        self.wake = wake
         self._subscribed: set[int] = set()
         self._gone: deque[int] = deque()
 
@@ -504,7 +505,9 @@ class _SegmentTracker:
     def tell(self, key: int) -> None:
         """Note the end of a segment; takes no lock."""
         self._gone.append(key)
-        self._wake.set()
+        wake = self.wake
+        if wake is not None:
+            wake.set()
 
 
 def _gone(tracker: weakref.ref[_SegmentTracker], key: int) -> None:

@@ -27,6 +27,7 @@ from shmpar.plan import Function
 from shmpar.runtime import failures
 
 _numbers = itertools.count()
+_IDLE_SECONDS = 0.2  # until a callback thread without a task exits
 
 
 class Latch:
@@ -78,7 +79,7 @@ class CallbackThreads:
             thread.start()
 
     def _serve(self) -> None:
-        while (task := self._tasks.get()) is not None:
+        while (task := self._next()) is not None:
             try:
                 task()
             except BaseException:
@@ -87,9 +88,21 @@ class CallbackThreads:
             del task
             self._idle.release()
 
+    def _next(self) -> Callable[[], object] | None:
+        """Return the next task; None if there was none for a while, or never will be."""
+        while True:
+            try:
+                return self._tasks.get(timeout=_IDLE_SECONDS)
+            except queue.Empty:
+                # Invariant: a thread exits only if it is still counted as idle, so that a task
+                # that was put meanwhile finds one.
+                if self._idle.acquire(blocking=False):
+                    self._threads.discard(threading.current_thread())
+                    return None
+
     def close(self) -> None:
         """End the threads; wait for them unless this is one of them."""
-        threads, self._threads = self._threads, set()
+        threads, self._threads = list(self._threads), set()
         for _ in threads:
             self._tasks.put(None)
         if threading.current_thread() not in threads:

@@ -421,7 +421,12 @@ class Execution:
         # Why: while the outputs are in spare memory, no other thread can look at them.
         waits = self._attended and plan.fail_fast and active.checksums is None
         active.small_outputs = waits and engine.slab is not None and active.outputs is None
-        ready = engine.open(active)
+        try:
+            ready = engine.open(active)
+        except BaseException:
+            self._active = None
+            engine.close(active)
+            raise
         self.statistics.opened = time.perf_counter()
         self.statistics.cold = not ready
         self._scheduler.max_startup_failures = max_startup_failures(engine.workers)
@@ -524,10 +529,8 @@ class Execution:
         if self.over:
             return
         self.cancelled = True
-        if self._active is None:  # it has not begun
-            self.over = True
-            self.stream.add((), last=True)
-            self.unlock()
+        if self._active is None:
+            self._end_unbegun()
             return
         if deadline is not None:
             self.deadline = deadline if self.deadline is None else min(deadline, self.deadline)
@@ -635,11 +638,17 @@ class Execution:
             self.fatal = self.outcome = error
         active = self._active
         if active is None:
-            self.stream.add((), last=True)
-        else:
-            self._finalize(self._detach(active))
-            for generation in active.generations:
-                generation.tickets.close()
+            self._end_unbegun()
+            return
+        self._finalize(self._detach(active))
+        for generation in active.generations:
+            generation.tickets.close()
+        self.unlock()
+
+    def _end_unbegun(self) -> None:
+        self.over = True
+        self.unfinished = tuple(range(self.plan.chunks)) if self._todo is None else self._todo
+        self.stream.add((), last=True)
         self.unlock()
 
     def unlock(self) -> None:

@@ -136,7 +136,7 @@ class Loop:
             If the function or an argument cannot be pickled.
         """
         call = Call(function, self._ready_engine().prepare_call(function), retries)
-        self._post(partial(self._calls.add, call))
+        self._post(partial(self._add_call, call))
         return call
 
     def cancel(self, run: Run) -> None:
@@ -154,14 +154,16 @@ class Loop:
         """
         self._post(partial(self._close, how))
         if wait and threading.current_thread() is not self._thread and not in_worker():
+            thread = self._thread
             try:
                 self._ended.wait()
             except BaseException:
-                self._post(
-                    partial(self._close, Close(cancel_runs=True, cancel_calls=True, kill=True))
-                )
+                now = Close(cancel_runs=True, cancel_calls=True, kill=True)
+                self._post(partial(self._close, now))
                 self._ended.wait()
                 raise
+            if thread is not None:
+                thread.join()
             self._callbacks.close()
 
     @property
@@ -303,11 +305,24 @@ class Loop:
         try:
             execution.start(engine)
         except Exception as error:  # noqa: BLE001 - the run is told
-            if execution.running:
-                raise
             execution.abort(error)
         if observer is not None:
             self._callbacks.run(partial(show_progress, run, observer, self.fail))
+
+    def _add_call(self, call: Call) -> None:
+        engine = self.engine
+        assert engine is not None
+        if self._closing is not None:
+            call.resolve(self._callbacks, None, _closed())
+            return
+        try:
+            for worker in range(engine.workers):
+                engine.replace(worker)
+        except OSError as error:
+            call.resolve(self._callbacks, None, error)
+            return
+        self._calls.add(call)
+        self._calls.assign(engine)
 
     def _cancel(self, run: Run, grace: float | None = None) -> None:
         if not run.resolved.is_set:

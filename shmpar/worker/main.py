@@ -187,7 +187,7 @@ class WorkerProcess:
     private : dict of int to Segment
         Segments that the next payload maps copy on write.
     backlog : deque
-        Messages that came before their time.
+        Messages that came before their time, each with the descriptor of its counter, or -1.
     broken : bool
         Whether the initializer has failed: no function is called any more.
     environment : Environment or None
@@ -208,7 +208,7 @@ class WorkerProcess:
         self.number = number
         self.segments: dict[int, Segment] = {}
         self.private: dict[int, Segment] = {}
-        self.backlog: deque[tuple[Any, list[int]]] = deque()
+        self.backlog: deque[tuple[Any, int]] = deque()
         self.broken = False
         self.environment: Environment | None = None
         self.refusal: BaseException | None = None
@@ -220,18 +220,14 @@ class WorkerProcess:
     def serve(self) -> None:
         """Handle messages until the parent says that it was the last, or enough is done."""
         while self.left is None or self.left > 0:
-            message, descriptors = self.backlog.popleft() if self.backlog else self._next()
+            message, counter = self.backlog.popleft() if self.backlog else self._next()
             match message:
                 case RunPlan():
                     work: Work = pickle.loads(message.body)
-                    tickets = open_tickets(work.tickets, descriptors.pop(0))
-                    self._adopt(message.segments, descriptors)
-                    self._run(message.environment, work, tickets)
+                    self._run(message.environment, work, open_tickets(work.tickets, counter))
                 case RunCall():
-                    self._adopt(message.segments, descriptors)
                     self._call(message)
                 case Initialize():
-                    self._adopt(message.segments, descriptors)
                     self._initialize(message)
                 case SetTaskLimit(tasks):
                     self.left = tasks
@@ -241,18 +237,22 @@ class WorkerProcess:
                     return
         self.send(WorkerExiting(self.number))
 
-    def _next(self) -> tuple[Any, list[int]]:
-        """Return the next message that needs its turn."""
+    def _next(self) -> tuple[Any, int]:
+        """Return the next message that needs its turn, and the descriptor of its counter."""
         while True:
             message, descriptors = self.wire.receive()
+            counter = descriptors.pop(0) if isinstance(message, RunPlan) else -1
+            # Invariant: segments are taken in the order of the messages, whenever these have their
+            # turn: a later message may name them too, and is not sent them again.
+            self._adopt(getattr(message, "segments", ()), descriptors)
             match message:
-                case AddSegments(segments):
-                    self._adopt(segments, descriptors)
+                case AddSegments():
+                    pass
                 # Why: a plan in the backlog may still name the segment.
                 case ForgetSegment(key) if not self.backlog:
                     self._forget(key)
                 case _:
-                    return message, descriptors
+                    return message, counter
 
     def _forget(self, key: int) -> None:
         """Drop a segment; the mapping lives as long as a view that the user's code has kept."""
@@ -411,15 +411,14 @@ class WorkerProcess:
     def await_outputs(self, run: int) -> UseOutputs:
         """Receive messages until the one that answers :class:`OutputsNeeded`."""
         while True:
-            message, descriptors = self._next()
+            message, counter = self._next()
             match message:
                 case UseOutputs() if message.run == run:
-                    self._adopt(message.segments, descriptors)
                     return message
                 case AbandonRun() if message.run == run:
                     raise Abandoned
                 case _:
-                    self.backlog.append((message, descriptors))
+                    self.backlog.append((message, counter))
 
     def _apply(self, environment: Environment | None) -> None:
         """Apply the parent's state. It is sent once, so a failure lasts until it changes."""
