@@ -21,7 +21,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 from shmpar.arrays import creation
 from shmpar.arrays.attach import attach
 from shmpar.engines.engine import Engine
-from shmpar.engines.local import Initializer, SerialEngine, ThreadsEngine
+from shmpar.engines.local import Initializer, SerialEngine, ThreadsEngine, cap_threads
 from shmpar.grid.axis import whole_number
 from shmpar.memory.limits import available_cpus
 from shmpar.memory.manager import Manager
@@ -99,7 +99,7 @@ class EngineSpec(NamedTuple):
         if self.name == "serial" or in_worker():
             return SerialEngine(initializer)
         if self.name == "threads":
-            return ThreadsEngine(self.workers, self.initialize, self.threads)
+            return ThreadsEngine(self.workers, self.initialize)
         if sys.platform == "win32":
             raise NotImplementedError(
                 "engine='processes' needs a POSIX system; on Windows use engine='threads'"
@@ -287,6 +287,8 @@ class Pool(Reductions, Memory, Executor):
         except BaseException:
             self._manager.close()
             raise
+        # Why here: BLAS libraries take a cap from the main thread alone.
+        self._uncap = cap_threads(spec.threads) if engine == "threads" else None
         self._open = True
         _open_pools.add(self)
 
@@ -449,7 +451,12 @@ class Pool(Reductions, Memory, Executor):
         self._open = False
         _closing.add(self._loop)
         _open_pools.discard(self)
-        self._loop.close(how, wait=wait)
+        uncap, self._uncap = self._uncap, None
+        try:
+            self._loop.close(how, wait=wait)
+        finally:
+            if uncap is not None:
+                uncap()
 
     def __enter__(self) -> Self:
         self._checked()

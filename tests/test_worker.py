@@ -887,7 +887,7 @@ def test_two_workers_share_the_tickets() -> None:
         worker.assignment.outputs, worker.assignment.several = [out], False
         worker.assignment.ledger = first.ledger
     first.channel.claims = 2
-    work(Chunks(first.assignment), first.channel)
+    work(first.assignment, first.channel)
     second.work()
     assert sorted(calls) == list(range(40))
     assert out.tolist() == (array + 1).tolist()

@@ -343,20 +343,11 @@ class ThreadsEngine(LocalEngine):
         How many.
     initializer : callable, optional
         Called in each thread before its first chunk.
-    blas_threads : int
-        Cap on the threads of BLAS and OpenMP in this process while the engine exists, where
-        threadpoolctl is installed.
     """
 
     name = "threads"
 
-    def __init__(
-        self,
-        workers: int,
-        initializer: Callable[[], object] | None = None,
-        blas_threads: int | None = None,
-    ) -> None:
-        self._restore_caps = _cap_threads(blas_threads)
+    def __init__(self, workers: int, initializer: Callable[[], object] | None = None) -> None:
         self.workers = workers
         self._initializer = initializer
         self._events = queue.SimpleQueue[Event | None]()
@@ -439,7 +430,6 @@ class ThreadsEngine(LocalEngine):
             inbox.put(None)
         for thread in self._threads:
             thread.join()
-        self._restore_caps()
 
     def _run(self, worker: int) -> None:
         """Serve the inbox, in the worker's thread."""
@@ -481,10 +471,8 @@ class ThreadsEngine(LocalEngine):
         self._events.put(CounterExhausted(worker, active.number, generation.number, *had))
 
 
-def _cap_threads(threads: int | None) -> Callable[[], object]:
+def cap_threads(threads: int) -> Callable[[], object]:
     """Cap the thread pools of libraries, if threadpoolctl is there; return how to undo it."""
-    if threads is None:
-        return lambda: None
     try:
         threadpoolctl = importlib.import_module("threadpoolctl")
     except ImportError:

@@ -269,7 +269,10 @@ class ProcessesEngine:
 
     def wait(self, timeout: float | None) -> list[Event]:
         """Wait until a worker has sent something or is gone; return the events."""
-        self._flush()
+        self._forget_segments()
+        for handle in self._handles.values():
+            if handle.outbox:
+                handle.flush()
         if self._events:
             timeout = 0.0
         elif any(handle.outbox for handle in self._handles.values()):
@@ -284,16 +287,15 @@ class ProcessesEngine:
                 gone[handle.number] = handle
         for handle in gone.values():
             self._reap(handle)
+        # Why again: a worker drops the memory that is gone before the next plan comes.
+        self._forget_segments()
         events, self._events = self._events, []
         return events
 
-    def _flush(self) -> None:
+    def _forget_segments(self) -> None:
         for segment in self._tracker.take_gone():
             for handle in self._handles.values():
                 handle.forget(segment)
-        for handle in self._handles.values():
-            if handle.outbox:
-                handle.flush()
 
     def _read(self, handle: WorkerHandle) -> bool:
         """Take all messages of a worker; False if only their end shows that it is dead."""
