@@ -12,7 +12,8 @@ For each workload this prints both medians and the median, over the rounds, of
 
 with the bounds of the middle half of these ratios. So 2.0 means that this checkout takes half
 the time (or memory), and 1.0 that nothing has changed. A ratio whose middle half includes 1 is
-no evidence of a change: repeat it with more rounds.
+no evidence of a change: repeat it with more rounds. Compare two equal checkouts first: their
+ratios show the noise of the machine, and a smaller difference means nothing.
 
 To measure a change of a hot path:
 

@@ -164,11 +164,13 @@ python -m benchmarks compare ../before copy_in ufunc --large  # arrays of 800 MB
 ```
 
 Each checkout is measured in a process of its own, with the same workload functions and the public
-API only. In each round both take a turn, in random order, while the other process is stopped. The
+API only. In each round both take a turn, in random order, while the other process is stopped. Both
+processes start again after every third round, since their place in memory decides their speed. The
 result is the median, over the rounds, of the other checkout's figure divided by this one's: 2.0
 means that this checkout takes half the time, 1.0 that nothing has changed. If the middle half of
-the ratios includes 1, the run is no evidence of a change. `--json FILE` writes all figures, and
-`--help` lists the workloads.
+the ratios includes 1, the run is no evidence of a change. Compare two equal checkouts first: their
+ratios show the noise of your machine, and a smaller difference means nothing. `--json FILE` writes
+all figures, and `--help` lists the workloads.
 """
 
 
@@ -210,7 +212,8 @@ def _answer(results: Results, source: str) -> Iterator[str]:
     caption = CAPTIONS["at_a_glance"]
     yield f"![{caption}](images/benchmark_at_a_glance.svg)"
     yield caption
-    yield "\n".join(_against(results, name) for name in ANSWERS)
+    ratios = {name: glance(results, name) for name in ANSWERS}
+    yield "\n".join(_against(name, found) for name, found in ratios.items() if found)
     yield (
         f"Measured on {found['date']} with commit {found['commit'][:12]}. All figures are in "
         f"`{source}`."
@@ -228,8 +231,7 @@ def glance(results: Results, name: str) -> dict[str, float]:
     return ratios
 
 
-def _against(results: Results, name: str) -> str:
-    ratios = glance(results, name)
+def _against(name: str, ratios: dict[str, float]) -> str:
     least, most = (pick(ratios, key=ratios.__getitem__) for pick in (min, max))
     return (
         f"- **{title(name)}** takes {statistics.median(ratios.values()):.3g} times as long as "
@@ -269,10 +271,12 @@ def _spread(results: Results) -> str:
         for record in results.records
         if len(record.get("seconds", ())) >= 3
     ]
-    spread, count = statistics.median(spreads), len(spreads)
-    doubts = [
-        f"The middle half of the rounds spans {spread:.0%} of the median here ({count} records)."
-    ]
+    sentences, doubts = [], []
+    if spreads:
+        spread, count = statistics.median(spreads), len(spreads)
+        sentences.append(
+            f"The middle half of the rounds spans {spread:.0%} of the median ({count} records)."
+        )
     if found["size"] != "full":
         doubts.append("The run was a quick one: small sizes, few rounds.")
     if found["load"][0] > 0.25:
@@ -280,12 +284,12 @@ def _spread(results: Results) -> str:
             f"Other programs ran on the machine at the same time: {found['load'][0]:g} wanted one "
             f"of its {found['machine']['cores']} cores when the run began."
         )
-    if len(doubts) > 1:
+    if doubts:
         doubts.append(
             "So these figures are **provisional**: read ratios, not times, and no ratio more "
             "closely than its spread."
         )
-    return " ".join(doubts)
+    return " ".join([*sentences, *doubts])
 
 
 def _faster(results: Results) -> Iterator[tuple[str, str, str, float]]:
@@ -433,7 +437,7 @@ TARGETS: tuple[Target, ...] = (
     ("time added to a row that costs nothing", "≤ 0.5 µs", _added("rows")),
     ("time added to a block that costs nothing", "≤ 3 µs", _added("blocks")),
     (
-        "tiny rows: `mp.Pool.map`'s time / ours",
+        "tiny rows: `mp.Pool.map`'s time / shmpar's",
         "≥ 1.8",
         _compared_with("tiny_rows", ("pool",), way="same"),
     ),
@@ -449,14 +453,14 @@ TARGETS: tuple[Target, ...] = (
     ),
     *(
         (
-            f"ceiling's time / ours, chunks of {show(cost * 1e-6)}",
+            f"ceiling's time / shmpar's, chunks of {show(cost * 1e-6)}",
             f"≥ {target}",
             _compared_with("chunk_cost", ("ceiling",), cost_us=cost),
         )
         for cost, target in ((10, 0.85), (100, 0.95), (1_000, 0.98))
     ),
     (
-        "row sums of 800 MB: numba's time / ours",
+        "row sums of 800 MB: numba's time / shmpar's",
         "≥ 0.95",
         _compared_with("row_sums", ("numba",), other_way="same"),
     ),
@@ -480,13 +484,17 @@ TARGETS: tuple[Target, ...] = (
     ),
     ("Gaussian with halo: ceiling's", "≥ 0.98", _compared_with("gaussian", ("ceiling",))),
     ("Gaussian with halo: fastest peer's", "≥ 1", _compared_with("gaussian", PEERS)),
-    ("Gaussian with halo: our memory / dask's", "≤ 0.5", _halo_memory),
-    ("copying in: time of `view[:] = x` / ours", "≥ 1.75", _compared_with("copy_in", ("pool",))),
+    ("Gaussian with halo: shmpar's memory / dask's", "≤ 0.5", _halo_memory),
+    (
+        "copying in: time of `view[:] = x` / shmpar's",
+        "≥ 1.75",
+        _compared_with("copy_in", ("pool",)),
+    ),
     ("`Pool()` to first result / `import numpy, cloudpickle`", "≤ 1.5", _start),
-    ("`Pool()` to first result: joblib's first call / ours", "> 1", _first_call),
+    ("`Pool()` to first result: joblib's first call / shmpar's", "> 1", _first_call),
     ("a warm call that does nothing", "≤ 0.3 ms", _floor),
     (
-        "the same: the fastest process-based peer's / ours",
+        "the same: the fastest process-based peer's / shmpar's",
         "> 1",
         _compared_with("floor", PROCESSES),
     ),

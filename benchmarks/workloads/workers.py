@@ -24,7 +24,7 @@ WORKLOAD = Workload(
     chunk_cost.fill,
     chunk_cost.verify,
     systems=("ours", "ceiling", "threads", "pool", "executor", "joblib", "mpire", "dask_threads"),
-    others="start a cluster a number of workers, or have no workers of their own",
+    others="start a cluster per number of workers, or have no workers of their own",
     ways=("same",),
     rounds=7,
     seconds=0.6,
