@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -351,6 +351,7 @@ class Server:
 
     def __init__(self) -> None:
         self._pool: shmpar.Pool | None = None
+        self._workers: set[int] = set()
         self._case: Case | None = None
 
     def open(self) -> dict[str, Any]:
@@ -362,7 +363,7 @@ class Server:
         sizes = CASES[name]
         self._case = sizes.prepare(getattr(sizes, size))
         self._pool = shmpar.Pool(sizes.workers)
-        worker_pids(self._pool, sizes.workers)
+        self._workers = worker_pids(self._pool, sizes.workers)
         if self._case.call is not None:
             self._case.call(self._pool)
         return {}
@@ -372,7 +373,10 @@ class Server:
         return {"value": self._case.measure(self._pool)}
 
     def close(self) -> None:
-        """Shut down the pool."""
+        """Shut down the pool, whose workers are still stopped if the parent was killed."""
+        for pid in self._workers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
         if self._pool is not None:
             self._pool.shutdown()
 

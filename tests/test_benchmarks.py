@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
+from benchmarks import harness
 from benchmarks.cases import CASES, busy_loops
-from benchmarks.harness import family
 from benchmarks.single import ALL
 
 pytestmark = pytest.mark.skipif(
@@ -48,11 +50,11 @@ def test_the_floor_is_measured_idle_and_busy(run_python: RunPython) -> None:
 
 def test_busy_loops_are_reaped() -> None:
     """No loop outlives its block, after an exception either."""
-    before = family(os.getpid())
+    before = harness.family(os.getpid())
     with pytest.raises(ZeroDivisionError), busy_loops(2):  # noqa: PT012
-        assert len(family(os.getpid())) == len(before) + 2
+        assert len(harness.family(os.getpid())) == len(before) + 2
         raise ZeroDivisionError
-    assert family(os.getpid()) == before
+    assert harness.family(os.getpid()) == before
 
 
 def compare(run_python: RunPython, *arguments: str) -> CompletedProcess[str]:
@@ -110,3 +112,23 @@ def test_compare_refuses_a_folder_without_the_project(
     done = run_python(COMPARE, str(tmp_path), "floor")
     assert done.returncode == 2
     assert f"{tmp_path} is not a checkout" in done.stderr
+
+
+def test_a_killed_comparison_leaves_no_process(tmp_path: Path) -> None:
+    """The processes of both checkouts exit by themselves, with their workers."""
+    arguments = (str(ROOT), "tiles", "--rounds", "1000", "--smoke")
+    running = subprocess.Popen(
+        [sys.executable, "-c", COMPARE, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 20
+    while len(started := harness.family(running.pid)) < 7:  # both checkouts, two workers each
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    running.kill()
+    running.wait()
+    while any(map(harness._lives, started)):
+        assert time.monotonic() < until + 20
+        time.sleep(0.05)
