@@ -1,32 +1,33 @@
 """Run measurements: ``python -m benchmarks [NAME ...] [--quick]``.
 
-``python -m benchmarks peers --help`` compares with other libraries and with the limits;
-``python -m benchmarks page FILE`` makes a page of what that kept.
+``python -m benchmarks compare PATH``  compare this checkout with another one
+``python -m benchmarks peers``         compare with other libraries and with the limits
+``python -m benchmarks page FILE``     write the page of benchmarks from the figures of `peers`
+
+Each of these three has a ``--help`` of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 
-from benchmarks import all_verbs, anatomy, limits, main_job
-
-ALL = {**main_job.ALL, **all_verbs.ALL, **anatomy.ALL, **limits.ALL}
+COMMANDS = ("compare", "peers", "page")
 
 
 def main() -> None:
-    """Run those that are named, or all."""
-    if sys.argv[1:2] == ["peers"]:
-        from benchmarks.peers import command
-
-        command.main(sys.argv[2:])
+    """Run a command, the named measurements, or all measurements."""
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        importlib.import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
         return
-    if sys.argv[1:2] == ["page"]:
-        from benchmarks.peers import page
+    from benchmarks.single import ALL
 
-        page.main(sys.argv[2:])
-        return
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ALL))
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
     options = parser.parse_args()

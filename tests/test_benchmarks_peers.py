@@ -1,4 +1,4 @@
-"""Every system computes every workload right, in small; figures are kept."""
+"""Every system computes every workload right, in small; the figures are written to a file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from benchmarks.peers import systems, workloads
-from benchmarks.peers.kept import Kept
-from benchmarks.peers.page import text
+from benchmarks import systems, workloads
+from benchmarks.figures import Results
+from benchmarks.page import text
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="they read /proc and compare with forked processes"
@@ -26,8 +26,8 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 RunPython = Callable[..., CompletedProcess[str]]
 
 
-def orders() -> list[dict[str, object]]:
-    """All workloads that a system can be asked for, in both ways, at their first small point."""
+def requests() -> list[dict[str, object]]:
+    """Return requests for all workloads of a system, in both ways, at a small point."""
     listed: list[dict[str, object]] = [{"do": "open"}]
     for name in workloads.NAMES:
         workload = workloads.load(name)
@@ -47,27 +47,27 @@ def orders() -> list[dict[str, object]]:
     ],
 )
 def test_a_system_computes_all_workloads(name: str, run_python: RunPython) -> None:
-    """A process of its own answers each order; answers are checked there."""
+    """A process of its own replies to each request; it checks the answers."""
     for package in systems.load(name).needs:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed (the extra `benchmarks` has it)")
-    lines = "".join(json.dumps(order) + "\n" for order in orders())
-    serve = "from benchmarks.peers import serve; serve.main()"
+    lines = "".join(json.dumps(request) + "\n" for request in requests())
+    server = "from benchmarks import server; server.main()"
     with tempfile.TemporaryDirectory() as home:  # a short path: Ray's sockets have theirs in it
-        done = run_python(serve, name, "2", home, input=lines, timeout=300)
+        done = run_python(server, name, "2", home, input=lines, timeout=300)
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(answers) == len(orders())
+    assert len(answers) == len(requests())
     unsuited = False
-    for order, answer in zip(orders(), answers, strict=True):
-        unsuited = "unsuited" in answer or (unsuited and order["do"] in {"warm", "call"})
-        assert unsuited or "failed" not in answer, (order, answer)
+    for request, answer in zip(requests(), answers, strict=True):
+        unsuited = "unsuited" in answer or (unsuited and request["do"] in {"warm", "call"})
+        assert unsuited or "failed" not in answer, (request, answer)
 
 
-def test_systems_take_turns_and_figures_are_kept(run_python: RunPython, tmp_path: Path) -> None:
-    """A run writes what it measured, with versions and the machine."""
+def test_systems_take_turns_and_figures_are_written(run_python: RunPython, tmp_path: Path) -> None:
+    """A run writes its figures, with versions and the machine."""
     kept = tmp_path / "kept.json"
-    source = "import sys; from benchmarks.peers import command; command.main(sys.argv[1:])"
+    source = "import sys; from benchmarks import peers; peers.main(sys.argv[1:])"
     chosen = ("floor", "cold", "--systems", "ours,whole")
     done = run_python(source, *chosen, "--smoke", "--json", str(kept), timeout=120)
     assert done.returncode == 0, done.stderr
@@ -83,22 +83,22 @@ def test_systems_take_turns_and_figures_are_kept(run_python: RunPython, tmp_path
 
 
 def source() -> str:
-    """The file of figures that the page names."""
+    """Return the file of figures that the page names."""
     found = re.search(r"made from `(benchmarks/results/[^`]+)`", PAGE.read_text(encoding="utf-8"))
     assert found is not None
     return found[1]
 
 
-def test_the_page_says_what_was_measured() -> None:
-    """The page is what its file of figures gives: no number in it was written by hand."""
-    assert text(Kept(str(ROOT / source())), source()) == PAGE.read_text(encoding="utf-8")
+def test_the_page_matches_its_figures() -> None:
+    """The page is made from its file of figures: no number in it was written by hand."""
+    assert text(Results(str(ROOT / source())), source()) == PAGE.read_text(encoding="utf-8")
 
 
 def test_pictures_are_drawn_from_the_figures(run_python: RunPython, tmp_path: Path) -> None:
-    """All that the page shows, and nothing else."""
+    """The pictures of the page are drawn, and no other."""
     if importlib.util.find_spec("matplotlib") is None:
         pytest.skip("matplotlib is not installed (the extra `benchmarks` has it)")
-    draw = "import sys; from benchmarks.peers import page; page.main(sys.argv[1:])"
+    draw = "import sys; from benchmarks import page; page.main(sys.argv[1:])"
     done = run_python(draw, str(ROOT / source()), "--docs", str(tmp_path))
     assert done.returncode == 0, done.stderr
     shown = re.findall(r"images/(benchmark_\w+\.svg)", PAGE.read_text(encoding="utf-8"))

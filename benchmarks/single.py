@@ -1,0 +1,541 @@
+"""Single measurements of shmpar beside bare processes and the standard library.
+
+``python -m benchmarks NAME`` runs one of them; each prints its own table.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.shared_memory import SharedMemory
+
+import numpy as np
+
+import shmpar
+from benchmarks import cases, workloads
+from benchmarks.cases import WORKERS, busy_loops, worker_pids
+from benchmarks.harness import alternate, forked_loop, peak_pss, pss, ratio, table
+
+_shared: dict[str, np.ndarray] = {}
+
+
+@contextmanager
+def _fork_pool() -> Iterator[multiprocessing.pool.Pool]:
+    """Start a warm pool of the standard library; its processes see the arrays in `_shared`."""
+    with multiprocessing.get_context("fork").Pool(WORKERS) as pool:
+        pool.map(abs, range(WORKERS))
+        yield pool
+
+
+# Small calls ----------------------------------------------------------------------------------
+
+
+def floor(*, quick: bool) -> None:
+    """A warm call on two chunks, on the idle machine and beside two busy loops, in turns."""
+    burst, rounds = (5, 3) if quick else (50, 60)
+    case, times = cases.floor(0), {}
+
+    def turn(name: str, call: Callable[[], object]) -> None:
+        # Why: the first calls of a turn find processor and caches cold.
+        took = cases.time_calls(call, seconds=0, warm=0.005)
+        for _ in range(burst):
+            began = time.perf_counter()
+            call()
+            took.append(time.perf_counter() - began)
+        times.setdefault(name, []).extend(took)
+
+    def all_turns(where: str) -> None:
+        turn(f"shmpar, {where}", lambda: case.call(pool))
+        turn(f"Pool.map, {where}", lambda: theirs.map(abs, (1, 2), chunksize=1))
+
+    with _fork_pool() as theirs, shmpar.Pool(WORKERS) as pool:
+        worker_pids(pool)
+        for _ in range(rounds):
+            all_turns("idle")
+            with busy_loops(2):
+                all_turns("busy")
+    print(table(times, 1e6, "us"))
+    for where in ("idle", "busy"):
+        medians = [statistics.median(times[f"{name}, {where}"]) for name in ("Pool.map", "shmpar")]
+        print(f"  Pool.map's median / shmpar's, {where}: {medians[0] / medians[1]:.2f}")
+
+
+def submit(*, quick: bool) -> None:
+    """Round trip of a trivial call (target: no slower than ProcessPoolExecutor)."""
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(WORKERS, mp_context=context) as theirs, shmpar.Pool(WORKERS) as pool:
+        systems = {
+            "shmpar": lambda: pool.submit(abs, -1).result(),
+            "ProcessPoolExecutor": lambda: theirs.submit(abs, -1).result(),
+        }
+        times = alternate(systems, 100 if quick else 2_000)
+    print(table(times, 1e6, "us"))
+    print(f"  faster: {ratio(times, 'ProcessPoolExecutor', 'shmpar'):.2f}x")
+
+
+def _now(_block: np.ndarray) -> int:
+    return time.monotonic_ns()
+
+
+def anatomy(*, quick: bool) -> None:
+    """Stages of a warm call on two chunks (medians)."""
+    stages = {
+        "from the call to the first chunk": [],
+        "between the two chunks": [],
+        "from the last chunk to the result": [],
+        "the whole call": [],
+    }
+    with shmpar.Pool(WORKERS) as pool:
+        array = pool.array(np.arange(10.0))
+        worker_pids(pool)
+        for _ in range(100 if quick else 3_000):
+            began = time.monotonic_ns()
+            first, last = sorted(pool.block_reduce(_now, array, chunks=5).tolist())
+            ended = time.monotonic_ns()
+            steps = (first - began, last - first, ended - last, ended - began)
+            for found, nanoseconds in zip(stages.values(), steps, strict=True):
+                found.append(nanoseconds / 1e3)
+    for name, microseconds in stages.items():
+        print(f"  {statistics.median(microseconds):7.1f} us  {name}")
+
+
+def constants(*, quick: bool) -> None:
+    """Cost of a claim, a row, a block and a byte."""
+    with tempfile.TemporaryFile() as file:
+        print(f"  claim, alone                {_claim(_offset(file), quick):8.2f} us (file offset)")
+        print(f"                              {_claim(_lock(file), quick):8.2f} us (file lock)")
+        for workers in (2, 8):
+            each = _claims_at_once(_offset(file), workers, quick)
+            print(f"  claim, {workers} processes at once  {each:8.2f} us of the counter's time")
+    for name in ("added_row", "added_block"):
+        sizes = cases.CASES[name]
+        case = sizes.prepare(sizes.smoke if quick else sizes.large)
+        with shmpar.Pool(1) as pool:
+            added = statistics.median(case.measure(pool) for _ in range(1 if quick else 9))
+        print(f"  {name.replace('_', ' to a '):27} {added * 1e6:8.2f} us")
+    one, two = _bandwidth(1, quick), _bandwidth(2, quick)
+    print(f"  memory, one process         {one:8.1f} GB/s read")
+    print(f"  memory, two processes       {two:8.1f} GB/s read, together")
+
+
+def _offset(file) -> Callable[[], int]:
+    """Return a claim of one ticket by a file offset that all processes share."""
+    descriptor = file.fileno()
+    return lambda: os.lseek(descriptor, 1, os.SEEK_CUR)
+
+
+def _lock(file) -> Callable[[], None]:
+    """Return a claim of one ticket by a byte-range lock around a counter in the file."""
+    descriptor = file.fileno()
+    os.pwrite(descriptor, bytes(8), 0)
+
+    def claim() -> None:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX, 8)
+        number = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+        os.pwrite(descriptor, (number + 1).to_bytes(8, "little"), 0)
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, 8)
+
+    return claim
+
+
+def _claim(claim: Callable[[], object], quick: bool) -> float:
+    count = 2_000 if quick else 200_000
+    began = time.perf_counter()
+    for _ in range(count):
+        claim()
+    return (time.perf_counter() - began) / count * 1e6
+
+
+def _claims_at_once(claim: Callable[[], object], workers: int, quick: bool) -> float:
+    count = 2_000 if quick else 100_000
+
+    def loop(_worker: int, _workers: int) -> None:
+        for _ in range(count):
+            claim()
+
+    with forked_loop(loop, workers) as call:
+        call()
+        began = time.perf_counter()
+        call()
+        return (time.perf_counter() - began) / count / workers * 1e6
+
+
+def _bandwidth(workers: int, quick: bool) -> float:
+    """Return the GB/s that so many processes read together, each from its own array."""
+    size, rounds = (1_000_000 if quick else 50_000_000), 5
+    arrays = [np.ones(size) for _ in range(workers)]
+
+    def loop(worker: int, _workers: int) -> None:
+        for _ in range(rounds):
+            arrays[worker].sum()
+
+    with forked_loop(loop, workers) as call:
+        call()
+        began = time.perf_counter()
+        call()
+        spent = time.perf_counter() - began
+    return rounds * workers * arrays[0].nbytes / spent / 1e9
+
+
+# Rows and tiles -------------------------------------------------------------------------------
+
+
+def _sum_row(number: int) -> float:
+    return np.sum(_shared["rows"][number])
+
+
+def tiny_rows(*, quick: bool) -> None:
+    """parallel_map(np.sum) on 20,000 rows of 16 against Pool.map over a shared array."""
+    case = cases.tiny_rows(2_000 if quick else 20_000)
+    _shared["rows"] = plain = case.array.view(np.ndarray)
+    numbers = range(len(plain))
+    out = shmpar.empty(len(plain)).view(np.ndarray)
+
+    def loop(worker: int, workers: int) -> None:
+        for number in range(worker, len(plain), workers):
+            out[number] = np.sum(plain[number])
+
+    with _fork_pool() as theirs, forked_loop(loop, WORKERS) as ceiling, _pool(case) as ours:
+        systems = {
+            "shmpar": ours,
+            "Pool.map": lambda: theirs.map(_sum_row, numbers),
+            "bare processes": ceiling,
+        }
+        batches = {f"Pool.map, {len(plain) // n:,} a batch": len(plain) // n for n in (100, 4, 2)}
+        for name, size in batches.items():
+            systems[name] = lambda size=size: theirs.map(_sum_row, numbers, size)
+        assert np.array_equal(ours(), systems["Pool.map"]())
+        times = alternate(systems, 5 if quick else 45)
+    print(table(times))
+    best = min(("Pool.map", *batches), key=lambda name: statistics.median(times[name]))
+    for name in dict.fromkeys(("Pool.map", best)):
+        print(f"  faster than {name}: {ratio(times, name, 'shmpar'):.2f}x")
+    print(f"  of the ceiling: {ratio(times, 'bare processes', 'shmpar'):.3f}")
+
+
+def _tile(image: np.ndarray, number: int, side: int) -> tuple[float, float]:
+    across = image.shape[1] // side
+    top, left = side * (number // across), side * (number % across)
+    return cases.mean_std(image[top : top + side, left : left + side])
+
+
+def _shared_tile(number: int) -> tuple[float, float]:
+    return _tile(_shared["image"], number, 100)
+
+
+def tiles(*, quick: bool) -> None:
+    """block_reduce of mean and std over 10,000 tiles of 100 x 100 (target: 0.93 of the ceiling)."""
+    case = cases.tiles(1_000 if quick else 10_000)
+    _shared["image"] = plain = case.array.view(np.ndarray)
+    count = (len(plain) // 100) ** 2
+    out = shmpar.empty((2, count)).view(np.ndarray)
+
+    def loop(worker: int, workers: int) -> None:
+        for number in range(worker * count // workers, (worker + 1) * count // workers):
+            out[:, number] = _tile(plain, number, 100)
+
+    with _fork_pool() as theirs, forked_loop(loop, WORKERS) as ceiling, _pool(case) as ours:
+        systems: dict[str, Callable[[], object]] = {
+            "shmpar": ours,
+            "Pool.map": lambda: theirs.map(_shared_tile, range(count)),
+            "bare processes": ceiling,
+        }
+        ceiling()
+        assert np.array_equal(np.stack(ours()).reshape(2, -1), out)
+        times = alternate(systems, 3 if quick else 21)
+    print(table(times))
+    print(f"  of the ceiling: {ratio(times, 'bare processes', 'shmpar'):.3f}")
+    print(f"  faster than Pool.map: {ratio(times, 'Pool.map', 'shmpar'):.2f}x")
+
+
+def uneven_rows(*, quick: bool) -> None:
+    """Rows with a 500-fold difference in cost, clustered (target: 0.96 of the ceiling)."""
+    case = cases.uneven_rows(400 if quick else 4_000)
+    plain = case.array.view(np.ndarray)
+    out = shmpar.empty(len(plain)).view(np.ndarray)
+
+    def loop(worker: int, workers: int) -> None:
+        for number in range(worker, len(plain), workers):
+            out[number] = cases.burn(plain[number])
+
+    with forked_loop(loop, WORKERS) as ceiling, _pool(case) as ours:
+        ceiling()
+        assert np.array_equal(ours(), out)
+        _print_of_ceiling(ours, ceiling, 3 if quick else 25)
+
+
+def row_limits(*, quick: bool) -> None:
+    """Row sums of 800 MB in bands, and numba's on private and on shared memory."""
+    from benchmarks.systems import numba
+
+    workload = workloads.load("row_sums")
+    (point,) = workload.points("quick" if quick else "full")
+    job = workload.job(point)
+    bands = job.in_bands(WORKERS).chunks
+    with shmpar.Pool(WORKERS) as pool:
+        shared = pool.empty(job.shape, job.dtype)
+        workload.fill(shared, point)
+
+        def ours(func: Callable[[np.ndarray], np.ndarray]) -> Callable[[], np.ndarray]:
+            return lambda: pool.map_blocks(func, shared, chunks=bands, drop_axis=1)
+
+        systems = {"shmpar, sum": ours(_sum_in_order), "shmpar, @ ones": ours(_sum_in_any_order)}
+        if importlib.util.find_spec("numba") is not None:
+            private, sharing = (numba.Implementation(WORKERS, "") for _ in range(2))
+            private.open()
+            private.load(job, lambda array: workload.fill(array, point))
+            sharing.job, sharing.input = job, shared.view(np.ndarray)
+            systems["numba, in order"] = private.call("same")
+            systems["numba"] = private.call("own")
+            systems["numba, shared"] = sharing.call("own")
+        for system in systems.values():
+            workload.verify(system(), shared, point)
+        times = alternate(systems, 5 if quick else 45)
+    print(table(times))
+    if "numba" in times:
+        for name in times:
+            print(f"  numba's time / {name}'s: {ratio(times, 'numba', name):.3f}")
+
+
+def _sum_in_order(block: np.ndarray) -> np.ndarray:
+    return block.sum(axis=1)
+
+
+def _sum_in_any_order(block: np.ndarray) -> np.ndarray:
+    return block @ np.ones(block.shape[1])
+
+
+# Arrays ---------------------------------------------------------------------------------------
+
+
+def copy_in(*, quick: bool) -> None:
+    """shmpar.array(x) against view[:] = x into a fresh SharedMemory (target: 1.75x or more)."""
+    case = cases.copy_in(1_250_000 if quick else 100_000_000)
+    source = case.array
+
+    def idiom() -> None:
+        memory = SharedMemory(create=True, size=source.nbytes)
+        try:
+            view = np.ndarray(source.shape, source.dtype, buffer=memory.buf)
+            view[:] = source
+            del view
+        finally:
+            memory.close()
+            memory.unlink()
+
+    systems = {"view[:] = x": idiom, "shmpar.array(x)": lambda: case.call(None)}
+    times = alternate(systems, 3 if quick else 9)
+    print(table(times))
+    print(f"  bandwidth: {ratio(times, 'view[:] = x', 'shmpar.array(x)'):.2f}x")
+
+
+def ufunc(*, quick: bool) -> None:
+    """np.sqrt over 800 MB, shared in and out (target: 0.9 of bare processes with out=)."""
+    count = 1_000_000 if quick else 100_000_000
+    case = cases.ufunc(count)
+    plain, plain_out = case.array.view(np.ndarray), shmpar.empty(count).view(np.ndarray)
+
+    def loop(worker: int, workers: int) -> None:
+        part = slice(worker * count // workers, (worker + 1) * count // workers)
+        np.sqrt(plain[part], out=plain_out[part])
+
+    with forked_loop(loop, WORKERS) as ceiling, _pool(case) as ours:
+        _print_of_ceiling(ours, ceiling, 3 if quick else 11)
+
+
+def halo(*, quick: bool) -> None:
+    """Gaussian filter over 6,000 x 6,000 float32 in 36 chunks (target: 0.96 of the ceiling)."""
+    from scipy.ndimage import gaussian_filter
+
+    side, depth = (1_200 if quick else 6_000), 12
+    chunk, case = side // 6, cases.halo(side)
+    plain, out = case.array.view(np.ndarray), shmpar.empty((side, side), "f4").view(np.ndarray)
+
+    def loop(worker: int, workers: int) -> None:
+        for number in range(worker, 36, workers):
+            top, left = chunk * (number // 6), chunk * (number % 6)
+            low, first = max(0, top - depth), max(0, left - depth)
+            window = plain[low : top + chunk + depth, first : left + chunk + depth]
+            core = np.s_[top - low : top - low + chunk, left - first : left - first + chunk]
+            filtered = gaussian_filter(window, 3, truncate=4)
+            out[top : top + chunk, left : left + chunk] = filtered[core]
+
+    # Both write into an existing output: its allocation is not compared.
+    with forked_loop(loop, WORKERS) as ceiling, _pool(case) as ours:
+        ceiling()
+        assert np.array_equal(ours(), out)
+        _print_of_ceiling(ours, ceiling, 3 if quick else 9)
+
+
+def captured(*, quick: bool) -> None:
+    """A captured array of 80 MB against the same as an input (target: 1.2x its time or less)."""
+    case = cases.captured(100_000 if quick else 10_000_000)
+    big, rows = case.array, np.arange(8.0)
+
+    with shmpar.Pool(WORKERS) as pool:
+        systems = {
+            "captured": lambda: case.call(pool),
+            "an input": lambda: pool.map_blocks(
+                lambda block, whole: block + whole.sum(),
+                rows[:, None],
+                big[None, :],
+                chunks=(1, -1),
+                out_chunks={1: 1},
+            ),
+        }
+        times = alternate(systems, 3 if quick else 9)
+    print(table(times))
+    print(f"  longer than as an input: {ratio(times, 'captured', 'an input'):.2f}x")
+
+
+def map_arrays(*, quick: bool) -> None:
+    """Executor.map of a function that takes and returns 10 MB arrays (target: 3x or more)."""
+    count = 12_500 if quick else 1_250_000
+    arrays = [np.random.default_rng(number).normal(size=count) for number in range(8)]
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(WORKERS, mp_context=context) as theirs, shmpar.Pool(WORKERS) as pool:
+        systems = {
+            "shmpar": lambda: list(pool.map(np.abs, arrays)),
+            "ProcessPoolExecutor": lambda: list(theirs.map(np.abs, arrays)),
+        }
+        assert np.array_equal(systems["shmpar"](), systems["ProcessPoolExecutor"]())
+        times = alternate(systems, 3 if quick else 9)
+    print(table(times))
+    print(f"  faster: {ratio(times, 'ProcessPoolExecutor', 'shmpar'):.2f}x")
+
+
+def in_flight(*, quick: bool) -> None:
+    """Ten runs in flight at once against ten in turn (target: not slower)."""
+    case = cases.in_flight(200 if quick else 2_000)
+
+    def in_turn() -> None:
+        for _ in range(10):
+            pool.map_blocks(lambda block: np.sort(block, axis=1), case.array, chunks=(50, -1))
+
+    with shmpar.Pool(WORKERS) as pool:
+        systems = {"at once": lambda: case.call(pool), "in turn": in_turn}
+        times = alternate(systems, 3 if quick else 9)
+    print(table(times))
+    print(f"  faster at once: {ratio(times, 'in turn', 'at once'):.2f}x")
+
+
+@contextmanager
+def _pool(case: cases.Case) -> Iterator[Callable[[], object]]:
+    """Start a pool; yield a case's call with it."""
+    with shmpar.Pool(WORKERS) as pool:
+        yield lambda: case.call(pool)
+
+
+def _print_of_ceiling(
+    ours: Callable[[], object], ceiling: Callable[[], object], rounds: int
+) -> None:
+    """Measure shmpar and bare processes in turns; print both and their ratio."""
+    times = alternate({"shmpar": ours, "bare processes": ceiling}, rounds)
+    print(table(times))
+    print(f"  of the ceiling: {ratio(times, 'bare processes', 'shmpar'):.3f}")
+
+
+# Memory ---------------------------------------------------------------------------------------
+
+
+def memory(*, quick: bool) -> None:
+    """Proportional set size of all processes of a run, beyond input and output, per worker."""
+    array = np.ones((20 if quick else 400, 125_000))
+    before = pss([os.getpid()]) - array.nbytes
+    with shmpar.Pool(WORKERS) as pool:
+        shared = pool.array(array)
+        del array
+        processes = [os.getpid(), *worker_pids(pool)]
+        run = pool.map_blocks(lambda block: block + 1, shared, chunks=(1, -1), wait=False)
+        peak = peak_pss(run, processes)
+        arrays = 2 * shared.nbytes
+    print(
+        f"  input + output {arrays / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB, parent before "
+        f"{before / 1e6:.0f} MB"
+    )
+    print(f"  beyond both: {(peak - arrays - before) / WORKERS / 1e6:.1f} MB per worker")
+
+
+# An interpreter of its own runs this script. It has the filter and the window already, and prints
+# the growth of its peak memory during a call of the filter.
+_ONE_WINDOW = """
+import sys
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+def peak():
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
+
+window = np.ones((int(sys.argv[1]),) * 2, "f4")
+gaussian_filter(window[:64, :64], 3)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # reset the peak
+before = peak()
+result = gaussian_filter(window, 3)
+print(peak() - before)
+"""
+
+
+def halo_memory(*, quick: bool) -> None:
+    """Peak of a halo's run in all processes (target: input + output + one filter per worker)."""
+    from scipy.ndimage import gaussian_filter
+
+    side, chunk, depth = (600, 200, 12) if quick else (6_000, 1_000, 12)
+    window = str(chunk + 2 * depth)
+    alone = int(subprocess.check_output([sys.executable, "-c", _ONE_WINDOW, window]))
+
+    def blur(window: np.ndarray) -> np.ndarray:
+        return gaussian_filter(window, 3)
+
+    def warm_up(_: int) -> int:
+        blur(np.ones((64, 64), "f4"))
+        return os.getpid()
+
+    with shmpar.Pool(WORKERS) as pool:
+        workers: set[int] = set()
+        while len(workers) < WORKERS:
+            workers.update(pool.parallel_map(warm_up, range(64), dtype=object))
+        processes = [os.getpid(), *workers]
+        before = pss(processes)
+        image = pool.empty((side, side), "f4")
+        np.random.default_rng(0).standard_normal(dtype="f4", out=image.view(np.ndarray))
+        run = pool.map_overlap(blur, image, depth=depth, chunks=(chunk, chunk), wait=False)
+        peak = peak_pss(run, processes)
+        parts = {"input": image.nbytes, "output": image.nbytes, "filters": WORKERS * alone}
+    total = sum(parts.values())
+    text = " + ".join(f"{name} {size / 1e6:.1f}" for name, size in parts.items())
+    print(f"  {text} = {total / 1e6:.1f} MB")
+    print(f"  peak {peak / 1e6:.1f} MB, of which {before / 1e6:.1f} MB existed before the input")
+    print(f"  the run's own: {(peak - before) / 1e6:.1f} MB")
+    print(f"  of the target: {(peak - before) / total:.3f}")
+
+
+ALL = {
+    "floor": floor,
+    "submit": submit,
+    "anatomy": anatomy,
+    "constants": constants,
+    "tiny_rows": tiny_rows,
+    "tiles": tiles,
+    "uneven_rows": uneven_rows,
+    "row_limits": row_limits,
+    "copy_in": copy_in,
+    "ufunc": ufunc,
+    "halo": halo,
+    "captured": captured,
+    "map_arrays": map_arrays,
+    "in_flight": in_flight,
+    "memory": memory,
+    "halo_memory": halo_memory,
+}
