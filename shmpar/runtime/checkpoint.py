@@ -69,8 +69,8 @@ from shmpar.memory.segment import Segment
 from shmpar.plan import Announcement, Function, InBlocks, Output, Plan
 from shmpar.runtime.failures import levels_to_user
 from shmpar.runtime.interrupts import allowed
-from shmpar.runtime.outputs import NpyFile, Outputs
-from shmpar.verbs.outputs import Targets, check_shape
+from shmpar.runtime.outputs import NpyFile, Outputs, check_shape
+from shmpar.verbs.outputs import Targets
 from shmpar.worker.verify import checksum, crc
 
 __all__ = ["LedgerFile", "Owner", "check_kept", "digest", "identify", "take_up"]

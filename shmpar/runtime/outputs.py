@@ -34,12 +34,12 @@ from shmpar.ipc.ledger import DONE, PENDING, Ledger
 from shmpar.memory.allocate import appear
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Slab, byte_bounds, new_output
-from shmpar.plan import Announcement, Failure, Output, ResultError
+from shmpar.plan import Announcement, Failure, InBlocks, Output, Plan, ResultError
 
 if TYPE_CHECKING:
     from shmpar.runtime.checkpoint import LedgerFile
 
-__all__ = ["HandedOver", "NpyFile", "Outputs", "Scratch", "filler", "missing"]
+__all__ = ["HandedOver", "NpyFile", "Outputs", "Scratch", "check_shape", "filler", "missing"]
 
 Array = np.ndarray[Any, Any]
 DType = np.dtype[Any]
@@ -291,6 +291,23 @@ class HandedOver:
 
 def _scalar_or_array(array: Array) -> Any:
     return array[()] if array.ndim == 0 else array
+
+
+def check_shape(plan: Plan, out: np.ndarray[Any, Any]) -> None:
+    """Raise ``ValueError`` if `out` cannot have the shape of the output."""
+    placement = plan.placement
+    if isinstance(placement, InBlocks):
+        fits = out.ndim == len(placement.cuts) and all(
+            cut is None or cut.size == length
+            for cut, length in zip(placement.cuts, out.shape, strict=True)
+        )
+        due = tuple("any" if cut is None else cut.size for cut in placement.cuts)
+    else:
+        lead = plan.grid.numblocks
+        fits = out.shape[: len(lead)] == lead
+        due = (*lead, "...")
+    if not fits:
+        raise ValueError(f"{plan.verb}: out= has shape {out.shape}; the results make {due}")
 
 
 def filler(value: Any, dtype: DType) -> Any:
