@@ -15,7 +15,7 @@ import shmpar
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Slab, new_output
 from shmpar.plan import Announcement, Output, ResultError
-from shmpar.runtime.outputs import HandedOver, Outputs, filler, missing
+from shmpar.runtime.outputs import Outputs, WeakResult, fill_value_for, missing_value
 
 F8, I4 = np.dtype("f8"), np.dtype("i4")
 
@@ -37,7 +37,7 @@ class TestAllocation:
         assert not one.any()
         assert locate(one) is not None
         assert locate(other) is not None
-        assert outputs.several is True
+        assert outputs.is_tuple is True
         result = outputs.result()
         assert type(result) is tuple
         assert result[0] is one
@@ -79,7 +79,7 @@ class TestAllocation:
 
     def test_objects_have_a_plain_array(self) -> None:
         """They never lie in shared memory."""
-        outputs = Outputs(None, collects=True)
+        outputs = Outputs(None, returns_objects=True)
         (array,) = outputs.allocate(said(((2, 2), object)))
         assert array.dtype == object
         assert array[0, 0] is None
@@ -177,7 +177,7 @@ class TestFilling:
     def test_a_value_that_fits_is_put_there(self, value: Any, dtype: str, filled: Any) -> None:
         """None is what says 'not known'."""
         array = np.zeros(1, dtype)
-        array[0] = filler(value, np.dtype(dtype))
+        array[0] = fill_value_for(value, np.dtype(dtype))
         assert repr(array[0]) == repr(np.array([filled], dtype)[0])
 
     @pytest.mark.parametrize(
@@ -191,17 +191,17 @@ class TestFilling:
     def test_a_value_that_does_not_fit_is_an_error(self, value: Any, dtype: str) -> None:
         """It is neither wrapped around nor cut off."""
         with pytest.raises(ValueError, match="fill_value"):
-            filler(value, np.dtype(dtype))
+            fill_value_for(value, np.dtype(dtype))
 
     @pytest.mark.parametrize("dtype", ["i4", "u1", "?", "S3", "U3", "V2"])
     def test_some_dtypes_cannot_say_not_known(self, dtype: str) -> None:
         """The error says to pass fill_value=."""
         with pytest.raises(ValueError, match="needs fill_value="):
-            missing(np.dtype(dtype))
+            missing_value(np.dtype(dtype))
 
     def test_it_is_checked_as_soon_as_the_dtypes_are_known(self) -> None:
         """Before anything is allocated."""
-        outputs = Outputs(None, fill=functools.partial(filler, None))
+        outputs = Outputs(None, fill=functools.partial(fill_value_for, None))
         outputs.check_fill([F8, None])
         with pytest.raises(ValueError, match="fill_value"):
             outputs.check_fill([F8, I4])
@@ -212,7 +212,7 @@ class TestFilling:
 
     def test_the_windows_are_filled_in_each_output(self) -> None:
         """And nothing else."""
-        outputs = Outputs(None, fill=functools.partial(filler, -1))
+        outputs = Outputs(None, fill=functools.partial(fill_value_for, -1))
         one, other = outputs.allocate(said(((3,), "f8"), ((3, 2), "i4"), several=True))
         outputs.fill([(1,)])
         assert one.tolist() == [0, -1, 0]
@@ -226,23 +226,23 @@ class TestHandingOver:
     def test_it_is_there_as_long_as_the_caller_has_it(self) -> None:
         """Then asking again is an error that says so."""
         array = np.zeros(3)
-        held = HandedOver(array)
-        assert held.again() is array
+        held = WeakResult(array)
+        assert held.get() is array
         del array
         with pytest.raises(shmpar.ShmparError, match="who has dropped it"):
-            held.again()
+            held.get()
 
     def test_a_tuple_is_there_if_all_of_it_is(self) -> None:
         """Numbers have no memory to wait for."""
         array = np.zeros(3)
-        held = HandedOver((array, np.float64(2)))
-        assert held.again()[0] is array
-        assert held.again()[1] == 2
+        held = WeakResult((array, np.float64(2)))
+        assert held.get()[0] is array
+        assert held.get()[1] == 2
         del array
         with pytest.raises(shmpar.ShmparError):
-            held.again()
+            held.get()
 
     @pytest.mark.parametrize("result", [None, np.float64(3), (np.int32(1), np.int32(2))])
     def test_what_is_no_array_is_kept(self, result: Any) -> None:
         """None, numbers, and tuples of them."""
-        assert HandedOver(result).again() == result
+        assert WeakResult(result).get() == result

@@ -54,7 +54,7 @@ class Task(Future[Any]):
         super().__init__()
         self.number = next(_numbers)
         self.call: Function | None = call
-        self.name = failures.name_of(call)
+        self.name = failures.function_name(call)
         self.packed: Any = None
         self.retries = retries
         self.worker: int | None = None
@@ -178,7 +178,7 @@ class Tasks:
                 task.retries -= not innocent
                 self._queue.appendleft(task)
             else:
-                self._over.append((task, None, failures.task_death(task.name, end)))
+                self._over.append((task, None, failures.call_died(task.name, end)))
         self._barren = 0 if had or innocent else self._barren + 1
         return had
 
@@ -186,7 +186,7 @@ class Tasks:
         """Workers die and have nothing: after so many in a row, no task has a chance."""
         if self._barren > patience:
             for task in self._queue:
-                self._over.append((task, None, failures.task_death(task.name, end)))
+                self._over.append((task, None, failures.call_died(task.name, end)))
             self._queue.clear()
 
     def cancel_waiting(self) -> None:

@@ -21,7 +21,7 @@ bytes      what
 =========  ==========================================================================
 16         ``shmpar ledger 1`` and a line feed
 8, 4       length of the next and its checksum, little-endian
-so many    JSON: whose ledger it is, see :class:`Owner`
+so many    JSON: whose ledger it is, see :class:`Header`
 padding    zeros up to a multiple of 4096
 4 each     the checksum of what each chunk has put into the outputs; 0: not done
 =========  ==========================================================================
@@ -73,7 +73,7 @@ from shmpar.runtime.outputs import NpyFile, Outputs, check_shape
 from shmpar.verbs.outputs import Targets
 from shmpar.worker.verify import checksum, crc
 
-__all__ = ["LedgerFile", "Owner", "check_kept", "digest", "identify", "take_up"]
+__all__ = ["Header", "LedgerFile", "call_identity", "check_kept", "fingerprint", "resume"]
 
 _NO_STATE = {"__doc__", "__module__", "__dict__", "__weakref__", "__firstlineno__", "_abc_impl"}
 # What the interpreter notes in a class: when it first pickles an instance, and in any order.
@@ -81,7 +81,9 @@ _NO_STATE |= {"__slotnames__", "__static_attributes__"}
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented), range)
 
 
-def identify(plan: Plan, function: Function, arrays: list[np.ndarray[Any, Any]]) -> dict[str, str]:
+def call_identity(
+    plan: Plan, function: Function, arrays: list[np.ndarray[Any, Any]]
+) -> dict[str, str]:
     """Digests of the parts of a call, by what an error calls them.
 
     Notes
@@ -91,21 +93,23 @@ def identify(plan: Plan, function: Function, arrays: list[np.ndarray[Any, Any]])
     cut = plan.verb, plan.grid, plan.arguments, plan.placement, plan.halo, plan.trim
     return {
         "verb": plan.verb,
-        "function": digest((function.call, function.keywords, sorted(plan.wants), plan.pass_out)),
-        "inputs": digest((*arrays, *function.values)),
-        "chunks": digest(cut),
-        "dtype": digest((plan.dtypes, plan.several)),
+        "function": fingerprint(
+            (function.call, function.keywords, sorted(plan.wants), plan.pass_out)
+        ),
+        "inputs": fingerprint((*arrays, *function.values)),
+        "chunks": fingerprint(cut),
+        "dtype": fingerprint((plan.dtypes, plan.several)),
     }
 
 
-def digest(value: Any) -> str:
+def fingerprint(value: Any) -> str:
     """A number, as hexadecimal digits, that is the same for equal values in any process.
 
     Examples
     --------
-    >>> digest({"a": 1, "b": {2, 3}}) == digest({"b": {3, 2}, "a": 1})
+    >>> fingerprint({"a": 1, "b": {2, 3}}) == fingerprint({"b": {3, 2}, "a": 1})
     True
-    >>> digest(lambda x: x + 1) == digest(lambda x: x + 2)
+    >>> fingerprint(lambda x: x + 1) == fingerprint(lambda x: x + 2)
     False
     """
     return _Digest().of(value)
@@ -120,7 +124,7 @@ class _Digest:
         self._done: dict[int, tuple[str, Any]] = {}  # kept alive, so that no id is used again
 
     def of(self, value: Any) -> str:
-        """The digest of a value; of one that is being digested, how deep inside it lies."""
+        """The fingerprint of a value; of one that is being digested, how deep inside it lies."""
         if isinstance(value, _PLAIN):
             return _hash("plain", type(value).__name__, repr(value))
         key = id(value)
@@ -265,7 +269,7 @@ _SUM = 4  # bytes
 _PATIENCE = 2.0  # seconds for the workers of a parent that was killed to be gone
 
 
-class Owner(NamedTuple):
+class Header(NamedTuple):
     """Whose ledger it is.
 
     Attributes
@@ -275,7 +279,7 @@ class Owner(NamedTuple):
     seed : int, list of int or None
         Entropy of the random streams, if the function is passed one.
     call : dict of str to str
-        As :func:`shmpar.runtime.checkpoint.identify` gives it.
+        As :func:`shmpar.runtime.checkpoint.call_identity` gives it.
     """
 
     chunks: int
@@ -283,7 +287,7 @@ class Owner(NamedTuple):
     call: dict[str, str]
 
     @classmethod
-    def parse(cls, text: bytes) -> Owner:
+    def parse(cls, text: bytes) -> Header:
         """Read what a file says; raises ``ValueError`` for anything else than an owner."""
         found = json.loads(text.decode())  # of bytes it would guess the encoding
         match found:
@@ -295,7 +299,7 @@ class Owner(NamedTuple):
                     return cls(chunks, seed, call)
         raise ValueError("it says nothing sensible")
 
-    def differs(self, other: Owner) -> list[str]:
+    def differs(self, other: Header) -> list[str]:
         """Names of the parts of the call in which another one differs."""
         parts = sorted({*self.call, *other.call})
         found = [part for part in parts if self.call.get(part) != other.call.get(part)]
@@ -309,20 +313,20 @@ class LedgerFile:
     ----------
     path : str
         Where it lies.
-    owner : Owner
+    owner : Header
         Whose it is.
     sums : ndarray of uint32
         The checksum of each chunk; workers write it.
     """
 
-    def __init__(self, path: str, fd: int, owner: Owner, begin: int) -> None:
+    def __init__(self, path: str, fd: int, owner: Header, begin: int) -> None:
         size = begin + _SUM * owner.chunks
-        self.path, self.owner = path, owner
+        self.path, self.header = path, owner
         self._segment = Segment.adopt(fd, size, kind="file")
-        self.sums = self._segment.ndarray(begin, (owner.chunks,), None, np.dtype("<u4"))
+        self.checksums = self._segment.ndarray(begin, (owner.chunks,), None, np.dtype("<u4"))
 
     @classmethod
-    def open(cls, path: str, owner: Owner) -> LedgerFile:
+    def open(cls, path: str, owner: Header) -> LedgerFile:
         """Open the ledger of a call, or make it.
 
         Raises
@@ -356,13 +360,13 @@ class LedgerFile:
                 stack.pop_all()
             return cls(path, fd, found, begin)
 
-    def forget(self) -> int:
+    def clear(self) -> int:
         """Have nothing as done; return how many chunks were."""
-        done = int(np.count_nonzero(self.sums))
-        self.sums[:] = 0
+        done = int(np.count_nonzero(self.checksums))
+        self.checksums[:] = 0
         return done
 
-    def settle(self, windows: Windows) -> int:
+    def verify(self, windows: Windows) -> int:
         """Forget the chunks whose output is not what was written.
 
         Parameters
@@ -382,15 +386,15 @@ class LedgerFile:
         with allowed():
             lost = [
                 chunk
-                for chunk in np.flatnonzero(self.sums).tolist()
-                if checksum(windows(chunk)) != self.sums[chunk]
+                for chunk in np.flatnonzero(self.checksums).tolist()
+                if checksum(windows(chunk)) != self.checksums[chunk]
             ]
-        self.sums[lost] = 0
+        self.checksums[lost] = 0
         return len(lost)
 
     def pending(self) -> tuple[int, ...]:
         """Numbers of the chunks that are not done."""
-        return tuple(np.flatnonzero(self.sums == 0).tolist())
+        return tuple(np.flatnonzero(self.checksums == 0).tolist())
 
     def lock(self) -> None:
         """Have it again, for a run that goes on; raises ``RuntimeError`` if another has it."""
@@ -401,7 +405,7 @@ class LedgerFile:
         fcntl.flock(self._segment.fileno(), fcntl.LOCK_UN)
 
 
-def _make(path: str, owner: Owner, *, replace: bool = False) -> None:
+def _make(path: str, owner: Header, *, replace: bool = False) -> None:
     text = json.dumps(owner._asdict()).encode()
     head = _MAGIC + _HEAD.pack(len(text), zlib.crc32(text)) + text
     begin = _begin(len(text))
@@ -448,7 +452,7 @@ def _lock(fd: int, path: str) -> None:
             time.sleep(0.01)
 
 
-def _read(fd: int, path: str) -> tuple[Owner, int]:
+def _read(fd: int, path: str) -> tuple[Header, int]:
     """Whose ledger a file is, and where its checksums begin."""
     try:
         return _parsed(fd)
@@ -459,7 +463,7 @@ def _read(fd: int, path: str) -> tuple[Owner, int]:
         ) from None
 
 
-def _parsed(fd: int) -> tuple[Owner, int]:
+def _parsed(fd: int) -> tuple[Header, int]:
     found = os.fstat(fd)
     head = os.pread(fd, len(_MAGIC) + _HEAD.size, 0) if stat.S_ISREG(found.st_mode) else b""
     if not head.startswith(_MAGIC) or len(head) < len(_MAGIC) + _HEAD.size:
@@ -470,13 +474,13 @@ def _parsed(fd: int) -> tuple[Owner, int]:
     text = os.pread(fd, length, len(head))
     if len(text) < length or zlib.crc32(text) != sum_:
         raise ValueError("its beginning was changed")
-    owner, begin = Owner.parse(text), _begin(length)
+    owner, begin = Header.parse(text), _begin(length)
     if found.st_size != begin + _SUM * owner.chunks:
         raise ValueError(f"it has {found.st_size:,} bytes, and {owner.chunks:,} chunks")
     return owner, begin
 
 
-def _compare(path: str, found: Owner, owner: Owner) -> None:
+def _compare(path: str, found: Header, owner: Header) -> None:
     """Raise ``ValueError`` if a ledger belongs to another call."""
     parts = found.differs(owner)
     if parts:
@@ -534,7 +538,7 @@ def _on_disk(array: Array) -> bool:
     return place is not None and place.segment.kind == "file"
 
 
-def take_up(
+def resume(
     path: str,
     plan: Plan,
     function: Function,
@@ -564,13 +568,13 @@ def take_up(
     RuntimeError
         If another run has it.
     """
-    call, seed = identify(plan, function, arrays), _plain(plan.seed)
+    call, seed = call_identity(plan, function, arrays), _plain(plan.seed)
     if seeded:
         call["seed"] = repr(seed)
-    ledger = outputs.ledger = LedgerFile.open(path, Owner(plan.chunks, seed, call))
+    ledger = outputs.ledger_file = LedgerFile.open(path, Header(plan.chunks, seed, call))
     if plan.seed is not None:
-        plan = plan._replace(seed=ledger.owner.seed)
-    return plan, _todo(plan, outputs, ledger) if ledger.sums.any() else None
+        plan = plan._replace(seed=ledger.header.seed)
+    return plan, _todo(plan, outputs, ledger) if ledger.checksums.any() else None
 
 
 def _plain(seed: Any) -> Any:
@@ -584,11 +588,11 @@ def _todo(plan: Plan, outputs: Outputs, ledger: LedgerFile) -> tuple[int, ...] |
     What the ledger says of chunks that are not in the outputs as they were written is not
     believed; a warning counts them.
     """
-    begun, found = int(np.count_nonzero(ledger.sums)), _found(plan, outputs)
+    begun, found = int(np.count_nonzero(ledger.checksums)), _found(plan, outputs)
     if found is None:
-        lost = ledger.forget()
+        lost = ledger.clear()
     else:
-        lost = ledger.settle(lambda chunk: plan.windows(chunk, found))
+        lost = ledger.verify(lambda chunk: plan.windows(chunk, found))
     if lost:
         warnings.warn(
             f"{plan.verb}: of {begun:,} chunks that {ledger.path!r} has as done, {lost:,} are "

@@ -414,7 +414,7 @@ class Conductor:
             raise RuntimeError("this run is over")
         self.engine = engine
         self._allocate_known(engine)
-        sums = None if self.outputs.ledger is None else self.outputs.ledger.sums
+        sums = None if self.outputs.ledger_file is None else self.outputs.ledger_file.checksums
         if self.plan.check:
             verification = Verification(self.plan, self._arrays, self._todo, sums)
             self._verification, sums = verification, verification.sums
@@ -428,7 +428,7 @@ class Conductor:
             origin=self.account.began,
             allocate=self._allocate,
             outputs=self.outputs.arrays,
-            several=self.outputs.several,
+            several=self.outputs.is_tuple,
             sums=sums,
         )
         if self._todo is not None:
@@ -452,14 +452,14 @@ class Conductor:
     def _allocate_known(self, engine: Engine) -> None:
         """Make the outputs that are known, if there is room for them and copies of the inputs."""
         outputs = self.outputs
-        made = outputs.needs()
+        made = outputs.shared_nbytes()
         if sum([array.nbytes for array in self._arrays]) + sum(made) > SMALL:
             needs = [("an output", size) for size in made]
             needs += [("a copy of an input", size) for size in engine.copied(self._arrays)]
             if sum([size for _, size in needs]) > SMALL:
                 check_room(self.plan.verb, needs)
-        if outputs.known is not None and outputs.arrays is None:
-            outputs.allocate(outputs.known)
+        if outputs.expected is not None and outputs.arrays is None:
+            outputs.allocate(outputs.expected)
 
     def _allocate(self, announcement: Announcement) -> None:
         with self._allocating:  # two threads may have their first result at once
@@ -502,7 +502,7 @@ class Conductor:
 
     def said(self, announcement: Announcement) -> None:
         """A worker has put outputs that are such into the scratch."""
-        failure = self._scratch.hear(announcement)
+        failure = self._scratch.announce(announcement)
         if failure is not None:
             self.chunk_failed(failure)
 
@@ -528,7 +528,7 @@ class Conductor:
         )
         self.deaths += blamed is not None
         self.account.lose(worker, blamed, execution.ledger.held(worker))
-        self._scratch.lost(execution.ledger.slot(worker)[SAID])
+        self._scratch.worker_lost(execution.ledger.slot(worker)[SAID])
         execution.ledger.empty(worker)
         if self._verification is not None:
             self._verification.again(unfinished if blamed is None else (blamed,))
@@ -591,7 +591,7 @@ class Conductor:
                 execution.ledger.status[chunk] = FAILED
                 self.errors[chunk] = self._death(chunk, timed_out=timed_out)
             case scheduler.GiveUp():
-                self.fatal = self.fatal or failures.barren(self.plan, self._end, self.run)
+                self.fatal = self.fatal or failures.startup_failure(self.plan, self._end, self.run)
             case scheduler.Audit():
                 self._pending.append(scheduler.Audited(self._audit(execution)))
 
@@ -602,13 +602,13 @@ class Conductor:
 
     def _void_scratch(self, execution: Execution) -> None:
         if execution.scratch and execution.outputs is None:
-            self._scratch.void(execution.ledger)
+            self._scratch.invalidate(execution.ledger)
 
     def _death(self, chunk: int, *, timed_out: bool) -> ShmparError:
         if timed_out:
-            return failures.timeout(self.plan, chunk, self.policy.task_timeout, self.run)
+            return failures.task_timeout(self.plan, chunk, self.policy.task_timeout, self.run)
         in_place = self.policy.in_place
-        return failures.death(self.plan, chunk, self._end, self.run, in_place=in_place)
+        return failures.worker_died(self.plan, chunk, self._end, self.run, in_place=in_place)
 
     def _stop(self, engine: Engine, execution: Execution) -> None:
         handed = [one.tickets.stop(self.plan.chunks) for one in execution.generations]
@@ -626,7 +626,7 @@ class Conductor:
         done = self._detach(execution)
         try:
             self.outputs.slab = engine.slab
-            self._scratch.take(execution.ledger, self.outputs)
+            self._scratch.copy_out(execution.ledger, self.outputs)
             self.outcome = conclude(self, done)
         except BaseException as error:  # noqa: BLE001 - it is the outcome
             self.outcome = error
@@ -670,8 +670,8 @@ class Conductor:
 
     def unlock(self) -> None:
         """The last writer is idle: another run may have the ledger on disk."""
-        if self.outputs.ledger is not None:
-            self.outputs.ledger.unlock()
+        if self.outputs.ledger_file is not None:
+            self.outputs.ledger_file.unlock()
 
     def release(self) -> None:
         """Keep what a run that goes on needs; what is done needs neither inputs nor function."""
@@ -695,6 +695,6 @@ class Conductor:
         if self._function is None:
             raise RuntimeError("this run has computed every chunk: there is nothing to resume")
         outputs, plan = self.outputs, self.plan
-        if outputs.ledger is not None:
-            outputs.ledger.lock()
+        if outputs.ledger_file is not None:
+            outputs.ledger_file.lock()
         return plan, self._function, self._arrays, outputs, self.policy, self.unfinished

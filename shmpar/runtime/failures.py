@@ -16,14 +16,14 @@ from shmpar.errors import ChunkError, ShmparError, TaskTimeout, WorkerDied
 from shmpar.plan import Failure, Function, Plan, ResultError, describe_region
 
 __all__ = [
-    "barren",
+    "call_died",
     "chunk_error",
-    "death",
+    "function_name",
     "levels_to_user",
-    "name_of",
-    "task_death",
-    "timeout",
+    "startup_failure",
+    "task_timeout",
     "warn_filled",
+    "worker_died",
 ]
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
@@ -43,7 +43,7 @@ def chunk_error(plan: Plan, failure: Failure, run: Any) -> ChunkError:
     return error
 
 
-def timeout(plan: Plan, chunk: int, seconds: float | None, run: Any) -> TaskTimeout:
+def task_timeout(plan: Plan, chunk: int, seconds: float | None, run: Any) -> TaskTimeout:
     """The error of a chunk that took longer than it may."""
     return TaskTimeout(
         f"{_where(plan, chunk)}: took longer than task_timeout={seconds} s; its worker was ended "
@@ -54,7 +54,7 @@ def timeout(plan: Plan, chunk: int, seconds: float | None, run: Any) -> TaskTime
     )
 
 
-def death(plan: Plan, chunk: int, end: Exit, run: Any, *, in_place: bool) -> WorkerDied:
+def worker_died(plan: Plan, chunk: int, end: Exit, run: Any, *, in_place: bool) -> WorkerDied:
     """The error of a chunk whose worker died."""
     begun = (
         "; the chunk was being computed in place, so part of it may hold new values"
@@ -70,18 +70,18 @@ def death(plan: Plan, chunk: int, end: Exit, run: Any, *, in_place: bool) -> Wor
     )
 
 
-def name_of(call: Function) -> str:
+def function_name(call: Function) -> str:
     """What messages call a task's function."""
     name = getattr(call.call, "__qualname__", None)
     return type(call.call).__qualname__ if name is None else str(name)
 
 
-def task_death(name: str, end: Exit) -> WorkerDied:
+def call_died(name: str, end: Exit) -> WorkerDied:
     """The error of a task whose worker died."""
     return WorkerDied(f"submit, {name}: the worker {end.describe()}", exitcode=end.code)
 
 
-def barren(plan: Plan, end: Exit, run: Any) -> WorkerDied:
+def startup_failure(plan: Plan, end: Exit, run: Any) -> WorkerDied:
     """The error of a run whose workers die before they take a chunk."""
     return WorkerDied(
         f"{plan.verb}: workers end before they take a chunk; the last one "

@@ -39,7 +39,15 @@ from shmpar.plan import Announcement, Failure, InBlocks, Output, Plan, ResultErr
 if TYPE_CHECKING:
     from shmpar.runtime.checkpoint import LedgerFile
 
-__all__ = ["HandedOver", "NpyFile", "Outputs", "Scratch", "check_shape", "filler", "missing"]
+__all__ = [
+    "NpyFile",
+    "Outputs",
+    "Scratch",
+    "WeakResult",
+    "check_shape",
+    "fill_value_for",
+    "missing_value",
+]
 
 Array = np.ndarray[Any, Any]
 DType = np.dtype[Any]
@@ -69,7 +77,7 @@ class NpyFile:
             raise ValueError(f"{where}: its folder is not there, or it is one")
         return cls(found)
 
-    def make(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    def create(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Make the file, in the place of one that is there; an array over it.
 
         Who has mapped an older file of this name keeps it: that one is not cut short, but loses
@@ -109,7 +117,7 @@ class Outputs:
     ----------
     given : sequence of (ndarray or NpyFile)
         The user's ``out=``.
-    collects : bool
+    returns_objects : bool
         The results are objects.
     fill : callable, optional
         Gives the value for the windows of chunks that failed, from a dtype; raises ValueError if
@@ -119,13 +127,13 @@ class Outputs:
     ----------
     arrays : list of ndarray or None
         What is written to; None until the first result has said what it must be.
-    several : bool or None
+    is_tuple : bool or None
         Whether the result is a tuple.
     slab : Slab or None
         Where small outputs may lie.
-    known : Announcement or None
+    expected : Announcement or None
         What they are going to be, if that is known before the first result.
-    ledger : LedgerFile or None
+    ledger_file : LedgerFile or None
         Where it is recorded what is done; all results are the user's files then.
     """
 
@@ -133,16 +141,16 @@ class Outputs:
         self,
         given: Sequence[Array | NpyFile] | None,
         *,
-        collects: bool = False,
+        returns_objects: bool = False,
         fill: Callable[[DType], Any] | None = None,
     ) -> None:
         self.given: Sequence[Array | NpyFile | None] | None = given
         self.arrays: list[Array] | None = None
-        self.several: bool | None = None
+        self.is_tuple: bool | None = None
         self.slab: Slab | None = None
-        self.known: Announcement | None = None
-        self.ledger: LedgerFile | None = None
-        self._collects = collects
+        self.expected: Announcement | None = None
+        self.ledger_file: LedgerFile | None = None
+        self._returns_objects = returns_objects
         self._fill = fill
 
     def allocate(self, announcement: Announcement) -> list[Array]:
@@ -157,7 +165,7 @@ class Outputs:
         SegmentFull
             If there is no room.
         """
-        if self.ledger is not None and self.given is None and announcement.outputs:
+        if self.ledger_file is not None and self.given is None and announcement.outputs:
             raise ValueError(
                 "ledger= needs results that outlive this process: pass out='result.npy' or an "
                 "np.memmap, or a function that returns None"
@@ -167,7 +175,7 @@ class Outputs:
             arrays = [self._array(None, needed) for needed in announcement.outputs]
         else:
             arrays = self._into(self.given, announcement.outputs)
-        self.arrays, self.several = arrays, announcement.several
+        self.arrays, self.is_tuple = arrays, announcement.several
         return arrays
 
     def _into(
@@ -184,25 +192,25 @@ class Outputs:
                     f"out= has shape {mine.shape}, but the results make {needed.shape}"
                 )
         made = [
-            mine.make(*needed) if isinstance(mine, NpyFile) else mine
+            mine.create(*needed) if isinstance(mine, NpyFile) else mine
             for mine, needed in zip(given, outputs, strict=True)
         ]
         self.given = made
         return [self._array(mine, needed) for mine, needed in zip(made, outputs, strict=True)]
 
-    def needs(self) -> list[int]:
+    def shared_nbytes(self) -> list[int]:
         """Bytes of each output that is going to be made in shared memory, as far as is known."""
-        if self.known is None or self.arrays is not None or self._collects:
+        if self.expected is None or self.arrays is not None or self._returns_objects:
             return []
-        given = self.given or (None,) * len(self.known.outputs)
+        given = self.given or (None,) * len(self.expected.outputs)
         return [
             prod(needed.shape) * needed.dtype.itemsize
-            for mine, needed in zip(given, self.known.outputs, strict=True)
+            for mine, needed in zip(given, self.expected.outputs, strict=True)
             if mine is None or (isinstance(mine, np.ndarray) and locate(mine) is None)
         ]
 
     def _array(self, mine: Array | None, needed: Output) -> Array:
-        if self._collects:
+        if self._returns_objects:
             return np.empty(needed.shape, object)
         place = None if mine is None else locate(mine)
         if mine is not None and place is not None:
@@ -257,10 +265,10 @@ class Outputs:
             _scalar_or_array(array) if mine is None else mine
             for mine, array in zip(given, self.arrays, strict=True)
         )
-        return results if self.several else results[0]
+        return results if self.is_tuple else results[0]
 
 
-class HandedOver:
+class WeakResult:
     """A result that lives as long as its caller wants it to."""
 
     def __init__(self, result: Any) -> None:
@@ -272,7 +280,7 @@ class HandedOver:
             for part in parts
         ]
 
-    def again(self) -> Any:
+    def get(self) -> Any:
         """The result, if it is still there.
 
         Raises
@@ -310,7 +318,7 @@ def check_shape(plan: Plan, out: np.ndarray[Any, Any]) -> None:
         raise ValueError(f"{plan.verb}: out= has shape {out.shape}; the results make {due}")
 
 
-def filler(value: Any, dtype: DType) -> Any:
+def fill_value_for(value: Any, dtype: DType) -> Any:
     """The value for windows of chunks that failed: `value`, or for None what says "not known".
 
     Raises
@@ -320,11 +328,11 @@ def filler(value: Any, dtype: DType) -> Any:
 
     Examples
     --------
-    >>> filler(-1, np.dtype("f4"))
+    >>> fill_value_for(-1, np.dtype("f4"))
     -1
     """
     if value is None or dtype.hasobject:
-        return missing(dtype) if value is None else value
+        return missing_value(dtype) if value is None else value
     least = np.min_scalar_type(value)
     if not np.can_cast(least, dtype, "same_kind") or not _holds(dtype, value, least):
         raise ValueError(f"fill_value={value!r} does not fit an output of dtype {dtype}")
@@ -339,7 +347,7 @@ def _holds(dtype: DType, value: Any, least: DType) -> bool:
     return dtype.kind not in "SU" or np.can_cast(least, dtype, "safe")
 
 
-def missing(dtype: np.dtype[Any]) -> Any:
+def missing_value(dtype: np.dtype[Any]) -> Any:
     """The value that says "not known" in a dtype.
 
     Raises
@@ -349,9 +357,9 @@ def missing(dtype: np.dtype[Any]) -> Any:
 
     Examples
     --------
-    >>> missing(np.dtype("f4"))
+    >>> missing_value(np.dtype("f4"))
     nan
-    >>> bool(np.isnat(missing(np.dtype("M8[s]"))))
+    >>> bool(np.isnat(missing_value(np.dtype("M8[s]"))))
     True
     """
     if dtype.kind in "fc":
@@ -375,12 +383,12 @@ class Scratch:
         self._last_words: set[int] = set()
         self._agreed = True
 
-    def lost(self, digest: int) -> None:
+    def worker_lost(self, digest: int) -> None:
         """A worker has died that took the outputs for what has this digest (0: for nothing)."""
         if digest:
             self._last_words.add(digest)
 
-    def hear(self, announcement: Announcement) -> Failure | None:
+    def announce(self, announcement: Announcement) -> Failure | None:
         """Take what a worker says; if it is not what another has said, its chunk has failed."""
         if self._said is None:
             self._said = announcement
@@ -389,14 +397,14 @@ class Scratch:
         self._agreed = self._agreed and reason is None
         return None if reason is None else Failure(announcement.chunk, ResultError(reason), None)
 
-    def void(self, ledger: Ledger) -> None:
+    def invalidate(self, ledger: Ledger) -> None:
         """Nobody works: what is done counts only if all who wrote there meant the same."""
         meant = set() if self._said is None else {self._said.digest()}
         if self._said is None or not self._agreed or not self._last_words <= meant:
             ledger.status[ledger.status == DONE] = PENDING
         self._last_words.clear()
 
-    def take(self, ledger: Ledger, outputs: Outputs) -> None:
+    def copy_out(self, ledger: Ledger, outputs: Outputs) -> None:
         """Copy it to where it stays."""
         if self._said is not None:
             small = ledger.carve(self._said.outputs) or ()

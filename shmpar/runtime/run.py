@@ -15,7 +15,7 @@ import numpy as np
 from shmpar.errors import ShmparError
 from shmpar.plan import Function, Plan
 from shmpar.runtime.execution import Conductor, Policy
-from shmpar.runtime.outputs import HandedOver, Outputs
+from shmpar.runtime.outputs import Outputs, WeakResult
 
 if TYPE_CHECKING:
     from shmpar.report import Report
@@ -57,7 +57,7 @@ class Run(Future[Any]):
         outputs = self.conductor.outputs
         if not outputs.arrays:
             return None
-        return tuple(outputs.arrays) if outputs.several else outputs.arrays[0]
+        return tuple(outputs.arrays) if outputs.is_tuple else outputs.arrays[0]
 
     @property
     def failed(self) -> list[ShmparError]:
@@ -110,8 +110,8 @@ class Run(Future[Any]):
             a run does not keep it, so that the memory goes with the last array.
         """
         result = super().result(timeout)
-        if isinstance(result, HandedOver):
-            return result.again()
+        if isinstance(result, WeakResult):
+            return result.get()
         return result
 
     def cancel(self) -> bool:
@@ -257,5 +257,5 @@ class Run(Future[Any]):
         """Give the result to the caller who has waited for it, and keep it only while he does."""
         result = self.result()
         self.conductor.outputs = Outputs(None)
-        self._result = HandedOver(result)
+        self._result = WeakResult(result)
         return result

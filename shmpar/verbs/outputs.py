@@ -27,7 +27,7 @@ from shmpar.memory.locate import locate
 from shmpar.memory.segment import byte_bounds
 from shmpar.plan import Argument, Blocks, InBlocks, Rows, Whole
 from shmpar.runtime.execution import Policy
-from shmpar.runtime.outputs import NpyFile, Outputs, check_shape, filler
+from shmpar.runtime.outputs import NpyFile, Outputs, check_shape, fill_value_for
 from shmpar.verbs.arguments import Inputs
 
 __all__ = [
@@ -74,8 +74,8 @@ class Targets(NamedTuple):
             If failed chunks are to be filled with what a declared output cannot hold.
         """
         fills = policy.on_error == "fill"
-        fill = functools.partial(filler, policy.fill_value) if fills else None
-        outputs = Outputs(self.given, collects=self.collects, fill=fill)
+        fill = functools.partial(fill_value_for, policy.fill_value) if fills else None
+        outputs = Outputs(self.given, returns_objects=self.collects, fill=fill)
         outputs.check_fill(self.dtypes or ())
         return outputs
 
