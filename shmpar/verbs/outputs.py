@@ -125,7 +125,7 @@ def _arrays(verb: str, out: Any) -> tuple[Array | NpyFile, ...]:
 
 def _array_or_file(verb: str, out: Any) -> Array | NpyFile:
     if isinstance(out, str | os.PathLike):
-        return NpyFile.parse(out, f"{verb}: out={out!r}")
+        return NpyFile(out, f"{verb}: out={out!r}")
     _check_array(verb, out)
     found: Array = out
     return found
