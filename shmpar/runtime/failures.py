@@ -1,4 +1,4 @@
-"""Build the errors and warnings of a run; each message says the place, the reason and the advice."""
+"""Build the errors and warnings of a run; each message gives place, reason and advice."""
 
 from __future__ import annotations
 

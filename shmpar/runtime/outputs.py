@@ -35,6 +35,20 @@ DType = np.dtype[Any]
 Window = tuple[slice | int, ...]
 
 
+LEDGER_NEEDS_FILES = (
+    "ledger= needs results that outlive this process: pass out='result.npy' or an np.memmap "
+    "(mode 'r+' or 'w+')"
+)
+
+
+def file_path(path: str | os.PathLike[str], where: str) -> str:
+    """Return the absolute path of a file; raise ``ValueError`` if no file can be created there."""
+    found = os.path.abspath(os.fspath(path))
+    if os.path.isdir(found) or not os.path.isdir(os.path.dirname(found)):
+        raise ValueError(f"{where}: its folder does not exist, or the path is a folder")
+    return found
+
+
 class NpyFile:
     """A ``.npy`` file that the run creates.
 
@@ -57,11 +71,9 @@ class NpyFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], where: str) -> None:
-        self.path = os.path.abspath(os.fspath(path))
+        self.path = file_path(path, where)
         if not self.path.endswith(".npy"):
             raise ValueError(f"{where}: the name of a file for results must end in .npy")
-        if os.path.isdir(self.path) or not os.path.isdir(os.path.dirname(self.path)):
-            raise ValueError(f"{where}: its folder does not exist, or the path is a folder")
 
     def create(self, shape: tuple[int, ...], dtype: DType) -> Array:
         """Create the file and return an array that maps it.
@@ -152,10 +164,7 @@ class Outputs:
         """
         outputs = announcement.outputs
         if self.ledger_file is not None and self.given is None and outputs:
-            raise ValueError(
-                "ledger= needs results that outlive this process: pass out='result.npy' or an "
-                "np.memmap, or a function that returns None"
-            )
+            raise ValueError(f"{LEDGER_NEEDS_FILES}, or a function that returns None")
         self.check_fill([output.dtype for output in outputs])
         if self.given is not None:
             self.given = _create_files(self.given, outputs)

@@ -59,8 +59,8 @@ class _Bar:
         if self._bar is None:
             from tqdm.auto import tqdm
 
-            # Why: tqdm's monitor thread would outlive the bar, and its default lock makes a
-            # semaphore that child processes inherit.
+            # Why: tqdm's monitor thread would outlive the bar, and its default lock creates
+            # a semaphore of multiprocessing.
             bar = type("Bar", (tqdm,), {"monitor_interval": 0, "_lock": threading.RLock()})
             self._bar = bar(total=total, desc=self._label, unit="chunk")
         self._bar.update(done - self._bar.n)

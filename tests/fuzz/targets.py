@@ -185,8 +185,8 @@ class LedgerTarget:
             return rest
         if kind == 1:  # another beginning, with its checksum
             text = rest
-            head = self.good[:16] + struct.pack("<QI", len(text), zlib.crc32(text)) + text
-            return head.ljust(4096, b"\0") + self.good[-12:]
+            head = self.good[:16] + struct.pack("<II", len(text), zlib.crc32(text)) + text
+            return head + self.good[-12:]
         whole = bytearray(self.good)
         if kind == 2:
             return bytes(whole[: int.from_bytes(rest[:2], "little")])
