@@ -157,7 +157,7 @@ def touch(array: Any) -> None:
 
 
 class LedgerTarget:
-    """Changes a ledger of three chunks, opens it, and has it compared with the outputs."""
+    """Change a ledger of three chunks, open it, and compare it with the outputs."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="shmpar-fuzz-", dir="/dev/shm")
@@ -178,12 +178,12 @@ class LedgerTarget:
         return [self.outputs[chunk]]
 
     def changed(self, data: bytes) -> bytes:
-        """The first byte says how the others change the file."""
+        """Return the file as the bytes change it; the first byte selects the kind of change."""
         how, rest = data[:1], data[1:]
         kind = how[0] % 6 if how else 0
         if kind == 0:
             return rest
-        if kind == 1:  # another beginning, with its checksum
+        if kind == 1:  # another header, with its checksum
             text = rest
             head = self.good[:16] + struct.pack("<II", len(text), zlib.crc32(text)) + text
             return head + self.good[-12:]
@@ -203,15 +203,15 @@ class LedgerTarget:
         try:
             found = LedgerFile.open(self.path, self.header)
         except ValueError as error:
-            found, said = None, str(error)
+            found, message = None, str(error)
         if found is None:
-            assert self.path in said, "it names the file"
+            assert self.path in message, "the error names the file"
             return
         self.accepted += 1
         found.verify(self.windows)
-        kept = [chunk for chunk in range(3) if found.checksums[chunk]]
-        assert all(found.checksums[chunk] == checksum(self.windows(chunk)) for chunk in kept)
-        assert found.pending() == tuple(chunk for chunk in range(3) if chunk not in kept)
+        done = [chunk for chunk in range(3) if found.checksums[chunk]]
+        assert all(found.checksums[chunk] == checksum(self.windows(chunk)) for chunk in done)
+        assert found.pending() == tuple(chunk for chunk in range(3) if chunk not in done)
         assert json.dumps(found.header.seed)
 
 
