@@ -1,29 +1,25 @@
-"""Observers of a run: what ``progress=`` may be.
-
-Imports policy; tqdm where it is used.
-"""
+"""Progress of a run: a tqdm bar, or a function of the user, as ``progress=`` asks for."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from shmpar.runtime.execution import Observer
 
-__all__ = ["Progress", "observe"]
-
 Progress = bool | str | Callable[[int, int], object]
 
 
 def observe(progress: Progress, verb: str) -> Observer | None:
-    """Make the observer that ``progress=`` asks for.
+    """Return the observer for ``progress=``; None for False.
 
     Parameters
     ----------
     progress : bool, str or callable
-        True is a tqdm bar with the verb's name, a str one with this label; a callable is the
-        observer itself.
+        True is a tqdm bar labelled with the verb, a str is a bar with this label, and a callable
+        gets ``(done, total)``.
     verb : str
         Name of the verb.
 
@@ -42,23 +38,18 @@ def observe(progress: Progress, verb: str) -> Observer | None:
 
 
 class _Callback:
-    """A function of the user that gets ``(done, total)``."""
-
-    def __init__(self, call: Callable[[int, int], object]) -> None:
-        self._call = call
+    def __init__(self, function: Callable[[int, int], object]) -> None:
+        self._function = function
 
     def update(self, done: int, total: int) -> None:
-        self._call(done, total)
+        self._function(done, total)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: there is no bar to close."""
 
 
 class _Bar:
-    """A tqdm bar, in a notebook or a terminal, that counts chunks.
-
-    It has no monitor thread, which would outlive it, and a lock of this process alone.
-    """
+    """A tqdm bar that counts chunks, in a notebook or a terminal."""
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -68,10 +59,15 @@ class _Bar:
         if self._bar is None:
             from tqdm.auto import tqdm
 
+            # Why: tqdm's monitor thread would outlive the bar, and its default lock creates
+            # a semaphore of multiprocessing.
             bar = type("Bar", (tqdm,), {"monitor_interval": 0, "_lock": threading.RLock()})
             self._bar = bar(total=total, desc=self._label, unit="chunk")
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        bar, self._bar = self._bar, None
+        # Why: the run is complete; a bar that cannot be drawn (stderr is closed) must not hide it.
+        with contextlib.suppress(Exception):
+            if bar is not None:
+                bar.close()

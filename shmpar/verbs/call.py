@@ -209,12 +209,18 @@ def _run(
     function = Function(request.func, dict(request.keywords), tuple(inputs.values))
     todo = None
     if request.ledger is not None:
-        from shmpar.runtime.checkpoint import check_kept, take_up  # loads what few calls need
+        from shmpar.runtime.checkpoint import resume  # few calls need it
 
-        path = check_kept(plan, request.ledger, targets, in_place=in_place)
-        seeded = request.seed is not None
-        plan, todo = take_up(path, plan, function, inputs.arrays, outputs, seeded=seeded)
-    outputs.known = known
+        plan, todo = resume(
+            request.ledger,
+            plan,
+            function,
+            inputs.arrays,
+            outputs,
+            seeded=request.seed is not None,
+            in_place=in_place,
+        )
+    outputs.expected = known
     policy = request.policy
     if in_place:  # there is no place for a pattern
         policy = policy._replace(in_place=True)

@@ -25,9 +25,9 @@ from shmpar.grid.axis import per_axis, whole_number
 from shmpar.memory.copying import is_masked
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import byte_bounds
-from shmpar.plan import Argument, Blocks, InBlocks, Plan, Rows, Whole
+from shmpar.plan import Argument, Blocks, InBlocks, Rows, Whole
 from shmpar.runtime.execution import Policy
-from shmpar.runtime.outputs import NpyFile, Outputs, filler
+from shmpar.runtime.outputs import NpyFile, Outputs, check_shape, fill_value_for
 from shmpar.verbs.arguments import Inputs
 
 __all__ = [
@@ -74,8 +74,8 @@ class Targets(NamedTuple):
             If failed chunks are to be filled with what a declared output cannot hold.
         """
         fills = policy.on_error == "fill"
-        fill = functools.partial(filler, policy.fill_value) if fills else None
-        outputs = Outputs(self.given, collects=self.collects, fill=fill)
+        fill = functools.partial(fill_value_for, policy.fill_value) if fills else None
+        outputs = Outputs(self.given, returns_objects=self.collects, fill=fill)
         outputs.check_fill(self.dtypes or ())
         return outputs
 
@@ -125,7 +125,7 @@ def _arrays(verb: str, out: Any) -> tuple[Array | NpyFile, ...]:
 
 def _array_or_file(verb: str, out: Any) -> Array | NpyFile:
     if isinstance(out, str | os.PathLike):
-        return NpyFile.parse(out, f"{verb}: out={out!r}")
+        return NpyFile(out, f"{verb}: out={out!r}")
     _check_array(verb, out)
     found: Array = out
     return found
@@ -343,23 +343,6 @@ def _cut(position: int, entry: Any, blocks: int) -> Axis:
         return Axis.explicit(lengths)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-
-
-def check_shape(plan: Plan, out: np.ndarray[Any, Any]) -> None:
-    """Raise ``ValueError`` if `out` cannot have the shape of the output."""
-    placement = plan.placement
-    if isinstance(placement, InBlocks):
-        fits = out.ndim == len(placement.cuts) and all(
-            cut is None or cut.size == length
-            for cut, length in zip(placement.cuts, out.shape, strict=True)
-        )
-        due = tuple("any" if cut is None else cut.size for cut in placement.cuts)
-    else:
-        lead = plan.grid.numblocks
-        fits = out.shape[: len(lead)] == lead
-        due = (*lead, "...")
-    if not fits:
-        raise ValueError(f"{plan.verb}: out= has shape {out.shape}; the results make {due}")
 
 
 def ufunc_dtypes(func: Callable[..., Any], inputs: Inputs) -> tuple[DType, ...] | None:

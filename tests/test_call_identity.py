@@ -1,4 +1,4 @@
-"""A call is known again by another process, and told from any other."""
+"""Fingerprints: equal for the same call in another process, different for another call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmpar.runtime.checkpoint import digest
+from shmpar.runtime.checkpoint import fingerprint
 from tests.interpreters import run_python
 
 FACTOR = 3
@@ -55,21 +55,21 @@ WHAT = {
 }
 
 
-def look(what: str, **changes: Any) -> str:
-    """The digest of something in a module of this source."""
+def fingerprint_of(what: str, **changes: Any) -> str:
+    """Return the fingerprint of an expression in a module of this source."""
     space: dict[str, Any] = {"__name__": "somewhere"}
     source = SOURCE.format(**{**USUAL, **changes})
     exec(compile(source, "<source>", "exec", dont_inherit=True), space)  # noqa: S102 (ours)
-    return digest(eval(what, space))  # noqa: S307 (ours)
+    return fingerprint(eval(what, space))  # noqa: S307 (ours)
 
 
 @pytest.mark.parametrize("what", WHAT.values(), ids=WHAT)
-def test_another_process_finds_the_same(what: str) -> None:
-    """Whatever its hash seed."""
-    source = f"from shmpar.runtime.checkpoint import digest\n{SOURCE.format(**USUAL)}\nprint(digest({what}))"
-    source = "__name__ = 'somewhere'\n" + source
-    said = {run_python(source, env={"PYTHONHASHSEED": seed}).stdout.strip() for seed in ("1", "2")}
-    assert said == {look(what)}
+def test_another_process_computes_the_same(what: str) -> None:
+    """The hash seed of the interpreter does not matter."""
+    begin = "__name__ = 'somewhere'\nfrom shmpar.runtime.checkpoint import fingerprint\n"
+    source = f"{begin}{SOURCE.format(**USUAL)}\nprint(fingerprint({what}))"
+    found = {run_python(source, env={"PYTHONHASHSEED": seed}).stdout.strip() for seed in "12"}
+    assert found == {fingerprint_of(what)}
 
 
 @pytest.mark.parametrize(
@@ -85,40 +85,40 @@ def test_another_process_finds_the_same(what: str) -> None:
     ],
 )
 def test_a_function_is_its_code_and_its_constants(part: str, other: Any) -> None:
-    """Those of its helpers too."""
-    assert look("outer()", **{part: other}) != look("outer()")
-    assert look("outer()", comment="# another\n        pass") == look("outer()")
+    """The code and constants of its helpers count too."""
+    assert fingerprint_of("outer()", **{part: other}) != fingerprint_of("outer()")
+    assert fingerprint_of("outer()", comment="# another\n        pass") == fingerprint_of("outer()")
 
 
 def test_an_object_is_its_class_and_its_state() -> None:
-    """And a method is its code too."""
-    assert look("Model(2.0)") != look("Model(2.5)")
-    assert look("Model(2.0).method") != look("Model(2.0).method", constant=2)
+    """A method is its code and its object."""
+    assert fingerprint_of("Model(2.0)") != fingerprint_of("Model(2.5)")
+    assert fingerprint_of("Model(2.0).method") != fingerprint_of("Model(2.0).method", constant=2)
 
 
-def test_a_method_of_an_array_is_the_array_too() -> None:
-    """Also where it is written in C."""
+def test_a_bound_method_includes_its_object() -> None:
+    """It may be written in C."""
     one, other = np.arange(4.0), np.arange(4.0) + 1
-    assert digest(one.take) == digest(np.arange(4.0).take) != digest(other.take)
-    assert digest([1].__getitem__) != digest([2].__getitem__)
-    assert digest(len) == digest(len) != digest(sum)
+    assert fingerprint(one.take) == fingerprint(np.arange(4.0).take) != fingerprint(other.take)
+    assert fingerprint([1].__getitem__) != fingerprint([2].__getitem__)
+    assert fingerprint(len) == fingerprint(len) != fingerprint(sum)
 
 
-def test_what_a_decorator_hides_is_looked_at() -> None:
-    """Functools.cache makes an object that pickles by its name alone."""
+def test_a_decorated_function_counts() -> None:
+    """An object of functools.cache pickles by name alone."""
     made = [functools.cache(lambda x, y=y: x + y) for y in (1, 2, 1)]
-    assert digest(made[0]) == digest(made[2]) != digest(made[1])
+    assert fingerprint(made[0]) == fingerprint(made[2]) != fingerprint(made[1])
 
 
-def test_a_dict_of_a_class_of_its_own_has_more_than_items() -> None:
-    """As what it makes of a key that is not there."""
+def test_a_subclass_of_dict_has_more_than_items() -> None:
+    """A defaultdict has a factory."""
     first, second = (collections.defaultdict(make, a=1) for make in (int, float))
-    assert digest(first) != digest(second)
-    assert digest(first) != digest({"a": 1})
+    assert fingerprint(first) != fingerprint(second)
+    assert fingerprint(first) != fingerprint({"a": 1})
 
 
-def test_a_class_of_the_functions_module_is_its_code() -> None:
-    """One of another module is its name."""
+def test_a_class_of_the_same_module_is_its_code() -> None:
+    """Its methods, static methods, properties and attributes count."""
     source = """
 class Scale:
     by = {by}
@@ -133,18 +133,22 @@ scaled = Scale()
 """
     usual = {"by": 1, "operator": "*", "helper": 3, "size": 4}
 
-    def looked(what: str, **changes: Any) -> str:
+    def fingerprint_in(what: str, **changes: Any) -> str:
         space: dict[str, Any] = {"__name__": "somewhere"}
         exec(source.format(**{**usual, **changes}), space)  # noqa: S102 (ours)
-        return digest(space[what])
+        return fingerprint(space[what])
 
     for change in ({"by": 2}, {"operator": "+"}, {"helper": 5}, {"size": 6}):
-        assert looked("function", **change) != looked("function") == looked("function")
-    assert looked("scaled", by=2) == looked("scaled")
+        assert (
+            fingerprint_in("function", **change)
+            != fingerprint_in("function")
+            == fingerprint_in("function")
+        )
+    assert fingerprint_in("scaled", by=2) == fingerprint_in("scaled")
 
 
-def test_what_pickling_notes_in_a_class_says_nothing() -> None:
-    """A class is the same before and after an instance of it was first sent anywhere."""
+def test_attributes_that_pickling_adds_do_not_count() -> None:
+    """A class is the same before and after the first pickling of an instance."""
 
     class Fresh:
         def __call__(self, x: float) -> float:
@@ -153,36 +157,36 @@ def test_what_pickling_notes_in_a_class_says_nothing() -> None:
     def func(x: float, of: Any = Fresh()) -> float:  # noqa: B008 - a constant of the function
         return of(x)
 
-    before = digest(func)
+    before = fingerprint(func)
     Fresh().__reduce_ex__(4)
     assert "__slotnames__" in vars(Fresh)
-    assert digest(func) == before
+    assert fingerprint(func) == before
 
 
-def test_arrays_are_their_values() -> None:
-    """Wherever they lie and however; dtype and shape count."""
+def test_an_array_is_its_values() -> None:
+    """Its dtype and shape count, its memory layout does not."""
     one = np.arange(12.0)
-    assert digest(one) == digest(one.copy()) == digest(np.arange(24.0)[::2] / 2)
+    assert fingerprint(one) == fingerprint(one.copy()) == fingerprint(np.arange(24.0)[::2] / 2)
     others = [one.astype("f4"), one.reshape(3, 4), one + 1, one[:-1], one.tolist()]
-    assert len({digest(other) for other in (one, *others)}) == len(others) + 1
+    assert len({fingerprint(other) for other in (one, *others)}) == len(others) + 1
 
 
-def test_what_lies_between_fields_says_nothing() -> None:
-    """It is whatever was in memory before."""
+def test_padding_between_fields_does_not_count() -> None:
+    """It has the bytes that were in memory before."""
     dtype = np.dtype([("a", "u1"), ("b", "f8")], align=True)
     one, other = np.zeros(5, dtype), np.frombuffer(bytearray(b"\xff" * 5 * dtype.itemsize), dtype)
     other["a"] = other["b"] = 0
     assert one.tobytes() != other.tobytes()
-    assert digest(one) == digest(other)
+    assert fingerprint(one) == fingerprint(other)
     other["b"][2] = 1
-    assert digest(one) != digest(other)
+    assert fingerprint(one) != fingerprint(other)
 
 
-def test_what_refers_to_itself_has_an_end() -> None:
-    """Lists, functions, and functions of each other."""
+def test_cycles_end() -> None:
+    """A list may contain itself, and functions may call each other."""
     loop: list[Any] = [1]
     loop.append(loop)
-    assert digest(loop) == digest(loop)
+    assert fingerprint(loop) == fingerprint(loop)
 
     def even(n: int) -> bool:
         return n == 0 or odd(n - 1)
@@ -190,12 +194,12 @@ def test_what_refers_to_itself_has_an_end() -> None:
     def odd(n: int) -> bool:
         return n != 0 and even(n - 1)
 
-    assert digest(even) != digest(odd)
+    assert fingerprint(even) != fingerprint(odd)
 
 
-def test_what_does_not_pickle_is_its_type() -> None:
-    """There is nothing more to go by."""
+def test_an_object_that_does_not_pickle_is_its_type() -> None:
+    """Its state is unknown."""
     with open(__file__) as one, open(Path(__file__)) as other:
-        assert digest(functools.partial(print, file=one)) == digest(
+        assert fingerprint(functools.partial(print, file=one)) == fingerprint(
             functools.partial(print, file=other)
         )

@@ -1,4 +1,4 @@
-"""``ledger=``: what was done outlives the process, and is believed only if it is still there."""
+"""``ledger=``: a later call computes only the chunks whose output is not on disk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 import random
 import select
 import signal
+import struct
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,14 @@ import numpy as np
 import pytest
 
 import shmpar
+from shmpar.runtime import checkpoint
 from tests.interpreters import interpreter
 
 X = np.arange(1000.0).reshape(100, 10)
 
 
 class Work:
-    """Doubles a block, and counts its calls in a file; fails while it is told to."""
+    """Double a block and count the calls in a file; raise while a marker file exists."""
 
     def __init__(self, folder: Path) -> None:
         self.log, self.failing = folder / "log", folder / "failing"
@@ -34,7 +37,7 @@ class Work:
 
     @property
     def calls(self) -> int:
-        """How often it was called since this was asked for last."""
+        """Return the number of calls since the last time."""
         found = self.log.stat().st_size if self.log.exists() else 0
         self.log.unlink(missing_ok=True)
         return found
@@ -46,100 +49,105 @@ def work(tmp_path: Path) -> Work:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> dict[str, Any]:
-    """The keywords of a call whose results stay."""
+def files(tmp_path: Path) -> dict[str, Any]:
+    """Return the keywords of a call whose results are on disk."""
     return {"chunks": (10, -1), "out": tmp_path / "out.npy", "ledger": tmp_path / "a.ledger"}
 
 
-def test_only_what_is_not_done_is_computed(pool: shmpar.Pool, work: Work, kept: Any) -> None:
-    """By a call after one that has failed, and by none after one that has not."""
+def test_a_later_call_computes_only_unfinished_chunks(
+    pool: shmpar.Pool, work: Work, files: Any
+) -> None:
+    """After a failure the rest is computed; after a success nothing is."""
     work.failing.touch()
     with pytest.raises(ExceptionGroup):
-        pool.map_blocks(work, X, on_error="collect", **kept)
+        pool.map_blocks(work, X, on_error="collect", **files)
     assert work.calls == 10
     work.failing.unlink()
     for calls in (5, 0):
-        result = pool.map_blocks(work, X, **kept)
+        result = pool.map_blocks(work, X, **files)
         assert isinstance(result, np.memmap)
         np.testing.assert_array_equal(result, 2 * X)
         assert work.calls == calls
     assert sorted(os.listdir(work.log.parent)) == ["a.ledger", "out.npy"]
 
 
-def test_a_run_resumes_and_a_later_call_sees_it(pool: shmpar.Pool, work: Work, kept: Any) -> None:
-    """The run has its ledger while it is in progress, and nobody else."""
+def test_a_run_resumes_and_a_later_call_uses_its_ledger(
+    pool: shmpar.Pool, work: Work, files: Any
+) -> None:
+    """The resumed run writes to the same file."""
     work.failing.touch()
     with pytest.raises(shmpar.ChunkError) as caught:
-        pool.map_blocks(work, X, **kept)
+        pool.map_blocks(work, X, **files)
     work.failing.unlink()
     run = caught.value.run.resume()
     np.testing.assert_array_equal(run.result(60), 2 * X)
-    assert 10 < work.calls <= 12, "one worker or both had failed"
-    pool.map_blocks(work, X, **kept)
+    assert 10 < work.calls <= 12, "one worker or both workers had failed"
+    pool.map_blocks(work, X, **files)
     assert work.calls == 0
 
 
-def test_what_was_changed_since_is_computed_again(pool: shmpar.Pool, work: Work, kept: Any) -> None:
-    """A warning says how many chunks it is."""
-    result = pool.map_blocks(work, X, **kept)
+def test_a_changed_output_is_computed_again(pool: shmpar.Pool, work: Work, files: Any) -> None:
+    """A warning at the user's line counts the chunks."""
+    result = pool.map_blocks(work, X, **files)
     result[37, 3] += 1
     result.flush()
     del result
     assert work.calls == 10
-    with pytest.warns(RuntimeWarning, match="of 10 chunks .* 1 are not in the output"):
-        np.testing.assert_array_equal(pool.map_blocks(work, X, **kept), 2 * X)
+    with pytest.warns(RuntimeWarning, match="of 10 chunks .* 1 are not in the output") as caught:
+        np.testing.assert_array_equal(pool.map_blocks(work, X, **files), 2 * X)
+    assert [one.filename for one in caught] == [__file__]
     assert work.calls == 1
 
 
 @pytest.mark.parametrize("how", ["removed", "emptied", "zeroed", "other shape", "other dtype"])
-def test_an_output_that_is_gone_is_made_anew(
-    pool: shmpar.Pool, work: Work, kept: Any, how: str
+def test_a_lost_output_is_computed_again(
+    pool: shmpar.Pool, work: Work, files: Any, how: str
 ) -> None:
-    """Never zeros that the ledger calls done."""
-    pool.map_blocks(work, X, **kept)
+    """A chunk of zeros never counts as done."""
+    pool.map_blocks(work, X, **files)
     assert work.calls == 10
     new = {"zeroed": np.zeros_like(X), "other shape": X[:50], "other dtype": X.astype("f4")}
     if how == "removed":
-        kept["out"].unlink()
+        files["out"].unlink()
     elif how == "emptied":
-        kept["out"].write_bytes(b"")
+        files["out"].write_bytes(b"")
     else:
-        np.save(kept["out"], new[how])
+        np.save(files["out"], new[how])
     with pytest.warns(RuntimeWarning, match="of 10 chunks .* 10 are not in the output"):
-        np.testing.assert_array_equal(pool.map_blocks(work, X, **kept), 2 * X)
+        np.testing.assert_array_equal(pool.map_blocks(work, X, **files), 2 * X)
     assert work.calls == 10
 
 
-def test_several_outputs_of_shapes_that_the_results_say(
+def test_two_outputs_whose_shapes_follow_from_the_results(
     pool: shmpar.Pool, work: Work, tmp_path: Path
 ) -> None:
-    """A chunk is done when it is in all of them."""
+    """A chunk is done when it is in both outputs."""
 
     def both(block: Any) -> Any:
         return work(block).sum(), block.max(axis=0)
 
-    kept = {
+    files = {
         "chunks": (10, -1),
         "out": (tmp_path / "sums.npy", tmp_path / "most.npy"),
         "ledger": tmp_path / "a.ledger",
     }
     work.failing.touch()
     with pytest.raises(ExceptionGroup):
-        pool.block_reduce(both, X, on_error="collect", **kept)
+        pool.block_reduce(both, X, on_error="collect", **files)
     work.failing.unlink()
     assert work.calls == 10
-    sums, most = pool.block_reduce(both, X, **kept)
+    sums, most = pool.block_reduce(both, X, **files)
     assert work.calls == 5
     np.testing.assert_array_equal(sums[:, 0], 2 * X.reshape(10, -1).sum(1))
     np.testing.assert_array_equal(most[:, 0], X.reshape(10, 10, 10).max(1))
     most[4] = 0
     with pytest.warns(RuntimeWarning, match="1 are not"):
-        _, most = pool.block_reduce(both, X, **kept)
+        _, most = pool.block_reduce(both, X, **files)
     np.testing.assert_array_equal(most[:, 0], X.reshape(10, 10, 10).max(1))
 
 
 def test_a_batch_of_files_needs_no_output(pool: shmpar.Pool, work: Work, tmp_path: Path) -> None:
-    """A function that returns None is called for what it does."""
+    """A function that returns None may write its own files."""
 
     def process(number: int) -> None:
         work(np.full(1, 100.0 * number))
@@ -154,31 +162,31 @@ def test_a_batch_of_files_needs_no_output(pool: shmpar.Pool, work: Work, tmp_pat
     assert work.calls == 5
 
 
-def test_the_random_streams_are_those_of_the_first_process(
-    pool: shmpar.Pool, work: Work, kept: Any
+def test_random_streams_are_those_of_the_first_call(
+    pool: shmpar.Pool, work: Work, files: Any
 ) -> None:
-    """Though nobody chose a seed."""
+    """The ledger keeps the fresh seed."""
 
     def noise(block: Any, rng: Any) -> Any:
         return work(block) + rng.normal(size=block.shape)
 
     work.failing.touch()
     with pytest.raises(ExceptionGroup):
-        pool.map_blocks(noise, X, on_error="collect", **kept)
+        pool.map_blocks(noise, X, on_error="collect", **files)
     work.failing.unlink()
-    result = pool.map_blocks(noise, X, **kept)
+    result = pool.map_blocks(noise, X, **files)
     seed = pool.last_run.report.seed
     np.testing.assert_array_equal(result, pool.map_blocks(noise, X, chunks=(10, -1), seed=seed))
 
 
-def test_a_ledger_of_another_call_is_refused(pool: shmpar.Pool, work: Work, kept: Any) -> None:
-    """By what differs; unless nothing was done, for then it does not matter."""
+def test_a_ledger_of_another_call_is_refused(pool: shmpar.Pool, work: Work, files: Any) -> None:
+    """The error names the differences; a ledger without finished chunks is replaced."""
     factor = 3
 
     def times(block: Any) -> Any:
         return block * factor
 
-    result = pool.map_blocks(times, X, **kept)
+    result = pool.map_blocks(times, X, **files)
     factor = 4
     for part, func, arrays, more in [
         ("function", times, X, {}),
@@ -190,23 +198,23 @@ def test_a_ledger_of_another_call_is_refused(pool: shmpar.Pool, work: Work, kept
         if func is None:
             factor = 3
         with pytest.raises(ValueError, match=f"another call.*differs in: .*{part}"):
-            pool.map_blocks(func or times, arrays, **{**kept, **more})
+            pool.map_blocks(func or times, arrays, **{**files, **more})
     with pytest.raises(ValueError, match=r"another call.*differs in: .*verb"):
-        pool.map_overlap(times, X, depth=1, **kept)
+        pool.map_overlap(times, X, depth=1, **files)
     np.testing.assert_array_equal(result, 3 * X)
     assert work.calls == 0
 
     def fails(block: Any) -> Any:
         raise OSError
 
-    other = {**kept, "ledger": kept["ledger"].with_name("b.ledger")}
+    other = {**files, "ledger": files["ledger"].with_name("b.ledger")}
     with pytest.raises(shmpar.ChunkError):
         pool.map_blocks(fails, X, **other)
     np.testing.assert_array_equal(pool.map_blocks(times, X, **other), 3 * X)
 
 
-def test_one_run_at_a_time_has_a_ledger(work: Work, kept: Any, tmp_path: Path) -> None:
-    """In this process, or in any other."""
+def test_a_ledger_is_used_by_one_run_at_a_time(work: Work, files: Any, tmp_path: Path) -> None:
+    """The lock is free when the run is done."""
     gate = tmp_path / "gate"
     os.mkfifo(gate)
 
@@ -216,16 +224,16 @@ def test_one_run_at_a_time_has_a_ledger(work: Work, kept: Any, tmp_path: Path) -
         return block
 
     with shmpar.Pool(2) as pool:
-        run = pool.map_blocks(wait, X, wait=False, **kept)
+        run = pool.map_blocks(wait, X, wait=False, **files)
         with pytest.raises(RuntimeError, match="in use by another run"):
-            pool.map_blocks(wait, X, **kept)
+            pool.map_blocks(wait, X, **files)
         gate.write_bytes(b"!")
         np.testing.assert_array_equal(run.result(60), X)
-        np.testing.assert_array_equal(pool.map_blocks(wait, X, **kept), X)
+        np.testing.assert_array_equal(pool.map_blocks(wait, X, **files), X)
 
 
-def test_what_cannot_be_kept_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    """And no file is made."""
+def test_a_ledger_that_cannot_serve_the_call_is_refused_at_once(tmp_path: Path) -> None:
+    """No file is created."""
     ledger, out = tmp_path / "a.ledger", tmp_path / "out.npy"
     shared = shmpar.array(X)
     private = np.memmap(tmp_path / "private", "f8", "w+", shape=X.shape)
@@ -252,38 +260,97 @@ def test_what_cannot_be_kept_is_refused_before_anything_starts(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("at", [0, 3, 16, 17, 23, 24, 30, 60])
-def test_a_ledger_that_was_damaged_is_refused(
-    at: int, work: Work, kept: Any, tmp_path: Path
-) -> None:
-    """It is neither believed nor replaced."""
+def test_a_damaged_ledger_is_refused(at: int, work: Work, files: Any, tmp_path: Path) -> None:
+    """It is neither used nor replaced."""
     with shmpar.Pool(1, engine="serial") as pool:
-        pool.map_blocks(work, X, **kept)
-        text = bytearray(kept["ledger"].read_bytes())
+        pool.map_blocks(work, X, **files)
+        text = bytearray(files["ledger"].read_bytes())
         text[at] ^= 0x55
-        kept["ledger"].write_bytes(text)
+        files["ledger"].write_bytes(text)
         with pytest.raises(ValueError, match="ledger="):
-            pool.map_blocks(work, X, **kept)
-        assert kept["ledger"].read_bytes() == text
-        for size in (0, 10, 20, 4096, len(text) - 1):
-            kept["ledger"].write_bytes(text[:size])
-            with pytest.raises(ValueError, match=r"no ledger .* remove it to begin anew"):
-                pool.map_blocks(work, X, **kept)
+            pool.map_blocks(work, X, **files)
+        assert files["ledger"].read_bytes() == text
 
 
-def test_a_ledger_is_its_users_alone(work: Work, kept: Any) -> None:
-    """And no link is followed."""
+@pytest.mark.parametrize("size", [0, 10, 20, 24, 100, -41, -40, -1, 1])
+def test_a_ledger_of_another_length_is_refused(work: Work, files: Any, size: int) -> None:
+    """It is shorter, by a part of its header or of its checksums, or longer."""
     with shmpar.Pool(1, engine="serial") as pool:
-        pool.map_blocks(work, X, **kept)
-        assert kept["ledger"].stat().st_mode & 0o777 == 0o600
-        target = kept["ledger"].with_name("target")
-        kept["ledger"].rename(target)
-        kept["ledger"].symlink_to(target)
+        pool.map_blocks(work, X, **files)
+        text = files["ledger"].read_bytes()
+        files["ledger"].write_bytes(text + b"\0" if size == 1 else text[:size])
+        with pytest.raises(ValueError, match=r"no ledger .* remove it to begin anew"):
+            pool.map_blocks(work, X, **files)
+
+
+def test_a_ledger_of_another_version_is_refused(work: Work, files: Any) -> None:
+    """The error says so."""
+    head = b'{"chunks": 10, "seed": null, "call": {}}'
+    text = b"shmpar ledger 1\n" + struct.pack("<QI", len(head), zlib.crc32(head)) + head
+    files["ledger"].write_bytes(text.ljust(4096, b"\0") + bytes(40))
+    with (
+        shmpar.Pool(1, engine="serial") as pool,
+        pytest.raises(ValueError, match="another version wrote it; pass another name, or remove"),
+    ):
+        pool.map_blocks(work, X, **files)
+
+
+def test_a_fifo_is_no_ledger(work: Work, files: Any) -> None:
+    """The call does not wait for a writer."""
+    os.mkfifo(files["ledger"])
+    with (
+        shmpar.Pool(1, engine="serial") as pool,
+        pytest.raises(ValueError, match="is no ledger"),
+    ):
+        pool.map_blocks(work, X, **files)
+
+
+def test_an_interrupt_releases_the_ledger(
+    work: Work, files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The traceback of the interrupt keeps the file open, but not locked."""
+
+    def interrupt(_windows: Any) -> int:
+        raise KeyboardInterrupt
+
+    with shmpar.Pool(1, engine="serial") as pool:
+        pool.map_blocks(work, X, **files)
+        assert work.calls == 10
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "checksum", interrupt)
+            with pytest.raises(KeyboardInterrupt) as caught:
+                pool.map_blocks(work, X, **files)
+        np.testing.assert_array_equal(pool.map_blocks(work, X, **files), 2 * X)
+        assert work.calls == 0
+    assert caught.tb is not None
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), np.array([1, 2]), [np.int64(3), 2**70]], ids=str)
+def test_a_seed_may_be_made_of_numpy_s_integers(pool: shmpar.Pool, files: Any, seed: Any) -> None:
+    """Both calls give the numbers of a call without a ledger."""
+
+    def noise(block: Any, rng: Any) -> Any:
+        return block + rng.normal(size=block.shape)
+
+    expected = pool.map_blocks(noise, X, chunks=(10, -1), seed=seed)
+    for _ in range(2):
+        np.testing.assert_array_equal(pool.map_blocks(noise, X, seed=seed, **files), expected)
+
+
+def test_a_ledger_is_private_to_its_user(work: Work, files: Any) -> None:
+    """A symbolic link is not followed."""
+    with shmpar.Pool(1, engine="serial") as pool:
+        pool.map_blocks(work, X, **files)
+        assert files["ledger"].stat().st_mode & 0o777 == 0o600
+        target = files["ledger"].with_name("target")
+        files["ledger"].rename(target)
+        files["ledger"].symlink_to(target)
         with pytest.raises(OSError, match="symbolic"):
-            pool.map_blocks(work, X, **kept)
+            pool.map_blocks(work, X, **files)
 
 
-def test_chunks_of_a_worker_that_died_are_done_once(work: Work, kept: Any) -> None:
-    """What it had finished is in the ledger."""
+def test_finished_chunks_of_a_dead_worker_are_not_repeated(work: Work, files: Any) -> None:
+    """The ledger has them."""
     first = work.log.with_name("first")
 
     def dies(block: Any) -> Any:
@@ -293,9 +360,9 @@ def test_chunks_of_a_worker_that_died_are_done_once(work: Work, kept: Any) -> No
         return work(block)
 
     with shmpar.Pool(2) as pool:
-        np.testing.assert_array_equal(pool.map_blocks(dies, X, **kept), 2 * X)
+        np.testing.assert_array_equal(pool.map_blocks(dies, X, **files), 2 * X)
         assert work.calls == 10
-        pool.map_blocks(dies, X, **kept)
+        pool.map_blocks(dies, X, **files)
         assert work.calls == 0
 
 
@@ -326,9 +393,9 @@ with shmpar.Pool(2) as pool:
 WORKERS = 2
 
 
-def test_a_refused_resume_leaves_the_ledger(tmp_path: Path) -> None:
-    """A new pool computes what is left."""
-    kept = {"chunks": 2, "out": tmp_path / "out.npy", "ledger": tmp_path / "ledger"}
+def test_a_refused_resume_releases_the_ledger(tmp_path: Path) -> None:
+    """A new pool computes the rest."""
+    files = {"chunks": 2, "out": tmp_path / "out.npy", "ledger": tmp_path / "ledger"}
     ready = tmp_path / "ready"
 
     def work(block: Any) -> Any:
@@ -337,18 +404,18 @@ def test_a_refused_resume_leaves_the_ledger(tmp_path: Path) -> None:
         return block * 2
 
     with shmpar.Pool(1) as pool:
-        run = pool.map_blocks(work, np.arange(8), on_error="collect", wait=False, **kept)
+        run = pool.map_blocks(work, np.arange(8), on_error="collect", wait=False, **files)
         with pytest.raises(ExceptionGroup):
             run.result(60)
     with pytest.raises(RuntimeError, match="closed"):
         run.resume()
     ready.touch()
     with shmpar.Pool(1) as pool:
-        assert pool.map_blocks(work, np.arange(8), **kept).tolist() == list(range(0, 16, 2))
+        assert pool.map_blocks(work, np.arange(8), **files).tolist() == list(range(0, 16, 2))
 
 
 def kill_and_resume(folder: Path, rng: random.Random, *, mapped: bool) -> int:
-    """Kill a process at work, twice; let a third one end. Return the chunks computed twice."""
+    """Kill a process at work, twice; let a third finish. Return the count of repeated chunks."""
     os.mkfifo(folder / "told")
     told = os.open(folder / "told", os.O_RDWR)
     if mapped:
@@ -358,7 +425,7 @@ def kill_and_resume(folder: Path, rng: random.Random, *, mapped: bool) -> int:
             for _ in range(rng.randrange(1, 40)):
                 while not select.select([told], [], [], 0.1)[0]:
                     assert process.poll() in {None, 0}
-                    if process.poll() == 0:  # it was quicker than we have read
+                    if process.poll() == 0:  # it finished before this loop had read everything
                         break
                 else:
                     os.read(told, 1)
@@ -379,14 +446,14 @@ def kill_and_resume(folder: Path, rng: random.Random, *, mapped: bool) -> int:
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["path", "memmap"])
 def test_a_process_that_is_killed_is_resumed(mapped: bool, tmp_path: Path) -> None:
-    """Nothing is computed twice but what was in progress."""
+    """Only chunks in progress are computed twice."""
     twice = kill_and_resume(tmp_path, random.Random(0), mapped=mapped)
     assert twice <= 2 * WORKERS
 
 
 @pytest.mark.stress
 def test_many_processes_that_are_killed_are_resumed(stress_seed: int, tmp_path: Path) -> None:
-    """50 kills at random moments."""
+    """There are 50 kills at random moments."""
     rng, twice = random.Random(stress_seed), []
     for number in range(25):
         folder = tmp_path / str(number)

@@ -1,0 +1,60 @@
+"""``progress=``: a bar, a callable, or nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tqdm.auto import tqdm
+
+from shmpar.runtime.progress import observe
+
+
+def test_false_and_none_have_no_observer() -> None:
+    """Nothing is shown."""
+    nothing: Any = None
+    assert observe(False, "map_blocks") is None
+    assert observe(nothing, "map_blocks") is None
+
+
+def test_a_callable_gets_done_and_total() -> None:
+    """It has nothing to close."""
+    seen: list[Any] = []
+    observer = observe(lambda *counts: seen.append(counts), "map_blocks")
+    assert observer is not None
+    observer.update(2, 3)
+    observer.close()
+    assert seen == [(2, 3)]
+
+
+def test_other_values_are_refused() -> None:
+    """The error names the value."""
+    number: Any = 3
+    with pytest.raises(TypeError, match=r"not 3$"):
+        observe(number, "map_blocks")
+
+
+@pytest.mark.parametrize(("progress", "label"), [(True, "map_blocks"), ("negating", "negating")])
+def test_a_bar_has_a_label(progress: Any, label: str, capsys: Any) -> None:
+    """The verb is the default."""
+    observer = observe(progress, "map_blocks")
+    assert observer is not None
+    observer.update(1, 3)
+    observer.update(3, 3)
+    observer.close()
+    assert f"{label}: 100%" in capsys.readouterr().err
+
+
+def test_a_bar_that_cannot_be_closed_does_not_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is complete, and its result must reach the user."""
+    observer: Any = observe(True, "map_blocks")
+    observer.update(1, 3)
+    bar = observer._bar  # its finalizer would call close() too
+
+    def close(_bar: Any) -> None:
+        raise OSError("the terminal is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tqdm, "close", close)
+        observer.close()
+    bar.close()
