@@ -23,13 +23,12 @@ from matplotlib.figure import Figure
 
 import shmpar
 from shmpar.grid import Grid, Halo
-from shmpar.ipc.ledger import DONE, FAILED, JOINED, WAITED, Ledger
+from shmpar.ipc.ledger import DONE, FAILED, JOINED, WAITED, Ledger, LostClaim
 from shmpar.plan import Blocks, InBlocks, Plan
 from shmpar.report import Report, text
 from shmpar.report import report as report_module
 from shmpar.report.report import bytes_read
 from shmpar.report.timings import Timings
-from shmpar.runtime.execution import Attempt
 from tests.pools import let_go, wait_for_workers, warm
 
 ENGINES = ["serial", "threads", "processes"]
@@ -677,7 +676,7 @@ class TestTimings:
         ledger, _ = history
         worker %= ledger.workers
         seconds = Timings(ledger, 0.0, 0.0).span[1] + begin + took + 0.01
-        lost = Attempt(worker, None, seconds - took, seconds)
+        lost = LostClaim(worker, None, seconds - took, seconds)
         timings = Timings(ledger, 0.0, seconds, [lost])
         one = timings.of_workers()[worker]
         assert one.user + one.waiting + one.overhead == pytest.approx(seconds)

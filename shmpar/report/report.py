@@ -34,12 +34,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from shmpar.grid import Axis, Halo
-from shmpar.ipc.ledger import DONE, Ledger
+from shmpar.ipc.ledger import DONE, Ledger, LostClaim
 from shmpar.memory import limits
 from shmpar.memory.limits import affinity_cpus
 from shmpar.plan import Blocks, Plan, Rows
 from shmpar.report.timings import Timings, WorkerTime, durations_by_chunk
-from shmpar.runtime.execution import Attempt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -254,7 +253,7 @@ class Report:
         memory, the function pickled, known outputs made.
     cold : bool
         Whether no worker was up then: the call has waited for one to start.
-    attempts : tuple of Attempt
+    attempts : tuple of LostClaim
         Attempts that ended with their worker.
 
     Notes
@@ -288,7 +287,7 @@ class Report:
     seed: Any
     preparing: float
     cold: bool
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[LostClaim, ...]
     plan: Plan = field(repr=False)
     inputs: tuple[tuple[str, int], ...] = field(repr=False)
     outputs: tuple[tuple[str, int], ...] = field(repr=False)

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shmpar.ipc.ledger import DONE, JOINED, PENDING, WAITED, Ledger
-from shmpar.runtime.execution import Attempt
+from shmpar.ipc.ledger import DONE, JOINED, PENDING, WAITED, Ledger, LostClaim
 
 __all__ = ["Claim", "Timings", "WorkerTime", "durations_by_chunk"]
 
@@ -77,7 +76,7 @@ class Timings:
         When the run began, by the clock of the slots.
     seconds : float
         How long it took.
-    attempts : sequence of Attempt
+    attempts : sequence of LostClaim
         What ended with a worker.
     complete : bool
         Whether the run is over.
@@ -98,7 +97,7 @@ class Timings:
         Chunks that were done before this run.
     joined : list of float
         When workers that computed some were given the plan: seconds after the run's begin.
-    attempts : list of Attempt
+    attempts : list of LostClaim
         Attempts that ended with a worker, and what is computed just now.
     """
 
@@ -107,7 +106,7 @@ class Timings:
         ledger: Ledger,
         origin: float,
         seconds: float,
-        attempts: Sequence[Attempt] = (),
+        attempts: Sequence[LostClaim] = (),
         *,
         complete: bool = True,
     ) -> None:
@@ -141,7 +140,7 @@ class Timings:
         within: Numbers = before - np.repeat(before[self.heads], lengths)
         return within
 
-    def _clipped(self, attempt: Attempt) -> Attempt:
+    def _clipped(self, attempt: LostClaim) -> LostClaim:
         """An attempt without the chunks of its claim whose time is known."""
         ends = (self.begins + self.durations)[self.workers == attempt.worker]
         last = ends[ends <= attempt.end].max(initial=attempt.begin)
@@ -210,14 +209,14 @@ class Timings:
         return WorkerTime(worker, chunks, len(claims), user, waiting, overhead)
 
 
-def _current(ledger: Ledger, origin: float, now: float) -> list[Attempt]:
+def _current(ledger: Ledger, origin: float, now: float) -> list[LostClaim]:
     """What the workers hold at this moment."""
     found = []
     for worker in range(ledger.workers):
         held = ledger.held(worker)
         if held is not None and held.since:
             begin = min(max(0.0, held.since * 1e-9 - origin), now)
-            found.append(Attempt(worker, None, begin, now, died=False))
+            found.append(LostClaim(worker, None, begin, now, died=False))
     return found
 
 

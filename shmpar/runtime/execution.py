@@ -49,7 +49,7 @@ import numpy as np
 
 from shmpar.engines.engine import TICK_SECONDS, Engine, Execution, Exit, Generation, patience
 from shmpar.errors import ShmparError
-from shmpar.ipc.ledger import DONE, FAILED, PENDING, SAID, Held, Ledger
+from shmpar.ipc.ledger import DONE, FAILED, PENDING, SAID, Held, Ledger, LostClaim
 from shmpar.memory.allocate import SMALL, check_room
 from shmpar.memory.locate import kind_of
 from shmpar.plan import Announcement, Failure, Function, Plan
@@ -60,7 +60,7 @@ from shmpar.runtime.scheduler import Scheduler
 from shmpar.worker.compute import ApplyAlongAxis
 from shmpar.worker.verify import Verification
 
-__all__ = ["Account", "Attempt", "Conductor", "News", "Observer", "Policy", "conclude"]
+__all__ = ["Account", "Conductor", "News", "Observer", "Policy", "conclude"]
 
 
 class Policy(NamedTuple):
@@ -105,29 +105,6 @@ class Observer(Protocol):
 Array = np.ndarray[Any, Any]
 
 
-class Attempt(NamedTuple):
-    """An attempt that ended with its worker, or one that has not ended yet.
-
-    Attributes
-    ----------
-    worker : int
-        Whose.
-    chunk : int or None
-        The chunk that it ended in; None if none is to blame.
-    begin, end : float
-        From when the worker had its claim, or in a run with ``task_timeout`` its chunk, until its
-        end was noticed: seconds after the run's begin.
-    died : bool
-        Whether it has ended.
-    """
-
-    worker: int
-    chunk: int | None
-    begin: float
-    end: float
-    died: bool = True
-
-
 class Account:
     """The numbers of one run.
 
@@ -143,7 +120,7 @@ class Account:
         Whether no worker was up then.
     seconds : float or None
         How long it took, once it is over.
-    attempts : list of Attempt
+    attempts : list of LostClaim
         Those that ended with their worker.
     """
 
@@ -153,7 +130,7 @@ class Account:
         self.opened: float | None = None
         self.cold = False
         self.seconds: float | None = None
-        self.attempts: list[Attempt] = []
+        self.attempts: list[LostClaim] = []
         self._kept: tuple[bytes, int, int] | None = None
         self._arrays: tuple[list[tuple[str, int]], list[tuple[str, int]]] | None = None
 
@@ -166,7 +143,7 @@ class Account:
         """A worker is gone that held this."""
         if held is not None:
             begin, end = held.since * 1e-9 - self.began, time.monotonic() - self.began
-            self.attempts.append(Attempt(worker, chunk, max(0.0, begin), end))
+            self.attempts.append(LostClaim(worker, chunk, max(0.0, begin), end))
 
     def end(self) -> None:
         """The run is over."""
