@@ -43,7 +43,7 @@ from shmpar.report.timings import Timings, WorkerTime, durations_by_chunk
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Ceiling", "Report", "SlowChunk", "bytes_read", "measured", "private", "slowest"]
+__all__ = ["Ceiling", "Report", "SlowChunk", "bytes_read", "measured", "private_bytes", "slowest"]
 
 
 class SlowChunk(NamedTuple):
@@ -129,7 +129,7 @@ def _seen(axis: Axis, halo: Halo, number: int) -> int:
     return sum(min(axis.size, stop + after) - max(0, start - before) for start, stop in spans)
 
 
-def private(pid: int) -> int:
+def private_bytes(pid: int) -> int:
     """Bytes in memory that no file and no other process has, ``RssAnon`` in ``/proc/<pid>/status``.
 
     0 where there is no such process, or no ``/proc``.
@@ -137,7 +137,7 @@ def private(pid: int) -> int:
     Examples
     --------
     >>> import os
-    >>> private(os.getpid()) > 1_000_000
+    >>> private_bytes(os.getpid()) > 1_000_000
     True
     """
     try:

@@ -68,7 +68,7 @@ class Run(Future[Any]):
     def report(self) -> Report:
         """The run's numbers, and where its time went; so far, if it is in flight."""
         from shmpar.report import Report  # a program that never asks does not load it
-        from shmpar.report.report import private
+        from shmpar.report.report import private_bytes
 
         conductor, account = self.conductor, self.conductor.account
         now, done = time.perf_counter(), conductor.over
@@ -85,7 +85,7 @@ class Run(Future[Any]):
             deaths=conductor.deaths,
             seconds=now - account.began if account.seconds is None else account.seconds,
             memory=tuple(kind for kind, _ in (*inputs, *outputs)),
-            worker_bytes=tuple(map(private, engine.pids())) if engine else (),
+            worker_bytes=tuple(map(private_bytes, engine.pids())) if engine else (),
             seed=conductor.plan.seed,
             preparing=(account.opened or now) - account.began,
             cold=account.cold,
