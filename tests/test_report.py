@@ -25,7 +25,7 @@ import shmpar
 from shmpar.grid import Grid, Halo
 from shmpar.ipc.ledger import DONE, FAILED, JOINED, WAITED, Ledger, LostClaim
 from shmpar.plan import Blocks, InBlocks, Plan
-from shmpar.report import Report, text
+from shmpar.report import Report, advice, text
 from shmpar.report import report as report_module
 from shmpar.report.report import bytes_read
 from shmpar.report.timings import Timings
@@ -147,7 +147,7 @@ class TestTimes:
             for one in report.worker_times:
                 total = one.user + one.waiting + one.overhead
                 assert total == pytest.approx(report.seconds)
-            assert "2 to come" in str(report)
+            assert "2 pending" in str(report)
             consistent(run.report)
 
     def test_a_report_stays_as_it_is_when_the_ledger_goes_to_another_run(self, processes) -> None:
@@ -215,7 +215,7 @@ class TestDeaths:
         assert attempt.end - attempt.begin >= 0.05
         assert report.durations[3] < 0.05
         assert report.computed == 8
-        assert "1 worker in chunk 3" in str(report)
+        assert "1 worker died in chunk 3; " in str(report)
         assert [event for event in slices(report) if event["name"] == "died in chunk 3"]
 
     def test_a_chunk_that_is_given_up_was_retried_once_less_than_it_died(self) -> None:
@@ -247,7 +247,7 @@ class TestNumbers:
         assert len(report.worker_bytes) == 2
         for pid, nbytes in zip(processes._driver.engine.pids(), report.worker_bytes, strict=True):
             assert nbytes == pytest.approx(psutil.Process(pid).memory_full_info().uss, rel=0.4)
-        assert f"38 kB in {kind}, 320 B in private; workers have up to " in str(report)
+        assert f"37.5 KiB in {kind}, 320 B in private; up to " in str(report)
 
     @pytest.mark.parametrize("engine", ["serial", "threads"])
     def test_workers_that_are_no_processes_have_no_memory_of_their_own(self, engine: str) -> None:
@@ -274,14 +274,14 @@ class TestNumbers:
 
     def test_the_ceiling_is_measured_once_and_only_when_it_is_asked_for(self, processes) -> None:
         """A call does not measure anything, and a small report neither."""
-        report_module.measured.cache_clear()
+        report_module.measure_bandwidth.cache_clear()
         processes.map_blocks(np.negative, np.ones(100), chunks=10)
         report = processes.last_run.report
         assert str(report)
-        assert report_module.measured.cache_info().misses == 0
+        assert report_module.measure_bandwidth.cache_info().misses == 0
         assert 0.1 < report.ceiling < 10_000
         assert report.ceiling == report.ceiling
-        assert report_module.measured.cache_info().misses == 1
+        assert report_module.measure_bandwidth.cache_info().misses == 1
 
     def test_old_attributes_are_there(self, pool: shmpar.Pool) -> None:
         """What runs were, before and now."""
@@ -405,7 +405,7 @@ class TestAdvice:
         due[-1] = 0.04
         last = lambda: processes.parallel_map(spin, due)
         first = lambda: processes.parallel_map(spin, due[::-1])
-        assert advised(processes, "such items first", last)
+        assert advised(processes, "slow items first", last)
         assert spared(processes, "first", first)
         assert fastest(processes, first) < fastest(processes, last)
 
@@ -443,7 +443,7 @@ class TestAdvice:
         array = processes.array(np.ones(40_000_000, "f4"))
 
         def call() -> None:
-            report_module.measured.cache_clear()  # for the load of this moment
+            report_module.measure_bandwidth.cache_clear()  # for the load of this moment
             processes.block_reduce(np.max, array, chunks=4_000_000)
 
         assert advised(processes, "bound by memory", call, 60)
@@ -459,7 +459,7 @@ class TestAdvice:
         """They can be passed as they are, and are as much larger or smaller as was asked."""
         chunks = tuple(data.draw(st.integers(1, size)) for size in shape)
         grid = Grid.cut(shape, chunks)
-        larger, smaller = text.coarser(grid, factor), text.finer(grid, factor)
+        larger, smaller = advice.coarser(grid, factor), advice.finer(grid, factor)
         if larger is not None:
             made = Grid.cut(shape, larger)
             assert made.size < grid.size or grid.size == 1
@@ -591,7 +591,7 @@ class TestShown:
         (boxes,) = timeline.collections
         assert len(boxes.get_paths()) == 8
         (mesh,) = cost.collections
-        np.testing.assert_allclose(mesh.get_array().ravel(), report.durations * 1e3, rtol=1e-4)
+        np.testing.assert_allclose(mesh.get_array().ravel(), report.durations, rtol=1e-4)
         assert cost.get_xlim() == (0, 30)
         assert cost.get_ylim() == (40, 0)
         assert timeline.get_ylabel() == "worker"
@@ -663,7 +663,9 @@ class TestTimings:
         ]
         assert sorted(found) == sorted((worker, chunks) for worker, chunks, _, _ in claims)
         assert timings.computed == ledger.chunks
-        assert timings.serial == pytest.approx(sum(sum(took) for *_, took in claims), rel=1e-5)
+        assert timings.serial_seconds == pytest.approx(
+            sum(sum(took) for *_, took in claims), rel=1e-5
+        )
         for one in timings.of_workers():
             assert one.user + one.waiting + one.overhead == pytest.approx(seconds)
             assert min(one.user, one.waiting, one.overhead) >= -1e-9
@@ -714,5 +716,5 @@ class TestTraffic:
 @given(st.floats(0, 1e6), st.integers(0, 10**15))
 def test_numbers_are_short(seconds: float, nbytes: int) -> None:
     """Of whatever size: at most seven characters with their unit."""
-    assert len(text.seconds(seconds)) <= 9
-    assert len(text.size(nbytes)) <= 8
+    assert len(text.format_seconds(seconds)) <= 9
+    assert len(text.format_bytes(nbytes)) <= 8

@@ -96,6 +96,10 @@ class Run(Future[Any]):
             origin=account.began,
             complete=done,
             ledger=conductor.ledger,
+            filled=done
+            and conductor.policy.on_error == "fill"
+            and conductor.fatal is None
+            and not conductor.cancelled,
         )
 
     def result(self, timeout: float | None = None) -> Any:
