@@ -6,14 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from shmpar.report.text import (
-    WORKER_COLUMNS,
-    facts,
-    format_seconds,
-    slowest_rows,
-    title,
-    worker_rows,
-)
+from shmpar.report import text
 from shmpar.report.timings import WorkerTime
 
 if TYPE_CHECKING:
@@ -28,19 +21,19 @@ _SIDES = {"<": "left", ">": "right"}
 
 def render(report: Report) -> str:
     """Return a fragment of HTML."""
-    parts = [f"<strong>{escape(title(report))}</strong>"]
+    parts = [f"<strong>{escape(text.title(report))}</strong>"]
     if advice := report.advice:
         style = f"border-left:3px solid {_COLOURS['overhead']};padding-left:0.6em;margin:0.4em 0"
         parts.append(f"<div style='{style}'>{escape(advice)}</div>")
-    parts.append(_table([(label, escape(text)) for label, text in facts(report)], "<<"))
+    parts.append(_table([(label, escape(fact)) for label, fact in text.facts(report)], "<<"))
     if report.computed:
         bars = [_bar(one, report.seconds) for one in report.worker_times[:_MAX_WORKERS]]
-        rows = [(*row, bar) for row, bar in zip(worker_rows(report), bars, strict=False)]
-        parts.append(_table(rows, ">>>>>><", [*map(_underlined, WORKER_COLUMNS), ""]))
+        rows = [(*row, bar) for row, bar in zip(text.worker_rows(report), bars, strict=False)]
+        parts.append(_table(rows, ">>>>>><", [*map(_underlined, text.WORKER_COLUMNS), ""]))
         if (more := len(report.worker_times) - _MAX_WORKERS) > 0:
             parts.append(f"<div>... and {more} more</div>")
         head = ("slowest chunk", "region", "took", "worker")
-        parts.append(_table(slowest_rows(report, _MAX_SLOWEST), "><>>", head))
+        parts.append(_table(text.slowest_rows(report, _MAX_SLOWEST), "><>>", head))
     return f"<div>{''.join(parts)}</div>"
 
 
@@ -73,8 +66,9 @@ def _bar(one: WorkerTime, whole: float) -> str:
     """Return a bar that is as long as the run, divided by the time of a worker."""
     times = {"in chunks": one.user, "overhead": one.overhead, "waiting": one.waiting}
     parts = [
-        f"<span title='{name} {format_seconds(value)}' style='display:inline-block;height:0.8em;"
-        f"width:{100 * value / max(whole, 1e-9):.2f}%;background:{_COLOURS[name]}'></span>"
+        f"<span title='{name} {text.format_seconds(value)}' style='display:inline-block;"
+        f"height:0.8em;width:{100 * value / max(whole, 1e-9):.2f}%;"
+        f"background:{_COLOURS[name]}'></span>"
         for name, value in times.items()
     ]
     return f"<div style='width:16em;white-space:nowrap;line-height:0'>{''.join(parts)}</div>"
