@@ -259,10 +259,15 @@ class Report:
     @cached_property
     def timings(self) -> Timings:
         """The times of all chunks and workers; private, it may change."""
-        ledger = self.ledger
-        if ledger is None:
-            ledger = Ledger(bytes(Ledger.nbytes(workers=0, chunks=0)), workers=0, chunks=0)
-        return Timings(ledger, self.origin, self.seconds, self.attempts, complete=self.complete)
+        return Timings(
+            self._ledger, self.origin, self.seconds, self.attempts, complete=self.complete
+        )
+
+    @cached_property
+    def _ledger(self) -> Ledger:
+        """The ledger, or an empty one for a run that has not started."""
+        sizes = {"workers": 0, "chunks": self.chunks}
+        return self.ledger or Ledger(bytes(Ledger.nbytes(**sizes)), **sizes)
 
     @property
     def claims(self) -> int:
@@ -277,9 +282,7 @@ class Report:
     @property
     def retries(self) -> int:
         """Number of times that a chunk was computed again after its worker had died."""
-        if self.ledger is None:
-            return 0
-        finished = self.ledger.status == DONE
+        finished = self._ledger.status == DONE
         finished[self.timings.chunks] = True  # Why: the last attempt may have raised.
         deaths = Counter(claim.chunk for claim in self.attempts if claim.chunk is not None)
         return sum(times - int(not finished[chunk]) for chunk, times in deaths.items())
@@ -342,10 +345,9 @@ class Report:
     @property
     def durations(self) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Seconds that each chunk took, by its number; NaN for a chunk that was not computed."""
-        if self.ledger is None:
-            return np.full(self.chunks, np.nan, np.float32)
-        seconds = self.ledger.times.seconds
-        return np.where((self.ledger.status == DONE) & (seconds > 0), seconds, np.float32(np.nan))
+        seconds = self._ledger.times.seconds
+        known = (self._ledger.status == DONE) & (seconds > 0)
+        return np.where(known, seconds, np.float32(np.nan))
 
     def slowest(self, count: int = 5) -> list[SlowChunk]:
         """Return the chunks that took longest, with their regions.
