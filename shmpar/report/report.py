@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -105,13 +107,9 @@ def private_bytes(pid: int) -> int:
     >>> private_bytes(os.getpid()) > 1_000_000
     True
     """
-    try:
-        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("RssAnon:"):
-                    return 1024 * int(line.split()[1])
-    except OSError:
-        pass
+    with suppress(OSError), open(f"/proc/{pid}/status", "rb") as file:
+        if found := re.search(rb"RssAnon:\s*(\d+) kB", file.read()):
+            return 1024 * int(found[1])
     return 0
 
 
