@@ -23,7 +23,7 @@ from tests.test_little_shm import in_little_shm
 from tests.test_little_shm import pytestmark as needs_root
 
 SHM = "/dev/shm"
-HEALTHY = {"SHMPAR_NUM_WORKERS": "2"}  # however many descriptors a machine of many CPUs needs
+HEALTHY = {"SHMPAR_NUM_WORKERS": "2"}  # Why: a pool on many CPUs may need too many descriptors
 
 OWNER = """
 import sys
@@ -46,7 +46,7 @@ def command(*arguments, **options):
 
 
 def answer(*arguments, **options):
-    """What a command says as JSON, and nothing else."""
+    """Return the JSON of a command; it prints nothing else."""
     done = command(*arguments, "--json", **options)
     assert done.stderr == ""
     assert done.stdout.startswith("{")
@@ -54,12 +54,12 @@ def answer(*arguments, **options):
 
 
 def fresh():
-    """A name that no other run of these tests uses."""
+    """Return a name that no other run of these tests uses."""
     return f"shmpar-test-{uuid.uuid4().hex[:12]}"
 
 
 def exists(name):
-    """Whether there is a file of that name in /dev/shm."""
+    """Return True if a file in /dev/shm has this name."""
     return os.path.exists(f"{SHM}/{name}")
 
 
@@ -72,7 +72,7 @@ def live():
 
 @pytest.fixture
 def stale(live):
-    """Name an array in a process that is then killed; made last, since making a name reaps."""
+    """Name an array in a process and kill it; made last, since a new name removes stale ones."""
     pipe = subprocess.PIPE
     with interpreter(OWNER, fresh(), stdin=pipe, stdout=pipe) as owner:
         name = owner.stdout.readline().decode().strip()
@@ -83,30 +83,30 @@ def stale(live):
 
 
 def labels(text):
-    """Names of the facts that a doctor's text shows."""
+    """Return the labels in the doctor's text."""
     return re.findall(r"^  (\S.*?)  ", text, re.MULTILINE)
 
 
-def test_a_healthy_machine_is_said_to_be():
-    """All facts in aligned columns, nothing wrong, exit code 0."""
+def test_a_healthy_machine():
+    """The facts are aligned, nothing is wrong, and the exit code is 0."""
     done = command("doctor", env=HEALTHY)
     assert (done.stderr, done.returncode) == ("", 0)
     assert done.stdout.endswith("\n\nNothing is wrong.\n")
-    assert "Pool()              2 workers, as SHMPAR_NUM_WORKERS says\n" in done.stdout
-    assert re.search(r"one worker +started, computed and ended in \d+\.\d\d s\n", done.stdout)
+    assert "Pool()              2 workers, set by SHMPAR_NUM_WORKERS\n" in done.stdout
+    assert re.search(r"one worker +started, computed and exited in [\d.]+ m?s\n", done.stdout)
     facts = re.findall(r"^  \S.*$", done.stdout, re.MULTILINE)
     assert {len(re.match(r"  \S+( \S+)* +", line)[0]) for line in facts} == {22}
 
 
-def test_the_page_shows_what_is_printed():
-    """The same names in the same order as the guide's."""
+def test_the_guide_shows_the_printed_labels():
+    """The labels are those of the guide, in the same order."""
     page = Path(ROOT, "docs", "guide", "command-line.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"^```text\n(Versions\n.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert labels(command("doctor", env=HEALTHY).stdout) == labels(shown)
 
 
-def test_the_same_as_json():
-    """One object; what it says is so."""
+def test_the_doctor_as_json():
+    """It is one object, with correct values."""
     found = answer("doctor", env={"SHMPAR_NUM_WORKERS": "3"})
     assert (found["ok"], found["problems"]) == (True, [])
     assert found["versions"]["shmpar"] == shmpar.__version__
@@ -122,23 +122,23 @@ def test_the_same_as_json():
 
 
 def test_without_the_variable_the_machine_decides():
-    """An empty one is not set."""
+    """An empty variable counts as not set."""
     workers = answer("doctor", env={"SHMPAR_NUM_WORKERS": ""})["workers"]
     assert 1 <= workers["pool"] <= workers["affinity"]
     assert workers["SHMPAR_NUM_WORKERS"] is None
 
 
-def test_a_variable_that_is_no_number_is_a_problem():
-    """With what to do, and exit code 1; all else is looked at nevertheless."""
+def test_a_variable_that_is_not_a_number_is_a_problem():
+    """It has advice, the exit code is 1, and the other checks still run."""
     done = command("doctor", env={"SHMPAR_NUM_WORKERS": "many"})
     assert (done.stderr, done.returncode) == ("", 1)
     assert "\n1 problem:\n  1. SHMPAR_NUM_WORKERS is a number of workers" in done.stdout
-    assert "What to do: unset SHMPAR_NUM_WORKERS" in done.stdout
+    assert "Advice: unset SHMPAR_NUM_WORKERS" in done.stdout
     assert "one worker          started" in done.stdout
 
 
 def test_too_few_descriptors_are_a_problem():
-    """The doctor itself works with few."""
+    """The doctor itself works with few descriptors."""
     done = run_python(LIMITED, "60", "doctor", env=HEALTHY)
     assert (done.stderr, done.returncode) == ("", 1)
     assert "a process may open 60 files, Pool() needs about 76\n" in done.stdout
@@ -150,41 +150,41 @@ def test_too_few_descriptors_are_a_problem():
     assert [list(one) for one in found["problems"]] == [["what", "advice"]]
 
 
-def test_a_limit_that_a_pool_raises_is_no_problem():
-    """The soft one is shown as it was."""
+def test_a_soft_limit_that_a_pool_raises_is_no_problem():
+    """The text shows the soft limit as it was."""
     done = run_python(LIMITED, "4096", "doctor", env={"SHMPAR_NUM_WORKERS": "20"})
     assert (done.stderr, done.returncode) == ("", 0)
     assert "60; Pool() needs about 184\n" in done.stdout
 
 
 def in_shm(size, *arguments):
-    """What a command says where /dev/shm is empty and of this size."""
+    """Run a command with an empty /dev/shm of this size; return its output and exit code."""
     code = f"import shmpar.cli; print(shmpar.cli.main({list(arguments)}))"
-    said, _, code = in_little_shm(code, size).rstrip("\n").rpartition("\n")
-    return said, int(code)
+    shown, _, code = in_little_shm(code, size).rstrip("\n").rpartition("\n")
+    return shown, int(code)
 
 
 @needs_root
 def test_a_little_shm_is_no_problem():
-    """Large arrays lie elsewhere, and the doctor says where and why."""
-    said, code = in_shm("64m", "doctor")
-    assert "array of 1 MiB      shm (/dev/shm has room)\n" in said
-    assert "array of 1 GiB      memfd (memory has room); /dev/shm: 64.0 MiB free\n" in said
+    """Large arrays lie elsewhere, and the doctor shows the place and the reason."""
+    shown, code = in_shm("64m", "doctor")
+    assert "array of 1 MiB      shm (/dev/shm has room)\n" in shown
+    assert "array of 1 GiB      memfd (memory has room); /dev/shm: 64 MiB free\n" in shown
     assert code == 0
 
 
 @needs_root
 def test_a_shm_that_cannot_be_written_is_a_problem():
-    """Arrays work, without names."""
-    said, code = in_shm("64m,ro", "doctor")
-    assert "1 problem:\n  1. arrays cannot have names in /dev/shm: " in said
-    assert "one worker          started" in said
+    """Arrays work, but without names."""
+    shown, code = in_shm("64m,ro", "doctor")
+    assert "1 problem:\n  1. arrays cannot have names in /dev/shm: " in shown
+    assert "one worker          started" in shown
     assert code == 1
 
 
 @needs_root
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "shown"),
     [
         (["ls"], "no named segments"),
         (["ls", "--json"], '{\n  "segments": []\n}'),
@@ -192,14 +192,14 @@ def test_a_shm_that_cannot_be_written_is_a_problem():
         (["clean", "--dry-run"], "nothing to remove"),
     ],
 )
-def test_nothing_is_said_plainly(arguments, said):
-    """Where there are no segments."""
-    assert in_shm("1m", *arguments) == (said, 0)
+def test_without_segments(arguments, shown):
+    """The commands print one line."""
+    assert in_shm("1m", *arguments) == (shown, 0)
 
 
 @pytest.mark.alone
 def test_segments_are_listed(live, stale):
-    """With who made them, their size, and whether that process lives."""
+    """Each has its process, its size and its state."""
     name, pid = stale
     found = {one["name"]: one for one in answer("ls")["segments"]}
     assert {**found[live], "age": 0} == {
@@ -221,7 +221,7 @@ def test_segments_are_listed(live, stale):
 
 @pytest.mark.alone
 def test_segments_are_listed_as_a_table(live, stale):
-    """The oldest first; the last line counts them, and says how to remove the stale ones."""
+    """The oldest come first; the last line counts them and names the command that cleans up."""
     done = command("ls")
     assert (done.stderr, done.returncode) == ("", 0)
     header, *rows, empty, summary = done.stdout.splitlines()
@@ -237,35 +237,35 @@ def test_segments_are_listed_as_a_table(live, stale):
 
 @pytest.mark.alone
 def test_a_dry_run_removes_nothing(live, stale):
-    """It says what would go."""
+    """It lists the segments that would be removed."""
     done = command("clean", "--dry-run")
     assert (done.stderr, done.returncode) == ("", 0)
     assert re.search(rf"^{stale[0]}  7.8 KiB$", done.stdout, re.MULTILINE)
     assert re.search(r"^would remove \d+ segments?, ", done.stdout, re.MULTILINE)
     assert exists(stale[0])
     assert live not in done.stdout
-    said = answer("clean", "--dry-run")
-    assert said["dry_run"]
-    assert {"name": stale[0], "size": 8000} in said["segments"]
+    shown = answer("clean", "--dry-run")
+    assert shown["dry_run"]
+    assert {"name": stale[0], "size": 8000} in shown["segments"]
     assert exists(stale[0])
 
 
 @pytest.mark.alone
-def test_what_the_dead_left_is_removed(live, stale):
-    """What is alive stays."""
-    said = answer("clean")
-    assert (said["dry_run"], said["left"]) == (False, [])
-    assert {"name": stale[0], "size": 8000} in said["segments"]
-    assert said["bytes"] == sum(one["size"] for one in said["segments"])
-    assert live not in {one["name"] for one in said["segments"]}
+def test_stale_segments_are_removed(live, stale):
+    """Segments of living processes stay."""
+    shown = answer("clean")
+    assert (shown["dry_run"], shown["left"]) == (False, [])
+    assert {"name": stale[0], "size": 8000} in shown["segments"]
+    assert shown["bytes"] == sum(one["size"] for one in shown["segments"])
+    assert live not in {one["name"] for one in shown["segments"]}
     assert not exists(stale[0])
     assert exists(live)
     assert stale[0] not in command("ls").stdout
 
 
 @pytest.mark.alone
-def test_removing_is_told(stale):
-    """A line for each, and the sum."""
+def test_the_removed_segments_are_listed(stale):
+    """The text has a line for each, and the sum."""
     done = command("clean")
     assert (done.stderr, done.returncode) == ("", 0)
     assert re.search(rf"^{stale[0]}  7.8 KiB$", done.stdout, re.MULTILINE)
@@ -274,8 +274,8 @@ def test_removing_is_told(stale):
 
 
 @pytest.mark.alone
-def test_a_doctor_tells_of_the_dead(live, stale):
-    """Its pool removes what they left, as any pool does, so that is no problem."""
+def test_the_doctor_counts_stale_segments(live, stale):
+    """They are no problem, since its pool removes them, as every pool does."""
     found = answer("doctor", env=HEALTHY)
     assert found["ok"]
     assert found["segments"]["stale"]["count"] >= 1
@@ -287,8 +287,8 @@ def test_a_doctor_tells_of_the_dead(live, stale):
 
 
 @pytest.mark.alone
-def test_what_a_living_process_has_taken_over_stays(live):
-    """Although the one that made it was killed, and its marker lists it too."""
+def test_a_segment_that_was_taken_over_stays(live):
+    """Its creator was killed, and the creator's registry lists it too."""
     pipe = subprocess.PIPE
     with interpreter(OWNER, fresh(), stdin=pipe, stdout=pipe) as owner:
         name = owner.stdout.readline().decode().strip()
@@ -305,8 +305,8 @@ def test_what_a_living_process_has_taken_over_stays(live):
 
 @needs_root
 @pytest.mark.alone
-def test_what_belongs_to_others_stays():
-    """A dead process' marker and segment, of another user."""
+def test_segments_of_other_users_stay():
+    """The registry and the segment of a dead process are another user's."""
     name, marker = fresh(), names.generated(".marker")
     nobody = 65534
     for path in (f"{SHM}/{name}", f"{SHM}/{marker}"):
@@ -326,20 +326,20 @@ def test_what_belongs_to_others_stays():
 @pytest.mark.parametrize(
     "arguments", [[], ["cleanse"], ["ls", "--all"], ["doctor", "x"], ["doctor", "--dry-run"]]
 )
-def test_what_cannot_be_asked_is_a_usage_error(arguments):
-    """Exit code 2, and nothing on standard output."""
+def test_invalid_arguments_are_a_usage_error(arguments):
+    """The exit code is 2, and standard output is empty."""
     done = command(*arguments)
     assert (done.stdout, done.returncode) == ("", 2)
     assert done.stderr.startswith("usage: python -m shmpar")
 
 
-def test_the_version_is_told():
-    """As other commands do."""
+def test_the_version():
+    """It is printed with the name of the package."""
     assert command("--version").stdout == f"shmpar {shmpar.__version__}\n"
 
 
-def test_nobody_may_read_the_answer():
-    """A pipe that closed is no traceback."""
+def test_a_closed_pipe_is_no_error():
+    """There is no traceback, and the exit code is 0."""
     reader, writer = os.pipe()
     os.close(reader)
     try:

@@ -1,4 +1,4 @@
-"""The report: what it says of a run is what the run was."""
+"""The report: its numbers match the run."""
 
 from __future__ import annotations
 
@@ -23,20 +23,19 @@ from matplotlib.figure import Figure
 
 import shmpar
 from shmpar.grid import Grid, Halo
-from shmpar.ipc.ledger import DONE, FAILED, JOINED, WAITED, Ledger
+from shmpar.ipc.ledger import DONE, FAILED, JOINED, WAITED, Ledger, LostClaim
 from shmpar.plan import Blocks, InBlocks, Plan
-from shmpar.report import Report, text
+from shmpar.report import Report, advice, text
 from shmpar.report import report as report_module
 from shmpar.report.report import bytes_read
 from shmpar.report.timings import Timings
-from shmpar.runtime.execution import Attempt
 from tests.pools import let_go, wait_for_workers, warm
 
 ENGINES = ["serial", "threads", "processes"]
 
 
 def spin(seconds: float) -> float:
-    """Be busy for so long; say how long it has been."""
+    """Be busy for so many seconds; return the time that it took."""
     began = time.perf_counter()
     while (spent := time.perf_counter() - began) < seconds:
         pass
@@ -45,7 +44,7 @@ def spin(seconds: float) -> float:
 
 @pytest.fixture(scope="module", autouse=True)
 def fonts() -> None:
-    """Have matplotlib open its fonts, which it keeps open, before a test could be blamed for it."""
+    """Let matplotlib open its fonts, which it keeps open, outside of the tests."""
     figure = Figure()
     figure.suptitle("x")
     figure.savefig(io.BytesIO())
@@ -60,13 +59,13 @@ def warm_processes() -> Iterator[shmpar.Pool]:
 
 @pytest.fixture
 def processes(warm_processes: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
-    """A pool of two processes that remembers nothing."""
+    """A pool of two processes without the runs of earlier tests."""
     yield warm_processes
     let_go(warm_processes)
 
 
 def consistent(report: Report) -> None:
-    """Assert what holds for every report of a run that is over."""
+    """Assert the invariants of the report of a run that is over."""
     times = report.worker_times
     assert len(times) == report.workers
     for one in times:
@@ -83,10 +82,10 @@ def consistent(report: Report) -> None:
 
 
 class TestTimes:
-    """How long chunks took, and where the rest of the time went."""
+    """Durations of chunks, and the rest of the time."""
 
-    def test_each_long_chunk_has_the_time_that_it_took(self, pool: shmpar.Pool) -> None:
-        """As the function has measured it, and hardly more."""
+    def test_each_long_chunk_has_its_duration(self, pool: shmpar.Pool) -> None:
+        """The duration is the time that the function measured, and hardly more."""
         due = np.array([0.004, 0.001, 0.0, 0.008, 0.0002, 0.0002, 0.0002, 0.003])
         spent = pool.parallel_map(spin, due)
         report = pool.last_run.report
@@ -97,8 +96,8 @@ class TestTimes:
         assert report.slowest(1)[0].seconds >= 0.008
         assert report.seconds >= max(one.user for one in report.worker_times)
 
-    def test_chunks_of_one_claim_are_told_apart_where_they_are_long(self, processes) -> None:
-        """A chunk of 2 ms among those of 100 us, though a worker takes several at once."""
+    def test_long_chunks_of_one_claim_have_their_own_durations(self, processes) -> None:
+        """A chunk of 2 ms stands out from chunks of 100 us in the same claim."""
         due = np.full(400, 1e-4)
         due[::40] = 2e-3
         processes.parallel_map(spin, due)
@@ -108,8 +107,8 @@ class TestTimes:
         assert (report.durations[::40] >= 2e-3).all()
         assert np.median(report.durations) < 1e-3
 
-    def test_of_short_chunks_the_mean_is_known(self, pool: shmpar.Pool) -> None:
-        """All have a time, and they add up to what the workers did."""
+    def test_short_chunks_have_the_mean_of_their_claim(self, pool: shmpar.Pool) -> None:
+        """Every chunk has a duration, and the durations add up to the time of the workers."""
         pool.parallel_map(lambda row: row[0], np.zeros((5_000, 2)))
         report = pool.last_run.report
         consistent(report)
@@ -118,16 +117,16 @@ class TestTimes:
         assert len(np.unique(report.durations)) < 2_000
         assert not np.isnan(report.durations).any()
 
-    def test_the_wait_for_outputs_is_no_chunks(self, processes: shmpar.Pool) -> None:
-        """The first chunk of a worker does not take as long as the output takes to be made."""
+    def test_the_wait_for_outputs_belongs_to_no_chunk(self, processes: shmpar.Pool) -> None:
+        """The allocation of the output is no part of a worker's first chunk."""
         big = processes.parallel_map(lambda i: np.zeros(4_000_000, "u1"), range(4), dtype="u1")
         report = processes.last_run.report
         consistent(report)
         assert big.nbytes == report.bytes_written
         assert max(one.waiting for one in report.worker_times) > 0
 
-    def test_a_run_in_flight_tells_of_what_is_done_and_of_what_is_not(self, tmp_path) -> None:
-        """Two chunks are done, two are being computed."""
+    def test_a_run_in_flight_shows_done_and_pending_chunks(self, tmp_path) -> None:
+        """Two chunks are done, and two are in progress."""
         gate = tmp_path / "gate"
 
         def work(item: int) -> int:
@@ -148,11 +147,11 @@ class TestTimes:
             for one in report.worker_times:
                 total = one.user + one.waiting + one.overhead
                 assert total == pytest.approx(report.seconds)
-            assert "2 to come" in str(report)
+            assert "2 pending" in str(report)
             consistent(run.report)
 
-    def test_a_report_stays_as_it_is_when_the_ledger_goes_to_another_run(self, processes) -> None:
-        """The run keeps what its report needs, the report too."""
+    def test_a_report_keeps_its_numbers_when_the_ledger_is_reused(self, processes) -> None:
+        """Both the run and an early report have their own copy."""
         processes.parallel_map(spin, np.full(6, 3e-3))
         run = processes.last_run
         early = run.report
@@ -162,8 +161,8 @@ class TestTimes:
             assert (report.durations >= 3e-3 - 1e-5).all()
             consistent(report)
 
-    def test_what_a_resumed_run_did_not_compute_is_not_counted(self, tmp_path) -> None:
-        """Its report is of its own chunks."""
+    def test_a_resumed_run_counts_only_its_own_chunks(self, tmp_path) -> None:
+        """Chunks that were done before are named as such."""
         ready = tmp_path / "ready"
 
         def work(item: int) -> float:
@@ -190,11 +189,11 @@ class TestTimes:
 
 
 class TestDeaths:
-    """What ended with a worker."""
+    """Claims that ended with the death of a worker."""
 
     @pytest.mark.parametrize("limit", [None, 60.0])
-    def test_the_time_of_a_dead_worker_is_its_own(self, tmp_path: Any, limit: Any) -> None:
-        """The attempt is known with its chunk, and the chunk has the time of the last attempt."""
+    def test_the_time_of_a_dead_worker_is_counted(self, tmp_path: Any, limit: Any) -> None:
+        """The lost claim has its chunk, and the chunk has the duration of its last attempt."""
         died = tmp_path / "died"
 
         def work(item: int) -> int:
@@ -216,11 +215,11 @@ class TestDeaths:
         assert attempt.end - attempt.begin >= 0.05
         assert report.durations[3] < 0.05
         assert report.computed == 8
-        assert "1 worker in chunk 3" in str(report)
+        assert "1 worker died in chunk 3; " in str(report)
         assert [event for event in slices(report) if event["name"] == "died in chunk 3"]
 
-    def test_a_chunk_that_is_given_up_was_retried_once_less_than_it_died(self) -> None:
-        """The first attempt is no retry."""
+    def test_the_first_attempt_of_a_chunk_is_no_retry(self) -> None:
+        """A chunk that kills three workers was retried twice."""
 
         def work(item: int) -> int:
             if item == 3:
@@ -236,10 +235,10 @@ class TestDeaths:
 
 
 class TestNumbers:
-    """Bytes, rates, and the rest of what is told."""
+    """Bytes, rates and other attributes."""
 
-    def test_memory_is_told_by_its_place_and_for_each_worker(self, processes: shmpar.Pool) -> None:
-        """What workers have for themselves is what the kernel says that it is."""
+    def test_memory_by_kind_and_private_memory_per_worker(self, processes: shmpar.Pool) -> None:
+        """The private memory of workers matches the kernel's numbers."""
         shared = processes.array(np.ones((60, 40)))
         processes.map_blocks(np.add, shared, np.ones(40), chunks=20)
         report = processes.last_run.report
@@ -248,17 +247,17 @@ class TestNumbers:
         assert len(report.worker_bytes) == 2
         for pid, nbytes in zip(processes._loop.engine.pids(), report.worker_bytes, strict=True):
             assert nbytes == pytest.approx(psutil.Process(pid).memory_full_info().uss, rel=0.4)
-        assert f"38 kB in {kind}, 320 B in private; workers have up to " in str(report)
+        assert f"37.5 KiB in {kind}, 320 B in private; up to " in str(report)
 
     @pytest.mark.parametrize("engine", ["serial", "threads"])
-    def test_workers_that_are_no_processes_have_no_memory_of_their_own(self, engine: str) -> None:
-        """All of it is this process'."""
+    def test_workers_that_are_no_processes_have_no_private_memory(self, engine: str) -> None:
+        """All memory belongs to this process."""
         with shmpar.Pool(2, engine=engine) as pool:
             pool.map_blocks(np.sqrt, np.ones(4), chunks=2)
             assert pool.last_run.report.worker_bytes == ()
 
-    def test_bytes_are_those_of_the_chunks(self, pool: shmpar.Pool) -> None:
-        """Halos count in each chunk that has them; what is broadcast counts again and again."""
+    def test_bytes_are_the_sum_over_the_chunks(self, pool: shmpar.Pool) -> None:
+        """Halos count in each chunk that has them, and so do broadcast inputs."""
         image = np.ones((60, 40))
         pool.map_overlap(lambda b: b * 2, image, depth=2, chunks=20)
         report = pool.last_run.report
@@ -273,19 +272,19 @@ class TestNumbers:
         pool.parallel_map(len, ["a", "bb"])
         assert pool.last_run.report.bytes_read == 0
 
-    def test_the_ceiling_is_measured_once_and_only_when_it_is_asked_for(self, processes) -> None:
-        """A call does not measure anything, and a small report neither."""
-        report_module.measured.cache_clear()
+    def test_the_bandwidth_is_measured_once_and_only_on_request(self, processes) -> None:
+        """A call does not measure it, and the text of a small report does not either."""
+        report_module.measure_bandwidth.cache_clear()
         processes.map_blocks(np.negative, np.ones(100), chunks=10)
         report = processes.last_run.report
         assert str(report)
-        assert report_module.measured.cache_info().misses == 0
+        assert report_module.measure_bandwidth.cache_info().misses == 0
         assert 0.1 < report.ceiling < 10_000
         assert report.ceiling == report.ceiling
-        assert report_module.measured.cache_info().misses == 1
+        assert report_module.measure_bandwidth.cache_info().misses == 1
 
-    def test_old_attributes_are_there(self, pool: shmpar.Pool) -> None:
-        """What runs were, before and now."""
+    def test_basic_attributes(self, pool: shmpar.Pool) -> None:
+        """Verb, engine, function, seed and counts match the call."""
 
         def noise(block: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             return block + rng.normal(size=block.shape)
@@ -299,8 +298,31 @@ class TestNumbers:
         assert len(report.memory) == 2
         assert report.seed == 3
 
+    @pytest.mark.parametrize(
+        ("bad", "line"),
+        [(1, "1 chunk failed and was filled"), (2, "2 chunks failed and were filled")],
+    )
+    def test_failed_chunks_that_were_filled(self, pool: shmpar.Pool, bad: int, line: str) -> None:
+        """The text counts them, in the singular and in the plural."""
+
+        def work(item: int) -> float:
+            if item < bad:
+                raise ValueError("bad")
+            return 1.0
+
+        with pytest.warns(RuntimeWarning):
+            pool.parallel_map(work, range(4), on_error="fill", dtype=float)
+        report = pool.last_run.report
+        assert (report.done, report.failed, report.filled) == (4 - bad, bad, True)
+        assert line in str(report)
+        with pytest.raises(ExceptionGroup):
+            pool.parallel_map(work, range(-1, 4), on_error="collect", dtype=float)
+        report = pool.last_run.report
+        assert not report.filled
+        assert f"{report.failed} chunk{'s' if report.failed > 1 else ''} failed\n" in str(report)
+
     def test_a_run_without_chunks_has_a_report(self, pool: shmpar.Pool) -> None:
-        """Zero of everything, and no division by it."""
+        """All numbers are zero, and nothing divides by them."""
         pool.map_blocks(np.negative, np.zeros((0, 3)), dtype=float)
         report = pool.last_run.report
         assert (report.chunks, report.claims, report.serial_seconds) == (0, 0, 0.0)
@@ -311,7 +333,7 @@ class TestNumbers:
 
 
 def advised(pool: shmpar.Pool, words: str, call: Callable[[], object], tries: int = 30) -> bool:
-    """Whether a call is advised so; another try is for a machine that was busy with others."""
+    """Return True if the advice for a call has these words; retry on a busy machine."""
     for _ in range(tries):
         call()
         if words in pool.last_run.report.advice:
@@ -320,7 +342,7 @@ def advised(pool: shmpar.Pool, words: str, call: Callable[[], object], tries: in
 
 
 def fastest(pool: shmpar.Pool, call: Callable[[], object]) -> float:
-    """Seconds of a run, when the machine is least busy with others."""
+    """Return the seconds of the fastest of a few runs."""
     seconds = []
     for _ in range(5):
         call()
@@ -329,14 +351,14 @@ def fastest(pool: shmpar.Pool, call: Callable[[], object]) -> float:
 
 
 def spared(pool: shmpar.Pool, words: str, call: Callable[[], object]) -> bool:
-    """Whether a call is not advised so, when the machine is not busy with others."""
+    """Return True if the advice for a call lacks these words; retry on a busy machine."""
     return any(not advised(pool, words, call, 1) for _ in range(10))
 
 
 class TestAdvice:
-    """Each rule, where it is right and where it would not be."""
+    """Each rule, in a run where it applies and in a run where it does not."""
 
-    def test_a_cold_pool_is_told_from_a_slow_call(self) -> None:
+    def test_a_cold_pool(self) -> None:
         """The first call waits for the workers, the second does not."""
         with shmpar.Pool(1) as pool:
             pool.parallel_map(spin, np.full(4, 1e-3))
@@ -347,8 +369,8 @@ class TestAdvice:
             assert not pool.last_run.report.cold
             assert "starting" not in pool.last_run.report.advice
 
-    def test_an_input_that_is_copied_at_each_call(self, processes: shmpar.Pool) -> None:
-        """A plain array is; what pool.array made is not."""
+    def test_an_input_that_is_copied_by_each_call(self, processes: shmpar.Pool) -> None:
+        """A plain array is copied, an array of pool.array is not."""
         plain = np.ones((40, 200_000))
         shared = processes.array(plain)
         look = lambda block: block[0, 0]
@@ -356,8 +378,8 @@ class TestAdvice:
             call = functools.partial(processes.block_reduce, look, array, chunks=(1, -1))
             assert (advised if expected else spared)(processes, "pool.array", call)
 
-    def test_an_output_that_is_made_at_each_call(self, processes: shmpar.Pool) -> None:
-        """One that is there already is not."""
+    def test_an_output_that_is_allocated_by_each_call(self, processes: shmpar.Pool) -> None:
+        """An existing output gets no advice."""
         shared = processes.array(np.ones((80, 200_000)))
         out = processes.zeros(shared.shape)
         fresh = lambda: processes.map_blocks(np.negative, shared, chunks=(10, -1))
@@ -366,19 +388,19 @@ class TestAdvice:
         assert spared(processes, "out= writes", lambda: given(np.negative, shared))
 
     def test_fewer_chunks_than_workers(self, processes: shmpar.Pool) -> None:
-        """One chunk keeps one worker busy; the chunks that are suggested keep both."""
+        """A single chunk keeps one worker busy; the suggested chunks keep both."""
         work = lambda block: spin(0.005 + 0.0005 * len(block)) and block
         array = processes.array(np.ones((60, 4)))
         call = lambda: processes.map_blocks(work, array, chunks=-1)
         assert advised(processes, "1 chunk keeps 1 of 2 workers busy", call)
-        said = processes.last_run.report.advice
-        suggested = eval(said.rpartition("chunks=")[2])  # noqa: S307 - it is what is typed
+        hint = processes.last_run.report.advice
+        suggested = eval(hint.rpartition("chunks=")[2])  # noqa: S307 - the user would type it
         better = lambda: processes.map_blocks(work, array, chunks=suggested)
         assert spared(processes, "busy", better)
         assert processes.last_run.report.chunks >= 8
 
     def test_one_chunk_that_dominates(self, processes: shmpar.Pool) -> None:
-        """The others wait for it; chunks of equal cost do not."""
+        """The other worker waits for it; chunks of equal cost get no advice."""
         array = processes.array(np.ones((40, 4)))
         array[-10:] = 20
 
@@ -388,8 +410,8 @@ class TestAdvice:
 
         call = lambda: processes.map_blocks(work, array, chunks=(10, -1))
         assert advised(processes, "waited for chunk 3", call)
-        said = processes.last_run.report.advice
-        suggested = eval(said.rpartition("chunks=")[2])  # noqa: S307 - it is what is typed
+        hint = processes.last_run.report.advice
+        suggested = eval(hint.rpartition("chunks=")[2])  # noqa: S307 - the user would type it
         uneven = processes.last_run.report.seconds
 
         def even() -> float:
@@ -401,28 +423,28 @@ class TestAdvice:
         assert spared(processes, "waited for chunk", call)
 
     def test_a_slow_item_that_comes_last(self, processes: shmpar.Pool) -> None:
-        """Put first it is computed while the others are."""
+        """If it comes first, the other items are computed meanwhile."""
         due = np.full(21, 2e-3)
         due[-1] = 0.04
         last = lambda: processes.parallel_map(spin, due)
         first = lambda: processes.parallel_map(spin, due[::-1])
-        assert advised(processes, "such items first", last)
+        assert advised(processes, "slow items first", last)
         assert spared(processes, "first", first)
         assert fastest(processes, first) < fastest(processes, last)
 
     def test_chunks_that_are_too_small(self, processes: shmpar.Pool) -> None:
-        """Larger ones are suggested, and are faster."""
+        """Larger chunks are suggested, and are faster."""
         array = processes.array(np.ones((3_000, 40)))
         call = lambda: processes.map_blocks(np.negative, array, chunks=(3, 4))
         assert advised(processes, "hardly more than handing it out", call)
-        said = processes.last_run.report.advice
-        suggested = eval(said.rpartition("chunks=")[2])  # noqa: S307 - it is what is typed
+        hint = processes.last_run.report.advice
+        suggested = eval(hint.rpartition("chunks=")[2])  # noqa: S307 - the user would type it
         better = lambda: processes.map_blocks(np.negative, array, chunks=suggested)
         assert spared(processes, "handing it out", better)
         assert fastest(processes, better) < fastest(processes, call)
 
     def test_items_that_are_too_small(self, processes: shmpar.Pool) -> None:
-        """A function of a block of them is called less often, and faster."""
+        """A function of a block of items is faster."""
         rows = processes.array(np.ones((30_000, 8)))
         call = lambda: processes.parallel_map(len, rows)
         assert advised(processes, "map_blocks", call)
@@ -432,19 +454,19 @@ class TestAdvice:
         assert spared(processes, "map_blocks", slow)
 
     def test_work_that_is_not_worth_a_pool(self, processes: shmpar.Pool) -> None:
-        """A few microseconds are not; a few milliseconds are."""
+        """A few microseconds of work get the advice, a few milliseconds do not."""
         call = lambda: processes.map_blocks(np.negative, np.ones(4), chunks=2)
         assert advised(processes, "a plain loop is faster", call)
         slow = lambda: processes.parallel_map(spin, np.full(8, 3e-3))
         assert spared(processes, "plain loop", slow)
 
     @pytest.mark.alone
-    def test_a_function_that_is_bound_by_memory(self, processes: shmpar.Pool) -> None:
-        """One that reads and does nothing else is; one that computes is not."""
+    def test_a_function_that_is_bound_by_memory_bandwidth(self, processes: shmpar.Pool) -> None:
+        """A function that only reads gets the advice, a function that computes does not."""
         array = processes.array(np.ones(40_000_000, "f4"))
 
         def call() -> None:
-            report_module.measured.cache_clear()  # for the load of this moment
+            report_module.measure_bandwidth.cache_clear()  # for the load of this moment
             processes.block_reduce(np.max, array, chunks=4_000_000)
 
         assert advised(processes, "bound by memory", call, 60)
@@ -457,10 +479,10 @@ class TestAdvice:
         factor=st.floats(1, 1e4),
     )
     def test_suggested_chunks_fit_the_array(self, shape, data, factor) -> None:
-        """They can be passed as they are, and are as much larger or smaller as was asked."""
+        """They are valid chunk lengths, and larger or smaller by the factor."""
         chunks = tuple(data.draw(st.integers(1, size)) for size in shape)
         grid = Grid.cut(shape, chunks)
-        larger, smaller = text.coarser(grid, factor), text.finer(grid, factor)
+        larger, smaller = advice.coarser(grid, factor), advice.finer(grid, factor)
         if larger is not None:
             made = Grid.cut(shape, larger)
             assert made.size < grid.size or grid.size == 1
@@ -470,17 +492,19 @@ class TestAdvice:
 
 
 def slices(report: Report) -> list[dict[str, Any]]:
-    """The slices of a report's trace, as a viewer reads them."""
+    """Return the slices of a report's trace, as a viewer reads them."""
     from shmpar.report.trace import events
 
     return [event for event in json.loads(json.dumps([*events(report)])) if event["ph"] == "X"]
 
 
 class TestTrace:
-    """What opens in Perfetto."""
+    """The trace for Perfetto."""
 
-    def test_a_trace_has_a_track_a_worker_and_a_slice_a_chunk(self, processes, tmp_path) -> None:
-        """Slices of a track are in order, and lie inside each other or apart."""
+    def test_a_trace_has_a_track_per_worker_and_a_slice_per_chunk(
+        self, processes, tmp_path
+    ) -> None:
+        """Slices of a track are in order, and nested or disjoint."""
         due = np.full(60, 1e-4)
         due[:4] = 2e-3
         processes.parallel_map(spin, due)
@@ -506,13 +530,13 @@ class TestTrace:
         assert slow["args"] == {"region": "[0:1]"}
 
     def test_a_claim_of_short_chunks_is_one_slice(self, processes: shmpar.Pool) -> None:
-        """Its chunks are not drawn from a mean."""
+        """Its chunks have no slices, since only their mean is known."""
         processes.parallel_map(lambda row: 0, np.zeros((20_000, 2)))
         report = processes.last_run.report
         assert report.claims <= len(slices(report)) < 2_000
 
-    def test_a_trace_appears_whole_or_not_at_all(self, processes, tmp_path) -> None:
-        """Where it cannot be written nothing is left."""
+    def test_a_trace_that_cannot_be_written_leaves_no_file(self, processes, tmp_path) -> None:
+        """The file appears whole or not at all."""
         processes.parallel_map(abs, range(3))
         with pytest.raises(FileNotFoundError):
             processes.last_run.report.to_perfetto(tmp_path / "missing" / "trace.json")
@@ -520,7 +544,7 @@ class TestTrace:
 
 
 def check_nesting(events: list[dict[str, Any]]) -> None:
-    """Assert that events are in the order of their begins, and that none crosses another."""
+    """Assert that events are sorted by begin, and that no two events cross."""
     stack: list[float] = []
     for before, after in itertools.pairwise(events):
         assert before["ts"] <= after["ts"] + 1e-3
@@ -535,10 +559,10 @@ def check_nesting(events: list[dict[str, Any]]) -> None:
 
 
 class TestShown:
-    """In terminals, notebooks, and pictures."""
+    """The report in terminals, notebooks and pictures."""
 
     def test_a_terminal_shows_a_table(self, processes: shmpar.Pool) -> None:
-        """Not wider than most, with a line a worker."""
+        """The table is less than 100 characters wide and has a line per worker."""
         processes.map_blocks(lambda b: spin(1e-3) and b, np.ones((40, 30)), chunks=10)
         report = processes.last_run.report
         lines = str(report).splitlines()
@@ -551,8 +575,8 @@ class TestShown:
         head = next(line for line in lines if "in chunks" in line)
         assert head.split() == ["worker", "chunks", "claims", "in", "chunks", "waiting", "overhead"]
 
-    def test_a_notebook_escapes_what_the_user_has_named(self, processes: shmpar.Pool) -> None:
-        """A function may be called anything."""
+    def test_a_notebook_escapes_names_of_the_user(self, processes: shmpar.Pool) -> None:
+        """The name of a function may hold HTML."""
 
         def work(block: np.ndarray) -> np.ndarray:
             return block
@@ -565,8 +589,8 @@ class TestShown:
         assert shown.count("<tr>") >= 4 + 2
         assert shown.count("<table") == shown.count("</table>") == 3
 
-    def test_names_that_raise_or_are_no_text_are_left_out(self, pool: shmpar.Pool) -> None:
-        """The user's object decides what its attributes are."""
+    def test_names_that_raise_or_are_no_str_are_left_out(self, pool: shmpar.Pool) -> None:
+        """An attribute of the user's object may raise."""
 
         class Odd:
             def __getattr__(self, name: str) -> str:
@@ -583,8 +607,8 @@ class TestShown:
         assert pool.parallel_map(Odd(), range(3)).tolist() == [1, 1, 1]
         assert pool.last_run.report.function == ""
 
-    def test_a_plot_has_a_box_a_chunk_and_a_map_of_the_array(self, processes, tmp_path) -> None:
-        """Where each chunk lies, and how long it took."""
+    def test_a_plot_has_a_box_per_chunk_and_a_map_of_the_array(self, processes, tmp_path) -> None:
+        """The map shows the place and the duration of each chunk."""
         processes.map_blocks(lambda b: spin(1e-3) and b, np.ones((40, 30)), chunks=(10, 15))
         report = processes.last_run.report
         figure = report.plot()
@@ -592,7 +616,7 @@ class TestShown:
         (boxes,) = timeline.collections
         assert len(boxes.get_paths()) == 8
         (mesh,) = cost.collections
-        np.testing.assert_allclose(mesh.get_array().ravel(), report.durations * 1e3, rtol=1e-4)
+        np.testing.assert_allclose(mesh.get_array().ravel(), report.durations, rtol=1e-4)
         assert cost.get_xlim() == (0, 30)
         assert cost.get_ylim() == (40, 0)
         assert timeline.get_ylabel() == "worker"
@@ -601,15 +625,15 @@ class TestShown:
 
     @pytest.mark.parametrize("shape", [(200,), (20, 6, 4), (1,), (0, 2), (30_000,)])
     def test_a_plot_of_any_grid(self, processes: shmpar.Pool, shape: Any, tmp_path: Any) -> None:
-        """One axis is a curve, three or none are the timeline alone, many chunks are bins."""
+        """A single cut axis gives a curve; three or none give the timeline alone."""
         processes.map_blocks(np.negative, np.ones(shape), chunks=1, dtype=float)
         figure = processes.last_run.report.plot()
         figure.savefig(tmp_path / "run.png")
         panels = [axes for axes in figure.axes if "axis" in axes.get_xlabel()]
         assert len(panels) == (len(shape) == 1 and shape[0] > 1)
 
-    def test_a_plot_shows_who_died(self, tmp_path: pathlib.Path) -> None:
-        """With a legend that says so."""
+    def test_a_plot_shows_deaths(self, tmp_path: pathlib.Path) -> None:
+        """The legend explains the hatched box."""
 
         def work(item: int) -> int:
             if item == 1 and not (tmp_path / "died").exists():
@@ -626,7 +650,7 @@ class TestShown:
 
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[Ledger, list[tuple[int, list[int], float, list[float]]]]:
-    """A ledger of claims that workers made one after another, and the claims."""
+    """A ledger of consecutive claims, and the claims."""
     workers, chunks = draw(st.integers(1, 4)), draw(st.integers(0, 30))
     ledger = Ledger(
         bytearray(Ledger.nbytes(workers=workers, chunks=chunks)), workers=workers, chunks=chunks
@@ -651,11 +675,11 @@ def histories(draw: st.DrawFn) -> tuple[Ledger, list[tuple[int, list[int], float
 
 
 class TestTimings:
-    """What is read from a ledger."""
+    """Times that are read from a ledger."""
 
     @given(histories())
     def test_claims_are_found_again(self, history: Any) -> None:
-        """With their workers, chunks, begins and durations; and times add up."""
+        """Workers, chunks, begins and durations match, and the times add up."""
         ledger, claims = history
         seconds = max((begin + sum(took) for _, _, begin, took in claims), default=0.0) + 0.01
         timings = Timings(ledger, 0.0, seconds)
@@ -664,7 +688,9 @@ class TestTimings:
         ]
         assert sorted(found) == sorted((worker, chunks) for worker, chunks, _, _ in claims)
         assert timings.computed == ledger.chunks
-        assert timings.serial == pytest.approx(sum(sum(took) for *_, took in claims), rel=1e-5)
+        assert timings.serial_seconds == pytest.approx(
+            sum(sum(took) for *_, took in claims), rel=1e-5
+        )
         for one in timings.of_workers():
             assert one.user + one.waiting + one.overhead == pytest.approx(seconds)
             assert min(one.user, one.waiting, one.overhead) >= -1e-9
@@ -672,19 +698,19 @@ class TestTimings:
             assert one.user == pytest.approx(mine, rel=1e-4, abs=1e-5)
 
     @given(histories(), st.integers(0, 3), st.floats(0, 2), st.floats(0, 2))
-    def test_an_attempt_that_died_is_time_of_its_worker(self, history, worker, begin, took) -> None:
-        """From the end of what is known of its claim to its death, and times still add up."""
+    def test_a_lost_claim_is_time_of_its_worker(self, history, worker, begin, took) -> None:
+        """It lasts from the end of the last known chunk to the death, and the times add up."""
         ledger, _ = history
         worker %= ledger.workers
         seconds = Timings(ledger, 0.0, 0.0).span[1] + begin + took + 0.01
-        lost = Attempt(worker, None, seconds - took, seconds)
+        lost = LostClaim(worker, None, seconds - took, seconds)
         timings = Timings(ledger, 0.0, seconds, [lost])
         one = timings.of_workers()[worker]
         assert one.user + one.waiting + one.overhead == pytest.approx(seconds)
         assert one.user >= took - 1e-6
 
-    def test_microseconds_go_round_and_are_read_right(self) -> None:
-        """A run of days keeps its order."""
+    def test_a_run_of_days_keeps_its_order(self) -> None:
+        """The microseconds in the ledger overflow, and are read correctly."""
         ledger = Ledger(bytearray(Ledger.nbytes(workers=3, chunks=4)), workers=3, chunks=4)
         for chunk in range(4):
             ledger.note_claim(chunk, 2, chunk * 86_400.0)
@@ -694,8 +720,8 @@ class TestTimings:
         assert timings.of_workers()[2].user == pytest.approx(320_000)
 
 
-class TestTraffic:
-    """How much is read."""
+class TestBytesRead:
+    """Bytes that are read, by formula and by counting."""
 
     @given(
         shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
@@ -703,7 +729,7 @@ class TestTraffic:
         depth=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     )
     def test_it_is_the_sum_over_the_windows(self, shape, chunks, depth) -> None:
-        """As counting each window's elements says."""
+        """The formula agrees with the sum over the windows."""
         grid = Grid.cut(shape, chunks)
         halo = Halo.parse(depth, "nearest", 2)
         plan = Plan("map_overlap", grid, (Blocks(0, (0, 1)),), InBlocks.exactly(grid), halo)
@@ -714,6 +740,6 @@ class TestTraffic:
 
 @given(st.floats(0, 1e6), st.integers(0, 10**15))
 def test_numbers_are_short(seconds: float, nbytes: int) -> None:
-    """Of whatever size: at most seven characters with their unit."""
-    assert len(text.seconds(seconds)) <= 9
-    assert len(text.size(nbytes)) <= 8
+    """Any number has at most nine characters with its unit."""
+    assert len(text.format_seconds(seconds)) <= 9
+    assert len(text.format_bytes(nbytes)) <= 8

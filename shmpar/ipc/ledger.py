@@ -51,7 +51,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["DONE", "FAILED", "Held", "Ledger", "PENDING", "SLOT_BYTES"]
+__all__ = ["DONE", "FAILED", "Held", "Ledger", "LostClaim", "PENDING", "SLOT_BYTES"]
 
 PENDING, DONE, FAILED = 0, 1, 2
 SLOT_BYTES = 64
@@ -88,6 +88,29 @@ class Held(NamedTuple):
     cursor: int
     last: int
     since: int
+
+
+class LostClaim(NamedTuple):
+    """A claim that ended with its worker, or one that is still in progress.
+
+    Attributes
+    ----------
+    worker : int
+        Number of the worker that held the claim.
+    chunk : int or None
+        The chunk that the worker died in; None if no chunk is to blame.
+    begin, end : float
+        Seconds after the start of the run. `begin` is the start of the claim, or of `chunk` in a
+        run with ``task_timeout``; `end` is the moment when the death was noticed.
+    died : bool
+        False for a claim in progress.
+    """
+
+    worker: int
+    chunk: int | None
+    begin: float
+    end: float
+    died: bool = True
 
 
 class Times(NamedTuple):

@@ -1,7 +1,6 @@
-"""What a run was: its numbers, and where its time went.
+"""The report of a run: its numbers, and the time that each worker spent.
 
-Imports ledger, plan, grid, cpus and segment.  What draws and writes is imported where it is asked
-for, so that a program that never looks does not pay for it.
+The views (text, HTML, plot, trace) are imported on use, so that other programs do not load them.
 """
 
 from __future__ import annotations

@@ -1,65 +1,49 @@
-"""The chunks that took longest.
-
-Imports plan.
-
-How many bytes the chunks of a run read and write.
-
-Imports grid and plan.
-
-Memory that a process has for itself, as the kernel tells.
-
-Imports nothing of the package.
-
-How fast this machine's memory is: a quick measurement, made when it is asked for.
-
-Imports cpus and room.
-
-The report of one run.
-
-Imports the neighbours in this package, account, ledger and plan.
-"""
+"""The report of one run."""
 
 from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from shmpar.grid import Axis, Halo
-from shmpar.ipc.ledger import DONE, Ledger
+from shmpar.ipc.ledger import DONE, Ledger, LostClaim
 from shmpar.memory import limits
-from shmpar.memory.limits import affinity_cpus
 from shmpar.plan import Blocks, Plan, Rows
-from shmpar.report.timings import Timings, WorkerTime, durations_by_chunk
-from shmpar.runtime.execution import Attempt
+from shmpar.report.timings import Timings, WorkerTime
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Ceiling", "Report", "SlowChunk", "bytes_read", "measured", "private", "slowest"]
+Array = np.ndarray[Any, Any]
+
+_GIGA = 1e9
+_BANDWIDTH_BYTES = 256 << 20  # of all threads; Why: more than the caches of most machines
+_BANDWIDTH_ROUNDS = 6
 
 
 class SlowChunk(NamedTuple):
-    """A chunk and how long it took.
+    """A chunk and its duration.
 
     Attributes
     ----------
     chunk : int
-        Its number.
+        Number of the chunk.
     region : tuple of slice
-        Where it lies in the array that was cut.
+        Its window in the array that was cut.
     seconds : float
-        How long it took; the mean of its claim, where chunks are shorter than 20 us.
+        Its duration; the mean of its claim, where chunks are shorter than 20 us.
     worker : int
-        Who computed it.
+        The worker that computed it.
     """
 
     chunk: int
@@ -68,24 +52,10 @@ class SlowChunk(NamedTuple):
     worker: int
 
 
-def slowest(plan: Plan, timings: Timings, count: int) -> list[SlowChunk]:
-    """The chunks that took longest, the longest first; equal ones in their order."""
-    order = np.lexsort((timings.chunks, -timings.durations))[: max(count, 0)]
-    return [
-        SlowChunk(
-            int(timings.chunks[place]),
-            plan.region(int(timings.chunks[place])),
-            float(timings.durations[place]),
-            int(timings.workers[place]),
-        )
-        for place in order
-    ]
-
-
 def bytes_read(plan: Plan, sizes: Sequence[int]) -> int:
-    """Bytes of the inputs that the function is given, over all chunks.
+    """Return the bytes of the inputs that the function receives, over all chunks.
 
-    A halo counts in each chunk that has it; so does an array, or an axis of it, that arrives
+    A halo counts in each chunk that has it, and so does an array, or an axis of it, that arrives
     whole. Items of an iterable and constants do not count.
 
     Parameters
@@ -108,73 +78,59 @@ def bytes_read(plan: Plan, sizes: Sequence[int]) -> int:
         if isinstance(argument, Rows):
             total += sizes[argument.array]
         elif isinstance(argument, Blocks):
-            total += sizes[argument.array] * _times_read(plan, argument)
+            total += sizes[argument.array] * _reads_per_element(plan, argument)
     return round(total)
 
 
-def _times_read(plan: Plan, argument: Blocks) -> float:
-    """How often each element of an input is read, on average."""
-    times = 1.0
+def _reads_per_element(plan: Plan, argument: Blocks) -> float:
+    reads = 1.0
     for number, axis in enumerate(plan.grid.axes):
         if number not in argument.axes:
-            times *= len(axis)
+            reads *= len(axis)
         elif plan.halo is not None:
-            times *= _seen(axis, plan.halo, number) / max(axis.size, 1)
-    return times
+            before, after = plan.halo.depth[number]
+            spans = [axis.span(i) for i in range(len(axis))]
+            # Why: clipped, since elements beyond the border are made up, not read.
+            windows = [min(axis.size, end + after) - max(0, start - before) for start, end in spans]
+            reads *= sum(windows) / max(axis.size, 1)
+    return reads
 
 
-def _seen(axis: Axis, halo: Halo, number: int) -> int:
-    """Elements of an axis that all windows together see; what lies beyond it is made, not read."""
-    before, after = halo.depth[number]
-    spans = [axis.span(i) for i in range(len(axis))]
-    return sum(min(axis.size, stop + after) - max(0, start - before) for start, stop in spans)
+def private_bytes(pid: int) -> int:
+    """Return the private memory of a process: ``RssAnon`` in ``/proc/<pid>/status``.
 
-
-def private(pid: int) -> int:
-    """Bytes in memory that no file and no other process has, ``RssAnon`` in ``/proc/<pid>/status``.
-
-    0 where there is no such process, or no ``/proc``.
+    Return 0 without such a process, or without ``/proc``.
 
     Examples
     --------
     >>> import os
-    >>> private(os.getpid()) > 1_000_000
+    >>> private_bytes(os.getpid()) > 1_000_000
     True
     """
-    try:
-        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("RssAnon:"):
-                    return 1024 * int(line.split()[1])
-    except OSError:
-        pass
+    with suppress(OSError), open(f"/proc/{pid}/status", "rb") as file:
+        if found := re.search(rb"RssAnon:\s*(\d+) kB", file.read()):
+            return 1024 * int(found[1])
     return 0
 
 
-Array = np.ndarray[Any, Any]
-
-_BYTES = 256 << 20  # of all threads: more than the caches of most machines hold
-_ROUNDS = 6
-
-
-class Ceiling(NamedTuple):
-    """Bytes a second that all CPUs together move between memory and themselves.
+class Bandwidth(NamedTuple):
+    """Bytes per second that all CPUs together can move between memory and themselves.
 
     Attributes
     ----------
     read, write : float
-        When they do nothing else.
+        The rate for reading alone, and for writing alone.
     """
 
     read: float
     write: float
 
-    def of(self, read: int, written: int) -> float:
-        """Bytes a second for a mixture of both, each at its own best.
+    def mixed(self, read: int, written: int) -> float:
+        """Return the rate for so many bytes of reading and of writing.
 
         Examples
         --------
-        >>> Ceiling(read=20e9, write=10e9).of(100, 100) / 1e9
+        >>> Bandwidth(read=20e9, write=10e9).mixed(100, 100) / 1e9
         13.3...
         """
         seconds = read / self.read + written / self.write
@@ -182,85 +138,86 @@ class Ceiling(NamedTuple):
 
 
 @functools.cache
-def measured() -> Ceiling:
-    """Measure it; takes about a fifth of a second once a process, and 256 MB for as long.
+def measure_bandwidth() -> Bandwidth:
+    """Measure the bandwidth of this machine's memory, once per process.
 
     Each thread reads, then writes, an array of its own; the best of a few rounds counts.
+
+    Cost: a fraction of a second, and 256 MB for as long.
     """
-    threads = affinity_cpus()
-    nbytes = min(_BYTES, limits.memory() // 8)
+    threads = limits.affinity_cpus()
+    nbytes = min(_BANDWIDTH_BYTES, limits.memory() // 8)
     arrays = [np.ones(max(nbytes // threads, 1 << 19), np.uint8) for _ in range(threads)]
     total = sum(array.nbytes for array in arrays)
-    read = min(_together(np.max, arrays) for _ in range(_ROUNDS))
-    write = min(_together(lambda array: array.fill(2), arrays) for _ in range(_ROUNDS))
-    return Ceiling(total / read, total / write)
+    read = min(_run_threads(np.max, arrays) for _ in range(_BANDWIDTH_ROUNDS))
+    write = min(_run_threads(lambda a: a.fill(2), arrays) for _ in range(_BANDWIDTH_ROUNDS))
+    return Bandwidth(total / read, total / write)
 
 
-def _together(work: Callable[[Array], object], arrays: Sequence[Array]) -> float:
-    """Seconds in which as many threads as arrays do this with one each."""
-    start = threading.Barrier(len(arrays) + 1)
+def _run_threads(work: Callable[[Array], object], arrays: Sequence[Array]) -> float:
+    """Return the seconds that one thread per array takes to do `work`, all at once."""
+    barrier = threading.Barrier(len(arrays) + 1)
 
-    def one(array: Array) -> None:
-        start.wait()
+    def run(array: Array) -> None:
+        barrier.wait()
         work(array)
 
-    threads = [threading.Thread(target=one, args=(array,)) for array in arrays]
+    threads = [threading.Thread(target=run, args=(array,)) for array in arrays]
     for thread in threads:
         thread.start()
-    start.wait()
-    began = time.perf_counter()
+    barrier.wait()
+    start = time.perf_counter()
     for thread in threads:
         thread.join()
-    return time.perf_counter() - began
-
-
-_GIGA = 1e9
+    return time.perf_counter() - start
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Report:
-    """The numbers of one run; ``pool.last_run.report`` is that of the latest.
+    """The numbers of one run; ``pool.last_run.report`` is the report of the latest.
 
-    Shown in a terminal it is a table, in a notebook too. The report of a run in flight tells how
-    far it is, and does not change; ask for it again.
+    A terminal and a notebook show it as a table. The report of a run in flight shows the progress
+    so far and does not change; ask for a new report later.
 
     Attributes
     ----------
     verb : str
-        What was called.
+        The verb that was called.
     function : str
         The name of the user's function; empty if it has none.
     engine : str
-        What ran it.
+        The engine that ran it.
     workers : int
-        How many workers the engine has.
+        Number of workers of the engine.
     chunks, done, failed : int
-        How many there are, were computed, and failed.
+        Number of chunks, of computed chunks, and of failed chunks.
     deaths : int
-        Workers that ended while they had a chunk of this run.
+        Workers that died while they had a chunk of this run.
     seconds : float
-        From the call to the end.
+        Duration of the call.
     memory : tuple of str
-        Where each input and output was: ``shm``, ``memfd``, ``tempfile`` or ``file``; ``private``
-        for memory of this process alone.
+        The memory of each input and output: ``shm``, ``memfd``, ``tempfile`` or ``file``;
+        ``private`` for memory of this process alone.
     worker_bytes : tuple of int
-        What each worker that was up when the report was made had in memory for itself, beyond the
-        shared arrays and the files of programs: ``RssAnon`` in ``/proc``. Empty where workers are
-        no processes, and once the pool is closed.
+        Private memory of each worker that was up when the report was made, beyond the shared
+        arrays and the files of programs: ``RssAnon`` in ``/proc``. Empty where workers are no
+        processes, and after the pool is closed.
     seed : int, sequence of int or None
         Entropy of the random streams, if the function was passed one.
     preparing : float
-        Seconds from the call until all that the workers need was ready: inputs copied into shared
-        memory, the function pickled, known outputs made.
+        Seconds from the call until the workers could begin: inputs copied into shared memory, the
+        function pickled, known outputs allocated.
     cold : bool
-        Whether no worker was up then: the call has waited for one to start.
-    attempts : tuple of Attempt
-        Attempts that ended with their worker.
+        True if no worker was up then, so that the call waited for the start of a worker.
+    attempts : tuple of LostClaim
+        Claims that ended with the death of their worker.
+    filled : bool
+        True if the failed chunks were filled (``on_error="fill"``).
 
     Notes
     -----
-    Cost: 11 bytes a chunk; about 0.2 us a chunk of 20 us and more, and 4 us a claim; of shorter
-    chunks only a claim's mean is known.
+    Cost: 11 bytes per chunk; one reading of the clock per chunk of at least 20 us. The durations of
+    shorter chunks are the mean of their claim.
 
     Examples
     --------
@@ -288,59 +245,63 @@ class Report:
     seed: Any
     preparing: float
     cold: bool
-    attempts: tuple[Attempt, ...]
-    plan: Plan = field(repr=False)
-    inputs: tuple[tuple[str, int], ...] = field(repr=False)
-    outputs: tuple[tuple[str, int], ...] = field(repr=False)
-    origin: float = field(repr=False)
-    complete: bool = field(repr=False)
-    ledger: Ledger | None = field(repr=False)
+    attempts: tuple[LostClaim, ...]
+    plan: Plan
+    inputs: tuple[tuple[str, int], ...]
+    outputs: tuple[tuple[str, int], ...]
+    origin: float
+    complete: bool
+    ledger: Ledger | None
+    filled: bool = False
 
     @cached_property
     def timings(self) -> Timings:
-        """When each chunk was computed, and by whom; not for users, it may change."""
-        ledger = self.ledger
-        if ledger is None:
-            ledger = Ledger(bytes(Ledger.nbytes(workers=0, chunks=0)), workers=0, chunks=0)
-        return Timings(ledger, self.origin, self.seconds, self.attempts, complete=self.complete)
+        """The times of all chunks and workers; private, it may change."""
+        return Timings(
+            self._ledger, self.origin, self.seconds, self.attempts, complete=self.complete
+        )
+
+    @cached_property
+    def _ledger(self) -> Ledger:
+        """The ledger, or an empty one for a run that has not started."""
+        sizes = {"workers": 0, "chunks": self.chunks}
+        return self.ledger or Ledger(bytes(Ledger.nbytes(**sizes)), **sizes)
 
     @property
     def claims(self) -> int:
-        """How often a worker took chunks: one or more at once."""
-        return len(self.timings.heads)
+        """Number of claims, in each of which a worker took one or more chunks."""
+        return len(self.timings.claim_starts)
 
     @property
     def computed(self) -> int:
-        """Chunks that this run has computed; others were done before, by one that it resumes."""
+        """Chunks that this run has computed; a resumed run has others that were done before."""
         return self.timings.computed
 
     @property
     def retries(self) -> int:
-        """How often a chunk was computed again since its worker had ended while it was at it."""
-        if self.ledger is None:
-            return 0
-        again = self.ledger.status == DONE
-        again[self.timings.chunks] = True  # the function may have raised then
-        died = Counter([one.chunk for one in self.attempts if one.chunk is not None])
-        return sum(times - int(not again[chunk]) for chunk, times in died.items())
+        """Number of times that a chunk was computed again after its worker had died."""
+        finished = self._ledger.status == DONE
+        finished[self.timings.chunks] = True  # Why: the last attempt may have raised.
+        deaths = Counter(claim.chunk for claim in self.attempts if claim.chunk is not None)
+        return sum(times - int(not finished[chunk]) for chunk, times in deaths.items())
 
     @property
     def array_bytes(self) -> dict[str, int]:
         """Bytes of the inputs and outputs in each kind of memory, as `memory` names them."""
-        found: dict[str, int] = {}
+        totals: Counter[str] = Counter()
         for kind, nbytes in (*self.inputs, *self.outputs):
-            found[kind] = found.get(kind, 0) + nbytes
-        return found
+            totals[kind] += nbytes
+        return dict(totals)
 
     @property
     def bytes_read(self) -> int:
-        """Bytes that the function was given, halos and repetitions included."""
+        """Bytes that the function received, with halos and repetitions."""
         whole = bytes_read(self.plan, [size for _, size in self.inputs])
         return round(whole * self._share)
 
     @property
     def bytes_written(self) -> int:
-        """Bytes of the outputs' chunks that were computed."""
+        """Bytes of the computed chunks of the outputs."""
         return round(sum(size for _, size in self.outputs) * self._share)
 
     @property
@@ -349,52 +310,50 @@ class Report:
 
     @property
     def gb_per_second(self) -> float:
-        """Gigabytes (10**9) that were read and written a second, over the whole call."""
+        """Gigabytes (10**9) read and written per second, over the whole call."""
         return (self.bytes_read + self.bytes_written) / max(self.seconds, 1e-9) / _GIGA
 
     @property
     def ceiling(self) -> float:
-        """Gigabytes a second that this machine's memory can do, for as much reading and writing.
+        """Memory bandwidth of this machine for the same reading and writing, in GB per second.
 
-        Measured when it is first asked for, once a process, with one thread a CPU: takes about a
-        fifth of a second and 256 MB. Other programs that run meanwhile make it less.
+        Cost: the first use in a process measures it with one thread per CPU, which takes a fraction
+        of a second and 256 MB. Other programs that run meanwhile lower it.
         """
-        pass
-
-        return measured().of(self.bytes_read, self.bytes_written) / _GIGA
+        return measure_bandwidth().mixed(self.bytes_read, self.bytes_written) / _GIGA
 
     @property
     def serial_seconds(self) -> float:
-        """Seconds that one worker would need: the sum of all chunks' durations.
+        """Sum of the durations of all chunks: the seconds that one worker would need.
 
-        Where workers wait for the same memory it is too much: one alone has it for itself.
+        It is too large where workers compete for memory, which one worker alone would not.
         """
-        return self.timings.serial
+        return self.timings.serial_seconds
 
     @property
     def speedup(self) -> float:
-        """How many times as long one worker would need."""
+        """Time of one worker, divided by the time of the call."""
         return self.serial_seconds / max(self.seconds, 1e-9)
 
     @cached_property
     def worker_times(self) -> tuple[WorkerTime, ...]:
-        """Where the time of each worker went."""
+        """The time of each worker, in its parts."""
         return self.timings.of_workers()
 
     @property
     def durations(self) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Seconds that each chunk took, by its number; NaN for one that was not computed."""
-        if self.ledger is None:
-            return np.full(self.chunks, np.nan, np.float32)
-        return durations_by_chunk(self.ledger)
+        """Seconds that each chunk took, by its number; NaN for a chunk that was not computed."""
+        seconds = self._ledger.times.seconds
+        known = (self._ledger.status == DONE) & (seconds > 0)
+        return np.where(known, seconds, np.float32(np.nan))
 
     def slowest(self, count: int = 5) -> list[SlowChunk]:
-        """The chunks that took longest, with where they lie.
+        """Return the chunks that took longest, with their regions.
 
         Parameters
         ----------
         count : int
-            How many.
+            Number of chunks.
 
         Returns
         -------
@@ -410,32 +369,38 @@ class Report:
         >>> [(one.chunk, one.region) for one in pool.last_run.report.slowest(1)]
         [(1, (slice(1, 2, None),))]
         """
-        return slowest(self.plan, self.timings, count)
+        timings = self.timings
+        order = np.lexsort((timings.chunks, -timings.durations))[: max(count, 0)]
+        picked = (timings.chunks[order], timings.durations[order], timings.workers[order])
+        return [
+            SlowChunk(chunk, self.plan.region(chunk), seconds, worker)
+            for chunk, seconds, worker in zip(*(one.tolist() for one in picked), strict=True)
+        ]
 
     @property
     def advice(self) -> str:
-        """What would make the call faster, in a line; empty where nothing is known to.
+        """Advice that would make the call faster, in one line, or an empty string.
 
-        Cost: measures the memory's ceiling, once a process, if more than 64 MB were moved.
+        Cost: measures the memory bandwidth, once per process, if more than 64 MB were moved.
         """
-        from shmpar.report.text import advice
+        from shmpar.report.advice import advise
 
-        return advice(self)
+        return advise(self)
 
     def plot(self) -> Figure:
-        """Draw what the workers did, and what each chunk cost.
+        """Draw a timeline of the workers and the cost of each chunk.
 
         Returns
         -------
         matplotlib.figure.Figure
-            A timeline with a line for each worker, and below it, for a grid that cuts two axes, a
-            map of the cost over the array, or for one axis a curve. Not shown, not known to
-            ``pyplot``: a notebook shows it, and ``report.plot().savefig("run.png")`` writes it.
+            A timeline with a line per worker, and below it the cost: a map over the array for a
+            grid that cuts two axes, a curve for one axis. It is not registered with ``pyplot``:
+            a notebook shows it, and ``report.plot().savefig("run.png")`` writes it.
 
         Raises
         ------
         ImportError
-            Where matplotlib is not installed: ``pip install shmpar[plot]``.
+            If matplotlib is not installed: ``pip install shmpar[plot]``.
 
         Examples
         --------
@@ -456,12 +421,12 @@ class Report:
         Parameters
         ----------
         path : path
-            The file, ``.json``; it is replaced if there is one.
+            The file, ``.json``; an existing file is replaced.
 
         Notes
         -----
-        There is one track a worker and one slice a chunk, inside the slice of its claim where a
-        worker took several; a claim of chunks that are shorter than 20 us is one slice.
+        There is one track per worker and one slice per chunk, inside the slice of its claim if the
+        claim has several chunks; a claim of chunks that are shorter than 20 us is one slice.
 
         Examples
         --------
@@ -478,13 +443,13 @@ class Report:
         write(self, path)
 
     def __str__(self) -> str:
-        from shmpar.report.text import table
+        from shmpar.report.text import render
 
-        return table(self)
+        return render(self)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from shmpar.report.html import page
+        from shmpar.report.html import render
 
-        return page(self)
+        return render(self)
