@@ -109,7 +109,7 @@ def test_arrays_of_one_segment_have_locks_of_their_own(monkeypatch):
     """Small arrays that share a segment do not share a lock."""
     monkeypatch.setattr(limits, "scarce", lambda: True)
     a, b = sa.zeros(3), sa.zeros(3)
-    assert a._lease.segment == b._lease.segment
+    assert a._handle.segment == b._handle.segment
     with a.lock:
         assert b.lock.acquire(timeout=0)
         b.lock.release()

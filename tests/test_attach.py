@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from shmpar.arrays import SharedArray, attach
 from shmpar.arrays import creation as sa
-from shmpar.arrays.address import Address, describe, rebuild
+from shmpar.arrays.address import Address, dtype_from_json, dtype_to_json
 from shmpar.errors import SegmentGone
 from shmpar.memory import allocate
 from tests.interpreters import ROOT, run_python
@@ -296,11 +296,11 @@ def test_any_json_is_an_address_or_an_error(change):
 def test_any_json_is_a_dtype_or_an_error(found):
     """A description that is accepted describes what it makes."""
     try:
-        dtype = rebuild(found)
+        dtype = dtype_from_json(found)
     except (ValueError, TypeError):
         return
     assert not dtype.hasobject
-    assert rebuild(json.loads(json.dumps(describe(dtype)))) == dtype
+    assert dtype_from_json(json.loads(json.dumps(dtype_to_json(dtype)))) == dtype
 
 
 def test_nested_bombs_are_refused():
@@ -309,7 +309,7 @@ def test_nested_bombs_are_refused():
     for _ in range(100):
         bomb = {"base": bomb, "shape": [1]}
     with pytest.raises(ValueError, match="deeply"):
-        rebuild(bomb)
+        dtype_from_json(bomb)
 
 
 def test_a_segment_that_was_shortened_is_refused(owner):

@@ -4,9 +4,10 @@ Imports NumPy.
 
 Guarantees
 ----------
-``rebuild(describe(dtype)) == dtype``, with offsets, titles, alignment, byte order and record type,
-or ``describe`` raises.
-``rebuild`` hands NumPy nothing but type strings of one item and dicts of them.
+``dtype_from_json(dtype_to_json(dtype)) == dtype``, with offsets, titles, alignment, byte order and
+record type,
+or ``dtype_to_json`` raises.
+``dtype_from_json`` hands NumPy nothing but type strings of one item and dicts of them.
 
 What array is wanted: shape and dtype, checked before any memory is made.
 
@@ -47,13 +48,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
-    "Address",
-    "Demand",
     "VERSION",
+    "Address",
+    "ArraySpec",
     "check_dtype",
     "check_input",
-    "describe",
-    "rebuild",
+    "dtype_from_json",
+    "dtype_to_json",
     "shown",
 ]
 
@@ -64,7 +65,7 @@ _DEEPEST: Final = 32
 _LONGEST: Final = 200  # characters
 
 
-def describe(dtype: np.dtype[Any]) -> Description:
+def dtype_to_json(dtype: np.dtype[Any]) -> Description:
     """Describe a dtype.
 
     Raises
@@ -74,11 +75,13 @@ def describe(dtype: np.dtype[Any]) -> Description:
 
     Examples
     --------
-    >>> describe(np.dtype("<f8")), describe(np.dtype([("x", "<i2"), ("y", "<f4", (3,))]))["names"]
-    ('<f8', ['x', 'y'])
+    >>> dtype_to_json(np.dtype("<f8"))
+    '<f8'
+    >>> dtype_to_json(np.dtype([("x", "<i2"), ("y", "<f4", (3,))]))["names"]
+    ['x', 'y']
     """
     found = _describe(dtype)
-    if dtype.hasobject or rebuild(found) != dtype:
+    if dtype.hasobject or dtype_from_json(found) != dtype:
         raise TypeError(f"dtype {dtype!r} has no address: view the array as a builtin dtype first")
     return found
 
@@ -101,7 +104,7 @@ def _describe(dtype: np.dtype[Any]) -> Description:
     }
 
 
-def rebuild(found: Any, depth: int = 0) -> np.dtype[Any]:
+def dtype_from_json(found: Any, depth: int = 0) -> np.dtype[Any]:
     """Make the dtype that a description describes.
 
     Raises
@@ -130,7 +133,7 @@ def _simple(text: str) -> np.dtype[Any]:
 
 def _subarray(found: dict[str, Any], depth: int) -> np.dtype[Any]:
     shape = tuple(_counts(found["shape"]))
-    return np.dtype((rebuild(found["base"], depth + 1), shape))
+    return np.dtype((dtype_from_json(found["base"], depth + 1), shape))
 
 
 def _structured(found: dict[str, Any], depth: int) -> np.dtype[Any]:
@@ -140,7 +143,7 @@ def _structured(found: dict[str, Any], depth: int) -> np.dtype[Any]:
     dtype = np.dtype(
         {
             "names": list(names),
-            "formats": [rebuild(each, depth + 1) for each in found["formats"]],
+            "formats": [dtype_from_json(each, depth + 1) for each in found["formats"]],
             "offsets": _counts(found["offsets"]),
             "titles": list(titles),
             "itemsize": _counts([found["itemsize"]])[0],
@@ -171,7 +174,7 @@ def shown(value: Any) -> str:
 _MAX_AXES: Final = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
 
 
-class Demand(NamedTuple):
+class ArraySpec(NamedTuple):
     """A shape and a dtype that fit into memory.
 
     Attributes
@@ -183,7 +186,7 @@ class Demand(NamedTuple):
 
     Examples
     --------
-    >>> Demand.of(3, "f8").nbytes
+    >>> ArraySpec.of(3, "f8").nbytes
     24
     """
 
@@ -196,7 +199,7 @@ class Demand(NamedTuple):
         return dense_nbytes(self.shape, self.dtype.itemsize)
 
     @classmethod
-    def of(cls, shape: Any, dtype: Any) -> Demand:
+    def of(cls, shape: Any, dtype: Any) -> ArraySpec:
         """Check a user's shape and dtype (None is float64, as NumPy's).
 
         Raises
@@ -323,7 +326,7 @@ class Address(NamedTuple):
             "offset": self.offset,
             "shape": list(self.shape),
             "strides": list(self.strides),
-            "dtype": describe(self.dtype),
+            "dtype": dtype_to_json(self.dtype),
             "start": self.start,
             "writable": self.writable,
         }
@@ -353,7 +356,7 @@ class Address(NamedTuple):
             offset=_entry(given, "offset", int),
             shape=_numbers(given, "shape"),
             strides=_numbers(given, "strides"),
-            dtype=rebuild(_entry(given, "dtype", (str, dict))),
+            dtype=dtype_from_json(_entry(given, "dtype", (str, dict))),
             start=_entry({"start": 0, **given}, "start", int),
             writable=_entry({"writable": True, **given}, "writable", bool),
             identity=_identity(given),

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from shmpar.arrays import address
 from shmpar.arrays.address import Address, shown
-from shmpar.arrays.sharedarray import Lease, SharedArray, over, part
+from shmpar.arrays.sharedarray import Handle, SharedArray, part, wrap
 from shmpar.errors import SegmentGone
 from shmpar.memory import allocate, names
 from shmpar.memory.limits import opened
@@ -96,7 +96,7 @@ def attach(
     if own:
         manager.own(segment)
     place = Place(segment, address.offset)
-    return over(root, Lease(place, root, manager, start=address.start, owner=own))
+    return wrap(root, Handle(place, root, manager, start=address.start, owner=own))
 
 
 def _address(where: Any, shape: Any, dtype: Any) -> tuple[Address, bool]:
@@ -110,7 +110,7 @@ def _address(where: Any, shape: Any, dtype: Any) -> tuple[Address, bool]:
         raise TypeError(f"attach() takes a name, an address or a SharedMemory, not {shown(where)}")
     if shape is None or dtype is None:
         raise TypeError(f"attach({shown(name)}) needs the array's shape and dtype, or its address")
-    wanted = address.Demand.of(shape, dtype)
+    wanted = address.ArraySpec.of(shape, dtype)
     name, start = part(name)
     strides = dense_strides(wanted.shape, wanted.dtype.itemsize)
     size = max(1, start + wanted.nbytes)

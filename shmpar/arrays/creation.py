@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
 import numpy as np
 
-from shmpar.arrays.address import Demand, check_dtype, check_input
-from shmpar.arrays.sharedarray import Lease, SharedArray, over
+from shmpar.arrays.address import ArraySpec, check_dtype, check_input
+from shmpar.arrays.sharedarray import Handle, SharedArray, wrap
 from shmpar.errors import SegmentFull
 from shmpar.memory import allocate, names
 from shmpar.memory.copying import copy_in, memory_order
@@ -134,7 +134,7 @@ def zeros(
     >>> zeros((2, 3), "i4").tolist()
     [[0, 0, 0], [0, 0, 0]]
     """
-    demand = Demand.of(shape, dtype)
+    demand = ArraySpec.of(shape, dtype)
     if order not in {"C", "F"}:
         raise ValueError(f"order must be 'C' or 'F', not {order!r}")
     axes = range(len(demand.shape))
@@ -203,7 +203,7 @@ def full(
     [[7, 7], [7, 7]]
     """
     value = np.asarray(fill_value, dtype)
-    demand = Demand.of(shape, value.dtype)
+    demand = ArraySpec.of(shape, value.dtype)
     np.broadcast_to(value, demand.shape)  # raises before anything is made
     made = zeros(demand.shape, demand.dtype, order, name=name, manager=manager)
     np.copyto(made.view(np.ndarray), value)
@@ -231,7 +231,7 @@ def zeros_like(
     """
     check_input(prototype)
     like = np.asarray(prototype)
-    demand = Demand.of(
+    demand = ArraySpec.of(
         like.shape if shape is None else shape, like.dtype if dtype is None else dtype
     )
     return _made(demand, _order_like(like, len(demand.shape), order), name, manager)
@@ -322,7 +322,7 @@ def asarray(values: Any, dtype: Any = None, *, manager: AnyManager = None) -> Sh
     if isinstance(values, SharedArray) and plain.dtype == values.dtype and not values.closed:
         return values
     start = place.offset if place.segment.backing.shared else 0
-    return over(plain, Lease(place, plain, _ours(manager), start=start, owner=False))
+    return wrap(plain, Handle(place, plain, _ours(manager), start=start, owner=False))
 
 
 def _input(values: Any, dtype: Any) -> np.ndarray[Any, Any]:
@@ -346,7 +346,7 @@ def _order_like(like: np.ndarray[Any, Any], ndim: int, order: LikeOrder) -> list
     return (memory_order(like) if same else None) or list(range(ndim))
 
 
-def _made(demand: Demand, order: list[int], name: str | None, manager: AnyManager) -> Shared:
+def _made(demand: ArraySpec, order: list[int], name: str | None, manager: AnyManager) -> Shared:
     """Make zeros whose memory runs along ``order``."""
     place = _allocated(demand.nbytes, name, manager)
     dense = [demand.shape[axis] for axis in order]
@@ -387,7 +387,7 @@ def _copied(dense: np.ndarray[Any, Any], name: str | None, manager: AnyManager) 
 def _owned(place: Place, root: np.ndarray[Any, Any], manager: AnyManager) -> Shared:
     """Look at fresh memory as a shared array, which owns it unless another manager does."""
     owner = place.segment.backing.path is None
-    return over(root, Lease(place, root, _ours(manager), start=place.offset, owner=owner))
+    return wrap(root, Handle(place, root, _ours(manager), start=place.offset, owner=owner))
 
 
 def _ours(manager: AnyManager) -> Manager:

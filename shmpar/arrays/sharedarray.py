@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 
     from shmpar.arrays.lock import Lock
 
-__all__ = ["Lease", "SharedArray", "over", "part"]
+__all__ = ["Handle", "SharedArray", "part", "wrap"]
 
 Array = np.ndarray[Any, Any]
 
 _PART: Final = re.compile(r"(shmpar_[0-9a-f]{16})@([0-9]{1,9})")
 
 
-class Lease:
+class Handle:
     """One shared array's part of a segment.
 
     Parameters
@@ -225,14 +225,14 @@ class SharedArray(np.ndarray[_Shape, _DType]):
     """
 
     __array_priority__ = -100.0  # as np.memmap's: other subclasses go first
-    _lease: Lease | None
+    _handle: Handle | None
 
     def __new__(cls, *_: Any, **__: Any) -> SharedArray[Any, Any]:
         """Refuse: a constructor would not say where the memory comes from."""
         raise TypeError("make a SharedArray with shmpar.array(), zeros(), attach() and the like")
 
     def __array_finalize__(self, parent: Plain | None) -> None:
-        self._lease = getattr(parent, "_lease", None)
+        self._handle = getattr(parent, "_handle", None)
 
     @property
     def address(self) -> dict[str, Any]:
@@ -268,7 +268,7 @@ class SharedArray(np.ndarray[_Shape, _DType]):
     @property
     def owner(self) -> bool:
         """Whether the segment is removed with this array."""
-        return self._lease is not None and self._lease.owner
+        return self._handle is not None and self._handle.owner
 
     @property
     def lock(self) -> Lock:
@@ -286,7 +286,7 @@ class SharedArray(np.ndarray[_Shape, _DType]):
     @property
     def closed(self) -> bool:
         """Whether the array can no longer be shared; its values stay readable."""
-        return self._lease is None or self._lease.closed
+        return self._handle is None or self._handle.closed
 
     def close(self) -> None:
         """Remove the name and end the sharing, of all views; twice is once.
@@ -294,8 +294,8 @@ class SharedArray(np.ndarray[_Shape, _DType]):
         Values that are held stay readable and writable, in this process and in those that have
         attached.
         """
-        if self._lease is not None:
-            self._lease.close()
+        if self._handle is not None:
+            self._handle.close()
 
     def __enter__(self) -> SharedArray[_Shape, _DType]:
         return self
@@ -308,22 +308,22 @@ class SharedArray(np.ndarray[_Shape, _DType]):
     ) -> None:
         self.close()
 
-    def _leased(self) -> Lease:
-        if self._lease is None or not self._lease.holds(self):
+    def _leased(self) -> Handle:
+        if self._handle is None or not self._handle.holds(self):
             raise SegmentGone(
                 "this array does not lie in shared memory (it is a copy that kept the type); "
                 "share it with shmpar.array()"
             )
-        return self._lease
+        return self._handle
 
     def __reduce__(self) -> Any:
         """Pickle as an address; what does not lie in the segment, by value."""
-        if self._lease is None or not self._lease.holds(self):
+        if self._handle is None or not self._handle.holds(self):
             return self.view(np.ndarray).__reduce__()
         return _load, (self.address,)
 
     def __reduce_ex__(self, protocol: Any, /) -> Any:
-        if self._lease is None or not self._lease.holds(self):
+        if self._handle is None or not self._handle.holds(self):
             return self.view(np.ndarray).__reduce_ex__(protocol)
         return self.__reduce__()
 
@@ -364,10 +364,10 @@ class SharedArray(np.ndarray[_Shape, _DType]):
         self.view(np.ndarray).imag = value
 
 
-def over(root: Plain, lease: Lease) -> SharedArray[Any, Any]:
+def wrap(root: Plain, lease: Handle) -> SharedArray[Any, Any]:
     """Look at a plain array as a shared one."""
     shared = root.view(SharedArray)
-    shared._lease = lease  # noqa: SLF001 (the constructor of its class)
+    shared._handle = lease  # noqa: SLF001 (the constructor of its class)
     return shared
 
 
@@ -391,9 +391,9 @@ def _plain_where(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _again(parent: SharedArray[Any, Any], result: Any) -> Any:
     """Share a result again if it is a view of its parent's segment."""
-    lease = parent._lease  # noqa: SLF001 (its class)
+    lease = parent._handle  # noqa: SLF001 (its class)
     if type(result) is np.ndarray and result.base is not None and lease is not None:
-        return over(result, lease) if lease.holds(result) else result
+        return wrap(result, lease) if lease.holds(result) else result
     return result
 
 
