@@ -15,7 +15,6 @@ import functools
 import os
 import re
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -256,12 +255,7 @@ class SharedArray(np.ndarray[_Shape, _DType]):
     def __enter__(self) -> SharedArray[_Shape, _DType]:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _shared_handle(self) -> Handle:
