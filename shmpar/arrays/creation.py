@@ -174,16 +174,15 @@ def ones(
 
     Notes
     -----
-    Cost: as :func:`zeros`, and the filling.
+    Cost: one allocation and one copy.
 
     Examples
     --------
     >>> ones(3).tolist()
     [1.0, 1.0, 1.0]
     """
-    made = zeros(shape, dtype, order, name=name, manager=manager)
-    made.fill(1)
-    return made
+    spec = ArraySpec.of(shape, dtype)
+    return full(spec.shape, np.ones((), spec.dtype), order=order, name=name, manager=manager)
 
 
 @_as_for_zeros

@@ -1,7 +1,7 @@
-"""The two targets: bytes are made into an address, or into a ledger, which is then used.
+"""The two targets: they make an address or a ledger of bytes, and use it.
 
-Imports the package alone.  A finding is an exception that is not promised, a file that is opened
-and should not be, a byte outside of the segment, or the end of the process.
+A finding is an exception that is not documented, an open of another file, an access outside of the
+segment, or a signal that ends the process.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ALLOWED = re.compile(r"/dev/shm/[^/]*|/dev/shm|/proc/[0-9]+/fd/[0-9]+|/proc/self
 
 
 class Choices:
-    """Bytes as a string of choices; when they are used up, the first one for ever."""
+    """Bytes as a sequence of choices; each choice after the last byte is the first value."""
 
     def __init__(self, data: bytes) -> None:
         self._bytes = iter(data)
@@ -72,7 +72,7 @@ class Choices:
         return int.from_bytes(raw, "little", signed=True)
 
     def likely(self, field: str) -> Any:
-        """What may well be accepted."""
+        """Choose a value that is often accepted."""
         if field in {"shape", "strides"}:
             return [self.of(LIKELY[field]) for _ in range(1 + self.byte() % 3)]
         return self.of(LIKELY[field])
@@ -107,7 +107,7 @@ class Choices:
 
 
 class AddressTarget:
-    """Changes the address of an array of this process, and attaches to it."""
+    """Change the address of an array of this process, and attach to it."""
 
     def __init__(self) -> None:
         self.array = sa.array(np.arange(12.0).reshape(3, 4))
@@ -133,12 +133,12 @@ class AddressTarget:
             return
         touch(found)
         self.accepted += 1
-        assert self.array.nbytes == 96  # nothing else may be mapped than this one
+        assert self.array.nbytes == 96  # no other array may be mapped
         assert found._handle.segment.backing.identity() == (self.good["device"], self.good["inode"])
 
 
 def touch(array: Any) -> None:
-    """Read every element, of very many the outermost, and write what was read."""
+    """Read and write back every element, or the outermost elements of a large array."""
     if 0 in array.shape or not array.dtype.itemsize:
         return
     plain = array.view(np.ndarray)
@@ -150,14 +150,14 @@ def touch(array: Any) -> None:
     for place in outermost:
         try:
             value = plain[place]
-        except (ValueError, SystemError):  # NumPy's, of bytes that are no text
+        except (ValueError, SystemError):  # NumPy's errors for bytes that are no text
             continue
         if plain.flags.writeable:
             plain[place] = value
 
 
 class LedgerTarget:
-    """Changes a ledger of three chunks, opens it, and has it compared with the outputs."""
+    """Change a ledger of three chunks, open it, and compare it with the outputs."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="shmpar-fuzz-", dir="/dev/shm")
@@ -178,7 +178,7 @@ class LedgerTarget:
         return [self.outputs[chunk]]
 
     def changed(self, data: bytes) -> bytes:
-        """The first byte says how the others change the file."""
+        """Change the file by the other bytes, in the way that the first byte selects."""
         how, rest = data[:1], data[1:]
         kind = how[0] % 6 if how else 0
         if kind == 0:
@@ -217,7 +217,7 @@ class LedgerTarget:
 
 @contextmanager
 def watched_opens() -> Iterator[list[str]]:
-    """Every path that Python opens meanwhile and that is none of a segment; for one process."""
+    """List each path that Python opens meanwhile and that belongs to no segment."""
     wrong: list[str] = []
     on = [True]
 
