@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from multiprocessing.managers import SharedMemoryManager
 
@@ -163,6 +164,8 @@ def test_other_bad_input():
     for function in (sa.array, sa.asarray, sa.zeros_like):
         with pytest.raises(TypeError, match="second input"):
             function(np.ma.masked_equal([1, 2], 1))
+    with pytest.raises(TypeError, match="second input"):
+        sa.full(2, np.ma.masked_equal([1, 2], 1))
 
 
 def test_a_read_only_source_gives_a_writable_copy():
@@ -432,3 +435,14 @@ def test_a_standard_manager_without_room():
     """SegmentFull is raised before the first write, and the memory is given back."""
     with SharedMemoryManager() as manager, pytest.raises(SegmentFull):
         sa.zeros(10**12, manager=manager)
+
+
+@pytest.mark.parametrize(
+    "name", ["empty", "ones", "full", "zeros_like", "empty_like", "array", "asarray"]
+)
+def test_docstrings_have_the_common_text(name):
+    """Each creation function documents its own parameters in full."""
+    function = getattr(sa, name)
+    assert "As for" not in function.__doc__
+    for parameter in inspect.signature(function).parameters:
+        assert f"\n{parameter} : " in function.__doc__

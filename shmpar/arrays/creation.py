@@ -227,7 +227,7 @@ def full(
     >>> full((2, 2), 7).tolist()
     [[7, 7], [7, 7]]
     """
-    value = np.asarray(fill_value, dtype)
+    value = _shareable(fill_value, dtype)
     spec = ArraySpec.of(shape, value.dtype)
     axes = _axes_in_memory(order, len(spec.shape))
     return _new(spec, axes, name, manager, np.broadcast_to(value, spec.shape))
