@@ -1,61 +1,44 @@
-"""Every error that shmpar raises on purpose.
+"""Errors that shmpar raises.
 
-Imports nothing of the package.  The tree, with the builtin that each one also is::
+The tree, with the builtin exception that each class also is::
 
     ShmparError (Exception)
     ├── ChunkError                      the user's function failed on one chunk
-    ├── WorkerDied                      a worker process ended in the middle of a chunk
+    ├── WorkerDied                      a worker process exited while it computed a chunk
     ├── TaskTimeout (TimeoutError)      a chunk took longer than ``task_timeout``
-    ├── PlanError                       the function, or what it holds, cannot travel to a worker
+    ├── PlanError                       the function cannot be sent to a worker
     └── SegmentError                    shared memory
         ├── SegmentGone (FileNotFoundError)   it was closed or removed
         └── SegmentFull (MemoryError)         there is not enough of it
 
 Guarantees
 ----------
-Each message says what happened, where (chunk number, slices, worker), and what to do.
-Each error pickles, with its attributes, and without the run that it belongs to.
+Each message names the failure, its place (chunk number, slices, worker) and the remedy.
+Each error pickles with its attributes, and without the run to which it belongs.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = [
-    "ChunkError",
-    "PlanError",
-    "SegmentError",
-    "SegmentFull",
-    "SegmentGone",
-    "ShmparError",
-    "TaskTimeout",
-    "WorkerDied",
-]
-
 Region = tuple[slice, ...]
 
 
 class ShmparError(Exception):
-    """Base of every error of this library."""
+    """Base class of the errors of this library."""
 
 
-def _rebuild(cls: type[_AtChunk], message: str, state: dict[str, Any]) -> _AtChunk:
-    error = cls(message)
-    error.__dict__.update(state)
-    return error
-
-
-class _AtChunk(ShmparError):
-    """An error that belongs to one chunk of a run.
+class _FailedChunk(ShmparError):
+    """Failure of one chunk of a run.
 
     Attributes
     ----------
     chunk : int or None
-        The chunk's number in C order; None where the failure belongs to no chunk.
+        Number of the chunk in C order; None if the failure belongs to no chunk.
     region : tuple of slice or None
-        The chunk's window in array coordinates.
+        Window of the chunk in array coordinates.
     run : Run or None
-        The run it ended or was collected by; dropped by pickling.
+        Run that failed or that collected the error; None after pickling.
     """
 
     def __init__(
@@ -72,19 +55,19 @@ class _AtChunk(ShmparError):
         self.run = run
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle without the run, which holds processes and memory of this one."""
-        return _rebuild, (type(self), str(self.args[0]), {**self.__dict__, "run": None})
+        # Why: a run holds processes and memory of this process, and does not pickle.
+        return type(self), self.args, {**self.__dict__, "run": None}
 
 
-class ChunkError(_AtChunk):
-    """The user's function raised, or returned what does not fit, on one chunk.
+class ChunkError(_FailedChunk):
+    """The user's function raised an exception, or returned a result that does not fit.
 
     The exception of the function is ``__cause__``, with the worker's traceback as a note.
 
     Attributes
     ----------
     shape : tuple of int or None
-        Shape of the block that the function got.
+        Shape of the block that the function received.
     """
 
     def __init__(
@@ -100,13 +83,13 @@ class ChunkError(_AtChunk):
         self.shape = shape
 
 
-class WorkerDied(_AtChunk):
-    """A worker process ended while it computed a chunk, more often than ``retries`` allows.
+class WorkerDied(_FailedChunk):
+    """A worker process exited while it computed a chunk, more often than ``retries`` allows.
 
     Attributes
     ----------
     exitcode : int or None
-        As in :class:`subprocess.Popen`: the exit status, or minus the signal's number.
+        As in :class:`subprocess.Popen`: the exit status, or minus the number of the signal.
     """
 
     def __init__(
@@ -122,16 +105,16 @@ class WorkerDied(_AtChunk):
         self.exitcode = exitcode
 
 
-class TaskTimeout(_AtChunk, TimeoutError):
+class TaskTimeout(_FailedChunk, TimeoutError):
     """A chunk took longer than ``task_timeout`` seconds; its worker was replaced."""
 
 
 class PlanError(ShmparError):
-    """The function, or something that it holds, cannot be sent to a worker."""
+    """The function, or an object that it holds, cannot be sent to a worker."""
 
 
 class SegmentError(ShmparError):
-    """Shared memory could not be used as asked."""
+    """Shared memory could not be used as requested."""
 
 
 class SegmentGone(SegmentError, FileNotFoundError):

@@ -1,8 +1,9 @@
-"""Making shared arrays, and that they behave as ndarrays everywhere."""
+"""Creation of shared arrays, and their behaviour as ndarrays."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from multiprocessing.managers import SharedMemoryManager
 
@@ -42,7 +43,7 @@ def shared():
 @pytest.mark.parametrize("shape", [(), 3, (2, 3), [2, 0], (np.int64(4),), iter((2, 2))])
 @pytest.mark.parametrize("dtype", [None, "f4", STRUCTURED, "U", (np.int32, (2, 3))])
 def test_creation_follows_numpy(make, shape, dtype):
-    """Shape, dtype and contents are what NumPy's function of the name gives."""
+    """Shape, dtype and values are those of NumPy's function of the same name."""
     shape = tuple(shape) if not isinstance(shape, int) else shape
     made, expected = getattr(sa, make)(shape, dtype), getattr(np, make)(shape, dtype)
     assert type(made) is SharedArray
@@ -53,7 +54,7 @@ def test_creation_follows_numpy(make, shape, dtype):
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_order_of_memory(order):
-    """Fortran order is Fortran order."""
+    """The strides are NumPy's; an unknown order is refused."""
     made = sa.zeros((3, 4, 5), order=order)
     assert made.strides == np.zeros((3, 4, 5), order=order).strides
     with pytest.raises(ValueError, match="order"):
@@ -63,7 +64,7 @@ def test_order_of_memory(order):
 @pytest.mark.parametrize("order", ["C", "F", "A", "K"])
 @pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
 def test_likes_follow_numpy(order, axes):
-    """zeros_like and empty_like keep shape, dtype and order, unless told otherwise."""
+    """zeros_like and empty_like keep shape, dtype and order, unless an argument replaces them."""
     source = np.ones((3, 4, 5), "f4").transpose(axes)
     for name in ("zeros_like", "empty_like"):
         made, expected = (getattr(module, name)(source, order=order) for module in (sa, np))
@@ -74,7 +75,7 @@ def test_likes_follow_numpy(order, axes):
 
 
 def test_full_follows_numpy():
-    """The value gives the dtype and may broadcast; one that cannot makes nothing."""
+    """The value gives the dtype and may broadcast; if it cannot, nothing is allocated."""
     assert sa.full((2, 2), 7).dtype == np.full((2, 2), 7).dtype
     assert sa.full((2, 2), [1, 2]).tolist() == [[1, 2], [1, 2]]
     assert sa.full(2, 1, "f4").dtype == "f4"
@@ -84,7 +85,7 @@ def test_full_follows_numpy():
 
 @given(layouts())
 def test_array_copies_any_layout(source):
-    """array() gives a writable copy with the same values and memory order."""
+    """array() returns a writable copy with the same values and memory order."""
     made = sa.array(source)
     assert type(made) is SharedArray
     assert made.tobytes() == source.tobytes()
@@ -114,8 +115,8 @@ def test_addresses_lead_to_the_same_bytes(data):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_dtype_travels(dtype):
-    """A pickled array has the very dtype: titles, offsets, alignment and record type too."""
+def test_every_dtype_survives_pickling(dtype):
+    """A pickled array keeps its dtype with titles, offsets, alignment and record type."""
     made = sa.zeros(3, dtype)
     raw = made.view("u1") if made.dtype.itemsize else made
     raw[...] = 1
@@ -136,14 +137,14 @@ def test_every_dtype_travels(dtype):
     ],
 )  # fmt: skip
 def test_bad_shapes_are_refused(shape, error):
-    """Nothing wraps round, nothing is guessed."""
+    """No size overflows, and no type is guessed."""
     with pytest.raises(error):
         sa.zeros(shape)
 
 
 @pytest.mark.parametrize("dtype", ["O", [("a", "O")], (object, (2,)), *STRING_DTYPES], ids=str)
 def test_python_objects_are_refused(dtype):
-    """Pointers mean nothing in another process; the error says so, whichever way they come."""
+    """Each function refuses pointers, which mean nothing in another process."""
     with pytest.raises(TypeError, match="Python objects"):
         sa.zeros(3, dtype)
     with pytest.raises(TypeError, match="Python objects"):
@@ -153,7 +154,7 @@ def test_python_objects_are_refused(dtype):
 
 
 def test_other_bad_input():
-    """Unknown dtypes, ragged lists and masked arrays."""
+    """Unknown dtypes, ragged lists and masked arrays are refused."""
     with pytest.raises(TypeError, match="not understood"):
         sa.zeros(3, "nonsense")
     with pytest.raises(ValueError, match="inhomogeneous"):
@@ -163,10 +164,12 @@ def test_other_bad_input():
     for function in (sa.array, sa.asarray, sa.zeros_like):
         with pytest.raises(TypeError, match="second input"):
             function(np.ma.masked_equal([1, 2], 1))
+    with pytest.raises(TypeError, match="second input"):
+        sa.full(2, np.ma.masked_equal([1, 2], 1))
 
 
 def test_a_read_only_source_gives_a_writable_copy():
-    """A copy is the caller's own."""
+    """The flag of the source is not copied."""
     source = np.arange(3)
     source.flags.writeable = False
     made = sa.array(source)
@@ -174,7 +177,7 @@ def test_a_read_only_source_gives_a_writable_copy():
     assert made.tolist() == [1, 2, 3]
 
 
-# --- what stays shared and what decays
+# --- operations that keep an array shared, and operations that do not
 
 VIEWS = {
     "slice": lambda a: a[1:],
@@ -242,7 +245,7 @@ COPIES = {
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_views_stay_shared(view, shared):
-    """What looks at the same memory is a SharedArray with an address of its own."""
+    """A view is a SharedArray with an address of its own."""
     found, expected = VIEWS[view](shared), VIEWS[view](np.array(shared))
     assert type(found) is SharedArray
     assert np.array_equal(found, expected, equal_nan=True) or view == "view"
@@ -253,7 +256,7 @@ def test_views_stay_shared(view, shared):
 
 @pytest.mark.parametrize("make", COPIES)
 def test_new_memory_is_plain(make, shared):
-    """What makes new memory gives exactly an ndarray, and NumPy's values."""
+    """An operation that makes new memory returns exactly an ndarray, with NumPy's values."""
     found, expected = COPIES[make](shared), COPIES[make](np.array(shared))
     assert type(found) is np.ndarray
     assert found.shape == expected.shape
@@ -269,8 +272,8 @@ def test_scalars_are_scalars(shared):
     assert type(shared.mean()) is np.float64
 
 
-def test_out_is_what_was_passed(shared):
-    """In-place operators and out= give the very object back, and fill the segment."""
+def test_out_is_the_object_that_was_passed(shared):
+    """In-place operators and out= return the object that was passed, and fill the segment."""
     same = shared
     same += 1
     assert same is shared
@@ -289,7 +292,7 @@ def test_out_is_what_was_passed(shared):
 
 
 def test_methods_in_place(shared):
-    """sort, fill, put and item assignment reach other processes' view."""
+    """sort, fill, put and item assignment reach the views of other processes."""
     other = attach(shared.address)
     shared[::-1].sort(axis=0)
     shared[0] = 7
@@ -302,7 +305,7 @@ def test_methods_in_place(shared):
 
 
 def test_imag_of_complex_is_shared():
-    """It is a view there, and can be set."""
+    """The imaginary part is a view, and can be set."""
     made = sa.zeros(3, complex)
     made.imag = 2
     made.imag[1] = 5
@@ -310,8 +313,8 @@ def test_imag_of_complex_is_shared():
     assert made.tolist() == [2j, 5j, 2j]
 
 
-def test_a_copy_that_kept_the_type_knows_that_it_is_not_shared(shared):
-    """np.array(subok=True) cannot be intercepted; such a copy pickles by value, as plain."""
+def test_a_copy_that_kept_the_type_is_not_shared(shared):
+    """A copy by np.array(subok=True) pickles by value, as a plain array."""
     odd = np.array(shared, subok=True, copy=True)
     back = pickle.loads(pickle.dumps(odd))
     assert type(back) is np.ndarray
@@ -321,19 +324,19 @@ def test_a_copy_that_kept_the_type_knows_that_it_is_not_shared(shared):
             odd.address  # noqa: B018
 
 
-def test_the_constructor_says_what_to_call():
-    """SharedArray(...) would not know where its memory comes from."""
+def test_the_constructor_names_the_functions_to_call():
+    """SharedArray(...) has no memory."""
     with pytest.raises(TypeError, match=r"shmpar\.array"):
         SharedArray((3,))
 
 
 def test_typing_at_run_time():
-    """The class takes parameters as ndarray does."""
+    """The class takes type parameters as ndarray does."""
     assert SharedArray[tuple[int], np.dtype[np.float64]]
 
 
 def test_repr_is_numpys(shared):
-    """It reads as any array."""
+    """The repr is that of any subclass."""
     assert repr(shared[0]) == "SharedArray([0., 1., 2., 3., 4.])"
 
 
@@ -342,7 +345,7 @@ def test_repr_is_numpys(shared):
 
 @pytest.mark.parametrize("end", ["close", "with", "del"])
 def test_views_outlive_everything(end, shared):
-    """A view that is held stays readable and writable: no fault, no lost write."""
+    """A view stays readable and writable: no fault, no lost write."""
     view, plain = shared[1:], np.asarray(shared)[2:]
     if end == "with":
         with shared as same:
@@ -363,8 +366,8 @@ def test_views_outlive_everything(end, shared):
         assert type(sa.array(view)) is SharedArray
 
 
-def test_a_with_block_does_not_swallow(shared):
-    """An exception passes, and the array is closed."""
+def test_a_with_block_passes_exceptions_on(shared):
+    """The exception is raised, and the array is closed."""
     with pytest.raises(KeyError), shared:
         raise KeyError
     assert shared.closed
@@ -373,8 +376,8 @@ def test_a_with_block_does_not_swallow(shared):
 # --- asarray
 
 
-def test_asarray_copies_only_what_must_be(shared, tmp_path):
-    """Shared arrays and mapped files are taken as they are, anything else is copied once."""
+def test_asarray_copies_only_private_memory(shared, tmp_path):
+    """Shared arrays are not copied; any other array is copied once."""
     assert sa.asarray(shared) is shared
     again = sa.asarray(np.asarray(shared)[1:])
     assert np.shares_memory(again, shared)
@@ -390,7 +393,7 @@ def test_asarray_copies_only_what_must_be(shared, tmp_path):
 
 
 def test_asarray_of_a_mapped_file(tmp_path):
-    """Its address is the file: what another process writes is in it."""
+    """Its address is the file, and writes of another process reach the file."""
     path = tmp_path / "x.npy"
     np.save(path, np.arange(6.0))
     mapped = np.load(path, mmap_mode="r+")
@@ -411,8 +414,8 @@ def test_asarray_of_a_mapped_file(tmp_path):
 # --- the standard library's manager
 
 
-def test_a_standard_manager_owns_what_it_made():
-    """SharedMemoryManager: its segments are reserved, ours to use, and its own to remove."""
+def test_a_standard_manager_owns_its_segments():
+    """Segments of a SharedMemoryManager are reserved, and removed by the manager alone."""
     with SharedMemoryManager() as manager:
         made = sa.array(np.arange(4.0), manager=manager)
         assert not made.owner
@@ -429,6 +432,17 @@ def test_a_standard_manager_owns_what_it_made():
 
 
 def test_a_standard_manager_without_room():
-    """The error comes before the first write, and the memory is given back."""
+    """SegmentFull is raised before the first write, and the memory is given back."""
     with SharedMemoryManager() as manager, pytest.raises(SegmentFull):
         sa.zeros(10**12, manager=manager)
+
+
+@pytest.mark.parametrize(
+    "name", ["empty", "ones", "full", "zeros_like", "empty_like", "array", "asarray"]
+)
+def test_docstrings_have_the_common_text(name):
+    """Each creation function documents its own parameters in full."""
+    function = getattr(sa, name)
+    assert "As for" not in function.__doc__
+    for parameter in inspect.signature(function).parameters:
+        assert f"\n{parameter} : " in function.__doc__

@@ -1,7 +1,10 @@
-"""Locks of arrays: among threads and processes, with timeouts, and when a holder dies."""
+"""Locks of arrays: threads, processes, timeouts, and the death of a holder."""
 
 from __future__ import annotations
 
+import fcntl
+import functools
+import gc
 import pickle
 import subprocess
 import threading
@@ -9,7 +12,9 @@ import time
 
 import pytest
 
+from shmpar.arrays import Lock
 from shmpar.arrays import creation as sa
+from shmpar.arrays.sharedarray import _reopen
 from shmpar.memory import limits
 from tests.interpreters import interpreter, run_python
 
@@ -31,12 +36,12 @@ HOLD = """
 
 @pytest.fixture
 def counter():
-    """Share a counter, and a number that nobody touches."""
+    """Share a counter, and a second number that stays zero."""
     return sa.zeros(2, int)
 
 
 def test_processes_exclude_each_other(counter):
-    """No increment is lost, whichever view of the array is locked."""
+    """No increment is lost if each process locks a view of the array."""
     code = pickle.dumps(counter).hex()
     with interpreter(COUNT, code) as one, interpreter(COUNT, code) as two:
         assert one.wait() == two.wait() == 0
@@ -44,7 +49,7 @@ def test_processes_exclude_each_other(counter):
 
 
 def test_threads_exclude_each_other(counter):
-    """The object is one a segment and process, and holds threads apart."""
+    """All arrays of one address have one lock object, which excludes threads."""
     assert pickle.loads(pickle.dumps(counter[1:])).lock is counter.lock
 
     def work():
@@ -62,8 +67,8 @@ def test_threads_exclude_each_other(counter):
     assert counter[0] == 1200
 
 
-def test_a_timeout_returns_false_and_death_frees(counter):
-    """While another process holds it acquire() gives up; the kernel frees the lock of the dead."""
+def test_a_timeout_returns_false_and_death_releases(counter):
+    """acquire() returns False at the deadline; the kernel releases the lock of a dead process."""
     pipe = subprocess.PIPE
     with interpreter(HOLD, pickle.dumps(counter).hex(), stdin=pipe, stdout=pipe) as holder:
         assert holder.stdout.readline() == b"held\n"
@@ -78,8 +83,8 @@ def test_a_timeout_returns_false_and_death_frees(counter):
         counter.lock.release()
 
 
-def test_waiting_ends_when_the_holder_lets_go(counter):
-    """A with statement waits."""
+def test_waiting_ends_when_the_holder_releases(counter):
+    """A with statement waits for the lock."""
     pipe = subprocess.PIPE
     with interpreter(HOLD, pickle.dumps(counter).hex(), stdin=pipe, stdout=pipe) as holder:
         holder.stdout.readline()
@@ -98,25 +103,25 @@ def test_waiting_ends_when_the_holder_lets_go(counter):
 
 
 def test_mistakes_are_named(counter):
-    """Releasing what is not held; a negative timeout."""
+    """A release without acquire and a negative timeout raise errors."""
     with pytest.raises(RuntimeError, match="not held"):
         counter.lock.release()
     with pytest.raises(ValueError, match="timeout"):
         counter.lock.acquire(-1)
 
 
-def test_arrays_of_one_segment_have_locks_of_their_own(monkeypatch):
-    """Small arrays that share a segment do not share a lock."""
+def test_arrays_in_one_segment_have_separate_locks(monkeypatch):
+    """A lock covers one array, and not the segment."""
     monkeypatch.setattr(limits, "scarce", lambda: True)
     a, b = sa.zeros(3), sa.zeros(3)
-    assert a._lease.segment == b._lease.segment
+    assert a._handle.segment == b._handle.segment
     with a.lock:
         assert b.lock.acquire(timeout=0)
         b.lock.release()
 
 
-def test_a_forked_child_is_excluded_and_keeps_nothing():
-    """The child's lock is its own, and does not keep that of a dead parent."""
+def test_a_forked_child_is_excluded_and_keeps_no_lock():
+    """A forked child opens the segment again, and drops the lock of its parent."""
     done = run_python("""
         import os, warnings
         from shmpar.arrays import creation as sa
@@ -136,3 +141,30 @@ def test_a_forked_child_is_excluded_and_keeps_nothing():
         assert a.lock.acquire(timeout=5)
     """)
     assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_a_used_lock_does_not_keep_the_memory():
+    """The segment goes with the last array, without a garbage collection."""
+    dropped = []
+    made = sa.zeros(3)
+    made._handle.segment.subscribe(dropped.append)
+    with made.lock:
+        pass
+    gc.disable()
+    try:
+        del made
+        assert len(dropped) == 1
+    finally:
+        gc.enable()
+
+
+def test_without_locks_of_descriptions_the_whole_file_is_locked(counter, monkeypatch):
+    """Without F_OFD_SETLK, as on macOS, flock excludes; a release lets the next one in."""
+    monkeypatch.delattr(fcntl, "F_OFD_SETLK")
+    reopen = functools.partial(_reopen, counter._handle.segment)
+    one, two = Lock(reopen, 0), Lock(reopen, 0)
+    with one:
+        assert not two.acquire(timeout=0)
+    assert two.acquire()
+    assert not one.acquire(timeout=0.001)
+    two.release()

@@ -1,4 +1,4 @@
-"""Attaching: what may be opened, what is refused, and that nobody is harmed."""
+"""attach(): segments that it opens, segments and addresses that it refuses, and its effects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from shmpar.arrays import SharedArray, attach
 from shmpar.arrays import creation as sa
-from shmpar.arrays.address import Address, describe, rebuild
+from shmpar.arrays.address import Address, dtype_from_json, dtype_to_json
 from shmpar.errors import SegmentGone
 from shmpar.memory import allocate
 from tests.interpreters import ROOT, run_python
@@ -58,8 +58,8 @@ if sys.argv[3] == "close":
 
 
 @pytest.mark.parametrize("python", [sys.executable, *pythons()])
-def test_strangers_attach_and_leave_without_harm(python, owner):
-    """Several unrelated processes: the owner's array is as it was, nobody prints a word."""
+def test_unrelated_processes_attach_and_exit_without_effect(python, owner):
+    """The owner's array is unchanged, and no process prints anything."""
     address = json.dumps(owner.address)
     for n in range(6 if python == sys.executable else 2):
         how = "close" if n % 2 else "exit"
@@ -77,7 +77,7 @@ def test_strangers_attach_and_leave_without_harm(python, owner):
 
 
 def test_the_standard_library_opens_it_by_name(owner):
-    """SharedMemory(name) sees the values from its first byte on."""
+    """SharedMemory(name) holds the values from its first byte on."""
     done = run_python(
         """
         import sys, numpy as np
@@ -95,8 +95,8 @@ def test_the_standard_library_opens_it_by_name(owner):
     assert owner[1, 1] == -5
 
 
-def test_the_standard_librarys_segments_can_be_attached():
-    """By handle or by name; its own shape and owner stay its own."""
+def test_attach_opens_segments_of_the_standard_library():
+    """By handle or by name; the segment keeps its owner."""
     theirs = SharedMemory(create=True, size=100)
     try:
         a = attach(theirs, (3, 4), "f8")
@@ -114,7 +114,7 @@ def test_the_standard_librarys_segments_can_be_attached():
 
 
 def test_attaching_twice_maps_once(owner):
-    """The same memory at the same place: overlap can be seen."""
+    """Both arrays lie at the same address of this process, so that an overlap is recognised."""
     first, second = attach(owner.address), attach(owner.name, (3, 4), "f8")
     assert np.shares_memory(first, second)
     first.close()
@@ -124,8 +124,8 @@ def test_attaching_twice_maps_once(owner):
     assert first[1, 1] == 5
 
 
-def test_taking_over_removes_at_the_end(owner):
-    """own=True: the name goes with this array; the first owner is not disturbed by that."""
+def test_a_segment_that_was_taken_over_is_removed(owner):
+    """own=True removes the name with this array; the first owner keeps its values."""
     code = """
         import sys
         from shmpar.arrays import attach
@@ -139,8 +139,8 @@ def test_taking_over_removes_at_the_end(owner):
     owner.close()
 
 
-def test_what_is_missing_is_named(owner):
-    """No segment, no shape, no sense: each says what to do."""
+def test_missing_segments_and_arguments_are_named(owner):
+    """Each error names the remedy."""
     with pytest.raises(SegmentGone, match="keep the owner"):
         attach("shmpar_nothing", 3, "f8")
     with pytest.raises(FileNotFoundError):
@@ -165,7 +165,7 @@ def test_what_is_missing_is_named(owner):
     ],
 )  # fmt: skip
 def test_only_names_of_segments_are_opened(name, owner):
-    """Neither a path nor anything else in /proc."""
+    """A path, or another file in /proc, is refused."""
     with pytest.raises(ValueError, match="cannot name"):
         attach(name, 3, "u1")
     with pytest.raises(ValueError, match="cannot name"):
@@ -173,7 +173,7 @@ def test_only_names_of_segments_are_opened(name, owner):
 
 
 def test_only_regular_files_are_opened(tmp_path, owner):
-    """No symbolic link, folder, pipe or file that somebody named."""
+    """A symbolic link, a folder, a pipe and a file with a name are refused."""
     paths = [f"/dev/shm/shmpar-test-{kind}" for kind in ("link", "folder", "pipe")]
     target = tmp_path / "target"
     target.write_bytes(bytes(100))
@@ -199,7 +199,7 @@ def test_only_regular_files_are_opened(tmp_path, owner):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away needs root")
 def test_other_users_segments_are_refused():
-    """Whoever could write there could shorten it under us."""
+    """Another user could shorten the segment while it is mapped."""
     path = "/dev/shm/shmpar-test-foreign"
     with open(path, "wb") as file:
         file.write(bytes(100))
@@ -211,8 +211,8 @@ def test_other_users_segments_are_refused():
         os.unlink(path)
 
 
-def test_a_name_that_was_given_to_another_is_gone(owner):
-    """An address means the very segment, not whatever has its name now."""
+def test_an_address_of_a_segment_that_was_replaced_is_gone(owner):
+    """An address means one segment, and not another one of the same name."""
     address = owner.address
     owner.close()
     other = sa.zeros((3, 4), name=address["name"])
@@ -222,7 +222,7 @@ def test_a_name_that_was_given_to_another_is_gone(owner):
 
 
 def test_a_memory_file_is_found_through_its_owner(monkeypatch):
-    """Without room in /dev/shm others find it through /proc, by device and inode."""
+    """Without room in /dev/shm other processes find it through /proc, by device and inode."""
     monkeypatch.setattr(allocate, "RUNGS", allocate.RUNGS[1:2])
     a = sa.array(np.arange(5.0))
     assert a.name.startswith("/proc/")
@@ -259,14 +259,14 @@ MISTYPED = [
 
 @pytest.mark.parametrize("change", TAMPERED, ids=str)
 def test_tampered_addresses_are_refused(change, owner):
-    """Nothing outside of the segment can be reached by editing an address."""
+    """An edited address reaches nothing outside of the segment."""
     with pytest.raises((ValueError, FileNotFoundError)):
         attach({**owner.address, **change})
 
 
 @pytest.mark.parametrize("change", MISTYPED, ids=str)
 def test_mistyped_addresses_are_refused(change, owner):
-    """Each entry has one type."""
+    """An entry of another type is a TypeError."""
     with pytest.raises(TypeError):
         attach({**owner.address, **change})
 
@@ -281,7 +281,7 @@ KEYS = ["version", "size", "offset", "shape", "strides", "dtype", "start", "writ
 
 @given(st.dictionaries(st.sampled_from(KEYS), JSON))
 def test_any_json_is_an_address_or_an_error(change):
-    """Whatever is parsed lies inside of its segment; the rest is a ValueError or TypeError."""
+    """A parsed address lies inside of its segment; any other is a ValueError or a TypeError."""
     whole = Address("shmpar_x", 96, 0, (3, 4), (32, 8), np.dtype("<f8")).to_json()
     try:
         found = Address.parse({**copy.deepcopy(whole), **change})
@@ -294,26 +294,26 @@ def test_any_json_is_an_address_or_an_error(change):
 
 @given(JSON)
 def test_any_json_is_a_dtype_or_an_error(found):
-    """A description that is accepted describes what it makes."""
+    """JSON that is accepted gives a dtype that has the same JSON."""
     try:
-        dtype = rebuild(found)
+        dtype = dtype_from_json(found)
     except (ValueError, TypeError):
         return
     assert not dtype.hasobject
-    assert rebuild(json.loads(json.dumps(describe(dtype)))) == dtype
+    assert dtype_from_json(json.loads(json.dumps(dtype_to_json(dtype)))) == dtype
 
 
-def test_nested_bombs_are_refused():
-    """Depth is bounded."""
+def test_deeply_nested_dtypes_are_refused():
+    """The depth has a limit."""
     bomb = "<f8"
     for _ in range(100):
         bomb = {"base": bomb, "shape": [1]}
     with pytest.raises(ValueError, match="deeply"):
-        rebuild(bomb)
+        dtype_from_json(bomb)
 
 
 def test_a_segment_that_was_shortened_is_refused(owner):
-    """Its size is looked at before it is mapped."""
+    """The size is checked before the segment is mapped."""
     address = owner.address
     os.truncate(f"/dev/shm/{owner.name}", 10)
     with pytest.raises(ValueError, match="10 bytes"):
@@ -321,7 +321,7 @@ def test_a_segment_that_was_shortened_is_refused(owner):
 
 
 def test_an_address_is_plain_json(owner):
-    """It survives json, and is small."""
+    """It passes through json unchanged, and is small."""
     text = json.dumps(owner[1:].T.address)
     assert len(text) < 400
     back = attach(json.loads(text))

@@ -1,4 +1,4 @@
-"""The error tree: what is what, and what survives pickling."""
+"""The tree of errors, and their pickling."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ from shmpar.errors import (
 
 REGION = (slice(0, 4), slice(3, 6))
 AT_CHUNK = (ChunkError, WorkerDied, TaskTimeout)
-CLASSES = [getattr(errors, name) for name in errors.__all__]
+CLASSES = [
+    value
+    for name, value in vars(errors).items()
+    if isinstance(value, type) and issubclass(value, BaseException) and not name.startswith("_")
+]
 ARGUMENTS = {ChunkError: {"shape": (4, 3)}, WorkerDied: {"exitcode": -11}, TaskTimeout: {}}
 
 PARENTS = {
@@ -38,48 +42,48 @@ BUILTINS = {TaskTimeout: TimeoutError, SegmentGone: FileNotFoundError, SegmentFu
 
 
 def raised(cls: type[ShmparError]) -> ShmparError:
-    """One error of each class, with all that it can carry."""
+    """Make an error with every attribute that its class has."""
     if cls in AT_CHUNK:
         return cls("it broke", chunk=7, region=REGION, run=object(), **ARGUMENTS[cls])
     return cls("it broke")
 
 
 def test_the_tree_is_complete():
-    """Every public error has its place in the tree that these tests know."""
+    """These tests cover each public error."""
     assert set(CLASSES) == set(PARENTS)
 
 
 @pytest.mark.parametrize(("cls", "parent"), PARENTS.items())
 def test_a_parent_catches_its_child(cls, parent):
-    """`except` with a class higher in the tree catches the class."""
+    """``except`` with a parent class catches the class."""
     with pytest.raises(parent, match="it broke"):
         raise raised(cls)
 
 
 @pytest.mark.parametrize(("cls", "builtin"), BUILTINS.items())
-def test_a_builtin_catches_what_it_stands_for(cls, builtin):
-    """Code that knows only the builtin error catches ours, and ours comes first."""
+def test_a_builtin_exception_catches_the_error(cls, builtin):
+    """``except`` with the builtin exception catches the error, and ours comes first."""
     with pytest.raises(builtin, match="it broke"):
         raise raised(cls)
     assert cls.__mro__.index(ShmparError) < cls.__mro__.index(builtin)
 
 
 @pytest.mark.parametrize("cls", sorted(set(CLASSES) - set(BUILTINS), key=lambda c: c.__name__))
-def test_only_three_are_builtins_too(cls):
-    """No other error is caught by accident with an operating system's or memory error."""
+def test_only_three_are_builtin_exceptions_too(cls):
+    """``except OSError`` and the like catch no other error by accident."""
     assert not issubclass(cls, OSError | MemoryError | ValueError | TypeError)
 
 
 @pytest.mark.parametrize("cls", AT_CHUNK)
-def test_errors_of_a_chunk_are_siblings(cls):
-    """No error of a chunk is caught as another one."""
+def test_errors_of_a_chunk_do_not_catch_each_other(cls):
+    """No class of an error of a chunk is a subclass of another."""
     assert not issubclass(cls, tuple(set(AT_CHUNK) - {cls}))
 
 
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickling_keeps_type_and_message(cls, protocol):
-    """An error arrives as what it was."""
+    """An error has the same type, message and arguments after pickling."""
     arrived = pickle.loads(pickle.dumps(raised(cls), protocol))
     assert type(arrived) is cls
     assert str(arrived) == "it broke"
@@ -88,8 +92,8 @@ def test_pickling_keeps_type_and_message(cls, protocol):
 
 @pytest.mark.parametrize("cls", AT_CHUNK)
 @pytest.mark.parametrize("again", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
-def test_pickling_keeps_what_it_carries_but_the_run(cls, again):
-    """Chunk, region, shape and exit code travel; the run, with its processes, does not."""
+def test_pickling_keeps_the_attributes_except_the_run(cls, again):
+    """Chunk, region, shape and exit code are kept; the run, with its processes, is not."""
     sent = raised(cls)
     sent.add_note("worker 3")
     arrived = again(sent)
@@ -98,21 +102,21 @@ def test_pickling_keeps_what_it_carries_but_the_run(cls, again):
     assert sent.run is not None
 
 
-def test_a_run_that_does_not_pickle_is_no_obstacle():
-    """Dropping the run happens before anything of it is looked at."""
+def test_an_error_pickles_even_if_its_run_does_not():
+    """The run is dropped before the pickling."""
     arrived = pickle.loads(pickle.dumps(ChunkError("it broke", run=lambda: None)))
     assert arrived.run is None
 
 
 @pytest.mark.parametrize("cls", AT_CHUNK)
-def test_nothing_is_known_by_default(cls):
-    """Where a failure belongs to no chunk its attributes are there, and None."""
+def test_attributes_are_none_by_default(cls):
+    """An error that belongs to no chunk has the attributes too."""
     assert set(vars(cls("it broke")).values()) == {None}
     assert {"chunk", "region", "run"} <= set(vars(cls("it broke")))
 
 
-def test_several_travel_as_a_group():
-    """An `ExceptionGroup` of chunk errors, as `on_error="collect"` raises, pickles whole."""
+def test_a_group_of_errors_pickles():
+    """An ``ExceptionGroup``, as ``on_error="collect"`` raises it, pickles as a whole."""
     group = ExceptionGroup("two chunks failed", [raised(ChunkError), raised(WorkerDied)])
     arrived = pickle.loads(pickle.dumps(group))
     assert [type(error) for error in arrived.exceptions] == [ChunkError, WorkerDied]

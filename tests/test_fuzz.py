@@ -1,4 +1,4 @@
-"""Made-up addresses and ledgers: refused in a few words, or right; nothing else is opened."""
+"""Random addresses and ledgers are refused with a short error, or right; nothing else is opened."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ NEAR = st.fixed_dictionaries(
 def owner() -> Iterator[Any]:
     """Share an array."""
     with sa.array(np.arange(12.0).reshape(3, 4)) as array:
-        assert array.sum() == 66  # memory that nobody has looked at is not counted as there
+        assert array.sum() == 66  # memory counts as used once it was read
         assert array.name
         yield array
 
@@ -72,14 +72,14 @@ def good(owner: Any, nothing_left: None) -> dict[str, Any]:
 
 
 def check(address: Any, good: dict[str, Any]) -> None:
-    """It is refused by an error that says so in a few words, or lies in the segment."""
+    """Assert that the address is refused with a short error, or lies in the segment."""
     try:
         found = attach(address)
     except REFUSALS as error:
         said = str(error)
     else:
         touch(found)
-        assert found._lease.segment.backing.identity() == (good["device"], good["inode"])
+        assert found._handle.segment.backing.identity() == (good["device"], good["inode"])
         said = "nothing"
     assert 0 < len(said) < 1000
 
@@ -96,14 +96,14 @@ def check(address: Any, good: dict[str, Any]) -> None:
 @example(change={"file": True, "name": "/dev/zero"})
 @example(change={"name": "/proc/1/fd/0"})
 @example(change={"version": True})
-def test_whatever_an_entry_is_changed_to(change: dict[str, Any], good: dict[str, Any]) -> None:
-    """Negative, huge, no number, nested, another's name."""
+def test_an_address_with_changed_entries(change: dict[str, Any], good: dict[str, Any]) -> None:
+    """Negative, huge, nested, of another type, or the name of another segment."""
     check({**copy.copy(good), **change}, good)
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_entries_nested_without_end(field: str, good: dict[str, Any]) -> None:
-    """Deeper than the interpreter's stack; in a dtype's description too."""
+def test_deeply_nested_entries(field: str, good: dict[str, Any]) -> None:
+    """Deeper than the interpreter's stack, in a dtype too."""
     nested: Any = []
     for _ in range(100_000):
         nested = [nested]
@@ -113,15 +113,15 @@ def test_entries_nested_without_end(field: str, good: dict[str, Any]) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(change=NEAR)
-def test_an_array_that_is_nearly_right(change: dict[str, Any], good: dict[str, Any]) -> None:
-    """Whatever is accepted can be read and written as a whole."""
+def test_an_address_close_to_a_valid_one(change: dict[str, Any], good: dict[str, Any]) -> None:
+    """An accepted array can be read and written as a whole."""
     check({**good, **change}, good)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(address=ANYTHING)
-def test_anything_in_the_place_of_an_address(address: Any, good: dict[str, Any]) -> None:
-    """A name needs a shape and a dtype; the rest is none."""
+def test_any_value_as_an_address(address: Any, good: dict[str, Any]) -> None:
+    """A name needs a shape and a dtype; other values are no address."""
     check(address, good)
 
 
@@ -133,7 +133,7 @@ def test_anything_in_the_place_of_an_address(address: Any, good: dict[str, Any])
     dtype=st.sampled_from(TEXTS) | st.text(max_size=4) | st.sampled_from(OTHERS),
 )
 def test_any_name_shape_and_dtype(name: str, shape: Any, dtype: Any, good: dict[str, Any]) -> None:
-    """As an address; no name of these is one."""
+    """None of these names is that of a segment."""
     with pytest.raises(REFUSALS):
         attach(name, shape, dtype)
 

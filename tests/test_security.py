@@ -159,7 +159,7 @@ def test_an_address_of_a_file_opens_that_file_alone(tmp_path: Path) -> None:
         with pytest.raises((ValueError, shmpar.SegmentError)):
             attach({**address, "name": name})
     found = os.stat(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         attach({
             **address,
             "name": str(tmp_path / "pipe"), "device": found.st_dev, "inode": found.st_ino,

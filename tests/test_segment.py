@@ -377,7 +377,7 @@ assert segment.kind == "memfd", segment.kind
 array[:] = 2
 assert create(100 << 20).kind == "memfd"
 small = sa.zeros(10)
-assert small._lease.segment.kind == "shm"
+assert small._handle.segment.kind == "shm"
 big = sa.zeros(100 << 17)
 assert big.name.startswith(f"/proc/{os.getpid()}/fd/")
 reader = f'''

@@ -237,7 +237,7 @@ def test_a_forked_child_removes_nothing():
         a, b = sa.ones(3), sa.zeros(4)
         names = a.name, b.name
         ended = []
-        a._lease.segment.subscribe(ended.append)
+        a._handle.segment.subscribe(ended.append)
         pid = os.fork()
         if pid == 0:
             del b

@@ -1,7 +1,4 @@
-"""Shared arrays: making them, attaching to them, and what they are.
-
-Imports the segment package, ``shmpar.errors``, NumPy and the standard library.
-"""
+"""Shared arrays: creation, attaching, and the SharedArray class."""
 
 from __future__ import annotations
 

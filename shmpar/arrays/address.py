@@ -1,178 +1,157 @@
-"""Dtypes as plain JSON, and back.
-
-Imports NumPy.
+"""Addresses of arrays as plain JSON, and checks of shapes and dtypes.
 
 Guarantees
 ----------
-``rebuild(describe(dtype)) == dtype``, with offsets, titles, alignment, byte order and record type,
-or ``describe`` raises.
-``rebuild`` hands NumPy nothing but type strings of one item and dicts of them.
-
-What array is wanted: shape and dtype, checked before any memory is made.
-
-Imports masked, and the segment package's extent.
-
-Guarantees
-----------
-Sizes are Python integers: nothing wraps.
-
-Addresses: all that is needed to find an array again, as plain JSON.
-
-Imports NumPy and the segment package's extent.
-
-Guarantees
-----------
-Nothing of an address is evaluated or unpickled, so it may come from anywhere, and one made on one
-version of Python and NumPy opens on another.
-A parsed address is consistent: whatever segment of at least ``size`` bytes it is applied to, the
-array lies inside.
+An address may come from anywhere: nothing in it is evaluated or unpickled.
+Each parsed address is consistent: in a segment of at least ``size`` bytes the array lies inside.
+``dtype_from_json(dtype_to_json(dtype)) == dtype`` with offsets, titles, alignment, byte order and
+record type, or ``dtype_to_json`` raises an error.
+Sizes are Python integers: no product overflows.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
 import operator
 import re
 import reprlib
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from shmpar.memory.copying import is_masked
 from shmpar.memory.segment import byte_bounds, dense_nbytes, lies_within
 
-if TYPE_CHECKING:
-    import numpy as np
+DtypeJson = str | dict[str, Any]
 
-__all__ = [
-    "Address",
-    "Demand",
-    "VERSION",
-    "check_dtype",
-    "check_input",
-    "describe",
-    "rebuild",
-    "shown",
-]
-
-Description = str | dict[str, Any]
-
-_SIMPLE: Final = re.compile(r"[<>|=]([biufcSUV]\d{1,9}|[mM]8(\[\d{0,9}[a-zA-Zμ]{1,7}\])?)")
-_DEEPEST: Final = 32
-_LONGEST: Final = 200  # characters
+VERSION: Final = 1
+_MAX_AXES: Final = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
+_MAX_NUMBER: Final = 2**64 - 1  # inode numbers have 64 bits
+_MAX_DEPTH: Final = 32
+_MAX_REPR: Final = 200  # characters
+_SIMPLE_DTYPE: Final = re.compile(r"[<>|=]([biufcSUV]\d{1,9}|[mM]8(\[\d{0,9}[a-zA-Zμ]{1,7}\])?)")
 
 
-def describe(dtype: np.dtype[Any]) -> Description:
-    """Describe a dtype.
+def short_repr(value: Any) -> str:
+    """Return a repr of bounded length for an error message."""
+    try:
+        text = reprlib.repr(value)
+    except Exception:  # noqa: BLE001 - a number of too many digits, or an object of the user's
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= _MAX_REPR else text[:_MAX_REPR] + "..."
+
+
+def reject_objects(dtype: np.dtype[Any]) -> None:
+    """Raise TypeError if the values of a dtype are pointers to Python objects."""
+    if dtype.hasobject:
+        raise TypeError(
+            f"dtype {dtype} holds Python objects: their addresses mean nothing in another process; "
+            "use a numeric, string ('U', 'S'), datetime or structured dtype"
+        )
+
+
+def reject_masked(values: Any) -> None:
+    """Raise TypeError for a masked array: a copy of its bytes would lose the mask."""
+    if is_masked(values):
+        raise TypeError(
+            "a masked array would lose its mask: pass x.filled(...), or x.data and the mask "
+            "(numpy.ma.getmaskarray(x)) as a second input"
+        )
+
+
+# Why: numpy.lib.format.dtype_to_descr loses alignment, record types and fields out of order, and
+# its counterpart evaluates strings.
+def dtype_to_json(dtype: np.dtype[Any]) -> DtypeJson:
+    """Return a dtype as JSON: its type string, or the arguments of ``numpy.dtype`` as a dict.
 
     Raises
     ------
     TypeError
-        It holds Python objects, or NumPy could not rebuild it from a description.
+        The dtype holds Python objects, or NumPy could not rebuild it from the JSON.
 
     Examples
     --------
-    >>> describe(np.dtype("<f8")), describe(np.dtype([("x", "<i2"), ("y", "<f4", (3,))]))["names"]
-    ('<f8', ['x', 'y'])
+    >>> dtype_to_json(np.dtype("<f8"))
+    '<f8'
+    >>> dtype_to_json(np.dtype([("x", "<i2"), ("y", "<f4", (3,))]))["names"]
+    ['x', 'y']
     """
-    found = _describe(dtype)
-    if dtype.hasobject or rebuild(found) != dtype:
+    found: DtypeJson = dtype.str
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        found = {"base": dtype_to_json(base), "shape": list(shape)}
+    elif dtype.names is not None and dtype.fields is not None:
+        fields = [dtype.fields[name] for name in dtype.names]
+        found = {
+            "names": list(dtype.names),
+            "formats": [dtype_to_json(field[0]) for field in fields],
+            "offsets": [field[1] for field in fields],
+            "titles": [field[2] if len(field) > 2 else None for field in fields],  # noqa: PLR2004
+            "itemsize": dtype.itemsize,
+            "aligned": dtype.isalignedstruct,
+            "record": issubclass(dtype.type, np.record),
+        }
+    if dtype.hasobject or dtype_from_json(found) != dtype:
         raise TypeError(f"dtype {dtype!r} has no address: view the array as a builtin dtype first")
     return found
 
 
-def _describe(dtype: np.dtype[Any]) -> Description:
-    if dtype.subdtype is not None:
-        base, shape = dtype.subdtype
-        return {"base": _describe(base), "shape": list(shape)}
-    if dtype.names is None or dtype.fields is None:
-        return dtype.str
-    fields = [dtype.fields[name] for name in dtype.names]
-    return {
-        "names": list(dtype.names),
-        "formats": [_describe(field[0]) for field in fields],
-        "offsets": [field[1] for field in fields],
-        "titles": [field[2] if len(field) > 2 else None for field in fields],  # noqa: PLR2004
-        "itemsize": dtype.itemsize,
-        "aligned": dtype.isalignedstruct,
-        "record": issubclass(dtype.type, np.record),
-    }
-
-
-def rebuild(found: Any, depth: int = 0) -> np.dtype[Any]:
-    """Make the dtype that a description describes.
+def dtype_from_json(found: Any, depth: int = 0) -> np.dtype[Any]:
+    """Return the dtype that :func:`dtype_to_json` gave as JSON.
 
     Raises
     ------
     ValueError, TypeError
-        It describes none.
+        The JSON is not a dtype.
     """
-    if depth > _DEEPEST:
+    if depth > _MAX_DEPTH:
         raise ValueError("dtype nested too deeply")
-    if isinstance(found, str):
-        return _simple(found)
-    if not isinstance(found, dict):
-        raise TypeError(f"no description of a dtype: {shown(found)}")
+    if not isinstance(found, (str, dict)):
+        raise TypeError(f"not a dtype: {short_repr(found)}")
     try:
-        return _subarray(found, depth) if "base" in found else _structured(found, depth)
+        if isinstance(found, dict):
+            return _compound_dtype(found, depth + 1)
+        # Why: NumPy evaluates literals in other strings and splits them at commas.
+        if _SIMPLE_DTYPE.fullmatch(found):
+            return np.dtype(found)
     except (KeyError, OverflowError, MemoryError) as error:
-        raise ValueError(f"no description of a dtype: {shown(found)}") from error
+        raise ValueError(f"not a dtype: {short_repr(found)}") from error
+    raise ValueError(f"not a dtype: {short_repr(found)}")
 
 
-def _simple(text: str) -> np.dtype[Any]:
-    if not _SIMPLE.fullmatch(text):
-        raise ValueError(f"no description of a dtype: {shown(text)}")
-    dtype: np.dtype[Any] = np.dtype(text)
-    return dtype
-
-
-def _subarray(found: dict[str, Any], depth: int) -> np.dtype[Any]:
-    shape = tuple(_counts(found["shape"]))
-    return np.dtype((rebuild(found["base"], depth + 1), shape))
-
-
-def _structured(found: dict[str, Any], depth: int) -> np.dtype[Any]:
+def _compound_dtype(found: dict[str, Any], depth: int) -> np.dtype[Any]:
+    if "base" in found:
+        base = dtype_from_json(found["base"], depth)
+        return np.dtype((base, _integers(found["shape"], "shape of a dtype")))
     names, titles = found["names"], found["titles"]
     if not all(isinstance(text, str) for text in [*names, *filter(None, titles)]):
-        raise TypeError(f"dtype with names {shown(names)}")
+        raise TypeError(f"address with names of fields = {short_repr(names)}")
     dtype = np.dtype(
         {
             "names": list(names),
-            "formats": [rebuild(each, depth + 1) for each in found["formats"]],
-            "offsets": _counts(found["offsets"]),
+            "formats": [dtype_from_json(each, depth) for each in found["formats"]],
+            "offsets": _integers(found["offsets"], "offsets of fields"),
             "titles": list(titles),
-            "itemsize": _counts([found["itemsize"]])[0],
+            "itemsize": _integers([found["itemsize"]], "itemsize of a dtype")[0],
         },
         align=found["aligned"] is True,
     )
     return np.dtype((np.record, dtype)) if found["record"] is True else dtype
 
 
-def _counts(values: Any) -> list[int]:
-    """Check a list of numbers of bytes or elements."""
-    if not isinstance(values, list):
-        raise TypeError(f"dtype with {shown(values)}")
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in values):
-        raise ValueError(f"dtype with {shown(values)}")
-    return values
+def _integers(values: Any, entry: str, minimum: int = 0) -> tuple[int, ...]:
+    """Check an entry of an address that is a list of numbers; a bool is not a number."""
+    if not isinstance(values, (list, tuple)) or not all(type(n) is int for n in values):
+        raise TypeError(f"address with {entry} = {short_repr(values)}")
+    if not all(minimum <= n <= _MAX_NUMBER for n in values):
+        raise ValueError(f"address with {entry} = {short_repr(values)}")
+    return tuple(values)
 
 
-def shown(value: Any) -> str:
-    """What an error says of something that may be of any length and depth."""
-    try:
-        text = reprlib.repr(value)
-    except Exception:  # noqa: BLE001 - a number of too many digits, or an object of the user's
-        return f"a value of type {type(value).__name__}"
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
-
-
-_MAX_AXES: Final = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
-
-
-class Demand(NamedTuple):
-    """A shape and a dtype that fit into memory.
+class ArraySpec(NamedTuple):
+    """Shape and dtype of an array that fits into memory.
 
     Attributes
     ----------
@@ -183,7 +162,7 @@ class Demand(NamedTuple):
 
     Examples
     --------
-    >>> Demand.of(3, "f8").nbytes
+    >>> ArraySpec.of(3, "f8").nbytes
     24
     """
 
@@ -192,92 +171,59 @@ class Demand(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values."""
+        """Size of the values in bytes."""
         return dense_nbytes(self.shape, self.dtype.itemsize)
 
     @classmethod
-    def of(cls, shape: Any, dtype: Any) -> Demand:
-        """Check a user's shape and dtype (None is float64, as NumPy's).
+    def of(cls, shape: Any, dtype: Any) -> ArraySpec:
+        """Check a shape and a dtype of the user's; None is float64 as in NumPy.
 
         Raises
         ------
         TypeError
-            The shape is no integers, or the dtype is unknown or holds Python objects.
+            The shape holds other values than integers, or the dtype is unknown or holds Python
+            objects.
         ValueError
             The shape is negative, has too many axes, or more bytes than can be addressed.
         """
         try:
-            described = check_dtype(np.dtype(dtype))
-        except SyntaxError:  # NumPy evaluates literals in it
-            raise TypeError(f"no dtype: {dtype!r}") from None
-        axes = _axes(shape)
-        if described.subdtype is not None:  # as NumPy: its axes come last
-            described, inner = described.subdtype
-            axes += inner
-        demand = cls(axes, np.empty(0, described).dtype)  # NumPy sizes "U" and "S"
-        demand._check()
-        return demand
-
-    def _check(self) -> None:
-        if min(self.shape, default=0) < 0:
-            raise ValueError(f"shape {self.shape} has a negative length")
-        if len(self.shape) > _MAX_AXES:
-            raise ValueError(f"shape with {len(self.shape)} axes; NumPy has at most {_MAX_AXES}")
-        nonzero = [n for n in self.shape if n]
-        if dense_nbytes(nonzero, max(1, self.dtype.itemsize)) > sys.maxsize:
-            raise ValueError(f"shape {self.shape} of dtype {self.dtype} has more than 2**63 bytes")
+            # Why: NumPy sizes "U" and "S", and moves the axes of a subarray into the shape.
+            sample = np.empty(0, dtype)
+        except SyntaxError:  # NumPy evaluates literals in the string
+            raise TypeError(f"not a dtype: {short_repr(dtype)}") from None
+        reject_objects(sample.dtype)
+        spec = cls(_axes(shape) + sample.shape[1:], sample.dtype)
+        if min(spec.shape, default=0) < 0:
+            raise ValueError(f"shape {short_repr(spec.shape)} has a negative length")
+        if len(spec.shape) > _MAX_AXES:
+            raise ValueError(f"shape with {len(spec.shape)} axes; NumPy has at most {_MAX_AXES}")
+        # Why: NumPy refuses too large axes beside an axis of length 0 as well.
+        if dense_nbytes([n for n in spec.shape if n], max(1, spec.dtype.itemsize)) > sys.maxsize:
+            raise ValueError(
+                f"shape {short_repr(spec.shape)} of dtype {spec.dtype} has more than 2**63 bytes"
+            )
+        return spec
 
 
 def _axes(shape: Any) -> tuple[int, ...]:
-    if isinstance(shape, (str, bytes, bool, np.bool_)) or shape is None:
-        raise TypeError(f"shape must be an int or a sequence of ints, not {shape!r}")
-    if isinstance(shape, Iterable) and getattr(shape, "ndim", 1) > 0:
-        return tuple(map(_length, shape))
-    return (_length(shape),)
-
-
-def _length(n: Any) -> int:
-    if isinstance(n, (bool, np.bool_)):
-        raise TypeError(f"shape must hold ints, not {n!r}")
-    try:
-        return operator.index(n)
-    except TypeError:
-        raise TypeError(f"shape must hold ints, not {n!r}") from None
-
-
-def check_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Give back a dtype, or raise TypeError if its values are pointers."""
-    if dtype.hasobject:
-        raise TypeError(
-            f"dtype {dtype} holds Python objects: their addresses mean nothing in another process; "
-            "use a numeric, string ('U', 'S'), datetime or structured dtype"
-        )
-    return dtype
-
-
-def check_input(values: Any) -> None:
-    """Raise TypeError for arrays whose meaning a copy of their bytes would lose."""
-    if is_masked(values):
-        raise TypeError(
-            "a masked array would lose its mask: pass x.filled(...), or x.data and the mask "
-            "(numpy.ma.getmaskarray(x)) as a second input"
-        )
-
-
-VERSION: Final = 1
-_address_MAX_AXES: Final = 64
-_MOST: Final = 2**64 - 1  # inodes have as many
+    is_sequence = isinstance(shape, Iterable) and getattr(shape, "ndim", 1) > 0
+    lengths = tuple(shape) if is_sequence else (shape,)
+    is_bool = any(isinstance(n, (bool, np.bool_)) for n in lengths)
+    if not is_bool and not isinstance(shape, bytes):
+        with contextlib.suppress(TypeError):
+            return tuple(map(operator.index, lengths))
+    raise TypeError(f"shape must be an int or a sequence of ints, not {short_repr(shape)}")
 
 
 class Address(NamedTuple):
-    """Where an array lies, checked.
+    """Location, shape and dtype of an array in a segment.
 
     Attributes
     ----------
     name : str
-        The segment's name.
+        Name of the segment.
     size : int
-        Its bytes.
+        Size of the segment in bytes.
     offset : int
         Byte of the element [0, ..., 0].
     shape : tuple of int
@@ -287,7 +233,7 @@ class Address(NamedTuple):
     dtype : dtype
         Without Python objects.
     start : int
-        Byte at which the array begins that this is a view of: its lock lies there.
+        First byte of the array of which this is a view: the byte of its lock.
     writable : bool
         Whether the array may be written.
     identity : tuple of (int, int) or None
@@ -315,7 +261,7 @@ class Address(NamedTuple):
     file: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Give the address as a dict of str, int, bool and lists of them."""
+        """Return the address as a dict of str, int, bool and lists of them."""
         found: dict[str, Any] = {
             "version": VERSION,
             "name": self.name,
@@ -323,7 +269,7 @@ class Address(NamedTuple):
             "offset": self.offset,
             "shape": list(self.shape),
             "strides": list(self.strides),
-            "dtype": describe(self.dtype),
+            "dtype": dtype_to_json(self.dtype),
             "start": self.start,
             "writable": self.writable,
         }
@@ -340,68 +286,69 @@ class Address(NamedTuple):
         Raises
         ------
         ValueError
-            It is incomplete, of another version, or describes an array that would reach
+            The address is incomplete, of another version, or describes an array that would reach
             outside of its segment.
         TypeError
             An entry has the wrong type.
         """
+        given = {"start": 0, "writable": True, "file": False, **given}
         if _entry(given, "version", int) != VERSION:
             raise ValueError(f"address of version {given['version']}, not {VERSION}")
+        has_identity = "device" in given or "inode" in given
         address = cls(
             name=_entry(given, "name", str),
             size=_entry(given, "size", int),
             offset=_entry(given, "offset", int),
-            shape=_numbers(given, "shape"),
-            strides=_numbers(given, "strides"),
-            dtype=rebuild(_entry(given, "dtype", (str, dict))),
-            start=_entry({"start": 0, **given}, "start", int),
-            writable=_entry({"writable": True, **given}, "writable", bool),
-            identity=_identity(given),
-            file=_entry({"file": False, **given}, "file", bool),
+            shape=_integers(_entry(given, "shape", (list, tuple)), "shape"),
+            strides=_integers(_entry(given, "strides", (list, tuple)), "strides", -_MAX_NUMBER),
+            dtype=dtype_from_json(_entry(given, "dtype", (str, dict))),
+            start=_entry(given, "start", int),
+            writable=_entry(given, "writable", bool),
+            identity=(
+                (_entry(given, "device", int), _entry(given, "inode", int))
+                if has_identity
+                else None
+            ),
+            file=_entry(given, "file", bool),
         )
-        address.check()
+        address._check()
         return address
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Raise ValueError unless the array lies inside of its segment."""
-        if len(self.shape) != len(self.strides):
-            raise ValueError(f"address with shape {self.shape} and strides {self.strides}")
-        if min(self.shape, default=0) < 0 or not 1 <= self.size <= sys.maxsize:
-            raise ValueError(f"address with shape {self.shape} in {self.size} bytes")
-        steps = max(map(abs, self.strides), default=0)
-        if max(math.prod(self.shape) * self.dtype.itemsize, steps) > sys.maxsize:
-            raise ValueError(f"address with shape {self.shape}, strides {self.strides}: too large")
-        touched = byte_bounds(self.shape, self.strides, self.dtype.itemsize)
-        if not lies_within(self.size, self.offset, touched) or not 0 <= self.start <= self.size:
+        if self.file and not self.name.startswith("/"):
+            raise ValueError("the address of a file needs an absolute path")
+        if self.identity is None and (self.file or self.name.startswith("/proc/")):
+            # Why: another file may have the path, or another segment the descriptor's number.
+            raise ValueError("the address of a file or a descriptor needs its device and inode")
+        if len(self.shape) > _MAX_AXES or len(self.shape) != len(self.strides):
             raise ValueError(
-                f"address reaches outside of its segment: bytes {self.offset + touched[0]} to "
-                f"{self.offset + touched[1]} of {self.size}"
+                f"address with {len(self.shape)} axes and {len(self.strides)} strides; "
+                f"NumPy has at most {_MAX_AXES} axes"
+            )
+        if not 1 <= self.size <= sys.maxsize:
+            raise ValueError(f"address with a segment of {self.size} bytes")
+        step = max(map(abs, self.strides), default=0)
+        if max(dense_nbytes(self.shape, self.dtype.itemsize), step) > sys.maxsize:
+            raise ValueError(
+                f"address with shape {short_repr(self.shape)} and strides "
+                f"{short_repr(self.strides)}: too large"
+            )
+        bounds = byte_bounds(self.shape, self.strides, self.dtype.itemsize)
+        if not lies_within(self.size, self.offset, bounds) or not 0 <= self.start <= self.size:
+            raise ValueError(
+                f"address reaches outside of its segment: bytes {self.offset + bounds[0]} to "
+                f"{self.offset + bounds[1]} of {self.size}"
             )
 
 
-def _entry(given: Any, key: str, kind: type | tuple[type, ...]) -> Any:
-    if not isinstance(given, dict):
-        raise TypeError(f"an address is a dict, not {type(given).__name__}")
+def _entry(given: dict[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
+    """Return an entry of an address if it has the right type; a bool is not a number."""
     if key not in given:
         raise ValueError(f"address without {key!r}")
     value = given[key]
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError(f"address with {key} = {shown(value)}")
-    if isinstance(value, int) and not -_MOST <= value <= _MOST:
-        raise ValueError(f"address with {key} = {shown(value)}")
+    if kind is int:
+        return _integers([value], key, -_MAX_NUMBER)[0]
+    if not isinstance(value, kind):
+        raise TypeError(f"address with {key} = {short_repr(value)}")
     return value
-
-
-def _numbers(given: dict[str, Any], key: str) -> tuple[int, ...]:
-    values = _entry(given, key, (list, tuple))
-    if not all(isinstance(n, int) and not isinstance(n, bool) for n in values):
-        raise TypeError(f"address with {key} = {shown(values)}")
-    if len(values) > _address_MAX_AXES or not all(-_MOST <= n <= _MOST for n in values):
-        raise ValueError(f"address with {key} = {shown(values)}")
-    return tuple(values)
-
-
-def _identity(given: dict[str, Any]) -> tuple[int, int] | None:
-    if "device" not in given and "inode" not in given:
-        return None
-    return _entry(given, "device", int), _entry(given, "inode", int)

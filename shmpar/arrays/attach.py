@@ -1,14 +1,11 @@
-"""Attaching: arrays that another process made.
-
-Imports NumPy, ``shmpar.errors``, the segment package, and the address, lease and sharedarray
-beside it.
+"""Attach to arrays that other processes made.
 
 Guarantees
 ----------
-Everything is checked before anything is mapped, and the segment's size before it is looked at.
-Nothing is registered with ``multiprocessing.resource_tracker``, so the end of a process that only
-attached takes nothing away.
-Attaching twice, or what this process made, maps nothing twice.
+Everything is checked before anything is mapped; the size of the segment is checked before its use.
+Nothing is registered with ``multiprocessing.resource_tracker``, so the exit of a process that only
+attached removes nothing.
+Attaching twice, or to a segment of this process, maps nothing twice.
 """
 
 from __future__ import annotations
@@ -19,9 +16,8 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
-from shmpar.arrays import address
-from shmpar.arrays.address import Address, shown
-from shmpar.arrays.sharedarray import Lease, SharedArray, over, part
+from shmpar.arrays.address import Address, ArraySpec, short_repr
+from shmpar.arrays.sharedarray import Handle, SharedArray, split_name, wrap
 from shmpar.errors import SegmentGone
 from shmpar.memory import allocate, names
 from shmpar.memory.limits import opened
@@ -30,8 +26,6 @@ from shmpar.memory.segment import Backing, Place, Segment, dense_strides, known,
 
 if TYPE_CHECKING:
     from multiprocessing.shared_memory import SharedMemory
-
-__all__ = ["attach"]
 
 
 def attach(
@@ -42,43 +36,43 @@ def attach(
     own: bool = False,
     manager: Manager | None = None,
 ) -> SharedArray[Any, Any]:
-    """Find the array that another process made.
+    """Attach to an array that another process made.
 
     Parameters
     ----------
     where : str, dict or SharedMemory
-        A segment's name, an array's ``address``, or the standard library's handle.
+        Name of a segment, ``address`` of an array, or a segment of the standard library.
     shape : int or sequence of int
-        Elements along each axis; needed unless ``where`` is an address.
+        Elements along each axis; required unless ``where`` is an address.
     dtype : dtype
-        Needed unless ``where`` is an address.
+        Required unless ``where`` is an address.
     own : bool
-        Take it over: its name is removed with this array, or with the manager.  Otherwise
-        nothing is ever removed.
+        True takes the segment over: its name is removed with this array, or with the manager.
+        False removes nothing.
     manager : Manager, optional
-        By default the interpreter's.
+        By default the manager of the interpreter.
 
     Returns
     -------
     SharedArray
-        The same memory, C-ordered unless the address says otherwise.
+        The same memory, in C order unless the address has other strides.
 
     Raises
     ------
     TypeError
         A name without shape and dtype, or a dtype that holds Python objects.
     ValueError
-        The name or address is not one, or the segment is too small for the array.
+        The name or the address is not valid, or the segment is too small for the array.
     SegmentGone
-        There is no such segment (any more).
+        There is no such segment, or it was removed.
     PermissionError
-        It belongs to another user.
+        The segment belongs to another user.
     SegmentFull
-        It was made elsewhere, without its memory, and there is not enough of that.
+        The maker of the segment did not reserve its memory, and there is no room.
 
     Notes
     -----
-    Cost: 30 us; no copy, no message.
+    Cost: a few system calls; no copy and no message.
 
     Examples
     --------
@@ -87,52 +81,52 @@ def attach(
     >>> attach(a.name, (2, 3), "f8").shape
     (2, 3)
     """
-    address, named = _address(where, shape, dtype)
-    segment = _segment(address, sized=named)
+    address = _parse(where, shape, dtype)
+    segment = _open_segment(address)
     manager = manager or default_manager()
-    root = segment.ndarray(
+    array = segment.ndarray(
         address.offset, address.shape, address.strides, address.dtype, writable=address.writable
     )
     if own:
         manager.own(segment)
     place = Place(segment, address.offset)
-    return over(root, Lease(place, root, manager, start=address.start, owner=own))
+    return wrap(array, Handle(place, array, manager, start=address.start, owner=own))
 
 
-def _address(where: Any, shape: Any, dtype: Any) -> tuple[Address, bool]:
-    """Check what was asked for; True if the size of the segment is exactly known."""
+def _parse(where: Any, shape: Any, dtype: Any) -> Address:
+    """Check the arguments and return the address that they describe."""
     if isinstance(where, dict):
         if shape is not None or dtype is not None:
             raise TypeError("an address has its own shape and dtype; reshape or view the array")
-        return Address.parse(where), True
-    name = where.name if _is_shared_memory(where) else where
-    if not isinstance(name, str):
-        raise TypeError(f"attach() takes a name, an address or a SharedMemory, not {shown(where)}")
-    if shape is None or dtype is None:
-        raise TypeError(f"attach({shown(name)}) needs the array's shape and dtype, or its address")
-    wanted = address.Demand.of(shape, dtype)
-    name, start = part(name)
-    strides = dense_strides(wanted.shape, wanted.dtype.itemsize)
-    size = max(1, start + wanted.nbytes)
-    return Address(name, size, start, wanted.shape, strides, wanted.dtype, start=start), False
-
-
-def _is_shared_memory(where: Any) -> bool:
-    """Whether it is the standard library's handle, without importing that."""
+        return Address.parse(where)
+    # Why: the import is slow; an instance exists only after it.
     module = sys.modules.get("multiprocessing.shared_memory")
-    return module is not None and isinstance(where, module.SharedMemory)
+    name = where.name if module and isinstance(where, module.SharedMemory) else where
+    if not isinstance(name, str):
+        raise TypeError(
+            f"attach() takes a name, an address or a SharedMemory, not {short_repr(where)}"
+        )
+    if shape is None or dtype is None:
+        raise TypeError(
+            f"attach({short_repr(name)}) needs the array's shape and dtype, or its address"
+        )
+    spec = ArraySpec.of(shape, dtype)
+    name, start = split_name(name)
+    strides = dense_strides(spec.shape, spec.dtype.itemsize)
+    size = max(1, start + spec.nbytes)
+    return Address(name, size, start, spec.shape, strides, spec.dtype, start=start)
 
 
-def _segment(address: Address, *, sized: bool) -> Segment:
-    """Open the segment, or find it among those that are open here."""
+def _open_segment(address: Address) -> Segment:
+    """Open the segment, or find it among the open segments of this process."""
     fd, writable = _open_file(address) if address.file else names.open_named(address.name)
     try:
         found = os.fstat(fd)
-        _verify(address, found, sized=sized)
+        _verify(address, found)
         backing = known((found.st_dev, found.st_ino))
         if backing is None or backing.writable < writable:
             if writable and not address.file and found.st_blocks * 512 < found.st_size:
-                # Who made it has reserved nothing: a touch of a page that has no room is SIGBUS.
+                # Why: its maker reserved nothing; a write to a page without room is SIGBUS.
                 allocate.reserve_window(fd, 0, found.st_size)
             backing = Backing(fd, found.st_size, _kind(address), writable=writable)
             backing.path = address.name
@@ -152,34 +146,34 @@ def _kind(address: Address) -> str:
 
 
 def _open_file(address: Address) -> tuple[int, bool]:
-    """Open a mapped file of the user's again: only the very one, which the address must name."""
-    if address.identity is None or not os.path.isabs(address.name):
-        raise ValueError("the address of a file needs its path, device and inode")
+    """Open a mapped file of the user's again, after a check that it is the same file."""
     flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     mode = os.O_RDWR if address.writable else os.O_RDONLY
     try:
-        found = os.lstat(address.name)  # before it is opened: a device or a pipe would notice that
+        # Why: checked before it is opened, since a device or a pipe would notice that.
+        found = os.lstat(address.name)
         if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{shown(address.name)} is no regular file")
-        _verify(address, found, sized=True)
+            raise ValueError(f"{short_repr(address.name)} is not a regular file")
+        _verify(address, found)
         return opened(lambda: os.open(address.name, mode | flags)), address.writable
-    except (FileNotFoundError, NotADirectoryError):
-        raise SegmentGone(f"the file {shown(address.name)} was removed") from None
-    except PermissionError:
+    except (SegmentGone, PermissionError):
         raise
-    except OSError as error:  # its path is too long, or leads in circles
+    except (FileNotFoundError, NotADirectoryError):
+        raise SegmentGone(f"the file {short_repr(address.name)} was removed") from None
+    except OSError as error:
+        # Why: too many open files are no fault of the address; a long path or a cycle of links is.
         if error.errno in {errno.EMFILE, errno.ENFILE}:
             raise
-        raise ValueError(f"{shown(address.name)} cannot be opened: {error.strerror}") from None
+        raise ValueError(f"{short_repr(address.name)} cannot be opened: {error.strerror}") from None
 
 
-def _verify(address: Address, found: os.stat_result, *, sized: bool) -> None:
+def _verify(address: Address, found: os.stat_result) -> None:
     if address.identity not in {None, (found.st_dev, found.st_ino)}:
-        raise SegmentGone(f"segment {address.name!r} was removed; another one has its name now")
-    if address.identity is None and address.name.startswith("/proc/") and sized:
-        raise ValueError("an address through /proc needs its device and inode")
+        raise SegmentGone(
+            f"segment {short_repr(address.name)} was removed; another one has its name now"
+        )
     if found.st_size < address.size:
         raise ValueError(
-            f"segment {address.name!r} has {found.st_size:,} bytes; an array of shape "
-            f"{address.shape} and dtype {address.dtype} there needs {address.size:,}"
+            f"segment {short_repr(address.name)} has {found.st_size:,} bytes; an array of shape "
+            f"{short_repr(address.shape)} and dtype {address.dtype} there needs {address.size:,}"
         )

@@ -1,33 +1,26 @@
-"""Segments that a ``multiprocessing.managers.SharedMemoryManager`` owns.
-
-Imports ``shmpar.errors`` and the segment package.
+"""Functions that make shared arrays, under NumPy's names.
 
 Guarantees
 ----------
-Their end is the manager's shutdown; this process removes nothing.
-Every byte is reserved before it is used: the standard library's own segments are not.
-
-Making shared arrays, under NumPy's names.
-
-Imports NumPy, the segment package, and the demand, lease, sharedarray and stdmanager beside it.
-
-Guarantees
-----------
-Nothing is allocated for arguments that are wrong, and a failed call leaves nothing behind.
-Each function takes ``manager=``: one of ours, a SharedMemoryManager of the standard library, or
-None for the interpreter's, which closes at exit.
+Wrong arguments raise an error before anything is allocated; a failed call leaves nothing behind.
+Each function takes ``manager=``: a pool's manager, a SharedMemoryManager of the standard library,
+or None for the manager of the interpreter, which closes at exit.
+A segment of a SharedMemoryManager is removed by that manager alone.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import sys
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 
-from shmpar.arrays.address import Demand, check_dtype, check_input
-from shmpar.arrays.sharedarray import Lease, SharedArray, over
+from shmpar.arrays.address import ArraySpec, reject_masked, reject_objects
+from shmpar.arrays.sharedarray import Handle, SharedArray, wrap
 from shmpar.errors import SegmentFull
 from shmpar.memory import allocate, names
 from shmpar.memory.copying import copy_in, memory_order
@@ -38,58 +31,15 @@ from shmpar.memory.segment import Backing, Place, Segment, remember
 if TYPE_CHECKING:
     from multiprocessing.managers import SharedMemoryManager
 
-__all__ = [
-    "array",
-    "asarray",
-    "empty",
-    "empty_like",
-    "full",
-    "ones",
-    "zeros",
-    "zeros_like",
-]
-
-
-def is_one(manager: object) -> TypeGuard[SharedMemoryManager]:
-    """Whether it is a manager of the standard library, without importing that."""
-    managers = sys.modules.get("multiprocessing.managers")
-    return managers is not None and isinstance(manager, managers.SharedMemoryManager)
-
-
-def _std_allocate(manager: SharedMemoryManager, nbytes: int, name: str | None) -> Segment:
-    """Have the manager make a segment, and reserve it.
-
-    Raises
-    ------
-    ValueError
-        A name was chosen: the manager chooses them.
-    SegmentFull
-        There is no room.
-    """
-    if name is not None:
-        raise ValueError("a SharedMemoryManager chooses the names: drop name= or manager=")
-    size = max(1, nbytes)
-    made = manager.SharedMemory(size)
-    fd, _ = names.open_named(made.name)
-    made.close()
-    try:
-        allocate.fill_zeros(fd, size)
-    except BaseException as error:
-        os.ftruncate(fd, 1)  # only the manager may remove it; this gives the memory back
-        os.close(fd)
-        if isinstance(error, OSError):
-            raise SegmentFull(f"no room for {size:,} bytes in {allocate.SHM}: {error}") from None
-        raise
-    backing = Backing(fd, size, "shm")
-    backing.path = made.name
-    remember(backing)
-    return Segment(backing)
-
-
 Order = Literal["C", "F"]
 LikeOrder = Literal["C", "F", "A", "K"]
 AnyManager: TypeAlias = "Manager | SharedMemoryManager | None"
 Shared = SharedArray[Any, Any]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_ENTRY: Final = re.compile(r"^(\w+)(?: : .+)?\n(?: {4}.+\n)+", re.MULTILINE)
+_REFERENCE: Final = re.compile(r"^(.+)\n {4}As for :func:`zeros`\.\n", re.MULTILINE)
 
 
 def zeros(
@@ -107,18 +57,27 @@ def zeros(
     shape : int or sequence of int
         Elements along each axis.
     dtype : dtype, optional
-        float64 by default; no Python objects.
+        float64 by default; without Python objects.
     order : {"C", "F"}
         Memory order.
     name : str, optional
-        A file name to be found under; by default one is made when it is asked for.
+        File name of the segment. By default a name is generated when it is first used.
     manager : Manager or SharedMemoryManager, optional
-        Who releases it at the latest.
+        Releases the memory at the latest when it closes. By default the manager of the
+        interpreter.
+
+    Returns
+    -------
+    SharedArray
+        Writable array.
 
     Raises
     ------
-    TypeError, ValueError
-        Bad arguments, before anything is allocated.
+    TypeError
+        The dtype holds Python objects, or an argument has the wrong type: a shape that is not an
+        integer, a masked array.
+    ValueError
+        The shape, the order or the name is wrong, or the array is too large to address.
     FileExistsError
         The name is taken.
     SegmentFull
@@ -126,21 +85,30 @@ def zeros(
 
     Notes
     -----
-    Cost: 30 us and the kernel's zeroing (3.6 GB/s); as many bytes of shared memory as the
-    array has.
+    Cost: one allocation, which the kernel fills with zeros.
 
     Examples
     --------
     >>> zeros((2, 3), "i4").tolist()
     [[0, 0, 0], [0, 0, 0]]
     """
-    demand = Demand.of(shape, dtype)
-    if order not in {"C", "F"}:
-        raise ValueError(f"order must be 'C' or 'F', not {order!r}")
-    axes = range(len(demand.shape))
-    return _made(demand, list(axes if order == "C" else reversed(axes)), name, manager)
+    spec = ArraySpec.of(shape, dtype)
+    return _new(spec, _axes_in_memory(order, len(spec.shape)), name, manager)
 
 
+def _as_for_zeros(function: _F) -> _F:
+    """Replace each "As for :func:`zeros`." in a docstring by the text that is meant."""
+    entries = {
+        found[1]: found[0] for found in _ENTRY.finditer(inspect.cleandoc(zeros.__doc__ or ""))
+    }
+    function.__doc__ = _REFERENCE.sub(
+        lambda found: "".join(entries[name] for name in found[1].split(", ")),
+        inspect.cleandoc(function.__doc__ or ""),
+    )
+    return function
+
+
+@_as_for_zeros
 def empty(
     shape: Any,
     dtype: Any = None,
@@ -149,9 +117,26 @@ def empty(
     name: str | None = None,
     manager: AnyManager = None,
 ) -> Shared:
-    """Make a shared array to be filled; new shared memory reads as zeros anyway.
+    """Make a shared array to be filled.
 
-    Parameters, errors and cost are those of :func:`zeros`.
+    Parameters
+    ----------
+    shape, dtype, order, name, manager
+        As for :func:`zeros`.
+
+    Returns
+    -------
+    SharedArray
+        Writable array; new shared memory reads as zeros.
+
+    Raises
+    ------
+    TypeError, ValueError, FileExistsError, SegmentFull
+        As for :func:`zeros`.
+
+    Notes
+    -----
+    Cost: one allocation, which the kernel fills with zeros.
 
     Examples
     --------
@@ -161,6 +146,7 @@ def empty(
     return zeros(shape, dtype, order, name=name, manager=manager)
 
 
+@_as_for_zeros
 def ones(
     shape: Any,
     dtype: Any = None,
@@ -171,18 +157,35 @@ def ones(
 ) -> Shared:
     """Make a shared array of ones.
 
-    Parameters, errors and cost are those of :func:`zeros`, and the filling.
+    Parameters
+    ----------
+    shape, dtype, order, name, manager
+        As for :func:`zeros`.
+
+    Returns
+    -------
+    SharedArray
+        Writable array.
+
+    Raises
+    ------
+    TypeError, ValueError, FileExistsError, SegmentFull
+        As for :func:`zeros`.
+
+    Notes
+    -----
+    Cost: one allocation and one copy.
 
     Examples
     --------
     >>> ones(3).tolist()
     [1.0, 1.0, 1.0]
     """
-    made = zeros(shape, dtype, order, name=name, manager=manager)
-    made.fill(1)
-    return made
+    spec = ArraySpec.of(shape, dtype)
+    return full(spec.shape, np.ones((), spec.dtype), order=order, name=name, manager=manager)
 
 
+@_as_for_zeros
 def full(
     shape: Any,
     fill_value: Any,
@@ -194,22 +197,43 @@ def full(
 ) -> Shared:
     """Make a shared array of one value, which may broadcast.
 
-    Parameters, errors and cost are those of :func:`zeros`, and the filling; ``dtype`` is by default
-    that of ``fill_value``.
+    Parameters
+    ----------
+    shape
+        As for :func:`zeros`.
+    fill_value : scalar or array_like
+        Value of each element; may broadcast.
+    dtype : dtype, optional
+        By default that of ``fill_value``.
+    order, name, manager
+        As for :func:`zeros`.
+
+    Returns
+    -------
+    SharedArray
+        Writable array.
+
+    Raises
+    ------
+    TypeError, ValueError, FileExistsError, SegmentFull
+        As for :func:`zeros`.
+
+    Notes
+    -----
+    Cost: one allocation and one copy.
 
     Examples
     --------
     >>> full((2, 2), 7).tolist()
     [[7, 7], [7, 7]]
     """
-    value = np.asarray(fill_value, dtype)
-    demand = Demand.of(shape, value.dtype)
-    np.broadcast_to(value, demand.shape)  # raises before anything is made
-    made = zeros(demand.shape, demand.dtype, order, name=name, manager=manager)
-    np.copyto(made.view(np.ndarray), value)
-    return made
+    value = _shareable(fill_value, dtype)
+    spec = ArraySpec.of(shape, value.dtype)
+    axes = _axes_in_memory(order, len(spec.shape))
+    return _new(spec, axes, name, manager, np.broadcast_to(value, spec.shape))
 
 
+@_as_for_zeros
 def zeros_like(
     prototype: Any,
     dtype: Any = None,
@@ -219,24 +243,49 @@ def zeros_like(
     name: str | None = None,
     manager: AnyManager = None,
 ) -> Shared:
-    """Make a shared array of zeros with another array's shape, dtype and memory order.
+    """Make a shared array of zeros with the shape, dtype and memory order of another array.
 
-    Parameters, errors and cost are those of :func:`zeros`; ``shape`` and ``dtype`` replace those of
-    ``prototype``.
+    Parameters
+    ----------
+    prototype : array_like
+        Array whose shape, dtype and memory order are taken.
+    dtype : dtype, optional
+        Replaces the dtype of ``prototype``.
+    order : {"C", "F", "A", "K"}
+        Memory order; "A" and "K" follow ``prototype``, as in NumPy.
+    shape : int or sequence of int, optional
+        Replaces the shape of ``prototype``.
+    name, manager
+        As for :func:`zeros`.
+
+    Returns
+    -------
+    SharedArray
+        Writable array.
+
+    Raises
+    ------
+    TypeError, ValueError, FileExistsError, SegmentFull
+        As for :func:`zeros`.
+
+    Notes
+    -----
+    Cost: as :func:`zeros`.
 
     Examples
     --------
     >>> zeros_like(np.ones((2, 3), "f4", order="F")).flags.f_contiguous
     True
     """
-    check_input(prototype)
+    reject_masked(prototype)
     like = np.asarray(prototype)
-    demand = Demand.of(
+    spec = ArraySpec.of(
         like.shape if shape is None else shape, like.dtype if dtype is None else dtype
     )
-    return _made(demand, _order_like(like, len(demand.shape), order), name, manager)
+    return _new(spec, _axes_in_memory(order, len(spec.shape), like), name, manager)
 
 
+@_as_for_zeros
 def empty_like(
     prototype: Any,
     dtype: Any = None,
@@ -246,9 +295,34 @@ def empty_like(
     name: str | None = None,
     manager: AnyManager = None,
 ) -> Shared:
-    """Make a shared array to be filled, with another array's shape, dtype and memory order.
+    """Make a shared array to be filled, with the shape, dtype and memory order of another array.
 
-    Parameters, errors and cost are those of :func:`zeros_like`.
+    Parameters
+    ----------
+    prototype : array_like
+        Array whose shape, dtype and memory order are taken.
+    dtype : dtype, optional
+        Replaces the dtype of ``prototype``.
+    order : {"C", "F", "A", "K"}
+        Memory order; "A" and "K" follow ``prototype``, as in NumPy.
+    shape : int or sequence of int, optional
+        Replaces the shape of ``prototype``.
+    name, manager
+        As for :func:`zeros`.
+
+    Returns
+    -------
+    SharedArray
+        Writable array; new shared memory reads as zeros.
+
+    Raises
+    ------
+    TypeError, ValueError, FileExistsError, SegmentFull
+        As for :func:`zeros`.
+
+    Notes
+    -----
+    Cost: as :func:`zeros`.
 
     Examples
     --------
@@ -258,6 +332,7 @@ def empty_like(
     return zeros_like(prototype, dtype, order, shape=shape, name=name, manager=manager)
 
 
+@_as_for_zeros
 def array(
     values: Any, dtype: Any = None, *, name: str | None = None, manager: AnyManager = None
 ) -> Shared:
@@ -266,27 +341,25 @@ def array(
     Parameters
     ----------
     values : array_like
-        What ``numpy.asarray`` takes; no masked array.
+        Any argument of ``numpy.asarray`` except a masked array.
     dtype : dtype, optional
         By default that of ``values``.
     name, manager
-        As in :func:`zeros`.
+        As for :func:`zeros`.
 
     Returns
     -------
     SharedArray
-        A fresh, writable copy.  Memory order is kept (Fortran stays Fortran), gaps are closed.
+        Fresh, writable copy. The memory order is kept (Fortran stays Fortran); gaps are closed.
 
     Raises
     ------
-    TypeError
-        The dtype holds Python objects, or ``values`` is a masked array.
-    FileExistsError, ValueError, SegmentFull
-        As in :func:`zeros`.
+    TypeError, ValueError, FileExistsError, SegmentFull
+        As for :func:`zeros`.
 
     Notes
     -----
-    Cost: 40 us and one copy (2 GB/s); a second one if the dtype changes.
+    Cost: one allocation and one copy; a second copy if the dtype changes.
 
     Examples
     --------
@@ -294,20 +367,39 @@ def array(
     >>> (a * 2).tolist()
     [[2, 4], [6, 8]]
     """
-    plain = _input(values, dtype)
-    order = memory_order(plain)
-    dense = plain if order is None else plain.transpose(order)
-    place = _copied(dense, name, manager)
-    root = place.segment.ndarray(place.offset, dense.shape, None, dense.dtype)
-    return _owned(place, _reordered(root, order), manager)
+    plain = _shareable(values, dtype)
+    axes = memory_order(plain) or list(range(plain.ndim))
+    return _new(ArraySpec(plain.shape, plain.dtype), axes, name, manager, plain)
 
 
+@_as_for_zeros
 def asarray(values: Any, dtype: Any = None, *, manager: AnyManager = None) -> Shared:
-    """Share an array, without a copy if it lies in a segment or in a mapped file already.
+    """Share an array, without a copy if it already lies in a segment or in a mapped file.
 
-    What is written to the result reaches ``values`` only where nothing was copied.
+    Parameters
+    ----------
+    values : array_like
+        Any argument of ``numpy.asarray`` except a masked array.
+    dtype : dtype, optional
+        By default that of ``values``.
+    manager
+        As for :func:`zeros`.
 
-    Parameters, errors and cost are those of :func:`array`; 10 us where nothing is copied.
+    Returns
+    -------
+    SharedArray
+        The given array or a view of it, or a copy if its values lie in other memory. Writes to a
+        copy do not reach ``values``.
+
+    Raises
+    ------
+    TypeError, SegmentFull
+        As for :func:`zeros`.
+
+    Notes
+    -----
+    Cost: as :func:`array`; the location of the memory is looked up, and nothing is copied, if the
+    values can already be shared.
 
     Examples
     --------
@@ -315,80 +407,94 @@ def asarray(values: Any, dtype: Any = None, *, manager: AnyManager = None) -> Sh
     >>> asarray(a) is a, np.shares_memory(asarray(np.asarray(a)), a)
     (True, True)
     """
-    plain = _input(values, dtype)
+    plain = _shareable(values, dtype)
     place = locate(plain)
     if place is None:
         return array(plain, manager=manager)
     if isinstance(values, SharedArray) and plain.dtype == values.dtype and not values.closed:
         return values
     start = place.offset if place.segment.backing.shared else 0
-    return over(plain, Lease(place, plain, _ours(manager), start=start, owner=False))
+    return wrap(plain, Handle(place, plain, _own_manager(manager), start=start, owner=False))
 
 
-def _input(values: Any, dtype: Any) -> np.ndarray[Any, Any]:
-    """Look at anything as a plain array that can be shared."""
-    check_input(values)
+def _shareable(values: Any, dtype: Any) -> np.ndarray[Any, Any]:
+    """View or convert values as a plain array that can be shared."""
+    reject_masked(values)
     if dtype is not None:
-        check_dtype(np.dtype(dtype))
+        reject_objects(np.dtype(dtype))
     plain = np.asarray(values, dtype)
-    check_dtype(plain.dtype)
+    reject_objects(plain.dtype)
     return plain
 
 
-def _order_like(like: np.ndarray[Any, Any], ndim: int, order: LikeOrder) -> list[int]:
-    """Axes from the slowest in memory to the fastest."""
-    if order not in {"C", "F", "A", "K"}:
-        raise ValueError(f"order must be 'C', 'F', 'A' or 'K', not {order!r}")
-    fortran = like.flags.f_contiguous and not like.flags.c_contiguous
-    if order == "F" or (order == "A" and fortran):
-        return list(range(ndim))[::-1]
-    same = order == "K" and ndim == like.ndim
-    return (memory_order(like) if same else None) or list(range(ndim))
+def _axes_in_memory(
+    order: LikeOrder, ndim: int, like: np.ndarray[Any, Any] | None = None
+) -> list[int]:
+    """Return the axes from the slowest in memory to the fastest."""
+    known = ("C", "F") if like is None else ("C", "F", "A", "K")
+    if order not in known:
+        raise ValueError(f"order must be one of {known}, not {order!r}")
+    axes = list(range(ndim))
+    if like is not None and order == "K" and ndim == like.ndim:
+        return memory_order(like) or axes
+    if like is not None and order == "A" and like.flags.fnc:  # Fortran and not C-contiguous
+        order = "F"
+    return axes[::-1] if order == "F" else axes
 
 
-def _made(demand: Demand, order: list[int], name: str | None, manager: AnyManager) -> Shared:
-    """Make zeros whose memory runs along ``order``."""
-    place = _allocated(demand.nbytes, name, manager)
-    dense = [demand.shape[axis] for axis in order]
-    root = place.segment.ndarray(place.offset, dense, None, demand.dtype)
-    return _owned(place, _reordered(root, order), manager)
+def _new(
+    spec: ArraySpec,
+    axes: list[int],
+    name: str | None,
+    manager: AnyManager,
+    values: np.ndarray[Any, Any] | None = None,
+) -> Shared:
+    """Allocate an array whose memory runs along ``axes``, of zeros or with a copy of ``values``."""
+    own_manager = _own_manager(manager)
+    dense = None if values is None else values.transpose(axes)
+    if _is_std_manager(manager):
+        place = Place(_std_allocate(manager, spec.nbytes, name), 0)
+        if dense is not None:
+            copy_in(place.segment, 0, dense)
+    elif dense is not None:
+        place = own_manager.share(dense, name=name)
+    else:
+        place = own_manager.allocate(spec.nbytes, name=name)
+    shape = [spec.shape[axis] for axis in axes]
+    made = place.segment.ndarray(place.offset, shape, None, spec.dtype).transpose(np.argsort(axes))
+    owner = not _is_std_manager(manager)
+    return wrap(made, Handle(place, made, own_manager, start=place.offset, owner=owner))
 
 
-def _reordered(root: np.ndarray[Any, Any], order: list[int] | None) -> np.ndarray[Any, Any]:
-    """Undo the transposition that made the memory dense."""
-    if order is None or order == list(range(root.ndim)):
-        return root
-    strides = [0] * root.ndim
-    shape = [0] * root.ndim
-    for position, axis in enumerate(order):
-        shape[axis], strides[axis] = root.shape[position], root.strides[position]
-    return np.ndarray(tuple(shape), root.dtype, root.base, _offset(root), tuple(strides))
-
-
-def _offset(root: np.ndarray[Any, Any]) -> int:
-    place = locate(root)
-    return 0 if place is None else place.offset
-
-
-def _allocated(nbytes: int, name: str | None, manager: AnyManager) -> Place:
-    if is_one(manager):
-        return Place(_std_allocate(manager, nbytes, name), 0)
-    return _ours(manager).allocate(nbytes, name=name)
-
-
-def _copied(dense: np.ndarray[Any, Any], name: str | None, manager: AnyManager) -> Place:
-    if is_one(manager):
-        place = Place(_std_allocate(manager, dense.nbytes, name), 0)
-        copy_in(place.segment, 0, dense)
-        return place
-    return _ours(manager).share(dense, name=name)
-
-
-def _owned(place: Place, root: np.ndarray[Any, Any], manager: AnyManager) -> Shared:
-    """Look at fresh memory as a shared array, which owns it unless another manager does."""
-    owner = place.segment.backing.path is None
-    return over(root, Lease(place, root, _ours(manager), start=place.offset, owner=owner))
-
-
-def _ours(manager: AnyManager) -> Manager:
+def _own_manager(manager: AnyManager) -> Manager:
     return manager if isinstance(manager, Manager) else default_manager()
+
+
+def _is_std_manager(manager: object) -> TypeGuard[SharedMemoryManager]:
+    # Why: the import of multiprocessing.managers is slow; its instances exist only after it.
+    module = sys.modules.get("multiprocessing.managers")
+    return module is not None and isinstance(manager, module.SharedMemoryManager)
+
+
+def _std_allocate(manager: SharedMemoryManager, nbytes: int, name: str | None) -> Segment:
+    """Let the manager make a segment, and reserve its memory."""
+    if name is not None:
+        raise ValueError("a SharedMemoryManager chooses the names: drop name= or manager=")
+    size = max(1, nbytes)
+    made = manager.SharedMemory(size)
+    fd, _ = names.open_named(made.name)
+    made.close()
+    try:
+        # Why: the standard library reserves nothing; a page without room would be SIGBUS.
+        allocate.fill_zeros(fd, size)
+    except BaseException as error:
+        # Invariant: only the manager removes its segments; the memory is given back here.
+        os.ftruncate(fd, 1)
+        os.close(fd)
+        if isinstance(error, OSError):
+            raise SegmentFull(f"no room for {size:,} bytes in {allocate.SHM}: {error}") from None
+        raise
+    backing = Backing(fd, size, "shm")
+    backing.path = made.name
+    remember(backing)
+    return Segment(backing)

@@ -1,14 +1,9 @@
-"""Locks that die with their holder.
-
-Imports the standard library only.
+"""Locks for threads and processes, released by the kernel when their holder dies.
 
 Guarantees
 ----------
-At most one thread of all processes holds the lock of an array.  The kernel takes it back when its
-holder ends, however it ends.
-The lock belongs to an *open file description*.  One that was passed over a socket, or inherited,
-is shared, and then nothing excludes; so each process opens the segment again, and a forked
-child closes its copy (which would else keep a dead parent's lock).
+At most one thread of all processes holds the lock of an array.
+The kernel releases the lock when the process that holds it exits, in any way.
 """
 
 from __future__ import annotations
@@ -19,18 +14,13 @@ import struct
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["Lock", "lock_of"]
+from collections.abc import Callable
+from typing import Final
 
 try:
     import fcntl
 except ImportError:  # Windows has no segments of ours
     fcntl = None  # type: ignore[assignment]
-
 
 _BUSY: Final = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
 _FIRST_PAUSE: Final = 0.0002  # seconds
@@ -41,31 +31,34 @@ _locks_lock = threading.Lock()
 
 
 class Lock:
-    """A lock that threads and processes share, for the bytes of one array.
+    """Lock on the bytes of one array, for threads and processes.
 
-    It is not reentrant, as :class:`threading.Lock`.
+    It is not reentrant, like :class:`threading.Lock`.
 
     Parameters
     ----------
     reopen : callable
-        Opens the segment anew.
+        Opens the segment and returns a new descriptor.
     start : int
         Byte of the segment that is locked.
     """
 
+    # Lock: the kernel's lock belongs to an open file description. Processes that share one, by
+    # inheritance or over a socket, do not exclude each other: each must open the segment again.
     def __init__(self, reopen: Callable[[], int], start: int) -> None:
         self._reopen = reopen
         self._start = start
         self._fd = -1
-        self._threads = threading.Lock()
+        # Lock: threads of this process share a description; acquired before the kernel's lock.
+        self._thread_lock = threading.Lock()
 
     def acquire(self, timeout: float | None = None) -> bool:
-        """Wait for the lock, at most ``timeout`` seconds (None: for ever; 0: not at all).
+        """Wait for the lock, at most ``timeout`` seconds (None: without limit; 0: do not wait).
 
         Returns
         -------
         bool
-            Whether it is held now.
+            True if the lock was acquired, False after the timeout.
 
         Raises
         ------
@@ -74,37 +67,37 @@ class Lock:
 
         Notes
         -----
-        Cost: 2 us where nobody holds it.
+        Cost: one system call if the lock is free.
         """
         if timeout is not None and timeout < 0:
             raise ValueError(f"timeout must be None or at least 0 seconds, not {timeout}")
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._threads.acquire(timeout=-1 if timeout is None else timeout):
+        if not self._thread_lock.acquire(timeout=-1 if timeout is None else timeout):
             return False
-        held = False
+        acquired = False
         try:
-            held = self._from_processes(deadline)
+            acquired = self._acquire_from_processes(deadline)
         finally:
-            if not held:
-                self._threads.release()
-        return held
+            if not acquired:
+                self._thread_lock.release()
+        return acquired
 
     def release(self) -> None:
-        """Let the next one have it.
+        """Release the lock.
 
         Raises
         ------
         RuntimeError
-            It is not held.
+            No thread of this process holds the lock.
         """
-        if not self._threads.locked():
+        if not self._thread_lock.locked():
             raise RuntimeError("cannot release a lock that is not held")
-        _set(self._fd, self._start, fcntl.F_UNLCK)
-        self._threads.release()
+        _set_lock(self._fd, self._start, fcntl.F_UNLCK)
+        self._thread_lock.release()
 
     def locked(self) -> bool:
-        """Whether a thread of this process holds it."""
-        return self._threads.locked()
+        """Return True if a thread of this process holds the lock."""
+        return self._thread_lock.locked()
 
     def __enter__(self) -> bool:
         return self.acquire()
@@ -112,66 +105,56 @@ class Lock:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def _from_processes(self, deadline: float | None) -> bool:
+    def _acquire_from_processes(self, deadline: float | None) -> bool:
         if self._fd < 0:
             self._fd = self._reopen()
         if deadline is None:
-            return _wait(self._fd, self._start)
+            return _set_lock(self._fd, self._start, fcntl.F_WRLCK, wait=True)
         pause = _FIRST_PAUSE
-        while not _set(self._fd, self._start, fcntl.F_WRLCK):
+        while not _set_lock(self._fd, self._start, fcntl.F_WRLCK):
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            time.sleep(min(pause, left))  # no alarm: it would be the user's
+            time.sleep(min(pause, left))  # Why: an alarm would take the user's SIGALRM
             pause = min(2 * pause, _LONGEST_PAUSE)
         return True
 
-    def _forget(self) -> None:
-        """In a forked child: the parent's description is not ours, nor who holds it."""
-        fd, self._fd = self._fd, -1
-        self._threads = threading.Lock()
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
+    def _close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
+    __del__ = _close
 
-def _request(start: int, kind: int) -> bytes:
-    """Fill in the C structure ``flock`` for one byte."""
-    return struct.pack("@hhqqi4x", kind, os.SEEK_SET, start, 1, 0)
+    def _reset_after_fork(self) -> None:
+        # Lock: the inherited description would keep the lock of a parent that has died.
+        self._close()
+        self._thread_lock = threading.Lock()
 
 
-def _set(fd: int, start: int, kind: int) -> bool:
+def _set_lock(fd: int, start: int, kind: int, *, wait: bool = False) -> bool:
+    """Lock or unlock one byte; return False if another process holds it."""
     try:
         if hasattr(fcntl, "F_OFD_SETLK"):
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _request(start, kind))
-        else:  # the whole file: coarser, and as safe
-            fcntl.flock(fd, fcntl.LOCK_UN if kind == fcntl.F_UNLCK else _EXCLUSIVE_NOW())
+            command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
+            # Why: fcntl.lockf locks for the whole process; struct flock asks for a description.
+            fcntl.fcntl(fd, command, struct.pack("@hhqqi4x", kind, os.SEEK_SET, start, 1, 0))
+        elif kind == fcntl.F_UNLCK:  # flock locks the whole file: coarser, and as safe
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        else:
+            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in _BUSY:
+        if error.errno in _BUSY and not wait:
             return False
         raise
     return True
 
 
-def _wait(fd: int, start: int) -> bool:
-    """Sleep in the kernel; signals get through."""
-    if hasattr(fcntl, "F_OFD_SETLKW"):
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _request(start, fcntl.F_WRLCK))
-    else:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    return True
-
-
-def _EXCLUSIVE_NOW() -> int:  # noqa: N802 (a constant that Windows lacks)
-    return fcntl.LOCK_EX | fcntl.LOCK_NB
-
-
 def lock_of(identity: tuple[int, int], start: int, reopen: Callable[[], int]) -> Lock:
-    """Give the one lock of this process for a byte of a file (device, inode)."""
+    """Return the lock of this process for a byte of a file (device, inode).
+
+    All callers get the same object while it exists.
+    """
     with _locks_lock:
         key = (*identity, start)
         found = _locks.get(key)
@@ -181,10 +164,10 @@ def lock_of(identity: tuple[int, int], start: int, reopen: Callable[[], int]) ->
 
 
 def _after_fork() -> None:
-    global _locks_lock  # noqa: PLW0603 (another thread of the parent may have held it)
-    _locks_lock = threading.Lock()
+    global _locks_lock  # noqa: PLW0603
+    _locks_lock = threading.Lock()  # Lock: another thread of the parent may have held it
     for lock in list(_locks.values()):
-        lock._forget()  # noqa: SLF001
+        lock._reset_after_fork()  # noqa: SLF001
 
 
 if hasattr(os, "register_at_fork"):

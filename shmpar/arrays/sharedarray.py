@@ -1,29 +1,21 @@
-"""What the views of one shared array have in common: their segment and who releases it.
-
-Imports NumPy, ``shmpar.errors``, the segment package, and the address and lock beside it.
+"""SharedArray: an ndarray that pickles as its address.
 
 Guarantees
 ----------
-Closing a lease ends the sharing of its array, never the memory: values that are held stay
-readable.  It closes the segment only where the array owns it and lies in it alone.
-
-SharedArray: an ndarray that pickles as its address.
-
-Imports NumPy, and the lease and address beside it.
-
-Guarantees
-----------
-An array is shared if, and only if, its bytes lie in the segment.  Whatever makes new memory
-(arithmetic, reductions, ``copy``, ``astype``, fancy indexing, ``deepcopy``) gives a plain ndarray;
-what looks at the same memory (slices, ``.T``, ``reshape``) gives a SharedArray.
-A view keeps its memory: after ``close()`` it stays readable and writable.
+An array is shared if, and only if, its bytes lie in the segment. Operations that make new memory
+(arithmetic, reductions, ``copy``, ``astype``, fancy indexing, ``deepcopy``) return a plain ndarray;
+operations that return a view (slices, ``.T``, ``reshape``) return a SharedArray.
+Closing an array ends its sharing and never unmaps memory: views stay readable and writable.
+The segment is closed with the array only if the array owns it and has it to itself.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -33,98 +25,87 @@ from shmpar.errors import SegmentGone
 from shmpar.memory.limits import opened
 from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager
-from shmpar.memory.segment import Place, pointer
+from shmpar.memory.segment import Place, Segment, pointer
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
-
-    from shmpar.arrays.lock import Lock
-
-__all__ = ["Lease", "SharedArray", "over", "part"]
-
+_Shape = TypeVar("_Shape", bound=tuple[int, ...])
+_DType = TypeVar("_DType", bound=np.dtype[Any])
 Array = np.ndarray[Any, Any]
 
-_PART: Final = re.compile(r"(shmpar_[0-9a-f]{16})@([0-9]{1,9})")
+_PART_NAME: Final = re.compile(r"(shmpar_[0-9a-f]{16})@([0-9]{1,9})")
+
+# Methods of ndarray that may return new memory in the type of the array.
+# Methods that always return a view (T, view, transpose, squeeze, ...) need no wrapper.
+_METHODS_WITH_COPIES: Final = (
+    "__copy__", "__deepcopy__", "__getitem__", "all", "any", "argmax", "argmin", "argpartition",
+    "argsort", "astype", "byteswap", "choose", "clip", "compress", "conj", "conjugate", "copy",
+    "cumprod", "cumsum", "dot", "flatten", "max", "mean", "min", "nonzero", "prod", "ravel",
+    "repeat", "reshape", "round", "searchsorted", "std", "sum", "take", "trace", "var",
+)  # fmt: skip
 
 
-class Lease:
-    """One shared array's part of a segment.
+class Handle:
+    """State that all views of one shared array have in common.
 
     Parameters
     ----------
     place : Place
-        Where ``root`` lies.
-    root : ndarray
-        The plain array that every view in the lease is based on.
+        Location of ``array``.
+    array : ndarray
+        Plain array over the segment.
     manager : Manager
-        Who names the segment.
+        Gives the segment its name.
     start : int
-        Byte of the segment at which the array begins that ``root`` is, or is a view of.
+        First byte in the segment of the array of which ``array`` is a view.
     owner : bool
-        Whether the segment goes with this lease.
+        Whether the segment is closed with the array.
     """
 
-    __slots__ = ("_closed", "_lock", "_offset", "manager", "owner", "root", "segment", "start")
+    __slots__ = ("_closed", "_lock", "_memory", "_shift", "manager", "owner", "segment", "start")
 
     def __init__(
-        self, place: Place, root: Array, manager: Manager, *, start: int, owner: bool
+        self, place: Place, array: Array, manager: Manager, *, start: int, owner: bool
     ) -> None:
-        self.segment, self.root, self.manager = place.segment, root, manager
-        self.start, self.owner = start, owner
-        self._offset = place.offset
+        self.segment, self.manager, self.start, self.owner = place.segment, manager, start, owner
+        self._memory = _memory(array)
+        self._shift = place.offset - pointer(array)
         self._closed = False
         self._lock: Lock | None = None
 
     @property
     def closed(self) -> bool:
-        """Whether the array can no longer be shared."""
+        """Return True if the array can no longer be shared."""
         return self._closed or self.segment.closed
 
-    @property
-    def alone(self) -> bool:
-        """Whether the array has the segment to itself."""
-        return not self.segment.backing.shared
-
-    def check(self) -> None:
-        """Raise SegmentGone if the array was closed."""
-        if self._closed:
-            raise SegmentGone(
-                "the array was closed: its values stay readable, but it has no address any more; "
-                "share a copy with shmpar.array()"
-            )
-        self.segment.fileno()
-
     def close(self) -> None:
-        """End the sharing.  Twice is once."""
+        """End the sharing; further calls have no effect."""
         self._closed = True
-        if self.owner and self.alone:
+        # Invariant: a segment that several arrays share is never closed by one of them.
+        if self.owner and not self.segment.backing.shared:
             self.segment.close()
 
     def holds(self, array: Array) -> bool:
-        """Whether an array's bytes lie in the segment."""
-        base: Any = array.base
-        while isinstance(base, np.ndarray):
-            if base is self.root:
-                return True
-            base = base.base
+        """Return True if the bytes of an array lie in the segment."""
+        if array.base is None:
+            return False
+        if _memory(array) is self._memory:
+            return True
+        # Why: as_strided and the like put objects of their own between a view and its memory.
         place = locate(array)
         return place is not None and place.segment == self.segment
 
     def name(self) -> str:
-        """Name by which others find the array, made at the first call."""
-        self.check()
+        """Return the name by which other processes find the array; the first call makes it."""
+        self._check_open()
         name = self.manager.name(self.segment)
-        return name if self.alone else f"{name}@{self.start}"
+        return f"{name}@{self.start}" if self.segment.backing.shared else name
 
     def address(self, array: Array) -> Address:
-        """Address of a view in the lease."""
-        self.check()
-        name = self.manager.name(self.segment)
+        """Return the address of a view."""
+        self._check_open()
         return Address(
-            name=name,
+            name=self.manager.name(self.segment),
             size=self.segment.size,
-            offset=self._offset + pointer(array) - pointer(self.root),
+            offset=self._shift + pointer(array),
             shape=array.shape,
             strides=array.strides,
             dtype=array.dtype,
@@ -135,83 +116,58 @@ class Lease:
         )
 
     def lock(self) -> Lock:
-        """Give the lock of the array, whichever of its views asks."""
+        """Return the lock of the array, which is the same one for all views."""
         if self._lock is None:
-            self.check()
-            identity = self.segment.backing.identity()
-            self._lock = lock_of(identity, self.start, self._reopen)
+            self._check_open()
+            # Why: the lock refers to the segment alone; a cycle would keep the array until the
+            # next garbage collection.
+            reopen = functools.partial(_reopen, self.segment)
+            self._lock = lock_of(self.segment.backing.identity(), self.start, reopen)
         return self._lock
 
-    def _reopen(self) -> int:
-        """Open the segment anew: a duplicate would share the lock with whoever it came from."""
-        path, flags = f"/dev/fd/{self.segment.fileno()}", os.O_RDWR | os.O_CLOEXEC
-        return opened(lambda: os.open(path, flags))
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SegmentGone(
+                "the array was closed: its values stay readable, but it has no address any more; "
+                "share a copy with shmpar.array()"
+            )
+        self.segment.fileno()  # raises SegmentGone if the segment was closed
 
 
-def part(name: str) -> tuple[str, int]:
-    """Split the name of an array that shares its segment into the segment's and its first byte.
+def _reopen(segment: Segment) -> int:
+    # Lock: a duplicated descriptor would share its locks with the process that sent it.
+    path, flags = f"/dev/fd/{segment.fileno()}", os.O_RDWR | os.O_CLOEXEC
+    return opened(lambda: os.open(path, flags))
+
+
+def _memory(array: Array) -> Any:
+    """Return the object that owns the memory under a view."""
+    base: Any = array.base
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base
+
+
+def split_name(name: str) -> tuple[str, int]:
+    """Split the name of an array in a common segment into the segment's name and first byte.
 
     Examples
     --------
-    >>> part("shmpar_0123456789abcdef@64"), part("mine")
+    >>> split_name("shmpar_0123456789abcdef@64"), split_name("mine")
     (('shmpar_0123456789abcdef', 64), ('mine', 0))
     """
-    found = _PART.fullmatch(name)
+    found = _PART_NAME.fullmatch(name)
     return (found[1], int(found[2])) if found else (name, 0)
 
 
-_Shape = TypeVar("_Shape", bound=tuple[int, ...])
-_DType = TypeVar("_DType", bound=np.dtype[Any])
-Plain = np.ndarray[Any, Any]
-
-# Methods of ndarray that may return new memory in the type of the array they are called on.
-# Those that always return a view (T, view, transpose, squeeze, ...) need no help.
-_MAKERS: Final = (
-    *(
-        [
-            "all",
-            "any",
-            "argmax",
-            "argmin",
-            "argpartition",
-            "argsort",
-            "astype",
-            "byteswap",
-            "choose",
-            "clip",
-            "compress",
-        ]
-    ),
-    *(
-        [
-            "conj",
-            "conjugate",
-            "copy",
-            "cumprod",
-            "cumsum",
-            "dot",
-            "flatten",
-            "max",
-            "mean",
-            "min",
-            "nonzero",
-            "prod",
-            "ravel",
-        ]
-    ),
-    *(["repeat", "reshape", "round", "searchsorted", "std", "sum", "take", "trace", "var"]),
-    *(["__copy__", "__deepcopy__", "__getitem__"]),
-)
-
-
 class SharedArray(np.ndarray[_Shape, _DType]):
-    """An array in shared memory; made by :func:`shmpar.array`, :func:`shmpar.attach` and the like.
+    """Array in shared memory, made by :func:`shmpar.array`, :func:`shmpar.attach` and the like.
 
-    It is used as any ndarray.  Views of it lie in the same segment and are SharedArrays too;
-    everything else that is computed from it is a plain ndarray.  Pickled, it is its address: the
-    process that loads it sees the same memory, and never removes it.
+    It is used as any ndarray. A view of it lies in the same segment and is a SharedArray too; each
+    other result is a plain ndarray. It pickles as its address: the process that loads the pickle
+    sees the same memory and never removes it.
 
-    Leaving a ``with`` block closes it.
+    Leaving a ``with`` block closes the array.
 
     Examples
     --------
@@ -224,26 +180,26 @@ class SharedArray(np.ndarray[_Shape, _DType]):
     [[0.0, 0.0, 0.0], [7.0, 7.0, 7.0]] SharedArray ndarray
     """
 
-    __array_priority__ = -100.0  # as np.memmap's: other subclasses go first
-    _lease: Lease | None
+    __array_priority__ = -100.0  # as np.memmap: other subclasses go first
+    _handle: Handle | None
 
     def __new__(cls, *_: Any, **__: Any) -> SharedArray[Any, Any]:
-        """Refuse: a constructor would not say where the memory comes from."""
+        """Refuse: the arguments of a constructor would not tell where the memory comes from."""
         raise TypeError("make a SharedArray with shmpar.array(), zeros(), attach() and the like")
 
-    def __array_finalize__(self, parent: Plain | None) -> None:
-        self._lease = getattr(parent, "_lease", None)
+    def __array_finalize__(self, parent: Array | None) -> None:
+        self._handle = getattr(parent, "_handle", None)
 
     @property
     def address(self) -> dict[str, Any]:
-        """All that another process needs to find this array, as JSON; a view has its own.
+        """Address by which another process finds this array or view, as JSON.
 
-        The segment gets a name by this.
+        The first use gives the segment a name.
 
         Raises
         ------
         SegmentGone
-            It was closed.
+            The array was closed.
 
         Examples
         --------
@@ -252,27 +208,27 @@ class SharedArray(np.ndarray[_Shape, _DType]):
         >>> attach(a.address)[1:].shape
         (2,)
         """
-        return self._leased().address(self).to_json()
+        return self._shared_handle().address(self).to_json()
 
     @property
     def name(self) -> str:
-        """Name of the segment, as in ``/dev/shm``; made at the first call.
+        """Name of the segment, as in ``/dev/shm``; the first use makes it.
 
         Raises
         ------
         SegmentGone
-            It was closed.
+            The array was closed.
         """
-        return self._leased().name()
+        return self._shared_handle().name()
 
     @property
     def owner(self) -> bool:
-        """Whether the segment is removed with this array."""
-        return self._lease is not None and self._lease.owner
+        """True if the segment is removed with this array."""
+        return self._handle is not None and self._handle.owner
 
     @property
     def lock(self) -> Lock:
-        """The lock of this array, one for all processes and views; freed if its holder dies.
+        """Lock of this array, common to all processes and views; the kernel frees a dead holder's.
 
         Examples
         --------
@@ -281,58 +237,50 @@ class SharedArray(np.ndarray[_Shape, _DType]):
         >>> with a.lock:
         ...     a[0] += 1
         """
-        return self._leased().lock()
+        return self._shared_handle().lock()
 
     @property
     def closed(self) -> bool:
-        """Whether the array can no longer be shared; its values stay readable."""
-        return self._lease is None or self._lease.closed
+        """True if the array can no longer be shared; its values stay readable."""
+        return self._handle is None or self._handle.closed
 
     def close(self) -> None:
-        """Remove the name and end the sharing, of all views; twice is once.
+        """Remove the name and end the sharing of all views; further calls have no effect.
 
-        Values that are held stay readable and writable, in this process and in those that have
-        attached.
+        Views stay readable and writable, in this process and in those that have attached.
         """
-        if self._lease is not None:
-            self._lease.close()
+        if self._handle is not None:
+            self._handle.close()
 
     def __enter__(self) -> SharedArray[_Shape, _DType]:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _leased(self) -> Lease:
-        if self._lease is None or not self._lease.holds(self):
+    def _shared_handle(self) -> Handle:
+        if self._handle is None or not self._handle.holds(self):
             raise SegmentGone(
                 "this array does not lie in shared memory (it is a copy that kept the type); "
                 "share it with shmpar.array()"
             )
-        return self._lease
-
-    def __reduce__(self) -> Any:
-        """Pickle as an address; what does not lie in the segment, by value."""
-        if self._lease is None or not self._lease.holds(self):
-            return self.view(np.ndarray).__reduce__()
-        return _load, (self.address,)
+        return self._handle
 
     def __reduce_ex__(self, protocol: Any, /) -> Any:
-        if self._lease is None or not self._lease.holds(self):
+        """Pickle as an address; an array outside of the segment is pickled by value."""
+        from shmpar.arrays.attach import attach
+
+        if self._handle is None or not self._handle.holds(self):
             return self.view(np.ndarray).__reduce_ex__(protocol)
-        return self.__reduce__()
+        return attach, (self.address,)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        """Compute on plain views: the result is plain, ``out`` is what was passed."""
-        out = kwargs.get("out")
+        """Compute on plain views; the result is plain, or the objects given as ``out``."""
+        out = kwargs.pop("out", None)
+        kwargs = {key: _plain(value) for key, value in kwargs.items()}
         if out is not None:
-            kwargs["out"] = tuple(_plain(each) for each in out)
-        result = getattr(ufunc, method)(*map(_plain, inputs), **_plain_where(kwargs))
+            kwargs["out"] = tuple(map(_plain, out))
+        result = getattr(ufunc, method)(*map(_plain, inputs), **kwargs)
         if out is None or result is None or result is NotImplemented:
             return result
         if len(out) == 1:
@@ -342,104 +290,85 @@ class SharedArray(np.ndarray[_Shape, _DType]):
     def __array_function__(
         self, func: Callable[..., Any], types: Any, args: Any, kwargs: Any
     ) -> Any:
-        """Call on plain views: of the results, those that lie in the segment are shared again."""
-        seen: dict[int, Any] = {}  # plain view -> what it is a view of
-        result = func(*_unwrapped(args, seen), **_unwrapped(kwargs, seen))
-        return _rewrapped(result, seen)
+        """Call a function on plain views; views in its results are shared again."""
+        originals: dict[int, tuple[Array, SharedArray[Any, Any]]] = {}  # by id of the plain view
+        result = func(*_unwrap_all(args, originals), **_unwrap_all(kwargs, originals))
+        return _rewrap_all(result, originals)
 
     def __array_wrap__(
-        self, array: Plain, context: Any = None, return_scalar: bool = False, /
+        self, array: Array, context: Any = None, return_scalar: bool = False, /
     ) -> Any:
-        """Give results of functions that are written for subclasses: plain unless views."""
+        """Convert the result of a function that keeps subclasses: only a view stays shared."""
         plain = _plain(array)
-        return plain[()] if return_scalar else _again(self, plain)
+        return plain[()] if return_scalar else _rewrap(plain, self)
 
     @property
     def imag(self) -> Any:
         """Imaginary part: a view of a complex array, plain zeros of a real one."""
-        return _again(self, self.view(np.ndarray).imag)
+        return _rewrap(self.view(np.ndarray).imag, self)
 
     @imag.setter
     def imag(self, value: Any) -> None:
         self.view(np.ndarray).imag = value
 
 
-def over(root: Plain, lease: Lease) -> SharedArray[Any, Any]:
-    """Look at a plain array as a shared one."""
-    shared = root.view(SharedArray)
-    shared._lease = lease  # noqa: SLF001 (the constructor of its class)
+def wrap(array: Array, handle: Handle) -> SharedArray[Any, Any]:
+    """View a plain array as a shared one."""
+    shared = array.view(SharedArray)
+    shared._handle = handle  # noqa: SLF001 (the constructor of its class)
     return shared
-
-
-def _load(address: dict[str, Any]) -> SharedArray[Any, Any]:
-    """Unpickle: attach, without ever owning."""
-    from shmpar.arrays.attach import attach
-
-    return attach(address)
 
 
 def _plain(value: Any) -> Any:
     return value.view(np.ndarray) if type(value) is SharedArray else value
 
 
-def _plain_where(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Replace a ufunc's ``where=``, which may be a shared array too."""
-    if "where" in kwargs:
-        kwargs["where"] = _plain(kwargs["where"])
-    return kwargs
-
-
-def _again(parent: SharedArray[Any, Any], result: Any) -> Any:
-    """Share a result again if it is a view of its parent's segment."""
-    lease = parent._lease  # noqa: SLF001 (its class)
-    if type(result) is np.ndarray and result.base is not None and lease is not None:
-        return over(result, lease) if lease.holds(result) else result
+def _rewrap(result: Any, parent: SharedArray[Any, Any]) -> Any:
+    """Share a plain result again if it lies in the segment of its parent."""
+    handle = parent._handle  # noqa: SLF001 (its class)
+    if type(result) is np.ndarray and handle is not None and handle.holds(result):
+        return wrap(result, handle)
     return result
 
 
-def _unwrapped(value: Any, seen: dict[int, Any]) -> Any:
+def _unwrap_all(value: Any, originals: dict[int, tuple[Array, SharedArray[Any, Any]]]) -> Any:
     """Replace shared arrays by plain views, in the containers that NumPy's functions take."""
     if type(value) is SharedArray:
         plain = value.view(np.ndarray)
-        seen[id(plain)] = (plain, value)
+        originals[id(plain)] = (plain, value)  # Why: an id is unique while its object is referenced
         return plain
     if type(value) in {list, tuple}:
-        return type(value)([_unwrapped(each, seen) for each in value])
+        return type(value)([_unwrap_all(each, originals) for each in value])
     if type(value) is dict:
-        return {key: _unwrapped(each, seen) for key, each in value.items()}
+        return {key: _unwrap_all(each, originals) for key, each in value.items()}
     return value
 
 
-def _rewrapped(value: Any, seen: dict[int, Any]) -> Any:
-    """Give what was passed (``out=``) back as it came, and share views again."""
-    if id(value) in seen:
-        return seen[id(value)][1]
+def _rewrap_all(value: Any, originals: dict[int, tuple[Array, SharedArray[Any, Any]]]) -> Any:
+    """Replace plain views by the arrays that were passed (``out=``), or share them again."""
+    if id(value) in originals:
+        return originals[id(value)][1]
     if isinstance(value, (list, tuple)):
-        return _rebuilt(value, [_rewrapped(each, seen) for each in value])
-    if type(value) is np.ndarray and value.base is not None:
-        parents = (parent for _, parent in seen.values())
-        shared = (_again(parent, value) for parent in parents)
-        return next((each for each in shared if each is not value), value)
-    return value
+        values = [_rewrap_all(each, originals) for each in value]
+        # Why: a named tuple, as np.linalg returns, takes its values as separate arguments.
+        return type(value)(*values) if hasattr(value, "_fields") else type(value)(values)
+    rewrapped = (_rewrap(value, parent) for _, parent in originals.values())
+    return next((each for each in rewrapped if each is not value), value)
 
 
-def _rebuilt(old: Any, values: list[Any]) -> Any:
-    """Keep the type of a result, named tuples as those of ``np.linalg`` too."""
-    return type(old)(*values) if hasattr(old, "_fields") else type(old)(values)
-
-
-def _delegate(name: str) -> Callable[..., Any]:
+def _with_views_shared(name: str) -> Callable[..., Any]:
+    """Return a method of ndarray of which only views stay shared."""
     plain_method = getattr(np.ndarray, name)
 
     def method(self: SharedArray[Any, Any], *args: Any, **kwargs: Any) -> Any:
         plain = self.view(np.ndarray)
         result = plain_method(plain, *args, **kwargs)
-        return self if result is plain else _again(self, result)
+        return self if result is plain else _rewrap(result, self)
 
     method.__name__, method.__doc__ = name, plain_method.__doc__
     method.__qualname__ = f"SharedArray.{name}"
     return method
 
 
-for _name in _MAKERS:
-    setattr(SharedArray, _name, _delegate(_name))
+for _name in _METHODS_WITH_COPIES:
+    setattr(SharedArray, _name, _with_views_shared(_name))

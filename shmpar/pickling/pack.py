@@ -316,7 +316,7 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
             segment, offset = place.segment, place.offset
         index = self._add(segment, private=not shared and not self._home)
         layout = (offset, array.shape, array.strides, array.dtype, writable)
-        start = array._lease.start if isinstance(array, SharedArray) and array._lease else None  # noqa: SLF001
+        start = array._handle.start if isinstance(array, SharedArray) and array._handle else None  # noqa: SLF001
         return take, (index, start, *layout)
 
     def _add(self, segment: Segment, *, private: bool) -> int:

@@ -109,12 +109,12 @@ def take(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a pickle
     if start is None:
         _arriving.taken.append(array)
         return array
-    from shmpar.arrays.sharedarray import Lease, over
+    from shmpar.arrays.sharedarray import Handle, wrap
     from shmpar.memory.manager import default_manager
     from shmpar.memory.segment import Place
 
     place = Place(segment, offset)
-    return over(array, Lease(place, array, default_manager(), start=start, owner=False))
+    return wrap(array, Handle(place, array, default_manager(), start=start, owner=False))
 
 
 def unpack(body: bytes, segments: Sequence[Segment] = ()) -> tuple[Any, list[np.ndarray[Any, Any]]]:

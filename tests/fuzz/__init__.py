@@ -1,1 +1,1 @@
-"""What parses addresses and ledgers, for whoever makes up bytes: see :mod:`tests.fuzz.__main__`."""
+"""Fuzz targets for the parsers of addresses and ledgers; :mod:`tests.fuzz.__main__` runs them."""

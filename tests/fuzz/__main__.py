@@ -1,8 +1,8 @@
-"""Run a target on made-up bytes: ``python -m tests.fuzz {address,ledger} --seconds N [--seed N]``.
+"""Run a target on random bytes: ``python -m tests.fuzz {address,ledger} --seconds N [--seed N]``.
 
-With atheris it is guided by what is covered; with ``--blind``, or without atheris, bytes are
-changed at random, which needs nothing. It prints how often the target was called, and how often
-what was made up was accepted; a finding is a traceback, or the death of the process.
+With atheris the coverage guides the search. With ``--blind``, or without atheris, bytes are changed
+at random. The output counts the calls and the accepted inputs; a finding is a traceback, or a
+signal that ends the process.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def _atheris() -> Any:
 
 
 class _Counted:
-    """A target that counts its calls, and ends the process when it is time."""
+    """A target that counts its calls, and exits the process at the deadline."""
 
     def __init__(self, target: Any, wrong: list[str], seconds: float, how: str) -> None:
         self._target, self._wrong, self._how = target, wrong, how
         self._until = time.monotonic() + seconds
-        self._home = getattr(target, "path", "\0")  # what the target opens itself
+        self._home = getattr(target, "path", "\0")  # path that the target itself opens
         self._calls = 0
 
     def __call__(self, data: bytes) -> None:
@@ -76,7 +76,7 @@ class _Counted:
         name, accepted = type(self._target).__name__, self._target.accepted
         print(f"{name}, {self._how}: {self._calls} calls, {accepted} accepted, no finding")
         sys.stdout.flush()
-        os._exit(0)  # libFuzzer has no other end that is none of its findings
+        os._exit(0)  # Why: libFuzzer reports any other exit as a finding
 
 
 def _blind(target: _Counted, seed: int) -> None:

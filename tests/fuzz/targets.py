@@ -1,7 +1,7 @@
-"""The two targets: bytes are made into an address, or into a ledger, which is then used.
+"""The two targets: they make an address or a ledger of bytes, and use it.
 
-Imports the package alone.  A finding is an exception that is not promised, a file that is opened
-and should not be, a byte outside of the segment, or the end of the process.
+A finding is an exception that is not documented, an open of another file, an access outside of the
+segment, or a signal that ends the process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from shmpar.arrays import attach
 from shmpar.arrays import creation as sa
 from shmpar.errors import SegmentError
-from shmpar.runtime.checkpoint import Header, LedgerFile
+from shmpar.runtime.checkpoint import LedgerFile, Owner
 from shmpar.worker.verify import checksum
 
 __all__ = ["REFUSALS", "AddressTarget", "LedgerTarget", "touch", "watched_opens"]
@@ -54,7 +54,7 @@ ALLOWED = re.compile(r"/dev/shm/[^/]*|/dev/shm|/proc/[0-9]+/fd/[0-9]+|/proc/self
 
 
 class Choices:
-    """Bytes as a string of choices; when they are used up, the first one for ever."""
+    """Bytes as a sequence of choices; each choice after the last byte is the first value."""
 
     def __init__(self, data: bytes) -> None:
         self._bytes = iter(data)
@@ -72,7 +72,7 @@ class Choices:
         return int.from_bytes(raw, "little", signed=True)
 
     def likely(self, field: str) -> Any:
-        """What may well be accepted."""
+        """Choose a value that is often accepted."""
         if field in {"shape", "strides"}:
             return [self.of(LIKELY[field]) for _ in range(1 + self.byte() % 3)]
         return self.of(LIKELY[field])
@@ -107,7 +107,7 @@ class Choices:
 
 
 class AddressTarget:
-    """Changes the address of an array of this process, and attaches to it."""
+    """Change the address of an array of this process, and attach to it."""
 
     def __init__(self) -> None:
         self.array = sa.array(np.arange(12.0).reshape(3, 4))
@@ -133,12 +133,12 @@ class AddressTarget:
             return
         touch(found)
         self.accepted += 1
-        assert self.array.nbytes == 96  # nothing else may be mapped than this one
-        assert found._lease.segment.backing.identity() == (self.good["device"], self.good["inode"])
+        assert self.array.nbytes == 96  # no other array may be mapped
+        assert found._handle.segment.backing.identity() == (self.good["device"], self.good["inode"])
 
 
 def touch(array: Any) -> None:
-    """Read every element, of very many the outermost, and write what was read."""
+    """Read and write back every element, or the outermost elements of a large array."""
     if 0 in array.shape or not array.dtype.itemsize:
         return
     plain = array.view(np.ndarray)
@@ -150,7 +150,7 @@ def touch(array: Any) -> None:
     for place in outermost:
         try:
             value = plain[place]
-        except (ValueError, SystemError):  # NumPy's, of bytes that are no text
+        except (ValueError, SystemError):  # NumPy's errors for bytes that are no text
             continue
         if plain.flags.writeable:
             plain[place] = value
@@ -162,10 +162,10 @@ class LedgerTarget:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="shmpar-fuzz-", dir="/dev/shm")
         self.path = os.path.join(self._folder.name, "ledger")
-        self.header = Header(3, [1, 2], {"verb": "map_blocks", "function": "ab" * 16})
+        self.owner = Owner(3, [1, 2], {"verb": "map_blocks", "function": "ab" * 16})
         self.outputs = np.arange(6.0).reshape(3, 2)
-        made = LedgerFile.open(self.path, self.header)
-        made.checksums[:2] = [checksum(self.windows(chunk)) for chunk in (0, 1)]
+        made = LedgerFile.open(self.path, self.owner)
+        made.sums[:2] = [checksum(self.windows(chunk)) for chunk in (0, 1)]
         del made
         with open(self.path, "rb") as file:
             self.good = file.read()
@@ -178,15 +178,15 @@ class LedgerTarget:
         return [self.outputs[chunk]]
 
     def changed(self, data: bytes) -> bytes:
-        """Return the file as the bytes change it; the first byte selects the kind of change."""
+        """Change the file by the other bytes, in the way that the first byte selects."""
         how, rest = data[:1], data[1:]
         kind = how[0] % 6 if how else 0
         if kind == 0:
             return rest
-        if kind == 1:  # another header, with its checksum
+        if kind == 1:  # another beginning, with its checksum
             text = rest
-            head = self.good[:16] + struct.pack("<II", len(text), zlib.crc32(text)) + text
-            return head + self.good[-12:]
+            head = self.good[:16] + struct.pack("<QI", len(text), zlib.crc32(text)) + text
+            return head.ljust(4096, b"\0") + self.good[-12:]
         whole = bytearray(self.good)
         if kind == 2:
             return bytes(whole[: int.from_bytes(rest[:2], "little")])
@@ -201,23 +201,23 @@ class LedgerTarget:
         with open(self.path, "wb") as file:
             file.write(self.changed(data))
         try:
-            found = LedgerFile.open(self.path, self.header)
+            found = LedgerFile.open(self.path, self.owner)
         except ValueError as error:
-            found, message = None, str(error)
+            found, said = None, str(error)
         if found is None:
-            assert self.path in message, "the error names the file"
+            assert self.path in said, "it names the file"
             return
         self.accepted += 1
-        found.verify(self.windows)
-        done = [chunk for chunk in range(3) if found.checksums[chunk]]
-        assert all(found.checksums[chunk] == checksum(self.windows(chunk)) for chunk in done)
-        assert found.pending() == tuple(chunk for chunk in range(3) if chunk not in done)
-        assert json.dumps(found.header.seed)
+        found.settle(self.windows)
+        kept = [chunk for chunk in range(3) if found.sums[chunk]]
+        assert all(found.sums[chunk] == checksum(self.windows(chunk)) for chunk in kept)
+        assert found.pending() == tuple(chunk for chunk in range(3) if chunk not in kept)
+        assert json.dumps(found.owner.seed)
 
 
 @contextmanager
 def watched_opens() -> Iterator[list[str]]:
-    """Every path that Python opens meanwhile and that is none of a segment; for one process."""
+    """List each path that Python opens meanwhile and that belongs to no segment."""
     wrong: list[str] = []
     on = [True]
 
