@@ -15,12 +15,12 @@ from shmpar.ipc.ledger import (
     CURSOR,
     DONE,
     FAILED,
+    FINGERPRINT,
     FIRST,
     GENERATION,
     JOINED,
     LAST,
     PENDING,
-    SAID,
     SINCE,
     WAITED,
     Ledger,
@@ -82,7 +82,7 @@ class TestLayout:
 
     def test_the_names_of_the_numbers_fit_a_slot(self) -> None:
         """A slot is a cache line, so that workers do not slow each other."""
-        numbers = {GENERATION, FIRST, LAST, CURSOR, SINCE, SAID, JOINED, WAITED}
+        numbers = {GENERATION, FIRST, LAST, CURSOR, SINCE, FINGERPRINT, JOINED, WAITED}
         assert len(numbers) == 8
         assert max(numbers) < ledgers.SLOT_BYTES // 8
 
@@ -188,7 +188,7 @@ class TestSlots:
         slot[CURSOR] = 7
         assert ledger.held(1) is None
         slot[CURSOR] = 6
-        ledger.empty(1)
+        ledger.reset_slot(1)
         assert ledger.held(1) is None
 
     def test_a_cursor_before_its_claim_breaks_the_invariant(self) -> None:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from shmpar.ipc.ledger import FAILED, PENDING, Ledger
-from shmpar.ipc.tickets import LockTickets, OffsetTickets
+from shmpar.ipc.tickets import Tickets
 from shmpar.memory.segment import Slab
 from shmpar.plan import Announcement, Failure, Function, Plan
 
@@ -140,7 +140,7 @@ class Generation(NamedTuple):
 
     number: int
     todo: tuple[int, ...] | None
-    tickets: OffsetTickets | LockTickets
+    tickets: Tickets
 
     def chunk(self, ticket: int) -> int:
         """The chunk that a ticket stands for."""
@@ -374,7 +374,7 @@ class Engine(Protocol):
         """A zeroed ledger that all workers can write."""
         ...
 
-    def tickets(self) -> OffsetTickets | LockTickets:
+    def tickets(self) -> Tickets:
         """A counter at 0 that all workers can draw from."""
         ...
 

@@ -39,12 +39,12 @@ from shmpar.engines.engine import (
     Values,
 )
 from shmpar.ipc.ledger import Ledger
-from shmpar.ipc.tickets import LockTickets, OffsetTickets, new_tickets
+from shmpar.ipc.tickets import Tickets, new_tickets
 from shmpar.memory.segment import Slab
 from shmpar.plan import Announcement, Failure, Function
 from shmpar.runtime.interrupts import allowed
 from shmpar.worker.compute import Abandoned, Assignment, Chunks
-from shmpar.worker.context import entered
+from shmpar.worker.context import inside_worker
 from shmpar.worker.loop import work
 
 __all__ = ["LocalChannel", "SerialEngine", "ThreadsEngine", "bound", "called"]
@@ -141,7 +141,7 @@ def bound(execution: Execution, generation: Generation, worker: int, workers: in
 
 def called(number: int, call: Function) -> Returned:
     """Do a task, here and now."""
-    with entered():
+    with inside_worker():
         try:
             return Returned(number, call.call(*call.values, **call.keywords))
         except BaseException as error:  # noqa: BLE001 - it is the task's outcome
@@ -176,7 +176,7 @@ class SerialEngine:
         buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
         return Ledger(buffer, workers=self.workers, chunks=chunks)
 
-    def tickets(self) -> OffsetTickets | LockTickets:
+    def tickets(self) -> Tickets:
         """A counter of its own for each generation."""
         return new_tickets()
 
@@ -346,7 +346,7 @@ class ThreadsEngine:
         buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
         return Ledger(buffer, workers=self.workers, chunks=chunks)
 
-    def tickets(self) -> OffsetTickets | LockTickets:
+    def tickets(self) -> Tickets:
         """A counter of its own for each generation."""
         return new_tickets()
 

@@ -37,7 +37,7 @@ from shmpar.ipc.protocol import Environment, PlanMessage, Reference, SegmentReco
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Place, Segment
-from shmpar.pickling.pack import Parcel, known, pack
+from shmpar.pickling.pack import Payload, cached, pack
 from shmpar.pickling.unpack import unpack
 from shmpar.plan import Failure, Function, Plan, spell
 from shmpar.runtime.interrupts import allowed
@@ -185,7 +185,7 @@ class Packed:
     ----------
     plan : bytes
         Pickled.
-    parcel : Parcel
+    payload : Payload
         The function with what it holds.
     arrays : list of ndarray
         The inputs, in shared memory.
@@ -208,7 +208,7 @@ class Packed:
     """
 
     plan: bytes
-    parcel: Parcel
+    payload: Payload
     arrays: list[Array]
     references: tuple[Reference, ...]
     ledger: int
@@ -259,7 +259,7 @@ class Packed:
             tickets=generation.tickets.kind,
             origin=execution.origin,
             environment=self.environment if changed else None,
-            function=None if self.parcel.plain else self.parcel.body,
+            function=None if self.payload.stateless else self.payload.body,
             standing=self._standing(execution, outputs, held),
         )
         if records:
@@ -286,7 +286,7 @@ class Packed:
             reports=execution.reports,
             sums=self.sums,
             plan=self.plan,
-            function=self.parcel.body if self.parcel.plain else None,
+            function=self.payload.body if self.payload.stateless else None,
             held=held,
         )
         if self.standing is None or self.standing[0] != standing:
@@ -294,7 +294,7 @@ class Packed:
         return self.standing[1]
 
 
-def pack_call(call: Function, *, foreign: bool) -> Parcel:
+def pack_call(call: Function, *, foreign: bool) -> Payload:
     """Pickle a function with what it is called with, which may be interrupted.
 
     The user's objects pickle themselves, and may be large. Nothing else may be: who is interrupted
@@ -305,9 +305,9 @@ def pack_call(call: Function, *, foreign: bool) -> Parcel:
     PlanError
         If it does not pickle.
     """
-    body = None if foreign else known(call)
+    body = None if foreign else cached(call)
     if body is not None:
-        return Parcel(body, plain=True)
+        return Payload(body, stateless=True)
     with allowed():
         return pack(call, importable_only=foreign)
 
@@ -329,8 +329,8 @@ def pack_execution(execution: Execution, ledger: Segment, *, foreign: bool) -> P
     SegmentFull
         If there is no room for a copy of an input.
     """
-    parcel = pack_call(execution.function, foreign=foreign)
-    shared = zip(parcel.segments, parcel.private, strict=True)
+    payload = pack_call(execution.function, foreign=foreign)
+    shared = zip(payload.segments, payload.private, strict=True)
     segments = {one.key: one for one, private in shared if not private}
     segments[ledger.key] = ledger
     references, arrays = [], []
@@ -345,14 +345,14 @@ def pack_execution(execution: Execution, ledger: Segment, *, foreign: bool) -> P
     plan = _pickled(execution.plan)
     return Packed(
         plan=plan,
-        parcel=parcel,
+        payload=payload,
         arrays=arrays,
         references=tuple(references),
         ledger=ledger.key,
         sums=None if execution.sums is None else _reference(execution.sums, segments),
         segments=segments,
         environment=current_environment(foreign=foreign),
-        call=hash((plan, parcel.body)),
+        call=hash((plan, payload.body)),
     )
 
 

@@ -86,12 +86,12 @@ from shmpar.engines.launch import Launcher
 from shmpar.engines.messages import Packed, current_environment, pack_call, pack_execution
 from shmpar.engines.worker_handle import OUTSTANDING, Link, Loan
 from shmpar.ipc.ledger import Ledger
-from shmpar.ipc.tickets import LockTickets, OffsetTickets, new_tickets
+from shmpar.ipc.tickets import Tickets, new_tickets
 from shmpar.memory import limits
 from shmpar.memory.limits import affinity_cpus
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, create
-from shmpar.pickling.pack import Parcel, pack
+from shmpar.pickling.pack import Payload, pack
 from shmpar.plan import Announcement, Failure, Function
 from shmpar.runtime.interrupts import allowed
 
@@ -175,7 +175,7 @@ class Ears:
         os.close(self._wake_write)
 
 
-Counter = OffsetTickets | LockTickets
+Counter = Tickets
 
 _SCRATCH_BYTES = 16 * 1024  # behind each ledger, for outputs that are not larger
 _LEDGERS = 2  # kept for later runs
@@ -430,7 +430,7 @@ class ProcessesEngine:
         if self._tasks is not None:
             link.post(("limit", self._tasks))
         if self._initializer is not None:
-            held = link.lend_parcel(self._initializer, loan := Loan())
+            held = link.lend_payload(self._initializer, loan := Loan())
             message = ("initialize", self._initializer.body, held, loan.records)
             link.post(message, loan.descriptors)
 
@@ -465,7 +465,7 @@ class ProcessesEngine:
         """A zeroed ledger in shared memory."""
         return self._ledgers.take(chunks)
 
-    def tickets(self) -> OffsetTickets | LockTickets:
+    def tickets(self) -> Tickets:
         """A counter at 0."""
         return self._counters.take()
 
@@ -535,7 +535,7 @@ class ProcessesEngine:
 
     # Tasks
 
-    def prepare(self, call: Function) -> Parcel:
+    def prepare(self, call: Function) -> Payload:
         """Pickle it; large arrays are put into segments."""
         if self._broken is not None:
             raise self._broken
@@ -549,7 +549,7 @@ class ProcessesEngine:
         least = min(links, key=lambda link: len(link.sent), default=None)
         return None if least is None or len(least.sent) >= OUTSTANDING else least.number
 
-    def call(self, worker: int, number: int, prepared: Parcel) -> None:
+    def call(self, worker: int, number: int, prepared: Payload) -> None:
         """Send it."""
         for one, private in zip(prepared.segments, prepared.private, strict=True):
             if not private:
@@ -688,7 +688,7 @@ class ProcessesEngine:
         packed, loan = self._packed[execution.number], Loan()
         outputs, segments = packed.outputs(execution)
         self._watch.over(link.lend(segments, loan))
-        held = link.lend_parcel(packed.parcel, loan)
+        held = link.lend_payload(packed.payload, loan)
         link.send_ahead(loan)
         counter = self._counters.number(generation.tickets)
         descriptors = [] if counter in link.counters else [generation.tickets.fileno()]

@@ -32,7 +32,7 @@ from shmpar.ipc.wire import MAX_DESCRIPTORS
 from shmpar.memory import limits
 from shmpar.memory.limits import opened
 from shmpar.memory.segment import Segment
-from shmpar.pickling.pack import Parcel
+from shmpar.pickling.pack import Payload
 
 __all__ = ["Link", "Loan"]
 
@@ -174,10 +174,10 @@ class Link:
             self.known -= {record.key for record in loan.records if not record.private}
             raise
 
-    def lend_parcel(self, parcel: Parcel, loan: Loan) -> tuple[int, ...]:
-        """Add the segments of a parcel; return their keys, ~key for private ones."""
+    def lend_payload(self, payload: Payload, loan: Loan) -> tuple[int, ...]:
+        """Add the segments of a payload; return their keys, ~key for private ones."""
         held = []
-        for segment, private in zip(parcel.segments, parcel.private, strict=True):
+        for segment, private in zip(payload.segments, payload.private, strict=True):
             if private:
                 self._add(segment, loan, private=True)
             else:
@@ -205,15 +205,15 @@ class Link:
             self.post_silently(pickle.dumps(message, 5), descriptors)
         self.ring()
 
-    def post_task(self, number: int, parcel: Parcel, environment: Environment) -> None:
+    def post_task(self, number: int, payload: Payload, environment: Environment) -> None:
         """Give it a task; raises ``OSError`` if it cannot be sent."""
         loan = Loan()
-        held = self.lend_parcel(parcel, loan)
+        held = self.lend_payload(payload, loan)
         self.send_ahead(loan)
         changed = environment if self.environment != environment else None
         self.environment = environment
         self.tasks.add(number)
-        message = ("task", number, parcel.body, held, changed, loan.records)
+        message = ("task", number, payload.body, held, changed, loan.records)
         self.post_silently(pickle.dumps(message, 5), loan.descriptors)
         self.ring()
 

@@ -51,11 +51,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["DONE", "FAILED", "Held", "Ledger", "PENDING", "SLOT_BYTES"]
+__all__ = ["DONE", "FAILED", "PENDING", "SLOT_BYTES", "Held", "Ledger"]
 
 PENDING, DONE, FAILED = 0, 1, 2
 SLOT_BYTES = 64
-GENERATION, FIRST, LAST, CURSOR, SINCE, SAID, JOINED, WAITED = range(8)
+GENERATION, FIRST, LAST, CURSOR, SINCE, FINGERPRINT, JOINED, WAITED = range(8)
 _NUMBERS = SLOT_BYTES // 8
 _TIME = np.dtype([("seconds", "<f4"), ("begin", "<u4"), ("claimant", "<u2")])
 _TIME_BYTES = _TIME.itemsize
@@ -166,10 +166,10 @@ class Ledger:
         held = Held(slot[GENERATION], slot[FIRST], slot[CURSOR], slot[LAST], slot[SINCE])
         return held if held.cursor < held.last else None
 
-    def empty(self, worker: int) -> None:
+    def reset_slot(self, worker: int) -> None:
         """Make the slot of a worker that is gone ready for its successor."""
         slot = self.slot(worker)
-        slot[LAST] = slot[SAID] = 0
+        slot[LAST] = slot[FINGERPRINT] = 0
 
     def clear(self) -> None:
         """Make it a new run's."""

@@ -8,8 +8,8 @@ to the worker
 ``plan``            work on a generation of a run: :class:`PlanMessage`, segments
 ``outputs``         where the outputs of a run lie, whether they are several, segments
 ``abandon``         the run that waits for outputs is over
-``task``            number, parcel, held segments, environment or None, segments
-``initialize``      parcel, held segments, segments
+``task``            number, payload, held segments, environment or None, segments
+``initialize``      payload, held segments, segments
 ``limit``           chunks and tasks after which it is to end
 ``segments``        segments that come ahead of the message that speaks of them
 ``forget``          key of a segment that is gone
@@ -28,7 +28,7 @@ to the parent
                     outputs in the scratch are or None, whether tickets may be left: it ends
 ``leaving``         it has done as much as it may, and ends
 ``refused``         run, exception, traceback: it does not load
-``returned``        task, parcel, segments
+``returned``        task, payload, segments
 ``raised``          task, exception, traceback
 ``uncalled``        task: the initializer had failed
 ``broken``          exception, traceback: the initializer failed
@@ -83,7 +83,7 @@ class PlanMessage(NamedTuple):
     environment : Environment or None
         None: as before.
     function : bytes or None
-        Parcel of :class:`Function`, unless it is plain.
+        Payload of :class:`Function`, unless it is plain.
     standing : bytes
         Pickled fields of :class:`Standing`: they are the same for the same call.
     """
@@ -123,9 +123,9 @@ class Standing(NamedTuple):
     plan : bytes
         Pickled :class:`Plan`.
     function : bytes or None
-        Parcel of a :class:`Function` that is plain: it leaves nothing for its next call.
+        Payload of a :class:`Function` that is plain: it leaves nothing for its next call.
     held : tuple of int
-        Keys of the parcel's segments, in its order; ~key for one that is private.
+        Keys of the payload's segments, in its order; ~key for one that is private.
     """
 
     workers: int

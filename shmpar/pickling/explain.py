@@ -15,10 +15,10 @@ import cloudpickle
 
 from shmpar.plan import Function
 
-__all__ = ["diagnosis"]
+__all__ = ["explain_failure"]
 
 
-def diagnosis(value: Any, error: Exception) -> str:
+def explain_failure(value: Any, error: Exception) -> str:
     """Say what of it does not travel, and what to do, where pickling it raised that error."""
     if isinstance(value, Function):
         parts: tuple[Any, ...] = (value.call, value.keywords, *value.values)

@@ -1,4 +1,4 @@
-"""A parcel: what is sent for one object.
+"""A payload: what is sent for one object.
 
 Imports segment, for types alone.
 
@@ -22,9 +22,9 @@ Guarantees
 - A function that could leave anything for its next call, in a global, an attribute, a closure or
   a default, is none of these.
 
-Making a parcel of an object: functions by value where needed, arrays by their segments.
+Making a payload of an object: functions by value where needed, arrays by their segments.
 
-Imports diagnosis, namespaces, parcel, plain and unpacking; plan, segment and arrays.
+Imports explain_failure, namespaces, payload, plain and unpacking; plan, segment and arrays.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from shmpar.ipc.wire import MAX_DESCRIPTORS
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
-from shmpar.pickling.explain import diagnosis
+from shmpar.pickling.explain import explain_failure
 from shmpar.pickling.unpack import globals_of, take
 from shmpar.plan import Function
 
@@ -57,18 +57,18 @@ if TYPE_CHECKING:
 __all__ = [
     "LARGE",
     "OF_MODULE",
-    "Parcel",
-    "by_reference",
-    "is_named",
+    "Payload",
+    "cached",
+    "is_importable",
     "kept",
-    "known",
     "pack",
     "pack_error",
     "pack_result",
+    "pickled_by_name",
 ]
 
 
-class Parcel(NamedTuple):
+class Payload(NamedTuple):
     """What is sent for one object.
 
     Attributes
@@ -76,32 +76,32 @@ class Parcel(NamedTuple):
     body : bytes
         A pickle that names segments by their place in `segments`.
     segments : tuple of Segment
-        Kept alive by whoever sends the parcel until it has arrived.
+        Kept alive by whoever sends the payload until it has arrived.
     private : tuple of bool
         Whether the worker maps the segment copy on write.
-    plain : bool
+    stateless : bool
         Whether it is a function that leaves nothing for its next call, so that who has opened the
-        same parcel last may use what it got.
+        same payload last may use what it got.
     """
 
     body: bytes
     segments: tuple[Segment, ...] = ()
     private: tuple[bool, ...] = ()
-    plain: bool = False
+    stateless: bool = False
 
 
 _COMPILED = (types.BuiltinFunctionType, type(np.sum))  # the latter looks for __array_function__
 _OWNERS = (types.NoneType, types.ModuleType)
 
 
-def is_named(call: Any) -> bool:
+def is_importable(call: Any) -> bool:
     """Whether it is a compiled function of a module, which has it under its name.
 
     Such a function lives as long as its module, and is pickled as its name.
 
     Examples
     --------
-    >>> is_named(np.sum), is_named(np.ones(3).sum), is_named(lambda row: row)
+    >>> is_importable(np.sum), is_importable(np.ones(3).sum), is_importable(lambda row: row)
     (True, False, False)
     """
     if type(call) not in _COMPILED or type(getattr(call, "__self__", None)) not in _OWNERS:
@@ -130,14 +130,14 @@ _functions: weakref.WeakKeyDictionary[types.FunctionType, _Kept] = weakref.WeakK
 _compiled: dict[Callable[..., Any], bytes] = {}  # those, too, that live as long as their module
 
 
-def by_reference(one: types.FunctionType | type) -> bool:
+def pickled_by_name(one: types.FunctionType | type) -> bool:
     """Whether the worker can import a function, or a class, by its name."""
     from cloudpickle.cloudpickle import _should_pickle_by_reference
 
     return bool(_should_pickle_by_reference(one))
 
 
-def known(value: Function) -> bytes | None:
+def cached(value: Function) -> bytes | None:
     """What :func:`kept` gives, if it would not have to pickle anything."""
     call = value.call
     if value.keywords or value.values:
@@ -163,7 +163,7 @@ def kept(value: Function, pickled: Callable[[Function], bytes]) -> bytes | None:
     pickled : callable
         Pickles it, the first time.
     """
-    body, call = known(value), value.call
+    body, call = cached(value), value.call
     if body is not None or value.keywords or value.values:
         return body
     if _is_compiled(call):
@@ -180,7 +180,7 @@ def kept(value: Function, pickled: Callable[[Function], bytes]) -> bytes | None:
 
 
 def _is_compiled(call: Callable[..., Any]) -> bool:
-    return type(call) is np.ufunc or is_named(call)
+    return type(call) is np.ufunc or is_importable(call)
 
 
 def _same(function: types.FunctionType, then: _Kept) -> bool:
@@ -211,7 +211,7 @@ def _held(function: types.FunctionType, names: tuple[str, ...]) -> tuple[Any, ..
 
 def _plain_names(function: types.FunctionType) -> tuple[str, ...] | None:
     """Names of the globals of a function that is nothing but its code; None for any other."""
-    if by_reference(function):
+    if pickled_by_name(function):
         return None if "." in function.__qualname__ else ()
     if function.__closure__ or function.__kwdefaults__ or function.__dict__:
         return None
@@ -232,7 +232,7 @@ def _plain_names(function: types.FunctionType) -> tuple[str, ...] | None:
 
 def _is_plain_note(value: Any) -> bool:
     """Whether an annotation is text, or a class that goes by its name."""
-    return type(value) in _SCALARS or (type(value) is type and by_reference(value))
+    return type(value) in _SCALARS or (type(value) is type and pickled_by_name(value))
 
 
 def _is_importable(value: Any) -> bool:
@@ -285,7 +285,7 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
 
     def _prepare_function(self, function: types.FunctionType) -> None:
         """Make the functions of one module share one globals dict in the worker."""
-        if by_reference(function):
+        if pickled_by_name(function):
             return
         if self._importable_only:
             raise PlanError(
@@ -333,7 +333,7 @@ def _is_plain(dtype: np.dtype[Any]) -> bool:
     return dtype.kind in "?bBiufcmMSUV"
 
 
-def pack(value: Any, *, importable_only: bool = False) -> Parcel:
+def pack(value: Any, *, importable_only: bool = False) -> Payload:
     """Pickle an object for a worker.
 
     Parameters
@@ -356,22 +356,22 @@ def pack(value: Any, *, importable_only: bool = False) -> Parcel:
         if isinstance(value, Function) and not importable_only:
             body = kept(value, lambda function: _packed(function).body)
             if body is not None:
-                return Parcel(body, plain=True)
+                return Payload(body, stateless=True)
         return _packed(value, importable_only=importable_only)
     except (ShmparError, OSError):
         raise
     except Exception as error:
-        raise PlanError(diagnosis(value, error)) from error
+        raise PlanError(explain_failure(value, error)) from error
 
 
-def _packed(value: Any, *, importable_only: bool = False) -> Parcel:
+def _packed(value: Any, *, importable_only: bool = False) -> Payload:
     file = io.BytesIO()
     packer = _Packer(file, importable_only=importable_only)
     packer.dump(value)
-    return Parcel(file.getvalue(), tuple(packer.segments), tuple(packer.private))
+    return Payload(file.getvalue(), tuple(packer.segments), tuple(packer.private))
 
 
-def pack_result(value: Any) -> Parcel:
+def pack_result(value: Any) -> Payload:
     """Pickle what a function returned, for the parent: it adopts the segments as its own.
 
     Raises
@@ -393,7 +393,7 @@ def pack_result(value: Any) -> Parcel:
         raise
     except Exception as error:
         raise PlanError(f"a {type(value).__qualname__} does not pickle ({error})") from error
-    return Parcel(file.getvalue(), tuple(packer.segments), tuple(packer.private))
+    return Payload(file.getvalue(), tuple(packer.segments), tuple(packer.private))
 
 
 def pack_error(error: BaseException) -> bytes:

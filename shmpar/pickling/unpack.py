@@ -2,9 +2,9 @@
 
 Imports numpy, for types alone.
 
-Opening a parcel, in the process where it has arrived.
+Opening a payload, in the process where it has arrived.
 
-Imports namespaces; arrays and segment only where a parcel speaks of shared arrays.
+Imports namespaces; arrays and segment only where a payload speaks of shared arrays.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def globals_of(module: str, attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Arriving(threading.local):
-    """The segments of the parcel that this thread is opening, and what it took from them."""
+    """The segments of the payload that this thread is opening, and what it took from them."""
 
     segments: Sequence[Segment] = ()
     taken: list[np.ndarray[Any, Any]]
@@ -93,12 +93,12 @@ def take(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a pickle
     dtype: np.dtype[Any],
     writable: bool,
 ) -> np.ndarray[Any, Any]:
-    """The array that lies so in a segment of the parcel; what its pickle calls.
+    """The array that lies so in a segment of the payload; what its pickle calls.
 
     Parameters
     ----------
     index : int
-        Place of the segment in the parcel.
+        Place of the segment in the payload.
     start : int or None
         Where the bytes begin that a shared array may be asked for again; None: it is private.
     offset, shape, strides, dtype, writable
@@ -118,14 +118,14 @@ def take(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a pickle
 
 
 def unpack(body: bytes, segments: Sequence[Segment] = ()) -> tuple[Any, list[np.ndarray[Any, Any]]]:
-    """Open a parcel.
+    """Open a payload.
 
     Parameters
     ----------
     body : bytes
         As :func:`shmpar.pickling.pack.pack` made it.
     segments : sequence of Segment
-        In the parcel's order.
+        In the payload's order.
 
     Returns
     -------

@@ -49,7 +49,7 @@ import numpy as np
 
 from shmpar.engines.engine import TICK_SECONDS, Engine, Execution, Exit, Generation, patience
 from shmpar.errors import ShmparError
-from shmpar.ipc.ledger import DONE, FAILED, PENDING, SAID, Held, Ledger
+from shmpar.ipc.ledger import DONE, FAILED, FINGERPRINT, PENDING, Held, Ledger
 from shmpar.memory.allocate import SMALL, check_room
 from shmpar.memory.locate import kind_of
 from shmpar.plan import Announcement, Failure, Function, Plan
@@ -418,7 +418,7 @@ class Conductor:
         if self.plan.check:
             verification = Verification(self.plan, self._arrays, self._todo, sums)
             self._verification, sums = verification, verification.sums
-            verification.watch(self.outputs.arrays or ())
+            verification.fill_outputs(self.outputs.arrays or ())
         self._execution = execution = Execution(
             number=self.number,
             plan=self.plan,
@@ -467,7 +467,7 @@ class Conductor:
             if execution.outputs is None:
                 outputs = self.outputs.allocate(announcement)
                 if self._verification is not None:
-                    self._verification.watch(outputs)
+                    self._verification.fill_outputs(outputs)
                 execution.several = announcement.several
                 execution.outputs = outputs
 
@@ -528,10 +528,10 @@ class Conductor:
         )
         self.deaths += blamed is not None
         self.account.lose(worker, blamed, execution.ledger.held(worker))
-        self._scratch.lost(execution.ledger.slot(worker)[SAID])
-        execution.ledger.empty(worker)
+        self._scratch.lost(execution.ledger.slot(worker)[FINGERPRINT])
+        execution.ledger.reset_slot(worker)
         if self._verification is not None:
-            self._verification.again(unfinished if blamed is None else (blamed,))
+            self._verification.refill(unfinished if blamed is None else (blamed,))
         self.feed(scheduler.Died(worker, blamed, unfinished, barren))
 
     def holds(self, worker: int) -> bool:
@@ -621,7 +621,7 @@ class Conductor:
         self.over = True
         self._void_scratch(execution)
         if self._verification is not None:
-            self.fatal = self.fatal or self._verification.verdict(execution.ledger, self.run)
+            self.fatal = self.fatal or self._verification.find_error(execution.ledger, self.run)
             self._verification = None
         done = self._detach(execution)
         try:

@@ -13,7 +13,7 @@ import numpy as np
 from shmpar.grid import Axis, Grid, Halo, Mode
 from shmpar.plan import Blocks, Items, Plan, Rows, Whole
 
-__all__ = ["Getter", "extras", "getters"]
+__all__ = ["Getter", "getters", "special_arguments"]
 
 Array = np.ndarray[Any, Any]
 Index = tuple[int, ...]
@@ -88,7 +88,9 @@ def _selected(
     return Grid(tuple(cuts)), Halo(tuple(depth), tuple(boundary))
 
 
-def extras(plan: Plan, arrays: Sequence[Array]) -> Callable[[int], dict[str, Any]] | None:
+def special_arguments(
+    plan: Plan, arrays: Sequence[Array]
+) -> Callable[[int], dict[str, Any]] | None:
     """Make the function that gives ``block_id``, ``block_info`` and ``rng``; None if none is due.
 
     They follow from the plan alone: a function must not see which chunk was the first.

@@ -35,11 +35,11 @@ from shmpar.plan import (
     Rows,
     spell,
 )
-from shmpar.worker.arguments import Getter, extras, getters
-from shmpar.worker.context import end_offspring
-from shmpar.worker.prefault import mapper
-from shmpar.worker.store import announce, numbers, storer, wrong_overlap
-from shmpar.worker.verify import recorded
+from shmpar.worker.arguments import Getter, getters, special_arguments
+from shmpar.worker.context import exit_if_forked
+from shmpar.worker.prefault import prefaulter
+from shmpar.worker.store import announce, explain_overlap_shape, scalar_target, storer
+from shmpar.worker.verify import with_checksums
 
 __all__ = [
     "Abandoned",
@@ -320,7 +320,7 @@ class Chunks:
             self._sink.compute(chunk)
             return
         value = self._call(chunk)
-        end_offspring()
+        exit_if_forked()
         announcement = self._announced_by(chunk, value)
         began = perf_counter()
         outputs, several = self._channel.allocate(announcement)
@@ -333,7 +333,7 @@ class Chunks:
         if sink.map is not None:
             sink.map((chunk,))
         store = sink.store
-        recorded(assignment, outputs, lambda chunk: store(chunk, value))(chunk)
+        with_checksums(assignment, outputs, lambda chunk: store(chunk, value))(chunk)
 
     def _announced_by(self, chunk: int, value: Any) -> Announcement:
         """What the first result says of the outputs; as before, if it is like the one before."""
@@ -357,8 +357,8 @@ class Chunks:
             compute, stretch = single, _stretch(assignment, outputs, store)
         else:
             compute = _called(call, store)
-        compute = recorded(assignment, outputs, compute)
-        return _Sink(outputs, several, store, compute, stretch, mapper(plan, outputs))
+        compute = with_checksums(assignment, outputs, compute)
+        return _Sink(outputs, several, store, compute, stretch, prefaulter(plan, outputs))
 
 
 def _called(call: Callable[[int], Any], store: Store) -> Compute:
@@ -391,7 +391,7 @@ def _stretch(assignment: Assignment, outputs: Sequence[Array], store: Store) -> 
             rows = assignment.function.values[value]
         case _:
             return None
-    where = numbers(plan, outputs, bool(assignment.several))
+    where = scalar_target(plan, outputs, bool(assignment.several))
     if where is None:
         return None
     flat, exact = where
@@ -417,7 +417,7 @@ def _collected(call: Callable[[int], Any], channel: Channel) -> _Sink:
 
     def compute(chunk: int) -> None:
         value = call(chunk)
-        end_offspring()
+        exit_if_forked()
         store(chunk, value)
 
     return _Sink((), several=False, store=store, compute=compute)
@@ -431,7 +431,7 @@ def _caller(assignment: Assignment, gets: Sequence[Getter]) -> Callable[[int], A
     """The function of a chunk's number that calls the user's function."""
     plan, function = assignment.plan, assignment.function
     call, keywords, arguments = function.call, function.keywords, _all(gets)
-    more = extras(plan, assignment.arrays)
+    more = special_arguments(plan, assignment.arrays)
     trim = _trimmer(plan)
     if more is not None:
         return lambda chunk: trim(chunk, call(*arguments(chunk), **keywords, **more(chunk)))
@@ -457,7 +457,7 @@ def _trimmer(plan: Plan) -> Callable[[int, Any], Any]:
                 return None
             array = np.asarray(part)
             if array.shape != due:
-                raise ResultError(wrong_overlap(plan, chunk, array.shape))
+                raise ResultError(explain_overlap_shape(plan, chunk, array.shape))
             return array[core]
 
         return tuple(map(trimmed, value)) if isinstance(value, tuple) else trimmed(value)
@@ -469,7 +469,7 @@ def _in_place(assignment: Assignment, outputs: Sequence[Array], gets: Sequence[G
     """For functions that write into their window themselves, as a ufunc does."""
     plan, function = assignment.plan, assignment.function
     call, keywords, arguments = function.call, function.keywords, _all(gets)
-    more = extras(plan, assignment.arrays) or (lambda _chunk: {})
+    more = special_arguments(plan, assignment.arrays) or (lambda _chunk: {})
     window_of = plan.placement.windows(plan.grid, outputs[0].shape)
 
     def compute(chunk: int) -> None:

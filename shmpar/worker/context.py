@@ -33,7 +33,14 @@ import numpy as np
 from shmpar.ipc.protocol import Environment
 from shmpar.pickling.unpack import unpack
 
-__all__ = ["drifted", "end_offspring", "enter", "entered", "in_worker", "watch"]
+__all__ = [
+    "apply_environment",
+    "exit_if_forked",
+    "guard_forks",
+    "has_changed",
+    "in_worker",
+    "inside_worker",
+]
 
 
 class _Where(threading.local):
@@ -48,7 +55,7 @@ def in_worker() -> bool:
     return _where.depth > 0
 
 
-class entered:  # noqa: N801 - reads as a verb: with entered()
+class inside_worker:  # noqa: N801 - reads as a verb: with inside_worker()
     """Mark this thread as a worker, in a block."""
 
     __slots__ = ()
@@ -67,7 +74,7 @@ class _Here:
     forked = False
 
 
-def watch(slot: memoryview) -> None:
+def guard_forks(slot: memoryview) -> None:
     """A worker process is going to call the user's function, with this slot of the ledger."""
     if _Here.slot is None:
         os.register_at_fork(after_in_child=_after_fork)
@@ -80,7 +87,7 @@ def _after_fork() -> None:
         _Here.slot.release()
 
 
-def end_offspring(error: BaseException | None = None) -> None:
+def exit_if_forked(error: BaseException | None = None) -> None:
     """End this process if it is no worker but was forked by one; do nothing in any other.
 
     Parameters
@@ -105,7 +112,7 @@ def end_offspring(error: BaseException | None = None) -> None:
 _filters: list[list[object]] = []  # as they were taken on
 
 
-def enter(environment: Environment) -> None:
+def apply_environment(environment: Environment) -> None:
     """Have the parent's working directory, path, error handling and warning filters."""
     with contextlib.suppress(OSError):  # a directory that is gone is no reason to fail
         if environment.directory is not None:
@@ -119,7 +126,7 @@ def enter(environment: Environment) -> None:
         _filters[:] = [list(warnings.filters)]
 
 
-def drifted(environment: Environment) -> bool:
+def has_changed(environment: Environment) -> bool:
     """Whether a function has changed any of it in this process since.  Cost: 3 us."""
     if environment.path is not None and sys.path != environment.path:
         return True

@@ -29,9 +29,9 @@ from typing import Any
 from shmpar.ipc.ledger import CURSOR, DONE, FAILED, FIRST, GENERATION, JOINED, LAST, SINCE, WAITED
 from shmpar.plan import Failure
 from shmpar.worker.compute import Abandoned, Assignment, Channel, Chunks, Stretch, block_shape
-from shmpar.worker.context import end_offspring, entered
+from shmpar.worker.context import exit_if_forked, inside_worker
 
-__all__ = ["Clock", "SHORT_SECONDS", "work"]
+__all__ = ["SHORT_SECONDS", "Clock", "work"]
 
 SHORT_SECONDS = 20e-6  # reading the clock and noting what it says takes 0.1 to 0.2 us
 _TINY = 1e-9  # 0 would say that it is not known
@@ -126,7 +126,7 @@ def work(chunks: Chunks, channel: Channel) -> bool:
     KeyboardInterrupt
         If the channel may be interrupted, and is; the chunk in progress is not marked.
     """
-    with entered():
+    with inside_worker():
         try:
             exhausted = _work(chunks, channel)
         except Abandoned:
@@ -199,7 +199,7 @@ def _run_claim(
         except Abandoned:
             raise
         except BaseException as error:  # SystemExit of the function is its failure
-            end_offspring(error)
+            exit_if_forked(error)
             ticket = max(ticket, slot[CURSOR])  # it may have failed before it began
             if isinstance(error, KeyboardInterrupt) and channel.interruptible:
                 raise
@@ -208,7 +208,7 @@ def _run_claim(
             if assignment.plan.fail_fast:
                 break
             ticket += 1
-    end_offspring()
+    exit_if_forked()
     if assignment.plan.collects:
         channel.flush()
     _mark(assignment, channel, first, ticket, failed)

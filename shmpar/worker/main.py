@@ -25,7 +25,7 @@ Guarantees
   segments that the parent has not told it to forget, and what it has made of the latest plan over
   them.
 - A message that is not for the step at hand is kept for the next one; none is dropped.
-- It ends when its parent does: :func:`shmpar.worker.parent_watch.end_with_parent`.
+- It ends when its parent does: :func:`shmpar.worker.parent_watch.exit_with_parent`.
 """
 
 from __future__ import annotations
@@ -50,19 +50,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from shmpar.errors import PlanError
-from shmpar.ipc.ledger import SAID, Ledger
+from shmpar.ipc.ledger import FINGERPRINT, Ledger
 from shmpar.ipc.protocol import Environment, PlanMessage, Reference, SegmentRecord, Standing
-from shmpar.ipc.tickets import LockTickets, OffsetTickets, Tickets, open_tickets
+from shmpar.ipc.tickets import Tickets, open_tickets
 from shmpar.ipc.wire import MAX_DESCRIPTORS, Wire
 from shmpar.memory.segment import Segment
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Failure, Function, Plan, ResultError
 from shmpar.worker.compute import Abandoned, Assignment, Chunks
-from shmpar.worker.context import drifted, end_offspring, enter, entered, watch
+from shmpar.worker.context import (
+    apply_environment,
+    exit_if_forked,
+    guard_forks,
+    has_changed,
+    inside_worker,
+)
 from shmpar.worker.loop import work
 
 if TYPE_CHECKING:
-    from shmpar.pickling.pack import Parcel
+    from shmpar.pickling.pack import Payload
 
 __all__ = ["Bell", "SocketChannel", "WorkerProcess", "lent", "main", "packed"]
 
@@ -132,7 +138,7 @@ class SocketChannel:
         self._scratch = scratch
         self._values: list[tuple[int, bytes, list[SegmentRecord]]] = []
         self._descriptors: list[int] = []
-        self._parcels: list[Parcel] = []
+        self._payloads: list[Payload] = []
         self.said: Announcement | None = None
 
     def allocate(self, announcement: Announcement) -> tuple[Sequence[Array], bool]:
@@ -145,7 +151,7 @@ class SocketChannel:
             if arrays is not None:
                 self.said = announcement
                 # For the case that this process does not live to say it.
-                self._scratch.slot(self._process.number)[SAID] = announcement.digest()
+                self._scratch.slot(self._process.number)[FINGERPRINT] = announcement.digest()
                 return arrays, announcement.several
         self._process.wire.send(("announce", self._run, announcement.pack()))
         references, several = self._process.await_outputs(self._run)
@@ -163,15 +169,15 @@ class SocketChannel:
 
         for chunk, value in values:
             try:
-                parcel = pack_result(value)
+                payload = pack_result(value)
             except PlanError as error:
                 raise _unpicklable(value) from error
-            if len(self._descriptors) + len(parcel.segments) > MAX_DESCRIPTORS:
+            if len(self._descriptors) + len(payload.segments) > MAX_DESCRIPTORS:
                 self.flush()
-            records, descriptors = lent(parcel)
-            self._values.append((chunk, parcel.body, records))
+            records, descriptors = lent(payload)
+            self._values.append((chunk, payload.body, records))
             self._descriptors += descriptors
-            self._parcels.append(parcel)
+            self._payloads.append(payload)
 
     def finished(self, generation: int, first: int, last: int) -> None:
         """Say that the tickets ``first <= t < last`` are done, or have failed."""
@@ -183,16 +189,16 @@ class SocketChannel:
         descriptors, self._descriptors = self._descriptors, []
         if values:
             self._process.wire.send(("values", self._run, values), descriptors)
-        self._parcels.clear()
+        self._payloads.clear()
 
 
-def lent(parcel: Parcel) -> tuple[list[SegmentRecord], list[int]]:
+def lent(payload: Payload) -> tuple[list[SegmentRecord], list[int]]:
     """Records and descriptors of the segments that a result speaks of."""
     records = [
         SegmentRecord(one.key, one.size, one.kind, one.writable, private=False)
-        for one in parcel.segments
+        for one in payload.segments
     ]
-    return records, [one.fileno() for one in parcel.segments]
+    return records, [one.fileno() for one in payload.segments]
 
 
 def _unpicklable(value: Any) -> ResultError:
@@ -275,7 +281,7 @@ class WorkerProcess:
         self.wire = wire
         self.bell = bell
         self.number = number
-        self.counters: dict[int, OffsetTickets | LockTickets] = {}
+        self.counters: dict[int, Tickets] = {}
         self.unready = False
         self.environment: Environment | None = None
         self.unentered: BaseException | None = None
@@ -359,11 +365,11 @@ class WorkerProcess:
     def _initialize(self, body: bytes, held: Sequence[int]) -> None:
         try:
             (initializer, arguments), _ = self._open(body, self._held(held))
-            with entered():
+            with inside_worker():
                 namespaces.run_initializer(lambda: initializer(*arguments))
-            end_offspring()
+            exit_if_forked()
         except BaseException as error:  # noqa: BLE001 - the parent says what it means
-            end_offspring(error)
+            exit_if_forked(error)
             self.unready = True
             self.wire.send(("broken", *packed(error)))
 
@@ -381,14 +387,14 @@ class WorkerProcess:
             private = self._held(held)
             self._take_on(environment)
             function, kept = self._open(body, private)
-            with entered():
+            with inside_worker():
                 value = function.call(*function.values, **function.keywords)
-            end_offspring()
-            parcel = pack_result(value)
-            records, descriptors = lent(parcel)
-            message: tuple[Any, ...] = ("returned", number, parcel.body, records)
+            exit_if_forked()
+            payload = pack_result(value)
+            records, descriptors = lent(payload)
+            message: tuple[Any, ...] = ("returned", number, payload.body, records)
         except BaseException as error:  # noqa: BLE001 - it is the task's outcome
-            end_offspring(error)
+            exit_if_forked(error)
             message, descriptors = ("raised", number, *packed(error)), []
             error.__traceback__ = None  # it may be kept, and its frames hold the memory
         finally:
@@ -401,7 +407,7 @@ class WorkerProcess:
         if self.left is not None:
             self.left -= tasks
 
-    def _counter(self, plan: PlanMessage, descriptors: list[int]) -> OffsetTickets | LockTickets:
+    def _counter(self, plan: PlanMessage, descriptors: list[int]) -> Tickets:
         """The counter of the plan; its descriptor, if it came, is taken off the list."""
         if plan.counter in self.counters:
             return self.counters[plan.counter]
@@ -419,7 +425,7 @@ class WorkerProcess:
             bound, kept = self._bind(message, counter)
             assignment = bound.chunks.assignment
             assignment.joined = joined
-            watch(assignment.slot)
+            guard_forks(assignment.slot)
             channel = SocketChannel(self, message.run, assignment.ledger if bound.scratch else None)
             exhausted = work(bound.chunks, channel)
             self._has_done(assignment.claimed)
@@ -462,7 +468,7 @@ class WorkerProcess:
     def _open(
         self, body: bytes, held: Sequence[Segment], *, plain: bool = False
     ) -> tuple[Any, Sequence[Array]]:
-        """Open a parcel, unless it is plain and was the last that was opened."""
+        """Open a payload, unless it is plain and was the last that was opened."""
         if plain and body == self.opened[0]:
             return self.opened[1], ()
         self.opened, self.bound = (b"", None), None
@@ -530,12 +536,12 @@ class WorkerProcess:
         """Have the parent's state; it sends that once, so what fails now fails until it changes."""
         if environment is not None:
             self.environment = environment
-        elif self.environment is not None and drifted(self.environment):
+        elif self.environment is not None and has_changed(self.environment):
             environment = self.environment  # a function has changed it, here alone
         if environment is not None:
             try:
                 self.unentered = None
-                enter(environment)
+                apply_environment(environment)
             except Exception as error:  # noqa: BLE001 - classes of the user's are imported
                 self.unentered = PlanError(
                     "the warning filters of the calling process do not load in a worker "
@@ -585,5 +591,5 @@ def main(fd: int, bell: int, number: int) -> None:
     wire = Wire(_socket.socket(fileno=fd))
     wire.send(("hello", importlib.util.MAGIC_NUMBER))
     with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
-        watch(memoryview(b""))  # a function that is no run's has no slot
+        guard_forks(memoryview(b""))  # a function that is no run's has no slot
         WorkerProcess(wire, Bell(bell), number).serve()

@@ -16,10 +16,10 @@ import os
 import select
 import signal
 
-__all__ = ["end_with_parent"]
+__all__ = ["exit_with_parent"]
 
 
-def end_with_parent(fd: int) -> None:
+def exit_with_parent(fd: int) -> None:
     """Watch the read end of a pipe whose write end the parent alone holds.
 
     Parameters

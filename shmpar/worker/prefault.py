@@ -21,7 +21,7 @@ import numpy as np
 from shmpar.memory.segment import Mapping, find, pointer
 from shmpar.plan import Plan
 
-__all__ = ["mapper"]
+__all__ = ["prefaulter"]
 
 Array = np.ndarray[Any, Any]
 Map = Callable[[Sequence[int]], None]
@@ -33,7 +33,7 @@ _SPARSE: Final = 2  # a box may hold so many times what is written in it
 _known: weakref.WeakKeyDictionary[Mapping, tuple[Any, bytearray]] = weakref.WeakKeyDictionary()
 
 
-def mapper(plan: Plan, outputs: Sequence[Array]) -> Map | None:
+def prefaulter(plan: Plan, outputs: Sequence[Array]) -> Map | None:
     """Make the function that maps the windows of the chunks of a claim; None if none is due.
 
     Notes

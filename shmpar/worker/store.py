@@ -16,7 +16,7 @@ from shmpar.grid import Mode
 from shmpar.memory.copying import is_masked
 from shmpar.plan import Announcement, InBlocks, Output, PerItem, Plan, ResultError
 
-__all__ = ["announce", "as_arrays", "numbers", "storer", "wrong_overlap"]
+__all__ = ["announce", "as_arrays", "explain_overlap_shape", "scalar_target", "storer"]
 
 Array = np.ndarray[Any, Any]
 Store = Callable[[int, Any], None]
@@ -87,7 +87,7 @@ def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
     arrays = as_arrays(plan, value, plan.several)
     for array in arrays:
         if plan.verb == "map_overlap" and array.shape != _chunk_shape(plan, chunk):
-            raise ResultError(wrong_overlap(plan, chunk, array.shape))
+            raise ResultError(explain_overlap_shape(plan, chunk, array.shape))
     index = plan.grid.index(chunk)
     dtypes = plan.dtypes or (None,) * len(arrays)
     outputs = tuple(
@@ -163,7 +163,9 @@ def _store_array(plan: Plan, output: Array, declared: bool) -> Store:
     return store
 
 
-def numbers(plan: Plan, outputs: Sequence[Array], several: bool) -> tuple[Array, set[type]] | None:
+def scalar_target(
+    plan: Plan, outputs: Sequence[Array], several: bool
+) -> tuple[Array, set[type]] | None:
     """The one output, flat, and which types may be put there, if it takes one number a chunk."""
     if several or len(outputs) != 1:
         return None
@@ -266,7 +268,7 @@ def _room(value: Array, window: Array) -> int:
 
 def _wrong_shape(plan: Plan, chunk: int, value: Array, window: Array) -> str:
     if plan.verb == "map_overlap":
-        return wrong_overlap(plan, chunk, value.shape)
+        return explain_overlap_shape(plan, chunk, value.shape)
     blocks = isinstance(plan.placement, InBlocks)
     if blocks and value.ndim == 0:
         return "the function returned a scalar where a block is due; use block_reduce for that"
@@ -283,7 +285,7 @@ def _wrong_shape(plan: Plan, chunk: int, value: Array, window: Array) -> str:
     return f"{said}; every chunk must return the same shape"
 
 
-def wrong_overlap(plan: Plan, chunk: int, shape: tuple[int, ...]) -> str:
+def explain_overlap_shape(plan: Plan, chunk: int, shape: tuple[int, ...]) -> str:
     """Say what is due of a function under `map_overlap` that returned another shape."""
     due, halo = _chunk_shape(plan, chunk), plan.halo
     if not shape:

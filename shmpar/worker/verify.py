@@ -6,7 +6,7 @@ Windows filled with a pattern, to see what was written and what was not.
 
 Imports numpy.
 
-Around the computing of a chunk: what it has put into the outputs is recorded, and checked.
+Around the computing of a chunk: what it has put into the outputs is with_checksums, and checked.
 
 Imports checksum, pattern and plan, and the neighbours in this package.
 
@@ -38,7 +38,7 @@ from shmpar.plan import Plan, ResultError, describe_region
 if TYPE_CHECKING:
     from shmpar.worker.compute import Assignment
 
-__all__ = ["FIRST", "SECOND", "Verification", "checksum", "crc", "fill", "left", "recorded"]
+__all__ = ["FIRST", "SECOND", "Verification", "checksum", "crc", "fill", "left", "with_checksums"]
 
 _STEP = 64 << 20  # bytes at a time, so that signals get through
 
@@ -114,7 +114,7 @@ def left(window: Array, byte: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
 Compute = Callable[[int], None]
 
 
-def recorded(assignment: Assignment, outputs: Sequence[Array], compute: Compute) -> Compute:
+def with_checksums(assignment: Assignment, outputs: Sequence[Array], compute: Compute) -> Compute:
     """Note the checksum of what a chunk has put into the outputs, once it is there."""
     plan, sums = assignment.plan, assignment.sums
     if sums is None:
@@ -203,23 +203,23 @@ class Verification:
         self._outputs: Sequence[Array] = ()
         self.sums = new_output((plan.chunks,), np.dtype("<u4")) if sums is None else sums
 
-    def watch(self, outputs: Sequence[Array]) -> None:
+    def fill_outputs(self, outputs: Sequence[Array]) -> None:
         """Fill the outputs, as far as they are to be computed."""
         self._outputs = outputs
         if self._todo is not None:
-            self.again(self._todo)
+            self.refill(self._todo)
             return
         for output in outputs:
             fill(output, FIRST)
 
-    def again(self, chunks: Iterable[int]) -> None:
+    def refill(self, chunks: Iterable[int]) -> None:
         """Fill the windows of chunks that were begun, perhaps, and are to be computed."""
         for chunk in chunks:
             self.sums[chunk] = 0
             for window in self._plan.windows(chunk, self._outputs):
                 fill(window, FIRST)
 
-    def verdict(self, ledger: Ledger, run: Any) -> ChunkError | None:
+    def find_error(self, ledger: Ledger, run: Any) -> ChunkError | None:
         """What is wrong, now that nobody writes any more; None if nothing is."""
         wrong = [
             chunk for chunk, status in enumerate(ledger.status) if self._differs(chunk, status)

@@ -18,7 +18,7 @@ import shmpar
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
 from shmpar.pickling import unpack as unpack_module
-from shmpar.pickling.pack import LARGE, Parcel, pack
+from shmpar.pickling.pack import LARGE, Payload, pack
 from shmpar.pickling.unpack import Namespaces, unpack
 from shmpar.plan import Function
 from shmpar.worker.compute import ApplyAlongAxis
@@ -27,8 +27,8 @@ LOCK = threading.Lock()
 LARGE_ARRAY = np.arange(LARGE // 4, dtype="f8")
 
 
-def delivered(parcel: Parcel) -> tuple[Any, list[np.ndarray[Any, Any]]]:
-    """Open a parcel as a worker does: with descriptors of its own."""
+def delivered(payload: Payload) -> tuple[Any, list[np.ndarray[Any, Any]]]:
+    """Open a payload as a worker does: with descriptors of its own."""
     segments = [
         Segment.adopt(
             os.dup(segment.fileno()),
@@ -38,9 +38,9 @@ def delivered(parcel: Parcel) -> tuple[Any, list[np.ndarray[Any, Any]]]:
             writable=segment.writable,
             private=private,
         )
-        for segment, private in zip(parcel.segments, parcel.private, strict=True)
+        for segment, private in zip(payload.segments, payload.private, strict=True)
     ]
-    return unpack(parcel.body, segments)
+    return unpack(payload.body, segments)
 
 
 def sent(value: Any) -> Any:
@@ -105,7 +105,7 @@ class TestFunctions:
         assert first(10) == 50, "functions of one module share its globals"
 
     def test_functions_of_one_module_share_their_globals(self, notebook: Notebook) -> None:
-        """What one sets, the other sees, in whichever parcel they came."""
+        """What one sets, the other sees, in whichever payload they came."""
         notebook.run(
             "count = 0\n"
             "def increase():\n    global count\n    count += 1\n"
@@ -160,12 +160,12 @@ class TestArrays:
         """It may be written, and what is written reaches nobody else."""
         notebook.table = LARGE_ARRAY.copy()
         notebook.run("def change():\n    table[0] = -1\n    return table")
-        parcel = pack(notebook.change)
-        assert parcel.private == (True,)
-        assert len(parcel.body) < LARGE // 8
-        first, second = delivered(parcel)[0], delivered(parcel)[0]
+        payload = pack(notebook.change)
+        assert payload.private == (True,)
+        assert len(payload.body) < LARGE // 8
+        first, second = delivered(payload)[0], delivered(payload)[0]
         assert first()[0] == -1
-        fresh, (array,) = delivered(parcel)
+        fresh, (array,) = delivered(payload)
         assert array[0] == 0
         np.testing.assert_array_equal(array, LARGE_ARRAY)
         assert notebook.table[0] == 0
@@ -177,9 +177,9 @@ class TestArrays:
         """With their values, and exactly an ndarray."""
         original = np.frombuffer(np.arange(size, dtype="i8").tobytes(), np.void(8).dtype)
         original = original.view(dtype) if dtype != "U2" else np.arange(size).astype("U2")
-        parcel = pack({"held": original})
-        assert bool(parcel.segments) is (original.nbytes > LARGE)
-        array = delivered(parcel)[0]["held"]
+        payload = pack({"held": original})
+        assert bool(payload.segments) is (original.nbytes > LARGE)
+        array = delivered(payload)[0]["held"]
         assert type(array) is np.ndarray
         assert array.dtype == original.dtype
         assert array.tobytes() == original.tobytes()
@@ -215,18 +215,18 @@ class TestArrays:
     def test_arrays_of_objects_travel_by_pickle(self) -> None:
         """They cannot lie in shared memory."""
         held = np.full(LARGE, None, dtype=object)
-        parcel = pack(held)
-        assert parcel.segments == ()
-        assert (delivered(parcel)[0] == held).all()
+        payload = pack(held)
+        assert payload.segments == ()
+        assert (delivered(payload)[0] == held).all()
 
     def test_a_result_that_lies_in_a_segment_is_not_copied(self) -> None:
         """Its own segment is mapped, privately."""
         segment = Segment.make(8 * 20_000)
         array = segment.ndarray(0, (20_000,), None, np.dtype("f8"))
         array[:] = 7
-        parcel = pack(array)
-        assert parcel.segments == (segment,)
-        (received,) = [delivered(parcel)[0]]
+        payload = pack(array)
+        assert payload.segments == (segment,)
+        (received,) = [delivered(payload)[0]]
         received[0] = -1
         assert array[0] == received[1] == 7
 
@@ -235,12 +235,12 @@ class TestArrays:
         """Writable, the same memory, still a SharedArray, and without a name for it."""
         array = shmpar.zeros(20_000)
         names = set(os.listdir("/dev/shm"))
-        parcel = pack((array[10:], LARGE_ARRAY))
-        received, own = delivered(parcel)[0]
+        payload = pack((array[10:], LARGE_ARRAY))
+        received, own = delivered(payload)[0]
         assert set(os.listdir("/dev/shm")) == names
         assert type(received) is shmpar.SharedArray
         assert type(own) is np.ndarray
-        assert sorted(parcel.private) == [False, True]
+        assert sorted(payload.private) == [False, True]
         received[0] = 5
         assert array[10] == 5
         assert received.lock is array.lock
@@ -283,10 +283,10 @@ class TestArrays:
         assert function() == 5
 
     def test_the_segment_lives_as_long_as_its_array(self) -> None:
-        """Once it has arrived, the parent may let go of the parcel."""
-        parcel = pack(LARGE_ARRAY)
-        array, _ = delivered(parcel)
-        del parcel
+        """Once it has arrived, the parent may let go of the payload."""
+        payload = pack(LARGE_ARRAY)
+        array, _ = delivered(payload)
+        del payload
         assert locate(array) is not None
         assert array.sum() == LARGE_ARRAY.sum()
 

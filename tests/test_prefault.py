@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import shmpar
 from shmpar.grid import Grid
 from shmpar.plan import InBlocks, PerChunk, PerItem, Placement, Plan
-from shmpar.worker.prefault import mapper
+from shmpar.worker.prefault import prefaulter
 
 PAGE = resource.getpagesize()
 
@@ -38,7 +38,7 @@ def touched(shape: tuple[int, ...]) -> np.ndarray:
 
 def written(plan: Plan, output: np.ndarray, claim: int, *, ahead: bool) -> int:
     """Write all chunks, so many a claim; say how many faults that took."""
-    begun = mapper(plan, [output]) if ahead else None
+    begun = prefaulter(plan, [output]) if ahead else None
     count = faults()
     for first in range(0, plan.chunks, claim):
         chunks = range(first, min(first + claim, plan.chunks))
@@ -107,7 +107,7 @@ def test_any_claim_of_any_grid(numblocks: list[int], data: st.DataObject) -> Non
     output = shmpar.zeros(shape)
     chunks = sorted(data.draw(st.sets(st.integers(0, plan.chunks - 1), min_size=1)))
     if output.nbytes >= 2**20:
-        read = mapper(plan, [output.view(np.ndarray)])
+        read = prefaulter(plan, [output.view(np.ndarray)])
         assert read is not None
         read(chunks)
     assert not output.any()
@@ -118,4 +118,4 @@ def test_what_gains_nothing_is_left_alone(tmp_path: Path, nothing_left: None) ->
     on_disk = shmpar.asarray(np.memmap(tmp_path / "out", "f8", "w+", shape=(2**18,)))
     small = shmpar.empty(2**10)
     for output in (np.empty(2**18), on_disk.view(np.ndarray), small.view(np.ndarray)):
-        assert mapper(plan, [output]) is None
+        assert prefaulter(plan, [output]) is None

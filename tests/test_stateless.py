@@ -25,8 +25,8 @@ module = math
 
 
 def packed(call: Callable[..., Any]) -> tuple[bytes, bool]:
-    parcel = pack(Function(call, {}, ()))
-    return parcel.body, parcel.plain
+    payload = pack(Function(call, {}, ()))
+    return payload.body, payload.stateless
 
 
 def counting(block: Any) -> Any:
