@@ -148,7 +148,7 @@ def test_a_message_in_memory_that_can_change_is_refused(ends: Any) -> None:
     body = pickle.dumps("harmless", 5)
     fd = os.memfd_create("open", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.write(fd, body)
-    worker._sendmsg(wires._IN_MEMORY, len(body).to_bytes(8, "little"), [fd])
+    worker._sendmsg(wires._BODY_IN_MEMORY, len(body).to_bytes(8, "little"), [fd])
     os.close(fd)
     with pytest.raises(SegmentError, match="not sealed"):
         parent.receive()
