@@ -147,7 +147,7 @@ class TestFunctions:
         """Functions by name still travel."""
         notebook.run("def local(x): return x")
         assert pack(np.linalg.norm, importable_only=True)
-        with pytest.raises(shmpar.PlanError, match="'local' would travel as bytecode"):
+        with pytest.raises(shmpar.PlanError, match="'local' would be sent as bytecode"):
             pack(Function(notebook.local, {}, ()), importable_only=True)
         with pytest.raises(shmpar.PlanError, match="put it into a module"):
             pack(Function(map, {"key": notebook.local}, ()), importable_only=True)
@@ -345,7 +345,7 @@ class TestWhatCannotTravel:
             (lambda n: Function(default_user(), {}, ()), "its default number 0"),
             (lambda n: Function(functools.partial(len, LOCK), {}, ()), "the partial's arguments"),
             (lambda n: Function(along(closure_user()), {}, ()), "closure variable 'secret'"),
-            (lambda n: Function(along(len, LOCK), {}, ()), "given for it is a builtins.tuple"),
+            (lambda n: Function(along(len, LOCK), {}, ()), "args and kwargs is a builtins.tuple"),
             (lambda n: Function(len, {}, ([1, LOCK],)), "an item such as [1, <unlocked"),
             (lambda n: Function(len, {}, (1, LOCK)), "an item such as <unlocked"),
             (lambda n: Function(np.frompyfunc(closure_user(), 1, 1), {}, ()), "does not pickle"),

@@ -17,6 +17,7 @@ import pytest
 
 import shmpar
 from shmpar.errors import PlanError
+from shmpar.pickling import pack as pack_module
 from shmpar.pickling.pack import pack
 from shmpar.plan import Function
 
@@ -215,3 +216,17 @@ def test_another_function_may_bring_other_globals(monkeypatch: pytest.MonkeyPatc
             for _ in range(2):
                 assert pool.map_blocks(call, np.ones(1)).tolist() == [due]
             pool.submit(other, np.ones(1)).result()
+
+
+def test_the_public_pickler_knows_too_which_definitions_are_pickled_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It answers for a cloudpickle without the private function."""
+    definitions = [
+        pack, json.dumps, np.ndarray, int, type(None), functools.partial,
+        counting, with_closure(), with_closure, type("Local", (), {}),
+    ]  # fmt: skip
+    expected = [pack_module._pickled_by_name(one) for one in definitions]
+    assert set(expected) == {True, False}
+    monkeypatch.setitem(sys.modules, "cloudpickle.cloudpickle", types.ModuleType("cloudpickle"))
+    assert [pack_module._pickled_by_name(one) for one in definitions] == expected
