@@ -534,7 +534,7 @@ def stored(
     if slow:
         store = storing._store_array(plan, output, declared)
     else:
-        store = storing.storer(plan, [output], several=False)
+        store = storing.storer(plan, [output], is_tuple=False)
     try:
         with np.errstate(all="ignore"):
             store(1, value)
@@ -551,7 +551,7 @@ def stored_twice(value: Any, dtype: Any, *, declared: bool) -> Any:
     plan = Plan("test", Grid.cut((3,), 1), (), PerItem(), dtypes=dtypes if declared else None)
     try:
         with np.errstate(all="ignore"):
-            storing.storer(plan, outputs, several=True)(1, (0.5, value))
+            storing.storer(plan, outputs, is_tuple=True)(1, (0.5, value))
     except ResultError as error:
         return str(error)
     assert outputs[0].tolist() == [0, 0.5, 0]
@@ -671,7 +671,7 @@ class TestDtypes:
     def test_a_declared_dtype_refuses_what_it_would_lose(self, value: Any, dtype: str) -> None:
         """Another kind, or a part of a string; the message says what to do."""
         said = stored(value, dtype)
-        assert "does not cast to" in said
+        assert "cannot be cast to" in said
         assert "pass another dtype= or out=" in said
 
     @pytest.mark.parametrize(
@@ -689,7 +689,7 @@ class TestDtypes:
         assert worker.out.dtype == ">f4"
         assert worker.out.tolist() == [0, 2, 4, 6]
         worker = Worker(lambda b: b / 2, np.arange(4), chunks=2, dtypes=(np.dtype("i4"),)).work()
-        assert "does not cast to int32" in str(worker.errors[0])
+        assert "cannot be cast to int32" in str(worker.errors[0])
 
     def test_subclasses_are_stored_by_their_values(self) -> None:
         """A matrix or a memmap is an array."""
