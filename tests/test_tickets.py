@@ -56,7 +56,7 @@ def claim_in_processes(
     Returns
     -------
     claims : list of ndarray
-        First ticket and size of each claim, one array a process.
+        First ticket and size of each claim, one array per process.
     seconds : float
         From the moment when all may begin until all have exited.
     handed_out : int
@@ -288,18 +288,22 @@ def test_a_lock_of_threads_suffices_where_the_system_has_no_record_locks(
     made.close()
 
 
-def test_the_module_loads_without_record_locks() -> None:
-    """A fresh interpreter in which the module fcntl is missing draws tickets too."""
-    done = run_python("""
+@pytest.mark.parametrize("kind", ["offset", "thread"])
+def test_engines_of_one_process_work_without_the_module_fcntl(kind: str) -> None:
+    """A fresh interpreter without it computes serially and in threads."""
+    done = run_python(f"""
         import sys
         sys.modules["fcntl"] = None
-        from shmpar.ipc.tickets import new_tickets
-        for kind in (None, "thread"):
-            tickets = new_tickets(kind)
-            print(tickets.claim(3), tickets.claim(1))
-            tickets.close()
+        import numpy as np
+        import shmpar
+        from shmpar.ipc import tickets
+        tickets._offset_is_atomic = lambda: {kind == "offset"}
+        for engine in ("serial", "threads"):
+            with shmpar.Pool(2, engine=engine) as pool:
+                print(pool.map_blocks(np.negative, np.arange(4), chunks=1).tolist())
+        print(tickets.new_tickets().kind)
     """)
-    assert (done.stdout, done.stderr) == ("0 3\n0 3\n", "")
+    assert (done.stdout, done.stderr) == (f"[0, -1, -2, -3]\n[0, -1, -2, -3]\n{kind}\n", "")
 
 
 def test_a_counter_is_not_inherited_and_closes_once(counter: tickets.Tickets) -> None:
