@@ -125,8 +125,8 @@ class ThreadTickets(Tickets):
 
     kind = "thread"
 
-    def __init__(self, fd: int = -1) -> None:
-        super().__init__(fd)
+    def __init__(self) -> None:
+        super().__init__(-1)
         self._threads = threading.Lock()
         self._next = 0
 

@@ -341,7 +341,7 @@ def _parts(function: types.FunctionType, names: tuple[str, ...]) -> tuple[Any, .
         function.__module__,
         function.__name__,
         function.__qualname__,
-        getattr(module, function.__name__, None) is function,  # Why: else it has no name there
+        getattr(module, function.__name__, None) is function,  # then its pickle is its name
         function.__kwdefaults__,
         *(function.__defaults__ or ()),
         *function.__dict__.values(),
