@@ -63,12 +63,6 @@ class Tickets(abc.ABC):
         # empty.
         return self.claim(end)
 
-    def rewind(self) -> None:
-        """Start again at 0, while no process draws from the counter."""
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        if self.kind == "lock":
-            os.pwrite(self._fd, bytes(_NUMBER_BYTES), 0)
-
     def close(self) -> None:
         """Close the descriptor."""
         fd, self._fd = self._fd, -1
