@@ -59,7 +59,7 @@ def _unexpected_tuple(value: tuple[Any, ...]) -> ResultError:
 
 
 def _as_array(value: Any) -> Array:
-    if is_masked(value):
+    if type(value) is not np.ndarray and is_masked(value):
         raise ResultError(
             "the function returned a masked array, whose mask would be lost; return "
             "(values.filled(...), values.mask) as a tuple of two outputs"
