@@ -443,7 +443,7 @@ def test_a_result_that_cannot_be_cast(pool: shmpar.Pool, result: Any, dtype: str
 def test_one_of_several_results_that_cannot_be_cast(pool: shmpar.Pool) -> None:
     """The good one is not written either."""
     good, bad = np.zeros(10), np.zeros(10, int)
-    with pytest.raises(shmpar.ChunkError, match="float64, which does not cast to int64"):
+    with pytest.raises(shmpar.ChunkError, match="float64, which cannot be cast to int64"):
         pool.parallel_map(lambda row: (1.0, 1.0), X, out=(good, bad))
     assert not good.any()
     assert not bad.any()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmpar.pickling.pack import is_named
+from shmpar.pickling.pack import is_importable
 from shmpar.verbs import arguments
 from shmpar.verbs.arguments import check_signature, wants
 
@@ -48,7 +48,7 @@ def test_one_that_cannot_be_called_so_is_refused_each_time(call: Callable[..., A
 @pytest.mark.parametrize("call", NAMED)
 def test_what_goes_by_a_name(call: Callable[..., Any]) -> None:
     """A function of a module does; a method of an object, and a function in Python, do not."""
-    assert is_named(call)
+    assert is_importable(call)
 
 
 @pytest.mark.parametrize(
@@ -56,4 +56,4 @@ def test_what_goes_by_a_name(call: Callable[..., Any]) -> None:
 )
 def test_what_does_not(call: Callable[..., Any]) -> None:
     """Nor does a ufunc, which is one of a kind of its own."""
-    assert not is_named(call)
+    assert not is_importable(call)

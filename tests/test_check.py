@@ -1,4 +1,4 @@
-"""``Pool(check=True)``: windows are written once and whole, and nothing else is."""
+"""``Pool(check=True)``: each window is written once and whole, and nothing else is written."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 import shmpar
 
 X = np.arange(400.0).reshape(20, 20)
-POOL = {"check": True}  # of the module's pools
+POOL = {"check": True}  # the module's pools use it
 HALVES: dict[str, Any] = {"chunks": (10, -1)}
 
 
-def test_what_is_right_is_not_disturbed(pool: shmpar.Pool, tmp_path: Path) -> None:
-    """By any verb, with outputs of every kind."""
+def test_correct_functions_pass(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """Correct functions pass, with any verb and any kind of output."""
     shared = pool.array(X)
     flipped = np.concatenate([X[9::-1], X[:9:-1]])
     np.testing.assert_array_equal(pool.map_blocks(np.negative, X, chunks=7), -X)
@@ -46,7 +46,7 @@ def test_what_is_right_is_not_disturbed(pool: shmpar.Pool, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("dtype", ["u1", "?", "f8", "U3", "M8[s]"])
 def test_a_function_that_leaves_elements_is_found(pool: shmpar.Pool, dtype: str) -> None:
-    """The error counts them, and names the chunk; a value that is like the pattern is none."""
+    """The error counts them and names the chunk; a value that equals the pattern does not count."""
     values = np.ones((20, 20)).astype("i8").astype(dtype)
     if dtype in {"u1", "f8"}:
         values[3:5] = np.frombuffer(b"\xa5" * values.itemsize, dtype)[0]
@@ -65,8 +65,8 @@ def test_a_function_that_leaves_elements_is_found(pool: shmpar.Pool, dtype: str)
     assert caught.value.chunk in {0, 1}
 
 
-def test_a_ufunc_that_is_told_to_leave_elements_is_found(pool: shmpar.Pool) -> None:
-    """where= leaves what was there."""
+def test_a_ufunc_that_leaves_elements_is_found(pool: shmpar.Pool) -> None:
+    """The keyword where= leaves elements unwritten."""
     with pytest.raises(shmpar.ChunkError, match="left 50 elements"):
         pool.map_blocks(
             np.negative, X, kwargs={"where": np.arange(20) % 4 > 0}, dtype="f8", pass_out=True,
@@ -77,7 +77,7 @@ def test_a_ufunc_that_is_told_to_leave_elements_is_found(pool: shmpar.Pool) -> N
 @pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
 @pytest.mark.parametrize("later", [False, True], ids=["before", "after"])
 def test_a_function_that_writes_elsewhere_is_found(engine: str, later: bool) -> None:
-    """Into a window that is still to be computed, or one that was: one worker goes in order."""
+    """A single worker goes in order: the other window is computed later, or was before."""
 
     def astray(block: Any) -> Any:
         first = block[0, 0] == 0
@@ -95,7 +95,7 @@ def test_a_function_that_writes_elsewhere_is_found(engine: str, later: bool) -> 
 
 
 def test_an_input_that_was_changed_is_found() -> None:
-    """Though it is read-only, to Python."""
+    """The array is read-only for Python, but C code can write to it."""
 
     def scribbles(block: Any) -> Any:
         ctypes.memset(block.ctypes.data, 1, 8)
@@ -109,8 +109,8 @@ def test_an_input_that_was_changed_is_found() -> None:
         pool.map_blocks(scribbles, values, **HALVES)
 
 
-def test_a_chunk_that_is_computed_again_after_a_death_is_right(tmp_path: Path) -> None:
-    """What the dead worker had written there is no fault."""
+def test_a_chunk_may_be_computed_again_after_a_death(tmp_path: Path) -> None:
+    """The values that the dead worker has written are no error."""
     first = tmp_path / "first"
 
     def dies(block: Any, out: Any) -> None:
@@ -125,8 +125,8 @@ def test_a_chunk_that_is_computed_again_after_a_death_is_right(tmp_path: Path) -
         np.testing.assert_array_equal(found, X)
 
 
-def test_it_goes_with_a_ledger_on_disk(pool: shmpar.Pool, tmp_path: Path) -> None:
-    """What is done already keeps its values."""
+def test_the_checks_work_with_a_ledger_on_disk(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """Finished chunks keep their values."""
     failing = tmp_path / "failing"
     failing.touch()
 

@@ -1,4 +1,4 @@
-"""The ledger: whatever instant a worker dies at, what it leaves says what it had."""
+"""The ledger: at any moment of a worker's death, its slot says which tickets it held."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from shmpar.ipc.ledger import (
     CURSOR,
     DONE,
     FAILED,
+    FINGERPRINT,
     FIRST,
     GENERATION,
     JOINED,
     LAST,
     PENDING,
-    SAID,
     SINCE,
     WAITED,
     Ledger,
@@ -31,7 +31,7 @@ from shmpar.worker.loop import _each, _run_claim
 
 
 def new_ledger(workers: int, chunks: int, scratch: int = 0) -> Ledger:
-    """A ledger in plain memory, with that many bytes behind it."""
+    """Make a ledger in plain memory, with this many bytes of scratch."""
     size = Ledger.nbytes(workers=workers, chunks=chunks) + scratch
     return Ledger(bytearray(size), workers=workers, chunks=chunks)
 
@@ -41,7 +41,7 @@ class TestLayout:
 
     @given(workers=st.integers(1, 9), chunks=st.integers(0, 300))
     def test_every_number_and_status_has_bytes_of_its_own(self, workers: int, chunks: int) -> None:
-        """What one worker or ticket holder writes, no other place shows."""
+        """A write to a slot, a time or a status changes no other one."""
         buffer = bytearray(Ledger.nbytes(workers=workers, chunks=chunks))
         assert len(buffer) == 64 * workers + 11 * chunks
         ledger = Ledger(buffer, workers=workers, chunks=chunks)
@@ -63,7 +63,7 @@ class TestLayout:
         assert again.status.tolist() == [chunk % 3 for chunk in range(chunks)]
 
     def test_two_views_of_one_buffer_are_one_ledger(self) -> None:
-        """A worker sees what the parent writes, and the other way round."""
+        """A worker sees the writes of the parent, and the parent sees those of the worker."""
         buffer = bytearray(Ledger.nbytes(workers=2, chunks=4))
         one = Ledger(buffer, workers=2, chunks=4)
         other = Ledger(memoryview(buffer), workers=2, chunks=4)
@@ -73,7 +73,7 @@ class TestLayout:
         assert other.held(1) == (0, 0, 0, 7, 0)
 
     def test_a_read_only_buffer_is_refused_when_it_is_written(self) -> None:
-        """Nobody writes a ledger by mistake that he only reads."""
+        """A ledger that is only read cannot be written by mistake."""
         ledger = Ledger(bytes(Ledger.nbytes(workers=1, chunks=2)), workers=1, chunks=2)
         with pytest.raises(ValueError, match="read-only"):
             ledger.status[0] = DONE
@@ -81,8 +81,8 @@ class TestLayout:
             ledger.slot(0)[LAST] = 1
 
     def test_the_names_of_the_numbers_fit_a_slot(self) -> None:
-        """A slot is a cache line, so that workers do not slow each other."""
-        numbers = {GENERATION, FIRST, LAST, CURSOR, SINCE, SAID, JOINED, WAITED}
+        """A slot is a cache line, so that workers do not slow each other down."""
+        numbers = {GENERATION, FIRST, LAST, CURSOR, SINCE, FINGERPRINT, JOINED, WAITED}
         assert len(numbers) == 8
         assert max(numbers) < ledgers.SLOT_BYTES // 8
 
@@ -91,8 +91,8 @@ class TestStatuses:
     """Pending, done and failed chunks."""
 
     @given(st.lists(st.sampled_from([PENDING, DONE, FAILED]), max_size=50))
-    def test_they_are_counted_and_listed(self, statuses: list[int]) -> None:
-        """The obvious count of a list says the same."""
+    def test_statuses_are_counted_and_listed(self, statuses: list[int]) -> None:
+        """A count over a plain list gives the same numbers."""
         ledger = new_ledger(3, len(statuses))
         ledger.status[:] = statuses
         assert ledger.done == statuses.count(DONE)
@@ -100,8 +100,8 @@ class TestStatuses:
         assert ledger.pending() == [i for i, one in enumerate(statuses) if one == PENDING]
         ledger.check_invariants()
 
-    def test_what_is_marked_for_a_dead_worker_is_done_unless_it_failed(self) -> None:
-        """A chunk that failed stays failed, though its worker went on and died."""
+    def test_finished_chunks_of_a_dead_worker_are_done_unless_they_failed(self) -> None:
+        """A failed chunk stays failed after its worker went on and died."""
         ledger = new_ledger(1, 6)
         ledger.status[3] = FAILED
         ledger.mark_done([1, 3, 5])
@@ -110,7 +110,7 @@ class TestStatuses:
         assert ledger.done == 2
 
     def test_a_cleared_ledger_is_as_a_new_one(self) -> None:
-        """The next run finds nothing of this one."""
+        """The next run finds no state of this one."""
         ledger = new_ledger(2, 3)
         ledger.status[:] = DONE
         for worker in range(2):
@@ -119,8 +119,8 @@ class TestStatuses:
         assert ledger.pending() == [0, 1, 2]
         assert ledger.held(0) is ledger.held(1) is None
 
-    def test_a_status_that_there_is_not_breaks_the_invariant(self) -> None:
-        """check_invariants() notices bytes that nobody can have written."""
+    def test_an_unknown_status_breaks_the_invariant(self) -> None:
+        """check_invariants() notices a byte that is no status."""
         ledger = new_ledger(1, 2)
         ledger.status[1] = 9
         with pytest.raises(AssertionError, match="one of three"):
@@ -128,17 +128,17 @@ class TestStatuses:
 
 
 class TestTimes:
-    """When chunks were claimed, by whom, and how long they took."""
+    """Claimant, begin and duration of chunks."""
 
     @given(
         workers=st.integers(1, 130),
         data=st.data(),
         seconds=st.floats(0, 20 * 86_400),
     )
-    def test_a_claim_of_any_worker_at_any_time_is_read_back(
+    def test_claims_of_any_worker_at_any_time_are_read_back(
         self, workers: int, data: st.DataObject, seconds: float
     ) -> None:
-        """To the microsecond, for runs of weeks."""
+        """The time is exact to the microsecond, in runs of weeks."""
         worker = data.draw(st.integers(0, workers - 1))
         ledger = new_ledger(workers, 7)
         ledger.note_claim(slice(2, 5), worker, seconds)
@@ -154,15 +154,15 @@ class TestTimes:
         assert ledger.times.seconds.tolist()[:6] == [0] * 6
 
     def test_a_run_of_a_thousand_years_does_not_overflow(self) -> None:
-        """Who claimed so late is not known, but nothing fails."""
+        """The claimant is lost so late, but nothing fails."""
         ledger = new_ledger(8, 1)
         ledger.note_claim(0, 7, 3e10)
         assert ledger.times.claimant[0] == 65_535
         ledger.note_chunk(0, 6, 3e10, 0.5)
         assert ledger.times.claimant[0] == 65_535
 
-    def test_a_copy_stays_as_it_is(self) -> None:
-        """The next run may have the ledger; what is copied is read-only."""
+    def test_a_copy_does_not_change(self) -> None:
+        """The next run may reuse the ledger; the copy is read-only."""
         ledger = new_ledger(2, 3, 100)
         ledger.status[1], ledger.times.seconds[1], ledger.slot(1)[WAITED] = DONE, 0.5, 9
         copy = Ledger(ledger.copy(), workers=2, chunks=3)
@@ -176,10 +176,10 @@ class TestTimes:
 
 
 class TestSlots:
-    """What a worker holds."""
+    """The tickets that a worker holds."""
 
     def test_a_worker_holds_tickets_while_its_cursor_is_before_the_end(self) -> None:
-        """At the end of its claim, or emptied, it holds nothing."""
+        """At the end of its claim, or after a reset, it holds none."""
         ledger = new_ledger(2, 9)
         slot = ledger.slot(1)
         slot[GENERATION], slot[FIRST], slot[CURSOR], slot[LAST], slot[SINCE] = 2, 4, 5, 7, 99
@@ -188,11 +188,11 @@ class TestSlots:
         slot[CURSOR] = 7
         assert ledger.held(1) is None
         slot[CURSOR] = 6
-        ledger.empty(1)
+        ledger.reset_slot(1)
         assert ledger.held(1) is None
 
     def test_a_cursor_before_its_claim_breaks_the_invariant(self) -> None:
-        """check_invariants() notices it."""
+        """check_invariants() notices the cursor."""
         ledger = new_ledger(1, 9)
         slot = ledger.slot(0)
         slot[FIRST], slot[CURSOR], slot[LAST] = 4, 3, 7
@@ -215,7 +215,7 @@ class TestScratch:
     def test_arrays_lie_apart_and_aligned_if_they_fit(
         self, chunks: int, scratch: int, outputs: list[tuple[Any, Any]]
     ) -> None:
-        """Each has bytes of its own behind the ledger's, or all of them are refused."""
+        """Each array has bytes of its own in the scratch, or none is made."""
         ledger = new_ledger(2, chunks, scratch)
         arrays = ledger.carve(outputs)
         head = 128 + 11 * chunks
@@ -236,7 +236,7 @@ class TestScratch:
         assert ledger.held(0) is ledger.held(1) is None
 
     def test_workers_that_carve_alike_share_the_arrays(self) -> None:
-        """The same outputs lie in the same bytes, for whoever looks."""
+        """The same outputs lie in the same bytes for every process."""
         buffer = bytearray(Ledger.nbytes(workers=1, chunks=3) + 500)
         outputs = [((3,), np.dtype("i4")), ((2, 2), np.dtype("f8"))]
         ledger = Ledger(buffer, workers=1, chunks=3)
@@ -246,7 +246,7 @@ class TestScratch:
         assert theirs[1].tolist() == [[0, 0], [2.5, 0]]
 
     def test_outputs_that_do_not_fit_are_refused(self) -> None:
-        """A ledger without scratch has room for nothing but nothing."""
+        """A ledger without scratch has room for no element."""
         ledger = new_ledger(1, 64)
         assert ledger.carve([((1,), np.dtype("u1"))]) is None
         assert ledger.carve([]) == []
@@ -256,7 +256,7 @@ class TestScratch:
 
 
 class Recorder:
-    """Takes writes as what it stands for does, and keeps what memory was after each."""
+    """Passes writes on to its target, and records the memory after each of them."""
 
     def __init__(self, target: Any, note: Any) -> None:
         self._target, self._note = target, note
@@ -270,7 +270,7 @@ class Recorder:
 
 
 class Moment(NamedTuple):
-    """What memory was between two writes, and which chunks had been computed, or reported."""
+    """The memory between two writes, and the chunks that were computed or reported before."""
 
     memory: bytes
     computed: tuple[int, ...]
@@ -278,13 +278,13 @@ class Moment(NamedTuple):
 
 
 class Statuses(NamedTuple):
-    """What of a ledger a claim writes to besides its slot, but for times."""
+    """The part of a ledger that a claim writes, besides its slot and the times."""
 
     status: Recorder
 
 
 class Claim:
-    """One claim of a worker, and each moment at which it could have been killed."""
+    """A claim of a worker, and each moment at which the worker could be killed."""
 
     def __init__(
         self, first: int, last: int, bad: set[int], todo: tuple[int, ...] | None, options: Any
@@ -330,7 +330,7 @@ class Claim:
         _run_claim(assignment, self, _each(assignment, compute), first, last)
 
     def note(self) -> None:
-        """Keep this moment."""
+        """Record this moment."""
         self.moments.append(Moment(bytes(self.buffer), tuple(self.computed), tuple(self.reported)))
 
     # as a channel, and as tickets
@@ -350,7 +350,7 @@ class Claim:
 
 @st.composite
 def claims(draw: st.DrawFn) -> Claim:
-    """Claims of any part of a generation, with chunks that fail."""
+    """Make claims of any part of a generation, with chunks that fail."""
     todo = draw(st.none() | st.permutations(range(12)).map(lambda order: tuple(order[:8])))
     count = 12 if todo is None else 8
     first = draw(st.integers(0, count - 1))
@@ -364,8 +364,8 @@ def claims(draw: st.DrawFn) -> Claim:
 
 
 @given(claims())
-def test_a_slot_tells_of_the_old_claim_of_nothing_or_of_the_whole_new_one(claim: Claim) -> None:
-    """There is no moment at which a dead worker's slot could be misread."""
+def test_a_slot_holds_the_old_claim_or_none_or_the_whole_new_claim(claim: Claim) -> None:
+    """The slot of a dead worker is right at every moment."""
     first, last = claim.span
     seen = []
     for moment in claim.moments:
@@ -392,8 +392,8 @@ def test_a_slot_tells_of_the_old_claim_of_nothing_or_of_the_whole_new_one(claim:
 
 
 @given(claims())
-def test_a_status_says_done_or_failed_only_of_chunks_that_are(claim: Claim) -> None:
-    """Done after the result was written, failed before it is reported, and never both."""
+def test_only_computed_chunks_are_done_and_only_failed_chunks_are_failed(claim: Claim) -> None:
+    """A status is done after the write of the result, and failed before the report."""
     for moment in claim.moments:
         status = Ledger(moment.memory, workers=2, chunks=claim.chunks).status
         assert set(np.flatnonzero(status == DONE).tolist()) <= set(moment.computed)
@@ -402,8 +402,8 @@ def test_a_status_says_done_or_failed_only_of_chunks_that_are(claim: Claim) -> N
 
 
 @given(claims())
-def test_what_a_dead_worker_leaves_is_settled_right(claim: Claim) -> None:
-    """Finished chunks become done, reported ones stay failed, and no other is either."""
+def test_the_chunks_of_a_dead_worker_get_the_right_status(claim: Claim) -> None:
+    """Finished chunks become done, reported chunks stay failed, and all others are pending."""
     first, _ = claim.span
     for moment in claim.moments:
         ledger = Ledger(bytearray(moment.memory), workers=2, chunks=claim.chunks)
@@ -421,8 +421,8 @@ def test_what_a_dead_worker_leaves_is_settled_right(claim: Claim) -> None:
 
 
 @given(claims())
-def test_at_its_end_a_claim_is_in_the_statuses(claim: Claim) -> None:
-    """All that was computed is done, what failed is failed, and the rest is as it was."""
+def test_the_statuses_show_a_finished_claim(claim: Claim) -> None:
+    """Computed chunks are done, failed chunks are failed, and all others are pending."""
     expected = [PENDING] * claim.chunks
     for chunk in claim.tickets:
         if chunk in claim.bad:

@@ -109,7 +109,7 @@ UNPICKLES = {"loads", "load", "Unpickler"}
 
 
 def test_unpickling_happens_in_three_places() -> None:
-    """A message, a parcel in one, and the plan in one; never an address, a ledger or an array."""
+    """A message, a payload in one, and the plan in one; never an address, a ledger or an array."""
     found = set()
     for path in Path(ROOT, "shmpar").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""Tickets: each is handed out exactly once, by both mechanisms."""
+"""Tickets: each mechanism hands out each ticket exactly once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from shmpar.ipc import tickets
-from tests.interpreters import ROOT
+from tests.interpreters import ROOT, run_python
 
 KINDS = ("offset", "lock")
 PROCESSES = 8
@@ -30,7 +30,7 @@ Claims = list[np.ndarray[Any, Any]]
 
 @pytest.fixture(params=KINDS)
 def counter(request: pytest.FixtureRequest) -> Iterator[tickets.Tickets]:
-    """A counter of each kind."""
+    """A counter of each mechanism that processes share."""
     made = tickets.new_tickets(request.param)
     yield made
     made.close()
@@ -51,18 +51,18 @@ def claim_until(counter: tickets.Tickets, total: int, seed: int) -> list[tuple[i
 def claim_in_processes(
     counter: tickets.Tickets, processes: int, total: int, *, stop_at: int | None = None
 ) -> tuple[Claims, float, int]:
-    """Have forked processes claim until `total` is reached, or stop them on the way.
+    """Let forked processes claim until `total` is reached, or stop them on the way.
 
     Returns
     -------
     claims : list of ndarray
-        First ticket and size of each claim, one array a process.
+        First ticket and size of each claim, one array per process.
     seconds : float
-        From when all could begin until all had ended.
+        From the moment when all may begin until all have exited.
     handed_out : int
-        What stop() said; `total` if it was not called.
+        Result of stop(); `total` if it was not called.
     """
-    gate, opened = os.pipe()  # nobody begins before all are there
+    gate, opened = os.pipe()  # no process begins before all exist
     readers, pids = [], []
     for seed in range(processes):
         read, write = os.pipe()
@@ -107,7 +107,7 @@ def check_once(parts: Claims, total: int) -> int:
 
 
 def test_each_ticket_is_handed_out_once_among_processes(counter: tickets.Tickets) -> None:
-    """Eight processes make 50,000 claims of several sizes, and no two get the same ticket."""
+    """Eight processes make 50,000 claims of several sizes; no two of them get the same ticket."""
     total = int(50_000 * MEAN)
     parts, _, _ = claim_in_processes(counter, PROCESSES, total)
     assert check_once(parts, total) > 47_000
@@ -116,7 +116,7 @@ def test_each_ticket_is_handed_out_once_among_processes(counter: tickets.Tickets
 
 @pytest.mark.stress
 def test_two_million_claims_of_eight_processes(counter: tickets.Tickets) -> None:
-    """Each ticket exactly once; prints what a claim costs."""
+    """Each ticket is handed out exactly once; the test prints the time per claim."""
     total = int(2_000_000 * MEAN)
     parts, seconds, _ = claim_in_processes(counter, PROCESSES, total)
     claims = check_once(parts, total)
@@ -125,7 +125,7 @@ def test_two_million_claims_of_eight_processes(counter: tickets.Tickets) -> None
 
 
 def test_executed_interpreters_draw_from_one_counter(counter: tickets.Tickets) -> None:
-    """A counter whose descriptor was inherited over exec is the same counter."""
+    """A descriptor that was inherited over exec is the same counter."""
     source = textwrap.dedent("""
         import sys
         from shmpar.ipc.tickets import open_tickets
@@ -154,8 +154,10 @@ def test_executed_interpreters_draw_from_one_counter(counter: tickets.Tickets) -
     assert sorted(firsts) == list(range(0, 30_000, 3))
 
 
-def test_each_ticket_is_handed_out_once_among_threads(counter: tickets.Tickets) -> None:
+@pytest.mark.parametrize("kind", [*KINDS, "thread"])
+def test_each_ticket_is_handed_out_once_among_threads(kind: str) -> None:
     """Threads of one process exclude each other too."""
+    counter = tickets.new_tickets(kind)
     claims: list[list[int]] = [[] for _ in range(4)]
     together = threading.Barrier(4)
 
@@ -170,10 +172,11 @@ def test_each_ticket_is_handed_out_once_among_threads(counter: tickets.Tickets) 
     for thread in threads:
         thread.join()
     assert sorted(itertools.chain.from_iterable(claims)) == list(range(4_000))
+    counter.close()
 
 
-def test_a_holder_that_is_killed_blocks_nobody(counter: tickets.Tickets) -> None:
-    """SIGKILL while it claims, wherever it strikes, leaves no lock behind."""
+def test_a_killed_process_blocks_no_other(counter: tickets.Tickets) -> None:
+    """SIGKILL at any moment of a claim leaves no lock behind."""
     for _ in range(20):
         read, write = os.pipe()
         pid = os.fork()
@@ -190,8 +193,8 @@ def test_a_holder_that_is_killed_blocks_nobody(counter: tickets.Tickets) -> None
         assert counter.claim(1) == before + 1
 
 
-def test_a_holder_that_is_killed_inside_the_lock_blocks_nobody() -> None:
-    """One that had read the number and not written it has taken no ticket, and keeps no lock."""
+def test_a_process_that_is_killed_inside_the_lock_blocks_no_other() -> None:
+    """A process that has read the number but not written it has no ticket and no lock."""
     counter = tickets.new_tickets("lock")
     assert counter.claim(5) == 0
     read, write = os.pipe()
@@ -217,17 +220,15 @@ def test_a_holder_that_is_killed_inside_the_lock_blocks_nobody() -> None:
 
 
 def test_a_stopped_counter_hands_out_nothing_below_its_end(counter: tickets.Tickets) -> None:
-    """stop() says how many were handed out; rewind() is for the next run."""
+    """stop() returns how many tickets were handed out before."""
     assert counter.claim(3) == 0
     assert counter.stop(10) == 3
     assert counter.claim(1) >= 10
     assert counter.stop(10) >= 10
-    counter.rewind()
-    assert counter.claim(2) == 0
 
 
-def test_stopping_while_others_claim_says_what_they_got(counter: tickets.Tickets) -> None:
-    """Claims are before stop(), and counted, or behind it, and beyond the end."""
+def test_stop_returns_the_number_of_tickets_that_others_claimed(counter: tickets.Tickets) -> None:
+    """Each claim is before stop() and counted, or behind it and beyond the end."""
     total = 100_000_000
     parts, _, handed_out = claim_in_processes(counter, 3, total, stop_at=5_000)
     claims = np.concatenate(parts)
@@ -238,10 +239,10 @@ def test_stopping_while_others_claim_says_what_they_got(counter: tickets.Tickets
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("missing", ["O_TMPFILE", "memfd_create"])
-def test_a_counter_is_found_a_file_elsewhere(
+def test_a_counter_uses_another_file_where_a_nameless_one_is_missing(
     missing: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a nameless file in /dev/shm it is a memory file, then a temporary one: as good."""
+    """Without a nameless file in /dev/shm, a memory file or a temporary file serves as well."""
     monkeypatch.delattr(tickets.os, "O_TMPFILE")
     if missing == "memfd_create":
         monkeypatch.delattr(tickets.os, "memfd_create")
@@ -263,10 +264,10 @@ def test_a_counter_is_found_a_file_elsewhere(
         pytest.param("darwin", "23.1.0", "lock", id="macos"),
     ],
 )
-def test_the_lock_is_taken_where_the_offset_is_not_known_to_be_atomic(
+def test_the_lock_is_used_where_the_offset_is_not_known_to_be_atomic(
     platform: str, release: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other systems than Linux, and those that only call themselves so."""
+    """Systems other than Linux, and systems that only report to be Linux."""
     names = os.uname_result(("Linux", "here", release, "#1", "x86_64"))
     monkeypatch.setattr(tickets.sys, "platform", platform)
     monkeypatch.setattr(tickets.os, "uname", lambda: names)
@@ -275,8 +276,38 @@ def test_the_lock_is_taken_where_the_offset_is_not_known_to_be_atomic(
     made.close()
 
 
+def test_a_lock_of_threads_suffices_where_the_system_has_no_record_locks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Windows has neither mechanism, and no worker processes."""
+    monkeypatch.setattr(tickets.sys, "platform", "win32")
+    monkeypatch.setattr(tickets, "fcntl", None)
+    made = tickets.new_tickets()
+    assert (made.kind, made.fileno()) == ("thread", -1)
+    assert [made.claim(2), made.claim(1), made.stop(9), made.claim(1)] == [0, 2, 3, 12]
+    made.close()
+
+
+@pytest.mark.parametrize("kind", ["offset", "thread"])
+def test_engines_of_one_process_work_without_the_module_fcntl(kind: str) -> None:
+    """A fresh interpreter without it computes serially and in threads."""
+    done = run_python(f"""
+        import sys
+        sys.modules["fcntl"] = None
+        import numpy as np
+        import shmpar
+        from shmpar.ipc import tickets
+        tickets._offset_is_atomic = lambda: {kind == "offset"}
+        for engine in ("serial", "threads"):
+            with shmpar.Pool(2, engine=engine) as pool:
+                print(pool.map_blocks(np.negative, np.arange(4), chunks=1).tolist())
+        print(tickets.new_tickets().kind)
+    """)
+    assert (done.stdout, done.stderr) == (f"[0, -1, -2, -3]\n[0, -1, -2, -3]\n{kind}\n", "")
+
+
 def test_a_counter_is_not_inherited_and_closes_once(counter: tickets.Tickets) -> None:
-    """Its descriptor goes to whom it is given, and is closed with the counter."""
+    """Its descriptor is closed at exec and with the counter."""
     fd = counter.fileno()
     assert not os.get_inheritable(fd)
     counter.close()
@@ -287,7 +318,7 @@ def test_a_counter_is_not_inherited_and_closes_once(counter: tickets.Tickets) ->
 
 
 def test_a_counter_closes_when_it_is_dropped() -> None:
-    """Nobody needs to call close()."""
+    """A call of close() is not needed."""
     made = tickets.new_tickets()
     fd = made.fileno()
     del made

@@ -22,7 +22,7 @@ LIMIT = wires._INLINE
 
 @pytest.fixture
 def ends() -> Iterator[tuple[Wire, Wire]]:
-    """The parent's end, which does not block, and the worker's, which does."""
+    """Make the end of the parent, which does not block, and the end of the worker, which does."""
     ours, theirs = Wire.pair()
     pair = Wire(ours), Wire(theirs)
     yield pair
@@ -31,14 +31,14 @@ def ends() -> Iterator[tuple[Wire, Wire]]:
 
 
 def padded(size: int) -> bytes:
-    """A value whose pickle has that many bytes."""
+    """Make a value whose pickle has this many bytes."""
     value = bytes(size - len(pickle.dumps(bytes(size), 5)) + size)
     assert len(pickle.dumps(value, 5)) == size
     return value
 
 
 def test_messages_keep_their_bounds_and_order(ends: Any) -> None:
-    """Several in a row are read one by one, in either direction."""
+    """Several messages in a row are read one by one, in either direction."""
     parent, worker = ends
     sent = [("plan", 1), None, {"a": [1, 2]}, b"", "x" * 1_000]
     for message in sent:
@@ -51,7 +51,7 @@ def test_messages_keep_their_bounds_and_order(ends: Any) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(value=st.recursive(st.integers() | st.text() | st.binary(), st.lists))
 def test_any_value_arrives_as_it_was(ends: Any, value: Any) -> None:
-    """Whatever pickles."""
+    """Any value that pickles can be sent."""
     parent, worker = ends
     parent.send(value)
     assert worker.receive() == (value, [])
@@ -59,7 +59,7 @@ def test_any_value_arrives_as_it_was(ends: Any, value: Any) -> None:
 
 @pytest.mark.parametrize("size", [LIMIT - 1, LIMIT, LIMIT + 1, 3_000_000])
 def test_messages_of_any_length_arrive(ends: Any, size: int) -> None:
-    """On either side of the length from which they travel in memory."""
+    """The length may be on either side of the limit for messages in memory."""
     parent, worker = ends
     value = padded(size)
     parent.send(value)
@@ -68,7 +68,7 @@ def test_messages_of_any_length_arrive(ends: Any, size: int) -> None:
 
 @pytest.mark.parametrize("size", [100, LIMIT + 1], ids=["short", "long"])
 def test_descriptors_come_with_their_message(ends: Any, size: int) -> None:
-    """As duplicates that are closed at exec, in the order in which they were sent."""
+    """They are duplicates that are closed at exec, in the order of sending."""
     parent, worker = ends
     read, write = os.pipe()
     parent.send(padded(size), [write, read])
@@ -87,7 +87,7 @@ def test_descriptors_come_with_their_message(ends: Any, size: int) -> None:
 def test_descriptors_are_closed_at_exec_where_the_kernel_does_not_do_it(
     ends: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without MSG_CMSG_CLOEXEC they are made so as soon as they are there."""
+    """Without MSG_CMSG_CLOEXEC the receiver sets the flag at once."""
     monkeypatch.setattr(wires, "_CLOEXEC", 0)
     parent, worker = ends
     parent.send("message", [0])
@@ -97,8 +97,8 @@ def test_descriptors_are_closed_at_exec_where_the_kernel_does_not_do_it(
 
 
 @pytest.mark.parametrize("size", [100, LIMIT + 1], ids=["short", "long"])
-def test_a_message_carries_as_many_descriptors_as_it_may(ends: Any, size: int) -> None:
-    """And a long one more for its body."""
+def test_a_message_carries_the_largest_number_of_descriptors(ends: Any, size: int) -> None:
+    """A long message carries one more for its body."""
     parent, worker = ends
     parent.send(padded(size), [0] * wires.MAX_DESCRIPTORS)
     _, descriptors = worker.receive()
@@ -108,7 +108,7 @@ def test_a_message_carries_as_many_descriptors_as_it_may(ends: Any, size: int) -
 
 
 def test_a_message_that_lost_descriptors_is_an_error() -> None:
-    """Whoever has no room for all has none of them, and the other end is not believed again."""
+    """A receiver without room for all descriptors closes them and ends the other process."""
     done = run_python("""
         import os, pickle, resource
         from shmpar.errors import SegmentError
@@ -133,7 +133,7 @@ def test_a_message_that_lost_descriptors_is_an_error() -> None:
 
 
 def test_a_long_message_lies_in_memory_that_cannot_change() -> None:
-    """Nobody who has its descriptor can write to it, or cut it off under its reader."""
+    """A holder of its descriptor can neither write to it nor truncate it."""
     fd = wires._sealed(b"body")
     for change in (lambda: os.pwrite(fd, b"x", 0), lambda: os.ftruncate(fd, 1)):
         with pytest.raises(PermissionError):
@@ -143,21 +143,21 @@ def test_a_long_message_lies_in_memory_that_cannot_change() -> None:
 
 
 def test_a_message_in_memory_that_can_change_is_refused(ends: Any) -> None:
-    """It is not unpickled: who made it could have something else read than what was sent."""
+    """It is not unpickled, since its writer could change it after the checks."""
     parent, worker = ends
     body = pickle.dumps("harmless", 5)
     fd = os.memfd_create("open", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.write(fd, body)
-    worker._sendmsg(wires._IN_MEMORY, len(body).to_bytes(8, "little"), [fd])
+    worker._sendmsg(wires._BODY_IN_MEMORY, len(body).to_bytes(8, "little"), [fd])
     os.close(fd)
     with pytest.raises(SegmentError, match="not sealed"):
         parent.receive()
 
 
-def test_a_long_message_finds_a_file_where_there_is_no_such_memory(
+def test_a_long_message_uses_a_file_on_systems_without_sealed_memory(
     ends: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It travels in a temporary one."""
+    """It is sent in a temporary file."""
     monkeypatch.setattr(wires, "_SEALS", 0)
     parent, worker = ends
     value = padded(100_000)
@@ -166,14 +166,14 @@ def test_a_long_message_finds_a_file_where_there_is_no_such_memory(
 
 
 def test_a_packed_message_is_unpacked_by_its_receiver(ends: Any) -> None:
-    """So that what goes to each worker is pickled once."""
+    """A message to all workers is pickled only once."""
     parent, worker = ends
     parent.send_packed(pickle.dumps(["once"], 5))
     assert worker.receive() == (["once"], [])
 
 
 def test_a_full_wire_does_not_block_the_parent(ends: Any) -> None:
-    """It is told, and nothing of that message was sent."""
+    """The parent gets an error, and no part of the message is sent."""
     parent, worker = ends
     sent: list[int] = []
 
@@ -192,8 +192,8 @@ def test_a_full_wire_does_not_block_the_parent(ends: Any) -> None:
     assert worker.receive() == ("again", [])
 
 
-def test_an_empty_wire_does_not_block_who_does_not_wait(ends: Any) -> None:
-    """Neither the parent's end nor a worker that only looks."""
+def test_an_empty_wire_does_not_block_a_caller_that_does_not_wait(ends: Any) -> None:
+    """Neither the end of the parent blocks nor a worker that does not wait."""
     parent, worker = ends
     with pytest.raises(BlockingIOError):
         parent.receive()
@@ -201,8 +201,8 @@ def test_an_empty_wire_does_not_block_who_does_not_wait(ends: Any) -> None:
         worker.receive(wait=False)
 
 
-def test_what_was_sent_before_the_end_is_read_before_it(ends: Any) -> None:
-    """Then, and each time after it, comes the end of file."""
+def test_messages_that_were_sent_before_the_end_are_read(ends: Any) -> None:
+    """Each receive after the last message gives the end of file."""
     parent, worker = ends
     worker.send("last words")
     worker.send(padded(LIMIT + 1))
@@ -214,8 +214,8 @@ def test_what_was_sent_before_the_end_is_read_before_it(ends: Any) -> None:
             parent.receive()
 
 
-def test_an_end_that_was_not_read_out_is_an_end_too(ends: Any) -> None:
-    """The kernel calls it a reset connection."""
+def test_a_closed_end_with_unread_messages_is_an_end_of_file(ends: Any) -> None:
+    """The kernel reports a reset connection."""
     parent, worker = ends
     parent.send("never read")
     worker.close()
@@ -223,8 +223,8 @@ def test_an_end_that_was_not_read_out_is_an_end_too(ends: Any) -> None:
         parent.receive()
 
 
-def test_what_was_sent_is_read_though_the_other_end_was_not_read_out(ends: Any) -> None:
-    """A worker that dies with a plan on its way has told of what it did before."""
+def test_messages_of_an_end_with_unread_messages_are_read(ends: Any) -> None:
+    """Reports of a dead worker arrive though it has not read its last plan."""
     parent, worker = ends
     parent.send("one more plan")
     worker.send("failed")
@@ -236,8 +236,8 @@ def test_what_was_sent_is_read_though_the_other_end_was_not_read_out(ends: Any) 
 
 
 @pytest.mark.parametrize("size", [100, LIMIT + 1], ids=["short", "long"])
-def test_nobody_to_send_to_is_an_error(ends: Any, size: int) -> None:
-    """Not a signal, and no descriptor stays open."""
+def test_sending_to_a_closed_end_is_an_error(ends: Any, size: int) -> None:
+    """It is no signal, and no descriptor stays open."""
     parent, worker = ends
     worker.close()
     with pytest.raises(BrokenPipeError):

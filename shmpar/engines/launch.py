@@ -49,8 +49,8 @@ spec = spec_from_file_location(
 sys.modules["shmpar"] = module = module_from_spec(spec)
 spec.loader.exec_module(module)
 sys.argv = ["-c"]
-from shmpar.worker.parent_watch import end_with_parent
-end_with_parent(life)
+from shmpar.worker.parent_watch import exit_with_parent
+exit_with_parent(life)
 from shmpar.worker.main import main
 main(sock, number)
 """

@@ -1,1 +1,1 @@
-"""What a parent and its workers share: ledger, tickets, messages."""
+"""Memory, counters and messages that a parent and its workers share."""

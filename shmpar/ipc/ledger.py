@@ -1,44 +1,56 @@
-"""The ledger: what is known of every chunk of a run, in memory that all its workers share.
+"""The ledger: the state of every chunk of a run, in memory that all workers of the run share.
 
-Imports numpy alone.  One piece of memory holds, for one run:
+One piece of memory holds, for one run:
 
-========  =====================================  ===================================
-bytes     what                                   who writes it
-========  =====================================  ===================================
-64 each   the slots, one a worker                the slot's worker, and nobody else
-10 each   the time of each chunk                 the holder of the chunk's ticket
-1 each    the status of each chunk               the holder of the chunk's ticket
-the rest  scratch: outputs too small to wait     the holder of the chunk's ticket
-========  =====================================  ===================================
+========  ================================================  ===================================
+bytes     content                                           writer
+========  ================================================  ===================================
+64 each   one slot per worker                               the worker of the slot alone
+10 each   the time of each chunk                            the holder of the chunk's ticket
+1 each    the status of each chunk                          the holder of the chunk's ticket
+the rest  scratch: outputs too small to be allocated apart  the holder of the chunk's ticket
+========  ================================================  ===================================
 
-A slot is eight 64-bit numbers: generation, first, last, cursor, since, said, joined, waited.
-``first <= ticket < last`` are the tickets that the worker holds; ``cursor`` is the one that it
-computes; ``since`` is when it began with its claim, or, if the run is timed, with the chunk under
-the cursor (monotonic nanoseconds); ``said`` is a digest of what it takes the outputs in the
-scratch for, 0 for nothing; ``joined`` is when it was given the plan (likewise, and 0 for a worker
-without a claim); ``waited`` is how long it has waited for outputs (nanoseconds).
+A slot is eight 64-bit numbers:
 
-The time of a chunk is how long it took (float32, seconds; 0 while that is not known), when the
-claim that it was in began (uint32, microseconds after the run's begin, modulo 2**32), and who made
-that claim (uint16: the worker's number, and the number of workers as often as the microseconds
-went round). Chunks of one claim follow each other in the order of the tickets. Times are for the
-report alone: nothing is decided by them.
+``generation``
+    The generation of the run that the tickets belong to.
+``first``, ``last``
+    The worker holds the tickets ``first <= ticket < last``.
+``cursor``
+    The ticket of the chunk that the worker computes.
+``since``
+    Time in monotonic nanoseconds: begin of the claim, or of the chunk under the cursor if the run
+    is timed.
+``fingerprint``
+    Checksum of the announcement of the outputs that lie in the scratch; 0 without such outputs.
+``joined``
+    Time in monotonic nanoseconds when the worker received the plan; 0 before its first claim.
+``waited``
+    Nanoseconds that the worker has waited for outputs.
+
+The time of a chunk has three fields: its duration (float32, seconds; 0 if it is not known), the
+begin of its claim (uint32, microseconds after the begin of the run, modulo 2**32), and its claimant
+(uint16: the number of the worker, plus the number of workers for each wrap of the microseconds).
+Chunks of one claim follow each other in the order of the tickets. Times are for the report alone;
+no decision depends on them.
 
 Guarantees
 ----------
-- A worker holds tickets exactly while ``cursor < last``. It makes its slot empty before it
-  fills it anew, and sets ``last`` after the other numbers, so a worker that was killed between
-  any two of its writes leaves either its old claim (finished), nothing, or its whole new claim.
-- A chunk's output is written before its cursor moves on and before its status says done; its
-  status says failed before anybody is told, so that what a worker that dies leaves is right. The
-  parent decides from a slot or a status only after a message of that worker or after having
-  reaped it; both order memory.  In between it reads them for display alone.
-- A duration is written after the chunk's status or before it: who reads while the run goes on may
-  find a chunk done of which the time is not known yet.
-- The parent writes here while no worker has the run, and for tickets whose holder it has reaped.
+- A worker holds tickets exactly while ``cursor < last``. It empties its slot before it writes a new
+  claim, and it writes ``last`` after the other numbers. So a worker that is killed between any two
+  writes leaves its old claim (finished), no claim, or its whole new claim.
+- A worker writes the output of a chunk before it moves the cursor on and before it sets the status
+  to done. It sets the status to failed before it reports the failure. So the ledger of a dead
+  worker is right.
+- The parent decides by a slot or a status only after a message of that worker or after it has
+  waited for the worker's exit: both order memory. At other times it reads them for display alone.
+- A duration may be written before or after the status of its chunk, so a reader during the run may
+  find a chunk done without a duration.
+- The parent writes only while no worker has the run, and for tickets of workers that have exited.
 
-Why scratch: a small run would spend more time on waiting for its outputs to be allocated than on
-anything else. Where they fit, each worker puts them where all workers must, since all results
+The scratch exists because a small run would spend most of its time waiting for the allocation of
+its outputs. If the outputs fit, each worker writes them to the same place, since all results
 agree, and the parent copies them once.
 """
 
@@ -51,17 +63,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["DONE", "FAILED", "Held", "Ledger", "LostClaim", "PENDING", "SLOT_BYTES"]
+Array = np.ndarray[Any, Any]
 
 PENDING, DONE, FAILED = 0, 1, 2
-SLOT_BYTES = 64
-GENERATION, FIRST, LAST, CURSOR, SINCE, SAID, JOINED, WAITED = range(8)
-_NUMBERS = SLOT_BYTES // 8
+SLOT_BYTES = 64  # Why: a slot is a cache line, so that workers do not slow each other down
+GENERATION, FIRST, LAST, CURSOR, SINCE, FINGERPRINT, JOINED, WAITED = range(8)
+_SLOT_NUMBERS = SLOT_BYTES // 8
 _TIME = np.dtype([("seconds", "<f4"), ("begin", "<u4"), ("claimant", "<u2")])
 _TIME_BYTES = _TIME.itemsize
-_pack_time = struct.Struct("<fIH").pack_into
+_pack_time = struct.Struct("<fIH").pack_into  # the same layout, faster than a record of NumPy
 _WRAP = 1 << 32  # microseconds
-_MOST = (1 << 16) - 1
+_MAX_CLAIMANT = (1 << 16) - 1
 
 
 def _aligned(size: int) -> int:
@@ -69,18 +81,17 @@ def _aligned(size: int) -> int:
 
 
 class Held(NamedTuple):
-    """What a worker held when it was last seen.
+    """The tickets that a worker holds.
 
     Attributes
     ----------
     generation : int
         The generation that the tickets belong to.
     first, cursor, last : int
-        Tickets ``first <= t < cursor`` are finished, ``cursor`` was being computed, the others
-        up to `last` (excluded) were not begun.
+        Tickets ``first <= t < cursor`` are finished, `cursor` is being computed, and the others
+        before `last` were not begun.
     since : int
-        When it began with its claim, or in a timed run with `cursor`, in nanoseconds of the
-        monotonic clock; 0 for a moment, before it has begun.
+        Begin of the claim, or of the chunk at `cursor` in a timed run, in monotonic nanoseconds.
     """
 
     generation: int
@@ -90,56 +101,38 @@ class Held(NamedTuple):
     since: int
 
 
-class LostClaim(NamedTuple):
-    """A claim that ended with its worker, or one that is still in progress.
-
-    Attributes
-    ----------
-    worker : int
-        Number of the worker that held the claim.
-    chunk : int or None
-        The chunk that the worker died in; None if no chunk is to blame.
-    begin, end : float
-        Seconds after the start of the run. `begin` is the start of the claim, or of `chunk` in a
-        run with ``task_timeout``; `end` is the moment when the death was noticed.
-    died : bool
-        False for a claim in progress.
-    """
-
-    worker: int
-    chunk: int | None
-    begin: float
-    end: float
-    died: bool = True
-
-
 class Times(NamedTuple):
-    """The times of all chunks: arrays in the ledger's memory.
+    """The times of all chunks, as arrays in the memory of the ledger.
 
     Attributes
     ----------
     seconds : ndarray of float32
-        How long each took; 0 while it is not known.
+        Duration of each chunk; 0 if it is not known.
     begin : ndarray of uint32
-        When its claim began, in microseconds, modulo 2**32.
+        Begin of the claim of each chunk, in microseconds modulo 2**32.
     claimant : ndarray of uint16
-        Who made that claim, and how often the microseconds went round.
+        Number of the claiming worker, plus the number of workers for each wrap of `begin`.
     """
 
-    seconds: np.ndarray[Any, Any]
-    begin: np.ndarray[Any, Any]
-    claimant: np.ndarray[Any, Any]
+    seconds: Array
+    begin: Array
+    claimant: Array
 
 
 class Ledger:
-    """Slots and statuses of one run over a buffer.
+    """Slots, times, statuses and scratch of one run over a buffer.
 
     Parameters
     ----------
     buffer : writable buffer
         At least :meth:`nbytes` long, zeroed for a new run.
     workers, chunks : int
-        How many of each.
+        Numbers of workers and of chunks.
+
+    Attributes
+    ----------
+    status : ndarray of uint8
+        PENDING, DONE or FAILED for each chunk.
 
     Examples
     --------
@@ -149,117 +142,104 @@ class Ledger:
     (1, [0, 1, 2, 4])
     """
 
-    __slots__ = (
-        "_carved",
-        "_fields",
-        "_scratch",
-        "_used",
-        "chunks",
-        "slots",
-        "status",
-        "workers",
-    )
-
     def __init__(self, buffer: Any, *, workers: int, chunks: int) -> None:
-        whole = memoryview(buffer).cast("B")
-        head = workers * SLOT_BYTES
+        memory = memoryview(buffer).cast("B")
+        used = self.nbytes(workers=workers, chunks=chunks)
         self.workers = workers
         self.chunks = chunks
-        self.slots: memoryview = whole[:head].cast("q")
-        end = head + _TIME_BYTES * chunks
-        used = end + chunks
-        self.status = np.frombuffer(whole, np.uint8, chunks, end)
-        self._fields: Times | None = None
-        self._carved: tuple[Any, list[np.ndarray[Any, Any]]] = None, []
-        self._used = whole[:used]
-        self._scratch = whole[_aligned(used) :]
+        self.status = np.frombuffer(memory, np.uint8, chunks, used - chunks)
+        self._slots = memory[: workers * SLOT_BYTES].cast("q")
+        self._used = memory[:used]
+        self._scratch = memory[_aligned(used) :]
+        self._times: Times | None = None
+        self._carved: tuple[Any, list[Array]] = None, []
 
     @staticmethod
     def nbytes(*, workers: int, chunks: int) -> int:
-        """Bytes that the ledger of such a run takes."""
+        """Return the bytes of a ledger without scratch."""
         return workers * SLOT_BYTES + (_TIME_BYTES + 1) * chunks
 
     def slot(self, worker: int) -> memoryview:
-        """The eight numbers of one worker's slot."""
-        return self.slots[worker * _NUMBERS : (worker + 1) * _NUMBERS]
+        """Return the eight numbers of one worker's slot."""
+        return self._slots[worker * _SLOT_NUMBERS : (worker + 1) * _SLOT_NUMBERS]
 
     def held(self, worker: int) -> Held | None:
-        """What the worker holds; None if nothing."""
+        """Return the tickets that a worker holds; None if it holds none."""
         slot = self.slot(worker)
         held = Held(slot[GENERATION], slot[FIRST], slot[CURSOR], slot[LAST], slot[SINCE])
         return held if held.cursor < held.last else None
 
-    def empty(self, worker: int) -> None:
-        """Make the slot of a worker that is gone ready for its successor."""
+    def reset_slot(self, worker: int) -> None:
+        """Make the slot of a worker that has exited ready for its successor."""
         slot = self.slot(worker)
-        slot[LAST] = slot[SAID] = 0
+        slot[LAST] = slot[FINGERPRINT] = 0
 
     def clear(self) -> None:
-        """Make it a new run's."""
+        """Reset everything but the scratch for a new run."""
         self._used[:] = bytes(len(self._used))
 
     def copy(self) -> bytes:
-        """What it says now, but for the scratch: the buffer of a ledger that is not written."""
+        """Return a copy of everything but the scratch."""
         return bytes(self._used)
 
     @property
     def times(self) -> Times:
         """The times of the chunks."""
-        if self._fields is None:  # many a small run never looks
+        if self._times is None:  # Why: many small runs never need them
             times = np.frombuffer(self._used, _TIME, self.chunks, self.workers * SLOT_BYTES)
-            self._fields = Times(times["seconds"], times["begin"], times["claimant"])
-        return self._fields
+            self._times = Times(times["seconds"], times["begin"], times["claimant"])
+        return self._times
 
     def note_chunk(self, chunk: int, worker: int, begin: float, seconds: float) -> None:
-        """Record the time of a chunk that was claimed alone: when, after the run's begin."""
-        rounds, micro = divmod(int(begin * 1e6), _WRAP)
+        """Record the times of a chunk that was claimed alone, `begin` seconds into the run."""
+        wraps, micro = divmod(int(begin * 1e6), _WRAP)
+        claimant = self._claimant(worker, wraps) if wraps else worker
         offset = self.workers * SLOT_BYTES + _TIME_BYTES * chunk
-        claimant = worker if not rounds else self._claimant(worker, rounds)
         _pack_time(self._used, offset, seconds, micro, claimant)
 
     def note_claim(self, chunks: Any, worker: int, begin: float) -> None:
-        """Record who has claimed these chunks, and when, in seconds after the run's begin."""
-        rounds, micro = divmod(int(begin * 1e6), _WRAP)
+        """Record the claimant of these chunks and the begin of the claim."""
+        wraps, micro = divmod(int(begin * 1e6), _WRAP)
         times = self.times
         times.begin[chunks] = micro
-        times.claimant[chunks] = self._claimant(worker, rounds)
+        times.claimant[chunks] = self._claimant(worker, wraps)
 
-    def _claimant(self, worker: int, rounds: int) -> int:
-        return min(worker + self.workers * rounds, _MOST)
+    def _claimant(self, worker: int, wraps: int) -> int:
+        return min(worker + self.workers * wraps, _MAX_CLAIMANT)
 
     def claims(self, chunks: Any) -> tuple[Any, Any]:
-        """Who has claimed these chunks, and when: arrays of numbers, and of seconds."""
-        rounds, workers = np.divmod(self.times.claimant[chunks], self.workers)
-        return workers, (rounds * float(_WRAP) + self.times.begin[chunks]) * 1e-6
+        """Return the workers that claimed these chunks, and the begins of the claims in seconds."""
+        wraps, workers = np.divmod(self.times.claimant[chunks], self.workers)
+        return workers, (wraps * float(_WRAP) + self.times.begin[chunks]) * 1e-6
 
     @property
     def done(self) -> int:
-        """Chunks that are done; costs a pass over `chunks` bytes."""
+        """Number of chunks that are done; costs a pass over `chunks` bytes."""
         return self.status.tobytes().count(DONE)
 
     @property
     def settled(self) -> int:
-        """Chunks that are done or failed; costs a pass over `chunks` bytes."""
+        """Number of chunks that are done or failed; costs a pass over `chunks` bytes."""
         return self.chunks - self.status.tobytes().count(PENDING)
 
     def pending(self) -> list[int]:
-        """Numbers of the chunks that are neither done nor failed, in order."""
-        if self.status.tobytes().find(PENDING) < 0:  # most often, and ten times as fast
+        """Return the numbers of the chunks that are neither done nor failed, in order."""
+        if PENDING not in self.status.tobytes():  # Why: the common case, several times as fast
             return []
         found: list[int] = np.flatnonzero(self.status == PENDING).tolist()
         return found
 
     def mark_done(self, chunks: Sequence[int]) -> None:
-        """Record as done what a worker that is gone had finished, unless it had failed."""
+        """Record chunks as done that a dead worker had finished, except those that failed."""
         finished = np.asarray(chunks, np.intp)
         self.status[finished[self.status[finished] == PENDING]] = DONE
 
     def carve(
         self, outputs: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]
-    ) -> list[np.ndarray[Any, Any]] | None:
-        """Arrays of these shapes and dtypes in the scratch; None if they do not fit.
+    ) -> list[Array] | None:
+        """Return arrays of these shapes and dtypes in the scratch; None if they do not fit.
 
-        They are the same list again until others are asked for.
+        Equal outputs give the same list again.
         """
         if outputs != self._carved[0]:
             arrays, offset = [], 0
@@ -273,7 +253,7 @@ class Ledger:
         return self._carved[1]
 
     def check_invariants(self) -> None:
-        """Assert what must hold whenever no worker writes."""
+        """Assert the invariants that hold while no worker writes."""
         assert self.status.max(initial=0) <= FAILED, "a status is one of three"
         for worker in range(self.workers):
             held = self.held(worker)

@@ -1,74 +1,70 @@
-"""Tickets: the right to compute one chunk, handed out once, by the kernel.
-
-Imports the segment package's descriptors.
+"""Counters that hand out tickets: each ticket is the right to compute one chunk.
 
 Guarantees
 ----------
-- Each number from 0 on is handed out exactly once, among threads and processes, and no holder
-  that dies keeps anything locked.
-- While anybody may draw from it, a counter only goes up, and a claim that overshoots the end has
-  consumed the numbers behind it; a retry takes another counter. :meth:`Tickets.rewind` is for
-  the next run, when all workers have said that they are through with it.
-- Whoever claims touches nothing but the counter's descriptor: no memory, no lock of the parent.
+- Each number from 0 on is handed out exactly once, among threads and processes. A process that
+  dies leaves no lock behind.
+- A counter only goes up. A claim that overshoots the end has consumed the numbers behind the end,
+  so a counter serves one generation of a run and is closed after it.
+- A claim touches nothing but the counter's descriptor: no shared memory and no lock of the parent.
 
-Why two mechanisms: ``lseek`` relative to the current offset is a fetch-and-add where the system
-locks the offset of an open file description, which POSIX.1-2017 (XSI 2.9.7) asks for and Linux
-does for files that were opened by path (not for a plain ``memfd``). Elsewhere a record lock
-around a number in the file does the same, about ten times slower.
+Mechanisms
+----------
+``lseek`` relative to the current offset is a fetch-and-add if the system locks the offset of an
+open file description. POSIX.1-2017 (XSI 2.9.7) asks for that lock. Linux takes it for files that
+were opened by path, but not for a plain ``memfd``. On other systems a record lock around a number
+in the file does the same with more system calls. A system without record locks has no worker
+processes; a lock of :mod:`threading` suffices there.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
-import fcntl
 import os
 import sys
 import threading
-from typing import Protocol
 
 from shmpar.memory import limits
 
-__all__ = ["LockTickets", "OffsetTickets", "Tickets", "new_tickets", "open_tickets"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
-_NUMBER = 8  # bytes of the counter kept in a file
+_NUMBER_BYTES = 8  # of the number in the file of LockTickets
 
 
-class Tickets(Protocol):
-    """A counter that several processes draw from."""
+class Tickets(abc.ABC):
+    """A counter that owns one descriptor of its file.
+
+    Attributes
+    ----------
+    kind : str
+        Name of the mechanism, as :func:`open_tickets` takes it.
+    """
 
     kind: str
-
-    def fileno(self) -> int:
-        """Descriptor to hand to another process."""
-        ...
-
-    def claim(self, count: int) -> int:
-        """Take `count` tickets; return the first one's number."""
-        ...
-
-    def stop(self, end: int) -> int:
-        """Hand out no more below `end`; return how many claims had been handed out."""
-        ...
-
-    def rewind(self) -> None:
-        """Start again at 0; nobody draws from it."""
-        ...
-
-    def close(self) -> None:
-        """Release the descriptor."""
-        ...
-
-
-class _Descriptor:
-    """Owns one descriptor of the counter's file."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     def fileno(self) -> int:
+        """Return the descriptor to send to another process, or -1."""
         return self._fd
 
+    @abc.abstractmethod
+    def claim(self, count: int) -> int:
+        """Take `count` tickets and return the first number."""
+
+    def stop(self, end: int) -> int:
+        """Hand out no more tickets below `end`; return how many were handed out before."""
+        # Invariant: this is one step. Each claim is either before it and counted, or behind it and
+        # empty.
+        return self.claim(end)
+
     def close(self) -> None:
+        """Close the descriptor."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -78,108 +74,71 @@ class _Descriptor:
             self.close()
 
 
-class OffsetTickets(_Descriptor):
-    """The counter is the file offset that all holders of one open file description share.
+class OffsetTickets(Tickets):
+    """Count with the file offset that all holders of one open file description share.
 
-    Cost: one system call a claim (0.3 us).
+    Cost: one system call per claim.
     """
 
     kind = "offset"
 
     def claim(self, count: int) -> int:
-        """Take `count` tickets; return the first one's number."""
+        """Take `count` tickets and return the first number."""
         return os.lseek(self._fd, count, os.SEEK_CUR) - count
 
-    def stop(self, end: int) -> int:
-        """Hand out no more below `end`; return how many had been handed out."""
-        # One step: a claim is either before it, and counted, or behind it, and empty.
-        return self.claim(end)
 
-    def rewind(self) -> None:
-        """Start again at 0; nobody draws from it."""
-        os.lseek(self._fd, 0, os.SEEK_SET)
+class LockTickets(Tickets):
+    """Count with a number in the file, under a POSIX record lock.
 
-
-class LockTickets(_Descriptor):
-    """The counter is a number in the file, under a POSIX record lock.
-
-    The lock belongs to the process, so threads of one process exclude each other by a lock of
-    their own; the kernel drops it when the holder dies. One descriptor a process: closing any
-    other descriptor of the file would drop the lock.
-
-    Cost: four system calls a claim (2 to 3 us).
+    Cost: four system calls per claim.
     """
 
     kind = "lock"
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
+        # Lock: a record lock belongs to the process, so threads exclude each other by this one.
+        # Why: closing any other descriptor of the file would drop the record lock, so a process
+        # has a single descriptor. The kernel drops the record lock of a process that dies.
         self._threads = threading.Lock()
 
     def claim(self, count: int) -> int:
-        """Take `count` tickets; return the first one's number."""
+        """Take `count` tickets and return the first number."""
         with self._threads:
             fcntl.lockf(self._fd, fcntl.LOCK_EX)
             try:
-                first = int.from_bytes(os.pread(self._fd, _NUMBER, 0), "little")
-                os.pwrite(self._fd, (first + count).to_bytes(_NUMBER, "little"), 0)
+                first = int.from_bytes(os.pread(self._fd, _NUMBER_BYTES, 0), "little")
+                os.pwrite(self._fd, (first + count).to_bytes(_NUMBER_BYTES, "little"), 0)
             finally:
                 fcntl.lockf(self._fd, fcntl.LOCK_UN)
         return first
 
-    def stop(self, end: int) -> int:
-        """Hand out no more below `end`; return how many had been handed out."""
-        return self.claim(end)
 
-    def rewind(self) -> None:
-        """Start again at 0; nobody draws from it."""
-        os.pwrite(self._fd, bytes(_NUMBER), 0)
+class ThreadTickets(Tickets):
+    """Count for the threads of this process alone."""
 
+    kind = "thread"
 
-def _counter_file() -> int:
-    """Open a nameless file whose offset is locked by the kernel."""
-    try:
-        return os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)  # noqa: S108
-    except (OSError, AttributeError):
-        return _counter_file_elsewhere()
+    def __init__(self) -> None:
+        super().__init__(-1)
+        self._threads = threading.Lock()
+        self._next = 0
 
-
-def _counter_file_elsewhere() -> int:
-    if hasattr(os, "memfd_create"):
-        plain = os.memfd_create("shmpar-tickets")
-        try:
-            os.fchmod(plain, 0o600)  # it is made with 0o777
-            # A plain memfd's offset is not locked; one that was opened by path is.
-            return os.open(f"/proc/self/fd/{plain}", os.O_RDWR | os.O_CLOEXEC)
-        finally:
-            os.close(plain)
-    import tempfile
-
-    fd, path = tempfile.mkstemp(prefix="shmpar")
-    os.unlink(path)
-    return fd
+    def claim(self, count: int) -> int:
+        """Take `count` tickets and return the first number."""
+        with self._threads:
+            first = self._next
+            self._next += count
+        return first
 
 
-def _offset_is_atomic() -> bool:
-    """Whether relative seeks of one open file description are a fetch-and-add here."""
-    # Linux locks the offset since 3.14. gVisor and WSL 1, which call themselves 4.4.0, are systems
-    # of their own.
-    return sys.platform == "linux" and not os.uname().release.startswith("4.4.0")
-
-
-KINDS: dict[str, type[OffsetTickets | LockTickets]] = {
-    "offset": OffsetTickets,
-    "lock": LockTickets,
-}
-
-
-def new_tickets(kind: str | None = None) -> OffsetTickets | LockTickets:
+def new_tickets(kind: str | None = None) -> Tickets:
     """Make a counter that stands at 0.
 
     Parameters
     ----------
-    kind : {"offset", "lock"}, optional
-        The mechanism; by default the faster one that this system guarantees.
+    kind : {"offset", "lock", "thread"}, optional
+        The mechanism; by default the fastest one that this system guarantees.
 
     Examples
     --------
@@ -193,10 +152,42 @@ def new_tickets(kind: str | None = None) -> OffsetTickets | LockTickets:
     >>> tickets.close()
     """
     if kind is None:
-        kind = "offset" if _offset_is_atomic() else "lock"
-    return KINDS[kind](limits.opened(_counter_file))
+        kind = "offset" if _offset_is_atomic() else "lock" if hasattr(fcntl, "lockf") else "thread"
+    if kind == "thread":
+        return ThreadTickets()
+    return open_tickets(kind, limits.opened(_counter_file))
 
 
-def open_tickets(kind: str, fd: int) -> OffsetTickets | LockTickets:
-    """Take over the descriptor of a counter that another process made."""
-    return KINDS[kind](fd)
+def open_tickets(kind: str, fd: int) -> Tickets:
+    """Return the counter that another process made, given its descriptor."""
+    return {"offset": OffsetTickets, "lock": LockTickets}[kind](fd)
+
+
+def _offset_is_atomic() -> bool:
+    """Return whether a relative seek is a fetch-and-add on this system."""
+    # Why: Linux locks the offset since 3.14. gVisor and WSL 1 report 4.4.0 and are other systems.
+    return sys.platform == "linux" and not os.uname().release.startswith("4.4.0")
+
+
+def _counter_file() -> int:
+    """Open a nameless file with an offset that the kernel locks."""
+    try:
+        return os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)  # noqa: S108
+    except (OSError, AttributeError):
+        return _counter_file_elsewhere()
+
+
+def _counter_file_elsewhere() -> int:
+    if hasattr(os, "memfd_create"):
+        memory = os.memfd_create("shmpar-tickets")
+        try:
+            os.fchmod(memory, 0o600)  # Why: its mode is 0o777 at first
+            # Why: the kernel locks the offset only of a file that was opened by path.
+            return os.open(f"/proc/self/fd/{memory}", os.O_RDWR | os.O_CLOEXEC)
+        finally:
+            os.close(memory)
+    import tempfile
+
+    fd, path = tempfile.mkstemp(prefix="shmpar")
+    os.unlink(path)
+    return fd

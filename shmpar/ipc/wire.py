@@ -1,18 +1,17 @@
 """Messages between the parent and a worker process: small pickles with descriptors.
 
-Imports errors.
-
 Guarantees
 ----------
-- A message arrives whole or not at all; no reader ever sees half of one, however its writer died.
-- A long message lies in sealed memory, which the reader checks: not even who made it can change
-  it any more. Where there is no such memory, the reader has a copy.
-- Received descriptors are closed at exec, from the moment they exist.
+- A message arrives whole or not at all. No reader sees a part of a message of a dead writer.
+- A long message lies in sealed memory: after the seals nobody can change it, not even its writer.
+  The reader checks the seals. On systems without sealed memory the reader copies the message.
+- Received descriptors are closed at exec from the moment when they exist.
 - A message that has lost descriptors, because the receiver may open no more, is an error.
 """
 
 from __future__ import annotations
 
+# Why: a worker has loaded _socket already; socket would first make enums of a hundred constants.
 import _socket
 import array
 import errno
@@ -25,35 +24,29 @@ from typing import Any, NoReturn
 
 from shmpar.errors import SegmentError
 
-__all__ = ["MAX_DESCRIPTORS", "Wire"]
-
-MAX_DESCRIPTORS = 200  # a message carries at most 253 (SCM_MAX_FD); one is for a long body
-_INLINE = 48 * 1024  # bytes; two of them fit the default buffer of a socket
+MAX_DESCRIPTORS = 200  # a message carries at most 253 (SCM_MAX_FD); one more is for a long body
+_INLINE = 48 * 1024  # bytes; two such messages fit the default buffer of a socket
 _BUFFER = _INLINE + 1024
-# Of _socket, which a worker has at once: socket makes enums of a hundred numbers first.
 _CLOEXEC = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
-_NOW = _CLOEXEC | _socket.MSG_DONTWAIT
-_NOSIGNAL = _socket.MSG_NOSIGNAL
-_SOCKET, _RIGHTS = _socket.SOL_SOCKET, _socket.SCM_RIGHTS
-_CUT = _socket.MSG_CTRUNC | _socket.MSG_TRUNC
-_SPACE = _socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * 4)
+_TRUNCATED = _socket.MSG_CTRUNC | _socket.MSG_TRUNC
+_ANCILLARY = _socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * array.array("i").itemsize)
 _SEALS = (
     fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
     if hasattr(os, "memfd_create")
     else 0
 )
-_HERE, _IN_MEMORY = b"\0", b"\1"
+_BODY_FOLLOWS, _BODY_IN_MEMORY = b"\0", b"\1"  # the first byte of a message
 
 
 class Wire:
-    """One end of a pair of sockets that keep the bounds of messages.
+    """An end of a pair of sockets that keep the bounds of messages.
 
     Parameters
     ----------
     sock : socket
-        Of type SEQPACKET (or DGRAM where there is none).
+        Of type SEQPACKET (or DGRAM on systems without it).
     end_other : callable, optional
-        Ends the process at the other end; called when something that it has said is lost.
+        Ends the process at the other end; called when a message from there is lost.
     """
 
     def __init__(
@@ -64,10 +57,10 @@ class Wire:
 
     @staticmethod
     def pair() -> tuple[_socket.socket, _socket.socket]:
-        """Two connected sockets, the first one not blocking."""
+        """Return two connected sockets, the first one not blocking."""
         try:
             ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        except OSError:  # macOS has no SEQPACKET; its end of file comes from the life pipe
+        except OSError:  # Why: macOS has no SEQPACKET; there the life pipe tells of the end
             ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_DGRAM)
             for end in (ours, theirs):
                 end.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 2 * _BUFFER)
@@ -75,7 +68,7 @@ class Wire:
         return ours, theirs
 
     def fileno(self) -> int:
-        """Descriptor of the socket."""
+        """Return the descriptor of the socket."""
         return self._socket.fileno()
 
     def close(self) -> None:
@@ -88,65 +81,73 @@ class Wire:
         Raises
         ------
         BlockingIOError
-            If this end does not block and the other one has not read for long.
+            If this end does not block and the buffer of the other end is full.
         OSError
-            If the other end is gone.
+            If the other end is closed.
         """
         self.send_packed(pickle.dumps(message, 5), descriptors)
 
     def send_packed(self, body: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Send a message that is pickled already, as :meth:`send`."""
+        """Send a message that is pickled already, like :meth:`send`."""
         if len(body) <= _INLINE:
-            self._sendmsg(_HERE, body, descriptors)
+            self._sendmsg(_BODY_FOLLOWS, body, descriptors)
             return
         fd = _sealed(body)
         try:
-            self._sendmsg(_IN_MEMORY, len(body).to_bytes(8, "little"), [*descriptors, fd])
+            self._sendmsg(_BODY_IN_MEMORY, len(body).to_bytes(8, "little"), [*descriptors, fd])
         finally:
             os.close(fd)
 
     def _sendmsg(self, kind: bytes, body: bytes, descriptors: Sequence[int]) -> None:
         ancillary = []
         if descriptors:
-            packed = array.array("i", descriptors)
-            ancillary.append((_SOCKET, _RIGHTS, packed))
-        self._socket.sendmsg([kind, body], ancillary, _NOSIGNAL)
+            rights = array.array("i", descriptors)
+            ancillary.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights))
+        self._socket.sendmsg([kind, body], ancillary, _socket.MSG_NOSIGNAL)
 
     def receive(self, *, wait: bool = True) -> tuple[Any, list[int]]:
-        """Take the next message and its descriptors, which are the caller's to close.
+        """Return the next message and its descriptors, which the caller must close.
 
         Raises
         ------
         BlockingIOError
-            If there is none, and `wait` is false or this end does not block.
+            If there is no message, and `wait` is false or this end does not block.
         EOFError
-            If the other end is gone.
+            If the other end is closed.
         SegmentError
-            If the message cannot be had whole; it is lost.
+            If a part of the message is lost.
         """
-        flags = _CLOEXEC if wait else _NOW
+        flags = _CLOEXEC if wait else _CLOEXEC | _socket.MSG_DONTWAIT
         try:
-            data, ancillary, found, _ = self._received(flags)
+            data, ancillary, found, _ = self._recvmsg(flags)
         except ConnectionResetError:
             raise EOFError from None
         descriptors = _descriptors(ancillary) if ancillary else []
-        if found & _CUT:
-            self._refuse(descriptors, f"only {len(descriptors)} of its descriptors had room")
+        if found & _TRUNCATED:
+            self._lose(descriptors, f"only {len(descriptors)} of its descriptors had room")
         if not data:
             raise EOFError
-        if data[:1] == _HERE:
+        if data[:1] == _BODY_FOLLOWS:
             return pickle.loads(memoryview(data)[1:]), descriptors
         fd = descriptors.pop()
         try:
             body = _read(fd, int.from_bytes(data[1:9], "little"))
         except OSError as error:
-            self._refuse(descriptors, str(error))
+            self._lose(descriptors, str(error))
         finally:
             os.close(fd)
         return pickle.loads(body), descriptors
 
-    def _refuse(self, descriptors: list[int], why: str) -> NoReturn:
-        """Give up a message of which a part is missing: nobody could say which."""
+    def _recvmsg(self, flags: int) -> Any:
+        try:
+            return self._socket.recvmsg(_BUFFER, _ANCILLARY, flags)
+        except ConnectionResetError:
+            # Why: the other end was closed with unread messages. The kernel reports that once,
+            # before it delivers the messages that the other end had sent.
+            return self._socket.recvmsg(_BUFFER, _ANCILLARY, flags)
+
+    def _lose(self, descriptors: list[int], why: str) -> NoReturn:
+        """Give up a message with a missing part, and the process that sent it."""
         for fd in descriptors:
             os.close(fd)
         self._end_other()
@@ -155,19 +156,12 @@ class Wire:
             "arrays, or raise the hard limit on open files (ulimit -Hn)"
         )
 
-    def _received(self, flags: int) -> Any:
-        try:
-            return self._socket.recvmsg(_BUFFER, _SPACE, flags)
-        except ConnectionResetError:
-            # The other end was closed with messages that it had not read. The kernel says so
-            # once, before it gives what the other end had sent.
-            return self._socket.recvmsg(_BUFFER, _SPACE, flags)
-
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """Return the descriptors of a message, as :func:`socket.recv_fds` does."""
     found = array.array("i")
     for level, kind, data in ancillary:
-        if level == _SOCKET and kind == _RIGHTS:
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
             found.frombytes(data[: len(data) - len(data) % found.itemsize])
     if not _CLOEXEC:
         for fd in found:
@@ -176,7 +170,7 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def _sealed(body: bytes) -> int:
-    """A memory file that holds `body` and can never change."""
+    """Open a memory file that holds `body` and can never change."""
     if not _SEALS:
         import tempfile
 
@@ -185,11 +179,10 @@ def _sealed(body: bytes) -> int:
             file.flush()
             return os.dup(file.fileno())
     fd = os.memfd_create("shmpar-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    view = memoryview(body)
     try:
-        os.fchmod(fd, 0o600)  # it is made with 0o777
-        while view:
-            view = view[os.write(fd, view) :]
+        os.fchmod(fd, 0o600)  # Why: its mode is 0o777 at first
+        with open(fd, "wb", closefd=False) as file:
+            file.write(body)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     except OSError:
         os.close(fd)
@@ -198,11 +191,11 @@ def _sealed(body: bytes) -> int:
 
 
 def _read(fd: int, size: int) -> mmap.mmap | bytes:
-    """The body that lies there, in memory that nobody can write to."""
-    if _SEALS and fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS:
+    """Return the body that lies in a file, in memory that nobody can change."""
+    if not _SEALS:
+        with open(fd, "rb", closefd=False) as file:
+            file.seek(0)
+            return file.read(size)
+    if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS:
         return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
-    if _SEALS:
-        raise PermissionError(errno.EPERM, "a message lies in memory that is not sealed")
-    with open(fd, "rb", closefd=False) as file:
-        file.seek(0)
-        return file.read(size)
+    raise PermissionError(errno.EPERM, "a message lies in memory that is not sealed")

@@ -1,7 +1,4 @@
-"""What of an object does not pickle, and what its owner calls it.
-
-Imports plan and cloudpickle.
-"""
+"""Explain why an object does not pickle: name the part that fails as its user knows it."""
 
 from __future__ import annotations
 
@@ -15,29 +12,27 @@ import cloudpickle
 
 from shmpar.plan import Function
 
-__all__ = ["diagnosis"]
 
-
-def diagnosis(value: Any, error: Exception) -> str:
-    """Say what of it does not travel, and what to do, where pickling it raised that error."""
+def explain_failure(value: Any, error: Exception) -> str:
+    """Return the message for an object that does not pickle and for the error that says so."""
     if isinstance(value, Function):
         parts: tuple[Any, ...] = (value.call, value.keywords, *value.values)
     else:
         parts = value if isinstance(value, tuple) else (value,)
     for part in parts:
-        for where, held in _held_by(part):
+        for name, held in _contents(part):
             if not _pickles(held):
                 return (
-                    f"cannot send {_name(part)} to a worker: {where} is a "
+                    f"cannot send {_name(part)} to a worker: {name} is a "
                     f"{type(held).__module__}.{type(held).__qualname__}, which does not pickle "
                     f"({error}); create it inside the function or in the pool's initializer"
                 )
-    guilty = next((part for part in parts if not _pickles(part)), parts[0])
-    return f"cannot send {_name(guilty)} to a worker: it does not pickle ({error})"
+    failing = next((part for part in parts if not _pickles(part)), parts[0])
+    return f"cannot send {_name(failing)} to a worker: it does not pickle ({error})"
 
 
-def _held_by(part: Any) -> Iterator[tuple[str, Any]]:
-    """What an object holds, by the name its owner knows."""
+def _contents(part: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the objects that an object holds, each with the name that its user knows."""
     if isinstance(part, dict):
         for key, held in part.items():
             yield f"the keyword argument {key!r}", held
@@ -47,10 +42,10 @@ def _held_by(part: Any) -> Iterator[tuple[str, Any]]:
         yield "the partial's arguments", (part.args, part.keywords)
     elif hasattr(part, "func1d"):
         function = part.func1d
-        yield "what apply_along_axis was given for it", (part.args, part.kwargs)
+        yield "the value of apply_along_axis's args and kwargs", (part.args, part.kwargs)
     function = getattr(function, "__wrapped__", function)
     if isinstance(function, types.FunctionType):
-        yield from _held_by_function(function)
+        yield from _contents_of_function(function)
     elif hasattr(part, "__self__"):
         yield "the object of the method", part.__self__
     elif hasattr(part, "__dict__"):
@@ -58,10 +53,10 @@ def _held_by(part: Any) -> Iterator[tuple[str, Any]]:
             yield f"its attribute {key!r}", held
 
 
-def _held_by_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    for name, cell in cells:
-        with contextlib.suppress(ValueError):  # a variable that has no value yet
+def _contents_of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        # Why: a variable without a value raises ValueError, in inspect.getclosurevars for all.
+        with contextlib.suppress(ValueError):
             yield f"its closure variable {name!r}", cell.cell_contents
     for name in function.__code__.co_names:
         if name in function.__globals__:
@@ -73,7 +68,7 @@ def _held_by_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]
 def _pickles(value: Any) -> bool:
     try:
         cloudpickle.dumps(value)
-    except Exception:  # noqa: BLE001 - whatever it raises, it does not pickle
+    except Exception:  # noqa: BLE001 - pickling may raise any exception
         return False
     return True
 

@@ -1,30 +1,16 @@
-"""A parcel: what is sent for one object.
+"""Pickle functions, arguments and results: functions by value if needed, arrays by their segments.
 
-Imports segment, for types alone.
-
-Compiled functions that every process knows by the same name, like ``np.sum`` and ``math.sqrt``.
-
-Imports nothing of the package.
-
-Functions that are nothing but their code, and what they were pickled to.
-
-Imports cloudpickle, named and plan.
-
-To pickle a function takes longer than all else of a small call.  Most functions hold nothing that
-could have changed since their last call: no closure, no globals but modules, no defaults but
-numbers and text.  What such a function was pickled to is kept as long as the function lives, and a
-worker may call what it has opened once again.  It may be annotated, with text and with classes that
-go by their names.  Compiled functions that go by a name, NumPy's above all, are treated alike.
+Pickling a function takes longer than all other work of a small call. Most functions are stateless:
+they have no closure, no globals but modules, no defaults but numbers and text, and annotations that
+are text or importable classes. The pickle of a stateless function is cached as long as the function
+lives, and a worker may reuse the function that it unpickled from an equal pickle. Importable
+compiled functions, such as those of NumPy, are cached too.
 
 Guarantees
 ----------
-- What is kept is used only while all that went into it is the same object as then.
-- A function that could leave anything for its next call, in a global, an attribute, a closure or
-  a default, is none of these.
-
-Making a parcel of an object: functions by value where needed, arrays by their segments.
-
-Imports diagnosis, namespaces, parcel, plain and unpacking; plan, segment and arrays.
+- A cached pickle is used only while all objects that went into it are the same objects as before.
+- A function is not stateless if it could leave anything for its next call: in a global, an
+  attribute, a closure or a default.
 """
 
 from __future__ import annotations
@@ -36,161 +22,317 @@ import types
 import weakref
 from collections.abc import Callable, Iterator
 from operator import is_
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import cloudpickle
 import numpy as np
 
 from shmpar.arrays import SharedArray
 from shmpar.errors import PlanError, ShmparError
-from shmpar.ipc.wire import MAX_DESCRIPTORS
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
-from shmpar.pickling.explain import diagnosis
-from shmpar.pickling.unpack import globals_of, take
+from shmpar.pickling.explain import explain_failure
+from shmpar.pickling.unpack import module_globals, segment_array
 from shmpar.plan import Function
 
-if TYPE_CHECKING:
-    from shmpar.memory.segment import Segment
+LARGE = 64 * 1024  # bytes; a smaller array is cheaper to pickle than to map
 
-__all__ = [
-    "LARGE",
-    "OF_MODULE",
-    "Parcel",
-    "by_reference",
-    "is_named",
-    "kept",
-    "known",
-    "pack",
-    "pack_error",
-    "pack_result",
-]
+_COMPILED = (types.BuiltinFunctionType, type(np.sum))  # np.sum dispatches on __array_function__
+_OWNERS = (types.NoneType, types.ModuleType)
+_SCALARS = (bool, int, float, complex, str, bytes, types.NoneType)
+_MODULE_NAMES = ("__name__", "__package__", "__path__", "__file__")  # sent with each function
+_MISSING = object()
 
 
-class Parcel(NamedTuple):
-    """What is sent for one object.
+class Payload(NamedTuple):
+    """An object as it is sent to another process.
 
     Attributes
     ----------
     body : bytes
-        A pickle that names segments by their place in `segments`.
+        A pickle that refers to segments by their index in `segments`.
     segments : tuple of Segment
-        Kept alive by whoever sends the parcel until it has arrived.
+        The sender keeps them alive until the payload has arrived.
     private : tuple of bool
         Whether the worker maps the segment copy on write.
-    plain : bool
-        Whether it is a function that leaves nothing for its next call, so that who has opened the
-        same parcel last may use what it got.
+    stateless : bool
+        Whether it is a function that leaves nothing for its next call. A worker that has unpickled
+        an equal body last may reuse the function.
     """
 
     body: bytes
     segments: tuple[Segment, ...] = ()
     private: tuple[bool, ...] = ()
-    plain: bool = False
+    stateless: bool = False
 
 
-_COMPILED = (types.BuiltinFunctionType, type(np.sum))  # the latter looks for __array_function__
-_OWNERS = (types.NoneType, types.ModuleType)
+def pack(value: Any, *, importable_only: bool = False) -> Payload:
+    """Pickle an object for a worker.
+
+    Parameters
+    ----------
+    value : object
+        A function with its arguments, or any other object.
+    importable_only : bool
+        Refuse functions that are pickled as bytecode: the worker runs another version of Python.
+
+    Raises
+    ------
+    PlanError
+        If a part of it does not pickle; the message names the part.
+
+    Notes
+    -----
+    Cost: a plain array of more than 64 KiB is copied into shared memory once.
+    """
+    try:
+        if isinstance(value, Function) and not importable_only:
+            body = cached(value) or _pickle_stateless(value)
+            if body is not None:
+                return Payload(body, stateless=True)
+        return _pickle(value, importable_only=importable_only)
+    except (ShmparError, OSError):
+        raise
+    except Exception as error:
+        raise PlanError(explain_failure(value, error)) from error
 
 
-def is_named(call: Any) -> bool:
-    """Whether it is a compiled function of a module, which has it under its name.
+def pack_result(value: Any) -> Payload:
+    """Pickle a result for the parent, which adopts the segments as its own.
+
+    Raises
+    ------
+    PlanError
+        If a part of it does not pickle.
+    SegmentFull
+        If there is no room for a large array in it.
+
+    Notes
+    -----
+    Cost: an array of more than 64 KiB is copied once, into shared memory.
+    """
+    try:
+        return _pickle(value, is_result=True)
+    except (ShmparError, OSError):
+        raise
+    except Exception as error:
+        raise PlanError(f"a {type(value).__qualname__} does not pickle ({error})") from error
+
+
+def pack_error(error: BaseException) -> bytes:
+    """Pickle an exception with all its attributes; pass on any exception of pickling."""
+    return cloudpickle.dumps(error, 5)  # type: ignore[no-any-return]
+
+
+def _pickle(value: Any, *, importable_only: bool = False, is_result: bool = False) -> Payload:
+    file = io.BytesIO()
+    pickler = _Pickler(file, importable_only=importable_only, is_result=is_result)
+    pickler.dump(value)
+    segments, private = zip(*pickler.segments, strict=True) if pickler.segments else ((), ())
+    return Payload(file.getvalue(), segments, private)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Pickles functions by value if needed, and arrays by their segments."""
+
+    def __init__(self, file: io.BytesIO, *, importable_only: bool, is_result: bool) -> None:
+        super().__init__(file, protocol=5)
+        self.segments: dict[tuple[Segment, bool], int] = {}
+        self._importable_only = importable_only
+        self._is_result = is_result
+        # Why: the pickler's memo holds ids, so each array that it has seen must stay alive.
+        self._alive: list[Any] = []
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, np.ndarray):
+            return self._reduce_array(obj)
+        if isinstance(obj, types.FunctionType) and not _pickled_by_name(obj):
+            self._share_globals(obj)
+        return super().reducer_override(obj)
+
+    def _share_globals(self, function: types.FunctionType) -> None:
+        """Make the functions of one module share one globals dict in the worker."""
+        if self._importable_only:
+            raise PlanError(
+                f"function {function.__qualname__!r} would be sent as bytecode, which the workers' "
+                "other version of Python cannot run; put it into a module that both can import"
+            )
+        names = function.__globals__
+        module = sys.modules.get(names.get("__name__", ""))
+        if module is not None and vars(module) is names and id(names) not in self.globals_ref:
+            self.globals_ref[id(names)] = _ModuleGlobals(module)
+
+    def _reduce_array(self, array: np.ndarray[Any, Any]) -> Any:
+        shared = isinstance(array, SharedArray)
+        if not shared and (type(array) is not np.ndarray or array.nbytes <= LARGE):
+            return NotImplemented
+        if array.dtype.hasobject or (self._is_result and self._is_full()):
+            return NotImplemented
+        writable = array.flags.writeable
+        # Why: others may write to the memory of a plain array in a result, so it is copied.
+        place = None if self._is_result and not shared else locate(array)
+        if place is not None:
+            segment, offset = place.segment, place.offset
+        elif shared or array.dtype.kind not in "?bBiufcmMSUV":  # bytes with the same meaning there
+            return NotImplemented
+        else:
+            segment, array = share(array)
+            offset = 0
+            self._alive.append(array)
+        private = not shared and not self._is_result
+        index = self.segments.setdefault((segment, private), len(self.segments))
+        start = array._lease.start if isinstance(array, SharedArray) and array._lease else None  # noqa: SLF001
+        return segment_array, (
+            index,
+            start,
+            offset,
+            array.shape,
+            array.strides,
+            array.dtype,
+            writable,
+        )
+
+    def _is_full(self) -> bool:
+        # Why: worker processes alone send results, so other engines do not need the module.
+        from shmpar.ipc.wire import MAX_DESCRIPTORS
+
+        return len(self.segments) >= MAX_DESCRIPTORS
+
+
+class _ModuleGlobals:
+    """Stands in a pickle for the globals of a module whose functions are pickled by value."""
+
+    def __init__(self, module: types.ModuleType) -> None:
+        self._module = module
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        names = vars(self._module)
+        attributes = {name: names[name] for name in _MODULE_NAMES if name in names}
+        return module_globals, (self._module.__name__, attributes)
+
+
+class _Cached(NamedTuple):
+    """The pickle of a stateless function, and all that went into it."""
+
+    names: tuple[str, ...]
+    parts: tuple[Any, ...]
+    modules: int
+    body: bytes
+
+
+_functions: weakref.WeakKeyDictionary[types.FunctionType, _Cached] = weakref.WeakKeyDictionary()
+_compiled: dict[Callable[..., Any], bytes] = {}  # Why: they live as long as their modules
+
+
+def cached(function: Function) -> bytes | None:
+    """Return the pickle of a stateless function; None if it is not cached or out of date."""
+    call = function.call
+    if function.keywords or function.values:
+        return None
+    if type(call) is not types.FunctionType:
+        return _compiled.get(call) if _is_compiled(call) else None
+    found = _functions.get(call)
+    if found is None or cloudpickle.list_registry_pickle_by_value():
+        return None
+    # Why: cloudpickle may send along a module that was imported since then.
+    if found.modules != len(sys.modules):
+        return None
+    parts = _parts(call, found.names)
+    same = len(parts) == len(found.parts) and all(map(is_, parts, found.parts))
+    return found.body if same else None
+
+
+def _pickle_stateless(function: Function) -> bytes | None:
+    """Pickle a stateless function and cache the pickle; return None for any other function."""
+    call = function.call
+    if function.keywords or function.values:
+        return None
+    if _is_compiled(call):
+        body = _compiled[call] = _pickle(function).body
+        return body
+    if type(call) is not types.FunctionType or cloudpickle.list_registry_pickle_by_value():
+        return None
+    names = _stateless_names(call)
+    if names is None:
+        return None
+    # Invariant: the parts are recorded before they are pickled, so a change meanwhile is noticed.
+    found = _Cached(names, _parts(call, names), len(sys.modules), _pickle(function).body)
+    _functions[call] = found
+    return found.body
+
+
+def is_importable(call: Any) -> bool:
+    """Return whether an object is a compiled function that its module has under its name.
 
     Such a function lives as long as its module, and is pickled as its name.
 
     Examples
     --------
-    >>> is_named(np.sum), is_named(np.ones(3).sum), is_named(lambda row: row)
+    >>> is_importable(np.sum), is_importable(np.ones(3).sum), is_importable(lambda row: row)
     (True, False, False)
     """
     if type(call) not in _COMPILED or type(getattr(call, "__self__", None)) not in _OWNERS:
-        return False  # a method, whose object has a state: np.random.normal is one
-    home = sys.modules.get(call.__module__ or "")
-    return getattr(home, call.__name__, None) is call
-
-
-OF_MODULE = ("__name__", "__package__", "__path__", "__file__")
-"""Names of a module's globals that travel with each of its functions."""
-
-_SCALARS = (bool, int, float, complex, str, bytes, type(None))
-_absent = object()
-
-
-class _Kept(NamedTuple):
-    """The pickle of a plain function, and all that went into it."""
-
-    names: tuple[str, ...]
-    held: tuple[Any, ...]
-    modules: int
-    body: bytes
-
-
-_functions: weakref.WeakKeyDictionary[types.FunctionType, _Kept] = weakref.WeakKeyDictionary()
-_compiled: dict[Callable[..., Any], bytes] = {}  # those, too, that live as long as their module
-
-
-def by_reference(one: types.FunctionType | type) -> bool:
-    """Whether the worker can import a function, or a class, by its name."""
-    from cloudpickle.cloudpickle import _should_pickle_by_reference
-
-    return bool(_should_pickle_by_reference(one))
-
-
-def known(value: Function) -> bytes | None:
-    """What :func:`kept` gives, if it would not have to pickle anything."""
-    call = value.call
-    if value.keywords or value.values:
-        return None
-    if _is_compiled(call):
-        return _compiled.get(call)
-    if type(call) is not types.FunctionType or cloudpickle.list_registry_pickle_by_value():
-        return None
-    found = _functions.get(call)
-    # A module that was imported since then may be one that cloudpickle sends along.
-    if found is None or found.modules != len(sys.modules) or not _same(call, found):
-        return None
-    return found.body
-
-
-def kept(value: Function, pickled: Callable[[Function], bytes]) -> bytes | None:
-    """The pickle of a function that is nothing but its code; None if it may be more than that.
-
-    Parameters
-    ----------
-    value : Function
-        With what it is called with, which is nothing for such a one.
-    pickled : callable
-        Pickles it, the first time.
-    """
-    body, call = known(value), value.call
-    if body is not None or value.keywords or value.values:
-        return body
-    if _is_compiled(call):
-        _compiled[call] = body = pickled(value)
-        return body
-    if type(call) is not types.FunctionType or cloudpickle.list_registry_pickle_by_value():
-        return None
-    names = _plain_names(call)
-    if names is None:
-        return None
-    found = _Kept(names, _held(call, names), len(sys.modules), pickled(value))
-    _functions[call] = found
-    return found.body
+        return False  # a method, whose object has a state: np.random.normal is such a method
+    module = sys.modules.get(call.__module__ or "")
+    return getattr(module, call.__name__, None) is call
 
 
 def _is_compiled(call: Callable[..., Any]) -> bool:
-    return type(call) is np.ufunc or is_named(call)
+    return type(call) is np.ufunc or is_importable(call)
 
 
-def _same(function: types.FunctionType, then: _Kept) -> bool:
-    held = _held(function, then.names)
-    return len(held) == len(then.held) and all(map(is_, held, then.held))
+def _pickled_by_name(definition: types.FunctionType | type) -> bool:
+    """Return whether cloudpickle pickles a function or a class as its name."""
+    # Why: this is a private name of cloudpickle, which has no public one. The public pickler gives
+    # the same answer, but builds the whole reduced value of a function that is pickled by value.
+    try:
+        from cloudpickle.cloudpickle import _should_pickle_by_reference
+    except ImportError:
+        pickler = cloudpickle.Pickler(io.BytesIO())
+        return pickler.reducer_override(definition) is NotImplemented
+    return bool(_should_pickle_by_reference(definition))
 
 
-def _held(function: types.FunctionType, names: tuple[str, ...]) -> tuple[Any, ...]:
-    """All that a pickle of the function says, but for what :func:`_plain_names` rules out."""
-    names_of = function.__globals__
+def _stateless_names(function: types.FunctionType) -> tuple[str, ...] | None:
+    """Return the globals that a stateless function uses; None for any other function."""
+    if _pickled_by_name(function):
+        return None if "." in function.__qualname__ else ()
+    if not _holds_scalars_only(function):
+        return None
+    names: set[str] = set()
+    for instruction in _instructions(function.__code__):
+        if instruction.opname in {"STORE_GLOBAL", "DELETE_GLOBAL"}:
+            return None
+        if instruction.opname in {"LOAD_GLOBAL", "LOAD_NAME"}:
+            names.add(instruction.argval)
+    for name in names & function.__globals__.keys():
+        value = function.__globals__[name]
+        if type(value) is not types.ModuleType or sys.modules.get(value.__name__) is not value:
+            return None
+    return (*names, *_MODULE_NAMES)
+
+
+def _holds_scalars_only(function: types.FunctionType) -> bool:
+    """Return whether all that a function holds, besides its code, are scalars and classes."""
+    if function.__closure__ or function.__kwdefaults__ or function.__dict__:
+        return False
+    return all(type(default) in _SCALARS for default in function.__defaults__ or ()) and all(
+        type(note) in _SCALARS or (type(note) is type and _pickled_by_name(note))
+        for note in function.__annotations__.values()
+    )
+
+
+def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
+    """Yield the instructions of the code, and of all functions and classes in it."""
+    yield from dis.get_instructions(code)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _instructions(constant)
+
+
+def _parts(function: types.FunctionType, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return all objects that go into the pickle of a stateless function."""
     module = sys.modules.get(function.__module__ or "")
     return (
         function.__code__,
@@ -199,203 +341,11 @@ def _held(function: types.FunctionType, names: tuple[str, ...]) -> tuple[Any, ..
         function.__module__,
         function.__name__,
         function.__qualname__,
-        getattr(module, function.__name__, None) is function,  # it may go by its name
+        getattr(module, function.__name__, None) is function,  # then its pickle is its name
         function.__kwdefaults__,
         *(function.__defaults__ or ()),
         *function.__dict__.values(),
         *function.__annotations__,
         *function.__annotations__.values(),
-        *[names_of.get(name, _absent) for name in names],
+        *[function.__globals__.get(name, _MISSING) for name in names],
     )
-
-
-def _plain_names(function: types.FunctionType) -> tuple[str, ...] | None:
-    """Names of the globals of a function that is nothing but its code; None for any other."""
-    if by_reference(function):
-        return None if "." in function.__qualname__ else ()
-    if function.__closure__ or function.__kwdefaults__ or function.__dict__:
-        return None
-    if not all(type(one) in _SCALARS for one in function.__defaults__ or ()):
-        return None
-    if not all(map(_is_plain_note, function.__annotations__.values())):
-        return None
-    names: set[str] = set()
-    for instruction in _instructions(function.__code__):
-        if instruction.opname in {"STORE_GLOBAL", "DELETE_GLOBAL"}:
-            return None
-        if instruction.opname in {"LOAD_GLOBAL", "LOAD_NAME"}:
-            names.add(instruction.argval)
-    values = [function.__globals__.get(name, _absent) for name in names]
-    plain = all(value is _absent or _is_importable(value) for value in values)
-    return (*names, *OF_MODULE) if plain else None
-
-
-def _is_plain_note(value: Any) -> bool:
-    """Whether an annotation is text, or a class that goes by its name."""
-    return type(value) in _SCALARS or (type(value) is type and by_reference(value))
-
-
-def _is_importable(value: Any) -> bool:
-    """Whether it is a module that goes by its name."""
-    return type(value) is types.ModuleType and sys.modules.get(value.__name__) is value
-
-
-def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
-    """Those of the code, and of all functions and classes in it."""
-    yield from dis.get_instructions(code)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _instructions(constant)
-
-
-LARGE = 64 * 1024  # bytes; a smaller array is cheaper to pickle than to map
-
-
-class _Namespace:
-    """Stands in a pickle for the globals of a module whose functions travel by value."""
-
-    def __init__(self, module: types.ModuleType) -> None:
-        held = vars(module)
-        self.name = module.__name__
-        self.attributes = {name: held[name] for name in OF_MODULE if name in held}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return globals_of, (self.name, self.attributes)
-
-
-class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """Pickles functions by value where needed and arrays by their segments."""
-
-    def __init__(
-        self, file: io.BytesIO, *, importable_only: bool = False, home: bool = False
-    ) -> None:
-        super().__init__(file, protocol=5)
-        self.segments: list[Segment] = []
-        self.private: list[bool] = []
-        self._importable_only = importable_only
-        self._home = home
-        self._kept: list[Any] = []  # arrays whose ids are in the pickler's memo must stay alive
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, np.ndarray):
-            return self._reduce_array(obj)
-        if isinstance(obj, types.FunctionType):
-            self._prepare_function(obj)
-        return super().reducer_override(obj)
-
-    def _prepare_function(self, function: types.FunctionType) -> None:
-        """Make the functions of one module share one globals dict in the worker."""
-        if by_reference(function):
-            return
-        if self._importable_only:
-            raise PlanError(
-                f"function {function.__qualname__!r} would travel as bytecode, which the workers' "
-                "other version of Python cannot run; put it into a module that both can import"
-            )
-        module = sys.modules.get(function.__globals__.get("__name__", ""))
-        known = id(function.__globals__) in self.globals_ref
-        if module is not None and vars(module) is function.__globals__ and not known:
-            self.globals_ref[id(function.__globals__)] = _Namespace(module)
-
-    def _reduce_array(self, array: np.ndarray[Any, Any]) -> Any:
-        shared = isinstance(array, SharedArray)
-        if not shared and (type(array) is not np.ndarray or array.nbytes <= LARGE):
-            return NotImplemented
-        if array.dtype.hasobject or (self._home and len(self.segments) >= MAX_DESCRIPTORS):
-            return NotImplemented
-        writable = array.flags.writeable
-        # What a plain array of a result lies in may be written by others, and is left to them.
-        place = None if self._home and not shared else locate(array)
-        if place is None:
-            if shared or not _is_plain(array.dtype):
-                return NotImplemented
-            segment, array = share(array)
-            offset = 0
-            self._kept.append(array)
-        else:
-            segment, offset = place.segment, place.offset
-        index = self._add(segment, private=not shared and not self._home)
-        layout = (offset, array.shape, array.strides, array.dtype, writable)
-        start = array._handle.start if isinstance(array, SharedArray) and array._handle else None  # noqa: SLF001
-        return take, (index, start, *layout)
-
-    def _add(self, segment: Segment, *, private: bool) -> int:
-        for index, known in enumerate(self.segments):
-            if known == segment and self.private[index] == private:
-                return index
-        self.segments.append(segment)
-        self.private.append(private)
-        return len(self.segments) - 1
-
-
-def _is_plain(dtype: np.dtype[Any]) -> bool:
-    """Whether the values are bytes that mean the same in another process."""
-    return dtype.kind in "?bBiufcmMSUV"
-
-
-def pack(value: Any, *, importable_only: bool = False) -> Parcel:
-    """Pickle an object for a worker.
-
-    Parameters
-    ----------
-    value : object
-        The function with what it is called with.
-    importable_only : bool
-        Refuse functions that would travel as bytecode: the worker is another version of Python.
-
-    Raises
-    ------
-    PlanError
-        If something in it does not pickle; the message names it.
-
-    Notes
-    -----
-    Cost: a plain array of more than 64 KiB is copied into shared memory once.
-    """
-    try:
-        if isinstance(value, Function) and not importable_only:
-            body = kept(value, lambda function: _packed(function).body)
-            if body is not None:
-                return Parcel(body, plain=True)
-        return _packed(value, importable_only=importable_only)
-    except (ShmparError, OSError):
-        raise
-    except Exception as error:
-        raise PlanError(diagnosis(value, error)) from error
-
-
-def _packed(value: Any, *, importable_only: bool = False) -> Parcel:
-    file = io.BytesIO()
-    packer = _Packer(file, importable_only=importable_only)
-    packer.dump(value)
-    return Parcel(file.getvalue(), tuple(packer.segments), tuple(packer.private))
-
-
-def pack_result(value: Any) -> Parcel:
-    """Pickle what a function returned, for the parent: it adopts the segments as its own.
-
-    Raises
-    ------
-    PlanError
-        If something in it does not pickle.
-    SegmentFull
-        If there is no room for a large array in it.
-
-    Notes
-    -----
-    Cost: an array of more than 64 KiB is copied once, into shared memory.
-    """
-    file = io.BytesIO()
-    packer = _Packer(file, home=True)
-    try:
-        packer.dump(value)
-    except (ShmparError, OSError):
-        raise
-    except Exception as error:
-        raise PlanError(f"a {type(value).__qualname__} does not pickle ({error})") from error
-    return Parcel(file.getvalue(), tuple(packer.segments), tuple(packer.private))
-
-
-def pack_error(error: BaseException) -> bytes:
-    """Pickle an exception with all that it holds, in one piece; raises whatever that raises."""
-    return cloudpickle.dumps(error, 5)  # type: ignore[no-any-return]

@@ -1,11 +1,4 @@
-"""The globals of functions that travelled by value, in a worker.
-
-Imports numpy, for types alone.
-
-Opening a parcel, in the process where it has arrived.
-
-Imports namespaces; arrays and segment only where a parcel speaks of shared arrays.
-"""
+"""Unpickle payloads, and keep the globals of functions that were pickled by value."""
 
 from __future__ import annotations
 
@@ -17,18 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from shmpar.memory.segment import Segment
 
-__all__ = ["Namespaces", "globals_of", "namespaces", "take", "unpack"]
+Array = np.ndarray[Any, Any]
 
 
 class Namespaces:
-    """The globals of modules whose functions arrived by value, in a worker.
+    """The globals of modules whose functions were pickled by value, in a worker.
 
-    What an initializer has set is the worker's own: later functions bring the parent's values
-    of their globals, but never over those.
+    Globals that an initializer has set belong to the worker. Later functions bring the parent's
+    values of their globals, but never replace those of the initializer.
     """
 
     def __init__(self) -> None:
@@ -36,29 +27,29 @@ class Namespaces:
         self._own: dict[str, dict[str, Any]] = {}
 
     def of(self, module: str, attributes: dict[str, Any]) -> dict[str, Any]:
-        """The globals dict that stands for a module."""
+        """Return the globals dict of a module, updated with these attributes."""
         found = self._globals.setdefault(module, {})
         found.update(attributes)
         return found
 
-    def keep_own(self) -> None:
-        """Restore what the initializer has set."""
+    def restore_own(self) -> None:
+        """Restore the globals that the initializer has set."""
         for module, values in self._own.items():
             self._globals[module].update(values)
 
     def run_initializer(self, initializer: Callable[[], object]) -> None:
-        """Call it, and remember each global that it has set."""
+        """Call the initializer, and remember each global that it has set."""
         before = {module: dict(values) for module, values in self._globals.items()}
         initializer()
-        absent = object()
+        missing = object()
         for module, values in self._globals.items():
             old = before.get(module, {})
             self._own[module] = {
-                name: value for name, value in values.items() if old.get(name, absent) is not value
+                name: value for name, value in values.items() if old.get(name, missing) is not value
             }
 
-    def forget(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
-        """Drop the globals that are these arrays, so that their memory is released."""
+    def forget(self, arrays: Sequence[Array]) -> None:
+        """Delete the globals that are these arrays, so that their memory is released."""
         ids = {id(array) for array in arrays}
         for values in self._globals.values():
             for name in [name for name, value in values.items() if id(value) in ids]:
@@ -66,25 +57,25 @@ class Namespaces:
 
 
 namespaces = Namespaces()
-"""The one of this process; functions that travelled by value hold its dicts."""
+"""The instance of this process; functions that were pickled by value use its dicts."""
 
 
-def globals_of(module: str, attributes: dict[str, Any]) -> dict[str, Any]:
-    """As :meth:`Namespaces.of`; what a pickle calls in the process where it arrives."""
+def module_globals(module: str, attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return the globals dict of a module; pickles call this function."""
     return namespaces.of(module, attributes)
 
 
 class _Arriving(threading.local):
-    """The segments of the parcel that this thread is opening, and what it took from them."""
+    """The segments of the payload that this thread unpickles, and the private arrays in them."""
 
     segments: Sequence[Segment] = ()
-    taken: list[np.ndarray[Any, Any]]
+    private: list[Array]
 
 
 _arriving = _Arriving()
 
 
-def take(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a pickle
+def segment_array(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a pickle
     index: int,
     start: int | None,
     offset: int,
@@ -92,22 +83,22 @@ def take(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a pickle
     strides: tuple[int, ...],
     dtype: np.dtype[Any],
     writable: bool,
-) -> np.ndarray[Any, Any]:
-    """The array that lies so in a segment of the parcel; what its pickle calls.
+) -> Array:
+    """Return an array in a segment of the payload; pickles call this function.
 
     Parameters
     ----------
     index : int
-        Place of the segment in the parcel.
+        Index of the segment in the payload.
     start : int or None
-        Where the bytes begin that a shared array may be asked for again; None: it is private.
+        Begin of the bytes of the shared array that this is a view of; None for a private array.
     offset, shape, strides, dtype, writable
         Of the array.
     """
     segment = _arriving.segments[index]
     array = segment.ndarray(offset, shape, strides, dtype, writable=writable)
     if start is None:
-        _arriving.taken.append(array)
+        _arriving.private.append(array)
         return array
     from shmpar.arrays.sharedarray import Handle, wrap
     from shmpar.memory.manager import default_manager
@@ -117,27 +108,27 @@ def take(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a pickle
     return wrap(array, Handle(place, array, default_manager(), start=start, owner=False))
 
 
-def unpack(body: bytes, segments: Sequence[Segment] = ()) -> tuple[Any, list[np.ndarray[Any, Any]]]:
-    """Open a parcel.
+def unpack(body: bytes, segments: Sequence[Segment] = ()) -> tuple[Any, list[Array]]:
+    """Unpickle a payload.
 
     Parameters
     ----------
     body : bytes
-        As :func:`shmpar.pickling.pack.pack` made it.
+        From :func:`shmpar.pickling.pack.pack`.
     segments : sequence of Segment
-        In the parcel's order.
+        In the order of the payload.
 
     Returns
     -------
     value : object
-        What was packed.
+        The object that was packed.
     private : list of ndarray
-        The arrays in it that are privately mapped; :meth:`Namespaces.forget` takes them.
+        The arrays in it that are mapped privately; :meth:`Namespaces.forget` takes them.
     """
-    _arriving.segments, _arriving.taken = segments, []
+    _arriving.segments, _arriving.private = segments, []
     try:
         value = pickle.loads(body)
-        namespaces.keep_own()
-        return value, _arriving.taken
+        namespaces.restore_own()
+        return value, _arriving.private
     finally:
-        _arriving.segments, _arriving.taken = (), []
+        _arriving.segments, _arriving.private = (), []

@@ -21,7 +21,7 @@ import numpy as np
 from shmpar.grid import BLOCK_BYTES, Grid
 from shmpar.grid.axis import whole_number
 from shmpar.memory.copying import is_masked
-from shmpar.pickling.pack import is_named
+from shmpar.pickling.pack import is_importable
 from shmpar.plan import Argument, Blocks, Items, Rows, Whole
 
 __all__ = [
@@ -271,7 +271,7 @@ def _takes(func: Callable[..., Any], count: int) -> bool:
     """Whether it is seen at once that so many arguments are right."""
     if isinstance(func, np.ufunc):
         return True
-    if is_named(func):
+    if is_importable(func):
         return _takes_named(func, count)
     if not isinstance(func, types.FunctionType) or hasattr(func, "__wrapped__"):
         return False
@@ -293,7 +293,7 @@ def _takes_named(func: Callable[..., Any], count: int) -> bool:
 
 
 def _parameters(func: Callable[..., Any]) -> Collection[str]:
-    if is_named(func):
+    if is_importable(func):
         return _parameters_named(func)
     if isinstance(func, types.FunctionType) and not hasattr(func, "__wrapped__"):
         code = func.__code__

@@ -1,23 +1,12 @@
-"""Whether the code that asks runs inside a worker.
-
-Imports nothing of the package.  Calls from inside a worker run serially there: workers that
-waited for workers could wait for each other.
-
-Processes that the user's function forks inside a worker, and that come back from it.
-
-Imports the standard library.
-
-Such a child has the worker's socket, its counters and its slot of the ledger: if it went on, two
-processes would be one worker, and nobody would end it.  So it ends where it leaves the function.
+"""Context of the user's function in a worker: nested calls, forked children, the parent's state.
 
 Guarantees
 ----------
-- It marks no chunk, claims none and says nothing: the slot is taken from it as it is forked, and
-  what it returns or raises is the end of the process, as if the function were its program.
-
-What of the parent's state a function may depend on, and how a worker takes it on.
-
-Imports travel, and messages in this package.
+- Calls from inside a worker run serially there: workers that wait for workers could wait for each
+  other.
+- A child that the user's function forks marks no chunk, claims none and sends nothing. It inherits
+  the worker's socket, counters and slot of the ledger, so it must not go on as a second worker. It
+  exits when it leaves the function, as if the function were its program.
 """
 
 from __future__ import annotations
@@ -27,73 +16,71 @@ import os
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from shmpar.ipc.protocol import Environment
 from shmpar.pickling.unpack import unpack
 
-__all__ = ["drifted", "end_offspring", "enter", "entered", "in_worker", "watch"]
 
-
-class _Where(threading.local):
+class _Nesting(threading.local):
     depth = 0
 
 
-_where = _Where()
+_nesting = _Nesting()
 
 
 def in_worker() -> bool:
-    """Whether this thread is running the function of a run."""
-    return _where.depth > 0
+    """Return whether this thread runs the function of a run."""
+    return _nesting.depth > 0
 
 
-class entered:  # noqa: N801 - reads as a verb: with entered()
-    """Mark this thread as a worker, in a block."""
-
-    __slots__ = ()
-
-    def __enter__(self) -> None:
-        _where.depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        _where.depth -= 1
+@contextlib.contextmanager
+def inside_worker() -> Iterator[None]:
+    """Mark that this thread runs the function of a run, for the block."""
+    _nesting.depth += 1
+    try:
+        yield
+    finally:
+        _nesting.depth -= 1
 
 
-class _Here:
-    """What this process knows of itself."""
-
-    slot: memoryview | None = None
-    forked = False
+_slot: memoryview | None = None  # the worker's slot of the ledger
+_forked = False  # True in a child that the user's function has forked
 
 
-def watch(slot: memoryview) -> None:
-    """A worker process is going to call the user's function, with this slot of the ledger."""
-    if _Here.slot is None:
+def guard_forks(slot: memoryview) -> None:
+    """Prepare a worker process for functions that fork, before it calls one with this slot."""
+    global _slot  # noqa: PLW0603 - a process has one
+    if _slot is None:
         os.register_at_fork(after_in_child=_after_fork)
-    _Here.slot = slot
+    _slot = slot
 
 
 def _after_fork() -> None:
-    _Here.forked = True
-    if _Here.slot is not None:
-        _Here.slot.release()
+    global _forked  # noqa: PLW0603 - a process has one
+    _forked = True
+    if _slot is not None:
+        _slot.release()  # Why: a child that goes on computing must fail before it marks a chunk
 
 
-def end_offspring(error: BaseException | None = None) -> None:
-    """End this process if it is no worker but was forked by one; do nothing in any other.
+def exit_if_forked(error: BaseException | None = None) -> None:
+    """Exit if this process was forked by the user's function; do nothing in a worker.
 
     Parameters
     ----------
     error : BaseException, optional
-        What its function has raised.
+        The exception of the function.
     """
-    if not _Here.forked:
+    if not _forked:
         return
     status = 0
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
-    elif error is not None and "released memoryview" not in str(error):  # else it has returned
+    # Why: a child that returned from the function fails at the released slot, not by its own fault.
+    elif error is not None and "released memoryview" not in str(error):
         sys.excepthook(type(error), error, error.__traceback__)
         status = 1
     for stream in (sys.stdout, sys.stderr):
@@ -102,30 +89,33 @@ def end_offspring(error: BaseException | None = None) -> None:
     os._exit(status & 0xFF)
 
 
-_filters: list[list[object]] = []  # as they were taken on
+_filters: list[Any] = []  # the warning filters that were applied last
 
 
-def enter(environment: Environment) -> None:
-    """Have the parent's working directory, path, error handling and warning filters."""
-    with contextlib.suppress(OSError):  # a directory that is gone is no reason to fail
+def apply_environment(environment: Environment) -> None:
+    """Apply the parent's working directory, sys.path, NumPy error state and warning filters."""
+    with contextlib.suppress(OSError):  # Why: a directory that is gone is no reason to fail
         if environment.directory is not None:
             os.chdir(environment.directory)
     if environment.path is not None:
         sys.path[:] = environment.path
     np.seterr(**environment.errors)
     if environment.filters is not None:
-        warnings.filters[:] = unpack(environment.filters)[0]  # type: ignore[index]
-        warnings._filters_mutated()  # type: ignore[attr-defined]  # noqa: SLF001
-        _filters[:] = [list(warnings.filters)]
+        _filters[:] = unpack(environment.filters)[0]
+        # Why: resetwarnings also forgets which warnings were shown, as new filters require.
+        warnings.resetwarnings()
+        warnings.filters.extend(_filters)  # type: ignore[attr-defined]
 
 
-def drifted(environment: Environment) -> bool:
-    """Whether a function has changed any of it in this process since.  Cost: 3 us."""
+def has_changed(environment: Environment) -> bool:
+    """Return whether a function has changed the applied environment in this process."""
     if environment.path is not None and sys.path != environment.path:
         return True
-    if np.geterr() != environment.errors or (_filters and warnings.filters != _filters[0]):
+    if environment.filters is not None and warnings.filters != _filters:
         return True
     try:
-        return environment.directory is not None and os.getcwd() != environment.directory
-    except OSError:  # it was removed, or is the function's that has been
+        return np.geterr() != environment.errors or (
+            environment.directory is not None and os.getcwd() != environment.directory
+        )
+    except OSError:  # Why: the directory was removed, so it may be one that a function changed to
         return True

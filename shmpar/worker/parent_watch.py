@@ -1,12 +1,10 @@
-"""How a worker ends with its parent, however that one ends.
-
-Imports nothing of the package, and runs before numpy is imported.
+"""Make a worker process exit with its parent.  This module runs before numpy is imported.
 
 Guarantees
 ----------
-- The worker is gone within milliseconds of its parent, also in the middle of C code that holds
-  the interpreter's lock, since it is the kernel that sends SIGKILL.
-- It does not end with the *thread* that started it, as with PR_SET_PDEATHSIG.
+- The worker exits within milliseconds after its parent, even in the middle of C code that holds the
+  interpreter's lock, since the kernel sends SIGKILL.
+- It does not exit with the *thread* that started it, as it would with PR_SET_PDEATHSIG.
 """
 
 from __future__ import annotations
@@ -16,11 +14,9 @@ import os
 import select
 import signal
 
-__all__ = ["end_with_parent"]
 
-
-def end_with_parent(fd: int) -> None:
-    """Watch the read end of a pipe whose write end the parent alone holds.
+def exit_with_parent(fd: int) -> None:
+    """Watch the read end of a pipe; the parent alone holds the write end.
 
     Parameters
     ----------
@@ -33,7 +29,7 @@ def end_with_parent(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
     else:
         _watch(fd)
-    # A parent that was gone before the signal was asked for sends none any more.
+    # Why: a parent that exited before the signal was requested causes no signal.
     poll = select.poll()
     poll.register(fd, select.POLLHUP)
     if poll.poll(0):
@@ -41,7 +37,7 @@ def end_with_parent(fd: int) -> None:
 
 
 def _watch(fd: int) -> None:
-    """Where the kernel has no signal of choice for a pipe: a thread that waits for its end."""
+    """Wait in a thread for the end of the pipe, on kernels without F_SETSIG."""
     import threading
 
     def wait() -> None:

@@ -1,12 +1,10 @@
-"""The pages of outputs, mapped a claim at a time before they are written.
+"""Map the pages of outputs per claim, before the chunks are written.
 
-Imports plan and segment.
-
-Why: a process that writes to a page of shared memory which it has not touched yet pays a fault for
-each page of 4 KiB (1 to 2 us). One that reads from it pays once for the 64 KiB around it, as far
-as they hold something, and may write to all of them from then on. So an element of each 64 KiB is
-read first. That holds on Linux for memory without a disk behind it; a page of a file must be made
-writable by itself, and private memory would be mapped twice.
+A process that writes to a page of shared memory for the first time pays a page fault for each page
+of 4 KiB. A process that reads pays a single fault for the 64 KiB around the page, as far as they
+hold data, and may then write to all of them. So this module reads an element of each 64 KiB first.
+That helps on Linux for memory without a disk behind it. A page of a file must be made writable by
+itself, and private memory would be mapped twice.
 """
 
 from __future__ import annotations
@@ -21,39 +19,38 @@ import numpy as np
 from shmpar.memory.segment import Mapping, find, pointer
 from shmpar.plan import Plan
 
-__all__ = ["mapper"]
-
 Array = np.ndarray[Any, Any]
-Map = Callable[[Sequence[int]], None]
+Prefault = Callable[[Sequence[int]], None]
 
-_AROUND: Final = 64 << 10  # what a fault on reading maps: fault_around_bytes of the kernel
-_LEAST: Final = 1 << 20  # bytes of an output that is worth it
-_SPARSE: Final = 2  # a box may hold so many times what is written in it
-# Which chunks of the latest output in each mapping this process has mapped.
-_known: weakref.WeakKeyDictionary[Mapping, tuple[Any, bytearray]] = weakref.WeakKeyDictionary()
+_FAULT_AROUND: Final = 64 << 10  # bytes that a fault on reading maps: the kernel's default
+_MIN_OUTPUT: Final = 1 << 20  # bytes; a smaller output does not gain
+_MAX_SPARSITY: Final = 2  # bytes of a box per byte of the windows in it
+# For each mapping: its latest output, and which chunks of it this process has mapped.
+_mapped: weakref.WeakKeyDictionary[Mapping, tuple[Any, bytearray]] = weakref.WeakKeyDictionary()
 
 
-def mapper(plan: Plan, outputs: Sequence[Array]) -> Map | None:
-    """Make the function that maps the windows of the chunks of a claim; None if none is due.
+def prefaulter(plan: Plan, outputs: Sequence[Array]) -> Prefault | None:
+    """Return the function that maps the windows of the chunks of a claim; None if none gains.
 
     Notes
     -----
-    Cost of a call: 5 us, and a fault (5 us) for each 64 KiB; 0.3 us where all is mapped.
+    Cost of a call: a fault for each 64 KiB that was not mapped before.
     """
-    maps = [_mapper(plan, output, found) for output in outputs if (found := _gains(output))]
-    if not maps:
+    gaining = [(output, found) for output in outputs if (found := _gaining_mapping(output))]
+    parts = [_prefault_output(plan, output, mapping) for output, mapping in gaining]
+    if not parts:
         return None
 
-    def every(chunks: Sequence[int]) -> None:
-        for one in maps:
-            one(chunks)
+    def prefault(chunks: Sequence[int]) -> None:
+        for part in parts:
+            part(chunks)
 
-    return maps[0] if len(maps) == 1 else every
+    return parts[0] if len(parts) == 1 else prefault
 
 
-def _gains(output: Array) -> Mapping | None:
-    """The mapping of an output that gains from it."""
-    if output.nbytes < _LEAST or sys.platform != "linux":
+def _gaining_mapping(output: Array) -> Mapping | None:
+    """Return the mapping of an output that gains from it."""
+    if output.nbytes < _MIN_OUTPUT or sys.platform != "linux":
         return None
     mapping = find(pointer(output))
     if mapping is None or mapping.backing.private:
@@ -61,40 +58,38 @@ def _gains(output: Array) -> Mapping | None:
     return mapping if mapping.backing.kind in {"shm", "memfd"} else None
 
 
-def _mapper(plan: Plan, output: Array, mapping: Mapping) -> Map:
+def _prefault_output(plan: Plan, output: Array, mapping: Mapping) -> Prefault:
     window_of = plan.placement.windows(plan.grid, output.shape)
-    samples = tuple(slice(None, None, max(1, _AROUND // abs(step or 1))) for step in output.strides)
-    known = _chunks_known(plan, output, mapping)
+    steps = (max(1, _FAULT_AROUND // abs(stride or 1)) for stride in output.strides)
+    samples = tuple(slice(None, None, step) for step in steps)
+    layout = plan.grid, plan.placement, pointer(output), output.shape, output.strides, output.dtype
+    if mapping not in _mapped or _mapped[mapping][0] != layout:
+        _mapped[mapping] = layout, bytearray(plan.chunks)
+    mapped = _mapped[mapping][1]
 
-    def read(chunks: Sequence[int]) -> None:
+    def prefault(chunks: Sequence[int]) -> None:
         first, last, count = chunks[0], chunks[-1], len(chunks)
-        if last - first != count - 1 or known.find(0, first, last + 1) < 0:
-            return  # a retry, whose chunks lie anywhere; or mapped already
+        # Why: the chunks of a retry lie anywhere, so they have no box of reasonable size.
+        if last - first != count - 1 or mapped.find(0, first, last + 1) < 0:
+            return
         box = output[_box(window_of(first), window_of(last), output.shape)]
-        if count == 1 or box.size <= _SPARSE * count * output[window_of(first)].size:
+        if count == 1 or box.size <= _MAX_SPARSITY * count * output[window_of(first)].size:
             box[samples].copy()
-        known[first : last + 1] = b"\1" * count
+        mapped[first : last + 1] = b"\1" * count
 
-    return read
-
-
-def _chunks_known(plan: Plan, output: Array, mapping: Mapping) -> bytearray:
-    call = plan.grid, plan.placement, pointer(output), output.shape, output.strides, output.dtype
-    if mapping not in _known or _known[mapping][0] != call:
-        _known[mapping] = call, bytearray(plan.chunks)
-    return _known[mapping][1]
+    return prefault
 
 
 def _box(
     first: Sequence[slice | int], last: Sequence[slice | int], shape: Sequence[int]
 ) -> tuple[slice, ...]:
-    """The smallest box with two windows in it; axes that they do not name are whole."""
-    return tuple(
-        slice(min(one.start, other.start), max(one.stop, other.stop))
-        for one, other in zip(_ranges(first, shape), _ranges(last, shape), strict=True)
-    )
+    """Return the smallest box that contains two windows, on the axes that they name."""
+    bounds = zip(_bounds(first, shape), _bounds(last, shape), strict=True)
+    return tuple(slice(min(one[0], other[0]), max(one[1], other[1])) for one, other in bounds)
 
 
-def _ranges(window: Sequence[slice | int], shape: Sequence[int]) -> list[slice]:
-    named = [slice(part, part + 1) if isinstance(part, int) else part for part in window]
-    return [slice(*part.indices(length)) for part, length in zip(named, shape, strict=False)]
+def _bounds(window: Sequence[slice | int], shape: Sequence[int]) -> list[tuple[int, int]]:
+    return [
+        (part, part + 1) if isinstance(part, int) else part.indices(length)[:2]
+        for part, length in zip(window, shape, strict=False)
+    ]

@@ -1,25 +1,15 @@
-"""Checksums of what was written, so that a later look can tell whether it is still there.
+"""Checksums of outputs, and the checks of ``Pool(check=True)``.
 
-Imports numpy.
-
-Windows filled with a pattern, to see what was written and what was not.
-
-Imports numpy.
-
-Around the computing of a chunk: what it has put into the outputs is recorded, and checked.
-
-Imports checksum, pattern and plan, and the neighbours in this package.
-
-``Pool(check=True)``: was every window written once and whole, and nothing else.
-
-Imports checksum, outputs, pattern, plan and segment.
+A checksum tells later whether an output still holds the values that a worker has written. With
+``check=True`` each window of an output must be written once and whole, and nothing else may be
+written.
 
 Guarantees
 ----------
-- Outputs are filled with a pattern before the first chunk; the windows of a chunk that was begun
-  and is computed again, before it is.
-- At the end each window that is done is as its worker has left it, each that was not begun has its
-  pattern, and the inputs are as they were.
+- Outputs are filled with a pattern before the first chunk. The windows of a chunk that may have
+  been begun are filled again before it is computed again.
+- After the run each finished window is as its worker has left it, each window that was not begun
+  still has the pattern, and the inputs are unchanged.
 """
 
 from __future__ import annotations
@@ -38,17 +28,20 @@ from shmpar.plan import Plan, ResultError, describe_region
 if TYPE_CHECKING:
     from shmpar.worker.compute import Assignment
 
-__all__ = ["FIRST", "SECOND", "Verification", "checksum", "crc", "fill", "left", "recorded"]
+Array = np.ndarray[Any, Any]
+Compute = Callable[[int], None]
 
-_STEP = 64 << 20  # bytes at a time, so that signals get through
+# Why: a value that looks like the first pattern by chance does not look like the second one.
+PATTERN, SECOND_PATTERN = 0xA5, 0x5A
+_STEP = 64 << 20  # bytes; between two steps Python handles signals
 
 
-def checksum(windows: Iterable[np.ndarray[Any, Any]]) -> int:
-    """The CRC-32 of the elements of some windows, in C order, one after the other; never 0.
+def checksum(windows: Iterable[Array]) -> int:
+    """Return the CRC-32 of the elements of windows, in C order, one after the other; never 0.
 
     Notes
     -----
-    Cost: a pass at 3 GB/s; a copy of each window that is not contiguous.
+    Cost: a pass over the bytes; a copy of each window that is not contiguous.
 
     Examples
     --------
@@ -61,10 +54,10 @@ def checksum(windows: Iterable[np.ndarray[Any, Any]]) -> int:
     return found or 1
 
 
-def crc(array: np.ndarray[Any, Any], start: int = 0) -> int:
-    """The CRC-32 of the bytes of an array's elements in C order, continued from `start`."""
-    if array.dtype.kind == "V" and array.itemsize:  # else padding between fields is not copied
-        array = array.view(f"V{array.itemsize}")
+def crc(array: Array, start: int = 0) -> int:
+    """Return the CRC-32 of the bytes of an array in C order, continued from `start`."""
+    if array.dtype.kind == "V" and array.itemsize:
+        array = array.view(f"V{array.itemsize}")  # Why: else padding between fields is not copied
     if array.nbytes <= _STEP or not array.ndim:
         return zlib.crc32(array.tobytes(), start)
     if array.flags.c_contiguous:
@@ -77,18 +70,13 @@ def crc(array: np.ndarray[Any, Any], start: int = 0) -> int:
     return start
 
 
-Array = np.ndarray[Any, Any]
-
-FIRST, SECOND = 0xA5, 0x5A  # bytes; what looks like one of them by chance does not like the other
-
-
-def fill(window: Array, byte: int) -> None:
-    """Make every byte of a window's elements this one.
+def fill_pattern(window: Array, byte: int) -> None:
+    """Set each byte of a window's elements.
 
     Examples
     --------
     >>> window = np.zeros(2, "u2")
-    >>> fill(window, FIRST)
+    >>> fill_pattern(window, PATTERN)
     >>> [hex(value) for value in window.tolist()]
     ['0xa5a5', '0xa5a5']
     """
@@ -96,8 +84,8 @@ def fill(window: Array, byte: int) -> None:
         window.view(f"V{window.itemsize}")[...] = np.void(bytes([byte]) * window.itemsize)
 
 
-def left(window: Array, byte: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which elements of a window, in C order, are still filled with this byte.
+def still_filled(window: Array, byte: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Return for each element of a window, in C order, whether all its bytes are this byte.
 
     Notes
     -----
@@ -105,64 +93,59 @@ def left(window: Array, byte: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """
     if not window.itemsize:
         return np.ones(window.size, bool)
-    raw = window.view(f"V{window.itemsize}").tobytes()  # padding between fields too
+    raw = window.view(f"V{window.itemsize}").tobytes()  # with the padding between fields
     found = np.frombuffer(raw, np.uint8).reshape(-1, window.itemsize)
     same: np.ndarray[Any, np.dtype[np.bool_]] = (found == byte).all(axis=1)
     return same
 
 
-Compute = Callable[[int], None]
-
-
-def recorded(assignment: Assignment, outputs: Sequence[Array], compute: Compute) -> Compute:
-    """Note the checksum of what a chunk has put into the outputs, once it is there."""
+def with_checksums(assignment: Assignment, outputs: Sequence[Array], compute: Compute) -> Compute:
+    """Return a function that computes a chunk, and then writes the checksum of its output."""
     plan, sums = assignment.plan, assignment.sums
     if sums is None:
         return compute
-    if plan.check:
-        compute = _checked(assignment, outputs, compute)
 
     def record(chunk: int) -> None:
-        compute(chunk)
-        sums[chunk] = checksum(plan.windows(chunk, outputs))
+        windows = plan.windows(chunk, outputs)
+        if plan.check:
+            _compute_checked(plan, windows, lambda: compute(chunk), computed=bool(sums[chunk]))
+        else:
+            compute(chunk)
+        sums[chunk] = checksum(windows)
 
     return record
 
 
-def _checked(assignment: Assignment, outputs: Sequence[Array], compute: Compute) -> Compute:
-    """Refuse a window that somebody has written before, and one that is not written whole."""
-    plan, sums = assignment.plan, assignment.sums
+def _compute_checked(
+    plan: Plan, windows: Sequence[Array], compute: Callable[[], None], *, computed: bool
+) -> None:
+    """Compute a chunk.
 
-    def check(chunk: int) -> None:
-        windows = plan.windows(chunk, outputs)
-        if sums is not None and sums[chunk]:
-            raise ResultError("check=True: the chunk was computed before")
-        if not all(left(window, FIRST).all() for window in windows):
-            raise ResultError(
-                "check=True: its window of the output was written before it was computed; the "
-                "function, or another process, writes outside of its window"
-            )
-        compute(chunk)
-        if plan.pass_out:
-            _check_whole(windows, lambda: compute(chunk))
-
-    return check
-
-
-def _check_whole(windows: Sequence[Array], again: Callable[[], None]) -> None:
-    """Raise `ResultError` if the function has not written all of its window.
-
-    A value that looks like the pattern by chance is told from one that was never written by
-    another pattern, and another call.
+    Raises
+    ------
+    ResultError
+        If a window was written before, or is not written whole now.
     """
-    missing = [left(window, FIRST) for window in windows]
+    if computed:
+        raise ResultError("check=True: the chunk was computed before")
+    if not all(still_filled(window, PATTERN).all() for window in windows):
+        raise ResultError(
+            "check=True: its window of the output was written before it was computed; the "
+            "function, or another process, writes outside of its window"
+        )
+    compute()
+    if not plan.pass_out:
+        return
+    missing = [still_filled(window, PATTERN) for window in windows]
     if not any(one.any() for one in missing):
         return
+    # Why: an element with the pattern is unwritten, or its value looks like the pattern. After
+    # another call over the second pattern it has that pattern only if it is unwritten.
     for window in windows:
-        fill(window, SECOND)
-    again()
+        fill_pattern(window, SECOND_PATTERN)
+    compute()
     count = sum(
-        int((one & left(window, SECOND)).sum())
+        int((one & still_filled(window, SECOND_PATTERN)).sum())
         for one, window in zip(missing, windows, strict=True)
     )
     if count:
@@ -172,23 +155,23 @@ def _check_whole(windows: Sequence[Array], again: Callable[[], None]) -> None:
 
 
 class Verification:
-    """What is checked of one run.
+    """The checks of one run with ``check=True``, in the parent.
 
     Parameters
     ----------
     plan : Plan
         Of the run.
     inputs : sequence of ndarray
-        Those that no output lies in.
+        The inputs that share no memory with an output.
     todo : tuple of int or None
-        The chunks that are to be computed; None: all.
+        The chunks to compute; None for all.
     sums : ndarray of uint32 or None
-        Where checksums are kept already.
+        Existing checksums of the chunks.
 
     Attributes
     ----------
     sums : ndarray of uint32
-        Where workers write the checksum of each chunk.
+        Workers write the checksum of each chunk here.
     """
 
     def __init__(
@@ -203,42 +186,43 @@ class Verification:
         self._outputs: Sequence[Array] = ()
         self.sums = new_output((plan.chunks,), np.dtype("<u4")) if sums is None else sums
 
-    def watch(self, outputs: Sequence[Array]) -> None:
-        """Fill the outputs, as far as they are to be computed."""
+    def fill_outputs(self, outputs: Sequence[Array]) -> None:
+        """Fill the windows of the chunks to compute with the pattern."""
         self._outputs = outputs
         if self._todo is not None:
-            self.again(self._todo)
+            self.refill(self._todo)
             return
         for output in outputs:
-            fill(output, FIRST)
+            fill_pattern(output, PATTERN)
 
-    def again(self, chunks: Iterable[int]) -> None:
-        """Fill the windows of chunks that were begun, perhaps, and are to be computed."""
+    def refill(self, chunks: Iterable[int]) -> None:
+        """Fill the windows of chunks that may have been begun and will be computed again."""
         for chunk in chunks:
             self.sums[chunk] = 0
             for window in self._plan.windows(chunk, self._outputs):
-                fill(window, FIRST)
+                fill_pattern(window, PATTERN)
 
-    def verdict(self, ledger: Ledger, run: Any) -> ChunkError | None:
-        """What is wrong, now that nobody writes any more; None if nothing is."""
+    def find_error(self, ledger: Ledger, run: Any) -> ChunkError | None:
+        """Return the error of a run, after the last write of its workers; None if all is right."""
+        plan = self._plan
         wrong = [
             chunk for chunk, status in enumerate(ledger.status) if self._differs(chunk, status)
         ]
         if wrong:
-            first, plan = wrong[0], self._plan
+            first, region = wrong[0], plan.region(wrong[0])
             more = f", and those of {len(wrong) - 1:,} more chunks" if len(wrong) > 1 else ""
             return ChunkError(
-                f"{plan.verb}, chunk {first} at {describe_region(plan.region(first))}: check=True: "
-                f"its window of the output was changed by somebody else than its worker{more}; the "
-                "function, or another process, writes outside of its window",
+                f"{plan.verb}, chunk {first} at {describe_region(region)}: check=True: "
+                f"its window of the output was changed by another writer than its worker{more}; "
+                "the function, or another process, writes outside of its window",
                 chunk=first,
-                region=plan.region(first),
+                region=region,
                 run=run,
             )
         for number, (one, before) in enumerate(zip(self._inputs, self._before, strict=True)):
             if crc(one) != before:
                 return ChunkError(
-                    f"{self._plan.verb}: check=True: input {number} (shape {one.shape}) was "
+                    f"{plan.verb}: check=True: input {number} (shape {one.shape}) was "
                     "changed while the run was in progress",
                     run=run,
                 )
@@ -249,5 +233,5 @@ class Verification:
         if status == DONE:
             return bool(checksum(windows) != self.sums[chunk])
         if status == PENDING:
-            return not all(left(window, FIRST).all() for window in windows)
+            return not all(still_filled(window, PATTERN).all() for window in windows)
         return False

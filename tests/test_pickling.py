@@ -1,4 +1,4 @@
-"""Travel: functions arrive with what they hold, and what cannot travel is named."""
+"""Pickling: functions arrive with all that they hold; errors name parts that do not pickle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import shmpar
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
 from shmpar.pickling import unpack as unpack_module
-from shmpar.pickling.pack import LARGE, Parcel, pack
+from shmpar.pickling.pack import LARGE, Payload, pack
 from shmpar.pickling.unpack import Namespaces, unpack
 from shmpar.plan import Function
 from shmpar.worker.compute import ApplyAlongAxis
@@ -27,8 +27,8 @@ LOCK = threading.Lock()
 LARGE_ARRAY = np.arange(LARGE // 4, dtype="f8")
 
 
-def delivered(parcel: Parcel) -> tuple[Any, list[np.ndarray[Any, Any]]]:
-    """Open a parcel as a worker does: with descriptors of its own."""
+def delivered(payload: Payload) -> tuple[Any, list[np.ndarray[Any, Any]]]:
+    """Unpickle a payload as a worker does: with descriptors of its own."""
     segments = [
         Segment.adopt(
             os.dup(segment.fileno()),
@@ -38,19 +38,19 @@ def delivered(parcel: Parcel) -> tuple[Any, list[np.ndarray[Any, Any]]]:
             writable=segment.writable,
             private=private,
         )
-        for segment, private in zip(parcel.segments, parcel.private, strict=True)
+        for segment, private in zip(payload.segments, payload.private, strict=True)
     ]
-    return unpack(parcel.body, segments)
+    return unpack(payload.body, segments)
 
 
 def sent(value: Any) -> Any:
-    """What a value is in a worker."""
+    """Return a value as it arrives in a worker."""
     return delivered(pack(value))[0]
 
 
 @pytest.fixture(autouse=True)
 def namespaces(monkeypatch: pytest.MonkeyPatch) -> Namespaces:
-    """The namespaces of a fresh worker."""
+    """Use the namespaces of a fresh worker."""
     fresh = Namespaces()
     for module in (unpack_module,):
         monkeypatch.setattr(module, "namespaces", fresh)
@@ -58,7 +58,7 @@ def namespaces(monkeypatch: pytest.MonkeyPatch) -> Namespaces:
 
 
 class Notebook(types.ModuleType):
-    """A module whose functions travel by value, as those of __main__."""
+    """A module whose functions are pickled by value, like those of __main__."""
 
     def run(self, source: str) -> None:
         exec(source, vars(self))  # noqa: S102 - as a cell does
@@ -66,7 +66,7 @@ class Notebook(types.ModuleType):
 
 @pytest.fixture
 def notebook(nothing_left: None) -> Iterator[Notebook]:
-    """An empty one."""
+    """Make an empty notebook."""
     made = Notebook("notebook_of_a_test")
     sys.modules[made.__name__] = made
     cloudpickle.register_pickle_by_value(made)
@@ -79,14 +79,14 @@ def notebook(nothing_left: None) -> Iterator[Notebook]:
 class TestFunctions:
     """Code, closures and globals."""
 
-    def test_a_function_of_a_module_travels_by_name(self) -> None:
-        """It is the very same where both ends are one process."""
+    def test_a_function_of_a_module_is_pickled_by_name(self) -> None:
+        """It is the same object if both ends are one process."""
         assert sent(np.linalg.norm) is np.linalg.norm
         assert sent(Function(np.sqrt, {}, ())) == Function(np.sqrt, {}, ())
         assert len(pack(Function(np.sqrt, {}, ())).body) < 200
 
-    def test_closures_and_defaults_travel_by_value(self, notebook: Notebook) -> None:
-        """With the values that they have when they are sent."""
+    def test_closures_and_defaults_are_pickled_by_value(self, notebook: Notebook) -> None:
+        """They have the values of the moment when they are sent."""
         notebook.run(
             "def make(n):\n    def add(x, step=3):\n        return x + n + step\n    return add"
         )
@@ -96,7 +96,7 @@ class TestFunctions:
         assert other(1) == 14
 
     def test_a_changed_global_is_seen_on_the_next_call(self, notebook: Notebook) -> None:
-        """Each call brings today's values of the globals that its function names."""
+        """Each call brings the current values of the globals that its function uses."""
         notebook.run("factor = 2\ndef scale(x): return x * factor")
         first = sent(notebook.scale)
         assert first(10) == 20
@@ -105,7 +105,7 @@ class TestFunctions:
         assert first(10) == 50, "functions of one module share its globals"
 
     def test_functions_of_one_module_share_their_globals(self, notebook: Notebook) -> None:
-        """What one sets, the other sees, in whichever parcel they came."""
+        """A function sees the globals that another one sets, in any payload."""
         notebook.run(
             "count = 0\n"
             "def increase():\n    global count\n    count += 1\n"
@@ -116,7 +116,7 @@ class TestFunctions:
         assert look() == 1
         assert notebook.count == 0
 
-    def test_what_an_initializer_has_set_stays(
+    def test_globals_of_an_initializer_stay(
         self, notebook: Notebook, namespaces: Namespaces
     ) -> None:
         """Later functions bring the parent's values of all other globals."""
@@ -131,7 +131,7 @@ class TestFunctions:
         assert sent(notebook.use)() == ("loaded", 2)
 
     def test_functions_call_each_other(self, notebook: Notebook) -> None:
-        """Recursion, and functions that only a function names."""
+        """Recursion works, and so do functions that only another function uses."""
         notebook.run(
             "def even(n): return n == 0 or odd(n - 1)\ndef odd(n): return n != 0 and even(n - 1)\n"
         )
@@ -139,15 +139,15 @@ class TestFunctions:
         assert not sent(notebook.even)(7)
 
     def test_their_module_is_known_by_its_name(self, notebook: Notebook) -> None:
-        """Tracebacks and pickles of what they return say where they come from."""
+        """Tracebacks and pickles of their results name the module."""
         notebook.run("def where(): return __name__")
         assert sent(notebook.where)() == "notebook_of_a_test"
 
     def test_bytecode_is_refused_for_another_version_of_python(self, notebook: Notebook) -> None:
-        """Functions by name still travel."""
+        """Importable functions are still sent."""
         notebook.run("def local(x): return x")
         assert pack(np.linalg.norm, importable_only=True)
-        with pytest.raises(shmpar.PlanError, match="'local' would travel as bytecode"):
+        with pytest.raises(shmpar.PlanError, match="'local' would be sent as bytecode"):
             pack(Function(notebook.local, {}, ()), importable_only=True)
         with pytest.raises(shmpar.PlanError, match="put it into a module"):
             pack(Function(map, {"key": notebook.local}, ()), importable_only=True)
@@ -157,15 +157,15 @@ class TestArrays:
     """Arrays that a function holds."""
 
     def test_a_large_array_is_the_function_s_own(self, notebook: Notebook) -> None:
-        """It may be written, and what is written reaches nobody else."""
+        """The function may write to it; no other process sees the writes."""
         notebook.table = LARGE_ARRAY.copy()
         notebook.run("def change():\n    table[0] = -1\n    return table")
-        parcel = pack(notebook.change)
-        assert parcel.private == (True,)
-        assert len(parcel.body) < LARGE // 8
-        first, second = delivered(parcel)[0], delivered(parcel)[0]
+        payload = pack(notebook.change)
+        assert payload.private == (True,)
+        assert len(payload.body) < LARGE // 8
+        first, second = delivered(payload)[0], delivered(payload)[0]
         assert first()[0] == -1
-        fresh, (array,) = delivered(parcel)
+        fresh, (array,) = delivered(payload)
         assert array[0] == 0
         np.testing.assert_array_equal(array, LARGE_ARRAY)
         assert notebook.table[0] == 0
@@ -174,22 +174,20 @@ class TestArrays:
     @pytest.mark.parametrize("size", [LARGE // 8, LARGE // 8 + 1], ids=["small", "large"])
     @pytest.mark.parametrize("dtype", ["f8", ">i8", "M8[s]", "S8", "U2", "i4,f4"])
     def test_arrays_of_every_size_and_dtype_arrive_alike(self, size: int, dtype: str) -> None:
-        """With their values, and exactly an ndarray."""
+        """They arrive with their values, and exactly as an ndarray."""
         original = np.frombuffer(np.arange(size, dtype="i8").tobytes(), np.void(8).dtype)
         original = original.view(dtype) if dtype != "U2" else np.arange(size).astype("U2")
-        parcel = pack({"held": original})
-        assert bool(parcel.segments) is (original.nbytes > LARGE)
-        array = delivered(parcel)[0]["held"]
+        payload = pack({"held": original})
+        assert bool(payload.segments) is (original.nbytes > LARGE)
+        array = delivered(payload)[0]["held"]
         assert type(array) is np.ndarray
         assert array.dtype == original.dtype
         assert array.tobytes() == original.tobytes()
 
     @pytest.mark.parametrize("size", [9, LARGE], ids=["small", "large"])
     @pytest.mark.parametrize("writable", [True, False], ids=["writable", "read-only"])
-    def test_arrays_of_every_size_may_be_written_if_they_might_be(
-        self, size: int, writable: bool
-    ) -> None:
-        """A read-only one arrives so, by either way."""
+    def test_arrays_of_every_size_keep_the_writeable_flag(self, size: int, writable: bool) -> None:
+        """A read-only array arrives read-only, from a pickle or a segment."""
         original = np.zeros(size)
         original.flags.writeable = writable
         assert sent(original).flags.writeable is writable
@@ -203,57 +201,57 @@ class TestArrays:
         ],
     )
     def test_large_views_arrive_with_their_values(self, cut: Any) -> None:
-        """Whatever their strides."""
+        """The strides do not matter."""
         view = cut(np.arange(90_000.0).reshape(300, 300))
         np.testing.assert_array_equal(sent(view), view)
 
     def test_an_array_that_is_held_twice_arrives_once(self) -> None:
-        """As with any pickle."""
+        """A pickle keeps identities."""
         one, other = sent((LARGE_ARRAY, {"again": LARGE_ARRAY}))
         assert one is other["again"]
 
-    def test_arrays_of_objects_travel_by_pickle(self) -> None:
+    def test_arrays_of_objects_are_pickled(self) -> None:
         """They cannot lie in shared memory."""
         held = np.full(LARGE, None, dtype=object)
-        parcel = pack(held)
-        assert parcel.segments == ()
-        assert (delivered(parcel)[0] == held).all()
+        payload = pack(held)
+        assert payload.segments == ()
+        assert (delivered(payload)[0] == held).all()
 
     def test_a_result_that_lies_in_a_segment_is_not_copied(self) -> None:
-        """Its own segment is mapped, privately."""
+        """The worker maps its segment privately."""
         segment = Segment.make(8 * 20_000)
         array = segment.ndarray(0, (20_000,), None, np.dtype("f8"))
         array[:] = 7
-        parcel = pack(array)
-        assert parcel.segments == (segment,)
-        (received,) = [delivered(parcel)[0]]
+        payload = pack(array)
+        assert payload.segments == (segment,)
+        (received,) = [delivered(payload)[0]]
         received[0] = -1
         assert array[0] == received[1] == 7
 
     @pytest.mark.alone
     def test_a_shared_array_stays_shared(self) -> None:
-        """Writable, the same memory, still a SharedArray, and without a name for it."""
+        """It is writable, the same memory, still a SharedArray, and gets no name."""
         array = shmpar.zeros(20_000)
         names = set(os.listdir("/dev/shm"))
-        parcel = pack((array[10:], LARGE_ARRAY))
-        received, own = delivered(parcel)[0]
+        payload = pack((array[10:], LARGE_ARRAY))
+        received, own = delivered(payload)[0]
         assert set(os.listdir("/dev/shm")) == names
         assert type(received) is shmpar.SharedArray
         assert type(own) is np.ndarray
-        assert sorted(parcel.private) == [False, True]
+        assert sorted(payload.private) == [False, True]
         received[0] = 5
         assert array[10] == 5
         assert received.lock is array.lock
 
     def test_a_read_only_view_of_a_shared_array_stays_so(self) -> None:
-        """As it was."""
+        """The flag is kept."""
         array = shmpar.zeros(10)
         array.flags.writeable = False
         received = sent(array)
         assert not received.flags.writeable
 
     def test_small_and_large_shared_arrays_are_alike(self) -> None:
-        """A shared one is shared at every size."""
+        """A shared array is shared at every size."""
         array = shmpar.zeros(3)
         sent(array)[1] = 4
         assert array.tolist() == [0, 4, 0]
@@ -261,7 +259,7 @@ class TestArrays:
     def test_a_worker_forgets_the_arrays_of_a_call(
         self, notebook: Notebook, namespaces: Namespaces
     ) -> None:
-        """Its globals do not keep their memory; the next call brings them again."""
+        """Its globals do not keep the memory; the next call brings the arrays again."""
         notebook.table, notebook.small = LARGE_ARRAY.copy(), 3
         notebook.run("def look(): return table[small]")
         function, private = delivered(pack(notebook.look))
@@ -274,7 +272,7 @@ class TestArrays:
     def test_arrays_of_an_initializer_are_not_forgotten(
         self, notebook: Notebook, namespaces: Namespaces
     ) -> None:
-        """They are the worker's own as long as it lives."""
+        """They belong to the worker as long as it lives."""
         notebook.table, notebook.kept = LARGE_ARRAY.copy(), None
         notebook.run("def load():\n    global kept\n    kept = table\ndef look(): return kept[5]")
         namespaces.run_initializer(sent(notebook.load))
@@ -283,16 +281,16 @@ class TestArrays:
         assert function() == 5
 
     def test_the_segment_lives_as_long_as_its_array(self) -> None:
-        """Once it has arrived, the parent may let go of the parcel."""
-        parcel = pack(LARGE_ARRAY)
-        array, _ = delivered(parcel)
-        del parcel
+        """The parent may drop the payload after it has arrived."""
+        payload = pack(LARGE_ARRAY)
+        array, _ = delivered(payload)
+        del payload
         assert locate(array) is not None
         assert array.sum() == LARGE_ARRAY.sum()
 
 
 class Holder:
-    """Something callable with an attribute that does not pickle."""
+    """A callable with an attribute that does not pickle."""
 
     def __init__(self) -> None:
         self.fine, self.connection = 1, threading.Lock()
@@ -330,8 +328,8 @@ def along(function: Any, *args: Any) -> ApplyAlongAxis:
     return ApplyAlongAxis(function, 0, args, {})
 
 
-class TestWhatCannotTravel:
-    """A PlanError names what holds it."""
+class TestUnpicklable:
+    """A PlanError names the holder of an object that does not pickle."""
 
     @pytest.mark.parametrize(
         ("function", "culprit"),
@@ -345,7 +343,7 @@ class TestWhatCannotTravel:
             (lambda n: Function(default_user(), {}, ()), "its default number 0"),
             (lambda n: Function(functools.partial(len, LOCK), {}, ()), "the partial's arguments"),
             (lambda n: Function(along(closure_user()), {}, ()), "closure variable 'secret'"),
-            (lambda n: Function(along(len, LOCK), {}, ()), "given for it is a builtins.tuple"),
+            (lambda n: Function(along(len, LOCK), {}, ()), "args and kwargs is a builtins.tuple"),
             (lambda n: Function(len, {}, ([1, LOCK],)), "an item such as [1, <unlocked"),
             (lambda n: Function(len, {}, (1, LOCK)), "an item such as <unlocked"),
             (lambda n: Function(np.frompyfunc(closure_user(), 1, 1), {}, ()), "does not pickle"),
@@ -356,8 +354,8 @@ class TestWhatCannotTravel:
             "partial", "along", "along-arguments", "items", "value", "ufunc", "no-function",
         ],
     )  # fmt: skip
-    def test_its_holder_is_named(self, function: Any, culprit: str, notebook: Notebook) -> None:
-        """The variable, keyword or attribute that the user knows."""
+    def test_the_holder_is_named(self, function: Any, culprit: str, notebook: Notebook) -> None:
+        """The error names the variable, keyword or attribute that the user knows."""
         notebook.LOCK = LOCK
         notebook.run("def use(block): return block, LOCK")
         with pytest.raises(shmpar.PlanError) as caught:
@@ -366,11 +364,11 @@ class TestWhatCannotTravel:
         assert caught.value.__cause__ is not None
 
     def test_a_function_by_name_may_use_any_global(self) -> None:
-        """The worker has a module of its own."""
+        """The worker imports the module itself."""
         assert sent(global_user) is global_user
 
-    def test_an_object_that_refuses_says_why(self) -> None:
-        """The reason is part of the message."""
+    def test_the_reason_of_a_failure_is_reported(self) -> None:
+        """The reason is in the message."""
 
         class Refuses:
             def __reduce__(self) -> Any:
@@ -380,7 +378,7 @@ class TestWhatCannotTravel:
             pack((Refuses(),))
 
     def test_a_closed_shared_array_is_gone(self) -> None:
-        """What is missing is named by its own error."""
+        """The missing segment has an error of its own."""
         array = shmpar.zeros(4)
         array.close()
         with pytest.raises(shmpar.SegmentGone):

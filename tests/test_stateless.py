@@ -1,4 +1,4 @@
-"""Functions that are nothing but their code are pickled once; all others at each call."""
+"""Stateless functions are pickled once; all others are pickled at each call."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 
 import shmpar
 from shmpar.errors import PlanError
+from shmpar.pickling import pack as pack_module
 from shmpar.pickling.pack import pack
 from shmpar.plan import Function
 
@@ -25,17 +26,17 @@ module = math
 
 
 def packed(call: Callable[..., Any]) -> tuple[bytes, bool]:
-    parcel = pack(Function(call, {}, ()))
-    return parcel.body, parcel.plain
+    payload = pack(Function(call, {}, ()))
+    return payload.body, payload.stateless
 
 
 def counting(block: Any) -> Any:
-    global COUNT  # noqa: PLW0603 - it is what is tested
+    global COUNT  # noqa: PLW0603 - the subject of the test
     COUNT += 1
     return block + COUNT
 
 
-def remembering(block: Any, before: Any = []) -> Any:  # noqa: B006 - it is what is tested
+def remembering(block: Any, before: Any = []) -> Any:  # noqa: B006 - the subject of the test
     before.append(1)
     return block + len(before)
 
@@ -63,7 +64,7 @@ def annotated(of_block: Any, of_result: Any) -> Callable[..., Any]:
 def with_nested_store() -> Callable[..., Any]:
     def work(block):
         def inner():
-            global COUNT  # noqa: PLW0603 - it is what is tested
+            global COUNT  # noqa: PLW0603 - the subject of the test
             COUNT = 1
 
         inner()
@@ -74,7 +75,7 @@ def with_nested_store() -> Callable[..., Any]:
 
 @pytest.fixture(autouse=True)
 def by_value() -> Any:
-    """The functions of this file have no name that a worker could import."""
+    """Hide the name under which a worker could import the functions of this file."""
     here = sys.modules.pop(__name__)
     yield
     sys.modules[__name__] = here
@@ -99,7 +100,7 @@ def by_value() -> Any:
         *("global module", "defaults", "nested", "classes", "text"),
     ],
 )
-def test_what_is_nothing_but_its_code_is_pickled_once(call: Callable[..., Any]) -> None:
+def test_a_stateless_function_is_pickled_once(call: Callable[..., Any]) -> None:
     body, plain = packed(call)
     assert plain
     assert packed(call)[0] is body
@@ -129,14 +130,14 @@ def test_what_is_nothing_but_its_code_is_pickled_once(call: Callable[..., Any]) 
         *("annotation", "class of its own"),
     ],
 )
-def test_what_may_be_more_is_pickled_each_time(call: Callable[..., Any]) -> None:
+def test_a_function_with_state_is_pickled_each_time(call: Callable[..., Any]) -> None:
     assert not packed(call)[1]
 
 
-def test_a_compiled_function_goes_by_the_name_that_it_has_now(
+def test_a_compiled_function_is_pickled_as_its_current_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Once another has taken its name, it is none that a worker would find."""
+    """A worker would not find a function after another one has taken its name."""
     ours = np.sum
     assert packed(ours)[1]
     monkeypatch.setattr(np, "sum", np.mean)
@@ -145,7 +146,7 @@ def test_a_compiled_function_goes_by_the_name_that_it_has_now(
     assert cloudpickle.loads(packed(np.sum)[0]).call is np.mean
 
 
-def test_it_is_pickled_again_when_anything_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_function_is_pickled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(block, more=1):
         return module.floor(block) + more
 
@@ -166,8 +167,8 @@ def test_it_is_pickled_again_when_anything_has_changed(monkeypatch: pytest.Monke
     assert len(set(bodies)) == len(bodies)
 
 
-def test_a_submodule_that_is_imported_later_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that a function names, and that are loaded, are imported for it in a worker."""
+def test_a_submodule_that_is_imported_later_is_sent_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker imports the loaded submodules that a function uses."""
 
     def work(block):
         return xml.shmpar_later.f(block)
@@ -178,7 +179,9 @@ def test_a_submodule_that_is_imported_later_goes_along(monkeypatch: pytest.Monke
     assert packed(work)[0] != before
 
 
-def test_a_module_that_goes_by_value_is_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_that_uses_a_module_by_value_is_not_stateless(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made = types.ModuleType("shmpar_made")
     monkeypatch.setitem(sys.modules, made.__name__, made)
     monkeypatch.setitem(with_closure.__globals__, "module", made)
@@ -190,8 +193,8 @@ def test_a_module_that_goes_by_value_is_none_of_them(monkeypatch: pytest.MonkeyP
     assert packed(lambda block: module)[1]
 
 
-def test_each_call_begins_afresh() -> None:
-    """What a function leaves behind is never seen by its next call."""
+def test_no_call_sees_state_of_the_call_before() -> None:
+    """The next call of a function sees no state of the call before."""
     with shmpar.Pool(1) as pool:
         for call in (counting, remembering):
             results = [pool.map_blocks(call, np.zeros(1)).tolist() for _ in range(3)]
@@ -199,7 +202,7 @@ def test_each_call_begins_afresh() -> None:
 
 
 def test_another_function_may_bring_other_globals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The functions of a module share its globals in a worker, so only the last is kept there."""
+    """Functions of a module share its globals, so a worker keeps only the last function."""
 
     def work(block):
         return block + module.inf
@@ -215,3 +218,17 @@ def test_another_function_may_bring_other_globals(monkeypatch: pytest.MonkeyPatc
             for _ in range(2):
                 assert pool.map_blocks(call, np.ones(1)).tolist() == [due]
             pool.submit(other, np.ones(1)).result()
+
+
+def test_the_public_pickler_knows_too_which_definitions_are_pickled_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It gives the answer if cloudpickle lacks the private function."""
+    definitions = [
+        pack, json.dumps, np.ndarray, int, type(None), functools.partial,
+        counting, with_closure(), with_closure, type("Local", (), {}),
+    ]  # fmt: skip
+    expected = [pack_module._pickled_by_name(one) for one in definitions]
+    assert set(expected) == {True, False}
+    monkeypatch.setitem(sys.modules, "cloudpickle.cloudpickle", types.ModuleType("cloudpickle"))
+    assert [pack_module._pickled_by_name(one) for one in definitions] == expected

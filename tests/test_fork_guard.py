@@ -1,4 +1,4 @@
-"""A function that forks inside a worker: its child ends where it comes back, as a program would."""
+"""A child that the user's function forks in a worker exits when it leaves the function."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no for
 
 
 def forking(how: str) -> Any:
-    """A function whose child leaves it so; it returns what it got plus 1."""
+    """Return a function of ``block + 1`` that forks; its child leaves the function in this way."""
 
     def function(block: Any) -> Any:
         child = os.fork()
@@ -37,8 +37,8 @@ def forking(how: str) -> Any:
 
 
 @pytest.mark.parametrize("how", STATUS)
-def test_a_child_ends_where_it_leaves_the_function(how: str, nothing_left: None) -> None:
-    """Nothing outlives the pool, and no chunk is the child's."""
+def test_a_child_exits_when_it_leaves_the_function(how: str, nothing_left: None) -> None:
+    """No process outlives the pool, and the child computes no chunk."""
     work = forking(how)
     with shmpar.Pool(2) as pool:
         for _ in range(2):

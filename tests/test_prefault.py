@@ -1,4 +1,4 @@
-"""Pages of an output are mapped before they are written, many at a fault."""
+"""Pages of an output are mapped before they are written, many per fault."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import shmpar
 from shmpar.grid import Grid
 from shmpar.plan import InBlocks, PerChunk, PerItem, Placement, Plan
-from shmpar.worker.prefault import mapper
+from shmpar.worker.prefault import prefaulter
 
 PAGE = resource.getpagesize()
 
@@ -32,13 +32,13 @@ def planned(shape: tuple[int, ...], chunks: Any, placement: Placement | None = N
 
 
 def touched(shape: tuple[int, ...]) -> np.ndarray:
-    """An output whose pages hold something, but were not touched by this process."""
+    """Make an output with pages that hold data but were not touched by this process."""
     return shmpar.array(np.ones(shape)).view(np.ndarray)
 
 
 def written(plan: Plan, output: np.ndarray, claim: int, *, ahead: bool) -> int:
-    """Write all chunks, so many a claim; say how many faults that took."""
-    begun = mapper(plan, [output]) if ahead else None
+    """Write all chunks, this many per claim; return the number of page faults."""
+    begun = prefaulter(plan, [output]) if ahead else None
     count = faults()
     for first in range(0, plan.chunks, claim):
         chunks = range(first, min(first + claim, plan.chunks))
@@ -60,7 +60,7 @@ def written(plan: Plan, output: np.ndarray, claim: int, *, ahead: bool) -> int:
         ((128, 128, 128), (10, -1, -1), 2),
     ],
 )
-def test_pages_are_mapped_many_at_a_fault(
+def test_a_fault_maps_many_pages(
     shape: tuple[int, ...], chunks: Any, claim: int, nothing_left: None
 ) -> None:
     plan = planned(shape, chunks)
@@ -86,7 +86,7 @@ def test_a_worker_writes_with_few_faults(nothing_left: None) -> None:
     values = np.ones((1024, 1024))
     with shmpar.Pool(1) as pool:
         array, out = pool.array(values), pool.array(values * 2)
-        pool.map_blocks(np.sqrt, pool.array(values[:64]))  # what is loaded once
+        pool.map_blocks(np.sqrt, pool.array(values[:64]))  # imports happen once
         begun = pool.parallel_map(count, [0], dtype=object)[0]
         pool.map_blocks(np.sqrt, array, out=out, chunks=(64, -1))
         ended = pool.parallel_map(count, [0], dtype=object)[0]
@@ -99,7 +99,7 @@ def test_a_worker_writes_with_few_faults(nothing_left: None) -> None:
     st.data(),
 )
 def test_any_claim_of_any_grid(numblocks: list[int], data: st.DataObject) -> None:
-    """Nothing is written, and nothing is raised."""
+    """Prefaulting writes nothing and raises nothing."""
     lengths = [data.draw(st.integers(1, 5)) for _ in numblocks]
     lengths[-1] += 2**17 // int(np.prod(numblocks)) + 1
     shape = tuple(count * length for count, length in zip(numblocks, lengths, strict=True))
@@ -107,15 +107,15 @@ def test_any_claim_of_any_grid(numblocks: list[int], data: st.DataObject) -> Non
     output = shmpar.zeros(shape)
     chunks = sorted(data.draw(st.sets(st.integers(0, plan.chunks - 1), min_size=1)))
     if output.nbytes >= 2**20:
-        read = mapper(plan, [output.view(np.ndarray)])
+        read = prefaulter(plan, [output.view(np.ndarray)])
         assert read is not None
         read(chunks)
     assert not output.any()
 
 
-def test_what_gains_nothing_is_left_alone(tmp_path: Path, nothing_left: None) -> None:
+def test_outputs_that_do_not_gain_are_not_prefaulted(tmp_path: Path, nothing_left: None) -> None:
     plan = planned((2**18,), 2**12)
     on_disk = shmpar.asarray(np.memmap(tmp_path / "out", "f8", "w+", shape=(2**18,)))
     small = shmpar.empty(2**10)
     for output in (np.empty(2**18), on_disk.view(np.ndarray), small.view(np.ndarray)):
-        assert mapper(plan, [output]) is None
+        assert prefaulter(plan, [output]) is None
