@@ -262,38 +262,38 @@ class Announcement(NamedTuple):
     ----------
     outputs : tuple of Output
         One an output; empty if the function returns None.
-    several : bool
+    is_tuple : bool
         Whether the function returns a tuple, and so the verb.
     chunk : int
         The chunk whose result it was; -1 if the outputs were declared.
     """
 
     outputs: tuple[Output, ...]
-    several: bool
+    is_tuple: bool
     chunk: int = -1
 
     def pack(self) -> tuple[Any, ...]:
         """As plain tuples, which pickle in a third of the time."""
         outputs = tuple((shape, spell(dtype)) for shape, dtype in self.outputs)
-        return outputs, self.several, self.chunk
+        return outputs, self.is_tuple, self.chunk
 
     @classmethod
     def unpack(cls, packed: tuple[Any, ...]) -> Announcement:
         """What :meth:`pack` made."""
-        outputs, several, chunk = packed
+        outputs, is_tuple, chunk = packed
         return cls(
-            tuple(Output(shape, np.dtype(dtype)) for shape, dtype in outputs), several, chunk
+            tuple(Output(shape, np.dtype(dtype)) for shape, dtype in outputs), is_tuple, chunk
         )
 
     def digest(self) -> int:
         """A number that is equal for announcements that agree; never 0."""
-        return _digest(self.outputs, self.several)
+        return _digest(self.outputs, self.is_tuple)
 
     def disagrees(self, first: Announcement) -> str | None:
         """Say in what the result differs from the first one; None if it does not."""
         if self[:2] == first[:2]:
             return None
-        if not self.outputs or not first.outputs or self.several != first.several:
+        if not self.outputs or not first.outputs or self.is_tuple != first.is_tuple:
             return "the function returned another kind of result here than for the first chunk"
         for mine, other in zip(self.outputs, first.outputs, strict=False):
             if mine.dtype != other.dtype:
@@ -313,8 +313,8 @@ class Announcement(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _digest(outputs: tuple[Output, ...], several: bool) -> int:
-    said = [(shape, spell(dtype)) for shape, dtype in outputs], several
+def _digest(outputs: tuple[Output, ...], is_tuple: bool) -> int:
+    said = [(shape, spell(dtype)) for shape, dtype in outputs], is_tuple
     return 1 + zlib.crc32(repr(said).encode())
 
 
@@ -349,7 +349,7 @@ class Plan(NamedTuple):
     dtypes : tuple of (dtype or None) or None
         What the user declared, by ``dtype=`` or ``out=``: results are cast to it. None: each
         result must have the dtype of the first.
-    several : bool or None
+    is_tuple : bool or None
         Whether the function returns a tuple; None: the first result says.
     collects : bool
         Results are objects that travel by pickle.
@@ -374,7 +374,7 @@ class Plan(NamedTuple):
     halo: Halo | None = None
     trim: bool = True
     dtypes: tuple[DType | None, ...] | None = None
-    several: bool | None = None
+    is_tuple: bool | None = None
     collects: bool = False
     wants: frozenset[str] = frozenset()
     pass_out: bool = False

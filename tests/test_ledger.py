@@ -311,7 +311,7 @@ class Claim:
             function=Function(len, {}, ()),
             arrays=(),
             outputs=None,
-            several=None,
+            is_tuple=None,
             tickets=self,
             todo=todo,
             generation=7,

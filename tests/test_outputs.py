@@ -20,10 +20,10 @@ from shmpar.runtime.outputs import HandedOver, Outputs, filler, missing
 F8, I4 = np.dtype("f8"), np.dtype("i4")
 
 
-def said(*outputs: tuple[Any, Any], several: bool = False) -> Announcement:
+def said(*outputs: tuple[Any, Any], is_tuple: bool = False) -> Announcement:
     """What a first result says."""
     made = tuple(Output(shape, np.dtype(dtype)) for shape, dtype in outputs)
-    return Announcement(made, several=several, chunk=0)
+    return Announcement(made, is_tuple=is_tuple, chunk=0)
 
 
 class TestAllocation:
@@ -32,12 +32,12 @@ class TestAllocation:
     def test_new_outputs_lie_in_segments(self) -> None:
         """Zeroed, plain, and kept by nothing but their views."""
         outputs = Outputs(None)
-        one, other = outputs.allocate(said(((2, 3), "f8"), ((), "i4"), several=True))
+        one, other = outputs.allocate(said(((2, 3), "f8"), ((), "i4"), is_tuple=True))
         assert (one.shape, one.dtype, type(one)) == ((2, 3), F8, np.ndarray)
         assert not one.any()
         assert locate(one) is not None
         assert locate(other) is not None
-        assert outputs.several is True
+        assert outputs.is_tuple is True
         result = outputs.result()
         assert type(result) is tuple
         assert result[0] is one
@@ -59,7 +59,7 @@ class TestAllocation:
         slab = Slab()
         outputs = Outputs(None)
         outputs.slab = slab
-        one, other = outputs.allocate(said(((3,), "f8"), ((3,), "f8"), several=True))
+        one, other = outputs.allocate(said(((3,), "f8"), ((3,), "f8"), is_tuple=True))
         one_place, other_place = locate(one), locate(other)
         assert one_place is not None
         assert other_place is not None
@@ -71,7 +71,7 @@ class TestAllocation:
         outputs = Outputs(None)
         (array,) = outputs.allocate(said(((3,), "f8")))
         assert outputs.result() is array
-        outputs.allocate(said(((3,), "f8"), several=True))
+        outputs.allocate(said(((3,), "f8"), is_tuple=True))
         assert type(outputs.result()) is tuple
         outputs.allocate(said())
         assert outputs.result() is None
@@ -122,7 +122,7 @@ class TestDelivery:
         """Into strided arrays, and arrays without axes, too."""
         wide, point = np.zeros((3, 4)), np.zeros(())
         outputs = Outputs((wide[:, ::2], point))
-        strided, single = outputs.allocate(said(((3, 2), "f8"), ((), "f8"), several=True))
+        strided, single = outputs.allocate(said(((3, 2), "f8"), ((), "f8"), is_tuple=True))
         strided[...], single[...] = 7, 8
         outputs.deliver(None)
         assert wide.tolist() == [[7, 0, 7, 0]] * 3
@@ -134,7 +134,7 @@ class TestDelivery:
         shared = shmpar.zeros((2, 3))
         mapped = np.memmap(tmp_path / "out", "f8", "w+", shape=(2, 3))
         outputs = Outputs((shared[:, 1:], mapped))
-        one, other = outputs.allocate(said(((2, 2), "f8"), ((2, 3), "f8"), several=True))
+        one, other = outputs.allocate(said(((2, 2), "f8"), ((2, 3), "f8"), is_tuple=True))
         assert type(one) is type(other) is np.ndarray
         one[...], other[...] = 1, 2
         assert shared.tolist() == [[0, 1, 1]] * 2
@@ -213,7 +213,7 @@ class TestFilling:
     def test_the_windows_are_filled_in_each_output(self) -> None:
         """And nothing else."""
         outputs = Outputs(None, fill=functools.partial(filler, -1))
-        one, other = outputs.allocate(said(((3,), "f8"), ((3, 2), "i4"), several=True))
+        one, other = outputs.allocate(said(((3,), "f8"), ((3, 2), "i4"), is_tuple=True))
         outputs.fill([(1,)])
         assert one.tolist() == [0, -1, 0]
         assert other.tolist() == [[0, 0], [-1, -1], [0, 0]]

@@ -60,7 +60,7 @@ class Recording:
         if self.gone:
             raise Abandoned
         self.outputs = [np.zeros(shape, dtype) for shape, dtype in announcement.outputs]
-        return self.outputs, announcement.several
+        return self.outputs, announcement.is_tuple
 
     def failed(self, failure: Failure) -> None:
         self.failures.append(failure)
@@ -122,7 +122,7 @@ class Worker:
             function=Function(func, keywords or {}, tuple(inputs.values)),
             arrays=inputs.arrays,
             outputs=outputs,
-            several=None if outputs is None else len(outputs) > 1,
+            is_tuple=None if outputs is None else len(outputs) > 1,
             tickets=self.counter,
             todo=todo,
             generation=3,
@@ -346,7 +346,7 @@ class TestAnnouncements:
     """What the first result says of the outputs."""
 
     @pytest.mark.parametrize(
-        ("func", "placement", "outputs", "several"),
+        ("func", "placement", "outputs", "is_tuple"),
         [
             pytest.param(lambda b: b, None, [((6, 4), "f8")], False, id="blocks"),
             pytest.param(lambda b: b.mean(), PerChunk(), [((2, 2), "f8")], False, id="scalars"),
@@ -364,20 +364,20 @@ class TestAnnouncements:
         ],
     )
     def test_it_names_shapes_and_dtypes(
-        self, func: Any, placement: Any, outputs: Any, several: bool
+        self, func: Any, placement: Any, outputs: Any, is_tuple: bool
     ) -> None:
         """From one chunk's result and its place, for any number of outputs; said once."""
         worker = Worker(func, np.zeros((6, 4)), chunks=(3, 2), placement=placement).work()
         (said,) = worker.channel.said
         assert said.outputs == tuple(Output(shape, np.dtype(dtype)) for shape, dtype in outputs)
-        assert (said.several, said.chunk) == (several, 0)
+        assert (said.is_tuple, said.chunk) == (is_tuple, 0)
         assert worker.errors == {}
         assert Announcement.unpack(said.pack()) == said
 
     def test_none_is_no_output(self) -> None:
         """A function that is called for its effect; anything else later is a failure."""
         worker = Worker(lambda item: None, range(9), rows=True).work()
-        assert worker.channel.said == [Announcement((), several=False, chunk=0)]
+        assert worker.channel.said == [Announcement((), is_tuple=False, chunk=0)]
         assert worker.ledger.done == 9
         worker = Worker(
             lambda i: i if i == 5 else None, range(9), rows=True, fail_fast=False
@@ -415,19 +415,19 @@ class TestAnnouncements:
     @pytest.mark.parametrize(
         ("second", "message"),
         [
-            (Announcement((), several=False), "another kind of result"),
-            (Announcement((Output((3,), np.dtype("f8")),), several=True), "another kind"),
+            (Announcement((), is_tuple=False), "another kind of result"),
+            (Announcement((Output((3,), np.dtype("f8")),), is_tuple=True), "another kind"),
             (
-                Announcement((Output((3,), np.dtype("f4")),), several=False),
+                Announcement((Output((3,), np.dtype("f4")),), is_tuple=False),
                 "dtype float32 here but",
             ),
-            (Announcement((Output((4,), np.dtype("f8")),), several=False), r"\(4,\), but \(3,\)"),
+            (Announcement((Output((4,), np.dtype("f8")),), is_tuple=False), r"\(4,\), but \(3,\)"),
         ],
         ids=["none", "tuple", "dtype", "shape"],
     )
     def test_announcements_that_disagree_say_in_what(self, second: Any, message: str) -> None:
         """And those that agree say nothing, whichever chunk they are of."""
-        first = Announcement((Output((3,), np.dtype("f8")),), several=False)
+        first = Announcement((Output((3,), np.dtype("f8")),), is_tuple=False)
         assert first._replace(chunk=8).disagrees(first) is None
         with pytest.raises(ResultError, match=message):
             raise ResultError(second.disagrees(first))
@@ -435,7 +435,7 @@ class TestAnnouncements:
     def test_announcements_of_other_numbers_of_outputs_say_so(self) -> None:
         """Where those that there are agree."""
         one = Output((3,), np.dtype("f8"))
-        said = Announcement((one, one, one), several=True).disagrees(Announcement((one,), True))
+        said = Announcement((one, one, one), is_tuple=True).disagrees(Announcement((one,), True))
         assert said == "the function returned 3 outputs here but 1 for the first chunk"
 
 
@@ -534,7 +534,7 @@ def stored(
     if slow:
         store = storing._store_array(plan, output, declared)
     else:
-        store = storing.storer(plan, [output], several=False)
+        store = storing.storer(plan, [output], is_tuple=False)
     try:
         with np.errstate(all="ignore"):
             store(1, value)
@@ -551,7 +551,7 @@ def stored_twice(value: Any, dtype: Any, *, declared: bool) -> Any:
     plan = Plan("test", Grid.cut((3,), 1), (), PerItem(), dtypes=dtypes if declared else None)
     try:
         with np.errstate(all="ignore"):
-            storing.storer(plan, outputs, several=True)(1, (0.5, value))
+            storing.storer(plan, outputs, is_tuple=True)(1, (0.5, value))
     except ResultError as error:
         return str(error)
     assert outputs[0].tolist() == [0, 0.5, 0]
@@ -884,7 +884,7 @@ def test_two_workers_share_the_tickets() -> None:
     out = np.zeros(40, int)
     for worker in (first, second):
         worker.assignment.tickets = counter
-        worker.assignment.outputs, worker.assignment.several = [out], False
+        worker.assignment.outputs, worker.assignment.is_tuple = [out], False
         worker.assignment.ledger = first.ledger
     first.channel.claims = 2
     work(Chunks(first.assignment), first.channel)

@@ -164,10 +164,10 @@ class Execution:
     origin : float
         When the run began, by :func:`time.perf_counter`.
     allocate : callable
-        Given the first announcement, sets `outputs` and `several`; raises `SegmentFull`.
+        Given the first announcement, sets `outputs` and `is_tuple`; raises `SegmentFull`.
     outputs : list of ndarray or None
         None until they are known.
-    several : bool or None
+    is_tuple : bool or None
         Whether the function returns a tuple.
     generations : list of Generation
         All that have been opened.
@@ -189,7 +189,7 @@ class Execution:
     origin: float
     allocate: Callable[[Announcement], None]
     outputs: list[Array] | None = None
-    several: bool | None = None
+    is_tuple: bool | None = None
     generations: list[Generation] = field(default_factory=list)
     scratch: bool = False
     reports: bool = False

@@ -95,7 +95,7 @@ class LocalChannel:
             except BaseException as error:
                 self._tell(Rejected(execution.number, error))
                 raise Abandoned from error
-        return execution.outputs or (), bool(execution.several)
+        return execution.outputs or (), bool(execution.is_tuple)
 
     def failed(self, failure: Failure) -> None:
         """Report a chunk that failed."""
@@ -125,7 +125,7 @@ def bound(execution: Execution, generation: Generation, worker: int, workers: in
         function=execution.function,
         arrays=arrays,
         outputs=execution.outputs,
-        several=execution.several,
+        is_tuple=execution.is_tuple,
         tickets=generation.tickets,
         todo=generation.todo,
         generation=generation.number,

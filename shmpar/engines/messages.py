@@ -281,7 +281,7 @@ class Packed:
             ledger=self.ledger,
             arrays=self.references,
             outputs=outputs,
-            several=execution.several,
+            is_tuple=execution.is_tuple,
             scratch=execution.scratch,
             reports=execution.reports,
             sums=self.sums,

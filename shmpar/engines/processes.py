@@ -706,7 +706,7 @@ class ProcessesEngine:
         loan = Loan()
         references, segments = self._packed[execution.number].outputs(execution)
         self._watch.over(link.lend(segments, loan))
-        message = ("outputs", execution.number, references or (), execution.several, loan.records)
+        message = ("outputs", execution.number, references or (), execution.is_tuple, loan.records)
         link.post(message, loan.descriptors)
 
     # The end

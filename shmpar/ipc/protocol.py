@@ -112,7 +112,7 @@ class Standing(NamedTuple):
         The inputs.
     outputs : tuple of Reference or None
         None if they are not known yet.
-    several : bool or None
+    is_tuple : bool or None
         Goes with them.
     scratch : bool
         Outputs that are not known go into the ledger's scratch if they fit.
@@ -133,7 +133,7 @@ class Standing(NamedTuple):
     ledger: int
     arrays: tuple[Reference, ...]
     outputs: tuple[Reference, ...] | None
-    several: bool | None
+    is_tuple: bool | None
     scratch: bool
     reports: bool
     sums: Reference | None

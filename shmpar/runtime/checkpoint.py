@@ -94,7 +94,7 @@ def identify(plan: Plan, function: Function, arrays: list[np.ndarray[Any, Any]])
         "function": digest((function.call, function.keywords, sorted(plan.wants), plan.pass_out)),
         "inputs": digest((*arrays, *function.values)),
         "chunks": digest(cut),
-        "dtype": digest((plan.dtypes, plan.several)),
+        "dtype": digest((plan.dtypes, plan.is_tuple)),
     }
 
 
@@ -602,7 +602,7 @@ def _todo(plan: Plan, outputs: Outputs, ledger: LedgerFile) -> tuple[int, ...] |
     if found:
         outputs.given = found
         shapes = tuple(Output(one.shape, one.dtype) for one in found)
-        outputs.allocate(Announcement(shapes, several=bool(plan.several)))
+        outputs.allocate(Announcement(shapes, is_tuple=bool(plan.is_tuple)))
     return ledger.pending()
 
 

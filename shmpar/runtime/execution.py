@@ -428,7 +428,7 @@ class Conductor:
             origin=self.account.began,
             allocate=self._allocate,
             outputs=self.outputs.arrays,
-            several=self.outputs.several,
+            is_tuple=self.outputs.is_tuple,
             sums=sums,
         )
         if self._todo is not None:
@@ -468,7 +468,7 @@ class Conductor:
                 outputs = self.outputs.allocate(announcement)
                 if self._verification is not None:
                     self._verification.watch(outputs)
-                execution.several = announcement.several
+                execution.is_tuple = announcement.is_tuple
                 execution.outputs = outputs
 
     @property

@@ -119,7 +119,7 @@ class Outputs:
     ----------
     arrays : list of ndarray or None
         What is written to; None until the first result has said what it must be.
-    several : bool or None
+    is_tuple : bool or None
         Whether the result is a tuple.
     slab : Slab or None
         Where small outputs may lie.
@@ -138,7 +138,7 @@ class Outputs:
     ) -> None:
         self.given: Sequence[Array | NpyFile | None] | None = given
         self.arrays: list[Array] | None = None
-        self.several: bool | None = None
+        self.is_tuple: bool | None = None
         self.slab: Slab | None = None
         self.known: Announcement | None = None
         self.ledger: LedgerFile | None = None
@@ -167,7 +167,7 @@ class Outputs:
             arrays = [self._array(None, needed) for needed in announcement.outputs]
         else:
             arrays = self._into(self.given, announcement.outputs)
-        self.arrays, self.several = arrays, announcement.several
+        self.arrays, self.is_tuple = arrays, announcement.is_tuple
         return arrays
 
     def _into(
@@ -257,7 +257,7 @@ class Outputs:
             _scalar_or_array(array) if mine is None else mine
             for mine, array in zip(given, self.arrays, strict=True)
         )
-        return results if self.several else results[0]
+        return results if self.is_tuple else results[0]
 
 
 class HandedOver:

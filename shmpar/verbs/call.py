@@ -184,7 +184,7 @@ def apply_along_axis(request: Request, array: Array, axis: int) -> Run:
     inputs = blocks(request.verb, (array,))
     grid = cut(inputs, "auto", whole=(axis,))
     targets = parse_targets(request.verb, None, None)
-    return _run(request, inputs, Cut(grid, Along(axis)), targets._replace(several=False))
+    return _run(request, inputs, Cut(grid, Along(axis)), targets._replace(is_tuple=False))
 
 
 def reduction(request: Request, inputs: Inputs, how: Cut) -> Run:
@@ -236,7 +236,7 @@ def _plan(request: Request, inputs: Inputs, how: Cut, targets: Targets) -> Plan:
         halo=how.halo,
         trim=how.trim,
         dtypes=targets.dtypes,
-        several=targets.several,
+        is_tuple=targets.is_tuple,
         collects=targets.collects,
         wants=wanted,
         pass_out=request.pass_out,
@@ -255,7 +255,7 @@ def _known_outputs(
     `results` are the dtypes of its results, if it is a ufunc.
     """
     if targets.collects:
-        return Announcement((Output(plan.grid.numblocks, np.dtype(object)),), several=False)
+        return Announcement((Output(plan.grid.numblocks, np.dtype(object)),), is_tuple=False)
     if targets.given is not None:
         return _given_outputs(plan, targets, targets.given)
     shape = _known_shape(plan)
@@ -273,7 +273,7 @@ def _known_outputs(
     )
     if len(outputs) != len(dtypes):
         return None
-    return Announcement(outputs, several=bool(targets.several))
+    return Announcement(outputs, is_tuple=bool(targets.is_tuple))
 
 
 def _given_outputs(
@@ -289,7 +289,7 @@ def _given_outputs(
             outputs.append(Output(shape, dtype))
     if len(outputs) < len(given):
         return None
-    return Announcement(tuple(outputs), several=bool(targets.several))
+    return Announcement(tuple(outputs), is_tuple=bool(targets.is_tuple))
 
 
 def _known_shape(plan: Plan) -> tuple[int, ...] | None:

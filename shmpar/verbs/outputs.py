@@ -54,7 +54,7 @@ class Targets(NamedTuple):
         ``out=``, one an output.
     dtypes : tuple of (dtype or None) or None
         Declared dtypes, one an output.
-    several : bool or None
+    is_tuple : bool or None
         Whether a tuple was declared; None: nothing was.
     collects : bool
         ``dtype=object``.
@@ -62,7 +62,7 @@ class Targets(NamedTuple):
 
     given: tuple[Array | NpyFile, ...] | None
     dtypes: tuple[DType | None, ...] | None
-    several: bool | None
+    is_tuple: bool | None
     collects: bool
 
     def outputs(self, policy: Policy) -> Outputs:
@@ -100,10 +100,10 @@ def parse_targets(verb: str, out: Any, dtype: Any, *, objects: bool = False) -> 
         _check_objects(verb, declared or (), given, objects=objects)
     if given is not None:
         declared = _agreed(verb, given, declared)
-    several = None
+    is_tuple = None
     if dtype is not None or out is not None:
-        several = isinstance(out if out is not None else dtype, tuple)
-    return Targets(given, declared, several, collects)
+        is_tuple = isinstance(out if out is not None else dtype, tuple)
+    return Targets(given, declared, is_tuple, collects)
 
 
 def _dtypes(dtype: Any) -> tuple[DType | None, ...]:

@@ -109,7 +109,7 @@ class Assignment:
         The inputs, read-only.
     outputs : sequence of ndarray or None
         Writable; None until the first result has said what they must be.
-    several : bool or None
+    is_tuple : bool or None
         Whether the function returns a tuple; None while the outputs are unknown.
     tickets : Tickets
         Indices into `todo`.
@@ -149,7 +149,7 @@ class Assignment:
     function: Function
     arrays: Sequence[Array]
     outputs: Sequence[Array] | None
-    several: bool | None
+    is_tuple: bool | None
     tickets: Tickets
     todo: Sequence[int] | None
     generation: int
@@ -225,7 +225,7 @@ class _Sink(NamedTuple):
 
     Attributes
     ----------
-    outputs, several
+    outputs, is_tuple
         As in :class:`Assignment`.
     store : callable
         Puts the result of a chunk there.
@@ -238,7 +238,7 @@ class _Sink(NamedTuple):
     """
 
     outputs: Sequence[Array]
-    several: bool
+    is_tuple: bool
     store: Store
     compute: Compute
     stretch: Stretch | None = None
@@ -288,9 +288,9 @@ class Chunks:
         if assignment.plan.collects:
             self._sink = _collected(self._call, channel)
         elif self._unknown:
-            self._sink = assignment.outputs = assignment.several = None
+            self._sink = assignment.outputs = assignment.is_tuple = None
         elif self._sink is None:
-            self._sink = self._into(assignment.outputs or (), bool(assignment.several))
+            self._sink = self._into(assignment.outputs or (), bool(assignment.is_tuple))
 
     def claimed(self, chunks: Sequence[int]) -> Compute:
         """What computes a chunk of a claim, given its number; the claim's windows are mapped.
@@ -323,12 +323,12 @@ class Chunks:
         end_offspring()
         announcement = self._announced_by(chunk, value)
         began = perf_counter()
-        outputs, several = self._channel.allocate(announcement)
+        outputs, is_tuple = self._channel.allocate(announcement)
         assignment.waited += perf_counter() - began
-        assignment.outputs, assignment.several = outputs, several
+        assignment.outputs, assignment.is_tuple = outputs, is_tuple
         sink = self._before
-        if sink is None or sink.outputs is not outputs or sink.several != several:
-            sink = self._into(outputs, several)
+        if sink is None or sink.outputs is not outputs or sink.is_tuple != is_tuple:
+            sink = self._into(outputs, is_tuple)
         self._sink = self._before = sink
         if sink.map is not None:
             sink.map((chunk,))
@@ -345,10 +345,10 @@ class Chunks:
             self._said = like, announce(self.assignment.plan, chunk, value)
         return self._said[1]
 
-    def _into(self, outputs: Sequence[Array], several: bool) -> _Sink:
+    def _into(self, outputs: Sequence[Array], is_tuple: bool) -> _Sink:
         assignment, call, gets = self.assignment, self._call, self._getters
         plan = assignment.plan
-        store, stretch = storer(plan, outputs, several), None
+        store, stretch = storer(plan, outputs, is_tuple), None
         if plan.pass_out:
             compute = _in_place(assignment, outputs, gets)
         elif _writes_by_itself(assignment, outputs):
@@ -358,7 +358,7 @@ class Chunks:
         else:
             compute = _called(call, store)
         compute = recorded(assignment, outputs, compute)
-        return _Sink(outputs, several, store, compute, stretch, mapper(plan, outputs))
+        return _Sink(outputs, is_tuple, store, compute, stretch, mapper(plan, outputs))
 
 
 def _called(call: Callable[[int], Any], store: Store) -> Compute:
@@ -391,7 +391,7 @@ def _stretch(assignment: Assignment, outputs: Sequence[Array], store: Store) -> 
             rows = assignment.function.values[value]
         case _:
             return None
-    where = numbers(plan, outputs, bool(assignment.several))
+    where = numbers(plan, outputs, bool(assignment.is_tuple))
     if where is None:
         return None
     flat, exact = where
@@ -420,7 +420,7 @@ def _collected(call: Callable[[int], Any], channel: Channel) -> _Sink:
         end_offspring()
         store(chunk, value)
 
-    return _Sink((), several=False, store=store, compute=compute)
+    return _Sink((), is_tuple=False, store=store, compute=compute)
 
 
 def _all(gets: Sequence[Getter]) -> Getter:
@@ -475,7 +475,7 @@ def _in_place(assignment: Assignment, outputs: Sequence[Array], gets: Sequence[G
     def compute(chunk: int) -> None:
         where = (*window_of(chunk), ...)
         windows = tuple([output[where] for output in outputs])
-        out = windows if assignment.several else windows[0]
+        out = windows if assignment.is_tuple else windows[0]
         call(*arguments(chunk), out=out, **keywords, **more(chunk))
 
     return compute
@@ -491,7 +491,7 @@ def _writes_by_itself(assignment: Assignment, outputs: Sequence[Array]) -> bool:
     call = function.call
     if not isinstance(call, np.ufunc) or function.keywords or plan.halo is not None:
         return False
-    if call.nout != len(outputs) or (call.nout > 1 and not assignment.several):
+    if call.nout != len(outputs) or (call.nout > 1 and not assignment.is_tuple):
         return False
     if outputs[0].nbytes <= _LITTLE:
         return False

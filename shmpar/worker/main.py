@@ -146,11 +146,11 @@ class SocketChannel:
                 self.said = announcement
                 # For the case that this process does not live to say it.
                 self._scratch.slot(self._process.number)[SAID] = announcement.digest()
-                return arrays, announcement.several
+                return arrays, announcement.is_tuple
         self._process.wire.send(("announce", self._run, announcement.pack()))
-        references, several = self._process.await_outputs(self._run)
+        references, is_tuple = self._process.await_outputs(self._run)
         views = [self._process.view(reference, writable=True) for reference in references]
-        return views, several
+        return views, is_tuple
 
     def failed(self, failure: Failure) -> None:
         """Report a chunk that failed, with the exception if it pickles."""
@@ -487,7 +487,7 @@ class WorkerProcess:
             function=function,
             arrays=[self.view(reference, writable=False) for reference in standing.arrays],
             outputs=None if outputs is None else [self.view(one, writable=True) for one in outputs],
-            several=standing.several,
+            is_tuple=standing.is_tuple,
             origin=message.origin,
             tickets=tickets,
             todo=message.todo,
@@ -522,9 +522,9 @@ class WorkerProcess:
     def _outputs(self, message: Any, descriptors: list[int]) -> tuple[Sequence[Reference], bool]:
         if message[0] == "abandon":
             raise Abandoned
-        _, _, references, several, records = message
+        _, _, references, is_tuple, records = message
         self._adopt(records, descriptors)
-        return references, several
+        return references, is_tuple
 
     def _take_on(self, environment: Environment | None) -> None:
         """Have the parent's state; it sends that once, so what fails now fails until it changes."""

@@ -25,7 +25,7 @@ _WEAK = (bool, int, float, complex)
 _KINDS = {bool: "biufc", int: "iufc", float: "fc", complex: "c"}
 
 
-def as_arrays(plan: Plan, value: Any, several: bool | None) -> tuple[Array, ...]:
+def as_arrays(plan: Plan, value: Any, is_tuple: bool | None) -> tuple[Array, ...]:
     """Make one array of each output in a result; a tuple is several outputs.
 
     Raises
@@ -33,17 +33,17 @@ def as_arrays(plan: Plan, value: Any, several: bool | None) -> tuple[Array, ...]
     ResultError
         If the number of outputs is not the declared one, or one is no array of values.
     """
-    is_tuple = isinstance(value, tuple)
-    if several is False and is_tuple:
+    returned_tuple = isinstance(value, tuple)
+    if is_tuple is False and returned_tuple:
         raise ResultError(
             f"the function returned a tuple of {len(value)} where one output is declared, by out= "
             "or dtype= or the first chunk"
         )
-    if several is True and not is_tuple:
+    if is_tuple is True and not returned_tuple:
         raise ResultError(
             f"the function returned {type(value).__name__} where a tuple of outputs is due"
         )
-    parts = value if is_tuple else (value,)
+    parts = value if returned_tuple else (value,)
     if not parts:
         raise ResultError("the function returned an empty tuple, which is no output; return None")
     if plan.dtypes is not None and len(parts) != len(plan.dtypes):
@@ -78,13 +78,13 @@ def _as_array(value: Any) -> Array:
 def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
     """Say what the outputs are, from the first result."""
     if value is None and isinstance(plan.placement, PerItem):
-        return Announcement((), several=False, chunk=chunk)
+        return Announcement((), is_tuple=False, chunk=chunk)
     if value is None:
         raise ResultError(
             "the function returned None where a value is due; only parallel_map takes functions "
             "that return nothing"
         )
-    arrays = as_arrays(plan, value, plan.several)
+    arrays = as_arrays(plan, value, plan.is_tuple)
     for array in arrays:
         if plan.verb == "map_overlap" and array.shape != _chunk_shape(plan, chunk):
             raise ResultError(wrong_overlap(plan, chunk, array.shape))
@@ -94,10 +94,10 @@ def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
         Output(plan.placement.shape(plan.grid, index, array.shape), dtype or array.dtype)
         for array, dtype in zip(arrays, dtypes, strict=True)
     )
-    return Announcement(outputs, several=isinstance(value, tuple), chunk=chunk)
+    return Announcement(outputs, is_tuple=isinstance(value, tuple), chunk=chunk)
 
 
-def storer(plan: Plan, outputs: Sequence[Array], several: bool) -> Store:
+def storer(plan: Plan, outputs: Sequence[Array], is_tuple: bool) -> Store:
     """Make the function that checks a chunk's result and writes it into its window."""
     if not outputs:
         return _store_none
@@ -105,7 +105,7 @@ def storer(plan: Plan, outputs: Sequence[Array], several: bool) -> Store:
     declared = [dtype is not None for dtype in dtypes]
     stores = [_store_array(plan, *one) for one in zip(outputs, declared, strict=True)]
     scalars = [_scalars(plan, *one) for one in zip(outputs, declared, strict=True)]
-    if not several:
+    if not is_tuple:
         return stores[0] if scalars[0] is None else _store_scalar(*scalars[0], stores[0])
     tuples = _store_tuple(plan, stores, outputs)
     found = [one for one in scalars if one is not None]
@@ -124,7 +124,7 @@ def _store_tuple(plan: Plan, stores: Sequence[Store], outputs: Sequence[Array]) 
 
     def store(chunk: int, value: Any) -> None:
         if not isinstance(value, tuple) or len(value) != count:
-            parts = as_arrays(plan, value, several=True)
+            parts = as_arrays(plan, value, is_tuple=True)
             raise ResultError(
                 f"the function returned {len(parts)} outputs here but {count} for the first chunk"
             )
@@ -163,9 +163,9 @@ def _store_array(plan: Plan, output: Array, declared: bool) -> Store:
     return store
 
 
-def numbers(plan: Plan, outputs: Sequence[Array], several: bool) -> tuple[Array, set[type]] | None:
+def numbers(plan: Plan, outputs: Sequence[Array], is_tuple: bool) -> tuple[Array, set[type]] | None:
     """The one output, flat, and which types may be put there, if it takes one number a chunk."""
-    if several or len(outputs) != 1:
+    if is_tuple or len(outputs) != 1:
         return None
     return _scalars(plan, outputs[0], plan.dtypes is not None and plan.dtypes[0] is not None)
 
