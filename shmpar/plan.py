@@ -351,9 +351,9 @@ class Plan(NamedTuple):
         result must have the dtype of the first.
     is_tuple : bool or None
         Whether the function returns a tuple; None: the first result says.
-    collects : bool
+    returns_objects : bool
         Results are objects that travel by pickle.
-    wants : frozenset of str
+    special_parameters : frozenset of str
         Which of ``block_id``, ``block_info`` and ``rng`` the function is passed.
     pass_out : bool
         The function is passed its window of the output as ``out``.
@@ -375,8 +375,8 @@ class Plan(NamedTuple):
     trim: bool = True
     dtypes: tuple[DType | None, ...] | None = None
     is_tuple: bool | None = None
-    collects: bool = False
-    wants: frozenset[str] = frozenset()
+    returns_objects: bool = False
+    special_parameters: frozenset[str] = frozenset()
     pass_out: bool = False
     seed: Any = None
     fail_fast: bool = True

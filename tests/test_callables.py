@@ -12,7 +12,7 @@ import pytest
 
 from shmpar.pickling.pack import is_named
 from shmpar.verbs import arguments
-from shmpar.verbs.arguments import check_signature, wants
+from shmpar.verbs.arguments import check_signature, special_parameters
 
 NAMED = [np.sum, np.median, np.linalg.norm, math.sqrt, abs, max]
 
@@ -33,7 +33,7 @@ def test_a_compiled_function_is_looked_at_once(call: Callable[..., Any], looked:
     """Once for what it takes, and once for what it wants by name."""
     for _ in range(3):
         check_signature("verb", call, 1, {}, frozenset())
-        assert wants(call, {}) == frozenset()
+        assert special_parameters(call, {}) == frozenset()
     assert looked == [call, call]
 
 

@@ -79,7 +79,7 @@ class TestAllocation:
 
     def test_objects_have_a_plain_array(self) -> None:
         """They never lie in shared memory."""
-        outputs = Outputs(None, collects=True)
+        outputs = Outputs(None, returns_objects=True)
         (array,) = outputs.allocate(said(((2, 2), object)))
         assert array.dtype == object
         assert array[0, 0] is None

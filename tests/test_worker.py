@@ -747,7 +747,7 @@ class TestArguments:
             chunks=(3, 2),
             halo=halo,
             trim=False,
-            wants=frozenset({"block_id", "block_info"}),
+            special_parameters=frozenset({"block_id", "block_info"}),
             fail_fast=False,
         )
         work(Chunks(worker.assignment), worker.channel)
@@ -786,7 +786,7 @@ class TestArguments:
             seen.append(block_info[None]["dtype"])
             return block
 
-        options = {"dtypes": dtypes, "wants": frozenset({"block_info"})}
+        options = {"dtypes": dtypes, "special_parameters": frozenset({"block_info"})}
         Worker(func, np.zeros(2, "f4"), **options).work()
         Worker(func, np.zeros(2, "f4"), outputs=[np.zeros(2, "f4")], **options).work()
         assert len(set(seen)) == 1
@@ -795,7 +795,7 @@ class TestArguments:
     def test_random_streams_depend_on_seed_and_chunk_alone(self, seed: Any) -> None:
         """The same whatever is computed before, in which order, and by whom."""
         func = lambda block, rng: rng.random()
-        options = {"placement": PerChunk(), "wants": frozenset({"rng"}), "seed": seed}
+        options = {"placement": PerChunk(), "special_parameters": frozenset({"rng"}), "seed": seed}
         whole = Worker(func, np.zeros(6), **options).work().out
         children = np.random.SeedSequence(seed).spawn(6)
         assert whole.tolist() == [np.random.default_rng(child).random() for child in children]
@@ -848,7 +848,7 @@ class TestWindows:
         """Each with its chunk's number, and flushed before the claim is marked."""
         statuses = []
         worker = Worker(
-            lambda item: {"item": item}, range(50), rows=True, collects=True, todo=(9, 4, 40)
+            lambda item: {"item": item}, range(50), rows=True, returns_objects=True, todo=(9, 4, 40)
         )
         worker.channel.flush = lambda: statuses.append(worker.ledger.done)
         worker.work()
@@ -860,7 +860,9 @@ class TestWindows:
 
     def test_an_object_that_cannot_be_handed_over_fails_its_chunk(self) -> None:
         """The channel says so by raising."""
-        worker = Worker(lambda item: item, range(5), rows=True, collects=True, fail_fast=False)
+        worker = Worker(
+            lambda item: item, range(5), rows=True, returns_objects=True, fail_fast=False
+        )
         take = worker.channel.values
 
         def values(values: Any) -> None:

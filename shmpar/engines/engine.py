@@ -231,7 +231,7 @@ class Execution:
             status[in_progress] = PENDING  # it died on the way to say why
         finished = [chunk(ticket) for ticket in range(held.first, held.cursor)]
         rest = [chunk(ticket) for ticket in range(held.cursor + 1, held.last)]
-        if self.plan.collects:  # its results may have died with it
+        if self.plan.returns_objects:  # its results may have died with it
             rest = [*finished, *rest]
         else:
             self.ledger.mark_done(finished)

@@ -223,7 +223,7 @@ class Packed:
         self, execution: Execution
     ) -> tuple[tuple[Reference, ...] | None, dict[int, Segment]]:
         """Where the outputs lie, if they are known, and all segments that a worker needs."""
-        if execution.outputs is None or execution.plan.collects:
+        if execution.outputs is None or execution.plan.returns_objects:
             return None, self.segments
         segments = dict(self.segments)
         references = tuple(_reference(out, segments) for out in execution.outputs)

@@ -70,7 +70,7 @@ from shmpar.plan import Announcement, Function, InBlocks, Output, Plan
 from shmpar.runtime.failures import levels_to_user
 from shmpar.runtime.interrupts import allowed
 from shmpar.runtime.outputs import NpyFile, Outputs
-from shmpar.verbs.outputs import Targets, check_shape
+from shmpar.verbs.outputs import OutputSpec, check_shape
 from shmpar.worker.verify import checksum, crc
 
 __all__ = ["LedgerFile", "Owner", "check_kept", "digest", "identify", "take_up"]
@@ -91,7 +91,9 @@ def identify(plan: Plan, function: Function, arrays: list[np.ndarray[Any, Any]])
     cut = plan.verb, plan.grid, plan.arguments, plan.placement, plan.halo, plan.trim
     return {
         "verb": plan.verb,
-        "function": digest((function.call, function.keywords, sorted(plan.wants), plan.pass_out)),
+        "function": digest(
+            (function.call, function.keywords, sorted(plan.special_parameters), plan.pass_out)
+        ),
         "inputs": digest((*arrays, *function.values)),
         "chunks": digest(cut),
         "dtype": digest((plan.dtypes, plan.is_tuple)),
@@ -493,7 +495,7 @@ _OUTLIVE = (
 )
 
 
-def check_kept(plan: Plan, ledger: Any, targets: Targets, *, in_place: bool) -> str:
+def check_kept(plan: Plan, ledger: Any, targets: OutputSpec, *, in_place: bool) -> str:
     """The absolute path of a ledger on disk, for a call whose results are there too.
 
     Raises
@@ -514,7 +516,7 @@ def check_kept(plan: Plan, ledger: Any, targets: Targets, *, in_place: bool) -> 
             f"{verb}: ledger= cannot serve a call in place: a chunk that was begun has overwritten "
             "what it would be computed from"
         )
-    if targets.collects:
+    if targets.returns_objects:
         raise ValueError(f"{verb}: ledger= cannot keep Python objects (dtype=object)")
     # Where blocks are put together there are results; elsewhere the function may return None.
     blocks = isinstance(plan.placement, InBlocks)

@@ -434,7 +434,7 @@ class Conductor:
         if self._todo is not None:
             execution.ledger.status[:] = DONE
             execution.ledger.status[list(self._todo)] = PENDING
-        execution.reports = not attended and not self.plan.collects
+        execution.reports = not attended and not self.plan.returns_objects
         may_wait = attended and self.plan.fail_fast and execution.sums is None
         execution.scratch = may_wait and engine.slab is not None and execution.outputs is None
         try:

@@ -109,7 +109,7 @@ class Outputs:
     ----------
     given : sequence of (ndarray or NpyFile)
         The user's ``out=``.
-    collects : bool
+    returns_objects : bool
         The results are objects.
     fill : callable, optional
         Gives the value for the windows of chunks that failed, from a dtype; raises ValueError if
@@ -133,7 +133,7 @@ class Outputs:
         self,
         given: Sequence[Array | NpyFile] | None,
         *,
-        collects: bool = False,
+        returns_objects: bool = False,
         fill: Callable[[DType], Any] | None = None,
     ) -> None:
         self.given: Sequence[Array | NpyFile | None] | None = given
@@ -142,7 +142,7 @@ class Outputs:
         self.slab: Slab | None = None
         self.known: Announcement | None = None
         self.ledger: LedgerFile | None = None
-        self._collects = collects
+        self._returns_objects = returns_objects
         self._fill = fill
 
     def allocate(self, announcement: Announcement) -> list[Array]:
@@ -192,7 +192,7 @@ class Outputs:
 
     def needs(self) -> list[int]:
         """Bytes of each output that is going to be made in shared memory, as far as is known."""
-        if self.known is None or self.arrays is not None or self._collects:
+        if self.known is None or self.arrays is not None or self._returns_objects:
             return []
         given = self.given or (None,) * len(self.known.outputs)
         return [
@@ -202,7 +202,7 @@ class Outputs:
         ]
 
     def _array(self, mine: Array | None, needed: Output) -> Array:
-        if self._collects:
+        if self._returns_objects:
             return np.empty(needed.shape, object)
         place = None if mine is None else locate(mine)
         if mine is not None and place is not None:

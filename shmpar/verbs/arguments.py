@@ -33,7 +33,7 @@ __all__ = [
     "cut",
     "entropy",
     "items",
-    "wants",
+    "special_parameters",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -217,7 +217,7 @@ def check_callable(verb: str, func: Any) -> None:
         raise TypeError(f"{verb}: the function comes first; {type(func).__name__} is not callable")
 
 
-def wants(func: Callable[..., Any], keywords: Mapping[str, Any]) -> frozenset[str]:
+def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) -> frozenset[str]:
     """Which of ``block_id``, ``block_info`` and ``rng`` the function has as free parameters.
 
     Examples

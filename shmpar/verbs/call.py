@@ -33,10 +33,10 @@ from shmpar.verbs.arguments import (
     cut,
     entropy,
     items,
-    wants,
+    special_parameters,
 )
 from shmpar.verbs.outputs import (
-    Targets,
+    OutputSpec,
     axes_tuple,
     check_casts,
     check_overlap,
@@ -193,7 +193,7 @@ def reduction(request: Request, inputs: Inputs, how: Cut) -> Run:
 
 
 def _run(
-    request: Request, inputs: Inputs, how: Cut, targets: Targets, *, in_place: bool = False
+    request: Request, inputs: Inputs, how: Cut, targets: OutputSpec, *, in_place: bool = False
 ) -> Run:
     plan = _plan(request, inputs, how, targets)
     outputs = targets.outputs(request.policy)
@@ -201,7 +201,7 @@ def _run(
     results = ufunc_dtypes(request.func, inputs) if asked else None
     check_casts(request.verb, request.func, results, targets.dtypes)
     known = _known_outputs(plan, inputs, targets, results)
-    if request.pass_out and (known is None or targets.collects):
+    if request.pass_out and (known is None or targets.returns_objects):
         raise ValueError(
             f"{request.verb}: pass_out=True needs to know the output before the function is "
             "called: pass out=" + (", or dtype=" if isinstance(how.placement, InBlocks) else "")
@@ -222,8 +222,8 @@ def _run(
     return Run(plan, function, inputs.arrays, outputs, policy, todo)
 
 
-def _plan(request: Request, inputs: Inputs, how: Cut, targets: Targets) -> Plan:
-    wanted = wants(request.func, request.keywords)
+def _plan(request: Request, inputs: Inputs, how: Cut, targets: OutputSpec) -> Plan:
+    wanted = special_parameters(request.func, request.keywords)
     if request.pass_out and "out" in request.keywords:
         raise TypeError(f"{request.verb}: pass_out=True passes out, which is in kwargs= too")
     passed = wanted | {"out"} if request.pass_out else wanted
@@ -237,24 +237,24 @@ def _plan(request: Request, inputs: Inputs, how: Cut, targets: Targets) -> Plan:
         trim=how.trim,
         dtypes=targets.dtypes,
         is_tuple=targets.is_tuple,
-        collects=targets.collects,
-        wants=wanted,
+        returns_objects=targets.returns_objects,
+        special_parameters=wanted,
         pass_out=request.pass_out,
         seed=entropy(request.seed) if "rng" in wanted else None,
         fail_fast=request.policy.on_error == "raise",
         timed=request.policy.task_timeout is not None,
-        check=request.policy.check and not targets.collects,
+        check=request.policy.check and not targets.returns_objects,
     )
 
 
 def _known_outputs(
-    plan: Plan, inputs: Inputs, targets: Targets, results: tuple[DType, ...] | None
+    plan: Plan, inputs: Inputs, targets: OutputSpec, results: tuple[DType, ...] | None
 ) -> Announcement | None:
     """What the outputs are, if that is known without calling the function.
 
     `results` are the dtypes of its results, if it is a ufunc.
     """
-    if targets.collects:
+    if targets.returns_objects:
         return Announcement((Output(plan.grid.numblocks, np.dtype(object)),), is_tuple=False)
     if targets.given is not None:
         return _given_outputs(plan, targets, targets.given)
@@ -277,7 +277,7 @@ def _known_outputs(
 
 
 def _given_outputs(
-    plan: Plan, targets: Targets, given: Sequence[Array | NpyFile]
+    plan: Plan, targets: OutputSpec, given: Sequence[Array | NpyFile]
 ) -> Announcement | None:
     """What the user's outputs are; None if one is a file whose shape or dtype is not known yet."""
     shape, outputs = _known_shape(plan), []

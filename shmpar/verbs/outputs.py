@@ -31,7 +31,7 @@ from shmpar.runtime.outputs import NpyFile, Outputs, filler
 from shmpar.verbs.arguments import Inputs
 
 __all__ = [
-    "Targets",
+    "OutputSpec",
     "axes_tuple",
     "check_casts",
     "check_overlap",
@@ -45,7 +45,7 @@ Array = np.ndarray[Any, Any]
 DType = np.dtype[Any]
 
 
-class Targets(NamedTuple):
+class OutputSpec(NamedTuple):
     """What is declared of the outputs.
 
     Attributes
@@ -56,14 +56,14 @@ class Targets(NamedTuple):
         Declared dtypes, one an output.
     is_tuple : bool or None
         Whether a tuple was declared; None: nothing was.
-    collects : bool
+    returns_objects : bool
         ``dtype=object``.
     """
 
     given: tuple[Array | NpyFile, ...] | None
     dtypes: tuple[DType | None, ...] | None
     is_tuple: bool | None
-    collects: bool
+    returns_objects: bool
 
     def outputs(self, policy: Policy) -> Outputs:
         """The run's outputs.
@@ -75,12 +75,12 @@ class Targets(NamedTuple):
         """
         fills = policy.on_error == "fill"
         fill = functools.partial(filler, policy.fill_value) if fills else None
-        outputs = Outputs(self.given, collects=self.collects, fill=fill)
+        outputs = Outputs(self.given, returns_objects=self.returns_objects, fill=fill)
         outputs.check_fill(self.dtypes or ())
         return outputs
 
 
-def parse_targets(verb: str, out: Any, dtype: Any, *, objects: bool = False) -> Targets:
+def parse_targets(verb: str, out: Any, dtype: Any, *, objects: bool = False) -> OutputSpec:
     """Read ``out=`` and ``dtype=``; a tuple is several outputs.
 
     Parameters
@@ -95,15 +95,17 @@ def parse_targets(verb: str, out: Any, dtype: Any, *, objects: bool = False) -> 
     """
     declared = None if dtype is None else _dtypes(dtype)
     given = None if out is None else _arrays(verb, out)
-    collects = declared is not None and any(one is not None and one.hasobject for one in declared)
-    if collects:
+    returns_objects = declared is not None and any(
+        one is not None and one.hasobject for one in declared
+    )
+    if returns_objects:
         _check_objects(verb, declared or (), given, objects=objects)
     if given is not None:
         declared = _agreed(verb, given, declared)
     is_tuple = None
     if dtype is not None or out is not None:
         is_tuple = isinstance(out if out is not None else dtype, tuple)
-    return Targets(given, declared, is_tuple, collects)
+    return OutputSpec(given, declared, is_tuple, returns_objects)
 
 
 def _dtypes(dtype: Any) -> tuple[DType | None, ...]:

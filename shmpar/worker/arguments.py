@@ -94,11 +94,11 @@ def extras(plan: Plan, arrays: Sequence[Array]) -> Callable[[int], dict[str, Any
     They follow from the plan alone: a function must not see which chunk was the first.
     """
     makers: dict[str, Getter] = {}
-    if "block_id" in plan.wants:
+    if "block_id" in plan.special_parameters:
         makers["block_id"] = plan.grid.index
-    if "block_info" in plan.wants:
+    if "block_info" in plan.special_parameters:
         makers["block_info"] = lambda chunk: _block_info(plan, arrays, chunk)
-    if "rng" in plan.wants:
+    if "rng" in plan.special_parameters:
         makers["rng"] = lambda chunk: _stream(plan.seed, chunk)
     if not makers:
         return None

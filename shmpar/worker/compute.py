@@ -285,7 +285,7 @@ class Chunks:
     def begin(self, channel: Channel) -> None:
         """A run begins; it may be another one of the same assignment."""
         assignment, self._channel = self.assignment, channel
-        if assignment.plan.collects:
+        if assignment.plan.returns_objects:
             self._sink = _collected(self._call, channel)
         elif self._unknown:
             self._sink = assignment.outputs = assignment.is_tuple = None
@@ -368,7 +368,7 @@ def _called(call: Callable[[int], Any], store: Store) -> Compute:
 def _single(assignment: Assignment, store: Store, gets: Sequence[Getter]) -> Compute | None:
     """The user's function where one argument is all that it gets, with the fewest calls."""
     plan, user = assignment.plan, assignment.function.call
-    if assignment.function.keywords or plan.wants or len(plan.arguments) != 1:
+    if assignment.function.keywords or plan.special_parameters or len(plan.arguments) != 1:
         return None
     if plan.halo is None and plan.arguments[0] == Blocks(0, tuple(range(plan.grid.ndim))):
         array, cut = assignment.arrays[0], plan.grid.cutter()

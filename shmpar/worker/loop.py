@@ -31,7 +31,7 @@ from shmpar.plan import Failure
 from shmpar.worker.compute import Abandoned, Assignment, Channel, Chunks, Stretch, block_shape
 from shmpar.worker.context import end_offspring, entered
 
-__all__ = ["Clock", "SHORT_SECONDS", "work"]
+__all__ = ["SHORT_SECONDS", "Clock", "work"]
 
 SHORT_SECONDS = 20e-6  # reading the clock and noting what it says takes 0.1 to 0.2 us
 _TINY = 1e-9  # 0 would say that it is not known
@@ -209,7 +209,7 @@ def _run_claim(
                 break
             ticket += 1
     end_offspring()
-    if assignment.plan.collects:
+    if assignment.plan.returns_objects:
         channel.flush()
     _mark(assignment, channel, first, ticket, failed)
     slot[CURSOR] = last
