@@ -53,7 +53,7 @@ def refused(pool: shmpar.Pool, call: Call, error: type[Exception], match: str) -
         ({"depth": {0: 1, -2: 1}}, ValueError, "axis 0 is there twice"),
         ({"depth": {0: -1}}, ValueError, "depth={0: -1}, axis 0: .* pass 0 or more"),
         ({"depth": ((1, -1), 0)}, ValueError, "axis 0: .* -1 elements"),
-        ({"depth": (1,)}, ValueError, "has 1 entries for 2 axes; pass 2, one an axis"),
+        ({"depth": (1,)}, ValueError, "has 1 entries for 2 axes; pass 2, one per axis"),
         ({"depth": {1: 0.5}}, TypeError, "axis 1: 0.5 is a float; pass an int"),
         ({"depth": None}, TypeError, "None is a NoneType; pass an int"),
         ({"depth": 1, "boundary": ("edge",)}, ValueError, "has 1 entries for 2 axes"),
