@@ -144,6 +144,19 @@ def test_metadata_of_a_dtype_is_of_this_call(lone: shmpar.Pool) -> None:
         assert lone.map_blocks(noted, array, chunks=2).dtype.metadata == {"of": number}
 
 
+def test_metadata_of_a_declared_dtype_is_of_this_call(lone: shmpar.Pool) -> None:
+    """The function sees the dtype= of its own call, although equal dtypes were declared before."""
+    array = lone.array(np.zeros(4))
+
+    def noted(block: Any, block_info: Any) -> Any:
+        return block + block_info[None]["dtype"].metadata["of"]
+
+    for number in (1, 2, 2, 1):
+        dtype = np.dtype("f8", metadata={"of": number})
+        got = lone.map_blocks(noted, array, chunks=2, dtype=dtype)
+        assert got.tolist() == [number] * 4
+
+
 def test_a_function_that_reshapes_its_input_reshapes_that_of_one_call(lone: shmpar.Pool) -> None:
     array = lone.array(np.float64(3))
 

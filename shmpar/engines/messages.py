@@ -19,7 +19,6 @@ Imports environment, the protocol, plan, segment, travel and worker.messages.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import pickle
 import sys
@@ -39,7 +38,7 @@ from shmpar.memory.locate import locate
 from shmpar.memory.segment import Place, Segment
 from shmpar.pickling.pack import Parcel, known, pack
 from shmpar.pickling.unpack import unpack
-from shmpar.plan import Failure, Function, Plan, spell
+from shmpar.plan import Failure, Function, spell
 from shmpar.runtime.interrupts import allowed
 
 __all__ = [
@@ -342,7 +341,9 @@ def pack_execution(execution: Execution, ledger: Segment, *, foreign: bool) -> P
             place = Place(segment, 0)
         arrays.append(held)
         references.append(_refer(place, held, segments))
-    plan = _pickled(execution.plan)
+    # Why: not cached by equality of the plan: 0.0 and -0.0, 1 and True, or dtypes that differ in
+    # metadata are equal, and are not the same plan.
+    plan = pickle.dumps(execution.plan, 5)
     return Packed(
         plan=plan,
         parcel=parcel,
@@ -367,16 +368,3 @@ def _reference(array: Array, segments: dict[int, Segment]) -> Reference:
 def _refer(place: Place, array: Array, segments: dict[int, Segment]) -> Reference:
     segments[place.segment.key] = place.segment
     return place.segment.key, place.offset, array.shape, array.strides, spell(array.dtype)
-
-
-def _pickled(plan: Plan) -> bytes:
-    try:
-        return _pickled_before(plan)
-    except TypeError:  # a seed that is a list cannot be looked up
-        return pickle.dumps(plan, 5)
-
-
-@functools.lru_cache(maxsize=32)
-def _pickled_before(plan: Plan) -> bytes:
-    """Keep the pickles of calls that are made again and again."""
-    return pickle.dumps(plan, 5)

@@ -167,3 +167,15 @@ def test_the_output_may_not_be_an_input(pool: shmpar.Pool, image: Any) -> None:
     shared = pool.array(image)
     with pytest.raises(ValueError, match="shares memory"):
         pool.map_overlap(np.negative, shared, depth=1, out=shared)
+
+
+@pytest.mark.parametrize("dtype", ["f8", "c16"])
+def test_equal_constants_of_two_calls_stay_apart(pool: shmpar.Pool, dtype: str) -> None:
+    """0.0 and -0.0 are equal, but a call pads with the zero that it was given."""
+    array = np.ones(4, dtype)
+    for zero in (0.0, -0.0, 0.0, np.float32(-0.0), np.float64(0.0), -0.0):
+        signs = pool.map_overlap(
+            lambda window: np.signbit(window.real[:-1]),
+            array, depth=((1, 0),), boundary=zero, chunks=4, trim=False,
+        )  # fmt: skip
+        assert signs.tolist() == [np.signbit(zero), False, False, False]
