@@ -98,14 +98,14 @@ class InBlocks(NamedTuple):
 
     @classmethod
     def like(cls, grid: Grid) -> InBlocks:
-        """Make the same placement, but with any length along an axis in one chunk."""
+        """Make the placement of blocks that may have any length along an axis in one chunk."""
         cuts = tuple(axis if len(axis) != 1 else None for axis in grid.axes)
         return cls(tuple(range(grid.ndim)), cuts)
 
     def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
         """Return the shape of the whole output; axes in one chunk have the result's length."""
         if len(result) != len(self.axes):
-            raise ResultError(self._wrong_ndim(grid, result))
+            raise ResultError(self._wrong_ndim(result))
         return tuple(
             length if cut is None else cut.size
             for cut, length in zip(self.cuts, result, strict=True)
@@ -131,18 +131,14 @@ class InBlocks(NamedTuple):
             return grid.cutter()
         return lambda chunk: self.window(grid, grid.index(chunk))
 
-    def _wrong_ndim(self, grid: Grid, result: Shape) -> str:
+    def _wrong_ndim(self, result: Shape) -> str:
         if not result:
             return "the function returned a scalar where a block is due; use block_reduce for that"
-        due = len(self.axes)
-        remedy = (
-            "name the axes that it drops in drop_axis"
-            if len(result) < due
-            else "name the axes that it adds in new_axis"
-        )
+        axes = len(self.axes)
+        remedy = "drops in drop_axis" if len(result) < axes else "adds in new_axis"
         return (
-            f"the function returned an array of shape {result} where a block is due with {due} axes; "
-            + remedy
+            f"the function returned an array of shape {result} where a block is due with {axes} "
+            f"axes; name the axes that it {remedy}"
         )
 
 
@@ -360,6 +356,22 @@ class Plan(NamedTuple):
     def window(self, chunk: int) -> Window:
         """Return the window of a chunk in an output."""
         return self.placement.window(self.grid, self.grid.index(chunk))
+
+    def check_shape(self, out: np.ndarray[Any, Any]) -> None:
+        """Raise ``ValueError`` if `out` cannot have the shape of the output."""
+        due: tuple[Any, ...]
+        if isinstance(self.placement, InBlocks):
+            lengths = [None if cut is None else cut.size for cut in self.placement.cuts]
+            fits = out.ndim == len(lengths) and all(
+                length in {None, found} for length, found in zip(lengths, out.shape, strict=True)
+            )
+            due = tuple("any" if length is None else length for length in lengths)
+        else:
+            lead = self.grid.numblocks
+            fits = out.shape[: len(lead)] == lead
+            due = (*lead, "...")
+        if not fits:
+            raise ValueError(f"{self.verb}: out= has shape {out.shape}; the results make {due}")
 
     def windows(
         self, chunk: int, outputs: Sequence[np.ndarray[Any, Any]]

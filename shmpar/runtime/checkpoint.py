@@ -70,7 +70,6 @@ from shmpar.plan import Announcement, Function, InBlocks, Output, Plan
 from shmpar.runtime.failures import levels_to_user
 from shmpar.runtime.interrupts import allowed
 from shmpar.runtime.outputs import NpyFile, Outputs
-from shmpar.verbs.outputs import OutputSpec, check_shape
 from shmpar.worker.verify import checksum, crc
 
 __all__ = ["LedgerFile", "Owner", "check_kept", "digest", "identify", "take_up"]
@@ -495,7 +494,9 @@ _OUTLIVE = (
 )
 
 
-def check_kept(plan: Plan, ledger: Any, targets: OutputSpec, *, in_place: bool) -> str:
+def check_kept(
+    plan: Plan, ledger: Any, given: Sequence[Array | NpyFile] | None, *, in_place: bool
+) -> str:
     """The absolute path of a ledger on disk, for a call whose results are there too.
 
     Raises
@@ -516,13 +517,13 @@ def check_kept(plan: Plan, ledger: Any, targets: OutputSpec, *, in_place: bool) 
             f"{verb}: ledger= cannot serve a call in place: a chunk that was begun has overwritten "
             "what it would be computed from"
         )
-    if targets.returns_objects:
+    if plan.returns_objects:
         raise ValueError(f"{verb}: ledger= cannot keep Python objects (dtype=object)")
     # Where blocks are put together there are results; elsewhere the function may return None.
     blocks = isinstance(plan.placement, InBlocks)
-    if targets.given is None and (blocks or targets.dtypes is not None):
+    if given is None and (blocks or plan.dtypes is not None):
         raise ValueError(f"{verb}: {_OUTLIVE}")
-    for one in targets.given or ():
+    for one in given or ():
         if isinstance(one, NpyFile):
             if one.path == path:
                 raise ValueError(f"{verb}: ledger= and out= are one file, {path!r}")
@@ -617,7 +618,7 @@ def _found(plan: Plan, outputs: Outputs) -> list[Array] | None:
         if array is None or (dtype is not None and array.dtype != dtype):
             return None
         try:
-            check_shape(plan, array)
+            plan.check_shape(array)
         except ValueError:
             return None
         found.append(array)

@@ -40,7 +40,6 @@ from shmpar.verbs.outputs import (
     axes_tuple,
     check_casts,
     check_overlap,
-    check_shape,
     parse_targets,
     place_blocks,
     ufunc_dtypes,
@@ -211,7 +210,7 @@ def _run(
     if request.ledger is not None:
         from shmpar.runtime.checkpoint import check_kept, take_up  # loads what few calls need
 
-        path = check_kept(plan, request.ledger, targets, in_place=in_place)
+        path = check_kept(plan, request.ledger, targets.given, in_place=in_place)
         seeded = request.seed is not None
         plan, todo = take_up(path, plan, function, inputs.arrays, outputs, seeded=seeded)
     outputs.known = known
@@ -283,7 +282,7 @@ def _given_outputs(
     shape, outputs = _known_shape(plan), []
     for one, dtype in zip(given, targets.dtypes or (), strict=True):
         if isinstance(one, np.ndarray):
-            check_shape(plan, one)
+            plan.check_shape(one)
             outputs.append(Output(one.shape, one.dtype))
         elif shape is not None and dtype is not None:
             outputs.append(Output(shape, dtype))

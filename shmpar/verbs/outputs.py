@@ -25,7 +25,7 @@ from shmpar.grid.axis import per_axis, whole_number
 from shmpar.memory.copying import is_masked
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import byte_bounds
-from shmpar.plan import Argument, Blocks, InBlocks, Plan, Rows, Whole
+from shmpar.plan import Argument, Blocks, InBlocks, Rows, Whole
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.outputs import NpyFile, Outputs, filler
 from shmpar.verbs.arguments import Inputs
@@ -35,7 +35,6 @@ __all__ = [
     "axes_tuple",
     "check_casts",
     "check_overlap",
-    "check_shape",
     "parse_targets",
     "place_blocks",
     "ufunc_dtypes",
@@ -345,23 +344,6 @@ def _cut(position: int, entry: Any, blocks: int) -> Axis:
         return Axis.explicit(lengths)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-
-
-def check_shape(plan: Plan, out: np.ndarray[Any, Any]) -> None:
-    """Raise ``ValueError`` if `out` cannot have the shape of the output."""
-    placement = plan.placement
-    if isinstance(placement, InBlocks):
-        fits = out.ndim == len(placement.cuts) and all(
-            cut is None or cut.size == length
-            for cut, length in zip(placement.cuts, out.shape, strict=True)
-        )
-        due = tuple("any" if cut is None else cut.size for cut in placement.cuts)
-    else:
-        lead = plan.grid.numblocks
-        fits = out.shape[: len(lead)] == lead
-        due = (*lead, "...")
-    if not fits:
-        raise ValueError(f"{plan.verb}: out= has shape {out.shape}; the results make {due}")
 
 
 def ufunc_dtypes(func: Callable[..., Any], inputs: Inputs) -> tuple[DType, ...] | None:
