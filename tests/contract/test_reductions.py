@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shmpar
-from shmpar.verbs.reductions import TAKEN
+from shmpar.verbs.reductions import REDUCTION_OPTIONS
 
 quick = settings(
     max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
@@ -155,7 +155,7 @@ def test_a_reduction_takes_what_it_has(pool: shmpar.Pool, name: str, image: Any)
         "progress": lambda *at: seen.append(at), "on_error": "fill", "fill_value": 0,
         "retries": 2, "task_timeout": 60, "wait": True,
     }  # fmt: skip
-    assert set(keywords) == {*TAKEN, "wait"}
+    assert set(keywords) == {*REDUCTION_OPTIONS, "wait"}
     got, due = getattr(pool, name)(image, **keywords), getattr(pool, name)(image)
     np.testing.assert_equal(got, due)
     assert seen[-1][0] == seen[-1][1]
