@@ -99,7 +99,7 @@ class InBlocks(NamedTuple):
     @classmethod
     def like(cls, grid: Grid) -> InBlocks:
         """Make the placement of blocks that may have any length along an axis in one chunk."""
-        cuts = tuple(axis if len(axis) != 1 else None for axis in grid.axes)
+        cuts = tuple([axis if axis.count != 1 else None for axis in grid.axes])
         return cls(tuple(range(grid.ndim)), cuts)
 
     def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:

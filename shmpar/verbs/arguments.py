@@ -18,6 +18,8 @@ from shmpar.pickling.pack import is_named
 from shmpar.plan import Argument, Blocks, Items, Rows, Whole
 
 Array = np.ndarray[Any, Any]
+Axes = tuple[int, ...]
+Depths = tuple[tuple[int, int], ...]
 
 
 @dataclass(eq=False, slots=True)
@@ -56,21 +58,19 @@ class Inputs:
         """Bytes of an element of the widest array."""
         return max((array.itemsize for array in self.arrays), default=8)
 
-    def cut(self, chunks: Any, *, whole: tuple[int, ...] = (), most: int = BLOCK_BYTES) -> Grid:
+    def cut(
+        self, chunks: Any, *, whole: Axes = (), depth: Depths = (), most: int = BLOCK_BYTES
+    ) -> Grid:
         """Make the grid of the inputs; arguments as in :meth:`shmpar.grid.Grid.cut`."""
         entries = chunks if isinstance(chunks, tuple) else (chunks,)
         # Why: only ints and strings are keys of a cache, since True and 1.0 are equal to 1.
-        cut = _cached_cut if all(type(one) in {int, str} for one in entries) else _cut
-        return cut(self.shape, chunks, self.itemsize, whole, most)
+        cut = _cached_cut if all(type(one) in {int, str} for one in entries) else Grid.cut
+        return cut(
+            self.shape, chunks, itemsize=self.itemsize, depth=depth or None, whole=whole, most=most
+        )
 
 
-def _cut(
-    shape: tuple[int, ...], chunks: Any, itemsize: int, whole: tuple[int, ...], most: int
-) -> Grid:
-    return Grid.cut(shape, chunks, itemsize=itemsize, whole=whole, most=most)
-
-
-_cached_cut = functools.lru_cache(maxsize=64)(_cut)
+_cached_cut = functools.lru_cache(maxsize=64)(Grid.cut)
 
 
 def as_input(value: Any, verb: str) -> Array:

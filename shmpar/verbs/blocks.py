@@ -87,7 +87,8 @@ class BlockVerbs(Caller):
         most = _UFUNC_BLOCK_BYTES if isinstance(func, np.ufunc) else BLOCK_BYTES
         grid = call.grid = inputs.cut(chunks, whole=dropped, most=most)
         call.placement = place_blocks(grid, dropped, new_axis, out_chunks)
-        like_input = call.placement == InBlocks.like(grid)
+        matters = call.pass_out or out is not None
+        like_input = matters and call.placement == InBlocks.like(grid)
         if call.pass_out and like_input:
             # Why: the function writes into a window, which has the length of the chunk.
             call.placement = InBlocks.exactly(grid)

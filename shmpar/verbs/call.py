@@ -76,12 +76,8 @@ class Call:
         halo = Halo.parse(depth, boundary, len(self.inputs.shape))
         for array in self.inputs.arrays:
             halo.check_constants(array.dtype)
-        if not halo:
-            self.grid = self.inputs.cut(chunks)
-            return
-        self.halo = halo
-        inputs = self.inputs
-        self.grid = Grid.cut(inputs.shape, chunks, itemsize=inputs.itemsize, depth=depth)
+        self.halo = halo or None
+        self.grid = self.inputs.cut(chunks, depth=halo.depth if halo else ())
 
     def declare_output(
         self, out: Any = None, dtype: Any = None, *, objects: bool = False, in_place: bool = False

@@ -246,7 +246,8 @@ class Reductions(BlockVerbs, RowVerbs):
         {reduced}
         dtype : dtype, optional
             Dtype of the result, floating or complex; by default float64 for integers, else the
-            dtype of the array. The precision of the computation is at least that of the array.
+            dtype of the array. The precision of the computation is at least that of the array. Any
+            other dtype is a TypeError, since it would truncate deviations.
         {ddof}
         {keepdims}
         {rounded_chunks}
@@ -260,8 +261,6 @@ class Reductions(BlockVerbs, RowVerbs):
         Raises
         ------
         {reduction_raises}
-        TypeError
-            For a `dtype` that would truncate deviations.
 
         Notes
         -----
@@ -317,8 +316,6 @@ class Reductions(BlockVerbs, RowVerbs):
         Raises
         ------
         {reduction_raises}
-        TypeError
-            For a `dtype` that would truncate deviations.
 
         Notes
         -----
