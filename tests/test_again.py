@@ -1,4 +1,4 @@
-"""A small call that is made again: the worker has it at hand, and the result is of this call."""
+"""Repeated small calls: workers reuse the plan, and the result belongs to the latest call."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def one_worker() -> Iterator[shmpar.Pool]:
 
 @pytest.fixture
 def lone(one_worker: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
-    """A pool of one worker, which has every chunk."""
+    """A pool of one worker, which computes every chunk."""
     yield one_worker
     let_go(one_worker)
 
@@ -40,7 +40,7 @@ def total(block: Any) -> Any:
 
 
 def what_is_bound(block: Any) -> int:
-    """In a worker: which object stands for the plan there."""
+    """Return, in a worker, the id of the object that stands for the plan."""
     import sys
 
     frame = sys._getframe(1)
@@ -61,7 +61,7 @@ def test_the_same_call_is_bound_once(lone: shmpar.Pool) -> None:
     assert bound(chunks=1) != first
 
 
-def test_it_is_of_what_the_array_holds_now(lone: shmpar.Pool) -> None:
+def test_a_call_uses_the_current_values_of_the_array(lone: shmpar.Pool) -> None:
     array = lone.array(np.arange(6.0))
     for step in range(4):
         array += step
@@ -77,8 +77,8 @@ def test_results_stay_when_the_call_is_made_again(lone: shmpar.Pool) -> None:
     assert [one.tolist() for one in results] == [[-number] * 4 for number in range(3)]
 
 
-def test_the_first_result_says_anew_what_the_output_is(lone: shmpar.Pool) -> None:
-    """The function is the same; the dtype, the shape and the number of its results are not."""
+def test_the_first_result_of_each_call_decides_the_output(lone: shmpar.Pool) -> None:
+    """The same function returns results of other dtype, shape and number."""
     array = lone.array(np.zeros(4))
 
     def by_value(block: Any) -> Any:
@@ -131,7 +131,7 @@ def test_a_call_that_failed_is_made_again(lone: shmpar.Pool) -> None:
 
 
 def test_metadata_of_a_dtype_is_of_this_call(lone: shmpar.Pool) -> None:
-    """Dtypes that differ in nothing else are equal."""
+    """Dtypes that differ only in metadata are equal."""
     array = lone.array(np.zeros(4))
 
     def noted(block: Any) -> Any:
@@ -206,7 +206,7 @@ def test_the_worker_lets_go_of_an_array_that_is_gone(lone: shmpar.Pool) -> None:
 
 
 def test_a_call_that_was_refused_lets_go_too(lone: shmpar.Pool) -> None:
-    """The error is kept until what it is about has changed; the memory is not."""
+    """The error stays until its cause changes; the memory is released."""
     array = lone.array(np.ones(MEGABYTES << 17))
     for _ in range(2):
         lone.block_reduce(total, array, chunks=MEGABYTES << 15)
@@ -228,7 +228,7 @@ def test_a_call_that_was_refused_lets_go_too(lone: shmpar.Pool) -> None:
 
 
 def _mapped(pid: int) -> int:
-    """Bytes of shared memory that a process has mapped."""
+    """Return the bytes of shared memory that a process has mapped."""
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     spans = [line.split()[0].split("-") for line in lines if "/dev/shm" in line or "memfd" in line]
     return sum(int(end, 16) - int(begin, 16) for begin, end in spans)

@@ -1,4 +1,4 @@
-"""Grids: how an array is cut."""
+"""Grids: the chunks of an array, and the forms of ``chunks=``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def regular(size: int, step: int) -> list[int]:
 
 @st.composite
 def cuts(draw):
-    """Draw an axis: what the user passes as `chunks`, and the length of every chunk."""
+    """Draw an axis: the entry of `chunks`, and the length of every chunk."""
     if draw(st.booleans()):
         lengths = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=5)))
         return lengths, list(lengths)
@@ -99,7 +99,7 @@ def test_properties_agree(made):
 
 @given(grids())
 def test_a_grid_is_a_value(made):
-    """A grid pickles, and is equal and hashes equal however its chunks were described."""
+    """A grid pickles; equal chunks give equal grids with equal hashes."""
     grid, lengths = made
     assert pickle.loads(pickle.dumps(grid)) == grid
     explicit = Grid.cut(grid.shape, tuple(map(tuple, lengths)))
@@ -108,7 +108,7 @@ def test_a_grid_is_a_value(made):
 
 
 def test_a_grid_pickles_small():
-    """A regular grid travels as a few dozen bytes an axis, whatever its number of chunks."""
+    """The pickle of a regular grid has a few dozen bytes per axis, for any number of chunks."""
     small, large = (pickle.dumps(Grid.cut((n,) * 4, 1), protocol=5) for n in (10, 10**9))
     assert len(large) - len(small) <= 4 * 12
     assert len(large) <= 100 + 4 * 30
@@ -184,7 +184,7 @@ def test_without_axes_there_is_one_chunk(chunks):
     ],
 )
 @pytest.mark.parametrize("chunks", [(4, 3), ((5, 1, 4), (1, 5, 1))], ids=["regular", "explicit"])
-def test_what_is_not_there_is_an_index_error(chunks, ask, argument):
+def test_a_missing_chunk_is_an_index_error(chunks, ask, argument):
     """Numbers and indices outside the grid raise IndexError, also negative ones."""
     with pytest.raises(IndexError):
         getattr(Grid.cut((10, 7), chunks), ask)(argument)
@@ -212,7 +212,7 @@ def test_an_axis_is_a_sequence_of_slices():
     ids=str,
 )
 def test_check_invariants_finds_a_broken_axis(axis):
-    """An axis that was not made by its constructors and does not tile is told."""
+    """An axis that does not tile is an AssertionError."""
     with pytest.raises(AssertionError):
         Grid((axis,)).check_invariants()
 
@@ -242,7 +242,7 @@ def test_check_invariants_finds_a_broken_axis(axis):
     ids=str,
 )
 def test_forms_of_chunks(shape, chunks, lengths):
-    """Each way to say `chunks` means what the documentation says."""
+    """Each form of `chunks` has its documented meaning."""
     assert Grid.cut(shape, chunks) == Grid(tuple(map(Axis.explicit, lengths)))
 
 
@@ -278,7 +278,7 @@ def test_forms_of_chunks(shape, chunks, lengths):
     ids=repr,
 )
 def test_chunks_that_do_not_fit_are_refused(chunks, error, says):
-    """A message names the value, its place and what to pass."""
+    """A message names the value, its place and the remedy."""
     with pytest.raises(error, match=says):
         Grid.cut((10, 7), chunks)
 
@@ -369,15 +369,15 @@ def test_auto_blocks_are_wide_enough_for_their_halo(shape, itemsize, depth):
 
 
 @given(shapes, itemsizes, st.data())
-def test_auto_never_cuts_what_must_stay_whole(shape, itemsize, data):
+def test_auto_never_divides_a_whole_axis(shape, itemsize, data):
     """The axes named in `whole` are one chunk, however large."""
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))
     grid = Grid.cut(shape, "auto", itemsize=itemsize, depth=2, whole=(axis,))
     assert len(grid.axes[axis]) <= 1
 
 
-def test_what_must_stay_whole_may_be_cut_by_hand():
-    """Explicit chunks are the user's word; `whole` is about "auto" only."""
+def test_explicit_chunks_may_divide_a_whole_axis():
+    """`whole` applies to "auto" only, not to explicit chunks."""
     assert Grid.cut((10, 10), 5, whole=(0,)).numblocks == (2, 2)
 
 

@@ -1,4 +1,4 @@
-"""Outputs: allocated as the results say, or the user's, and delivered at the end."""
+"""Outputs, which are allocated from the first result or given by the user."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ F8, I4 = np.dtype("f8"), np.dtype("i4")
 
 
 def said(*outputs: tuple[Any, Any], is_tuple: bool = False) -> Announcement:
-    """What a first result says."""
+    """Make the announcement of a first result."""
     made = tuple(Output(shape, np.dtype(dtype)) for shape, dtype in outputs)
     return Announcement(made, is_tuple=is_tuple, chunk=0)
 
 
 class TestAllocation:
-    """Arrays that workers write to."""
+    """Arrays into which workers write."""
 
     def test_new_outputs_lie_in_segments(self) -> None:
-        """Zeroed, plain, and kept by nothing but their views."""
+        """The arrays are zeroed, and only their views keep them alive."""
         outputs = Outputs(None)
         one, other = outputs.allocate(said(((2, 3), "f8"), ((), "i4"), is_tuple=True))
         assert (one.shape, one.dtype, type(one)) == ((2, 3), F8, np.ndarray)
@@ -48,14 +48,14 @@ class TestAllocation:
         dtype=st.sampled_from(["f8", ">c8", "S3", "M8[s]", "?", "i4,f8"]),
     )
     def test_outputs_of_every_shape_and_dtype_can_be_made(self, shape: Any, dtype: str) -> None:
-        """Also without elements, or without axes."""
+        """The size fits, also for arrays without elements or axes."""
         made = new_output(shape, np.dtype(dtype))
         assert (made.shape, made.dtype) == (shape, np.dtype(dtype))
         assert made.flags.writeable
         assert made.flags.c_contiguous
 
     def test_small_outputs_share_a_segment(self) -> None:
-        """Side by side in the slab, if there is one."""
+        """Small outputs lie side by side in the slab."""
         slab = Slab()
         outputs = Outputs(None)
         outputs.slab = slab
@@ -66,8 +66,8 @@ class TestAllocation:
         assert one_place.segment == other_place.segment
         assert not np.shares_memory(one, other)
 
-    def test_one_output_is_no_tuple_and_none_is_none(self) -> None:
-        """Unless the function returned a tuple of one."""
+    def test_a_single_output_is_no_tuple_and_none_is_none(self) -> None:
+        """A tuple of one output is still a tuple."""
         outputs = Outputs(None)
         (array,) = outputs.allocate(said(((3,), "f8")))
         assert outputs.result() is array
@@ -78,7 +78,7 @@ class TestAllocation:
         assert Outputs(None).result() is None
 
     def test_objects_have_a_plain_array(self) -> None:
-        """They never lie in shared memory."""
+        """Objects never lie in shared memory."""
         outputs = Outputs(None, returns_objects=True)
         (array,) = outputs.allocate(said(((2, 2), object)))
         assert array.dtype == object
@@ -96,7 +96,7 @@ class TestAllocation:
     def test_results_that_do_not_fit_the_user_s_arrays_are_refused(
         self, given: Any, announced: Any, message: str
     ) -> None:
-        """Before anything is allocated."""
+        """The error comes before anything is allocated."""
         outputs = Outputs(given)
         with pytest.raises(ResultError, match=message):
             outputs.allocate(announced)
@@ -107,7 +107,7 @@ class TestDelivery:
     """The user's own arrays."""
 
     def test_a_plain_array_gets_the_finished_windows_at_the_end(self) -> None:
-        """And is what the verb returns."""
+        """The verb returns the given array."""
         mine = np.full((4, 4), -1.0)
         outputs = Outputs((mine,))
         (array,) = outputs.allocate(said(((4, 4), "f8")))
@@ -119,7 +119,7 @@ class TestDelivery:
         assert outputs.result() is mine
 
     def test_all_of_it_is_delivered_where_all_is_finished(self) -> None:
-        """Into strided arrays, and arrays without axes, too."""
+        """Results are also delivered into strided arrays and arrays without axes."""
         wide, point = np.zeros((3, 4)), np.zeros(())
         outputs = Outputs((wide[:, ::2], point))
         strided, single = outputs.allocate(said(((3, 2), "f8"), ((), "f8"), is_tuple=True))
@@ -130,7 +130,7 @@ class TestDelivery:
         assert outputs.result()[1] is point
 
     def test_shared_and_mapped_arrays_are_written_in_place(self, tmp_path: Path) -> None:
-        """They are what workers write to, and nothing is copied at the end."""
+        """Workers write into the given arrays, and nothing is copied at the end."""
         shared = shmpar.zeros((2, 3))
         mapped = np.memmap(tmp_path / "out", "f8", "w+", shape=(2, 3))
         outputs = Outputs((shared[:, 1:], mapped))
@@ -144,7 +144,7 @@ class TestDelivery:
         assert shared.tolist() == [[0, 3, 3]] * 2
         assert outputs.result()[1] is mapped
 
-    def test_nothing_is_delivered_of_what_was_never_allocated(self) -> None:
+    def test_outputs_that_were_never_allocated_are_not_delivered(self) -> None:
         """A run that failed before its first result leaves the user's array alone."""
         mine = np.full(3, -1.0)
         Outputs((mine,)).deliver([(0,)])
@@ -175,7 +175,7 @@ class TestFilling:
         ],
     )
     def test_a_value_that_fits_is_put_there(self, value: Any, dtype: str, filled: Any) -> None:
-        """None is what says 'not known'."""
+        """None stands for the missing value of the dtype."""
         array = np.zeros(1, dtype)
         array[0] = filler(value, np.dtype(dtype))
         assert repr(array[0]) == repr(np.array([filled], dtype)[0])
@@ -189,7 +189,7 @@ class TestFilling:
         ],
     )  # fmt: skip
     def test_a_value_that_does_not_fit_is_an_error(self, value: Any, dtype: str) -> None:
-        """It is neither wrapped around nor cut off."""
+        """The fill value is neither wrapped nor truncated."""
         with pytest.raises(ValueError, match="fill_value"):
             filler(value, np.dtype(dtype))
 
@@ -200,7 +200,7 @@ class TestFilling:
             missing(np.dtype(dtype))
 
     def test_it_is_checked_as_soon_as_the_dtypes_are_known(self) -> None:
-        """Before anything is allocated."""
+        """The error comes before anything is allocated."""
         outputs = Outputs(None, fill=functools.partial(filler, None))
         outputs.check_fill([F8, None])
         with pytest.raises(ValueError, match="fill_value"):
@@ -211,7 +211,7 @@ class TestFilling:
         Outputs(None).check_fill([I4])
 
     def test_the_windows_are_filled_in_each_output(self) -> None:
-        """And nothing else."""
+        """Only the windows of failed chunks are filled."""
         outputs = Outputs(None, fill=functools.partial(filler, -1))
         one, other = outputs.allocate(said(((3,), "f8"), ((3, 2), "i4"), is_tuple=True))
         outputs.fill([(1,)])
@@ -221,10 +221,10 @@ class TestFilling:
 
 
 class TestHandingOver:
-    """A result that its caller alone keeps."""
+    """A result that only its caller keeps alive."""
 
     def test_it_is_there_as_long_as_the_caller_has_it(self) -> None:
-        """Then asking again is an error that says so."""
+        """Asking again is an error with the reason."""
         array = np.zeros(3)
         held = HandedOver(array)
         assert held.again() is array
@@ -233,7 +233,7 @@ class TestHandingOver:
             held.again()
 
     def test_a_tuple_is_there_if_all_of_it_is(self) -> None:
-        """Numbers have no memory to wait for."""
+        """Numbers stay, since they own no memory."""
         array = np.zeros(3)
         held = HandedOver((array, np.float64(2)))
         assert held.again()[0] is array
@@ -243,6 +243,6 @@ class TestHandingOver:
             held.again()
 
     @pytest.mark.parametrize("result", [None, np.float64(3), (np.int32(1), np.int32(2))])
-    def test_what_is_no_array_is_kept(self, result: Any) -> None:
-        """None, numbers, and tuples of them."""
+    def test_results_that_are_no_arrays_stay(self, result: Any) -> None:
+        """None, numbers and tuples of them stay."""
         assert HandedOver(result).again() == result
