@@ -364,9 +364,10 @@ class Reductions(BlockVerbs, RowVerbs):
 
         Raises
         ------
-        ValueError
-            As in NumPy, and for a rule such as ``bins="auto"``, which needs the whole array.
-        {reduction_raises}
+        ValueError, TypeError
+            As in NumPy; also for a rule such as ``bins="auto"``, which needs the whole array.
+        ChunkError, WorkerDied, TaskTimeout, SegmentFull
+            As in :meth:`map_blocks`.
 
         Notes
         -----

@@ -116,6 +116,14 @@ def test_a_function_may_write_by_itself(pool: shmpar.Pool, chunks: Any) -> None:
     assert np.array_equal(out, (2 * X).astype("f4"))
 
 
+@pytest.mark.parametrize("chunks", [(7, 11), (30, 40), (30, 11)])
+def test_a_function_may_write_in_place(pool: shmpar.Pool, chunks: Any) -> None:
+    """The input is the output, also if an axis lies in one chunk."""
+    array = pool.array(X)
+    assert pool.map_blocks(_double, array, out=array, chunks=chunks, pass_out=True) is array
+    assert np.array_equal(array, 2 * X)
+
+
 def test_several_outputs_are_passed_as_a_tuple(pool: shmpar.Pool) -> None:
     """A tuple of one output is still a tuple."""
 
