@@ -14,12 +14,13 @@ workers; so results do not depend on it either. All arguments are checked before
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from operator import index as as_int
 from reprlib import repr as brief
 from typing import Any, TypeAlias
 
-from shmpar.grid.axis import Axis, Fixed, axis_number, fix, per_axis, whole_number
+from shmpar.grid.axis import Axis, axis_number, per_axis, whole_number
 from shmpar.grid.halo import parse_depth
 
 #: One axis: elements, -1 or None for a whole axis, "auto", or the length of every chunk.
@@ -35,7 +36,8 @@ FEWEST_BLOCKS = 64
 _REMEDY = 'pass a positive int, -1 or None for the whole axis, "auto", or a tuple of lengths'
 
 
-class Grid(Fixed):
+@dataclass(frozen=True, slots=True)
+class Grid:
     """The chunks of an array of one shape.
 
     Attributes
@@ -56,29 +58,17 @@ class Grid(Fixed):
     (slice(4, 8, None), slice(6, 7, None))
     """
 
-    __slots__ = ("axes", "shape", "size")
-
     axes: tuple[Axis, ...]
-    shape: tuple[int, ...]
-    size: int
+    # Why: stored, since every call reads them several times.
+    shape: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    size: int = field(init=False, repr=False, compare=False)
 
-    def __init__(self, axes: tuple[Axis, ...]) -> None:
-        fix(self, "axes", axes)
-        # Why: stored, since every call reads them several times.
-        fix(self, "shape", tuple([axis.size for axis in axes]))
-        fix(self, "size", prod([axis.count for axis in axes]))
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Grid) and self.axes == other.axes)
-
-    def __hash__(self) -> int:
-        return hash(self.axes)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple([axis.size for axis in self.axes]))
+        object.__setattr__(self, "size", prod([axis.count for axis in self.axes]))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Grid, (self.axes,)
-
-    def __repr__(self) -> str:
-        return f"Grid(axes={self.axes!r})"
 
     @classmethod
     def cut(
