@@ -1,18 +1,13 @@
-"""Where the result of a chunk goes in an output.
+"""The plan of a call: all that a worker needs to compute a chunk, except function and memory.
 
-Imports grid.
-
-The plan: all that a worker needs, besides the function and the memory, to compute any chunk.
-
-Imports grid and placement.  A plan is made by a verb, once a call, and is the same for every worker
-and engine.
+A verb makes a plan once per call, and it is the same for every worker and engine.
 
 ==============  =====================================================================
-who             owns
+part            owns
 ==============  =====================================================================
 verb            the meaning of the arguments; makes the plan
-plan            the grid, how a chunk's arguments are cut, where its result goes
-scheduler       which chunks are still to be computed
+plan            the grid, the arguments of a chunk, the place of its result
+scheduler       the chunks that are still to be computed
 engine          processes or threads, memory in them, messages
 worker          one chunk at a time: calls the function, checks and stores its result
 ==============  =====================================================================
@@ -20,7 +15,6 @@ worker          one chunk at a time: calls the function, checks and stores its r
 
 from __future__ import annotations
 
-import functools
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -29,95 +23,69 @@ import numpy as np
 
 from shmpar.grid import Axis, Grid, Halo
 
-__all__ = [
-    "Along",
-    "Announcement",
-    "Argument",
-    "Blocks",
-    "Failure",
-    "Function",
-    "InBlocks",
-    "Items",
-    "Output",
-    "PerChunk",
-    "PerItem",
-    "Placement",
-    "Plan",
-    "ResultError",
-    "Rows",
-    "Whole",
-    "describe_region",
-]
-
 Shape = tuple[int, ...]
+Window = tuple[slice | int, ...]
+DType = np.dtype[Any]
 
 
 class ResultError(Exception):
-    """What the function returned does not fit; the message says how and what to do."""
+    """The result of the function does not fit; the message names the reason and the remedy."""
 
 
 class Placement(Protocol):
-    """Where the result of a chunk goes in an output."""
+    """Position of the result of each chunk in an output."""
 
     def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
-        """Shape of the whole output, from the shape of one chunk's result."""
+        """Return the shape of the whole output, from the shape of the result of one chunk."""
         ...
 
-    def window(self, grid: Grid, index: Shape) -> tuple[slice | int, ...]:
-        """The chunk's window in the output."""
+    def window(self, grid: Grid, index: Shape) -> Window:
+        """Return the window of a chunk in the output."""
         ...
 
-    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], tuple[slice | int, ...]]:
-        """The function from a chunk's number to its window in an output of this shape."""
+    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], Window]:
+        """Return the function from a chunk number to its window in an output of this shape."""
         ...
 
 
-class PerItem(NamedTuple):
-    """Chunk ``i`` goes to ``out[i]``."""
+class PerChunk:
+    """Placement of the chunk with index ``(i, j)`` at ``out[i, j]``."""
 
-    kind: str = "item"  # tuples are equal if their fields are, and plans are looked up by them
+    __slots__ = ()
 
     def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
-        """Shape of the whole output: ``(items, *result)``."""
-        return (grid.size, *result)
-
-    def window(self, grid: Grid, index: Shape) -> tuple[slice | int, ...]:
-        """The item's place."""
-        return index
-
-    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], tuple[slice | int, ...]]:
-        """The item's number is its place."""
-        return lambda chunk: (chunk,)
-
-
-class PerChunk(NamedTuple):
-    """The chunk with index ``(i, j)`` goes to ``out[i, j]``."""
-
-    kind: str = "chunk"
-
-    def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
-        """Shape of the whole output: ``numblocks + result``."""
+        """Return ``numblocks + result``."""
         return (*grid.numblocks, *result)
 
-    def window(self, grid: Grid, index: Shape) -> tuple[slice | int, ...]:
-        """The chunk's place."""
+    def window(self, grid: Grid, index: Shape) -> Window:
+        """Return the index of the chunk."""
         return index
 
-    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], tuple[slice | int, ...]]:
-        """The chunk's index is its place."""
+    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], Window]:
+        """Return the function from a chunk number to the index of the chunk."""
         return grid.index
 
 
+class PerItem(PerChunk):
+    """Placement of chunk ``i`` at ``out[i]``, for a grid of one axis with chunks of one element."""
+
+    __slots__ = ()
+
+    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], Window]:
+        """Return the function from a chunk number to the index of the chunk."""
+        return lambda chunk: (chunk,)
+
+
 class InBlocks(NamedTuple):
-    """Results are blocks that are put together.
+    """Placement of blocks beside one another.
 
     Attributes
     ----------
     axes : tuple of (int or None)
-        For each axis of the output the grid's axis that it comes from; None for a new one.
+        For each axis of the output, the axis of the grid that it corresponds to; None for a new
+        axis.
     cuts : tuple of (Axis or None)
-        How each axis of the output is cut; None where it lies in one chunk, which may have any
-        length.
+        Chunks along each axis of the output; None for an axis in one chunk of any length.
     """
 
     axes: tuple[int | None, ...]
@@ -125,99 +93,97 @@ class InBlocks(NamedTuple):
 
     @classmethod
     def exactly(cls, grid: Grid) -> InBlocks:
-        """Blocks of the output have the lengths of the grid's chunks, whatever those are."""
+        """Make the placement of blocks that have the lengths of the chunks of the grid."""
         return cls(tuple(range(grid.ndim)), grid.axes)
 
     @classmethod
-    @functools.lru_cache(maxsize=64)
     def like(cls, grid: Grid) -> InBlocks:
-        """Blocks of the output lie where the chunks of the grid do."""
-        cuts = tuple(axis if len(axis) != 1 else None for axis in grid.axes)
+        """Make the placement of blocks that may have any length along an axis in one chunk."""
+        cuts = tuple([axis if axis.count != 1 else None for axis in grid.axes])
         return cls(tuple(range(grid.ndim)), cuts)
 
     def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
-        """Shape of the whole output; axes in one chunk have the result's length."""
+        """Return the shape of the whole output; axes in one chunk have the result's length."""
         if len(result) != len(self.axes):
-            raise ResultError(self._wrong_ndim(grid, result))
+            raise ResultError(self._wrong_ndim(result))
         return tuple(
             length if cut is None else cut.size
             for cut, length in zip(self.cuts, result, strict=True)
         )
 
-    def window(self, grid: Grid, index: Shape) -> tuple[slice | int, ...]:
-        """The block's window, half-open, in elements of the output."""
+    def window(self, grid: Grid, index: Shape) -> Window:
+        """Return the window of a block, half-open, in elements of the output."""
         return tuple(
             slice(None) if cut is None or axis is None else slice(*cut.span(index[axis]))
             for axis, cut in zip(self.axes, self.cuts, strict=True)
         )
 
     def follows(self, grid: Grid, shape: Shape) -> bool:
-        """Whether an output of this shape is cut like the input."""
+        """Return whether an output of this shape has the same cells as the grid."""
         if shape != grid.shape or self.axes != tuple(range(grid.ndim)):
             return False
         pairs = zip(self.cuts, grid.axes, strict=True)
         return all(len(axis) == 1 if cut is None else cut == axis for cut, axis in pairs)
 
-    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], tuple[slice | int, ...]]:
-        """Where the output is cut like the input, the chunk's own cell."""
+    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], Window]:
+        """Return the function from a chunk number to the window of the block."""
         if self.follows(grid, shape):
             return grid.cutter()
         return lambda chunk: self.window(grid, grid.index(chunk))
 
-    def _wrong_ndim(self, grid: Grid, result: Shape) -> str:
-        said = f"the function returned an array of shape {result} where a block is due"
+    def _wrong_ndim(self, result: Shape) -> str:
         if not result:
             return "the function returned a scalar where a block is due; use block_reduce for that"
-        if len(result) < len(self.axes):
-            return f"{said} with {len(self.axes)} axes; name the axes that it drops in drop_axis"
-        return f"{said} with {len(self.axes)} axes; name the axes that it adds in new_axis"
+        axes = len(self.axes)
+        remedy = "drops in drop_axis" if len(result) < axes else "adds in new_axis"
+        return (
+            f"the function returned an array of shape {result} where a block is due with {axes} "
+            f"axes; name the axes that it {remedy}"
+        )
 
 
 class Along(NamedTuple):
-    """Blocks in which one axis, that is not cut, is replaced by the axes of a line's result.
+    """Placement of blocks in which the axes of a line's result replace the axis of the line.
 
     Attributes
     ----------
     axis : int
-        Which one.
+        Axis of the lines, which lies in one chunk.
     """
 
     axis: int
 
     def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
-        """Shape of the whole output, as :func:`numpy.apply_along_axis`."""
+        """Return the shape of the output of :func:`numpy.apply_along_axis`."""
         middle = result[self.axis : len(result) - (grid.ndim - 1 - self.axis)]
         return (*grid.shape[: self.axis], *middle, *grid.shape[self.axis + 1 :])
 
-    def window(self, grid: Grid, index: Shape) -> tuple[slice | int, ...]:
-        """The block's window, with an ellipsis for the axes of a line's result."""
+    def window(self, grid: Grid, index: Shape) -> Window:
+        """Return the window of a block, with an ellipsis for the axes of a line's result."""
         cell = [slice(*axis.span(i)) for axis, i in zip(grid.axes, index, strict=True)]
         middle: Any = ...
         return (*cell[: self.axis], middle, *cell[self.axis + 1 :])
 
-    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], tuple[slice | int, ...]]:
-        """Windows whose axes are all there."""
+    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], Window]:
+        """Return the function from a chunk number to the window, without an ellipsis."""
         middle = (slice(None),) * (len(shape) - (grid.ndim - 1))
 
-        def window(chunk: int) -> tuple[slice | int, ...]:
+        def window(chunk: int) -> Window:
             cell = grid.core(chunk)
             return (*cell[: self.axis], *middle, *cell[self.axis + 1 :])
 
         return window
 
 
-DType = np.dtype[Any]
-
-
 class Blocks(NamedTuple):
-    """An array that is cut by the grid.
+    """Argument of which each chunk gets a block.
 
     Attributes
     ----------
     array : int
-        Its place among the run's arrays.
+        Index among the arrays of the run.
     axes : tuple of (int or None)
-        For each of its axes, the grid's axis that cuts it, or None if it arrives whole.
+        For each axis of the array, the axis of the grid; None for an axis that stays whole.
     """
 
     array: int
@@ -225,75 +191,76 @@ class Blocks(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """An array of which chunk ``i`` gets ``array[i]``; `array` is its place among the arrays."""
+    """Argument of which chunk ``i`` gets ``arrays[array][i]``."""
 
     array: int
-    kind: str = "rows"  # tuples are equal if their fields are, and plans are looked up by them
 
 
 class Items(NamedTuple):
-    """A sequence of which chunk ``i`` gets item ``i``; `value` is its place among the values."""
+    """Argument of which chunk ``i`` gets item ``i`` of the sequence ``values[value]``."""
 
     value: int
-    kind: str = "items"
 
 
 class Whole(NamedTuple):
-    """An argument that every call gets as it is; `value` is its place among the values."""
+    """Argument of which every chunk gets ``values[value]``."""
 
     value: int
-    kind: str = "whole"
 
 
 Argument = Blocks | Rows | Items | Whole
 
 
 class Output(NamedTuple):
-    """Shape (elements) and dtype of one whole output."""
+    """Shape, in elements, and dtype of one whole output."""
 
     shape: Shape
     dtype: DType
 
 
 class Announcement(NamedTuple):
-    """What the first result says of the outputs.
+    """Shapes and dtypes of the outputs, as declared or as derived from the first result.
 
     Attributes
     ----------
     outputs : tuple of Output
-        One an output; empty if the function returns None.
-    several : bool
-        Whether the function returns a tuple, and so the verb.
+        One per output; empty if the function returns None.
+    is_tuple : bool
+        The function, and so the verb, returns a tuple.
     chunk : int
-        The chunk whose result it was; -1 if the outputs were declared.
+        The chunk of the first result; -1 if the outputs were declared.
     """
 
     outputs: tuple[Output, ...]
-    several: bool
+    is_tuple: bool
     chunk: int = -1
 
     def pack(self) -> tuple[Any, ...]:
-        """As plain tuples, which pickle in a third of the time."""
+        """Return it as plain tuples, which pickle faster."""
         outputs = tuple((shape, spell(dtype)) for shape, dtype in self.outputs)
-        return outputs, self.several, self.chunk
+        return outputs, self.is_tuple, self.chunk
 
     @classmethod
     def unpack(cls, packed: tuple[Any, ...]) -> Announcement:
-        """What :meth:`pack` made."""
-        outputs, several, chunk = packed
+        """Make it from the result of :meth:`pack`."""
+        outputs, is_tuple, chunk = packed
         return cls(
-            tuple(Output(shape, np.dtype(dtype)) for shape, dtype in outputs), several, chunk
+            tuple(Output(shape, np.dtype(dtype)) for shape, dtype in outputs), is_tuple, chunk
         )
 
     def digest(self) -> int:
-        """A number that is equal for announcements that agree; never 0."""
-        return _digest(self.outputs, self.several)
+        """Return a number that is equal for announcements that agree; never 0."""
+        # Why: equal dtypes may differ in metadata, which str() omits.
+        outputs = [
+            (shape, str(dtype) if dtype.kind == "V" else dtype.str) for shape, dtype in self.outputs
+        ]
+        return 1 + zlib.crc32(repr((outputs, self.is_tuple)).encode())
 
     def disagrees(self, first: Announcement) -> str | None:
-        """Say in what the result differs from the first one; None if it does not."""
+        """Return how the result differs from the first result, or None if it does not."""
         if self[:2] == first[:2]:
             return None
-        if not self.outputs or not first.outputs or self.several != first.several:
+        if not self.outputs or not first.outputs or self.is_tuple != first.is_tuple:
             return "the function returned another kind of result here than for the first chunk"
         for mine, other in zip(self.outputs, first.outputs, strict=False):
             if mine.dtype != other.dtype:
@@ -312,14 +279,8 @@ class Announcement(NamedTuple):
         )
 
 
-@functools.lru_cache(maxsize=64)
-def _digest(outputs: tuple[Output, ...], several: bool) -> int:
-    said = [(shape, spell(dtype)) for shape, dtype in outputs], several
-    return 1 + zlib.crc32(repr(said).encode())
-
-
 def spell(dtype: DType) -> str | DType:
-    """A dtype as what is quickest to pickle, and is that dtype again to :class:`numpy.dtype`.
+    """Return the argument of :class:`numpy.dtype` for this dtype that pickles fastest.
 
     Examples
     --------
@@ -330,41 +291,41 @@ def spell(dtype: DType) -> str | DType:
 
 
 class Plan(NamedTuple):
-    """One call of a verb, without its function and its memory.
+    """A call of a verb, without its function and its memory.
 
     Attributes
     ----------
     verb : str
-        Its name, for messages.
+        Name of the verb, for messages.
     grid : Grid
-        How the input is cut.
+        Chunks of the input.
     arguments : tuple of Argument
-        What the function gets for a chunk, in order.
+        Arguments of the function, in order.
     placement : Placement
-        Where its result goes.
+        Position of the results in the outputs.
     halo : Halo or None
-        How far blocks reach over their chunk.
+        Halo of the blocks.
     trim : bool
-        Whether the halo is cut off the result.
+        The halo is removed from the result.
     dtypes : tuple of (dtype or None) or None
-        What the user declared, by ``dtype=`` or ``out=``: results are cast to it. None: each
+        Dtypes declared by ``dtype=`` or ``out=``, to which results are cast. Without one, each
         result must have the dtype of the first.
-    several : bool or None
-        Whether the function returns a tuple; None: the first result says.
-    collects : bool
-        Results are objects that travel by pickle.
-    wants : frozenset of str
-        Which of ``block_id``, ``block_info`` and ``rng`` the function is passed.
+    is_tuple : bool or None
+        The function returns a tuple; None: the first result decides.
+    returns_objects : bool
+        Results are Python objects, which are pickled.
+    special_parameters : frozenset of str
+        Those of ``block_id``, ``block_info`` and ``rng`` that are passed to the function.
     pass_out : bool
         The function is passed its window of the output as ``out``.
     seed : int, sequence of int or None
-        Entropy of the run's random streams.
+        Entropy of the random streams of the run.
     fail_fast : bool
         The first exception stops the run.
     timed : bool
-        Workers note when they began with a chunk.
+        Workers record when they begin a chunk.
     check : bool
-        Workers look whether windows are written once and whole.
+        Workers verify that each window is written once and whole.
     """
 
     verb: str
@@ -374,53 +335,65 @@ class Plan(NamedTuple):
     halo: Halo | None = None
     trim: bool = True
     dtypes: tuple[DType | None, ...] | None = None
-    several: bool | None = None
-    collects: bool = False
-    wants: frozenset[str] = frozenset()
+    is_tuple: bool | None = None
+    returns_objects: bool = False
+    special_parameters: frozenset[str] = frozenset()
     pass_out: bool = False
     seed: Any = None
     fail_fast: bool = True
     timed: bool = False
     check: bool = False
 
-    def __hash__(self) -> int:
-        """Of what differs most often: plans are looked up at each call."""
-        return hash((self.verb, self.grid, self.seed))
-
     @property
     def chunks(self) -> int:
-        """How many chunks there are."""
+        """Number of chunks."""
         return self.grid.size
 
     def region(self, chunk: int) -> tuple[slice, ...]:
-        """The chunk's window in array coordinates, half-open."""
+        """Return the cell of a chunk, half-open, in array coordinates."""
         return self.grid.core(chunk)
 
-    def window(self, chunk: int) -> tuple[slice | int, ...]:
-        """The chunk's window in an output."""
+    def window(self, chunk: int) -> Window:
+        """Return the window of a chunk in an output."""
         return self.placement.window(self.grid, self.grid.index(chunk))
+
+    def check_shape(self, out: np.ndarray[Any, Any]) -> None:
+        """Raise ``ValueError`` if `out` cannot have the shape of the output."""
+        due: tuple[Any, ...]
+        if isinstance(self.placement, InBlocks):
+            lengths = [None if cut is None else cut.size for cut in self.placement.cuts]
+            fits = out.ndim == len(lengths) and all(
+                length in {None, found} for length, found in zip(lengths, out.shape, strict=True)
+            )
+            due = tuple("any" if length is None else length for length in lengths)
+        else:
+            lead = self.grid.numblocks
+            fits = out.shape[: len(lead)] == lead
+            due = (*lead, "...")
+        if not fits:
+            raise ValueError(f"{self.verb}: out= has shape {out.shape}; the results make {due}")
 
     def windows(
         self, chunk: int, outputs: Sequence[np.ndarray[Any, Any]]
     ) -> list[np.ndarray[Any, Any]]:
-        """The chunk's views of the outputs."""
+        """Return the views of the outputs that belong to a chunk."""
         where: tuple[Any, ...] = self.window(chunk)
-        if ... not in where:  # else the window of a scalar would be a copy, not a view
-            where = (*where, ...)
+        if ... not in where:
+            where = (*where, ...)  # Why: without an ellipsis, a scalar would be copied
         return [output[where] for output in outputs]
 
 
 class Function(NamedTuple):
-    """The user's function with what it is called with.
+    """The function of the user and its arguments that are not arrays.
 
     Attributes
     ----------
     call : callable
         The function.
     keywords : dict
-        Its ``kwargs``.
+        Keyword arguments.
     values : tuple
-        Arguments that are no arrays: constants, and sequences of items.
+        Constants, and sequences of items.
     """
 
     call: Callable[..., Any]
@@ -429,14 +402,14 @@ class Function(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """One chunk that failed.
+    """A failed chunk.
 
     Attributes
     ----------
     chunk : int
-        Its number.
+        Number of the chunk.
     error : BaseException
-        What the function raised, or a :class:`ResultError`.
+        Exception of the function, or a :class:`ResultError`.
     shape : tuple of int or None
         Shape of the block that the function got.
     """
@@ -447,7 +420,7 @@ class Failure(NamedTuple):
 
 
 def describe_region(region: Sequence[slice]) -> str:
-    """Write a window as it would be typed.
+    """Format a window as in an index expression.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The obvious slow versions: what grids and halos are compared with.
+"""Naive implementations of grids and halos, for comparison.
 
 Nothing here is clever, and nothing here imports the package.
 """

@@ -1,4 +1,4 @@
-"""The obvious slow versions of the verbs: loops over slices, in one process."""
+"""Naive implementations of the verbs: loops over slices, in one process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def map_blocks(func: Callable[[Array], Array], array: Array, chunks: tuple[int, 
 
 
 def block_reduce(func: Callable[[Array], Any], array: Array, chunks: tuple[int, ...]) -> Array:
-    """One value a chunk."""
+    """Return a value per chunk."""
     values = np.array([func(array[cell]) for cell in cells(array.shape, chunks)])
     numblocks = tuple(-(-size // step) for size, step in zip(array.shape, chunks, strict=True))
     return values.reshape(numblocks + values.shape[1:])

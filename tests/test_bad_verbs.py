@@ -1,7 +1,7 @@
-"""What makes no sense is refused by the verb itself: no run is made, no function is called.
+"""Invalid arguments are refused by the verb: no run is made, and no function is called.
 
-How a depth, a boundary or chunks are read is in test_halo.py and test_grid.py, what NumPy refuses
-to reduce in contract/test_reductions_numpy.py.
+test_halo.py and test_grid.py test the values of depth, boundary and chunks;
+contract/test_reductions_numpy.py tests the errors of NumPy's reductions.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Call = Callable[[shmpar.Pool, Callable[..., Any]], Any]
 
 @pytest.fixture
 def pool(nothing_left: None) -> Iterator[shmpar.Pool]:
-    """Arguments are checked before there is an engine to speak of."""
+    """A serial pool, since arguments are checked before the engine is used."""
     with shmpar.Pool(1, engine="serial") as made:
         yield made
 
 
 def refused(pool: shmpar.Pool, call: Call, error: type[Exception], match: str) -> None:
-    """The call is an error that says so, before the function was called and a run was made."""
+    """Check that the call raises this error, without a call of the function and without a run."""
     calls = []
 
     def func(*args: Any, **keywords: Any) -> Any:
@@ -53,7 +53,7 @@ def refused(pool: shmpar.Pool, call: Call, error: type[Exception], match: str) -
         ({"depth": {0: 1, -2: 1}}, ValueError, "axis 0 is there twice"),
         ({"depth": {0: -1}}, ValueError, "depth={0: -1}, axis 0: .* pass 0 or more"),
         ({"depth": ((1, -1), 0)}, ValueError, "axis 0: .* -1 elements"),
-        ({"depth": (1,)}, ValueError, "has 1 entries for 2 axes; pass 2, one an axis"),
+        ({"depth": (1,)}, ValueError, "has 1 entries for 2 axes; pass 2, one per axis"),
         ({"depth": {1: 0.5}}, TypeError, "axis 1: 0.5 is a float; pass an int"),
         ({"depth": None}, TypeError, "None is a NoneType; pass an int"),
         ({"depth": 1, "boundary": ("edge",)}, ValueError, "has 1 entries for 2 axes"),
@@ -68,7 +68,7 @@ def refused(pool: shmpar.Pool, call: Call, error: type[Exception], match: str) -
 def test_a_halo_that_makes_no_sense(
     pool: shmpar.Pool, verb: str, keywords: Any, error: type[Exception], match: str
 ) -> None:
-    """The message has the argument, the axis and what to pass."""
+    """The message names the argument, the axis and the remedy."""
     refused(pool, lambda p, f: getattr(p, verb)(f, X, chunks=4, **keywords), error, match)
 
 
@@ -92,7 +92,7 @@ def test_a_halo_that_makes_no_sense(
 def test_a_constant_that_the_array_cannot_hold(
     pool: shmpar.Pool, constant: Any, dtype: str
 ) -> None:
-    """It would be cut off, wrap around or become infinite."""
+    """The constant would be truncated, wrap or become infinite."""
     array, match = np.zeros(9, dtype), f"does not fit an array of dtype {np.dtype(dtype)}; pass a"
     refused(
         pool, lambda p, f: p.map_overlap(f, array, depth=1, boundary=constant), ValueError, match
@@ -120,7 +120,7 @@ def test_a_constant_that_the_array_cannot_hold(
 def test_a_constant_at_the_edge_of_the_dtype_is_taken(
     pool: shmpar.Pool, constant: Any, dtype: str
 ) -> None:
-    """What it holds is what lies beyond the array."""
+    """A constant that the dtype holds is the value beyond the array."""
     array = np.zeros(3, dtype)
     got = pool.map_overlap(
         lambda window: window[:-2], array, depth=1, boundary=constant, trim=False
@@ -129,7 +129,7 @@ def test_a_constant_at_the_edge_of_the_dtype_is_taken(
 
 
 def test_a_constant_must_fit_each_of_several_arrays(pool: shmpar.Pool) -> None:
-    """The narrowest has its say; an axis or side without a halo needs no constant."""
+    """Every dtype must hold the constant, except on a side without a halo."""
     whole, ints = np.zeros(9), np.zeros(9, "i4")
     refused(
         pool,
@@ -145,7 +145,7 @@ def test_a_constant_must_fit_each_of_several_arrays(pool: shmpar.Pool) -> None:
 
 
 def test_outputs_that_overlap_one_another(pool: shmpar.Pool) -> None:
-    """In part, reversed or as another dtype; interleaved ones do not."""
+    """Outputs overlap in part, reversed or as another dtype; interleaved outputs do not."""
     room = np.zeros(30)
     for one, other in (
         (room[:10], room[5:15]),
@@ -166,7 +166,7 @@ def _two_outputs(pool: shmpar.Pool, func: Any, out: Any) -> Any:
 
 
 def test_an_output_that_overlaps_itself(pool: shmpar.Pool) -> None:
-    """Several of its elements are one in memory, so chunks would write over one another."""
+    """Several elements share memory, so chunks would overwrite each other."""
     room = np.zeros(30)
     windows = np.lib.stride_tricks.sliding_window_view(room, 10, writeable=True)[:10]
     rows = np.lib.stride_tricks.as_strided(room, (10, 10), (0, 8))
@@ -189,7 +189,7 @@ def test_an_output_that_overlaps_itself(pool: shmpar.Pool) -> None:
     ],
 )
 def test_an_output_of_any_other_strides_is_taken(pool: shmpar.Pool, view: Any) -> None:
-    """Reversed, transposed, every other one: no two of its elements are one."""
+    """Reversed, transposed and strided arrays: no two elements share memory."""
     out = view(np.zeros((20, 20)))
     assert pool.map_blocks(np.negative, X, chunks=3, out=out) is out
     np.testing.assert_array_equal(out, -X)
@@ -212,7 +212,7 @@ def test_an_output_of_any_other_strides_is_taken(pool: shmpar.Pool, view: Any) -
 )
 @pytest.mark.parametrize("shared", [False, True], ids=["plain", "shared"])
 def test_an_output_that_overlaps_an_input(pool: shmpar.Pool, call: Any, shared: bool) -> None:
-    """In part, in another order, or where a verb has no in-place: the message has both shapes."""
+    """The output overlaps an input; the message has both shapes."""
     room = pool.array(np.arange(30.0)) if shared else np.arange(30.0)
     match = r"out= \(shape .* shares memory with an input \(shape .* pass another output"
     refused(pool, lambda p, f: call(p, f, room), ValueError, match)
@@ -237,7 +237,7 @@ def test_an_output_that_overlaps_an_input(pool: shmpar.Pool, call: Any, shared: 
     ],
 )
 def test_an_output_of_the_wrong_form(pool: shmpar.Pool, call: Call, match: str) -> None:
-    """Its shape, and the one that the results make."""
+    """The message has the given shape and the expected shape."""
     refused(pool, call, ValueError, match)
 
 
@@ -254,8 +254,8 @@ def test_an_output_of_the_wrong_form(pool: shmpar.Pool, call: Call, match: str) 
     ],
     ids=["positional", "keyword", "none at all", "partial"],
 )
-def test_a_function_that_wants_what_nobody_passes(pool: shmpar.Pool, make: Any) -> None:
-    """It would fail in each chunk; the message says where to pass it."""
+def test_a_function_with_a_parameter_that_is_not_passed(pool: shmpar.Pool, make: Any) -> None:
+    """The call would fail in each chunk; the message names the keyword for the parameter."""
     calls: list[int] = []
     with pytest.raises((TypeError, shmpar.ChunkError)) as caught:
         pool.map_blocks(make(calls), X, chunks=5)
@@ -264,8 +264,8 @@ def test_a_function_that_wants_what_nobody_passes(pool: shmpar.Pool, make: Any) 
     assert pool.last_run is None
 
 
-def test_what_a_function_may_leave_open(pool: shmpar.Pool) -> None:
-    """Defaults, *args, kwargs, and what is offered by name."""
+def test_parameters_that_need_no_argument(pool: shmpar.Pool) -> None:
+    """Defaults, *args, kwargs and special parameters."""
 
     def several(block: Any, *rest: Any, rng: Any, sigma: float, size: int = 3, **more: Any) -> Any:
         assert isinstance(rng, np.random.Generator)
@@ -276,14 +276,14 @@ def test_what_a_function_may_leave_open(pool: shmpar.Pool) -> None:
 
 
 def test_a_partial_that_cannot_be_called(pool: shmpar.Pool) -> None:
-    """Its own keywords are looked at too."""
+    """The keywords of the function are checked, too."""
     with pytest.raises(TypeError, match=r"map_blocks: partial .* has incorrect arguments"):
         pool.map_blocks(functools.partial(lambda block: block, size=3), X)
     assert pool.map_blocks(functools.partial(np.clip, a_min=0), X, kwargs={"a_max": 1}).max() == 1
 
 
-def test_apply_along_axis_passes_what_the_function_takes(pool: shmpar.Pool) -> None:
-    """And nothing else, and is told so before the run."""
+def test_apply_along_axis_passes_the_parameters_of_the_function(pool: shmpar.Pool) -> None:
+    """Other arguments are refused before the run."""
     call = lambda pool, func: pool.apply_along_axis(lambda line, size: func(line), 0, X)
     refused(pool, call, TypeError, "missing a required argument: 'size'")
     with pytest.raises(TypeError, match="unexpected keyword argument 'foo'"):
@@ -294,7 +294,7 @@ def test_apply_along_axis_passes_what_the_function_takes(pool: shmpar.Pool) -> N
 
 
 def test_out_is_passed_by_pass_out(pool: shmpar.Pool) -> None:
-    """The message to who forgets it says so; nobody else may pass it."""
+    """The message for a missing out names pass_out; out in kwargs is refused."""
     call = lambda pool, func: pool.map_blocks(lambda block, out: func(block), X)
     refused(pool, call, TypeError, "or out by pass_out=True")
     call = lambda pool, func: pool.map_blocks(
@@ -304,13 +304,13 @@ def test_out_is_passed_by_pass_out(pool: shmpar.Pool) -> None:
 
 
 def test_apply_along_axis_needs_a_function(pool: shmpar.Pool) -> None:
-    """As the other verbs."""
+    """The error is that of the other verbs."""
     refused(pool, lambda p, f: p.apply_along_axis(3, 0, X), TypeError, "not callable")
 
 
 @pytest.mark.parametrize("axis", [0.5, None, "rows", True, [0]], ids=repr)
 def test_an_axis_is_an_int(pool: shmpar.Pool, axis: Any) -> None:
-    """Of rows; the message has what was passed."""
+    """The axis of the rows; the message has the value."""
     match = r"parallel_map: axis=.*; pass an int"
     refused(pool, lambda p, f: p.parallel_map(f, X, axis=axis), TypeError, match)
 
@@ -321,31 +321,31 @@ def test_an_axis_is_an_int(pool: shmpar.Pool, axis: Any) -> None:
 @pytest.mark.parametrize(
     ("keywords", "error", "match"),
     [
-        ({"drop_axis": 2}, ValueError, "drop_axis: axis 2 is out of bounds for 2 axes"),
-        ({"drop_axis": -3}, ValueError, "drop_axis: axis -3 is out of bounds"),
+        ({"drop_axis": 2}, ValueError, "drop_axis: there is no axis 2 among 2; pass -2 to 1"),
+        ({"drop_axis": -3}, ValueError, "drop_axis: there is no axis -3"),
         ({"drop_axis": (0, -2)}, ValueError, r"drop_axis: \(0, -2\) names an axis twice"),
-        ({"drop_axis": 0.5}, TypeError, "drop_axis is an axis or a sequence of axes, not 0.5"),
-        ({"drop_axis": True}, TypeError, "not True"),
-        ({"drop_axis": "x"}, TypeError, "not 'x'"),
+        ({"drop_axis": 0.5}, TypeError, "drop_axis: 0.5 is a float; pass an int"),
+        ({"drop_axis": True}, TypeError, "drop_axis: True is a bool; pass an int"),
+        ({"drop_axis": "x"}, TypeError, "drop_axis: 'x' is a str; pass an int"),
         ({"drop_axis": -1}, ValueError, r"axis 1 is cut into 5 chunks, .* chunks=\{1: -1\}"),
-        ({"new_axis": 3}, ValueError, "new_axis: axis 3 is out of bounds for 3 axes"),
-        ({"new_axis": -4}, ValueError, "new_axis: axis -4 is out of bounds"),
-        ({"new_axis": (0, 4)}, ValueError, "new_axis: axis 4 is out of bounds for 4 axes"),
+        ({"new_axis": 3}, ValueError, "new_axis: there is no axis 3 among 3"),
+        ({"new_axis": -4}, ValueError, "new_axis: there is no axis -4"),
+        ({"new_axis": (0, 4)}, ValueError, "new_axis: there is no axis 4 among 4"),
         ({"new_axis": (0, -4)}, ValueError, "names an axis twice"),
-        ({"new_axis": 1.0}, TypeError, "not 1.0"),
-        ({"new_axis": "x"}, TypeError, "not 'x'"),
+        ({"new_axis": 1.0}, TypeError, "new_axis: 1.0 is a float; pass an int"),
+        ({"new_axis": "x"}, TypeError, "new_axis: 'x' is a str; pass an int"),
     ],
     ids=str,
 )
 def test_axes_that_are_not_there(
     pool: shmpar.Pool, keywords: Any, error: type[Exception], match: str
 ) -> None:
-    """Neither dropped nor added; a new one is counted among those of the result."""
+    """Missing axes cannot be dropped; new axes count among the axes of the result."""
     refused(pool, lambda p, f: p.map_blocks(f, X, chunks=2, **keywords), error, match)
 
 
 def test_new_axes_may_be_any_collection(pool: shmpar.Pool) -> None:
-    """Counted once each."""
+    """An axis may be named only once."""
     for axes in ({0, 3}, [3, 0], (-1, 0)):
         got = pool.map_blocks(lambda b: b[None, ..., None], X, chunks=5, new_axis=axes)
         np.testing.assert_array_equal(got, X[None, ..., None])
@@ -380,19 +380,19 @@ def test_new_axes_may_be_any_collection(pool: shmpar.Pool) -> None:
 def test_out_chunks_that_make_no_sense(
     pool: shmpar.Pool, out_chunks: Any, error: type[Exception], match: str
 ) -> None:
-    """The message has the axis of the output, and what to pass."""
+    """The message names the axis of the output, and the remedy."""
     refused(pool, lambda p, f: p.map_blocks(f, X, chunks=2, out_chunks=out_chunks), error, match)
 
 
 @pytest.mark.parametrize("out_chunks", [{-1: 1}, {1: (1,) * 5}, (2, 1), (None, 1), {1: np.int8(1)}])
 def test_out_chunks_are_of_the_outputs_axes(pool: shmpar.Pool, out_chunks: Any) -> None:
-    """Counted from either end; a missing axis is cut as the input is."""
+    """Axes may count from the end; an axis that is left out follows the input."""
     got = pool.map_blocks(lambda b: b[:, :1], X, chunks=2, out_chunks=out_chunks)
     np.testing.assert_array_equal(got, X[:, ::2])
 
 
 def test_chunks_that_the_results_do_not_have(pool: shmpar.Pool) -> None:
-    """Only the function knows how long its blocks are: the first chunk's error has both shapes."""
+    """The length of blocks is known after the first chunk; its error has both shapes."""
     with pytest.raises(
         shmpar.ChunkError, match=r"shape \(2, 2\) where \(1, 2\) is due.*out_chunks"
     ):
@@ -420,7 +420,7 @@ def test_chunks_that_the_results_do_not_have(pool: shmpar.Pool) -> None:
 )
 @pytest.mark.parametrize("how", ["out", "dtype"])
 def test_a_result_that_cannot_be_cast(pool: shmpar.Pool, result: Any, dtype: str, how: str) -> None:
-    """Of another kind, by whichever verb: the error of the first chunk has both dtypes."""
+    """A result of another kind is an error of the first chunk with both dtypes."""
     calls: list[Callable[..., Any]] = [
         lambda **given: pool.parallel_map(lambda _: result, range(4), **given),
         lambda **given: pool.block_reduce(lambda _: result, X[0, :4], chunks=1, **given),
@@ -440,8 +440,8 @@ def test_a_result_that_cannot_be_cast(pool: shmpar.Pool, result: Any, dtype: str
         np.testing.assert_array_equal(out, np.zeros(4, dtype))
 
 
-def test_one_of_several_results_that_cannot_be_cast(pool: shmpar.Pool) -> None:
-    """The good one is not written either."""
+def test_a_result_among_several_that_cannot_be_cast(pool: shmpar.Pool) -> None:
+    """The other result is not written either."""
     good, bad = np.zeros(10), np.zeros(10, int)
     with pytest.raises(shmpar.ChunkError, match="float64, which cannot be cast to int64"):
         pool.parallel_map(lambda row: (1.0, 1.0), X, out=(good, bad))

@@ -1,4 +1,4 @@
-"""What functions ask for; of compiled ones that go by a name it is worked out once."""
+"""Signatures of functions; those of importable compiled functions are cached."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmpar.pickling.pack import is_importable
+from shmpar.pickling.pack import is_named
 from shmpar.verbs import arguments
-from shmpar.verbs.arguments import check_signature, wants
+from shmpar.verbs.arguments import check_signature, special_parameters
 
 NAMED = [np.sum, np.median, np.linalg.norm, math.sqrt, abs, max]
 
 
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The functions whose signature was worked out, each time."""
-    for cached in (arguments._takes_named, arguments._parameters_named):
-        cached.cache_clear()
+    """Return the list of functions whose signature was inspected."""
+    arguments._cached_signature.cache_clear()
     seen: list[Any] = []
     signature = inspect.signature
     monkeypatch.setattr(inspect, "signature", lambda f: (seen.append(f), signature(f))[1])
@@ -29,31 +28,31 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.mark.parametrize("call", NAMED)
-def test_a_compiled_function_is_looked_at_once(call: Callable[..., Any], looked: list[Any]) -> None:
-    """Once for what it takes, and once for what it wants by name."""
+def test_a_compiled_function_is_inspected_once(call: Callable[..., Any], looked: list[Any]) -> None:
+    """The signature is cached, also if the function has none."""
     for _ in range(3):
         check_signature("verb", call, 1, {}, frozenset())
-        assert wants(call, {}) == frozenset()
-    assert looked == [call, call]
+        assert special_parameters(call, {}) == frozenset()
+    assert looked == [call]
 
 
 @pytest.mark.parametrize("call", [np.sum, math.sqrt])
-def test_one_that_cannot_be_called_so_is_refused_each_time(call: Callable[..., Any]) -> None:
-    """With what it was about to be called with."""
+def test_wrong_arguments_are_refused_each_time(call: Callable[..., Any]) -> None:
+    """The error names the number of arguments."""
     for _ in range(2):
         with pytest.raises(TypeError, match="verb: the function cannot be called with 9 arguments"):
             check_signature("verb", call, 9, {}, frozenset())
 
 
 @pytest.mark.parametrize("call", NAMED)
-def test_what_goes_by_a_name(call: Callable[..., Any]) -> None:
-    """A function of a module does; a method of an object, and a function in Python, do not."""
-    assert is_importable(call)
+def test_functions_that_are_importable(call: Callable[..., Any]) -> None:
+    """A compiled function of a module is importable by its name."""
+    assert is_named(call)
 
 
 @pytest.mark.parametrize(
     "call", [np.ones(3).sum, np.add.reduce, np.add, len.__call__, inspect.stack]
 )
-def test_what_does_not(call: Callable[..., Any]) -> None:
-    """Nor does a ufunc, which is one of a kind of its own."""
-    assert not is_importable(call)
+def test_functions_that_are_not_importable(call: Callable[..., Any]) -> None:
+    """Bound methods, ufuncs, method wrappers and functions in Python do not count."""
+    assert not is_named(call)

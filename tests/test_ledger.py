@@ -311,7 +311,7 @@ class Claim:
             function=Function(len, {}, ()),
             arrays=(),
             outputs=None,
-            several=None,
+            is_tuple=None,
             tickets=self,
             todo=todo,
             generation=7,
@@ -356,7 +356,7 @@ def claims(draw: st.DrawFn) -> Claim:
     first = draw(st.integers(0, count - 1))
     last = draw(st.integers(first + 1, count))
     bad = draw(st.sets(st.integers(0, 11), max_size=4))
-    options = {name: draw(st.booleans()) for name in ("fail_fast", "timed", "collects")}
+    options = {name: draw(st.booleans()) for name in ("fail_fast", "timed", "returns_objects")}
     made = Claim(first, last, bad, todo, options)
     made.tickets = [ticket if todo is None else todo[ticket] for ticket in range(first, last)]
     made.span, made.bad, made.options = (first, last), bad, options

@@ -1,7 +1,4 @@
-"""How an array is cut into chunks, and what a chunk sees beyond its own cell.
-
-Imports the standard library and numpy.  Nothing else of the package.
-"""
+"""The chunks of an array, and their halos."""
 
 from shmpar.grid.axis import Axis
 from shmpar.grid.grid import BLOCK_BYTES, Chunks, Grid

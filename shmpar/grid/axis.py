@@ -1,67 +1,43 @@
-"""Objects that do not change once they are made.
-
-Imports nothing of the package.  A frozen dataclass takes a millisecond to make, which each worker
-would wait for at its start.
-
-One axis of an array and how it is cut, and how a user's argument is spread over the axes.
-
-Imports fixed beside it, the standard library, and numpy for its bool.
+"""An axis of an array and its chunks, and the spreading of an argument over the axes.
 
 Guarantees
 ----------
 The chunks of an axis are in order, none is empty, and together they hold each element once.
-All arithmetic is on Python ints.  No list of chunks is made: a regular axis is three numbers.
-Two axes that are cut alike are equal, however they were described.
+All arithmetic is on Python ints. A regular axis is three numbers and makes no list of chunks.
+Two axes with the same chunks are equal, however they were described.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from operator import index
 from reprlib import repr as brief
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["Axis", "Fixed", "axis_number", "fix", "per_axis", "whole_number"]
 
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """An axis and its chunks, made by :meth:`regular` or :meth:`explicit`.
 
-class Fixed:
-    """An object whose attributes are given once, by :func:`fix`."""
-
-    __slots__ = ()
-
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise AttributeError(f"{type(self).__name__} does not change: {name} cannot be assigned to")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"{type(self).__name__} does not change: {name} cannot be deleted")
-
-
-fix = object.__setattr__
-"""Give an attribute of a :class:`Fixed` object."""
-
-
-class Axis(Fixed):
-    """One axis and its chunks; make one with :meth:`regular` or :meth:`explicit`.
-
-    An axis is also a sequence of slices, one a chunk, made when asked for.
+    An axis is also a sequence of slices, with one slice per chunk.
 
     Attributes
     ----------
     size : int
         Elements along the axis.
     step : int
-        Elements of every chunk but the last; of the longest chunk where `edges` are given.
+        Elements of every chunk except the last; with `edges`, elements of the longest chunk.
     count : int
         Number of chunks; 0 where `size` is 0.
     edges : tuple of int or None
-        For chunks that are not regular: ``count + 1`` positions from 0 to `size`.
+        For irregular chunks: ``count + 1`` positions from 0 to `size`.
 
     Examples
     --------
@@ -70,39 +46,18 @@ class Axis(Fixed):
     [slice(0, 4, None), slice(4, 8, None), slice(8, 10, None)]
     """
 
-    __slots__ = ("count", "edges", "size", "step")
-
     size: int
     step: int
     count: int
-    edges: tuple[int, ...] | None
+    edges: tuple[int, ...] | None = None
 
-    def __init__(
-        self, size: int, step: int, count: int, edges: tuple[int, ...] | None = None
-    ) -> None:
-        fix(self, "size", size)
-        fix(self, "step", step)
-        fix(self, "count", count)
-        fix(self, "edges", edges)
-
+    # Why: faster than the generic pickle of a dataclass, and runs once per axis and call.
     def __reduce__(self) -> tuple[Any, ...]:
         return Axis, (self.size, self.step, self.count, self.edges)
 
-    def __eq__(self, other: object) -> bool:
-        return self is other or (
-            isinstance(other, Axis) and self.__reduce__() == other.__reduce__()
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.size, self.step, self.count, self.edges))
-
-    def __repr__(self) -> str:
-        lengths = f"size={self.size}, step={self.step}, count={self.count}"
-        return f"Axis({lengths}, edges={self.edges})"
-
     @classmethod
     def regular(cls, size: int, step: int) -> Axis:
-        """Cut `size` elements every `step` elements; the last chunk may be shorter.
+        """Divide `size` elements into chunks of `step` elements; the last may be shorter.
 
         Raises
         ------
@@ -116,18 +71,18 @@ class Axis(Fixed):
         """
         size, step = index(size), index(step)
         if size < 0 or step < 1:
-            raise ValueError(f"cannot cut {size} elements every {step}; pass a positive step")
+            raise ValueError(f"cannot divide {size} elements by {step}; pass a positive step")
         step = max(1, min(step, size))
         return cls(size, step, -(-size // step))
 
     @classmethod
     def explicit(cls, lengths: Iterable[int]) -> Axis:
-        """Cut into chunks of the `lengths` given, in elements; their sum is the axis' size.
+        """Make chunks of the given `lengths`, in elements; their sum is the size of the axis.
 
         Raises
         ------
         ValueError
-            For a length below 1 (a single 0 stands for an axis without elements).
+            For a length below 1, except a single 0, which means an axis without elements.
 
         Examples
         --------
@@ -158,14 +113,12 @@ class Axis(Fixed):
         return slice(*self.span(i))
 
     def span(self, i: int) -> tuple[int, int]:
-        """Chunk `i` as half-open ``(start, stop)`` in elements of the axis.
+        """Return chunk `i` as half-open ``(start, stop)`` in elements of the axis.
 
         Raises
         ------
         IndexError
-            Unless ``0 <= i < len(axis)``: a negative number is a mistake here, not the end.
-
-        Cost: constant.
+            Unless ``0 <= i < len(axis)``; negative numbers do not count from the end.
 
         Examples
         --------
@@ -181,35 +134,12 @@ class Axis(Fixed):
         stop = start + self.step
         return start, min(stop, self.size)
 
-    def locate(self, position: int) -> int:
-        """Return the number along the axis of the chunk that holds element `position`.
-
-        Raises
-        ------
-        IndexError
-            Unless ``0 <= position < size``.
-
-        Cost: constant; logarithmic in the number of chunks where they are not regular.
-
-        Examples
-        --------
-        >>> Axis.regular(10, 4).locate(8)
-        2
-        """
-        position = index(position)
-        if not 0 <= position < self.size:
-            raise IndexError(f"position {position} on an axis of {self.size} elements")
-        if self.edges is not None:
-            return bisect_right(self.edges, position) - 1
-        return position // self.step
-
     def check_invariants(self) -> None:
-        """Assert the module's guarantees; linear in the number of chunks, for tests."""
+        """Assert the guarantees of this module, in time linear in the number of chunks."""
         end = longest = 0
         for i in range(self.count):
             start, stop = self.span(i)
-            follows = start == end < stop <= self.size
-            if not follows or self.locate(start) != i or self.locate(stop - 1) != i:
+            if not start == end < stop <= self.size:
                 raise AssertionError(f"chunk {i} [{start}, {stop}) follows {end} in {self}")
             end, longest = stop, max(longest, stop - start)
         if end != self.size or longest != (self.step if self.count else 0):
@@ -217,12 +147,12 @@ class Axis(Fixed):
 
 
 def whole_number(value: Any, where: str) -> int:
-    """Return `value` as a Python int; `where` begins the message if it is not one.
+    """Return `value` as a Python int; an error message begins with `where`.
 
     Raises
     ------
     TypeError
-        For anything but an integer of Python or NumPy; for a bool too.
+        For a bool, and for anything except an integer of Python or NumPy.
 
     Examples
     --------
@@ -231,7 +161,7 @@ def whole_number(value: Any, where: str) -> int:
     ...
     TypeError: depth=2.0: 2.0 is a float; pass an int
     """
-    # True is an int to Python and to older NumPy, and never meant as a number of elements.
+    # Why: Python and older NumPy accept True as an int, but no user means it as a number.
     if not isinstance(value, (bool, np.bool_)):
         try:
             return index(value)
@@ -241,12 +171,12 @@ def whole_number(value: Any, where: str) -> int:
 
 
 def axis_number(axis: Any, ndim: int, where: str) -> int:
-    """Return `axis`, which may count from the end, as a number in ``[0, ndim)``.
+    """Return `axis` as a number in ``[0, ndim)``; a negative axis counts from the end.
 
     Raises
     ------
     TypeError, ValueError
-        For what is not an integer, and for an axis that the array does not have.
+        For a value that is not an integer, or an axis that the array does not have.
 
     Examples
     --------
@@ -264,25 +194,25 @@ def axis_number(axis: Any, ndim: int, where: str) -> int:
 
 
 def per_axis(name: str, value: Any, ndim: int, *, missing: Any, array: str = "") -> list[Any]:
-    """Spread an argument over the axes: one for all, a tuple with one an axis, or a dict.
+    """Spread an argument over the axes: one for all, a tuple with one per axis, or a dict.
 
     Parameters
     ----------
     name : str
-        The argument's name, for messages.
+        Name of the argument, for messages.
     value : object
         As the user passed it.
     ndim : int
         Number of axes.
     missing : object
-        Stands for the axes that a dict leaves out.
+        Value of the axes that a dict omits.
     array : str
-        The array in words, for messages.
+        Description of the array, for messages.
 
     Raises
     ------
     TypeError, ValueError
-        For a tuple of another length, and a dict with an unknown or a repeated axis.
+        For a tuple of another length, or a dict with an unknown or a repeated axis.
 
     Examples
     --------
@@ -290,22 +220,18 @@ def per_axis(name: str, value: Any, ndim: int, *, missing: Any, array: str = "")
     [0, 0, 2]
     """
     if isinstance(value, Mapping):
-        return _from_mapping(name, value, ndim, missing)
+        entries: dict[int, Any] = {}
+        for key, entry in value.items():
+            axis = axis_number(key, ndim, f"{name}={brief(value)}")
+            if axis in entries:
+                raise ValueError(f"{name}={brief(value)}: axis {axis} is there twice; pass it once")
+            entries[axis] = entry
+        return [entries.get(axis, missing) for axis in range(ndim)]
     if not isinstance(value, (tuple, list)):
         return [value] * ndim
     if len(value) != ndim:
         raise ValueError(
             f"{name}={brief(value)} has {len(value)} entries for {array or f'{ndim} axes'}; pass "
-            f"{ndim}, one an axis, or one value for all axes, or a dict {{axis: value}}"
+            f"{ndim}, one per axis, or one value for all axes, or a dict {{axis: value}}"
         )
     return list(value)
-
-
-def _from_mapping(name: str, value: Mapping[Any, Any], ndim: int, missing: Any) -> list[Any]:
-    entries: dict[int, Any] = {}
-    for key, entry in value.items():
-        axis = axis_number(key, ndim, f"{name}={brief(value)}")
-        if axis in entries:
-            raise ValueError(f"{name}={brief(value)}: axis {axis} is there twice; pass it once")
-        entries[axis] = entry
-    return [entries.get(axis, missing) for axis in range(ndim)]

@@ -1,6 +1,6 @@
-"""What a chunk sees beyond its own cell, and what lies beyond the array.
+"""The halo of a chunk, and the values beyond the border of the array.
 
-Imports numpy and :mod:`shmpar.grid.axis`.  Beyond the array, with samples ``a b c d``::
+Beyond the border of an array ``a b c d``::
 
     name here, Dask, SciPy        NumPy's np.pad
     reflect       c b a | a b c d | d c b   symmetric
@@ -10,19 +10,19 @@ Imports numpy and :mod:`shmpar.grid.axis`.  Beyond the array, with samples ``a b
     a constant    k k k | a b c d | k k k   constant
     none                | a b c d |         no padding: the window ends with the array
 
-``reflect`` is SciPy's and Dask's, not NumPy's, since the dialects disagree.
+``reflect`` has the meaning of SciPy and Dask, not of NumPy.
 
 Guarantees
 ----------
-A window is what cutting it out of the whole padded array would give, bit by bit, for halos
-wider than a chunk and wider than the array too.  Padding means: axis by axis in order, both
-sides of an axis from its own samples.  So where two axes leave the array, a constant of the
-later axis covers the earlier one's, and a constant covers every other mode.
+A window equals the same window of the whole padded array, bit by bit, also for halos wider than
+a chunk or than the array. Axes are padded in order, and both sides of an axis from its own
+samples. So beyond two axes, the constant of the later axis replaces the constant of the earlier
+axis, and a constant replaces every other mode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from itertools import product
 from numbers import Number
@@ -38,11 +38,9 @@ if TYPE_CHECKING:
 
     from shmpar.grid.grid import Grid
 
-__all__ = ["Boundaries", "Boundary", "Depth", "Halo", "Mode", "parse_depth"]
-
 
 class Mode(Enum):
-    """How an array goes on beyond its border; the values are the canonical names."""
+    """Continuation of an array beyond its border; the values are the canonical names."""
 
     NONE = "none"
     REFLECT = "reflect"
@@ -55,19 +53,19 @@ class Mode(Enum):
 Boundary: TypeAlias = Mode | complex | np.generic
 #: Elements on both sides of one axis, or a pair (before, after).
 AxisDepth: TypeAlias = int | tuple[int, int]
-#: One for all axes, one an axis, or a dict of axes, where a missing one has none.
+#: One for all axes, one per axis, or a dict of axes; an axis that it omits has none.
 Depth: TypeAlias = int | Sequence[AxisDepth] | Mapping[int, AxisDepth]
 #: A name, a constant, or None for "none".
 SideBoundary: TypeAlias = str | complex | np.generic | None
-#: One for all axes, one an axis, or a dict of axes; a pair (before, after) only nested.
+#: One for all axes, one per axis, or a dict of axes; a pair (before, after) only nested.
 Boundaries: TypeAlias = (
     SideBoundary
     | Sequence[SideBoundary | tuple[SideBoundary, SideBoundary]]
     | Mapping[int, SideBoundary | tuple[SideBoundary, SideBoundary]]
 )
 
-# The one place that knows the dialects.  "wrap" is NumPy's, which SciPy's filters mean by it too;
-# where SciPy interpolates, its "wrap" has a period of one sample less, and ours is "grid-wrap".
+# "wrap" has the meaning of NumPy and of the filters of SciPy. The interpolation of SciPy gives
+# "wrap" a period of one sample less, and calls this mode "grid-wrap".
 BOUNDARIES: dict[str, Boundary] = {
     "none": Mode.NONE,
     "reflect": Mode.REFLECT,
@@ -83,20 +81,19 @@ BOUNDARIES: dict[str, Boundary] = {
     "grid-constant": 0,
 }
 
-_SIDES = 2
 _Bounds: TypeAlias = tuple[tuple[int, int], ...]
 _Source: TypeAlias = "slice | NDArray[np.intp]"
 
 
 class Halo(NamedTuple):
-    """How far a window reaches beyond a chunk's cell, and what it finds beyond the array.
+    """Extent of a window beyond the cell of a chunk, and the values beyond the array.
 
     Attributes
     ----------
     depth : tuple of (int, int)
         Elements (before, after) on each axis.
     boundary : tuple of (Boundary, Boundary)
-        What lies beyond the array (before, after) on each axis.
+        Continuation of the array (before, after) on each axis.
 
     Examples
     --------
@@ -111,30 +108,32 @@ class Halo(NamedTuple):
 
     @classmethod
     def parse(cls, depth: Depth, boundary: Boundaries, ndim: int) -> Halo:
-        """Read a user's ``depth=`` and ``boundary=`` for an array of `ndim` axes.
+        """Read ``depth=`` and ``boundary=`` for an array of `ndim` axes.
 
         Raises
         ------
         TypeError, ValueError
-            For what does not fit; the message says which entry, where and what to pass.
+            For a wrong entry; the message names it, its axis and the remedy.
 
         Examples
         --------
         >>> Halo.parse({0: (0, 1)}, "edge", 2).depth
         ((0, 1), (0, 0))
         """
-        return cls(parse_depth(depth, ndim), _parse_boundary(boundary, ndim))
+        remedy = "a name, a constant or a pair (before, after)"
+        sides = _pairs("boundary", boundary, ndim, None, remedy, _parse_side)
+        return cls(parse_depth(depth, ndim), sides)
 
     def __bool__(self) -> bool:
         return any(before or after for before, after in self.depth)
 
     def check_constants(self, dtype: DTypeLike) -> None:
-        """Refuse a constant that an array of `dtype` cannot hold, before it is cut short.
+        """Raise ``ValueError`` for a constant that an array of `dtype` cannot hold.
 
         Raises
         ------
         ValueError
-            For instance for NaN in an array of integers.
+            For example, for NaN in an array of integers.
 
         Examples
         --------
@@ -149,14 +148,14 @@ class Halo(NamedTuple):
                 if depth and not isinstance(side, Mode) and not _holds(kind, side):
                     raise ValueError(
                         f"boundary {side!r} on axis {axis} does not fit an array of dtype {kind}; "
-                        f"pass a constant that it can hold, or convert the array first"
+                        "pass a constant that it can hold, or convert the array first"
                     )
 
     def window(self, grid: Grid, number: int) -> tuple[tuple[int, int], ...]:
         """Return the window of chunk `number`: half-open (start, stop) in array coordinates.
 
-        A start below 0 or a stop beyond the array means padding; on a side whose boundary is
-        "none" the window is clipped instead.
+        A start below 0 or a stop beyond the array means padding. A side with the boundary
+        "none" is clipped to the array instead.
 
         Raises
         ------
@@ -183,25 +182,8 @@ class Halo(NamedTuple):
             bounds.append((start, stop))
         return tuple(bounds)
 
-    def is_interior(self, grid: Grid, number: int) -> bool:
-        """Say whether the window of chunk `number` is a plain slice of the array.
-
-        Raises
-        ------
-        IndexError
-            Unless ``0 <= number < grid.size``.
-
-        Examples
-        --------
-        >>> from shmpar.grid import Grid
-        >>> halo = Halo.parse(1, "reflect", 1)
-        >>> [halo.is_interior(Grid.cut((9,), 3), number) for number in range(3)]
-        [False, True, False]
-        """
-        return _inside(self.window(grid, number), grid.shape)
-
     def trim(self, grid: Grid, number: int) -> tuple[slice, ...]:
-        """Return the slices that cut the cell of chunk `number` out of its window.
+        """Return the slices that select the cell of chunk `number` in its window.
 
         Raises
         ------
@@ -224,21 +206,21 @@ class Halo(NamedTuple):
         return tuple(slices)
 
     def gather(self, array: NDArray[Any], grid: Grid, number: int) -> NDArray[Any]:
-        """Return the window of chunk `number`, padded where it leaves the array.
+        """Return the window of chunk `number`, padded beyond the array.
 
         Parameters
         ----------
         array : ndarray
-            Of the grid's shape.
+            Array of the shape of `grid`.
         grid : Grid
-            How it is cut.
+            Chunks of the array.
         number : int
-            Which chunk.
+            Number of the chunk.
 
         Returns
         -------
         ndarray
-            A view of `array` where the window lies inside it, else a copy in the same memory
+            A view of `array` if the window lies inside it, else a copy in the same memory
             order, writable if `array` is.
 
         Raises
@@ -247,8 +229,6 @@ class Halo(NamedTuple):
             Unless ``0 <= number < grid.size``.
         ValueError
             For an array of another shape.
-
-        Cost: no copy inside the array; at its border one copy of the window.
 
         Examples
         --------
@@ -267,13 +247,13 @@ class Halo(NamedTuple):
             raise ValueError(f"array of shape {shape} on a grid of {grid.shape}; pass its own grid")
         if not _inside(bounds, shape):
             return self._copy(array, bounds)
-        # The ellipsis keeps it an array where there are no axes.
+        # Why: the ellipsis keeps an array without axes an array.
         region: Any = (*[slice(start, stop) for start, stop in bounds], ...)
         window: NDArray[Any] = array[region]
         return window
 
     def _copy(self, array: NDArray[Any], bounds: _Bounds) -> NDArray[Any]:
-        """Copy the window: the inside by slices, which is most of it, the rest by index maps."""
+        """Copy the inside of the window by slices, and the padding by index arrays."""
         window = np.empty_like(array, shape=[stop - start for start, stop in bounds], subok=False)
         sides = list(zip(bounds, array.shape, self.boundary, strict=True))
         for parts in product(*[_parts(span, size, modes) for span, size, modes in sides]):
@@ -296,7 +276,7 @@ def _inside(bounds: _Bounds, shape: tuple[int, ...]) -> bool:
 def _beyond(
     span: tuple[int, int], size: int, modes: tuple[Boundary, Boundary]
 ) -> list[tuple[slice, Boundary]]:
-    """List the parts of a window that lie outside the array, in window coordinates."""
+    """Return the parts of a window outside the array, in window coordinates."""
     start, stop = span
     parts = []
     if start < 0:
@@ -309,7 +289,7 @@ def _beyond(
 def _parts(
     span: tuple[int, int], size: int, modes: tuple[Boundary, Boundary]
 ) -> list[tuple[slice, _Source]]:
-    """Pair the parts of a window, but for constants, with where their values lie."""
+    """Return the parts of a window, except constants, with the positions of their values."""
     start, stop = span
     first, last = max(0, start), min(size, stop)
     parts: list[tuple[slice, _Source]] = [
@@ -323,7 +303,7 @@ def _parts(
 
 
 def _fold(positions: NDArray[np.intp], size: int, mode: Mode) -> NDArray[np.intp]:
-    """Map positions beyond an axis of `size` elements to the ones whose values they repeat."""
+    """Map positions beyond an axis of `size` elements to the elements that they repeat."""
     if mode is Mode.NEAREST:
         return positions.clip(0, size - 1)
     if mode is Mode.PERIODIC:
@@ -331,7 +311,7 @@ def _fold(positions: NDArray[np.intp], size: int, mode: Mode) -> NDArray[np.intp
     if mode is Mode.REFLECT:
         turned = positions % (2 * size)
         return np.minimum(turned, 2 * size - 1 - turned)
-    # A mirror has no period of its own on a single element, which it repeats.
+    # Why: a mirror of a single element repeats it, with period 1 instead of 0.
     period = max(1, 2 * size - 2)
     turned = positions % period
     return np.minimum(turned, period - turned)
@@ -349,12 +329,12 @@ def _take(array: NDArray[Any], sources: Sequence[_Source]) -> NDArray[Any]:
 
 
 def _holds(dtype: np.dtype[Any], value: Any) -> bool:
-    """Say whether `dtype` holds the constant: exactly, but for floats to their precision."""
+    """Return whether `dtype` holds the constant: exactly, or rounded for floats."""
     given = np.asarray(value)
     try:
         with np.errstate(all="ignore"):
             if dtype.kind in "biu":
-                # Cast and compared, since older NumPy lets integers wrap around with a warning.
+                # Why: cast and compare, since older NumPy lets integers wrap with a warning.
                 return given.dtype.kind not in "cmM" and bool(given.astype(dtype) == value)
             held = np.array(value, dtype=dtype)
             if dtype.kind in "fc":
@@ -366,63 +346,61 @@ def _holds(dtype: np.dtype[Any], value: Any) -> bool:
 
 
 def parse_depth(depth: Depth, ndim: int) -> tuple[tuple[int, int], ...]:
-    """Read a user's ``depth=``: elements (before, after) on each axis.
+    """Read ``depth=``: elements (before, after) on each axis.
 
     Raises
     ------
     TypeError, ValueError
-        For what is not an int, is negative, or does not fit `ndim`.
+        For a value that is not an int, is negative, or does not fit `ndim`.
 
     Examples
     --------
     >>> parse_depth(((0, 1), 2), 2)
     ((0, 1), (2, 2))
     """
-    entries = per_axis("depth", depth, ndim, missing=0)
+    return _pairs("depth", depth, ndim, 0, "an int or a pair (before, after)", _parse_side_depth)
+
+
+def _pairs(
+    name: str,
+    value: Any,
+    ndim: int,
+    missing: Any,
+    remedy: str,
+    parse: Callable[[Any, str], Any],
+) -> tuple[tuple[Any, Any], ...]:
+    """Read an argument that has one entry, or a pair (before, after), per axis."""
     pairs = []
-    for axis, entry in enumerate(entries):
-        where = f"depth={brief(depth)}, axis {axis}"
-        before, after = _sides(entry, where, "an int or a pair (before, after)")
-        pairs.append((_depth(before, where), _depth(after, where)))
+    for axis, entry in enumerate(per_axis(name, value, ndim, missing=missing)):
+        where = f"{name}={brief(value)}, axis {axis}"
+        sides = entry if isinstance(entry, (tuple, list)) else (entry, entry)
+        try:
+            before, after = sides
+        except ValueError:
+            raise ValueError(
+                f"{where}: {brief(entry)} has {len(entry)} entries; pass {remedy}"
+            ) from None
+        pairs.append((parse(before, where), parse(after, where)))
     return tuple(pairs)
 
 
-def _depth(value: Any, where: str) -> int:
+def _parse_side_depth(value: Any, where: str) -> int:
     depth = whole_number(value, where)
     if depth < 0:
         raise ValueError(f"{where}: a halo cannot have {depth} elements; pass 0 or more")
     return depth
 
 
-def _parse_boundary(boundary: Boundaries, ndim: int) -> tuple[tuple[Boundary, Boundary], ...]:
-    pairs = []
-    for axis, entry in enumerate(per_axis("boundary", boundary, ndim, missing=None)):
-        where = f"boundary={brief(boundary)}, axis {axis}"
-        before, after = _sides(entry, where, "a name, a constant or a pair (before, after)")
-        pairs.append((_boundary(before, where), _boundary(after, where)))
-    return tuple(pairs)
-
-
-def _sides(entry: Any, where: str, remedy: str) -> tuple[Any, Any]:
-    if not isinstance(entry, (tuple, list)):
-        return entry, entry
-    if len(entry) != _SIDES:
-        raise ValueError(f"{where}: {brief(entry)} has {len(entry)} entries; pass {remedy}")
-    return entry[0], entry[1]
-
-
-def _boundary(value: Any, where: str) -> Boundary:
+def _parse_side(value: Any, where: str) -> Boundary:
     if value is None or isinstance(value, Mode):
         return value or Mode.NONE
+    names = ", ".join(BOUNDARIES)
     if isinstance(value, str):
         if value in BOUNDARIES:
             return BOUNDARIES[value]
-        raise ValueError(
-            f"{where}: {value!r} is unknown; pass a constant or one of {', '.join(BOUNDARIES)}"
-        )
+        raise ValueError(f"{where}: {value!r} is unknown; pass a constant or one of {names}")
     if isinstance(value, (Number, np.generic)):
         return value  # type: ignore[return-value]
     raise TypeError(
-        f"{where}: {value!r} is a {type(value).__name__}; pass a constant or one of "
-        f"{', '.join(BOUNDARIES)}"
+        f"{where}: {value!r} is a {type(value).__name__}; pass a constant or one of {names}"
     )

@@ -57,7 +57,7 @@ class Run(PoolFuture):
         outputs = self.execution.outputs
         if not outputs.arrays:
             return None
-        return tuple(outputs.arrays) if outputs.several else outputs.arrays[0]
+        return tuple(outputs.arrays) if outputs.is_tuple else outputs.arrays[0]
 
     @property
     def failed(self) -> list[ShmparError]:

@@ -1,11 +1,4 @@
-"""What the user passes to a verb, made into arrays and a plan's arguments.
-
-Imports plan and grid.
-
-What the user's function asks for.
-
-Imports named.
-"""
+"""The inputs of a verb, as arrays and arguments of a plan, and the signature of the function."""
 
 from __future__ import annotations
 
@@ -14,45 +7,35 @@ import inspect
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from shmpar.grid import BLOCK_BYTES, Grid
 from shmpar.grid.axis import whole_number
 from shmpar.memory.copying import is_masked
-from shmpar.pickling.pack import is_importable
+from shmpar.pickling.pack import is_named
 from shmpar.plan import Argument, Blocks, Items, Rows, Whole
 
-__all__ = [
-    "Inputs",
-    "as_input",
-    "blocks",
-    "check_callable",
-    "check_signature",
-    "cut",
-    "entropy",
-    "items",
-    "wants",
-]
-
 Array = np.ndarray[Any, Any]
+Axes = tuple[int, ...]
+Depths = tuple[tuple[int, int], ...]
 
 
 @dataclass(eq=False, slots=True)
 class Inputs:
-    """The arguments of a verb.
+    """Inputs of a verb.
 
     Attributes
     ----------
     arrays : list of ndarray
-        Those that are cut.
+        Arrays that are divided into chunks.
     values : list
         Constants, and sequences of items.
     arguments : list of Argument
-        How the function gets them, in order.
+        Arguments of the function, in order.
     shape : tuple of int
-        What they broadcast to; for items ``(items,)``.
+        Shape of the grid: that of the broadcast arrays, or ``(items,)``.
     """
 
     arrays: list[Array] = field(default_factory=list)
@@ -61,12 +44,12 @@ class Inputs:
     shape: tuple[int, ...] = ()
 
     def add_value(self, value: Any) -> int:
-        """Keep a value; return its place."""
+        """Append a value; return its index."""
         self.values.append(value)
         return len(self.values) - 1
 
     def add_array(self, array: Array) -> int:
-        """Keep an array; return its place."""
+        """Append an array; return its index."""
         self.arrays.append(array)
         return len(self.arrays) - 1
 
@@ -75,6 +58,20 @@ class Inputs:
         """Bytes of an element of the widest array."""
         return max((array.itemsize for array in self.arrays), default=8)
 
+    def cut(
+        self, chunks: Any, *, whole: Axes = (), depth: Depths = (), most: int = BLOCK_BYTES
+    ) -> Grid:
+        """Make the grid of the inputs; arguments as in :meth:`shmpar.grid.Grid.cut`."""
+        entries = chunks if isinstance(chunks, tuple) else (chunks,)
+        # Why: only ints and strings are keys of a cache, since True and 1.0 are equal to 1.
+        cut = _cached_cut if all(type(one) in {int, str} for one in entries) else Grid.cut
+        return cut(
+            self.shape, chunks, itemsize=self.itemsize, depth=depth or None, whole=whole, most=most
+        )
+
+
+_cached_cut = functools.lru_cache(maxsize=64)(Grid.cut)
+
 
 def as_input(value: Any, verb: str) -> Array:
     """Make an array of an argument.
@@ -82,7 +79,7 @@ def as_input(value: Any, verb: str) -> Array:
     Raises
     ------
     TypeError
-        For a masked array, or one of Python objects.
+        For a masked array, or an array of Python objects.
     """
     if is_masked(value):
         raise TypeError(
@@ -98,15 +95,8 @@ def as_input(value: Any, verb: str) -> Array:
     return array
 
 
-def _is_constant(value: Any) -> bool:
-    """Whether a block verb hands the argument on as it is."""
-    if isinstance(value, np.ndarray):
-        return value.ndim == 0
-    return value is None or isinstance(value, str | bytes | dict) or np.ndim(value) == 0
-
-
 def blocks(verb: str, given: Sequence[Any]) -> Inputs:
-    """Arguments of a verb that cuts arrays into blocks; they broadcast as NumPy's.
+    """Read the arguments of a verb that divides arrays into blocks; they broadcast as in NumPy.
 
     Raises
     ------
@@ -117,47 +107,38 @@ def blocks(verb: str, given: Sequence[Any]) -> Inputs:
     """
     if not given:
         raise TypeError(f"{verb}() needs at least one array")
+    found = [None if np.ndim(value) == 0 else as_input(value, verb) for value in given]
+    if all(array is None for array in found):
+        found[0] = as_input(given[0], verb)  # Why: without axes there is one chunk, of this array
+    shapes = [array.shape for array in found if array is not None]
     inputs = Inputs()
-    found = [None if _is_constant(value) else as_input(value, verb) for value in given]
-    cut = [array for array in found if array is not None]
-    if not cut:  # arrays without axes, and constants: one chunk
-        found = [as_input(value, verb) if i == 0 else None for i, value in enumerate(given)]
-        cut = [array for array in found if array is not None]
     try:
-        shapes = {array.shape for array in cut}
-        inputs.shape = shapes.pop() if len(shapes) == 1 else np.broadcast_shapes(*shapes)
+        inputs.shape = shapes[0] if len(set(shapes)) == 1 else np.broadcast_shapes(*shapes)
     except ValueError:
-        given_shapes = ", ".join(str(array.shape) for array in cut)
+        given_shapes = ", ".join(map(str, shapes))
         raise ValueError(f"{verb}: inputs of shapes {given_shapes} do not broadcast") from None
     for value, array in zip(given, found, strict=True):
         if array is None:
             inputs.arguments.append(Whole(inputs.add_value(value)))
-        else:
-            place = inputs.add_array(array)
-            inputs.arguments.append(_cut_by_grid(place, array.shape, inputs.shape))
+            continue
+        shift = len(inputs.shape) - array.ndim
+        axes = [
+            None if length == 1 and inputs.shape[axis + shift] != 1 else axis + shift
+            for axis, length in enumerate(array.shape)
+        ]
+        inputs.arguments.append(Blocks(inputs.add_array(array), tuple(axes)))
     return inputs
 
 
-@functools.lru_cache(maxsize=64)
-def _cut_by_grid(place: int, shape: tuple[int, ...], whole: tuple[int, ...]) -> Blocks:
-    """An input of a shape, whose axes the grid's cut, but for those that are stretched."""
-    shift = len(whole) - len(shape)
-    axes = [
-        None if length == 1 and whole[axis + shift] != 1 else axis + shift
-        for axis, length in enumerate(shape)
-    ]
-    return Blocks(place, tuple(axes))
-
-
 def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
-    """Arguments of a verb that takes rows of arrays, and items of anything else.
+    """Read the arguments of a verb that takes rows of arrays, and items of other iterables.
 
     Raises
     ------
     TypeError
-        If one is not iterable, or an array without axes.
+        If an argument is not iterable, or is an array without axes.
     ValueError
-        If their lengths differ.
+        If the arguments differ in length.
     """
     inputs = Inputs()
     lengths = []
@@ -167,16 +148,17 @@ def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
             inputs.arguments.append(Rows(inputs.add_array(rows)))
             lengths.append(len(rows))
         elif isinstance(value, Iterable):
-            held = value if isinstance(value, range) else list(value)
-            inputs.arguments.append(Items(inputs.add_value(held)))
-            lengths.append(len(held))
+            sequence = value if isinstance(value, range) else list(value)
+            inputs.arguments.append(Items(inputs.add_value(sequence)))
+            lengths.append(len(sequence))
         else:
             raise TypeError(
                 f"{verb}: argument {position} is a {type(value).__name__}, which has no items; "
                 "constants for the function go into kwargs="
             )
     if len(set(lengths)) > 1:
-        raise ValueError(f"{verb}: arguments have {lengths} items; they must have equally many")
+        differing = " and ".join(map(str, lengths))
+        raise ValueError(f"{verb}: the arguments differ in length: {differing}")
     inputs.shape = (lengths[0],)
     return inputs
 
@@ -190,43 +172,19 @@ def _rows(array: Array, axis: int, verb: str) -> Array:
     return np.moveaxis(array, axis, 0) if axis else array
 
 
-def cut(
-    inputs: Inputs, chunks: Any, *, whole: tuple[int, ...] = (), most: int = BLOCK_BYTES
-) -> Grid:
-    """Cut what the inputs broadcast to; as :meth:`shmpar.grid.Grid.cut`."""
-    exact = chunks if isinstance(chunks, tuple) else (chunks,)
-    if all(type(length) is int or type(length) is str for length in exact):
-        return _cut(inputs.shape, chunks, inputs.itemsize, whole, most)
-    return Grid.cut(inputs.shape, chunks, itemsize=inputs.itemsize, whole=whole, most=most)
+_SPECIAL_PARAMETERS: Final = ("block_id", "block_info", "rng")
 
 
-@functools.lru_cache(maxsize=64)
-def _cut(
-    shape: tuple[int, ...], chunks: Any, itemsize: int, whole: tuple[int, ...], most: int
-) -> Grid:
-    """Keep the grids of calls that are made again and again."""
-    return Grid.cut(shape, chunks, itemsize=itemsize, whole=whole, most=most)
-
-
-_OFFERED = ("block_id", "block_info", "rng")
-
-
-def check_callable(verb: str, func: Any) -> None:
-    """Raise ``TypeError`` if `func` cannot be called."""
-    if not callable(func):
-        raise TypeError(f"{verb}: the function comes first; {type(func).__name__} is not callable")
-
-
-def wants(func: Callable[..., Any], keywords: Mapping[str, Any]) -> frozenset[str]:
-    """Which of ``block_id``, ``block_info`` and ``rng`` the function has as free parameters.
+def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) -> frozenset[str]:
+    """Return those of ``block_id``, ``block_info`` and ``rng`` that are parameters of `func`.
 
     Examples
     --------
-    >>> sorted(wants(lambda block, rng, block_id=None: block, {"rng": 1}))
+    >>> sorted(special_parameters(lambda block, rng, block_id=None: block, {"rng": 1}))
     ['block_id']
     """
-    names = _parameters(func)
-    return frozenset(name for name in _OFFERED if name in names and name not in keywords)
+    names = _parameter_names(func)
+    return frozenset(name for name in _SPECIAL_PARAMETERS if name in names and name not in keywords)
 
 
 def check_signature(
@@ -234,46 +192,42 @@ def check_signature(
     func: Callable[..., Any],
     count: int,
     keywords: Mapping[str, Any],
-    wanted: frozenset[str],
+    special: frozenset[str],
 ) -> None:
-    """Raise ``TypeError`` if `func` wants a parameter that nobody passes.
-
-    Cost: nothing to speak of for plain functions, ufuncs and compiled ones that were looked at
-    before; 20 to 100 us for others.
-    """
+    """Raise ``TypeError`` if `func` cannot be called with `count` arguments and these keywords."""
     if isinstance(func, np.ufunc) and count != func.nin:
         raise TypeError(
-            f"{verb}: {func.__name__} takes {func.nin} arrays, not {count}; where its result goes "
-            "is out="
+            f"{verb}: {func.__name__} takes {func.nin} arrays, not {count}; pass the place for "
+            "its result as out="
         )
-    if not (keywords or wanted) and _takes(func, count):
+    if not (keywords or special) and _obviously_takes(func, count):
         return
     try:
-        signature = inspect.signature(func)
+        signature = _signature(func)
     except ValueError as error:
-        if isinstance(func, functools.partial) and "incorrect arguments" in str(error):
-            raise TypeError(f"{verb}: {error}") from None
-        return
-    except TypeError:  # compiled functions need not have a signature
+        raise TypeError(f"{verb}: {error}") from None
+    if signature is None:
         return
     try:
-        signature.bind(*[None] * count, **{**keywords, **dict.fromkeys(wanted)})
+        signature.bind(*[None] * count, **{**keywords, **dict.fromkeys(special)})
     except TypeError as error:
-        blocks = "1 argument" if count == 1 else f"{count} arguments"
+        arguments = "1 argument" if count == 1 else f"{count} arguments"
         raise TypeError(
-            f"{verb}: the function cannot be called with {blocks} and "
-            f"kwargs={sorted(keywords)}: {error}; pass what it wants besides in kwargs="
+            f"{verb}: the function cannot be called with {arguments} and "
+            f"kwargs={sorted(keywords)}: {error}; pass its other parameters in kwargs="
             + (", or out by pass_out=True" if "'out'" in str(error) else "")
         ) from None
 
 
-def _takes(func: Callable[..., Any], count: int) -> bool:
-    """Whether it is seen at once that so many arguments are right."""
+def _is_plain_function(func: Callable[..., Any]) -> bool:
+    return isinstance(func, types.FunctionType) and not hasattr(func, "__wrapped__")
+
+
+def _obviously_takes(func: Any, count: int) -> bool:
+    """Return True if `func` takes `count` arguments, as far as that is quick to find out."""
     if isinstance(func, np.ufunc):
         return True
-    if is_importable(func):
-        return _takes_named(func, count)
-    if not isinstance(func, types.FunctionType) or hasattr(func, "__wrapped__"):
+    if not _is_plain_function(func):
         return False
     most = func.__code__.co_argcount
     return most - len(func.__defaults__ or ()) <= count <= most and not (
@@ -281,45 +235,43 @@ def _takes(func: Callable[..., Any], count: int) -> bool:
     )
 
 
-@functools.lru_cache(maxsize=256)
-def _takes_named(func: Callable[..., Any], count: int) -> bool:
-    try:
-        inspect.signature(func).bind(*[None] * count)
-    except TypeError:
-        return False
-    except ValueError:  # it need not have a signature
-        pass
-    return True
-
-
-def _parameters(func: Callable[..., Any]) -> Collection[str]:
-    if is_importable(func):
-        return _parameters_named(func)
-    if isinstance(func, types.FunctionType) and not hasattr(func, "__wrapped__"):
-        code = func.__code__
-        return set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+def _parameter_names(func: Any) -> Collection[str]:
     if isinstance(func, np.ufunc):
-        return set()
-    names = _signed(func)
+        return ()
+    if _is_plain_function(func):
+        code: types.CodeType = func.__code__
+        return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    try:
+        signature = _signature(func)
+    except ValueError:
+        return ()
+    names = set() if signature is None else set(signature.parameters)
     while isinstance(func, functools.partial):
         names -= set(func.keywords)
         func = func.func
     return names
 
 
-@functools.lru_cache(maxsize=256)
-def _parameters_named(func: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(_signed(func))
+def _signature(func: Callable[..., Any]) -> inspect.Signature | None:
+    """Return the signature of a function; None for a compiled function that has none.
+
+    Raises
+    ------
+    ValueError
+        For a :func:`functools.partial` with arguments that its function does not take.
+    """
+    return _cached_signature(func) if is_named(func) else _inspected(func)
 
 
-def _signed(func: Callable[..., Any]) -> set[str]:
-    """The names of all parameters; none of a compiled function that does not say."""
+def _inspected(func: Callable[..., Any]) -> inspect.Signature | None:
     try:
-        return set(inspect.signature(func).parameters)
-    except (TypeError, ValueError):
-        return set()
+        return inspect.signature(func)
+    except TypeError:
+        return None
+    except ValueError as error:
+        if isinstance(func, functools.partial) and "incorrect arguments" in str(error):
+            raise
+        return None
 
 
-def entropy(seed: Any) -> Any:
-    """The entropy of a run's random streams; fresh for None."""
-    return np.random.SeedSequence(seed).entropy
+_cached_signature = functools.lru_cache(maxsize=256)(_inspected)

@@ -1,317 +1,189 @@
-"""Verbs made into runs: the meaning of each verb is here, in a page.
-
-Imports the neighbours in this package, grid, outputs, plan and run.
-"""
+"""The record of a call of a verb, which becomes a plan and a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from shmpar.grid import BLOCK_BYTES, Grid, Halo
-from shmpar.plan import (
-    Along,
-    Announcement,
-    Function,
-    InBlocks,
-    Output,
-    PerChunk,
-    PerItem,
-    Placement,
-    Plan,
-)
+from shmpar.grid import Grid, Halo
+from shmpar.plan import Function, InBlocks, Placement, Plan
 from shmpar.runtime.execution import Policy
-from shmpar.runtime.outputs import NpyFile
+from shmpar.runtime.progress import observe
 from shmpar.runtime.run import Run
-from shmpar.verbs.arguments import (
-    Inputs,
-    blocks,
-    check_callable,
-    check_signature,
-    cut,
-    entropy,
-    items,
-    wants,
-)
+from shmpar.verbs.arguments import Inputs, check_signature, special_parameters
+from shmpar.verbs.options import Defaults, Options, parse_options
 from shmpar.verbs.outputs import (
-    Targets,
-    axes_tuple,
+    OutputSpec,
     check_casts,
     check_overlap,
-    check_shape,
-    parse_targets,
-    place_blocks,
+    known_outputs,
+    parse_output,
     ufunc_dtypes,
 )
 
-__all__ = [
-    "Request",
-    "apply_along_axis",
-    "block_reduce",
-    "map_blocks",
-    "map_overlap",
-    "parallel_map",
-    "reduction",
-]
 
-Array = np.ndarray[Any, Any]
-DType = np.dtype[Any]
-
-_STREAM_BYTES: Final = 8 << 20  # of a ufunc's blocks, which need no room for temporaries
-
-
-class Request(NamedTuple):
-    """What all verbs pass on.
+@dataclass(eq=False, slots=True)
+class Call:
+    """A call of a verb: first its options, then the meaning that the verb gives to its arguments.
 
     Attributes
     ----------
     verb : str
-        Its name.
+        Name of the verb.
     func : callable
-        The user's function.
-    keywords : mapping
-        Its ``kwargs``.
-    out, dtype : object
-        As the user gave them.
-    seed : object
-        As the user gave it.
+        The function of the user.
+    options : Options
+        Options of the user.
     policy : Policy
-        What becomes of the run when something goes wrong.
-    pass_out : bool
-        The function writes into its window itself.
-    ledger : object
-        As the user gave it.
+        Handling of failures.
+    inputs : Inputs
+        Inputs of the function.
+    grid, placement, halo, trim
+        As in :class:`shmpar.plan.Plan`.
+    output : OutputSpec
+        Declared outputs.
+    in_place : bool
+        An output is an input.
     """
 
     verb: str
     func: Callable[..., Any]
-    keywords: Mapping[str, Any]
-    out: Any
-    dtype: Any
-    seed: Any
+    options: Options
     policy: Policy
-    pass_out: bool = False
-    ledger: Any = None
-
-
-class Cut(NamedTuple):
-    """How the inputs are cut, and where results go; as in :class:`shmpar.plan.Plan`."""
-
-    grid: Grid
-    placement: Placement
+    inputs: Inputs = field(init=False)
+    grid: Grid = field(init=False)
+    placement: Placement = field(init=False)
+    output: OutputSpec = field(init=False)
     halo: Halo | None = None
     trim: bool = True
+    in_place: bool = False
 
+    @property
+    def keywords(self) -> Mapping[str, Any]:
+        """Keyword arguments for the function."""
+        return self.options.get("kwargs") or {}
 
-def map_blocks(
-    request: Request,
-    arrays: Sequence[Any],
-    chunks: Any,
-    drop_axis: Any,
-    new_axis: Any,
-    out_chunks: Any,
-) -> Run:
-    """Blocks to blocks, put together."""
-    check_callable(request.verb, request.func)
-    inputs = blocks(request.verb, arrays)
-    drop = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
-    most = _STREAM_BYTES if isinstance(request.func, np.ufunc) else BLOCK_BYTES
-    grid = cut(inputs, chunks, whole=drop, most=most)
-    placement = place_blocks(grid, drop, new_axis, out_chunks)
-    if request.pass_out and placement == InBlocks.like(grid):
-        placement = InBlocks.exactly(grid)  # it cannot show another length than its window's
-    targets = parse_targets(request.verb, request.out, request.dtype)
-    # In place, a chunk's output must lie where its input does.
-    fits = targets.given is not None and placement == InBlocks.like(grid)
-    in_place = check_overlap(request.verb, targets.given, inputs.arrays, in_place=fits)
-    return _run(request, inputs, Cut(grid, placement), targets, in_place=in_place)
+    @property
+    def pass_out(self) -> bool:
+        """The function gets its window of the output as ``out``."""
+        return bool(self.options.get("pass_out"))
 
+    def cut_with_halo(self, chunks: Any, depth: Any, boundary: Any) -> None:
+        """Set the grid, and the halo if it has any depth."""
+        halo = Halo.parse(depth, boundary, len(self.inputs.shape))
+        for array in self.inputs.arrays:
+            halo.check_constants(array.dtype)
+        self.halo = halo or None
+        self.grid = self.inputs.cut(chunks, depth=halo.depth if halo else ())
 
-def map_overlap(
-    request: Request, arrays: Sequence[Any], chunks: Any, halo: tuple[Any, Any], *, trim: bool
-) -> Run:
-    """Blocks that reach over their chunk to blocks of the chunk's own shape."""
-    check_callable(request.verb, request.func)
-    inputs = blocks(request.verb, arrays)
-    grid, reach = _with_halo(inputs, chunks, halo)
-    if request.pass_out and reach is not None and trim:
-        raise ValueError(
-            f"{request.verb}: with pass_out=True the function is passed the chunk's own window, "
-            "without halo, so it takes trim=False"
+    def declare_output(
+        self, out: Any = None, dtype: Any = None, *, objects: bool = False, in_place: bool = False
+    ) -> None:
+        """Read ``out=`` and ``dtype=``.
+
+        Parameters
+        ----------
+        objects : bool
+            The verb collects objects with ``dtype=object``.
+        in_place : bool
+            An output may be an input.
+        """
+        self.output = parse_output(self.verb, out, dtype, objects=objects)
+        if self.output.given is not None:
+            self.in_place = check_overlap(
+                self.verb, self.output.given, self.inputs.arrays, in_place=in_place
+            )
+
+    def run(self) -> Run:
+        """Make the run, after all checks that need no call of the function."""
+        inputs, spec, policy = self.inputs, self.output, self.policy
+        plan = self._plan()
+        outputs = spec.outputs(policy)
+        results = None
+        if not self.keywords and (spec.dtypes is not None or plan.chunks == 0):
+            results = ufunc_dtypes(self.func, inputs)
+            check_casts(self.verb, self.func, results, spec.dtypes)
+        known = known_outputs(plan, inputs, spec, results)
+        if self.pass_out and (known is None or spec.returns_objects):
+            raise ValueError(
+                f"{self.verb}: pass_out=True needs to know the output before the function is "
+                "called: pass out="
+                + (", or dtype=" if isinstance(self.placement, InBlocks) else "")
+            )
+        function = Function(self.func, dict(self.keywords), tuple(inputs.values))
+        ledger, todo = self.options.get("ledger"), None
+        if ledger is not None:
+            # Why: most calls have no ledger, and need not load this module.
+            from shmpar.runtime.checkpoint import check_kept, take_up
+
+            path = check_kept(plan, ledger, spec.given, in_place=self.in_place)
+            seeded = self.options.get("seed") is not None
+            plan, todo = take_up(path, plan, function, inputs.arrays, outputs, seeded=seeded)
+        outputs.known = known
+        if self.in_place:
+            # Why: a pattern in the output would overwrite the input.
+            policy, plan = policy._replace(in_place=True), plan._replace(check=False)
+        return Run(plan, function, inputs.arrays, outputs, policy, todo)
+
+    def _plan(self) -> Plan:
+        spec, policy, keywords = self.output, self.policy, self.keywords
+        special = special_parameters(self.func, keywords)
+        if self.pass_out and "out" in keywords:
+            raise TypeError(f"{self.verb}: pass_out=True passes out, which is in kwargs= too")
+        passed = special | {"out"} if self.pass_out else special
+        check_signature(self.verb, self.func, len(self.inputs.arguments), keywords, passed)
+        seed = None
+        if "rng" in special:
+            seed = np.random.SeedSequence(self.options.get("seed")).entropy
+        return Plan(
+            verb=self.verb,
+            grid=self.grid,
+            arguments=tuple(self.inputs.arguments),
+            placement=self.placement,
+            halo=self.halo,
+            trim=self.trim,
+            dtypes=spec.dtypes,
+            is_tuple=spec.is_tuple,
+            returns_objects=spec.returns_objects,
+            special_parameters=special,
+            pass_out=self.pass_out,
+            seed=seed,
+            fail_fast=policy.on_error == "raise",
+            timed=policy.task_timeout is not None,
+            check=policy.check and not spec.returns_objects,
         )
-    targets = parse_targets(request.verb, request.out, request.dtype)
-    check_overlap(request.verb, targets.given, inputs.arrays, in_place=False)
-    return _run(request, inputs, Cut(grid, InBlocks.exactly(grid), reach, trim), targets)
 
 
-def _with_halo(inputs: Inputs, chunks: Any, halo: tuple[Any, Any]) -> tuple[Grid, Halo | None]:
-    """The grid, and the halo if it reaches over any chunk."""
-    depth, boundary = halo
-    reach = Halo.parse(depth, boundary, len(inputs.shape))
-    for array in inputs.arrays:
-        reach.check_constants(array.dtype)
-    if not reach:
-        return cut(inputs, chunks), None
-    return Grid.cut(inputs.shape, chunks, itemsize=inputs.itemsize, depth=depth), reach
+class Caller:
+    """Base of the classes that give a pool its verbs."""
+
+    def _defaults(self) -> Defaults:
+        raise NotImplementedError
+
+    def _policy(self) -> Policy:
+        """Return the policy of a call without options."""
+        raise NotImplementedError
+
+    def _execute(self, run: Run, *, wait: bool) -> Any:
+        """Return the result of a run, or the run itself unless `wait`."""
+        raise NotImplementedError
+
+    def _call(self, verb: str, func: Callable[..., Any], options: Options) -> Call:
+        policy = parse_options(verb, options, self._defaults()) if options else self._policy()
+        check_callable(verb, func)
+        return Call(verb, func, options, policy)
+
+    def _run(self, call: Call) -> Any:
+        run = call.run()
+        progress = call.options.get("progress", self._defaults()["progress"])
+        run.conductor.observer = observe(progress, call.verb)
+        return self._execute(run, wait=call.options.get("wait", True))
 
 
-def block_reduce(
-    request: Request, arrays: Sequence[Any], chunks: Any, halo: tuple[Any, Any]
-) -> Run:
-    """Blocks to values, one a chunk."""
-    check_callable(request.verb, request.func)
-    inputs = blocks(request.verb, arrays)
-    grid, reach = _with_halo(inputs, chunks, halo)
-    targets = parse_targets(request.verb, request.out, request.dtype, objects=True)
-    check_overlap(request.verb, targets.given, inputs.arrays, in_place=False)
-    return _run(request, inputs, Cut(grid, PerChunk(), reach, trim=False), targets)
-
-
-def parallel_map(request: Request, arrays: Sequence[Any], axis: int) -> Run:
-    """Items to values, stacked."""
-    check_callable(request.verb, request.func)
-    inputs = items(request.verb, arrays, axis)
-    grid = cut(inputs, (1,))
-    targets = parse_targets(request.verb, request.out, request.dtype, objects=True)
-    in_place = check_overlap(request.verb, targets.given, inputs.arrays, in_place=True)
-    return _run(request, inputs, Cut(grid, PerItem()), targets, in_place=in_place)
-
-
-def apply_along_axis(request: Request, array: Array, axis: int) -> Run:
-    """Blocks of lines to blocks of their results."""
-    inputs = blocks(request.verb, (array,))
-    grid = cut(inputs, "auto", whole=(axis,))
-    targets = parse_targets(request.verb, None, None)
-    return _run(request, inputs, Cut(grid, Along(axis)), targets._replace(several=False))
-
-
-def reduction(request: Request, inputs: Inputs, how: Cut) -> Run:
-    """Blocks to the partial results of a reduction."""
-    return _run(request, inputs, how, parse_targets(request.verb, None, None))
-
-
-def _run(
-    request: Request, inputs: Inputs, how: Cut, targets: Targets, *, in_place: bool = False
-) -> Run:
-    plan = _plan(request, inputs, how, targets)
-    outputs = targets.outputs(request.policy)
-    asked = not request.keywords and (targets.dtypes is not None or plan.chunks == 0)
-    results = ufunc_dtypes(request.func, inputs) if asked else None
-    check_casts(request.verb, request.func, results, targets.dtypes)
-    known = _known_outputs(plan, inputs, targets, results)
-    if request.pass_out and (known is None or targets.collects):
-        raise ValueError(
-            f"{request.verb}: pass_out=True needs to know the output before the function is "
-            "called: pass out=" + (", or dtype=" if isinstance(how.placement, InBlocks) else "")
-        )
-    function = Function(request.func, dict(request.keywords), tuple(inputs.values))
-    todo = None
-    if request.ledger is not None:
-        from shmpar.runtime.checkpoint import resume  # few calls need it
-
-        plan, todo = resume(
-            request.ledger,
-            plan,
-            function,
-            inputs.arrays,
-            outputs,
-            seeded=request.seed is not None,
-            in_place=in_place,
-        )
-    outputs.expected = known
-    policy = request.policy
-    if in_place:  # there is no place for a pattern
-        policy = policy._replace(in_place=True)
-        plan = plan._replace(check=False)
-    return Run(plan, function, inputs.arrays, outputs, policy, todo)
-
-
-def _plan(request: Request, inputs: Inputs, how: Cut, targets: Targets) -> Plan:
-    wanted = wants(request.func, request.keywords)
-    if request.pass_out and "out" in request.keywords:
-        raise TypeError(f"{request.verb}: pass_out=True passes out, which is in kwargs= too")
-    passed = wanted | {"out"} if request.pass_out else wanted
-    check_signature(request.verb, request.func, len(inputs.arguments), request.keywords, passed)
-    return Plan(
-        verb=request.verb,
-        grid=how.grid,
-        arguments=tuple(inputs.arguments),
-        placement=how.placement,
-        halo=how.halo,
-        trim=how.trim,
-        dtypes=targets.dtypes,
-        several=targets.several,
-        collects=targets.collects,
-        wants=wanted,
-        pass_out=request.pass_out,
-        seed=entropy(request.seed) if "rng" in wanted else None,
-        fail_fast=request.policy.on_error == "raise",
-        timed=request.policy.task_timeout is not None,
-        check=request.policy.check and not targets.collects,
-    )
-
-
-def _known_outputs(
-    plan: Plan, inputs: Inputs, targets: Targets, results: tuple[DType, ...] | None
-) -> Announcement | None:
-    """What the outputs are, if that is known without calling the function.
-
-    `results` are the dtypes of its results, if it is a ufunc.
-    """
-    if targets.collects:
-        return Announcement((Output(plan.grid.numblocks, np.dtype(object)),), several=False)
-    if targets.given is not None:
-        return _given_outputs(plan, targets, targets.given)
-    shape = _known_shape(plan)
-    if plan.chunks == 0:
-        one = results if results is not None and len(results) == 1 else (_input_dtype(inputs),)
-        dtypes = targets.dtypes or one
-    elif shape is not None and targets.dtypes is not None:
-        dtypes = targets.dtypes
-    else:
-        return None
-    outputs = tuple(
-        Output(_empty_shape(plan) if shape is None else shape, dtype)
-        for dtype in dtypes
-        if dtype is not None
-    )
-    if len(outputs) != len(dtypes):
-        return None
-    return Announcement(outputs, several=bool(targets.several))
-
-
-def _given_outputs(
-    plan: Plan, targets: Targets, given: Sequence[Array | NpyFile]
-) -> Announcement | None:
-    """What the user's outputs are; None if one is a file whose shape or dtype is not known yet."""
-    shape, outputs = _known_shape(plan), []
-    for one, dtype in zip(given, targets.dtypes or (), strict=True):
-        if isinstance(one, np.ndarray):
-            check_shape(plan, one)
-            outputs.append(Output(one.shape, one.dtype))
-        elif shape is not None and dtype is not None:
-            outputs.append(Output(shape, dtype))
-    if len(outputs) < len(given):
-        return None
-    return Announcement(tuple(outputs), several=bool(targets.several))
-
-
-def _known_shape(plan: Plan) -> tuple[int, ...] | None:
-    """The output's shape where it follows from the grid: all its axes are cut."""
-    placement = plan.placement
-    if not isinstance(placement, InBlocks) or None in placement.cuts:
-        return None
-    return tuple(cut.size for cut in placement.cuts if cut is not None)
-
-
-def _empty_shape(plan: Plan) -> tuple[int, ...]:
-    """The shape of an output for which the function was never called."""
-    if not isinstance(plan.placement, InBlocks):
-        return plan.grid.numblocks
-    return tuple(1 if axis is None else plan.grid.shape[axis] for axis in plan.placement.axes)
-
-
-def _input_dtype(inputs: Inputs) -> np.dtype[Any]:
-    return inputs.arrays[0].dtype if inputs.arrays else np.dtype(float)
+def check_callable(verb: str, func: Any) -> None:
+    """Raise ``TypeError`` if `func` cannot be called."""
+    if not callable(func):
+        raise TypeError(f"{verb}: the function comes first; {type(func).__name__} is not callable")

@@ -1,49 +1,48 @@
-"""The keywords that all verbs share.
-
-Imports policy and progress.
-"""
+"""Options of all verbs, their defaults, and the text that the docstrings of verbs share."""
 
 from __future__ import annotations
 
 import operator
 import os
+import re
+import textwrap
+import types
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Final, TypedDict, TypeVar
 
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.progress import Progress, observe
 
-__all__ = ["Defaults", "Options", "parse_options", "refuse_unknown"]
-
 
 class Options(TypedDict, total=False):
-    """Keywords of every verb but ``apply_along_axis``.
+    """Keywords of every verb except ``apply_along_axis``.
 
     Attributes
     ----------
     kwargs : mapping
         Keyword arguments for the function.
     progress : bool, str or callable
-        True: a tqdm bar; a str: its label; a callable gets ``(done, total)`` in chunks, about ten
-        times a second and at the end.
+        True shows a tqdm bar, and a str is its label. A callable is called with ``(done, total)``
+        in chunks, about ten times per second and at the end.
     on_error : {"raise", "collect", "fill"}
-        What becomes of a run in which a chunk fails.
+        Stop at the first failed chunk; or compute the others and raise all errors; or fill the
+        windows of failed chunks.
     fill_value : object
-        For ``on_error="fill"``; None is NaN or NaT.
+        Value for ``on_error="fill"``; None is NaN or NaT.
     retries : int
-        How often a chunk whose worker died is computed again.
+        Number of times that a chunk is computed again after its worker died.
     task_timeout : float or None
         Seconds that a chunk may take, on the processes engine.
     seed : int, sequence of int or None
-        Entropy of the chunks' random streams.
+        Entropy of the random streams of the chunks.
     pass_out : bool
-        The function is passed its window of the output as ``out=`` and writes there itself; what
-        it returns is not looked at. Needs ``out=``, or in `map_blocks` and `map_overlap` (with
-        ``trim=False``) ``dtype=``. NumPy's ufuncs write into their window without being told.
+        Pass the function its window of the output as ``out=``; the function writes there, and its
+        return value is ignored. This needs ``out=``, or in `map_blocks` and `map_overlap` (with
+        ``trim=False``) ``dtype=``. NumPy's ufuncs always write into their window.
     ledger : path
-        A file that keeps what is done, so that the same call in a later process computes only what
-        is not; needs ``out=`` on disk (a ``.npy`` path or np.memmap), or a function that returns
-        None. It stays when all is done, and then the call computes nothing.
+        A file that records completed chunks, so that the same call in a later process computes
+        only the others. This needs ``out=`` on disk (a ``.npy`` path or np.memmap), or a function
+        that returns None. The file stays after the last chunk; then the call computes nothing.
     wait : bool
         False returns the :class:`shmpar.Run`.
     """
@@ -61,7 +60,7 @@ class Options(TypedDict, total=False):
 
 
 class Defaults(TypedDict):
-    """What a pool sets for its verbs."""
+    """Defaults that a pool sets for its verbs."""
 
     progress: Progress
     on_error: str
@@ -70,8 +69,14 @@ class Defaults(TypedDict):
     check: bool
 
 
-def refuse_unknown(verb: str, options: Mapping[str, Any]) -> None:
-    """Raise ``TypeError`` for a keyword that the verb does not have, with the remedy."""
+def parse_options(verb: str, options: Mapping[str, Any], defaults: Defaults) -> Policy:
+    """Check the options of a call, and add the defaults of the pool.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an unknown option, or an invalid value.
+    """
     unknown = [name for name in options if name not in Options.__annotations__]
     if unknown:
         given = ", ".join(f"{name!r}: {options[name]!r}" for name in unknown)
@@ -79,37 +84,115 @@ def refuse_unknown(verb: str, options: Mapping[str, Any]) -> None:
             f"{verb}() got an unexpected keyword argument {unknown[0]!r}; keyword arguments for "
             f"the function go into kwargs={{{given}}}"
         )
-
-
-def parse_options(verb: str, options: Mapping[str, Any], defaults: Defaults) -> Policy:
-    """Check the options of a call, and add the pool's defaults.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For an option that there is not, or a value that it cannot have.
-    """
-    refuse_unknown(verb, options)
     chosen = {**defaults, **options}
     if chosen["on_error"] not in ("raise", "collect", "fill"):
         raise ValueError(f"on_error is 'raise', 'collect' or 'fill', not {chosen['on_error']!r}")
     if not isinstance(options.get("kwargs") or {}, Mapping):
         raise TypeError(f"kwargs is a dict of the function's keywords, not {options['kwargs']!r}")
     observe(chosen["progress"], verb)
-    retries = _whole(chosen["retries"])
+    retries = chosen["retries"]
+    if isinstance(retries, bool) or not hasattr(retries, "__index__") or retries < 0:
+        raise ValueError(f"retries is a number of times, 0 or more, not {retries!r}")
     timeout = chosen["task_timeout"]
     if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
         raise ValueError(f"task_timeout is a number of seconds above 0, or None, not {timeout!r}")
     return Policy(
         on_error=chosen["on_error"],
         fill_value=chosen.get("fill_value"),
-        retries=retries,
+        retries=operator.index(retries),
         task_timeout=timeout,
         check=chosen["check"],
     )
 
 
-def _whole(retries: Any) -> int:
-    if isinstance(retries, bool) or not hasattr(retries, "__index__") or retries < 0:
-        raise ValueError(f"retries is a number of times, 0 or more, not {retries!r}")
-    return operator.index(retries)
+_SHARED_TEXT: Final = {
+    "arrays": """\
+*arrays : array_like
+    Arrays, which broadcast as in NumPy. Axes of length 1 arrive whole; scalars are passed
+    unchanged.""",
+    "out": """\
+out : ndarray, path or tuple of these, optional
+    Output of the results, which is also returned. A path that ends in ``.npy`` is a file that
+    the call creates and returns as a np.memmap.""",
+    "dtype": """\
+dtype : dtype or tuple of dtype, optional
+    Dtype of the result. Results of the function are cast to it as a ufunc casts into ``out``.""",
+    "objects": """\
+    ``object`` collects any Python objects, pickled.""",
+    "options": """\
+**options
+    Options of all verbs: `kwargs`, `progress`, `on_error`, `fill_value`, `retries`,
+    `task_timeout`, `seed`, `pass_out`, `ledger`, `wait`; see :class:`shmpar.verbs.Options`.""",
+    "raises": """\
+ValueError, TypeError
+    For invalid arguments, before anything starts.
+PlanError
+    If the function cannot be sent to a worker.
+ChunkError
+    If the function raises on a chunk, or its result does not fit.
+WorkerDied, TaskTimeout
+    If a worker dies, or a chunk exceeds `task_timeout`, more often than `retries` allows.
+SegmentFull
+    If there is no memory for the result.""",
+    "cost": """\
+Cost: an input that is neither in shared memory nor a mapped file is copied once per call. The
+workers write the result once. Only chunk numbers pass through pipes.""",
+    "reduced": """\
+array : array_like
+    Array to reduce.
+axis : int, tuple of int or None
+    Axes to reduce; None: all.""",
+    "keepdims": """\
+keepdims : bool
+    Keep the reduced axes, with length 1.""",
+    "ddof": """\
+ddof : float
+    The sum of squares is divided by the number of elements minus this.""",
+    "rounded_chunks": """\
+chunks : int, tuple, dict or "auto"
+    Elements of a block along each axis. The last digits of a result of floats depend on it.""",
+    "exact_chunks": """\
+chunks : int, tuple, dict or "auto"
+    Elements of a block along each axis. The result does not depend on it.""",
+    "reduction_options": """\
+**options
+    Options of all verbs that a reduction takes: `progress`, `on_error`, `fill_value`, `retries`,
+    `task_timeout`; see :class:`shmpar.verbs.Options`.""",
+    "reduction_raises": """\
+AxisError, TypeError
+    As in NumPy, before anything starts.
+ChunkError
+    If the computation of a block fails.
+WorkerDied, TaskTimeout
+    If a worker dies, or a chunk exceeds `task_timeout`, more often than `retries` allows.
+SegmentFull
+    If there is no memory for the partial results.""",
+    "reduction_cost": """\
+Cost: one pass over the array. The partial results are as large as the result, times the chunks
+along the reduced axes.""",
+}
+
+C = TypeVar("C")
+
+
+def with_shared_text(cls: type[C]) -> type[C]:
+    """Replace each line ``{name}`` in the docstrings of methods by the shared text of that name.
+
+    Examples
+    --------
+    >>> @with_shared_text
+    ... class Example:
+    ...     def method(self):
+    ...         '''{ddof}'''
+    >>> print(Example.method.__doc__)
+    ddof : float
+        The sum of squares is divided by the number of elements minus this.
+    """
+    for method in vars(cls).values():
+        if isinstance(method, types.FunctionType) and method.__doc__:
+            method.__doc__ = re.sub(
+                r"(?m)^( *)\{(\w+)\}$",
+                lambda line: textwrap.indent(_SHARED_TEXT[line[2]], line[1]),
+                method.__doc__,
+            )
+    return cls

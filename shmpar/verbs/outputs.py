@@ -1,15 +1,4 @@
-"""``out=`` and ``dtype=``: what the user says of the results, checked before anything starts.
-
-Imports outputs, policy and segment.
-
-Where the blocks of an output lie: ``drop_axis``, ``new_axis``, ``out_chunks``; does it fit.
-
-Imports grid and plan.
-
-What is known of a ufunc before it is called: the dtypes of its results.
-
-Imports the plan, and inputs beside it.
-"""
+"""The outputs of a verb: ``out=`` and ``dtype=``, the placement of blocks, dtypes of ufuncs."""
 
 from __future__ import annotations
 
@@ -21,117 +10,113 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shmpar.grid import Axis, Grid
-from shmpar.grid.axis import per_axis, whole_number
+from shmpar.grid.axis import axis_number, per_axis, whole_number
 from shmpar.memory.copying import is_masked
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import byte_bounds
-from shmpar.plan import Argument, Blocks, InBlocks, Rows, Whole
+from shmpar.plan import (
+    Announcement,
+    Argument,
+    Blocks,
+    InBlocks,
+    Output,
+    Placement,
+    Plan,
+    Rows,
+    Whole,
+)
 from shmpar.runtime.execution import Policy
-from shmpar.runtime.outputs import NpyFile, Outputs, check_shape, fill_value_for
+from shmpar.runtime.outputs import NpyFile, Outputs, filler
 from shmpar.verbs.arguments import Inputs
-
-__all__ = [
-    "Targets",
-    "axes_tuple",
-    "check_casts",
-    "check_overlap",
-    "check_shape",
-    "parse_targets",
-    "place_blocks",
-    "ufunc_dtypes",
-]
 
 Array = np.ndarray[Any, Any]
 DType = np.dtype[Any]
 
 
-class Targets(NamedTuple):
-    """What is declared of the outputs.
+class OutputSpec(NamedTuple):
+    """Declaration of the outputs.
 
     Attributes
     ----------
     given : tuple of (ndarray or NpyFile) or None
-        ``out=``, one an output.
+        ``out=``, one per output.
     dtypes : tuple of (dtype or None) or None
-        Declared dtypes, one an output.
-    several : bool or None
-        Whether a tuple was declared; None: nothing was.
-    collects : bool
-        ``dtype=object``.
+        Declared dtypes, one per output.
+    is_tuple : bool or None
+        A tuple was declared; None: nothing was declared.
+    returns_objects : bool
+        ``dtype=object`` was declared.
     """
 
     given: tuple[Array | NpyFile, ...] | None
     dtypes: tuple[DType | None, ...] | None
-    several: bool | None
-    collects: bool
+    is_tuple: bool | None
+    returns_objects: bool
 
     def outputs(self, policy: Policy) -> Outputs:
-        """The run's outputs.
+        """Make the outputs of the run.
 
         Raises
         ------
         ValueError
-            If failed chunks are to be filled with what a declared output cannot hold.
+            If a declared output cannot hold the value that fills failed chunks.
         """
         fills = policy.on_error == "fill"
-        fill = functools.partial(fill_value_for, policy.fill_value) if fills else None
-        outputs = Outputs(self.given, returns_objects=self.collects, fill=fill)
+        fill = functools.partial(filler, policy.fill_value) if fills else None
+        outputs = Outputs(self.given, returns_objects=self.returns_objects, fill=fill)
         outputs.check_fill(self.dtypes or ())
         return outputs
 
 
-def parse_targets(verb: str, out: Any, dtype: Any, *, objects: bool = False) -> Targets:
-    """Read ``out=`` and ``dtype=``; a tuple is several outputs.
+def parse_output(verb: str, out: Any, dtype: Any, *, objects: bool = False) -> OutputSpec:
+    """Read ``out=`` and ``dtype=``; a tuple declares several outputs.
 
     Parameters
     ----------
     objects : bool
-        Whether the verb collects objects with ``dtype=object``.
+        The verb collects objects with ``dtype=object``.
 
     Raises
     ------
     TypeError, ValueError
-        For what cannot be written to, or what disagrees.
+        For an output that cannot be written to, or if both disagree.
     """
-    declared = None if dtype is None else _dtypes(dtype)
-    given = None if out is None else _arrays(verb, out)
-    collects = declared is not None and any(one is not None and one.hasobject for one in declared)
-    if collects:
-        _check_objects(verb, declared or (), given, objects=objects)
+    if out is None and dtype is None:
+        return OutputSpec(None, None, None, returns_objects=False)
+    dtypes = None if dtype is None else _parse_dtypes(dtype)
+    given = None
+    if out is not None:
+        parts = out if isinstance(out, tuple) else (out,)
+        given = tuple(_parse_array_or_file(verb, part) for part in parts)
+    returns_objects = any(one is not None and one.hasobject for one in dtypes or ())
+    if returns_objects and not objects:
+        raise TypeError(
+            f"{verb}: blocks of Python objects cannot be shared; block_reduce and parallel_map "
+            "collect objects with dtype=object"
+        )
+    if returns_objects and (given is not None or dtypes != (np.dtype(object),)):
+        raise TypeError(f"{verb}: dtype=object stands alone, without out= or other dtypes")
     if given is not None:
-        declared = _agreed(verb, given, declared)
-    several = None
-    if dtype is not None or out is not None:
-        several = isinstance(out if out is not None else dtype, tuple)
-    return Targets(given, declared, several, collects)
+        dtypes = _dtypes_of(verb, given, dtypes or (None,) * len(given))
+    is_tuple = isinstance(out if out is not None else dtype, tuple)
+    return OutputSpec(given, dtypes, is_tuple, returns_objects)
 
 
-def _dtypes(dtype: Any) -> tuple[DType | None, ...]:
+def _parse_dtypes(dtype: Any) -> tuple[DType | None, ...]:
     parts = dtype if isinstance(dtype, tuple) else (dtype,)
     found = tuple(None if part is None else np.dtype(part) for part in parts)
     for part in found:
         if part is not None and part.kind in "SUV" and part.itemsize == 0:
             raise ValueError(
-                f"dtype={part.type.__name__} says no length, and no value is shortened: say it, as "
-                f"in dtype='{part.kind}10'"
+                f"dtype={part.type.__name__} has no length, and values are never shortened; pass "
+                f"the length, as in dtype='{part.kind}10'"
             )
     return found
 
 
-def _arrays(verb: str, out: Any) -> tuple[Array | NpyFile, ...]:
-    parts = out if isinstance(out, tuple) else (out,)
-    return tuple(_array_or_file(verb, part) for part in parts)
-
-
-def _array_or_file(verb: str, out: Any) -> Array | NpyFile:
+def _parse_array_or_file(verb: str, out: Any) -> Array | NpyFile:
     if isinstance(out, str | os.PathLike):
-        return NpyFile(out, f"{verb}: out={out!r}")
-    _check_array(verb, out)
-    found: Array = out
-    return found
-
-
-def _check_array(verb: str, out: Any) -> None:
+        return NpyFile.parse(out, f"{verb}: out={out!r}")
     if not isinstance(out, np.ndarray):
         raise TypeError(
             f"{verb}: out= is an array, the path of a .npy file or a tuple of these, not "
@@ -148,10 +133,11 @@ def _check_array(verb: str, out: Any) -> None:
             f"{verb}: out= is broadcast, or made of windows that overlap: several of its elements "
             "are one in memory"
         )
+    return out
 
 
 def _overlaps_itself(array: Array) -> bool:
-    """Whether an axis steps over less than what the axes of smaller steps span."""
+    """Return whether the step of an axis is less than the span of all axes with smaller steps."""
     span = array.itemsize
     axes = [(abs(step), n) for step, n in zip(array.strides, array.shape, strict=True) if n > 1]
     for step, length in sorted(axes):
@@ -161,73 +147,60 @@ def _overlaps_itself(array: Array) -> bool:
     return False
 
 
-def _check_objects(
-    verb: str, declared: Sequence[DType | None], given: Any, *, objects: bool
-) -> None:
-    if not objects:
-        raise TypeError(
-            f"{verb}: blocks of Python objects cannot be shared; block_reduce and parallel_map "
-            "collect objects with dtype=object"
-        )
-    if len(declared) > 1 or given is not None or declared[0] != np.dtype(object):
-        raise TypeError(f"{verb}: dtype=object stands alone, without out= or other dtypes")
-
-
-def _agreed(
-    verb: str, given: Sequence[Array | NpyFile], declared: Sequence[DType | None] | None
+def _dtypes_of(
+    verb: str, given: Sequence[Array | NpyFile], declared: Sequence[DType | None]
 ) -> tuple[DType | None, ...]:
-    if declared is None:
-        declared = (None,) * len(given)
     if len(declared) != len(given):
         raise ValueError(f"{verb}: out= has {len(given)} arrays, dtype= {len(declared)}")
+    dtypes = []
     for array, dtype in zip(given, declared, strict=True):
-        if isinstance(array, np.ndarray) and dtype is not None and dtype != array.dtype:
+        if not isinstance(array, np.ndarray):
+            dtypes.append(dtype)
+            continue
+        if dtype is not None and dtype != array.dtype:
             raise ValueError(f"{verb}: out= has dtype {array.dtype}, dtype= says {dtype}")
-    return tuple(
-        array.dtype if isinstance(array, np.ndarray) else dtype
-        for array, dtype in zip(given, declared, strict=True)
-    )
+        dtypes.append(array.dtype)
+    return tuple(dtypes)
 
 
 def check_overlap(
-    verb: str, given: Sequence[Array | NpyFile] | None, arrays: Sequence[Array], *, in_place: bool
+    verb: str, given: Sequence[Array | NpyFile], arrays: Sequence[Array], *, in_place: bool
 ) -> bool:
-    """Refuse outputs that share memory with an input or with one another.
+    """Check that outputs share no memory with an input or with one another.
 
     Parameters
     ----------
     in_place : bool
-        Whether the verb allows an output to be the very input.
+        An output may be the same array as an input.
 
     Returns
     -------
     bool
-        Whether one is.
+        Whether an output is the same array as an input.
 
     Raises
     ------
     ValueError
         For any other overlap.
     """
-    files = [one.path for one in given or () if isinstance(one, NpyFile)]
+    files = [one.path for one in given if isinstance(one, NpyFile)]
     if len(set(files)) < len(files):
         raise ValueError(f"{verb}: two outputs are one file")
-    outputs = [array for array in given or () if isinstance(array, np.ndarray)]
-    same = False
+    outputs = [array for array in given if isinstance(array, np.ndarray)]
+    found = False
     for number, output in enumerate(outputs):
-        for other in outputs[:number]:
-            if _overlap(output, other):
-                raise ValueError(f"{verb}: two outputs share memory")
+        if any(_overlap(output, other) for other in outputs[:number]):
+            raise ValueError(f"{verb}: two outputs share memory")
         for array in arrays:
             if in_place and _is_same(output, array):
-                same = True
+                found = True
             elif _overlap(output, array):
                 raise ValueError(
                     f"{verb}: out= (shape {output.shape}) shares memory with an input (shape "
-                    f"{array.shape}), so chunks would read what others have written; pass another "
+                    f"{array.shape}), so chunks would read the results of others; pass another "
                     "output" + (", or the very input to work in place" if in_place else "")
                 )
-    return same
+    return found
 
 
 def _is_same(one: Array, other: Array) -> bool:
@@ -240,34 +213,29 @@ def _is_same(one: Array, other: Array) -> bool:
 
 
 def _overlap(one: Array, other: Array) -> bool:
-    return _share_addresses(one, other) or _share_file(one, other)
+    try:
+        if np.shares_memory(one, other, max_work=10_000):  # type: ignore[arg-type]
+            return True
+    except np.exceptions.TooHardError:
+        return True
+    return _share_file(one, other)
 
 
 def _share_file(one: Array, other: Array) -> bool:
-    """Whether both lie in one mapped file, in bytes that overlap, though it is mapped twice."""
-    places = locate(one), locate(other)
-    if places[0] is None or places[1] is None or places[0].segment == places[1].segment:
+    """Return whether both overlap in a file that is mapped twice."""
+    first, second = locate(one), locate(other)
+    if first is None or second is None or first.segment == second.segment:
         return False
-    mine, theirs = (place.segment.backing.identity() for place in places if place is not None)
-    if mine != theirs:
+    if first.segment.backing.identity() != second.segment.backing.identity():
         return False
-    (low, high), (other_low, other_high) = (
-        [place.offset + end for end in byte_bounds(array.shape, array.strides, array.itemsize)]
-        for place, array in zip(places, (one, other), strict=True)
-        if place is not None
-    )
-    return low < other_high and other_low < high
-
-
-def _share_addresses(one: Array, other: Array) -> bool:
-    try:
-        return np.shares_memory(one, other, max_work=10_000)  # type: ignore[arg-type]
-    except np.exceptions.TooHardError:
-        return True
+    low, high = byte_bounds(one.shape, one.strides, one.itemsize)
+    other_low, other_high = byte_bounds(other.shape, other.strides, other.itemsize)
+    shift = second.offset - first.offset
+    return low < other_high + shift and other_low + shift < high
 
 
 def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
-    """Read an axis or several, counted from either end.
+    """Read an axis or a sequence of axes, which may count from the end.
 
     Examples
     --------
@@ -276,25 +244,20 @@ def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
     """
     if axes is None:
         return ()
-    found = list(axes) if isinstance(axes, Iterable) else [axes]
-    for axis in found:
-        if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
-            raise TypeError(f"{name} is an axis or a sequence of axes, not {axis!r}")
-        if not -ndim <= axis < ndim:
-            raise ValueError(f"{name}: axis {axis} is out of bounds for {ndim} axes")
-    result = sorted(int(axis) % ndim for axis in found)
-    if len(set(result)) != len(result):
+    given = axes if isinstance(axes, Iterable) else [axes]
+    found = sorted(axis_number(axis, ndim, name) for axis in given)
+    if len(set(found)) != len(found):
         raise ValueError(f"{name}: {axes} names an axis twice")
-    return tuple(result)
+    return tuple(found)
 
 
 def place_blocks(grid: Grid, drop: Sequence[int], new_axis: Any, out_chunks: Any) -> InBlocks:
-    """Say which axis of the output comes from which of the grid, and how it is cut.
+    """Make the placement of blocks from ``drop_axis``, ``new_axis`` and ``out_chunks``.
 
     Raises
     ------
     ValueError
-        If a dropped axis is cut, or `out_chunks` does not fit.
+        If a dropped axis has several chunks, or `out_chunks` does not fit.
     """
     if not drop and new_axis is None and out_chunks is None:
         return InBlocks.like(grid)
@@ -305,40 +268,30 @@ def place_blocks(grid: Grid, drop: Sequence[int], new_axis: Any, out_chunks: Any
                 f"would fall on one another; leave it whole with chunks={{{axis}: -1}}"
             )
     axes: list[int | None] = [axis for axis in range(grid.ndim) if axis not in drop]
-    added = list(new_axis) if isinstance(new_axis, Iterable) else [new_axis]
-    for axis in () if new_axis is None else axes_tuple("new_axis", added, len(axes) + len(added)):
-        axes.insert(axis, None)
-    cuts = [_as_cut(grid, axis) for axis in axes]
-    if out_chunks is not None:
-        cuts = _declared(grid, axes, cuts, out_chunks)
+    if new_axis is not None:
+        added = list(new_axis) if isinstance(new_axis, Iterable) else [new_axis]
+        for axis in axes_tuple("new_axis", added, len(axes) + len(added)):
+            axes.insert(axis, None)
+    words = f"an output of {len(axes)} axes"
+    entries = per_axis("out_chunks", out_chunks, len(axes), missing=None, array=words)
+    cuts: list[Axis | None] = []
+    for position, (source, entry) in enumerate(zip(axes, entries, strict=True)):
+        count = 1 if source is None else grid.numblocks[source]
+        if entry is not None:
+            cuts.append(_parse_out_chunks(position, entry, count))
+        else:
+            cuts.append(None if source is None or count == 1 else grid.axes[source])
     return InBlocks(tuple(axes), tuple(cuts))
 
 
-def _as_cut(grid: Grid, axis: int | None) -> Axis | None:
-    """Like the grid where that is cut; where it is not, the result says."""
-    return None if axis is None or grid.numblocks[axis] == 1 else grid.axes[axis]
-
-
-def _declared(
-    grid: Grid, axes: Sequence[int | None], cuts: Sequence[Axis | None], out_chunks: Any
-) -> list[Axis | None]:
-    words = f"an output of {len(axes)} axes"
-    entries = per_axis("out_chunks", out_chunks, len(axes), missing=None, array=words)
-    blocks = [1 if axis is None else grid.numblocks[axis] for axis in axes]
-    return [
-        cut if entry is None else _cut(position, entry, count)
-        for position, (entry, cut, count) in enumerate(zip(entries, cuts, blocks, strict=True))
-    ]
-
-
-def _cut(position: int, entry: Any, blocks: int) -> Axis:
+def _parse_out_chunks(position: int, entry: Any, count: int) -> Axis:
     where = f"out_chunks, axis {position}"
     if isinstance(entry, str) or not isinstance(entry, Iterable):
-        lengths = [whole_number(entry, where)] * blocks
+        lengths = [whole_number(entry, where)] * count
     else:
         lengths = [whole_number(length, where) for length in entry]
-    if len(lengths) != blocks:
-        raise ValueError(f"{where} has {len(lengths)} lengths for {blocks} chunks")
+    if len(lengths) != count:
+        raise ValueError(f"{where} has {len(lengths)} lengths for {count} chunks")
     try:
         return Axis.explicit(lengths)
     except ValueError as error:
@@ -346,7 +299,7 @@ def _cut(position: int, entry: Any, blocks: int) -> Axis:
 
 
 def ufunc_dtypes(func: Callable[..., Any], inputs: Inputs) -> tuple[DType, ...] | None:
-    """The dtypes of a ufunc's results; None for what is no ufunc, or says so itself when called.
+    """Return the dtypes of the results of a ufunc; None if they are not known before the call.
 
     Examples
     --------
@@ -356,7 +309,7 @@ def ufunc_dtypes(func: Callable[..., Any], inputs: Inputs) -> tuple[DType, ...] 
     """
     if not isinstance(func, np.ufunc):
         return None
-    given = [_dtype(argument, inputs) for argument in inputs.arguments]
+    given = [_dtype_of(argument, inputs) for argument in inputs.arguments]
     if any(one is None for one in given) or len(given) != func.nin:
         return None
     try:
@@ -366,15 +319,15 @@ def ufunc_dtypes(func: Callable[..., Any], inputs: Inputs) -> tuple[DType, ...] 
     return tuple(found[func.nin :])
 
 
-def _dtype(argument: Argument, inputs: Inputs) -> Any:
-    """Of an argument; Python's numbers are weak, and are their type."""
+def _dtype_of(argument: Argument, inputs: Inputs) -> Any:
+    """Return the dtype of an argument; the type of a Python number, which is weak."""
     match argument:
         case Blocks(number) | Rows(number):
             return inputs.arrays[number].dtype
-        case Whole(value):
-            held = inputs.values[value]
-            kind = type(held)
-            return kind if kind in {int, float, complex} else getattr(held, "dtype", None)
+        case Whole(number):
+            value = inputs.values[number]
+            kind = type(value)
+            return kind if kind in {int, float, complex} else getattr(value, "dtype", None)
     return None
 
 
@@ -384,10 +337,56 @@ def check_casts(
     results: Sequence[DType] | None,
     due: Sequence[DType | None] | None,
 ) -> None:
-    """Raise ``TypeError`` if a ufunc's result does not cast to what is declared."""
+    """Raise ``TypeError`` if a result of a ufunc cannot be cast to the declared dtype."""
     for result, dtype in zip(results or (), due or (), strict=False):
         if dtype is not None and not np.can_cast(result, dtype, "same_kind"):
             raise TypeError(
-                f"{verb}: {func.__name__} gives dtype {result}, which does not cast to {dtype} "
-                "without loss of kind; pass another dtype= or out="
+                f"{verb}: {func.__name__} gives dtype {result}, which cannot be cast to {dtype} "
+                "under the rule 'same_kind'; pass another dtype= or out="
             )
+
+
+def known_outputs(
+    plan: Plan, inputs: Inputs, spec: OutputSpec, results: tuple[DType, ...] | None
+) -> Announcement | None:
+    """Return the outputs if they are known before the function is called, else None.
+
+    Parameters
+    ----------
+    results : tuple of dtype or None
+        Dtypes of the results of a ufunc.
+    """
+    if spec.returns_objects:
+        return Announcement((Output(plan.grid.numblocks, np.dtype(object)),), is_tuple=False)
+    shape, dtypes = _known_shape(plan.placement), spec.dtypes
+    if spec.given is None and plan.chunks == 0:
+        # Why: without chunks the function is never called, so the input decides.
+        shape = _empty_shape(plan) if shape is None else shape
+        like = inputs.arrays[0].dtype if inputs.arrays else np.dtype(float)
+        dtypes = dtypes or (results if results is not None and len(results) == 1 else (like,))
+    if dtypes is None or (spec.given is None and shape is None):
+        return None
+    outputs = []
+    for array, dtype in zip(spec.given or (None,) * len(dtypes), dtypes, strict=True):
+        if isinstance(array, np.ndarray):
+            plan.check_shape(array)
+            outputs.append(Output(array.shape, array.dtype))
+        elif shape is not None and dtype is not None:
+            outputs.append(Output(shape, dtype))
+    return (
+        Announcement(tuple(outputs), bool(spec.is_tuple)) if len(outputs) == len(dtypes) else None
+    )
+
+
+def _known_shape(placement: Placement) -> tuple[int, ...] | None:
+    """Return the shape of the output if the lengths of all its blocks are known."""
+    if not isinstance(placement, InBlocks) or None in placement.cuts:
+        return None
+    return tuple(cut.size for cut in placement.cuts if cut is not None)
+
+
+def _empty_shape(plan: Plan) -> tuple[int, ...]:
+    """Return the shape of an output without chunks."""
+    if not isinstance(plan.placement, InBlocks):
+        return plan.grid.numblocks
+    return tuple(1 if axis is None else plan.grid.shape[axis] for axis in plan.placement.axes)

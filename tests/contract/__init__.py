@@ -1,1 +1,1 @@
-"""What every engine must do, on every supported Python, with no optional package."""
+"""The contract of all engines, on every supported Python, with no optional package."""

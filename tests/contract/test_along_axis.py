@@ -1,4 +1,4 @@
-"""apply_along_axis gives what NumPy's gives, on every engine."""
+"""apply_along_axis equals the function of NumPy, on every engine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_it_equals_numpys(pool: shmpar.Pool, name: str, axis: int) -> None:
 
 
 def test_many_chunks_are_put_together(pool: shmpar.Pool) -> None:
-    """An array large enough to be cut."""
+    """An array large enough for several chunks."""
     array = np.random.default_rng(3).normal(size=(300, 900))
     np.testing.assert_array_equal(pool.apply_along_axis(np.sort, 0, array), np.sort(array, 0))
     np.testing.assert_array_equal(pool.apply_along_axis(np.sum, 1, array), array.sum(1))
@@ -40,7 +40,7 @@ def test_many_chunks_are_put_together(pool: shmpar.Pool) -> None:
 
 
 def test_errors_are_numpys(pool: shmpar.Pool, image: Any) -> None:
-    """An axis that is not there, and lines of nothing."""
+    """NumPy raises the error for a missing axis and for empty lines."""
     with pytest.raises(np.exceptions.AxisError):
         pool.apply_along_axis(np.sum, 2, image)
     with pytest.raises(ValueError, match="iteration dimensions are 0"):

@@ -1,4 +1,4 @@
-"""Results that are written where they belong: ufuncs, ``pass_out``, files."""
+"""Results that are written directly into the output: ufuncs, ``pass_out``, files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ X = np.random.default_rng(0).uniform(1, 9, size=(30, 40))
 @pytest.mark.parametrize("chunks", [(7, 11), (30, 40), "auto", (30, 11)])
 @pytest.mark.parametrize("func", [np.sqrt, np.negative, np.isnan, np.divmod, np.frexp, np.add])
 def test_a_ufunc_is_the_ufunc(pool: shmpar.Pool, func: np.ufunc, chunks: Any) -> None:
-    """Of one or two inputs and outputs."""
+    """Ufuncs with one or two inputs and outputs."""
     arguments = (X, X[::-1])[: func.nin]
     expected = func(*arguments)
     result = pool.map_blocks(func, *arguments, chunks=chunks)
@@ -32,13 +32,13 @@ def test_a_ufunc_is_the_ufunc(pool: shmpar.Pool, func: np.ufunc, chunks: Any) ->
     ids=["scalar", "row", "column", "scalar-first", "crossed"],
 )
 def test_a_ufuncs_inputs_broadcast(pool: shmpar.Pool, arguments: Any) -> None:
-    """As NumPy's do."""
+    """Ufuncs broadcast as in NumPy."""
     result = pool.map_blocks(np.multiply, *arguments, chunks=(7, 11))
     assert np.array_equal(result, np.multiply(*arguments))
 
 
 def test_a_ufunc_on_rows(pool: shmpar.Pool) -> None:
-    """A row at a time, and a number at a time."""
+    """A chunk is one row, or one number."""
     assert np.array_equal(pool.parallel_map(np.sqrt, X), np.sqrt(X))
     assert np.array_equal(pool.parallel_map(np.add, X, X), X + X)
     assert np.array_equal(pool.parallel_map(np.sqrt, X[0]), np.sqrt(X[0]))
@@ -47,7 +47,7 @@ def test_a_ufunc_on_rows(pool: shmpar.Pool) -> None:
 
 
 def test_a_ufunc_casts_into_out(pool: shmpar.Pool) -> None:
-    """As the ufunc itself does."""
+    """The cast is that of the ufunc itself."""
     out = np.zeros(X.shape, "f4")
     assert pool.map_blocks(np.sqrt, X, out=out, chunks=(7, 11)) is out
     expected = np.zeros(X.shape, "f4")
@@ -60,10 +60,12 @@ def test_a_ufunc_casts_into_out(pool: shmpar.Pool) -> None:
 def test_a_ufunc_that_does_not_cast_is_an_error_before_the_run(
     pool: shmpar.Pool, verb: str
 ) -> None:
-    """Its results' dtypes are known."""
+    """The dtypes of the results are known before the run."""
     call, before = getattr(pool, verb), pool.last_run
     for declared in ({"dtype": "i8"}, {"out": np.zeros(X.shape, "i8")}):
-        with pytest.raises(TypeError, match="sqrt gives dtype float64, which does not cast to int"):
+        with pytest.raises(
+            TypeError, match="sqrt gives dtype float64, which cannot be cast to int"
+        ):
             call(np.sqrt, X, **declared)
     assert pool.last_run is before
     assert call(np.add, X, X, dtype="f4").dtype == np.float32
@@ -74,7 +76,7 @@ def test_a_ufunc_that_does_not_cast_is_an_error_before_the_run(
 
 
 def test_a_ufunc_has_larger_blocks(pool: shmpar.Pool) -> None:
-    """It needs no room for temporaries in the cache; any other function might."""
+    """A ufunc has no temporaries that should stay in the cache."""
     array = pool.full((3 * 2**15, 2**10), 7, "u1")
     out = pool.empty_like(array)
     assert (pool.map_blocks(np.invert, array, out=out) == 248).all()
@@ -84,14 +86,14 @@ def test_a_ufunc_has_larger_blocks(pool: shmpar.Pool) -> None:
 
 
 def test_a_ufunc_works_in_place(pool: shmpar.Pool) -> None:
-    """The output is the very input."""
+    """The output is the same array as the input."""
     array = pool.array(X)
     assert pool.map_blocks(np.sqrt, array, out=array, chunks=(7, 11)) is array
     assert np.array_equal(array, np.sqrt(X))
 
 
 def test_a_ufuncs_keywords_are_its_own(pool: shmpar.Pool) -> None:
-    """They are passed on."""
+    """Keyword arguments are passed to the ufunc."""
     result = pool.map_blocks(np.add, X, 1, kwargs={"dtype": "f4"}, chunks=(7, 11))
     assert np.array_equal(result, np.add(X, 1, dtype="f4"))
 
@@ -106,7 +108,7 @@ def _double(block: Any, out: Any) -> str:
 
 @pytest.mark.parametrize("chunks", [(7, 11), (30, 40), (30, 11)])
 def test_a_function_may_write_by_itself(pool: shmpar.Pool, chunks: Any) -> None:
-    """Into what it is passed as out."""
+    """The function writes into its argument ``out``."""
     result = pool.map_blocks(_double, X, dtype=float, chunks=chunks, pass_out=True)
     assert np.array_equal(result, 2 * X)
     out = np.zeros(X.shape, "f4")
@@ -114,8 +116,16 @@ def test_a_function_may_write_by_itself(pool: shmpar.Pool, chunks: Any) -> None:
     assert np.array_equal(out, (2 * X).astype("f4"))
 
 
+@pytest.mark.parametrize("chunks", [(7, 11), (30, 40), (30, 11)])
+def test_a_function_may_write_in_place(pool: shmpar.Pool, chunks: Any) -> None:
+    """The input is the output, also if an axis lies in one chunk."""
+    array = pool.array(X)
+    assert pool.map_blocks(_double, array, out=array, chunks=chunks, pass_out=True) is array
+    assert np.array_equal(array, 2 * X)
+
+
 def test_several_outputs_are_passed_as_a_tuple(pool: shmpar.Pool) -> None:
-    """Also if it is of one."""
+    """A tuple of one output is still a tuple."""
 
     def both(block: Any, out: Any, block_id: Any) -> None:
         out[0][...] = block.sum()
@@ -135,7 +145,7 @@ def test_several_outputs_are_passed_as_a_tuple(pool: shmpar.Pool) -> None:
 
 
 def test_rows_may_be_written_by_the_function(pool: shmpar.Pool) -> None:
-    """A number a row, or an array."""
+    """Each row gives a number, or an array."""
     out = np.zeros(30)
     pool.parallel_map(lambda row, out: np.sum(row, out=out), X, out=out, pass_out=True)
     assert np.allclose(out, X.sum(axis=1))
@@ -144,7 +154,7 @@ def test_rows_may_be_written_by_the_function(pool: shmpar.Pool) -> None:
 
 
 def test_a_halo_may_be_used_up_by_the_function(pool: shmpar.Pool) -> None:
-    """It writes the chunk's own window."""
+    """The function writes the window of its chunk."""
 
     def slope(window: Any, out: Any) -> None:
         np.subtract(window[2:], window[:-2], out=out)
@@ -176,7 +186,7 @@ def test_a_halo_may_be_used_up_by_the_function(pool: shmpar.Pool) -> None:
 def test_pass_out_needs_to_know_the_output(
     pool: shmpar.Pool, call: Any, error: Any, said: str
 ) -> None:
-    """And a function that takes it; before the run."""
+    """The function must take ``out``, too; both errors come before the run."""
     with pytest.raises(error, match=said):
         call(pool)
 
@@ -186,7 +196,7 @@ def test_pass_out_needs_to_know_the_output(
 
 @pytest.mark.parametrize("dtype", [None, "f4"])
 def test_a_path_is_a_file_to_make(pool: shmpar.Pool, tmp_path: Path, dtype: Any) -> None:
-    """What is returned is a np.memmap over it."""
+    """The verb returns an np.memmap of the file."""
     path = tmp_path / "result.npy"
     result = pool.map_blocks(lambda b: b * 2, X, out=path, dtype=dtype, chunks=(7, 11))
     assert isinstance(result, np.memmap)
@@ -199,7 +209,7 @@ def test_a_path_is_a_file_to_make(pool: shmpar.Pool, tmp_path: Path, dtype: Any)
 
 
 def test_files_for_several_outputs_and_values(pool: shmpar.Pool, tmp_path: Path) -> None:
-    """Each its own; arrays and files together."""
+    """Each output has its own array or file."""
     paths = str(tmp_path / "mean.npy"), tmp_path / "peak.npy"
     pool.block_reduce(lambda b: (b.mean(), b.max()), X, chunks=(7, 11), out=paths)
     assert np.load(paths[1]).max() == X.max()
@@ -210,7 +220,7 @@ def test_files_for_several_outputs_and_values(pool: shmpar.Pool, tmp_path: Path)
 
 
 def test_a_file_that_is_there_is_replaced_not_cut_short(pool: shmpar.Pool, tmp_path: Path) -> None:
-    """Who has mapped it keeps what he has, even as the input of the very call."""
+    """An existing map keeps the old file, even if it is the input of the same call."""
     path = tmp_path / "values.npy"
     np.save(path, X)
     old = np.load(path, mmap_mode="r")
@@ -223,13 +233,13 @@ def test_a_file_that_is_there_is_replaced_not_cut_short(pool: shmpar.Pool, tmp_p
 def test_a_path_must_be_a_file_that_can_be_made(
     pool: shmpar.Pool, tmp_path: Path, name: str
 ) -> None:
-    """Before the run."""
+    """The error comes before the run."""
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(ValueError, match=r"out="):
         pool.map_blocks(np.negative, X, out=tmp_path / name)
 
 
-def test_one_file_is_not_two_outputs(pool: shmpar.Pool, tmp_path: Path) -> None:
-    """However it is spelled."""
+def test_two_outputs_cannot_be_one_file(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """Two spellings of a path are one file."""
     with pytest.raises(ValueError, match="one file"):
         pool.map_blocks(np.frexp, X, out=(tmp_path / "a.npy", str(tmp_path / "." / "a.npy")))

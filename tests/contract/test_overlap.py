@@ -39,9 +39,7 @@ def cases(draw: st.DrawFn) -> tuple[Any, ...]:
 
 @quick
 @given(case=cases())
-def test_a_local_function_gives_what_it_gives_on_the_whole_array(
-    pool: shmpar.Pool, case: Any
-) -> None:
+def test_a_local_function_equals_itself_on_the_whole_array(pool: shmpar.Pool, case: Any) -> None:
     """Box sums over padded blocks are those over the padded array."""
     array, chunks, reach, boundary = case
     if boundary in PAD:
@@ -100,7 +98,7 @@ def test_several_inputs_have_the_halo_each(pool: shmpar.Pool, image: Any) -> Non
 def test_a_halo_that_makes_no_sense_is_refused(
     pool: shmpar.Pool, image: Any, keywords: Any, error: type[Exception], match: str
 ) -> None:
-    """Before anything starts, with the entry that is wrong."""
+    """The error names the wrong entry, before anything starts."""
     with pytest.raises(error, match=match):
         pool.map_overlap(np.negative, image, **keywords)
 
@@ -132,10 +130,10 @@ RESULTS = {
 
 
 @pytest.mark.parametrize("case", RESULTS)
-def test_a_result_of_another_shape_is_told_what_map_overlap_takes(
+def test_a_result_of_another_shape_names_the_remedy(
     pool: shmpar.Pool, image: Any, case: str
 ) -> None:
-    """The remedy is one that this verb has: a word of trim and boundary, not of out_chunks."""
+    """The remedy names keywords of this verb: trim and boundary, not out_chunks."""
     func, keywords, remedy = RESULTS[case]
     with pytest.raises(shmpar.ChunkError, match="the function returned") as caught:
         pool.map_overlap(func, image, chunks=10, **{"depth": 1, **keywords})
@@ -146,10 +144,10 @@ def test_a_result_of_another_shape_is_told_what_map_overlap_takes(
 
 
 @pytest.mark.parametrize("keywords", [{}, {"trim": False, "boundary": "edge"}], ids=str)
-def test_a_later_result_of_another_shape_is_told_so_too(
+def test_a_later_result_of_another_shape_is_an_error_too(
     pool: shmpar.Pool, image: Any, keywords: Any
 ) -> None:
-    """Not only that of the first chunk."""
+    """The shape of every chunk is checked, not only of the first."""
 
     def func(window: Any, block_id: Any) -> Any:
         due = inside(window) if keywords else window
@@ -163,7 +161,19 @@ def test_a_later_result_of_another_shape_is_told_so_too(
 
 
 def test_the_output_may_not_be_an_input(pool: shmpar.Pool, image: Any) -> None:
-    """A neighbour would read what was written."""
+    """Another chunk would read the new values."""
     shared = pool.array(image)
     with pytest.raises(ValueError, match="shares memory"):
         pool.map_overlap(np.negative, shared, depth=1, out=shared)
+
+
+@pytest.mark.parametrize("dtype", ["f8", "c16"])
+def test_equal_constants_of_two_calls_stay_apart(pool: shmpar.Pool, dtype: str) -> None:
+    """0.0 and -0.0 are equal, but a call pads with the zero that it was given."""
+    array = np.ones(4, dtype)
+    for zero in (0.0, -0.0, 0.0, np.float32(-0.0), np.float64(0.0), -0.0):
+        signs = pool.map_overlap(
+            lambda window: np.signbit(window.real[:-1]),
+            array, depth=((1, 0),), boundary=zero, chunks=4, trim=False,
+        )  # fmt: skip
+        assert signs.tolist() == [np.signbit(zero), False, False, False]

@@ -1,4 +1,4 @@
-"""Reductions give what NumPy gives, on every engine."""
+"""Reductions equal those of NumPy, on every engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shmpar
-from shmpar.verbs.reductions import TAKEN
+from shmpar.verbs.reductions import REDUCTION_OPTIONS
 
 quick = settings(
     max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
@@ -70,7 +70,7 @@ def test_a_histogram_equals_numpys(pool: shmpar.Pool, case: Any, bins: int) -> N
 
 
 def test_a_histogram_takes_edges_range_and_density(pool: shmpar.Pool, image: Any) -> None:
-    """As NumPy's keywords do."""
+    """The keywords mean the same as in NumPy."""
     for keywords in (
         {"bins": [-1.0, 0.0, 0.5, 2.0]},
         {"bins": 5, "range": (-1.0, 1.0)},
@@ -90,7 +90,7 @@ def test_a_variance_is_stable(pool: shmpar.Pool) -> None:
     np.testing.assert_allclose(pool.std(array, ddof=1, chunks=7), np.std(array, ddof=1), rtol=1e-9)
 
 
-def test_a_dtype_is_what_is_added_in(pool: shmpar.Pool) -> None:
+def test_dtype_is_the_dtype_of_the_accumulator(pool: shmpar.Pool) -> None:
     """As in NumPy, small integers can be added in a large type."""
     array = np.full((40, 30), 200, np.uint8)
     assert pool.sum(array, dtype="u1", chunks=9) == np.sum(array, dtype="u1")
@@ -99,7 +99,7 @@ def test_a_dtype_is_what_is_added_in(pool: shmpar.Pool) -> None:
 
 
 def test_an_axis_that_is_not_there_is_numpys_error(pool: shmpar.Pool, image: Any) -> None:
-    """Before anything starts."""
+    """NumPy's error comes before anything starts."""
     with pytest.raises(np.exceptions.AxisError):
         pool.sum(image, axis=2)
     with pytest.raises(np.exceptions.AxisError):
@@ -107,7 +107,7 @@ def test_an_axis_that_is_not_there_is_numpys_error(pool: shmpar.Pool, image: Any
 
 
 def test_an_empty_array_is_numpys_to_judge(pool: shmpar.Pool) -> None:
-    """The sum of nothing is 0; it has no smallest element."""
+    """An empty array has the sum 0 and no smallest element."""
     assert pool.sum(np.empty((0, 3))) == 0
     assert pool.sum(np.empty((0, 3)), axis=1).shape == (0,)
     with pytest.raises(ValueError, match="zero-size"):
@@ -115,7 +115,7 @@ def test_an_empty_array_is_numpys_to_judge(pool: shmpar.Pool) -> None:
 
 
 def test_a_reduction_has_no_wait(pool: shmpar.Pool, image: Any) -> None:
-    """It works on after its run."""
+    """A reduction computes after its run, so it always waits."""
     with pytest.raises(TypeError, match="wait"):
         pool.sum(image, wait=False)
 
@@ -136,10 +136,10 @@ def test_a_reduction_has_no_wait(pool: shmpar.Pool, image: Any) -> None:
     ],
     ids=str,
 )
-def test_a_reduction_refuses_what_it_does_not_have(
+def test_a_reduction_refuses_foreign_keywords(
     pool: shmpar.Pool, name: str, keywords: Any, array: Any
 ) -> None:
-    """Whatever the array: a keyword of NumPy's would else be applied to each block, or to none."""
+    """The error does not depend on the array, since no block could apply the keyword."""
     pool.sum(np.arange(3))
     before = pool.last_run
     with pytest.raises(TypeError, match=f"'{next(iter(keywords))}'; beside its own.*block_reduce"):
@@ -148,14 +148,14 @@ def test_a_reduction_refuses_what_it_does_not_have(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_reduction_takes_what_it_has(pool: shmpar.Pool, name: str, image: Any) -> None:
-    """The keywords that its message lists, and to be waited for."""
+def test_a_reduction_takes_its_keywords(pool: shmpar.Pool, name: str, image: Any) -> None:
+    """A reduction takes the keywords that the message lists, and wait=True."""
     seen: list[tuple[int, int]] = []
     keywords = {
         "progress": lambda *at: seen.append(at), "on_error": "fill", "fill_value": 0,
         "retries": 2, "task_timeout": 60, "wait": True,
     }  # fmt: skip
-    assert set(keywords) == {*TAKEN, "wait"}
+    assert set(keywords) == {*REDUCTION_OPTIONS, "wait"}
     got, due = getattr(pool, name)(image, **keywords), getattr(pool, name)(image)
     np.testing.assert_equal(got, due)
     assert seen[-1][0] == seen[-1][1]
@@ -163,7 +163,7 @@ def test_a_reduction_takes_what_it_has(pool: shmpar.Pool, name: str, image: Any)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_reductions_docstring_is_complete(name: str) -> None:
-    """Every parameter by its name, and every section that a verb has."""
+    """The docstring names every parameter, and has every section."""
     text = inspect.getdoc(getattr(shmpar.Pool, name)) or ""
     pairs = itertools.pairwise(text.splitlines())
     titles = [line for line, below in pairs if line and below == "-" * len(line)]

@@ -38,7 +38,7 @@ Case = tuple[np.ndarray, Any, Any]
 
 @pytest.fixture
 def serial(nothing_left: None) -> Iterator[shmpar.Pool]:
-    """What does not depend on the engine is tested without one."""
+    """A serial pool, for tests that do not depend on the engine."""
     with shmpar.Pool(1, engine="serial") as made:
         yield made
 
@@ -52,7 +52,7 @@ def numpy_may_warn() -> Iterator[None]:
 
 
 def elements(dtype: str, *, finite: bool) -> st.SearchStrategy[Any]:
-    """Values of a dtype: all integers there are, floats without overflow, perhaps NaN and inf."""
+    """Draw values of a dtype: any integers, floats without overflow, perhaps NaN and inf."""
     kind, size = np.dtype(dtype).kind, np.dtype(dtype).itemsize
     if kind in "biu":
         return hnp.from_dtype(np.dtype(dtype))
@@ -73,7 +73,7 @@ def elements(dtype: str, *, finite: bool) -> st.SearchStrategy[Any]:
 def cases(
     draw: st.DrawFn, dtypes: list[str] = PLAIN, *, least: int = 0, finite: bool = False
 ) -> Case:
-    """An array, an axis in any form and chunks; no axes and no elements too."""
+    """Draw an array, an axis in any form and chunks, also without axes or elements."""
     shape = draw(hnp.array_shapes(min_dims=min(least, 1), max_dims=3, min_side=least, max_side=7))
     dtype = draw(st.sampled_from(dtypes))
     array = draw(hnp.arrays(dtype, shape, elements=elements(dtype, finite=finite)))
@@ -87,7 +87,7 @@ def cases(
 
 
 def outcome(reduce: Any, *args: Any, **keywords: Any) -> Any:
-    """What came of a reduction: the result, or the class and text of the error."""
+    """Return the result of a reduction, or the class and text of its error."""
     try:
         return reduce(*args, **keywords)
     except (ValueError, TypeError) as error:
@@ -95,7 +95,7 @@ def outcome(reduce: Any, *args: Any, **keywords: Any) -> Any:
 
 
 def same_form(got: Any, due: Any) -> None:
-    """Type, dtype and shape are NumPy's; an error is its own."""
+    """Type, dtype, shape and errors equal those of NumPy."""
     assert type(got) is type(due)
     if isinstance(due, tuple):
         assert got == due
@@ -121,14 +121,14 @@ def test_the_form_is_numpys_whatever_the_values(
     due = outcome(getattr(np, name), array, **keywords)
     got = outcome(getattr(serial, name), array, chunks=chunks, **keywords)
     same_form(got, due)
-    if not isinstance(due, tuple):  # infinities and what is not known are where NumPy has them
+    if not isinstance(due, tuple):  # infinities and NaN are at the places of NumPy
         np.testing.assert_array_equal(np.isnan(got), np.isnan(due))
 
 
 @quick
 @given(case=cases([*WHOLE, "m8[s]"]), name=st.sampled_from(["sum", "min", "max"]))
 def test_sums_of_integers_are_exact(serial: shmpar.Pool, case: Case, name: str) -> None:
-    """They wrap around where NumPy's do."""
+    """Sums of integers wrap as in NumPy."""
     array, axis, chunks = case
     due = outcome(getattr(np, name), array, axis=axis)
     got = outcome(getattr(serial, name), array, axis=axis, chunks=chunks)
@@ -139,7 +139,7 @@ def test_sums_of_integers_are_exact(serial: shmpar.Pool, case: Case, name: str) 
 @quick
 @given(case=cases([*FLOAT, *COMPLEX, "M8[s]"]), name=st.sampled_from(["min", "max"]))
 def test_the_smallest_and_the_largest_are_exact(serial: shmpar.Pool, case: Case, name: str) -> None:
-    """One NaN or NaT is enough, and an infinity is the largest of all."""
+    """A single NaN or NaT decides, and infinity is the largest value."""
     array, axis, chunks = case
     due = outcome(getattr(np, name), array, axis=axis)
     got = outcome(getattr(serial, name), array, axis=axis, chunks=chunks)
@@ -148,7 +148,7 @@ def test_the_smallest_and_the_largest_are_exact(serial: shmpar.Pool, case: Case,
 
 
 def lines(array: np.ndarray, axis: Any) -> np.ndarray:
-    """What is reduced, one row an element of the result, at full precision."""
+    """Return the elements at full precision, with one row per element of the result."""
     axes = range(array.ndim) if axis is None else np.atleast_1d(axis).astype(int) % array.ndim
     kept = [number for number in range(array.ndim) if number not in set(axes)]
     moved = np.transpose(array, [*kept, *axes])
@@ -167,7 +167,7 @@ def ulp(array: np.ndarray) -> float:
     name=st.sampled_from(["sum", "mean"]),
 )
 def test_sums_and_means_are_within_a_few_ulps(serial: shmpar.Pool, case: Case, name: str) -> None:
-    """Of the sum of magnitudes, as far as pairwise sums can be; fsum has all digits."""
+    """The error is bounded by the sum of magnitudes; fsum gives the exact sum."""
     array, axis, chunks = case
     if name == "sum" and array.dtype.kind in "iu":
         array = array.astype("f8")
@@ -186,7 +186,7 @@ def test_sums_and_means_are_within_a_few_ulps(serial: shmpar.Pool, case: Case, n
     case=cases([*FLOAT, *COMPLEX, *WHOLE], least=1, finite=True), ddof=st.sampled_from([0, 1, 0.5])
 )
 def test_variances_are_within_a_few_ulps(serial: shmpar.Pool, case: Case, ddof: float) -> None:
-    """Of the variance and of the mean's own rounding, as far as one pass can be."""
+    """The error is bounded by the variance and the rounding of the mean."""
     array, axis, chunks = case
     got = np.ravel(serial.var(array, axis=axis, ddof=ddof, chunks=chunks))
     roots = np.ravel(serial.std(array, axis=axis, ddof=ddof, chunks=chunks))
@@ -201,7 +201,7 @@ def test_variances_are_within_a_few_ulps(serial: shmpar.Pool, case: Case, ddof: 
             mean = math.fsum(values) / len(values)
             exact += math.fsum((one - mean) ** 2 for one in values)
             scale += math.fsum(abs(one) for one in values) / len(values)
-        rounded = ulp(array) * scale  # how far off the mean may be
+        rounded = ulp(array) * scale  # bound of the error of the mean
         # The deviation of each value is off by as much.
         bound = 16 * ulp(array) * exact + 16 * rounded * (
             math.sqrt(exact * row.size) + rounded * row.size
@@ -212,7 +212,7 @@ def test_variances_are_within_a_few_ulps(serial: shmpar.Pool, case: Case, ddof: 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c8", "c16"])
 @pytest.mark.parametrize("given_dtype", ["?", "u1", "i8", "f2", "f4", "f8", "c16"])
 def test_a_dtype_is_the_results(serial: shmpar.Pool, given_dtype: str, dtype: str) -> None:
-    """Whatever was added in; the values agree with NumPy's to that dtype's digits."""
+    """The result has the dtype of NumPy, and agrees to the digits of that dtype."""
     array = np.random.default_rng(1).integers(0, 9, (7, 5)).astype(given_dtype)
     for name, axis in itertools.product(["sum", "mean", "var", "std"], [None, 0]):
         with warnings.catch_warnings():
@@ -227,7 +227,7 @@ def test_a_dtype_is_the_results(serial: shmpar.Pool, given_dtype: str, dtype: st
 def test_a_mean_may_be_cut_to_an_integer_and_a_variance_not(
     serial: shmpar.Pool, dtype: str
 ) -> None:
-    """NumPy's mean is cut at the end; its variance would be of deviations that are cut."""
+    """NumPy truncates the mean at the end; a variance would truncate deviations."""
     array = np.arange(7)
     same_form(serial.mean(array, dtype=dtype, chunks=2), np.mean(array, dtype=dtype))
     assert serial.mean(array[:6], dtype=dtype, chunks=2) == np.mean(array[:6], dtype=dtype)
@@ -246,7 +246,7 @@ def test_half_precision_has_room_between_the_chunks(serial: shmpar.Pool) -> None
 
 
 def test_a_time_has_a_mean(serial: shmpar.Pool) -> None:
-    """Of timedelta64, as NumPy's; datetime64 has none, there as here."""
+    """As in NumPy, timedelta64 has a mean and datetime64 has none."""
     array = np.arange(7).astype("m8[s]")
     same_form(serial.mean(array, chunks=2), np.mean(array))
     assert serial.mean(array, chunks=2) == np.mean(array)
@@ -281,10 +281,10 @@ def test_long_doubles_keep_their_digits(serial: shmpar.Pool) -> None:
     ],
     ids=str,
 )
-def test_what_numpy_refuses_is_refused_before_anything_starts(
+def test_errors_of_numpy_come_before_anything_starts(
     serial: shmpar.Pool, name: str, array: np.ndarray, keywords: Any
 ) -> None:
-    """By the same error, and no chunk is computed."""
+    """The error equals that of NumPy, and no chunk is computed."""
     with pytest.raises((ValueError, TypeError)) as due:
         getattr(np, name)(array, **keywords)
     with pytest.raises(type(due.value)) as got:
@@ -296,7 +296,7 @@ def test_what_numpy_refuses_is_refused_before_anything_starts(
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)])
 @pytest.mark.parametrize("name", ["min", "max"])
 def test_nothing_has_no_smallest_element(serial: shmpar.Pool, name: str, shape: Any) -> None:
-    """NumPy's own error, but not along an axis that has elements."""
+    """NumPy's error; along an axis with elements there is none."""
     empty = np.empty(shape)
     with pytest.raises(ValueError, match="zero-size array to reduction operation"):
         getattr(serial, name)(empty)
@@ -308,7 +308,7 @@ def test_nothing_has_no_smallest_element(serial: shmpar.Pool, name: str, shape: 
 
 
 def test_means_and_variances_of_nothing_warn_as_numpys(serial: shmpar.Pool) -> None:
-    """Mean of empty slice; degrees of freedom."""
+    """The warnings of NumPy: mean of empty slice, degrees of freedom."""
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("default")
         with pytest.warns(RuntimeWarning, match="Mean of empty slice"):
@@ -327,7 +327,7 @@ def test_options_are_checked_whatever_there_is_to_reduce(
     """A misspelt keyword names the reduction; none of them has wait=False."""
     with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected .* 'sigma'"):
         getattr(serial, name)(array, sigma=3)
-    with pytest.raises(TypeError, match=f"^{name}: a reduction is waited for"):
+    with pytest.raises(TypeError, match=f"^{name}: a reduction always waits"):
         getattr(serial, name)(array, wait=False)
     assert serial.last_run is None
 
@@ -356,7 +356,7 @@ def same_histogram(got: Any, due: Any) -> None:
 def test_histograms_are_numpys(
     serial: shmpar.Pool, case: Case, bins: Any, limits: Any, density: bool
 ) -> None:
-    """Of every shape and dtype, by number, edges or range; of values beyond the range too."""
+    """Any shape and dtype; bins by number, edges or range; also values beyond the range."""
     array, _, chunks = case
     due = outcome(np.histogram, array, bins, limits, density=density)
     got = outcome(serial.histogram, array, bins, limits, density=density, chunks=chunks)
@@ -373,7 +373,7 @@ def test_histograms_are_numpys(
     ),
     bins=edges,
 )
-def test_what_is_not_finite_is_counted_as_numpy_counts_it(
+def test_values_that_are_not_finite_are_counted_as_in_numpy(
     serial: shmpar.Pool, values: np.ndarray, bins: Any
 ) -> None:
     """NaN and infinities lie in no bin, or in the last one that is open to them."""
@@ -397,7 +397,7 @@ def test_what_is_not_finite_is_counted_as_numpy_counts_it(
     ids=str,
 )
 def test_bins_that_make_no_sense_are_numpys_error(serial: shmpar.Pool, keywords: Any) -> None:
-    """The very same, before anything starts."""
+    """The errors equal those of NumPy, and come before anything starts."""
     with pytest.raises((ValueError, TypeError)) as due:
         np.histogram(np.arange(9.0), **keywords)
     with pytest.raises(type(due.value)) as got:
@@ -408,7 +408,7 @@ def test_bins_that_make_no_sense_are_numpys_error(serial: shmpar.Pool, keywords:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_range_that_is_not_finite_is_an_error(serial: shmpar.Pool, value: float) -> None:
-    """As for NumPy, the bins have no edges then."""
+    """As in NumPy, infinite values leave bins without edges."""
     with pytest.raises(ValueError, match="is not finite"):
         serial.histogram(np.array([1.0, value, 3.0]), chunks=1)
 
@@ -421,7 +421,7 @@ def test_a_range_that_is_not_finite_is_an_error(serial: shmpar.Pool, value: floa
 def test_every_engine_gives_the_same_bytes(
     pool: shmpar.Pool, serial: shmpar.Pool, case: Case, name: str
 ) -> None:
-    """A reduction does not depend on who computed its chunks."""
+    """A reduction does not depend on which workers compute its chunks."""
     array, axis, chunks = case
     one = getattr(serial, name)(array, axis=axis, chunks=chunks)
     other = getattr(pool, name)(array, axis=axis, chunks=chunks)

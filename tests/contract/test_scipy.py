@@ -1,4 +1,4 @@
-"""Filters of scipy.ndimage under map_overlap give what they give on the whole array.
+"""Filters of scipy.ndimage under map_overlap equal the filter on the whole array.
 
 Order filters and integers exactly. Floats to the last digits: a running sum, as uniform_filter's,
 starts elsewhere in a window than in the array.
@@ -33,21 +33,21 @@ CVAL = 7
 
 @dataclass(frozen=True)
 class Filter:
-    """A filter, how far it reaches on both sides, and how it computes.
+    """A filter, its reach on both sides, and its arithmetic.
 
     Attributes
     ----------
     func : callable
-        From an array and a mode to an array.
+        Maps an array and a mode to an array.
     reach : (int, int)
-        Elements before and after the one whose value it computes, along each axis.
+        Elements before and after each element on which its value depends, along each axis.
     order : bool
-        It picks elements, so nothing is rounded.
+        The filter selects elements, so nothing is rounded.
     flat : bool
-        What it makes of a constant is that constant, exactly: so it does not matter whether a
-        border of constants is padded before the first of its axes is filtered, or before each.
+        The filter maps a constant array to itself, exactly. So a border of constants may be
+        padded once, or again before each axis is filtered.
     ulps : int
-        How far apart two results may be: a running sum is rounded once an element.
+        Largest distance of two results: a running sum is rounded once per element.
     """
 
     func: Callable[..., np.ndarray]
@@ -114,7 +114,7 @@ def just(tested: Filter, ndim: int) -> Any:
 
 
 def both(tested: Filter) -> int:
-    """The filter's longer reach, which is what it needs to mirror an array at both its ends."""
+    """The longer reach of the filter, which it needs to mirror an array at both ends."""
     return max(tested.reach)
 
 
@@ -129,7 +129,7 @@ def check(got: np.ndarray, due: np.ndarray, tested: Filter) -> None:
 
 
 def constant_of(tested: Filter) -> int:
-    """What lies beyond the array: not 0 where it does not matter when it is padded."""
+    """Return the constant boundary: 0 unless the filter keeps a constant array unchanged."""
     return CVAL if tested.flat else 0
 
 
@@ -168,7 +168,7 @@ def test_a_filter_that_wraps_needs_a_boundary(serial: shmpar.Pool, name: str) ->
 def test_a_boundary_stands_for_the_filters_mode(
     serial: shmpar.Pool, name: str, mode: str, kind: str
 ) -> None:
-    """What is beyond the array is in the window, and the filter's own mode is cut off with it."""
+    """The window contains the padding, and trimming removes the effect of the filter's mode."""
     tested = FILTERS[name]
     constant = constant_of(tested)
     boundary = constant if mode == "constant" and constant else mode
@@ -182,7 +182,7 @@ def test_a_boundary_stands_for_the_filters_mode(
 @pytest.mark.parametrize("alias", ALIASES)
 @pytest.mark.parametrize("name", ["gaussian", "median", "uniform"])
 def test_other_names_mean_the_same(serial: shmpar.Pool, name: str, alias: str) -> None:
-    """To SciPy's filters and as a boundary."""
+    """A name has the same meaning in SciPy's filters and as a boundary."""
     tested = FILTERS[name]
     array = sample((17, 13), "f8")
     due = tested.func(array, mode=ALIASES[alias])
@@ -205,7 +205,7 @@ def test_a_constant_that_is_rounded_is_so_to_the_last_digits(
 
 
 def test_a_mode_an_axis_is_a_boundary_an_axis(serial: shmpar.Pool) -> None:
-    """Each axis goes on in its own way."""
+    """Each axis has its own boundary."""
     array = sample((17, 13), "i4")
     modes = ("wrap", "mirror")
     due = ndimage.uniform_filter(array, 5, mode=modes)

@@ -1,4 +1,4 @@
-"""Verbs give what the obvious slow version gives, on every engine."""
+"""Verbs equal naive implementations, on every engine."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def cut_arrays(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, ...]]:
 @quick
 @given(case=cut_arrays())
 def test_map_blocks_equals_the_loop(pool: shmpar.Pool, case: tuple[Any, Any]) -> None:
-    """Blocks are put together where they came from, whatever the grid."""
+    """Each block is placed at its position, for every grid."""
     array, chunks = case
     result = pool.map_blocks(lambda block: block * 2, array, chunks=chunks)
     np.testing.assert_array_equal(result, naive.map_blocks(lambda b: b * 2, array, chunks))
@@ -88,7 +88,7 @@ def test_parallel_map_of_none_returns_none(pool: shmpar.Pool, tmp_path: Any) -> 
 
 
 def test_objects_are_collected_with_dtype_object(pool: shmpar.Pool, image: Any) -> None:
-    """block_reduce and parallel_map collect whatever is returned, in its place."""
+    """block_reduce and parallel_map collect any objects, in their places."""
     found = pool.block_reduce(lambda b: {"n": b.size}, image, chunks=(20, 20), dtype=object)
     assert found.shape == (2, 2)
     assert [one["n"] for one in found.flat] == [400, 60, 340, 51]
@@ -134,7 +134,7 @@ def test_length_one_axes_arrive_whole(pool: shmpar.Pool) -> None:
 
 
 def test_results_are_cast_as_a_ufunc_casts(pool: shmpar.Pool, image: Any) -> None:
-    """dtype= declares the result; what is of the same kind fits into it."""
+    """dtype= declares the result; values of the same kind are cast to it."""
     got = pool.map_blocks(lambda block: block, image, chunks=10, dtype="f4")
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, image.astype("f4"))
@@ -192,7 +192,7 @@ def test_in_place_the_output_is_the_input(pool: shmpar.Pool, image: Any) -> None
 def test_several_outputs_in_place_are_those_of_the_old_values(
     pool: shmpar.Pool, share: bool
 ) -> None:
-    """Also where the function returns the blocks that it got."""
+    """The old values count, also if the function returns the blocks that it got."""
 
     def made() -> tuple[Any, Any]:
         x, y = np.arange(12.0).reshape(4, 3), np.arange(12.0).reshape(4, 3) * 10
@@ -209,7 +209,7 @@ def test_several_outputs_in_place_are_those_of_the_old_values(
 
 
 def test_named_tuples_are_several_outputs(pool: shmpar.Pool) -> None:
-    """As NumPy's linear algebra returns them."""
+    """Functions of NumPy's linear algebra return named tuples."""
     matrices = np.random.default_rng(0).normal(size=(4, 3, 3))
     sign, logarithm = pool.parallel_map(np.linalg.slogdet, matrices)
     expected = np.linalg.slogdet(matrices)
@@ -228,7 +228,7 @@ def test_named_tuples_are_several_outputs(pool: shmpar.Pool) -> None:
 
 @pytest.mark.parametrize("verb", ["map_blocks", "map_overlap", "block_reduce"])
 def test_a_forgotten_return_is_an_error(pool: shmpar.Pool, image: Any, verb: str) -> None:
-    """Only what is done a row at a time may return nothing."""
+    """Only functions of parallel_map may return None."""
     more = {"depth": 1} if verb == "map_overlap" else {}
     with pytest.raises(shmpar.ChunkError, match="returned None where a value is due"):
         getattr(pool, verb)(lambda block: None, image, chunks=20, **more)
@@ -236,7 +236,7 @@ def test_a_forgotten_return_is_an_error(pool: shmpar.Pool, image: Any, verb: str
 
 
 def test_blocks_are_read_only(pool: shmpar.Pool, image: Any) -> None:
-    """Writing to a block is an error that says what to do, and changes nothing."""
+    """Writing to a block is an error that names the remedy, and changes nothing."""
     shared = pool.array(image)
 
     def spoil(block: Any) -> Any:
@@ -259,7 +259,7 @@ def test_axes_are_dropped_and_added(pool: shmpar.Pool, image: Any) -> None:
 
 
 def test_blocks_may_change_their_size(pool: shmpar.Pool) -> None:
-    """Along a whole axis freely, along one that is cut as out_chunks says."""
+    """Blocks may have any length along a whole axis, and else the lengths in out_chunks."""
     array = np.arange(24.0).reshape(4, 6)
     got = pool.map_blocks(lambda b: b[:, ::2], array, chunks=(2, -1))
     np.testing.assert_array_equal(got, array[:, ::2])
@@ -283,7 +283,7 @@ def test_arrays_without_elements_give_empty_results(pool: shmpar.Pool, shape: An
 
 
 def test_rows_without_elements_are_still_rows(pool: shmpar.Pool) -> None:
-    """Ten rows of nothing are ten calls."""
+    """Ten rows without elements are ten calls."""
     np.testing.assert_array_equal(pool.parallel_map(np.sum, np.empty((10, 0))), np.zeros(10))
 
 
@@ -300,7 +300,7 @@ def test_the_function_may_ask_where_it_is(pool: shmpar.Pool, image: Any) -> None
 
 
 def test_a_function_of_rows_may_ask_too(pool: shmpar.Pool) -> None:
-    """Its first argument is the row with its number."""
+    """Argument 0 of block_info describes the row."""
 
     def where(row: Any, item: Any, block_info: Any) -> Any:
         info = block_info[0]
@@ -314,7 +314,7 @@ def test_a_function_of_rows_may_ask_too(pool: shmpar.Pool) -> None:
 
 
 def test_a_window_that_is_padded_begins_before_the_array(pool: shmpar.Pool) -> None:
-    """What block_info says of it has its shape."""
+    """The entry of block_info has the shape of the argument."""
 
     def where(window: Any, block_info: Any) -> Any:
         ((start, stop),) = block_info[0]["array-location"]
@@ -329,7 +329,7 @@ def test_a_window_that_is_padded_begins_before_the_array(pool: shmpar.Pool) -> N
 
 
 def test_random_streams_depend_on_the_seed_alone(pool: shmpar.Pool, image: Any) -> None:
-    """Rng is one stream a chunk, the same whatever runs it; seed=None is recorded."""
+    """Each chunk has its own stream, equal on all engines; seed=None is recorded."""
 
     def noise(block: Any, rng: np.random.Generator) -> Any:
         return rng.normal(size=block.shape)
@@ -362,7 +362,7 @@ def test_captured_shared_arrays_stay_shared(pool: shmpar.Pool) -> None:
 
 
 def test_nested_calls_run_in_the_worker(pool: shmpar.Pool, image: Any) -> None:
-    """A call from inside a worker gives the same result, whichever pool it names."""
+    """A call inside a worker gives the same result, for any pool."""
 
     def nested(block: Any) -> Any:
         return shmpar.block_reduce(np.sum, block, chunks=-1)[0, 0] + len(
@@ -376,7 +376,7 @@ def test_nested_calls_run_in_the_worker(pool: shmpar.Pool, image: Any) -> None:
 
 
 def test_results_are_inputs_without_a_copy(pool: shmpar.Pool, image: Any) -> None:
-    """What a verb returned lies in shared memory, and stays valid."""
+    """A result lies in shared memory, and stays valid."""
     first = pool.map_blocks(lambda block: block + 1, image, chunks=10)
     second = pool.map_blocks(lambda block: block * 2, first, chunks=10)
     np.testing.assert_array_equal(second, (image + 1) * 2)
@@ -411,7 +411,7 @@ def test_wait_false_returns_a_future(pool: shmpar.Pool, image: Any) -> None:
     assert pool.last_run is run
 
 
-def test_many_runs_in_flight_give_what_they_would_alone(pool: shmpar.Pool, image: Any) -> None:
+def test_many_runs_in_flight_do_not_mix(pool: shmpar.Pool, image: Any) -> None:
     """Runs share the workers without mixing their results."""
     with shmpar.Pool(2, engine=pool.engine) as own:
         runs = [
@@ -423,7 +423,7 @@ def test_many_runs_in_flight_give_what_they_would_alone(pool: shmpar.Pool, image
 
 
 def test_the_default_pool_serves_the_modules_verbs() -> None:
-    """shmpar.map_blocks and the others need no pool of one's own."""
+    """shmpar.map_blocks and the other functions use the default pool."""
     from shmpar.pool import default_pool
 
     with default_pool():
