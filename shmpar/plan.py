@@ -401,24 +401,6 @@ class Function(NamedTuple):
     values: tuple[Any, ...]
 
 
-class Failure(NamedTuple):
-    """A failed chunk.
-
-    Attributes
-    ----------
-    chunk : int
-        Number of the chunk.
-    error : BaseException
-        Exception of the function, or a :class:`ResultError`.
-    shape : tuple of int or None
-        Shape of the block that the function got.
-    """
-
-    chunk: int
-    error: BaseException
-    shape: tuple[int, ...] | None
-
-
 def describe_region(region: Sequence[slice]) -> str:
     """Format a window as in an index expression.
 

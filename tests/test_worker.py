@@ -1,4 +1,4 @@
-"""The worker: claims, calls, checks and stores, without any process or pool."""
+"""The worker claims, calls, checks and stores, without a process or a pool."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ FAST = 1e-9  # seconds that a chunk takes, by the clock that the loop is given
 
 @dataclass
 class Recording:
-    """A channel that allocates plain arrays and keeps what it is told."""
+    """A channel that allocates plain arrays and records all calls."""
 
     interruptible: bool = False
-    claims: int | None = None  # how many are enough
+    claims: int | None = None  # stop after this many
     gone: bool = False  # the run is over
     outputs: list[Array] | None = None
     said: list[Announcement] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Recording:
         if self.gone:
             raise Abandoned
         self.outputs = [np.zeros(shape, dtype) for shape, dtype in announcement.outputs]
-        return self.outputs, announcement.is_tuple
+        return self.outputs, announcement.several
 
     def failed(self, failure: Failure) -> None:
         self.failures.append(failure)
@@ -73,7 +73,7 @@ class Recording:
 
 
 class Counter:
-    """Tickets that keep the size of each claim."""
+    """Tickets that record the size of each claim."""
 
     kind = "offset"
 
@@ -93,7 +93,7 @@ class Counter:
 
 
 class Worker:
-    """One worker with a ledger of its own and a recording channel."""
+    """A worker with a ledger of its own and a recording channel."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class Worker:
             function=Function(func, keywords or {}, tuple(inputs.values)),
             arrays=inputs.arrays,
             outputs=outputs,
-            is_tuple=None if outputs is None else len(outputs) > 1,
+            several=None if outputs is None else len(outputs) > 1,
             tickets=self.counter,
             todo=todo,
             generation=3,
@@ -149,17 +149,17 @@ class Worker:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """The loop's clock, in seconds; a function moves it by what it says that it took."""
+    """Replace the clock of the loop by a number of seconds that functions advance."""
     now = [0.0]
     monkeypatch.setattr(loop, "perf_counter", lambda: now[0])
     return now
 
 
 class TestClaims:
-    """How many tickets a claim takes."""
+    """The number of tickets per claim."""
 
     def test_claims_of_fast_chunks_grow_and_shrink_towards_the_end(self, clock: Any) -> None:
-        """Eight times as many each time, and never more than a fair share of what remains."""
+        """A claim is at most eight times the one before, and at most a fair share of the rest."""
         worker = Worker(
             lambda row: clock.__setitem__(0, clock[0] + FAST) or 0, range(5_000), rows=True
         )
@@ -196,15 +196,15 @@ class TestClaims:
     def test_the_next_claim_keeps_its_bounds(
         self, size: int, seconds: float, remaining: int, workers: int
     ) -> None:
-        """At least one ticket, a millisecond, eight times the last one, a share of the rest."""
+        """At most a millisecond, eight times the last claim, a share of the rest; at least one."""
         following = loop._next_size(size, seconds, remaining, workers)
         assert following >= 1
         assert following <= max(1, 8 * size)
         assert following <= max(1, remaining // (4 * workers))
         assert following == 1 or following * seconds <= 1.0001e-3
 
-    def test_a_todo_says_which_chunks(self) -> None:
-        """Tickets are places in it, and no other chunk is touched."""
+    def test_a_todo_lists_the_chunks(self) -> None:
+        """Tickets are indices into it, and no other chunk is computed."""
         worker = Worker(lambda block: block + 1, np.arange(9), todo=(7, 2, 4)).work()
         assert worker.out.tolist() == [0, 0, 3, 0, 5, 0, 0, 8, 0]
         assert np.flatnonzero(worker.ledger.status == DONE).tolist() == [2, 4, 7]
@@ -215,8 +215,8 @@ class TestClaims:
         assert worker.ledger.held(1) is None
         worker.ledger.check_invariants()
 
-    def test_it_returns_between_claims_when_the_channel_has_enough(self) -> None:
-        """And says that there are tickets left."""
+    def test_it_returns_between_claims_if_the_channel_says_so(self) -> None:
+        """Its result says that tickets are left."""
         worker = Worker(lambda block: block, np.arange(9))
         worker.channel.claims = 2
         assert not work(Chunks(worker.assignment), worker.channel)
@@ -226,13 +226,13 @@ class TestClaims:
         assert worker.ledger.done == 9
 
     def test_the_function_knows_that_it_runs_in_a_worker(self) -> None:
-        """And nobody else does."""
+        """No other code does."""
         worker = Worker(lambda block: np.full(1, in_worker()), np.arange(3)).work()
         assert worker.out.all()
         assert not in_worker()
 
     def test_chunks_are_timed_where_the_plan_says_so(self) -> None:
-        """The slot says since when, in the chunk that is being computed."""
+        """The slot holds the begin of the chunk that is being computed."""
         seen = []
 
         def look(block: Array) -> Array:
@@ -266,11 +266,13 @@ ERRORS = [ValueError("boom"), SystemExit(3), KeyboardInterrupt(), GeneratorExit(
 
 
 class TestExceptions:
-    """What becomes of a chunk whose function raises."""
+    """The outcome of a chunk with a function that raises."""
 
     @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-    def test_the_rest_goes_on_where_failures_are_collected(self, error: BaseException) -> None:
-        """Whatever is raised is the chunk's failure, and all others are done."""
+    def test_other_chunks_are_computed_if_failures_are_collected(
+        self, error: BaseException
+    ) -> None:
+        """Any exception is the failure of its chunk, and all other chunks are done."""
         func = fails_on(0, 3, 4, 19, error=error)
         worker = Worker(func, range(20), rows=True, fail_fast=False).work()
         assert worker.errors == dict.fromkeys((0, 3, 4, 19), error)
@@ -281,7 +283,7 @@ class TestExceptions:
 
     @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
     def test_a_fail_fast_run_is_stopped(self, error: BaseException, clock: Any) -> None:
-        """No tickets are handed out any more, and what was not begun stays pending."""
+        """No more tickets are handed out, and chunks that were not begun stay pending."""
         func = fails_on(5, error=error)
         worker = Worker(func, range(200), rows=True).work()
         assert worker.errors == {5: error}
@@ -291,13 +293,13 @@ class TestExceptions:
         assert worker.ledger.held(1) is None
 
     def test_a_failure_names_the_block_s_shape(self) -> None:
-        """For the message; None where there is no array."""
+        """The message needs it; it is None without an array."""
         worker = Worker(len, np.zeros((4, 6)), chunks=(2, 3), keywords={"no": 1}).work()
         assert worker.channel.failures[0].shape == (2, 3)
         worker = Worker(fails_on(0, error=ValueError()), range(3), rows=True).work()
         assert worker.channel.failures[0].shape is None
 
-    def test_an_item_that_cannot_be_had_is_a_failure_too(self) -> None:
+    def test_a_failing_item_is_a_failure_of_its_chunk(self) -> None:
         """Items come from the user's sequence, which may raise."""
 
         class Sequence_(list[int]):  # noqa: N801
@@ -311,7 +313,7 @@ class TestExceptions:
         assert worker.channel.failures[0].shape is None
 
     def test_an_interrupt_of_the_user_s_ends_the_work(self) -> None:
-        """The chunk in progress is not marked; those before it are known by the slot."""
+        """The chunk in progress is not marked; the slot tells which chunks before it are done."""
         func = fails_on(12, error=KeyboardInterrupt())
         worker = Worker(func, range(100), rows=True, fail_fast=False)
         worker.channel.interruptible = True
@@ -325,7 +327,7 @@ class TestExceptions:
         assert not in_worker()
 
     def test_a_run_that_is_over_is_left(self) -> None:
-        """There are no outputs to wait for; the worker is idle, and holds nothing."""
+        """The worker does not wait for outputs; it is idle and holds no ticket."""
         worker = Worker(abs, range(5), rows=True)
         worker.channel.gone = True
         worker.work()
@@ -333,7 +335,7 @@ class TestExceptions:
         assert worker.ledger.pending() == [0, 1, 2, 3, 4]
         assert worker.ledger.held(1) is None
 
-    def test_blocks_are_what_the_engine_gives(self) -> None:
+    def test_read_only_blocks_stay_read_only(self) -> None:
         """A read-only input stays read-only: writing to it fails the chunk."""
         array = np.arange(4.0)
         array.flags.writeable = False
@@ -343,10 +345,10 @@ class TestExceptions:
 
 
 class TestAnnouncements:
-    """What the first result says of the outputs."""
+    """The outputs that the first result announces."""
 
     @pytest.mark.parametrize(
-        ("func", "placement", "outputs", "is_tuple"),
+        ("func", "placement", "outputs", "several"),
         [
             pytest.param(lambda b: b, None, [((6, 4), "f8")], False, id="blocks"),
             pytest.param(lambda b: b.mean(), PerChunk(), [((2, 2), "f8")], False, id="scalars"),
@@ -364,20 +366,20 @@ class TestAnnouncements:
         ],
     )
     def test_it_names_shapes_and_dtypes(
-        self, func: Any, placement: Any, outputs: Any, is_tuple: bool
+        self, func: Any, placement: Any, outputs: Any, several: bool
     ) -> None:
-        """From one chunk's result and its place, for any number of outputs; said once."""
+        """They follow from one result, for any number of outputs, and are announced once."""
         worker = Worker(func, np.zeros((6, 4)), chunks=(3, 2), placement=placement).work()
         (said,) = worker.channel.said
         assert said.outputs == tuple(Output(shape, np.dtype(dtype)) for shape, dtype in outputs)
-        assert (said.is_tuple, said.chunk) == (is_tuple, 0)
+        assert (said.several, said.chunk) == (several, 0)
         assert worker.errors == {}
         assert Announcement.unpack(said.pack()) == said
 
     def test_none_is_no_output(self) -> None:
-        """A function that is called for its effect; anything else later is a failure."""
+        """A function may be called for its effect; any other result later is a failure."""
         worker = Worker(lambda item: None, range(9), rows=True).work()
-        assert worker.channel.said == [Announcement((), is_tuple=False, chunk=0)]
+        assert worker.channel.said == [Announcement((), several=False, chunk=0)]
         assert worker.ledger.done == 9
         worker = Worker(
             lambda i: i if i == 5 else None, range(9), rows=True, fail_fast=False
@@ -387,7 +389,7 @@ class TestAnnouncements:
         )
 
     def test_a_chunk_that_fails_announces_nothing(self) -> None:
-        """The first real result does, and it is stored, not computed again."""
+        """The first result does, and it is stored without another call."""
         calls = []
 
         def func(item: int) -> int:
@@ -400,13 +402,13 @@ class TestAnnouncements:
         assert worker.out.tolist() == [0, 1, 0, 0, 0]
 
     def test_declared_dtypes_take_the_place_of_the_result_s(self) -> None:
-        """Also those of some outputs only."""
+        """They may be declared for some outputs only."""
         worker = Worker(lambda b: (b, b), np.arange(4), dtypes=(np.dtype("f4"), None)).work()
         assert [output.dtype for output in worker.channel.said[0].outputs] == ["f4", "i8"]
         assert worker.errors == {}
 
     def test_several_outputs_are_stored_side_by_side(self) -> None:
-        """Each where its chunk lies."""
+        """Each result lies at the place of its chunk."""
         worker = Worker(lambda b: (b * 2, b.sum()), np.arange(6), chunks=2, placement=PerChunk())
         doubled, sums = worker.work().channel.outputs
         assert doubled.tolist() == [[0, 2], [4, 6], [8, 10]]
@@ -415,27 +417,29 @@ class TestAnnouncements:
     @pytest.mark.parametrize(
         ("second", "message"),
         [
-            (Announcement((), is_tuple=False), "another kind of result"),
-            (Announcement((Output((3,), np.dtype("f8")),), is_tuple=True), "another kind"),
+            (Announcement((), several=False), "another kind of result"),
+            (Announcement((Output((3,), np.dtype("f8")),), several=True), "another kind"),
             (
-                Announcement((Output((3,), np.dtype("f4")),), is_tuple=False),
+                Announcement((Output((3,), np.dtype("f4")),), several=False),
                 "dtype float32 here but",
             ),
-            (Announcement((Output((4,), np.dtype("f8")),), is_tuple=False), r"\(4,\), but \(3,\)"),
+            (Announcement((Output((4,), np.dtype("f8")),), several=False), r"\(4,\), but \(3,\)"),
         ],
         ids=["none", "tuple", "dtype", "shape"],
     )
-    def test_announcements_that_disagree_say_in_what(self, second: Any, message: str) -> None:
-        """And those that agree say nothing, whichever chunk they are of."""
-        first = Announcement((Output((3,), np.dtype("f8")),), is_tuple=False)
+    def test_announcements_that_disagree_name_the_difference(
+        self, second: Any, message: str
+    ) -> None:
+        """Announcements of different chunks agree without an error."""
+        first = Announcement((Output((3,), np.dtype("f8")),), several=False)
         assert first._replace(chunk=8).disagrees(first) is None
         with pytest.raises(ResultError, match=message):
             raise ResultError(second.disagrees(first))
 
     def test_announcements_of_other_numbers_of_outputs_say_so(self) -> None:
-        """Where those that there are agree."""
+        """The common outputs agree."""
         one = Output((3,), np.dtype("f8"))
-        said = Announcement((one, one, one), is_tuple=True).disagrees(Announcement((one,), True))
+        said = Announcement((one, one, one), several=True).disagrees(Announcement((one,), True))
         assert said == "the function returned 3 outputs here but 1 for the first chunk"
 
 
@@ -445,14 +449,14 @@ def by_block(first: Any, then: Any) -> Callable[[Any], Any]:
 
 
 def stacked(first: Any, then: Any) -> Worker:
-    """What becomes of such results in a stack."""
+    """Stack results of this kind."""
     func = by_block(first, then)
     worker = Worker(func, np.arange(2.0), placement=PerChunk(), fail_fast=False)
     return worker.work()
 
 
 class TestMismatches:
-    """Results that do not fit what the first one said."""
+    """Results that differ from the first one."""
 
     @pytest.mark.parametrize(
         ("first", "then", "message"),
@@ -481,7 +485,7 @@ class TestMismatches:
     def test_a_result_unlike_the_first_fails_its_chunk(
         self, first: Any, then: Any, message: str
     ) -> None:
-        """The message names both, and what to do; the first one is stored."""
+        """The message names both and the remedy; the first one is stored."""
         worker = stacked(first, then)
         assert list(worker.errors) == [1]
         with pytest.raises(ResultError, match=message):
@@ -500,10 +504,10 @@ class TestMismatches:
         ],
         ids=["scalar", "drops", "adds", "shorter", "masked", "objects"],
     )
-    def test_a_result_that_is_no_block_says_which_keyword_to_pass(
+    def test_the_error_for_a_result_that_is_no_block_names_a_keyword(
         self, func: Any, message: str
     ) -> None:
-        """The first result has to be a block too."""
+        """The first result must be a block too."""
         worker = Worker(func, np.zeros((4, 4)), chunks=2).work()
         with pytest.raises(ResultError, match=message):
             raise worker.errors[0]
@@ -516,7 +520,7 @@ class TestMismatches:
             assert isinstance(worker.errors[0], ResultError)
 
     def test_a_block_of_another_size_may_be_declared(self) -> None:
-        """As out_chunks does."""
+        """The placement is that of out_chunks."""
         placement = InBlocks((0,), (Axis.explicit([1, 3]),))
         func = lambda b: np.arange(1 if b[0] == 0 else 3)
         worker = Worker(func, np.arange(4), chunks=2, placement=placement).work()
@@ -526,7 +530,7 @@ class TestMismatches:
 def stored(
     value: Any, dtype: Any, *, declared: bool = True, slow: bool = False, out: Any = None
 ) -> Any:
-    """What a value becomes in an output of that dtype, or the message of its error."""
+    """Return the repr of a value in an output of this dtype, or the message of its error."""
     output = np.zeros(3, dtype) if out is None else out
     plan = Plan(
         "test", Grid.cut((3,), 1), (), PerItem(), dtypes=(output.dtype,) if declared else None
@@ -545,7 +549,7 @@ def stored(
 
 
 def stored_twice(value: Any, dtype: Any, *, declared: bool) -> Any:
-    """The same of the second output of two, of which the first takes what there is."""
+    """Do the same for the second of two outputs; the first one takes a number."""
     outputs = [np.zeros(3), np.zeros(3, dtype)]
     dtypes = tuple(output.dtype for output in outputs)
     plan = Plan("test", Grid.cut((3,), 1), (), PerItem(), dtypes=dtypes if declared else None)
@@ -573,12 +577,14 @@ VALUES = [
 
 
 class TestDtypes:
-    """How results are cast."""
+    """The rules for casts of results."""
 
     @pytest.mark.parametrize("declared", [True, False], ids=["declared", "first-result"])
     @pytest.mark.parametrize("dtype", NUMERIC)
-    def test_the_fast_way_stores_what_the_slow_way_does(self, dtype: str, declared: bool) -> None:
-        """For every numeric dtype, byte order and stride, and every kind of value."""
+    def test_the_fast_path_stores_the_same_as_the_slow_path(
+        self, dtype: str, declared: bool
+    ) -> None:
+        """The results are equal for every numeric dtype, byte order, stride and kind of value."""
         own = [np.dtype(dtype).type(1), np.ones((), dtype)[()], np.ones((), dtype)]
         for value in VALUES + own:
             fast = stored(value, dtype, declared=declared)
@@ -607,7 +613,7 @@ class TestDtypes:
     def test_other_scalars_are_stored_as_they_are(
         self, value: Any, dtype: Any, declared: bool
     ) -> None:
-        """Dates, records and strings of exactly the output's dtype."""
+        """They are dates, records and strings of exactly the output's dtype."""
         assert stored(value, dtype, declared=declared) == repr(np.array(value, dtype)[()])
 
     @pytest.mark.parametrize("grid_shape", [(4,), (2, 3), ()])
@@ -615,7 +621,7 @@ class TestDtypes:
     def test_scalars_of_grids_of_any_number_of_axes_lie_at_their_index(
         self, grid_shape: Any, order: str
     ) -> None:
-        """In outputs of either memory order."""
+        """The output may have either memory order."""
         count = int(np.prod(grid_shape))
         out = np.zeros(grid_shape, order=order)
         array = np.arange(float(count)).reshape(grid_shape)
@@ -642,10 +648,10 @@ class TestDtypes:
             pytest.param([1, 2][0], ">f4", 1, id="python-int-big-endian"),
         ],
     )
-    def test_a_declared_dtype_takes_what_is_of_the_same_kind(
+    def test_a_declared_dtype_takes_values_of_the_same_kind(
         self, value: Any, dtype: str, expected: Any
     ) -> None:
-        """As a ufunc casts into out."""
+        """The cast is that of a ufunc into out."""
         assert stored(value, dtype) == repr(np.array(expected, dtype)[()])
 
     @pytest.mark.parametrize(
@@ -668,10 +674,10 @@ class TestDtypes:
             pytest.param(np.array((1, 2), "i4,i4")[()], "f8", id="record-to-float"),
         ],
     )
-    def test_a_declared_dtype_refuses_what_it_would_lose(self, value: Any, dtype: str) -> None:
-        """Another kind, or a part of a string; the message says what to do."""
+    def test_a_declared_dtype_refuses_lossy_values(self, value: Any, dtype: str) -> None:
+        """It refuses another kind or a part of a string; the message names the remedy."""
         said = stored(value, dtype)
-        assert "does not cast to" in said
+        assert "cannot be cast to" in said
         assert "pass another dtype= or out=" in said
 
     @pytest.mark.parametrize(
@@ -683,13 +689,13 @@ class TestDtypes:
         assert f"returned {value}, out of bounds" in said
 
     def test_blocks_are_cast_as_scalars_are(self) -> None:
-        """Into a declared dtype, of the same kind only."""
+        """A block is cast to a declared dtype of the same kind only."""
         dtypes = (np.dtype(">f4"),)
         worker = Worker(lambda b: b * 2, np.arange(4), chunks=2, dtypes=dtypes).work()
         assert worker.out.dtype == ">f4"
         assert worker.out.tolist() == [0, 2, 4, 6]
         worker = Worker(lambda b: b / 2, np.arange(4), chunks=2, dtypes=(np.dtype("i4"),)).work()
-        assert "does not cast to int32" in str(worker.errors[0])
+        assert "cannot be cast to int32" in str(worker.errors[0])
 
     def test_subclasses_are_stored_by_their_values(self) -> None:
         """A matrix or a memmap is an array."""
@@ -700,7 +706,7 @@ class TestDtypes:
 
 
 class TestArguments:
-    """What the function gets."""
+    """The arguments of the function."""
 
     def test_blocks_broadcast_and_constants_pass(self) -> None:
         """Axes of length one and missing axes arrive whole."""
@@ -719,7 +725,7 @@ class TestArguments:
         np.testing.assert_array_equal(worker.out, image + row + column)
 
     def test_rows_and_items_come_in_step(self) -> None:
-        """Rows of arrays are views, items of sequences what they are."""
+        """Rows of arrays are views; items of sequences are passed on."""
         array = np.arange(6).reshape(3, 2)
         seen = []
 
@@ -731,8 +737,8 @@ class TestArguments:
         assert worker.out.tolist() == [10, 50, 90]
         assert seen == [(True, "a"), (True, "b"), (True, "c")]
 
-    def test_block_id_and_block_info_say_where_the_chunk_is(self) -> None:
-        """In Dask's terms: the window received under each input's number, the core under None."""
+    def test_block_id_and_block_info_describe_the_chunk(self) -> None:
+        """In Dask's terms: the window is under the number of each input, the core under None."""
         got = {}
 
         def func(a: Array, b: Array, block_id: Any, block_info: Any) -> Array:
@@ -747,7 +753,7 @@ class TestArguments:
             chunks=(3, 2),
             halo=halo,
             trim=False,
-            special_parameters=frozenset({"block_id", "block_info"}),
+            wants=frozenset({"block_id", "block_info"}),
             fail_fast=False,
         )
         work(Chunks(worker.assignment), worker.channel)
@@ -779,23 +785,23 @@ class TestArguments:
 
     @pytest.mark.parametrize("dtypes", [None, (np.dtype("f4"),)], ids=["first-result", "declared"])
     def test_block_info_does_not_depend_on_which_chunk_came_first(self, dtypes: Any) -> None:
-        """It names the declared dtype, whether or not the outputs are there already."""
+        """It names the declared dtype, before and after the outputs exist."""
         seen = []
 
         def func(block: Array, block_info: Any) -> Array:
             seen.append(block_info[None]["dtype"])
             return block
 
-        options = {"dtypes": dtypes, "special_parameters": frozenset({"block_info"})}
+        options = {"dtypes": dtypes, "wants": frozenset({"block_info"})}
         Worker(func, np.zeros(2, "f4"), **options).work()
         Worker(func, np.zeros(2, "f4"), outputs=[np.zeros(2, "f4")], **options).work()
         assert len(set(seen)) == 1
 
     @given(seed=st.integers(0, 2**64) | st.lists(st.integers(0, 9), min_size=1, max_size=3))
     def test_random_streams_depend_on_seed_and_chunk_alone(self, seed: Any) -> None:
-        """The same whatever is computed before, in which order, and by whom."""
+        """Order, earlier chunks and the worker do not matter."""
         func = lambda block, rng: rng.random()
-        options = {"placement": PerChunk(), "special_parameters": frozenset({"rng"}), "seed": seed}
+        options = {"placement": PerChunk(), "wants": frozenset({"rng"}), "seed": seed}
         whole = Worker(func, np.zeros(6), **options).work().out
         children = np.random.SeedSequence(seed).spawn(6)
         assert whole.tolist() == [np.random.default_rng(child).random() for child in children]
@@ -804,7 +810,7 @@ class TestArguments:
         assert part.assignment.outputs[0][[1, 4]].tolist() == whole[[1, 4]].tolist()
 
     def test_a_halo_is_cut_off_the_result(self) -> None:
-        """Of each output; a result of another shape than the window is refused."""
+        """It is cut off each output; a result of another shape than the window is refused."""
         halo = Halo.parse(1, "nearest", 1)
         array = np.arange(7.0)
         worker = Worker(lambda w: (w * 2, w + 1), array, chunks=3, halo=halo).work()
@@ -820,7 +826,7 @@ class TestWindows:
     """Functions that write into their window, and results that are objects."""
 
     def test_a_function_may_be_passed_its_window(self) -> None:
-        """As out=, by name, which it fills; what it returns is not looked at."""
+        """It fills the window that it gets as out=; its result is ignored."""
         out = np.zeros((4, 4))
         array = np.arange(16.0).reshape(4, 4)
         worker = Worker(np.negative, array, chunks=(2, 3), outputs=[out], pass_out=True).work()
@@ -828,7 +834,7 @@ class TestWindows:
         np.testing.assert_array_equal(out, -array)
 
     def test_a_window_without_axes_is_one_too(self) -> None:
-        """A view of one element, of each output."""
+        """It is a view of one element of each output."""
 
         def func(block: Array, out: Any, scale: int) -> None:
             total, count = out
@@ -845,10 +851,10 @@ class TestWindows:
         assert [output.tolist() for output in outputs] == [[10, 50, 40], [2, 2, 1]]
 
     def test_objects_are_handed_over_a_claim_at_a_time(self) -> None:
-        """Each with its chunk's number, and flushed before the claim is marked."""
+        """Each has its chunk's number, and is flushed before the claim is marked."""
         statuses = []
         worker = Worker(
-            lambda item: {"item": item}, range(50), rows=True, returns_objects=True, todo=(9, 4, 40)
+            lambda item: {"item": item}, range(50), rows=True, collects=True, todo=(9, 4, 40)
         )
         worker.channel.flush = lambda: statuses.append(worker.ledger.done)
         worker.work()
@@ -859,10 +865,8 @@ class TestWindows:
         assert worker.channel.said == []
 
     def test_an_object_that_cannot_be_handed_over_fails_its_chunk(self) -> None:
-        """The channel says so by raising."""
-        worker = Worker(
-            lambda item: item, range(5), rows=True, returns_objects=True, fail_fast=False
-        )
+        """The channel raises the error."""
+        worker = Worker(lambda item: item, range(5), rows=True, collects=True, fail_fast=False)
         take = worker.channel.values
 
         def values(values: Any) -> None:
@@ -877,7 +881,7 @@ class TestWindows:
 
 
 def test_two_workers_share_the_tickets() -> None:
-    """By one counter, ledger and outputs, each chunk is computed by one of them."""
+    """With one counter, ledger and set of outputs, each chunk is computed by one worker."""
     calls = []
     array = np.arange(40)
     first = Worker(lambda b: calls.append(b[0]) or b + 1, array)
@@ -886,7 +890,7 @@ def test_two_workers_share_the_tickets() -> None:
     out = np.zeros(40, int)
     for worker in (first, second):
         worker.assignment.tickets = counter
-        worker.assignment.outputs, worker.assignment.is_tuple = [out], False
+        worker.assignment.outputs, worker.assignment.several = [out], False
         worker.assignment.ledger = first.ledger
     first.channel.claims = 2
     work(Chunks(first.assignment), first.channel)

@@ -26,7 +26,7 @@ import numpy as np
 
 from shmpar.ipc.ledger import FAILED, PENDING, Ledger
 from shmpar.ipc.protocol import CounterExhausted, Event
-from shmpar.ipc.tickets import LockTickets, OffsetTickets
+from shmpar.ipc.tickets import Tickets
 from shmpar.memory.segment import Slab
 from shmpar.plan import Announcement, Function, Plan
 
@@ -110,7 +110,7 @@ class Generation(NamedTuple):
 
     number: int
     todo: tuple[int, ...] | None
-    tickets: OffsetTickets | LockTickets
+    tickets: Tickets
 
     def chunk(self, ticket: int) -> int:
         """Return the chunk of a ticket."""
@@ -204,7 +204,7 @@ class ActivePlan:
             status[in_progress] = PENDING  # Why: the worker died before it sent the exception.
         finished = [chunk(ticket) for ticket in range(held.first, held.cursor)]
         rest = [chunk(ticket) for ticket in range(held.cursor + 1, held.last)]
-        if self.plan.collects:
+        if self.plan.returns_objects:
             rest = [*finished, *rest]  # Why: results not sent have died with the worker.
         else:
             self.ledger.mark_done(finished)
@@ -262,7 +262,7 @@ class Engine(Protocol):
         """Return a zeroed ledger that all workers can write."""
         ...
 
-    def tickets(self) -> OffsetTickets | LockTickets:
+    def tickets(self) -> Tickets:
         """Return a counter at 0 from which all workers can claim."""
         ...
 

@@ -32,11 +32,11 @@ from shmpar.ipc.protocol import (
     PlanRejected,
     WorkerReady,
 )
-from shmpar.ipc.tickets import LockTickets, OffsetTickets, new_tickets
+from shmpar.ipc.tickets import Tickets, new_tickets
 from shmpar.memory.segment import Slab
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.worker.compute import Abandoned, Assignment
-from shmpar.worker.context import entered
+from shmpar.worker.context import inside_worker
 from shmpar.worker.loop import work
 
 Array = np.ndarray[Any, Any]
@@ -179,7 +179,7 @@ class LocalEngine:
         buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
         return Ledger(buffer, workers=self.workers, chunks=chunks)
 
-    def tickets(self) -> OffsetTickets | LockTickets:
+    def tickets(self) -> Tickets:
         """Return a new counter."""
         return new_tickets()
 
@@ -201,7 +201,7 @@ class LocalEngine:
             function=active.function,
             arrays=arrays,
             outputs=active.outputs,
-            several=active.is_tuple,
+            is_tuple=active.is_tuple,
             tickets=generation.tickets,
             todo=generation.todo,
             generation=generation.number,
@@ -218,7 +218,7 @@ class LocalEngine:
 def _finished(number: int, prepared: tuple[Function, CallersErrors]) -> CallFinished:
     """Make a call; return its end."""
     call, errors = prepared
-    with entered(), errors.applied():
+    with inside_worker(), errors.applied():
         try:
             return CallFinished(number, call.call(*call.values, **call.keywords))
         except BaseException as error:  # noqa: BLE001 - it is the call's outcome

@@ -38,7 +38,7 @@ from shmpar.ipc.protocol import (
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Place, Segment
-from shmpar.pickling.pack import Parcel, known, pack
+from shmpar.pickling.pack import Payload, cached, pack
 from shmpar.pickling.unpack import unpack
 from shmpar.plan import Function, Plan, spell
 
@@ -97,7 +97,7 @@ def current_environment(*, foreign: bool) -> Environment:
 class PreparedCall:
     """A submitted call that can be sent: its payload, and the caller's environment."""
 
-    payload: Parcel
+    payload: Payload
     environment: Environment
 
 
@@ -109,7 +109,7 @@ class PreparedRun:
     ----------
     plan : bytes
         The pickled plan.
-    payload : Parcel
+    payload : Payload
         The function with the objects that it holds.
     arrays : list of ndarray
         The inputs, in shared memory.
@@ -128,7 +128,7 @@ class PreparedRun:
     """
 
     plan: bytes
-    payload: Parcel
+    payload: Payload
     arrays: list[Array]
     references: tuple[Reference, ...]
     segments: dict[int, Segment]
@@ -147,7 +147,7 @@ class PreparedRun:
         self, active: ActivePlan
     ) -> tuple[tuple[Reference, ...] | None, dict[int, Segment]]:
         """Return where the outputs lie, if they are known, and the segments of a worker."""
-        if active.outputs is None or active.plan.collects:
+        if active.outputs is None or active.plan.returns_objects:
             return None, self.segments
         segments = dict(self.segments)
         return tuple(_reference(out, segments) for out in active.outputs), segments
@@ -180,7 +180,7 @@ class PreparedRun:
                     checksums=self.checksums,
                     plan=self.plan,
                     function=self.payload.body,
-                    stateless=self.payload.plain,
+                    stateless=self.payload.stateless,
                     held=self.held,
                 ),
                 5,
@@ -188,16 +188,16 @@ class PreparedRun:
         return self.bodies[key]
 
 
-def held_keys(payload: Parcel) -> tuple[int, ...]:
+def held_keys(payload: Payload) -> tuple[int, ...]:
     """Return the keys of a payload's segments, in its order; ~key for private ones."""
     pairs = zip(payload.segments, payload.private, strict=True)
     return tuple([~one.key if private else one.key for one, private in pairs])
 
 
-def pack_function(call: Function, *, foreign: bool) -> Parcel:
+def pack_function(call: Function, *, foreign: bool) -> Payload:
     """Pickle a function with its arguments; raises `PlanError` if that is not possible."""
-    body = None if foreign else known(call)
-    return pack(call, importable_only=foreign) if body is None else Parcel(body, plain=True)
+    body = None if foreign else cached(call)
+    return pack(call, importable_only=foreign) if body is None else Payload(body, stateless=True)
 
 
 def pack_call(call: Function, *, foreign: bool) -> PreparedCall:

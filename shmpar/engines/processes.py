@@ -63,7 +63,7 @@ from shmpar.ipc.protocol import (
     WorkerExiting,
     WorkerReady,
 )
-from shmpar.ipc.tickets import LockTickets, OffsetTickets, new_tickets
+from shmpar.ipc.tickets import Tickets, new_tickets
 from shmpar.memory import limits
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, create
@@ -204,7 +204,7 @@ class ProcessesEngine:
         """Return a zeroed ledger in shared memory."""
         return self._ledgers.take(chunks)
 
-    def tickets(self) -> OffsetTickets | LockTickets:
+    def tickets(self) -> Tickets:
         """Return a counter at 0."""
         return new_tickets()
 

@@ -35,7 +35,7 @@ from shmpar.ipc.protocol import (
 from shmpar.ipc.wire import MAX_DESCRIPTORS
 from shmpar.memory import limits
 from shmpar.memory.segment import Segment
-from shmpar.pickling.pack import Parcel
+from shmpar.pickling.pack import Payload
 
 MAX_OUTSTANDING = 2
 """Generations at a worker: the one that it runs and the one that it runs next."""
@@ -143,7 +143,7 @@ class WorkerHandle:
             self.segments.add(segment.key)
         return new
 
-    def attach_payload(self, payload: Parcel, attached: Attached) -> None:
+    def attach_payload(self, payload: Payload, attached: Attached) -> None:
         """Add the segments of a payload; private ones are sent each time."""
         for segment, private in zip(payload.segments, payload.private, strict=True):
             if private:

@@ -101,6 +101,29 @@ class Held(NamedTuple):
     since: int
 
 
+class LostClaim(NamedTuple):
+    """A claim that ended with its worker, or one that is still in progress.
+
+    Attributes
+    ----------
+    worker : int
+        Number of the worker that held the claim.
+    chunk : int or None
+        The chunk that the worker died in; None if no chunk is to blame.
+    begin, end : float
+        Seconds after the start of the run. `begin` is the start of the claim, or of `chunk` in a
+        run with ``task_timeout``; `end` is the moment when the death was noticed.
+    died : bool
+        False for a claim in progress.
+    """
+
+    worker: int
+    chunk: int | None
+    begin: float
+    end: float
+    died: bool = True
+
+
 class Times(NamedTuple):
     """The times of all chunks, as arrays in the memory of the ledger.
 
@@ -234,9 +257,7 @@ class Ledger:
         finished = np.asarray(chunks, np.intp)
         self.status[finished[self.status[finished] == PENDING]] = DONE
 
-    def carve(
-        self, outputs: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]
-    ) -> list[Array] | None:
+    def carve(self, outputs: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[Array] | None:
         """Return arrays of these shapes and dtypes in the scratch; None if they do not fit.
 
         Equal outputs give the same list again.

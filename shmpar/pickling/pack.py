@@ -182,7 +182,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             self._alive.append(array)
         private = not shared and not self._is_result
         index = self.segments.setdefault((segment, private), len(self.segments))
-        start = array._lease.start if isinstance(array, SharedArray) and array._lease else None  # noqa: SLF001
+        start = array._handle.start if isinstance(array, SharedArray) and array._handle else None  # noqa: SLF001
         return segment_array, (
             index,
             start,

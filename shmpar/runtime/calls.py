@@ -158,7 +158,7 @@ class Call(PoolFuture):
     def __init__(self, function: Function, prepared: Any, retries: int) -> None:
         super().__init__()
         self.number = next(_numbers)
-        self.name = failures.name_of(function)
+        self.name = failures.function_name(function)
         self.prepared = prepared
         self.retries = retries
         self.worker: int | None = None
@@ -225,7 +225,7 @@ class Calls:
                 call.retries -= not innocent
                 self._queue.appendleft(call)
             else:
-                self._resolve(call, None, failures.task_death(call.name, exit_))
+                self._resolve(call, None, failures.call_died(call.name, exit_))
         self._startup_failures = 0 if had or innocent else self._startup_failures + 1
         return had
 
@@ -234,7 +234,7 @@ class Calls:
         if self._startup_failures > max_startup_failures:
             while self._queue:
                 call = self._queue.popleft()
-                self._resolve(call, None, failures.task_death(call.name, exit_))
+                self._resolve(call, None, failures.call_died(call.name, exit_))
 
     def cancel_waiting(self) -> None:
         """Cancel the calls that no worker has had."""

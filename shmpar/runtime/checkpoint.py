@@ -1,57 +1,47 @@
-"""What a call is, as digests: by them a ledger on disk is known to belong to it.
+"""``ledger=``: record on disk the finished chunks of a call, so that the same call can resume.
 
-Imports checksum and plan.
+A call is the same if its identity is equal: fingerprints of its function, its inputs, its grid and
+its dtypes (:func:`call_identity`).
 
-What counts, and what does not
-------------------------------
-- A function is its name, its code and its constants: defaults, what it has captured, and the
-  globals that it names, functions and classes of its own module among them by the same rule. Those
-  of other modules are their names: a library that was changed is not noticed. Nor are comments
-  and line numbers.
-- An array is its dtype, shape and values; a dict or a set, what is in it in whatever order. Other
-  objects are their class and what they pickle to, and a method is its object too.
-- The same code compiles to other bytes on another version of Python, and so is another function.
+- A function is its name, its code and its constants: defaults, captured values, and the globals
+  that it names, functions and classes of its own module included. Objects of other modules are
+  their names: a changed library is not noticed. Comments and line numbers do not count.
+- An array is its dtype, shape and values. A dict or a set is its items in any order. Another object
+  is its class and its pickled state. A method is its code and its object.
+- Another version of Python compiles other bytecode, and so makes another function.
 
-A ledger on disk: which chunks of a call are done, for a process that makes the call again.
+The ledger file, in order:
 
-Imports checksum, errors, interrupts, plan and segment.  The file, in order:
-
-=========  ==========================================================================
-bytes      what
-=========  ==========================================================================
-16         ``shmpar ledger 1`` and a line feed
-8, 4       length of the next and its checksum, little-endian
-so many    JSON: whose ledger it is, see :class:`Owner`
-padding    zeros up to a multiple of 4096
-4 each     the checksum of what each chunk has put into the outputs; 0: not done
-=========  ==========================================================================
+=============  ============================================================================
+bytes          content
+=============  ============================================================================
+16             ``shmpar ledger 2`` and a line feed
+4, 4           length and CRC-32 of the header, little-endian
+length         the header: a :class:`Header` as JSON, padded with spaces
+4 per chunk    the checksum of the chunk's windows in the outputs; 0 if it is not done
+=============  ============================================================================
 
 Guarantees
 ----------
-- A chunk's checksum is written after its output. What lies in the outputs counts as done only if
-  it still has that checksum, so a ledger never vouches for what was emptied, changed or lost.
-- The file appears whole, or not at all; whoever is killed leaves no other behind.
-- One run has it at a time. The lock belongs to the open file that workers share, and so it is
-  held until the last writer is gone, though its parent was killed.
-- Nothing in it is executed or unpickled, and no place in another file is taken from it.
-- What was damaged is refused, or computed again. It is no signature: who may write to a ledger
-  can have chunks taken for done, as who may write to the outputs can change them.
-
-``ledger=``: what an earlier process has done of the same call.
-
-Imports identity, ledgerfile, outputs, plan and segment, and the neighbours in this package.
+- The checksum of a chunk is written after its output. A chunk counts as done only if its output
+  still has this checksum. So an output that was emptied, changed or lost is computed again.
+- The file appears as a whole or not at all, and a killed process leaves no other file behind.
+- A single run uses the file at a time. The lock belongs to the open file description that workers
+  share. So it is held until the last writer has exited, also if the parent was killed.
+- Nothing in the file is executed or unpickled, and the file names no other file.
+- A damaged file is refused, or its chunks are computed again. The checksums are no signature: a
+  process that may write to the file can mark chunks as done, as it can change the outputs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import functools
 import hashlib
+import io
 import json
 import os
-import stat
 import struct
 import time
 import types
@@ -68,61 +58,390 @@ from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
 from shmpar.plan import Announcement, Function, InBlocks, Output, Plan
 from shmpar.runtime.failures import levels_to_user
-from shmpar.runtime.interrupts import allowed
-from shmpar.runtime.outputs import NpyFile, Outputs
+from shmpar.runtime.outputs import LEDGER_NEEDS_FILES, NpyFile, Outputs, file_path
 from shmpar.worker.verify import checksum, crc
 
-__all__ = ["LedgerFile", "Owner", "check_kept", "digest", "identify", "take_up"]
+Array = np.ndarray[Any, Any]
 
-_NO_STATE = {"__doc__", "__module__", "__dict__", "__weakref__", "__firstlineno__", "_abc_impl"}
-# What the interpreter notes in a class: when it first pickles an instance, and in any order.
-_NO_STATE |= {"__slotnames__", "__static_attributes__"}
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented), range)
+_MAGIC = b"shmpar ledger 2\n"
+_PREFIX = struct.Struct("<16sII")  # magic, length and CRC-32 of the header
+_ALIGNMENT = 64  # bytes; the checksums begin at a multiple
+_MAX_HEADER_BYTES = 1 << 20
+_CHECKSUM = np.dtype("<u4")
+_LOCK_WAIT_SECONDS = 2.0  # Why: the workers of a killed parent need a moment to exit.
 
 
-def identify(plan: Plan, function: Function, arrays: list[np.ndarray[Any, Any]]) -> dict[str, str]:
-    """Digests of the parts of a call, by what an error calls them.
+def resume(  # noqa: PLR0913 - the parts of a call
+    ledger: Any,
+    plan: Plan,
+    function: Function,
+    arrays: list[Array],
+    outputs: Outputs,
+    *,
+    seeded: bool,
+    in_place: bool,
+) -> tuple[Plan, tuple[int, ...] | None]:
+    """Open the ledger file of a call, or create it, and find the chunks that an earlier run left.
+
+    Parameters
+    ----------
+    ledger : object
+        The user's ``ledger=``.
+    seeded : bool
+        The user chose the seed. Otherwise the seed of the first run holds for all.
+    in_place : bool
+        The output is the input.
+
+    Returns
+    -------
+    plan : Plan
+        The plan with the seed of the ledger file.
+    todo : tuple of int or None
+        The chunks to compute; None for all.
+
+    Raises
+    ------
+    TypeError
+        If `ledger` is not a path.
+    ValueError
+        If the file is no ledger or belongs to another call, or if the results of this call do not
+        outlive this process.
+    RuntimeError
+        If another run uses the file.
+    SegmentFull
+        If the disk has no room.
+    """
+    path = _checked_path(ledger, plan, outputs.given, in_place=in_place)
+    identity = call_identity(plan, function, arrays)
+    # Why: a seed may be made of NumPy's integers.
+    seed = json.loads(json.dumps(plan.seed, default=lambda value: value.tolist()))
+    if seeded:
+        identity["seed"] = repr(seed)
+    file = outputs.ledger_file = LedgerFile.open(path, Header(plan.chunks, seed, identity))
+    try:
+        if plan.seed is not None:
+            plan = plan._replace(seed=file.header.seed)
+        return plan, _unfinished(plan, outputs, file) if file.checksums.any() else None
+    except BaseException:
+        # Lock: the traceback of an interrupt keeps this frame, and so the file, alive.
+        file.unlock()
+        raise
+
+
+def _checked_path(
+    ledger: Any, plan: Plan, given: Sequence[Array | NpyFile] | None, *, in_place: bool
+) -> str:
+    verb = plan.verb
+    if not isinstance(ledger, str | os.PathLike):
+        raise TypeError(f"{verb}: ledger= is the path of a file, not {type(ledger).__name__}")
+    path = file_path(ledger, f"{verb}: ledger={ledger!r}")
+    if in_place:
+        raise ValueError(
+            f"{verb}: ledger= cannot resume a call in place: a chunk that has begun may have "
+            "overwritten its input"
+        )
+    if plan.returns_objects:
+        raise ValueError(f"{verb}: ledger= cannot record Python objects (dtype=object)")
+    # Why: a function that writes its own files may return None, but no block can be None.
+    if given is None and (isinstance(plan.placement, InBlocks) or plan.dtypes is not None):
+        raise ValueError(f"{verb}: {LEDGER_NEEDS_FILES}")
+    for one in given or ():
+        if isinstance(one, NpyFile):
+            if one.path == path:
+                raise ValueError(f"{verb}: ledger= and out= are the same file, {path!r}")
+            continue
+        location = locate(one)
+        if location is None or location.segment.kind != "file":
+            raise ValueError(f"{verb}: {LEDGER_NEEDS_FILES}; out= of shape {one.shape} is not")
+    return path
+
+
+def _unfinished(plan: Plan, outputs: Outputs, file: LedgerFile) -> tuple[int, ...] | None:
+    """Return the chunks to compute, None for all; warn of chunks whose output has changed."""
+    done = int(np.count_nonzero(file.checksums))
+    arrays = _reopened(plan, outputs.given or ())
+    windows = None if arrays is None else functools.partial(plan.windows, outputs=arrays)
+    changed = file.verify(windows)
+    if changed:
+        warnings.warn(
+            f"{plan.verb}: of {done:,} chunks that {file.path!r} has as done, {changed:,} are "
+            "not in the output as they were written: it was emptied, changed or removed since; "
+            "they are computed again",
+            RuntimeWarning,
+            stacklevel=levels_to_user(),
+        )
+    if changed == done:
+        return None
+    if arrays:
+        outputs.given = arrays
+        found = tuple(Output(array.shape, array.dtype) for array in arrays)
+        outputs.allocate(Announcement(found, is_tuple=bool(plan.is_tuple)))
+    return file.pending()
+
+
+def _reopened(plan: Plan, given: Sequence[Array | NpyFile]) -> list[Array] | None:
+    """Return the outputs of the earlier run; None if one is absent or does not fit this call."""
+    arrays: list[Array] = []
+    for one, dtype in zip(given, plan.dtypes or (None,) * len(given), strict=True):
+        array = one.reopen() if isinstance(one, NpyFile) else one
+        if array is None or (dtype is not None and array.dtype != dtype):
+            return None
+        try:
+            plan.check_shape(array)
+        except ValueError:
+            return None
+        arrays.append(array)
+    return arrays
+
+
+class Header(NamedTuple):
+    """The call that a ledger file belongs to.
+
+    Attributes
+    ----------
+    chunks : int
+        Number of chunks.
+    seed : int, list of int or None
+        Entropy of the random streams, if the function gets ``rng``.
+    identity : dict of str to str
+        The result of :func:`call_identity`.
+    """
+
+    chunks: int
+    seed: Any
+    identity: dict[str, str]
+
+    @classmethod
+    def parse(cls, text: bytes) -> Header:
+        """Read a header from JSON; raise ``ValueError`` for anything else."""
+        match json.loads(text.decode()):  # Why: from bytes, json guesses the encoding.
+            case {"chunks": chunks, "seed": seed, "identity": dict(identity), **rest} if not rest:
+                parts = seed if isinstance(seed, list) else [seed] * (seed is not None)
+                numbers = all(type(part) is int and part >= 0 for part in (chunks, *parts))
+                if numbers and all(isinstance(value, str) for value in identity.values()):
+                    return cls(chunks, seed, identity)
+        raise ValueError("its header has other entries than expected")
+
+    def differences(self, other: Header) -> list[str]:
+        """Return the names of the parts in which another call differs."""
+        names = sorted({*self.identity, *other.identity})
+        found = [name for name in names if self.identity.get(name) != other.identity.get(name)]
+        return found or ["chunks"] * (self.chunks != other.chunks)
+
+
+class LedgerFile:
+    """The ledger file of a call, open and locked.
+
+    Attributes
+    ----------
+    path : str
+        Path of the file.
+    header : Header
+        The call that the file belongs to.
+    checksums : ndarray of uint32
+        The checksum of each finished chunk, written by workers; 0 for other chunks.
+    """
+
+    def __init__(self, path: str, fd: int, header: Header, offset: int) -> None:
+        self.path, self.header = path, header
+        # Lock: the duplicate shares the open file description, and so the lock.
+        copy = opened(functools.partial(os.dup, fd))
+        size = offset + header.chunks * _CHECKSUM.itemsize
+        self._segment = Segment.adopt(copy, size, kind="file")
+        self.checksums = self._segment.ndarray(offset, (header.chunks,), None, _CHECKSUM)
+
+    @classmethod
+    def open(cls, path: str, expected: Header) -> LedgerFile:
+        """Open and lock the ledger file of a call, or create it.
+
+        Raises
+        ------
+        ValueError
+            If there is a file that is no ledger, or that belongs to another call.
+        RuntimeError
+            If another run uses it.
+        SegmentFull
+            If the disk has no room.
+        OSError
+            If it cannot be opened or created.
+        """
+        while True:
+            try:
+                file = opened(lambda: io.FileIO(path, "r+", opener=_open_no_link))
+            except FileNotFoundError:
+                with contextlib.suppress(FileExistsError):  # Why: another process was faster.
+                    _create(path, expected)
+                continue
+            with file:
+                fd = file.fileno()
+                _lock(fd, path)
+                if not _is_at(fd, path):
+                    continue  # Why: it was replaced while this run waited for the lock.
+                header, offset = _read_header(fd, path)
+                different = header.differences(expected)
+                if not different:
+                    try:
+                        return cls(path, fd, header, offset)
+                    except BaseException:
+                        # Lock: the traceback keeps the duplicate of the descriptor open.
+                        fcntl.flock(fd, fcntl.LOCK_UN)
+                        raise
+                if np.fromfile(file, _CHECKSUM, offset=offset).any():
+                    raise ValueError(
+                        f"ledger={path!r} belongs to another call, of "
+                        f"{header.identity.get('verb', '?')} with {header.chunks:,} chunks, that "
+                        f"differs in: {', '.join(different)}; pass another ledger=, or remove it "
+                        "to begin anew"
+                    )
+                # Why: nothing is lost with the ledger of another call if none of its chunks is
+                # done. Lock: it is held until the new file has the name.
+                _create(path, expected, replace=True)
+
+    def verify(self, windows: Callable[[int], Iterable[Array]] | None) -> int:
+        """Mark chunks as not done whose output has changed; return their number.
+
+        Parameters
+        ----------
+        windows : callable or None
+            Return the windows of a chunk in the outputs; None if the outputs are lost.
+
+        Notes
+        -----
+        Cost: a pass over the output of finished chunks.
+        """
+        changed = [
+            chunk
+            for chunk in np.flatnonzero(self.checksums).tolist()
+            if windows is None or checksum(windows(chunk)) != self.checksums[chunk]
+        ]
+        self.checksums[changed] = 0
+        return len(changed)
+
+    def pending(self) -> tuple[int, ...]:
+        """Return the numbers of the chunks that are not done."""
+        return tuple(np.flatnonzero(self.checksums == 0).tolist())
+
+    def lock(self) -> None:
+        """Lock it again, for a run that resumes; raise ``RuntimeError`` if another run uses it."""
+        _lock(self._segment.fileno(), self.path)
+
+    def unlock(self) -> None:
+        """Release the lock; call it when the last writer is idle."""
+        fcntl.flock(self._segment.fileno(), fcntl.LOCK_UN)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)
+
+
+def _create(path: str, header: Header, *, replace: bool = False) -> None:
+    text = json.dumps(header._asdict()).encode()
+    text += b" " * (-(_PREFIX.size + len(text)) % _ALIGNMENT)
+    head = _PREFIX.pack(_MAGIC, len(text), zlib.crc32(text)) + text
+    nbytes = len(head) + header.chunks * _CHECKSUM.itemsize
+    with appear(path, nbytes, replace=replace) as fd:
+        os.pwrite(fd, head, 0)
+
+
+def _is_at(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _lock(fd: int, path: str) -> None:
+    deadline = time.monotonic() + _LOCK_WAIT_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # Why: NFS may answer with EACCES.
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"ledger={path!r} is in use by another run, here or in another process; wait "
+                    "for it, or pass another ledger="
+                ) from None
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _read_header(fd: int, path: str) -> tuple[Header, int]:
+    """Return the header of a ledger file and the offset of its checksums."""
+    try:
+        return _parse(fd)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"ledger={path!r} is no ledger of this library, or was damaged: {error}; pass another "
+            "name, or remove it to begin anew"
+        ) from None
+
+
+def _parse(fd: int) -> tuple[Header, int]:
+    magic, length, crc32 = _PREFIX.unpack(os.pread(fd, _PREFIX.size, 0).ljust(_PREFIX.size))
+    if magic != _MAGIC:
+        is_other = magic.startswith(_MAGIC[:-2])
+        raise ValueError("another version wrote it" if is_other else "it has another format")
+    text = os.pread(fd, min(length, _MAX_HEADER_BYTES), _PREFIX.size)
+    if len(text) < length or zlib.crc32(text) != crc32:
+        raise ValueError("its header was changed")
+    header, offset, size = Header.parse(text), _PREFIX.size + length, os.fstat(fd).st_size
+    if size != offset + header.chunks * _CHECKSUM.itemsize:
+        raise ValueError(f"it has {size:,} bytes and {header.chunks:,} chunks")
+    return header, offset
+
+
+def call_identity(plan: Plan, function: Function, arrays: list[Array]) -> dict[str, str]:
+    """Return the fingerprints of the parts of a call, by the names that errors give them.
 
     Notes
     -----
-    Cost: a pass over the inputs, at 3 GB/s.
+    Cost: a pass over the inputs.
     """
-    cut = plan.verb, plan.grid, plan.arguments, plan.placement, plan.halo, plan.trim
+    chunks = plan.verb, plan.grid, plan.arguments, plan.placement, plan.halo, plan.trim
+    call = function.call, function.keywords, sorted(plan.special_parameters), plan.pass_out
     return {
         "verb": plan.verb,
-        "function": digest(
-            (function.call, function.keywords, sorted(plan.special_parameters), plan.pass_out)
-        ),
-        "inputs": digest((*arrays, *function.values)),
-        "chunks": digest(cut),
-        "dtype": digest((plan.dtypes, plan.is_tuple)),
+        "function": fingerprint(call),
+        "inputs": fingerprint((*arrays, *function.values)),
+        "chunks": fingerprint(chunks),
+        "dtype": fingerprint((plan.dtypes, plan.is_tuple)),
     }
 
 
-def digest(value: Any) -> str:
-    """A number, as hexadecimal digits, that is the same for equal values in any process.
+def fingerprint(value: Any) -> str:
+    """Return hexadecimal digits that are the same for equal values in any process.
 
     Examples
     --------
-    >>> digest({"a": 1, "b": {2, 3}}) == digest({"b": {3, 2}, "a": 1})
+    >>> fingerprint({"a": 1, "b": {2, 3}}) == fingerprint({"b": {3, 2}, "a": 1})
     True
-    >>> digest(lambda x: x + 1) == digest(lambda x: x + 2)
+    >>> fingerprint(lambda x: x + 1) == fingerprint(lambda x: x + 2)
     False
     """
-    return _Digest().of(value)
+    return _Fingerprinter().of(value)
 
 
-class _Digest:
-    """Digests of values that may refer to one another."""
+# Why: repr gives the whole value of these types, in any process.
+_SIMPLE: tuple[type, ...] = (type(None), bool, int, float, complex, str, bytes, range)
+_SIMPLE += (type(...), type(NotImplemented), np.dtype, np.generic)
+_NO_STATE = {"__doc__", "__module__", "__dict__", "__weakref__", "__firstlineno__", "_abc_impl"}
+# Why: the interpreter adds these to a class when an instance is pickled, or in any order.
+_NO_STATE |= {"__slotnames__", "__static_attributes__"}
 
-    def __init__(self, home: str | None = None) -> None:
-        self._home = home  # the module of the function that is looked at
+
+class _Fingerprinter:
+    """Compute fingerprints of values that may refer to each other."""
+
+    def __init__(self, module: str | None = None) -> None:
+        self._module = module  # of the outermost function
         self._open: dict[int, int] = {}
-        self._done: dict[int, tuple[str, Any]] = {}  # kept alive, so that no id is used again
+        # Invariant: it holds each value, so that no other value gets its id.
+        self._done: dict[int, tuple[str, Any]] = {}
 
     def of(self, value: Any) -> str:
-        """The digest of a value; of one that is being digested, how deep inside it lies."""
-        if isinstance(value, _PLAIN):
+        """Return the fingerprint; inside of a cycle, a hash of the distance to the same value."""
+        if isinstance(value, _SIMPLE):
             return _hash("plain", type(value).__name__, repr(value))
         key = id(value)
         if key in self._open:
@@ -133,74 +452,68 @@ class _Digest:
             del self._open[key]
         return self._done[key][0]
 
-    def _parts(self, value: Any) -> Iterator[str]:  # noqa: C901 - one case a kind of value
+    def _parts(self, value: Any) -> Iterator[str]:  # noqa: C901 - one case per kind of value
         match value:
             case np.ndarray():
                 yield from self._array(value)
-            case np.dtype() | np.generic():
-                yield from (type(value).__name__, repr(value))
             case types.FunctionType():
                 yield from self._function(value)
-            case types.MethodType() | types.BuiltinFunctionType() if _bound(value):
+            case types.MethodType() | types.BuiltinFunctionType() if _is_bound(value):
                 code = getattr(value, "__func__", None)
                 yield from ("method", value.__name__, self.of(code), self.of(value.__self__))
-            case functools.partial():
-                yield from ("partial", *map(self.of, (value.func, value.args, value.keywords)))
             case types.CodeType():
                 yield from self._code(value)
+            case staticmethod() | classmethod() | property():
+                code = [getattr(value, one, None) for one in ("__func__", "fget", "fset", "fdel")]
+                yield from (type(value).__name__, *map(self.of, code))
             case tuple() | list():
                 yield from (_name(type(value)), *map(self.of, value))
+            # Why: an unordered item has a fingerprint of its own, whatever its depth and order.
             case set() | frozenset():
-                yield from ("set", *sorted(_Digest(self._home).of(item) for item in value))
+                yield from ("set", *sorted(_Fingerprinter(self._module).of(one) for one in value))
             case Mapping() if type(value) in {dict, types.MappingProxyType}:
-                items = [(_Digest(self._home).of(key), self.of(one)) for key, one in value.items()]
-                yield from ("mapping", *(part for item in sorted(items) for part in item))
-            case type() if value.__module__ in {self._home, "__main__"}:
+                keys = [_Fingerprinter(self._module).of(key) for key in value]
+                pairs = sorted(zip(keys, map(self.of, value.values()), strict=True))
+                yield from ("mapping", *(part for pair in pairs for part in pair))
+            case type() if value.__module__ in {self._module, "__main__"}:
                 yield from self._class(value)
             case type() | types.ModuleType() | types.BuiltinFunctionType() | np.ufunc():
                 yield from ("named", _name(value))
             case _:
                 yield from self._object(value)
 
-    def _array(self, array: np.ndarray[Any, Any]) -> Iterator[str]:
+    def _array(self, array: Array) -> Iterator[str]:
         yield from ("array", repr(array.dtype), repr(array.shape))
-        if array.dtype.hasobject:
+        if array.dtype.names:  # Why: the padding between fields has no meaning.
+            for name in array.dtype.names:
+                yield from self._array(np.ascontiguousarray(array[name]))
+        elif array.dtype.hasobject:
             yield self.of(array.tolist())
-            return
-        if array.dtype.names:  # what lies between fields says nothing
-            from numpy.lib.recfunctions import repack_fields  # takes as long as the rest of this
-
-            array = repack_fields(array, recurse=True)
-        yield str(crc(array))
+        else:
+            yield str(crc(array))
 
     def _function(self, function: types.FunctionType) -> Iterator[str]:
-        self._home = self._home or function.__module__
+        self._module = self._module or function.__module__
         yield from ("function", _name(function), self.of(function.__code__))
         yield from (self.of(function.__defaults__), self.of(function.__kwdefaults__))
         for cell in function.__closure__ or ():
             try:
                 yield self.of(cell.cell_contents)
-            except ValueError:  # not bound yet
+            except ValueError:  # Why: the variable is not bound yet.
                 yield "empty"
-        for name in sorted(_names(function.__code__)):
-            if name in function.__globals__:
-                value = function.__globals__[name]
-                far = getattr(value, "__module__", None) != function.__module__
-                is_code = isinstance(value, types.FunctionType) or _wrapped(value) is not None
-                yield from (name, _name(value) if is_code and far else self.of(value))
+        for name in sorted(_global_names(function.__code__) & function.__globals__.keys()):
+            value = function.__globals__[name]
+            is_foreign = getattr(value, "__module__", None) != function.__module__
+            is_code = isinstance(value, types.FunctionType) or _wrapped(value) is not None
+            yield from (name, _name(value) if is_code and is_foreign else self.of(value))
 
     def _class(self, cls: type) -> Iterator[str]:
         yield from ("class", _name(cls), *map(self.of, cls.__bases__))
         for name, value in sorted(vars(cls).items()):
-            match value:
-                case staticmethod() | classmethod():
-                    yield from (name, self.of(value.__func__))
-                case property():
-                    yield from (name, *map(self.of, (value.fget, value.fset, value.fdel)))
-                case types.GetSetDescriptorType() | types.MemberDescriptorType():
-                    yield name
-                case _ if name not in _NO_STATE:
-                    yield from (name, self.of(value))
+            if isinstance(value, types.GetSetDescriptorType | types.MemberDescriptorType):
+                yield name
+            elif name not in _NO_STATE:
+                yield from (name, self.of(value))
 
     def _code(self, code: types.CodeType) -> Iterator[str]:
         yield from ("code", code.co_code.hex(), code.co_exceptiontable.hex())
@@ -216,31 +529,30 @@ class _Digest:
                 yield self.of(code)
         try:
             reduced = value.__reduce_ex__(4)
-        except Exception:  # noqa: BLE001 - what does not pickle is its type
+        except Exception:  # noqa: BLE001 - Why: an object that does not pickle has no known state
             return
         if isinstance(reduced, str):
             yield reduced
             return
         _, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
-        yield from (self.of(arguments), self.of(state))
-        yield from (self.of(list(items or ())), self.of(list(pairs or ())))
+        yield from map(self.of, (arguments, state, list(items or ()), list(pairs or ())))
 
 
-def _bound(method: Any) -> bool:
-    """Whether it is called with an object of its own; a function in C has its module for one."""
-    return not isinstance(method.__self__, types.ModuleType | type(None))
+def _is_bound(method: Any) -> bool:
+    # Why: the __self__ of a function in C is its module.
+    return not isinstance(method.__self__, types.ModuleType | None)
 
 
 def _wrapped(value: Any) -> types.FunctionType | None:
-    """The function behind a decorator that is not a function itself, such as functools.cache."""
-    found = getattr(value, "__wrapped__", None)
-    return found if isinstance(found, types.FunctionType) else None
+    """Return the function behind a decorator object, for example of functools.cache."""
+    function = getattr(value, "__wrapped__", None)
+    return function if isinstance(function, types.FunctionType) else None
 
 
-def _names(code: types.CodeType) -> set[str]:
-    """Names that the code, and code inside it, may look up in its globals."""
-    inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
-    return set(code.co_names).union(*map(_names, inner))
+def _global_names(code: types.CodeType) -> set[str]:
+    """Return the names that the code, and code inside it, may look up in its globals."""
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return set(code.co_names).union(*map(_global_names, inner))
 
 
 def _name(value: Any) -> str:
@@ -249,377 +561,7 @@ def _name(value: Any) -> str:
 
 
 def _hash(*parts: str) -> str:
-    found = hashlib.sha256()
+    result = hashlib.sha256()
     for part in parts:
-        found.update(f"{len(part)}:{part}".encode("utf-8", "surrogatepass"))
-    return found.hexdigest()[:32]
-
-
-Array = np.ndarray[Any, Any]
-Windows = Callable[[int], Iterable[Array]]
-
-_MAGIC = b"shmpar ledger 1\n"
-_HEAD = struct.Struct("<QI")  # length and checksum
-_PAGE = 4096
-_MOST = 1 << 20  # bytes of JSON that are read
-_SUM = 4  # bytes
-_PATIENCE = 2.0  # seconds for the workers of a parent that was killed to be gone
-
-
-class Owner(NamedTuple):
-    """Whose ledger it is.
-
-    Attributes
-    ----------
-    chunks : int
-        How many the call has.
-    seed : int, list of int or None
-        Entropy of the random streams, if the function is passed one.
-    call : dict of str to str
-        As :func:`shmpar.runtime.checkpoint.identify` gives it.
-    """
-
-    chunks: int
-    seed: Any
-    call: dict[str, str]
-
-    @classmethod
-    def parse(cls, text: bytes) -> Owner:
-        """Read what a file says; raises ``ValueError`` for anything else than an owner."""
-        found = json.loads(text.decode())  # of bytes it would guess the encoding
-        match found:
-            case {"chunks": int(chunks), "seed": seed, "call": dict(call), **rest} if not rest:
-                parts = seed if isinstance(seed, list) else [seed] * (seed is not None)
-                plain = all(type(part) is int and part >= 0 for part in parts)
-                named = all(isinstance(text, str) for item in call.items() for text in item)
-                if chunks >= 0 and type(chunks) is int and plain and named:
-                    return cls(chunks, seed, call)
-        raise ValueError("it says nothing sensible")
-
-    def differs(self, other: Owner) -> list[str]:
-        """Names of the parts of the call in which another one differs."""
-        parts = sorted({*self.call, *other.call})
-        found = [part for part in parts if self.call.get(part) != other.call.get(part)]
-        return found or ["chunks"] * (self.chunks != other.chunks)
-
-
-class LedgerFile:
-    """The ledger of one call, open and locked.
-
-    Attributes
-    ----------
-    path : str
-        Where it lies.
-    owner : Owner
-        Whose it is.
-    sums : ndarray of uint32
-        The checksum of each chunk; workers write it.
-    """
-
-    def __init__(self, path: str, fd: int, owner: Owner, begin: int) -> None:
-        size = begin + _SUM * owner.chunks
-        self.path, self.owner = path, owner
-        self._segment = Segment.adopt(fd, size, kind="file")
-        self.sums = self._segment.ndarray(begin, (owner.chunks,), None, np.dtype("<u4"))
-
-    @classmethod
-    def open(cls, path: str, owner: Owner) -> LedgerFile:
-        """Open the ledger of a call, or make it.
-
-        Raises
-        ------
-        ValueError
-            If there is a file that is no ledger, or that of another call.
-        RuntimeError
-            If another run has it.
-        SegmentFull
-            If there is no room on the disk.
-        OSError
-            If it cannot be opened or made.
-        """
-        while True:
-            try:
-                fd = opened(lambda: os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
-            except FileNotFoundError:
-                with contextlib.suppress(FileExistsError):  # another process was quicker
-                    _make(path, owner)
-                continue
-            with contextlib.ExitStack() as stack:
-                stack.callback(os.close, fd)
-                _lock(fd, path)
-                if not _is_at(fd, path):
-                    continue  # it was replaced while we waited
-                found, begin = _read(fd, path)
-                if found.differs(owner) and _is_empty(fd, begin):
-                    _make(path, owner, replace=True)
-                    continue
-                _compare(path, found, owner)
-                stack.pop_all()
-            return cls(path, fd, found, begin)
-
-    def forget(self) -> int:
-        """Have nothing as done; return how many chunks were."""
-        done = int(np.count_nonzero(self.sums))
-        self.sums[:] = 0
-        return done
-
-    def settle(self, windows: Windows) -> int:
-        """Forget the chunks whose output is not what was written.
-
-        Parameters
-        ----------
-        windows : callable
-            Gives the chunk's windows in the outputs.
-
-        Returns
-        -------
-        int
-            How many these are.
-
-        Notes
-        -----
-        Cost: a pass over what is done, at 3 GB/s.
-        """
-        with allowed():
-            lost = [
-                chunk
-                for chunk in np.flatnonzero(self.sums).tolist()
-                if checksum(windows(chunk)) != self.sums[chunk]
-            ]
-        self.sums[lost] = 0
-        return len(lost)
-
-    def pending(self) -> tuple[int, ...]:
-        """Numbers of the chunks that are not done."""
-        return tuple(np.flatnonzero(self.sums == 0).tolist())
-
-    def lock(self) -> None:
-        """Have it again, for a run that goes on; raises ``RuntimeError`` if another has it."""
-        _lock(self._segment.fileno(), self.path)
-
-    def unlock(self) -> None:
-        """Let another run have it; the last writer is idle."""
-        fcntl.flock(self._segment.fileno(), fcntl.LOCK_UN)
-
-
-def _make(path: str, owner: Owner, *, replace: bool = False) -> None:
-    text = json.dumps(owner._asdict()).encode()
-    head = _MAGIC + _HEAD.pack(len(text), zlib.crc32(text)) + text
-    begin = _begin(len(text))
-    with appear(path, begin + _SUM * owner.chunks, replace=replace) as fd:
-        os.pwrite(fd, head, 0)
-
-
-def _is_at(fd: int, path: str) -> bool:
-    """Whether a file still has its name."""
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _is_empty(fd: int, begin: int) -> bool:
-    """Whether nothing is done; then it does not matter whose it was."""
-    with open(fd, "rb", closefd=False) as file:
-        file.seek(begin)
-        return not any(any(part) for part in iter(lambda: file.read(_MOST), b""))
-
-
-def _begin(length: int) -> int:
-    """Where the checksums begin, behind so many bytes of JSON."""
-    return -(-(len(_MAGIC) + _HEAD.size + length) // _PAGE) * _PAGE
-
-
-def _lock(fd: int, path: str) -> None:
-    until = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in {errno.EAGAIN, errno.EACCES}:
-                raise
-        else:
-            return
-        if time.monotonic() > until:
-            raise RuntimeError(
-                f"ledger={path!r} is in use by another run, here or in another process; wait for "
-                "it, or pass another ledger="
-            )
-        with allowed():
-            time.sleep(0.01)
-
-
-def _read(fd: int, path: str) -> tuple[Owner, int]:
-    """Whose ledger a file is, and where its checksums begin."""
-    try:
-        return _parsed(fd)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"ledger={path!r} is no ledger of this library, or was damaged: {error}; pass another "
-            "name, or remove it to begin anew"
-        ) from None
-
-
-def _parsed(fd: int) -> tuple[Owner, int]:
-    found = os.fstat(fd)
-    head = os.pread(fd, len(_MAGIC) + _HEAD.size, 0) if stat.S_ISREG(found.st_mode) else b""
-    if not head.startswith(_MAGIC) or len(head) < len(_MAGIC) + _HEAD.size:
-        raise ValueError("it does not begin as one")
-    length, sum_ = _HEAD.unpack(head[len(_MAGIC) :])
-    if length > _MOST:
-        raise ValueError("it says too much")
-    text = os.pread(fd, length, len(head))
-    if len(text) < length or zlib.crc32(text) != sum_:
-        raise ValueError("its beginning was changed")
-    owner, begin = Owner.parse(text), _begin(length)
-    if found.st_size != begin + _SUM * owner.chunks:
-        raise ValueError(f"it has {found.st_size:,} bytes, and {owner.chunks:,} chunks")
-    return owner, begin
-
-
-def _compare(path: str, found: Owner, owner: Owner) -> None:
-    """Raise ``ValueError`` if a ledger belongs to another call."""
-    parts = found.differs(owner)
-    if parts:
-        raise ValueError(
-            f"ledger={path!r} belongs to another call, of {found.call.get('verb', '?')} with "
-            f"{found.chunks:,} chunks, that differs in: {', '.join(parts)}; pass another ledger=, "
-            "or remove it to begin anew"
-        )
-
-
-_OUTLIVE = (
-    "ledger= needs results that outlive this process: pass out='result.npy' or an np.memmap "
-    "(mode 'r+' or 'w+')"
-)
-
-
-def check_kept(
-    plan: Plan, ledger: Any, given: Sequence[Array | NpyFile] | None, *, in_place: bool
-) -> str:
-    """The absolute path of a ledger on disk, for a call whose results are there too.
-
-    Raises
-    ------
-    TypeError
-        If it is no path.
-    ValueError
-        If no ledger can be there, or the results of the call cannot outlive this process.
-    """
-    verb = plan.verb
-    if not isinstance(ledger, str | os.PathLike):
-        raise TypeError(f"{verb}: ledger= is the path of a file, not {type(ledger).__name__}")
-    path = os.path.abspath(os.fspath(ledger))
-    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path)):
-        raise ValueError(f"{verb}: ledger={path!r}: its folder is not there, or it is one")
-    if in_place:
-        raise ValueError(
-            f"{verb}: ledger= cannot serve a call in place: a chunk that was begun has overwritten "
-            "what it would be computed from"
-        )
-    if plan.returns_objects:
-        raise ValueError(f"{verb}: ledger= cannot keep Python objects (dtype=object)")
-    # Where blocks are put together there are results; elsewhere the function may return None.
-    blocks = isinstance(plan.placement, InBlocks)
-    if given is None and (blocks or plan.dtypes is not None):
-        raise ValueError(f"{verb}: {_OUTLIVE}")
-    for one in given or ():
-        if isinstance(one, NpyFile):
-            if one.path == path:
-                raise ValueError(f"{verb}: ledger= and out= are one file, {path!r}")
-        elif not _on_disk(one):
-            raise ValueError(f"{verb}: {_OUTLIVE}; out= (shape {one.shape}) lies in memory")
-    return path
-
-
-def _on_disk(array: Array) -> bool:
-    place = locate(array)
-    return place is not None and place.segment.kind == "file"
-
-
-def take_up(
-    path: str,
-    plan: Plan,
-    function: Function,
-    arrays: list[Array],
-    outputs: Outputs,
-    *,
-    seeded: bool,
-) -> tuple[Plan, tuple[int, ...] | None]:
-    """Open the ledger of a call, and go on where an earlier process has ended.
-
-    Parameters
-    ----------
-    seeded : bool
-        Whether the user chose the seed; else the first process' holds for all.
-
-    Returns
-    -------
-    plan : Plan
-        With the seed that is in the ledger.
-    todo : tuple of int or None
-        The chunks that are to be computed; None for all.
-
-    Raises
-    ------
-    ValueError
-        If the ledger belongs to another call, or is none.
-    RuntimeError
-        If another run has it.
-    """
-    call, seed = identify(plan, function, arrays), _plain(plan.seed)
-    if seeded:
-        call["seed"] = repr(seed)
-    ledger = outputs.ledger = LedgerFile.open(path, Owner(plan.chunks, seed, call))
-    if plan.seed is not None:
-        plan = plan._replace(seed=ledger.owner.seed)
-    return plan, _todo(plan, outputs, ledger) if ledger.sums.any() else None
-
-
-def _plain(seed: Any) -> Any:
-    """A seed as JSON has it."""
-    return [int(part) for part in seed] if isinstance(seed, Sequence) else seed
-
-
-def _todo(plan: Plan, outputs: Outputs, ledger: LedgerFile) -> tuple[int, ...] | None:
-    """The chunks that are to be computed, None for all; the others' outputs are there.
-
-    What the ledger says of chunks that are not in the outputs as they were written is not
-    believed; a warning counts them.
-    """
-    begun, found = int(np.count_nonzero(ledger.sums)), _found(plan, outputs)
-    if found is None:
-        lost = ledger.forget()
-    else:
-        lost = ledger.settle(lambda chunk: plan.windows(chunk, found))
-    if lost:
-        warnings.warn(
-            f"{plan.verb}: of {begun:,} chunks that {ledger.path!r} has as done, {lost:,} are "
-            "not in the output as they were written: it was emptied, changed or removed since; "
-            "they are computed again",
-            RuntimeWarning,
-            stacklevel=levels_to_user(),
-        )
-    if lost == begun:
-        return None
-    if found:
-        outputs.given = found
-        shapes = tuple(Output(one.shape, one.dtype) for one in found)
-        outputs.allocate(Announcement(shapes, is_tuple=bool(plan.is_tuple)))
-    return ledger.pending()
-
-
-def _found(plan: Plan, outputs: Outputs) -> list[Array] | None:
-    """The outputs of an earlier run, if all are there and could be this run's; none is all."""
-    found: list[Array] = []
-    dtypes = plan.dtypes or (None,) * len(outputs.given or ())
-    for one, dtype in zip(outputs.given or (), dtypes, strict=True):
-        array = one.reopen() if isinstance(one, NpyFile) else one
-        if array is None or (dtype is not None and array.dtype != dtype):
-            return None
-        try:
-            plan.check_shape(array)
-        except ValueError:
-            return None
-        found.append(array)
-    return found
+        result.update(f"{len(part)}:{part}".encode("utf-8", "surrogatepass"))
+    return result.hexdigest()[:32]

@@ -28,7 +28,7 @@ import numpy as np
 
 from shmpar.engines.engine import ActivePlan, Engine, Exit, Generation
 from shmpar.errors import ShmparError
-from shmpar.ipc.ledger import DONE, FAILED, PENDING, SAID, Held, Ledger
+from shmpar.ipc.ledger import DONE, FAILED, FINGERPRINT, PENDING, Held, Ledger, LostClaim
 from shmpar.ipc.protocol import (
     ChunkFailed,
     ClaimFinished,
@@ -117,29 +117,6 @@ class Observer(Protocol):
         ...
 
 
-class Attempt(NamedTuple):
-    """A claim that ended with its worker, or one that has not ended yet.
-
-    Attributes
-    ----------
-    worker : int
-        Number of the worker.
-    chunk : int or None
-        The chunk that it died in; None if none is to blame.
-    begin, end : float
-        Seconds after the run's begin: from the begin of the claim, or in a run with
-        ``task_timeout`` of the chunk, until the death was noticed.
-    died : bool
-        Whether the claim has ended.
-    """
-
-    worker: int
-    chunk: int | None
-    begin: float
-    end: float
-    died: bool = True
-
-
 class CompletionStream:
     """Thread-safe stream of completed chunk numbers."""
 
@@ -185,7 +162,7 @@ class Statistics:
         Whether no worker was up then.
     seconds : float or None
         How long it took, once it is over.
-    attempts : list of Attempt
+    attempts : list of LostClaim
         Claims that ended with their worker.
     """
 
@@ -195,7 +172,7 @@ class Statistics:
         self.opened: float | None = None
         self.cold = False
         self.seconds: float | None = None
-        self.attempts: list[Attempt] = []
+        self.attempts: list[LostClaim] = []
         self._ledger: tuple[bytes, int, int] | None = None
         self._arrays: tuple[list[tuple[str, int]], list[tuple[str, int]]] | None = None
 
@@ -203,7 +180,7 @@ class Statistics:
         """Note a lost worker, and its claim."""
         if held is not None:
             begin, end = held.since * 1e-9 - self.began, time.monotonic() - self.began
-            self.attempts.append(Attempt(worker, chunk, max(0.0, begin), end))
+            self.attempts.append(LostClaim(worker, chunk, max(0.0, begin), end))
 
     def keep(self, ledger: Ledger) -> None:
         """Copy a ledger that is about to be another run's."""
@@ -273,8 +250,10 @@ class Execution:
         No worker writes any more; `outcome` is there.
     outcome : object
         The result, or the exception that is raised for it.
-    filled : list of ShmparError
-        Failures whose windows were filled; the caller is warned of them.
+    was_filled : bool
+        The windows of failed chunks were filled.
+    to_warn : list of ShmparError
+        Their failures, until the caller has been warned of them.
     deadline : float or None
         When the workers of a cancelled run are killed, by the monotonic clock.
     statistics : Statistics
@@ -306,7 +285,8 @@ class Execution:
         self.stream = CompletionStream()
         self.errors: dict[int, ShmparError] = {}
         self.fatal: BaseException | None = None
-        self.filled: list[ShmparError] = []
+        self.was_filled = False
+        self.to_warn: list[ShmparError] = []
         self.statistics = Statistics(function)
         self.unfinished: tuple[int, ...] = ()
         self.engine: Engine | None = None
@@ -374,22 +354,22 @@ class Execution:
         self.engine, self._attended = engine, attended
         self._allocate_known(engine)
         if self.plan.check:
-            ledger_file = self.outputs.ledger
-            sums = None if ledger_file is None else ledger_file.sums
+            ledger_file = self.outputs.ledger_file
+            sums = None if ledger_file is None else ledger_file.checksums
             self._verification = Verification(self.plan, self._arrays, self._todo, sums)
-            self._verification.watch(self.outputs.arrays or ())
+            self._verification.fill_outputs(self.outputs.arrays or ())
         self._prepared = engine.prepare(self.plan, self._function, self._arrays)
 
     def _allocate_known(self, engine: Engine) -> None:
         outputs = self.outputs
-        made = outputs.needs()
+        made = outputs.shared_nbytes()
         if sum([array.nbytes for array in self._arrays]) + sum(made) > SMALL:
             needs = [("an output", size) for size in made]
             needs += [("a copy of an input", size) for size in engine.bytes_to_copy(self._arrays)]
             if sum([size for _, size in needs]) > SMALL:
                 check_room(self.plan.verb, needs)
-        if outputs.known is not None and outputs.arrays is None:
-            outputs.allocate(outputs.known)
+        if outputs.expected is not None and outputs.arrays is None:
+            outputs.allocate(outputs.expected)
 
     # The pool thread
 
@@ -399,7 +379,7 @@ class Execution:
         function = self._function
         if function is None:
             raise RuntimeError("this run is over")
-        verification, file = self._verification, self.outputs.ledger
+        verification, file = self._verification, self.outputs.ledger_file
         active = ActivePlan(
             number=self.number,
             plan=plan,
@@ -410,9 +390,9 @@ class Execution:
             origin=self.statistics.began,
             allocate=self._allocate,
             outputs=self.outputs.arrays,
-            is_tuple=self.outputs.several,
-            checksums=verification.sums if verification else file.sums if file else None,
-            reports=not self._attended and not plan.collects,
+            is_tuple=self.outputs.is_tuple,
+            checksums=verification.sums if verification else file.checksums if file else None,
+            reports=not self._attended and not plan.returns_objects,
         )
         self._active, self._prepared = active, None
         if self._todo is not None:
@@ -438,8 +418,8 @@ class Execution:
         active = self._alive
         outputs = self.outputs.allocate(announcement)
         if self._verification is not None:
-            self._verification.watch(outputs)
-        active.is_tuple = announcement.several
+            self._verification.fill_outputs(outputs)
+        active.is_tuple = announcement.is_tuple
         active.outputs = outputs
 
     @property
@@ -479,9 +459,9 @@ class Execution:
                 self._do(command)
 
     def _announced(self, announcement: Announcement) -> None:
-        failure = self._scratch.hear(announcement)
-        if failure is not None:
-            self._chunk_failed(ChunkFailed(self.number, failure.chunk, failure.error))
+        error = self._scratch.announce(announcement)
+        if error is not None:
+            self._chunk_failed(ChunkFailed(self.number, announcement.chunk, error))
 
     def _chunk_failed(self, event: ChunkFailed) -> None:
         if event.chunk not in self.errors:
@@ -504,10 +484,10 @@ class Execution:
         )
         self.deaths += blamed is not None
         self.statistics.add_lost(worker, blamed, active.ledger.held(worker))
-        self._scratch.lost(active.ledger.slot(worker)[SAID])
-        active.ledger.empty(worker)
+        self._scratch.worker_lost(active.ledger.slot(worker)[FINGERPRINT])
+        active.ledger.reset_slot(worker)
         if self._verification is not None:
-            self._verification.again(unfinished if blamed is None else (blamed,))
+            self._verification.refill(unfinished if blamed is None else (blamed,))
         self._feed(event._replace(blamed=blamed, unfinished=unfinished))
 
     def holds(self, worker: int) -> bool:
@@ -565,31 +545,31 @@ class Execution:
                 active.ledger.status[chunk] = FAILED
                 self.errors[chunk] = self._death(chunk, timed_out=timed_out)
             case GiveUp():
-                self.fatal = self.fatal or failures.barren(self.plan, self._exit, self.run)
+                self.fatal = self.fatal or failures.startup_failure(self.plan, self._exit, self.run)
             case Reconcile():
                 self._void_scratch(active)
                 self._events.append(Reconciled(active.ledger.pending()))
 
     def _void_scratch(self, active: ActivePlan) -> None:
         if active.small_outputs and active.outputs is None:
-            self._scratch.void(active.ledger)
+            self._scratch.invalidate(active.ledger)
 
     def _death(self, chunk: int, *, timed_out: bool) -> ShmparError:
         if timed_out:
-            return failures.timeout(self.plan, chunk, self.policy.task_timeout, self.run)
+            return failures.task_timeout(self.plan, chunk, self.policy.task_timeout, self.run)
         in_place = self.policy.in_place
-        return failures.death(self.plan, chunk, self._exit, self.run, in_place=in_place)
+        return failures.worker_died(self.plan, chunk, self._exit, self.run, in_place=in_place)
 
     def _finish(self, engine: Engine, active: ActivePlan) -> None:
         self.over = True
         self._void_scratch(active)
         if self._verification is not None:
-            self.fatal = self.fatal or self._verification.verdict(active.ledger, self.run)
+            self.fatal = self.fatal or self._verification.find_error(active.ledger, self.run)
             self._verification = None
         done = self._detach(active)
         try:
             self.outputs.slab = engine.slab
-            self._scratch.take(active.ledger, self.outputs)
+            self._scratch.copy_out(active.ledger, self.outputs)
             self.outcome = self._finalize(done)
         except BaseException as error:  # noqa: BLE001 - it is the outcome
             self.outcome = error
@@ -616,7 +596,7 @@ class Execution:
         if fills and errors and outputs.arrays is not None:
             outputs.fill([plan.window(chunk) for chunk in self.errors])
             outputs.deliver(None)
-            self.filled = errors
+            self.was_filled, self.to_warn = True, errors
             return outputs.result()
         outputs.deliver(None if done is None else [plan.window(chunk) for chunk in done])
         if self.fatal is not None:
@@ -653,8 +633,8 @@ class Execution:
 
     def unlock(self) -> None:
         """Let another run have the ledger on disk: the last writer is idle."""
-        if self.outputs.ledger is not None:
-            self.outputs.ledger.unlock()
+        if self.outputs.ledger_file is not None:
+            self.outputs.ledger_file.unlock()
 
     def release(self) -> None:
         """Drop the inputs and the function, unless the run can be resumed."""
@@ -680,6 +660,6 @@ class Execution:
         if self._function is None:
             raise RuntimeError("this run has computed every chunk: there is nothing to resume")
         outputs, plan = self.outputs, self.plan
-        if outputs.ledger is not None:
-            outputs.ledger.lock()
+        if outputs.ledger_file is not None:
+            outputs.ledger_file.lock()
         return plan, self._function, self._arrays, outputs, self.policy, self.unfinished

@@ -10,12 +10,13 @@ from typing import Any
 
 from shmpar.engines.engine import Exit
 from shmpar.errors import ChunkError, ShmparError, TaskTimeout, WorkerDied
-from shmpar.plan import Failure, Function, Plan, ResultError, describe_region
+from shmpar.ipc.protocol import ChunkFailed
+from shmpar.plan import Function, Plan, ResultError, describe_region
 
 _PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 
-def chunk_error(plan: Plan, failure: Failure, run: Any) -> ChunkError:
+def chunk_error(plan: Plan, failure: ChunkFailed, run: Any) -> ChunkError:
     """Return the error for a chunk whose function raised, or whose result does not fit."""
     block = "" if failure.shape is None else f", block of shape {failure.shape}"
     error = ChunkError(

@@ -1,21 +1,12 @@
-"""The outputs of a run: allocated, or the user's; delivered when the run ends.
-
-Imports errors, ledgerfile, plan and segment.
+"""Outputs of a run: allocate them, or use the arrays and files that the user passed as ``out=``.
 
 Guarantees
 ----------
 - Nothing is allocated or written before the shapes and dtypes of all outputs are known to fit.
-- An output of the user's in plain memory gets the finished windows at the end of the run, however
-  it ended, and nothing else; one in a segment or a mapped file is written in place.
-
-Small outputs: what the workers say of those that they put into the ledger's scratch.
-
-Imports ledger, outputs and plan.
-
-Guarantees
-----------
-- What lies in the scratch counts only if a worker has lived to say what it is.
-- All workers must say the same; the first that says otherwise has failed on its first chunk.
+- A plain array of the user gets the finished windows when the run ends, after an error too, and
+  nothing else. An array in a segment or in a mapped file is written in place.
+- Outputs in the ledger's scratch count only if all workers that wrote there agree on their shapes
+  and dtypes, and at least one of them has announced these.
 """
 
 from __future__ import annotations
@@ -34,99 +25,113 @@ from shmpar.ipc.ledger import DONE, PENDING, Ledger
 from shmpar.memory.allocate import appear
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Slab, byte_bounds, new_output
-from shmpar.plan import Announcement, Failure, Output, ResultError
+from shmpar.plan import Announcement, Output, ResultError
 
 if TYPE_CHECKING:
     from shmpar.runtime.checkpoint import LedgerFile
 
-__all__ = ["HandedOver", "NpyFile", "Outputs", "Scratch", "filler", "missing"]
-
 Array = np.ndarray[Any, Any]
 DType = np.dtype[Any]
+Window = tuple[slice | int, ...]
+
+
+LEDGER_NEEDS_FILES = (
+    "ledger= needs results that outlive this process: pass out='result.npy' or an np.memmap "
+    "(mode 'r+' or 'w+')"
+)
+
+
+def file_path(path: str | os.PathLike[str], where: str) -> str:
+    """Return the absolute path of a file; raise ``ValueError`` if no file can be created there."""
+    found = os.path.abspath(os.fspath(path))
+    if os.path.isdir(found) or not os.path.isdir(os.path.dirname(found)):
+        raise ValueError(f"{where}: its folder does not exist, or the path is a folder")
+    return found
 
 
 class NpyFile:
-    """A ``.npy`` file that is to be made.
+    """A ``.npy`` file that the run creates.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Path of the file.
+    where : str
+        Beginning of an error message.
 
     Attributes
     ----------
     path : str
-        Absolute.
+        Absolute path.
+
+    Raises
+    ------
+    ValueError
+        If no such file can be created.
     """
 
-    __slots__ = ("path",)
+    def __init__(self, path: str | os.PathLike[str], where: str) -> None:
+        self.path = file_path(path, where)
+        if not self.path.endswith(".npy"):
+            raise ValueError(f"{where}: the name of a file for results must end in .npy")
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def create(self, shape: tuple[int, ...], dtype: DType) -> Array:
+        """Create the file and return an array that maps it.
 
-    @classmethod
-    def parse(cls, path: str | os.PathLike[str], where: str) -> NpyFile:
-        """Check a path; raises ``ValueError`` if no such file could be made there."""
-        found = os.path.abspath(os.fspath(path))
-        if not found.endswith(".npy"):
-            raise ValueError(f"{where}: a file for results ends in .npy")
-        if os.path.isdir(found) or not os.path.isdir(os.path.dirname(found)):
-            raise ValueError(f"{where}: its folder is not there, or it is one")
-        return cls(found)
-
-    def make(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Make the file, in the place of one that is there; an array over it.
-
-        Who has mapped an older file of this name keeps it: that one is not cut short, but loses
-        its name.
+        A file of the same name is replaced. A process that has mapped the old file keeps it: the
+        old file loses its name, but is not truncated.
         """
-        head = _npy_head(shape, dtype)
-        size = len(head) + prod(shape) * dtype.itemsize
-        with appear(self.path, size, mode=0o666, replace=True) as fd:
-            os.pwrite(fd, head, 0)
-        made: Array = np.lib.format.open_memmap(self.path, "r+")
-        return made
+        header = _npy_header(shape, dtype)
+        nbytes = len(header) + prod(shape) * dtype.itemsize
+        with appear(self.path, nbytes, mode=0o666, replace=True) as fd:
+            os.pwrite(fd, header, 0)
+        array: Array = np.lib.format.open_memmap(self.path, "r+")
+        return array
 
     def reopen(self) -> Array | None:
-        """The array that an earlier run has made there, or None if there is no such file."""
+        """Return the array that an earlier run wrote; None if the file is absent or damaged."""
         try:
-            found: Array = np.lib.format.open_memmap(self.path, "r+")
+            array: Array = np.lib.format.open_memmap(self.path, "r+")
         except (OSError, ValueError):
             return None
-        return found
+        return array
 
 
-def _npy_head(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """The bytes of a ``.npy`` file before its values."""
-    said = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
-    head = io.BytesIO()
+def _npy_header(shape: tuple[int, ...], dtype: DType) -> bytes:
+    fields = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+    header = io.BytesIO()
     try:
-        np.lib.format.write_array_header_1_0(head, said)
-    except ValueError:  # too many fields
-        np.lib.format.write_array_header_2_0(head, said)
-    return head.getvalue()
+        np.lib.format.write_array_header_1_0(header, fields)
+    except ValueError:  # Why: version 1.0 has room for 64 KiB; a dtype of many fields needs more.
+        np.lib.format.write_array_header_2_0(header, fields)
+    return header.getvalue()
 
 
 class Outputs:
-    """The outputs of one run.
+    """Outputs of one run.
 
     Parameters
     ----------
-    given : sequence of (ndarray or NpyFile)
+    given : sequence of (ndarray or NpyFile), optional
         The user's ``out=``.
     returns_objects : bool
-        The results are objects.
+        The results are Python objects (``dtype=object``).
     fill : callable, optional
-        Gives the value for the windows of chunks that failed, from a dtype; raises ValueError if
+        Return the value for the windows of failed chunks, from a dtype; raise ``ValueError`` if
         there is none.
 
     Attributes
     ----------
     arrays : list of ndarray or None
-        What is written to; None until the first result has said what it must be.
+        The arrays that are written to; None until shapes and dtypes are known.
     is_tuple : bool or None
-        Whether the result is a tuple.
+        The verb returns a tuple.
     slab : Slab or None
-        Where small outputs may lie.
-    known : Announcement or None
-        What they are going to be, if that is known before the first result.
-    ledger : LedgerFile or None
-        Where it is recorded what is done; all results are the user's files then.
+        A segment in which small outputs may lie.
+    expected : Announcement or None
+        Shapes and dtypes, if they are known before the first result.
+    ledger_file : LedgerFile or None
+        The record of finished chunks on disk; then all outputs are files.
     """
 
     def __init__(
@@ -136,95 +141,72 @@ class Outputs:
         returns_objects: bool = False,
         fill: Callable[[DType], Any] | None = None,
     ) -> None:
-        self.given: Sequence[Array | NpyFile | None] | None = given
+        self.given: Sequence[Array | NpyFile] | None = given
         self.arrays: list[Array] | None = None
         self.is_tuple: bool | None = None
         self.slab: Slab | None = None
-        self.known: Announcement | None = None
-        self.ledger: LedgerFile | None = None
+        self.expected: Announcement | None = None
+        self.ledger_file: LedgerFile | None = None
         self._returns_objects = returns_objects
         self._fill = fill
 
     def allocate(self, announcement: Announcement) -> list[Array]:
-        """Make what is not given.
+        """Allocate the outputs that the user did not pass, and create the user's files.
 
         Raises
         ------
         ResultError
-            If the user's array has another shape than the results make.
+            If an array of the user does not have the shape of the results.
         ValueError
-            If the results are to outlive this process, and have no file.
+            If ``ledger=`` needs a file for the results and there is none.
         SegmentFull
             If there is no room.
         """
-        if self.ledger is not None and self.given is None and announcement.outputs:
-            raise ValueError(
-                "ledger= needs results that outlive this process: pass out='result.npy' or an "
-                "np.memmap, or a function that returns None"
-            )
-        self.check_fill([needed.dtype for needed in announcement.outputs])
-        if self.given is None:
-            arrays = [self._array(None, needed) for needed in announcement.outputs]
-        else:
-            arrays = self._into(self.given, announcement.outputs)
-        self.arrays, self.is_tuple = arrays, announcement.is_tuple
+        outputs = announcement.outputs
+        if self.ledger_file is not None and self.given is None and outputs:
+            raise ValueError(f"{LEDGER_NEEDS_FILES}, or a function that returns None")
+        self.check_fill([output.dtype for output in outputs])
+        if self.given is not None:
+            self.given = _create_files(self.given, outputs)
+        arrays = [
+            self._writable(array, output)
+            for array, output in zip(self._given(len(outputs)), outputs, strict=True)
+        ]
+        # Invariant: a thread that sees `arrays` also sees `is_tuple`.
+        self.is_tuple = announcement.is_tuple
+        self.arrays = arrays
         return arrays
 
-    def _into(
-        self, given: Sequence[Array | NpyFile | None], outputs: Sequence[Output]
-    ) -> list[Array]:
-        """The user's outputs, whose files are made here; what is returned is written to."""
-        if len(given) != len(outputs):
-            raise ResultError(
-                f"out= has {len(given)} arrays, but the function returns {len(outputs)} outputs"
-            )
-        for mine, needed in zip(given, outputs, strict=True):
-            if isinstance(mine, np.ndarray) and mine.shape != needed.shape:
-                raise ResultError(
-                    f"out= has shape {mine.shape}, but the results make {needed.shape}"
-                )
-        made = [
-            mine.make(*needed) if isinstance(mine, NpyFile) else mine
-            for mine, needed in zip(given, outputs, strict=True)
-        ]
-        self.given = made
-        return [self._array(mine, needed) for mine, needed in zip(made, outputs, strict=True)]
+    def _given(self, count: int) -> Sequence[Any]:
+        return (None,) * count if self.given is None else self.given
 
-    def needs(self) -> list[int]:
-        """Bytes of each output that is going to be made in shared memory, as far as is known."""
-        if self.known is None or self.arrays is not None or self._returns_objects:
-            return []
-        given = self.given or (None,) * len(self.known.outputs)
-        return [
-            prod(needed.shape) * needed.dtype.itemsize
-            for mine, needed in zip(given, self.known.outputs, strict=True)
-            if mine is None or (isinstance(mine, np.ndarray) and locate(mine) is None)
-        ]
-
-    def _array(self, mine: Array | None, needed: Output) -> Array:
+    def _writable(self, array: Array | None, output: Output) -> Array:
         if self._returns_objects:
-            return np.empty(needed.shape, object)
-        place = None if mine is None else locate(mine)
-        if mine is not None and place is not None:
-            # A hole of a mapped file on a full disk would be SIGBUS for whoever writes there.
-            low, high = byte_bounds(mine.shape, mine.strides, mine.itemsize)
-            place.segment.reserve(place.offset + low, place.offset + high)
-            return mine.view(np.ndarray)
-        return new_output(*needed, self.slab)
+            return np.empty(output.shape, object)
+        location = None if array is None else locate(array)
+        if array is None or location is None:
+            return new_output(*output, self.slab)
+        # Why: a write to a hole of a mapped file on a full disk is SIGBUS.
+        low, high = byte_bounds(array.shape, array.strides, array.itemsize)
+        location.segment.reserve(location.offset + low, location.offset + high)
+        return array.view(np.ndarray)
 
-    def deliver(self, windows: Iterable[tuple[slice | int, ...]] | None) -> None:
-        """Copy finished windows into what the user gave in plain memory.
+    def shared_nbytes(self) -> list[int]:
+        """Return the bytes of each expected output that will be allocated in shared memory."""
+        if self.expected is None or self.arrays is not None or self._returns_objects:
+            return []
+        outputs = self.expected.outputs
+        return [
+            prod(output.shape) * output.dtype.itemsize
+            for array, output in zip(self._given(len(outputs)), outputs, strict=True)
+            if array is None or (isinstance(array, np.ndarray) and locate(array) is None)
+        ]
 
-        Parameters
-        ----------
-        windows : iterable of windows, or None
-            None: all of it is finished.
-        """
-        if self.given is None:
-            return
+    def deliver(self, windows: Iterable[Window] | None) -> None:
+        """Copy finished windows into the user's plain arrays; None stands for all windows."""
         pairs = [
             (mine, array)
-            for mine, array in zip(self.given, self.arrays or (), strict=False)
+            for mine, array in zip(self.given or (), self.arrays or (), strict=False)
             if isinstance(mine, np.ndarray) and not np.may_share_memory(mine, array)
         ]
         if not pairs:
@@ -234,13 +216,13 @@ class Outputs:
                 mine[window] = array[window]
 
     def check_fill(self, dtypes: Iterable[DType | None]) -> None:
-        """Raise ValueError if the windows of failed chunks could not be filled."""
+        """Raise ``ValueError`` if an output of these dtypes cannot hold the fill value."""
         for dtype in dtypes:
             if self._fill is not None and dtype is not None:
                 self._fill(dtype)
 
-    def fill(self, windows: Sequence[tuple[slice | int, ...]]) -> None:
-        """Fill the windows of chunks that failed."""
+    def fill(self, windows: Sequence[Window]) -> None:
+        """Write the fill value to the windows of failed chunks."""
         if self._fill is None:
             return
         for array in self.arrays or ():
@@ -249,139 +231,148 @@ class Outputs:
                 array[window] = value
 
     def result(self) -> Any:
-        """What the verb returns."""
-        if self.arrays is None or not self.arrays:
+        """Return the result of the verb: an array, a scalar, a tuple of these, or None."""
+        if not self.arrays:
             return None
-        given = self.given or (None,) * len(self.arrays)
         results = tuple(
-            _scalar_or_array(array) if mine is None else mine
-            for mine, array in zip(given, self.arrays, strict=True)
+            mine if mine is not None else array if array.ndim else array[()]
+            for mine, array in zip(self._given(len(self.arrays)), self.arrays, strict=True)
         )
         return results if self.is_tuple else results[0]
 
 
-class HandedOver:
-    """A result that lives as long as its caller wants it to."""
+def _create_files(
+    given: Sequence[Array | NpyFile], outputs: Sequence[Output]
+) -> list[Array | NpyFile]:
+    """Return the user's outputs as arrays; raise ``ResultError`` if one does not fit."""
+    if len(given) != len(outputs):
+        raise ResultError(
+            f"out= has {len(given)} arrays, but the function returns {len(outputs)} outputs"
+        )
+    for mine, output in zip(given, outputs, strict=True):
+        if isinstance(mine, np.ndarray) and mine.shape != output.shape:
+            raise ResultError(f"out= has shape {mine.shape}, but the results make {output.shape}")
+    return [
+        mine.create(*output) if isinstance(mine, NpyFile) else mine
+        for mine, output in zip(given, outputs, strict=True)
+    ]
+
+
+class WeakResult:
+    """A result whose arrays live only as long as the caller holds them."""
 
     def __init__(self, result: Any) -> None:
         self._is_tuple = isinstance(result, tuple)
-        self._none = result is None
         parts = result if self._is_tuple else (result,)
-        self._parts = [
-            weakref.ref(part) if isinstance(part, np.ndarray) else lambda part=part: part
-            for part in parts
-        ]
+        # Why: a NumPy scalar cannot be referenced weakly, and holds no shared memory.
+        self._parts = [weakref.ref(p) if isinstance(p, np.ndarray) else p for p in parts]
 
-    def again(self) -> Any:
-        """The result, if it is still there.
-
-        Raises
-        ------
-        ShmparError
-            If its caller has dropped it.
-        """
-        parts = tuple(part() for part in self._parts)
-        if any(now is None for now in parts) and not self._none:
-            raise ShmparError(
-                "the result of this run was returned to its caller, who has dropped it; the run "
-                "of a call with wait=False keeps it"
-            )
-        return parts if self._is_tuple else parts[0]
+    def get(self) -> Any:
+        """Return the result; raise ``ShmparError`` if the caller has dropped an array of it."""
+        parts = []
+        for part in self._parts:
+            value = part() if isinstance(part, weakref.ref) else part
+            if value is None and part is not None:
+                raise ShmparError(
+                    "the result of this run was returned to its caller, who has dropped it; the "
+                    "run of a call with wait=False keeps it"
+                )
+            parts.append(value)
+        return tuple(parts) if self._is_tuple else parts[0]
 
 
-def _scalar_or_array(array: Array) -> Any:
-    return array[()] if array.ndim == 0 else array
-
-
-def filler(value: Any, dtype: DType) -> Any:
-    """The value for windows of chunks that failed: `value`, or for None what says "not known".
+def fill_value_for(value: Any, dtype: DType) -> Any:
+    """Return the value for windows of failed chunks: `value`, or for None the missing value.
 
     Raises
     ------
     ValueError
-        If the dtype has none, or cannot hold the value.
+        If the dtype has no missing value, or cannot hold `value`.
 
     Examples
     --------
-    >>> filler(-1, np.dtype("f4"))
+    >>> fill_value_for(-1, np.dtype("f4"))
     -1
     """
-    if value is None or dtype.hasobject:
-        return missing(dtype) if value is None else value
-    least = np.min_scalar_type(value)
-    if not np.can_cast(least, dtype, "same_kind") or not _holds(dtype, value, least):
+    if value is None:
+        return missing_value(dtype)
+    if dtype.hasobject:
+        return value
+    smallest = np.min_scalar_type(value)
+    fits = np.can_cast(smallest, dtype, "same_kind")
+    # Why: a cast of the same kind wraps integers around and cuts strings off.
+    if fits and dtype.kind in "iu" and np.ndim(value) == 0:
+        limits = np.iinfo(dtype)
+        fits = bool(limits.min <= value <= limits.max)
+    elif fits and dtype.kind in "SU":
+        fits = np.can_cast(smallest, dtype, "safe")
+    if not fits:
         raise ValueError(f"fill_value={value!r} does not fit an output of dtype {dtype}")
     return value
 
 
-def _holds(dtype: DType, value: Any, least: DType) -> bool:
-    """Whether a value of the right kind, whose smallest dtype is `least`, is not cut off."""
-    if dtype.kind in "iu" and np.ndim(value) == 0:
-        limits = np.iinfo(dtype)
-        return bool(limits.min <= value <= limits.max)
-    return dtype.kind not in "SU" or np.can_cast(least, dtype, "safe")
-
-
-def missing(dtype: np.dtype[Any]) -> Any:
-    """The value that says "not known" in a dtype.
+def missing_value(dtype: DType) -> Any:
+    """Return the value that stands for "not known" in a dtype: NaN, NaT or None.
 
     Raises
     ------
     ValueError
-        If it has none.
+        If the dtype has no such value.
 
     Examples
     --------
-    >>> missing(np.dtype("f4"))
-    nan
-    >>> bool(np.isnat(missing(np.dtype("M8[s]"))))
+    >>> bool(np.isnan(missing_value(np.dtype("f4"))))
+    True
+    >>> bool(np.isnat(missing_value(np.dtype("M8[s]"))))
     True
     """
-    if dtype.kind in "fc":
-        return float("nan")
-    if dtype.kind == "M":
-        return np.datetime64("NaT")
-    if dtype.kind == "m":
-        return np.timedelta64("NaT")
     if dtype.kind == "O":
         return None
+    if dtype.kind in "fcMm":
+        return dtype.type("NaT" if dtype.kind in "Mm" else "nan")
     raise ValueError(
-        f"on_error='fill' needs fill_value=: dtype {dtype} has no value that says 'not known'"
+        f"on_error='fill' needs fill_value=: dtype {dtype} has no value for 'not known'"
     )
 
 
 class Scratch:
-    """The small outputs of one run."""
+    """Small outputs of one run, which workers write into the ledger's spare memory."""
 
     def __init__(self) -> None:
-        self._said: Announcement | None = None
-        self._last_words: set[int] = set()
+        self._announcement: Announcement | None = None
+        self._digests_of_lost: set[int] = set()
         self._agreed = True
 
-    def lost(self, digest: int) -> None:
-        """A worker has died that took the outputs for what has this digest (0: for nothing)."""
+    def worker_lost(self, digest: int) -> None:
+        """Note the digest of the announcement by which a dead worker wrote; 0: it wrote nothing."""
         if digest:
-            self._last_words.add(digest)
+            self._digests_of_lost.add(digest)
 
-    def hear(self, announcement: Announcement) -> Failure | None:
-        """Take what a worker says; if it is not what another has said, its chunk has failed."""
-        if self._said is None:
-            self._said = announcement
+    def announce(self, announcement: Announcement) -> ResultError | None:
+        """Take a worker's announcement; return a failure of its chunk if it contradicts another."""
+        if self._announcement is None:
+            self._announcement = announcement
             return None
-        reason = announcement.disagrees(self._said)
-        self._agreed = self._agreed and reason is None
-        return None if reason is None else Failure(announcement.chunk, ResultError(reason), None)
+        reason = announcement.disagrees(self._announcement)
+        if reason is None:
+            return None
+        self._agreed = False
+        return ResultError(reason)
 
-    def void(self, ledger: Ledger) -> None:
-        """Nobody works: what is done counts only if all who wrote there meant the same."""
-        meant = set() if self._said is None else {self._said.digest()}
-        if self._said is None or not self._agreed or not self._last_words <= meant:
+    def invalidate(self, ledger: Ledger) -> None:
+        """Mark finished chunks as pending if workers may have written by different announcements.
+
+        Call it only when no worker computes.
+        """
+        digests = set() if self._announcement is None else {self._announcement.digest()}
+        # Why: a worker that died before it could announce its outputs left its digest in its slot.
+        if not digests or not self._agreed or not self._digests_of_lost <= digests:
             ledger.status[ledger.status == DONE] = PENDING
-        self._last_words.clear()
+        self._digests_of_lost.clear()
 
-    def take(self, ledger: Ledger, outputs: Outputs) -> None:
-        """Copy it to where it stays."""
-        if self._said is not None:
-            small = ledger.carve(self._said.outputs) or ()
-            for array, written in zip(outputs.allocate(self._said), small, strict=True):
+    def copy_out(self, ledger: Ledger, outputs: Outputs) -> None:
+        """Allocate the outputs and copy the scratch into them."""
+        if self._announcement is not None:
+            small = ledger.carve(self._announcement.outputs) or ()
+            for array, written in zip(outputs.allocate(self._announcement), small, strict=True):
                 array[...] = written

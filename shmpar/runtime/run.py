@@ -14,7 +14,7 @@ from shmpar.plan import Function, Plan
 from shmpar.runtime import failures
 from shmpar.runtime.calls import CallbackThreads, Latch, PoolFuture
 from shmpar.runtime.execution import Execution, Observer, Policy
-from shmpar.runtime.outputs import HandedOver, Outputs
+from shmpar.runtime.outputs import Outputs, WeakResult
 
 if TYPE_CHECKING:
     from shmpar.report import Report
@@ -68,7 +68,7 @@ class Run(PoolFuture):
     def report(self) -> Report:
         """The run's numbers, and where its time went; so far, if it is in flight."""
         from shmpar.report import Report  # Why here: most programs never ask for a report.
-        from shmpar.report.report import private
+        from shmpar.report.report import private_bytes
 
         execution, statistics = self.execution, self.execution.statistics
         now, done = time.perf_counter(), execution.over
@@ -82,10 +82,11 @@ class Run(PoolFuture):
             chunks=execution.plan.chunks,
             done=execution.settled - errors,
             failed=errors,
+            filled=execution.was_filled,
             deaths=execution.deaths,
             seconds=now - statistics.began if statistics.seconds is None else statistics.seconds,
             memory=tuple(kind for kind, _ in (*inputs, *outputs)),
-            worker_bytes=tuple(map(private, engine.pids())) if engine else (),
+            worker_bytes=tuple(map(private_bytes, engine.pids())) if engine else (),
             seed=execution.plan.seed,
             preparing=(statistics.opened or now) - statistics.began,
             cold=statistics.cold,
@@ -111,11 +112,11 @@ class Run(PoolFuture):
         """
         result = super().result(timeout)
         self._warn_filled()
-        return result.again() if isinstance(result, HandedOver) else result
+        return result.get() if isinstance(result, WeakResult) else result
 
     def _warn_filled(self) -> None:
         """Warn of filled chunks, once, in the thread and at the line that asks for the result."""
-        errors, self.execution.filled = self.execution.filled, []
+        errors, self.execution.to_warn = self.execution.to_warn, []
         if errors:
             failures.warn_filled(errors)
 
@@ -258,5 +259,5 @@ class Run(PoolFuture):
         """Return the result to the caller, and keep it only as long as the caller does."""
         result = self.result()
         self.execution.outputs = Outputs(None)
-        self._result = HandedOver(result)
+        self._result = WeakResult(result)
         return result

@@ -14,7 +14,7 @@ import numpy as np
 from shmpar.grid import BLOCK_BYTES, Grid
 from shmpar.grid.axis import whole_number
 from shmpar.memory.copying import is_masked
-from shmpar.pickling.pack import is_named
+from shmpar.pickling.pack import is_importable
 from shmpar.plan import Argument, Blocks, Items, Rows, Whole
 
 Array = np.ndarray[Any, Any]
@@ -260,7 +260,7 @@ def _signature(func: Callable[..., Any]) -> inspect.Signature | None:
     ValueError
         For a :func:`functools.partial` with arguments that its function does not take.
     """
-    return _cached_signature(func) if is_named(func) else _inspected(func)
+    return _cached_signature(func) if is_importable(func) else _inspected(func)
 
 
 def _inspected(func: Callable[..., Any]) -> inspect.Signature | None:

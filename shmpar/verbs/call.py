@@ -117,12 +117,13 @@ class Call:
         ledger, todo = self.options.get("ledger"), None
         if ledger is not None:
             # Why: most calls have no ledger, and need not load this module.
-            from shmpar.runtime.checkpoint import check_kept, take_up
+            from shmpar.runtime.checkpoint import resume
 
-            path = check_kept(plan, ledger, spec.given, in_place=self.in_place)
-            seeded = self.options.get("seed") is not None
-            plan, todo = take_up(path, plan, function, inputs.arrays, outputs, seeded=seeded)
-        outputs.known = known
+            seeded, in_place = self.options.get("seed") is not None, self.in_place
+            plan, todo = resume(
+                ledger, plan, function, inputs.arrays, outputs, seeded=seeded, in_place=in_place
+            )
+        outputs.expected = known
         if self.in_place:
             # Why: a pattern in the output would overwrite the input.
             policy, plan = policy._replace(in_place=True), plan._replace(check=False)
@@ -179,7 +180,7 @@ class Caller:
     def _run(self, call: Call) -> Any:
         run = call.run()
         progress = call.options.get("progress", self._defaults()["progress"])
-        run.conductor.observer = observe(progress, call.verb)
+        run.observer = observe(progress, call.verb)
         return self._execute(run, wait=call.options.get("wait", True))
 
 

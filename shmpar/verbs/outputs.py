@@ -26,7 +26,7 @@ from shmpar.plan import (
     Whole,
 )
 from shmpar.runtime.execution import Policy
-from shmpar.runtime.outputs import NpyFile, Outputs, filler
+from shmpar.runtime.outputs import NpyFile, Outputs, fill_value_for
 from shmpar.verbs.arguments import Inputs
 
 Array = np.ndarray[Any, Any]
@@ -62,7 +62,7 @@ class OutputSpec(NamedTuple):
             If a declared output cannot hold the value that fills failed chunks.
         """
         fills = policy.on_error == "fill"
-        fill = functools.partial(filler, policy.fill_value) if fills else None
+        fill = functools.partial(fill_value_for, policy.fill_value) if fills else None
         outputs = Outputs(self.given, returns_objects=self.returns_objects, fill=fill)
         outputs.check_fill(self.dtypes or ())
         return outputs
@@ -116,7 +116,7 @@ def _parse_dtypes(dtype: Any) -> tuple[DType | None, ...]:
 
 def _parse_array_or_file(verb: str, out: Any) -> Array | NpyFile:
     if isinstance(out, str | os.PathLike):
-        return NpyFile.parse(out, f"{verb}: out={out!r}")
+        return NpyFile(out, f"{verb}: out={out!r}")
     if not isinstance(out, np.ndarray):
         raise TypeError(
             f"{verb}: out= is an array, the path of a .npy file or a tuple of these, not "

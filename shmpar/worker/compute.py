@@ -22,11 +22,11 @@ from shmpar.plan import (
     ResultError,
     Rows,
 )
-from shmpar.worker.arguments import Getter, extras, getters
-from shmpar.worker.context import end_offspring
-from shmpar.worker.prefault import mapper
-from shmpar.worker.store import announce, numbers, storer, wrong_overlap
-from shmpar.worker.verify import recorded
+from shmpar.worker.arguments import Getter, getters, special_arguments
+from shmpar.worker.context import exit_if_forked
+from shmpar.worker.prefault import prefaulter
+from shmpar.worker.store import announce, explain_overlap_shape, scalar_target, storer
+from shmpar.worker.verify import with_checksums
 
 Array = np.ndarray[Any, Any]
 
@@ -51,7 +51,7 @@ class Channel(Protocol):
         ...
 
     def allocate(self, announcement: Announcement) -> tuple[Sequence[Array], bool]:
-        """Say what the outputs must be; wait for them, and for whether they are several.
+        """Say what the outputs must be; wait for them, and for whether they are is_tuple.
 
         They are what the first announcement said. Raises `Abandoned` if the run is over.
         """
@@ -86,7 +86,7 @@ class Assignment:
         The inputs, read-only.
     outputs : sequence of ndarray or None
         Writable; None until the first result has said what they must be.
-    several : bool or None
+    is_tuple : bool or None
         Whether the function returns a tuple; None while the outputs are unknown.
     tickets : Tickets
         Indices into `todo`.
@@ -124,7 +124,7 @@ class Assignment:
     function: Function
     arrays: Sequence[Array]
     outputs: Sequence[Array] | None
-    several: bool | None
+    is_tuple: bool | None
     tickets: Tickets
     todo: Sequence[int] | None
     generation: int
@@ -231,10 +231,10 @@ class Chunks:
         self._getters = getters(assignment.plan, assignment.arrays, assignment.function.values)
         self._call = _caller(assignment, self._getters)
         self._sink: _Sink | None = None
-        if assignment.plan.collects:
+        if assignment.plan.returns_objects:
             self._sink = _collected(self._call, channel)
         elif assignment.outputs is not None:
-            self._sink = self._into(assignment.outputs, bool(assignment.several))
+            self._sink = self._into(assignment.outputs, bool(assignment.is_tuple))
 
     def claimed(self, chunks: Sequence[int]) -> Compute:
         """Return the function that computes a chunk of a claim; map the claim's windows.
@@ -264,24 +264,24 @@ class Chunks:
             return
         assignment = self.assignment
         value = self._call(chunk)
-        end_offspring()
+        exit_if_forked()
         announcement = announce(assignment.plan, chunk, value)
         began = perf_counter()
         # Why 0: a chunk that waits for the parent does not use up its task_timeout.
         assignment.slot[SINCE] = 0
-        outputs, several = self._channel.allocate(announcement)
+        outputs, is_tuple = self._channel.allocate(announcement)
         assignment.slot[SINCE] = monotonic_ns()
         assignment.waited += perf_counter() - began
-        assignment.outputs, assignment.several = outputs, several
-        self._sink = sink = self._into(outputs, several)
+        assignment.outputs, assignment.is_tuple = outputs, is_tuple
+        self._sink = sink = self._into(outputs, is_tuple)
         if sink.prefault is not None:
             sink.prefault((chunk,))
-        recorded(assignment, outputs, lambda chunk: sink.store(chunk, value))(chunk)
+        with_checksums(assignment, outputs, lambda chunk: sink.store(chunk, value))(chunk)
 
-    def _into(self, outputs: Sequence[Array], several: bool) -> _Sink:
+    def _into(self, outputs: Sequence[Array], is_tuple: bool) -> _Sink:
         assignment, call, gets = self.assignment, self._call, self._getters
         plan = assignment.plan
-        store, stretch = storer(plan, outputs, several), None
+        store, stretch = storer(plan, outputs, is_tuple), None
         if plan.pass_out:
             compute = _in_place(assignment, outputs, gets)
         elif _writes_by_itself(assignment, outputs):
@@ -290,8 +290,8 @@ class Chunks:
             compute, stretch = single, _stretch(assignment, outputs, store)
         else:
             compute = _called(call, store)
-        compute = recorded(assignment, outputs, compute)
-        return _Sink(compute, store, stretch, mapper(plan, outputs))
+        compute = with_checksums(assignment, outputs, compute)
+        return _Sink(compute, store, stretch, prefaulter(plan, outputs))
 
 
 def _called(call: Callable[[int], Any], store: Store) -> Compute:
@@ -301,7 +301,7 @@ def _called(call: Callable[[int], Any], store: Store) -> Compute:
 def _single(assignment: Assignment, store: Store, gets: Sequence[Getter]) -> Compute | None:
     """The user's function where one argument is all that it gets, with the fewest calls."""
     plan, user = assignment.plan, assignment.function.call
-    if assignment.function.keywords or plan.wants or len(plan.arguments) != 1:
+    if assignment.function.keywords or plan.special_parameters or len(plan.arguments) != 1:
         return None
     if plan.halo is None and plan.arguments[0] == Blocks(0, tuple(range(plan.grid.ndim))):
         array, cut = assignment.arrays[0], plan.grid.cutter()
@@ -313,7 +313,7 @@ def _single(assignment: Assignment, store: Store, gets: Sequence[Getter]) -> Com
 
 
 def _stretch(assignment: Assignment, outputs: Sequence[Array], store: Store) -> Stretch | None:
-    """The loop over rows whose results are numbers, which calls nothing but the user's function."""
+    """The loop over rows whose results are scalar_target, which calls nothing but the user's function."""
     plan, slot, user = assignment.plan, assignment.slot, assignment.function.call
     if plan.timed or assignment.sums is not None or assignment.todo is not None:
         return None
@@ -324,7 +324,7 @@ def _stretch(assignment: Assignment, outputs: Sequence[Array], store: Store) -> 
             rows = assignment.function.values[value]
         case _:
             return None
-    where = numbers(plan, outputs, bool(assignment.several))
+    where = scalar_target(plan, outputs, bool(assignment.is_tuple))
     if where is None:
         return None
     flat, exact = where
@@ -350,7 +350,7 @@ def _collected(call: Callable[[int], Any], channel: Channel) -> _Sink:
 
     def compute(chunk: int) -> None:
         value = call(chunk)
-        end_offspring()
+        exit_if_forked()
         store(chunk, value)
 
     return _Sink(compute, store)
@@ -364,7 +364,7 @@ def _caller(assignment: Assignment, gets: Sequence[Getter]) -> Callable[[int], A
     """The function of a chunk's number that calls the user's function."""
     plan, function = assignment.plan, assignment.function
     call, keywords, arguments = function.call, function.keywords, _all(gets)
-    more = extras(plan, assignment.arrays)
+    more = special_arguments(plan, assignment.arrays)
     trim = _trimmer(plan)
     if more is not None:
         return lambda chunk: trim(chunk, call(*arguments(chunk), **keywords, **more(chunk)))
@@ -390,7 +390,7 @@ def _trimmer(plan: Plan) -> Callable[[int, Any], Any]:
                 return None
             array = np.asarray(part)
             if array.shape != due:
-                raise ResultError(wrong_overlap(plan, chunk, array.shape))
+                raise ResultError(explain_overlap_shape(plan, chunk, array.shape))
             return array[core]
 
         return tuple(map(trimmed, value)) if isinstance(value, tuple) else trimmed(value)
@@ -402,13 +402,13 @@ def _in_place(assignment: Assignment, outputs: Sequence[Array], gets: Sequence[G
     """For functions that write into their window themselves, as a ufunc does."""
     plan, function = assignment.plan, assignment.function
     call, keywords, arguments = function.call, function.keywords, _all(gets)
-    more = extras(plan, assignment.arrays) or (lambda _chunk: {})
+    more = special_arguments(plan, assignment.arrays) or (lambda _chunk: {})
     window_of = plan.placement.windows(plan.grid, outputs[0].shape)
 
     def compute(chunk: int) -> None:
         where = (*window_of(chunk), ...)
         windows = tuple([output[where] for output in outputs])
-        out = windows if assignment.several else windows[0]
+        out = windows if assignment.is_tuple else windows[0]
         call(*arguments(chunk), out=out, **keywords, **more(chunk))
 
     return compute
@@ -424,7 +424,7 @@ def _writes_by_itself(assignment: Assignment, outputs: Sequence[Array]) -> bool:
     call = function.call
     if not isinstance(call, np.ufunc) or function.keywords or plan.halo is not None:
         return False
-    if call.nout != len(outputs) or (call.nout > 1 and not assignment.several):
+    if call.nout != len(outputs) or (call.nout > 1 and not assignment.is_tuple):
         return False
     if outputs[0].nbytes <= _LITTLE:
         return False

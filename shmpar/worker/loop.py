@@ -19,7 +19,7 @@ from typing import Any
 
 from shmpar.ipc.ledger import CURSOR, DONE, FAILED, FIRST, GENERATION, JOINED, LAST, SINCE, WAITED
 from shmpar.worker.compute import Abandoned, Assignment, Channel, Chunks, Stretch, block_shape
-from shmpar.worker.context import end_offspring, entered
+from shmpar.worker.context import exit_if_forked, inside_worker
 
 SHORT_SECONDS = 20e-6  # Why: reading the clock costs a shorter chunk a noticeable part.
 CLAIM_SECONDS = 1e-3
@@ -112,7 +112,7 @@ def work(assignment: Assignment, channel: Channel) -> bool:
     KeyboardInterrupt
         If the channel may be interrupted, and is; the chunk in progress is not marked.
     """
-    with entered():
+    with inside_worker():
         try:
             exhausted = _work(assignment, channel)
         except Abandoned:
@@ -183,7 +183,7 @@ def _run_claim(
         except Abandoned:
             raise
         except BaseException as error:  # Why: SystemExit of the function is its failure too.
-            end_offspring(error)
+            exit_if_forked(error)
             ticket = max(ticket, slot[CURSOR])  # it may have failed before it began
             if isinstance(error, KeyboardInterrupt) and channel.interruptible:
                 raise
@@ -192,8 +192,8 @@ def _run_claim(
             if assignment.plan.fail_fast:
                 break
             ticket += 1
-    end_offspring()
-    if assignment.plan.collects:
+    exit_if_forked()
+    if assignment.plan.returns_objects:
         channel.flush()
     _mark(assignment, channel, first, ticket, failed)
     slot[CURSOR] = last

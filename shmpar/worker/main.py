@@ -7,7 +7,7 @@ Guarantees
 - It is idle only in one place, the read of the next message. It holds nothing there but the
   segments that the parent has not told it to forget, and its latest stateless function.
 - A message that is not for the step at hand is kept for the next one; none is dropped.
-- It exits when its parent does: :func:`shmpar.worker.parent_watch.end_with_parent`.
+- It exits when its parent does: :func:`shmpar.worker.parent_watch.exit_with_parent`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shmpar.errors import PlanError
-from shmpar.ipc.ledger import SAID, Ledger
+from shmpar.ipc.ledger import FINGERPRINT, Ledger
 from shmpar.ipc.protocol import (
     AbandonRun,
     AddSegments,
@@ -64,10 +64,16 @@ from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, ResultError
 from shmpar.worker import loop
 from shmpar.worker.compute import Abandoned, Assignment
-from shmpar.worker.context import drifted, end_offspring, enter, entered, watch
+from shmpar.worker.context import (
+    apply_environment,
+    exit_if_forked,
+    guard_forks,
+    has_changed,
+    inside_worker,
+)
 
 if TYPE_CHECKING:
-    from shmpar.pickling.pack import Parcel
+    from shmpar.pickling.pack import Payload
 
 Array = np.ndarray[Any, Any]
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -89,7 +95,7 @@ class SocketChannel:
         self._run = run
         self._spare = spare
         self._values: list[tuple[int, PackedValue]] = []
-        self._payloads: list[Parcel] = []
+        self._payloads: list[Payload] = []
         self.announcement: Announcement | None = None
 
     def enough(self) -> bool:
@@ -103,8 +109,8 @@ class SocketChannel:
             if arrays is not None:
                 self.announcement = announcement
                 # Why: the parent reads it if this process dies before it can send it.
-                self._spare.slot(self._process.number)[SAID] = announcement.digest()
-                return arrays, announcement.several
+                self._spare.slot(self._process.number)[FINGERPRINT] = announcement.digest()
+                return arrays, announcement.is_tuple
         self._process.send(OutputsNeeded(self._process.number, self._run, announcement.pack()))
         reply = self._process.await_outputs(self._run)
         views = [self._process.view(reference, writable=True) for reference in reply.outputs]
@@ -145,7 +151,7 @@ class SocketChannel:
             self._process.send(ObjectsReturned(self._run, values), descriptors)
 
 
-def _records(payload: Parcel) -> list[SegmentRecord]:
+def _records(payload: Payload) -> list[SegmentRecord]:
     """Return the records of the segments of a result, which become the parent's."""
     return [
         SegmentRecord(one.key, one.size, one.kind, one.writable, private=False)
@@ -278,11 +284,11 @@ class WorkerProcess:
     def _initialize(self, message: Initialize) -> None:
         try:
             (initializer, arguments), _ = self._unpack(message.payload, self._held(message.held))
-            with entered():
+            with inside_worker():
                 namespaces.run_initializer(lambda: initializer(*arguments))
-            end_offspring()
+            exit_if_forked()
         except BaseException as error:  # noqa: BLE001 - the parent reports it
-            end_offspring(error)
+            exit_if_forked(error)
             self.broken = True
             self.send(InitializerFailed(pack_exception(error)))
 
@@ -298,14 +304,14 @@ class WorkerProcess:
         try:
             self._apply(message.environment)
             function, kept = self._unpack(message.payload, held)
-            with entered():
+            with inside_worker():
                 value = function.call(*function.values, **function.keywords)
-            end_offspring()
+            exit_if_forked()
             payload = pack_result(value)
             descriptors = [one.fileno() for one in payload.segments]
             reply = CallFinished(message.call, PackedValue(payload.body, _records(payload)))
         except BaseException as error:  # noqa: BLE001 - it is the call's outcome
-            end_offspring(error)
+            exit_if_forked(error)
             reply = CallFinished(message.call, error=pack_exception(error))
             # Why: the user's code may keep the exception, and its frames hold the memory.
             error.__traceback__ = None
@@ -327,7 +333,7 @@ class WorkerProcess:
         try:
             assignment, kept = self._bind(environment, work, tickets)
             assignment.joined = joined
-            watch(assignment.slot)
+            guard_forks(assignment.slot)
             spare = assignment.ledger if work.small_outputs else None
             channel = SocketChannel(self, work.run, spare)
             exhausted = loop.work(assignment, channel)
@@ -366,7 +372,7 @@ class WorkerProcess:
             function=function,
             arrays=[self.view(reference, writable=False) for reference in work.arrays],
             outputs=None if outputs is None else [self.view(one, writable=True) for one in outputs],
-            several=work.is_tuple,
+            is_tuple=work.is_tuple,
             tickets=tickets,
             todo=work.todo,
             generation=work.generation,
@@ -424,12 +430,12 @@ class WorkerProcess:
         """Apply the parent's state. It is sent once, so a failure lasts until it changes."""
         if environment is not None:
             self.environment = environment
-        elif self.environment is not None and drifted(self.environment):
+        elif self.environment is not None and has_changed(self.environment):
             environment = self.environment  # Why: a function has changed it, here alone.
         if environment is not None:
             try:
                 self.refusal = None
-                enter(environment)
+                apply_environment(environment)
             except Exception as error:  # noqa: BLE001 - classes of the user's are imported
                 self.refusal = PlanError(
                     "the warning filters of the calling process do not load in a worker "
@@ -453,5 +459,5 @@ def main(fd: int, number: int) -> None:
     wire = Wire(_socket.socket(fileno=fd))
     wire.send(WorkerReady(number, importlib.util.MAGIC_NUMBER))
     with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
-        watch(memoryview(b""))  # Why: a function that is no run's has no slot.
+        guard_forks(memoryview(b""))  # Why: a function that is no run's has no slot.
         WorkerProcess(wire, number).serve()
