@@ -61,9 +61,9 @@ from operator import itemgetter
 from typing import Any, Final
 
 from shmpar.memory import allocate, limits
-from shmpar.memory.limits import VARIABLE, affinity_cpus, available_cpus, quota_cpus
+from shmpar.memory.limits import NUM_WORKERS_VARIABLE, affinity_cpus, available_cpus, quota_cpus
 from shmpar.memory.manager import Manager
-from shmpar.memory.names import Entry, inventory, sweep
+from shmpar.memory.names import Entry, inventory, remove_stale
 from shmpar.version import __version__
 
 __all__ = [
@@ -328,7 +328,7 @@ def _summary(all_: list[Found]) -> str:
 def clean(*, dry_run: bool) -> Answer:
     """Remove what the dead have left, or say what would be removed."""
     before = {one.entry.identity for one in found() if not one.alive}
-    removed = sorted(sweep(dry_run=dry_run), key=lambda entry: entry.name)
+    removed = sorted(remove_stale(dry_run=dry_run), key=lambda entry: entry.name)
     after = [] if dry_run else [one.entry for one in found() if not one.alive]
     left = [entry for entry in after if entry.identity in before]  # others died just now
     nbytes = sum(entry.size for entry in removed)
@@ -391,7 +391,7 @@ def versions() -> Section:
 def workers() -> Section:
     """How many a pool starts, and why."""
     affinity, quota = affinity_cpus(), quota_cpus()
-    chosen = os.environ.get(VARIABLE) or None
+    chosen = os.environ.get(NUM_WORKERS_VARIABLE) or None
     problems: tuple[Problem, ...] = ()
     number: int | None = None
     try:
@@ -399,14 +399,14 @@ def workers() -> Section:
         text = f"{count(number, 'worker')}, {_why(affinity, quota, chosen)}"
     except ValueError as error:
         text = "fails"
-        problems = (Problem(str(error), f"unset {VARIABLE}, or set it to 1 or more"),)
+        problems = (Problem(str(error), f"unset {NUM_WORKERS_VARIABLE}, or set it to 1 or more"),)
     limited = "none" if quota is None else f"{quota:g} CPUs"
     methods = multiprocessing.get_all_start_methods()  # the first is the default
     facts = (
         Fact("pool", "Pool()", number, text),
         Fact("affinity", "CPUs allowed", affinity, f"{affinity} of {os.cpu_count() or '?'}"),
         Fact("quota", "CPU quota", quota, limited),
-        Fact(VARIABLE, VARIABLE, chosen, chosen or "not set"),
+        Fact(NUM_WORKERS_VARIABLE, NUM_WORKERS_VARIABLE, chosen, chosen or "not set"),
         Fact(
             "start_methods",
             "start methods",
@@ -419,7 +419,7 @@ def workers() -> Section:
 
 def _why(affinity: int, quota: float | None, chosen: str | None) -> str:
     if chosen:
-        return f"as {VARIABLE} says"
+        return f"as {NUM_WORKERS_VARIABLE} says"
     if quota is not None and math.ceil(quota) < affinity:
         return "by the quota of the control group"
     return "one for each CPU allowed"
@@ -458,8 +458,8 @@ def _wrong(result: Any) -> Problem:
 
 def memory() -> Section:
     """How much of it there is, for this process."""
-    group = min(limits.groups(), key=lambda one: one.left, default=None)
-    usable = limits.memory()
+    group = min(limits.memory_groups(), key=lambda one: one.left, default=None)
+    usable = limits.free_memory()
     if group is None:
         described, text = None, "no limit"
     else:
@@ -470,8 +470,8 @@ def memory() -> Section:
         Fact(
             "available",
             "available",
-            limits.available(),
-            f"{size(limits.available())} (MemAvailable)",
+            limits.available_memory(),
+            f"{size(limits.available_memory())} (MemAvailable)",
         ),
         Fact("control_group", "control group", described, text),
         Fact("usable", "for arrays", usable, f"at most {size(usable)}"),
@@ -485,7 +485,7 @@ def memory() -> Section:
 
 def shared_memory() -> Section:
     """What /dev/shm is good for."""
-    refusal = allocate.survey()[0].refusal
+    refusal = allocate.capacities()[0].refusal
     total, free = _disk()
     named, why = _named() if not refusal else (False, refusal)
     room_there = "missing" if total is None else f"{size(total)}, {size(free or 0)} free"
@@ -533,23 +533,25 @@ def _advice(total: int | None, free: int | None) -> str:
 
 def places() -> Section:
     """Which kind of memory an array gets, small or large."""
-    rungs = allocate.survey()
+    rungs = allocate.capacities()
     facts = [_place(key, rungs) for key in _EXAMPLES]
     for one in rungs:
-        text = f"{one.rung.where}: {one.refusal or 'up to ' + size(one.free)}"
-        facts.append(Fact(one.rung.kind, one.rung.kind, None if one.refusal else one.free, text))
+        text = f"{one.source.where}: {one.refusal or 'up to ' + size(one.free)}"
+        facts.append(
+            Fact(one.source.kind, one.source.kind, None if one.refusal else one.free, text)
+        )
     return Section("places", "Where an array lies", tuple(facts))
 
 
-def _place(key: str, rungs: list[allocate.Outlook]) -> Fact:
+def _place(key: str, rungs: list[allocate.Capacity]) -> Fact:
     """The first rung with room, and why not one before it."""
     nbytes, label = _EXAMPLES[key]
     passed: list[str] = []
     for one in rungs:
         if not one.refusal and one.free >= nbytes:
-            text = "; ".join([f"{one.rung.kind} ({one.rung.where} has room)", *passed])
-            return Fact(key, label, one.rung.kind, text)
-        passed.append(f"{one.rung.where}: {one.refusal or size(one.free) + ' free'}")
+            text = "; ".join([f"{one.source.kind} ({one.source.where} has room)", *passed])
+            return Fact(key, label, one.source.kind, text)
+        passed.append(f"{one.source.where}: {one.refusal or size(one.free) + ' free'}")
     return Fact(key, label, None, "; ".join(["refused (SegmentFull)", *passed]))
 
 

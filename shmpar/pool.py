@@ -43,7 +43,7 @@ from shmpar.engines.engine import Engine
 from shmpar.grid.axis import whole_number
 from shmpar.memory.limits import available_cpus
 from shmpar.memory.manager import Manager
-from shmpar.memory.names import reap
+from shmpar.memory.names import remove_stale
 from shmpar.plan import Function
 from shmpar.runtime.calls import Task
 from shmpar.runtime.execution import Policy
@@ -466,7 +466,7 @@ class Pool(Reductions, Memory, Calls):
         self._ending: Driver | None = None
         self._closed = threading.Event()
         self._relaunch = weakref.WeakMethod(self._launch)
-        reap()
+        remove_stale()
         try:
             with held_back():
                 self._driver = Driver(choice.make)

@@ -17,7 +17,7 @@ import pytest
 import shmpar
 from shmpar.arrays import creation
 from shmpar.memory import names
-from shmpar.memory.names import reap
+from shmpar.memory.names import remove_stale
 from tests.interpreters import ROOT, interpreter, run_python
 from tests.test_little_shm import in_little_shm
 from tests.test_little_shm import pytestmark as needs_root
@@ -79,7 +79,7 @@ def stale(live):
         owner.send_signal(signal.SIGKILL)
         owner.wait()
         yield name, owner.pid
-    reap()
+    remove_stale()
 
 
 def labels(text):
@@ -307,7 +307,7 @@ def test_what_a_living_process_has_taken_over_stays(live):
 @pytest.mark.alone
 def test_what_belongs_to_others_stays():
     """A dead process' marker and segment, of another user."""
-    name, marker = fresh(), names.generated(".marker")
+    name, marker = fresh(), names.generate_name(".marker")
     nobody = 65534
     for path in (f"{SHM}/{name}", f"{SHM}/{marker}"):
         with open(path, "w"):

@@ -29,9 +29,9 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     """A machine with 16 CPUs, all of which may be used."""
-    monkeypatch.delenv(limits.VARIABLE, raising=False)
-    monkeypatch.setattr(limits, "ROOT", str(tmp_path / "groups"))
-    monkeypatch.setattr(limits, "MEMBERSHIP", str(tmp_path / "membership"))
+    monkeypatch.delenv(limits.NUM_WORKERS_VARIABLE, raising=False)
+    monkeypatch.setattr(limits, "CGROUP_ROOT", str(tmp_path / "groups"))
+    monkeypatch.setattr(limits, "CGROUP_MEMBERSHIP", str(tmp_path / "membership"))
     monkeypatch.setattr(limits.os, "sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.setattr(limits.os, "cpu_count", lambda: 64)
     return Machine(tmp_path)
@@ -99,9 +99,9 @@ def test_quotas_of_version_1_are_kept_too(
 
 def test_the_variable_overrides_both(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than there are, too; empty is not set."""
-    monkeypatch.setenv(limits.VARIABLE, "40")
+    monkeypatch.setenv(limits.NUM_WORKERS_VARIABLE, "40")
     assert limits.available_cpus() == 40
-    monkeypatch.setenv(limits.VARIABLE, "")
+    monkeypatch.setenv(limits.NUM_WORKERS_VARIABLE, "")
     assert limits.available_cpus() == 16
 
 
@@ -110,14 +110,16 @@ def test_a_variable_that_is_no_number_is_an_error(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rather than a pool of another size than was asked for."""
-    monkeypatch.setenv(limits.VARIABLE, value)
-    with pytest.raises(ValueError, match=f"{limits.VARIABLE} is a number of workers, 1 or more"):
+    monkeypatch.setenv(limits.NUM_WORKERS_VARIABLE, value)
+    with pytest.raises(
+        ValueError, match=f"{limits.NUM_WORKERS_VARIABLE} is a number of workers, 1 or more"
+    ):
         limits.available_cpus()
 
 
 def test_this_machine_has_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """And no more than this process may use."""
-    monkeypatch.delenv(limits.VARIABLE, raising=False)
+    monkeypatch.delenv(limits.NUM_WORKERS_VARIABLE, raising=False)
     assert 1 <= limits.available_cpus() <= (os.cpu_count() or 1)
 
 

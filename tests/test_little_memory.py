@@ -17,7 +17,7 @@ LIMIT = 400 << 20  # bytes
 @pytest.fixture
 def group() -> Iterator[str]:
     """The folder of a memory control group of this test's own, with a limit."""
-    version, above = next(iter(limits.folders("memory")), (0, ""))
+    version, above = next(iter(limits.cgroup_folders("memory")), (0, ""))
     folder = f"{above}/shmpar-test-{secrets.token_hex(4)}"
     limit = {1: "memory.limit_in_bytes", 2: "memory.max"}
     try:

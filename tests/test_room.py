@@ -64,8 +64,8 @@ def test_what_fits_is_what_can_be_made_one_after_the_other(
 ) -> None:
     """Each on the first rung that takes it, from memory that all rungs but the disk share."""
     outlooks = [
-        allocate.Outlook(rung, most, in_memory=not (on_disk and rung.kind == "tempfile"))
-        for rung, most in zip(allocate.RUNGS, free, strict=True)
+        allocate.Capacity(rung, most, in_memory=not (on_disk and rung.kind == "tempfile"))
+        for rung, most in zip(allocate.SOURCES, free, strict=True)
     ]
 
     def makes(taken: list[tuple[int, int]]) -> bool:
@@ -86,5 +86,5 @@ def test_what_fits_is_what_can_be_made_one_after_the_other(
 def test_what_is_left_is_asked_for_at_each_call() -> None:
     """Nothing is remembered of an earlier refusal."""
     with pytest.raises(shmpar.SegmentFull):
-        allocate.check_room("a test", [("all", limits.memory() + 2**50)])
-    allocate.check_room("a test", [("little", 1000)])
+        allocate.preflight("a test", [("all", limits.free_memory() + 2**50)])
+    allocate.preflight("a test", [("little", 1000)])

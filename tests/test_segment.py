@@ -74,10 +74,10 @@ def test_a_large_strided_array_is_gathered_in_pieces():
     assert np.array_equal(share(source)[1], source)
 
 
-@pytest.mark.parametrize("kind", [rung.kind for rung in allocate.RUNGS])
+@pytest.mark.parametrize("kind", [rung.kind for rung in allocate.SOURCES])
 def test_every_rung_works(kind, monkeypatch):
     """Each place for segments can be written, located and handed over."""
-    monkeypatch.setattr(allocate, "RUNGS", tuple(r for r in allocate.RUNGS if r.kind == kind))
+    monkeypatch.setattr(allocate, "SOURCES", tuple(r for r in allocate.SOURCES if r.kind == kind))
     segment, array = share(np.arange(10))
     assert segment.kind == kind
     assert not os.get_inheritable(segment.fileno())
@@ -305,8 +305,8 @@ def test_an_absurd_request_is_refused_before_memory_is_touched():
 def test_memory_that_runs_out_between_two_steps_is_noticed(monkeypatch):
     """Each step looks at free memory again; what was reserved so far is given back."""
     answers = iter([1 << 40, 1 << 40, 0])
-    monkeypatch.setattr(limits, "memory", lambda: next(answers))
-    monkeypatch.setattr(allocate, "RUNGS", allocate.RUNGS[:1])
+    monkeypatch.setattr(limits, "free_memory", lambda: next(answers))
+    monkeypatch.setattr(allocate, "SOURCES", allocate.SOURCES[:1])
     with pytest.raises(SegmentFull, match="0 free"):
         create(200 << 20)
 
@@ -317,8 +317,8 @@ def test_a_full_place_is_passed_over(monkeypatch):
     def full(fd, nbytes):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    first = allocate.Rung("shm", "/dev/shm", lambda: full(0, 0))
-    monkeypatch.setattr(allocate, "RUNGS", (first, *allocate.RUNGS[1:]))
+    first = allocate.Source("shm", "/dev/shm", lambda: full(0, 0))
+    monkeypatch.setattr(allocate, "SOURCES", (first, *allocate.SOURCES[1:]))
     segment, array = share(np.arange(5))
     assert segment.kind == "memfd"
     assert array.tolist() == [0, 1, 2, 3, 4]
@@ -334,7 +334,7 @@ def test_every_byte_is_reserved():
 
 def test_free_memory_is_known():
     """Some, and no more than there is."""
-    assert 0 < limits.memory() < 1 << 62
+    assert 0 < limits.free_memory() < 1 << 62
 
 
 def test_cgroup_limits_count(tmp_path, monkeypatch):
@@ -347,9 +347,9 @@ def test_cgroup_limits_count(tmp_path, monkeypatch):
     (child / "memory.max").write_text("max\n")
     (child / "memory.current").write_text("1\n")
     (tmp_path / "membership").write_text("3:cpu:/other\n0::/child/missing\n")
-    monkeypatch.setattr(limits, "ROOT", str(tmp_path))
-    monkeypatch.setattr(limits, "MEMBERSHIP", str(tmp_path / "membership"))
-    assert [group.left for group in limits.groups()] == [400]
+    monkeypatch.setattr(limits, "CGROUP_ROOT", str(tmp_path))
+    monkeypatch.setattr(limits, "CGROUP_MEMBERSHIP", str(tmp_path / "membership"))
+    assert [group.left for group in limits.memory_groups()] == [400]
 
 
 def test_cgroup_limits_of_version_1_count_too(tmp_path, monkeypatch):
@@ -360,9 +360,9 @@ def test_cgroup_limits_of_version_1_count_too(tmp_path, monkeypatch):
         (folder / "memory.limit_in_bytes").write_text(f"{limit}\n")
         (folder / "memory.usage_in_bytes").write_text("100\n")
     (tmp_path / "membership").write_text("7:memory:/a/b\n")
-    monkeypatch.setattr(limits, "ROOT", str(tmp_path))
-    monkeypatch.setattr(limits, "MEMBERSHIP", str(tmp_path / "membership"))
-    assert [group.left for group in limits.groups()] == [400, 900]
+    monkeypatch.setattr(limits, "CGROUP_ROOT", str(tmp_path))
+    monkeypatch.setattr(limits, "CGROUP_MEMBERSHIP", str(tmp_path / "membership"))
+    assert [group.left for group in limits.memory_groups()] == [400, 900]
 
 
 SMALL_SHM = """
@@ -460,7 +460,7 @@ def test_a_closed_manager_makes_nothing():
 
 def test_small_arrays_share_a_segment_where_descriptors_are_scarce(monkeypatch):
     """Pieces are aligned, zero, never overlap, and the segment goes with the last one."""
-    monkeypatch.setattr(fds, "scarce", lambda: True)
+    monkeypatch.setattr(fds, "descriptors_scarce", lambda: True)
     with Manager() as manager:
         places = [manager.allocate(n) for n in (1, 100, 64, 0, 65536)]
         assert len({place.segment.key for place in places}) == 1

@@ -16,7 +16,7 @@ from shmpar.arrays import creation as sa
 from shmpar.errors import SegmentGone
 from shmpar.memory import names
 from shmpar.memory.manager import Manager
-from shmpar.memory.names import inventory, reap
+from shmpar.memory.names import inventory, remove_stale
 from tests.interpreters import interpreter, run_python
 
 SHM = "/dev/shm"
@@ -27,6 +27,11 @@ def manager():
     """Make a manager that is closed at the end."""
     with Manager() as manager:
         yield manager
+
+
+def stale_names(*, dry_run=False):
+    """Remove stale segments, or only list them; return their names."""
+    return [entry.name for entry in remove_stale(dry_run=dry_run)]
 
 
 def present():
@@ -149,13 +154,13 @@ def test_the_names_of_a_killed_process_are_removed_by_the_next():
         living_name = living.stdout.readline().decode().strip()
         killed_name = killed.stdout.readline().decode().strip()
         assert {living_name, killed_name} <= present()
-        assert not set(reap(dry_run=True)) & {living_name, killed_name}
+        assert not set(stale_names(dry_run=True)) & {living_name, killed_name}
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-        assert {killed_name, "shmpar-test-killed"} <= set(reap(dry_run=True))
+        assert {killed_name, "shmpar-test-killed"} <= set(stale_names(dry_run=True))
         found = {name for one in inventory() if not one.alive for name in one.names}
         assert {killed_name, "shmpar-test-killed"} <= found
-        assert {killed_name, "shmpar-test-killed"} <= set(reap())
+        assert {killed_name, "shmpar-test-killed"} <= set(stale_names())
         assert killed_name not in present()
         assert not os.path.exists(f"{SHM}/shmpar-test-killed")
         assert living_name in present()
@@ -171,7 +176,7 @@ def test_what_a_killed_process_named_can_be_taken_over():
     heir = f"""
         import os, subprocess, sys, textwrap
         from shmpar.arrays import attach
-        from shmpar.memory.names import reap
+        from shmpar.memory.names import remove_stale
         owner = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(sys.argv[1]), "shmpar-test-inherited"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -179,10 +184,11 @@ def test_what_a_killed_process_named_can_be_taken_over():
         with owner:
             name = owner.stdout.readline().decode().strip()
             owner.kill()
-        a = attach(name, 3, "f8", own=True)  # at once: any pool of this user's would reap it
+        a = attach(name, 3, "f8", own=True)  # at once: any pool of this user's would remove it
         assert os.path.exists(f"{SHM}/{{name}}"), "gone at once"
         assert not os.path.exists("{SHM}/shmpar-test-inherited"), "the dead's others are reaped"
-        assert name not in reap() and a.name == name and a.tolist() == [1, 1, 1]
+        assert name not in {{one.name for one in remove_stale()}}
+        assert a.name == name and a.tolist() == [1, 1, 1]
         a.close()
         assert not os.path.exists(f"{SHM}/{{name}}")
     """
@@ -194,10 +200,10 @@ def test_what_a_killed_process_named_can_be_taken_over():
 def test_a_reused_name_is_not_reaped():
     """A name on a dead process' list that now belongs to another file stays."""
     mine = sa.zeros(3, name="shmpar-test-reused")
-    stale = f"{SHM}/{names.generated('.marker')}"
+    stale = f"{SHM}/{names.generate_name('.marker')}"
     with open(stale, "w") as file:
         file.write("1 2 shmpar-test-reused\n3 4 ../x\nhalf a li")
-    assert "shmpar-test-reused" not in reap()
+    assert "shmpar-test-reused" not in stale_names()
     assert not os.path.exists(stale)
     assert mine.name == "shmpar-test-reused"
     assert os.path.exists(f"{SHM}/shmpar-test-reused")
@@ -224,7 +230,7 @@ def test_a_forked_child_does_not_keep_a_marker_alive():
         name = owner.stdout.readline().decode().strip()
         owner.send_signal(signal.SIGKILL)
         owner.wait()
-        assert name in reap()
+        assert name in stale_names()
         owner.stdin.close()
 
 
@@ -298,7 +304,7 @@ def test_reaping_is_cheap():
     """A listing: it happens at every start of a pool."""
     start = time.perf_counter()
     for _ in range(20):
-        reap()
+        stale_names()
     assert time.perf_counter() - start < 1
 
 
@@ -308,10 +314,10 @@ def test_two_managers_of_one_process_do_not_reap_each_other():
     with Manager() as first, Manager() as second:
         a, b = sa.ones(3, manager=first), sa.ones(3, manager=second)
         assert {a.name, b.name} <= present()
-        reap()
+        stale_names()
         assert {a.name, b.name} <= present()
         assert len([one for one in inventory() if one.alive]) >= 2
-        done = run_python("from shmpar.memory.names import reap; print(reap())")
+        done = run_python("from shmpar.memory.names import remove_stale; print(remove_stale())")
         assert done.stdout == "[]\n"
         del a, b
 

@@ -24,9 +24,16 @@ from shmpar.arrays.address import Address, shown
 from shmpar.arrays.sharedarray import Lease, SharedArray, over, part
 from shmpar.errors import SegmentGone
 from shmpar.memory import allocate, names
-from shmpar.memory.limits import opened
+from shmpar.memory.limits import open_with_retry
 from shmpar.memory.manager import Manager, default_manager
-from shmpar.memory.segment import Backing, Place, Segment, dense_strides, known, remember
+from shmpar.memory.segment import (
+    Backing,
+    Location,
+    Segment,
+    dense_strides,
+    find_segment,
+    remember_segment,
+)
 
 if TYPE_CHECKING:
     from multiprocessing.shared_memory import SharedMemory
@@ -95,7 +102,7 @@ def attach(
     )
     if own:
         manager.own(segment)
-    place = Place(segment, address.offset)
+    place = Location(segment, address.offset)
     return over(root, Lease(place, root, manager, start=address.start, owner=own))
 
 
@@ -129,14 +136,14 @@ def _segment(address: Address, *, sized: bool) -> Segment:
     try:
         found = os.fstat(fd)
         _verify(address, found, sized=sized)
-        backing = known((found.st_dev, found.st_ino))
+        backing = find_segment((found.st_dev, found.st_ino))
         if backing is None or backing.writable < writable:
             if writable and not address.file and found.st_blocks * 512 < found.st_size:
                 # Who made it has reserved nothing: a touch of a page that has no room is SIGBUS.
-                allocate.reserve_window(fd, 0, found.st_size)
+                allocate.reserve_range(fd, 0, found.st_size)
             backing = Backing(fd, found.st_size, _kind(address), writable=writable)
             backing.path = address.name
-            remember(backing)
+            remember_segment(backing)
             return Segment(backing)
     except BaseException:
         os.close(fd)
@@ -162,7 +169,7 @@ def _open_file(address: Address) -> tuple[int, bool]:
         if not stat.S_ISREG(found.st_mode):
             raise ValueError(f"{shown(address.name)} is no regular file")
         _verify(address, found, sized=True)
-        return opened(lambda: os.open(address.name, mode | flags)), address.writable
+        return open_with_retry(lambda: os.open(address.name, mode | flags)), address.writable
     except (FileNotFoundError, NotADirectoryError):
         raise SegmentGone(f"the file {shown(address.name)} was removed") from None
     except PermissionError:

@@ -33,7 +33,7 @@ from shmpar.memory import allocate, names
 from shmpar.memory.copying import copy_in, memory_order
 from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager, default_manager
-from shmpar.memory.segment import Backing, Place, Segment, remember
+from shmpar.memory.segment import Backing, Location, Segment, remember_segment
 
 if TYPE_CHECKING:
     from multiprocessing.managers import SharedMemoryManager
@@ -82,7 +82,7 @@ def _std_allocate(manager: SharedMemoryManager, nbytes: int, name: str | None) -
         raise
     backing = Backing(fd, size, "shm")
     backing.path = made.name
-    remember(backing)
+    remember_segment(backing)
     return Segment(backing)
 
 
@@ -370,21 +370,21 @@ def _offset(root: np.ndarray[Any, Any]) -> int:
     return 0 if place is None else place.offset
 
 
-def _allocated(nbytes: int, name: str | None, manager: AnyManager) -> Place:
+def _allocated(nbytes: int, name: str | None, manager: AnyManager) -> Location:
     if is_one(manager):
-        return Place(_std_allocate(manager, nbytes, name), 0)
+        return Location(_std_allocate(manager, nbytes, name), 0)
     return _ours(manager).allocate(nbytes, name=name)
 
 
-def _copied(dense: np.ndarray[Any, Any], name: str | None, manager: AnyManager) -> Place:
+def _copied(dense: np.ndarray[Any, Any], name: str | None, manager: AnyManager) -> Location:
     if is_one(manager):
-        place = Place(_std_allocate(manager, dense.nbytes, name), 0)
+        place = Location(_std_allocate(manager, dense.nbytes, name), 0)
         copy_in(place.segment, 0, dense)
         return place
     return _ours(manager).share(dense, name=name)
 
 
-def _owned(place: Place, root: np.ndarray[Any, Any], manager: AnyManager) -> Shared:
+def _owned(place: Location, root: np.ndarray[Any, Any], manager: AnyManager) -> Shared:
     """Look at fresh memory as a shared array, which owns it unless another manager does."""
     owner = place.segment.backing.path is None
     return over(root, Lease(place, root, _ours(manager), start=place.offset, owner=owner))

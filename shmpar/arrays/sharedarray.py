@@ -30,10 +30,10 @@ import numpy as np
 from shmpar.arrays.address import Address
 from shmpar.arrays.lock import Lock, lock_of
 from shmpar.errors import SegmentGone
-from shmpar.memory.limits import opened
+from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager
-from shmpar.memory.segment import Place, pointer
+from shmpar.memory.segment import Location, address_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,7 @@ class Lease:
 
     Parameters
     ----------
-    place : Place
+    place : Location
         Where ``root`` lies.
     root : ndarray
         The plain array that every view in the lease is based on.
@@ -68,7 +68,7 @@ class Lease:
     __slots__ = ("_closed", "_lock", "_offset", "manager", "owner", "root", "segment", "start")
 
     def __init__(
-        self, place: Place, root: Array, manager: Manager, *, start: int, owner: bool
+        self, place: Location, root: Array, manager: Manager, *, start: int, owner: bool
     ) -> None:
         self.segment, self.root, self.manager = place.segment, root, manager
         self.start, self.owner = start, owner
@@ -124,7 +124,7 @@ class Lease:
         return Address(
             name=name,
             size=self.segment.size,
-            offset=self._offset + pointer(array) - pointer(self.root),
+            offset=self._offset + address_of(array) - address_of(self.root),
             shape=array.shape,
             strides=array.strides,
             dtype=array.dtype,
@@ -145,7 +145,7 @@ class Lease:
     def _reopen(self) -> int:
         """Open the segment anew: a duplicate would share the lock with whoever it came from."""
         path, flags = f"/dev/fd/{self.segment.fileno()}", os.O_RDWR | os.O_CLOEXEC
-        return opened(lambda: os.open(path, flags))
+        return open_with_retry(lambda: os.open(path, flags))
 
 
 def part(name: str) -> tuple[str, int]:

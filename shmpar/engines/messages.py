@@ -36,7 +36,7 @@ from shmpar.errors import PlanError, ShmparError
 from shmpar.ipc.protocol import Environment, PlanMessage, Reference, SegmentRecord, Standing
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Place, Segment
+from shmpar.memory.segment import Location, Segment
 from shmpar.pickling.pack import Parcel, known, pack
 from shmpar.pickling.unpack import unpack
 from shmpar.plan import Failure, Function, Plan, spell
@@ -339,7 +339,7 @@ def pack_execution(execution: Execution, ledger: Segment, *, foreign: bool) -> P
         if place is None:
             with allowed():
                 segment, held = share(array)
-            place = Place(segment, 0)
+            place = Location(segment, 0)
         arrays.append(held)
         references.append(_refer(place, held, segments))
     plan = _pickled(execution.plan)
@@ -364,7 +364,7 @@ def _reference(array: Array, segments: dict[int, Segment]) -> Reference:
     return _refer(place, array, segments)
 
 
-def _refer(place: Place, array: Array, segments: dict[int, Segment]) -> Reference:
+def _refer(place: Location, array: Array, segments: dict[int, Segment]) -> Reference:
     segments[place.segment.key] = place.segment
     return place.segment.key, place.offset, array.shape, array.strides, spell(array.dtype)
 

@@ -95,7 +95,7 @@ from shmpar.pickling.pack import Parcel, pack
 from shmpar.plan import Announcement, Failure, Function
 from shmpar.runtime.interrupts import allowed
 
-__all__ = ["Counters", "Ears", "Ledgers", "PATIENCE", "ProcessesEngine", "Trial", "Watch"]
+__all__ = ["PATIENCE", "Counters", "Ears", "Ledgers", "ProcessesEngine", "Trial", "Watch"]
 
 
 class Ears:
@@ -104,9 +104,9 @@ class Ears:
     def __init__(self) -> None:
         self._ready: list[tuple[selectors.SelectorKey, int]] = []
         self._alone = affinity_cpus() == 1
-        limits.fill_standard()
-        self._selector = limits.opened(selectors.DefaultSelector)
-        self._wake_read, self._wake_write = limits.opened(os.pipe)
+        limits.keep_standard_streams()
+        self._selector = limits.open_with_retry(selectors.DefaultSelector)
+        self._wake_read, self._wake_write = limits.open_with_retry(os.pipe)
         for fd in (self._wake_read, self._wake_write):
             os.set_blocking(fd, False)
         self._selector.register(self._wake_read, selectors.EVENT_READ)

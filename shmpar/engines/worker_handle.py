@@ -30,7 +30,7 @@ from shmpar.errors import SegmentGone
 from shmpar.ipc.protocol import Environment, SegmentRecord
 from shmpar.ipc.wire import MAX_DESCRIPTORS
 from shmpar.memory import limits
-from shmpar.memory.limits import opened
+from shmpar.memory.limits import open_with_retry
 from shmpar.memory.segment import Segment
 from shmpar.pickling.pack import Parcel
 
@@ -262,7 +262,7 @@ class Link:
     def _send(self, body: bytes, descriptors: Sequence[int]) -> bool:
         wire = self.launched.wire
         try:
-            opened(lambda: wire.send_packed(body, descriptors))
+            open_with_retry(lambda: wire.send_packed(body, descriptors))
         except OSError as error:
             if error.errno in _LATER:
                 return False
@@ -289,7 +289,7 @@ def _duplicates(descriptors: Sequence[int]) -> list[int]:
     found: list[int] = []
     with contextlib.ExitStack() as undo:
         for fd in descriptors:
-            found.append(opened(functools.partial(os.dup, fd)))
+            found.append(open_with_retry(functools.partial(os.dup, fd)))
             undo.callback(os.close, found[-1])
         undo.pop_all()
     return found

@@ -194,7 +194,7 @@ def new_tickets(kind: str | None = None) -> OffsetTickets | LockTickets:
     """
     if kind is None:
         kind = "offset" if _offset_is_atomic() else "lock"
-    return KINDS[kind](limits.opened(_counter_file))
+    return KINDS[kind](limits.open_with_retry(_counter_file))
 
 
 def open_tickets(kind: str, fd: int) -> OffsetTickets | LockTickets:

@@ -28,21 +28,6 @@ from typing import Final, NamedTuple
 from shmpar.errors import SegmentFull
 from shmpar.memory import limits
 
-__all__ = [
-    "Outlook",
-    "RUNGS",
-    "Rung",
-    "SHM",
-    "SMALL",
-    "STEP",
-    "appear",
-    "check_room",
-    "fill_zeros",
-    "make",
-    "steps",
-    "survey",
-]
-
 SHM: Final = "/dev/shm"  # noqa: S108 (shared memory is what is wanted)
 STEP: Final = 64 << 20  # bytes in one system call: longer ones delay signals
 SMALL: Final = 16 << 20  # bytes below which the kernel's ENOSPC is answer enough
@@ -52,7 +37,7 @@ _MODE: Final = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
 Fill = Callable[[int, int], object]
 
 
-class Rung(NamedTuple):
+class Source(NamedTuple):
     """One way to make a nameless file.
 
     Attributes
@@ -70,12 +55,12 @@ class Rung(NamedTuple):
     open: Callable[[], int]
 
 
-class Outlook(NamedTuple):
+class Capacity(NamedTuple):
     """What a rung would take now.
 
     Attributes
     ----------
-    rung : Rung
+    source : Source
         Which one.
     free : int
         Bytes of the largest segment that it has room for.
@@ -85,7 +70,7 @@ class Outlook(NamedTuple):
         Whether what is there takes memory.
     """
 
-    rung: Rung
+    source: Source
     free: int
     refusal: str = ""
     in_memory: bool = True
@@ -113,14 +98,14 @@ def _open_tempfile() -> int:
         return fd
 
 
-RUNGS: Final = (
-    Rung("shm", SHM, _open_shm),
-    Rung("memfd", "memory", _open_memfd),
-    Rung("tempfile", "the directory for temporary files", _open_tempfile),
+SOURCES: Final = (
+    Source("shm", SHM, _open_shm),
+    Source("memfd", "memory", _open_memfd),
+    Source("tempfile", "the directory for temporary files", _open_tempfile),
 )
 
 
-def make(nbytes: int, fill: Fill | None = None, rungs: tuple[Rung, ...] = ()) -> tuple[int, str]:
+def make(nbytes: int, fill: Fill | None = None, rungs: tuple[Source, ...] = ()) -> tuple[int, str]:
     """Make a nameless file of ``nbytes`` reserved bytes on the first rung that has room.
 
     Parameters
@@ -129,7 +114,7 @@ def make(nbytes: int, fill: Fill | None = None, rungs: tuple[Rung, ...] = ()) ->
         Size in bytes, at least 1.
     fill : callable, optional
         Called with (descriptor, nbytes): writes every byte.  Default: zeros.
-    rungs : tuple of Rung, optional
+    rungs : tuple of Source, optional
         Where to try, in order.  Default: all.
 
     Returns
@@ -147,7 +132,7 @@ def make(nbytes: int, fill: Fill | None = None, rungs: tuple[Rung, ...] = ()) ->
     Cost: about 6 us and the kernel's zeroing (3.6 GB/s).
     """
     refusals = []
-    for rung in rungs or RUNGS:
+    for rung in rungs or SOURCES:
         try:
             return _on(rung, nbytes, fill or fill_zeros), rung.kind
         except (OSError, AttributeError, SegmentFull) as error:
@@ -161,34 +146,34 @@ def make(nbytes: int, fill: Fill | None = None, rungs: tuple[Rung, ...] = ()) ->
     )
 
 
-def survey() -> list[Outlook]:
+def capacities() -> list[Capacity]:
     """Ask each rung how much it would take, in the order in which they are tried.
 
     Reserves nothing.  Cost: 100 us a rung.
 
     Examples
     --------
-    >>> [one.rung.kind for one in survey()]
+    >>> [one.source.kind for one in capacities()]
     ['shm', 'memfd', 'tempfile']
     """
-    return [_outlook(rung) for rung in RUNGS]
+    return [_outlook(rung) for rung in SOURCES]
 
 
-def _outlook(rung: Rung) -> Outlook:
+def _outlook(rung: Source) -> Capacity:
     try:
-        fd = limits.opened(rung.open)
+        fd = limits.open_with_retry(rung.open)
     except (OSError, AttributeError) as error:
-        return Outlook(rung, 0, _reason(error))
+        return Capacity(rung, 0, _reason(error))
     try:
         in_memory = limits.volatile(fd)
-        return Outlook(rung, _free(fd, in_memory=in_memory), in_memory=in_memory)
+        return Capacity(rung, _free(fd, in_memory=in_memory), in_memory=in_memory)
     finally:
         os.close(fd)
 
 
-def _on(rung: Rung, nbytes: int, fill: Fill) -> int:
-    limits.fill_standard()
-    fd = limits.opened(rung.open)
+def _on(rung: Source, nbytes: int, fill: Fill) -> int:
+    limits.keep_standard_streams()
+    fd = limits.open_with_retry(rung.open)
     try:
         fill(fd, nbytes)
     except BaseException:  # a Ctrl-C between two steps too
@@ -246,10 +231,10 @@ def _check_room(fd: int, needed: int, *, in_memory: bool) -> None:
 
 def _free(fd: int, *, in_memory: bool) -> int:
     free = limits.device(fd)
-    return min(free, limits.memory()) if in_memory else free
+    return min(free, limits.free_memory()) if in_memory else free
 
 
-def reserve_window(fd: int, start: int, stop: int) -> None:
+def reserve_range(fd: int, start: int, stop: int) -> None:
     """Reserve the bytes [start, stop) of a file that is going to be written through a mapping.
 
     Raises
@@ -274,7 +259,7 @@ def _reserve_existing(fd: int, start: int, length: int) -> None:
         os.posix_fallocate(fd, start, length)
 
 
-def check_room(who: str, needs: Sequence[tuple[str, int]]) -> None:
+def preflight(who: str, needs: Sequence[tuple[str, int]]) -> None:
     """Raise `SegmentFull` unless there is room for all of some segments at once.
 
     Parameters
@@ -291,11 +276,11 @@ def check_room(who: str, needs: Sequence[tuple[str, int]]) -> None:
     Cost: 300 us, so ask only for what is not :data:`SMALL`.
     """
     total = sum(nbytes for _, nbytes in needs)
-    outlooks = survey()
-    if _fits([nbytes for _, nbytes in needs], outlooks, limits.memory()):
+    outlooks = capacities()
+    if _fits([nbytes for _, nbytes in needs], outlooks, limits.free_memory()):
         return
     parts = " + ".join(f"{nbytes:,} for {what}" for what, nbytes in needs)
-    free = ", ".join(f"{one.free:,} in {one.rung.where}" for one in outlooks)
+    free = ", ".join(f"{one.free:,} in {one.source.where}" for one in outlooks)
     raise SegmentFull(
         f"{who} needs {total:,} bytes of shared memory ({parts}), more than there is room for "
         f"({free}); nothing was begun. Pass inputs as np.memmap or make them shared once "
@@ -303,13 +288,13 @@ def check_room(who: str, needs: Sequence[tuple[str, int]]) -> None:
     )
 
 
-def _fits(sizes: Sequence[int], outlooks: Sequence[Outlook], memory: int) -> bool:
+def _fits(sizes: Sequence[int], outlooks: Sequence[Capacity], memory: int) -> bool:
     """Whether each finds a rung, when all take from one memory."""
-    free = {one.rung.kind: one.free for one in outlooks}
+    free = {one.source.kind: one.free for one in outlooks}
     for size in sizes:
         for one in outlooks:
-            if size <= free[one.rung.kind] and (size <= memory or not one.in_memory):
-                free[one.rung.kind] -= size
+            if size <= free[one.source.kind] and (size <= memory or not one.in_memory):
+                free[one.source.kind] -= size
                 memory -= size if one.in_memory else 0
                 break
         else:
@@ -321,7 +306,9 @@ _NAMELESS = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
 
 
 @contextlib.contextmanager
-def appear(path: str, nbytes: int, *, mode: int = 0o600, replace: bool = False) -> Iterator[int]:
+def atomic_file(
+    path: str, nbytes: int, *, mode: int = 0o600, replace: bool = False
+) -> Iterator[int]:
     """Make a file of reserved zeros, to be written inside the ``with``; it is there at its end.
 
     Parameters
@@ -351,14 +338,14 @@ def appear(path: str, nbytes: int, *, mode: int = 0o600, replace: bool = False) 
     folder, flags = os.path.dirname(path) or ".", os.O_RDWR | os.O_CLOEXEC
     rough: str | None = None
     try:
-        fd = limits.opened(lambda: os.open(folder, flags | os.O_TMPFILE, mode))
+        fd = limits.open_with_retry(lambda: os.open(folder, flags | os.O_TMPFILE, mode))
     except (AttributeError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _NAMELESS:
             raise
         rough = _rough(path)
         fd = os.open(rough, flags | os.O_CREAT | os.O_EXCL, mode)
     try:
-        reserve_window(fd, 0, nbytes)
+        reserve_range(fd, 0, nbytes)
         yield fd
         if replace and rough is None and os.path.lexists(path):
             _link(fd, rough := _rough(path))
@@ -381,7 +368,7 @@ def _rough(path: str) -> str:
 
 def _link(fd: int, path: str) -> None:
     name, flags = os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-    folder = limits.opened(lambda: os.open(name, flags))
+    folder = limits.open_with_retry(lambda: os.open(name, flags))
     try:  # linkat alone follows the link in /proc, and needs a folder
         os.link(f"/proc/self/fd/{fd}", os.path.basename(path), src_dir_fd=folder, dst_dir_fd=folder)
     finally:

@@ -27,8 +27,6 @@ from shmpar.errors import SegmentFull
 from shmpar.memory import allocate
 from shmpar.memory.segment import Segment
 
-__all__ = ["copy_in", "is_masked", "share", "write"]
-
 
 def is_masked(value: Any) -> bool:
     """Whether it is a masked array.

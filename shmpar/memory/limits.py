@@ -36,28 +36,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = [
-    "Group",
-    "VARIABLE",
-    "affinity_cpus",
-    "available",
-    "available_cpus",
-    "born",
-    "device",
-    "died",
-    "fill_standard",
-    "folders",
-    "groups",
-    "keep_room",
-    "memory",
-    "oom_kills",
-    "opened",
-    "quota_cpus",
-    "scarce",
-    "used",
-    "volatile",
-]
-
 try:
     import resource
 except ImportError:  # Windows has no such limits
@@ -79,7 +57,7 @@ def used() -> int:
     return len(_alive) * PER_SEGMENT
 
 
-def scarce() -> bool:
+def descriptors_scarce() -> bool:
     """Whether segments use more than a quarter of what this process may open."""
     if resource is None:
         return False
@@ -87,7 +65,7 @@ def scarce() -> bool:
     return 0 <= soft < 4 * used()
 
 
-def fill_standard() -> None:
+def keep_standard_streams() -> None:
     """Open ``/dev/null`` in the place of each standard stream that is closed.  Cost: 1 us."""
     for fd in range(3):
         try:
@@ -99,7 +77,7 @@ def fill_standard() -> None:
                 os.close(null)
 
 
-def keep_room(fd: int) -> None:
+def reserve_descriptors(fd: int) -> None:
     """Raise the limit before numbers come near it, of which this one is the newest.
 
     For what comes through a socket: the kernel drops descriptors that there is no room for, and
@@ -111,7 +89,7 @@ def keep_room(fd: int) -> None:
             _raise_limit()
 
 
-def opened(open_: Callable[[], _T]) -> _T:
+def open_with_retry(open_: Callable[[], _T]) -> _T:
     """Call ``open_``; where the process is out of descriptors, raise its limit and call again.
 
     What is called leaves nothing open when it fails.
@@ -148,8 +126,8 @@ def _raise_limit() -> bool:
 
 
 _UNLIMITED = 1 << 62
-ROOT = "/sys/fs/cgroup"
-MEMBERSHIP = "/proc/self/cgroup"
+CGROUP_ROOT = "/sys/fs/cgroup"
+CGROUP_MEMBERSHIP = "/proc/self/cgroup"
 _FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     2: ("memory.max", "memory.current"),
@@ -177,7 +155,7 @@ class Group(NamedTuple):
         return self.limit - self.used + self.reclaimable
 
 
-def memory() -> int:
+def free_memory() -> int:
     """Bytes of RAM that this process may still fill, by the kernel's and the cgroup's count.
 
     Swap does not count: shared memory that is swapped out is slower than no shared memory.
@@ -188,10 +166,10 @@ def memory() -> int:
 
     Examples
     --------
-    >>> memory() > 0
+    >>> free_memory() > 0
     True
     """
-    return max(0, min([available(), *(group.left for group in groups())]))
+    return max(0, min([available_memory(), *(group.left for group in memory_groups())]))
 
 
 def device(fd: int) -> int:
@@ -216,7 +194,7 @@ def _filesystem(device_number: str) -> str:
     return "unknown"
 
 
-def available() -> int:
+def available_memory() -> int:
     """Bytes of RAM that the kernel could still hand out (MemAvailable), whoever may have them."""
     with suppress(OSError), open("/proc/meminfo", "rb") as lines:
         for line in lines:
@@ -232,15 +210,15 @@ def _physical() -> int:
     return _UNLIMITED
 
 
-def groups() -> Iterator[Group]:
+def memory_groups() -> Iterator[Group]:
     """The memory cgroup of this process and each of its ancestors, those that have a limit."""
-    for version, folder in folders("memory"):
+    for version, folder in cgroup_folders("memory"):
         group = _group(folder, *_FILES[version])
         if group is not None:
             yield group
 
 
-def folders(controller: str) -> Iterator[tuple[int, str]]:
+def cgroup_folders(controller: str) -> Iterator[tuple[int, str]]:
     """Where the control groups of this process lie, each followed by those above it.
 
     Parameters
@@ -255,13 +233,13 @@ def folders(controller: str) -> Iterator[tuple[int, str]]:
     folder : str
         It may be missing: in a container the path may not exist, the root does.
     """
-    with suppress(OSError), open(MEMBERSHIP, encoding="utf-8") as lines:
+    with suppress(OSError), open(CGROUP_MEMBERSHIP, encoding="utf-8") as lines:
         for line in lines:
             _, controllers, path = line.rstrip("\n").split(":", 2)
             if controllers == "":
-                yield from ((2, folder) for folder in _upwards(ROOT, path))
+                yield from ((2, folder) for folder in _upwards(CGROUP_ROOT, path))
             elif controller in controllers.split(","):
-                yield from ((1, folder) for folder in _upwards(f"{ROOT}/{controller}", path))
+                yield from ((1, folder) for folder in _upwards(f"{CGROUP_ROOT}/{controller}", path))
 
 
 def _upwards(root: str, path: str) -> Iterator[str]:
@@ -287,7 +265,7 @@ def oom_kills() -> int:
     """
     counts = [
         _count(f"{folder}/{'memory.events' if version > 1 else 'memory.oom_control'}")
-        for version, folder in folders("memory")
+        for version, folder in cgroup_folders("memory")
     ]
     return max([*counts, _count("/proc/vmstat")])
 
@@ -313,7 +291,7 @@ def _reclaimable(folder: str) -> int:
     return 0
 
 
-VARIABLE = "SHMPAR_NUM_WORKERS"
+NUM_WORKERS_VARIABLE = "SHMPAR_NUM_WORKERS"
 
 
 def available_cpus() -> int:
@@ -326,10 +304,12 @@ def available_cpus() -> int:
     ValueError
         If the variable is set to what is no number above 0.
     """
-    chosen = os.environ.get(VARIABLE)
+    chosen = os.environ.get(NUM_WORKERS_VARIABLE)
     if chosen:
         if not chosen.isdecimal() or int(chosen) < 1:
-            raise ValueError(f"{VARIABLE} is a number of workers, 1 or more, not {chosen!r}")
+            raise ValueError(
+                f"{NUM_WORKERS_VARIABLE} is a number of workers, 1 or more, not {chosen!r}"
+            )
         return int(chosen)
     affinity, quota = affinity_cpus(), quota_cpus()
     return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
@@ -347,7 +327,7 @@ def quota_cpus() -> float | None:
 
     The narrowest of this process' control group and those above it.
     """
-    found = [_quota(version, folder) for version, folder in folders("cpu")]
+    found = [_quota(version, folder) for version, folder in cgroup_folders("cpu")]
     return min((quota for quota in found if quota > 0), default=None)
 
 

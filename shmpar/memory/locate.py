@@ -31,19 +31,17 @@ import numpy as np
 from shmpar.memory import limits
 from shmpar.memory.segment import (
     Backing,
+    Location,
     Mapping,
-    Place,
     Segment,
+    address_of,
     byte_bounds,
-    find,
+    find_mapping,
     lies_within,
-    pointer,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-__all__ = ["Window", "kind_of", "locate", "of"]
 
 _LINE: Final = re.compile(
     r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) +(/.*)"
@@ -120,9 +118,11 @@ def _window(array: np.ndarray[Any, Any]) -> Window | None:
 
 
 def _from_kernel(array: np.ndarray[Any, Any]) -> _Source | None:
-    address = pointer(array)
+    address = address_of(array)
     maps = "/proc/self/maps"
-    with limits.opened(lambda: open(maps, encoding="utf-8", errors="surrogateescape")) as lines:
+    with limits.open_with_retry(
+        lambda: open(maps, encoding="utf-8", errors="surrogateescape")
+    ) as lines:
         for line in lines:
             found = _LINE.match(line)
             if found and int(found[1], 16) <= address < int(found[2], 16):
@@ -152,7 +152,7 @@ def _from_memmap(array: np.ndarray[Any, Any]) -> _Source | None:
         base = base.base
     if root is None or root.filename is None or root.mode == "c":
         return None
-    shift = root.offset - pointer(root)
+    shift = root.offset - address_of(root)
     return _Source(os.fspath(root.filename), None, None, root.mode != "r", shift)
 
 
@@ -164,7 +164,7 @@ def _opened(source: _Source) -> Backing | None:
     """Open the file again; None if the path now leads to another one."""
     flags = (os.O_RDWR if source.writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0)
     try:
-        fd = limits.opened(lambda: os.open(source.path, flags))
+        fd = limits.open_with_retry(lambda: os.open(source.path, flags))
     except OSError:
         return None
     with contextlib.ExitStack() as stack:
@@ -188,7 +188,7 @@ def _same(source: _Source, found: os.stat_result) -> bool:
     return devices[0] == devices[1] or any(os.major(d or 0) == 0 for d in devices)
 
 
-def locate(array: np.ndarray[Any, Any]) -> Place | None:
+def locate(array: np.ndarray[Any, Any]) -> Location | None:
     """Find the segment in which an array lies; None if no other process can map it.
 
     Parameters
@@ -198,7 +198,7 @@ def locate(array: np.ndarray[Any, Any]) -> Place | None:
 
     Returns
     -------
-    Place or None
+    Location or None
         None for plain memory, for what was closed, for a private mapping (np.memmap of mode
         "c") and for files that were removed or replaced.
 
@@ -220,9 +220,11 @@ def locate(array: np.ndarray[Any, Any]) -> Place | None:
     if type(base) is Mapping:
         if base.backing.closed:
             return None
-        return Place(Segment(base.backing, base), pointer(array) - base.start)
+        return Location(Segment(base.backing, base), address_of(array) - base.start)
     memory = _memory(base)
-    return _ours(find(pointer(array)), array) if memory is None else _users(memory, array)
+    return (
+        _ours(find_mapping(address_of(array)), array) if memory is None else _users(memory, array)
+    )
 
 
 def kind_of(array: np.ndarray[Any, Any]) -> str:
@@ -246,20 +248,20 @@ def _memory(base: Any) -> mmap.mmap | None:
     return base if isinstance(base, mmap.mmap) and not isinstance(base, Mapping) else None
 
 
-def _ours(mapping: Mapping | None, array: np.ndarray[Any, Any]) -> Place | None:
+def _ours(mapping: Mapping | None, array: np.ndarray[Any, Any]) -> Location | None:
     if mapping is None or mapping.backing.closed:
         return None
-    return _within(Segment(mapping.backing, mapping), pointer(array) - mapping.start, array)
+    return _within(Segment(mapping.backing, mapping), address_of(array) - mapping.start, array)
 
 
-def _users(memory: mmap.mmap, array: np.ndarray[Any, Any]) -> Place | None:
+def _users(memory: mmap.mmap, array: np.ndarray[Any, Any]) -> Location | None:
     window = of(memory, array) if array.size else None
     if window is None or window.segment.closed:
         return None
-    return _within(window.segment, pointer(array) + window.shift, array)
+    return _within(window.segment, address_of(array) + window.shift, array)
 
 
-def _within(segment: Segment, offset: int, array: np.ndarray[Any, Any]) -> Place | None:
+def _within(segment: Segment, offset: int, array: np.ndarray[Any, Any]) -> Location | None:
     """Answer only for an array that lies inside as a whole: a file may have been shortened."""
     touched = byte_bounds(array.shape, array.strides, array.itemsize)
-    return Place(segment, offset) if lies_within(segment.size, offset, touched) else None
+    return Location(segment, offset) if lies_within(segment.size, offset, touched) else None

@@ -20,9 +20,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from shmpar.memory import allocate, copying, limits, names
-from shmpar.memory.segment import Backing, Place, Segment, create
-
-__all__ = ["Manager", "default_manager"]
+from shmpar.memory.segment import Backing, Location, Segment, create
 
 Array = np.ndarray[Any, Any]
 
@@ -87,15 +85,15 @@ class Manager:
     def _create_named(self, nbytes: int, name: str) -> Segment:
         """Only a file in ``/dev/shm`` can have a chosen name; if it is taken, nothing is left."""
         if os.path.lexists(f"{allocate.SHM}/{name}"):
-            names.reap()  # it may be a name of somebody who is dead
+            names.remove_stale()  # it may be a name of somebody who is dead
         if os.path.lexists(f"{allocate.SHM}/{name}"):
             raise FileExistsError(f"a segment named {name!r} exists; choose another, or attach()")
-        fd, kind = allocate.make(nbytes, rungs=allocate.RUNGS[:1])
+        fd, kind = allocate.make(nbytes, rungs=allocate.SOURCES[:1])
         segment = Segment(Backing(fd, nbytes, kind))
         segment.backing.link(self.marker, name)
         return segment
 
-    def share(self, array: Array, *, name: str | None = None) -> Place:
+    def share(self, array: Array, *, name: str | None = None) -> Location:
         """Copy an array's values, in C order, into memory of this manager.
 
         Raises
@@ -106,12 +104,12 @@ class Manager:
         self._check()
         if name is None and not self._crowded(array.nbytes):
             segment = Segment.make(array.nbytes, lambda fd, _: copying.write(fd, 0, array))
-            return Place(self._add(segment), 0)
+            return Location(self._add(segment), 0)
         place = self.allocate(array.nbytes, name=name)
         copying.copy_in(place.segment, place.offset, array)
         return place
 
-    def allocate(self, nbytes: int, *, name: str | None = None) -> Place:
+    def allocate(self, nbytes: int, *, name: str | None = None) -> Location:
         """Make room for an array: a segment, or, where descriptors are scarce, part of one.
 
         Raises
@@ -120,15 +118,15 @@ class Manager:
             As :meth:`create`.
         """
         if name is not None or not self._crowded(nbytes):
-            return Place(self.create(nbytes, name=name), 0)
+            return Location(self.create(nbytes, name=name), 0)
         self._check()
         with self._lock:
             return self._from_slab(max(1, nbytes))
 
     def _crowded(self, nbytes: int) -> bool:
-        return nbytes <= _SMALL and limits.scarce()
+        return nbytes <= _SMALL and limits.descriptors_scarce()
 
-    def _from_slab(self, nbytes: int) -> Place:
+    def _from_slab(self, nbytes: int) -> Location:
         """Cut the next piece; pieces are never used twice, so each reads as zeros."""
         backing = self._slab() if self._slab is not None else None
         if backing is None or backing.closed or self._filled + nbytes > backing.size:
@@ -139,7 +137,7 @@ class Manager:
             segment = Segment(backing)
         offset = self._filled
         self._filled = offset + -(-nbytes // _ALIGN) * _ALIGN
-        return Place(segment, offset)
+        return Location(segment, offset)
 
     def _add(self, segment: Segment) -> Segment:
         with self._lock:
@@ -163,7 +161,7 @@ class Manager:
         """Take over an attached segment: its name goes when its last view or this manager does."""
         self._check()
         segment.backing.own(lambda: self._list()[0])
-        names.reap()  # not before it is on our list: its maker may be dead
+        names.remove_stale()  # not before it is on our list: its maker may be dead
         self._add(segment)
 
     def name(self, segment: Segment) -> str:
@@ -199,7 +197,7 @@ class Manager:
         with self._lock:
             found, new = self._list()
             if new:
-                names.reap()
+                names.remove_stale()
             return found
 
     def close(self) -> None:

@@ -45,22 +45,6 @@ from shmpar.memory import allocate, limits
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = [
-    "Entry",
-    "Inventory",
-    "Marker",
-    "checked",
-    "descriptor_name",
-    "generated",
-    "inventory",
-    "leads",
-    "link",
-    "open_named",
-    "reap",
-    "remove",
-    "sweep",
-]
-
 Identity = tuple[int, int]  # device, inode
 
 _LONGEST: Final = 255
@@ -68,12 +52,12 @@ _MARKER: Final = re.compile(r"shmpar_[0-9a-f]+\.marker")
 _DESCRIPTOR: Final = re.compile(r"/proc/[1-9][0-9]{0,9}/fd/[0-9]{1,9}")
 
 
-def generated(suffix: str = "") -> str:
+def generate_name(suffix: str = "") -> str:
     """Make a fresh name of at most 31 characters.
 
     Examples
     --------
-    >>> len(generated()) <= 31
+    >>> len(generate_name()) <= 31
     True
     """
     return f"shmpar_{os.urandom(8).hex()}{suffix}"
@@ -125,7 +109,7 @@ def link(fd: int, name: str) -> None:
 @contextmanager
 def _folder() -> Iterator[int]:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    fd = limits.opened(lambda: os.open(allocate.SHM, flags))
+    fd = limits.open_with_retry(lambda: os.open(allocate.SHM, flags))
     try:
         yield fd
     finally:
@@ -184,7 +168,7 @@ def _open(path: str, flags: int, name: str) -> tuple[int, bool]:
     try:
         vet(os.stat(path, follow_symlinks=path.startswith("/proc/")), name)
         try:
-            return limits.opened(lambda: os.open(path, os.O_RDWR | flags)), True
+            return limits.open_with_retry(lambda: os.open(path, os.O_RDWR | flags)), True
         except PermissionError:
             return os.open(path, os.O_RDONLY | flags), False
     except (FileNotFoundError, ProcessLookupError):
@@ -314,9 +298,9 @@ class Marker:
 def _locked_file() -> tuple[str, int]:
     """Create and lock a marker; again if a reaper took it between the two."""
     while True:
-        path = f"{allocate.SHM}/{generated('.marker')}"
+        path = f"{allocate.SHM}/{generate_name('.marker')}"
         _ours[os.getpid(), path] = -1
-        fd = limits.opened(partial(os.open, path, _CREATED, 0o600))
+        fd = limits.open_with_retry(partial(os.open, path, _CREATED, 0o600))
         fcntl.lockf(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:
             _ours[os.getpid(), path] = fd
@@ -325,33 +309,28 @@ def _locked_file() -> tuple[str, int]:
         del _ours[os.getpid(), path]
 
 
-def reap(*, dry_run: bool = False) -> list[str]:
+def remove_stale(*, dry_run: bool = False) -> list[Entry]:
     """Remove the named segments of processes that died without closing them.
 
     Parameters
     ----------
     dry_run : bool
-        Only say what would be removed.
+        Only return the names that would be removed.
 
     Returns
     -------
-    list of str
-        The names, without those of other users and of living processes.
+    list of Entry
+        The removed names, without those of other users and of living processes.
 
     Notes
     -----
-    Cost: one listing of ``/dev/shm``, and an open and a lock a marker of others.
+    Cost: lists ``/dev/shm``, and opens and locks each registry of another process.
 
     Examples
     --------
-    >>> isinstance(reap(dry_run=True), list)
+    >>> isinstance(remove_stale(dry_run=True), list)
     True
     """
-    return [entry.name for entry in sweep(dry_run=dry_run)]
-
-
-def sweep(*, dry_run: bool = False) -> list[Entry]:
-    """Do as :func:`reap`, and say more of what was removed."""
     removed: list[Entry] = []
     for path in _foreign():
         with _opened(path) as fd:
@@ -365,7 +344,7 @@ def sweep(*, dry_run: bool = False) -> list[Entry]:
 
 
 def inventory() -> list[Inventory]:
-    """Every marker of this user, with the names that exist.  Cost: as :func:`reap`."""
+    """Every marker of this user, with the names that exist.  Cost: as :func:`remove_stale`."""
     found = [
         Inventory(path, alive=True, entries=tuple(_existing(_entries(fd)))) for path, fd in _own()
     ]
@@ -410,7 +389,7 @@ def _foreign() -> Iterator[str]:
 def _opened(path: str) -> Iterator[int | None]:
     """Open a marker of this user; None if it is somebody else's or has gone."""
     try:
-        fd = limits.opened(lambda: os.open(path, _FLAGS | os.O_NONBLOCK))
+        fd = limits.open_with_retry(lambda: os.open(path, _FLAGS | os.O_NONBLOCK))
     except OSError:
         yield None
         return

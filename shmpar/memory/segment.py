@@ -73,24 +73,6 @@ if TYPE_CHECKING:
     from shmpar.memory.names import Marker
 
 
-__all__ = [
-    "Place",
-    "new_output",
-    "Backing",
-    "Mapping",
-    "Segment",
-    "Slab",
-    "create",
-    "dense_strides",
-    "find",
-    "lies_within",
-    "known",
-    "dense_nbytes",
-    "pointer",
-    "byte_bounds",
-]
-
-
 def byte_bounds(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, int]:
     """Bytes [low, high) touched, relative to the element [0, ..., 0]; (0, 0) if there is none.
 
@@ -182,15 +164,15 @@ def _address(memory: mmap.mmap, *, writable: bool) -> int:
     """Address of a mapping's first byte; ctypes knows it in a tenth of the time, if writable."""
     if writable:
         return ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    return pointer(np.ndarray((1,), np.uint8, memory))
+    return address_of(np.ndarray((1,), np.uint8, memory))
 
 
-def pointer(array: np.ndarray[Any, Any]) -> int:
+def address_of(array: np.ndarray[Any, Any]) -> int:
     """Address of the element [0, ..., 0]."""
     return int(array.__array_interface__["data"][0])
 
 
-def find(address: int) -> Mapping | None:
+def find_mapping(address: int) -> Mapping | None:
     """Find the mapping of ours in which an address lies.  Cost: 0.5 us."""
     with _lock:
         if _dead:
@@ -331,8 +313,8 @@ class Backing:
         with _backing_lock:
             found = self._mapping() if self._mapping is not None else None
             if found is None:
-                limits.fill_standard()
-                found = limits.opened(lambda: Mapping(self))
+                limits.keep_standard_streams()
+                found = limits.open_with_retry(lambda: Mapping(self))
                 self._mapping = weakref.ref(found)
             return found
 
@@ -365,7 +347,7 @@ class Backing:
             _known[identity] = self
             if self.kind != "shm" or self._pid != os.getpid():
                 return names.descriptor_name(fd)
-            chosen = name or names.generated()
+            chosen = name or names.generate_name()
             try:
                 listed = marker()
                 listed.record(chosen, identity)
@@ -425,14 +407,14 @@ class Backing:
             self.close()
 
 
-def known(identity: names.Identity) -> Backing | None:
+def find_segment(identity: names.Identity) -> Backing | None:
     """Find the open segment of this process that is that file."""
     found = _known.get(identity)
     return None if found is None or found.closed else found
 
 
-def remember(backing: Backing) -> None:
-    """Let :func:`known` find a segment that was attached."""
+def remember_segment(backing: Backing) -> None:
+    """Let :func:`find_segment` find a segment that was attached."""
     _known[backing.identity()] = backing
 
 
@@ -511,7 +493,7 @@ class Segment:
         private : bool
             Map it copy on write: writable, and no write is seen elsewhere.
         """
-        limits.keep_room(fd)
+        limits.reserve_descriptors(fd)
         backing = Backing(fd, size, kind, key=key, writable=writable or private, private=private)
         return cls(backing)
 
@@ -586,7 +568,7 @@ class Segment:
             They have not.
         """
         if self.kind == "file" and stop > start:
-            allocate.reserve_window(self.fileno(), start, stop)
+            allocate.reserve_range(self.fileno(), start, stop)
 
     def ndarray(
         self,
@@ -683,7 +665,7 @@ _SMALL = 4 << 10  # bytes; making a segment costs thirty times as much as taking
 _ALIGN = 64  # bytes: one cache line
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where an array lies.
 
     Attributes
@@ -718,13 +700,13 @@ class Slab:
         self._segment: Segment | None = None
         self._filled = 0
 
-    def take(self, nbytes: int) -> Place | None:
+    def take(self, nbytes: int) -> Location | None:
         """Room for an array of so many bytes; None if it is too large to share a segment."""
         if nbytes > _SMALL:
             return None
         if self._segment is None or self._filled + nbytes > _SIZE:
             self._segment, self._filled = create(_SIZE, what="output"), 0
-        place = Place(self._segment, self._filled)
+        place = Location(self._segment, self._filled)
         self._filled += -(-nbytes // _ALIGN) * _ALIGN
         return place
 
@@ -736,5 +718,5 @@ def new_output(
     nbytes = prod(shape) * dtype.itemsize
     place = None if slab is None else slab.take(nbytes)
     if place is None:
-        place = Place(create(nbytes, what="output"), 0)
+        place = Location(create(nbytes, what="output"), 0)
     return place.segment.ndarray(place.offset, shape, None, dtype)

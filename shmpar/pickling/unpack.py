@@ -111,9 +111,9 @@ def take(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a pickle
         return array
     from shmpar.arrays.sharedarray import Lease, over
     from shmpar.memory.manager import default_manager
-    from shmpar.memory.segment import Place
+    from shmpar.memory.segment import Location
 
-    place = Place(segment, offset)
+    place = Location(segment, offset)
     return over(array, Lease(place, array, default_manager(), start=start, owner=False))
 
 

@@ -188,7 +188,7 @@ def measured() -> Ceiling:
     Each thread reads, then writes, an array of its own; the best of a few rounds counts.
     """
     threads = affinity_cpus()
-    nbytes = min(_BYTES, limits.memory() // 8)
+    nbytes = min(_BYTES, limits.free_memory() // 8)
     arrays = [np.ones(max(nbytes // threads, 1 << 19), np.uint8) for _ in range(threads)]
     total = sum(array.nbytes for array in arrays)
     read = min(_together(np.max, arrays) for _ in range(_ROUNDS))
@@ -359,8 +359,6 @@ class Report:
         Measured when it is first asked for, once a process, with one thread a CPU: takes about a
         fifth of a second and 256 MB. Other programs that run meanwhile make it less.
         """
-        pass
-
         return measured().of(self.bytes_read, self.bytes_written) / _GIGA
 
     @property

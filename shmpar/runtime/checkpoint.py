@@ -62,8 +62,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shmpar.memory.allocate import appear
-from shmpar.memory.limits import opened
+from shmpar.memory.allocate import atomic_file
+from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
 from shmpar.plan import Announcement, Function, InBlocks, Output, Plan
@@ -338,7 +338,9 @@ class LedgerFile:
         """
         while True:
             try:
-                fd = opened(lambda: os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
+                fd = open_with_retry(
+                    lambda: os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                )
             except FileNotFoundError:
                 with contextlib.suppress(FileExistsError):  # another process was quicker
                     _make(path, owner)
@@ -405,7 +407,7 @@ def _make(path: str, owner: Owner, *, replace: bool = False) -> None:
     text = json.dumps(owner._asdict()).encode()
     head = _MAGIC + _HEAD.pack(len(text), zlib.crc32(text)) + text
     begin = _begin(len(text))
-    with appear(path, begin + _SUM * owner.chunks, replace=replace) as fd:
+    with atomic_file(path, begin + _SUM * owner.chunks, replace=replace) as fd:
         os.pwrite(fd, head, 0)
 
 

@@ -50,7 +50,7 @@ import numpy as np
 from shmpar.engines.engine import TICK_SECONDS, Engine, Execution, Exit, Generation, patience
 from shmpar.errors import ShmparError
 from shmpar.ipc.ledger import DONE, FAILED, PENDING, SAID, Held, Ledger
-from shmpar.memory.allocate import SMALL, check_room
+from shmpar.memory.allocate import SMALL, preflight
 from shmpar.memory.locate import kind_of
 from shmpar.plan import Announcement, Failure, Function, Plan
 from shmpar.runtime import failures, scheduler
@@ -457,7 +457,7 @@ class Conductor:
             needs = [("an output", size) for size in made]
             needs += [("a copy of an input", size) for size in engine.copied(self._arrays)]
             if sum([size for _, size in needs]) > SMALL:
-                check_room(self.plan.verb, needs)
+                preflight(self.plan.verb, needs)
         if outputs.known is not None and outputs.arrays is None:
             outputs.allocate(outputs.known)
 

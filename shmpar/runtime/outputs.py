@@ -31,7 +31,7 @@ import numpy as np
 
 from shmpar.errors import ShmparError
 from shmpar.ipc.ledger import DONE, PENDING, Ledger
-from shmpar.memory.allocate import appear
+from shmpar.memory.allocate import atomic_file
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Slab, byte_bounds, new_output
 from shmpar.plan import Announcement, Failure, Output, ResultError
@@ -77,7 +77,7 @@ class NpyFile:
         """
         head = _npy_head(shape, dtype)
         size = len(head) + prod(shape) * dtype.itemsize
-        with appear(self.path, size, mode=0o666, replace=True) as fd:
+        with atomic_file(self.path, size, mode=0o666, replace=True) as fd:
             os.pwrite(fd, head, 0)
         made: Array = np.lib.format.open_memmap(self.path, "r+")
         return made

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from shmpar.memory.segment import Mapping, find, pointer
+from shmpar.memory.segment import Mapping, address_of, find_mapping
 from shmpar.plan import Plan
 
 __all__ = ["mapper"]
@@ -55,7 +55,7 @@ def _gains(output: Array) -> Mapping | None:
     """The mapping of an output that gains from it."""
     if output.nbytes < _LEAST or sys.platform != "linux":
         return None
-    mapping = find(pointer(output))
+    mapping = find_mapping(address_of(output))
     if mapping is None or mapping.backing.private:
         return None
     return mapping if mapping.backing.kind in {"shm", "memfd"} else None
@@ -79,7 +79,7 @@ def _mapper(plan: Plan, output: Array, mapping: Mapping) -> Map:
 
 
 def _chunks_known(plan: Plan, output: Array, mapping: Mapping) -> bytearray:
-    call = plan.grid, plan.placement, pointer(output), output.shape, output.strides, output.dtype
+    call = plan.grid, plan.placement, address_of(output), output.shape, output.strides, output.dtype
     if mapping not in _known or _known[mapping][0] != call:
         _known[mapping] = call, bytearray(plan.chunks)
     return _known[mapping][1]
