@@ -169,7 +169,7 @@ def test_subscribers_may_be_told_while_the_registry_is_locked():
     cycle = [segment.ndarray(0, (10,), None, np.dtype("f8"))]
     cycle.append(cycle)
     del segment, cycle
-    with segments._lock:
+    with segments._mappings_lock:
         gc.collect()
     assert len(ended) == 1
 
@@ -232,7 +232,7 @@ def npy(tmp_path):
 @pytest.mark.parametrize("source", [locating._from_kernel, locating._from_memmap])
 def test_a_mapped_file_is_located(npy, source, monkeypatch):
     """np.load(mmap_mode=) is recognised, views by their own offset, always as one segment."""
-    monkeypatch.setattr(locating, "_SOURCE", source)
+    monkeypatch.setattr(locating, "_identify", source)
     array = np.load(npy, mmap_mode="r+")
     place = locate(array)
     assert (place.segment.kind, place.segment.writable) == ("file", True)

@@ -14,7 +14,7 @@ import pytest
 from shmpar.arrays import attach
 from shmpar.arrays import creation as sa
 from shmpar.errors import SegmentGone
-from shmpar.memory import names
+from shmpar.memory import allocate, names
 from shmpar.memory.manager import Manager
 from shmpar.memory.names import inventory, remove_stale
 from tests.interpreters import interpreter, run_python
@@ -100,17 +100,17 @@ def test_bad_names_are_refused(name, manager):
 @pytest.mark.parametrize("after", [False, True])
 def test_an_interrupt_while_a_name_is_given_leaves_none(after, manager, monkeypatch):
     """What was named goes with its array; what was not gets its name when somebody asks again."""
-    link, given = names.link, []
+    link, given = allocate.link_file, []
 
-    def interrupted(fd: int, name: str) -> None:
+    def interrupted(fd: int, path: str) -> None:
         if after:
-            link(fd, name)
-        given.append(name)
+            link(fd, path)
+        given.append(os.path.basename(path))
         raise KeyboardInterrupt
 
     array = sa.zeros(10, manager=manager)
     with monkeypatch.context() as patch:
-        patch.setattr(names, "link", interrupted)
+        patch.setattr(allocate, "link_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             _ = array.name
     assert os.path.lexists(f"{SHM}/{given[0]}") == after
@@ -326,11 +326,11 @@ def test_a_marker_goes_with_its_last_name(manager):
     """A long session that named one array once leaves no file behind."""
     a = sa.ones(3, manager=manager)
     a.name  # noqa: B018 (names the segment)
-    path = manager.marker().path
+    path = manager.registry().path
     assert os.path.exists(path)
     del a
     assert not os.path.exists(path)
-    assert (os.getpid(), path) not in names._ours
+    assert path not in names._own_registries
 
 
 def test_values_survive_an_address_book_of_np_arrays(manager):

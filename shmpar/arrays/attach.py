@@ -27,7 +27,6 @@ from shmpar.memory import allocate, names
 from shmpar.memory.limits import open_with_retry
 from shmpar.memory.manager import Manager, default_manager
 from shmpar.memory.segment import (
-    Backing,
     Location,
     Segment,
     dense_strides,
@@ -136,20 +135,20 @@ def _segment(address: Address, *, sized: bool) -> Segment:
     try:
         found = os.fstat(fd)
         _verify(address, found, sized=sized)
-        backing = find_segment((found.st_dev, found.st_ino))
-        if backing is None or backing.writable < writable:
+        segment = find_segment((found.st_dev, found.st_ino))
+        if segment is None or segment.writable < writable:
             if writable and not address.file and found.st_blocks * 512 < found.st_size:
                 # Who made it has reserved nothing: a touch of a page that has no room is SIGBUS.
                 allocate.reserve_range(fd, 0, found.st_size)
-            backing = Backing(fd, found.st_size, _kind(address), writable=writable)
-            backing.path = address.name
-            remember_segment(backing)
-            return Segment(backing)
+            segment = Segment(fd, found.st_size, _kind(address), writable=writable)
+            segment.path = address.name
+            remember_segment(segment)
+            return segment
     except BaseException:
         os.close(fd)
         raise
     os.close(fd)
-    return Segment(backing)
+    return segment
 
 
 def _kind(address: Address) -> str:

@@ -33,7 +33,7 @@ from shmpar.memory import allocate, names
 from shmpar.memory.copying import copy_in, memory_order
 from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager, default_manager
-from shmpar.memory.segment import Backing, Location, Segment, remember_segment
+from shmpar.memory.segment import Location, Segment, remember_segment
 
 if TYPE_CHECKING:
     from multiprocessing.managers import SharedMemoryManager
@@ -80,10 +80,10 @@ def _std_allocate(manager: SharedMemoryManager, nbytes: int, name: str | None) -
         if isinstance(error, OSError):
             raise SegmentFull(f"no room for {size:,} bytes in {allocate.SHM}: {error}") from None
         raise
-    backing = Backing(fd, size, "shm")
-    backing.path = made.name
-    remember_segment(backing)
-    return Segment(backing)
+    segment = Segment(fd, size, "shm")
+    segment.path = made.name
+    remember_segment(segment)
+    return segment
 
 
 Order = Literal["C", "F"]
@@ -321,7 +321,7 @@ def asarray(values: Any, dtype: Any = None, *, manager: AnyManager = None) -> Sh
         return array(plain, manager=manager)
     if isinstance(values, SharedArray) and plain.dtype == values.dtype and not values.closed:
         return values
-    start = place.offset if place.segment.backing.shared else 0
+    start = place.offset if place.segment.divided else 0
     return over(plain, Lease(place, plain, _ours(manager), start=start, owner=False))
 
 
@@ -386,7 +386,7 @@ def _copied(dense: np.ndarray[Any, Any], name: str | None, manager: AnyManager) 
 
 def _owned(place: Location, root: np.ndarray[Any, Any], manager: AnyManager) -> Shared:
     """Look at fresh memory as a shared array, which owns it unless another manager does."""
-    owner = place.segment.backing.path is None
+    owner = place.segment.path is None
     return over(root, Lease(place, root, _ours(manager), start=place.offset, owner=owner))
 
 

@@ -84,7 +84,7 @@ class Lease:
     @property
     def alone(self) -> bool:
         """Whether the array has the segment to itself."""
-        return not self.segment.backing.shared
+        return not self.segment.divided
 
     def check(self) -> None:
         """Raise SegmentGone if the array was closed."""
@@ -130,7 +130,7 @@ class Lease:
             dtype=array.dtype,
             start=self.start,
             writable=array.flags.writeable,
-            identity=self.segment.backing.identity(),
+            identity=self.segment.identity(),
             file=self.segment.kind == "file",
         )
 
@@ -138,7 +138,7 @@ class Lease:
         """Give the lock of the array, whichever of its views asks."""
         if self._lock is None:
             self.check()
-            identity = self.segment.backing.identity()
+            identity = self.segment.identity()
             self._lock = lock_of(identity, self.start, self._reopen)
         return self._lock
 

@@ -248,7 +248,7 @@ def _share_file(one: Array, other: Array) -> bool:
     places = locate(one), locate(other)
     if places[0] is None or places[1] is None or places[0].segment == places[1].segment:
         return False
-    mine, theirs = (place.segment.backing.identity() for place in places if place is not None)
+    mine, theirs = (place.segment.identity() for place in places if place is not None)
     if mine != theirs:
         return False
     (low, high), (other_low, other_high) = (

@@ -54,7 +54,7 @@ from shmpar.ipc.ledger import SAID, Ledger
 from shmpar.ipc.protocol import Environment, PlanMessage, Reference, SegmentRecord, Standing
 from shmpar.ipc.tickets import LockTickets, OffsetTickets, Tickets, open_tickets
 from shmpar.ipc.wire import MAX_DESCRIPTORS, Wire
-from shmpar.memory.segment import Segment
+from shmpar.memory.segment import Mapping, Segment
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Failure, Function, Plan, ResultError
 from shmpar.worker.compute import Abandoned, Assignment, Chunks
@@ -244,7 +244,9 @@ class WorkerProcess:
     wire : Wire
         To the parent.
     segments : dict of int to Segment
-        What is mapped here, by the parent's key.
+        Those that the parent has lent, by its key.
+    mappings : dict of int to Mapping
+        Of segments in use: they stay mapped between plans, so that no page faults twice.
     backlog : deque
         Messages that came before their time.
     bell : Bell
@@ -280,6 +282,7 @@ class WorkerProcess:
         self.environment: Environment | None = None
         self.unentered: BaseException | None = None
         self.segments: dict[int, Segment] = {}
+        self.mappings: dict[int, Mapping] = {}
         self.private: dict[int, Segment] = {}
         self.backlog: deque[tuple[Any, list[int]]] = deque()
         self.left: int | None = None
@@ -337,6 +340,7 @@ class WorkerProcess:
     def _forget(self, key: int) -> None:
         """Drop a segment; the mapping lives as long as a view that the user's code has kept."""
         self.segments.pop(key, None)
+        self.mappings.pop(key, None)
         self.bound = None
         if self.ledger is not None and self.ledger[0] == key:
             self.ledger = None
@@ -353,8 +357,14 @@ class WorkerProcess:
             )
             (self.private if record.private else self.segments)[record.key] = segment
 
+    def _mapped(self, key: int) -> Segment:
+        """Return a segment, which stays mapped until the parent has it forgotten."""
+        segment = self.segments[key]
+        self.mappings[key] = segment.mapping
+        return segment
+
     def _held(self, keys: Sequence[int]) -> list[Segment]:
-        return [self.segments[key] if key >= 0 else self.private.pop(~key) for key in keys]
+        return [self._mapped(key) if key >= 0 else self.private.pop(~key) for key in keys]
 
     def _initialize(self, body: bytes, held: Sequence[int]) -> None:
         try:
@@ -504,8 +514,7 @@ class WorkerProcess:
     def view(self, reference: Reference, *, writable: bool) -> Array:
         """The array that lies where the parent says."""
         key, offset, shape, strides, dtype = reference
-        segment = self.segments[key]
-        return segment.ndarray(offset, shape, strides, np.dtype(dtype), writable=writable)
+        return self._mapped(key).ndarray(offset, shape, strides, np.dtype(dtype), writable=writable)
 
     def await_outputs(self, run: int) -> tuple[Sequence[Reference], bool]:
         """Take messages until the one that says where the outputs are."""

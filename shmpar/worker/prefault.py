@@ -56,9 +56,9 @@ def _gains(output: Array) -> Mapping | None:
     if output.nbytes < _LEAST or sys.platform != "linux":
         return None
     mapping = find_mapping(address_of(output))
-    if mapping is None or mapping.backing.private:
+    if mapping is None or mapping.segment.private:
         return None
-    return mapping if mapping.backing.kind in {"shm", "memfd"} else None
+    return mapping if mapping.segment.kind in {"shm", "memfd"} else None
 
 
 def _mapper(plan: Plan, output: Array, mapping: Mapping) -> Map:

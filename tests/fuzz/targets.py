@@ -134,7 +134,7 @@ class AddressTarget:
         touch(found)
         self.accepted += 1
         assert self.array.nbytes == 96  # nothing else may be mapped than this one
-        assert found._lease.segment.backing.identity() == (self.good["device"], self.good["inode"])
+        assert found._lease.segment.identity() == (self.good["device"], self.good["inode"])
 
 
 def touch(array: Any) -> None:
