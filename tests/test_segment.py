@@ -298,7 +298,7 @@ def test_an_absurd_request_is_refused_before_memory_is_touched():
     with pytest.raises(
         SegmentFull, match=r"result: no room .* 1,000,000,000,000,000 .* free.*np.memmap"
     ):
-        create(10**15, what="result")
+        create(10**15, purpose="result")
     assert issubclass(SegmentFull, MemoryError)
 
 

@@ -34,6 +34,11 @@ def stale_names(*, dry_run=False):
     return [entry.name for entry in remove_stale(dry_run=dry_run)]
 
 
+def names_in(inventory):
+    """Return the names that a registry lists."""
+    return {entry.name for entry in inventory.entries}
+
+
 def present():
     """All that lies in /dev/shm and is ours."""
     return {name for name in os.listdir(SHM) if name.startswith("shmpar_")}
@@ -158,7 +163,7 @@ def test_the_names_of_a_killed_process_are_removed_by_the_next():
         killed.send_signal(signal.SIGKILL)
         killed.wait()
         assert {killed_name, "shmpar-test-killed"} <= set(stale_names(dry_run=True))
-        found = {name for one in inventory() if not one.alive for name in one.names}
+        found = {name for one in inventory() if not one.alive for name in names_in(one)}
         assert {killed_name, "shmpar-test-killed"} <= found
         assert {killed_name, "shmpar-test-killed"} <= set(stale_names())
         assert killed_name not in present()

@@ -16,7 +16,7 @@ import pytest
 
 import shmpar
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Segment
+from shmpar.memory.segment import Segment, create
 from shmpar.pickling import unpack as unpack_module
 from shmpar.pickling.pack import LARGE, Parcel, pack
 from shmpar.pickling.unpack import Namespaces, unpack
@@ -221,7 +221,7 @@ class TestArrays:
 
     def test_a_result_that_lies_in_a_segment_is_not_copied(self) -> None:
         """Its own segment is mapped, privately."""
-        segment = Segment.make(8 * 20_000)
+        segment = create(8 * 20_000)
         array = segment.ndarray(0, (20_000,), None, np.dtype("f8"))
         array[:] = 7
         parcel = pack(array)

@@ -198,7 +198,7 @@ class Ledgers:
                 free.clear()
                 return self._free.pop(position)
         size = Ledger.nbytes(workers=self._workers, chunks=chunks)
-        segment = create(size + _SCRATCH_BYTES, what="ledger")
+        segment = create(size + _SCRATCH_BYTES, purpose="ledger")
         ledger = Ledger(segment.mapping, workers=self._workers, chunks=chunks)
         self._segments[ledger] = segment
         return ledger

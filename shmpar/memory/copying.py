@@ -18,7 +18,7 @@ import numpy as np
 
 from shmpar.errors import SegmentFull
 from shmpar.memory import allocate
-from shmpar.memory.segment import Segment
+from shmpar.memory.segment import Segment, create
 
 Array = np.ndarray[Any, Any]
 
@@ -109,7 +109,7 @@ def share(array: Array) -> tuple[Segment, Array]:
         raise TypeError(f"dtype {array.dtype} holds Python objects, which no process can share")
     order = memory_order(array)
     dense = array if order is None else array.transpose(order)
-    segment = Segment.make(array.nbytes, lambda fd, _: write(fd, 0, dense))
+    segment = create(array.nbytes, lambda fd, _: write(fd, 0, dense))
     shared = segment.ndarray(0, dense.shape, None, array.dtype)
     return segment, shared if order is None else shared.transpose(np.argsort(order))
 

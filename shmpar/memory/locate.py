@@ -142,7 +142,7 @@ def _user_file(memory: mmap.mmap, array: Array) -> tuple[Segment, int] | None:
         return found
 
 
-# One mapping of a file: start, end, flags, offset, device, inode, path.
+# A line about a mapped file: start, end, flags, offset, device, inode, path.
 _MAPS_LINE: Final = re.compile(
     r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) +(/.*)"
 )

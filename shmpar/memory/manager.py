@@ -50,7 +50,7 @@ class Manager:
 
     @property
     def closed(self) -> bool:
-        """Whether the manager was closed."""
+        """True if the manager was closed."""
         return self._closed
 
     def __enter__(self) -> Self:
@@ -100,7 +100,7 @@ class Manager:
         """
         self._check()
         if name is None and not self._needs_slab(array.nbytes):
-            segment = Segment.make(array.nbytes, lambda fd, _: copying.write(fd, 0, array))
+            segment = create(array.nbytes, lambda fd, _: copying.write(fd, 0, array))
             return Location(self._add(segment), 0)
         location = self.allocate(array.nbytes, name=name)
         copying.copy_in(location.segment, location.offset, array)

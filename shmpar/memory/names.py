@@ -183,7 +183,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Entry(NamedTuple):
-    """One name in a registry.
+    """A name in a registry.
 
     Attributes
     ----------
@@ -223,11 +223,6 @@ class Inventory(NamedTuple):
     alive: bool
     entries: tuple[Entry, ...]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Listed names that exist."""
-        return tuple(entry.name for entry in self.entries)
-
 
 class NameRegistry:
     """The file that lists the names of one manager; locked while this process lives.
@@ -261,7 +256,7 @@ class NameRegistry:
 
     @property
     def closed(self) -> bool:
-        """Whether the file was removed."""
+        """True if the file was removed."""
         return self._fd < 0
 
     __del__ = close

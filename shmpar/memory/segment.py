@@ -219,22 +219,6 @@ class Segment:
     (np.float64(0.0), 80)
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_callbacks",
-        "_fds",
-        "_mapping",
-        "_names",
-        "_pid",
-        "divided",
-        "key",
-        "kind",
-        "path",
-        "private",
-        "size",
-        "writable",
-    )
-
     def __init__(
         self,
         fd: int,
@@ -259,13 +243,6 @@ class Segment:
         limits.register(id(self))
 
     @classmethod
-    def make(cls, nbytes: int, fill: allocate.Fill | None = None) -> Segment:
-        """Make a nameless segment; ``fill(descriptor, nbytes)`` writes its bytes."""
-        size = max(1, nbytes)
-        fd, kind = allocate.make_file(size, fill)
-        return cls(fd, size, kind)
-
-    @classmethod
     def adopt(
         cls,
         fd: int,
@@ -282,7 +259,7 @@ class Segment:
 
     @property
     def closed(self) -> bool:
-        """Whether the segment was closed; views that exist stay readable."""
+        """True if the segment was closed; views that exist stay readable."""
         return not self._fds
 
     def fileno(self) -> int:
@@ -502,15 +479,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def create(nbytes: int, *, what: str = "array") -> Segment:
-    """Make a nameless segment of zeros that belongs to no manager; it ends with its last view.
+def create(nbytes: int, fill: allocate.Fill | None = None, *, purpose: str = "array") -> Segment:
+    """Make a nameless segment that belongs to no manager; it ends with its last view.
 
     Parameters
     ----------
     nbytes : int
         Bytes; 0 means 1.
-    what : str
-        Its purpose, for errors.
+    fill : callable, optional
+        Called with (descriptor, bytes); writes every byte.  Default: zeros.
+    purpose : str
+        The purpose, for errors.
 
     Raises
     ------
@@ -526,10 +505,12 @@ def create(nbytes: int, *, what: str = "array") -> Segment:
     >>> create(0).size
     1
     """
+    size = max(1, nbytes)
     try:
-        return Segment.make(nbytes)
+        fd, kind = allocate.make_file(size, fill)
     except SegmentFull as error:
-        raise SegmentFull(f"{what}: {error}") from None
+        raise SegmentFull(f"{purpose}: {error}") from None
+    return Segment(fd, size, kind)
 
 
 class Location(NamedTuple):
@@ -577,7 +558,7 @@ class Slab:
         if nbytes > _LARGEST_PIECE:
             return None
         if self._mapping is None or self._filled + nbytes > _SLAB_BYTES:
-            self._mapping, self._filled = create(_SLAB_BYTES, what="output").mapping, 0
+            self._mapping, self._filled = create(_SLAB_BYTES, purpose="output").mapping, 0
         location = Location(self._mapping.segment, self._filled)
         self._filled += -(-nbytes // CACHE_LINE) * CACHE_LINE
         return location
@@ -588,5 +569,5 @@ def new_output(shape: tuple[int, ...], dtype: np.dtype[Any], slab: Slab | None =
     nbytes = dense_nbytes(shape, dtype.itemsize)
     location = None if slab is None else slab.take(nbytes)
     if location is None:
-        location = Location(create(nbytes, what="output"), 0)
+        location = Location(create(nbytes, purpose="output"), 0)
     return location.segment.ndarray(location.offset, shape, None, dtype)
