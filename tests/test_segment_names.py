@@ -1,4 +1,4 @@
-"""Names: who makes them, who removes them, and what a death leaves."""
+"""Names of segments: make them, remove them, and remove those of dead processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHM = "/dev/shm"
 
 @pytest.fixture
 def manager():
-    """Make a manager that is closed at the end."""
+    """Return a manager that is closed at the end."""
     with Manager() as manager:
         yield manager
 
@@ -40,12 +40,12 @@ def names_in(inventory):
 
 
 def present():
-    """All that lies in /dev/shm and is ours."""
+    """Return our names in /dev/shm."""
     return {name for name in os.listdir(SHM) if name.startswith("shmpar_")}
 
 
-def test_memory_has_no_name_until_somebody_asks(manager):
-    """Then it has one, of at most 31 characters, and the same one again."""
+def test_memory_has_no_name_until_it_is_requested(manager):
+    """The name has at most 31 characters and stays the same."""
     before = present()
     a = sa.zeros(3, manager=manager)
     assert present() == before
@@ -57,8 +57,8 @@ def test_memory_has_no_name_until_somebody_asks(manager):
 
 
 @pytest.mark.parametrize("end", ["close", "with", "drop", "manager"])
-def test_a_name_goes_with_its_array(end, manager):
-    """At close(), at the end of a with block, with the last view, with the manager."""
+def test_a_name_is_removed_with_its_array(end, manager):
+    """The name goes at close(), after a with block, with the last view or with the manager."""
     a = sa.zeros(3, manager=manager)
     name = a.name
     if end == "close":
@@ -77,7 +77,7 @@ def test_a_name_goes_with_its_array(end, manager):
 
 
 def test_a_chosen_name_exists_at_once(manager):
-    """And can be used once at a time."""
+    """A chosen name exists at once, and only once at a time."""
     a = sa.full(3, 7.0, name="shmpar-test-chosen", manager=manager)
     assert a.name == "shmpar-test-chosen"
     assert attach("shmpar-test-chosen", 3, "f8").tolist() == [7, 7, 7]
@@ -95,7 +95,7 @@ def test_a_chosen_name_exists_at_once(manager):
     ],
 )  # fmt: skip
 def test_bad_names_are_refused(name, manager):
-    """Before anything is made."""
+    """An impossible name is refused before anything is made."""
     with pytest.raises(ValueError, match="cannot name"):
         sa.zeros(3, name=name, manager=manager)
     with pytest.raises(TypeError):
@@ -103,8 +103,8 @@ def test_bad_names_are_refused(name, manager):
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_an_interrupt_while_a_name_is_given_leaves_none(after, manager, monkeypatch):
-    """What was named goes with its array; what was not gets its name when somebody asks again."""
+def test_an_interrupt_while_a_name_is_given_leaves_no_name(after, manager, monkeypatch):
+    """A name that was given goes with its array; otherwise the next request gives it."""
     link, given = allocate.link_file, []
 
     def interrupted(fd: int, path: str) -> None:
@@ -150,7 +150,7 @@ OWNER = """
 
 @pytest.mark.alone
 def test_the_names_of_a_killed_process_are_removed_by_the_next():
-    """SIGKILL leaves names and a marker; a living owner's stay; the dead's go."""
+    """The names of a killed process are removed; those of a living one stay."""
     pipe = subprocess.PIPE
     with (
         interpreter(OWNER, "shmpar-test-living", stdin=pipe, stdout=pipe) as living,
@@ -176,8 +176,8 @@ def test_the_names_of_a_killed_process_are_removed_by_the_next():
 
 
 @pytest.mark.alone
-def test_what_a_killed_process_named_can_be_taken_over():
-    """By a process that makes its first list for it: the name is on that before any is reaped."""
+def test_an_array_of_a_killed_process_can_be_taken_over():
+    """The name is in the first registry of the new owner before stale names are removed."""
     heir = f"""
         import os, subprocess, sys, textwrap
         from shmpar.arrays import attach
@@ -191,7 +191,7 @@ def test_what_a_killed_process_named_can_be_taken_over():
             owner.kill()
         a = attach(name, 3, "f8", own=True)  # at once: any pool of this user's would remove it
         assert os.path.exists(f"{SHM}/{{name}}"), "gone at once"
-        assert not os.path.exists("{SHM}/shmpar-test-inherited"), "the dead's others are reaped"
+        assert not os.path.exists("{SHM}/shmpar-test-inherited"), "the others stay"
         assert name not in {{one.name for one in remove_stale()}}
         assert a.name == name and a.tolist() == [1, 1, 1]
         a.close()
@@ -202,8 +202,8 @@ def test_what_a_killed_process_named_can_be_taken_over():
 
 
 @pytest.mark.alone
-def test_a_reused_name_is_not_reaped():
-    """A name on a dead process' list that now belongs to another file stays."""
+def test_a_reused_name_is_not_removed():
+    """A name in a stale registry stays if it belongs to another file now."""
     mine = sa.zeros(3, name="shmpar-test-reused")
     stale = f"{SHM}/{names.generate_name('.marker')}"
     with open(stale, "w") as file:
@@ -216,8 +216,8 @@ def test_a_reused_name_is_not_reaped():
 
 
 @pytest.mark.alone
-def test_a_forked_child_does_not_keep_a_marker_alive():
-    """The lock of a killed parent is free although its child lives on."""
+def test_a_forked_child_does_not_keep_a_registry_alive():
+    """The lock of a killed parent is released although its child lives on."""
     code = """
         import os, sys, time
         from shmpar.arrays import attach, creation as sa
@@ -240,7 +240,7 @@ def test_a_forked_child_does_not_keep_a_marker_alive():
 
 
 def test_a_forked_child_removes_nothing():
-    """Neither its finalizers nor its exit nor close() end what belongs to the parent."""
+    """Finalizers, exit and close() in the child leave the names of the parent."""
     done = run_python("""
         import os, gc, warnings
         from shmpar.arrays import attach, creation as sa
@@ -267,7 +267,7 @@ def test_a_forked_child_removes_nothing():
 
 
 def test_a_manager_of_the_parent_refuses_in_a_forked_child():
-    """The child is told; what it would make there nobody would release."""
+    """The child gets an error, since nothing would release its segments."""
     done = run_python("""
         import os, warnings
         from shmpar.memory.manager import Manager
@@ -288,7 +288,7 @@ def test_a_manager_of_the_parent_refuses_in_a_forked_child():
     "end", ["", "raise SystemExit(3)", "1/0", "import os; os.kill(os.getpid(), 2)"]
 )
 def test_nothing_is_left_at_exit(end):
-    """However the interpreter ends by itself, its names go and it says nothing about them."""
+    """At every kind of exit the names are removed, without a message."""
     done = run_python(f"""
         from shmpar.arrays import attach, creation as sa
         from shmpar.memory.copying import share
@@ -305,8 +305,8 @@ def test_nothing_is_left_at_exit(end):
 
 
 @pytest.mark.alone
-def test_reaping_is_cheap():
-    """A listing: it happens at every start of a pool."""
+def test_removing_stale_names_is_cheap():
+    """Every start of a pool removes stale names, so it must be fast."""
     start = time.perf_counter()
     for _ in range(20):
         stale_names()
@@ -314,8 +314,8 @@ def test_reaping_is_cheap():
 
 
 @pytest.mark.alone
-def test_two_managers_of_one_process_do_not_reap_each_other():
-    """POSIX locks do not exclude their own process, so it knows its own markers."""
+def test_two_managers_of_a_process_keep_each_others_names():
+    """POSIX locks do not exclude their own process, so it must know its own registries."""
     with Manager() as first, Manager() as second:
         a, b = sa.ones(3, manager=first), sa.ones(3, manager=second)
         assert {a.name, b.name} <= present()
@@ -327,8 +327,8 @@ def test_two_managers_of_one_process_do_not_reap_each_other():
         del a, b
 
 
-def test_a_marker_goes_with_its_last_name(manager):
-    """A long session that named one array once leaves no file behind."""
+def test_a_registry_is_removed_with_its_last_name(manager):
+    """A long session in which one array had a name leaves no file behind."""
     a = sa.ones(3, manager=manager)
     a.name  # noqa: B018 (names the segment)
     path = manager.registry().path
@@ -338,8 +338,8 @@ def test_a_marker_goes_with_its_last_name(manager):
     assert path not in names._own_registries
 
 
-def test_values_survive_an_address_book_of_np_arrays(manager):
-    """A result that is plain can be shared by name as well, and keeps its memory."""
+def test_a_result_can_be_shared_by_name_and_survives_its_manager(manager):
+    """A plain result gets a name too, and keeps its memory after the manager is closed."""
     from shmpar.memory.copying import share
 
     result = share(np.arange(4.0))[1]

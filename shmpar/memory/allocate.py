@@ -59,7 +59,7 @@ class Capacity(NamedTuple):
     refusal : str
         The reason that it cannot be used at all; empty if it can.
     in_memory : bool
-        Whether its files take memory.
+        True if its files take memory.
     """
 
     source: Source

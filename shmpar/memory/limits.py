@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 try:
     import resource
-except ImportError:  # Windows has no such limits
+except ImportError:  # Windows has no limits of this kind
     resource = None  # type: ignore[assignment]
 
 P = ParamSpec("P")
@@ -177,7 +177,7 @@ def memory_groups() -> Iterator[MemoryGroup]:
     for version, folder in cgroup_folders("memory"):
         try:
             limit, used = (_number(f"{folder}/{name}") for name in _MEMORY_FILES[version])
-        except ValueError:  # no such group, or "max"
+        except ValueError:  # the group is missing, or has the limit "max"
             continue
         if limit < UNLIMITED:
             stat = f"{folder}/memory.stat"
@@ -311,5 +311,5 @@ def _cpu_quota(version: int, folder: str) -> float:
     try:
         quota, period = map(int, words)
         return quota / period
-    except (ValueError, ZeroDivisionError):  # no such group, or "max"
+    except (ValueError, ZeroDivisionError):  # the group is missing, or has the limit "max"
         return 0.0

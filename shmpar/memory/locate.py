@@ -113,7 +113,7 @@ class _MappedFile(NamedTuple):
     device, inode : int or None
         Its identity; None if the platform does not tell it.
     writable : bool
-        Whether the mapping is writable.
+        True if the mapping is writable.
     start : int
         Address at which byte 0 of the file lies, or would lie.
     """

@@ -214,7 +214,7 @@ class Inventory(NamedTuple):
     path : str
         The file of the registry.
     alive : bool
-        Whether its process holds the lock.
+        True if its process holds the lock.
     entries : tuple of Entry
         The listed names that exist.
     """

@@ -200,14 +200,14 @@ class Segment:
         Number of the segment, unique in this interpreter; in a worker the number of the parent.
         Default: the next one.
     writable : bool
-        Whether arrays over it may be written.
+        True if arrays over it may be written.
     private : bool
-        Whether writes stay in this process (copy on write).
+        True if writes stay in this process (copy on write).
 
     Attributes
     ----------
     divided : bool
-        Whether several named arrays lie in it.
+        True if several named arrays lie in it.
     path : str or None
         Path of a mapped file of the user's, or name of a segment made elsewhere.
 
