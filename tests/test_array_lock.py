@@ -107,7 +107,7 @@ def test_mistakes_are_named(counter):
 
 def test_arrays_of_one_segment_have_locks_of_their_own(monkeypatch):
     """Small arrays that share a segment do not share a lock."""
-    monkeypatch.setattr(limits, "scarce", lambda: True)
+    monkeypatch.setattr(limits, "descriptors_scarce", lambda: True)
     a, b = sa.zeros(3), sa.zeros(3)
     assert a._lease.segment == b._lease.segment
     with a.lock:
