@@ -19,10 +19,10 @@ Sizes are Python integers: a shape that overflows 64 bits gives a large number, 
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 import mmap
-import operator
 import os
 import sys
 import threading
@@ -122,7 +122,10 @@ class Mapping(mmap.mmap):
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if segment.writable else 0)
         self = super().__new__(cls, segment.fileno(), segment.size, flags, prot, **_UNTRACKED)
         self.segment = segment
-        self.start = address_of(np.ndarray((1,), np.uint8, self))
+        if segment.writable:  # Why: ctypes is faster, but refuses read-only memory
+            self.start = ctypes.addressof(ctypes.c_char.from_buffer(self))
+        else:
+            self.start = address_of(np.ndarray((1,), np.uint8, self))
         _register(self)
         return self
 
@@ -137,11 +140,11 @@ class _MappingRef(weakref.ref[Mapping]):
     start: int
 
 
-_by_start = operator.attrgetter("start")
-# Lock: protects _mappings.  No finalizer takes it: the garbage collector may run while the same
-# thread holds it.
+# Lock: protects _mappings and _starts.  No finalizer takes it: the garbage collector may run while
+# the same thread holds it.
 _mappings_lock = threading.Lock()
-_mappings: list[_MappingRef] = []  # Invariant: sorted by start
+_mappings: dict[int, _MappingRef] = {}
+_starts: list[int] = []  # Invariant: the sorted keys of _mappings; an interrupt may delay a key
 _dead: deque[_MappingRef] = deque()  # Invariant: a mapping is here before its range can be reused
 
 
@@ -154,8 +157,9 @@ def find_mapping(address: int) -> Mapping | None:
     """
     with _mappings_lock:
         _remove_dead()
-        position = bisect_right(_mappings, address, key=_by_start) - 1
-        mapping = _mappings[position]() if position >= 0 else None
+        position = bisect_right(_starts, address) - 1
+        found = _mappings.get(_starts[position]) if position >= 0 else None
+    mapping = None if found is None else found()
     return mapping if mapping is not None and address < mapping.start + len(mapping) else None
 
 
@@ -166,16 +170,20 @@ def _register(mapping: Mapping) -> None:
     found.start = mapping.start
     with _mappings_lock:
         _remove_dead()
-        insort(_mappings, found, key=_by_start)
+        _mappings[mapping.start] = found
+        insort(_starts, mapping.start)
 
 
 def _remove_dead() -> None:
     """Forget the address ranges of dead mappings; the caller holds the lock."""
     while _dead:
         # Why: an interrupt may come after each line, and the next call repeats them.
-        position = bisect_left(_mappings, _dead[0].start, key=_by_start)
-        if position < len(_mappings) and _mappings[position] is _dead[0]:
-            del _mappings[position]
+        start = _dead[0].start
+        if _mappings.get(start) is _dead[0]:
+            del _mappings[start]
+        position = bisect_left(_starts, start)
+        if start not in _mappings and _starts[position : position + 1] == [start]:
+            del _starts[position]
         _dead.popleft()
 
 
