@@ -25,9 +25,9 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 from shmpar.memory import allocate, limits
-from shmpar.memory.limits import VARIABLE, affinity_cpus, available_cpus, quota_cpus
+from shmpar.memory.limits import NUM_WORKERS_VARIABLE, affinity_cpus, available_cpus, quota_cpus
 from shmpar.memory.manager import Manager
-from shmpar.memory.names import Entry, inventory, sweep
+from shmpar.memory.names import Entry, inventory, remove_stale
 from shmpar.report.text import format_bytes, format_count, format_seconds, format_table
 from shmpar.version import __version__
 
@@ -127,7 +127,7 @@ def ls() -> Answer:
 def clean(*, dry_run: bool) -> Answer:
     """Remove the named segments of dead processes, or list them with `dry_run`."""
     before = {entry.identity for entry, alive in _named_segments() if not alive}
-    removed = sorted(sweep(dry_run=dry_run), key=lambda entry: entry.name)
+    removed = sorted(remove_stale(dry_run=dry_run), key=lambda entry: entry.name)
     after = [] if dry_run else [entry for entry, alive in _named_segments() if not alive]
     # Why: only segments that were stale before, since another process may have died just now.
     left = [entry for entry in after if entry.identity in before]
@@ -218,23 +218,23 @@ def _check_versions(section: Section) -> None:
 def _check_workers(section: Section) -> None:
     """Check the number of workers that a pool starts."""
     affinity, quota = affinity_cpus(), quota_cpus()
-    chosen = os.environ.get(VARIABLE) or None
+    chosen = os.environ.get(NUM_WORKERS_VARIABLE) or None
     number, text = None, "fails"
     try:
         number = available_cpus()
     except ValueError as error:
-        section.problem(str(error), f"unset {VARIABLE}, or set it to 1 or more")
+        section.problem(str(error), f"unset {NUM_WORKERS_VARIABLE}, or set it to 1 or more")
     else:
         reason = "one for each CPU allowed"
         if chosen:
-            reason = f"set by {VARIABLE}"
+            reason = f"set by {NUM_WORKERS_VARIABLE}"
         elif quota is not None and math.ceil(quota) < affinity:
             reason = "limited by the quota of the control group"
         text = f"{format_count(number, 'worker')}, {reason}"
     section.add("pool", number, "Pool()", text)
     section.add("affinity", affinity, "CPUs allowed", f"{affinity} of {os.cpu_count() or '?'}")
     section.add("quota", quota, "CPU quota", "none" if quota is None else f"{quota:g} CPUs")
-    section.add(VARIABLE, chosen, VARIABLE, chosen or "not set")
+    section.add(NUM_WORKERS_VARIABLE, chosen, NUM_WORKERS_VARIABLE, chosen or "not set")
     methods = multiprocessing.get_all_start_methods()
     text = f"{', '.join(methods)} (of multiprocessing; shmpar uses none of them)"
     section.add("start_methods", methods, "start methods", text)
@@ -312,10 +312,10 @@ def _check_tickets(section: Section) -> None:
 
 
 def _check_memory(section: Section) -> None:
-    available, usable = limits.available(), limits.memory()
+    available, usable = limits.available_memory(), limits.free_memory()
     section.add("available", available, "available", f"{format_bytes(available)} (MemAvailable)")
     value, text = None, "no limit"
-    if group := min(limits.groups(), key=lambda one: one.left, default=None):
+    if group := min(limits.memory_groups(), key=lambda one: one.left, default=None):
         value = {"limit": group.limit, "used": group.used, "reclaimable": group.reclaimable}
         used, limit = format_bytes(group.used), format_bytes(group.limit)
         text = f"{used} of {limit} used, {format_bytes(group.reclaimable)} of it reclaimable"
@@ -328,7 +328,7 @@ def _check_memory(section: Section) -> None:
 
 def _check_shared_memory(section: Section) -> None:
     """Check /dev/shm: its size, nameless files and names."""
-    refusal = allocate.survey()[0].refusal
+    refusal = allocate.capacities()[0].refusal
     total = free = None
     text = "missing"
     try:
@@ -366,20 +366,20 @@ def _refused_name() -> str:
 
 def _check_places(section: Section) -> None:
     """Find the kind of memory of a small and of a large array."""
-    found = allocate.survey()
+    found = allocate.capacities()
     for key, nbytes in _EXAMPLES:
         passed = []
         kind, text = None, "refused (SegmentFull)"
         for one in found:
             if not one.refusal and one.free >= nbytes:
-                kind, text = one.rung.kind, f"{one.rung.kind} ({one.rung.where} has room)"
+                kind, text = one.source.kind, f"{one.source.kind} ({one.source.where} has room)"
                 break
-            passed.append(f"{one.rung.where}: {one.refusal or format_bytes(one.free) + ' free'}")
+            passed.append(f"{one.source.where}: {one.refusal or format_bytes(one.free) + ' free'}")
         label = f"array of {format_bytes(nbytes)}"
         section.add(key, kind, label, "; ".join([text, *passed]))
     for one in found:
-        text = f"{one.rung.where}: {one.refusal or 'up to ' + format_bytes(one.free)}"
-        section.add(one.rung.kind, None if one.refusal else one.free, one.rung.kind, text)
+        text = f"{one.source.where}: {one.refusal or 'up to ' + format_bytes(one.free)}"
+        section.add(one.source.kind, None if one.refusal else one.free, one.source.kind, text)
 
 
 def _check_segments(before: list[tuple[Entry, bool]], section: Section) -> None:

@@ -25,7 +25,7 @@ from shmpar.engines.local import Initializer, SerialEngine, ThreadsEngine, cap_t
 from shmpar.grid.axis import whole_number
 from shmpar.memory.limits import available_cpus
 from shmpar.memory.manager import Manager
-from shmpar.memory.names import reap
+from shmpar.memory.names import remove_stale
 from shmpar.plan import Function
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.loop import Close, Loop, call_here, execute_here
@@ -281,7 +281,7 @@ class Pool(Reductions, Memory, Executor):
         self._manager = Manager()
         self._initializer = Initializer(spec.initialize)
         self._resume = weakref.WeakMethod(self._launch)
-        reap()
+        remove_stale()
         try:
             self._loop = Loop(partial(spec.make, self._initializer), self._manager.close)
         except BaseException:

@@ -223,7 +223,7 @@ def test_an_address_of_a_segment_that_was_replaced_is_gone(owner):
 
 def test_a_memory_file_is_found_through_its_owner(monkeypatch):
     """Without room in /dev/shm other processes find it through /proc, by device and inode."""
-    monkeypatch.setattr(allocate, "RUNGS", allocate.RUNGS[1:2])
+    monkeypatch.setattr(allocate, "SOURCES", allocate.SOURCES[1:2])
     a = sa.array(np.arange(5.0))
     assert a.name.startswith("/proc/")
     done = run_python(

@@ -307,7 +307,7 @@ def test_a_segment_that_was_taken_over_stays(live):
 @pytest.mark.alone
 def test_segments_of_other_users_stay():
     """The registry and the segment of a dead process are another user's."""
-    name, marker = fresh(), names.generated(".marker")
+    name, marker = fresh(), names.generate_name(".marker")
     nobody = 65534
     for path in (f"{SHM}/{name}", f"{SHM}/{marker}"):
         with open(path, "w"):

@@ -1,4 +1,4 @@
-"""How many CPUs there are, and what the end of a process means."""
+"""The number of CPUs, and the description of an exit status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shmpar.memory import limits
 
 @dataclass
 class Machine:
-    """The files of a machine in which its control groups show."""
+    """The files of a machine that describe its control groups."""
 
     root: Path
 
@@ -28,24 +28,24 @@ class Machine:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
-    """A machine with 16 CPUs, all of which may be used."""
-    monkeypatch.delenv(limits.VARIABLE, raising=False)
-    monkeypatch.setattr(limits, "ROOT", str(tmp_path / "groups"))
-    monkeypatch.setattr(limits, "MEMBERSHIP", str(tmp_path / "membership"))
+    """Return a machine with 16 usable CPUs."""
+    monkeypatch.delenv(limits.NUM_WORKERS_VARIABLE, raising=False)
+    monkeypatch.setattr(limits, "CGROUP_ROOT", str(tmp_path / "groups"))
+    monkeypatch.setattr(limits, "CGROUP_MEMBERSHIP", str(tmp_path / "membership"))
     monkeypatch.setattr(limits.os, "sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.setattr(limits.os, "cpu_count", lambda: 64)
     return Machine(tmp_path)
 
 
 def test_without_a_quota_the_affinity_decides(machine: Machine) -> None:
-    """Not the number of CPUs of the machine."""
+    """The affinity counts, not the number of CPUs of the machine."""
     assert limits.available_cpus() == 16
 
 
 def test_without_affinity_it_is_the_number_of_cpus(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on macOS; one where that is unknown."""
+    """Without affinity, as on macOS, all CPUs count; an unknown number of CPUs counts as one."""
     monkeypatch.delattr(limits.os, "sched_getaffinity")
     assert limits.available_cpus() == 64
     monkeypatch.setattr(limits.os, "cpu_count", lambda: None)
@@ -66,10 +66,10 @@ def test_without_affinity_it_is_the_number_of_cpus(
         pytest.param({"/a/b": "100000 0"}, 16, id="no-period"),
     ],
 )
-def test_the_quota_of_a_group_or_one_above_is_kept(
+def test_the_quota_of_a_group_or_an_ancestor_limits(
     quotas: dict[str, str], expected: int, machine: Machine
 ) -> None:
-    """Control groups of version 2; containers have them."""
+    """Containers have control groups of version 2."""
     machine["membership"] = "1:name=systemd:/x\n0::/a/b\n"
     for group, quota in quotas.items():
         machine[f"groups{group}/cpu.max"] = quota
@@ -86,10 +86,10 @@ def test_the_quota_of_a_group_or_one_above_is_kept(
         pytest.param({"/c": "100000\n"}, 16, id="another's"),
     ],
 )
-def test_quotas_of_version_1_are_kept_too(
+def test_quotas_of_version_1_limit_too(
     quotas: dict[str, str], expected: int, machine: Machine
 ) -> None:
-    """-1 is none; groups of the controller alone count."""
+    """A quota of -1 is no quota; only groups of the controller count."""
     machine["membership"] = "5:cpu,cpuacct:/a/b\n4:cpuset:/c\n0::/c\n"
     for group, quota in quotas.items():
         machine[f"groups/cpu{group}/cpu.cfs_quota_us"] = quota
@@ -98,10 +98,10 @@ def test_quotas_of_version_1_are_kept_too(
 
 
 def test_the_variable_overrides_both(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than there are, too; empty is not set."""
-    monkeypatch.setenv(limits.VARIABLE, "40")
+    """The variable may exceed the number of CPUs; if empty, it is ignored."""
+    monkeypatch.setenv(limits.NUM_WORKERS_VARIABLE, "40")
     assert limits.available_cpus() == 40
-    monkeypatch.setenv(limits.VARIABLE, "")
+    monkeypatch.setenv(limits.NUM_WORKERS_VARIABLE, "")
     assert limits.available_cpus() == 16
 
 
@@ -109,15 +109,17 @@ def test_the_variable_overrides_both(machine: Machine, monkeypatch: pytest.Monke
 def test_a_variable_that_is_no_number_is_an_error(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rather than a pool of another size than was asked for."""
-    monkeypatch.setenv(limits.VARIABLE, value)
-    with pytest.raises(ValueError, match=f"{limits.VARIABLE} is a number of workers, 1 or more"):
+    """A pool never gets another size than the requested one."""
+    monkeypatch.setenv(limits.NUM_WORKERS_VARIABLE, value)
+    with pytest.raises(
+        ValueError, match=f"{limits.NUM_WORKERS_VARIABLE} is a number of workers, 1 or more"
+    ):
         limits.available_cpus()
 
 
 def test_this_machine_has_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And no more than this process may use."""
-    monkeypatch.delenv(limits.VARIABLE, raising=False)
+    """The number of CPUs is plausible on the machine of the test."""
+    monkeypatch.delenv(limits.NUM_WORKERS_VARIABLE, raising=False)
     assert 1 <= limits.available_cpus() <= (os.cpu_count() or 1)
 
 
@@ -137,5 +139,5 @@ def test_this_machine_has_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_an_exit_is_described(code: Any, says: str) -> None:
-    """With what to look at, for signals that have a usual cause."""
+    """The description of a signal names its usual cause."""
     assert says in Exit(code).describe()

@@ -1,4 +1,4 @@
-"""Few descriptors: a pool raises its limit in time, and says so where it may not."""
+"""Few descriptors: a pool raises its limit in time, or raises an error with advice."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def drop(some):
 """
 
 
-def check(source: str, said: str) -> None:
-    """Run it; it says so, and nothing else."""
+def check(source: str, expected: str) -> None:
+    """Run a program, and compare its output; it must write no error."""
     done = run_python(LIMIT + source, timeout=120)
-    assert (done.stdout, done.stderr, done.returncode) == (said, "", 0)
+    assert (done.stdout, done.stderr, done.returncode) == (expected, "", 0)
 
 
 def test_a_pool_of_many_workers_raises_the_limit() -> None:
-    """Each takes six descriptors, which six workers have not got."""
+    """Six workers need more descriptors than the soft limit allows."""
     check(
         """
 limit(30)
@@ -52,7 +52,7 @@ with shmpar.Pool(6) as pool:
 
 
 def test_a_pool_starts_with_no_descriptor_left() -> None:
-    """Whatever it opens first."""
+    """The first file that a pool opens raises the limit."""
     check(
         """
 with shmpar.Pool(1) as pool:  # imports what it needs
@@ -69,7 +69,7 @@ drop(held)
 
 @pytest.mark.parametrize("soft", [pytest.param(64, marks=pytest.mark.stress), 1024])
 def test_results_that_lie_in_many_segments_arrive(soft: int) -> None:
-    """The kernel drops descriptors beyond the limit: it is raised before."""
+    """The kernel drops descriptors beyond the limit, so the limit is raised before."""
     check(
         f"""
 limit({soft}, 16384)
@@ -95,8 +95,8 @@ print(all((array == n).all() for n, array in enumerate(found)), len(found))
         "pool.map_blocks(np.negative, mapped, out=out, ledger=ledger, chunks=10)",
     ],
 )
-def test_whatever_opens_a_file_raises_the_limit(work: str, tmp_path: Path) -> None:
-    """Names, addresses, locks, mapped files and ledgers."""
+def test_everything_that_opens_a_file_raises_the_limit(work: str, tmp_path: Path) -> None:
+    """Names, addresses, locks, mapped files and ledgers raise the limit."""
     check(
         f"""
 import shmpar.memory.names, shmpar.runtime.checkpoint
@@ -118,7 +118,7 @@ with shmpar.Pool(1) as pool:
 
 
 def test_a_pool_works_above_the_numbers_that_select_takes() -> None:
-    """As in a program that has opened a thousand files."""
+    """A program may have opened a thousand files before."""
     check(
         """
 limit(4096)
@@ -132,7 +132,7 @@ with shmpar.Pool(2) as pool:
 
 
 def test_a_limit_that_cannot_be_raised_is_an_error_and_leaves_nothing() -> None:
-    """No process, no descriptor; it says what to do."""
+    """The error has advice, and no process and no descriptor is left."""
     check(
         """
 limit(40, 40)
@@ -150,7 +150,7 @@ with shmpar.Pool(1) as pool:
 
 
 def test_a_message_that_cannot_be_sent_is_the_runs_error() -> None:
-    """A long one needs a descriptor; the run does not wait for what was never sent."""
+    """A long message needs a descriptor; the run does not wait if it was never sent."""
     check(
         """
 limit(80, 80)
@@ -172,7 +172,7 @@ with shmpar.Pool(1) as pool:
 
 
 def test_a_task_that_cannot_be_sent_is_its_error() -> None:
-    """And the next one is computed."""
+    """The task that cannot be sent fails, and the next one is computed."""
     check(
         """
 limit(80, 80)
@@ -190,8 +190,8 @@ with shmpar.Pool(1) as pool:
     )
 
 
-def test_results_that_there_is_no_room_for_are_an_error() -> None:
-    """Never fewer than were sent, and never one in the place of another."""
+def test_results_without_room_for_their_descriptors_are_an_error() -> None:
+    """No result is lost, and none takes the place of another."""
     check(
         """
 def many(n):
@@ -213,8 +213,8 @@ with shmpar.Pool(1) as pool:
     )
 
 
-def test_a_segment_that_was_closed_is_the_fault_of_its_call_alone(tmp_path: Path) -> None:
-    """What would have gone with it to a worker goes with the next."""
+def test_a_closed_segment_fails_only_its_own_call(tmp_path: Path) -> None:
+    """Segments of the same message are sent with the next one."""
     os.mkfifo(tmp_path / "gate")
     check(
         f"""
@@ -241,7 +241,7 @@ with shmpar.Pool(1) as pool:
 
 
 def test_no_array_is_a_standard_stream() -> None:
-    """What is printed where one is closed is lost, and not in an array."""
+    """Text printed to a closed stream is lost, and never written to an array."""
     source = """
         import os, numpy as np, shmpar
         os.close(1)

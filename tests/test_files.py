@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""atomic_file(): files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 
 import shmpar
-from shmpar.memory.allocate import appear
+from shmpar.memory.allocate import atomic_file
 
 
 @pytest.fixture(params=["nameless", "named"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder, on a system that knows nameless files or does not."""
+    """Return a folder on a system with nameless files, or without them."""
     if request.param == "named":
         monkeypatch.delattr(os, "O_TMPFILE")
     return tmp_path
 
 
-def test_it_is_there_at_the_end_of_the_block(folder: Path) -> None:
-    """With as many bytes as were said, and this user's alone."""
+def test_the_file_appears_at_the_end_of_the_block(folder: Path) -> None:
+    """The file has the requested size and is readable by its user only."""
     path = folder / "file"
-    with appear(str(path), 10_000) as fd:
+    with atomic_file(str(path), 10_000) as fd:
         os.pwrite(fd, b"head", 0)
         assert not path.exists()
     assert path.read_bytes() == b"head" + bytes(9_996)
@@ -30,30 +30,30 @@ def test_it_is_there_at_the_end_of_the_block(folder: Path) -> None:
     assert os.listdir(folder) == ["file"]
 
 
-def test_one_that_is_there_is_replaced_or_kept(folder: Path) -> None:
-    """Who has the old one open keeps it."""
+def test_an_existing_file_is_replaced_or_kept(folder: Path) -> None:
+    """A process with the old file open keeps it."""
     path = folder / "file"
     path.write_bytes(b"old")
     with path.open("rb") as held:
-        with pytest.raises(FileExistsError), appear(str(path), 3):
+        with pytest.raises(FileExistsError), atomic_file(str(path), 3):
             pass
         assert path.read_bytes() == b"old"
-        with appear(str(path), 3, replace=True) as fd:
+        with atomic_file(str(path), 3, replace=True) as fd:
             os.pwrite(fd, b"new", 0)
         assert (held.read(), path.read_bytes()) == (b"old", b"new")
     assert os.listdir(folder) == ["file"]
 
 
-def test_nothing_is_left_of_one_that_was_not_finished(folder: Path) -> None:
-    """Whatever stopped it."""
-    with pytest.raises(KeyboardInterrupt), appear(str(folder / "file"), 10):
+def test_nothing_is_left_of_an_unfinished_file(folder: Path) -> None:
+    """An interrupt or an error removes the file."""
+    with pytest.raises(KeyboardInterrupt), atomic_file(str(folder / "file"), 10):
         raise KeyboardInterrupt
-    with pytest.raises(shmpar.SegmentFull), appear(str(folder / "file"), 1 << 50):
+    with pytest.raises(shmpar.SegmentFull), atomic_file(str(folder / "file"), 1 << 50):
         pass
     assert os.listdir(folder) == []
 
 
-def test_a_folder_that_is_not_there_is_an_error(folder: Path) -> None:
-    """As of any file."""
-    with pytest.raises(FileNotFoundError), appear(str(folder / "none" / "file"), 10):
+def test_a_missing_folder_is_an_error(folder: Path) -> None:
+    """A missing folder raises FileNotFoundError."""
+    with pytest.raises(FileNotFoundError), atomic_file(str(folder / "none" / "file"), 10):
         pass

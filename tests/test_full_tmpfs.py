@@ -1,4 +1,4 @@
-"""No room, in each phase of a run: the next rung or ``SegmentFull``, and the parent goes on."""
+"""A full file system in each phase of a run: the next source, or ``SegmentFull``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
     reason="mounting a small file system needs root",
 )
 
-# fill() leaves so many bytes of the file system; works() is a pool that does all that it should.
+# fill() leaves so many bytes of the file system; works() checks the pool.
 PROGRAM = """
 import os, sys, threading
 from shmpar.memory.locate import locate
@@ -55,14 +55,14 @@ def refused(call):
 """
 
 
-def check(source: str, said: str, size: str = "8m", disk: str = "/dev/shm") -> None:
-    """Run it beside a file system of this size; it says so, ends well and complains of nothing."""
+def check(source: str, expected: str, size: str = "8m", disk: str = "/dev/shm") -> None:
+    """Run a program with a file system of this size, and compare its output."""
     program = PROGRAM.replace("{disk!r}", repr(disk)) + source
-    assert in_little_shm(program, size, disk) == said
+    assert in_little_shm(program, size, disk) == expected
 
 
 def test_arrays_when_shm_is_full() -> None:
-    """Nameless ones are on the next rung; a name needs the place that is full."""
+    """Nameless arrays lie in the next source; a name needs the full one."""
     check(
         """
 with shmpar.Pool(2) as pool:
@@ -84,7 +84,7 @@ print(os.listdir(DISK))
 
 
 def test_a_run_when_shm_is_full() -> None:
-    """Copies of inputs, outputs, the ledger and what is captured are on the next rung."""
+    """Copies of inputs, outputs, the ledger and captured arrays lie in the next source."""
     check(
         """
 fill()
@@ -113,7 +113,7 @@ print(os.listdir(DISK))
     [0, 2_100_000, *(pytest.param(n, marks=pytest.mark.stress) for n in (4096, 50_000, 100_000))],
 )
 def test_shm_fills_up_in_the_middle_of_a_run(leave: int) -> None:
-    """What was reserved is there; what comes later is on the next rung."""
+    """Reserved memory stays; later segments lie in the next source."""
     check(
         f"""
 def greedy(block):
@@ -134,8 +134,8 @@ print(os.listdir(DISK))
     )
 
 
-def test_somebody_else_fills_and_empties_shm_all_the_time() -> None:
-    """Whatever moment it is, no signal, and every result is right."""
+def test_another_process_fills_and_empties_shm_all_the_time() -> None:
+    """At any moment there is no signal, and every result is right."""
     check(
         """
 import random
@@ -173,7 +173,7 @@ print(os.listdir(DISK))
 
 
 def test_files_on_a_full_disk(tmp_path: Path) -> None:
-    """``out=`` and ``ledger=`` are refused, and leave no file."""
+    """``out=`` and ``ledger=`` raise an error and leave no file."""
     disk = tmp_path / "disk"
     disk.mkdir()
     check(

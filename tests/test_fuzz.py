@@ -79,7 +79,7 @@ def check(address: Any, good: dict[str, Any]) -> None:
         said = str(error)
     else:
         touch(found)
-        assert found._handle.segment.backing.identity() == (good["device"], good["inode"])
+        assert found._handle.segment.identity() == (good["device"], good["inode"])
         said = "nothing"
     assert 0 < len(said) < 1000
 

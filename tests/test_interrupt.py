@@ -282,7 +282,7 @@ def swallow(unraisable):
     Of an interrupt that came in one, which Python drops, whosever it is, and of a segment that was
     interrupted before it was whole.
     """
-    half_made = unraisable.exc_type is AttributeError and "Backing" in str(unraisable.exc_value)
+    half_made = unraisable.exc_type is AttributeError and "Segment" in str(unraisable.exc_value)
     if unraisable.exc_type is KeyboardInterrupt or half_made:
         swallowed.append(1)
     else:

@@ -1,4 +1,4 @@
-"""Runs in a control group with little memory: what is refused, and what the kernel ends."""
+"""Runs in a control group with little memory: the next source, and OOM kills."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ LIMIT = 400 << 20  # bytes
 
 @pytest.fixture
 def group() -> Iterator[str]:
-    """The folder of a memory control group of this test's own, with a limit."""
-    version, above = next(iter(limits.folders("memory")), (0, ""))
+    """Return the folder of a new memory control group with a limit."""
+    version, above = next(iter(limits.cgroup_folders("memory")), (0, ""))
     folder = f"{above}/shmpar-test-{secrets.token_hex(4)}"
     limit = {1: "memory.limit_in_bytes", 2: "memory.max"}
     try:
@@ -36,13 +36,13 @@ def group() -> Iterator[str]:
 
 
 def run_in(group: str, source: str) -> str:
-    """Run a snippet in a control group; return what it printed."""
+    """Run a snippet in a control group; return its output."""
     return said_after(["sh"], f"echo $$ > {group}/cgroup.procs", source)
 
 
 @pytest.mark.alone
-def test_a_run_beyond_the_limit_takes_the_next_rung(group: str) -> None:
-    """Though the machine has more memory than that; the report says where it was."""
+def test_a_run_beyond_the_limit_takes_the_next_source(group: str) -> None:
+    """The limit counts although the machine has more memory; the report names the source."""
     source = """
 import numpy as np, shmpar
 with shmpar.Pool(1) as pool:
@@ -54,8 +54,8 @@ with shmpar.Pool(1) as pool:
 
 
 @pytest.mark.alone
-def test_a_worker_that_the_kernel_ends_for_lack_of_memory_is_told_from_others(group: str) -> None:
-    """The kernel counts; the error says so, and what to do."""
+def test_an_oom_kill_of_a_worker_is_recognised(group: str) -> None:
+    """The kernel counts OOM kills; the error names the cause and has advice."""
     source = """
 import os, signal
 import numpy as np, shmpar

@@ -1,4 +1,4 @@
-"""Runs where /dev/shm has 64 MB, as in a container by default, or no room at all."""
+"""Runs with a /dev/shm of 64 MB, as in a container by default, or with a full one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ pytestmark = pytest.mark.skipif(
 
 
 def in_little_shm(source: str, size: str = "64m", where: str = "/dev/shm") -> str:
-    """Run a snippet in a mount namespace with a tmpfs of this size; return what it printed."""
+    """Run a snippet in a mount namespace with a tmpfs of this size; return its output."""
     return said_after(
         ["unshare", "-m", "sh"], f"mount -t tmpfs -o size={size} tmpfs {where}", source
     )
 
 
 def test_a_run_over_an_array_larger_than_shm() -> None:
-    """100 MB in and out lie in anonymous memory files, and the report says so."""
+    """Inputs and outputs of 100 MB lie in memory files, and the report says so."""
     source = """
 import numpy as np, shmpar
 source = np.ones(12_500_000)
@@ -35,8 +35,8 @@ with shmpar.Pool(2) as pool:
     assert in_little_shm(source) == "2.0 2.0 memfd memfd\n"
 
 
-def test_what_was_made_elsewhere_without_its_memory() -> None:
-    """Where that is not there, attach() says so; a touch would be a signal."""
+def test_a_segment_of_another_library_without_its_memory() -> None:
+    """If memory is lacking, attach() raises SegmentFull; an access would be SIGBUS."""
     source = """
 import numpy as np, shmpar
 from multiprocessing.shared_memory import SharedMemory
@@ -58,7 +58,7 @@ made.unlink()
 
 
 def test_a_mapped_file_on_a_full_disk_is_an_error_and_no_signal(tmp_path: Path) -> None:
-    """A sparse output is reserved before anybody writes to it."""
+    """A sparse output is reserved before a worker writes to it."""
     source = f"""
 import numpy as np, shmpar
 out = np.memmap("{tmp_path}/out", np.float64, "w+", shape=(5_000_000,))

@@ -1,4 +1,4 @@
-"""A run that cannot fit is refused before anything of it is made."""
+"""A run that cannot fit into memory is refused before anything is made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HUGE = np.lib.stride_tricks.as_strided(np.ones(1), (10**12,), (0,))  # 8 TB, of 
 @pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
 @pytest.mark.parametrize("wait", [True, False])
 def test_the_error_has_the_sums(engine: str, wait: bool, tmp_path: Path) -> None:
-    """Of copies, which threads do not make, and of outputs; the function is not called."""
+    """The error lists copies, which threads do not make, and outputs; nothing is called."""
     called = tmp_path / "called"
 
     def work(block: Any) -> Any:
@@ -39,7 +39,7 @@ def test_the_error_has_the_sums(engine: str, wait: bool, tmp_path: Path) -> None
 
 
 def test_results_on_disk_need_no_memory(tmp_path: Path) -> None:
-    """Nor does what is shared already; a disk without room for them says so itself."""
+    """Mapped files and shared arrays need no memory; a full disk has its own error."""
     rows = np.memmap(tmp_path / "in", "f8", "w+", shape=(3_000_000,))
     out = np.memmap(tmp_path / "out", "f8", "w+", shape=rows.shape)
     with shmpar.Pool(2) as pool:
@@ -59,32 +59,32 @@ sizes = st.integers(0, 50)
     memory=sizes,
     on_disk=st.booleans(),
 )
-def test_what_fits_is_what_can_be_made_one_after_the_other(
+def test_sizes_fit_if_they_can_be_made_one_after_the_other(
     needs: list[int], free: tuple[int, int, int], memory: int, on_disk: bool
 ) -> None:
-    """Each on the first rung that takes it, from memory that all rungs but the disk share."""
-    outlooks = [
-        allocate.Outlook(rung, most, in_memory=not (on_disk and rung.kind == "tempfile"))
-        for rung, most in zip(allocate.RUNGS, free, strict=True)
+    """Each size takes the first source with room; all sources but the disk share the memory."""
+    capacities = [
+        allocate.Capacity(source, most, in_memory=not (on_disk and source.kind == "tempfile"))
+        for source, most in zip(allocate.SOURCES, free, strict=True)
     ]
 
     def makes(taken: list[tuple[int, int]]) -> bool:
-        """The slow way: what has been made says what there is room for."""
+        """Compute the free bytes from the segments made so far, slowly."""
         if len(taken) == len(needs):
             return True
-        used = sum(n for place, n in taken if outlooks[place].in_memory)
+        used = sum(n for place, n in taken if capacities[place].in_memory)
         size = needs[len(taken)]
-        for place, one in enumerate(outlooks):
+        for place, one in enumerate(capacities):
             on_it = sum(n for other, n in taken if other == place)
             if size <= one.free - on_it and (not one.in_memory or size <= memory - used):
                 return makes([*taken, (place, size)])
         return False
 
-    assert allocate._fits(needs, outlooks, memory) == makes([])
+    assert allocate._fits(needs, capacities, memory) == makes([])
 
 
-def test_what_is_left_is_asked_for_at_each_call() -> None:
-    """Nothing is remembered of an earlier refusal."""
+def test_free_memory_is_read_at_each_call() -> None:
+    """An earlier refusal is not cached."""
     with pytest.raises(shmpar.SegmentFull):
-        allocate.check_room("a test", [("all", limits.memory() + 2**50)])
-    allocate.check_room("a test", [("little", 1000)])
+        allocate.preflight("a test", [("all", limits.free_memory() + 2**50)])
+    allocate.preflight("a test", [("little", 1000)])

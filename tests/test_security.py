@@ -27,7 +27,7 @@ def mode(fd: int) -> int:
     return stat.S_IMODE(os.fstat(fd).st_mode)
 
 
-@pytest.mark.parametrize("rung", allocate.RUNGS, ids=lambda rung: rung.kind)
+@pytest.mark.parametrize("rung", allocate.SOURCES, ids=lambda rung: rung.kind)
 def test_memory_is_its_users_alone(rung: Any) -> None:
     """On each rung, whatever the umask is."""
     before = os.umask(0)
@@ -175,7 +175,7 @@ def test_another_user_can_open_nothing() -> None:
         """
         import json, os, sys
         from shmpar.arrays import attach
-        from shmpar.memory.names import inventory, reap
+        from shmpar.memory.names import inventory, remove_stale
         pid, address = sys.argv[1], json.loads(sys.argv[2])
         os.setgid(12345); os.setuid(12345)
         tries = [lambda: attach(address), lambda: attach(address["name"], 3, "f8"),
@@ -187,7 +187,7 @@ def test_another_user_can_open_nothing() -> None:
                 print("could", one())
             except PermissionError:
                 pass
-        print(inventory(), reap())
+        print(inventory(), remove_stale())
         """,
         str(os.getpid()),
         json.dumps(array.address),

@@ -1,4 +1,4 @@
-"""Segments: how they are made, recognised and filled, and that they go."""
+"""Segments: make, locate, fill and remove them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from hypothesis.extra import numpy as hnp
 
 from shmpar.errors import SegmentFull, SegmentGone
 from shmpar.memory import allocate, limits
-from shmpar.memory import limits as fds
 from shmpar.memory import locate as locating
 from shmpar.memory import segment as segments
 from shmpar.memory.copying import copy_in, share
@@ -38,7 +37,7 @@ DTYPES = st.one_of(
 
 @st.composite
 def layouts(draw):
-    """Draw an array of any shape and memory layout."""
+    """Return an array of any shape and memory layout."""
     shape = draw(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))
     array = draw(hnp.arrays(draw(DTYPES), shape))  # of shape () a scalar
     array = np.asarray(array).transpose(draw(st.permutations(range(array.ndim))))
@@ -48,7 +47,7 @@ def layouts(draw):
 
 @given(layouts())
 def test_share_keeps_values_and_memory_order(array):
-    """A shared copy equals its source bit for bit, and has the layout that NumPy's copy has."""
+    """A shared copy equals its source bit for bit and has the layout of NumPy's copy."""
     segment, copy = share(array)
     assert type(copy) is np.ndarray
     assert copy.tobytes() == array.tobytes()
@@ -60,7 +59,7 @@ def test_share_keeps_values_and_memory_order(array):
 
 @given(layouts())
 def test_copy_in_writes_values_in_c_order(array):
-    """copy_in() puts exactly the values, in C order, at its offset."""
+    """copy_in() writes exactly the values, in C order, at its offset."""
     segment = create(array.nbytes + 48)
     copy_in(segment, 16, array)
     found = segment.ndarray(16, array.shape, None, array.dtype)
@@ -69,15 +68,15 @@ def test_copy_in_writes_values_in_c_order(array):
 
 
 def test_a_large_strided_array_is_gathered_in_pieces():
-    """More than one buffer, and more than one step, of strided values arrive."""
+    """Strided values that fill several buffers and several steps are all written."""
     source = np.arange(5_000_000, dtype="i4").reshape(1000, 5000)[::-1, ::2]
     assert np.array_equal(share(source)[1], source)
 
 
-@pytest.mark.parametrize("kind", [rung.kind for rung in allocate.RUNGS])
-def test_every_rung_works(kind, monkeypatch):
-    """Each place for segments can be written, located and handed over."""
-    monkeypatch.setattr(allocate, "RUNGS", tuple(r for r in allocate.RUNGS if r.kind == kind))
+@pytest.mark.parametrize("kind", [source.kind for source in allocate.SOURCES])
+def test_every_source_works(kind, monkeypatch):
+    """A segment of each source can be written, and another process can adopt it."""
+    monkeypatch.setattr(allocate, "SOURCES", tuple(r for r in allocate.SOURCES if r.kind == kind))
     segment, array = share(np.arange(10))
     assert segment.kind == kind
     assert not os.get_inheritable(segment.fileno())
@@ -88,7 +87,7 @@ def test_every_rung_works(kind, monkeypatch):
 
 
 def test_a_private_segment_keeps_its_writes():
-    """Copy on write: writable here, unseen elsewhere, by copy_in() too."""
+    """A private segment is writable, and its writes are not shared, also those of copy_in()."""
     segment, array = share(np.zeros(4))
     fd = os.dup(segment.fileno())
     twin = Segment.adopt(fd, segment.size, key=1, kind="shm", writable=False, private=True)
@@ -121,7 +120,7 @@ def test_an_array_outside_of_its_segment_is_refused(offset, shape, strides):
 
 
 def test_a_segment_lives_as_long_as_its_views():
-    """The descriptor is closed, and subscribers are told once, when the last view goes."""
+    """The last view closes the descriptor and calls the subscribers once."""
     ended = []
     segment = create(80)
     fd = segment.fileno()
@@ -138,7 +137,7 @@ def test_a_segment_lives_as_long_as_its_views():
 
 
 def test_a_closed_segment_keeps_its_views():
-    """After close() values are held, and nothing else works; closing twice is once."""
+    """After close() the values stay readable and nothing else works; a second call is harmless."""
     ended = []
     segment, array = share(np.arange(3))
     segment.subscribe(ended.append)
@@ -154,37 +153,37 @@ def test_a_closed_segment_keeps_its_views():
     assert len(ended) == 2
 
 
-def test_the_mapping_cannot_be_pulled_away():
-    """Closing the mmap object itself does nothing: a view can never fault."""
+def test_the_mapping_cannot_be_closed():
+    """Closing the mmap object does nothing, so a view never faults."""
     segment, array = share(np.arange(3))
     segment.mapping.close()
     assert array.sum() == 3
 
 
-def test_subscribers_may_be_told_while_the_registry_is_locked():
-    """A collection under the registry's lock ends segments without waiting for that lock."""
+def test_a_segment_may_end_while_the_list_of_mappings_is_locked():
+    """A garbage collection under the lock ends segments without waiting for that lock."""
     ended = []
     segment = create(80)
     segment.subscribe(ended.append)
     cycle = [segment.ndarray(0, (10,), None, np.dtype("f8"))]
     cycle.append(cycle)
     del segment, cycle
-    with segments._lock:
+    with segments._mappings_lock:
         gc.collect()
     assert len(ended) == 1
 
 
-def test_keys_are_never_used_twice():
-    """A worker's cache may rely on the number."""
+def test_keys_are_never_reused():
+    """A worker caches segments by their keys."""
     keys = {create(1).key for _ in range(100)}
     assert len(keys) == 100
 
 
-# --- recognising memory
+# --- locate()
 
 
 def test_plain_memory_is_not_located():
-    """Neither an array that owns its data, nor a view of it."""
+    """An array that owns its data is not located, nor is a view of it."""
     plain = np.arange(10)
     assert locate(plain) is None
     assert locate(plain[2:]) is None
@@ -204,7 +203,7 @@ def test_plain_memory_is_not_located():
     ],
 )
 def test_views_are_located_by_their_bytes(view, offset):
-    """Whatever made a view, the segment and offset of its first element are known."""
+    """The segment and offset of a view are found, however the view was made."""
     segment, array = share(np.arange(20.0).reshape(4, 5))
     if view(array).shape == (4,):
         offset = 3 * 40 + 16 if view(array)[0] == array[3, 2] else offset
@@ -213,8 +212,8 @@ def test_views_are_located_by_their_bytes(view, offset):
     assert place.offset == offset
 
 
-def test_ranges_are_forgotten_and_used_again():
-    """An address range that the kernel hands out twice means the segment that is there now."""
+def test_an_address_range_can_be_reused():
+    """An address range that the kernel reuses belongs to its present segment."""
     for _ in range(50):
         segment, array = share(np.zeros(1000))
         assert locate(array).segment is not None
@@ -231,8 +230,8 @@ def npy(tmp_path):
 
 @pytest.mark.parametrize("source", [locating._from_kernel, locating._from_memmap])
 def test_a_mapped_file_is_located(npy, source, monkeypatch):
-    """np.load(mmap_mode=) is recognised, views by their own offset, always as one segment."""
-    monkeypatch.setattr(locating, "_SOURCE", source)
+    """np.load(mmap_mode=) is located; all views of it lie in one segment."""
+    monkeypatch.setattr(locating, "_identify", source)
     array = np.load(npy, mmap_mode="r+")
     place = locate(array)
     assert (place.segment.kind, place.segment.writable) == ("file", True)
@@ -242,8 +241,8 @@ def test_a_mapped_file_is_located(npy, source, monkeypatch):
     assert part.offset == place.offset + 3 * 64 + 8
 
 
-def test_a_mapped_file_goes_with_its_mmap(npy):
-    """The descriptor that was opened to share a file is closed when the user drops the map."""
+def test_the_segment_of_a_mapped_file_ends_with_its_mmap(npy):
+    """The segment of a mapped file ends when the user drops the map."""
     array = np.load(npy, mmap_mode="r")
     ended = []
     place = locate(array)
@@ -254,7 +253,7 @@ def test_a_mapped_file_goes_with_its_mmap(npy):
 
 
 def test_private_removed_and_replaced_files_are_not_located(npy):
-    """What others would not see is copied instead."""
+    """Memory that other processes would not see is not located."""
     assert locate(np.load(npy, mmap_mode="c")) is None
     removed = np.load(npy, mmap_mode="r")
     os.unlink(npy)
@@ -270,14 +269,14 @@ def test_private_removed_and_replaced_files_are_not_located(npy):
 
 
 def test_a_file_that_was_shortened_is_not_located(npy):
-    """A worker would be killed by SIGBUS where the file has ended."""
+    """Past the end of the file, a worker would be killed by SIGBUS."""
     array = np.load(npy, mmap_mode="r+")
     os.truncate(npy, 200)
     assert locate(array) is None
 
 
 def test_the_standard_librarys_memory_is_located():
-    """An array over SharedMemory.buf is not copied."""
+    """An array over SharedMemory.buf is located."""
     theirs = SharedMemory(create=True, size=800)
     try:
         array = np.ndarray((100,), "f8", theirs.buf)
@@ -290,35 +289,35 @@ def test_the_standard_librarys_memory_is_located():
         theirs.unlink()
 
 
-# --- room
+# --- free memory
 
 
 def test_an_absurd_request_is_refused_before_memory_is_touched():
-    """A petabyte: the error says how much was asked for, how much is free and what to do."""
+    """The error for a petabyte has the requested bytes, the free bytes and advice."""
     with pytest.raises(
         SegmentFull, match=r"result: no room .* 1,000,000,000,000,000 .* free.*np.memmap"
     ):
-        create(10**15, what="result")
+        create(10**15, purpose="result")
     assert issubclass(SegmentFull, MemoryError)
 
 
 def test_memory_that_runs_out_between_two_steps_is_noticed(monkeypatch):
-    """Each step looks at free memory again; what was reserved so far is given back."""
+    """Each step checks free memory again; the bytes reserved so far are released."""
     answers = iter([1 << 40, 1 << 40, 0])
-    monkeypatch.setattr(limits, "memory", lambda: next(answers))
-    monkeypatch.setattr(allocate, "RUNGS", allocate.RUNGS[:1])
+    monkeypatch.setattr(limits, "free_memory", lambda: next(answers))
+    monkeypatch.setattr(allocate, "SOURCES", allocate.SOURCES[:1])
     with pytest.raises(SegmentFull, match="0 free"):
         create(200 << 20)
 
 
-def test_a_full_place_is_passed_over(monkeypatch):
-    """ENOSPC in /dev/shm leads to the next rung, with the values written there."""
+def test_a_full_source_is_skipped(monkeypatch):
+    """After ENOSPC in /dev/shm, the values are written to the next source."""
 
     def full(fd, nbytes):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    first = allocate.Rung("shm", "/dev/shm", lambda: full(0, 0))
-    monkeypatch.setattr(allocate, "RUNGS", (first, *allocate.RUNGS[1:]))
+    first = allocate.Source("shm", "/dev/shm", lambda: full(0, 0))
+    monkeypatch.setattr(allocate, "SOURCES", (first, *allocate.SOURCES[1:]))
     segment, array = share(np.arange(5))
     assert segment.kind == "memfd"
     assert array.tolist() == [0, 1, 2, 3, 4]
@@ -333,12 +332,12 @@ def test_every_byte_is_reserved():
 
 
 def test_free_memory_is_known():
-    """Some, and no more than there is."""
-    assert 0 < limits.memory() < 1 << 62
+    """Free memory is a plausible number."""
+    assert 0 < limits.free_memory() < 1 << 62
 
 
 def test_cgroup_limits_count(tmp_path, monkeypatch):
-    """Room in a group is its limit less its use, without page cache that can be given back."""
+    """A group leaves its limit minus its use, without reclaimable page cache."""
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100\n")
@@ -347,22 +346,22 @@ def test_cgroup_limits_count(tmp_path, monkeypatch):
     (child / "memory.max").write_text("max\n")
     (child / "memory.current").write_text("1\n")
     (tmp_path / "membership").write_text("3:cpu:/other\n0::/child/missing\n")
-    monkeypatch.setattr(limits, "ROOT", str(tmp_path))
-    monkeypatch.setattr(limits, "MEMBERSHIP", str(tmp_path / "membership"))
-    assert [group.left for group in limits.groups()] == [400]
+    monkeypatch.setattr(limits, "CGROUP_ROOT", str(tmp_path))
+    monkeypatch.setattr(limits, "CGROUP_MEMBERSHIP", str(tmp_path / "membership"))
+    assert [group.left for group in limits.memory_groups()] == [400]
 
 
 def test_cgroup_limits_of_version_1_count_too(tmp_path, monkeypatch):
-    """In the group of the controller and those above it."""
+    """The group of the controller and its ancestors count."""
     for group, limit in (("", 1000), ("/a", 500), ("/a/b", 1 << 63)):
         folder = tmp_path / f"memory{group}"
         folder.mkdir()
         (folder / "memory.limit_in_bytes").write_text(f"{limit}\n")
         (folder / "memory.usage_in_bytes").write_text("100\n")
     (tmp_path / "membership").write_text("7:memory:/a/b\n")
-    monkeypatch.setattr(limits, "ROOT", str(tmp_path))
-    monkeypatch.setattr(limits, "MEMBERSHIP", str(tmp_path / "membership"))
-    assert [group.left for group in limits.groups()] == [400, 900]
+    monkeypatch.setattr(limits, "CGROUP_ROOT", str(tmp_path))
+    monkeypatch.setattr(limits, "CGROUP_MEMBERSHIP", str(tmp_path / "membership"))
+    assert [group.left for group in limits.memory_groups()] == [400, 900]
 
 
 SMALL_SHM = """
@@ -396,7 +395,7 @@ except sa.creation.SegmentFull as error:
 
 
 def test_a_small_dev_shm_is_no_limit():
-    """100 MB in a container's 64 MB /dev/shm: a memory file, which others can attach to."""
+    """If 100 MB exceed /dev/shm, they lie in a memory file that can be attached."""
     if os.geteuid() != 0 or not os.path.exists("/usr/bin/unshare"):
         pytest.skip("mounting a small /dev/shm needs root and unshare")
     import subprocess
@@ -419,7 +418,7 @@ def test_a_small_dev_shm_is_no_limit():
 
 
 def test_segments_can_be_made_by_many_threads():
-    """No segment is lost or mixed up."""
+    """Threads that make segments at once get distinct ones."""
     manager = Manager()
     failures = []
 
@@ -446,7 +445,7 @@ def test_segments_can_be_made_by_many_threads():
 
 
 def test_a_closed_manager_makes_nothing():
-    """A pool that was left is a RuntimeError, and closing twice is once."""
+    """A closed manager raises RuntimeError; a second close() is harmless."""
     manager = Manager()
     place = manager.share(np.ones(3))
     view = place.segment.ndarray(0, (3,), None, np.dtype("f8"))
@@ -459,8 +458,8 @@ def test_a_closed_manager_makes_nothing():
 
 
 def test_small_arrays_share_a_segment_where_descriptors_are_scarce(monkeypatch):
-    """Pieces are aligned, zero, never overlap, and the segment goes with the last one."""
-    monkeypatch.setattr(fds, "scarce", lambda: True)
+    """Pieces are aligned, zero and disjoint, and the segment ends with the last one."""
+    monkeypatch.setattr(limits, "descriptors_scarce", lambda: True)
     with Manager() as manager:
         places = [manager.allocate(n) for n in (1, 100, 64, 0, 65536)]
         assert len({place.segment.key for place in places}) == 1
@@ -477,7 +476,7 @@ def test_small_arrays_share_a_segment_where_descriptors_are_scarce(monkeypatch):
         assert len(ended) == 1
 
 
-def test_descriptors_of_a_raised_limit():
+def test_many_arrays_live_under_a_low_limit_of_descriptors():
     """3,000 small arrays and 600 large ones live at once under a soft limit of 1,024."""
     done = run_python("""
         import os, resource, numpy as np

@@ -1,4 +1,4 @@
-"""Names: who makes them, who removes them, and what a death leaves."""
+"""Names of segments: make them, remove them, and remove those of dead processes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 from shmpar.arrays import attach
 from shmpar.arrays import creation as sa
 from shmpar.errors import SegmentGone
-from shmpar.memory import names
+from shmpar.memory import allocate, names
 from shmpar.memory.manager import Manager
-from shmpar.memory.names import inventory, reap
+from shmpar.memory.names import inventory, remove_stale
 from tests.interpreters import interpreter, run_python
 
 SHM = "/dev/shm"
@@ -24,18 +24,28 @@ SHM = "/dev/shm"
 
 @pytest.fixture
 def manager():
-    """Make a manager that is closed at the end."""
+    """Return a manager that is closed at the end."""
     with Manager() as manager:
         yield manager
 
 
+def stale_names(*, dry_run=False):
+    """Remove stale segments, or only list them; return their names."""
+    return [entry.name for entry in remove_stale(dry_run=dry_run)]
+
+
+def names_in(inventory):
+    """Return the names that a registry lists."""
+    return {entry.name for entry in inventory.entries}
+
+
 def present():
-    """All that lies in /dev/shm and is ours."""
+    """Return our names in /dev/shm."""
     return {name for name in os.listdir(SHM) if name.startswith("shmpar_")}
 
 
-def test_memory_has_no_name_until_somebody_asks(manager):
-    """Then it has one, of at most 31 characters, and the same one again."""
+def test_memory_has_no_name_until_it_is_requested(manager):
+    """The name has at most 31 characters and stays the same."""
     before = present()
     a = sa.zeros(3, manager=manager)
     assert present() == before
@@ -47,8 +57,8 @@ def test_memory_has_no_name_until_somebody_asks(manager):
 
 
 @pytest.mark.parametrize("end", ["close", "with", "drop", "manager"])
-def test_a_name_goes_with_its_array(end, manager):
-    """At close(), at the end of a with block, with the last view, with the manager."""
+def test_a_name_is_removed_with_its_array(end, manager):
+    """The name goes at close(), after a with block, with the last view or with the manager."""
     a = sa.zeros(3, manager=manager)
     name = a.name
     if end == "close":
@@ -67,7 +77,7 @@ def test_a_name_goes_with_its_array(end, manager):
 
 
 def test_a_chosen_name_exists_at_once(manager):
-    """And can be used once at a time."""
+    """A chosen name exists at once, and only once at a time."""
     a = sa.full(3, 7.0, name="shmpar-test-chosen", manager=manager)
     assert a.name == "shmpar-test-chosen"
     assert attach("shmpar-test-chosen", 3, "f8").tolist() == [7, 7, 7]
@@ -85,7 +95,7 @@ def test_a_chosen_name_exists_at_once(manager):
     ],
 )  # fmt: skip
 def test_bad_names_are_refused(name, manager):
-    """Before anything is made."""
+    """An impossible name is refused before anything is made."""
     with pytest.raises(ValueError, match="cannot name"):
         sa.zeros(3, name=name, manager=manager)
     with pytest.raises(TypeError):
@@ -93,19 +103,19 @@ def test_bad_names_are_refused(name, manager):
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_an_interrupt_while_a_name_is_given_leaves_none(after, manager, monkeypatch):
-    """What was named goes with its array; what was not gets its name when somebody asks again."""
-    link, given = names.link, []
+def test_an_interrupt_while_a_name_is_given_leaves_no_name(after, manager, monkeypatch):
+    """A name that was given goes with its array; otherwise the next request gives it."""
+    link, given = allocate.link_file, []
 
-    def interrupted(fd: int, name: str) -> None:
+    def interrupted(fd: int, path: str) -> None:
         if after:
-            link(fd, name)
-        given.append(name)
+            link(fd, path)
+        given.append(os.path.basename(path))
         raise KeyboardInterrupt
 
     array = sa.zeros(10, manager=manager)
     with monkeypatch.context() as patch:
-        patch.setattr(names, "link", interrupted)
+        patch.setattr(allocate, "link_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             _ = array.name
     assert os.path.lexists(f"{SHM}/{given[0]}") == after
@@ -140,7 +150,7 @@ OWNER = """
 
 @pytest.mark.alone
 def test_the_names_of_a_killed_process_are_removed_by_the_next():
-    """SIGKILL leaves names and a marker; a living owner's stay; the dead's go."""
+    """The names of a killed process are removed; those of a living one stay."""
     pipe = subprocess.PIPE
     with (
         interpreter(OWNER, "shmpar-test-living", stdin=pipe, stdout=pipe) as living,
@@ -149,13 +159,13 @@ def test_the_names_of_a_killed_process_are_removed_by_the_next():
         living_name = living.stdout.readline().decode().strip()
         killed_name = killed.stdout.readline().decode().strip()
         assert {living_name, killed_name} <= present()
-        assert not set(reap(dry_run=True)) & {living_name, killed_name}
+        assert not set(stale_names(dry_run=True)) & {living_name, killed_name}
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-        assert {killed_name, "shmpar-test-killed"} <= set(reap(dry_run=True))
-        found = {name for one in inventory() if not one.alive for name in one.names}
+        assert {killed_name, "shmpar-test-killed"} <= set(stale_names(dry_run=True))
+        found = {name for one in inventory() if not one.alive for name in names_in(one)}
         assert {killed_name, "shmpar-test-killed"} <= found
-        assert {killed_name, "shmpar-test-killed"} <= set(reap())
+        assert {killed_name, "shmpar-test-killed"} <= set(stale_names())
         assert killed_name not in present()
         assert not os.path.exists(f"{SHM}/shmpar-test-killed")
         assert living_name in present()
@@ -166,12 +176,12 @@ def test_the_names_of_a_killed_process_are_removed_by_the_next():
 
 
 @pytest.mark.alone
-def test_what_a_killed_process_named_can_be_taken_over():
-    """By a process that makes its first list for it: the name is on that before any is reaped."""
+def test_an_array_of_a_killed_process_can_be_taken_over():
+    """The name is in the first registry of the new owner before stale names are removed."""
     heir = f"""
         import os, subprocess, sys, textwrap
         from shmpar.arrays import attach
-        from shmpar.memory.names import reap
+        from shmpar.memory.names import remove_stale
         owner = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(sys.argv[1]), "shmpar-test-inherited"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -179,10 +189,11 @@ def test_what_a_killed_process_named_can_be_taken_over():
         with owner:
             name = owner.stdout.readline().decode().strip()
             owner.kill()
-        a = attach(name, 3, "f8", own=True)  # at once: any pool of this user's would reap it
+        a = attach(name, 3, "f8", own=True)  # at once: any pool of this user's would remove it
         assert os.path.exists(f"{SHM}/{{name}}"), "gone at once"
-        assert not os.path.exists("{SHM}/shmpar-test-inherited"), "the dead's others are reaped"
-        assert name not in reap() and a.name == name and a.tolist() == [1, 1, 1]
+        assert not os.path.exists("{SHM}/shmpar-test-inherited"), "the others stay"
+        assert name not in {{one.name for one in remove_stale()}}
+        assert a.name == name and a.tolist() == [1, 1, 1]
         a.close()
         assert not os.path.exists(f"{SHM}/{{name}}")
     """
@@ -191,13 +202,13 @@ def test_what_a_killed_process_named_can_be_taken_over():
 
 
 @pytest.mark.alone
-def test_a_reused_name_is_not_reaped():
-    """A name on a dead process' list that now belongs to another file stays."""
+def test_a_reused_name_is_not_removed():
+    """A name in a stale registry stays if it belongs to another file now."""
     mine = sa.zeros(3, name="shmpar-test-reused")
-    stale = f"{SHM}/{names.generated('.marker')}"
+    stale = f"{SHM}/{names.generate_name('.marker')}"
     with open(stale, "w") as file:
         file.write("1 2 shmpar-test-reused\n3 4 ../x\nhalf a li")
-    assert "shmpar-test-reused" not in reap()
+    assert "shmpar-test-reused" not in stale_names()
     assert not os.path.exists(stale)
     assert mine.name == "shmpar-test-reused"
     assert os.path.exists(f"{SHM}/shmpar-test-reused")
@@ -205,8 +216,8 @@ def test_a_reused_name_is_not_reaped():
 
 
 @pytest.mark.alone
-def test_a_forked_child_does_not_keep_a_marker_alive():
-    """The lock of a killed parent is free although its child lives on."""
+def test_a_forked_child_does_not_keep_a_registry_alive():
+    """The lock of a killed parent is released although its child lives on."""
     code = """
         import os, sys, time
         from shmpar.arrays import attach, creation as sa
@@ -224,12 +235,12 @@ def test_a_forked_child_does_not_keep_a_marker_alive():
         name = owner.stdout.readline().decode().strip()
         owner.send_signal(signal.SIGKILL)
         owner.wait()
-        assert name in reap()
+        assert name in stale_names()
         owner.stdin.close()
 
 
 def test_a_forked_child_removes_nothing():
-    """Neither its finalizers nor its exit nor close() end what belongs to the parent."""
+    """Finalizers, exit and close() in the child leave the names of the parent."""
     done = run_python("""
         import os, gc, warnings
         from shmpar.arrays import attach, creation as sa
@@ -256,7 +267,7 @@ def test_a_forked_child_removes_nothing():
 
 
 def test_a_manager_of_the_parent_refuses_in_a_forked_child():
-    """The child is told; what it would make there nobody would release."""
+    """The child gets an error, since nothing would release its segments."""
     done = run_python("""
         import os, warnings
         from shmpar.memory.manager import Manager
@@ -277,7 +288,7 @@ def test_a_manager_of_the_parent_refuses_in_a_forked_child():
     "end", ["", "raise SystemExit(3)", "1/0", "import os; os.kill(os.getpid(), 2)"]
 )
 def test_nothing_is_left_at_exit(end):
-    """However the interpreter ends by itself, its names go and it says nothing about them."""
+    """At every kind of exit the names are removed, without a message."""
     done = run_python(f"""
         from shmpar.arrays import attach, creation as sa
         from shmpar.memory.copying import share
@@ -294,41 +305,41 @@ def test_nothing_is_left_at_exit(end):
 
 
 @pytest.mark.alone
-def test_reaping_is_cheap():
-    """A listing: it happens at every start of a pool."""
+def test_removing_stale_names_is_cheap():
+    """Every start of a pool removes stale names, so it must be fast."""
     start = time.perf_counter()
     for _ in range(20):
-        reap()
+        stale_names()
     assert time.perf_counter() - start < 1
 
 
 @pytest.mark.alone
-def test_two_managers_of_one_process_do_not_reap_each_other():
-    """POSIX locks do not exclude their own process, so it knows its own markers."""
+def test_two_managers_of_a_process_keep_each_others_names():
+    """POSIX locks do not exclude their own process, so it must know its own registries."""
     with Manager() as first, Manager() as second:
         a, b = sa.ones(3, manager=first), sa.ones(3, manager=second)
         assert {a.name, b.name} <= present()
-        reap()
+        stale_names()
         assert {a.name, b.name} <= present()
         assert len([one for one in inventory() if one.alive]) >= 2
-        done = run_python("from shmpar.memory.names import reap; print(reap())")
+        done = run_python("from shmpar.memory.names import remove_stale; print(remove_stale())")
         assert done.stdout == "[]\n"
         del a, b
 
 
-def test_a_marker_goes_with_its_last_name(manager):
-    """A long session that named one array once leaves no file behind."""
+def test_a_registry_is_removed_with_its_last_name(manager):
+    """A long session in which one array had a name leaves no file behind."""
     a = sa.ones(3, manager=manager)
     a.name  # noqa: B018 (names the segment)
-    path = manager.marker().path
+    path = manager.registry().path
     assert os.path.exists(path)
     del a
     assert not os.path.exists(path)
-    assert (os.getpid(), path) not in names._ours
+    assert path not in names._own_registries
 
 
-def test_values_survive_an_address_book_of_np_arrays(manager):
-    """A result that is plain can be shared by name as well, and keeps its memory."""
+def test_a_result_can_be_shared_by_name_and_survives_its_manager(manager):
+    """A plain result gets a name too, and keeps its memory after the manager is closed."""
     from shmpar.memory.copying import share
 
     result = share(np.arange(4.0))[1]

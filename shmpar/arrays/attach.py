@@ -20,9 +20,9 @@ from shmpar.arrays.address import Address, ArraySpec, short_repr
 from shmpar.arrays.sharedarray import Handle, SharedArray, split_name, wrap
 from shmpar.errors import SegmentGone
 from shmpar.memory import allocate, names
-from shmpar.memory.limits import opened
+from shmpar.memory.limits import open_with_retry
 from shmpar.memory.manager import Manager, default_manager
-from shmpar.memory.segment import Backing, Place, Segment, dense_strides, known, remember
+from shmpar.memory.segment import Location, Segment, dense_strides, find_segment, remember_segment
 
 if TYPE_CHECKING:
     from multiprocessing.shared_memory import SharedMemory
@@ -89,7 +89,7 @@ def attach(
     )
     if own:
         manager.own(segment)
-    place = Place(segment, address.offset)
+    place = Location(segment, address.offset)
     return wrap(array, Handle(place, array, manager, start=address.start, owner=own))
 
 
@@ -123,20 +123,20 @@ def _open_segment(address: Address) -> Segment:
     try:
         found = os.fstat(fd)
         _verify(address, found)
-        backing = known((found.st_dev, found.st_ino))
-        if backing is None or backing.writable < writable:
+        segment = find_segment((found.st_dev, found.st_ino))
+        if segment is None or segment.writable < writable:
             if writable and not address.file and found.st_blocks * 512 < found.st_size:
                 # Why: its maker reserved nothing; a write to a page without room is SIGBUS.
-                allocate.reserve_window(fd, 0, found.st_size)
-            backing = Backing(fd, found.st_size, _kind(address), writable=writable)
-            backing.path = address.name
-            remember(backing)
-            return Segment(backing)
+                allocate.reserve_range(fd, 0, found.st_size)
+            segment = Segment(fd, found.st_size, _kind(address), writable=writable)
+            segment.path = address.name
+            remember_segment(segment)
+            return segment
     except BaseException:
         os.close(fd)
         raise
     os.close(fd)
-    return Segment(backing)
+    return segment
 
 
 def _kind(address: Address) -> str:
@@ -155,7 +155,7 @@ def _open_file(address: Address) -> tuple[int, bool]:
         if not stat.S_ISREG(found.st_mode):
             raise ValueError(f"{short_repr(address.name)} is not a regular file")
         _verify(address, found)
-        return opened(lambda: os.open(address.name, mode | flags)), address.writable
+        return open_with_retry(lambda: os.open(address.name, mode | flags)), address.writable
     except (SegmentGone, PermissionError):
         raise
     except (FileNotFoundError, NotADirectoryError):

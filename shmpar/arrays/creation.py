@@ -26,7 +26,7 @@ from shmpar.memory import allocate, names
 from shmpar.memory.copying import copy_in, memory_order
 from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager, default_manager
-from shmpar.memory.segment import Backing, Place, Segment, remember
+from shmpar.memory.segment import Location, Segment, remember_segment
 
 if TYPE_CHECKING:
     from multiprocessing.managers import SharedMemoryManager
@@ -413,7 +413,7 @@ def asarray(values: Any, dtype: Any = None, *, manager: AnyManager = None) -> Sh
         return array(plain, manager=manager)
     if isinstance(values, SharedArray) and plain.dtype == values.dtype and not values.closed:
         return values
-    start = place.offset if place.segment.backing.shared else 0
+    start = place.offset if place.segment.divided else 0
     return wrap(plain, Handle(place, plain, _own_manager(manager), start=start, owner=False))
 
 
@@ -453,7 +453,7 @@ def _new(
     own_manager = _own_manager(manager)
     dense = None if values is None else values.transpose(axes)
     if _is_std_manager(manager):
-        place = Place(_std_allocate(manager, spec.nbytes, name), 0)
+        place = Location(_std_allocate(manager, spec.nbytes, name), 0)
         if dense is not None:
             copy_in(place.segment, 0, dense)
     elif dense is not None:
@@ -494,7 +494,7 @@ def _std_allocate(manager: SharedMemoryManager, nbytes: int, name: str | None) -
         if isinstance(error, OSError):
             raise SegmentFull(f"no room for {size:,} bytes in {allocate.SHM}: {error}") from None
         raise
-    backing = Backing(fd, size, "shm")
-    backing.path = made.name
-    remember(backing)
-    return Segment(backing)
+    segment = Segment(fd, size, "shm")
+    segment.path = made.name
+    remember_segment(segment)
+    return segment

@@ -22,10 +22,10 @@ import numpy as np
 from shmpar.arrays.address import Address
 from shmpar.arrays.lock import Lock, lock_of
 from shmpar.errors import SegmentGone
-from shmpar.memory.limits import opened
+from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager
-from shmpar.memory.segment import Place, Segment, pointer
+from shmpar.memory.segment import Location, Segment, address_of
 
 _Shape = TypeVar("_Shape", bound=tuple[int, ...])
 _DType = TypeVar("_DType", bound=np.dtype[Any])
@@ -48,7 +48,7 @@ class Handle:
 
     Parameters
     ----------
-    place : Place
+    place : Location
         Location of ``array``.
     array : ndarray
         Plain array over the segment.
@@ -63,11 +63,11 @@ class Handle:
     __slots__ = ("_closed", "_lock", "_memory", "_shift", "manager", "owner", "segment", "start")
 
     def __init__(
-        self, place: Place, array: Array, manager: Manager, *, start: int, owner: bool
+        self, place: Location, array: Array, manager: Manager, *, start: int, owner: bool
     ) -> None:
         self.segment, self.manager, self.start, self.owner = place.segment, manager, start, owner
         self._memory = _memory(array)
-        self._shift = place.offset - pointer(array)
+        self._shift = place.offset - address_of(array)
         self._closed = False
         self._lock: Lock | None = None
 
@@ -80,7 +80,7 @@ class Handle:
         """End the sharing; further calls have no effect."""
         self._closed = True
         # Invariant: a segment that several arrays share is never closed by one of them.
-        if self.owner and not self.segment.backing.shared:
+        if self.owner and not self.segment.divided:
             self.segment.close()
 
     def holds(self, array: Array) -> bool:
@@ -97,7 +97,7 @@ class Handle:
         """Return the name by which other processes find the array; the first call makes it."""
         self._check_open()
         name = self.manager.name(self.segment)
-        return f"{name}@{self.start}" if self.segment.backing.shared else name
+        return f"{name}@{self.start}" if self.segment.divided else name
 
     def address(self, array: Array) -> Address:
         """Return the address of a view."""
@@ -105,13 +105,13 @@ class Handle:
         return Address(
             name=self.manager.name(self.segment),
             size=self.segment.size,
-            offset=self._shift + pointer(array),
+            offset=self._shift + address_of(array),
             shape=array.shape,
             strides=array.strides,
             dtype=array.dtype,
             start=self.start,
             writable=array.flags.writeable,
-            identity=self.segment.backing.identity(),
+            identity=self.segment.identity(),
             file=self.segment.kind == "file",
         )
 
@@ -122,7 +122,7 @@ class Handle:
             # Why: the lock refers to the segment alone; a cycle would keep the array until the
             # next garbage collection.
             reopen = functools.partial(_reopen, self.segment)
-            self._lock = lock_of(self.segment.backing.identity(), self.start, reopen)
+            self._lock = lock_of(self.segment.identity(), self.start, reopen)
         return self._lock
 
     def _check_open(self) -> None:
@@ -137,7 +137,7 @@ class Handle:
 def _reopen(segment: Segment) -> int:
     # Lock: a duplicated descriptor would share its locks with the process that sent it.
     path, flags = f"/dev/fd/{segment.fileno()}", os.O_RDWR | os.O_CLOEXEC
-    return opened(lambda: os.open(path, flags))
+    return open_with_retry(lambda: os.open(path, flags))
 
 
 def _memory(array: Array) -> Any:

@@ -114,8 +114,8 @@ class Launcher:
         OSError
             If the interpreter cannot be executed, or there are too few descriptors.
         """
-        launched = limits.opened(lambda: self._start(number))
-        limits.keep_room(launched.pidfd)
+        launched = limits.open_with_retry(lambda: self._start(number))
+        limits.reserve_descriptors(launched.pidfd)
         return launched
 
     def _start(self, number: int) -> Launched:

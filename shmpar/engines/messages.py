@@ -37,7 +37,7 @@ from shmpar.ipc.protocol import (
 )
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Place, Segment
+from shmpar.memory.segment import Location, Segment
 from shmpar.pickling.pack import Payload, cached, pack
 from shmpar.pickling.unpack import unpack
 from shmpar.plan import Function, Plan, spell
@@ -231,7 +231,7 @@ def pack_run(
         place, held = locate(array), array
         if place is None:
             segment, held = share(array)
-            place = Place(segment, 0)
+            place = Location(segment, 0)
         shared.append(held)
         references.append(_refer(place, held, segments))
     return PreparedRun(
@@ -254,7 +254,7 @@ def _reference(array: Array, segments: dict[int, Segment]) -> Reference:
     return _refer(place, array, segments)
 
 
-def _refer(place: Place, array: Array, segments: dict[int, Segment]) -> Reference:
+def _refer(place: Location, array: Array, segments: dict[int, Segment]) -> Reference:
     segments[place.segment.key] = place.segment
     return place.segment.key, place.offset, array.shape, array.strides, spell(array.dtype)
 

@@ -116,8 +116,8 @@ class ProcessesEngine:
         self._tracker = _SegmentTracker(self._wake)
         self._foreign = False
         self._broken: BaseException | None = None
-        limits.fill_standard()
-        self._selector = limits.opened(selectors.DefaultSelector)
+        limits.keep_standard_streams()
+        self._selector = limits.open_with_retry(selectors.DefaultSelector)
         self._selector.register(self._wake, selectors.EVENT_READ)
         _engines.add(self)
         try:
@@ -445,12 +445,12 @@ class _WakeUp:
     def __init__(self) -> None:
         self._files: list[int] = []
         try:
-            fd = limits.opened(lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+            fd = limits.open_with_retry(lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
             self._files = [fd, fd]
         except (AttributeError, OSError) as error:
             if getattr(error, "errno", None) in {errno.EMFILE, errno.ENFILE}:
                 raise
-            self._files = list(limits.opened(os.pipe))  # Why: not all systems have an eventfd.
+            self._files = list(limits.open_with_retry(os.pipe))  # Why: not all systems have an eventfd.
             for fd in self._files:
                 os.set_blocking(fd, False)
 
@@ -537,7 +537,7 @@ class _Ledgers:
                 free.clear()
                 return self._free.pop(position)
         size = Ledger.nbytes(workers=self._workers, chunks=chunks)
-        segment = create(size + _SPARE_BYTES, what="ledger")
+        segment = create(size + _SPARE_BYTES, purpose="ledger")
         ledger = Ledger(segment.mapping, workers=self._workers, chunks=chunks)
         self._segments[ledger] = segment
         return ledger

@@ -216,7 +216,7 @@ class WorkerHandle:
     def _sent(self, body: bytes, descriptors: Sequence[int]) -> bool:
         wire = self.launched.wire
         try:
-            limits.opened(lambda: wire.send_packed(body, descriptors))
+            limits.open_with_retry(lambda: wire.send_packed(body, descriptors))
         except OSError as error:
             if error.errno in _LATER:
                 return False
@@ -242,7 +242,7 @@ def _duplicates(descriptors: Sequence[int]) -> list[int]:
     found: list[int] = []
     with contextlib.ExitStack() as undo:
         for fd in descriptors:
-            found.append(limits.opened(functools.partial(os.dup, fd)))
+            found.append(limits.open_with_retry(functools.partial(os.dup, fd)))
             undo.callback(os.close, found[-1])
         undo.pop_all()
     return found

@@ -155,7 +155,7 @@ def new_tickets(kind: str | None = None) -> Tickets:
         kind = "offset" if _offset_is_atomic() else "lock" if hasattr(fcntl, "lockf") else "thread"
     if kind == "thread":
         return ThreadTickets()
-    return open_tickets(kind, limits.opened(_counter_file))
+    return open_tickets(kind, limits.open_with_retry(_counter_file))
 
 
 def open_tickets(kind: str, fd: int) -> Tickets:

@@ -1,20 +1,11 @@
-"""Nameless files for segments: the best place that has room.
-
-Imports ``shmpar.errors`` and the room and descriptors beside it.
+"""Allocate nameless files for segments, from the first source with room; write files atomically.
 
 Guarantees
 ----------
-A file that is returned has every byte reserved: writing to its mapping cannot raise SIGBUS.
-A request that cannot fit is refused before memory is touched, and a refused or interrupted one
-leaves nothing behind.  No file has a name, so not even SIGKILL of everything can leak one.
-
-Will it fit: all the memory that a call is going to need, looked at before any of it is made.
-
-Imports ``shmpar.errors``, and the ladder and room beside it.
-
-Files of the user's that appear whole or not at all.
-
-Imports the ladder and descriptors beside it.
+Every byte of a file that is returned is reserved: writing to its mapping cannot raise SIGBUS.
+A request that cannot fit is refused before memory is touched.  A refused or interrupted request
+leaves nothing behind.  No file has a name, so nothing is left if all processes are killed.
+A file of the user's appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -27,42 +18,28 @@ from typing import Final, NamedTuple
 
 from shmpar.errors import SegmentFull
 from shmpar.memory import limits
+from shmpar.memory.limits import open_with_retry
 
-__all__ = [
-    "Outlook",
-    "RUNGS",
-    "Rung",
-    "SHM",
-    "SMALL",
-    "STEP",
-    "appear",
-    "check_room",
-    "fill_zeros",
-    "make",
-    "steps",
-    "survey",
-]
-
-SHM: Final = "/dev/shm"  # noqa: S108 (shared memory is what is wanted)
-STEP: Final = 64 << 20  # bytes in one system call: longer ones delay signals
-SMALL: Final = 16 << 20  # bytes below which the kernel's ENOSPC is answer enough
+SHM: Final = "/dev/shm"  # noqa: S108 (shared memory is intended)
+STEP: Final = 64 << 20  # Why: a longer system call delays signals
+SMALL: Final = 16 << 20  # Why: for fewer bytes, the kernel's ENOSPC is answer enough
 FULL: Final = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG}
 _MODE: Final = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
 
 Fill = Callable[[int, int], object]
 
 
-class Rung(NamedTuple):
-    """One way to make a nameless file.
+class Source(NamedTuple):
+    """A kind of memory in which nameless files can be made.
 
     Attributes
     ----------
     kind : str
-        What a segment of it says that it is.
+        The kind of its segments.
     where : str
-        What an error calls the place.
+        Its description in errors.
     open : callable
-        Gives an open descriptor of an empty file, or raises OSError.
+        Return the descriptor of a new, empty file, or raise OSError.
     """
 
     kind: str
@@ -70,22 +47,22 @@ class Rung(NamedTuple):
     open: Callable[[], int]
 
 
-class Outlook(NamedTuple):
-    """What a rung would take now.
+class Capacity(NamedTuple):
+    """The room of a source at this moment.
 
     Attributes
     ----------
-    rung : Rung
-        Which one.
+    source : Source
+        The source.
     free : int
-        Bytes of the largest segment that it has room for.
+        Bytes of the largest segment that fits.
     refusal : str
-        Why it cannot be used at all; empty if it can.
+        The reason that it cannot be used at all; empty if it can.
     in_memory : bool
-        Whether what is there takes memory.
+        True if its files take memory.
     """
 
-    rung: Rung
+    source: Source
     free: int
     refusal: str = ""
     in_memory: bool = True
@@ -97,63 +74,66 @@ def _open_shm() -> int:
 
 def _open_memfd() -> int:
     fd = os.memfd_create("shmpar", os.MFD_CLOEXEC)
-    os.fchmod(fd, 0o600)  # it is made with 0o777
+    os.fchmod(fd, 0o600)  # Why: the kernel creates it with mode 0o777
     return fd
 
 
 def _open_tempfile() -> int:
-    import tempfile  # the last rung, which few come to
+    import tempfile  # Why: the last source is rarely needed
 
     folder = tempfile.gettempdir()
     try:
         return os.open(folder, os.O_TMPFILE | _MODE, 0o600)
-    except (AttributeError, OSError):  # not on Linux, or not on this file system
+    except (AttributeError, OSError):  # not Linux, or another file system
         fd, path = tempfile.mkstemp(prefix="shmpar_", dir=folder)
         os.unlink(path)
         return fd
 
 
-RUNGS: Final = (
-    Rung("shm", SHM, _open_shm),
-    Rung("memfd", "memory", _open_memfd),
-    Rung("tempfile", "the directory for temporary files", _open_tempfile),
+SOURCES: Final = (
+    Source("shm", SHM, _open_shm),
+    Source("memfd", "memory", _open_memfd),
+    Source("tempfile", "the directory for temporary files", _open_tempfile),
 )
 
 
-def make(nbytes: int, fill: Fill | None = None, rungs: tuple[Rung, ...] = ()) -> tuple[int, str]:
-    """Make a nameless file of ``nbytes`` reserved bytes on the first rung that has room.
+def make_file(
+    nbytes: int, fill: Fill | None = None, sources: tuple[Source, ...] = ()
+) -> tuple[int, str]:
+    """Make a nameless file of ``nbytes`` reserved bytes in the first source with room.
 
     Parameters
     ----------
     nbytes : int
         Size in bytes, at least 1.
     fill : callable, optional
-        Called with (descriptor, nbytes): writes every byte.  Default: zeros.
-    rungs : tuple of Rung, optional
-        Where to try, in order.  Default: all.
+        Called with (descriptor, nbytes); writes every byte.  Default: zeros.
+    sources : tuple of Source, optional
+        The sources to try, in order.  Default: all.
 
     Returns
     -------
     tuple of (int, str)
-        The descriptor, not inheritable, and the kind of the rung.
+        The descriptor, not inheritable, and the kind of the source.
 
     Raises
     ------
     SegmentFull
-        No rung has room.
+        No source has room.
 
     Notes
     -----
-    Cost: about 6 us and the kernel's zeroing (3.6 GB/s).
+    Cost: two system calls, and the kernel zeroes the memory.
     """
+    limits.keep_standard_streams()
     refusals = []
-    for rung in rungs or RUNGS:
+    for source in sources or SOURCES:
         try:
-            return _on(rung, nbytes, fill or fill_zeros), rung.kind
+            return _open_filled(source, nbytes, fill or fill_zeros), source.kind
         except (OSError, AttributeError, SegmentFull) as error:
             if isinstance(error, OSError) and error.errno == errno.EMFILE:
                 raise
-            refusals.append(f"{rung.where}: {_reason(error)}")
+            refusals.append(f"{source.where}: {_reason(error)}")
     raise SegmentFull(
         f"no room for a segment of {nbytes:,} bytes ({'; '.join(refusals)}); "
         "drop arrays that are no longer needed, use smaller outputs or dtypes, "
@@ -161,37 +141,11 @@ def make(nbytes: int, fill: Fill | None = None, rungs: tuple[Rung, ...] = ()) ->
     )
 
 
-def survey() -> list[Outlook]:
-    """Ask each rung how much it would take, in the order in which they are tried.
-
-    Reserves nothing.  Cost: 100 us a rung.
-
-    Examples
-    --------
-    >>> [one.rung.kind for one in survey()]
-    ['shm', 'memfd', 'tempfile']
-    """
-    return [_outlook(rung) for rung in RUNGS]
-
-
-def _outlook(rung: Rung) -> Outlook:
-    try:
-        fd = limits.opened(rung.open)
-    except (OSError, AttributeError) as error:
-        return Outlook(rung, 0, _reason(error))
-    try:
-        in_memory = limits.volatile(fd)
-        return Outlook(rung, _free(fd, in_memory=in_memory), in_memory=in_memory)
-    finally:
-        os.close(fd)
-
-
-def _on(rung: Rung, nbytes: int, fill: Fill) -> int:
-    limits.fill_standard()
-    fd = limits.opened(rung.open)
+def _open_filled(source: Source, nbytes: int, fill: Fill) -> int:
+    fd = open_with_retry(source.open)
     try:
         fill(fd, nbytes)
-    except BaseException:  # a Ctrl-C between two steps too
+    except BaseException:  # Why: Ctrl-C may come between two steps
         os.close(fd)
         raise
     return fd
@@ -206,110 +160,120 @@ def _reason(error: Exception) -> str:
 
 
 def fill_zeros(fd: int, nbytes: int) -> None:
-    """Reserve the first ``nbytes`` bytes of a file; new ones read as zeros."""
-    for start, stop in steps(fd, nbytes):
-        _reserve(fd, start, stop - start)
+    """Reserve the first ``nbytes`` bytes of a file; new bytes read as zeros."""
+    for start, stop in checked_steps(fd, nbytes):
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, start, stop - start)
+        else:  # Why: on macOS only a write reserves
+            os.pwrite(fd, bytes(stop - start), start)
 
 
-def _reserve(fd: int, start: int, length: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, start, length)
-    else:  # macOS: only a write reserves, and the file must read as zeros anyway
-        os.pwrite(fd, bytes(length), start)
-
-
-def steps(fd: int, nbytes: int, start: int = 0) -> Iterator[tuple[int, int]]:
-    """Cut ``nbytes`` from ``start`` into ranges [a, b), as long as there is room for the rest.
+def checked_steps(fd: int, nbytes: int) -> Iterator[tuple[int, int]]:
+    """Yield the byte ranges [start, stop) in which ``nbytes`` are written to a file.
 
     Raises
     ------
     SegmentFull
-        What is left to write no longer fits into free memory.  Another process may have taken
-        it since the first step, which is why each step looks again: a memory file, or a
-        ``/dev/shm`` as large as RAM, would fill the machine until the OOM killer comes.
+        The rest no longer fits into free memory.
     """
-    stop = start + nbytes
-    in_memory = nbytes > SMALL and limits.volatile(fd)
-    while start < stop:
-        if nbytes > SMALL:
-            _check_room(fd, stop - start, in_memory=in_memory)
-        end = min(start + STEP, stop)
-        yield start, end
-        start = end
+    in_memory = nbytes > SMALL and limits.is_in_memory(fd)
+    for start in range(0, nbytes, STEP):
+        # Why: another process may have taken memory since the first step.  A memory file, or a
+        # /dev/shm as large as RAM, would fill the machine until the OOM killer comes.
+        if nbytes > SMALL and nbytes - start > (free := _free_bytes(fd, in_memory=in_memory)):
+            raise SegmentFull(f"{nbytes - start:,} bytes needed, {free:,} free")
+        yield start, min(start + STEP, nbytes)
 
 
-def _check_room(fd: int, needed: int, *, in_memory: bool) -> None:
-    free = _free(fd, in_memory=in_memory)
-    if needed > free:
-        raise SegmentFull(f"{needed:,} bytes needed, {free:,} free")
+def _free_bytes(fd: int, *, in_memory: bool) -> int:
+    free = limits.free_on_device(fd)
+    return min(free, limits.free_memory()) if in_memory else free
 
 
-def _free(fd: int, *, in_memory: bool) -> int:
-    free = limits.device(fd)
-    return min(free, limits.memory()) if in_memory else free
+def reserve_range(fd: int, start: int, stop: int) -> None:
+    """Reserve the bytes [start, stop) of a file that exists, and keep its values.
 
-
-def reserve_window(fd: int, start: int, stop: int) -> None:
-    """Reserve the bytes [start, stop) of a file that is going to be written through a mapping.
+    A write through a mapping to a hole of a file on a full disk is SIGBUS.
 
     Raises
     ------
     SegmentFull
         The disk is full.
     """
+    if not hasattr(os, "posix_fallocate"):
+        return  # Why: no other call reserves bytes and keeps the values
     for first in range(start, stop, STEP):
         try:
-            _reserve_existing(fd, first, min(first + STEP, stop) - first)
+            os.posix_fallocate(fd, first, min(first + STEP, stop) - first)
         except OSError as error:
             if error.errno not in FULL:
                 raise
             raise SegmentFull(
                 f"{stop - first:,} bytes of a mapped file have no room on its disk "
-                f"({limits.device(fd):,} free): free some, or write the file elsewhere"
+                f"({limits.free_on_device(fd):,} free): free some, or write the file elsewhere"
             ) from None
 
 
-def _reserve_existing(fd: int, start: int, length: int) -> None:
-    if hasattr(os, "posix_fallocate"):  # keeps what is there; elsewhere nothing does both
-        os.posix_fallocate(fd, start, length)
+def capacities() -> list[Capacity]:
+    """Return the room of each source, in the order in which they are tried; reserve nothing.
+
+    Examples
+    --------
+    >>> [one.source.kind for one in capacities()]
+    ['shm', 'memfd', 'tempfile']
+    """
+    return [_capacity(source) for source in SOURCES]
 
 
-def check_room(who: str, needs: Sequence[tuple[str, int]]) -> None:
-    """Raise `SegmentFull` unless there is room for all of some segments at once.
+def _capacity(source: Source) -> Capacity:
+    try:
+        fd = open_with_retry(source.open)
+    except (OSError, AttributeError) as error:
+        return Capacity(source, 0, _reason(error))
+    try:
+        in_memory = limits.is_in_memory(fd)
+        return Capacity(source, _free_bytes(fd, in_memory=in_memory), in_memory=in_memory)
+    finally:
+        os.close(fd)
+
+
+def preflight(caller: str, needs: Sequence[tuple[str, int]]) -> None:
+    """Raise `SegmentFull` unless there is room for several segments together.
 
     Parameters
     ----------
-    who : str
-        Who needs them, for the message.
+    caller : str
+        The name of the caller, for the message.
     needs : sequence of (str, int)
-        What each segment is for, and its bytes.
+        The purpose and the bytes of each segment.
 
     Notes
     -----
-    A forecast: other processes take memory too. Each segment looks for itself when it is made.
+    This is an estimate, since other processes take memory too.  Each segment is checked again when
+    it is made.
 
-    Cost: 300 us, so ask only for what is not :data:`SMALL`.
+    Cost: opens a file in each source.  Files below :data:`SMALL` do not need this check.
     """
-    total = sum(nbytes for _, nbytes in needs)
-    outlooks = survey()
-    if _fits([nbytes for _, nbytes in needs], outlooks, limits.memory()):
+    found = capacities()
+    if _fits([nbytes for _, nbytes in needs], found, limits.free_memory()):
         return
-    parts = " + ".join(f"{nbytes:,} for {what}" for what, nbytes in needs)
-    free = ", ".join(f"{one.free:,} in {one.rung.where}" for one in outlooks)
+    total = sum(nbytes for _, nbytes in needs)
+    parts = " + ".join(f"{nbytes:,} for {purpose}" for purpose, nbytes in needs)
+    free = ", ".join(f"{one.free:,} in {one.source.where}" for one in found)
     raise SegmentFull(
-        f"{who} needs {total:,} bytes of shared memory ({parts}), more than there is room for "
+        f"{caller} needs {total:,} bytes of shared memory ({parts}), more than there is room for "
         f"({free}); nothing was begun. Pass inputs as np.memmap or make them shared once "
         "(pool.array), out= a .npy path or an np.memmap, smaller dtypes, or part of the array"
     )
 
 
-def _fits(sizes: Sequence[int], outlooks: Sequence[Outlook], memory: int) -> bool:
-    """Whether each finds a rung, when all take from one memory."""
-    free = {one.rung.kind: one.free for one in outlooks}
+def _fits(sizes: Sequence[int], found: Sequence[Capacity], memory: int) -> bool:
+    """Return True if each size fits into a source, when all sources share the memory."""
+    free = {one.source.kind: one.free for one in found}
     for size in sizes:
-        for one in outlooks:
-            if size <= free[one.rung.kind] and (size <= memory or not one.in_memory):
-                free[one.rung.kind] -= size
+        for one in found:
+            if size <= free[one.source.kind] and (size <= memory or not one.in_memory):
+                free[one.source.kind] -= size
                 memory -= size if one.in_memory else 0
                 break
         else:
@@ -317,12 +281,15 @@ def _fits(sizes: Sequence[int], outlooks: Sequence[Outlook], memory: int) -> boo
     return True
 
 
-_NAMELESS = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
+# Why: file systems refuse O_TMPFILE with these errors.
+_NO_TMPFILE: Final = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
 
 
 @contextlib.contextmanager
-def appear(path: str, nbytes: int, *, mode: int = 0o600, replace: bool = False) -> Iterator[int]:
-    """Make a file of reserved zeros, to be written inside the ``with``; it is there at its end.
+def atomic_file(
+    path: str, nbytes: int, *, mode: int = 0o600, replace: bool = False
+) -> Iterator[int]:
+    """Make a file of reserved zeros, for writing inside the ``with``; it appears at the end.
 
     Parameters
     ----------
@@ -333,56 +300,63 @@ def appear(path: str, nbytes: int, *, mode: int = 0o600, replace: bool = False) 
     mode : int
         Its permissions, before the umask.
     replace : bool
-        Take the name from a file that has it; who has that one open keeps it.
+        Take the name from a file that has it; processes that have that file open keep it.
 
     Raises
     ------
     FileExistsError
-        If there is one and it is not to be replaced.
+        The name is taken, and the file is not to be replaced.
     SegmentFull
-        If its disk has no room.
+        Its disk has no room.
 
     Notes
     -----
-    The file has no name before (``O_TMPFILE``), so nothing is left of it when this process is
-    killed. Where the file system does not know such files, or one is replaced, it has a name that
-    ends in ``.tmp`` for as long as it takes to rename it, or to write it.
+    Until then the file has no name (``O_TMPFILE``), so nothing is left if this process is killed.
+    Some file systems need a name while the file is written, and a replacement needs a name for an
+    instant; this name ends in ``.tmp``.
     """
     folder, flags = os.path.dirname(path) or ".", os.O_RDWR | os.O_CLOEXEC
-    rough: str | None = None
+    unused, temporary = f"{path}.{os.urandom(4).hex()}.tmp", None
     try:
-        fd = limits.opened(lambda: os.open(folder, flags | os.O_TMPFILE, mode))
+        fd = open_with_retry(lambda: os.open(folder, flags | os.O_TMPFILE, mode))
     except (AttributeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _NAMELESS:
+        if isinstance(error, OSError) and error.errno not in _NO_TMPFILE:
             raise
-        rough = _rough(path)
-        fd = os.open(rough, flags | os.O_CREAT | os.O_EXCL, mode)
+        temporary = unused
+        fd = os.open(temporary, flags | os.O_CREAT | os.O_EXCL, mode)
     try:
-        reserve_window(fd, 0, nbytes)
+        reserve_range(fd, 0, nbytes)
         yield fd
-        if replace and rough is None and os.path.lexists(path):
-            _link(fd, rough := _rough(path))
-        if rough is None:
-            _link(fd, path)
+        if replace and temporary is None and os.path.lexists(path):
+            temporary = unused
+            link_file(fd, temporary)
+        if temporary is None:
+            link_file(fd, path)
         elif replace:
-            os.replace(rough, path)
-            rough = None
+            os.replace(temporary, path)
+            temporary = None
         else:
-            os.link(rough, path)
+            os.link(temporary, path)
     finally:
         os.close(fd)
-        if rough is not None:
-            os.unlink(rough)
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):  # Why: the link may have failed
+                os.unlink(temporary)
 
 
-def _rough(path: str) -> str:
-    return f"{path}.{os.urandom(4).hex()}.tmp"
+def link_file(fd: int, path: str) -> None:
+    """Give a nameless file a name.
 
-
-def _link(fd: int, path: str) -> None:
-    name, flags = os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-    folder = limits.opened(lambda: os.open(name, flags))
-    try:  # linkat alone follows the link in /proc, and needs a folder
+    Raises
+    ------
+    FileExistsError
+        The name is taken.
+    OSError
+        The name is on another file system, or the system cannot link a nameless file.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    folder = open_with_retry(os.open, os.path.dirname(path) or ".", flags)
+    try:  # Why: without folders, os.link() does not follow the symbolic link in /proc
         os.link(f"/proc/self/fd/{fd}", os.path.basename(path), src_dir_fd=folder, dst_dir_fd=folder)
     finally:
         os.close(folder)

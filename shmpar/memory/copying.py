@@ -1,22 +1,15 @@
-"""Whether a value is a masked array, without loading what knows them.
-
-Imports nothing of the package.
-
-Copying values into a segment, by writing to its file.
-
-Imports NumPy, and the ladder, extent and segment beside it.
+"""Copy arrays into segments, by writing to their files.
 
 Guarantees
 ----------
-Values arrive in C order of the array given, whatever its strides.
-No byte is written through a mapping, so the page faults and the zeroing that make
-``view[:] = array`` slow do not happen, and a full file system is an error, not SIGBUS.
-A system call moves at most 64 MiB: signals get through.  The interpreter lock is released.
+Values are written in C order of the array given, whatever its strides.
+No byte is written through a mapping.  This saves the page faults and the zeroing that make
+``view[:] = array`` slow, and a full file system is an error, not SIGBUS.
+A system call moves at most 64 MiB, so signals are handled.  The interpreter lock is released.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from typing import Any, Final
@@ -25,16 +18,15 @@ import numpy as np
 
 from shmpar.errors import SegmentFull
 from shmpar.memory import allocate
-from shmpar.memory.segment import Segment
+from shmpar.memory.segment import Segment, create
 
-__all__ = ["copy_in", "is_masked", "share", "write"]
+Array = np.ndarray[Any, Any]
+
+_BUFFER_BYTES: Final = 1 << 20  # Why: a buffer for strided values that stays in the CPU's cache
 
 
 def is_masked(value: Any) -> bool:
-    """Whether it is a masked array.
-
-    Where nobody has loaded ``numpy.ma`` there is none, and it stays so: loading it costs a tenth
-    of the start of a worker.
+    """Return True for a masked array.
 
     Examples
     --------
@@ -42,14 +34,11 @@ def is_masked(value: Any) -> bool:
     >>> is_masked(np.ma.masked_equal([1, 2], 2)), is_masked(np.array([1, 2]))
     (True, False)
     """
+    # Why: importing numpy.ma would slow the start of a worker, and without it there is no
+    # masked array.
     module = sys.modules.get("numpy.ma.core")
     kind = getattr(module, "MaskedArray", None)
     return kind is not None and isinstance(value, kind)
-
-
-Array = np.ndarray[Any, Any]
-
-_BOUNCE: Final = 1 << 20  # bytes of the buffer that gathers strided values: stays in the cache
 
 
 def copy_in(segment: Segment, offset: int, array: Array) -> None:
@@ -58,16 +47,16 @@ def copy_in(segment: Segment, offset: int, array: Array) -> None:
     Parameters
     ----------
     segment : Segment
-        Where to.
+        The destination.
     offset : int
-        Byte at which the first value goes.
+        Byte of the first value.
     array : ndarray
-        Any layout; no object dtype.
+        Any layout; without Python objects.
 
     Raises
     ------
     ValueError
-        The values would not fit, or the segment is read-only.
+        The values do not fit, or the segment is read-only.
     SegmentGone
         The segment was closed.
     SegmentFull
@@ -75,7 +64,7 @@ def copy_in(segment: Segment, offset: int, array: Array) -> None:
 
     Notes
     -----
-    Cost: one write; 2 GB/s into fresh memory, against 1.1 through a mapping.
+    Cost: one copy.
     """
     if offset < 0 or offset + array.nbytes > segment.size:
         raise ValueError(
@@ -84,7 +73,7 @@ def copy_in(segment: Segment, offset: int, array: Array) -> None:
         )
     if not segment.writable:
         raise ValueError("the segment is read-only")
-    if segment.private:  # the file must not see it
+    if segment.private:  # Why: its writes stay in this process, so the file must not change
         segment.ndarray(offset, array.shape, None, array.dtype)[...] = array
     else:
         write(segment.fileno(), offset, array)
@@ -96,8 +85,8 @@ def share(array: Array) -> tuple[Segment, Array]:
     Returns
     -------
     tuple of (Segment, ndarray)
-        The segment, and an array over it with the same values and memory order (Fortran stays
-        Fortran, gaps are closed), writable.
+        The segment, and a writable array over it with the same values and memory order (Fortran
+        stays Fortran, gaps are closed).
 
     Raises
     ------
@@ -120,13 +109,13 @@ def share(array: Array) -> tuple[Segment, Array]:
         raise TypeError(f"dtype {array.dtype} holds Python objects, which no process can share")
     order = memory_order(array)
     dense = array if order is None else array.transpose(order)
-    segment = Segment.make(array.nbytes, lambda fd, _: write(fd, 0, dense))
+    segment = create(array.nbytes, lambda fd, _: write(fd, 0, dense))
     shared = segment.ndarray(0, dense.shape, None, array.dtype)
     return segment, shared if order is None else shared.transpose(np.argsort(order))
 
 
 def memory_order(array: Array) -> list[int] | None:
-    """Axes from the slowest in memory to the fastest; None if that is how they are."""
+    """Return the axes from the slowest in memory to the fastest; None if they are in order."""
     if array.flags.c_contiguous:
         return None
     steps = array.strides
@@ -135,7 +124,7 @@ def memory_order(array: Array) -> list[int] | None:
 
 
 def write(fd: int, offset: int, array: Array) -> None:
-    """Write values in C order at a byte offset of a file, which may grow.
+    """Write values in C order at a byte offset of a file, which grows as needed.
 
     Raises
     ------
@@ -143,53 +132,37 @@ def write(fd: int, offset: int, array: Array) -> None:
         The file system, or memory, is full.
     """
     if array.nbytes == 0:
-        _pad(fd, offset)
+        if os.fstat(fd).st_size <= offset:  # Why: a mapping needs at least one byte
+            os.pwrite(fd, b"\0", offset)
     elif array.flags.c_contiguous:
-        _write_bytes(fd, offset, array)
+        raw = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        for start, stop in allocate.checked_steps(fd, raw.nbytes):
+            _write_all(fd, raw[start:stop], offset + start)
     else:
         _write_strided(fd, offset, array)
 
 
-def _pad(fd: int, offset: int) -> None:
-    """Give an array without values the one byte that a mapping needs."""
-    if os.fstat(fd).st_size <= offset:
-        os.pwrite(fd, b"\0", offset)
-
-
-def _write_bytes(fd: int, offset: int, array: Array) -> None:
-    raw = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-    if raw.nbytes <= allocate.SMALL:
-        _pwrite(fd, raw, offset)
-        return
-    for start, stop in allocate.steps(fd, raw.nbytes):
-        _pwrite(fd, raw[start:stop], offset + start)
-
-
 def _write_strided(fd: int, offset: int, array: Array) -> None:
-    """Gather values a buffer at a time; faster than writing through the mapping."""
-    room = max(1, _BOUNCE // array.dtype.itemsize)
-    pieces = np.nditer(array, ["external_loop", "buffered"], order="C", buffersize=room)
-    step = allocate.STEP - allocate.STEP % array.dtype.itemsize
-    checks = allocate.steps(fd, array.nbytes)
-    checked = 0
-    done = 0
-    for piece in pieces:
-        if done >= checked:
-            _, checked = next(checks, (0, done + step))
+    """Gather values in a buffer, which is faster than writing through a mapping."""
+    buffersize = max(1, _BUFFER_BYTES // array.dtype.itemsize)
+    steps = allocate.checked_steps(fd, array.nbytes)
+    checked = written = 0
+    for piece in np.nditer(array, ["external_loop", "buffered"], order="C", buffersize=buffersize):
+        if written >= checked:
+            _, checked = next(steps, (0, array.nbytes))
         values = np.ascontiguousarray(piece)
-        _pwrite(fd, memoryview(values.view(np.uint8)), offset + done)  # type: ignore[arg-type]
-        done += values.nbytes
+        _write_all(fd, memoryview(values.view(np.uint8)), offset + written)  # type: ignore[arg-type]
+        written += values.nbytes
 
 
-def _pwrite(fd: int, raw: memoryview, offset: int) -> None:
-    """Write all of it: the kernel may stop early at a signal, or where space ends."""
-    done = 0
-    while done < raw.nbytes:
+def _write_all(fd: int, raw: memoryview, offset: int) -> None:
+    written = 0
+    while written < raw.nbytes:  # Why: the kernel may stop early at a signal
         try:
-            done += os.pwrite(fd, raw[done:] if done else raw, offset + done)
+            written += os.pwrite(fd, raw[written:], offset + written)
         except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG}:
+            if error.errno not in allocate.FULL:
                 raise
             raise SegmentFull(
-                f"{raw.nbytes - done:,} more bytes do not fit: {os.strerror(error.errno)}"
+                f"{raw.nbytes - written:,} more bytes do not fit: {os.strerror(error.errno)}"
             ) from None

@@ -1,94 +1,57 @@
-"""File descriptors: how many the segments use, and room for more, for workers too.
-
-Imports the standard library only.
+"""Limits of this process: file descriptors, memory and CPUs.
 
 Guarantees
 ----------
-``born`` and ``died`` may run in any thread and inside a finalizer: they take no lock.
-The soft limit is only ever raised, never beyond the hard one.
-No memory and no worker gets the number of a standard stream that is closed: whoever printed would
-write into an array.
-
-How many bytes may still be asked for, by memory and by file system.
-
-Imports the standard library only.
-
-Guarantees
-----------
-Nothing is cached: two calls a second apart see what other processes did in between.
-An unreadable or unlimited source never counts as "none left": it does not take part.
-
-How many CPUs this process may use.
-
-Imports the segment package's room.
+:func:`register` and :func:`unregister` may run in any thread and inside a finalizer: they take no
+lock.  The soft limit of descriptors is only raised, and never beyond the hard limit.
+No file gets the number of a closed standard stream: text that is printed would be written to it.
+Free memory is never cached: two calls a second apart see the allocations of other processes.
+A limit that is absent or cannot be read is ignored; it never counts as "no memory left".
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = [
-    "Group",
-    "VARIABLE",
-    "affinity_cpus",
-    "available",
-    "available_cpus",
-    "born",
-    "device",
-    "died",
-    "fill_standard",
-    "folders",
-    "groups",
-    "keep_room",
-    "memory",
-    "oom_kills",
-    "opened",
-    "quota_cpus",
-    "scarce",
-    "used",
-    "volatile",
-]
-
 try:
     import resource
-except ImportError:  # Windows has no such limits
+except ImportError:  # Windows has no limits of this kind
     resource = None  # type: ignore[assignment]
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-_T = TypeVar("_T")
-# Until 3.13 mmap keeps a duplicate of the descriptor that it was made of.
-PER_SEGMENT: Final = 1 if sys.version_info >= (3, 13) else 2
-MARGIN: Final = 640  # more than come with one message, with what maps them
+# Why: until Python 3.13, mmap keeps a duplicate of the descriptor that it maps.
+DESCRIPTORS_PER_SEGMENT: Final = 1 if sys.version_info >= (3, 13) else 2
+# Why: one message carries fewer descriptors than this, mappings included.
+MESSAGE_DESCRIPTORS: Final = 640
 
-_alive: set[int] = set()
-born = _alive.add
-died = _alive.discard
-
-
-def used() -> int:
-    """Descriptors that the segments of this process hold."""
-    return len(_alive) * PER_SEGMENT
+_open_segments: set[int] = set()
+register = _open_segments.add
+unregister = _open_segments.discard
 
 
-def scarce() -> bool:
-    """Whether segments use more than a quarter of what this process may open."""
-    if resource is None:
-        return False
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 0 <= soft < 4 * used()
+def used_descriptors() -> int:
+    """Return the number of descriptors that the segments of this process hold."""
+    return len(_open_segments) * DESCRIPTORS_PER_SEGMENT
 
 
-def fill_standard() -> None:
-    """Open ``/dev/null`` in the place of each standard stream that is closed.  Cost: 1 us."""
+def descriptors_scarce() -> bool:
+    """Return True if segments hold more than a quarter of the descriptors of this process."""
+    soft, _ = _descriptor_limits()
+    return 0 <= soft < 4 * used_descriptors()
+
+
+def keep_standard_streams() -> None:
+    """Open ``/dev/null`` under the number of each standard stream that is closed."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -99,64 +62,68 @@ def fill_standard() -> None:
                 os.close(null)
 
 
-def keep_room(fd: int) -> None:
-    """Raise the limit before numbers come near it, of which this one is the newest.
+def reserve_descriptors(newest: int) -> None:
+    """Raise the soft limit if it could be reached by one more message after this descriptor.
 
-    For what comes through a socket: the kernel drops descriptors that there is no room for, and
-    they cannot be asked for again.
+    The kernel drops the descriptors of a message that exceed the limit; they cannot be requested
+    again.
     """
-    if resource is not None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if 0 <= soft < fd + MARGIN and soft != hard:
-            _raise_limit()
+    soft, hard = _descriptor_limits()
+    if 0 <= soft < newest + MESSAGE_DESCRIPTORS and soft != hard:
+        _raise_descriptor_limit()
 
 
-def opened(open_: Callable[[], _T]) -> _T:
-    """Call ``open_``; where the process is out of descriptors, raise its limit and call again.
+def open_with_retry(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function that opens a file; retry it with a higher limit if descriptors run out.
 
-    What is called leaves nothing open when it fails.
+    The function must leave nothing open when it fails.
 
     Raises
     ------
     OSError
-        EMFILE if the hard limit is reached too, saying what to do; any other unchanged.
+        EMFILE if the hard limit is reached too, with advice; any other error unchanged.
     """
     try:
-        return open_()
+        return function(*args, **kwargs)
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
-    if _raise_limit():
-        return open_()
+    if _raise_descriptor_limit():
+        return function(*args, **kwargs)
     raise OSError(
         errno.EMFILE,
-        f"{os.strerror(errno.EMFILE)}: {used()} descriptors are held by shared arrays; "
+        f"{os.strerror(errno.EMFILE)}: shared arrays hold {used_descriptors()} descriptors; "
         "drop arrays, use fewer workers, or raise the hard limit (ulimit -Hn)",
     )
 
 
-def _raise_limit() -> bool:
+def _descriptor_limits() -> tuple[int, int]:
+    """Return the soft and the hard limit; -1 if there is none."""
     if resource is None:
-        return False
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return -1, -1
+    return resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def _raise_descriptor_limit() -> bool:
+    soft, hard = _descriptor_limits()
     if soft == hard:
         return False
-    with suppress(ValueError, OSError):  # macOS refuses an unlimited soft limit
+    with suppress(ValueError, OSError):  # Why: macOS refuses an unlimited soft limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         return True
     return False
 
 
-_UNLIMITED = 1 << 62
-ROOT = "/sys/fs/cgroup"
-MEMBERSHIP = "/proc/self/cgroup"
-_FILES = {
+UNLIMITED: Final = 1 << 62
+CGROUP_ROOT = "/sys/fs/cgroup"
+CGROUP_MEMBERSHIP = "/proc/self/cgroup"
+_MEMORY_FILES: Final = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     2: ("memory.max", "memory.current"),
 }
 
 
-class Group(NamedTuple):
+class MemoryGroup(NamedTuple):
     """A control group that limits the memory of this process.
 
     Attributes
@@ -164,7 +131,7 @@ class Group(NamedTuple):
     limit, used : int
         Bytes.
     reclaimable : int
-        Bytes of `used` that are page cache, given back when memory is asked for.
+        Bytes of `used` that are page cache, which the kernel drops when memory is requested.
     """
 
     limit: int
@@ -177,71 +144,79 @@ class Group(NamedTuple):
         return self.limit - self.used + self.reclaimable
 
 
-def memory() -> int:
-    """Bytes of RAM that this process may still fill, by the kernel's and the cgroup's count.
+def free_memory() -> int:
+    """Return the bytes of RAM that this process may still fill.
 
-    Swap does not count: shared memory that is swapped out is slower than no shared memory.
+    The kernel and every control group of this process limit them.  Swap does not count: shared
+    memory that is swapped out is slower than no shared memory.
 
     Notes
     -----
-    Cost: reads four small files of ``/proc`` and ``/sys``, about 60 us.
+    Cost: reads four small files of ``/proc`` and ``/sys``.
 
     Examples
     --------
-    >>> memory() > 0
+    >>> free_memory() > 0
     True
     """
-    return max(0, min([available(), *(group.left for group in groups())]))
+    return max(0, min([available_memory(), *(group.left for group in memory_groups())]))
 
 
-def device(fd: int) -> int:
-    """Bytes free on the file system of an open file; a memory file knows no limit."""
-    found = os.fstatvfs(fd)
-    return found.f_bavail * found.f_frsize if found.f_blocks else _UNLIMITED
-
-
-def volatile(fd: int) -> bool:
-    """Whether the file lies in RAM (tmpfs, ramfs, a memory file), so that RAM limits it too."""
-    number = os.fstat(fd).st_dev
-    return _filesystem(f"{os.major(number)}:{os.minor(number)}") in {"tmpfs", "ramfs", ""}
-
-
-def _filesystem(device_number: str) -> str:
-    """Type of a mounted file system; empty for one that is mounted nowhere (memfd)."""
-    with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as lines:
-        for line in lines:
-            if line.split(" ", 3)[2] == device_number:
-                return line.partition(" - ")[2].split(" ", 1)[0]
-        return ""
-    return "unknown"
-
-
-def available() -> int:
-    """Bytes of RAM that the kernel could still hand out (MemAvailable), whoever may have them."""
-    with suppress(OSError), open("/proc/meminfo", "rb") as lines:
-        for line in lines:
-            if line.startswith(b"MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return _physical()
-
-
-def _physical() -> int:
-    """Total RAM, for kernels that do not say how much of it is available."""
-    with suppress(ValueError, OSError):
+def available_memory() -> int:
+    """Return the bytes of RAM that the kernel can still allocate (MemAvailable)."""
+    kilobytes = _field("/proc/meminfo", "MemAvailable:")
+    if kilobytes is not None:
+        return kilobytes * 1024
+    with suppress(AttributeError, ValueError, OSError):  # Why: other systems report only all RAM
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return _UNLIMITED
+    return UNLIMITED
 
 
-def groups() -> Iterator[Group]:
-    """The memory cgroup of this process and each of its ancestors, those that have a limit."""
-    for version, folder in folders("memory"):
-        group = _group(folder, *_FILES[version])
-        if group is not None:
-            yield group
+def memory_groups() -> Iterator[MemoryGroup]:
+    """Yield the memory control group of this process and its ancestors, if they have a limit."""
+    for version, folder in cgroup_folders("memory"):
+        try:
+            limit, used = (_number(f"{folder}/{name}") for name in _MEMORY_FILES[version])
+        except ValueError:  # the group is missing, or has the limit "max"
+            continue
+        if limit < UNLIMITED:
+            stat = f"{folder}/memory.stat"
+            cache = _field(stat, "total_inactive_file") or _field(stat, "inactive_file") or 0
+            yield MemoryGroup(limit, used, cache)
 
 
-def folders(controller: str) -> Iterator[tuple[int, str]]:
-    """Where the control groups of this process lie, each followed by those above it.
+def free_on_device(fd: int) -> int:
+    """Return the free bytes of the file system of an open file; a memory file has no limit."""
+    found = os.fstatvfs(fd)
+    return found.f_bavail * found.f_frsize if found.f_blocks else UNLIMITED
+
+
+def is_in_memory(fd: int) -> bool:
+    """Return True if the file lies in RAM (tmpfs, ramfs, a memory file), which limits it too."""
+    device = os.fstat(fd).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    mounts = _lines("/proc/self/mountinfo")
+    kinds = (
+        line.partition(" - ")[2].split(" ", 1)[0]
+        for line in mounts
+        if line.split(" ", 3)[2] == number
+    )
+    # Why: a memory file belongs to a file system that is mounted nowhere.
+    return next(kinds, "tmpfs" if mounts else "unknown") in {"tmpfs", "ramfs"}
+
+
+def oom_kills() -> int:
+    """Return the number of processes that the kernel has killed because memory ran out.
+
+    It is the count of our control groups or, without them, of the machine; 0 if there is none.
+    """
+    files = {1: "memory.oom_control", 2: "memory.events"}
+    paths = [f"{folder}/{files[version]}" for version, folder in cgroup_folders("memory")]
+    return max(_field(path, "oom_kill") or 0 for path in (*paths, "/proc/vmstat"))
+
+
+def cgroup_folders(controller: str) -> Iterator[tuple[int, str]]:
+    """Yield the folders of the control groups of this process, each before its ancestors.
 
     Parameters
     ----------
@@ -253,117 +228,88 @@ def folders(controller: str) -> Iterator[tuple[int, str]]:
     version : int
         1 or 2.
     folder : str
-        It may be missing: in a container the path may not exist, the root does.
+        It may be missing: in a container the path may not exist, while the root does.
     """
-    with suppress(OSError), open(MEMBERSHIP, encoding="utf-8") as lines:
-        for line in lines:
-            _, controllers, path = line.rstrip("\n").split(":", 2)
-            if controllers == "":
-                yield from ((2, folder) for folder in _upwards(ROOT, path))
-            elif controller in controllers.split(","):
-                yield from ((1, folder) for folder in _upwards(f"{ROOT}/{controller}", path))
+    for line in _lines(CGROUP_MEMBERSHIP):
+        _, controllers, path = line.rstrip("\n").split(":", 2)
+        if controllers == "":
+            yield from ((2, folder) for folder in _ancestors(CGROUP_ROOT, path))
+        elif controller in controllers.split(","):
+            yield from ((1, folder) for folder in _ancestors(f"{CGROUP_ROOT}/{controller}", path))
 
 
-def _upwards(root: str, path: str) -> Iterator[str]:
-    while True:
-        yield root + path.rstrip("/")
-        if path in {"/", ""}:
-            return
+def _ancestors(root: str, path: str) -> Iterator[str]:
+    while path not in {"/", ""}:
+        yield root + path
         path = os.path.dirname(path)
+    yield root
 
 
-def _group(folder: str, limit: str, usage: str) -> Group | None:
-    try:
-        ceiling, used = (_number(f"{folder}/{name}") for name in (limit, usage))
-    except (OSError, ValueError):  # no such group, or "max"
-        return None
-    return None if ceiling >= _UNLIMITED else Group(ceiling, used, _reclaimable(folder))
-
-
-def oom_kills() -> int:
-    """How many processes the kernel has ended for lack of memory, here or in our control groups.
-
-    It counts on this machine as a whole where no control group counts; 0 where nothing does.
-    """
-    counts = [
-        _count(f"{folder}/{'memory.events' if version > 1 else 'memory.oom_control'}")
-        for version, folder in folders("memory")
-    ]
-    return max([*counts, _count("/proc/vmstat")])
-
-
-def _count(path: str) -> int:
-    with suppress(OSError, ValueError), open(path, "rb") as lines:
-        for line in lines:
-            if line.startswith(b"oom_kill "):
-                return int(line.split()[1])
-    return 0
+def _lines(path: str) -> list[str]:
+    """Return the lines of a small file of the kernel; none if it cannot be read."""
+    with suppress(OSError), open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.readlines()
+    return []
 
 
 def _number(path: str) -> int:
-    with open(path, "rb") as file:
-        return int(file.read())
+    return int("".join(_lines(path)))
 
 
-def _reclaimable(folder: str) -> int:
-    """Page cache that is charged to the group, but is given back when memory is asked for."""
-    with suppress(OSError), open(f"{folder}/memory.stat", "rb") as lines:
-        found = dict(line.split() for line in lines)
-        return int(found.get(b"total_inactive_file", found.get(b"inactive_file", b"0")))
-    return 0
+def _field(path: str, name: str) -> int | None:
+    """Return the number after a name, in a file with one name per line."""
+    for line in _lines(path):
+        words = line.split()
+        if words and words[0] == name:
+            return int(words[1])
+    return None
 
 
-VARIABLE = "SHMPAR_NUM_WORKERS"
+NUM_WORKERS_VARIABLE: Final = "SHMPAR_NUM_WORKERS"
 
 
 def available_cpus() -> int:
-    """CPUs by affinity and by the quota of the control group, at least 1.
+    """Return the number of CPUs by affinity and by the quota of the control group, at least 1.
 
     The environment variable ``SHMPAR_NUM_WORKERS`` overrides both.
 
     Raises
     ------
     ValueError
-        If the variable is set to what is no number above 0.
+        If the variable is set, but not to a number above 0.
     """
-    chosen = os.environ.get(VARIABLE)
+    chosen = os.environ.get(NUM_WORKERS_VARIABLE)
     if chosen:
         if not chosen.isdecimal() or int(chosen) < 1:
-            raise ValueError(f"{VARIABLE} is a number of workers, 1 or more, not {chosen!r}")
+            raise ValueError(
+                f"{NUM_WORKERS_VARIABLE} is a number of workers, 1 or more, not {chosen!r}"
+            )
         return int(chosen)
     affinity, quota = affinity_cpus(), quota_cpus()
     return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
 
 
 def affinity_cpus() -> int:
-    """CPUs that the scheduler may put this process on; all of them where it has no affinity."""
+    """Return the number of CPUs that this process may run on; all where affinity is unknown."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def quota_cpus() -> float | None:
-    """CPUs that the scheduler's bandwidth control gives, 1.5 perhaps; None without one.
+    """Return the CPUs that the control groups grant, for example 1.5; None without a quota.
 
-    The narrowest of this process' control group and those above it.
+    The smallest quota counts, of the control group of this process and its ancestors.
     """
-    found = [_quota(version, folder) for version, folder in folders("cpu")]
-    return min((quota for quota in found if quota > 0), default=None)
+    quotas = [_cpu_quota(version, folder) for version, folder in cgroup_folders("cpu")]
+    return min((quota for quota in quotas if quota > 0), default=None)
 
 
-def _quota(version: int, folder: str) -> float:
-    if version == 1:
-        pair = [_read(f"{folder}/cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
-    else:
-        pair = _read(f"{folder}/cpu.max").split()
+def _cpu_quota(version: int, folder: str) -> float:
+    files = {1: ["cpu.cfs_quota_us", "cpu.cfs_period_us"], 2: ["cpu.max"]}[version]
+    words = " ".join(line for name in files for line in _lines(f"{folder}/{name}")).split()
     try:
-        quota, period = map(int, pair)
+        quota, period = map(int, words)
         return quota / period
-    except (ValueError, ZeroDivisionError):  # no such group, or "max"
+    except (ValueError, ZeroDivisionError):  # the group is missing, or has the limit "max"
         return 0.0
-
-
-def _read(path: str) -> str:
-    with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
-        return file.read()
-    return ""

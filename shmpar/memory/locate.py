@@ -1,20 +1,14 @@
-"""Recognising files that the user has mapped: np.memmap, np.load(mmap_mode=), SharedMemory.buf.
+"""Locate the memory of an array: the segment and the offset at which it lies.
 
-Imports NumPy, and the backing, descriptors, mapping and segment beside it.
-
-Guarantees
-----------
-What the kernel says decides (``/proc/self/maps``), not what a Python object claims: a private
-mapping is none, nor is a file that was removed or replaced since.
-One mmap object gives one segment as long as it lives.
-
-Where the bytes of an array lie.
-
-Imports NumPy, and the mapping, mapped and segment beside it.
+Files that the user has mapped (np.memmap, ``np.load(mmap_mode=)``, ``SharedMemory.buf``) are
+recognised too.
 
 Guarantees
 ----------
-An array is known by where its bytes lie, whatever its Python type and however it was made.
+The address of an array decides, whatever its Python type and however it was made.
+The kernel's table of mappings decides about a file (``/proc/self/maps``), not the attributes of a
+Python object: a private mapping is not shared, and neither is a removed or replaced file.
+An mmap object gives the same segment as long as it lives.
 """
 
 from __future__ import annotations
@@ -28,168 +22,25 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from shmpar.memory import limits
+from shmpar.memory.limits import open_with_retry
 from shmpar.memory.segment import (
-    Backing,
+    Location,
     Mapping,
-    Place,
     Segment,
+    address_of,
     byte_bounds,
-    find,
+    find_mapping,
     lies_within,
-    pointer,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Window", "kind_of", "locate", "of"]
-
-_LINE: Final = re.compile(
-    r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) +(/.*)"
-)
+Array = np.ndarray[Any, Any]
 
 
-class Window(NamedTuple):
-    """The part of a file that one mmap object maps.
-
-    Attributes
-    ----------
-    segment : Segment
-        The whole file.
-    shift : int
-        What turns an address into a byte offset in the file.
-    """
-
-    segment: Segment
-    shift: int
-
-
-class _Source(NamedTuple):
-    """Which file lies under an address.
-
-    Attributes
-    ----------
-    path : str
-        The file, which may have been replaced.
-    device, inode : int or None
-        Which one it was; None if the platform does not say.
-    writable : bool
-        Whether the mapping is.
-    shift : int
-        What turns an address into a byte offset in the file.
-    """
-
-    path: str
-    device: int | None
-    inode: int | None
-    writable: bool
-    shift: int
-
-
-_windows: weakref.WeakKeyDictionary[mmap.mmap, Window | None] = weakref.WeakKeyDictionary()
-
-
-def of(memory: mmap.mmap, array: np.ndarray[Any, Any]) -> Window | None:
-    """Find the file that an mmap object maps, or None if others cannot map the same bytes.
-
-    Parameters
-    ----------
-    memory : mmap
-        Where the bases of ``array`` end.
-    array : ndarray
-        A view of it.
-
-    Notes
-    -----
-    Cost: 100 us or so the first time; 1 us again.
-    """
-    try:
-        found = _windows[memory]
-    except KeyError:
-        found = _windows[memory] = _window(array)
-    return found
-
-
-def _window(array: np.ndarray[Any, Any]) -> Window | None:
-    source = _SOURCE(array)
-    if source is None:
-        return None
-    backing = _opened(source)
-    return None if backing is None else Window(Segment(backing), source.shift)
-
-
-def _from_kernel(array: np.ndarray[Any, Any]) -> _Source | None:
-    address = pointer(array)
-    maps = "/proc/self/maps"
-    with limits.opened(lambda: open(maps, encoding="utf-8", errors="surrogateescape")) as lines:
-        for line in lines:
-            found = _LINE.match(line)
-            if found and int(found[1], 16) <= address < int(found[2], 16):
-                return _parsed(found)
-    return None
-
-
-def _parsed(found: re.Match[str]) -> _Source | None:
-    start, _, flags, offset, major, minor, inode, path = found.groups()
-    if flags[3] != "s" or path.endswith(" (deleted)"):
-        return None
-    return _Source(
-        path=path.replace("\\012", "\n"),
-        device=os.makedev(int(major, 16), int(minor, 16)),
-        inode=int(inode),
-        writable="w" in flags,
-        shift=int(offset, 16) - int(start, 16),
-    )
-
-
-def _from_memmap(array: np.ndarray[Any, Any]) -> _Source | None:
-    """Believe np.memmap, where the kernel cannot be asked; its views keep *its* offset."""
-    base: Any = array
-    root: Any = None
-    while isinstance(base, np.ndarray):
-        root = base if isinstance(base, np.memmap) else root
-        base = base.base
-    if root is None or root.filename is None or root.mode == "c":
-        return None
-    shift = root.offset - pointer(root)
-    return _Source(os.fspath(root.filename), None, None, root.mode != "r", shift)
-
-
-_SOURCE: Callable[[np.ndarray[Any, Any]], _Source | None]
-_SOURCE = _from_kernel if os.path.exists("/proc/self/maps") else _from_memmap
-
-
-def _opened(source: _Source) -> Backing | None:
-    """Open the file again; None if the path now leads to another one."""
-    flags = (os.O_RDWR if source.writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0)
-    try:
-        fd = limits.opened(lambda: os.open(source.path, flags))
-    except OSError:
-        return None
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, fd)
-        found = os.fstat(fd)
-        if not found.st_size or not _same(source, found):
-            return None
-        backing = Backing(fd, found.st_size, "file", writable=source.writable)
-        stack.pop_all()
-    backing.path = os.path.abspath(source.path)
-    return backing
-
-
-def _same(source: _Source, found: os.stat_result) -> bool:
-    """Whether it is the same file; layered file systems report an anonymous device (major 0)."""
-    if source.inode is None:
-        return True
-    if source.inode != found.st_ino:
-        return False
-    devices = (source.device, found.st_dev)
-    return devices[0] == devices[1] or any(os.major(d or 0) == 0 for d in devices)
-
-
-def locate(array: np.ndarray[Any, Any]) -> Place | None:
-    """Find the segment in which an array lies; None if no other process can map it.
+def locate(array: Array) -> Location | None:
+    """Return the segment and offset of an array; None if no other process can map its memory.
 
     Parameters
     ----------
@@ -198,68 +49,166 @@ def locate(array: np.ndarray[Any, Any]) -> Place | None:
 
     Returns
     -------
-    Place or None
-        None for plain memory, for what was closed, for a private mapping (np.memmap of mode
-        "c") and for files that were removed or replaced.
+    Location or None
+        None for plain memory, for a closed segment, for a private mapping (np.memmap of mode "c")
+        and for a file that was removed or replaced.
 
     Notes
     -----
-    Cost: 0.1 us for an array that owns its data, 2 us for one in a segment of ours; the first time
-    for a mapped file of the user's, 100 us.
+    Cost: almost none for an array that owns its data, and for an array in a segment.  The first
+    call for a file that the user has mapped reads the kernel's table and opens the file.
 
     Examples
     --------
     >>> locate(np.ones(3)) is None
     True
     """
-    base: Any = array.base
-    if base is None:
+    if array.base is None:
         return None
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if type(base) is Mapping:
-        if base.backing.closed:
+    root = _root(array)
+    if type(root) is Mapping:
+        if root.segment.closed:
             return None
-        return Place(Segment(base.backing, base), pointer(array) - base.start)
-    memory = _memory(base)
-    return _ours(find(pointer(array)), array) if memory is None else _users(memory, array)
+        return Location(root.segment, address_of(array) - root.start)
+    while isinstance(root, memoryview):
+        root = root.obj
+    if isinstance(root, mmap.mmap) and not isinstance(root, Mapping):
+        found = _user_file(root, array) if array.size else None
+    else:
+        mapping = find_mapping(address_of(array))
+        found = None if mapping is None else (mapping.segment, mapping.start)
+    if found is None or found[0].closed:
+        return None
+    segment, start = found
+    offset = address_of(array) - start
+    # Why: a file may have been shortened since it was mapped.
+    bounds = byte_bounds(array.shape, array.strides, array.itemsize)
+    return Location(segment, offset) if lies_within(segment.size, offset, bounds) else None
 
 
-def kind_of(array: np.ndarray[Any, Any]) -> str:
-    """Where an array lies, in a word: a segment's kind, or ``private`` for memory of this process.
+def kind_of(array: Array) -> str:
+    """Return the kind of the segment of an array, or ``private`` for memory of this process."""
+    root = _root(array)
+    if type(root) is Mapping:
+        return root.segment.kind
+    location = locate(array)
+    return "private" if location is None else location.segment.kind
 
-    Cost: as :func:`locate`, without working out the place.
-    """
+
+def _root(array: Array) -> Any:
+    """Return the owner of the memory of an array, below all arrays."""
     base: Any = array.base
     while isinstance(base, np.ndarray):
         base = base.base
-    if type(base) is Mapping:
-        return base.backing.kind
-    place = locate(array)
-    return "private" if place is None else place.segment.kind
+    return base
 
 
-def _memory(base: Any) -> mmap.mmap | None:
-    """Find the mmap behind memoryviews."""
-    while isinstance(base, memoryview):
-        base = base.obj
-    return base if isinstance(base, mmap.mmap) and not isinstance(base, Mapping) else None
+class _MappedFile(NamedTuple):
+    """The file under an address.
+
+    Attributes
+    ----------
+    path : str
+        Its path, which may lead to another file by now.
+    device, inode : int or None
+        Its identity; None if the platform does not tell it.
+    writable : bool
+        True if the mapping is writable.
+    start : int
+        Address at which byte 0 of the file lies, or would lie.
+    """
+
+    path: str
+    device: int | None
+    inode: int | None
+    writable: bool
+    start: int
 
 
-def _ours(mapping: Mapping | None, array: np.ndarray[Any, Any]) -> Place | None:
-    if mapping is None or mapping.backing.closed:
+# The segment of the whole file that an mmap object maps, and the address of its byte 0.
+_user_files: weakref.WeakKeyDictionary[mmap.mmap, tuple[Segment, int] | None]
+_user_files = weakref.WeakKeyDictionary()
+
+
+def _user_file(memory: mmap.mmap, array: Array) -> tuple[Segment, int] | None:
+    """Return the segment of a mapped file, or None if other processes cannot map its bytes."""
+    try:
+        return _user_files[memory]
+    except KeyError:
+        file = _identify(array)
+        segment = None if file is None else _open_again(file)
+        found = None if file is None or segment is None else (segment, file.start)
+        _user_files[memory] = found
+        return found
+
+
+# A line about a mapped file: start, end, flags, offset, device, inode, path.
+_MAPS_LINE: Final = re.compile(
+    r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) +(/.*)"
+)
+
+
+def _from_kernel(array: Array) -> _MappedFile | None:
+    address = address_of(array)
+    with open_with_retry(
+        open, "/proc/self/maps", encoding="utf-8", errors="surrogateescape"
+    ) as lines:
+        for line in lines:
+            found = _MAPS_LINE.match(line)
+            if not found or not int(found[1], 16) <= address < int(found[2], 16):
+                continue
+            start, _, flags, offset, major, minor, inode, path = found.groups()
+            if flags[3] != "s" or path.endswith(" (deleted)"):
+                return None
+            return _MappedFile(
+                path=path.replace("\\012", "\n"),
+                device=os.makedev(int(major, 16), int(minor, 16)),
+                inode=int(inode),
+                writable="w" in flags,
+                start=int(start, 16) - int(offset, 16),
+            )
+    return None
+
+
+def _from_memmap(array: Array) -> _MappedFile | None:
+    """Trust np.memmap, for systems whose kernel does not tell."""
+    base: Any = array
+    root: Any = None
+    while isinstance(base, np.ndarray):
+        # Why: a view of a memmap keeps the offset of the memmap, so only the outermost one counts.
+        root = base if isinstance(base, np.memmap) else root
+        base = base.base
+    if root is None or root.filename is None or root.mode == "c":
         return None
-    return _within(Segment(mapping.backing, mapping), pointer(array) - mapping.start, array)
+    start = address_of(root) - root.offset
+    return _MappedFile(os.fspath(root.filename), None, None, root.mode != "r", start)
 
 
-def _users(memory: mmap.mmap, array: np.ndarray[Any, Any]) -> Place | None:
-    window = of(memory, array) if array.size else None
-    if window is None or window.segment.closed:
+_identify: Callable[[Array], _MappedFile | None]
+_identify = _from_kernel if os.path.exists("/proc/self/maps") else _from_memmap
+
+
+def _open_again(file: _MappedFile) -> Segment | None:
+    """Open the file by its path; return None if the path leads to another file by now."""
+    flags = (os.O_RDWR if file.writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        fd = open_with_retry(os.open, file.path, flags)
+    except OSError:
         return None
-    return _within(window.segment, pointer(array) + window.shift, array)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, fd)
+        found = os.fstat(fd)
+        if not found.st_size or not _is_same(file, found):
+            return None
+        segment = Segment(fd, found.st_size, "file", writable=file.writable)
+        stack.pop_all()
+    segment.path = os.path.abspath(file.path)
+    return segment
 
 
-def _within(segment: Segment, offset: int, array: np.ndarray[Any, Any]) -> Place | None:
-    """Answer only for an array that lies inside as a whole: a file may have been shortened."""
-    touched = byte_bounds(array.shape, array.strides, array.itemsize)
-    return Place(segment, offset) if lies_within(segment.size, offset, touched) else None
+def _is_same(file: _MappedFile, found: os.stat_result) -> bool:
+    if file.inode is None or file.device is None:
+        return True
+    # Why: a layered file system reports an anonymous device, of major number 0.
+    layered = 0 in {os.major(file.device), os.major(found.st_dev)}
+    return file.inode == found.st_ino and (file.device == found.st_dev or layered)

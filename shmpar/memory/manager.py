@@ -1,10 +1,8 @@
-"""Managers: who releases the segments of a pool, or of the interpreter.
-
-Imports ``shmpar.errors``, NumPy, and the modules beside it.
+"""Managers: owners of segments, one for each pool and one for the interpreter.
 
 Guarantees
 ----------
-A manager holds its segments weakly: one goes when its last view does, at the manager's end at the
+A manager holds its segments weakly: a segment ends with its last view, or with the manager at the
 latest.  After ``close()`` none of its names exists, and none of its descriptors is open.
 In a forked child a manager of the parent refuses to make segments and closes nothing.
 """
@@ -20,19 +18,14 @@ from typing import Any, Final, Self
 import numpy as np
 
 from shmpar.memory import allocate, copying, limits, names
-from shmpar.memory.segment import Backing, Place, Segment, create
+from shmpar.memory.segment import CACHE_LINE, Location, Segment, create
 
-__all__ = ["Manager", "default_manager"]
-
-Array = np.ndarray[Any, Any]
-
-_SMALL: Final = 64 << 10  # bytes: arrays up to it may share a segment
-_SLAB: Final = 1 << 20  # bytes of a shared segment
-_ALIGN: Final = 64  # bytes: one cache line
+_LARGEST_PIECE: Final = 64 << 10  # bytes of an array that may share a segment
+_SLAB_BYTES: Final = 1 << 20  # bytes of a shared segment
 
 
 class Manager:
-    """The owner of segments; its end is theirs.
+    """The owner of segments: closing it closes them.
 
     Safe to use from several threads.
 
@@ -46,17 +39,18 @@ class Manager:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
+        # Lock: taken inside the lock of the segments (when one gets a name), never around it.
         self._lock = threading.RLock()
-        self._owned: weakref.WeakValueDictionary[int, Backing] = weakref.WeakValueDictionary()
-        self._named: weakref.WeakValueDictionary[int, Backing] = weakref.WeakValueDictionary()
-        self._marker: weakref.ref[names.Marker] | None = None  # held by what it lists
-        self._slab: weakref.ref[Backing] | None = None
-        self._filled = 0  # bytes of the slab that were given away
+        self._owned: weakref.WeakValueDictionary[int, Segment] = weakref.WeakValueDictionary()
+        self._named: weakref.WeakValueDictionary[int, Segment] = weakref.WeakValueDictionary()
+        self._registry: weakref.ref[names.NameRegistry] | None = None  # held by its segments
+        self._slab: weakref.ref[Segment] | None = None
+        self._filled = 0  # bytes of the slab in use
         self._closed = False
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """True if the manager was closed."""
         return self._closed
 
     def __enter__(self) -> Self:
@@ -73,7 +67,7 @@ class Manager:
         FileExistsError
             The name is taken.
         ValueError, TypeError
-            The name cannot be one.
+            The name is impossible.
         SegmentFull
             There is no room.
         RuntimeError
@@ -82,20 +76,21 @@ class Manager:
         self._check()
         if name is None:
             return self._add(create(nbytes))
-        return self._add(self._create_named(max(1, nbytes), names.checked(name)))
+        return self._add(self._create_named(max(1, nbytes), names.check_name(name)))
 
     def _create_named(self, nbytes: int, name: str) -> Segment:
-        """Only a file in ``/dev/shm`` can have a chosen name; if it is taken, nothing is left."""
-        if os.path.lexists(f"{allocate.SHM}/{name}"):
-            names.reap()  # it may be a name of somebody who is dead
-        if os.path.lexists(f"{allocate.SHM}/{name}"):
+        path = f"{allocate.SHM}/{name}"
+        if os.path.lexists(path):
+            names.remove_stale()  # Why: it may be a name of a dead process
+        if os.path.lexists(path):
             raise FileExistsError(f"a segment named {name!r} exists; choose another, or attach()")
-        fd, kind = allocate.make(nbytes, rungs=allocate.RUNGS[:1])
-        segment = Segment(Backing(fd, nbytes, kind))
-        segment.backing.link(self.marker, name)
+        # Why: only a file in /dev/shm can have a chosen name.
+        fd, kind = allocate.make_file(nbytes, sources=allocate.SOURCES[:1])
+        segment = Segment(fd, nbytes, kind)
+        segment.link(self.registry, name)
         return segment
 
-    def share(self, array: Array, *, name: str | None = None) -> Place:
+    def share(self, array: np.ndarray[Any, Any], *, name: str | None = None) -> Location:
         """Copy an array's values, in C order, into memory of this manager.
 
         Raises
@@ -104,49 +99,47 @@ class Manager:
             As :meth:`create`.
         """
         self._check()
-        if name is None and not self._crowded(array.nbytes):
-            segment = Segment.make(array.nbytes, lambda fd, _: copying.write(fd, 0, array))
-            return Place(self._add(segment), 0)
-        place = self.allocate(array.nbytes, name=name)
-        copying.copy_in(place.segment, place.offset, array)
-        return place
+        if name is None and not self._needs_slab(array.nbytes):
+            segment = create(array.nbytes, lambda fd, _: copying.write(fd, 0, array))
+            return Location(self._add(segment), 0)
+        location = self.allocate(array.nbytes, name=name)
+        copying.copy_in(location.segment, location.offset, array)
+        return location
 
-    def allocate(self, nbytes: int, *, name: str | None = None) -> Place:
-        """Make room for an array: a segment, or, where descriptors are scarce, part of one.
+    def allocate(self, nbytes: int, *, name: str | None = None) -> Location:
+        """Make room for an array: a segment or, where descriptors are scarce, part of one.
 
         Raises
         ------
         FileExistsError, ValueError, SegmentFull, RuntimeError
             As :meth:`create`.
         """
-        if name is not None or not self._crowded(nbytes):
-            return Place(self.create(nbytes, name=name), 0)
+        if name is not None or not self._needs_slab(nbytes):
+            return Location(self.create(nbytes, name=name), 0)
         self._check()
         with self._lock:
-            return self._from_slab(max(1, nbytes))
+            return self._take_piece(max(1, nbytes))
 
-    def _crowded(self, nbytes: int) -> bool:
-        return nbytes <= _SMALL and limits.scarce()
+    def _needs_slab(self, nbytes: int) -> bool:
+        return nbytes <= _LARGEST_PIECE and limits.descriptors_scarce()
 
-    def _from_slab(self, nbytes: int) -> Place:
-        """Cut the next piece; pieces are never used twice, so each reads as zeros."""
-        backing = self._slab() if self._slab is not None else None
-        if backing is None or backing.closed or self._filled + nbytes > backing.size:
-            segment = self.create(_SLAB)
-            segment.backing.shared = True
-            self._slab, self._filled = weakref.ref(segment.backing), 0
-        else:
-            segment = Segment(backing)
+    def _take_piece(self, nbytes: int) -> Location:
+        """Return the next piece of the slab; no piece is reused, so each reads as zeros."""
+        slab = None if self._slab is None else self._slab()
+        if slab is None or slab.closed or self._filled + nbytes > slab.size:
+            slab = self.create(_SLAB_BYTES)
+            slab.divided = True
+            self._slab, self._filled = weakref.ref(slab), 0
         offset = self._filled
-        self._filled = offset + -(-nbytes // _ALIGN) * _ALIGN
-        return Place(segment, offset)
+        self._filled = offset + -(-nbytes // CACHE_LINE) * CACHE_LINE
+        return Location(slab, offset)
 
     def _add(self, segment: Segment) -> Segment:
         with self._lock:
-            if self._closed:  # by another thread, since the check
+            if self._closed:  # Why: another thread may have closed it since the check
                 segment.close()
             self._check()
-            self._owned[segment.key] = segment.backing
+            self._owned[segment.key] = segment
         return segment
 
     def _check(self) -> None:
@@ -160,61 +153,60 @@ class Manager:
             )
 
     def own(self, segment: Segment) -> None:
-        """Take over an attached segment: its name goes when its last view or this manager does."""
+        """Own an attached segment: its name is removed with its last view or with this manager."""
         self._check()
-        segment.backing.own(lambda: self._list()[0])
-        names.reap()  # not before it is on our list: its maker may be dead
+        segment.take_name(self._current_registry)
+        # Why: only after its name is on our list, since its maker may be dead.
+        names.remove_stale()
         self._add(segment)
 
     def name(self, segment: Segment) -> str:
-        """Name by which any process finds the segment; made at the first call.
+        """Return the name by which any process finds the segment; the first call makes it.
 
         Raises
         ------
         SegmentGone
             The segment was closed.
         """
-        backing = segment.backing
-        backing.fileno()
-        if backing.name is not None:
-            return backing.name
-        name = backing.link(self.marker)
+        segment.fileno()
+        if segment.name is not None:
+            return segment.name
+        name = segment.link(self.registry)
         with self._lock:
-            self._named[segment.key] = backing
+            self._named[segment.key] = segment
         return name
 
-    def _list(self) -> tuple[names.Marker, bool]:
-        """The file that lists the names, and whether it was made just now; nothing is reaped."""
+    def registry(self) -> names.NameRegistry:
+        """Return the registry of this manager; a new one comes with the removal of stale names."""
+        with self._lock:
+            before = self._registry
+            found = self._current_registry()
+            if self._registry is not before:
+                names.remove_stale()
+            return found
+
+    def _current_registry(self) -> names.NameRegistry:
         with self._lock:
             self._check()
-            found = self._marker() if self._marker is not None else None
-            if found is not None and not found.closed:
-                return found, False
-            found = names.Marker()
-            self._marker = weakref.ref(found)
-            return found, True
-
-    def marker(self) -> names.Marker:
-        """Give the file that lists the names of this manager; making one reaps the dead."""
-        with self._lock:
-            found, new = self._list()
-            if new:
-                names.reap()
+            found = None if self._registry is None else self._registry()
+            if found is None or found.closed:
+                found = names.NameRegistry()
+                self._registry = weakref.ref(found)
             return found
 
     def close(self) -> None:
-        """Remove every name and close every descriptor; values that are held stay readable.
+        """Remove every name and close every descriptor; views that exist stay readable.
 
-        Twice is once.  Does nothing in a forked child.
+        A second call is harmless.  A forked child closes nothing.
         """
         if self._pid != os.getpid():
             return
         with self._lock:
             self._closed = True
-            for backing in list(self._named.values()):
-                backing.unlink()
-            for backing in list(self._owned.values()):
-                backing.close()
+            for segment in list(self._named.values()):
+                segment.unlink()
+            for segment in list(self._owned.values()):
+                segment.close()
 
 
 _default: Manager | None = None
@@ -222,7 +214,7 @@ _default_lock = threading.Lock()
 
 
 def default_manager() -> Manager:
-    """Give the interpreter's manager: made at the first call, closed at exit.
+    """Return the interpreter's manager; the first call makes it, and the exit closes it.
 
     A forked child gets one of its own.
 
@@ -231,7 +223,7 @@ def default_manager() -> Manager:
     >>> default_manager() is default_manager()
     True
     """
-    global _default  # noqa: PLW0603 (one an interpreter)
+    global _default  # noqa: PLW0603 (one per interpreter)
     with _default_lock:
         if _default is None or _default.closed or _default._pid != os.getpid():  # noqa: SLF001
             _default = Manager()
@@ -240,7 +232,8 @@ def default_manager() -> Manager:
 
 
 def _after_fork() -> None:
-    global _default_lock  # noqa: PLW0603 (another thread of the parent may have held it)
+    # Lock: another thread of the parent may have held it.
+    global _default_lock  # noqa: PLW0603
     _default_lock = threading.Lock()
 
 

@@ -1,30 +1,19 @@
-"""Names of segments: making, checking, linking, opening and removing them.
+"""Names of segments: check, open and remove them, and remove the names of dead processes.
 
-Imports ``shmpar.errors`` and the descriptors and ladder beside it.
+A name is a plain file name in ``/dev/shm`` or exactly ``/proc/<pid>/fd/<n>``.
 
-Guarantees
-----------
-A name is either a plain file name in ``/dev/shm`` or exactly ``/proc/<pid>/fd/<n>``; nothing else
-is ever opened by name.  What is opened is a regular file of the same user, no symbolic link is
-followed, and through ``/proc`` only files that have no name at all.  It is looked at before it is
-opened, since opening a device or a pipe does something, and after, since it may be another by then.
-A name is removed only while it still leads to the very file that it was given to.
-
-Marker files: what a killed process named, and that it is dead.
-
-Imports the descriptors, naming and ladder beside it.  A marker is
-``/dev/shm/shmpar_<hex>.marker``, mode 0600; one line a name: device, inode, name; above it a line
-that says by which process, and when.
+A :class:`NameRegistry` lists the names that one manager gave.  It is a file
+``/dev/shm/shmpar_<hex>.marker`` of mode 0600, with two lines per name: the process and the time,
+then device, inode and name.
 
 Guarantees
 ----------
-A line is written before its name exists, so whatever instant a process dies at, all of its names
-are listed.  A line removes a name only from the very file that it was written for, and only while
-no living marker lists that file too: who has taken an array over keeps it when its maker dies.
-The lock is the kernel's and goes with the process, in any pid namespace.  It is a POSIX record
-lock, which forked children do not inherit (an open-file lock would look alive as long as one of
-them lives).  Its price: closing *any* descriptor of the file drops it, so this process never
-opens a marker of its own again; ``_ours`` has the descriptors.
+Nothing else is ever opened by name.  An opened file is a regular file of the same user.  No
+symbolic link is followed, and through ``/proc`` only files without any name are opened.
+A name is removed only while it still points to the very file that it was given to.
+A line is written before its name exists, so all names of a process are listed whenever it dies.
+A registry of a dead process removes no name that the registry of a living process lists too: an
+array that was taken over survives its maker.
 """
 
 from __future__ import annotations
@@ -36,65 +25,55 @@ import stat
 import sys
 import time
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from shmpar.errors import SegmentGone
-from shmpar.memory import allocate, limits
+from shmpar.memory import allocate
+from shmpar.memory.limits import open_with_retry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = [
-    "Entry",
-    "Inventory",
-    "Marker",
-    "checked",
-    "descriptor_name",
-    "generated",
-    "inventory",
-    "leads",
-    "link",
-    "open_named",
-    "reap",
-    "remove",
-    "sweep",
-]
+try:
+    import fcntl
+except ImportError:  # Windows has no named segments of ours
+    fcntl = None  # type: ignore[assignment]
 
 Identity = tuple[int, int]  # device, inode
 
 _LONGEST: Final = 255
-_MARKER: Final = re.compile(r"shmpar_[0-9a-f]+\.marker")
+_REGISTRY: Final = re.compile(r"shmpar_[0-9a-f]+\.marker")
 _DESCRIPTOR: Final = re.compile(r"/proc/[1-9][0-9]{0,9}/fd/[0-9]{1,9}")
 
 
-def generated(suffix: str = "") -> str:
-    """Make a fresh name of at most 31 characters.
+def generate_name(suffix: str = "") -> str:
+    """Return a fresh name of at most 31 characters.
 
     Examples
     --------
-    >>> len(generated()) <= 31
+    >>> len(generate_name()) <= 31
     True
     """
     return f"shmpar_{os.urandom(8).hex()}{suffix}"
 
 
-def checked(name: str) -> str:
-    """Give back a name that a user chose.
+def check_name(name: str) -> str:
+    """Return a name that a user chose, if it is a possible name.
 
     Raises
     ------
     TypeError
         It is no str.
     ValueError
-        It is no plain file name of printable text, or looks like a marker of ours.
+        It is no plain file name of printable text, or looks like a registry.
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, not {type(name).__name__}")
-    # Printable: a marker has one line a name, and a terminal shows them. Surrogates are not.
-    plain = name.isprintable() and "/" not in name and "@" not in name
-    short = plain and name not in {"", ".", ".."} and len(name.encode()) <= _LONGEST
-    if not short or _MARKER.fullmatch(name):
+    # Why: a registry has one name per line, and a terminal shows names.  A surrogate, which cannot
+    # be encoded, is not printable.
+    printable = name.isprintable() and "/" not in name and "@" not in name
+    short = printable and name not in {"", ".", ".."} and len(name.encode()) <= _LONGEST
+    if not short or _REGISTRY.fullmatch(name):
         shown = f"{name[:60]!r}..." if len(name) > _LONGEST else repr(name)
         raise ValueError(
             f"{shown} cannot name a segment: use a file name of printable characters, "
@@ -104,92 +83,56 @@ def checked(name: str) -> str:
 
 
 def descriptor_name(fd: int) -> str:
-    """How others find a file of this process that cannot be linked."""
+    """Return the name by which other processes find a file that cannot be linked."""
     return f"/proc/{os.getpid()}/fd/{fd}"
 
 
-def link(fd: int, name: str) -> None:
-    """Give a nameless file in ``/dev/shm`` a name.
-
-    Raises
-    ------
-    FileExistsError
-        The name is taken.
-    OSError
-        The file lies elsewhere, or the system cannot link what was never named.
-    """
-    with _folder() as folder:  # linkat needs a folder to follow the link in /proc
-        os.link(f"/proc/self/fd/{fd}", name, src_dir_fd=folder, dst_dir_fd=folder)
+def points_to(name: str, identity: Identity) -> bool:
+    """Return True if a name in ``/dev/shm`` belongs to this file, and the file to this user."""
+    return _size(name, identity) is not None
 
 
-@contextmanager
-def _folder() -> Iterator[int]:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    fd = limits.opened(lambda: os.open(allocate.SHM, flags))
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def leads(name: str, identity: Identity) -> bool:
-    """Whether a name in ``/dev/shm`` belongs to that file, of this user."""
-    try:
+def _size(name: str, identity: Identity) -> int | None:
+    """Return the bytes of a file of this user; None if the name no longer points to the file."""
+    with suppress(OSError, ValueError):  # Why: a NUL in a registry is a ValueError
         found = os.lstat(f"{allocate.SHM}/{name}")
-    except OSError:
-        return False
-    return (found.st_dev, found.st_ino) == identity and found.st_uid == os.geteuid()
+        if (found.st_dev, found.st_ino) == identity and found.st_uid == os.geteuid():
+            return found.st_size
+    return None
 
 
 def remove(name: str, identity: Identity) -> bool:
-    """Remove a name in ``/dev/shm`` if it still belongs to that file; say whether it did."""
+    """Remove a name in ``/dev/shm`` if it still points to this file; return True if it did."""
     with suppress(OSError):
-        if leads(name, identity):
+        if points_to(name, identity):
             os.unlink(f"{allocate.SHM}/{name}")
             return True
     return False
 
 
 def open_named(name: str) -> tuple[int, bool]:
-    """Open a segment by name; gives the descriptor and whether it may be written.
+    """Open a segment by name; return the descriptor, and True if it may be written.
 
     Raises
     ------
     ValueError
-        The name is neither plain nor a descriptor's, or leads to something that is no segment.
+        The name is neither plain nor of a descriptor, or points to another kind of file.
     SegmentGone
-        There is nothing of that name.
+        The name does not exist.
     PermissionError
         It belongs to another user.
     """
-    path, flags = _path(name), os.O_CLOEXEC | os.O_NONBLOCK
-    if not path.startswith("/proc/"):
-        flags |= os.O_NOFOLLOW
-    fd, writable = _open(path, flags, name)
+    in_proc = bool(_DESCRIPTOR.fullmatch(name)) and sys.platform == "linux"
+    path = name if in_proc else f"{allocate.SHM}/{check_name(name)}"
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | (0 if in_proc else os.O_NOFOLLOW)
     try:
-        vet(os.fstat(fd), name)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd, writable
-
-
-def _path(name: str) -> str:
-    if _DESCRIPTOR.fullmatch(name) and sys.platform == "linux":
-        return name
-    return f"{allocate.SHM}/{checked(name)}"
-
-
-def _open(path: str, flags: int, name: str) -> tuple[int, bool]:
-    try:
-        vet(os.stat(path, follow_symlinks=path.startswith("/proc/")), name)
-        try:
-            return limits.opened(lambda: os.open(path, os.O_RDWR | flags)), True
-        except PermissionError:
-            return os.open(path, os.O_RDONLY | flags), False
+        # Why: checked before it is opened, since opening a device or a pipe has effects, and after,
+        # since the name may point to another file by then.
+        validate(os.stat(path, follow_symlinks=in_proc), name)
+        fd, writable = _open(path, flags)
     except (FileNotFoundError, ProcessLookupError):
         raise SegmentGone(
-            f"no segment {name!r}: it was closed, its owner has ended, or it never existed; "
+            f"no segment {name!r}: it was closed, its owner has exited, or it never existed; "
             "keep the owner's array alive until others have attached"
         ) from None
     except PermissionError:
@@ -198,9 +141,22 @@ def _open(path: str, flags: int, name: str) -> tuple[int, bool]:
         if error.errno in {errno.EMFILE, errno.ENFILE}:
             raise
         raise ValueError(f"{name!r} is no segment: {error.strerror}") from None
+    try:
+        validate(os.fstat(fd), name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, writable
 
 
-def vet(found: os.stat_result, name: str) -> None:
+def _open(path: str, flags: int) -> tuple[int, bool]:
+    try:
+        return open_with_retry(os.open, path, os.O_RDWR | flags), True
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | flags), False
+
+
+def validate(found: os.stat_result, name: str) -> None:
     """Raise ``ValueError`` or ``PermissionError`` unless the file can be a segment."""
     if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"{name!r} is no segment: not a regular file")
@@ -210,37 +166,37 @@ def vet(found: os.stat_result, name: str) -> None:
         raise PermissionError(f"segment {name!r} belongs to user {found.st_uid}; attach as them")
 
 
-try:
-    import fcntl
-except ImportError:  # Windows has no named segments of ours
-    fcntl = None  # type: ignore[assignment]
-
-
-_PATTERN: Final = re.compile(r"shmpar_[0-9a-f]+\.marker")
-_LINE: Final = re.compile(
+_LINES: Final = re.compile(
     r"^(?:by ([0-9]{1,18}) at ([0-9]{1,20})\n)?([0-9]{1,20}) ([0-9]{1,20}) ([^/\n]+)\n",
     re.MULTILINE,
 )
 _FLAGS: Final = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
-_CREATED: Final = _FLAGS | os.O_CREAT | os.O_EXCL | os.O_APPEND
-_ours: dict[tuple[int, str], int] = {}  # by (pid, path): a forked child owns none
+
+# Lock: a registry is locked with a POSIX record lock, which the kernel releases with the process,
+# in any pid namespace.  A forked child does not inherit it; an open-file lock would look held as
+# long as a child lives.  But closing any descriptor of the file releases the lock, so this process
+# never opens a registry of its own again: their descriptors are here, by path.
+_own_registries: dict[str, int] = {}
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_own_registries.clear)
 
 
 class Entry(NamedTuple):
-    """One name that a marker lists.
+    """A name in a registry.
 
     Attributes
     ----------
     name : str
         File name in ``/dev/shm``.
     identity : tuple of (int, int)
-        Device and inode that it was given to.
+        Device and inode of its file.
     pid : int or None
-        Who gave it, by the number that this process has in its own pid namespace.
+        The process that gave the name, in its own pid namespace.
     since : float or None
-        When, in seconds since the epoch.
+        The time, in seconds since the epoch.
     size : int
-        Bytes of the file; 0 unless it was looked at.
+        Bytes of the file; 0 if they are unknown.
     """
 
     name: str
@@ -251,166 +207,165 @@ class Entry(NamedTuple):
 
 
 class Inventory(NamedTuple):
-    """What one marker says.
+    """The contents of one registry.
 
     Attributes
     ----------
     path : str
-        The marker file.
+        The file of the registry.
     alive : bool
-        Whether its manager still holds the lock.
+        True if its process holds the lock.
     entries : tuple of Entry
-        What it lists that exists.
+        The listed names that exist.
     """
 
     path: str
     alive: bool
     entries: tuple[Entry, ...]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Listed names that exist."""
-        return tuple(entry.name for entry in self.entries)
 
+class NameRegistry:
+    """The file that lists the names of one manager; locked while this process lives.
 
-class Marker:
-    """The list of one manager's names, locked as long as this process lives.
-
-    The segments on the list hold it, so it goes with the last of them.
+    The segments on the list hold it, so it is removed with the last of them.
 
     Examples
     --------
-    >>> marker = Marker()
-    >>> marker.close()
+    >>> registry = NameRegistry()
+    >>> registry.close()
     """
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        self.path, self._fd = _locked_file()
+        self.path, self._fd = _create_locked()
 
     def record(self, name: str, identity: Identity) -> None:
-        """Write down a name that is about to exist."""
-        who = f"by {self._pid} at {time.time_ns()}"
-        os.write(self._fd, f"{who}\n{identity[0]} {identity[1]} {name}\n".encode())
+        """List a name; call this before the name exists."""
+        origin = f"by {self._pid} at {time.time_ns()}"
+        os.write(self._fd, f"{origin}\n{identity[0]} {identity[1]} {name}\n".encode())
 
     def close(self) -> None:
-        """Remove the file, then drop the lock; do nothing in a forked child, or twice."""
+        """Remove the file, then release the lock; do nothing in a forked child, or twice."""
         fd, self._fd = self._fd, -1
         if fd < 0 or self._pid != os.getpid():
             return
         with suppress(OSError):
             os.unlink(self.path)
         os.close(fd)
-        _ours.pop((self._pid, self.path), None)
+        _own_registries.pop(self.path, None)
 
     @property
     def closed(self) -> bool:
-        """Whether the file was removed."""
+        """True if the file was removed."""
         return self._fd < 0
 
     __del__ = close
 
 
-def _locked_file() -> tuple[str, int]:
-    """Create and lock a marker; again if a reaper took it between the two."""
+def _create_locked() -> tuple[str, int]:
+    """Create and lock a registry."""
+    flags = _FLAGS | os.O_CREAT | os.O_EXCL | os.O_APPEND
     while True:
-        path = f"{allocate.SHM}/{generated('.marker')}"
-        _ours[os.getpid(), path] = -1
-        fd = limits.opened(partial(os.open, path, _CREATED, 0o600))
+        path = f"{allocate.SHM}/{generate_name('.marker')}"
+        _own_registries[path] = -1
+        fd = open_with_retry(os.open, path, flags, 0o600)
         fcntl.lockf(fd, fcntl.LOCK_EX)
+        # Why: another process may have removed the file as stale before it was locked.
         if os.fstat(fd).st_nlink:
-            _ours[os.getpid(), path] = fd
+            _own_registries[path] = fd
             return path, fd
         os.close(fd)
-        del _ours[os.getpid(), path]
+        del _own_registries[path]
 
 
-def reap(*, dry_run: bool = False) -> list[str]:
+def remove_stale(*, dry_run: bool = False) -> list[Entry]:
     """Remove the named segments of processes that died without closing them.
 
     Parameters
     ----------
     dry_run : bool
-        Only say what would be removed.
+        Only return the names that would be removed.
 
     Returns
     -------
-    list of str
-        The names, without those of other users and of living processes.
+    list of Entry
+        The removed names, without those of other users and of living processes.
 
     Notes
     -----
-    Cost: one listing of ``/dev/shm``, and an open and a lock a marker of others.
+    Cost: lists ``/dev/shm``, and opens and locks each registry of another process.
 
     Examples
     --------
-    >>> isinstance(reap(dry_run=True), list)
+    >>> isinstance(remove_stale(dry_run=True), list)
     True
     """
-    return [entry.name for entry in sweep(dry_run=dry_run)]
-
-
-def sweep(*, dry_run: bool = False) -> list[Entry]:
-    """Do as :func:`reap`, and say more of what was removed."""
     removed: list[Entry] = []
-    for path in _foreign():
+    for path in _foreign_registries():
         with _opened(path) as fd:
-            if fd is None or not _dead(fd):
+            if fd is None or not _is_dead(fd):
                 continue
-            entries = _existing(_entries(fd))
-            held = _held(but=path) if entries else set()
-            entries = [entry for entry in entries if entry.identity not in held]
-            removed += entries if dry_run else _remove(path, entries)
+            entries = _existing(fd)
+            taken_over = _listed_by_the_living(except_for=path) if entries else set()
+            stale = [entry for entry in entries if entry.identity not in taken_over]
+            removed += stale if dry_run else _remove_entries(path, stale)
+    return removed
+
+
+def _remove_entries(path: str, entries: list[Entry]) -> list[Entry]:
+    """Remove stale names, then the registry that lists them."""
+    removed = [entry for entry in entries if remove(entry.name, entry.identity)]
+    # Why: the registry goes last, so that another process repeats this if it stops here.  A name
+    # that cannot be removed stays listed.
+    if not any(points_to(entry.name, entry.identity) for entry in entries):
+        with suppress(OSError):
+            os.unlink(path)
     return removed
 
 
 def inventory() -> list[Inventory]:
-    """Every marker of this user, with the names that exist.  Cost: as :func:`reap`."""
-    found = [
-        Inventory(path, alive=True, entries=tuple(_existing(_entries(fd)))) for path, fd in _own()
-    ]
-    for path in _foreign():
+    """Return every registry of this user, with the names that exist."""
+    found = [Inventory(path, alive=True, entries=_existing(fd)) for path, fd in _open_registries()]
+    for path in _foreign_registries():
         with _opened(path) as fd:
             if fd is not None:
-                entries = tuple(_existing(_entries(fd)))
-                found.append(Inventory(path, not _dead(fd), entries))
+                entries = _existing(fd)
+                found.append(Inventory(path, not _is_dead(fd), entries))
     return found
 
 
-def _own() -> list[tuple[str, int]]:
-    """Markers of this process, and their descriptors: opening one again would drop its lock."""
-    return sorted((path, fd) for (pid, path), fd in list(_ours.items()) if pid == os.getpid())
-
-
-def _held(*, but: str) -> set[Identity]:
-    """Files that living markers list.  That which is locked here is not opened again."""
-    held = {entry.identity for _, fd in _own() for entry in _entries(fd)}
-    for path in _foreign():
-        if path == but:
+def _listed_by_the_living(*, except_for: str) -> set[Identity]:
+    """Return the files that the registries of living processes list."""
+    found = {entry.identity for _, fd in _open_registries() for entry in _entries(fd)}
+    for path in _foreign_registries():
+        # Lock: the caller holds the lock of this registry; closing it here would release the lock.
+        if path == except_for:
             continue
         with _opened(path) as fd:
-            if fd is not None and not _dead(fd):
-                held.update(entry.identity for entry in _entries(fd))
-    return held
+            if fd is not None and not _is_dead(fd):
+                found.update(entry.identity for entry in _entries(fd))
+    return found
 
 
-def _foreign() -> Iterator[str]:
-    """Markers of this user that other processes made."""
-    try:
-        names = os.listdir(allocate.SHM)
-    except OSError:
-        return
-    for name in names:
-        path = f"{allocate.SHM}/{name}"
-        if _PATTERN.fullmatch(name) and (os.getpid(), path) not in _ours:
-            yield path
+def _open_registries() -> list[tuple[str, int]]:
+    """Return the registries of this process, and their descriptors."""
+    return sorted((path, fd) for path, fd in list(_own_registries.items()) if fd >= 0)
+
+
+def _foreign_registries() -> Iterator[str]:
+    """Yield the paths of the registries that other processes made."""
+    with suppress(OSError):
+        for name in os.listdir(allocate.SHM):
+            path = f"{allocate.SHM}/{name}"
+            if _REGISTRY.fullmatch(name) and path not in _own_registries:
+                yield path
 
 
 @contextmanager
 def _opened(path: str) -> Iterator[int | None]:
-    """Open a marker of this user; None if it is somebody else's or has gone."""
+    """Open a registry; None if it belongs to another user or no longer exists."""
     try:
-        fd = limits.opened(lambda: os.open(path, _FLAGS | os.O_NONBLOCK))
+        fd = open_with_retry(os.open, path, _FLAGS | os.O_NONBLOCK)
     except OSError:
         yield None
         return
@@ -420,8 +375,8 @@ def _opened(path: str) -> Iterator[int | None]:
         os.close(fd)
 
 
-def _dead(fd: int) -> bool:
-    """Whether nobody holds the lock; if so, it is now ours until the descriptor closes."""
+def _is_dead(fd: int) -> bool:
+    """Return True if no process holds the lock; this process holds it then, until it closes."""
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -430,37 +385,25 @@ def _dead(fd: int) -> bool:
 
 
 def _entries(fd: int) -> list[Entry]:
-    """Read the lines of a marker; one that was cut short by a death named nothing yet."""
+    """Read a registry; a line that a death cut short belongs to a name that does not exist."""
     with suppress(OSError):
         text = os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
-        lines = _LINE.findall(text)
-        return [_entry(*line) for line in lines]
+        return [
+            Entry(
+                name,
+                (int(device), int(inode)),
+                int(pid) if pid else None,
+                int(since) / 1e9 if since else None,
+            )
+            for pid, since, device, inode, name in _LINES.findall(text)
+        ]
     return []
 
 
-def _entry(pid: str, since: str, device: str, inode: str, name: str) -> Entry:
-    who = (int(pid), int(since) / 1e9) if pid else (None, None)
-    return Entry(name, (int(device), int(inode)), *who)
-
-
-def _existing(entries: list[Entry]) -> list[Entry]:
-    """Those whose name still leads to their file, with its size."""
-    sized = [(entry, _size(entry)) for entry in entries]
-    return [entry._replace(size=size) for entry, size in sized if size is not None]
-
-
-def _size(entry: Entry) -> int | None:
-    with suppress(OSError, ValueError):  # ValueError: a NUL
-        found = os.lstat(f"{allocate.SHM}/{entry.name}")
-        if found.st_uid == os.geteuid() and (found.st_dev, found.st_ino) == entry.identity:
-            return found.st_size
-    return None
-
-
-def _remove(path: str, entries: list[Entry]) -> list[Entry]:
-    """Remove the names before their list: a reaper that dies in between is repeated."""
-    removed = [entry for entry in entries if remove(entry.name, entry.identity)]
-    if not _existing(entries):  # what cannot be removed stays on its list
-        with suppress(OSError):
-            os.unlink(path)
-    return removed
+def _existing(fd: int) -> tuple[Entry, ...]:
+    """Return the entries of a registry whose names still point to their files, with the sizes."""
+    return tuple(
+        entry._replace(size=size)
+        for entry in _entries(fd)
+        if (size := _size(entry.name, entry.identity)) is not None
+    )

@@ -1,50 +1,20 @@
-"""Which bytes an array touches, by arithmetic on Python integers.
+"""Segments: memory that several processes can map, and arrays over it.
 
-Imports nothing.
-
-Guarantees
-----------
-Nothing wraps: shapes whose size overflows 64 bits give a large number, never a small one.
-
-Mapped memory that lives exactly as long as something looks at it.
-
-Imports the standard library and NumPy.
+A :class:`Segment` is a file with its descriptor and perhaps a name.  A :class:`Mapping` is the
+file in the memory of this process.  An array over a segment holds the mapping, and the mapping
+holds the segment.
 
 Guarantees
 ----------
-A mapping is unmapped by the death of its last view, never by a call: a view cannot fault.
-What dies only appends to a deque.  The collector may run while ``_lock`` is held by the same
-thread, and a finalizer that took it would wait for itself.
-A range whose mapping died may be handed out again by the kernel before it is swept; a lookup
-sweeps first, and asks the weak reference, so it never answers with a dead mapping.
-
-The state of a segment: its file, its name, its mapping and whom to tell of its end.
-
-Imports ``shmpar.errors`` and the mapping, naming, marker and descriptors beside it.
-
-Guarantees
-----------
-A backing lives as long as a :class:`Segment` or a view of its memory does; then, or at ``close()``,
-its name is removed, its descriptor closed and its subscribers called, once.
-That end may come inside a finalizer, at any point of any thread: it takes no lock; what must
-happen once is popped from a list, which is atomic.
-In a forked child the end does nothing: names belong to the parent, and the numbers of its
-descriptors may mean other files by then.
-
-Segments: memory that several processes can map.
-
-Imports NumPy, ``shmpar.errors``, and the backing, descriptors, extent, ladder and mapping beside
-it.
-
-Guarantees
-----------
-A :class:`Segment` is a handle: it, and every array over its mapping, keeps the memory alive;
-nothing else does.  Two handles are equal if their segment is the same.
-``key`` is never used twice in one interpreter.
-
-Slabs: segments that many small results share.
-
-Imports segment and place beside it.
+The last view unmaps a mapping, and no call does: a view cannot fault.
+A segment lives as long as a reference to it or a view of its memory.  Then, or at ``close()``, its
+name is removed, its descriptor is closed and its subscribers are called, each once.
+This end may come inside a finalizer, at any point of any thread, so it takes no lock.
+In a forked child the end does nothing: the names belong to the parent, and the numbers of its
+descriptors may denote other files by then.
+A lookup by address never returns a dead mapping, although the kernel reuses addresses.
+``key`` is never reused in one interpreter.
+Sizes are Python integers: a shape that overflows 64 bits gives a large number, never a small one.
 """
 
 from __future__ import annotations
@@ -57,10 +27,10 @@ import os
 import sys
 import threading
 import weakref
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import numpy as np
 
@@ -70,29 +40,15 @@ from shmpar.memory import allocate, limits, names
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from shmpar.memory.names import Marker
+    from shmpar.memory.names import Identity, NameRegistry
 
-
-__all__ = [
-    "Place",
-    "new_output",
-    "Backing",
-    "Mapping",
-    "Segment",
-    "Slab",
-    "create",
-    "dense_strides",
-    "find",
-    "lies_within",
-    "known",
-    "dense_nbytes",
-    "pointer",
-    "byte_bounds",
-]
+Array = np.ndarray[Any, Any]
 
 
 def byte_bounds(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, int]:
-    """Bytes [low, high) touched, relative to the element [0, ..., 0]; (0, 0) if there is none.
+    """Return the bytes [low, high) of an array, relative to its element [0, ..., 0].
+
+    An array without elements gives (0, 0).
 
     Examples
     --------
@@ -111,7 +67,7 @@ def byte_bounds(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> 
 
 
 def dense_strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
-    """Strides in bytes of a C-ordered array without gaps.
+    """Return the strides in bytes of a C-ordered array without gaps.
 
     Examples
     --------
@@ -125,154 +81,151 @@ def dense_strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
     return tuple(reversed(steps))
 
 
-def lies_within(size: int, offset: int, touched: tuple[int, int]) -> bool:
-    """Whether an array whose first element lies at ``offset`` stays within ``size`` bytes."""
-    low, high = offset + touched[0], offset + touched[1]
-    return low >= 0 and high <= size and 0 <= offset <= size
-
-
 def dense_nbytes(shape: Sequence[int], itemsize: int) -> int:
-    """Bytes of a dense array."""
+    """Return the bytes of an array without gaps."""
     return math.prod(shape) * itemsize
 
 
-_lock = threading.Lock()
-_starts: list[int] = []  # sorted
-_mappings: dict[int, weakref.ref[Mapping]] = {}
-_dead: deque[int] = deque()
-# Since 3.13 a mapping needs no descriptor of its own.
-_UNTRACKED: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+def lies_within(size: int, offset: int, bounds: tuple[int, int]) -> bool:
+    """Return True if an array with its first element at ``offset`` lies within ``size`` bytes."""
+    low, high = offset + bounds[0], offset + bounds[1]
+    return low >= 0 and high <= size and 0 <= offset <= size
+
+
+def address_of(array: Array) -> int:
+    """Return the address of the element [0, ..., 0]."""
+    return int(array.__array_interface__["data"][0])
+
+
+# Why: since Python 3.13 a mapping can do without a descriptor of its own.
+_UNTRACKED: Final[dict[str, Any]] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
 class Mapping(mmap.mmap):
-    """The whole of a segment in this process' memory.
+    """A whole segment in the memory of this process.
 
     Attributes
     ----------
-    backing : Backing
-        The segment's state, which therefore lives as long as any view.
+    segment : Segment
+        The segment, which therefore lives as long as any view.
     start : int
-        Address of its first byte.
+        Address of the first byte.
     """
 
-    __slots__ = ("backing", "start")
-    backing: Backing
+    __slots__ = ("segment", "start")
+    segment: Segment
     start: int
 
-    def __new__(cls, backing: Backing) -> Self:
-        """Map all of a segment's file, privately if the backing says so."""
-        flags = mmap.MAP_PRIVATE if backing.private else mmap.MAP_SHARED
-        writable = backing.writable or backing.private
-        prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self = super().__new__(cls, backing.fileno(), backing.size, flags, prot, **_UNTRACKED)
-        self.backing = backing
-        self.start = _address(self, writable=writable)
+    def __new__(cls, segment: Segment) -> Self:
+        """Map the file of a segment; copy on write if the segment is private."""
+        flags = mmap.MAP_PRIVATE if segment.private else mmap.MAP_SHARED
+        prot = mmap.PROT_READ | (mmap.PROT_WRITE if segment.writable else 0)
+        self = super().__new__(cls, segment.fileno(), segment.size, flags, prot, **_UNTRACKED)
+        self.segment = segment
+        if segment.writable:  # Why: ctypes is faster, but refuses read-only memory
+            self.start = ctypes.addressof(ctypes.c_char.from_buffer(self))
+        else:
+            self.start = address_of(np.ndarray((1,), np.uint8, self))
         _register(self)
         return self
 
     def close(self) -> None:
-        """Do nothing: arrays may look at this memory, and it goes with the last of them."""
-
-    def __del__(self) -> None:
-        if hasattr(self, "start"):  # else it could not be mapped
-            _dead.append(self.start)
+        """Do nothing: arrays may use this memory, so the last of them unmaps it."""
 
 
-def _address(memory: mmap.mmap, *, writable: bool) -> int:
-    """Address of a mapping's first byte; ctypes knows it in a tenth of the time, if writable."""
-    if writable:
-        return ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    return pointer(np.ndarray((1,), np.uint8, memory))
+class _MappingRef(weakref.ref[Mapping]):
+    """A weak reference that knows the address of its mapping after it has died."""
+
+    __slots__ = ("start",)
+    start: int
 
 
-def pointer(array: np.ndarray[Any, Any]) -> int:
-    """Address of the element [0, ..., 0]."""
-    return int(array.__array_interface__["data"][0])
+# Lock: protects _mappings and _starts.  No finalizer takes it: the garbage collector may run while
+# the same thread holds it.
+_mappings_lock = threading.Lock()
+_mappings: dict[int, _MappingRef] = {}
+_starts: list[int] = []  # Invariant: the sorted keys of _mappings; an interrupt may delay a key
+_dead: deque[_MappingRef] = deque()  # Invariant: a mapping is here before its range can be reused
 
 
-def find(address: int) -> Mapping | None:
-    """Find the mapping of ours in which an address lies.  Cost: 0.5 us."""
-    with _lock:
-        if _dead:
-            _sweep()
+def find_mapping(address: int) -> Mapping | None:
+    """Return the mapping of a segment in which an address lies.
+
+    Notes
+    -----
+    Cost: a binary search under a lock.
+    """
+    with _mappings_lock:
+        _remove_dead()
         position = bisect_right(_starts, address) - 1
-        if position < 0:
-            return None
-        mapping = _mappings[_starts[position]]()
-    if mapping is None:  # dying in another thread at this instant: look below its range
-        return _below(address)
-    return mapping if address < mapping.start + len(mapping) else None
-
-
-def _below(address: int) -> Mapping | None:
-    alive = [ref() for start, ref in list(_mappings.items()) if start <= address]
-    return next((m for m in alive if m is not None and address < m.start + len(m)), None)
+        found = _mappings.get(_starts[position]) if position >= 0 else None
+    mapping = None if found is None else found()
+    return mapping if mapping is not None and address < mapping.start + len(mapping) else None
 
 
 def _register(mapping: Mapping) -> None:
-    with _lock:
-        _sweep()
-        if mapping.start not in _mappings:
-            insort(_starts, mapping.start)
-        _mappings[mapping.start] = weakref.ref(mapping)
+    # Why: the callback is written in C, so no signal interrupts it.  It runs before the memory is
+    # unmapped, and only once nothing can bring the mapping back to life.
+    found = _MappingRef(mapping, _dead.append)
+    found.start = mapping.start
+    with _mappings_lock:
+        _remove_dead()
+        _mappings[mapping.start] = found
+        insort(_starts, mapping.start)
 
 
-def _sweep() -> None:
-    """Forget the ranges of the dead, unless a new mapping took the place.  Needs ``_lock``."""
+def _remove_dead() -> None:
+    """Forget the address ranges of dead mappings; the caller holds the lock."""
     while _dead:
-        start = _dead.popleft()
-        found = _mappings.get(start)
-        if found is not None and found() is None:
+        # Why: an interrupt may come after each line, and the next call repeats them.
+        start = _dead[0].start
+        if _mappings.get(start) is _dead[0]:
             del _mappings[start]
-            del _starts[bisect_right(_starts, start) - 1]
-
-
-def _after_fork() -> None:
-    global _lock  # noqa: PLW0603 (another thread of the parent may have held it)
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+        position = bisect_left(_starts, start)
+        if start not in _mappings and _starts[position : position + 1] == [start]:
+            del _starts[position]
+        _dead.popleft()
 
 
 _keys = itertools.count(1)
-_backing_lock = threading.RLock()  # makes mappings and names; no finalizer takes it
-_known: weakref.WeakValueDictionary[names.Identity, Backing] = weakref.WeakValueDictionary()
+# Lock: held while a segment is mapped or named.  Managers take their own lock inside it.
+_segments_lock = threading.RLock()
+_by_identity: weakref.WeakValueDictionary[Identity, Segment] = weakref.WeakValueDictionary()
 
 
-class Backing:
-    """What all handles and views of one segment share.
+class Segment:
+    """Memory that several processes can map.
 
     Parameters
     ----------
     fd : int
-        Descriptor, taken over.
+        Descriptor, which is closed with the segment.
     size : int
         Bytes, at least 1.
     kind : str
-        "shm", "memfd", "tempfile" or "file".
+        "shm" (a file in /dev/shm), "memfd", "tempfile", or "file": a mapped file of the user's.
     key : int, optional
-        Number of the segment; by default the next one of this interpreter.
-    writable, private : bool
-        Whether the file may be written; whether writes stay in this process.
-    """
+        Number of the segment, unique in this interpreter; in a worker the number of the parent.
+        Default: the next one.
+    writable : bool
+        True if arrays over it may be written.
+    private : bool
+        True if writes stay in this process (copy on write).
 
-    __slots__ = (
-        "__weakref__",
-        "_callbacks",
-        "_fds",
-        "_mapping",
-        "_names",
-        "_pid",
-        "key",
-        "kind",
-        "path",
-        "private",
-        "shared",
-        "size",
-        "writable",
-    )
+    Attributes
+    ----------
+    divided : bool
+        True if several named arrays lie in it.
+    path : str or None
+        Path of a mapped file of the user's, or name of a segment made elsewhere.
+
+    Examples
+    --------
+    >>> segment = create(80)
+    >>> a = segment.ndarray(0, (2, 5), None, np.dtype("f8"))
+    >>> a.sum(), segment.size
+    (np.float64(0.0), 80)
+    """
 
     def __init__(
         self,
@@ -284,204 +237,18 @@ class Backing:
         writable: bool = True,
         private: bool = False,
     ) -> None:
-        self._names: list[tuple[str, Marker]] = []  # the marker goes with its last name
+        # Invariant: actions that happen once are popped from these lists, which is atomic.
+        self._names: list[tuple[str, NameRegistry]] = []  # at most one
         self._callbacks: list[Callable[[int], object]] = []
         self._mapping: weakref.ref[Mapping] | None = None
         self._pid = os.getpid()
         self.key = next(_keys) if key is None else key
         self.size, self.kind = size, kind
-        self.writable, self.private = writable, private
-        self.shared = False  # whether several arrays lie in it
-        self.path: str | None = None  # of a user's mapped file, or of a segment made elsewhere
-        self._fds = [fd]  # last: an interrupt before leaves nothing to end
-        limits.born(id(self))
-
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed; its memory may still be looked at."""
-        return not self._fds
-
-    def fileno(self) -> int:
-        """Give the descriptor.
-
-        Raises
-        ------
-        SegmentGone
-            It was closed.
-        """
-        try:
-            return self._fds[0]
-        except IndexError:
-            raise SegmentGone(
-                "the segment was closed (by close(), by leaving its with block, or with its pool): "
-                "values that are held stay readable, but it can no longer be shared"
-            ) from None
-
-    def identity(self) -> names.Identity:
-        """Device and inode of the file."""
-        found = os.fstat(self.fileno())
-        return found.st_dev, found.st_ino
-
-    def mapping(self) -> Mapping:
-        """Map the whole segment, or give the mapping that lives."""
-        found = self._mapping() if self._mapping is not None else None
-        return found if found is not None else self._map()
-
-    def _map(self) -> Mapping:
-        with _backing_lock:
-            found = self._mapping() if self._mapping is not None else None
-            if found is None:
-                limits.fill_standard()
-                found = limits.opened(lambda: Mapping(self))
-                self._mapping = weakref.ref(found)
-            return found
-
-    def subscribe(self, callback: Callable[[int], object]) -> None:
-        """Have ``callback(key)`` called once at the end; at once if that has been."""
-        self._callbacks.append(callback)
-        if self.closed:
-            self._tell()
-
-    @property
-    def name(self) -> str | None:
-        """The name by which others find it now, if it has one."""
-        if self.path is not None:
-            return self.path
-        try:
-            return self._names[0][0]
-        except IndexError:
-            return None
-
-    def link(self, marker: Callable[[], Marker], name: str | None = None) -> str:
-        """Give the segment a name, listed by a marker before it exists; or say the one it has.
-
-        Where it cannot have one (no file in ``/dev/shm``, or a forked child asks) the name is that
-        of the descriptor, which others can open while this process holds it.
-        """
-        with _backing_lock:
-            if self.name is not None:
-                return self.name
-            fd, identity = self.fileno(), self.identity()
-            _known[identity] = self
-            if self.kind != "shm" or self._pid != os.getpid():
-                return names.descriptor_name(fd)
-            chosen = name or names.generated()
-            try:
-                listed = marker()
-                listed.record(chosen, identity)
-                self._names.append((chosen, listed))  # first: an interrupt may follow the link
-                names.link(fd, chosen)
-            except BaseException as error:
-                if not names.leads(chosen, identity):
-                    self._names.clear()
-                if isinstance(error, OSError) and error.errno in allocate.FULL:
-                    raise SegmentFull(
-                        f"no room in {allocate.SHM} for a name: {error.strerror}; drop arrays, or "
-                        "remove files there that nobody needs (python -m shmpar ls shows ours)"
-                    ) from None
-                raise
-            return chosen
-
-    def own(self, marker: Callable[[], Marker]) -> None:
-        """Remove the name at the end, as if it had been made here."""
-        with _backing_lock:
-            if self.path is not None and "/" not in self.path:
-                listed = marker()
-                listed.record(self.path, self.identity())
-                self._names.append((self.path, listed))
-                self.path = None
-
-    def unlink(self) -> None:
-        """Remove the name, if it was given here."""
-        while self._names and self._pid == os.getpid():
-            names.remove(self._names[0][0], self.identity())
-            self._names.pop(0)
-
-    def close(self) -> None:
-        """End the sharing: no name, no descriptor; views keep the memory.  Twice is once."""
-        if self._pid != os.getpid():
-            self._fds.clear()
-            return
-        try:
-            self.unlink()
-            fd = self._fds.pop()
-        except (IndexError, SegmentGone):  # closed before, or by another thread just now
-            return
-        os.close(fd)
-        limits.died(id(self))
-        self._tell()
-
-    def _tell(self) -> None:
-        while self._callbacks:
-            try:
-                callback = self._callbacks.pop(0)
-            except IndexError:
-                return
-            callback(self.key)
-
-    def __del__(self) -> None:
-        """Close it, if it was made."""
-        if hasattr(self, "_fds"):
-            self.close()
-
-
-def known(identity: names.Identity) -> Backing | None:
-    """Find the open segment of this process that is that file."""
-    found = _known.get(identity)
-    return None if found is None or found.closed else found
-
-
-def remember(backing: Backing) -> None:
-    """Let :func:`known` find a segment that was attached."""
-    _known[backing.identity()] = backing
-
-
-def _backing_after_fork() -> None:
-    global _backing_lock  # noqa: PLW0603 (another thread of the parent may have held it)
-    _backing_lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_backing_after_fork)
-
-
-class Segment:
-    """A handle on a piece of memory that several processes can map.
-
-    Attributes
-    ----------
-    key : int
-        Number of the segment, unique in this interpreter; in a worker the parent's.
-    size : int
-        Bytes, at least 1.
-    kind : str
-        "shm" (a nameless file in /dev/shm), "memfd", "tempfile", or "file": a mapped file
-        of the user's.
-    writable : bool
-        Whether arrays over it may be written.
-    private : bool
-        Whether what is written stays in this process (copy on write).
-
-    Examples
-    --------
-    >>> segment = create(80)
-    >>> a = segment.ndarray(0, (2, 5), None, np.dtype("f8"))
-    >>> a.sum(), segment.size
-    (np.float64(0.0), 80)
-    """
-
-    __slots__ = ("__weakref__", "_mapping", "backing")
-
-    def __init__(self, backing: Backing, mapping: Mapping | None = None) -> None:
-        self.backing = backing
-        self._mapping = mapping
-
-    @classmethod
-    def make(cls, nbytes: int, fill: allocate.Fill | None = None) -> Segment:
-        """Make a nameless segment whose bytes ``fill(descriptor, nbytes)`` writes."""
-        size = max(1, nbytes)
-        fd, kind = allocate.make(size, fill)
-        return cls(Backing(fd, size, kind))
+        self.writable, self.private = writable or private, private
+        self.divided = False
+        self.path: str | None = None
+        self._fds = [fd]  # Why: last, so that an interrupt before this leaves nothing to close
+        limits.register(id(self))
 
     @classmethod
     def adopt(
@@ -494,99 +261,50 @@ class Segment:
         writable: bool = True,
         private: bool = False,
     ) -> Segment:
-        """Take over a descriptor that another process sent.
-
-        Parameters
-        ----------
-        fd : int
-            The descriptor; it is closed with the segment.
-        size : int
-            Bytes.
-        kind : str
-            The sender's kind.
-        key : int, optional
-            The sender's number of the segment; by default it gets one of this interpreter's.
-        writable : bool
-            Whether arrays over it may be written.
-        private : bool
-            Map it copy on write: writable, and no write is seen elsewhere.
-        """
-        limits.keep_room(fd)
-        backing = Backing(fd, size, kind, key=key, writable=writable or private, private=private)
-        return cls(backing)
-
-    @property
-    def key(self) -> int:
-        """Number of the segment, unique in this interpreter."""
-        return self.backing.key
-
-    @property
-    def size(self) -> int:
-        """Bytes, at least 1."""
-        return self.backing.size
-
-    @property
-    def kind(self) -> str:
-        """Where it lies: "shm", "memfd", "tempfile" or "file"."""
-        return self.backing.kind
-
-    @property
-    def writable(self) -> bool:
-        """Whether arrays over it may be written."""
-        return self.backing.writable
-
-    @property
-    def private(self) -> bool:
-        """Whether what is written stays in this process."""
-        return self.backing.private
+        """Make a segment of a descriptor that another process sent; the parameters are the same."""
+        limits.reserve_descriptors(fd)
+        return cls(fd, size, kind, key=key, writable=writable, private=private)
 
     @property
     def closed(self) -> bool:
-        """Whether the segment was closed; views that are held stay readable."""
-        return self.backing.closed
-
-    @property
-    def mapping(self) -> Mapping:
-        """The whole segment in this process' memory, mapped at first use."""
-        if self._mapping is None:
-            self._mapping = self.backing.mapping()
-        return self._mapping
+        """True if the segment was closed; views that exist stay readable."""
+        return not self._fds
 
     def fileno(self) -> int:
-        """Give the descriptor, to be sent to a worker.
+        """Return the descriptor.
 
         Raises
         ------
         SegmentGone
             The segment was closed.
         """
-        return self.backing.fileno()
+        try:
+            return self._fds[0]
+        except IndexError:
+            raise SegmentGone(
+                "the segment was closed (by close(), by leaving its with block, or with its pool): "
+                "existing arrays stay readable, but they can no longer be shared"
+            ) from None
 
-    def subscribe(self, callback: Callable[[int], object]) -> None:
-        """Have ``callback(key)`` called once: when the memory is dropped, or at ``close()``.
+    def identity(self) -> Identity:
+        """Return the device and inode of the file."""
+        found = os.fstat(self.fileno())
+        return found.st_dev, found.st_ino
 
-        It may be called from a finalizer, in any thread and under any lock: it must not lock.
-        It is not called in a forked child.
-        """
-        self.backing.subscribe(callback)
+    @property
+    def mapping(self) -> Mapping:
+        """The whole segment in the memory of this process, which keeps it mapped."""
+        found = None if self._mapping is None else self._mapping()
+        return self._map() if found is None else found
 
-    def close(self) -> None:
-        """Remove the name and close the descriptor; views stay valid.  Twice is once."""
-        self.backing.close()
-
-    def reserve(self, start: int, stop: int) -> None:
-        """Make sure that the bytes [start, stop) of a mapped file have room on its disk.
-
-        What :func:`create` made is reserved already.  A write to a hole of a mapped file on a
-        full disk is SIGBUS.
-
-        Raises
-        ------
-        SegmentFull
-            They have not.
-        """
-        if self.kind == "file" and stop > start:
-            allocate.reserve_window(self.fileno(), start, stop)
+    def _map(self) -> Mapping:
+        with _segments_lock:
+            found = None if self._mapping is None else self._mapping()
+            if found is None:
+                limits.keep_standard_streams()
+                found = limits.open_with_retry(Mapping, self)
+                self._mapping = weakref.ref(found)
+            return found
 
     def ndarray(
         self,
@@ -596,13 +314,13 @@ class Segment:
         dtype: np.dtype[Any],
         *,
         writable: bool = True,
-    ) -> np.ndarray[Any, Any]:
-        """Look at the segment as an array; exactly a ``numpy.ndarray``.
+    ) -> Array:
+        """Return an array over the segment; it is exactly a ``numpy.ndarray``.
 
         Parameters
         ----------
         offset : int
-            Byte at which the element [0, ..., 0] lies.
+            Byte of the element [0, ..., 0].
         shape : sequence of int
             Elements along each axis.
         strides : sequence of int or None
@@ -610,7 +328,7 @@ class Segment:
         dtype : dtype
             Without Python objects.
         writable : bool
-            False gives a read-only array; so does a read-only segment.
+            False returns a read-only array; a read-only segment does so too.
 
         Raises
         ------
@@ -619,77 +337,197 @@ class Segment:
 
         Notes
         -----
-        Cost: 2 us; the first one of a segment maps it (10 us).
+        Cost: maps the segment, unless it is mapped.
         """
-        touched = (
+        bounds = (
             (0, dense_nbytes(shape, dtype.itemsize))
             if strides is None
             else byte_bounds(shape, strides, dtype.itemsize)
         )
-        if not lies_within(self.size, offset, touched):
+        if not lies_within(self.size, offset, bounds):
             raise ValueError(
                 f"an array of shape {tuple(shape)}, strides {strides} and dtype {dtype} at "
                 f"offset {offset} reaches outside of a segment of {self.size:,} bytes"
             )
-        # numpy keeps a reference to the mapping, but no buffer: nothing may ever close it
+        # Invariant: NumPy keeps a reference to the mapping, but no buffer, so nothing may close it.
         array = np.ndarray(shape, dtype, self.mapping, offset, strides)
         if not writable:
             array.flags.writeable = False
         return array
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Segment) and other.backing is self.backing
+    def reserve(self, start: int, stop: int) -> None:
+        """Reserve the bytes [start, stop) of a mapped file of the user's on its disk.
 
-    def __hash__(self) -> int:
-        return hash(self.key)
+        Other segments are reserved when they are made.
+
+        Raises
+        ------
+        SegmentFull
+            The disk is full.
+        """
+        if self.kind == "file" and stop > start:
+            allocate.reserve_range(self.fileno(), start, stop)
+
+    def subscribe(self, callback: Callable[[int], object]) -> None:
+        """Call ``callback(key)`` once, at the end of the segment; at once if it has ended.
+
+        The callback may run in a finalizer, in any thread and under any lock, so it must take no
+        lock.  It is not called in a forked child.
+        """
+        self._callbacks.append(callback)
+        if self.closed:
+            self._notify()
+
+    def _notify(self) -> None:
+        while self._callbacks:
+            try:
+                callback = self._callbacks.pop(0)
+            except IndexError:  # Why: another thread may have popped the last one
+                return
+            callback(self.key)
+
+    @property
+    def name(self) -> str | None:
+        """The name by which other processes find the segment now, if it has one."""
+        if self.path is not None:
+            return self.path
+        try:
+            return self._names[0][0]
+        except IndexError:
+            return None
+
+    def link(self, registry: Callable[[], NameRegistry], name: str | None = None) -> str:
+        """Give the segment a name that a registry lists, unless it has one; return its name.
+
+        A segment outside of ``/dev/shm``, or in a forked child, gets the name of its descriptor,
+        which other processes can open while this process holds it.
+        """
+        with _segments_lock:
+            if self.name is not None:
+                return self.name
+            fd, identity = self.fileno(), self.identity()
+            _by_identity[identity] = self
+            if self.kind != "shm" or self._pid != os.getpid():
+                return names.descriptor_name(fd)
+            chosen = name or names.generate_name()
+            try:
+                listed = registry()
+                listed.record(chosen, identity)
+                # Why: before the link, so that an interrupt after the link leaves no name.
+                self._names.append((chosen, listed))
+                allocate.link_file(fd, f"{allocate.SHM}/{chosen}")
+            except BaseException as error:
+                if not names.points_to(chosen, identity):
+                    self._names.clear()
+                if isinstance(error, OSError) and error.errno in allocate.FULL:
+                    raise SegmentFull(
+                        f"no room in {allocate.SHM} for a name: {error.strerror}; drop arrays, or "
+                        "remove files there that nobody needs (python -m shmpar ls shows ours)"
+                    ) from None
+                raise
+            return chosen
+
+    def take_name(self, registry: Callable[[], NameRegistry]) -> None:
+        """Take over the name that another process gave, to remove it at the end."""
+        with _segments_lock:
+            if self.path is not None and "/" not in self.path:
+                listed = registry()
+                listed.record(self.path, self.identity())
+                self._names.append((self.path, listed))
+                self.path = None
+
+    def unlink(self) -> None:
+        """Remove the name, if this process gave it."""
+        with suppress(IndexError, SegmentGone):  # Why: another thread may be closing the segment
+            while self._names and self._pid == os.getpid():
+                names.remove(self._names[0][0], self.identity())
+                self._names.pop(0)
+
+    def close(self) -> None:
+        """Remove the name and close the descriptor; views stay valid.  Calling it twice is safe."""
+        if self._pid != os.getpid():
+            self._fds.clear()
+            return
+        self.unlink()
+        try:
+            fd = self._fds.pop()
+        except IndexError:  # closed before, perhaps by another thread at this instant
+            return
+        os.close(fd)
+        limits.unregister(id(self))
+        self._notify()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fds"):  # Why: an interrupt may have stopped __init__
+            self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.size:,} bytes"
         return f"<Segment {self.key}: {self.kind}, {state}>"
 
 
-def create(nbytes: int, *, what: str = "array") -> Segment:
-    """Make a nameless segment of zeros that belongs to no manager: it goes with its last view.
+def find_segment(identity: Identity) -> Segment | None:
+    """Return the open segment of this process that is this file."""
+    found = _by_identity.get(identity)
+    return None if found is None or found.closed else found
+
+
+def remember_segment(segment: Segment) -> None:
+    """Let :func:`find_segment` find a segment that was attached."""
+    _by_identity[segment.identity()] = segment
+
+
+def _after_fork() -> None:
+    # Lock: another thread of the parent may have held one of them.
+    global _mappings_lock, _segments_lock
+    _mappings_lock, _segments_lock = threading.Lock(), threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def create(nbytes: int, fill: allocate.Fill | None = None, *, purpose: str = "array") -> Segment:
+    """Make a nameless segment that belongs to no manager; it ends with its last view.
 
     Parameters
     ----------
     nbytes : int
-        Bytes; 0 is 1.
-    what : str
-        What an error calls it.
+        Bytes; 0 means 1.
+    fill : callable, optional
+        Called with (descriptor, bytes); writes every byte.  Default: zeros.
+    purpose : str
+        The purpose, for errors.
 
     Raises
     ------
     SegmentFull
-        It cannot fit anywhere; says where was looked and how much was free.
+        It fits nowhere; the message lists the sources and their free bytes.
 
     Notes
     -----
-    Cost: 10 us and the zeroing of ``nbytes`` (3.6 GB/s).
+    Cost: the kernel zeroes the memory.
 
     Examples
     --------
     >>> create(0).size
     1
     """
+    size = max(1, nbytes)
     try:
-        return Segment.make(nbytes)
+        fd, kind = allocate.make_file(size, fill)
     except SegmentFull as error:
-        raise SegmentFull(f"{what}: {error}") from None
+        raise SegmentFull(f"{purpose}: {error}") from None
+    return Segment(fd, size, kind)
 
 
-_SIZE = 64 << 10  # bytes: what one small result that is kept can hold back
-_SMALL = 4 << 10  # bytes; making a segment costs thirty times as much as taking a piece of one
-_ALIGN = 64  # bytes: one cache line
-
-
-class Place(NamedTuple):
-    """Where an array lies.
+class Location(NamedTuple):
+    """The memory of an array.
 
     Attributes
     ----------
     segment : Segment
-        The memory.
+        The segment.
     offset : int
         Byte of the segment at which the array's element [0, ..., 0] lies.
     """
@@ -698,11 +536,16 @@ class Place(NamedTuple):
     offset: int
 
 
-class Slab:
-    """Gives out pieces of a segment, and takes a new one when it is full.
+_SLAB_BYTES: Final = 64 << 10  # Why: one small result that the user keeps holds back so much
+_LARGEST_PIECE: Final = 4 << 10  # Why: for larger arrays, making a segment costs little
+CACHE_LINE: Final = 64  # bytes
 
-    Pieces are never used twice, so each reads as zeros.  It holds the segment that it gives out;
-    each segment goes with the last array in it, and with this.
+
+class Slab:
+    """Divides segments into pieces for small arrays; takes a new segment when one is full.
+
+    Pieces are never reused, so each reads as zeros.  The slab holds only its newest segment; an
+    older one ends with the last array in it.
 
     Examples
     --------
@@ -715,26 +558,24 @@ class Slab:
     """
 
     def __init__(self) -> None:
-        self._segment: Segment | None = None
+        self._mapping: Mapping | None = None  # Why: holds the segment, and keeps it mapped
         self._filled = 0
 
-    def take(self, nbytes: int) -> Place | None:
-        """Room for an array of so many bytes; None if it is too large to share a segment."""
-        if nbytes > _SMALL:
+    def take(self, nbytes: int) -> Location | None:
+        """Return room for an array of so many bytes; None if the array is too large to share."""
+        if nbytes > _LARGEST_PIECE:
             return None
-        if self._segment is None or self._filled + nbytes > _SIZE:
-            self._segment, self._filled = create(_SIZE, what="output"), 0
-        place = Place(self._segment, self._filled)
-        self._filled += -(-nbytes // _ALIGN) * _ALIGN
-        return place
+        if self._mapping is None or self._filled + nbytes > _SLAB_BYTES:
+            self._mapping, self._filled = create(_SLAB_BYTES, purpose="output").mapping, 0
+        location = Location(self._mapping.segment, self._filled)
+        self._filled += -(-nbytes // CACHE_LINE) * CACHE_LINE
+        return location
 
 
-def new_output(
-    shape: tuple[int, ...], dtype: np.dtype[Any], slab: Slab | None = None
-) -> np.ndarray[Any, Any]:
-    """An array in a segment that lives as long as its views."""
-    nbytes = prod(shape) * dtype.itemsize
-    place = None if slab is None else slab.take(nbytes)
-    if place is None:
-        place = Place(create(nbytes, what="output"), 0)
-    return place.segment.ndarray(place.offset, shape, None, dtype)
+def new_output(shape: tuple[int, ...], dtype: np.dtype[Any], slab: Slab | None = None) -> Array:
+    """Return an array of zeros in a segment that lives as long as its views."""
+    nbytes = dense_nbytes(shape, dtype.itemsize)
+    location = None if slab is None else slab.take(nbytes)
+    if location is None:
+        location = Location(create(nbytes, purpose="output"), 0)
+    return location.segment.ndarray(location.offset, shape, None, dtype)

@@ -102,9 +102,9 @@ def segment_array(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a
         return array
     from shmpar.arrays.sharedarray import Handle, wrap
     from shmpar.memory.manager import default_manager
-    from shmpar.memory.segment import Place
+    from shmpar.memory.segment import Location
 
-    place = Place(segment, offset)
+    place = Location(segment, offset)
     return wrap(array, Handle(place, array, default_manager(), start=start, owner=False))
 
 

@@ -146,7 +146,7 @@ def measure_bandwidth() -> Bandwidth:
     Cost: a fraction of a second, and 256 MB for as long.
     """
     threads = limits.affinity_cpus()
-    nbytes = min(_BANDWIDTH_BYTES, limits.memory() // 8)
+    nbytes = min(_BANDWIDTH_BYTES, limits.free_memory() // 8)
     arrays = [np.ones(max(nbytes // threads, 1 << 19), np.uint8) for _ in range(threads)]
     total = sum(array.nbytes for array in arrays)
     read = min(_run_threads(np.max, arrays) for _ in range(_BANDWIDTH_ROUNDS))

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from shmpar.memory.allocate import appear
+from shmpar.memory.allocate import atomic_file
 from shmpar.plan import describe_region
 from shmpar.report.timings import Claim
 
@@ -25,7 +25,7 @@ def write(report: Report, path: str | os.PathLike[str]) -> None:
     """Write the trace; a failure leaves no file, or the file that was there."""
     trace = {"traceEvents": list(events(report)), "displayTimeUnit": "ms"}
     text = json.dumps(trace, separators=(",", ":")).encode()
-    with appear(os.fspath(path), len(text), mode=0o666, replace=True) as fd:
+    with atomic_file(os.fspath(path), len(text), mode=0o666, replace=True) as fd:
         view = memoryview(text)
         while view:
             view = view[os.write(fd, view) :]

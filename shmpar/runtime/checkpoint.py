@@ -52,8 +52,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shmpar.memory.allocate import appear
-from shmpar.memory.limits import opened
+from shmpar.memory.allocate import atomic_file
+from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
 from shmpar.plan import Announcement, Function, InBlocks, Output, Plan
@@ -245,7 +245,7 @@ class LedgerFile:
     def __init__(self, path: str, fd: int, header: Header, offset: int) -> None:
         self.path, self.header = path, header
         # Lock: the duplicate shares the open file description, and so the lock.
-        copy = opened(functools.partial(os.dup, fd))
+        copy = open_with_retry(functools.partial(os.dup, fd))
         size = offset + header.chunks * _CHECKSUM.itemsize
         self._segment = Segment.adopt(copy, size, kind="file")
         self.checksums = self._segment.ndarray(offset, (header.chunks,), None, _CHECKSUM)
@@ -267,7 +267,7 @@ class LedgerFile:
         """
         while True:
             try:
-                file = opened(lambda: io.FileIO(path, "r+", opener=_open_no_link))
+                file = open_with_retry(lambda: io.FileIO(path, "r+", opener=_open_no_link))
             except FileNotFoundError:
                 with contextlib.suppress(FileExistsError):  # Why: another process was faster.
                     _create(path, expected)
@@ -339,7 +339,7 @@ def _create(path: str, header: Header, *, replace: bool = False) -> None:
     text += b" " * (-(_PREFIX.size + len(text)) % _ALIGNMENT)
     head = _PREFIX.pack(_MAGIC, len(text), zlib.crc32(text)) + text
     nbytes = len(head) + header.chunks * _CHECKSUM.itemsize
-    with appear(path, nbytes, replace=replace) as fd:
+    with atomic_file(path, nbytes, replace=replace) as fd:
         os.pwrite(fd, head, 0)
 
 

@@ -39,7 +39,7 @@ from shmpar.ipc.protocol import (
     WorkerLost,
     WorkerReady,
 )
-from shmpar.memory.allocate import SMALL, check_room
+from shmpar.memory.allocate import SMALL, preflight
 from shmpar.memory.locate import kind_of
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.runtime import failures
@@ -367,7 +367,7 @@ class Execution:
             needs = [("an output", size) for size in made]
             needs += [("a copy of an input", size) for size in engine.bytes_to_copy(self._arrays)]
             if sum([size for _, size in needs]) > SMALL:
-                check_room(self.plan.verb, needs)
+                preflight(self.plan.verb, needs)
         if outputs.expected is not None and outputs.arrays is None:
             outputs.allocate(outputs.expected)
 

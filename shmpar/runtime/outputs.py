@@ -22,7 +22,7 @@ import numpy as np
 
 from shmpar.errors import ShmparError
 from shmpar.ipc.ledger import DONE, PENDING, Ledger
-from shmpar.memory.allocate import appear
+from shmpar.memory.allocate import atomic_file
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Slab, byte_bounds, new_output
 from shmpar.plan import Announcement, Output, ResultError
@@ -83,7 +83,7 @@ class NpyFile:
         """
         header = _npy_header(shape, dtype)
         nbytes = len(header) + prod(shape) * dtype.itemsize
-        with appear(self.path, nbytes, mode=0o666, replace=True) as fd:
+        with atomic_file(self.path, nbytes, mode=0o666, replace=True) as fd:
             os.pwrite(fd, header, 0)
         array: Array = np.lib.format.open_memmap(self.path, "r+")
         return array

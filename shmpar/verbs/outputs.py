@@ -226,7 +226,7 @@ def _share_file(one: Array, other: Array) -> bool:
     first, second = locate(one), locate(other)
     if first is None or second is None or first.segment == second.segment:
         return False
-    if first.segment.backing.identity() != second.segment.backing.identity():
+    if first.segment.identity() != second.segment.identity():
         return False
     low, high = byte_bounds(one.shape, one.strides, one.itemsize)
     other_low, other_high = byte_bounds(other.shape, other.strides, other.itemsize)

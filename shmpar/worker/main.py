@@ -59,7 +59,7 @@ from shmpar.ipc.protocol import (
 )
 from shmpar.ipc.tickets import Tickets, open_tickets
 from shmpar.ipc.wire import MAX_DESCRIPTORS, Wire
-from shmpar.memory.segment import Segment
+from shmpar.memory.segment import Mapping, Segment
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, ResultError
 from shmpar.worker import loop
@@ -190,6 +190,9 @@ class WorkerProcess:
         Number of the worker, and of its slot in a ledger.
     segments : dict of int to Segment
         Segments that are mapped here, by the parent's key.
+    mappings : dict of int to Mapping
+        Mappings of the segments in use: they stay mapped between plans, so that no page faults
+        twice.
     private : dict of int to Segment
         Segments that the next payload maps copy on write.
     backlog : deque
@@ -213,6 +216,7 @@ class WorkerProcess:
         self.wire = wire
         self.number = number
         self.segments: dict[int, Segment] = {}
+        self.mappings: dict[int, Mapping] = {}
         self.private: dict[int, Segment] = {}
         self.backlog: deque[tuple[Any, int]] = deque()
         self.broken = False
@@ -263,6 +267,7 @@ class WorkerProcess:
     def _forget(self, key: int) -> None:
         """Drop a segment; the mapping lives as long as a view that the user's code has kept."""
         self.segments.pop(key, None)
+        self.mappings.pop(key, None)
         if self.ledger is not None and self.ledger[0] == key:
             self.ledger = None
 
@@ -278,8 +283,14 @@ class WorkerProcess:
             )
             (self.private if record.private else self.segments)[record.key] = segment
 
+    def _mapped(self, key: int) -> Segment:
+        """Return a segment; it stays mapped until the parent has it forgotten."""
+        segment = self.segments[key]
+        self.mappings[key] = segment.mapping
+        return segment
+
     def _held(self, keys: Sequence[int]) -> list[Segment]:
-        return [self.segments[key] if key >= 0 else self.private.pop(~key) for key in keys]
+        return [self._mapped(key) if key >= 0 else self.private.pop(~key) for key in keys]
 
     def _initialize(self, message: Initialize) -> None:
         try:
@@ -401,7 +412,7 @@ class WorkerProcess:
 
     def _ledger(self, work: Work) -> Ledger:
         if self.ledger is None or self.ledger[0] != work.ledger:
-            memory = self.segments[work.ledger].mapping
+            memory = self._mapped(work.ledger).mapping
             self.ledger = (
                 work.ledger,
                 Ledger(memory, workers=work.workers, chunks=work.chunks),
@@ -411,8 +422,7 @@ class WorkerProcess:
     def view(self, reference: Reference, *, writable: bool) -> Array:
         """Return the array that lies at a reference."""
         key, offset, shape, strides, dtype = reference
-        segment = self.segments[key]
-        return segment.ndarray(offset, shape, strides, np.dtype(dtype), writable=writable)
+        return self._mapped(key).ndarray(offset, shape, strides, np.dtype(dtype), writable=writable)
 
     def await_outputs(self, run: int) -> UseOutputs:
         """Receive messages until the one that answers :class:`OutputsNeeded`."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from shmpar.memory.segment import Mapping, find, pointer
+from shmpar.memory.segment import Mapping, address_of, find_mapping
 from shmpar.plan import Plan
 
 Array = np.ndarray[Any, Any]
@@ -52,17 +52,17 @@ def _gaining_mapping(output: Array) -> Mapping | None:
     """Return the mapping of an output that gains from it."""
     if output.nbytes < _MIN_OUTPUT or sys.platform != "linux":
         return None
-    mapping = find(pointer(output))
-    if mapping is None or mapping.backing.private:
+    mapping = find_mapping(address_of(output))
+    if mapping is None or mapping.segment.private:
         return None
-    return mapping if mapping.backing.kind in {"shm", "memfd"} else None
+    return mapping if mapping.segment.kind in {"shm", "memfd"} else None
 
 
 def _prefault_output(plan: Plan, output: Array, mapping: Mapping) -> Prefault:
     window_of = plan.placement.windows(plan.grid, output.shape)
     steps = (max(1, _FAULT_AROUND // abs(stride or 1)) for stride in output.strides)
     samples = tuple(slice(None, None, step) for step in steps)
-    layout = plan.grid, plan.placement, pointer(output), output.shape, output.strides, output.dtype
+    layout = plan.grid, plan.placement, address_of(output), output.shape, output.strides, output.dtype
     if mapping not in _mapped or _mapped[mapping][0] != layout:
         _mapped[mapping] = layout, bytearray(plan.chunks)
     mapped = _mapped[mapping][1]

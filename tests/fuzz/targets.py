@@ -134,7 +134,7 @@ class AddressTarget:
         touch(found)
         self.accepted += 1
         assert self.array.nbytes == 96  # no other array may be mapped
-        assert found._handle.segment.backing.identity() == (self.good["device"], self.good["inode"])
+        assert found._handle.segment.identity() == (self.good["device"], self.good["inode"])
 
 
 def touch(array: Any) -> None:
