@@ -112,7 +112,7 @@ def test_mistakes_are_named(counter):
 
 def test_arrays_in_one_segment_have_separate_locks(monkeypatch):
     """A lock covers one array, and not the segment."""
-    monkeypatch.setattr(limits, "scarce", lambda: True)
+    monkeypatch.setattr(limits, "descriptors_scarce", lambda: True)
     a, b = sa.zeros(3), sa.zeros(3)
     assert a._handle.segment == b._handle.segment
     with a.lock:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmpar.pickling.pack import is_named
+from shmpar.pickling.pack import is_importable
 from shmpar.verbs import arguments
 from shmpar.verbs.arguments import check_signature, special_parameters
 
@@ -47,7 +47,7 @@ def test_wrong_arguments_are_refused_each_time(call: Callable[..., Any]) -> None
 @pytest.mark.parametrize("call", NAMED)
 def test_functions_that_are_importable(call: Callable[..., Any]) -> None:
     """A compiled function of a module is importable by its name."""
-    assert is_named(call)
+    assert is_importable(call)
 
 
 @pytest.mark.parametrize(
@@ -55,4 +55,4 @@ def test_functions_that_are_importable(call: Callable[..., Any]) -> None:
 )
 def test_functions_that_are_not_importable(call: Callable[..., Any]) -> None:
     """Bound methods, ufuncs, method wrappers and functions in Python do not count."""
-    assert not is_named(call)
+    assert not is_importable(call)

@@ -17,7 +17,7 @@ import pytest
 import shmpar
 from shmpar.arrays import creation
 from shmpar.memory import names
-from shmpar.memory.names import reap
+from shmpar.memory.names import remove_stale
 from tests.interpreters import ROOT, interpreter, run_python
 from tests.test_little_shm import in_little_shm
 from tests.test_little_shm import pytestmark as needs_root
@@ -79,7 +79,7 @@ def stale(live):
         owner.send_signal(signal.SIGKILL)
         owner.wait()
         yield name, owner.pid
-    reap()
+    remove_stale()
 
 
 def labels(text):

@@ -10,7 +10,8 @@ import pytest
 from shmpar.engines.engine import Exit
 from shmpar.errors import ChunkError
 from shmpar.grid import Grid
-from shmpar.plan import Failure, InBlocks, Plan
+from shmpar.ipc.protocol import ChunkFailed
+from shmpar.plan import InBlocks, Plan
 from shmpar.runtime import failures
 
 GRID = Grid.cut((10, 4), (5, 4), itemsize=8)
@@ -27,7 +28,7 @@ class Unprintable(Exception):
 def test_an_error_names_the_verb_the_chunk_and_its_region() -> None:
     """The exception of the function is the cause."""
     cause = OSError("no such file")
-    error = failures.chunk_error(PLAN, Failure(1, cause, (5, 4)), None)
+    error = failures.chunk_error(PLAN, ChunkFailed(0, 1, cause, (5, 4)), None)
     assert str(error) == (
         "map_blocks, chunk 1 at [5:10, 0:4], block of shape (5, 4): the function raised OSError: "
         "no such file"
@@ -38,7 +39,7 @@ def test_an_error_names_the_verb_the_chunk_and_its_region() -> None:
 
 def test_an_exception_without_a_message_is_reported() -> None:
     """The user's ``__str__`` raises."""
-    error = failures.chunk_error(PLAN, Failure(0, Unprintable(), None), None)
+    error = failures.chunk_error(PLAN, ChunkFailed(0, 0, Unprintable(), None), None)
     assert str(error).endswith("the function raised Unprintable: (its message raised OSError)")
 
 
@@ -48,7 +49,7 @@ def test_a_write_to_a_block_gets_advice() -> None:
     block.flags.writeable = False
     with pytest.raises(ValueError, match="read-only") as caught:
         block[0] = 1
-    error = failures.chunk_error(PLAN, Failure(0, caught.value, None), None)
+    error = failures.chunk_error(PLAN, ChunkFailed(0, 0, caught.value, None), None)
     assert "write to a copy (block.copy())" in str(error)
 
 

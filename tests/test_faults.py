@@ -606,7 +606,7 @@ def end_of(call: Any, *args: Any, **options: Any) -> Any:
         (lambda p: p.map_blocks(abs, X, retries=-1), ValueError, "retries"),
         (lambda p: p.map_blocks(abs, X, task_timeout=0), ValueError, "task_timeout"),
         (lambda p: p.map_blocks(abs, X, progress=3), TypeError, "progress"),
-        (lambda p: p.parallel_map(abs, X, range(3)), ValueError, r"\[10, 3\]"),
+        (lambda p: p.parallel_map(abs, X, range(3)), ValueError, "10 and 3"),
         (lambda p: p.parallel_map(abs, X, axis=2), ValueError, "axis 2"),
         (lambda p: p.parallel_map(abs, 3), TypeError, "items"),
     ],

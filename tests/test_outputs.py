@@ -1,4 +1,4 @@
-"""Outputs, which are allocated from the first result or given by the user."""
+"""Outputs: allocated for the results, or passed by the user and filled at the end."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ import shmpar
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Slab, new_output
 from shmpar.plan import Announcement, Output, ResultError
-from shmpar.runtime.outputs import HandedOver, Outputs, filler, missing
+from shmpar.runtime.outputs import Outputs, WeakResult, fill_value_for, missing_value
 
 F8, I4 = np.dtype("f8"), np.dtype("i4")
 
 
-def said(*outputs: tuple[Any, Any], is_tuple: bool = False) -> Announcement:
-    """Make the announcement of a first result."""
+def announcement(*outputs: tuple[Any, Any], is_tuple: bool = False) -> Announcement:
+    """Return the announcement of a first result."""
     made = tuple(Output(shape, np.dtype(dtype)) for shape, dtype in outputs)
     return Announcement(made, is_tuple=is_tuple, chunk=0)
 
 
 class TestAllocation:
-    """Arrays into which workers write."""
+    """Arrays that workers write to."""
 
     def test_new_outputs_lie_in_segments(self) -> None:
-        """The arrays are zeroed, and only their views keep them alive."""
+        """They are zeros, plain arrays, and live as long as their views."""
         outputs = Outputs(None)
-        one, other = outputs.allocate(said(((2, 3), "f8"), ((), "i4"), is_tuple=True))
+        one, other = outputs.allocate(announcement(((2, 3), "f8"), ((), "i4"), is_tuple=True))
         assert (one.shape, one.dtype, type(one)) == ((2, 3), F8, np.ndarray)
         assert not one.any()
         assert locate(one) is not None
@@ -48,55 +48,67 @@ class TestAllocation:
         dtype=st.sampled_from(["f8", ">c8", "S3", "M8[s]", "?", "i4,f8"]),
     )
     def test_outputs_of_every_shape_and_dtype_can_be_made(self, shape: Any, dtype: str) -> None:
-        """The size fits, also for arrays without elements or axes."""
+        """An output may have no elements or no axes."""
         made = new_output(shape, np.dtype(dtype))
         assert (made.shape, made.dtype) == (shape, np.dtype(dtype))
         assert made.flags.writeable
         assert made.flags.c_contiguous
 
     def test_small_outputs_share_a_segment(self) -> None:
-        """Small outputs lie side by side in the slab."""
+        """They lie side by side in the slab."""
         slab = Slab()
         outputs = Outputs(None)
         outputs.slab = slab
-        one, other = outputs.allocate(said(((3,), "f8"), ((3,), "f8"), is_tuple=True))
+        one, other = outputs.allocate(announcement(((3,), "f8"), ((3,), "f8"), is_tuple=True))
         one_place, other_place = locate(one), locate(other)
         assert one_place is not None
         assert other_place is not None
         assert one_place.segment == other_place.segment
         assert not np.shares_memory(one, other)
 
-    def test_a_single_output_is_no_tuple_and_none_is_none(self) -> None:
-        """A tuple of one output is still a tuple."""
+    def test_a_single_output_is_no_tuple(self) -> None:
+        """A tuple of one output stays a tuple."""
         outputs = Outputs(None)
-        (array,) = outputs.allocate(said(((3,), "f8")))
+        (array,) = outputs.allocate(announcement(((3,), "f8")))
         assert outputs.result() is array
-        outputs.allocate(said(((3,), "f8"), is_tuple=True))
+        outputs.allocate(announcement(((3,), "f8"), is_tuple=True))
         assert type(outputs.result()) is tuple
-        outputs.allocate(said())
+        outputs.allocate(announcement())
         assert outputs.result() is None
         assert Outputs(None).result() is None
 
-    def test_objects_have_a_plain_array(self) -> None:
+    def test_objects_are_collected_in_a_plain_array(self) -> None:
         """Objects never lie in shared memory."""
         outputs = Outputs(None, returns_objects=True)
-        (array,) = outputs.allocate(said(((2, 2), object)))
+        (array,) = outputs.allocate(announcement(((2, 2), object)))
         assert array.dtype == object
         assert array[0, 0] is None
 
     @pytest.mark.parametrize(
         ("given", "announced", "message"),
         [
-            ((np.zeros(3),), said(((4,), "f8")), r"out= has shape \(3,\), but the results make"),
-            ((np.zeros(3),), said(), "out= has 1 arrays, but the function returns 0 outputs"),
-            ((np.zeros(3),) * 2, said(((3,), "f8")), "has 2 arrays, but the function returns 1"),
+            (
+                (np.zeros(3),),
+                announcement(((4,), "f8")),
+                r"out= has shape \(3,\), but the results make",
+            ),
+            (
+                (np.zeros(3),),
+                announcement(),
+                "out= has 1 arrays, but the function returns 0 outputs",
+            ),
+            (
+                (np.zeros(3),) * 2,
+                announcement(((3,), "f8")),
+                "has 2 arrays, but the function returns 1",
+            ),
         ],
         ids=["shape", "none", "number"],
     )
     def test_results_that_do_not_fit_the_user_s_arrays_are_refused(
         self, given: Any, announced: Any, message: str
     ) -> None:
-        """The error comes before anything is allocated."""
+        """Nothing is allocated."""
         outputs = Outputs(given)
         with pytest.raises(ResultError, match=message):
             outputs.allocate(announced)
@@ -107,10 +119,10 @@ class TestDelivery:
     """The user's own arrays."""
 
     def test_a_plain_array_gets_the_finished_windows_at_the_end(self) -> None:
-        """The verb returns the given array."""
+        """The verb returns it."""
         mine = np.full((4, 4), -1.0)
         outputs = Outputs((mine,))
-        (array,) = outputs.allocate(said(((4, 4), "f8")))
+        (array,) = outputs.allocate(announcement(((4, 4), "f8")))
         assert not np.shares_memory(array, mine)
         array[:2] = 5
         array[2:] = 6
@@ -118,11 +130,11 @@ class TestDelivery:
         assert mine.tolist() == [[5, 5, 5, -1], [5, 5, 5, -1], [-1] * 4, [-1, -1, -1, 6]]
         assert outputs.result() is mine
 
-    def test_all_of_it_is_delivered_where_all_is_finished(self) -> None:
-        """Results are also delivered into strided arrays and arrays without axes."""
+    def test_a_complete_output_is_delivered_as_a_whole(self) -> None:
+        """The user's array may be strided or have no axes."""
         wide, point = np.zeros((3, 4)), np.zeros(())
         outputs = Outputs((wide[:, ::2], point))
-        strided, single = outputs.allocate(said(((3, 2), "f8"), ((), "f8"), is_tuple=True))
+        strided, single = outputs.allocate(announcement(((3, 2), "f8"), ((), "f8"), is_tuple=True))
         strided[...], single[...] = 7, 8
         outputs.deliver(None)
         assert wide.tolist() == [[7, 0, 7, 0]] * 3
@@ -130,11 +142,11 @@ class TestDelivery:
         assert outputs.result()[1] is point
 
     def test_shared_and_mapped_arrays_are_written_in_place(self, tmp_path: Path) -> None:
-        """Workers write into the given arrays, and nothing is copied at the end."""
+        """Workers write to them, and nothing is copied at the end."""
         shared = shmpar.zeros((2, 3))
         mapped = np.memmap(tmp_path / "out", "f8", "w+", shape=(2, 3))
         outputs = Outputs((shared[:, 1:], mapped))
-        one, other = outputs.allocate(said(((2, 2), "f8"), ((2, 3), "f8"), is_tuple=True))
+        one, other = outputs.allocate(announcement(((2, 2), "f8"), ((2, 3), "f8"), is_tuple=True))
         assert type(one) is type(other) is np.ndarray
         one[...], other[...] = 1, 2
         assert shared.tolist() == [[0, 1, 1]] * 2
@@ -144,7 +156,7 @@ class TestDelivery:
         assert shared.tolist() == [[0, 3, 3]] * 2
         assert outputs.result()[1] is mapped
 
-    def test_outputs_that_were_never_allocated_are_not_delivered(self) -> None:
+    def test_nothing_is_delivered_before_allocation(self) -> None:
         """A run that failed before its first result leaves the user's array alone."""
         mine = np.full(3, -1.0)
         Outputs((mine,)).deliver([(0,)])
@@ -174,10 +186,10 @@ class TestFilling:
             ("anything", "O", "anything"),
         ],
     )
-    def test_a_value_that_fits_is_put_there(self, value: Any, dtype: str, filled: Any) -> None:
+    def test_a_value_that_fits_is_written(self, value: Any, dtype: str, filled: Any) -> None:
         """None stands for the missing value of the dtype."""
         array = np.zeros(1, dtype)
-        array[0] = filler(value, np.dtype(dtype))
+        array[0] = fill_value_for(value, np.dtype(dtype))
         assert repr(array[0]) == repr(np.array([filled], dtype)[0])
 
     @pytest.mark.parametrize(
@@ -189,60 +201,60 @@ class TestFilling:
         ],
     )  # fmt: skip
     def test_a_value_that_does_not_fit_is_an_error(self, value: Any, dtype: str) -> None:
-        """The fill value is neither wrapped nor truncated."""
+        """The value is neither wrapped around nor cut off."""
         with pytest.raises(ValueError, match="fill_value"):
-            filler(value, np.dtype(dtype))
+            fill_value_for(value, np.dtype(dtype))
 
     @pytest.mark.parametrize("dtype", ["i4", "u1", "?", "S3", "U3", "V2"])
-    def test_some_dtypes_cannot_say_not_known(self, dtype: str) -> None:
+    def test_some_dtypes_have_no_missing_value(self, dtype: str) -> None:
         """The error says to pass fill_value=."""
         with pytest.raises(ValueError, match="needs fill_value="):
-            missing(np.dtype(dtype))
+            missing_value(np.dtype(dtype))
 
-    def test_it_is_checked_as_soon_as_the_dtypes_are_known(self) -> None:
-        """The error comes before anything is allocated."""
-        outputs = Outputs(None, fill=functools.partial(filler, None))
+    def test_the_value_is_checked_when_the_dtypes_are_known(self) -> None:
+        """Nothing is allocated before."""
+        outputs = Outputs(None, fill=functools.partial(fill_value_for, None))
         outputs.check_fill([F8, None])
         with pytest.raises(ValueError, match="fill_value"):
             outputs.check_fill([F8, I4])
         with pytest.raises(ValueError, match="fill_value"):
-            outputs.allocate(said(((3,), "i4")))
+            outputs.allocate(announcement(((3,), "i4")))
         assert outputs.arrays is None
         Outputs(None).check_fill([I4])
 
     def test_the_windows_are_filled_in_each_output(self) -> None:
-        """Only the windows of failed chunks are filled."""
-        outputs = Outputs(None, fill=functools.partial(filler, -1))
-        one, other = outputs.allocate(said(((3,), "f8"), ((3, 2), "i4"), is_tuple=True))
+        """Nothing else is written."""
+        outputs = Outputs(None, fill=functools.partial(fill_value_for, -1))
+        one, other = outputs.allocate(announcement(((3,), "f8"), ((3, 2), "i4"), is_tuple=True))
         outputs.fill([(1,)])
         assert one.tolist() == [0, -1, 0]
         assert other.tolist() == [[0, 0], [-1, -1], [0, 0]]
         Outputs(None).fill([(1,)])
 
 
-class TestHandingOver:
-    """A result that only its caller keeps alive."""
+class TestWeakResult:
+    """A result that only its caller holds."""
 
-    def test_it_is_there_as_long_as_the_caller_has_it(self) -> None:
-        """Asking again is an error with the reason."""
+    def test_it_lives_as_long_as_the_caller_holds_it(self) -> None:
+        """Later, the error names the reason."""
         array = np.zeros(3)
-        held = HandedOver(array)
-        assert held.again() is array
+        held = WeakResult(array)
+        assert held.get() is array
         del array
         with pytest.raises(shmpar.ShmparError, match="who has dropped it"):
-            held.again()
+            held.get()
 
-    def test_a_tuple_is_there_if_all_of_it_is(self) -> None:
-        """Numbers stay, since they own no memory."""
+    def test_a_tuple_lives_as_long_as_all_of_its_arrays(self) -> None:
+        """Scalars are held strongly."""
         array = np.zeros(3)
-        held = HandedOver((array, np.float64(2)))
-        assert held.again()[0] is array
-        assert held.again()[1] == 2
+        held = WeakResult((array, np.float64(2)))
+        assert held.get()[0] is array
+        assert held.get()[1] == 2
         del array
         with pytest.raises(shmpar.ShmparError):
-            held.again()
+            held.get()
 
     @pytest.mark.parametrize("result", [None, np.float64(3), (np.int32(1), np.int32(2))])
-    def test_results_that_are_no_arrays_stay(self, result: Any) -> None:
-        """None, numbers and tuples of them stay."""
-        assert HandedOver(result).again() == result
+    def test_scalars_and_none_are_held(self, result: Any) -> None:
+        """They need no shared memory."""
+        assert WeakResult(result).get() == result

@@ -16,7 +16,7 @@ import pytest
 
 import shmpar
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Segment
+from shmpar.memory.segment import Segment, create
 from shmpar.pickling import unpack as unpack_module
 from shmpar.pickling.pack import LARGE, Payload, pack
 from shmpar.pickling.unpack import Namespaces, unpack
@@ -219,7 +219,7 @@ class TestArrays:
 
     def test_a_result_that_lies_in_a_segment_is_not_copied(self) -> None:
         """The worker maps its segment privately."""
-        segment = Segment.make(8 * 20_000)
+        segment = create(8 * 20_000)
         array = segment.ndarray(0, (20_000,), None, np.dtype("f8"))
         array[:] = 7
         payload = pack(array)
@@ -354,7 +354,7 @@ class TestUnpicklable:
             "partial", "along", "along-arguments", "items", "value", "ufunc", "no-function",
         ],
     )  # fmt: skip
-    def test_the_holder_is_named(self, function: Any, culprit: str, notebook: Notebook) -> None:
+    def test_the_holder_is_importable(self, function: Any, culprit: str, notebook: Notebook) -> None:
         """The error names the variable, keyword or attribute that the user knows."""
         notebook.LOCK = LOCK
         notebook.run("def use(block): return block, LOCK")

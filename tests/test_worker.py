@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from shmpar.grid import Axis, Grid, Halo
 from shmpar.ipc import tickets
 from shmpar.ipc.ledger import DONE, FAILED, PENDING, Ledger
+from shmpar.ipc.protocol import ChunkFailed
 from shmpar.plan import (
     Announcement,
-    Failure,
     Function,
     InBlocks,
     Output,
@@ -29,7 +29,7 @@ from shmpar.plan import (
 from shmpar.verbs.arguments import blocks, items
 from shmpar.worker import loop
 from shmpar.worker import store as storing
-from shmpar.worker.compute import Abandoned, Assignment, Chunks
+from shmpar.worker.compute import Abandoned, Assignment
 from shmpar.worker.context import in_worker
 from shmpar.worker.loop import work
 
@@ -46,7 +46,7 @@ class Recording:
     gone: bool = False  # the run is over
     outputs: list[Array] | None = None
     said: list[Announcement] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[ChunkFailed] = field(default_factory=list)
     collected: list[tuple[int, Any]] = field(default_factory=list)
     flushes: int = 0
 
@@ -60,10 +60,10 @@ class Recording:
         if self.gone:
             raise Abandoned
         self.outputs = [np.zeros(shape, dtype) for shape, dtype in announcement.outputs]
-        return self.outputs, announcement.several
+        return self.outputs, announcement.is_tuple
 
-    def failed(self, failure: Failure) -> None:
-        self.failures.append(failure)
+    def failed(self, chunk: int, error: BaseException, shape: tuple[int, ...] | None) -> None:
+        self.failures.append(ChunkFailed(0, chunk, error, shape))
 
     def values(self, values: Sequence[tuple[int, Any]]) -> None:
         self.collected += values
@@ -122,7 +122,7 @@ class Worker:
             function=Function(func, keywords or {}, tuple(inputs.values)),
             arrays=inputs.arrays,
             outputs=outputs,
-            several=None if outputs is None else len(outputs) > 1,
+            is_tuple=None if outputs is None else len(outputs) > 1,
             tickets=self.counter,
             todo=todo,
             generation=3,
@@ -133,7 +133,7 @@ class Worker:
         )
 
     def work(self) -> Worker:
-        assert work(Chunks(self.assignment), self.channel)
+        assert work(self.assignment, self.channel)
         return self
 
     @property
@@ -219,10 +219,10 @@ class TestClaims:
         """Its result says that tickets are left."""
         worker = Worker(lambda block: block, np.arange(9))
         worker.channel.claims = 2
-        assert not work(Chunks(worker.assignment), worker.channel)
+        assert not work(worker.assignment, worker.channel)
         assert worker.ledger.done == 2
         worker.channel.claims = None
-        assert work(Chunks(worker.assignment), worker.channel)
+        assert work(worker.assignment, worker.channel)
         assert worker.ledger.done == 9
 
     def test_the_function_knows_that_it_runs_in_a_worker(self) -> None:
@@ -318,7 +318,7 @@ class TestExceptions:
         worker = Worker(func, range(100), rows=True, fail_fast=False)
         worker.channel.interruptible = True
         with pytest.raises(KeyboardInterrupt):
-            work(Chunks(worker.assignment), worker.channel)
+            work(worker.assignment, worker.channel)
         held = worker.ledger.held(1)
         assert held is not None
         assert (held.generation, held.cursor) == (3, 12)
@@ -348,7 +348,7 @@ class TestAnnouncements:
     """The outputs that the first result announces."""
 
     @pytest.mark.parametrize(
-        ("func", "placement", "outputs", "several"),
+        ("func", "placement", "outputs", "is_tuple"),
         [
             pytest.param(lambda b: b, None, [((6, 4), "f8")], False, id="blocks"),
             pytest.param(lambda b: b.mean(), PerChunk(), [((2, 2), "f8")], False, id="scalars"),
@@ -366,20 +366,20 @@ class TestAnnouncements:
         ],
     )
     def test_it_names_shapes_and_dtypes(
-        self, func: Any, placement: Any, outputs: Any, several: bool
+        self, func: Any, placement: Any, outputs: Any, is_tuple: bool
     ) -> None:
         """They follow from one result, for any number of outputs, and are announced once."""
         worker = Worker(func, np.zeros((6, 4)), chunks=(3, 2), placement=placement).work()
         (said,) = worker.channel.said
         assert said.outputs == tuple(Output(shape, np.dtype(dtype)) for shape, dtype in outputs)
-        assert (said.several, said.chunk) == (several, 0)
+        assert (said.is_tuple, said.chunk) == (is_tuple, 0)
         assert worker.errors == {}
         assert Announcement.unpack(said.pack()) == said
 
     def test_none_is_no_output(self) -> None:
         """A function may be called for its effect; any other result later is a failure."""
         worker = Worker(lambda item: None, range(9), rows=True).work()
-        assert worker.channel.said == [Announcement((), several=False, chunk=0)]
+        assert worker.channel.said == [Announcement((), is_tuple=False, chunk=0)]
         assert worker.ledger.done == 9
         worker = Worker(
             lambda i: i if i == 5 else None, range(9), rows=True, fail_fast=False
@@ -417,13 +417,13 @@ class TestAnnouncements:
     @pytest.mark.parametrize(
         ("second", "message"),
         [
-            (Announcement((), several=False), "another kind of result"),
-            (Announcement((Output((3,), np.dtype("f8")),), several=True), "another kind"),
+            (Announcement((), is_tuple=False), "another kind of result"),
+            (Announcement((Output((3,), np.dtype("f8")),), is_tuple=True), "another kind"),
             (
-                Announcement((Output((3,), np.dtype("f4")),), several=False),
+                Announcement((Output((3,), np.dtype("f4")),), is_tuple=False),
                 "dtype float32 here but",
             ),
-            (Announcement((Output((4,), np.dtype("f8")),), several=False), r"\(4,\), but \(3,\)"),
+            (Announcement((Output((4,), np.dtype("f8")),), is_tuple=False), r"\(4,\), but \(3,\)"),
         ],
         ids=["none", "tuple", "dtype", "shape"],
     )
@@ -431,7 +431,7 @@ class TestAnnouncements:
         self, second: Any, message: str
     ) -> None:
         """Announcements of different chunks agree without an error."""
-        first = Announcement((Output((3,), np.dtype("f8")),), several=False)
+        first = Announcement((Output((3,), np.dtype("f8")),), is_tuple=False)
         assert first._replace(chunk=8).disagrees(first) is None
         with pytest.raises(ResultError, match=message):
             raise ResultError(second.disagrees(first))
@@ -439,7 +439,7 @@ class TestAnnouncements:
     def test_announcements_of_other_numbers_of_outputs_say_so(self) -> None:
         """The common outputs agree."""
         one = Output((3,), np.dtype("f8"))
-        said = Announcement((one, one, one), several=True).disagrees(Announcement((one,), True))
+        said = Announcement((one, one, one), is_tuple=True).disagrees(Announcement((one,), True))
         assert said == "the function returned 3 outputs here but 1 for the first chunk"
 
 
@@ -753,10 +753,10 @@ class TestArguments:
             chunks=(3, 2),
             halo=halo,
             trim=False,
-            wants=frozenset({"block_id", "block_info"}),
+            special_parameters=frozenset({"block_id", "block_info"}),
             fail_fast=False,
         )
-        work(Chunks(worker.assignment), worker.channel)
+        work(worker.assignment, worker.channel)
         assert sorted(got) == [(0, 0), (0, 1), (1, 0), (1, 1)]
         assert got[1, 1] == {
             0: {
@@ -792,7 +792,7 @@ class TestArguments:
             seen.append(block_info[None]["dtype"])
             return block
 
-        options = {"dtypes": dtypes, "wants": frozenset({"block_info"})}
+        options = {"dtypes": dtypes, "special_parameters": frozenset({"block_info"})}
         Worker(func, np.zeros(2, "f4"), **options).work()
         Worker(func, np.zeros(2, "f4"), outputs=[np.zeros(2, "f4")], **options).work()
         assert len(set(seen)) == 1
@@ -801,7 +801,7 @@ class TestArguments:
     def test_random_streams_depend_on_seed_and_chunk_alone(self, seed: Any) -> None:
         """Order, earlier chunks and the worker do not matter."""
         func = lambda block, rng: rng.random()
-        options = {"placement": PerChunk(), "wants": frozenset({"rng"}), "seed": seed}
+        options = {"placement": PerChunk(), "special_parameters": frozenset({"rng"}), "seed": seed}
         whole = Worker(func, np.zeros(6), **options).work().out
         children = np.random.SeedSequence(seed).spawn(6)
         assert whole.tolist() == [np.random.default_rng(child).random() for child in children]
@@ -854,7 +854,7 @@ class TestWindows:
         """Each has its chunk's number, and is flushed before the claim is marked."""
         statuses = []
         worker = Worker(
-            lambda item: {"item": item}, range(50), rows=True, collects=True, todo=(9, 4, 40)
+            lambda item: {"item": item}, range(50), rows=True, returns_objects=True, todo=(9, 4, 40)
         )
         worker.channel.flush = lambda: statuses.append(worker.ledger.done)
         worker.work()
@@ -866,7 +866,7 @@ class TestWindows:
 
     def test_an_object_that_cannot_be_handed_over_fails_its_chunk(self) -> None:
         """The channel raises the error."""
-        worker = Worker(lambda item: item, range(5), rows=True, collects=True, fail_fast=False)
+        worker = Worker(lambda item: item, range(5), rows=True, returns_objects=True, fail_fast=False)
         take = worker.channel.values
 
         def values(values: Any) -> None:
@@ -890,10 +890,10 @@ def test_two_workers_share_the_tickets() -> None:
     out = np.zeros(40, int)
     for worker in (first, second):
         worker.assignment.tickets = counter
-        worker.assignment.outputs, worker.assignment.several = [out], False
+        worker.assignment.outputs, worker.assignment.is_tuple = [out], False
         worker.assignment.ledger = first.ledger
     first.channel.claims = 2
-    work(Chunks(first.assignment), first.channel)
+    work(first.assignment, first.channel)
     second.work()
     assert sorted(calls) == list(range(40))
     assert out.tolist() == (array + 1).tolist()

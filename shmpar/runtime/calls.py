@@ -16,6 +16,7 @@ import itertools
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -27,6 +28,7 @@ from shmpar.plan import Function
 from shmpar.runtime import failures
 
 _numbers = itertools.count()
+_SLICE_SECONDS = 0.1  # until a waiting thread looks for signals
 _IDLE_SECONDS = 0.2  # until a callback thread without a task exits
 
 
@@ -51,12 +53,19 @@ class Latch:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait at most `timeout` seconds; return whether it is set."""
+        if self.is_set:
+            return True
+        deadline = None if timeout is None else time.monotonic() + timeout
         waiter = threading.Lock()
         waiter.acquire()
         self._waiters.append(waiter)
-        # Why the look at `is_set`: `set` may have emptied the waiters before the append.
-        if not self.is_set:
-            waiter.acquire(timeout=-1 if timeout is None else timeout)
+        # Invariant: `set` may have emptied the waiters before the append, but then it is set.
+        while not self.is_set:
+            left = _SLICE_SECONDS if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                break
+            # Why slices: a signal that arrives just before the system call does not interrupt it.
+            waiter.acquire(timeout=min(left, _SLICE_SECONDS))
         with contextlib.suppress(ValueError):
             self._waiters.remove(waiter)
         return self.is_set
@@ -100,6 +109,9 @@ class CallbackThreads:
                     self._threads.discard(threading.current_thread())
                     return None
 
+    def __contains__(self, thread: threading.Thread) -> bool:
+        return thread in self._threads
+
     def close(self) -> None:
         """End the threads; wait for them unless this is one of them."""
         threads, self._threads = list(self._threads), set()
@@ -111,11 +123,28 @@ class CallbackThreads:
 
 
 class PoolFuture(Future[Any]):
-    """A future whose callbacks the pool thread does not run."""
+    """A future whose callbacks the pool thread does not run.
+
+    Attributes
+    ----------
+    resolved : Latch
+        Set when the outcome is there.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.resolved = Latch()
         self._pool_callbacks: deque[Callable[[Future[Any]], object]] = deque()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the outcome; return the result, or raise the exception."""
+        self.resolved.wait(timeout)
+        return super().result(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the outcome; return the exception, None if there is none."""
+        self.resolved.wait(timeout)
+        return super().exception(0)
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         """Call ``fn(self)`` when the future is done: in another thread, or at once here."""
@@ -147,7 +176,8 @@ class PoolFuture(Future[Any]):
         self.notify(callbacks)
 
     def notify(self, callbacks: CallbackThreads) -> None:
-        """Have the callbacks run."""
+        """Let the waiters go on, and have the callbacks run."""
+        self.resolved.set()
         if self._pool_callbacks:
             callbacks.run(self.run_callbacks)
 
@@ -167,6 +197,7 @@ class Call(PoolFuture):
         """Cancel the call unless a worker has it; return whether it is cancelled."""
         cancelled = super().cancel()
         if cancelled:
+            self.resolved.set()
             self.run_callbacks()
         return cancelled
 

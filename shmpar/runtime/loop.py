@@ -94,6 +94,7 @@ class Loop:
         self._inbox: deque[Callable[[], None]] = deque()
         self._signalled = False  # whether the pool thread has been woken since it last looked
         self._runs: dict[int, Run] = {}
+        self._shown: set[int] = set()  # runs whose progress a callback thread shows
         self._callbacks = CallbackThreads()
         self._calls = Calls(self._callbacks)
         self._starting = threading.Lock()
@@ -114,6 +115,7 @@ class Loop:
                 run.resolved.wait()
             else:
                 show_progress(run, run.observer, self.fail)
+                run.resolved.wait()
         except BaseException:
             # Invariant: no lock is held here, since an interrupt comes between any instructions.
             if not run.resolved.is_set:
@@ -150,10 +152,12 @@ class Loop:
     def close(self, how: Close, *, wait: bool = True) -> None:
         """End the runs and calls, then the engine and the pool thread.
 
-        Does not wait in a thread for which the end may wait: the pool thread, or a worker.
+        Does not wait in a thread for whose end the loop may wait: the pool thread, a callback
+        thread, or a worker.
         """
         self._post(partial(self._close, how))
-        if wait and threading.current_thread() is not self._thread and not in_worker():
+        here = threading.current_thread()
+        if wait and here is not self._thread and here not in self._callbacks and not in_worker():
             thread = self._thread
             try:
                 self._ended.wait()
@@ -307,7 +311,15 @@ class Loop:
         except Exception as error:  # noqa: BLE001 - the run is told
             execution.abort(error)
         if observer is not None:
-            self._callbacks.run(partial(show_progress, run, observer, self.fail))
+            self._shown.add(execution.number)
+            self._callbacks.run(partial(self._show, run, observer))
+
+    def _show(self, run: Run, observer: Observer) -> None:
+        """Show the progress of a run that nobody waits for, in a callback thread."""
+        try:
+            show_progress(run, observer, self.fail)
+        finally:
+            self._post(partial(self._shown.discard, run.execution.number))
 
     def _add_call(self, call: Call) -> None:
         engine = self.engine
@@ -331,9 +343,12 @@ class Loop:
             run.execution.cancel(None if grace is None else time.monotonic() + grace)
 
     def _finish_runs(self) -> None:
-        for run in [run for run in self._runs.values() if run.execution.over]:
-            del self._runs[run.execution.number]
-            run.finish(self._callbacks)
+        for number, run in [item for item in self._runs.items() if item[1].execution.over]:
+            run.over.set()
+            # Why: its progress is shown up to the end before its result is there.
+            if number not in self._shown:
+                del self._runs[number]
+                run.finish(self._callbacks)
 
     # The end
 
@@ -391,6 +406,7 @@ class Loop:
             for run in self._runs.values():
                 run.execution.abort(error)
             self._calls.abort(error)
+            self._shown.clear()
             self._finish_runs()
             if self._closing is not None:
                 self._at_end()
@@ -450,11 +466,11 @@ def call_here(function: Function) -> Call:
 
 
 def show_progress(run: Run, observer: Observer, fail: Callable[[Run, BaseException], None]) -> None:
-    """Show the progress of a run until it is resolved, in the thread that waits for it."""
+    """Show the progress of a run until it is over, in the thread that waits for it."""
     try:
-        while not run.resolved.wait(TICK_SECONDS):
+        while not run.over.wait(TICK_SECONDS):
             if not _update(run, observer, fail):
-                run.resolved.wait()
+                run.over.wait()
                 return
         observer.update(*run.progress)
     finally:

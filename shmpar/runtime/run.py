@@ -41,7 +41,7 @@ class Run(PoolFuture):
         self.execution = Execution(plan, function, arrays, outputs, policy, todo)
         self.execution.run = self
         self.observer: Observer | None = None
-        self.resolved = Latch()
+        self.over = Latch()  # no worker writes any more
         # Set by the pool, while the run is being executed, and to resume it.
         self.cancel_by: Callable[[Run], None] | None = None
         self.resume_by: Callable[[], Callable[[Run], Run] | None] | None = None
@@ -251,6 +251,7 @@ class Run(PoolFuture):
             else:
                 self.resolve(callbacks, outcome, None)
         finally:
+            self.over.set()
             self.resolved.set()
 
     # For the thread that called the verb

@@ -24,7 +24,7 @@ import numpy as np
 from shmpar.arrays import attach
 from shmpar.arrays import creation as sa
 from shmpar.errors import SegmentError
-from shmpar.runtime.checkpoint import LedgerFile, Owner
+from shmpar.runtime.checkpoint import Header, LedgerFile
 from shmpar.worker.verify import checksum
 
 __all__ = ["REFUSALS", "AddressTarget", "LedgerTarget", "touch", "watched_opens"]
@@ -162,10 +162,10 @@ class LedgerTarget:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="shmpar-fuzz-", dir="/dev/shm")
         self.path = os.path.join(self._folder.name, "ledger")
-        self.owner = Owner(3, [1, 2], {"verb": "map_blocks", "function": "ab" * 16})
+        self.header = Header(3, [1, 2], {"verb": "map_blocks", "function": "ab" * 16})
         self.outputs = np.arange(6.0).reshape(3, 2)
-        made = LedgerFile.open(self.path, self.owner)
-        made.sums[:2] = [checksum(self.windows(chunk)) for chunk in (0, 1)]
+        made = LedgerFile.open(self.path, self.header)
+        made.checksums[:2] = [checksum(self.windows(chunk)) for chunk in (0, 1)]
         del made
         with open(self.path, "rb") as file:
             self.good = file.read()
@@ -178,15 +178,15 @@ class LedgerTarget:
         return [self.outputs[chunk]]
 
     def changed(self, data: bytes) -> bytes:
-        """Change the file by the other bytes, in the way that the first byte selects."""
+        """Return the file as the bytes change it; the first byte selects the kind of change."""
         how, rest = data[:1], data[1:]
         kind = how[0] % 6 if how else 0
         if kind == 0:
             return rest
-        if kind == 1:  # another beginning, with its checksum
+        if kind == 1:  # another header, with its checksum
             text = rest
-            head = self.good[:16] + struct.pack("<QI", len(text), zlib.crc32(text)) + text
-            return head.ljust(4096, b"\0") + self.good[-12:]
+            head = self.good[:16] + struct.pack("<II", len(text), zlib.crc32(text)) + text
+            return head + self.good[-12:]
         whole = bytearray(self.good)
         if kind == 2:
             return bytes(whole[: int.from_bytes(rest[:2], "little")])
@@ -201,18 +201,18 @@ class LedgerTarget:
         with open(self.path, "wb") as file:
             file.write(self.changed(data))
         try:
-            found = LedgerFile.open(self.path, self.owner)
+            found = LedgerFile.open(self.path, self.header)
         except ValueError as error:
-            found, said = None, str(error)
+            found, message = None, str(error)
         if found is None:
-            assert self.path in said, "it names the file"
+            assert self.path in message, "the error names the file"
             return
         self.accepted += 1
-        found.settle(self.windows)
-        kept = [chunk for chunk in range(3) if found.sums[chunk]]
-        assert all(found.sums[chunk] == checksum(self.windows(chunk)) for chunk in kept)
-        assert found.pending() == tuple(chunk for chunk in range(3) if chunk not in kept)
-        assert json.dumps(found.owner.seed)
+        found.verify(self.windows)
+        done = [chunk for chunk in range(3) if found.checksums[chunk]]
+        assert all(found.checksums[chunk] == checksum(self.windows(chunk)) for chunk in done)
+        assert found.pending() == tuple(chunk for chunk in range(3) if chunk not in done)
+        assert json.dumps(found.header.seed)
 
 
 @contextmanager
