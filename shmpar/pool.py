@@ -95,8 +95,8 @@ class EngineSpec(NamedTuple):
         return None if self.initializer is None else partial(self.initializer, *self.initargs)
 
     def make(self, initializer: Initializer) -> Engine:
-        """Make the engine; inside a worker it is the serial one."""
-        if self.name == "serial" or in_worker():
+        """Make the engine."""
+        if self.name == "serial":
             return SerialEngine(initializer)
         if self.name == "threads":
             return ThreadsEngine(self.workers, self.initialize)
@@ -280,6 +280,8 @@ class Pool(Reductions, Memory, Executor):
         self._last_run: Run | None = None
         self._manager = Manager()
         self._initializer = Initializer(spec.initialize)
+        if in_worker():  # Why here: the engine is made in another thread, which does not know it.
+            spec = spec._replace(name="serial")
         self._resume = weakref.WeakMethod(self._launch)
         remove_stale()
         try:

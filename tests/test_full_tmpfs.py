@@ -72,6 +72,7 @@ with shmpar.Pool(2) as pool:
     made = [pool.array(X), pool.zeros((500, 500)), pool.full((500, 500), 3.0)]
     print(*(locate(one).segment.kind for one in made))
     print(refused(lambda: pool.zeros((500, 500), name="shmpar-test-full")))
+    fill()
     print(refused(lambda: early.name) == "SegmentFull")
     print(sorted(set(os.listdir(DISK)) - {"filler"}))
     works(pool)

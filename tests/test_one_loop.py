@@ -811,7 +811,7 @@ def test_an_interrupt_while_waiting_for_a_result_ends_the_wait(engine: str, tmp_
         with shmpar.Pool(2, engine=engine) as pool:
             future = pool.submit(wait)
             try:
-                print("waiting", flush=True)
+                os.write(1, b"waiting\\n")
                 future.result()
             except KeyboardInterrupt:
                 print("interrupted", flush=True)

@@ -10,6 +10,7 @@ Guarantees
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import queue
 import threading
@@ -97,8 +98,8 @@ class LocalChannel:
     allocating : Lock
         Lock: held by the worker that allocates the outputs; two may have their first result at
         once.
-    until : float, optional
-        When the worker returns to report, by the monotonic clock.
+    is_due : callable
+        Whether the worker is to return, between two claims.
     interruptible : bool
         Whether the worker is the user's thread.
     """
@@ -109,18 +110,14 @@ class LocalChannel:
         tell: Callable[[Event], object],
         allocating: threading.Lock,
         *,
-        until: float | None = None,
+        is_due: Callable[[], bool] = lambda: False,
         interruptible: bool = False,
     ) -> None:
         self._active = active
         self._tell = tell
         self._allocating = allocating
-        self._until = until
+        self.enough = is_due
         self.interruptible = interruptible
-
-    def enough(self) -> bool:
-        """Whether it is time to report."""
-        return self._until is not None and time.monotonic() >= self._until
 
     def allocate(self, announcement: Announcement) -> tuple[Sequence[Array], bool]:
         """Allocate the outputs, unless another worker has."""
@@ -286,17 +283,15 @@ class SerialEngine(LocalEngine):
                 self._work()
             else:
                 self._sleep(timeout)
+            while not self._awake.empty():
+                self._awake.get()
         events = list(self._events)
         self._events.clear()
         return events
 
     def _sleep(self, timeout: float | None) -> None:
-        try:
+        with contextlib.suppress(queue.Empty):
             self._awake.get(timeout=timeout)
-        except queue.Empty:
-            return
-        while not self._awake.empty():
-            self._awake.get()
 
     def wake(self) -> None:
         """End the owner's sleep."""
@@ -315,8 +310,12 @@ class SerialEngine(LocalEngine):
     def _work(self) -> None:
         active, generation = item = self._queue.popleft()
         until, tell = time.monotonic() + TURN_SECONDS, self._events.append
+
+        def is_due() -> bool:
+            return time.monotonic() >= until or not self._awake.empty()
+
         channel = LocalChannel(
-            active, tell, threading.Lock(), until=until, interruptible=self._interruptible
+            active, tell, threading.Lock(), is_due=is_due, interruptible=self._interruptible
         )
         with active.prepared.applied():
             exhausted = work(self._assignment(active, generation, 0), channel)
