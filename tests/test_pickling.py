@@ -354,7 +354,9 @@ class TestUnpicklable:
             "partial", "along", "along-arguments", "items", "value", "ufunc", "no-function",
         ],
     )  # fmt: skip
-    def test_the_holder_is_importable(self, function: Any, culprit: str, notebook: Notebook) -> None:
+    def test_the_holder_is_importable(
+        self, function: Any, culprit: str, notebook: Notebook
+    ) -> None:
         """The error names the variable, keyword or attribute that the user knows."""
         notebook.LOCK = LOCK
         notebook.run("def use(block): return block, LOCK")

@@ -866,7 +866,9 @@ class TestWindows:
 
     def test_an_object_that_cannot_be_handed_over_fails_its_chunk(self) -> None:
         """The channel raises the error."""
-        worker = Worker(lambda item: item, range(5), rows=True, returns_objects=True, fail_fast=False)
+        worker = Worker(
+            lambda item: item, range(5), rows=True, returns_objects=True, fail_fast=False
+        )
         take = worker.channel.values
 
         def values(values: Any) -> None:

@@ -67,7 +67,7 @@ class _Filters:
 
 
 def search_path() -> list[str]:
-    """Return ``sys.path`` as text; entries of other types, which imports pass over, are left out."""
+    """Return ``sys.path`` as text, without the entries that imports pass over."""
     entries: list[Any] = list(sys.path)
     return [os.fsdecode(one) for one in entries if isinstance(one, str | bytes | os.PathLike)]
 

@@ -131,7 +131,7 @@ class ProcessesEngine:
 
     def pids(self) -> list[int]:
         """Return the process ids of the workers, in the order of their numbers."""
-        return [handle.launched.process.pid for _, handle in sorted(list(self._handles.items()))]
+        return [handle.launched.process.pid for _, handle in sorted(self._handles.items())]
 
     def prepare(self, plan: Plan, function: Function, arrays: list[Array]) -> PreparedRun:
         """Pickle the function, and copy inputs that are not in shared memory."""
@@ -375,7 +375,7 @@ class ProcessesEngine:
             active, generation = item
             try:
                 self._send_plan(handle, active, generation)
-            except Exception as error:  # noqa: BLE001 - a segment was closed: that run's fault alone
+            except Exception as error:  # noqa: BLE001 - a closed segment is that run's fault
                 handle.outstanding.remove((active.number, generation.number))
                 self._events.append(PlanRejected(active.number, error))
                 self._events.append(
@@ -450,7 +450,9 @@ class _WakeUp:
         except (AttributeError, OSError) as error:
             if getattr(error, "errno", None) in {errno.EMFILE, errno.ENFILE}:
                 raise
-            self._files = list(limits.open_with_retry(os.pipe))  # Why: not all systems have an eventfd.
+            self._files = list(
+                limits.open_with_retry(os.pipe)
+            )  # Why: not all systems have an eventfd.
             for fd in self._files:
                 os.set_blocking(fd, False)
 

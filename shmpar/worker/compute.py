@@ -313,7 +313,7 @@ def _single(assignment: Assignment, store: Store, gets: Sequence[Getter]) -> Com
 
 
 def _stretch(assignment: Assignment, outputs: Sequence[Array], store: Store) -> Stretch | None:
-    """The loop over rows whose results are scalar_target, which calls nothing but the user's function."""
+    """Return a loop over rows with scalar results; it calls the user's function alone."""
     plan, slot, user = assignment.plan, assignment.slot, assignment.function.call
     if plan.timed or assignment.sums is not None or assignment.todo is not None:
         return None

@@ -371,8 +371,8 @@ class WorkerProcess:
         """Return the plan in the memory of this process, and the arrays that it holds privately."""
         held = self._held(work.held)
         try:
-            if self.broken:  # the run has been told why
-                raise RuntimeError("the initializer failed")
+            if self.broken:
+                raise RuntimeError("the initializer failed")  # noqa: TRY301 - as any other reason
             self._apply(environment)
             function, kept = self._unpack(work.function, held, stateless=work.stateless)
         except BaseException as error:

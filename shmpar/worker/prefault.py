@@ -62,7 +62,8 @@ def _prefault_output(plan: Plan, output: Array, mapping: Mapping) -> Prefault:
     window_of = plan.placement.windows(plan.grid, output.shape)
     steps = (max(1, _FAULT_AROUND // abs(stride or 1)) for stride in output.strides)
     samples = tuple(slice(None, None, step) for step in steps)
-    layout = plan.grid, plan.placement, address_of(output), output.shape, output.strides, output.dtype
+    layout = output.shape, output.strides, output.dtype
+    layout = plan.grid, plan.placement, address_of(output), *layout
     if mapping not in _mapped or _mapped[mapping][0] != layout:
         _mapped[mapping] = layout, bytearray(plan.chunks)
     mapped = _mapped[mapping][1]
