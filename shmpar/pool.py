@@ -167,24 +167,24 @@ class Memory:
 
 
 class Pool(Reductions, Memory, Executor):
-    """Workers, the memory that they share, and defaults for the verbs.
+    """Workers, shared memory, and defaults for the verbs.
 
-    A :class:`concurrent.futures.Executor` too.
+    A pool is a :class:`concurrent.futures.Executor` too.
 
     Parameters
     ----------
     n_workers : int, optional
-        How many; by default the CPUs that this process may use (affinity, control group), or
-        ``SHMPAR_NUM_WORKERS``.
+        Number of workers. The default is the CPUs that this process may use (affinity, control
+        group), or ``SHMPAR_NUM_WORKERS``.
     engine : {"processes", "threads", "serial"}
-        What workers are: processes, threads of this one, or this thread itself.
+        Kind of the workers: processes, threads of this process, or the calling thread itself.
     progress, retries, task_timeout, on_error
-        Defaults for the verbs, where they are explained. `task_timeout` is not enforced on
-        threads and serial.
+        Defaults for the verbs, which explain them. `task_timeout` is not enforced on threads and
+        serial.
     initializer : callable, optional
-        Called in each worker before anything else, with `initargs`. If it raises, nothing is
-        called in this pool any more: runs and calls end with that as the cause of a
-        `ShmparError`, which is a `concurrent.futures.BrokenExecutor` too.
+        Called in each worker before anything else, with `initargs`. If it raises, the pool calls
+        no function any more: runs and calls end with a `ShmparError`, which is a
+        `concurrent.futures.BrokenExecutor` too and has that exception as its cause.
     env : mapping of str to str, optional
         Added to the environment of worker processes, before NumPy is imported there.
     threads_per_worker : int
@@ -193,36 +193,36 @@ class Pool(Reductions, Memory, Executor):
     python : path, optional
         Another interpreter for the worker processes; it needs NumPy and cloudpickle.
     check : bool
-        For finding faults: fill outputs with a pattern before each run, and verify that each
-        chunk's window was written once and whole, and nothing else, neither outputs nor inputs;
-        otherwise the run raises :class:`shmpar.ChunkError`. What the user's ``out=`` held is lost
-        even if the run fails. In place, and for results that are objects, nothing is checked.
+        Find faults: fill outputs with a pattern before each run. Then verify that each chunk's
+        window was written once and whole, and that no other byte of outputs and inputs changed;
+        otherwise the run raises :class:`shmpar.ChunkError`. The values of the user's ``out=`` are
+        lost even if the run fails. In place, and for results that are objects, nothing is checked.
         Cost: inputs are read two times more, outputs five times.
     max_tasks_per_worker : int, optional
-        Chunks, and calls of `submit`, after which a worker process ends and is replaced, for
+        Chunks, and calls of `submit`, after which a worker process exits and is replaced, for
         functions that leak memory. A new worker costs about as much as ``import numpy``.
 
     Attributes
     ----------
     n_workers : int
-        How many workers it has.
+        Number of workers.
     engine : str
-        What they are.
+        Kind of the workers.
 
     Raises
     ------
     ValueError, TypeError
-        For arguments that cannot be.
+        For bad arguments, before anything starts.
     OSError
         If the interpreter cannot be executed.
 
     Notes
     -----
-    Cost: a millisecond a worker; it returns at once, and workers join the run in progress when
-    they are up, after about as long as ``import numpy`` takes. 18 MB a worker.
+    Cost: one process per worker. The constructor returns at once, and workers join the run in
+    progress when they are up, after about as long as ``import numpy`` takes.
 
-    Leaving the ``with`` block ends the workers and releases the pool's memory; after an exception
-    it cancels what runs, otherwise it waits for it.
+    Leaving the ``with`` block ends the workers and releases the pool's memory. After an exception
+    it cancels the runs and calls in flight, otherwise it waits for them.
 
     Examples
     --------
@@ -296,12 +296,12 @@ class Pool(Reductions, Memory, Executor):
 
     @property
     def last_run(self) -> Run | None:
-        """The latest run, whatever came of it."""
+        """The latest run, also if it failed or was cancelled."""
         return self._last_run
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """True after it was closed."""
         return not self._open
 
     def _defaults(self) -> Defaults:
@@ -331,14 +331,14 @@ class Pool(Reductions, Memory, Executor):
         return run
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Have a function called once in a worker, with these arguments.
+        """Call a function once in a worker.
 
         Parameters
         ----------
         fn : callable
-            It travels with its arguments, and so does what it returns: arrays of more than 64 KiB
-            through shared memory, everything else pickled. To the function they are its own, as
-            if pickled.
+            The function. Its arguments and its result are sent like this: arrays of more than
+            64 KiB through shared memory, everything else pickled. To the function the arguments
+            are its own, as if pickled.
         *args, **kwargs
             Its arguments.
 
@@ -352,7 +352,7 @@ class Pool(Reductions, Memory, Executor):
         RuntimeError
             If the pool is closed.
         PlanError
-            If the function or an argument does not pickle.
+            If the function or an argument cannot be pickled.
 
         Notes
         -----
@@ -381,23 +381,23 @@ class Pool(Reductions, Memory, Executor):
         timeout: float | None = None,
         chunksize: int = 1,
     ) -> Iterator[R]:
-        """Call a function on the items of iterables, in workers; give the results in order.
+        """Call a function on the items of iterables, in workers; yield the results in order.
 
         Parameters
         ----------
         fn : callable
             As for :meth:`submit`.
         *iterables : iterable
-            Read at once; the shortest decides.
+            They are read at once; the shortest decides.
         timeout : float, optional
-            Seconds from now until which each result must be there.
+            Seconds from now within which each result must be there.
         chunksize : int
-            Items that one worker is sent at a time.
+            Items that a worker is sent at a time.
 
         Returns
         -------
         iterator
-            Of the results. Closing it, or an error, cancels the calls that no worker has begun.
+            The results. Closing it, or an error, cancels the calls that no worker has begun.
 
         Raises
         ------
@@ -408,8 +408,7 @@ class Pool(Reductions, Memory, Executor):
 
         Notes
         -----
-        To map over the rows of an array, :meth:`parallel_map` is quicker by far: it sends nothing
-        an item.
+        To map over the rows of an array, :meth:`parallel_map` is far quicker: it sends no item.
 
         Examples
         --------
@@ -441,9 +440,9 @@ class Pool(Reductions, Memory, Executor):
         Parameters
         ----------
         wait : bool
-            Return when all is done; else at once, and the pool's thread sees it through.
+            Return when all is done; else at once, and the pool's thread goes on until it is.
         cancel_futures : bool
-            Cancel the runs in flight, and calls that no worker has begun.
+            Cancel the runs in flight, and the calls that no worker has begun.
         """
         self._close(Close(cancel_futures, cancel_futures), wait=wait)
 
@@ -497,7 +496,7 @@ def _each(fn: Callable[..., R], items: Iterable[tuple[Any, ...]]) -> list[R]:
 
 
 def _flat(batches: Iterator[list[R]]) -> Iterator[R]:
-    """The results of all batches; closing it closes `batches`, which cancels what is left."""
+    """Yield the results of all batches; closing it closes `batches`, which cancels the rest."""
     try:
         for batch in batches:
             # Each is dropped when it has been given out.

@@ -46,7 +46,7 @@ _ADVICE = {
 
 
 class Exit(NamedTuple):
-    """How a worker process ended.
+    """The end of a worker process.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Exit(NamedTuple):
     out_of_memory: bool = False
 
     def describe(self) -> str:
-        """Return how it ended, and advice on the cause.
+        """Describe the end, with advice on its cause.
 
         Examples
         --------

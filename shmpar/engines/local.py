@@ -223,7 +223,7 @@ def _finished(number: int, prepared: tuple[Function, CallersErrors]) -> CallFini
 
 
 class SerialEngine(LocalEngine):
-    """One worker: the thread that owns the engine.
+    """An engine with a single worker, the thread that owns it.
 
     Parameters
     ----------

@@ -72,7 +72,7 @@ from shmpar.plan import Announcement, Function, Plan
 
 Array = np.ndarray[Any, Any]
 
-_EXIT_SECONDS = 2.0  # how long an idle worker may take to exit by itself
+_EXIT_SECONDS = 2.0  # for an idle worker to exit by itself
 _RETRY_SECONDS = 0.01  # until a full socket is tried again
 _SPARE_BYTES = 16 * 1024  # behind each ledger, for small outputs
 _FREE_LEDGERS = 2

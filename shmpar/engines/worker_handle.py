@@ -55,7 +55,7 @@ class Attached:
 
 @dataclass(eq=False, slots=True)
 class WorkerHandle:
-    """One worker process, as its parent sees it.
+    """A worker process, as its parent sees it.
 
     Attributes
     ----------

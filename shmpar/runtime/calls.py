@@ -52,7 +52,7 @@ class Latch:
                 self._waiters.popleft().release()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait at most `timeout` seconds; return whether it is set."""
+        """Wait at most `timeout` seconds; return True if it is set."""
         if self.is_set:
             return True
         deadline = None if timeout is None else time.monotonic() + timeout

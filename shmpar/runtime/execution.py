@@ -310,7 +310,7 @@ class Execution:
 
     @property
     def running(self) -> bool:
-        """Whether it has begun and is not over."""
+        """True from its begin until it is over."""
         return self._active is not None
 
     @property
@@ -491,7 +491,7 @@ class Execution:
         self._feed(event._replace(blamed=blamed, unfinished=unfinished))
 
     def holds(self, worker: int) -> bool:
-        """Whether the worker has a chunk of this run."""
+        """Return True if the worker has a chunk of this run."""
         return self._alive.ledger.held(worker) is not None
 
     def check_deadlines(self, now: float) -> None:

@@ -58,7 +58,7 @@ GRACE_SECONDS = 0.3
 
 
 class Close(NamedTuple):
-    """How a loop ends.
+    """Options for the end of a loop.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class Loop:
         self._make_engine = make_engine
         self._at_end = at_end
         self._inbox: deque[Callable[[], None]] = deque()
-        self._signalled = False  # whether the pool thread has been woken since it last looked
+        self._signalled = False  # set while a wake-up is on its way to the pool thread
         self._runs: dict[int, Run] = {}
         self._shown: set[int] = set()  # runs whose progress a callback thread shows
         self._callbacks = CallbackThreads()
@@ -172,7 +172,7 @@ class Loop:
 
     @property
     def ended(self) -> bool:
-        """Whether the engine and the pool thread have ended."""
+        """True after the engine and the pool thread have ended."""
         return self._ended.is_set
 
     def wait(self) -> None:
@@ -365,7 +365,7 @@ class Loop:
             self._deadline = deadline
 
     def _is_over(self) -> bool:
-        """Whether the loop was closed and has no more to do."""
+        """Return True if the loop was closed and has no more to do."""
         if self._closing is None or self._runs or self._inbox:
             return False
         expired = self._deadline is not None and time.monotonic() >= self._deadline

@@ -23,9 +23,9 @@ Array = np.ndarray[Any, Any]
 
 
 class Run(PoolFuture):
-    """One execution of a plan.
+    """An execution of a plan.
 
-    A :class:`concurrent.futures.Future`; the verbs make it.
+    It is a :class:`concurrent.futures.Future`; the verbs make it.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Run(PoolFuture):
 
     @property
     def failed(self) -> list[ShmparError]:
-        """What went wrong, in the order of the chunks."""
+        """The failures, in chunk order."""
         return self.execution.failed
 
     @property
@@ -100,15 +100,15 @@ class Run(PoolFuture):
         )
 
     def result(self, timeout: float | None = None) -> Any:
-        """What the verb returns, when it is there.
+        """Wait for the end; return the result of the verb.
 
         Raises
         ------
         TimeoutError, CancelledError
             As of any Future.
         ShmparError
-            If the run failed, or if the verb was waited for and its result has been dropped: such
-            a run does not keep it, so that the memory goes with the last array.
+            If the run failed. Also if the caller of the verb waited for the result and has dropped
+            it: the run does not keep it, so that its memory goes with the last array.
         """
         result = super().result(timeout)
         self._warn_filled()
@@ -121,10 +121,10 @@ class Run(PoolFuture):
             failures.warn_filled(errors)
 
     def cancel(self) -> bool:
-        """Stop handing out chunks; True unless the run was done already.
+        """Stop handing out chunks; return True unless the run was done already.
 
-        The run is done, and :meth:`result` raises ``CancelledError``, when the chunks in progress
-        have been finished.
+        When the chunks in progress have been finished, the run is done, and :meth:`result` raises
+        ``CancelledError``.
         """
         if self.done():
             return self.cancelled()
@@ -134,23 +134,23 @@ class Run(PoolFuture):
         return True
 
     def completed(self) -> Iterator[tuple[slice, ...]]:
-        """Give the region of each chunk as soon as it is in :attr:`out`; end as `result` would.
+        """Yield the region of each chunk as soon as it is in :attr:`out`; end as `result` would.
 
         Yields
         ------
         tuple of slice
-            The chunk's window in the output, or in each of several; axes that are not in it are
-            whole. Chunks that failed have none.
+            The chunk's window in the output, or in each of several outputs; an axis that it does
+            not name is whole. Failed chunks have none.
 
         Raises
         ------
         ShmparError, CancelledError
-            At the end, what :meth:`result` would raise.
+            At the end, as :meth:`result`.
 
         Notes
         -----
-        A run of a call that is waited for tells of its chunks when it is over; so ask a run with
-        ``wait=False``, which has its workers tell after each claim (about a millisecond's work).
+        Use it with ``wait=False``: then workers report after each claim, about a millisecond's
+        work. A run whose caller waits reports its chunks when it is over.
 
         Examples
         --------
@@ -169,22 +169,22 @@ class Run(PoolFuture):
         self.result()
 
     def resume(self) -> Run:
-        """Compute what this run has not, in a new run into the same outputs.
+        """Compute the remaining chunks, in a new run into the same outputs.
 
         Returns
         -------
         Run
-            In flight, as with ``wait=False``. Its result is that of the whole.
+            A run in flight, as with ``wait=False``. Its result is the whole output.
 
         Raises
         ------
         RuntimeError
-            If this run is not over, or has nothing left to compute; if it works in place, since
-            what it had begun has overwritten its input; if the pool is closed.
+            If this run is not over, or has nothing left to compute; if the pool is closed; or if it
+            works in place, since the chunks that it had begun have overwritten their input.
 
         Notes
         -----
-        A run that is not complete keeps its inputs, its function and its outputs for this.
+        An incomplete run keeps its inputs, its function and its outputs for this.
 
         Examples
         --------
@@ -208,8 +208,8 @@ class Run(PoolFuture):
             raise RuntimeError("this run is in progress; cancel it first")
         if self.execution.policy.in_place:
             raise RuntimeError(
-                "a run that works in place cannot be resumed: chunks that it had begun may hold "
-                "new values already"
+                "a run that works in place cannot be resumed: the chunks that it had begun may "
+                "already hold new values"
             )
         launch = None if self.resume_by is None else self.resume_by()
         if launch is None:
@@ -224,7 +224,7 @@ class Run(PoolFuture):
         return run
 
     def running(self) -> bool:
-        """Whether it has begun and is not done."""
+        """Return True from its begin until it is done."""
         return self.execution.running and not self.done()
 
     def __await__(self) -> Generator[Any, None, Any]:

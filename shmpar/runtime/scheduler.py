@@ -370,7 +370,7 @@ class Scheduler:
 
     @property
     def _accounted_for(self) -> bool:
-        """Whether the workers have reported on every ticket that was handed out."""
+        """True if the workers have reported on every ticket that was handed out."""
         return self.claimed == sum(self.tickets.values())
 
     def _finish(self) -> Commands:
