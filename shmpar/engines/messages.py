@@ -69,7 +69,7 @@ class _Filters:
 def search_path() -> list[str]:
     """Return ``sys.path`` as text, without the entries that imports pass over."""
     entries: list[Any] = list(sys.path)
-    return [os.fsdecode(one) for one in entries if isinstance(one, str | bytes | os.PathLike)]
+    return [os.fsdecode(one) for one in entries if isinstance(one, (str, bytes, os.PathLike))]
 
 
 def current_environment(*, foreign: bool) -> Environment:

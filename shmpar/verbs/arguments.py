@@ -107,7 +107,7 @@ def blocks(verb: str, given: Sequence[Any]) -> Inputs:
     """
     if not given:
         raise TypeError(f"{verb}() needs at least one array")
-    found = [None if np.ndim(value) == 0 else as_input(value, verb) for value in given]
+    found = [None if _is_scalar(value) else as_input(value, verb) for value in given]
     if all(array is None for array in found):
         found[0] = as_input(given[0], verb)  # Why: without axes there is one chunk, of this array
     shapes = [array.shape for array in found if array is not None]
@@ -128,6 +128,11 @@ def blocks(verb: str, given: Sequence[Any]) -> Inputs:
         ]
         inputs.arguments.append(Blocks(inputs.add_array(array), tuple(axes)))
     return inputs
+
+
+def _is_scalar(value: Any) -> bool:
+    # Why: NumPy's functions cost a shared array a dispatch.
+    return value.ndim == 0 if isinstance(value, np.ndarray) else np.ndim(value) == 0
 
 
 def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,7 +74,9 @@ class Call:
 
     def cut_with_halo(self, chunks: Any, depth: Any, boundary: Any) -> None:
         """Set the grid, and the halo if it has any depth."""
-        halo = Halo.parse(depth, boundary, len(self.inputs.shape))
+        # Why: only ints and strings are keys of a cache, since 0.0 is equal to -0.0.
+        parse = _cached_halo if {type(depth), type(boundary)} <= {int, str} else Halo.parse
+        halo = parse(depth, boundary, len(self.inputs.shape))
         for array in self.inputs.arrays:
             halo.check_constants(array.dtype)
         self.halo = halo or None
@@ -156,6 +159,9 @@ class Call:
             timed=policy.task_timeout is not None,
             check=policy.check and not spec.returns_objects,
         )
+
+
+_cached_halo = functools.lru_cache(maxsize=64)(Halo.parse)
 
 
 class Caller:
