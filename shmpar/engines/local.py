@@ -22,17 +22,8 @@ from typing import Any
 import numpy as np
 
 from shmpar.engines.engine import ActivePlan, Generation
+from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
-from shmpar.ipc.protocol import (
-    CallFinished,
-    ChunkFailed,
-    ClaimFinished,
-    CounterExhausted,
-    Event,
-    ObjectsReturned,
-    PlanRejected,
-    WorkerReady,
-)
 from shmpar.ipc.tickets import Tickets, new_tickets
 from shmpar.memory.segment import Slab
 from shmpar.plan import Announcement, Function, Plan
@@ -107,7 +98,7 @@ class LocalChannel:
     def __init__(
         self,
         active: ActivePlan,
-        tell: Callable[[Event], object],
+        tell: Callable[[protocol.Event], object],
         allocating: threading.Lock,
         *,
         is_due: Callable[[], bool] = lambda: False,
@@ -129,21 +120,21 @@ class LocalChannel:
                 try:
                     active.allocate(announcement)
                 except BaseException as error:
-                    self._tell(PlanRejected(active.number, error))
+                    self._tell(protocol.PlanRejected(active.number, error))
                     raise Abandoned from error
         return active.outputs or (), bool(active.is_tuple)
 
     def failed(self, chunk: int, error: BaseException, shape: tuple[int, ...] | None) -> None:
         """Report a chunk that failed."""
-        self._tell(ChunkFailed(self._active.number, chunk, error, shape))
+        self._tell(protocol.ChunkFailed(self._active.number, chunk, error, shape))
 
     def values(self, values: Sequence[tuple[int, Any]]) -> None:
         """Hand over results that are objects."""
-        self._tell(ObjectsReturned(self._active.number, values))
+        self._tell(protocol.ObjectsReturned(self._active.number, values))
 
     def finished(self, generation: int, first: int, last: int) -> None:
         """Report that the tickets ``first <= t < last`` are done, or have failed."""
-        self._tell(ClaimFinished(self._active.number, generation, first, last))
+        self._tell(protocol.ClaimFinished(self._active.number, generation, first, last))
 
     def flush(self) -> None:
         """Do nothing: no result is held back."""
@@ -212,14 +203,14 @@ class LocalEngine:
         )
 
 
-def _finished(number: int, prepared: tuple[Function, CallersErrors]) -> CallFinished:
+def _finished(number: int, prepared: tuple[Function, CallersErrors]) -> protocol.CallFinished:
     """Make a call; return its end."""
     call, errors = prepared
     with inside_worker(), errors.applied():
         try:
-            return CallFinished(number, call.call(*call.values, **call.keywords))
+            return protocol.CallFinished(number, call.call(*call.values, **call.keywords))
         except BaseException as error:  # noqa: BLE001 - it is the call's outcome
-            return CallFinished(number, error=error)
+            return protocol.CallFinished(number, error=error)
 
 
 class SerialEngine(LocalEngine):
@@ -240,7 +231,7 @@ class SerialEngine(LocalEngine):
         self._interruptible = interruptible
         self._queue: deque[tuple[ActivePlan, Generation]] = deque()
         self._call: tuple[int, tuple[Function, CallersErrors]] | None = None
-        self._events: deque[Event] = deque()
+        self._events: deque[protocol.Event] = deque()
         # Why a SimpleQueue: its put is reentrant, so that any thread may wake the owner.
         self._awake = queue.SimpleQueue[None]()
 
@@ -253,13 +244,15 @@ class SerialEngine(LocalEngine):
         """Queue a generation for the next :meth:`wait`."""
         self._queue.append((active, generation))
 
-    def stop(self, active: ActivePlan) -> list[CounterExhausted]:
+    def stop(self, active: ActivePlan) -> list[protocol.CounterExhausted]:
         """Take back the generations that are queued."""
         active.stopped = True
         mine = [item for item in self._queue if item[0] is active]
         for item in mine:
             self._queue.remove(item)
-        return [CounterExhausted(0, active.number, generation.number) for _, generation in mine]
+        return [
+            protocol.CounterExhausted(0, active.number, generation.number) for _, generation in mine
+        ]
 
     def close(self, active: ActivePlan) -> None:
         """Close the run's counters."""
@@ -274,7 +267,7 @@ class SerialEngine(LocalEngine):
         """Keep a call for the next :meth:`wait`."""
         self._call = number, prepared
 
-    def wait(self, timeout: float | None) -> list[Event]:
+    def wait(self, timeout: float | None) -> list[protocol.Event]:
         """Make the call, or work on the first generation of the queue for a turn."""
         if not self._events:
             if self._call is not None:
@@ -302,7 +295,7 @@ class SerialEngine(LocalEngine):
         try:
             self._initializer.run()
         except BaseException as error:  # noqa: BLE001 - the call is told
-            self._events.append(CallFinished(number, error=error))
+            self._events.append(protocol.CallFinished(number, error=error))
         else:
             assert prepared is not None
             self._events.append(_finished(number, prepared))
@@ -320,7 +313,7 @@ class SerialEngine(LocalEngine):
         with active.prepared.applied():
             exhausted = work(self._assignment(active, generation, 0), channel)
         if exhausted:
-            tell(CounterExhausted(0, active.number, generation.number))
+            tell(protocol.CounterExhausted(0, active.number, generation.number))
         else:
             self._queue.appendleft(item)
 
@@ -349,7 +342,7 @@ class ThreadsEngine(LocalEngine):
     def __init__(self, workers: int, initializer: Callable[[], object] | None = None) -> None:
         self.workers = workers
         self._initializer = initializer
-        self._events = queue.SimpleQueue[Event | None]()
+        self._events = queue.SimpleQueue[protocol.Event | None]()
         self._ready: set[int] = set()
         self._given = [0] * workers  # plans and calls that have not been reported on
         self._calling: dict[int, int] = {}  # worker of each call
@@ -375,7 +368,7 @@ class ThreadsEngine(LocalEngine):
         self._plans[active.number].append(plans)
         self._inboxes[worker].put(plans)
 
-    def stop(self, active: ActivePlan) -> list[CounterExhausted]:
+    def stop(self, active: ActivePlan) -> list[protocol.CounterExhausted]:
         """Do no more: a queued plan has no tickets left when a thread comes to it."""
         active.stopped = True
         return []
@@ -397,9 +390,9 @@ class ThreadsEngine(LocalEngine):
         self._calling[number] = worker
         self._inboxes[worker].put((number, prepared))
 
-    def wait(self, timeout: float | None) -> list[Event]:
+    def wait(self, timeout: float | None) -> list[protocol.Event]:
         """Wait until a thread has reported; return the events."""
-        events: list[Event] = []
+        events: list[protocol.Event] = []
         try:
             event = self._events.get(timeout=timeout)
             while True:
@@ -410,13 +403,13 @@ class ThreadsEngine(LocalEngine):
         except queue.Empty:
             return events
 
-    def _note(self, event: Event) -> None:
+    def _note(self, event: protocol.Event) -> None:
         match event:
-            case WorkerReady():
+            case protocol.WorkerReady():
                 self._ready.add(event.worker)
-            case CounterExhausted():
+            case protocol.CounterExhausted():
                 self._given[event.worker] -= 1
-            case CallFinished():
+            case protocol.CallFinished():
                 self._given[self._calling.pop(event.call)] -= 1
 
     def wake(self) -> None:
@@ -438,14 +431,14 @@ class ThreadsEngine(LocalEngine):
             Initializer(self._initializer).run()
         except BaseException as error:  # noqa: BLE001 - each run is told
             broken = error
-        tell(WorkerReady(worker))
+        tell(protocol.WorkerReady(worker))
         while (item := inbox.get()) is not None:
             if isinstance(item, tuple):
                 number, prepared = item
                 if broken is None:
                     tell(_finished(number, prepared))
                 else:
-                    tell(CallFinished(number, error=broken))
+                    tell(protocol.CallFinished(number, error=broken))
                 # Why: while this thread waits, its frame keeps no object of the user alive.
                 del item, prepared
                 continue
@@ -453,8 +446,8 @@ class ThreadsEngine(LocalEngine):
                 if broken is None:
                     self._work(worker, active, generation)
                 else:
-                    tell(PlanRejected(active.number, broken))
-                    tell(CounterExhausted(worker, active.number, generation.number))
+                    tell(protocol.PlanRejected(active.number, broken))
+                    tell(protocol.CounterExhausted(worker, active.number, generation.number))
                 del active, generation
             del item
 
@@ -467,7 +460,7 @@ class ThreadsEngine(LocalEngine):
         alone = len(self._plans) == 1
         had = (0, None) if alone else (assignment.claimed, assignment.handed)
         del assignment
-        self._events.put(CounterExhausted(worker, active.number, generation.number, *had))
+        self._events.put(protocol.CounterExhausted(worker, active.number, generation.number, *had))
 
 
 def cap_threads(threads: int) -> Callable[[], object]:

@@ -24,17 +24,7 @@ import numpy as np
 
 from shmpar.engines.engine import ActivePlan, Generation
 from shmpar.errors import PlanError, ShmparError
-from shmpar.ipc.protocol import (
-    CallFinished,
-    ChunkFailed,
-    Environment,
-    Event,
-    ObjectsReturned,
-    PackedError,
-    PackedValue,
-    Reference,
-    Work,
-)
+from shmpar.ipc import protocol
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Location, Segment
@@ -72,7 +62,7 @@ def search_path() -> list[str]:
     return [os.fsdecode(one) for one in entries if isinstance(one, (str, bytes, os.PathLike))]
 
 
-def current_environment(*, foreign: bool) -> Environment:
+def current_environment(*, foreign: bool) -> protocol.Environment:
     """Return the working directory, ``sys.path``, NumPy's error handling and warning filters.
 
     Parameters
@@ -86,8 +76,8 @@ def current_environment(*, foreign: bool) -> Environment:
         directory = None
     errors: dict[str, Any] = np.geterr()  # type: ignore[assignment]
     if foreign:
-        return Environment(directory, None, errors, None)
-    return Environment(directory, search_path(), errors, _Filters.current())
+        return protocol.Environment(directory, None, errors, None)
+    return protocol.Environment(directory, search_path(), errors, _Filters.current())
 
 
 # Outgoing
@@ -98,7 +88,7 @@ class PreparedCall:
     """A submitted call that can be sent: its payload, and the caller's environment."""
 
     payload: Payload
-    environment: Environment
+    environment: protocol.Environment
 
 
 @dataclass(eq=False, slots=True)
@@ -130,12 +120,12 @@ class PreparedRun:
     plan: bytes
     payload: Payload
     arrays: list[Array]
-    references: tuple[Reference, ...]
+    references: tuple[protocol.Reference, ...]
     segments: dict[int, Segment]
     held: tuple[int, ...]
-    environment: Environment
+    environment: protocol.Environment
     bodies: dict[tuple[int, bool], bytes]
-    checksums: Reference | None = None
+    checksums: protocol.Reference | None = None
 
     def open(self, active: ActivePlan, ledger: Segment) -> None:
         """Add the memory that the pool thread has made for the run."""
@@ -145,7 +135,7 @@ class PreparedRun:
 
     def outputs(
         self, active: ActivePlan
-    ) -> tuple[tuple[Reference, ...] | None, dict[int, Segment]]:
+    ) -> tuple[tuple[protocol.Reference, ...] | None, dict[int, Segment]]:
         """Return where the outputs lie, if they are known, and the segments of a worker."""
         if active.outputs is None or active.plan.returns_objects:
             return None, self.segments
@@ -156,14 +146,14 @@ class PreparedRun:
         self,
         active: ActivePlan,
         generation: Generation,
-        outputs: tuple[Reference, ...] | None,
+        outputs: tuple[protocol.Reference, ...] | None,
         ledger: int,
     ) -> bytes:
         """Return the pickled :class:`Work`; pickled once for all workers."""
         key = generation.number, outputs is not None
         if key not in self.bodies:
             self.bodies[key] = pickle.dumps(
-                Work(
+                protocol.Work(
                     run=active.number,
                     generation=generation.number,
                     todo=generation.todo,
@@ -246,7 +236,7 @@ def pack_run(
     )
 
 
-def _reference(array: Array, segments: dict[int, Segment]) -> Reference:
+def _reference(array: Array, segments: dict[int, Segment]) -> protocol.Reference:
     """Return where an array lies; add its segment to `segments`."""
     place = locate(array)
     if place is None:
@@ -254,7 +244,7 @@ def _reference(array: Array, segments: dict[int, Segment]) -> Reference:
     return _refer(place, array, segments)
 
 
-def _refer(place: Location, array: Array, segments: dict[int, Segment]) -> Reference:
+def _refer(place: Location, array: Array, segments: dict[int, Segment]) -> protocol.Reference:
     segments[place.segment.key] = place.segment
     return place.segment.key, place.offset, array.shape, array.strides, spell(array.dtype)
 
@@ -262,7 +252,7 @@ def _refer(place: Location, array: Array, segments: dict[int, Segment]) -> Refer
 # Incoming
 
 
-def unpack_error(packed: PackedError) -> BaseException:
+def unpack_error(packed: protocol.PackedError) -> BaseException:
     """Return the exception of a worker, or a stand-in if it cannot be unpickled."""
     if packed.body is not None:
         with contextlib.suppress(BaseException):
@@ -276,7 +266,7 @@ def unpack_error(packed: PackedError) -> BaseException:
     return stand_in
 
 
-def _unpack_value(packed: PackedValue, descriptors: list[int]) -> Any:
+def _unpack_value(packed: protocol.PackedValue, descriptors: list[int]) -> Any:
     """Return a result; take its segments' descriptors off the list."""
     segments = [
         Segment.adopt(descriptors.pop(0), record.size, kind=record.kind, writable=record.writable)
@@ -286,8 +276,8 @@ def _unpack_value(packed: PackedValue, descriptors: list[int]) -> Any:
 
 
 def unpack_call(
-    event: CallFinished, descriptors: list[int], broken: BaseException | None
-) -> CallFinished:
+    event: protocol.CallFinished, descriptors: list[int], broken: BaseException | None
+) -> protocol.CallFinished:
     """Unpickle the end of a call; a result that does not unpickle here is the call's error."""
     if not event.started:
         return event._replace(error=broken)
@@ -299,15 +289,17 @@ def unpack_call(
         return event._replace(value=None, error=error)
 
 
-def unpack_objects(event: ObjectsReturned, descriptors: list[int]) -> Iterator[Event]:
+def unpack_objects(
+    event: protocol.ObjectsReturned, descriptors: list[int]
+) -> Iterator[protocol.Event]:
     """Yield an event per result; one that does not unpickle here is a failure of its chunk."""
     for chunk, packed in event.values:
         try:
             value = _unpack_value(packed, descriptors)
         except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
-            yield ChunkFailed(event.run, chunk, error)
+            yield protocol.ChunkFailed(event.run, chunk, error)
         else:
-            yield ObjectsReturned(event.run, [(chunk, value)])
+            yield protocol.ObjectsReturned(event.run, [(chunk, value)])
 
 
 def rejection(cause: BaseException) -> PlanError:

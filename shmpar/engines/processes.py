@@ -43,26 +43,8 @@ from shmpar.engines.engine import ActivePlan, Generation, await_exit
 from shmpar.engines.launch import Launcher
 from shmpar.engines.messages import PreparedCall, PreparedRun
 from shmpar.engines.worker_handle import MAX_OUTSTANDING, Attached, WorkerHandle
+from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
-from shmpar.ipc.protocol import (
-    AbandonRun,
-    CallFinished,
-    ChunkFailed,
-    CounterExhausted,
-    Event,
-    ExitNow,
-    Initialize,
-    InitializerFailed,
-    ObjectsReturned,
-    OutputsNeeded,
-    PlanRejected,
-    RunCall,
-    RunPlan,
-    SetTaskLimit,
-    UseOutputs,
-    WorkerExiting,
-    WorkerReady,
-)
 from shmpar.ipc.tickets import Tickets, new_tickets
 from shmpar.memory import limits
 from shmpar.memory.locate import locate
@@ -110,7 +92,7 @@ class ProcessesEngine:
         self._tasks = tasks
         self._handles: dict[int, WorkerHandle] = {}
         self._runs: dict[int, ActivePlan] = {}
-        self._events: list[Event] = []
+        self._events: list[protocol.Event] = []
         self._ledgers = _Ledgers(workers)
         self._wake: _WakeUp | None = _WakeUp()
         self._tracker = _SegmentTracker(self._wake)
@@ -169,11 +151,11 @@ class ProcessesEngine:
         if launched.pidfd >= 0:
             self._selector.register(launched.pidfd, selectors.EVENT_READ, (handle, True))
         if self._tasks is not None:
-            handle.notify(SetTaskLimit(self._tasks))
+            handle.notify(protocol.SetTaskLimit(self._tasks))
         if self._initializer is not None:
             handle.attach_payload(self._initializer, attached := Attached())
             held = messages.held_keys(self._initializer)
-            message = Initialize(self._initializer.body, held, attached.records)
+            message = protocol.Initialize(self._initializer.body, held, attached.records)
             handle.notify(message, attached.descriptors)
 
     def kill(self, worker: int, run: int) -> None:
@@ -225,11 +207,11 @@ class ProcessesEngine:
             handle.queue.append((active, generation))
             self._feed(handle)
 
-    def stop(self, active: ActivePlan) -> list[CounterExhausted]:
+    def stop(self, active: ActivePlan) -> list[protocol.CounterExhausted]:
         """Take back the plans that no worker was sent."""
         active.stopped = True
         return [
-            CounterExhausted(handle.number, active.number, generation.number)
+            protocol.CounterExhausted(handle.number, active.number, generation.number)
             for handle in self._handles.values()
             for generation in handle.withdraw(active)
         ]
@@ -262,12 +244,12 @@ class ProcessesEngine:
         handle.send_ahead(attached)
         handle.calls.add(number)
         held, changed = messages.held_keys(payload), handle.changed(prepared.environment)
-        message = RunCall(number, payload.body, held, changed, attached.records)
+        message = protocol.RunCall(number, payload.body, held, changed, attached.records)
         handle.send(message, attached.descriptors)
 
     # Events
 
-    def wait(self, timeout: float | None) -> list[Event]:
+    def wait(self, timeout: float | None) -> list[protocol.Event]:
         """Wait until a worker has sent something or is gone; return the events."""
         self._forget_segments()
         for handle in self._handles.values():
@@ -316,33 +298,33 @@ class ProcessesEngine:
         """Turn a message into events."""
         events = self._events
         match message:
-            case CounterExhausted():
+            case protocol.CounterExhausted():
                 self._exhausted(handle, message)
-            case WorkerReady():
+            case protocol.WorkerReady():
                 handle.ready = True
                 self._foreign = message.magic != MAGIC_NUMBER
                 events.append(message)
-            case OutputsNeeded():
+            case protocol.OutputsNeeded():
                 self._outputs_needed(handle, message)
-            case ChunkFailed():
+            case protocol.ChunkFailed():
                 events.append(message._replace(error=messages.unpack_error(message.error)))
-            case ObjectsReturned():
+            case protocol.ObjectsReturned():
                 events.extend(messages.unpack_objects(message, descriptors))
-            case WorkerExiting():
+            case protocol.WorkerExiting():
                 handle.set_exiting()
-            case CallFinished():
+            case protocol.CallFinished():
                 handle.calls.discard(message.call)
                 events.append(messages.unpack_call(message, descriptors, self._broken))
-            case PlanRejected():
+            case protocol.PlanRejected():
                 cause = messages.unpack_error(message.error)
                 events.append(message._replace(error=messages.rejection(cause)))
-            case InitializerFailed():
+            case protocol.InitializerFailed():
                 self._broken = messages.initializer_failed(messages.unpack_error(message.error))
-                events.extend([PlanRejected(run, self._broken) for run in self._runs])
+                events.extend([protocol.PlanRejected(run, self._broken) for run in self._runs])
             case _:
                 events.append(message)
 
-    def _exhausted(self, handle: WorkerHandle, event: CounterExhausted) -> None:
+    def _exhausted(self, handle: WorkerHandle, event: protocol.CounterExhausted) -> None:
         if event.exiting:
             handle.set_exiting()
         else:
@@ -353,18 +335,18 @@ class ProcessesEngine:
             self._events.append(event)
         self._feed(handle)
 
-    def _outputs_needed(self, handle: WorkerHandle, event: OutputsNeeded) -> None:
+    def _outputs_needed(self, handle: WorkerHandle, event: protocol.OutputsNeeded) -> None:
         # Invariant: each question gets one answer, so no answer is left for a later plan.
         active = self._runs.get(event.run)
         if active is None or active.stopped:
-            handle.notify(AbandonRun(event.run))
+            handle.notify(protocol.AbandonRun(event.run))
             return
         try:
             if active.outputs is None:
                 active.allocate(Announcement.unpack(event.announcement))
         except Exception as error:  # noqa: BLE001 - the run is told, and stops
-            handle.notify(AbandonRun(event.run))
-            self._events.append(PlanRejected(event.run, error))
+            handle.notify(protocol.AbandonRun(event.run))
+            self._events.append(protocol.PlanRejected(event.run, error))
         else:
             self._send_outputs(handle, active)
 
@@ -377,9 +359,9 @@ class ProcessesEngine:
                 self._send_plan(handle, active, generation)
             except Exception as error:  # noqa: BLE001 - a closed segment is that run's fault
                 handle.outstanding.remove((active.number, generation.number))
-                self._events.append(PlanRejected(active.number, error))
+                self._events.append(protocol.PlanRejected(active.number, error))
                 self._events.append(
-                    CounterExhausted(handle.number, active.number, generation.number)
+                    protocol.CounterExhausted(handle.number, active.number, generation.number)
                 )
 
     def _send_plan(self, handle: WorkerHandle, active: ActivePlan, generation: Generation) -> None:
@@ -391,7 +373,7 @@ class ProcessesEngine:
         self._tracker.add(handle.attach(segments, attached))
         handle.attach_payload(prepared.payload, attached)
         handle.send_ahead(attached)
-        message = RunPlan(body, handle.changed(prepared.environment), attached.records)
+        message = protocol.RunPlan(body, handle.changed(prepared.environment), attached.records)
         handle.send(message, [generation.tickets.fileno(), *attached.descriptors])
 
     def _send_outputs(self, handle: WorkerHandle, active: ActivePlan) -> None:
@@ -399,7 +381,7 @@ class ProcessesEngine:
         prepared: PreparedRun = active.prepared
         references, segments = prepared.outputs(active)
         self._tracker.add(handle.attach(segments, attached))
-        message = UseOutputs(
+        message = protocol.UseOutputs(
             active.number, references or (), bool(active.is_tuple), attached.records
         )
         handle.notify(message, attached.descriptors)
@@ -411,7 +393,7 @@ class ProcessesEngine:
         for handle in self._handles.values():
             busy = handle.calls or any(run in self._runs for run, _ in handle.outstanding)
             if handle.ready and not busy:
-                handle.notify(ExitNow())
+                handle.notify(protocol.ExitNow())
             elif not handle.exiting:
                 handle.launched.process.kill()
         deadline = time.monotonic() + _EXIT_SECONDS
@@ -432,7 +414,10 @@ class ProcessesEngine:
             handle.close()
 
 
-_LAST = {CounterExhausted, CallFinished}  # the types that a worker sends last before it is idle
+_LAST = {
+    protocol.CounterExhausted,
+    protocol.CallFinished,
+}  # the types that a worker sends last before it is idle
 
 
 class _WakeUp:

@@ -46,6 +46,8 @@ class Latch:
 
     def set(self) -> None:
         """Let all waiters go on."""
+        if self.is_set:
+            return
         self.is_set = True
         with contextlib.suppress(IndexError):
             while True:

@@ -28,41 +28,13 @@ import numpy as np
 
 from shmpar.engines.engine import ActivePlan, Engine, Exit, Generation
 from shmpar.errors import ShmparError
+from shmpar.ipc import protocol
 from shmpar.ipc.ledger import DONE, FAILED, FINGERPRINT, PENDING, Held, Ledger, LostClaim
-from shmpar.ipc.protocol import (
-    ChunkFailed,
-    ClaimFinished,
-    CounterExhausted,
-    Event,
-    ObjectsReturned,
-    PlanRejected,
-    WorkerLost,
-    WorkerReady,
-)
 from shmpar.memory.allocate import SMALL, preflight
 from shmpar.memory.locate import kind_of
 from shmpar.plan import Announcement, Function, Plan
-from shmpar.runtime import failures
+from shmpar.runtime import failures, scheduler
 from shmpar.runtime.outputs import Outputs, Scratch
-from shmpar.runtime.scheduler import (
-    Assign,
-    ChunkTimedOut,
-    Command,
-    CountersStopped,
-    Fail,
-    Finish,
-    GiveUp,
-    GraceExpired,
-    Kill,
-    Open,
-    Reconcile,
-    Reconciled,
-    Replace,
-    RunCancelled,
-    Scheduler,
-    SchedulerEvent,
-    Stop,
-)
 from shmpar.worker.compute import ApplyAlongAxis
 from shmpar.worker.verify import Verification
 
@@ -296,13 +268,13 @@ class Execution:
         self._prepared: Any = None
         self._attended = False
         self._active: ActivePlan | None = None
-        self._scheduler = Scheduler(
+        self._scheduler = scheduler.Scheduler(
             retries=policy.retries,
             fail_fast=policy.on_error == "raise",
             chunks=plan.chunks,
             in_place=policy.in_place,
         )
-        self._events: deque[SchedulerEvent] = deque()
+        self._events: deque[scheduler.SchedulerEvent] = deque()
         self._scratch = Scratch()
         self._verification: Verification | None = None
         self._exit = Exit(None)
@@ -428,27 +400,27 @@ class Execution:
             raise RuntimeError("this run is not being executed")
         return self._active
 
-    def handle(self, event: Event) -> None:
+    def handle(self, event: protocol.Event) -> None:
         """Take an event of this run, or of a worker."""
         match event:
-            case CounterExhausted():
+            case protocol.CounterExhausted():
                 if event.announcement is not None:
                     self._announced(event.announcement)
                 self._feed(event)
-            case ClaimFinished():
+            case protocol.ClaimFinished():
                 self._claim_finished(event)
-            case ChunkFailed():
+            case protocol.ChunkFailed():
                 self._chunk_failed(event)
-            case PlanRejected():
+            case protocol.PlanRejected():
                 self.fatal = self.fatal or event.error
                 self._feed(event)
-            case ObjectsReturned():
+            case protocol.ObjectsReturned():
                 for chunk, value in event.values:
                     (self.outputs.arrays or [])[0][self.plan.window(chunk)] = value
-            case WorkerReady():
+            case protocol.WorkerReady():
                 self._feed(event)
 
-    def _feed(self, event: SchedulerEvent) -> None:
+    def _feed(self, event: scheduler.SchedulerEvent) -> None:
         """Give an event to the scheduler, and do as it says."""
         self._events.append(event)
         self._settle()
@@ -461,20 +433,20 @@ class Execution:
     def _announced(self, announcement: Announcement) -> None:
         error = self._scratch.announce(announcement)
         if error is not None:
-            self._chunk_failed(ChunkFailed(self.number, announcement.chunk, error))
+            self._chunk_failed(protocol.ChunkFailed(self.number, announcement.chunk, error))
 
-    def _chunk_failed(self, event: ChunkFailed) -> None:
+    def _chunk_failed(self, event: protocol.ChunkFailed) -> None:
         if event.chunk not in self.errors:
             self.errors[event.chunk] = failures.chunk_error(self.plan, event, self.run)
             self._feed(event)
 
-    def _claim_finished(self, event: ClaimFinished) -> None:
+    def _claim_finished(self, event: protocol.ClaimFinished) -> None:
         active = self._alive
         chunk, status = active.generations[event.generation].chunk, active.ledger.status
         chunks = map(chunk, range(event.first, event.last))
         self.stream.add([number for number in chunks if status[number] == DONE])
 
-    def worker_lost(self, event: WorkerLost) -> None:
+    def worker_lost(self, event: protocol.WorkerLost) -> None:
         """Take the loss of a worker, which has been reaped: its slot does not change any more."""
         active, worker = self._alive, event.worker
         self._exit = event.exit or self._exit
@@ -499,10 +471,10 @@ class Execution:
         limit = self.policy.task_timeout
         if limit is not None:
             for worker, chunk in self._alive.begun_before(int((now - limit) * 1e9)):
-                self._feed(ChunkTimedOut(worker, chunk))
+                self._feed(scheduler.ChunkTimedOut(worker, chunk))
         if self.deadline is not None and now >= self.deadline and not self.over:
             self.deadline = None
-            self._feed(GraceExpired())
+            self._feed(scheduler.GraceExpired())
 
     def cancel(self, deadline: float | None = None) -> None:
         """Hand out no more tickets; kill the workers of chunks in progress at a deadline."""
@@ -514,41 +486,41 @@ class Execution:
             return
         if deadline is not None:
             self.deadline = deadline if self.deadline is None else min(deadline, self.deadline)
-        self._feed(RunCancelled())
+        self._feed(scheduler.RunCancelled())
 
     def fail(self, error: BaseException) -> None:
         """End the run with an error, for instance of the user's progress callback."""
         if not self.over:
             self.fatal = self.fatal or error
-            self._feed(RunCancelled())
+            self._feed(scheduler.RunCancelled())
 
-    def _do(self, command: Command) -> None:  # noqa: C901 - one case per command
+    def _do(self, command: scheduler.Command) -> None:  # noqa: C901 - one case per command
         active, engine = self._alive, self.engine
         if engine is None:
             raise RuntimeError("this run has no engine")
         match command:
-            case Assign(worker, number):
+            case scheduler.Assign(worker, number):
                 engine.assign(worker, active, active.generations[number])
-            case Open(number, todo):
+            case scheduler.Open(number, todo):
                 active.generations.append(Generation(number, todo, engine.tickets()))
-            case Finish():
+            case scheduler.Finish():
                 self._finish(engine, active)
-            case Stop():
+            case scheduler.Stop():
                 handed_out = [one.tickets.stop(self.plan.chunks) for one in active.generations]
-                self._events.append(CountersStopped(handed_out))
+                self._events.append(scheduler.CountersStopped(handed_out))
                 self._events.extend(engine.stop(active))
-            case Kill(worker):
+            case scheduler.Kill(worker):
                 engine.kill(worker, self.number)
-            case Replace(worker):
+            case scheduler.Replace(worker):
                 engine.replace(worker)
-            case Fail(chunk, timed_out):
+            case scheduler.Fail(chunk, timed_out):
                 active.ledger.status[chunk] = FAILED
                 self.errors[chunk] = self._death(chunk, timed_out=timed_out)
-            case GiveUp():
+            case scheduler.GiveUp():
                 self.fatal = self.fatal or failures.startup_failure(self.plan, self._exit, self.run)
-            case Reconcile():
+            case scheduler.Reconcile():
                 self._void_scratch(active)
-                self._events.append(Reconciled(active.ledger.pending()))
+                self._events.append(scheduler.Reconciled(active.ledger.pending()))
 
     def _void_scratch(self, active: ActivePlan) -> None:
         if active.small_outputs and active.outputs is None:
