@@ -1,6 +1,6 @@
-"""How Sphinx builds the site: ``python -m sphinx -W --keep-going -b html docs OUT``.
+"""Configure the site: ``python -m sphinx -W --keep-going -b html docs OUT`` builds it.
 
-Nothing is read from the network.  A link that leads nowhere is a warning, and so an error.
+Sphinx reads nothing from the network.  A broken link is a warning, and ``-W`` makes it an error.
 """  # noqa: INP001 - Sphinx reads this file by its path
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 
 nitpicky = True
-nitpick_ignore_regex = [  # other projects' pages, which are not read
+nitpick_ignore_regex = [  # Why: Sphinx does not read the pages of other projects.
     (r"py:.*", r"(numpy|concurrent|subprocess|threading|multiprocessing)\..*"),
 ]
 
-autodoc_typehints = "none"  # the docstrings say what is meant; most annotations are Any
+autodoc_typehints = "none"  # Why: docstrings are precise; most annotations are Any.
 autosummary_generate = False
-numpydoc_show_class_members = False  # a page lists the members that it shows
+numpydoc_show_class_members = False  # Why: each page lists its members.
 myst_heading_anchors = 2
 
 html_theme = "pydata_sphinx_theme"
@@ -37,7 +37,7 @@ html_theme_options = {"navigation_with_keys": False, "secondary_sidebar_items": 
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
-# The pages that are files from elsewhere, included
+# Pages that include a file from outside this directory
 PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -46,8 +46,8 @@ PAGES = {
 }
 
 
-def lead_from_here(_app: object, path: os.PathLike[str], _page: str, content: list[str]) -> None:
-    """Make the links of an included file, which are relative to it, relative to this directory."""
+def rebase_links(_app: object, path: os.PathLike[str], _page: str, content: list[str]) -> None:
+    """Make the relative links of an included file relative to this directory."""
     home = os.path.dirname(os.path.join(HERE, path))
 
     def link(match: re.Match[str]) -> str:
@@ -59,5 +59,5 @@ def lead_from_here(_app: object, path: os.PathLike[str], _page: str, content: li
 
 
 def setup(app: Any) -> None:
-    """Called by Sphinx."""
-    app.connect("include-read", lead_from_here)
+    """Register the hook for included files; Sphinx calls this."""
+    app.connect("include-read", rebase_links)

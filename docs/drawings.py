@@ -1,7 +1,7 @@
-"""Draw the pictures of the guide: ``python docs/drawings.py [DIRECTORY]`` writes them there.
+"""Draw the pictures of the guide: ``python docs/drawings.py [DIRECTORY]``.
 
-Plain Python, and the same bytes each time.  Each picture follows one chunk from the array to the
-function and from there to the result, with the numbers that the code beside it gives.
+The script uses plain Python and writes the same bytes each time.  Each picture follows a chunk from
+the array to the function, and on to the result.  Its numbers are those of the code beside it.
 """  # noqa: INP001 - a script
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ Region = tuple[range, range]
 CELL = 26
 GAP = 14
 ARROW = 62
-TOP = 46  # of the titles' lines, above the grids
+TOP = 46  # height of the titles above the grids
 FONT = "font-family='DejaVu Sans, Verdana, sans-serif'"
 INK, FAINT = "#1b2733", "#8a97a5"
 CHUNK, HALO, BEYOND = "#ffc95c", "#b9dcff", "#e3d3f5"
-OTHERS = ("#f1f4f7", "#dde4eb")  # chunks that are not followed, in turn
+OTHERS = ("#f1f4f7", "#dde4eb")  # the other chunks, alternating
 
 
 def tints(rows: int, columns: int, chunk: tuple[int, int]) -> list[list[str]]:
-    """The colours of an array's cells when no chunk is followed."""
+    """Return the colours of an array's cells before a chunk is marked."""
     high, wide = chunk
     return [
         [OTHERS[(row // high + column // wide) % 2] for column in range(columns)]
@@ -34,7 +34,7 @@ def tints(rows: int, columns: int, chunk: tuple[int, int]) -> list[list[str]]:
 
 
 def paint(colours: list[list[str]], region: Region, colour: str) -> list[list[str]]:
-    """The same, with one region in another colour."""
+    """Return the colours with a region in another colour."""
     rows, columns = region
     return [
         [colour if row in rows and column in columns else old for column, old in enumerate(line)]
@@ -58,7 +58,7 @@ class Strip:
         outlines: Sequence[tuple[Region, str]] = (),
         clear: Region | None = None,
     ) -> None:
-        """Draw an array; what lies outside `clear`, if that is given, is written faintly."""
+        """Draw an array; values outside of `clear`, if given, are faint."""
         width = max(len(values[0]) * CELL, 6 * max(map(len, title.split("\n"))))
         left = self._x + (width - len(values[0]) * CELL) // 2
         top = TOP + (self._height - len(values) * CELL) // 2
@@ -74,7 +74,7 @@ class Strip:
         self._x += width + GAP
 
     def arrow(self, label: str) -> None:
-        """Draw an arrow to what comes next."""
+        """Draw an arrow to the next grid."""
         middle, end = TOP + self._height / 2, self._x + ARROW
         self._text(self._x + ARROW / 2, middle - 8, label, slant="italic")
         self._parts.append(
@@ -84,14 +84,14 @@ class Strip:
         self._x = end + GAP
 
     def labels(self, lines: Sequence[str]) -> None:
-        """Write a line beside each row of the grid that comes next."""
+        """Write a line beside each row of the next grid."""
         self._x += 7 * max(map(len, lines))
         for row, line in enumerate(lines):
             self._text(self._x, TOP + row * CELL + CELL / 2 + 4, line, anchor="end")
         self._x += GAP
 
     def svg(self, title: str) -> str:
-        """The picture."""
+        """Return the picture."""
         size = f"width='{self._x}' height='{TOP + self._height + GAP}'"
         box = f"viewBox='0 0 {self._x} {TOP + self._height + GAP}'"
         head = f"<svg xmlns='http://www.w3.org/2000/svg' {size} {box} role='img'>"
@@ -123,38 +123,38 @@ class Strip:
 
 
 def count(rows: int, columns: int) -> list[list[int]]:
-    """``np.arange(rows * columns).reshape(rows, columns)``."""
+    """Return ``np.arange(rows * columns).reshape(rows, columns)`` as lists."""
     return [list(range(row * columns, (row + 1) * columns)) for row in range(rows)]
 
 
 def part(values: Rows, region: Region) -> list[list[object]]:
-    """A window of an array."""
+    """Return a window of an array."""
     return [[values[row][column] for column in region[1]] for row in region[0]]
 
 
 def plain(colour: str, values: Rows) -> list[list[str]]:
-    """One colour for all cells."""
+    """Return the same colour for all cells."""
     return [[colour] * len(values[0]) for _ in values]
 
 
-# The array of most pictures: 4 x 6 elements in chunks of 2 x 3; chunk 1 is followed.
+# The array of most pictures: 4 x 6 elements in chunks of 2 x 3; chunk 1 is marked.
 IMAGE = count(4, 6)
 CHUNKS = (2, 3)
-FOLLOWED = (range(2), range(3, 6))
+MARKED = (range(2), range(3, 6))
 CELLS = [(range(row, row + 2), range(column, column + 3)) for row in (0, 2) for column in (0, 3)]
-BLOCK = part(IMAGE, FOLLOWED)
+BLOCK = part(IMAGE, MARKED)
 
 
-def begin(strip: Strip, block: str = "the function gets\na block") -> None:
-    """Draw the array in chunks, and the block that is followed."""
-    cut = paint(tints(4, 6, CHUNKS), FOLLOWED, CHUNK)
-    strip.grid("the array, in chunks of 2 x 3", IMAGE, cut, [(FOLLOWED, "")])
+def begin(strip: Strip, block: str = "the function receives\na block") -> None:
+    """Draw the array in chunks, and the marked block."""
+    cut = paint(tints(4, 6, CHUNKS), MARKED, CHUNK)
+    strip.grid("the array, in chunks of 2 x 3", IMAGE, cut, [(MARKED, "")])
     strip.arrow("cut")
     strip.grid(block, BLOCK, plain(CHUNK, BLOCK))
 
 
 def map_blocks() -> str:
-    """Each block less its smallest element."""
+    """Draw a function that subtracts the smallest element of a block."""
     result = [list(line) for line in IMAGE]
     for rows, columns in CELLS:
         low = IMAGE[rows.start][columns.start]
@@ -164,16 +164,18 @@ def map_blocks() -> str:
     strip = Strip(4)
     begin(strip)
     strip.arrow("func")
-    back = part(result, FOLLOWED)
+    back = part(result, MARKED)
     strip.grid("and returns\na block", back, plain(CHUNK, back))
-    strip.arrow("put back")
-    cut = paint(tints(4, 6, CHUNKS), FOLLOWED, CHUNK)
-    strip.grid("the result", result, cut, [(FOLLOWED, "")])
-    return strip.svg("map_blocks: a block in, a block out, at the same place")
+    strip.arrow("write back")
+    cut = paint(tints(4, 6, CHUNKS), MARKED, CHUNK)
+    strip.grid("the result", result, cut, [(MARKED, "")])
+    return strip.svg(
+        "map_blocks: the function receives a block and returns a block for the same place"
+    )
 
 
 def map_overlap() -> str:
-    """The largest of each element and its neighbours."""
+    """Draw the maximum of each element and its neighbours."""
     image, last = count(6, 6), 5
     largest = [
         [image[min(row + 1, last)][min(column + 1, last)] for column in range(6)]
@@ -188,18 +190,20 @@ def map_overlap() -> str:
     cut = paint(paint(tints(6, 6, (2, 2)), window, HALO), core, CHUNK)
     strip.grid("the array, in chunks of 2 x 2", image, cut, [(core, ""), (window, "4 3")])
     strip.arrow("cut")
-    strip.grid("the function gets the\nblock with a halo of 1", got, around, [(inside, "")])
+    strip.grid("the function receives the\nblock with a halo of 1", got, around, [(inside, "")])
     strip.arrow("func")
-    title = "and returns as much;\nthe halo is cut off"
+    title = "and returns the same shape;\nthe halo is trimmed"
     strip.grid(title, gave, around, [(inside, "")], clear=inside)
-    strip.arrow("put back")
+    strip.arrow("write back")
     cut = paint(tints(6, 6, (2, 2)), core, CHUNK)
     strip.grid("the result", largest, cut, [(core, "")])
-    return strip.svg("map_overlap: a block with its halo in, the block without it out")
+    return strip.svg(
+        "map_overlap: the function receives a block with its halo; the halo is trimmed"
+    )
 
 
 def boundaries() -> str:
-    """What the window of the first chunk holds, one line a boundary."""
+    """Draw the window of the first chunk, with a line per boundary."""
     array, no = list(range(6)), [""]
     beyond: dict[str, list[object]] = {
         "none": no * 2,
@@ -220,11 +224,11 @@ def boundaries() -> str:
     strip.labels(["the array", "", *said])
     cores = [(range(row, row + 1), range(2, 5)) for row in range(len(values)) if row != 1]
     strip.grid("chunk 0, of 3 elements, depth 2", values, colours, [(core, "") for core in cores])
-    return strip.svg("map_overlap: what the window of the first chunk holds beyond the border")
+    return strip.svg("map_overlap: values of the first chunk's window beyond the border")
 
 
 def block_reduce() -> str:
-    """The largest element of each block."""
+    """Draw the largest element of each block."""
     strip = Strip(4)
     begin(strip)
     strip.arrow("func")
@@ -232,8 +236,8 @@ def block_reduce() -> str:
     strip.grid("and returns\na value", [[11]], [[CHUNK]])
     strip.arrow("collect")
     at = (range(1), range(1, 2))
-    strip.grid("the result:\none place a block", peaks, paint(_four(), at, CHUNK), [(at, "")])
-    return strip.svg("block_reduce: a block in, a value out, one place a block")
+    strip.grid("the result:\na value per block", peaks, paint(_four(), at, CHUNK), [(at, "")])
+    return strip.svg("block_reduce: the function receives a block and returns a value")
 
 
 def _four() -> list[list[str]]:
@@ -241,47 +245,51 @@ def _four() -> list[list[str]]:
 
 
 def parallel_map() -> str:
-    """The largest element of each row."""
+    """Draw the largest element of each row."""
     strip = Strip(4)
     row = (range(1, 2), range(6))
     cut = paint(tints(4, 6, (1, 6)), row, CHUNK)
     strip.grid("the array", IMAGE, cut, [(row, "")])
     strip.arrow("cut")
-    strip.grid("the function gets\na row", part(IMAGE, row), [[CHUNK] * 6])
+    strip.grid("the function receives\na row", part(IMAGE, row), [[CHUNK] * 6])
     strip.arrow("func")
     strip.grid("and returns\na value", [[11]], [[CHUNK]])
     strip.arrow("stack")
     at = (range(1), range(1, 2))
     peaks = [[5, 11, 17, 23]]
     strip.grid(
-        "the result:\none place a row", peaks, paint(tints(1, 4, (1, 1)), at, CHUNK), [(at, "")]
+        "the result:\na value per row", peaks, paint(tints(1, 4, (1, 1)), at, CHUNK), [(at, "")]
     )
-    return strip.svg("parallel_map: a row in, a value out, stacked")
+    return strip.svg(
+        "parallel_map: the function receives a row and returns a value; values are stacked"
+    )
 
 
 def apply_along_axis() -> str:
-    """The smallest and the largest element of each column."""
+    """Draw the smallest and the largest element of each column."""
     strip = Strip(4)
     column = (range(4), range(2, 3))
     cut = paint(tints(4, 6, (4, 1)), column, CHUNK)
     strip.grid("the array, along axis 0", IMAGE, cut, [(column, "")])
     strip.arrow("cut")
-    strip.grid("the function gets a\nline of shape (4,)", [[2, 8, 14, 20]], [[CHUNK] * 4])
+    strip.grid("the function receives a\nline of shape (4,)", [[2, 8, 14, 20]], [[CHUNK] * 4])
     strip.arrow("func")
     strip.grid("and returns\nshape (2,)", [[2, 20]], [[CHUNK] * 2])
-    strip.arrow("put back")
+    strip.arrow("write back")
     at = (range(2), range(2, 3))
     ends = [IMAGE[0], IMAGE[-1]]
     cut = paint(tints(2, 6, (2, 1)), at, CHUNK)
-    strip.grid("the result: 2 for 4\nalong axis 0", ends, cut, [(at, "")])
-    return strip.svg("apply_along_axis: a line in, a line out, along the same axis")
+    strip.grid("the result: length 2\nalong axis 0", ends, cut, [(at, "")])
+    return strip.svg(
+        "apply_along_axis: the function receives a line and returns a line along the same axis"
+    )
 
 
 def reductions() -> str:
-    """The sums of the columns."""
+    """Draw the sums of the columns."""
     sums = [[sum(line) for line in zip(*rows, strict=True)] for rows in (IMAGE[:2], IMAGE[2:])]
     strip = Strip(4)
-    begin(strip, "each block is\nsummed by NumPy")
+    begin(strip, "NumPy sums\neach block")
     strip.arrow("sum")
     at = (range(1), range(3, 6))
     cut = paint(tints(2, 6, (1, 3)), at, CHUNK)
@@ -289,11 +297,11 @@ def reductions() -> str:
     strip.arrow("add")
     total = [[sum(line) for line in zip(*IMAGE, strict=True)]]
     strip.grid("the result", total, plain(OTHERS[0], total))
-    return strip.svg("sum along axis 0: partial sums of the blocks, added in order")
+    return strip.svg("sum along axis 0: partial sums of the blocks are added in order")
 
 
 def histogram() -> str:
-    """Three bins, from 0 to 24."""
+    """Draw a histogram with three bins from 0 to 24."""
     counts = [
         [
             sum(value // 8 == bin_ for line in part(IMAGE, cell) for value in line)
@@ -302,15 +310,15 @@ def histogram() -> str:
         for cell in CELLS
     ]
     strip = Strip(4)
-    begin(strip, "each block is\ncounted by NumPy")
+    begin(strip, "NumPy counts\neach block")
     strip.arrow("count")
     at = (range(1, 2), range(3))
     cut = paint(tints(4, 3, (1, 3)), at, CHUNK)
-    strip.grid("counts in 3 bins,\none line a block", counts, cut, [(at, "")])
+    strip.grid("counts in 3 bins,\na line per block", counts, cut, [(at, "")])
     strip.arrow("add")
     total = [[sum(line) for line in zip(*counts, strict=True)]]
     strip.grid("the result:\ncounts", total, plain(OTHERS[0], total))
-    return strip.svg("histogram: counts of the blocks, added")
+    return strip.svg("histogram: the counts of the blocks are added")
 
 
 DRAWINGS: dict[str, Callable[[], str]] = {
@@ -326,7 +334,7 @@ DRAWINGS: dict[str, Callable[[], str]] = {
 
 
 def main(directory: str) -> None:
-    """Write all of them."""
+    """Write all pictures."""
     for name, draw in DRAWINGS.items():
         with open(os.path.join(directory, f"{name}.svg"), "w", encoding="utf-8") as file:
             file.write(draw())

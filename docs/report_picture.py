@@ -1,6 +1,7 @@
 """Draw the guide's picture of a report: ``python docs/report_picture.py [DIRECTORY]``.
 
-The picture shows a real run of a function whose cost depends on the place, so it differs each time.
+The picture shows a real run, so it differs each time.  The cost of the function depends on the
+place in the array.
 """  # noqa: INP001 - a script
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shmpar
 
 
 def escape_times(block: np.ndarray) -> np.ndarray:
-    """Count the steps of z*z + c that keep each c within 2, at most 300."""
+    """Count the steps of ``z*z + c`` until ``abs(z)`` exceeds 2, at most 300."""
     z, steps = np.zeros_like(block), np.zeros(block.shape, np.int32)
     inside = np.ones(block.shape, bool)
     for _ in range(300):
@@ -27,7 +28,7 @@ def escape_times(block: np.ndarray) -> np.ndarray:
 
 
 def main(folder: Path) -> None:
-    """Make the run, and draw it."""
+    """Run the function and draw the report."""
     with shmpar.Pool(2) as pool:
         re, im = np.linspace(-2.2, 0.8, 1_200), np.linspace(-1.2, 1.2, 960)
         plane = pool.array(re[None, :] + 1j * im[:, None])

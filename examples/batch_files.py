@@ -1,10 +1,10 @@
-"""A folder of images in one stacked array; a file that cannot be read is named, the rest is there.
+"""Read a folder of images into one stacked array; files that cannot be read become NaN.
 
-    python examples/batch_files.py                        # makes a folder of its own
+    python examples/batch_files.py                        # a generated folder
     python examples/batch_files.py plates/ --output stack.npy
 
-All files (.npy, .png, .tif; Pillow reads the latter two) must hold images of one shape.  Only their
-names travel to the workers; each image is written where it belongs in the stack.
+All files (.npy, .png, .tif) must hold images of the same shape.  Pillow reads .png and .tif.  The
+workers receive the file names alone, and write each image to its place in the stack.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SUFFIXES = {".npy", ".png", ".tif", ".tiff"}
 
 
 def read(path: Path) -> Array:
-    """Read one image as float32, whatever the file."""
+    """Read an image as float32."""
     if path.suffix.lower() == ".npy":
         return np.load(path).astype(np.float32)
     from PIL import Image
@@ -35,7 +35,7 @@ def read(path: Path) -> Array:
 
 
 def make_folder(folder: Path, count: int) -> None:
-    """Write images of a spot that wanders over a noisy background; one file is cut short."""
+    """Write images of a spot that moves over a noisy background; a single file is truncated."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:120, :160]
     for number in range(count):
@@ -47,21 +47,23 @@ def make_folder(folder: Path, count: int) -> None:
 
 
 def stack(folder: Path, options: argparse.Namespace) -> None:
-    """Read the folder, say what came of it."""
+    """Read the folder and print the result."""
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise SystemExit(f"no {', '.join(sorted(SUFFIXES))} files in {folder}")
 
     with shmpar.Pool(options.workers) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one counts the files that failed; we name them all
+        warnings.simplefilter("ignore")  # Why: the failed files are listed below.
         try:
             images = pool.parallel_map(read, paths, on_error="fill", progress="reading")
-        except ExceptionGroup as group:  # then nobody knows the shape
-            raise SystemExit(f"no file can be read; the first: {group.exceptions[0]}") from None
+        except ExceptionGroup as group:  # Why: without any image the shape is unknown
+            raise SystemExit(
+                f"no file can be read; the first error: {group.exceptions[0]}"
+            ) from None
         run = pool.last_run
 
     print(f"{len(paths)} files in {run.report.seconds:.2f} s, {run.report.workers} workers")
-    print(f"one array of shape {images.shape}, {images.dtype}, {images.nbytes / 1e6:.1f} MB")
+    print(f"an array of shape {images.shape}, {images.dtype}, {images.nbytes / 1e6:.1f} MB")
     for error in run.failed:
         print(f"{paths[error.chunk].name} is NaN: {error.__cause__ or error}")
     print(f"{'file':<24}{'mean':>10}{'highest':>10}")
@@ -73,12 +75,12 @@ def stack(folder: Path, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Read the command line; without a folder, make one."""
+    """Read the command line; make a folder if none is given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--output", type=Path, help="save the stack as .npy")
     parser.add_argument("--show", type=int, default=5, help="files to list")
-    parser.add_argument("--workers", type=int, help="default: one a CPU")
+    parser.add_argument("--workers", type=int, help="default: one per CPU")
     parser.add_argument("--smoke", action="store_true", help="few files")
     options = parser.parse_args()
     if options.folder:

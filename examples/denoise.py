@@ -1,12 +1,13 @@
-"""A noisy image of tens of megapixels denoised by non-local means, in blocks with a halo.
+"""Denoise an image of tens of megapixels by non-local means, in blocks with a halo.
 
-    python examples/denoise.py                            # a photograph, 25 megapixels of it
-    python examples/denoise.py slide.tif --noise 0.05     # an image of yours
+    python examples/denoise.py                            # copies of a photograph
+    python examples/denoise.py slide.tif --noise 0.05     # your image
 
-The image is a file of yours, or the photograph of a cameraman that scikit-image ships, laid out in
-copies.  It gets noise, so that the original is known and the gain can be told.  The filter averages
-pixels whose surroundings look alike.  It looks no further than a few pixels around, and so far the
-halo reaches: no block shows where it ends.  A crop is filtered without shmpar too, and compared.
+The image is a file of yours, or copies of the photograph of a cameraman that scikit-image ships.
+The example adds noise, so that it can compare the result with the original.  The filter averages
+pixels with similar surroundings.  Its result at a pixel depends on a few pixels around it.  The
+halo is as deep, so block borders are not visible.  The example also filters a crop without shmpar,
+and compares both results.
 """
 
 from __future__ import annotations
@@ -35,47 +36,47 @@ except ImportError as error:
 
 Array = np.ndarray[Any, Any]
 
-PATCH = 5  # pixels along a side of what is compared
-DISTANCE = 5  # how far away it may be
-REACH = DISTANCE + PATCH // 2  # so far a value of the result looks: the depth of the halo
-STRENGTH = 0.7  # times the noise: how different what is averaged may be
+PATCH = 5  # pixels along a side of the compared surroundings
+DISTANCE = 5  # pixels to the furthest surroundings that are compared
+REACH = DISTANCE + PATCH // 2  # the filter depends on pixels up to here: the halo's depth
+STRENGTH = 0.7  # times the noise: the decay of a weight with the difference of patches
 BLOCK = {0: 512, 1: 512}
-CROP = 1200  # at most so many pixels along a side are filtered without shmpar
-SAME = 1e-6  # of the image's range; scikit-image's sums round by where a window begins
-VIEW = 1000  # at most so many pixels are shown along the longer side
-DETAIL = 128  # pixels along a side of what is shown enlarged
+CROP = 1200  # largest side in pixels of the crop that is filtered without shmpar
+SAME = 1e-6  # of the image's range; Why not 0: rounding depends on the window's beginning
+VIEW = 1000  # largest number of pixels that are shown along the longer side
+DETAIL = 128  # pixels along a side of the enlarged detail
 FRAME = "orange"
-CAMERAMAN, CAMERA = "Cameraman", (92, 248)  # and where in the picture his camera is
+CAMERAMAN, CAMERA = "Cameraman", (92, 248)  # row and column of the camera in the picture
 
 
-# What workers call
+# Functions that workers call
 
 
 def with_noise(
     block: Array, low: float, span: float, noise: float, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Scale to the range from 0 to 1; also add noise of that standard deviation."""
+    """Return the block scaled to the range from 0 to 1, without and with noise."""
     clean = ((gray(block) - low) / span).astype(np.float32)
     return clean, clean + np.float32(noise) * rng.standard_normal(clean.shape, np.float32)
 
 
 def denoised(window: Array, noise: float) -> Array:
-    """Filter a window."""
+    """Filter a block and its halo."""
     return denoise_nl_means(window, PATCH, DISTANCE, h=STRENGTH * noise, sigma=noise)
 
 
 def squares(clean: Array, before: Array, after: Array) -> tuple[float, float]:
-    """Sum the squares of both errors."""
+    """Return the sum of the squared errors, before and after."""
     return tuple(np.square(each - clean, dtype=np.float64).sum() for each in (before, after))
 
 
-# What is said and shown
+# Output
 
 
 def compare(ours: Array, before: Array, noise: float) -> tuple[float, float]:
-    """Filter a crop without shmpar: its megapixels and seconds.  Both results must agree.
+    """Filter a crop without shmpar and compare the results; return its megapixels and seconds.
 
-    The crop begins at the image's corner; at its other sides it has a halo, as a block has.
+    The crop begins at the image's corner.  At its other sides it has a halo, as a block has.
     """
     rows, columns = (min(CROP, length) for length in before.shape)
     crop = np.array(before[: rows + REACH, : columns + REACH])
@@ -84,13 +85,13 @@ def compare(ours: Array, before: Array, noise: float) -> tuple[float, float]:
     seconds = time.perf_counter() - began
     difference = abs(plain[:rows, :columns] - ours[:rows, :columns]).max()
     if not difference < SAME:
-        raise SystemExit(f"the result differs from the plain call's by {difference:.1g}")
-    print(f"the same as the plain call, on a crop: they differ by {difference:.1g} at most")
+        raise SystemExit(f"the result and the plain call's result differ by {difference:.1g}")
+    print(f"the same as the plain call, on a crop: difference at most {difference:.1g}")
     return crop.size / 1e6, seconds
 
 
 def table(plain: tuple[float, float], megapixels: float, report: Any) -> str:
-    """Line up both rates."""
+    """Return a table of both rates."""
     rows = {
         "plain call, a crop": plain,
         f"map_overlap, {report.workers} workers": (megapixels, report.seconds),
@@ -98,19 +99,19 @@ def table(plain: tuple[float, float], megapixels: float, report: Any) -> str:
     lines = [f"{'':<24}{'megapixels':>12}{'seconds':>10}{'megapixels/s':>14}"]
     lines += [f"{name:<24}{mp:>12.1f}{s:>10.2f}{mp / s:>14.2f}" for name, (mp, s) in rows.items()]
     whole = megapixels / plain[0] * plain[1]
-    lines.append(f"at its rate on the crop, the plain call would take {whole:.3g} s for the whole")
+    lines.append(f"at this rate, the plain call would take {whole:.3g} s for the whole image")
     return "\n".join(lines)
 
 
 def busiest(pool: shmpar.Pool, image: Array) -> tuple[int, int]:
-    """Find where to look: the row and column at which the detail that varies most begins."""
+    """Return the first row and column of the detail with the largest standard deviation."""
     spread = pool.block_reduce(np.std, image, chunks=DETAIL)
     row, column = np.unravel_index(spread.argmax(), spread.shape)
     return int(row) * DETAIL, int(column) * DETAIL
 
 
 def show(axes: Any, values: Array, where: tuple[slice, slice]) -> Any:
-    """Show values between 0 and 1, all in the same greys, at their rows and columns."""
+    """Show values between 0 and 1 in greys, with their rows and columns on the axes."""
     rows, columns = where
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True))
@@ -121,7 +122,7 @@ def show(axes: Any, values: Array, where: tuple[slice, slice]) -> Any:
 
 
 def draw(output: Path, title: str, panels: dict[str, Array], corner: tuple[int, int]) -> None:
-    """Save a column a panel: all of it, and below it the detail in the frame."""
+    """Save a picture with a column per panel: the view, and the framed detail below it."""
     shape = next(iter(panels.values())).shape
     step = max(1, -(-max(shape) // VIEW))
     ratio, width = float(np.clip(shape[0] / shape[1], 0.3, 2)), 4.2
@@ -151,7 +152,7 @@ def draw(output: Path, title: str, panels: dict[str, Array], corner: tuple[int, 
     for axes in places[1]:
         axes.set_xlabel("column (pixels)", fontsize=9)
     bar = figure.colorbar(last, ax=places, aspect=50, pad=0.01, extend="both", extendfrac=0.015)
-    bar.set_label("value, as a share of the range of the original", fontsize=9)
+    bar.set_label("value, as a share of the original's range", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     figure.suptitle(title, fontsize=13)
     figure.savefig(output)
@@ -159,7 +160,7 @@ def draw(output: Path, title: str, panels: dict[str, Array], corner: tuple[int, 
 
 
 def run(options: argparse.Namespace) -> None:
-    """Add noise, take it away, print, draw."""
+    """Add noise, remove it, print and draw the result."""
     noise = options.noise
     with shmpar.Pool(options.workers) as pool:
         if options.file:
@@ -173,7 +174,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"{source}: {rows:,} x {columns:,} pixels, {image.dtype}")
         low, high = float(pool.min(image)), float(pool.max(image))
         if not high > low:
-            raise SystemExit(f"{source}: pixels that differ are needed, none of them NaN")
+            raise SystemExit(f"{source}: the pixels must differ, with none of them NaN")
 
         clean, before = pool.map_blocks(
             with_noise,

@@ -1,13 +1,13 @@
-"""The contrast of a large image spread over all greys, in two passes: histogram, then look-up.
+"""Equalise the histogram of a large image in two passes: count the greys, then look up each pixel.
 
-    python examples/histogram_equalise.py                             # a moon of 100 megapixels
-    python examples/histogram_equalise.py scan.tif --save scan.npy    # an image of yours
+    python examples/histogram_equalise.py                             # copies of a photograph
+    python examples/histogram_equalise.py scan.tif --save scan.npy    # your image
 
-The image is a file of yours, of 8 or 16 bits, or the photograph of the moon that scikit-image
-ships, laid out in copies.  The first pass counts how often each grey occurs.  The share of pixels
-that are darker tells what becomes of a grey; the second pass looks that up.  NumPy alone does the
-same on the whole image, and both results must be equal, every pixel.  With --save the workers
-write the result into the file itself.
+The image is a file of yours, of 8 or 16 bits, or copies of the photograph of the moon that
+scikit-image ships.  The first pass counts the pixels of each grey.  The new value of a grey is the
+share of darker pixels, and the second pass looks it up for each pixel.  The example repeats both
+passes with NumPy alone, and every pixel must be equal.  With --save the workers write the result
+into the file.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ except ImportError as error:
 Array = np.ndarray[Any, Any]
 
 MOON = "Moon"
-VIEW = 1000  # at most so many pixels are shown along the longer side
-BARS = 32  # of the histograms that are drawn
+VIEW = 1000  # largest number of pixels that are shown along the longer side
+BARS = 32  # bars of each drawn histogram
 
 
-# What workers call
+# Functions that workers call
 
 
 def rounded(block: Array) -> Array:
-    """Average the channels, in their own type."""
+    """Average the channels and keep their dtype."""
     return np.rint(gray(block)).astype(block.dtype)
 
 
 def looked_up(block: Array, table: Array) -> Array:
-    """Replace each grey by the table's."""
+    """Replace each grey by its value in the table."""
     return table[block]
 
 
@@ -58,7 +58,7 @@ def looked_up(block: Array, table: Array) -> Array:
 
 
 def equalising(counts: Array, dtype: Any) -> Array:
-    """Make the table: the share of pixels that are darker, on the whole scale of greys."""
+    """Return the table: for each grey the share of darker pixels, scaled to all greys."""
     below = counts.cumsum()
     darkest = counts[counts.nonzero()[0][0]]
     share = (below - darkest) / max(1, below[-1] - darkest)
@@ -66,19 +66,19 @@ def equalising(counts: Array, dtype: Any) -> Array:
 
 
 class Side(NamedTuple):
-    """The image before or after: what is shown of it, and how often each grey occurs."""
+    """The image before or after: its name, the part to show, and the pixels of each grey."""
 
     name: str
     view: Array
     counts: Array
 
     def percentile(self, percent: float) -> int:
-        """Find the grey up to which so many of the pixels are."""
+        """Return a percentile of the greys."""
         below = self.counts.cumsum()
         return int(below.searchsorted(percent / 100 * below[-1]))
 
     def contrast(self) -> dict[str, float]:
-        """Tell how far the greys spread: all of it follows from the counts."""
+        """Return the statistics that describe the contrast."""
         greys = np.arange(len(self.counts))
         mean = np.average(greys, weights=self.counts)
         spread = np.average((greys - mean) ** 2, weights=self.counts) ** 0.5
@@ -87,7 +87,7 @@ class Side(NamedTuple):
 
 
 def plain(image: Array) -> tuple[Array, Array, list[float]]:
-    """Count and look up by NumPy alone: counts, result and the seconds of both."""
+    """Count and look up with NumPy alone; return counts, result and the seconds of each pass."""
     levels = np.iinfo(image.dtype).max + 1
     image = image.view(np.ndarray)
     times = [time.perf_counter()]
@@ -98,11 +98,11 @@ def plain(image: Array) -> tuple[Array, Array, list[float]]:
     return counts, result, np.diff(times).tolist()
 
 
-# What is said and shown
+# Output
 
 
 def contrasts(before: Side, after: Side) -> str:
-    """Line up the contrast of both."""
+    """Return a table of the contrast before and after."""
     lines = [f"{'grey level':<24}{'before':>12}{'after':>12}"]
     for (name, old), new in zip(before.contrast().items(), after.contrast().values(), strict=True):
         lines.append(f"{name:<24}{old:>12,.1f}{new:>12,.1f}")
@@ -110,7 +110,7 @@ def contrasts(before: Side, after: Side) -> str:
 
 
 def seconds(rows: dict[str, list[float]]) -> str:
-    """Line up the seconds of both passes."""
+    """Return a table of the seconds of each pass."""
     lines = [f"{'seconds':<24}{'histogram':>12}{'look-up':>12}{'together':>12}"]
     for name, (first, second) in rows.items():
         lines.append(f"{name:<24}{first:>12.2f}{second:>12.2f}{first + second:>12.2f}")
@@ -118,7 +118,7 @@ def seconds(rows: dict[str, list[float]]) -> str:
 
 
 def draw(output: Path, title: str, sides: tuple[Side, Side]) -> None:
-    """Save both images, in the same greys, each above its histogram and cumulative curve."""
+    """Save both images in the same greys, each above its histogram and cumulative curve."""
     shape, levels = sides[0].view.shape, len(sides[0].counts)
     ratio, width = float(np.clip(shape[0] / shape[1], 0.3, 2)), 5.2
     figure, places = plt.subplots(
@@ -151,10 +151,10 @@ def draw(output: Path, title: str, sides: tuple[Side, Side]) -> None:
         below.tick_params(labelsize=8)
         below.xaxis.set_major_formatter("{x:,.0f}")
         if side is sides[0]:
-            below.set_ylabel("share of all pixels in a bar (%)", fontsize=9)
+            below.set_ylabel("share of pixels per bar (%)", fontsize=9)
             curve.set_yticklabels([])
         else:
-            curve.set_ylabel("share up to a grey level (%)", fontsize=9, color="tab:red")
+            curve.set_ylabel("cumulative share (%)", fontsize=9, color="tab:red")
             below.set_yticklabels([])
     bar = figure.colorbar(shown, cax=places[0, 1].inset_axes((1.03, 0, 0.035, 1)))
     bar.set_label("grey level", fontsize=9)
@@ -166,7 +166,7 @@ def draw(output: Path, title: str, sides: tuple[Side, Side]) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Equalise, compare, print, draw."""
+    """Equalise, compare, print and draw."""
     with shmpar.Pool(options.workers) as pool:
         if options.file:
             source, image = options.file.name, load(pool, options.file)
@@ -177,7 +177,7 @@ def run(options: argparse.Namespace) -> None:
             source, image = MOON, mosaic(pool, picture, options.megapixels)
             view = tuple(slice(length) for length in picture.shape)
         if image.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)}:
-            raise SystemExit(f"{source}: uint8 or uint16 is needed, not {image.dtype}")
+            raise SystemExit(f"{source}: the dtype must be uint8 or uint16, not {image.dtype}")
         if image.ndim == 3:  # noqa: PLR2004 (rows, columns, channels)
             image = pool.map_blocks(rounded, image, drop_axis=2, progress="averaging channels")
         rows, columns = image.shape
@@ -195,15 +195,15 @@ def run(options: argparse.Namespace) -> None:
 
     their_counts, theirs, times = plain(image)
     if not (np.array_equal(counts, their_counts) and np.array_equal(result, theirs)):
-        raise SystemExit("the result differs from that of NumPy")
-    # no third pass: the table moves all pixels of a grey to the same one
+        raise SystemExit("the result differs from NumPy's result")
+    # Why no third pass: the table maps all pixels of a grey to the same grey.
     moved = np.bincount(table, weights=counts, minlength=levels).astype(counts.dtype)
     before, after = Side("Before", image[view], counts), Side("After", result[view], moved)
     print()
     print(contrasts(before, after))
     print()
     print(seconds({"NumPy": times, f"{report.workers} workers": ours}))
-    print("equal, every pixel")
+    print("every pixel is equal")
     print()
     of = "" if options.file else f"{view[0].stop} x {view[1].stop} of "
     title = f"Histogram equalisation: {source}, {of}{rows:,} x {columns:,} pixels"
@@ -215,14 +215,14 @@ def run(options: argparse.Namespace) -> None:
 def main() -> None:
     """Read the command line."""
     parser = command_line(__doc__, "histogram_equalise.png", megapixels=100)
-    parser.add_argument("--save", type=Path, help="a .npy for the equalised image")
+    parser.add_argument("--save", type=Path, help="save the equalised image as .npy")
     parser.add_argument("--smoke", action="store_true", help="one megapixel")
     options = parser.parse_args()
     if options.smoke:
         options.megapixels = 1
     save = options.save
     if save and not (save.suffix == ".npy" and save.absolute().parent.is_dir()):
-        parser.error(f"--save is a .npy in a folder that is there, not {os.fspath(save)!r}")
+        parser.error(f"--save must be a .npy in an existing folder, not {os.fspath(save)!r}")
     run(options)
 
 

@@ -1,6 +1,6 @@
-"""What the examples on images share: where an image comes from, and the command line.
+"""Open images and parse the command line, for the examples on images.
 
-No example of its own: the examples on images import it.
+This file is not an example itself; the examples on images import it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import shmpar
 Array = np.ndarray[Any, Any]
 
 
-# What workers call.  Each gets a block: a read-only view of the shared image, no copy.
+# Functions that workers call.  Each receives a block: a read-only view of the shared image.
 
 
 def gray(block: Array) -> Array:
@@ -26,7 +26,7 @@ def gray(block: Array) -> Array:
 
 
 def mirrored(block: Array, block_info: Any, picture: Array) -> Array:
-    """Fill a block from copies of a picture side by side, every other one mirrored: no seams."""
+    """Fill a block from copies of a picture side by side; every second copy is mirrored."""
     places = []
     for length, place in zip(picture.shape, block_info[0]["array-location"], strict=True):
         there_and_back = np.r_[:length, length - 1 : -1 : -1]
@@ -47,20 +47,20 @@ def mosaic(pool: shmpar.Pool, picture: Array, megapixels: float) -> Array:
 
 
 def load(pool: shmpar.Pool, file: Path) -> Array:
-    """Share the image of a file; what is mapped is not copied."""
+    """Share the image of a file; a mapped file is not copied."""
     try:
         image = opened(file)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{file}: {error}") from None
     if image.ndim not in {2, 3} or (image.ndim == 3 and image.shape[2] > 4):  # noqa: PLR2004
-        raise SystemExit(f"{file}: rows x columns (x channels) are needed, not {image.shape}")
+        raise SystemExit(f"{file}: rows x columns (x channels) expected, not {image.shape}")
     if image.dtype.kind not in "uif":
-        raise SystemExit(f"{file}: integers or floats are needed, not {image.dtype}")
+        raise SystemExit(f"{file}: integers or floats expected, not {image.dtype}")
     return pool.asarray(image)
 
 
 def opened(file: Path) -> Array:
-    """Open the image of a file: mapped if it can be, else read."""
+    """Open the image of a file: map it if possible, else read it."""
     if file.suffix.lower() == ".npy":
         return np.load(file, mmap_mode="r")
     if file.suffix.lower() in {".tif", ".tiff"}:
@@ -68,21 +68,21 @@ def opened(file: Path) -> Array:
 
         try:
             return tifffile.memmap(file, mode="r")
-        except ValueError:  # compressed
+        except ValueError:  # Why: a compressed file cannot be mapped.
             return tifffile.imread(file)
     from PIL import Image
 
-    Image.MAX_IMAGE_PIXELS = None  # it is meant to be large
+    Image.MAX_IMAGE_PIXELS = None  # Why: large images are expected.
     with Image.open(file) as image:
         plain = image.mode in {"L", "RGB", "F"} or image.mode.startswith("I")
-        return np.asarray(image if plain else image.convert("RGB"))  # no palette, no alpha
+        return np.asarray(image if plain else image.convert("RGB"))  # Why: no palette or alpha
 
 
 # Command lines
 
 
 def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Make a type of option: a number above 0."""
+    """Return an argument type: a number above 0."""
 
     def parse(text: str) -> Any:
         value = kind(text)
@@ -95,7 +95,7 @@ def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def existing(text: str) -> Path:
-    """Make the path of a file that is there."""
+    """Return the path of an existing file."""
     path = Path(text)
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"there is no file {text!r}")
@@ -103,12 +103,12 @@ def existing(text: str) -> Path:
 
 
 def command_line(doc: str, output: str, megapixels: float) -> argparse.ArgumentParser:
-    """Make the parser with what all examples on images have; the doc's first line tells them."""
+    """Return a parser with the common options; the first line of `doc` describes the example."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("file", type=existing, nargs="?", help="image: .npy, .tif, .png, .jpg, ...")
-    parser.add_argument("--output", type=Path, default=Path(output), help="the picture to draw")
+    parser.add_argument("--output", type=Path, default=Path(output), help="picture to draw")
     parser.add_argument(
-        "--megapixels", type=positive(float), default=megapixels, help="without a file"
+        "--megapixels", type=positive(float), default=megapixels, help="size without a file"
     )
-    parser.add_argument("--workers", type=positive(int), help="default: one a CPU")
+    parser.add_argument("--workers", type=positive(int), help="default: one per CPU")
     return parser

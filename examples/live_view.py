@@ -1,11 +1,11 @@
-"""A picture that fills while it is computed: the Mandelbrot set, tile by tile.
+"""Show a picture while its tiles are computed: the Mandelbrot set.
 
-    python examples/live_view.py                 # four moments of it, in live_view.png
-    python examples/live_view.py --show          # in a window, as it happens
+    python examples/live_view.py                 # four snapshots in live_view.png
+    python examples/live_view.py --show          # in a window, live
 
-The call returns at once (``wait=False``); ``run.completed()`` then gives the region of each tile
-as soon as it is in ``run.out``, in whatever order the workers finish. Tiles inside the set cost a
-hundred times more than those outside, and the order shows it.
+The call returns at once (``wait=False``).  ``run.completed()`` then yields the region of each tile
+as soon as the tile is in ``run.out``, in the order in which the workers finish.  Tiles inside the
+set cost far more than tiles outside.
 
 Needs matplotlib: ``pip install "shmpar[examples]"``.
 """
@@ -25,20 +25,20 @@ Array = np.ndarray[Any, Any]
 
 CENTRE, WIDTH = -0.743643 + 0.131825j, 0.012
 TILE = 64
-MOMENTS = (0.1, 0.4, 0.7, 1.0)  # shares of the tiles after which a snapshot is kept
+SNAPSHOTS = (0.1, 0.4, 0.7, 1.0)  # shares of the tiles after which the canvas is copied
 
 
-# What workers call: the plane comes as two thin arrays, which broadcast.
+# The function that workers call.  The plane is two thin arrays, which broadcast.
 
 
 def escape(real: Array, imaginary: Array, steps: int) -> Array:
-    """Count the steps until a point leaves the circle of radius 2; smoothed, 0 if it never does."""
+    """Return the smoothed number of steps until a point leaves the circle; 0 if it never does."""
     point = real + 1j * imaginary
     value, count = np.zeros_like(point), np.zeros(point.shape)
     inside = np.ones(point.shape, bool)
     for step in range(1, steps + 1):
         value[inside] = value[inside] ** 2 + point[inside]
-        gone = inside & (np.abs(value) > 2)  # noqa: PLR2004 (the radius beyond which nothing returns)
+        gone = inside & (np.abs(value) > 2)  # noqa: PLR2004 (radius of the circle)
         count[gone] = step + 1 - np.log2(np.log(np.abs(value[gone])))
         inside &= ~gone
         if not inside.any():
@@ -46,26 +46,26 @@ def escape(real: Array, imaginary: Array, steps: int) -> Array:
     return count
 
 
-# What the parent does
+# Code of the calling process
 
 
 def follow(run: shmpar.Run, shape: tuple[int, int], window: Window | None) -> list[Array]:
-    """Fill a canvas as tiles come in; return what it looked like at some moments."""
+    """Copy each completed tile to a canvas; return snapshots of the canvas."""
     canvas = np.full(shape, np.nan)
-    moments, total = list(MOMENTS), run.progress[1]
-    kept: list[Array] = []
+    shares, total = list(SNAPSHOTS), run.progress[1]
+    snapshots: list[Array] = []
     for number, region in enumerate(run.completed(), start=1):
         canvas[region] = run.out[region]
         if window is not None:
             window.draw(canvas, number / total)
-        while moments and number >= moments[0] * total:
-            kept.append(canvas.copy())
-            moments.pop(0)
-    return kept
+        while shares and number >= shares[0] * total:
+            snapshots.append(canvas.copy())
+            shares.pop(0)
+    return snapshots
 
 
 class Window:
-    """A window that is drawn anew some ten times a second."""
+    """A window that is drawn about ten times per second."""
 
     def __init__(self, steps: int) -> None:
         import matplotlib.pyplot as plt
@@ -75,7 +75,7 @@ class Window:
         self._drawn = 0.0
 
     def draw(self, canvas: Array, share: float) -> None:
-        """Show the canvas, unless it was shown just now."""
+        """Show the canvas, unless it was shown within the last 0.1 s."""
         if time.monotonic() - self._drawn < 0.1 and share < 1:  # noqa: PLR2004 (seconds)
             return
         self._drawn = time.monotonic()
@@ -85,7 +85,7 @@ class Window:
 
 
 def show(axes: Any, canvas: Array, share: float, steps: int) -> None:
-    """Draw a canvas; what is not there yet is grey, what never escapes is black."""
+    """Draw a canvas; missing tiles are grey, points that never escape are black."""
     import matplotlib as mpl
 
     colours = mpl.colormaps["inferno"].copy()
@@ -97,31 +97,32 @@ def show(axes: Any, canvas: Array, share: float, steps: int) -> None:
     axes.set_axis_off()
 
 
-def draw(kept: list[Array], steps: int, path: Path) -> None:
-    """Put the moments side by side into a file."""
+def draw(snapshots: list[Array], steps: int, path: Path) -> None:
+    """Draw the snapshots side by side into a file."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(kept), figsize=(4 * len(kept), 4.4), layout="constrained")
-    for ax, canvas, share in zip(axes, kept, MOMENTS, strict=True):
+    size = (4 * len(snapshots), 4.4)
+    figure, axes = plt.subplots(1, len(snapshots), figsize=size, layout="constrained")
+    for ax, canvas, share in zip(axes, snapshots, SNAPSHOTS, strict=True):
         show(ax, canvas, share, steps)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
 def main() -> None:
-    """Compute it, and show how it fills."""
+    """Read the command line, compute, and show the tiles."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=1_024, help="pixels along each axis")
     parser.add_argument(
-        "--steps", type=int, default=600, help="after which a point counts as inside"
+        "--steps", type=int, default=600, help="steps after which a point counts as inside"
     )
     parser.add_argument("--output", type=Path, default=Path("live_view.png"))
-    parser.add_argument("--show", action="store_true", help="show it in a window instead")
-    parser.add_argument("--workers", type=int, help="default: one a CPU")
-    parser.add_argument("--smoke", action="store_true", help="small, in a few seconds")
+    parser.add_argument("--show", action="store_true", help="show a window instead")
+    parser.add_argument("--workers", type=int, help="default: one per CPU")
+    parser.add_argument("--smoke", action="store_true", help="small, takes a few seconds")
     args = parser.parse_args()
     side, steps = (192, 100) if args.smoke else (args.side, args.steps)
 
@@ -134,14 +135,14 @@ def main() -> None:
         )
         print(f"the call returned after {1e3 * (time.perf_counter() - began):.0f} ms")
         window = Window(steps) if args.show else None
-        kept = follow(run, (side, side), window)
+        snapshots = follow(run, (side, side), window)
         seconds, tiles = run.report.seconds, run.progress[1]
     print(f"{tiles} tiles of {TILE} x {TILE} pixels in {seconds:.2f} s")
     if window is None:
-        draw(kept, steps, args.output)
-        print(f"drawn: {args.output}")
+        draw(snapshots, steps, args.output)
+        print(f"wrote {args.output}")
     else:
-        input("Enter ends it. ")
+        input("Press Enter to exit. ")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""A model fitted to each of a million rows: the lifetime of a decay, beside the plain loop.
+"""Fit a model to each of a million rows, and compare with a plain loop.
 
     python examples/rows.py
     python examples/rows.py --rows 200_000 --workers 1
 
-Each row is a trace: counts of photons that arrive while a fluorophore decays.  Its fit uses the
-samples up to the first one that sinks into the dark counts, another number of them in each row, so
-that no single NumPy expression fits all rows: a Python function is called for each.
+Each row is a trace: counts of photons that arrive while a fluorophore decays.  The fit uses the
+samples before the first sample below the dark counts.  Their number differs from row to row, so no
+single NumPy expression fits all rows: a Python function is called for each row.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import shmpar
 Array = np.ndarray[Any, Any]
 
 SAMPLES = 64
-STEP = 0.25  # nanoseconds from sample to sample
+STEP = 0.25  # nanoseconds between samples
 DARK = 5.0  # counts
 TIMES = np.arange(SAMPLES) * STEP
 NOTHING = np.array([np.nan, np.nan])
 
 
 def fit(trace: Array) -> Array:
-    """Fit ``amplitude * exp(-t / lifetime)``: an array of amplitude (counts) and lifetime (ns).
+    """Fit ``amplitude * exp(-t / lifetime)``; return amplitude (counts) and lifetime (ns).
 
-    The logarithm makes it a straight line, weighted by the counts since the variance of log(n) is
-    1 / n: closed form, no iterations.  NaN where there is no slope to fit.
+    The fit is a straight line through the logarithms, weighted by the counts, since the variance
+    of log(n) is 1 / n.  It has a closed form.  The result is NaN if there is no slope to fit.
     """
     below = trace < DARK
     end = int(below.argmax()) or SAMPLES
@@ -48,23 +48,23 @@ def fit(trace: Array) -> Array:
 
 
 def simulated(block: Array, rng: np.random.Generator) -> Array:
-    """Photon counts of as many traces as the block has rows, of 1.5 to 4 ns and 200 counts."""
+    """Return photon counts of a trace per row, with lifetimes of 1.5 to 4 ns."""
     lifetimes = rng.uniform(1.5, 4.0, size=(len(block), 1))
     return rng.poisson(200 * np.exp(-TIMES / lifetimes)).astype(block.dtype)
 
 
 def main() -> None:
-    """Read the command line, fit, compare with the loop."""
+    """Read the command line, fit, and compare with the loop."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--sample", type=int, default=20_000, help="rows of the plain loop")
-    parser.add_argument("--workers", type=int, help="default: one a CPU")
-    parser.add_argument("--smoke", action="store_true", help="20,000 rows, 2,000 of them looped")
+    parser.add_argument("--sample", type=int, default=20_000, help="rows for the plain loop")
+    parser.add_argument("--workers", type=int, help="default: one per CPU")
+    parser.add_argument("--smoke", action="store_true", help="20,000 rows, 2,000 in the loop")
     options = parser.parse_args()
     if options.smoke:
         options.rows, options.sample = 20_000, 2_000
     if options.rows < 1 or options.sample < 1:
-        parser.error("--rows and --sample are 1 or more")
+        parser.error("--rows and --sample must be 1 or more")
 
     with shmpar.Pool(options.workers) as pool:
         traces = pool.empty((options.rows, SAMPLES), np.uint16)
@@ -80,19 +80,19 @@ def main() -> None:
     seconds = time.perf_counter() - began
 
     if not np.array_equal(fits[: options.sample], looped, equal_nan=True):
-        raise SystemExit("the results differ from those of the plain loop")
+        raise SystemExit("the results differ from the results of the plain loop")
     lifetimes = fits[np.isfinite(fits[:, 1]), 1]
     low, middle, high = np.percentile(lifetimes, [5, 50, 95])
-    print(f"{len(lifetimes):,} fitted: median lifetime {middle:.2f} ns, 5 to 95 % of them")
-    print(f"from {low:.2f} to {high:.2f} ns")
+    print(f"{len(lifetimes):,} fitted: median lifetime {middle:.2f} ns,")
+    print(f"5th to 95th percentile {low:.2f} to {high:.2f} ns")
     print()
 
     rate, plain = options.rows / report.seconds, len(sample) / seconds
-    print(f"{'':<22}{'rows':>12}{'seconds':>10}{'rows/s':>12}")
-    print(f"{'plain loop':<22}{len(sample):>12,}{seconds:>10.2f}{plain:>12,.0f}")
+    print(f"{'':<24}{'rows':>12}{'seconds':>10}{'rows/s':>12}")
+    print(f"{'plain loop':<24}{len(sample):>12,}{seconds:>10.2f}{plain:>12,.0f}")
     ours = f"parallel_map, {report.workers} workers"
-    print(f"{ours:<22}{options.rows:>12,}{report.seconds:>10.2f}{rate:>12,.0f}")
-    print(f"the same to the last bit; {rate / plain:.2f} times the rate")
+    print(f"{ours:<24}{options.rows:>12,}{report.seconds:>10.2f}{rate:>12,.0f}")
+    print(f"the results are the same to the last bit, at {rate / plain:.2f} times the rate")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Mean, spread and a percentile of every tile of a large image, as heat maps beside it.
+"""Compute mean, spread and a percentile of every tile of a large image; draw heat maps.
 
-    python examples/tiled_statistics.py                         # a retina of 200 megapixels
-    python examples/tiled_statistics.py slide.tif --tile 128    # an image of yours
+    python examples/tiled_statistics.py                         # an enlarged photograph
+    python examples/tiled_statistics.py slide.tif --tile 128    # your image
 
-The image is a file of yours, or the photograph of a retina that scikit-image ships: its green
-channel, enlarged to the size of a slide scan, with the shot noise that a camera would add.  It lies
-in shared memory once; a .npy file, or a .tif that is not compressed, is mapped and not copied.
+The image is a file of yours, or the photograph of a retina that scikit-image ships.  The example
+enlarges its green channel to the size of a slide scan, and adds the shot noise of a camera.  The
+image lies in shared memory once.  A .npy file, or an uncompressed .tif, is mapped and not copied.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ except ImportError as error:
 
 Array = np.ndarray[Any, Any]
 
-SMOOTHING = 2.0  # standard deviation of the Gaussian over the tiles' medians, in tiles
-PREVIEW = 1000  # at most so many pixels of the overview along the longer side
+SMOOTHING = 2.0  # standard deviation in tiles of the Gaussian filter of the medians
+PREVIEW = 1000  # largest number of pixels of the overview along the longer side
 RETINA = "Retina"
 
 
-# What workers call.  Each gets a block: a read-only view of the shared image, no copy.
+# Functions that workers call.  Each receives a block: a read-only view of the shared image.
 
 
 def statistics(tile: Array, percent: float) -> tuple[int, float, float, float, float]:
-    """Describe a tile: its pixels, their mean, standard deviation, median and a percentile."""
+    """Return the number of pixels, mean, standard deviation, median and a percentile of a tile."""
     tile = gray(tile)
     median, high = np.percentile(tile, [50, percent])
     return tile.size, tile.mean(), tile.std(), median, high
 
 
 def shrunk(block: Array, step: int) -> Array:
-    """Average squares of step x step pixels."""
+    """Average each square of step x step pixels."""
     rows, columns = block.shape[0] // step, block.shape[1] // step
     return gray(block).reshape(rows, step, columns, step).mean(axis=(1, 3))
 
 
 def enlarge(block: Array, block_info: Any, rng: np.random.Generator, picture: Array) -> Array:
-    """Compute a block of the enlarged picture from where the block lies, and add shot noise."""
+    """Compute a block of the enlarged picture from its place, and add shot noise."""
     patch, weights = picture, []
     for axis, place in enumerate(block_info[0]["array-location"]):
         scale = picture.shape[axis] / block_info[0]["shape"][axis]
@@ -70,12 +70,12 @@ def enlarge(block: Array, block_info: Any, rng: np.random.Generator, picture: Ar
     return np.rint(noisy).clip(0, 65535).astype(block.dtype)
 
 
-# Where the image comes from
+# The image
 
 
 def large_retina(pool: shmpar.Pool, megapixels: float) -> Array:
     """Fill a shared array with the picture, in place."""
-    green = data.retina()[..., 1]  # vessels show best in it
+    green = data.retina()[..., 1]  # Why: vessels have the best contrast here.
     side = max(64, round((megapixels * 1e6) ** 0.5))
     image = pool.empty((side, side), np.uint16)
     picture = green.astype(np.float32) * 16  # counts of a camera with 12 bits
@@ -90,11 +90,11 @@ def large_retina(pool: shmpar.Pool, megapixels: float) -> Array:
     )
 
 
-# What is said and shown
+# Output
 
 
 class Panel(NamedTuple):
-    """One picture: its values, each the one of step x step pixels, and how to show them."""
+    """A picture in which each value stands for step x step pixels, and its colour map."""
 
     name: str
     values: Array
@@ -103,7 +103,7 @@ class Panel(NamedTuple):
 
 
 def overview(pool: shmpar.Pool, image: Array, tile: int) -> tuple[Array, int]:
-    """Shrink the image to a size for the screen; also say how many pixels are one."""
+    """Shrink the image to a size for the screen; also return the pixels per step."""
     step = max(1, -(-max(image.shape[:2]) // PREVIEW))
     tile = max(1, tile // step) * step
     rows, columns = (length // step * step for length in image.shape[:2])
@@ -124,21 +124,21 @@ def overview(pool: shmpar.Pool, image: Array, tile: int) -> tuple[Array, int]:
 
 
 def whole(sizes: Array, means: Array, stds: Array) -> tuple[float, float]:
-    """Mean and standard deviation of the image, from those of its tiles."""
+    """Return mean and standard deviation of the image, from the values of its tiles."""
     mean = float(np.average(means, weights=sizes))
     variance = float(np.average(stds**2 + (means - mean) ** 2, weights=sizes))
     return mean, variance**0.5
 
 
 def number(value: float | None) -> str:
-    """Write a number, be it a count or a fraction."""
+    """Format a number; None is a dash."""
     if value is None:
         return "-"
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"  # noqa: PLR2004 (a thousand)
 
 
 def table(maps: dict[str, Array], totals: list[float | None], tile: int) -> str:
-    """Line up one row a statistic; say at which pixel the tile with the highest begins."""
+    """Return a table with a row per statistic, and the first pixel of its highest tile."""
     title = f"{'pixel values':<17}{'image':>11}{'lowest':>11}{'median':>11}{'highest':>11}"
     lines = [f"{title}   highest in the tile at", "-" * (len(title) + 25)]
     for (name, values), total in zip(maps.items(), totals, strict=True):
@@ -150,7 +150,7 @@ def table(maps: dict[str, Array], totals: list[float | None], tile: int) -> str:
 
 
 def draw(output: Path, title: str, panels: list[Panel], shape: tuple[int, ...]) -> None:
-    """Save the first panel on the left and the others on the right, all in the image's pixels."""
+    """Save the first panel on the left and the others on the right, in pixels of the image."""
     rows, columns = shape
     height = float(np.clip(6.2 * rows / columns, 3.4, 9))
     figure = plt.figure(figsize=(13, height), layout="constrained", dpi=110)
@@ -162,7 +162,7 @@ def draw(output: Path, title: str, panels: list[Panel], shape: tuple[int, ...]) 
         shown = axes.imshow(
             panel.values, panel.colours, vmin=low, vmax=high, extent=(-0.5, across, down, -0.5)
         )
-        # the last tiles may be cut, the overview lacks what makes no whole square
+        # Why: the last tiles may be smaller, and the overview drops incomplete squares.
         axes.set(xlim=(-0.5, min(across, columns - 0.5)), ylim=(min(down, rows - 0.5), -0.5))
         axes.set_title(panel.name[0].upper() + panel.name[1:], fontsize=11)
         axes.locator_params(nbins=4)
@@ -184,7 +184,7 @@ def draw(output: Path, title: str, panels: list[Panel], shape: tuple[int, ...]) 
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, print, draw."""
+    """Measure, print and draw."""
     tile = options.tile
     with shmpar.Pool(options.workers) as pool:
         began = time.perf_counter()
@@ -244,7 +244,7 @@ def main() -> None:
     if options.smoke:
         options.megapixels, options.tile = 4, 128
     if not 0 <= options.percentile <= 100:  # noqa: PLR2004 (percent)
-        parser.error("a percentile is from 0 to 100")
+        parser.error("--percentile must be from 0 to 100")
     run(options)
 
 

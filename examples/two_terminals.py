@@ -1,9 +1,10 @@
-"""One array in two terminals: what either process writes, the other one sees.
+"""Share an array between two terminals: each process sees the values that the other writes.
 
     python examples/two_terminals.py create                # in the first terminal
     python examples/two_terminals.py attach shmpar_demo    # in the second one
 
-The array lies in memory once, under a name.  Ctrl-C ends either; the creator takes the name along.
+The array lies in memory once, under a name.  Ctrl-C ends each process.  The creator removes the
+name.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ import shmpar
 
 NAME = "shmpar_demo"
 SHAPE = (3, 4)
-CREATOR, ATTACHED = 0, 1  # rows: each process writes one of its own
-SECONDS = 0.2  # between two looks at the array
+CREATOR, ATTACHED = 0, 1  # the row that each process writes
+SECONDS = 0.2  # between two reads of the array
 
 
 def say(text: str) -> None:
-    """Print at once, into a pipe too."""
+    """Print and flush."""
     print(text, flush=True)
 
 
 def talk(array: Any, mine: int, theirs: int, rounds: int | None) -> None:
-    """Write the own row, print the other one's whenever it has changed."""
+    """Write to one row; print the other row when it has changed."""
     seen = array[theirs].copy()
     count = 0
     while rounds is None or count < rounds:
@@ -42,43 +43,43 @@ def talk(array: Any, mine: int, theirs: int, rounds: int | None) -> None:
         time.sleep(SECONDS)
         if not np.array_equal(array[theirs], seen):
             seen = array[theirs].copy()
-            say(f"the other one wrote {seen.astype(int).tolist()}")
+            say(f"the other process wrote {seen.astype(int).tolist()}")
 
 
 def create(name: str, rounds: int | None) -> None:
-    """Make the array; its name goes when the block ends, however it ends."""
+    """Create the array; its name is removed when the block ends."""
     try:
         array = shmpar.zeros(SHAPE, name=name)
     except FileExistsError:
         raise SystemExit(
-            f"the name {name!r} is taken: another 'create' is running; choose another name\n"
-            "(if it was killed, it could not clean up: the next shmpar.Pool() does that)"
+            f"the name {name!r} exists: another 'create' is running; choose another name\n"
+            "(if that process was killed, the next shmpar.Pool() removes the name)"
         ) from None
     with array:
         say(f"created {array.name!r}: shape {array.shape}, {array.dtype}. In another terminal:")
         say(f"    python {sys.argv[0]} attach {array.name}")
         with suppress(KeyboardInterrupt):
             talk(array, CREATOR, ATTACHED, rounds)
-    say("\nremoved the name; the memory goes with the last process that uses it")
+    say("\nremoved the name; the last process that uses the memory releases it")
 
 
 def attach(name: str, rounds: int | None) -> None:
-    """Find the array; leaving takes nothing away from the creator."""
+    """Attach to the array; the creator keeps it."""
     try:
         array = shmpar.attach(name, SHAPE, float)
     except shmpar.SegmentGone:
         raise SystemExit(
-            f"there is no array {name!r}; start this first, in another terminal:\n"
+            f"there is no array {name!r}; first start this in another terminal:\n"
             f"    python {sys.argv[0]} create {name}"
         ) from None
     say(f"attached {name!r}: shape {array.shape}, {array.dtype}")
     with suppress(KeyboardInterrupt):
         talk(array, ATTACHED, CREATOR, rounds)
-    say("\nleft; the array is still there for its creator")
+    say("\ndetached; the creator still has the array")
 
 
 def smoke() -> None:
-    """Play both terminals: attach too early, create, attach, leave first, Ctrl-C."""
+    """Act as both terminals: attach too early, create, attach, detach, press Ctrl-C."""
     name = f"{NAME}_{time.time_ns():x}"
     script = [sys.executable, str(Path(__file__).resolve())]
     early = subprocess.run(
@@ -112,18 +113,18 @@ def smoke() -> None:
         gone = False
     except shmpar.SegmentGone:
         gone = True
-    fine = {
-        "attach before create is explained": early.returncode == 1 and "first" in early.stderr,
-        "the second saw the first": "the other one wrote" in second.stdout,
-        "the first saw the second": "the other one wrote" in said,
-        "both ended without a complaint": (second.stderr + complaints).strip() == ""
+    checks = {
+        "attach before create has a clear error": early.returncode == 1 and "first" in early.stderr,
+        "the second process saw the first": "the other process wrote" in second.stdout,
+        "the first process saw the second": "the other process wrote" in said,
+        "both processes ended without an error": (second.stderr + complaints).strip() == ""
         and (second.returncode, creator.returncode) == (0, 0),
         "nothing is left": gone,
     }
-    for what, held in fine.items():
-        print(f"{'ok' if held else 'NOT OK':<8}{what}")
-    if not all(fine.values()):
-        raise SystemExit(second.stderr + complaints + "two terminals do not agree")
+    for claim, holds in checks.items():
+        print(f"{'ok' if holds else 'NOT OK':<8}{claim}")
+    if not all(checks.values()):
+        raise SystemExit(second.stderr + complaints + "a check failed")
 
 
 def main() -> None:
@@ -133,13 +134,13 @@ def main() -> None:
     )
     parser.add_argument("command", nargs="?", choices=["create", "attach"])
     parser.add_argument("name", nargs="?", default=NAME)
-    parser.add_argument("--rounds", type=int, help="stop by itself after so many writes")
-    parser.add_argument("--smoke", action="store_true", help="play both terminals, and check")
+    parser.add_argument("--rounds", type=int, help="stop after this number of writes")
+    parser.add_argument("--smoke", action="store_true", help="act as both terminals, and check")
     options = parser.parse_args()
     if options.smoke:
         smoke()
     elif options.command is None:
-        parser.error("say create or attach")
+        parser.error("the command must be create or attach")
     else:
         with suppress(KeyboardInterrupt):
             {"create": create, "attach": attach}[options.command](options.name, options.rounds)

@@ -164,7 +164,7 @@ def test_histogram_equalise_agrees_with_numpy_and_draws(example, tmp_path):
     """On the picture that it lays out; the greys are spread afterwards."""
     said = example("histogram_equalise.py", "--smoke")
     assert said.startswith("Moon: 1,000 x 1,000 pixels, uint8\n")
-    assert "\nequal, every pixel\n" in said
+    assert "\nevery pixel is equal\n" in said
     before, after = re.search(r"^std deviation +([\d.]+) +([\d.]+)$", said, re.MULTILINE).groups()
     assert float(before) < 20
     assert float(after) == pytest.approx(256 / 12**0.5, abs=1)  # that of equally frequent greys
@@ -230,4 +230,4 @@ def test_batch_files_refuses_a_folder_without_images(refusals, tmp_path):
     empty, bad = refusals("batch_files.py", ["empty"], ["bad"])
     assert (empty[0], bad[0]) == (1, 1)
     assert "files in empty" in empty[1]
-    assert "\nno file can be read; the first: " in bad[1]
+    assert "\nno file can be read; the first error: " in bad[1]
