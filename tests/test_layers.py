@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import graphlib
 import io
 import os
 import re
+import textwrap
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -280,6 +282,16 @@ def test_the_page_shows_the_layers():
         parts = [other.partition(".") for other in modules() if layer(other) == name]
         inside = {rest for _, _, rest in parts} - {"", "__init__"}
         assert set(shown) == inside, f"correct the row of {name}"
+
+
+def test_the_example_of_the_page_is_right():
+    """Each statement in the example of the page of the architecture prints the lines below it."""
+    with open(PAGE, encoding="utf-8") as file:
+        blocks = re.findall(r"^ *```pycon\n(.*?)^ *```", file.read(), re.MULTILINE | re.DOTALL)
+    text = "\n".join(map(textwrap.dedent, blocks))
+    example = doctest.DocTestParser().get_doctest(text, {}, "the example", PAGE, 0)
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_there_are_few_modules():
