@@ -1,9 +1,9 @@
 """Options and fixtures of the test suite.
 
-``--stress`` runs the long campaigns, ``--stress-seed`` repeats one, and ``--fuzz-seconds`` says how
-long those take that make up bytes.  The autouse fixture
-``nothing_left`` is in ``nothing_left.py`` beside this file, fresh interpreters in
-``interpreters.py``, what several processes of one test run agree on in ``turns.py``.
+``--stress`` runs the long campaigns, ``--stress-seed`` repeats one, and ``--fuzz-seconds`` limits
+those that make up bytes. ``--verb`` runs the tests of one verb; ``verbs.py`` beside this file has
+the table of them. The autouse fixture ``nothing_left`` is in ``nothing_left.py``, fresh
+interpreters are in ``interpreters.py``, and the processes of one test run agree in ``turns.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import hypothesis
 import pytest
 
 import shmpar
-from tests import interpreters, nothing_left, pools, processes, turns
+from tests import interpreters, nothing_left, pools, processes, turns, verbs
 
 # Half of the usual hundred examples are a third of a minute less; --stress has a hundred times as
 # many, and without CI each run draws others.
@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("shmpar")
     group.addoption("--stress", action="store_true", help="also run the tests marked stress")
     group.addoption("--stress-seed", type=int, help="repeat a stress campaign with this seed")
+    group.addoption("--verb", choices=sorted(verbs.FILES), help="only the tests of this verb")
     group.addoption("--fuzz-seconds", type=float, default=60, help="how long each fuzz target runs")
 
 
@@ -48,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
         hypothesis.settings.load_profile("stress" if config.getoption("stress") else profile)
     config.pluginmanager.register(nothing_left, "shmpar-nothing-left")
     config.pluginmanager.register(turns, "shmpar-turns")
+    config.pluginmanager.register(verbs, "shmpar-verbs")
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
