@@ -57,6 +57,7 @@ R = TypeVar("R")
 _ENGINES = ("processes", "threads", "serial")
 # Why calls are waited for: other executors make the submitted calls before the interpreter exits.
 _LEFT_OPEN = Close(cancel_runs=True, cancel_calls=False)
+_AT_ONCE = Close(cancel_runs=True, cancel_calls=True, kill=True)
 
 
 class EngineSpec(NamedTuple):
@@ -284,15 +285,19 @@ class Pool(Reductions, Memory, Executor):
             spec = spec._replace(name="serial")
         self._resume = weakref.WeakMethod(self._launch)
         remove_stale()
-        try:
-            self._loop = Loop(partial(spec.make, self._initializer), self._manager.close)
-        except BaseException:
-            self._manager.close()
-            raise
-        # Why here: BLAS libraries take a cap from the main thread alone.
-        self._uncap = cap_threads(spec.threads) if engine == "threads" else None
+        self._loop = Loop(partial(spec.make, self._initializer), self._manager.close)
+        self._uncap: Callable[[], object] | None = None
+        # Invariant: a pool with workers is among those that are closed at exit, at any interrupt.
         self._open = True
-        _open_pools.add(self)
+        try:
+            _open_pools.add(self)
+            self._loop.begin()
+            if engine == "threads":
+                # Why here: BLAS libraries take a cap from the main thread alone.
+                self._uncap = cap_threads(spec.threads)
+        except BaseException:
+            self._close(_AT_ONCE)
+            raise
 
     @property
     def last_run(self) -> Run | None:
@@ -449,12 +454,17 @@ class Pool(Reductions, Memory, Executor):
     def _close(self, how: Close, *, wait: bool = True) -> None:
         if self._pid != os.getpid():
             return
-        self._open = False
-        _closing.add(self._loop)
-        _open_pools.discard(self)
-        uncap, self._uncap = self._uncap, None
+        uncap = None
         try:
+            self._open = False
+            _closing.add(self._loop)
+            _open_pools.discard(self)
+            uncap, self._uncap = self._uncap, None
             self._loop.close(how, wait=wait)
+        except BaseException:
+            # Why: an interrupt may have come before the loop knew that it is to end.
+            self._loop.close(_AT_ONCE, wait=wait)
+            raise
         finally:
             if uncap is not None:
                 uncap()
@@ -480,7 +490,8 @@ class Pool(Reductions, Memory, Executor):
                 stacklevel=1,
                 source=self,
             )
-            self._close(_LEFT_OPEN)
+            # Why no wait: the garbage collector may run in a thread that holds a lock.
+            self._close(_LEFT_OPEN, wait=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In a worker, a pool that the function holds is a serial one, with its defaults."""
@@ -524,13 +535,15 @@ def _close_all() -> None:
         with contextlib.suppress(Exception):
             pool._close(_LEFT_OPEN)  # noqa: SLF001
     for loop in list(_closing):
-        loop.wait()
+        if loop.pid == os.getpid():
+            loop.close(Close(cancel_runs=False, cancel_calls=False))
 
 
 class _Default:
     """The one pool of this interpreter, made when it is first asked for."""
 
-    lock = threading.Lock()
+    # Why reentrant: a signal handler may call a verb while its thread makes the pool.
+    lock = threading.RLock()
     pool: Pool | None = None
     pid = 0
 
@@ -538,10 +551,14 @@ class _Default:
 def default_pool() -> Pool:
     """The pool of the module's verbs: as many workers as CPUs; it ends with the interpreter."""
     if _Default.pid != os.getpid():  # a forked child's copy of a lock may never be released
-        _Default.lock, _Default.pool, _Default.pid = threading.Lock(), None, os.getpid()
+        _Default.lock, _Default.pool, _Default.pid = threading.RLock(), None, os.getpid()
     with _Default.lock:
         if _Default.pool is None or _Default.pool.closed:
-            _Default.pool = Pool()
+            made = Pool()
+            if _Default.pool is None or _Default.pool.closed:
+                _Default.pool = made
+            else:  # a signal handler has made one meanwhile
+                made.shutdown()
         return _Default.pool
 
 

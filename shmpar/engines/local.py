@@ -60,12 +60,23 @@ class Initializer:
     def __init__(self, call: Callable[[], object] | None) -> None:
         self._call = call
         self._broken: BaseException | None = None
+        self._once = threading.RLock()
 
     def run(self) -> None:
         """Call it, unless it was called before; raise the error of every later run."""
         if self._call is not None:
+            # Lock: a caller's thread and the pool thread of a serial pool may come at once. The
+            # initializer does not wait for the pool: its own calls run in its thread.
+            with self._once, inside_worker():
+                self._run_once()
+        if self._broken is not None:
+            raise self._broken.with_traceback(None)
+
+    def _run_once(self) -> None:
+        call = self._call
+        if call is not None:
             try:
-                self._call()
+                call()
             except KeyboardInterrupt:  # the next run calls it again
                 raise
             except BaseException as error:  # noqa: BLE001 - each run is told
@@ -73,8 +84,6 @@ class Initializer:
 
                 self._broken = initializer_failed(error)
             self._call = None
-        if self._broken is not None:
-            raise self._broken.with_traceback(None)
 
 
 class LocalChannel:

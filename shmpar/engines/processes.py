@@ -147,6 +147,18 @@ class ProcessesEngine:
             return
         launched = self._launcher.start(worker)
         handle = self._handles[worker] = WorkerHandle(worker, launched)
+        try:
+            self._set_up(handle)
+        except BaseException:
+            # Why: nobody would hear of this worker, or it would serve without its initializer.
+            launched.process.kill()
+            self._unlink(handle)
+            handle.close()
+            launched.process.wait()
+            raise
+
+    def _set_up(self, handle: WorkerHandle) -> None:
+        launched = handle.launched
         self._selector.register(launched.wire.fileno(), selectors.EVENT_READ, (handle, False))
         if launched.pidfd >= 0:
             self._selector.register(launched.pidfd, selectors.EVENT_READ, (handle, True))
@@ -344,11 +356,10 @@ class ProcessesEngine:
         try:
             if active.outputs is None:
                 active.allocate(Announcement.unpack(event.announcement))
+            self._send_outputs(handle, active)
         except Exception as error:  # noqa: BLE001 - the run is told, and stops
             handle.notify(protocol.AbandonRun(event.run))
             self._events.append(protocol.PlanRejected(event.run, error))
-        else:
-            self._send_outputs(handle, active)
 
     # Sending
 
@@ -395,12 +406,16 @@ class ProcessesEngine:
             if handle.ready and not busy:
                 handle.notify(protocol.ExitNow())
             elif not handle.exiting:
-                handle.launched.process.kill()
+                with contextlib.suppress(PermissionError):
+                    handle.launched.process.kill()
         deadline = time.monotonic() + _EXIT_SECONDS
         for handle in list(self._handles.values()):
-            await_exit(handle.launched.process, handle.launched.pidfd, deadline)
+            # Why suppressed: after a setuid we may not kill; the end of its life pipe does.
+            with contextlib.suppress(PermissionError):
+                await_exit(handle.launched.process, handle.launched.pidfd, deadline)
             self._unlink(handle)
             handle.close()
+            handle.launched.process.wait()
         self._selector.close()
         self._wake = self._tracker.wake = None
         self._ledgers.clear()

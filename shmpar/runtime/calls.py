@@ -11,6 +11,7 @@ Guarantees
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import itertools
 import logging
@@ -124,6 +125,22 @@ class CallbackThreads:
                 thread.join()
 
 
+class _Condition(_thread.RLock):  # type: ignore[misc]
+    """The condition of a future that waits at its latch.
+
+    Why not `threading.Condition`: its `__enter__` and `__exit__` are Python functions. An interrupt
+    inside of them, in a thread that polls `done()`, leaves the lock locked, and the pool thread
+    waits for it for ever. Those of a lock are not interrupted.
+    """
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return at once: the future has been waited for."""
+        return False
+
+    def notify_all(self) -> None:
+        """Do nothing: nobody waits here."""
+
+
 class PoolFuture(Future[Any]):
     """A future whose callbacks the pool thread does not run.
 
@@ -135,6 +152,7 @@ class PoolFuture(Future[Any]):
 
     def __init__(self) -> None:
         super().__init__()
+        self._condition = _Condition()  # type: ignore[assignment]
         self.resolved = Latch()
         self._pool_callbacks: deque[Callable[[Future[Any]], object]] = deque()
 
@@ -199,6 +217,7 @@ class Call(PoolFuture):
         """Cancel the call unless a worker has it; return whether it is cancelled."""
         cancelled = super().cancel()
         if cancelled:
+            self.prepared = None  # Why: it may be queued for long, and needs its arguments no more.
             self.resolved.set()
             self.run_callbacks()
         return cancelled
@@ -227,6 +246,7 @@ class Calls:
             # Why only the first time: a call that is made again is running already.
             if call.worker is None and not call.set_running_or_notify_cancel():
                 call.prepared = None
+                call.notify(self._callbacks)  # Why again: `cancel` may have been interrupted.
                 continue
             call.worker = worker
             self._running[call.number] = call

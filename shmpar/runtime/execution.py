@@ -17,8 +17,8 @@ Guarantees
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +34,7 @@ from shmpar.memory.allocate import SMALL, preflight
 from shmpar.memory.locate import kind_of
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.runtime import failures, scheduler
+from shmpar.runtime.calls import Latch
 from shmpar.runtime.outputs import Outputs, Scratch
 from shmpar.worker.compute import ApplyAlongAxis
 from shmpar.worker.verify import Verification
@@ -95,15 +96,15 @@ class CompletionStream:
     def __init__(self) -> None:
         self._chunks: list[int] = []
         self._complete = False
-        self._changed = threading.Condition()
+        # Why a latch for each change: an interrupt of an iterator leaves no lock locked.
+        self._changed = Latch()
 
     def add(self, chunks: Iterable[int], *, last: bool = False) -> None:
-        """Add chunks; `last` ends the stream."""
-        # Lock: held for a few instructions, by the pool thread and by iterators; no user code.
-        with self._changed:
-            self._chunks.extend(chunks)
-            self._complete = self._complete or last
-            self._changed.notify_all()
+        """Add chunks, in one thread at a time; `last` ends the stream."""
+        self._chunks.extend(chunks)
+        self._complete = self._complete or last
+        changed, self._changed = self._changed, Latch()
+        changed.set()
 
     def __iter__(self) -> Iterator[int]:
         """Yield the chunks as they are completed, in the order of their completion."""
@@ -114,9 +115,12 @@ class CompletionStream:
 
     def _after(self, position: int) -> list[int]:
         """Wait for chunks behind a position, or for the end; return them."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._chunks) > position or self._complete)
-            return self._chunks[position:]
+        while True:
+            # Invariant: the latch is taken before the look, so a later change sets it.
+            changed, complete = self._changed, self._complete
+            if len(self._chunks) > position or complete:
+                return self._chunks[position:]
+            changed.wait()
 
 
 class Statistics:
@@ -373,17 +377,18 @@ class Execution:
         # Why: while the outputs are in spare memory, no other thread can look at them.
         waits = self._attended and plan.fail_fast and active.checksums is None
         active.small_outputs = waits and engine.slab is not None and active.outputs is None
+        self._scheduler.max_startup_failures = max_startup_failures(engine.workers)
         try:
             ready = engine.open(active)
+            self.statistics.opened = time.perf_counter()
+            self.statistics.cold = not ready
+            # Invariant: no command after the first, which makes the counter, raises.
+            for command in self._scheduler.start(ready, self._todo):
+                self._do(command)
         except BaseException:
             self._active = None
             engine.close(active)
             raise
-        self.statistics.opened = time.perf_counter()
-        self.statistics.cold = not ready
-        self._scheduler.max_startup_failures = max_startup_failures(engine.workers)
-        for command in self._scheduler.start(ready, self._todo):
-            self._do(command)
         self._settle()
 
     def _allocate(self, announcement: Announcement) -> None:
@@ -592,7 +597,9 @@ class Execution:
         if active is None:
             self._end_unbegun()
             return
-        self._finalize(self._detach(active))
+        done = self._detach(active)
+        with contextlib.suppress(Exception):  # Why: the error is the outcome, not a later one.
+            self._finalize(done)
         for generation in active.generations:
             generation.tickets.close()
         self.unlock()

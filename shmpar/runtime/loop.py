@@ -17,12 +17,12 @@ finalizers, in any thread         append to a deque and wake the pool thread
 
 Locks, in the order in which they are acquired; no code of the user runs under any of them:
 
-1. `Loop._starting`: start and end of the pool thread.
+1. `Loop._starting`: start and end of the pool thread and of its engine.
 2. the condition of a `Future`, as in the standard library.
-3. the condition of a `CompletionStream`.
-4. `ThreadsEngine._allocating`: a worker thread allocates the outputs of a run.
+3. `ThreadsEngine._allocating`: a worker thread allocates the outputs of a run.
 
-Other threads post requests to a deque and wake the pool thread; both take no lock.
+`Initializer._once` is the exception: a pool's initializer runs under it. Other threads post
+requests to a deque and wake the pool thread; both take no lock.
 
 Guarantees
 ----------
@@ -34,6 +34,8 @@ Guarantees
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 from collections import deque
@@ -48,7 +50,7 @@ from shmpar.plan import Function
 from shmpar.runtime.calls import Call, CallbackThreads, Calls, Latch
 from shmpar.runtime.execution import Observer, max_startup_failures
 from shmpar.runtime.run import Run
-from shmpar.worker.context import in_worker
+from shmpar.worker.context import in_worker, inside_worker
 
 TICK_SECONDS = 0.1
 """How often progress is shown, and chunks that take too long are looked for."""
@@ -81,9 +83,14 @@ class Loop:
     Parameters
     ----------
     make_engine : callable
-        Makes the engine, now and after an unexpected error.
+        Makes the engine, at :meth:`begin` and after an unexpected error.
     at_end : callable
         Called when the engine has ended.
+
+    Attributes
+    ----------
+    pid : int
+        The process that made it; a forked child cannot use it.
     """
 
     def __init__(
@@ -97,14 +104,22 @@ class Loop:
         self._shown: set[int] = set()  # runs whose progress a callback thread shows
         self._callbacks = CallbackThreads()
         self._calls = Calls(self._callbacks)
-        self._starting = threading.Lock()
+        # Why reentrant: a signal handler may call the pool while its thread starts the pool thread.
+        self._starting = threading.RLock()
+        self._over = False  # Lock: _starting. No engine is made any more.
+        self._close_wanted = False
         self._thread: threading.Thread | None = None
         self._closing: Close | None = None
         self._deadline: float | None = None
         self._ended = Latch()
-        self.engine: Engine | None = _made_apart(make_engine)
+        self.engine: Engine | None = None
+        self.pid = os.getpid()
 
     # Any thread
+
+    def begin(self) -> None:
+        """Make the engine. After an error, or an interrupt, the loop must be closed."""
+        self._ready_engine()
 
     def run(self, run: Run) -> Any:
         """Execute a run; return its result or raise its error."""
@@ -155,17 +170,20 @@ class Loop:
         Does not wait in a thread for whose end the loop may wait: the pool thread, a callback
         thread, or a worker.
         """
-        self._post(partial(self._close, how))
-        here = threading.current_thread()
-        if wait and here is not self._thread and here not in self._callbacks and not in_worker():
+        wait = wait and threading.current_thread() not in self._callbacks and not in_worker()
+        self._close_wanted = True
+        try:
+            self._post(partial(self._close, how))
             thread = self._thread
-            try:
+            if wait:
                 self._ended.wait()
-            except BaseException:
-                now = Close(cancel_runs=True, cancel_calls=True, kill=True)
-                self._post(partial(self._close, now))
+        except BaseException:
+            now = Close(cancel_runs=True, cancel_calls=True, kill=True)
+            self._post(partial(self._close, now))
+            if wait:
                 self._ended.wait()
-                raise
+            raise
+        if wait:
             if thread is not None:
                 thread.join()
             self._callbacks.close()
@@ -175,19 +193,19 @@ class Loop:
         """True after the engine and the pool thread have ended."""
         return self._ended.is_set
 
-    def wait(self) -> None:
-        """Wait for the end of a loop that was closed."""
-        self._ended.wait()
-
     def _ready_engine(self) -> Engine:
-        """Return the engine; make one if an error has ended it."""
-        engine = self.engine
-        if engine is None:
+        """Return the engine; make one if there is none."""
+        while (engine := self.engine) is None:
             with self._starting:
-                engine = self.engine
-                if engine is None:
-                    engine = self.engine = _made_apart(self._make_engine)
+                # Invariant: no engine is made after the end, when nobody would end it.
+                if self._over:
+                    raise _closed()
+                if self.engine is None:
+                    _run_apart(self._set_engine)
         return engine
+
+    def _set_engine(self) -> None:
+        self.engine = self._make_engine()
 
     def _prepare(self, run: Run, *, attended: bool) -> None:
         run.cancel_by = self.cancel
@@ -200,45 +218,68 @@ class Loop:
 
     def _post(self, request: Callable[[], None]) -> None:
         """Give a request to the pool thread; start that thread if there is none."""
+        if self.pid != os.getpid():
+            raise RuntimeError("this pool belongs to the parent process; make one after the fork")
         self._inbox.append(request)
         if self._ended.is_set:
             self._refuse()
             return
-        if self._thread is None or not self._thread.is_alive():
+        thread = self._thread
+        if thread is None or not thread.is_alive():
             self._start_thread()
         # Invariant: the pool thread clears the flag before it empties the inbox, so a request that
         # was appended before this look is either seen by it or wakes it.
         if not self._signalled:
-            self._signalled = True
-            engine = self.engine
-            if engine is not None:
-                engine.wake()
+            try:
+                self._signalled = True
+                engine = self.engine
+                if engine is not None:
+                    engine.wake()
+            except BaseException:
+                self._signalled = False  # Why: an interrupt came first, so the next request wakes.
+                raise
 
     def _start_thread(self) -> None:
         # Lock: held while the pool thread starts or ends, never while it works.
         with self._starting:
             lives = self._thread is not None and self._thread.is_alive()
             if not lives and not self._ended.is_set:
-                self._thread = threading.Thread(target=self._main, name="shmpar-pool", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._main, name="shmpar-pool", daemon=True)
+                self._thread = thread
+                try:
+                    thread.start()
+                except BaseException:
+                    # Why: an interrupted start may have made a thread, or one that dies at once.
+                    self._thread = None
+                    raise
 
     # The pool thread
 
     def _main(self) -> None:
-        if self._thread is not threading.current_thread():
-            return  # Why: an interrupt has cut its start short, and another thread was started.
-        while True:
-            try:
-                engine = self._ready_engine()
-                while not self._is_over():
-                    self._step(engine)
-                self._end(engine)
-            except BaseException as error:  # noqa: BLE001 - runs and calls are told
-                self._recover(error)
-            with self._starting:
-                if self._ended.is_set or not self._inbox:
+        here = threading.current_thread()
+        with self._starting:
+            if self._thread is not here:
+                return  # Why: an interrupt has cut its start short; another thread may be started.
+        # Why: code of the user that runs here (unpickling, finalizers) cannot wait for this thread.
+        with inside_worker():
+            while True:
+                try:
+                    self._serve()
+                except BaseException as error:  # noqa: BLE001 - runs and calls are told
+                    self._recover(error)
+                with self._starting:
+                    # Invariant: a request that comes after the look at the inbox finds no thread.
                     self._thread = None
-                    return
+                    if self._ended.is_set or not self._inbox:
+                        return
+                    self._thread = here
+
+    def _serve(self) -> None:
+        if self.engine is not None or not self._close_wanted:
+            engine = self._ready_engine()
+            while not self._is_over():
+                self._step(engine)
+        self._end()
 
     def _step(self, engine: Engine) -> None:
         events = engine.wait(0.0 if self._inbox else self._timeout())
@@ -330,7 +371,7 @@ class Loop:
         try:
             for worker in range(engine.workers):
                 engine.replace(worker)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - the call is told
             call.resolve(self._callbacks, None, error)
             return
         self._calls.add(call)
@@ -371,18 +412,27 @@ class Loop:
         expired = self._deadline is not None and time.monotonic() >= self._deadline
         return expired or not self._calls
 
-    def _end(self, engine: Engine) -> None:
-        self.engine = None
+    def _end(self) -> None:
+        with self._starting:
+            self._over = True
+            engine, self.engine = self.engine, None
         try:
-            engine.shutdown()
+            if engine is not None:
+                engine.shutdown()
         finally:
             self._calls.abort(_closed())
+            self._set_ended()
+
+    def _set_ended(self) -> None:
+        try:
             self._at_end()
+        finally:
             self._ended.set()
             self._refuse()
 
-    def _refuse(self) -> None:
-        """Fail the requests that came after the end."""
+    def _refuse(self, error: BaseException | None = None) -> None:
+        """Fail the requests that came after the end, or for which there is no engine."""
+        error = error or _closed()
         while self._inbox:
             try:
                 request = self._inbox.popleft()
@@ -390,14 +440,16 @@ class Loop:
                 return
             item = request.args[0] if isinstance(request, partial) and request.args else None
             if isinstance(item, Run) and not item.execution.over:
-                item.execution.abort(_closed())
+                item.execution.abort(error)
                 item.finish(self._callbacks)
             elif isinstance(item, Call):
-                item.resolve(self._callbacks, None, _closed())
+                item.resolve(self._callbacks, None, error)
 
     def _recover(self, error: BaseException) -> None:
         """Fail all runs and calls with an error; the engine is in an unknown state."""
-        engine, self.engine = self.engine, None
+        with self._starting:
+            engine, self.engine = self.engine, None
+            self._over = over = self._closing is not None or (engine is None and self._close_wanted)
         self._signalled = False
         try:
             if engine is not None:
@@ -408,10 +460,10 @@ class Loop:
             self._calls.abort(error)
             self._shown.clear()
             self._finish_runs()
-            if self._closing is not None:
-                self._at_end()
-                self._ended.set()
-                self._refuse()
+            if over:
+                self._set_ended()
+            elif engine is None:  # none could be made
+                self._refuse(error)
 
 
 def execute_here(run: Run, initializer: Initializer, *, wait: bool = True) -> Any:
@@ -491,34 +543,34 @@ def _closed() -> RuntimeError:
     return RuntimeError("the pool was closed before this call was done")
 
 
-def _made_apart(make_engine: Callable[[], Engine]) -> Engine:
-    """Make an engine in a thread of its own, which no interrupt reaches.
+def _run_apart(task: Callable[[], None]) -> None:
+    """Run a task in a thread of its own, which no interrupt reaches, and wait for it.
 
     Why: an interrupt between the start of a process and the note of its number would leave it.
     """
-    made: list[Engine] = []
-    errors: list[BaseException] = []
+    tokens, errors, done = [None], list[BaseException](), Latch()
 
-    def make() -> None:
-        try:
-            made.append(make_engine())
-        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
-            errors.append(error)
-        finally:
-            done.set()
+    def run() -> None:
+        # Invariant: this thread takes the token, or the interrupted caller does, and gives up.
+        with contextlib.suppress(IndexError):
+            tokens.pop()
+            try:
+                task()
+            except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
+                errors.append(error)
+            finally:
+                done.set()
 
-    done = Latch()
-    thread = threading.Thread(target=make, name="shmpar-start", daemon=True)
-    thread.start()
+    thread = threading.Thread(target=run, name="shmpar-start", daemon=True)
     try:
+        thread.start()
         done.wait()
-    except BaseException:
-        done.wait()
-        for engine in made:
-            engine.shutdown()
-        raise
-    finally:
         thread.join()
+    except BaseException:
+        try:
+            tokens.pop()
+        except IndexError:
+            done.wait()
+        raise
     if errors:
         raise errors[0]
-    return made[0]

@@ -237,6 +237,12 @@ class Run(PoolFuture):
 
     def finish(self, callbacks: CallbackThreads) -> None:
         """Set the outcome of a run that is over, and let its waiters go on."""
+        # Lock: reentrant. A run that cannot be prepared may be cancelled by another thread.
+        with self._condition:
+            if not self.resolved.is_set:
+                self._finish(callbacks)
+
+    def _finish(self, callbacks: CallbackThreads) -> None:
         execution = self.execution
         outcome, execution.outcome = execution.outcome, None
         execution.release()
