@@ -850,6 +850,14 @@ class TestWindows:
         Worker(func, np.arange(5), outputs=outputs, **options).work()
         assert [output.tolist() for output in outputs] == [[10, 50, 40], [2, 2, 1]]
 
+    def test_rows_that_do_not_broadcast_are_failures_of_their_chunks(self) -> None:
+        """A ufunc raises on each chunk; the worker goes on."""
+        given = np.zeros((2_000, 3)), np.zeros((2_000, 4))
+        options = {"rows": True, "outputs": [np.zeros((2_000, 3))], "fail_fast": False}
+        worker = Worker(np.add, *given, **options).work()
+        assert len(worker.errors) == 2_000
+        assert isinstance(worker.errors[0], ValueError)
+
     def test_objects_are_handed_over_a_claim_at_a_time(self) -> None:
         """Each has its chunk's number, and is flushed before the claim is marked."""
         statuses = []

@@ -59,7 +59,7 @@ def _block_getter(grid: Grid, array: Array, axes: Axes) -> Getter:
 
 
 def _window_getter(grid: Grid, halo: Halo, array: Array, axes: Axes) -> Getter:
-    """Return the function that returns the block of an array with its halo.
+    """Return the getter of the block of an array with its halo.
 
     An axis that is not cut arrives whole, without a halo.
     """
@@ -85,22 +85,19 @@ def _window_getter(grid: Grid, halo: Halo, array: Array, axes: Axes) -> Getter:
     return window
 
 
-def special_arguments(
-    plan: Plan, arrays: Sequence[Array]
-) -> Callable[[int], dict[str, Any]] | None:
-    """Return the function for ``block_id``, ``block_info`` and ``rng``; None if none is wanted.
+def special_arguments(plan: Plan, arrays: Sequence[Array]) -> dict[str, Getter]:
+    """Return the functions for those of ``block_id``, ``block_info`` and ``rng`` that are passed.
 
     The values follow from the plan alone: a function must not see which chunk was the first.
     """
-    makers: dict[str, Getter] = {
+    getters: dict[str, Getter] = {
         "block_id": plan.grid.index,
         "block_info": lambda chunk: _block_info(plan, arrays, chunk),
         "rng": lambda chunk: np.random.default_rng(
             np.random.SeedSequence(plan.seed, spawn_key=(chunk,))
         ),
     }
-    wanted = {name: make for name, make in makers.items() if name in plan.special_parameters}
-    return (lambda chunk: {name: make(chunk) for name, make in wanted.items()}) if wanted else None
+    return {name: get for name, get in getters.items() if name in plan.special_parameters}
 
 
 def _block_info(

@@ -102,25 +102,23 @@ def storer(plan: Plan, outputs: Sequence[Array], is_tuple: bool) -> Store:
     """Return the function that checks a chunk's result and writes it into its window."""
     if not outputs:
         return _store_none
-    declared = _declared(plan, outputs)
-    stores = [_store_array(plan, *pair) for pair in zip(outputs, declared, strict=True)]
-    targets = [_scalar_target(plan, *pair) for pair in zip(outputs, declared, strict=True)]
-    if not is_tuple:
-        return stores[0] if targets[0] is None else _store_scalar(*targets[0], stores[0])
-    slow, found = _store_tuple(plan, stores, outputs), [one for one in targets if one is not None]
-    return slow if len(found) < len(targets) else _store_scalars(found, slow)
+    stores = [_store_array(plan, *pair) for pair in _with_declared(plan, outputs)]
+    checked = _store_tuple(plan, stores, outputs) if is_tuple else stores[0]
+    targets = [target for target in scalar_targets(plan, outputs) if target is not None]
+    if len(targets) < len(outputs):
+        return checked
+    return _store_scalars(targets, checked) if is_tuple else _store_scalar(*targets[0], checked)
 
 
-def scalar_target(plan: Plan, outputs: Sequence[Array], is_tuple: bool) -> ScalarTarget | None:
-    """Return the only output, if it takes one number per chunk."""
-    if is_tuple or len(outputs) != 1:
-        return None
-    return _scalar_target(plan, outputs[0], *_declared(plan, outputs))
+def scalar_targets(plan: Plan, outputs: Sequence[Array]) -> list[ScalarTarget | None]:
+    """Return each output that takes one number per chunk; None for another output."""
+    return [_scalar_target(plan, *pair) for pair in _with_declared(plan, outputs)]
 
 
-def _declared(plan: Plan, outputs: Sequence[Array]) -> list[bool]:
-    """Return for each output whether its dtype was declared."""
-    return [dtype is not None for dtype in plan.dtypes or (None,) * len(outputs)]
+def _with_declared(plan: Plan, outputs: Sequence[Array]) -> list[tuple[Array, bool]]:
+    """Return each output, and whether its dtype was declared."""
+    dtypes = plan.dtypes or (None,) * len(outputs)
+    return [(out, dtype is not None) for out, dtype in zip(outputs, dtypes, strict=True)]
 
 
 def _store_none(_chunk: int, value: Any) -> None:

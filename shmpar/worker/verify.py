@@ -175,11 +175,7 @@ class Verification:
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        inputs: Sequence[Array],
-        todo: tuple[int, ...] | None,
-        sums: Array | None,
+        self, plan: Plan, inputs: Sequence[Array], todo: tuple[int, ...] | None, sums: Array | None
     ) -> None:
         self._plan, self._inputs, self._todo = plan, inputs, todo
         self._before = [crc(one) for one in inputs]
