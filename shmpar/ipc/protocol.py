@@ -58,7 +58,7 @@ class PackedError(NamedTuple):
 
 
 class Work(NamedTuple):
-    """One generation of a run, for all workers; the body of :class:`RunPlan`.
+    """A generation of a run, for all workers; the body of :class:`RunPlan`.
 
     Attributes
     ----------
@@ -326,16 +326,6 @@ class WorkerLost(NamedTuple):
     at_startup: bool = False
 
 
-Event = (
-    WorkerReady
-    | OutputsNeeded
-    | ChunkFailed
-    | ClaimFinished
-    | ObjectsReturned
-    | CounterExhausted
-    | WorkerExiting
-    | PlanRejected
-    | CallFinished
-    | InitializerFailed
-    | WorkerLost
-)
+RunEvent = OutputsNeeded | ChunkFailed | ClaimFinished | ObjectsReturned | CounterExhausted
+WorkerEvent = WorkerReady | WorkerExiting | PlanRejected | InitializerFailed | WorkerLost
+Event = RunEvent | WorkerEvent | CallFinished
