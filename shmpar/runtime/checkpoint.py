@@ -39,7 +39,6 @@ import contextlib
 import fcntl
 import functools
 import hashlib
-import io
 import json
 import os
 import struct
@@ -163,13 +162,12 @@ def _unfinished(plan: Plan, outputs: Outputs, file: LedgerFile) -> tuple[int, ..
     windows = None if arrays is None else functools.partial(plan.windows, outputs=arrays)
     changed = file.verify(windows)
     if changed:
-        warnings.warn(
+        text = (
             f"{plan.verb}: of {done:,} chunks that {file.path!r} has as done, {changed:,} are "
             "not in the output as they were written: it was emptied, changed or removed since; "
-            "they are computed again",
-            RuntimeWarning,
-            stacklevel=levels_to_user(),
+            "they are computed again"
         )
+        warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
     if changed == done:
         return None
     if arrays:
@@ -267,13 +265,12 @@ class LedgerFile:
         """
         while True:
             try:
-                file = open_with_retry(lambda: io.FileIO(path, "r+", opener=_open_no_link))
+                fd = open_with_retry(lambda: os.open(path, os.O_RDWR | os.O_NOFOLLOW))
             except FileNotFoundError:
                 with contextlib.suppress(FileExistsError):  # Why: another process was faster.
                     _create(path, expected)
                 continue
-            with file:
-                fd = file.fileno()
+            with open(fd, "r+b", 0) as file:
                 _lock(fd, path)
                 if not _is_at(fd, path):
                     continue  # Why: it was replaced while this run waited for the lock.
@@ -328,10 +325,6 @@ class LedgerFile:
     def unlock(self) -> None:
         """Release the lock; call it when the last writer is idle."""
         fcntl.flock(self._segment.fileno(), fcntl.LOCK_UN)
-
-
-def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def _create(path: str, header: Header, *, replace: bool = False) -> None:

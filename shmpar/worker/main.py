@@ -37,15 +37,9 @@ from shmpar.ipc.wire import MAX_DESCRIPTORS, Wire
 from shmpar.memory.segment import Mapping, Segment
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
-from shmpar.worker import loop
+from shmpar.worker import context, loop
 from shmpar.worker.compute import Abandoned, Assignment
-from shmpar.worker.context import (
-    apply_environment,
-    exit_if_forked,
-    guard_forks,
-    has_changed,
-    inside_worker,
-)
+from shmpar.worker.context import exit_if_forked, inside_worker
 
 if TYPE_CHECKING:
     from shmpar.pickling.pack import Payload
@@ -101,9 +95,8 @@ class SocketChannel:
                 payload = pack_result(value)
             except PlanError as error:
                 name = type(value).__qualname__
-                raise ResultError(
-                    f"the function returned a {name}, which cannot be pickled"
-                ) from error
+                message = f"the function returned a {name}, which cannot be pickled"
+                raise ResultError(message) from error
             held = sum(len(one.segments) for _, one in self._returned)
             if held + len(payload.segments) > MAX_DESCRIPTORS:
                 self.flush()
@@ -275,11 +268,11 @@ class WorkerProcess:
         if self.broken:
             self.send(protocol.CallFinished(message.call, started=False))
             return
-        kept: Sequence[Array] = ()
+        private: Sequence[Array] = ()
         descriptors: list[int] = []
         try:
             self._apply(message.environment)
-            function, kept = self._unpack(message.payload, held)
+            function, private = self._unpack(message.payload, held)
             with inside_worker():
                 value = function.call(*function.values, **function.keywords)
             exit_if_forked()
@@ -292,8 +285,8 @@ class WorkerProcess:
             # Why: the user's code may keep the exception, and its frames hold the memory.
             error.__traceback__ = None
         finally:
-            if kept:
-                namespaces.forget(kept)
+            if private:
+                namespaces.forget(private)
         self.tasks_left -= 1
         self.send(reply, descriptors)
 
@@ -323,7 +316,7 @@ class WorkerProcess:
 
     def _work(self, assignment: Assignment, work: Work) -> protocol.CounterExhausted:
         """Compute chunks; return the event that ends the work."""
-        guard_forks(assignment.slot)
+        context.guard_forks(assignment.slot)
         spare = assignment.ledger if work.small_outputs else None
         channel = SocketChannel(self, work.run, spare)
         exhausted = loop.work(assignment, channel)
@@ -360,14 +353,14 @@ class WorkerProcess:
     def _unpack(
         self, body: bytes, held: Sequence[Segment], *, stateless: bool = False
     ) -> tuple[Any, Sequence[Array]]:
-        """Unpickle a payload, unless it is stateless and was the last one."""
+        """Return the value of a payload and its private arrays; reuse a stateless value."""
         if stateless and body == self.function[0]:
             return self.function[1], ()
         self.function = b"", None
-        value, kept = unpack(body, held)
+        value, private = unpack(body, held)
         if stateless:
             self.function = body, value
-        return value, kept
+        return value, private
 
     def _ledger(self, work: Work) -> Ledger:
         if self.ledger is None or self.ledger[0] != work.ledger:
@@ -396,12 +389,12 @@ class WorkerProcess:
         """Apply the parent's state. It is sent once, so a failure lasts until it changes."""
         if environment is not None:
             self.environment = environment
-        elif self.environment is not None and has_changed(self.environment):
+        elif self.environment is not None and context.has_changed(self.environment):
             environment = self.environment  # Why: a function has changed it, here alone.
         if environment is not None:
             try:
                 self.refusal = None
-                apply_environment(environment)
+                context.apply_environment(environment)
             except Exception as error:  # noqa: BLE001 - classes of the user's are imported
                 self.refusal = PlanError(
                     "the warning filters of the calling process do not load in a worker "
@@ -421,5 +414,5 @@ def main(fd: int, number: int) -> None:
     wire = Wire(_socket.socket(fileno=fd))
     wire.send(protocol.WorkerReady(number, importlib.util.MAGIC_NUMBER))
     with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
-        guard_forks(memoryview(b""))  # Why: a function that is no run's has no slot.
+        context.guard_forks(memoryview(b""))  # Why: a function that is no run's has no slot.
         WorkerProcess(wire, number).serve()

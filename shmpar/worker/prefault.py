@@ -83,12 +83,12 @@ def _box(
     first: Sequence[slice | int], last: Sequence[slice | int], shape: Sequence[int]
 ) -> tuple[slice, ...]:
     """Return the smallest box that contains two windows, on the axes that they name."""
-    bounds = zip(_bounds(first, shape), _bounds(last, shape), strict=True)
-    return tuple(slice(min(one[0], other[0]), max(one[1], other[1])) for one, other in bounds)
+    sides = []
+    for one, other, length in zip(first, last, shape, strict=False):
+        (low, high), (other_low, other_high) = _bounds(one, length), _bounds(other, length)
+        sides.append(slice(min(low, other_low), max(high, other_high)))
+    return tuple(sides)
 
 
-def _bounds(window: Sequence[slice | int], shape: Sequence[int]) -> list[tuple[int, int]]:
-    return [
-        (part, part + 1) if isinstance(part, int) else part.indices(length)[:2]
-        for part, length in zip(window, shape, strict=False)
-    ]
+def _bounds(part: slice | int, length: int) -> tuple[int, int]:
+    return (part, part + 1) if isinstance(part, int) else part.indices(length)[:2]
