@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -909,3 +911,12 @@ def test_two_workers_share_the_tickets() -> None:
     assert out.tolist() == (array + 1).tolist()
     assert first.ledger.done == 40
     counter.close()
+
+
+def test_the_watch_of_the_parent_starts_before_numpy_is_imported() -> None:
+    """A worker whose parent exits early must not spend its time on imports."""
+    code = (
+        "import sys; import shmpar.worker.parent_watch; "
+        "sys.exit([name for name in sys.modules if name.partition('.')[0] == 'numpy'] or 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -23,7 +23,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -126,8 +125,11 @@ def _pack_value(payload: Payload) -> PackedValue:
 
 def pack_exception(error: BaseException) -> PackedError:
     """Pickle an exception, if it can be, and write its traceback as text."""
-    shown = _below_package(error.__traceback__)
-    text = "".join(traceback.format_exception(type(error), error, shown))
+    shown = error.__traceback__  # Why: the frames of this package above the user's do not help.
+    while shown is not None and shown.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        shown = shown.tb_next
+    trace = shown or error.__traceback__
+    text = "".join(traceback.format_exception(type(error), error, trace))
     try:
         from shmpar.pickling.pack import pack_error  # Why here: most workers meet no exception.
 
@@ -136,45 +138,38 @@ def pack_exception(error: BaseException) -> PackedError:
         return PackedError(None, text)
 
 
-def _below_package(trace: TracebackType | None) -> TracebackType | None:
-    """Return the traceback from the user's function on, without the frames of this package."""
-    below = trace
-    while below is not None and below.tb_frame.f_code.co_filename.startswith(_PACKAGE):
-        below = below.tb_next
-    return below or trace
-
-
 class WorkerProcess:
     """The state of a worker process.
 
     Attributes
     ----------
     wire : Wire
-        To the parent.
+        Connection to the parent.
     number : int
         Number of the worker, and of its slot in a ledger.
     segments : dict of int to Segment
         Segments that are mapped here, by the parent's key.
     mappings : dict of int to Mapping
-        Mappings of the segments in use: they stay mapped between plans, so that no page faults
+        Mappings of the segments in use. They stay mapped between plans, so that no page faults
         twice.
     private : dict of int to Segment
         Segments that the next payload maps copy on write.
     backlog : deque
-        Messages that came before their time, each with the descriptor of its counter, or -1.
+        Messages that arrived while a plan was running, each with the descriptor of its counter, or
+        -1.
     broken : bool
-        Whether the initializer has failed: no function is called any more.
+        The initializer has failed: no function is called any more.
     environment : Environment or None
-        The parent's state, as it was last sent.
+        The parent's state that was sent last.
     refusal : BaseException or None
         The reason why that environment could not be applied.
     tasks_left : int
         Chunks and calls until this process exits.
     ledger : tuple of (int, Ledger) or None
-        The latest ledger, with its segment's key: the next run's is most often the same.
+        The latest ledger, with the key of its segment. The next run often has the same one.
     function : tuple of (bytes, Function)
-        The latest function, if it is stateless and no other was unpickled since: the payload of
-        another may set globals of its module too.
+        The latest payload and its function, if it is stateless. Any other payload replaces it,
+        since another payload may set globals of the function's module.
     """
 
     def __init__(self, wire: Wire, number: int) -> None:
@@ -193,7 +188,7 @@ class WorkerProcess:
         self.send = wire.send
 
     def serve(self) -> None:
-        """Handle messages until the parent says that it was the last, or enough is done."""
+        """Handle messages until the parent asks for the exit, or no tasks are left."""
         while self.tasks_left > 0:
             message, counter = self.backlog.popleft() if self.backlog else self._next()
             match message:
@@ -217,8 +212,8 @@ class WorkerProcess:
         while True:
             message, descriptors = self.wire.receive()
             counter = descriptors.pop(0) if isinstance(message, protocol.RunPlan) else -1
-            # Invariant: segments are taken in the order of the messages, whenever these have their
-            # turn: a later message may name them too, and is not sent them again.
+            # Invariant: segments are adopted in the order in which messages arrive, even if a
+            # message waits in the backlog: a later message may name a segment that it is not sent.
             self._adopt(getattr(message, "segments", ()), descriptors)
             match message:
                 case protocol.AddSegments():
@@ -230,7 +225,7 @@ class WorkerProcess:
                     return message, counter
 
     def _forget(self, key: int) -> None:
-        """Drop a segment; the mapping lives as long as a view that the user's code has kept."""
+        """Drop a segment; the mapping lives as long as a view in the user's code."""
         self.segments.pop(key, None)
         self.mappings.pop(key, None)
         if self.ledger is not None and self.ledger[0] == key:
@@ -242,7 +237,7 @@ class WorkerProcess:
             (self.private if record.private else self.segments)[record.key] = segment
 
     def _mapped(self, key: int) -> Segment:
-        """Return a segment; it stays mapped until the parent has it forgotten."""
+        """Return a segment; it stays mapped until a ``ForgetSegment`` message."""
         segment = self.segments[key]
         self.mappings[key] = segment.mapping
         return segment
