@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import json
 import os
@@ -159,8 +158,7 @@ def _unfinished(plan: Plan, outputs: Outputs, file: LedgerFile) -> tuple[int, ..
     """Return the chunks to compute, None for all; warn of chunks whose output has changed."""
     done = int(np.count_nonzero(file.checksums))
     arrays = _reopened(plan, outputs.given or ())
-    windows = None if arrays is None else functools.partial(plan.windows, outputs=arrays)
-    changed = file.verify(windows)
+    changed = file.verify(None if arrays is None else lambda chunk: plan.windows(chunk, arrays))
     if changed:
         text = (
             f"{plan.verb}: of {done:,} chunks that {file.path!r} has as done, {changed:,} are "
@@ -243,7 +241,7 @@ class LedgerFile:
     def __init__(self, path: str, fd: int, header: Header, offset: int) -> None:
         self.path, self.header = path, header
         # Lock: the duplicate shares the open file description, and so the lock.
-        copy = open_with_retry(functools.partial(os.dup, fd))
+        copy = open_with_retry(lambda: os.dup(fd))
         size = offset + header.chunks * _CHECKSUM.itemsize
         self._segment = Segment.adopt(copy, size, kind="file")
         self.checksums = self._segment.ndarray(offset, (header.chunks,), None, _CHECKSUM)

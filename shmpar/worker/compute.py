@@ -17,21 +17,10 @@ import numpy as np
 from shmpar.grid import Axis, Grid, Halo, Mode
 from shmpar.ipc.ledger import CURSOR, SINCE, Ledger
 from shmpar.ipc.tickets import Tickets
-from shmpar.plan import (
-    Announcement,
-    Blocks,
-    Function,
-    InBlocks,
-    Items,
-    PerItem,
-    Plan,
-    ResultError,
-    Rows,
-    Whole,
-)
+from shmpar.plan import Announcement, Blocks, Function, InBlocks, Items, PerItem, Plan, Rows
 from shmpar.worker.context import exit_if_forked
 from shmpar.worker.prefault import prefaulter
-from shmpar.worker.store import Store, announce, explain_overlap_shape, scalar_targets, storer
+from shmpar.worker.store import Store, announce, scalar_targets, storer, trimmed
 from shmpar.worker.verify import with_checksums
 
 Array = np.ndarray[Any, Any]
@@ -322,7 +311,7 @@ def _caller(
     if outputs:
         special["out"] = _windows_getter(plan, outputs, bool(assignment.is_tuple))
     elif plan.halo is not None and plan.trim:
-        use = _trimmed(plan, plan.halo, use)
+        use = trimmed(plan, plan.halo, use)
     if special:
 
         def compute(chunk: int) -> Any:
@@ -345,26 +334,6 @@ def _windows_getter(plan: Plan, outputs: Sequence[Array], is_tuple: bool) -> Get
         return windows if is_tuple else windows[0]
 
     return get
-
-
-def _trimmed(plan: Plan, halo: Halo, use: Callable[[int, Any], Any]) -> Callable[[int, Any], Any]:
-    """Return `use` for results from which the halo is removed first."""
-
-    def trim_and_use(chunk: int, value: Any) -> Any:
-        core, window = halo.trim(plan.grid, chunk), halo.window(plan.grid, chunk)
-        due = tuple(stop - start for start, stop in window)
-
-        def trim(part: Any) -> Any:
-            if part is None:  # Why: announce() and the stores explain a missing result.
-                return None
-            array = np.asarray(part)
-            if array.shape != due:
-                raise ResultError(explain_overlap_shape(plan, chunk, array.shape))
-            return array[core]
-
-        return use(chunk, tuple(map(trim, value)) if isinstance(value, tuple) else trim(value))
-
-    return trim_and_use
 
 
 def _range_computer(
@@ -445,9 +414,6 @@ def _either(direct: Compute, checked: Compute) -> Compute:
 
 def _getter(plan: Plan, argument: Any, arrays: Sequence[Array], values: Sequence[Any]) -> Getter:
     match argument:
-        case Whole(value):
-            constant = values[value]
-            return lambda _chunk: constant
         case Items(value):
             return values[value].__getitem__  # type: ignore[no-any-return]
         case Rows(number):
@@ -456,7 +422,9 @@ def _getter(plan: Plan, argument: Any, arrays: Sequence[Array], values: Sequence
             return _window_getter(plan.grid, plan.halo, arrays[number], axes)
         case Blocks(number, axes):
             return _block_getter(plan.grid, arrays[number], axes)
-    raise TypeError(argument)
+        case _:  # Whole
+            constant = values[argument.value]
+            return lambda _chunk: constant
 
 
 def _block_getter(grid: Grid, array: Array, axes: Axes) -> Getter:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shmpar.grid import Mode
+from shmpar.grid import Halo, Mode
 from shmpar.memory.copying import is_masked
 from shmpar.plan import Announcement, InBlocks, Output, PerItem, Plan, ResultError
 
@@ -95,6 +95,26 @@ def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
         for array, dtype in zip(arrays, dtypes, strict=True)
     )
     return Announcement(outputs, is_tuple=isinstance(value, tuple), chunk=chunk)
+
+
+def trimmed(plan: Plan, halo: Halo, use: Callable[[int, Any], Any]) -> Callable[[int, Any], Any]:
+    """Return `use` for results from which the halo is removed first."""
+
+    def trim_and_use(chunk: int, value: Any) -> Any:
+        core, window = halo.trim(plan.grid, chunk), halo.window(plan.grid, chunk)
+        due = tuple(stop - start for start, stop in window)
+
+        def trim(part: Any) -> Any:
+            if part is None:  # Why: announce() and the stores explain a missing result.
+                return None
+            array = np.asarray(part)
+            if array.shape != due:
+                raise ResultError(explain_overlap_shape(plan, chunk, array.shape))
+            return array[core]
+
+        return use(chunk, tuple(map(trim, value)) if isinstance(value, tuple) else trim(value))
+
+    return trim_and_use
 
 
 def storer(plan: Plan, outputs: Sequence[Array], is_tuple: bool) -> Store:
