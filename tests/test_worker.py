@@ -301,17 +301,18 @@ class TestExceptions:
         worker = Worker(fails_on(0, error=ValueError()), range(3), rows=True).work()
         assert worker.channel.failures[0].shape is None
 
-    def test_a_failing_item_is_a_failure_of_its_chunk(self) -> None:
+    @pytest.mark.parametrize("kind", [LookupError, SystemExit, KeyboardInterrupt])
+    def test_a_failing_item_is_a_failure_of_its_chunk(self, kind: type[BaseException]) -> None:
         """Items come from the user's sequence, which may raise."""
 
         class Sequence_(list[int]):  # noqa: N801
             def __getitem__(self, item: Any) -> Any:
-                raise LookupError(item)
+                raise kind(item)
 
         worker = Worker(abs, range(3), rows=True, fail_fast=False)
         worker.assignment.function = Function(abs, {}, (Sequence_([1, 2, 3]),))
         worker.work()
-        assert [type(error) for error in worker.errors.values()] == [LookupError] * 3
+        assert [type(error) for error in worker.errors.values()] == [kind] * 3
         assert worker.channel.failures[0].shape is None
 
     def test_an_interrupt_of_the_user_s_ends_the_work(self) -> None:
@@ -851,6 +852,13 @@ class TestWindows:
         }
         Worker(func, np.arange(5), outputs=outputs, **options).work()
         assert [output.tolist() for output in outputs] == [[10, 50, 40], [2, 2, 1]]
+
+    def test_a_function_that_returns_nothing_may_have_a_declared_dtype(self) -> None:
+        """There are no outputs then, so no dtype applies."""
+        dtypes = (np.dtype("f8"),)
+        worker = Worker(lambda row: None, np.zeros((9, 2)), rows=True, dtypes=dtypes).work()
+        assert worker.channel.outputs == []
+        assert worker.ledger.done == 9
 
     def test_rows_that_do_not_broadcast_are_failures_of_their_chunks(self) -> None:
         """A ufunc raises on each chunk; the worker goes on."""

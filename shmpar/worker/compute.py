@@ -170,11 +170,8 @@ class Assignment:
 
     def block_shape(self, chunk: int) -> tuple[int, ...] | None:
         """Return the shape of the first block of a chunk, for messages; None without a block."""
-        try:
-            blocks = (get(chunk) for get in self.getters())
-            return next((one.shape for one in blocks if isinstance(one, np.ndarray)), None)
-        except Exception:  # noqa: BLE001 - Why: an iterable of the user may raise anything.
-            return None
+        blocks = (get(chunk) for get in self.getters())
+        return next((one.shape for one in blocks if isinstance(one, np.ndarray)), None)
 
 
 @dataclass(eq=False, slots=True)
@@ -343,6 +340,8 @@ def _range_computer(
     plan, slot, (user, keywords, values) = assignment.plan, assignment.slot, assignment.function
     if plan.timed or assignment.sums is not None or assignment.todo is not None:
         return None
+    if keywords or plan.special_parameters or assignment.is_tuple or len(outputs) != 1:
+        return None
     match plan.arguments:
         case (Rows(number),):
             rows: Any = assignment.arrays[number]
@@ -350,8 +349,8 @@ def _range_computer(
             rows = values[number]
         case _:
             return None
-    (target, *more) = scalar_targets(plan, outputs) or (None,)
-    if target is None or more or assignment.is_tuple or keywords or plan.special_parameters:
+    (target,) = scalar_targets(plan, outputs)
+    if target is None:
         return None
     flat, exact = target
 

@@ -191,6 +191,12 @@ def _report(assignment: Assignment, channel: Channel, chunk: int, error: BaseExc
         handed_out = assignment.tickets.stop(assignment.count)
         if assignment.handed_out is None:  # Why: a second stop counts the tickets of the first.
             assignment.handed_out = handed_out
+    try:
+        shape = assignment.block_shape(chunk)
+    except BaseException as again:  # Why: a sequence of the user may raise anything.
+        if isinstance(again, KeyboardInterrupt) and channel.interruptible:
+            raise
+        shape = None
     # Invariant: the status says failed before the parent is told.
     assignment.ledger.status[chunk] = FAILED
-    channel.failed(chunk, error, assignment.block_shape(chunk))
+    channel.failed(chunk, error, shape)
