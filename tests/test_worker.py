@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -928,3 +930,21 @@ def test_the_watch_of_the_parent_starts_before_numpy_is_imported() -> None:
         "sys.exit([name for name in sys.modules if name.partition('.')[0] == 'numpy'] or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("signals", [True, False])
+def test_a_process_exits_when_the_pipe_of_its_parent_closes(signals: bool) -> None:
+    """Without signals of a descriptor, a thread waits for the end of the pipe."""
+    code = f"""
+import fcntl, os, time
+if not {signals} and hasattr(fcntl, "F_SETSIG"):
+    del fcntl.F_SETSIG
+from shmpar.worker.parent_watch import exit_with_parent
+read, write = os.pipe()
+exit_with_parent(read)
+os.close(write)
+time.sleep(60)
+"""
+    end = subprocess.run([sys.executable, "-c", code], check=False, timeout=30)
+    expected = {-signal.SIGKILL} if signals and hasattr(fcntl, "F_SETSIG") else {1}
+    assert {end.returncode} == expected

@@ -24,7 +24,7 @@ import numpy as np
 from shmpar.ipc.protocol import Environment
 from shmpar.pickling.unpack import unpack
 
-_thread = threading.local()  # `depth`: how many functions of runs this thread is in
+_thread = threading.local()  # Its `depth` counts the functions of runs that the thread is in.
 
 
 def in_worker() -> bool:
