@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -299,17 +303,18 @@ class TestExceptions:
         worker = Worker(fails_on(0, error=ValueError()), range(3), rows=True).work()
         assert worker.channel.failures[0].shape is None
 
-    def test_a_failing_item_is_a_failure_of_its_chunk(self) -> None:
+    @pytest.mark.parametrize("kind", [LookupError, SystemExit, KeyboardInterrupt])
+    def test_a_failing_item_is_a_failure_of_its_chunk(self, kind: type[BaseException]) -> None:
         """Items come from the user's sequence, which may raise."""
 
         class Sequence_(list[int]):  # noqa: N801
             def __getitem__(self, item: Any) -> Any:
-                raise LookupError(item)
+                raise kind(item)
 
         worker = Worker(abs, range(3), rows=True, fail_fast=False)
         worker.assignment.function = Function(abs, {}, (Sequence_([1, 2, 3]),))
         worker.work()
-        assert [type(error) for error in worker.errors.values()] == [LookupError] * 3
+        assert [type(error) for error in worker.errors.values()] == [kind] * 3
         assert worker.channel.failures[0].shape is None
 
     def test_an_interrupt_of_the_user_s_ends_the_work(self) -> None:
@@ -850,6 +855,21 @@ class TestWindows:
         Worker(func, np.arange(5), outputs=outputs, **options).work()
         assert [output.tolist() for output in outputs] == [[10, 50, 40], [2, 2, 1]]
 
+    def test_a_function_that_returns_nothing_may_have_a_declared_dtype(self) -> None:
+        """There are no outputs then, so no dtype applies."""
+        dtypes = (np.dtype("f8"),)
+        worker = Worker(lambda row: None, np.zeros((9, 2)), rows=True, dtypes=dtypes).work()
+        assert worker.channel.outputs == []
+        assert worker.ledger.done == 9
+
+    def test_rows_that_do_not_broadcast_are_failures_of_their_chunks(self) -> None:
+        """A ufunc raises on each chunk; the worker goes on."""
+        given = np.zeros((2_000, 3)), np.zeros((2_000, 4))
+        options = {"rows": True, "outputs": [np.zeros((2_000, 3))], "fail_fast": False}
+        worker = Worker(np.add, *given, **options).work()
+        assert len(worker.errors) == 2_000
+        assert isinstance(worker.errors[0], ValueError)
+
     def test_objects_are_handed_over_a_claim_at_a_time(self) -> None:
         """Each has its chunk's number, and is flushed before the claim is marked."""
         statuses = []
@@ -901,3 +921,30 @@ def test_two_workers_share_the_tickets() -> None:
     assert out.tolist() == (array + 1).tolist()
     assert first.ledger.done == 40
     counter.close()
+
+
+def test_the_watch_of_the_parent_starts_before_numpy_is_imported() -> None:
+    """A worker whose parent exits early must not spend its time on imports."""
+    code = (
+        "import sys; import shmpar.worker.parent_watch; "
+        "sys.exit([name for name in sys.modules if name.partition('.')[0] == 'numpy'] or 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("signals", [True, False])
+def test_a_process_exits_when_the_pipe_of_its_parent_closes(signals: bool) -> None:
+    """Without signals of a descriptor, a thread waits for the end of the pipe."""
+    code = f"""
+import fcntl, os, time
+if not {signals} and hasattr(fcntl, "F_SETSIG"):
+    del fcntl.F_SETSIG
+from shmpar.worker.parent_watch import exit_with_parent
+read, write = os.pipe()
+exit_with_parent(read)
+os.close(write)
+time.sleep(60)
+"""
+    end = subprocess.run([sys.executable, "-c", code], check=False, timeout=30)
+    expected = {-signal.SIGKILL} if signals and hasattr(fcntl, "F_SETSIG") else {1}
+    assert {end.returncode} == expected

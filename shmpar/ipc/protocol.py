@@ -58,7 +58,7 @@ class PackedError(NamedTuple):
 
 
 class Work(NamedTuple):
-    """One generation of a run, for all workers; the body of :class:`RunPlan`.
+    """A generation of a run, for all workers; the body of :class:`RunPlan`.
 
     Attributes
     ----------
@@ -156,7 +156,7 @@ class Initialize(NamedTuple):
 
 
 class SetTaskLimit(NamedTuple):
-    """Exit after so many chunks and calls."""
+    """Exit after this number of chunks and calls."""
 
     tasks: int
 
@@ -168,7 +168,7 @@ class AddSegments(NamedTuple):
 
 
 class ForgetSegment(NamedTuple):
-    """Drop a segment that is gone."""
+    """Drop a segment that the parent has released."""
 
     key: int
 
@@ -188,7 +188,7 @@ class WorkerReady(NamedTuple):
 
 
 class OutputsNeeded(NamedTuple):
-    """A worker has a first result and waits for outputs; `announcement` says which."""
+    """A worker has a first result and waits for outputs; `announcement` describes them."""
 
     worker: int
     run: int
@@ -238,13 +238,14 @@ class CounterExhausted(NamedTuple):
     worker, run, generation : int
         Numbers of the worker, of the run and of the generation.
     claimed : int
-        Tickets of the generation that the worker has had; 0 if it does not say.
+        Tickets of the generation that the worker claimed; 0 if the engine does not count them.
     handed_out : int or None
-        Tickets that all workers had had when this one stopped the counter; None if it did not.
+        Tickets that all workers had claimed when this worker stopped the counter; None if it did
+        not stop the counter.
     announcement : object or None
         The outputs that the worker has put into the ledger's spare memory.
     exiting : bool
-        Tickets may be left: the worker exits since it has had as many as it may.
+        The worker has reached its task limit and exits, so tickets may be left.
     """
 
     worker: int
@@ -257,7 +258,7 @@ class CounterExhausted(NamedTuple):
 
 
 class WorkerExiting(NamedTuple):
-    """A worker has done as much as it may, and exits."""
+    """A worker has reached its task limit, and exits."""
 
     worker: int
 
@@ -304,17 +305,17 @@ class WorkerLost(NamedTuple):
     worker : int
         Its number; its successor has the same one.
     exit : Exit or None
-        How it ended.
+        Exit status of the process.
     announced : bool
-        It exited by itself, holding nothing, as it had said.
+        The worker announced its exit, and held no tickets.
     killed_for : int or None
-        The run for which it was killed from here.
+        Number of the run for which the engine killed the worker.
     blamed : int or None
-        The chunk that it computed, of the run that is told.
+        The chunk that the worker computed, in the run that receives the event.
     unfinished : tuple of int
-        Chunks of that run that it held and had not begun.
+        Chunks of that run that the worker held and had not begun.
     at_startup : bool
-        It had no chunk of any run, and no call: it died while it started or loaded a plan.
+        The worker had no chunk and no call: it died while it started or loaded a plan.
     """
 
     worker: int
@@ -326,16 +327,6 @@ class WorkerLost(NamedTuple):
     at_startup: bool = False
 
 
-Event = (
-    WorkerReady
-    | OutputsNeeded
-    | ChunkFailed
-    | ClaimFinished
-    | ObjectsReturned
-    | CounterExhausted
-    | WorkerExiting
-    | PlanRejected
-    | CallFinished
-    | InitializerFailed
-    | WorkerLost
-)
+RunEvent = OutputsNeeded | ChunkFailed | ClaimFinished | ObjectsReturned | CounterExhausted
+WorkerEvent = WorkerReady | WorkerExiting | PlanRejected | InitializerFailed | WorkerLost
+Event = RunEvent | WorkerEvent | CallFinished

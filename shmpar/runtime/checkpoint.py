@@ -37,9 +37,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import hashlib
-import io
 import json
 import os
 import struct
@@ -160,16 +158,14 @@ def _unfinished(plan: Plan, outputs: Outputs, file: LedgerFile) -> tuple[int, ..
     """Return the chunks to compute, None for all; warn of chunks whose output has changed."""
     done = int(np.count_nonzero(file.checksums))
     arrays = _reopened(plan, outputs.given or ())
-    windows = None if arrays is None else functools.partial(plan.windows, outputs=arrays)
-    changed = file.verify(windows)
+    changed = file.verify(None if arrays is None else lambda chunk: plan.windows(chunk, arrays))
     if changed:
-        warnings.warn(
+        text = (
             f"{plan.verb}: of {done:,} chunks that {file.path!r} has as done, {changed:,} are "
             "not in the output as they were written: it was emptied, changed or removed since; "
-            "they are computed again",
-            RuntimeWarning,
-            stacklevel=levels_to_user(),
+            "they are computed again"
         )
+        warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
     if changed == done:
         return None
     if arrays:
@@ -245,7 +241,7 @@ class LedgerFile:
     def __init__(self, path: str, fd: int, header: Header, offset: int) -> None:
         self.path, self.header = path, header
         # Lock: the duplicate shares the open file description, and so the lock.
-        copy = open_with_retry(functools.partial(os.dup, fd))
+        copy = open_with_retry(lambda: os.dup(fd))
         size = offset + header.chunks * _CHECKSUM.itemsize
         self._segment = Segment.adopt(copy, size, kind="file")
         self.checksums = self._segment.ndarray(offset, (header.chunks,), None, _CHECKSUM)
@@ -267,13 +263,12 @@ class LedgerFile:
         """
         while True:
             try:
-                file = open_with_retry(lambda: io.FileIO(path, "r+", opener=_open_no_link))
+                fd = open_with_retry(lambda: os.open(path, os.O_RDWR | os.O_NOFOLLOW))
             except FileNotFoundError:
                 with contextlib.suppress(FileExistsError):  # Why: another process was faster.
                     _create(path, expected)
                 continue
-            with file:
-                fd = file.fileno()
+            with open(fd, "r+b", 0) as file:
                 _lock(fd, path)
                 if not _is_at(fd, path):
                     continue  # Why: it was replaced while this run waited for the lock.
@@ -328,10 +323,6 @@ class LedgerFile:
     def unlock(self) -> None:
         """Release the lock; call it when the last writer is idle."""
         fcntl.flock(self._segment.fileno(), fcntl.LOCK_UN)
-
-
-def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def _create(path: str, header: Header, *, replace: bool = False) -> None:

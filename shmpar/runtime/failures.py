@@ -5,52 +5,46 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from shmpar.engines.engine import Exit
 from shmpar.errors import ChunkError, ShmparError, TaskTimeout, WorkerDied
 from shmpar.ipc.protocol import ChunkFailed
 from shmpar.plan import Function, Plan, ResultError, describe_region
 
+Error = TypeVar("Error")
 _PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 
 def chunk_error(plan: Plan, failure: ChunkFailed, run: Any) -> ChunkError:
     """Return the error for a chunk whose function raised, or whose result does not fit."""
     block = "" if failure.shape is None else f", block of shape {failure.shape}"
-    error = ChunkError(
-        f"{_location(plan, failure.chunk)}{block}: {_reason(failure.error)}",
-        chunk=failure.chunk,
-        region=plan.region(failure.chunk),
-        shape=failure.shape,
-        run=run,
-    )
+    text = f"{block}: {_reason(failure.error)}"
+    error = _about_chunk(ChunkError, plan, failure.chunk, text, run, shape=failure.shape)
     error.__cause__ = failure.error
     return error
 
 
 def task_timeout(plan: Plan, chunk: int, seconds: float | None, run: Any) -> TaskTimeout:
     """Return the error for a chunk that took longer than ``task_timeout=``."""
-    return TaskTimeout(
-        f"{_location(plan, chunk)}: took longer than task_timeout={seconds} s; its worker was "
-        "killed and replaced",
-        chunk=chunk,
-        region=plan.region(chunk),
-        run=run,
-    )
+    text = f": took longer than task_timeout={seconds} s; its worker was killed and replaced"
+    return _about_chunk(TaskTimeout, plan, chunk, text, run)
 
 
 def worker_died(plan: Plan, chunk: int, end: Exit, run: Any, *, in_place: bool) -> WorkerDied:
     """Return the error for a chunk whose worker died."""
     in_part = "; the chunk was computed in place and may be overwritten in part" if in_place else ""
-    return WorkerDied(
-        f"{_location(plan, chunk)}: the worker {end.describe()}{in_part}",
-        chunk=chunk,
-        region=plan.region(chunk),
-        exitcode=end.code,
-        run=run,
-    )
+    text = f": the worker {end.describe()}{in_part}"
+    return _about_chunk(WorkerDied, plan, chunk, text, run, exitcode=end.code)
+
+
+def _about_chunk(
+    kind: Callable[..., Error], plan: Plan, chunk: int, text: str, run: Any, **more: Any
+) -> Error:
+    region = plan.region(chunk)
+    message = f"{plan.verb}, chunk {chunk} at {describe_region(region)}{text}"
+    return kind(message, chunk=chunk, region=region, run=run, **more)
 
 
 def call_died(name: str, end: Exit) -> WorkerDied:
@@ -70,13 +64,10 @@ def startup_failure(plan: Plan, end: Exit, run: Any) -> WorkerDied:
 
 def warn_filled(errors: Sequence[ShmparError]) -> None:
     """Warn once, at the line where the user called the verb, of chunks that were filled."""
-    count = "1 chunk" if len(errors) == 1 else f"{len(errors)} chunks"
-    were = "was" if len(errors) == 1 else "were"
-    warnings.warn(
-        f"{count} failed and {were} filled; the first error: {errors[0]}",
-        RuntimeWarning,
-        stacklevel=levels_to_user(),
-    )
+    count = len(errors)
+    failed = "1 chunk failed and was" if count == 1 else f"{count} chunks failed and were"
+    text = f"{failed} filled; the first error: {errors[0]}"
+    warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
 
 
 def levels_to_user() -> int:
@@ -95,10 +86,6 @@ def function_name(function: Function) -> str:
     """Return the name of a submitted function for messages."""
     name = getattr(function.call, "__qualname__", None)
     return type(function.call).__qualname__ if name is None else str(name)
-
-
-def _location(plan: Plan, chunk: int) -> str:
-    return f"{plan.verb}, chunk {chunk} at {describe_region(plan.region(chunk))}"
 
 
 def _reason(error: BaseException) -> str:

@@ -167,11 +167,13 @@ class Outputs:
             raise ValueError(f"{LEDGER_NEEDS_FILES}, or a function that returns None")
         self.check_fill([output.dtype for output in outputs])
         if self.given is not None:
-            self.given = _create_files(self.given, outputs)
-        arrays = [
-            self._writable(array, output)
-            for array, output in zip(self._given(len(outputs)), outputs, strict=True)
-        ]
+            _check_fit(self.given, outputs)
+            self.given = [
+                mine.create(*output) if isinstance(mine, NpyFile) else mine
+                for mine, output in zip(self.given, outputs, strict=True)
+            ]
+        pairs = zip(self._given(len(outputs)), outputs, strict=True)
+        arrays = [self._writable(array, output) for array, output in pairs]
         # Invariant: a thread that sees `arrays` also sees `is_tuple`.
         self.is_tuple = announcement.is_tuple
         self.arrays = arrays
@@ -197,23 +199,18 @@ class Outputs:
             return []
         outputs = self.expected.outputs
         return [
-            prod(output.shape) * output.dtype.itemsize
-            for array, output in zip(self._given(len(outputs)), outputs, strict=True)
+            prod(shape) * dtype.itemsize
+            for array, (shape, dtype) in zip(self._given(len(outputs)), outputs, strict=True)
             if array is None or (isinstance(array, np.ndarray) and locate(array) is None)
         ]
 
-    def deliver(self, windows: Iterable[Window] | None) -> None:
+    def deliver(self, windows: Sequence[Window] | None) -> None:
         """Copy finished windows into the user's plain arrays; None stands for all windows."""
-        pairs = [
-            (mine, array)
-            for mine, array in zip(self.given or (), self.arrays or (), strict=False)
-            if isinstance(mine, np.ndarray) and not np.may_share_memory(mine, array)
-        ]
-        if not pairs:
-            return
-        for window in [...] if windows is None else windows:
-            for mine, array in pairs:
-                mine[window] = array[window]
+        every = [...] if windows is None else windows
+        for mine, array in zip(self.given or (), self.arrays or (), strict=False):
+            if isinstance(mine, np.ndarray) and not np.may_share_memory(mine, array):
+                for window in every:
+                    mine[window] = array[window]
 
     def check_fill(self, dtypes: Iterable[DType | None]) -> None:
         """Raise ``ValueError`` if an output of these dtypes cannot hold the fill value."""
@@ -241,21 +238,15 @@ class Outputs:
         return results if self.is_tuple else results[0]
 
 
-def _create_files(
-    given: Sequence[Array | NpyFile], outputs: Sequence[Output]
-) -> list[Array | NpyFile]:
-    """Return the user's outputs as arrays; raise ``ResultError`` if one does not fit."""
+def _check_fit(given: Sequence[Array | NpyFile], outputs: Sequence[Output]) -> None:
+    """Raise ``ResultError`` if an array of the user does not have the shape of the results."""
     if len(given) != len(outputs):
         raise ResultError(
             f"out= has {len(given)} arrays, but the function returns {len(outputs)} outputs"
         )
-    for mine, output in zip(given, outputs, strict=True):
-        if isinstance(mine, np.ndarray) and mine.shape != output.shape:
-            raise ResultError(f"out= has shape {mine.shape}, but the results make {output.shape}")
-    return [
-        mine.create(*output) if isinstance(mine, NpyFile) else mine
-        for mine, output in zip(given, outputs, strict=True)
-    ]
+    for mine, (shape, _) in zip(given, outputs, strict=True):
+        if isinstance(mine, np.ndarray) and mine.shape != shape:
+            raise ResultError(f"out= has shape {mine.shape}, but the results make {shape}")
 
 
 class WeakResult:
@@ -269,15 +260,12 @@ class WeakResult:
 
     def get(self) -> Any:
         """Return the result; raise ``ShmparError`` if the caller has dropped an array of it."""
-        parts = []
-        for part in self._parts:
-            value = part() if isinstance(part, weakref.ref) else part
-            if value is None and part is not None:
-                raise ShmparError(
-                    "the result of this run was returned to its caller, who has dropped it; the "
-                    "run of a call with wait=False keeps it"
-                )
-            parts.append(value)
+        parts = [p() if isinstance(p, weakref.ref) else p for p in self._parts]
+        if any(part is None and p is not None for part, p in zip(parts, self._parts, strict=True)):
+            raise ShmparError(
+                "the result of this run was returned to its caller, who has dropped it; the run of "
+                "a call with wait=False keeps it"
+            )
         return tuple(parts) if self._is_tuple else parts[0]
 
 
@@ -350,14 +338,10 @@ class Scratch:
 
     def announce(self, announcement: Announcement) -> ResultError | None:
         """Take a worker's announcement; return a failure of its chunk if it contradicts another."""
-        if self._announcement is None:
-            self._announcement = announcement
-            return None
+        self._announcement = self._announcement or announcement
         reason = announcement.disagrees(self._announcement)
-        if reason is None:
-            return None
-        self._agreed = False
-        return ResultError(reason)
+        self._agreed = self._agreed and reason is None
+        return None if reason is None else ResultError(reason)
 
     def invalidate(self, ledger: Ledger) -> None:
         """Mark finished chunks as pending if workers may have written by different announcements.

@@ -1,34 +1,35 @@
-"""Compute one chunk: get its arguments, call the function, store the result in its window."""
+"""Compute a chunk: get its arguments, call the function, store the result in its window.
+
+Arguments are views of the inputs, and special parameters. Work that does not depend on the chunk
+is done once per plan.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from sys import maxsize
 from time import monotonic_ns, perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from shmpar.grid import Axis, Grid, Halo, Mode
 from shmpar.ipc.ledger import CURSOR, SINCE, Ledger
 from shmpar.ipc.tickets import Tickets
-from shmpar.plan import (
-    Announcement,
-    Blocks,
-    Function,
-    InBlocks,
-    Items,
-    PerItem,
-    Plan,
-    ResultError,
-    Rows,
-)
-from shmpar.worker.arguments import Getter, getters, special_arguments
+from shmpar.plan import Announcement, Blocks, Function, InBlocks, Items, PerItem, Plan, Rows
 from shmpar.worker.context import exit_if_forked
 from shmpar.worker.prefault import prefaulter
-from shmpar.worker.store import announce, explain_overlap_shape, scalar_target, storer
+from shmpar.worker.store import Store, announce, scalar_targets, storer, trimmed
 from shmpar.worker.verify import with_checksums
 
 Array = np.ndarray[Any, Any]
+Axes = tuple[int | None, ...]
+Getter = Callable[[int], Any]
+Compute = Callable[[int], None]
+ComputeRange = Callable[[int, int], None]
+
+_SMALL_OUTPUT = 4 * 1024  # Why: copying fewer bytes is faster than the set-up of direct writes.
 
 
 class Abandoned(Exception):
@@ -36,88 +37,84 @@ class Abandoned(Exception):
 
 
 class Channel(Protocol):
-    """How a worker talks to the run.
+    """Connection of a worker to the run.
 
     Attributes
     ----------
     interruptible : bool
-        Whether a KeyboardInterrupt is the user's, and ends the work; else it is the function's.
+        A KeyboardInterrupt comes from the user and ends the work. Otherwise it is an exception of
+        the function.
     """
 
     interruptible: bool
 
     def enough(self) -> bool:
-        """Whether to return between two claims."""
-        ...
+        """Return whether the worker must return before its next claim."""
 
     def allocate(self, announcement: Announcement) -> tuple[Sequence[Array], bool]:
-        """Say what the outputs must be; wait for them, and for whether they are is_tuple.
+        """Announce the outputs and wait for them; return them and whether they form a tuple.
 
-        They are what the first announcement said. Raises `Abandoned` if the run is over.
+        The first announcement of any worker decides. Raises `Abandoned` if the run is over.
         """
-        ...
 
     def failed(self, chunk: int, error: BaseException, shape: tuple[int, ...] | None) -> None:
         """Report a chunk that failed, with the shape of its block."""
-        ...
 
     def values(self, values: Sequence[tuple[int, Any]]) -> None:
-        """Hand over the results of a run that collects objects, as (chunk, result)."""
-        ...
+        """Take results of a run that returns objects, as (chunk, result)."""
 
     def finished(self, generation: int, first: int, last: int) -> None:
-        """Say that the tickets ``first <= t < last`` are done, or have failed."""
-        ...
+        """Report that the tickets ``first <= t < last`` are done or failed."""
 
     def flush(self) -> None:
-        """Return once nothing that was handed over could be lost with this worker."""
-        ...
+        """Send all results that were taken, so that none is lost if this worker dies."""
 
 
 @dataclass(eq=False, slots=True)
 class Assignment:
-    """A plan bound to the memory of one process, with the tickets of one generation.
+    """A plan in the memory of one process, with the tickets of one generation.
 
     Attributes
     ----------
     plan, function
-        What to do.
+        The plan of the call, and the user's function.
     arrays : sequence of ndarray
         The inputs, read-only.
     outputs : sequence of ndarray or None
-        Writable; None until the first result has said what they must be.
+        The outputs, writable; None until the first result determines their shapes and dtypes.
     is_tuple : bool or None
-        Whether the function returns a tuple; None while the outputs are unknown.
+        The function returns a tuple; None while the outputs are not known.
     tickets : Tickets
-        Indices into `todo`.
+        The counter of the generation. A ticket is an index into `todo`.
     todo : sequence of int or None
-        Numbers of the chunks of this generation; None: all of the grid.
+        The chunks of the generation; None for all chunks of the grid.
     generation : int
-        Which one it is.
+        Number of the generation.
     ledger : Ledger
-        Where it says what it holds and has done.
+        The state of each chunk.
     worker : int
-        Its number.
+        Number of this worker.
     slot : memoryview
-        Its slot in the ledger.
+        The slot of this worker in the ledger.
     workers : int
-        How many share the tickets.
-    claimed : int
-        Tickets that this worker has had.
-    handed : int or None
-        Tickets that all had had when this worker stopped the counter; None while it has not.
+        Number of workers that share the tickets.
     reports : bool
-        Whether the run wants to hear of each claim that is finished.
+        The worker reports each claim that it has finished.
     sums : ndarray of uint32 or None
-        Where the checksum of each chunk's output goes.
-    most : int or None
-        Tickets that this worker may have; None: as many as there are.
+        The checksum of each chunk's output.
     origin : float
         When the run began, by :func:`time.perf_counter`, which is one clock for all processes.
-    joined : float
-        When this worker was given the plan, likewise; 0: with its first claim.
+    received : float
+        When this worker received the plan, by the same clock; 0 stands for its first claim.
+    max_tickets : int
+        Number of tickets that this worker may claim.
+    claimed : int
+        Number of tickets that this worker has claimed.
+    handed_out : int or None
+        Number of tickets that all workers had claimed when this worker stopped the counter; None
+        if it did not stop the counter.
     waited : float
-        Seconds that it has waited for outputs.
+        Seconds that this worker has waited for outputs.
     """
 
     plan: Plan
@@ -132,204 +129,235 @@ class Assignment:
     worker: int
     slot: memoryview
     workers: int
-    claimed: int = 0
-    handed: int | None = None
     reports: bool = False
     sums: Array | None = None
-    most: int | None = None
     origin: float = 0.0
-    joined: float = 0.0
+    received: float = 0.0
+    max_tickets: int = maxsize
+    claimed: int = 0
+    handed_out: int | None = None
     waited: float = 0.0
 
     @property
+    def handed(self) -> int | None:
+        """Old name of `handed_out`."""
+        return self.handed_out
+
+    @property
     def count(self) -> int:
-        """Tickets of this generation."""
+        """Number of tickets of this generation."""
         return self.plan.chunks if self.todo is None else len(self.todo)
 
+    def chunk(self, ticket: int) -> int:
+        """Return the chunk of a ticket."""
+        return ticket if self.todo is None else self.todo[ticket]
 
+    def chunks(self, first: int, last: int) -> Any:
+        """Return the chunks of ``first <= t < last``, as an index of the ledger's arrays."""
+        if last == first + 1:
+            return self.chunk(first)
+        return slice(first, last) if self.todo is None else list(self.todo[first:last])
+
+    def getters(self) -> list[Getter]:
+        """Return for each argument the function that returns the argument for a chunk.
+
+        Notes
+        -----
+        Cost of a call: a view; a copy only of a window that a boundary pads.
+        """
+        plan, arrays, values = self.plan, self.arrays, self.function.values
+        return [_getter(plan, argument, arrays, values) for argument in plan.arguments]
+
+    def block_shape(self, chunk: int) -> tuple[int, ...] | None:
+        """Return the shape of the first block of a chunk, for messages; None without a block."""
+        blocks = (get(chunk) for get in self.getters())
+        return next((one.shape for one in blocks if isinstance(one, np.ndarray)), None)
+
+
+@dataclass(eq=False, slots=True)
 class ApplyAlongAxis:
-    """Calls a function on each line of a block.
+    """Function of a block that applies the user's function to each line of the block.
 
     Attributes
     ----------
     func1d : callable
         The user's function of a one-dimensional array.
     axis : int
-        The axis along which the lines lie.
+        The axis of the lines.
     args, kwargs : tuple, dict
-        What else it gets.
+        Further arguments of the user's function.
     """
 
-    __slots__ = ("args", "axis", "func1d", "kwargs")
+    func1d: Callable[..., Any]
+    axis: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
-    def __init__(
-        self,
-        func1d: Callable[..., Any],
-        axis: int,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        self.func1d = func1d
-        self.axis = axis
-        self.args = args
-        self.kwargs = kwargs
-
-    def __repr__(self) -> str:
-        return f"ApplyAlongAxis({self.func1d!r}, axis={self.axis})"
-
-    def __call__(self, block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The results of the block's lines."""
+    def __call__(self, block: Array) -> Array:
+        """Return the results of the block's lines."""
         return np.apply_along_axis(self.func1d, self.axis, block, *self.args, **self.kwargs)
 
 
-Compute = Callable[[int], None]
-Store = Callable[[int, Any], None]
-Stretch = Callable[[int, int], None]
-
-_LITTLE = 4 * 1024  # bytes of an output: to copy these takes less than to get ready to write there
-
-
-class _Sink(NamedTuple):
-    """The outputs of a run, once they are known, and the functions that fill them.
-
-    Attributes
-    ----------
-    compute : callable
-        Calls the function for a chunk and stores its result.
-    store : callable
-        Stores the result of a chunk.
-    stretch : callable or None
-        As :attr:`Chunks.stretch`.
-    prefault : callable or None
-        Maps the windows of chunks before they are written.
-    """
-
-    compute: Compute
-    store: Store
-    stretch: Stretch | None = None
-    prefault: Callable[[Sequence[int]], None] | None = None
-
-
 class Chunks:
-    """Computes the chunks of an assignment.
+    """The chunks of an assignment, and the functions that compute them.
 
-    While the outputs are unknown, it computes its first chunk, announces which outputs the result
-    needs, waits for them, and stores the result: no chunk is computed twice, none on made-up data.
+    While the outputs are not known, the worker computes its first chunk, announces the outputs that
+    the result needs, waits for them, and stores the result. So no chunk is computed twice, and none
+    is computed on made-up data.
 
-    Invariant: no object but its maker refers to it, so that a worker drops the inputs with it.
+    Invariant: only the object's maker refers to it, so that a worker drops the inputs with it.
 
     Attributes
     ----------
-    assignment : Assignment
-        The work.
+    compute_range : callable or None
+        Computes the chunks of consecutive tickets, given the first ticket and the end, and moves
+        the cursor ahead of each chunk. It replaces the function that :meth:`begin_claim` returns,
+        and is faster. Most plans have none.
     """
 
-    __slots__ = ("_call", "_channel", "_getters", "_sink", "assignment")
+    __slots__ = ("_assignment", "_channel", "_compute", "_getters", "_prefault", "compute_range")
 
     def __init__(self, assignment: Assignment, channel: Channel) -> None:
-        self.assignment, self._channel = assignment, channel
-        self._getters = getters(assignment.plan, assignment.arrays, assignment.function.values)
-        self._call = _caller(assignment, self._getters)
-        self._sink: _Sink | None = None
+        self._assignment, self._channel = assignment, channel
+        self._getters = assignment.getters()
+        self._compute: Compute | None = None
+        self._prefault: Callable[[Sequence[int]], None] | None = None
+        self.compute_range: ComputeRange | None = None
         if assignment.plan.returns_objects:
-            self._sink = _collected(self._call, channel)
+            self._compute = _caller(assignment, self._getters, _object_store(channel))
         elif assignment.outputs is not None:
-            self._sink = self._into(assignment.outputs, bool(assignment.is_tuple))
+            self._use_outputs(assignment.outputs)
 
-    def claimed(self, chunks: Sequence[int]) -> Compute:
-        """Return the function that computes a chunk of a claim; map the claim's windows.
+    def begin_claim(self, chunks: Sequence[int]) -> Compute:
+        """Return the function that computes a chunk of a claim; map the pages of its windows.
 
-        It is another function once the outputs are known. Raises `Abandoned` if the run ended
-        meanwhile.
+        The function raises `Abandoned` if the run ends while the worker waits for outputs.
         """
-        sink = self._sink
-        if sink is None:
-            return self._first
-        if sink.prefault is not None:
-            sink.prefault(chunks)
-        return sink.compute
+        if self._compute is None:
+            return self._compute_first
+        if self._prefault is not None:
+            self._prefault(chunks)
+        return self._compute
 
-    @property
-    def stretch(self) -> Stretch | None:
-        """Function that computes the chunks of consecutive tickets, given the first and the end.
-
-        It moves the cursor ahead of each. Where it exists it does the work of :meth:`claimed` in
-        less time.
-        """
-        return None if self._sink is None else self._sink.stretch
-
-    def _first(self, chunk: int) -> None:
-        if self._sink is not None:  # an earlier chunk of the same claim has announced the outputs
-            self._sink.compute(chunk)
+    def _compute_first(self, chunk: int) -> None:
+        if self._compute is not None:  # An earlier chunk of the same claim announced the outputs.
+            self._compute(chunk)
             return
-        assignment = self.assignment
-        value = self._call(chunk)
+        assignment = self._assignment
+        value = _caller(assignment, self._getters, lambda _chunk, value: value)(chunk)
         exit_if_forked()
         announcement = announce(assignment.plan, chunk, value)
         began = perf_counter()
         # Why 0: a chunk that waits for the parent does not use up its task_timeout.
         assignment.slot[SINCE] = 0
         outputs, is_tuple = self._channel.allocate(announcement)
+        assignment.outputs, assignment.is_tuple = outputs, is_tuple
         assignment.slot[SINCE] = monotonic_ns()
         assignment.waited += perf_counter() - began
-        assignment.outputs, assignment.is_tuple = outputs, is_tuple
-        self._sink = sink = self._into(outputs, is_tuple)
-        if sink.prefault is not None:
-            sink.prefault((chunk,))
-        with_checksums(assignment, outputs, lambda chunk: sink.store(chunk, value))(chunk)
+        store = self._use_outputs(outputs)
+        if self._prefault is not None:
+            self._prefault((chunk,))
+        with_checksums(assignment, outputs, lambda chunk: store(chunk, value))(chunk)
 
-    def _into(self, outputs: Sequence[Array], is_tuple: bool) -> _Sink:
-        assignment, call, gets = self.assignment, self._call, self._getters
-        plan = assignment.plan
-        store, stretch = storer(plan, outputs, is_tuple), None
+    def _use_outputs(self, outputs: Sequence[Array]) -> Store:
+        """Set the functions that write to these outputs; return the one that stores a result."""
+        assignment, plan, gets = self._assignment, self._assignment.plan, self._getters
+        store = storer(plan, outputs, bool(assignment.is_tuple))
         if plan.pass_out:
-            compute = _in_place(assignment, outputs, gets)
-        elif _writes_by_itself(assignment, outputs):
-            compute = _ufunc(_in_place(assignment, outputs, gets), store, call)
-        elif (single := _single(assignment, store, gets)) is not None:
-            compute, stretch = single, _stretch(assignment, outputs, store)
+            compute = _caller(assignment, gets, _ignore, outputs)
         else:
-            compute = _called(call, store)
-        compute = with_checksums(assignment, outputs, compute)
-        return _Sink(compute, store, stretch, prefaulter(plan, outputs))
+            compute = _caller(assignment, gets, store)
+            if _writes_directly(assignment, outputs):
+                compute = _either(_caller(assignment, gets, _ignore, outputs), compute)
+            else:
+                self.compute_range = _range_computer(assignment, outputs, store)
+        self._compute = with_checksums(assignment, outputs, compute)
+        self._prefault = prefaulter(plan, outputs)
+        return store
 
 
-def _called(call: Callable[[int], Any], store: Store) -> Compute:
-    return lambda chunk: store(chunk, call(chunk))
+def _ignore(_chunk: int, _value: Any) -> None:
+    """Ignore a return value: the function has written its result to ``out``."""
 
 
-def _single(assignment: Assignment, store: Store, gets: Sequence[Getter]) -> Compute | None:
-    """The user's function where one argument is all that it gets, with the fewest calls."""
-    plan, user = assignment.plan, assignment.function.call
-    if assignment.function.keywords or plan.special_parameters or len(plan.arguments) != 1:
-        return None
-    if plan.halo is None and plan.arguments[0] == Blocks(0, tuple(range(plan.grid.ndim))):
-        array, cut = assignment.arrays[0], plan.grid.cutter()
-        return lambda chunk: store(chunk, user(array[cut(chunk)]))
-    if plan.halo is not None and plan.trim:
-        return None
-    (argument,) = gets
-    return lambda chunk: store(chunk, user(argument(chunk)))
+def _object_store(channel: Channel) -> Store:
+    def store(chunk: int, value: Any) -> None:
+        exit_if_forked()
+        channel.values([(chunk, value)])
+
+    return store
 
 
-def _stretch(assignment: Assignment, outputs: Sequence[Array], store: Store) -> Stretch | None:
-    """Return a loop over rows with scalar results; it calls the user's function alone."""
-    plan, slot, user = assignment.plan, assignment.slot, assignment.function.call
+def _caller(
+    assignment: Assignment,
+    gets: Sequence[Getter],
+    use: Callable[[int, Any], Any],
+    outputs: Sequence[Array] = (),
+) -> Callable[[int], Any]:
+    """Return the function that calls the user's function for a chunk.
+
+    Parameters
+    ----------
+    use : callable
+        Gets the chunk and the value of the user's function. Its value is returned.
+    outputs : sequence of ndarray
+        Outputs that the user's function writes to; it gets its windows as ``out``.
+    """
+    plan, (call, keywords, _) = assignment.plan, assignment.function
+    special = special_arguments(plan, assignment.arrays)
+    if outputs:
+        special["out"] = _windows_getter(plan, outputs, bool(assignment.is_tuple))
+    elif plan.halo is not None and plan.trim:
+        use = trimmed(plan, plan.halo, use)
+    if list(special) == ["out"]:
+        window = special["out"]  # Why: no dict per chunk, for functions that are fast.
+        return lambda chunk: call(*[get(chunk) for get in gets], out=window(chunk), **keywords)
+    if special:
+
+        def compute(chunk: int) -> Any:
+            more = {name: get(chunk) for name, get in special.items()}
+            return use(chunk, call(*[get(chunk) for get in gets], **keywords, **more))
+
+        return compute
+    if keywords or len(gets) != 1:
+        return lambda chunk: use(chunk, call(*[get(chunk) for get in gets], **keywords))
+    (get,) = gets  # Why: one argument is the usual case, and this is the cheapest call of it.
+    return lambda chunk: use(chunk, call(get(chunk)))
+
+
+def _windows_getter(plan: Plan, outputs: Sequence[Array], is_tuple: bool) -> Getter:
+    window_of = plan.placement.windows(plan.grid, outputs[0].shape)
+
+    def get(chunk: int) -> Any:
+        where = (*window_of(chunk), ...)
+        windows = tuple([output[where] for output in outputs])
+        return windows if is_tuple else windows[0]
+
+    return get
+
+
+def _range_computer(
+    assignment: Assignment, outputs: Sequence[Array], store: Store
+) -> ComputeRange | None:
+    """Return the loop over chunks that turns a row or an item into a number, without calls."""
+    plan, slot, (user, keywords, values) = assignment.plan, assignment.slot, assignment.function
     if plan.timed or assignment.sums is not None or assignment.todo is not None:
         return None
-    match plan.arguments[0]:
-        case Rows(array):
-            rows: Any = assignment.arrays[array]
-        case Items(value):
-            rows = assignment.function.values[value]
+    if keywords or plan.special_parameters or assignment.is_tuple or len(outputs) != 1:
+        return None
+    match plan.arguments:
+        case (Rows(number),):
+            rows: Any = assignment.arrays[number]
+        case (Items(number),):
+            rows = values[number]
         case _:
             return None
-    where = scalar_target(plan, outputs, bool(assignment.is_tuple))
-    if where is None:
+    (target,) = scalar_targets(plan, outputs)
+    if target is None:
         return None
-    flat, exact = where
+    flat, exact = target
 
-    def stretch(first: int, last: int) -> None:
+    def compute_range(first: int, last: int) -> None:
         for chunk in range(first, last):
             slot[CURSOR] = chunk
             value = user(rows[chunk])
@@ -337,126 +365,161 @@ def _stretch(assignment: Assignment, outputs: Sequence[Array], store: Store) -> 
                 try:
                     flat[chunk] = value
                     continue
-                except OverflowError:  # a Python int
+                except OverflowError:  # A Python int may not fit.
                     pass
             store(chunk, value)
 
-    return stretch
+    return compute_range
 
 
-def _collected(call: Callable[[int], Any], channel: Channel) -> _Sink:
-    def store(chunk: int, value: Any) -> None:
-        channel.values([(chunk, value)])
+def _writes_directly(assignment: Assignment, outputs: Sequence[Array]) -> bool:
+    """Return whether the function is a ufunc whose results have exactly the shapes of its windows.
 
-    def compute(chunk: int) -> None:
-        value = call(chunk)
-        exit_if_forked()
-        store(chunk, value)
-
-    return _Sink(compute, store)
-
-
-def _all(gets: Sequence[Getter]) -> Getter:
-    return lambda chunk: [get(chunk) for get in gets]
-
-
-def _caller(assignment: Assignment, gets: Sequence[Getter]) -> Callable[[int], Any]:
-    """The function of a chunk's number that calls the user's function."""
-    plan, function = assignment.plan, assignment.function
-    call, keywords, arguments = function.call, function.keywords, _all(gets)
-    more = special_arguments(plan, assignment.arrays)
-    trim = _trimmer(plan)
-    if more is not None:
-        return lambda chunk: trim(chunk, call(*arguments(chunk), **keywords, **more(chunk)))
-    if plan.halo is not None and plan.trim:
-        return lambda chunk: trim(chunk, call(*arguments(chunk), **keywords))
-    if keywords:
-        return lambda chunk: call(*arguments(chunk), **keywords)
-    return lambda chunk: call(*arguments(chunk))
+    The results have the shape that the blocks broadcast to: the shape of the chunk or of the row.
+    A window of any other shape needs the checks of a returned result.
+    """
+    plan, (call, keywords, _) = assignment.plan, assignment.function
+    if not isinstance(call, np.ufunc) or keywords or plan.halo is not None:
+        return False
+    if call.nout != len(outputs) or (call.nout > 1 and not assignment.is_tuple):
+        return False
+    if outputs[0].nbytes <= _SMALL_OUTPUT:
+        return False
+    placement = plan.placement
+    if isinstance(placement, PerItem):
+        rows = [assignment.arrays[one.array] for one in plan.arguments if isinstance(one, Rows)]
+        try:
+            shape = np.broadcast_shapes(*[array.shape[1:] for array in rows])
+        except ValueError:  # Why: the call of each chunk raises it, and so fails its chunk alone.
+            return False
+        fits = len(rows) == len(plan.arguments) and shape != ()
+        return fits and all(output.shape[1:] == shape for output in outputs)
+    return isinstance(placement, InBlocks) and all(
+        placement.follows(plan.grid, output.shape) for output in outputs
+    )
 
 
-def _trimmer(plan: Plan) -> Callable[[int, Any], Any]:
-    """The function that cuts the halo off a result."""
-    if plan.halo is None or not plan.trim:
-        return lambda _chunk, value: value
-    halo, grid = plan.halo, plan.grid
-
-    def trim(chunk: int, value: Any) -> Any:
-        core, window = halo.trim(grid, chunk), halo.window(grid, chunk)
-        due = tuple(stop - start for start, stop in window)
-
-        def trimmed(part: Any) -> Any:
-            if part is None:  # what is due is said where results are looked at
-                return None
-            array = np.asarray(part)
-            if array.shape != due:
-                raise ResultError(explain_overlap_shape(plan, chunk, array.shape))
-            return array[core]
-
-        return tuple(map(trimmed, value)) if isinstance(value, tuple) else trimmed(value)
-
-    return trim
-
-
-def _in_place(assignment: Assignment, outputs: Sequence[Array], gets: Sequence[Getter]) -> Compute:
-    """For functions that write into their window themselves, as a ufunc does."""
-    plan, function = assignment.plan, assignment.function
-    call, keywords, arguments = function.call, function.keywords, _all(gets)
-    more = special_arguments(plan, assignment.arrays) or (lambda _chunk: {})
-    window_of = plan.placement.windows(plan.grid, outputs[0].shape)
+def _either(direct: Compute, checked: Compute) -> Compute:
+    """Return a function that writes directly; a result that cannot be cast is checked instead."""
 
     def compute(chunk: int) -> None:
-        where = (*window_of(chunk), ...)
-        windows = tuple([output[where] for output in outputs])
-        out = windows if assignment.is_tuple else windows[0]
-        call(*arguments(chunk), out=out, **keywords, **more(chunk))
+        try:
+            direct(chunk)
+        except TypeError:  # Why: the stores explain why a result does not fit.
+            checked(chunk)
 
     return compute
 
 
-def _writes_by_itself(assignment: Assignment, outputs: Sequence[Array]) -> bool:
-    """Whether the function is a ufunc whose results are just what its windows take.
+# Arguments of the user's function
 
-    Its results have the shape that its blocks broadcast to: the chunk's, or the row's. A window
-    of any other shape is left to the checks of what a function returns.
+
+def _getter(plan: Plan, argument: Any, arrays: Sequence[Array], values: Sequence[Any]) -> Getter:
+    match argument:
+        case Items(value):
+            return values[value].__getitem__  # type: ignore[no-any-return]
+        case Rows(number):
+            return arrays[number].__getitem__
+        case Blocks(number, axes) if plan.halo is not None:
+            return _window_getter(plan.grid, plan.halo, arrays[number], axes)
+        case Blocks(number, axes):
+            return _block_getter(plan.grid, arrays[number], axes)
+        case _:  # Whole
+            constant = values[argument.value]
+            return lambda _chunk: constant
+
+
+def _block_getter(grid: Grid, array: Array, axes: Axes) -> Getter:
+    if axes == ():
+        return lambda _chunk: array[...]  # Why: the function may change the shape of its view
+    if axes == tuple(range(grid.ndim)):
+        cut = grid.cutter()
+        return lambda chunk: array[cut(chunk)]
+
+    def block(chunk: int) -> Array:
+        cell = grid.core(chunk)
+        return array[tuple(slice(None) if axis is None else cell[axis] for axis in axes)]
+
+    return block
+
+
+def _window_getter(grid: Grid, halo: Halo, array: Array, axes: Axes) -> Getter:
+    """Return the getter of the block of an array with its halo.
+
+    An axis that is not cut arrives whole, without a halo.
     """
-    plan, function = assignment.plan, assignment.function
-    call = function.call
-    if not isinstance(call, np.ufunc) or function.keywords or plan.halo is not None:
-        return False
-    if call.nout != len(outputs) or (call.nout > 1 and not assignment.is_tuple):
-        return False
-    if outputs[0].nbytes <= _LITTLE:
-        return False
-    if isinstance(plan.placement, PerItem):
-        rows = [assignment.arrays[one.array] for one in plan.arguments if isinstance(one, Rows)]
-        if len(rows) < len(plan.arguments):
-            return False
-        shape = np.broadcast_shapes(*[array.shape[1:] for array in rows])
-        return shape != () and all(output.shape[1:] == shape for output in outputs)
-    placed = plan.placement
-    return isinstance(placed, InBlocks) and all(
-        placed.follows(plan.grid, output.shape) for output in outputs
+    if axes == tuple(range(grid.ndim)):
+        return lambda chunk: halo.gather(array, grid, chunk)
+    lengths = zip(axes, array.shape, strict=True)
+    own_grid = Grid(
+        tuple(
+            Axis.regular(length, max(1, length)) if axis is None else grid.axes[axis]
+            for axis, length in lengths
+        )
+    )
+    no_boundary = (Mode.NONE, Mode.NONE)
+    own_halo = Halo(
+        tuple((0, 0) if axis is None else halo.depth[axis] for axis in axes),
+        tuple(no_boundary if axis is None else halo.boundary[axis] for axis in axes),
     )
 
+    def window(chunk: int) -> Array:
+        number = own_grid.number(_select(axes, grid.index(chunk), 0))
+        return own_halo.gather(array, own_grid, number)
 
-def _ufunc(compute: Compute, store: Store, call: Callable[[int], Any]) -> Compute:
-    """Write directly; what does not cast is told as of any other function."""
-
-    def direct(chunk: int) -> None:
-        try:
-            compute(chunk)
-        except TypeError:
-            store(chunk, call(chunk))
-
-    return direct
+    return window
 
 
-def block_shape(assignment: Assignment, chunk: int) -> tuple[int, ...] | None:
-    """Shape of the first block that the function gets for a chunk, for messages."""
-    gets = getters(assignment.plan, assignment.arrays, assignment.function.values)
-    try:
-        blocks = (get(chunk) for get in gets)
-        return next((one.shape for one in blocks if isinstance(one, np.ndarray)), None)
-    except Exception:  # noqa: BLE001 - an iterable of the user may raise anything; this is a message
-        return None
+def special_arguments(plan: Plan, arrays: Sequence[Array]) -> dict[str, Getter]:
+    """Return the functions for those of ``block_id``, ``block_info`` and ``rng`` that are passed.
+
+    The values follow from the plan alone: a function must not see which chunk was the first.
+    """
+    getters: dict[str, Getter] = {
+        "block_id": plan.grid.index,
+        "block_info": lambda chunk: _block_info(plan, arrays, chunk),
+        "rng": lambda chunk: np.random.default_rng(
+            np.random.SeedSequence(plan.seed, spawn_key=(chunk,))
+        ),
+    }
+    return {name: get for name, get in getters.items() if name in plan.special_parameters}
+
+
+def _block_info(
+    plan: Plan, arrays: Sequence[Array], chunk: int
+) -> dict[int | None, dict[str, Any]]:
+    """Return the dictionary that Dask's ``map_blocks`` passes under this name."""
+    info: dict[int | None, dict[str, Any]] = {}
+    grid, index = plan.grid, plan.grid.index(chunk)
+    core = [(part.start, part.stop) for part in grid.core(chunk)]
+    # A window that is padded begins below 0 or ends beyond the array.
+    window = core if plan.halo is None else list(plan.halo.window(grid, chunk))
+    for position, argument in enumerate(plan.arguments):
+        if isinstance(argument, Blocks | Rows):
+            array = arrays[argument.array]
+            uncut = (None,) * (array.ndim - 1)
+            axes = argument.axes if isinstance(argument, Blocks) else (0, *uncut)
+            info[position] = {
+                "shape": array.shape,
+                "num-chunks": _select(axes, grid.numblocks, 1),
+                "chunk-location": _select(axes, index, 0),
+                "array-location": [
+                    (0, length) if axis is None else window[axis]
+                    for axis, length in zip(axes, array.shape, strict=True)
+                ],
+                "dtype": array.dtype,
+            }
+    info[None] = {
+        "shape": grid.shape,
+        "num-chunks": grid.numblocks,
+        "chunk-location": index,
+        "array-location": core,
+        "chunk-shape": tuple(stop - start for start, stop in core),
+        "dtype": plan.dtypes[0] if plan.dtypes else None,
+    }
+    return info
+
+
+def _select(axes: Axes, values: Sequence[int], uncut: int) -> tuple[int, ...]:
+    """Return the value of the grid's axis for each axis, and `uncut` for an axis without one."""
+    return tuple(uncut if axis is None else values[axis] for axis in axes)

@@ -24,27 +24,23 @@ import numpy as np
 from shmpar.ipc.protocol import Environment
 from shmpar.pickling.unpack import unpack
 
-
-class _Nesting(threading.local):
-    depth = 0
-
-
-_nesting = _Nesting()
+_thread = threading.local()  # Its `depth` counts the functions of runs that the thread is in.
 
 
 def in_worker() -> bool:
     """Return whether this thread runs the function of a run."""
-    return _nesting.depth > 0
+    return getattr(_thread, "depth", 0) > 0
 
 
 @contextlib.contextmanager
 def inside_worker() -> Iterator[None]:
     """Mark that this thread runs the function of a run, for the block."""
-    _nesting.depth += 1
+    before = getattr(_thread, "depth", 0)
+    _thread.depth = before + 1
     try:
         yield
     finally:
-        _nesting.depth -= 1
+        _thread.depth = before
 
 
 _slot: memoryview | None = None  # the worker's slot of the ledger

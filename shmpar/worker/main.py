@@ -23,54 +23,22 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shmpar.errors import PlanError
+from shmpar.ipc import protocol
 from shmpar.ipc.ledger import FINGERPRINT, Ledger
-from shmpar.ipc.protocol import (
-    AbandonRun,
-    AddSegments,
-    CallFinished,
-    ChunkFailed,
-    ClaimFinished,
-    CounterExhausted,
-    Environment,
-    ExitNow,
-    ForgetSegment,
-    Initialize,
-    InitializerFailed,
-    ObjectsReturned,
-    OutputsNeeded,
-    PackedError,
-    PackedValue,
-    PlanRejected,
-    Reference,
-    RunCall,
-    RunPlan,
-    SegmentRecord,
-    SetTaskLimit,
-    UseOutputs,
-    Work,
-    WorkerExiting,
-    WorkerReady,
-)
+from shmpar.ipc.protocol import Environment, PackedError, PackedValue, SegmentRecord, Work
 from shmpar.ipc.tickets import Tickets, open_tickets
 from shmpar.ipc.wire import MAX_DESCRIPTORS, Wire
 from shmpar.memory.segment import Mapping, Segment
 from shmpar.pickling.unpack import namespaces, unpack
-from shmpar.plan import Announcement, ResultError
-from shmpar.worker import loop
+from shmpar.plan import Announcement, Function, ResultError
+from shmpar.worker import context, loop
 from shmpar.worker.compute import Abandoned, Assignment
-from shmpar.worker.context import (
-    apply_environment,
-    exit_if_forked,
-    guard_forks,
-    has_changed,
-    inside_worker,
-)
+from shmpar.worker.context import exit_if_forked, inside_worker
 
 if TYPE_CHECKING:
     from shmpar.pickling.pack import Payload
@@ -94,8 +62,7 @@ class SocketChannel:
         self._process = process
         self._run = run
         self._spare = spare
-        self._values: list[tuple[int, PackedValue]] = []
-        self._payloads: list[Payload] = []
+        self._returned: list[tuple[int, Payload]] = []
         self.announcement: Announcement | None = None
 
     def enough(self) -> bool:
@@ -104,21 +71,19 @@ class SocketChannel:
 
     def allocate(self, announcement: Announcement) -> tuple[Sequence[Array], bool]:
         """Return the outputs: in the ledger if they are small, else made by the parent."""
-        if self._spare is not None:
-            arrays = self._spare.carve(announcement.outputs)
-            if arrays is not None:
-                self.announcement = announcement
-                # Why: the parent reads it if this process dies before it can send it.
-                self._spare.slot(self._process.number)[FINGERPRINT] = announcement.digest()
-                return arrays, announcement.is_tuple
-        self._process.send(OutputsNeeded(self._process.number, self._run, announcement.pack()))
-        reply = self._process.await_outputs(self._run)
-        views = [self._process.view(reference, writable=True) for reference in reply.outputs]
-        return views, reply.is_tuple
+        process, spare = self._process, self._spare
+        if spare is not None and (arrays := spare.carve(announcement.outputs)) is not None:
+            self.announcement = announcement
+            # Why: the parent reads it if this process dies before it can send it.
+            spare.slot(process.number)[FINGERPRINT] = announcement.digest()
+            return arrays, announcement.is_tuple
+        process.send(protocol.OutputsNeeded(process.number, self._run, announcement.pack()))
+        reply = process.await_outputs(self._run)
+        return [process.view(one, writable=True) for one in reply.outputs], reply.is_tuple
 
     def failed(self, chunk: int, error: BaseException, shape: tuple[int, ...] | None) -> None:
         """Report a chunk that failed, with the exception if it can be pickled."""
-        self._process.send(ChunkFailed(self._run, chunk, pack_exception(error), shape))
+        self._process.send(protocol.ChunkFailed(self._run, chunk, pack_exception(error), shape))
 
     def values(self, values: Sequence[tuple[int, Any]]) -> None:
         """Keep results until the claim is finished; one that cannot be pickled fails its chunk."""
@@ -129,40 +94,42 @@ class SocketChannel:
                 payload = pack_result(value)
             except PlanError as error:
                 name = type(value).__qualname__
-                raise ResultError(
-                    f"the function returned a {name}, which cannot be pickled"
-                ) from error
-            held = sum(len(one.segments) for one in self._payloads)
+                message = f"the function returned a {name}, which cannot be pickled"
+                raise ResultError(message) from error
+            held = sum(len(one.segments) for _, one in self._returned)
             if held + len(payload.segments) > MAX_DESCRIPTORS:
                 self.flush()
-            self._values.append((chunk, PackedValue(payload.body, _records(payload))))
-            self._payloads.append(payload)
+            self._returned.append((chunk, payload))
 
     def finished(self, generation: int, first: int, last: int) -> None:
         """Report that the tickets ``first <= t < last`` are done, or have failed."""
-        self._process.send(ClaimFinished(self._run, generation, first, last))
+        self._process.send(protocol.ClaimFinished(self._run, generation, first, last))
 
     def flush(self) -> None:
         """Send the results; the kernel keeps them if this process dies now."""
-        values, self._values = self._values, []
-        payloads, self._payloads = self._payloads, []
-        if values:
-            descriptors = [one.fileno() for payload in payloads for one in payload.segments]
-            self._process.send(ObjectsReturned(self._run, values), descriptors)
+        returned, self._returned = self._returned, []
+        if returned:
+            values = [(chunk, _pack_value(payload)) for chunk, payload in returned]
+            descriptors = [one.fileno() for _, payload in returned for one in payload.segments]
+            self._process.send(protocol.ObjectsReturned(self._run, values), descriptors)
 
 
-def _records(payload: Payload) -> list[SegmentRecord]:
-    """Return the records of the segments of a result, which become the parent's."""
-    return [
+def _pack_value(payload: Payload) -> PackedValue:
+    """Return the message part of a result, whose segments become the parent's."""
+    records = [
         SegmentRecord(one.key, one.size, one.kind, one.writable, private=False)
         for one in payload.segments
     ]
+    return PackedValue(payload.body, records)
 
 
 def pack_exception(error: BaseException) -> PackedError:
     """Pickle an exception, if it can be, and write its traceback as text."""
-    shown = _below_package(error.__traceback__)
-    text = "".join(traceback.format_exception(type(error), error, shown))
+    shown = error.__traceback__  # Why: the frames of this package above the user's do not help.
+    while shown is not None and shown.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        shown = shown.tb_next
+    trace = shown or error.__traceback__
+    text = "".join(traceback.format_exception(type(error), error, trace))
     try:
         from shmpar.pickling.pack import pack_error  # Why here: most workers meet no exception.
 
@@ -171,45 +138,38 @@ def pack_exception(error: BaseException) -> PackedError:
         return PackedError(None, text)
 
 
-def _below_package(trace: TracebackType | None) -> TracebackType | None:
-    """Return the traceback from the user's function on, without the frames of this package."""
-    below = trace
-    while below is not None and below.tb_frame.f_code.co_filename.startswith(_PACKAGE):
-        below = below.tb_next
-    return below or trace
-
-
 class WorkerProcess:
     """The state of a worker process.
 
     Attributes
     ----------
     wire : Wire
-        To the parent.
+        Connection to the parent.
     number : int
         Number of the worker, and of its slot in a ledger.
     segments : dict of int to Segment
         Segments that are mapped here, by the parent's key.
     mappings : dict of int to Mapping
-        Mappings of the segments in use: they stay mapped between plans, so that no page faults
+        Mappings of the segments in use. They stay mapped between plans, so that no page faults
         twice.
     private : dict of int to Segment
         Segments that the next payload maps copy on write.
     backlog : deque
-        Messages that came before their time, each with the descriptor of its counter, or -1.
+        Messages that arrived while a plan was running, each with the descriptor of its counter, or
+        -1.
     broken : bool
-        Whether the initializer has failed: no function is called any more.
+        The initializer has failed: no function is called any more.
     environment : Environment or None
-        The parent's state, as it was last sent.
+        The parent's state that was sent last.
     refusal : BaseException or None
         The reason why that environment could not be applied.
-    left : int or None
-        Chunks and calls until this process exits; None for no limit.
+    tasks_left : int
+        Chunks and calls until this process exits.
     ledger : tuple of (int, Ledger) or None
-        The latest ledger, with its segment's key: the next run's is most often the same.
+        The latest ledger, with the key of its segment. The next run often has the same one.
     function : tuple of (bytes, Function)
-        The latest function, if it is stateless and no other was unpickled since: the payload of
-        another may set globals of its module too.
+        The latest payload and its function, if it is stateless. Any other payload replaces it,
+        since another payload may set globals of the function's module.
     """
 
     def __init__(self, wire: Wire, number: int) -> None:
@@ -222,50 +182,50 @@ class WorkerProcess:
         self.broken = False
         self.environment: Environment | None = None
         self.refusal: BaseException | None = None
-        self.left: int | None = None
+        self.tasks_left = sys.maxsize
         self.ledger: tuple[int, Ledger] | None = None
         self.function: tuple[bytes, Any] = (b"", None)
         self.send = wire.send
 
     def serve(self) -> None:
-        """Handle messages until the parent says that it was the last, or enough is done."""
-        while self.left is None or self.left > 0:
+        """Handle messages until the parent asks for the exit, or no tasks are left."""
+        while self.tasks_left > 0:
             message, counter = self.backlog.popleft() if self.backlog else self._next()
             match message:
-                case RunPlan():
+                case protocol.RunPlan():
                     work: Work = pickle.loads(message.body)
                     self._run(message.environment, work, open_tickets(work.tickets, counter))
-                case RunCall():
+                case protocol.RunCall():
                     self._call(message)
-                case Initialize():
+                case protocol.Initialize():
                     self._initialize(message)
-                case SetTaskLimit(tasks):
-                    self.left = tasks
-                case ForgetSegment(key):
+                case protocol.SetTaskLimit(tasks):
+                    self.tasks_left = tasks
+                case protocol.ForgetSegment(key):
                     self._forget(key)
-                case ExitNow():
+                case protocol.ExitNow():
                     return
-        self.send(WorkerExiting(self.number))
+        self.send(protocol.WorkerExiting(self.number))
 
     def _next(self) -> tuple[Any, int]:
         """Return the next message that needs its turn, and the descriptor of its counter."""
         while True:
             message, descriptors = self.wire.receive()
-            counter = descriptors.pop(0) if isinstance(message, RunPlan) else -1
-            # Invariant: segments are taken in the order of the messages, whenever these have their
-            # turn: a later message may name them too, and is not sent them again.
+            counter = descriptors.pop(0) if isinstance(message, protocol.RunPlan) else -1
+            # Invariant: segments are adopted in the order in which messages arrive, even if a
+            # message waits in the backlog: a later message may name a segment that it is not sent.
             self._adopt(getattr(message, "segments", ()), descriptors)
             match message:
-                case AddSegments():
+                case protocol.AddSegments():
                     pass
                 # Why: a plan in the backlog may still name the segment.
-                case ForgetSegment(key) if not self.backlog:
+                case protocol.ForgetSegment(key) if not self.backlog:
                     self._forget(key)
                 case _:
                     return message, counter
 
     def _forget(self, key: int) -> None:
-        """Drop a segment; the mapping lives as long as a view that the user's code has kept."""
+        """Drop a segment; the mapping lives as long as a view in the user's code."""
         self.segments.pop(key, None)
         self.mappings.pop(key, None)
         if self.ledger is not None and self.ledger[0] == key:
@@ -273,18 +233,11 @@ class WorkerProcess:
 
     def _adopt(self, records: Sequence[SegmentRecord], descriptors: Sequence[int]) -> None:
         for record, fd in zip(records, descriptors, strict=True):
-            segment = Segment.adopt(
-                fd,
-                record.size,
-                key=record.key,
-                kind=record.kind,
-                writable=record.writable,
-                private=record.private,
-            )
+            segment = Segment.adopt(fd, **record._asdict())
             (self.private if record.private else self.segments)[record.key] = segment
 
     def _mapped(self, key: int) -> Segment:
-        """Return a segment; it stays mapped until the parent has it forgotten."""
+        """Return a segment; it stays mapped until a ``ForgetSegment`` message."""
         segment = self.segments[key]
         self.mappings[key] = segment.mapping
         return segment
@@ -292,7 +245,7 @@ class WorkerProcess:
     def _held(self, keys: Sequence[int]) -> list[Segment]:
         return [self._mapped(key) if key >= 0 else self.private.pop(~key) for key in keys]
 
-    def _initialize(self, message: Initialize) -> None:
+    def _initialize(self, message: protocol.Initialize) -> None:
         try:
             (initializer, arguments), _ = self._unpack(message.payload, self._held(message.held))
             with inside_worker():
@@ -301,87 +254,82 @@ class WorkerProcess:
         except BaseException as error:  # noqa: BLE001 - the parent reports it
             exit_if_forked(error)
             self.broken = True
-            self.send(InitializerFailed(pack_exception(error)))
+            self.send(protocol.InitializerFailed(pack_exception(error)))
 
-    def _call(self, message: RunCall) -> None:
+    def _call(self, message: protocol.RunCall) -> None:
         from shmpar.pickling.pack import pack_result  # Why here: most workers get no calls.
 
         held = self._held(message.held)
         if self.broken:
-            self.send(CallFinished(message.call, started=False))
+            self.send(protocol.CallFinished(message.call, started=False))
             return
-        kept: Sequence[Array] = ()
+        private: Sequence[Array] = ()
         descriptors: list[int] = []
         try:
             self._apply(message.environment)
-            function, kept = self._unpack(message.payload, held)
+            function, private = self._unpack(message.payload, held)
             with inside_worker():
                 value = function.call(*function.values, **function.keywords)
             exit_if_forked()
             payload = pack_result(value)
             descriptors = [one.fileno() for one in payload.segments]
-            reply = CallFinished(message.call, PackedValue(payload.body, _records(payload)))
+            reply = protocol.CallFinished(message.call, _pack_value(payload))
         except BaseException as error:  # noqa: BLE001 - it is the call's outcome
             exit_if_forked(error)
-            reply = CallFinished(message.call, error=pack_exception(error))
+            reply = protocol.CallFinished(message.call, error=pack_exception(error))
             # Why: the user's code may keep the exception, and its frames hold the memory.
             error.__traceback__ = None
         finally:
-            if kept:
-                namespaces.forget(kept)
-        self._count(1)
+            if private:
+                namespaces.forget(private)
+        self.tasks_left -= 1
         self.send(reply, descriptors)
 
-    def _count(self, tasks: int) -> None:
-        if self.left is not None:
-            self.left -= tasks
-
     def _run(self, environment: Environment | None, work: Work, tickets: Tickets) -> None:
-        said: Any = None
-        exhausted, joined = True, time.perf_counter()
-        claimed, handed_out = 0, None
-        kept: Sequence[Array] = ()
+        received = time.perf_counter()
+        ended = protocol.CounterExhausted(self.number, work.run, work.generation)
+        private: Sequence[Array] = ()
         try:
-            assignment, kept = self._bind(environment, work, tickets)
-            assignment.joined = joined
-            guard_forks(assignment.slot)
-            spare = assignment.ledger if work.small_outputs else None
-            channel = SocketChannel(self, work.run, spare)
-            exhausted = loop.work(assignment, channel)
-            claimed, handed_out = assignment.claimed, assignment.handed
-            self._count(claimed)
-            channel.flush()
-            said = channel.announcement.pack() if channel.announcement else None
-        except _Unloadable as error:
-            self.send(PlanRejected(work.run, pack_exception(error.args[0])))
-            # Why: the user's code may keep the exception, and its frames hold the memory.
-            error.args[0].__traceback__ = None
+            held = self._held(work.held)
+            try:
+                if self.broken:
+                    raise RuntimeError("the initializer failed")  # noqa: TRY301 - as any other reason
+                self._apply(environment)
+                function, private = self._unpack(work.function, held, stateless=work.stateless)
+            except BaseException as error:  # noqa: BLE001 - the run is told
+                self.send(protocol.PlanRejected(work.run, pack_exception(error)))
+                # Why: the user's code may keep the exception, and its frames hold the memory.
+                error.__traceback__ = None
+            else:
+                assignment = self._assign(work, function, tickets)
+                assignment.received = received
+                ended = self._work(assignment, work)
         finally:
-            if kept:
-                namespaces.forget(kept)
-        self.send(
-            CounterExhausted(
-                self.number, work.run, work.generation, claimed, handed_out, said, not exhausted
-            )
+            if private:
+                namespaces.forget(private)
+        self.send(ended)
+
+    def _work(self, assignment: Assignment, work: Work) -> protocol.CounterExhausted:
+        """Compute chunks; return the event that ends the work."""
+        context.guard_forks(assignment.slot)
+        spare = assignment.ledger if work.small_outputs else None
+        channel = SocketChannel(self, work.run, spare)
+        exhausted = loop.work(assignment, channel)
+        self.tasks_left -= assignment.claimed
+        channel.flush()
+        announced = channel.announcement and channel.announcement.pack()
+        had = assignment.claimed, assignment.handed_out, announced
+        return protocol.CounterExhausted(
+            self.number, work.run, work.generation, *had, exiting=not exhausted
         )
 
-    def _bind(
-        self, environment: Environment | None, work: Work, tickets: Tickets
-    ) -> tuple[Assignment, Sequence[Array]]:
-        """Return the plan in the memory of this process, and the arrays that it holds privately."""
-        held = self._held(work.held)
-        try:
-            if self.broken:
-                raise RuntimeError("the initializer failed")  # noqa: TRY301 - as any other reason
-            self._apply(environment)
-            function, kept = self._unpack(work.function, held, stateless=work.stateless)
-        except BaseException as error:
-            raise _Unloadable(error) from error
+    def _assign(self, work: Work, function: Function, tickets: Tickets) -> Assignment:
+        """Return the work in the memory of this process."""
         ledger, outputs, sums = self._ledger(work), work.outputs, work.checksums
-        assignment = Assignment(
+        return Assignment(
             plan=pickle.loads(work.plan),
             function=function,
-            arrays=[self.view(reference, writable=False) for reference in work.arrays],
+            arrays=[self.view(one, writable=False) for one in work.arrays],
             outputs=None if outputs is None else [self.view(one, writable=True) for one in outputs],
             is_tuple=work.is_tuple,
             tickets=tickets,
@@ -393,45 +341,41 @@ class WorkerProcess:
             workers=work.workers,
             reports=work.reports,
             sums=None if sums is None else self.view(sums, writable=True),
-            most=self.left,
             origin=work.origin,
+            max_tickets=self.tasks_left,
         )
-        return assignment, kept
 
     def _unpack(
         self, body: bytes, held: Sequence[Segment], *, stateless: bool = False
     ) -> tuple[Any, Sequence[Array]]:
-        """Unpickle a payload, unless it is stateless and was the last one."""
+        """Return the value of a payload and its private arrays; reuse a stateless value."""
         if stateless and body == self.function[0]:
             return self.function[1], ()
         self.function = b"", None
-        value, kept = unpack(body, held)
+        value, private = unpack(body, held)
         if stateless:
             self.function = body, value
-        return value, kept
+        return value, private
 
     def _ledger(self, work: Work) -> Ledger:
         if self.ledger is None or self.ledger[0] != work.ledger:
             memory = self._mapped(work.ledger).mapping
-            self.ledger = (
-                work.ledger,
-                Ledger(memory, workers=work.workers, chunks=work.chunks),
-            )
+            self.ledger = work.ledger, Ledger(memory, workers=work.workers, chunks=work.chunks)
         return self.ledger[1]
 
-    def view(self, reference: Reference, *, writable: bool) -> Array:
+    def view(self, reference: protocol.Reference, *, writable: bool) -> Array:
         """Return the array that lies at a reference."""
         key, offset, shape, strides, dtype = reference
         return self._mapped(key).ndarray(offset, shape, strides, np.dtype(dtype), writable=writable)
 
-    def await_outputs(self, run: int) -> UseOutputs:
-        """Receive messages until the one that answers :class:`OutputsNeeded`."""
+    def await_outputs(self, run: int) -> protocol.UseOutputs:
+        """Receive messages until the answer to ``OutputsNeeded``; keep the others."""
         while True:
             message, counter = self._next()
             match message:
-                case UseOutputs() if message.run == run:
+                case protocol.UseOutputs() if message.run == run:
                     return message
-                case AbandonRun() if message.run == run:
+                case protocol.AbandonRun() if message.run == run:
                     raise Abandoned
                 case _:
                     self.backlog.append((message, counter))
@@ -440,12 +384,12 @@ class WorkerProcess:
         """Apply the parent's state. It is sent once, so a failure lasts until it changes."""
         if environment is not None:
             self.environment = environment
-        elif self.environment is not None and has_changed(self.environment):
+        elif self.environment is not None and context.has_changed(self.environment):
             environment = self.environment  # Why: a function has changed it, here alone.
         if environment is not None:
             try:
                 self.refusal = None
-                apply_environment(environment)
+                context.apply_environment(environment)
             except Exception as error:  # noqa: BLE001 - classes of the user's are imported
                 self.refusal = PlanError(
                     "the warning filters of the calling process do not load in a worker "
@@ -456,10 +400,6 @@ class WorkerProcess:
             raise self.refusal.with_traceback(None)
 
 
-class _Unloadable(Exception):
-    """The function, an object that it holds, or its environment did not load."""
-
-
 def main(fd: int, number: int) -> None:
     """Serve the parent at the other end of the socket `fd`, as the worker with this number."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -467,7 +407,7 @@ def main(fd: int, number: int) -> None:
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     wire = Wire(_socket.socket(fileno=fd))
-    wire.send(WorkerReady(number, importlib.util.MAGIC_NUMBER))
+    wire.send(protocol.WorkerReady(number, importlib.util.MAGIC_NUMBER))
     with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
-        guard_forks(memoryview(b""))  # Why: a function that is no run's has no slot.
+        context.guard_forks(memoryview(b""))  # Why: a function that is no run's has no slot.
         WorkerProcess(wire, number).serve()

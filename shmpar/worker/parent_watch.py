@@ -27,8 +27,10 @@ def exit_with_parent(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
-    else:
-        _watch(fd)
+    else:  # Why: this kernel has no F_SETSIG.
+        import threading
+
+        threading.Thread(target=_exit_at_end, args=(fd,), name="shmpar-life", daemon=True).start()
     # Why: a parent that exited before the signal was requested causes no signal.
     poll = select.poll()
     poll.register(fd, select.POLLHUP)
@@ -36,12 +38,6 @@ def exit_with_parent(fd: int) -> None:
         os._exit(1)
 
 
-def _watch(fd: int) -> None:
-    """Wait in a thread for the end of the pipe, on kernels without F_SETSIG."""
-    import threading
-
-    def wait() -> None:
-        os.read(fd, 1)
-        os._exit(1)
-
-    threading.Thread(target=wait, name="shmpar-life", daemon=True).start()
+def _exit_at_end(fd: int) -> None:
+    os.read(fd, 1)
+    os._exit(1)

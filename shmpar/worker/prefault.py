@@ -36,16 +36,14 @@ def prefaulter(plan: Plan, outputs: Sequence[Array]) -> Prefault | None:
     -----
     Cost of a call: a fault for each 64 KiB that was not mapped before.
     """
-    gaining = [(output, found) for output in outputs if (found := _gaining_mapping(output))]
-    parts = [_prefault_output(plan, output, mapping) for output, mapping in gaining]
-    if not parts:
-        return None
+    pairs = [(output, _gaining_mapping(output)) for output in outputs]
+    parts = [_prefault_output(plan, output, found) for output, found in pairs if found]
 
     def prefault(chunks: Sequence[int]) -> None:
         for part in parts:
             part(chunks)
 
-    return parts[0] if len(parts) == 1 else prefault
+    return prefault if parts else None
 
 
 def _gaining_mapping(output: Array) -> Mapping | None:
@@ -62,8 +60,8 @@ def _prefault_output(plan: Plan, output: Array, mapping: Mapping) -> Prefault:
     window_of = plan.placement.windows(plan.grid, output.shape)
     steps = (max(1, _FAULT_AROUND // abs(stride or 1)) for stride in output.strides)
     samples = tuple(slice(None, None, step) for step in steps)
-    layout = output.shape, output.strides, output.dtype
-    layout = plan.grid, plan.placement, address_of(output), *layout
+    where = address_of(output), output.shape, output.strides, output.dtype
+    layout = plan.grid, plan.placement, where
     if mapping not in _mapped or _mapped[mapping][0] != layout:
         _mapped[mapping] = layout, bytearray(plan.chunks)
     mapped = _mapped[mapping][1]
@@ -85,12 +83,12 @@ def _box(
     first: Sequence[slice | int], last: Sequence[slice | int], shape: Sequence[int]
 ) -> tuple[slice, ...]:
     """Return the smallest box that contains two windows, on the axes that they name."""
-    bounds = zip(_bounds(first, shape), _bounds(last, shape), strict=True)
-    return tuple(slice(min(one[0], other[0]), max(one[1], other[1])) for one, other in bounds)
+    sides = []
+    for one, other, length in zip(first, last, shape, strict=False):
+        (low, high), (other_low, other_high) = _bounds(one, length), _bounds(other, length)
+        sides.append(slice(min(low, other_low), max(high, other_high)))
+    return tuple(sides)
 
 
-def _bounds(window: Sequence[slice | int], shape: Sequence[int]) -> list[tuple[int, int]]:
-    return [
-        (part, part + 1) if isinstance(part, int) else part.indices(length)[:2]
-        for part, length in zip(window, shape, strict=False)
-    ]
+def _bounds(part: slice | int, length: int) -> tuple[int, int]:
+    return (part, part + 1) if isinstance(part, int) else part.indices(length)[:2]

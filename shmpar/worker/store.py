@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shmpar.grid import Mode
+from shmpar.grid import Halo, Mode
 from shmpar.memory.copying import is_masked
 from shmpar.plan import Announcement, InBlocks, Output, PerItem, Plan, ResultError
 
@@ -35,12 +35,8 @@ def as_arrays(plan: Plan, value: Any, is_tuple: bool | None) -> tuple[Array, ...
         If the number of outputs is not the declared one, or one of them is no array of values.
     """
     parts = value if isinstance(value, tuple) else (value,)
-    if is_tuple is False and isinstance(value, tuple):
-        raise _unexpected_tuple(value)
-    if is_tuple is True and not isinstance(value, tuple):
-        raise ResultError(
-            f"the function returned {type(value).__name__} where a tuple of outputs is due"
-        )
+    if is_tuple is not None and is_tuple != isinstance(value, tuple):
+        raise _wrong_kind(value)
     if not parts:
         raise ResultError("the function returned an empty tuple, which is no output; return None")
     if plan.dtypes is not None and len(parts) != len(plan.dtypes):
@@ -51,7 +47,10 @@ def as_arrays(plan: Plan, value: Any, is_tuple: bool | None) -> tuple[Array, ...
     return tuple([_as_array(part) for part in parts])
 
 
-def _unexpected_tuple(value: tuple[Any, ...]) -> ResultError:
+def _wrong_kind(value: Any) -> ResultError:
+    if not isinstance(value, tuple):
+        found = type(value).__name__
+        return ResultError(f"the function returned {found} where a tuple of outputs is due")
     return ResultError(
         f"the function returned a tuple of {len(value)} where one output is declared, by out= "
         "or dtype= or the first chunk"
@@ -98,29 +97,47 @@ def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
     return Announcement(outputs, is_tuple=isinstance(value, tuple), chunk=chunk)
 
 
+def trimmed(plan: Plan, halo: Halo, use: Callable[[int, Any], Any]) -> Callable[[int, Any], Any]:
+    """Return `use` for results from which the halo is removed first."""
+
+    def trim_and_use(chunk: int, value: Any) -> Any:
+        core, window = halo.trim(plan.grid, chunk), halo.window(plan.grid, chunk)
+        due = tuple(stop - start for start, stop in window)
+
+        def trim(part: Any) -> Any:
+            if part is None:  # Why: announce() and the stores explain a missing result.
+                return None
+            array = np.asarray(part)
+            if array.shape != due:
+                raise ResultError(explain_overlap_shape(plan, chunk, array.shape))
+            return array[core]
+
+        return use(chunk, tuple(map(trim, value)) if isinstance(value, tuple) else trim(value))
+
+    return trim_and_use
+
+
 def storer(plan: Plan, outputs: Sequence[Array], is_tuple: bool) -> Store:
     """Return the function that checks a chunk's result and writes it into its window."""
     if not outputs:
         return _store_none
-    declared = _declared(plan, outputs)
-    stores = [_store_array(plan, *pair) for pair in zip(outputs, declared, strict=True)]
-    targets = [_scalar_target(plan, *pair) for pair in zip(outputs, declared, strict=True)]
-    if not is_tuple:
-        return stores[0] if targets[0] is None else _store_scalar(*targets[0], stores[0])
-    slow, found = _store_tuple(plan, stores, outputs), [one for one in targets if one is not None]
-    return slow if len(found) < len(targets) else _store_scalars(found, slow)
+    stores = [_store_array(plan, *pair) for pair in _with_declared(plan, outputs)]
+    checked = _store_tuple(plan, stores, outputs) if is_tuple else stores[0]
+    targets = [target for target in scalar_targets(plan, outputs) if target is not None]
+    if len(targets) < len(outputs):
+        return checked
+    return _store_scalars(targets, checked) if is_tuple else _store_scalar(*targets[0], checked)
 
 
-def scalar_target(plan: Plan, outputs: Sequence[Array], is_tuple: bool) -> ScalarTarget | None:
-    """Return the only output, if it takes one number per chunk."""
-    if is_tuple or len(outputs) != 1:
-        return None
-    return _scalar_target(plan, outputs[0], *_declared(plan, outputs))
+def scalar_targets(plan: Plan, outputs: Sequence[Array]) -> list[ScalarTarget | None]:
+    """Return each output that takes one number per chunk; None for another output."""
+    return [_scalar_target(plan, *pair) for pair in _with_declared(plan, outputs)]
 
 
-def _declared(plan: Plan, outputs: Sequence[Array]) -> list[bool]:
-    """Return for each output whether its dtype was declared."""
-    return [dtype is not None for dtype in plan.dtypes or (None,) * len(outputs)]
+def _with_declared(plan: Plan, outputs: Sequence[Array]) -> list[tuple[Array, bool]]:
+    """Return each output, and whether its dtype was declared."""
+    dtypes = plan.dtypes or (None,) * len(outputs)
+    return [(out, dtype is not None) for out, dtype in zip(outputs, dtypes, strict=True)]
 
 
 def _store_none(_chunk: int, value: Any) -> None:
@@ -151,28 +168,27 @@ def _store_array(plan: Plan, output: Array, declared: bool) -> Store:
 
 
 def _store_tuple(plan: Plan, stores: Sequence[Store], outputs: Sequence[Array]) -> Store:
-    count = len(stores)
-
     def store(chunk: int, value: Any) -> None:
-        if not isinstance(value, tuple) or len(value) != count:
+        if not isinstance(value, tuple) or len(value) != len(stores):
             found = len(as_arrays(plan, value, is_tuple=True))
             raise ResultError(
-                f"the function returned {found} outputs here but {count} for the first chunk"
+                f"the function returned {found} outputs here but {len(stores)} for the first chunk"
             )
-        parts = [_detached(part, outputs[:number]) for number, part in enumerate(value)]
+        # Why: an output may be an input too, and a function may return a view of its input. A view
+        # of an output that is written before it is copied first.
+        parts = [
+            part.copy() if _is_view_of(part, outputs[:number]) else part
+            for number, part in enumerate(value)
+        ]
         for put, part in zip(stores, parts, strict=True):
             put(chunk, part)
 
     return store
 
 
-def _detached(part: Any, earlier: Sequence[Array]) -> Any:
-    """Copy a result that is a view of an output that is written before it."""
-    # Why: an output may be an input too, and a function may return a view of its input.
+def _is_view_of(part: Any, outputs: Sequence[Array]) -> bool:
     is_view = isinstance(part, np.ndarray) and part.base is not None
-    if is_view and any(np.may_share_memory(part, output) for output in earlier):
-        return part.copy()
-    return part
+    return is_view and any(np.may_share_memory(part, output) for output in outputs)
 
 
 def _scalar_target(plan: Plan, output: Array, declared: bool) -> ScalarTarget | None:
@@ -188,38 +204,37 @@ def _scalar_target(plan: Plan, output: Array, declared: bool) -> ScalarTarget | 
     return (flat, exact) if exact and np.may_share_memory(flat, output) else None
 
 
-def _store_scalar(flat: Array, exact: set[type], slow: Store) -> Store:
-    """Store one number per chunk without a view."""
+def _store_scalar(flat: Array, exact: set[type], checked: Store) -> Store:
+    """Store a number per chunk without a view."""
 
     def store(chunk: int, value: Any) -> None:
         if type(value) in exact:
             try:
                 flat[chunk] = value
-            except OverflowError:  # a Python int
-                slow(chunk, value)
+            except OverflowError:  # A Python int may not fit.
+                checked(chunk, value)
         else:
-            slow(chunk, value)
+            checked(chunk, value)
 
     return store
 
 
-def _store_scalars(targets: Sequence[ScalarTarget], slow: Store) -> Store:
-    """Store several numbers per chunk without views."""
-    flats, types = zip(*targets, strict=True)
-    count = len(flats)
+def _store_scalars(targets: Sequence[ScalarTarget], checked: Store) -> Store:
+    """Store a tuple of numbers per chunk without views."""
+    count = len(targets)
 
     def store(chunk: int, value: Any) -> None:
-        if type(value) is not tuple or len(value) != count:
-            slow(chunk, value)
-            return
-        try:
-            for flat, exact, part in zip(flats, types, value):  # noqa: B905 - equal lengths
-                if type(part) not in exact:
-                    slow(chunk, value)
+        if type(value) is tuple and len(value) == count:
+            try:
+                for (flat, exact), part in zip(targets, value):  # noqa: B905 - equal lengths
+                    if type(part) not in exact:
+                        break
+                    flat[chunk] = part
+                else:
                     return
-                flat[chunk] = part
-        except OverflowError:  # a Python int
-            slow(chunk, value)
+            except OverflowError:  # A Python int may not fit.
+                pass
+        checked(chunk, value)
 
     return store
 
@@ -227,7 +242,7 @@ def _store_scalars(targets: Sequence[ScalarTarget], slow: Store) -> Store:
 def _convert(value: Any, dtype: np.dtype[Any], declared: bool) -> Array:
     """Convert a result that is not exactly an ndarray."""
     if isinstance(value, tuple):
-        raise _unexpected_tuple(value)
+        raise _wrong_kind(value)
     if declared and dtype.kind in _WEAK_KINDS.get(type(value), ""):
         try:
             return np.asarray(value, dtype)
@@ -259,19 +274,18 @@ def _explain_shape(plan: Plan, chunk: int, value: Array, window: Array) -> str:
     """Return the message for a result that does not have the shape of its window."""
     if plan.verb == "map_overlap":
         return explain_overlap_shape(plan, chunk, value.shape)
-    message = f"the function returned shape {value.shape} where {window.shape} is due"
     if not isinstance(plan.placement, InBlocks):
-        return f"{message}; every chunk must return the same shape"
-    if value.ndim == 0:
+        remedy = "every chunk must return the same shape"
+    elif value.ndim == 0:
         return "the function returned a scalar where a block is due; use block_reduce for that"
-    if value.ndim < window.ndim:
-        return f"{message}; name the axes that it drops in drop_axis"
-    if value.ndim > window.ndim:
-        return f"{message}; name the axes that it adds in new_axis"
-    return (
-        f"{message}; for blocks that change their size pass out_chunks=, with one length per chunk "
-        "where they differ"
-    )
+    elif value.ndim < window.ndim:
+        remedy = "name the axes that it drops in drop_axis"
+    elif value.ndim > window.ndim:
+        remedy = "name the axes that it adds in new_axis"
+    else:
+        remedy = "for blocks that change their size pass out_chunks=, with one length per chunk "
+        remedy += "where they differ"
+    return f"the function returned shape {value.shape} where {window.shape} is due; {remedy}"
 
 
 def explain_overlap_shape(plan: Plan, chunk: int, shape: tuple[int, ...]) -> str:

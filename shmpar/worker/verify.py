@@ -14,6 +14,7 @@ Guarantees
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -48,10 +49,7 @@ def checksum(windows: Iterable[Array]) -> int:
     >>> checksum([np.arange(3, dtype="<u2")]) == checksum([np.array([0, 1], "<u2"), np.uint16([2])])
     True
     """
-    found = 0
-    for window in windows:
-        found = crc(window, found)
-    return found or 1
+    return functools.reduce(lambda start, window: crc(window, start), windows, 0) or 1
 
 
 def crc(array: Array, start: int = 0) -> int:
@@ -175,11 +173,7 @@ class Verification:
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        inputs: Sequence[Array],
-        todo: tuple[int, ...] | None,
-        sums: Array | None,
+        self, plan: Plan, inputs: Sequence[Array], todo: tuple[int, ...] | None, sums: Array | None
     ) -> None:
         self._plan, self._inputs, self._todo = plan, inputs, todo
         self._before = [crc(one) for one in inputs]
@@ -204,28 +198,22 @@ class Verification:
 
     def find_error(self, ledger: Ledger, run: Any) -> ChunkError | None:
         """Return the error of a run, after the last write of its workers; None if all is right."""
-        plan = self._plan
-        wrong = [
-            chunk for chunk, status in enumerate(ledger.status) if self._differs(chunk, status)
-        ]
+        plan, statuses = self._plan, enumerate(ledger.status)
+        wrong = [chunk for chunk, status in statuses if self._differs(chunk, status)]
         if wrong:
             first, region = wrong[0], plan.region(wrong[0])
             more = f", and those of {len(wrong) - 1:,} more chunks" if len(wrong) > 1 else ""
-            return ChunkError(
+            message = (
                 f"{plan.verb}, chunk {first} at {describe_region(region)}: check=True: "
                 f"its window of the output was changed by another writer than its worker{more}; "
-                "the function, or another process, writes outside of its window",
-                chunk=first,
-                region=region,
-                run=run,
+                "the function, or another process, writes outside of its window"
             )
+            return ChunkError(message, chunk=first, region=region, run=run)
         for number, (one, before) in enumerate(zip(self._inputs, self._before, strict=True)):
             if crc(one) != before:
-                return ChunkError(
-                    f"{plan.verb}: check=True: input {number} (shape {one.shape}) was "
-                    "changed while the run was in progress",
-                    run=run,
-                )
+                changed = f"input {number} (shape {one.shape}) was changed"
+                message = f"{plan.verb}: check=True: {changed} while the run was in progress"
+                return ChunkError(message, run=run)
         return None
 
     def _differs(self, chunk: int, status: int) -> bool:
