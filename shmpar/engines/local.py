@@ -467,7 +467,7 @@ class ThreadsEngine(LocalEngine):
             work(assignment, channel)
         # Why: a run that is alone waits for all threads, which are about to drop its memory.
         alone = len(self._plans) == 1
-        had = (0, None) if alone else (assignment.claimed, assignment.handed)
+        had = (0, None) if alone else (assignment.claimed, assignment.handed_out)
         del assignment
         self._events.put(protocol.CounterExhausted(worker, active.number, generation.number, *had))
 

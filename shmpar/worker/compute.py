@@ -139,11 +139,6 @@ class Assignment:
     waited: float = 0.0
 
     @property
-    def handed(self) -> int | None:
-        """Old name of `handed_out`."""
-        return self.handed_out
-
-    @property
     def count(self) -> int:
         """Number of tickets of this generation."""
         return self.plan.chunks if self.todo is None else len(self.todo)
