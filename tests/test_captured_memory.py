@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import shmpar
-from tests.pools import let_go, wait_for_workers
+from tests.pools import drop_caches, wait_for_workers
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="memory is read from /proc"
@@ -67,7 +67,7 @@ def warm_pool() -> Iterator[shmpar.Pool]:
 def pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
     """What it remembers of its runs goes with the test."""
     yield warm_pool
-    let_go(warm_pool)
+    drop_caches(warm_pool)
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 
 import shmpar
-from tests.crashing import Work
-from tests.pools import let_go, wait_for_workers, warm
+from tests.crashing import CrashingFunction
+from tests.pools import drop_caches, wait_for_workers, warm
 
 X = np.arange(100.0).reshape(10, 10)
 BAD = 22.0  # the first value of chunk 6, at [2:4, 2:4], of X in chunks of 2 x 2
@@ -40,7 +40,7 @@ def shared_pool() -> Iterator[shmpar.Pool]:
 def pool(shared_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
     """The module's pool; what it remembers of its runs goes with the test."""
     yield shared_pool
-    let_go(shared_pool)
+    drop_caches(shared_pool)
 
 
 @pytest.fixture
@@ -381,7 +381,7 @@ def test_workers_that_cannot_load_the_plan_are_not_started_for_ever(
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_worker_that_dies_while_it_says_what_failed_is_a_death(workers: int) -> None:
     """The chunk is computed again, and then the error: it is never taken for done."""
-    work = Work("error pickle", "_exit", os.getpid(), np.negative)
+    work = CrashingFunction("error pickle", "_exit", os.getpid(), np.negative)
     with shmpar.Pool(workers, retries=1) as pool:
         with pytest.raises(shmpar.WorkerDied, match="status 7"):
             pool.map_blocks(work, X[:2], chunks=2)
@@ -511,7 +511,7 @@ def death(pool: shmpar.Pool, rng: random.Random, chunks: int) -> Iterator[Any]:
 
 
 def spin(seconds: float) -> None:
-    """Work for so long."""
+    """CrashingFunction for so long."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         pass

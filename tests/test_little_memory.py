@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from shmpar.memory import limits
-from tests.interpreters import said_after
+from tests.interpreters import output_after_setup
 
 LIMIT = 400 << 20  # bytes
 
@@ -37,7 +37,7 @@ def group() -> Iterator[str]:
 
 def run_in(group: str, source: str) -> str:
     """Run a snippet in a control group; return its output."""
-    return said_after(["sh"], f"echo $$ > {group}/cgroup.procs", source)
+    return output_after_setup(["sh"], f"echo $$ > {group}/cgroup.procs", source)
 
 
 @pytest.mark.alone

@@ -29,7 +29,7 @@ from shmpar.report import Report, advice, text
 from shmpar.report import report as report_module
 from shmpar.report.report import bytes_read
 from shmpar.report.timings import Timings
-from tests.pools import let_go, wait_for_workers, warm
+from tests.pools import drop_caches, wait_for_workers, warm
 
 ENGINES = ["serial", "threads", "processes"]
 
@@ -61,7 +61,7 @@ def warm_processes() -> Iterator[shmpar.Pool]:
 def processes(warm_processes: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
     """A pool of two processes without the runs of earlier tests."""
     yield warm_processes
-    let_go(warm_processes)
+    drop_caches(warm_processes)
 
 
 def consistent(report: Report) -> None:

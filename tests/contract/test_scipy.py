@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import shmpar
-from tests.pools import let_go
+from tests.pools import drop_caches
 
 ndimage = pytest.importorskip("scipy.ndimage")
 
@@ -93,7 +93,7 @@ def one_thread() -> Iterator[shmpar.Pool]:
 def serial(one_thread: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
     """Windows do not depend on the engine."""
     yield one_thread
-    let_go(one_thread)
+    drop_caches(one_thread)
 
 
 def sample(shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import shmpar
-from tests.pools import let_go, warm
+from tests.pools import drop_caches, warm
 
 MEGABYTES = 8
 
@@ -32,7 +32,7 @@ def one_worker() -> Iterator[shmpar.Pool]:
 def lone(one_worker: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
     """A pool of one worker, which has every chunk."""
     yield one_worker
-    let_go(one_worker)
+    drop_caches(one_worker)
 
 
 def total(block: Any) -> Any:
