@@ -63,9 +63,7 @@ def run_python(
         stdin.seek(0)
         options |= {"stdin": stdin, "stdout": stdout, "stderr": stderr}
         try:
-            with interpreter(
-                source, *args, survivors_ok=survivors_ok, **files, **options
-            ) as process:
+            with interpreter(source, *args, survivors_ok=survivors_ok, **options) as process:
                 returncode = process.wait(timeout)
         except subprocess.TimeoutExpired:
             output = f"stdout:\n{_text(stdout)}\nstderr:\n{_text(stderr)}"
