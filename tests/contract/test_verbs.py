@@ -362,7 +362,7 @@ def test_captured_shared_arrays_stay_shared(pool: shmpar.Pool) -> None:
 
 
 def test_nested_calls_run_in_the_worker(pool: shmpar.Pool, image: Any) -> None:
-    """A call inside a worker gives the same result, for any pool."""
+    """A call inside a worker gives the same result on any pool."""
 
     def nested(block: Any) -> Any:
         return shmpar.block_reduce(np.sum, block, chunks=-1)[0, 0] + len(
