@@ -22,7 +22,7 @@ TOKEN = uuid.uuid4().hex
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process at one moment.
+    """A process at one moment.
 
     Attributes
     ----------

@@ -49,7 +49,7 @@ def test_ordinary_tests_run_at_the_same_time(processes):
 
 
 def test_a_test_that_runs_alone_waits_and_is_not_overtaken(processes):
-    """It starts after the tests that started earlier, and before the tests that came later."""
+    """The test starts after the running test has finished, and before a test that came later."""
     first, second, third = processes
     order = []
 

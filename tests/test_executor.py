@@ -446,7 +446,7 @@ def test_an_exception_in_the_block_ends_a_running_call(fifo: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["threads", "processes"])
-def test_an_interpreter_finishes_what_was_submitted(engine: str) -> None:
+def test_an_interpreter_finishes_submitted_calls(engine: str) -> None:
     """The interpreter exits after all calls, as with other executors."""
     source = f"""
         import shmpar

@@ -687,7 +687,7 @@ def test_a_closed_pool_refuses_calls() -> None:
 
 
 def test_a_pool_that_is_never_closed_warns() -> None:
-    """Its workers exit when the pool is deleted."""
+    """The workers exit when the pool is deleted."""
     pool = shmpar.Pool(1)
     pids = pool._loop.engine.pids()
     with pytest.warns(ResourceWarning, match="never closed"):

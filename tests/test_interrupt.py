@@ -199,20 +199,20 @@ def a_new_pool():
 
 def warm_runs():
     for _ in range(10):
-        runs(kept)
+        runs(shared_pool)
 
 
 def background():
     """Start runs without waiting, then wait for all of them."""
-    started = [kept.map_blocks(square, image, chunks=10, wait=False) for _ in range(9)]
+    started = [shared_pool.map_blocks(square, image, chunks=10, wait=False) for _ in range(9)]
     for run in started:
         run.result()
 
 
 def mixed():
     """Start runs and calls, cancel a run, and wait for the others."""
-    runs = [kept.map_blocks(slow, image, chunks=10, wait=False) for _ in range(4)]
-    calls = [kept.submit(np.full, 20_000, number) for number in range(8)]
+    runs = [shared_pool.map_blocks(slow, image, chunks=10, wait=False) for _ in range(4)]
+    calls = [shared_pool.submit(np.full, 20_000, number) for number in range(8)]
     runs[1].cancel()
     for one in runs[:1] + runs[2:] + calls:
         one.result()
@@ -226,15 +226,15 @@ def slow(block):
 def arrays():
     """Make arrays, some with names, and a call with an input that is copied."""
     for _ in range(3):
-        made = [kept.array(large), shmpar.array(large), kept.full((500, 500), 3.0)]
+        made = [shared_pool.array(large), shmpar.array(large), shared_pool.full((500, 500), 3.0)]
         made[1].name, made[2].name
-        kept.map_blocks(np.negative, large)
+        shared_pool.map_blocks(np.negative, large)
 
 
 def calls():
     for _ in range(5):
-        assert kept.submit(abs, -1).result() == 1
-        assert list(kept.map(abs, range(-9, 0), chunksize=2))[0] == 9
+        assert shared_pool.submit(abs, -1).result() == 1
+        assert list(shared_pool.map(abs, range(-9, 0), chunksize=2))[0] == 9
 
 
 def closing():
@@ -271,9 +271,9 @@ def resources():
 
 
 def check():
-    got = kept.map_blocks(square, image, chunks=10)
+    got = shared_pool.map_blocks(square, image, chunks=10)
     assert (got == image * image).all(), "a wrong result"
-    assert kept.parallel_map(abs, range(5)).tolist() == [0, 1, 2, 3, 4]
+    assert shared_pool.parallel_map(abs, range(5)).tolist() == [0, 1, 2, 3, 4]
 
 
 def count_dropped(unraisable):
@@ -291,7 +291,7 @@ def count_dropped(unraisable):
 
 dropped = []
 sys.unraisablehook = count_dropped
-kept = shmpar.Pool(2)
+shared_pool = shmpar.Pool(2)
 check()
 for line in sys.stdin:
     kind, presses = line.split()
@@ -312,7 +312,7 @@ for line in sys.stdin:
     os.read(pressed, 99)
     check()
     print("resources", len(dropped), *resources(), flush=True)
-kept.shutdown()
+shared_pool.shutdown()
 sys.exit(7)
 '''
 KINDS = {  # kinds of work, and their usual duration in seconds

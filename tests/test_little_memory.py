@@ -78,5 +78,5 @@ with shmpar.Pool(1, retries=0) as pool:
             print(error.chunk, error.exitcode, "OOM kill" in str(error))
     print(pool.parallel_map(abs, range(3)).tolist())
 """
-    said = "5 -9 True\n5 -9 False\n5 -9 True\n[0, 1, 2]\n"
-    assert run_in(group, source) == said
+    output = "5 -9 True\n5 -9 False\n5 -9 True\n[0, 1, 2]\n"
+    assert run_in(group, source) == output

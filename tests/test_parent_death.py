@@ -53,7 +53,7 @@ import shmpar
 
 rng, folder = random.Random(int(sys.argv[1])), sys.argv[2]
 image = np.arange(40_000.0).reshape(200, 200)
-kept = [shmpar.Pool(2)]
+pool = shmpar.Pool(2)
 count = 0
 
 def path():
@@ -70,31 +70,31 @@ def a_pool():
         pool.map_blocks(np.negative, image, chunks=50)
 
 def arrays():
-    made = [kept[0].array(image) for _ in range(5)] + [shmpar.zeros(100)]
+    made = [pool.array(image) for _ in range(5)] + [shmpar.zeros(100)]
     made[0].name, made[-1].name, made[1].address
     shmpar.full(10, 3, name=f"shmpar-test-{os.getpid()}-{rng.random()}")
 
 def runs():
-    kept[0].map_blocks(slow, image, chunks=50)
-    kept[0].map_overlap(np.copy, image, depth=2, boundary="reflect", chunks=70)
+    pool.map_blocks(slow, image, chunks=50)
+    pool.map_overlap(np.copy, image, depth=2, boundary="reflect", chunks=70)
 
 def objects():
-    kept[0].parallel_map(lambda n: {"a": np.full(20_000, n)}, range(8), dtype=object)
+    pool.parallel_map(lambda n: {"a": np.full(20_000, n)}, range(8), dtype=object)
 
 def mixed():
-    runs = [kept[0].map_blocks(slow, image, chunks=50, wait=False) for _ in range(4)]
-    calls = [kept[0].submit(np.full, 20_000, n) for n in range(4)]
+    runs = [pool.map_blocks(slow, image, chunks=50, wait=False) for _ in range(4)]
+    calls = [pool.submit(np.full, 20_000, n) for n in range(4)]
     [one.result() for one in runs + calls]
 
 def files():
-    kept[0].map_blocks(slow, image, chunks=50, out=path())
-    kept[0].map_blocks(slow, image, chunks=50, out=path(), ledger=path() + ".ledger")
+    pool.map_blocks(slow, image, chunks=50, out=path())
+    pool.map_blocks(slow, image, chunks=50, out=path(), ledger=path() + ".ledger")
 
 def short_gil():
-    kept[0].parallel_map(lambda n: re.match('(a+)+$', 'a' * 20 + 'b') and None, range(4))
+    pool.parallel_map(lambda n: re.match('(a+)+$', 'a' * 20 + 'b') and None, range(4))
 
 def gil():
-    kept[0].parallel_map(lambda n: re.match('(a+)+$', 'a' * 40 + 'b') and None, range(4))
+    pool.parallel_map(lambda n: re.match('(a+)+$', 'a' * 40 + 'b') and None, range(4))
 
 ACTS = [a_pool, arrays, runs, objects, mixed, files, short_gil]
 print("up", flush=True)

@@ -479,7 +479,7 @@ class TestAdvice:
         factor=st.floats(1, 1e4),
     )
     def test_suggested_chunks_fit_the_array(self, shape, data, factor) -> None:
-        """They are valid chunk lengths, and larger or smaller by the factor."""
+        """The suggestions are valid chunk lengths, and larger or smaller by the factor."""
         chunks = tuple(data.draw(st.integers(1, size)) for size in shape)
         grid = Grid.cut(shape, chunks)
         larger, smaller = advice.coarser(grid, factor), advice.finer(grid, factor)
@@ -530,7 +530,7 @@ class TestTrace:
         assert slow["args"] == {"region": "[0:1]"}
 
     def test_a_claim_of_short_chunks_is_one_slice(self, processes: shmpar.Pool) -> None:
-        """Its chunks have no slices, since only their mean is known."""
+        """The chunks of the claim have no slices, since only their mean is known."""
         processes.parallel_map(lambda row: 0, np.zeros((20_000, 2)))
         report = processes.last_run.report
         assert report.claims <= len(slices(report)) < 2_000
@@ -699,7 +699,7 @@ class TestTimings:
 
     @given(histories(), st.integers(0, 3), st.floats(0, 2), st.floats(0, 2))
     def test_a_lost_claim_is_time_of_its_worker(self, history, worker, begin, took) -> None:
-        """It lasts from the end of the last known chunk to the death, and the times add up."""
+        """The claim lasts from the end of the last known chunk to the death; the times add up."""
         ledger, _ = history
         worker %= ledger.workers
         seconds = Timings(ledger, 0.0, 0.0).span[1] + begin + took + 0.01

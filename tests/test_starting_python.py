@@ -195,8 +195,8 @@ def test_a_forked_child_has_no_pool(run_python: Run) -> None:
         import os
         import shmpar
         pool = shmpar.Pool(2)
-        kept = pool.ones(3)
-        kept.name
+        shared = pool.ones(3)
+        shared.name
         pool.parallel_map(abs, range(4))
         pid = os.fork()
         if pid == 0:
@@ -205,10 +205,10 @@ def test_a_forked_child_has_no_pool(run_python: Run) -> None:
             except RuntimeError as error:
                 print(error, flush=True)
             pool.shutdown()
-            del pool, kept
+            del pool, shared
             os._exit(0)
         os.waitpid(pid, 0)
-        print(pool.parallel_map(abs, range(3)).tolist(), shmpar.attach(kept.name, 3, float)[0])
+        print(pool.parallel_map(abs, range(3)).tolist(), shmpar.attach(shared.name, 3, float)[0])
         pool.shutdown()
     """
     output = "this pool belongs to the parent process; make one after the fork\n[0, 1, 2] 1.0\n"

@@ -287,7 +287,7 @@ def test_rows_without_elements_are_still_rows(pool: shmpar.Pool) -> None:
     np.testing.assert_array_equal(pool.parallel_map(np.sum, np.empty((10, 0))), np.zeros(10))
 
 
-def test_the_function_may_ask_where_it_is(pool: shmpar.Pool, image: Any) -> None:
+def test_a_function_gets_block_id_and_block_info(pool: shmpar.Pool, image: Any) -> None:
     """block_id and block_info are passed to a function that names them."""
 
     def where(block: Any, block_id: Any, block_info: Any) -> Any:
