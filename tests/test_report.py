@@ -86,8 +86,8 @@ class TestTimes:
 
     def test_each_long_chunk_has_its_duration(self, pool: shmpar.Pool) -> None:
         """The duration is the time that the function measured, and hardly more."""
-        due = np.array([0.004, 0.001, 0.0, 0.008, 0.0002, 0.0002, 0.0002, 0.003])
-        spent = pool.parallel_map(spin, due)
+        durations = np.array([0.004, 0.001, 0.0, 0.008, 0.0002, 0.0002, 0.0002, 0.003])
+        spent = pool.parallel_map(spin, durations)
         report = pool.last_run.report
         consistent(report)
         assert report.chunks == report.done == report.computed == 8
@@ -98,9 +98,9 @@ class TestTimes:
 
     def test_long_chunks_of_one_claim_have_their_own_durations(self, processes) -> None:
         """A chunk of 2 ms stands out from chunks of 100 us in the same claim."""
-        due = np.full(400, 1e-4)
-        due[::40] = 2e-3
-        processes.parallel_map(spin, due)
+        durations = np.full(400, 1e-4)
+        durations[::40] = 2e-3
+        processes.parallel_map(spin, durations)
         report = processes.last_run.report
         consistent(report)
         assert report.claims < 300
@@ -424,10 +424,10 @@ class TestAdvice:
 
     def test_a_slow_item_that_comes_last(self, processes: shmpar.Pool) -> None:
         """If it comes first, the other items are computed meanwhile."""
-        due = np.full(21, 2e-3)
-        due[-1] = 0.04
-        last = lambda: processes.parallel_map(spin, due)
-        first = lambda: processes.parallel_map(spin, due[::-1])
+        durations = np.full(21, 2e-3)
+        durations[-1] = 0.04
+        last = lambda: processes.parallel_map(spin, durations)
+        first = lambda: processes.parallel_map(spin, durations[::-1])
         assert advised(processes, "slow items first", last)
         assert spared(processes, "first", first)
         assert fastest(processes, first) < fastest(processes, last)
@@ -505,9 +505,9 @@ class TestTrace:
         self, processes, tmp_path
     ) -> None:
         """Slices of a track are in order, and nested or disjoint."""
-        due = np.full(60, 1e-4)
-        due[:4] = 2e-3
-        processes.parallel_map(spin, due)
+        durations = np.full(60, 1e-4)
+        durations[:4] = 2e-3
+        processes.parallel_map(spin, durations)
         report = processes.last_run.report
         path = tmp_path / "trace.json"
         path.write_text("before")

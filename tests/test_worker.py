@@ -368,7 +368,7 @@ class TestAnnouncements:
     def test_the_announcement_has_shapes_and_dtypes(
         self, func: Any, placement: Any, outputs: Any, is_tuple: bool
     ) -> None:
-        """One result determines all outputs, which are announced once."""
+        """A single result determines all outputs, which are announced once."""
         worker = Worker(func, np.zeros((6, 4)), chunks=(3, 2), placement=placement).work()
         (said,) = worker.channel.said
         assert said.outputs == tuple(Output(shape, np.dtype(dtype)) for shape, dtype in outputs)
