@@ -1,9 +1,9 @@
 """Options and fixtures of the test suite.
 
-``--stress`` runs the long campaigns, ``--stress-seed`` repeats one, and ``--fuzz-seconds`` limits
-those that make up bytes. ``--verb`` runs the tests of one verb; ``verbs.py`` beside this file has
-the table of them. The autouse fixture ``nothing_left`` is in ``nothing_left.py``, fresh
-interpreters are in ``interpreters.py``, and the processes of one test run agree in ``turns.py``.
+``--stress`` runs the long campaigns, ``--stress-seed`` repeats one, and ``--fuzz-seconds`` sets the
+duration of each fuzz target. ``--verb`` runs the tests of one verb. Three plugins are in modules of
+their own: ``nothing_left.py`` finds leaks, ``exclusive.py`` runs tests marked ``alone``, and
+``verbs.py`` has the table of the verbs' tests.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import hypothesis
 import pytest
 
 import shmpar
-from tests import interpreters, nothing_left, pools, processes, turns, verbs
+from tests import exclusive, interpreters, nothing_left, pools, processes, verbs
 
-# Half of the usual hundred examples are a third of a minute less; --stress has a hundred times as
-# many, and without CI each run draws others.
+# Why: fewer examples than Hypothesis' default of 100 keep the suite short; --stress draws more.
+# The profile "ci" draws the same examples in each run.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=30)
 hypothesis.settings.register_profile("default", deadline=None, max_examples=40)
 hypothesis.settings.register_profile("stress", deadline=None, max_examples=5_000)
@@ -37,10 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Mark our processes, choose a Hypothesis profile and a seed, watch for leaks."""
+    """Set the token of this run, a Hypothesis profile and a seed; register the plugins."""
     os.environ[processes.TOKEN_NAME] = processes.TOKEN
-    # where nobody has said otherwise: the threads of OpenBLAS spin at their start, for longer
-    # than all else that a small program here does
+    # Why: the threads of OpenBLAS spin when they start, which would dominate a small program.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if config.getoption("stress_seed") is None:
         config.option.stress_seed = random.SystemRandom().randrange(2**32)
@@ -48,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
         profile = "ci" if os.environ.get("CI") else "default"
         hypothesis.settings.load_profile("stress" if config.getoption("stress") else profile)
     config.pluginmanager.register(nothing_left, "shmpar-nothing-left")
-    config.pluginmanager.register(turns, "shmpar-turns")
+    config.pluginmanager.register(exclusive, "shmpar-exclusive")
     config.pluginmanager.register(verbs, "shmpar-verbs")
 
 
@@ -69,10 +68,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Leave what exists before the first test out of each later search for garbage.
+    """Freeze all objects that exist before the first test.
 
-    ``nothing_left`` searches after every test that had processes: a fifth of a second when it
-    also walks through all that pytest and imported libraries hold.
+    The fixture ``nothing_left`` collects garbage after every test that had processes, which is slow
+    if the collector also visits the objects of pytest and of imported libraries.
     """
     gc.collect()
     gc.freeze()
@@ -80,17 +79,17 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def stress_seed(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> int:
-    """Seed for a stress test's own random numbers, other for each test."""
+    """Return the seed of a stress test's random numbers; it differs between tests."""
     seed = pytestconfig.option.stress_seed
-    print(f"repeat with --stress --stress-seed {seed}")  # shown where the test fails
+    print(f"repeat with --stress --stress-seed {seed}")  # pytest shows it if the test fails
     return random.Random(f"{seed} {request.node.nodeid}").getrandbits(32)
 
 
 @pytest.fixture(scope="module", params=pools.ENGINES)
 def warm_pool(request: pytest.FixtureRequest) -> Iterator[shmpar.Pool]:
-    """A pool of each engine, for a module: each start of a worker takes time.
+    """A pool of each engine for a module, since the start of a worker takes time.
 
-    The module's ``POOL``, if it has one, are keywords of these pools.
+    The global ``POOL`` of a module, if any, has the keyword arguments of its pools.
     """
     with pools.warm(request.param, **getattr(request.module, "POOL", {})) as made:
         yield made
@@ -98,14 +97,14 @@ def warm_pool(request: pytest.FixtureRequest) -> Iterator[shmpar.Pool]:
 
 @pytest.fixture
 def any_pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
-    """The module's pool; what it remembers of its runs goes with the test."""
+    """The pool of the module; its caches are dropped after the test."""
     yield warm_pool
-    pools.let_go(warm_pool)
+    pools.drop_caches(warm_pool)
 
 
 @pytest.fixture
 def pool(any_pool: shmpar.Pool) -> shmpar.Pool:
-    """The same, where a module has no other pools."""
+    """The fixture ``any_pool``; a module may define another fixture of this name."""
     return any_pool
 
 

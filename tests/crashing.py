@@ -1,6 +1,6 @@
-"""Functions, arguments, results and exceptions that end the process which handles them.
+"""Functions, arguments, results and exceptions that crash the process in which they are used.
 
-Workers import this module by name: it imports nothing that takes time.
+Workers import this module by name, so it imports nothing slow.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ MILD = ("raise", "exit")
 STATUS = {"_exit": 7, "segfault": -signal.SIGSEGV, "SIGKILL": -signal.SIGKILL}
 
 
-class Struck(ValueError):
-    """What everything here raises that does no worse."""
+class MildError(ValueError):
+    """An error that does not end the process."""
 
 
-def strike(how: str) -> Any:
-    """End this process, or raise."""
+def crash(how: str) -> Any:
+    """End this process, or raise an error."""
     match how:
         case "_exit":
             os._exit(STATUS[how])
@@ -31,91 +31,91 @@ def strike(how: str) -> Any:
         case "exit":
             sys.exit(3)
         case "raise":
-            raise Struck("struck")
+            raise MildError("mild")
         case _:
             os.kill(os.getpid(), getattr(signal, how))
 
 
-class Guest:
-    """Strikes at a site: when it is pickled, unpickled, or deleted in another process.
+class CrashingArgument:
+    """An argument that crashes when it is pickled, unpickled, or deleted in another process.
 
     Parameters
     ----------
     site : str
-        ``"<kind> pickle"``, ``"<kind> unpickle"`` or ``"<kind> del"``; other sites are not its
-        own.
+        Place of the crash: ``"<kind> pickle"``, ``"<kind> unpickle"`` or ``"<kind> del"``; the
+        object ignores other sites.
     how : str
-        As for :func:`strike`.
-    home : int
-        The process in which deletion does no harm.
+        Kind of crash, as for :func:`crash`.
+    parent_pid : int
+        Process in which the object may be deleted without a crash.
     """
 
     kind = "argument"
 
-    def __init__(self, site: str, how: str, home: int) -> None:
-        self.site, self.how, self.home = site, how, home
+    def __init__(self, site: str, how: str, parent_pid: int) -> None:
+        self.site, self.how, self.parent_pid = site, how, parent_pid
 
     def __reduce__(self) -> Any:
         if self.site == f"{self.kind} pickle":
-            strike(self.how)
+            crash(self.how)
         if self.site == f"{self.kind} unpickle":
-            return strike, (self.how,)
+            return crash, (self.how,)
         return type(self), self._state()
 
     def _state(self) -> tuple[Any, ...]:
-        return self.site, self.how, self.home
+        return self.site, self.how, self.parent_pid
 
     def __del__(self) -> None:
-        if self.site == f"{self.kind} del" and os.getpid() != self.home:
-            strike(self.how)
+        if self.site == f"{self.kind} del" and os.getpid() != self.parent_pid:
+            crash(self.how)
 
 
-class Result(Guest):
-    """What a function returns."""
+class CrashingResult(CrashingArgument):
+    """A result that crashes in the same ways."""
 
     kind = "result"
 
 
-class Work(Guest):
-    """A function: `inner`, unless it strikes, or returns or raises what does."""
+class CrashingFunction(CrashingArgument):
+    """Call `inner`, or crash, or return or raise an object that crashes."""
 
     kind = "function"
 
-    def __init__(self, site: str, how: str, home: int, inner: Callable[..., Any]) -> None:
-        super().__init__(site, how, home)
+    def __init__(self, site: str, how: str, parent_pid: int, inner: Callable[..., Any]) -> None:
+        super().__init__(site, how, parent_pid)
         self.inner = inner
 
     def _state(self) -> tuple[Any, ...]:
         return *super()._state(), self.inner
 
-    def __call__(self, value: Any, guest: Guest | None = None) -> Any:
+    def __call__(self, value: Any, argument: CrashingArgument | None = None) -> Any:
         if self.site == "function run":
-            strike(self.how)
+            crash(self.how)
         if self.site.startswith("result"):
-            return Result(*super()._state())
+            return CrashingResult(*super()._state())
         if self.site.startswith("error"):
-            raise Deadly(*super()._state())
+            raise CrashingError(*super()._state())
         return self.inner(value)
 
 
-class Deadly(Exception):
-    """Strikes when it is pickled, unpickled or shown."""
+class CrashingError(Exception):
+    """An error that crashes when it is pickled, unpickled or shown."""
 
-    def __init__(self, site: str, how: str, home: int) -> None:
-        super().__init__("deadly")
-        self.site, self.how, self.home = site, how, home
+    def __init__(self, site: str, how: str, parent_pid: int) -> None:
+        super().__init__("crashing")
+        self.site, self.how, self.parent_pid = site, how, parent_pid
 
     def __reduce__(self) -> Any:
         if self.site == "error pickle":
-            strike(self.how)
+            crash(self.how)
         if self.site == "error unpickle":
-            return strike, (self.how,)
-        return Deadly, (self.site, self.how, self.home)
+            return crash, (self.how,)
+        return CrashingError, (self.site, self.how, self.parent_pid)
 
     def __str__(self) -> str:
-        at_home = os.getpid() == self.home
-        if (self.site == "error text" and not at_home) or (
-            self.site == "error text home" and at_home
+        in_parent = os.getpid() == self.parent_pid
+        if (self.site == "error text" and not in_parent) or (
+            self.site == "error text in parent" and in_parent
         ):
-            strike(self.how)
-        return "deadly"
+            crash(self.how)
+        return "crashing"

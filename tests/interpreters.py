@@ -1,4 +1,4 @@
-"""Fresh interpreters for tests: a snippet or a script, and nothing of it left afterwards."""
+"""Run programs and scripts in fresh interpreters that must leave no process behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import IO, Any
 from tests import processes
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-GRACE = 2.0  # seconds that anything may outlive the interpreter that started it
+GRACE = 2.0  # seconds that a process may outlive the interpreter that started it
 
 
 def run_python(
@@ -27,59 +27,59 @@ def run_python(
     survivors_ok: bool = False,
     **options: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a snippet (str) or a script (path) in a fresh interpreter and return what it said.
+    """Run a snippet (str) or a script (path) in a fresh interpreter and return its output.
 
     Parameters
     ----------
     source : str or path
-        Source text, which is dedented and given to ``-c``, or the path of a script.
+        Source text, which is dedented and passed to ``-c``, or the path of a script.
     *args : str
-        Its ``sys.argv[1:]``.
+        The ``sys.argv[1:]`` of the interpreter.
     timeout : float
-        Seconds until it is killed, with all that it started.
+        Seconds until the interpreter and all processes that it started are killed.
     input : str, optional
-        Text for its standard input, which is empty otherwise.
+        Text for standard input, which is empty otherwise.
     survivors_ok : bool
-        Let processes that it started outlive it; they are killed without a complaint.
+        Kill processes that outlive the interpreter without an error.
     **options
-        ``env`` (added to this environment), ``cwd``, ``flags`` and ``python``, as for
-        :func:`interpreter`.
+        ``env`` (added to the environment of this process), ``cwd``, ``flags`` and ``python``, as
+        for :func:`interpreter`.
 
     Returns
     -------
     subprocess.CompletedProcess
-        With ``stdout`` and ``stderr`` as text and ``returncode``, minus the signal's number
-        after a death by signal.  The caller looks at all three.
+        ``stdout`` and ``stderr`` as text, and ``returncode``, which is the negative number of
+        the signal that ended the process.  The caller checks all three.
 
     Raises
     ------
     AssertionError
-        If it takes longer than `timeout`, or a process that it started is alive two seconds
-        after its end.
+        If the interpreter runs longer than `timeout`, or a process that it started is alive two
+        seconds after it has exited.
     """
-    file = tempfile.TemporaryFile  # unlike a pipe, one that a survivor holds blocks nobody
+    file = tempfile.TemporaryFile  # Why: a pipe that a survivor holds open would block us
     with file() as stdin, file() as stdout, file() as stderr:
         stdin.write((input or "").encode())
         stdin.seek(0)
-        files = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+        options |= {"stdin": stdin, "stdout": stdout, "stderr": stderr}
         try:
-            with interpreter(source, *args, survivors_ok=survivors_ok, **files, **options) as one:
-                returncode = one.wait(timeout)
+            with interpreter(source, *args, survivors_ok=survivors_ok, **options) as process:
+                returncode = process.wait(timeout)
         except subprocess.TimeoutExpired:
-            said = f"stdout:\n{_text(stdout)}\nstderr:\n{_text(stderr)}"
-            raise AssertionError(f"still running after {timeout} s\n{said}") from None
-        return subprocess.CompletedProcess(one.args, returncode, _text(stdout), _text(stderr))
+            output = f"stdout:\n{_text(stdout)}\nstderr:\n{_text(stderr)}"
+            raise AssertionError(f"still running after {timeout} s\n{output}") from None
+        return subprocess.CompletedProcess(process.args, returncode, _text(stdout), _text(stderr))
 
 
-def said_after(shell: Sequence[str], setup: str, source: str) -> str:
-    """Run a snippet in an interpreter that a shell becomes after a command; return what it printed.
+def output_after_setup(shell: Sequence[str], setup: str, source: str) -> str:
+    """Run a snippet in a fresh interpreter after a shell command, and return its output.
 
     Parameters
     ----------
     shell : sequence of str
-        How the shell is started.
+        Command that starts the shell.
     setup : str
-        What it does before.
+        Command that the shell runs before it becomes the interpreter.
     """
     done = subprocess.run(
         [*shell, "-c", f'{setup} && exec {sys.executable} -c "$0"', source],
@@ -106,14 +106,15 @@ def interpreter(
 ) -> Iterator[subprocess.Popen[Any]]:
     """Start a fresh interpreter in a session of its own, for tests that act while it runs.
 
-    Its process group is its pid: ``os.killpg(process.pid, signal.SIGINT)`` is a Ctrl-C.  `flags`
-    go before the source (``["-X", "dev"]``); other options are those of ``subprocess.Popen``.
-    When the block ends it is killed if it still runs, and what it started must end by itself.
+    The process group has the pid of the interpreter: ``os.killpg(process.pid, signal.SIGINT)``
+    works like Ctrl-C.  `flags` go before the source (``["-X", "dev"]``); other options are those of
+    ``subprocess.Popen``.  At the end of the block the interpreter is killed if it still runs, and
+    the processes that it started must exit by themselves.
     """
     token = f"{processes.TOKEN}-{uuid.uuid4().hex}"
     path = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
-        [python, *flags, *_how(source), *args],
+        [python, *flags, *_source_arguments(source), *args],
         env={**os.environ, "PYTHONPATH": path, **(env or {}), processes.TOKEN_NAME: token},
         start_new_session=True,
         **options,
@@ -123,25 +124,25 @@ def interpreter(
         yield process
         finished = True
     finally:
-        _end(process)
-        survivors = processes.outlive(process.pid, token, GRACE if finished else 0)
+        _kill_and_reap(process)
+        survivors = processes.wait_for_session(process.pid, token, GRACE if finished else 0)
         described = [str(survivor) for survivor in survivors]
         for survivor in survivors:
             with suppress(ProcessLookupError):
                 os.kill(survivor.pid, signal.SIGKILL)
-        processes.outlive(process.pid, token, GRACE)  # a kill is certain, its moment is not
+        processes.wait_for_session(process.pid, token, GRACE)  # Why: a kill takes effect later
     if described and not survivors_ok:
         raise AssertionError("the interpreter was outlived by:\n  " + "\n  ".join(described))
 
 
-def _how(source: str | os.PathLike[str]) -> list[str]:
+def _source_arguments(source: str | os.PathLike[str]) -> list[str]:
     if isinstance(source, str):
         return ["-c", textwrap.dedent(source)]
     return [os.fspath(source)]
 
 
-def _end(process: subprocess.Popen[Any]) -> None:
-    """Kill it unless it has ended, and reap it."""
+def _kill_and_reap(process: subprocess.Popen[Any]) -> None:
+    """Kill a process unless it has exited, reap it, and close its pipes."""
     if process.poll() is None:
         process.kill()
     process.wait()
@@ -152,6 +153,6 @@ def _end(process: subprocess.Popen[Any]) -> None:
 
 
 def _text(file: IO[bytes]) -> str:
-    """Read all that was written to a file so far."""
+    """Return the text that was written to a file so far."""
     file.seek(0)
     return file.read().decode(errors="replace")

@@ -1,8 +1,8 @@
-"""What a test left behind: processes, threads, segments, descriptors and temporary files.
+"""Find leaks of a test: processes, threads, segments, descriptors and temporary files.
 
-A :class:`Snapshot` is taken before; :func:`left_since` says what is there now and was not then.
-Nothing here opens a file in ``/dev/shm``: closing any descriptor of a marker file would drop the
-lock that its manager holds.
+Take a :class:`Snapshot` before the test; :func:`leaks_since` then lists the things that are new.
+This module opens no file in ``/dev/shm``: closing any descriptor of a marker file would release the
+lock of its name registry.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from tests import processes
 
 SHM = "/dev/shm"
-_MEMORY = (f"{SHM}/", "/memfd:", "/dev/zero (deleted)")  # how /proc calls shared memory
+_MEMORY = (f"{SHM}/", "/memfd:", "/dev/zero (deleted)")  # prefixes of shared memory in /proc
 
 Identity = tuple[int, int]  # device and inode
 
@@ -29,32 +29,32 @@ _allowed: set[int] = set()
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
-    """One thing that a test left behind.
+class Leak:
+    """A thing that a test left behind.
 
     Attributes
     ----------
     kind : str
         ``"process"``, ``"thread"``, ``"segment"`` (a name in ``/dev/shm``), ``"memory"`` (shared
         memory that is still open or mapped), ``"descriptor"`` or ``"file"``.
-    what : str
-        Its name, as a report shows it.
+    name : str
+        Name in the report.
     key : object
-        What it is waited for by: a living process' pid, a thread; else None.
+        Pid of a running process, or a thread, that can be waited for; otherwise None.
     """
 
     kind: str
-    what: str
+    name: str
     key: int | threading.Thread | None = None
 
     def __str__(self) -> str:
-        """One line of the report."""
-        return f"{self.kind:<10} {self.what}"
+        """Return a line of the report."""
+        return f"{self.kind:<10} {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What exists at one moment.  Cost: about 0.15 ms, 1.5 more while shared memory is mapped."""
+    """The processes, threads, descriptors, segments, files and mappings at one moment."""
 
     pids: frozenset[int]
     threads: frozenset[threading.Thread]
@@ -66,7 +66,7 @@ class Snapshot:
 
     @classmethod
     def take(cls) -> Snapshot:
-        """Look at everything."""
+        """Record the present state."""
         shared_kb = _shared_kb()
         return cls(
             pids=processes.pids(),
@@ -80,82 +80,81 @@ class Snapshot:
 
 
 def allow_processes(*pids: int) -> None:
-    """Let these outlive the test that starts them: the workers of a module's or session's pool.
+    """Let processes outlive the test that starts them: workers of a pool with a wider scope.
 
-    A pool that starts its workers before it is yielded needs no allowance.
+    A fixture that starts the workers of its pool before it yields does not need this.
     """
     _allowed.update(pids)
 
 
-def left_since(before: Snapshot) -> list[Left]:
-    """All that is there now and was not then."""
+def leaks_since(before: Snapshot) -> list[Leak]:
+    """Return everything that exists now and is not in the snapshot."""
     return [
-        *_left_processes(before),
-        *_left_threads(before),
-        *_left_segments(before),
-        *_left_descriptors(before),
-        *_left_mappings(before),
-        *_left_files(before),
+        *_leaked_processes(before),
+        *_leaked_threads(before),
+        *_leaked_segments(before),
+        *_leaked_descriptors(before),
+        *_leaked_mappings(before),
+        *_leaked_files(before),
     ]
 
 
-def left_after_waiting(before: Snapshot, seconds: float = 2.0) -> list[Left]:
-    """Name what is left when garbage is collected and what is about to end has had time to.
+def leaks_after_waiting(before: Snapshot, seconds: float = 2.0) -> list[Leak]:
+    """Return the leaks after a garbage collection, and after processes and threads had time to end.
 
-    Waits for processes and threads to end; what a finished process or thread still holds, an
-    unreaped child and an open descriptor have no second chance.
+    An unreaped child or an open descriptor is a leak at once, since waiting cannot remove it.
     """
     gc.collect()
     deadline = time.monotonic() + seconds
-    while left := left_since(before):
+    while leaks := leaks_since(before):
         remaining = deadline - time.monotonic()
-        if remaining <= 0 or not _something_ended(left, remaining):
+        if remaining <= 0 or not _something_ended(leaks, remaining):
             break
-    return left
+    return leaks
 
 
-def report(left: list[Left]) -> str:
-    """Say what is left, a line each."""
-    lines = "\n".join(f"  {one}" for one in left)
+def report(leaks: list[Leak]) -> str:
+    """Return the text of a report, with a line for each leak."""
+    lines = "\n".join(f"  {one}" for one in leaks)
     return f"the test left behind:\n{lines}"
 
 
-def _something_ended(left: list[Left], seconds: float) -> bool:
-    pids = [one.key for one in left if isinstance(one.key, int)]
+def _something_ended(leaks: list[Leak], seconds: float) -> bool:
+    pids = [one.key for one in leaks if isinstance(one.key, int)]
     if pids:
         return processes.wait_for_exit(pids, seconds)
-    threads = [one.key for one in left if isinstance(one.key, threading.Thread)]
+    threads = [one.key for one in leaks if isinstance(one.key, threading.Thread)]
     for thread in threads[:1]:
         thread.join(seconds)
         return not thread.is_alive()
-    if any(one.kind in {"segment", "file"} for one in left):
-        # a name goes without any notice that could be waited for
+    if any(one.kind in {"segment", "file"} for one in leaks):
+        # Why: there is no event for the removal of a name.
         return not threading.Event().wait(min(seconds, 0.02))
     return False
 
 
-def _left_processes(before: Snapshot) -> Iterator[Left]:
+def _leaked_processes(before: Snapshot) -> Iterator[Leak]:
     allowed = _allowed | _standard_pids()
     for pid in sorted(processes.pids() - before.pids - allowed):
-        process = processes.look(pid)
+        process = processes.read(pid)
         if process is not None and processes.is_ours(process):
-            yield Left("process", str(process), None if process.zombie else pid)
+            yield Leak("process", str(process), None if process.zombie else pid)
 
 
-def _left_threads(before: Snapshot) -> Iterator[Left]:
+def _leaked_threads(before: Snapshot) -> Iterator[Leak]:
     for thread in threading.enumerate():
         if thread not in before.threads and thread is not threading.current_thread():
             daemon = " (daemon)" if thread.daemon else ""
-            yield Left("thread", f"{thread.name}{daemon}", thread)
+            yield Leak("thread", f"{thread.name}{daemon}", thread)
 
 
-def _left_segments(before: Snapshot) -> Iterator[Left]:
+def _leaked_segments(before: Snapshot) -> Iterator[Leak]:
     new = [name for name, inode in _segments().items() if before.segments.get(name) != inode]
-    for path in _ours_of(f"{SHM}/{name}" for name in sorted(new)):
-        yield Left("segment", path)
+    for path in _owned(f"{SHM}/{name}" for name in sorted(new)):
+        yield Leak("segment", path)
 
 
-def _left_descriptors(before: Snapshot) -> Iterator[Left]:
+def _leaked_descriptors(before: Snapshot) -> Iterator[Leak]:
     allowed = _standard_descriptors()
     for fd, identity in sorted(_descriptors().items()):
         if before.descriptors.get(fd) == identity or fd in allowed:
@@ -163,26 +162,26 @@ def _left_descriptors(before: Snapshot) -> Iterator[Left]:
         with suppress(OSError):
             target = os.readlink(f"/proc/self/fd/{fd}")
             if target.startswith(_MEMORY):
-                yield Left("memory", f"descriptor {fd}: {target}, {os.fstat(fd).st_size} bytes")
+                yield Leak("memory", f"descriptor {fd}: {target}, {os.fstat(fd).st_size} bytes")
             else:
-                yield Left("descriptor", f"{fd}: {target}")
+                yield Leak("descriptor", f"{fd}: {target}")
 
 
-def _left_mappings(before: Snapshot) -> Iterator[Left]:
-    """Compare mappings of shared memory; one that was never touched is not seen."""
+def _leaked_mappings(before: Snapshot) -> Iterator[Leak]:
+    """Compare the mappings of shared memory, except those that were never touched."""
     if _shared_kb() > before.shared_kb:
         for mapping in sorted(_mappings() - before.mappings):
-            yield Left("memory", f"mapping {mapping}")
+            yield Leak("memory", f"mapping {mapping}")
 
 
-def _left_files(before: Snapshot) -> Iterator[Left]:
+def _leaked_files(before: Snapshot) -> Iterator[Leak]:
     folder = tempfile.gettempdir()
-    for path in _ours_of(os.path.join(folder, name) for name in sorted(_files() - before.files)):
-        yield Left("file", path)
+    for path in _owned(os.path.join(folder, name) for name in sorted(_files() - before.files)):
+        yield Leak("file", path)
 
 
 def _shared_kb() -> int:
-    """KiB of shared memory that this process has touched and still maps."""
+    """Return the shared memory in KiB that this process has touched and still maps."""
     with suppress(OSError), open("/proc/self/status", "rb") as file:
         for line in file:
             if line.startswith(b"RssShmem:"):
@@ -191,7 +190,7 @@ def _shared_kb() -> int:
 
 
 def _mappings() -> frozenset[str]:
-    """Address range and file of each mapping of shared memory."""
+    """Return the address range and the file of each mapping of shared memory."""
     with suppress(OSError), open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
         lines = (line.rstrip().split(None, 5) for line in file)
         found = (fields for fields in lines if len(fields) > 5)
@@ -203,7 +202,7 @@ def _descriptors() -> dict[int, Identity]:
     found: dict[int, Identity] = {}
     folder = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
     for name in os.listdir(folder):
-        with suppress(OSError):  # the listing's own is closed by now
+        with suppress(OSError):  # the descriptor of the listing itself is closed
             status = os.fstat(int(name))
             found[int(name)] = status.st_dev, status.st_ino
     return found
@@ -220,8 +219,8 @@ def _files() -> frozenset[str]:
     return frozenset(name for name in names if name.startswith("shmpar"))
 
 
-def _ours_of(paths: Iterator[str]) -> Iterator[str]:
-    """Those of this user that no process of somebody else's test run holds open."""
+def _owned(paths: Iterator[str]) -> Iterator[str]:
+    """Yield the paths of this user that no process outside this test run holds open."""
     found: dict[str, Identity] = {}
     for path in paths:
         with suppress(OSError):
@@ -233,10 +232,10 @@ def _ours_of(paths: Iterator[str]) -> Iterator[str]:
 
 
 def _held_elsewhere() -> set[Identity]:
-    """Files that processes outside this test run hold open.  Cost: milliseconds."""
+    """Return the files that processes outside this test run hold open."""
     held: set[Identity] = set()
     for pid in processes.pids() - {os.getpid()}:
-        process = processes.look(pid)
+        process = processes.read(pid)
         if process is None or processes.is_ours(process):
             continue
         with suppress(OSError):
@@ -249,12 +248,12 @@ def _held_elsewhere() -> set[Identity]:
 
 
 def _standard_pids() -> set[int]:
-    """Helpers that multiprocessing starts once and keeps until the interpreter ends."""
+    """Return the pids of helpers that multiprocessing keeps until the interpreter exits."""
     return _standard(("_pid", "_forkserver_pid"))
 
 
 def _standard_descriptors() -> set[int]:
-    """Name the pipes that keep those helpers alive."""
+    """Return the descriptors of the pipes that keep these helpers alive."""
     return _standard(("_fd", "_forkserver_alive_fd"))
 
 

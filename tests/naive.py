@@ -1,7 +1,4 @@
-"""Naive implementations of grids and halos, for comparison.
-
-Nothing here is clever, and nothing here imports the package.
-"""
+"""Naive implementations of grids and halos, for comparison; they do not import the package."""
 
 from __future__ import annotations
 
@@ -16,12 +13,12 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 Sides = tuple[Any, Any]
 
-# Our name, and the mode of np.pad that it means.  Not read from the package, on purpose.
+# Boundary names and the modes of np.pad.  Why: a copy, so that tests find changes in the package.
 NUMPY_MODES = {"reflect": "symmetric", "mirror": "reflect", "nearest": "edge", "periodic": "wrap"}
 
 
 def cells(lengths: Sequence[Sequence[int]]) -> list[tuple[slice, ...]]:
-    """Cells of all chunks in C order, from the length of every chunk of every axis."""
+    """Return the cells of all chunks in C order, from the lengths of the chunks of every axis."""
     axes = []
     for steps in lengths:
         stops = list(itertools.accumulate(steps))
@@ -30,14 +27,14 @@ def cells(lengths: Sequence[Sequence[int]]) -> list[tuple[slice, ...]]:
 
 
 def pad(array: Array, depth: Sequence[tuple[int, int]], sides: Sequence[Sides]) -> Array:
-    """Pad a whole array: axis by axis, each side from the axis' own samples."""
+    """Pad a whole array, axis by axis."""
     for axis in range(array.ndim):
         before, after = depth[axis]
         size = array.shape[axis]
         low = np.take(pad_side(array, axis, (before, 0), sides[axis][0]), range(before), axis)
         last = range(size, size + after)
         high = np.take(pad_side(array, axis, (0, after), sides[axis][1]), last, axis)
-        # A side that is not padded has nothing to put there.
+        # A side with the mode "none" is not padded.
         parts = [low, array, high]
         for part, mode in ((0, sides[axis][0]), (2, sides[axis][1])):
             if mode == "none":
@@ -47,7 +44,7 @@ def pad(array: Array, depth: Sequence[tuple[int, int]], sides: Sequence[Sides]) 
 
 
 def pad_side(array: Array, axis: int, width: tuple[int, int], mode: Any) -> Array:
-    """Pad one side of one axis with np.pad."""
+    """Pad a side of an axis with np.pad."""
     widths = [(0, 0)] * array.ndim
     widths[axis] = width
     if mode == "none":
@@ -63,7 +60,7 @@ def window(
     depth: Sequence[tuple[int, int]],
     sides: Sequence[Sides],
 ) -> Array:
-    """Cut the window of one cell out of the whole padded array."""
+    """Return the window of a cell in the padded array."""
     where = []
     for part, (before, after), (low, _) in zip(cell, depth, sides, strict=True):
         origin = 0 if low == "none" else before

@@ -1,4 +1,4 @@
-"""Naive implementations of the verbs: loops over slices, in one process."""
+"""Naive implementations of the verbs as loops over slices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Array = np.ndarray[Any, Any]
 
 
 def cells(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """Windows of the chunks, in C order."""
+    """Yield the windows of the chunks in C order."""
     axes = [
         [slice(start, min(start + step, size)) for start in range(0, size, step)]
         for size, step in zip(shape, chunks, strict=True)
@@ -21,7 +21,7 @@ def cells(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[tuple[sli
 
 
 def map_blocks(func: Callable[[Array], Array], array: Array, chunks: tuple[int, ...]) -> Array:
-    """Blocks of the same shape, one after the other."""
+    """Apply a function to each block; results have the shape of the blocks."""
     results = [(cell, func(array[cell])) for cell in cells(array.shape, chunks)]
     out = np.empty(array.shape, results[0][1].dtype)
     for cell, result in results:
@@ -37,7 +37,7 @@ def block_reduce(func: Callable[[Array], Any], array: Array, chunks: tuple[int, 
 
 
 def noise(shape: tuple[int, ...], chunks: tuple[int, ...], seed: int) -> Array:
-    """Normal numbers, of the stream of each chunk."""
+    """Return normal numbers from the random stream of each chunk."""
     out = np.empty(shape)
     windows = list(cells(shape, chunks))
     for child, cell in zip(np.random.SeedSequence(seed).spawn(len(windows)), windows, strict=True):

@@ -1,7 +1,7 @@
-"""The fixture that fails every test, and every doctest, that leaves something behind.
+"""The fixture that fails every test and every doctest with a leak.
 
-``conftest.py`` registers this module as a plugin, so that it covers the doctests of ``shmpar``
-too, which lie outside its folder.
+``conftest.py`` registers this module as a plugin, so that it also covers the doctests of
+``shmpar``, which are outside the folder of ``conftest.py``.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ from typing import Any
 
 import pytest
 
-from tests.leaks import Snapshot, left_after_waiting, left_since, report
-from tests.turns import NAME
+from tests.exclusive import PLUGIN_NAME
+from tests.leaks import Snapshot, leaks_after_waiting, leaks_since, report
 
 _raised = pytest.StashKey[bool]()
 
 
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compare what exists after the test and its fixtures with what existed before.
+    """Fail if more processes, threads, memory, descriptors or files exist than before the test.
 
-    Fixtures of a wider scope are set up earlier, so what they hold is not counted.  A fixture
-    that must be torn down before the comparison, and is not requested by the test, names this
-    one as its argument.
+    Resources of fixtures with a wider scope do not count, since these are set up earlier.  A
+    fixture that the test does not request, and that must be torn down before the comparison,
+    requests this fixture as an argument.
     """
     before = Snapshot.take()
     yield
-    if not left_since(before):
+    if not leaks_since(before):
         return
-    _forget(request.node)
-    left = left_after_waiting(before)
-    turns = request.config.pluginmanager.get_plugin(NAME)
-    if turns is not None and any(one.kind in {"segment", "file"} for one in left):
-        turns.be_alone()  # a name does not tell which worker's test has made it
-        left = left_since(before)
+    _drop_references(request.node)
+    left = leaks_after_waiting(before)
+    exclusive = request.config.pluginmanager.get_plugin(PLUGIN_NAME)
+    if exclusive is not None and any(one.kind in {"segment", "file"} for one in left):
+        exclusive.wait_until_alone()  # Why: a name does not tell which worker has made it
+        left = leaks_since(before)
     if not left:
         return
     if request.node.stash.get(_raised, False):
-        # its traceback holds the test's variables; the test has failed anyway
+        # Why: the traceback of a failed test may hold the objects that seem to be leaked.
         request.node.add_report_section("teardown", "left behind", report(left))
     else:
         pytest.fail(report(left), pytrace=False)
@@ -47,12 +47,12 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """Remember that a test raised: failed, was skipped, or failed as expected."""
+    """Record that a test raised an exception: failed, was skipped, or failed as expected."""
     if call.excinfo is not None:
         item.stash[_raised] = True
 
 
-def _forget(item: Any) -> None:
-    """Drop what pytest and doctest still hold of a finished test."""
+def _drop_references(item: Any) -> None:
+    """Drop the references of pytest and doctest to objects of a finished test."""
     getattr(item, "funcargs", {}).clear()
     vars(builtins).pop("_", None)  # doctest's last expression

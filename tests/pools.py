@@ -1,4 +1,4 @@
-"""Pools that outlive a test."""
+"""Pools that are shared by the tests of a module."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ ENGINES = ("serial", "threads", "processes")
 
 @contextmanager
 def warm(engine: str, workers: int = 2, **options: Any) -> Iterator[shmpar.Pool]:
-    """Open a pool whose workers are up before it is given, for a module's tests."""
+    """Open a pool for the tests of a module, and start its workers before the block."""
     with shmpar.Pool(workers, engine=engine, **options) as pool:
         wait_for_workers(pool)
-        let_go(pool)
+        drop_caches(pool)
         yield pool
 
 
-def let_go(pool: shmpar.Pool) -> None:
-    """Drop what a pool keeps from run to run, so that what is left is the test's doing."""
+def drop_caches(pool: shmpar.Pool) -> None:
+    """Release the memory that a pool reuses, so that it does not count as a leak of the test."""
     pool._last_run = None
     engine = pool._loop.engine
     if engine.name == "processes":
@@ -32,11 +32,11 @@ def let_go(pool: shmpar.Pool) -> None:
 
 
 def wait_for_workers(pool: shmpar.Pool) -> None:
-    """Run until each worker has taken part in a run."""
+    """Make calls until each worker has taken part in one."""
     pids: set[int] = set()
     while len(pids) < (pool.n_workers if pool.engine == "processes" else 1):
         pids.update(pool.parallel_map(_pid, range(64), dtype=object))
-    pool.submit(_pid, 0).result()  # the serial engine has its pool thread from here on
+    pool.submit(_pid, 0).result()  # Why: the serial engine starts its pool thread with this call
 
 
 def _pid(_: int) -> int:

@@ -1,8 +1,8 @@
-"""Which processes belong to this test run, read from ``/proc``.
+"""Find the processes that belong to this test run, in ``/proc``.
 
-A process is known as ours by its parent, or by a token in the environment that every program
-started from a test inherits, however often it forked, changed its group or lost its parent.
-Where there is no ``/proc`` nothing is found, and what builds on this finds nothing left.
+A process belongs to this test run if its parent does, or if its environment has a token.  Every
+program started by a test inherits the token, even if it forks, changes its group or is orphaned.
+On a system without ``/proc`` no process is found, and no leak of a process is reported.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 TOKEN_NAME = "SHMPAR_TEST_RUN"  # noqa: S105 (no secret)
-# One a process that runs tests, of which pytest-xdist has several; an inherited one belongs to
-# somebody else.
+# Why: each worker of pytest-xdist has its own token; an inherited token belongs to another run.
 TOKEN = uuid.uuid4().hex
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process at one moment.
+    """A process at one moment.
 
     Attributes
     ----------
     pid, parent, group, session : int
         As in ``/proc/<pid>/stat``.
     zombie : bool
-        Whether it has ended and waits for its parent to reap it.
-    place : int
-        Address of its environment.  Every program has its own, and a child of a fork its parent's.
+        True if the process has exited and its parent has not reaped it.
+    environment_address : int
+        Address of the environment, which differs between programs; a forked child has the address
+        of its parent.
     """
 
     pid: int
@@ -40,24 +40,24 @@ class Process:
     group: int
     session: int
     zombie: bool
-    place: int
+    environment_address: int
 
     def __str__(self) -> str:
-        """Name it as a report does."""
+        """Return the line of a report."""
         kind = "child" if self.parent == os.getpid() else f"parent {self.parent}"
-        state = ", ended but never waited for" if self.zombie else ""
+        state = ", exited but never waited for" if self.zombie else ""
         return f"{self.pid} ({kind}{state}): {command(self.pid)}"
 
 
 def pids() -> frozenset[int]:
-    """Every process of this machine.  Cost: one listing of ``/proc``, some 60 us."""
+    """Return the pids of all processes of this machine."""
     with suppress(OSError):
         return frozenset(int(name) for name in os.listdir("/proc") if name.isdigit())
     return frozenset()
 
 
-def look(pid: int) -> Process | None:
-    """Read one process; None if it has gone."""
+def read(pid: int) -> Process | None:
+    """Read the state of a process; return None if it no longer exists."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             text = file.read()
@@ -66,52 +66,53 @@ def look(pid: int) -> Process | None:
     fields = text[text.rindex(b")") + 1 :].split()  # a command may hold spaces and brackets
     parent, group, session = map(int, fields[1:4])
     zombie = fields[0] in (b"Z", b"X")
-    return Process(pid, parent, group, session, zombie=zombie, place=int(fields[47]))
+    return Process(pid, parent, group, session, zombie=zombie, environment_address=int(fields[47]))
 
 
 def command(pid: int) -> str:
-    """Command line of a process, cut to one line of a report."""
+    """Return the command line of a process, shortened to one line of a report."""
     with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
         words = file.read().decode(errors="replace").replace("\0", " ").split()
         return " ".join(words)[:160] or "(no command line)"
     return "(gone)"
 
 
-def carries(pid: int, token: str) -> bool:
-    """Whether a process was started with that token, or one that extends it."""
+def has_token(pid: int, token: str) -> bool:
+    """Return True if the environment of a process has a token that starts with `token`."""
     with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
         return f"{TOKEN_NAME}={token}".encode() in file.read()
     return False
 
 
 def is_ours(process: Process) -> bool:
-    """Whether a process was started, at whatever distance, by this test run.
+    """Return True if this test run started a process, directly or indirectly.
 
-    The one without parent or token is a child of a fork of this very interpreter.
+    An orphan without the token belongs to this run if a fork of this interpreter forked it.
     """
     if process.parent == os.getpid():
         return True
-    if process.zombie:  # an orphan that has ended is its reaper's, and holds nothing
+    if process.zombie:  # Why: an exited orphan holds nothing, and its new parent reaps it
         return False
-    if process.parent == 1 and process.group == os.getpgrp():  # whose fork it is tells its place
-        own = look(os.getpid())
-        if own is not None and process.place in {0, own.place}:  # 0: it is hidden from us
+    if process.parent == 1 and process.group == os.getpgrp():
+        own = read(os.getpid())
+        # Why: the kernel shows 0 if we may not read the address.
+        if own is not None and process.environment_address in {0, own.environment_address}:
             return True
-    return carries(process.pid, TOKEN)
+    return has_token(process.pid, TOKEN)
 
 
 def of_session(leader: int, token: str) -> Iterator[Process]:
-    """Living processes of one session, or started with one token."""
+    """Find the running processes of a session, or with a token."""
     for pid in sorted(pids() - {os.getpid()}):
-        process = look(pid)
+        process = read(pid)
         if process is None or process.zombie:
             continue
-        if process.session == leader or carries(pid, token):
+        if process.session == leader or has_token(pid, token):
             yield process
 
 
 def wait_for_exit(waited: Iterable[int], seconds: float) -> bool:
-    """Wait until at least one of these processes has ended; reap none.
+    """Wait until at least one of these processes has exited; reap none.
 
     Returns
     -------
@@ -133,8 +134,8 @@ def wait_for_exit(waited: Iterable[int], seconds: float) -> bool:
             os.close(fd)
 
 
-def outlive(leader: int, token: str, seconds: float) -> list[Process]:
-    """Name the processes of a session that are still there after that many seconds."""
+def wait_for_session(leader: int, token: str, seconds: float) -> list[Process]:
+    """Wait until all processes of a session have exited; return those that still run."""
     deadline = time.monotonic() + seconds
     while alive := list(of_session(leader, token)):
         remaining = deadline - time.monotonic()

@@ -1,7 +1,7 @@
-"""Runs and arrays by the thousand, with faults or without, and what the process holds meanwhile.
+"""Make thousands of runs and arrays, with or without faults, and measure the resources in use.
 
-``python -m tests.soak runs 100000``, ``arrays 10000``, or ``faults SECONDS SEED``; it fails if
-descriptors, threads, mappings or memory have grown between the first tenth and the end.
+``python -m tests.soak runs 100000``, ``arrays 10000``, or ``faults SECONDS SEED``. The program
+fails if descriptors, threads, mappings or memory grow between the first tenth and the end.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import shmpar
 from tests.pools import wait_for_workers
 
 X = np.arange(10_000.0).reshape(100, 100)
-LARGE = np.arange(30_000.0)  # is captured in shared memory
+LARGE = np.arange(30_000.0)  # large enough to be captured in shared memory
 
 
-class Held(NamedTuple):
-    """What a process holds."""
+class Usage(NamedTuple):
+    """Resources that a process holds."""
 
     descriptors: int
     threads: int
@@ -39,8 +39,8 @@ class Held(NamedTuple):
     shared_kb: int
 
     @classmethod
-    def by(cls, pid: int) -> Held:
-        """Read it from /proc."""
+    def of_process(cls, pid: int) -> Usage:
+        """Read the resources of a process from /proc."""
         with open(f"/proc/{pid}/status") as file:
             status = dict(line.split(":", 1) for line in file)
         with open(f"/proc/{pid}/maps") as file:
@@ -49,45 +49,47 @@ class Held(NamedTuple):
         return cls(len(os.listdir(f"/proc/{pid}/fd")), int(status["Threads"]), mappings, *kb)
 
 
-ROOM = Held(2, 0, 12, 4_000, 500)  # what may come and go
+TOLERANCE = Usage(2, 0, 12, 4_000, 500)  # growth that is no leak
 
 
 def collect(_: int) -> int:
-    """Collect garbage; name the process."""
+    """Collect garbage; return the pid."""
     gc.collect()
     return os.getpid()
 
 
-def held(pool: shmpar.Pool) -> dict[str, Held]:
-    """What this process holds, and the most that a worker of a pool does, without garbage."""
+def usage(pool: shmpar.Pool) -> dict[str, Usage]:
+    """Return the resources of this process, and the maximum over workers, without garbage."""
     wait_for_workers(pool)
     collected: set[int] = set()
     while len(collected) < pool.n_workers:
         collected.update(pool.parallel_map(collect, range(8), dtype=object))
     pool._last_run = None
     gc.collect()
-    workers = [Held.by(pid) for pid in pool._loop.engine.pids()]
-    return {"parent": Held.by(os.getpid()), "worker": Held(*map(max, zip(*workers, strict=True)))}
+    workers = [Usage.of_process(pid) for pid in pool._loop.engine.pids()]
+    most = Usage(*map(max, zip(*workers, strict=True)))
+    return {"parent": Usage.of_process(os.getpid()), "worker": most}
 
 
-def show(done: str, found: dict[str, Held]) -> None:
+def show(done: str, found: dict[str, Usage]) -> None:
     """Print a line."""
-    print(done, *(f"{who}: {' '.join(map(str, has))}" for who, has in found.items()), flush=True)
+    print(done, *(f"{name}: {' '.join(map(str, one))}" for name, one in found.items()), flush=True)
 
 
-def check(first: dict[str, Held], last: dict[str, Held]) -> None:
-    """Fail if anything has grown."""
-    for who, before in first.items():
-        for name, old, new, room in zip(Held._fields, before, last[who], ROOM, strict=True):
-            assert new <= old + room, f"{name} of the {who}: {old} before, {new} after"
+def check(first: dict[str, Usage], last: dict[str, Usage]) -> None:
+    """Fail if a process uses more resources than before."""
+    for process, before in first.items():
+        values = zip(Usage._fields, before, last[process], TOLERANCE, strict=True)
+        for name, old, new, tolerance in values:
+            assert new <= old + tolerance, f"{name} of the {process}: {old} before, {new} after"
 
 
 def watch(pool: shmpar.Pool, steps: Iterator[str]) -> None:
-    """Take the steps; look after the first, which warms up, and the last; show what is between."""
+    """Take all steps and show the usage; compare it after the first step and after the last."""
     first = None
     print(f"{'':>16} (descriptors threads mappings private_kb shared_kb)")
     for done in steps:
-        found = held(pool)
+        found = usage(pool)
         show(done, found)
         first = first or found
     check(first or found, found)
@@ -97,7 +99,7 @@ def watch(pool: shmpar.Pool, steps: Iterator[str]) -> None:
 
 
 def one_run(pool: shmpar.Pool, number: int) -> None:
-    """A small run, or every fourth time each other kind in its turn, with a new function."""
+    """Make a small run; every fourth run is of one of eight other kinds, with a new function."""
     if number % 4:
         assert pool.map_blocks(np.negative, X[:4], chunks=2)[0, 1] == -1
         return
@@ -128,7 +130,7 @@ def one_run(pool: shmpar.Pool, number: int) -> None:
 
 
 def runs(pool: shmpar.Pool, total: int) -> Iterator[str]:
-    """So many runs in ten steps."""
+    """Make `total` runs in ten steps."""
     for step in range(1, 11):
         for number in range(total // 10 * (step - 1), total // 10 * step):
             one_run(pool, number)
@@ -136,7 +138,7 @@ def runs(pool: shmpar.Pool, total: int) -> Iterator[str]:
 
 
 def arrays(pool: shmpar.Pool, total: int) -> Iterator[str]:
-    """So many arrays in ten steps: plain, named, attached, sent to workers."""
+    """Make `total` arrays in ten steps: plain, named, attached, or sent to workers."""
     for step in range(1, 11):
         for number in range(total // 10):
             one = pool.array(LARGE) if number % 2 else shmpar.full(number % 50 * 100 + 1, 1.0)
@@ -153,19 +155,19 @@ def arrays(pool: shmpar.Pool, total: int) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def later(rng: random.Random, act: Callable[[], object]) -> Iterator[None]:
-    """Do something at a random moment of a block."""
+def at_random_time(rng: random.Random, act: Callable[[], object]) -> Iterator[None]:
+    """Call a function at a random moment of the block."""
     timer = threading.Timer(rng.uniform(0, 0.05), act)
     timer.start()
     try:
         yield
-        timer.join()  # an interrupt that comes late comes here
+        timer.join()  # Why: a late interrupt must arrive inside this block
     finally:
         timer.join()
 
 
 def slow(block: Any) -> Any:
-    """Take half a millisecond."""
+    """Compute for half a millisecond."""
     end = time.perf_counter() + 5e-4
     while time.perf_counter() < end:
         pass
@@ -179,24 +181,24 @@ EXPECTED: dict[str, tuple[type[BaseException], ...]] = {
 }
 
 
-class Soak:
-    """Faults of every kind, in a random order."""
+class Faults:
+    """Make runs with faults of every kind, in a random order."""
 
     def __init__(self, pool: shmpar.Pool, rng: random.Random, folder: str) -> None:
         self.pool, self.rng, self.folder = pool, rng, folder
         self.right = 0
-        self.ends: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
         self.acts = [self.killed, self.poisoned, self.late, self.interrupted]
-        self.acts += [self.cancelled, self.kept, self.another_pool, self.plain]
+        self.acts += [self.cancelled, self.saved, self.another_pool, self.plain]
 
     def killed(self) -> None:
-        """A worker dies at a random moment."""
+        """Kill a worker at a random moment."""
         pid, how = self.rng.choice(self.pool._loop.engine.pids()), self.rng.choice([9, 11, 15])
-        with later(self.rng, lambda: _kill(pid, how)):
+        with at_random_time(self.rng, lambda: _kill(pid, how)):
             self.check(self.pool.map_blocks(slow, X, chunks=10, retries=5))
 
     def poisoned(self) -> None:
-        """A chunk ends every worker that takes it."""
+        """Kill every worker that computes a certain chunk."""
         bad = self.rng.randrange(100)
 
         def work(block: Any, block_id: Any) -> Any:
@@ -208,18 +210,18 @@ class Soak:
         assert np.isnan(got).sum() == 100
 
     def late(self) -> None:
-        """A chunk takes longer than it may."""
+        """Exceed the time limit of a chunk."""
         self.pool.parallel_map(
             lambda n: time.sleep(60) if n == 7 else n, range(20), task_timeout=0.2, retries=0
         )
 
     def interrupted(self) -> None:
-        """Ctrl-C at a random moment."""
-        with later(self.rng, lambda: os.kill(os.getpid(), signal.SIGINT)):
+        """Interrupt a call at a random moment."""
+        with at_random_time(self.rng, lambda: os.kill(os.getpid(), signal.SIGINT)):
             self.check(self.pool.map_blocks(slow, X, chunks=10))
 
     def cancelled(self) -> None:
-        """One of several runs is."""
+        """Cancel a run while other runs and calls go on."""
         runs = [self.pool.map_blocks(slow, X, chunks=10, wait=False) for _ in range(3)]
         calls = [self.pool.submit(np.full, 20_000, number) for number in range(5)]
         runs[1].cancel()
@@ -227,40 +229,40 @@ class Soak:
         self.check(runs[2].result(60))
         assert [call.result(60)[-1] for call in calls] == [0, 1, 2, 3, 4]
 
-    def kept(self) -> None:
-        """Results and a ledger on disk."""
+    def saved(self) -> None:
+        """Save the results and a ledger on disk."""
         out, ledger = f"{self.folder}/out.npy", f"{self.folder}/ledger"
         self.check(self.pool.map_blocks(slow, X, chunks=20, out=out, ledger=ledger))
         os.unlink(out)
         os.unlink(ledger)
 
     def another_pool(self) -> None:
-        """It starts, works and ends."""
+        """Start another pool, use it and close it."""
         with shmpar.Pool(2, max_tasks_per_worker=5) as other:
             self.check(other.map_blocks(slow, X, chunks=20))
 
     def plain(self) -> None:
-        """A few runs without faults."""
+        """Make a few runs without faults."""
         for number in range(32):
             one_run(self.pool, number)
         self.right += 32
 
     def check(self, got: Any) -> None:
-        """Count a right answer."""
+        """Check a result and count it."""
         np.testing.assert_array_equal(got, -X)
         self.right += 1
 
     def step(self) -> None:
-        """One of the above."""
+        """Make a run with a random fault."""
         act = self.rng.choice(self.acts)
         try:
             with warnings.catch_warnings(action="ignore"):
                 act()
         except EXPECTED.get(act.__name__, ()) as error:
-            self.ends[type(error).__name__] += 1
+            self.errors[type(error).__name__] += 1
 
     def steps(self, seconds: float) -> Iterator[str]:
-        """Ten steps of equal time."""
+        """Take ten steps of equal time."""
         began = time.monotonic()
         for number in range(1, 11):
             while time.monotonic() < began + seconds * number / 10:
@@ -273,15 +275,15 @@ def _kill(pid: int, how: int) -> None:
         os.kill(pid, how)
 
 
-def main(what: str, size: str, seed: str = "0") -> None:
-    """Run one of the three."""
+def main(mode: str, size: str, seed: str = "0") -> None:
+    """Run ``runs``, ``arrays`` or ``faults``."""
     with shmpar.Pool(2) as pool, tempfile.TemporaryDirectory() as folder:
-        if what == "faults":
-            soak = Soak(pool, random.Random(int(seed)), folder)
+        if mode == "faults":
+            soak = Faults(pool, random.Random(int(seed)), folder)
             watch(pool, soak.steps(float(size)))
-            print(f"{soak.right} right answers; {dict(soak.ends)}")
+            print(f"{soak.right} right results; {dict(soak.errors)}")
         else:
-            watch(pool, (runs if what == "runs" else arrays)(pool, int(size)))
+            watch(pool, (runs if mode == "runs" else arrays)(pool, int(size)))
     print("flat")
 
 

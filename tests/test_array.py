@@ -393,7 +393,7 @@ def test_asarray_copies_only_private_memory(shared, tmp_path):
 
 
 def test_asarray_of_a_mapped_file(tmp_path):
-    """Its address is the file, and writes of another process reach the file."""
+    """The address of the array is the file, and writes of another process reach the file."""
     path = tmp_path / "x.npy"
     np.save(path, np.arange(6.0))
     mapped = np.load(path, mmap_mode="r+")

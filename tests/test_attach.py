@@ -76,7 +76,7 @@ def test_unrelated_processes_attach_and_exit_without_effect(python, owner):
         assert os.path.exists(f"/dev/shm/{owner.name}")
 
 
-def test_the_standard_library_opens_it_by_name(owner):
+def test_the_standard_library_opens_a_segment_by_name(owner):
     """SharedMemory(name) holds the values from its first byte on."""
     done = run_python(
         """
@@ -96,7 +96,7 @@ def test_the_standard_library_opens_it_by_name(owner):
 
 
 def test_attach_opens_segments_of_the_standard_library():
-    """By handle or by name; the segment keeps its owner."""
+    """Pools may attach the array by handle or by name; the segment keeps its owner."""
     theirs = SharedMemory(create=True, size=100)
     try:
         a = attach(theirs, (3, 4), "f8")
@@ -321,7 +321,7 @@ def test_a_segment_that_was_shortened_is_refused(owner):
 
 
 def test_an_address_is_plain_json(owner):
-    """It passes through json unchanged, and is small."""
+    """An address passes through json unchanged, and is small."""
     text = json.dumps(owner[1:].T.address)
     assert len(text) < 400
     back = attach(json.loads(text))

@@ -53,7 +53,7 @@ def test_a_system_computes_all_workloads(name: str, run_python: RunPython) -> No
             pytest.skip(f"{package} is not installed (the extra `benchmarks` has it)")
     lines = "".join(json.dumps(request) + "\n" for request in requests())
     server = "from benchmarks import server; server.main()"
-    with tempfile.TemporaryDirectory() as home:  # a short path: Ray's sockets have theirs in it
+    with tempfile.TemporaryDirectory() as home:  # Why: Ray needs a short path for its sockets
         done = run_python(server, name, "2", home, input=lines, timeout=300)
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]

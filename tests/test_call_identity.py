@@ -84,20 +84,20 @@ def test_another_process_computes_the_same(what: str) -> None:
         ("default", "'t'"),
     ],
 )
-def test_a_function_is_its_code_and_its_constants(part: str, other: Any) -> None:
+def test_the_identity_of_a_function_has_its_code_and_constants(part: str, other: Any) -> None:
     """The code and constants of its helpers count too."""
     assert fingerprint_of("outer()", **{part: other}) != fingerprint_of("outer()")
     assert fingerprint_of("outer()", comment="# another\n        pass") == fingerprint_of("outer()")
 
 
-def test_an_object_is_its_class_and_its_state() -> None:
+def test_the_identity_of_an_object_has_its_class_and_state() -> None:
     """A method is its code and its object."""
     assert fingerprint_of("Model(2.0)") != fingerprint_of("Model(2.5)")
     assert fingerprint_of("Model(2.0).method") != fingerprint_of("Model(2.0).method", constant=2)
 
 
 def test_a_bound_method_includes_its_object() -> None:
-    """It may be written in C."""
+    """The method may be written in C."""
     one, other = np.arange(4.0), np.arange(4.0) + 1
     assert fingerprint(one.take) == fingerprint(np.arange(4.0).take) != fingerprint(other.take)
     assert fingerprint([1].__getitem__) != fingerprint([2].__getitem__)
@@ -117,8 +117,8 @@ def test_a_subclass_of_dict_has_more_than_items() -> None:
     assert fingerprint(first) != fingerprint({"a": 1})
 
 
-def test_a_class_of_the_same_module_is_its_code() -> None:
-    """Its methods, static methods, properties and attributes count."""
+def test_the_identity_of_a_class_of_the_module_has_its_code() -> None:
+    """The methods, static methods, properties and attributes count."""
     source = """
 class Scale:
     by = {by}
@@ -163,8 +163,8 @@ def test_attributes_that_pickling_adds_do_not_count() -> None:
     assert fingerprint(func) == before
 
 
-def test_an_array_is_its_values() -> None:
-    """Its dtype and shape count, its memory layout does not."""
+def test_the_identity_of_an_array_has_its_values() -> None:
+    """The dtype and shape of an array count, its memory layout does not."""
     one = np.arange(12.0)
     assert fingerprint(one) == fingerprint(one.copy()) == fingerprint(np.arange(24.0)[::2] / 2)
     others = [one.astype("f4"), one.reshape(3, 4), one + 1, one[:-1], one.tolist()]
@@ -172,7 +172,7 @@ def test_an_array_is_its_values() -> None:
 
 
 def test_padding_between_fields_does_not_count() -> None:
-    """It has the bytes that were in memory before."""
+    """Padding has the bytes that were in memory before."""
     dtype = np.dtype([("a", "u1"), ("b", "f8")], align=True)
     one, other = np.zeros(5, dtype), np.frombuffer(bytearray(b"\xff" * 5 * dtype.itemsize), dtype)
     other["a"] = other["b"] = 0
@@ -197,8 +197,8 @@ def test_cycles_end() -> None:
     assert fingerprint(even) != fingerprint(odd)
 
 
-def test_an_object_that_does_not_pickle_is_its_type() -> None:
-    """Its state is unknown."""
+def test_the_identity_of_an_object_that_does_not_pickle_is_its_type() -> None:
+    """The state of the object is unknown."""
     with open(__file__) as one, open(Path(__file__)) as other:
         assert fingerprint(functools.partial(print, file=one)) == fingerprint(
             functools.partial(print, file=other)

@@ -1,4 +1,4 @@
-"""A large array that a function has captured lies in memory once, and is the function's own."""
+"""Workers share the memory of a captured array, and each function call may write to its copy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import shmpar
-from tests.pools import let_go, wait_for_workers
+from tests.pools import drop_caches, wait_for_workers
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="memory is read from /proc"
@@ -22,42 +22,42 @@ SIZE = 80_000_000  # bytes
 LITTLE = SIZE // 20
 WORKERS = 2
 
-# What these make travels by value, with its globals: there is no such module to import.
+# Why: functions of a module that cannot be imported are pickled by value with their globals.
 SOURCE = """
 import os
 
-def own():
-    # Bytes that this process shares with nobody: a page of a file counts once it has been written.
+def private_bytes():
+    # Bytes that only this process uses; a page of a file counts after it was written.
     with open("/proc/self/smaps_rollup", encoding="ascii") as file:
         return next(1024 * int(line.split()[1]) for line in file if line.startswith("Anonymous:"))
 
-def told(array):
-    # The array is read before the memory is.
-    return os.getpid(), float(array.sum()), own()
+def measure(array):
+    # Why: the array is read first, so that its pages count.
+    return os.getpid(), float(array.sum()), private_bytes()
 
 def from_closure(array):
-    return lambda row: told(array)
+    return lambda row: measure(array)
 
 def from_global(row):
-    return told(table)
+    return measure(table)
 
 def from_keyword(row, array):
-    return told(array)
+    return measure(array)
 
 def copying(row):
     copy = table.copy()
-    return told(copy)
+    return measure(copy)
 
 def writing(row):
     before = float(table[0]), float(table[-1])
     table[0] = table[-1] = -1.0
-    return before, (float(table[0]), float(table[-1])), own()
+    return before, (float(table[0]), float(table[-1])), private_bytes()
 """
 
 
 @pytest.fixture(scope="module")
 def warm_pool() -> Iterator[shmpar.Pool]:
-    """A pool whose workers were up before the first test."""
+    """A pool whose workers start before the first test."""
     with shmpar.Pool(WORKERS) as made:
         wait_for_workers(made)
         yield made
@@ -65,31 +65,31 @@ def warm_pool() -> Iterator[shmpar.Pool]:
 
 @pytest.fixture
 def pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
-    """What it remembers of its runs goes with the test."""
+    """The pool of the module; its caches are dropped after the test."""
     yield warm_pool
-    let_go(warm_pool)
+    drop_caches(warm_pool)
 
 
 @pytest.fixture
 def notebook() -> dict[str, Any]:
-    """Globals as a notebook has them, with a table of 80 MB."""
+    """Globals of a notebook, with a table of 80 MB."""
     made: dict[str, Any] = {"__name__": "notebook_of_a_test", "table": np.ones(SIZE // 8)}
-    exec(SOURCE, made)  # noqa: S102 - as a cell does
+    exec(SOURCE, made)  # noqa: S102 - as a notebook cell does
     return made
 
 
 def each_worker(call: Callable[[], Any]) -> dict[int, tuple[float, int]]:
-    """What `told` says in each worker: calls are made until all of them have taken part."""
-    said: dict[int, tuple[float, int]] = {}
-    while len(said) < WORKERS:
-        said.update({pid: (total, own) for pid, total, own in call()})
-    return said
+    """Make calls until each worker has returned a measurement; return these by pid."""
+    measured: dict[int, tuple[float, int]] = {}
+    while len(measured) < WORKERS:
+        measured.update({pid: (total, private) for pid, total, private in call()})
+    return measured
 
 
 def captured(way: str, notebook: dict[str, Any], pool: shmpar.Pool, table: Any) -> Any:
-    """Call a function that has captured the table in one of the ways there are."""
+    """Call a function that captures the table in the given way."""
     if way == "arguments of submit":
-        futures = [pool.submit(notebook["told"], table) for _ in range(8)]
+        futures = [pool.submit(notebook["measure"], table) for _ in range(8)]
         return [future.result(timeout=60) for future in futures]
     notebook["table"] = table
     function, kwargs = {
@@ -108,22 +108,22 @@ WAYS = ["closure", "global", "kwargs", "arguments of submit"]
 def test_a_captured_array_is_not_copied_in_any_worker(
     pool: shmpar.Pool, notebook: dict[str, Any], way: str
 ) -> None:
-    """While the function holds it and has read all of it, a worker's own memory is as before."""
+    """A function that has read the whole array does not increase the private memory of a worker."""
     table = notebook["table"]
     before = each_worker(lambda: captured(way, notebook, pool, np.ones(1)))
     during = each_worker(lambda: captured(way, notebook, pool, table))
     assert before.keys() == during.keys()
-    for pid, (total, own) in during.items():
+    for pid, (total, private) in during.items():
         assert total == SIZE // 8
-        assert own - before[pid][1] < LITTLE
+        assert private - before[pid][1] < LITTLE
 
 
-def test_a_worker_that_came_too_late_keeps_nothing(tmp_path: Path) -> None:
-    """It was sent the plan, and its input, and found no ticket left."""
-    other = tmp_path / "other"
+def test_a_worker_without_a_ticket_releases_the_input(tmp_path: Path) -> None:
+    """A worker that received a plan after the last ticket was claimed unmaps its input."""
+    go_on = tmp_path / "go-on"
 
     def waits(block: Any) -> Any:
-        while not other.exists():
+        while not go_on.exists():
             time.sleep(0.001)
         return block.sum()
 
@@ -136,29 +136,32 @@ def test_a_worker_that_came_too_late_keeps_nothing(tmp_path: Path) -> None:
         wait_for_workers(pool)
         pids = pool._loop.engine.pids()
         run = pool.block_reduce(waits, np.ones(SIZE // 80), chunks=-1, wait=False)
-        late = time.monotonic() + 30
-        while not all(map(mapped, pids)) and time.monotonic() < late:
+        deadline = time.monotonic() + 30
+        while not all(map(mapped, pids)) and time.monotonic() < deadline:
             time.sleep(0.001)
-        other.touch()
+        go_on.touch()
         assert run.result(60)[0] == SIZE // 80
         pool._last_run = run = None
-        wait_for_workers(pool)  # each has been told to forget the input
+        wait_for_workers(pool)  # each worker has received the message to forget the input
         assert not any(map(mapped, pids))
 
 
-def test_a_copy_would_be_seen(pool: shmpar.Pool, notebook: dict[str, Any]) -> None:
-    """The measure rises by 80 MB in a function that makes a copy itself."""
+def test_the_measurement_finds_a_copy(pool: shmpar.Pool, notebook: dict[str, Any]) -> None:
+    """The private memory grows by the size of the array if the function copies it."""
     way, table = "copied by the function", notebook["table"]
     before = each_worker(lambda: captured(way, notebook, pool, np.ones(1)))
     during = each_worker(lambda: captured(way, notebook, pool, table))
-    for pid, (_, own) in during.items():
-        assert own - before[pid][1] > SIZE - LITTLE
+    for pid, (_, private) in during.items():
+        assert private - before[pid][1] > SIZE - LITTLE
 
 
-def test_what_a_function_writes_is_its_own(pool: shmpar.Pool, notebook: dict[str, Any]) -> None:
-    """It reaches neither the parent, nor the other worker, nor a later call; two pages are copied.
+def test_writes_to_a_captured_array_stay_private(
+    pool: shmpar.Pool, notebook: dict[str, Any]
+) -> None:
+    """Neither the parent, nor another worker, nor a later call sees the values.
 
-    Within a call each worker has one copy, as it has when functions are pickled.
+    Only the written pages are copied.  All chunks of a call in a worker share the array, as they
+    share any object that the function captures.
     """
     table = notebook["table"]
     before = each_worker(lambda: captured("global", notebook, pool, np.ones(1)))
@@ -170,6 +173,6 @@ def test_what_a_function_writes_is_its_own(pool: shmpar.Pool, notebook: dict[str
         assert [row[0] for row in rows].count(ends) in range(1, WORKERS + 1)
         assert {row[0] for row in rows} <= {ends, (-1.0, -1.0)}
         assert {row[1] for row in rows} == {(-1.0, -1.0)}
-        assert max(row[2] for row in rows) - max(own for _, own in before.values()) < LITTLE
+        assert max(row[2] for row in rows) - max(private for _, private in before.values()) < LITTLE
         assert (table[0], table[-1]) == ends
         np.testing.assert_array_equal(table, np.arange(SIZE // 8))

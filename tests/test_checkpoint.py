@@ -261,7 +261,7 @@ def test_a_ledger_that_cannot_serve_the_call_is_refused_at_once(tmp_path: Path) 
 
 @pytest.mark.parametrize("at", [0, 3, 16, 17, 23, 24, 30, 60])
 def test_a_damaged_ledger_is_refused(at: int, work: Work, files: Any, tmp_path: Path) -> None:
-    """It is neither used nor replaced."""
+    """The damaged ledger is neither used nor replaced."""
     with shmpar.Pool(1, engine="serial") as pool:
         pool.map_blocks(work, X, **files)
         text = bytearray(files["ledger"].read_bytes())
@@ -274,7 +274,7 @@ def test_a_damaged_ledger_is_refused(at: int, work: Work, files: Any, tmp_path: 
 
 @pytest.mark.parametrize("size", [0, 10, 20, 24, 100, -41, -40, -1, 1])
 def test_a_ledger_of_another_length_is_refused(work: Work, files: Any, size: int) -> None:
-    """It is shorter, by a part of its header or of its checksums, or longer."""
+    """The ledger may be shorter, by a part of its header or of its checksums, or longer."""
     with shmpar.Pool(1, engine="serial") as pool:
         pool.map_blocks(work, X, **files)
         text = files["ledger"].read_bytes()

@@ -106,7 +106,7 @@ def test_the_guide_shows_the_printed_labels():
 
 
 def test_the_doctor_as_json():
-    """It is one object, with correct values."""
+    """The output is one JSON object, with correct values."""
     found = answer("doctor", env={"SHMPAR_NUM_WORKERS": "3"})
     assert (found["ok"], found["problems"]) == (True, [])
     assert found["versions"]["shmpar"] == shmpar.__version__
@@ -129,7 +129,7 @@ def test_without_the_variable_the_machine_decides():
 
 
 def test_a_variable_that_is_not_a_number_is_a_problem():
-    """It has advice, the exit code is 1, and the other checks still run."""
+    """The problem has advice, the exit code is 1, and the other checks still run."""
     done = command("doctor", env={"SHMPAR_NUM_WORKERS": "many"})
     assert (done.stderr, done.returncode) == ("", 1)
     assert "\n1 problem:\n  1. SHMPAR_NUM_WORKERS is a number of workers" in done.stdout
@@ -237,7 +237,7 @@ def test_segments_are_listed_as_a_table(live, stale):
 
 @pytest.mark.alone
 def test_a_dry_run_removes_nothing(live, stale):
-    """It lists the segments that would be removed."""
+    """The output lists the segments that would be removed."""
     done = command("clean", "--dry-run")
     assert (done.stderr, done.returncode) == ("", 0)
     assert re.search(rf"^{stale[0]}  7.8 KiB$", done.stdout, re.MULTILINE)
@@ -275,7 +275,7 @@ def test_the_removed_segments_are_listed(stale):
 
 @pytest.mark.alone
 def test_the_doctor_counts_stale_segments(live, stale):
-    """They are no problem, since its pool removes them, as every pool does."""
+    """Stale segments are no problem, since every pool removes them."""
     found = answer("doctor", env=HEALTHY)
     assert found["ok"]
     assert found["segments"]["stale"]["count"] >= 1
@@ -288,7 +288,7 @@ def test_the_doctor_counts_stale_segments(live, stale):
 
 @pytest.mark.alone
 def test_a_segment_that_was_taken_over_stays(live):
-    """Its creator was killed, and the creator's registry lists it too."""
+    """The creator of the segment was killed, and its registry lists the segment too."""
     pipe = subprocess.PIPE
     with interpreter(OWNER, fresh(), stdin=pipe, stdout=pipe) as owner:
         name = owner.stdout.readline().decode().strip()
@@ -334,7 +334,7 @@ def test_invalid_arguments_are_a_usage_error(arguments):
 
 
 def test_the_version():
-    """It is printed with the name of the package."""
+    """The version is printed with the name of the package."""
     assert command("--version").stdout == f"shmpar {shmpar.__version__}\n"
 
 

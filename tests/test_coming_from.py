@@ -1,4 +1,4 @@
-"""The page for users of other libraries: its code runs, in order, and leaves nothing."""
+"""The code of docs/coming-from.md runs and leaves no segment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGE = os.path.join(ROOT, "docs", "coming-from.md")
 
 
 def sections():
-    """Split the page into its sections and the Python code of each."""
+    """Yield the title and the Python code of each section."""
     with open(PAGE, encoding="utf-8") as file:
         parts = re.split(r"^## (.+)$", file.read(), flags=re.MULTILINE)
     for title, text in zip(parts[1::2], parts[2::2], strict=True):
@@ -27,8 +27,8 @@ import shmpar
 
 x = np.arange(12.0).reshape(3, 4)
 """
-# what the page tells about: up to 3.12 their attachment removes our name, and says so
-UNTRACKED = """
+# Why: up to Python 3.12 an attached SharedMemory removes our name, as the page warns.
+NO_TRACKER = """
 from multiprocessing import resource_tracker
 resource_tracker.register = resource_tracker.unregister = lambda *_: None
 """
@@ -36,15 +36,15 @@ resource_tracker.register = resource_tracker.unregister = lambda *_: None
 
 @pytest.mark.parametrize("title", SECTIONS)
 def test_the_code_of_each_section_runs(title):
-    """Every assertion holds, and nothing is printed at exit."""
+    """Every assertion holds, and the program prints no error."""
     before = set(os.listdir("/dev/shm"))
-    quiet = UNTRACKED if title == "The standard library" else ""
+    quiet = NO_TRACKER if title == "The standard library" else ""
     done = run_python(SETUP + quiet + SECTIONS[title])
     assert (done.stderr, done.returncode) == ("", 0)
     assert not {name for name in set(os.listdir("/dev/shm")) - before if name == "MyMemory"}
 
 
-def test_every_system_has_its_section():
-    """Each of the five that we take users from."""
+def test_every_library_has_a_section():
+    """The page has a section with code for each of five libraries."""
     assert len(SECTIONS) == 5
     assert all(SECTIONS.values())

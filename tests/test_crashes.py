@@ -1,6 +1,6 @@
-"""A table of crashes: what dies, where, how, under each verb; every row ends, in a named way.
+"""A table of crashes by place, kind and verb: each row ends with a known error or result.
 
-A few hundred rows of the table in the default suite; all of it with ``--stress``.
+The default suite runs a few hundred rows of the table, and ``--stress`` runs all of them.
 """
 
 from __future__ import annotations
@@ -16,43 +16,54 @@ import numpy as np
 import pytest
 
 import shmpar
-from tests.crashing import DEADLY, MILD, STATUS, Deadly, Guest, Struck, Work, strike
-from tests.pools import let_go, warm
+from tests.crashing import (
+    DEADLY,
+    MILD,
+    STATUS,
+    CrashingArgument,
+    CrashingError,
+    CrashingFunction,
+    MildError,
+    crash,
+)
+from tests.pools import drop_caches, warm
 
-LIMIT = 20  # seconds in which a row must end
+LIMIT = 20  # seconds in which a row must finish
 X = np.arange(24.0).reshape(6, 4)
 Y = -X
 
-Make = Callable[[Any], Work]
-# Each gets a pool, what makes its function of one that does no harm, and an argument for it.
+Make = Callable[[Any], CrashingFunction]
+# Each call gets a pool, a wrapper that turns a function into a crashing one, and an argument.
 VERBS: dict[str, Callable[[shmpar.Pool, Make, Any], Any]] = {
-    "map_blocks": lambda pool, work, guest: pool.map_blocks(
-        work(np.negative), X, chunks=2, kwargs={"guest": guest}
+    "map_blocks": lambda pool, work, argument: pool.map_blocks(
+        work(np.negative), X, chunks=2, kwargs={"argument": argument}
     ),
-    "map_overlap": lambda pool, work, guest: pool.map_overlap(
-        work(np.negative), X, depth=1, chunks=2, kwargs={"guest": guest}
+    "map_overlap": lambda pool, work, argument: pool.map_overlap(
+        work(np.negative), X, depth=1, chunks=2, kwargs={"argument": argument}
     ),
-    "block_reduce": lambda pool, work, guest: pool.block_reduce(
-        work(np.sum), X, chunks=(1, -1), kwargs={"guest": guest}
+    "block_reduce": lambda pool, work, argument: pool.block_reduce(
+        work(np.sum), X, chunks=(1, -1), kwargs={"argument": argument}
     ).ravel(),
-    "block_reduce, objects": lambda pool, work, guest: pool.block_reduce(
-        work(np.sum), X, chunks=(1, -1), dtype=object, kwargs={"guest": guest}
+    "block_reduce, objects": lambda pool, work, argument: pool.block_reduce(
+        work(np.sum), X, chunks=(1, -1), dtype=object, kwargs={"argument": argument}
     ).ravel(),
-    "parallel_map": lambda pool, work, guest: pool.parallel_map(
-        work(np.sum), X, kwargs={"guest": guest}
+    "parallel_map": lambda pool, work, argument: pool.parallel_map(
+        work(np.sum), X, kwargs={"argument": argument}
     ),
-    "parallel_map, items": lambda pool, work, guest: pool.parallel_map(
-        work(abs), range(-6, 0), [guest] * 6
+    "parallel_map, items": lambda pool, work, argument: pool.parallel_map(
+        work(abs), range(-6, 0), [argument] * 6
     ),
-    "parallel_map, objects": lambda pool, work, guest: pool.parallel_map(
-        work(abs), range(-6, 0), [guest] * 6, dtype=object
+    "parallel_map, objects": lambda pool, work, argument: pool.parallel_map(
+        work(abs), range(-6, 0), [argument] * 6, dtype=object
     ),
-    "apply_along_axis": lambda pool, work, guest: pool.apply_along_axis(
-        work(np.sum), 1, X, guest=guest
+    "apply_along_axis": lambda pool, work, argument: pool.apply_along_axis(
+        work(np.sum), 1, X, argument=argument
     ),
-    "submit": lambda pool, work, guest: [pool.submit(work(abs), -6, guest=guest).result(LIMIT)],
-    "map": lambda pool, work, guest: list(
-        pool.map(functools.partial(work(abs), guest=guest), range(-6, 0))
+    "submit": lambda pool, work, argument: [
+        pool.submit(work(abs), -6, argument=argument).result(LIMIT)
+    ],
+    "map": lambda pool, work, argument: list(
+        pool.map(functools.partial(work(abs), argument=argument), range(-6, 0))
     ),
 }
 CALLS = {"submit", "map"}
@@ -62,32 +73,32 @@ RIGHT: dict[str, Any] = {
     **dict.fromkeys(["parallel_map, items", "parallel_map, objects", "map"], range(6, 0, -1)),
     "submit": [6],
 }
-AT_HOME = ["function pickle", "argument pickle", "result unpickle", "error unpickle"]
-ELSEWHERE = ["function unpickle", "function run", "function del", "argument unpickle"]
-ELSEWHERE += ["argument del", "result pickle", "result del", "error pickle", "error text"]
+IN_PARENT = ["function pickle", "argument pickle", "result unpickle", "error unpickle"]
+IN_WORKER = ["function unpickle", "function run", "function del", "argument unpickle"]
+IN_WORKER += ["argument del", "result pickle", "result del", "error pickle", "error text"]
 ROWS_OF = {
     "result": ["result pickle", "result unpickle", "result del"],
-    "error": ["error pickle", "error unpickle", "error text", "error text home"],
+    "error": ["error pickle", "error unpickle", "error text", "error text in parent"],
 }
-ROWS: list[Any] = [(site, how) for site in [*AT_HOME, "error text home"] for how in MILD]
-ROWS += [(site, how) for site in ELSEWHERE for how in MILD]
-# Each death costs the start of a worker, so a site has one kind of death in the default suite,
+ROWS: list[Any] = [(site, how) for site in [*IN_PARENT, "error text in parent"] for how in MILD]
+ROWS += [(site, how) for site in IN_WORKER for how in MILD]
+# Why: each crash costs the start of a worker, so the default suite has one kind of crash per site,
 # under one verb.
 ROWS += [
     (site, how)
     if DEADLY.index(how) == number % len(DEADLY)
     else pytest.param(site, how, marks=pytest.mark.stress)
-    for number, site in enumerate(ELSEWHERE)
+    for number, site in enumerate(IN_WORKER)
     for how in DEADLY
 ]
 
 
-def due(site: str, how: str, verb: str) -> tuple[type[BaseException], ...]:
-    """Errors that a row may end with; none: the right answer is due."""
+def expected_errors(site: str, how: str, verb: str) -> tuple[type[BaseException], ...]:
+    """Return the errors that a row may raise; an empty tuple means a right result."""
     kind, _, step = site.partition(" ")
-    own = {"raise": Struck, "exit": SystemExit}.get(how, shmpar.WorkerDied)
+    own = {"raise": MildError, "exit": SystemExit}.get(how, shmpar.WorkerDied)
     if kind == "result" and verb not in CALLS and "objects" not in verb:
-        # It is no array of values, so it never gets as far as the wire.
+        # Why: such a result is no array of values, so the worker never sends it.
         return (shmpar.ChunkError, shmpar.WorkerDied)[: 1 + (step == "del")]
     if how in DEADLY:
         return (shmpar.WorkerDied,)
@@ -100,20 +111,20 @@ def due(site: str, how: str, verb: str) -> tuple[type[BaseException], ...]:
     of_calls: dict[str, type[BaseException]] = {
         "error pickle": shmpar.ShmparError,
         "error unpickle": shmpar.ShmparError,
-        "error text": Deadly,
-        "error text home": Deadly,
+        "error text": CrashingError,
+        "error text in parent": CrashingError,
         "result pickle": shmpar.PlanError if how == "raise" else own,
     }
     if step == "del":
         return ()
-    if site in {"function pickle", "argument pickle"}:  # in this process, before anything starts
+    if site in {"function pickle", "argument pickle"}:  # in this process, before the run
         return (shmpar.PlanError if how == "raise" else SystemExit,)
     return (of_calls.get(site, own) if verb in CALLS else of_verbs[site],)
 
 
 @pytest.fixture(scope="module")
 def shared_pool() -> Iterator[shmpar.Pool]:
-    """Two worker processes for the module, which nobody kills."""
+    """Two worker processes for the module, which no test kills."""
     with warm("processes") as made:
         yield made
 
@@ -126,23 +137,23 @@ def pool(
     how: str,
     pytestconfig: pytest.Config,
 ) -> Iterator[shmpar.Pool]:
-    """The module's pool, or one of the test's own if its workers die."""
+    """The pool of the module, or a new pool if the test kills its workers."""
     if how in DEADLY:
-        # What is deleted late may end a worker in the next call.
+        # Why: an object that is deleted late may end a worker during the next call.
         retries = 1 if "del" in site or pytestconfig.getoption("stress") else 0
         with shmpar.Pool(2, retries=retries) as made:
             yield made
     else:
         yield shared_pool
-        let_go(shared_pool)
+        drop_caches(shared_pool)
 
 
 @contextmanager
-def limit(what: str) -> Iterator[None]:
-    """Break off a row that does not end."""
+def time_limit(name: str) -> Iterator[None]:
+    """Raise an error if a row does not finish in time."""
 
     def late(*_: object) -> None:
-        raise AssertionError(f"{what}: no end after {LIMIT} s")
+        raise AssertionError(f"{name}: not finished after {LIMIT} s")
 
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(LIMIT)
@@ -153,58 +164,58 @@ def limit(what: str) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def end(pool: shmpar.Pool, verb: str, work: Make, guest: Guest) -> Any:
-    """What a call comes to: its result, or its error without the frames."""
+def outcome(pool: shmpar.Pool, verb: str, work: Make, argument: CrashingArgument) -> Any:
+    """Return the result of a call, or its error without the frames."""
     try:
-        return VERBS[verb](pool, work, guest)
+        return VERBS[verb](pool, work, argument)
     except BaseException as error:
         if isinstance(error, AssertionError):
             raise
         return error.with_traceback(None)
 
 
-def play(pool: shmpar.Pool, site: str, how: str, verb: str) -> None:
-    """Play one row; see how it ends, and that the pool works afterwards."""
-    home = os.getpid()
-    work = functools.partial(Work, site, how, home)
-    errors = due(site, how, verb)
+def check_row(pool: shmpar.Pool, site: str, how: str, verb: str) -> None:
+    """Check the outcome of one row, and that the pool works afterwards."""
+    parent_pid = os.getpid()
+    work = functools.partial(CrashingFunction, site, how, parent_pid)
+    errors = expected_errors(site, how, verb)
     may_be_right = not errors or (site.endswith("del") and not site.startswith("result"))
     row = f"{site}, {how}, {verb}"
-    with limit(row):
-        ended = end(pool, verb, work, Guest(site, how, home))
-        if isinstance(ended, BaseException):
-            assert isinstance(ended, errors), f"{row}: {ended!r}"
-            assert getattr(ended, "exitcode", STATUS.get(how)) == STATUS.get(how), row
+    with time_limit(row):
+        found = outcome(pool, verb, work, CrashingArgument(site, how, parent_pid))
+        if isinstance(found, BaseException):
+            assert isinstance(found, errors), f"{row}: {found!r}"
+            assert getattr(found, "exitcode", STATUS.get(how)) == STATUS.get(how), row
         elif not site.startswith("result del"):
             assert may_be_right, f"{row}: no error"
-            np.testing.assert_array_equal(ended, RIGHT[verb], row)
-        del ended
+            np.testing.assert_array_equal(found, RIGHT[verb], row)
+        del found
         del work
         assert pool.parallel_map(abs, range(-3, 0)).tolist() == [3, 2, 1], row
         assert pool.submit(abs, -1).result(LIMIT) == 1, row
-        let_go(pool)
+        drop_caches(pool)
 
 
 @pytest.mark.parametrize(("site", "how"), ROWS)
 def test_a_row_of_the_table(
     pool: shmpar.Pool, site: str, how: str, pytestconfig: pytest.Config
 ) -> None:
-    """The named error or the right answer, and the next call is right."""
+    """The row raises the expected error or gives the right result, and the next call works."""
     verbs = list(VERBS)
     if how in DEADLY and not pytestconfig.getoption("stress"):
-        verbs = [verbs[ELSEWHERE.index(site)]]
+        verbs = [verbs[IN_WORKER.index(site)]]
     for verb in verbs:
-        play(pool, site, how, verb)
+        check_row(pool, site, how, verb)
 
 
 @pytest.mark.parametrize("engine", ["threads", "serial"])
-@pytest.mark.parametrize("site", ["function run", "error text home"])
+@pytest.mark.parametrize("site", ["function run", "error text in parent"])
 @pytest.mark.parametrize("how", MILD)
 def test_a_row_in_this_process(engine: str, site: str, how: str) -> None:
-    """Whatever is raised in it is the chunk's failure, or the call's."""
+    """Every exception of the function is a failure of its chunk or call."""
     with shmpar.Pool(2, engine=engine) as pool:
         for verb in VERBS:
-            play(pool, site, how, verb)
+            check_row(pool, site, how, verb)
 
 
 @pytest.mark.parametrize(
@@ -218,14 +229,14 @@ def test_a_row_in_this_process(engine: str, site: str, how: str) -> None:
     ],
 )
 def test_a_worker_that_dies_while_it_exits(how: str, verb: str) -> None:
-    """Its work was done, and the pool closes as any other."""
+    """A crash at exit loses no result, and the pool closes normally."""
 
     def inner(value: Any) -> Any:
         import atexit
 
-        atexit.register(strike, how)
+        atexit.register(crash, how)
         return -value
 
-    with limit(f"exiting, {how}, {verb}"), shmpar.Pool(1) as pool:
-        found = VERBS[verb](pool, lambda _: Work("", how, os.getpid(), inner), None)
+    with time_limit(f"exiting, {how}, {verb}"), shmpar.Pool(1) as pool:
+        found = VERBS[verb](pool, lambda _: CrashingFunction("", how, os.getpid(), inner), None)
     np.testing.assert_array_equal(found, RIGHT[verb])

@@ -1,4 +1,4 @@
-"""A debugger stops in the user's function, where that runs in the user's own process."""
+"""A debugger stops in a function that runs in the process of the caller."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_pdb_stops_in_the_function_on_the_serial_engine(
     call: str,
     shape: str,
 ) -> None:
-    """Once a chunk: it reads commands from standard input, sees the block, and goes on."""
+    """Pdb stops once per chunk, reads commands from standard input, and shows the block."""
     script = tmp_path / "debugged.py"
     script.write_text(SCRIPT.format(stop=stop, call=call))
     done = run_python(script, input=COMMANDS, env={"PYTHONBREAKPOINT": ""})

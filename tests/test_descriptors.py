@@ -1,4 +1,4 @@
-"""Few descriptors: a pool raises its limit in time, or raises an error with advice."""
+"""A pool raises the limit of descriptors in time, or raises an error with advice."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_pool_starts_with_no_descriptor_left() -> None:
     """The first file that a pool opens raises the limit."""
     check(
         """
-with shmpar.Pool(1) as pool:  # imports what it needs
+with shmpar.Pool(1) as pool:  # imports modules
     pool.parallel_map(abs, range(3))
 limit(64)
 held = fill()

@@ -1,6 +1,6 @@
-"""The pool as an Executor: ``submit``, ``map``, ``shutdown``; and CPython's own tests of that.
+"""The pool as an Executor: ``submit``, ``map`` and ``shutdown``, and CPython's tests of executors.
 
-CPython's tests come with the interpreter, in a package that some distributions leave out.
+CPython's tests are in a package of the interpreter, which some distributions leave out.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ import shmpar
 from tests.interpreters import run_python
 from tests.pools import ENGINES
 
-LARGE = 100_000  # elements: travels through shared memory
+LARGE = 100_000  # elements, so many that an array is sent through shared memory
 
 
 @pytest.fixture(params=ENGINES)
 def own_pool(request: Any) -> Iterator[shmpar.Pool]:
-    """A pool of each engine, which the test may close."""
+    """A pool of each engine that the test may close."""
     with shmpar.Pool(2, engine=request.param) as made:
         yield made
 
 
-def test_it_is_an_executor(pool: shmpar.Pool) -> None:
-    """Libraries ask with isinstance."""
+def test_a_pool_is_an_executor(pool: shmpar.Pool) -> None:
+    """A pool is an Executor, and submit() returns a Future."""
     assert isinstance(pool, concurrent.futures.Executor)
     assert isinstance(pool.submit(abs, -1), concurrent.futures.Future)
 
 
 def test_a_call_gets_its_arguments(pool: shmpar.Pool) -> None:
-    """Positional ones and keywords, whatever these are called."""
+    """submit() passes positional arguments, and keyword arguments of any name."""
 
     def echo(*args: Any, **kwargs: Any) -> Any:
         return args, kwargs
@@ -56,8 +56,10 @@ def test_a_call_gets_its_arguments(pool: shmpar.Pool) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt("mine")])
-def test_what_a_call_raises_is_its_futures(pool: shmpar.Pool, error: BaseException) -> None:
-    """Also what would end a process."""
+def test_the_exception_of_a_call_is_set_on_its_future(
+    pool: shmpar.Pool, error: BaseException
+) -> None:
+    """An exception that would end a process is set as well."""
 
     def fail() -> None:
         raise error
@@ -71,7 +73,7 @@ def test_what_a_call_raises_is_its_futures(pool: shmpar.Pool, error: BaseExcepti
 
 
 def test_a_result_that_does_not_pickle_is_an_error() -> None:
-    """Which says so."""
+    """The error states the cause, and the worker goes on."""
     with shmpar.Pool(1) as pool:
         with pytest.raises(shmpar.PlanError, match="does not pickle"):
             pool.submit(threading.Lock).result()
@@ -79,31 +81,31 @@ def test_a_result_that_does_not_pickle_is_an_error() -> None:
 
 
 def test_an_argument_that_does_not_pickle_is_an_error_at_once() -> None:
-    """Nothing was started."""
+    """submit() itself raises the error."""
     with shmpar.Pool(1) as pool, pytest.raises(shmpar.PlanError, match="does not pickle"):
         pool.submit(id, threading.Lock())
 
 
-class Rude:
-    """Does not unpickle."""
+class NotUnpicklable:
+    """An object that pickles and does not unpickle."""
 
     def __reduce__(self) -> Any:
         return int, ("no number",)
 
 
 def test_an_argument_that_does_not_unpickle_is_an_error() -> None:
-    """Of the future; the worker goes on."""
+    """The future has the error, and the worker goes on."""
     with shmpar.Pool(1) as pool:
         with pytest.raises(ValueError, match="invalid literal"):
-            pool.submit(id, Rude()).result()
+            pool.submit(id, NotUnpicklable()).result()
         with pytest.raises(ValueError, match="invalid literal"):
-            pool.submit(Rude).result()
+            pool.submit(NotUnpicklable).result()
         assert pool.submit(abs, -1).result() == 1
 
 
 @pytest.mark.parametrize("dtype", ["f8", "i2", "M8[s]", "c16", [("a", "f4"), ("b", "i8")]])
 def test_large_arrays_travel_there_and_back(pool: shmpar.Pool, dtype: Any) -> None:
-    """Each is its receiver's own: written to, it changes nobody else's."""
+    """The receiver gets a copy, and writing to it changes no other array."""
     array = np.zeros(LARGE, dtype)
 
     def change(given: Any) -> Any:
@@ -118,21 +120,21 @@ def test_large_arrays_travel_there_and_back(pool: shmpar.Pool, dtype: Any) -> No
     if pool.engine == "processes":
         assert array[0] == np.zeros((), dtype)
     assert type(given) is np.ndarray
-    given[1] = given[0]  # it may be written
+    given[1] = given[0]  # the result is writable
     assert len(more["more"][1]) == LARGE // 2
 
 
-def test_a_result_does_not_change_with_what_it_was_made_from() -> None:
-    """A view of shared memory is returned by value."""
+def test_a_result_is_independent_of_its_source() -> None:
+    """A plain array in shared memory is returned as a copy."""
     with shmpar.Pool(1) as pool:
-        shared = pool.map_blocks(np.abs, np.ones(LARGE))  # plain, and in a segment
+        shared = pool.map_blocks(np.abs, np.ones(LARGE))  # a plain array in a segment
         result = pool.submit(lambda: shared).result()
         shared[:] = 7
         assert result[0] == 1
 
 
 def test_a_shared_array_stays_shared() -> None:
-    """As an argument, and as a result."""
+    """A SharedArray is the same memory as an argument and as a result."""
     with shmpar.Pool(1) as pool:
         shared = pool.zeros(LARGE)
 
@@ -148,21 +150,21 @@ def test_a_shared_array_stays_shared() -> None:
 
 
 def test_a_result_outlives_the_pool() -> None:
-    """Its memory goes with its last view."""
+    """The memory of a result exists until its last view is gone."""
     with shmpar.Pool(1) as pool:
         result = pool.submit(np.arange, LARGE).result()
     assert result.sum() == LARGE * (LARGE - 1) // 2
 
 
 def test_a_list_of_many_large_arrays_returns() -> None:
-    """More than one message carries descriptors for."""
+    """The result has more descriptors than one message can carry."""
     with shmpar.Pool(1) as pool:
         arrays = pool.submit(lambda: [np.full(10_000, i) for i in range(300)]).result()
         assert [array[0] for array in arrays] == list(range(300))
 
 
 def test_object_results_of_verbs_hold_large_arrays(pool: shmpar.Pool) -> None:
-    """As those of calls."""
+    """Objects with large arrays are returned as from submit()."""
     found = pool.parallel_map(lambda i: {"a": np.full(LARGE, i)}, range(5), dtype=object)
     assert [one["a"].sum() for one in found] == [i * LARGE for i in range(5)]
 
@@ -171,15 +173,15 @@ def test_object_results_of_verbs_hold_large_arrays(pool: shmpar.Pool) -> None:
 
 
 def test_map_gives_results_in_order(pool: shmpar.Pool) -> None:
-    """Whatever the size of the batches; the shortest iterable decides."""
+    """The order does not depend on the chunksize, and the shortest iterable ends the map."""
     for chunksize in (1, 3, 100):
         found = pool.map(pow, range(10), range(8), chunksize=chunksize)
         assert list(found) == [i**i for i in range(8)]
     assert list(pool.map(abs, [])) == []
 
 
-def test_map_raises_where_the_result_would_be(pool: shmpar.Pool) -> None:
-    """The results before it are there."""
+def test_map_raises_at_the_position_of_the_result(pool: shmpar.Pool) -> None:
+    """The iterator gives the earlier results before it raises."""
     found = pool.map(divmod, [1, 1, 1, 1], [2, 3, 0, 5])
     assert [next(found), next(found)] == [(0, 1), (0, 1)]
     with pytest.raises(ZeroDivisionError):
@@ -187,14 +189,14 @@ def test_map_raises_where_the_result_would_be(pool: shmpar.Pool) -> None:
 
 
 @pytest.mark.parametrize("chunksize", [0, -1, 2.5, "1"])
-def test_a_chunksize_is_a_number(pool: shmpar.Pool, chunksize: Any) -> None:
-    """At once, not at the first result."""
+def test_an_invalid_chunksize_is_refused(pool: shmpar.Pool, chunksize: Any) -> None:
+    """map() itself raises the error, before the first result."""
     with pytest.raises((ValueError, TypeError), match="chunksize"):
         pool.map(abs, [1], chunksize=chunksize)
 
 
 def test_map_keeps_no_result(pool: shmpar.Pool) -> None:
-    """What the user drops is gone."""
+    """A result is deleted as soon as the user drops it."""
     for result in pool.map(np.ones, [LARGE] * 3):
         gone = weakref.ref(result)
         del result
@@ -206,20 +208,20 @@ def test_map_keeps_no_result(pool: shmpar.Pool) -> None:
 
 
 def _wait_for(path: str) -> str:
-    with open(path, encoding="ascii") as file:  # until somebody writes
+    with open(path, encoding="ascii") as file:  # blocks until the test writes
         return file.read()
 
 
 @pytest.fixture
 def fifo(tmp_path: Path) -> Path:
-    """A function that opens it waits for somebody to write."""
+    """A named pipe: a function that reads it waits until the test writes."""
     os.mkfifo(tmp_path / "fifo")
     return tmp_path / "fifo"
 
 
 @pytest.mark.parametrize("engine", ["threads", "processes"])
-def test_a_result_that_is_late_is_a_timeout(engine: str, fifo: Path) -> None:
-    """And is there later."""
+def test_a_late_result_is_a_timeout(engine: str, fifo: Path) -> None:
+    """result() and exception() raise TimeoutError, and the result is available later."""
     with shmpar.Pool(1, engine=engine) as pool:
         future = pool.submit(_wait_for, str(fifo))
         with pytest.raises(TimeoutError):
@@ -232,8 +234,8 @@ def test_a_result_that_is_late_is_a_timeout(engine: str, fifo: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["threads", "processes"])
-def test_no_task_waits_behind_another(engine: str, fifo: Path) -> None:
-    """One worker is held up; the other does all the rest, also those that were sent before."""
+def test_no_task_waits_for_a_long_one(engine: str, fifo: Path) -> None:
+    """The other worker computes all other tasks, even those sent to the busy worker."""
     with shmpar.Pool(2, engine=engine) as pool:
         slow = pool.submit(_wait_for, str(fifo))
         rest = [pool.submit(abs, -i) for i in range(20)]
@@ -244,7 +246,7 @@ def test_no_task_waits_behind_another(engine: str, fifo: Path) -> None:
 
 
 def test_runs_and_calls_share_the_workers(pool: shmpar.Pool) -> None:
-    """In any order."""
+    """Runs and calls complete in any order."""
     calls = [pool.submit(abs, -i) for i in range(10)]
     runs = [pool.map_blocks(np.negative, np.arange(9.0), chunks=2, wait=False) for _ in range(5)]
     more = [pool.submit(abs, -i) for i in range(10)]
@@ -255,7 +257,7 @@ def test_runs_and_calls_share_the_workers(pool: shmpar.Pool) -> None:
 
 
 def test_all_ways_to_wait(pool: shmpar.Pool) -> None:
-    """wait, as_completed, a callback, an event loop."""
+    """wait(), as_completed(), a callback and an event loop get the results."""
     futures = [pool.submit(abs, -i) for i in range(6)]
     assert concurrent.futures.wait(futures, timeout=60).not_done == set()
     futures = [pool.submit(abs, -i) for i in range(6)]
@@ -274,7 +276,7 @@ def test_all_ways_to_wait(pool: shmpar.Pool) -> None:
 
 
 def test_done_becomes_true_without_waiting(pool: shmpar.Pool) -> None:
-    """Whoever asks looks for news."""
+    """Polling done() is enough, and no thread has to wait for the result."""
     future = pool.submit(abs, -1)
     while not future.done():
         pass
@@ -282,8 +284,8 @@ def test_done_becomes_true_without_waiting(pool: shmpar.Pool) -> None:
 
 
 @pytest.mark.parametrize("engine", ["threads", "processes"])
-def test_what_waits_can_be_cancelled(engine: str, fifo: Path) -> None:
-    """What has begun cannot."""
+def test_a_waiting_call_can_be_cancelled(engine: str, fifo: Path) -> None:
+    """A running call cannot be cancelled."""
     with shmpar.Pool(1, engine=engine) as pool:
         first = pool.submit(_wait_for, str(fifo))
         second, third = pool.submit(abs, -2), pool.submit(abs, -3)
@@ -300,8 +302,8 @@ def test_what_waits_can_be_cancelled(engine: str, fifo: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["threads", "processes"])
-def test_arguments_and_results_are_let_go(engine: str) -> None:
-    """When the call is done, though nobody asks for its result."""
+def test_arguments_and_results_are_released(engine: str) -> None:
+    """The objects of a finished call are released without a call of result()."""
 
     class Thing:
         def method(self) -> None:
@@ -330,14 +332,14 @@ def _die_once(path: str, how: int) -> str:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_call_whose_worker_died_is_made_again(tmp_path: Path, how: int) -> None:
-    """By the worker's successor."""
+def test_a_call_whose_worker_died_is_retried(tmp_path: Path, how: int) -> None:
+    """A new worker makes the call."""
     with shmpar.Pool(1) as pool:
         assert pool.submit(_die_once, str(tmp_path / "once"), how).result(timeout=60) == "alive"
 
 
 def test_a_call_that_kills_its_workers_is_an_error() -> None:
-    """After the retries; others do not suffer."""
+    """WorkerDied is raised after the retries, and other calls succeed."""
     with shmpar.Pool(2) as pool:
         others = [pool.submit(abs, -i) for i in range(5)]
         deadly = pool.submit(os._exit, 7)
@@ -348,26 +350,26 @@ def test_a_call_that_kills_its_workers_is_an_error() -> None:
         assert [one.result(timeout=60) for one in others] == [*range(5)] * 2
 
 
-def test_workers_that_never_come_up_are_an_error() -> None:
+def test_workers_that_never_start_are_an_error() -> None:
     """No call waits for ever."""
     broken = {"PYTHONHOME": "/nonexistent"}
     with shmpar.Pool(1, env=broken) as pool, pytest.raises(shmpar.WorkerDied):
         pool.submit(abs, -1).result(timeout=60)
 
 
-# The end
+# Shutdown
 
 
 def test_a_closed_pool_takes_no_calls(own_pool: shmpar.Pool) -> None:
-    """As any executor."""
+    """submit() raises the error of any executor."""
     own_pool.shutdown()
     with pytest.raises(RuntimeError, match="after shutdown"):
         own_pool.submit(abs, -1)
 
 
 @pytest.mark.parametrize("engine", ["threads", "processes"])
-def test_leaving_the_block_waits_for_who_closes_it(engine: str, fifo: Path) -> None:
-    """Another thread may have begun."""
+def test_leaving_the_block_waits_for_a_shutdown_in_another_thread(engine: str, fifo: Path) -> None:
+    """The pool is closed after the block, even if another thread started the shutdown."""
     with shmpar.Pool(1, engine=engine) as pool:
         future = pool.submit(_wait_for, str(fifo))
         closer = threading.Thread(target=pool.shutdown)
@@ -381,8 +383,8 @@ def test_leaving_the_block_waits_for_who_closes_it(engine: str, fifo: Path) -> N
 
 
 @pytest.mark.parametrize("engine", ["threads", "processes"])
-def test_a_callback_may_close_what_is_being_closed(engine: str, fifo: Path) -> None:
-    """Who closes waits for the callback, so that does not wait for who closes."""
+def test_a_callback_may_call_shutdown_during_a_shutdown(engine: str, fifo: Path) -> None:
+    """The call in the callback does not wait, since the first shutdown waits for the callback."""
     inside, beat = threading.Event(), threading.Event()
     with shmpar.Pool(1, engine=engine) as pool:
 
@@ -400,15 +402,15 @@ def test_a_callback_may_close_what_is_being_closed(engine: str, fifo: Path) -> N
 
 
 def test_leaving_the_block_waits(own_pool: shmpar.Pool) -> None:
-    """For everything that was submitted."""
+    """Every call that was submitted is done after the block."""
     with own_pool:
         futures = [own_pool.submit(abs, -i) for i in range(20)]
     assert [future.result(timeout=0) for future in futures] == list(range(20))
 
 
 @pytest.mark.parametrize("engine", ["threads", "processes"])
-def test_shutdown_need_not_wait(engine: str, fifo: Path) -> None:
-    """It returns, and all is done later."""
+def test_shutdown_without_waiting(engine: str, fifo: Path) -> None:
+    """shutdown(wait=False) returns at once, and all calls are computed later."""
     pool = shmpar.Pool(1, engine=engine)
     futures = [pool.submit(_wait_for, str(fifo)), *(pool.submit(abs, -i) for i in range(3))]
     pool.shutdown(wait=False)
@@ -419,8 +421,8 @@ def test_shutdown_need_not_wait(engine: str, fifo: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["threads", "processes"])
-def test_shutdown_may_cancel(engine: str, fifo: Path) -> None:
-    """What has not begun; what has is finished."""
+def test_shutdown_cancels_waiting_calls(engine: str, fifo: Path) -> None:
+    """cancel_futures=True cancels waiting calls, and the running call finishes."""
     pool = shmpar.Pool(1, engine=engine)
     first = pool.submit(_wait_for, str(fifo))
     rest = [pool.submit(abs, -i) for i in range(5)]
@@ -433,8 +435,8 @@ def test_shutdown_may_cancel(engine: str, fifo: Path) -> None:
     assert all(future.cancelled() for future in rest)
 
 
-def test_an_exception_in_the_block_does_not_wait_for_long(fifo: Path) -> None:
-    """A call in progress is ended after a short grace."""
+def test_an_exception_in_the_block_ends_a_running_call(fifo: Path) -> None:
+    """The pool ends a call in progress after a short grace period."""
     with contextlib.suppress(ZeroDivisionError), shmpar.Pool(1) as pool:
         pool.submit(abs, -1).result()
         future = pool.submit(_wait_for, str(fifo))
@@ -444,8 +446,8 @@ def test_an_exception_in_the_block_does_not_wait_for_long(fifo: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["threads", "processes"])
-def test_an_interpreter_finishes_what_was_submitted(engine: str) -> None:
-    """Before it ends, as with other executors."""
+def test_an_interpreter_finishes_submitted_calls(engine: str) -> None:
+    """The interpreter exits after all calls, as with other executors."""
     source = f"""
         import shmpar
         pool = shmpar.Pool(1, engine={engine!r})
@@ -456,8 +458,8 @@ def test_an_interpreter_finishes_what_was_submitted(engine: str) -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("one\ntwo\nthree\n", "", 0)
 
 
-def test_calls_inside_a_call_run_there(pool: shmpar.Pool) -> None:
-    """Workers that waited for workers could wait for each other."""
+def test_a_nested_call_runs_in_the_same_worker(pool: shmpar.Pool) -> None:
+    """A worker never waits for another worker, which could deadlock."""
 
     def outer(inner: shmpar.Pool) -> Any:
         return [inner.submit(pow, 2, i).result() for i in range(4)]
@@ -465,11 +467,11 @@ def test_calls_inside_a_call_run_there(pool: shmpar.Pool) -> None:
     assert pool.submit(functools.partial(outer, pool)).result(timeout=60) == [1, 2, 4, 8]
 
 
-# CPython's own
+# CPython's tests
 
 
-def cpythons(name: str) -> Any:
-    """A module of CPython's tests of executors, if this interpreter has them."""
+def cpython_tests(name: str) -> Any:
+    """Return a module of CPython's tests of executors, or None if it is not installed."""
     try:
         return importlib.import_module(f"test.test_concurrent_futures.{name}")
     except ImportError:
@@ -477,8 +479,8 @@ def cpythons(name: str) -> Any:
 
 
 def _case(module: str, mixin: str, engine: str) -> None:
-    """Make a test class of one of CPython's mixins."""
-    found = cpythons(module)
+    """Define a test class from a mixin of CPython."""
+    found = cpython_tests(module)
     if found is None:
         return
     tests = getattr(found, mixin)
@@ -489,20 +491,20 @@ def _case(module: str, mixin: str, engine: str) -> None:
 
         def setUp(self) -> None:
             self.executor = shmpar.Pool(self.worker_count, engine=engine)
-            self.executor.submit(abs, -1).result()  # they count on workers that are up
+            self.executor.submit(abs, -1).result()  # Why: the tests assume started workers
 
         def tearDown(self) -> None:
             self.executor.shutdown()
 
-    for other in OF_THEIR_OWN:
+    for other in NOT_FOR_POOLS:
         if hasattr(Case, other):
             setattr(Case, other, None)
     Case.__name__ = Case.__qualname__ = f"Test{engine.capitalize()}{mixin}"
     globals()[Case.__name__] = Case
 
 
-# They speak of an argument max_workers, or import the executor's class from concurrent.futures.
-OF_THEIR_OWN = (
+# Why: these tests need an argument max_workers or a class of concurrent.futures.
+NOT_FOR_POOLS = (
     "test_max_workers_negative",
     "test_interpreter_shutdown",
     "test_submit_after_interpreter_shutdown",

@@ -67,7 +67,7 @@ def test_the_death_of_a_worker_gives_its_exit_status() -> None:
     [(1, "1 chunk failed and was filled; the "), (2, "2 chunks failed and were filled; the ")],
 )
 def test_one_warning_counts_the_chunks_that_were_filled(count: int, text: str) -> None:
-    """It names the line of the caller outside of the package."""
+    """The warning names the line of the caller outside of the package."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         failures.warn_filled([ChunkError("first")] * count)

@@ -1,4 +1,4 @@
-"""What the user sees when the function, a worker, or an argument is at fault."""
+"""Errors of functions, workers and arguments, as the user sees them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 
 import shmpar
-from tests.crashing import Work
-from tests.pools import let_go, wait_for_workers, warm
+from tests.crashing import CrashingFunction
+from tests.pools import drop_caches, wait_for_workers, warm
 
 X = np.arange(100.0).reshape(10, 10)
 BAD = 22.0  # the first value of chunk 6, at [2:4, 2:4], of X in chunks of 2 x 2
@@ -31,21 +31,21 @@ BAD = 22.0  # the first value of chunk 6, at [2:4, 2:4], of X in chunks of 2 x 2
 
 @pytest.fixture(scope="module")
 def shared_pool() -> Iterator[shmpar.Pool]:
-    """Two worker processes for the module; some tests kill them, and they come back."""
+    """Two worker processes for the module; the pool replaces those that tests kill."""
     with warm("processes") as made:
         yield made
 
 
 @pytest.fixture
 def pool(shared_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
-    """The module's pool; what it remembers of its runs goes with the test."""
+    """The pool of the module; its caches are dropped after the test."""
     yield shared_pool
-    let_go(shared_pool)
+    drop_caches(shared_pool)
 
 
 @pytest.fixture
 def mortal_pool() -> Iterator[shmpar.Pool]:
-    """A pool of the test's own, whose workers may be killed."""
+    """A new pool, whose workers may be killed."""
     with shmpar.Pool(2, env={"PYTHONFAULTHANDLER": ""}) as made:
         yield made
 
@@ -61,10 +61,10 @@ def raising(block: Any) -> Any:
 
 
 class TestExceptions:
-    """Exceptions of the function, on every engine."""
+    """Exceptions of the function are reported on every engine."""
 
     def test_raise_names_chunk_region_and_cause(self, any_pool: shmpar.Pool) -> None:
-        """The error says where it happened, and the original is its cause."""
+        """The error has the position of the chunk, and its cause is the original exception."""
         with pytest.raises(shmpar.ChunkError) as caught:
             any_pool.map_blocks(raising, X, chunks=2)
         error = caught.value
@@ -76,8 +76,8 @@ class TestExceptions:
         assert any_pool.last_run.failed == [error]
         del error, caught
 
-    def test_collect_computes_the_rest_and_names_them_all(self, any_pool: shmpar.Pool) -> None:
-        """One ExceptionGroup holds the errors in chunk order; the other windows are filled."""
+    def test_collect_computes_the_rest_and_raises_all_errors(self, any_pool: shmpar.Pool) -> None:
+        """An ExceptionGroup has the errors in chunk order; the other windows are filled."""
         out = np.full_like(X, -1)
 
         def odd(block: Any) -> Any:
@@ -93,8 +93,8 @@ class TestExceptions:
         expected[2:4, 2:4] = expected[6:8, 6:8] = -1
         np.testing.assert_array_equal(out, expected)
 
-    def test_fill_puts_a_value_and_warns_once(self, any_pool: shmpar.Pool) -> None:
-        """Windows of failed chunks get NaN, or fill_value; run.failed lists them."""
+    def test_fill_writes_a_value_and_warns_once(self, any_pool: shmpar.Pool) -> None:
+        """Windows of failed chunks get NaN or fill_value, and run.failed lists the errors."""
         with pytest.warns(RuntimeWarning, match="1 chunk failed"):
             got = any_pool.map_blocks(raising, X, chunks=2, on_error="fill")
         assert np.isnan(got[2:4, 2:4]).all()
@@ -105,18 +105,18 @@ class TestExceptions:
         assert (got[2:4, 2:4] == -7).all()
 
     def test_fill_of_integers_needs_a_value(self, any_pool: shmpar.Pool) -> None:
-        """There is no integer that says 'not known'."""
+        """An integer dtype has no NaN, so fill_value is required."""
         with pytest.raises(ValueError, match="fill_value"):
             any_pool.map_blocks(raising, X.astype(int), chunks=2, on_error="fill", dtype=int)
 
     def test_sys_exit_is_a_failure_of_its_chunk(self, any_pool: shmpar.Pool) -> None:
-        """SystemExit does not end the worker, nor the caller."""
+        """SystemExit ends neither the worker nor the caller."""
         with pytest.raises(shmpar.ChunkError, match="SystemExit"):
             any_pool.parallel_map(lambda _: sys.exit(3), range(3))
         assert any_pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
 
     def test_finished_windows_reach_a_plain_out(self, any_pool: shmpar.Pool) -> None:
-        """A failed run has filled what it had computed."""
+        """A failed run has written the chunks that it computed."""
         out = np.zeros(4)
         with shmpar.Pool(1, engine=any_pool.engine) as pool, pytest.raises(shmpar.ChunkError):
             pool.map_blocks(
@@ -125,32 +125,32 @@ class TestExceptions:
         assert out.tolist() == [1, 1, 1, 0]
 
 
-class Unpicklable(Exception):
-    """Pickles, but does not unpickle."""
+class NotUnpicklable(Exception):
+    """An error that pickles and does not unpickle."""
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__(one)
 
 
 def test_an_exception_that_does_not_unpickle_is_reported(pool: shmpar.Pool) -> None:
-    """Its type, message and traceback arrive as text."""
+    """The ChunkError has its type, message and traceback as text."""
 
     def fails(_: int) -> None:
-        raise Unpicklable(1, 2)
+        raise NotUnpicklable(1, 2)
 
-    with pytest.raises(shmpar.ChunkError, match="Unpicklable: 1") as caught:
+    with pytest.raises(shmpar.ChunkError, match="NotUnpicklable: 1") as caught:
         pool.parallel_map(fails, range(3))
     assert "in fails" in caught.value.__cause__.__notes__[0]
 
 
 def test_a_result_that_does_not_pickle_is_reported(pool: shmpar.Pool) -> None:
-    """With dtype=object, a lock is an error that names its type."""
+    """With dtype=object, the error names the type of the result."""
     with pytest.raises(shmpar.ChunkError, match="lock"):
         pool.parallel_map(lambda _: threading.Lock(), range(3), dtype=object)
 
 
-def test_a_function_that_does_not_pickle_names_what_it_holds(pool: shmpar.Pool) -> None:
-    """The closure variable is in the message, and the pool goes on."""
+def test_a_function_that_does_not_pickle_is_explained(pool: shmpar.Pool) -> None:
+    """The error names the closure variable or keyword, and the pool goes on."""
     lock = threading.Lock()
     with pytest.raises(shmpar.PlanError, match="closure variable 'lock'"):
         pool.map_blocks(lambda block: lock and block, X)
@@ -160,7 +160,7 @@ def test_a_function_that_does_not_pickle_names_what_it_holds(pool: shmpar.Pool) 
 
 
 def test_a_function_that_pickles_but_does_not_load_is_a_plan_error(pool: shmpar.Pool) -> None:
-    """What is found by name in the caller's __main__ alone cannot be found in a worker."""
+    """A worker cannot find a function that is pickled by its name in __main__."""
     cached = functools.lru_cache(lambda item: item)
     cached.__module__, cached.__qualname__ = "__main__", "cached"
     import __main__
@@ -175,7 +175,7 @@ def test_a_function_that_pickles_but_does_not_load_is_a_plan_error(pool: shmpar.
 
 
 def test_warning_filters_that_do_not_load_are_a_plan_error(mortal_pool: shmpar.Pool) -> None:
-    """For as long as they are so; the workers live."""
+    """The error lasts as long as the filters, and no worker exits."""
     module = types.ModuleType("there_is_no_such_module")
     category = type("Lost", (UserWarning,), {"__module__": module.__name__})
     module.Lost = category  # type: ignore[attr-defined]
@@ -185,7 +185,7 @@ def test_warning_filters_that_do_not_load_are_a_plan_error(mortal_pool: shmpar.P
         sys.modules[module.__name__] = module
         warnings.simplefilter("ignore", category)
         try:
-            for _ in range(2):  # it is told to the workers once
+            for _ in range(2):  # Why: the workers get the filters only once
                 with pytest.raises(shmpar.PlanError, match=r"warning filters .* do not load"):
                     mortal_pool.parallel_map(abs, range(3))
         finally:
@@ -209,15 +209,15 @@ def test_warning_filters_that_do_not_load_are_a_plan_error(mortal_pool: shmpar.P
     ],
     ids=["scalar", "axis-less", "axis-more", "shape", "dtype", "masked", "dict", "tuple", "none"],
 )
-def test_a_result_that_does_not_fit_says_why(pool: shmpar.Pool, func: Any, match: str) -> None:
-    """The message names what came, what is due, and the keyword that helps."""
+def test_a_result_that_does_not_fit_is_explained(pool: shmpar.Pool, func: Any, match: str) -> None:
+    """The message has the found and the expected value, and the keyword that helps."""
     with pytest.raises(shmpar.ChunkError, match=match) as caught:
         pool.map_blocks(func, X, chunks=2)
     assert caught.value.chunk is not None
 
 
-def test_two_workers_that_disagree_on_the_dtype_are_found(pool: shmpar.Pool) -> None:
-    """Small outputs are not waited for, and still every chunk must agree."""
+def test_different_dtypes_of_two_workers_are_an_error(pool: shmpar.Pool) -> None:
+    """Every chunk must have the same dtype, although workers do not wait for small outputs."""
 
     def by_parity(n: int) -> Any:
         time.sleep(0.01)
@@ -251,10 +251,10 @@ def crash(how: str) -> None:
         pytest.param("SIGABRT", -6, marks=pytest.mark.stress),
     ],
 )
-def test_a_chunk_that_kills_its_workers_ends_the_run(
+def test_a_chunk_that_kills_its_workers_fails_the_run(
     mortal_pool: shmpar.Pool, how: str, code: int
 ) -> None:
-    """After retries, WorkerDied names the chunk and the signal or status."""
+    """After the retries, WorkerDied has the chunk and the signal or exit status."""
     with pytest.raises(shmpar.WorkerDied) as caught:
         mortal_pool.map_blocks(lambda b: crash(how) if at_bad(b) else b, X, chunks=2)
     assert (caught.value.chunk, caught.value.exitcode) == (6, code)
@@ -263,10 +263,10 @@ def test_a_chunk_that_kills_its_workers_ends_the_run(
     np.testing.assert_array_equal(mortal_pool.map_blocks(np.negative, X, chunks=2), -X)
 
 
-def test_a_worker_that_dies_once_costs_nothing_but_time(
+def test_a_worker_that_dies_once_does_not_fail_the_run(
     mortal_pool: shmpar.Pool, tmp_path: Path
 ) -> None:
-    """Its chunks are computed again by others and its successor."""
+    """Other workers compute its chunks again."""
     flag = tmp_path / "died"
 
     def once(block: Any) -> Any:
@@ -282,7 +282,7 @@ def test_a_worker_that_dies_once_costs_nothing_but_time(
 def test_collected_objects_are_not_lost_with_their_worker(
     mortal_pool: shmpar.Pool, tmp_path: Path
 ) -> None:
-    """What it had computed and not handed over is computed again."""
+    """Chunks whose results were not sent are computed again."""
     flag = tmp_path / "died"
 
     def f(number: int) -> Any:
@@ -295,10 +295,10 @@ def test_collected_objects_are_not_lost_with_their_worker(
     assert got.tolist() == [("value", number) for number in range(8_000)]
 
 
-def test_small_results_of_a_dead_worker_count_only_if_others_agree(
+def test_small_results_of_a_dead_worker_must_have_the_same_dtype(
     mortal_pool: shmpar.Pool, tmp_path: Path
 ) -> None:
-    """Its bytes are never read as another dtype."""
+    """Bytes of a dead worker are never read as another dtype."""
     flag = tmp_path / "died"
 
     def f(number: int) -> Any:
@@ -315,8 +315,8 @@ def test_small_results_of_a_dead_worker_count_only_if_others_agree(
         mortal_pool.parallel_map(f, range(40), retries=3)
 
 
-def test_two_workers_that_disagree_on_the_number_of_outputs_are_found(pool: shmpar.Pool) -> None:
-    """A tuple here and a number there, each the first result of its worker."""
+def test_different_numbers_of_outputs_of_two_workers_are_an_error(pool: shmpar.Pool) -> None:
+    """A tuple and a number are refused, even if each is the first result of its worker."""
 
     def f(number: int) -> Any:
         time.sleep(0.05 * number)
@@ -329,8 +329,8 @@ def test_two_workers_that_disagree_on_the_number_of_outputs_are_found(pool: shmp
         run.result(timeout=60)
 
 
-def test_without_retries_one_death_is_the_end(mortal_pool: shmpar.Pool, tmp_path: Path) -> None:
-    """retries=0 computes nothing again."""
+def test_without_retries_a_death_fails_the_run(mortal_pool: shmpar.Pool, tmp_path: Path) -> None:
+    """With retries=0, no chunk is computed again."""
     with pytest.raises(shmpar.WorkerDied):
         mortal_pool.map_blocks(
             lambda b: crash("SIGKILL") if at_bad(b) else b, X, chunks=2, retries=0
@@ -339,7 +339,7 @@ def test_without_retries_one_death_is_the_end(mortal_pool: shmpar.Pool, tmp_path
 
 
 def test_deaths_can_be_collected_and_filled(mortal_pool: shmpar.Pool) -> None:
-    """on_error applies to workers that die as to exceptions."""
+    """on_error applies to dead workers as to exceptions."""
 
     def poison(block: Any) -> Any:
         return crash("SIGKILL") if at_bad(block) else block
@@ -354,7 +354,7 @@ def test_deaths_can_be_collected_and_filled(mortal_pool: shmpar.Pool) -> None:
 
 
 def test_a_chunk_computed_in_place_is_not_tried_again(mortal_pool: shmpar.Pool) -> None:
-    """The error names the chunk, and no chunk is applied twice."""
+    """The error names the chunk, and no chunk is computed twice."""
     shared = mortal_pool.array(X)
     with pytest.raises(shmpar.WorkerDied, match="in place"):
         mortal_pool.map_blocks(
@@ -364,10 +364,10 @@ def test_a_chunk_computed_in_place_is_not_tried_again(mortal_pool: shmpar.Pool) 
     np.testing.assert_array_equal(shared[2:4, 2:4], X[2:4, 2:4])
 
 
-def test_workers_that_cannot_load_the_plan_are_not_started_for_ever(
+def test_workers_that_die_while_loading_the_plan_are_not_replaced_for_ever(
     mortal_pool: shmpar.Pool,
 ) -> None:
-    """A function whose unpickling kills the process ends with an error."""
+    """An argument whose unpickling kills the process is an error."""
 
     class Poison:
         def __reduce__(self) -> Any:
@@ -379,9 +379,9 @@ def test_workers_that_cannot_load_the_plan_are_not_started_for_ever(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_worker_that_dies_while_it_says_what_failed_is_a_death(workers: int) -> None:
-    """The chunk is computed again, and then the error: it is never taken for done."""
-    work = Work("error pickle", "_exit", os.getpid(), np.negative)
+def test_a_worker_that_dies_while_it_reports_a_failure_is_a_death(workers: int) -> None:
+    """The chunk is computed again and then fails; it never counts as done."""
+    work = CrashingFunction("error pickle", "_exit", os.getpid(), np.negative)
     with shmpar.Pool(workers, retries=1) as pool:
         with pytest.raises(shmpar.WorkerDied, match="status 7"):
             pool.map_blocks(work, X[:2], chunks=2)
@@ -391,8 +391,8 @@ def test_a_worker_that_dies_while_it_says_what_failed_is_a_death(workers: int) -
         del caught
 
 
-def test_a_chunk_that_takes_too_long_costs_its_worker(mortal_pool: shmpar.Pool) -> None:
-    """TaskTimeout is also a TimeoutError; the other chunks are done."""
+def test_a_chunk_that_takes_too_long_is_a_timeout(mortal_pool: shmpar.Pool) -> None:
+    """TaskTimeout names the chunk, and is also a TimeoutError."""
     out = np.zeros_like(X)
     began = time.monotonic()
     with pytest.raises(shmpar.TaskTimeout) as caught:
@@ -411,7 +411,7 @@ def test_a_chunk_that_takes_too_long_costs_its_worker(mortal_pool: shmpar.Pool) 
 
 
 def test_an_initializer_that_fails_fails_each_run() -> None:
-    """The error of the initializer is the cause, on each engine."""
+    """On each engine, the cause of the error is that of the initializer."""
 
     def fails() -> None:
         raise OSError("no licence")
@@ -425,8 +425,8 @@ def test_an_initializer_that_fails_fails_each_run() -> None:
 
 
 @pytest.mark.parametrize("engine", ["threads", "processes"])
-def test_no_call_is_made_where_the_initializer_failed(engine: str, tmp_path: Path) -> None:
-    """Not one that was submitted before that was known either."""
+def test_no_call_runs_after_a_failed_initializer(engine: str, tmp_path: Path) -> None:
+    """Calls that were submitted before the failure was known do not run either."""
 
     def fails() -> None:
         raise OSError("no licence")
@@ -443,50 +443,50 @@ def test_no_call_is_made_where_the_initializer_failed(engine: str, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interpreter_that_is_not_there_fails_at_once() -> None:
-    """Pool() says so, and leaves nothing."""
+def test_a_missing_interpreter_is_an_error_at_once() -> None:
+    """Pool() raises FileNotFoundError, and no process or file is left."""
     with pytest.raises(FileNotFoundError):
         shmpar.Pool(1, python="/nowhere/python")
 
 
 def test_runs_survive_workers_killed_at_random(stress_seed: int) -> None:
-    """A few of the campaign below, in the default suite."""
+    """The default suite runs a few runs of the campaign below."""
     kill_at_random(6, stress_seed)
 
 
 @pytest.mark.stress
 def test_1000_runs_survive_workers_killed_at_random(stress_seed: int) -> None:
-    """Each with a worker that dies at a random moment: 1,000 right answers."""
+    """1,000 runs are right although a worker dies at a random moment of each run."""
     deaths = kill_at_random(1000, stress_seed)
-    print(f"1,000 runs, 1,000 right answers; {deaths} deaths cost a chunk its worker")
+    print(f"1,000 runs, 1,000 right results; {deaths} deaths hit a chunk in progress")
 
 
-def test_runs_in_place_never_apply_a_chunk_twice(stress_seed: int) -> None:
-    """A few of the campaign below, in the default suite."""
+def test_runs_in_place_never_compute_a_chunk_twice(stress_seed: int) -> None:
+    """The default suite runs a few runs of the campaign below."""
     kill_in_place(3, stress_seed)
 
 
 @pytest.mark.stress
-def test_300_runs_in_place_never_apply_a_chunk_twice(stress_seed: int) -> None:
-    """Each with a worker that dies at a random moment, or in the middle of writing a chunk."""
+def test_300_runs_in_place_never_compute_a_chunk_twice(stress_seed: int) -> None:
+    """A worker dies at a random moment of each run, perhaps while it writes a chunk."""
     named, cut = kill_in_place(300, stress_seed)
-    print(f"300 runs in place: {named} errors name a chunk, {cut} of it half written; none twice")
+    print(f"300 runs in place: {named} errors name a chunk, {cut} of them half written; none twice")
 
 
 WAYS = ("SIGKILL", "SIGSEGV", "exit")
 
 
 def kill(pid: int, how: str) -> None:
-    """End a worker, unless it has ended."""
+    """Kill a worker unless it has exited."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, getattr(signal, how))
 
 
 @contextlib.contextmanager
-def death(pool: shmpar.Pool, rng: random.Random, chunks: int) -> Iterator[Any]:
-    """Have a worker killed at a random moment, or give a function that ends the one it runs in.
+def random_death(pool: shmpar.Pool, rng: random.Random, chunks: int) -> Iterator[Any]:
+    """Kill a worker at a random moment of the block, from outside or from a function.
 
-    That one is called in each chunk, and strikes in one of them, once.
+    Yields a function to be called in each chunk, which may exit the worker in one of the chunks.
     """
     how, fatal = rng.choice(WAYS), pool.zeros(1, int)
     if how == "exit":
@@ -494,7 +494,8 @@ def death(pool: shmpar.Pool, rng: random.Random, chunks: int) -> Iterator[Any]:
 
     def perhaps() -> None:
         if fatal[0]:
-            fatal[0] -= 1  # two workers may miss each other's: then it is a later chunk, or none
+            # Why: two workers may race here; then a later chunk exits the worker, or no chunk.
+            fatal[0] -= 1
             if not fatal[0]:
                 os._exit(3)
 
@@ -511,20 +512,20 @@ def death(pool: shmpar.Pool, rng: random.Random, chunks: int) -> Iterator[Any]:
 
 
 def spin(seconds: float) -> None:
-    """Work for so long."""
+    """Compute for this many seconds."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         pass
 
 
 def kill_at_random(runs: int, seed: int) -> int:
-    """Let a worker die at a random moment of each run; count the deaths that hit a chunk."""
+    """Kill a worker at a random moment of each run; return the number of deaths in a chunk."""
     rng = random.Random(seed)
     deaths = 0
     with shmpar.Pool(2, retries=5) as pool:
         shared = pool.array(np.arange(40_000.0).reshape(200, 200))
         for number in range(runs):
-            with death(pool, rng, chunks=100) as perhaps:
+            with random_death(pool, rng, chunks=100) as perhaps:
 
                 def slow(block: Any, add: int = number, perhaps: Any = perhaps) -> Any:
                     spin(5e-4)
@@ -540,26 +541,26 @@ def kill_at_random(runs: int, seed: int) -> int:
 
 
 def kill_in_place(runs: int, seed: int) -> tuple[int, int]:
-    """Let a worker die in each run in place; count the errors, and the chunks left half written."""
+    """Kill a worker in each run in place; count the errors and the half-written chunks."""
     rng = random.Random(seed)
     named = cut = 0
     with shmpar.Pool(2, retries=5) as pool:
         shared = pool.zeros((100, 10_000))
         for _ in range(runs):
             shared[:] = 0
-            with death(pool, rng, chunks=100) as perhaps:
+            with random_death(pool, rng, chunks=100) as perhaps:
 
                 def add(block: Any, perhaps: Any = perhaps) -> Any:
                     spin(3e-4)
                     perhaps()
                     return block + 1
 
-                error = end_of(pool.map_blocks, add, shared, out=shared, chunks=(1, -1))
+                error = error_of(pool.map_blocks, add, shared, out=shared, chunks=(1, -1))
             least, most = shared.min(axis=1), shared.max(axis=1)
-            assert set(np.unique((least, most))) <= {0, 1}, "a chunk was applied twice"
+            assert set(np.unique((least, most))) <= {0, 1}, "a chunk was computed twice"
             half = np.flatnonzero(least != most).tolist()
             if error is None:
-                assert least.all(), "no error, and not all is done"
+                assert least.all(), "no error, although a chunk is missing"
             else:
                 assert "in place" in str(error)
                 assert half in ([], [error.chunk])
@@ -570,8 +571,8 @@ def kill_in_place(runs: int, seed: int) -> tuple[int, int]:
     return named, cut
 
 
-def end_of(call: Any, *args: Any, **options: Any) -> Any:
-    """The error of a run whose worker died, without its frames; None if that hit no chunk."""
+def error_of(call: Any, *args: Any, **options: Any) -> Any:
+    """Return the WorkerDied of a call without its frames, or None if the call succeeds."""
     try:
         call(*args, **options)
     except shmpar.WorkerDied as error:
@@ -579,7 +580,7 @@ def end_of(call: Any, *args: Any, **options: Any) -> Any:
     return None
 
 
-# Bad arguments
+# Invalid arguments
 
 
 @pytest.mark.parametrize(
@@ -611,10 +612,10 @@ def end_of(call: Any, *args: Any, **options: Any) -> Any:
         (lambda p: p.parallel_map(abs, 3), TypeError, "items"),
     ],
 )
-def test_bad_arguments_are_refused_before_anything_starts(
+def test_invalid_arguments_are_refused_before_the_run(
     pool: shmpar.Pool, call: Any, error: type[Exception], match: str
 ) -> None:
-    """A clear error of the right kind, and no run."""
+    """The call raises a clear error and makes no run."""
     before = pool.last_run
     with pytest.raises(error, match=match):
         call(pool)
@@ -622,7 +623,7 @@ def test_bad_arguments_are_refused_before_anything_starts(
 
 
 def test_an_output_may_not_be_the_same_file_mapped_twice(pool: shmpar.Pool, tmp_path: Path) -> None:
-    """Addresses do not tell, the file does."""
+    """The files are compared, since the addresses differ."""
     path = tmp_path / "x.npy"
     np.save(path, X)
     one, other = np.load(path, mmap_mode="r"), np.load(path, mmap_mode="r+")
@@ -630,14 +631,14 @@ def test_an_output_may_not_be_the_same_file_mapped_twice(pool: shmpar.Pool, tmp_
         pool.map_overlap(np.negative, one, depth=1, chunks=3, out=other)
 
 
-def test_an_output_without_elements_is_filled(pool: shmpar.Pool) -> None:
-    """There is nothing to fill."""
+def test_an_output_without_elements_is_returned(pool: shmpar.Pool) -> None:
+    """A call without elements returns its output."""
     out = np.zeros((4, 0))
     assert pool.map_blocks(np.negative, np.zeros((4, 0)), out=out) is out
 
 
 def test_an_output_may_not_overlap_an_input(pool: shmpar.Pool) -> None:
-    """Neither shifted nor for verbs without in-place."""
+    """Shifted views, and outputs of calls that cannot work in place, are refused."""
     shared = pool.array(X)
     with pytest.raises(ValueError, match="shares memory with an input"):
         pool.map_blocks(np.negative, shared[1:], chunks=2, out=shared[:-1])
@@ -662,14 +663,14 @@ def test_an_output_may_not_overlap_an_input(pool: shmpar.Pool) -> None:
         ({"on_error": "x"}, ValueError),
     ],
 )
-def test_bad_arguments_of_a_pool_are_refused(arguments: Any, error: type[Exception]) -> None:
-    """Nothing is started."""
+def test_invalid_arguments_of_a_pool_are_refused(arguments: Any, error: type[Exception]) -> None:
+    """Pool() raises an error and starts no worker."""
     with pytest.raises(error):
         shmpar.Pool(**arguments)
 
 
-def test_a_closed_pool_says_so() -> None:
-    """Verbs and array functions of a closed pool are RuntimeErrors; its results stay."""
+def test_a_closed_pool_refuses_calls() -> None:
+    """Verbs and array functions of a closed pool raise RuntimeError; its results stay valid."""
     with shmpar.Pool(1) as pool:
         result = pool.map_blocks(np.negative, X)
         kept = pool.array(X)
@@ -686,7 +687,7 @@ def test_a_closed_pool_says_so() -> None:
 
 
 def test_a_pool_that_is_never_closed_warns() -> None:
-    """Its workers end with it."""
+    """The workers exit when the pool is deleted."""
     pool = shmpar.Pool(1)
     pids = pool._loop.engine.pids()
     with pytest.warns(ResourceWarning, match="never closed"):

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
     reason="mounting a small file system needs root",
 )
 
-# fill() leaves so many bytes of the file system; works() checks the pool.
+# fill() leaves this many bytes of the file system free; works() checks the pool.
 PROGRAM = """
 import os, sys, threading
 from shmpar.memory.locate import locate
@@ -31,7 +31,7 @@ def fill(leave=0):
             while (room := os.statvfs(DISK)).f_bavail * room.f_frsize >= leave + step:
                 try:
                     os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, step)
-                except OSError:  # somebody else has taken it meanwhile
+                except OSError:  # another process has taken the space
                     break
 
 def empty():

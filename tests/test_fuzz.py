@@ -1,4 +1,4 @@
-"""Random addresses and ledgers are refused with a short error, or right; nothing else is opened."""
+"""Random addresses and ledgers are refused with a short error or are right; no other file opens."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ NEAR = st.fixed_dictionaries(
 def owner() -> Iterator[Any]:
     """Share an array."""
     with sa.array(np.arange(12.0).reshape(3, 4)) as array:
-        assert array.sum() == 66  # memory counts as used once it was read
+        assert array.sum() == 66  # Why: memory counts as used after its first access
         assert array.name
         yield array
 
@@ -76,12 +76,12 @@ def check(address: Any, good: dict[str, Any]) -> None:
     try:
         found = attach(address)
     except REFUSALS as error:
-        said = str(error)
+        text = str(error)
     else:
         touch(found)
         assert found._handle.segment.identity() == (good["device"], good["inode"])
-        said = "nothing"
-    assert 0 < len(said) < 1000
+        text = "accepted"
+    assert 0 < len(text) < 1000
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
@@ -97,13 +97,13 @@ def check(address: Any, good: dict[str, Any]) -> None:
 @example(change={"name": "/proc/1/fd/0"})
 @example(change={"version": True})
 def test_an_address_with_changed_entries(change: dict[str, Any], good: dict[str, Any]) -> None:
-    """Negative, huge, nested, of another type, or the name of another segment."""
+    """Entries may be negative, huge, nested, of another type, or the name of another segment."""
     check({**copy.copy(good), **change}, good)
 
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_deeply_nested_entries(field: str, good: dict[str, Any]) -> None:
-    """Deeper than the interpreter's stack, in a dtype too."""
+    """Entries may be nested deeper than the stack of the interpreter."""
     nested: Any = []
     for _ in range(100_000):
         nested = [nested]
@@ -133,7 +133,7 @@ def test_any_value_as_an_address(address: Any, good: dict[str, Any]) -> None:
     dtype=st.sampled_from(TEXTS) | st.text(max_size=4) | st.sampled_from(OTHERS),
 )
 def test_any_name_shape_and_dtype(name: str, shape: Any, dtype: Any, good: dict[str, Any]) -> None:
-    """None of these names is that of a segment."""
+    """attach() refuses each name, since no segment has it."""
     with pytest.raises(REFUSALS):
         attach(name, shape, dtype)
 
@@ -155,7 +155,7 @@ print({one for one in wrong if not one.startswith(home)} or "", target.accepted 
 
 @pytest.mark.parametrize(("target", "calls"), [("address", 20_000), ("ledger", 5_000)])
 def test_a_fixed_batch_ends_without_a_signal(target: str, calls: int) -> None:
-    """Nothing is opened outside of /dev/shm and /proc, unpickled or executed."""
+    """No file outside of /dev/shm and /proc is opened, and no data is unpickled or executed."""
     done = run_python(BATCH, target, str(calls), timeout=120)
     assert (done.stdout, done.stderr, done.returncode) == (" True\n", "", 0)
 
@@ -193,7 +193,7 @@ def drawn(block: Any, rng: np.random.Generator) -> Any:
 def test_a_call_with_a_changed_ledger_fails_or_is_right(
     changes: list[tuple[int, int]], cut: int | None, tmp_path: Path
 ) -> None:
-    """The random numbers are those of the seed in the ledger."""
+    """The call raises an error that names the ledger, or gives the result of the first call."""
     x = np.arange(20.0)
     files = {"chunks": 2, "out": tmp_path / "out.npy", "ledger": tmp_path / "ledger"}
     for one in tmp_path.iterdir():
@@ -222,7 +222,7 @@ def test_a_call_with_a_changed_ledger_fails_or_is_right(
 def test_a_campaign_finds_nothing(
     target: str, how: str, pytestconfig: pytest.Config, stress_seed: int
 ) -> None:
-    """Of ``--fuzz-seconds`` seconds; guided by what is covered where atheris is installed."""
+    """A campaign runs for ``--fuzz-seconds``; atheris, if installed, guides it by coverage."""
     if how == "guided" and importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris is not installed: pip install -e '.[fuzz]'")
     seconds = pytestconfig.getoption("fuzz_seconds")

@@ -1,4 +1,4 @@
-"""The guide: its code prints what it shows, its pictures are those of the script."""
+"""The code of the guide prints the shown output, and its pictures are up to date."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGES = Path(ROOT, "docs", "images")
 
 
 def sections(page):
-    """Split a page into its sections: title, code with that of the page's beginning, and output."""
+    """Yield the title, code and output of each section; the code includes the page's first code."""
     first, *parts = re.split(r"^## (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     for title, text in zip(parts[::2], parts[1::2], strict=True):
         code = blocks("python", text)
@@ -26,7 +26,7 @@ def sections(page):
 
 
 def blocks(kind, text):
-    """Join all code of a kind."""
+    """Join all code blocks of a language."""
     return "".join(re.findall(rf"^```{kind}\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
 
 
@@ -39,15 +39,15 @@ SECTIONS = {
 
 
 @pytest.mark.parametrize("title", SECTIONS)
-def test_the_code_of_each_section_prints_what_is_shown(title, tmp_path):
-    """All blocks of a section are one program, and the texts after them are its output."""
+def test_the_code_of_each_section_prints_the_shown_output(title, tmp_path):
+    """The code blocks of a section form a program, and its text blocks are the output."""
     code, output = SECTIONS[title]
     done = run_python(code, cwd=tmp_path)
     assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
 
 
-def test_every_verb_has_its_section():
-    """With code and a picture, and a page in the reference that leads to it."""
+def test_every_verb_has_a_section():
+    """Each verb has a section with code, and its reference page links to the section."""
     verbs = {name for name in shmpar.pool.__all__ if name in shmpar.__all__ and name != "Pool"}
     titles = [name.partition(": ")[2] for name in SECTIONS if name.startswith("which-verb")]
     assert verbs <= {verb for title in titles for verb in title.split(", ")}
@@ -56,14 +56,14 @@ def test_every_verb_has_its_section():
 
 
 def test_every_public_name_is_in_the_reference():
-    """A name that the package exports has an entry on some page."""
+    """Each name that the package exports has an entry on a page."""
     pages = "\n".join(page.read_text(encoding="utf-8") for page in REFERENCE.glob("*.md"))
     shown = set(re.findall(r"^\.\. (?:auto\w+|class):: (\w+)", pages, re.MULTILINE))
     assert set(shmpar.__all__) - shown == {"__version__"}
 
 
-def test_the_pictures_are_those_of_the_script(tmp_path):
-    """`python docs/drawings.py` changes nothing, and each page's pictures exist."""
+def test_the_pictures_are_up_to_date(tmp_path):
+    """`python docs/drawings.py` draws exactly the pictures of the pages."""
     done = run_python(Path(ROOT, "docs", "drawings.py"), str(tmp_path))
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
     drawn = sorted(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Fresh interpreters: what they say comes through, and nothing of them is left."""
+"""Fresh interpreters pass on their output and exit status, and leave no process behind."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import subprocess
 import pytest
 
 from tests import interpreters, processes
-from tests.leaks import Snapshot, left_after_waiting
-from tests.snippets import FREEZES, LEAVES_ORPHAN
+from tests.leaks import Snapshot, leaks_after_waiting
+from tests.programs import LEAVES_ORPHAN, WAITS_FOREVER
 
 
 @pytest.fixture
@@ -18,19 +18,19 @@ def before():
     return Snapshot.take()
 
 
-def test_an_interpreter_says_what_happened():
-    """Output, standard input, arguments, environment and exit status come through."""
+def test_input_and_output_are_passed_on():
+    """The result has the output and the exit status; the snippet gets input and arguments."""
     source = """
         import os, sys
         print(input(), sys.argv[1], os.environ["EXTRA"])
         sys.exit("no")
     """
-    done = interpreters.run_python(source, "argument", input="said\n", env={"EXTRA": "more"})
-    assert (done.stdout, done.stderr, done.returncode) == ("said argument more\n", "no\n", 1)
+    done = interpreters.run_python(source, "argument", input="typed\n", env={"EXTRA": "more"})
+    assert (done.stdout, done.stderr, done.returncode) == ("typed argument more\n", "no\n", 1)
 
 
 def test_an_interpreter_runs_a_script(tmp_path):
-    """A path is run as a script, which finds the package that is tested."""
+    """A path is run as a script, which can import the package under test."""
     script = tmp_path / "script.py"
     script.write_text("import shmpar.errors; print(__file__)")
     done = interpreters.run_python(script)
@@ -38,32 +38,32 @@ def test_an_interpreter_runs_a_script(tmp_path):
 
 
 def test_an_interpreter_that_hangs_is_killed(before):
-    """A timeout is an assertion with the output so far, and nothing goes on running."""
-    source = f"print('so far', flush=True)\n{FREEZES}"
+    """The error of a timeout has the output so far, and no process keeps running."""
+    source = f"print('so far', flush=True)\n{WAITS_FOREVER}"
     with pytest.raises(AssertionError, match=r"(?s)still running after 0.5 s.*so far"):
         interpreters.run_python(source, timeout=0.5)
-    assert left_after_waiting(before) == []
+    assert leaks_after_waiting(before) == []
 
 
-def test_an_interpreter_may_not_be_outlived(before, monkeypatch):
-    """A process that outlives the interpreter is named and killed."""
+def test_a_process_that_outlives_its_interpreter_is_an_error(before, monkeypatch):
+    """The error names the process, which is killed."""
     monkeypatch.setattr(interpreters, "GRACE", 0.1)
     with pytest.raises(AssertionError, match=r"outlived by:\n  \d+ .*pause"):
         interpreters.run_python(LEAVES_ORPHAN)
-    assert left_after_waiting(before) == []
+    assert leaks_after_waiting(before) == []
 
 
-def test_an_interpreter_may_be_outlived_if_asked(before, monkeypatch):
-    """With `survivors_ok` it is killed without a complaint."""
+def test_a_process_may_outlive_its_interpreter_with_survivors_ok(before, monkeypatch):
+    """The process is killed without an error."""
     monkeypatch.setattr(interpreters, "GRACE", 0.1)
     done = interpreters.run_python(LEAVES_ORPHAN, survivors_ok=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert not processes.carries(int(done.stdout), processes.TOKEN)
-    assert left_after_waiting(before) == []
+    assert not processes.has_token(int(done.stdout), processes.TOKEN)
+    assert leaks_after_waiting(before) == []
 
 
-def test_an_interpreter_can_be_talked_to():
-    """The context manager gives the running process, a Ctrl-C reaches its group."""
+def test_a_test_can_act_while_an_interpreter_runs():
+    """The context manager gives the running process, and a signal reaches its group."""
     source = "print('ready', flush=True)\nimport signal\nsignal.pause()"
     with interpreters.interpreter(source, stdout=-1, stderr=subprocess.DEVNULL) as process:
         assert process.stdout.readline() == b"ready\n"

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: the call ends, the next one is right, and nothing is left."""
+"""Ctrl-C at any moment ends the call; the next call is right, and nothing is left."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ import shmpar
 from tests.interpreters import interpreter
 from tests.pools import wait_for_workers
 
-BOUND = 5.0  # seconds from Ctrl-C to its KeyboardInterrupt, on a machine with other work
+BOUND = 5.0  # seconds from Ctrl-C to KeyboardInterrupt, on a busy machine
 PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
-# Each waits for its interrupt, tells of it, and uses the same pool again.
+# Calls that run until they are interrupted.
 CALLS = {
-    "short chunks": "pool.map_blocks(lambda b: time.sleep(0.001) or said(b), image, chunks=2)",
-    "long chunks": "pool.map_blocks(lambda b: time.sleep(said(b).size), image, chunks=100)",
-    "C code": "pool.map_blocks(lambda b: said(b).size and re.match('(a+)+$', A_LOT), image)",
-    "a reduction": "pool.block_reduce(lambda b: time.sleep(said(b).size), image, chunks=50)",
+    "short chunks": "pool.map_blocks(lambda b: time.sleep(0.001) or report(b), image, chunks=2)",
+    "long chunks": "pool.map_blocks(lambda b: time.sleep(report(b).size), image, chunks=100)",
+    "C code": "pool.map_blocks(lambda b: report(b).size and re.match('(a+)+$', A_LOT), image)",
+    "a reduction": "pool.block_reduce(lambda b: time.sleep(report(b).size), image, chunks=50)",
 }
 SCRIPT = """
 import os, re, sys, time
@@ -38,8 +38,8 @@ import shmpar
 
 image = np.arange(40_000.0).reshape(200, 200)
 
-def said(block):
-    os.write(1, b"at work\\n")  # whole, also beside another worker's
+def report(block):
+    os.write(1, b"at work\\n")  # a single write, since workers share the pipe
     return block
 
 with shmpar.Pool(2, engine=sys.argv[2]) as pool:
@@ -53,7 +53,7 @@ with shmpar.Pool(2, engine=sys.argv[2]) as pool:
 
 
 def lines_from(process: subprocess.Popen[str]) -> Iterator[str]:
-    """Lines of its standard output, but for the many of its workers."""
+    """Yield the lines of standard output, except those of workers."""
     for line in process.stdout:
         if line != "at work\n":
             yield line.rstrip("\n")
@@ -61,7 +61,7 @@ def lines_from(process: subprocess.Popen[str]) -> Iterator[str]:
 
 @contextmanager
 def script(source: str, *args: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a script that must end with status 7, leave no process and say no word of complaint."""
+    """Run a script that must exit with status 7, print no error and leave no process."""
     with interpreter(source, *args, text=True, **PIPES) as process:
         yield process
         assert process.wait(30) == 7, process.stderr.read()
@@ -78,7 +78,7 @@ def script(source: str, *args: str) -> Iterator[subprocess.Popen[str]]:
     ],
 )
 def test_an_interrupt_ends_the_call_and_the_pool_goes_on(call: str, engine: str) -> None:
-    """KeyboardInterrupt within a moment; the next call of the same pool is right."""
+    """The call raises KeyboardInterrupt soon, and the next call of the pool is right."""
     with script(SCRIPT, CALLS[call], engine) as process:
         assert process.stdout.readline() == "at work\n"
         pressed = time.monotonic()
@@ -89,13 +89,13 @@ def test_an_interrupt_ends_the_call_and_the_pool_goes_on(call: str, engine: str)
         assert next(lines) == str(-sum(range(40_000)) + 0.0)
 
 
-def test_an_interrupt_of_the_bar(nothing_left: None) -> None:
-    """What a progress callback of the user does may take long."""
-    told = []
+def test_an_interrupt_of_a_progress_callback(nothing_left: None) -> None:
+    """An interrupt ends a callback that takes long, and the call."""
+    calls = []
 
     def slow(*numbers: int) -> None:
-        if not told:
-            told.append(numbers)
+        if not calls:
+            calls.append(numbers)
             os.kill(os.getpid(), signal.SIGINT)
             select.select([], [], [], 60)
 
@@ -108,8 +108,8 @@ def test_an_interrupt_of_the_bar(nothing_left: None) -> None:
         assert pool.map_blocks(np.negative, array)[-1] == -99
 
 
-def test_a_child_of_the_users_has_his_handler(nothing_left: None) -> None:
-    """Also one that another thread has forked while a call holds interrupts back."""
+def test_a_forked_child_has_the_users_signal_handler(nothing_left: None) -> None:
+    """A child that another thread forks during a call keeps the handler of the user."""
     found = []
 
     def forks() -> None:
@@ -128,7 +128,7 @@ def test_a_child_of_the_users_has_his_handler(nothing_left: None) -> None:
 
 
 def test_an_interrupt_while_workers_start() -> None:
-    """The run has begun, and no worker is up yet."""
+    """An interrupt ends a run whose workers are still starting."""
     source = """
         import sys
         import numpy as np, shmpar
@@ -150,7 +150,7 @@ def test_an_interrupt_while_workers_start() -> None:
 
 
 def test_an_interrupt_of_a_script_that_does_not_catch_it() -> None:
-    """It ends as any script does, by the signal, with one traceback, and leaves nothing."""
+    """The signal ends the script with one traceback, and no process is left."""
     source = """
         import os, time
         import shmpar
@@ -192,27 +192,27 @@ def runs(pool):
 
 
 def a_new_pool():
-    """Creation, the start of its workers, runs, close."""
+    """Create a pool, start its workers, make runs, and close it."""
     with shmpar.Pool(2) as pool:
         runs(pool)
 
 
 def warm_runs():
     for _ in range(10):
-        runs(kept)
+        runs(shared_pool)
 
 
 def background():
-    """Runs that nobody waits for, then for all."""
-    several = [kept.map_blocks(square, image, chunks=10, wait=False) for _ in range(9)]
-    for run in several:
+    """Start runs without waiting, then wait for all of them."""
+    started = [shared_pool.map_blocks(square, image, chunks=10, wait=False) for _ in range(9)]
+    for run in started:
         run.result()
 
 
-def several():
-    """Runs and calls that nobody waits for yet, some of them cancelled."""
-    runs = [kept.map_blocks(slow, image, chunks=10, wait=False) for _ in range(4)]
-    calls = [kept.submit(np.full, 20_000, number) for number in range(8)]
+def mixed():
+    """Start runs and calls, cancel a run, and wait for the others."""
+    runs = [shared_pool.map_blocks(slow, image, chunks=10, wait=False) for _ in range(4)]
+    calls = [shared_pool.submit(np.full, 20_000, number) for number in range(8)]
     runs[1].cancel()
     for one in runs[:1] + runs[2:] + calls:
         one.result()
@@ -224,21 +224,21 @@ def slow(block):
 
 
 def arrays():
-    """Copies, plain and named, inputs that are copied in, and outputs."""
+    """Make arrays, some with names, and a call with an input that is copied."""
     for _ in range(3):
-        made = [kept.array(large), shmpar.array(large), kept.full((500, 500), 3.0)]
+        made = [shared_pool.array(large), shmpar.array(large), shared_pool.full((500, 500), 3.0)]
         made[1].name, made[2].name
-        kept.map_blocks(np.negative, large)
+        shared_pool.map_blocks(np.negative, large)
 
 
 def calls():
     for _ in range(5):
-        assert kept.submit(abs, -1).result() == 1
-        assert list(kept.map(abs, range(-9, 0), chunksize=2))[0] == 9
+        assert shared_pool.submit(abs, -1).result() == 1
+        assert list(shared_pool.map(abs, range(-9, 0), chunksize=2))[0] == 9
 
 
 def closing():
-    """With work in progress, by cancelling it and by waiting for it."""
+    """Close a pool with work in progress, and cancel the work or wait for it."""
     for cancel in (True, False):
         other = shmpar.Pool(2)
         try:
@@ -249,19 +249,19 @@ def closing():
 
 
 def wait_for(presses):
-    """Wait until as many signals have come; two may have come as one."""
+    """Wait until this many signals have arrived; the kernel may merge two into one."""
     until = time.monotonic() + 2
     while count() < presses and (presses == 1 or time.monotonic() < until):
         select.select([pressed][count():], [], [], 0.01)
 
 
 def count():
-    """Signals that have come."""
+    """Return the number of signals that have arrived."""
     return int.from_bytes(fcntl.ioctl(pressed, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-def left():
-    """Processes, descriptors, and kilobytes of shared memory that are touched and mapped."""
+def resources():
+    """Return the number of processes and descriptors, and the KiB of mapped shared memory."""
     gc.collect()
     with open(f"/proc/self/task/{os.getpid()}/children") as file:
         children = len(file.read().split())
@@ -271,32 +271,32 @@ def left():
 
 
 def check():
-    got = kept.map_blocks(square, image, chunks=10)
+    got = shared_pool.map_blocks(square, image, chunks=10)
     assert (got == image * image).all(), "a wrong result"
-    assert kept.parallel_map(abs, range(5)).tolist() == [0, 1, 2, 3, 4]
+    assert shared_pool.parallel_map(abs, range(5)).tolist() == [0, 1, 2, 3, 4]
 
 
-def swallow(unraisable):
-    """Count complaints of finalizers.
+def count_dropped(unraisable):
+    """Count the errors in finalizers that an interrupt may cause.
 
-    Of an interrupt that came in one, which Python drops, whosever it is, and of a segment that was
-    interrupted before it was whole.
+    Python drops an interrupt that arrives in a finalizer. A segment whose creation is interrupted
+    has a finalizer that raises AttributeError.
     """
     half_made = unraisable.exc_type is AttributeError and "Segment" in str(unraisable.exc_value)
     if unraisable.exc_type is KeyboardInterrupt or half_made:
-        swallowed.append(1)
+        dropped.append(1)
     else:
         sys.__unraisablehook__(unraisable)
 
 
-swallowed = []
-sys.unraisablehook = swallow
-kept = shmpar.Pool(2)
+dropped = []
+sys.unraisablehook = count_dropped
+shared_pool = shmpar.Pool(2)
 check()
 for line in sys.stdin:
     kind, presses = line.split()
     try:
-        print("began", flush=True)
+        print("started", flush=True)
         globals()[kind]()
         wait_for(1)
     except KeyboardInterrupt:
@@ -304,38 +304,38 @@ for line in sys.stdin:
     settled = False
     while not settled:
         try:
-            print("ended", flush=True)
-            wait_for(int(presses))  # the second of two may come as late as here
+            print("finished", flush=True)
+            wait_for(int(presses))  # the second of two signals may arrive as late as here
             settled = True
         except KeyboardInterrupt:
             pass
     os.read(pressed, 99)
     check()
-    print("left", len(swallowed), *left(), flush=True)
-kept.shutdown()
+    print("resources", len(dropped), *resources(), flush=True)
+shared_pool.shutdown()
 sys.exit(7)
 '''
-KINDS = {  # and about how long they take
+KINDS = {  # kinds of work, and their usual duration in seconds
     "a_new_pool": 0.5,
     "warm_runs": 0.05,
     "background": 0.05,
-    "several": 0.1,
+    "mixed": 0.1,
     "arrays": 0.1,
     "calls": 0.02,
     "closing": 0.8,
 }
 
 
-def test_a_process_is_interrupted_again_and_again(stress_seed: int) -> None:
-    """A few of the campaign below, in the default suite."""
+def test_a_process_is_interrupted_ten_times(stress_seed: int) -> None:
+    """The default suite makes a few interrupts of the campaign below."""
     interrupt_at_random(random.Random(stress_seed), 10)
 
 
 @pytest.mark.parametrize("how", ["map", "submit"])
-def test_one_while_a_worker_is_started_loses_none(
+def test_an_interrupt_while_a_worker_is_started_leaks_no_process(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pool thread goes on with the start; see ``nothing_left``."""
+    """The pool thread completes the start; the fixture ``nothing_left`` checks for leaks."""
     calls = {
         "map": lambda: pool.map_blocks(np.negative, np.arange(2.0)).tolist(),
         "submit": lambda: pool.submit(np.negative, np.arange(2.0)).result(60).tolist(),
@@ -364,7 +364,7 @@ def test_one_while_a_worker_is_started_loses_none(
 @pytest.mark.stress
 @pytest.mark.parametrize(("times", "presses"), [(300, 1), (100, 2)])
 def test_a_process_is_interrupted_300_times(stress_seed: int, times: int, presses: int) -> None:
-    """In whatever it does: it reacts within a second, the next call is right, nothing is kept."""
+    """The process reacts within a second at any moment, and the next call is right."""
     seconds = interrupt_at_random(random.Random(stress_seed), times, presses)
     print(
         f"{times} times {presses} interrupts: KeyboardInterrupt after {seconds[times // 2]:.3f} s "
@@ -374,29 +374,29 @@ def test_a_process_is_interrupted_300_times(stress_seed: int, times: int, presse
 
 
 def interrupt_at_random(rng: random.Random, times: int, presses: int = 1) -> list[float]:
-    """Interrupt one process so many times; return how long it took to react, in order."""
+    """Interrupt a process this many times; return the sorted reaction times in seconds."""
     seconds: list[float] = []
     with script(CAMPAIGN) as process:
         for number in range(times):
             kind = rng.choice(list(KINDS))
             tell(process, f"{kind} {presses}")
-            assert read(process) == "began"
+            assert read(process) == "started"
             pressed = 0.0
             for _ in range(presses):
                 select.select([], [], [], rng.uniform(0, KINDS[kind]))
                 pressed = time.monotonic()
                 os.killpg(process.pid, signal.SIGINT)
             ended = pressed
-            while (line := read(process)) == "ended":
+            while (line := read(process)) == "finished":
                 ended = time.monotonic()
             seconds.append(ended - pressed)
-            dropped, workers, *more = map(int, line.removeprefix("left").split())
+            dropped, workers, *more = map(int, line.removeprefix("resources").split())
             assert workers == 2, f"{line} workers after {kind}, round {number}"
             descriptors, shared = more
             assert descriptors < 100, f"after {kind}, round {number}"
             assert shared < 7_000, f"{shared} KB of shared memory after {kind}, round {number}"
         process.stdin.close()
-    print(f"{dropped} of {times} interrupts ended in a complaint of a finalizer")
+    print(f"{dropped} of {times} interrupts caused an error in a finalizer")
     assert dropped <= 1 + times // 50
     return sorted(seconds)
 

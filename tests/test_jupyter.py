@@ -1,4 +1,4 @@
-"""A notebook: functions of cells, an interrupted cell, a bar, and nothing left with the kernel."""
+"""A notebook runs functions of its cells, shows a progress bar, and can be interrupted."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ AGAIN = "scale.by = 5; print(pool.map_blocks(lambda b: scale(b), np.arange(4), c
 LONG = "print('at work', flush=True); pool.parallel_map(lambda n: time.sleep(60), range(4))"
 
 
-def said(client: object, code: str, interrupt: int | None = None) -> tuple[str, str, str]:
-    """Run a cell; return what it printed, to standard error too, and the name of its exception."""
+def run_cell(client: object, code: str, interrupt: int | None = None) -> tuple[str, str, str]:
+    """Run a cell; return its standard output and error, and the name of its exception."""
     request = client.execute(code)
     streams, raised = {"stdout": "", "stderr": ""}, ""
     while True:
@@ -47,20 +47,20 @@ def said(client: object, code: str, interrupt: int | None = None) -> tuple[str, 
             return streams["stdout"], streams["stderr"], raised
 
 
-def play() -> None:
+def run_notebook() -> None:
     """Run the cells in a kernel."""
     from jupyter_client import manager
 
     kernel, client = manager.start_new_kernel(kernel_name="python3")
     try:
         pid = kernel.provisioner.pid
-        out, drawn, raised = said(client, POOL)
+        out, drawn, raised = run_cell(client, POOL)
         assert (out, raised) == ("[1, 4, 7, 10, 13, 16]\n", "")
         assert "3/3" in drawn or "3/3" in out
-        assert said(client, AGAIN)[0] == "[0, 5, 10, 15]\n"
-        assert said(client, LONG, interrupt=pid)[2] == "KeyboardInterrupt"
-        assert said(client, AGAIN)[0] == "[0, 5, 10, 15]\n"
-        assert said(client, "pool.shutdown()")[2] == ""
+        assert run_cell(client, AGAIN)[0] == "[0, 5, 10, 15]\n"
+        assert run_cell(client, LONG, interrupt=pid)[2] == "KeyboardInterrupt"
+        assert run_cell(client, AGAIN)[0] == "[0, 5, 10, 15]\n"
+        assert run_cell(client, "pool.shutdown()")[2] == ""
     finally:
         client.stop_channels()
         kernel.shutdown_kernel(now=False)
@@ -69,6 +69,6 @@ def play() -> None:
 
 
 def test_a_notebook(run_python: Callable[..., CompletedProcess[str]]) -> None:
-    """Cells in order; an interrupt ends one, and the next one works; the kernel leaves nothing."""
-    done = run_python("from tests.test_jupyter import play; play(); print('played')")
-    assert (done.stdout, done.returncode) == ("played\n", 0), done.stderr
+    """Each cell works, also after an interrupt, and the kernel leaves no process."""
+    done = run_python("from tests.test_jupyter import run_notebook; run_notebook(); print('done')")
+    assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr

@@ -1,6 +1,6 @@
-"""The leak detector detects: each kind of thing is left on purpose, named, and cleaned up.
+"""The leak detector finds and names each kind of leak.
 
-These tests clean up before they end, so the fixture ``nothing_left`` watches them as well.
+Each test removes its leaks before it ends, so the fixture ``nothing_left`` checks it as well.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from multiprocessing import resource_tracker
 import pytest
 
 from tests import interpreters, leaks, processes
-from tests.leaks import Snapshot, left_after_waiting, left_since
-from tests.snippets import LEAVES_ORPHAN
+from tests.leaks import Snapshot, leaks_after_waiting, leaks_since
+from tests.programs import LEAVES_ORPHAN
 
-IDLE = "import sys; sys.stdin.read()"  # ends when its standard input is closed
+IDLE = "import sys; sys.stdin.read()"  # exits when its standard input is closed
 
 
 @pytest.fixture
@@ -40,12 +40,12 @@ def cleanup():
 
 
 def kinds(left):
-    """Kinds of what is left, without repetition."""
+    """Return the set of kinds of leaks."""
     return {one.kind for one in left}
 
 
 def private(left):
-    """Leave out names, which a test run beside this one may have made at the same time."""
+    """Return the leaks without names, which another test run may have made at the same time."""
     return [one for one in left if one.kind not in {"segment", "file"}]
 
 
@@ -57,49 +57,49 @@ def idle_child(cleanup):
     return child
 
 
-def test_nothing_is_left_by_nothing(before):
-    """A test that does nothing has nothing reported."""
-    assert left_after_waiting(before) == []
+def test_an_empty_test_has_no_leak(before):
+    """Nothing is reported for a test that does nothing."""
+    assert leaks_after_waiting(before) == []
 
 
-def test_a_running_child_is_left(before, cleanup):
-    """A process that still runs is reported with its pid and command line."""
+def test_a_running_child_is_a_leak(before, cleanup):
+    """The report has the pid and the command line of a process that still runs."""
     child = idle_child(cleanup)
-    left = [one for one in left_since(before) if one.kind == "process"]
+    left = [one for one in leaks_since(before) if one.kind == "process"]
     assert [one.key for one in left] == [child.pid]
     assert str(child.pid) in str(left[0])
     assert "child" in str(left[0])
 
 
-def test_an_unreaped_child_is_left(before, cleanup):
-    """A child that has ended is still reported if nobody waited for it, and at once."""
+def test_an_unreaped_child_is_a_leak(before, cleanup):
+    """A child that has exited and was not waited for is reported at once."""
     child = subprocess.Popen([sys.executable, "-c", ""])
     cleanup.callback(child.wait)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    (left,) = private(left_after_waiting(before, seconds=60))
+    (left,) = private(leaks_after_waiting(before, seconds=60))
     assert (left.kind, left.key) == ("process", None)
-    assert "never waited for" in left.what
+    assert "never waited for" in left.name
 
 
-def test_a_child_that_ends_meanwhile_is_waited_for(before, cleanup):
-    """What is about to end when the test does gets the time to, and then only a zombie is left."""
+def test_a_child_that_is_about_to_exit_gets_time(before, cleanup):
+    """The detector waits until the child has exited, and then reports the unreaped child."""
     child = idle_child(cleanup)
     child.stdin.close()
-    (left,) = private(left_after_waiting(before, seconds=60))
-    assert "never waited for" in left.what
+    (left,) = private(leaks_after_waiting(before, seconds=60))
+    assert "never waited for" in left.name
 
 
-def test_an_orphan_in_its_own_session_is_left(before, cleanup):
-    """A grandchild is known by its token when parent, group and session are gone."""
+def test_an_orphan_in_its_own_session_is_a_leak(before, cleanup):
+    """A grandchild with another parent, group and session is found by its token."""
     done = subprocess.run([sys.executable, "-c", LEAVES_ORPHAN], stdout=-1, check=True)
     pid = int(done.stdout)
     cleanup.callback(processes.wait_for_exit, [pid], 60)
     cleanup.callback(os.kill, pid, signal.SIGKILL)
-    assert [one.key for one in private(left_since(before))] == [pid]
+    assert [one.key for one in private(leaks_since(before))] == [pid]
 
 
-def test_an_orphan_of_a_fork_is_left(before, cleanup):
-    """It has neither parent nor token, but its memory lies where this process has it."""
+def test_an_orphan_of_a_fork_is_a_leak(before, cleanup):
+    """An orphan without a token is found by the address of its environment."""
     end, held = os.pipe()
     told, tell = os.pipe()
     for fd in (end, told, tell):
@@ -116,46 +116,46 @@ def test_an_orphan_of_a_fork_is_left(before, cleanup):
     pid = int(os.read(told, 20))
     cleanup.callback(processes.wait_for_exit, [pid], 60)
     cleanup.callback(os.close, held)
-    assert [one.key for one in left_since(before) if one.kind == "process"] == [pid]
+    assert [one.key for one in leaks_since(before) if one.kind == "process"] == [pid]
 
 
-def test_an_allowed_process_is_not(before, cleanup, monkeypatch):
-    """The workers of a long-lived pool may be started during a test."""
+def test_an_allowed_process_is_no_leak(before, cleanup, monkeypatch):
+    """A test may start workers of a pool with a wider scope."""
     monkeypatch.setattr(leaks, "_allowed", set())
     child = idle_child(cleanup)
     leaks.allow_processes(child.pid)
-    assert kinds(private(left_since(before))) == {"descriptor"}  # the pipe
+    assert kinds(private(leaks_since(before))) == {"descriptor"}  # the pipe
 
 
-def test_multiprocessing_keeps_its_tracker(before):
-    """The resource tracker and its pipe are the standard library's to keep."""
+def test_the_resource_tracker_is_no_leak(before):
+    """The standard library keeps the resource tracker and its pipe."""
     resource_tracker.ensure_running()
-    assert private(left_since(before)) == []
+    assert private(leaks_since(before)) == []
 
 
-def test_a_thread_is_left(before, cleanup):
-    """A thread is reported by name; one that ends in time is not."""
+def test_a_thread_is_a_leak(before, cleanup):
+    """The report has the name of a thread; a thread that ends in time is not reported."""
     end = threading.Event()
     thread = threading.Thread(target=end.wait, name="reader", daemon=True)
     cleanup.callback(thread.join)
     cleanup.callback(end.set)
     thread.start()
-    (left,) = private(left_after_waiting(before, seconds=0.01))
-    assert (left.kind, left.what, left.key) == ("thread", "reader (daemon)", thread)
+    (left,) = private(leaks_after_waiting(before, seconds=0.01))
+    assert (left.kind, left.name, left.key) == ("thread", "reader (daemon)", thread)
     end.set()
-    assert left_after_waiting(before, seconds=60) == []
+    assert leaks_after_waiting(before, seconds=60) == []
 
 
-def test_a_name_in_shared_memory_is_left(before, cleanup):
-    """A named segment is reported whatever it is called."""
+def test_a_name_in_shared_memory_is_a_leak(before, cleanup):
+    """A named segment is reported under any name."""
     path = f"/dev/shm/leak-{uuid.uuid4().hex}"
     with open(path, "xb"):
         cleanup.callback(os.unlink, path)
-    assert ("segment", path) in [(one.kind, one.what) for one in left_since(before)]
+    assert ("segment", path) in [(one.kind, one.name) for one in leaks_since(before)]
 
 
-def test_a_name_that_somebody_else_holds_is_not(before, cleanup):
-    """A segment of another test run on the same machine is that run's to remove."""
+def test_a_name_of_another_test_run_is_no_leak(before, cleanup):
+    """A segment that a process outside this test run holds open is not reported."""
     path = f"/dev/shm/leak-{uuid.uuid4().hex}"
     foreign = f"file = open({path!r}, 'xb'); print(flush=True); input()"
     other = subprocess.Popen(
@@ -170,7 +170,7 @@ def test_a_name_that_somebody_else_holds_is_not(before, cleanup):
     other.stdout.readline()
     other.wait()
     assert os.path.exists(path)
-    assert path not in [one.what for one in left_since(before)]
+    assert path not in [one.name for one in leaks_since(before)]
 
 
 @pytest.mark.parametrize(
@@ -181,74 +181,74 @@ def test_a_name_that_somebody_else_holds_is_not(before, cleanup):
     ],
     ids=["memfd", "nameless file"],
 )
-def test_nameless_memory_is_left(before, cleanup, make):
-    """An open descriptor of shared memory without a name is reported as memory, with its size."""
+def test_nameless_memory_is_a_leak(before, cleanup, make):
+    """An open descriptor of nameless shared memory is reported as memory with its size."""
     fd = make()
     cleanup.callback(os.close, fd)
     os.truncate(fd, 4096)
-    (left,) = private(left_since(before))
+    (left,) = private(leaks_since(before))
     assert left.kind == "memory"
-    assert "4096 bytes" in left.what
+    assert "4096 bytes" in left.name
 
 
-def test_a_mapping_is_left(before, cleanup):
-    """Shared memory that is mapped, and has no descriptor, is reported once it is touched."""
+def test_a_mapping_is_a_leak(before, cleanup):
+    """Mapped shared memory without a descriptor is reported after its first access."""
     view = mmap.mmap(-1, 1 << 20)
     cleanup.callback(view.close)
     view[:] = bytes(len(view))
-    (left,) = private(left_since(before))
+    (left,) = private(leaks_since(before))
     assert left.kind == "memory"
-    assert left.what.startswith("mapping")
+    assert left.name.startswith("mapping")
 
 
-def test_a_descriptor_is_left(before, cleanup):
+def test_a_descriptor_is_a_leak(before, cleanup):
     """Both ends of a pipe are reported with their numbers."""
     pipe = os.pipe()
     for fd in pipe:
         cleanup.callback(os.close, fd)
-    left = private(left_since(before))
+    left = private(leaks_since(before))
     assert kinds(left) == {"descriptor"}
-    assert [int(one.what.split(":")[0]) for one in left] == sorted(pipe)
+    assert [int(one.name.split(":")[0]) for one in left] == sorted(pipe)
 
 
-def test_a_replaced_descriptor_is_left(cleanup):
-    """A number that stood for something else before is a new descriptor."""
+def test_a_replaced_descriptor_is_a_leak(cleanup):
+    """A number that refers to another file than before is a new descriptor."""
     first, second = os.pipe()
     cleanup.callback(os.close, first)
     cleanup.callback(os.close, second)
     before = Snapshot.take()
     with open(os.devnull, "rb") as file:
         os.dup2(file.fileno(), first)
-    assert [one.what for one in private(left_since(before))] == [f"{first}: /dev/null"]
+    assert [one.name for one in private(leaks_since(before))] == [f"{first}: /dev/null"]
 
 
-def test_a_temporary_file_is_left(before, cleanup):
-    """A file of ours in the folder of temporary files is reported."""
+def test_a_temporary_file_is_a_leak(before, cleanup):
+    """A file of shmpar in the folder of temporary files is reported."""
     fd, path = tempfile.mkstemp(prefix="shmpar-leak-")
     os.close(fd)
     cleanup.callback(os.unlink, path)
-    assert ("file", path) in [(one.kind, one.what) for one in left_since(before)]
+    assert ("file", path) in [(one.kind, one.name) for one in leaks_since(before)]
 
 
 def test_garbage_is_collected_first(before):
-    """What only a reference cycle holds is not left."""
+    """An object that only a reference cycle holds is no leak."""
     gc.disable()
     try:
         cycle = [mmap.mmap(-1, 1 << 20)]
         cycle[0][:] = bytes(1 << 20)
         cycle.append(cycle)
         del cycle
-        assert kinds(private(left_since(before))) == {"memory"}
+        assert kinds(private(leaks_since(before))) == {"memory"}
     finally:
         gc.enable()
-    assert left_after_waiting(before) == []
+    assert leaks_after_waiting(before) == []
 
 
-def test_a_report_names_all(before, cleanup):
-    """The report has one line for each thing that is left."""
+def test_a_report_names_every_leak(before, cleanup):
+    """The report has a line for each leak."""
     for fd in os.pipe():
         cleanup.callback(os.close, fd)
-    lines = leaks.report(private(left_since(before))).splitlines()
+    lines = leaks.report(private(leaks_since(before))).splitlines()
     assert lines[0] == "the test left behind:"
     assert len(lines) == 3
 
@@ -292,7 +292,7 @@ INNER = """
 
 
 def test_the_fixture_fails_a_test_that_leaks(tmp_path):
-    """A leak is an error of the test, a failed test has it as a section of its report."""
+    """A leak is an error of a passed test, and a section in the report of a failed test."""
     path = tmp_path / "test_inner.py"
     path.write_text(textwrap.dedent(INNER))
     arguments = ["-q", "-p", "no:cacheprovider", "-p", "tests.conftest", "--rootdir", str(tmp_path)]

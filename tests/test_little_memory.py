@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from shmpar.memory import limits
-from tests.interpreters import said_after
+from tests.interpreters import output_after_setup
 
 LIMIT = 400 << 20  # bytes
 
@@ -37,7 +37,7 @@ def group() -> Iterator[str]:
 
 def run_in(group: str, source: str) -> str:
     """Run a snippet in a control group; return its output."""
-    return said_after(["sh"], f"echo $$ > {group}/cgroup.procs", source)
+    return output_after_setup(["sh"], f"echo $$ > {group}/cgroup.procs", source)
 
 
 @pytest.mark.alone
@@ -78,5 +78,5 @@ with shmpar.Pool(1, retries=0) as pool:
             print(error.chunk, error.exitcode, "OOM kill" in str(error))
     print(pool.parallel_map(abs, range(3)).tolist())
 """
-    said = "5 -9 True\n5 -9 False\n5 -9 True\n[0, 1, 2]\n"
-    assert run_in(group, source) == said
+    output = "5 -9 True\n5 -9 False\n5 -9 True\n[0, 1, 2]\n"
+    assert run_in(group, source) == output

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interpreters import said_after
+from tests.interpreters import output_after_setup
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or os.geteuid() != 0,
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 def in_little_shm(source: str, size: str = "64m", where: str = "/dev/shm") -> str:
     """Run a snippet in a mount namespace with a tmpfs of this size; return its output."""
-    return said_after(
+    return output_after_setup(
         ["unshare", "-m", "sh"], f"mount -t tmpfs -o size={size} tmpfs {where}", source
     )
 

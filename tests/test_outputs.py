@@ -30,7 +30,7 @@ class TestAllocation:
     """Arrays that workers write to."""
 
     def test_new_outputs_lie_in_segments(self) -> None:
-        """They are zeros, plain arrays, and live as long as their views."""
+        """New outputs are plain arrays of zeros, and live as long as their views."""
         outputs = Outputs(None)
         one, other = outputs.allocate(announcement(((2, 3), "f8"), ((), "i4"), is_tuple=True))
         assert (one.shape, one.dtype, type(one)) == ((2, 3), F8, np.ndarray)
@@ -55,7 +55,7 @@ class TestAllocation:
         assert made.flags.c_contiguous
 
     def test_small_outputs_share_a_segment(self) -> None:
-        """They lie side by side in the slab."""
+        """Small outputs lie side by side in the slab."""
         slab = Slab()
         outputs = Outputs(None)
         outputs.slab = slab
@@ -256,5 +256,5 @@ class TestWeakResult:
 
     @pytest.mark.parametrize("result", [None, np.float64(3), (np.int32(1), np.int32(2))])
     def test_scalars_and_none_are_held(self, result: Any) -> None:
-        """They need no shared memory."""
+        """Scalars need no shared memory."""
         assert WeakResult(result).get() == result

@@ -80,13 +80,13 @@ class TestFunctions:
     """Code, closures and globals."""
 
     def test_a_function_of_a_module_is_pickled_by_name(self) -> None:
-        """It is the same object if both ends are one process."""
+        """The function is the same object if both ends are one process."""
         assert sent(np.linalg.norm) is np.linalg.norm
         assert sent(Function(np.sqrt, {}, ())) == Function(np.sqrt, {}, ())
         assert len(pack(Function(np.sqrt, {}, ())).body) < 200
 
     def test_closures_and_defaults_are_pickled_by_value(self, notebook: Notebook) -> None:
-        """They have the values of the moment when they are sent."""
+        """Closures have the values of the moment when they are sent."""
         notebook.run(
             "def make(n):\n    def add(x, step=3):\n        return x + n + step\n    return add"
         )
@@ -138,7 +138,7 @@ class TestFunctions:
         assert sent(notebook.even)(10)
         assert not sent(notebook.even)(7)
 
-    def test_their_module_is_known_by_its_name(self, notebook: Notebook) -> None:
+    def test_functions_have_the_name_of_their_module(self, notebook: Notebook) -> None:
         """Tracebacks and pickles of their results name the module."""
         notebook.run("def where(): return __name__")
         assert sent(notebook.where)() == "notebook_of_a_test"
@@ -174,7 +174,7 @@ class TestArrays:
     @pytest.mark.parametrize("size", [LARGE // 8, LARGE // 8 + 1], ids=["small", "large"])
     @pytest.mark.parametrize("dtype", ["f8", ">i8", "M8[s]", "S8", "U2", "i4,f4"])
     def test_arrays_of_every_size_and_dtype_arrive_alike(self, size: int, dtype: str) -> None:
-        """They arrive with their values, and exactly as an ndarray."""
+        """Arrays arrive with their values, and exactly as an ndarray."""
         original = np.frombuffer(np.arange(size, dtype="i8").tobytes(), np.void(8).dtype)
         original = original.view(dtype) if dtype != "U2" else np.arange(size).astype("U2")
         payload = pack({"held": original})
@@ -211,7 +211,7 @@ class TestArrays:
         assert one is other["again"]
 
     def test_arrays_of_objects_are_pickled(self) -> None:
-        """They cannot lie in shared memory."""
+        """Arrays of objects cannot lie in shared memory."""
         held = np.full(LARGE, None, dtype=object)
         payload = pack(held)
         assert payload.segments == ()
@@ -230,7 +230,7 @@ class TestArrays:
 
     @pytest.mark.alone
     def test_a_shared_array_stays_shared(self) -> None:
-        """It is writable, the same memory, still a SharedArray, and gets no name."""
+        """The array is writable, the same memory, still a SharedArray, and gets no name."""
         array = shmpar.zeros(20_000)
         names = set(os.listdir("/dev/shm"))
         payload = pack((array[10:], LARGE_ARRAY))
@@ -259,7 +259,7 @@ class TestArrays:
     def test_a_worker_forgets_the_arrays_of_a_call(
         self, notebook: Notebook, namespaces: Namespaces
     ) -> None:
-        """Its globals do not keep the memory; the next call brings the arrays again."""
+        """The globals of the worker release the memory; the next call brings the arrays again."""
         notebook.table, notebook.small = LARGE_ARRAY.copy(), 3
         notebook.run("def look(): return table[small]")
         function, private = delivered(pack(notebook.look))
@@ -272,7 +272,7 @@ class TestArrays:
     def test_arrays_of_an_initializer_are_not_forgotten(
         self, notebook: Notebook, namespaces: Namespaces
     ) -> None:
-        """They belong to the worker as long as it lives."""
+        """The arrays belong to the worker as long as the worker lives."""
         notebook.table, notebook.kept = LARGE_ARRAY.copy(), None
         notebook.run("def load():\n    global kept\n    kept = table\ndef look(): return kept[5]")
         namespaces.run_initializer(sent(notebook.load))

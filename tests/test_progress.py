@@ -18,7 +18,7 @@ def test_false_and_none_have_no_observer() -> None:
 
 
 def test_a_callable_gets_done_and_total() -> None:
-    """It has nothing to close."""
+    """An observer of a callable has nothing to close."""
     seen: list[Any] = []
     observer = observe(lambda *counts: seen.append(counts), "map_blocks")
     assert observer is not None
@@ -49,7 +49,7 @@ def test_a_bar_that_cannot_be_closed_does_not_raise(monkeypatch: pytest.MonkeyPa
     """The run is complete, and its result must reach the user."""
     observer: Any = observe(True, "map_blocks")
     observer.update(1, 3)
-    bar = observer._bar  # its finalizer would call close() too
+    bar = observer._bar  # Why: the finalizer of the bar would call close() too
 
     def close(_bar: Any) -> None:
         raise OSError("the terminal is gone")

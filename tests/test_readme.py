@@ -1,4 +1,4 @@
-"""README.md: its code prints what it shows, its commands and links lead to what exists."""
+"""The code of README.md prints the shown output, and its commands and links are valid."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ COMMANDS = [code.strip() for kind, code in BLOCKS if kind == "sh"]
 
 
 @pytest.mark.parametrize(("code", "output"), SHOWN, ids=["first", "error"])
-def test_code_prints_what_is_shown(code, output, tmp_path):
-    """Each block is a program of its own, and needs no guard, nor even a file."""
+def test_the_code_prints_the_shown_output(code, output, tmp_path):
+    """Each block is a complete program, which also runs from standard input."""
     done = run_python(Path("-"), input=code, cwd=tmp_path)
     assert (done.stdout, done.returncode) == (output, 0), done.stderr
 
 
-def test_all_python_is_shown_with_its_output():
-    """No block escapes the test above."""
+def test_all_code_is_shown_with_its_output():
+    """The test above covers every block."""
     assert len(SHOWN) == sum(kind == "python" for kind, _ in BLOCKS) == 2
 
 
-def test_links_lead_somewhere():
-    """Every link to a file of the repository, and every picture."""
+def test_linked_files_exist():
+    """Every linked file of the repository and every picture exists."""
     links = re.findall(r"\]\(([^)#]+)\)", TEXT)
     missing = [link for link in links if "://" not in link and not os.path.exists(_path(link))]
     assert links
     assert not missing
 
 
-def test_commands_use_what_exists():
-    """One sets up and runs the main job, one sets up and tests; extras and scripts are real."""
+def test_commands_use_existing_extras_and_scripts():
+    """The first command runs an example, and the second runs the tests."""
     with open(_path("pyproject.toml"), "rb") as project:
         extras = tomllib.load(project)["project"]["optional-dependencies"]
     assert len(COMMANDS) == 2
@@ -56,8 +56,8 @@ def test_commands_use_what_exists():
     assert COMMANDS[1].endswith(" -m pytest -n auto")
 
 
-def test_it_is_short():
-    """As the landing page it stays below 120 lines."""
+def test_the_readme_is_short():
+    """The landing page has at most 120 lines."""
     assert TEXT.count("\n") <= 120
 
 

@@ -29,7 +29,7 @@ from shmpar.report import Report, advice, text
 from shmpar.report import report as report_module
 from shmpar.report.report import bytes_read
 from shmpar.report.timings import Timings
-from tests.pools import let_go, wait_for_workers, warm
+from tests.pools import drop_caches, wait_for_workers, warm
 
 ENGINES = ["serial", "threads", "processes"]
 
@@ -61,7 +61,7 @@ def warm_processes() -> Iterator[shmpar.Pool]:
 def processes(warm_processes: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
     """A pool of two processes without the runs of earlier tests."""
     yield warm_processes
-    let_go(warm_processes)
+    drop_caches(warm_processes)
 
 
 def consistent(report: Report) -> None:
@@ -86,8 +86,8 @@ class TestTimes:
 
     def test_each_long_chunk_has_its_duration(self, pool: shmpar.Pool) -> None:
         """The duration is the time that the function measured, and hardly more."""
-        due = np.array([0.004, 0.001, 0.0, 0.008, 0.0002, 0.0002, 0.0002, 0.003])
-        spent = pool.parallel_map(spin, due)
+        durations = np.array([0.004, 0.001, 0.0, 0.008, 0.0002, 0.0002, 0.0002, 0.003])
+        spent = pool.parallel_map(spin, durations)
         report = pool.last_run.report
         consistent(report)
         assert report.chunks == report.done == report.computed == 8
@@ -98,9 +98,9 @@ class TestTimes:
 
     def test_long_chunks_of_one_claim_have_their_own_durations(self, processes) -> None:
         """A chunk of 2 ms stands out from chunks of 100 us in the same claim."""
-        due = np.full(400, 1e-4)
-        due[::40] = 2e-3
-        processes.parallel_map(spin, due)
+        durations = np.full(400, 1e-4)
+        durations[::40] = 2e-3
+        processes.parallel_map(spin, durations)
         report = processes.last_run.report
         consistent(report)
         assert report.claims < 300
@@ -424,10 +424,10 @@ class TestAdvice:
 
     def test_a_slow_item_that_comes_last(self, processes: shmpar.Pool) -> None:
         """If it comes first, the other items are computed meanwhile."""
-        due = np.full(21, 2e-3)
-        due[-1] = 0.04
-        last = lambda: processes.parallel_map(spin, due)
-        first = lambda: processes.parallel_map(spin, due[::-1])
+        durations = np.full(21, 2e-3)
+        durations[-1] = 0.04
+        last = lambda: processes.parallel_map(spin, durations)
+        first = lambda: processes.parallel_map(spin, durations[::-1])
         assert advised(processes, "slow items first", last)
         assert spared(processes, "first", first)
         assert fastest(processes, first) < fastest(processes, last)
@@ -479,7 +479,7 @@ class TestAdvice:
         factor=st.floats(1, 1e4),
     )
     def test_suggested_chunks_fit_the_array(self, shape, data, factor) -> None:
-        """They are valid chunk lengths, and larger or smaller by the factor."""
+        """The suggestions are valid chunk lengths, and larger or smaller by the factor."""
         chunks = tuple(data.draw(st.integers(1, size)) for size in shape)
         grid = Grid.cut(shape, chunks)
         larger, smaller = advice.coarser(grid, factor), advice.finer(grid, factor)
@@ -505,9 +505,9 @@ class TestTrace:
         self, processes, tmp_path
     ) -> None:
         """Slices of a track are in order, and nested or disjoint."""
-        due = np.full(60, 1e-4)
-        due[:4] = 2e-3
-        processes.parallel_map(spin, due)
+        durations = np.full(60, 1e-4)
+        durations[:4] = 2e-3
+        processes.parallel_map(spin, durations)
         report = processes.last_run.report
         path = tmp_path / "trace.json"
         path.write_text("before")
@@ -530,7 +530,7 @@ class TestTrace:
         assert slow["args"] == {"region": "[0:1]"}
 
     def test_a_claim_of_short_chunks_is_one_slice(self, processes: shmpar.Pool) -> None:
-        """Its chunks have no slices, since only their mean is known."""
+        """The chunks of the claim have no slices, since only their mean is known."""
         processes.parallel_map(lambda row: 0, np.zeros((20_000, 2)))
         report = processes.last_run.report
         assert report.claims <= len(slices(report)) < 2_000
@@ -699,7 +699,7 @@ class TestTimings:
 
     @given(histories(), st.integers(0, 3), st.floats(0, 2), st.floats(0, 2))
     def test_a_lost_claim_is_time_of_its_worker(self, history, worker, begin, took) -> None:
-        """It lasts from the end of the last known chunk to the death, and the times add up."""
+        """The claim lasts from the end of the last known chunk to the death; the times add up."""
         ledger, _ = history
         worker %= ledger.workers
         seconds = Timings(ledger, 0.0, 0.0).span[1] + begin + took + 0.01

@@ -1,4 +1,4 @@
-"""The scheduler: every history ends with each chunk done once, or reported once."""
+"""Under every order of events, the scheduler completes or reports each chunk exactly once."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ def exhausted(
     *,
     exiting: bool = False,
 ) -> CounterExhausted:
-    """The event, of the only run."""
+    """Return the event for run 0."""
     return CounterExhausted(worker, 0, generation, claimed, handed_out, exiting=exiting)
 
 
 def chunk_failed(chunk: int) -> ChunkFailed:
-    """The event, of the only run."""
+    """Return the event for run 0."""
     return ChunkFailed(0, chunk)
 
 
 def rejected() -> PlanRejected:
-    """The event, of the only run."""
+    """Return the event for run 0."""
     return PlanRejected(0)
 
 
@@ -68,44 +68,44 @@ def lost(
     *,
     at_startup: bool = False,
 ) -> WorkerLost:
-    """The event, as the run completes it."""
+    """Return the event with the fields that the run fills in."""
     return WorkerLost(worker, blamed=blamed, unfinished=unfinished, at_startup=at_startup)
 
 
 @dataclass
 class Claim:
-    """Tickets that a worker holds; all but `generation` are places in its list of chunks."""
+    """Tickets that a worker holds; `first`, `cursor` and `last` are indexes of its chunks."""
 
     generation: int
     first: int
     cursor: int
     last: int
-    reported: bool = False  # the chunk under the cursor has failed, and the parent was told
+    reported: bool = False  # the failure of the chunk at the cursor was sent
 
 
 @dataclass
 class Worker:
-    """A worker process: what it was given, what it holds, and what it said and nobody read."""
+    """A simulated worker process: its assignments, its claim and its unread messages."""
 
     assigned: list[int] = field(default_factory=list)
     claim: Claim | None = None
-    claimed: dict[int, int] = field(default_factory=dict)  # tickets it has had, by generation
-    handed: dict[int, int] = field(default_factory=dict)  # when it stopped the counter
+    claimed: dict[int, int] = field(default_factory=dict)  # number of tickets by generation
+    handed_out: dict[int, int] = field(default_factory=dict)  # counters that it stopped
     mail: deque[Any] = field(default_factory=deque)
     alive: bool = True
-    doomed: bool = False  # a signal is on its way
+    killed: bool = False  # a signal was sent and has not arrived
 
     @property
     def can_work(self) -> bool:
         return self.alive and bool(self.assigned)
 
 
-class World(RuleBasedStateMachine):
-    """Workers, counters, a ledger and messages as they are, without processes.
+class Simulation(RuleBasedStateMachine):
+    """Simulated workers, counters, ledger and messages that drive a scheduler.
 
-    A worker goes on until a signal reaches it, and dies at any moment: between two chunks, between
-    claiming tickets and saying so, when it has reported a failure that nobody has read yet. What it
-    said is heard in order, its death last. Audits are answered late.
+    A worker goes on until a signal arrives, and may die at any moment: between two chunks, between
+    claiming tickets and recording them, or after a failure whose message is unread. Its messages
+    are read in order, and its death is the last. A reconciliation is answered late.
     """
 
     @initialize(
@@ -138,19 +138,19 @@ class World(RuleBasedStateMachine):
         self.done: dict[int, int] = {}
         self.failed: dict[int, int] = {}
         self.blamed: dict[int, int] = {}
-        self.audits = 0
+        self.reconciliations = 0
         self.stopped = self.finished = self.gave_up = False
-        self.obey(self.scheduler.start(sorted(ready)))
+        self.execute(self.scheduler.start(sorted(ready)))
 
     # The parent
 
-    def tell(self, event: Any) -> None:
-        self.obey(self.scheduler.handle(event))
+    def send(self, event: Any) -> None:
+        self.execute(self.scheduler.handle(event))
 
-    def obey(self, commands: list[Any]) -> None:  # noqa: C901, PLR0912 - one case a command
-        taken_back, answers = [], []
+    def execute(self, commands: list[Any]) -> None:  # noqa: C901, PLR0912 - a case per command
+        withdrawn, answers = [], []
         for command in commands:
-            assert not self.finished, "nothing happens after the end"
+            assert not self.finished, "a finished run has no command"
             match command:
                 case Open(number, todo):
                     assert number == len(self.todo)
@@ -163,13 +163,13 @@ class World(RuleBasedStateMachine):
                     assert not self.stopped
                     self.stopped = True
                     answers.append(CountersStopped(tuple(self.counters)))
-                    self.counters = [had + 99 for had in self.counters]
+                    self.counters = [count + 99 for count in self.counters]
                     for number, worker in self.workers.items():
-                        if worker.alive:  # what no worker was sent is taken back
-                            taken_back += [(number, one) for one in worker.assigned[2:]]
+                        if worker.alive:  # assignments that were not sent are withdrawn
+                            withdrawn += [(number, one) for one in worker.assigned[2:]]
                             del worker.assigned[2:]
                 case Kill(number):
-                    self.workers[number].doomed = True
+                    self.workers[number].killed = True
                 case Replace(number):
                     assert number not in self.workers
                     self.starting.add(number)
@@ -180,58 +180,58 @@ class World(RuleBasedStateMachine):
                 case Finish():
                     self.finished = True
                     claims = [one.claim for one in self.workers.values() if one.alive]
-                    assert not any(claims), "a run is done when its last writer is idle"
+                    assert not any(claims), "a run may finish only when no worker writes"
                 case Reconcile():
-                    self.audits += 1
+                    self.reconciliations += 1
         for answer in answers:
-            self.tell(answer)
-        for number, generation in taken_back:
-            self.tell(exhausted(number, generation))
+            self.send(answer)
+        for number, generation in withdrawn:
+            self.send(exhausted(number, generation))
 
     def settle(self, chunk: int, status: str) -> None:
-        """Write the ledger."""
-        book = self.failed if status == "failed" else self.done
-        book[chunk] = book.get(chunk, 0) + 1
+        """Record the state of a chunk in the ledger."""
+        counts = self.failed if status == "failed" else self.done
+        counts[chunk] = counts.get(chunk, 0) + 1
         self.status[chunk] = status
 
-    @precondition(lambda self: self.audits and not self.finished)
+    @precondition(lambda self: self.reconciliations and not self.finished)
     @rule()
-    def answer(self) -> None:
-        """The ledger is read, and what it says is told."""
-        self.audits -= 1
-        self.tell(Reconciled([chunk for chunk in range(self.chunks) if chunk not in self.status]))
+    def reconcile(self) -> None:
+        """Read the ledger, and send the unfinished chunks."""
+        self.reconciliations -= 1
+        self.send(Reconciled([chunk for chunk in range(self.chunks) if chunk not in self.status]))
 
     @precondition(lambda self: any(worker.mail for worker in self.workers.values()))
     @rule(data=st.data())
-    def hear(self, data: st.DataObject) -> None:
-        talking = sorted(number for number, worker in self.workers.items() if worker.mail)
-        self.hear_from(data.draw(st.sampled_from(talking)))
+    def read_message(self, data: st.DataObject) -> None:
+        senders = sorted(number for number, worker in self.workers.items() if worker.mail)
+        self.read_message_of(data.draw(st.sampled_from(senders)))
 
-    def hear_from(self, number: int) -> None:
+    def read_message_of(self, number: int) -> None:
         event = self.workers[number].mail.popleft()
         if isinstance(event, WorkerLost):
             dead = self.workers.pop(number)
-            assert not dead.mail, "a death is the last that is heard"
+            assert not dead.mail, "a death is the last message"
             if event.blamed is not None:
                 self.blamed[event.blamed] = self.blamed.get(event.blamed, 0) + 1
-        self.tell(event)
+        self.send(event)
 
-    # What workers do
+    # Rules for workers
 
     @precondition(lambda self: not self.finished and self.starting)
     @rule(data=st.data())
-    def join(self, data: st.DataObject) -> None:
-        self.join_as(data.draw(st.sampled_from(sorted(self.starting))))
+    def start_worker(self, data: st.DataObject) -> None:
+        self.start_worker_number(data.draw(st.sampled_from(sorted(self.starting))))
 
-    def join_as(self, number: int) -> None:
+    def start_worker_number(self, number: int) -> None:
         self.starting.discard(number)
         self.workers[number] = Worker()
-        self.tell(WorkerReady(number))
+        self.send(WorkerReady(number))
 
     @precondition(lambda self: any(worker.can_work for worker in self.workers.values()))
     @rule(data=st.data(), size=st.integers(1, 3), fails=st.integers(0, 3))
     def step(self, data: st.DataObject, size: int, fails: int) -> None:
-        """A worker goes on: claims, finishes a chunk, or finds its generation drained."""
+        """A worker claims tickets, finishes a chunk, or finds its counter exhausted."""
         busy = sorted(number for number, one in self.workers.items() if one.can_work)
         worker = data.draw(st.sampled_from(busy))
         self.go_on(worker, size, fails=fails == 0)
@@ -242,11 +242,11 @@ class World(RuleBasedStateMachine):
         if claim is None:
             self.claim(number, worker, size)
         elif claim.reported:
-            self.move_on(worker, claim)
+            self.next_chunk(worker, claim)
         elif fails:
             chunk = self.todo[claim.generation][claim.cursor]
             if self.scheduler.fail_fast:
-                worker.handed.setdefault(claim.generation, self.counters[claim.generation])
+                worker.handed_out.setdefault(claim.generation, self.counters[claim.generation])
                 self.counters[claim.generation] += 99
             self.settle(chunk, "failed")
             claim.reported = True
@@ -254,7 +254,7 @@ class World(RuleBasedStateMachine):
         else:
             if not self.collects:
                 self.settle(self.todo[claim.generation][claim.cursor], "done")
-            self.move_on(worker, claim)
+            self.next_chunk(worker, claim)
 
     def claim(self, number: int, worker: Worker, size: int) -> None:
         generation = worker.assigned[0]
@@ -262,14 +262,14 @@ class World(RuleBasedStateMachine):
         self.counters[generation] += size
         if first >= count:
             worker.assigned.pop(0)
-            had = worker.claimed.get(generation, 0), worker.handed.get(generation)
-            worker.mail.append(exhausted(number, generation, *had))
+            counts = worker.claimed.get(generation, 0), worker.handed_out.get(generation)
+            worker.mail.append(exhausted(number, generation, *counts))
         else:
             last = min(first + size, count)
             worker.claim = Claim(generation, first, first, last)
             worker.claimed[generation] = worker.claimed.get(generation, 0) + last - first
 
-    def move_on(self, worker: Worker, claim: Claim) -> None:
+    def next_chunk(self, worker: Worker, claim: Claim) -> None:
         if claim.reported and self.scheduler.fail_fast:
             claim.last = claim.cursor + 1
         claim.cursor, claim.reported = claim.cursor + 1, False
@@ -283,7 +283,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: any(worker.can_work for worker in self.workers.values()))
     @rule(data=st.data(), size=st.integers(1, 3))
     def lose_tickets(self, data: st.DataObject, size: int) -> None:
-        """A worker dies between the claim and the slot: nobody can name what it took."""
+        """A worker dies before it records its claim, so nobody knows its tickets."""
         idle = [n for n, one in self.workers.items() if one.can_work and one.claim is None]
         if idle:
             number = data.draw(st.sampled_from(sorted(idle)))
@@ -293,15 +293,15 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: any(worker.can_work for worker in self.workers.values()))
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
-        """A worker that has done enough says so between two claims, and ends."""
+        """A worker that has computed its number of tasks exits between two claims."""
         idle = [n for n, one in self.workers.items() if one.can_work and one.claim is None]
         if idle:
             number = data.draw(st.sampled_from(sorted(idle)))
             worker = self.workers[number]
             generation = worker.assigned[0]
-            had = worker.claimed.get(generation, 0), worker.handed.get(generation)
+            counts = worker.claimed.get(generation, 0), worker.handed_out.get(generation)
             worker.alive = False
-            worker.mail.append(exhausted(number, generation, *had, exiting=True))
+            worker.mail.append(exhausted(number, generation, *counts, exiting=True))
             worker.mail.append(lost(number))
 
     @precondition(lambda self: not self.finished and self.workers)
@@ -309,11 +309,11 @@ class World(RuleBasedStateMachine):
     def kill(self, data: st.DataObject) -> None:
         self.die(data.draw(st.sampled_from(sorted(self.workers))))
 
-    @precondition(lambda self: any(one.doomed and one.alive for one in self.workers.values()))
+    @precondition(lambda self: any(one.killed and one.alive for one in self.workers.values()))
     @rule(data=st.data())
-    def perish(self, data: st.DataObject) -> None:
-        doomed = [number for number, one in self.workers.items() if one.doomed and one.alive]
-        self.die(data.draw(st.sampled_from(sorted(doomed))))
+    def deliver_signal(self, data: st.DataObject) -> None:
+        killed = [number for number, one in self.workers.items() if one.killed and one.alive]
+        self.die(data.draw(st.sampled_from(sorted(killed))))
 
     def die(self, number: int) -> None:
         worker = self.workers[number]
@@ -325,41 +325,41 @@ class World(RuleBasedStateMachine):
             todo = self.todo[claim.generation]
             blamed = todo[claim.cursor]
             unfinished = todo[claim.cursor + 1 : claim.last]
-            if self.collects:  # what was not flushed is gone
+            if self.collects:  # objects that were not sent are lost
                 unfinished = todo[claim.first : claim.cursor] + unfinished
         worker.mail.append(lost(number, blamed, unfinished, at_startup=claim is None))
 
     @precondition(lambda self: not self.finished and self.starting)
     @rule(data=st.data())
-    def die_young(self, data: st.DataObject) -> None:
+    def die_during_start(self, data: st.DataObject) -> None:
         """A worker dies while it starts."""
         number = data.draw(st.sampled_from(sorted(self.starting)))
         self.starting.discard(number)
-        self.tell(lost(number, at_startup=True))
+        self.send(lost(number, at_startup=True))
 
-    # What else happens
+    # Rules for timeouts, cancellation and refused plans
 
     @precondition(lambda self: not self.finished)
     @rule(data=st.data())
     def time_out(self, data: st.DataObject) -> None:
-        """The parent sees a claim that lasts; its worker may be dead, or go on meanwhile."""
+        """The parent finds a long claim, whose worker may be dead or may have gone on."""
         holding = sorted(number for number, one in self.workers.items() if one.claim)
         if holding:
             number = data.draw(st.sampled_from(holding))
             claim = self.workers[number].claim
             assert claim is not None
-            self.tell(ChunkTimedOut(number, self.todo[claim.generation][claim.cursor]))
+            self.send(ChunkTimedOut(number, self.todo[claim.generation][claim.cursor]))
 
     @precondition(lambda self: not self.finished)
     @rule(often=st.integers(0, 9))
     def cancel(self, often: int) -> None:
         if often == 0:
-            self.tell(RunCancelled())
+            self.send(RunCancelled())
 
     @precondition(lambda self: not self.finished and self.stopped)
     @rule()
     def expire(self) -> None:
-        self.tell(GraceExpired())
+        self.send(GraceExpired())
 
     @precondition(lambda self: not self.finished)
     @rule(data=st.data(), often=st.integers(0, 9))
@@ -375,16 +375,16 @@ class World(RuleBasedStateMachine):
     def nothing(self) -> None:
         """Time passes, also when the run is over."""
 
-    # What holds at any time
+    # Invariants
 
     @invariant()
-    def its_own_invariants_hold(self) -> None:
+    def the_invariants_of_the_scheduler_hold(self) -> None:
         if hasattr(self, "scheduler"):
             self.scheduler.check_invariants()
 
     @invariant()
-    def each_ticket_is_of_one_generation_and_one_worker(self) -> None:
-        """Chunks that are held, or can still be claimed, are so once, and are not settled."""
+    def no_chunk_can_be_computed_twice(self) -> None:
+        """A chunk is held or can be claimed only once, and only if it is not done."""
         if not hasattr(self, "scheduler") or self.finished:
             return
         chances = []
@@ -399,7 +399,7 @@ class World(RuleBasedStateMachine):
                 chances += todo[self.counters[generation] :]
         assert len(chances) == len(set(chances)), "two workers could compute the same chunk"
         settled = {chunk for chunk, status in self.status.items() if status == "done"}
-        assert not settled & set(chances), "what is done is not computed again"
+        assert not settled & set(chances), "a finished chunk could be computed again"
 
     @invariant()
     def each_chunk_is_settled_once(self) -> None:
@@ -412,23 +412,23 @@ class World(RuleBasedStateMachine):
             assert all(self.blamed[chunk] >= n for chunk, n in self.scheduler.deaths.items())
 
     @invariant()
-    def it_waits_for_something(self) -> None:
-        """Until a run is over, somebody will say something that carries it on."""
+    def an_unfinished_run_waits_for_an_event(self) -> None:
+        """Until a run is over, another event will arrive."""
         if not hasattr(self, "scheduler") or self.finished:
             return
-        heard = any(worker.mail for worker in self.workers.values())
+        unread = any(worker.mail for worker in self.workers.values())
         working = any(worker.can_work for worker in self.workers.values())
-        coming = self.starting and self.scheduler.phase is Phase.RUNNING
-        assert heard or working or coming or self.audits
+        starting = self.starting and self.scheduler.phase is Phase.RUNNING
+        assert unread or working or starting or self.reconciliations
 
     def teardown(self) -> None:
-        """Let everybody finish in peace: the run ends, and everything is accounted for."""
+        """Let all workers finish, and check that the run ends with every chunk settled."""
         if not hasattr(self, "scheduler"):
             return
         for _ in range(500):
             if not self.finished:
-                self.let_go_on()
-        assert self.finished, "the run waits for nothing"
+                self.advance_all()
+        assert self.finished, "the run never finishes"
         assert self.scheduler.phase is Phase.OVER
         assert self.scheduler.failed <= set(self.failed)
         if not self.stopped:
@@ -436,70 +436,70 @@ class World(RuleBasedStateMachine):
         elif not self.gave_up:
             assert self.scheduler.handle(WorkerReady(0)) == []
 
-    def let_go_on(self) -> None:
-        """Everybody does one thing, and nobody dies but of a signal."""
-        if self.audits:
-            self.answer()
+    def advance_all(self) -> None:
+        """Each worker takes a step; a worker dies only from a signal."""
+        if self.reconciliations:
+            self.reconcile()
         for number in sorted(self.starting):
-            self.join_as(number)
+            self.start_worker_number(number)
         for number, worker in sorted(self.workers.items()):
-            if worker.doomed:
+            if worker.killed:
                 self.die(number)
             elif worker.can_work:
                 self.go_on(number, 1)
             if worker.mail and not self.finished:
-                self.hear_from(number)
+                self.read_message_of(number)
 
 
-TestWorld = World.TestCase
+TestSimulation = Simulation.TestCase
 
 
 # Single transitions
 
 
-def assert_said(commands: list[Any], *due: Any) -> None:
-    """Exactly these; as tuples, two of different types may be equal."""
-    assert list(map(repr, commands)) == list(map(repr, due))
+def assert_commands(commands: list[Any], *expected: Any) -> None:
+    """Compare by repr, since named tuples of different types may be equal."""
+    assert list(map(repr, commands)) == list(map(repr, expected))
 
 
 def started(*events: Any, workers: int = 2, **options: Any) -> Scheduler:
-    """A scheduler whose workers have generation 0, after these events."""
+    """Return a scheduler whose workers have generation 0, after these events."""
     made = Scheduler(**{"retries": 1, "fail_fast": True, "chunks": 9, **options})
     numbers = list(range(workers))
-    assert_said(made.start(numbers), Open(0, None), *(Assign(number, 0) for number in numbers))
+    assert_commands(made.start(numbers), Open(0, None), *(Assign(number, 0) for number in numbers))
     for event in events:
         made.handle(event)
     return made
 
 
-SLOW = {"fail_fast": False}
-BOTH_DRAINED = (exhausted(0, 0), exhausted(1, 0))
+COLLECT = {"fail_fast": False}
+BOTH_EXHAUSTED = (exhausted(0, 0), exhausted(1, 0))
 
 TRANSITIONS = {
-    # name: (options, what happened before, event, commands)
-    "drained-not-the-last": ({}, (), exhausted(0, 0), []),
-    "drained-not-all-accounted-for": ({}, (), exhausted(0, 0, 8), []),
-    "drained-all-accounted-for": ({}, (), exhausted(0, 0, 9), [Finish()]),
-    "drained-the-rest": ({}, (exhausted(0, 0, 4),), exhausted(1, 0, 5), [Finish()]),
-    "drained-with-a-chunk-to-compute-again": (
+    # name: (options, earlier events, event, commands)
+    "exhausted-not-the-last": ({}, (), exhausted(0, 0), []),
+    "exhausted-not-all-accounted-for": ({}, (), exhausted(0, 0, 8), []),
+    "exhausted-all-accounted-for": ({}, (), exhausted(0, 0, 9), [Finish()]),
+    "exhausted-the-rest": ({}, (exhausted(0, 0, 4),), exhausted(1, 0, 5), [Finish()]),
+    "exhausted-with-a-chunk-to-compute-again": (
         {},
         (lost(0, blamed=3),),
         exhausted(1, 0, 8),
         [],
     ),
-    "drained-all-of-a-counter-that-it-stopped": (
+    "exhausted-all-of-a-counter-that-it-stopped": (
         {},
         (chunk_failed(1),),
         exhausted(0, 0, 3, 3),
         [Finish()],
     ),
-    "drained-all-of-its-own-of-a-counter-that-it-stopped": (
+    "exhausted-all-of-its-own-of-a-counter-that-it-stopped": (
         {},
         (chunk_failed(1),),
         exhausted(0, 0, 3, 5),
         [],
     ),
-    "stopped-and-nobody-had-a-ticket": ({}, (RunCancelled(),), CountersStopped([0]), [Finish()]),
+    "stopped-with-no-ticket-claimed": ({}, (RunCancelled(),), CountersStopped([0]), [Finish()]),
     "stopped-while-some-compute": ({}, (RunCancelled(),), CountersStopped([4]), []),
     "stopped-and-all-accounted-for": (
         {},
@@ -507,44 +507,44 @@ TRANSITIONS = {
         exhausted(1, 0, 4),
         [Finish()],
     ),
-    "drained-the-last": ({}, (exhausted(0, 0),), exhausted(1, 0), [Reconcile()]),
-    "audited-nothing-pending": ({}, BOTH_DRAINED, Reconciled([]), [Finish()]),
-    "audited-lost-tickets": (
+    "exhausted-the-last": ({}, (exhausted(0, 0),), exhausted(1, 0), [Reconcile()]),
+    "reconciled-nothing-pending": ({}, BOTH_EXHAUSTED, Reconciled([]), [Finish()]),
+    "reconciled-lost-tickets": (
         {},
-        BOTH_DRAINED,
+        BOTH_EXHAUSTED,
         Reconciled([3, 5]),
         [Open(1, (3, 5)), Assign(0, 1), Assign(1, 1)],
     ),
-    "audited-what-has-failed-is-not-lost": (
-        SLOW,
-        (chunk_failed(3), *BOTH_DRAINED),
+    "reconciled-a-failed-chunk-is-not-lost": (
+        COLLECT,
+        (chunk_failed(3), *BOTH_EXHAUSTED),
         Reconciled([3]),
         [Finish()],
     ),
-    "audited-but-somebody-has-joined": (
+    "reconciled-but-a-worker-was-replaced": (
         {},
         (lost(0, 4), lost(1, at_startup=True), WorkerReady(1)),
         Reconciled([4, 5]),
         [],
     ),
-    "audited-with-no-worker-left": (
+    "reconciled-with-no-worker-left": (
         {"workers": 1},
         (lost(0),),
         Reconciled([0, 1]),
         [Open(1, (0, 1))],
     ),
-    "joined-gets-what-has-tickets": ({}, (), WorkerReady(2), [Assign(2, 0)]),
-    "joined-late-gets-nothing": ({}, (exhausted(0, 0),), WorkerReady(2), []),
-    "joined-gets-each-generation": (
+    "ready-gets-a-counter-with-tickets": ({}, (), WorkerReady(2), [Assign(2, 0)]),
+    "ready-late-gets-nothing": ({}, (exhausted(0, 0),), WorkerReady(2), []),
+    "ready-gets-each-generation": (
         {},
         (lost(0, 4, (5,)),),
         WorkerReady(0),
         [Assign(0, 0), Assign(0, 1)],
     ),
-    "joined-a-stopping-run": ({}, (RunCancelled(),), WorkerReady(2), []),
+    "ready-a-stopping-run": ({}, (RunCancelled(),), WorkerReady(2), []),
     "failed-fail-fast": ({}, (), chunk_failed(3), [Stop()]),
     "failed-twice-fail-fast": ({}, (chunk_failed(3),), chunk_failed(4), []),
-    "failed-and-it-goes-on": (SLOW, (), chunk_failed(3), []),
+    "failed-and-the-run-goes-on": (COLLECT, (), chunk_failed(3), []),
     "died-with-a-claim": (
         {},
         (),
@@ -553,38 +553,38 @@ TRANSITIONS = {
     ),
     "died-without-a-claim": ({}, (), lost(0), [Replace(0)]),
     "died-idle": ({}, (exhausted(0, 0),), lost(0), [Replace(0)]),
-    "died-the-last-that-had-anything": (
+    "died-the-last-with-an-assignment": (
         {},
         (exhausted(0, 0),),
         lost(1),
         [Replace(1), Reconcile()],
     ),
-    "died-over-a-chunk-too-often": (
+    "died-in-a-chunk-too-often": (
         {},
         (lost(0, 4),),
         lost(1, blamed=4),
         [Fail(4, timed_out=False), Stop(), Finish()],
     ),
-    "died-too-often-and-it-goes-on": (
-        {"retries": 0, **SLOW},
+    "died-too-often-and-the-run-goes-on": (
+        {"retries": 0, **COLLECT},
         (),
         lost(0, blamed=4, unfinished=(5,)),
         [Fail(4, timed_out=False), Replace(0), Open(1, (5,)), Assign(1, 1)],
     ),
     "died-in-place": (
-        {"in_place": True, "retries": 9, **SLOW},
+        {"in_place": True, "retries": 9, **COLLECT},
         (),
         lost(0, blamed=4, unfinished=(5,)),
         [Fail(4, timed_out=False), Replace(0), Open(1, (5,)), Assign(1, 1)],
     ),
-    "died-over-what-had-failed": (
-        SLOW,
+    "died-in-a-failed-chunk": (
+        COLLECT,
         (chunk_failed(4),),
         lost(0, blamed=4, unfinished=(5,)),
         [Replace(0), Open(1, (5,)), Assign(1, 1)],
     ),
-    "died-and-what-had-failed-is-not-begun-again": (
-        SLOW,
+    "died-and-a-failed-chunk-is-not-computed-again": (
+        COLLECT,
         (chunk_failed(4),),
         lost(0, blamed=6, unfinished=(4, 5)),
         [Replace(0), Open(1, (6, 5)), Assign(1, 1)],
@@ -593,7 +593,7 @@ TRANSITIONS = {
     "died-last-in-a-stopping-run": ({}, (RunCancelled(), exhausted(1, 0)), lost(0, 4), [Finish()]),
     "timed-out": ({}, (), ChunkTimedOut(0, 4), [Kill(0)]),
     "timed-out-twice": ({}, (ChunkTimedOut(0, 4),), ChunkTimedOut(0, 4), []),
-    "timed-out-who-is-gone": ({}, (lost(0),), ChunkTimedOut(0, 4), []),
+    "timed-out-but-the-worker-is-gone": ({}, (lost(0),), ChunkTimedOut(0, 4), []),
     "timed-out-and-retried": (
         {},
         (ChunkTimedOut(0, 4),),
@@ -606,75 +606,80 @@ TRANSITIONS = {
         lost(0, blamed=4),
         [Fail(4, timed_out=True), Stop()],
     ),
-    "timed-out-but-it-had-moved-on": (
+    "timed-out-but-the-worker-had-moved-on": (
         {"retries": 0},
         (ChunkTimedOut(0, 4),),
         lost(0, blamed=5),
         [Replace(0), Open(1, (5,)), Assign(1, 1)],
     ),
-    "timed-out-had-moved-on-in-place": (
+    "timed-out-but-the-worker-had-moved-on-in-place": (
         {"retries": 0, "in_place": True},
         (ChunkTimedOut(0, 4),),
         lost(0, blamed=5),
         [Fail(5, timed_out=False), Stop()],
     ),
-    "barren-and-patient": ({"max_startup_failures": 1}, (), lost(0, at_startup=True), [Replace(0)]),
-    "barren-too-often": (
+    "startup-failure-below-the-limit": (
+        {"max_startup_failures": 1},
+        (),
+        lost(0, at_startup=True),
+        [Replace(0)],
+    ),
+    "startup-failure-too-often": (
         {"max_startup_failures": 1},
         (lost(0, at_startup=True),),
         lost(0, at_startup=True),
         [GiveUp(), Stop()],
     ),
-    "barren-but-others-work": (
+    "startup-failure-but-others-work": (
         {"max_startup_failures": 1},
         (lost(0, at_startup=True), exhausted(1, 0)),
         lost(0, at_startup=True),
         [Replace(0)],
     ),
-    "refused": ({}, (), rejected(), [Stop()]),
+    "plan-rejected": ({}, (), rejected(), [Stop()]),
     "cancelled": ({}, (), RunCancelled(), [Stop()]),
     "cancelled-twice": ({}, (RunCancelled(),), RunCancelled(), []),
     "cancelled-with-no-worker": ({"workers": 0}, (), RunCancelled(), [Stop(), Finish()]),
-    "expired": ({}, (RunCancelled(), exhausted(0, 0)), GraceExpired(), [Kill(1)]),
-    "expired-blames-nobody": (
+    "grace-expired": ({}, (RunCancelled(), exhausted(0, 0)), GraceExpired(), [Kill(1)]),
+    "grace-expired-blames-no-chunk": (
         {"retries": 0},
         (RunCancelled(), exhausted(0, 0), GraceExpired()),
         lost(1, blamed=4),
         [Finish()],
     ),
-    "over": ({}, (*BOTH_DRAINED, Reconciled([])), lost(0, blamed=1), []),
+    "after-the-end": ({}, (*BOTH_EXHAUSTED, Reconciled([])), lost(0, blamed=1), []),
 }
 
 
 @pytest.mark.parametrize("name", TRANSITIONS)
 def test_an_event_leads_to_commands(name: str) -> None:
-    """The table says, for each situation, what is to be done."""
+    """In each situation of the table, the scheduler returns the listed commands."""
     options, before, event, commands = TRANSITIONS[name]
     made = started(*before, **options)
     assert made.handle(event) == commands
     made.check_invariants()
 
 
-def test_a_chunk_may_die_as_often_as_retries_say() -> None:
-    """Each death makes a generation of it, until the last one is reported."""
+def test_a_fatal_chunk_is_retried_as_often_as_allowed() -> None:
+    """Each death opens a generation with the chunk, until the last death fails the chunk."""
     made = started(retries=3)
     for generation in range(1, 4):
         assert repr(Open(generation, (4,))) in map(repr, made.handle(lost(0, blamed=4)))
         made.handle(WorkerReady(0))
-    assert_said(made.handle(lost(0, blamed=4)), Fail(4, timed_out=False), Stop())
+    assert_commands(made.handle(lost(0, blamed=4)), Fail(4, timed_out=False), Stop())
 
 
-def test_a_run_may_begin_with_chunks_of_its_own() -> None:
-    """A todo is generation 0, and whoever joins gets it."""
+def test_a_run_may_start_with_some_of_its_chunks() -> None:
+    """The given chunks are generation 0, which each new worker gets."""
     made = Scheduler(retries=0, fail_fast=True, chunks=9)
-    assert_said(made.start([], (7, 8)), Open(0, (7, 8)))
-    assert_said(made.handle(WorkerReady(1)), Assign(1, 0))
+    assert_commands(made.start([], (7, 8)), Open(0, (7, 8)))
+    assert_commands(made.handle(WorkerReady(1)), Assign(1, 0))
 
 
 @pytest.mark.parametrize(("chunks", "todo"), [(0, None), (9, ())])
 def test_a_run_without_chunks_is_over_at_once(chunks: int, todo: Any) -> None:
-    """There is nothing to wait for, and no worker hears of it."""
+    """A run without chunks finishes without any assignment."""
     made = Scheduler(retries=0, fail_fast=True, chunks=chunks)
-    assert_said(made.start([0, 1], todo), Finish())
+    assert_commands(made.start([0, 1], todo), Finish())
     assert made.phase is Phase.OVER
     assert made.handle(WorkerReady(2)) == []

@@ -1,4 +1,4 @@
-"""Who can open what, and what is unpickled: each claim of docs/security.md."""
+"""Every claim of docs/security.md about access and unpickling holds."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def mode(fd: int) -> int:
     return stat.S_IMODE(os.fstat(fd).st_mode)
 
 
-@pytest.mark.parametrize("rung", allocate.SOURCES, ids=lambda rung: rung.kind)
-def test_memory_is_its_users_alone(rung: Any) -> None:
-    """On each rung, whatever the umask is."""
+@pytest.mark.parametrize("source", allocate.SOURCES, ids=lambda source: source.kind)
+def test_only_the_user_can_open_memory(source: Any) -> None:
+    """Memory of each source has the mode 0600 under any umask."""
     before = os.umask(0)
     try:
-        fd = rung.open()
+        fd = source.open()
     finally:
         os.umask(before)
     assert mode(fd) == 0o600
@@ -43,8 +43,8 @@ def test_memory_is_its_users_alone(rung: Any) -> None:
     "make", [_counter_file, _counter_file_elsewhere, lambda: _sealed(b"body")],
     ids=["tickets", "tickets-elsewhere", "message"],
 )  # fmt: skip
-def test_what_workers_are_sent_is_their_users_alone(make: Any) -> None:
-    """Counters and long messages."""
+def test_only_the_user_can_open_files_for_workers(make: Any) -> None:
+    """Counters and long messages have the mode 0600."""
     before = os.umask(0)
     try:
         fd = make()
@@ -54,8 +54,8 @@ def test_what_workers_are_sent_is_their_users_alone(make: Any) -> None:
     os.close(fd)
 
 
-def test_named_files_are_their_users_alone(tmp_path: Path) -> None:
-    """Segments, markers and ledgers; results have the modes that the user's umask gives."""
+def test_only_the_user_can_open_named_files(tmp_path: Path) -> None:
+    """Segments, markers and ledgers have the mode 0600; outputs follow the umask."""
     before = os.umask(0)
     try:
         with shmpar.Pool(1, engine="serial") as pool:
@@ -74,8 +74,8 @@ def test_named_files_are_their_users_alone(tmp_path: Path) -> None:
     array.close()
 
 
-def test_sockets_have_no_name_that_anybody_could_connect_to() -> None:
-    """Pairs, which are inherited: no path, no port, nobody listens."""
+def test_no_process_can_connect_to_a_socket() -> None:
+    """Workers inherit socket pairs, which have no path and no port and do not listen."""
     ours, theirs = Wire.pair()
     for end in (ours, theirs):
         assert end.family == socket.AF_UNIX
@@ -94,7 +94,7 @@ def test_sockets_have_no_name_that_anybody_could_connect_to() -> None:
                 for fd in os.listdir(f"/proc/{pid}/fd"):
                     try:
                         kind, _, inode = os.readlink(f"/proc/{pid}/fd/{fd}").partition(":")
-                    except FileNotFoundError:  # that of the listing itself
+                    except FileNotFoundError:  # the descriptor of the listing itself
                         continue
                     inodes |= {inode.strip("[]")} if kind == "socket" else set()
             with open("/proc/net/unix") as lines:
@@ -109,14 +109,14 @@ UNPICKLES = {"loads", "load", "Unpickler"}
 
 
 def test_unpickling_happens_in_three_places() -> None:
-    """A message, a payload in one, and the plan in one; never an address, a ledger or an array."""
+    """Only messages, payloads and plans are unpickled, but no address, ledger or array."""
     found = set()
     for path in Path(ROOT, "shmpar").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in UNPICKLES:
-                whose = ast.unparse(node.value)
-                if whose not in {"json", "tomllib"}:
-                    found.add((str(path.relative_to(Path(ROOT, "shmpar"))), whose))
+                module = ast.unparse(node.value)
+                if module not in {"json", "tomllib"}:
+                    found.add((str(path.relative_to(Path(ROOT, "shmpar"))), module))
     assert found == {
         ("ipc/wire.py", "pickle"),
         ("pickling/unpack.py", "pickle"),
@@ -124,8 +124,8 @@ def test_unpickling_happens_in_three_places() -> None:
     }
 
 
-def test_no_pickle_lies_in_memory_that_others_can_name(tmp_path: Path) -> None:
-    """What is planted in an array, or in memory under its results, is a value and no program."""
+def test_a_pickle_in_shared_memory_is_never_loaded(tmp_path: Path) -> None:
+    """A pickle in an array or in its results is treated as numbers and is not executed."""
 
     class Bomb:
         def __reduce__(self) -> Any:
@@ -142,8 +142,8 @@ def test_no_pickle_lies_in_memory_that_others_can_name(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-def test_an_address_of_a_file_opens_that_file_alone(tmp_path: Path) -> None:
-    """Its device and inode are compared before it is opened; a link is none."""
+def test_the_address_of_a_file_opens_no_other_file(tmp_path: Path) -> None:
+    """The device and the inode are compared before the file is opened; links are refused."""
     np.save(tmp_path / "mine.npy", np.arange(4.0))
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(1000))
@@ -169,7 +169,7 @@ def test_an_address_of_a_file_opens_that_file_alone(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 def test_another_user_can_open_nothing() -> None:
-    """Neither a name, nor a memory file, nor the marker; nor can they remove them."""
+    """Another user can neither open nor remove a name, a memory file or a marker."""
     array = shmpar.ones(3)
     done = run_python(
         """

@@ -189,7 +189,7 @@ def test_an_array_of_a_killed_process_can_be_taken_over():
         with owner:
             name = owner.stdout.readline().decode().strip()
             owner.kill()
-        a = attach(name, 3, "f8", own=True)  # at once: any pool of this user's would remove it
+        a = attach(name, 3, "f8", own=True)  # Why: any pool would remove the name later
         assert os.path.exists(f"{SHM}/{{name}}"), "gone at once"
         assert not os.path.exists("{SHM}/shmpar-test-inherited"), "the others stay"
         assert name not in {{one.name for one in remove_stale()}}
@@ -254,7 +254,7 @@ def test_a_forked_child_removes_nothing():
             del b
             a.close()
             gc.collect()
-            c = sa.zeros(2)     # of a manager of its own
+            c = sa.zeros(2)     # with its own manager
             c.name
             c.close()
             assert not ended

@@ -223,7 +223,7 @@ def test_another_function_may_bring_other_globals(monkeypatch: pytest.MonkeyPatc
 def test_the_public_pickler_knows_too_which_definitions_are_pickled_by_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It gives the answer if cloudpickle lacks the private function."""
+    """The public pickler is used if cloudpickle lacks the private function."""
     definitions = [
         pack, json.dumps, np.ndarray, int, type(None), functools.partial,
         counting, with_closure(), with_closure, type("Local", (), {}),

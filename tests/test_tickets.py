@@ -307,7 +307,7 @@ def test_engines_of_one_process_work_without_the_module_fcntl(kind: str) -> None
 
 
 def test_a_counter_is_not_inherited_and_closes_once(counter: tickets.Tickets) -> None:
-    """Its descriptor is closed at exec and with the counter."""
+    """The descriptor of a counter is closed at exec and with the counter."""
     fd = counter.fileno()
     assert not os.get_inheritable(fd)
     counter.close()

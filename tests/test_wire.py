@@ -50,7 +50,7 @@ def test_messages_keep_their_bounds_and_order(ends: Any) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(value=st.recursive(st.integers() | st.text() | st.binary(), st.lists))
-def test_any_value_arrives_as_it_was(ends: Any, value: Any) -> None:
+def test_any_value_arrives_unchanged(ends: Any, value: Any) -> None:
     """Any value that pickles can be sent."""
     parent, worker = ends
     parent.send(value)
@@ -68,7 +68,7 @@ def test_messages_of_any_length_arrive(ends: Any, size: int) -> None:
 
 @pytest.mark.parametrize("size", [100, LIMIT + 1], ids=["short", "long"])
 def test_descriptors_come_with_their_message(ends: Any, size: int) -> None:
-    """They are duplicates that are closed at exec, in the order of sending."""
+    """The receiver gets duplicates in the order of sending, which are closed at exec."""
     parent, worker = ends
     read, write = os.pipe()
     parent.send(padded(size), [write, read])
@@ -143,7 +143,7 @@ def test_a_long_message_lies_in_memory_that_cannot_change() -> None:
 
 
 def test_a_message_in_memory_that_can_change_is_refused(ends: Any) -> None:
-    """It is not unpickled, since its writer could change it after the checks."""
+    """The message is not unpickled, since its writer could change it after the checks."""
     parent, worker = ends
     body = pickle.dumps("harmless", 5)
     fd = os.memfd_create("open", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -157,7 +157,7 @@ def test_a_message_in_memory_that_can_change_is_refused(ends: Any) -> None:
 def test_a_long_message_uses_a_file_on_systems_without_sealed_memory(
     ends: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is sent in a temporary file."""
+    """The message is sent in a temporary file."""
     monkeypatch.setattr(wires, "_SEALS", 0)
     parent, worker = ends
     value = padded(100_000)
@@ -237,7 +237,7 @@ def test_messages_of_an_end_with_unread_messages_are_read(ends: Any) -> None:
 
 @pytest.mark.parametrize("size", [100, LIMIT + 1], ids=["short", "long"])
 def test_sending_to_a_closed_end_is_an_error(ends: Any, size: int) -> None:
-    """It is no signal, and no descriptor stays open."""
+    """No signal is raised, and no descriptor stays open."""
     parent, worker = ends
     worker.close()
     with pytest.raises(BrokenPipeError):

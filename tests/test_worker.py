@@ -200,7 +200,7 @@ class TestClaims:
     def test_the_next_claim_keeps_its_bounds(
         self, size: int, seconds: float, remaining: int, workers: int
     ) -> None:
-        """At most a millisecond, eight times the last claim, a share of the rest; at least one."""
+        """A claim is limited by time, by the last claim and by the remaining tickets."""
         following = loop._next_size(size, seconds, remaining, workers)
         assert following >= 1
         assert following <= max(1, 8 * size)
@@ -208,7 +208,7 @@ class TestClaims:
         assert following == 1 or following * seconds <= 1.0001e-3
 
     def test_a_todo_lists_the_chunks(self) -> None:
-        """Tickets are indices into it, and no other chunk is computed."""
+        """Tickets are indices into the list of chunks, and no other chunk is computed."""
         worker = Worker(lambda block: block + 1, np.arange(9), todo=(7, 2, 4)).work()
         assert worker.out.tolist() == [0, 0, 3, 0, 5, 0, 0, 8, 0]
         assert np.flatnonzero(worker.ledger.status == DONE).tolist() == [2, 4, 7]
@@ -219,8 +219,8 @@ class TestClaims:
         assert worker.ledger.held(1) is None
         worker.ledger.check_invariants()
 
-    def test_it_returns_between_claims_if_the_channel_says_so(self) -> None:
-        """Its result says that tickets are left."""
+    def test_work_returns_between_claims_if_the_channel_stops_it(self) -> None:
+        """The result of work() is False while tickets are left."""
         worker = Worker(lambda block: block, np.arange(9))
         worker.channel.claims = 2
         assert not work(worker.assignment, worker.channel)
@@ -370,10 +370,10 @@ class TestAnnouncements:
             pytest.param(lambda b: "ab", PerChunk(), [((2, 2), "U2")], False, id="strings"),
         ],
     )
-    def test_it_names_shapes_and_dtypes(
+    def test_the_announcement_has_shapes_and_dtypes(
         self, func: Any, placement: Any, outputs: Any, is_tuple: bool
     ) -> None:
-        """They follow from one result, for any number of outputs, and are announced once."""
+        """A single result determines all outputs, which are announced once."""
         worker = Worker(func, np.zeros((6, 4)), chunks=(3, 2), placement=placement).work()
         (said,) = worker.channel.said
         assert said.outputs == tuple(Output(shape, np.dtype(dtype)) for shape, dtype in outputs)
@@ -406,8 +406,8 @@ class TestAnnouncements:
         assert calls == [0, 1, 2, 3, 4]
         assert worker.out.tolist() == [0, 1, 0, 0, 0]
 
-    def test_declared_dtypes_take_the_place_of_the_result_s(self) -> None:
-        """They may be declared for some outputs only."""
+    def test_declared_dtypes_replace_those_of_the_result(self) -> None:
+        """The dtypes may be declared for some outputs only."""
         worker = Worker(lambda b: (b, b), np.arange(4), dtypes=(np.dtype("f4"), None)).work()
         assert [output.dtype for output in worker.channel.said[0].outputs] == ["f4", "i8"]
         assert worker.errors == {}
@@ -618,7 +618,7 @@ class TestDtypes:
     def test_other_scalars_are_stored_as_they_are(
         self, value: Any, dtype: Any, declared: bool
     ) -> None:
-        """They are dates, records and strings of exactly the output's dtype."""
+        """Dates, records and strings of exactly the dtype of the output are stored."""
         assert stored(value, dtype, declared=declared) == repr(np.array(value, dtype)[()])
 
     @pytest.mark.parametrize("grid_shape", [(4,), (2, 3), ()])
@@ -680,7 +680,7 @@ class TestDtypes:
         ],
     )
     def test_a_declared_dtype_refuses_lossy_values(self, value: Any, dtype: str) -> None:
-        """It refuses another kind or a part of a string; the message names the remedy."""
+        """Another kind or a part of a string is refused, and the message names the remedy."""
         said = stored(value, dtype)
         assert "cannot be cast to" in said
         assert "pass another dtype= or out=" in said
@@ -689,7 +689,7 @@ class TestDtypes:
         ("value", "dtype"), [(256, "u1"), (-1, "u1"), (2**63, "i8"), (2**70, ">i4")]
     )
     def test_a_python_int_out_of_bounds_is_refused(self, value: int, dtype: str) -> None:
-        """It is never wrapped around."""
+        """The value is never wrapped around."""
         said = stored(value, dtype)
         assert f"returned {value}, out of bounds" in said
 
@@ -743,7 +743,7 @@ class TestArguments:
         assert seen == [(True, "a"), (True, "b"), (True, "c")]
 
     def test_block_id_and_block_info_describe_the_chunk(self) -> None:
-        """In Dask's terms: the window is under the number of each input, the core under None."""
+        """As in Dask, the window is under the number of each input, the core under None."""
         got = {}
 
         def func(a: Array, b: Array, block_id: Any, block_info: Any) -> Array:
@@ -790,7 +790,7 @@ class TestArguments:
 
     @pytest.mark.parametrize("dtypes", [None, (np.dtype("f4"),)], ids=["first-result", "declared"])
     def test_block_info_does_not_depend_on_which_chunk_came_first(self, dtypes: Any) -> None:
-        """It names the declared dtype, before and after the outputs exist."""
+        """block_info has the declared dtype, before and after the outputs exist."""
         seen = []
 
         def func(block: Array, block_info: Any) -> Array:
@@ -815,7 +815,7 @@ class TestArguments:
         assert part.assignment.outputs[0][[1, 4]].tolist() == whole[[1, 4]].tolist()
 
     def test_a_halo_is_cut_off_the_result(self) -> None:
-        """It is cut off each output; a result of another shape than the window is refused."""
+        """The halo is cut off each output; a result of another shape than the window is refused."""
         halo = Halo.parse(1, "nearest", 1)
         array = np.arange(7.0)
         worker = Worker(lambda w: (w * 2, w + 1), array, chunks=3, halo=halo).work()
@@ -831,15 +831,15 @@ class TestWindows:
     """Functions that write into their window, and results that are objects."""
 
     def test_a_function_may_be_passed_its_window(self) -> None:
-        """It fills the window that it gets as out=; its result is ignored."""
+        """The function fills the window that it gets as out=; its result is ignored."""
         out = np.zeros((4, 4))
         array = np.arange(16.0).reshape(4, 4)
         worker = Worker(np.negative, array, chunks=(2, 3), outputs=[out], pass_out=True).work()
         assert worker.errors == {}
         np.testing.assert_array_equal(out, -array)
 
-    def test_a_window_without_axes_is_one_too(self) -> None:
-        """It is a view of one element of each output."""
+    def test_a_function_may_be_passed_a_window_without_axes(self) -> None:
+        """The window is a view of one element of each output."""
 
         def func(block: Array, out: Any, scale: int) -> None:
             total, count = out

@@ -291,7 +291,8 @@ class Loop:
         now = time.monotonic()
         for run in self._running():
             run.execution.check_deadlines(now)
-        self._calls.assign(engine)
+        if not self._inbox:  # Why: it may hold a close that cancels the calls which wait.
+            self._calls.assign(engine)
         self._finish_runs()
 
     def _timeout(self) -> float | None:

@@ -25,10 +25,10 @@ def test_it_equals_numpys(pool: shmpar.Pool, name: str, axis: int) -> None:
     """Axes of the result take the place of the axis; all keywords go to the function."""
     array = np.random.default_rng(3).normal(size=(7, 5, 6))
     args, kwargs = ((0.25,), {"scale": 2}) if name == "keywords" else ((), {})
-    due = np.apply_along_axis(FUNCTIONS[name], axis, array, *args, **kwargs)
+    expected = np.apply_along_axis(FUNCTIONS[name], axis, array, *args, **kwargs)
     got = pool.apply_along_axis(FUNCTIONS[name], axis, array, *args, **kwargs)
-    assert got.dtype == due.dtype
-    np.testing.assert_array_equal(got, due)
+    assert got.dtype == expected.dtype
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_many_chunks_are_put_together(pool: shmpar.Pool) -> None:

@@ -166,7 +166,7 @@ def test_a_halo_may_be_used_up_by_the_function(pool: shmpar.Pool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "said"),
+    ("call", "error", "message"),
     [
         (lambda p: p.map_blocks(_double, X, pass_out=True), ValueError, "pass out=, or dtype="),
         (lambda p: p.block_reduce(_double, X, dtype=float, pass_out=True), ValueError, "pass out="),
@@ -184,10 +184,10 @@ def test_a_halo_may_be_used_up_by_the_function(pool: shmpar.Pool) -> None:
     ],
 )
 def test_pass_out_needs_to_know_the_output(
-    pool: shmpar.Pool, call: Any, error: Any, said: str
+    pool: shmpar.Pool, call: Any, error: Any, message: str
 ) -> None:
     """The function must take ``out``, too; both errors come before the run."""
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         call(pool)
 
 

@@ -137,8 +137,8 @@ def test_a_result_of_another_shape_names_the_remedy(
     func, keywords, remedy = RESULTS[case]
     with pytest.raises(shmpar.ChunkError, match="the function returned") as caught:
         pool.map_overlap(func, image, chunks=10, **{"depth": 1, **keywords})
-    said = str(caught.value.__cause__ or caught.value)
-    assert re.search(remedy, said)
+    message = str(caught.value.__cause__ or caught.value)
+    assert re.search(remedy, message)
     for foreign in ("out_chunks", "drop_axis", "new_axis"):
         assert foreign not in str(caught.value)
 
@@ -150,8 +150,8 @@ def test_a_later_result_of_another_shape_is_an_error_too(
     """The shape of every chunk is checked, not only of the first."""
 
     def func(window: Any, block_id: Any) -> Any:
-        due = inside(window) if keywords else window
-        return due[1:] if block_id == (1, 1) else due
+        expected = inside(window) if keywords else window
+        return expected[1:] if block_id == (1, 1) else expected
 
     with pytest.raises(
         shmpar.ChunkError, match=r"window of shape \(12, 12\).*trim=False"

@@ -44,15 +44,15 @@ def cases(draw: st.DrawFn) -> tuple[Any, ...]:
 def test_a_reduction_equals_numpys(pool: shmpar.Pool, case: Any, name: str) -> None:
     """Value, shape, dtype and type are NumPy's; the sums here are of whole numbers, so exact."""
     array, axis, keepdims, chunks = case
-    due = getattr(np, name)(array, axis=axis, keepdims=keepdims)
+    expected = getattr(np, name)(array, axis=axis, keepdims=keepdims)
     got = getattr(pool, name)(array, axis=axis, keepdims=keepdims, chunks=chunks)
-    assert type(got) is type(due)
-    assert np.asarray(got).dtype == np.asarray(due).dtype
+    assert type(got) is type(expected)
+    assert np.asarray(got).dtype == np.asarray(expected).dtype
     if name in EXACT:
-        np.testing.assert_array_equal(got, due)
+        np.testing.assert_array_equal(got, expected)
     else:
         tolerance = 1e-5 if array.dtype == np.float32 else 1e-12
-        np.testing.assert_allclose(got, due, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
 
 
 @quick
@@ -63,10 +63,10 @@ def test_a_histogram_equals_numpys(pool: shmpar.Pool, case: Any, bins: int) -> N
     array = np.nan_to_num(array.real)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # NumPy says that it converts bool
-        due = np.histogram(array, bins)
+        expected = np.histogram(array, bins)
     counts, edges = pool.histogram(array, bins, chunks=chunks)
-    np.testing.assert_array_equal(counts, due[0])
-    np.testing.assert_array_equal(edges, due[1])
+    np.testing.assert_array_equal(counts, expected[0])
+    np.testing.assert_array_equal(edges, expected[1])
 
 
 def test_a_histogram_takes_edges_range_and_density(pool: shmpar.Pool, image: Any) -> None:
@@ -76,9 +76,9 @@ def test_a_histogram_takes_edges_range_and_density(pool: shmpar.Pool, image: Any
         {"bins": 5, "range": (-1.0, 1.0)},
         {"bins": 5, "range": (-1.0, 1.0), "density": True},
     ):
-        due, got = np.histogram(image, **keywords), pool.histogram(image, chunks=9, **keywords)
-        np.testing.assert_array_equal(got[0], due[0])
-        np.testing.assert_array_equal(got[1], due[1])
+        expected, got = np.histogram(image, **keywords), pool.histogram(image, chunks=9, **keywords)
+        np.testing.assert_array_equal(got[0], expected[0])
+        np.testing.assert_array_equal(got[1], expected[1])
     with pytest.raises(ValueError, match="whole array"):
         pool.histogram(image, "auto")
 
@@ -156,8 +156,8 @@ def test_a_reduction_takes_its_keywords(pool: shmpar.Pool, name: str, image: Any
         "retries": 2, "task_timeout": 60, "wait": True,
     }  # fmt: skip
     assert set(keywords) == {*REDUCTION_OPTIONS, "wait"}
-    got, due = getattr(pool, name)(image, **keywords), getattr(pool, name)(image)
-    np.testing.assert_equal(got, due)
+    got, expected = getattr(pool, name)(image, **keywords), getattr(pool, name)(image)
+    np.testing.assert_equal(got, expected)
     assert seen[-1][0] == seen[-1][1]
 
 

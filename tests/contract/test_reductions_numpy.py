@@ -94,13 +94,13 @@ def outcome(reduce: Any, *args: Any, **keywords: Any) -> Any:
         return type(error), str(error)
 
 
-def same_form(got: Any, due: Any) -> None:
+def same_form(got: Any, expected: Any) -> None:
     """Type, dtype, shape and errors equal those of NumPy."""
-    assert type(got) is type(due)
-    if isinstance(due, tuple):
-        assert got == due
-    assert np.asarray(got).dtype == np.asarray(due).dtype
-    assert np.shape(got) == np.shape(due)
+    assert type(got) is type(expected)
+    if isinstance(expected, tuple):
+        assert got == expected
+    assert np.asarray(got).dtype == np.asarray(expected).dtype
+    assert np.shape(got) == np.shape(expected)
 
 
 @quick
@@ -118,11 +118,11 @@ def test_the_form_is_numpys_whatever_the_values(
     keywords: dict[str, Any] = {"axis": axis, "keepdims": keepdims}
     if name in {"var", "std"}:
         keywords["ddof"] = ddof
-    due = outcome(getattr(np, name), array, **keywords)
+    expected = outcome(getattr(np, name), array, **keywords)
     got = outcome(getattr(serial, name), array, chunks=chunks, **keywords)
-    same_form(got, due)
-    if not isinstance(due, tuple):  # infinities and NaN are at the places of NumPy
-        np.testing.assert_array_equal(np.isnan(got), np.isnan(due))
+    same_form(got, expected)
+    if not isinstance(expected, tuple):  # infinities and NaN have the same positions
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
 
 
 @quick
@@ -130,10 +130,10 @@ def test_the_form_is_numpys_whatever_the_values(
 def test_sums_of_integers_are_exact(serial: shmpar.Pool, case: Case, name: str) -> None:
     """Sums of integers wrap as in NumPy."""
     array, axis, chunks = case
-    due = outcome(getattr(np, name), array, axis=axis)
+    expected = outcome(getattr(np, name), array, axis=axis)
     got = outcome(getattr(serial, name), array, axis=axis, chunks=chunks)
-    same_form(got, due)
-    np.testing.assert_array_equal(got, due)
+    same_form(got, expected)
+    np.testing.assert_array_equal(got, expected)
 
 
 @quick
@@ -141,10 +141,10 @@ def test_sums_of_integers_are_exact(serial: shmpar.Pool, case: Case, name: str) 
 def test_the_smallest_and_the_largest_are_exact(serial: shmpar.Pool, case: Case, name: str) -> None:
     """A single NaN or NaT decides, and infinity is the largest value."""
     array, axis, chunks = case
-    due = outcome(getattr(np, name), array, axis=axis)
+    expected = outcome(getattr(np, name), array, axis=axis)
     got = outcome(getattr(serial, name), array, axis=axis, chunks=chunks)
-    same_form(got, due)
-    np.testing.assert_array_equal(got, due)
+    same_form(got, expected)
+    np.testing.assert_array_equal(got, expected)
 
 
 def lines(array: np.ndarray, axis: Any) -> np.ndarray:
@@ -219,10 +219,10 @@ def test_a_dtype_is_the_results(serial: shmpar.Pool, given_dtype: str, dtype: st
     for name, axis in itertools.product(["sum", "mean", "var", "std"], [None, 0]):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", np.exceptions.ComplexWarning)
-            due = getattr(np, name)(array, axis, dtype)
+            expected = getattr(np, name)(array, axis, dtype)
             got = getattr(serial, name)(array, axis, dtype, chunks=(2, 3))
-        same_form(got, due)
-        np.testing.assert_allclose(got, due, rtol=8 * np.finfo(dtype).eps)
+        same_form(got, expected)
+        np.testing.assert_allclose(got, expected, rtol=8 * np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("dtype", ["?", "i4", "u1"])
@@ -261,9 +261,9 @@ def test_long_doubles_keep_their_digits(serial: shmpar.Pool) -> None:
     """No part of the result was a double."""
     array = np.arange(7, dtype="g") / 3
     for name in NAMES:
-        due, got = getattr(np, name)(array), getattr(serial, name)(array, chunks=2)
-        same_form(got, due)
-        assert abs(got - due) <= 4 * np.finfo("g").eps * abs(due)
+        expected, got = getattr(np, name)(array), getattr(serial, name)(array, chunks=2)
+        same_form(got, expected)
+        assert abs(got - expected) <= 4 * np.finfo("g").eps * abs(expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -287,11 +287,11 @@ def test_errors_of_numpy_come_before_anything_starts(
     serial: shmpar.Pool, name: str, array: np.ndarray, keywords: Any
 ) -> None:
     """The error equals that of NumPy, and no chunk is computed."""
-    with pytest.raises((ValueError, TypeError)) as due:
+    with pytest.raises((ValueError, TypeError)) as expected:
         getattr(np, name)(array, **keywords)
-    with pytest.raises(type(due.value)) as got:
+    with pytest.raises(type(expected.value)) as got:
         getattr(serial, name)(array, chunks=1, **keywords)
-    assert str(got.value) == str(due.value)
+    assert str(got.value) == str(expected.value)
     assert serial.last_run is None
 
 
@@ -341,9 +341,9 @@ edges = st.lists(st.integers(-20, 20), min_size=1, max_size=6).map(sorted)
 ranges = st.tuples(st.integers(-20, 0), st.integers(0, 20)) | st.just((0.25, 30.5))
 
 
-def same_histogram(got: Any, due: Any) -> None:
+def same_histogram(got: Any, expected: Any) -> None:
     """Counts and edges to the last bit, and of the same dtypes."""
-    for mine, numpys in zip(got, due, strict=True):
+    for mine, numpys in zip(got, expected, strict=True):
         same_form(mine, numpys)
         np.testing.assert_array_equal(mine, numpys)
 
@@ -360,12 +360,12 @@ def test_histograms_are_numpys(
 ) -> None:
     """Any shape and dtype; bins by number, edges or range; also values beyond the range."""
     array, _, chunks = case
-    due = outcome(np.histogram, array, bins, limits, density=density)
+    expected = outcome(np.histogram, array, bins, limits, density=density)
     got = outcome(serial.histogram, array, bins, limits, density=density, chunks=chunks)
-    if isinstance(due[0], type):
-        assert got == due
+    if isinstance(expected[0], type):
+        assert got == expected
     else:
-        same_histogram(got, due)
+        same_histogram(got, expected)
 
 
 @quick
@@ -380,8 +380,8 @@ def test_values_that_are_not_finite_are_counted_as_in_numpy(
 ) -> None:
     """NaN and infinities lie in no bin, or in the last one that is open to them."""
     for last in (30, np.inf):
-        due = np.histogram(values, [*bins, last])
-        same_histogram(serial.histogram(values, [*bins, last], chunks=4), due)
+        expected = np.histogram(values, [*bins, last])
+        same_histogram(serial.histogram(values, [*bins, last], chunks=4), expected)
 
 
 @pytest.mark.parametrize(
@@ -400,11 +400,11 @@ def test_values_that_are_not_finite_are_counted_as_in_numpy(
 )
 def test_bins_that_make_no_sense_are_numpys_error(serial: shmpar.Pool, keywords: Any) -> None:
     """The errors equal those of NumPy, and come before anything starts."""
-    with pytest.raises((ValueError, TypeError)) as due:
+    with pytest.raises((ValueError, TypeError)) as expected:
         np.histogram(np.arange(9.0), **keywords)
-    with pytest.raises(type(due.value)) as got:
+    with pytest.raises(type(expected.value)) as got:
         serial.histogram(np.arange(9.0), chunks=2, **keywords)
-    assert str(got.value) == str(due.value)
+    assert str(got.value) == str(expected.value)
     assert serial.last_run is None
 
 

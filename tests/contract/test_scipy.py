@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import shmpar
-from tests.pools import let_go
+from tests.pools import drop_caches
 
 ndimage = pytest.importorskip("scipy.ndimage")
 
@@ -93,7 +93,7 @@ def one_thread() -> Iterator[shmpar.Pool]:
 def serial(one_thread: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
     """Windows do not depend on the engine."""
     yield one_thread
-    let_go(one_thread)
+    drop_caches(one_thread)
 
 
 def sample(shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -118,14 +118,14 @@ def both(tested: Filter) -> int:
     return max(tested.reach)
 
 
-def check(got: np.ndarray, due: np.ndarray, tested: Filter) -> None:
+def check(got: np.ndarray, expected: np.ndarray, tested: Filter) -> None:
     """Equal bit by bit, or to a few units in the last place of the largest values."""
-    assert got.dtype == due.dtype
-    if tested.order or due.dtype.kind in "iu":
-        np.testing.assert_array_equal(got, due)
+    assert got.dtype == expected.dtype
+    if tested.order or expected.dtype.kind in "iu":
+        np.testing.assert_array_equal(got, expected)
     else:
-        ulp = np.finfo(due.dtype).eps * max(1.0, float(np.abs(due).max()))
-        np.testing.assert_allclose(got, due, rtol=0, atol=tested.ulps * ulp)
+        ulp = np.finfo(expected.dtype).eps * max(1.0, float(np.abs(expected).max()))
+        np.testing.assert_allclose(got, expected, rtol=0, atol=tested.ulps * ulp)
 
 
 def constant_of(tested: Filter) -> int:
@@ -185,12 +185,12 @@ def test_other_names_mean_the_same(serial: shmpar.Pool, name: str, alias: str) -
     """A name has the same meaning in SciPy's filters and as a boundary."""
     tested = FILTERS[name]
     array = sample((17, 13), "f8")
-    due = tested.func(array, mode=ALIASES[alias])
+    expected = tested.func(array, mode=ALIASES[alias])
     got = serial.map_overlap(tested.func, array, depth=2, boundary=alias, chunks=(5, 4))
-    check(got, due, tested)
+    check(got, expected, tested)
     cut = -1 if alias == "grid-wrap" else (5, 4)
     got = serial.map_overlap(partial(tested.func, mode=alias), array, depth=2, chunks=cut)
-    check(got, due, tested)
+    check(got, expected, tested)
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
@@ -208,13 +208,13 @@ def test_a_mode_an_axis_is_a_boundary_an_axis(serial: shmpar.Pool) -> None:
     """Each axis has its own boundary."""
     array = sample((17, 13), "i4")
     modes = ("wrap", "mirror")
-    due = ndimage.uniform_filter(array, 5, mode=modes)
+    expected = ndimage.uniform_filter(array, 5, mode=modes)
     run = partial(ndimage.uniform_filter, size=5)
     got = serial.map_overlap(run, array, depth=2, boundary=modes, chunks=(5, 4))
-    np.testing.assert_array_equal(got, due)
+    np.testing.assert_array_equal(got, expected)
     wrapped = partial(ndimage.uniform_filter, size=5, mode=modes)
     got = serial.map_overlap(wrapped, array, depth=2, boundary=("wrap", "none"), chunks=(5, 4))
-    np.testing.assert_array_equal(got, due)
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_a_filter_of_one_axis_needs_a_halo_there_alone(serial: shmpar.Pool) -> None:
@@ -276,11 +276,11 @@ def test_every_engine_filters_alike(pool: shmpar.Pool, name: str, mode: str) -> 
     tested = FILTERS[name]
     small, large = sample((17, 13), "i4"), sample((301, 199), "f4")
     for array, chunks in ((small, (5, 4)), (large, "auto")):
-        due = tested.func(array, mode=mode, cval=constant_of(tested))
+        expected = tested.func(array, mode=mode, cval=constant_of(tested))
         boundary = CVAL if mode == "constant" and tested.flat else mode
         keywords: dict[str, Any] = {"depth": both(tested), "chunks": chunks}
-        check(pool.map_overlap(tested.func, array, boundary=boundary, **keywords), due, tested)
+        check(pool.map_overlap(tested.func, array, boundary=boundary, **keywords), expected, tested)
         assert pool.last_run.report.chunks > 1
         if mode != "wrap":
             run = partial(tested.func, mode=mode, cval=constant_of(tested))
-            check(pool.map_overlap(run, array, **keywords), due, tested)
+            check(pool.map_overlap(run, array, **keywords), expected, tested)

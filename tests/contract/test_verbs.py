@@ -287,7 +287,7 @@ def test_rows_without_elements_are_still_rows(pool: shmpar.Pool) -> None:
     np.testing.assert_array_equal(pool.parallel_map(np.sum, np.empty((10, 0))), np.zeros(10))
 
 
-def test_the_function_may_ask_where_it_is(pool: shmpar.Pool, image: Any) -> None:
+def test_a_function_gets_block_id_and_block_info(pool: shmpar.Pool, image: Any) -> None:
     """block_id and block_info are passed to a function that names them."""
 
     def where(block: Any, block_id: Any, block_info: Any) -> Any:
@@ -362,7 +362,7 @@ def test_captured_shared_arrays_stay_shared(pool: shmpar.Pool) -> None:
 
 
 def test_nested_calls_run_in_the_worker(pool: shmpar.Pool, image: Any) -> None:
-    """A call inside a worker gives the same result, for any pool."""
+    """A call inside a worker gives the same result on any pool."""
 
     def nested(block: Any) -> Any:
         return shmpar.block_reduce(np.sum, block, chunks=-1)[0, 0] + len(

@@ -1,4 +1,4 @@
-"""The two targets: they make an address or a ledger of bytes, and use it.
+"""The two fuzz targets, which make an address or a ledger from bytes and use it.
 
 A finding is an exception that is not documented, an open of another file, an access outside of the
 segment, or a signal that ends the process.
@@ -217,7 +217,7 @@ class LedgerTarget:
 
 @contextmanager
 def watched_opens() -> Iterator[list[str]]:
-    """List each path that Python opens meanwhile and that belongs to no segment."""
+    """Collect each path outside of shared memory that Python opens during the block."""
     wrong: list[str] = []
     on = [True]
 

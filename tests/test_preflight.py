@@ -1,4 +1,4 @@
-"""A run that cannot fit into memory is refused before anything is made."""
+"""A run that cannot fit into memory is refused before any memory is allocated."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ HUGE = np.lib.stride_tricks.as_strided(np.ones(1), (10**12,), (0,))  # 8 TB, of 
 
 @pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
 @pytest.mark.parametrize("wait", [True, False])
-def test_the_error_has_the_sums(engine: str, wait: bool, tmp_path: Path) -> None:
-    """The error lists copies, which threads do not make, and outputs; nothing is called."""
+def test_the_error_lists_the_required_memory(engine: str, wait: bool, tmp_path: Path) -> None:
+    """The error lists copies, which threads do not make, and outputs; no function is called."""
     called = tmp_path / "called"
 
     def work(block: Any) -> Any:
@@ -59,7 +59,7 @@ sizes = st.integers(0, 50)
     memory=sizes,
     on_disk=st.booleans(),
 )
-def test_sizes_fit_if_they_can_be_made_one_after_the_other(
+def test_sizes_fit_if_they_can_be_allocated_in_order(
     needs: list[int], free: tuple[int, int, int], memory: int, on_disk: bool
 ) -> None:
     """Each size takes the first source with room; all sources but the disk share the memory."""
@@ -72,12 +72,12 @@ def test_sizes_fit_if_they_can_be_made_one_after_the_other(
         """Compute the free bytes from the segments made so far, slowly."""
         if len(taken) == len(needs):
             return True
-        used = sum(n for place, n in taken if capacities[place].in_memory)
+        used = sum(n for index, n in taken if capacities[index].in_memory)
         size = needs[len(taken)]
-        for place, one in enumerate(capacities):
-            on_it = sum(n for other, n in taken if other == place)
+        for index, one in enumerate(capacities):
+            on_it = sum(n for other, n in taken if other == index)
             if size <= one.free - on_it and (not one.in_memory or size <= memory - used):
-                return makes([*taken, (place, size)])
+                return makes([*taken, (index, size)])
         return False
 
     assert allocate._fits(needs, capacities, memory) == makes([])

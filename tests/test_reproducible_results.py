@@ -1,4 +1,4 @@
-"""The same call gives the same bytes, whatever computes it and whatever dies meanwhile."""
+"""A call gives the same bytes on every engine and number of workers, even if workers die."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ import shmpar
 from tests import naive_verbs as naive
 
 WORKERS = (1, 2, 3, 7)
-# Each start of a worker takes time: the default suite has one number of processes.
+# Why: each start of a worker takes time, so the default suite has one number of processes.
 MORTAL = [n if n == 2 else pytest.param(n, marks=pytest.mark.stress) for n in WORKERS]
 CHUNKS = (7, 8)
-CHOSEN = 17  # the number of the chunk whose first computation ends its worker
+FATAL = 17  # number of the chunk whose first computation ends its worker
 SEED = 20
-#: Values of many magnitudes: another order of additions would show.
+#: Values of many magnitudes, so that another order of additions gives another sum.
 IMAGE = np.random.default_rng(3).lognormal(sigma=9, size=(60, 45)) * (-1.0) ** np.arange(45)
-CELL = list(naive.cells(IMAGE.shape, CHUNKS))[CHOSEN]
+CELL = list(naive.cells(IMAGE.shape, CHUNKS))[FATAL]
 MARK = IMAGE[CELL].flat[0]
 
 
 def smooth(window: np.ndarray) -> np.ndarray:
-    """Means over three rows, where there are three."""
+    """Return the means over three rows, except for the first and the last row."""
     out = window.copy()
     out[1:-1] = (window[:-2] + window[1:-1] + window[2:]) / 3
     return out
@@ -51,7 +51,7 @@ def moments(block: np.ndarray, rng: np.random.Generator) -> Any:
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-#: A call of every verb on a pool; `wrap` may add to the function what it likes.
+#: Calls of the verbs on a pool; `wrap` may replace the function.
 CALLS: dict[str, Callable[[shmpar.Pool, Wrap], Any]] = {
     "map_blocks": lambda pool, wrap: pool.map_blocks(wrap(noisy), IMAGE, chunks=CHUNKS, seed=SEED),
     "map_overlap": lambda pool, wrap: pool.map_overlap(
@@ -78,7 +78,7 @@ REDUCTIONS: dict[str, Callable[[shmpar.Pool], Any]] = {
 
 
 def as_bytes(result: Any) -> Any:
-    """All that there is of a result, so that equal is identical."""
+    """Return the dtype, shape and bytes of a result for an exact comparison."""
     if isinstance(result, tuple):
         return tuple(as_bytes(part) for part in result)
     if isinstance(result, np.ndarray) and result.dtype == object:
@@ -92,22 +92,22 @@ def unchanged(func: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="module")
-def due() -> dict[str, Any]:
-    """What one thread computes, in the order of the chunks."""
+def expected() -> dict[str, Any]:
+    """Results of the serial engine, which computes the chunks in order."""
     with shmpar.Pool(1, engine="serial") as pool:
         results = {name: as_bytes(call(pool, unchanged)) for name, call in CALLS.items()}
         return results | {name: as_bytes(call(pool)) for name, call in REDUCTIONS.items()}
 
 
-def test_one_thread_computes_what_a_loop_does(due: dict[str, Any]) -> None:
-    """The bytes that all others are compared with are right themselves."""
+def test_the_serial_engine_equals_a_loop(expected: dict[str, Any]) -> None:
+    """The results that all others are compared with are right."""
     noise = naive.noise(IMAGE.shape, CHUNKS, SEED)
-    assert due["map_blocks"] == as_bytes(IMAGE + noise)
+    assert expected["map_blocks"] == as_bytes(IMAGE + noise)
     padded = np.pad(IMAGE, ((1, 1), (0, 0)), "reflect")
-    assert due["map_overlap"] == as_bytes((padded[:-2] + padded[1:-1] + padded[2:]) / 3)
+    assert expected["map_overlap"] == as_bytes((padded[:-2] + padded[1:-1] + padded[2:]) / 3)
     sums = naive.block_reduce(np.sum, IMAGE, CHUNKS)
-    assert due["sum"] == as_bytes(np.sum(sums))
-    assert due["mean"] == as_bytes(np.sum(sums) / IMAGE.size)
+    assert expected["sum"] == as_bytes(np.sum(sums))
+    assert expected["mean"] == as_bytes(np.sum(sums) / IMAGE.size)
 
 
 @pytest.mark.parametrize(
@@ -120,28 +120,30 @@ def test_one_thread_computes_what_a_loop_does(due: dict[str, Any]) -> None:
         for workers in WORKERS
     ],
 )
-def test_every_engine_and_number_of_workers(engine: str, workers: int, due: dict[str, Any]) -> None:
-    """One after the other, and all at once."""
+def test_every_engine_and_number_of_workers(
+    engine: str, workers: int, expected: dict[str, Any]
+) -> None:
+    """Consecutive and concurrent runs give the same bytes."""
     with shmpar.Pool(workers, engine=engine) as pool:
         for name, call in CALLS.items():
-            assert as_bytes(call(pool, unchanged)) == due[name], name
+            assert as_bytes(call(pool, unchanged)) == expected[name], name
         for name, reduce in REDUCTIONS.items():
-            assert as_bytes(reduce(pool)) == due[name], name
+            assert as_bytes(reduce(pool)) == expected[name], name
         runs = [
             pool.map_blocks(noisy, IMAGE, chunks=CHUNKS, seed=SEED, wait=False) for _ in range(3)
         ]
-        assert {as_bytes(run.result(timeout=60)) for run in runs} == {due["map_blocks"]}
+        assert {as_bytes(run.result(timeout=60)) for run in runs} == {expected["map_blocks"]}
 
 
 def die_once(marker: Path) -> None:
-    """End this process, unless this or another one was ended here before."""
+    """Kill this process, unless this function has already killed one."""
     with contextlib.suppress(FileExistsError):
         marker.touch(exist_ok=False)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def mortal(func: Callable[..., Any], marker: Path) -> Callable[..., Any]:
-    """The function, whose worker dies when it first gets the mark of the chosen chunk."""
+    """Wrap the function, so that the first worker that gets the fatal chunk dies."""
 
     @functools.wraps(func)
     def wrapper(block: np.ndarray, *args: Any, **keywords: Any) -> Any:
@@ -153,22 +155,22 @@ def mortal(func: Callable[..., Any], marker: Path) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("workers", MORTAL)
-def test_a_worker_that_is_killed_on_the_way(
-    workers: int, due: dict[str, Any], tmp_path: Path
+def test_the_result_after_the_death_of_a_worker(
+    workers: int, expected: dict[str, Any], tmp_path: Path
 ) -> None:
-    """What it had computed is kept or computed again; its successor's streams are the same."""
+    """The chunks of a dead worker are computed again with the same random numbers."""
     with shmpar.Pool(workers) as pool:
         for name, call in CALLS.items():
             marker = tmp_path / name
             got = call(pool, lambda func, marker=marker: mortal(func, marker))
-            assert as_bytes(got) == due[name], name
+            assert as_bytes(got) == expected[name], name
             assert pool.last_run.report.deaths == 1, name
 
 
-def watch_for_the_chosen_block(folder: Path) -> None:
-    """In a worker: die the first time that a reduction reduces the chosen chunk.
+def die_in_the_fatal_chunk(folder: Path) -> None:
+    """Let a worker die when a reduction first reduces the fatal chunk.
 
-    Its functions are none of ours, so they are seen from a profile hook.
+    A profile hook detects the chunk, since a test cannot wrap the functions of a reduction.
     """
 
     def hook(frame: FrameType, event: str, _arg: object) -> None:
@@ -182,14 +184,14 @@ def watch_for_the_chosen_block(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", MORTAL)
-def test_a_worker_that_is_killed_in_a_reduction(
-    workers: int, due: dict[str, Any], tmp_path: Path
+def test_the_result_of_a_reduction_after_the_death_of_a_worker(
+    workers: int, expected: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Partial results are folded in the order of the chunks, whoever computed them."""
-    watching = {"initializer": watch_for_the_chosen_block, "initargs": (tmp_path,)}
+    """Partial results are combined in the order of the chunks, on any workers."""
+    watching = {"initializer": die_in_the_fatal_chunk, "initargs": (tmp_path,)}
     with shmpar.Pool(workers, **watching) as pool:
         for name in ("mean", "std"):
             for seen in ("sum", "_moments"):
                 (tmp_path / seen).unlink(missing_ok=True)
-            assert as_bytes(REDUCTIONS[name](pool)) == due[name], name
+            assert as_bytes(REDUCTIONS[name](pool)) == expected[name], name
             assert pool.last_run.report.deaths == 1, name

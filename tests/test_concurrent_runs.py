@@ -19,47 +19,47 @@ RUNS = 10
 
 
 class Gate:
-    """What `_wait` waits for in a worker."""
+    """Two named pipes: `_wait_at_gate` waits in a worker until the test opens the gate."""
 
     def __init__(self, folder: Path) -> None:
-        paths = folder / "begun", folder / "go"
+        paths = folder / "waiting", folder / "go"
         for path in paths:
             os.mkfifo(path)
-        # Open at both ends, so that nobody waits for the other end to be opened.
-        self._begun, self._go = (os.open(path, os.O_RDWR) for path in paths)
+        # Why: opening a pipe for reading and writing does not block.
+        self._waiting, self._go = (os.open(path, os.O_RDWR) for path in paths)
 
-    def until_begun(self) -> None:
-        """Return when a worker waits."""
-        os.read(self._begun, 1)
+    def wait_for_worker(self) -> None:
+        """Wait until a worker waits at the gate."""
+        os.read(self._waiting, 1)
 
     def open(self) -> None:
-        """Let it through."""
+        """Let the worker go on."""
         os.write(self._go, b"!")
 
     def close(self) -> None:
-        """Close our ends."""
-        os.close(self._begun)
+        """Close the descriptors of the test."""
+        os.close(self._waiting)
         os.close(self._go)
 
 
-def _wait(folder: str, block: Any) -> Any:
-    begun, go = (os.open(f"{folder}/{name}", os.O_RDWR) for name in ("begun", "go"))
-    os.write(begun, b"!")
+def _wait_at_gate(folder: str, block: Any) -> Any:
+    waiting, go = (os.open(f"{folder}/{name}", os.O_RDWR) for name in ("waiting", "go"))
+    os.write(waiting, b"!")
     os.read(go, 1)
-    os.close(begun)
+    os.close(waiting)
     os.close(go)
     return block
 
 
 @pytest.fixture(params=["threads", "processes"])
 def busy(request: Any, tmp_path: Path) -> Iterator[shmpar.Pool]:
-    """A pool of two workers, one of which is in a chunk that lasts as long as the test."""
+    """A pool of two workers; a chunk occupies one of them for the whole test."""
     gate = Gate(tmp_path)
-    wait = functools.partial(_wait, str(tmp_path))
+    wait = functools.partial(_wait_at_gate, str(tmp_path))
     with shmpar.Pool(2, engine=request.param) as pool:
         wait_for_workers(pool)
         long = pool.map_blocks(wait, np.arange(2.0), chunks=2, wait=False)
-        gate.until_begun()
+        gate.wait_for_worker()
         yield pool
         assert not long.done()
         gate.open()
@@ -67,26 +67,26 @@ def busy(request: Any, tmp_path: Path) -> Iterator[shmpar.Pool]:
     gate.close()
 
 
-def test_a_small_run_does_not_wait_for_the_long_chunk_of_another(busy: shmpar.Pool) -> None:
-    """One worker does all of it; there are more than the other one is sent ahead."""
+def test_a_small_run_does_not_wait_for_a_long_chunk_of_another_run(busy: shmpar.Pool) -> None:
+    """The free worker computes all chunks of every small run."""
     for _ in range(5):
         assert busy.parallel_map(abs, range(-9, 0)).tolist() == list(range(9, 0, -1))
 
 
 def test_a_run_without_chunks_does_not_wait(busy: shmpar.Pool) -> None:
-    """There is nothing to wait for."""
+    """A run without chunks is done at once."""
     assert busy.map_blocks(np.negative, np.empty(0)).shape == (0,)
 
 
-def test_a_run_that_is_cancelled_does_not_wait(busy: shmpar.Pool) -> None:
-    """It is done when its own chunks are."""
+def test_a_cancelled_run_does_not_wait(busy: shmpar.Pool) -> None:
+    """A cancelled run waits only for its own chunks."""
     run = busy.map_blocks(lambda block: block, np.zeros(100_000), chunks=1, wait=False)
     assert run.cancel()
     assert concurrent.futures.wait([run], timeout=60).done == {run}
 
 
-def test_a_run_that_fails_does_not_wait(busy: shmpar.Pool) -> None:
-    """Its error comes when its own chunks are done."""
+def test_a_failed_run_does_not_wait(busy: shmpar.Pool) -> None:
+    """A failed run waits only for its own chunks."""
 
     def fail(value: int) -> int:
         raise ValueError(value)
@@ -96,8 +96,8 @@ def test_a_run_that_fails_does_not_wait(busy: shmpar.Pool) -> None:
 
 
 @pytest.mark.parametrize("engine", ["serial", "threads", "processes"])
-def test_ten_at_once_give_what_they_give_one_after_another(engine: str) -> None:
-    """Whatever order their chunks are computed in."""
+def test_ten_concurrent_runs_equal_ten_consecutive_runs(engine: str) -> None:
+    """The results do not depend on the order of the chunks."""
     arrays = [np.random.default_rng(seed).normal(size=(50, 40)) for seed in range(RUNS)]
 
     def work(block: Any) -> Any:
@@ -110,34 +110,34 @@ def test_ten_at_once_give_what_they_give_one_after_another(engine: str) -> None:
             assert np.array_equal(result, pool.map_blocks(work, array, chunks=(7, 40)))
 
 
-def test_threads_cap_blas_while_the_pool_is_open() -> None:
-    """Else each of them would start as many threads as there are processors."""
+def test_threads_limit_blas_while_the_pool_is_open() -> None:
+    """Each thread of the pool uses one BLAS thread, and the old limit returns afterwards."""
     threadpoolctl = pytest.importorskip("threadpoolctl")
 
-    def caps() -> list[int]:
+    def limits() -> list[int]:
         return [one["num_threads"] for one in threadpoolctl.threadpool_info()]
 
     with threadpoolctl.threadpool_limits(2):
-        before = caps()
+        before = limits()
         with shmpar.Pool(2, engine="threads") as pool:
-            assert set(pool.submit(caps).result()) <= {1}
-        assert caps() == before
+            assert set(pool.submit(limits).result()) <= {1}
+        assert limits() == before
 
 
-def test_a_call_behind_a_chunk_that_ends_the_worker_is_made_by_the_next(tmp_path: Path) -> None:
-    """The death is the chunk's fault; the call is not lost with the worker that had both."""
+def test_a_call_that_waits_for_a_fatal_chunk_is_not_lost(tmp_path: Path) -> None:
+    """The next worker makes the call, and the death counts for the chunk."""
     gate, first = Gate(tmp_path), tmp_path / "first"
 
     def die_once(block: Any) -> Any:
         if not first.exists():
             first.touch()
-            _wait(str(tmp_path), block)
+            _wait_at_gate(str(tmp_path), block)
             os._exit(7)
         return -block
 
     with shmpar.Pool(1, retries=1) as pool:
         run = pool.map_blocks(die_once, np.arange(2.0), chunks=2, wait=False)
-        gate.until_begun()
+        gate.wait_for_worker()
         call = pool.submit(pow, 2, 5)
         gate.open()
         assert call.result(timeout=60) == 32
@@ -145,24 +145,24 @@ def test_a_call_behind_a_chunk_that_ends_the_worker_is_made_by_the_next(tmp_path
     gate.close()
 
 
-def test_a_chunk_is_not_blamed_for_the_end_of_another_run(tmp_path: Path) -> None:
-    """A worker that is ended for one run's sake may have a chunk of another: that is no death."""
+def test_a_chunk_is_not_blamed_for_a_kill_by_another_run(tmp_path: Path) -> None:
+    """If a run kills a worker that computes a chunk of another run, that chunk has no death."""
     gate = Gate(tmp_path)
     calls = tmp_path / "calls"
 
-    def patient(block: Any) -> Any:
+    def wait_once(block: Any) -> Any:
         with calls.open("a") as log:
             log.write("x")
         if calls.stat().st_size == 1:
-            _wait(str(tmp_path), block)
+            _wait_at_gate(str(tmp_path), block)
         return -block
 
     with shmpar.Pool(1, retries=0) as pool:
         wait_for_workers(pool)
-        long = pool.map_blocks(patient, np.arange(2.0), chunks=2, wait=False)
-        gate.until_begun()
+        long = pool.map_blocks(wait_once, np.arange(2.0), chunks=2, wait=False)
+        gate.wait_for_worker()
         other = pool.map_blocks(np.negative, np.arange(4.0), chunks=2, wait=False)
-        # As an interrupt does whose grace is over.
+        # The same as an interrupt after its grace period.
         pool._loop.engine.kill(0, other.execution.number)
         assert other.result(60).tolist() == [0, -1, -2, -3]
         assert long.result(60).tolist() == [0, -1]

@@ -1,4 +1,4 @@
-"""atomic_file(): files that appear whole or not at all."""
+"""atomic_file() creates a complete file or none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shmpar.memory.allocate import atomic_file
 
 @pytest.fixture(params=["nameless", "named"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder on a system with nameless files, or without them."""
+    """Return a folder on a system with or without nameless files."""
     if request.param == "named":
         monkeypatch.delattr(os, "O_TMPFILE")
     return tmp_path

@@ -1,4 +1,4 @@
-"""``max_tasks_per_worker``: a worker has so many chunks and calls, and is replaced."""
+"""``max_tasks_per_worker`` limits the chunks and calls of a worker, which is then replaced."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import shmpar
 
 
 def pids(pool: shmpar.Pool, chunks: int, **options: Any) -> Counter[int]:
-    """How many chunks of a call each process has computed."""
+    """Count the chunks of a call that each process computes."""
     return Counter(pool.parallel_map(lambda n: os.getpid(), range(chunks), **options).tolist())
 
 
 @pytest.mark.parametrize(("workers", "most"), [(1, 1), (1, 4), (2, 3), (2, 1000)])
-def test_no_worker_has_more_than_it_may(workers: int, most: int) -> None:
-    """Over several runs, which are all complete."""
+def test_no_worker_exceeds_its_number_of_tasks(workers: int, most: int) -> None:
+    """The limit holds across runs, which are all complete."""
     counts: Counter[int] = Counter()
     with shmpar.Pool(workers, max_tasks_per_worker=most) as pool:
         for _ in range(2):
@@ -30,8 +30,8 @@ def test_no_worker_has_more_than_it_may(workers: int, most: int) -> None:
     assert len(counts) >= 8 / most
 
 
-def test_calls_count_too() -> None:
-    """And one that a worker was sent behind its last is made by the next."""
+def test_calls_count_as_tasks() -> None:
+    """A call that was sent to a worker after its last task is made by the next worker."""
     with shmpar.Pool(2, max_tasks_per_worker=3) as pool:
         calls = [pool.submit(os.getpid) for _ in range(12)]
         counts = Counter(call.result(60) for call in calls)
@@ -39,8 +39,8 @@ def test_calls_count_too() -> None:
     assert max(counts.values()) <= 3
 
 
-def test_it_is_no_death_that_counts() -> None:
-    """Nothing is retried, nothing is given up, and results of every kind are complete."""
+def test_a_replacement_does_not_count_as_a_death() -> None:
+    """No chunk is retried, no run fails, and results of every kind are complete."""
     rows = np.arange(20.0).reshape(10, 2)
     with shmpar.Pool(2, max_tasks_per_worker=5, retries=0) as pool:
         np.testing.assert_array_equal(pool.map_blocks(np.negative, rows, chunks=(1, -1)), -rows)
@@ -53,8 +53,8 @@ def test_it_is_no_death_that_counts() -> None:
         assert len(list(runs[0].completed())) == 10
 
 
-def test_an_initializer_is_called_in_each(tmp_path: Any) -> None:
-    """The new ones are as the first."""
+def test_each_new_worker_calls_the_initializer(tmp_path: Any) -> None:
+    """Every process that computes a chunk has called the initializer."""
     log = tmp_path / "log"
 
     def initialize() -> None:
@@ -69,13 +69,13 @@ def test_an_initializer_is_called_in_each(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("engine", ["threads", "serial"])
 def test_threads_are_not_replaced(engine: str) -> None:
-    """There is nothing to give back; the argument is accepted."""
+    """The serial engine and the threads accept the argument and ignore it."""
     with shmpar.Pool(2, engine=engine, max_tasks_per_worker=1) as pool:
         assert set(pids(pool, 8)) == {os.getpid()}
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "many"])
-def test_what_is_no_number_of_tasks_is_refused(wrong: Any) -> None:
-    """Before anything starts."""
+def test_an_invalid_number_of_tasks_is_refused(wrong: Any) -> None:
+    """Pool() raises an error that names the argument."""
     with pytest.raises((TypeError, ValueError), match="max_tasks_per_worker"):
         shmpar.Pool(2, max_tasks_per_worker=wrong)

@@ -1,4 +1,4 @@
-"""Workers that stop, take too long, or never come up."""
+"""Workers that hang, are stopped, or never start are replaced or reported."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def pool() -> Iterator[shmpar.Pool]:
         yield made
 
 
-def stuck(how: str, once: Path | None = None) -> Any:
-    """A function that gets stuck in chunk 6 of X in chunks of 2 x 2, every time or once."""
+def hang_in_chunk_6(how: str, once: Path | None = None) -> Any:
+    """Make a function that hangs in chunk 6 of X in chunks of 2 x 2, each time or once."""
 
     def work(block: Any) -> Any:
         if block.flat[0] == 22 and not (once and once.exists()):
@@ -44,19 +44,17 @@ def stuck(how: str, once: Path | None = None) -> Any:
 
 
 @pytest.mark.parametrize("how", HANGS, ids=["python", "gil", "stopped"])
-def test_a_worker_that_is_stuck_once_is_replaced(
-    pool: shmpar.Pool, how: str, tmp_path: Path
-) -> None:
-    """After task_timeout; its chunk is computed again, and the others once."""
-    got = pool.map_blocks(stuck(how, tmp_path / "once"), X, chunks=2)
+def test_a_worker_that_hangs_once_is_replaced(pool: shmpar.Pool, how: str, tmp_path: Path) -> None:
+    """After task_timeout another worker computes the chunk again."""
+    got = pool.map_blocks(hang_in_chunk_6(how, tmp_path / "once"), X, chunks=2)
     np.testing.assert_array_equal(got, -X)
     assert pool.last_run.report.deaths == 1
     np.testing.assert_array_equal(pool.map_blocks(np.negative, X, chunks=2), -X)
 
 
-def test_a_chunk_that_is_always_stuck_is_named(pool: shmpar.Pool) -> None:
-    """By TaskTimeout, by itself or among others, or its window is filled."""
-    work = stuck(HANGS[2])
+def test_a_chunk_that_always_hangs_is_a_timeout(pool: shmpar.Pool) -> None:
+    """TaskTimeout names the chunk under each value of on_error."""
+    work = hang_in_chunk_6(HANGS[2])
     with pytest.raises(shmpar.TaskTimeout) as caught:
         pool.map_blocks(work, X, chunks=2, retries=0)
     assert (caught.value.chunk, caught.value.region) == (6, (slice(2, 4), slice(2, 4)))
@@ -76,15 +74,15 @@ def test_a_chunk_that_is_always_stuck_is_named(pool: shmpar.Pool) -> None:
     assert [type(one) for one in pool.last_run.failed] == [shmpar.TaskTimeout]
 
 
-def test_a_worker_that_is_stopped_while_idle_holds_nobody_up(pool: shmpar.Pool) -> None:
-    """The other computes all; and the pool closes."""
+def test_a_stopped_idle_worker_delays_no_run(pool: shmpar.Pool) -> None:
+    """The other worker computes all chunks, and the pool closes."""
     os.kill(pool._loop.engine.pids()[0], signal.SIGSTOP)
     for _ in range(3):
         np.testing.assert_array_equal(pool.map_blocks(np.negative, X, chunks=2), -X)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "status"),
     [
         ({"env": {"PYTHONHOME": "/nonexistent"}}, "status 1"),
         ({"python": "/bin/true"}, "status 0"),
@@ -98,17 +96,17 @@ def test_a_worker_that_is_stopped_while_idle_holds_nobody_up(pool: shmpar.Pool) 
     ],
     ids=["no library", "true", "false", "initializer exits", "initializer is killed"],
 )
-def test_workers_that_never_come_up_are_an_error(options: Any, said: str) -> None:
-    """Of runs and of calls, each time; nobody waits for ever."""
+def test_workers_that_never_start_are_an_error(options: Any, status: str) -> None:
+    """Every run and every call raises WorkerDied, and none waits for ever."""
     with shmpar.Pool(1, **options) as pool:
-        with pytest.raises(shmpar.WorkerDied, match=said):
+        with pytest.raises(shmpar.WorkerDied, match=status):
             pool.map_blocks(np.negative, X)
-        with pytest.raises(shmpar.WorkerDied, match=said):
+        with pytest.raises(shmpar.WorkerDied, match=status):
             pool.submit(abs, -1).result(60)
 
 
-def test_an_initializer_that_dies_once_costs_a_worker(tmp_path: Path) -> None:
-    """Its successor's does not."""
+def test_a_worker_that_dies_in_its_initializer_is_replaced(tmp_path: Path) -> None:
+    """The pool works if the initializer of the next worker succeeds."""
     once = tmp_path / "once"
 
     def initialize() -> None:
@@ -124,8 +122,8 @@ def test_an_initializer_that_dies_once_costs_a_worker(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["serial", "threads", "processes"])
-def test_an_initializer_that_exits_has_failed(engine: str) -> None:
-    """SystemExit is no end of anything but the initializer; no run goes on without it."""
+def test_sys_exit_in_an_initializer_is_a_failure(engine: str) -> None:
+    """Every run and every call raises an error with the exit message."""
     with shmpar.Pool(1, engine=engine, initializer=sys.exit, initargs=("no licence",)) as pool:
         for _ in range(2):
             with pytest.raises(shmpar.ShmparError, match=r"initializer failed: .*no licence"):
@@ -135,8 +133,8 @@ def test_an_initializer_that_exits_has_failed(engine: str) -> None:
         pool._last_run = None
 
 
-def test_an_interpreter_that_may_not_be_executed_is_an_error_at_once(tmp_path: Path) -> None:
-    """Nothing is left of the pool."""
+def test_a_file_that_cannot_be_executed_is_an_error_at_once(tmp_path: Path) -> None:
+    """Pool() raises the error of the operating system and leaves nothing."""
     python = tmp_path / "python"
     python.write_text("no program")
     with pytest.raises(PermissionError):

@@ -1,4 +1,4 @@
-"""A pool works however Python was started, and ends however it ends."""
+"""A pool works in a Python that was started in any way, and ends with it."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ with shmpar.Pool(2) as pool:
     two = pool.map_blocks(lambda block: scaled(block) + 1, np.arange(6), chunks=2)
 print(one.tolist(), two.tolist())
 """
-SAID = "[0, 3, 6, 9, 12, 15] [1, 6, 11, 16, 21, 26]\n"
+OUTPUT = "[0, 3, 6, 9, 12, 15] [1, 6, 11, 16, 21, 26]\n"
 
 
-def check(done: CompletedProcess[str], said: str = SAID) -> None:
-    assert (done.stdout, done.stderr, done.returncode) == (said, "", 0)
+def check(done: CompletedProcess[str], output: str = OUTPUT) -> None:
+    assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
 
 
 def test_python_c(run_python: Run) -> None:
-    """A snippet with functions and a lambda of its own."""
+    """A snippet may use its own functions and lambdas."""
     check(run_python(SCRIPT))
 
 
 def test_a_script_without_a_guard(run_python: Run, tmp_path: Path) -> None:
-    """Workers never import __main__."""
+    """A script needs no guard, since workers never import __main__."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     check(run_python(script))
 
 
 def test_a_script_on_standard_input(run_python: Run) -> None:
-    """As from a pipe."""
+    """Python may read the script from a pipe."""
     check(
         run_python("import sys; exec(compile(sys.stdin.read(), '<stdin>', 'exec'))", input=SCRIPT)
     )
@@ -58,15 +58,13 @@ def test_a_script_on_standard_input(run_python: Run) -> None:
 
 
 @pytest.mark.parametrize("flags", [["-X", "dev", "-B"], ["-W", "error", "-O"]], ids=" ".join)
-def test_the_interpreters_flags_are_the_workers(run_python: Run, flags: list[str]) -> None:
-    """And neither end warns of anything."""
+def test_workers_have_the_flags_of_the_interpreter(run_python: Run, flags: list[str]) -> None:
+    """Neither the parent nor a worker emits a warning."""
     check(run_python(SCRIPT, flags=flags))
 
 
-def test_a_directory_with_modules_named_as_the_standard_librarys(
-    run_python: Run, tmp_path: Path
-) -> None:
-    """What lies in the working directory is not imported, unless the parent would."""
+def test_a_directory_with_the_names_of_standard_modules(run_python: Run, tmp_path: Path) -> None:
+    """Workers import a module of the working directory only if the parent would."""
     for name in ("selectors", "random", "queue", "socket", "pickle"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
     script = tmp_path / "elsewhere" / "script.py"
@@ -76,7 +74,7 @@ def test_a_directory_with_modules_named_as_the_standard_librarys(
 
 
 def test_a_function_of_a_module_beside_the_script(run_python: Run, tmp_path: Path) -> None:
-    """It is imported by name, from where the parent found it."""
+    """Workers import the module from the folder where the parent found it."""
     (tmp_path / "helper.py").write_text("def double(block): return block * 2\n")
     script = tmp_path / "script.py"
     script.write_text(
@@ -87,8 +85,8 @@ def test_a_function_of_a_module_beside_the_script(run_python: Run, tmp_path: Pat
     check(run_python(script), "[0, 2, 4, 6]\n")
 
 
-def test_workers_share_the_parents_surroundings(run_python: Run, tmp_path: Path) -> None:
-    """Working directory, warnings, floating-point errors, capped threads, env=."""
+def test_workers_have_the_process_state_of_the_parent(run_python: Run, tmp_path: Path) -> None:
+    """Workers have its directory, warning filters, NumPy error state and env=."""
     source = """
         import os, sys, warnings
         import numpy as np, shmpar
@@ -97,7 +95,7 @@ def test_workers_share_the_parents_surroundings(run_python: Run, tmp_path: Path)
         warnings.simplefilter("ignore")
 
         def look(_):
-            warnings.warn("unheard")
+            warnings.warn("ignored")
             return (os.getcwd(), np.geterr()["divide"], os.environ["OMP_NUM_THREADS"],
                     os.environ["MINE"])
 
@@ -107,8 +105,8 @@ def test_workers_share_the_parents_surroundings(run_python: Run, tmp_path: Path)
     check(run_python(source, str(tmp_path)), f"{os.path.realpath(tmp_path)} raise 1 yes\n")
 
 
-def test_what_a_function_changes_around_it_is_put_back(run_python: Run, tmp_path: Path) -> None:
-    """Before the next call, as it is in the calling process."""
+def test_changes_of_the_process_state_are_undone(run_python: Run, tmp_path: Path) -> None:
+    """The next call has the process state of the parent again."""
     source = """
         import os, sys, warnings, numpy as np, shmpar
 
@@ -135,7 +133,7 @@ def test_what_a_function_changes_around_it_is_put_back(run_python: Run, tmp_path
 
 
 def test_an_initializer_sets_globals(run_python: Run) -> None:
-    """Once a worker, and later functions see them."""
+    """The initializer runs once per worker, and later functions see its globals."""
     source = """
         import shmpar
         model = None
@@ -154,7 +152,7 @@ def test_an_initializer_sets_globals(run_python: Run) -> None:
 
 
 def test_print_reaches_standard_output(run_python: Run) -> None:
-    """Line by line, before the verb returns."""
+    """The output of workers appears before the verb returns."""
     source = """
         import shmpar
         with shmpar.Pool(1) as pool:
@@ -174,10 +172,8 @@ def test_print_reaches_standard_output(run_python: Run) -> None:
     ],
     ids=["falls off", "sys.exit", "exception", "os._exit"],
 )
-def test_a_pool_that_is_not_closed_ends_with_its_interpreter(
-    run_python: Run, ending: str, code: int
-) -> None:
-    """Workers, segments and the default pool: run_python finds whatever is left."""
+def test_an_open_pool_ends_with_its_interpreter(run_python: Run, ending: str, code: int) -> None:
+    """No worker and no segment is left, whether the interpreter exits normally or not."""
     source = f"""
         import os, sys
         import numpy as np, shmpar
@@ -199,8 +195,8 @@ def test_a_forked_child_has_no_pool(run_python: Run) -> None:
         import os
         import shmpar
         pool = shmpar.Pool(2)
-        kept = pool.ones(3)
-        kept.name
+        shared = pool.ones(3)
+        shared.name
         pool.parallel_map(abs, range(4))
         pid = os.fork()
         if pid == 0:
@@ -209,18 +205,18 @@ def test_a_forked_child_has_no_pool(run_python: Run) -> None:
             except RuntimeError as error:
                 print(error, flush=True)
             pool.shutdown()
-            del pool, kept
+            del pool, shared
             os._exit(0)
         os.waitpid(pid, 0)
-        print(pool.parallel_map(abs, range(3)).tolist(), shmpar.attach(kept.name, 3, float)[0])
+        print(pool.parallel_map(abs, range(3)).tolist(), shmpar.attach(shared.name, 3, float)[0])
         pool.shutdown()
     """
-    said = "this pool belongs to the parent process; make one after the fork\n[0, 1, 2] 1.0\n"
-    check(run_python(source), said)
+    output = "this pool belongs to the parent process; make one after the fork\n[0, 1, 2] 1.0\n"
+    check(run_python(source), output)
 
 
-def test_a_forked_child_that_lives_on_keeps_no_worker_alive(run_python: Run) -> None:
-    """Nor does one of multiprocessing's."""
+def test_a_forked_child_keeps_no_worker_alive(run_python: Run) -> None:
+    """The workers exit with the parent, although a forked child runs on."""
     source = """
         import os, sys, time
         import shmpar
@@ -247,7 +243,7 @@ import os, sys, time
 import numpy as np, shmpar
 
 def work(n, seconds):
-    os.write(1, b"at work\\n")  # whole, also beside the other worker's
+    os.write(1, b"at work\\n")  # a single write, since workers share the pipe
     time.sleep(seconds)
 
 with shmpar.Pool(2) as pool:
@@ -264,7 +260,7 @@ print("end", flush=True)
 
 
 def test_an_interrupt_ends_the_call_and_not_the_pool() -> None:
-    """Ctrl-C in short and in long chunks; the next call is right, and nothing is left."""
+    """After Ctrl-C in short and long chunks, the next call is right and nothing is left."""
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with interpreter(INTERRUPTED, text=True, **pipes) as process:
         for _ in range(2):
@@ -280,7 +276,7 @@ def test_an_interrupt_ends_the_call_and_not_the_pool() -> None:
 
 
 def test_a_pool_in_a_daemonic_process(run_python: Run) -> None:
-    """Where multiprocessing's own pools are refused."""
+    """A daemonic process may use a pool, although multiprocessing refuses its own pools there."""
     source = """
         import multiprocessing, sys
         import shmpar
@@ -296,8 +292,8 @@ def test_a_pool_in_a_daemonic_process(run_python: Run) -> None:
     check(run_python(source), "[0, 1, 2]\n")
 
 
-def test_a_worker_imports_little(run_python: Run) -> None:
-    """Layers 0 to 2, NumPy and cloudpickle; no scheduler, no engine, nothing that takes long."""
+def test_a_worker_imports_few_modules(run_python: Run) -> None:
+    """A worker imports neither a higher layer nor a slow module."""
     source = """
         import sys
         import shmpar
