@@ -16,12 +16,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from functools import partial
 from types import TracebackType
-from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from shmpar.arrays import creation
 from shmpar.arrays.attach import attach
 from shmpar.engines.engine import Engine
-from shmpar.engines.local import Initializer, SerialEngine, ThreadsEngine, cap_threads
+from shmpar.engines.local import (
+    Initialization,
+    Initializer,
+    SerialEngine,
+    ThreadsEngine,
+    cap_threads,
+)
 from shmpar.grid.axis import whole_number
 from shmpar.memory.limits import available_cpus
 from shmpar.memory.manager import Manager
@@ -60,58 +66,28 @@ _LEFT_OPEN = Close(cancel_runs=True, cancel_calls=False)
 _AT_ONCE = Close(cancel_runs=True, cancel_calls=True, kill=True)
 
 
-class EngineSpec(NamedTuple):
-    """A pool's arguments for its engine, checked.
+def _make_engine(
+    kind: str,
+    workers: int,
+    initializer: Initializer,
+    call: Initialization | None,
+    launch: tuple[str | None, Mapping[str, str], int],
+    tasks: int | None,
+) -> Engine:
+    """Make a pool's engine; `call` initializes each worker, `initializer` the caller's thread."""
+    if kind == "serial":
+        return SerialEngine(initializer)
+    if kind == "threads":
+        return ThreadsEngine(workers, call)
+    if sys.platform == "win32":
+        raise NotImplementedError(
+            "engine='processes' needs a POSIX system; on Windows use engine='threads'"
+        )
+    # Why here: they need fcntl, which not every system has.
+    from shmpar.engines.launch import Launcher
+    from shmpar.engines.processes import ProcessesEngine
 
-    Attributes
-    ----------
-    name : {"processes", "threads", "serial"}
-        Kind of the engine.
-    workers : int
-        Number of workers.
-    initializer : callable or None
-        Called in each worker first, with `initargs`.
-    env : mapping
-        Added to the environment of worker processes.
-    threads : int
-        Cap on the threads of BLAS and OpenMP in each worker process.
-    python : str or None
-        Interpreter of worker processes.
-    tasks : int or None
-        Chunks and calls after which a worker process is replaced.
-    """
-
-    name: str
-    workers: int
-    initializer: Callable[..., object] | None
-    initargs: tuple[Any, ...]
-    env: Mapping[str, str]
-    threads: int
-    python: str | None
-    tasks: int | None
-
-    @property
-    def initialize(self) -> Callable[[], object] | None:
-        """The initializer with its arguments."""
-        return None if self.initializer is None else partial(self.initializer, *self.initargs)
-
-    def make(self, initializer: Initializer) -> Engine:
-        """Make the engine."""
-        if self.name == "serial":
-            return SerialEngine(initializer)
-        if self.name == "threads":
-            return ThreadsEngine(self.workers, self.initialize)
-        if sys.platform == "win32":
-            raise NotImplementedError(
-                "engine='processes' needs a POSIX system; on Windows use engine='threads'"
-            )
-        # Why here: they need fcntl, which not every system has.
-        from shmpar.engines.launch import Launcher
-        from shmpar.engines.processes import ProcessesEngine
-
-        packed = None if self.initializer is None else (self.initializer, self.initargs)
-        launcher = Launcher(self.python, self.env, self.threads)
-        return ProcessesEngine(self.workers, launcher, packed, self.tasks)
+    return ProcessesEngine(workers, Launcher(*launch), call, tasks)
 
 
 def _positive(name: str, value: Any) -> int:
@@ -266,26 +242,26 @@ class Pool(Reductions, Memory, Executor):
             raise TypeError("initializer must be callable")
         workers = available_cpus() if n_workers is None else _positive("n_workers", n_workers)
         tasks = max_tasks_per_worker
-        spec = EngineSpec(
-            name=engine,
-            workers=1 if engine == "serial" else workers,
-            initializer=initializer,
-            initargs=tuple(initargs),
-            env=_environment(env),
-            threads=_positive("threads_per_worker", threads_per_worker),
-            python=None if python is None else os.fspath(python),
-            tasks=None if tasks is None else _positive("max_tasks_per_worker", tasks),
-        )
-        self.n_workers, self.engine = spec.workers, engine
+        threads = _positive("threads_per_worker", threads_per_worker)
+        call = None if initializer is None else (initializer, tuple(initargs))
+        self.n_workers, self.engine = 1 if engine == "serial" else workers, engine
         self._pid = os.getpid()
         self._last_run: Run | None = None
         self._manager = Manager()
-        self._initializer = Initializer(spec.initialize)
-        if in_worker():  # Why here: the engine is made in another thread, which does not know it.
-            spec = spec._replace(name="serial")
+        self._initializer = Initializer(call)
+        make_engine = partial(
+            _make_engine,
+            # Why here: the engine is made in another thread, which does not know of this worker.
+            "serial" if in_worker() else engine,
+            self.n_workers,
+            self._initializer,
+            call,
+            (None if python is None else os.fspath(python), _environment(env), threads),
+            None if tasks is None else _positive("max_tasks_per_worker", tasks),
+        )
         self._resume = weakref.WeakMethod(self._launch)
         remove_stale()
-        self._loop = Loop(partial(spec.make, self._initializer), self._manager.close)
+        self._loop = Loop(make_engine, self._manager.close)
         self._uncap: Callable[[], object] | None = None
         # Invariant: a pool with workers is among those that are closed at exit, at any interrupt.
         self._open = True
@@ -294,7 +270,7 @@ class Pool(Reductions, Memory, Executor):
             self._loop.begin()
             if engine == "threads":
                 # Why here: BLAS libraries take a cap from the main thread alone.
-                self._uncap = cap_threads(spec.threads)
+                self._uncap = cap_threads(threads)
         except BaseException:
             self._close(_AT_ONCE)
             raise
@@ -323,7 +299,7 @@ class Pool(Reductions, Memory, Executor):
         self._last_run = run
         run.resume_by = self._resume
         if in_worker():  # Why: a worker that waited for workers could wait for itself.
-            return execute_here(run, Initializer(None), wait=wait)
+            return execute_here(run, Initializer(), wait=wait)
         if wait:
             # Why here: a debugger, and Ctrl-C, reach the function in the user's own thread.
             serial = self.engine == "serial"

@@ -232,7 +232,6 @@ class Engine(Protocol):
 
     def pids(self) -> list[int]:
         """Return the process ids of the workers that are up; none for threads."""
-        ...
 
     def prepare(self, plan: Plan, function: Function, arrays: list[Array]) -> Any:
         """Make a run ready to be sent: pickle the function, copy inputs into shared memory.
@@ -244,67 +243,51 @@ class Engine(Protocol):
         SegmentFull
             If there is no room for a copy of an input.
         """
-        ...
 
     def prepare_call(self, call: Function) -> Any:
         """Make a call ready to be sent; raises `PlanError` if it cannot be pickled."""
-        ...
 
     def wake(self) -> None:
         """End the owner's :meth:`wait`."""
-        ...
 
     def bytes_to_copy(self, arrays: Sequence[Array]) -> list[int]:
         """Return the bytes of each input that :meth:`prepare` has to copy."""
-        ...
 
     def ledger(self, chunks: int) -> Ledger:
         """Return a zeroed ledger that all workers can write."""
-        ...
 
     def tickets(self) -> Tickets:
         """Return a counter at 0 from which all workers can claim."""
-        ...
 
     def open(self, active: ActivePlan) -> list[int]:
         """Make ready for a run; return the workers that are up."""
-        ...
 
     def assign(self, worker: int, active: ActivePlan, generation: Generation) -> None:
         """Give a generation to a worker."""
-        ...
 
     def stop(self, active: ActivePlan) -> list[CounterExhausted]:
         """Hand out no more tickets; take back the plans that no worker has been sent."""
-        ...
 
     def close(self, active: ActivePlan) -> None:
         """Release the memory of a run of which no worker has a ticket any more.
 
         A worker may still come to a plan that it was sent, and finds the counter exhausted.
         """
-        ...
 
     def free_worker(self) -> int | None:
         """Return a worker that can be given a call now, None if there is none."""
-        ...
 
     def call(self, worker: int, number: int, prepared: Any) -> None:
         """Give a call to a free worker; `CallFinished` reports its end."""
-        ...
 
     def kill(self, worker: int, run: int) -> None:
         """Kill a worker for a run."""
-        ...
 
     def replace(self, worker: int) -> None:
         """Start a successor of a lost worker."""
-        ...
 
     def wait(self, timeout: float | None) -> list[Event]:
         """Wait for events, for :meth:`wake`, or for `timeout` seconds; return the events."""
-        ...
 
     def shutdown(self) -> None:
         """End all workers; nothing is left when it returns."""
-        ...

@@ -32,6 +32,7 @@ from shmpar.worker.context import inside_worker
 from shmpar.worker.loop import work
 
 Array = np.ndarray[Any, Any]
+Initialization = tuple[Callable[..., object], tuple[Any, ...]]
 
 TURN_SECONDS = 0.1  # the serial engine works for so long before it reports
 
@@ -53,11 +54,11 @@ class Initializer:
 
     Parameters
     ----------
-    call : callable or None
+    call : tuple of (callable, tuple) or None
         The initializer with its arguments.
     """
 
-    def __init__(self, call: Callable[[], object] | None) -> None:
+    def __init__(self, call: Initialization | None = None) -> None:
         self._call = call
         self._broken: BaseException | None = None
         self._once = threading.RLock()
@@ -73,10 +74,10 @@ class Initializer:
             raise self._broken.with_traceback(None)
 
     def _run_once(self) -> None:
-        call = self._call
-        if call is not None:
+        if self._call is not None:
+            initializer, arguments = self._call
             try:
-                call()
+                initializer(*arguments)
             except KeyboardInterrupt:  # the next run calls it again
                 raise
             except BaseException as error:  # noqa: BLE001 - each run is told
@@ -342,13 +343,13 @@ class ThreadsEngine(LocalEngine):
     ----------
     workers : int
         How many.
-    initializer : callable, optional
-        Called in each thread before its first chunk.
+    initializer : tuple of (callable, tuple), optional
+        Called with its arguments in each thread before its first chunk.
     """
 
     name = "threads"
 
-    def __init__(self, workers: int, initializer: Callable[[], object] | None = None) -> None:
+    def __init__(self, workers: int, initializer: Initialization | None = None) -> None:
         self.workers = workers
         self._initializer = initializer
         self._events = queue.SimpleQueue[protocol.Event | None]()

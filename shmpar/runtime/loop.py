@@ -507,7 +507,7 @@ def execute_here(run: Run, initializer: Initializer, *, wait: bool = True) -> An
 
 def call_here(function: Function) -> Call:
     """Make a call in the calling thread; return its future, which is done."""
-    engine, callbacks = SerialEngine(Initializer(None)), CallbackThreads()
+    engine, callbacks = SerialEngine(Initializer()), CallbackThreads()
     calls = Calls(callbacks)
     call = Call(function, engine.prepare_call(function), 0)
     calls.add(call)
