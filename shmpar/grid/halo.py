@@ -292,9 +292,7 @@ def _parts(
     """Return the parts of a window, except constants, with the positions of their values."""
     start, stop = span
     first, last = max(0, start), min(size, stop)
-    parts: list[tuple[slice, _Source]] = [
-        (slice(first - start, last - start), slice(first, last)),
-    ]
+    parts: list[tuple[slice, _Source]] = [(slice(first - start, last - start), slice(first, last))]
     for place, mode in _beyond(span, size, modes):
         if isinstance(mode, Mode):
             positions = np.arange(start + place.start, start + place.stop)
@@ -362,12 +360,7 @@ def parse_depth(depth: Depth, ndim: int) -> tuple[tuple[int, int], ...]:
 
 
 def _pairs(
-    name: str,
-    value: Any,
-    ndim: int,
-    missing: Any,
-    remedy: str,
-    parse: Callable[[Any, str], Any],
+    name: str, value: Any, ndim: int, missing: Any, remedy: str, parse: Callable[[Any, str], Any]
 ) -> tuple[tuple[Any, Any], ...]:
     """Read an argument that has one entry, or a pair (before, after), per axis."""
     pairs = []
