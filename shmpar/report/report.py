@@ -383,7 +383,7 @@ class Report:
 
         Cost: measures the memory bandwidth, once per process, if more than 64 MB were moved.
         """
-        from shmpar.report.advice import advise
+        from shmpar.report.text import advise
 
         return advise(self)
 
