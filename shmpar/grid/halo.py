@@ -255,13 +255,26 @@ class Halo(NamedTuple):
     def _copy(self, array: NDArray[Any], bounds: _Bounds) -> NDArray[Any]:
         """Copy the inside of the window by slices, and the padding by index arrays."""
         window = np.empty_like(array, shape=[stop - start for start, stop in bounds], subok=False)
-        sides = list(zip(bounds, array.shape, self.boundary, strict=True))
-        for parts in product(*[_parts(span, size, modes) for span, size, modes in sides]):
-            window[tuple([place for place, _ in parts])] = _take(array, [s for _, s in parts])
-        for axis, (span, size, modes) in enumerate(sides):
-            for place, mode in _beyond(span, size, modes):
-                if not isinstance(mode, Mode):
-                    window[(slice(None),) * axis + (place,)] = mode
+        copied, constants = [], []
+        for axis, (start, stop) in enumerate(bounds):
+            size, (before, after) = array.shape[axis], self.boundary[axis]
+            first, last = max(0, start), min(size, stop)
+            # A part of the window along this axis, and the positions of its values in the array.
+            parts: list[tuple[slice, _Source]] = [
+                (slice(first - start, last - start), slice(first, last))
+            ]
+            for low, high, mode in ((start, first, before), (last, stop, after)):
+                place = slice(low - start, high - start)
+                if low < high and isinstance(mode, Mode):
+                    parts.append((place, _fold(np.arange(low, high), size, mode)))
+                elif low < high:
+                    constants.append(((slice(None),) * axis + (place,), mode))
+            copied.append(parts)
+        for combination in product(*copied):
+            places, sources = zip(*combination, strict=True)
+            window[places] = _take(array, sources)
+        for corner, constant in constants:
+            window[corner] = constant
         window.flags.writeable = array.flags.writeable
         return window
 
@@ -271,33 +284,6 @@ def _inside(bounds: _Bounds, shape: tuple[int, ...]) -> bool:
         if start < 0 or stop > size:
             return False
     return True
-
-
-def _beyond(
-    span: tuple[int, int], size: int, modes: tuple[Boundary, Boundary]
-) -> list[tuple[slice, Boundary]]:
-    """Return the parts of a window outside the array, in window coordinates."""
-    start, stop = span
-    parts = []
-    if start < 0:
-        parts.append((slice(0, -start), modes[0]))
-    if stop > size:
-        parts.append((slice(size - start, stop - start), modes[1]))
-    return parts
-
-
-def _parts(
-    span: tuple[int, int], size: int, modes: tuple[Boundary, Boundary]
-) -> list[tuple[slice, _Source]]:
-    """Return the parts of a window, except constants, with the positions of their values."""
-    start, stop = span
-    first, last = max(0, start), min(size, stop)
-    parts: list[tuple[slice, _Source]] = [(slice(first - start, last - start), slice(first, last))]
-    for place, mode in _beyond(span, size, modes):
-        if isinstance(mode, Mode):
-            positions = np.arange(start + place.start, start + place.stop)
-            parts.append((place, _fold(positions, size, mode)))
-    return parts
 
 
 def _fold(positions: NDArray[np.intp], size: int, mode: Mode) -> NDArray[np.intp]:
@@ -319,10 +305,7 @@ def _take(array: NDArray[Any], sources: Sequence[_Source]) -> NDArray[Any]:
     """Index by the outer product of slices and index arrays."""
     if sum(not isinstance(source, slice) for source in sources) <= 1:
         return array[tuple(sources)]
-    full = [
-        np.arange(source.start, source.stop) if isinstance(source, slice) else source
-        for source in sources
-    ]
+    full = [np.arange(one.start, one.stop) if isinstance(one, slice) else one for one in sources]
     return array[np.ix_(*full)]
 
 
@@ -367,13 +350,9 @@ def _pairs(
     for axis, entry in enumerate(per_axis(name, value, ndim, missing=missing)):
         where = f"{name}={brief(value)}, axis {axis}"
         sides = entry if isinstance(entry, (tuple, list)) else (entry, entry)
-        try:
-            before, after = sides
-        except ValueError:
-            raise ValueError(
-                f"{where}: {brief(entry)} has {len(entry)} entries; pass {remedy}"
-            ) from None
-        pairs.append((parse(before, where), parse(after, where)))
+        if len(sides) != 2:  # noqa: PLR2004 - before and after
+            raise ValueError(f"{where}: {brief(entry)} has {len(entry)} entries; pass {remedy}")
+        pairs.append((parse(sides[0], where), parse(sides[1], where)))
     return tuple(pairs)
 
 
