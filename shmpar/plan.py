@@ -244,10 +244,9 @@ class Announcement(NamedTuple):
                 here = f"the function returned dtype {mine.dtype} here but {other.dtype} for the"
                 return f"{here} first chunk; pass dtype= (or out=) to have results cast"
             if mine.shape != other.shape:
-                here = f"the function's result makes an output of shape {mine.shape}, but that of"
-                return (
-                    f"{here} the first chunk {other.shape}; every chunk must return the same shape"
-                )
+                here = f"the function's result makes an output of shape {mine.shape}, but"
+                due = f"{other.shape} by the first chunk"
+                return f"{here} {due}; every chunk must return the same shape"
         here = f"the function returned {len(self.outputs)} outputs here but"
         return f"{here} {len(first.outputs)} for the first chunk"
 
