@@ -104,7 +104,7 @@ class Call:
         results = None
         if not self.keywords and (spec.dtypes is not None or plan.chunks == 0):
             results = ufunc_dtypes(self.func, inputs)
-            check_casts(self.verb, self.func, results, spec.dtypes)
+            check_casts(self.verb, self.func, results or (), spec.dtypes or ())
         known = known_outputs(plan, inputs, spec, results)
         if self.pass_out and (known is None or spec.returns_objects):
             raise ValueError(
@@ -160,16 +160,9 @@ class Call:
 class Caller:
     """Base of the classes that give a pool its verbs."""
 
-    def _defaults(self) -> Defaults:
-        raise NotImplementedError
-
-    def _policy(self) -> Policy:
-        """Return the policy of a call without options."""
-        raise NotImplementedError
-
-    def _execute(self, run: Run, *, wait: bool) -> Any:
-        """Return the result of a run, or the run itself unless `wait`."""
-        raise NotImplementedError
+    _defaults: Callable[[], Defaults]
+    _policy: Callable[[], Policy]  # the policy of a call without options
+    _execute: Callable[..., Any]  # the result of a run, or the run itself with wait=False
 
     def _call(self, verb: str, func: Callable[..., Any], options: Options) -> Call:
         policy = parse_options(verb, options, self._defaults()) if options else self._policy()

@@ -14,23 +14,14 @@ from shmpar.grid.axis import axis_number, per_axis, whole_number
 from shmpar.memory.copying import is_masked
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import byte_bounds
-from shmpar.plan import (
-    Announcement,
-    Argument,
-    Blocks,
-    InBlocks,
-    Output,
-    Placement,
-    Plan,
-    Rows,
-    Whole,
-)
+from shmpar.plan import Announcement, Argument, Blocks, InBlocks, Output, Plan, Rows, Whole
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.outputs import NpyFile, Outputs, fill_value_for
 from shmpar.verbs.arguments import Inputs
 
 Array = np.ndarray[Any, Any]
 DType = np.dtype[Any]
+Dtypes = Sequence[DType | None]
 
 
 class OutputSpec(NamedTuple):
@@ -139,9 +130,8 @@ def _parse_array_or_file(verb: str, out: Any) -> Array | NpyFile:
 def _overlaps_itself(array: Array) -> bool:
     """Return whether the step of an axis is less than the span of all axes with smaller steps."""
     span = array.itemsize
-    axes = [(abs(step), n) for step, n in zip(array.strides, array.shape, strict=True) if n > 1]
-    for step, length in sorted(axes):
-        if step < span:
+    for step, length in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
+        if length > 1 and step < span:
             return True
         span += step * (length - 1)
     return False
@@ -152,14 +142,12 @@ def _dtypes_of(
 ) -> tuple[DType | None, ...]:
     if len(declared) != len(given):
         raise ValueError(f"{verb}: out= has {len(given)} arrays, dtype= {len(declared)}")
-    dtypes = []
-    for array, dtype in zip(given, declared, strict=True):
-        if not isinstance(array, np.ndarray):
-            dtypes.append(dtype)
-            continue
-        if dtype is not None and dtype != array.dtype:
-            raise ValueError(f"{verb}: out= has dtype {array.dtype}, dtype= says {dtype}")
-        dtypes.append(array.dtype)
+    dtypes = list(declared)
+    for i, (array, dtype) in enumerate(zip(given, declared, strict=True)):
+        if isinstance(array, np.ndarray):
+            if dtype is not None and dtype != array.dtype:
+                raise ValueError(f"{verb}: out= has dtype {array.dtype}, dtype= says {dtype}")
+            dtypes[i] = array.dtype
     return tuple(dtypes)
 
 
@@ -262,10 +250,10 @@ def place_blocks(grid: Grid, drop: Sequence[int], new_axis: Any, out_chunks: Any
     if not drop and new_axis is None and out_chunks is None:
         return InBlocks.like(grid)
     for axis in drop:
-        if grid.numblocks[axis] > 1:
+        if (count := grid.numblocks[axis]) > 1:
             raise ValueError(
-                f"drop_axis: axis {axis} is cut into {grid.numblocks[axis]} chunks, whose results "
-                f"would fall on one another; leave it whole with chunks={{{axis}: -1}}"
+                f"drop_axis: axis {axis} is cut into {count} chunks, whose results would fall on "
+                f"one another; leave it whole with chunks={{{axis}: -1}}"
             )
     axes: list[int | None] = [axis for axis in range(grid.ndim) if axis not in drop]
     if new_axis is not None:
@@ -274,18 +262,18 @@ def place_blocks(grid: Grid, drop: Sequence[int], new_axis: Any, out_chunks: Any
             axes.insert(axis, None)
     words = f"an output of {len(axes)} axes"
     entries = per_axis("out_chunks", out_chunks, len(axes), missing=None, array=words)
-    cuts: list[Axis | None] = []
-    for position, (source, entry) in enumerate(zip(axes, entries, strict=True)):
-        count = 1 if source is None else grid.numblocks[source]
-        if entry is not None:
-            cuts.append(_parse_out_chunks(position, entry, count))
-        else:
-            cuts.append(None if source is None or count == 1 else grid.axes[source])
+    pairs = zip(axes, entries, strict=True)
+    cuts = [
+        _parse_out_chunks(f"out_chunks, axis {k}", entry, None if axis is None else grid.axes[axis])
+        for k, (axis, entry) in enumerate(pairs)
+    ]
     return InBlocks(tuple(axes), tuple(cuts))
 
 
-def _parse_out_chunks(position: int, entry: Any, count: int) -> Axis:
-    where = f"out_chunks, axis {position}"
+def _parse_out_chunks(where: str, entry: Any, axis: Axis | None) -> Axis | None:
+    count = 1 if axis is None else axis.count
+    if entry is None:
+        return None if count == 1 else axis
     if isinstance(entry, str) or not isinstance(entry, Iterable):
         lengths = [whole_number(entry, where)] * count
     else:
@@ -321,24 +309,17 @@ def ufunc_dtypes(func: Callable[..., Any], inputs: Inputs) -> tuple[DType, ...] 
 
 def _dtype_of(argument: Argument, inputs: Inputs) -> Any:
     """Return the dtype of an argument; the type of a Python number, which is weak."""
-    match argument:
-        case Blocks(number) | Rows(number):
-            return inputs.arrays[number].dtype
-        case Whole(number):
-            value = inputs.values[number]
-            kind = type(value)
-            return kind if kind in {int, float, complex} else getattr(value, "dtype", None)
-    return None
+    if isinstance(argument, Blocks | Rows):
+        return inputs.arrays[argument.array].dtype
+    value = inputs.values[argument.value] if isinstance(argument, Whole) else None
+    return type(value) if type(value) in {int, float, complex} else getattr(value, "dtype", None)
 
 
 def check_casts(
-    verb: str,
-    func: Callable[..., Any],
-    results: Sequence[DType] | None,
-    due: Sequence[DType | None] | None,
+    verb: str, func: Any, results: Iterable[DType], due: Iterable[DType | None]
 ) -> None:
     """Raise ``TypeError`` if a result of a ufunc cannot be cast to the declared dtype."""
-    for result, dtype in zip(results or (), due or (), strict=False):
+    for result, dtype in zip(results, due, strict=False):
         if dtype is not None and not np.can_cast(result, dtype, "same_kind"):
             raise TypeError(
                 f"{verb}: {func.__name__} gives dtype {result}, which cannot be cast to {dtype} "
@@ -358,10 +339,16 @@ def known_outputs(
     """
     if spec.returns_objects:
         return Announcement((Output(plan.grid.numblocks, np.dtype(object)),), is_tuple=False)
-    shape, dtypes = _known_shape(plan.placement), spec.dtypes
+    cuts = plan.placement.cuts if isinstance(plan.placement, InBlocks) else (None,)
+    shape = None if None in cuts else tuple([cut.size for cut in cuts if cut is not None])
+    dtypes = spec.dtypes
     if spec.given is None and plan.chunks == 0:
         # Why: without chunks the function is never called, so the input decides.
-        shape = _empty_shape(plan) if shape is None else shape
+        if not isinstance(plan.placement, InBlocks):
+            shape = plan.grid.numblocks
+        elif shape is None:
+            sizes = plan.grid.shape
+            shape = tuple(1 if axis is None else sizes[axis] for axis in plan.placement.axes)
         like = inputs.arrays[0].dtype if inputs.arrays else np.dtype(float)
         dtypes = dtypes or (results if results is not None and len(results) == 1 else (like,))
     if dtypes is None or (spec.given is None and shape is None):
@@ -373,20 +360,6 @@ def known_outputs(
             outputs.append(Output(array.shape, array.dtype))
         elif shape is not None and dtype is not None:
             outputs.append(Output(shape, dtype))
-    return (
-        Announcement(tuple(outputs), bool(spec.is_tuple)) if len(outputs) == len(dtypes) else None
-    )
-
-
-def _known_shape(placement: Placement) -> tuple[int, ...] | None:
-    """Return the shape of the output if the lengths of all its blocks are known."""
-    if not isinstance(placement, InBlocks) or None in placement.cuts:
+    if len(outputs) < len(dtypes):
         return None
-    return tuple(cut.size for cut in placement.cuts if cut is not None)
-
-
-def _empty_shape(plan: Plan) -> tuple[int, ...]:
-    """Return the shape of an output without chunks."""
-    if not isinstance(plan.placement, InBlocks):
-        return plan.grid.numblocks
-    return tuple(1 if axis is None else plan.grid.shape[axis] for axis in plan.placement.axes)
+    return Announcement(tuple(outputs), bool(spec.is_tuple))
