@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,12 +37,15 @@ class OutputSpec(NamedTuple):
         A tuple was declared; None: nothing was declared.
     returns_objects : bool
         ``dtype=object`` was declared.
+    in_place : bool
+        An output is an input.
     """
 
-    given: tuple[Array | NpyFile, ...] | None
-    dtypes: tuple[DType | None, ...] | None
-    is_tuple: bool | None
-    returns_objects: bool
+    given: tuple[Array | NpyFile, ...] | None = None
+    dtypes: tuple[DType | None, ...] | None = None
+    is_tuple: bool | None = None
+    returns_objects: bool = False
+    in_place: bool = False
 
     def outputs(self, policy: Policy) -> Outputs:
         """Make the outputs of the run.
@@ -59,13 +62,19 @@ class OutputSpec(NamedTuple):
         return outputs
 
 
-def parse_output(verb: str, out: Any, dtype: Any, *, objects: bool = False) -> OutputSpec:
+def parse_output(
+    verb: str, out: Any, dtype: Any, arrays: Sequence[Array], *, objects: bool, in_place: bool
+) -> OutputSpec:
     """Read ``out=`` and ``dtype=``; a tuple declares several outputs.
 
     Parameters
     ----------
+    arrays : sequence of ndarray
+        The inputs.
     objects : bool
         The verb collects objects with ``dtype=object``.
+    in_place : bool
+        An output may be an input.
 
     Raises
     ------
@@ -73,7 +82,7 @@ def parse_output(verb: str, out: Any, dtype: Any, *, objects: bool = False) -> O
         For an output that cannot be written to, or if both disagree.
     """
     if out is None and dtype is None:
-        return OutputSpec(None, None, None, returns_objects=False)
+        return OutputSpec()
     dtypes = None if dtype is None else _parse_dtypes(dtype)
     given = None
     if out is not None:
@@ -87,10 +96,11 @@ def parse_output(verb: str, out: Any, dtype: Any, *, objects: bool = False) -> O
         )
     if returns_objects and (given is not None or dtypes != (np.dtype(object),)):
         raise TypeError(f"{verb}: dtype=object stands alone, without out= or other dtypes")
-    if given is not None:
-        dtypes = _dtypes_of(verb, given, dtypes or (None,) * len(given))
-    is_tuple = isinstance(out if out is not None else dtype, tuple)
-    return OutputSpec(given, dtypes, is_tuple, returns_objects)
+    is_tuple = isinstance(dtype if out is None else out, tuple)
+    if given is None:
+        return OutputSpec(None, dtypes, is_tuple, returns_objects)
+    dtypes = _dtypes_of(verb, given, dtypes or (None,) * len(given))
+    return OutputSpec(given, dtypes, is_tuple, in_place=_is_in_place(verb, given, arrays, in_place))
 
 
 def _parse_dtypes(dtype: Any) -> tuple[DType | None, ...]:
@@ -151,25 +161,15 @@ def _dtypes_of(
     return tuple(dtypes)
 
 
-def check_overlap(
-    verb: str, given: Sequence[Array | NpyFile], arrays: Sequence[Array], *, in_place: bool
+def _is_in_place(
+    verb: str, given: Sequence[Array | NpyFile], arrays: Sequence[Array], allowed: bool
 ) -> bool:
-    """Check that outputs share no memory with an input or with one another.
-
-    Parameters
-    ----------
-    in_place : bool
-        An output may be the same array as an input.
-
-    Returns
-    -------
-    bool
-        Whether an output is the same array as an input.
+    """Return whether an output is an input, which must be allowed.
 
     Raises
     ------
     ValueError
-        For any other overlap.
+        If an output shares memory otherwise with an input, or with another output.
     """
     files = [one.path for one in given if isinstance(one, NpyFile)]
     if len(set(files)) < len(files):
@@ -180,13 +180,13 @@ def check_overlap(
         if any(_overlap(output, other) for other in outputs[:number]):
             raise ValueError(f"{verb}: two outputs share memory")
         for array in arrays:
-            if in_place and _is_same(output, array):
+            if allowed and _is_same(output, array):
                 found = True
             elif _overlap(output, array):
+                remedy = "another output" + allowed * ", or the very input to work in place"
                 raise ValueError(
                     f"{verb}: out= (shape {output.shape}) shares memory with an input (shape "
-                    f"{array.shape}), so chunks would read the results of others; pass another "
-                    "output" + (", or the very input to work in place" if in_place else "")
+                    f"{array.shape}), so chunks would read the results of others; pass {remedy}"
                 )
     return found
 
@@ -286,13 +286,20 @@ def _parse_out_chunks(where: str, entry: Any, axis: Axis | None) -> Axis | None:
         raise ValueError(f"{where}: {error}") from None
 
 
-def ufunc_dtypes(func: Callable[..., Any], inputs: Inputs) -> tuple[DType, ...] | None:
+def ufunc_dtypes(
+    verb: str, func: Any, inputs: Inputs, declared: Iterable[DType | None] = ()
+) -> tuple[DType, ...] | None:
     """Return the dtypes of the results of a ufunc; None if they are not known before the call.
+
+    Raises
+    ------
+    TypeError
+        If a result cannot be cast to the declared dtype.
 
     Examples
     --------
     >>> from shmpar.verbs.arguments import blocks
-    >>> ufunc_dtypes(np.sqrt, blocks("map_blocks", [np.arange(3)]))
+    >>> ufunc_dtypes("map_blocks", np.sqrt, blocks("map_blocks", [np.arange(3)]))
     (dtype('float64'),)
     """
     if not isinstance(func, np.ufunc):
@@ -301,10 +308,16 @@ def ufunc_dtypes(func: Callable[..., Any], inputs: Inputs) -> tuple[DType, ...] 
     if any(one is None for one in given) or len(given) != func.nin:
         return None
     try:
-        found = func.resolve_dtypes((*given, *[None] * func.nout))
+        results = func.resolve_dtypes((*given, *[None] * func.nout))[func.nin :]
     except TypeError:
         return None
-    return tuple(found[func.nin :])
+    for result, dtype in zip(results, declared, strict=False):
+        if dtype is not None and not np.can_cast(result, dtype, "same_kind"):
+            raise TypeError(
+                f"{verb}: {func.__name__} gives dtype {result}, which cannot be cast to {dtype} "
+                "under the rule 'same_kind'; pass another dtype= or out="
+            )
+    return tuple(results)
 
 
 def _dtype_of(argument: Argument, inputs: Inputs) -> Any:
@@ -313,18 +326,6 @@ def _dtype_of(argument: Argument, inputs: Inputs) -> Any:
         return inputs.arrays[argument.array].dtype
     value = inputs.values[argument.value] if isinstance(argument, Whole) else None
     return type(value) if type(value) in {int, float, complex} else getattr(value, "dtype", None)
-
-
-def check_casts(
-    verb: str, func: Any, results: Iterable[DType], due: Iterable[DType | None]
-) -> None:
-    """Raise ``TypeError`` if a result of a ufunc cannot be cast to the declared dtype."""
-    for result, dtype in zip(results, due, strict=False):
-        if dtype is not None and not np.can_cast(result, dtype, "same_kind"):
-            raise TypeError(
-                f"{verb}: {func.__name__} gives dtype {result}, which cannot be cast to {dtype} "
-                "under the rule 'same_kind'; pass another dtype= or out="
-            )
 
 
 def known_outputs(
