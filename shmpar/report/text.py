@@ -92,7 +92,7 @@ def format_count(number: int, noun: str) -> str:
     >>> format_count(1, "chunk"), format_count(20000, "chunk")
     ('1 chunk', '20,000 chunks')
     """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def format_table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
@@ -104,12 +104,8 @@ def format_table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
     ['NAME  SIZE', 'a      1 B']
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
+    line = "  ".join(f"{{:{side}{width}}}" for side, width in zip(align, widths, strict=True))
+    return [line.format(*row).rstrip() for row in rows]
 
 
 def title(report: Report) -> str:
@@ -125,28 +121,33 @@ def title(report: Report) -> str:
 
 def facts(report: Report) -> list[tuple[str, str]]:
     """Return labels and texts about the whole run."""
-    found = [("chunks", _chunks(report))]
+    found = {"chunks": _chunks(report)}
     if report.computed:
         mean = format_seconds(report.serial_seconds / report.computed)
         serial = format_seconds(report.serial_seconds)
-        found += [
-            ("per chunk", f"{mean} on average; {format_count(report.claims, 'claim')}"),
-            ("one worker", f"would take {serial}; speedup {report.speedup:.2f}"),
-        ]
-    if report.bytes_read or report.bytes_written:
-        found.append(("data", _data(report)))
-    if report.array_bytes:
-        found.append(("memory", _memory(report)))
+        found["per chunk"] = f"{mean} on average; {format_count(report.claims, 'claim')}"
+        found["one worker"] = f"would take {serial}; speedup {report.speedup:.2f}"
+    read, written = report.bytes_read, report.bytes_written
+    if read or written:
+        found["data"] = f"{format_bytes(read)} read, {format_bytes(written)} written"
+    if read + written >= LARGE and report.complete:
+        rate, bandwidth = format_rate(report.gb_per_second), format_rate(report.ceiling)
+        found["data"] += f"; {rate} of {bandwidth} memory bandwidth"
+    if arrays := [f"{format_bytes(size)} in {kind}" for kind, size in report.array_bytes.items()]:
+        found["memory"] = ", ".join(arrays)
+        if report.worker_bytes:
+            private = format_bytes(max(report.worker_bytes))
+            found["memory"] += f"; up to {private} private memory per worker"
     if report.deaths:
-        found.append(("deaths", _deaths(report)))
+        found["deaths"] = _deaths(report)
     if report.retries:
-        found.append(("retries", f"{report.retries:,}"))
+        found["retries"] = f"{report.retries:,}"
     if report.failed:
         filled = f" and {'was' if report.failed == 1 else 'were'} filled" if report.filled else ""
-        found.append(("failures", f"{format_count(report.failed, 'chunk')} failed{filled}"))
+        found["failures"] = f"{format_count(report.failed, 'chunk')} failed{filled}"
     if report.seed is not None:
-        found.append(("seed", str(report.seed)))
-    return found
+        found["seed"] = str(report.seed)
+    return list(found.items())
 
 
 def _chunks(report: Report) -> str:
@@ -156,24 +157,6 @@ def _chunks(report: Report) -> str:
     if rest := report.chunks - report.done - report.failed:
         parts.append(f"{rest:,} {'not computed' if report.complete else 'pending'}")
     return ", ".join(parts)
-
-
-def _data(report: Report) -> str:
-    read, written = report.bytes_read, report.bytes_written
-    moved = f"{format_bytes(read)} read, {format_bytes(written)} written"
-    if read + written >= LARGE and report.complete:
-        rate, bandwidth = format_rate(report.gb_per_second), format_rate(report.ceiling)
-        moved += f"; {rate} of {bandwidth} memory bandwidth"
-    return moved
-
-
-def _memory(report: Report) -> str:
-    arrays = ", ".join(
-        f"{format_bytes(size)} in {kind}" for kind, size in report.array_bytes.items()
-    )
-    if not report.worker_bytes:
-        return arrays
-    return f"{arrays}; up to {format_bytes(max(report.worker_bytes))} private memory per worker"
 
 
 def _deaths(report: Report) -> str:
@@ -189,11 +172,10 @@ def _deaths(report: Report) -> str:
 
 def worker_rows(report: Report) -> list[tuple[str, ...]]:
     """Return a row per worker, with the cells of `WORKER_COLUMNS`."""
-    rows = []
-    for one in report.worker_times:
-        times = map(format_seconds, (one.user, one.waiting, one.overhead))
-        rows.append((str(one.worker), f"{one.chunks:,}", f"{one.claims:,}", *times))
-    return rows
+    return [
+        (str(one.worker), f"{one.chunks:,}", f"{one.claims:,}", *map(format_seconds, one[3:]))
+        for one in report.worker_times
+    ]
 
 
 def slowest_rows(report: Report, count: int) -> list[tuple[str, str, str, str]]:
@@ -326,7 +308,7 @@ def coarser(grid: Grid, factor: float) -> tuple[int, ...] | None:
         times = max(1, min(left, len(axis)))
         left //= times
         steps.append(max(1, min(axis.size, axis.step * times)))
-    return tuple(reversed(steps))
+    return tuple(steps[::-1])
 
 
 def finer(grid: Grid, factor: float) -> tuple[int, ...] | None:

@@ -100,13 +100,8 @@ def parse_options(verb: str, options: Mapping[str, Any], defaults: Defaults) -> 
     timeout = chosen["task_timeout"]
     if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
         raise ValueError(f"task_timeout is a number of seconds above 0, or None, not {timeout!r}")
-    return Policy(
-        on_error=chosen["on_error"],
-        fill_value=chosen.get("fill_value"),
-        retries=operator.index(retries),
-        task_timeout=timeout,
-        check=chosen["check"],
-    )
+    times, fill_value = operator.index(retries), chosen.get("fill_value")
+    return Policy(chosen["on_error"], fill_value, times, timeout, check=chosen["check"])
 
 
 def observe(progress: Progress, verb: str) -> Observer | None:

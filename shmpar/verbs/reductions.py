@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, Unpack
 
@@ -285,7 +285,8 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     float(pool.var([1, 2, 3, 6], ddof=1))
         4.666666666666667
         """
-        return self._variance("var", array, axis, dtype, ddof, keepdims, chunks, options)
+        final = {"ddof": ddof, "keepdims": keepdims}
+        return self._variance("var", array, axis, dtype, chunks, options, **final)
 
     def std(
         self,
@@ -330,7 +331,8 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     float(pool.std([1, 1, 5, 5]))
         2.0
         """
-        return np.sqrt(self._variance("std", array, axis, dtype, ddof, keepdims, chunks, options))
+        final = {"ddof": ddof, "keepdims": keepdims}
+        return np.sqrt(self._variance("std", array, axis, dtype, chunks, options, **final))
 
     def histogram(
         self,
@@ -413,8 +415,7 @@ class Reductions(BlockVerbs, RowVerbs):
         """Raise ``TypeError`` or ``ValueError`` for options that a reduction does not have."""
         if not options.get("wait", True):
             raise TypeError(f"{verb}: a reduction always waits; map_blocks has wait=False")
-        foreign = [name for name in options if name not in (*REDUCTION_OPTIONS, "wait")]
-        if foreign:
+        if foreign := [name for name in options if name not in (*REDUCTION_OPTIONS, "wait")]:
             raise TypeError(
                 f"{verb}() got an unexpected keyword argument {foreign[0]!r}; beside its own a "
                 f"reduction takes {', '.join(REDUCTION_OPTIONS)}. For another one use "
@@ -422,27 +423,26 @@ class Reductions(BlockVerbs, RowVerbs):
             )
         parse_options(verb, options, self._defaults())
 
-    def _reduce(  # noqa: PLR0913, PLR0917 - the arguments of a reduction
+    def _reduce(
         self,
         verb: str,
         values: Array,
         axis: Any,
         chunks: Any,
         options: Options,
-        whole: Callable[..., Any],
-        block: Callable[..., Any] | None = None,
-        combine: Callable[..., Any] | None = None,
+        *steps: Any,
         **final: Any,
     ) -> Any:
-        """Reduce each block, then the partial results; both as the whole array by default.
+        """Reduce each block, then the partial results.
 
         Parameters
         ----------
-        whole, block, combine : callable
-            Reductions of the array, of a block, and of the partial results.
+        *steps : callable
+            Reductions of the whole array, of a block, and of the partial results; or one for all.
         **final
-            Keyword arguments of `whole` and `combine`.
+            Keyword arguments of the first and the last step.
         """
+        whole, block, combine = steps if len(steps) > 1 else steps * 3
         self._check_options(verb, options)
         axis = tuple(axis) if isinstance(axis, list) else axis
         if values.size == 0 or values.ndim == 0:
@@ -451,18 +451,12 @@ class Reductions(BlockVerbs, RowVerbs):
         with np.errstate(all="ignore"):
             whole(np.zeros((1,) * values.ndim, values.dtype), axis=axis)
         axes = tuple(range(values.ndim)) if axis is None else axes_tuple("axis", axis, values.ndim)
-        func = partial(block or whole, axis=axes, keepdims=True)
+        func = partial(block, axis=axes, keepdims=True)
         partials = self._map(verb, values, chunks, options, func, axes)
-        return (combine or whole)(partials, axis=axes, **final)
+        return combine(partials, axis=axes, **final)
 
     def _map(
-        self,
-        verb: str,
-        values: Array,
-        chunks: Any,
-        options: Options,
-        block: Callable[..., Any],
-        axes: Axes | None = None,
+        self, verb: str, values: Array, chunks: Any, options: Options, block: Any, axes: Any = None
     ) -> Any:
         """Return the results of all blocks, joined with one element per chunk along `axes`."""
         call = self._call(verb, block, options)
@@ -475,22 +469,20 @@ class Reductions(BlockVerbs, RowVerbs):
         call.declare_output()
         return self._run(call)
 
-    def _variance(  # noqa: PLR0913, PLR0917 - the arguments of a reduction
+    def _variance(
         self,
         verb: str,
         array: Any,
         axis: Any,
         dtype: Any,
-        ddof: float,
-        keepdims: bool,
         chunks: Any,
         options: Options,
+        **final: Any,
     ) -> Any:
         values = as_input(array, verb)
         if dtype is not None and np.dtype(dtype).kind not in "fc":
-            raise TypeError(
-                f"{verb}: dtype={dtype!r} would truncate deviations; pass a float dtype"
-            )
+            what = f"dtype={dtype!r} would truncate deviations"
+            raise TypeError(f"{verb}: {what}; pass a float dtype")
         wide, narrow = _accumulator(values, None)
         if dtype is not None:
             wide, narrow = np.result_type(wide or values.dtype, dtype), np.dtype(dtype)
@@ -506,7 +498,6 @@ class Reductions(BlockVerbs, RowVerbs):
             return result.astype(narrow or square.dtype, copy=False)[()]
 
         func, block = partial(np.var, dtype=dtype), partial(_moments, dtype=wide)
-        final = {"ddof": ddof, "keepdims": keepdims}
         return self._reduce(verb, values, axis, chunks, options, func, block, combine, **final)
 
 
