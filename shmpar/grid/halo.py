@@ -169,17 +169,11 @@ class Halo(NamedTuple):
         ((0, 8),)
         """
         bounds = []
-        for axis, i, (before, after), (low, high) in zip(
-            grid.axes, grid.index(number), self.depth, self.boundary, strict=True
-        ):
-            start, stop = axis.span(i)
-            start -= before
-            stop += after
-            if start < 0 and low is Mode.NONE:
-                start = 0
-            if stop > axis.size and high is Mode.NONE:
-                stop = axis.size
-            bounds.append((start, stop))
+        sides = zip(grid.core(number), grid.shape, self.depth, self.boundary, strict=True)
+        for cell, size, (before, after), (low, high) in sides:
+            start, stop = cell.start - before, cell.stop + after
+            start = 0 if start < 0 and low is Mode.NONE else start
+            bounds.append((start, size if stop > size and high is Mode.NONE else stop))
         return tuple(bounds)
 
     def trim(self, grid: Grid, number: int) -> tuple[slice, ...]:
@@ -197,12 +191,10 @@ class Halo(NamedTuple):
         (slice(2, 5, None),)
         """
         slices = []
-        for axis, i, (before, _), (low, _) in zip(
-            grid.axes, grid.index(number), self.depth, self.boundary, strict=True
-        ):
-            start, stop = axis.span(i)
-            first = min(before, start) if low is Mode.NONE else before
-            slices.append(slice(first, first + stop - start))
+        sides = zip(grid.core(number), self.depth, self.boundary, strict=True)
+        for cell, (before, _), (low, _) in sides:
+            first = min(before, cell.start) if low is Mode.NONE else before
+            slices.append(slice(first, first + cell.stop - cell.start))
         return tuple(slices)
 
     def gather(self, array: NDArray[Any], grid: Grid, number: int) -> NDArray[Any]:
@@ -245,8 +237,9 @@ class Halo(NamedTuple):
         shape = array.shape
         if shape != grid.shape:
             raise ValueError(f"array of shape {shape} on a grid of {grid.shape}; pass its own grid")
-        if not _inside(bounds, shape):
-            return self._copy(array, bounds)
+        for (start, stop), size in zip(bounds, shape, strict=True):
+            if start < 0 or stop > size:
+                return self._copy(array, bounds)
         # Why: the ellipsis keeps an array without axes an array.
         region: Any = (*[slice(start, stop) for start, stop in bounds], ...)
         window: NDArray[Any] = array[region]
@@ -277,13 +270,6 @@ class Halo(NamedTuple):
             window[corner] = constant
         window.flags.writeable = array.flags.writeable
         return window
-
-
-def _inside(bounds: _Bounds, shape: tuple[int, ...]) -> bool:
-    for (start, stop), size in zip(bounds, shape, strict=True):
-        if start < 0 or stop > size:
-            return False
-    return True
 
 
 def _fold(positions: NDArray[np.intp], size: int, mode: Mode) -> NDArray[np.intp]:
@@ -366,13 +352,11 @@ def _parse_side_depth(value: Any, where: str) -> int:
 def _parse_side(value: Any, where: str) -> Boundary:
     if value is None or isinstance(value, Mode):
         return value or Mode.NONE
-    names = ", ".join(BOUNDARIES)
-    if isinstance(value, str):
-        if value in BOUNDARIES:
-            return BOUNDARIES[value]
-        raise ValueError(f"{where}: {value!r} is unknown; pass a constant or one of {names}")
+    if isinstance(value, str) and value in BOUNDARIES:
+        return BOUNDARIES[value]
+    remedy = f"pass a constant or one of {', '.join(BOUNDARIES)}"
+    if isinstance(value, str):  # Why first: a string of NumPy is also a generic.
+        raise ValueError(f"{where}: {value!r} is unknown; {remedy}")  # noqa: TRY004 - a wrong name
     if isinstance(value, (Number, np.generic)):
         return value  # type: ignore[return-value]
-    raise TypeError(
-        f"{where}: {value!r} is a {type(value).__name__}; pass a constant or one of {names}"
-    )
+    raise TypeError(f"{where}: {value!r} is a {type(value).__name__}; {remedy}")

@@ -68,22 +68,9 @@ class Call:
         self.halo = halo or None
         self.grid = self.inputs.cut(chunks, depth=halo.depth if halo else ())
 
-    def declare_output(
-        self, out: Any = None, dtype: Any = None, *, objects: bool = False, in_place: bool = False
-    ) -> None:
-        """Read ``out=`` and ``dtype=``.
-
-        Parameters
-        ----------
-        objects : bool
-            The verb collects objects with ``dtype=object``.
-        in_place : bool
-            An output may be an input.
-        """
-        arrays = self.inputs.arrays
-        self.output = parse_output(
-            self.verb, out, dtype, arrays, objects=objects, in_place=in_place
-        )
+    def declare_output(self, out: Any = None, dtype: Any = None, **allowed: bool) -> None:
+        """Read ``out=`` and ``dtype=``; `objects` and `in_place` may be allowed."""
+        self.output = parse_output(self.verb, out, dtype, self.inputs.arrays, **allowed)
 
     def run(self) -> Run:
         """Make the run, after all checks that need no call of the function."""

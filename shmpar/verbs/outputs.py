@@ -13,7 +13,7 @@ from shmpar.grid import Axis, Grid
 from shmpar.grid.axis import axis_number, per_axis, whole_number
 from shmpar.memory.copying import is_masked
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import byte_bounds
+from shmpar.memory.segment import address_of, byte_bounds
 from shmpar.plan import Announcement, Argument, Blocks, InBlocks, Output, Plan, Rows, Whole
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.outputs import NpyFile, Outputs, fill_value_for
@@ -63,7 +63,7 @@ class OutputSpec(NamedTuple):
 
 
 def parse_output(
-    verb: str, out: Any, dtype: Any, arrays: Sequence[Array], *, objects: bool, in_place: bool
+    verb: str, out: Any, dtype: Any, arrays: Any, *, objects: bool = False, in_place: bool = False
 ) -> OutputSpec:
     """Read ``out=`` and ``dtype=``; a tuple declares several outputs.
 
@@ -84,21 +84,19 @@ def parse_output(
     if out is None and dtype is None:
         return OutputSpec()
     dtypes = None if dtype is None else _parse_dtypes(dtype)
-    given = None
-    if out is not None:
-        parts = out if isinstance(out, tuple) else (out,)
-        given = tuple(_parse_array_or_file(verb, part) for part in parts)
+    is_tuple = isinstance(dtype if out is None else out, tuple)
     returns_objects = any(one is not None and one.hasobject for one in dtypes or ())
     if returns_objects and not objects:
         raise TypeError(
             f"{verb}: blocks of Python objects cannot be shared; block_reduce and parallel_map "
             "collect objects with dtype=object"
         )
-    if returns_objects and (given is not None or dtypes != (np.dtype(object),)):
+    if returns_objects and (out is not None or dtypes != (np.dtype(object),)):
         raise TypeError(f"{verb}: dtype=object stands alone, without out= or other dtypes")
-    is_tuple = isinstance(dtype if out is None else out, tuple)
-    if given is None:
+    if out is None:
         return OutputSpec(None, dtypes, is_tuple, returns_objects)
+    parts = out if isinstance(out, tuple) else (out,)
+    given = tuple(_parse_array_or_file(verb, part) for part in parts)
     dtypes = _dtypes_of(verb, given, dtypes or (None,) * len(given))
     return OutputSpec(given, dtypes, is_tuple, in_place=_is_in_place(verb, given, arrays, in_place))
 
@@ -192,34 +190,25 @@ def _is_in_place(
 
 
 def _is_same(one: Array, other: Array) -> bool:
-    return (
-        one.__array_interface__["data"][0] == other.__array_interface__["data"][0]
-        and one.shape == other.shape
-        and one.strides == other.strides
-        and one.dtype == other.dtype
-    )
+    same_place = address_of(one) == address_of(other) and one.strides == other.strides
+    return same_place and one.shape == other.shape and one.dtype == other.dtype
 
 
 def _overlap(one: Array, other: Array) -> bool:
+    """Return whether both share memory, or overlap in a file that is mapped twice."""
     try:
         if np.shares_memory(one, other, max_work=10_000):  # type: ignore[arg-type]
             return True
     except np.exceptions.TooHardError:
         return True
-    return _share_file(one, other)
-
-
-def _share_file(one: Array, other: Array) -> bool:
-    """Return whether both overlap in a file that is mapped twice."""
     first, second = locate(one), locate(other)
     if first is None or second is None or first.segment == second.segment:
-        return False
-    if first.segment.identity() != second.segment.identity():
         return False
     low, high = byte_bounds(one.shape, one.strides, one.itemsize)
     other_low, other_high = byte_bounds(other.shape, other.strides, other.itemsize)
     shift = second.offset - first.offset
-    return low < other_high + shift and other_low + shift < high
+    same_file = first.segment.identity() == second.segment.identity()
+    return same_file and low < other_high + shift and other_low + shift < high
 
 
 def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
