@@ -156,7 +156,9 @@ class Grid:
         >>> Grid.cut((10, 7), (4, 3)).index(5)
         (1, 2)
         """
-        rest = self._checked(number)
+        rest = as_int(number)
+        if not 0 <= rest < self.size:
+            raise self._outside(rest)
         place = []
         for axis in reversed(self.axes):
             rest, i = divmod(rest, axis.count)
@@ -198,7 +200,9 @@ class Grid:
         >>> Grid.cut((10, 7), (4, 3)).core(8)
         (slice(8, 10, None), slice(6, 7, None))
         """
-        rest = self._checked(number)
+        rest = as_int(number)
+        if not 0 <= rest < self.size:
+            raise self._outside(rest)
         cell = []
         for axis in reversed(self.axes):
             # Why: index() and Axis.span() are written out here, since calls would double the
@@ -210,7 +214,8 @@ class Grid:
                 cell.append(slice(start, stop if stop < axis.size else axis.size))  # noqa: FURB136
             else:
                 cell.append(axis[i])
-        return tuple(cell[::-1])
+        cell.reverse()
+        return tuple(cell)
 
     def cutter(self) -> Callable[[int], tuple[slice, ...]]:
         """Return a faster :meth:`core`, for arrays of this shape.
@@ -245,11 +250,8 @@ class Grid:
             if self.size and self.number(self.index(number)) != number:
                 raise AssertionError(f"chunk {number} has index {self.index(number)} in {self}")
 
-    def _checked(self, number: int) -> int:
-        number = as_int(number)
-        if 0 <= number < self.size:
-            return number
-        raise IndexError(f"chunk {number} of a grid with {self.size} chunks")
+    def _outside(self, number: int) -> IndexError:
+        return IndexError(f"chunk {number} of a grid with {self.size} chunks")
 
 
 def _parse_axis(entry: Any, size: int, where: str) -> Axis | None:

@@ -46,7 +46,7 @@ class Inputs:
 
     def add(self, value: Any, kind: Callable[..., Argument], *fields: Any) -> None:
         """Append an argument of this kind, with the fields that follow its index."""
-        store = self.values if kind in {Whole, Items} else self.arrays
+        store = self.values if kind is Whole or kind is Items else self.arrays
         self.arguments.append(kind(len(store), *fields))
         store.append(value)
 

@@ -329,19 +329,15 @@ def known_outputs(
     """
     if spec.returns_objects:
         return Announcement((Output(plan.grid.numblocks, np.dtype(object)),), is_tuple=False)
-    cuts = plan.placement.cuts if isinstance(plan.placement, InBlocks) else (None,)
-    shape = None if None in cuts else tuple([cut.size for cut in cuts if cut is not None])
-    dtypes = spec.dtypes
-    if spec.given is None and plan.chunks == 0:
+    if spec.dtypes is None and plan.chunks:
+        return None
+    dtypes, empty = spec.dtypes or (), spec.given is None and plan.chunks == 0
+    shape = _known_shape(plan, empty=empty)
+    if empty:
         # Why: without chunks the function is never called, so the input decides.
-        if not isinstance(plan.placement, InBlocks):
-            shape = plan.grid.numblocks
-        elif shape is None:
-            sizes = plan.grid.shape
-            shape = tuple(1 if axis is None else sizes[axis] for axis in plan.placement.axes)
         like = inputs.arrays[0].dtype if inputs.arrays else np.dtype(float)
         dtypes = dtypes or (results if results is not None and len(results) == 1 else (like,))
-    if dtypes is None or (spec.given is None and shape is None):
+    if spec.given is None and shape is None:
         return None
     outputs = []
     for array, dtype in zip(spec.given or (None,) * len(dtypes), dtypes, strict=True):
@@ -353,3 +349,14 @@ def known_outputs(
     if len(outputs) < len(dtypes):
         return None
     return Announcement(tuple(outputs), bool(spec.is_tuple))
+
+
+def _known_shape(plan: Plan, *, empty: bool) -> tuple[int, ...] | None:
+    """Return the shape of the output if it is known: of an empty one, or of known blocks."""
+    placement = plan.placement
+    if not isinstance(placement, InBlocks):
+        return plan.grid.numblocks if empty else None
+    if None not in placement.cuts:
+        return tuple([cut.size for cut in placement.cuts if cut is not None])
+    sizes = [1 if axis is None else plan.grid.shape[axis] for axis in placement.axes]
+    return tuple(sizes) if empty else None
