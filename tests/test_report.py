@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import html
 import io
@@ -459,6 +460,16 @@ class TestAdvice:
         assert advised(processes, "a plain loop is faster", call)
         slow = lambda: processes.parallel_map(spin, np.full(8, 3e-3))
         assert spared(processes, "plain loop", slow)
+
+    def test_chunks_of_unknown_duration(self, processes: shmpar.Pool) -> None:
+        """Without any duration there is no advice, and nothing divides by zero."""
+        processes.map_blocks(np.negative, np.ones(4), chunks=2)
+        ledger = Ledger(bytearray(Ledger.nbytes(workers=2, chunks=2)), workers=2, chunks=2)
+        ledger.note_claim(slice(0, 2), 1, 0.001)
+        ledger.status[:] = DONE
+        report = dataclasses.replace(processes.last_run.report, ledger=ledger)
+        assert (report.computed, report.advice) == (2, "")
+        assert "2 done" in str(report)
 
     @pytest.mark.alone
     def test_a_function_that_is_bound_by_memory_bandwidth(self, processes: shmpar.Pool) -> None:
