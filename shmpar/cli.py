@@ -19,7 +19,8 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, suppress
 from functools import partial
 from itertools import groupby
 from typing import Any, Final, NamedTuple
@@ -88,39 +89,29 @@ def _printable(name: str) -> str:
     return name if name.isprintable() else name.encode("unicode_escape").decode()
 
 
-def _count_and_size(sizes: list[int]) -> str:
+def _count_and_size(entries: Iterable[Entry]) -> str:
+    sizes = [entry.size for entry in entries]
     return f"{format_count(len(sizes), 'segment')}, {format_bytes(sum(sizes))}"
 
 
 def ls() -> Answer:
     """List this user's named segments."""
-    now = time.time()
-    segments: list[dict[str, Any]] = [
-        {
-            "name": entry.name,
-            "pid": entry.pid,
-            "age": None if entry.since is None else max(0, round(now - entry.since)),
-            "size": entry.size,
-            "alive": alive,
-        }
-        for entry, alive in _named_segments()
-    ]
+    now, found = time.time(), _named_segments()
+    rows, segments = [("NAME", "PID", "AGE", "SIZE", "STATE")], []
+    for entry, alive in found:
+        pid, size = entry.pid, entry.size
+        age = None if entry.since is None else max(0, round(now - entry.since))
+        segments.append({"name": entry.name, "pid": pid, "age": age, "size": size, "alive": alive})
+        texts = "-" if pid is None else str(pid), "-" if age is None else format_seconds(age)
+        state = "alive" if alive else "stale"
+        rows.append((_printable(entry.name), *texts, format_bytes(size), state))
     if not segments:
         return Answer("no named segments", {"segments": segments})
-    rows = [
-        (
-            _printable(one["name"]),
-            "-" if one["pid"] is None else str(one["pid"]),
-            "-" if one["age"] is None else format_seconds(one["age"]),
-            format_bytes(one["size"]),
-            "alive" if one["alive"] else "stale",
-        )
-        for one in segments
-    ]
-    summary = _count_and_size([one["size"] for one in segments])
-    if stale := [one["size"] for one in segments if not one["alive"]]:
-        summary += f"; {len(stale)} stale, {format_bytes(sum(stale))}: python -m shmpar clean"
-    lines = format_table([("NAME", "PID", "AGE", "SIZE", "STATE"), *rows], "<>>><")
+    summary = _count_and_size(entry for entry, _ in found)
+    if stale := [entry for entry, alive in found if not alive]:
+        size = sum(entry.size for entry in stale)
+        summary += f"; {len(stale)} stale, {format_bytes(size)}: python -m shmpar clean"
+    lines = format_table(rows, "<>>><")
     return Answer("\n".join([*lines, "", summary]), {"segments": segments})
 
 
@@ -131,26 +122,19 @@ def clean(*, dry_run: bool) -> Answer:
     after = [] if dry_run else [entry for entry, alive in _named_segments() if not alive]
     # Why: only segments that were stale before, since another process may have died just now.
     left = [entry for entry in after if entry.identity in before]
-    sizes = [entry.size for entry in removed]
-    lines = [] if removed or left else ["nothing to remove"]
-    if removed:
-        lines += [*_sizes_table(removed), ""]
-    if removed or left:
-        lines.append(f"{'would remove' if dry_run else 'removed'} {_count_and_size(sizes)}")
+    tables, listed = [], []
+    for entries in (removed, left):
+        rows = [(_printable(entry.name), format_bytes(entry.size)) for entry in entries]
+        tables.append(format_table([("NAME", "SIZE"), *rows], "<>"))
+        listed.append([{"name": entry.name, "size": entry.size} for entry in entries])
+    lines = [*tables[0], ""] if removed else []
+    lines.append(f"{'would remove' if dry_run else 'removed'} {_count_and_size(removed)}")
     if left:
-        lines += ["", f"could not be removed from {allocate.SHM}:", *_sizes_table(left)]
-    data = {
-        "dry_run": dry_run,
-        "segments": [{"name": entry.name, "size": entry.size} for entry in removed],
-        "bytes": sum(sizes),
-        "left": [{"name": entry.name, "size": entry.size} for entry in left],
-    }
-    return Answer("\n".join(lines), data, 1 if left else 0)
-
-
-def _sizes_table(entries: list[Entry]) -> list[str]:
-    rows = [(_printable(entry.name), format_bytes(entry.size)) for entry in entries]
-    return format_table([("NAME", "SIZE"), *rows], "<>")
+        lines += ["", f"could not be removed from {allocate.SHM}:", *tables[1]]
+    size = sum(entry.size for entry in removed)
+    data = {"dry_run": dry_run, "segments": listed[0], "bytes": size, "left": listed[1]}
+    text = "\n".join(lines) if removed or left else "nothing to remove"
+    return Answer(text, data, 1 if left else 0)
 
 
 def doctor() -> Answer:
@@ -210,8 +194,8 @@ def _check_versions(section: Section) -> None:
         try:
             version = str(importlib.import_module(name).__version__)
         except ImportError as error:
-            advice = f"python -m pip install {name}"
-            section.problem(f"{name} cannot be imported: {error}", advice)
+            what = f"{name} cannot be imported: {error}"
+            section.problem(what, f"python -m pip install {name}")
         section.add(name, version, name, version or "missing")
 
 
@@ -219,19 +203,17 @@ def _check_workers(section: Section) -> None:
     """Check the number of workers that a pool starts."""
     affinity, quota = affinity_cpus(), quota_cpus()
     chosen = os.environ.get(NUM_WORKERS_VARIABLE) or None
-    number, text = None, "fails"
+    reason = "one for each CPU allowed"
+    if chosen:
+        reason = f"set by {NUM_WORKERS_VARIABLE}"
+    elif quota is not None and math.ceil(quota) < affinity:
+        reason = "limited by the quota of the control group"
     try:
         number = available_cpus()
+        section.add("pool", number, "Pool()", f"{format_count(number, 'worker')}, {reason}")
     except ValueError as error:
+        section.add("pool", None, "Pool()", "fails")
         section.problem(str(error), f"unset {NUM_WORKERS_VARIABLE}, or set it to 1 or more")
-    else:
-        reason = "one for each CPU allowed"
-        if chosen:
-            reason = f"set by {NUM_WORKERS_VARIABLE}"
-        elif quota is not None and math.ceil(quota) < affinity:
-            reason = "limited by the quota of the control group"
-        text = f"{format_count(number, 'worker')}, {reason}"
-    section.add("pool", number, "Pool()", text)
     section.add("affinity", affinity, "CPUs allowed", f"{affinity} of {os.cpu_count() or '?'}")
     section.add("quota", quota, "CPU quota", "none" if quota is None else f"{quota:g} CPUs")
     section.add(NUM_WORKERS_VARIABLE, chosen, NUM_WORKERS_VARIABLE, chosen or "not set")
@@ -259,9 +241,8 @@ def _check_trial(section: Section) -> None:
         return
     seconds = time.perf_counter() - start
     if result.tolist() != [3, 2, 1]:
-        section.problem(
-            f"a worker computed {result!r}, not [3, 2, 1]", "reinstall shmpar and NumPy"
-        )
+        what = f"a worker computed {result!r}, not [3, 2, 1]"
+        section.problem(what, "reinstall shmpar and NumPy")
     text = f"started, computed and exited in {format_seconds(seconds)}"
     section.add("seconds", round(seconds, 3), "one worker", text)
 
@@ -278,13 +259,11 @@ def _check_descriptors(section: Section) -> None:
     except ValueError:
         workers = affinity_cpus()
     needed = _OWN_DESCRIPTORS + _WORKER_DESCRIPTORS * workers
-    for key, number, label, note in (
-        ("soft", soft, "open files", f"; Pool() needs about {needed}"),
-        ("hard", hard, "can be raised to", ""),
-    ):
+    note = f"; Pool() needs about {needed}"
+    for key, number, label in (("soft", soft, "open files"), ("hard", hard, "can be raised to")):
         value = None if number == resource.RLIM_INFINITY else number
-        text = "no limit" if value is None else str(value)
-        section.add(key, value, label, text + note)
+        section.add(key, value, label, f"{'no limit' if value is None else value}{note}")
+        note = ""
     section.add("needed", needed)
     # Why: the hard limit alone, since a pool raises the soft limit.
     if hard != resource.RLIM_INFINITY and hard < needed:
@@ -299,11 +278,8 @@ def _check_tickets(section: Section) -> None:
     except ImportError:
         section.add("kind", None, "tickets", "none: no worker processes on this system")
         return
-    counter = new_tickets()
-    try:
+    with closing(new_tickets()) as counter:
         works = (counter.claim(3), counter.claim(1), counter.stop(9)) == (0, 3, 4)
-    finally:
-        counter.close()
     text = _TICKETS[counter.kind]
     section.add("kind", counter.kind if works else None, "tickets", text)
     if not works:
@@ -316,9 +292,9 @@ def _check_memory(section: Section) -> None:
     section.add("available", available, "available", f"{format_bytes(available)} (MemAvailable)")
     value, text = None, "no limit"
     if group := min(limits.memory_groups(), key=lambda one: one.left, default=None):
-        value = {"limit": group.limit, "used": group.used, "reclaimable": group.reclaimable}
-        used, limit = format_bytes(group.used), format_bytes(group.limit)
-        text = f"{used} of {limit} used, {format_bytes(group.reclaimable)} of it reclaimable"
+        value = {key: getattr(group, key) for key in ("limit", "used", "reclaimable")}
+        limit, used, reclaimable = map(format_bytes, value.values())
+        text = f"{used} of {limit} used, {reclaimable} of it reclaimable"
     section.add("control_group", value, "control group", text)
     section.add("usable", usable, "for arrays", f"at most {format_bytes(usable)}")
     if usable < _LITTLE_MEMORY:
@@ -329,14 +305,9 @@ def _check_memory(section: Section) -> None:
 def _check_shared_memory(section: Section) -> None:
     """Check /dev/shm: its size, nameless files and names."""
     refusal = allocate.capacities()[0].refusal
-    total = free = None
-    text = "missing"
-    try:
-        usage = shutil.disk_usage(allocate.SHM)
-    except OSError:
-        pass
-    else:
-        total, free = usage.total, usage.free
+    total, free, text = None, None, "missing"
+    with suppress(OSError):
+        total, _, free = shutil.disk_usage(allocate.SHM)
         text = f"{format_bytes(total)}, {format_bytes(free)} free"
     reason = refusal or _refused_name()
     section.add("size", total, allocate.SHM, text)
@@ -385,18 +356,21 @@ def _check_places(section: Section) -> None:
 def _check_segments(before: list[tuple[Entry, bool]], section: Section) -> None:
     """Compare the named segments before and after the start of the trial's pool."""
     stale = {entry.identity for entry, alive in before if not alive}
-    groups = {
-        "alive": [entry.size for entry, alive in before if alive],
-        "stale": [entry.size for entry, alive in before if not alive],
-        "left": [entry.size for entry, _ in _named_segments() if entry.identity in stale],
-    }
-    for key, sizes in groups.items():
-        text = _count_and_size(sizes) if sizes else "none"
-        if key == "stale" and sizes and not groups["left"]:
+    left = [entry for entry, _ in _named_segments() if entry.identity in stale]
+    for key, entries in (
+        ("alive", [entry for entry, alive in before if alive]),
+        ("stale", [entry for entry, alive in before if not alive]),
+        ("left", left),
+    ):
+        text = _count_and_size(entries) if entries else "none"
+        if key == "stale" and entries and not left:
             text += "; removed at the start of the pool above"
-        label = key if sizes or key != "left" else ""
-        section.add(key, {"count": len(sizes), "bytes": sum(sizes)}, label, text)
-    if left := groups["left"]:
+        size, label = (
+            sum(entry.size for entry in entries),
+            "" if key == "left" and not left else key,
+        )
+        section.add(key, {"count": len(entries), "bytes": size}, label, text)
+    if left:
         what = f"dead processes have left {_count_and_size(left)}"
         section.problem(what, "python -m shmpar clean")
 
@@ -419,10 +393,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     SystemExit
         With code 2 for invalid arguments, and with 0 after ``--help`` and ``--version``.
     """
-    options = _parser().parse_args(arguments)
+    options = vars(_parser().parse_args(arguments))
+    command, as_json = options.pop("command"), options.pop("json")
     try:
-        answer: Answer = options.command(options)
-        _print(json.dumps(answer.data, indent=2) if options.json else answer.text)
+        answer: Answer = command(**options)
+        _print(json.dumps(answer.data, indent=2) if as_json else answer.text)
     except KeyboardInterrupt:
         return _INTERRUPTED
     return answer.code
@@ -434,21 +409,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"shmpar {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command", title="commands")
-    for name, command, about in (
-        ("doctor", lambda _: doctor(), "check this machine; exit code 1 if there is a problem"),
-        ("ls", lambda _: ls(), "list your named segments, with their processes"),
-        (
-            "clean",
-            lambda options: clean(dry_run=options.dry_run),
-            "remove the named segments of your dead processes; segments of living ones stay",
-        ),
+    for command, about in (
+        (doctor, "check this machine; exit code 1 if there is a problem"),
+        (ls, "list your named segments, with their processes"),
+        (clean, "remove the named segments of your dead processes; segments of living ones stay"),
     ):
-        one = commands.add_parser(name, help=about, description=about.capitalize() + ".")
+        name, description = command.__name__, about.capitalize() + "."
+        one = commands.add_parser(name, help=about, description=description)
         one.add_argument("--json", action="store_true", help="print one JSON object")
         one.set_defaults(command=command)
-        if name == "clean":
-            dry_run = "only list the segments that would be removed"
-            one.add_argument("-n", "--dry-run", action="store_true", help=dry_run)
+    dry_run = "only list the segments that would be removed"
+    one.add_argument("-n", "--dry-run", action="store_true", help=dry_run)
     return parser
 
 
@@ -460,6 +431,5 @@ def _print(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         # Why: `| head` has exited, and the interpreter would flush the rest into the pipe at exit.
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), sys.stdout.fileno())

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,37 +32,21 @@ class ResultError(Exception):
     """The result of the function does not fit; the message names the reason and the remedy."""
 
 
-class Placement(Protocol):
-    """Position of the result of each chunk in an output."""
-
-    def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
-        """Return the shape of the whole output, from the shape of the result of one chunk."""
-        ...
-
-    def window(self, grid: Grid, index: Shape) -> Window:
-        """Return the window of a chunk in the output."""
-        ...
-
-    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], Window]:
-        """Return the function from a chunk number to its window in an output of this shape."""
-        ...
-
-
 class PerChunk:
     """Placement of the chunk with index ``(i, j)`` at ``out[i, j]``."""
 
     __slots__ = ()
 
     def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
-        """Return ``numblocks + result``."""
+        """Return the shape of the whole output, from the shape of the result of one chunk."""
         return (*grid.numblocks, *result)
 
-    def window(self, grid: Grid, index: Shape) -> Window:
-        """Return the index of the chunk."""
-        return index
+    def windows(self, grid: Grid, shape: Shape | None = None) -> Callable[[int], Window]:
+        """Return the function from a chunk number to its window in an output.
 
-    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], Window]:
-        """Return the function from a chunk number to the index of the chunk."""
+        The windows of an output of known `shape` are faster. They may extend beyond the output,
+        and have no ellipsis.
+        """
         return grid.index
 
 
@@ -71,7 +55,7 @@ class PerItem(PerChunk):
 
     __slots__ = ()
 
-    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], Window]:
+    def windows(self, grid: Grid, shape: Shape | None = None) -> Callable[[int], Window]:
         """Return the function from a chunk number to the index of the chunk."""
         return lambda chunk: (chunk,)
 
@@ -104,42 +88,40 @@ class InBlocks(NamedTuple):
 
     def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
         """Return the shape of the whole output; axes in one chunk have the result's length."""
-        if len(result) != len(self.axes):
-            raise ResultError(self._wrong_ndim(result))
-        return tuple(
-            length if cut is None else cut.size
-            for cut, length in zip(self.cuts, result, strict=True)
+        axes = len(self.axes)
+        if len(result) == axes:
+            pairs = zip(self.cuts, result, strict=True)
+            return tuple([length if cut is None else cut.size for cut, length in pairs])
+        if not result:
+            raise ResultError(
+                "the function returned a scalar where a block is due; use block_reduce for that"
+            )
+        remedy = "drops in drop_axis" if len(result) < axes else "adds in new_axis"
+        raise ResultError(
+            f"the function returned an array of shape {result} where a block is due with {axes} "
+            f"axes; name the axes that it {remedy}"
         )
 
-    def window(self, grid: Grid, index: Shape) -> Window:
-        """Return the window of a block, half-open, in elements of the output."""
-        return tuple(
-            slice(None) if cut is None or axis is None else slice(*cut.span(index[axis]))
-            for axis, cut in zip(self.axes, self.cuts, strict=True)
-        )
-
-    def follows(self, grid: Grid, shape: Shape) -> bool:
+    def follows(self, grid: Grid, shape: Shape | None) -> bool:
         """Return whether an output of this shape has the same cells as the grid."""
         if shape != grid.shape or self.axes != tuple(range(grid.ndim)):
             return False
         pairs = zip(self.cuts, grid.axes, strict=True)
         return all(len(axis) == 1 if cut is None else cut == axis for cut, axis in pairs)
 
-    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], Window]:
+    def windows(self, grid: Grid, shape: Shape | None = None) -> Callable[[int], Window]:
         """Return the function from a chunk number to the window of the block."""
         if self.follows(grid, shape):
             return grid.cutter()
-        return lambda chunk: self.window(grid, grid.index(chunk))
+        pairs = list(zip(self.axes, self.cuts, strict=True))
 
-    def _wrong_ndim(self, result: Shape) -> str:
-        if not result:
-            return "the function returned a scalar where a block is due; use block_reduce for that"
-        axes = len(self.axes)
-        remedy = "drops in drop_axis" if len(result) < axes else "adds in new_axis"
-        return (
-            f"the function returned an array of shape {result} where a block is due with {axes} "
-            f"axes; name the axes that it {remedy}"
-        )
+        def window(chunk: int) -> Window:
+            index = grid.index(chunk)
+            return tuple(
+                [slice(None) if k is None or cut is None else cut[index[k]] for k, cut in pairs]
+            )
+
+        return window
 
 
 class Along(NamedTuple):
@@ -158,21 +140,20 @@ class Along(NamedTuple):
         middle = result[self.axis : len(result) - (grid.ndim - 1 - self.axis)]
         return (*grid.shape[: self.axis], *middle, *grid.shape[self.axis + 1 :])
 
-    def window(self, grid: Grid, index: Shape) -> Window:
-        """Return the window of a block, with an ellipsis for the axes of a line's result."""
-        cell = [slice(*axis.span(i)) for axis, i in zip(grid.axes, index, strict=True)]
-        middle: Any = ...
-        return (*cell[: self.axis], middle, *cell[self.axis + 1 :])
-
-    def windows(self, grid: Grid, shape: Shape) -> Callable[[int], Window]:
-        """Return the function from a chunk number to the window, without an ellipsis."""
-        middle = (slice(None),) * (len(shape) - (grid.ndim - 1))
+    def windows(self, grid: Grid, shape: Shape | None = None) -> Callable[[int], Window]:
+        """Return the function from a chunk number to the window of the block."""
+        middle: Any = (...,)
+        if shape is not None:
+            middle = (slice(None),) * (len(shape) - (grid.ndim - 1))
 
         def window(chunk: int) -> Window:
             cell = grid.core(chunk)
             return (*cell[: self.axis], *middle, *cell[self.axis + 1 :])
 
         return window
+
+
+Placement = PerChunk | InBlocks | Along
 
 
 class Blocks(NamedTuple):
@@ -237,24 +218,20 @@ class Announcement(NamedTuple):
 
     def pack(self) -> tuple[Any, ...]:
         """Return it as plain tuples, which pickle faster."""
-        outputs = tuple((shape, spell(dtype)) for shape, dtype in self.outputs)
-        return outputs, self.is_tuple, self.chunk
+        return tuple((shape, spell(dtype)) for shape, dtype in self.outputs), *self[1:]
 
     @classmethod
     def unpack(cls, packed: tuple[Any, ...]) -> Announcement:
         """Make it from the result of :meth:`pack`."""
-        outputs, is_tuple, chunk = packed
-        return cls(
-            tuple(Output(shape, np.dtype(dtype)) for shape, dtype in outputs), is_tuple, chunk
-        )
+        outputs = tuple(Output(shape, np.dtype(dtype)) for shape, dtype in packed[0])
+        return cls(outputs, *packed[1:])
 
     def digest(self) -> int:
         """Return a number that is equal for announcements that agree; never 0."""
         # Why: equal dtypes may differ in metadata, which str() omits.
-        outputs = [
-            (shape, str(dtype) if dtype.kind == "V" else dtype.str) for shape, dtype in self.outputs
-        ]
-        return 1 + zlib.crc32(repr((outputs, self.is_tuple)).encode())
+        names = [str(dtype) if dtype.kind == "V" else dtype.str for _, dtype in self.outputs]
+        shapes = [shape for shape, _ in self.outputs]
+        return 1 + zlib.crc32(repr((shapes, names, self.is_tuple)).encode())
 
     def disagrees(self, first: Announcement) -> str | None:
         """Return how the result differs from the first result, or None if it does not."""
@@ -264,19 +241,14 @@ class Announcement(NamedTuple):
             return "the function returned another kind of result here than for the first chunk"
         for mine, other in zip(self.outputs, first.outputs, strict=False):
             if mine.dtype != other.dtype:
-                return (
-                    f"the function returned dtype {mine.dtype} here but {other.dtype} for the "
-                    f"first chunk; pass dtype= (or out=) to have results cast"
-                )
+                here = f"the function returned dtype {mine.dtype} here but {other.dtype} for the"
+                return f"{here} first chunk; pass dtype= (or out=) to have results cast"
             if mine.shape != other.shape:
-                return (
-                    f"the function's result makes an output of shape {mine.shape}, but "
-                    f"{other.shape} by the first chunk; every chunk must return the same shape"
-                )
-        return (
-            f"the function returned {len(self.outputs)} outputs here but "
-            f"{len(first.outputs)} for the first chunk"
-        )
+                here = f"the function's result makes an output of shape {mine.shape}, but"
+                due = f"{other.shape} by the first chunk"
+                return f"{here} {due}; every chunk must return the same shape"
+        here = f"the function returned {len(self.outputs)} outputs here but"
+        return f"{here} {len(first.outputs)} for the first chunk"
 
 
 def spell(dtype: DType) -> str | DType:
@@ -355,17 +327,16 @@ class Plan(NamedTuple):
 
     def window(self, chunk: int) -> Window:
         """Return the window of a chunk in an output."""
-        return self.placement.window(self.grid, self.grid.index(chunk))
+        return self.placement.windows(self.grid)(chunk)
 
     def check_shape(self, out: np.ndarray[Any, Any]) -> None:
         """Raise ``ValueError`` if `out` cannot have the shape of the output."""
         due: tuple[Any, ...]
         if isinstance(self.placement, InBlocks):
-            lengths = [None if cut is None else cut.size for cut in self.placement.cuts]
-            fits = out.ndim == len(lengths) and all(
-                length in {None, found} for length, found in zip(lengths, out.shape, strict=True)
+            due = tuple("any" if cut is None else cut.size for cut in self.placement.cuts)
+            fits = out.ndim == len(due) and all(
+                length in {"any", found} for length, found in zip(due, out.shape, strict=True)
             )
-            due = tuple("any" if length is None else length for length in lengths)
         else:
             lead = self.grid.numblocks
             fits = out.shape[: len(lead)] == lead

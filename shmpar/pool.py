@@ -35,10 +35,9 @@ from shmpar.memory.names import remove_stale
 from shmpar.plan import Function
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.loop import Close, Loop, call_here, execute_here
-from shmpar.runtime.progress import Progress
 from shmpar.runtime.run import Run
 from shmpar.verbs import Defaults, Reductions
-from shmpar.verbs.options import parse_options
+from shmpar.verbs.options import Progress, parse_options
 from shmpar.worker.context import in_worker
 
 __all__ = [

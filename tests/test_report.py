@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import html
 import io
@@ -25,7 +26,7 @@ import shmpar
 from shmpar.grid import Grid, Halo
 from shmpar.ipc.ledger import DONE, FAILED, JOINED, WAITED, Ledger, LostClaim
 from shmpar.plan import Blocks, InBlocks, Plan
-from shmpar.report import Report, advice, text
+from shmpar.report import Report, text
 from shmpar.report import report as report_module
 from shmpar.report.report import bytes_read
 from shmpar.report.timings import Timings
@@ -460,6 +461,16 @@ class TestAdvice:
         slow = lambda: processes.parallel_map(spin, np.full(8, 3e-3))
         assert spared(processes, "plain loop", slow)
 
+    def test_chunks_of_unknown_duration(self, processes: shmpar.Pool) -> None:
+        """Without any duration there is no advice, and nothing divides by zero."""
+        processes.map_blocks(np.negative, np.ones(4), chunks=2)
+        ledger = Ledger(bytearray(Ledger.nbytes(workers=2, chunks=2)), workers=2, chunks=2)
+        ledger.note_claim(slice(0, 2), 1, 0.001)
+        ledger.status[:] = DONE
+        report = dataclasses.replace(processes.last_run.report, ledger=ledger)
+        assert (report.computed, report.advice) == (2, "")
+        assert "2 done" in str(report)
+
     @pytest.mark.alone
     def test_a_function_that_is_bound_by_memory_bandwidth(self, processes: shmpar.Pool) -> None:
         """A function that only reads gets the advice, a function that computes does not."""
@@ -482,7 +493,7 @@ class TestAdvice:
         """The suggestions are valid chunk lengths, and larger or smaller by the factor."""
         chunks = tuple(data.draw(st.integers(1, size)) for size in shape)
         grid = Grid.cut(shape, chunks)
-        larger, smaller = advice.coarser(grid, factor), advice.finer(grid, factor)
+        larger, smaller = text.coarser(grid, factor), text.finer(grid, factor)
         if larger is not None:
             made = Grid.cut(shape, larger)
             assert made.size < grid.size or grid.size == 1

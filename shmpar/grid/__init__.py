@@ -2,16 +2,6 @@
 
 from shmpar.grid.axis import Axis
 from shmpar.grid.grid import BLOCK_BYTES, Chunks, Grid
-from shmpar.grid.halo import Boundaries, Boundary, Depth, Halo, Mode
+from shmpar.grid.halo import Halo, Mode
 
-__all__ = [
-    "BLOCK_BYTES",
-    "Axis",
-    "Boundaries",
-    "Boundary",
-    "Chunks",
-    "Depth",
-    "Grid",
-    "Halo",
-    "Mode",
-]
+__all__ = ["BLOCK_BYTES", "Axis", "Chunks", "Grid", "Halo", "Mode"]

@@ -131,8 +131,7 @@ class Axis:
         if self.edges is not None:
             return self.edges[i], self.edges[i + 1]
         start = i * self.step
-        stop = start + self.step
-        return start, min(stop, self.size)
+        return start, min(start + self.step, self.size)
 
     def check_invariants(self) -> None:
         """Assert the guarantees of this module, in time linear in the number of chunks."""
@@ -184,13 +183,12 @@ def axis_number(axis: Any, ndim: int, where: str) -> int:
     2
     """
     number = whole_number(axis, where)
-    if not -ndim <= number < ndim:
-        raise ValueError(
-            f"{where}: there is no axis {number} among {ndim}; pass {-ndim} to {ndim - 1}"
-            if ndim
-            else f"{where}: there is no axis {number}, the array has none; leave it out"
-        )
-    return number % ndim
+    if -ndim <= number < ndim:
+        return number % ndim
+    if not ndim:
+        raise ValueError(f"{where}: there is no axis {number}, the array has none; leave it out")
+    remedy = f"pass {-ndim} to {ndim - 1}"
+    raise ValueError(f"{where}: there is no axis {number} among {ndim}; {remedy}")
 
 
 def per_axis(name: str, value: Any, ndim: int, *, missing: Any, array: str = "") -> list[Any]:

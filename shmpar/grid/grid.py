@@ -28,6 +28,8 @@ AxisChunks: TypeAlias = int | str | Sequence[int] | None
 #: One for all axes, one per axis, or a dict of axes; an axis that it omits stays whole.
 Chunks: TypeAlias = int | str | Sequence[AxisChunks] | Mapping[int, AxisChunks] | None
 
+Shape: TypeAlias = Sequence[int]
+
 LEAST_BYTES = 64 * 1024
 BLOCK_BYTES = 1024 * 1024
 """Largest block of "auto", for functions whose temporaries should stay in the cache."""
@@ -113,24 +115,22 @@ class Grid:
         if any(size < 0 for size in sizes):
             raise ValueError(f"shape={sizes}: an axis cannot have fewer than 0 elements")
         ndim, array = len(sizes), f"an array of shape {sizes}"
-        parsed = [
-            _parse_axis(entry, size, f"chunks={brief(chunks)}, axis {axis} of shape {sizes}")
-            for axis, (entry, size) in enumerate(
-                zip(per_axis("chunks", chunks, ndim, missing=None, array=array), sizes, strict=True)
-            )
+        entries = per_axis("chunks", chunks, ndim, missing=None, array=array)
+        where = f"chunks={brief(chunks)}, axis"
+        axes = [
+            _parse_axis(entry, size, f"{where} {k} of shape {sizes}")
+            for k, (entry, size) in enumerate(zip(entries, sizes, strict=True))
         ]
         uncut = {axis_number(axis, ndim, f"whole={whole}") for axis in whole}
         reach = [sum(pair) for pair in parse_depth(0 if depth is None else depth, ndim)]
         fixed = [
-            found.step if found is not None else (sizes[axis] if axis in uncut else None)
-            for axis, found in enumerate(parsed)
+            axis.step if axis is not None else sizes[k] if k in uncut else None
+            for k, axis in enumerate(axes)
         ]
         lengths = _auto_lengths(sizes, fixed, whole_number(itemsize, "itemsize"), reach, most)
+        found = zip(axes, sizes, lengths, strict=True)
         return cls(
-            tuple(
-                Axis.regular(size, length) if found is None else found
-                for found, size, length in zip(parsed, sizes, lengths, strict=True)
-            )
+            tuple([Axis.regular(n, step) if axis is None else axis for axis, n, step in found])
         )
 
     @property
@@ -157,18 +157,13 @@ class Grid:
         (1, 2)
         """
         rest = as_int(number)
+        if not 0 <= rest < self.size:
+            raise self._outside(rest)
         place = []
-        try:
-            for axis in reversed(self.axes):
-                rest, i = divmod(rest, axis.count)
-                place.append(i)
-        except ZeroDivisionError:
-            rest = -1
-        # Invariant: the rest is 0 if and only if the grid has this chunk.
-        if rest:
-            raise self._outside(number)
-        place.reverse()
-        return tuple(place)
+        for axis in reversed(self.axes):
+            rest, i = divmod(rest, axis.count)
+            place.append(i)
+        return tuple(place[::-1])
 
     def number(self, index: Sequence[int]) -> int:
         """Return the number of the chunk at `index`; the inverse of :meth:`index`.
@@ -206,22 +201,19 @@ class Grid:
         (slice(8, 10, None), slice(6, 7, None))
         """
         rest = as_int(number)
+        if not 0 <= rest < self.size:
+            raise self._outside(rest)
         cell = []
-        try:
-            for axis in reversed(self.axes):
-                # Why: index() and Axis.span() are written out here, since calls would double the
-                # cost of this method, which runs once per chunk.
-                rest, i = divmod(rest, axis.count)
-                if axis.edges is None:
-                    start = i * axis.step
-                    stop = start + axis.step
-                    cell.append(slice(start, stop if stop < axis.size else axis.size))  # noqa: FURB136
-                else:
-                    cell.append(axis[i])
-        except ZeroDivisionError:
-            rest = -1
-        if rest:
-            raise self._outside(number)
+        for axis in reversed(self.axes):
+            # Why: index() and Axis.span() are written out here, since calls would double the
+            # cost of this method, which runs once per chunk.
+            rest, i = divmod(rest, axis.count)
+            if axis.edges is None:
+                start = i * axis.step
+                stop = start + axis.step
+                cell.append(slice(start, stop if stop < axis.size else axis.size))  # noqa: FURB136
+            else:
+                cell.append(axis[i])
         cell.reverse()
         return tuple(cell)
 
@@ -236,10 +228,16 @@ class Grid:
         >>> cut(8)
         (slice(8, 12, None), slice(6, 9, None))
         """
-        match self.axes:
-            case (down, across) if down.edges is None and across.edges is None:
-                return _cutter(down.step, across.step, across.count)
-        return self.core
+        if len(self.axes) != 2 or any(axis.edges is not None for axis in self.axes):  # noqa: PLR2004
+            return self.core
+        (height, width), columns = [axis.step for axis in self.axes], self.axes[1].count
+
+        def cell(number: int) -> tuple[slice, ...]:
+            row = number // columns
+            top, left = row * height, (number - row * columns) * width
+            return slice(top, top + height), slice(left, left + width)
+
+        return cell
 
     def check_invariants(self) -> None:
         """Assert that the cells tile the shape exactly once.
@@ -254,17 +252,6 @@ class Grid:
 
     def _outside(self, number: int) -> IndexError:
         return IndexError(f"chunk {number} of a grid with {self.size} chunks")
-
-
-def _cutter(height: int, width: int, across: int) -> Callable[[int], tuple[slice, ...]]:
-    """Return the function from a number to the cell, for two regular axes."""
-
-    def cell(number: int) -> tuple[slice, ...]:
-        row = number // across
-        top, left = row * height, (number - row * across) * width
-        return slice(top, top + height), slice(left, left + width)
-
-    return cell
 
 
 def _parse_axis(entry: Any, size: int, where: str) -> Axis | None:
@@ -309,11 +296,7 @@ def block_bytes(shape: Sequence[int], itemsize: int, most: int = BLOCK_BYTES) ->
 
 
 def _auto_lengths(
-    shape: Sequence[int],
-    fixed: Sequence[int | None],
-    itemsize: int,
-    reach: Sequence[int],
-    most: int = BLOCK_BYTES,
+    shape: Shape, fixed: Sequence[int | None], itemsize: int, reach: Shape, most: int = BLOCK_BYTES
 ) -> list[int]:
     """Choose chunk lengths, in elements, for the axes that are not fixed.
 
@@ -347,7 +330,11 @@ def _auto_lengths(
         max(1, min(size, 2 * around)) if length is None else max(1, length)
         for size, length, around in zip(shape, fixed, reach, strict=True)
     ]
-    _widen(lengths, shape, _weights(free, reach), budget)
+    weights = [around if length is None else 0 for around, length in zip(reach, fixed, strict=True)]
+    if fixed and fixed[-1] is None:
+        # Why: longer contiguous runs make up for a few more elements that are read twice.
+        weights[-1] = max(2 * weights[-1], *weights)
+    _widen(lengths, shape, weights, budget)
     for k in reversed(free):
         room = budget // prod(lengths[:k] + lengths[k + 1 :])
         lengths[k] = max(lengths[k], min(shape[k], room))
@@ -356,19 +343,9 @@ def _auto_lengths(
     return lengths
 
 
-def _weights(free: Sequence[int], reach: Sequence[int]) -> dict[int, int]:
-    """Return the gain from length of each free axis that has a halo."""
-    weights = {k: reach[k] for k in free}
-    last = len(reach) - 1
-    if last in weights:
-        # Why: longer contiguous runs make up for a few more elements that are read twice.
-        weights[last] = max(2 * weights[last], *weights.values(), 0)
-    return {k: weight for k, weight in weights.items() if weight}
-
-
-def _widen(lengths: list[int], shape: Sequence[int], weights: dict[int, int], budget: int) -> None:
+def _widen(lengths: list[int], shape: Shape, weights: list[int], budget: int) -> None:
     """Lengthen in place, by an eighth at a time, the axis that is shortest for its weight."""
-    growing = set(weights)
+    growing = {k for k, weight in enumerate(weights) if weight}
     while growing:
         # Why: fixed point with 32 fractional bits, which distinguish any two useful ratios.
         k = max(growing, key=lambda k: ((weights[k] << 32) // lengths[k], k))
@@ -383,7 +360,5 @@ def _widen(lengths: list[int], shape: Sequence[int], weights: dict[int, int], bu
 def _even(size: int, length: int, least: int) -> int:
     """Shorten `length` as far as the number of chunks allows, so that all are about equal."""
     count = -(-size // length)
-    if least:
-        count = min(count, size // least)
-    count = max(1, count)
+    count = max(1, min(count, size // least) if least else count)
     return max(1, -(-size // count))

@@ -169,17 +169,11 @@ class Halo(NamedTuple):
         ((0, 8),)
         """
         bounds = []
-        for axis, i, (before, after), (low, high) in zip(
-            grid.axes, grid.index(number), self.depth, self.boundary, strict=True
-        ):
-            start, stop = axis.span(i)
-            start -= before
-            stop += after
-            if start < 0 and low is Mode.NONE:
-                start = 0
-            if stop > axis.size and high is Mode.NONE:
-                stop = axis.size
-            bounds.append((start, stop))
+        sides = zip(grid.core(number), grid.shape, self.depth, self.boundary, strict=True)
+        for cell, size, (before, after), (low, high) in sides:
+            start, stop = cell.start - before, cell.stop + after
+            start = 0 if start < 0 and low is Mode.NONE else start
+            bounds.append((start, size if stop > size and high is Mode.NONE else stop))
         return tuple(bounds)
 
     def trim(self, grid: Grid, number: int) -> tuple[slice, ...]:
@@ -197,12 +191,10 @@ class Halo(NamedTuple):
         (slice(2, 5, None),)
         """
         slices = []
-        for axis, i, (before, _), (low, _) in zip(
-            grid.axes, grid.index(number), self.depth, self.boundary, strict=True
-        ):
-            start, stop = axis.span(i)
-            first = min(before, start) if low is Mode.NONE else before
-            slices.append(slice(first, first + stop - start))
+        sides = zip(grid.core(number), self.depth, self.boundary, strict=True)
+        for cell, (before, _), (low, _) in sides:
+            first = min(before, cell.start) if low is Mode.NONE else before
+            slices.append(slice(first, first + cell.stop - cell.start))
         return tuple(slices)
 
     def gather(self, array: NDArray[Any], grid: Grid, number: int) -> NDArray[Any]:
@@ -245,8 +237,9 @@ class Halo(NamedTuple):
         shape = array.shape
         if shape != grid.shape:
             raise ValueError(f"array of shape {shape} on a grid of {grid.shape}; pass its own grid")
-        if not _inside(bounds, shape):
-            return self._copy(array, bounds)
+        for (start, stop), size in zip(bounds, shape, strict=True):
+            if start < 0 or stop > size:
+                return self._copy(array, bounds)
         # Why: the ellipsis keeps an array without axes an array.
         region: Any = (*[slice(start, stop) for start, stop in bounds], ...)
         window: NDArray[Any] = array[region]
@@ -255,51 +248,28 @@ class Halo(NamedTuple):
     def _copy(self, array: NDArray[Any], bounds: _Bounds) -> NDArray[Any]:
         """Copy the inside of the window by slices, and the padding by index arrays."""
         window = np.empty_like(array, shape=[stop - start for start, stop in bounds], subok=False)
-        sides = list(zip(bounds, array.shape, self.boundary, strict=True))
-        for parts in product(*[_parts(span, size, modes) for span, size, modes in sides]):
-            window[tuple([place for place, _ in parts])] = _take(array, [s for _, s in parts])
-        for axis, (span, size, modes) in enumerate(sides):
-            for place, mode in _beyond(span, size, modes):
-                if not isinstance(mode, Mode):
-                    window[(slice(None),) * axis + (place,)] = mode
+        copied, constants = [], []
+        for axis, (start, stop) in enumerate(bounds):
+            size, (before, after) = array.shape[axis], self.boundary[axis]
+            first, last = max(0, start), min(size, stop)
+            # A part of the window along this axis, and the positions of its values in the array.
+            parts: list[tuple[slice, _Source]] = [
+                (slice(first - start, last - start), slice(first, last))
+            ]
+            for low, high, mode in ((start, first, before), (last, stop, after)):
+                place = slice(low - start, high - start)
+                if low < high and isinstance(mode, Mode):
+                    parts.append((place, _fold(np.arange(low, high), size, mode)))
+                elif low < high:
+                    constants.append(((slice(None),) * axis + (place,), mode))
+            copied.append(parts)
+        for combination in product(*copied):
+            places, sources = zip(*combination, strict=True)
+            window[places] = _take(array, sources)
+        for corner, constant in constants:
+            window[corner] = constant
         window.flags.writeable = array.flags.writeable
         return window
-
-
-def _inside(bounds: _Bounds, shape: tuple[int, ...]) -> bool:
-    for (start, stop), size in zip(bounds, shape, strict=True):
-        if start < 0 or stop > size:
-            return False
-    return True
-
-
-def _beyond(
-    span: tuple[int, int], size: int, modes: tuple[Boundary, Boundary]
-) -> list[tuple[slice, Boundary]]:
-    """Return the parts of a window outside the array, in window coordinates."""
-    start, stop = span
-    parts = []
-    if start < 0:
-        parts.append((slice(0, -start), modes[0]))
-    if stop > size:
-        parts.append((slice(size - start, stop - start), modes[1]))
-    return parts
-
-
-def _parts(
-    span: tuple[int, int], size: int, modes: tuple[Boundary, Boundary]
-) -> list[tuple[slice, _Source]]:
-    """Return the parts of a window, except constants, with the positions of their values."""
-    start, stop = span
-    first, last = max(0, start), min(size, stop)
-    parts: list[tuple[slice, _Source]] = [
-        (slice(first - start, last - start), slice(first, last)),
-    ]
-    for place, mode in _beyond(span, size, modes):
-        if isinstance(mode, Mode):
-            positions = np.arange(start + place.start, start + place.stop)
-            parts.append((place, _fold(positions, size, mode)))
-    return parts
 
 
 def _fold(positions: NDArray[np.intp], size: int, mode: Mode) -> NDArray[np.intp]:
@@ -321,10 +291,7 @@ def _take(array: NDArray[Any], sources: Sequence[_Source]) -> NDArray[Any]:
     """Index by the outer product of slices and index arrays."""
     if sum(not isinstance(source, slice) for source in sources) <= 1:
         return array[tuple(sources)]
-    full = [
-        np.arange(source.start, source.stop) if isinstance(source, slice) else source
-        for source in sources
-    ]
+    full = [np.arange(one.start, one.stop) if isinstance(one, slice) else one for one in sources]
     return array[np.ix_(*full)]
 
 
@@ -362,25 +329,16 @@ def parse_depth(depth: Depth, ndim: int) -> tuple[tuple[int, int], ...]:
 
 
 def _pairs(
-    name: str,
-    value: Any,
-    ndim: int,
-    missing: Any,
-    remedy: str,
-    parse: Callable[[Any, str], Any],
+    name: str, value: Any, ndim: int, missing: Any, remedy: str, parse: Callable[[Any, str], Any]
 ) -> tuple[tuple[Any, Any], ...]:
     """Read an argument that has one entry, or a pair (before, after), per axis."""
     pairs = []
     for axis, entry in enumerate(per_axis(name, value, ndim, missing=missing)):
         where = f"{name}={brief(value)}, axis {axis}"
         sides = entry if isinstance(entry, (tuple, list)) else (entry, entry)
-        try:
-            before, after = sides
-        except ValueError:
-            raise ValueError(
-                f"{where}: {brief(entry)} has {len(entry)} entries; pass {remedy}"
-            ) from None
-        pairs.append((parse(before, where), parse(after, where)))
+        if len(sides) != 2:  # noqa: PLR2004 - before and after
+            raise ValueError(f"{where}: {brief(entry)} has {len(entry)} entries; pass {remedy}")
+        pairs.append((parse(sides[0], where), parse(sides[1], where)))
     return tuple(pairs)
 
 
@@ -394,13 +352,11 @@ def _parse_side_depth(value: Any, where: str) -> int:
 def _parse_side(value: Any, where: str) -> Boundary:
     if value is None or isinstance(value, Mode):
         return value or Mode.NONE
-    names = ", ".join(BOUNDARIES)
-    if isinstance(value, str):
-        if value in BOUNDARIES:
-            return BOUNDARIES[value]
-        raise ValueError(f"{where}: {value!r} is unknown; pass a constant or one of {names}")
+    if isinstance(value, str) and value in BOUNDARIES:
+        return BOUNDARIES[value]
+    remedy = f"pass a constant or one of {', '.join(BOUNDARIES)}"
+    if isinstance(value, str):  # Why first: a string of NumPy is also a generic.
+        raise ValueError(f"{where}: {value!r} is unknown; {remedy}")  # noqa: TRY004 - a wrong name
     if isinstance(value, (Number, np.generic)):
         return value  # type: ignore[return-value]
-    raise TypeError(
-        f"{where}: {value!r} is a {type(value).__name__}; pass a constant or one of {names}"
-    )
+    raise TypeError(f"{where}: {value!r} is a {type(value).__name__}; {remedy}")

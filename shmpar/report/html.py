@@ -42,24 +42,18 @@ def _table(rows: Iterable[Sequence[str]], align: str, head: Sequence[str] = ()) 
 
     Invariant: the caller has escaped every text that the user's code has named.
     """
-    lines = [_row("th", head, align)] if head else []
-    lines += [_row("td", row, align) for row in rows]
-    return f"<table style='margin:0.4em 0'>{''.join(lines)}</table>"
-
-
-def _row(tag: str, cells: Sequence[str], align: str) -> str:
-    styled = [
-        f"<{tag} style='padding:0.1em 0.8em 0.1em 0;text-align:{_SIDES[side]}'>{cell}</{tag}>"
-        for cell, side in zip(cells, align, strict=True)
-    ]
-    return f"<tr>{''.join(styled)}</tr>"
+    cell = "<{0} style='padding:0.1em 0.8em 0.1em 0;text-align:{1}'>{2}</{0}>"
+    parts = ["<table style='margin:0.4em 0'>"]
+    for tag, row in (*([("th", head)] if head else []), *[("td", row) for row in rows]):
+        cells = zip(align, row, strict=True)
+        parts += ["<tr>", *[cell.format(tag, _SIDES[side], text) for side, text in cells], "</tr>"]
+    return "".join([*parts, "</table>"])
 
 
 def _underlined(name: str) -> str:
     """Underline the name of a column with its colour in the bars."""
-    if name not in _COLOURS:
-        return name
-    return f"<span style='border-bottom:0.25em solid {_COLOURS[name]}'>{name}</span>"
+    colour = _COLOURS.get(name)
+    return f"<span style='border-bottom:0.25em solid {colour}'>{name}</span>" if colour else name
 
 
 def _bar(one: WorkerTime, whole: float) -> str:

@@ -49,7 +49,7 @@ def draw(report: Report) -> Figure:
     if timings.chunks.size:
         bar = figure.colorbar(boxes, ax=list(panels), aspect=30, pad=0.02, panchor=False)
         bar.set_label("duration of a chunk")
-        _label_seconds(bar.ax.yaxis, log=_is_log(scale))
+        _label_seconds(bar.ax.yaxis, log=scale.vmin > 0)
     return figure
 
 
@@ -59,10 +59,6 @@ def _scale(durations: Any) -> Any:
 
     low, high = durations.min(initial=np.inf), durations.max(initial=0.0)
     return LogNorm(low, high) if high > _LOG_RATIO * low else Normalize(0, high or 1.0)
-
-
-def _is_log(scale: Any) -> bool:
-    return bool(scale.vmin > 0)
 
 
 def _label_seconds(axis: Any, *, log: bool = False) -> None:
@@ -84,24 +80,16 @@ def _timeline(axes: Axes, timings: Timings, scale: Any) -> Any:
     corners = ((begins, low), (ends, low), (ends, high), (begins, high))
     shapes: Any = np.stack([np.stack(corner, -1) for corner in corners], 1)
     width = 0.5 if len(shapes) <= _MAX_OUTLINED else 0
-    boxes = PolyCollection(
-        shapes, cmap=_COLOURS, norm=scale, linewidths=width, edgecolors=_BACKGROUND
-    )
-    boxes.set_array(durations)
+    edge: dict[str, Any] = {"linewidths": width, "edgecolors": _BACKGROUND}
+    boxes = PolyCollection(shapes, array=durations, cmap=_COLOURS, norm=scale, **edge)
     axes.axhspan(-0.5, timings.n_workers - 0.5, color=_BACKGROUND, zorder=0, linewidth=0)
     axes.add_collection(boxes)
     for died, label, hatch in ((True, "died", "xxx"), (False, "in progress", "...")):
-        if claims := [claim for claim in timings.attempts if claim.died is died]:
-            axes.barh(
-                [claim.worker for claim in claims],
-                [claim.end - claim.begin for claim in claims],
-                _BAR_HEIGHT,
-                [claim.begin for claim in claims],
-                label=label,
-                hatch=hatch,
-                facecolor="none",
-                edgecolor=_DIED,
-            )
+        claims = [claim for claim in timings.attempts if claim.died is died]
+        if bars := [(claim.worker, claim.end - claim.begin, claim.begin) for claim in claims]:
+            lines, lengths, begins = zip(*bars, strict=True)
+            style: dict[str, Any] = {"facecolor": "none", "edgecolor": _DIED, "hatch": hatch}
+            axes.barh(lines, lengths, _BAR_HEIGHT, begins, label=label, **style)
     if timings.attempts:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     axes.set(xlim=(0, timings.seconds), ylim=(timings.n_workers - 0.5, -0.5))
@@ -128,7 +116,7 @@ def _boxes(timings: Timings) -> tuple[Any, Any, Any, Any]:
 
 
 def _edges(axis: Axis) -> Any:
-    return np.array([axis.span(i)[0] for i in range(len(axis))] + [axis.size])
+    return np.array([*[part.start for part in axis], axis.size])
 
 
 def _map(axes: Axes, report: Report, cut: list[int], scale: Any) -> None:
@@ -150,9 +138,9 @@ def _curve(axes: Axes, report: Report, cut: list[int], scale: Any) -> None:
     axis = report.plan.grid.axes[cut[0]]
     axes.stairs(report.durations, _edges(axis), fill=len(axis) <= _MAX_OUTLINED, color=_CURVE)
     axes.set(xlim=(0, axis.size), xlabel=f"axis {cut[0]}", ylabel="duration of a chunk")
-    if _is_log(scale):
+    if scale.vmin > 0:
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
-    _label_seconds(axes.yaxis, log=_is_log(scale))
+    _label_seconds(axes.yaxis, log=scale.vmin > 0)
     axes.spines[["top", "right"]].set_visible(False)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,9 +90,8 @@ def _reads_per_element(plan: Plan, argument: Blocks) -> float:
             reads *= len(axis)
         elif plan.halo is not None:
             before, after = plan.halo.depth[number]
-            spans = [axis.span(i) for i in range(len(axis))]
             # Why: clipped, since elements beyond the border are made up, not read.
-            windows = [min(axis.size, end + after) - max(0, start - before) for start, end in spans]
+            windows = [min(axis.size, s.stop + after) - max(0, s.start - before) for s in axis]
             reads *= sum(windows) / max(axis.size, 1)
     return reads
 
@@ -162,13 +162,11 @@ def _run_threads(work: Callable[[Array], object], arrays: Sequence[Array]) -> fl
         barrier.wait()
         work(array)
 
-    threads = [threading.Thread(target=run, args=(array,)) for array in arrays]
-    for thread in threads:
-        thread.start()
-    barrier.wait()
-    start = time.perf_counter()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(arrays)) as executor:
+        for array in arrays:
+            executor.submit(run, array)
+        barrier.wait()
+        start = time.perf_counter()
     return time.perf_counter() - start
 
 
@@ -257,9 +255,8 @@ class Report:
     @cached_property
     def timings(self) -> Timings:
         """The times of all chunks and workers; private, it may change."""
-        return Timings(
-            self._ledger, self.origin, self.seconds, self.attempts, complete=self.complete
-        )
+        lost, complete = self.attempts, self.complete
+        return Timings(self._ledger, self.origin, self.seconds, lost, complete=complete)
 
     @cached_property
     def _ledger(self) -> Ledger:
@@ -288,25 +285,23 @@ class Report:
     @property
     def array_bytes(self) -> dict[str, int]:
         """Bytes of the inputs and outputs in each kind of memory, as `memory` names them."""
-        totals: Counter[str] = Counter()
+        totals: dict[str, int] = {}
         for kind, nbytes in (*self.inputs, *self.outputs):
-            totals[kind] += nbytes
-        return dict(totals)
+            totals[kind] = totals.get(kind, 0) + nbytes
+        return totals
 
     @property
     def bytes_read(self) -> int:
         """Bytes that the function received, with halos and repetitions."""
-        whole = bytes_read(self.plan, [size for _, size in self.inputs])
-        return round(whole * self._share)
+        return self._computed_part(bytes_read(self.plan, [size for _, size in self.inputs]))
 
     @property
     def bytes_written(self) -> int:
         """Bytes of the computed chunks of the outputs."""
-        return round(sum(size for _, size in self.outputs) * self._share)
+        return self._computed_part(sum(size for _, size in self.outputs))
 
-    @property
-    def _share(self) -> float:
-        return self.computed / self.chunks if self.chunks else 0.0
+    def _computed_part(self, nbytes: int) -> int:
+        return round(nbytes * self.computed / max(self.chunks, 1))
 
     @property
     def gb_per_second(self) -> float:
@@ -371,11 +366,9 @@ class Report:
         """
         timings = self.timings
         order = np.lexsort((timings.chunks, -timings.durations))[: max(count, 0)]
-        picked = (timings.chunks[order], timings.durations[order], timings.workers[order])
-        return [
-            SlowChunk(chunk, self.plan.region(chunk), seconds, worker)
-            for chunk, seconds, worker in zip(*(one.tolist() for one in picked), strict=True)
-        ]
+        arrays = timings.chunks, timings.durations, timings.workers
+        picked = zip(*[array[order].tolist() for array in arrays], strict=True)
+        return [SlowChunk(chunk, self.plan.region(chunk), *rest) for chunk, *rest in picked]
 
     @property
     def advice(self) -> str:
@@ -383,7 +376,7 @@ class Report:
 
         Cost: measures the memory bandwidth, once per process, if more than 64 MB were moved.
         """
-        from shmpar.report.advice import advise
+        from shmpar.report.text import advise
 
         return advise(self)
 

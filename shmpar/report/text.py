@@ -1,10 +1,17 @@
-"""The report as text, and the formatters that it shares with the command line."""
+"""The report as text, its advice, and the formatters that it shares with the command line.
+
+The advice about a faster call is the hint with the largest gain, a share of the run's time.
+Each hint goes by figures that were measured in this run, and names them. Costs that no clock sees,
+such as the cost of handing out a chunk, are constants.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from shmpar.grid import Grid
 from shmpar.plan import describe_region
 
 if TYPE_CHECKING:
@@ -20,6 +27,20 @@ _MAX_CHUNKS = 5  # chunk numbers in the line about deaths
 _DURATIONS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 _SIZES = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B"))
 _ONE_DECIMAL = 99.95  # larger numbers have no decimals
+
+Hint = tuple[float, str]  # the gain, and the advice in one line
+
+_MIN_GAIN = 0.1  # share of the run's time
+_BLOCK_OVERHEAD, _ITEM_OVERHEAD = 3e-6, 0.5e-6  # seconds per chunk
+_TARGET_SECONDS = 1e-3  # duration of a chunk that makes this overhead negligible
+_CHUNKS_PER_WORKER = 4  # enough to balance uneven chunks
+_MEMORY_BOUND = 0.6  # share of the bandwidth; Why: page tables and write-allocate take the rest
+_MIN_START_SECONDS = 0.01
+_LATE = 0.2  # share of the run's time before a late item starts
+_MIN_COPIED = 1 << 20  # bytes
+_SMALL_WORK = 1e-3  # seconds of all chunks together
+_ALLOCATED = {"shm", "memfd", "tempfile"}  # kinds of memory that outputs are allocated in
+_WITHOUT_CHUNKS = {"parallel_map", "apply_along_axis"}  # verbs without `chunks=`
 
 
 def format_seconds(value: float) -> str:
@@ -71,7 +92,7 @@ def format_count(number: int, noun: str) -> str:
     >>> format_count(1, "chunk"), format_count(20000, "chunk")
     ('1 chunk', '20,000 chunks')
     """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def format_table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
@@ -83,12 +104,8 @@ def format_table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
     ['NAME  SIZE', 'a      1 B']
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
+    line = "  ".join(f"{{:{side}{width}}}" for side, width in zip(align, widths, strict=True))
+    return [line.format(*row).rstrip() for row in rows]
 
 
 def title(report: Report) -> str:
@@ -104,28 +121,33 @@ def title(report: Report) -> str:
 
 def facts(report: Report) -> list[tuple[str, str]]:
     """Return labels and texts about the whole run."""
-    found = [("chunks", _chunks(report))]
+    found = {"chunks": _chunks(report)}
     if report.computed:
         mean = format_seconds(report.serial_seconds / report.computed)
         serial = format_seconds(report.serial_seconds)
-        found += [
-            ("per chunk", f"{mean} on average; {format_count(report.claims, 'claim')}"),
-            ("one worker", f"would take {serial}; speedup {report.speedup:.2f}"),
-        ]
-    if report.bytes_read or report.bytes_written:
-        found.append(("data", _data(report)))
-    if report.array_bytes:
-        found.append(("memory", _memory(report)))
+        found["per chunk"] = f"{mean} on average; {format_count(report.claims, 'claim')}"
+        found["one worker"] = f"would take {serial}; speedup {report.speedup:.2f}"
+    read, written = report.bytes_read, report.bytes_written
+    if read or written:
+        found["data"] = f"{format_bytes(read)} read, {format_bytes(written)} written"
+    if read + written >= LARGE and report.complete:
+        rate, bandwidth = format_rate(report.gb_per_second), format_rate(report.ceiling)
+        found["data"] += f"; {rate} of {bandwidth} memory bandwidth"
+    if arrays := [f"{format_bytes(size)} in {kind}" for kind, size in report.array_bytes.items()]:
+        found["memory"] = ", ".join(arrays)
+        if report.worker_bytes:
+            private = format_bytes(max(report.worker_bytes))
+            found["memory"] += f"; up to {private} private memory per worker"
     if report.deaths:
-        found.append(("deaths", _deaths(report)))
+        found["deaths"] = _deaths(report)
     if report.retries:
-        found.append(("retries", f"{report.retries:,}"))
+        found["retries"] = f"{report.retries:,}"
     if report.failed:
         filled = f" and {'was' if report.failed == 1 else 'were'} filled" if report.filled else ""
-        found.append(("failures", f"{format_count(report.failed, 'chunk')} failed{filled}"))
+        found["failures"] = f"{format_count(report.failed, 'chunk')} failed{filled}"
     if report.seed is not None:
-        found.append(("seed", str(report.seed)))
-    return found
+        found["seed"] = str(report.seed)
+    return list(found.items())
 
 
 def _chunks(report: Report) -> str:
@@ -135,24 +157,6 @@ def _chunks(report: Report) -> str:
     if rest := report.chunks - report.done - report.failed:
         parts.append(f"{rest:,} {'not computed' if report.complete else 'pending'}")
     return ", ".join(parts)
-
-
-def _data(report: Report) -> str:
-    read, written = report.bytes_read, report.bytes_written
-    moved = f"{format_bytes(read)} read, {format_bytes(written)} written"
-    if read + written >= LARGE and report.complete:
-        rate, bandwidth = format_rate(report.gb_per_second), format_rate(report.ceiling)
-        moved += f"; {rate} of {bandwidth} memory bandwidth"
-    return moved
-
-
-def _memory(report: Report) -> str:
-    arrays = ", ".join(
-        f"{format_bytes(size)} in {kind}" for kind, size in report.array_bytes.items()
-    )
-    if not report.worker_bytes:
-        return arrays
-    return f"{arrays}; up to {format_bytes(max(report.worker_bytes))} private memory per worker"
 
 
 def _deaths(report: Report) -> str:
@@ -168,11 +172,10 @@ def _deaths(report: Report) -> str:
 
 def worker_rows(report: Report) -> list[tuple[str, ...]]:
     """Return a row per worker, with the cells of `WORKER_COLUMNS`."""
-    rows = []
-    for one in report.worker_times:
-        times = map(format_seconds, (one.user, one.waiting, one.overhead))
-        rows.append((str(one.worker), f"{one.chunks:,}", f"{one.claims:,}", *times))
-    return rows
+    return [
+        (str(one.worker), f"{one.chunks:,}", f"{one.claims:,}", *map(format_seconds, one[3:]))
+        for one in report.worker_times
+    ]
 
 
 def slowest_rows(report: Report, count: int) -> list[tuple[str, str, str, str]]:
@@ -197,3 +200,141 @@ def render(report: Report) -> str:
     if advice := report.advice:
         lines += ["", advice]
     return "\n".join([title(report), *(f"  {line}" if line else "" for line in lines)])
+
+
+def advise(report: Report) -> str:
+    """Return the advice with the largest gain, or an empty string."""
+    if not report.complete or not report.timings.chunks.size or report.failed:
+        return ""
+    hints = [*_call_hints(report), *_chunk_hints(report)]
+    gain, advice = max(hints, default=(0.0, ""))
+    return advice if gain >= _MIN_GAIN else _memory_bound(report)
+
+
+def _call_hints(report: Report) -> Iterator[Hint]:
+    """Yield advice about the start of workers, the memory of arrays, and too little work."""
+    seconds, preparing, joined = report.seconds, report.preparing, report.timings.joined.values()
+    starting = max(0.0, min(joined) - preparing) if joined and report.cold else 0.0
+    if starting >= _MIN_START_SECONDS:
+        fact = f"workers were starting for {format_seconds(starting)}"
+        yield starting / seconds, f"{fact}: later calls in the same pool do not wait"
+    copied = sum(nbytes for kind, nbytes in report.inputs if kind == "private")
+    if report.engine == "processes" and copied >= _MIN_COPIED:
+        share = preparing / seconds
+        fact = f"{100 * share:.0f} % of the time passed before the first chunk"
+        copying = f"while {format_bytes(copied)} of input were copied"
+        yield share, f"{fact}, {copying}: x = pool.array(x) copies only once"
+    allocated = sum(nbytes for kind, nbytes in report.outputs if kind in _ALLOCATED)
+    if allocated >= LARGE and not copied:
+        share = (preparing + max(report.timings.output_waits, default=0.0)) / seconds
+        fact = f"{100 * share:.0f} % of the time passed while {format_bytes(allocated)} of output"
+        yield share, f"{fact} were allocated: out= writes into an existing array"
+    serial = report.serial_seconds
+    if serial < min(seconds, _SMALL_WORK) and report.engine != "serial":
+        fact = f"all chunks together took {format_seconds(serial)}, the call"
+        gain = (seconds - serial - preparing - starting) / seconds
+        yield gain, f"{fact} {format_seconds(seconds)}: a plain loop is faster than any pool"
+
+
+def _chunk_hints(report: Report) -> Iterator[Hint]:
+    """Yield advice about the number and the size of chunks."""
+    timings, seconds = report.timings, report.seconds
+    chunks, workers = report.chunks, report.workers
+    by_items, mean = report.verb in _WITHOUT_CHUNKS, report.serial_seconds / report.computed
+    begin, end = timings.span
+    grid = finer(report.plan.grid, workers * _CHUNKS_PER_WORKER / max(chunks, 1))
+    if chunks < workers and grid and not by_items:
+        fact = f"{format_count(chunks, 'chunk')} keep{'s' if chunks == 1 else ''} {chunks} of"
+        gain = (end - begin) / seconds * (1 - chunks / workers)
+        yield gain, f"{fact} {workers} workers busy: try chunks={grid}"
+    idle = [end - last for last in timings.last_ends]
+    index = int((timings.begins + timings.durations).argmax())
+    chunk, duration = int(timings.chunks[index]), float(timings.durations[index])
+    # Why max(idle): a shorter chunk is not the only one that the others waited for.
+    if chunks >= workers and not timings.attempts and duration >= max(idle) / 2:
+        gain, region = sum(idle) / workers / seconds, describe_region(report.plan.region(chunk))
+        fact = f"workers waited for chunk {chunk} {region}, which took {format_seconds(duration)}"
+        grid = finer(report.plan.grid, max(2.0, duration / max(mean, 1e-9)))
+        late = float(timings.begins[index]) - report.preparing > _LATE * seconds
+        if by_items and late:
+            yield gain, f"{fact}: put slow items first"
+        elif grid and not by_items:
+            yield gain, f"{fact}: try smaller chunks, chunks={grid}"
+    share = report.computed / workers / seconds
+    if mean >= _TARGET_SECONDS / 10:
+        return
+    if report.verb == "parallel_map":
+        fact = f"an item takes {format_seconds(mean)}, hardly more than a call"
+        advice = "map_blocks calls a function once per block of items"
+        yield _ITEM_OVERHEAD * share, f"{fact}: {advice}"
+    spare = chunks / (workers * _CHUNKS_PER_WORKER)
+    if not by_items and (grid := coarser(report.plan.grid, min(_TARGET_SECONDS / mean, spare))):
+        fact = f"a chunk takes {format_seconds(mean)}, hardly more than handing it out"
+        yield _BLOCK_OVERHEAD * share, f"{fact}: try chunks={grid}"
+
+
+def _memory_bound(report: Report) -> str:
+    """Return the advice for a memory-bound function.
+
+    Why it is not a hint: other chunks or more workers save no share of its time.
+    """
+    moved = report.bytes_read + report.bytes_written
+    begin, end = report.timings.span
+    reached = moved / max(end - begin, 1e-9) / 1e9
+    if moved < LARGE or end <= begin or reached < _MEMORY_BOUND * report.ceiling:
+        return ""
+    rates = f"{format_rate(reached)} of {format_rate(report.ceiling)}"
+    advice = "use smaller dtypes or fewer passes, not more workers"
+    return f"the function is bound by memory bandwidth ({rates}): {advice}"
+
+
+def coarser(grid: Grid, factor: float) -> tuple[int, ...] | None:
+    """Return chunk lengths about `factor` times as large; None for a factor below 2.
+
+    The last axes grow first, so that a chunk stays as contiguous as possible.
+
+    Examples
+    --------
+    >>> coarser(Grid.cut((100, 80), (10, 10)), 16)
+    (20, 80)
+    >>> coarser(Grid.cut((100, 80), (10, 10)), 1.5) is None
+    True
+    """
+    left = int(factor)
+    if left < 2:  # noqa: PLR2004
+        return None
+    steps = []
+    for axis in reversed(grid.axes):
+        times = max(1, min(left, len(axis)))
+        left //= times
+        steps.append(max(1, min(axis.size, axis.step * times)))
+    return tuple(steps[::-1])
+
+
+def finer(grid: Grid, factor: float) -> tuple[int, ...] | None:
+    """Return chunk lengths about `factor` times smaller; None if no axis can be cut.
+
+    Cut only the axes that are already cut, the first axes first, since the function may need the
+    other axes whole. Without a cut axis, cut the longest.
+
+    Examples
+    --------
+    >>> finer(Grid.cut((100, 80), (50, -1)), 8)
+    (7, 80)
+    >>> finer(Grid.cut((100, 80), -1), 4)
+    (25, 80)
+    >>> finer(Grid.cut((1, 1), 1), 4) is None
+    True
+    """
+    steps = [max(1, min(axis.step, axis.size)) for axis in grid.axes]
+    cut = [number for number, axis in enumerate(grid.axes) if len(axis) > 1]
+    if not cut:
+        cut = sorted(range(grid.ndim), key=lambda number: -steps[number])[:1]
+    for number in cut:
+        before = steps[number]
+        steps[number] = math.ceil(before / min(math.ceil(factor), before))
+        factor /= before / steps[number]
+        if factor <= 1:
+            break
+    size = math.prod(-(-axis.size // step) for axis, step in zip(grid.axes, steps, strict=True))
+    return tuple(steps) if size > grid.size else None

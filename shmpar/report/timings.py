@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,18 +146,10 @@ class Timings:
     @property
     def claims(self) -> list[Claim]:
         """Every claim with a chunk of known duration, sorted by worker and begin."""
-        bounds = itertools.pairwise([*self.claim_starts.tolist(), self.chunks.size])
-        ends = self.begins + self.durations
-        return [
-            Claim(
-                int(self.workers[first]),
-                float(self.begins[first]),
-                float(ends[last - 1]),
-                first,
-                last,
-            )
-            for first, last in bounds
-        ]
+        firsts, lasts = self.claim_starts, np.append(self.claim_starts, self.chunks.size)[1:]
+        ends = (self.begins + self.durations)[lasts - 1]
+        columns = self.workers[firsts], self.begins[firsts], ends, firsts, lasts
+        return [Claim(*row) for row in zip(*[one.tolist() for one in columns], strict=True)]
 
     @property
     def serial_seconds(self) -> float:
@@ -168,9 +159,8 @@ class Timings:
     @property
     def span(self) -> tuple[float, float]:
         """The begin of the first chunk and the end of the last."""
-        if not self.chunks.size:
-            return 0.0, 0.0
-        return float(self.begins.min()), float((self.begins + self.durations).max())
+        end = float((self.begins + self.durations).max(initial=0.0))
+        return float(self.begins.min(initial=end)), end
 
     @property
     def last_ends(self) -> list[float]:
@@ -182,11 +172,10 @@ class Timings:
 
     def of_workers(self) -> tuple[WorkerTime, ...]:
         """Return the time of each worker."""
-        groups = itertools.groupby(self.claims, attrgetter("worker"))
-        claims = {worker: list(group) for worker, group in groups}
-        return tuple(
-            [self._of_worker(worker, claims.get(worker, [])) for worker in range(self.n_workers)]
-        )
+        claims: list[list[Claim]] = [[] for _ in range(self.n_workers)]
+        for claim in self.claims:
+            claims[claim.worker].append(claim)
+        return tuple([self._of_worker(worker, taken) for worker, taken in enumerate(claims)])
 
     def _of_worker(self, worker: int, claims: Sequence[Claim]) -> WorkerTime:
         busy = [(claim.begin, claim.end, False) for claim in claims]

@@ -47,10 +47,9 @@ def events(report: Report) -> Iterator[dict[str, Any]]:
 
 
 def _claim(report: Report, claim: Claim) -> Iterator[dict[str, Any]]:
-    picked = slice(claim.first, claim.last)
-    chunks = report.timings.chunks[picked].tolist()
-    durations = report.timings.durations[picked].tolist()
-    begins = report.timings.begins[picked].tolist()
+    times = report.timings
+    columns = times.chunks, times.durations, times.begins
+    chunks, durations, begins = (one[claim.first : claim.last].tolist() for one in columns)
     if len(chunks) > 1:
         # Why: the number of chunks too, since the tickets of a retry may skip chunks.
         name = f"{len(chunks)} chunks, {min(chunks)} to {max(chunks)}"

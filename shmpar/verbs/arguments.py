@@ -12,13 +12,14 @@ from typing import Any, Final
 import numpy as np
 
 from shmpar.grid import BLOCK_BYTES, Grid
-from shmpar.grid.axis import whole_number
+from shmpar.grid.axis import axis_number
 from shmpar.memory.copying import is_masked
 from shmpar.pickling.pack import is_importable
 from shmpar.plan import Argument, Blocks, Items, Rows, Whole
 
 Array = np.ndarray[Any, Any]
 Axes = tuple[int, ...]
+Names = frozenset[str]
 Depths = tuple[tuple[int, int], ...]
 
 
@@ -43,20 +44,11 @@ class Inputs:
     arguments: list[Argument] = field(default_factory=list)
     shape: tuple[int, ...] = ()
 
-    def add_value(self, value: Any) -> int:
-        """Append a value; return its index."""
-        self.values.append(value)
-        return len(self.values) - 1
-
-    def add_array(self, array: Array) -> int:
-        """Append an array; return its index."""
-        self.arrays.append(array)
-        return len(self.arrays) - 1
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element of the widest array."""
-        return max((array.itemsize for array in self.arrays), default=8)
+    def add(self, value: Any, kind: Callable[..., Argument], *fields: Any) -> None:
+        """Append an argument of this kind, with the fields that follow its index."""
+        store = self.values if kind is Whole or kind is Items else self.arrays
+        self.arguments.append(kind(len(store), *fields))
+        store.append(value)
 
     def cut(
         self, chunks: Any, *, whole: Axes = (), depth: Depths = (), most: int = BLOCK_BYTES
@@ -65,9 +57,8 @@ class Inputs:
         entries = chunks if isinstance(chunks, tuple) else (chunks,)
         # Why: only ints and strings are keys of a cache, since True and 1.0 are equal to 1.
         cut = _cached_cut if all(type(one) in {int, str} for one in entries) else Grid.cut
-        return cut(
-            self.shape, chunks, itemsize=self.itemsize, depth=depth or None, whole=whole, most=most
-        )
+        size = max([array.itemsize for array in self.arrays], default=8)
+        return cut(self.shape, chunks, itemsize=size, depth=depth or None, whole=whole, most=most)
 
 
 _cached_cut = functools.lru_cache(maxsize=64)(Grid.cut)
@@ -119,14 +110,12 @@ def blocks(verb: str, given: Sequence[Any]) -> Inputs:
         raise ValueError(f"{verb}: inputs of shapes {given_shapes} do not broadcast") from None
     for value, array in zip(given, found, strict=True):
         if array is None:
-            inputs.arguments.append(Whole(inputs.add_value(value)))
+            inputs.add(value, Whole)
             continue
-        shift = len(inputs.shape) - array.ndim
-        axes = [
-            None if length == 1 and inputs.shape[axis + shift] != 1 else axis + shift
-            for axis, length in enumerate(array.shape)
-        ]
-        inputs.arguments.append(Blocks(inputs.add_array(array), tuple(axes)))
+        axes = range(len(inputs.shape) - array.ndim, len(inputs.shape))
+        pairs = zip(axes, array.shape, strict=True)
+        cut = [None if n == 1 and inputs.shape[k] != 1 else k for k, n in pairs]
+        inputs.add(array, Blocks, tuple(cut))
     return inputs
 
 
@@ -149,18 +138,17 @@ def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
     lengths = []
     for position, value in enumerate(given):
         if isinstance(value, np.ndarray):
-            rows = _rows(as_input(value, verb), axis, verb)
-            inputs.arguments.append(Rows(inputs.add_array(rows)))
-            lengths.append(len(rows))
+            parts: Any = _rows(as_input(value, verb), axis, verb)
+            inputs.add(parts, Rows)
         elif isinstance(value, Iterable):
-            sequence = value if isinstance(value, range) else list(value)
-            inputs.arguments.append(Items(inputs.add_value(sequence)))
-            lengths.append(len(sequence))
+            parts = value if isinstance(value, range) else list(value)
+            inputs.add(parts, Items)
         else:
             raise TypeError(
                 f"{verb}: argument {position} is a {type(value).__name__}, which has no items; "
                 "constants for the function go into kwargs="
             )
+        lengths.append(len(parts))
     if len(set(lengths)) > 1:
         differing = " and ".join(map(str, lengths))
         raise ValueError(f"{verb}: the arguments differ in length: {differing}")
@@ -171,16 +159,14 @@ def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
 def _rows(array: Array, axis: int, verb: str) -> Array:
     if array.ndim == 0:
         raise TypeError(f"{verb}: an array without axes has no rows")
-    axis = whole_number(axis, f"{verb}: axis={axis!r}")
-    if not -array.ndim <= axis < array.ndim:
-        raise ValueError(f"{verb}: axis {axis} is out of bounds for an array of {array.ndim} axes")
+    axis = axis_number(axis, array.ndim, f"{verb}: axis={axis!r}")
     return np.moveaxis(array, axis, 0) if axis else array
 
 
 _SPECIAL_PARAMETERS: Final = ("block_id", "block_info", "rng")
 
 
-def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) -> frozenset[str]:
+def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) -> Names:
     """Return those of ``block_id``, ``block_info`` and ``rng`` that are parameters of `func`.
 
     Examples
@@ -193,11 +179,7 @@ def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) ->
 
 
 def check_signature(
-    verb: str,
-    func: Callable[..., Any],
-    count: int,
-    keywords: Mapping[str, Any],
-    special: frozenset[str],
+    verb: str, func: Callable[..., Any], count: int, keywords: Mapping[str, Any], special: Names
 ) -> None:
     """Raise ``TypeError`` if `func` cannot be called with `count` arguments and these keywords."""
     if isinstance(func, np.ufunc) and count != func.nin:
@@ -234,10 +216,9 @@ def _obviously_takes(func: Any, count: int) -> bool:
         return True
     if not _is_plain_function(func):
         return False
-    most = func.__code__.co_argcount
-    return most - len(func.__defaults__ or ()) <= count <= most and not (
-        func.__code__.co_kwonlyargcount
-    )
+    code, optional = func.__code__, len(func.__defaults__ or ())
+    fits = code.co_argcount - optional <= count <= code.co_argcount
+    return fits and not code.co_kwonlyargcount
 
 
 def _parameter_names(func: Any) -> Collection[str]:
@@ -271,9 +252,7 @@ def _signature(func: Callable[..., Any]) -> inspect.Signature | None:
 def _inspected(func: Callable[..., Any]) -> inspect.Signature | None:
     try:
         return inspect.signature(func)
-    except TypeError:
-        return None
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         if isinstance(func, functools.partial) and "incorrect arguments" in str(error):
             raise
         return None

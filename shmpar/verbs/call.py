@@ -12,18 +12,10 @@ import numpy as np
 from shmpar.grid import Grid, Halo
 from shmpar.plan import Function, InBlocks, Placement, Plan
 from shmpar.runtime.execution import Policy
-from shmpar.runtime.progress import observe
 from shmpar.runtime.run import Run
 from shmpar.verbs.arguments import Inputs, check_signature, special_parameters
-from shmpar.verbs.options import Defaults, Options, parse_options
-from shmpar.verbs.outputs import (
-    OutputSpec,
-    check_casts,
-    check_overlap,
-    known_outputs,
-    parse_output,
-    ufunc_dtypes,
-)
+from shmpar.verbs.options import Defaults, Options, observe, parse_options
+from shmpar.verbs.outputs import OutputSpec, known_outputs, parse_output, ufunc_dtypes
 
 
 @dataclass(eq=False, slots=True)
@@ -46,8 +38,6 @@ class Call:
         As in :class:`shmpar.plan.Plan`.
     output : OutputSpec
         Declared outputs.
-    in_place : bool
-        An output is an input.
     """
 
     verb: str
@@ -60,7 +50,6 @@ class Call:
     output: OutputSpec = field(init=False)
     halo: Halo | None = None
     trim: bool = True
-    in_place: bool = False
 
     @property
     def keywords(self) -> Mapping[str, Any]:
@@ -82,23 +71,9 @@ class Call:
         self.halo = halo or None
         self.grid = self.inputs.cut(chunks, depth=halo.depth if halo else ())
 
-    def declare_output(
-        self, out: Any = None, dtype: Any = None, *, objects: bool = False, in_place: bool = False
-    ) -> None:
-        """Read ``out=`` and ``dtype=``.
-
-        Parameters
-        ----------
-        objects : bool
-            The verb collects objects with ``dtype=object``.
-        in_place : bool
-            An output may be an input.
-        """
-        self.output = parse_output(self.verb, out, dtype, objects=objects)
-        if self.output.given is not None:
-            self.in_place = check_overlap(
-                self.verb, self.output.given, self.inputs.arrays, in_place=in_place
-            )
+    def declare_output(self, out: Any = None, dtype: Any = None, **allowed: bool) -> None:
+        """Read ``out=`` and ``dtype=``; `objects` and `in_place` may be allowed."""
+        self.output = parse_output(self.verb, out, dtype, self.inputs.arrays, **allowed)
 
     def run(self) -> Run:
         """Make the run, after all checks that need no call of the function."""
@@ -107,14 +82,13 @@ class Call:
         outputs = spec.outputs(policy)
         results = None
         if not self.keywords and (spec.dtypes is not None or plan.chunks == 0):
-            results = ufunc_dtypes(self.func, inputs)
-            check_casts(self.verb, self.func, results, spec.dtypes)
+            results = ufunc_dtypes(self.verb, self.func, inputs, spec.dtypes or ())
         known = known_outputs(plan, inputs, spec, results)
         if self.pass_out and (known is None or spec.returns_objects):
+            remedy = "out=, or dtype=" if isinstance(self.placement, InBlocks) else "out="
             raise ValueError(
                 f"{self.verb}: pass_out=True needs to know the output before the function is "
-                "called: pass out="
-                + (", or dtype=" if isinstance(self.placement, InBlocks) else "")
+                f"called: pass {remedy}"
             )
         function = Function(self.func, dict(self.keywords), tuple(inputs.values))
         ledger, todo = self.options.get("ledger"), None
@@ -122,12 +96,12 @@ class Call:
             # Why: most calls have no ledger, and need not load this module.
             from shmpar.runtime.checkpoint import resume
 
-            seeded, in_place = self.options.get("seed") is not None, self.in_place
+            seeded, in_place = self.options.get("seed") is not None, spec.in_place
             plan, todo = resume(
                 ledger, plan, function, inputs.arrays, outputs, seeded=seeded, in_place=in_place
             )
         outputs.expected = known
-        if self.in_place:
+        if spec.in_place:
             # Why: a pattern in the output would overwrite the input.
             policy, plan = policy._replace(in_place=True), plan._replace(check=False)
         return Run(plan, function, inputs.arrays, outputs, policy, todo)
@@ -167,16 +141,9 @@ _cached_halo = functools.lru_cache(maxsize=64)(Halo.parse)
 class Caller:
     """Base of the classes that give a pool its verbs."""
 
-    def _defaults(self) -> Defaults:
-        raise NotImplementedError
-
-    def _policy(self) -> Policy:
-        """Return the policy of a call without options."""
-        raise NotImplementedError
-
-    def _execute(self, run: Run, *, wait: bool) -> Any:
-        """Return the result of a run, or the run itself unless `wait`."""
-        raise NotImplementedError
+    _defaults: Callable[[], Defaults]
+    _policy: Callable[[], Policy]  # the policy of a call without options
+    _execute: Callable[..., Any]  # the result of a run, or the run itself with wait=False
 
     def _call(self, verb: str, func: Callable[..., Any], options: Options) -> Call:
         policy = parse_options(verb, options, self._defaults()) if options else self._policy()

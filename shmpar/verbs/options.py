@@ -1,17 +1,21 @@
-"""Options of all verbs, their defaults, and the text that the docstrings of verbs share."""
+"""Options of all verbs, their defaults, progress, and the text that docstrings of verbs share."""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import operator
 import os
 import re
 import textwrap
+import threading
 import types
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypedDict, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar
 
-from shmpar.runtime.execution import Policy
-from shmpar.runtime.progress import Progress, observe
+from shmpar.runtime.execution import Observer, Policy
+
+Progress = bool | str | Callable[[int, int], object]
 
 
 class Options(TypedDict, total=False):
@@ -96,81 +100,143 @@ def parse_options(verb: str, options: Mapping[str, Any], defaults: Defaults) -> 
     timeout = chosen["task_timeout"]
     if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
         raise ValueError(f"task_timeout is a number of seconds above 0, or None, not {timeout!r}")
-    return Policy(
-        on_error=chosen["on_error"],
-        fill_value=chosen.get("fill_value"),
-        retries=operator.index(retries),
-        task_timeout=timeout,
-        check=chosen["check"],
-    )
+    times, fill_value = operator.index(retries), chosen.get("fill_value")
+    return Policy(chosen["on_error"], fill_value, times, timeout, check=chosen["check"])
 
 
-_SHARED_TEXT: Final = {
-    "arrays": """\
-*arrays : array_like
-    Arrays, which broadcast as in NumPy. Axes of length 1 arrive whole; scalars are passed
-    unchanged.""",
-    "out": """\
-out : ndarray, path or tuple of these, optional
-    Output of the results, which is also returned. A path that ends in ``.npy`` is a file that
-    the call creates and returns as a np.memmap.""",
-    "dtype": """\
-dtype : dtype or tuple of dtype, optional
-    Dtype of the result. Results of the function are cast to it as a ufunc casts into ``out``.""",
-    "objects": """\
-    ``object`` collects any Python objects, pickled.""",
-    "options": """\
-**options
-    Options of all verbs: `kwargs`, `progress`, `on_error`, `fill_value`, `retries`,
-    `task_timeout`, `seed`, `pass_out`, `ledger`, `wait`; see :class:`shmpar.verbs.Options`.""",
-    "raises": """\
-ValueError, TypeError
-    For invalid arguments, before anything starts.
-PlanError
-    If the function cannot be sent to a worker.
-ChunkError
-    If the function raises on a chunk, or its result does not fit.
-WorkerDied, TaskTimeout
-    If a worker dies, or a chunk exceeds `task_timeout`, more often than `retries` allows.
-SegmentFull
-    If there is no memory for the result.""",
-    "cost": """\
-Cost: an input that is neither in shared memory nor a mapped file is copied once per call. The
-workers write the result once. Only chunk numbers pass through pipes.""",
-    "reduced": """\
-array : array_like
-    Array to reduce.
-axis : int, tuple of int or None
-    Axes to reduce; None: all.""",
-    "keepdims": """\
-keepdims : bool
-    Keep the reduced axes, with length 1.""",
-    "ddof": """\
-ddof : float
-    The sum of squares is divided by the number of elements minus this.""",
-    "rounded_chunks": """\
-chunks : int, tuple, dict or "auto"
-    Elements of a block along each axis. The last digits of a result of floats depend on it.""",
-    "exact_chunks": """\
-chunks : int, tuple, dict or "auto"
-    Elements of a block along each axis. The result does not depend on it.""",
-    "reduction_options": """\
-**options
-    Options of all verbs that a reduction takes: `progress`, `on_error`, `fill_value`, `retries`,
-    `task_timeout`; see :class:`shmpar.verbs.Options`.""",
-    "reduction_raises": """\
-AxisError, TypeError
-    As in NumPy, before anything starts.
-ChunkError
-    If the computation of a block fails.
-WorkerDied, TaskTimeout
-    If a worker dies, or a chunk exceeds `task_timeout`, more often than `retries` allows.
-SegmentFull
-    If there is no memory for the partial results.""",
-    "reduction_cost": """\
-Cost: one pass over the array. The partial results are as large as the result, times the chunks
-along the reduced axes.""",
-}
+def observe(progress: Progress, verb: str) -> Observer | None:
+    """Return the observer for ``progress=``; None for False.
+
+    Parameters
+    ----------
+    progress : bool, str or callable
+        True is a tqdm bar labelled with the verb, a str is a bar with this label, and a callable
+        gets ``(done, total)``.
+    verb : str
+        Name of the verb.
+
+    Raises
+    ------
+    TypeError
+        If it is none of these.
+    """
+    if progress is False or progress is None:
+        return None
+    if progress is True or isinstance(progress, str):
+        return _Bar(verb if progress is True else progress)
+    if callable(progress):
+        return types.SimpleNamespace(update=progress, close=lambda: None)
+    raise TypeError(f"progress is True, a label or a callable, not {progress!r}")
+
+
+class _Bar:
+    """A tqdm bar that counts chunks, in a notebook or a terminal."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._bar: Any = None
+
+    def update(self, done: int, total: int) -> None:
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            # Why: tqdm's monitor thread would outlive the bar, and its default lock creates
+            # a semaphore of multiprocessing.
+            bar = type("Bar", (tqdm,), {"monitor_interval": 0, "_lock": threading.RLock()})
+            self._bar = bar(total=total, desc=self._label, unit="chunk")
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        bar, self._bar = self._bar, None
+        # Why: the run is complete; a bar that cannot be drawn (stderr is closed) must not hide it.
+        with contextlib.suppress(Exception):
+            if bar is not None:
+                bar.close()
+
+
+class _SharedText:
+    """Text that the docstrings of verbs share; each part follows its name in braces.
+
+    {arrays}
+    *arrays : array_like
+        Arrays, which broadcast as in NumPy. Axes of length 1 arrive whole; scalars are passed
+        unchanged.
+
+    {out}
+    out : ndarray, path or tuple of these, optional
+        Output of the results, which is also returned. A path that ends in ``.npy`` is a file that
+        the call creates and returns as a np.memmap.
+
+    {dtype}
+    dtype : dtype or tuple of dtype, optional
+        Dtype of the result. Results of the function are cast to it as a ufunc casts into ``out``.
+
+    {objects}
+        ``object`` collects any Python objects, pickled.
+
+    {options}
+    **options
+        Options of all verbs: `kwargs`, `progress`, `on_error`, `fill_value`, `retries`,
+        `task_timeout`, `seed`, `pass_out`, `ledger`, `wait`; see :class:`shmpar.verbs.Options`.
+
+    {raises}
+    ValueError, TypeError
+        For invalid arguments, before anything starts.
+    PlanError
+        If the function cannot be sent to a worker.
+    ChunkError
+        If the function raises on a chunk, or its result does not fit.
+    WorkerDied, TaskTimeout
+        If a worker dies, or a chunk exceeds `task_timeout`, more often than `retries` allows.
+    SegmentFull
+        If there is no memory for the result.
+
+    {cost}
+    Cost: an input that is neither in shared memory nor a mapped file is copied once per call. The
+    workers write the result once. Only chunk numbers pass through pipes.
+
+    {reduced}
+    array : array_like
+        Array to reduce.
+    axis : int, tuple of int or None
+        Axes to reduce; None: all.
+
+    {keepdims}
+    keepdims : bool
+        Keep the reduced axes, with length 1.
+
+    {ddof}
+    ddof : float
+        The sum of squares is divided by the number of elements minus this.
+
+    {rounded_chunks}
+    chunks : int, tuple, dict or "auto"
+        Elements of a block along each axis. The last digits of a result of floats depend on it.
+
+    {exact_chunks}
+    chunks : int, tuple, dict or "auto"
+        Elements of a block along each axis. The result does not depend on it.
+
+    {reduction_options}
+    **options
+        Options of all verbs that a reduction takes: `progress`, `on_error`, `fill_value`,
+        `retries`, `task_timeout`; see :class:`shmpar.verbs.Options`.
+
+    {reduction_raises}
+    AxisError, TypeError
+        As in NumPy, before anything starts.
+    ChunkError
+        If the computation of a block fails.
+    WorkerDied, TaskTimeout
+        If a worker dies, or a chunk exceeds `task_timeout`, more often than `retries` allows.
+    SegmentFull
+        If there is no memory for the partial results.
+
+    {reduction_cost}
+    Cost: one pass over the array. The partial results are as large as the result, times the chunks
+    along the reduced axes.
+    """
+
 
 C = TypeVar("C")
 
@@ -188,11 +254,14 @@ def with_shared_text(cls: type[C]) -> type[C]:
     ddof : float
         The sum of squares is divided by the number of elements minus this.
     """
+    # Why `or`: `python -OO` removes all docstrings.
+    parts = re.split(r"\{(\w+)\}\n", inspect.cleandoc(_SharedText.__doc__ or ""))
+    texts = {name: text.rstrip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
     for method in vars(cls).values():
         if isinstance(method, types.FunctionType) and method.__doc__:
             method.__doc__ = re.sub(
                 r"(?m)^( *)\{(\w+)\}$",
-                lambda line: textwrap.indent(_SHARED_TEXT[line[2]], line[1]),
+                lambda line: textwrap.indent(texts[line[2]], line[1]),
                 method.__doc__,
             )
     return cls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,24 +13,15 @@ from shmpar.grid import Axis, Grid
 from shmpar.grid.axis import axis_number, per_axis, whole_number
 from shmpar.memory.copying import is_masked
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import byte_bounds
-from shmpar.plan import (
-    Announcement,
-    Argument,
-    Blocks,
-    InBlocks,
-    Output,
-    Placement,
-    Plan,
-    Rows,
-    Whole,
-)
+from shmpar.memory.segment import address_of, byte_bounds
+from shmpar.plan import Announcement, Argument, Blocks, InBlocks, Output, Plan, Rows, Whole
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.outputs import NpyFile, Outputs, fill_value_for
 from shmpar.verbs.arguments import Inputs
 
 Array = np.ndarray[Any, Any]
 DType = np.dtype[Any]
+Dtypes = Sequence[DType | None]
 
 
 class OutputSpec(NamedTuple):
@@ -46,12 +37,15 @@ class OutputSpec(NamedTuple):
         A tuple was declared; None: nothing was declared.
     returns_objects : bool
         ``dtype=object`` was declared.
+    in_place : bool
+        An output is an input.
     """
 
-    given: tuple[Array | NpyFile, ...] | None
-    dtypes: tuple[DType | None, ...] | None
-    is_tuple: bool | None
-    returns_objects: bool
+    given: tuple[Array | NpyFile, ...] | None = None
+    dtypes: tuple[DType | None, ...] | None = None
+    is_tuple: bool | None = None
+    returns_objects: bool = False
+    in_place: bool = False
 
     def outputs(self, policy: Policy) -> Outputs:
         """Make the outputs of the run.
@@ -68,13 +62,19 @@ class OutputSpec(NamedTuple):
         return outputs
 
 
-def parse_output(verb: str, out: Any, dtype: Any, *, objects: bool = False) -> OutputSpec:
+def parse_output(
+    verb: str, out: Any, dtype: Any, arrays: Any, *, objects: bool = False, in_place: bool = False
+) -> OutputSpec:
     """Read ``out=`` and ``dtype=``; a tuple declares several outputs.
 
     Parameters
     ----------
+    arrays : sequence of ndarray
+        The inputs.
     objects : bool
         The verb collects objects with ``dtype=object``.
+    in_place : bool
+        An output may be an input.
 
     Raises
     ------
@@ -82,24 +82,23 @@ def parse_output(verb: str, out: Any, dtype: Any, *, objects: bool = False) -> O
         For an output that cannot be written to, or if both disagree.
     """
     if out is None and dtype is None:
-        return OutputSpec(None, None, None, returns_objects=False)
+        return OutputSpec()
     dtypes = None if dtype is None else _parse_dtypes(dtype)
-    given = None
-    if out is not None:
-        parts = out if isinstance(out, tuple) else (out,)
-        given = tuple(_parse_array_or_file(verb, part) for part in parts)
+    is_tuple = isinstance(dtype if out is None else out, tuple)
     returns_objects = any(one is not None and one.hasobject for one in dtypes or ())
     if returns_objects and not objects:
         raise TypeError(
             f"{verb}: blocks of Python objects cannot be shared; block_reduce and parallel_map "
             "collect objects with dtype=object"
         )
-    if returns_objects and (given is not None or dtypes != (np.dtype(object),)):
+    if returns_objects and (out is not None or dtypes != (np.dtype(object),)):
         raise TypeError(f"{verb}: dtype=object stands alone, without out= or other dtypes")
-    if given is not None:
-        dtypes = _dtypes_of(verb, given, dtypes or (None,) * len(given))
-    is_tuple = isinstance(out if out is not None else dtype, tuple)
-    return OutputSpec(given, dtypes, is_tuple, returns_objects)
+    if out is None:
+        return OutputSpec(None, dtypes, is_tuple, returns_objects)
+    parts = out if isinstance(out, tuple) else (out,)
+    given = tuple(_parse_array_or_file(verb, part) for part in parts)
+    dtypes = _dtypes_of(verb, given, dtypes or (None,) * len(given))
+    return OutputSpec(given, dtypes, is_tuple, in_place=_is_in_place(verb, given, arrays, in_place))
 
 
 def _parse_dtypes(dtype: Any) -> tuple[DType | None, ...]:
@@ -139,9 +138,8 @@ def _parse_array_or_file(verb: str, out: Any) -> Array | NpyFile:
 def _overlaps_itself(array: Array) -> bool:
     """Return whether the step of an axis is less than the span of all axes with smaller steps."""
     span = array.itemsize
-    axes = [(abs(step), n) for step, n in zip(array.strides, array.shape, strict=True) if n > 1]
-    for step, length in sorted(axes):
-        if step < span:
+    for step, length in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
+        if length > 1 and step < span:
             return True
         span += step * (length - 1)
     return False
@@ -152,36 +150,24 @@ def _dtypes_of(
 ) -> tuple[DType | None, ...]:
     if len(declared) != len(given):
         raise ValueError(f"{verb}: out= has {len(given)} arrays, dtype= {len(declared)}")
-    dtypes = []
-    for array, dtype in zip(given, declared, strict=True):
-        if not isinstance(array, np.ndarray):
-            dtypes.append(dtype)
-            continue
-        if dtype is not None and dtype != array.dtype:
-            raise ValueError(f"{verb}: out= has dtype {array.dtype}, dtype= says {dtype}")
-        dtypes.append(array.dtype)
+    dtypes = list(declared)
+    for i, (array, dtype) in enumerate(zip(given, declared, strict=True)):
+        if isinstance(array, np.ndarray):
+            if dtype is not None and dtype != array.dtype:
+                raise ValueError(f"{verb}: out= has dtype {array.dtype}, dtype= says {dtype}")
+            dtypes[i] = array.dtype
     return tuple(dtypes)
 
 
-def check_overlap(
-    verb: str, given: Sequence[Array | NpyFile], arrays: Sequence[Array], *, in_place: bool
+def _is_in_place(
+    verb: str, given: Sequence[Array | NpyFile], arrays: Sequence[Array], allowed: bool
 ) -> bool:
-    """Check that outputs share no memory with an input or with one another.
-
-    Parameters
-    ----------
-    in_place : bool
-        An output may be the same array as an input.
-
-    Returns
-    -------
-    bool
-        Whether an output is the same array as an input.
+    """Return whether an output is an input, which must be allowed.
 
     Raises
     ------
     ValueError
-        For any other overlap.
+        If an output shares memory otherwise with an input, or with another output.
     """
     files = [one.path for one in given if isinstance(one, NpyFile)]
     if len(set(files)) < len(files):
@@ -192,46 +178,37 @@ def check_overlap(
         if any(_overlap(output, other) for other in outputs[:number]):
             raise ValueError(f"{verb}: two outputs share memory")
         for array in arrays:
-            if in_place and _is_same(output, array):
+            if allowed and _is_same(output, array):
                 found = True
             elif _overlap(output, array):
+                remedy = "another output" + allowed * ", or the very input to work in place"
                 raise ValueError(
                     f"{verb}: out= (shape {output.shape}) shares memory with an input (shape "
-                    f"{array.shape}), so chunks would read the results of others; pass another "
-                    "output" + (", or the very input to work in place" if in_place else "")
+                    f"{array.shape}), so chunks would read the results of others; pass {remedy}"
                 )
     return found
 
 
 def _is_same(one: Array, other: Array) -> bool:
-    return (
-        one.__array_interface__["data"][0] == other.__array_interface__["data"][0]
-        and one.shape == other.shape
-        and one.strides == other.strides
-        and one.dtype == other.dtype
-    )
+    same_place = address_of(one) == address_of(other) and one.strides == other.strides
+    return same_place and one.shape == other.shape and one.dtype == other.dtype
 
 
 def _overlap(one: Array, other: Array) -> bool:
+    """Return whether both share memory, or overlap in a file that is mapped twice."""
     try:
         if np.shares_memory(one, other, max_work=10_000):  # type: ignore[arg-type]
             return True
     except np.exceptions.TooHardError:
         return True
-    return _share_file(one, other)
-
-
-def _share_file(one: Array, other: Array) -> bool:
-    """Return whether both overlap in a file that is mapped twice."""
     first, second = locate(one), locate(other)
     if first is None or second is None or first.segment == second.segment:
-        return False
-    if first.segment.identity() != second.segment.identity():
         return False
     low, high = byte_bounds(one.shape, one.strides, one.itemsize)
     other_low, other_high = byte_bounds(other.shape, other.strides, other.itemsize)
     shift = second.offset - first.offset
-    return low < other_high + shift and other_low + shift < high
+    same_file = first.segment.identity() == second.segment.identity()
+    return same_file and low < other_high + shift and other_low + shift < high
 
 
 def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
@@ -262,10 +239,10 @@ def place_blocks(grid: Grid, drop: Sequence[int], new_axis: Any, out_chunks: Any
     if not drop and new_axis is None and out_chunks is None:
         return InBlocks.like(grid)
     for axis in drop:
-        if grid.numblocks[axis] > 1:
+        if (count := grid.numblocks[axis]) > 1:
             raise ValueError(
-                f"drop_axis: axis {axis} is cut into {grid.numblocks[axis]} chunks, whose results "
-                f"would fall on one another; leave it whole with chunks={{{axis}: -1}}"
+                f"drop_axis: axis {axis} is cut into {count} chunks, whose results would fall on "
+                f"one another; leave it whole with chunks={{{axis}: -1}}"
             )
     axes: list[int | None] = [axis for axis in range(grid.ndim) if axis not in drop]
     if new_axis is not None:
@@ -274,18 +251,18 @@ def place_blocks(grid: Grid, drop: Sequence[int], new_axis: Any, out_chunks: Any
             axes.insert(axis, None)
     words = f"an output of {len(axes)} axes"
     entries = per_axis("out_chunks", out_chunks, len(axes), missing=None, array=words)
-    cuts: list[Axis | None] = []
-    for position, (source, entry) in enumerate(zip(axes, entries, strict=True)):
-        count = 1 if source is None else grid.numblocks[source]
-        if entry is not None:
-            cuts.append(_parse_out_chunks(position, entry, count))
-        else:
-            cuts.append(None if source is None or count == 1 else grid.axes[source])
+    pairs = zip(axes, entries, strict=True)
+    cuts = [
+        _parse_out_chunks(f"out_chunks, axis {k}", entry, None if axis is None else grid.axes[axis])
+        for k, (axis, entry) in enumerate(pairs)
+    ]
     return InBlocks(tuple(axes), tuple(cuts))
 
 
-def _parse_out_chunks(position: int, entry: Any, count: int) -> Axis:
-    where = f"out_chunks, axis {position}"
+def _parse_out_chunks(where: str, entry: Any, axis: Axis | None) -> Axis | None:
+    count = 1 if axis is None else axis.count
+    if entry is None:
+        return None if count == 1 else axis
     if isinstance(entry, str) or not isinstance(entry, Iterable):
         lengths = [whole_number(entry, where)] * count
     else:
@@ -298,13 +275,20 @@ def _parse_out_chunks(position: int, entry: Any, count: int) -> Axis:
         raise ValueError(f"{where}: {error}") from None
 
 
-def ufunc_dtypes(func: Callable[..., Any], inputs: Inputs) -> tuple[DType, ...] | None:
+def ufunc_dtypes(
+    verb: str, func: Any, inputs: Inputs, declared: Iterable[DType | None] = ()
+) -> tuple[DType, ...] | None:
     """Return the dtypes of the results of a ufunc; None if they are not known before the call.
+
+    Raises
+    ------
+    TypeError
+        If a result cannot be cast to the declared dtype.
 
     Examples
     --------
     >>> from shmpar.verbs.arguments import blocks
-    >>> ufunc_dtypes(np.sqrt, blocks("map_blocks", [np.arange(3)]))
+    >>> ufunc_dtypes("map_blocks", np.sqrt, blocks("map_blocks", [np.arange(3)]))
     (dtype('float64'),)
     """
     if not isinstance(func, np.ufunc):
@@ -313,37 +297,24 @@ def ufunc_dtypes(func: Callable[..., Any], inputs: Inputs) -> tuple[DType, ...] 
     if any(one is None for one in given) or len(given) != func.nin:
         return None
     try:
-        found = func.resolve_dtypes((*given, *[None] * func.nout))
+        results = func.resolve_dtypes((*given, *[None] * func.nout))[func.nin :]
     except TypeError:
         return None
-    return tuple(found[func.nin :])
-
-
-def _dtype_of(argument: Argument, inputs: Inputs) -> Any:
-    """Return the dtype of an argument; the type of a Python number, which is weak."""
-    match argument:
-        case Blocks(number) | Rows(number):
-            return inputs.arrays[number].dtype
-        case Whole(number):
-            value = inputs.values[number]
-            kind = type(value)
-            return kind if kind in {int, float, complex} else getattr(value, "dtype", None)
-    return None
-
-
-def check_casts(
-    verb: str,
-    func: Callable[..., Any],
-    results: Sequence[DType] | None,
-    due: Sequence[DType | None] | None,
-) -> None:
-    """Raise ``TypeError`` if a result of a ufunc cannot be cast to the declared dtype."""
-    for result, dtype in zip(results or (), due or (), strict=False):
+    for result, dtype in zip(results, declared, strict=False):
         if dtype is not None and not np.can_cast(result, dtype, "same_kind"):
             raise TypeError(
                 f"{verb}: {func.__name__} gives dtype {result}, which cannot be cast to {dtype} "
                 "under the rule 'same_kind'; pass another dtype= or out="
             )
+    return tuple(results)
+
+
+def _dtype_of(argument: Argument, inputs: Inputs) -> Any:
+    """Return the dtype of an argument; the type of a Python number, which is weak."""
+    if isinstance(argument, Blocks | Rows):
+        return inputs.arrays[argument.array].dtype
+    value = inputs.values[argument.value] if isinstance(argument, Whole) else None
+    return type(value) if type(value) in {int, float, complex} else getattr(value, "dtype", None)
 
 
 def known_outputs(
@@ -358,13 +329,15 @@ def known_outputs(
     """
     if spec.returns_objects:
         return Announcement((Output(plan.grid.numblocks, np.dtype(object)),), is_tuple=False)
-    shape, dtypes = _known_shape(plan.placement), spec.dtypes
-    if spec.given is None and plan.chunks == 0:
+    if spec.dtypes is None and plan.chunks:
+        return None
+    dtypes, empty = spec.dtypes or (), spec.given is None and plan.chunks == 0
+    shape = _known_shape(plan, empty=empty)
+    if empty:
         # Why: without chunks the function is never called, so the input decides.
-        shape = _empty_shape(plan) if shape is None else shape
         like = inputs.arrays[0].dtype if inputs.arrays else np.dtype(float)
         dtypes = dtypes or (results if results is not None and len(results) == 1 else (like,))
-    if dtypes is None or (spec.given is None and shape is None):
+    if spec.given is None and shape is None:
         return None
     outputs = []
     for array, dtype in zip(spec.given or (None,) * len(dtypes), dtypes, strict=True):
@@ -373,20 +346,17 @@ def known_outputs(
             outputs.append(Output(array.shape, array.dtype))
         elif shape is not None and dtype is not None:
             outputs.append(Output(shape, dtype))
-    return (
-        Announcement(tuple(outputs), bool(spec.is_tuple)) if len(outputs) == len(dtypes) else None
-    )
-
-
-def _known_shape(placement: Placement) -> tuple[int, ...] | None:
-    """Return the shape of the output if the lengths of all its blocks are known."""
-    if not isinstance(placement, InBlocks) or None in placement.cuts:
+    if len(outputs) < len(dtypes):
         return None
-    return tuple(cut.size for cut in placement.cuts if cut is not None)
+    return Announcement(tuple(outputs), bool(spec.is_tuple))
 
 
-def _empty_shape(plan: Plan) -> tuple[int, ...]:
-    """Return the shape of an output without chunks."""
-    if not isinstance(plan.placement, InBlocks):
-        return plan.grid.numblocks
-    return tuple(1 if axis is None else plan.grid.shape[axis] for axis in plan.placement.axes)
+def _known_shape(plan: Plan, *, empty: bool) -> tuple[int, ...] | None:
+    """Return the shape of the output if it is known: of an empty one, or of known blocks."""
+    placement = plan.placement
+    if not isinstance(placement, InBlocks):
+        return plan.grid.numblocks if empty else None
+    if None not in placement.cuts:
+        return tuple([cut.size for cut in placement.cuts if cut is not None])
+    sizes = [1 if axis is None else plan.grid.shape[axis] for axis in placement.axes]
+    return tuple(sizes) if empty else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, Unpack
 
@@ -25,6 +25,7 @@ from shmpar.verbs.outputs import axes_tuple
 from shmpar.verbs.rows import RowVerbs
 
 Array = np.ndarray[Any, Any]
+Axes = tuple[int, ...]
 
 REDUCTION_OPTIONS: Final = ("progress", "on_error", "fill_value", "retries", "task_timeout")
 
@@ -80,12 +81,10 @@ class Reductions(BlockVerbs, RowVerbs):
         array([12, 15, 18, 21])
         """
         values = as_input(array, "sum")
-        wide, narrow = dtype, None
-        if values.dtype.type is np.float16 and (dtype is None or np.dtype(dtype) == np.float16):
-            wide, narrow = np.dtype("f4"), np.dtype("f2")
-        func = partial(np.sum, dtype=wide)
-        total = self._reduce("sum", values, func, axis, keepdims, chunks, options)
-        return total if narrow is None else total.astype(narrow)
+        half = values.dtype.type is np.float16 and (dtype is None or np.dtype(dtype) == np.float16)
+        func = partial(np.sum, dtype=np.float32 if half else dtype)
+        total = self._reduce("sum", values, axis, chunks, options, func, keepdims=keepdims)
+        return total.astype(np.float16) if half else total
 
     def min(
         self,
@@ -128,7 +127,7 @@ class Reductions(BlockVerbs, RowVerbs):
         array([1, 2])
         """
         values = as_input(array, "min")
-        return self._reduce("min", values, np.min, axis, keepdims, chunks, options)
+        return self._reduce("min", values, axis, chunks, options, np.min, keepdims=keepdims)
 
     def max(
         self,
@@ -171,7 +170,7 @@ class Reductions(BlockVerbs, RowVerbs):
         array([3, 5])
         """
         values = as_input(array, "max")
-        return self._reduce("max", values, np.max, axis, keepdims, chunks, options)
+        return self._reduce("max", values, axis, chunks, options, np.max, keepdims=keepdims)
 
     def mean(
         self,
@@ -219,14 +218,17 @@ class Reductions(BlockVerbs, RowVerbs):
         3.0
         """
         values = as_input(array, "mean")
-        func = partial(np.mean, dtype=dtype)
-        if self._is_trivial("mean", values, func, axis, options):
-            return func(values, axis=_numpy_axis(axis), keepdims=keepdims)
         wide, narrow = _accumulator(values, dtype)
-        block = partial(np.sum, dtype=wide)
-        total = self._reduce("mean", values, block, axis, keepdims, chunks, options)
-        mean = np.true_divide(total, np.intp(_count(values, axis)))
-        return mean.astype(narrow or total.dtype, copy=False)
+        add, func = partial(np.sum, dtype=wide), partial(np.mean, dtype=dtype)
+
+        def combine(sums: Array, axis: Axes, *, keepdims: bool) -> Any:
+            total = add(sums, axis=axis, keepdims=keepdims)
+            mean = np.true_divide(total, np.intp(_count(values, axis)))
+            return mean.astype(narrow or total.dtype, copy=False)
+
+        return self._reduce(
+            "mean", values, axis, chunks, options, func, add, combine, keepdims=keepdims
+        )
 
     def var(
         self,
@@ -283,7 +285,8 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     float(pool.var([1, 2, 3, 6], ddof=1))
         4.666666666666667
         """
-        return self._variance("var", array, axis, dtype, ddof, keepdims, chunks, options)
+        final = {"ddof": ddof, "keepdims": keepdims}
+        return self._variance("var", array, axis, dtype, chunks, options, **final)
 
     def std(
         self,
@@ -328,7 +331,8 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     float(pool.std([1, 1, 5, 5]))
         2.0
         """
-        return np.sqrt(self._variance("std", array, axis, dtype, ddof, keepdims, chunks, options))
+        final = {"ddof": ddof, "keepdims": keepdims}
+        return np.sqrt(self._variance("std", array, axis, dtype, chunks, options, **final))
 
     def histogram(
         self,
@@ -397,32 +401,21 @@ class Reductions(BlockVerbs, RowVerbs):
         if values.size == 0 or values.ndim == 0 or np.histogram(empty, bins, range)[0].size == 0:
             return np.histogram(values, bins, range, density)
         if range is None and np.ndim(bins) == 0:
-            low, high = self._histogram_blocks(_extremes, values, chunks, options)
+            low, high = self._map("histogram", values, chunks, options, _extremes)
             range = low.min(), high.max()  # noqa: A001 - NumPy's name
         edges = np.histogram(empty, bins, range)[1]
         count = partial(_count_in_bins, bins=bins, limits=range)
-        counted = self._histogram_blocks(count, values, chunks, options)
+        counted = self._map("histogram", values, chunks, options, count)
         counts: Array = counted.reshape(-1, len(edges) - 1).sum(0)
         if density:
             return counts / np.diff(edges) / counts.sum(), edges
         return counts, edges
 
-    def _histogram_blocks(
-        self, func: Callable[..., Any], values: Array, chunks: Any, options: Options
-    ) -> Any:
-        """Return the result of a function for each block."""
-        call = self._call("histogram", func, options)
-        call.inputs = blocks("histogram", (values,))
-        call.grid, call.placement, call.trim = call.inputs.cut(chunks), PerChunk(), False
-        call.declare_output()
-        return self._run(call)
-
     def _check_options(self, verb: str, options: Options) -> None:
         """Raise ``TypeError`` or ``ValueError`` for options that a reduction does not have."""
         if not options.get("wait", True):
             raise TypeError(f"{verb}: a reduction always waits; map_blocks has wait=False")
-        foreign = [name for name in options if name not in (*REDUCTION_OPTIONS, "wait")]
-        if foreign:
+        if foreign := [name for name in options if name not in (*REDUCTION_OPTIONS, "wait")]:
             raise TypeError(
                 f"{verb}() got an unexpected keyword argument {foreign[0]!r}; beside its own a "
                 f"reduction takes {', '.join(REDUCTION_OPTIONS)}. For another one use "
@@ -430,106 +423,86 @@ class Reductions(BlockVerbs, RowVerbs):
             )
         parse_options(verb, options, self._defaults())
 
-    def _is_trivial(
-        self, verb: str, values: Array, func: Callable[..., Any], axis: Any, options: Options
-    ) -> bool:
-        """Return whether NumPy must reduce the array itself, which has no axes or no elements."""
+    def _reduce(
+        self,
+        verb: str,
+        values: Array,
+        axis: Any,
+        chunks: Any,
+        options: Options,
+        *steps: Any,
+        **final: Any,
+    ) -> Any:
+        """Reduce each block, then the partial results.
+
+        Parameters
+        ----------
+        *steps : callable
+            Reductions of the whole array, of a block, and of the partial results; or one for all.
+        **final
+            Keyword arguments of the first and the last step.
+        """
+        whole, block, combine = steps if len(steps) > 1 else steps * 3
         self._check_options(verb, options)
+        axis = tuple(axis) if isinstance(axis, list) else axis
         if values.size == 0 or values.ndim == 0:
-            return True
+            return whole(values, axis=axis, **final)
         # Why: NumPy raises its own errors on a single element, before anything starts.
         with np.errstate(all="ignore"):
-            func(np.zeros((1,) * values.ndim, values.dtype), axis=_numpy_axis(axis))
-        return False
+            whole(np.zeros((1,) * values.ndim, values.dtype), axis=axis)
+        axes = tuple(range(values.ndim)) if axis is None else axes_tuple("axis", axis, values.ndim)
+        func = partial(block, axis=axes, keepdims=True)
+        partials = self._map(verb, values, chunks, options, func, axes)
+        return combine(partials, axis=axes, **final)
 
-    def _reduce(  # noqa: PLR0913, PLR0917 - the arguments of a reduction
-        self,
-        verb: str,
-        values: Array,
-        func: Callable[..., Any],
-        axis: Any,
-        keepdims: bool,
-        chunks: Any,
-        options: Options,
+    def _map(
+        self, verb: str, values: Array, chunks: Any, options: Options, block: Any, axes: Any = None
     ) -> Any:
-        """Reduce each block, and then the partial results, by the same function."""
-        if self._is_trivial(verb, values, func, axis, options):
-            return func(values, axis=_numpy_axis(axis), keepdims=keepdims)
-        axes = _axes(values, axis)
-        block = partial(func, axis=axes, keepdims=True)
-        partials = self._partials(verb, values, block, axes, chunks, options)
-        return func(partials, axis=axes, keepdims=keepdims)
-
-    def _partials(
-        self,
-        verb: str,
-        values: Array,
-        block: Callable[..., Any],
-        axes: tuple[int, ...],
-        chunks: Any,
-        options: Options,
-    ) -> Any:
-        """Return the joined results of blocks, with one element per chunk along reduced axes."""
+        """Return the results of all blocks, joined with one element per chunk along `axes`."""
         call = self._call(verb, block, options)
         call.inputs = blocks(verb, (values,))
         grid = call.grid = call.inputs.cut(chunks)
-        cuts = tuple(
-            Axis.regular(len(axis), 1) if number in axes else axis
-            for number, axis in enumerate(grid.axes)
-        )
-        call.placement = InBlocks(tuple(range(grid.ndim)), cuts)
+        call.placement = PerChunk()
+        if axes is not None:
+            cuts = [Axis.regular(len(a), 1) if k in axes else a for k, a in enumerate(grid.axes)]
+            call.placement = InBlocks(tuple(range(grid.ndim)), tuple(cuts))
         call.declare_output()
         return self._run(call)
 
-    def _variance(  # noqa: PLR0913, PLR0917 - the arguments of a reduction
+    def _variance(
         self,
         verb: str,
         array: Any,
         axis: Any,
         dtype: Any,
-        ddof: float,
-        keepdims: bool,
         chunks: Any,
         options: Options,
+        **final: Any,
     ) -> Any:
         values = as_input(array, verb)
         if dtype is not None and np.dtype(dtype).kind not in "fc":
-            raise TypeError(
-                f"{verb}: dtype={dtype!r} would truncate deviations; pass a float dtype"
-            )
-        whole = partial(np.var, dtype=dtype)
-        if self._is_trivial(verb, values, whole, axis, options):
-            return whole(values, axis=_numpy_axis(axis), ddof=ddof, keepdims=keepdims)
-        freedom = _count(values, axis) - ddof
+            what = f"dtype={dtype!r} would truncate deviations"
+            raise TypeError(f"{verb}: {what}; pass a float dtype")
         wide, narrow = _accumulator(values, None)
         if dtype is not None:
             wide, narrow = np.result_type(wide or values.dtype, dtype), np.dtype(dtype)
-        axes = _axes(values, axis)
-        moments = partial(_moments, axes=axes, dtype=wide)
-        mean, square, count = self._partials(verb, values, moments, axes, chunks, options)
-        square = _combine(mean, square, count, axes)
-        if freedom <= 0:
-            warnings.warn("Degrees of freedom <= 0 for slice", RuntimeWarning, stacklevel=3)
-            freedom = 0
-        with np.errstate(divide="ignore", invalid="ignore"):
-            result = np.true_divide(square, freedom)
-        if not keepdims:
-            result = result.squeeze(axes)
-        return result.astype(narrow or square.dtype, copy=False)[()]
+
+        def combine(parts: Any, axis: Axes, *, ddof: float, keepdims: bool) -> Any:
+            square = _combine(parts, axis)
+            freedom = _count(values, axis) - ddof
+            if freedom <= 0:
+                warnings.warn("Degrees of freedom <= 0 for slice", RuntimeWarning, stacklevel=5)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                result = np.true_divide(square, max(freedom, 0))
+            result = result if keepdims else result.squeeze(axis)
+            return result.astype(narrow or square.dtype, copy=False)[()]
+
+        func, block = partial(np.var, dtype=dtype), partial(_moments, dtype=wide)
+        return self._reduce(verb, values, axis, chunks, options, func, block, combine, **final)
 
 
-def _numpy_axis(axis: Any) -> Any:
-    return tuple(axis) if isinstance(axis, list) else axis
-
-
-def _axes(values: Array, axis: Any) -> tuple[int, ...]:
-    if axis is None:
-        return tuple(range(values.ndim))
-    return axes_tuple("axis", axis, values.ndim)
-
-
-def _count(values: Array, axis: Any) -> int:
-    return math.prod(values.shape[number] for number in _axes(values, axis))
+def _count(values: Array, axes: Axes) -> int:
+    return math.prod(values.shape[axis] for axis in axes)
 
 
 def _extremes(block: Array) -> tuple[Any, Any]:
@@ -556,19 +529,18 @@ def _squared(values: Array) -> Array:
     return values.real**2 + values.imag**2 if values.dtype.kind == "c" else values * values
 
 
-def _moments(block: Array, axes: tuple[int, ...], dtype: Any) -> tuple[Any, Any, Any]:
+def _moments(block: Array, axis: Axes, dtype: Any, *, keepdims: bool) -> tuple[Any, Any, Any]:
     """Return the mean of a block, the sum of squares about it, and the number of elements."""
-    mean = np.mean(block, axes, dtype, keepdims=True)
-    square = _squared(block - mean).sum(axes, keepdims=True)
+    mean = np.mean(block, axis, dtype, keepdims=keepdims)
+    square = _squared(block - mean).sum(axis, keepdims=keepdims)
     number, exact = block.size // max(square.size, 1), np.result_type(square, np.float64)
     return np.asarray(mean), np.asarray(square), np.full(square.shape, number, exact)
 
 
-def _combine(mean: Array, square: Array, count: Array, axes: tuple[int, ...]) -> Array:
+def _combine(moments: Sequence[Array], axes: Axes) -> Array:
     """Combine the sums of squares of all blocks, in pairs, in the order of the chunks."""
-    parts = [np.moveaxis(one, axes, range(len(axes))) for one in (mean, square, count)]
-    lead = math.prod(parts[0].shape[: len(axes)])
-    rest = parts[0].shape[len(axes) :]
+    parts = [np.moveaxis(one, axes, range(len(axes))) for one in moments]
+    lead, rest = math.prod(parts[0].shape[: len(axes)]), parts[0].shape[len(axes) :]
     mean, square, count = (np.ascontiguousarray(one).reshape(lead, *rest) for one in parts)
     while len(mean) > 1:
         half = len(mean) // 2

@@ -317,8 +317,9 @@ def test_means_and_variances_of_nothing_warn_as_numpys(serial: shmpar.Pool) -> N
             assert np.isnan(serial.mean(np.empty(0)))
         with pytest.warns(RuntimeWarning, match="Degrees of freedom <= 0"):
             assert np.isnan(serial.var(np.ones(1), ddof=1))
-        with pytest.warns(RuntimeWarning, match="Degrees of freedom <= 0"):
+        with pytest.warns(RuntimeWarning, match="Degrees of freedom <= 0") as caught:
             assert serial.std(np.arange(3.0), ddof=3, chunks=1) == np.inf
+        assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("name", [*NAMES, "histogram"])
