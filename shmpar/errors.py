@@ -50,9 +50,7 @@ class _FailedChunk(ShmparError):
         run: Any = None,
     ) -> None:
         super().__init__(message)
-        self.chunk = chunk
-        self.region = region
-        self.run = run
+        self.chunk, self.region, self.run = chunk, region, run
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Why: a run holds processes and memory of this process, and does not pickle.
@@ -70,16 +68,8 @@ class ChunkError(_FailedChunk):
         Shape of the block that the function received.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        chunk: int | None = None,
-        region: Region | None = None,
-        shape: tuple[int, ...] | None = None,
-        run: Any = None,
-    ) -> None:
-        super().__init__(message, chunk=chunk, region=region, run=run)
+    def __init__(self, message: str, *, shape: tuple[int, ...] | None = None, **place: Any) -> None:
+        super().__init__(message, **place)
         self.shape = shape
 
 
@@ -92,16 +82,8 @@ class WorkerDied(_FailedChunk):
         As in :class:`subprocess.Popen`: the exit status, or minus the number of the signal.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        chunk: int | None = None,
-        region: Region | None = None,
-        exitcode: int | None = None,
-        run: Any = None,
-    ) -> None:
-        super().__init__(message, chunk=chunk, region=region, run=run)
+    def __init__(self, message: str, *, exitcode: int | None = None, **place: Any) -> None:
+        super().__init__(message, **place)
         self.exitcode = exitcode
 
 

@@ -426,7 +426,7 @@ def test_segments_can_be_made_by_many_threads():
         try:
             for n in range(50):
                 array = np.full(100, seed * 1000 + n)
-                place = manager.share(array)
+                place = manager.allocate(array.nbytes, array)
                 found = place.segment.ndarray(place.offset, (100,), None, array.dtype)
                 assert (found == array).all()
                 assert locate(found).segment == place.segment
@@ -447,7 +447,7 @@ def test_segments_can_be_made_by_many_threads():
 def test_a_closed_manager_makes_nothing():
     """A closed manager raises RuntimeError; a second close() is harmless."""
     manager = Manager()
-    place = manager.share(np.ones(3))
+    place = manager.allocate(24, np.ones(3))
     view = place.segment.ndarray(0, (3,), None, np.dtype("f8"))
     manager.close()
     manager.close()

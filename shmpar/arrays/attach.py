@@ -17,12 +17,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from shmpar.arrays.address import Address, ArraySpec, short_repr
-from shmpar.arrays.sharedarray import Handle, SharedArray, split_name, wrap
+from shmpar.arrays.sharedarray import SharedArray, share_view, split_name
 from shmpar.errors import SegmentGone
 from shmpar.memory import allocate, names
-from shmpar.memory.limits import open_with_retry
+from shmpar.memory.limits import close_on_error, open_with_retry
 from shmpar.memory.manager import Manager, default_manager
-from shmpar.memory.segment import Location, Segment, dense_strides, find_segment, remember_segment
+from shmpar.memory.segment import Location, Segment, dense_strides, find_segment, known_segment
 
 if TYPE_CHECKING:
     from multiprocessing.shared_memory import SharedMemory
@@ -90,7 +90,7 @@ def attach(
     if own:
         manager.own(segment)
     place = Location(segment, address.offset)
-    return wrap(array, Handle(place, array, manager, start=address.start, owner=own))
+    return share_view(place, array, manager, start=address.start, owner=own)
 
 
 def _parse(where: Any, shape: Any, dtype: Any) -> Address:
@@ -120,21 +120,16 @@ def _parse(where: Any, shape: Any, dtype: Any) -> Address:
 def _open_segment(address: Address) -> Segment:
     """Open the segment, or find it among the open segments of this process."""
     fd, writable = _open_file(address) if address.file else names.open_named(address.name)
-    try:
+    with close_on_error(fd):
         found = os.fstat(fd)
         _verify(address, found)
         segment = find_segment((found.st_dev, found.st_ino))
-        if segment is None or segment.writable < writable:
+        # Why: a file may have grown since it was attached.
+        if segment is None or segment.writable < writable or segment.size < address.size:
             if writable and not address.file and found.st_blocks * 512 < found.st_size:
                 # Why: its maker reserved nothing; a write to a page without room is SIGBUS.
                 allocate.reserve_range(fd, 0, found.st_size)
-            segment = Segment(fd, found.st_size, _kind(address), writable=writable)
-            segment.path = address.name
-            remember_segment(segment)
-            return segment
-    except BaseException:
-        os.close(fd)
-        raise
+            return known_segment(fd, _kind(address), address.name, writable=writable)
     os.close(fd)
     return segment
 

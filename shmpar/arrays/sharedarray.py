@@ -23,7 +23,7 @@ from shmpar.arrays.address import Address
 from shmpar.arrays.lock import Lock, lock_of
 from shmpar.errors import SegmentGone
 from shmpar.memory.limits import open_with_retry
-from shmpar.memory.locate import locate
+from shmpar.memory.locate import locate, memory_owner
 from shmpar.memory.manager import Manager
 from shmpar.memory.segment import Location, Segment, address_of
 
@@ -66,7 +66,7 @@ class Handle:
         self, place: Location, array: Array, manager: Manager, *, start: int, owner: bool
     ) -> None:
         self.segment, self.manager, self.start, self.owner = place.segment, manager, start, owner
-        self._memory = _memory(array)
+        self._memory = memory_owner(array)
         self._shift = place.offset - address_of(array)
         self._closed = False
         self._lock: Lock | None = None
@@ -87,7 +87,7 @@ class Handle:
         """Return True if the bytes of an array lie in the segment."""
         if array.base is None:
             return False
-        if _memory(array) is self._memory:
+        if memory_owner(array) is self._memory:
             return True
         # Why: as_strided and the like put objects of their own between a view and its memory.
         place = locate(array)
@@ -138,14 +138,6 @@ def _reopen(segment: Segment) -> int:
     # Lock: a duplicated descriptor would share its locks with the process that sent it.
     path, flags = f"/dev/fd/{segment.fileno()}", os.O_RDWR | os.O_CLOEXEC
     return open_with_retry(lambda: os.open(path, flags))
-
-
-def _memory(array: Array) -> Any:
-    """Return the object that owns the memory under a view."""
-    base: Any = array.base
-    while isinstance(base, np.ndarray):
-        base = base.base
-    return base
 
 
 def split_name(name: str) -> tuple[str, int]:
@@ -317,6 +309,13 @@ def wrap(array: Array, handle: Handle) -> SharedArray[Any, Any]:
     shared = array.view(SharedArray)
     shared._handle = handle  # noqa: SLF001 (the constructor of its class)
     return shared
+
+
+def share_view(
+    place: Location, array: Array, manager: Manager, *, start: int, owner: bool = False
+) -> SharedArray[Any, Any]:
+    """View a plain array over a segment as a shared one, with a handle of its own."""
+    return wrap(array, Handle(place, array, manager, start=start, owner=owner))
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ import errno
 import math
 import os
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -95,6 +95,16 @@ def open_with_retry(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         f"{os.strerror(errno.EMFILE)}: shared arrays hold {used_descriptors()} descriptors; "
         "drop arrays, use fewer workers, or raise the hard limit (ulimit -Hn)",
     )
+
+
+@contextmanager
+def close_on_error(fd: int) -> Iterator[None]:
+    """Close a descriptor if the block raises an exception, which may be an interrupt."""
+    try:
+        yield
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def _descriptor_limits() -> tuple[int, int]:

@@ -13,7 +13,6 @@ An mmap object gives the same segment as long as it lives.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import re
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from shmpar.memory.limits import open_with_retry
+from shmpar.memory.limits import close_on_error, open_with_retry
 from shmpar.memory.segment import (
     Location,
     Mapping,
@@ -30,6 +29,7 @@ from shmpar.memory.segment import (
     address_of,
     byte_bounds,
     find_mapping,
+    known_segment,
     lies_within,
 )
 
@@ -65,7 +65,7 @@ def locate(array: Array) -> Location | None:
     """
     if array.base is None:
         return None
-    root = _root(array)
+    root = memory_owner(array)
     if type(root) is Mapping:
         if root.segment.closed:
             return None
@@ -88,14 +88,14 @@ def locate(array: Array) -> Location | None:
 
 def kind_of(array: Array) -> str:
     """Return the kind of the segment of an array, or ``private`` for memory of this process."""
-    root = _root(array)
+    root = memory_owner(array)
     if type(root) is Mapping:
         return root.segment.kind
     location = locate(array)
     return "private" if location is None else location.segment.kind
 
 
-def _root(array: Array) -> Any:
+def memory_owner(array: Array) -> Any:
     """Return the owner of the memory of an array, below all arrays."""
     base: Any = array.base
     while isinstance(base, np.ndarray):
@@ -195,15 +195,12 @@ def _open_again(file: _MappedFile) -> Segment | None:
         fd = open_with_retry(os.open, file.path, flags)
     except OSError:
         return None
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, fd)
+    with close_on_error(fd):
         found = os.fstat(fd)
-        if not found.st_size or not _is_same(file, found):
-            return None
-        segment = Segment(fd, found.st_size, "file", writable=file.writable)
-        stack.pop_all()
-    segment.path = os.path.abspath(file.path)
-    return segment
+        if found.st_size and _is_same(file, found):
+            return known_segment(fd, "file", os.path.abspath(file.path), writable=file.writable)
+    os.close(fd)
+    return None
 
 
 def _is_same(file: _MappedFile, found: os.stat_result) -> bool:

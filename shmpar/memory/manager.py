@@ -20,6 +20,8 @@ import numpy as np
 from shmpar.memory import allocate, copying, limits, names
 from shmpar.memory.segment import CACHE_LINE, Location, Segment, create
 
+Array = np.ndarray[Any, Any]
+
 _LARGEST_PIECE: Final = 64 << 10  # bytes of an array that may share a segment
 _SLAB_BYTES: Final = 1 << 20  # bytes of a shared segment
 
@@ -76,52 +78,41 @@ class Manager:
         self._check()
         if name is None:
             return self._add(create(nbytes))
-        return self._add(self._create_named(max(1, nbytes), names.check_name(name)))
-
-    def _create_named(self, nbytes: int, name: str) -> Segment:
-        path = f"{allocate.SHM}/{name}"
+        path, size = f"{allocate.SHM}/{names.check_name(name)}", max(1, nbytes)
         if os.path.lexists(path):
             names.remove_stale()  # Why: it may be a name of a dead process
         if os.path.lexists(path):
             raise FileExistsError(f"a segment named {name!r} exists; choose another, or attach()")
         # Why: only a file in /dev/shm can have a chosen name.
-        fd, kind = allocate.make_file(nbytes, sources=allocate.SOURCES[:1])
-        segment = Segment(fd, nbytes, kind)
+        fd, kind = allocate.make_file(size, sources=allocate.SOURCES[:1])
+        segment = Segment(fd, size, kind)
         segment.link(self.registry, name)
-        return segment
+        return self._add(segment)
 
-    def share(self, array: np.ndarray[Any, Any], *, name: str | None = None) -> Location:
-        """Copy an array's values, in C order, into memory of this manager.
-
-        Raises
-        ------
-        FileExistsError, ValueError, SegmentFull, RuntimeError
-            As :meth:`create`.
-        """
-        self._check()
-        if name is None and not self._needs_slab(array.nbytes):
-            segment = create(array.nbytes, lambda fd, _: copying.write(fd, 0, array))
-            return Location(self._add(segment), 0)
-        location = self.allocate(array.nbytes, name=name)
-        copying.copy_in(location.segment, location.offset, array)
-        return location
-
-    def allocate(self, nbytes: int, *, name: str | None = None) -> Location:
+    def allocate(
+        self, nbytes: int, values: Array | None = None, *, name: str | None = None
+    ) -> Location:
         """Make room for an array: a segment or, where descriptors are scarce, part of one.
 
+        It holds zeros, or a copy of ``values`` in C order.
+
         Raises
         ------
         FileExistsError, ValueError, SegmentFull, RuntimeError
             As :meth:`create`.
         """
-        if name is not None or not self._needs_slab(nbytes):
-            return Location(self.create(nbytes, name=name), 0)
         self._check()
-        with self._lock:
-            return self._take_piece(max(1, nbytes))
-
-    def _needs_slab(self, nbytes: int) -> bool:
-        return nbytes <= _LARGEST_PIECE and limits.descriptors_scarce()
+        if name is None and nbytes <= _LARGEST_PIECE and limits.descriptors_scarce():
+            with self._lock:
+                location = self._take_piece(max(1, nbytes))
+        elif name is None and values is not None:
+            segment = create(nbytes, lambda fd, _: copying.write(fd, 0, values))
+            return Location(self._add(segment), 0)
+        else:
+            location = Location(self.create(nbytes, name=name), 0)
+        if values is not None:
+            copying.copy_in(location.segment, location.offset, values)
+        return location
 
     def _take_piece(self, nbytes: int) -> Location:
         """Return the next piece of the slab; no piece is reused, so each reads as zeros."""

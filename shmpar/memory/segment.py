@@ -251,19 +251,10 @@ class Segment:
         limits.register(id(self))
 
     @classmethod
-    def adopt(
-        cls,
-        fd: int,
-        size: int,
-        *,
-        kind: str,
-        key: int | None = None,
-        writable: bool = True,
-        private: bool = False,
-    ) -> Segment:
+    def adopt(cls, fd: int, size: int, **options: Any) -> Segment:
         """Make a segment of a descriptor that another process sent; the parameters are the same."""
         limits.reserve_descriptors(fd)
-        return cls(fd, size, kind, key=key, writable=writable, private=private)
+        return cls(fd, size, **options)
 
     @property
     def closed(self) -> bool:
@@ -472,9 +463,12 @@ def find_segment(identity: Identity) -> Segment | None:
     return None if found is None or found.closed else found
 
 
-def remember_segment(segment: Segment) -> None:
-    """Let :func:`find_segment` find a segment that was attached."""
+def known_segment(fd: int, kind: str, path: str, *, writable: bool = True) -> Segment:
+    """Make a segment of an open file that has a path; :func:`find_segment` finds it."""
+    segment = Segment(fd, os.fstat(fd).st_size, kind, writable=writable)
+    segment.path = path
     _by_identity[segment.identity()] = segment
+    return segment
 
 
 def _after_fork() -> None:

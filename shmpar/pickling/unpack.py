@@ -100,12 +100,11 @@ def segment_array(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a
     if start is None:
         _arriving.private.append(array)
         return array
-    from shmpar.arrays.sharedarray import Handle, wrap
+    from shmpar.arrays.sharedarray import share_view
     from shmpar.memory.manager import default_manager
     from shmpar.memory.segment import Location
 
-    place = Location(segment, offset)
-    return wrap(array, Handle(place, array, default_manager(), start=start, owner=False))
+    return share_view(Location(segment, offset), array, default_manager(), start=start)
 
 
 def unpack(body: bytes, segments: Sequence[Segment] = ()) -> tuple[Any, list[Array]]:
