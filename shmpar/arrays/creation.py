@@ -22,7 +22,7 @@ from shmpar.arrays.address import ArraySpec, reject_masked, reject_objects
 from shmpar.arrays.sharedarray import SharedArray, share_view
 from shmpar.errors import SegmentFull
 from shmpar.memory import allocate, names
-from shmpar.memory.copying import copy_in, memory_order
+from shmpar.memory.copying import memory_order, write
 from shmpar.memory.limits import close_on_error
 from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager, default_manager
@@ -264,8 +264,8 @@ def array(values: Any, dtype: Any = None, *, name: Name = None, manager: Owner =
     [[2, 4], [6, 8]]
     """
     plain = _shareable(values, dtype)
-    axes = memory_order(plain) or list(range(plain.ndim))
-    return _new(ArraySpec(plain.shape, plain.dtype), axes, name, manager, plain)
+    spec = ArraySpec(plain.shape, plain.dtype)
+    return _new(spec, memory_order(plain), name, manager, plain)
 
 
 def asarray(values: Any, dtype: Any = None, *, manager: Owner = None) -> Shared:
@@ -338,7 +338,7 @@ def _axes_in_memory(order: LikeOrder, ndim: int, like: Array | None = None) -> l
         raise ValueError(f"order must be one of {known}, not {order!r}")
     axes = list(range(ndim))
     if like is not None and order == "K" and ndim == like.ndim:
-        return memory_order(like) or axes
+        return memory_order(like)
     if like is not None and order == "A" and like.flags.fnc:  # Fortran and not C-contiguous
         order = "F"
     return axes[::-1] if order == "F" else axes
@@ -353,7 +353,7 @@ def _new(
     if _is_std_manager(manager):
         place = Location(_std_allocate(manager, spec.nbytes, name), 0)
         if dense is not None:
-            copy_in(place.segment, 0, dense)
+            write(place.segment.fileno(), 0, dense)
     else:
         place = _own_manager(manager).allocate(spec.nbytes, dense, name=name)
     shape = [spec.shape[axis] for axis in axes]

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from shmpar.errors import SegmentError
+from shmpar.memory.limits import close_on_error
 
 MAX_DESCRIPTORS = 200  # a message carries at most 253 (SCM_MAX_FD); one more is for a long body
 _INLINE = 48 * 1024  # bytes; two such messages fit the default buffer of a socket
@@ -179,14 +180,11 @@ def _sealed(body: bytes) -> int:
             file.flush()
             return os.dup(file.fileno())
     fd = os.memfd_create("shmpar-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
+    with close_on_error(fd):
         os.fchmod(fd, 0o600)  # Why: its mode is 0o777 at first
         with open(fd, "wb", closefd=False) as file:
             file.write(body)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    except OSError:
-        os.close(fd)
-        raise
     return fd
 
 

@@ -111,7 +111,7 @@ class Manager:
         else:
             location = Location(self.create(nbytes, name=name), 0)
         if values is not None:
-            copying.copy_in(location.segment, location.offset, values)
+            copying.write(location.segment.fileno(), location.offset, values)
         return location
 
     def _take_piece(self, nbytes: int) -> Location:
@@ -201,7 +201,6 @@ class Manager:
 
 
 _default: Manager | None = None
-_default_lock = threading.Lock()
 
 
 def default_manager() -> Manager:
@@ -215,18 +214,8 @@ def default_manager() -> Manager:
     True
     """
     global _default  # noqa: PLW0603 (one per interpreter)
-    with _default_lock:
-        if _default is None or _default.closed or _default._pid != os.getpid():  # noqa: SLF001
-            _default = Manager()
-            atexit.register(_default.close)
-        return _default
-
-
-def _after_fork() -> None:
-    # Lock: another thread of the parent may have held it.
-    global _default_lock  # noqa: PLW0603
-    _default_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    if _default is None or _default.closed or _default._pid != os.getpid():  # noqa: SLF001
+        # Why: no lock, since a manager that another thread makes at this moment works as well.
+        _default = Manager()
+        atexit.register(_default.close)
+    return _default

@@ -24,15 +24,13 @@ import re
 import stat
 import sys
 import time
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Final, NamedTuple
 
 from shmpar.errors import SegmentGone
 from shmpar.memory import allocate
 from shmpar.memory.limits import open_with_retry
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 try:
     import fcntl
@@ -301,78 +299,46 @@ def remove_stale(*, dry_run: bool = False) -> list[Entry]:
     True
     """
     removed: list[Entry] = []
-    for path in _foreign_registries():
-        with _opened(path) as fd:
-            if fd is None or not _is_dead(fd):
+    with _registries() as registries:
+        living = [fd for _, fd, alive in registries if alive]
+        taken_over = {entry.identity for fd in living for entry in _entries(fd)}
+        for path, fd, alive in registries:
+            if alive:
                 continue
-            entries = _existing(fd)
-            taken_over = _listed_by_the_living(except_for=path) if entries else set()
-            stale = [entry for entry in entries if entry.identity not in taken_over]
-            removed += stale if dry_run else _remove_entries(path, stale)
-    return removed
-
-
-def _remove_entries(path: str, entries: list[Entry]) -> list[Entry]:
-    """Remove stale names, then the registry that lists them."""
-    removed = [entry for entry in entries if remove(entry.name, entry.identity)]
-    # Why: the registry goes last, so that another process repeats this if it stops here.  A name
-    # that cannot be removed stays listed.
-    if not any(points_to(entry.name, entry.identity) for entry in entries):
-        with suppress(OSError):
-            os.unlink(path)
+            stale = [entry for entry in _existing(fd) if entry.identity not in taken_over]
+            removed += [one for one in stale if dry_run or remove(one.name, one.identity)]
+            # Why: the registry goes last, so that another process repeats this if it stops here,
+            # or if a name is left that a process has taken over which dies too.
+            if not dry_run and not _existing(fd):
+                with suppress(OSError):
+                    os.unlink(path)
     return removed
 
 
 def inventory() -> list[Inventory]:
     """Return every registry of this user, with the names that exist."""
-    found = [Inventory(path, alive=True, entries=_existing(fd)) for path, fd in _open_registries()]
-    for path in _foreign_registries():
-        with _opened(path) as fd:
-            if fd is not None:
-                entries = _existing(fd)
-                found.append(Inventory(path, not _is_dead(fd), entries))
-    return found
-
-
-def _listed_by_the_living(*, except_for: str) -> set[Identity]:
-    """Return the files that the registries of living processes list."""
-    found = {entry.identity for _, fd in _open_registries() for entry in _entries(fd)}
-    for path in _foreign_registries():
-        # Lock: the caller holds the lock of this registry; closing it here would release the lock.
-        if path == except_for:
-            continue
-        with _opened(path) as fd:
-            if fd is not None and not _is_dead(fd):
-                found.update(entry.identity for entry in _entries(fd))
-    return found
-
-
-def _open_registries() -> list[tuple[str, int]]:
-    """Return the registries of this process, and their descriptors."""
-    return sorted((path, fd) for path, fd in list(_own_registries.items()) if fd >= 0)
-
-
-def _foreign_registries() -> Iterator[str]:
-    """Yield the paths of the registries that other processes made."""
-    with suppress(OSError):
-        for name in os.listdir(allocate.SHM):
-            path = f"{allocate.SHM}/{name}"
-            if _REGISTRY.fullmatch(name) and path not in _own_registries:
-                yield path
+    with _registries() as registries:
+        return [Inventory(path, alive, _existing(fd)) for path, fd, alive in registries]
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[int | None]:
-    """Open a registry; None if it belongs to another user or no longer exists."""
-    try:
-        fd = open_with_retry(os.open, path, _FLAGS | os.O_NONBLOCK)
-    except OSError:
-        yield None
-        return
-    try:
-        yield fd if os.fstat(fd).st_uid == os.geteuid() else None
-    finally:
-        os.close(fd)
+def _registries() -> Iterator[list[tuple[str, int, bool]]]:
+    """Open the registries of this user: path, descriptor, and True if their process lives.
+
+    Until the end of the block this process holds the locks of the dead ones.
+    """
+    with ExitStack() as stack:
+        found = [(path, fd, True) for path, fd in sorted(_own_registries.items()) if fd >= 0]
+        for name in os.listdir(allocate.SHM) if os.path.isdir(allocate.SHM) else ():
+            path = f"{allocate.SHM}/{name}"
+            # Why: closing any descriptor of an own registry would release its lock.
+            if _REGISTRY.fullmatch(name) and path not in _own_registries:
+                with suppress(OSError):  # it belongs to another user, or no longer exists
+                    fd = open_with_retry(os.open, path, _FLAGS | os.O_NONBLOCK)
+                    stack.callback(os.close, fd)
+                    if os.fstat(fd).st_uid == os.geteuid():
+                        found.append((path, fd, not _is_dead(fd)))
+        yield found
 
 
 def _is_dead(fd: int) -> bool:
