@@ -194,7 +194,9 @@ def test_an_array_of_a_killed_process_can_be_taken_over():
         assert not os.path.exists("{SHM}/shmpar-test-inherited"), "the others stay"
         assert name not in {{one.name for one in remove_stale()}}
         # Should this process die too, the next removal finds the name in either registry.
-        listing = [one.alive for one in inventory() if name in {{entry.name for entry in one.entries}}]
+        listing = [
+            one.alive for one in inventory() if name in {{entry.name for entry in one.entries}}
+        ]
         assert sorted(listing) == [False, True]
         assert a.name == name and a.tolist() == [1, 1, 1]
         a.close()

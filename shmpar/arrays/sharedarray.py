@@ -279,17 +279,13 @@ class SharedArray(np.ndarray[_Shape, _DType]):
             return out[0]
         return tuple(new if old is None else old for new, old in zip(result, out, strict=True))
 
-    def __array_function__(
-        self, func: Callable[..., Any], types: Any, args: Any, kwargs: Any
-    ) -> Any:
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """Call a function on plain views; views in its results are shared again."""
         originals: dict[int, tuple[Array, SharedArray[Any, Any]]] = {}  # by id of the plain view
         result = func(*_unwrap_all(args, originals), **_unwrap_all(kwargs, originals))
         return _rewrap_all(result, originals)
 
-    def __array_wrap__(
-        self, array: Array, context: Any = None, return_scalar: bool = False, /
-    ) -> Any:
+    def __array_wrap__(self, array: Any, _: Any = None, return_scalar: bool = False, /) -> Any:
         """Convert the result of a function that keeps subclasses: only a view stays shared."""
         plain = _plain(array)
         return plain[()] if return_scalar else _rewrap(plain, self)

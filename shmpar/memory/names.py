@@ -24,13 +24,13 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, NamedTuple
 
 from shmpar.errors import SegmentGone
 from shmpar.memory import allocate
-from shmpar.memory.limits import open_with_retry
+from shmpar.memory.limits import close_on_error, open_with_retry
 
 try:
     import fcntl
@@ -122,46 +122,64 @@ def open_named(name: str) -> tuple[int, bool]:
     """
     in_proc = bool(_DESCRIPTOR.fullmatch(name)) and sys.platform == "linux"
     path = name if in_proc else f"{allocate.SHM}/{check_name(name)}"
-    flags = os.O_CLOEXEC | os.O_NONBLOCK | (0 if in_proc else os.O_NOFOLLOW)
+
+    def check(found: os.stat_result) -> None:
+        if in_proc and found.st_nlink:
+            raise ValueError(f"{name!r} is no segment: the file has a name of its own")
+        if found.st_uid != os.geteuid():
+            raise PermissionError(
+                f"segment {name!r} belongs to user {found.st_uid}; attach as them"
+            )
+
+    return open_checked(path, repr(name), check, follow=in_proc)
+
+
+def open_checked(
+    path: str,
+    shown: str,
+    check: Callable[[os.stat_result], object],
+    *,
+    writable: bool = True,
+    follow: bool = False,
+) -> tuple[int, bool]:
+    """Open a regular file that passes a check; return the descriptor, and True if writable.
+
+    A file that may only be read is opened for reading. The errors are those of `open_named`, and
+    those that the check raises.
+    """
+
+    def examine(found: os.stat_result) -> None:
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{shown} is no segment: not a regular file")
+        check(found)
+
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     try:
         # Why: checked before it is opened, since opening a device or a pipe has effects, and after,
         # since the name may point to another file by then.
-        validate(os.stat(path, follow_symlinks=in_proc), name)
-        fd, writable = _open(path, flags)
-    except (FileNotFoundError, ProcessLookupError):
+        examine(os.stat(path, follow_symlinks=follow))
+        fd, writable = _open(path, flags, writable=writable)
+    except (SegmentGone, PermissionError):
+        raise
+    except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
         raise SegmentGone(
-            f"no segment {name!r}: it was closed, its owner has exited, or it never existed; "
+            f"no segment {shown}: it was closed, its owner has exited, or it never existed; "
             "keep the owner's array alive until others have attached"
         ) from None
-    except PermissionError:
-        raise
-    except OSError as error:  # a symbolic link, a folder, a socket
+    except OSError as error:  # a symbolic link, a folder, a socket, a path that is too long
         if error.errno in {errno.EMFILE, errno.ENFILE}:
             raise
-        raise ValueError(f"{name!r} is no segment: {error.strerror}") from None
-    try:
-        validate(os.fstat(fd), name)
-    except BaseException:
-        os.close(fd)
-        raise
+        raise ValueError(f"{shown} is no segment: {error.strerror}") from None
+    with close_on_error(fd):
+        examine(os.fstat(fd))
     return fd, writable
 
 
-def _open(path: str, flags: int) -> tuple[int, bool]:
-    try:
-        return open_with_retry(os.open, path, os.O_RDWR | flags), True
-    except PermissionError:
-        return os.open(path, os.O_RDONLY | flags), False
-
-
-def validate(found: os.stat_result, name: str) -> None:
-    """Raise ``ValueError`` or ``PermissionError`` unless the file can be a segment."""
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{name!r} is no segment: not a regular file")
-    if name.startswith("/proc/") and found.st_nlink:
-        raise ValueError(f"{name!r} is no segment: the file has a name of its own")
-    if found.st_uid != os.geteuid():
-        raise PermissionError(f"segment {name!r} belongs to user {found.st_uid}; attach as them")
+def _open(path: str, flags: int, *, writable: bool) -> tuple[int, bool]:
+    if writable:
+        with suppress(PermissionError):
+            return open_with_retry(os.open, path, os.O_RDWR | flags), True
+    return open_with_retry(os.open, path, os.O_RDONLY | flags), False
 
 
 _LINES: Final = re.compile(

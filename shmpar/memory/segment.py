@@ -19,7 +19,6 @@ Sizes are Python integers: a shape that overflows 64 bits gives a large number, 
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import math
 import mmap
@@ -29,18 +28,15 @@ import threading
 import weakref
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 
 from shmpar.errors import SegmentFull, SegmentGone
 from shmpar.memory import allocate, limits, names
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from shmpar.memory.names import Identity, NameRegistry
+from shmpar.memory.names import Identity, NameRegistry
 
 Array = np.ndarray[Any, Any]
 
@@ -122,10 +118,7 @@ class Mapping(mmap.mmap):
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if segment.writable else 0)
         self = super().__new__(cls, segment.fileno(), segment.size, flags, prot, **_UNTRACKED)
         self.segment = segment
-        if segment.writable:  # Why: ctypes is faster, but refuses read-only memory
-            self.start = ctypes.addressof(ctypes.c_char.from_buffer(self))
-        else:
-            self.start = address_of(np.ndarray((1,), np.uint8, self))
+        self.start = address_of(np.ndarray(1, np.uint8, self))
         _register(self)
         return self
 
@@ -240,7 +233,7 @@ class Segment:
         # Invariant: actions that happen once are popped from these lists, which is atomic.
         self._names: list[tuple[str, NameRegistry]] = []  # at most one
         self._callbacks: list[Callable[[int], object]] = []
-        self._mapping: weakref.ref[Mapping] | None = None
+        self._mapping: Callable[[], Mapping | None] = lambda: None
         self._pid = os.getpid()
         self.key = next(_keys) if key is None else key
         self.size, self.kind = size, kind
@@ -285,17 +278,15 @@ class Segment:
     @property
     def mapping(self) -> Mapping:
         """The whole segment in the memory of this process, which keeps it mapped."""
-        found = None if self._mapping is None else self._mapping()
-        return self._map() if found is None else found
-
-    def _map(self) -> Mapping:
-        with _segments_lock:
-            found = None if self._mapping is None else self._mapping()
-            if found is None:
-                limits.keep_standard_streams()
-                found = limits.open_with_retry(Mapping, self)
-                self._mapping = weakref.ref(found)
-            return found
+        found = self._mapping()
+        if found is None:
+            with _segments_lock:
+                found = self._mapping()  # Why: another thread may have mapped it meanwhile
+                if found is None:
+                    limits.keep_standard_streams()
+                    found = limits.open_with_retry(Mapping, self)
+                    self._mapping = weakref.ref(found)
+        return found
 
     def ndarray(
         self,
@@ -330,11 +321,10 @@ class Segment:
         -----
         Cost: maps the segment, unless it is mapped.
         """
-        bounds = (
-            (0, dense_nbytes(shape, dtype.itemsize))
-            if strides is None
-            else byte_bounds(shape, strides, dtype.itemsize)
-        )
+        if strides is None:
+            bounds = 0, dense_nbytes(shape, dtype.itemsize)
+        else:
+            bounds = byte_bounds(shape, strides, dtype.itemsize)
         if not lies_within(self.size, offset, bounds):
             raise ValueError(
                 f"an array of shape {tuple(shape)}, strides {strides} and dtype {dtype} at "
@@ -382,10 +372,7 @@ class Segment:
         """The name by which other processes find the segment now, if it has one."""
         if self.path is not None:
             return self.path
-        try:
-            return self._names[0][0]
-        except IndexError:
-            return None
+        return next((name for name, _ in self._names), None)
 
     def link(self, registry: Callable[[], NameRegistry], name: str | None = None) -> str:
         """Give the segment a name that a registry lists, unless it has one; return its name.
