@@ -23,40 +23,12 @@ if TYPE_CHECKING:
     from shmpar.runtime.run import Run
 
 __all__ = [
-    "ChunkError",
-    "PlanError",
-    "Pool",
-    "Run",
-    "SegmentError",
-    "SegmentFull",
-    "SegmentGone",
-    "SharedArray",
-    "ShmparError",
-    "TaskTimeout",
-    "WorkerDied",
-    "__version__",
-    "apply_along_axis",
-    "array",
-    "asarray",
-    "attach",
-    "block_reduce",
-    "empty",
-    "empty_like",
-    "full",
-    "histogram",
-    "map_blocks",
-    "map_overlap",
-    "max",
-    "mean",
-    "min",
-    "ones",
-    "parallel_map",
-    "std",
-    "sum",
-    "var",
-    "zeros",
-    "zeros_like",
-]
+    "ChunkError", "PlanError", "Pool", "Run", "SegmentError", "SegmentFull", "SegmentGone",
+    "SharedArray", "ShmparError", "TaskTimeout", "WorkerDied", "__version__",
+    "apply_along_axis", "array", "asarray", "attach", "block_reduce", "empty", "empty_like",
+    "full", "histogram", "map_blocks", "map_overlap", "max", "mean", "min", "ones",
+    "parallel_map", "std", "sum", "var", "zeros", "zeros_like",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

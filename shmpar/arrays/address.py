@@ -106,19 +106,15 @@ def dtype_from_json(found: Any, depth: int = 0) -> np.dtype[Any]:
     ValueError, TypeError
         The JSON is not a dtype.
     """
-    if depth > _MAX_DEPTH:
-        raise ValueError("dtype nested too deeply")
     if not isinstance(found, (str, dict)):
         raise TypeError(f"not a dtype: {short_repr(found)}")
-    try:
-        if isinstance(found, dict):
+    with contextlib.suppress(KeyError, OverflowError, MemoryError):
+        if isinstance(found, dict) and depth <= _MAX_DEPTH:
             return _compound_dtype(found, depth + 1)
         # Why: NumPy evaluates literals in other strings and splits them at commas.
-        if _SIMPLE_DTYPE.fullmatch(found):
+        if isinstance(found, str) and _SIMPLE_DTYPE.fullmatch(found):
             return np.dtype(found)
-    except (KeyError, OverflowError, MemoryError) as error:
-        raise ValueError(f"not a dtype: {short_repr(found)}") from error
-    raise ValueError(f"not a dtype: {short_repr(found)}")
+    raise ValueError(f"not a dtype, or nested too deeply: {short_repr(found)}")
 
 
 def _compound_dtype(found: dict[str, Any], depth: int) -> np.dtype[Any]:

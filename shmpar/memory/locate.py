@@ -16,8 +16,8 @@ from __future__ import annotations
 import mmap
 import os
 import re
-import weakref
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -32,9 +32,6 @@ from shmpar.memory.segment import (
     known_segment,
     lies_within,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 Array = np.ndarray[Any, Any]
 
@@ -126,8 +123,7 @@ class _MappedFile(NamedTuple):
 
 
 # The segment of the whole file that an mmap object maps, and the address of its byte 0.
-_user_files: weakref.WeakKeyDictionary[mmap.mmap, tuple[Segment, int] | None]
-_user_files = weakref.WeakKeyDictionary()
+_user_files: WeakKeyDictionary[mmap.mmap, tuple[Segment, int] | None] = WeakKeyDictionary()
 
 
 def _user_file(memory: mmap.mmap, array: Array) -> tuple[Segment, int] | None:
@@ -136,9 +132,8 @@ def _user_file(memory: mmap.mmap, array: Array) -> tuple[Segment, int] | None:
         return _user_files[memory]
     except KeyError:
         file = _identify(array)
-        segment = None if file is None else _open_again(file)
-        found = None if file is None or segment is None else (segment, file.start)
-        _user_files[memory] = found
+        segment = file and _open_again(file)
+        found = _user_files[memory] = (segment, file.start) if file and segment else None
         return found
 
 
@@ -150,9 +145,8 @@ _MAPS_LINE: Final = re.compile(
 
 def _from_kernel(array: Array) -> _MappedFile | None:
     address = address_of(array)
-    with open_with_retry(
-        open, "/proc/self/maps", encoding="utf-8", errors="surrogateescape"
-    ) as lines:
+    maps = open_with_retry(open, "/proc/self/maps", encoding="utf-8", errors="surrogateescape")
+    with maps as lines:
         for line in lines:
             found = _MAPS_LINE.match(line)
             if not found or not int(found[1], 16) <= address < int(found[2], 16):
@@ -184,7 +178,6 @@ def _from_memmap(array: Array) -> _MappedFile | None:
     return _MappedFile(os.fspath(root.filename), None, None, root.mode != "r", start)
 
 
-_identify: Callable[[Array], _MappedFile | None]
 _identify = _from_kernel if os.path.exists("/proc/self/maps") else _from_memmap
 
 

@@ -38,6 +38,7 @@ except ImportError:  # Windows has no named segments of ours
     fcntl = None  # type: ignore[assignment]
 
 Identity = tuple[int, int]  # device, inode
+Check = Callable[[os.stat_result], object]  # raises an error
 
 _LONGEST: Final = 255
 _REGISTRY: Final = re.compile(r"shmpar_[0-9a-f]+\.marker")
@@ -135,12 +136,7 @@ def open_named(name: str) -> tuple[int, bool]:
 
 
 def open_checked(
-    path: str,
-    shown: str,
-    check: Callable[[os.stat_result], object],
-    *,
-    writable: bool = True,
-    follow: bool = False,
+    path: str, shown: str, check: Check, *, writable: bool = True, follow: bool = False
 ) -> tuple[int, bool]:
     """Open a regular file that passes a check; return the descriptor, and True if writable.
 

@@ -75,15 +75,7 @@ class _Arriving(threading.local):
 _arriving = _Arriving()
 
 
-def segment_array(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a pickle
-    index: int,
-    start: int | None,
-    offset: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    dtype: np.dtype[Any],
-    writable: bool,
-) -> Array:
+def segment_array(index: int, start: int | None, writable: bool, *layout: Any) -> Array:
     """Return an array in a segment of the payload; pickles call this function.
 
     Parameters
@@ -92,11 +84,13 @@ def segment_array(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a
         Index of the segment in the payload.
     start : int or None
         Begin of the bytes of the shared array that this is a view of; None for a private array.
-    offset, shape, strides, dtype, writable
-        Of the array.
+    writable : bool
+        Whether it may be written.
+    *layout
+        Its offset, shape, strides and dtype.
     """
     segment = _arriving.segments[index]
-    array = segment.ndarray(offset, shape, strides, dtype, writable=writable)
+    array = segment.ndarray(*layout, writable=writable)
     if start is None:
         _arriving.private.append(array)
         return array
@@ -104,7 +98,7 @@ def segment_array(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a
     from shmpar.memory.manager import default_manager
     from shmpar.memory.segment import Location
 
-    return share_view(Location(segment, offset), array, default_manager(), start=start)
+    return share_view(Location(segment, layout[0]), array, default_manager(), start=start)
 
 
 def unpack(body: bytes, segments: Sequence[Segment] = ()) -> tuple[Any, list[Array]]:
