@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import Any
 
-Region = tuple[slice, ...]
+Region = tuple[slice, ...] | None
 
 
 class ShmparError(Exception):
@@ -42,12 +42,7 @@ class _FailedChunk(ShmparError):
     """
 
     def __init__(
-        self,
-        message: str,
-        *,
-        chunk: int | None = None,
-        region: Region | None = None,
-        run: Any = None,
+        self, message: str, *, chunk: int | None = None, region: Region = None, run: Any = None
     ) -> None:
         super().__init__(message)
         self.chunk, self.region, self.run = chunk, region, run

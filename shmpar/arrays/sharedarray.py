@@ -102,18 +102,11 @@ class Handle:
     def address(self, array: Array) -> Address:
         """Return the address of a view."""
         self._check_open()
-        return Address(
-            name=self.manager.name(self.segment),
-            size=self.segment.size,
-            offset=self._shift + address_of(array),
-            shape=array.shape,
-            strides=array.strides,
-            dtype=array.dtype,
-            start=self.start,
-            writable=array.flags.writeable,
-            identity=self.segment.identity(),
-            file=self.segment.kind == "file",
-        )
+        segment, offset = self.segment, self._shift + address_of(array)
+        layout = array.shape, array.strides, array.dtype
+        address = Address(self.manager.name(segment), segment.size, offset, *layout, self.start)
+        writable, is_file = array.flags.writeable, segment.kind == "file"
+        return address._replace(writable=writable, identity=segment.identity(), file=is_file)
 
     def lock(self) -> Lock:
         """Return the lock of the array, which is the same one for all views."""

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from shmpar.errors import SegmentError
+from shmpar.memory import allocate
 from shmpar.memory.limits import close_on_error
 
 MAX_DESCRIPTORS = 200  # a message carries at most 253 (SCM_MAX_FD); one more is for a long body
@@ -172,19 +173,16 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 def _sealed(body: bytes) -> int:
     """Open a memory file that holds `body` and can never change."""
-    if not _SEALS:
-        import tempfile
-
-        with tempfile.TemporaryFile(prefix="shmpar") as file:
-            file.write(body)
-            file.flush()
-            return os.dup(file.fileno())
-    fd = os.memfd_create("shmpar-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    if _SEALS:
+        fd = os.memfd_create("shmpar-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    else:
+        fd, _ = allocate.make_file(len(body))
     with close_on_error(fd):
-        os.fchmod(fd, 0o600)  # Why: its mode is 0o777 at first
+        os.fchmod(fd, 0o600)  # Why: the mode of a memory file is 0o777 at first
         with open(fd, "wb", closefd=False) as file:
             file.write(body)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        if _SEALS:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     return fd
 
 

@@ -81,13 +81,8 @@ def _open_memfd() -> int:
 def _open_tempfile() -> int:
     import tempfile  # Why: the last source is rarely needed
 
-    folder = tempfile.gettempdir()
-    try:
-        return os.open(folder, os.O_TMPFILE | _MODE, 0o600)
-    except (AttributeError, OSError):  # not Linux, or another file system
-        fd, path = tempfile.mkstemp(prefix="shmpar_", dir=folder)
-        os.unlink(path)
-        return fd
+    with tempfile.TemporaryFile(prefix="shmpar_") as file:
+        return os.dup(file.fileno())
 
 
 SOURCES: Final = (

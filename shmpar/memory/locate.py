@@ -154,13 +154,10 @@ def _from_kernel(array: Array) -> _MappedFile | None:
             start, _, flags, offset, major, minor, inode, path = found.groups()
             if flags[3] != "s" or path.endswith(" (deleted)"):
                 return None
-            return _MappedFile(
-                path=path.replace("\\012", "\n"),
-                device=os.makedev(int(major, 16), int(minor, 16)),
-                inode=int(inode),
-                writable="w" in flags,
-                start=int(start, 16) - int(offset, 16),
-            )
+            device = os.makedev(int(major, 16), int(minor, 16))
+            origin = int(start, 16) - int(offset, 16)
+            path = path.replace("\\012", "\n")
+            return _MappedFile(path, device, int(inode), "w" in flags, origin)
     return None
 
 

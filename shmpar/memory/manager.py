@@ -13,6 +13,7 @@ import atexit
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any, Final, Self
 
 import numpy as np
@@ -31,6 +32,11 @@ class Manager:
 
     Safe to use from several threads.
 
+    Attributes
+    ----------
+    closed : bool
+        True if the manager was closed.
+
     Examples
     --------
     >>> with Manager() as manager:
@@ -45,15 +51,11 @@ class Manager:
         self._lock = threading.RLock()
         self._owned: weakref.WeakValueDictionary[int, Segment] = weakref.WeakValueDictionary()
         self._named: weakref.WeakValueDictionary[int, Segment] = weakref.WeakValueDictionary()
-        self._registry: weakref.ref[names.NameRegistry] | None = None  # held by its segments
-        self._slab: weakref.ref[Segment] | None = None
+        # Invariant: only the named segments hold the registry, and only arrays the slab.
+        self._registry: Callable[[], names.NameRegistry | None] = lambda: None
+        self._slab: Callable[[], Segment | None] = lambda: None
         self._filled = 0  # bytes of the slab in use
-        self._closed = False
-
-    @property
-    def closed(self) -> bool:
-        """True if the manager was closed."""
-        return self._closed
+        self.closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -116,7 +118,7 @@ class Manager:
 
     def _take_piece(self, nbytes: int) -> Location:
         """Return the next piece of the slab; no piece is reused, so each reads as zeros."""
-        slab = None if self._slab is None else self._slab()
+        slab = self._slab()
         if slab is None or slab.closed or self._filled + nbytes > slab.size:
             slab = self.create(_SLAB_BYTES)
             slab.divided = True
@@ -127,14 +129,14 @@ class Manager:
 
     def _add(self, segment: Segment) -> Segment:
         with self._lock:
-            if self._closed:  # Why: another thread may have closed it since the check
+            if self.closed:  # Why: another thread may have closed it since the check
                 segment.close()
             self._check()
             self._owned[segment.key] = segment
         return segment
 
     def _check(self) -> None:
-        if self._closed:
+        if self.closed:
             raise RuntimeError(
                 "the pool (or manager) was closed; make arrays inside its with block"
             )
@@ -146,7 +148,7 @@ class Manager:
     def own(self, segment: Segment) -> None:
         """Own an attached segment: its name is removed with its last view or with this manager."""
         self._check()
-        segment.take_name(self._current_registry)
+        segment.take_name(lambda: self.registry(clean=False))
         # Why: only after its name is on our list, since its maker may be dead.
         names.remove_stale()
         self._add(segment)
@@ -167,22 +169,16 @@ class Manager:
             self._named[segment.key] = segment
         return name
 
-    def registry(self) -> names.NameRegistry:
-        """Return the registry of this manager; a new one comes with the removal of stale names."""
-        with self._lock:
-            before = self._registry
-            found = self._current_registry()
-            if self._registry is not before:
-                names.remove_stale()
-            return found
-
-    def _current_registry(self) -> names.NameRegistry:
+    def registry(self, *, clean: bool = True) -> names.NameRegistry:
+        """Return the registry of this manager; remove stale names when a new one is made."""
         with self._lock:
             self._check()
-            found = None if self._registry is None else self._registry()
+            found = self._registry()
             if found is None or found.closed:
                 found = names.NameRegistry()
                 self._registry = weakref.ref(found)
+                if clean:
+                    names.remove_stale()
             return found
 
     def close(self) -> None:
@@ -193,7 +189,7 @@ class Manager:
         if self._pid != os.getpid():
             return
         with self._lock:
-            self._closed = True
+            self.closed = True
             for segment in list(self._named.values()):
                 segment.unlink()
             for segment in list(self._owned.values()):

@@ -248,8 +248,19 @@ class NameRegistry:
     """
 
     def __init__(self) -> None:
-        self._pid = os.getpid()
-        self.path, self._fd = _create_locked()
+        self._pid, self._fd = os.getpid(), -1
+        flags = _FLAGS | os.O_CREAT | os.O_EXCL | os.O_APPEND
+        while self._fd < 0:
+            self.path = f"{allocate.SHM}/{generate_name('.marker')}"
+            _own_registries[self.path] = -1
+            fd = open_with_retry(os.open, self.path, flags, 0o600)
+            fcntl.lockf(fd, fcntl.LOCK_EX)
+            # Why: another process may have removed the file as stale before it was locked.
+            if os.fstat(fd).st_nlink:
+                self._fd = _own_registries[self.path] = fd
+            else:
+                os.close(fd)
+                del _own_registries[self.path]
 
     def record(self, name: str, identity: Identity) -> None:
         """List a name; call this before the name exists."""
@@ -272,22 +283,6 @@ class NameRegistry:
         return self._fd < 0
 
     __del__ = close
-
-
-def _create_locked() -> tuple[str, int]:
-    """Create and lock a registry."""
-    flags = _FLAGS | os.O_CREAT | os.O_EXCL | os.O_APPEND
-    while True:
-        path = f"{allocate.SHM}/{generate_name('.marker')}"
-        _own_registries[path] = -1
-        fd = open_with_retry(os.open, path, flags, 0o600)
-        fcntl.lockf(fd, fcntl.LOCK_EX)
-        # Why: another process may have removed the file as stale before it was locked.
-        if os.fstat(fd).st_nlink:
-            _own_registries[path] = fd
-            return path, fd
-        os.close(fd)
-        del _own_registries[path]
 
 
 def remove_stale(*, dry_run: bool = False) -> list[Entry]:
@@ -369,21 +364,13 @@ def _entries(fd: int) -> list[Entry]:
     with suppress(OSError):
         text = os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
         return [
-            Entry(
-                name,
-                (int(device), int(inode)),
-                int(pid) if pid else None,
-                int(since) / 1e9 if since else None,
-            )
-            for pid, since, device, inode, name in _LINES.findall(text)
+            Entry(name, (int(dev), int(ino)), int(pid or 0) or None, int(since or 0) / 1e9 or None)
+            for pid, since, dev, ino, name in _LINES.findall(text)
         ]
     return []
 
 
 def _existing(fd: int) -> tuple[Entry, ...]:
     """Return the entries of a registry whose names still point to their files, with the sizes."""
-    return tuple(
-        entry._replace(size=size)
-        for entry in _entries(fd)
-        if (size := _size(entry.name, entry.identity)) is not None
-    )
+    found = [(entry, _size(entry.name, entry.identity)) for entry in _entries(fd)]
+    return tuple(entry._replace(size=size) for entry, size in found if size is not None)

@@ -39,9 +39,11 @@ from shmpar.memory import allocate, limits, names
 from shmpar.memory.names import Identity, NameRegistry
 
 Array = np.ndarray[Any, Any]
+Dtype = np.dtype[Any]
+Ints = Sequence[int]
 
 
-def byte_bounds(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, int]:
+def byte_bounds(shape: Ints, strides: Ints, itemsize: int) -> tuple[int, int]:
     """Return the bytes [low, high) of an array, relative to its element [0, ..., 0].
 
     An array without elements gives (0, 0).
@@ -62,7 +64,7 @@ def byte_bounds(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> 
     return low, high
 
 
-def dense_strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+def dense_strides(shape: Ints, itemsize: int) -> tuple[int, ...]:
     """Return the strides in bytes of a C-ordered array without gaps.
 
     Examples
@@ -77,7 +79,7 @@ def dense_strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
     return tuple(reversed(steps))
 
 
-def dense_nbytes(shape: Sequence[int], itemsize: int) -> int:
+def dense_nbytes(shape: Ints, itemsize: int) -> int:
     """Return the bytes of an array without gaps."""
     return math.prod(shape) * itemsize
 
@@ -289,13 +291,7 @@ class Segment:
         return found
 
     def ndarray(
-        self,
-        offset: int,
-        shape: Sequence[int],
-        strides: Sequence[int] | None,
-        dtype: np.dtype[Any],
-        *,
-        writable: bool = True,
+        self, offset: int, shape: Ints, strides: Ints | None, dtype: Dtype, *, writable: bool = True
     ) -> Array:
         """Return an array over the segment; it is exactly a ``numpy.ndarray``.
 
@@ -553,7 +549,7 @@ class Slab:
         return location
 
 
-def new_output(shape: tuple[int, ...], dtype: np.dtype[Any], slab: Slab | None = None) -> Array:
+def new_output(shape: tuple[int, ...], dtype: Dtype, slab: Slab | None = None) -> Array:
     """Return an array of zeros in a segment that lives as long as its views."""
     nbytes = dense_nbytes(shape, dtype.itemsize)
     location = None if slab is None else slab.take(nbytes)
