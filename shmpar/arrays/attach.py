@@ -19,7 +19,7 @@ from shmpar.arrays.address import Address, ArraySpec, short_repr
 from shmpar.arrays.sharedarray import SharedArray, share_view, split_name
 from shmpar.errors import SegmentGone
 from shmpar.memory import allocate, names
-from shmpar.memory.limits import close_on_error
+from shmpar.memory.limits import ClosedOnError
 from shmpar.memory.manager import Manager, default_manager
 from shmpar.memory.segment import Location, Segment, dense_strides, find_segment, known_segment
 
@@ -118,7 +118,7 @@ def _parse(where: Any, shape: Any, dtype: Any) -> Address:
 def _open_segment(address: Address) -> Segment:
     """Open the segment, or find it among the open segments of this process."""
     fd, writable = _open_file(address) if address.file else names.open_named(address.name)
-    with close_on_error(fd):
+    with ClosedOnError(fd):
         found = os.fstat(fd)
         _verify(address, found)
         segment = find_segment((found.st_dev, found.st_ino))

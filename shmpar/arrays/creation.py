@@ -23,7 +23,7 @@ from shmpar.arrays.sharedarray import SharedArray, share_view
 from shmpar.errors import SegmentFull
 from shmpar.memory import allocate, names
 from shmpar.memory.copying import memory_order, write
-from shmpar.memory.limits import close_on_error
+from shmpar.memory.limits import ClosedOnError
 from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager, default_manager
 from shmpar.memory.segment import Location, Segment, known_segment
@@ -324,8 +324,6 @@ for _function in (zeros, ones, full, zeros_like, array, asarray):
 def _shareable(values: Any, dtype: Any) -> Array:
     """View or convert values as a plain array that can be shared."""
     reject_masked(values)
-    if dtype is not None:
-        reject_objects(np.dtype(dtype))
     plain = np.asarray(values, dtype)
     reject_objects(plain.dtype)
     return plain
@@ -357,7 +355,8 @@ def _new(
     else:
         place = _own_manager(manager).allocate(spec.nbytes, dense, name=name)
     shape = [spec.shape[axis] for axis in axes]
-    made = place.segment.ndarray(place.offset, shape, None, spec.dtype).transpose(np.argsort(axes))
+    made = place.segment.ndarray(place.offset, shape, None, spec.dtype)
+    made = made.transpose(sorted(axes, key=axes.__getitem__))
     return share_view(place, made, _own_manager(manager), start=place.offset, owner=owner)
 
 
@@ -379,7 +378,7 @@ def _std_allocate(manager: SharedMemoryManager, nbytes: int, name: Name) -> Segm
     made = manager.SharedMemory(size)
     made.close()
     fd, _ = names.open_named(made.name)
-    with close_on_error(fd):
+    with ClosedOnError(fd):
         try:
             # Why: the standard library reserves nothing; a page without room would be SIGBUS.
             allocate.fill_zeros(fd, size)

@@ -151,11 +151,7 @@ def lock_of(identity: tuple[int, int], start: int, reopen: Callable[[], int]) ->
     All callers get the same object while it exists.
     """
     with _locks_lock:
-        key = (*identity, start)
-        found = _locks.get(key)
-        if found is None:
-            found = _locks[key] = Lock(reopen, start)
-        return found
+        return _locks.setdefault((*identity, start), Lock(reopen, start))
 
 
 def _after_fork() -> None:

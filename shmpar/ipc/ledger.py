@@ -224,7 +224,9 @@ class Ledger:
     def _stamp(self, worker: int, begin: float) -> tuple[int, int]:
         """Return the fields `begin` and `claimant` of a time."""
         wraps, micro = divmod(int(begin * 1e6), _WRAP)
-        return micro, min(worker + self.workers * wraps, _MAX_CLAIMANT)
+        if wraps:
+            worker = min(worker + self.workers * wraps, _MAX_CLAIMANT)
+        return micro, worker
 
     def claims(self, chunks: Any) -> tuple[Any, Any]:
         """Return the workers that claimed these chunks, and the begins of the claims in seconds."""

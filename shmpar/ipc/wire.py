@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from shmpar.errors import SegmentError
 from shmpar.memory import allocate
-from shmpar.memory.limits import close_on_error
+from shmpar.memory.limits import ClosedOnError
 
 MAX_DESCRIPTORS = 200  # a message carries at most 253 (SCM_MAX_FD); one more is for a long body
 _INLINE = 48 * 1024  # bytes; two such messages fit the default buffer of a socket
@@ -162,9 +162,8 @@ class Wire:
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     """Return the descriptors of a message, as :func:`socket.recv_fds` does."""
     found = array.array("i")
-    for level, kind, data in ancillary:
-        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    for _, _, data in ancillary:  # Why: no socket of ours asks for any other kind
+        found.frombytes(data[: len(data) - len(data) % found.itemsize])
     if not _CLOEXEC:
         for fd in found:
             os.set_inheritable(fd, False)  # noqa: FBT003 - positional by its signature
@@ -177,7 +176,7 @@ def _sealed(body: bytes) -> int:
         fd = os.memfd_create("shmpar-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     else:
         fd, _ = allocate.make_file(len(body))
-    with close_on_error(fd):
+    with ClosedOnError(fd):
         os.fchmod(fd, 0o600)  # Why: the mode of a memory file is 0o777 at first
         with open(fd, "wb", closefd=False) as file:
             file.write(body)

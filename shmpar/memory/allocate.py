@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from shmpar.errors import SegmentFull
 from shmpar.memory import limits
-from shmpar.memory.limits import close_on_error, open_with_retry
+from shmpar.memory.limits import ClosedOnError, open_with_retry
 
 SHM: Final = "/dev/shm"  # noqa: S108 (shared memory is intended)
 STEP: Final = 64 << 20  # Why: a longer system call delays signals
@@ -125,7 +125,7 @@ def make_file(
     for source in sources or SOURCES:
         try:
             fd = open_with_retry(source.open)
-            with close_on_error(fd):
+            with ClosedOnError(fd):
                 (fill or fill_zeros)(fd, nbytes)
         except (OSError, AttributeError, SegmentFull) as error:
             if isinstance(error, OSError) and error.errno == errno.EMFILE:

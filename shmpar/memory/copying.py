@@ -72,7 +72,8 @@ def share(array: Array) -> tuple[Segment, Array]:
     axes = memory_order(array)
     dense = array.transpose(axes)
     segment = create(array.nbytes, lambda fd, _: write(fd, 0, dense))
-    return segment, segment.ndarray(0, dense.shape, None, array.dtype).transpose(np.argsort(axes))
+    shared = segment.ndarray(0, dense.shape, None, array.dtype)
+    return segment, shared.transpose(sorted(axes, key=axes.__getitem__))
 
 
 def memory_order(array: Array) -> list[int]:

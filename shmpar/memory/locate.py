@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from shmpar.memory.limits import close_on_error, open_with_retry
+from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.segment import (
     Location,
     Mapping,
@@ -85,9 +85,6 @@ def locate(array: Array) -> Location | None:
 
 def kind_of(array: Array) -> str:
     """Return the kind of the segment of an array, or ``private`` for memory of this process."""
-    root = memory_owner(array)
-    if type(root) is Mapping:
-        return root.segment.kind
     location = locate(array)
     return "private" if location is None else location.segment.kind
 
@@ -185,7 +182,7 @@ def _open_again(file: _MappedFile) -> Segment | None:
         fd = open_with_retry(os.open, file.path, flags)
     except OSError:
         return None
-    with close_on_error(fd):
+    with ClosedOnError(fd):
         found = os.fstat(fd)
         if found.st_size and _is_same(file, found):
             return known_segment(fd, "file", os.path.abspath(file.path), writable=file.writable)

@@ -30,7 +30,7 @@ from typing import Final, NamedTuple
 
 from shmpar.errors import SegmentGone
 from shmpar.memory import allocate
-from shmpar.memory.limits import close_on_error, open_with_retry
+from shmpar.memory.limits import ClosedOnError, open_with_retry
 
 try:
     import fcntl
@@ -79,11 +79,6 @@ def check_name(name: str) -> str:
             "without '/' and '@'"
         )
     return name
-
-
-def descriptor_name(fd: int) -> str:
-    """Return the name by which other processes find a file that cannot be linked."""
-    return f"/proc/{os.getpid()}/fd/{fd}"
 
 
 def points_to(name: str, identity: Identity) -> bool:
@@ -166,7 +161,7 @@ def open_checked(
         if error.errno in {errno.EMFILE, errno.ENFILE}:
             raise
         raise ValueError(f"{shown} is no segment: {error.strerror}") from None
-    with close_on_error(fd):
+    with ClosedOnError(fd):
         examine(os.fstat(fd))
     return fd, writable
 

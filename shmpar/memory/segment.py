@@ -19,6 +19,7 @@ Sizes are Python integers: a shape that overflows 64 bits gives a large number, 
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 import mmap
@@ -120,7 +121,10 @@ class Mapping(mmap.mmap):
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if segment.writable else 0)
         self = super().__new__(cls, segment.fileno(), segment.size, flags, prot, **_UNTRACKED)
         self.segment = segment
-        self.start = address_of(np.ndarray(1, np.uint8, self))
+        if segment.writable:  # Why: ctypes is faster, but refuses read-only memory
+            self.start = ctypes.addressof(ctypes.c_char.from_buffer(self))
+        else:
+            self.start = address_of(np.ndarray(1, np.uint8, self))
         _register(self)
         return self
 
@@ -382,7 +386,7 @@ class Segment:
             fd, identity = self.fileno(), self.identity()
             _by_identity[identity] = self
             if self.kind != "shm" or self._pid != os.getpid():
-                return names.descriptor_name(fd)
+                return f"/proc/{os.getpid()}/fd/{fd}"
             chosen = name or names.generate_name()
             try:
                 listed = registry()

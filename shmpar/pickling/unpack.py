@@ -5,12 +5,11 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from shmpar.memory.segment import Segment
+from shmpar.memory.segment import Location, Segment
 
 Array = np.ndarray[Any, Any]
 
@@ -96,7 +95,6 @@ def segment_array(index: int, start: int | None, writable: bool, *layout: Any) -
         return array
     from shmpar.arrays.sharedarray import share_view
     from shmpar.memory.manager import default_manager
-    from shmpar.memory.segment import Location
 
     return share_view(Location(segment, layout[0]), array, default_manager(), start=start)
 
