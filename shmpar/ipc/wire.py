@@ -51,11 +51,8 @@ class Wire:
         Ends the process at the other end; called when a message from there is lost.
     """
 
-    def __init__(
-        self, sock: _socket.socket, end_other: Callable[[], object] = lambda: None
-    ) -> None:
-        self._socket = sock
-        self._end_other = end_other
+    def __init__(self, sock: _socket.socket, end_other: Callable[[], Any] = lambda: None) -> None:
+        self._socket, self._end_other = sock, end_other
 
     @staticmethod
     def pair() -> tuple[_socket.socket, _socket.socket]:

@@ -29,7 +29,6 @@ from shmpar.memory.segment import (
     address_of,
     byte_bounds,
     find_mapping,
-    known_segment,
     lies_within,
 )
 
@@ -185,7 +184,10 @@ def _open_again(file: _MappedFile) -> Segment | None:
     with ClosedOnError(fd):
         found = os.fstat(fd)
         if found.st_size and _is_same(file, found):
-            return known_segment(fd, "file", os.path.abspath(file.path), writable=file.writable)
+            # Why: find_segment() must not find it, since an owner that attached could close it.
+            segment = Segment(fd, found.st_size, "file", writable=file.writable)
+            segment.path = os.path.abspath(file.path)
+            return segment
     os.close(fd)
     return None
 
