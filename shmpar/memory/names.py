@@ -333,7 +333,10 @@ def _registries() -> Iterator[list[tuple[str, int, bool]]]:
     """
     with ExitStack() as stack:
         found = [(path, fd, True) for path, fd in sorted(_own_registries.items()) if fd >= 0]
-        for name in os.listdir(allocate.SHM) if os.path.isdir(allocate.SHM) else ():
+        listed: list[str] = []
+        with suppress(OSError):  # other systems have no such folder
+            listed = open_with_retry(os.listdir, allocate.SHM)
+        for name in listed:
             path = f"{allocate.SHM}/{name}"
             # Why: closing any descriptor of an own registry would release its lock.
             if _REGISTRY.fullmatch(name) and path not in _own_registries:
