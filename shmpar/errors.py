@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import Any
 
-Region = tuple[slice, ...]
+Region = tuple[slice, ...] | None
 
 
 class ShmparError(Exception):
@@ -42,17 +42,10 @@ class _FailedChunk(ShmparError):
     """
 
     def __init__(
-        self,
-        message: str,
-        *,
-        chunk: int | None = None,
-        region: Region | None = None,
-        run: Any = None,
+        self, message: str, *, chunk: int | None = None, region: Region = None, run: Any = None
     ) -> None:
         super().__init__(message)
-        self.chunk = chunk
-        self.region = region
-        self.run = run
+        self.chunk, self.region, self.run = chunk, region, run
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Why: a run holds processes and memory of this process, and does not pickle.
@@ -70,16 +63,8 @@ class ChunkError(_FailedChunk):
         Shape of the block that the function received.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        chunk: int | None = None,
-        region: Region | None = None,
-        shape: tuple[int, ...] | None = None,
-        run: Any = None,
-    ) -> None:
-        super().__init__(message, chunk=chunk, region=region, run=run)
+    def __init__(self, message: str, *, shape: tuple[int, ...] | None = None, **place: Any) -> None:
+        super().__init__(message, **place)
         self.shape = shape
 
 
@@ -92,16 +77,8 @@ class WorkerDied(_FailedChunk):
         As in :class:`subprocess.Popen`: the exit status, or minus the number of the signal.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        chunk: int | None = None,
-        region: Region | None = None,
-        exitcode: int | None = None,
-        run: Any = None,
-    ) -> None:
-        super().__init__(message, chunk=chunk, region=region, run=run)
+    def __init__(self, message: str, *, exitcode: int | None = None, **place: Any) -> None:
+        super().__init__(message, **place)
         self.exitcode = exitcode
 
 

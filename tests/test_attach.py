@@ -221,6 +221,27 @@ def test_an_address_of_a_segment_that_was_replaced_is_gone(owner):
     other.close()
 
 
+def test_a_file_that_has_grown_is_attached_whole(tmp_path):
+    """An array behind the old end of an attached file is found; the first one stays as it is."""
+    np.arange(4.0).tofile(tmp_path / "file")
+    first = attach(sa.asarray(np.memmap(tmp_path / "file", "f8", "r+")).address)
+    with open(tmp_path / "file", "ab") as file:
+        np.arange(4.0, 8.0).tofile(file)
+    whole = attach({**first.address, "size": 64, "shape": [8]})
+    assert whole.tolist() == list(range(8))
+    whole[0] = 9
+    assert first[0] == 9
+
+
+def test_closing_an_attached_file_leaves_its_mapping_shared(tmp_path):
+    """An owner that attached to a file closes its own segment, and not that of a memmap."""
+    mapped = np.memmap(tmp_path / "file", "f8", "w+", shape=4)
+    attach(sa.asarray(mapped).address, own=True).close()
+    again = sa.asarray(mapped)
+    again[0] = 9
+    assert mapped[0] == 9
+
+
 def test_a_memory_file_is_found_through_its_owner(monkeypatch):
     """Without room in /dev/shm other processes find it through /proc, by device and inode."""
     monkeypatch.setattr(allocate, "SOURCES", allocate.SOURCES[1:2])

@@ -15,7 +15,7 @@ import pytest
 
 import shmpar
 from shmpar.arrays import attach
-from shmpar.ipc.tickets import _counter_file, _counter_file_elsewhere
+from shmpar.ipc.tickets import _counter_file
 from shmpar.ipc.wire import Wire, _sealed
 from shmpar.memory import allocate
 from tests.interpreters import ROOT, run_python
@@ -39,8 +39,14 @@ def test_only_the_user_can_open_memory(source: Any) -> None:
     os.close(fd)
 
 
+def counter_in_memory() -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(allocate, "SOURCES", allocate.SOURCES[1:])
+        return _counter_file()
+
+
 @pytest.mark.parametrize(
-    "make", [_counter_file, _counter_file_elsewhere, lambda: _sealed(b"body")],
+    "make", [_counter_file, counter_in_memory, lambda: _sealed(b"body")],
     ids=["tickets", "tickets-elsewhere", "message"],
 )  # fmt: skip
 def test_only_the_user_can_open_files_for_workers(make: Any) -> None:

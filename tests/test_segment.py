@@ -18,7 +18,7 @@ from shmpar.errors import SegmentFull, SegmentGone
 from shmpar.memory import allocate, limits
 from shmpar.memory import locate as locating
 from shmpar.memory import segment as segments
-from shmpar.memory.copying import copy_in, share
+from shmpar.memory.copying import share, write
 from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager
 from shmpar.memory.segment import Segment, create
@@ -58,10 +58,10 @@ def test_share_keeps_values_and_memory_order(array):
 
 
 @given(layouts())
-def test_copy_in_writes_values_in_c_order(array):
-    """copy_in() writes exactly the values, in C order, at its offset."""
+def test_write_puts_values_in_c_order(array):
+    """write() writes exactly the values, in C order, at its offset."""
     segment = create(array.nbytes + 48)
-    copy_in(segment, 16, array)
+    write(segment.fileno(), 16, array)
     found = segment.ndarray(16, array.shape, None, array.dtype)
     assert found.tobytes() == array.tobytes()
     assert not segment.ndarray(0, (16,), None, np.dtype("u1")).any()
@@ -87,14 +87,13 @@ def test_every_source_works(kind, monkeypatch):
 
 
 def test_a_private_segment_keeps_its_writes():
-    """A private segment is writable, and its writes are not shared, also those of copy_in()."""
+    """A private segment is writable, and its writes are not shared."""
     segment, array = share(np.zeros(4))
     fd = os.dup(segment.fileno())
     twin = Segment.adopt(fd, segment.size, key=1, kind="shm", writable=False, private=True)
     mine = twin.ndarray(0, (4,), None, array.dtype)
     mine[0] = 1
-    copy_in(twin, 8, np.ones(1))
-    assert mine.tolist() == [1, 1, 0, 0]
+    assert mine.tolist() == [1, 0, 0, 0]
     assert array.tolist() == [0, 0, 0, 0]
 
 
@@ -106,7 +105,7 @@ def test_a_read_only_segment_gives_read_only_arrays():
     mine = twin.ndarray(0, (4,), None, array.dtype)
     assert not mine.flags.writeable
     with pytest.raises(ValueError, match="read-only"):
-        copy_in(twin, 0, np.ones(4))
+        mine[0] = 1
 
 
 @pytest.mark.parametrize(
@@ -426,7 +425,7 @@ def test_segments_can_be_made_by_many_threads():
         try:
             for n in range(50):
                 array = np.full(100, seed * 1000 + n)
-                place = manager.share(array)
+                place = manager.allocate(array.nbytes, array)
                 found = place.segment.ndarray(place.offset, (100,), None, array.dtype)
                 assert (found == array).all()
                 assert locate(found).segment == place.segment
@@ -447,7 +446,7 @@ def test_segments_can_be_made_by_many_threads():
 def test_a_closed_manager_makes_nothing():
     """A closed manager raises RuntimeError; a second close() is harmless."""
     manager = Manager()
-    place = manager.share(np.ones(3))
+    place = manager.allocate(24, np.ones(3))
     view = place.segment.ndarray(0, (3,), None, np.dtype("f8"))
     manager.close()
     manager.close()

@@ -181,7 +181,7 @@ def test_an_array_of_a_killed_process_can_be_taken_over():
     heir = f"""
         import os, subprocess, sys, textwrap
         from shmpar.arrays import attach
-        from shmpar.memory.names import remove_stale
+        from shmpar.memory.names import inventory, remove_stale
         owner = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(sys.argv[1]), "shmpar-test-inherited"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -193,9 +193,16 @@ def test_an_array_of_a_killed_process_can_be_taken_over():
         assert os.path.exists(f"{SHM}/{{name}}"), "gone at once"
         assert not os.path.exists("{SHM}/shmpar-test-inherited"), "the others stay"
         assert name not in {{one.name for one in remove_stale()}}
+        # Should this process die too, the next removal finds the name in either registry.
+        listing = [
+            one.alive for one in inventory() if name in {{entry.name for entry in one.entries}}
+        ]
+        assert sorted(listing) == [False, True]
         assert a.name == name and a.tolist() == [1, 1, 1]
         a.close()
         assert not os.path.exists(f"{SHM}/{{name}}")
+        assert remove_stale() == []
+        assert all(one.alive for one in inventory())
     """
     done = run_python(heir, OWNER)
     assert (done.stderr, done.returncode) == ("", 0)

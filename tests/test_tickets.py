@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -244,6 +245,7 @@ def test_a_counter_uses_another_file_where_a_nameless_one_is_missing(
 ) -> None:
     """Without a nameless file in /dev/shm, a memory file or a temporary file serves as well."""
     monkeypatch.delattr(tickets.os, "O_TMPFILE")
+    monkeypatch.setattr(tempfile, "_O_TMPFILE_WORKS", False)
     if missing == "memfd_create":
         monkeypatch.delattr(tickets.os, "memfd_create")
     made = tickets.new_tickets(kind)

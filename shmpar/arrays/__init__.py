@@ -8,15 +8,6 @@ from shmpar.arrays.lock import Lock
 from shmpar.arrays.sharedarray import SharedArray
 
 __all__ = [
-    "Lock",
-    "SharedArray",
-    "array",
-    "asarray",
-    "attach",
-    "empty",
-    "empty_like",
-    "full",
-    "ones",
-    "zeros",
-    "zeros_like",
-]
+    "Lock", "SharedArray", "array", "asarray", "attach", "empty", "empty_like", "full", "ones",
+    "zeros", "zeros_like",
+]  # fmt: skip

@@ -106,19 +106,15 @@ def dtype_from_json(found: Any, depth: int = 0) -> np.dtype[Any]:
     ValueError, TypeError
         The JSON is not a dtype.
     """
-    if depth > _MAX_DEPTH:
-        raise ValueError("dtype nested too deeply")
     if not isinstance(found, (str, dict)):
         raise TypeError(f"not a dtype: {short_repr(found)}")
-    try:
-        if isinstance(found, dict):
+    with contextlib.suppress(KeyError, OverflowError, MemoryError):
+        if isinstance(found, dict) and depth <= _MAX_DEPTH:
             return _compound_dtype(found, depth + 1)
         # Why: NumPy evaluates literals in other strings and splits them at commas.
-        if _SIMPLE_DTYPE.fullmatch(found):
+        if isinstance(found, str) and _SIMPLE_DTYPE.fullmatch(found):
             return np.dtype(found)
-    except (KeyError, OverflowError, MemoryError) as error:
-        raise ValueError(f"not a dtype: {short_repr(found)}") from error
-    raise ValueError(f"not a dtype: {short_repr(found)}")
+    raise ValueError(f"not a dtype, or nested too deeply: {short_repr(found)}")
 
 
 def _compound_dtype(found: dict[str, Any], depth: int) -> np.dtype[Any]:
@@ -262,21 +258,12 @@ class Address(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Return the address as a dict of str, int, bool and lists of them."""
-        found: dict[str, Any] = {
-            "version": VERSION,
-            "name": self.name,
-            "size": self.size,
-            "offset": self.offset,
-            "shape": list(self.shape),
-            "strides": list(self.strides),
-            "dtype": dtype_to_json(self.dtype),
-            "start": self.start,
-            "writable": self.writable,
-        }
-        if self.identity is not None:
-            found["device"], found["inode"] = self.identity
-        if self.file:
-            found["file"] = True
+        found = {"version": VERSION, **self._asdict(), "dtype": dtype_to_json(self.dtype)}
+        found |= {"shape": list(self.shape), "strides": list(self.strides)}
+        if (identity := found.pop("identity")) is not None:
+            found["device"], found["inode"] = identity
+        if not self.file:
+            del found["file"]
         return found
 
     @classmethod
@@ -294,22 +281,17 @@ class Address(NamedTuple):
         given = {"start": 0, "writable": True, "file": False, **given}
         if _entry(given, "version", int) != VERSION:
             raise ValueError(f"address of version {given['version']}, not {VERSION}")
-        has_identity = "device" in given or "inode" in given
+        identity = None
+        if "device" in given or "inode" in given:
+            identity = _entry(given, "device", int), _entry(given, "inode", int)
         address = cls(
+            **{key: _entry(given, key, int) for key in ("size", "offset", "start")},
+            **{key: _entry(given, key, bool) for key in ("writable", "file")},
             name=_entry(given, "name", str),
-            size=_entry(given, "size", int),
-            offset=_entry(given, "offset", int),
             shape=_integers(_entry(given, "shape", (list, tuple)), "shape"),
             strides=_integers(_entry(given, "strides", (list, tuple)), "strides", -_MAX_NUMBER),
             dtype=dtype_from_json(_entry(given, "dtype", (str, dict))),
-            start=_entry(given, "start", int),
-            writable=_entry(given, "writable", bool),
-            identity=(
-                (_entry(given, "device", int), _entry(given, "inode", int))
-                if has_identity
-                else None
-            ),
-            file=_entry(given, "file", bool),
+            identity=identity,
         )
         address._check()
         return address

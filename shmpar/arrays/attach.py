@@ -10,19 +10,18 @@ Attaching twice, or to a segment of this process, maps nothing twice.
 
 from __future__ import annotations
 
-import errno
+import functools
 import os
-import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
 from shmpar.arrays.address import Address, ArraySpec, short_repr
-from shmpar.arrays.sharedarray import Handle, SharedArray, split_name, wrap
+from shmpar.arrays.sharedarray import SharedArray, share_view, split_name
 from shmpar.errors import SegmentGone
 from shmpar.memory import allocate, names
-from shmpar.memory.limits import open_with_retry
+from shmpar.memory.limits import ClosedOnError
 from shmpar.memory.manager import Manager, default_manager
-from shmpar.memory.segment import Location, Segment, dense_strides, find_segment, remember_segment
+from shmpar.memory.segment import Location, Segment, dense_strides, find_segment, known_segment
 
 if TYPE_CHECKING:
     from multiprocessing.shared_memory import SharedMemory
@@ -83,14 +82,13 @@ def attach(
     """
     address = _parse(where, shape, dtype)
     segment = _open_segment(address)
+    layout = address.offset, address.shape, address.strides, address.dtype
+    array = segment.ndarray(*layout, writable=address.writable)
     manager = manager or default_manager()
-    array = segment.ndarray(
-        address.offset, address.shape, address.strides, address.dtype, writable=address.writable
-    )
     if own:
         manager.own(segment)
     place = Location(segment, address.offset)
-    return wrap(array, Handle(place, array, manager, start=address.start, owner=own))
+    return share_view(place, array, manager, start=address.start, owner=own)
 
 
 def _parse(where: Any, shape: Any, dtype: Any) -> Address:
@@ -120,51 +118,27 @@ def _parse(where: Any, shape: Any, dtype: Any) -> Address:
 def _open_segment(address: Address) -> Segment:
     """Open the segment, or find it among the open segments of this process."""
     fd, writable = _open_file(address) if address.file else names.open_named(address.name)
-    try:
+    with ClosedOnError(fd):
         found = os.fstat(fd)
         _verify(address, found)
         segment = find_segment((found.st_dev, found.st_ino))
-        if segment is None or segment.writable < writable:
+        # Why: a file may have grown since it was attached.
+        if segment is None or segment.writable < writable or segment.size < address.size:
             if writable and not address.file and found.st_blocks * 512 < found.st_size:
                 # Why: its maker reserved nothing; a write to a page without room is SIGBUS.
                 allocate.reserve_range(fd, 0, found.st_size)
-            segment = Segment(fd, found.st_size, _kind(address), writable=writable)
-            segment.path = address.name
-            remember_segment(segment)
-            return segment
-    except BaseException:
-        os.close(fd)
-        raise
+            kind = "memfd" if address.name.startswith("/proc/") else "shm"
+            kind = "file" if address.file else kind
+            return known_segment(fd, kind, address.name, writable=writable)
     os.close(fd)
     return segment
 
 
-def _kind(address: Address) -> str:
-    if address.file:
-        return "file"
-    return "memfd" if address.name.startswith("/proc/") else "shm"
-
-
 def _open_file(address: Address) -> tuple[int, bool]:
     """Open a mapped file of the user's again, after a check that it is the same file."""
-    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    mode = os.O_RDWR if address.writable else os.O_RDONLY
-    try:
-        # Why: checked before it is opened, since a device or a pipe would notice that.
-        found = os.lstat(address.name)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{short_repr(address.name)} is not a regular file")
-        _verify(address, found)
-        return open_with_retry(lambda: os.open(address.name, mode | flags)), address.writable
-    except (SegmentGone, PermissionError):
-        raise
-    except (FileNotFoundError, NotADirectoryError):
-        raise SegmentGone(f"the file {short_repr(address.name)} was removed") from None
-    except OSError as error:
-        # Why: too many open files are no fault of the address; a long path or a cycle of links is.
-        if error.errno in {errno.EMFILE, errno.ENFILE}:
-            raise
-        raise ValueError(f"{short_repr(address.name)} cannot be opened: {error.strerror}") from None
+    check = functools.partial(_verify, address)
+    shown = short_repr(address.name)
+    return names.open_checked(address.name, shown, check, writable=address.writable)
 
 
 def _verify(address: Address, found: os.stat_result) -> None:

@@ -14,43 +14,40 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeGuard
 
 import numpy as np
 
 from shmpar.arrays.address import ArraySpec, reject_masked, reject_objects
-from shmpar.arrays.sharedarray import Handle, SharedArray, wrap
+from shmpar.arrays.sharedarray import SharedArray, share_view
 from shmpar.errors import SegmentFull
 from shmpar.memory import allocate, names
-from shmpar.memory.copying import copy_in, memory_order
+from shmpar.memory.copying import memory_order, write
+from shmpar.memory.limits import ClosedOnError
 from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager, default_manager
-from shmpar.memory.segment import Location, Segment, remember_segment
+from shmpar.memory.segment import Location, Segment, known_segment
 
 if TYPE_CHECKING:
     from multiprocessing.managers import SharedMemoryManager
 
 Order = Literal["C", "F"]
 LikeOrder = Literal["C", "F", "A", "K"]
-AnyManager: TypeAlias = "Manager | SharedMemoryManager | None"
+Name: TypeAlias = str | None
+Owner: TypeAlias = "Manager | SharedMemoryManager | None"
+Array = np.ndarray[Any, Any]
 Shared = SharedArray[Any, Any]
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 _ENTRY: Final = re.compile(r"^(\w+)(?: : .+)?\n(?: {4}.+\n)+", re.MULTILINE)
 _REFERENCE: Final = re.compile(r"^(.+)\n {4}As for :func:`zeros`\.\n", re.MULTILINE)
 
 
 def zeros(
-    shape: Any,
-    dtype: Any = None,
-    order: Order = "C",
-    *,
-    name: str | None = None,
-    manager: AnyManager = None,
+    shape: Any, dtype: Any = None, order: Order = "C", *, name: Name = None, manager: Owner = None
 ) -> Shared:
     """Make a shared array of zeros.
+
+    ``empty`` is the same function: new shared memory reads as zeros.
 
     Parameters
     ----------
@@ -96,64 +93,11 @@ def zeros(
     return _new(spec, _axes_in_memory(order, len(spec.shape)), name, manager)
 
 
-def _as_for_zeros(function: _F) -> _F:
-    """Replace each "As for :func:`zeros`." in a docstring by the text that is meant."""
-    entries = {
-        found[1]: found[0] for found in _ENTRY.finditer(inspect.cleandoc(zeros.__doc__ or ""))
-    }
-    function.__doc__ = _REFERENCE.sub(
-        lambda found: "".join(entries[name] for name in found[1].split(", ")),
-        inspect.cleandoc(function.__doc__ or ""),
-    )
-    return function
+empty = zeros
 
 
-@_as_for_zeros
-def empty(
-    shape: Any,
-    dtype: Any = None,
-    order: Order = "C",
-    *,
-    name: str | None = None,
-    manager: AnyManager = None,
-) -> Shared:
-    """Make a shared array to be filled.
-
-    Parameters
-    ----------
-    shape, dtype, order, name, manager
-        As for :func:`zeros`.
-
-    Returns
-    -------
-    SharedArray
-        Writable array; new shared memory reads as zeros.
-
-    Raises
-    ------
-    TypeError, ValueError, FileExistsError, SegmentFull
-        As for :func:`zeros`.
-
-    Notes
-    -----
-    Cost: one allocation, which the kernel fills with zeros.
-
-    Examples
-    --------
-    >>> empty((2, 3)).shape
-    (2, 3)
-    """
-    return zeros(shape, dtype, order, name=name, manager=manager)
-
-
-@_as_for_zeros
 def ones(
-    shape: Any,
-    dtype: Any = None,
-    order: Order = "C",
-    *,
-    name: str | None = None,
-    manager: AnyManager = None,
+    shape: Any, dtype: Any = None, order: Order = "C", *, name: Name = None, manager: Owner = None
 ) -> Shared:
     """Make a shared array of ones.
 
@@ -185,15 +129,14 @@ def ones(
     return full(spec.shape, np.ones((), spec.dtype), order=order, name=name, manager=manager)
 
 
-@_as_for_zeros
 def full(
     shape: Any,
     fill_value: Any,
     dtype: Any = None,
     order: Order = "C",
     *,
-    name: str | None = None,
-    manager: AnyManager = None,
+    name: Name = None,
+    manager: Owner = None,
 ) -> Shared:
     """Make a shared array of one value, which may broadcast.
 
@@ -233,17 +176,18 @@ def full(
     return _new(spec, axes, name, manager, np.broadcast_to(value, spec.shape))
 
 
-@_as_for_zeros
 def zeros_like(
     prototype: Any,
     dtype: Any = None,
     order: LikeOrder = "K",
     *,
     shape: Any = None,
-    name: str | None = None,
-    manager: AnyManager = None,
+    name: Name = None,
+    manager: Owner = None,
 ) -> Shared:
     """Make a shared array of zeros with the shape, dtype and memory order of another array.
+
+    ``empty_like`` is the same function.
 
     Parameters
     ----------
@@ -279,63 +223,15 @@ def zeros_like(
     """
     reject_masked(prototype)
     like = np.asarray(prototype)
-    spec = ArraySpec.of(
-        like.shape if shape is None else shape, like.dtype if dtype is None else dtype
-    )
+    shape = like.shape if shape is None else shape
+    spec = ArraySpec.of(shape, like.dtype if dtype is None else dtype)
     return _new(spec, _axes_in_memory(order, len(spec.shape), like), name, manager)
 
 
-@_as_for_zeros
-def empty_like(
-    prototype: Any,
-    dtype: Any = None,
-    order: LikeOrder = "K",
-    *,
-    shape: Any = None,
-    name: str | None = None,
-    manager: AnyManager = None,
-) -> Shared:
-    """Make a shared array to be filled, with the shape, dtype and memory order of another array.
-
-    Parameters
-    ----------
-    prototype : array_like
-        Array whose shape, dtype and memory order are taken.
-    dtype : dtype, optional
-        Replaces the dtype of ``prototype``.
-    order : {"C", "F", "A", "K"}
-        Memory order; "A" and "K" follow ``prototype``, as in NumPy.
-    shape : int or sequence of int, optional
-        Replaces the shape of ``prototype``.
-    name, manager
-        As for :func:`zeros`.
-
-    Returns
-    -------
-    SharedArray
-        Writable array; new shared memory reads as zeros.
-
-    Raises
-    ------
-    TypeError, ValueError, FileExistsError, SegmentFull
-        As for :func:`zeros`.
-
-    Notes
-    -----
-    Cost: as :func:`zeros`.
-
-    Examples
-    --------
-    >>> empty_like([1, 2, 3]).dtype
-    dtype('int64')
-    """
-    return zeros_like(prototype, dtype, order, shape=shape, name=name, manager=manager)
+empty_like = zeros_like
 
 
-@_as_for_zeros
-def array(
-    values: Any, dtype: Any = None, *, name: str | None = None, manager: AnyManager = None
-) -> Shared:
+def array(values: Any, dtype: Any = None, *, name: Name = None, manager: Owner = None) -> Shared:
     """Copy an array into shared memory.
 
     Parameters
@@ -368,12 +264,11 @@ def array(
     [[2, 4], [6, 8]]
     """
     plain = _shareable(values, dtype)
-    axes = memory_order(plain) or list(range(plain.ndim))
-    return _new(ArraySpec(plain.shape, plain.dtype), axes, name, manager, plain)
+    spec = ArraySpec(plain.shape, plain.dtype)
+    return _new(spec, memory_order(plain), name, manager, plain)
 
 
-@_as_for_zeros
-def asarray(values: Any, dtype: Any = None, *, manager: AnyManager = None) -> Shared:
+def asarray(values: Any, dtype: Any = None, *, manager: Owner = None) -> Shared:
     """Share an array, without a copy if it already lies in a segment or in a mapped file.
 
     Parameters
@@ -414,59 +309,58 @@ def asarray(values: Any, dtype: Any = None, *, manager: AnyManager = None) -> Sh
     if isinstance(values, SharedArray) and plain.dtype == values.dtype and not values.closed:
         return values
     start = place.offset if place.segment.divided else 0
-    return wrap(plain, Handle(place, plain, _own_manager(manager), start=start, owner=False))
+    return share_view(place, plain, _own_manager(manager), start=start)
 
 
-def _shareable(values: Any, dtype: Any) -> np.ndarray[Any, Any]:
+# Why: help() shows each function's own parameters, although the text stands in zeros alone.
+_entries = {found[1]: found[0] for found in _ENTRY.finditer(inspect.cleandoc(zeros.__doc__ or ""))}
+for _function in (zeros, ones, full, zeros_like, array, asarray):
+    _function.__doc__ = _REFERENCE.sub(
+        lambda found: "".join(_entries[name] for name in found[1].split(", ")),
+        inspect.cleandoc(_function.__doc__ or ""),
+    )
+
+
+def _shareable(values: Any, dtype: Any) -> Array:
     """View or convert values as a plain array that can be shared."""
     reject_masked(values)
-    if dtype is not None:
-        reject_objects(np.dtype(dtype))
     plain = np.asarray(values, dtype)
     reject_objects(plain.dtype)
     return plain
 
 
-def _axes_in_memory(
-    order: LikeOrder, ndim: int, like: np.ndarray[Any, Any] | None = None
-) -> list[int]:
+def _axes_in_memory(order: LikeOrder, ndim: int, like: Array | None = None) -> list[int]:
     """Return the axes from the slowest in memory to the fastest."""
     known = ("C", "F") if like is None else ("C", "F", "A", "K")
     if order not in known:
         raise ValueError(f"order must be one of {known}, not {order!r}")
     axes = list(range(ndim))
     if like is not None and order == "K" and ndim == like.ndim:
-        return memory_order(like) or axes
+        return memory_order(like)
     if like is not None and order == "A" and like.flags.fnc:  # Fortran and not C-contiguous
         order = "F"
     return axes[::-1] if order == "F" else axes
 
 
 def _new(
-    spec: ArraySpec,
-    axes: list[int],
-    name: str | None,
-    manager: AnyManager,
-    values: np.ndarray[Any, Any] | None = None,
+    spec: ArraySpec, axes: list[int], name: Name, manager: Owner, values: Array | None = None
 ) -> Shared:
     """Allocate an array whose memory runs along ``axes``, of zeros or with a copy of ``values``."""
-    own_manager = _own_manager(manager)
     dense = None if values is None else values.transpose(axes)
+    owner = not _is_std_manager(manager)
     if _is_std_manager(manager):
         place = Location(_std_allocate(manager, spec.nbytes, name), 0)
         if dense is not None:
-            copy_in(place.segment, 0, dense)
-    elif dense is not None:
-        place = own_manager.share(dense, name=name)
+            write(place.segment.fileno(), 0, dense)
     else:
-        place = own_manager.allocate(spec.nbytes, name=name)
+        place = _own_manager(manager).allocate(spec.nbytes, dense, name=name)
     shape = [spec.shape[axis] for axis in axes]
-    made = place.segment.ndarray(place.offset, shape, None, spec.dtype).transpose(np.argsort(axes))
-    owner = not _is_std_manager(manager)
-    return wrap(made, Handle(place, made, own_manager, start=place.offset, owner=owner))
+    made = place.segment.ndarray(place.offset, shape, None, spec.dtype)
+    made = made.transpose(sorted(axes, key=axes.__getitem__))
+    return share_view(place, made, _own_manager(manager), start=place.offset, owner=owner)
 
 
-def _own_manager(manager: AnyManager) -> Manager:
+def _own_manager(manager: Owner) -> Manager:
     return manager if isinstance(manager, Manager) else default_manager()
 
 
@@ -476,25 +370,22 @@ def _is_std_manager(manager: object) -> TypeGuard[SharedMemoryManager]:
     return module is not None and isinstance(manager, module.SharedMemoryManager)
 
 
-def _std_allocate(manager: SharedMemoryManager, nbytes: int, name: str | None) -> Segment:
+def _std_allocate(manager: SharedMemoryManager, nbytes: int, name: Name) -> Segment:
     """Let the manager make a segment, and reserve its memory."""
     if name is not None:
         raise ValueError("a SharedMemoryManager chooses the names: drop name= or manager=")
     size = max(1, nbytes)
     made = manager.SharedMemory(size)
-    fd, _ = names.open_named(made.name)
     made.close()
-    try:
-        # Why: the standard library reserves nothing; a page without room would be SIGBUS.
-        allocate.fill_zeros(fd, size)
-    except BaseException as error:
-        # Invariant: only the manager removes its segments; the memory is given back here.
-        os.ftruncate(fd, 1)
-        os.close(fd)
-        if isinstance(error, OSError):
+    fd, _ = names.open_named(made.name)
+    with ClosedOnError(fd):
+        try:
+            # Why: the standard library reserves nothing; a page without room would be SIGBUS.
+            allocate.fill_zeros(fd, size)
+        except BaseException as error:
+            # Invariant: only the manager removes its segments; the memory is given back here.
+            os.ftruncate(fd, 1)
+            if not isinstance(error, OSError):
+                raise
             raise SegmentFull(f"no room for {size:,} bytes in {allocate.SHM}: {error}") from None
-        raise
-    segment = Segment(fd, size, "shm")
-    segment.path = made.name
-    remember_segment(segment)
-    return segment
+        return known_segment(fd, "shm", made.name)

@@ -8,7 +8,6 @@ The kernel releases the lock when the process that holds it exits, in any way.
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 import threading
@@ -17,12 +16,6 @@ import weakref
 from collections.abc import Callable
 from typing import Final
 
-try:
-    import fcntl
-except ImportError:  # Windows has no segments of ours
-    fcntl = None  # type: ignore[assignment]
-
-_BUSY: Final = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
 _FIRST_PAUSE: Final = 0.0002  # seconds
 _LONGEST_PAUSE: Final = 0.01
 
@@ -92,7 +85,7 @@ class Lock:
         """
         if not self._thread_lock.locked():
             raise RuntimeError("cannot release a lock that is not held")
-        _set_lock(self._fd, self._start, fcntl.F_UNLCK)
+        _set_lock(self._fd, self._start, lock=False)
         self._thread_lock.release()
 
     def locked(self) -> bool:
@@ -109,9 +102,9 @@ class Lock:
         if self._fd < 0:
             self._fd = self._reopen()
         if deadline is None:
-            return _set_lock(self._fd, self._start, fcntl.F_WRLCK, wait=True)
+            return _set_lock(self._fd, self._start, wait=True)
         pause = _FIRST_PAUSE
-        while not _set_lock(self._fd, self._start, fcntl.F_WRLCK):
+        while not _set_lock(self._fd, self._start):
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
@@ -132,21 +125,23 @@ class Lock:
         self._thread_lock = threading.Lock()
 
 
-def _set_lock(fd: int, start: int, kind: int, *, wait: bool = False) -> bool:
+def _set_lock(fd: int, start: int, *, lock: bool = True, wait: bool = False) -> bool:
     """Lock or unlock one byte; return False if another process holds it."""
+    import fcntl  # Why here: Windows lacks it, and has no segments of ours.
+
     try:
         if hasattr(fcntl, "F_OFD_SETLK"):
             command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
+            kind = fcntl.F_WRLCK if lock else fcntl.F_UNLCK
             # Why: fcntl.lockf locks for the whole process; struct flock asks for a description.
             fcntl.fcntl(fd, command, struct.pack("@hhqqi4x", kind, os.SEEK_SET, start, 1, 0))
-        elif kind == fcntl.F_UNLCK:  # flock locks the whole file: coarser, and as safe
-            fcntl.flock(fd, fcntl.LOCK_UN)
-        else:
-            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _BUSY and not wait:
-            return False
-        raise
+        else:  # flock locks the whole file: coarser, and as safe
+            kind = fcntl.LOCK_EX if lock else fcntl.LOCK_UN
+            fcntl.flock(fd, kind if wait else kind | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # EAGAIN or, as POSIX allows, EACCES
+        if wait:
+            raise
+        return False
     return True
 
 
@@ -156,11 +151,7 @@ def lock_of(identity: tuple[int, int], start: int, reopen: Callable[[], int]) ->
     All callers get the same object while it exists.
     """
     with _locks_lock:
-        key = (*identity, start)
-        found = _locks.get(key)
-        if found is None:
-            found = _locks[key] = Lock(reopen, start)
-        return found
+        return _locks.setdefault((*identity, start), Lock(reopen, start))
 
 
 def _after_fork() -> None:

@@ -23,7 +23,7 @@ from shmpar.arrays.address import Address
 from shmpar.arrays.lock import Lock, lock_of
 from shmpar.errors import SegmentGone
 from shmpar.memory.limits import open_with_retry
-from shmpar.memory.locate import locate
+from shmpar.memory.locate import locate, memory_owner
 from shmpar.memory.manager import Manager
 from shmpar.memory.segment import Location, Segment, address_of
 
@@ -66,7 +66,7 @@ class Handle:
         self, place: Location, array: Array, manager: Manager, *, start: int, owner: bool
     ) -> None:
         self.segment, self.manager, self.start, self.owner = place.segment, manager, start, owner
-        self._memory = _memory(array)
+        self._memory = memory_owner(array)
         self._shift = place.offset - address_of(array)
         self._closed = False
         self._lock: Lock | None = None
@@ -87,7 +87,7 @@ class Handle:
         """Return True if the bytes of an array lie in the segment."""
         if array.base is None:
             return False
-        if _memory(array) is self._memory:
+        if memory_owner(array) is self._memory:
             return True
         # Why: as_strided and the like put objects of their own between a view and its memory.
         place = locate(array)
@@ -102,18 +102,11 @@ class Handle:
     def address(self, array: Array) -> Address:
         """Return the address of a view."""
         self._check_open()
-        return Address(
-            name=self.manager.name(self.segment),
-            size=self.segment.size,
-            offset=self._shift + address_of(array),
-            shape=array.shape,
-            strides=array.strides,
-            dtype=array.dtype,
-            start=self.start,
-            writable=array.flags.writeable,
-            identity=self.segment.identity(),
-            file=self.segment.kind == "file",
-        )
+        segment, offset = self.segment, self._shift + address_of(array)
+        layout = array.shape, array.strides, array.dtype
+        address = Address(self.manager.name(segment), segment.size, offset, *layout, self.start)
+        writable, is_file = array.flags.writeable, segment.kind == "file"
+        return address._replace(writable=writable, identity=segment.identity(), file=is_file)
 
     def lock(self) -> Lock:
         """Return the lock of the array, which is the same one for all views."""
@@ -138,14 +131,6 @@ def _reopen(segment: Segment) -> int:
     # Lock: a duplicated descriptor would share its locks with the process that sent it.
     path, flags = f"/dev/fd/{segment.fileno()}", os.O_RDWR | os.O_CLOEXEC
     return open_with_retry(lambda: os.open(path, flags))
-
-
-def _memory(array: Array) -> Any:
-    """Return the object that owns the memory under a view."""
-    base: Any = array.base
-    while isinstance(base, np.ndarray):
-        base = base.base
-    return base
 
 
 def split_name(name: str) -> tuple[str, int]:
@@ -287,17 +272,13 @@ class SharedArray(np.ndarray[_Shape, _DType]):
             return out[0]
         return tuple(new if old is None else old for new, old in zip(result, out, strict=True))
 
-    def __array_function__(
-        self, func: Callable[..., Any], types: Any, args: Any, kwargs: Any
-    ) -> Any:
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """Call a function on plain views; views in its results are shared again."""
         originals: dict[int, tuple[Array, SharedArray[Any, Any]]] = {}  # by id of the plain view
         result = func(*_unwrap_all(args, originals), **_unwrap_all(kwargs, originals))
         return _rewrap_all(result, originals)
 
-    def __array_wrap__(
-        self, array: Array, context: Any = None, return_scalar: bool = False, /
-    ) -> Any:
+    def __array_wrap__(self, array: Any, _: Any = None, return_scalar: bool = False, /) -> Any:
         """Convert the result of a function that keeps subclasses: only a view stays shared."""
         plain = _plain(array)
         return plain[()] if return_scalar else _rewrap(plain, self)
@@ -317,6 +298,13 @@ def wrap(array: Array, handle: Handle) -> SharedArray[Any, Any]:
     shared = array.view(SharedArray)
     shared._handle = handle  # noqa: SLF001 (the constructor of its class)
     return shared
+
+
+def share_view(
+    place: Location, array: Array, manager: Manager, *, start: int, owner: bool = False
+) -> SharedArray[Any, Any]:
+    """View a plain array over a segment as a shared one, with a handle of its own."""
+    return wrap(array, Handle(place, array, manager, start=start, owner=owner))
 
 
 def _plain(value: Any) -> Any:

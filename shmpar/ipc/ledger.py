@@ -168,8 +168,7 @@ class Ledger:
     def __init__(self, buffer: Any, *, workers: int, chunks: int) -> None:
         memory = memoryview(buffer).cast("B")
         used = self.nbytes(workers=workers, chunks=chunks)
-        self.workers = workers
-        self.chunks = chunks
+        self.workers, self.chunks = workers, chunks
         self.status = np.frombuffer(memory, np.uint8, chunks, used - chunks)
         self._slots = memory[: workers * SLOT_BYTES].cast("q")
         self._used = memory[:used]
@@ -215,20 +214,19 @@ class Ledger:
 
     def note_chunk(self, chunk: int, worker: int, begin: float, seconds: float) -> None:
         """Record the times of a chunk that was claimed alone, `begin` seconds into the run."""
-        wraps, micro = divmod(int(begin * 1e6), _WRAP)
-        claimant = self._claimant(worker, wraps) if wraps else worker
         offset = self.workers * SLOT_BYTES + _TIME_BYTES * chunk
-        _pack_time(self._used, offset, seconds, micro, claimant)
+        _pack_time(self._used, offset, seconds, *self._stamp(worker, begin))
 
     def note_claim(self, chunks: Any, worker: int, begin: float) -> None:
         """Record the claimant of these chunks and the begin of the claim."""
-        wraps, micro = divmod(int(begin * 1e6), _WRAP)
-        times = self.times
-        times.begin[chunks] = micro
-        times.claimant[chunks] = self._claimant(worker, wraps)
+        self.times.begin[chunks], self.times.claimant[chunks] = self._stamp(worker, begin)
 
-    def _claimant(self, worker: int, wraps: int) -> int:
-        return min(worker + self.workers * wraps, _MAX_CLAIMANT)
+    def _stamp(self, worker: int, begin: float) -> tuple[int, int]:
+        """Return the fields `begin` and `claimant` of a time."""
+        wraps, micro = divmod(int(begin * 1e6), _WRAP)
+        if wraps:
+            worker = min(worker + self.workers * wraps, _MAX_CLAIMANT)
+        return micro, worker
 
     def claims(self, chunks: Any) -> tuple[Any, Any]:
         """Return the workers that claimed these chunks, and the begins of the claims in seconds."""

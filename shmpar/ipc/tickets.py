@@ -25,7 +25,7 @@ import os
 import sys
 import threading
 
-from shmpar.memory import limits
+from shmpar.memory import allocate, limits
 
 try:
     import fcntl
@@ -155,7 +155,7 @@ def new_tickets(kind: str | None = None) -> Tickets:
         kind = "offset" if _offset_is_atomic() else "lock" if hasattr(fcntl, "lockf") else "thread"
     if kind == "thread":
         return ThreadTickets()
-    return open_tickets(kind, limits.open_with_retry(_counter_file))
+    return open_tickets(kind, _counter_file())
 
 
 def open_tickets(kind: str, fd: int) -> Tickets:
@@ -171,23 +171,10 @@ def _offset_is_atomic() -> bool:
 
 def _counter_file() -> int:
     """Open a nameless file with an offset that the kernel locks."""
-    try:
-        return os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)  # noqa: S108
-    except (OSError, AttributeError):
-        return _counter_file_elsewhere()
-
-
-def _counter_file_elsewhere() -> int:
-    if hasattr(os, "memfd_create"):
-        memory = os.memfd_create("shmpar-tickets")
-        try:
-            os.fchmod(memory, 0o600)  # Why: its mode is 0o777 at first
-            # Why: the kernel locks the offset only of a file that was opened by path.
-            return os.open(f"/proc/self/fd/{memory}", os.O_RDWR | os.O_CLOEXEC)
-        finally:
-            os.close(memory)
-    import tempfile
-
-    fd, path = tempfile.mkstemp(prefix="shmpar")
-    os.unlink(path)
-    return fd
+    fd, kind = allocate.make_file(_NUMBER_BYTES, lambda *_: None)  # Why: it may be empty
+    if kind != "memfd":
+        return fd
+    try:  # Why: the kernel locks the offset only of a file that was opened by path.
+        return limits.open_with_retry(os.open, f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    finally:
+        os.close(fd)

@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from shmpar.errors import SegmentError
+from shmpar.memory import allocate
+from shmpar.memory.limits import ClosedOnError
 
 MAX_DESCRIPTORS = 200  # a message carries at most 253 (SCM_MAX_FD); one more is for a long body
 _INLINE = 48 * 1024  # bytes; two such messages fit the default buffer of a socket
@@ -49,11 +51,8 @@ class Wire:
         Ends the process at the other end; called when a message from there is lost.
     """
 
-    def __init__(
-        self, sock: _socket.socket, end_other: Callable[[], object] = lambda: None
-    ) -> None:
-        self._socket = sock
-        self._end_other = end_other
+    def __init__(self, sock: _socket.socket, end_other: Callable[[], Any] = lambda: None) -> None:
+        self._socket, self._end_other = sock, end_other
 
     @staticmethod
     def pair() -> tuple[_socket.socket, _socket.socket]:
@@ -160,9 +159,8 @@ class Wire:
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     """Return the descriptors of a message, as :func:`socket.recv_fds` does."""
     found = array.array("i")
-    for level, kind, data in ancillary:
-        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    for _, _, data in ancillary:  # Why: no socket of ours asks for any other kind
+        found.frombytes(data[: len(data) - len(data) % found.itemsize])
     if not _CLOEXEC:
         for fd in found:
             os.set_inheritable(fd, False)  # noqa: FBT003 - positional by its signature
@@ -171,22 +169,16 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 def _sealed(body: bytes) -> int:
     """Open a memory file that holds `body` and can never change."""
-    if not _SEALS:
-        import tempfile
-
-        with tempfile.TemporaryFile(prefix="shmpar") as file:
-            file.write(body)
-            file.flush()
-            return os.dup(file.fileno())
-    fd = os.memfd_create("shmpar-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.fchmod(fd, 0o600)  # Why: its mode is 0o777 at first
+    if _SEALS:
+        fd = os.memfd_create("shmpar-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    else:
+        fd, _ = allocate.make_file(len(body))
+    with ClosedOnError(fd):
+        os.fchmod(fd, 0o600)  # Why: the mode of a memory file is 0o777 at first
         with open(fd, "wb", closefd=False) as file:
             file.write(body)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    except OSError:
-        os.close(fd)
-        raise
+        if _SEALS:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     return fd
 
 

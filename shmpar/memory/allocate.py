@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from shmpar.errors import SegmentFull
 from shmpar.memory import limits
-from shmpar.memory.limits import open_with_retry
+from shmpar.memory.limits import ClosedOnError, open_with_retry
 
 SHM: Final = "/dev/shm"  # noqa: S108 (shared memory is intended)
 STEP: Final = 64 << 20  # Why: a longer system call delays signals
@@ -81,13 +81,8 @@ def _open_memfd() -> int:
 def _open_tempfile() -> int:
     import tempfile  # Why: the last source is rarely needed
 
-    folder = tempfile.gettempdir()
-    try:
-        return os.open(folder, os.O_TMPFILE | _MODE, 0o600)
-    except (AttributeError, OSError):  # not Linux, or another file system
-        fd, path = tempfile.mkstemp(prefix="shmpar_", dir=folder)
-        os.unlink(path)
-        return fd
+    with tempfile.TemporaryFile(prefix="shmpar_") as file:
+        return os.dup(file.fileno())
 
 
 SOURCES: Final = (
@@ -129,26 +124,20 @@ def make_file(
     refusals = []
     for source in sources or SOURCES:
         try:
-            return _open_filled(source, nbytes, fill or fill_zeros), source.kind
+            fd = open_with_retry(source.open)
+            with ClosedOnError(fd):
+                (fill or fill_zeros)(fd, nbytes)
         except (OSError, AttributeError, SegmentFull) as error:
             if isinstance(error, OSError) and error.errno == errno.EMFILE:
                 raise
             refusals.append(f"{source.where}: {_reason(error)}")
+        else:
+            return fd, source.kind
     raise SegmentFull(
         f"no room for a segment of {nbytes:,} bytes ({'; '.join(refusals)}); "
         "drop arrays that are no longer needed, use smaller outputs or dtypes, "
         "or work on an np.memmap"
     )
-
-
-def _open_filled(source: Source, nbytes: int, fill: Fill) -> int:
-    fd = open_with_retry(source.open)
-    try:
-        fill(fd, nbytes)
-    except BaseException:  # Why: Ctrl-C may come between two steps
-        os.close(fd)
-        raise
-    return fd
 
 
 def _reason(error: Exception) -> str:
@@ -269,11 +258,11 @@ def preflight(caller: str, needs: Sequence[tuple[str, int]]) -> None:
 
 def _fits(sizes: Sequence[int], found: Sequence[Capacity], memory: int) -> bool:
     """Return True if each size fits into a source, when all sources share the memory."""
-    free = {one.source.kind: one.free for one in found}
+    left = list(found)
     for size in sizes:
-        for one in found:
-            if size <= free[one.source.kind] and (size <= memory or not one.in_memory):
-                free[one.source.kind] -= size
+        for index, one in enumerate(left):
+            if size <= one.free and (size <= memory or not one.in_memory):
+                left[index] = one._replace(free=one.free - size)
                 memory -= size if one.in_memory else 0
                 break
         else:
@@ -315,33 +304,29 @@ def atomic_file(
     Some file systems need a name while the file is written, and a replacement needs a name for an
     instant; this name ends in ``.tmp``.
     """
-    folder, flags = os.path.dirname(path) or ".", os.O_RDWR | os.O_CLOEXEC
-    unused, temporary = f"{path}.{os.urandom(4).hex()}.tmp", None
+    folder, temporary = os.path.dirname(path) or ".", f"{path}.{os.urandom(4).hex()}.tmp"
     try:
-        fd = open_with_retry(lambda: os.open(folder, flags | os.O_TMPFILE, mode))
+        fd = open_with_retry(lambda: os.open(folder, _MODE | os.O_TMPFILE, mode))
+        nameless = True
     except (AttributeError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_TMPFILE:
             raise
-        temporary = unused
-        fd = os.open(temporary, flags | os.O_CREAT | os.O_EXCL, mode)
+        fd = os.open(temporary, _MODE | os.O_CREAT | os.O_EXCL, mode)
+        nameless = False
     try:
         reserve_range(fd, 0, nbytes)
         yield fd
-        if replace and temporary is None and os.path.lexists(path):
-            temporary = unused
-            link_file(fd, temporary)
-        if temporary is None:
-            link_file(fd, path)
-        elif replace:
+        direct = nameless and not (replace and os.path.lexists(path))
+        if nameless:
+            link_file(fd, path if direct else temporary)
+        if replace and not direct:
             os.replace(temporary, path)
-            temporary = None
-        else:
+        elif not nameless:
             os.link(temporary, path)
     finally:
         os.close(fd)
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):  # Why: the link may have failed
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):  # Why: it has gone, or was never made
+            os.unlink(temporary)
 
 
 def link_file(fd: int, path: str) -> None:

@@ -41,44 +41,6 @@ def is_masked(value: Any) -> bool:
     return kind is not None and isinstance(value, kind)
 
 
-def copy_in(segment: Segment, offset: int, array: Array) -> None:
-    """Write an array's values, in C order, into a segment.
-
-    Parameters
-    ----------
-    segment : Segment
-        The destination.
-    offset : int
-        Byte of the first value.
-    array : ndarray
-        Any layout; without Python objects.
-
-    Raises
-    ------
-    ValueError
-        The values do not fit, or the segment is read-only.
-    SegmentGone
-        The segment was closed.
-    SegmentFull
-        A mapped file's disk is full.
-
-    Notes
-    -----
-    Cost: one copy.
-    """
-    if offset < 0 or offset + array.nbytes > segment.size:
-        raise ValueError(
-            f"{array.nbytes:,} bytes at offset {offset:,} do not fit into "
-            f"a segment of {segment.size:,} bytes"
-        )
-    if not segment.writable:
-        raise ValueError("the segment is read-only")
-    if segment.private:  # Why: its writes stay in this process, so the file must not change
-        segment.ndarray(offset, array.shape, None, array.dtype)[...] = array
-    else:
-        write(segment.fileno(), offset, array)
-
-
 def share(array: Array) -> tuple[Segment, Array]:
     """Copy an array into a nameless segment of its own.
 
@@ -107,20 +69,19 @@ def share(array: Array) -> tuple[Segment, Array]:
     """
     if array.dtype.hasobject:
         raise TypeError(f"dtype {array.dtype} holds Python objects, which no process can share")
-    order = memory_order(array)
-    dense = array if order is None else array.transpose(order)
+    axes = memory_order(array)
+    dense = array.transpose(axes)
     segment = create(array.nbytes, lambda fd, _: write(fd, 0, dense))
     shared = segment.ndarray(0, dense.shape, None, array.dtype)
-    return segment, shared if order is None else shared.transpose(np.argsort(order))
+    return segment, shared.transpose(sorted(axes, key=axes.__getitem__))
 
 
-def memory_order(array: Array) -> list[int] | None:
-    """Return the axes from the slowest in memory to the fastest; None if they are in order."""
-    if array.flags.c_contiguous:
-        return None
-    steps = array.strides
-    order = sorted(range(array.ndim), key=lambda axis: -abs(steps[axis]))
-    return None if order == list(range(array.ndim)) else order
+def memory_order(array: Array) -> list[int]:
+    """Return the axes from the slowest in memory to the fastest."""
+    axes, steps = range(array.ndim), array.strides
+    if array.flags.c_contiguous:  # Why: the strides of axes of length 1 mean nothing
+        return list(axes)
+    return sorted(axes, key=lambda axis: -abs(steps[axis]))
 
 
 def write(fd: int, offset: int, array: Array) -> None:

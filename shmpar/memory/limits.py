@@ -15,11 +15,9 @@ import errno
 import math
 import os
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple, ParamSpec, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple, ParamSpec, TypeVar
 
 try:
     import resource
@@ -97,6 +95,20 @@ def open_with_retry(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     )
 
 
+class ClosedOnError:
+    """Closes a descriptor if its ``with`` block raises an exception, which may be an interrupt."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> None:
+        """Do nothing; a function with a yield would be slower."""
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            os.close(self._fd)
+
+
 def _descriptor_limits() -> tuple[int, int]:
     """Return the soft and the hard limit; -1 if there is none."""
     if resource is None:
@@ -106,11 +118,10 @@ def _descriptor_limits() -> tuple[int, int]:
 
 def _raise_descriptor_limit() -> bool:
     soft, hard = _descriptor_limits()
-    if soft == hard:
-        return False
     with suppress(ValueError, OSError):  # Why: macOS refuses an unlimited soft limit
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        return True
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            return True
     return False
 
 
@@ -195,14 +206,10 @@ def is_in_memory(fd: int) -> bool:
     """Return True if the file lies in RAM (tmpfs, ramfs, a memory file), which limits it too."""
     device = os.fstat(fd).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
-    mounts = _lines("/proc/self/mountinfo")
-    kinds = (
-        line.partition(" - ")[2].split(" ", 1)[0]
-        for line in mounts
-        if line.split(" ", 3)[2] == number
-    )
+    mounts = [line.split() for line in _lines("/proc/self/mountinfo")]
+    kinds = [words[words.index("-") + 1] for words in mounts if words[2] == number]
     # Why: a memory file belongs to a file system that is mounted nowhere.
-    return next(kinds, "tmpfs" if mounts else "unknown") in {"tmpfs", "ramfs"}
+    return bool(mounts) and (not kinds or kinds[0] in {"tmpfs", "ramfs"})
 
 
 def oom_kills() -> int:

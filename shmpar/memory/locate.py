@@ -13,16 +13,15 @@ An mmap object gives the same segment as long as it lives.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import re
-import weakref
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from shmpar.memory.limits import open_with_retry
+from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.segment import (
     Location,
     Mapping,
@@ -32,9 +31,6 @@ from shmpar.memory.segment import (
     find_mapping,
     lies_within,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 Array = np.ndarray[Any, Any]
 
@@ -65,7 +61,7 @@ def locate(array: Array) -> Location | None:
     """
     if array.base is None:
         return None
-    root = _root(array)
+    root = memory_owner(array)
     if type(root) is Mapping:
         if root.segment.closed:
             return None
@@ -88,14 +84,11 @@ def locate(array: Array) -> Location | None:
 
 def kind_of(array: Array) -> str:
     """Return the kind of the segment of an array, or ``private`` for memory of this process."""
-    root = _root(array)
-    if type(root) is Mapping:
-        return root.segment.kind
     location = locate(array)
     return "private" if location is None else location.segment.kind
 
 
-def _root(array: Array) -> Any:
+def memory_owner(array: Array) -> Any:
     """Return the owner of the memory of an array, below all arrays."""
     base: Any = array.base
     while isinstance(base, np.ndarray):
@@ -126,8 +119,7 @@ class _MappedFile(NamedTuple):
 
 
 # The segment of the whole file that an mmap object maps, and the address of its byte 0.
-_user_files: weakref.WeakKeyDictionary[mmap.mmap, tuple[Segment, int] | None]
-_user_files = weakref.WeakKeyDictionary()
+_user_files: WeakKeyDictionary[mmap.mmap, tuple[Segment, int] | None] = WeakKeyDictionary()
 
 
 def _user_file(memory: mmap.mmap, array: Array) -> tuple[Segment, int] | None:
@@ -136,9 +128,8 @@ def _user_file(memory: mmap.mmap, array: Array) -> tuple[Segment, int] | None:
         return _user_files[memory]
     except KeyError:
         file = _identify(array)
-        segment = None if file is None else _open_again(file)
-        found = None if file is None or segment is None else (segment, file.start)
-        _user_files[memory] = found
+        segment = file and _open_again(file)
+        found = _user_files[memory] = (segment, file.start) if file and segment else None
         return found
 
 
@@ -150,9 +141,8 @@ _MAPS_LINE: Final = re.compile(
 
 def _from_kernel(array: Array) -> _MappedFile | None:
     address = address_of(array)
-    with open_with_retry(
-        open, "/proc/self/maps", encoding="utf-8", errors="surrogateescape"
-    ) as lines:
+    maps = open_with_retry(open, "/proc/self/maps", encoding="utf-8", errors="surrogateescape")
+    with maps as lines:
         for line in lines:
             found = _MAPS_LINE.match(line)
             if not found or not int(found[1], 16) <= address < int(found[2], 16):
@@ -160,13 +150,10 @@ def _from_kernel(array: Array) -> _MappedFile | None:
             start, _, flags, offset, major, minor, inode, path = found.groups()
             if flags[3] != "s" or path.endswith(" (deleted)"):
                 return None
-            return _MappedFile(
-                path=path.replace("\\012", "\n"),
-                device=os.makedev(int(major, 16), int(minor, 16)),
-                inode=int(inode),
-                writable="w" in flags,
-                start=int(start, 16) - int(offset, 16),
-            )
+            device = os.makedev(int(major, 16), int(minor, 16))
+            origin = int(start, 16) - int(offset, 16)
+            path = path.replace("\\012", "\n")
+            return _MappedFile(path, device, int(inode), "w" in flags, origin)
     return None
 
 
@@ -184,7 +171,6 @@ def _from_memmap(array: Array) -> _MappedFile | None:
     return _MappedFile(os.fspath(root.filename), None, None, root.mode != "r", start)
 
 
-_identify: Callable[[Array], _MappedFile | None]
 _identify = _from_kernel if os.path.exists("/proc/self/maps") else _from_memmap
 
 
@@ -195,15 +181,15 @@ def _open_again(file: _MappedFile) -> Segment | None:
         fd = open_with_retry(os.open, file.path, flags)
     except OSError:
         return None
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, fd)
+    with ClosedOnError(fd):
         found = os.fstat(fd)
-        if not found.st_size or not _is_same(file, found):
-            return None
-        segment = Segment(fd, found.st_size, "file", writable=file.writable)
-        stack.pop_all()
-    segment.path = os.path.abspath(file.path)
-    return segment
+        if found.st_size and _is_same(file, found):
+            # Why: find_segment() must not find it, since an owner that attached could close it.
+            segment = Segment(fd, found.st_size, "file", writable=file.writable)
+            segment.path = os.path.abspath(file.path)
+            return segment
+    os.close(fd)
+    return None
 
 
 def _is_same(file: _MappedFile, found: os.stat_result) -> bool:

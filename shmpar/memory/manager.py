@@ -13,12 +13,15 @@ import atexit
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any, Final, Self
 
 import numpy as np
 
 from shmpar.memory import allocate, copying, limits, names
 from shmpar.memory.segment import CACHE_LINE, Location, Segment, create
+
+Array = np.ndarray[Any, Any]
 
 _LARGEST_PIECE: Final = 64 << 10  # bytes of an array that may share a segment
 _SLAB_BYTES: Final = 1 << 20  # bytes of a shared segment
@@ -28,6 +31,11 @@ class Manager:
     """The owner of segments: closing it closes them.
 
     Safe to use from several threads.
+
+    Attributes
+    ----------
+    closed : bool
+        True if the manager was closed.
 
     Examples
     --------
@@ -43,15 +51,11 @@ class Manager:
         self._lock = threading.RLock()
         self._owned: weakref.WeakValueDictionary[int, Segment] = weakref.WeakValueDictionary()
         self._named: weakref.WeakValueDictionary[int, Segment] = weakref.WeakValueDictionary()
-        self._registry: weakref.ref[names.NameRegistry] | None = None  # held by its segments
-        self._slab: weakref.ref[Segment] | None = None
+        # Invariant: only the named segments hold the registry, and only arrays the slab.
+        self._registry: Callable[[], names.NameRegistry | None] = lambda: None
+        self._slab: Callable[[], Segment | None] = lambda: None
         self._filled = 0  # bytes of the slab in use
-        self._closed = False
-
-    @property
-    def closed(self) -> bool:
-        """True if the manager was closed."""
-        return self._closed
+        self.closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -76,56 +80,45 @@ class Manager:
         self._check()
         if name is None:
             return self._add(create(nbytes))
-        return self._add(self._create_named(max(1, nbytes), names.check_name(name)))
-
-    def _create_named(self, nbytes: int, name: str) -> Segment:
-        path = f"{allocate.SHM}/{name}"
+        path, size = f"{allocate.SHM}/{names.check_name(name)}", max(1, nbytes)
         if os.path.lexists(path):
             names.remove_stale()  # Why: it may be a name of a dead process
         if os.path.lexists(path):
             raise FileExistsError(f"a segment named {name!r} exists; choose another, or attach()")
         # Why: only a file in /dev/shm can have a chosen name.
-        fd, kind = allocate.make_file(nbytes, sources=allocate.SOURCES[:1])
-        segment = Segment(fd, nbytes, kind)
+        fd, kind = allocate.make_file(size, sources=allocate.SOURCES[:1])
+        segment = Segment(fd, size, kind)
         segment.link(self.registry, name)
-        return segment
+        return self._add(segment)
 
-    def share(self, array: np.ndarray[Any, Any], *, name: str | None = None) -> Location:
-        """Copy an array's values, in C order, into memory of this manager.
-
-        Raises
-        ------
-        FileExistsError, ValueError, SegmentFull, RuntimeError
-            As :meth:`create`.
-        """
-        self._check()
-        if name is None and not self._needs_slab(array.nbytes):
-            segment = create(array.nbytes, lambda fd, _: copying.write(fd, 0, array))
-            return Location(self._add(segment), 0)
-        location = self.allocate(array.nbytes, name=name)
-        copying.copy_in(location.segment, location.offset, array)
-        return location
-
-    def allocate(self, nbytes: int, *, name: str | None = None) -> Location:
+    def allocate(
+        self, nbytes: int, values: Array | None = None, *, name: str | None = None
+    ) -> Location:
         """Make room for an array: a segment or, where descriptors are scarce, part of one.
 
+        It holds zeros, or a copy of ``values`` in C order.
+
         Raises
         ------
         FileExistsError, ValueError, SegmentFull, RuntimeError
             As :meth:`create`.
         """
-        if name is not None or not self._needs_slab(nbytes):
-            return Location(self.create(nbytes, name=name), 0)
         self._check()
-        with self._lock:
-            return self._take_piece(max(1, nbytes))
-
-    def _needs_slab(self, nbytes: int) -> bool:
-        return nbytes <= _LARGEST_PIECE and limits.descriptors_scarce()
+        if name is None and nbytes <= _LARGEST_PIECE and limits.descriptors_scarce():
+            with self._lock:
+                location = self._take_piece(max(1, nbytes))
+        elif name is None and values is not None:
+            segment = create(nbytes, lambda fd, _: copying.write(fd, 0, values))
+            return Location(self._add(segment), 0)
+        else:
+            location = Location(self.create(nbytes, name=name), 0)
+        if values is not None:
+            copying.write(location.segment.fileno(), location.offset, values)
+        return location
 
     def _take_piece(self, nbytes: int) -> Location:
         """Return the next piece of the slab; no piece is reused, so each reads as zeros."""
-        slab = None if self._slab is None else self._slab()
+        slab = self._slab()
         if slab is None or slab.closed or self._filled + nbytes > slab.size:
             slab = self.create(_SLAB_BYTES)
             slab.divided = True
@@ -136,14 +129,14 @@ class Manager:
 
     def _add(self, segment: Segment) -> Segment:
         with self._lock:
-            if self._closed:  # Why: another thread may have closed it since the check
+            if self.closed:  # Why: another thread may have closed it since the check
                 segment.close()
             self._check()
             self._owned[segment.key] = segment
         return segment
 
     def _check(self) -> None:
-        if self._closed:
+        if self.closed:
             raise RuntimeError(
                 "the pool (or manager) was closed; make arrays inside its with block"
             )
@@ -155,7 +148,7 @@ class Manager:
     def own(self, segment: Segment) -> None:
         """Own an attached segment: its name is removed with its last view or with this manager."""
         self._check()
-        segment.take_name(self._current_registry)
+        segment.take_name(lambda: self.registry(clean=False))
         # Why: only after its name is on our list, since its maker may be dead.
         names.remove_stale()
         self._add(segment)
@@ -176,22 +169,16 @@ class Manager:
             self._named[segment.key] = segment
         return name
 
-    def registry(self) -> names.NameRegistry:
-        """Return the registry of this manager; a new one comes with the removal of stale names."""
-        with self._lock:
-            before = self._registry
-            found = self._current_registry()
-            if self._registry is not before:
-                names.remove_stale()
-            return found
-
-    def _current_registry(self) -> names.NameRegistry:
+    def registry(self, *, clean: bool = True) -> names.NameRegistry:
+        """Return the registry of this manager; remove stale names when a new one is made."""
         with self._lock:
             self._check()
-            found = None if self._registry is None else self._registry()
+            found = self._registry()
             if found is None or found.closed:
                 found = names.NameRegistry()
                 self._registry = weakref.ref(found)
+                if clean:
+                    names.remove_stale()
             return found
 
     def close(self) -> None:
@@ -202,7 +189,7 @@ class Manager:
         if self._pid != os.getpid():
             return
         with self._lock:
-            self._closed = True
+            self.closed = True
             for segment in list(self._named.values()):
                 segment.unlink()
             for segment in list(self._owned.values()):
@@ -210,7 +197,6 @@ class Manager:
 
 
 _default: Manager | None = None
-_default_lock = threading.Lock()
 
 
 def default_manager() -> Manager:
@@ -224,18 +210,8 @@ def default_manager() -> Manager:
     True
     """
     global _default  # noqa: PLW0603 (one per interpreter)
-    with _default_lock:
-        if _default is None or _default.closed or _default._pid != os.getpid():  # noqa: SLF001
-            _default = Manager()
-            atexit.register(_default.close)
-        return _default
-
-
-def _after_fork() -> None:
-    # Lock: another thread of the parent may have held it.
-    global _default_lock  # noqa: PLW0603
-    _default_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    if _default is None or _default.closed or _default._pid != os.getpid():  # noqa: SLF001
+        # Why: no lock, since a manager that another thread makes at this moment works as well.
+        _default = Manager()
+        atexit.register(_default.close)
+    return _default

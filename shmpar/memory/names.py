@@ -24,15 +24,13 @@ import re
 import stat
 import sys
 import time
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Final, NamedTuple
 
 from shmpar.errors import SegmentGone
 from shmpar.memory import allocate
-from shmpar.memory.limits import open_with_retry
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from shmpar.memory.limits import ClosedOnError, open_with_retry
 
 try:
     import fcntl
@@ -40,6 +38,7 @@ except ImportError:  # Windows has no named segments of ours
     fcntl = None  # type: ignore[assignment]
 
 Identity = tuple[int, int]  # device, inode
+Check = Callable[[os.stat_result], object]  # raises an error
 
 _LONGEST: Final = 255
 _REGISTRY: Final = re.compile(r"shmpar_[0-9a-f]+\.marker")
@@ -82,11 +81,6 @@ def check_name(name: str) -> str:
     return name
 
 
-def descriptor_name(fd: int) -> str:
-    """Return the name by which other processes find a file that cannot be linked."""
-    return f"/proc/{os.getpid()}/fd/{fd}"
-
-
 def points_to(name: str, identity: Identity) -> bool:
     """Return True if a name in ``/dev/shm`` belongs to this file, and the file to this user."""
     return _size(name, identity) is not None
@@ -124,46 +118,59 @@ def open_named(name: str) -> tuple[int, bool]:
     """
     in_proc = bool(_DESCRIPTOR.fullmatch(name)) and sys.platform == "linux"
     path = name if in_proc else f"{allocate.SHM}/{check_name(name)}"
-    flags = os.O_CLOEXEC | os.O_NONBLOCK | (0 if in_proc else os.O_NOFOLLOW)
+
+    def check(found: os.stat_result) -> None:
+        if in_proc and found.st_nlink:
+            raise ValueError(f"{name!r} is no segment: the file has a name of its own")
+        if found.st_uid != os.geteuid():
+            raise PermissionError(
+                f"segment {name!r} belongs to user {found.st_uid}; attach as them"
+            )
+
+    return open_checked(path, repr(name), check, follow=in_proc)
+
+
+def open_checked(
+    path: str, shown: str, check: Check, *, writable: bool = True, follow: bool = False
+) -> tuple[int, bool]:
+    """Open a regular file that passes a check; return the descriptor, and True if writable.
+
+    A file that may only be read is opened for reading. The errors are those of `open_named`, and
+    those that the check raises.
+    """
+
+    def examine(found: os.stat_result) -> None:
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{shown} is no segment: not a regular file")
+        check(found)
+
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     try:
         # Why: checked before it is opened, since opening a device or a pipe has effects, and after,
         # since the name may point to another file by then.
-        validate(os.stat(path, follow_symlinks=in_proc), name)
-        fd, writable = _open(path, flags)
-    except (FileNotFoundError, ProcessLookupError):
+        examine(os.stat(path, follow_symlinks=follow))
+        fd, writable = _open(path, flags, writable=writable)
+    except (SegmentGone, PermissionError):
+        raise
+    except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
         raise SegmentGone(
-            f"no segment {name!r}: it was closed, its owner has exited, or it never existed; "
+            f"no segment {shown}: it was closed, its owner has exited, or it never existed; "
             "keep the owner's array alive until others have attached"
         ) from None
-    except PermissionError:
-        raise
-    except OSError as error:  # a symbolic link, a folder, a socket
+    except OSError as error:  # a symbolic link, a folder, a socket, a path that is too long
         if error.errno in {errno.EMFILE, errno.ENFILE}:
             raise
-        raise ValueError(f"{name!r} is no segment: {error.strerror}") from None
-    try:
-        validate(os.fstat(fd), name)
-    except BaseException:
-        os.close(fd)
-        raise
+        raise ValueError(f"{shown} is no segment: {error.strerror}") from None
+    with ClosedOnError(fd):
+        examine(os.fstat(fd))
     return fd, writable
 
 
-def _open(path: str, flags: int) -> tuple[int, bool]:
-    try:
-        return open_with_retry(os.open, path, os.O_RDWR | flags), True
-    except PermissionError:
-        return os.open(path, os.O_RDONLY | flags), False
-
-
-def validate(found: os.stat_result, name: str) -> None:
-    """Raise ``ValueError`` or ``PermissionError`` unless the file can be a segment."""
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{name!r} is no segment: not a regular file")
-    if name.startswith("/proc/") and found.st_nlink:
-        raise ValueError(f"{name!r} is no segment: the file has a name of its own")
-    if found.st_uid != os.geteuid():
-        raise PermissionError(f"segment {name!r} belongs to user {found.st_uid}; attach as them")
+def _open(path: str, flags: int, *, writable: bool) -> tuple[int, bool]:
+    if writable:
+        with suppress(PermissionError):
+            return open_with_retry(os.open, path, os.O_RDWR | flags), True
+    return open_with_retry(os.open, path, os.O_RDONLY | flags), False
 
 
 _LINES: Final = re.compile(
@@ -236,8 +243,19 @@ class NameRegistry:
     """
 
     def __init__(self) -> None:
-        self._pid = os.getpid()
-        self.path, self._fd = _create_locked()
+        self._pid, self._fd = os.getpid(), -1
+        flags = _FLAGS | os.O_CREAT | os.O_EXCL | os.O_APPEND
+        while self._fd < 0:
+            self.path = f"{allocate.SHM}/{generate_name('.marker')}"
+            _own_registries[self.path] = -1
+            fd = open_with_retry(os.open, self.path, flags, 0o600)
+            fcntl.lockf(fd, fcntl.LOCK_EX)
+            # Why: another process may have removed the file as stale before it was locked.
+            if os.fstat(fd).st_nlink:
+                self._fd = _own_registries[self.path] = fd
+            else:
+                os.close(fd)
+                del _own_registries[self.path]
 
     def record(self, name: str, identity: Identity) -> None:
         """List a name; call this before the name exists."""
@@ -260,22 +278,6 @@ class NameRegistry:
         return self._fd < 0
 
     __del__ = close
-
-
-def _create_locked() -> tuple[str, int]:
-    """Create and lock a registry."""
-    flags = _FLAGS | os.O_CREAT | os.O_EXCL | os.O_APPEND
-    while True:
-        path = f"{allocate.SHM}/{generate_name('.marker')}"
-        _own_registries[path] = -1
-        fd = open_with_retry(os.open, path, flags, 0o600)
-        fcntl.lockf(fd, fcntl.LOCK_EX)
-        # Why: another process may have removed the file as stale before it was locked.
-        if os.fstat(fd).st_nlink:
-            _own_registries[path] = fd
-            return path, fd
-        os.close(fd)
-        del _own_registries[path]
 
 
 def remove_stale(*, dry_run: bool = False) -> list[Entry]:
@@ -301,78 +303,49 @@ def remove_stale(*, dry_run: bool = False) -> list[Entry]:
     True
     """
     removed: list[Entry] = []
-    for path in _foreign_registries():
-        with _opened(path) as fd:
-            if fd is None or not _is_dead(fd):
+    with _registries() as registries:
+        living = [fd for _, fd, alive in registries if alive]
+        taken_over = {entry.identity for fd in living for entry in _entries(fd)}
+        for path, fd, alive in registries:
+            if alive:
                 continue
-            entries = _existing(fd)
-            taken_over = _listed_by_the_living(except_for=path) if entries else set()
-            stale = [entry for entry in entries if entry.identity not in taken_over]
-            removed += stale if dry_run else _remove_entries(path, stale)
-    return removed
-
-
-def _remove_entries(path: str, entries: list[Entry]) -> list[Entry]:
-    """Remove stale names, then the registry that lists them."""
-    removed = [entry for entry in entries if remove(entry.name, entry.identity)]
-    # Why: the registry goes last, so that another process repeats this if it stops here.  A name
-    # that cannot be removed stays listed.
-    if not any(points_to(entry.name, entry.identity) for entry in entries):
-        with suppress(OSError):
-            os.unlink(path)
+            stale = [entry for entry in _existing(fd) if entry.identity not in taken_over]
+            removed += [one for one in stale if dry_run or remove(one.name, one.identity)]
+            # Why: the registry goes last, so that another process repeats this if it stops here,
+            # or if a name is left that a process has taken over which dies too.
+            if not dry_run and not _existing(fd):
+                with suppress(OSError):
+                    os.unlink(path)
     return removed
 
 
 def inventory() -> list[Inventory]:
     """Return every registry of this user, with the names that exist."""
-    found = [Inventory(path, alive=True, entries=_existing(fd)) for path, fd in _open_registries()]
-    for path in _foreign_registries():
-        with _opened(path) as fd:
-            if fd is not None:
-                entries = _existing(fd)
-                found.append(Inventory(path, not _is_dead(fd), entries))
-    return found
-
-
-def _listed_by_the_living(*, except_for: str) -> set[Identity]:
-    """Return the files that the registries of living processes list."""
-    found = {entry.identity for _, fd in _open_registries() for entry in _entries(fd)}
-    for path in _foreign_registries():
-        # Lock: the caller holds the lock of this registry; closing it here would release the lock.
-        if path == except_for:
-            continue
-        with _opened(path) as fd:
-            if fd is not None and not _is_dead(fd):
-                found.update(entry.identity for entry in _entries(fd))
-    return found
-
-
-def _open_registries() -> list[tuple[str, int]]:
-    """Return the registries of this process, and their descriptors."""
-    return sorted((path, fd) for path, fd in list(_own_registries.items()) if fd >= 0)
-
-
-def _foreign_registries() -> Iterator[str]:
-    """Yield the paths of the registries that other processes made."""
-    with suppress(OSError):
-        for name in os.listdir(allocate.SHM):
-            path = f"{allocate.SHM}/{name}"
-            if _REGISTRY.fullmatch(name) and path not in _own_registries:
-                yield path
+    with _registries() as registries:
+        return [Inventory(path, alive, _existing(fd)) for path, fd, alive in registries]
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[int | None]:
-    """Open a registry; None if it belongs to another user or no longer exists."""
-    try:
-        fd = open_with_retry(os.open, path, _FLAGS | os.O_NONBLOCK)
-    except OSError:
-        yield None
-        return
-    try:
-        yield fd if os.fstat(fd).st_uid == os.geteuid() else None
-    finally:
-        os.close(fd)
+def _registries() -> Iterator[list[tuple[str, int, bool]]]:
+    """Open the registries of this user: path, descriptor, and True if their process lives.
+
+    Until the end of the block this process holds the locks of the dead ones.
+    """
+    with ExitStack() as stack:
+        found = [(path, fd, True) for path, fd in sorted(_own_registries.items()) if fd >= 0]
+        listed: list[str] = []
+        with suppress(OSError):  # other systems have no such folder
+            listed = open_with_retry(os.listdir, allocate.SHM)
+        for name in listed:
+            path = f"{allocate.SHM}/{name}"
+            # Why: closing any descriptor of an own registry would release its lock.
+            if _REGISTRY.fullmatch(name) and path not in _own_registries:
+                with suppress(OSError):  # it belongs to another user, or no longer exists
+                    fd = open_with_retry(os.open, path, _FLAGS | os.O_NONBLOCK)
+                    stack.callback(os.close, fd)
+                    if os.fstat(fd).st_uid == os.geteuid():
+                        found.append((path, fd, not _is_dead(fd)))
+        yield found
 
 
 def _is_dead(fd: int) -> bool:
@@ -389,21 +362,13 @@ def _entries(fd: int) -> list[Entry]:
     with suppress(OSError):
         text = os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
         return [
-            Entry(
-                name,
-                (int(device), int(inode)),
-                int(pid) if pid else None,
-                int(since) / 1e9 if since else None,
-            )
-            for pid, since, device, inode, name in _LINES.findall(text)
+            Entry(name, (int(dev), int(ino)), int(pid or 0) or None, int(since or 0) / 1e9 or None)
+            for pid, since, dev, ino, name in _LINES.findall(text)
         ]
     return []
 
 
 def _existing(fd: int) -> tuple[Entry, ...]:
     """Return the entries of a registry whose names still point to their files, with the sizes."""
-    return tuple(
-        entry._replace(size=size)
-        for entry in _entries(fd)
-        if (size := _size(entry.name, entry.identity)) is not None
-    )
+    found = [(entry, _size(entry.name, entry.identity)) for entry in _entries(fd)]
+    return tuple(entry._replace(size=size) for entry, size in found if size is not None)

@@ -29,23 +29,22 @@ import threading
 import weakref
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 
 from shmpar.errors import SegmentFull, SegmentGone
 from shmpar.memory import allocate, limits, names
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from shmpar.memory.names import Identity, NameRegistry
+from shmpar.memory.names import Identity, NameRegistry
 
 Array = np.ndarray[Any, Any]
+Dtype = np.dtype[Any]
+Ints = Sequence[int]
 
 
-def byte_bounds(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, int]:
+def byte_bounds(shape: Ints, strides: Ints, itemsize: int) -> tuple[int, int]:
     """Return the bytes [low, high) of an array, relative to its element [0, ..., 0].
 
     An array without elements gives (0, 0).
@@ -66,7 +65,7 @@ def byte_bounds(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> 
     return low, high
 
 
-def dense_strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+def dense_strides(shape: Ints, itemsize: int) -> tuple[int, ...]:
     """Return the strides in bytes of a C-ordered array without gaps.
 
     Examples
@@ -81,7 +80,7 @@ def dense_strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
     return tuple(reversed(steps))
 
 
-def dense_nbytes(shape: Sequence[int], itemsize: int) -> int:
+def dense_nbytes(shape: Ints, itemsize: int) -> int:
     """Return the bytes of an array without gaps."""
     return math.prod(shape) * itemsize
 
@@ -125,7 +124,7 @@ class Mapping(mmap.mmap):
         if segment.writable:  # Why: ctypes is faster, but refuses read-only memory
             self.start = ctypes.addressof(ctypes.c_char.from_buffer(self))
         else:
-            self.start = address_of(np.ndarray((1,), np.uint8, self))
+            self.start = address_of(np.ndarray(1, np.uint8, self))
         _register(self)
         return self
 
@@ -240,7 +239,7 @@ class Segment:
         # Invariant: actions that happen once are popped from these lists, which is atomic.
         self._names: list[tuple[str, NameRegistry]] = []  # at most one
         self._callbacks: list[Callable[[int], object]] = []
-        self._mapping: weakref.ref[Mapping] | None = None
+        self._mapping: Callable[[], Mapping | None] = lambda: None
         self._pid = os.getpid()
         self.key = next(_keys) if key is None else key
         self.size, self.kind = size, kind
@@ -251,19 +250,10 @@ class Segment:
         limits.register(id(self))
 
     @classmethod
-    def adopt(
-        cls,
-        fd: int,
-        size: int,
-        *,
-        kind: str,
-        key: int | None = None,
-        writable: bool = True,
-        private: bool = False,
-    ) -> Segment:
+    def adopt(cls, fd: int, size: int, **options: Any) -> Segment:
         """Make a segment of a descriptor that another process sent; the parameters are the same."""
         limits.reserve_descriptors(fd)
-        return cls(fd, size, kind, key=key, writable=writable, private=private)
+        return cls(fd, size, **options)
 
     @property
     def closed(self) -> bool:
@@ -294,26 +284,18 @@ class Segment:
     @property
     def mapping(self) -> Mapping:
         """The whole segment in the memory of this process, which keeps it mapped."""
-        found = None if self._mapping is None else self._mapping()
-        return self._map() if found is None else found
-
-    def _map(self) -> Mapping:
-        with _segments_lock:
-            found = None if self._mapping is None else self._mapping()
-            if found is None:
-                limits.keep_standard_streams()
-                found = limits.open_with_retry(Mapping, self)
-                self._mapping = weakref.ref(found)
-            return found
+        found = self._mapping()
+        if found is None:
+            with _segments_lock:
+                found = self._mapping()  # Why: another thread may have mapped it meanwhile
+                if found is None:
+                    limits.keep_standard_streams()
+                    found = limits.open_with_retry(Mapping, self)
+                    self._mapping = weakref.ref(found)
+        return found
 
     def ndarray(
-        self,
-        offset: int,
-        shape: Sequence[int],
-        strides: Sequence[int] | None,
-        dtype: np.dtype[Any],
-        *,
-        writable: bool = True,
+        self, offset: int, shape: Ints, strides: Ints | None, dtype: Dtype, *, writable: bool = True
     ) -> Array:
         """Return an array over the segment; it is exactly a ``numpy.ndarray``.
 
@@ -339,11 +321,10 @@ class Segment:
         -----
         Cost: maps the segment, unless it is mapped.
         """
-        bounds = (
-            (0, dense_nbytes(shape, dtype.itemsize))
-            if strides is None
-            else byte_bounds(shape, strides, dtype.itemsize)
-        )
+        if strides is None:
+            bounds = 0, dense_nbytes(shape, dtype.itemsize)
+        else:
+            bounds = byte_bounds(shape, strides, dtype.itemsize)
         if not lies_within(self.size, offset, bounds):
             raise ValueError(
                 f"an array of shape {tuple(shape)}, strides {strides} and dtype {dtype} at "
@@ -391,10 +372,7 @@ class Segment:
         """The name by which other processes find the segment now, if it has one."""
         if self.path is not None:
             return self.path
-        try:
-            return self._names[0][0]
-        except IndexError:
-            return None
+        return next((name for name, _ in self._names), None)
 
     def link(self, registry: Callable[[], NameRegistry], name: str | None = None) -> str:
         """Give the segment a name that a registry lists, unless it has one; return its name.
@@ -408,7 +386,7 @@ class Segment:
             fd, identity = self.fileno(), self.identity()
             _by_identity[identity] = self
             if self.kind != "shm" or self._pid != os.getpid():
-                return names.descriptor_name(fd)
+                return f"/proc/{os.getpid()}/fd/{fd}"
             chosen = name or names.generate_name()
             try:
                 listed = registry()
@@ -472,9 +450,12 @@ def find_segment(identity: Identity) -> Segment | None:
     return None if found is None or found.closed else found
 
 
-def remember_segment(segment: Segment) -> None:
-    """Let :func:`find_segment` find a segment that was attached."""
+def known_segment(fd: int, kind: str, path: str, *, writable: bool = True) -> Segment:
+    """Make a segment of an open file that has a path; :func:`find_segment` finds it."""
+    segment = Segment(fd, os.fstat(fd).st_size, kind, writable=writable)
+    segment.path = path
     _by_identity[segment.identity()] = segment
+    return segment
 
 
 def _after_fork() -> None:
@@ -572,7 +553,7 @@ class Slab:
         return location
 
 
-def new_output(shape: tuple[int, ...], dtype: np.dtype[Any], slab: Slab | None = None) -> Array:
+def new_output(shape: tuple[int, ...], dtype: Dtype, slab: Slab | None = None) -> Array:
     """Return an array of zeros in a segment that lives as long as its views."""
     nbytes = dense_nbytes(shape, dtype.itemsize)
     location = None if slab is None else slab.take(nbytes)

@@ -21,7 +21,7 @@ import sys
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -42,6 +42,9 @@ _COMPILED = (types.BuiltinFunctionType, type(np.sum))  # np.sum dispatches on __
 _OWNERS = (types.NoneType, types.ModuleType)
 _SCALARS = (bool, int, float, complex, str, bytes, types.NoneType)
 _MODULE_NAMES = ("__name__", "__package__", "__path__", "__file__")  # sent with each function
+_ATTRIBUTES = attrgetter(
+    "__code__", "__closure__", "__doc__", "__module__", "__name__", "__qualname__", "__kwdefaults__"
+)
 _MISSING = object()
 
 
@@ -183,15 +186,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         private = not shared and not self._is_result
         index = self.segments.setdefault((segment, private), len(self.segments))
         start = array._handle.start if isinstance(array, SharedArray) and array._handle else None  # noqa: SLF001
-        return segment_array, (
-            index,
-            start,
-            offset,
-            array.shape,
-            array.strides,
-            array.dtype,
-            writable,
-        )
+        layout = offset, array.shape, array.strides, array.dtype
+        return segment_array, (index, start, writable, *layout)
 
     def _is_full(self) -> bool:
         # Why: worker processes alone send results, so other engines do not need the module.
@@ -335,14 +331,8 @@ def _parts(function: types.FunctionType, names: tuple[str, ...]) -> tuple[Any, .
     """Return all objects that go into the pickle of a stateless function."""
     module = sys.modules.get(function.__module__ or "")
     return (
-        function.__code__,
-        function.__closure__,
-        function.__doc__,
-        function.__module__,
-        function.__name__,
-        function.__qualname__,
+        *_ATTRIBUTES(function),
         getattr(module, function.__name__, None) is function,  # then its pickle is its name
-        function.__kwdefaults__,
         *(function.__defaults__ or ()),
         *function.__dict__.values(),
         *function.__annotations__,

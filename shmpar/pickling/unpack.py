@@ -5,12 +5,11 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from shmpar.memory.segment import Segment
+from shmpar.memory.segment import Location, Segment
 
 Array = np.ndarray[Any, Any]
 
@@ -75,15 +74,7 @@ class _Arriving(threading.local):
 _arriving = _Arriving()
 
 
-def segment_array(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a pickle
-    index: int,
-    start: int | None,
-    offset: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    dtype: np.dtype[Any],
-    writable: bool,
-) -> Array:
+def segment_array(index: int, start: int | None, writable: bool, *layout: Any) -> Array:
     """Return an array in a segment of the payload; pickles call this function.
 
     Parameters
@@ -92,20 +83,20 @@ def segment_array(  # noqa: PLR0913, PLR0917 - the layout of an array, flat in a
         Index of the segment in the payload.
     start : int or None
         Begin of the bytes of the shared array that this is a view of; None for a private array.
-    offset, shape, strides, dtype, writable
-        Of the array.
+    writable : bool
+        Whether it may be written.
+    *layout
+        Its offset, shape, strides and dtype.
     """
     segment = _arriving.segments[index]
-    array = segment.ndarray(offset, shape, strides, dtype, writable=writable)
+    array = segment.ndarray(*layout, writable=writable)
     if start is None:
         _arriving.private.append(array)
         return array
-    from shmpar.arrays.sharedarray import Handle, wrap
+    from shmpar.arrays.sharedarray import share_view
     from shmpar.memory.manager import default_manager
-    from shmpar.memory.segment import Location
 
-    place = Location(segment, offset)
-    return wrap(array, Handle(place, array, default_manager(), start=start, owner=False))
+    return share_view(Location(segment, layout[0]), array, default_manager(), start=start)
 
 
 def unpack(body: bytes, segments: Sequence[Segment] = ()) -> tuple[Any, list[Array]]:
