@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from shmpar.arrays import creation
-from shmpar.arrays.attach import attach
+from shmpar.arrays.sharedarray import attach
 from shmpar.engines.engine import Engine
 from shmpar.engines.local import (
     Initialization,
@@ -35,10 +35,11 @@ from shmpar.memory.names import remove_stale
 from shmpar.plan import Function
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.loop import Close, Loop, call_here, execute_here
+from shmpar.runtime.progress import Progress
 from shmpar.runtime.run import Run
 from shmpar.verbs import Defaults, Reductions
-from shmpar.verbs.options import Progress, parse_options
-from shmpar.worker.context import in_worker
+from shmpar.verbs.options import parse_options
+from shmpar.worker.environment import in_worker
 
 __all__ = [
     "Pool",

@@ -12,7 +12,7 @@ from shmpar.errors import ChunkError
 from shmpar.grid import Grid
 from shmpar.ipc.protocol import ChunkFailed
 from shmpar.plan import InBlocks, Plan
-from shmpar.runtime import failures
+from shmpar.runtime import error_texts
 
 GRID = Grid.cut((10, 4), (5, 4), itemsize=8)
 PLAN = Plan("map_blocks", GRID, (), InBlocks.like(GRID))
@@ -28,7 +28,7 @@ class Unprintable(Exception):
 def test_an_error_names_the_verb_the_chunk_and_its_region() -> None:
     """The exception of the function is the cause."""
     cause = OSError("no such file")
-    error = failures.chunk_error(PLAN, ChunkFailed(0, 1, cause, (5, 4)), None)
+    error = error_texts.chunk_error(PLAN, ChunkFailed(0, 1, cause, (5, 4)), None)
     assert str(error) == (
         "map_blocks, chunk 1 at [5:10, 0:4], block of shape (5, 4): the function raised OSError: "
         "no such file"
@@ -39,7 +39,7 @@ def test_an_error_names_the_verb_the_chunk_and_its_region() -> None:
 
 def test_an_exception_without_a_message_is_reported() -> None:
     """The user's ``__str__`` raises."""
-    error = failures.chunk_error(PLAN, ChunkFailed(0, 0, Unprintable(), None), None)
+    error = error_texts.chunk_error(PLAN, ChunkFailed(0, 0, Unprintable(), None), None)
     assert str(error).endswith("the function raised Unprintable: (its message raised OSError)")
 
 
@@ -49,14 +49,14 @@ def test_a_write_to_a_block_gets_advice() -> None:
     block.flags.writeable = False
     with pytest.raises(ValueError, match="read-only") as caught:
         block[0] = 1
-    error = failures.chunk_error(PLAN, ChunkFailed(0, 0, caught.value, None), None)
+    error = error_texts.chunk_error(PLAN, ChunkFailed(0, 0, caught.value, None), None)
     assert "write to a copy (block.copy())" in str(error)
 
 
 def test_the_death_of_a_worker_gives_its_exit_status() -> None:
     """In place, the error warns that the chunk may be overwritten in part."""
     for in_place in (False, True):
-        error = failures.worker_died(PLAN, 0, Exit(7), None, in_place=in_place)
+        error = error_texts.worker_died(PLAN, 0, Exit(7), None, in_place=in_place)
         assert "chunk 0 at [0:5, 0:4]: the worker exited with status 7" in str(error)
         assert ("in part" in str(error)) == in_place
         assert error.exitcode == 7
@@ -70,6 +70,6 @@ def test_one_warning_counts_the_chunks_that_were_filled(count: int, text: str) -
     """The warning names the line of the caller outside of the package."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        failures.warn_filled([ChunkError("first")] * count)
+        error_texts.warn_filled([ChunkError("first")] * count)
     assert str(caught[0].message) == f"{text}first error: first"
     assert caught[0].filename == __file__

@@ -42,12 +42,6 @@ LAYERS = (
     "__main__",
 )
 
-# Imports that close a circle inside a package.
-CIRCLES = {
-    # Why: an array is pickled as a call of attach(), and attach() makes arrays.
-    ("arrays.sharedarray", "arrays.attach"),
-}
-
 IMPURE = {
     "asyncio", "concurrent", "ctypes", "datetime", "fcntl", "io", "mmap", "multiprocessing",
     "numpy", "os", "pathlib", "queue", "random", "secrets", "select", "selectors", "signal",
@@ -255,23 +249,13 @@ def test_imports_go_down(module):
 
 @pytest.mark.parametrize("package", [name for name in LAYERS if f"{name}.__init__" in modules()])
 def test_a_package_has_no_circle(package):
-    """The imports inside a package form no circle, except those in CIRCLES."""
+    """The imports inside a package form no circle."""
     graph = {
-        name: {
-            imported
-            for imported in imports(module).ours
-            if layer(imported) == package and (name, imported) not in CIRCLES
-        }
+        name: {imported for imported in imports(module).ours if layer(imported) == package}
         for name, module in modules().items()
         if layer(name) == package
     }
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
-
-
-@pytest.mark.parametrize(("importer", "imported"), sorted(CIRCLES))
-def test_an_exception_is_needed(importer, imported):
-    """Each import in CIRCLES exists."""
-    assert imported in imports(modules()[importer]).ours
 
 
 def test_the_page_shows_the_layers():
@@ -382,7 +366,7 @@ def test_a_wrong_import_is_named(importer, imported, words):
 @pytest.mark.parametrize(
     ("importer", "imported"),
     [
-        ("arrays.attach", "memory.names"),
+        ("arrays.sharedarray", "memory.names"),
         ("memory.names", "errors"),
         ("engines.local", "engines.engine"),
         ("__main__", "cli"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tqdm.auto import tqdm
 
-from shmpar.verbs.options import observe
+from shmpar.runtime.progress import observe
 
 
 def test_false_and_none_have_no_observer() -> None:

@@ -34,7 +34,7 @@ from shmpar.verbs.arguments import blocks, items
 from shmpar.worker import loop
 from shmpar.worker import store as storing
 from shmpar.worker.compute import Abandoned, Assignment
-from shmpar.worker.context import in_worker
+from shmpar.worker.environment import in_worker
 from shmpar.worker.loop import work
 
 Array = np.ndarray[Any, Any]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from shmpar.arrays.attach import attach
 from shmpar.arrays.creation import array, asarray, empty, empty_like, full, ones, zeros, zeros_like
 from shmpar.arrays.lock import Lock
-from shmpar.arrays.sharedarray import SharedArray
+from shmpar.arrays.sharedarray import SharedArray, attach
 
 __all__ = [
     "Lock", "SharedArray", "array", "asarray", "attach", "empty", "empty_like", "full", "ones",

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shmpar.engines.messages import search_path
+from shmpar.engines.packing import search_path
 from shmpar.ipc.wire import Wire
 from shmpar.memory import limits
 

@@ -28,7 +28,7 @@ from shmpar.ipc.tickets import Tickets, new_tickets
 from shmpar.memory.segment import Slab
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.worker.compute import Abandoned, Assignment
-from shmpar.worker.context import inside_worker
+from shmpar.worker.environment import inside_worker
 from shmpar.worker.loop import work
 
 Array = np.ndarray[Any, Any]
@@ -81,7 +81,7 @@ class Initializer:
             except KeyboardInterrupt:  # the next run calls it again
                 raise
             except BaseException as error:  # noqa: BLE001 - each run is told
-                from shmpar.engines.messages import initializer_failed
+                from shmpar.engines.packing import initializer_failed
 
                 self._broken = initializer_failed(error)
             self._call = None

@@ -38,10 +38,10 @@ from typing import Any
 
 import numpy as np
 
-from shmpar.engines import messages
+from shmpar.engines import packing
 from shmpar.engines.engine import ActivePlan, Generation, await_exit
 from shmpar.engines.launch import Launcher
-from shmpar.engines.messages import PreparedCall, PreparedRun
+from shmpar.engines.packing import PreparedCall, PreparedRun
 from shmpar.engines.worker_handle import MAX_OUTSTANDING, Attached, WorkerHandle
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
@@ -118,12 +118,12 @@ class ProcessesEngine:
     def prepare(self, plan: Plan, function: Function, arrays: list[Array]) -> PreparedRun:
         """Pickle the function, and copy inputs that are not in shared memory."""
         self._check()
-        return messages.pack_run(plan, function, arrays, foreign=self._foreign)
+        return packing.pack_run(plan, function, arrays, foreign=self._foreign)
 
     def prepare_call(self, call: Function) -> PreparedCall:
         """Pickle a call; large arrays are put into segments."""
         self._check()
-        return messages.pack_call(call, foreign=self._foreign)
+        return packing.pack_call(call, foreign=self._foreign)
 
     def _check(self) -> None:
         if self._broken is not None:
@@ -166,7 +166,7 @@ class ProcessesEngine:
             handle.notify(protocol.SetTaskLimit(self._tasks))
         if self._initializer is not None:
             handle.attach_payload(self._initializer, attached := Attached())
-            held = messages.held_keys(self._initializer)
+            held = packing.held_keys(self._initializer)
             message = protocol.Initialize(self._initializer.body, held, attached.records)
             handle.notify(message, attached.descriptors)
 
@@ -255,7 +255,7 @@ class ProcessesEngine:
         handle.attach_payload(payload, attached := Attached())
         handle.send_ahead(attached)
         handle.calls.add(number)
-        held, changed = messages.held_keys(payload), handle.changed(prepared.environment)
+        held, changed = packing.held_keys(payload), handle.changed(prepared.environment)
         message = protocol.RunCall(number, payload.body, held, changed, attached.records)
         handle.send(message, attached.descriptors)
 
@@ -319,19 +319,19 @@ class ProcessesEngine:
             case protocol.OutputsNeeded():
                 self._outputs_needed(handle, message)
             case protocol.ChunkFailed():
-                events.append(message._replace(error=messages.unpack_error(message.error)))
+                events.append(message._replace(error=packing.unpack_error(message.error)))
             case protocol.ObjectsReturned():
-                events.extend(messages.unpack_objects(message, descriptors))
+                events.extend(packing.unpack_objects(message, descriptors))
             case protocol.WorkerExiting():
                 handle.set_exiting()
             case protocol.CallFinished():
                 handle.calls.discard(message.call)
-                events.append(messages.unpack_call(message, descriptors, self._broken))
+                events.append(packing.unpack_call(message, descriptors, self._broken))
             case protocol.PlanRejected():
-                cause = messages.unpack_error(message.error)
-                events.append(message._replace(error=messages.rejection(cause)))
+                cause = packing.unpack_error(message.error)
+                events.append(message._replace(error=packing.rejection(cause)))
             case protocol.InitializerFailed():
-                self._broken = messages.initializer_failed(messages.unpack_error(message.error))
+                self._broken = packing.initializer_failed(packing.unpack_error(message.error))
                 events.extend([protocol.PlanRejected(run, self._broken) for run in self._runs])
             case _:
                 events.append(message)

@@ -55,7 +55,7 @@ from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
 from shmpar.plan import Announcement, Function, InBlocks, Output, Plan
-from shmpar.runtime.failures import levels_to_user
+from shmpar.runtime.error_texts import levels_to_user
 from shmpar.runtime.outputs import LEDGER_NEEDS_FILES, NpyFile, Outputs, file_path
 from shmpar.worker.verify import checksum, crc
 

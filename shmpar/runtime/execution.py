@@ -22,7 +22,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,8 +33,8 @@ from shmpar.ipc.ledger import DONE, FAILED, FINGERPRINT, PENDING, Held, Ledger, 
 from shmpar.memory.allocate import SMALL, preflight
 from shmpar.memory.locate import kind_of
 from shmpar.plan import Announcement, Function, Plan
-from shmpar.runtime import failures, scheduler
-from shmpar.runtime.calls import Latch
+from shmpar.runtime import error_texts, scheduler
+from shmpar.runtime.futures import Latch
 from shmpar.runtime.outputs import Outputs, Scratch
 from shmpar.worker.compute import ApplyAlongAxis
 from shmpar.worker.verify import Verification
@@ -76,18 +76,6 @@ class Policy(NamedTuple):
     task_timeout: float | None = None
     in_place: bool = False
     check: bool = False
-
-
-class Observer(Protocol):
-    """An object that shows the progress of a run."""
-
-    def update(self, done: int, total: int) -> None:
-        """Show how many chunks are settled, of all."""
-        ...
-
-    def close(self) -> None:
-        """End: the run is over."""
-        ...
 
 
 class CompletionStream:
@@ -442,7 +430,7 @@ class Execution:
 
     def _chunk_failed(self, event: protocol.ChunkFailed) -> None:
         if event.chunk not in self.errors:
-            self.errors[event.chunk] = failures.chunk_error(self.plan, event, self.run)
+            self.errors[event.chunk] = error_texts.chunk_error(self.plan, event, self.run)
             self._feed(event)
 
     def _claim_finished(self, event: protocol.ClaimFinished) -> None:
@@ -522,7 +510,9 @@ class Execution:
                 active.ledger.status[chunk] = FAILED
                 self.errors[chunk] = self._death(chunk, timed_out=timed_out)
             case scheduler.GiveUp():
-                self.fatal = self.fatal or failures.startup_failure(self.plan, self._exit, self.run)
+                self.fatal = self.fatal or error_texts.startup_failure(
+                    self.plan, self._exit, self.run
+                )
             case scheduler.Reconcile():
                 self._void_scratch(active)
                 self._events.append(scheduler.Reconciled(active.ledger.pending()))
@@ -533,9 +523,9 @@ class Execution:
 
     def _death(self, chunk: int, *, timed_out: bool) -> ShmparError:
         if timed_out:
-            return failures.task_timeout(self.plan, chunk, self.policy.task_timeout, self.run)
+            return error_texts.task_timeout(self.plan, chunk, self.policy.task_timeout, self.run)
         in_place = self.policy.in_place
-        return failures.worker_died(self.plan, chunk, self._exit, self.run, in_place=in_place)
+        return error_texts.worker_died(self.plan, chunk, self._exit, self.run, in_place=in_place)
 
     def _finish(self, engine: Engine, active: ActivePlan) -> None:
         self.over = True

@@ -47,13 +47,12 @@ from shmpar.engines.engine import Engine, Exit
 from shmpar.engines.local import Initializer, SerialEngine
 from shmpar.ipc.protocol import CallFinished, Event, WorkerLost, WorkerReady
 from shmpar.plan import Function
-from shmpar.runtime.calls import Call, CallbackThreads, Calls, Latch
-from shmpar.runtime.execution import Observer, max_startup_failures
+from shmpar.runtime.calls import Call, Calls
+from shmpar.runtime.execution import max_startup_failures
+from shmpar.runtime.futures import CallbackThreads, Latch
+from shmpar.runtime.progress import TICK_SECONDS, Observer, show_once, show_progress
 from shmpar.runtime.run import Run
-from shmpar.worker.context import in_worker, inside_worker
-
-TICK_SECONDS = 0.1
-"""How often progress is shown, and chunks that take too long are looked for."""
+from shmpar.worker.environment import in_worker, inside_worker
 
 GRACE_SECONDS = 0.3
 """Time that chunks in progress get after an interrupt."""
@@ -489,7 +488,7 @@ def execute_here(run: Run, initializer: Initializer, *, wait: bool = True) -> An
                 execution.handle(event)
             if observer is not None and time.monotonic() - shown >= TICK_SECONDS:
                 shown = time.monotonic()
-                _update(run, observer, lambda run, error: run.execution.fail(error))
+                show_once(run, observer, lambda run, error: run.execution.fail(error))
         if observer is not None:
             observer.update(*run.progress)
     except BaseException as error:
@@ -516,28 +515,6 @@ def call_here(function: Function) -> Call:
         if isinstance(event, CallFinished):
             calls.finished(event)
     return call
-
-
-def show_progress(run: Run, observer: Observer, fail: Callable[[Run, BaseException], None]) -> None:
-    """Show the progress of a run until it is over, in the thread that waits for it."""
-    try:
-        while not run.over.wait(TICK_SECONDS):
-            if not _update(run, observer, fail):
-                run.over.wait()
-                return
-        observer.update(*run.progress)
-    finally:
-        observer.close()
-
-
-def _update(run: Run, observer: Observer, fail: Callable[[Run, BaseException], None]) -> bool:
-    """Show the progress once; the run fails with an error that this raises."""
-    try:
-        observer.update(*run.progress)
-    except Exception as error:  # noqa: BLE001 - the user's code
-        fail(run, error)
-        return False
-    return True
 
 
 def _closed() -> RuntimeError:

@@ -11,10 +11,11 @@ import numpy as np
 
 from shmpar.errors import ShmparError
 from shmpar.plan import Function, Plan
-from shmpar.runtime import failures
-from shmpar.runtime.calls import CallbackThreads, Latch, PoolFuture
-from shmpar.runtime.execution import Execution, Observer, Policy
+from shmpar.runtime import error_texts
+from shmpar.runtime.execution import Execution, Policy
+from shmpar.runtime.futures import CallbackThreads, Latch, PoolFuture
 from shmpar.runtime.outputs import Outputs, WeakResult
+from shmpar.runtime.progress import Observer
 
 if TYPE_CHECKING:
     from shmpar.report import Report
@@ -118,7 +119,7 @@ class Run(PoolFuture):
         """Warn of filled chunks, once, in the thread and at the line that asks for the result."""
         errors, self.execution.to_warn = self.execution.to_warn, []
         if errors:
-            failures.warn_filled(errors)
+            error_texts.warn_filled(errors)
 
     def cancel(self) -> bool:
         """Stop handing out chunks; return True unless the run was done already.

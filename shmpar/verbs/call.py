@@ -12,9 +12,10 @@ import numpy as np
 from shmpar.grid import Grid, Halo
 from shmpar.plan import Function, InBlocks, Placement, Plan
 from shmpar.runtime.execution import Policy
+from shmpar.runtime.progress import observe
 from shmpar.runtime.run import Run
 from shmpar.verbs.arguments import Inputs, check_signature, special_parameters
-from shmpar.verbs.options import Defaults, Options, observe, parse_options
+from shmpar.verbs.options import Defaults, Options, parse_options
 from shmpar.verbs.outputs import OutputSpec, known_outputs, parse_output, ufunc_dtypes
 
 

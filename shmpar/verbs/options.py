@@ -1,21 +1,18 @@
-"""Options of all verbs, their defaults, progress, and the text that docstrings of verbs share."""
+"""Options of all verbs, their defaults, and the text that docstrings of verbs share."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import operator
 import os
 import re
 import textwrap
-import threading
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
 
-from shmpar.runtime.execution import Observer, Policy
-
-Progress = bool | str | Callable[[int, int], object]
+from shmpar.runtime.execution import Policy
+from shmpar.runtime.progress import Progress, observe
 
 
 class Options(TypedDict, total=False):
@@ -102,56 +99,6 @@ def parse_options(verb: str, options: Mapping[str, Any], defaults: Defaults) -> 
         raise ValueError(f"task_timeout is a number of seconds above 0, or None, not {timeout!r}")
     times, fill_value = operator.index(retries), chosen.get("fill_value")
     return Policy(chosen["on_error"], fill_value, times, timeout, check=chosen["check"])
-
-
-def observe(progress: Progress, verb: str) -> Observer | None:
-    """Return the observer for ``progress=``; None for False.
-
-    Parameters
-    ----------
-    progress : bool, str or callable
-        True is a tqdm bar labelled with the verb, a str is a bar with this label, and a callable
-        gets ``(done, total)``.
-    verb : str
-        Name of the verb.
-
-    Raises
-    ------
-    TypeError
-        If it is none of these.
-    """
-    if progress is False or progress is None:
-        return None
-    if progress is True or isinstance(progress, str):
-        return _Bar(verb if progress is True else progress)
-    if callable(progress):
-        return types.SimpleNamespace(update=progress, close=lambda: None)
-    raise TypeError(f"progress is True, a label or a callable, not {progress!r}")
-
-
-class _Bar:
-    """A tqdm bar that counts chunks, in a notebook or a terminal."""
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._bar: Any = None
-
-    def update(self, done: int, total: int) -> None:
-        if self._bar is None:
-            from tqdm.auto import tqdm
-
-            # Why: tqdm's monitor thread would outlive the bar, and its default lock creates
-            # a semaphore of multiprocessing.
-            bar = type("Bar", (tqdm,), {"monitor_interval": 0, "_lock": threading.RLock()})
-            self._bar = bar(total=total, desc=self._label, unit="chunk")
-        self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        bar, self._bar = self._bar, None
-        # Why: the run is complete; a bar that cannot be drawn (stderr is closed) must not hide it.
-        with contextlib.suppress(Exception):
-            if bar is not None:
-                bar.close()
 
 
 class _SharedText:

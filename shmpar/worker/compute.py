@@ -18,7 +18,7 @@ from shmpar.grid import Axis, Grid, Halo, Mode
 from shmpar.ipc.ledger import CURSOR, SINCE, Ledger
 from shmpar.ipc.tickets import Tickets
 from shmpar.plan import Announcement, Blocks, Function, InBlocks, Items, PerItem, Plan, Rows
-from shmpar.worker.context import exit_if_forked
+from shmpar.worker.environment import exit_if_forked
 from shmpar.worker.prefault import prefaulter
 from shmpar.worker.store import Store, announce, scalar_targets, storer, trimmed
 from shmpar.worker.verify import with_checksums

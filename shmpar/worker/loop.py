@@ -19,7 +19,7 @@ from typing import Any
 
 from shmpar.ipc.ledger import CURSOR, DONE, FAILED, FIRST, GENERATION, JOINED, LAST, SINCE, WAITED
 from shmpar.worker.compute import Abandoned, Assignment, Channel, Chunks, Compute, ComputeRange
-from shmpar.worker.context import exit_if_forked, inside_worker
+from shmpar.worker.environment import exit_if_forked, inside_worker
 
 SHORT_SECONDS = 20e-6  # Why: reading the clock costs a shorter chunk a noticeable part.
 CLAIM_SECONDS = 1e-3

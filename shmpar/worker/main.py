@@ -36,9 +36,15 @@ from shmpar.ipc.wire import MAX_DESCRIPTORS, Wire
 from shmpar.memory.segment import Mapping, Segment
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
-from shmpar.worker import context, loop
+from shmpar.worker import loop
 from shmpar.worker.compute import Abandoned, Assignment
-from shmpar.worker.context import exit_if_forked, inside_worker
+from shmpar.worker.environment import (
+    apply_environment,
+    exit_if_forked,
+    guard_forks,
+    has_changed,
+    inside_worker,
+)
 
 if TYPE_CHECKING:
     from shmpar.pickling.pack import Payload
@@ -311,7 +317,7 @@ class WorkerProcess:
 
     def _work(self, assignment: Assignment, work: Work) -> protocol.CounterExhausted:
         """Compute chunks; return the event that ends the work."""
-        context.guard_forks(assignment.slot)
+        guard_forks(assignment.slot)
         spare = assignment.ledger if work.small_outputs else None
         channel = SocketChannel(self, work.run, spare)
         exhausted = loop.work(assignment, channel)
@@ -384,12 +390,12 @@ class WorkerProcess:
         """Apply the parent's state. It is sent once, so a failure lasts until it changes."""
         if environment is not None:
             self.environment = environment
-        elif self.environment is not None and context.has_changed(self.environment):
+        elif self.environment is not None and has_changed(self.environment):
             environment = self.environment  # Why: a function has changed it, here alone.
         if environment is not None:
             try:
                 self.refusal = None
-                context.apply_environment(environment)
+                apply_environment(environment)
             except Exception as error:  # noqa: BLE001 - classes of the user's are imported
                 self.refusal = PlanError(
                     "the warning filters of the calling process do not load in a worker "
@@ -409,5 +415,5 @@ def main(fd: int, number: int) -> None:
     wire = Wire(_socket.socket(fileno=fd))
     wire.send(protocol.WorkerReady(number, importlib.util.MAGIC_NUMBER))
     with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
-        context.guard_forks(memoryview(b""))  # Why: a function that is no run's has no slot.
+        guard_forks(memoryview(b""))  # Why: a function that is no run's has no slot.
         WorkerProcess(wire, number).serve()

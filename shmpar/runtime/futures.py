@@ -1,0 +1,193 @@
+"""Futures of a pool: a latch for their waiters, and threads for their callbacks.
+
+Guarantees
+----------
+- The pool thread resolves a future, and runs no code of the user for it: callbacks run in threads
+  of their own, which may wait for the pool and for each other.
+- A cancelled future is never set again.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+_SLICE_SECONDS = 0.1  # until a waiting thread looks for signals
+_IDLE_SECONDS = 0.2  # until a callback thread without a task exits
+
+
+class Latch:
+    """A one-shot event whose waiters may be interrupted at any instruction.
+
+    Why not `threading.Event`: it waits under a condition. A KeyboardInterrupt right after the
+    condition's lock was acquired leaves it locked, and the thread that sets it waits for ever.
+    Here each waiter has a lock of its own.
+    """
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._waiters: deque[threading.Lock] = deque()
+
+    def set(self) -> None:
+        """Let all waiters go on."""
+        if self.is_set:
+            return
+        self.is_set = True
+        with contextlib.suppress(IndexError):
+            while True:
+                self._waiters.popleft().release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait at most `timeout` seconds; return True if it is set."""
+        if self.is_set:
+            return True
+        deadline = None if timeout is None else time.monotonic() + timeout
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._waiters.append(waiter)
+        # Invariant: `set` may have emptied the waiters before the append, but then it is set.
+        while not self.is_set:
+            left = _SLICE_SECONDS if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                break
+            # Why slices: a signal that arrives just before the system call does not interrupt it.
+            waiter.acquire(timeout=min(left, _SLICE_SECONDS))
+        with contextlib.suppress(ValueError):
+            self._waiters.remove(waiter)
+        return self.is_set
+
+
+class CallbackThreads:
+    """Threads that run callbacks of the user; one for each callback that has not returned."""
+
+    def __init__(self) -> None:
+        self._tasks = queue.SimpleQueue[Callable[[], object] | None]()
+        self._idle = threading.Semaphore(0)
+        self._threads: set[threading.Thread] = set()
+
+    def run(self, task: Callable[[], object]) -> None:
+        """Run a task in an idle thread, or in a new one; only the pool thread calls this."""
+        self._tasks.put(task)
+        if not self._idle.acquire(blocking=False):
+            thread = threading.Thread(target=self._serve, name="shmpar-callback", daemon=True)
+            self._threads.add(thread)
+            thread.start()
+
+    def _serve(self) -> None:
+        while (task := self._next()) is not None:
+            try:
+                task()
+            except BaseException:
+                # Why the futures' logger: it is where other executors report this.
+                logging.getLogger("concurrent.futures").exception("exception calling callback")
+            del task
+            self._idle.release()
+
+    def _next(self) -> Callable[[], object] | None:
+        """Return the next task; None if there was none for a while, or never will be."""
+        while True:
+            try:
+                return self._tasks.get(timeout=_IDLE_SECONDS)
+            except queue.Empty:
+                # Invariant: a thread exits only if it is still counted as idle, so that a task
+                # that was put meanwhile finds one.
+                if self._idle.acquire(blocking=False):
+                    self._threads.discard(threading.current_thread())
+                    return None
+
+    def __contains__(self, thread: threading.Thread) -> bool:
+        return thread in self._threads
+
+    def close(self) -> None:
+        """End the threads; wait for them unless this is one of them."""
+        threads, self._threads = list(self._threads), set()
+        for _ in threads:
+            self._tasks.put(None)
+        if threading.current_thread() not in threads:
+            for thread in threads:
+                thread.join()
+
+
+class _Condition(_thread.RLock):  # type: ignore[misc]
+    """The condition of a future that waits at its latch.
+
+    Why not `threading.Condition`: its `__enter__` and `__exit__` are Python functions. An interrupt
+    inside of them, in a thread that polls `done()`, leaves the lock locked, and the pool thread
+    waits for it for ever. Those of a lock are not interrupted.
+    """
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return at once: the future has been waited for."""
+        return False
+
+    def notify_all(self) -> None:
+        """Do nothing: nobody waits here."""
+
+
+class PoolFuture(Future[Any]):
+    """A future whose callbacks the pool thread does not run.
+
+    Attributes
+    ----------
+    resolved : Latch
+        Set when the outcome is there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._condition = _Condition()  # type: ignore[assignment]
+        self.resolved = Latch()
+        self._pool_callbacks: deque[Callable[[Future[Any]], object]] = deque()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the outcome; return the result, or raise the exception."""
+        self.resolved.wait(timeout)
+        return super().result(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the outcome; return the exception, None if there is none."""
+        self.resolved.wait(timeout)
+        return super().exception(0)
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Call ``fn(self)`` when the future is done: in another thread, or at once here."""
+        self._pool_callbacks.append(fn)
+        if super().done():
+            self.run_callbacks()
+
+    def run_callbacks(self) -> None:
+        """Run the callbacks that have not run yet."""
+        while self._pool_callbacks:
+            try:
+                callback = self._pool_callbacks.popleft()
+            except IndexError:  # another thread has taken it
+                return
+            try:
+                callback(self)
+            except BaseException:
+                logging.getLogger("concurrent.futures").exception(
+                    "exception calling callback for %r", self
+                )
+
+    def resolve(self, callbacks: CallbackThreads, value: Any, error: BaseException | None) -> None:
+        """Set the outcome, in the pool thread; a future that was cancelled stays so."""
+        if Future.running(self) or self.set_running_or_notify_cancel():
+            if error is None:
+                self.set_result(value)
+            else:
+                self.set_exception(error)
+        self.notify(callbacks)
+
+    def notify(self, callbacks: CallbackThreads) -> None:
+        """Let the waiters go on, and have the callbacks run."""
+        self.resolved.set()
+        if self._pool_callbacks:
+            callbacks.run(self.run_callbacks)
