@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import textwrap
+import threading
+import time
+from typing import Any
 
 import pytest
 
+import shmpar
 from tests.interpreters import run_python
 from tests.pools import ENGINES
 
@@ -610,3 +614,36 @@ def test_a_shutdown_that_may_not_kill_ends_all_workers() -> None:
         wait_until(lambda: not workers())
     """
     run_script(source, "processes")
+
+
+def test_threads_compute_no_further_claim_after_an_error_of_the_pool_thread(monkeypatch) -> None:
+    """The run gets the error as soon as the chunks in progress are done, not after all chunks."""
+    computed = []
+    begun = threading.Event()
+
+    def work(item: int) -> int:
+        computed.append(item)
+        begun.set()
+        time.sleep(0.01)
+        return item
+
+    with shmpar.Pool(2, engine="threads") as pool:
+        run = pool.parallel_map(work, range(2000), wait=False)
+        begun.wait(5)
+        monkeypatch.setattr(pool._loop, "_handle", fail_with(ValueError("lost")))
+        monkeypatch.setattr(pool._loop, "_running", fail_with(ValueError("lost")))
+        pool._loop.engine.wake()
+        with pytest.raises(ValueError, match="lost"):
+            run.result(10)
+        monkeypatch.undo()
+        assert len(computed) < 1000
+        assert pool.parallel_map(abs, [-1]).tolist() == [1]
+
+
+def fail_with(error: Exception) -> Any:
+    """Return a function that raises an error."""
+
+    def fail(*_: Any) -> Any:
+        raise error
+
+    return fail

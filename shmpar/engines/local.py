@@ -427,7 +427,10 @@ class ThreadsEngine(LocalEngine):
         self._events.put(None)
 
     def shutdown(self) -> None:
-        """End the threads, each after the chunk that it computes."""
+        """End the threads, each after the chunks that it has claimed."""
+        for plans in self._plans.values():
+            for active, generation in (item for plan in plans for item in plan):
+                generation.tickets.stop(active.plan.chunks)
         for inbox in self._inboxes:
             inbox.put(None)
         for thread in self._threads:
