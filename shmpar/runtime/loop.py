@@ -18,7 +18,7 @@ finalizers, in any thread         append to a deque and wake the pool thread
 Locks, in the order in which they are acquired; no code of the user runs under any of them:
 
 1. `Loop._starting`: start and end of the pool thread and of its engine.
-2. the condition of a `Future`, as in the standard library.
+2. the lock of a `Future`, as in the standard library.
 3. `ThreadsEngine._allocating`: a worker thread allocates the outputs of a run.
 
 `Initializer._once` is the exception: a pool's initializer runs under it. Other threads post
