@@ -31,7 +31,7 @@ try:
     from skimage import data
 except ImportError as error:
     raise SystemExit(
-        f'{error.name} is missing; this example needs: pip install "shmpar[examples]"'
+        f'{error.name} is missing; this example needs: pip install -e ".[examples]"'
     ) from None
 
 Array = np.ndarray[Any, Any]

@@ -7,7 +7,7 @@ The call returns at once (``wait=False``).  ``run.completed()`` then yields the 
 as soon as the tile is in ``run.out``, in the order in which the workers finish.  Tiles inside the
 set cost far more than tiles outside.
 
-Needs matplotlib: ``pip install "shmpar[examples]"``.
+Needs matplotlib: ``pip install -e ".[examples]"``.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ EXAMPLES = Path(ROOT, "examples")
 ONE = ("--workers", "1")  # Why: imports in each process take most of the time
 SHARED = {"images.py"}  # a module that several examples import
 PICTURES = all(map(importlib.util.find_spec, ["matplotlib", "scipy", "skimage", "PIL"]))
-draws = pytest.mark.skipif(not PICTURES, reason='needs pip install "shmpar[examples]"')
+draws = pytest.mark.skipif(not PICTURES, reason='needs pip install -e ".[examples]"')
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="worker processes")
 
 
@@ -120,7 +120,7 @@ def test_tiled_statistics_names_a_missing_package(tmp_path):
     done = run_python(source, cwd=tmp_path, env={"PYTHONPATH": str(EXAMPLES)})
     assert done.returncode == 1
     assert done.stderr.startswith("matplotlib is missing; ")
-    assert done.stderr.endswith('pip install "shmpar[examples]"\n')
+    assert done.stderr.endswith('pip install -e ".[examples]"\n')
 
 
 @draws
