@@ -123,7 +123,7 @@ class Grid:
         ]
         for k in [axis_number(axis, ndim, f"whole={whole}") for axis in whole]:
             if axes[k] is None:
-                axes[k] = _parse_axis(-1, sizes[k], "whole")
+                axes[k] = _parse_axis(None, sizes[k], where)
         reach = [sum(pair) for pair in parse_depth(0 if depth is None else depth, ndim)]
         fixed = [None if axis is None else axis.step for axis in axes]
         lengths = _auto_lengths(sizes, fixed, whole_number(itemsize, "itemsize"), reach, most)
@@ -244,8 +244,6 @@ class Grid:
 
 def _parse_axis(entry: Any, size: int, where: str) -> Axis | None:
     """Read the entry of one axis in ``chunks=``; return None for "auto"."""
-    if entry is None:
-        return Axis.regular(size, max(1, size))
     if isinstance(entry, str):
         if entry != "auto":
             raise ValueError(f'{where}: {entry!r} is unknown, the only word is "auto"; {_REMEDY}')
@@ -262,7 +260,7 @@ def _parse_axis(entry: Any, size: int, where: str) -> Axis | None:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
     try:
-        step = whole_number(entry, where)
+        step = whole_number(-1 if entry is None else entry, where)
     except TypeError:
         raise TypeError(f"{where}: {entry!r} is a {type(entry).__name__}; {_REMEDY}") from None
     if step < 1 and step != -1:

@@ -455,7 +455,6 @@ class Reductions(BlockVerbs, RowVerbs):
         if axes is not None:
             cuts = [Axis.regular(len(a), 1) if k in axes else a for k, a in enumerate(grid.axes)]
             call.placement = InBlocks(tuple(range(grid.ndim)), tuple(cuts))
-        call.declare_output()
         return self._run(call)
 
     def _variance(self, call: Call, axis: Any, dtype: Any, chunks: Any, **final: Any) -> Any:
