@@ -35,8 +35,6 @@ class ResultError(Exception):
 class PerChunk:
     """Placement of the chunk with index ``(i, j)`` at ``out[i, j]``."""
 
-    __slots__ = ()
-
     def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
         """Return the shape of the whole output, from the shape of the result of one chunk."""
         return (*grid.numblocks, *result)
@@ -52,8 +50,6 @@ class PerChunk:
 
 class PerItem(PerChunk):
     """Placement of chunk ``i`` at ``out[i]``, for a grid of one axis with chunks of one element."""
-
-    __slots__ = ()
 
     def windows(self, grid: Grid, shape: Shape | None = None) -> Callable[[int], Window]:
         """Return the function from a chunk number to the index of the chunk."""

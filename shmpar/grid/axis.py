@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from operator import index
 from reprlib import repr as brief
 from typing import Any
@@ -88,17 +88,16 @@ class Axis:
         >>> Axis.explicit((4, 4, 2)) == Axis.regular(10, 4)
         True
         """
-        edges = (0, *accumulate(index(length) for length in lengths))
-        if edges == (0, 0):
+        steps = [index(length) for length in lengths]
+        if steps == [0]:
             return cls.regular(0, 1)
-        steps = [stop - start for start, stop in pairwise(edges)]
         for i, step in enumerate(steps):
             if step < 1:
                 raise ValueError(f"chunk {i} would have {step} elements; pass positive lengths")
         longest = max(steps, default=1)
         if all(step == longest for step in steps[:-1]):
-            return cls.regular(edges[-1], longest)
-        return cls(edges[-1], longest, len(steps), edges)
+            return cls.regular(sum(steps), longest)
+        return cls(sum(steps), longest, len(steps), tuple(accumulate(steps, initial=0)))
 
     def __len__(self) -> int:
         return self.count
