@@ -229,24 +229,23 @@ def place_blocks(grid: Grid, drop: Sequence[int], new_axis: Any, out_chunks: Any
             axes.insert(axis, None)
     words = f"an output of {len(axes)} axes"
     entries = per_axis("out_chunks", out_chunks, len(axes), missing=None, array=words)
-    pairs = zip(axes, entries, strict=True)
+    inputs = [Axis.regular(1, 1) if axis is None else grid.axes[axis] for axis in axes]
     cuts = [
-        _parse_out_chunks(f"out_chunks, axis {k}", entry, None if axis is None else grid.axes[axis])
-        for k, (axis, entry) in enumerate(pairs)
+        _parse_out_chunks(f"out_chunks, axis {k}", entry, axis)
+        for k, (entry, axis) in enumerate(zip(entries, inputs, strict=True))
     ]
     return InBlocks(tuple(axes), tuple(cuts))
 
 
-def _parse_out_chunks(where: str, entry: Any, axis: Axis | None) -> Axis | None:
-    count = 1 if axis is None else axis.count
+def _parse_out_chunks(where: str, entry: Any, axis: Axis) -> Axis | None:
     if entry is None:
-        return None if count == 1 else axis
+        return None if axis.count == 1 else axis
     if isinstance(entry, str) or not isinstance(entry, Iterable):
-        lengths = [whole_number(entry, where)] * count
+        lengths = [whole_number(entry, where)] * axis.count
     else:
         lengths = [whole_number(length, where) for length in entry]
-    if len(lengths) != count:
-        raise ValueError(f"{where} has {len(lengths)} lengths for {count} chunks")
+    if len(lengths) != axis.count:
+        raise ValueError(f"{where} has {len(lengths)} lengths for {axis.count} chunks")
     try:
         return Axis.explicit(lengths)
     except ValueError as error:
