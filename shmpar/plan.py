@@ -35,8 +35,6 @@ class ResultError(Exception):
 class PerChunk:
     """Placement of the chunk with index ``(i, j)`` at ``out[i, j]``."""
 
-    __slots__ = ()
-
     def shape(self, grid: Grid, index: Shape, result: Shape) -> Shape:
         """Return the shape of the whole output, from the shape of the result of one chunk."""
         return (*grid.numblocks, *result)
@@ -52,8 +50,6 @@ class PerChunk:
 
 class PerItem(PerChunk):
     """Placement of chunk ``i`` at ``out[i]``, for a grid of one axis with chunks of one element."""
-
-    __slots__ = ()
 
     def windows(self, grid: Grid, shape: Shape | None = None) -> Callable[[int], Window]:
         """Return the function from a chunk number to the index of the chunk."""
@@ -142,9 +138,7 @@ class Along(NamedTuple):
 
     def windows(self, grid: Grid, shape: Shape | None = None) -> Callable[[int], Window]:
         """Return the function from a chunk number to the window of the block."""
-        middle: Any = (...,)
-        if shape is not None:
-            middle = (slice(None),) * (len(shape) - (grid.ndim - 1))
+        middle: Any = (...,) if shape is None else (slice(None),) * (len(shape) - grid.ndim + 1)
 
         def window(chunk: int) -> Window:
             cell = grid.core(chunk)
@@ -331,16 +325,13 @@ class Plan(NamedTuple):
 
     def check_shape(self, out: np.ndarray[Any, Any]) -> None:
         """Raise ``ValueError`` if `out` cannot have the shape of the output."""
-        due: tuple[Any, ...]
+        due: tuple[Any, ...] = (*self.grid.numblocks, "...")
+        fits = out.shape[: self.grid.ndim] == self.grid.numblocks
         if isinstance(self.placement, InBlocks):
             due = tuple("any" if cut is None else cut.size for cut in self.placement.cuts)
             fits = out.ndim == len(due) and all(
                 length in {"any", found} for length, found in zip(due, out.shape, strict=True)
             )
-        else:
-            lead = self.grid.numblocks
-            fits = out.shape[: len(lead)] == lead
-            due = (*lead, "...")
         if not fits:
             raise ValueError(f"{self.verb}: out= has shape {out.shape}; the results make {due}")
 

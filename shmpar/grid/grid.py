@@ -121,12 +121,11 @@ class Grid:
             _parse_axis(entry, size, f"{where} {k} of shape {sizes}")
             for k, (entry, size) in enumerate(zip(entries, sizes, strict=True))
         ]
-        uncut = {axis_number(axis, ndim, f"whole={whole}") for axis in whole}
+        for k in [axis_number(axis, ndim, f"whole={whole}") for axis in whole]:
+            if axes[k] is None:
+                axes[k] = _parse_axis(None, sizes[k], where)
         reach = [sum(pair) for pair in parse_depth(0 if depth is None else depth, ndim)]
-        fixed = [
-            axis.step if axis is not None else sizes[k] if k in uncut else None
-            for k, axis in enumerate(axes)
-        ]
+        fixed = [None if axis is None else axis.step for axis in axes]
         lengths = _auto_lengths(sizes, fixed, whole_number(itemsize, "itemsize"), reach, most)
         found = zip(axes, sizes, lengths, strict=True)
         return cls(
@@ -239,25 +238,12 @@ class Grid:
 
         return cell
 
-    def check_invariants(self) -> None:
-        """Assert that the cells tile the shape exactly once.
-
-        A product of axes tiles if each axis does, so time is linear in the sum of `numblocks`.
-        """
-        for axis in self.axes:
-            axis.check_invariants()
-        for number in (0, self.size // 2, self.size - 1):
-            if self.size and self.number(self.index(number)) != number:
-                raise AssertionError(f"chunk {number} has index {self.index(number)} in {self}")
-
     def _outside(self, number: int) -> IndexError:
         return IndexError(f"chunk {number} of a grid with {self.size} chunks")
 
 
 def _parse_axis(entry: Any, size: int, where: str) -> Axis | None:
     """Read the entry of one axis in ``chunks=``; return None for "auto"."""
-    if entry is None:
-        return Axis.regular(size, max(1, size))
     if isinstance(entry, str):
         if entry != "auto":
             raise ValueError(f'{where}: {entry!r} is unknown, the only word is "auto"; {_REMEDY}')
@@ -274,7 +260,7 @@ def _parse_axis(entry: Any, size: int, where: str) -> Axis | None:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
     try:
-        step = whole_number(entry, where)
+        step = whole_number(-1 if entry is None else entry, where)
     except TypeError:
         raise TypeError(f"{where}: {entry!r} is a {type(entry).__name__}; {_REMEDY}") from None
     if step < 1 and step != -1:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -163,7 +164,7 @@ def _rows(array: Array, axis: int, verb: str) -> Array:
     return np.moveaxis(array, axis, 0) if axis else array
 
 
-_SPECIAL_PARAMETERS: Final = ("block_id", "block_info", "rng")
+_SPECIAL_PARAMETERS: Final = frozenset({"block_id", "block_info", "rng"})
 
 
 def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) -> Names:
@@ -174,8 +175,17 @@ def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) ->
     >>> sorted(special_parameters(lambda block, rng, block_id=None: block, {"rng": 1}))
     ['block_id']
     """
-    names = _parameter_names(func)
-    return frozenset(name for name in _SPECIAL_PARAMETERS if name in names and name not in keywords)
+    names: set[str] = set()
+    if _is_plain_function(func):
+        code = func.__code__
+        names.update(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+    elif not isinstance(func, np.ufunc):
+        with contextlib.suppress(ValueError):  # Why: check_signature() reports this error.
+            names.update(getattr(_signature(func), "parameters", ()))
+    while isinstance(func, functools.partial):
+        names -= set(func.keywords)
+        func = func.func
+    return _SPECIAL_PARAMETERS.intersection(names).difference(keywords)
 
 
 def check_signature(
@@ -206,7 +216,7 @@ def check_signature(
         ) from None
 
 
-def _is_plain_function(func: Callable[..., Any]) -> bool:
+def _is_plain_function(func: Any) -> bool:
     return isinstance(func, types.FunctionType) and not hasattr(func, "__wrapped__")
 
 
@@ -219,23 +229,6 @@ def _obviously_takes(func: Any, count: int) -> bool:
     code, optional = func.__code__, len(func.__defaults__ or ())
     fits = code.co_argcount - optional <= count <= code.co_argcount
     return fits and not code.co_kwonlyargcount
-
-
-def _parameter_names(func: Any) -> Collection[str]:
-    if isinstance(func, np.ufunc):
-        return ()
-    if _is_plain_function(func):
-        code: types.CodeType = func.__code__
-        return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    try:
-        signature = _signature(func)
-    except ValueError:
-        return ()
-    names = set() if signature is None else set(signature.parameters)
-    while isinstance(func, functools.partial):
-        names -= set(func.keywords)
-        func = func.func
-    return names
 
 
 def _signature(func: Callable[..., Any]) -> inspect.Signature | None:

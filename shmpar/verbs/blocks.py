@@ -13,7 +13,7 @@ from shmpar.plan import Along, InBlocks, PerChunk
 from shmpar.verbs.arguments import as_input, blocks, check_signature
 from shmpar.verbs.call import Caller, check_callable
 from shmpar.verbs.options import Options, with_shared_text
-from shmpar.verbs.outputs import axes_tuple, place_blocks
+from shmpar.verbs.outputs import OutputSpec, axes_tuple, place_blocks
 from shmpar.worker.compute import ApplyAlongAxis
 
 # Why: more than BLOCK_BYTES, since a ufunc has no temporaries that should stay in the cache.
@@ -87,8 +87,7 @@ class BlockVerbs(Caller):
         most = _UFUNC_BLOCK_BYTES if isinstance(func, np.ufunc) else BLOCK_BYTES
         grid = call.grid = inputs.cut(chunks, whole=dropped, most=most)
         call.placement = place_blocks(grid, dropped, new_axis, out_chunks)
-        matters = call.pass_out or out is not None
-        like_input = matters and call.placement == InBlocks.like(grid)
+        like_input = call.placement == InBlocks.like(grid)
         if call.pass_out and like_input:
             # Why: the function writes into a window, which has the length of the chunk.
             call.placement = InBlocks.exactly(grid)
@@ -296,6 +295,5 @@ class BlockVerbs(Caller):
         call.inputs = blocks(verb, (array,))
         call.grid = call.inputs.cut("auto", whole=(axis,))
         call.placement = Along(axis)
-        call.declare_output()
-        call.output = call.output._replace(is_tuple=False)
+        call.output = OutputSpec(is_tuple=False)
         return self._run(call)

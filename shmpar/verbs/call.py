@@ -12,6 +12,7 @@ import numpy as np
 from shmpar.grid import Grid, Halo
 from shmpar.plan import Function, InBlocks, Placement, Plan
 from shmpar.runtime.execution import Policy
+from shmpar.runtime.outputs import Outputs, fill_value_for
 from shmpar.runtime.progress import observe
 from shmpar.runtime.run import Run
 from shmpar.verbs.arguments import Inputs, check_signature, special_parameters
@@ -48,7 +49,7 @@ class Call:
     inputs: Inputs = field(init=False)
     grid: Grid = field(init=False)
     placement: Placement = field(init=False)
-    output: OutputSpec = field(init=False)
+    output: OutputSpec = field(default_factory=OutputSpec)
     halo: Halo | None = None
     trim: bool = True
 
@@ -80,7 +81,10 @@ class Call:
         """Make the run, after all checks that need no call of the function."""
         inputs, spec, policy = self.inputs, self.output, self.policy
         plan = self._plan()
-        outputs = spec.outputs(policy)
+        fills = policy.on_error == "fill"
+        fill = functools.partial(fill_value_for, policy.fill_value) if fills else None
+        outputs = Outputs(spec.given, returns_objects=spec.returns_objects, fill=fill)
+        outputs.check_fill(spec.dtypes or ())
         results = None
         if not self.keywords and (spec.dtypes is not None or plan.chunks == 0):
             results = ufunc_dtypes(self.verb, self.func, inputs, spec.dtypes or ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -15,8 +14,7 @@ from shmpar.memory.copying import is_masked
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import address_of, byte_bounds
 from shmpar.plan import Announcement, Argument, Blocks, InBlocks, Output, Plan, Rows, Whole
-from shmpar.runtime.execution import Policy
-from shmpar.runtime.outputs import NpyFile, Outputs, fill_value_for
+from shmpar.runtime.outputs import NpyFile
 from shmpar.verbs.arguments import Inputs
 
 Array = np.ndarray[Any, Any]
@@ -46,20 +44,6 @@ class OutputSpec(NamedTuple):
     is_tuple: bool | None = None
     returns_objects: bool = False
     in_place: bool = False
-
-    def outputs(self, policy: Policy) -> Outputs:
-        """Make the outputs of the run.
-
-        Raises
-        ------
-        ValueError
-            If a declared output cannot hold the value that fills failed chunks.
-        """
-        fills = policy.on_error == "fill"
-        fill = functools.partial(fill_value_for, policy.fill_value) if fills else None
-        outputs = Outputs(self.given, returns_objects=self.returns_objects, fill=fill)
-        outputs.check_fill(self.dtypes or ())
-        return outputs
 
 
 def parse_output(
@@ -97,8 +81,16 @@ def parse_output(
         return OutputSpec(None, dtypes, is_tuple, returns_objects)
     parts = out if isinstance(out, tuple) else (out,)
     given = tuple(_parse_array_or_file(verb, part) for part in parts)
-    dtypes = _dtypes_of(verb, given, dtypes or (None,) * len(given))
-    return OutputSpec(given, dtypes, is_tuple, in_place=_is_in_place(verb, given, arrays, in_place))
+    declared = dtypes or (None,) * len(given)
+    if len(declared) != len(given):
+        raise ValueError(f"{verb}: out= has {len(given)} arrays, dtype= {len(declared)}")
+    pairs = list(zip(given, declared, strict=True))
+    found = tuple([due if isinstance(array, NpyFile) else array.dtype for array, due in pairs])
+    for actual, due in zip(found, declared, strict=True):
+        if due is not None and due != actual:
+            raise ValueError(f"{verb}: out= has dtype {actual}, dtype= says {due}")
+    in_place = _is_in_place(verb, given, arrays, in_place)
+    return OutputSpec(given, found, is_tuple, in_place=in_place)
 
 
 def _parse_dtypes(dtype: Any) -> tuple[DType | None, ...]:
@@ -143,20 +135,6 @@ def _overlaps_itself(array: Array) -> bool:
             return True
         span += step * (length - 1)
     return False
-
-
-def _dtypes_of(
-    verb: str, given: Sequence[Array | NpyFile], declared: Sequence[DType | None]
-) -> tuple[DType | None, ...]:
-    if len(declared) != len(given):
-        raise ValueError(f"{verb}: out= has {len(given)} arrays, dtype= {len(declared)}")
-    dtypes = list(declared)
-    for i, (array, dtype) in enumerate(zip(given, declared, strict=True)):
-        if isinstance(array, np.ndarray):
-            if dtype is not None and dtype != array.dtype:
-                raise ValueError(f"{verb}: out= has dtype {array.dtype}, dtype= says {dtype}")
-            dtypes[i] = array.dtype
-    return tuple(dtypes)
 
 
 def _is_in_place(
@@ -251,24 +229,23 @@ def place_blocks(grid: Grid, drop: Sequence[int], new_axis: Any, out_chunks: Any
             axes.insert(axis, None)
     words = f"an output of {len(axes)} axes"
     entries = per_axis("out_chunks", out_chunks, len(axes), missing=None, array=words)
-    pairs = zip(axes, entries, strict=True)
+    inputs = [Axis.regular(1, 1) if axis is None else grid.axes[axis] for axis in axes]
     cuts = [
-        _parse_out_chunks(f"out_chunks, axis {k}", entry, None if axis is None else grid.axes[axis])
-        for k, (axis, entry) in enumerate(pairs)
+        _parse_out_chunks(f"out_chunks, axis {k}", entry, axis)
+        for k, (entry, axis) in enumerate(zip(entries, inputs, strict=True))
     ]
     return InBlocks(tuple(axes), tuple(cuts))
 
 
-def _parse_out_chunks(where: str, entry: Any, axis: Axis | None) -> Axis | None:
-    count = 1 if axis is None else axis.count
+def _parse_out_chunks(where: str, entry: Any, axis: Axis) -> Axis | None:
     if entry is None:
-        return None if count == 1 else axis
+        return None if axis.count == 1 else axis
     if isinstance(entry, str) or not isinstance(entry, Iterable):
-        lengths = [whole_number(entry, where)] * count
+        lengths = [whole_number(entry, where)] * axis.count
     else:
         lengths = [whole_number(length, where) for length in entry]
-    if len(lengths) != count:
-        raise ValueError(f"{where} has {len(lengths)} lengths for {count} chunks")
+    if len(lengths) != axis.count:
+        raise ValueError(f"{where} has {len(lengths)} lengths for {axis.count} chunks")
     try:
         return Axis.explicit(lengths)
     except ValueError as error:
@@ -353,10 +330,11 @@ def known_outputs(
 
 def _known_shape(plan: Plan, *, empty: bool) -> tuple[int, ...] | None:
     """Return the shape of the output if it is known: of an empty one, or of known blocks."""
-    placement = plan.placement
+    grid, placement = plan.grid, plan.placement
     if not isinstance(placement, InBlocks):
-        return plan.grid.numblocks if empty else None
-    if None not in placement.cuts:
-        return tuple([cut.size for cut in placement.cuts if cut is not None])
-    sizes = [1 if axis is None else plan.grid.shape[axis] for axis in placement.axes]
-    return tuple(sizes) if empty else None
+        return grid.numblocks if empty else None
+    if None in placement.cuts and not empty:
+        return None
+    # Why: an axis of any length has the length of the input, or 1, if there is no result.
+    axes = tuple([1 if axis is None else grid.shape[axis] for axis in placement.axes])
+    return placement.shape(grid, (), axes)

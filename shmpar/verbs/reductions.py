@@ -20,7 +20,8 @@ from shmpar.grid import Axis
 from shmpar.plan import InBlocks, PerChunk
 from shmpar.verbs.arguments import as_input, blocks
 from shmpar.verbs.blocks import BlockVerbs
-from shmpar.verbs.options import Options, parse_options, with_shared_text
+from shmpar.verbs.call import Call
+from shmpar.verbs.options import Options, with_shared_text
 from shmpar.verbs.outputs import axes_tuple
 from shmpar.verbs.rows import RowVerbs
 
@@ -83,7 +84,8 @@ class Reductions(BlockVerbs, RowVerbs):
         values = as_input(array, "sum")
         half = values.dtype.type is np.float16 and (dtype is None or np.dtype(dtype) == np.float16)
         func = partial(np.sum, dtype=np.float32 if half else dtype)
-        total = self._reduce("sum", values, axis, chunks, options, func, keepdims=keepdims)
+        call = self._reduction("sum", func, values, options)
+        total = self._reduce(call, axis, chunks, keepdims=keepdims)
         return total.astype(np.float16) if half else total
 
     def min(
@@ -126,8 +128,8 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     pool.min([[3, 1], [2, 5]], axis=1)
         array([1, 2])
         """
-        values = as_input(array, "min")
-        return self._reduce("min", values, axis, chunks, options, np.min, keepdims=keepdims)
+        call = self._reduction("min", np.min, array, options)
+        return self._reduce(call, axis, chunks, keepdims=keepdims)
 
     def max(
         self,
@@ -169,8 +171,8 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     pool.max([[3, 1], [2, 5]], axis=1)
         array([3, 5])
         """
-        values = as_input(array, "max")
-        return self._reduce("max", values, axis, chunks, options, np.max, keepdims=keepdims)
+        call = self._reduction("max", np.max, array, options)
+        return self._reduce(call, axis, chunks, keepdims=keepdims)
 
     def mean(
         self,
@@ -219,16 +221,15 @@ class Reductions(BlockVerbs, RowVerbs):
         """
         values = as_input(array, "mean")
         wide, narrow = _accumulator(values, dtype)
-        add, func = partial(np.sum, dtype=wide), partial(np.mean, dtype=dtype)
+        add = partial(np.sum, dtype=wide)
 
         def combine(sums: Array, axis: Axes, *, keepdims: bool) -> Any:
             total = add(sums, axis=axis, keepdims=keepdims)
             mean = np.true_divide(total, np.intp(_count(values, axis)))
             return mean.astype(narrow or total.dtype, copy=False)
 
-        return self._reduce(
-            "mean", values, axis, chunks, options, func, add, combine, keepdims=keepdims
-        )
+        call = self._reduction("mean", partial(np.mean, dtype=dtype), values, options)
+        return self._reduce(call, axis, chunks, add, combine, keepdims=keepdims)
 
     def var(
         self,
@@ -285,8 +286,8 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     float(pool.var([1, 2, 3, 6], ddof=1))
         4.666666666666667
         """
-        final = {"ddof": ddof, "keepdims": keepdims}
-        return self._variance("var", array, axis, dtype, chunks, options, **final)
+        call = self._reduction("var", partial(np.var, dtype=dtype), array, options)
+        return self._variance(call, axis, dtype, chunks, ddof=ddof, keepdims=keepdims)
 
     def std(
         self,
@@ -331,8 +332,8 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     float(pool.std([1, 1, 5, 5]))
         2.0
         """
-        final = {"ddof": ddof, "keepdims": keepdims}
-        return np.sqrt(self._variance("std", array, axis, dtype, chunks, options, **final))
+        call = self._reduction("std", partial(np.var, dtype=dtype), array, options)
+        return np.sqrt(self._variance(call, axis, dtype, chunks, ddof=ddof, keepdims=keepdims))
 
     def histogram(
         self,
@@ -393,26 +394,26 @@ class Reductions(BlockVerbs, RowVerbs):
                 f"histogram: bins={bins!r} is a rule that needs the whole array; pass a number, or "
                 f"edges such as np.histogram_bin_edges(a_sample, {bins!r})"
             )
-        self._check_options("histogram", options)
         if values.dtype == bool:
             values = values.view(np.uint8)
+        call = self._reduction("histogram", np.histogram, values, options)
         # Why: NumPy raises its own errors for bins and range before anything starts.
         empty = np.empty(0, values.dtype)
         if values.size == 0 or values.ndim == 0 or np.histogram(empty, bins, range)[0].size == 0:
             return np.histogram(values, bins, range, density)
         if range is None and np.ndim(bins) == 0:
-            low, high = self._map("histogram", values, chunks, options, _extremes)
+            low, high = self._map(call, _extremes, chunks)
             range = low.min(), high.max()  # noqa: A001 - NumPy's name
         edges = np.histogram(empty, bins, range)[1]
         count = partial(_count_in_bins, bins=bins, limits=range)
-        counted = self._map("histogram", values, chunks, options, count)
-        counts: Array = counted.reshape(-1, len(edges) - 1).sum(0)
+        counts: Array = self._map(call, count, chunks).reshape(-1, len(edges) - 1).sum(0)
         if density:
             return counts / np.diff(edges) / counts.sum(), edges
         return counts, edges
 
-    def _check_options(self, verb: str, options: Options) -> None:
-        """Raise ``TypeError`` or ``ValueError`` for options that a reduction does not have."""
+    def _reduction(self, verb: str, func: Any, array: Any, options: Options) -> Call:
+        """Make the call of a reduction, whose function reduces the whole array."""
+        values = as_input(array, verb)
         if not options.get("wait", True):
             raise TypeError(f"{verb}: a reduction always waits; map_blocks has wait=False")
         if foreign := [name for name in options if name not in (*REDUCTION_OPTIONS, "wait")]:
@@ -421,29 +422,22 @@ class Reductions(BlockVerbs, RowVerbs):
                 f"reduction takes {', '.join(REDUCTION_OPTIONS)}. For another one use "
                 "block_reduce, and NumPy on its result"
             )
-        parse_options(verb, options, self._defaults())
+        call = self._call(verb, func, options)
+        call.inputs = blocks(verb, (values,))
+        return call
 
-    def _reduce(
-        self,
-        verb: str,
-        values: Array,
-        axis: Any,
-        chunks: Any,
-        options: Options,
-        *steps: Any,
-        **final: Any,
-    ) -> Any:
+    def _reduce(self, call: Call, axis: Any, chunks: Any, *steps: Any, **final: Any) -> Any:
         """Reduce each block, then the partial results.
 
         Parameters
         ----------
         *steps : callable
-            Reductions of the whole array, of a block, and of the partial results; or one for all.
+            Reductions of a block and of the partial results; without them, that of the call.
         **final
-            Keyword arguments of the first and the last step.
+            Keyword arguments of the reductions of the whole array and of the partial results.
         """
-        whole, block, combine = steps if len(steps) > 1 else steps * 3
-        self._check_options(verb, options)
+        (values,), whole = call.inputs.arrays, call.func
+        block, combine = steps or (whole, whole)
         axis = tuple(axis) if isinstance(axis, list) else axis
         if values.size == 0 or values.ndim == 0:
             return whole(values, axis=axis, **final)
@@ -451,38 +445,23 @@ class Reductions(BlockVerbs, RowVerbs):
         with np.errstate(all="ignore"):
             whole(np.zeros((1,) * values.ndim, values.dtype), axis=axis)
         axes = tuple(range(values.ndim)) if axis is None else axes_tuple("axis", axis, values.ndim)
-        func = partial(block, axis=axes, keepdims=True)
-        partials = self._map(verb, values, chunks, options, func, axes)
+        partials = self._map(call, partial(block, axis=axes, keepdims=True), chunks, axes)
         return combine(partials, axis=axes, **final)
 
-    def _map(
-        self, verb: str, values: Array, chunks: Any, options: Options, block: Any, axes: Any = None
-    ) -> Any:
+    def _map(self, call: Call, block: Any, chunks: Any, axes: Any = None) -> Any:
         """Return the results of all blocks, joined with one element per chunk along `axes`."""
-        call = self._call(verb, block, options)
-        call.inputs = blocks(verb, (values,))
+        call.func, call.placement = block, PerChunk()
         grid = call.grid = call.inputs.cut(chunks)
-        call.placement = PerChunk()
         if axes is not None:
             cuts = [Axis.regular(len(a), 1) if k in axes else a for k, a in enumerate(grid.axes)]
             call.placement = InBlocks(tuple(range(grid.ndim)), tuple(cuts))
-        call.declare_output()
         return self._run(call)
 
-    def _variance(
-        self,
-        verb: str,
-        array: Any,
-        axis: Any,
-        dtype: Any,
-        chunks: Any,
-        options: Options,
-        **final: Any,
-    ) -> Any:
-        values = as_input(array, verb)
+    def _variance(self, call: Call, axis: Any, dtype: Any, chunks: Any, **final: Any) -> Any:
+        (values,) = call.inputs.arrays
         if dtype is not None and np.dtype(dtype).kind not in "fc":
-            what = f"dtype={dtype!r} would truncate deviations"
-            raise TypeError(f"{verb}: {what}; pass a float dtype")
+            remedy = f"dtype={dtype!r} would truncate deviations; pass a float dtype"
+            raise TypeError(f"{call.verb}: {remedy}")
         wide, narrow = _accumulator(values, None)
         if dtype is not None:
             wide, narrow = np.result_type(wide or values.dtype, dtype), np.dtype(dtype)
@@ -497,8 +476,7 @@ class Reductions(BlockVerbs, RowVerbs):
             result = result if keepdims else result.squeeze(axis)
             return result.astype(narrow or square.dtype, copy=False)[()]
 
-        func, block = partial(np.var, dtype=dtype), partial(_moments, dtype=wide)
-        return self._reduce(verb, values, axis, chunks, options, func, block, combine, **final)
+        return self._reduce(call, axis, chunks, partial(_moments, dtype=wide), combine, **final)
 
 
 def _count(values: Array, axes: Axes) -> int:
