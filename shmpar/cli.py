@@ -84,14 +84,27 @@ def _named_segments() -> list[tuple[Entry, bool]]:
     return sorted(found.values(), key=lambda one: (one[0].since or 0, one[0].name))
 
 
+def _stale(segments: Iterable[tuple[Entry, bool]]) -> list[Entry]:
+    return [entry for entry, alive in segments if not alive]
+
+
+def _not_removed(stale: Iterable[Entry]) -> list[Entry]:
+    """Return those of the stale segments that still exist and are stale."""
+    before = {entry.identity for entry in stale}
+    return [entry for entry in _stale(_named_segments()) if entry.identity in before]
+
+
+def _size(entries: Iterable[Entry]) -> int:
+    return sum(entry.size for entry in entries)
+
+
 def _printable(name: str) -> str:
     """Escape the characters of a file name that a terminal obeys or does not show."""
     return name if name.isprintable() else name.encode("unicode_escape").decode()
 
 
-def _count_and_size(entries: Iterable[Entry]) -> str:
-    sizes = [entry.size for entry in entries]
-    return f"{format_count(len(sizes), 'segment')}, {format_bytes(sum(sizes))}"
+def _count_and_size(entries: Sequence[Entry]) -> str:
+    return f"{format_count(len(entries), 'segment')}, {format_bytes(_size(entries))}"
 
 
 def ls() -> Answer:
@@ -107,34 +120,33 @@ def ls() -> Answer:
         rows.append((_printable(entry.name), *texts, format_bytes(size), state))
     if not segments:
         return Answer("no named segments", {"segments": segments})
-    summary = _count_and_size(entry for entry, _ in found)
-    if stale := [entry for entry, alive in found if not alive]:
-        size = sum(entry.size for entry in stale)
-        summary += f"; {len(stale)} stale, {format_bytes(size)}: python -m shmpar clean"
+    summary = _count_and_size([entry for entry, _ in found])
+    if stale := _stale(found):
+        summary += f"; {len(stale)} stale, {format_bytes(_size(stale))}: python -m shmpar clean"
     lines = format_table(rows, "<>>><")
     return Answer("\n".join([*lines, "", summary]), {"segments": segments})
 
 
 def clean(*, dry_run: bool) -> Answer:
     """Remove the named segments of dead processes, or list them with `dry_run`."""
-    before = {entry.identity for entry, alive in _named_segments() if not alive}
+    before = _stale(_named_segments())
     removed = sorted(remove_stale(dry_run=dry_run), key=lambda entry: entry.name)
-    after = [] if dry_run else [entry for entry, alive in _named_segments() if not alive]
     # Why: only segments that were stale before, since another process may have died just now.
-    left = [entry for entry in after if entry.identity in before]
-    tables, listed = [], []
-    for entries in (removed, left):
-        rows = [(_printable(entry.name), format_bytes(entry.size)) for entry in entries]
-        tables.append(format_table([("NAME", "SIZE"), *rows], "<>"))
-        listed.append([{"name": entry.name, "size": entry.size} for entry in entries])
-    lines = [*tables[0], ""] if removed else []
+    left = [] if dry_run else _not_removed(before)
+    lines = [*_table(removed), ""] if removed else []
     lines.append(f"{'would remove' if dry_run else 'removed'} {_count_and_size(removed)}")
     if left:
-        lines += ["", f"could not be removed from {allocate.SHM}:", *tables[1]]
-    size = sum(entry.size for entry in removed)
-    data = {"dry_run": dry_run, "segments": listed[0], "bytes": size, "left": listed[1]}
+        lines += ["", f"could not be removed from {allocate.SHM}:", *_table(left)]
+    data: dict[str, Any] = {"dry_run": dry_run, "bytes": _size(removed)}
+    for key, entries in (("segments", removed), ("left", left)):
+        data[key] = [{"name": entry.name, "size": entry.size} for entry in entries]
     text = "\n".join(lines) if removed or left else "nothing to remove"
     return Answer(text, data, 1 if left else 0)
+
+
+def _table(entries: Iterable[Entry]) -> list[str]:
+    rows = [(_printable(entry.name), format_bytes(entry.size)) for entry in entries]
+    return format_table([("NAME", "SIZE"), *rows], "<>")
 
 
 def doctor() -> Answer:
@@ -253,20 +265,18 @@ def _check_descriptors(section: Section) -> None:
         import resource
     except ImportError:  # Why: Windows has no such limits.
         return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    found = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = [None if one == resource.RLIM_INFINITY else one for one in found]
     try:
         workers = available_cpus()
     except ValueError:
         workers = affinity_cpus()
     needed = _OWN_DESCRIPTORS + _WORKER_DESCRIPTORS * workers
-    note = f"; Pool() needs about {needed}"
-    for key, number, label in (("soft", soft, "open files"), ("hard", hard, "can be raised to")):
-        value = None if number == resource.RLIM_INFINITY else number
-        section.add(key, value, label, f"{'no limit' if value is None else value}{note}")
-        note = ""
+    section.add("soft", soft, "open files", f"{soft or 'no limit'}; Pool() needs about {needed}")
+    section.add("hard", hard, "can be raised to", f"{hard or 'no limit'}")
     section.add("needed", needed)
     # Why: the hard limit alone, since a pool raises the soft limit.
-    if hard != resource.RLIM_INFINITY and hard < needed:
+    if hard is not None and hard < needed:
         what = f"a process may open {hard} files, Pool() needs about {needed}"
         section.problem(what, "raise the hard limit: ulimit -Hn 4096, as root")
 
@@ -292,8 +302,8 @@ def _check_memory(section: Section) -> None:
     section.add("available", available, "available", f"{format_bytes(available)} (MemAvailable)")
     value, text = None, "no limit"
     if group := min(limits.memory_groups(), key=lambda one: one.left, default=None):
-        value = {key: getattr(group, key) for key in ("limit", "used", "reclaimable")}
-        limit, used, reclaimable = map(format_bytes, value.values())
+        value = group._asdict()
+        limit, used, reclaimable = map(format_bytes, group)
         text = f"{used} of {limit} used, {reclaimable} of it reclaimable"
     section.add("control_group", value, "control group", text)
     section.add("usable", usable, "for arrays", f"at most {format_bytes(usable)}")
@@ -355,21 +365,14 @@ def _check_places(section: Section) -> None:
 
 def _check_segments(before: list[tuple[Entry, bool]], section: Section) -> None:
     """Compare the named segments before and after the start of the trial's pool."""
-    stale = {entry.identity for entry, alive in before if not alive}
-    left = [entry for entry, _ in _named_segments() if entry.identity in stale]
-    for key, entries in (
-        ("alive", [entry for entry, alive in before if alive]),
-        ("stale", [entry for entry, alive in before if not alive]),
-        ("left", left),
-    ):
+    alive, stale = [entry for entry, alive in before if alive], _stale(before)
+    left = _not_removed(stale)
+    for key, entries in (("alive", alive), ("stale", stale), ("left", left)):
         text = _count_and_size(entries) if entries else "none"
         if key == "stale" and entries and not left:
             text += "; removed at the start of the pool above"
-        size, label = (
-            sum(entry.size for entry in entries),
-            "" if key == "left" and not left else key,
-        )
-        section.add(key, {"count": len(entries), "bytes": size}, label, text)
+        value = {"count": len(entries), "bytes": _size(entries)}
+        section.add(key, value, key if entries or key != "left" else "", text)
     if left:
         what = f"dead processes have left {_count_and_size(left)}"
         section.problem(what, "python -m shmpar clean")

@@ -19,9 +19,17 @@ Each error pickles with its attributes, and without the run to which it belongs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 Region = tuple[slice, ...] | None
+
+
+class _Place(TypedDict, total=False):
+    """The chunk of an error and its run, as keywords."""
+
+    chunk: int | None
+    region: Region
+    run: Any
 
 
 class ShmparError(Exception):
@@ -63,7 +71,9 @@ class ChunkError(_FailedChunk):
         Shape of the block that the function received.
     """
 
-    def __init__(self, message: str, *, shape: tuple[int, ...] | None = None, **place: Any) -> None:
+    def __init__(
+        self, message: str, *, shape: tuple[int, ...] | None = None, **place: Unpack[_Place]
+    ) -> None:
         super().__init__(message, **place)
         self.shape = shape
 
@@ -77,7 +87,9 @@ class WorkerDied(_FailedChunk):
         As in :class:`subprocess.Popen`: the exit status, or minus the number of the signal.
     """
 
-    def __init__(self, message: str, *, exitcode: int | None = None, **place: Any) -> None:
+    def __init__(
+        self, message: str, *, exitcode: int | None = None, **place: Unpack[_Place]
+    ) -> None:
         super().__init__(message, **place)
         self.exitcode = exitcode
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import inspect
 import itertools
 import os
@@ -12,22 +11,16 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
-from functools import partial
-from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from shmpar.arrays import creation
 from shmpar.arrays.sharedarray import attach
+from shmpar.engines import local
 from shmpar.engines.engine import Engine
-from shmpar.engines.local import (
-    Initialization,
-    Initializer,
-    SerialEngine,
-    ThreadsEngine,
-    cap_threads,
-)
+from shmpar.engines.local import cap_threads
 from shmpar.grid.axis import whole_number
 from shmpar.memory.limits import available_cpus
 from shmpar.memory.manager import Manager
@@ -69,20 +62,18 @@ _AT_ONCE = Close(cancel_runs=True, cancel_calls=True, kill=True)
 def _make_engine(
     kind: str,
     workers: int,
-    initializer: Initializer,
-    call: Initialization | None,
+    initializer: local.Initializer,
+    call: local.Initialization | None,
     launch: tuple[str | None, Mapping[str, str], int],
     tasks: int | None,
 ) -> Engine:
     """Make a pool's engine; `call` initializes each worker, `initializer` the caller's thread."""
     if kind == "serial":
-        return SerialEngine(initializer)
+        return local.SerialEngine(initializer)
     if kind == "threads":
-        return ThreadsEngine(workers, call)
+        return local.ThreadsEngine(workers, call)
     if sys.platform == "win32":
-        raise NotImplementedError(
-            "engine='processes' needs a POSIX system; on Windows use engine='threads'"
-        )
+        raise NotImplementedError("engine='processes' needs POSIX; on Windows use engine='threads'")
     # Why here: they need fcntl, which not every system has.
     from shmpar.engines.launch import Launcher
     from shmpar.engines.processes import ProcessesEngine
@@ -91,11 +82,10 @@ def _make_engine(
 
 
 def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} is a number, 1 or more, not {value!r}")
-    if value < 1:
+    number = whole_number(value, name)
+    if number < 1:
         raise ValueError(f"{name} is a number, 1 or more, not {value!r}")
-    return int(value.__index__())
+    return number
 
 
 def _environment(env: Any) -> dict[str, str]:
@@ -106,44 +96,21 @@ def _environment(env: Any) -> dict[str, str]:
     return found
 
 
-def _of_pool(function: Callable[P, R]) -> Callable[Concatenate[Memory, P], R]:
+def _of_pool(function: Callable[P, R]) -> Callable[Concatenate[Pool, P], R]:
     """The function as a method that makes its array under the pool's manager."""
 
-    def method(self: Memory, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        kwargs.setdefault("manager", self._memory())
+    @wraps(function)
+    def method(self: Pool, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        kwargs.setdefault("manager", self._manager)
         return function(*args, **kwargs)
 
-    functools.update_wrapper(method, function)
-    del method.__wrapped__  # type: ignore[attr-defined]  # its signature lacks self
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    theirs = inspect.signature(function).parameters.values()
-    shown = [
-        one.replace(kind=inspect.Parameter.KEYWORD_ONLY) if one.name == "manager" else one
-        for one in theirs
-    ]
-    method.__signature__ = inspect.Signature([own, *shown])  # type: ignore[attr-defined]
+    shown = [own, *inspect.signature(function).parameters.values()]
+    method.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
     return method
 
 
-class Memory:
-    """Gives a pool the array functions, each with the signature of the module's."""
-
-    def _memory(self) -> Manager:
-        raise NotImplementedError
-
-    array = _of_pool(creation.array)
-    asarray = _of_pool(creation.asarray)
-    empty = _of_pool(creation.empty)
-    zeros = _of_pool(creation.zeros)
-    ones = _of_pool(creation.ones)
-    full = _of_pool(creation.full)
-    empty_like = _of_pool(creation.empty_like)
-    zeros_like = _of_pool(creation.zeros_like)
-
-    attach = _of_pool(attach)
-
-
-class Pool(Reductions, Memory, Executor):
+class Pool(Reductions, Executor):
     """Workers, shared memory, and defaults for the verbs.
 
     A pool is a :class:`concurrent.futures.Executor` too.
@@ -211,6 +178,16 @@ class Pool(Reductions, Memory, Executor):
            [6., 6.]])
     """
 
+    array = _of_pool(creation.array)
+    asarray = _of_pool(creation.asarray)
+    empty = _of_pool(creation.empty)
+    zeros = _of_pool(creation.zeros)
+    ones = _of_pool(creation.ones)
+    full = _of_pool(creation.full)
+    empty_like = _of_pool(creation.empty_like)
+    zeros_like = _of_pool(creation.zeros_like)
+    attach = _of_pool(attach)
+
     def __init__(  # noqa: PLR0913 - the contract
         self,
         n_workers: int | None = None,
@@ -241,28 +218,25 @@ class Pool(Reductions, Memory, Executor):
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be callable")
         workers = available_cpus() if n_workers is None else _positive("n_workers", n_workers)
-        tasks = max_tasks_per_worker
         threads = _positive("threads_per_worker", threads_per_worker)
+        if (tasks := max_tasks_per_worker) is not None:
+            tasks = _positive("max_tasks_per_worker", tasks)
         call = None if initializer is None else (initializer, tuple(initargs))
+        launch = (None if python is None else os.fspath(python), _environment(env), threads)
         self.n_workers, self.engine = 1 if engine == "serial" else workers, engine
         self._pid = os.getpid()
         self._last_run: Run | None = None
         self._manager = Manager()
-        self._initializer = Initializer(call)
-        make_engine = partial(
-            _make_engine,
-            # Why here: the engine is made in another thread, which does not know of this worker.
-            "serial" if in_worker() else engine,
-            self.n_workers,
-            self._initializer,
-            call,
-            (None if python is None else os.fspath(python), _environment(env), threads),
-            None if tasks is None else _positive("max_tasks_per_worker", tasks),
-        )
+        self._initializer = local.Initializer(call)
         self._resume = weakref.WeakMethod(self._launch)
         remove_stale()
+        # Why here: the engine is made in another thread, which does not know of this worker.
+        kind = "serial" if in_worker() else engine
+        make_engine = partial(
+            _make_engine, kind, self.n_workers, self._initializer, call, launch, tasks
+        )
         self._loop = Loop(make_engine, self._manager.close)
-        self._uncap: Callable[[], object] | None = None
+        self._caps = contextlib.ExitStack()
         # Invariant: a pool with workers is among those that are closed at exit, at any interrupt.
         self._open = True
         try:
@@ -270,7 +244,7 @@ class Pool(Reductions, Memory, Executor):
             self._loop.begin()
             if engine == "threads":
                 # Why here: BLAS libraries take a cap from the main thread alone.
-                self._uncap = cap_threads(threads)
+                self._caps.callback(cap_threads(threads))
         except BaseException:
             self._close(_AT_ONCE)
             raise
@@ -291,15 +265,12 @@ class Pool(Reductions, Memory, Executor):
     def _policy(self) -> Policy:
         return self._usual
 
-    def _memory(self) -> Manager:
-        return self._manager
-
     def _execute(self, run: Run, *, wait: bool) -> Any:
         loop = self._checked()
         self._last_run = run
         run.resume_by = self._resume
         if in_worker():  # Why: a worker that waited for workers could wait for itself.
-            return execute_here(run, Initializer(), wait=wait)
+            return execute_here(run, local.Initializer(), wait=wait)
         if wait:
             # Why here: a debugger, and Ctrl-C, reach the function in the user's own thread.
             serial = self.engine == "serial"
@@ -398,12 +369,13 @@ class Pool(Reductions, Memory, Executor):
         ...     list(pool.map(pow, [2, 3], [5, 2]))
         [32, 9]
         """
-        size = whole_number(chunksize, f"chunksize={chunksize!r}")
-        if size < 1:
-            raise ValueError(f"chunksize is a number of items, 1 or more, not {chunksize!r}")
+        size = _positive("chunksize", chunksize)
         items = zip(*iterables, strict=False)
         batches = iter(lambda: tuple(itertools.islice(items, size)), ())
-        found = super().map(functools.partial(_each, fn), batches, timeout=timeout)
+        # Why a cast: its iterator has close(), which cancels the calls that no worker has begun.
+        found = cast(
+            "Generator[list[R]]", super().map(partial(_each, fn), batches, timeout=timeout)
+        )
         return _flat(found)
 
     def _checked(self) -> Loop:
@@ -430,48 +402,37 @@ class Pool(Reductions, Memory, Executor):
     def _close(self, how: Close, *, wait: bool = True) -> None:
         if self._pid != os.getpid():
             return
-        uncap = None
         try:
             self._open = False
             _closing.add(self._loop)
             _open_pools.discard(self)
-            uncap, self._uncap = self._uncap, None
             self._loop.close(how, wait=wait)
         except BaseException:
             # Why: an interrupt may have come before the loop knew that it is to end.
             self._loop.close(_AT_ONCE, wait=wait)
             raise
         finally:
-            if uncap is not None:
-                uncap()
+            self._caps.close()
 
     def __enter__(self) -> Self:
         self._checked()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         failed = error is not None
         self._close(Close(failed, failed, failed))
 
     def __del__(self) -> None:
         if getattr(self, "_open", False) and self._pid == os.getpid():
-            warnings.warn(
-                f"{self!r} was never closed; use it in a with block",
-                ResourceWarning,
-                stacklevel=1,
-                source=self,
-            )
+            text = f"{self!r} was never closed; use it in a with block"
+            warnings.warn(text, ResourceWarning, stacklevel=1, source=self)
             # Why no wait: the garbage collector may run in a thread that holds a lock.
             self._close(_LEFT_OPEN, wait=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In a worker, a pool that the function holds is a serial one, with its defaults."""
-        return _nested, (dict(self._verb_defaults),)
+        defaults: dict[str, Any] = {**self._verb_defaults, "progress": False}
+        return partial(Pool, engine="serial", **defaults), ()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.n_workers} workers"
@@ -482,22 +443,13 @@ def _each(fn: Callable[..., R], items: Iterable[tuple[Any, ...]]) -> list[R]:
     return [fn(*item) for item in items]
 
 
-def _flat(batches: Iterator[list[R]]) -> Iterator[R]:
+def _flat(batches: Generator[list[R], None, None]) -> Iterator[R]:
     """Yield the results of all batches; closing it closes `batches`, which cancels the rest."""
-    try:
+    with contextlib.closing(batches):
         for batch in batches:
-            # Each is dropped when it has been given out.
             batch.reverse()
             while batch:
-                yield batch.pop()
-    finally:
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
-
-
-def _nested(defaults: dict[str, Any]) -> Pool:
-    return Pool(engine="serial", **{**defaults, "progress": False})
+                yield batch.pop()  # Why: the batch does not keep a result that was given out.
 
 
 _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
@@ -541,11 +493,10 @@ def default_pool() -> Pool:
 def _on_default(method: Callable[Concatenate[Pool, P], R]) -> Callable[P, R]:
     """The method as a function on the default pool."""
 
+    @wraps(method)
     def function(*args: P.args, **kwargs: P.kwargs) -> R:
         return method(default_pool(), *args, **kwargs)
 
-    functools.update_wrapper(function, method)
-    del function.__wrapped__  # type: ignore[attr-defined]  # its signature has self
     _, *shown = inspect.signature(method).parameters.values()
     function.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
     function.__module__, function.__qualname__ = "shmpar", method.__name__

@@ -699,7 +699,7 @@ class TestTimings:
         ]
         assert sorted(found) == sorted((worker, chunks) for worker, chunks, _, _ in claims)
         assert timings.computed == ledger.chunks
-        assert timings.serial_seconds == pytest.approx(
+        assert timings.durations.sum() == pytest.approx(
             sum(sum(took) for *_, took in claims), rel=1e-5
         )
         for one in timings.of_workers():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import threading
@@ -12,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -113,33 +112,9 @@ def private_bytes(pid: int) -> int:
     return 0
 
 
-class Bandwidth(NamedTuple):
-    """Bytes per second that all CPUs together can move between memory and themselves.
-
-    Attributes
-    ----------
-    read, write : float
-        The rate for reading alone, and for writing alone.
-    """
-
-    read: float
-    write: float
-
-    def mixed(self, read: int, written: int) -> float:
-        """Return the rate for so many bytes of reading and of writing.
-
-        Examples
-        --------
-        >>> Bandwidth(read=20e9, write=10e9).mixed(100, 100) / 1e9
-        13.3...
-        """
-        seconds = read / self.read + written / self.write
-        return (read + written) / seconds if seconds else self.read
-
-
-@functools.cache
-def measure_bandwidth() -> Bandwidth:
-    """Measure the bandwidth of this machine's memory, once per process.
+@cache
+def measure_bandwidth() -> tuple[float, float]:
+    """Measure the bytes per second that all CPUs together read, and write; once per process.
 
     Each thread reads, then writes, an array of its own; the best of a few rounds counts.
 
@@ -151,7 +126,7 @@ def measure_bandwidth() -> Bandwidth:
     total = sum(array.nbytes for array in arrays)
     read = min(_run_threads(np.max, arrays) for _ in range(_BANDWIDTH_ROUNDS))
     write = min(_run_threads(lambda a: a.fill(2), arrays) for _ in range(_BANDWIDTH_ROUNDS))
-    return Bandwidth(total / read, total / write)
+    return total / read, total / write
 
 
 def _run_threads(work: Callable[[Array], object], arrays: Sequence[Array]) -> float:
@@ -315,7 +290,10 @@ class Report:
         Cost: the first use in a process measures it with one thread per CPU, which takes a fraction
         of a second and 256 MB. Other programs that run meanwhile lower it.
         """
-        return measure_bandwidth().mixed(self.bytes_read, self.bytes_written) / _GIGA
+        read_rate, write_rate = measure_bandwidth()
+        read, written = self.bytes_read, self.bytes_written
+        seconds = read / read_rate + written / write_rate
+        return ((read + written) / seconds if seconds else read_rate) / _GIGA
 
     @property
     def serial_seconds(self) -> float:
@@ -323,7 +301,7 @@ class Report:
 
         It is too large where workers compete for memory, which one worker alone would not.
         """
-        return self.timings.serial_seconds
+        return float(self.timings.durations.sum())
 
     @property
     def speedup(self) -> float:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from shmpar.grid import Grid
 from shmpar.plan import describe_region
 
@@ -247,12 +249,15 @@ def _chunk_hints(report: Report) -> Iterator[Hint]:
         fact = f"{format_count(chunks, 'chunk')} keep{'s' if chunks == 1 else ''} {chunks} of"
         gain = (end - begin) / seconds * (1 - chunks / workers)
         yield gain, f"{fact} {workers} workers busy: try chunks={grid}"
-    idle = [end - last for last in timings.last_ends]
-    index = int((timings.begins + timings.durations).argmax())
+    # A worker without chunks has waited since the begin of the first chunk.
+    last_ends = np.full(timings.n_workers, begin)
+    np.maximum.at(last_ends, timings.workers, timings.ends)
+    idle = end - last_ends
+    index = int(timings.ends.argmax())
     chunk, duration = int(timings.chunks[index]), float(timings.durations[index])
-    # Why max(idle): a shorter chunk is not the only one that the others waited for.
-    if chunks >= workers and not timings.attempts and duration >= max(idle) / 2:
-        gain, region = sum(idle) / workers / seconds, describe_region(report.plan.region(chunk))
+    # Why idle.max(): a shorter chunk is not the only one that the others waited for.
+    if chunks >= workers and not timings.attempts and duration >= idle.max() / 2:
+        gain, region = idle.sum() / workers / seconds, describe_region(report.plan.region(chunk))
         fact = f"workers waited for chunk {chunk} {region}, which took {format_seconds(duration)}"
         grid = finer(report.plan.grid, max(2.0, duration / max(mean, 1e-9)))
         late = float(timings.begins[index]) - report.preparing > _LATE * seconds

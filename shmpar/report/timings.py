@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,8 +83,9 @@ class Timings:
         Numbers of the chunks whose duration is known.
     workers : ndarray of int
         The worker of each of these chunks.
-    begins, durations : ndarray of float
-        The start of each of these chunks, in seconds after the start of the run, and its duration.
+    begins, ends, durations : ndarray of float
+        The start and the end of each of these chunks, in seconds after the start of the run, and
+        its duration.
     claim_starts : ndarray of int
         Index of each claim's first chunk in the arrays above.
     computed : int
@@ -129,17 +130,17 @@ class Timings:
         before = np.cumsum(self.durations) - self.durations
         lengths = np.diff(np.append(starts, self.chunks.size))
         self.begins: Numbers = begins + before - np.repeat(before[starts], lengths)
+        self.ends: Numbers = self.begins + self.durations
         slots = [ledger.slot(worker) for worker in range(ledger.workers)]
-        self.joined = {
-            i: slot[JOINED] * 1e-9 - origin for i, slot in enumerate(slots) if slot[JOINED]
-        }
+        joined = [slot[JOINED] for slot in slots]
+        self.joined = {i: time * 1e-9 - origin for i, time in enumerate(joined) if time}
         self.output_waits = [slot[WAITED] * 1e-9 for slot in slots]
-        current = [] if complete else _in_progress(ledger, origin, seconds)
+        current = () if complete else _in_progress(ledger, origin, seconds)
         self.attempts = [self._without_known(claim) for claim in (*lost, *current)]
 
     def _without_known(self, claim: LostClaim) -> LostClaim:
         """Let the claim begin after its last chunk of known duration."""
-        ends = (self.begins + self.durations)[self.workers == claim.worker]
+        ends = self.ends[self.workers == claim.worker]
         last = ends[ends <= claim.end].max(initial=claim.begin)
         return claim._replace(begin=min(float(last), claim.end))
 
@@ -147,28 +148,14 @@ class Timings:
     def claims(self) -> list[Claim]:
         """Every claim with a chunk of known duration, sorted by worker and begin."""
         firsts, lasts = self.claim_starts, np.append(self.claim_starts, self.chunks.size)[1:]
-        ends = (self.begins + self.durations)[lasts - 1]
-        columns = self.workers[firsts], self.begins[firsts], ends, firsts, lasts
+        columns = self.workers[firsts], self.begins[firsts], self.ends[lasts - 1], firsts, lasts
         return [Claim(*row) for row in zip(*[one.tolist() for one in columns], strict=True)]
-
-    @property
-    def serial_seconds(self) -> float:
-        """Sum of the durations."""
-        return float(self.durations.sum())
 
     @property
     def span(self) -> tuple[float, float]:
         """The begin of the first chunk and the end of the last."""
-        end = float((self.begins + self.durations).max(initial=0.0))
+        end = float(self.ends.max(initial=0.0))
         return float(self.begins.min(initial=end)), end
-
-    @property
-    def last_ends(self) -> list[float]:
-        """The end of each worker's last chunk; without chunks, the begin of the first chunk."""
-        found = [self.span[0]] * self.n_workers
-        for claim in self.claims:
-            found[claim.worker] = max(found[claim.worker], claim.end)
-        return found
 
     def of_workers(self) -> tuple[WorkerTime, ...]:
         """Return the time of each worker."""
@@ -195,11 +182,9 @@ class Timings:
         return WorkerTime(worker, chunks, len(claims), user, waiting, overhead)
 
 
-def _in_progress(ledger: Ledger, origin: float, now: float) -> list[LostClaim]:
-    found = []
+def _in_progress(ledger: Ledger, origin: float, now: float) -> Iterator[LostClaim]:
     for worker in range(ledger.workers):
         held = ledger.held(worker)
         if held is not None and held.since:
             begin = min(max(0.0, held.since * 1e-9 - origin), now)
-            found.append(LostClaim(worker, None, begin, now, died=False))
-    return found
+            yield LostClaim(worker, None, begin, now, died=False)
