@@ -32,7 +32,7 @@ def draw(report: Report) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "report.plot() draws with matplotlib, which is not installed: pip install shmpar[plot]"
+            "report.plot() draws with matplotlib, which is not installed: pip install matplotlib"
         ) from error
     timings = report.timings
     cut = [number for number, axis in enumerate(report.plan.grid.axes) if len(axis) > 1]

@@ -371,7 +371,7 @@ class Report:
         Raises
         ------
         ImportError
-            If matplotlib is not installed: ``pip install shmpar[plot]``.
+            If matplotlib is not installed: ``pip install matplotlib``.
 
         Examples
         --------
