@@ -137,13 +137,9 @@ class Manager:
 
     def _check(self) -> None:
         if self.closed:
-            raise RuntimeError(
-                "the pool (or manager) was closed; make arrays inside its with block"
-            )
+            raise RuntimeError("the pool or manager was closed; make arrays in its with block")
         if self._pid != os.getpid():
-            raise RuntimeError(
-                "this manager belongs to the parent process; make one after the fork"
-            )
+            raise RuntimeError("this manager belongs to the parent; make one after the fork")
 
     def own(self, segment: Segment) -> None:
         """Own an attached segment: its name is removed with its last view or with this manager."""

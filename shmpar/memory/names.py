@@ -123,9 +123,7 @@ def open_named(name: str) -> tuple[int, bool]:
         if in_proc and found.st_nlink:
             raise ValueError(f"{name!r} is no segment: the file has a name of its own")
         if found.st_uid != os.geteuid():
-            raise PermissionError(
-                f"segment {name!r} belongs to user {found.st_uid}; attach as them"
-            )
+            raise PermissionError(f"{name!r} belongs to user {found.st_uid}; attach as that user")
 
     return open_checked(path, repr(name), check, follow=in_proc)
 
@@ -174,8 +172,7 @@ def _open(path: str, flags: int, *, writable: bool) -> tuple[int, bool]:
 
 
 _LINES: Final = re.compile(
-    r"^(?:by ([0-9]{1,18}) at ([0-9]{1,20})\n)?([0-9]{1,20}) ([0-9]{1,20}) ([^/\n]+)\n",
-    re.MULTILINE,
+    r"(?m)^(?:by ([0-9]{1,18}) at ([0-9]{1,20})\n)?([0-9]{1,20}) ([0-9]{1,20}) ([^/\n]+)\n"
 )
 _FLAGS: Final = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 

@@ -31,6 +31,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -73,11 +74,8 @@ def dense_strides(shape: Ints, itemsize: int) -> tuple[int, ...]:
     >>> dense_strides((3, 4), 8)
     (32, 8)
     """
-    steps, step = [], itemsize
-    for n in reversed(shape):
-        steps.append(step)
-        step *= max(n, 1)
-    return tuple(reversed(steps))
+    lengths = [max(n, 1) for n in shape]
+    return tuple(math.prod(lengths[axis + 1 :]) * itemsize for axis in range(len(lengths)))
 
 
 def dense_nbytes(shape: Ints, itemsize: int) -> int:
@@ -139,11 +137,13 @@ class _MappingRef(weakref.ref[Mapping]):
     start: int
 
 
-# Lock: protects _mappings and _starts.  No finalizer takes it: the garbage collector may run while
-# the same thread holds it.
+_start_of: Final = attrgetter("start")
+
+# Lock: protects _mappings.  No finalizer takes it: the garbage collector may run while the same
+# thread holds it.
 _mappings_lock = threading.Lock()
-_mappings: dict[int, _MappingRef] = {}
-_starts: list[int] = []  # Invariant: the sorted keys of _mappings; an interrupt may delay a key
+# Invariant: sorted by start.  Of two equal starts the last one lives; an interrupt left the other.
+_mappings: list[_MappingRef] = []
 _dead: deque[_MappingRef] = deque()  # Invariant: a mapping is here before its range can be reused
 
 
@@ -156,9 +156,8 @@ def find_mapping(address: int) -> Mapping | None:
     """
     with _mappings_lock:
         _remove_dead()
-        position = bisect_right(_starts, address) - 1
-        found = _mappings.get(_starts[position]) if position >= 0 else None
-    mapping = None if found is None else found()
+        position = bisect_right(_mappings, address, key=_start_of)
+        mapping = _mappings[position - 1]() if position else None
     return mapping if mapping is not None and address < mapping.start + len(mapping) else None
 
 
@@ -169,20 +168,17 @@ def _register(mapping: Mapping) -> None:
     found.start = mapping.start
     with _mappings_lock:
         _remove_dead()
-        _mappings[mapping.start] = found
-        insort(_starts, mapping.start)
+        insort(_mappings, found, key=_start_of)
 
 
 def _remove_dead() -> None:
     """Forget the address ranges of dead mappings; the caller holds the lock."""
     while _dead:
         # Why: an interrupt may come after each line, and the next call repeats them.
-        start = _dead[0].start
-        if _mappings.get(start) is _dead[0]:
-            del _mappings[start]
-        position = bisect_left(_starts, start)
-        if start not in _mappings and _starts[position : position + 1] == [start]:
-            del _starts[position]
+        gone = _dead[0]
+        first = bisect_left(_mappings, gone.start, key=_start_of)
+        last = bisect_right(_mappings, gone.start, key=_start_of)
+        _mappings[first:last] = [one for one in _mappings[first:last] if one is not gone]
         _dead.popleft()
 
 
