@@ -32,21 +32,13 @@ from shmpar.memory import allocate, names
 from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.locate import locate, memory_owner
 from shmpar.memory.manager import Manager, default_manager
-from shmpar.memory.segment import (
-    Location,
-    Segment,
-    address_of,
-    dense_strides,
-    find_segment,
-    known_segment,
-)
+from shmpar.memory.segment import Array, Location, Segment, address_of, find_segment, known_segment
 
 if TYPE_CHECKING:
     from multiprocessing.shared_memory import SharedMemory
 
 _Shape = TypeVar("_Shape", bound=tuple[int, ...])
 _DType = TypeVar("_DType", bound=np.dtype[Any])
-Array = np.ndarray[Any, Any]
 
 _PART_NAME: Final = re.compile(r"(shmpar_[0-9a-f]{16})@([0-9]{1,9})")
 
@@ -102,8 +94,6 @@ class Handle:
 
     def holds(self, array: Array) -> bool:
         """Return True if the bytes of an array lie in the segment."""
-        if array.base is None:
-            return False
         if memory_owner(array) is self._memory:
             return True
         # Why: as_strided and the like put objects of their own between a view and its memory.
@@ -450,19 +440,15 @@ def _parse(where: Any, shape: Any, dtype: Any) -> Address:
     # Why: the import is slow; an instance exists only after it.
     module = sys.modules.get("multiprocessing.shared_memory")
     name = where.name if module and isinstance(where, module.SharedMemory) else where
+    shown = short_repr(name)
     if not isinstance(name, str):
-        raise TypeError(
-            f"attach() takes a name, an address or a SharedMemory, not {short_repr(where)}"
-        )
+        raise TypeError(f"attach() takes a name, an address or a SharedMemory, not {shown}")
     if shape is None or dtype is None:
-        raise TypeError(
-            f"attach({short_repr(name)}) needs the array's shape and dtype, or its address"
-        )
+        raise TypeError(f"attach({shown}) needs the array's shape and dtype, or its address")
     spec = ArraySpec.of(shape, dtype)
     name, start = split_name(name)
-    strides = dense_strides(spec.shape, spec.dtype.itemsize)
     size = max(1, start + spec.nbytes)
-    return Address(name, size, start, spec.shape, strides, spec.dtype, start=start)
+    return Address(name, size, start, spec.shape, spec.strides, spec.dtype, start=start)
 
 
 def _open_segment(address: Address) -> Segment:

@@ -18,9 +18,7 @@ import numpy as np
 
 from shmpar.errors import SegmentFull
 from shmpar.memory import allocate
-from shmpar.memory.segment import Segment, create
-
-Array = np.ndarray[Any, Any]
+from shmpar.memory.segment import Array, Segment, create
 
 _BUFFER_BYTES: Final = 1 << 20  # Why: a buffer for strided values that stays in the CPU's cache
 

@@ -142,7 +142,7 @@ def open_checked(
             raise ValueError(f"{shown} is no segment: not a regular file")
         check(found)
 
-    flags = os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    flags = os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     try:
         # Why: checked before it is opened, since opening a device or a pipe has effects, and after,
         # since the name may point to another file by then.
@@ -174,7 +174,7 @@ def _open(path: str, flags: int, *, writable: bool) -> tuple[int, bool]:
 _LINES: Final = re.compile(
     r"(?m)^(?:by ([0-9]{1,18}) at ([0-9]{1,20})\n)?([0-9]{1,20}) ([0-9]{1,20}) ([^/\n]+)\n"
 )
-_FLAGS: Final = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+_FLAGS: Final = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
 
 # Lock: a registry is locked with a POSIX record lock, which the kernel releases with the process,
 # in any pid namespace.  A forked child does not inherit it; an open-file lock would look held as

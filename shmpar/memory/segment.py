@@ -19,7 +19,6 @@ Sizes are Python integers: a shape that overflows 64 bits gives a large number, 
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import math
 import mmap
@@ -66,27 +65,17 @@ def byte_bounds(shape: Ints, strides: Ints, itemsize: int) -> tuple[int, int]:
     return low, high
 
 
-def dense_strides(shape: Ints, itemsize: int) -> tuple[int, ...]:
-    """Return the strides in bytes of a C-ordered array without gaps.
-
-    Examples
-    --------
-    >>> dense_strides((3, 4), 8)
-    (32, 8)
-    """
-    lengths = [max(n, 1) for n in shape]
-    return tuple(math.prod(lengths[axis + 1 :]) * itemsize for axis in range(len(lengths)))
-
-
 def dense_nbytes(shape: Ints, itemsize: int) -> int:
     """Return the bytes of an array without gaps."""
     return math.prod(shape) * itemsize
 
 
-def lies_within(size: int, offset: int, bounds: tuple[int, int]) -> bool:
+def lies_within(size: int, offset: int, shape: Ints, strides: Ints | None, itemsize: int) -> bool:
     """Return True if an array with its first element at ``offset`` lies within ``size`` bytes."""
-    low, high = offset + bounds[0], offset + bounds[1]
-    return low >= 0 and high <= size and 0 <= offset <= size
+    if strides is None:
+        return 0 <= offset <= size - dense_nbytes(shape, itemsize)
+    low, high = byte_bounds(shape, strides, itemsize)
+    return offset + low >= 0 and offset + high <= size and 0 <= offset <= size
 
 
 def address_of(array: Array) -> int:
@@ -119,10 +108,7 @@ class Mapping(mmap.mmap):
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if segment.writable else 0)
         self = super().__new__(cls, segment.fileno(), segment.size, flags, prot, **_UNTRACKED)
         self.segment = segment
-        if segment.writable:  # Why: ctypes is faster, but refuses read-only memory
-            self.start = ctypes.addressof(ctypes.c_char.from_buffer(self))
-        else:
-            self.start = address_of(np.ndarray(1, np.uint8, self))
+        self.start = address_of(np.ndarray(1, np.uint8, self))
         _register(self)
         return self
 
@@ -317,11 +303,7 @@ class Segment:
         -----
         Cost: maps the segment, unless it is mapped.
         """
-        if strides is None:
-            bounds = 0, dense_nbytes(shape, dtype.itemsize)
-        else:
-            bounds = byte_bounds(shape, strides, dtype.itemsize)
-        if not lies_within(self.size, offset, bounds):
+        if not lies_within(self.size, offset, shape, strides, dtype.itemsize):
             raise ValueError(
                 f"an array of shape {tuple(shape)}, strides {strides} and dtype {dtype} at "
                 f"offset {offset} reaches outside of a segment of {self.size:,} bytes"
