@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _Shape = TypeVar("_Shape", bound=tuple[int, ...])
 _DType = TypeVar("_DType", bound=np.dtype[Any])
 
+# The name of an array in a common segment: the name of the segment, and the first byte.
 _PART_NAME: Final = re.compile(r"(shmpar_[0-9a-f]{16})@([0-9]{1,9})")
 
 # Methods of ndarray that may return new memory in the type of the array.
@@ -94,6 +95,8 @@ class Handle:
 
     def holds(self, array: Array) -> bool:
         """Return True if the bytes of an array lie in the segment."""
+        if array.base is None:
+            return False
         if memory_owner(array) is self._memory:
             return True
         # Why: as_strided and the like put objects of their own between a view and its memory.
@@ -138,18 +141,6 @@ def _reopen(segment: Segment) -> int:
     # Lock: a duplicated descriptor would share its locks with the process that sent it.
     path, flags = f"/dev/fd/{segment.fileno()}", os.O_RDWR | os.O_CLOEXEC
     return open_with_retry(lambda: os.open(path, flags))
-
-
-def split_name(name: str) -> tuple[str, int]:
-    """Split the name of an array in a common segment into the segment's name and first byte.
-
-    Examples
-    --------
-    >>> split_name("shmpar_0123456789abcdef@64"), split_name("mine")
-    (('shmpar_0123456789abcdef', 64), ('mine', 0))
-    """
-    found = _PART_NAME.fullmatch(name)
-    return (found[1], int(found[2])) if found else (name, 0)
 
 
 class SharedArray(np.ndarray[_Shape, _DType]):
@@ -446,7 +437,8 @@ def _parse(where: Any, shape: Any, dtype: Any) -> Address:
     if shape is None or dtype is None:
         raise TypeError(f"attach({shown}) needs the array's shape and dtype, or its address")
     spec = ArraySpec.of(shape, dtype)
-    name, start = split_name(name)
+    part = _PART_NAME.fullmatch(name)
+    name, start = (part[1], int(part[2])) if part else (name, 0)
     size = max(1, start + spec.nbytes)
     return Address(name, size, start, spec.shape, spec.strides, spec.dtype, start=start)
 

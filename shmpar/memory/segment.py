@@ -534,7 +534,6 @@ class Slab:
 def new_output(shape: tuple[int, ...], dtype: Dtype, slab: Slab | None = None) -> Array:
     """Return an array of zeros in a segment that lives as long as its views."""
     nbytes = dense_nbytes(shape, dtype.itemsize)
-    location = None if slab is None else slab.take(nbytes)
-    if location is None:
-        location = Location(create(nbytes, purpose="output"), 0)
+    location = slab.take(nbytes) if slab else None
+    location = location or Location(create(nbytes, purpose="output"), 0)
     return location.segment.ndarray(location.offset, shape, None, dtype)
