@@ -441,8 +441,9 @@ def test_a_standard_manager_without_room():
     "name", ["empty", "ones", "full", "zeros_like", "empty_like", "array", "asarray"]
 )
 def test_docstrings_have_the_common_text(name):
-    """Each creation function documents its own parameters in full."""
+    """Each creation function has its own name and documents its own parameters in full."""
     function = getattr(sa, name)
+    assert function.__name__ == name
     assert "As for" not in function.__doc__
     for parameter in inspect.signature(function).parameters:
         assert f"\n{parameter} : " in function.__doc__

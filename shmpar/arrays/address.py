@@ -158,8 +158,9 @@ class ArraySpec(NamedTuple):
 
     Examples
     --------
-    >>> ArraySpec.of(3, "f8").nbytes
-    24
+    >>> spec = ArraySpec.of((3, 4), "f8")
+    >>> spec.nbytes, spec.strides
+    (96, (32, 8))
     """
 
     shape: tuple[int, ...]
@@ -169,6 +170,12 @@ class ArraySpec(NamedTuple):
     def nbytes(self) -> int:
         """Size of the values in bytes."""
         return dense_nbytes(self.shape, self.dtype.itemsize)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Bytes along each axis in C order without gaps."""
+        lengths, itemsize = [max(n, 1) for n in self.shape], self.dtype.itemsize
+        return tuple(dense_nbytes(lengths[axis + 1 :], itemsize) for axis in range(len(lengths)))
 
     @classmethod
     def of(cls, shape: Any, dtype: Any) -> ArraySpec:
@@ -189,16 +196,19 @@ class ArraySpec(NamedTuple):
             raise TypeError(f"not a dtype: {short_repr(dtype)}") from None
         reject_objects(sample.dtype)
         spec = cls(_axes(shape) + sample.shape[1:], sample.dtype)
-        if min(spec.shape, default=0) < 0:
-            raise ValueError(f"shape {short_repr(spec.shape)} has a negative length")
-        if len(spec.shape) > _MAX_AXES:
-            raise ValueError(f"shape with {len(spec.shape)} axes; NumPy has at most {_MAX_AXES}")
-        # Why: NumPy refuses too large axes beside an axis of length 0 as well.
-        if dense_nbytes([n for n in spec.shape if n], max(1, spec.dtype.itemsize)) > sys.maxsize:
-            raise ValueError(
-                f"shape {short_repr(spec.shape)} of dtype {spec.dtype} has more than 2**63 bytes"
-            )
+        spec.check()
         return spec
+
+    def check(self) -> None:
+        """Raise ValueError unless NumPy can make an array of this shape."""
+        if min(self.shape, default=0) < 0:
+            raise ValueError(f"shape {short_repr(self.shape)} has a negative length")
+        if len(self.shape) > _MAX_AXES:
+            raise ValueError(f"shape with {len(self.shape)} axes; NumPy has at most {_MAX_AXES}")
+        # Why: NumPy refuses too large axes beside an axis of length 0 as well.
+        if dense_nbytes([n for n in self.shape if n], max(1, self.dtype.itemsize)) > sys.maxsize:
+            shown = short_repr(self.shape)
+            raise ValueError(f"shape {shown} of dtype {self.dtype} has more than 2**63 bytes")
 
 
 def _axes(shape: Any) -> tuple[int, ...]:
@@ -303,24 +313,19 @@ class Address(NamedTuple):
         if self.identity is None and (self.file or self.name.startswith("/proc/")):
             # Why: another file may have the path, or another segment the descriptor's number.
             raise ValueError("the address of a file or a descriptor needs its device and inode")
-        if len(self.shape) > _MAX_AXES or len(self.shape) != len(self.strides):
-            raise ValueError(
-                f"address with {len(self.shape)} axes and {len(self.strides)} strides; "
-                f"NumPy has at most {_MAX_AXES} axes"
-            )
+        ArraySpec(self.shape, self.dtype).check()
+        if len(self.shape) != len(self.strides):
+            raise ValueError(f"address with {len(self.shape)} axes, {len(self.strides)} strides")
         if not 1 <= self.size <= sys.maxsize:
             raise ValueError(f"address with a segment of {self.size} bytes")
-        step = max(map(abs, self.strides), default=0)
-        if max(dense_nbytes(self.shape, self.dtype.itemsize), step) > sys.maxsize:
+        if max(map(abs, self.strides), default=0) > sys.maxsize:
+            raise ValueError(f"address with too large strides {short_repr(self.strides)}")
+        layout = self.shape, self.strides, self.dtype.itemsize
+        if not lies_within(self.size, self.offset, *layout) or not 0 <= self.start <= self.size:
+            low, high = byte_bounds(*layout)
             raise ValueError(
-                f"address with shape {short_repr(self.shape)} and strides "
-                f"{short_repr(self.strides)}: too large"
-            )
-        bounds = byte_bounds(self.shape, self.strides, self.dtype.itemsize)
-        if not lies_within(self.size, self.offset, bounds) or not 0 <= self.start <= self.size:
-            raise ValueError(
-                f"address reaches outside of its segment: bytes {self.offset + bounds[0]} to "
-                f"{self.offset + bounds[1]} of {self.size}"
+                f"address reaches outside of its segment: bytes {self.offset + low} to "
+                f"{self.offset + high} of {self.size}"
             )
 
 

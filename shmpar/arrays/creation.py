@@ -26,7 +26,7 @@ from shmpar.memory.copying import memory_order, write
 from shmpar.memory.limits import ClosedOnError
 from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager, default_manager
-from shmpar.memory.segment import Location, Segment, known_segment
+from shmpar.memory.segment import Array, Location, Segment, known_segment
 
 if TYPE_CHECKING:
     from multiprocessing.managers import SharedMemoryManager
@@ -35,7 +35,6 @@ Order = Literal["C", "F"]
 LikeOrder = Literal["C", "F", "A", "K"]
 Name: TypeAlias = str | None
 Owner: TypeAlias = "Manager | SharedMemoryManager | None"
-Array = np.ndarray[Any, Any]
 Shared = SharedArray[Any, Any]
 
 _ENTRY: Final = re.compile(r"^(\w+)(?: : .+)?\n(?: {4}.+\n)+", re.MULTILINE)
@@ -46,8 +45,6 @@ def zeros(
     shape: Any, dtype: Any = None, order: Order = "C", *, name: Name = None, manager: Owner = None
 ) -> Shared:
     """Make a shared array of zeros.
-
-    ``empty`` is the same function: new shared memory reads as zeros.
 
     Parameters
     ----------
@@ -93,7 +90,36 @@ def zeros(
     return _new(spec, _axes_in_memory(order, len(spec.shape)), name, manager)
 
 
-empty = zeros
+def empty(
+    shape: Any, dtype: Any = None, order: Order = "C", *, name: Name = None, manager: Owner = None
+) -> Shared:
+    """Make a shared array for values to come; new shared memory reads as zeros.
+
+    Parameters
+    ----------
+    shape, dtype, order, name, manager
+        As for :func:`zeros`.
+
+    Returns
+    -------
+    SharedArray
+        Writable array.
+
+    Raises
+    ------
+    TypeError, ValueError, FileExistsError, SegmentFull
+        As for :func:`zeros`.
+
+    Notes
+    -----
+    Cost: as :func:`zeros`.
+
+    Examples
+    --------
+    >>> empty((2, 3), "i4").shape
+    (2, 3)
+    """
+    return zeros(shape, dtype, order, name=name, manager=manager)
 
 
 def ones(
@@ -187,8 +213,6 @@ def zeros_like(
 ) -> Shared:
     """Make a shared array of zeros with the shape, dtype and memory order of another array.
 
-    ``empty_like`` is the same function.
-
     Parameters
     ----------
     prototype : array_like
@@ -228,7 +252,50 @@ def zeros_like(
     return _new(spec, _axes_in_memory(order, len(spec.shape), like), name, manager)
 
 
-empty_like = zeros_like
+def empty_like(
+    prototype: Any,
+    dtype: Any = None,
+    order: LikeOrder = "K",
+    *,
+    shape: Any = None,
+    name: Name = None,
+    manager: Owner = None,
+) -> Shared:
+    """Make a shared array for values to come, with the layout of another array.
+
+    Parameters
+    ----------
+    prototype : array_like
+        Array whose shape, dtype and memory order are taken.
+    dtype : dtype, optional
+        Replaces the dtype of ``prototype``.
+    order : {"C", "F", "A", "K"}
+        Memory order; "A" and "K" follow ``prototype``, as in NumPy.
+    shape : int or sequence of int, optional
+        Replaces the shape of ``prototype``.
+    name, manager
+        As for :func:`zeros`.
+
+    Returns
+    -------
+    SharedArray
+        Writable array; new shared memory reads as zeros.
+
+    Raises
+    ------
+    TypeError, ValueError, FileExistsError, SegmentFull
+        As for :func:`zeros`.
+
+    Notes
+    -----
+    Cost: as :func:`zeros`.
+
+    Examples
+    --------
+    >>> empty_like(np.ones((2, 3), "f4", order="F")).flags.f_contiguous
+    True
+    """
+    return zeros_like(prototype, dtype, order, shape=shape, name=name, manager=manager)
 
 
 def array(values: Any, dtype: Any = None, *, name: Name = None, manager: Owner = None) -> Shared:
@@ -314,7 +381,7 @@ def asarray(values: Any, dtype: Any = None, *, manager: Owner = None) -> Shared:
 
 # Why: help() shows each function's own parameters, although the text stands in zeros alone.
 _entries = {found[1]: found[0] for found in _ENTRY.finditer(inspect.cleandoc(zeros.__doc__ or ""))}
-for _function in (zeros, ones, full, zeros_like, array, asarray):
+for _function in (zeros, empty, ones, full, zeros_like, empty_like, array, asarray):
     _function.__doc__ = _REFERENCE.sub(
         lambda found: "".join(_entries[name] for name in found[1].split(", ")),
         inspect.cleandoc(_function.__doc__ or ""),
@@ -347,13 +414,12 @@ def _new(
 ) -> Shared:
     """Allocate an array whose memory runs along ``axes``, of zeros or with a copy of ``values``."""
     dense = None if values is None else values.transpose(axes)
-    owner = not _is_std_manager(manager)
     if _is_std_manager(manager):
-        place = Location(_std_allocate(manager, spec.nbytes, name), 0)
+        place, owner = Location(_std_allocate(manager, spec.nbytes, name), 0), False
         if dense is not None:
             write(place.segment.fileno(), 0, dense)
     else:
-        place = _own_manager(manager).allocate(spec.nbytes, dense, name=name)
+        place, owner = _own_manager(manager).allocate(spec.nbytes, dense, name=name), True
     shape = [spec.shape[axis] for axis in axes]
     made = place.segment.ndarray(place.offset, shape, None, spec.dtype)
     made = made.transpose(sorted(axes, key=axes.__getitem__))

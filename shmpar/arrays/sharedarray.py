@@ -32,22 +32,15 @@ from shmpar.memory import allocate, names
 from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.locate import locate, memory_owner
 from shmpar.memory.manager import Manager, default_manager
-from shmpar.memory.segment import (
-    Location,
-    Segment,
-    address_of,
-    dense_strides,
-    find_segment,
-    known_segment,
-)
+from shmpar.memory.segment import Array, Location, Segment, address_of, find_segment, known_segment
 
 if TYPE_CHECKING:
     from multiprocessing.shared_memory import SharedMemory
 
 _Shape = TypeVar("_Shape", bound=tuple[int, ...])
 _DType = TypeVar("_DType", bound=np.dtype[Any])
-Array = np.ndarray[Any, Any]
 
+# The name of an array in a common segment: the name of the segment, and the first byte.
 _PART_NAME: Final = re.compile(r"(shmpar_[0-9a-f]{16})@([0-9]{1,9})")
 
 # Methods of ndarray that may return new memory in the type of the array.
@@ -148,18 +141,6 @@ def _reopen(segment: Segment) -> int:
     # Lock: a duplicated descriptor would share its locks with the process that sent it.
     path, flags = f"/dev/fd/{segment.fileno()}", os.O_RDWR | os.O_CLOEXEC
     return open_with_retry(lambda: os.open(path, flags))
-
-
-def split_name(name: str) -> tuple[str, int]:
-    """Split the name of an array in a common segment into the segment's name and first byte.
-
-    Examples
-    --------
-    >>> split_name("shmpar_0123456789abcdef@64"), split_name("mine")
-    (('shmpar_0123456789abcdef', 64), ('mine', 0))
-    """
-    found = _PART_NAME.fullmatch(name)
-    return (found[1], int(found[2])) if found else (name, 0)
 
 
 class SharedArray(np.ndarray[_Shape, _DType]):
@@ -450,19 +431,16 @@ def _parse(where: Any, shape: Any, dtype: Any) -> Address:
     # Why: the import is slow; an instance exists only after it.
     module = sys.modules.get("multiprocessing.shared_memory")
     name = where.name if module and isinstance(where, module.SharedMemory) else where
+    shown = short_repr(name)
     if not isinstance(name, str):
-        raise TypeError(
-            f"attach() takes a name, an address or a SharedMemory, not {short_repr(where)}"
-        )
+        raise TypeError(f"attach() takes a name, an address or a SharedMemory, not {shown}")
     if shape is None or dtype is None:
-        raise TypeError(
-            f"attach({short_repr(name)}) needs the array's shape and dtype, or its address"
-        )
+        raise TypeError(f"attach({shown}) needs the array's shape and dtype, or its address")
     spec = ArraySpec.of(shape, dtype)
-    name, start = split_name(name)
-    strides = dense_strides(spec.shape, spec.dtype.itemsize)
+    part = _PART_NAME.fullmatch(name)
+    name, start = (part[1], int(part[2])) if part else (name, 0)
     size = max(1, start + spec.nbytes)
-    return Address(name, size, start, spec.shape, strides, spec.dtype, start=start)
+    return Address(name, size, start, spec.shape, spec.strides, spec.dtype, start=start)
 
 
 def _open_segment(address: Address) -> Segment:

@@ -24,7 +24,6 @@ SHM: Final = "/dev/shm"  # noqa: S108 (shared memory is intended)
 STEP: Final = 64 << 20  # Why: a longer system call delays signals
 SMALL: Final = 16 << 20  # Why: for fewer bytes, the kernel's ENOSPC is answer enough
 FULL: Final = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG}
-_MODE: Final = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
 
 Fill = Callable[[int, int], object]
 
@@ -69,7 +68,7 @@ class Capacity(NamedTuple):
 
 
 def _open_shm() -> int:
-    return os.open(SHM, os.O_TMPFILE | _MODE, 0o600)
+    return os.open(SHM, os.O_TMPFILE | os.O_RDWR, 0o600)
 
 
 def _open_memfd() -> int:
@@ -306,12 +305,12 @@ def atomic_file(
     """
     folder, temporary = os.path.dirname(path) or ".", f"{path}.{os.urandom(4).hex()}.tmp"
     try:
-        fd = open_with_retry(lambda: os.open(folder, _MODE | os.O_TMPFILE, mode))
+        fd = open_with_retry(lambda: os.open(folder, os.O_TMPFILE | os.O_RDWR, mode))
         nameless = True
     except (AttributeError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_TMPFILE:
             raise
-        fd = os.open(temporary, _MODE | os.O_CREAT | os.O_EXCL, mode)
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         nameless = False
     try:
         reserve_range(fd, 0, nbytes)
@@ -339,8 +338,7 @@ def link_file(fd: int, path: str) -> None:
     OSError
         The name is on another file system, or the system cannot link a nameless file.
     """
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-    folder = open_with_retry(os.open, os.path.dirname(path) or ".", flags)
+    folder = open_with_retry(os.open, os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY)
     try:  # Why: without folders, os.link() does not follow the symbolic link in /proc
         os.link(f"/proc/self/fd/{fd}", os.path.basename(path), src_dir_fd=folder, dst_dir_fd=folder)
     finally:

@@ -18,9 +18,7 @@ import numpy as np
 
 from shmpar.errors import SegmentFull
 from shmpar.memory import allocate
-from shmpar.memory.segment import Segment, create
-
-Array = np.ndarray[Any, Any]
+from shmpar.memory.segment import Array, Segment, create
 
 _BUFFER_BYTES: Final = 1 << 20  # Why: a buffer for strided values that stays in the CPU's cache
 
@@ -37,8 +35,7 @@ def is_masked(value: Any) -> bool:
     # Why: importing numpy.ma would slow the start of a worker, and without it there is no
     # masked array.
     module = sys.modules.get("numpy.ma.core")
-    kind = getattr(module, "MaskedArray", None)
-    return kind is not None and isinstance(value, kind)
+    return isinstance(value, getattr(module, "MaskedArray", ()))
 
 
 def share(array: Array) -> tuple[Segment, Array]:
@@ -117,13 +114,11 @@ def _write_strided(fd: int, offset: int, array: Array) -> None:
 
 
 def _write_all(fd: int, raw: memoryview, offset: int) -> None:
-    written = 0
-    while written < raw.nbytes:  # Why: the kernel may stop early at a signal
+    while raw.nbytes:  # Why: the kernel may stop early at a signal
         try:
-            written += os.pwrite(fd, raw[written:], offset + written)
+            written = os.pwrite(fd, raw, offset)
         except OSError as error:
             if error.errno not in allocate.FULL:
                 raise
-            raise SegmentFull(
-                f"{raw.nbytes - written:,} more bytes do not fit: {os.strerror(error.errno)}"
-            ) from None
+            raise SegmentFull(f"{raw.nbytes:,} more bytes do not fit: {error.strerror}") from None
+        raw, offset = raw[written:], offset + written

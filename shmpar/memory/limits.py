@@ -15,7 +15,7 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, ParamSpec, TypeVar
 
@@ -132,6 +132,7 @@ _MEMORY_FILES: Final = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     2: ("memory.max", "memory.current"),
 }
+_CPU_FILES: Final = {1: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), 2: ("cpu.max",)}
 
 
 class MemoryGroup(NamedTuple):
@@ -187,7 +188,7 @@ def memory_groups() -> Iterator[MemoryGroup]:
     """Yield the memory control group of this process and its ancestors, if they have a limit."""
     for version, folder in cgroup_folders("memory"):
         try:
-            limit, used = (_number(f"{folder}/{name}") for name in _MEMORY_FILES[version])
+            limit, used = _numbers(folder, _MEMORY_FILES[version])
         except ValueError:  # the group is missing, or has the limit "max"
             continue
         if limit < UNLIMITED:
@@ -259,8 +260,10 @@ def _lines(path: str) -> list[str]:
     return []
 
 
-def _number(path: str) -> int:
-    return int("".join(_lines(path)))
+def _numbers(folder: str, names: Sequence[str]) -> list[int]:
+    """Return all numbers in some files of a folder; a missing file has none."""
+    lines = [line for name in names for line in _lines(f"{folder}/{name}")]
+    return [int(word) for word in " ".join(lines).split()]
 
 
 def _field(path: str, name: str) -> int | None:
@@ -313,10 +316,8 @@ def quota_cpus() -> float | None:
 
 
 def _cpu_quota(version: int, folder: str) -> float:
-    files = {1: ["cpu.cfs_quota_us", "cpu.cfs_period_us"], 2: ["cpu.max"]}[version]
-    words = " ".join(line for name in files for line in _lines(f"{folder}/{name}")).split()
     try:
-        quota, period = map(int, words)
+        quota, period = _numbers(folder, _CPU_FILES[version])
         return quota / period
     except (ValueError, ZeroDivisionError):  # the group is missing, or has the limit "max"
         return 0.0

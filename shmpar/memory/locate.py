@@ -22,15 +22,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from shmpar.memory.limits import ClosedOnError, open_with_retry
-from shmpar.memory.segment import (
-    Location,
-    Mapping,
-    Segment,
-    address_of,
-    byte_bounds,
-    find_mapping,
-    lies_within,
-)
+from shmpar.memory.segment import Location, Mapping, Segment, address_of, find_mapping, lies_within
 
 Array = np.ndarray[Any, Any]
 
@@ -78,8 +70,8 @@ def locate(array: Array) -> Location | None:
     segment, start = found
     offset = address_of(array) - start
     # Why: a file may have been shortened since it was mapped.
-    bounds = byte_bounds(array.shape, array.strides, array.itemsize)
-    return Location(segment, offset) if lies_within(segment.size, offset, bounds) else None
+    inside = lies_within(segment.size, offset, array.shape, array.strides, array.itemsize)
+    return Location(segment, offset) if inside else None
 
 
 def kind_of(array: Array) -> str:
@@ -176,9 +168,8 @@ _identify = _from_kernel if os.path.exists("/proc/self/maps") else _from_memmap
 
 def _open_again(file: _MappedFile) -> Segment | None:
     """Open the file by its path; return None if the path leads to another file by now."""
-    flags = (os.O_RDWR if file.writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0)
     try:
-        fd = open_with_retry(os.open, file.path, flags)
+        fd = open_with_retry(os.open, file.path, os.O_RDWR if file.writable else os.O_RDONLY)
     except OSError:
         return None
     with ClosedOnError(fd):

@@ -14,14 +14,10 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, Final, Self
-
-import numpy as np
+from typing import Final, Self
 
 from shmpar.memory import allocate, copying, limits, names
-from shmpar.memory.segment import CACHE_LINE, Location, Segment, create
-
-Array = np.ndarray[Any, Any]
+from shmpar.memory.segment import CACHE_LINE, Array, Location, Segment, create
 
 _LARGEST_PIECE: Final = 64 << 10  # bytes of an array that may share a segment
 _SLAB_BYTES: Final = 1 << 20  # bytes of a shared segment
@@ -137,13 +133,9 @@ class Manager:
 
     def _check(self) -> None:
         if self.closed:
-            raise RuntimeError(
-                "the pool (or manager) was closed; make arrays inside its with block"
-            )
+            raise RuntimeError("the pool or manager was closed; make arrays in its with block")
         if self._pid != os.getpid():
-            raise RuntimeError(
-                "this manager belongs to the parent process; make one after the fork"
-            )
+            raise RuntimeError("this manager belongs to the parent; make one after the fork")
 
     def own(self, segment: Segment) -> None:
         """Own an attached segment: its name is removed with its last view or with this manager."""

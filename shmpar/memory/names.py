@@ -123,9 +123,7 @@ def open_named(name: str) -> tuple[int, bool]:
         if in_proc and found.st_nlink:
             raise ValueError(f"{name!r} is no segment: the file has a name of its own")
         if found.st_uid != os.geteuid():
-            raise PermissionError(
-                f"segment {name!r} belongs to user {found.st_uid}; attach as them"
-            )
+            raise PermissionError(f"{name!r} belongs to user {found.st_uid}; attach as that user")
 
     return open_checked(path, repr(name), check, follow=in_proc)
 
@@ -144,7 +142,7 @@ def open_checked(
             raise ValueError(f"{shown} is no segment: not a regular file")
         check(found)
 
-    flags = os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    flags = os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     try:
         # Why: checked before it is opened, since opening a device or a pipe has effects, and after,
         # since the name may point to another file by then.
@@ -174,10 +172,9 @@ def _open(path: str, flags: int, *, writable: bool) -> tuple[int, bool]:
 
 
 _LINES: Final = re.compile(
-    r"^(?:by ([0-9]{1,18}) at ([0-9]{1,20})\n)?([0-9]{1,20}) ([0-9]{1,20}) ([^/\n]+)\n",
-    re.MULTILINE,
+    r"(?m)^(?:by ([0-9]{1,18}) at ([0-9]{1,20})\n)?([0-9]{1,20}) ([0-9]{1,20}) ([^/\n]+)\n"
 )
-_FLAGS: Final = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+_FLAGS: Final = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
 
 # Lock: a registry is locked with a POSIX record lock, which the kernel releases with the process,
 # in any pid namespace.  A forked child does not inherit it; an open-file lock would look held as

@@ -19,7 +19,6 @@ Sizes are Python integers: a shape that overflows 64 bits gives a large number, 
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import math
 import mmap
@@ -31,6 +30,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -65,30 +65,17 @@ def byte_bounds(shape: Ints, strides: Ints, itemsize: int) -> tuple[int, int]:
     return low, high
 
 
-def dense_strides(shape: Ints, itemsize: int) -> tuple[int, ...]:
-    """Return the strides in bytes of a C-ordered array without gaps.
-
-    Examples
-    --------
-    >>> dense_strides((3, 4), 8)
-    (32, 8)
-    """
-    steps, step = [], itemsize
-    for n in reversed(shape):
-        steps.append(step)
-        step *= max(n, 1)
-    return tuple(reversed(steps))
-
-
 def dense_nbytes(shape: Ints, itemsize: int) -> int:
     """Return the bytes of an array without gaps."""
     return math.prod(shape) * itemsize
 
 
-def lies_within(size: int, offset: int, bounds: tuple[int, int]) -> bool:
+def lies_within(size: int, offset: int, shape: Ints, strides: Ints | None, itemsize: int) -> bool:
     """Return True if an array with its first element at ``offset`` lies within ``size`` bytes."""
-    low, high = offset + bounds[0], offset + bounds[1]
-    return low >= 0 and high <= size and 0 <= offset <= size
+    if strides is None:
+        return 0 <= offset <= size - dense_nbytes(shape, itemsize)
+    low, high = byte_bounds(shape, strides, itemsize)
+    return offset + low >= 0 and offset + high <= size and 0 <= offset <= size
 
 
 def address_of(array: Array) -> int:
@@ -121,10 +108,7 @@ class Mapping(mmap.mmap):
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if segment.writable else 0)
         self = super().__new__(cls, segment.fileno(), segment.size, flags, prot, **_UNTRACKED)
         self.segment = segment
-        if segment.writable:  # Why: ctypes is faster, but refuses read-only memory
-            self.start = ctypes.addressof(ctypes.c_char.from_buffer(self))
-        else:
-            self.start = address_of(np.ndarray(1, np.uint8, self))
+        self.start = address_of(np.ndarray(1, np.uint8, self))
         _register(self)
         return self
 
@@ -139,11 +123,13 @@ class _MappingRef(weakref.ref[Mapping]):
     start: int
 
 
-# Lock: protects _mappings and _starts.  No finalizer takes it: the garbage collector may run while
-# the same thread holds it.
+_start_of: Final = attrgetter("start")
+
+# Lock: protects _mappings.  No finalizer takes it: the garbage collector may run while the same
+# thread holds it.
 _mappings_lock = threading.Lock()
-_mappings: dict[int, _MappingRef] = {}
-_starts: list[int] = []  # Invariant: the sorted keys of _mappings; an interrupt may delay a key
+# Invariant: sorted by start.  Of two equal starts the last one lives; an interrupt left the other.
+_mappings: list[_MappingRef] = []
 _dead: deque[_MappingRef] = deque()  # Invariant: a mapping is here before its range can be reused
 
 
@@ -156,9 +142,8 @@ def find_mapping(address: int) -> Mapping | None:
     """
     with _mappings_lock:
         _remove_dead()
-        position = bisect_right(_starts, address) - 1
-        found = _mappings.get(_starts[position]) if position >= 0 else None
-    mapping = None if found is None else found()
+        position = bisect_right(_mappings, address, key=_start_of)
+        mapping = _mappings[position - 1]() if position else None
     return mapping if mapping is not None and address < mapping.start + len(mapping) else None
 
 
@@ -169,20 +154,17 @@ def _register(mapping: Mapping) -> None:
     found.start = mapping.start
     with _mappings_lock:
         _remove_dead()
-        _mappings[mapping.start] = found
-        insort(_starts, mapping.start)
+        insort(_mappings, found, key=_start_of)
 
 
 def _remove_dead() -> None:
     """Forget the address ranges of dead mappings; the caller holds the lock."""
     while _dead:
         # Why: an interrupt may come after each line, and the next call repeats them.
-        start = _dead[0].start
-        if _mappings.get(start) is _dead[0]:
-            del _mappings[start]
-        position = bisect_left(_starts, start)
-        if start not in _mappings and _starts[position : position + 1] == [start]:
-            del _starts[position]
+        gone = _dead[0]
+        first = bisect_left(_mappings, gone.start, key=_start_of)
+        last = bisect_right(_mappings, gone.start, key=_start_of)
+        _mappings[first:last] = [one for one in _mappings[first:last] if one is not gone]
         _dead.popleft()
 
 
@@ -321,11 +303,7 @@ class Segment:
         -----
         Cost: maps the segment, unless it is mapped.
         """
-        if strides is None:
-            bounds = 0, dense_nbytes(shape, dtype.itemsize)
-        else:
-            bounds = byte_bounds(shape, strides, dtype.itemsize)
-        if not lies_within(self.size, offset, bounds):
+        if not lies_within(self.size, offset, shape, strides, dtype.itemsize):
             raise ValueError(
                 f"an array of shape {tuple(shape)}, strides {strides} and dtype {dtype} at "
                 f"offset {offset} reaches outside of a segment of {self.size:,} bytes"
@@ -556,7 +534,6 @@ class Slab:
 def new_output(shape: tuple[int, ...], dtype: Dtype, slab: Slab | None = None) -> Array:
     """Return an array of zeros in a segment that lives as long as its views."""
     nbytes = dense_nbytes(shape, dtype.itemsize)
-    location = None if slab is None else slab.take(nbytes)
-    if location is None:
-        location = Location(create(nbytes, purpose="output"), 0)
+    location = slab.take(nbytes) if slab else None
+    location = location or Location(create(nbytes, purpose="output"), 0)
     return location.segment.ndarray(location.offset, shape, None, dtype)
