@@ -210,18 +210,15 @@ class Chunks:
         and is faster. Most plans have none.
     """
 
-    __slots__ = ("_assignment", "_channel", "_compute", "_getters", "_prefault", "compute_range")
-
     def __init__(self, assignment: Assignment, channel: Channel) -> None:
         self._assignment, self._channel = assignment, channel
         self._getters = assignment.getters()
         self._compute: Compute | None = None
+        self._store: Store | None = None
         self._prefault: Callable[[Sequence[int]], None] | None = None
         self.compute_range: ComputeRange | None = None
         if assignment.plan.returns_objects:
             self._compute = _caller(assignment, self._getters, _object_store(channel))
-        elif assignment.outputs is not None:
-            self._use_outputs(assignment.outputs)
 
     def begin_claim(self, chunks: Sequence[int]) -> Compute:
         """Return the function that computes a chunk of a claim; map the pages of its windows.
@@ -229,16 +226,18 @@ class Chunks:
         The function raises `Abandoned` if the run ends while the worker waits for outputs.
         """
         if self._compute is None:
-            return self._compute_first
+            if self._assignment.outputs is None:
+                return self._compute_first
+            self._compute = self._writer(self._assignment.outputs)
         if self._prefault is not None:
             self._prefault(chunks)
         return self._compute
 
     def _compute_first(self, chunk: int) -> None:
-        if self._compute is not None:  # An earlier chunk of the same claim announced the outputs.
-            self._compute(chunk)
-            return
         assignment = self._assignment
+        if assignment.outputs is not None:  # An earlier chunk of the same claim announced them.
+            self.begin_claim((chunk,))(chunk)
+            return
         value = _caller(assignment, self._getters, lambda _chunk, value: value)(chunk)
         exit_if_forked()
         announcement = announce(assignment.plan, chunk, value)
@@ -249,16 +248,23 @@ class Chunks:
         assignment.outputs, assignment.is_tuple = outputs, is_tuple
         assignment.slot[SINCE] = monotonic_ns()
         assignment.waited += perf_counter() - began
-        store = self._use_outputs(outputs)
+        store = self._open_outputs(outputs)
         if self._prefault is not None:
             self._prefault((chunk,))
+        # Why not _writer(): a plan of a single chunk needs no function for further chunks.
         with_checksums(assignment, outputs, lambda chunk: store(chunk, value))(chunk)
 
-    def _use_outputs(self, outputs: Sequence[Array]) -> Store:
-        """Set the functions that write to these outputs; return the one that stores a result."""
-        assignment, plan, gets = self._assignment, self._assignment.plan, self._getters
-        store = storer(plan, outputs, bool(assignment.is_tuple))
-        if plan.pass_out:
+    def _open_outputs(self, outputs: Sequence[Array]) -> Store:
+        """Return the function that stores a result in these outputs; prepare the prefault."""
+        if self._store is None:
+            plan, is_tuple = self._assignment.plan, bool(self._assignment.is_tuple)
+            self._store, self._prefault = storer(plan, outputs, is_tuple), prefaulter(plan, outputs)
+        return self._store
+
+    def _writer(self, outputs: Sequence[Array]) -> Compute:
+        """Return the function that computes a chunk and writes it to these outputs."""
+        assignment, gets, store = self._assignment, self._getters, self._open_outputs(outputs)
+        if assignment.plan.pass_out:
             compute = _caller(assignment, gets, _ignore, outputs)
         else:
             compute = _caller(assignment, gets, store)
@@ -266,9 +272,7 @@ class Chunks:
                 compute = _either(_caller(assignment, gets, _ignore, outputs), compute)
             else:
                 self.compute_range = _range_computer(assignment, outputs, store)
-        self._compute = with_checksums(assignment, outputs, compute)
-        self._prefault = prefaulter(plan, outputs)
-        return store
+        return with_checksums(assignment, outputs, compute)
 
 
 def _ignore(_chunk: int, _value: Any) -> None:
@@ -470,6 +474,8 @@ def special_arguments(plan: Plan, arrays: Sequence[Array]) -> dict[str, Getter]:
 
     The values follow from the plan alone: a function must not see which chunk was the first.
     """
+    if not plan.special_parameters:
+        return {}
     getters: dict[str, Getter] = {
         "block_id": plan.grid.index,
         "block_info": lambda chunk: _block_info(plan, arrays, chunk),

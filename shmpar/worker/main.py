@@ -5,7 +5,8 @@ Its parent starts it with :data:`shmpar.engines.launch.BOOT`.
 Guarantees
 ----------
 - It is idle only in one place, the read of the next message. It holds nothing there but the
-  segments that the parent has not told it to forget, and its latest stateless function.
+  segments that the parent has not told it to forget, its latest plan, and its latest stateless
+  function.
 - A message that is not for the step at hand is kept for the next one; none is dropped.
 - It exits when its parent does: :func:`shmpar.worker.parent_watch.exit_with_parent`.
 """
@@ -173,6 +174,8 @@ class WorkerProcess:
         Chunks and calls until this process exits.
     ledger : tuple of (int, Ledger) or None
         The latest ledger, with the key of its segment. The next run often has the same one.
+    plan : tuple of (bytes, Plan)
+        The latest plan with its pickle. The next call often has an equal one.
     function : tuple of (bytes, Function)
         The latest payload and its function, if it is stateless. Any other payload replaces it,
         since another payload may set globals of the function's module.
@@ -190,6 +193,7 @@ class WorkerProcess:
         self.refusal: BaseException | None = None
         self.tasks_left = sys.maxsize
         self.ledger: tuple[int, Ledger] | None = None
+        self.plan: tuple[bytes, Any] = (b"", None)
         self.function: tuple[bytes, Any] = (b"", None)
         self.send = wire.send
 
@@ -332,8 +336,10 @@ class WorkerProcess:
     def _assign(self, work: Work, function: Function, tickets: Tickets) -> Assignment:
         """Return the work in the memory of this process."""
         ledger, outputs, sums = self._ledger(work), work.outputs, work.checksums
+        if work.plan != self.plan[0]:
+            self.plan = work.plan, pickle.loads(work.plan)
         return Assignment(
-            plan=pickle.loads(work.plan),
+            plan=self.plan[1],
             function=function,
             arrays=[self.view(one, writable=False) for one in work.arrays],
             outputs=None if outputs is None else [self.view(one, writable=True) for one in outputs],
