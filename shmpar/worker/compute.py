@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from sys import maxsize
 from time import monotonic_ns, perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from shmpar.worker.prefault import prefaulter
 from shmpar.worker.store import Store, announce, scalar_targets, storer, trimmed
 from shmpar.worker.verify import with_checksums
 
+T = TypeVar("T")
 Array = np.ndarray[Any, Any]
 Axes = tuple[int | None, ...]
 Getter = Callable[[int], Any]
@@ -435,11 +436,7 @@ def _block_getter(grid: Grid, array: Array, axes: Axes) -> Getter:
         cut = grid.cutter()
         return lambda chunk: array[cut(chunk)]
 
-    def block(chunk: int) -> Array:
-        cell = grid.core(chunk)
-        return array[tuple(slice(None) if axis is None else cell[axis] for axis in axes)]
-
-    return block
+    return lambda chunk: array[_select(axes, grid.core(chunk), slice(None))]
 
 
 def _window_getter(grid: Grid, halo: Halo, array: Array, axes: Axes) -> Getter:
@@ -449,18 +446,10 @@ def _window_getter(grid: Grid, halo: Halo, array: Array, axes: Axes) -> Getter:
     """
     if axes == tuple(range(grid.ndim)):
         return lambda chunk: halo.gather(array, grid, chunk)
-    lengths = zip(axes, array.shape, strict=True)
-    own_grid = Grid(
-        tuple(
-            Axis.regular(length, max(1, length)) if axis is None else grid.axes[axis]
-            for axis, length in lengths
-        )
-    )
-    no_boundary = (Mode.NONE, Mode.NONE)
-    own_halo = Halo(
-        tuple((0, 0) if axis is None else halo.depth[axis] for axis in axes),
-        tuple(no_boundary if axis is None else halo.boundary[axis] for axis in axes),
-    )
+    cuts = zip(_select(axes, grid.axes, None), array.shape, strict=True)
+    own_grid = Grid(tuple(Axis.regular(n, max(1, n)) if cut is None else cut for cut, n in cuts))
+    boundary = _select(axes, halo.boundary, (Mode.NONE, Mode.NONE))
+    own_halo = Halo(_select(axes, halo.depth, (0, 0)), boundary)
 
     def window(chunk: int) -> Array:
         number = own_grid.number(_select(axes, grid.index(chunk), 0))
@@ -521,6 +510,6 @@ def _block_info(
     return info
 
 
-def _select(axes: Axes, values: Sequence[int], uncut: int) -> tuple[int, ...]:
+def _select(axes: Axes, values: Sequence[T], uncut: T) -> tuple[T, ...]:
     """Return the value of the grid's axis for each axis, and `uncut` for an axis without one."""
-    return tuple(uncut if axis is None else values[axis] for axis in axes)
+    return tuple([uncut if axis is None else values[axis] for axis in axes])

@@ -66,9 +66,7 @@ class SocketChannel:
     interruptible = False
 
     def __init__(self, process: WorkerProcess, run: int, spare: Ledger | None) -> None:
-        self._process = process
-        self._run = run
-        self._spare = spare
+        self._process, self._run, self._spare = process, run, spare
         self._returned: list[tuple[int, Payload]] = []
         self.announcement: Announcement | None = None
 
@@ -182,8 +180,7 @@ class WorkerProcess:
     """
 
     def __init__(self, wire: Wire, number: int) -> None:
-        self.wire = wire
-        self.number = number
+        self.wire, self.number = wire, number
         self.segments: dict[int, Segment] = {}
         self.mappings: dict[int, Mapping] = {}
         self.private: dict[int, Segment] = {}
