@@ -20,7 +20,7 @@ from shmpar.ipc.tickets import Tickets
 from shmpar.plan import Announcement, Blocks, Function, InBlocks, Items, PerItem, Plan, Rows
 from shmpar.worker.environment import exit_if_forked
 from shmpar.worker.prefault import prefaulter
-from shmpar.worker.store import Store, announce, scalar_targets, storer, trimmed
+from shmpar.worker.store import Store, Use, announce, scalar_targets, storer, trimmed
 from shmpar.worker.verify import with_checksums
 
 T = TypeVar("T")
@@ -29,6 +29,7 @@ Axes = tuple[int | None, ...]
 Getter = Callable[[int], Any]
 Compute = Callable[[int], None]
 ComputeRange = Callable[[int, int], None]
+Info = dict[int | None, dict[str, Any]]
 
 _SMALL_OUTPUT = 4 * 1024  # Why: copying fewer bytes is faster than the set-up of direct writes.
 
@@ -289,11 +290,8 @@ def _object_store(channel: Channel) -> Store:
 
 
 def _caller(
-    assignment: Assignment,
-    gets: Sequence[Getter],
-    use: Callable[[int, Any], Any],
-    outputs: Sequence[Array] = (),
-) -> Callable[[int], Any]:
+    assignment: Assignment, gets: Sequence[Getter], use: Use, outputs: Sequence[Array] = ()
+) -> Getter:
     """Return the function that calls the user's function for a chunk.
 
     Parameters
@@ -465,21 +463,18 @@ def special_arguments(plan: Plan, arrays: Sequence[Array]) -> dict[str, Getter]:
     """
     if not plan.special_parameters:
         return {}
+    random = np.random
     getters: dict[str, Getter] = {
         "block_id": plan.grid.index,
         "block_info": lambda chunk: _block_info(plan, arrays, chunk),
-        "rng": lambda chunk: np.random.default_rng(
-            np.random.SeedSequence(plan.seed, spawn_key=(chunk,))
-        ),
+        "rng": lambda chunk: random.default_rng(random.SeedSequence(plan.seed, spawn_key=(chunk,))),
     }
     return {name: get for name, get in getters.items() if name in plan.special_parameters}
 
 
-def _block_info(
-    plan: Plan, arrays: Sequence[Array], chunk: int
-) -> dict[int | None, dict[str, Any]]:
+def _block_info(plan: Plan, arrays: Sequence[Array], chunk: int) -> Info:
     """Return the dictionary that Dask's ``map_blocks`` passes under this name."""
-    info: dict[int | None, dict[str, Any]] = {}
+    info: Info = {}
     grid, index = plan.grid, plan.grid.index(chunk)
     core = [(part.start, part.stop) for part in grid.core(chunk)]
     # A window that is padded begins below 0 or ends beyond the array.
@@ -489,14 +484,12 @@ def _block_info(
             array = arrays[argument.array]
             uncut = (None,) * (array.ndim - 1)
             axes = argument.axes if isinstance(argument, Blocks) else (0, *uncut)
+            sides = zip(axes, array.shape, strict=True)
             info[position] = {
                 "shape": array.shape,
                 "num-chunks": _select(axes, grid.numblocks, 1),
                 "chunk-location": _select(axes, index, 0),
-                "array-location": [
-                    (0, length) if axis is None else window[axis]
-                    for axis, length in zip(axes, array.shape, strict=True)
-                ],
+                "array-location": [(0, n) if axis is None else window[axis] for axis, n in sides],
                 "dtype": array.dtype,
             }
     info[None] = {

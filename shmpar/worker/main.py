@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from shmpar.pickling.pack import Payload
 
 Array = np.ndarray[Any, Any]
+Outcome = tuple[int, int | None, Any, bool]
+"""The fields `claimed`, `handed_out`, `announcement` and `exiting` of ``CounterExhausted``."""
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -294,7 +296,7 @@ class WorkerProcess:
 
     def _run(self, environment: Environment | None, work: Work, tickets: Tickets) -> None:
         received = time.perf_counter()
-        ended = protocol.CounterExhausted(self.number, work.run, work.generation)
+        outcome: Outcome = 0, None, None, False
         private: Sequence[Array] = ()
         try:
             held = self._held(work.held)
@@ -310,14 +312,14 @@ class WorkerProcess:
             else:
                 assignment = self._assign(work, function, tickets)
                 assignment.received = received
-                ended = self._work(assignment, work)
+                outcome = self._work(assignment, work)
         finally:
             if private:
                 namespaces.forget(private)
-        self.send(ended)
+        self.send(protocol.CounterExhausted(self.number, work.run, work.generation, *outcome))
 
-    def _work(self, assignment: Assignment, work: Work) -> protocol.CounterExhausted:
-        """Compute chunks; return the event that ends the work."""
+    def _work(self, assignment: Assignment, work: Work) -> Outcome:
+        """Compute chunks; return the outcome for the event that ends the work."""
         guard_forks(assignment.slot)
         spare = assignment.ledger if work.small_outputs else None
         channel = SocketChannel(self, work.run, spare)
@@ -325,10 +327,7 @@ class WorkerProcess:
         self.tasks_left -= assignment.claimed
         channel.flush()
         announced = channel.announcement and channel.announcement.pack()
-        had = assignment.claimed, assignment.handed_out, announced
-        return protocol.CounterExhausted(
-            self.number, work.run, work.generation, *had, exiting=not exhausted
-        )
+        return assignment.claimed, assignment.handed_out, announced, not exhausted
 
     def _assign(self, work: Work, function: Function, tickets: Tickets) -> Assignment:
         """Return the work in the memory of this process."""

@@ -18,6 +18,7 @@ from shmpar.plan import Announcement, InBlocks, Output, PerItem, Plan, ResultErr
 
 Array = np.ndarray[Any, Any]
 Store = Callable[[int, Any], None]
+Use = Callable[[int, Any], Any]
 ScalarTarget = tuple[Array, set[type]]
 """An output that takes one number per chunk, flat, and the types that need no cast."""
 
@@ -90,7 +91,7 @@ def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
     return Announcement(outputs, is_tuple=isinstance(value, tuple), chunk=chunk)
 
 
-def trimmed(plan: Plan, halo: Halo, use: Callable[[int, Any], Any]) -> Callable[[int, Any], Any]:
+def trimmed(plan: Plan, halo: Halo, use: Use) -> Use:
     """Return `use` for results from which the halo is removed first."""
 
     def trim_and_use(chunk: int, value: Any) -> Any:
