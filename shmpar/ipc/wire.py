@@ -32,11 +32,9 @@ _BUFFER = _INLINE + 1024
 _CLOEXEC = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
 _TRUNCATED = _socket.MSG_CTRUNC | _socket.MSG_TRUNC
 _ANCILLARY = _socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * array.array("i").itemsize)
-_SEALS = (
-    fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-    if hasattr(os, "memfd_create")
-    else 0
-)
+_SEALS = 0
+if hasattr(os, "memfd_create"):
+    _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _BODY_FOLLOWS, _BODY_IN_MEMORY = b"\0", b"\1"  # the first byte of a message
 
 
@@ -98,11 +96,8 @@ class Wire:
             os.close(fd)
 
     def _sendmsg(self, kind: bytes, body: bytes, descriptors: Sequence[int]) -> None:
-        ancillary = []
-        if descriptors:
-            rights = array.array("i", descriptors)
-            ancillary.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights))
-        self._socket.sendmsg([kind, body], ancillary, _socket.MSG_NOSIGNAL)
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", descriptors))]
+        self._socket.sendmsg([kind, body], rights if descriptors else [], _socket.MSG_NOSIGNAL)
 
     def receive(self, *, wait: bool = True) -> tuple[Any, list[int]]:
         """Return the next message and its descriptors, which the caller must close.
@@ -150,10 +145,8 @@ class Wire:
         for fd in descriptors:
             os.close(fd)
         self._end_other()
-        raise SegmentError(
-            f"a message between this process and another was lost: {why}; close files, drop "
-            "arrays, or raise the hard limit on open files (ulimit -Hn)"
-        )
+        remedy = "close files, drop arrays, or raise the hard limit on open files (ulimit -Hn)"
+        raise SegmentError(f"a message between this process and another was lost: {why}; {remedy}")
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -22,11 +22,10 @@ def explain_failure(value: Any, error: Exception) -> str:
     for part in parts:
         for name, held in _contents(part):
             if not _pickles(held):
-                return (
-                    f"cannot send {_name(part)} to a worker: {name} is a "
-                    f"{type(held).__module__}.{type(held).__qualname__}, which does not pickle "
-                    f"({error}); create it inside the function or in the pool's initializer"
-                )
+                found = f"{name} is a {type(held).__module__}.{type(held).__qualname__}"
+                remedy = "create it inside the function or in the pool's initializer"
+                reason = f"{found}, which does not pickle ({error}); {remedy}"
+                return f"cannot send {_name(part)} to a worker: {reason}"
     failing = next((part for part in parts if not _pickles(part)), parts[0])
     return f"cannot send {_name(failing)} to a worker: it does not pickle ({error})"
 

@@ -142,8 +142,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
     def __init__(self, file: io.BytesIO, *, importable_only: bool, is_result: bool) -> None:
         super().__init__(file, protocol=5)
         self.segments: dict[tuple[Segment, bool], int] = {}
-        self._importable_only = importable_only
-        self._is_result = is_result
+        self._importable_only, self._is_result = importable_only, is_result
         # Why: the pickler's memo holds ids, so each array that it has seen must stay alive.
         self._alive: list[Any] = []
 
@@ -157,10 +156,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
     def _share_globals(self, function: types.FunctionType) -> None:
         """Make the functions of one module share one globals dict in the worker."""
         if self._importable_only:
-            raise PlanError(
-                f"function {function.__qualname__!r} would be sent as bytecode, which the workers' "
-                "other version of Python cannot run; put it into a module that both can import"
-            )
+            reason = "which the workers' other version of Python cannot run"
+            sent = f"function {function.__qualname__!r} would be sent as bytecode, {reason}"
+            raise PlanError(f"{sent}; put it into a module that both can import")
         names = function.__globals__
         module = sys.modules.get(names.get("__name__", ""))
         if module is not None and vars(module) is names and id(names) not in self.globals_ref:
@@ -253,9 +251,9 @@ def _pickle_stateless(function: Function) -> bytes | None:
     if names is None:
         return None
     # Invariant: the parts are recorded before they are pickled, so a change meanwhile is noticed.
-    found = _Cached(names, _parts(call, names), len(sys.modules), _pickle(function).body)
-    _functions[call] = found
-    return found.body
+    parts, modules, body = _parts(call, names), len(sys.modules), _pickle(function).body
+    _functions[call] = _Cached(names, parts, modules, body)
+    return body
 
 
 def is_importable(call: Any) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from sys import maxsize
 from time import monotonic_ns, perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,14 +20,16 @@ from shmpar.ipc.tickets import Tickets
 from shmpar.plan import Announcement, Blocks, Function, InBlocks, Items, PerItem, Plan, Rows
 from shmpar.worker.environment import exit_if_forked
 from shmpar.worker.prefault import prefaulter
-from shmpar.worker.store import Store, announce, scalar_targets, storer, trimmed
+from shmpar.worker.store import Store, Use, announce, scalar_targets, storer, trimmed
 from shmpar.worker.verify import with_checksums
 
+T = TypeVar("T")
 Array = np.ndarray[Any, Any]
 Axes = tuple[int | None, ...]
 Getter = Callable[[int], Any]
 Compute = Callable[[int], None]
 ComputeRange = Callable[[int, int], None]
+Info = dict[int | None, dict[str, Any]]
 
 _SMALL_OUTPUT = 4 * 1024  # Why: copying fewer bytes is faster than the set-up of direct writes.
 
@@ -210,18 +212,15 @@ class Chunks:
         and is faster. Most plans have none.
     """
 
-    __slots__ = ("_assignment", "_channel", "_compute", "_getters", "_prefault", "compute_range")
-
     def __init__(self, assignment: Assignment, channel: Channel) -> None:
         self._assignment, self._channel = assignment, channel
         self._getters = assignment.getters()
         self._compute: Compute | None = None
+        self._store: Store | None = None
         self._prefault: Callable[[Sequence[int]], None] | None = None
         self.compute_range: ComputeRange | None = None
         if assignment.plan.returns_objects:
             self._compute = _caller(assignment, self._getters, _object_store(channel))
-        elif assignment.outputs is not None:
-            self._use_outputs(assignment.outputs)
 
     def begin_claim(self, chunks: Sequence[int]) -> Compute:
         """Return the function that computes a chunk of a claim; map the pages of its windows.
@@ -229,16 +228,18 @@ class Chunks:
         The function raises `Abandoned` if the run ends while the worker waits for outputs.
         """
         if self._compute is None:
-            return self._compute_first
+            if self._assignment.outputs is None:
+                return self._compute_first
+            self._compute = self._writer(self._assignment.outputs)
         if self._prefault is not None:
             self._prefault(chunks)
         return self._compute
 
     def _compute_first(self, chunk: int) -> None:
-        if self._compute is not None:  # An earlier chunk of the same claim announced the outputs.
-            self._compute(chunk)
-            return
         assignment = self._assignment
+        if assignment.outputs is not None:  # An earlier chunk of the same claim announced them.
+            self.begin_claim((chunk,))(chunk)
+            return
         value = _caller(assignment, self._getters, lambda _chunk, value: value)(chunk)
         exit_if_forked()
         announcement = announce(assignment.plan, chunk, value)
@@ -249,16 +250,23 @@ class Chunks:
         assignment.outputs, assignment.is_tuple = outputs, is_tuple
         assignment.slot[SINCE] = monotonic_ns()
         assignment.waited += perf_counter() - began
-        store = self._use_outputs(outputs)
+        store = self._open_outputs(outputs)
         if self._prefault is not None:
             self._prefault((chunk,))
+        # Why not _writer(): a plan of a single chunk needs no function for further chunks.
         with_checksums(assignment, outputs, lambda chunk: store(chunk, value))(chunk)
 
-    def _use_outputs(self, outputs: Sequence[Array]) -> Store:
-        """Set the functions that write to these outputs; return the one that stores a result."""
-        assignment, plan, gets = self._assignment, self._assignment.plan, self._getters
-        store = storer(plan, outputs, bool(assignment.is_tuple))
-        if plan.pass_out:
+    def _open_outputs(self, outputs: Sequence[Array]) -> Store:
+        """Return the function that stores a result in these outputs; prepare the prefault."""
+        if self._store is None:
+            plan, is_tuple = self._assignment.plan, bool(self._assignment.is_tuple)
+            self._store, self._prefault = storer(plan, outputs, is_tuple), prefaulter(plan, outputs)
+        return self._store
+
+    def _writer(self, outputs: Sequence[Array]) -> Compute:
+        """Return the function that computes a chunk and writes it to these outputs."""
+        assignment, gets, store = self._assignment, self._getters, self._open_outputs(outputs)
+        if assignment.plan.pass_out:
             compute = _caller(assignment, gets, _ignore, outputs)
         else:
             compute = _caller(assignment, gets, store)
@@ -266,9 +274,7 @@ class Chunks:
                 compute = _either(_caller(assignment, gets, _ignore, outputs), compute)
             else:
                 self.compute_range = _range_computer(assignment, outputs, store)
-        self._compute = with_checksums(assignment, outputs, compute)
-        self._prefault = prefaulter(plan, outputs)
-        return store
+        return with_checksums(assignment, outputs, compute)
 
 
 def _ignore(_chunk: int, _value: Any) -> None:
@@ -284,11 +290,8 @@ def _object_store(channel: Channel) -> Store:
 
 
 def _caller(
-    assignment: Assignment,
-    gets: Sequence[Getter],
-    use: Callable[[int, Any], Any],
-    outputs: Sequence[Array] = (),
-) -> Callable[[int], Any]:
+    assignment: Assignment, gets: Sequence[Getter], use: Use, outputs: Sequence[Array] = ()
+) -> Getter:
     """Return the function that calls the user's function for a chunk.
 
     Parameters
@@ -431,11 +434,7 @@ def _block_getter(grid: Grid, array: Array, axes: Axes) -> Getter:
         cut = grid.cutter()
         return lambda chunk: array[cut(chunk)]
 
-    def block(chunk: int) -> Array:
-        cell = grid.core(chunk)
-        return array[tuple(slice(None) if axis is None else cell[axis] for axis in axes)]
-
-    return block
+    return lambda chunk: array[_select(axes, grid.core(chunk), slice(None))]
 
 
 def _window_getter(grid: Grid, halo: Halo, array: Array, axes: Axes) -> Getter:
@@ -445,18 +444,10 @@ def _window_getter(grid: Grid, halo: Halo, array: Array, axes: Axes) -> Getter:
     """
     if axes == tuple(range(grid.ndim)):
         return lambda chunk: halo.gather(array, grid, chunk)
-    lengths = zip(axes, array.shape, strict=True)
-    own_grid = Grid(
-        tuple(
-            Axis.regular(length, max(1, length)) if axis is None else grid.axes[axis]
-            for axis, length in lengths
-        )
-    )
-    no_boundary = (Mode.NONE, Mode.NONE)
-    own_halo = Halo(
-        tuple((0, 0) if axis is None else halo.depth[axis] for axis in axes),
-        tuple(no_boundary if axis is None else halo.boundary[axis] for axis in axes),
-    )
+    cuts = zip(_select(axes, grid.axes, None), array.shape, strict=True)
+    own_grid = Grid(tuple(Axis.regular(n, max(1, n)) if cut is None else cut for cut, n in cuts))
+    boundary = _select(axes, halo.boundary, (Mode.NONE, Mode.NONE))
+    own_halo = Halo(_select(axes, halo.depth, (0, 0)), boundary)
 
     def window(chunk: int) -> Array:
         number = own_grid.number(_select(axes, grid.index(chunk), 0))
@@ -470,21 +461,20 @@ def special_arguments(plan: Plan, arrays: Sequence[Array]) -> dict[str, Getter]:
 
     The values follow from the plan alone: a function must not see which chunk was the first.
     """
+    if not plan.special_parameters:
+        return {}
+    random = np.random
     getters: dict[str, Getter] = {
         "block_id": plan.grid.index,
         "block_info": lambda chunk: _block_info(plan, arrays, chunk),
-        "rng": lambda chunk: np.random.default_rng(
-            np.random.SeedSequence(plan.seed, spawn_key=(chunk,))
-        ),
+        "rng": lambda chunk: random.default_rng(random.SeedSequence(plan.seed, spawn_key=(chunk,))),
     }
     return {name: get for name, get in getters.items() if name in plan.special_parameters}
 
 
-def _block_info(
-    plan: Plan, arrays: Sequence[Array], chunk: int
-) -> dict[int | None, dict[str, Any]]:
+def _block_info(plan: Plan, arrays: Sequence[Array], chunk: int) -> Info:
     """Return the dictionary that Dask's ``map_blocks`` passes under this name."""
-    info: dict[int | None, dict[str, Any]] = {}
+    info: Info = {}
     grid, index = plan.grid, plan.grid.index(chunk)
     core = [(part.start, part.stop) for part in grid.core(chunk)]
     # A window that is padded begins below 0 or ends beyond the array.
@@ -494,14 +484,12 @@ def _block_info(
             array = arrays[argument.array]
             uncut = (None,) * (array.ndim - 1)
             axes = argument.axes if isinstance(argument, Blocks) else (0, *uncut)
+            sides = zip(axes, array.shape, strict=True)
             info[position] = {
                 "shape": array.shape,
                 "num-chunks": _select(axes, grid.numblocks, 1),
                 "chunk-location": _select(axes, index, 0),
-                "array-location": [
-                    (0, length) if axis is None else window[axis]
-                    for axis, length in zip(axes, array.shape, strict=True)
-                ],
+                "array-location": [(0, n) if axis is None else window[axis] for axis, n in sides],
                 "dtype": array.dtype,
             }
     info[None] = {
@@ -515,6 +503,6 @@ def _block_info(
     return info
 
 
-def _select(axes: Axes, values: Sequence[int], uncut: int) -> tuple[int, ...]:
+def _select(axes: Axes, values: Sequence[T], uncut: T) -> tuple[T, ...]:
     """Return the value of the grid's axis for each axis, and `uncut` for an axis without one."""
-    return tuple(uncut if axis is None else values[axis] for axis in axes)
+    return tuple([uncut if axis is None else values[axis] for axis in axes])

@@ -110,8 +110,7 @@ def has_changed(environment: Environment) -> bool:
     if environment.filters is not None and warnings.filters != _filters:
         return True
     try:
-        return np.geterr() != environment.errors or (
-            environment.directory is not None and os.getcwd() != environment.directory
-        )
+        moved = environment.directory is not None and os.getcwd() != environment.directory
     except OSError:  # Why: the directory was removed, so it may be one that a function changed to
         return True
+    return moved or np.geterr() != environment.errors

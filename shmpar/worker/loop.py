@@ -30,8 +30,6 @@ _TINY = 1e-9  # Why not 0: that means "not known" in the ledger.
 class _Clock:
     """Record the times of one worker's chunks in the ledger, for the report."""
 
-    __slots__ = ("_assignment", "_began", "_chunks", "_count", "_each", "_mean", "_waited")
-
     def __init__(self, assignment: Assignment) -> None:
         self._assignment = assignment
         self._each = False  # The duration of each chunk of the claim is measured.

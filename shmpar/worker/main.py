@@ -5,7 +5,8 @@ Its parent starts it with :data:`shmpar.engines.launch.BOOT`.
 Guarantees
 ----------
 - It is idle only in one place, the read of the next message. It holds nothing there but the
-  segments that the parent has not told it to forget, and its latest stateless function.
+  segments that the parent has not told it to forget, its latest plan, and its latest stateless
+  function.
 - A message that is not for the step at hand is kept for the next one; none is dropped.
 - It exits when its parent does: :func:`shmpar.worker.parent_watch.exit_with_parent`.
 """
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from shmpar.pickling.pack import Payload
 
 Array = np.ndarray[Any, Any]
+Outcome = tuple[int, int | None, Any, bool]
+"""The fields `claimed`, `handed_out`, `announcement` and `exiting` of ``CounterExhausted``."""
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -65,9 +68,7 @@ class SocketChannel:
     interruptible = False
 
     def __init__(self, process: WorkerProcess, run: int, spare: Ledger | None) -> None:
-        self._process = process
-        self._run = run
-        self._spare = spare
+        self._process, self._run, self._spare = process, run, spare
         self._returned: list[tuple[int, Payload]] = []
         self.announcement: Announcement | None = None
 
@@ -173,14 +174,15 @@ class WorkerProcess:
         Chunks and calls until this process exits.
     ledger : tuple of (int, Ledger) or None
         The latest ledger, with the key of its segment. The next run often has the same one.
+    plan : tuple of (bytes, Plan)
+        The latest plan with its pickle. The next call often has an equal one.
     function : tuple of (bytes, Function)
         The latest payload and its function, if it is stateless. Any other payload replaces it,
         since another payload may set globals of the function's module.
     """
 
     def __init__(self, wire: Wire, number: int) -> None:
-        self.wire = wire
-        self.number = number
+        self.wire, self.number = wire, number
         self.segments: dict[int, Segment] = {}
         self.mappings: dict[int, Mapping] = {}
         self.private: dict[int, Segment] = {}
@@ -190,6 +192,7 @@ class WorkerProcess:
         self.refusal: BaseException | None = None
         self.tasks_left = sys.maxsize
         self.ledger: tuple[int, Ledger] | None = None
+        self.plan: tuple[bytes, Any] = (b"", None)
         self.function: tuple[bytes, Any] = (b"", None)
         self.send = wire.send
 
@@ -293,7 +296,7 @@ class WorkerProcess:
 
     def _run(self, environment: Environment | None, work: Work, tickets: Tickets) -> None:
         received = time.perf_counter()
-        ended = protocol.CounterExhausted(self.number, work.run, work.generation)
+        outcome: Outcome = 0, None, None, False
         private: Sequence[Array] = ()
         try:
             held = self._held(work.held)
@@ -309,14 +312,14 @@ class WorkerProcess:
             else:
                 assignment = self._assign(work, function, tickets)
                 assignment.received = received
-                ended = self._work(assignment, work)
+                outcome = self._work(assignment, work)
         finally:
             if private:
                 namespaces.forget(private)
-        self.send(ended)
+        self.send(protocol.CounterExhausted(self.number, work.run, work.generation, *outcome))
 
-    def _work(self, assignment: Assignment, work: Work) -> protocol.CounterExhausted:
-        """Compute chunks; return the event that ends the work."""
+    def _work(self, assignment: Assignment, work: Work) -> Outcome:
+        """Compute chunks; return the outcome for the event that ends the work."""
         guard_forks(assignment.slot)
         spare = assignment.ledger if work.small_outputs else None
         channel = SocketChannel(self, work.run, spare)
@@ -324,16 +327,15 @@ class WorkerProcess:
         self.tasks_left -= assignment.claimed
         channel.flush()
         announced = channel.announcement and channel.announcement.pack()
-        had = assignment.claimed, assignment.handed_out, announced
-        return protocol.CounterExhausted(
-            self.number, work.run, work.generation, *had, exiting=not exhausted
-        )
+        return assignment.claimed, assignment.handed_out, announced, not exhausted
 
     def _assign(self, work: Work, function: Function, tickets: Tickets) -> Assignment:
         """Return the work in the memory of this process."""
         ledger, outputs, sums = self._ledger(work), work.outputs, work.checksums
+        if work.plan != self.plan[0]:
+            self.plan = work.plan, pickle.loads(work.plan)
         return Assignment(
-            plan=pickle.loads(work.plan),
+            plan=self.plan[1],
             function=function,
             arrays=[self.view(one, writable=False) for one in work.arrays],
             outputs=None if outputs is None else [self.view(one, writable=True) for one in outputs],

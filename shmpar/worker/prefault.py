@@ -51,9 +51,9 @@ def _gaining_mapping(output: Array) -> Mapping | None:
     if output.nbytes < _MIN_OUTPUT or sys.platform != "linux":
         return None
     mapping = find_mapping(address_of(output))
-    if mapping is None or mapping.segment.private:
+    if mapping is None or mapping.segment.private or mapping.segment.kind not in {"shm", "memfd"}:
         return None
-    return mapping if mapping.segment.kind in {"shm", "memfd"} else None
+    return mapping
 
 
 def _prefault_output(plan: Plan, output: Array, mapping: Mapping) -> Prefault:

@@ -18,6 +18,7 @@ from shmpar.plan import Announcement, InBlocks, Output, PerItem, Plan, ResultErr
 
 Array = np.ndarray[Any, Any]
 Store = Callable[[int, Any], None]
+Use = Callable[[int, Any], Any]
 ScalarTarget = tuple[Array, set[type]]
 """An output that takes one number per chunk, flat, and the types that need no cast."""
 
@@ -38,40 +39,35 @@ def as_arrays(plan: Plan, value: Any, is_tuple: bool | None) -> tuple[Array, ...
     if is_tuple is not None and is_tuple != isinstance(value, tuple):
         raise _wrong_kind(value)
     if not parts:
-        raise ResultError("the function returned an empty tuple, which is no output; return None")
+        raise _returned("an empty tuple, which is no output; return None")
     if plan.dtypes is not None and len(parts) != len(plan.dtypes):
-        raise ResultError(
-            f"the function returned {len(parts)} outputs, but {len(plan.dtypes)} are declared "
-            "by out= or dtype="
-        )
+        due = f"{len(plan.dtypes)} are declared by out= or dtype="
+        raise _returned(f"{len(parts)} outputs, but {due}")
     return tuple([_as_array(part) for part in parts])
+
+
+def _returned(text: str) -> ResultError:
+    return ResultError(f"the function returned {text}")
 
 
 def _wrong_kind(value: Any) -> ResultError:
     if not isinstance(value, tuple):
-        found = type(value).__name__
-        return ResultError(f"the function returned {found} where a tuple of outputs is due")
-    return ResultError(
-        f"the function returned a tuple of {len(value)} where one output is declared, by out= "
-        "or dtype= or the first chunk"
-    )
+        return _returned(f"{type(value).__name__} where a tuple of outputs is due")
+    declared = "one output is declared, by out= or dtype= or the first chunk"
+    return _returned(f"a tuple of {len(value)} where {declared}")
 
 
 def _as_array(value: Any) -> Array:
     if type(value) is not np.ndarray and is_masked(value):
-        raise ResultError(
-            "the function returned a masked array, whose mask would be lost; return "
-            "(values.filled(...), values.mask) as a tuple of two outputs"
-        )
+        remedy = "return (values.filled(...), values.mask) as a tuple of two outputs"
+        raise _returned(f"a masked array, whose mask would be lost; {remedy}")
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise ResultError(f"the function returned no array of values: {error}") from error
+        raise _returned(f"no array of values: {error}") from error
     if array.dtype.hasobject or array.dtype.kind == "T":
-        raise ResultError(
-            f"the function returned {type(value).__name__}, which is no array of plain values; "
-            "block_reduce and parallel_map collect any objects with dtype=object"
-        )
+        remedy = "block_reduce and parallel_map collect any objects with dtype=object"
+        raise _returned(f"{type(value).__name__}, which is no array of plain values; {remedy}")
     return array
 
 
@@ -80,10 +76,8 @@ def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
     if value is None and isinstance(plan.placement, PerItem):
         return Announcement((), is_tuple=False, chunk=chunk)
     if value is None:
-        raise ResultError(
-            "the function returned None where a value is due; only parallel_map takes functions "
-            "that return nothing"
-        )
+        remedy = "only parallel_map takes functions that return nothing"
+        raise _returned(f"None where a value is due; {remedy}")
     arrays = as_arrays(plan, value, plan.is_tuple)
     for array in arrays:
         if plan.verb == "map_overlap" and array.shape != _chunk_shape(plan, chunk):
@@ -97,7 +91,7 @@ def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
     return Announcement(outputs, is_tuple=isinstance(value, tuple), chunk=chunk)
 
 
-def trimmed(plan: Plan, halo: Halo, use: Callable[[int, Any], Any]) -> Callable[[int, Any], Any]:
+def trimmed(plan: Plan, halo: Halo, use: Use) -> Use:
     """Return `use` for results from which the halo is removed first."""
 
     def trim_and_use(chunk: int, value: Any) -> Any:
@@ -142,9 +136,7 @@ def _with_declared(plan: Plan, outputs: Sequence[Array]) -> list[tuple[Array, bo
 
 def _store_none(_chunk: int, value: Any) -> None:
     if value is not None:
-        raise ResultError(
-            f"the function returned {type(value).__name__} here but None for the first chunk"
-        )
+        raise _returned(f"{type(value).__name__} here but None for the first chunk")
 
 
 def _store_array(plan: Plan, output: Array, declared: bool) -> Store:
@@ -171,9 +163,7 @@ def _store_tuple(plan: Plan, stores: Sequence[Store], outputs: Sequence[Array]) 
     def store(chunk: int, value: Any) -> None:
         if not isinstance(value, tuple) or len(value) != len(stores):
             found = len(as_arrays(plan, value, is_tuple=True))
-            raise ResultError(
-                f"the function returned {found} outputs here but {len(stores)} for the first chunk"
-            )
+            raise _returned(f"{found} outputs here but {len(stores)} for the first chunk")
         # Why: an output may be an input too, and a function may return a view of its input. A view
         # of an output that is written before it is copied first.
         parts = [
@@ -247,26 +237,23 @@ def _convert(value: Any, dtype: np.dtype[Any], declared: bool) -> Array:
         try:
             return np.asarray(value, dtype)
         except OverflowError as error:
-            raise ResultError(f"the function returned {value}, out of bounds: {error}") from error
+            raise _returned(f"{value}, out of bounds: {error}") from error
     if value is None:
-        raise ResultError("the function returned None where a value is due")
+        raise _returned("None where a value is due")
     return _as_array(value)
 
 
 def _cast_into(window: Array, value: Array, declared: bool) -> None:
     if not declared:
-        raise ResultError(
-            f"the function returned dtype {value.dtype} here but {window.dtype} for the first "
-            "chunk; pass dtype= (or out=) to have results cast"
-        )
+        first = f"{window.dtype} for the first chunk; pass dtype= (or out=) to have results cast"
+        raise _returned(f"dtype {value.dtype} here but {first}")
     # Why: only a safe cast keeps all characters of a string and all digits of a number.
     to_string, from_string = window.dtype.kind in "SU", value.dtype.kind in "SU"
     rule: Literal["safe", "same_kind"] = "safe" if to_string else "same_kind"
     if (from_string and not to_string) or not np.can_cast(value.dtype, window.dtype, rule):
-        raise ResultError(
-            f"the function returned dtype {value.dtype}, which cannot be cast to {window.dtype} "
-            f"under the rule {rule!r}; cast it in the function, or pass another dtype= or out="
-        )
+        reason = f"which cannot be cast to {window.dtype} under the rule {rule!r}"
+        remedy = "cast it in the function, or pass another dtype= or out="
+        raise _returned(f"dtype {value.dtype}, {reason}; {remedy}")
     np.copyto(window, value, casting="same_kind")
 
 
@@ -283,8 +270,8 @@ def _explain_shape(plan: Plan, chunk: int, value: Array, window: Array) -> str:
     elif value.ndim > window.ndim:
         remedy = "name the axes that it adds in new_axis"
     else:
-        remedy = "for blocks that change their size pass out_chunks=, with one length per chunk "
-        remedy += "where they differ"
+        lengths = "with one length per chunk where they differ"
+        remedy = f"for blocks that change their size pass out_chunks=, {lengths}"
     return f"the function returned shape {value.shape} where {window.shape} is due; {remedy}"
 
 
@@ -294,10 +281,8 @@ def explain_overlap_shape(plan: Plan, chunk: int, shape: tuple[int, ...]) -> str
     if not shape:
         return "the function returned a scalar where a block is due; block_reduce has depth= too"
     if halo is None:
-        return (
-            f"the function returned shape {shape} where the chunk's, {due}, is due; map_blocks "
-            "puts blocks of other shapes together"
-        )
+        remedy = "map_blocks puts blocks of other shapes together"
+        return f"the function returned shape {shape} where the chunk's, {due}, is due; {remedy}"
     window = tuple(stop - start for start, stop in halo.window(plan.grid, chunk))
     less = tuple(length - sum(depth) for length, depth in zip(window, halo.depth, strict=True))
     small = 'boundary="none" makes windows at the array\'s border smaller'

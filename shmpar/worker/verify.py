@@ -34,6 +34,7 @@ Compute = Callable[[int], None]
 
 # Why: a value that looks like the first pattern by chance does not look like the second one.
 PATTERN, SECOND_PATTERN = 0xA5, 0x5A
+_OUTSIDE = "the function, or another process, writes outside of its window"
 _STEP = 64 << 20  # bytes; between two steps Python handles signals
 
 
@@ -127,10 +128,8 @@ def _compute_checked(
     if computed:
         raise ResultError("check=True: the chunk was computed before")
     if not all(still_filled(window, PATTERN).all() for window in windows):
-        raise ResultError(
-            "check=True: its window of the output was written before it was computed; the "
-            "function, or another process, writes outside of its window"
-        )
+        early = "its window of the output was written before it was computed"
+        raise ResultError(f"check=True: {early}; {_OUTSIDE}")
     compute()
     if not plan.pass_out:
         return
@@ -142,14 +141,11 @@ def _compute_checked(
     for window in windows:
         fill_pattern(window, SECOND_PATTERN)
     compute()
-    count = sum(
-        int((one & still_filled(window, SECOND_PATTERN)).sum())
-        for one, window in zip(missing, windows, strict=True)
-    )
+    pairs = zip(missing, windows, strict=True)
+    count = sum(int((one & still_filled(w, SECOND_PATTERN)).sum()) for one, w in pairs)
     if count:
-        raise ResultError(
-            f"check=True: the function left {count:,} elements of its window unwritten"
-        )
+        left = f"the function left {count:,} elements of its window unwritten"
+        raise ResultError(f"check=True: {left}")
 
 
 class Verification:
@@ -203,11 +199,9 @@ class Verification:
         if wrong:
             first, region = wrong[0], plan.region(wrong[0])
             more = f", and those of {len(wrong) - 1:,} more chunks" if len(wrong) > 1 else ""
-            message = (
-                f"{plan.verb}, chunk {first} at {describe_region(region)}: check=True: "
-                f"its window of the output was changed by another writer than its worker{more}; "
-                "the function, or another process, writes outside of its window"
-            )
+            chunk = f"chunk {first} at {describe_region(region)}"
+            changed = "its window of the output was changed by another writer than its worker"
+            message = f"{plan.verb}, {chunk}: check=True: {changed}{more}; {_OUTSIDE}"
             return ChunkError(message, chunk=first, region=region, run=run)
         for number, (one, before) in enumerate(zip(self._inputs, self._before, strict=True)):
             if crc(one) != before:
