@@ -117,6 +117,7 @@ def resume(  # noqa: PLR0913 - the parts of a call
         identity["seed"] = repr(seed)
     file = outputs.ledger_file = LedgerFile.open(path, Header(plan.chunks, seed, identity))
     try:
+        outputs.checksums = file.checksums
         if plan.seed is not None:
             plan = plan._replace(seed=file.header.seed)
         return plan, _unfinished(plan, outputs, file) if file.checksums.any() else None

@@ -318,10 +318,9 @@ class Execution:
         self.engine, self._attended = engine, attended
         self._allocate_known(engine)
         if self.plan.check:
-            ledger_file = self.outputs.ledger_file
-            sums = None if ledger_file is None else ledger_file.checksums
-            self._verification = Verification(self.plan, self._arrays, self._todo, sums)
-            self._verification.fill_outputs(self.outputs.arrays or ())
+            verification = Verification(self.plan, self._arrays, self._todo, self.outputs.checksums)
+            verification.fill_outputs(self.outputs.arrays or ())
+            self._verification, self.outputs.checksums = verification, verification.sums
         self._prepared = engine.prepare(self.plan, self._function, self._arrays)
 
     def _allocate_known(self, engine: Engine) -> None:
@@ -343,7 +342,6 @@ class Execution:
         function = self._function
         if function is None:
             raise RuntimeError("this run is over")
-        verification, file = self._verification, self.outputs.ledger_file
         active = ActivePlan(
             number=self.number,
             plan=plan,
@@ -355,7 +353,7 @@ class Execution:
             allocate=self._allocate,
             outputs=self.outputs.arrays,
             is_tuple=self.outputs.is_tuple,
-            checksums=verification.sums if verification else file.checksums if file else None,
+            checksums=self.outputs.checksums,
             reports=not self._attended and not plan.returns_objects,
         )
         self._active, self._prepared = active, None
@@ -533,16 +531,25 @@ class Execution:
         if self._verification is not None:
             self.fatal = self.fatal or self._verification.find_error(active.ledger, self.run)
             self._verification = None
+        lost = self._copy_scratch(engine, active)
         done = self._detach(active)
         try:
-            self.outputs.slab = engine.slab
-            self._scratch.copy_out(active.ledger, self.outputs)
-            self.outcome = self._finalize(done)
+            self.outcome = lost or self._finalize(done)
         except BaseException as error:  # noqa: BLE001 - it is the outcome
             self.outcome = error
         engine.close(active)
         self.unlock()
         self.statistics.seconds = time.perf_counter() - self.statistics.began
+
+    def _copy_scratch(self, engine: Engine, active: ActivePlan) -> BaseException | None:
+        """Copy small outputs into their arrays; after an error, which is returned, none is done."""
+        try:
+            self.outputs.slab = engine.slab
+            self._scratch.copy_out(active.ledger, self.outputs)
+        except BaseException as error:  # noqa: BLE001 - it is the outcome
+            active.ledger.status[active.ledger.status == DONE] = PENDING
+            return error
+        return None
 
     def _detach(self, active: ActivePlan) -> list[int] | None:
         """Copy the ledger; return the chunks that are done, None for all of them."""
@@ -571,7 +578,8 @@ class Execution:
         if errors:
             if self.policy.on_error == "raise":
                 return errors[0]
-            return ExceptionGroup(f"{len(errors)} chunks of {plan.verb} failed", errors)
+            chunks = "1 chunk" if len(errors) == 1 else f"{len(errors)} chunks"
+            return ExceptionGroup(f"{chunks} of {plan.verb} failed", errors)
         return outputs.result()
 
     def abort(self, error: BaseException) -> None:
@@ -606,11 +614,14 @@ class Execution:
             self.outputs.ledger_file.unlock()
 
     def release(self) -> None:
-        """Drop the inputs and the function, unless the run can be resumed."""
+        """Drop the inputs and the function, unless the run can be resumed.
+
+        Why a cancelled run can be, even if every chunk is done: nobody has its result.
+        """
         self.statistics.keep_arrays(self._arrays, self.outputs.arrays or ())
         self.run = self._prepared = None
-        if self.over and not self.unfinished:
-            self._arrays, self._function = [], None
+        if self.over and not self.unfinished and not self.cancelled:
+            self._arrays, self._function, self.outputs.checksums = [], None, None
 
     # Any thread
 

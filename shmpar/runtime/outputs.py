@@ -132,6 +132,8 @@ class Outputs:
         Shapes and dtypes, if they are known before the first result.
     ledger_file : LedgerFile or None
         The record of finished chunks on disk; then all outputs are files.
+    checksums : ndarray of uint32 or None
+        The checksum of each finished chunk, with a ledger file or ``check=True``.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class Outputs:
         self.slab: Slab | None = None
         self.expected: Announcement | None = None
         self.ledger_file: LedgerFile | None = None
+        self.checksums: Array | None = None
         self._returns_objects = returns_objects
         self._fill = fill
 

@@ -175,17 +175,18 @@ class Run(PoolFuture):
         Returns
         -------
         Run
-            A run in flight, as with ``wait=False``. Its result is the whole output.
+            A run in flight, as with ``wait=False``. Its result is the whole output. After a cancel
+            that came when every chunk was done, it is complete at once.
 
         Raises
         ------
         RuntimeError
-            If this run is not over, or has nothing left to compute; if the pool is closed; or if it
+            If this run is not over, or has given its whole result; if the pool is closed; or if it
             works in place, since the chunks that it had begun have overwritten their input.
 
         Notes
         -----
-        An incomplete run keeps its inputs, its function and its outputs for this.
+        An incomplete or cancelled run keeps its inputs, its function and its outputs for this.
 
         Examples
         --------
