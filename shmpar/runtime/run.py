@@ -71,13 +71,13 @@ class Run(PoolFuture):
         from shmpar.report import Report  # Why here: most programs never ask for a report.
         from shmpar.report.report import private_bytes
 
-        execution, statistics = self.execution, self.execution.statistics
-        now, done = time.perf_counter(), execution.over
+        execution, now = self.execution, time.perf_counter()
+        done, began = execution.over, execution.began
         engine, errors = execution.engine, len(execution.errors)
         inputs, outputs = execution.arrays()
         return Report(
             verb=execution.plan.verb,
-            function=statistics.name.rpartition("<locals>.")[2],
+            function=execution.name.rpartition("<locals>.")[2],
             engine=engine.name if engine else "",
             workers=engine.workers if engine else 0,
             chunks=execution.plan.chunks,
@@ -85,17 +85,17 @@ class Run(PoolFuture):
             failed=errors,
             filled=execution.was_filled,
             deaths=execution.deaths,
-            seconds=now - statistics.began if statistics.seconds is None else statistics.seconds,
+            seconds=now - began if execution.seconds is None else execution.seconds,
             memory=tuple(kind for kind, _ in (*inputs, *outputs)),
             worker_bytes=tuple(map(private_bytes, engine.pids())) if engine else (),
             seed=execution.plan.seed,
-            preparing=(statistics.opened or now) - statistics.began,
-            cold=statistics.cold,
-            attempts=tuple(statistics.attempts),
+            preparing=(execution.opened or now) - began,
+            cold=execution.cold,
+            attempts=tuple(execution.attempts),
             plan=execution.plan,
             inputs=tuple(inputs),
             outputs=tuple(outputs),
-            origin=statistics.began,
+            origin=began,
             complete=done,
             ledger=execution.ledger,
         )
