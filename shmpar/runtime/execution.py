@@ -98,18 +98,16 @@ class CompletionStream:
     def __iter__(self) -> Iterator[int]:
         """Yield the chunks as they are completed, in the order of their completion."""
         given = 0
-        while new := self._after(given):
-            given += len(new)
-            yield from new
-
-    def _after(self, position: int) -> list[int]:
-        """Wait for chunks behind a position, or for the end; return them."""
         while True:
             # Invariant: the latch is taken before the look, so a later change sets it.
             changed, complete = self._changed, self._complete
-            if len(self._chunks) > position or complete:
-                return self._chunks[position:]
-            changed.wait()
+            new = self._chunks[given:]
+            given += len(new)
+            yield from new
+            if complete:
+                return
+            if not new:
+                changed.wait()
 
 
 def _name(call: Any) -> str:
@@ -361,11 +359,11 @@ class Execution:
             case protocol.PlanRejected():
                 self.fatal = self.fatal or event.error
                 self._feed(event)
+            case protocol.WorkerReady():
+                self._feed(event)
             case protocol.ObjectsReturned():
                 for chunk, value in event.values:
                     (self.outputs.arrays or [])[0][self.plan.window(chunk)] = value
-            case protocol.WorkerReady():
-                self._feed(event)
 
     def _feed(self, event: scheduler.SchedulerEvent) -> None:
         """Give an event to the scheduler, and do as it says."""
@@ -465,9 +463,8 @@ class Execution:
                 active.ledger.status[chunk] = FAILED
                 self.errors[chunk] = self._death(chunk, timed_out=timed_out)
             case scheduler.GiveUp():
-                self.fatal = self.fatal or error_texts.startup_failure(
-                    self.plan, self._exit, self.run
-                )
+                error = error_texts.startup_failure(self.plan, self._exit, self.run)
+                self.fatal = self.fatal or error
             case scheduler.Reconcile():
                 self._void_scratch(active)
                 self._events.append(scheduler.Reconciled(active.ledger.pending()))
@@ -546,8 +543,7 @@ class Execution:
             self.cancelled = True
         else:
             self.fatal = self.outcome = error
-        active = self._active
-        if active is None:
+        if (active := self._active) is None:
             self._end_unbegun()
             return
         done = self._detach(active)

@@ -112,14 +112,11 @@ class Run(PoolFuture):
             it: the run does not keep it, so that its memory goes with the last array.
         """
         result = super().result(timeout)
-        self._warn_filled()
-        return result.get() if isinstance(result, WeakResult) else result
-
-    def _warn_filled(self) -> None:
-        """Warn of filled chunks, once, in the thread and at the line that asks for the result."""
+        # Why here: warn once, in the thread and at the line that asks for the result.
         errors, self.execution.to_warn = self.execution.to_warn, []
         if errors:
             error_texts.warn_filled(errors)
+        return result.get() if isinstance(result, WeakResult) else result
 
     def cancel(self) -> bool:
         """Stop handing out chunks; return True unless the run was done already.
@@ -129,8 +126,7 @@ class Run(PoolFuture):
         """
         if self.done():
             return self.cancelled()
-        cancel = self.cancel_by
-        if cancel is not None:
+        if (cancel := self.cancel_by) is not None:
             cancel(self)
         return True
 
@@ -241,26 +237,24 @@ class Run(PoolFuture):
         """Set the outcome of a run that is over, and let its waiters go on."""
         # Lock: reentrant. A run that cannot be prepared may be cancelled by another thread.
         with self._condition:
-            if not self.resolved.is_set:
-                self._finish(callbacks)
-
-    def _finish(self, callbacks: CallbackThreads) -> None:
-        execution = self.execution
-        outcome, execution.outcome = execution.outcome, None
-        execution.release()
-        self.cancel_by = None
-        try:
-            if execution.cancelled and execution.fatal is None:
-                Future.cancel(self)
-                self.set_running_or_notify_cancel()
-                self.notify(callbacks)
-            elif isinstance(outcome, BaseException):
-                self.resolve(callbacks, None, outcome)
-            else:
-                self.resolve(callbacks, outcome, None)
-        finally:
-            self.over.set()
-            self.resolved.set()
+            if self.resolved.is_set:
+                return
+            execution = self.execution
+            outcome, execution.outcome = execution.outcome, None
+            execution.release()
+            self.cancel_by = None
+            try:
+                if execution.cancelled and execution.fatal is None:
+                    Future.cancel(self)
+                    self.set_running_or_notify_cancel()
+                    self.notify(callbacks)
+                elif isinstance(outcome, BaseException):
+                    self.resolve(callbacks, None, outcome)
+                else:
+                    self.resolve(callbacks, outcome, None)
+            finally:
+                self.over.set()
+                self.resolved.set()
 
     # For the thread that called the verb
 
