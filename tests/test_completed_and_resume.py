@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,106 @@ def test_a_cancelled_run_resumes_into_the_same_output(pool: shmpar.Pool, tmp_pat
         assert run.cancelled()
         assert run.resume().result(timeout=60) is out
     assert np.array_equal(out, X + 1)
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_checked_run_is_resumed(tmp_path: Path, changed: bool) -> None:
+    """The check knows the chunks of the first run, and still finds a change of theirs."""
+    work = FailsUntilReady(tmp_path, {7})
+    with shmpar.Pool(2, check=True) as pool:
+        run = pool.parallel_map(work, X, on_error="collect", wait=False)
+        with pytest.raises(ExceptionGroup):
+            run.result(timeout=60)
+        work.ready.touch()
+        if changed:
+            run.out[3] = -1
+            with pytest.raises(shmpar.ChunkError, match="another writer"):
+                run.resume().result(timeout=60)
+        else:
+            assert np.array_equal(run.resume().result(timeout=60), X.sum(axis=1))
+
+
+class Gate:
+    """Note each chunk in a folder, and wait for a byte of a FIFO."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / "gate"
+        os.mkfifo(self.path)
+
+    def __call__(self, row: Any) -> Any:
+        (self.folder / f"begun-{int(row.flat[0])}").touch()
+        with self.path.open("rb", buffering=0) as file:
+            assert file.read(1) == b"!"
+        return row + 1
+
+    def wait_for(self, chunks: int) -> None:
+        """Wait until so many chunks have begun."""
+        deadline = time.monotonic() + 60
+        while len(list(self.folder.glob("begun-*"))) < chunks:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", ["given", "objects", "checked", "waits"])
+def test_a_run_cancelled_after_its_last_chunk_gives_its_result(tmp_path: Path, kind: str) -> None:
+    """The resumed run is complete at once, computes nothing and has the whole output."""
+    rows, work = np.array([[0.0, 3.0], [1.0, 4.0]]), Gate(tmp_path)
+    out = np.zeros(rows.shape) if kind in {"given", "checked"} else None
+    with (
+        shmpar.Pool(2, check=kind == "checked") as pool,
+        work.path.open("r+b", buffering=0) as gate,
+        concurrent.futures.ThreadPoolExecutor(1) as threads,
+    ):
+        if kind == "waits":
+            call = threads.submit(pool.parallel_map, work, rows)
+        elif kind == "objects":
+            pool.parallel_map(work, rows, dtype=object, wait=False)
+        else:
+            pool.map_blocks(work, rows, chunks=(1, 2), dtype=float, out=out, wait=False)
+        work.wait_for(2)
+        run = pool.last_run
+        assert run.cancel()
+        gate.write(b"!!")
+        with pytest.raises(concurrent.futures.CancelledError):
+            run.result(timeout=60)
+        if kind == "waits":
+            assert isinstance(call.exception(timeout=60), concurrent.futures.CancelledError)
+        assert run.progress == (2, 2)
+        again = run.resume()
+        result = again.result(timeout=60)
+        assert again.progress == (2, 2)
+        assert again.report.computed == 0
+        assert np.array_equal(np.stack(result), rows + 1)
+        assert out is None or result is out
+        with pytest.raises(RuntimeError, match="nothing to resume"):
+            again.resume()
+
+
+def test_a_run_cancelled_after_its_last_chunk_has_no_result_without_an_output(
+    tmp_path: Path,
+) -> None:
+    """Results that did not fit ``out=`` count as not computed: the resumed run says so again."""
+    rows, work, out = np.array([[0.0, 3.0], [1.0, 4.0]]), Gate(tmp_path), np.zeros((2, 3))
+    with (
+        shmpar.Pool(2) as pool,
+        work.path.open("r+b", buffering=0) as gate,
+        concurrent.futures.ThreadPoolExecutor(1) as threads,
+    ):
+        call = threads.submit(pool.parallel_map, work, rows, out=out)
+        work.wait_for(2)
+        run = pool.last_run
+        run.cancel()
+        gate.write(b"!!!!")
+        assert isinstance(call.exception(timeout=60), concurrent.futures.CancelledError)
+        with pytest.raises(shmpar.ShmparError, match="shape"):
+            run.resume().result(timeout=60)
+
+
+@pytest.mark.parametrize(("rows", "text"), [(1, "1 chunk of"), (2, "2 chunks of")])
+def test_the_group_of_errors_counts_its_chunks(pool: shmpar.Pool, rows: int, text: str) -> None:
+    """A single chunk is no plural."""
+    with pytest.raises(ExceptionGroup, match=f"^{text} parallel_map failed"):
+        pool.parallel_map(lambda x: 1 / x, [0] * rows, on_error="collect")
 
 
 def test_a_run_that_cannot_be_resumed_is_an_error(pool: shmpar.Pool) -> None:

@@ -117,6 +117,7 @@ def resume(  # noqa: PLR0913 - the parts of a call
         identity["seed"] = repr(seed)
     file = outputs.ledger_file = LedgerFile.open(path, Header(plan.chunks, seed, identity))
     try:
+        outputs.checksums = file.checksums
         if plan.seed is not None:
             plan = plan._replace(seed=file.header.seed)
         return plan, _unfinished(plan, outputs, file) if file.checksums.any() else None
@@ -172,7 +173,7 @@ def _unfinished(plan: Plan, outputs: Outputs, file: LedgerFile) -> tuple[int, ..
         outputs.given = arrays
         found = tuple(Output(array.shape, array.dtype) for array in arrays)
         outputs.allocate(Announcement(found, is_tuple=bool(plan.is_tuple)))
-    return file.pending()
+    return tuple(np.flatnonzero(file.checksums == 0).tolist())
 
 
 def _reopened(plan: Plan, given: Sequence[Array | NpyFile]) -> list[Array] | None:
@@ -312,10 +313,6 @@ class LedgerFile:
         self.checksums[changed] = 0
         return len(changed)
 
-    def pending(self) -> tuple[int, ...]:
-        """Return the numbers of the chunks that are not done."""
-        return tuple(np.flatnonzero(self.checksums == 0).tolist())
-
     def lock(self) -> None:
         """Lock it again, for a run that resumes; raise ``RuntimeError`` if another run uses it."""
         _lock(self._segment.fileno(), self.path)
@@ -344,17 +341,16 @@ def _is_at(fd: int, path: str) -> bool:
 def _lock(fd: int, path: str) -> None:
     deadline = time.monotonic() + _LOCK_WAIT_SECONDS
     while True:
-        try:
+        # Why PermissionError: NFS may answer with EACCES.
+        with contextlib.suppress(BlockingIOError, PermissionError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # Why: NFS may answer with EACCES.
-            if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"ledger={path!r} is in use by another run, here or in another process; wait "
-                    "for it, or pass another ledger="
-                ) from None
-            time.sleep(0.01)
-        else:
             return
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"ledger={path!r} is in use by another run, here or in another process; wait for "
+                "it, or pass another ledger="
+            )
+        time.sleep(0.01)
 
 
 def _read_header(fd: int, path: str) -> tuple[Header, int]:

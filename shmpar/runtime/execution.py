@@ -11,8 +11,8 @@ Guarantees
 - A run is over only when no worker writes to its outputs any more, and then at once.
 - Its outcome follows from the ledger and the recorded errors alone, not from the order in which
   workers finished.
-- The statistics of a finished run hold a copy of its ledger and a few numbers per array: no
-  array, no function, no segment.
+- A complete run keeps, for its report, a copy of its ledger and a few numbers per array: no input,
+  no function, no segment.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 from shmpar.engines.engine import ActivePlan, Engine, Exit, Generation
 from shmpar.errors import ShmparError
 from shmpar.ipc import protocol
-from shmpar.ipc.ledger import DONE, FAILED, FINGERPRINT, PENDING, Held, Ledger, LostClaim
+from shmpar.ipc.ledger import DONE, FAILED, FINGERPRINT, PENDING, Ledger, LostClaim
 from shmpar.memory.allocate import SMALL, preflight
 from shmpar.memory.locate import kind_of
 from shmpar.plan import Announcement, Function, Plan
@@ -40,6 +40,7 @@ from shmpar.worker.compute import ApplyAlongAxis
 from shmpar.worker.verify import Verification
 
 Array = np.ndarray[Any, Any]
+Described = list[tuple[str, int]]  # the place and the bytes of arrays
 _numbers = itertools.count()
 
 
@@ -97,81 +98,16 @@ class CompletionStream:
     def __iter__(self) -> Iterator[int]:
         """Yield the chunks as they are completed, in the order of their completion."""
         given = 0
-        while new := self._after(given):
-            given += len(new)
-            yield from new
-
-    def _after(self, position: int) -> list[int]:
-        """Wait for chunks behind a position, or for the end; return them."""
         while True:
             # Invariant: the latch is taken before the look, so a later change sets it.
             changed, complete = self._changed, self._complete
-            if len(self._chunks) > position or complete:
-                return self._chunks[position:]
-            changed.wait()
-
-
-class Statistics:
-    """The numbers of one run, for its report.
-
-    Attributes
-    ----------
-    name : str
-        Name of the user's function; empty if it has none.
-    began : float
-        When the run was made, by :func:`time.perf_counter`.
-    opened : float or None
-        When its workers could begin.
-    cold : bool
-        Whether no worker was up then.
-    seconds : float or None
-        How long it took, once it is over.
-    attempts : list of LostClaim
-        Claims that ended with their worker.
-    """
-
-    def __init__(self, function: Function) -> None:
-        self.name = _name(function.call)
-        self.began = time.perf_counter()
-        self.opened: float | None = None
-        self.cold = False
-        self.seconds: float | None = None
-        self.attempts: list[LostClaim] = []
-        self._ledger: tuple[bytes, int, int] | None = None
-        self._arrays: tuple[list[tuple[str, int]], list[tuple[str, int]]] | None = None
-
-    def add_lost(self, worker: int, chunk: int | None, held: Held | None) -> None:
-        """Note a lost worker, and its claim."""
-        if held is not None:
-            begin, end = held.since * 1e-9 - self.began, time.monotonic() - self.began
-            self.attempts.append(LostClaim(worker, chunk, max(0.0, begin), end))
-
-    def keep(self, ledger: Ledger) -> None:
-        """Copy a ledger that is about to be another run's."""
-        self._ledger = ledger.copy(), ledger.workers, ledger.chunks
-
-    def keep_arrays(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        """Note where the arrays lie and their bytes, without keeping them."""
-        self._arrays = self._described(inputs), self._described(outputs)
-
-    def ledger(self, current: Ledger | None) -> Ledger | None:
-        """Return a copy of the ledger: of now, or of the end."""
-        if current is not None:
-            return Ledger(current.copy(), workers=current.workers, chunks=current.chunks)
-        if self._ledger is None:
-            return None
-        copy, workers, chunks = self._ledger
-        return Ledger(copy, workers=workers, chunks=chunks)
-
-    def arrays(
-        self, inputs: Sequence[Array], outputs: Sequence[Array]
-    ) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-        """Return the place and bytes of each input and output: of the end, or of these now."""
-        return self._arrays or (self._described(inputs), self._described(outputs))
-
-    @staticmethod
-    def _described(arrays: Sequence[Array]) -> list[tuple[str, int]]:
-        return [(kind_of(array), array.nbytes) for array in arrays]
+            new = self._chunks[given:]
+            given += len(new)
+            yield from new
+            if complete:
+                return
+            if not new:
+                changed.wait()
 
 
 def _name(call: Any) -> str:
@@ -182,6 +118,14 @@ def _name(call: Any) -> str:
         return str(getattr(call, "__qualname__", None) or getattr(call, "__name__", ""))
     except Exception:  # noqa: BLE001 - the user's object may raise anything; this is for show
         return ""
+
+
+def _copy(ledger: Ledger) -> Ledger:
+    return Ledger(ledger.copy(), workers=ledger.workers, chunks=ledger.chunks)
+
+
+def _describe(arrays: Sequence[Array]) -> Described:
+    return [(kind_of(array), array.nbytes) for array in arrays]
 
 
 class Execution:
@@ -220,8 +164,18 @@ class Execution:
         Their failures, until the caller has been warned of them.
     deadline : float or None
         When the workers of a cancelled run are killed, by the monotonic clock.
-    statistics : Statistics
-        Numbers for its report.
+    name : str
+        Name of the user's function; empty if it has none.
+    began : float
+        When the run was made, by :func:`time.perf_counter`.
+    opened : float or None
+        When its workers could begin.
+    cold : bool
+        No worker was up then.
+    seconds : float or None
+        How long it took, once it is over.
+    attempts : list of LostClaim
+        Claims that ended with their worker.
     unfinished : tuple of int
         Chunks that are not done, once it is over.
     """
@@ -231,6 +185,14 @@ class Execution:
     over = False
     outcome: Any = None
     deadline: float | None = None
+    opened: float | None = None
+    cold = False
+    seconds: float | None = None
+    engine: Engine | None = None
+    _active: ActivePlan | None = None
+    _ledger: Ledger | None = None
+    _described: tuple[Described, Described] | None = None
+    _verification: Verification | None = None
 
     def __init__(
         self,
@@ -251,15 +213,15 @@ class Execution:
         self.fatal: BaseException | None = None
         self.was_filled = False
         self.to_warn: list[ShmparError] = []
-        self.statistics = Statistics(function)
+        self.name = _name(function.call)
+        self.began = time.perf_counter()
+        self.attempts: list[LostClaim] = []
         self.unfinished: tuple[int, ...] = ()
-        self.engine: Engine | None = None
         self._todo = todo
         self._function: Function | None = function
         self._arrays = arrays
         self._prepared: Any = None
         self._attended = False
-        self._active: ActivePlan | None = None
         self._scheduler = scheduler.Scheduler(
             retries=policy.retries,
             fail_fast=policy.on_error == "raise",
@@ -268,9 +230,7 @@ class Execution:
         )
         self._events: deque[scheduler.SchedulerEvent] = deque()
         self._scratch = Scratch()
-        self._verification: Verification | None = None
         self._exit = Exit(None)
-        self._settled = 0
 
     @property
     def running(self) -> bool:
@@ -280,8 +240,7 @@ class Execution:
     @property
     def settled(self) -> int:
         """Chunks that are done or failed."""
-        active = self._active
-        return self._settled if active is None else active.ledger.settled
+        return 0 if self._ledger is None else self._ledger.settled
 
     @property
     def failed(self) -> list[ShmparError]:
@@ -291,12 +250,11 @@ class Execution:
     @property
     def ledger(self) -> Ledger | None:
         """A copy of the ledger; None before the run has begun."""
-        active = self._active
-        return self.statistics.ledger(None if active is None else active.ledger)
+        return None if self._ledger is None else _copy(self._ledger)
 
-    def arrays(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    def arrays(self) -> tuple[Described, Described]:
         """Return the place and bytes of each input and output."""
-        return self.statistics.arrays(self._arrays, self.outputs.arrays or ())
+        return self._described or (_describe(self._arrays), _describe(self.outputs.arrays or ()))
 
     # The caller's thread
 
@@ -313,15 +271,13 @@ class Execution:
         PlanError, SegmentFull
             If the function cannot be pickled, or there is no room.
         """
-        if self._function is None:
-            raise RuntimeError("this run is over")
+        assert self._function is not None, "a run is executed once"
         self.engine, self._attended = engine, attended
         self._allocate_known(engine)
         if self.plan.check:
-            ledger_file = self.outputs.ledger_file
-            sums = None if ledger_file is None else ledger_file.checksums
-            self._verification = Verification(self.plan, self._arrays, self._todo, sums)
-            self._verification.fill_outputs(self.outputs.arrays or ())
+            verification = Verification(self.plan, self._arrays, self._todo, self.outputs.checksums)
+            verification.fill_outputs(self.outputs.arrays or ())
+            self._verification, self.outputs.checksums = verification, verification.sums
         self._prepared = engine.prepare(self.plan, self._function, self._arrays)
 
     def _allocate_known(self, engine: Engine) -> None:
@@ -341,9 +297,7 @@ class Execution:
         """Begin on an engine."""
         self.engine, plan = engine, self.plan
         function = self._function
-        if function is None:
-            raise RuntimeError("this run is over")
-        verification, file = self._verification, self.outputs.ledger_file
+        assert function is not None, "a run is executed once"
         active = ActivePlan(
             number=self.number,
             plan=plan,
@@ -351,14 +305,14 @@ class Execution:
             arrays=self._arrays,
             prepared=self._prepared,
             ledger=engine.ledger(plan.chunks),
-            origin=self.statistics.began,
+            origin=self.began,
             allocate=self._allocate,
             outputs=self.outputs.arrays,
             is_tuple=self.outputs.is_tuple,
-            checksums=verification.sums if verification else file.checksums if file else None,
+            checksums=self.outputs.checksums,
             reports=not self._attended and not plan.returns_objects,
         )
-        self._active, self._prepared = active, None
+        self._active, self._ledger, self._prepared = active, active.ledger, None
         if self._todo is not None:
             active.ledger.status[:] = DONE
             active.ledger.status[list(self._todo)] = PENDING
@@ -368,13 +322,12 @@ class Execution:
         self._scheduler.max_startup_failures = max_startup_failures(engine.workers)
         try:
             ready = engine.open(active)
-            self.statistics.opened = time.perf_counter()
-            self.statistics.cold = not ready
+            self.opened, self.cold = time.perf_counter(), not ready
             # Invariant: no command after the first, which makes the counter, raises.
             for command in self._scheduler.start(ready, self._todo):
                 self._do(command)
         except BaseException:
-            self._active = None
+            self._active = self._ledger = None
             engine.close(active)
             raise
         self._settle()
@@ -389,8 +342,7 @@ class Execution:
 
     @property
     def _alive(self) -> ActivePlan:
-        if self._active is None:
-            raise RuntimeError("this run is not being executed")
+        assert self._active is not None, "this run is not being executed"
         return self._active
 
     def handle(self, event: protocol.Event) -> None:
@@ -407,11 +359,11 @@ class Execution:
             case protocol.PlanRejected():
                 self.fatal = self.fatal or event.error
                 self._feed(event)
+            case protocol.WorkerReady():
+                self._feed(event)
             case protocol.ObjectsReturned():
                 for chunk, value in event.values:
                     (self.outputs.arrays or [])[0][self.plan.window(chunk)] = value
-            case protocol.WorkerReady():
-                self._feed(event)
 
     def _feed(self, event: scheduler.SchedulerEvent) -> None:
         """Give an event to the scheduler, and do as it says."""
@@ -448,7 +400,9 @@ class Execution:
             worker, self.errors, innocent=for_another and not self.policy.in_place
         )
         self.deaths += blamed is not None
-        self.statistics.add_lost(worker, blamed, active.ledger.held(worker))
+        if (held := active.ledger.held(worker)) is not None:
+            begin, end = held.since * 1e-9 - self.began, time.monotonic() - self.began
+            self.attempts.append(LostClaim(worker, blamed, max(0.0, begin), end))
         self._scratch.worker_lost(active.ledger.slot(worker)[FINGERPRINT])
         active.ledger.reset_slot(worker)
         if self._verification is not None:
@@ -487,10 +441,9 @@ class Execution:
             self.fatal = self.fatal or error
             self._feed(scheduler.RunCancelled())
 
-    def _do(self, command: scheduler.Command) -> None:  # noqa: C901 - one case per command
+    def _do(self, command: scheduler.Command) -> None:
         active, engine = self._alive, self.engine
-        if engine is None:
-            raise RuntimeError("this run has no engine")
+        assert engine is not None
         match command:
             case scheduler.Assign(worker, number):
                 engine.assign(worker, active, active.generations[number])
@@ -510,9 +463,8 @@ class Execution:
                 active.ledger.status[chunk] = FAILED
                 self.errors[chunk] = self._death(chunk, timed_out=timed_out)
             case scheduler.GiveUp():
-                self.fatal = self.fatal or error_texts.startup_failure(
-                    self.plan, self._exit, self.run
-                )
+                error = error_texts.startup_failure(self.plan, self._exit, self.run)
+                self.fatal = self.fatal or error
             case scheduler.Reconcile():
                 self._void_scratch(active)
                 self._events.append(scheduler.Reconciled(active.ledger.pending()))
@@ -533,23 +485,30 @@ class Execution:
         if self._verification is not None:
             self.fatal = self.fatal or self._verification.find_error(active.ledger, self.run)
             self._verification = None
+        lost = self._copy_scratch(engine, active)
         done = self._detach(active)
         try:
-            self.outputs.slab = engine.slab
-            self._scratch.copy_out(active.ledger, self.outputs)
-            self.outcome = self._finalize(done)
+            self.outcome = lost or self._finalize(done)
         except BaseException as error:  # noqa: BLE001 - it is the outcome
             self.outcome = error
         engine.close(active)
         self.unlock()
-        self.statistics.seconds = time.perf_counter() - self.statistics.began
+        self.seconds = time.perf_counter() - self.began
+
+    def _copy_scratch(self, engine: Engine, active: ActivePlan) -> BaseException | None:
+        """Copy small outputs into their arrays; after an error, which is returned, none is done."""
+        try:
+            self.outputs.slab = engine.slab
+            self._scratch.copy_out(active.ledger, self.outputs)
+        except BaseException as error:  # noqa: BLE001 - it is the outcome
+            active.ledger.status[active.ledger.status == DONE] = PENDING
+            return error
+        return None
 
     def _detach(self, active: ActivePlan) -> list[int] | None:
         """Copy the ledger; return the chunks that are done, None for all of them."""
         ledger, done = active.ledger, None
-        self._active = None
-        self._settled = ledger.settled
-        self.statistics.keep(ledger)
+        self._ledger, self._active = _copy(ledger), None
         if ledger.done < self.plan.chunks:
             done = np.flatnonzero(ledger.status == DONE).tolist()
             self.unfinished = tuple(np.flatnonzero(ledger.status != DONE).tolist())
@@ -571,7 +530,8 @@ class Execution:
         if errors:
             if self.policy.on_error == "raise":
                 return errors[0]
-            return ExceptionGroup(f"{len(errors)} chunks of {plan.verb} failed", errors)
+            chunks = "1 chunk" if len(errors) == 1 else f"{len(errors)} chunks"
+            return ExceptionGroup(f"{chunks} of {plan.verb} failed", errors)
         return outputs.result()
 
     def abort(self, error: BaseException) -> None:
@@ -583,8 +543,7 @@ class Execution:
             self.cancelled = True
         else:
             self.fatal = self.outcome = error
-        active = self._active
-        if active is None:
+        if (active := self._active) is None:
             self._end_unbegun()
             return
         done = self._detach(active)
@@ -606,11 +565,14 @@ class Execution:
             self.outputs.ledger_file.unlock()
 
     def release(self) -> None:
-        """Drop the inputs and the function, unless the run can be resumed."""
-        self.statistics.keep_arrays(self._arrays, self.outputs.arrays or ())
+        """Drop the inputs and the function, unless the run can be resumed.
+
+        Why a cancelled run can be, even if every chunk is done: nobody has its result.
+        """
+        self._described = self.arrays()
         self.run = self._prepared = None
-        if self.over and not self.unfinished:
-            self._arrays, self._function = [], None
+        if self.over and not self.unfinished and not self.cancelled:
+            self._arrays, self._function, self.outputs.checksums = [], None, None
 
     # Any thread
 

@@ -11,6 +11,7 @@ Guarantees
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import weakref
@@ -90,11 +91,10 @@ class NpyFile:
 
     def reopen(self) -> Array | None:
         """Return the array that an earlier run wrote; None if the file is absent or damaged."""
-        try:
+        with contextlib.suppress(OSError, ValueError):
             array: Array = np.lib.format.open_memmap(self.path, "r+")
-        except (OSError, ValueError):
-            return None
-        return array
+            return array
+        return None
 
 
 def _npy_header(shape: tuple[int, ...], dtype: DType) -> bytes:
@@ -132,6 +132,8 @@ class Outputs:
         Shapes and dtypes, if they are known before the first result.
     ledger_file : LedgerFile or None
         The record of finished chunks on disk; then all outputs are files.
+    checksums : ndarray of uint32 or None
+        The checksum of each finished chunk, with a ledger file or ``check=True``.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class Outputs:
         self.slab: Slab | None = None
         self.expected: Announcement | None = None
         self.ledger_file: LedgerFile | None = None
+        self.checksums: Array | None = None
         self._returns_objects = returns_objects
         self._fill = fill
 
@@ -175,8 +178,7 @@ class Outputs:
         pairs = zip(self._given(len(outputs)), outputs, strict=True)
         arrays = [self._writable(array, output) for array, output in pairs]
         # Invariant: a thread that sees `arrays` also sees `is_tuple`.
-        self.is_tuple = announcement.is_tuple
-        self.arrays = arrays
+        self.is_tuple, self.arrays = announcement.is_tuple, arrays
         return arrays
 
     def _given(self, count: int) -> Sequence[Any]:
@@ -348,9 +350,9 @@ class Scratch:
 
         Call it only when no worker computes.
         """
-        digests = set() if self._announcement is None else {self._announcement.digest()}
+        announced = self._announcement
         # Why: a worker that died before it could announce its outputs left its digest in its slot.
-        if not digests or not self._agreed or not self._digests_of_lost <= digests:
+        if not announced or not self._agreed or self._digests_of_lost - {announced.digest()}:
             ledger.status[ledger.status == DONE] = PENDING
         self._digests_of_lost.clear()
 

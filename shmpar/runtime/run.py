@@ -71,13 +71,13 @@ class Run(PoolFuture):
         from shmpar.report import Report  # Why here: most programs never ask for a report.
         from shmpar.report.report import private_bytes
 
-        execution, statistics = self.execution, self.execution.statistics
-        now, done = time.perf_counter(), execution.over
+        execution, now = self.execution, time.perf_counter()
+        done, began = execution.over, execution.began
         engine, errors = execution.engine, len(execution.errors)
         inputs, outputs = execution.arrays()
         return Report(
             verb=execution.plan.verb,
-            function=statistics.name.rpartition("<locals>.")[2],
+            function=execution.name.rpartition("<locals>.")[2],
             engine=engine.name if engine else "",
             workers=engine.workers if engine else 0,
             chunks=execution.plan.chunks,
@@ -85,17 +85,17 @@ class Run(PoolFuture):
             failed=errors,
             filled=execution.was_filled,
             deaths=execution.deaths,
-            seconds=now - statistics.began if statistics.seconds is None else statistics.seconds,
+            seconds=now - began if execution.seconds is None else execution.seconds,
             memory=tuple(kind for kind, _ in (*inputs, *outputs)),
             worker_bytes=tuple(map(private_bytes, engine.pids())) if engine else (),
             seed=execution.plan.seed,
-            preparing=(statistics.opened or now) - statistics.began,
-            cold=statistics.cold,
-            attempts=tuple(statistics.attempts),
+            preparing=(execution.opened or now) - began,
+            cold=execution.cold,
+            attempts=tuple(execution.attempts),
             plan=execution.plan,
             inputs=tuple(inputs),
             outputs=tuple(outputs),
-            origin=statistics.began,
+            origin=began,
             complete=done,
             ledger=execution.ledger,
         )
@@ -112,14 +112,11 @@ class Run(PoolFuture):
             it: the run does not keep it, so that its memory goes with the last array.
         """
         result = super().result(timeout)
-        self._warn_filled()
-        return result.get() if isinstance(result, WeakResult) else result
-
-    def _warn_filled(self) -> None:
-        """Warn of filled chunks, once, in the thread and at the line that asks for the result."""
+        # Why here: warn once, in the thread and at the line that asks for the result.
         errors, self.execution.to_warn = self.execution.to_warn, []
         if errors:
             error_texts.warn_filled(errors)
+        return result.get() if isinstance(result, WeakResult) else result
 
     def cancel(self) -> bool:
         """Stop handing out chunks; return True unless the run was done already.
@@ -129,8 +126,7 @@ class Run(PoolFuture):
         """
         if self.done():
             return self.cancelled()
-        cancel = self.cancel_by
-        if cancel is not None:
+        if (cancel := self.cancel_by) is not None:
             cancel(self)
         return True
 
@@ -175,17 +171,18 @@ class Run(PoolFuture):
         Returns
         -------
         Run
-            A run in flight, as with ``wait=False``. Its result is the whole output.
+            A run in flight, as with ``wait=False``. Its result is the whole output. After a cancel
+            that came when every chunk was done, it is complete at once.
 
         Raises
         ------
         RuntimeError
-            If this run is not over, or has nothing left to compute; if the pool is closed; or if it
+            If this run is not over, or has given its whole result; if the pool is closed; or if it
             works in place, since the chunks that it had begun have overwritten their input.
 
         Notes
         -----
-        An incomplete run keeps its inputs, its function and its outputs for this.
+        An incomplete or cancelled run keeps its inputs, its function and its outputs for this.
 
         Examples
         --------
@@ -240,26 +237,24 @@ class Run(PoolFuture):
         """Set the outcome of a run that is over, and let its waiters go on."""
         # Lock: reentrant. A run that cannot be prepared may be cancelled by another thread.
         with self._condition:
-            if not self.resolved.is_set:
-                self._finish(callbacks)
-
-    def _finish(self, callbacks: CallbackThreads) -> None:
-        execution = self.execution
-        outcome, execution.outcome = execution.outcome, None
-        execution.release()
-        self.cancel_by = None
-        try:
-            if execution.cancelled and execution.fatal is None:
-                Future.cancel(self)
-                self.set_running_or_notify_cancel()
-                self.notify(callbacks)
-            elif isinstance(outcome, BaseException):
-                self.resolve(callbacks, None, outcome)
-            else:
-                self.resolve(callbacks, outcome, None)
-        finally:
-            self.over.set()
-            self.resolved.set()
+            if self.resolved.is_set:
+                return
+            execution = self.execution
+            outcome, execution.outcome = execution.outcome, None
+            execution.release()
+            self.cancel_by = None
+            try:
+                if execution.cancelled and execution.fatal is None:
+                    Future.cancel(self)
+                    self.set_running_or_notify_cancel()
+                    self.notify(callbacks)
+                elif isinstance(outcome, BaseException):
+                    self.resolve(callbacks, None, outcome)
+                else:
+                    self.resolve(callbacks, outcome, None)
+            finally:
+                self.over.set()
+                self.resolved.set()
 
     # For the thread that called the verb
 

@@ -45,13 +45,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from shmpar.ipc.protocol import (
-    ChunkFailed,
-    CounterExhausted,
-    PlanRejected,
-    WorkerLost,
-    WorkerReady,
-)
+from shmpar.ipc.protocol import ChunkFailed, CounterExhausted, PlanRejected, WorkerLost, WorkerReady
 
 # Events of the pool thread; those of workers are in shmpar.ipc.protocol.
 
@@ -83,18 +77,9 @@ class GraceExpired(NamedTuple):
     """The time that a cancelled run has for the chunks in progress is over."""
 
 
-SchedulerEvent = (
-    WorkerReady
-    | CounterExhausted
-    | ChunkFailed
-    | WorkerLost
-    | PlanRejected
-    | ChunkTimedOut
-    | Reconciled
-    | RunCancelled
-    | CountersStopped
-    | GraceExpired
-)
+WorkerEvent = WorkerReady | CounterExhausted | ChunkFailed | WorkerLost | PlanRejected
+LoopEvent = ChunkTimedOut | Reconciled | RunCancelled | CountersStopped | GraceExpired
+SchedulerEvent = WorkerEvent | LoopEvent
 
 # Commands
 
@@ -178,16 +163,12 @@ class Scheduler:
         Workers in a row that may die without a chunk before the run gives up.
     phase : Phase
         The state.
-    workers : set of int
-        Workers that are ready.
     outstanding : dict of int to set of int
-        Generations that each worker has been given and not reported as exhausted.
+        Generations that each ready worker has been given and not reported as exhausted.
     spent : set of int
         Generations that have no tickets left, or whose chunks are in a later one.
-    generations : int
-        How many have been opened.
-    tickets : dict of int to int
-        Tickets of each generation that are to be handed out, or were.
+    tickets : list of int
+        Tickets of each opened generation that are to be handed out, or were.
     claimed : int
         Tickets that the workers have accounted for.
     deaths : dict of int to int
@@ -208,11 +189,9 @@ class Scheduler:
     in_place: bool = False
     max_startup_failures: int = 6
     phase: Phase = Phase.RUNNING
-    workers: set[int] = field(default_factory=set)
     outstanding: dict[int, set[int]] = field(default_factory=dict)
     spent: set[int] = field(default_factory=set)
-    generations: int = 0
-    tickets: dict[int, int] = field(default_factory=dict)
+    tickets: list[int] = field(default_factory=list)
     claimed: int = 0
     deaths: dict[int, int] = field(default_factory=dict)
     failed: set[int] = field(default_factory=set)
@@ -222,15 +201,13 @@ class Scheduler:
 
     def start(self, workers: Sequence[int], todo: tuple[int, ...] | None = None) -> list[Command]:
         """Begin with the workers that are ready, on `todo` or the whole grid."""
-        self.workers.update(workers)
+        self.outstanding = {worker: set() for worker in workers}
         nothing = self.chunks == 0 if todo is None else not todo
         return list(self._finish() if nothing else self._open(todo))
 
     def handle(self, event: SchedulerEvent) -> list[Command]:
         """Take one event; return the commands that follow from it."""
-        if self.phase is Phase.OVER:
-            return []
-        return list(self._dispatch(event))
+        return [] if self.phase is Phase.OVER else list(self._dispatch(event))
 
     def _dispatch(self, event: SchedulerEvent) -> Commands:  # noqa: PLR0911 - one per kind of event
         match event:
@@ -254,9 +231,9 @@ class Scheduler:
                 return self._expired()
 
     def _ready(self, worker: int) -> Commands:
-        self.workers.add(worker)
+        self.outstanding.setdefault(worker, set())
         if self.phase is Phase.RUNNING:
-            for generation in range(self.generations):
+            for generation in range(len(self.tickets)):
                 if generation not in self.spent:
                     yield self._assign(worker, generation)
 
@@ -287,7 +264,6 @@ class Scheduler:
             yield from self._stop()
 
     def _lost(self, event: WorkerLost) -> Commands:
-        self.workers.discard(event.worker)
         had = self.outstanding.pop(event.worker, set())
         overdue = self.overdue.pop(event.worker, None)
         self.startup_failures = self.startup_failures + 1 if event.at_startup else 0
@@ -319,7 +295,7 @@ class Scheduler:
         return not self.in_place and self.deaths[chunk] <= self.retries
 
     def _timed_out(self, worker: int, chunk: int) -> Commands:
-        if worker in self.workers and worker not in self.overdue:
+        if worker in self.outstanding and worker not in self.overdue:
             self.overdue[worker] = chunk
             yield Kill(worker)
 
@@ -335,20 +311,20 @@ class Scheduler:
         lost = tuple(chunk for chunk in pending if chunk not in self.failed)
         if lost:
             # Invariant: no worker has anything outstanding, so no older counter is in use.
-            self.spent.update(range(self.generations))
+            self.spent.update(range(len(self.tickets)))
             yield from self._open(lost)
         else:
             yield from self._finish()
 
     def _open(self, todo: tuple[int, ...] | None) -> Commands:
-        generation, self.generations = self.generations, self.generations + 1
-        self.tickets[generation] = self.chunks if todo is None else len(todo)
+        generation = len(self.tickets)
+        self.tickets.append(self.chunks if todo is None else len(todo))
         yield Open(generation, todo)
-        for worker in sorted(self.workers):
+        for worker in sorted(self.outstanding):
             yield self._assign(worker, generation)
 
     def _assign(self, worker: int, generation: int) -> Assign:
-        self.outstanding.setdefault(worker, set()).add(generation)
+        self.outstanding[worker].add(generation)
         return Assign(worker, generation)
 
     def _stop(self) -> Commands:
@@ -371,7 +347,7 @@ class Scheduler:
     @property
     def _accounted_for(self) -> bool:
         """True if the workers have reported on every ticket that was handed out."""
-        return self.claimed == sum(self.tickets.values())
+        return self.claimed == sum(self.tickets)
 
     def _finish(self) -> Commands:
         if self.phase is not Phase.OVER:
@@ -380,8 +356,7 @@ class Scheduler:
 
     def check_invariants(self) -> None:
         """Assert the conditions that hold between any two events."""
-        assert set(self.outstanding) <= self.workers, "a lost worker has nothing outstanding"
-        assert self.spent <= set(range(self.generations)), "only opened generations are spent"
+        assert self.spent <= set(range(len(self.tickets))), "only opened generations are spent"
         for chunk, deaths in self.deaths.items():
             assert deaths <= self.retries + 1 or chunk in self.failed
         if self.phase is Phase.OVER:
