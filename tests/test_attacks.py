@@ -17,7 +17,7 @@ import contextlib, faulthandler, gc, os, signal, sys, threading, time
 import numpy as np
 import shmpar
 from shmpar.engines import local, processes
-from shmpar.runtime import calls, loop
+from shmpar.runtime import futures, loop
 
 faulthandler.dump_traceback_later({BOUND}, exit=True)
 engine = sys.argv[1]
@@ -339,7 +339,7 @@ def test_an_interrupted_iteration_does_not_stop_the_pool() -> None:
         def block(delay):
             release.wait()
             return delay
-        release = calls.Latch()
+        release = futures.Latch()
         with shmpar.Pool(1, engine="threads") as pool:
             run = pool.map_blocks(block, array, chunks=10, wait=False)
             def follow():
@@ -561,7 +561,7 @@ def test_a_cancel_that_is_interrupted_lets_others_go_on() -> None:
                     outcome.append(type(error).__name__)
             other = threading.Thread(target=wait, daemon=True)
             other.start()
-            once(calls.Latch, "set", interrupt)
+            once(futures.Latch, "set", interrupt)
             with contextlib.suppress(KeyboardInterrupt):
                 second.cancel()
             go.set()
