@@ -18,10 +18,11 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,8 +121,9 @@ def _name(call: Any) -> str:
         return ""
 
 
-def _copy(ledger: Ledger) -> Ledger:
-    return Ledger(ledger.copy(), workers=ledger.workers, chunks=ledger.chunks)
+def _copier(ledger: Ledger) -> Callable[[], Ledger]:
+    """Copy the bytes of a ledger; return a function that makes a ledger of them."""
+    return functools.partial(Ledger, ledger.copy(), workers=ledger.workers, chunks=ledger.chunks)
 
 
 def _describe(arrays: Sequence[Array]) -> Described:
@@ -190,7 +192,7 @@ class Execution:
     seconds: float | None = None
     engine: Engine | None = None
     _active: ActivePlan | None = None
-    _ledger: Ledger | None = None
+    _make_ledger: Callable[[], Ledger] | None = None
     _described: tuple[Described, Described] | None = None
     _verification: Verification | None = None
 
@@ -240,7 +242,9 @@ class Execution:
     @property
     def settled(self) -> int:
         """Chunks that are done or failed."""
-        return 0 if self._ledger is None else self._ledger.settled
+        active = self._active
+        ledger = self.ledger if active is None else active.ledger
+        return 0 if ledger is None else ledger.settled
 
     @property
     def failed(self) -> list[ShmparError]:
@@ -250,7 +254,9 @@ class Execution:
     @property
     def ledger(self) -> Ledger | None:
         """A copy of the ledger; None before the run has begun."""
-        return None if self._ledger is None else _copy(self._ledger)
+        active = self._active
+        make = self._make_ledger if active is None else _copier(active.ledger)
+        return None if make is None else make()
 
     def arrays(self) -> tuple[Described, Described]:
         """Return the place and bytes of each input and output."""
@@ -312,7 +318,7 @@ class Execution:
             checksums=self.outputs.checksums,
             reports=not self._attended and not plan.returns_objects,
         )
-        self._active, self._ledger, self._prepared = active, active.ledger, None
+        self._active, self._prepared = active, None
         if self._todo is not None:
             active.ledger.status[:] = DONE
             active.ledger.status[list(self._todo)] = PENDING
@@ -327,7 +333,7 @@ class Execution:
             for command in self._scheduler.start(ready, self._todo):
                 self._do(command)
         except BaseException:
-            self._active = self._ledger = None
+            self._active = None
             engine.close(active)
             raise
         self._settle()
@@ -508,7 +514,8 @@ class Execution:
     def _detach(self, active: ActivePlan) -> list[int] | None:
         """Copy the ledger; return the chunks that are done, None for all of them."""
         ledger, done = active.ledger, None
-        self._ledger, self._active = _copy(ledger), None
+        # Why a function: few programs ask for the ledger of a finished run.
+        self._make_ledger, self._active = _copier(ledger), None
         if ledger.done < self.plan.chunks:
             done = np.flatnonzero(ledger.status == DONE).tolist()
             self.unfinished = tuple(np.flatnonzero(ledger.status != DONE).tolist())
