@@ -59,7 +59,8 @@ class _Filters:
 def search_path() -> list[str]:
     """Return ``sys.path`` as text, without the entries that imports pass over."""
     entries: list[Any] = list(sys.path)
-    return [os.fsdecode(one) for one in entries if isinstance(one, (str, bytes, os.PathLike))]
+    paths = [one for one in entries if isinstance(one, (str, bytes, os.PathLike))]
+    return [one if type(one) is str else os.fsdecode(one) for one in paths]
 
 
 def current_environment(*, foreign: bool) -> protocol.Environment:

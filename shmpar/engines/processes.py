@@ -264,12 +264,12 @@ class ProcessesEngine:
     def wait(self, timeout: float | None) -> list[protocol.Event]:
         """Wait until a worker has sent something or is gone; return the events."""
         self._forget_segments()
-        for handle in self._handles.values():
-            if handle.outbox:
-                handle.flush()
+        behind = [handle for handle in self._handles.values() if handle.outbox]
+        for handle in behind:
+            handle.flush()
         if self._events:
             timeout = 0.0
-        elif any(handle.outbox for handle in self._handles.values()):
+        elif behind:
             timeout = _RETRY_SECONDS if timeout is None else min(timeout, _RETRY_SECONDS)
         gone: dict[int, WorkerHandle] = {}
         for key, _ in self._selector.select(timeout):
@@ -503,7 +503,7 @@ class _SegmentTracker:
         gone: list[int] = []
         while self._gone:
             gone.append(self._gone.popleft())
-        self._subscribed.difference_update(gone)
+            self._subscribed.discard(gone[-1])
         return gone
 
     def tell(self, key: int) -> None:

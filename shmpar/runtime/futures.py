@@ -41,8 +41,8 @@ class Latch:
         if self.is_set:
             return
         self.is_set = True
-        with contextlib.suppress(IndexError):
-            while True:
+        while self._waiters:
+            with contextlib.suppress(IndexError):  # another thread may have taken it
                 self._waiters.popleft().release()
 
     def wait(self, timeout: float | None = None) -> bool:
