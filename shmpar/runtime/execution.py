@@ -593,11 +593,17 @@ class Execution:
         every = range(self.plan.chunks) if self._todo is None else self._todo
         yield from (chunk for chunk in every if chunk not in heard)
 
-    def rest(self) -> tuple[Plan, Function, list[Array], Outputs, Policy, tuple[int, ...]]:
-        """Return the arguments of a run that computes the chunks that this one has not."""
+    def rest(self) -> Execution:
+        """Return an execution of the chunks that this one has not computed.
+
+        Raises
+        ------
+        RuntimeError
+            If there is none.
+        """
         if self._function is None:
             raise RuntimeError("this run has computed every chunk: there is nothing to resume")
-        outputs, plan = self.outputs, self.plan
+        outputs, todo = self.outputs, self.unfinished
         if outputs.ledger_file is not None:
             outputs.ledger_file.lock()
-        return plan, self._function, self._arrays, outputs, self.policy, self.unfinished
+        return Execution(self.plan, self._function, self._arrays, outputs, self.policy, todo)

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shmpar.errors import ShmparError
-from shmpar.plan import Function, Plan
 from shmpar.runtime import error_texts
-from shmpar.runtime.execution import Execution, Policy
+from shmpar.runtime.execution import Execution
 from shmpar.runtime.futures import CallbackThreads, Latch, PoolFuture
 from shmpar.runtime.outputs import Outputs, WeakResult
 from shmpar.runtime.progress import Observer
@@ -29,18 +28,10 @@ class Run(PoolFuture):
     It is a :class:`concurrent.futures.Future`; the verbs make it.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        function: Function,
-        arrays: list[Array],
-        outputs: Outputs,
-        policy: Policy,
-        todo: tuple[int, ...] | None = None,
-    ) -> None:
+    def __init__(self, execution: Execution) -> None:
         super().__init__()
-        self.execution = Execution(plan, function, arrays, outputs, policy, todo)
-        self.execution.run = self
+        self.execution = execution
+        execution.run = self
         self.observer: Observer | None = None
         self.over = Latch()  # no worker writes any more
         # Set by the pool, while the run is being executed, and to resume it.
@@ -212,7 +203,7 @@ class Run(PoolFuture):
         launch = None if self.resume_by is None else self.resume_by()
         if launch is None:
             raise RuntimeError("the pool of this run is gone; make the call again in a new one")
-        run = Run(*self.execution.rest())
+        run = Run(self.execution.rest())
         try:
             launch(run)
         except BaseException:

@@ -11,7 +11,7 @@ import numpy as np
 
 from shmpar.grid import Grid, Halo
 from shmpar.plan import Function, InBlocks, Placement, Plan
-from shmpar.runtime.execution import Policy
+from shmpar.runtime.execution import Execution, Policy
 from shmpar.runtime.outputs import Outputs, fill_value_for
 from shmpar.runtime.progress import observe
 from shmpar.runtime.run import Run
@@ -109,7 +109,7 @@ class Call:
         if spec.in_place:
             # Why: a pattern in the output would overwrite the input.
             policy, plan = policy._replace(in_place=True), plan._replace(check=False)
-        return Run(plan, function, inputs.arrays, outputs, policy, todo)
+        return Run(Execution(plan, function, inputs.arrays, outputs, policy, todo))
 
     def _plan(self) -> Plan:
         spec, policy, keywords = self.output, self.policy, self.keywords
