@@ -27,7 +27,7 @@ from shmpar.memory.manager import Manager
 from shmpar.memory.names import remove_stale
 from shmpar.plan import Function
 from shmpar.runtime.execution import Policy
-from shmpar.runtime.loop import Close, Loop, call_here, execute_here
+from shmpar.runtime.loop import AT_ONCE, Close, Loop, call_here, execute_here
 from shmpar.runtime.progress import Progress
 from shmpar.runtime.run import Run
 from shmpar.verbs import Defaults, Reductions
@@ -56,7 +56,6 @@ R = TypeVar("R")
 _ENGINES = ("processes", "threads", "serial")
 # Why calls are waited for: other executors make the submitted calls before the interpreter exits.
 _LEFT_OPEN = Close(cancel_runs=True, cancel_calls=False)
-_AT_ONCE = Close(cancel_runs=True, cancel_calls=True, kill=True)
 
 
 def _make_engine(
@@ -246,7 +245,7 @@ class Pool(Reductions, Executor):
                 # Why here: BLAS libraries take a cap from the main thread alone.
                 self._caps.callback(cap_threads(threads))
         except BaseException:
-            self._close(_AT_ONCE)
+            self._close(AT_ONCE)
             raise
 
     @property
@@ -409,7 +408,7 @@ class Pool(Reductions, Executor):
             self._loop.close(how, wait=wait)
         except BaseException:
             # Why: an interrupt may have come before the loop knew that it is to end.
-            self._loop.close(_AT_ONCE, wait=wait)
+            self._loop.close(AT_ONCE, wait=wait)
             raise
         finally:
             self._caps.close()

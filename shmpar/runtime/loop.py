@@ -76,6 +76,9 @@ class Close(NamedTuple):
     kill: bool = False
 
 
+AT_ONCE = Close(cancel_runs=True, cancel_calls=True, kill=True)
+
+
 class Loop:
     """Executes runs and calls on one engine, in a thread of its own.
 
@@ -125,11 +128,9 @@ class Loop:
         try:
             self._prepare(run, attended=True)
             self._post(partial(self._start, run))
-            if run.observer is None:
-                run.resolved.wait()
-            else:
+            if run.observer is not None:
                 show_progress(run, run.observer, self.fail)
-                run.resolved.wait()
+            run.resolved.wait()
         except BaseException:
             # Invariant: no lock is held here, since an interrupt comes between any instructions.
             if not run.resolved.is_set:
@@ -177,8 +178,7 @@ class Loop:
             if wait:
                 self._ended.wait()
         except BaseException:
-            now = Close(cancel_runs=True, cancel_calls=True, kill=True)
-            self._post(partial(self._close, now))
+            self._post(partial(self._close, AT_ONCE))
             if wait:
                 self._ended.wait()
             raise
@@ -186,11 +186,6 @@ class Loop:
             if thread is not None:
                 thread.join()
             self._callbacks.close()
-
-    @property
-    def ended(self) -> bool:
-        """True after the engine and the pool thread have ended."""
-        return self._ended.is_set
 
     def _ready_engine(self) -> Engine:
         """Return the engine; make one if there is none."""
