@@ -45,7 +45,7 @@ from shmpar.engines.packing import PreparedCall, PreparedRun
 from shmpar.engines.worker_handle import MAX_OUTSTANDING, Attached, WorkerHandle
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
-from shmpar.ipc.tickets import Tickets, new_tickets
+from shmpar.ipc.tickets import Counters, Tickets
 from shmpar.memory import limits
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, create
@@ -94,6 +94,7 @@ class ProcessesEngine:
         self._runs: dict[int, ActivePlan] = {}
         self._events: list[protocol.Event] = []
         self._ledgers = _Ledgers(workers)
+        self._counters = Counters()
         self._wake: _WakeUp | None = _WakeUp()
         self._tracker = _SegmentTracker(self._wake)
         self._foreign = False
@@ -200,7 +201,7 @@ class ProcessesEngine:
 
     def tickets(self) -> Tickets:
         """Return a counter at 0."""
-        return new_tickets()
+        return self._counters.new()
 
     def open(self, active: ActivePlan) -> list[int]:
         """Start workers where one is missing; return those that are ready."""
@@ -419,6 +420,7 @@ class ProcessesEngine:
         self._selector.close()
         self._wake = self._tracker.wake = None
         self._ledgers.clear()
+        self._counters = Counters()
         self.slab = None
         self._events.clear()
 

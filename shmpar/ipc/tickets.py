@@ -132,8 +132,26 @@ class ThreadTickets(Tickets):
         return first
 
 
+class Counters:
+    """Makes the counters of an engine; those that count by an offset share one file."""
+
+    def __init__(self) -> None:
+        self._first: Tickets | None = None  # Why: it is never counted with; it holds the file open
+
+    def new(self) -> Tickets:
+        """Make a counter that stands at 0."""
+        first = self._first
+        if first is None:
+            first = self._first = new_tickets()
+        if first.kind == "offset":
+            # Why: an open file description of its own has an offset of its own.
+            with contextlib.suppress(FileNotFoundError):  # /proc is not mounted
+                return OffsetTickets(_reopen(first.fileno()))
+        return new_tickets()
+
+
 def new_tickets(kind: str | None = None) -> Tickets:
-    """Make a counter that stands at 0.
+    """Make a counter that stands at 0, with a file of its own.
 
     Parameters
     ----------
@@ -175,6 +193,10 @@ def _counter_file() -> int:
     if kind != "memfd":
         return fd
     try:  # Why: the kernel locks the offset only of a file that was opened by path.
-        return limits.open_with_retry(os.open, f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        return _reopen(fd)
     finally:
         os.close(fd)
+
+
+def _reopen(fd: int) -> int:
+    return limits.open_with_retry(os.open, f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)

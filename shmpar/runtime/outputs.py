@@ -352,7 +352,8 @@ class Scratch:
         """
         announced = self._announcement
         # Why: a worker that died before it could announce its outputs left its digest in its slot.
-        if not announced or not self._agreed or self._digests_of_lost - {announced.digest()}:
+        lost = self._digests_of_lost
+        if not announced or not self._agreed or (lost and lost - {announced.digest()}):
             ledger.status[ledger.status == DONE] = PENDING
         self._digests_of_lost.clear()
 
