@@ -25,7 +25,7 @@ from shmpar.engines.engine import ActivePlan, Generation
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
 from shmpar.ipc.tickets import Tickets, new_tickets
-from shmpar.memory.segment import Slab
+from shmpar.memory.segment import Slab, protected
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.worker.compute import Abandoned, Assignment
 from shmpar.worker.environment import inside_worker
@@ -189,15 +189,10 @@ class LocalEngine:
 
     def _assignment(self, active: ActivePlan, generation: Generation, worker: int) -> Assignment:
         """Bind a run to the memory of this process; inputs become read-only views."""
-        arrays = []
-        for array in active.arrays:
-            view = array.view(np.ndarray)
-            view.flags.writeable = False
-            arrays.append(view)
         return Assignment(
             plan=active.plan,
             function=active.function,
-            arrays=arrays,
+            arrays=[protected(array) for array in active.arrays],
             outputs=active.outputs,
             is_tuple=active.is_tuple,
             tickets=generation.tickets,

@@ -189,7 +189,7 @@ def _offset_is_atomic() -> bool:
 
 def _counter_file() -> int:
     """Open a nameless file with an offset that the kernel locks."""
-    fd, kind = allocate.make_file(_NUMBER_BYTES, lambda *_: None)  # Why: it may be empty
+    fd, kind, _ = allocate.make_file(_NUMBER_BYTES, lambda *_: 0)  # Why: it may be empty
     if kind != "memfd":
         return fd
     try:  # Why: the kernel locks the offset only of a file that was opened by path.

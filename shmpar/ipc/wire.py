@@ -165,7 +165,7 @@ def _sealed(body: bytes) -> int:
     if _SEALS:
         fd = os.memfd_create("shmpar-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     else:
-        fd, _ = allocate.make_file(len(body))
+        fd = allocate.make_file(len(body)).fd
     with ClosedOnError(fd):
         os.fchmod(fd, 0o600)  # Why: the mode of a memory file is 0o777 at first
         with open(fd, "wb", closefd=False) as file:

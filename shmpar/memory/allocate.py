@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from shmpar.errors import SegmentFull
-from shmpar.memory import limits
+from shmpar.memory import huge, limits
 from shmpar.memory.limits import ClosedOnError, open_with_retry
 
 SHM: Final = "/dev/shm"  # noqa: S108 (shared memory is intended)
@@ -25,7 +25,26 @@ STEP: Final = 64 << 20  # Why: a longer system call delays signals
 SMALL: Final = 16 << 20  # Why: for fewer bytes, the kernel's ENOSPC is answer enough
 FULL: Final = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG}
 
-Fill = Callable[[int, int], object]
+Fill = Callable[[int, int], int]
+"""Write every byte of a new file, given (descriptor, bytes); return the bytes in huge pages."""
+
+
+class File(NamedTuple):
+    """A file that was made for a segment.
+
+    Attributes
+    ----------
+    fd : int
+        Its descriptor, not inheritable.
+    kind : str
+        The kind of its source.
+    huge_bytes : int
+        Bytes that lie in huge pages.
+    """
+
+    fd: int
+    kind: str
+    huge_bytes: int = 0
 
 
 class Source(NamedTuple):
@@ -91,9 +110,7 @@ SOURCES: Final = (
 )
 
 
-def make_file(
-    nbytes: int, fill: Fill | None = None, sources: tuple[Source, ...] = ()
-) -> tuple[int, str]:
+def make_file(nbytes: int, fill: Fill | None = None, sources: tuple[Source, ...] = ()) -> File:
     """Make a nameless file of ``nbytes`` reserved bytes in the first source with room.
 
     Parameters
@@ -101,14 +118,14 @@ def make_file(
     nbytes : int
         Size in bytes, at least 1.
     fill : callable, optional
-        Called with (descriptor, nbytes); writes every byte.  Default: zeros.
+        Writes every byte.  Default: zeros.
     sources : tuple of Source, optional
         The sources to try, in order.  Default: all.
 
     Returns
     -------
-    tuple of (int, str)
-        The descriptor, not inheritable, and the kind of the source.
+    File
+        The file, with the kind of its source.
 
     Raises
     ------
@@ -117,7 +134,7 @@ def make_file(
 
     Notes
     -----
-    Cost: two system calls, and the kernel zeroes the memory.
+    Cost: two system calls, one more for each huge page, and the kernel zeroes the memory.
     """
     limits.keep_standard_streams()
     refusals = []
@@ -125,13 +142,13 @@ def make_file(
         try:
             fd = open_with_retry(source.open)
             with ClosedOnError(fd):
-                (fill or fill_zeros)(fd, nbytes)
+                huge_bytes = (fill or fill_zeros)(fd, nbytes)
         except (OSError, AttributeError, SegmentFull) as error:
             if isinstance(error, OSError) and error.errno == errno.EMFILE:
                 raise
             refusals.append(f"{source.where}: {_reason(error)}")
         else:
-            return fd, source.kind
+            return File(fd, source.kind, huge_bytes)
     raise SegmentFull(
         f"no room for a segment of {nbytes:,} bytes ({'; '.join(refusals)}); "
         "drop arrays that are no longer needed, use smaller outputs or dtypes, "
@@ -147,17 +164,24 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def fill_zeros(fd: int, nbytes: int) -> None:
-    """Reserve the first ``nbytes`` bytes of a file; new bytes read as zeros."""
+def fill_zeros(fd: int, nbytes: int) -> int:
+    """Reserve the bytes of a new file, which read as zeros; return those in huge pages."""
+    pages = huge.Pages.of(fd, nbytes)
     for start, stop in checked_steps(fd, nbytes):
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(fd, start, stop - start)
-        else:  # Why: on macOS only a write reserves
-            os.pwrite(fd, bytes(stop - start), start)
+        if pages is None or not pages.make(stop):
+            _reserve(fd, start if pages is None else max(start, pages.made), stop)
+    return 0 if pages is None else pages.made
 
 
-def checked_steps(fd: int, nbytes: int) -> Iterator[tuple[int, int]]:
-    """Yield the byte ranges [start, stop) in which ``nbytes`` are written to a file.
+def _reserve(fd: int, start: int, stop: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, start, stop - start)
+    else:  # Why: on macOS only a write reserves
+        os.pwrite(fd, bytes(stop - start), start)
+
+
+def checked_steps(fd: int, nbytes: int, begin: int = 0) -> Iterator[tuple[int, int]]:
+    """Yield the byte ranges [start, stop) in which the bytes of a file from `begin` are written.
 
     Raises
     ------
@@ -165,7 +189,7 @@ def checked_steps(fd: int, nbytes: int) -> Iterator[tuple[int, int]]:
         The rest no longer fits into free memory.
     """
     in_memory = nbytes > SMALL and limits.is_in_memory(fd)
-    for start in range(0, nbytes, STEP):
+    for start in range(begin, nbytes, STEP):
         # Why: another process may have taken memory since the first step.  A memory file, or a
         # /dev/shm as large as RAM, would fill the machine until the OOM killer comes.
         if nbytes > SMALL and nbytes - start > (free := _free_bytes(fd, in_memory=in_memory)):

@@ -1,10 +1,11 @@
-"""Copy arrays into segments, by writing to their files.
+"""Copy arrays into segments: into huge pages, or by writing to their files.
 
 Guarantees
 ----------
 Values are written in C order of the array given, whatever its strides.
-No byte is written through a mapping.  This saves the page faults and the zeroing that make
-``view[:] = array`` slow, and a full file system is an error, not SIGBUS.
+Values are copied into huge pages that were made for them, or written to the file by system calls.
+This saves the page faults that make ``view[:] = array`` slow, and a full file system is an error,
+not SIGBUS.
 A system call moves at most 64 MiB, so signals are handled.  The interpreter lock is released.
 """
 
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
 
 from shmpar.errors import SegmentFull
-from shmpar.memory import allocate
+from shmpar.memory import allocate, huge
 from shmpar.memory.segment import Array, Segment, create
 
 _BUFFER_BYTES: Final = 1 << 20  # Why: a buffer for strided values that stays in the CPU's cache
@@ -81,8 +83,13 @@ def memory_order(array: Array) -> list[int]:
     return sorted(axes, key=lambda axis: -abs(steps[axis]))
 
 
-def write(fd: int, offset: int, array: Array) -> None:
+def write(fd: int, offset: int, array: Array) -> int:
     """Write values in C order at a byte offset of a file, which grows as needed.
+
+    Returns
+    -------
+    int
+        Bytes that lie in huge pages.
 
     Raises
     ------
@@ -92,20 +99,58 @@ def write(fd: int, offset: int, array: Array) -> None:
     if array.nbytes == 0:
         if os.fstat(fd).st_size <= offset:  # Why: a mapping needs at least one byte
             os.pwrite(fd, b"\0", offset)
-    elif array.flags.c_contiguous:
-        raw = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-        for start, stop in allocate.checked_steps(fd, raw.nbytes):
+        return 0
+    pages = huge.Pages.of(fd, array.nbytes) if offset == 0 else None
+    if array.flags.c_contiguous:
+        array = array.reshape(-1).view(np.uint8)
+    steps = allocate.checked_steps(fd, array.nbytes)
+    done = 0 if pages is None else _fill_pages(pages, array, steps)
+    if array.flags.c_contiguous:
+        raw = memoryview(array)  # type: ignore[arg-type]
+        for start, stop in allocate.checked_steps(fd, raw.nbytes, done):
             _write_all(fd, raw[start:stop], offset + start)
-    else:
-        _write_strided(fd, offset, array)
+    elif done < array.nbytes:
+        _write_strided(fd, offset, array, done)
+    return 0 if pages is None else pages.made
 
 
-def _write_strided(fd: int, offset: int, array: Array) -> None:
+def _fill_pages(pages: huge.Pages, array: Array, steps: Iterator[tuple[int, int]]) -> int:
+    """Copy values into huge pages as they are made; return how many leading bytes are copied."""
+    checked = 0
+    for block, start in _blocks(array, 0):
+        stop = start + block.nbytes
+        while checked < stop:
+            _, checked = next(steps)
+        if not pages.make(stop):
+            return start
+        # Why at once: a page that was just zeroed lies in the cache of the processor.
+        pages.memory[start:stop].view(array.dtype).reshape(block.shape)[...] = block
+    return array.nbytes
+
+
+def _blocks(array: Array, start: int) -> Iterator[tuple[Array, int]]:
+    """Yield blocks of about a huge page, in C order, each with the byte at which it begins."""
+    if array.ndim == 0 or array.nbytes <= huge.PAGE:
+        yield array, start
+        return
+    row = array[0].nbytes
+    count = huge.PAGE // row
+    for first in range(0, len(array), max(1, count)):
+        if count:
+            yield array[first : first + count], start + first * row
+        else:
+            yield from _blocks(array[first], start + first * row)
+
+
+def _write_strided(fd: int, offset: int, array: Array, done: int = 0) -> None:
     """Gather values in a buffer, which is faster than writing through a mapping."""
     buffersize = max(1, _BUFFER_BYTES // array.dtype.itemsize)
-    steps = allocate.checked_steps(fd, array.nbytes)
-    checked = written = 0
-    for piece in np.nditer(array, ["external_loop", "buffered"], order="C", buffersize=buffersize):
+    steps = allocate.checked_steps(fd, array.nbytes, done)
+    checked = written = done
+    flags: Any = ["external_loop", "buffered", "ranged"]
+    pieces: Any = np.nditer(array, flags, order="C", buffersize=buffersize)
+    pieces.iterrange = done // array.itemsize, array.size
+    for piece in pieces:
         if written >= checked:
             _, checked = next(steps, (0, array.nbytes))
         values = np.ascontiguousarray(piece)

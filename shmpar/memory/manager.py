@@ -82,8 +82,7 @@ class Manager:
         if os.path.lexists(path):
             raise FileExistsError(f"a segment named {name!r} exists; choose another, or attach()")
         # Why: only a file in /dev/shm can have a chosen name.
-        fd, kind = allocate.make_file(size, sources=allocate.SOURCES[:1])
-        segment = Segment(fd, size, kind)
+        segment = Segment.of(allocate.make_file(size, sources=allocate.SOURCES[:1]), size)
         segment.link(self.registry, name)
         return self._add(segment)
 

@@ -36,7 +36,7 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 
 from shmpar.errors import SegmentFull, SegmentGone
-from shmpar.memory import allocate, limits, names
+from shmpar.memory import allocate, huge, limits, names
 from shmpar.memory.names import Identity, NameRegistry
 
 Array = np.ndarray[Any, Any]
@@ -83,6 +83,26 @@ def address_of(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+def protected(array: Array) -> Array:
+    """Return a read-only view that NumPy does not make writable again.
+
+    Examples
+    --------
+    >>> view = protected(np.arange(3))
+    >>> view.setflags(write=True)
+    Traceback (most recent call last):
+    ValueError: cannot set WRITEABLE flag to True of this array
+    """
+    view = array.view(np.ndarray)
+    if view.dtype.hasobject or not view.dtype.itemsize:
+        view.flags.writeable = False
+        return view
+    # Why: NumPy finds the writable array under a view, but not under a read-only memoryview.
+    raw = view.view(np.dtype((np.void, view.dtype.itemsize)))
+    hidden = memoryview(raw).toreadonly()  # type: ignore[arg-type]
+    return np.asarray(hidden).view(view.dtype)
+
+
 # Why: since Python 3.13 a mapping can do without a descriptor of its own.
 _UNTRACKED: Final[dict[str, Any]] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
@@ -96,21 +116,39 @@ class Mapping(mmap.mmap):
         The segment, which therefore lives as long as any view.
     start : int
         Address of the first byte.
+    lead : int
+        Bytes of this object before the first byte of the segment.
     """
 
-    __slots__ = ("segment", "start")
+    __slots__ = ("lead", "segment", "start")
     segment: Segment
     start: int
+    lead: int
 
-    def __new__(cls, segment: Segment) -> Self:
+    def __new__(cls, segment: Segment, *, writable: bool = True) -> Self:
         """Map the file of a segment; copy on write if the segment is private."""
-        flags = mmap.MAP_PRIVATE if segment.private else mmap.MAP_SHARED
-        prot = mmap.PROT_READ | (mmap.PROT_WRITE if segment.writable else 0)
-        self = super().__new__(cls, segment.fileno(), segment.size, flags, prot, **_UNTRACKED)
+        prot = mmap.PROT_READ | (mmap.PROT_WRITE if segment.writable and writable else 0)
+        self = cls._aligned(segment, prot) or cls._anywhere(segment, prot)
         self.segment = segment
-        self.start = address_of(np.ndarray(1, np.uint8, self))
+        self.start = address_of(np.ndarray(1, np.uint8, self)) + self.lead
         _register(self)
         return self
+
+    @classmethod
+    def _anywhere(cls, segment: Segment, prot: int) -> Self:
+        flags = mmap.MAP_PRIVATE if segment.private else mmap.MAP_SHARED
+        self = super().__new__(cls, segment.fileno(), segment.size, flags, prot, **_UNTRACKED)
+        self.lead = 0
+        return self
+
+    @classmethod
+    def _aligned(cls, segment: Segment, prot: int) -> Self | None:
+        """Map a segment so that its huge pages are mapped as such; None if it has none."""
+        if segment.size < huge.MIN_BYTES or segment.private or segment.kind not in huge.KINDS:
+            return None
+        with suppress(OSError, ImportError):
+            return huge.new_range(cls, segment.fileno(), segment.size, prot)
+        return None
 
     def close(self) -> None:
         """Do nothing: arrays may use this memory, so the last of them unmaps it."""
@@ -144,7 +182,8 @@ def find_mapping(address: int) -> Mapping | None:
         _remove_dead()
         position = bisect_right(_mappings, address, key=_start_of)
         mapping = _mappings[position - 1]() if position else None
-    return mapping if mapping is not None and address < mapping.start + len(mapping) else None
+    inside = mapping is not None and address < mapping.start + mapping.segment.size
+    return mapping if inside else None
 
 
 def _register(mapping: Mapping) -> None:
@@ -166,6 +205,10 @@ def _remove_dead() -> None:
         last = bisect_right(_mappings, gone.start, key=_start_of)
         _mappings[first:last] = [one for one in _mappings[first:last] if one is not gone]
         _dead.popleft()
+
+
+def _nothing() -> None:
+    """Stand for a mapping that there is not yet."""
 
 
 _keys = itertools.count(1)
@@ -197,6 +240,10 @@ class Segment:
     ----------
     divided : bool
         True if several named arrays lie in it.
+    purpose : str
+        Its purpose, for `Pool.memory` and errors.
+    huge_bytes : int
+        Bytes that lie in huge pages, if this process made it.
     path : str or None
         Path of a mapped file of the user's, or name of a segment made elsewhere.
 
@@ -221,15 +268,23 @@ class Segment:
         # Invariant: actions that happen once are popped from these lists, which is atomic.
         self._names: list[tuple[str, NameRegistry]] = []  # at most one
         self._callbacks: list[Callable[[int], object]] = []
-        self._mapping: Callable[[], Mapping | None] = lambda: None
+        self._mappings: list[Callable[[], Mapping | None]] = [_nothing, _nothing]
+        self._kept: list[Mapping] | None = None
         self._pid = os.getpid()
         self.key = next(_keys) if key is None else key
         self.size, self.kind = size, kind
         self.writable, self.private = writable or private, private
-        self.divided = False
+        self.divided, self.purpose, self.huge_bytes = False, "array", 0
         self.path: str | None = None
         self._fds = [fd]  # Why: last, so that an interrupt before this leaves nothing to close
         limits.register(id(self))
+
+    @classmethod
+    def of(cls, file: allocate.File, size: int, purpose: str = "array") -> Segment:
+        """Make a segment of a new file."""
+        segment = cls(file.fd, size, file.kind)
+        segment.huge_bytes, segment.purpose = file.huge_bytes, purpose
+        return segment
 
     @classmethod
     def adopt(cls, fd: int, size: int, **options: Any) -> Segment:
@@ -266,18 +321,38 @@ class Segment:
     @property
     def mapping(self) -> Mapping:
         """The whole segment in the memory of this process, which keeps it mapped."""
-        found = self._mapping()
+        return self._map(writable=True)
+
+    def _map(self, *, writable: bool) -> Mapping:
+        found = self._mappings[writable]()
         if found is None:
             with _segments_lock:
-                found = self._mapping()  # Why: another thread may have mapped it meanwhile
+                found = self._mappings[writable]()  # Why: another thread may have mapped it
                 if found is None:
                     limits.keep_standard_streams()
-                    found = limits.open_with_retry(Mapping, self)
-                    self._mapping = weakref.ref(found)
+                    found = limits.open_with_retry(Mapping, self, writable=writable)
+                    self._mappings[writable] = weakref.ref(found)
+                    if self._kept is not None:
+                        self._kept.append(found)
         return found
 
+    def keep_mapped(self) -> None:
+        """Keep the segment mapped from its first use to :meth:`drop_mappings`."""
+        self._kept = []
+
+    def drop_mappings(self) -> None:
+        """End :meth:`keep_mapped`; a mapping lives as long as its views."""
+        self._kept = None
+
     def ndarray(
-        self, offset: int, shape: Ints, strides: Ints | None, dtype: Dtype, *, writable: bool = True
+        self,
+        offset: int,
+        shape: Ints,
+        strides: Ints | None,
+        dtype: Dtype,
+        *,
+        writable: bool = True,
+        protect: bool = False,
     ) -> Array:
         """Return an array over the segment; it is exactly a ``numpy.ndarray``.
 
@@ -293,6 +368,8 @@ class Segment:
             Without Python objects.
         writable : bool
             False returns a read-only array; a read-only segment does so too.
+        protect : bool
+            Use a mapping that nobody can write to, not even by its address.
 
         Raises
         ------
@@ -309,7 +386,8 @@ class Segment:
                 f"offset {offset} reaches outside of a segment of {self.size:,} bytes"
             )
         # Invariant: NumPy keeps a reference to the mapping, but no buffer, so nothing may close it.
-        array = np.ndarray(shape, dtype, self.mapping, offset, strides)
+        mapping = self._map(writable=not protect)
+        array = np.ndarray(shape, dtype, mapping, mapping.lead + offset, strides)
         if not writable:
             array.flags.writeable = False
         return array
@@ -454,7 +532,7 @@ def create(nbytes: int, fill: allocate.Fill | None = None, *, purpose: str = "ar
     nbytes : int
         Bytes; 0 means 1.
     fill : callable, optional
-        Called with (descriptor, bytes); writes every byte.  Default: zeros.
+        Writes every byte.  Default: zeros.
     purpose : str
         The purpose, for errors.
 
@@ -474,10 +552,10 @@ def create(nbytes: int, fill: allocate.Fill | None = None, *, purpose: str = "ar
     """
     size = max(1, nbytes)
     try:
-        fd, kind = allocate.make_file(size, fill)
+        file = allocate.make_file(size, fill)
     except SegmentFull as error:
         raise SegmentFull(f"{purpose}: {error}") from None
-    return Segment(fd, size, kind)
+    return Segment.of(file, size, purpose)
 
 
 class Location(NamedTuple):

@@ -34,7 +34,7 @@ from shmpar.ipc.ledger import FINGERPRINT, Ledger
 from shmpar.ipc.protocol import Environment, PackedError, PackedValue, SegmentRecord, Work
 from shmpar.ipc.tickets import Tickets, open_tickets
 from shmpar.ipc.wire import MAX_DESCRIPTORS, Wire
-from shmpar.memory.segment import Mapping, Segment
+from shmpar.memory.segment import Segment
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
 from shmpar.worker import loop
@@ -155,10 +155,8 @@ class WorkerProcess:
     number : int
         Number of the worker, and of its slot in a ledger.
     segments : dict of int to Segment
-        Segments that are mapped here, by the parent's key.
-    mappings : dict of int to Mapping
-        Mappings of the segments in use. They stay mapped between plans, so that no page faults
-        twice.
+        Segments that the parent has not released, by its key. They stay mapped between plans, so
+        that no page faults twice.
     private : dict of int to Segment
         Segments that the next payload maps copy on write.
     backlog : deque
@@ -184,7 +182,6 @@ class WorkerProcess:
     def __init__(self, wire: Wire, number: int) -> None:
         self.wire, self.number = wire, number
         self.segments: dict[int, Segment] = {}
-        self.mappings: dict[int, Mapping] = {}
         self.private: dict[int, Segment] = {}
         self.backlog: deque[tuple[Any, int]] = deque()
         self.broken = False
@@ -235,24 +232,22 @@ class WorkerProcess:
 
     def _forget(self, key: int) -> None:
         """Drop a segment; the mapping lives as long as a view in the user's code."""
-        self.segments.pop(key, None)
-        self.mappings.pop(key, None)
+        if (segment := self.segments.pop(key, None)) is not None:
+            segment.drop_mappings()
         if self.ledger is not None and self.ledger[0] == key:
             self.ledger = None
 
     def _adopt(self, records: Sequence[SegmentRecord], descriptors: Sequence[int]) -> None:
         for record, fd in zip(records, descriptors, strict=True):
             segment = Segment.adopt(fd, **record._asdict())
-            (self.private if record.private else self.segments)[record.key] = segment
-
-    def _mapped(self, key: int) -> Segment:
-        """Return a segment; it stays mapped until a ``ForgetSegment`` message."""
-        segment = self.segments[key]
-        self.mappings[key] = segment.mapping
-        return segment
+            if record.private:
+                self.private[record.key] = segment
+            else:
+                self.segments[record.key] = segment
+                segment.keep_mapped()
 
     def _held(self, keys: Sequence[int]) -> list[Segment]:
-        return [self._mapped(key) if key >= 0 else self.private.pop(~key) for key in keys]
+        return [self.segments[key] if key >= 0 else self.private.pop(~key) for key in keys]
 
     def _initialize(self, message: protocol.Initialize) -> None:
         try:
@@ -367,14 +362,16 @@ class WorkerProcess:
 
     def _ledger(self, work: Work) -> Ledger:
         if self.ledger is None or self.ledger[0] != work.ledger:
-            memory = self._mapped(work.ledger).mapping
+            memory = self.segments[work.ledger].mapping
             self.ledger = work.ledger, Ledger(memory, workers=work.workers, chunks=work.chunks)
         return self.ledger[1]
 
     def view(self, reference: protocol.Reference, *, writable: bool) -> Array:
         """Return the array that lies at a reference."""
         key, offset, shape, strides, dtype = reference
-        return self._mapped(key).ndarray(offset, shape, strides, np.dtype(dtype), writable=writable)
+        return self.segments[key].ndarray(
+            offset, shape, strides, np.dtype(dtype), writable=writable, protect=not writable
+        )
 
     def await_outputs(self, run: int) -> protocol.UseOutputs:
         """Receive messages until the answer to ``OutputsNeeded``; keep the others."""

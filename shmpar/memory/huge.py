@@ -1,0 +1,174 @@
+"""Put segments into huge pages of 2 MiB, which Linux makes on request since version 6.1.
+
+A fresh page of 4 KiB costs a fault for each process that writes to it, and entries of the
+translation buffers afterwards. ``madvise(MADV_COLLAPSE)`` puts the 2 MiB around an address into a
+huge page, whatever the settings under ``/sys/kernel/mm/transparent_hugepage`` say. The page is
+zeroed, reserved and mapped at once, and still lies in the cache of the processor when it is filled.
+
+Guarantees
+----------
+- A page that was made is reserved as a whole: a write to it cannot raise SIGBUS.
+- The first page that is refused, or is slow, ends the attempt for its file. The caller reserves
+  the rest in small pages.
+- The end of a file that fills no huge page lies in small pages: a file takes no more memory than
+  its bytes.
+- A mapping is congruent to its file modulo 2 MiB, as the kernel asks.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import mmap
+import os
+import sys
+import time
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from shmpar.memory import limits
+
+T = TypeVar("T", bound=mmap.mmap)
+
+PAGE: Final = 2 << 20
+MIN_BYTES: Final = 2 * PAGE
+"""Files with fewer bytes lie in small pages."""
+KINDS: Final = {"shm", "memfd"}
+"""The kinds of segments that can lie in huge pages."""
+VARIABLE: Final = "SHMPAR_HUGE_PAGES"
+"""The environment variable that forbids huge pages, by the value 0."""
+
+_MADV_COLLAPSE: Final = 25
+_MAP_FIXED: Final = 0x10
+_MAP_NORESERVE: Final = 0x4000
+_SLOW_SECONDS: Final = 0.02  # Why: a shorter pause may be another process' turn
+_SLOW_RATIO: Final = 16
+_RECENT: Final = 9
+_UNSUPPORTED: Final = {errno.EINVAL, errno.ENOSYS, errno.EPERM}
+
+_refusal: str | None = None  # the reason why no page is tried any more in this process
+
+
+def refusal() -> str | None:
+    """Return the reason why this process makes no huge pages; None if it tries."""
+    if os.environ.get(VARIABLE) == "0":
+        return f"{VARIABLE}=0"
+    if sys.platform != "linux":
+        return "not on this platform"
+    return _refusal
+
+
+class Range(mmap.mmap):
+    """A range of addresses, over whose aligned part a file is laid.
+
+    Attributes
+    ----------
+    lead : int
+        Bytes before the file.
+    """
+
+    __slots__ = ("lead",)
+    lead: int
+
+
+def new_range(cls: type[T], fd: int, nbytes: int, prot: int) -> T:
+    """Return a mapping of a file, of class `cls`, that is aligned to huge pages.
+
+    The object owns a range that is longer than the file, and unmaps all of it at its end.
+
+    Raises
+    ------
+    OSError
+        There is no room for the addresses.
+    """
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    memory: Any = mmap.mmap.__new__(cls, -1, nbytes + PAGE, flags, prot)
+    start = np.ndarray(1, np.uint8, memory).__array_interface__["data"][0]
+    memory.lead = -start % PAGE
+    place = start + memory.lead
+    if _libc().mmap(place, nbytes, prot, mmap.MAP_SHARED | _MAP_FIXED, fd, 0) != place:
+        raise _last_error()
+    return memory  # type: ignore[no-any-return]
+
+
+class Pages:
+    """The huge pages of a new file, made in order.
+
+    Attributes
+    ----------
+    memory : ndarray of uint8
+        The bytes of the file; those that are not reserved must not be touched.
+    made : int
+        Bytes of the pages that were made.
+    """
+
+    def __init__(self, fd: int, nbytes: int) -> None:
+        os.ftruncate(fd, nbytes)
+        mapping = new_range(Range, fd, nbytes, mmap.PROT_READ | mmap.PROT_WRITE)
+        self.memory = np.ndarray(nbytes, np.uint8, mapping, mapping.lead)
+        self.made = 0
+        self._fd, self._start = fd, self.memory.__array_interface__["data"][0]
+        self._whole, self._seconds = nbytes // PAGE * PAGE, list[float]()
+
+    @classmethod
+    def of(cls, fd: int, nbytes: int) -> Pages | None:
+        """Return the pages of a new, empty file; None if it shall lie in small pages."""
+        if nbytes < MIN_BYTES or refusal() is not None:
+            return None
+        try:
+            return cls(fd, nbytes)
+        except (OSError, ImportError):
+            return None
+
+    def make(self, stop: int) -> bool:
+        """Make the pages of the bytes before `stop`; return False if one of them is refused."""
+        while self.made < min(stop, self._whole):
+            if not self._make_page(self.made):
+                self._whole = self.made
+            else:
+                self.made += PAGE
+        return stop <= self.made
+
+    def _make_page(self, offset: int) -> bool:
+        began = time.monotonic()
+        try:
+            os.pwrite(self._fd, b"\0", offset)  # Why: the kernel refuses a range without any page
+        except OSError:
+            return False
+        if _libc().madvise(self._start + offset, PAGE, _MADV_COLLAPSE):
+            self._note_refusal(_last_error())
+            return False
+        recent, seconds = self._seconds, time.monotonic() - began
+        median = sorted(recent)[len(recent) // 2] if recent else seconds
+        recent[:] = [*recent[1 - _RECENT :], seconds]
+        if seconds > max(_SLOW_SECONDS, _SLOW_RATIO * median):
+            # Why: the kernel moves other pages to find room, and would do so for each page.
+            self._whole = offset + PAGE
+        return True
+
+    def _note_refusal(self, error: OSError) -> None:
+        global _refusal  # noqa: PLW0603 - a process has one kernel
+        # Why the last: the kernel refuses a file on a disk, and may still take one in memory.
+        if not self.made and error.errno in _UNSUPPORTED and limits.is_in_memory(self._fd):
+            _refusal = f"the kernel refuses: {error.strerror}"
+
+
+def _last_error() -> OSError:
+    import ctypes
+
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
+
+
+@functools.cache
+def _libc() -> Any:
+    import ctypes  # Why here: NumPy has loaded it; without it there are no huge pages
+
+    # Why not mmap.madvise: it holds the interpreter lock while the kernel zeroes a page.
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    number, size = ctypes.c_int, ctypes.c_size_t
+    libc.mmap.argtypes = [ctypes.c_void_p, size, number, number, number, ctypes.c_long]
+    libc.madvise.argtypes = [ctypes.c_void_p, size, number]
+    return libc
