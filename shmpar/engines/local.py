@@ -130,9 +130,13 @@ class LocalChannel:
                 try:
                     active.allocate(announcement)
                 except BaseException as error:
-                    self._tell(protocol.PlanRejected(active.number, error))
+                    self.reject(error)
                     raise Abandoned from error
         return active.outputs or (), bool(active.is_tuple)
+
+    def reject(self, error: BaseException) -> None:
+        """Report that the run cannot go on."""
+        self._tell(protocol.PlanRejected(self._active.number, error))
 
     def failed(self, chunk: int, error: BaseException, shape: tuple[int, ...] | None) -> None:
         """Report a chunk that failed."""

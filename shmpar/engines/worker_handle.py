@@ -158,7 +158,14 @@ class WorkerHandle:
             self.segments -= {record.key for record in attached.records if not record.private}
             raise
         attached.records.append(
-            SegmentRecord(segment.key, segment.size, segment.kind, segment.writable, private)
+            SegmentRecord(
+                segment.key,
+                segment.size,
+                segment.kind,
+                segment.writable,
+                private,
+                segment.reserved,
+            )
         )
         attached.descriptors.append(fd)
 

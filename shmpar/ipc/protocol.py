@@ -29,6 +29,7 @@ class SegmentRecord(NamedTuple):
     kind: str
     writable: bool
     private: bool
+    reserved: bool = True
 
 
 class Environment(NamedTuple):

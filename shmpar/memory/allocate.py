@@ -166,7 +166,7 @@ def _reason(error: Exception) -> str:
 
 def fill_zeros(fd: int, nbytes: int) -> int:
     """Reserve the bytes of a new file, which read as zeros; return those in huge pages."""
-    pages = huge.Pages.of(fd, nbytes)
+    pages = huge.NewPages.of(fd, nbytes)
     for start, stop in checked_steps(fd, nbytes):
         if pages is None or not pages.make(stop):
             _reserve(fd, start if pages is None else max(start, pages.made), stop)
@@ -178,6 +178,73 @@ def _reserve(fd: int, start: int, stop: int) -> None:
         os.posix_fallocate(fd, start, stop - start)
     else:  # Why: on macOS only a write reserves
         os.pwrite(fd, bytes(stop - start), start)
+
+
+def promise(fd: int, nbytes: int) -> int:
+    """Set the size of a new file in memory and reserve nothing, if its bytes are free now.
+
+    Other files are filled with zeros.  :class:`LazyPages` reserves the bytes.
+    """
+    if huge.refusal() is not None or not limits.is_in_memory(fd):
+        return fill_zeros(fd, nbytes)
+    if nbytes > (free := _free_bytes(fd, in_memory=True)):
+        raise SegmentFull(f"{nbytes:,} bytes needed, {free:,} free")
+    os.ftruncate(fd, nbytes)
+    return 0
+
+
+class LazyPages:
+    """The memory of an output, which processes reserve and map before they write to it.
+
+    Parameters
+    ----------
+    fileno : callable
+        Returns the descriptor of a segment.
+    start, nbytes : int
+        Its address and its bytes.
+    reserved : bool
+        Its bytes are reserved already.
+    """
+
+    def __init__(
+        self, fileno: Callable[[], int], start: int, nbytes: int, *, reserved: bool
+    ) -> None:
+        self._fileno, self._nbytes, self._reserved = fileno, nbytes, reserved
+        self._maker = huge.PageMaker(start)
+        self._ready = bytearray(-(-nbytes // huge.PAGE))
+
+    def prepare(self, low: int, high: int, share: float = 0.0) -> None:
+        """Reserve and map the pages of the bytes [low, high).
+
+        Parameters
+        ----------
+        share : float
+            The part of the pages that other processes begin with: each makes those that others
+            have not made yet.
+
+        Raises
+        ------
+        SegmentFull
+            There is no room any more.
+        """
+        first, last = low // huge.PAGE, -(-high // huge.PAGE)
+        if self._ready.find(0, first, last) < 0:
+            return
+        begin = first + int(share * (last - first))
+        for page in (*range(begin, last), *range(first, begin)):
+            if not self._ready[page]:
+                self._prepare_page(page)
+                self._ready[page] = 1
+
+    def _prepare_page(self, page: int) -> None:
+        start = page * huge.PAGE
+        stop = min(start + huge.PAGE, self._nbytes)
+        if not self._reserved:
+            fd = self._fileno()
+            if stop - start == huge.PAGE and self._maker.make(fd, start):
+                return
+            reserve_range(fd, start, stop)
+        self._maker.populate(start, stop - start)
 
 
 def checked_steps(fd: int, nbytes: int, begin: int = 0) -> Iterator[tuple[int, int]]:
@@ -221,8 +288,9 @@ def reserve_range(fd: int, start: int, stop: int) -> None:
             if error.errno not in FULL:
                 raise
             raise SegmentFull(
-                f"{stop - first:,} bytes of a mapped file have no room on its disk "
-                f"({limits.free_on_device(fd):,} free): free some, or write the file elsewhere"
+                f"{stop - first:,} bytes of an output have no room "
+                f"({limits.free_on_device(fd):,} free on its file system): free some, or write the "
+                "output elsewhere"
             ) from None
 
 

@@ -100,7 +100,7 @@ def write(fd: int, offset: int, array: Array) -> int:
         if os.fstat(fd).st_size <= offset:  # Why: a mapping needs at least one byte
             os.pwrite(fd, b"\0", offset)
         return 0
-    pages = huge.Pages.of(fd, array.nbytes) if offset == 0 else None
+    pages = huge.NewPages.of(fd, array.nbytes) if offset == 0 else None
     if array.flags.c_contiguous:
         array = array.reshape(-1).view(np.uint8)
     steps = allocate.checked_steps(fd, array.nbytes)
@@ -114,7 +114,7 @@ def write(fd: int, offset: int, array: Array) -> int:
     return 0 if pages is None else pages.made
 
 
-def _fill_pages(pages: huge.Pages, array: Array, steps: Iterator[tuple[int, int]]) -> int:
+def _fill_pages(pages: huge.NewPages, array: Array, steps: Iterator[tuple[int, int]]) -> int:
     """Copy values into huge pages as they are made; return how many leading bytes are copied."""
     checked = 0
     for block, start in _blocks(array, 0):

@@ -39,6 +39,7 @@ KINDS: Final = {"shm", "memfd"}
 VARIABLE: Final = "SHMPAR_HUGE_PAGES"
 """The environment variable that forbids huge pages, by the value 0."""
 
+_MADV_POPULATE_WRITE: Final = 23
 _MADV_COLLAPSE: Final = 25
 _MAP_FIXED: Final = 0x10
 _MAP_NORESERVE: Final = 0x4000
@@ -92,7 +93,62 @@ def new_range(cls: type[T], fd: int, nbytes: int, prot: int) -> T:
     return memory  # type: ignore[no-any-return]
 
 
-class Pages:
+class PageMaker:
+    """Makes huge pages of a file through a mapping that is aligned to them.
+
+    Attributes
+    ----------
+    stopped : bool
+        A page was refused or slow: no further one is tried.
+    """
+
+    def __init__(self, start: int) -> None:
+        self.stopped = start % PAGE != 0 or refusal() is not None
+        self._start = start
+        self._seconds: list[float] = []
+
+    def make(self, fd: int, offset: int) -> bool:
+        """Make the page at a byte of the file; return False if its bytes are not reserved.
+
+        The bytes keep their values, and other processes may write to them meanwhile.
+        """
+        if self.stopped:
+            return False
+        began = time.monotonic()
+        try:
+            # Why: the kernel refuses a range without any small page.
+            os.posix_fallocate(fd, offset, 1)
+        except OSError:
+            self.stopped = True
+            return False
+        if _libc().madvise(self._start + offset, PAGE, _MADV_COLLAPSE):
+            self._note(_last_error(), fd)
+            return False
+        self._measure(time.monotonic() - began)
+        return True
+
+    def populate(self, offset: int, nbytes: int) -> None:
+        """Map reserved pages, so that no write to them is a fault; older kernels do nothing."""
+        _libc().madvise(self._start + offset, nbytes, _MADV_POPULATE_WRITE)
+
+    def _measure(self, seconds: float) -> None:
+        recent = self._seconds
+        median = sorted(recent)[len(recent) // 2] if recent else seconds
+        recent[:] = [*recent[1 - _RECENT :], seconds]
+        # Why: the kernel moves other pages to find room, and would do so for each page.
+        self.stopped = seconds > max(_SLOW_SECONDS, _SLOW_RATIO * median)
+
+    def _note(self, error: OSError, fd: int) -> None:
+        global _refusal  # noqa: PLW0603 - a process has one kernel
+        if error.errno == errno.EAGAIN:
+            return  # Why: another process makes this page at this moment.
+        self.stopped = True
+        # Why the last: the kernel refuses a file on a disk, and may still take one in memory.
+        if not self._seconds and error.errno in _UNSUPPORTED and limits.is_in_memory(fd):
+            _refusal = f"the kernel refuses: {error.strerror}"
+
+
+class NewPages:
     """The huge pages of a new file, made in order.
 
     Attributes
@@ -108,11 +164,12 @@ class Pages:
         mapping = new_range(Range, fd, nbytes, mmap.PROT_READ | mmap.PROT_WRITE)
         self.memory = np.ndarray(nbytes, np.uint8, mapping, mapping.lead)
         self.made = 0
-        self._fd, self._start = fd, self.memory.__array_interface__["data"][0]
-        self._whole, self._seconds = nbytes // PAGE * PAGE, list[float]()
+        self._maker = PageMaker(self.memory.__array_interface__["data"][0])
+        self._fd = fd
+        self._whole = nbytes // PAGE * PAGE
 
     @classmethod
-    def of(cls, fd: int, nbytes: int) -> Pages | None:
+    def of(cls, fd: int, nbytes: int) -> NewPages | None:
         """Return the pages of a new, empty file; None if it shall lie in small pages."""
         if nbytes < MIN_BYTES or refusal() is not None:
             return None
@@ -124,34 +181,11 @@ class Pages:
     def make(self, stop: int) -> bool:
         """Make the pages of the bytes before `stop`; return False if one of them is refused."""
         while self.made < min(stop, self._whole):
-            if not self._make_page(self.made):
-                self._whole = self.made
-            else:
+            if self._maker.make(self._fd, self.made):
                 self.made += PAGE
+            else:
+                self._whole = self.made
         return stop <= self.made
-
-    def _make_page(self, offset: int) -> bool:
-        began = time.monotonic()
-        try:
-            os.pwrite(self._fd, b"\0", offset)  # Why: the kernel refuses a range without any page
-        except OSError:
-            return False
-        if _libc().madvise(self._start + offset, PAGE, _MADV_COLLAPSE):
-            self._note_refusal(_last_error())
-            return False
-        recent, seconds = self._seconds, time.monotonic() - began
-        median = sorted(recent)[len(recent) // 2] if recent else seconds
-        recent[:] = [*recent[1 - _RECENT :], seconds]
-        if seconds > max(_SLOW_SECONDS, _SLOW_RATIO * median):
-            # Why: the kernel moves other pages to find room, and would do so for each page.
-            self._whole = offset + PAGE
-        return True
-
-    def _note_refusal(self, error: OSError) -> None:
-        global _refusal  # noqa: PLW0603 - a process has one kernel
-        # Why the last: the kernel refuses a file on a disk, and may still take one in memory.
-        if not self.made and error.errno in _UNSUPPORTED and limits.is_in_memory(self._fd):
-            _refusal = f"the kernel refuses: {error.strerror}"
 
 
 def _last_error() -> OSError:

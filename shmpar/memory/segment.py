@@ -235,6 +235,8 @@ class Segment:
         True if arrays over it may be written.
     private : bool
         True if writes stay in this process (copy on write).
+    reserved : bool
+        False if a process reserves its bytes before it writes to them.
 
     Attributes
     ----------
@@ -264,6 +266,7 @@ class Segment:
         key: int | None = None,
         writable: bool = True,
         private: bool = False,
+        reserved: bool = True,
     ) -> None:
         # Invariant: actions that happen once are popped from these lists, which is atomic.
         self._names: list[tuple[str, NameRegistry]] = []  # at most one
@@ -273,7 +276,7 @@ class Segment:
         self._pid = os.getpid()
         self.key = next(_keys) if key is None else key
         self.size, self.kind = size, kind
-        self.writable, self.private = writable or private, private
+        self.writable, self.private, self.reserved = writable or private, private, reserved
         self.divided, self.purpose, self.huge_bytes = False, "array", 0
         self.path: str | None = None
         self._fds = [fd]  # Why: last, so that an interrupt before this leaves nothing to close
@@ -395,7 +398,7 @@ class Segment:
     def reserve(self, start: int, stop: int) -> None:
         """Reserve the bytes [start, stop) of a mapped file of the user's on its disk.
 
-        Other segments are reserved when they are made.
+        Other segments are reserved when they are made, or by :meth:`reserve_rest`.
 
         Raises
         ------
@@ -404,6 +407,18 @@ class Segment:
         """
         if self.kind == "file" and stop > start:
             allocate.reserve_range(self.fileno(), start, stop)
+
+    def reserve_rest(self) -> None:
+        """Reserve the bytes that no process has written to; from here on, any may be read.
+
+        Raises
+        ------
+        SegmentFull
+            There is no room.
+        """
+        if not self.reserved:
+            allocate.reserve_range(self.fileno(), 0, self.size)
+            self.reserved = True
 
     def subscribe(self, callback: Callable[[int], object]) -> None:
         """Call ``callback(key)`` once, at the end of the segment; at once if it has ended.
@@ -609,9 +624,22 @@ class Slab:
         return location
 
 
-def new_output(shape: tuple[int, ...], dtype: Dtype, slab: Slab | None = None) -> Array:
-    """Return an array of zeros in a segment that lives as long as its views."""
+def new_output(
+    shape: tuple[int, ...], dtype: Dtype, slab: Slab | None = None, *, lazy: bool = False
+) -> Array:
+    """Return an array of zeros in a segment that lives as long as its views.
+
+    Parameters
+    ----------
+    lazy : bool
+        A process reserves memory of the array before it writes there, and none reads it earlier.
+    """
     nbytes = dense_nbytes(shape, dtype.itemsize)
     location = slab.take(nbytes) if slab else None
-    location = location or Location(create(nbytes, purpose="output"), 0)
+    if location is None:
+        lazy = lazy and nbytes >= huge.MIN_BYTES
+        segment = create(nbytes, allocate.promise if lazy else None, purpose="output")
+        # Why the look: the source may have reserved them nevertheless.
+        segment.reserved = not lazy or 512 * os.fstat(segment.fileno()).st_blocks >= nbytes
+        location = Location(segment, 0)
     return location.segment.ndarray(location.offset, shape, None, dtype)

@@ -279,6 +279,8 @@ class Execution:
         """
         assert self._function is not None, "a run is executed once"
         self.engine, self._attended = engine, attended
+        # Why: workers reserve such outputs, so nobody may look at them before the end.
+        self.outputs.lazy = attended and not self.plan.check
         self._allocate_known(engine)
         if self.plan.check:
             verification = Verification(self.plan, self._arrays, self._todo, self.outputs.checksums)
@@ -525,6 +527,8 @@ class Execution:
     def _finalize(self, done: list[int] | None) -> Any:
         """Deliver the outputs; return the result, or the exception that is raised for it."""
         errors, outputs, plan = self.failed, self.outputs, self.plan
+        if done is None:
+            outputs.reserve_rest(complete=True)
         fills = self.policy.on_error == "fill" and self.fatal is None and not self.cancelled
         if fills and errors and outputs.arrays is not None:
             outputs.fill([plan.window(chunk) for chunk in self.errors])

@@ -25,7 +25,7 @@ from shmpar.errors import ShmparError
 from shmpar.ipc.ledger import DONE, PENDING, Ledger
 from shmpar.memory.allocate import atomic_file
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Slab, byte_bounds, new_output
+from shmpar.memory.segment import Segment, Slab, byte_bounds, new_output
 from shmpar.plan import Announcement, Output, ResultError
 
 if TYPE_CHECKING:
@@ -128,6 +128,8 @@ class Outputs:
         The verb returns a tuple.
     slab : Slab or None
         A segment in which small outputs may lie.
+    lazy : bool
+        Workers reserve the memory of large outputs; nobody else looks at these before the end.
     expected : Announcement or None
         Shapes and dtypes, if they are known before the first result.
     ledger_file : LedgerFile or None
@@ -150,6 +152,8 @@ class Outputs:
         self.expected: Announcement | None = None
         self.ledger_file: LedgerFile | None = None
         self.checksums: Array | None = None
+        self.lazy = False
+        self._unreserved: list[Segment] = []
         self._returns_objects = returns_objects
         self._fill = fill
 
@@ -189,7 +193,10 @@ class Outputs:
             return np.empty(output.shape, object)
         location = None if array is None else locate(array)
         if array is None or location is None:
-            return new_output(*output, self.slab)
+            made = new_output(*output, self.slab, lazy=self.lazy)
+            if (made_in := locate(made)) is not None and not made_in.segment.reserved:
+                self._unreserved.append(made_in.segment)
+            return made
         # Why: a write to a hole of a mapped file on a full disk is SIGBUS.
         low, high = byte_bounds(array.shape, array.strides, array.itemsize)
         location.segment.reserve(location.offset + low, location.offset + high)
@@ -205,6 +212,21 @@ class Outputs:
             for array, (shape, dtype) in zip(self._given(len(outputs)), outputs, strict=True)
             if array is None or (isinstance(array, np.ndarray) and locate(array) is None)
         ]
+
+    def reserve_rest(self, *, complete: bool = False) -> None:
+        """Reserve the memory that no chunk has written to, so that all of it can be read.
+
+        Raises
+        ------
+        SegmentFull
+            There is no room.
+        """
+        while self._unreserved:
+            if complete:  # Why: the windows of all chunks are the whole output
+                self._unreserved[-1].reserved = True
+            else:
+                self._unreserved[-1].reserve_rest()
+            self._unreserved.pop()
 
     def deliver(self, windows: Sequence[Window] | None) -> None:
         """Copy finished windows into the user's plain arrays; None stands for all windows."""
@@ -224,6 +246,7 @@ class Outputs:
         """Write the fill value to the windows of failed chunks."""
         if self._fill is None:
             return
+        self.reserve_rest()
         for array in self.arrays or ():
             value = self._fill(array.dtype)
             for window in windows:

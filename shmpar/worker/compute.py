@@ -14,12 +14,13 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from shmpar.errors import SegmentFull
 from shmpar.grid import Axis, Grid, Halo, Mode
 from shmpar.ipc.ledger import CURSOR, SINCE, Ledger
 from shmpar.ipc.tickets import Tickets
 from shmpar.plan import Announcement, Blocks, Function, InBlocks, Items, PerItem, Plan, Rows
 from shmpar.worker.environment import exit_if_forked
-from shmpar.worker.prefault import prefaulter
+from shmpar.worker.reserve import Reserve, reserver
 from shmpar.worker.store import Store, Use, announce, scalar_targets, storer, trimmed
 from shmpar.worker.verify import with_checksums
 
@@ -58,6 +59,9 @@ class Channel(Protocol):
 
         The first announcement of any worker decides. Raises `Abandoned` if the run is over.
         """
+
+    def reject(self, error: BaseException) -> None:
+        """Report that the run cannot go on."""
 
     def failed(self, chunk: int, error: BaseException, shape: tuple[int, ...] | None) -> None:
         """Report a chunk that failed, with the shape of its block."""
@@ -217,23 +221,31 @@ class Chunks:
         self._getters = assignment.getters()
         self._compute: Compute | None = None
         self._store: Store | None = None
-        self._prefault: Callable[[Sequence[int]], None] | None = None
+        self._reserve: Reserve | None = None
         self.compute_range: ComputeRange | None = None
         if assignment.plan.returns_objects:
             self._compute = _caller(assignment, self._getters, _object_store(channel))
 
     def begin_claim(self, chunks: Sequence[int]) -> Compute:
-        """Return the function that computes a chunk of a claim; map the pages of its windows.
+        """Return the function that computes a chunk of a claim; reserve its windows.
 
-        The function raises `Abandoned` if the run ends while the worker waits for outputs.
+        The function raises `Abandoned` if the run ends while the worker waits for outputs; this
+        method does so if there is no room for the windows any more.
         """
         if self._compute is None:
             if self._assignment.outputs is None:
                 return self._compute_first
             self._compute = self._writer(self._assignment.outputs)
-        if self._prefault is not None:
-            self._prefault(chunks)
+        self._reserve_windows(chunks)
         return self._compute
+
+    def _reserve_windows(self, chunks: Sequence[int]) -> None:
+        if self._reserve is not None:
+            try:
+                self._reserve(chunks)
+            except SegmentFull as error:
+                self._channel.reject(error)
+                raise Abandoned from error
 
     def _compute_first(self, chunk: int) -> None:
         assignment = self._assignment
@@ -251,16 +263,17 @@ class Chunks:
         assignment.slot[SINCE] = monotonic_ns()
         assignment.waited += perf_counter() - began
         store = self._open_outputs(outputs)
-        if self._prefault is not None:
-            self._prefault((chunk,))
+        self._reserve_windows((chunk,))
         # Why not _writer(): a plan of a single chunk needs no function for further chunks.
         with_checksums(assignment, outputs, lambda chunk: store(chunk, value))(chunk)
 
     def _open_outputs(self, outputs: Sequence[Array]) -> Store:
-        """Return the function that stores a result in these outputs; prepare the prefault."""
+        """Return the function that stores a result in these outputs; reserve their memory."""
         if self._store is None:
-            plan, is_tuple = self._assignment.plan, bool(self._assignment.is_tuple)
-            self._store, self._prefault = storer(plan, outputs, is_tuple), prefaulter(plan, outputs)
+            assignment = self._assignment
+            plan, share = assignment.plan, assignment.worker / assignment.workers
+            self._store = storer(plan, outputs, bool(assignment.is_tuple))
+            self._reserve = reserver(plan, outputs, share)
         return self._store
 
     def _writer(self, outputs: Sequence[Array]) -> Compute:

@@ -88,6 +88,10 @@ class SocketChannel:
         reply = process.await_outputs(self._run)
         return [process.view(one, writable=True) for one in reply.outputs], reply.is_tuple
 
+    def reject(self, error: BaseException) -> None:
+        """Report that the run cannot go on."""
+        self._process.send(protocol.PlanRejected(self._run, pack_exception(error)))
+
     def failed(self, chunk: int, error: BaseException, shape: tuple[int, ...] | None) -> None:
         """Report a chunk that failed, with the exception if it can be pickled."""
         self._process.send(protocol.ChunkFailed(self._run, chunk, pack_exception(error), shape))
