@@ -14,15 +14,20 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import numpy as np
 
 from shmpar.errors import SegmentFull
 from shmpar.memory import huge, limits
 from shmpar.memory.limits import ClosedOnError, open_with_retry
 
+Array = np.ndarray[Any, Any]
+
 SHM: Final = "/dev/shm"  # noqa: S108 (shared memory is intended)
 STEP: Final = 64 << 20  # Why: a longer system call delays signals
 SMALL: Final = 16 << 20  # Why: for fewer bytes, the kernel's ENOSPC is answer enough
+_FAULT_AROUND: Final = 64 << 10  # bytes that a fault on reading maps: the kernel's default
 FULL: Final = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG}
 
 Fill = Callable[[int, int], int]
@@ -213,11 +218,13 @@ class LazyPages:
         self._maker = huge.PageMaker(start)
         self._ready = bytearray(-(-nbytes // huge.PAGE))
 
-    def prepare(self, low: int, high: int, share: float = 0.0) -> None:
+    def prepare(self, memory: Array, low: int, high: int, share: float = 0.0) -> None:
         """Reserve and map the pages of the bytes [low, high).
 
         Parameters
         ----------
+        memory : ndarray of uint8
+            The segment in this process.
         share : float
             The part of the pages that other processes begin with: each makes those that others
             have not made yet.
@@ -233,18 +240,18 @@ class LazyPages:
         begin = first + int(share * (last - first))
         for page in (*range(begin, last), *range(first, begin)):
             if not self._ready[page]:
-                self._prepare_page(page)
+                self._prepare(memory, page * huge.PAGE)
                 self._ready[page] = 1
 
-    def _prepare_page(self, page: int) -> None:
-        start = page * huge.PAGE
+    def _prepare(self, memory: Array, start: int) -> None:
         stop = min(start + huge.PAGE, self._nbytes)
         if not self._reserved:
             fd = self._fileno()
             if stop - start == huge.PAGE and self._maker.make(fd, start):
                 return
             reserve_range(fd, start, stop)
-        self._maker.populate(start, stop - start)
+        # Why: a fault on reading maps all pages around that hold data, and they can be written to.
+        memory[start:stop:_FAULT_AROUND].copy()
 
 
 def checked_steps(fd: int, nbytes: int, begin: int = 0) -> Iterator[tuple[int, int]]:

@@ -39,7 +39,6 @@ KINDS: Final = {"shm", "memfd"}
 VARIABLE: Final = "SHMPAR_HUGE_PAGES"
 """The environment variable that forbids huge pages, by the value 0."""
 
-_MADV_POPULATE_WRITE: Final = 23
 _MADV_COLLAPSE: Final = 25
 _MAP_FIXED: Final = 0x10
 _MAP_NORESERVE: Final = 0x4000
@@ -126,10 +125,6 @@ class PageMaker:
             return False
         self._measure(time.monotonic() - began)
         return True
-
-    def populate(self, offset: int, nbytes: int) -> None:
-        """Map reserved pages, so that no write to them is a fault; older kernels do nothing."""
-        _libc().madvise(self._start + offset, nbytes, _MADV_POPULATE_WRITE)
 
     def _measure(self, seconds: float) -> None:
         recent = self._seconds

@@ -235,13 +235,13 @@ class Segment:
         True if arrays over it may be written.
     private : bool
         True if writes stay in this process (copy on write).
-    reserved : bool
-        False if a process reserves its bytes before it writes to them.
 
     Attributes
     ----------
     divided : bool
         True if several named arrays lie in it.
+    reserved : bool
+        False if processes reserve its bytes before they write to them.
     purpose : str
         Its purpose, for `Pool.memory` and errors.
     huge_bytes : int
@@ -266,7 +266,6 @@ class Segment:
         key: int | None = None,
         writable: bool = True,
         private: bool = False,
-        reserved: bool = True,
     ) -> None:
         # Invariant: actions that happen once are popped from these lists, which is atomic.
         self._names: list[tuple[str, NameRegistry]] = []  # at most one
@@ -276,7 +275,7 @@ class Segment:
         self._pid = os.getpid()
         self.key = next(_keys) if key is None else key
         self.size, self.kind = size, kind
-        self.writable, self.private, self.reserved = writable or private, private, reserved
+        self.writable, self.private, self.reserved = writable or private, private, True
         self.divided, self.purpose, self.huge_bytes = False, "array", 0
         self.path: str | None = None
         self._fds = [fd]  # Why: last, so that an interrupt before this leaves nothing to close
@@ -290,10 +289,12 @@ class Segment:
         return segment
 
     @classmethod
-    def adopt(cls, fd: int, size: int, **options: Any) -> Segment:
+    def adopt(cls, fd: int, size: int, *, reserved: bool = True, **options: Any) -> Segment:
         """Make a segment of a descriptor that another process sent; the parameters are the same."""
         limits.reserve_descriptors(fd)
-        return cls(fd, size, **options)
+        segment = cls(fd, size, **options)
+        segment.reserved = reserved
+        return segment
 
     @property
     def closed(self) -> bool:

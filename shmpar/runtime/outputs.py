@@ -221,12 +221,11 @@ class Outputs:
         SegmentFull
             There is no room.
         """
-        while self._unreserved:
+        for segment in self._unreserved:
             if complete:  # Why: the windows of all chunks are the whole output
-                self._unreserved[-1].reserved = True
+                segment.reserved = True
             else:
-                self._unreserved[-1].reserve_rest()
-            self._unreserved.pop()
+                segment.reserve_rest()
 
     def deliver(self, windows: Sequence[Window] | None) -> None:
         """Copy finished windows into the user's plain arrays; None stands for all windows."""

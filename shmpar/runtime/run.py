@@ -49,8 +49,7 @@ class Run(PoolFuture):
         outputs = self.execution.outputs
         if not outputs.arrays:
             return None
-        if self.execution.over:
-            outputs.reserve_rest()
+        outputs.reserve_rest()
         return tuple(outputs.arrays) if outputs.is_tuple else outputs.arrays[0]
 
     @property

@@ -65,6 +65,7 @@ def _reserve_output(plan: Plan, output: Array, mapping: Mapping, share: float) -
             segment.fileno, mapping.start, segment.size, reserved=segment.reserved
         )
     pages, itemsize = _pages[mapping], output.itemsize
+    memory = np.ndarray(segment.size, np.uint8, mapping, mapping.lead)
 
     def reserve(chunks: Sequence[int]) -> None:
         # Why: the chunks of a retry lie anywhere, so they have no box of reasonable size.
@@ -75,7 +76,7 @@ def _reserve_output(plan: Plan, output: Array, mapping: Mapping, share: float) -
             box = output[_box(window_of(first), window_of(last), output.shape)]
             low, high = byte_bounds(box.shape, box.strides, itemsize)
             begin = address_of(box) - mapping.start
-            pages.prepare(begin + low, begin + high, share)
+            pages.prepare(memory, begin + low, begin + high, share)
 
     return reserve
 

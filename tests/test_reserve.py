@@ -1,4 +1,4 @@
-"""Pages of an output are mapped before they are written, many per fault."""
+"""Pages of an output are reserved and mapped before they are written, many at once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from hypothesis import strategies as st
 import shmpar
 from shmpar.grid import Grid
 from shmpar.plan import InBlocks, PerChunk, PerItem, Placement, Plan
-from shmpar.worker.prefault import prefaulter
+from shmpar.worker.reserve import reserver
 
 PAGE = resource.getpagesize()
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="faults are counted as Linux does")
+
+
+@pytest.fixture(autouse=True)
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHMPAR_HUGE_PAGES", "0")
 
 
 def faults() -> int:
@@ -38,7 +43,7 @@ def touched(shape: tuple[int, ...]) -> np.ndarray:
 
 def written(plan: Plan, output: np.ndarray, claim: int, *, ahead: bool) -> int:
     """Write all chunks, this many per claim; return the number of page faults."""
-    begun = prefaulter(plan, [output]) if ahead else None
+    begun = reserver(plan, [output], 0.0) if ahead else None
     count = faults()
     for first in range(0, plan.chunks, claim):
         chunks = range(first, min(first + claim, plan.chunks))
@@ -99,7 +104,7 @@ def test_a_worker_writes_with_few_faults(nothing_left: None) -> None:
     st.data(),
 )
 def test_any_claim_of_any_grid(numblocks: list[int], data: st.DataObject) -> None:
-    """Prefaulting writes nothing and raises nothing."""
+    """Reserving writes nothing and raises nothing."""
     lengths = [data.draw(st.integers(1, 5)) for _ in numblocks]
     lengths[-1] += 2**17 // int(np.prod(numblocks)) + 1
     shape = tuple(count * length for count, length in zip(numblocks, lengths, strict=True))
@@ -107,15 +112,15 @@ def test_any_claim_of_any_grid(numblocks: list[int], data: st.DataObject) -> Non
     output = shmpar.zeros(shape)
     chunks = sorted(data.draw(st.sets(st.integers(0, plan.chunks - 1), min_size=1)))
     if output.nbytes >= 2**20:
-        read = prefaulter(plan, [output.view(np.ndarray)])
+        read = reserver(plan, [output.view(np.ndarray)], data.draw(st.floats(0, 0.99)))
         assert read is not None
         read(chunks)
     assert not output.any()
 
 
-def test_outputs_that_do_not_gain_are_not_prefaulted(tmp_path: Path, nothing_left: None) -> None:
+def test_outputs_that_do_not_gain_are_not_reserved(tmp_path: Path, nothing_left: None) -> None:
     plan = planned((2**18,), 2**12)
     on_disk = shmpar.asarray(np.memmap(tmp_path / "out", "f8", "w+", shape=(2**18,)))
     small = shmpar.empty(2**10)
     for output in (np.empty(2**18), on_disk.view(np.ndarray), small.view(np.ndarray)):
-        assert prefaulter(plan, [output]) is None
+        assert reserver(plan, [output], 0.0) is None
