@@ -36,8 +36,8 @@ _SMALLER = "try smaller chunks or fewer workers"
 _ADVICE = {
     signal.SIGKILL: "sent by another process, or by the kernel for lack of memory, although no "
     f"out-of-memory kill is counted here: look at dmesg; if memory ran out, {_SMALLER}",
-    signal.SIGSEGV: "a fault in compiled code: run the chunk with engine='serial' under "
-    "python -X faulthandler",
+    signal.SIGSEGV: "a fault in compiled code, which may be that it wrote to its read-only input: "
+    "run the chunk on a copy of its block with engine='serial' under python -X faulthandler",
     signal.SIGBUS: "a mapped file was truncated, or its disk is full",
     signal.SIGABRT: "compiled code gave up: its message is on standard error",
     signal.SIGILL: "compiled code for another processor",

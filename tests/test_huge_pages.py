@@ -1,0 +1,280 @@
+"""Large segments lie in pages of 2 MiB if the kernel makes some, and are as exact without."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import shmpar
+from shmpar.memory import huge
+from shmpar.memory.locate import locate
+from shmpar.memory.segment import Segment
+from tests.interpreters import interpreter, run_python
+from tests.test_little_shm import in_little_shm
+
+MIB = 1 << 20
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux has them")
+
+
+def has_huge_pages() -> bool:
+    """Return whether this kernel makes huge pages of shared memory."""
+    values = shmpar.zeros(huge.MIN_BYTES, "u1")
+    return segment_of(values).huge_bytes > 0
+
+
+def segment_of(array: np.ndarray) -> Segment:
+    found = locate(array)
+    assert found is not None
+    return found.segment
+
+
+def mapped_in_huge_pages() -> int:
+    """Return the bytes of shared memory that this process maps in huge pages."""
+    lines = Path("/proc/self/smaps_rollup").read_text()
+    found = re.search(r"ShmemPmdMapped: +(\d+) kB", lines)
+    return int(found[1]) * 1024 if found else 0
+
+
+@pytest.fixture(params=["huge", "small"])
+def pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Huge pages, where the kernel makes some, and small ones."""
+    if request.param == "small":
+        monkeypatch.setenv(huge.VARIABLE, "0")
+    elif not has_huge_pages():
+        pytest.skip("this kernel makes no huge pages of shared memory")
+    return str(request.param)
+
+
+def layouts() -> dict[str, np.ndarray]:
+    """Return arrays of every kind of layout, all larger than two huge pages."""
+    random = np.random.default_rng(0)
+    cube = random.random((7, 500, 600))
+    return {
+        "contiguous": random.random(1_000_003),
+        "bytes": np.arange(5 * MIB + 3, dtype="u1"),
+        "transposed": cube.transpose(2, 0, 1),
+        "fortran": np.asfortranarray(random.random((1000, 700))),
+        "every third": random.random(2_000_000)[::3],
+        "backwards": random.random((1200, 600))[::-1, ::-1],
+        "long rows": random.random((3, 1_500_000))[:, ::2],
+        "records": np.zeros(200_000, [("a", "u1"), ("b", "f8"), ("c", "S21")])[::1],
+        "text": np.full(300_000, "abcd")[::1],
+    }
+
+
+@pytest.mark.parametrize("name", layouts())
+def test_copies_are_equal(name: str, pages: str, nothing_left: None) -> None:
+    """Each byte of a copy is that of its source, whatever the layout of the source."""
+    values = layouts()[name]
+    copy = shmpar.array(values)
+    assert np.array_equal(copy, values)
+    segment = segment_of(copy)
+    assert (segment.huge_bytes > 0) == (pages == "huge" and segment.size >= huge.MIN_BYTES)
+
+
+@settings(max_examples=15)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    st.permutations(range(3)),
+    st.lists(st.sampled_from([1, 2, -1, -3]), min_size=3, max_size=3),
+    st.sampled_from(["u1", "f4", "f8", "c16", "M8[s]"]),
+)
+def test_copies_of_any_layout(
+    lengths: list[int], order: list[int], steps: list[int], dtype: str
+) -> None:
+    """A copy of a strided view of some megabytes equals the view."""
+    shape = [*lengths, *[1] * (3 - len(lengths))]
+    missing = 9 * MIB // (int(np.prod(shape)) * np.dtype(dtype).itemsize) + 1
+    shape[order[0]] *= missing
+    count = int(np.prod(shape))
+    base = np.arange(count, dtype="u8").astype(dtype).reshape(shape)
+    view = base[tuple(slice(None, None, step) for step in steps)].transpose(order)
+    assert np.array_equal(shmpar.array(view), view)
+
+
+def test_the_end_lies_in_small_pages(pages: str, nothing_left: None) -> None:
+    """A segment takes no more memory than its bytes, rounded up to a small page."""
+    for values in (shmpar.zeros(5 * MIB + 5, "u1"), shmpar.array(np.ones(5 * MIB + 5, "u1"))):
+        segment = segment_of(values)
+        assert os.fstat(segment.fileno()).st_blocks * 512 == 5 * MIB + 4096
+        assert segment.huge_bytes == (4 * MIB if pages == "huge" else 0)
+
+
+def test_new_arrays_are_zeros(pages: str, nothing_left: None) -> None:
+    """Memory that another array has used before reads as zeros."""
+    for _ in range(3):
+        values = shmpar.zeros(1_500_000)
+        assert not values.any()
+        values[...] = 1
+        del values
+
+
+def test_a_mapping_uses_the_huge_pages(pages: str, nothing_left: None) -> None:
+    """A process that maps a segment gets its huge pages, not small ones."""
+    before = mapped_in_huge_pages()
+    values = shmpar.zeros(16 * MIB, "u1")
+    assert values.sum() == 0
+    found = mapped_in_huge_pages() - before
+    assert found == (16 * MIB if pages == "huge" else 0)
+
+
+@pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
+def test_fresh_outputs(engine: str, pages: str, nothing_left: None) -> None:
+    """Outputs that workers reserve have NumPy's values, for rows, tiles, columns and items."""
+    values = np.random.default_rng(1).random((1003, 1201))
+    with shmpar.Pool(2, engine=engine) as pool:
+        shared = pool.array(values)
+        for chunks in ((50, -1), (-1, 70), (333, 400), "auto"):
+            found = pool.map_blocks(lambda block: block * 2, shared, chunks=chunks)
+            assert np.array_equal(found, values * 2)
+            assert segment_of(found).reserved
+        assert np.array_equal(pool.map_blocks(np.sqrt, values), np.sqrt(values))
+        rows = pool.parallel_map(lambda row: row[::-1], shared)
+        assert np.array_equal(rows, values[:, ::-1])
+        one, other = pool.map_blocks(lambda block: (block + 1, block > 0), shared, chunks=100)
+        assert np.array_equal(one, values + 1)
+        assert other.all()
+
+
+@pytest.mark.parametrize("engine", ["processes", "threads"])
+def test_the_rest_of_a_failed_output_can_be_read(engine: str, nothing_left: None) -> None:
+    """An output that no chunk has finished reads as zeros, and the run can be resumed."""
+    values = np.ones((4000, 500))
+    values[3000:] = -1
+
+    def work(block: np.ndarray, bad: Any) -> np.ndarray:
+        if block[0, 0] < 0 and bad[0]:
+            raise ValueError("not yet")
+        return block + 1
+
+    with shmpar.Pool(2, engine=engine) as pool:
+        bad = pool.array(np.ones(1))
+        with pytest.raises(shmpar.ChunkError) as caught:
+            pool.map_blocks(work, pool.array(values), chunks=(100, -1), kwargs={"bad": bad})
+        run = caught.value.run
+        assert run.out[3000:].sum() == 0
+        bad[0] = 0
+        assert np.array_equal(run.resume().result(), values + 1)
+
+
+def test_failed_chunks_of_a_fresh_output_are_filled(nothing_left: None) -> None:
+    """A window that no worker has reserved takes the fill value."""
+
+    def work(block: np.ndarray, block_id: tuple[int, ...]) -> np.ndarray:
+        if block_id[0] % 2:
+            raise ValueError("odd")
+        return block
+
+    with shmpar.Pool(2) as pool, pytest.warns(RuntimeWarning):
+        found = pool.map_blocks(
+            work, np.ones((64, 40_000)), chunks=(8, -1), on_error="fill", fill_value=-1.0
+        )
+    assert np.array_equal(found[:, 0].reshape(8, 8)[:, 0], [1, -1] * 4)
+
+
+# A kernel that refuses
+
+
+FILTERED = """
+import ctypes, errno, numpy as np, struct, sys
+import shmpar
+from shmpar.memory import huge
+from shmpar.memory.locate import locate
+def refuse(number, argument, value, answer):
+    # BPF: if the system call is this one and its third argument has this value: errno, else allow.
+    program = [(0x20, 0, 0, 0), (0x15, 0, 3, number), (0x20, 0, 0, 16 + 8 * argument),
+               (0x15, 0, 1, value), (0x06, 0, 0, 0x00050000 | answer), (0x06, 0, 0, 0x7FFF0000)]
+    code = b"".join(struct.pack("HBBI", *line) for line in program)
+    buffer = ctypes.create_string_buffer(code)
+    header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    assert prctl(38, 1, 0, 0, 0) == 0
+    assert prctl(22, 2, ctypes.c_char_p(header), 0, 0) == 0, ctypes.get_errno()
+refuse({"x86_64": 28, "aarch64": 233}[__import__("platform").machine()], 2, 25,
+       getattr(errno, sys.argv[1]))
+values = np.arange(2_000_000.0)
+copy = shmpar.array(values)
+print((copy == values).all(), locate(copy).segment.huge_bytes, huge.refusal())
+with shmpar.Pool(2) as pool:
+    print((pool.map_blocks(lambda block: block * 2, copy) == values * 2).all())
+    print((pool.map_blocks(np.sqrt, values) == np.sqrt(values)).all())
+    print((pool.submit(np.copy, values).result() == values).all())
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("EINVAL", "Invalid argument"), ("EPERM", "not permitted"), ("ENOMEM", None)],
+)
+def test_a_kernel_that_refuses(name: str, reason: str | None) -> None:
+    """Old kernels and filters of system calls answer with an error: small pages are used."""
+    lines = run_python(FILTERED, name).stdout.splitlines()
+    assert lines[0].startswith("True 0 ")
+    assert reason in lines[0] if reason else lines[0].endswith("None")
+    assert lines[1:] == ["True"] * 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_no_signal_on_a_full_file_system() -> None:
+    """Outputs of which others took the room end in ``SegmentFull``; none is a SIGBUS."""
+    source = """
+import numpy as np, os, shmpar
+from shmpar.memory import allocate
+allocate.SOURCES = allocate.SOURCES[:1]  # else the output would lie in memory without a name
+values = np.ones((600, 10_000))
+def work(block, block_id):
+    if block_id[0] == 1:
+        with open("/dev/shm/filler", "wb") as file:
+            try:
+                while True:
+                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, 1 << 16)
+            except OSError:
+                pass
+    return block + 1
+with shmpar.Pool(2) as pool:
+    try:
+        pool.map_blocks(work, values, chunks=(20, -1), dtype="f8")
+    except shmpar.SegmentFull as error:
+        print("SegmentFull", "no room" in str(error))
+    os.unlink("/dev/shm/filler")
+    print((pool.map_blocks(lambda block: block + 1, values, chunks=(20, -1)) == 2).all())
+"""
+    assert in_little_shm(source, "110m") == "SegmentFull True\nTrue\n"
+
+
+INTERRUPTED = """
+import numpy as np, os, shmpar, sys
+values = np.ones(40_000_000)
+print("ready", flush=True)
+try:
+    while True:
+        shmpar.array(values)
+except KeyboardInterrupt:
+    print("interrupted", len(os.listdir("/proc/self/fd")))
+print(shmpar.array(values[:1_000_000]).sum())
+"""
+
+
+def test_an_interrupt_while_pages_are_made(pages: str) -> None:
+    """Ctrl-C ends a copy within a moment, and leaves no memory."""
+    with interpreter(INTERRUPTED, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        output, _ = process.communicate(timeout=30)
+        assert time.monotonic() - began < 10
+    lines = output.splitlines()
+    assert lines[0].startswith("interrupted")
+    assert lines[1] == "1000000.0"

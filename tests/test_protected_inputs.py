@@ -1,0 +1,150 @@
+"""Nothing that a function does changes the inputs of a run."""
+
+from __future__ import annotations
+
+import ctypes
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmpar
+
+
+def unlock(block: np.ndarray) -> None:
+    block.setflags(write=True)
+    block[...] = 7
+
+
+def unlock_flag(block: np.ndarray) -> None:
+    block.flags.writeable = True
+    block[...] = 7
+
+
+def add_at(block: np.ndarray) -> None:
+    """Write as `numpy.ufunc.at`, which does not look at the flag."""
+    np.add.at(block, (0,) * block.ndim, 7)
+
+
+def assign(block: np.ndarray) -> None:
+    block[...] = 7
+
+
+def as_strided(block: np.ndarray) -> None:
+    np.lib.stride_tricks.as_strided(block, writeable=True)[...] = 7
+
+
+def through_memoryview(block: np.ndarray) -> None:
+    memoryview(block).cast("B")[0] = 7
+
+
+def through_base(block: np.ndarray) -> None:
+    base: Any = block
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    np.frombuffer(base, "u1")[0] = 7
+
+
+def by_pointer(block: np.ndarray) -> None:
+    """Write as compiled code does, which ignores flags."""
+    ctypes.memset(block.ctypes.data, 7, block.itemsize)
+
+
+REFUSED = [unlock, unlock_flag, assign, as_strided, through_memoryview, through_base]
+
+
+@pytest.fixture(params=["shared", "plain", "file", "large"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> np.ndarray:
+    """An input of each kind of memory."""
+    values = np.arange(1000.0)
+    match request.param:
+        case "shared":
+            return shmpar.array(values)
+        case "large":
+            return shmpar.array(np.arange(800_000.0))
+        case "file":
+            file = np.memmap(tmp_path / "values", "f8", "w+", shape=1000)
+            file[:] = values
+            return file
+        case _:
+            return values
+
+
+@pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
+@pytest.mark.parametrize("write", REFUSED)
+def test_a_write_is_refused(
+    write: Callable[[np.ndarray], None], engine: str, source: np.ndarray, nothing_left: None
+) -> None:
+    """NumPy refuses each write to an input, and the input keeps its bytes."""
+    before = zlib.crc32(source.tobytes())
+
+    def work(block: np.ndarray) -> float:
+        write(block)
+        return 0.0
+
+    with shmpar.Pool(2, engine=engine) as pool:
+        with pytest.raises(shmpar.ChunkError):
+            pool.block_reduce(work, source, chunks=len(source) // 4)
+        with pytest.raises(shmpar.ChunkError):
+            pool.parallel_map(work, source.reshape(-1, 10))
+    assert zlib.crc32(source.tobytes()) == before
+
+
+@pytest.mark.parametrize("write", [by_pointer, add_at])
+def test_a_write_of_compiled_code_ends_the_worker(
+    write: Callable[[np.ndarray], None], source: np.ndarray, nothing_left: None
+) -> None:
+    """Compiled code that writes to an input dies, and the error says what it may have done."""
+    before = zlib.crc32(source.tobytes())
+
+    def work(block: np.ndarray) -> float:
+        write(block)
+        return 0.0
+
+    with shmpar.Pool(2) as pool:
+        with pytest.raises(shmpar.WorkerDied, match="wrote to its read-only input") as caught:
+            pool.block_reduce(work, source, chunks=len(source), retries=0)
+        assert "chunk 0" in str(caught.value)
+        assert pool.block_reduce(np.sum, source, chunks=len(source)).item() == source.sum()
+    assert zlib.crc32(source.tobytes()) == before
+
+
+@pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
+def test_an_input_that_is_the_output_too(engine: str, nothing_left: None) -> None:
+    """A call in place writes to its output, and its input stays protected."""
+
+    def work(block: np.ndarray) -> np.ndarray:
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            block.setflags(write=True)
+        return block + 1
+
+    with shmpar.Pool(2, engine=engine) as pool:
+        values = pool.array(np.zeros(1000))
+        pool.map_blocks(work, values, out=values, chunks=100)
+    assert (values == 1).all()
+
+
+@pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
+@pytest.mark.parametrize("dtype", ["M8[s]", "m8[ms]", "U3", "S2", "?", "c8", "f2", "V5", "i4,f8"])
+def test_protected_inputs_of_any_dtype(engine: str, dtype: str, nothing_left: None) -> None:
+    """Protected inputs have the dtype, the strides and the values of the array."""
+    values = np.zeros((6, 8), dtype)[::-1, ::2]
+
+    def work(block: np.ndarray) -> bool:
+        return bool(block.dtype == values.dtype and not block.flags.writeable)
+
+    with shmpar.Pool(2, engine=engine) as pool:
+        assert pool.block_reduce(work, values, chunks=(2, -1)).all()
+
+
+def test_the_strides_of_threads_are_those_of_the_array(nothing_left: None) -> None:
+    """Threads and serial get the memory of the caller, not a copy."""
+    values = np.zeros((6, 8))[::-1, ::2]
+    with shmpar.Pool(2, engine="threads") as pool:
+        found = pool.block_reduce(
+            lambda block: block.__array_interface__["data"][0], values, chunks=(6, -1)
+        )
+    assert found.item() == values.__array_interface__["data"][0]
