@@ -25,10 +25,12 @@ from functools import partial
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
-from shmpar.memory import allocate, limits
+from shmpar.errors import SegmentFull
+from shmpar.memory import allocate, huge, limits
 from shmpar.memory.limits import NUM_WORKERS_VARIABLE, affinity_cpus, available_cpus, quota_cpus
 from shmpar.memory.manager import Manager
-from shmpar.memory.names import Entry, inventory, remove_stale
+from shmpar.memory.names import Entry, inventory, nameless, remove_stale
+from shmpar.memory.segment import create
 from shmpar.report.text import format_bytes, format_count, format_seconds, format_table
 from shmpar.version import __version__
 
@@ -107,8 +109,24 @@ def _count_and_size(entries: Sequence[Entry]) -> str:
     return f"{format_count(len(entries), 'segment')}, {format_bytes(_size(entries))}"
 
 
-def ls() -> Answer:
-    """List this user's named segments."""
+def ls(*, every: bool = False) -> Answer:
+    """List this user's named segments; with `every` also those without a name."""
+    answer = _list_named()
+    if not every:
+        return answer
+    found = nameless()
+    rows = [("MEMORY", "PIDS", "SIZE", "USED")]
+    for one in found:
+        pids = ", ".join(map(str, one.pids))
+        rows.append((one.path, pids, format_bytes(one.size), format_bytes(one.used)))
+    table = format_table(rows, "<<>>") if found else []
+    total = f"{format_count(len(found), 'segment')} without a name"
+    total += f", {format_bytes(sum(one.used for one in found))} in use"
+    data = {**answer.data, "nameless": [one._asdict() for one in found]}
+    return Answer("\n".join([answer.text, "", *table, *[""] * bool(table), total]), data)
+
+
+def _list_named() -> Answer:
     now, found = time.time(), _named_segments()
     rows, segments = [("NAME", "PID", "AGE", "SIZE", "STATE")], []
     for entry, alive in found:
@@ -324,6 +342,7 @@ def _check_shared_memory(section: Section) -> None:
     section.add("free", free)
     section.add("nameless", not refusal, "nameless files", refusal or "yes (O_TMPFILE)")
     section.add("named", not reason, "names", f"no: {reason}" if reason else "yes")
+    section.add("huge_pages", *_huge_pages())
     if sys.platform == "linux" and reason:
         advice = f"make {allocate.SHM} a tmpfs that this user may write to (mode 1777)"
         if total is None:
@@ -331,6 +350,17 @@ def _check_shared_memory(section: Section) -> None:
         elif not free:
             advice = f"remove unused files from {allocate.SHM}, or enlarge it (--shm-size=1g)"
         section.problem(f"arrays cannot have names in {allocate.SHM}: {reason}", advice)
+
+
+def _huge_pages() -> tuple[bool, str, str]:
+    """Make a segment in huge pages; return whether that works, a label and a text."""
+    label, made = "huge pages", 0
+    with suppress(OSError, SegmentFull):
+        made = create(huge.MIN_BYTES).huge_bytes
+    if made:
+        return True, label, "yes: large arrays lie in pages of 2 MiB"
+    reason = huge.refusal() or "the kernel has no free page of 2 MiB"
+    return False, label, f"no: {reason}; new arrays cost more time"
 
 
 def _refused_name() -> str:
@@ -412,17 +442,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"shmpar {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command", title="commands")
+    added = {}
     for command, about in (
         (doctor, "check this machine; exit code 1 if there is a problem"),
         (ls, "list your named segments, with their processes"),
         (clean, "remove the named segments of your dead processes; segments of living ones stay"),
     ):
         name, description = command.__name__, about.capitalize() + "."
-        one = commands.add_parser(name, help=about, description=description)
+        one = added[command] = commands.add_parser(name, help=about, description=description)
         one.add_argument("--json", action="store_true", help="print one JSON object")
         one.set_defaults(command=command)
+    nameless_too = "also list segments without a name, which live processes hold"
+    added[ls].add_argument("--all", action="store_true", dest="every", help=nameless_too)
     dry_run = "only list the segments that would be removed"
-    one.add_argument("-n", "--dry-run", action="store_true", help=dry_run)
+    added[clean].add_argument("-n", "--dry-run", action="store_true", help=dry_run)
     return parser
 
 

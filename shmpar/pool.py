@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from shmpar.arrays import creation
 from shmpar.arrays.sharedarray import attach
@@ -33,6 +33,9 @@ from shmpar.runtime.run import Run
 from shmpar.verbs import Defaults, Reductions
 from shmpar.verbs.options import parse_options
 from shmpar.worker.environment import in_worker
+
+if TYPE_CHECKING:
+    from shmpar.report.text import MemoryTable
 
 __all__ = [
     "Pool",
@@ -252,6 +255,29 @@ class Pool(Reductions, Executor):
     def last_run(self) -> Run | None:
         """The latest run, also if it failed or was cancelled."""
         return self._last_run
+
+    @property
+    def memory(self) -> MemoryTable:
+        """The shared memory of this pool that is in use now: arrays, outputs, copies, ledgers.
+
+        A tuple of records with the fields ``purpose``, ``nbytes``, ``kind``, ``name`` and
+        ``huge_bytes``, largest first; it prints as a table. Private memory is not counted, nor are
+        outputs of the engines threads and serial.
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     values = pool.array(np.ones(1000))
+        ...     pool.memory[0]
+        SegmentInfo(purpose='array', nbytes=8000, kind='shm', name=None, huge_bytes=0)
+        """
+        from shmpar.report.text import MemoryTable  # Why here: most programs never ask for it.
+
+        engine = self._loop.engine
+        found = [*self._manager.segments(), *(engine.segments() if engine is not None else ())]
+        infos = [segment.info() for segment in {one.key: one for one in found}.values()]
+        return MemoryTable(sorted(infos, key=lambda one: -one.nbytes))
 
     @property
     def closed(self) -> bool:

@@ -2,8 +2,8 @@
 
 Threads
 -------
-:meth:`Engine.prepare`, :meth:`Engine.prepare_call`, :meth:`Engine.wake` and
-:meth:`Engine.pids` may be called from any thread. Every other method belongs to the one thread
+:meth:`Engine.prepare`, :meth:`Engine.prepare_call`, :meth:`Engine.wake`, :meth:`Engine.pids` and
+:meth:`Engine.segments` may be called from any thread. Every other method belongs to the one thread
 that owns the engine (:mod:`shmpar.runtime.loop`).
 
 Guarantees
@@ -27,7 +27,7 @@ import numpy as np
 from shmpar.ipc.ledger import FAILED, PENDING, Ledger
 from shmpar.ipc.protocol import CounterExhausted, Event
 from shmpar.ipc.tickets import Tickets
-from shmpar.memory.segment import Slab
+from shmpar.memory.segment import Segment, Slab
 from shmpar.plan import Announcement, Function, Plan
 
 Array = np.ndarray[Any, Any]
@@ -246,6 +246,9 @@ class Engine(Protocol):
 
     def prepare_call(self, call: Function) -> Any:
         """Make a call ready to be sent; raises `PlanError` if it cannot be pickled."""
+
+    def segments(self) -> list[Segment]:
+        """Return the segments that other processes map; none for threads."""
 
     def wake(self) -> None:
         """End the owner's :meth:`wait`."""

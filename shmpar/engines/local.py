@@ -25,7 +25,7 @@ from shmpar.engines.engine import ActivePlan, Generation
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
 from shmpar.ipc.tickets import Tickets, new_tickets
-from shmpar.memory.segment import Slab, protected
+from shmpar.memory.segment import Segment, Slab, protected
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.worker.compute import Abandoned, Assignment
 from shmpar.worker.environment import inside_worker
@@ -162,6 +162,10 @@ class LocalEngine:
 
     def pids(self) -> list[int]:
         """Return none: the workers are no processes."""
+        return []
+
+    def segments(self) -> list[Segment]:
+        """Return none: no other process maps any."""
         return []
 
     def prepare(self, plan: Plan, function: Function, arrays: list[Array]) -> CallersErrors:

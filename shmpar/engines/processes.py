@@ -134,6 +134,10 @@ class ProcessesEngine:
         """Return the bytes of each input that lies in no segment and no mapped file."""
         return [array.nbytes for array in arrays if locate(array) is None]
 
+    def segments(self) -> list[Segment]:
+        """Return the segments that workers were sent and that have not ended."""
+        return self._tracker.live()
+
     def wake(self) -> None:
         """End the owner's :meth:`wait`."""
         wake = self._wake
@@ -342,6 +346,7 @@ class ProcessesEngine:
             handle.set_exiting()
         else:
             handle.outstanding.remove((event.run, event.generation))
+        self._tracker.note_huge(event.huge_bytes)
         if event.run in self._runs:
             if event.announcement is not None:
                 event = event._replace(announcement=Announcement.unpack(event.announcement))
@@ -490,14 +495,14 @@ class _SegmentTracker:
 
     def __init__(self, wake: _WakeUp | None) -> None:
         self.wake = wake
-        self._subscribed: set[int] = set()
+        self._segments: weakref.WeakValueDictionary[int, Segment] = weakref.WeakValueDictionary()
         self._gone: deque[int] = deque()
 
     def add(self, segments: Iterable[Segment]) -> None:
         """Track the end of these segments."""
         for segment in segments:
-            if segment.key not in self._subscribed:
-                self._subscribed.add(segment.key)
+            if segment.key not in self._segments:
+                self._segments[segment.key] = segment
                 segment.subscribe(functools.partial(_gone, weakref.ref(self)))
 
     def take_gone(self) -> list[int]:
@@ -505,8 +510,18 @@ class _SegmentTracker:
         gone: list[int] = []
         while self._gone:
             gone.append(self._gone.popleft())
-            self._subscribed.discard(gone[-1])
+            self._segments.pop(gone[-1], None)
         return gone
+
+    def note_huge(self, huge_bytes: Iterable[tuple[int, int]]) -> None:
+        """Note the bytes that a worker has put into huge pages, by the key of the segment."""
+        for key, nbytes in huge_bytes:
+            if (segment := self._segments.get(key)) is not None:
+                segment.huge_bytes += nbytes
+
+    def live(self) -> list[Segment]:
+        """Return the segments that have not ended."""
+        return [segment for segment in self._segments.values() if not segment.closed]
 
     def tell(self, key: int) -> None:
         """Note the end of a segment; takes no lock."""

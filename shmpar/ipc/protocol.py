@@ -247,6 +247,8 @@ class CounterExhausted(NamedTuple):
         The outputs that the worker has put into the ledger's spare memory.
     exiting : bool
         The worker has reached its task limit and exits, so tickets may be left.
+    huge_bytes : sequence of (int, int)
+        Keys of segments, each with the bytes that the worker has put into huge pages.
     """
 
     worker: int
@@ -256,6 +258,7 @@ class CounterExhausted(NamedTuple):
     handed_out: int | None = None
     announcement: Any = None
     exiting: bool = False
+    huge_bytes: Sequence[tuple[int, int]] = ()
 
 
 class WorkerExiting(NamedTuple):

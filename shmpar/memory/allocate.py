@@ -203,55 +203,60 @@ class LazyPages:
 
     Parameters
     ----------
-    fileno : callable
-        Returns the descriptor of a segment.
     start, nbytes : int
-        Its address and its bytes.
-    reserved : bool
-        Its bytes are reserved already.
+        Address and bytes of a segment in this process.
     """
 
-    def __init__(
-        self, fileno: Callable[[], int], start: int, nbytes: int, *, reserved: bool
-    ) -> None:
-        self._fileno, self._nbytes, self._reserved = fileno, nbytes, reserved
+    def __init__(self, start: int, nbytes: int) -> None:
+        self._nbytes = nbytes
         self._maker = huge.PageMaker(start)
         self._ready = bytearray(-(-nbytes // huge.PAGE))
 
-    def prepare(self, memory: Array, low: int, high: int, share: float = 0.0) -> None:
-        """Reserve and map the pages of the bytes [low, high).
+    def missing(self, low: int, high: int, share: float) -> list[int]:
+        """Return the first byte of each page of [low, high) that is not ready in this process.
 
         Parameters
         ----------
-        memory : ndarray of uint8
-            The segment in this process.
         share : float
             The part of the pages that other processes begin with: each makes those that others
             have not made yet.
+        """
+        first, last = low // huge.PAGE, -(-high // huge.PAGE)
+        if self._ready.find(0, first, last) < 0:
+            return []
+        begin = first + int(share * (last - first))
+        pages = (*range(begin, last), *range(first, begin))
+        return [page * huge.PAGE for page in pages if not self._ready[page]]
+
+    def reserve(self, fd: int, start: int) -> int:
+        """Reserve the page that begins at a byte; return the bytes that this call put into it.
 
         Raises
         ------
         SegmentFull
             There is no room any more.
         """
-        first, last = low // huge.PAGE, -(-high // huge.PAGE)
-        if self._ready.find(0, first, last) < 0:
-            return
-        begin = first + int(share * (last - first))
-        for page in (*range(begin, last), *range(first, begin)):
-            if not self._ready[page]:
-                self._prepare(memory, page * huge.PAGE)
-                self._ready[page] = 1
-
-    def _prepare(self, memory: Array, start: int) -> None:
         stop = min(start + huge.PAGE, self._nbytes)
-        if not self._reserved:
-            fd = self._fileno()
-            if stop - start == huge.PAGE and self._maker.make(fd, start):
-                return
-            reserve_range(fd, start, stop)
+        if _holds_data(fd, start, stop):
+            return 0  # Why: another process has reserved it.
+        if stop - start == huge.PAGE and self._maker.make(fd, start):
+            return huge.PAGE
+        reserve_range(fd, start, stop)
+        return 0
+
+    def map(self, memory: Array, start: int) -> None:
+        """Map a reserved page, given the bytes of the segment."""
         # Why: a fault on reading maps all pages around that hold data, and they can be written to.
-        memory[start:stop:_FAULT_AROUND].copy()
+        memory[start : start + huge.PAGE : _FAULT_AROUND].copy()
+        self._ready[start // huge.PAGE] = 1
+
+
+def _holds_data(fd: int, start: int, stop: int) -> bool:
+    """Return whether a range of a file has no hole."""
+    try:
+        return os.lseek(fd, start, os.SEEK_HOLE) >= stop
+    except OSError:
+        return False
 
 
 def checked_steps(fd: int, nbytes: int, begin: int = 0) -> Iterator[tuple[int, int]]:

@@ -40,7 +40,7 @@ def is_masked(value: Any) -> bool:
     return isinstance(value, getattr(module, "MaskedArray", ()))
 
 
-def share(array: Array) -> tuple[Segment, Array]:
+def share(array: Array, purpose: str = "copy of an input") -> tuple[Segment, Array]:
     """Copy an array into a nameless segment of its own.
 
     Returns
@@ -70,7 +70,7 @@ def share(array: Array) -> tuple[Segment, Array]:
         raise TypeError(f"dtype {array.dtype} holds Python objects, which no process can share")
     axes = memory_order(array)
     dense = array.transpose(axes)
-    segment = create(array.nbytes, lambda fd, _: write(fd, 0, dense))
+    segment = create(array.nbytes, lambda fd, _: write(fd, 0, dense), purpose=purpose)
     shared = segment.ndarray(0, dense.shape, None, array.dtype)
     return segment, shared.transpose(sorted(axes, key=axes.__getitem__))
 

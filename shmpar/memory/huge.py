@@ -120,9 +120,12 @@ class PageMaker:
         except OSError:
             self.stopped = True
             return False
-        if _libc().madvise(self._start + offset, PAGE, _MADV_COLLAPSE):
-            self._note(_last_error(), fd)
-            return False
+        while _libc().madvise(self._start + offset, PAGE, _MADV_COLLAPSE):
+            error = _last_error()
+            # Why: another thread or process may hold one of the small pages at this moment.
+            if error.errno != errno.EAGAIN or time.monotonic() - began > _SLOW_SECONDS:
+                self._note(error, fd)
+                return False
         self._measure(time.monotonic() - began)
         return True
 
@@ -135,8 +138,6 @@ class PageMaker:
 
     def _note(self, error: OSError, fd: int) -> None:
         global _refusal  # noqa: PLW0603 - a process has one kernel
-        if error.errno == errno.EAGAIN:
-            return  # Why: another process makes this page at this moment.
         self.stopped = True
         # Why the last: the kernel refuses a file on a disk, and may still take one in memory.
         if not self._seconds and error.errno in _UNSUPPORTED and limits.is_in_memory(fd):

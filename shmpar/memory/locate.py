@@ -74,10 +74,15 @@ def locate(array: Array) -> Location | None:
     return Location(segment, offset) if inside else None
 
 
-def kind_of(array: Array) -> str:
-    """Return the kind of the segment of an array, or ``private`` for memory of this process."""
+def describe(array: Array) -> tuple[str, int, int]:
+    """Return the kind of memory, the bytes, and those of its segment in huge pages.
+
+    The kind is that of the segment, or ``private`` for memory of this process.
+    """
     location = locate(array)
-    return "private" if location is None else location.segment.kind
+    if location is None:
+        return "private", array.nbytes, 0
+    return location.segment.kind, array.nbytes, min(location.segment.huge_bytes, array.nbytes)
 
 
 def memory_owner(array: Array) -> Any:

@@ -111,6 +111,10 @@ class Manager:
             copying.write(location.segment.fileno(), location.offset, values)
         return location
 
+    def segments(self) -> list[Segment]:
+        """Return the segments that the manager owns and that are open."""
+        return [segment for segment in list(self._owned.values()) if not segment.closed]
+
     def _take_piece(self, nbytes: int) -> Location:
         """Return the next piece of the slab; no piece is reused, so each reads as zeros."""
         slab = self._slab()

@@ -322,6 +322,59 @@ def inventory() -> list[Inventory]:
         return [Inventory(path, alive, _existing(fd)) for path, fd, alive in registries]
 
 
+class Nameless(NamedTuple):
+    """A segment without a name that processes of this user map or hold.
+
+    Attributes
+    ----------
+    path : str
+        The kernel's name for it.
+    size, used : int
+        Its bytes, and those that are reserved.
+    pids : tuple of int
+        The processes.
+    """
+
+    path: str
+    size: int
+    used: int
+    pids: tuple[int, ...]
+
+
+_NAMELESS: Final = re.compile(r"(/dev/shm/#\d+|/memfd:shmpar) \(deleted\)")
+
+
+def nameless() -> list[Nameless]:
+    """Return the segments without a name of the live processes of this user, largest first.
+
+    Other programs' nameless files in ``/dev/shm`` are among them.
+    """
+    found: dict[Identity, tuple[str, os.stat_result, set[int]]] = {}
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    for pid in sorted(pids):
+        for folder in (f"/proc/{pid}/fd", f"/proc/{pid}/map_files"):
+            with suppress(OSError):  # the process has exited, or belongs to another user
+                if os.stat(folder).st_uid == os.geteuid():
+                    _collect_nameless(folder, pid, found)
+    segments = [
+        Nameless(path, status.st_size, 512 * status.st_blocks, tuple(sorted(pids)))
+        for path, status, pids in found.values()
+    ]
+    return sorted(segments, key=lambda one: -one.used)
+
+
+def _collect_nameless(
+    folder: str, pid: int, found: dict[Identity, tuple[str, os.stat_result, set[int]]]
+) -> None:
+    for name in os.listdir(folder):
+        with suppress(OSError):  # it was closed meanwhile
+            match = _NAMELESS.fullmatch(os.readlink(f"{folder}/{name}"))
+            if match:
+                status = os.stat(f"{folder}/{name}")
+                identity = status.st_dev, status.st_ino
+                found.setdefault(identity, (match[1], status, set()))[2].add(pid)
+
+
 @contextmanager
 def _registries() -> Iterator[list[tuple[str, int, bool]]]:
     """Open the registries of this user: path, descriptor, and True if their process lives.

@@ -409,6 +409,10 @@ class Segment:
         if self.kind == "file" and stop > start:
             allocate.reserve_range(self.fileno(), start, stop)
 
+    def info(self) -> SegmentInfo:
+        """Return its facts."""
+        return SegmentInfo(self.purpose, self.size, self.kind, self.name, self.huge_bytes)
+
     def reserve_rest(self) -> None:
         """Reserve the bytes that no process has written to; from here on, any may be read.
 
@@ -572,6 +576,30 @@ def create(nbytes: int, fill: allocate.Fill | None = None, *, purpose: str = "ar
     except SegmentFull as error:
         raise SegmentFull(f"{purpose}: {error}") from None
     return Segment.of(file, size, purpose)
+
+
+class SegmentInfo(NamedTuple):
+    """Facts about a segment.
+
+    Attributes
+    ----------
+    purpose : str
+        "array", "output", "copy of an input", "argument" or "ledger".
+    nbytes : int
+        Its bytes.
+    kind : str
+        "shm", "memfd", "tempfile" or "file".
+    name : str or None
+        Its name or path; None if it has none.
+    huge_bytes : int
+        Bytes in huge pages that this process made.
+    """
+
+    purpose: str
+    nbytes: int
+    kind: str
+    name: str | None
+    huge_bytes: int
 
 
 class Location(NamedTuple):

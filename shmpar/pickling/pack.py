@@ -178,7 +178,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         elif shared or array.dtype.kind not in "?bBiufcmMSUV":  # bytes with the same meaning there
             return NotImplemented
         else:
-            segment, array = share(array)
+            segment, array = share(array, "result" if self._is_result else "argument")
             offset = 0
             self._alive.append(array)
         private = not shared and not self._is_result

@@ -171,6 +171,8 @@ class Report:
     memory : tuple of str
         The memory of each input and output: ``shm``, ``memfd``, ``tempfile`` or ``file``;
         ``private`` for memory of this process alone.
+    huge_bytes : int
+        Bytes of the inputs and outputs that lie in pages of 2 MiB.
     worker_bytes : tuple of int
         Private memory of each worker that was up when the report was made, beyond the shared
         arrays and the files of programs: ``RssAnon`` in ``/proc``. Empty where workers are no
@@ -214,6 +216,7 @@ class Report:
     deaths: int
     seconds: float
     memory: tuple[str, ...]
+    huge_bytes: int
     worker_bytes: tuple[int, ...]
     seed: Any
     preparing: float

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shmpar.grid import Grid
+from shmpar.memory.segment import SegmentInfo
 from shmpar.plan import describe_region
 
 if TYPE_CHECKING:
@@ -110,6 +111,33 @@ def format_table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
     return [line.format(*row).rstrip() for row in rows]
 
 
+class MemoryTable(tuple[SegmentInfo, ...]):
+    """Segments, largest first; as text, a table.
+
+    Attributes
+    ----------
+    nbytes : int
+        Bytes of all segments.
+    """
+
+    __slots__ = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all segments."""
+        return sum(one.nbytes for one in self)
+
+    def __str__(self) -> str:
+        rows = [("PURPOSE", "SIZE", "HUGE PAGES", "KIND", "NAME")]
+        for one in self:
+            huge = format_bytes(one.huge_bytes) if one.huge_bytes else "-"
+            rows.append((one.purpose, format_bytes(one.nbytes), huge, one.kind, one.name or "-"))
+        total = f"{format_count(len(self), 'segment')}, {format_bytes(self.nbytes)}"
+        return "\n".join([*format_table(rows, "<>><<"), "", total])
+
+    __repr__ = __str__
+
+
 def title(report: Report) -> str:
     """Return the headline: the call, its chunks, its duration and its workers."""
     name = report.function
@@ -135,11 +163,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
     if read + written >= LARGE and report.complete:
         rate, bandwidth = format_rate(report.gb_per_second), format_rate(report.ceiling)
         found["data"] += f"; {rate} of {bandwidth} memory bandwidth"
-    if arrays := [f"{format_bytes(size)} in {kind}" for kind, size in report.array_bytes.items()]:
-        found["memory"] = ", ".join(arrays)
-        if report.worker_bytes:
-            private = format_bytes(max(report.worker_bytes))
-            found["memory"] += f"; up to {private} private memory per worker"
+    if report.array_bytes:
+        found["memory"] = _memory(report)
     if report.deaths:
         found["deaths"] = _deaths(report)
     if report.retries:
@@ -150,6 +175,16 @@ def facts(report: Report) -> list[tuple[str, str]]:
     if report.seed is not None:
         found["seed"] = str(report.seed)
     return list(found.items())
+
+
+def _memory(report: Report) -> str:
+    sizes = [f"{format_bytes(size)} in {kind}" for kind, size in report.array_bytes.items()]
+    if report.huge_bytes:
+        sizes.append(f"{format_bytes(report.huge_bytes)} of it in huge pages")
+    text = ", ".join(sizes)
+    if report.worker_bytes:
+        text += f"; up to {format_bytes(max(report.worker_bytes))} private memory per worker"
+    return text
 
 
 def _chunks(report: Report) -> str:

@@ -32,7 +32,7 @@ from shmpar.errors import ShmparError
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import DONE, FAILED, FINGERPRINT, PENDING, Ledger, LostClaim
 from shmpar.memory.allocate import SMALL, preflight
-from shmpar.memory.locate import kind_of
+from shmpar.memory.locate import describe
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.runtime import error_texts, scheduler
 from shmpar.runtime.futures import Latch
@@ -41,7 +41,7 @@ from shmpar.worker.compute import ApplyAlongAxis
 from shmpar.worker.verify import Verification
 
 Array = np.ndarray[Any, Any]
-Described = list[tuple[str, int]]  # the place and the bytes of arrays
+Described = list[tuple[str, int, int]]  # see shmpar.memory.locate.describe
 _numbers = itertools.count()
 
 
@@ -127,7 +127,7 @@ def _copier(ledger: Ledger) -> Callable[[], Ledger]:
 
 
 def _describe(arrays: Sequence[Array]) -> Described:
-    return [(kind_of(array), array.nbytes) for array in arrays]
+    return [describe(array) for array in arrays]
 
 
 class Execution:
@@ -259,7 +259,7 @@ class Execution:
         return None if make is None else make()
 
     def arrays(self) -> tuple[Described, Described]:
-        """Return the place and bytes of each input and output."""
+        """Describe the memory of each input and output."""
         return self._described or (_describe(self._arrays), _describe(self.outputs.arrays or ()))
 
     # The caller's thread

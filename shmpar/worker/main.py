@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from shmpar.pickling.pack import Payload
 
 Array = np.ndarray[Any, Any]
-Outcome = tuple[int, int | None, Any, bool]
-"""The fields `claimed`, `handed_out`, `announcement` and `exiting` of ``CounterExhausted``."""
+Outcome = tuple[int, int | None, Any, bool, Sequence[tuple[int, int]]]
+"""The fields of ``CounterExhausted`` from `claimed` to `huge_bytes`."""
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -295,7 +295,7 @@ class WorkerProcess:
 
     def _run(self, environment: Environment | None, work: Work, tickets: Tickets) -> None:
         received = time.perf_counter()
-        outcome: Outcome = 0, None, None, False
+        outcome: Outcome = 0, None, None, False, ()
         private: Sequence[Array] = ()
         try:
             held = self._held(work.held)
@@ -326,7 +326,10 @@ class WorkerProcess:
         self.tasks_left -= assignment.claimed
         channel.flush()
         announced = channel.announcement and channel.announcement.pack()
-        return assignment.claimed, assignment.handed_out, announced, not exhausted
+        made = [(key, one.huge_bytes) for key, one in self.segments.items() if one.huge_bytes]
+        for key, _ in made:
+            self.segments[key].huge_bytes = 0
+        return assignment.claimed, assignment.handed_out, announced, not exhausted, made
 
     def _assign(self, work: Work, function: Function, tickets: Tickets) -> Assignment:
         """Return the work in the memory of this process."""

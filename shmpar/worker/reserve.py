@@ -58,25 +58,26 @@ def _shared_mapping(output: Array) -> Mapping | None:
 
 
 def _reserve_output(plan: Plan, output: Array, mapping: Mapping, share: float) -> Reserve:
-    window_of = plan.placement.windows(plan.grid, output.shape)
-    segment = mapping.segment
+    window_of, itemsize = plan.placement.windows(plan.grid, output.shape), output.itemsize
+    segment, start = mapping.segment, mapping.start
     if mapping not in _pages:
-        _pages[mapping] = LazyPages(
-            segment.fileno, mapping.start, segment.size, reserved=segment.reserved
-        )
-    pages, itemsize = _pages[mapping], output.itemsize
+        _pages[mapping] = LazyPages(start, segment.size)
+    pages = _pages[mapping]
     memory = np.ndarray(segment.size, np.uint8, mapping, mapping.lead)
 
     def reserve(chunks: Sequence[int]) -> None:
-        # Why: the chunks of a retry lie anywhere, so they have no box of reasonable size.
         ends = [(chunks[0], chunks[-1])]
         if chunks[-1] - chunks[0] != len(chunks) - 1:
+            # Why: the chunks of a retry lie anywhere, so they have no box of reasonable size.
             ends = [(chunk, chunk) for chunk in chunks]
         for first, last in ends:
             box = output[_box(window_of(first), window_of(last), output.shape)]
             low, high = byte_bounds(box.shape, box.strides, itemsize)
-            begin = address_of(box) - mapping.start
-            pages.prepare(memory, begin + low, begin + high, share)
+            begin = address_of(box) - start
+            for page in pages.missing(begin + low, begin + high, share):
+                if not segment.reserved:
+                    segment.huge_bytes += pages.reserve(segment.fileno(), page)
+                pages.map(memory, page)
 
     return reserve
 
