@@ -325,7 +325,7 @@ def test_segments_of_other_users_stay():
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["cleanse"], ["ls", "--all"], ["doctor", "x"], ["doctor", "--dry-run"]]
+    "arguments", [[], ["cleanse"], ["ls", "--any"], ["doctor", "x"], ["doctor", "--dry-run"]]
 )
 def test_invalid_arguments_are_a_usage_error(arguments):
     """The exit code is 2, and standard output is empty."""
@@ -350,3 +350,17 @@ def test_a_closed_pipe_is_no_error():
             assert process.wait() == 0
     finally:
         os.close(writer)
+
+
+def test_nameless_segments_are_listed():
+    """``ls --all`` shows an array without a name, with the pids of its processes."""
+    with shmpar.Pool(1) as pool:
+        values = pool.array(np.ones(1_234_567, "u1"))
+        assert pool.block_reduce(np.sum, values, chunks=-1).item() == 1_234_567
+        found = [one for one in answer("ls", "--all")["nameless"] if one["size"] == 1_234_567]
+        assert len(found) == 1
+        assert found[0]["used"] == -(-1_234_567 // 4096) * 4096
+        assert {os.getpid(), *pool._loop.engine.pids()} <= set(found[0]["pids"])
+        text = command("ls", "--all").stdout
+    assert f"{found[0]['path']}  " in text
+    assert "without a name" in text

@@ -274,7 +274,7 @@ def test_an_interrupt_while_pages_are_made(pages: str) -> None:
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
         output, _ = process.communicate(timeout=30)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 25
     lines = output.splitlines()
     assert lines[0].startswith("interrupted")
     assert lines[1] == "1000000.0"

@@ -128,6 +128,24 @@ def test_an_input_that_is_the_output_too(engine: str, nothing_left: None) -> Non
 
 
 @pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
+@pytest.mark.parametrize("passed", [True, False])
+def test_overlapping_memory_is_seen(passed: bool, engine: str, nothing_left: None) -> None:
+    """A call in place that returns, or writes, a view of its input has the right values."""
+
+    def work(block: np.ndarray, out: np.ndarray) -> None:
+        np.negative(block[::-1], out=out)
+
+    with shmpar.Pool(2, engine=engine) as pool:
+        values = pool.array(np.arange(1000.0))
+        if passed:
+            pool.map_blocks(work, values, out=values, chunks=-1, pass_out=True)
+            assert np.array_equal(values, -np.arange(1000.0)[::-1])
+        else:
+            pool.map_blocks(lambda block: block[::-1], values, out=values, chunks=-1)
+            assert np.array_equal(values, np.arange(1000.0)[::-1])
+
+
+@pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
 @pytest.mark.parametrize("dtype", ["M8[s]", "m8[ms]", "U3", "S2", "?", "c8", "f2", "V5", "i4,f8"])
 def test_protected_inputs_of_any_dtype(engine: str, dtype: str, nothing_left: None) -> None:
     """Protected inputs have the dtype, the strides and the values of the array."""

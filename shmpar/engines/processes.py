@@ -47,6 +47,7 @@ from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
 from shmpar.ipc.tickets import Counters, Tickets
 from shmpar.memory import limits
+from shmpar.memory.huge import PAGE
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, create
 from shmpar.pickling.pack import pack
@@ -517,7 +518,9 @@ class _SegmentTracker:
         """Note the bytes that a worker has put into huge pages, by the key of the segment."""
         for key, nbytes in huge_bytes:
             if (segment := self._segments.get(key)) is not None:
-                segment.huge_bytes += nbytes
+                # Why min: two workers may have made the same page at the same time.
+                whole = segment.size // PAGE * PAGE
+                segment.huge_bytes = min(segment.huge_bytes + nbytes, whole)
 
     def live(self) -> list[Segment]:
         """Return the segments that have not ended."""

@@ -42,7 +42,8 @@ VARIABLE: Final = "SHMPAR_HUGE_PAGES"
 _MADV_COLLAPSE: Final = 25
 _MAP_FIXED: Final = 0x10
 _MAP_NORESERVE: Final = 0x4000
-_SLOW_SECONDS: Final = 0.02  # Why: a shorter pause may be another process' turn
+_SLOW_SECONDS: Final = 0.02  # of the processor, for a page
+_STALL_SECONDS: Final = 0.5  # Why: on a busy machine, other processes have their turns meanwhile
 _SLOW_RATIO: Final = 16
 _RECENT: Final = 9
 _UNSUPPORTED: Final = {errno.EINVAL, errno.ENOSYS, errno.EPERM}
@@ -113,7 +114,7 @@ class PageMaker:
         """
         if self.stopped:
             return False
-        began = time.monotonic()
+        began, worked = time.monotonic(), time.thread_time()
         try:
             # Why: the kernel refuses a range without any small page.
             os.posix_fallocate(fd, offset, 1)
@@ -123,10 +124,11 @@ class PageMaker:
         while _libc().madvise(self._start + offset, PAGE, _MADV_COLLAPSE):
             error = _last_error()
             # Why: another thread or process may hold one of the small pages at this moment.
-            if error.errno != errno.EAGAIN or time.monotonic() - began > _SLOW_SECONDS:
+            if error.errno != errno.EAGAIN or time.thread_time() - worked > _SLOW_SECONDS:
                 self._note(error, fd)
                 return False
-        self._measure(time.monotonic() - began)
+        self._measure(time.thread_time() - worked)
+        self.stopped = self.stopped or time.monotonic() - began > _STALL_SECONDS
         return True
 
     def _measure(self, seconds: float) -> None:

@@ -34,7 +34,7 @@ from shmpar.ipc.ledger import FINGERPRINT, Ledger
 from shmpar.ipc.protocol import Environment, PackedError, PackedValue, SegmentRecord, Work
 from shmpar.ipc.tickets import Tickets, open_tickets
 from shmpar.ipc.wire import MAX_DESCRIPTORS, Wire
-from shmpar.memory.segment import Segment
+from shmpar.memory.segment import Segment, protected
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
 from shmpar.worker import loop
@@ -86,7 +86,7 @@ class SocketChannel:
             return arrays, announcement.is_tuple
         process.send(protocol.OutputsNeeded(process.number, self._run, announcement.pack()))
         reply = process.await_outputs(self._run)
-        return [process.view(one, writable=True) for one in reply.outputs], reply.is_tuple
+        return [process.output(one) for one in reply.outputs], reply.is_tuple
 
     def reject(self, error: BaseException) -> None:
         """Report that the run cannot go on."""
@@ -339,8 +339,8 @@ class WorkerProcess:
         return Assignment(
             plan=self.plan[1],
             function=function,
-            arrays=[self.view(one, writable=False) for one in work.arrays],
-            outputs=None if outputs is None else [self.view(one, writable=True) for one in outputs],
+            arrays=[self._input(one, outputs or ()) for one in work.arrays],
+            outputs=None if outputs is None else [self.output(one) for one in outputs],
             is_tuple=work.is_tuple,
             tickets=tickets,
             todo=work.todo,
@@ -350,7 +350,7 @@ class WorkerProcess:
             slot=ledger.slot(self.number),
             workers=work.workers,
             reports=work.reports,
-            sums=None if sums is None else self.view(sums, writable=True),
+            sums=None if sums is None else self.output(sums),
             origin=work.origin,
             max_tickets=self.tasks_left,
         )
@@ -373,11 +373,19 @@ class WorkerProcess:
             self.ledger = work.ledger, Ledger(memory, workers=work.workers, chunks=work.chunks)
         return self.ledger[1]
 
-    def view(self, reference: protocol.Reference, *, writable: bool) -> Array:
-        """Return the array that lies at a reference."""
+    def output(self, reference: protocol.Reference) -> Array:
+        """Return the array that lies at a reference, writable."""
         key, offset, shape, strides, dtype = reference
+        return self.segments[key].ndarray(offset, shape, strides, np.dtype(dtype))
+
+    def _input(self, reference: protocol.Reference, outputs: Sequence[protocol.Reference]) -> Array:
+        """Return the array that lies at a reference, protected from writes."""
+        key, offset, shape, strides, dtype = reference
+        if any(key == output[0] for output in outputs):
+            # Why: a second mapping would hide from NumPy that an output overlaps its input.
+            return protected(self.output(reference))
         return self.segments[key].ndarray(
-            offset, shape, strides, np.dtype(dtype), writable=writable, protect=not writable
+            offset, shape, strides, np.dtype(dtype), writable=False, protect=True
         )
 
     def await_outputs(self, run: int) -> protocol.UseOutputs:
