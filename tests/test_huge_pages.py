@@ -104,6 +104,26 @@ def test_copies_of_any_layout(
     assert np.array_equal(shmpar.array(view), view)
 
 
+@settings(max_examples=15)
+@given(
+    st.sampled_from(["i1", "u2", "i8", "f2", "f4", "f8", ">i4", "?", "f8"]),
+    st.sampled_from(["u1", "i8", "f4", "f8", ">f8", "c16", "?"]),
+    st.sampled_from([0, 1, 700_001, 2_000_003]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_copies_are_cast(have: str, due: str, size: int, strided: bool, small: bool) -> None:
+    """``dtype=`` casts each value as ``astype`` does, in pages of either size."""
+    values = (np.arange(size) % 100).astype(have)
+    values = values[::-2] if strided else values
+    with pytest.MonkeyPatch.context() as patch:
+        if small:
+            patch.setenv(huge.VARIABLE, "0")
+        copy = shmpar.array(values, dtype=due)
+    assert copy.dtype == np.dtype(due)
+    assert np.array_equal(copy, values.astype(due))
+
+
 def test_the_end_lies_in_small_pages(pages: str, nothing_left: None) -> None:
     """A segment takes no more memory than its bytes, rounded up to a small page."""
     for values in (shmpar.zeros(5 * MIB + 5, "u1"), shmpar.array(np.ones(5 * MIB + 5, "u1"))):
@@ -257,8 +277,8 @@ with shmpar.Pool(2) as pool:
 INTERRUPTED = """
 import numpy as np, os, shmpar, sys
 values = np.ones(40_000_000)
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     while True:
         shmpar.array(values)
 except KeyboardInterrupt:

@@ -39,6 +39,7 @@ Shared = SharedArray[Any, Any]
 
 _ENTRY: Final = re.compile(r"^(\w+)(?: : .+)?\n(?: {4}.+\n)+", re.MULTILINE)
 _REFERENCE: Final = re.compile(r"^(.+)\n {4}As for :func:`zeros`\.\n", re.MULTILINE)
+_NUMBERS: Final = "biuf"  # kinds of dtypes that a copy casts to each other
 
 
 def zeros(
@@ -322,7 +323,8 @@ def array(values: Any, dtype: Any = None, *, name: Name = None, manager: Owner =
 
     Notes
     -----
-    Cost: one allocation and one copy; a second copy if the dtype changes.
+    Cost: one allocation and one copy, which casts; a second copy if a dtype that is no number
+    changes.
 
     Examples
     --------
@@ -330,9 +332,14 @@ def array(values: Any, dtype: Any = None, *, name: Name = None, manager: Owner =
     >>> (a * 2).tolist()
     [[2, 4], [6, 8]]
     """
-    plain = _shareable(values, dtype)
-    spec = ArraySpec(plain.shape, plain.dtype)
-    return _new(spec, memory_order(plain), name, manager, plain)
+    is_numbers = isinstance(values, np.ndarray) and values.dtype.kind in _NUMBERS
+    if dtype is not None and is_numbers and np.dtype(dtype).kind in _NUMBERS:
+        # Why: the copy casts, so no other array of the new dtype is made.
+        plain, dtype = _shareable(values, None), np.dtype(dtype)
+    else:
+        plain = _shareable(values, dtype)
+        dtype = plain.dtype
+    return _new(ArraySpec(plain.shape, dtype), memory_order(plain), name, manager, plain)
 
 
 def asarray(values: Any, dtype: Any = None, *, manager: Owner = None) -> Shared:
@@ -417,9 +424,12 @@ def _new(
     if _is_std_manager(manager):
         place, owner = Location(_std_allocate(manager, spec.nbytes, name), 0), False
         if dense is not None:
-            write(place.segment.fileno(), 0, dense)
+            write(place.segment.fileno(), 0, dense, spec.dtype)
     else:
-        place, owner = _own_manager(manager).allocate(spec.nbytes, dense, name=name), True
+        place, owner = (
+            _own_manager(manager).allocate(spec.nbytes, dense, name=name, dtype=spec.dtype),
+            True,
+        )
     shape = [spec.shape[axis] for axis in axes]
     made = place.segment.ndarray(place.offset, shape, None, spec.dtype)
     made = made.transpose(sorted(axes, key=axes.__getitem__))

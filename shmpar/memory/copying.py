@@ -20,7 +20,7 @@ import numpy as np
 
 from shmpar.errors import SegmentFull
 from shmpar.memory import allocate, huge
-from shmpar.memory.segment import Array, Segment, create
+from shmpar.memory.segment import Array, Dtype, Segment, create
 
 _BUFFER_BYTES: Final = 1 << 20  # Why: a buffer for strided values that stays in the CPU's cache
 
@@ -83,8 +83,13 @@ def memory_order(array: Array) -> list[int]:
     return sorted(axes, key=lambda axis: -abs(steps[axis]))
 
 
-def write(fd: int, offset: int, array: Array) -> int:
+def write(fd: int, offset: int, array: Array, dtype: Dtype | None = None) -> int:
     """Write values in C order at a byte offset of a file, which grows as needed.
+
+    Parameters
+    ----------
+    dtype : dtype, optional
+        The values are cast to it; default: that of the array.
 
     Returns
     -------
@@ -100,59 +105,66 @@ def write(fd: int, offset: int, array: Array) -> int:
         if os.fstat(fd).st_size <= offset:  # Why: a mapping needs at least one byte
             os.pwrite(fd, b"\0", offset)
         return 0
-    pages = huge.NewPages.of(fd, array.nbytes) if offset == 0 else None
-    if array.flags.c_contiguous:
-        array = array.reshape(-1).view(np.uint8)
-    steps = allocate.checked_steps(fd, array.nbytes)
-    done = 0 if pages is None else _fill_pages(pages, array, steps)
-    if array.flags.c_contiguous:
+    as_they_are = dtype is None or dtype == array.dtype
+    if as_they_are and array.flags.c_contiguous:
+        array, dtype = array.reshape(-1).view(np.uint8), np.dtype(np.uint8)
+    dtype = dtype or array.dtype
+    nbytes, done = array.size * dtype.itemsize, 0
+    pages = huge.NewPages.of(fd, nbytes) if offset == 0 else None
+    if pages is not None:
+        done = _fill_pages(fd, pages, array, dtype)
+    if dtype == array.dtype and array.flags.c_contiguous:
         raw = memoryview(array)  # type: ignore[arg-type]
-        for start, stop in allocate.checked_steps(fd, raw.nbytes, done):
+        for start, stop in allocate.checked_steps(fd, nbytes, done):
             _write_all(fd, raw[start:stop], offset + start)
-    elif done < array.nbytes:
-        _write_strided(fd, offset, array, done)
+    elif done < nbytes:
+        _write_strided(fd, offset, array, dtype, done)
     return 0 if pages is None else pages.made
 
 
-def _fill_pages(pages: huge.NewPages, array: Array, steps: Iterator[tuple[int, int]]) -> int:
+def _fill_pages(fd: int, pages: huge.NewPages, array: Array, dtype: Dtype) -> int:
     """Copy values into huge pages as they are made; return how many leading bytes are copied."""
-    checked = 0
-    for block, start in _blocks(array, 0):
-        stop = start + block.nbytes
+    start = checked = 0
+    nbytes = array.size * dtype.itemsize
+    steps = allocate.checked_steps(fd, nbytes)
+    for block in _blocks(array, dtype.itemsize):
+        stop = start + block.size * dtype.itemsize
         while checked < stop:
             _, checked = next(steps)
         if not pages.make(stop):
             return start
         # Why at once: a page that was just zeroed lies in the cache of the processor.
-        pages.memory[start:stop].view(array.dtype).reshape(block.shape)[...] = block
-    return array.nbytes
+        pages.memory[start:stop].view(dtype).reshape(block.shape)[...] = block
+        start = stop
+    return nbytes
 
 
-def _blocks(array: Array, start: int) -> Iterator[tuple[Array, int]]:
-    """Yield blocks of about a huge page, in C order, each with the byte at which it begins."""
-    if array.ndim == 0 or array.nbytes <= huge.PAGE:
-        yield array, start
+def _blocks(array: Array, itemsize: int) -> Iterator[Array]:
+    """Yield blocks in C order that fill about a huge page with items of this size."""
+    if array.ndim == 0 or array.size * itemsize <= huge.PAGE:
+        yield array
         return
-    row = array[0].nbytes
-    count = huge.PAGE // row
+    count = huge.PAGE // (array[0].size * itemsize)
     for first in range(0, len(array), max(1, count)):
         if count:
-            yield array[first : first + count], start + first * row
+            yield array[first : first + count]
         else:
-            yield from _blocks(array[first], start + first * row)
+            yield from _blocks(array[first], itemsize)
 
 
-def _write_strided(fd: int, offset: int, array: Array, done: int = 0) -> None:
+def _write_strided(fd: int, offset: int, array: Array, dtype: Dtype, done: int) -> None:
     """Gather values in a buffer, which is faster than writing through a mapping."""
-    buffersize = max(1, _BUFFER_BYTES // array.dtype.itemsize)
-    steps = allocate.checked_steps(fd, array.nbytes, done)
+    buffersize = max(1, _BUFFER_BYTES // dtype.itemsize)
+    steps = allocate.checked_steps(fd, array.size * dtype.itemsize, done)
     checked = written = done
     flags: Any = ["external_loop", "buffered", "ranged"]
-    pieces: Any = np.nditer(array, flags, order="C", buffersize=buffersize)
-    pieces.iterrange = done // array.itemsize, array.size
+    pieces: Any = np.nditer(
+        array, flags, op_dtypes=[dtype], casting="unsafe", order="C", buffersize=buffersize
+    )
+    pieces.iterrange = done // dtype.itemsize, array.size
     for piece in pieces:
         if written >= checked:
-            _, checked = next(steps, (0, array.nbytes))
+            _, checked = next(steps, (0, array.size * dtype.itemsize))
         values = np.ascontiguousarray(piece)
         _write_all(fd, memoryview(values.view(np.uint8)), offset + written)  # type: ignore[arg-type]
         written += values.nbytes

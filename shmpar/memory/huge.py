@@ -127,16 +127,17 @@ class PageMaker:
             if error.errno != errno.EAGAIN or time.thread_time() - worked > _SLOW_SECONDS:
                 self._note(error, fd)
                 return False
-        self._measure(time.thread_time() - worked)
-        self.stopped = self.stopped or time.monotonic() - began > _STALL_SECONDS
+        self.stopped = (
+            self._is_slow(time.thread_time() - worked) or time.monotonic() - began > _STALL_SECONDS
+        )
         return True
 
-    def _measure(self, seconds: float) -> None:
+    def _is_slow(self, seconds: float) -> bool:
         recent = self._seconds
         median = sorted(recent)[len(recent) // 2] if recent else seconds
         recent[:] = [*recent[1 - _RECENT :], seconds]
         # Why: the kernel moves other pages to find room, and would do so for each page.
-        self.stopped = seconds > max(_SLOW_SECONDS, _SLOW_RATIO * median)
+        return seconds > max(_SLOW_SECONDS, _SLOW_RATIO * median)
 
     def _note(self, error: OSError, fd: int) -> None:
         global _refusal  # noqa: PLW0603 - a process has one kernel

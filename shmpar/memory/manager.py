@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final, Self
 
 from shmpar.memory import allocate, copying, limits, names
-from shmpar.memory.segment import CACHE_LINE, Array, Location, Segment, create
+from shmpar.memory.segment import CACHE_LINE, Array, Dtype, Location, Segment, create
 
 _LARGEST_PIECE: Final = 64 << 10  # bytes of an array that may share a segment
 _SLAB_BYTES: Final = 1 << 20  # bytes of a shared segment
@@ -87,11 +87,16 @@ class Manager:
         return self._add(segment)
 
     def allocate(
-        self, nbytes: int, values: Array | None = None, *, name: str | None = None
+        self,
+        nbytes: int,
+        values: Array | None = None,
+        *,
+        name: str | None = None,
+        dtype: Dtype | None = None,
     ) -> Location:
         """Make room for an array: a segment or, where descriptors are scarce, part of one.
 
-        It holds zeros, or a copy of ``values`` in C order.
+        It holds zeros, or a copy of ``values`` in C order, cast to ``dtype`` if that is given.
 
         Raises
         ------
@@ -103,12 +108,12 @@ class Manager:
             with self._lock:
                 location = self._take_piece(max(1, nbytes))
         elif name is None and values is not None:
-            segment = create(nbytes, lambda fd, _: copying.write(fd, 0, values))
+            segment = create(nbytes, lambda fd, _: copying.write(fd, 0, values, dtype))
             return Location(self._add(segment), 0)
         else:
             location = Location(self.create(nbytes, name=name), 0)
         if values is not None:
-            copying.write(location.segment.fileno(), location.offset, values)
+            copying.write(location.segment.fileno(), location.offset, values, dtype)
         return location
 
     def segments(self) -> list[Segment]:
