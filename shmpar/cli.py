@@ -25,11 +25,12 @@ from functools import partial
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
+from shmpar.errors import format_count
 from shmpar.memory import allocate, limits
 from shmpar.memory.limits import NUM_WORKERS_VARIABLE, affinity_cpus, available_cpus, quota_cpus
 from shmpar.memory.manager import Manager
 from shmpar.memory.names import Entry, inventory, remove_stale
-from shmpar.report.text import format_bytes, format_count, format_seconds, format_table
+from shmpar.report.text import format_bytes, format_seconds, format_table
 from shmpar.version import __version__
 
 _EXAMPLES: Final = (("small", 1 << 20), ("large", 1 << 30))

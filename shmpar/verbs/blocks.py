@@ -13,7 +13,7 @@ from shmpar.plan import Along, InBlocks, PerChunk
 from shmpar.verbs.arguments import as_input, blocks, check_signature
 from shmpar.verbs.call import Caller, check_callable
 from shmpar.verbs.options import Options, with_shared_text
-from shmpar.verbs.outputs import OutputSpec, axes_tuple, place_blocks
+from shmpar.verbs.outputs import OutputSpec, axes_tuple, declared_shape, place_blocks
 from shmpar.worker.compute import ApplyAlongAxis
 
 # Why: more than BLOCK_BYTES, since a ufunc has no temporaries that should stay in the cache.
@@ -82,11 +82,13 @@ class BlockVerbs(Caller):
         array([ 0,  2,  4,  6,  8, 10])
         """
         call = self._call("map_blocks", func, options)
-        inputs = call.inputs = blocks("map_blocks", arrays)
+        inputs = call.inputs = blocks("map_blocks", arrays, declared_shape(chunks, out))
         dropped = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
         most = _UFUNC_BLOCK_BYTES if isinstance(func, np.ufunc) else BLOCK_BYTES
         grid = call.grid = inputs.cut(chunks, whole=dropped, most=most)
-        call.placement = place_blocks(grid, dropped, new_axis, out_chunks)
+        # Why: without an input, only the chunk tells the function which shape to return.
+        exact = not inputs.arrays
+        call.placement = place_blocks(grid, dropped, new_axis, out_chunks, exact=exact)
         like_input = call.placement == InBlocks.like(grid)
         if call.pass_out and like_input:
             # Why: the function writes into a window, which has the length of the chunk.
@@ -166,6 +168,9 @@ class BlockVerbs(Caller):
         trim: bool = True,
         out: Any = None,
         dtype: Any = None,
+        drop_axis: Any = None,
+        new_axis: Any = None,
+        out_chunks: Any = None,
         **options: Unpack[Options],
     ) -> Any:
         """Call a function on each block of an array with a halo around it.
@@ -230,13 +235,15 @@ class BlockVerbs(Caller):
         """
         call = self._call("map_overlap", func, options)
         call.inputs = blocks("map_overlap", arrays)
-        call.cut_with_halo(chunks, depth, boundary)
+        dropped = axes_tuple("drop_axis", drop_axis, len(call.inputs.shape))
+        call.cut_with_halo(chunks, depth, boundary, whole=dropped)
         if call.pass_out and call.halo is not None and trim:
             raise ValueError(
                 "map_overlap: with pass_out=True the function gets the window of its chunk, "
                 "without halo, so pass trim=False"
             )
-        call.placement, call.trim = InBlocks.exactly(call.grid), trim
+        call.placement = place_blocks(call.grid, dropped, new_axis, out_chunks, exact=True)
+        call.trim = trim
         call.declare_output(out, dtype)
         return self._run(call)
 
