@@ -228,7 +228,12 @@ def _check_workers(section: Section) -> None:
         section.add("pool", None, "Pool()", "fails")
         section.problem(str(error), f"unset {NUM_WORKERS_VARIABLE}, or set it to 1 or more")
     section.add("affinity", affinity, "CPUs allowed", f"{affinity} of {os.cpu_count() or '?'}")
-    section.add("quota", quota, "CPU quota", "none" if quota is None else f"{quota:g} CPUs")
+    section.add(
+        "quota",
+        quota,
+        "CPU quota",
+        "none" if quota is None else f"{quota:g} CPU" + "s" * (quota != 1),
+    )
     section.add(NUM_WORKERS_VARIABLE, chosen, NUM_WORKERS_VARIABLE, chosen or "not set")
     methods = multiprocessing.get_all_start_methods()
     text = f"{', '.join(methods)} (of multiprocessing; shmpar uses none of them)"

@@ -74,20 +74,20 @@ class Inputs:
         """
         depths = self._per_input(verb, "depth", depth, parse_depth)
         sides = self._per_input(verb, "boundary", boundary, parse_boundary)
-        found: list[Blocks] = []
+        found: list[tuple[tuple[int | None, ...], Halo]] = []
         for position, argument in enumerate(self.arguments):
             if isinstance(argument, Blocks):
                 pairs = zip(argument.axes, depths[position], sides[position], strict=True)
                 own = [_NO_HALO if axis is None else pair for axis, *pair in pairs]
                 halo = Halo(tuple([one for one, _ in own]), tuple([one for _, one in own]))
                 halo.check_constants(self.arrays[argument.array].dtype)
-                found.append(argument._replace(halo=halo))
+                found.append((argument.axes, halo))
                 self.arguments[position] = argument._replace(halo=halo or None)
-        if not any(one.halo for one in found):
+        if not any(halo for _, halo in found):
             return None
         along: dict[int | None, Any] = {}
-        for one in sorted(found, key=lambda one: -len(one.axes)):
-            for axis, *side in zip(one.axes, *(one.halo or ()), strict=True):
+        for axes, halo in sorted(found, key=lambda pair: -len(pair[0])):
+            for axis, *side in zip(axes, *halo, strict=True):
                 along.setdefault(axis, side)
         return Halo(*zip(*[along[axis] for axis in range(len(self.shape))], strict=True))
 
@@ -156,10 +156,11 @@ def as_input(value: Any, verb: str) -> Array:
         )
     array = np.asarray(value)
     if array.dtype.hasobject or array.dtype.kind == "T":
-        objects = "parallel_map takes a list of objects, such as array.tolist()"
+        own = verb == "parallel_map"
+        objects = "a list of the objects, array.tolist()" if own else "a list to parallel_map"
         raise TypeError(
             f"{verb}: an array of dtype {array.dtype} holds pointers into this process; pass "
-            f"numbers, fixed-width strings or bytes ({objects})"
+            f"numbers, fixed-width strings or bytes, or {objects}"
         )
     return array
 
@@ -230,8 +231,10 @@ def check_windows(verb: str, grid: Grid, inputs: Inputs) -> None:
 
 
 def _is_scalar(value: Any) -> bool:
-    # Why: NumPy's functions cost a shared array a dispatch.
-    return value.ndim == 0 if isinstance(value, np.ndarray) else np.ndim(value) == 0
+    # Why: NumPy's functions cost a shared array a dispatch, and a scalar type has ndim too.
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0
+    return isinstance(value, type) or np.ndim(value) == 0
 
 
 def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
