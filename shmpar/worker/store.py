@@ -90,8 +90,10 @@ def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
         raise _returned(f"None where a value is due; {remedy}")
     arrays = as_arrays(plan, value, plan.is_tuple)
     for array in arrays:
-        if plan.verb == "map_overlap" and not fits_shape(array.shape, _lengths(plan, chunk)):
-            raise ResultError(explain_overlap_shape(plan, chunk, array.shape))
+        if plan.verb == "map_overlap":
+            due = _placement(plan).lengths(plan.grid, chunk)
+            if not fits_shape(array.shape, due):
+                raise ResultError(explain_overlap_shape(plan, chunk, array.shape))
     index = plan.grid.index(chunk)
     dtypes = plan.dtypes or (None,) * len(arrays)
     outputs = tuple(
@@ -111,7 +113,7 @@ def trimmed(plan: Plan, halo: Halo, use: Use) -> Use:
             if part is None:  # Why: announce() and the stores explain a missing result.
                 return None
             array = _as_array(part)
-            if not fits_shape(array.shape, due):
+            if array.shape != due and not fits_shape(array.shape, due):
                 raise ResultError(explain_overlap_shape(plan, chunk, array.shape))
             return array[core]
 
@@ -120,23 +122,30 @@ def trimmed(plan: Plan, halo: Halo, use: Use) -> Use:
     return trim_and_use
 
 
-def untrimmed(plan: Plan, halo: Halo, chunk: int) -> tuple[tuple[slice, ...], Sequence[int | None]]:
+def untrimmed(
+    plan: Plan, halo: Halo, chunk: int
+) -> tuple[tuple[slice, ...], tuple[int | None, ...]]:
     """Return the slices that remove the halo of a result, and its lengths with the halo.
 
     A result has the halo along the axes that it has of the grid; None stands for any length.
     """
-    core, window = halo.trim(plan.grid, chunk), halo.window(plan.grid, chunk)
+    grid, placement = plan.grid, _placement(plan)
+    core, window = halo.trim(grid, chunk), halo.window(grid, chunk)
     slices, due = [], []
-    for axis, length in zip(_axes(plan), _lengths(plan, chunk), strict=True):
-        if axis is None or length is None:
+    for axis, cut in zip(placement.axes, placement.cuts, strict=True):
+        if axis is None or cut is None:
             slices.append(slice(None))
-            due.append(length)
+            due.append(None if cut is None else cut.size)
             continue
         (start, stop), inner = window[axis], core[axis]
-        around = stop - start - (inner.stop - inner.start)
+        length = inner.stop - inner.start
+        around = stop - start - length
+        if cut is not grid.axes[axis]:
+            low, high = cut.span(grid.index(chunk)[axis])
+            length = high - low
         slices.append(slice(inner.start, inner.start + length))
         due.append(length + around)
-    return tuple(slices), due
+    return tuple(slices), tuple(due)
 
 
 def storer(plan: Plan, outputs: Sequence[Array], is_tuple: bool) -> Store:
@@ -304,7 +313,8 @@ def _explain_shape(plan: Plan, chunk: int, value: Array, window: Array) -> str:
 
 def explain_overlap_shape(plan: Plan, chunk: int, shape: tuple[int, ...]) -> str:
     """Return the message for a result of `map_overlap` of another shape than that of its place."""
-    due, halo = _lengths(plan, chunk), plan.halo
+    placement, halo = _placement(plan), plan.halo
+    due = placement.lengths(plan.grid, chunk)
     if not shape:
         return "the function returned a scalar where a block is due; block_reduce has depth= too"
     if len(shape) != len(due):
@@ -314,7 +324,7 @@ def explain_overlap_shape(plan: Plan, chunk: int, shape: tuple[int, ...]) -> str
     if halo is None:
         return f"{returned} where {describe_shape(due)} is due; {lengths}"
     window, whole = halo.window(plan.grid, chunk), untrimmed(plan, halo, chunk)[1]
-    depths = [(0, 0) if k is None else halo.depth[k] for k in _axes(plan)]
+    depths = [(0, 0) if k is None else halo.depth[k] for k in placement.axes]
     less = [None if n is None else n - sum(pair) for n, pair in zip(whole, depths, strict=True)]
     small = 'boundary="none" makes windows at the array\'s border smaller'
     sides = zip(halo.depth, halo.boundary, strict=True)
@@ -342,11 +352,6 @@ def _explain_axes(shape: tuple[int, ...], axes: int) -> str:
     return f"the function returned shape {shape} where {due}; name the axes that it {remedy}"
 
 
-def _axes(plan: Plan) -> Sequence[int | None]:
+def _placement(plan: Plan) -> InBlocks:
     assert isinstance(plan.placement, InBlocks), "results with a halo are placed beside one another"
-    return plan.placement.axes
-
-
-def _lengths(plan: Plan, chunk: int) -> Sequence[int | None]:
-    assert isinstance(plan.placement, InBlocks), "results with a halo are placed beside one another"
-    return plan.placement.lengths(plan.grid, chunk)
+    return plan.placement
