@@ -87,11 +87,13 @@ def test_a_ufunc_of_blocks_returns_no_value_per_block(pool: shmpar.Pool) -> None
 
 
 @pytest.mark.parametrize("verb", CALLS)
-def test_out_takes_results_of_any_shape(pool: shmpar.Pool, verb: str) -> None:
+def test_out_takes_results_of_any_shape(pool: shmpar.Pool, verb: str, tmp_path: Any) -> None:
     """An array says shape and dtype."""
     shape = {"block_reduce": (0, 1, 7), "parallel_map": (0, 7, 2)}.get(verb, (0, 5))
     out = np.zeros(shape, "c8")
     assert CALLS[verb](pool, never, EMPTY, out=out) is out
+    mapped = np.lib.format.open_memmap(tmp_path / "a.npy", "w+", np.dtype("i2"), shape)
+    assert CALLS[verb](pool, never, EMPTY, out=mapped) is mapped
     both = out, pool.zeros(shape, "i2")
     got = CALLS[verb](pool, never, EMPTY, out=both)
     assert got[0] is both[0]
