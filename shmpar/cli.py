@@ -25,13 +25,13 @@ from functools import partial
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
-from shmpar.errors import SegmentFull
+from shmpar.errors import SegmentFull, format_count
 from shmpar.memory import allocate, huge, limits
 from shmpar.memory.limits import NUM_WORKERS_VARIABLE, affinity_cpus, available_cpus, quota_cpus
 from shmpar.memory.manager import Manager
 from shmpar.memory.names import Entry, inventory, nameless, remove_stale
 from shmpar.memory.segment import create
-from shmpar.report.text import format_bytes, format_count, format_seconds, format_table
+from shmpar.report.text import format_bytes, format_seconds, format_table
 from shmpar.version import __version__
 
 _EXAMPLES: Final = (("small", 1 << 20), ("large", 1 << 30))
@@ -245,7 +245,12 @@ def _check_workers(section: Section) -> None:
         section.add("pool", None, "Pool()", "fails")
         section.problem(str(error), f"unset {NUM_WORKERS_VARIABLE}, or set it to 1 or more")
     section.add("affinity", affinity, "CPUs allowed", f"{affinity} of {os.cpu_count() or '?'}")
-    section.add("quota", quota, "CPU quota", "none" if quota is None else f"{quota:g} CPUs")
+    section.add(
+        "quota",
+        quota,
+        "CPU quota",
+        "none" if quota is None else f"{quota:g} CPU" + "s" * (quota != 1),
+    )
     section.add(NUM_WORKERS_VARIABLE, chosen, NUM_WORKERS_VARIABLE, chosen or "not set")
     methods = multiprocessing.get_all_start_methods()
     text = f"{', '.join(methods)} (of multiprocessing; shmpar uses none of them)"

@@ -24,6 +24,17 @@ from typing import Any, TypedDict, Unpack
 Region = tuple[slice, ...] | None
 
 
+def format_count(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, for a message.
+
+    Examples
+    --------
+    >>> format_count(1, "chunk"), format_count(1_000, "chunk"), format_count(2, "axis", "axes")
+    ('1 chunk', '1,000 chunks', '2 axes')
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 class _Place(TypedDict, total=False):
     """The chunk of an error and its run, as keywords."""
 

@@ -21,11 +21,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shmpar.errors import format_count
 from shmpar.grid import Axis, Grid, Halo
 
 Shape = tuple[int, ...]
 Window = tuple[slice | int, ...]
 DType = np.dtype[Any]
+
+
+SMALLER_WINDOW = 'pass a smaller depth=, shorter chunks=, or boundary="none", which pads nothing'
 
 
 class ResultError(Exception):
@@ -94,8 +98,8 @@ class InBlocks(NamedTuple):
             )
         remedy = "drops in drop_axis" if len(result) < axes else "adds in new_axis"
         raise ResultError(
-            f"the function returned an array of shape {result} where a block is due with {axes} "
-            f"axes; name the axes that it {remedy}"
+            f"the function returned an array of shape {result} where a block is due with "
+            f"{format_count(axes, 'axis', 'axes')}; name the axes that it {remedy}"
         )
 
     def follows(self, grid: Grid, shape: Shape | None) -> bool:
@@ -104,6 +108,15 @@ class InBlocks(NamedTuple):
             return False
         pairs = zip(self.cuts, grid.axes, strict=True)
         return all(len(axis) == 1 if cut is None else cut == axis for cut, axis in pairs)
+
+    def lengths(self, grid: Grid, chunk: int) -> tuple[int | None, ...]:
+        """Return the lengths of the block of a chunk in the output; None for any length."""
+        index = grid.index(chunk)
+        pairs = zip(self.axes, self.cuts, strict=True)
+        spans = [
+            None if cut is None else cut.span(index[k] if k is not None else 0) for k, cut in pairs
+        ]
+        return tuple([None if span is None else span[1] - span[0] for span in spans])
 
     def windows(self, grid: Grid, shape: Shape | None = None) -> Callable[[int], Window]:
         """Return the function from a chunk number to the window of the block."""
@@ -159,10 +172,13 @@ class Blocks(NamedTuple):
         Index among the arrays of the run.
     axes : tuple of (int or None)
         For each axis of the array, the axis of the grid; None for an axis that stays whole.
+    halo : Halo or None
+        Halo of the block, along the axes of the array.
     """
 
     array: int
     axes: tuple[int | None, ...]
+    halo: Halo | None = None
 
 
 class Rows(NamedTuple):
@@ -241,7 +257,7 @@ class Announcement(NamedTuple):
                 here = f"the function's result makes an output of shape {mine.shape}, but"
                 due = f"{other.shape} by the first chunk"
                 return f"{here} {due}; every chunk must return the same shape"
-        here = f"the function returned {len(self.outputs)} outputs here but"
+        here = f"the function returned {format_count(len(self.outputs), 'output')} here but"
         return f"{here} {len(first.outputs)} for the first chunk"
 
 
@@ -270,7 +286,7 @@ class Plan(NamedTuple):
     placement : Placement
         Position of the results in the outputs.
     halo : Halo or None
-        Halo of the blocks.
+        Halo of the results along the axes of the grid; None if no block has a halo.
     trim : bool
         The halo is removed from the result.
     dtypes : tuple of (dtype or None) or None
@@ -325,15 +341,15 @@ class Plan(NamedTuple):
 
     def check_shape(self, out: np.ndarray[Any, Any]) -> None:
         """Raise ``ValueError`` if `out` cannot have the shape of the output."""
-        due: tuple[Any, ...] = (*self.grid.numblocks, "...")
+        places = ", ".join(map(str, self.grid.numblocks))
+        due = f"({places}, ...) with the axes of a result at the end"
         fits = out.shape[: self.grid.ndim] == self.grid.numblocks
         if isinstance(self.placement, InBlocks):
-            due = tuple("any" if cut is None else cut.size for cut in self.placement.cuts)
-            fits = out.ndim == len(due) and all(
-                length in {"any", found} for length, found in zip(due, out.shape, strict=True)
-            )
+            lengths = tuple([None if cut is None else cut.size for cut in self.placement.cuts])
+            due, fits = describe_shape(lengths), fits_shape(out.shape, lengths)
         if not fits:
-            raise ValueError(f"{self.verb}: out= has shape {out.shape}; the results make {due}")
+            found = f"{self.verb}: out= has shape {out.shape}"
+            raise ValueError(f"{found}; the results make an array of shape {due}")
 
     def windows(
         self, chunk: int, outputs: Sequence[np.ndarray[Any, Any]]
@@ -361,6 +377,28 @@ class Function(NamedTuple):
     call: Callable[..., Any]
     keywords: dict[str, Any]
     values: tuple[Any, ...]
+
+
+def fits_shape(shape: Shape, due: Sequence[int | None]) -> bool:
+    """Return whether a shape has these lengths; None stands for any length."""
+    pairs = zip(due, shape, strict=False)
+    return len(shape) == len(due) and all(n is None or n == found for n, found in pairs)
+
+
+def describe_shape(due: Sequence[int | None]) -> str:
+    """Format a shape in which None stands for any length.
+
+    Examples
+    --------
+    >>> describe_shape((3, 5)), describe_shape((1000, None))
+    ('(3, 5)', '(1000, n) for any n')
+    """
+    if None not in due:
+        return str(tuple(due))
+    names = iter("nmklpqrs" * len(due))
+    lengths = [next(names) if length is None else str(length) for length in due]
+    free = ", ".join([length for length in lengths if length.isalpha()])
+    return f"({', '.join(lengths)}{',' * (len(due) == 1)}) for any {free}"
 
 
 def describe_region(region: Sequence[slice]) -> str:

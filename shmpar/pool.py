@@ -21,6 +21,7 @@ from shmpar.arrays.sharedarray import attach
 from shmpar.engines import local
 from shmpar.engines.engine import Engine
 from shmpar.engines.local import cap_threads
+from shmpar.errors import format_count
 from shmpar.grid.axis import whole_number
 from shmpar.memory.limits import available_cpus
 from shmpar.memory.manager import Manager
@@ -460,7 +461,7 @@ class Pool(Reductions, Executor):
         return partial(Pool, engine="serial", **defaults), ()
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"{self.n_workers} workers"
+        state = "closed" if self.closed else format_count(self.n_workers, "worker")
         return f"<shmpar.Pool: {self.engine}, {state}>"
 
 

@@ -93,7 +93,7 @@ def test_a_changed_output_is_computed_again(pool: shmpar.Pool, work: Work, files
     result.flush()
     del result
     assert work.calls == 10
-    with pytest.warns(RuntimeWarning, match="of 10 chunks .* 1 are not in the output") as caught:
+    with pytest.warns(RuntimeWarning, match="of 10 chunks .* 1 is not in the output") as caught:
         np.testing.assert_array_equal(pool.map_blocks(work, X, **files), 2 * X)
     assert [one.filename for one in caught] == [__file__]
     assert work.calls == 1
@@ -141,7 +141,7 @@ def test_two_outputs_whose_shapes_follow_from_the_results(
     np.testing.assert_array_equal(sums[:, 0], 2 * X.reshape(10, -1).sum(1))
     np.testing.assert_array_equal(most[:, 0], X.reshape(10, 10, 10).max(1))
     most[4] = 0
-    with pytest.warns(RuntimeWarning, match="1 are not"):
+    with pytest.warns(RuntimeWarning, match="1 is not"):
         _, most = pool.block_reduce(both, X, **files)
     np.testing.assert_array_equal(most[:, 0], X.reshape(10, 10, 10).max(1))
 

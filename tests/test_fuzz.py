@@ -205,7 +205,7 @@ def test_a_call_with_a_changed_ledger_fails_or_is_right(
             content[place % len(content)] ^= change
         files["ledger"].write_bytes(content if cut is None else content[:cut])
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".* are not in the output as they were written")
+            warnings.filterwarnings("ignore", ".* not in the output as written")
             try:
                 found = pool.map_blocks(drawn, x, **files)
             except ValueError as error:

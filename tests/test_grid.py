@@ -274,7 +274,7 @@ def test_forms_of_chunks(shape, chunks, lengths):
         ),
         (-2, ValueError, r"cannot have -2 elements; pass a positive int, -1 or None"),
         ((4, 0), ValueError, r"chunks=\(4, 0\), axis 1 of shape \(10, 7\)"),
-        ((4,), ValueError, r"chunks=\(4,\) has 1 entries for an array of shape \(10, 7\); pass 2"),
+        ((4,), ValueError, r"chunks=\(4,\) has 1 entry for an array of shape \(10, 7\); pass 2"),
         ((4, 3, 1), ValueError, r"has 3 entries for an array of shape \(10, 7\)"),
         (((5, 4), 7), ValueError, r"axis 0 .* lengths \(5, 4\) sum to 9, not to 10; pass"),
         (((5, 5, 0), 7), ValueError, r"axis 0 .* chunk 2 would have 0 elements; pass positive"),
@@ -306,7 +306,7 @@ def test_chunks_that_do_not_fit_are_refused(chunks, error, says):
     [
         ({"whole": (2,)}, ValueError, r"whole=\(2,\): there is no axis 2 among 2"),
         ({"depth": -1}, ValueError, r"depth=-1, axis 0: .* pass 0 or more"),
-        ({"depth": (1,)}, ValueError, r"depth=\(1,\) has 1 entries for 2 axes"),
+        ({"depth": (1,)}, ValueError, r"depth=\(1,\) has 1 entry for 2 axes"),
         ({"itemsize": 8.0}, TypeError, r"itemsize: 8.0 is a float; pass an int"),
     ],
     ids=repr,

@@ -314,7 +314,7 @@ def test_depths_that_do_not_fit_are_refused(depth, error, says):
             ValueError,
             r"axis 1: 'Wrap' is unknown; pass a constant or one of none",
         ),
-        (("none",), ValueError, r"boundary=\('none',\) has 1 entries for 2 axes"),
+        (("none",), ValueError, r"boundary=\('none',\) has 1 entry for 2 axes"),
         ((("edge",) * 3, 0), ValueError, r"axis 0: .* has 3 entries; pass a name, a constant or a"),
         (object, TypeError, r"axis 0: <class 'object'> is a type; pass a constant or one of none"),
         ({5: "edge"}, ValueError, r"boundary=\{5: 'edge'\}: there is no axis 5 among 2"),

@@ -95,7 +95,7 @@ class TestAllocation:
             (
                 (np.zeros(3),),
                 announcement(),
-                "out= has 1 arrays, but the function returns 0 outputs",
+                "out= has 1 array, but the function returns 0 outputs",
             ),
             (
                 (np.zeros(3),) * 2,

@@ -743,7 +743,7 @@ class TestBytesRead:
         """The formula agrees with the sum over the windows."""
         grid = Grid.cut(shape, chunks)
         halo = Halo.parse(depth, "nearest", 2)
-        plan = Plan("map_overlap", grid, (Blocks(0, (0, 1)),), InBlocks.exactly(grid), halo)
+        plan = Plan("map_overlap", grid, (Blocks(0, (0, 1), halo),), InBlocks.exactly(grid), halo)
         array = np.zeros(shape)
         windows = [halo.window(grid, chunk) for chunk in range(grid.size)]
         naive = sum(

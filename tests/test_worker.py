@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmpar.grid import Axis, Grid, Halo
+from shmpar.grid import Axis, Grid
 from shmpar.ipc import tickets
 from shmpar.ipc.ledger import DONE, FAILED, PENDING, Ledger
 from shmpar.ipc.protocol import ChunkFailed
@@ -110,13 +110,16 @@ class Worker:
         outputs: Sequence[Array] | None = None,
         keywords: dict[str, Any] | None = None,
         workers: int = 2,
+        depth: Any = 0,
+        boundary: Any = "none",
         **options: Any,
     ) -> None:
         inputs = items("test", given, 0) if rows else blocks("test", given)
+        halo = None if rows else inputs.add_halos("test", depth, boundary)
         grid = Grid.cut(inputs.shape, 1 if rows else chunks)
         if placement is None:
             placement = PerItem() if rows else InBlocks.like(grid)
-        self.plan = Plan("test", grid, tuple(inputs.arguments), placement, **options)
+        self.plan = Plan("test", grid, tuple(inputs.arguments), placement, halo, **options)
         size = Ledger.nbytes(workers=workers, chunks=grid.size)
         self.ledger = Ledger(bytearray(size), workers=workers, chunks=grid.size)
         self.counter = Counter()
@@ -479,7 +482,11 @@ class TestMismatches:
             ((1, 2), (1, 2, 3), "returned 3 outputs here but 2 for the first chunk"),
             ((1, 2), 1, "returned int where a tuple of outputs is due"),
             ((1, 2), (1, 2.5), "returned dtype float64 here but int64"),
-            (1.0, {"a": 1}, "returned dict, which is no array of plain values; block_reduce and"),
+            (
+                1.0,
+                {"a": 1},
+                "returned dict, which is no array of plain values; for any objects pass",
+            ),
             (1.0, [[1], [2, 3]], "returned no array of values"),
             (1.0, 2**70, "returned int, which is no array of plain values"),
             (1, 2**70, "returned int, which is no array of plain values"),
@@ -750,13 +757,12 @@ class TestArguments:
             got[block_id] = block_info
             return a[1:-1] if block_id[0] > 0 else a[:-1]
 
-        halo = Halo.parse({0: 1}, "none", 2)
         worker = Worker(
             func,
             np.zeros((6, 4), "f4"),
             np.zeros((1, 4)),
             chunks=(3, 2),
-            halo=halo,
+            depth={0: 1},
             trim=False,
             special_parameters=frozenset({"block_id", "block_info"}),
             fail_fast=False,
@@ -816,13 +822,13 @@ class TestArguments:
 
     def test_a_halo_is_cut_off_the_result(self) -> None:
         """The halo is cut off each output; a result of another shape than the window is refused."""
-        halo = Halo.parse(1, "nearest", 1)
+        halo = {"depth": 1, "boundary": "nearest"}
         array = np.arange(7.0)
-        worker = Worker(lambda w: (w * 2, w + 1), array, chunks=3, halo=halo).work()
+        worker = Worker(lambda w: (w * 2, w + 1), array, chunks=3, **halo).work()
         doubled, more = worker.channel.outputs
         assert doubled.tolist() == (array * 2).tolist()
         assert more.tolist() == (array + 1).tolist()
-        worker = Worker(lambda w: w[1:], array, chunks=3, halo=halo).work()
+        worker = Worker(lambda w: w[1:], array, chunks=3, **halo).work()
         with pytest.raises(ResultError, match=r"shape \(4,\) for a window of shape \(5,\)"):
             raise worker.errors[0]
 

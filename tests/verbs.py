@@ -18,11 +18,12 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _REDUCTIONS = {"tests/contract/test_reductions.py", "tests/contract/test_reductions_numpy.py"}
 
 FILES = {
-    "map_blocks": {"tests/test_grid.py"},
+    "map_blocks": {"tests/test_grid.py", "tests/contract/test_blocks_without_an_array.py"},
     "map_overlap": {
         "shmpar/grid/halo.py",
         "tests/test_halo.py",
         "tests/contract/test_overlap.py",
+        "tests/contract/test_overlap_axes.py",
         "tests/contract/test_scipy.py",
     },
     "block_reduce": set(),
@@ -43,6 +44,7 @@ SHARED = {
     "shmpar/verbs/reductions.py",
     "shmpar/verbs/rows.py",
     "tests/contract/test_direct_writes.py",
+    "tests/contract/test_empty_inputs.py",
     "tests/contract/test_verbs.py",
     "tests/test_bad_verbs.py",
     "tests/test_check.py",

@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from shmpar.errors import format_count
 from shmpar.memory.copying import is_masked
 from shmpar.memory.segment import byte_bounds, dense_nbytes, lies_within
 
@@ -315,7 +316,8 @@ class Address(NamedTuple):
             raise ValueError("the address of a file or a descriptor needs its device and inode")
         ArraySpec(self.shape, self.dtype).check()
         if len(self.shape) != len(self.strides):
-            raise ValueError(f"address with {len(self.shape)} axes, {len(self.strides)} strides")
+            axes = format_count(len(self.shape), "axis", "axes")
+            raise ValueError(f"address with {axes}, {format_count(len(self.strides), 'stride')}")
         if not 1 <= self.size <= sys.maxsize:
             raise ValueError(f"address with a segment of {self.size} bytes")
         if max(map(abs, self.strides), default=0) > sys.maxsize:

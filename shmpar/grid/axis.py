@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from shmpar.errors import format_count
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
@@ -123,7 +125,7 @@ class Axis:
         """
         i = index(i)
         if not 0 <= i < self.count:
-            raise IndexError(f"chunk {i} of an axis with {self.count} chunks")
+            raise IndexError(f"chunk {i} of an axis with {format_count(self.count, 'chunk')}")
         if self.edges is not None:
             return self.edges[i], self.edges[i + 1]
         start = i * self.step
@@ -214,7 +216,8 @@ def per_axis(name: str, value: Any, ndim: int, *, missing: Any, array: str = "")
         return [value] * ndim
     if len(value) != ndim:
         raise ValueError(
-            f"{name}={brief(value)} has {len(value)} entries for {array or f'{ndim} axes'}; pass "
-            f"{ndim}, one per axis, or one value for all axes, or a dict {{axis: value}}"
+            f"{name}={brief(value)} has {format_count(len(value), 'entry', 'entries')} for "
+            f"{array or format_count(ndim, 'axis', 'axes')}; pass {ndim}, one per axis, or one "
+            "value for all axes, or a dict {axis: value}"
         )
     return list(value)

@@ -20,6 +20,7 @@ from operator import index as as_int
 from reprlib import repr as brief
 from typing import Any, TypeAlias
 
+from shmpar.errors import format_count
 from shmpar.grid.axis import Axis, axis_number, per_axis, whole_number
 from shmpar.grid.halo import parse_depth
 
@@ -178,7 +179,8 @@ class Grid:
         5
         """
         if len(index) != self.ndim:
-            raise IndexError(f"index {tuple(index)} in a grid of {self.ndim} axes")
+            axes = format_count(self.ndim, "axis", "axes")
+            raise IndexError(f"index {tuple(index)} in a grid of {axes}")
         number = 0
         for axis, i in zip(self.axes, map(as_int, index), strict=True):
             if not 0 <= i < axis.count:
@@ -239,7 +241,7 @@ class Grid:
         return cell
 
     def _outside(self, number: int) -> IndexError:
-        return IndexError(f"chunk {number} of a grid with {self.size} chunks")
+        return IndexError(f"chunk {number} of a grid with {format_count(self.size, 'chunk')}")
 
 
 def _parse_axis(entry: Any, size: int, where: str) -> Axis | None:

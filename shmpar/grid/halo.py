@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from shmpar.errors import format_count
 from shmpar.grid.axis import per_axis, whole_number
 
 if TYPE_CHECKING:
@@ -120,12 +121,33 @@ class Halo(NamedTuple):
         >>> Halo.parse({0: (0, 1)}, "edge", 2).depth
         ((0, 1), (0, 0))
         """
-        remedy = "a name, a constant or a pair (before, after)"
-        sides = _pairs("boundary", boundary, ndim, None, remedy, _parse_side)
-        return cls(parse_depth(depth, ndim), sides)
+        return cls(parse_depth(depth, ndim), parse_boundary(boundary, ndim))
 
     def __bool__(self) -> bool:
         return any(before or after for before, after in self.depth)
+
+    def pads(self) -> bool:
+        """Return whether a window may extend beyond the array, and so be a copy."""
+        pairs = zip(self.depth, self.boundary, strict=True)
+        sides = [side for depths, modes in pairs for side in zip(depths, modes, strict=True)]
+        return any(depth and mode is not Mode.NONE for depth, mode in sides)
+
+    def longest_window(self, lengths: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the longest window of chunks of these `lengths` in an array.
+
+        Examples
+        --------
+        >>> Halo.parse(3, ("edge", "none"), 2).longest_window((4, 4), (5, 5))
+        (10, 5)
+        """
+        window = []
+        sides = zip(lengths, shape, self.depth, self.boundary, strict=True)
+        for length, size, depths, modes in sides:
+            pairs = zip(depths, modes, strict=True)
+            beyond = sum(min(n, size) if mode is Mode.NONE else n for n, mode in pairs)
+            only_inside = all(mode is Mode.NONE for mode in modes)
+            window.append(min(size, length + beyond) if only_inside else length + beyond)
+        return tuple(window)
 
     def check_constants(self, dtype: DTypeLike) -> None:
         """Raise ``ValueError`` for a constant that an array of `dtype` cannot hold.
@@ -312,8 +334,8 @@ def _holds(dtype: np.dtype[Any], value: Any) -> bool:
         return False
 
 
-def parse_depth(depth: Depth, ndim: int) -> tuple[tuple[int, int], ...]:
-    """Read ``depth=``: elements (before, after) on each axis.
+def parse_depth(depth: Depth, ndim: int, name: str = "depth") -> tuple[tuple[int, int], ...]:
+    """Read ``depth=``: elements (before, after) on each axis; messages begin with `name`.
 
     Raises
     ------
@@ -325,7 +347,26 @@ def parse_depth(depth: Depth, ndim: int) -> tuple[tuple[int, int], ...]:
     >>> parse_depth(((0, 1), 2), 2)
     ((0, 1), (2, 2))
     """
-    return _pairs("depth", depth, ndim, 0, "an int or a pair (before, after)", _parse_side_depth)
+    return _pairs(name, depth, ndim, 0, "an int or a pair (before, after)", _parse_side_depth)
+
+
+def parse_boundary(
+    boundary: Boundaries, ndim: int, name: str = "boundary"
+) -> tuple[tuple[Boundary, Boundary], ...]:
+    """Read ``boundary=``: continuations (before, after) on each axis; messages begin with `name`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a value that is no name and no constant, or does not fit `ndim`.
+
+    Examples
+    --------
+    >>> parse_boundary((0, ("edge", None)), 2)
+    ((0, 0), (<Mode.NEAREST: 'nearest'>, <Mode.NONE: 'none'>))
+    """
+    remedy = "a name, a constant or a pair (before, after)"
+    return _pairs(name, boundary, ndim, None, remedy, _parse_side)
 
 
 def _pairs(
@@ -337,7 +378,8 @@ def _pairs(
         where = f"{name}={brief(value)}, axis {axis}"
         sides = entry if isinstance(entry, (tuple, list)) else (entry, entry)
         if len(sides) != 2:  # noqa: PLR2004 - before and after
-            raise ValueError(f"{where}: {brief(entry)} has {len(entry)} entries; pass {remedy}")
+            entries = format_count(len(entry), "entry", "entries")
+            raise ValueError(f"{where}: {brief(entry)} has {entries}; pass {remedy}")
         pairs.append((parse(sides[0], where), parse(sides[1], where)))
     return tuple(pairs)
 

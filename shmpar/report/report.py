@@ -87,8 +87,8 @@ def _reads_per_element(plan: Plan, argument: Blocks) -> float:
     for number, axis in enumerate(plan.grid.axes):
         if number not in argument.axes:
             reads *= len(axis)
-        elif plan.halo is not None:
-            before, after = plan.halo.depth[number]
+        elif argument.halo is not None:
+            before, after = argument.halo.depth[argument.axes.index(number)]
             # Why: clipped, since elements beyond the border are made up, not read.
             windows = [min(axis.size, s.stop + after) - max(0, s.start - before) for s in axis]
             reads *= sum(windows) / max(axis.size, 1)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shmpar.errors import format_count
 from shmpar.grid import Grid
 from shmpar.memory.segment import SegmentInfo
 from shmpar.plan import describe_region
@@ -85,17 +86,6 @@ def format_rate(gigabytes: float) -> str:
     ('0.031 GB/s', '12 GB/s', '234 GB/s')
     """
     return f"{gigabytes:.2g} GB/s" if gigabytes < _ONE_DECIMAL else f"{gigabytes:.0f} GB/s"
-
-
-def format_count(number: int, noun: str) -> str:
-    """Write a number and its noun, in the plural unless the number is 1.
-
-    Examples
-    --------
-    >>> format_count(1, "chunk"), format_count(20000, "chunk")
-    ('1 chunk', '20,000 chunks')
-    """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def format_table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
@@ -283,7 +273,7 @@ def _chunk_hints(report: Report) -> Iterator[Hint]:
     if chunks < workers and grid and not by_items:
         fact = f"{format_count(chunks, 'chunk')} keep{'s' if chunks == 1 else ''} {chunks} of"
         gain = (end - begin) / seconds * (1 - chunks / workers)
-        yield gain, f"{fact} {workers} workers busy: try chunks={grid}"
+        yield gain, f"{fact} {format_count(workers, 'worker')} busy: try chunks={grid}"
     # A worker without chunks has waited since the begin of the first chunk.
     last_ends = np.full(timings.n_workers, begin)
     np.maximum.at(last_ends, timings.workers, timings.ends)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from shmpar.errors import format_count
 from shmpar.memory.allocate import atomic_file
 from shmpar.plan import describe_region
 from shmpar.report.timings import Claim
@@ -52,7 +53,7 @@ def _claim(report: Report, claim: Claim) -> Iterator[dict[str, Any]]:
     chunks, durations, begins = (one[claim.first : claim.last].tolist() for one in columns)
     if len(chunks) > 1:
         # Why: the number of chunks too, since the tickets of a retry may skip chunks.
-        name = f"{len(chunks)} chunks, {min(chunks)} to {max(chunks)}"
+        name = f"{format_count(len(chunks), 'chunk')}, {min(chunks)} to {max(chunks)}"
         yield _slice(name, claim.worker, claim.begin, claim.end, chunks=len(chunks))
         if min(durations) == max(durations):  # Why: only their mean is known.
             return

@@ -50,6 +50,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shmpar.errors import format_count
 from shmpar.memory.allocate import atomic_file
 from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
@@ -162,9 +163,9 @@ def _unfinished(plan: Plan, outputs: Outputs, file: LedgerFile) -> tuple[int, ..
     changed = file.verify(None if arrays is None else lambda chunk: plan.windows(chunk, arrays))
     if changed:
         text = (
-            f"{plan.verb}: of {done:,} chunks that {file.path!r} has as done, {changed:,} are "
-            "not in the output as they were written: it was emptied, changed or removed since; "
-            "they are computed again"
+            f"{plan.verb}: of {format_count(done, 'chunk')} that {file.path!r} has as done, "
+            f"{changed:,} {'is' if changed == 1 else 'are'} not in the output as written: it was "
+            "emptied, changed or removed since; the call computes them again"
         )
         warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
     if changed == done:
@@ -285,9 +286,9 @@ class LedgerFile:
                 if np.fromfile(file, _CHECKSUM, offset=offset).any():
                     raise ValueError(
                         f"ledger={path!r} belongs to another call, of "
-                        f"{header.identity.get('verb', '?')} with {header.chunks:,} chunks, that "
-                        f"differs in: {', '.join(different)}; pass another ledger=, or remove it "
-                        "to begin anew"
+                        f"{header.identity.get('verb', '?')} with "
+                        f"{format_count(header.chunks, 'chunk')}, that differs in: "
+                        f"{', '.join(different)}; pass another ledger=, or remove it to begin anew"
                     )
                 # Why: nothing is lost with the ledger of another call if none of its chunks is
                 # done. Lock: it is held until the new file has the name.
@@ -374,7 +375,7 @@ def _parse(fd: int) -> tuple[Header, int]:
         raise ValueError("its header was changed")
     header, offset, size = Header.parse(text), _PREFIX.size + length, os.fstat(fd).st_size
     if size != offset + header.chunks * _CHECKSUM.itemsize:
-        raise ValueError(f"it has {size:,} bytes and {header.chunks:,} chunks")
+        raise ValueError(f"it has {size:,} bytes and {format_count(header.chunks, 'chunk')}")
     return header, offset
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from shmpar.engines.engine import Exit
-from shmpar.errors import ChunkError, ShmparError, TaskTimeout, WorkerDied
+from shmpar.errors import ChunkError, ShmparError, TaskTimeout, WorkerDied, format_count
 from shmpar.ipc.protocol import ChunkFailed
 from shmpar.plan import Function, Plan, ResultError, describe_region
 
@@ -65,8 +65,8 @@ def startup_failure(plan: Plan, end: Exit, run: Any) -> WorkerDied:
 def warn_filled(errors: Sequence[ShmparError]) -> None:
     """Warn once, at the line where the user called the verb, of chunks that were filled."""
     count = len(errors)
-    failed = "1 chunk failed and was" if count == 1 else f"{count} chunks failed and were"
-    text = f"{failed} filled; the first error: {errors[0]}"
+    were = "was" if count == 1 else "were"
+    text = f"{format_count(count, 'chunk')} failed and {were} filled; the first error: {errors[0]}"
     warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
 
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shmpar.engines.engine import ActivePlan, Engine, Exit, Generation
-from shmpar.errors import ShmparError
+from shmpar.errors import ShmparError, format_count
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import DONE, FAILED, FINGERPRINT, PENDING, Ledger, LostClaim
 from shmpar.memory.allocate import SMALL, preflight
@@ -541,8 +541,9 @@ class Execution:
         if errors:
             if self.policy.on_error == "raise":
                 return errors[0]
-            chunks = "1 chunk" if len(errors) == 1 else f"{len(errors)} chunks"
-            return ExceptionGroup(f"{chunks} of {plan.verb} failed", errors)
+            return ExceptionGroup(
+                f"{format_count(len(errors), 'chunk')} of {plan.verb} failed", errors
+            )
         return outputs.result()
 
     def abort(self, error: BaseException) -> None:

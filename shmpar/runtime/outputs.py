@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shmpar.errors import ShmparError
+from shmpar.errors import ShmparError, format_count
 from shmpar.ipc.ledger import DONE, PENDING, Ledger
 from shmpar.memory.allocate import atomic_file
 from shmpar.memory.locate import locate
@@ -266,7 +266,8 @@ def _check_fit(given: Sequence[Array | NpyFile], outputs: Sequence[Output]) -> N
     """Raise ``ResultError`` if an array of the user does not have the shape of the results."""
     if len(given) != len(outputs):
         raise ResultError(
-            f"out= has {len(given)} arrays, but the function returns {len(outputs)} outputs"
+            f"out= has {format_count(len(given), 'array')}, but the function returns "
+            f"{format_count(len(outputs), 'output')}"
         )
     for mine, (shape, _) in zip(given, outputs, strict=True):
         if isinstance(mine, np.ndarray) and mine.shape != shape:

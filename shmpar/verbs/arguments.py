@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,16 +13,23 @@ from typing import Any, Final
 
 import numpy as np
 
-from shmpar.grid import BLOCK_BYTES, Grid
+from shmpar.errors import format_count
+from shmpar.grid import BLOCK_BYTES, Grid, Halo, Mode
 from shmpar.grid.axis import axis_number
+from shmpar.grid.halo import parse_boundary, parse_depth
 from shmpar.memory.copying import is_masked
+from shmpar.memory.limits import free_memory
 from shmpar.pickling.pack import is_importable
-from shmpar.plan import Argument, Blocks, Items, Rows, Whole
+from shmpar.plan import SMALLER_WINDOW, Argument, Blocks, Items, Rows, Whole
 
 Array = np.ndarray[Any, Any]
 Axes = tuple[int, ...]
 Names = frozenset[str]
 Depths = tuple[tuple[int, int], ...]
+
+# Why: reading the free memory takes longer than a call of a verb.
+_LARGE_WINDOW: Final = 64 << 20
+_NO_HALO: Final[list[Any]] = [(0, 0), (Mode.NONE, Mode.NONE)]
 
 
 @dataclass(eq=False, slots=True)
@@ -51,6 +59,67 @@ class Inputs:
         self.arguments.append(kind(len(store), *fields))
         store.append(value)
 
+    def add_halos(self, verb: str, depth: Any, boundary: Any) -> Halo | None:
+        """Give each block its halo; return the halo of the results, None if no block has any.
+
+        A list has an entry per input, along the axes of that input; anything else holds for the
+        axes of the grid. An axis that is not cut arrives whole, without a halo. A result has the
+        halo of the input with the most axes, the first of these; along an axis that this input
+        does not have, that of the next.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong entry, or a constant that an input cannot hold.
+        """
+        depths = self._per_input(verb, "depth", depth, parse_depth)
+        sides = self._per_input(verb, "boundary", boundary, parse_boundary)
+        found: list[tuple[tuple[int | None, ...], Halo]] = []
+        for position, argument in enumerate(self.arguments):
+            if isinstance(argument, Blocks):
+                pairs = zip(argument.axes, depths[position], sides[position], strict=True)
+                own = [_NO_HALO if axis is None else pair for axis, *pair in pairs]
+                halo = Halo(tuple([one for one, _ in own]), tuple([one for _, one in own]))
+                halo.check_constants(self.arrays[argument.array].dtype)
+                found.append((argument.axes, halo))
+                self.arguments[position] = argument._replace(halo=halo or None)
+        if not any(halo for _, halo in found):
+            return None
+        along: dict[int | None, Any] = {}
+        for axes, halo in sorted(found, key=lambda pair: -len(pair[0])):
+            for axis, *side in zip(axes, *halo, strict=True):
+                along.setdefault(axis, side)
+        return Halo(*zip(*[along[axis] for axis in range(len(self.shape))], strict=True))
+
+    def reach(self) -> Depths:
+        """Return the largest depth (before, after) of a halo along each axis of the grid."""
+        most = [(0, 0)] * len(self.shape)
+        for argument in self.arguments:
+            if isinstance(argument, Blocks) and argument.halo is not None:
+                for axis, (before, after) in zip(argument.axes, argument.halo.depth, strict=True):
+                    if axis is not None:
+                        most[axis] = max(most[axis][0], before), max(most[axis][1], after)
+        return tuple(most)
+
+    def _per_input(self, verb: str, name: str, given: Any, parse: Callable[..., Any]) -> list[Any]:
+        """Read ``depth=`` or ``boundary=``: for each argument a pair per axis of its own."""
+        axes = [len(one.axes) if isinstance(one, Blocks) else 0 for one in self.arguments]
+        if isinstance(given, list):
+            if len(given) != len(axes):
+                entries = format_count(len(given), "entry", "entries")
+                raise ValueError(
+                    f"{verb}: {name}={given!r} is a list of {entries} for "
+                    f"{format_count(len(axes), 'input')}; a list has an entry per input, and a "
+                    "tuple an entry per axis"
+                )
+            pairs = zip(given, axes, strict=True)
+            return [parse(one, n, f"{name}[{k}]") if n else () for k, (one, n) in enumerate(pairs)]
+        # Why: only ints and strings are keys of a cache, since 0.0 is equal to -0.0.
+        read = _cached_sides if type(given) in {int, str} else _sides
+        shared = read(parse, given, len(self.shape))
+        # Why: inputs broadcast from the last axis.
+        return [shared[len(shared) - n :] for n in axes]
+
     def cut(
         self, chunks: Any, *, whole: Axes = (), depth: Depths = (), most: int = BLOCK_BYTES
     ) -> Grid:
@@ -63,6 +132,13 @@ class Inputs:
 
 
 _cached_cut = functools.lru_cache(maxsize=64)(Grid.cut)
+
+
+def _sides(parse: Callable[..., Any], given: Any, ndim: int) -> Any:
+    return parse(given, ndim)
+
+
+_cached_sides = functools.lru_cache(maxsize=64)(_sides)
 
 
 def as_input(value: Any, verb: str) -> Array:
@@ -80,29 +156,41 @@ def as_input(value: Any, verb: str) -> Array:
         )
     array = np.asarray(value)
     if array.dtype.hasobject or array.dtype.kind == "T":
+        own = verb == "parallel_map"
+        objects = "a list of the objects, array.tolist()" if own else "a list to parallel_map"
         raise TypeError(
             f"{verb}: an array of dtype {array.dtype} holds pointers into this process; pass "
-            "numbers, fixed-width strings or bytes (for a list of objects there is parallel_map)"
+            f"numbers, fixed-width strings or bytes, or {objects}"
         )
     return array
 
 
-def blocks(verb: str, given: Sequence[Any]) -> Inputs:
+def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None) -> Inputs:
     """Read the arguments of a verb that divides arrays into blocks; they broadcast as in NumPy.
+
+    Parameters
+    ----------
+    shape : tuple of int, optional
+        Shape of the grid if there is no array with axes.
 
     Raises
     ------
     TypeError
-        If there is no array.
+        If there is neither an array nor a shape.
     ValueError
         If the shapes do not broadcast.
     """
-    if not given:
-        raise TypeError(f"{verb}() needs at least one array")
     found = [None if _is_scalar(value) else as_input(value, verb) for value in given]
-    if all(array is None for array in found):
-        found[0] = as_input(given[0], verb)  # Why: without axes there is one chunk, of this array
     shapes = [array.shape for array in found if array is not None]
+    if not shapes and shape is not None:
+        shapes = [shape]
+    elif not given:
+        made = verb == "map_blocks"
+        remedy = made * ", or chunks= with the length of every chunk, as in ((4, 4), (6,)), or out="
+        raise TypeError(f"{verb}() needs at least one array{remedy}")
+    elif not shapes:
+        found[0] = as_input(given[0], verb)  # Why: without axes there is one chunk, of this array
+        shapes = [()]
     inputs = Inputs()
     try:
         inputs.shape = shapes[0] if len(set(shapes)) == 1 else np.broadcast_shapes(*shapes)
@@ -120,9 +208,33 @@ def blocks(verb: str, given: Sequence[Any]) -> Inputs:
     return inputs
 
 
+def check_windows(verb: str, grid: Grid, inputs: Inputs) -> None:
+    """Raise ``ValueError`` if a padded window takes more bytes than there is free memory."""
+    longest = [axis.step for axis in grid.axes]
+    for argument in inputs.arguments if grid.size else ():
+        if not isinstance(argument, Blocks) or argument.halo is None:
+            continue
+        array, halo = inputs.arrays[argument.array], argument.halo
+        lengths = [
+            n if k is None else longest[k] for k, n in zip(argument.axes, array.shape, strict=True)
+        ]
+        window = halo.longest_window(lengths, array.shape)
+        nbytes = math.prod(window) * array.itemsize
+        # Why: a window that is not padded is a view, and a small one has room.
+        if nbytes <= _LARGE_WINDOW or not halo.pads() or nbytes <= (free := free_memory()):
+            continue
+        raise ValueError(
+            f"{verb}: a chunk of shape {tuple(longest)} with its halo of depth {halo.depth} makes "
+            f"a window of shape {window}, which takes {nbytes:,} bytes, but {free:,} bytes of "
+            f"memory are free; {SMALLER_WINDOW}"
+        )
+
+
 def _is_scalar(value: Any) -> bool:
-    # Why: NumPy's functions cost a shared array a dispatch.
-    return value.ndim == 0 if isinstance(value, np.ndarray) else np.ndim(value) == 0
+    # Why: NumPy's functions cost a shared array a dispatch, and a scalar type has ndim too.
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0
+    return isinstance(value, type) or np.ndim(value) == 0
 
 
 def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
@@ -194,8 +306,8 @@ def check_signature(
     """Raise ``TypeError`` if `func` cannot be called with `count` arguments and these keywords."""
     if isinstance(func, np.ufunc) and count != func.nin:
         raise TypeError(
-            f"{verb}: {func.__name__} takes {func.nin} arrays, not {count}; pass the place for "
-            "its result as out="
+            f"{verb}: {func.__name__} takes {format_count(func.nin, 'array')}, not {count}; pass "
+            "the place for its result as out="
         )
     if not (keywords or special) and _obviously_takes(func, count):
         return
@@ -208,9 +320,8 @@ def check_signature(
     try:
         signature.bind(*[None] * count, **{**keywords, **dict.fromkeys(special)})
     except TypeError as error:
-        arguments = "1 argument" if count == 1 else f"{count} arguments"
         raise TypeError(
-            f"{verb}: the function cannot be called with {arguments} and "
+            f"{verb}: the function cannot be called with {format_count(count, 'argument')} and "
             f"kwargs={sorted(keywords)}: {error}; pass its other parameters in kwargs="
             + (", or out by pass_out=True" if "'out'" in str(error) else "")
         ) from None

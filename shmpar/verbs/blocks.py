@@ -13,7 +13,7 @@ from shmpar.plan import Along, InBlocks, PerChunk
 from shmpar.verbs.arguments import as_input, blocks, check_signature
 from shmpar.verbs.call import Caller, check_callable
 from shmpar.verbs.options import Options, with_shared_text
-from shmpar.verbs.outputs import OutputSpec, axes_tuple, place_blocks
+from shmpar.verbs.outputs import OutputSpec, axes_tuple, declared_shape, place_blocks
 from shmpar.worker.compute import ApplyAlongAxis
 
 # Why: more than BLOCK_BYTES, since a ufunc has no temporaries that should stay in the cache.
@@ -46,12 +46,15 @@ class BlockVerbs(Caller):
             ``block_info`` or ``rng`` gets the index of the chunk, its position, or its own random
             generator.
         {arrays}
+            Without an array, `chunks` has the length of every chunk, as ``((4, 4), (6,))`` for
+            an output of 8 x 6, or `out` is an array. The function then gets no block.
         chunks : int, tuple, dict or "auto"
             Elements of a block along each axis; -1 is a whole axis. "auto" is about 1 MiB, or
             8 MiB for a ufunc, in bands that are contiguous in memory.
         {out}
             The input itself works in place.
         {dtype}
+        {empty}
         drop_axis, new_axis : int or sequence of int, optional
             Axes that the function removes (they must lie in one chunk), and axes of the result
             that it adds.
@@ -80,13 +83,18 @@ class BlockVerbs(Caller):
         >>> with shmpar.Pool(2) as pool:
         ...     pool.map_blocks(lambda block: block * 2, np.arange(6), chunks=3)
         array([ 0,  2,  4,  6,  8, 10])
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.map_blocks(lambda block_id: np.full(3, block_id[0]), chunks=((3, 3),))
+        array([0, 0, 0, 1, 1, 1])
         """
         call = self._call("map_blocks", func, options)
-        inputs = call.inputs = blocks("map_blocks", arrays)
+        inputs = call.inputs = blocks("map_blocks", arrays, declared_shape(chunks, out))
         dropped = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
         most = _UFUNC_BLOCK_BYTES if isinstance(func, np.ufunc) else BLOCK_BYTES
         grid = call.grid = inputs.cut(chunks, whole=dropped, most=most)
-        call.placement = place_blocks(grid, dropped, new_axis, out_chunks)
+        # Why: without an input, only the chunk tells the function which shape to return.
+        exact = not inputs.arrays
+        call.placement = place_blocks(grid, dropped, new_axis, out_chunks, exact=exact)
         like_input = call.placement == InBlocks.like(grid)
         if call.pass_out and like_input:
             # Why: the function writes into a window, which has the length of the chunk.
@@ -120,6 +128,7 @@ class BlockVerbs(Caller):
             Halo of the blocks, as in :meth:`map_overlap`.
         {out}
         {dtype}
+        {empty_values}
         {objects}
         {options}
 
@@ -166,6 +175,9 @@ class BlockVerbs(Caller):
         trim: bool = True,
         out: Any = None,
         dtype: Any = None,
+        drop_axis: Any = None,
+        new_axis: Any = None,
+        out_chunks: Any = None,
         **options: Unpack[Options],
     ) -> Any:
         """Call a function on each block of an array with a halo around it.
@@ -182,31 +194,43 @@ class BlockVerbs(Caller):
             `boundary`, so that every window has its whole halo. If it returns a tuple, there are
             several outputs.
         {arrays}
-        depth : int, tuple or dict
+            An axis of length 1 that is broadcast has no halo.
+        depth : int, tuple, dict or list
             Elements of the halo: one number, or one per axis, or a dict of axes (missing: 0). In
-            a tuple or dict, a pair (before, after) may replace a number: ``((0, 1), 0)``.
-        boundary : str, number, tuple or dict
+            a tuple or dict, a pair (before, after) may replace a number: ``((0, 1), 0)``. A list
+            has one of these per input, for the axes of that input; anything else is for the
+            axes of the broadcast inputs.
+        boundary : str, number, tuple, dict or list
             Values beyond the array: one for all axes, or one per axis, or a pair (before, after)
             per axis. The default, ``"none"``, makes windows at the border smaller; a SciPy filter
             then treats the border as in the whole array, and nothing is copied. This does not
             hold for a filter with ``mode="wrap"``: pass ``boundary="wrap"``. Otherwise pass a
             constant, or a name from SciPy and Dask: ``"reflect"`` (repeats the edge; NumPy's
             ``"symmetric"``), ``"mirror"`` (does not repeat it; NumPy's ``"reflect"``),
-            ``"nearest"`` (``"edge"``), ``"periodic"`` (``"wrap"``).
+            ``"nearest"`` (``"edge"``), ``"periodic"`` (``"wrap"``). A list has an entry per input.
         chunks : int, tuple, dict or "auto"
             Elements of a block along each axis, without the halo; -1 is a whole axis. "auto" is
             about 1 MiB, in blocks so wide that the halo adds at most half.
         trim : bool
-            Remove the halo from the results of the function.
+            Remove the halo from the results of the function, along the axes that they keep. With
+            a list of depths, it is the halo of the input with the most axes, the first of these.
         {out}
             It cannot be an input.
         {dtype}
+        {empty}
+        drop_axis, new_axis : int or sequence of int, optional
+            Axes that the function removes (they must lie in one chunk), and axes of the result
+            that it adds.
+        out_chunks : int, tuple or dict, optional
+            Elements of the blocks of the result along an axis, without the halo, if they differ
+            from the input: one length for all chunks, or one per chunk.
         {options}
 
         Returns
         -------
         ndarray, tuple of ndarray, or Run
-            Array of the shape of the input; the run with ``wait=False``.
+            The joined blocks, by default of the shape of the input; the run with
+            ``wait=False``.
 
         Raises
         ------
@@ -227,16 +251,26 @@ class BlockVerbs(Caller):
         >>> with shmpar.Pool(2) as pool:
         ...     pool.map_overlap(slope, np.arange(8.0) ** 2, depth=1, chunks=3)
         array([ 1.,  2.,  4.,  6.,  8., 10., 12., 13.])
+
+        Smooth the rows of an image, and add them up:
+
+        >>> def smooth(window):
+        ...     return np.convolve(window.sum(axis=0), [0.25, 0.5, 0.25], "same")
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.map_overlap(smooth, np.eye(3, 6), depth=(0, 1), chunks=(-1, 2), drop_axis=0)
+        array([0.75, 1.  , 0.75, 0.25, 0.  , 0.  ])
         """
         call = self._call("map_overlap", func, options)
         call.inputs = blocks("map_overlap", arrays)
-        call.cut_with_halo(chunks, depth, boundary)
+        dropped = axes_tuple("drop_axis", drop_axis, len(call.inputs.shape))
+        call.cut_with_halo(chunks, depth, boundary, whole=dropped)
         if call.pass_out and call.halo is not None and trim:
             raise ValueError(
                 "map_overlap: with pass_out=True the function gets the window of its chunk, "
                 "without halo, so pass trim=False"
             )
-        call.placement, call.trim = InBlocks.exactly(call.grid), trim
+        call.placement = place_blocks(call.grid, dropped, new_axis, out_chunks, exact=True)
+        call.trim = trim
         call.declare_output(out, dtype)
         return self._run(call)
 

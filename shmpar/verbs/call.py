@@ -15,7 +15,7 @@ from shmpar.runtime.execution import Execution, Policy
 from shmpar.runtime.outputs import Outputs, fill_value_for
 from shmpar.runtime.progress import observe
 from shmpar.runtime.run import Run
-from shmpar.verbs.arguments import Inputs, check_signature, special_parameters
+from shmpar.verbs.arguments import Inputs, check_signature, check_windows, special_parameters
 from shmpar.verbs.options import Defaults, Options, parse_options
 from shmpar.verbs.outputs import OutputSpec, known_outputs, parse_output, ufunc_dtypes
 
@@ -63,15 +63,15 @@ class Call:
         """The function gets its window of the output as ``out``."""
         return bool(self.options.get("pass_out"))
 
-    def cut_with_halo(self, chunks: Any, depth: Any, boundary: Any) -> None:
-        """Set the grid, and the halo if it has any depth."""
-        # Why: only ints and strings are keys of a cache, since 0.0 is equal to -0.0.
-        parse = _cached_halo if {type(depth), type(boundary)} <= {int, str} else Halo.parse
-        halo = parse(depth, boundary, len(self.inputs.shape))
-        for array in self.inputs.arrays:
-            halo.check_constants(array.dtype)
-        self.halo = halo or None
-        self.grid = self.inputs.cut(chunks, depth=halo.depth if halo else ())
+    def cut_with_halo(
+        self, chunks: Any, depth: Any, boundary: Any, whole: tuple[int, ...] = ()
+    ) -> None:
+        """Set the grid, and the halos that have any depth."""
+        self.halo = self.inputs.add_halos(self.verb, depth, boundary)
+        reach = self.inputs.reach() if self.halo is not None else ()
+        self.grid = self.inputs.cut(chunks, whole=whole, depth=reach)
+        if self.halo is not None:
+            check_windows(self.verb, self.grid, self.inputs)
 
     def declare_output(self, out: Any = None, dtype: Any = None, **allowed: bool) -> None:
         """Read ``out=`` and ``dtype=``; `objects` and `in_place` may be allowed."""
@@ -138,9 +138,6 @@ class Call:
             timed=policy.task_timeout is not None,
             check=policy.check and not spec.returns_objects,
         )
-
-
-_cached_halo = functools.lru_cache(maxsize=64)(Halo.parse)
 
 
 class Caller:

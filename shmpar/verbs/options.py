@@ -118,6 +118,14 @@ class _SharedText:
     dtype : dtype or tuple of dtype, optional
         Dtype of the result. Results of the function are cast to it as a ufunc casts into ``out``.
 
+    {empty}
+        An input without elements needs it, or `out`, since the function is never called; a ufunc
+        needs neither.
+
+    {empty_values}
+        An input without elements needs it for scalar results, and `out` for results that are
+        arrays, since the function is never called.
+
     {objects}
         ``object`` collects any Python objects, pickled.
 

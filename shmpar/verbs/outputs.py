@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from math import prod
+from reprlib import repr as brief
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from shmpar.errors import format_count
 from shmpar.grid import Axis, Grid
 from shmpar.grid.axis import axis_number, per_axis, whole_number
 from shmpar.memory.copying import is_masked
@@ -83,7 +86,10 @@ def parse_output(
     given = tuple(_parse_array_or_file(verb, part) for part in parts)
     declared = dtypes or (None,) * len(given)
     if len(declared) != len(given):
-        raise ValueError(f"{verb}: out= has {len(given)} arrays, dtype= {len(declared)}")
+        raise ValueError(
+            f"{verb}: out= has {format_count(len(given), 'array')}, and dtype= has "
+            f"{format_count(len(declared), 'dtype')}; pass one dtype per array, or none"
+        )
     pairs = list(zip(given, declared, strict=True))
     found = tuple([due if isinstance(array, NpyFile) else array.dtype for array, due in pairs])
     for actual, due in zip(found, declared, strict=True):
@@ -206,8 +212,31 @@ def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def place_blocks(grid: Grid, drop: Sequence[int], new_axis: Any, out_chunks: Any) -> InBlocks:
+def declared_shape(chunks: Any, out: Any) -> tuple[int, ...] | None:
+    """Return the shape that ``chunks=`` or ``out=`` gives to a call without an array.
+
+    Examples
+    --------
+    >>> declared_shape(((4, 4, 2), (3,)), None)
+    (10, 3)
+    """
+    entries = chunks if isinstance(chunks, tuple | list) else ()
+    if entries and all(isinstance(lengths, tuple | list) for lengths in entries):
+        where = f"chunks={brief(chunks)}"
+        return tuple([sum([whole_number(n, where) for n in lengths]) for lengths in entries])
+    first = out[0] if isinstance(out, tuple) and out else out
+    return first.shape if isinstance(first, np.ndarray) and first.ndim else None
+
+
+def place_blocks(
+    grid: Grid, drop: Sequence[int], new_axis: Any, out_chunks: Any, *, exact: bool = False
+) -> InBlocks:
     """Make the placement of blocks from ``drop_axis``, ``new_axis`` and ``out_chunks``.
+
+    Parameters
+    ----------
+    exact : bool
+        A block has the length of the chunk along an axis in one chunk too.
 
     Raises
     ------
@@ -215,11 +244,11 @@ def place_blocks(grid: Grid, drop: Sequence[int], new_axis: Any, out_chunks: Any
         If a dropped axis has several chunks, or `out_chunks` does not fit.
     """
     if not drop and new_axis is None and out_chunks is None:
-        return InBlocks.like(grid)
+        return InBlocks.exactly(grid) if exact else InBlocks.like(grid)
     for axis in drop:
         if (count := grid.numblocks[axis]) > 1:
             raise ValueError(
-                f"drop_axis: axis {axis} is cut into {count} chunks, whose results would fall on "
+                f"drop_axis: axis {axis} is cut into {count:,} chunks, whose results would fall on "
                 f"one another; leave it whole with chunks={{{axis}: -1}}"
             )
     axes: list[int | None] = [axis for axis in range(grid.ndim) if axis not in drop]
@@ -227,25 +256,29 @@ def place_blocks(grid: Grid, drop: Sequence[int], new_axis: Any, out_chunks: Any
         added = list(new_axis) if isinstance(new_axis, Iterable) else [new_axis]
         for axis in axes_tuple("new_axis", added, len(axes) + len(added)):
             axes.insert(axis, None)
-    words = f"an output of {len(axes)} axes"
+    words = f"an output of {format_count(len(axes), 'axis', 'axes')}"
     entries = per_axis("out_chunks", out_chunks, len(axes), missing=None, array=words)
-    inputs = [Axis.regular(1, 1) if axis is None else grid.axes[axis] for axis in axes]
     cuts = [
-        _parse_out_chunks(f"out_chunks, axis {k}", entry, axis)
-        for k, (entry, axis) in enumerate(zip(entries, inputs, strict=True))
+        _parse_out_chunks(f"out_chunks, axis {k}", entry, axis, grid, exact=exact)
+        for k, (entry, axis) in enumerate(zip(entries, axes, strict=True))
     ]
     return InBlocks(tuple(axes), tuple(cuts))
 
 
-def _parse_out_chunks(where: str, entry: Any, axis: Axis) -> Axis | None:
+def _parse_out_chunks(
+    where: str, entry: Any, number: int | None, grid: Grid, *, exact: bool
+) -> Axis | None:
+    axis = Axis.regular(1, 1) if number is None else grid.axes[number]
     if entry is None:
-        return None if axis.count == 1 else axis
+        free = number is None or (axis.count == 1 and not exact)
+        return None if free else axis
     if isinstance(entry, str) or not isinstance(entry, Iterable):
         lengths = [whole_number(entry, where)] * axis.count
     else:
         lengths = [whole_number(length, where) for length in entry]
     if len(lengths) != axis.count:
-        raise ValueError(f"{where} has {len(lengths)} lengths for {axis.count} chunks")
+        lacking = f"{format_count(len(lengths), 'length')} for {format_count(axis.count, 'chunk')}"
+        raise ValueError(f"{where} has {lacking}")
     try:
         return Axis.explicit(lengths)
     except ValueError as error:
@@ -306,35 +339,75 @@ def known_outputs(
     """
     if spec.returns_objects:
         return Announcement((Output(plan.grid.numblocks, np.dtype(object)),), is_tuple=False)
-    if spec.dtypes is None and plan.chunks:
+    if not plan.chunks:
+        return _outputs_without_a_call(plan, inputs, spec, results)
+    if spec.dtypes is None:
         return None
-    dtypes, empty = spec.dtypes or (), spec.given is None and plan.chunks == 0
-    shape = _known_shape(plan, empty=empty)
-    if empty:
-        # Why: without chunks the function is never called, so the input decides.
-        like = inputs.arrays[0].dtype if inputs.arrays else np.dtype(float)
-        dtypes = dtypes or (results if results is not None and len(results) == 1 else (like,))
-    if spec.given is None and shape is None:
-        return None
+    shape = None
+    if isinstance(plan.placement, InBlocks) and None not in plan.placement.cuts:
+        shape = plan.placement.shape(plan.grid, (), (0,) * len(plan.placement.cuts))
     outputs = []
-    for array, dtype in zip(spec.given or (None,) * len(dtypes), dtypes, strict=True):
+    for array, dtype in zip(spec.given or (None,) * len(spec.dtypes), spec.dtypes, strict=True):
         if isinstance(array, np.ndarray):
             plan.check_shape(array)
             outputs.append(Output(array.shape, array.dtype))
         elif shape is not None and dtype is not None:
             outputs.append(Output(shape, dtype))
-    if len(outputs) < len(dtypes):
+    if len(outputs) < len(spec.dtypes):
         return None
     return Announcement(tuple(outputs), bool(spec.is_tuple))
 
 
-def _known_shape(plan: Plan, *, empty: bool) -> tuple[int, ...] | None:
-    """Return the shape of the output if it is known: of an empty one, or of known blocks."""
+def _outputs_without_a_call(
+    plan: Plan, inputs: Inputs, spec: OutputSpec, results: tuple[DType, ...] | None
+) -> Announcement:
+    """Return the outputs of a call without a chunk, whose function is never called.
+
+    Raises
+    ------
+    ValueError
+        If dtypes or shapes are not known, or an output would have elements.
+    """
+    never = f"{plan.verb}: the input has no elements, so the function is never called"
+    dtypes, is_tuple = spec.dtypes or (None,), bool(spec.is_tuple)
+    if spec.dtypes is None and results is not None:
+        dtypes, is_tuple = results, len(results) > 1
+    elif results is not None and len(results) == len(dtypes):
+        dtypes = tuple([due or found for due, found in zip(dtypes, results, strict=True)])
+    shape = _shape_without_a_call(plan, inputs, is_ufunc=results is not None)
+    outputs = []
+    for array, dtype in zip(spec.given or (None,) * len(dtypes), dtypes, strict=True):
+        if isinstance(array, np.ndarray):
+            plan.check_shape(array)
+            output = Output(array.shape, array.dtype)
+        elif dtype is None:
+            remedy = "dtype=, or a tuple of dtypes if it returns several outputs"
+            raise ValueError(f"{never} and cannot tell the dtype of its results; pass {remedy}")
+        elif shape is None:
+            remedy = "out_chunks= for the axes of new_axis, or out="
+            remedy = remedy if isinstance(plan.placement, InBlocks) else "out="
+            raise ValueError(f"{never} and cannot tell the shape of its results; pass {remedy}")
+        else:
+            output = Output(shape, dtype)
+        if prod(output.shape):
+            raise ValueError(
+                f"{never}, but its output of shape {output.shape} would have elements; call the "
+                "function itself on the whole input"
+            )
+        outputs.append(output)
+    return Announcement(tuple(outputs), is_tuple)
+
+
+def _shape_without_a_call(plan: Plan, inputs: Inputs, *, is_ufunc: bool) -> tuple[int, ...] | None:
+    """Return the shape of the output of a call without a chunk; None if nothing tells it."""
     grid, placement = plan.grid, plan.placement
-    if not isinstance(placement, InBlocks):
-        return grid.numblocks if empty else None
-    if None in placement.cuts and not empty:
-        return None
-    # Why: an axis of any length has the length of the input, or 1, if there is no result.
-    axes = tuple([1 if axis is None else grid.shape[axis] for axis in placement.axes])
-    return placement.shape(grid, (), axes)
+    if isinstance(placement, InBlocks):
+        # Why: along an axis in one chunk a block may have any length, and mostly keeps its own.
+        pairs = zip(placement.axes, placement.cuts, strict=True)
+        axes = [grid.axes[k] if cut is None and k is not None else cut for k, cut in pairs]
+        lengths = [axis.size for axis in axes if axis is not None]
+        return tuple(lengths) if len(lengths) == len(axes) else None
+    if not is_ufunc:
+        return grid.numblocks
+    rows = [inputs.arrays[one.array].shape[1:] for one in plan.arguments if isinstance(one, Rows)]
+    return (0, *np.broadcast_shapes(*rows)) if len(rows) == len(plan.arguments) else None

@@ -41,6 +41,8 @@ class RowVerbs(Caller):
         {out}
             The input itself works in place.
         {dtype}
+        {empty_values}
+            A ufunc of rows needs neither.
         {objects}
         {options}
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
+from operator import index
 from sys import maxsize
 from time import monotonic_ns, perf_counter
 from typing import Any, Protocol, TypeVar
@@ -15,10 +17,21 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from shmpar.errors import SegmentFull
-from shmpar.grid import Axis, Grid, Halo, Mode
+from shmpar.grid import Axis, Grid, Halo
 from shmpar.ipc.ledger import CURSOR, SINCE, Ledger
 from shmpar.ipc.tickets import Tickets
-from shmpar.plan import Announcement, Blocks, Function, InBlocks, Items, PerItem, Plan, Rows
+from shmpar.plan import (
+    SMALLER_WINDOW,
+    Announcement,
+    Blocks,
+    Function,
+    InBlocks,
+    Items,
+    PerItem,
+    Plan,
+    ResultError,
+    Rows,
+)
 from shmpar.worker.environment import exit_if_forked
 from shmpar.worker.reserve import Reserve, reserver
 from shmpar.worker.store import Store, Use, announce, scalar_targets, storer, trimmed
@@ -431,8 +444,8 @@ def _getter(plan: Plan, argument: Any, arrays: Sequence[Array], values: Sequence
             return values[value].__getitem__  # type: ignore[no-any-return]
         case Rows(number):
             return arrays[number].__getitem__
-        case Blocks(number, axes) if plan.halo is not None:
-            return _window_getter(plan.grid, plan.halo, arrays[number], axes)
+        case Blocks(number, _, halo) if halo is not None:
+            return _window_getter(plan.grid, argument, halo, arrays[number])
         case Blocks(number, axes):
             return _block_getter(plan.grid, arrays[number], axes)
         case _:  # Whole
@@ -450,23 +463,38 @@ def _block_getter(grid: Grid, array: Array, axes: Axes) -> Getter:
     return lambda chunk: array[_select(axes, grid.core(chunk), slice(None))]
 
 
-def _window_getter(grid: Grid, halo: Halo, array: Array, axes: Axes) -> Getter:
-    """Return the getter of the block of an array with its halo.
-
-    An axis that is not cut arrives whole, without a halo.
-    """
-    if axes == tuple(range(grid.ndim)):
-        return lambda chunk: halo.gather(array, grid, chunk)
-    cuts = zip(_select(axes, grid.axes, None), array.shape, strict=True)
-    own_grid = Grid(tuple(Axis.regular(n, max(1, n)) if cut is None else cut for cut, n in cuts))
-    boundary = _select(axes, halo.boundary, (Mode.NONE, Mode.NONE))
-    own_halo = Halo(_select(axes, halo.depth, (0, 0)), boundary)
+def _window_getter(grid: Grid, argument: Blocks, halo: Halo, array: Array) -> Getter:
+    """Return the getter of the block of an array with its halo."""
+    own_grid, number = _own_grid(grid, argument, array.shape)
 
     def window(chunk: int) -> Array:
-        number = own_grid.number(_select(axes, grid.index(chunk), 0))
-        return own_halo.gather(array, own_grid, number)
+        try:
+            return halo.gather(array, own_grid, number(chunk))
+        except MemoryError:
+            bounds = halo.window(own_grid, number(chunk))
+            shape = tuple([stop - start for start, stop in bounds])
+            raise ResultError(
+                f"with its halo of depth {halo.depth} it makes a window of shape {shape}, which "
+                f"takes {prod(shape) * array.itemsize:,} bytes, more than this worker has left; "
+                f"{SMALLER_WINDOW}"
+            ) from None
 
     return window
+
+
+def _own_grid(
+    grid: Grid, argument: Blocks, shape: Sequence[int]
+) -> tuple[Grid, Callable[[int], int]]:
+    """Return the grid of an array, and the function from a chunk of the plan to its chunk there.
+
+    An axis that is not cut is one chunk.
+    """
+    axes = argument.axes
+    if axes == tuple(range(grid.ndim)):
+        return grid, index
+    cuts = zip(_select(axes, grid.axes, None), shape, strict=True)
+    own = Grid(tuple(Axis.regular(n, max(1, n)) if cut is None else cut for cut, n in cuts))
+    return own, lambda chunk: own.number(_select(axes, grid.index(chunk), 0))
 
 
 def special_arguments(plan: Plan, arrays: Sequence[Array]) -> dict[str, Getter]:
@@ -490,19 +518,22 @@ def _block_info(plan: Plan, arrays: Sequence[Array], chunk: int) -> Info:
     info: Info = {}
     grid, index = plan.grid, plan.grid.index(chunk)
     core = [(part.start, part.stop) for part in grid.core(chunk)]
-    # A window that is padded begins below 0 or ends beyond the array.
-    window = core if plan.halo is None else list(plan.halo.window(grid, chunk))
     for position, argument in enumerate(plan.arguments):
         if isinstance(argument, Blocks | Rows):
             array = arrays[argument.array]
             uncut = (None,) * (array.ndim - 1)
             axes = argument.axes if isinstance(argument, Blocks) else (0, *uncut)
-            sides = zip(axes, array.shape, strict=True)
+            cuts = zip(_select(axes, core, None), array.shape, strict=True)
+            where = [(0, n) if cut is None else cut for cut, n in cuts]
+            if isinstance(argument, Blocks) and argument.halo is not None:
+                # A window that is padded begins below 0 or ends beyond the array.
+                own_grid, number = _own_grid(grid, argument, array.shape)
+                where = list(argument.halo.window(own_grid, number(chunk)))
             info[position] = {
                 "shape": array.shape,
                 "num-chunks": _select(axes, grid.numblocks, 1),
                 "chunk-location": _select(axes, index, 0),
-                "array-location": [(0, n) if axis is None else window[axis] for axis, n in sides],
+                "array-location": where,
                 "dtype": array.dtype,
             }
     info[None] = {

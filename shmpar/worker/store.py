@@ -12,9 +12,19 @@ from typing import Any, Literal
 
 import numpy as np
 
+from shmpar.errors import format_count
 from shmpar.grid import Halo, Mode
 from shmpar.memory.copying import is_masked
-from shmpar.plan import Announcement, InBlocks, Output, PerItem, Plan, ResultError
+from shmpar.plan import (
+    Announcement,
+    InBlocks,
+    Output,
+    PerItem,
+    Plan,
+    ResultError,
+    describe_shape,
+    fits_shape,
+)
 
 Array = np.ndarray[Any, Any]
 Store = Callable[[int, Any], None]
@@ -41,8 +51,8 @@ def as_arrays(plan: Plan, value: Any, is_tuple: bool | None) -> tuple[Array, ...
     if not parts:
         raise _returned("an empty tuple, which is no output; return None")
     if plan.dtypes is not None and len(parts) != len(plan.dtypes):
-        due = f"{len(plan.dtypes)} are declared by out= or dtype="
-        raise _returned(f"{len(parts)} outputs, but {due}")
+        due = f"out= or dtype= declares {len(plan.dtypes)}"
+        raise _returned(f"{format_count(len(parts), 'output')}, but {due}")
     return tuple([_as_array(part) for part in parts])
 
 
@@ -66,7 +76,7 @@ def _as_array(value: Any) -> Array:
     except ValueError as error:
         raise _returned(f"no array of values: {error}") from error
     if array.dtype.hasobject or array.dtype.kind == "T":
-        remedy = "block_reduce and parallel_map collect any objects with dtype=object"
+        remedy = "for any objects pass dtype=object, which block_reduce and parallel_map take"
         raise _returned(f"{type(value).__name__}, which is no array of plain values; {remedy}")
     return array
 
@@ -80,8 +90,10 @@ def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
         raise _returned(f"None where a value is due; {remedy}")
     arrays = as_arrays(plan, value, plan.is_tuple)
     for array in arrays:
-        if plan.verb == "map_overlap" and array.shape != _chunk_shape(plan, chunk):
-            raise ResultError(explain_overlap_shape(plan, chunk, array.shape))
+        if plan.verb == "map_overlap":
+            due = _placement(plan).lengths(plan.grid, chunk)
+            if not fits_shape(array.shape, due):
+                raise ResultError(explain_overlap_shape(plan, chunk, array.shape))
     index = plan.grid.index(chunk)
     dtypes = plan.dtypes or (None,) * len(arrays)
     outputs = tuple(
@@ -95,20 +107,45 @@ def trimmed(plan: Plan, halo: Halo, use: Use) -> Use:
     """Return `use` for results from which the halo is removed first."""
 
     def trim_and_use(chunk: int, value: Any) -> Any:
-        core, window = halo.trim(plan.grid, chunk), halo.window(plan.grid, chunk)
-        due = tuple(stop - start for start, stop in window)
+        core, due = untrimmed(plan, halo, chunk)
 
         def trim(part: Any) -> Any:
             if part is None:  # Why: announce() and the stores explain a missing result.
                 return None
-            array = np.asarray(part)
-            if array.shape != due:
+            array = _as_array(part)
+            if array.shape != due and not fits_shape(array.shape, due):
                 raise ResultError(explain_overlap_shape(plan, chunk, array.shape))
             return array[core]
 
         return use(chunk, tuple(map(trim, value)) if isinstance(value, tuple) else trim(value))
 
     return trim_and_use
+
+
+def untrimmed(
+    plan: Plan, halo: Halo, chunk: int
+) -> tuple[tuple[slice, ...], tuple[int | None, ...]]:
+    """Return the slices that remove the halo of a result, and its lengths with the halo.
+
+    A result has the halo along the axes that it has of the grid; None stands for any length.
+    """
+    grid, placement = plan.grid, _placement(plan)
+    core, window = halo.trim(grid, chunk), halo.window(grid, chunk)
+    slices, due = [], []
+    for axis, cut in zip(placement.axes, placement.cuts, strict=True):
+        if axis is None or cut is None:
+            slices.append(slice(None))
+            due.append(None if cut is None else cut.size)
+            continue
+        (start, stop), inner = window[axis], core[axis]
+        length = inner.stop - inner.start
+        around = stop - start - length
+        if cut is not grid.axes[axis]:
+            low, high = cut.span(grid.index(chunk)[axis])
+            length = high - low
+        slices.append(slice(inner.start, inner.start + length))
+        due.append(length + around)
+    return tuple(slices), tuple(due)
 
 
 def storer(plan: Plan, outputs: Sequence[Array], is_tuple: bool) -> Store:
@@ -163,7 +200,8 @@ def _store_tuple(plan: Plan, stores: Sequence[Store], outputs: Sequence[Array]) 
     def store(chunk: int, value: Any) -> None:
         if not isinstance(value, tuple) or len(value) != len(stores):
             found = len(as_arrays(plan, value, is_tuple=True))
-            raise _returned(f"{found} outputs here but {len(stores)} for the first chunk")
+            here = format_count(found, "output")
+            raise _returned(f"{here} here but {len(stores)} for the first chunk")
         # Why: an output may be an input too, and a function may return a view of its input. A view
         # of an output that is written before it is copied first.
         parts = [
@@ -265,10 +303,8 @@ def _explain_shape(plan: Plan, chunk: int, value: Array, window: Array) -> str:
         remedy = "every chunk must return the same shape"
     elif value.ndim == 0:
         return "the function returned a scalar where a block is due; use block_reduce for that"
-    elif value.ndim < window.ndim:
-        remedy = "name the axes that it drops in drop_axis"
-    elif value.ndim > window.ndim:
-        remedy = "name the axes that it adds in new_axis"
+    elif value.ndim != window.ndim:
+        return _explain_axes(value.shape, window.ndim)
     else:
         lengths = "with one length per chunk where they differ"
         remedy = f"for blocks that change their size pass out_chunks=, {lengths}"
@@ -276,31 +312,46 @@ def _explain_shape(plan: Plan, chunk: int, value: Array, window: Array) -> str:
 
 
 def explain_overlap_shape(plan: Plan, chunk: int, shape: tuple[int, ...]) -> str:
-    """Return the message for a result of `map_overlap` of another shape than the chunk's."""
-    due, halo = _chunk_shape(plan, chunk), plan.halo
+    """Return the message for a result of `map_overlap` of another shape than that of its place."""
+    placement, halo = _placement(plan), plan.halo
+    due = placement.lengths(plan.grid, chunk)
     if not shape:
         return "the function returned a scalar where a block is due; block_reduce has depth= too"
+    if len(shape) != len(due):
+        return _explain_axes(shape, len(due))
+    lengths = "for blocks of other lengths pass out_chunks="
+    returned = f"the function returned shape {shape}"
     if halo is None:
-        remedy = "map_blocks puts blocks of other shapes together"
-        return f"the function returned shape {shape} where the chunk's, {due}, is due; {remedy}"
-    window = tuple(stop - start for start, stop in halo.window(plan.grid, chunk))
-    less = tuple(length - sum(depth) for length, depth in zip(window, halo.depth, strict=True))
+        return f"{returned} where {describe_shape(due)} is due; {lengths}"
+    window, whole = halo.window(plan.grid, chunk), untrimmed(plan, halo, chunk)[1]
+    depths = [(0, 0) if k is None else halo.depth[k] for k in placement.axes]
+    less = [None if n is None else n - sum(pair) for n, pair in zip(whole, depths, strict=True)]
     small = 'boundary="none" makes windows at the array\'s border smaller'
     sides = zip(halo.depth, halo.boundary, strict=True)
     ends = any(any(depth) and Mode.NONE in boundary for depth, boundary in sides)
-    if plan.trim and shape in (due, less):
+    if plan.trim and (fits_shape(shape, due) or fits_shape(shape, less)):
         more = f" and another boundary, since {small}" if ends else ""
         hint = f", the halo being cut off already; for such a function pass trim=False{more}"
     elif plan.trim:
-        hint = f"; it must return the window's shape, or, with trim=False, the chunk's, {due}"
-    elif shape == window:
-        hint = f", which includes the halo, where {due} is due; without trim=False it is cut off"
-    elif shape == less and ends:
-        hint = f", where {due} is due; {small}, so pass another one"
+        hint = f"; it must return {describe_shape(whole)}, or, with trim=False, "
+        hint += f"{describe_shape(due)}; {lengths}"
+    elif fits_shape(shape, whole):
+        hint = f", which includes the halo, where {describe_shape(due)} is due; without trim=False "
+        hint += "it is cut off"
+    elif fits_shape(shape, less) and ends:
+        hint = f", where {describe_shape(due)} is due; {small}, so pass another one"
     else:
-        hint = f", where {due} is due; with trim=False the function cuts the halo off itself"
-    return f"the function returned shape {shape} for a window of shape {window}{hint}"
+        hint = f", where {describe_shape(due)} is due; with trim=False the function cuts the halo "
+        hint += f"off itself; {lengths}"
+    return f"{returned} for a window of shape {tuple(b - a for a, b in window)}{hint}"
 
 
-def _chunk_shape(plan: Plan, chunk: int) -> tuple[int, ...]:
-    return tuple(part.stop - part.start for part in plan.region(chunk))
+def _explain_axes(shape: tuple[int, ...], axes: int) -> str:
+    remedy = "drops in drop_axis" if len(shape) < axes else "adds in new_axis"
+    due = f"a block is due with {format_count(axes, 'axis', 'axes')}"
+    return f"the function returned shape {shape} where {due}; name the axes that it {remedy}"
+
+
+def _placement(plan: Plan) -> InBlocks:
+    assert isinstance(plan.placement, InBlocks), "results with a halo are placed beside one another"
+    return plan.placement

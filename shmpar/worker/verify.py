@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shmpar.errors import ChunkError
+from shmpar.errors import ChunkError, format_count
 from shmpar.ipc.ledger import DONE, PENDING, Ledger
 from shmpar.memory.segment import new_output
 from shmpar.plan import Plan, ResultError, describe_region
@@ -144,7 +144,7 @@ def _compute_checked(
     pairs = zip(missing, windows, strict=True)
     count = sum(int((one & still_filled(w, SECOND_PATTERN)).sum()) for one, w in pairs)
     if count:
-        left = f"the function left {count:,} elements of its window unwritten"
+        left = f"the function left {format_count(count, 'element')} of its window unwritten"
         raise ResultError(f"check=True: {left}")
 
 
@@ -198,7 +198,8 @@ class Verification:
         wrong = [chunk for chunk, status in statuses if self._differs(chunk, status)]
         if wrong:
             first, region = wrong[0], plan.region(wrong[0])
-            more = f", and those of {len(wrong) - 1:,} more chunks" if len(wrong) > 1 else ""
+            rest = format_count(len(wrong) - 1, "more chunk")
+            more = f", and those of {rest}" if len(wrong) > 1 else ""
             chunk = f"chunk {first} at {describe_region(region)}"
             changed = "its window of the output was changed by another writer than its worker"
             message = f"{plan.verb}, {chunk}: check=True: {changed}{more}; {_OUTSIDE}"

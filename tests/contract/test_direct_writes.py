@@ -71,7 +71,7 @@ def test_a_ufunc_that_does_not_cast_is_an_error_before_the_run(
     assert call(np.add, X, X, dtype="f4").dtype == np.float32
     assert pool.map_blocks(np.add, X, 1, dtype="f4").dtype == np.float32
     assert call(np.sqrt, np.empty((0, 3), int)).dtype == np.float64
-    with pytest.raises(TypeError, match="sqrt takes 1 arrays, not 2"):
+    with pytest.raises(TypeError, match="sqrt takes 1 array, not 2"):
         call(np.sqrt, X, X)
 
 

@@ -118,14 +118,14 @@ OPEN = 'boundary="none" makes windows'
 RESULTS = {
     "it is trimmed": (inside, {"boundary": "edge"}, "pass trim=False$"),
     "it is trimmed, and so small": (inside, {}, f"pass trim=False and another .* {OPEN}"),
-    "it is neither": (lambda w: w[1:], {}, r"\(11, 11\); .* with trim=False, .* \(10, 10\)$"),
+    "it is neither": (lambda w: w[1:], {}, r"\(11, 11\), or, with trim=False, \(10, 10\); for"),
     "a border's window is small": (inside, {"trim": False}, f"{OPEN} .*, so pass another one$"),
     "it is not trimmed": (np.negative, {"trim": False}, "without trim=False it is cut off$"),
-    "an axis is gone": (lambda w: w.sum(0), {"trim": False}, "the function cuts the halo off"),
-    "an axis is new": (lambda w: w[None], {"trim": False, "dtype": "f8"}, "cuts the halo off"),
+    "an axis is gone": (lambda w: w.sum(0), {"trim": False}, "it drops in drop_axis$"),
+    "an axis is new": (lambda w: w[None], {"trim": False, "dtype": "f8"}, "it adds in new_axis$"),
     "it is a number": (np.sum, {}, "block_reduce has depth="),
     "it is a number, trimmed": (np.sum, {"trim": False}, "block_reduce has depth="),
-    "there is no halo": (lambda w: w[1:], {"depth": 0}, "map_blocks puts blocks of other shapes"),
+    "there is no halo": (lambda w: w[1:], {"depth": 0}, "of other lengths pass out_chunks=$"),
 }
 
 
@@ -133,14 +133,12 @@ RESULTS = {
 def test_a_result_of_another_shape_names_the_remedy(
     pool: shmpar.Pool, image: Any, case: str
 ) -> None:
-    """The remedy names keywords of this verb: trim and boundary, not out_chunks."""
+    """The remedy names keywords of this verb."""
     func, keywords, remedy = RESULTS[case]
     with pytest.raises(shmpar.ChunkError, match="the function returned") as caught:
         pool.map_overlap(func, image, chunks=10, **{"depth": 1, **keywords})
     message = str(caught.value.__cause__ or caught.value)
     assert re.search(remedy, message)
-    for foreign in ("out_chunks", "drop_axis", "new_axis"):
-        assert foreign not in str(caught.value)
 
 
 @pytest.mark.parametrize("keywords", [{}, {"trim": False, "boundary": "edge"}], ids=str)
