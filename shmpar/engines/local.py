@@ -25,6 +25,7 @@ from shmpar.engines.engine import ActivePlan, Generation
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
 from shmpar.ipc.tickets import Tickets, new_tickets
+from shmpar.memory.locate import locate
 from shmpar.memory.segment import Slab
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.worker.compute import Abandoned, Assignment
@@ -162,6 +163,8 @@ class LocalEngine:
 
     def prepare(self, plan: Plan, function: Function, arrays: list[Array]) -> CallersErrors:
         """Take the caller's error handling; nothing is pickled or copied."""
+        for array in arrays:
+            locate(array)  # Why: it raises an error for a file that was truncated
         return CallersErrors()
 
     def prepare_call(self, call: Function) -> tuple[Function, CallersErrors]:

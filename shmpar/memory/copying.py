@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from shmpar.errors import SegmentFull
 from shmpar.memory import allocate
 from shmpar.memory.segment import Array, Segment, create
 
@@ -95,7 +94,7 @@ def write(fd: int, offset: int, array: Array) -> None:
     elif array.flags.c_contiguous:
         raw = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         for start, stop in allocate.checked_steps(fd, raw.nbytes):
-            _write_all(fd, raw[start:stop], offset + start)
+            allocate.write_all(fd, raw[start:stop], offset + start)
     else:
         _write_strided(fd, offset, array)
 
@@ -109,16 +108,6 @@ def _write_strided(fd: int, offset: int, array: Array) -> None:
         if written >= checked:
             _, checked = next(steps, (0, array.nbytes))
         values = np.ascontiguousarray(piece)
-        _write_all(fd, memoryview(values.view(np.uint8)), offset + written)  # type: ignore[arg-type]
+        raw = memoryview(values.view(np.uint8))  # type: ignore[arg-type]
+        allocate.write_all(fd, raw, offset + written)
         written += values.nbytes
-
-
-def _write_all(fd: int, raw: memoryview, offset: int) -> None:
-    while raw.nbytes:  # Why: the kernel may stop early at a signal
-        try:
-            written = os.pwrite(fd, raw, offset)
-        except OSError as error:
-            if error.errno not in allocate.FULL:
-                raise
-            raise SegmentFull(f"{raw.nbytes:,} more bytes do not fit: {error.strerror}") from None
-        raw, offset = raw[written:], offset + written

@@ -35,8 +35,8 @@ from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 
-from shmpar.errors import SegmentFull, SegmentGone
-from shmpar.memory import allocate, limits, names
+from shmpar.errors import SegmentError, SegmentFull, SegmentGone
+from shmpar.memory import allocate, limits, names, system
 from shmpar.memory.names import Identity, NameRegistry
 
 Array = np.ndarray[Any, Any]
@@ -106,7 +106,10 @@ class Mapping(mmap.mmap):
         """Map the file of a segment; copy on write if the segment is private."""
         flags = mmap.MAP_PRIVATE if segment.private else mmap.MAP_SHARED
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if segment.writable else 0)
-        self = super().__new__(cls, segment.fileno(), segment.size, flags, prot, **_UNTRACKED)
+        fd, size = segment.fileno(), segment.size
+        segment.check_whole()
+        with system.room_for(f"a mapping of {size:,} bytes in this process", system.ADDRESS_SPACE):
+            self = super().__new__(cls, fd, size, flags, prot, **_UNTRACKED)
         self.segment = segment
         self.start = address_of(np.ndarray(1, np.uint8, self))
         _register(self)
@@ -168,6 +171,9 @@ def _remove_dead() -> None:
         _dead.popleft()
 
 
+_REMOVE_NAMES: Final = (
+    "drop arrays, or remove files there that nobody needs (python -m shmpar ls shows ours)"
+)
 _keys = itertools.count(1)
 # Lock: held while a segment is mapped or named.  Managers take their own lock inside it.
 _segments_lock = threading.RLock()
@@ -262,6 +268,11 @@ class Segment:
         """Return the device and inode of the file."""
         found = os.fstat(self.fileno())
         return found.st_dev, found.st_ino
+
+    def check_whole(self) -> None:
+        """Raise `SegmentError` if the file has become shorter; reading beyond its end is SIGBUS."""
+        if os.fstat(self.fileno()).st_size < self.size:
+            raise system.shortened(f"an array in {self.path or self.kind} cannot be used")
 
     @property
     def mapping(self) -> Mapping:
@@ -367,20 +378,23 @@ class Segment:
                 return f"/proc/{os.getpid()}/fd/{fd}"
             chosen = name or names.generate_name()
             try:
-                listed = registry()
-                listed.record(chosen, identity)
-                # Why: before the link, so that an interrupt after the link leaves no name.
-                self._names.append((chosen, listed))
-                allocate.link_file(fd, f"{allocate.SHM}/{chosen}")
+                with system.room_for(f"a name in {allocate.SHM}", _REMOVE_NAMES):
+                    listed = registry()
+                    listed.record(chosen, identity)
+                    # Why: before the link, so that an interrupt after the link leaves no name.
+                    self._names.append((chosen, listed))
+                    allocate.link_file(fd, f"{allocate.SHM}/{chosen}")
             except BaseException as error:
                 if not names.points_to(chosen, identity):
                     self._names.clear()
-                if isinstance(error, OSError) and error.errno in allocate.FULL:
-                    raise SegmentFull(
-                        f"no room in {allocate.SHM} for a name: {error.strerror}; drop arrays, or "
-                        "remove files there that nobody needs (python -m shmpar ls shows ours)"
-                    ) from None
-                raise
+                if not isinstance(error, OSError) or error.errno not in system.NO_NAMES:
+                    raise
+                if name is None:
+                    return f"/proc/{os.getpid()}/fd/{fd}"
+                raise SegmentError(
+                    f"this system gives a segment no chosen name ({error.strerror}): drop name=, "
+                    "and pass on array.address (python -m shmpar doctor shows the cause)"
+                ) from None
             return chosen
 
     def take_name(self, registry: Callable[[], NameRegistry]) -> None:

@@ -1,0 +1,97 @@
+"""Optional system calls that the kernel refuses: each has a fall-back, with the same results."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import refused_calls, seccomp
+from tests.interpreters import run_python
+
+pytestmark = pytest.mark.skipif(
+    not seccomp.SUPPORTED, reason="the filters have the numbers of Linux on x86-64 and aarch64"
+)
+
+# Why apart: nothing in shmpar calls these; libc, Python and NumPy have fall-backs.
+OF_OTHERS = {
+    "clone3", "vfork", "copy_file_range", "process_madvise", "madvise", "getrandom", "close_range",
+}  # fmt: skip
+OURS = [name for name in seccomp.RULES if name not in OF_OTHERS]
+ERRORS = [errno.ENOSYS, errno.EPERM]
+CAMPAIGN_SECONDS = 110
+
+
+def check(error: int, *names: str) -> None:
+    """Make calls of all kinds on all engines while these system calls are refused."""
+    done = run_python(Path(refused_calls.__file__), str(error), *names, timeout=120)
+    assert (done.stdout, done.returncode) == ("right\n", 0), (names, error, done.stderr)
+    assert done.stderr == "", (names, error)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("name", OURS)
+def test_a_call_that_is_refused_has_a_fall_back(name: str, error: int) -> None:
+    """Results are right on all engines, and nothing is left."""
+    check(error, name)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
+def test_all_optional_calls_are_refused_together(error: int) -> None:
+    """A pool works with the calls alone that every system has."""
+    names = set(seccomp.RULES) - ({"clone3"} if error != errno.ENOSYS else set())
+    check(error, *names)
+
+
+@pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EINVAL], ids=errno.errorcode.get)
+def test_file_systems_refuse_with_other_errors(error: int) -> None:
+    """A file system that lacks a call answers with another error than the kernel."""
+    check(error, "fallocate", "O_TMPFILE", "F_ADD_SEALS", "F_OFD_SETLK", "link")
+
+
+def test_the_end_of_a_worker_is_noticed_without_pidfd(tmp_path: Path) -> None:
+    """The socket does not tell, since a child that the function has forked holds it too."""
+    os.mkfifo(tmp_path / "gate")
+    done = run_python(
+        """
+        import errno, os, sys
+        from tests import seccomp
+        seccomp.refuse(["pidfd_open"], errno.ENOSYS)
+        import shmpar
+        gate = sys.argv[1]
+
+        def dies(n):
+            if os.fork() == 0:
+                with open(gate):  # until the parent opens it
+                    os._exit(0)
+            os._exit(3)
+
+        with shmpar.Pool(1, retries=0) as pool:
+            try:
+                pool.parallel_map(dies, range(1))
+            except shmpar.WorkerDied as error:
+                print(error.exitcode)
+            open(gate, "w").close()
+            print(pool.parallel_map(abs, range(3)).tolist())
+        """,
+        str(tmp_path / "gate"),
+    )
+    assert (done.stdout, done.stderr) == ("3\n[0, 1, 2]\n", "")
+
+
+@pytest.mark.stress
+def test_random_sets_of_calls_are_refused(stress_seed: int) -> None:
+    """Any set of refused calls, with any of four errors, gives right results."""
+    rng, rounds, end = random.Random(stress_seed), 0, time.monotonic() + CAMPAIGN_SECONDS
+    while time.monotonic() < end:
+        error = rng.choice([errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL])
+        known = sorted(set(seccomp.RULES) - ({"clone3"} if error != errno.ENOSYS else set()))
+        names = rng.sample(known, rng.randrange(1, len(known)))
+        check(error, *names)
+        rounds += 1
+    print(f"{rounds} sets of refused calls")
+    assert rounds > 10
