@@ -153,7 +153,16 @@ class Launcher:
             )
 
         # Why a group of its own: Ctrl-C of the terminal is the parent's to handle.
-        return system.attempt("setpgid", lambda: execute(0), lambda: execute(None))
+        try:
+            return system.attempt("setpgid", lambda: execute(0), lambda: execute(None))
+        except OSError as error:
+            if error.errno not in system.NO_PROCESSES:
+                raise
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: no worker can be started; use fewer workers, end other "
+                "processes, or raise the limit on processes (ulimit -u, pids.max) or on memory",
+            ) from None
 
 
 def _this_python() -> str:

@@ -303,9 +303,10 @@ def unpack_objects(
             yield protocol.ObjectsReturned(event.run, [(chunk, value)])
 
 
-def rejection(cause: BaseException) -> PlanError | SegmentError:
+def rejection(cause: BaseException) -> BaseException:
     """Return the error of a function that was sent but does not load in a worker."""
-    if isinstance(cause, PlanError | SegmentError):
+    # Why an OSError: a worker may be out of descriptors.
+    if isinstance(cause, PlanError | SegmentError | OSError):
         return cause
     rejected = PlanError(
         f"the function was sent, but does not load in a worker ({type(cause).__name__}: {cause}); "

@@ -139,11 +139,10 @@ def make_file(
             full = full or isinstance(error, SegmentFull) or _is_full(error)
         else:
             return fd, source.kind
+    if not full and sources:
+        raise system.without_names("; ".join(refusals))
     if not full:
-        raise SegmentError(
-            f"this system refuses {'a name for a segment' if sources else 'each kind of memory'} "
-            f"({'; '.join(refusals)}): python -m shmpar doctor shows the cause"
-        )
+        raise SegmentError(f"this system refuses each kind of memory ({'; '.join(refusals)})")
     raise SegmentFull(
         f"no room for a segment of {nbytes:,} bytes ({'; '.join(refusals)}); "
         "drop arrays that are no longer needed, use smaller outputs or dtypes, "

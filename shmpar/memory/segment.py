@@ -387,14 +387,12 @@ class Segment:
             except BaseException as error:
                 if not names.points_to(chosen, identity):
                     self._names.clear()
-                if not isinstance(error, OSError) or error.errno not in system.NO_NAMES:
-                    raise
-                if name is None:
+                refused = isinstance(error, OSError) and error.errno in system.REFUSED
+                if refused and name is None:
                     return f"/proc/{os.getpid()}/fd/{fd}"
-                raise SegmentError(
-                    f"this system gives a segment no chosen name ({error.strerror}): drop name=, "
-                    "and pass on array.address (python -m shmpar doctor shows the cause)"
-                ) from None
+                if refused or isinstance(error, FileNotFoundError):  # /proc is not mounted
+                    raise system.without_names(str(error)) from None
+                raise
             return chosen
 
     def take_name(self, registry: Callable[[], NameRegistry]) -> None:

@@ -26,10 +26,9 @@ REFUSED: Final = frozenset({
     errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EISDIR,
     errno.ENODEV, errno.ENOTTY, errno.EPROTONOSUPPORT, errno.EPROTOTYPE, errno.ENOLCK,
 })  # fmt: skip
-# Why ENOENT: the way to a nameless file, /proc, is not mounted.
-NO_NAMES: Final = REFUSED | {errno.ENOENT}
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG})
 NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
+NO_PROCESSES: Final = frozenset({errno.EAGAIN, errno.ENOMEM})  # fork
 HELD: Final = frozenset({errno.EAGAIN, errno.EACCES})  # a lock, by another process
 GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})  # the end of a socket
 # Why ETOOMANYREFS: too many descriptors are on the way.
@@ -87,6 +86,14 @@ def room_for(purpose: str, advice: str) -> Iterator[None]:
             reason = os.strerror(error.errno or 0)
             raise SegmentFull(f"no room for {purpose}: {reason}; {advice}") from None
         raise
+
+
+def without_names(reason: str) -> SegmentError:
+    """Return the error for a name that the system refuses."""
+    return SegmentError(
+        f"this system gives a segment no name ({reason}): pass the array to the function of a "
+        "pool, which needs no name, and drop name= (python -m shmpar doctor shows the cause)"
+    )
 
 
 def shortened(purpose: str) -> SegmentError:
