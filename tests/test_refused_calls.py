@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import time
 from pathlib import Path
 
 import pytest
 
 from tests import refused_calls, seccomp
-from tests.interpreters import run_python
+from tests.interpreters import ROOT, run_python
 
 pytestmark = pytest.mark.skipif(
     not seccomp.SUPPORTED, reason="the filters have the numbers of Linux on x86-64 and aarch64"
@@ -51,6 +52,25 @@ def test_all_optional_calls_are_refused_together(error: int) -> None:
 def test_file_systems_refuse_with_other_errors(error: int) -> None:
     """A file system that lacks a call answers with another error than the kernel."""
     check(error, "fallocate", "O_TMPFILE", "F_ADD_SEALS", "F_OFD_SETLK", "link")
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
+def test_the_doctor_tells_the_missing_calls_and_their_cost(error: int) -> None:
+    """Without a filter nothing is missing; with one, each call has a line, as in the guide."""
+    source = """
+        import sys
+        from tests import seccomp
+        if int(sys.argv[1]):
+            seccomp.refuse(sys.argv[2:], int(sys.argv[1]))
+        from shmpar import cli
+        cli.main(["doctor"])
+    """
+    healthy = run_python(source, "0").stdout
+    refused = run_python(source, str(error), *OURS).stdout
+    sections = [one.split("System calls\n")[1].split("\n\n")[0] for one in (healthy, refused)]
+    with open(Path(ROOT, "docs", "guide", "command-line.md"), encoding="utf-8") as file:
+        guide = re.findall(r"System calls\n(.*?)\n(?:\n|```)", file.read(), re.DOTALL)
+    assert sections == guide
 
 
 def test_the_end_of_a_worker_is_noticed_without_pidfd(tmp_path: Path) -> None:

@@ -24,8 +24,10 @@ CAPABILITIES = "-all,+dac_override,+dac_read_search"
 def as_another_user() -> str:
     """Return the shell of a user without other processes."""
     user = random.SystemRandom().randrange(1 << 20, 1 << 30)
-    sets = " ".join(f"--{one}={CAPABILITIES}" for one in ("inh-caps", "ambient-caps"))
-    return f"setpriv --reuid {user} --clear-groups {sets} --bounding-set={CAPABILITIES} sh"
+    sets = " ".join(
+        f"--{one}={CAPABILITIES}" for one in ("inh-caps", "ambient-caps", "bounding-set")
+    )
+    return f"setpriv --reuid {user} --regid {user} --clear-groups {sets} sh"
 
 
 LIMIT = """

@@ -47,7 +47,7 @@ def used_descriptors() -> int:
 
 def descriptors_scarce() -> bool:
     """Return True if segments hold more than a quarter of the descriptors of this process."""
-    soft, _ = _descriptor_limits()
+    soft, _ = descriptor_limits()
     return 0 <= soft < 4 * used_descriptors()
 
 
@@ -69,7 +69,7 @@ def reserve_descriptors(newest: int) -> None:
     The kernel drops the descriptors of a message that exceed the limit; they cannot be requested
     again.
     """
-    soft, hard = _descriptor_limits()
+    soft, hard = descriptor_limits()
     if 0 <= soft < newest + MESSAGE_DESCRIPTORS and soft != hard:
         raise_descriptor_limit()
 
@@ -94,7 +94,7 @@ def open_with_retry(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         return function(*args, **kwargs)
     limit = f"the limit of the machine (sysctl {_SYSTEM_LIMIT})"
     if number == errno.EMFILE:
-        limit = f"the hard limit of {_descriptor_limits()[1]} (ulimit -Hn)"
+        limit = f"the hard limit of {descriptor_limits()[1]} (ulimit -Hn)"
     raise OSError(
         number,
         f"{os.strerror(number)}: shared arrays hold {used_descriptors()} descriptors; "
@@ -116,7 +116,7 @@ class ClosedOnError:
             os.close(self._fd)
 
 
-def _descriptor_limits() -> tuple[int, int]:
+def descriptor_limits() -> tuple[int, int]:
     """Return the soft and the hard limit; -1 if there is none."""
     return system.attempt(
         "getrlimit", lambda: resource.getrlimit(resource.RLIMIT_NOFILE), lambda: (-1, -1)
@@ -125,7 +125,7 @@ def _descriptor_limits() -> tuple[int, int]:
 
 def raise_descriptor_limit() -> bool:
     """Raise the soft limit to the hard limit; return False if that is not possible."""
-    soft, hard = _descriptor_limits()
+    soft, hard = descriptor_limits()
     with suppress(ValueError, OSError):  # Why: macOS refuses an unlimited soft limit
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

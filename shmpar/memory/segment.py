@@ -35,7 +35,7 @@ from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 
-from shmpar.errors import SegmentError, SegmentFull, SegmentGone
+from shmpar.errors import SegmentFull, SegmentGone
 from shmpar.memory import allocate, limits, names, system
 from shmpar.memory.names import Identity, NameRegistry
 
