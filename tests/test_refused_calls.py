@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import refused_calls, seccomp
-from tests.interpreters import ROOT, run_python
+from tests.interpreters import ROOT, output_after_setup, run_python
 
 pytestmark = pytest.mark.skipif(
     not seccomp.SUPPORTED, reason="the filters have the numbers of Linux on x86-64 and aarch64"
@@ -101,6 +101,81 @@ def test_the_end_of_a_worker_is_noticed_without_pidfd(tmp_path: Path) -> None:
         str(tmp_path / "gate"),
     )
     assert (done.stdout, done.stderr) == ("3\n[0, 1, 2]\n", "")
+
+
+NO_ROOM = """
+import sys
+from tests import seccomp
+seccomp.refuse(["fallocate"], int(sys.argv[1]))
+import os, tempfile
+import numpy as np
+import shmpar
+
+x = np.arange(100.0)
+with tempfile.TemporaryDirectory() as folder, shmpar.Pool(1, engine=sys.argv[2]) as pool:
+    mapped = np.memmap(folder + "/mapped", np.float64, "w+", shape=100)
+    for call in (
+        lambda: pool.zeros(100),
+        lambda: pool.map_blocks(np.negative, x, out=mapped),
+        lambda: pool.map_blocks(np.negative, x, out=folder + "/out.npy"),
+        lambda: shmpar.zeros(3, name="shmpar-test-no-room"),
+    ):
+        try:
+            call()
+        except shmpar.SegmentFull as error:
+            print("no room for" in str(error), os.strerror(int(sys.argv[1])) in str(error))
+    print(os.listdir(folder))
+"""
+
+
+@pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
+@pytest.mark.parametrize(
+    "error", [errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG], ids=errno.errorcode.get
+)
+def test_a_lack_of_room_is_no_refusal(error: int, engine: str) -> None:
+    """A full disk, a quota and a limit have the same words for memory and for files."""
+    done = run_python(NO_ROOM, str(error), engine)
+    assert (done.stdout, done.stderr) == ("True True\n" * 4 + "['mapped']\n", "")
+
+
+@pytest.mark.parametrize("name", ["O_TMPFILE", "eventfd", "pidfd_open", "SOCK_SEQPACKET"])
+def test_a_machine_without_descriptors_is_no_refusal(name: str) -> None:
+    """ENFILE is the limit of the machine; the error names it, and nothing is left."""
+    done = run_python(
+        """
+        import errno, os, sys
+        from tests import seccomp
+        seccomp.refuse(sys.argv[1:], errno.ENFILE)
+        import shmpar
+        before = os.listdir("/proc/self/fd")
+        try:
+            with shmpar.Pool(1) as pool:
+                pool.zeros(100)
+        except OSError as error:
+            print(error.errno == errno.ENFILE, "fs.file-max" in str(error))
+        print(os.listdir("/proc/self/fd") == before)
+        """,
+        name,
+    )
+    assert (done.stdout, done.stderr) == ("True True\nTrue\n", "")
+
+
+def test_tickets_without_shm_and_proc() -> None:
+    """A memory file has no path then, so a lock guards the counter."""
+    source = """
+import errno
+from tests import seccomp
+seccomp.refuse(["O_TMPFILE"], errno.EOPNOTSUPP)
+import shmpar
+from shmpar.ipc.tickets import new_tickets
+print(new_tickets().kind)
+with shmpar.Pool(2) as pool:
+    print(pool.parallel_map(abs, range(-3, 0)).tolist())
+"""
+    if os.geteuid() != 0:
+        pytest.skip("mounting another /proc needs root")
+    shown = output_after_setup(["unshare", "-m", "sh"], "mount -t tmpfs tmpfs /proc", source)
+    assert shown == "lock\n[3, 2, 1]\n"
 
 
 @pytest.mark.stress

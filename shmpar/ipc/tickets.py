@@ -155,7 +155,10 @@ def new_tickets(kind: str | None = None) -> Tickets:
         kind = "offset" if _offset_is_atomic() else "lock" if hasattr(fcntl, "lockf") else "thread"
     if kind == "thread":
         return ThreadTickets()
-    return open_tickets(kind, _counter_file())
+    try:
+        return open_tickets(kind, _counter_file())
+    except FileNotFoundError:  # Why: without /proc a memory file cannot be opened by path
+        return open_tickets("lock", allocate.make_file(_NUMBER_BYTES)[0])
 
 
 def open_tickets(kind: str, fd: int) -> Tickets:
