@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -60,9 +61,16 @@ RULES: dict[str, list[Rule]] = {
     "getrandom": [Rule(318 if _X86 else 278)],
     "fstatfs": [Rule(138 if _X86 else 44)],
     "fchmod": [Rule(91 if _X86 else 52)],
-    "clone3": [Rule(435)],  # libc takes no other answer than ENOSYS
+    "clone3": [Rule(435)],
     **({"vfork": [Rule(58)]} if _X86 else {}),
 }
+
+
+def refusable(error: int) -> list[str]:
+    """Return the calls that may be refused with this error; Python and libc fail at others."""
+    kernel = {errno.ENOSYS, errno.EPERM}
+    answers = {"clone3": {errno.ENOSYS}, "sched_getaffinity": kernel, "getrandom": kernel}
+    return sorted(name for name in RULES if error in answers.get(name, {error}))
 
 
 def refuse(names: Iterable[str], error: int) -> None:

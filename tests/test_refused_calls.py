@@ -44,8 +44,7 @@ def test_a_call_that_is_refused_has_a_fall_back(name: str, error: int) -> None:
 @pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
 def test_all_optional_calls_are_refused_together(error: int) -> None:
     """A pool works with the calls alone that every system has."""
-    names = set(seccomp.RULES) - ({"clone3"} if error != errno.ENOSYS else set())
-    check(error, *names)
+    check(error, *seccomp.refusable(error))
 
 
 @pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EINVAL], ids=errno.errorcode.get)
@@ -184,7 +183,7 @@ def test_random_sets_of_calls_are_refused(stress_seed: int) -> None:
     rng, rounds, end = random.Random(stress_seed), 0, time.monotonic() + CAMPAIGN_SECONDS
     while time.monotonic() < end:
         error = rng.choice([errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL])
-        known = sorted(set(seccomp.RULES) - ({"clone3"} if error != errno.ENOSYS else set()))
+        known = seccomp.refusable(error)
         names = rng.sample(known, rng.randrange(1, len(known)))
         check(error, *names)
         rounds += 1

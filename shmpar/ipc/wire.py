@@ -14,6 +14,7 @@ from __future__ import annotations
 # Why: a worker has loaded _socket already; socket would first make enums of a hundred constants.
 import _socket
 import array
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -126,8 +127,8 @@ class Wire:
         fd = descriptors.pop()
         try:
             body = _read(fd, int.from_bytes(data[1:9], "little"))
-        except OSError as error:
-            self._lose(descriptors, str(error))
+        except (OSError, MemoryError) as error:
+            self._lose(descriptors, str(error) or "memory ran out")
         finally:
             os.close(fd)
         return pickle.loads(body), descriptors
@@ -186,7 +187,8 @@ def _read(fd: int, size: int) -> mmap.mmap | bytes:
         "F_GET_SEALS", lambda: fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS, lambda: -1
     )
     if held == _SEALS:
-        return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+        with contextlib.suppress(OSError):  # Why: a copy needs no descriptor and no mapping
+            return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
     with open(fd, "rb", closefd=False) as file:
         file.seek(0)
         body = file.read(size)
