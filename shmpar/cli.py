@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import json
 import math
@@ -17,6 +18,9 @@ import multiprocessing
 import os
 import platform
 import shutil
+import signal
+import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +28,11 @@ from contextlib import closing, suppress
 from functools import partial
 from itertools import groupby
 from typing import Any, Final, NamedTuple
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from shmpar.errors import SegmentFull, format_count
 from shmpar.memory import allocate, huge, limits
@@ -175,6 +184,7 @@ def doctor() -> Answer:
     before = _named_segments()  # Why: a new name or pool removes stale segments.
     checks: list[tuple[str, str, Callable[[Section], None]]] = [
         ("versions", "Versions", _check_versions),
+        ("system_calls", "System calls", _check_system_calls),
         ("workers", "Workers", _check_workers),
         ("descriptors", "Workers", _check_descriptors),  # Why: before a pool raises the limit.
         ("trial", "Workers", _check_trial),
@@ -227,6 +237,90 @@ def _check_versions(section: Section) -> None:
             what = f"{name} cannot be imported: {error}"
             section.problem(what, f"python -m pip install {name}")
         section.add(name, version, name, version or "missing")
+
+
+def _check_system_calls(section: Section) -> None:
+    """Try each optional system call; tell the loss where one is missing or refused."""
+    fd = allocate.make_file(1).fd
+    missing = {}
+    try:
+        for name, (trial, loss) in _CALLS.items():
+            try:
+                trial(fd)
+            except (OSError, AttributeError, ImportError) as error:
+                # Why: the trial of setpgid has an invalid argument, and so no effect.
+                if name != "setpgid" or getattr(error, "errno", None) != errno.EINVAL:
+                    missing[name] = f"{error}"
+                    section.lines.append((name, f"missing: {loss}"))
+    finally:
+        os.close(fd)
+    text = f"{len(_CALLS) - len(missing)} of {len(_CALLS)}"
+    section.add("missing", missing, "optional calls", text)
+
+
+def _try_seals(_: int) -> None:
+    with open(os.memfd_create("shmpar", os.MFD_ALLOW_SEALING), "wb") as file:
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+
+
+def _try_signal(_: int) -> None:
+    ends = os.pipe()
+    try:
+        fcntl.fcntl(ends[0], fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(ends[0], fcntl.F_SETSIG, signal.SIGURG)
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+def _try_sockets(_: int) -> None:
+    for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET):
+        end.close()
+
+
+def _try_limit(_: int) -> None:
+    import resource  # Why here: Windows lacks it.
+
+    resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def _try_lock(fd: int) -> None:
+    flock = struct.pack("@hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, flock)
+
+
+_SLOWER: Final = "the end of a worker is noticed up to 0.1 s later"
+_NO_NAMES: Final = "arrays have no names"
+# Each optional call: a trial, which takes the descriptor of a file, and the loss without it.
+_CALLS: Final[dict[str, tuple[Callable[[int], object], str]]] = {
+    "pidfd_open": (lambda _: os.close(os.pidfd_open(os.getpid())), _SLOWER),
+    "SOCK_SEQPACKET": (_try_sockets, "a socket does not tell the end of its worker"),
+    "eventfd": (lambda _: os.close(os.eventfd(0)), "a pool holds one more descriptor"),
+    "setpgid": (lambda _: os.setpgid(0, -1), "Ctrl-C also reaches workers that start"),
+    "F_SETSIG": (_try_signal, "workers have one more thread, and may outlive their parent in C"),
+    "getrlimit": (_try_limit, "the limit on open files is not raised"),
+    "sched_getaffinity": (
+        lambda _: os.sched_getaffinity(0), "Pool() starts one worker for each CPU of the machine"
+    ),
+    "O_TMPFILE": (
+        lambda _: os.close(os.open(allocate.SHM, os.O_TMPFILE | os.O_RDWR)),
+        f"arrays lie in memory files; {_NO_NAMES} that you choose",
+    ),
+    "memfd_create": (
+        lambda _: os.close(os.memfd_create("shmpar")),
+        f"arrays for which {allocate.SHM} has no room lie in temporary files",
+    ),
+    "fallocate": (
+        lambda fd: os.posix_fallocate(fd, 0, 1),
+        "memory is filled with zeros; a full disk under a mapped output is SIGBUS",
+    ),
+    "fstatvfs": (os.fstatvfs, "a full disk is noticed late"),
+    "seals": (_try_seals, "long messages are copied"),
+    "F_OFD_SETLK": (_try_lock, "array.lock locks the whole segment"),
+    "F_SETLK": (lambda fd: fcntl.lockf(fd, fcntl.LOCK_UN), _NO_NAMES),
+    "flock": (lambda fd: fcntl.flock(fd, fcntl.LOCK_UN), "ledger= is refused"),
+    "/proc": (lambda _: os.stat("/proc/self/fd"), f"{_NO_NAMES} and no locks"),
+}  # fmt: skip
 
 
 def _check_workers(section: Section) -> None:
@@ -284,12 +378,7 @@ def _check_trial(section: Section) -> None:
 
 def _check_descriptors(section: Section) -> None:
     """Check the number of files that a pool needs and this process may open."""
-    try:
-        import resource
-    except ImportError:  # Why: Windows has no such limits.
-        return
-    found = resource.getrlimit(resource.RLIMIT_NOFILE)
-    soft, hard = [None if one == resource.RLIM_INFINITY else one for one in found]
+    soft, hard = [None if one < 0 else one for one in limits.descriptor_limits()]
     try:
         workers = available_cpus()
     except ValueError:

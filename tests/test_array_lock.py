@@ -15,7 +15,7 @@ import pytest
 from shmpar.arrays import Lock
 from shmpar.arrays import creation as sa
 from shmpar.arrays.sharedarray import _reopen
-from shmpar.memory import limits
+from shmpar.memory import limits, system
 from tests.interpreters import interpreter, run_python
 
 COUNT = """
@@ -160,7 +160,9 @@ def test_a_used_lock_does_not_keep_the_memory():
 
 def test_without_locks_of_descriptions_the_whole_file_is_locked(counter, monkeypatch):
     """Without F_OFD_SETLK, as on macOS, flock excludes; a release lets the next one in."""
+    monkeypatch.setattr(system, "_absent", set())
     monkeypatch.delattr(fcntl, "F_OFD_SETLK")
+    monkeypatch.delattr(fcntl, "F_OFD_SETLKW")
     reopen = functools.partial(_reopen, counter._handle.segment)
     one, two = Lock(reopen, 0), Lock(reopen, 0)
     with one:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from shmpar.errors import SegmentFull, SegmentGone
+from shmpar.errors import SegmentError, SegmentFull, SegmentGone
 from shmpar.memory import allocate, limits
 from shmpar.memory import locate as locating
 from shmpar.memory import segment as segments
@@ -230,7 +230,7 @@ def npy(tmp_path):
 @pytest.mark.parametrize("source", [locating._from_kernel, locating._from_memmap])
 def test_a_mapped_file_is_located(npy, source, monkeypatch):
     """np.load(mmap_mode=) is located; all views of it lie in one segment."""
-    monkeypatch.setattr(locating, "_identify", source)
+    monkeypatch.setattr(locating, "_from_kernel", source)
     array = np.load(npy, mmap_mode="r+")
     place = locate(array)
     assert (place.segment.kind, place.segment.writable) == ("file", True)
@@ -267,11 +267,15 @@ def test_private_removed_and_replaced_files_are_not_located(npy):
     )
 
 
-def test_a_file_that_was_shortened_is_not_located(npy):
-    """Past the end of the file, a worker would be killed by SIGBUS."""
+@pytest.mark.parametrize("located_before", [False, True])
+def test_a_file_that_was_shortened_is_an_error(npy, located_before):
+    """Past the end of the file, a read is SIGBUS."""
     array = np.load(npy, mmap_mode="r+")
+    if located_before:
+        locate(array)
     os.truncate(npy, 200)
-    assert locate(array) is None
+    with pytest.raises(SegmentError, match="shortened"):
+        locate(array)
 
 
 def test_the_standard_librarys_memory_is_located():

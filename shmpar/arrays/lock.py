@@ -16,6 +16,9 @@ import weakref
 from collections.abc import Callable
 from typing import Final
 
+from shmpar.errors import SegmentError
+from shmpar.memory import system
+
 _FIRST_PAUSE: Final = 0.0002  # seconds
 _LONGEST_PAUSE: Final = 0.01
 
@@ -129,17 +132,25 @@ def _set_lock(fd: int, start: int, *, lock: bool = True, wait: bool = False) -> 
     """Lock or unlock one byte; return False if another process holds it."""
     import fcntl  # Why here: Windows lacks it, and has no segments of ours.
 
+    def lock_bytes() -> None:
+        command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
+        kind = fcntl.F_WRLCK if lock else fcntl.F_UNLCK
+        # Why: fcntl.lockf locks for the whole process; struct flock asks for a description.
+        fcntl.fcntl(fd, command, struct.pack("@hhqqi4x", kind, os.SEEK_SET, start, 1, 0))
+
+    def lock_file() -> None:  # coarser, and as safe
+        kind = fcntl.LOCK_EX if lock else fcntl.LOCK_UN
+        fcntl.flock(fd, kind if wait else kind | fcntl.LOCK_NB)
+
     try:
-        if hasattr(fcntl, "F_OFD_SETLK"):
-            command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
-            kind = fcntl.F_WRLCK if lock else fcntl.F_UNLCK
-            # Why: fcntl.lockf locks for the whole process; struct flock asks for a description.
-            fcntl.fcntl(fd, command, struct.pack("@hhqqi4x", kind, os.SEEK_SET, start, 1, 0))
-        else:  # flock locks the whole file: coarser, and as safe
-            kind = fcntl.LOCK_EX if lock else fcntl.LOCK_UN
-            fcntl.flock(fd, kind if wait else kind | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # EAGAIN or, as POSIX allows, EACCES
-        if wait:
+        system.attempt("F_OFD_SETLK", lock_bytes, lock_file)
+    except OSError as error:
+        if error.errno in system.REFUSED:
+            raise SegmentError(
+                f"this system has no locks for arrays ({error.strerror}): let the function return "
+                "its values, and combine them in the caller"
+            ) from None
+        if wait or error.errno not in system.HELD:
             raise
         return False
     return True

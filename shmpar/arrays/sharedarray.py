@@ -27,7 +27,7 @@ import numpy as np
 
 from shmpar.arrays.address import Address, ArraySpec, short_repr
 from shmpar.arrays.lock import Lock, lock_of
-from shmpar.errors import SegmentGone
+from shmpar.errors import SegmentError, SegmentGone
 from shmpar.memory import allocate, names
 from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.locate import locate, memory_owner
@@ -140,7 +140,13 @@ class Handle:
 def _reopen(segment: Segment) -> int:
     # Lock: a duplicated descriptor would share its locks with the process that sent it.
     path, flags = f"/dev/fd/{segment.fileno()}", os.O_RDWR | os.O_CLOEXEC
-    return open_with_retry(lambda: os.open(path, flags))
+    try:
+        return open_with_retry(lambda: os.open(path, flags))
+    except FileNotFoundError:
+        raise SegmentError(
+            "the lock of an array needs /proc, which is not mounted: let the function return its "
+            "values, and combine them in the caller"
+        ) from None
 
 
 class SharedArray(np.ndarray[_Shape, _DType]):

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -90,6 +91,9 @@ def await_exit(process: subprocess.Popen[bytes], pidfd: int, deadline: float) ->
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         poll.poll(max(0.0, 1000 * (deadline - time.monotonic())))
+    else:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
     if process.poll() is None:
         process.kill()
         process.wait()

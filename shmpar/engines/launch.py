@@ -12,7 +12,6 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import subprocess
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 
 from shmpar.engines.packing import search_path
 from shmpar.ipc.wire import Wire
-from shmpar.memory import limits
+from shmpar.memory import limits, system
 
 THREAD_CAPS = (
     "OMP_NUM_THREADS",
@@ -143,13 +142,27 @@ class Launcher:
 
     def _execute(self, sock: int, life: int, number: int) -> subprocess.Popen[bytes]:
         flags = [] if self._foreign else _interpreter_flags()
-        return subprocess.Popen(
-            [self._python, *flags, "-P", "-c", BOOT, *map(str, (sock, life, number))],
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **self._env},
-            pass_fds=(sock, life),
-            process_group=0,  # Why: Ctrl-C of the terminal is the parent's to handle.
-        )
+
+        def execute(group: int | None) -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                [self._python, *flags, "-P", "-c", BOOT, *map(str, (sock, life, number))],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **self._env},
+                pass_fds=(sock, life),
+                process_group=group,
+            )
+
+        # Why a group of its own: Ctrl-C of the terminal is the parent's to handle.
+        try:
+            return system.attempt("setpgid", lambda: execute(0), lambda: execute(None))
+        except OSError as error:
+            if error.errno not in system.NO_PROCESSES:
+                raise
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: no worker can be started; use fewer workers, end other "
+                "processes, or raise the limit on processes (ulimit -u, pids.max) or on memory",
+            ) from None
 
 
 def _this_python() -> str:
@@ -168,12 +181,7 @@ def _interpreter_flags() -> list[str]:
 
 def _pidfd(pid: int) -> int:
     """Return a descriptor that becomes readable when the process is gone; -1 without one."""
-    try:
-        return os.pidfd_open(pid)
-    except (AttributeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
-            raise
-        return -1  # Why: an old kernel, or a filter of system calls, has no pidfd.
+    return system.attempt("pidfd_open", lambda: os.pidfd_open(pid), lambda: -1)
 
 
 def _above_standard(fd: int) -> int:

@@ -25,6 +25,8 @@ from shmpar.engines.engine import ActivePlan, Generation
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
 from shmpar.ipc.tickets import Tickets, new_tickets
+from shmpar.memory.limits import open_with_retry
+from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, protected
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.worker.compute import Abandoned, Assignment
@@ -170,6 +172,8 @@ class LocalEngine:
 
     def prepare(self, plan: Plan, function: Function, arrays: list[Array]) -> CallersErrors:
         """Take the caller's error handling; nothing is pickled or copied."""
+        for array in arrays:
+            locate(array)  # Why: it raises an error for a file that was truncated
         return CallersErrors()
 
     def prepare_call(self, call: Function) -> tuple[Function, CallersErrors]:
@@ -362,12 +366,17 @@ class ThreadsEngine(LocalEngine):
         self._plans: dict[int, list[_Plans]] = {}
         self._allocating = threading.Lock()
         self._inboxes: list[_Inbox] = [queue.SimpleQueue() for _ in range(workers)]
-        self._threads = [
-            threading.Thread(target=self._run, args=(worker,), name=f"shmpar-{worker}", daemon=True)
-            for worker in range(workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        try:
+            for worker in range(workers):
+                thread = threading.Thread(
+                    target=self._run, args=(worker,), name=f"shmpar-{worker}", daemon=True
+                )
+                thread.start()
+                self._threads.append(thread)
+        except BaseException:  # Why: the system may have no more threads for this user
+            self.shutdown()
+            raise
 
     def open(self, active: ActivePlan) -> list[int]:
         """Return the threads that are up."""
@@ -485,5 +494,9 @@ def cap_threads(threads: int) -> Callable[[], object]:
         threadpoolctl = importlib.import_module("threadpoolctl")
     except ImportError:
         return lambda: None
-    undo: Callable[[], object] = threadpoolctl.threadpool_limits(threads).restore_original_limits
+    try:
+        capped = open_with_retry(threadpoolctl.threadpool_limits, threads)
+    except FileNotFoundError:  # Why: it looks for the libraries in /proc, which is not mounted
+        return lambda: None
+    undo: Callable[[], object] = capped.restore_original_limits
     return undo

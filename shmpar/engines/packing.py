@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.engines.engine import ActivePlan, Generation
-from shmpar.errors import PlanError, SegmentFull, ShmparError
+from shmpar.errors import PlanError, SegmentError, ShmparError
 from shmpar.ipc import protocol
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
@@ -303,9 +303,10 @@ def unpack_objects(
             yield protocol.ObjectsReturned(event.run, [(chunk, value)])
 
 
-def rejection(cause: BaseException) -> ShmparError:
+def rejection(cause: BaseException) -> BaseException:
     """Return the error of a run that a worker rejects: mostly, its function does not load."""
-    if isinstance(cause, PlanError | SegmentFull):
+    # Why an OSError: a worker may be out of descriptors.
+    if isinstance(cause, PlanError | SegmentError | OSError):
         return cause
     rejected = PlanError(
         f"the function was sent, but does not load in a worker ({type(cause).__name__}: {cause}); "

@@ -18,14 +18,14 @@ Guarantees
 - At most two generations are outstanding at a worker, and no send blocks.
 - A segment's descriptor is sent to a worker once. The worker is told to forget it after the last
   array in it is dropped here.
-- A worker's death is known from its pidfd, and reported after all of its messages.
+- A worker's death is known from its pidfd, and reported after all of its messages. On a system
+  without pidfds the engine looks ten times a second.
 - :meth:`ProcessesEngine.shutdown` leaves no process, descriptor or segment.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import selectors
@@ -46,7 +46,7 @@ from shmpar.engines.worker_handle import MAX_OUTSTANDING, Attached, WorkerHandle
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
 from shmpar.ipc.tickets import Counters, Tickets
-from shmpar.memory import limits
+from shmpar.memory import limits, system
 from shmpar.memory.huge import PAGE
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, create
@@ -58,6 +58,7 @@ Array = np.ndarray[Any, Any]
 _EXIT_SECONDS = 2.0  # for an idle worker to exit by itself
 _RETRY_SECONDS = 0.01  # until a full socket is tried again
 _SPARE_BYTES = 16 * 1024  # behind each ledger, for small outputs
+_LOOK_SECONDS = 0.1  # between two looks at workers that have no pidfd
 _FREE_LEDGERS = 2
 _LARGE_LEDGER = 1 << 20  # bytes of a ledger that is not kept for another run
 
@@ -99,6 +100,7 @@ class ProcessesEngine:
         self._wake: _WakeUp | None = _WakeUp()
         self._tracker = _SegmentTracker(self._wake)
         self._foreign = False
+        self._without_pidfd = False
         self._broken: BaseException | None = None
         limits.keep_standard_streams()
         self._selector = limits.open_with_retry(selectors.DefaultSelector)
@@ -168,6 +170,8 @@ class ProcessesEngine:
         self._selector.register(launched.wire.fileno(), selectors.EVENT_READ, (handle, False))
         if launched.pidfd >= 0:
             self._selector.register(launched.pidfd, selectors.EVENT_READ, (handle, True))
+        else:
+            self._without_pidfd = True
         if self._tasks is not None:
             handle.notify(protocol.SetTaskLimit(self._tasks))
         if self._initializer is not None:
@@ -278,6 +282,8 @@ class ProcessesEngine:
         elif behind:
             timeout = _RETRY_SECONDS if timeout is None else min(timeout, _RETRY_SECONDS)
         gone: dict[int, WorkerHandle] = {}
+        if self._without_pidfd:
+            timeout = _LOOK_SECONDS if timeout is None else min(timeout, _LOOK_SECONDS)
         for key, _ in self._selector.select(timeout):
             if isinstance(key.fileobj, _WakeUp):
                 key.fileobj.clear()
@@ -285,6 +291,8 @@ class ProcessesEngine:
             handle, dead = key.data
             if handle.number not in gone and (dead or not self._read(handle)):
                 gone[handle.number] = handle
+        if self._without_pidfd:
+            gone |= {one.number: one for one in self._handles.values() if one.has_exited()}
         for handle in gone.values():
             self._reap(handle)
         # Why again: a worker drops the memory that is gone before the next plan comes.
@@ -452,17 +460,17 @@ class _WakeUp:
 
     def __init__(self) -> None:
         self._files: list[int] = []
-        try:
-            fd = limits.open_with_retry(lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
-            self._files = [fd, fd]
-        except (AttributeError, OSError) as error:
-            if getattr(error, "errno", None) in {errno.EMFILE, errno.ENFILE}:
-                raise
-            self._files = list(
-                limits.open_with_retry(os.pipe)
-            )  # Why: not all systems have an eventfd.
-            for fd in self._files:
-                os.set_blocking(fd, False)
+        self._files = system.attempt("eventfd", self._open_event, self._open_pipe)
+
+    def _open_event(self) -> list[int]:
+        fd = limits.open_with_retry(lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        return [fd, fd]
+
+    def _open_pipe(self) -> list[int]:
+        files = list(limits.open_with_retry(os.pipe))
+        for fd in files:
+            os.set_blocking(fd, False)
+        return files
 
     def fileno(self) -> int:
         """Return the descriptor to wait for."""

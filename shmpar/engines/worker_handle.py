@@ -33,16 +33,12 @@ from shmpar.ipc.protocol import (
     WorkerLost,
 )
 from shmpar.ipc.wire import MAX_DESCRIPTORS
-from shmpar.memory import limits
+from shmpar.memory import limits, system
 from shmpar.memory.segment import Segment
 from shmpar.pickling.pack import Payload
 
 MAX_OUTSTANDING = 2
 """Generations at a worker: the one that it runs and the one that it runs next."""
-
-_GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN}
-# Why ETOOMANYREFS: too many descriptors are on the way.
-_LATER = {errno.EAGAIN, errno.EWOULDBLOCK, errno.ETOOMANYREFS}
 
 
 @dataclass(eq=False, slots=True)
@@ -107,6 +103,10 @@ class WorkerHandle:
         """Kill the worker for a run."""
         self.killed_for = run
         self.launched.process.kill()
+
+    def has_exited(self) -> bool:
+        """Return True if the process is gone."""
+        return self.launched.process.poll() is not None
 
     def reap(self) -> WorkerLost:
         """Wait for the process; return how it ended."""
@@ -225,10 +225,10 @@ class WorkerHandle:
         try:
             limits.open_with_retry(lambda: wire.send_packed(body, descriptors))
         except OSError as error:
-            if error.errno in _LATER:
+            if error.errno in system.LATER:
                 return False
             closed = error.errno == errno.EBADF and wire.fileno() < 0
-            if not closed and error.errno not in _GONE:
+            if not closed and error.errno not in system.GONE:
                 raise
             # Why nothing for a worker that is gone: its pidfd tells.
         return True

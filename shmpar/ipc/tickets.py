@@ -173,7 +173,10 @@ def new_tickets(kind: str | None = None) -> Tickets:
         kind = "offset" if _offset_is_atomic() else "lock" if hasattr(fcntl, "lockf") else "thread"
     if kind == "thread":
         return ThreadTickets()
-    return open_tickets(kind, _counter_file())
+    try:
+        return open_tickets(kind, _counter_file())
+    except FileNotFoundError:  # Why: without /proc a memory file cannot be opened by path
+        return open_tickets("lock", allocate.make_file(_NUMBER_BYTES)[0])
 
 
 def open_tickets(kind: str, fd: int) -> Tickets:
@@ -189,7 +192,7 @@ def _offset_is_atomic() -> bool:
 
 def _counter_file() -> int:
     """Open a nameless file with an offset that the kernel locks."""
-    fd, kind, _ = allocate.make_file(_NUMBER_BYTES, lambda *_: 0)  # Why: it may be empty
+    fd, kind, _ = allocate.make_file(_NUMBER_BYTES, lambda *_: None)  # Why: it may be empty
     if kind != "memfd":
         return fd
     try:  # Why: the kernel locks the offset only of a file that was opened by path.

@@ -4,7 +4,7 @@ Guarantees
 ----------
 - A message arrives whole or not at all. No reader sees a part of a message of a dead writer.
 - A long message lies in sealed memory: after the seals nobody can change it, not even its writer.
-  The reader checks the seals. On systems without sealed memory the reader copies the message.
+  The reader checks the seals, and copies a message that has none.
 - Received descriptors are closed at exec from the moment when they exist.
 - A message that has lost descriptors, because the receiver may open no more, is an error.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 # Why: a worker has loaded _socket already; socket would first make enums of a hundred constants.
 import _socket
 import array
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -23,7 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from shmpar.errors import SegmentError
-from shmpar.memory import allocate
+from shmpar.memory import allocate, system
 from shmpar.memory.limits import ClosedOnError
 
 MAX_DESCRIPTORS = 200  # a message carries at most 253 (SCM_MAX_FD); one more is for a long body
@@ -32,9 +33,7 @@ _BUFFER = _INLINE + 1024
 _CLOEXEC = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
 _TRUNCATED = _socket.MSG_CTRUNC | _socket.MSG_TRUNC
 _ANCILLARY = _socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * array.array("i").itemsize)
-_SEALS = 0
-if hasattr(os, "memfd_create"):
-    _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+_SEALS = sum(getattr(fcntl, f"F_SEAL_{one}", 0) for one in ("WRITE", "GROW", "SHRINK", "SEAL"))
 _BODY_FOLLOWS, _BODY_IN_MEMORY = b"\0", b"\1"  # the first byte of a message
 
 
@@ -55,12 +54,14 @@ class Wire:
     @staticmethod
     def pair() -> tuple[_socket.socket, _socket.socket]:
         """Return two connected sockets, the first one not blocking."""
-        try:
-            ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        except OSError:  # Why: macOS has no SEQPACKET; there the life pipe tells of the end
-            ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_DGRAM)
-            for end in (ours, theirs):
-                end.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 2 * _BUFFER)
+        ours, theirs = system.attempt(
+            "SOCK_SEQPACKET",
+            lambda: _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET),
+            # Why: the life pipe, and a look at the process, tell of the end.
+            lambda: _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_DGRAM),
+        )
+        for end in (ours, theirs) if ours.type == _socket.SOCK_DGRAM else ():
+            end.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 2 * _BUFFER)
         ours.settimeout(0)
         return ours, theirs
 
@@ -126,8 +127,8 @@ class Wire:
         fd = descriptors.pop()
         try:
             body = _read(fd, int.from_bytes(data[1:9], "little"))
-        except OSError as error:
-            self._lose(descriptors, str(error))
+        except (OSError, MemoryError) as error:
+            self._lose(descriptors, str(error) or "memory ran out")
         finally:
             os.close(fd)
         return pickle.loads(body), descriptors
@@ -161,26 +162,35 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def _sealed(body: bytes) -> int:
-    """Open a memory file that holds `body` and can never change."""
-    if _SEALS:
-        fd = os.memfd_create("shmpar-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    else:
-        fd = allocate.make_file(len(body)).fd
+    """Open a memory file that holds `body` and can never change, or a file that can."""
+    return system.attempt("seals", lambda: _sealed_file(body), lambda: _plain_file(body))
+
+
+def _sealed_file(body: bytes) -> int:
+    fd = os.memfd_create("shmpar-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with ClosedOnError(fd):
-        os.fchmod(fd, 0o600)  # Why: the mode of a memory file is 0o777 at first
-        with open(fd, "wb", closefd=False) as file:
-            file.write(body)
-        if _SEALS:
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        allocate.restrict(fd)
+        allocate.write_all(fd, memoryview(body), 0)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     return fd
+
+
+def _plain_file(body: bytes) -> int:
+    raw = memoryview(body)
+    return allocate.make_file(len(body), lambda fd, _: allocate.write_all(fd, raw, 0)).fd
 
 
 def _read(fd: int, size: int) -> mmap.mmap | bytes:
     """Return the body that lies in a file, in memory that nobody can change."""
-    if not _SEALS:
-        with open(fd, "rb", closefd=False) as file:
-            file.seek(0)
-            return file.read(size)
-    if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS:
-        return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
-    raise PermissionError(errno.EPERM, "a message lies in memory that is not sealed")
+    held = system.attempt(
+        "F_GET_SEALS", lambda: fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS, lambda: -1
+    )
+    if held == _SEALS:
+        with contextlib.suppress(OSError):  # Why: a copy needs no descriptor and no mapping
+            return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+    with open(fd, "rb", closefd=False) as file:
+        file.seek(0)
+        body = file.read(size)
+    if len(body) < size:
+        raise OSError(errno.EIO, f"{size - len(body):,} bytes of it are missing")
+    return body

@@ -14,12 +14,12 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 
 import numpy as np
 
-from shmpar.errors import SegmentFull
-from shmpar.memory import huge, limits
+from shmpar.errors import SegmentError, SegmentFull
+from shmpar.memory import huge, limits, system
 from shmpar.memory.limits import ClosedOnError, open_with_retry
 
 Array = np.ndarray[Any, Any]
@@ -28,10 +28,10 @@ SHM: Final = "/dev/shm"  # noqa: S108 (shared memory is intended)
 STEP: Final = 64 << 20  # Why: a longer system call delays signals
 SMALL: Final = 16 << 20  # Why: for fewer bytes, the kernel's ENOSPC is answer enough
 _FAULT_AROUND: Final = 64 << 10  # bytes that a fault on reading maps: the kernel's default
-FULL: Final = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG}
+_FREE_SOME: Final = "free some, or write the file elsewhere"
 
-Fill = Callable[[int, int], int]
-"""Write every byte of a new file, given (descriptor, bytes); return the bytes in huge pages."""
+Fill = Callable[[int, int], int | None]
+"""Writes every byte of a new file, given (descriptor, bytes); returns those in huge pages."""
 
 
 class File(NamedTuple):
@@ -97,8 +97,14 @@ def _open_shm() -> int:
 
 def _open_memfd() -> int:
     fd = os.memfd_create("shmpar", os.MFD_CLOEXEC)
-    os.fchmod(fd, 0o600)  # Why: the kernel creates it with mode 0o777
+    restrict(fd)
     return fd
+
+
+def restrict(fd: int) -> None:
+    """Take the permissions of other users from a memory file, which the kernel makes with 0o777."""
+    # Why optional: other users reach a file without a name through /proc alone, which refuses them.
+    system.attempt("fchmod", lambda: os.fchmod(fd, 0o600), lambda: None)
 
 
 def _open_tempfile() -> int:
@@ -142,18 +148,23 @@ def make_file(nbytes: int, fill: Fill | None = None, sources: tuple[Source, ...]
     Cost: two system calls, one more for each huge page, and the kernel zeroes the memory.
     """
     limits.keep_standard_streams()
-    refusals = []
+    refusals, full = [], False
     for source in sources or SOURCES:
         try:
             fd = open_with_retry(source.open)
             with ClosedOnError(fd):
-                huge_bytes = (fill or fill_zeros)(fd, nbytes)
+                huge_bytes = (fill or fill_zeros)(fd, nbytes) or 0
         except (OSError, AttributeError, SegmentFull) as error:
-            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            if isinstance(error, OSError) and error.errno in system.NO_DESCRIPTORS:
                 raise
             refusals.append(f"{source.where}: {_reason(error)}")
+            full = full or isinstance(error, SegmentFull) or _is_full(error)
         else:
             return File(fd, source.kind, huge_bytes)
+    if not full and sources:
+        raise system.without_names("; ".join(refusals))
+    if not full:
+        raise SegmentError(f"this system refuses each kind of memory ({'; '.join(refusals)})")
     raise SegmentFull(
         f"no room for a segment of {nbytes:,} bytes ({'; '.join(refusals)}); "
         "drop arrays that are no longer needed, use smaller outputs or dtypes, "
@@ -164,9 +175,13 @@ def make_file(nbytes: int, fill: Fill | None = None, sources: tuple[Source, ...]
 def _reason(error: Exception) -> str:
     if isinstance(error, AttributeError):
         return "not on this platform"
-    if isinstance(error, OSError) and error.errno in FULL:
-        return f"full ({os.strerror(error.errno or 0)})"
+    if _is_full(error):
+        return f"full ({error.strerror})"
     return str(error)
+
+
+def _is_full(error: Exception) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno in system.NO_ROOM
 
 
 def fill_zeros(fd: int, nbytes: int) -> int:
@@ -174,15 +189,39 @@ def fill_zeros(fd: int, nbytes: int) -> int:
     pages = huge.NewPages.of(fd, nbytes)
     for start, stop in checked_steps(fd, nbytes):
         if pages is None or not pages.make(stop):
-            _reserve(fd, start if pages is None else max(start, pages.made), stop)
+            _reserve(fd, start if pages is None else max(start, pages.made), stop, new=True)
     return 0 if pages is None else pages.made
 
 
-def _reserve(fd: int, start: int, stop: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, start, stop - start)
-    else:  # Why: on macOS only a write reserves
-        os.pwrite(fd, bytes(stop - start), start)
+def _reserve(fd: int, start: int, stop: int, *, new: bool) -> None:
+    def write_or_check() -> None:
+        if new:
+            write_all(fd, memoryview(bytes(stop - start)), start)
+        else:
+            _check_room(fd, stop - start)
+
+    system.attempt("fallocate", lambda: os.posix_fallocate(fd, start, stop - start), write_or_check)
+
+
+def write_all(fd: int, raw: memoryview, offset: int) -> None:
+    """Write bytes at an offset of a file.
+
+    Raises
+    ------
+    SegmentFull
+        The file system, or memory, is full.
+    SegmentError
+        The bytes lie in a mapped file that was shortened since.
+    """
+    while raw.nbytes:  # Why: the kernel may stop early at a signal
+        try:
+            with system.room_for(f"{raw.nbytes:,} more bytes", "free some"):
+                written = os.pwrite(fd, raw, offset)
+        except OSError as error:
+            if error.errno == errno.EFAULT:
+                raise system.shortened("an array cannot be copied") from None
+            raise
+        raw, offset = raw[written:], offset + written
 
 
 def promise(fd: int, nbytes: int) -> int:
@@ -190,12 +229,20 @@ def promise(fd: int, nbytes: int) -> int:
 
     Other files are filled with zeros.  :class:`LazyPages` reserves the bytes.
     """
-    if huge.refusal() is not None or not limits.is_in_memory(fd):
+    if huge.refusal() is not None or not limits.is_in_memory(fd) or not _can_reserve(fd):
         return fill_zeros(fd, nbytes)
     if nbytes > (free := _free_bytes(fd, in_memory=True)):
         raise SegmentFull(f"{nbytes:,} bytes needed, {free:,} free")
     os.ftruncate(fd, nbytes)
     return 0
+
+
+def _can_reserve(fd: int) -> bool:
+    def reserve() -> bool:
+        os.posix_fallocate(fd, 0, 1)
+        return True
+
+    return system.attempt("fallocate", reserve, lambda: False)
 
 
 class LazyPages:
@@ -281,8 +328,8 @@ def _free_bytes(fd: int, *, in_memory: bool) -> int:
     return min(free, limits.free_memory()) if in_memory else free
 
 
-def reserve_range(fd: int, start: int, stop: int) -> None:
-    """Reserve the bytes [start, stop) of a file that exists, and keep its values.
+def reserve_range(fd: int, start: int, stop: int, *, new: bool = False) -> None:
+    """Reserve the bytes [start, stop) of a file, and keep its values, unless it is a new file.
 
     A write through a mapping to a hole of a file on a full disk is SIGBUS.
 
@@ -291,19 +338,18 @@ def reserve_range(fd: int, start: int, stop: int) -> None:
     SegmentFull
         The disk is full.
     """
-    if not hasattr(os, "posix_fallocate"):
-        return  # Why: no other call reserves bytes and keeps the values
-    for first in range(start, stop, STEP):
-        try:
-            os.posix_fallocate(fd, first, min(first + STEP, stop) - first)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            raise SegmentFull(
-                f"{stop - first:,} bytes of an output have no room "
-                f"({limits.free_on_device(fd):,} free on its file system): free some, or write the "
-                "output elsewhere"
-            ) from None
+    with system.room_for(f"{stop - start:,} bytes of a file on its disk", _FREE_SOME):
+        for first in range(start, stop, STEP):
+            _reserve(fd, first, min(first + STEP, stop), new=new)
+
+
+def _check_room(fd: int, nbytes: int) -> None:
+    """Raise an error if a file has holes that its disk has no room for."""
+    # Why no more: no other call reserves bytes and keeps the values that others write meanwhile.
+    found = os.fstat(fd)
+    holes = min(nbytes, found.st_size - 512 * found.st_blocks)
+    if holes > limits.free_on_device(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def capacities() -> list[Capacity]:
@@ -373,10 +419,6 @@ def _fits(sizes: Sequence[int], found: Sequence[Capacity], memory: int) -> bool:
     return True
 
 
-# Why: file systems refuse O_TMPFILE with these errors.
-_NO_TMPFILE: Final = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
-
-
 @contextlib.contextmanager
 def atomic_file(
     path: str, nbytes: int, *, mode: int = 0o600, replace: bool = False
@@ -408,28 +450,67 @@ def atomic_file(
     instant; this name ends in ``.tmp``.
     """
     folder, temporary = os.path.dirname(path) or ".", f"{path}.{os.urandom(4).hex()}.tmp"
-    try:
-        fd = open_with_retry(lambda: os.open(folder, os.O_TMPFILE | os.O_RDWR, mode))
-        nameless = True
-    except (AttributeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_TMPFILE:
-            raise
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-        nameless = False
-    try:
-        reserve_range(fd, 0, nbytes)
-        yield fd
-        direct = nameless and not (replace and os.path.lexists(path))
-        if nameless:
-            link_file(fd, path if direct else temporary)
-        if replace and not direct:
-            os.replace(temporary, path)
-        elif not nameless:
-            os.link(temporary, path)
-    finally:
-        os.close(fd)
-        with contextlib.suppress(OSError):  # Why: it has gone, or was never made
-            os.unlink(temporary)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    with system.room_for(f"the file {path!r}", _FREE_SOME):
+        fd, nameless = system.attempt(
+            "O_TMPFILE",
+            lambda: (open_with_retry(_open_nameless, folder, mode), True),
+            lambda: (open_with_retry(os.open, temporary, flags, mode), False),
+        )
+        try:
+            reserve_range(fd, 0, nbytes, new=True)
+            yield fd
+            direct = nameless and not (replace and os.path.lexists(path))
+            if nameless and not _was_linked(fd, path if direct else temporary):
+                _copy(fd, temporary, mode)
+                direct = nameless = False
+            if replace and not direct:
+                os.replace(temporary, path)
+            elif not nameless:
+                _take_name(temporary, path)
+        finally:
+            os.close(fd)
+            with contextlib.suppress(OSError):  # Why: it has gone, or was never made
+                os.unlink(temporary)
+
+
+def _open_nameless(folder: str, mode: int) -> int:
+    """Open a file without a name that can get a name, or raise OSError."""
+    fd = os.open(folder, os.O_TMPFILE | os.O_RDWR, mode)
+    with ClosedOnError(fd):
+        if not os.path.exists(f"/proc/self/fd/{fd}"):  # Why: a name is made through this link
+            raise OSError(errno.EOPNOTSUPP, "/proc is not mounted")
+    return fd
+
+
+def _was_linked(fd: int, path: str) -> bool:
+    """Give a nameless file a name; return False if the system refuses that."""
+
+    def link() -> bool:
+        link_file(fd, path)
+        return True
+
+    return system.attempt("linkat", link, lambda: False)
+
+
+def _copy(fd: int, path: str, mode: int) -> None:
+    import shutil  # Why here: few systems refuse links
+
+    made = open_with_retry(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with open(made, "wb") as target, open(fd, "rb", closefd=False) as source:
+        source.seek(0)
+        shutil.copyfileobj(source, target)
+
+
+def _take_name(temporary: str, path: str) -> None:
+    """Rename a file to a name that nobody has."""
+
+    def reserve_name() -> None:
+        # Why: a rename replaces, and a file system without links has no other way to be first.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        os.replace(temporary, path)
+
+    system.attempt("link", lambda: os.link(temporary, path), reserve_name)
 
 
 def link_file(fd: int, path: str) -> None:

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from shmpar.errors import SegmentFull
 from shmpar.memory import allocate, huge
 from shmpar.memory.segment import Array, Dtype, Segment, create
 
@@ -116,7 +115,7 @@ def write(fd: int, offset: int, array: Array, dtype: Dtype | None = None) -> int
     if dtype == array.dtype and array.flags.c_contiguous:
         raw = memoryview(array)  # type: ignore[arg-type]
         for start, stop in allocate.checked_steps(fd, nbytes, done):
-            _write_all(fd, raw[start:stop], offset + start)
+            allocate.write_all(fd, raw[start:stop], offset + start)
     elif done < nbytes:
         _write_strided(fd, offset, array, dtype, done)
     return 0 if pages is None else pages.made
@@ -166,16 +165,6 @@ def _write_strided(fd: int, offset: int, array: Array, dtype: Dtype, done: int) 
         if written >= checked:
             _, checked = next(steps, (0, array.size * dtype.itemsize))
         values = np.ascontiguousarray(piece)
-        _write_all(fd, memoryview(values.view(np.uint8)), offset + written)  # type: ignore[arg-type]
+        raw = memoryview(values.view(np.uint8))  # type: ignore[arg-type]
+        allocate.write_all(fd, raw, offset + written)
         written += values.nbytes
-
-
-def _write_all(fd: int, raw: memoryview, offset: int) -> None:
-    while raw.nbytes:  # Why: the kernel may stop early at a signal
-        try:
-            written = os.pwrite(fd, raw, offset)
-        except OSError as error:
-            if error.errno not in allocate.FULL:
-                raise
-            raise SegmentFull(f"{raw.nbytes:,} more bytes do not fit: {error.strerror}") from None
-        raw, offset = raw[written:], offset + written

@@ -27,7 +27,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from shmpar.memory import limits
+from shmpar.memory import limits, system
 
 T = TypeVar("T", bound=mmap.mmap)
 
@@ -46,7 +46,6 @@ _SLOW_SECONDS: Final = 0.02  # of the processor, for a page
 _STALL_SECONDS: Final = 0.5  # Why: on a busy machine, other processes have their turns meanwhile
 _SLOW_RATIO: Final = 16
 _RECENT: Final = 9
-_UNSUPPORTED: Final = {errno.EINVAL, errno.ENOSYS, errno.EPERM}
 
 _refusal: str | None = None  # the reason why no page is tried any more in this process
 
@@ -143,7 +142,7 @@ class PageMaker:
         global _refusal  # noqa: PLW0603 - a process has one kernel
         self.stopped = True
         # Why the last: the kernel refuses a file on a disk, and may still take one in memory.
-        if not self._seconds and error.errno in _UNSUPPORTED and limits.is_in_memory(fd):
+        if not self._seconds and error.errno in system.REFUSED and limits.is_in_memory(fd):
             _refusal = f"the kernel refuses: {error.strerror}"
 
 

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, ParamSpec, TypeVar
 
+from shmpar.memory import system
+
 try:
     import resource
 except ImportError:  # Windows has no limits of this kind
@@ -32,6 +34,7 @@ DESCRIPTORS_PER_SEGMENT: Final = 1 if sys.version_info >= (3, 13) else 2
 # Why: one message carries fewer descriptors than this, mappings included.
 MESSAGE_DESCRIPTORS: Final = 640
 
+_SYSTEM_LIMIT: Final = "fs.file-max"
 _open_segments: set[int] = set()
 register = _open_segments.add
 unregister = _open_segments.discard
@@ -44,7 +47,7 @@ def used_descriptors() -> int:
 
 def descriptors_scarce() -> bool:
     """Return True if segments hold more than a quarter of the descriptors of this process."""
-    soft, _ = _descriptor_limits()
+    soft, _ = descriptor_limits()
     return 0 <= soft < 4 * used_descriptors()
 
 
@@ -66,9 +69,9 @@ def reserve_descriptors(newest: int) -> None:
     The kernel drops the descriptors of a message that exceed the limit; they cannot be requested
     again.
     """
-    soft, hard = _descriptor_limits()
+    soft, hard = descriptor_limits()
     if 0 <= soft < newest + MESSAGE_DESCRIPTORS and soft != hard:
-        _raise_descriptor_limit()
+        raise_descriptor_limit()
 
 
 def open_with_retry(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -79,19 +82,23 @@ def open_with_retry(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     Raises
     ------
     OSError
-        EMFILE if the hard limit is reached too, with advice; any other error unchanged.
+        EMFILE if the hard limit is reached too, or ENFILE, with advice; any other error unchanged.
     """
     try:
         return function(*args, **kwargs)
     except OSError as error:
-        if error.errno != errno.EMFILE:
+        if error.errno not in system.NO_DESCRIPTORS:
             raise
-    if _raise_descriptor_limit():
+        number = error.errno or 0
+    if number == errno.EMFILE and raise_descriptor_limit():
         return function(*args, **kwargs)
+    limit = f"the limit of the machine (sysctl {_SYSTEM_LIMIT})"
+    if number == errno.EMFILE:
+        limit = f"the hard limit of {descriptor_limits()[1]} (ulimit -Hn)"
     raise OSError(
-        errno.EMFILE,
-        f"{os.strerror(errno.EMFILE)}: shared arrays hold {used_descriptors()} descriptors; "
-        "drop arrays, use fewer workers, or raise the hard limit (ulimit -Hn)",
+        number,
+        f"{os.strerror(number)}: shared arrays hold {used_descriptors()} descriptors; "
+        f"drop arrays, close files, use fewer workers, or raise {limit}",
     )
 
 
@@ -109,15 +116,16 @@ class ClosedOnError:
             os.close(self._fd)
 
 
-def _descriptor_limits() -> tuple[int, int]:
+def descriptor_limits() -> tuple[int, int]:
     """Return the soft and the hard limit; -1 if there is none."""
-    if resource is None:
-        return -1, -1
-    return resource.getrlimit(resource.RLIMIT_NOFILE)
+    return system.attempt(
+        "getrlimit", lambda: resource.getrlimit(resource.RLIMIT_NOFILE), lambda: (-1, -1)
+    )
 
 
-def _raise_descriptor_limit() -> bool:
-    soft, hard = _descriptor_limits()
+def raise_descriptor_limit() -> bool:
+    """Raise the soft limit to the hard limit; return False if that is not possible."""
+    soft, hard = descriptor_limits()
     with suppress(ValueError, OSError):  # Why: macOS refuses an unlimited soft limit
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -199,8 +207,12 @@ def memory_groups() -> Iterator[MemoryGroup]:
 
 def free_on_device(fd: int) -> int:
     """Return the free bytes of the file system of an open file; a memory file has no limit."""
-    found = os.fstatvfs(fd)
-    return found.f_bavail * found.f_frsize if found.f_blocks else UNLIMITED
+
+    def free() -> int:
+        found = os.fstatvfs(fd)
+        return found.f_bavail * found.f_frsize if found.f_blocks else UNLIMITED
+
+    return system.attempt("fstatvfs", free, lambda: UNLIMITED)
 
 
 def is_in_memory(fd: int) -> bool:
@@ -301,9 +313,9 @@ def available_cpus() -> int:
 
 def affinity_cpus() -> int:
     """Return the number of CPUs that this process may run on; all where affinity is unknown."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return system.attempt(
+        "sched_getaffinity", lambda: len(os.sched_getaffinity(0)), lambda: os.cpu_count() or 1
+    )
 
 
 def quota_cpus() -> float | None:

@@ -21,8 +21,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from shmpar.errors import SegmentError
 from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.segment import Location, Mapping, Segment, address_of, find_mapping, lies_within
+from shmpar.memory.system import NO_DESCRIPTORS, shortened
 
 Array = np.ndarray[Any, Any]
 
@@ -41,6 +43,11 @@ def locate(array: Array) -> Location | None:
         None for plain memory, for a closed segment, for a private mapping (np.memmap of mode "c")
         and for a file that was removed or replaced.
 
+    Raises
+    ------
+    SegmentError
+        The file was shortened after it was mapped, so reading the array would be SIGBUS.
+
     Notes
     -----
     Cost: almost none for an array that owns its data, and for an array in a segment.  The first
@@ -55,9 +62,7 @@ def locate(array: Array) -> Location | None:
         return None
     root = memory_owner(array)
     if type(root) is Mapping:
-        if root.segment.closed:
-            return None
-        return Location(root.segment, address_of(array) - root.start)
+        return _place(root.segment, root.start, array)
     while isinstance(root, memoryview):
         root = root.obj
     if isinstance(root, mmap.mmap) and not isinstance(root, Mapping):
@@ -65,13 +70,20 @@ def locate(array: Array) -> Location | None:
     else:
         mapping = find_mapping(address_of(array))
         found = None if mapping is None else (mapping.segment, mapping.start)
-    if found is None or found[0].closed:
+    return None if found is None else _place(*found, array)
+
+
+def _place(segment: Segment, start: int, array: Array) -> Location | None:
+    if segment.closed:
         return None
-    segment, start = found
-    offset = address_of(array) - start
-    # Why: a file may have been shortened since it was mapped.
-    inside = lies_within(segment.size, offset, array.shape, array.strides, array.itemsize)
-    return Location(segment, offset) if inside else None
+    is_file, offset = segment.kind == "file", address_of(array) - start
+    if is_file:
+        segment.check_whole()
+    if lies_within(segment.size, offset, array.shape, array.strides, array.itemsize):
+        return Location(segment, offset)
+    if is_file:  # Why: it was shortened after it was mapped, and before it was opened again
+        raise shortened(f"an array in {segment.path} cannot be used")
+    return None
 
 
 def describe(array: Array) -> tuple[str, int, int]:
@@ -79,7 +91,10 @@ def describe(array: Array) -> tuple[str, int, int]:
 
     The kind is that of the segment, or ``private`` for memory of this process.
     """
-    location = locate(array)
+    try:
+        location = locate(array)
+    except SegmentError:
+        return "file", array.nbytes, 0
     if location is None:
         return "private", array.nbytes, 0
     return location.segment.kind, array.nbytes, min(location.segment.huge_bytes, array.nbytes)
@@ -124,7 +139,7 @@ def _user_file(memory: mmap.mmap, array: Array) -> tuple[Segment, int] | None:
     try:
         return _user_files[memory]
     except KeyError:
-        file = _identify(array)
+        file = _from_kernel(array)
         segment = file and _open_again(file)
         found = _user_files[memory] = (segment, file.start) if file and segment else None
         return found
@@ -138,7 +153,10 @@ _MAPS_LINE: Final = re.compile(
 
 def _from_kernel(array: Array) -> _MappedFile | None:
     address = address_of(array)
-    maps = open_with_retry(open, "/proc/self/maps", encoding="utf-8", errors="surrogateescape")
+    try:
+        maps = open_with_retry(open, "/proc/self/maps", encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError:  # Why: /proc is not mounted
+        return _from_memmap(array)
     with maps as lines:
         for line in lines:
             found = _MAPS_LINE.match(line)
@@ -168,14 +186,13 @@ def _from_memmap(array: Array) -> _MappedFile | None:
     return _MappedFile(os.fspath(root.filename), None, None, root.mode != "r", start)
 
 
-_identify = _from_kernel if os.path.exists("/proc/self/maps") else _from_memmap
-
-
 def _open_again(file: _MappedFile) -> Segment | None:
     """Open the file by its path; return None if the path leads to another file by now."""
     try:
         fd = open_with_retry(os.open, file.path, os.O_RDWR if file.writable else os.O_RDONLY)
-    except OSError:
+    except OSError as error:
+        if error.errno in NO_DESCRIPTORS:
+            raise
         return None
     with ClosedOnError(fd):
         found = os.fstat(fd)

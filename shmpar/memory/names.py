@@ -18,7 +18,6 @@ array that was taken over survives its maker.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import stat
@@ -29,7 +28,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, NamedTuple
 
 from shmpar.errors import SegmentGone
-from shmpar.memory import allocate
+from shmpar.memory import allocate, system
 from shmpar.memory.limits import ClosedOnError, open_with_retry
 
 try:
@@ -156,7 +155,7 @@ def open_checked(
             "keep the owner's array alive until others have attached"
         ) from None
     except OSError as error:  # a symbolic link, a folder, a socket, a path that is too long
-        if error.errno in {errno.EMFILE, errno.ENFILE}:
+        if error.errno in system.NO_DESCRIPTORS:
             raise
         raise ValueError(f"{shown} is no segment: {error.strerror}") from None
     with ClosedOnError(fd):
@@ -246,7 +245,12 @@ class NameRegistry:
             self.path = f"{allocate.SHM}/{generate_name('.marker')}"
             _own_registries[self.path] = -1
             fd = open_with_retry(os.open, self.path, flags, 0o600)
-            fcntl.lockf(fd, fcntl.LOCK_EX)
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_EX)
+            except BaseException:  # Why: some systems refuse record locks
+                self._fd = fd
+                self.close()
+                raise
             # Why: another process may have removed the file as stale before it was locked.
             if os.fstat(fd).st_nlink:
                 self._fd = _own_registries[self.path] = fd

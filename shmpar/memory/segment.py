@@ -36,7 +36,7 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 
 from shmpar.errors import SegmentFull, SegmentGone
-from shmpar.memory import allocate, huge, limits, names
+from shmpar.memory import allocate, huge, limits, names, system
 from shmpar.memory.names import Identity, NameRegistry
 
 Array = np.ndarray[Any, Any]
@@ -128,7 +128,10 @@ class Mapping(mmap.mmap):
     def __new__(cls, segment: Segment, *, writable: bool = True) -> Self:
         """Map the file of a segment; copy on write if the segment is private."""
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if segment.writable and writable else 0)
-        self = cls._aligned(segment, prot) or cls._anywhere(segment, prot)
+        segment.check_whole()
+        purpose = f"a mapping of {segment.size:,} bytes in this process"
+        with system.room_for(purpose, system.ADDRESS_SPACE):
+            self = cls._aligned(segment, prot) or cls._anywhere(segment, prot)
         self.segment = segment
         self.start = address_of(np.ndarray(1, np.uint8, self)) + self.lead
         _register(self)
@@ -211,6 +214,9 @@ def _nothing() -> None:
     """Stand for a mapping that there is not yet."""
 
 
+_REMOVE_NAMES: Final = (
+    "drop arrays, or remove files there that nobody needs (python -m shmpar ls shows ours)"
+)
 _keys = itertools.count(1)
 # Lock: held while a segment is mapped or named.  Managers take their own lock inside it.
 _segments_lock = threading.RLock()
@@ -321,6 +327,11 @@ class Segment:
         """Return the device and inode of the file."""
         found = os.fstat(self.fileno())
         return found.st_dev, found.st_ino
+
+    def check_whole(self) -> None:
+        """Raise `SegmentError` if the file has become shorter; reading beyond its end is SIGBUS."""
+        if os.fstat(self.fileno()).st_size < self.size:
+            raise system.shortened(f"an array in {self.path or self.kind} cannot be used")
 
     @property
     def mapping(self) -> Mapping:
@@ -465,19 +476,20 @@ class Segment:
                 return f"/proc/{os.getpid()}/fd/{fd}"
             chosen = name or names.generate_name()
             try:
-                listed = registry()
-                listed.record(chosen, identity)
-                # Why: before the link, so that an interrupt after the link leaves no name.
-                self._names.append((chosen, listed))
-                allocate.link_file(fd, f"{allocate.SHM}/{chosen}")
+                with system.room_for(f"a name in {allocate.SHM}", _REMOVE_NAMES):
+                    listed = registry()
+                    listed.record(chosen, identity)
+                    # Why: before the link, so that an interrupt after the link leaves no name.
+                    self._names.append((chosen, listed))
+                    allocate.link_file(fd, f"{allocate.SHM}/{chosen}")
             except BaseException as error:
                 if not names.points_to(chosen, identity):
                     self._names.clear()
-                if isinstance(error, OSError) and error.errno in allocate.FULL:
-                    raise SegmentFull(
-                        f"no room in {allocate.SHM} for a name: {error.strerror}; drop arrays, or "
-                        "remove files there that nobody needs (python -m shmpar ls shows ours)"
-                    ) from None
+                refused = isinstance(error, OSError) and error.errno in system.REFUSED
+                if refused and name is None:
+                    return f"/proc/{os.getpid()}/fd/{fd}"
+                if refused or isinstance(error, FileNotFoundError):  # /proc is not mounted
+                    raise system.without_names(str(error)) from None
                 raise
             return chosen
 

@@ -166,6 +166,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
     def _reduce_array(self, array: np.ndarray[Any, Any]) -> Any:
         shared = isinstance(array, SharedArray)
+        if array.base is not None:
+            locate(array)  # Why: it raises an error for a file that was truncated
         if not shared and (type(array) is not np.ndarray or array.nbytes <= LARGE):
             return NotImplemented
         if array.dtype.hasobject or (self._is_result and self._is_full()):

@@ -55,6 +55,7 @@ from shmpar.memory.allocate import atomic_file
 from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
+from shmpar.memory.system import HELD
 from shmpar.plan import Announcement, Function, InBlocks, Output, Plan
 from shmpar.runtime.error_texts import levels_to_user
 from shmpar.runtime.outputs import LEDGER_NEEDS_FILES, NpyFile, Outputs, file_path
@@ -342,9 +343,16 @@ def _is_at(fd: int, path: str) -> bool:
 def _lock(fd: int, path: str) -> None:
     deadline = time.monotonic() + _LOCK_WAIT_SECONDS
     while True:
-        # Why PermissionError: NFS may answer with EACCES.
-        with contextlib.suppress(BlockingIOError, PermissionError):
+        try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in HELD:
+                raise OSError(
+                    error.errno,
+                    f"{error.strerror}: ledger={path!r} cannot be locked, so two runs could use it "
+                    "at once; put it on another file system",
+                ) from None
+        else:
             return
         if time.monotonic() > deadline:
             raise RuntimeError(

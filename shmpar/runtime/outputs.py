@@ -26,6 +26,7 @@ from shmpar.ipc.ledger import DONE, PENDING, Ledger
 from shmpar.memory.allocate import atomic_file
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, byte_bounds, new_output
+from shmpar.memory.system import ADDRESS_SPACE, room_for
 from shmpar.plan import Announcement, Output, ResultError
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ class NpyFile:
         nbytes = len(header) + prod(shape) * dtype.itemsize
         with atomic_file(self.path, nbytes, mode=0o666, replace=True) as fd:
             os.pwrite(fd, header, 0)
-        array: Array = np.lib.format.open_memmap(self.path, "r+")
+        with room_for(f"a mapping of {nbytes:,} bytes in this process", ADDRESS_SPACE):
+            array: Array = np.lib.format.open_memmap(self.path, "r+")
         return array
 
     def reopen(self) -> Array | None:

@@ -18,7 +18,6 @@ import contextlib
 import importlib.util
 import os
 import pickle
-import resource
 import sys
 import time
 import traceback
@@ -34,6 +33,7 @@ from shmpar.ipc.ledger import FINGERPRINT, Ledger
 from shmpar.ipc.protocol import Environment, PackedError, PackedValue, SegmentRecord, Work
 from shmpar.ipc.tickets import Tickets, open_tickets
 from shmpar.ipc.wire import MAX_DESCRIPTORS, Wire
+from shmpar.memory import limits
 from shmpar.memory.segment import Segment, protected
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
@@ -267,13 +267,13 @@ class WorkerProcess:
     def _call(self, message: protocol.RunCall) -> None:
         from shmpar.pickling.pack import pack_result  # Why here: most workers get no calls.
 
-        held = self._held(message.held)
-        if self.broken:
-            self.send(protocol.CallFinished(message.call, started=False))
-            return
         private: Sequence[Array] = ()
         descriptors: list[int] = []
         try:
+            held = self._held(message.held)
+            if self.broken:
+                self.send(protocol.CallFinished(message.call, started=False))
+                return
             self._apply(message.environment)
             function, private = self._unpack(message.payload, held)
             with inside_worker():
@@ -298,18 +298,18 @@ class WorkerProcess:
         outcome: Outcome = 0, None, None, False, ()
         private: Sequence[Array] = ()
         try:
-            held = self._held(work.held)
             try:
+                held = self._held(work.held)
                 if self.broken:
                     raise RuntimeError("the initializer failed")  # noqa: TRY301 - as any other reason
                 self._apply(environment)
                 function, private = self._unpack(work.function, held, stateless=work.stateless)
+                assignment = self._assign(work, function, tickets)
             except BaseException as error:  # noqa: BLE001 - the run is told
                 self.send(protocol.PlanRejected(work.run, pack_exception(error)))
                 # Why: the user's code may keep the exception, and its frames hold the memory.
                 error.__traceback__ = None
             else:
-                assignment = self._assign(work, function, tickets)
                 assignment.received = received
                 outcome = self._work(assignment, work)
         finally:
@@ -422,8 +422,7 @@ class WorkerProcess:
 
 def main(fd: int, number: int) -> None:
     """Serve the parent at the other end of the socket `fd`, as the worker with this number."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # Why: the parent raises its own late.
+    limits.raise_descriptor_limit()  # Why: the parent raises its own late.
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     wire = Wire(_socket.socket(fileno=fd))

@@ -9,10 +9,13 @@ Guarantees
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
 import signal
+
+from shmpar.memory import system
 
 
 def exit_with_parent(fd: int) -> None:
@@ -23,19 +26,26 @@ def exit_with_parent(fd: int) -> None:
     fd : int
         Stays open as long as the process lives.
     """
-    if hasattr(fcntl, "F_SETSIG"):
-        fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
-    else:  # Why: this kernel has no F_SETSIG.
-        import threading
-
-        threading.Thread(target=_exit_at_end, args=(fd,), name="shmpar-life", daemon=True).start()
+    system.attempt("F_SETSIG", lambda: _request_signal(fd), lambda: _start_thread(fd))
     # Why: a parent that exited before the signal was requested causes no signal.
     poll = select.poll()
     poll.register(fd, select.POLLHUP)
     if poll.poll(0):
         os._exit(1)
+
+
+def _request_signal(fd: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+    if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ASYNC:  # Why: a system may ignore the flag
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+def _start_thread(fd: int) -> None:
+    import threading
+
+    threading.Thread(target=_exit_at_end, args=(fd,), name="shmpar-life", daemon=True).start()
 
 
 def _exit_at_end(fd: int) -> None:

@@ -1,0 +1,104 @@
+"""Answers of the system: optional calls and their fall-backs, and the meaning of errors.
+
+A call may exist in Python and yet be refused: by an older kernel, by a filter of system calls (a
+container, a sandbox), or by a file system.
+
+Guarantees
+----------
+A call is tried before its fall-back.  A system that lacks it is asked once.
+Only a refusal leads to the fall-back.  A lack of room, descriptors or processes is an error.
+The meaning of an error number is told here alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, TypeVar
+
+from shmpar.errors import SegmentError, SegmentFull
+
+T = TypeVar("T")
+
+REFUSED: Final = frozenset({
+    errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EISDIR,
+    errno.ENODEV, errno.ENOTTY, errno.EPROTONOSUPPORT, errno.EPROTOTYPE, errno.ENOLCK,
+})  # fmt: skip
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG})
+NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
+NO_PROCESSES: Final = frozenset({errno.EAGAIN, errno.ENOMEM})  # fork
+HELD: Final = frozenset({errno.EAGAIN, errno.EACCES})  # a lock, by another process
+GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})  # the end of a socket
+# Why ETOOMANYREFS: too many descriptors are on the way.
+LATER: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ETOOMANYREFS})
+
+ADDRESS_SPACE: Final = (
+    "raise the limit on its address space (ulimit -v) or on the number of its mappings (sysctl "
+    "vm.max_map_count), use smaller arrays, or drop some"
+)
+
+_absent: set[str] = set()
+
+
+def attempt(name: str, call: Callable[[], T], otherwise: Callable[[], T]) -> T:
+    """Return the result of an optional system call, or of its fall-back if it is refused.
+
+    Parameters
+    ----------
+    name : str
+        The name under which a system that lacks the call is remembered.
+    call, otherwise : callable
+        The call and its fall-back.
+
+    Raises
+    ------
+    OSError
+        The call failed for another reason than a refusal.
+
+    Examples
+    --------
+    >>> attempt("example", lambda: os.no_such_call(), lambda: "the fall-back")
+    'the fall-back'
+    """
+    if name not in _absent:
+        try:
+            return call()
+        except AttributeError:
+            _absent.add(name)
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            # Why: any other refusal may hold for this file alone.
+            if error.errno == errno.ENOSYS:
+                _absent.add(name)
+    return otherwise()
+
+
+@contextmanager
+def room_for(purpose: str, advice: str) -> Iterator[None]:
+    """Turn the errors of a full disk, a quota or a limit on memory into `SegmentFull`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            reason = os.strerror(error.errno or 0)
+            raise SegmentFull(f"no room for {purpose}: {reason}; {advice}") from None
+        raise
+
+
+def without_names(reason: str) -> SegmentError:
+    """Return the error for a name that the system refuses."""
+    return SegmentError(
+        f"this system gives a segment no name ({reason}): pass the array to the function of a "
+        "pool, which needs no name, and drop name= (python -m shmpar doctor shows the cause)"
+    )
+
+
+def shortened(purpose: str) -> SegmentError:
+    """Return the error for a file that was truncated under its mapping."""
+    return SegmentError(
+        f"{purpose}: the file was shortened (truncated) since it was mapped, so a part of its "
+        "values is gone; map it again, or write a new file beside it and rename that"
+    )

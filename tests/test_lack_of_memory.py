@@ -1,0 +1,192 @@
+"""Too little address space, full disks and truncated files: each is told as such."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import shmpar
+from tests.interpreters import run_python
+from tests.test_full_tmpfs import check as check_on_full_disk
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of Linux")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+
+ADDRESS_SPACE = """
+import resource, sys
+import numpy as np
+import shmpar
+
+def used():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+def limit(more):
+    resource.setrlimit(resource.RLIMIT_AS, (used() + more, resource.RLIM_INFINITY))
+
+def told(call):
+    try:
+        call()
+    except shmpar.SegmentFull as error:
+        return "ulimit -v" in str(error)
+    return "no error"
+
+"""
+
+
+def check(source: str, expected: str, *args: str) -> None:
+    """Run a program, and compare its output; it must write no error."""
+    done = run_python(ADDRESS_SPACE + source, *args, timeout=120)
+    assert (done.stdout, done.stderr, done.returncode) == (expected, "", 0)
+
+
+@pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
+def test_address_space_that_runs_out_is_segment_full(engine: str, tmp_path: Path) -> None:
+    """The error names the limit; the pool works with smaller arrays, and when the limit is gone."""
+    out = tmp_path / "out.npy"
+    check(
+        f"""
+much = np.broadcast_to(np.ones(1), (1 << 24,))
+with shmpar.Pool(1, engine={engine!r}) as pool:
+    pool.map_blocks(np.negative, np.zeros((4, 100)))
+    limit(64 << 20)
+    for call in (
+        lambda: pool.zeros(1 << 28),
+        lambda: pool.map_blocks(np.negative, much),
+        lambda: pool.map_blocks(np.copy, much, chunks=1 << 20, dtype="f8"),
+        lambda: pool.parallel_map(lambda n: np.zeros(1 << 19), range(64)),
+        lambda: pool.map_blocks(np.copy, much, chunks=1 << 20, out={str(out)!r}),
+    ):
+        print(told(call))
+    try:
+        pool.submit(np.zeros, 1 << 26).result(60)
+    except MemoryError:
+        print(pool.parallel_map(abs, range(3)).tolist())
+    limit(1 << 40)
+    print(pool.zeros(1 << 24).sum(), pool.submit(abs, -3).result(60))
+""",
+        "True\n" * 5 + "[0, 1, 2]\n0.0 3\n",
+    )
+
+
+def test_address_space_of_a_worker_that_runs_out_is_told() -> None:
+    """A worker that cannot map an input says so, and lives."""
+    check(
+        """
+def limit_worker():
+    limit(256 << 20)
+
+with shmpar.Pool(1, initializer=limit_worker) as pool:
+    pid = pool.submit(__import__("os").getpid).result(60)
+    large = pool.zeros(1 << 26)
+    print(told(lambda: pool.parallel_map(np.sum, large.reshape(8, -1))))
+    held = pool.submit(lambda: large.sum()).exception(60)
+    print(isinstance(held, shmpar.SegmentFull), "ulimit -v" in str(held))
+    print(pool.parallel_map(abs, range(3)).tolist())
+    print(pool.submit(__import__("os").getpid).result(60) == pid)
+""",
+        "True\nTrue True\n[0, 1, 2]\nTrue\n",
+    )
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> np.memmap:
+    """Return a mapped file of 80 kB."""
+    path = tmp_path / "values"
+    np.arange(10_000.0).tofile(path)
+    return np.memmap(path, np.float64, "r+")
+
+
+CALLS = {
+    "input": lambda pool, values: pool.map_blocks(np.negative, values, chunks=1000),
+    "rows": lambda pool, values: pool.parallel_map(np.sum, values.reshape(10, -1)),
+    "output": lambda pool, values: pool.map_blocks(np.negative, np.arange(10_000.0), out=values),
+    "reduction": lambda pool, values: pool.sum(values),
+    "halo": lambda pool, values: pool.map_overlap(np.negative, values, depth=1, chunks=1000),
+}
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_truncated_file_is_told(
+    any_pool: shmpar.Pool, mapped: np.memmap, call: str, used: bool
+) -> None:
+    """The error names truncation, and no lack of room; a read would be SIGBUS."""
+    if used:
+        CALLS[call](any_pool, mapped)
+    os.truncate(mapped.filename, 100)
+    with pytest.raises(shmpar.SegmentError, match="shortened") as caught:
+        CALLS[call](any_pool, mapped)
+    assert not isinstance(caught.value, MemoryError)
+    assert any_pool.parallel_map(abs, range(-3, 0)).tolist() == [3, 2, 1]
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
+def test_a_truncated_file_that_is_captured_or_submitted_is_told(
+    mapped: np.memmap, used: bool
+) -> None:
+    """Arguments and captured arrays are looked at before they are read."""
+    with shmpar.Pool(1) as pool:
+        if used:
+            assert pool.submit(np.sum, mapped).result(60) == mapped.sum()
+        os.truncate(mapped.filename, 100)
+        for call in (
+            lambda: pool.submit(np.sum, mapped).result(60),
+            lambda: list(pool.map(np.sum, [mapped])),
+            lambda: pool.parallel_map(lambda n: mapped[n], range(3)),
+            lambda: pool.array(mapped),
+        ):
+            with pytest.raises(shmpar.ShmparError, match="shortened") as caught:
+                call()
+            assert not isinstance(caught.value, MemoryError)
+        assert pool.parallel_map(abs, range(-3, 0)).tolist() == [3, 2, 1]
+
+
+def test_a_file_that_is_truncated_during_a_call_kills_a_worker_that_says_so(
+    mapped: np.memmap,
+) -> None:
+    """The signal is named, with its cause."""
+    path = mapped.filename
+
+    def cuts(block: np.ndarray) -> float:
+        os.truncate(path, 100)
+        return block.sum()
+
+    with shmpar.Pool(1, retries=0) as pool:
+        with pytest.raises(shmpar.WorkerDied, match=r"SIGBUS .*truncated"):
+            pool.block_reduce(cuts, mapped, chunks=5000)
+        assert pool.parallel_map(abs, range(-3, 0)).tolist() == [3, 2, 1]
+
+
+@needs_root
+def test_a_full_disk_has_the_same_words_on_each_way(tmp_path: Path) -> None:
+    """Outputs by path and by memmap, ledgers and traces say that there is no room."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    check_on_full_disk(
+        """
+def words(call):
+    try:
+        call()
+    except shmpar.SegmentFull as error:
+        return "no room for" in str(error) and "No space left" in str(error)
+    return "no error"
+
+with shmpar.Pool(1) as pool:
+    sparse = np.memmap(DISK + "/sparse", np.float64, "w+", shape=X.shape)
+    fill()
+    print(words(lambda: pool.map_blocks(np.negative, X, out=DISK + "/x.npy")))
+    print(words(lambda: pool.map_blocks(np.negative, X, out=sparse)))
+    ledger = {"out": DISK + "/../y.npy", "ledger": DISK + "/x.ledger"}
+    print(words(lambda: pool.map_blocks(np.negative, X, chunks=1, **ledger)))
+    print(words(lambda: pool.last_run.report.to_perfetto(DISK + "/trace")))
+    works(pool)
+print(sorted(os.listdir(DISK)))
+""",
+        "True\n" * 4 + "['filler', 'sparse']\n",
+        disk=str(disk),
+    )
