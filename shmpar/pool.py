@@ -223,6 +223,7 @@ class Pool(Reductions, Executor):
         call = None if initializer is None else (initializer, tuple(initargs))
         launch = (None if python is None else os.fspath(python), _environment(env), threads)
         self.n_workers, self.engine = 1 if engine == "serial" else workers, engine
+        self._max_workers = self.n_workers  # Why: Dask reads it of the executors that it is given.
         self._pid = os.getpid()
         self._last_run: Run | None = None
         self._manager = Manager()

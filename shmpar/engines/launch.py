@@ -79,6 +79,15 @@ class Launched:
     life: int
     pidfd: int
 
+    def kill(self) -> None:
+        """Kill the process, also if this process may not signal it since a setuid."""
+        try:
+            self.process.kill()
+        except PermissionError:
+            life, self.life = self.life, -1
+            if life >= 0:
+                os.close(life)  # Why: the kernel kills the process at the end of its life pipe.
+
     def close(self) -> None:
         """Close the parent's descriptors; a process that lives is killed by it."""
         self.wire.close()
@@ -139,7 +148,9 @@ class Launcher:
             ours.callback(process.kill)
             pidfd = _pidfd(process.pid)
             ours.pop_all()
-            return Launched(process, Wire(near, process.kill), life, pidfd)
+            wire = Wire(near, lambda: launched.kill())
+            launched = Launched(process, wire, life, pidfd)
+            return launched
 
     def _execute(self, sock: int, life: int, number: int) -> subprocess.Popen[bytes]:
         flags = [] if self._foreign else _interpreter_flags()

@@ -151,7 +151,7 @@ class ProcessesEngine:
             self._set_up(handle)
         except BaseException:
             # Why: nobody would hear of this worker, or it would serve without its initializer.
-            launched.process.kill()
+            launched.kill()
             self._unlink(handle)
             handle.close()
             launched.process.wait()
@@ -406,8 +406,7 @@ class ProcessesEngine:
             if handle.ready and not busy:
                 handle.notify(protocol.ExitNow())
             elif not handle.exiting:
-                with contextlib.suppress(PermissionError):
-                    handle.launched.process.kill()
+                handle.launched.kill()
         deadline = time.monotonic() + _EXIT_SECONDS
         for handle in list(self._handles.values()):
             # Why suppressed: after a setuid we may not kill; the end of its life pipe does.
