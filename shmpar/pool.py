@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from shmpar.arrays import creation
 from shmpar.arrays.sharedarray import attach
@@ -33,6 +33,9 @@ from shmpar.runtime.run import Run
 from shmpar.verbs import Defaults, Reductions
 from shmpar.verbs.options import parse_options
 from shmpar.worker.environment import in_worker
+
+if TYPE_CHECKING:
+    from shmpar.engines.launch import Launcher
 
 __all__ = [
     "Pool",
@@ -63,21 +66,26 @@ def _make_engine(
     workers: int,
     initializer: local.Initializer,
     call: local.Initialization | None,
-    launch: tuple[str | None, Mapping[str, str], int],
+    launcher: Launcher | None,
     tasks: int | None,
 ) -> Engine:
     """Make a pool's engine; `call` initializes each worker, `initializer` the caller's thread."""
     if kind == "serial":
         return local.SerialEngine(initializer)
-    if kind == "threads":
+    if launcher is None:
         return local.ThreadsEngine(workers, call)
-    if sys.platform == "win32":
-        raise NotImplementedError("engine='processes' needs POSIX; on Windows use engine='threads'")
-    # Why here: they need fcntl, which not every system has.
-    from shmpar.engines.launch import Launcher
     from shmpar.engines.processes import ProcessesEngine
 
-    return ProcessesEngine(workers, Launcher(*launch), call, tasks)
+    return ProcessesEngine(workers, launcher, call, tasks)
+
+
+def _make_launcher(python: Any, env: Mapping[str, str], threads: int) -> Launcher:
+    if sys.platform == "win32":
+        raise NotImplementedError("engine='processes' needs POSIX; on Windows use engine='threads'")
+    # Why here: it needs fcntl, which not every system has.
+    from shmpar.engines.launch import Launcher
+
+    return Launcher(None if python is None else os.fspath(python), env, threads)
 
 
 def _positive(name: str, value: Any) -> int:
@@ -129,12 +137,16 @@ class Pool(Reductions, Executor):
         no function any more: runs and calls end with a `ShmparError`, which is a
         `concurrent.futures.BrokenExecutor` too and has that exception as its cause.
     env : mapping of str to str, optional
-        Added to the environment of worker processes, before NumPy is imported there.
+        Added to the environment of worker processes, before NumPy is imported there. Other
+        variables that this process changes later are sent with the next run or call; those that
+        libraries read when they are loaded, such as ``OMP_NUM_THREADS``, have no effect then.
     threads_per_worker : int
         Cap on the threads of BLAS and OpenMP in each worker process. With ``engine="threads"`` it
         holds for this process while the pool is open, where threadpoolctl is installed.
     python : path, optional
-        Another interpreter for the worker processes; it needs NumPy and cloudpickle.
+        Another interpreter for the worker processes: CPython 3.11 or later, with NumPy 1.26 or
+        later and cloudpickle. It has its own `sys.path`, to which ``env={"PYTHONPATH": folder}``
+        adds a folder. Functions that are sent by value need the same minor version of Python.
     check : bool
         Find faults: fill outputs with a pattern before each run. Then verify that each chunk's
         window was written once and whole, and that no other byte of outputs and inputs changed;
@@ -158,11 +170,14 @@ class Pool(Reductions, Executor):
         For bad arguments, before anything starts.
     OSError
         If the interpreter cannot be executed.
+    PlanError
+        If the interpreter of `python` cannot run workers; the error names the reason.
 
     Notes
     -----
     Cost: one process per worker. The constructor returns at once, and workers join the run in
-    progress when they are up, after about as long as ``import numpy`` takes.
+    progress when they are up, after about as long as ``import numpy`` takes. With `python` the
+    constructor first asks that interpreter for its versions, which takes as long again.
 
     Leaving the ``with`` block ends the workers and releases the pool's memory. After an exception
     it cancels the runs and calls in flight, otherwise it waits for them.
@@ -221,7 +236,7 @@ class Pool(Reductions, Executor):
         if (tasks := max_tasks_per_worker) is not None:
             tasks = _positive("max_tasks_per_worker", tasks)
         call = None if initializer is None else (initializer, tuple(initargs))
-        launch = (None if python is None else os.fspath(python), _environment(env), threads)
+        variables = _environment(env)
         self.n_workers, self.engine = 1 if engine == "serial" else workers, engine
         self._max_workers = self.n_workers  # Why: Dask reads it of the executors that it is given.
         self._pid = os.getpid()
@@ -232,8 +247,10 @@ class Pool(Reductions, Executor):
         remove_stale()
         # Why here: the engine is made in another thread, which does not know of this worker.
         kind = "serial" if in_worker() else engine
+        # Why here: an interrupt ends the wait for the answer of another interpreter.
+        launcher = _make_launcher(python, variables, threads) if kind == "processes" else None
         make_engine = partial(
-            _make_engine, kind, self.n_workers, self._initializer, call, launch, tasks
+            _make_engine, kind, self.n_workers, self._initializer, call, launcher, tasks
         )
         self._loop = Loop(make_engine, self._manager.close)
         self._caps = contextlib.ExitStack()
@@ -241,7 +258,7 @@ class Pool(Reductions, Executor):
         self._open = True
         try:
             _open_pools.add(self)
-            self._loop.begin()
+            self._loop.begin(serve=call is not None)
             if engine == "threads":
                 # Why here: BLAS libraries take a cap from the main thread alone.
                 self._caps.callback(cap_threads(threads))
