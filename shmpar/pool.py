@@ -80,6 +80,7 @@ def _make_engine(
 
 
 def _make_launcher(python: Any, env: Mapping[str, str], threads: int) -> Launcher:
+    """Return the launcher of worker processes; wait until another interpreter has answered."""
     if sys.platform == "win32":
         raise NotImplementedError("engine='processes' needs POSIX; on Windows use engine='threads'")
     # Why here: it needs fcntl, which not every system has.
@@ -238,7 +239,6 @@ class Pool(Reductions, Executor):
         call = None if initializer is None else (initializer, tuple(initargs))
         variables = _environment(env)
         self.n_workers, self.engine = 1 if engine == "serial" else workers, engine
-        self._max_workers = self.n_workers  # Why: Dask reads it of the executors that it is given.
         self._pid = os.getpid()
         self._last_run: Run | None = None
         self._manager = Manager()
@@ -247,12 +247,9 @@ class Pool(Reductions, Executor):
         remove_stale()
         # Why here: the engine is made in another thread, which does not know of this worker.
         kind = "serial" if in_worker() else engine
-        # Why here: an interrupt ends the wait for the answer of another interpreter.
         launcher = _make_launcher(python, variables, threads) if kind == "processes" else None
-        make_engine = partial(
-            _make_engine, kind, self.n_workers, self._initializer, call, launcher, tasks
-        )
-        self._loop = Loop(make_engine, self._manager.close)
+        make = partial(_make_engine, kind, self.n_workers, self._initializer, call, launcher, tasks)
+        self._loop = Loop(make, self._manager.close)
         self._caps = contextlib.ExitStack()
         # Invariant: a pool with workers is among those that are closed at exit, at any interrupt.
         self._open = True
@@ -265,6 +262,11 @@ class Pool(Reductions, Executor):
         except BaseException:
             self._close(AT_ONCE)
             raise
+
+    @property
+    def _max_workers(self) -> int:
+        """Number of workers: Dask reads it of the executors that it is given."""
+        return self.n_workers
 
     @property
     def last_run(self) -> Run | None:

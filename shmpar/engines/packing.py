@@ -325,12 +325,12 @@ def unpack_call(
     own_path : bool
         The workers have a ``sys.path`` of their own.
     """
-    if not event.started:
-        if event.error is not None:
-            broken = rejection(unpack_error(event.error), own_path=own_path)
-        return event._replace(error=broken)
     if event.error is not None:
-        return event._replace(error=unpack_error(event.error))
+        error = unpack_error(event.error)
+        rejected = own_path and not event.started
+        return event._replace(error=rejection(error, own_path=True) if rejected else error)
+    if not event.started:
+        return event._replace(error=broken)
     try:
         return event._replace(value=_unpack_value(event.value, descriptors))
     except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
