@@ -146,7 +146,7 @@ class TestFunctions:
     def test_bytecode_is_refused_for_another_version_of_python(self, notebook: Notebook) -> None:
         """Importable functions are still sent."""
         notebook.run("def local(x): return x")
-        other = Interpreter("3.99.0", same_bytecode=False, same_numpy=True)
+        other = Interpreter("3.99.0")
         assert pack(np.linalg.norm, other)
         with pytest.raises(shmpar.PlanError, match="'local' would be sent as bytecode"):
             pack(Function(notebook.local, {}, ()), other)

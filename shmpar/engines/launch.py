@@ -22,8 +22,6 @@ from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from importlib.util import MAGIC_NUMBER
 
-import numpy as np
-
 from shmpar.engines.engine import Exit
 from shmpar.engines.packing import search_path
 from shmpar.errors import PlanError
@@ -144,7 +142,7 @@ class Launcher:
     env : dict of str to str
         The environment variables that they do not have from this process.
     interpreter : Interpreter or None
-        Their Python, if it is not this one.
+        Their Python, if it has other bytecode.
 
     Raises
     ------
@@ -233,7 +231,7 @@ def _this_python() -> str:
 
 
 def _probe(python: str, env: Mapping[str, str]) -> Interpreter | None:
-    """Ask an interpreter for its versions; return None if they are those of this one."""
+    """Ask an interpreter for its versions; return None if it runs the bytecode of this one."""
     subject = f"the workers' interpreter, {python},"
     try:
         done = subprocess.run(
@@ -265,8 +263,7 @@ def _probe(python: str, env: Mapping[str, str]) -> Interpreter | None:
     magic, numpy, _ = rest
     if tuple(map(int, numpy.split(".")[:2])) < (1, 26):
         raise PlanError(f"{subject} has NumPy {numpy}; workers need NumPy 1.26 or later")
-    found = Interpreter(version, magic == MAGIC_NUMBER.hex(), numpy == np.__version__)
-    return found if not (found.same_bytecode and found.same_numpy) else None
+    return None if magic == MAGIC_NUMBER.hex() else Interpreter(version)
 
 
 def _interpreter_flags() -> list[str]:

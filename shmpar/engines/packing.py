@@ -69,7 +69,7 @@ class State:
         self._variables: tuple[dict[Any, Any], dict[bytes, bytes | None]] = _variables().copy(), {}
 
     def current(self, python: Interpreter | None) -> protocol.Environment:
-        """Return it, for workers of another Python if there is one."""
+        """Return it for workers, which may have another Python."""
         try:
             directory = os.getcwdb()
         except OSError:  # it was removed
@@ -238,7 +238,7 @@ def pack_run(
     state : State
         The state of this process.
     python : Interpreter or None
-        The Python of the workers, if it is not this one.
+        The Python of the workers, if it has other bytecode.
 
     Raises
     ------

@@ -51,21 +51,9 @@ _PLAIN = "?bBiufcmMSUV"  # kinds of dtype whose bytes have the same meaning in a
 
 
 class Interpreter(NamedTuple):
-    """A Python of workers that is not the one of this process.
-
-    Attributes
-    ----------
-    version : str
-        Its version.
-    same_bytecode : bool
-        It runs the bytecode of this Python.
-    same_numpy : bool
-        Its NumPy is the version of this process.
-    """
+    """The version of a Python of workers that has other bytecode than this one."""
 
     version: str
-    same_bytecode: bool
-    same_numpy: bool
 
 
 class Payload(NamedTuple):
@@ -98,8 +86,8 @@ def pack(value: Any, python: Interpreter | None = None) -> Payload:
     value : object
         A function with its arguments, or any other object.
     python : Interpreter, optional
-        The Python of the worker, if it is not this one. If it has other bytecode, functions that
-        are not importable are refused.
+        The Python of the worker, if it has other bytecode. Then functions that are not importable
+        are refused.
 
     Raises
     ------
@@ -180,7 +168,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
     def _share_globals(self, function: types.FunctionType) -> None:
         """Make the functions of one module share one globals dict in the worker."""
-        if self._python is not None and not self._python.same_bytecode:
+        if self._python is not None:
             reason = f"which the workers' Python {self._python.version} cannot run"
             sent = f"function {function.__qualname__!r} would be sent as bytecode, {reason}"
             raise PlanError(
@@ -195,9 +183,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
     def _reduce_array(self, array: np.ndarray[Any, Any]) -> Any:
         shared = isinstance(array, SharedArray)
         if not shared and (type(array) is not np.ndarray or array.nbytes <= LARGE):
-            return self._reduce_small(array)
+            return self._reduce_as_bytes(array)
         if array.dtype.hasobject or (self._is_result and self._is_full()):
-            return NotImplemented
+            return self._reduce_as_bytes(array)
         writable = array.flags.writeable
         # Why: others may write to the memory of a plain array in a result, so it is copied.
         place = None if self._is_result and not shared else locate(array)
@@ -215,13 +203,11 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         layout = offset, array.shape, array.strides, array.dtype
         return segment_array, (index, start, writable, *layout)
 
-    def _reduce_small(self, array: np.ndarray[Any, Any]) -> Any:
-        """Return NumPy's own reduction, or plain bytes for another version of NumPy."""
-        same = self._python is None or self._python.same_numpy
+    def _reduce_as_bytes(self, array: np.ndarray[Any, Any]) -> Any:
         plain = array.dtype.kind in _PLAIN and not array.dtype.hasobject
-        if same or type(array) is not np.ndarray or not plain:
+        if type(array) is not np.ndarray or not plain:
             return NotImplemented
-        # Why: the pickles of one version call functions that the other has elsewhere.
+        # Why: NumPy 1 and NumPy 2 have the functions that their own pickles call elsewhere.
         order: Literal["C", "F"] = "F" if array.flags.fnc else "C"
         data = array.tobytes(order)
         held = bytearray(data) if array.flags.writeable else data
