@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from subprocess import CompletedProcess
 from typing import Any
 
@@ -193,8 +195,7 @@ def test_the_thread_that_wants_the_result_shows_the_warnings(
         monkeypatch.setattr(warnings, "showwarning", show)
         run = pool.map_blocks(noisy, X, chunks=2, wait=False)
         call = pool.submit(divided, X)
-        assert run.exception() is None
-        assert call.exception() is None
+        wait([run, call])
         if pool.engine == "processes":
             assert seen == []
         run.result()
@@ -220,6 +221,49 @@ def test_many_different_warnings_are_bounded() -> None:
         assert len(set(found)) == len(found) == MOST_WARNINGS
         # Why again: the count begins anew with each call.
         assert len(recorded("always", lambda: pool.parallel_map(warn, rows))) == MOST_WARNINGS
+
+
+async def awaited(pool: shmpar.Pool, func: Callable[..., Any], kind: str) -> None:
+    loop = asyncio.get_running_loop()
+    if kind == "run":
+        await pool.map_blocks(func, X, wait=False)
+    else:
+        await loop.run_in_executor(pool, func, X)
+
+
+@pytest.mark.parametrize("kind", ["run", "call"])
+def test_a_coroutine_that_awaits_the_result_gets_the_warnings(pool: shmpar.Pool, kind: str) -> None:
+    """Also if the function raised."""
+
+    def fail(block: Any) -> Any:
+        warnings.warn("first", Unusual)  # noqa: B028
+        raise KeyError(1)
+
+    def call() -> None:
+        with pytest.raises((shmpar.ChunkError, KeyError)):
+            asyncio.run(awaited(pool, fail, kind))
+
+    assert [text for _, text, _, _ in recorded("default", call)] == ["first"]
+    found = recorded("default", lambda: asyncio.run(awaited(pool, noisy, kind)))
+    assert [text for _, text, _, _ in found] == ["noisy"]
+
+
+@pytest.mark.parametrize("kind", ["run", "call"])
+def test_a_coroutine_gets_a_warning_that_became_an_error(kind: str) -> None:
+    """The filters have changed since the call; the coroutine does not wait for ever."""
+
+    async def call(pool: shmpar.Pool) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            task = asyncio.ensure_future(awaited(pool, noisy, kind))
+            await asyncio.sleep(0)  # Why: the task makes the call now.
+            warnings.simplefilter("error")
+            with pytest.raises(Unusual, match="noisy"):
+                await asyncio.wait_for(task, 30)
+
+    with shmpar.Pool(1) as pool:
+        asyncio.run(call(pool))
+        pool._last_run = None
 
 
 @pytest.mark.parametrize("first", ["map_blocks", "submit"])

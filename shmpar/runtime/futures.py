@@ -158,7 +158,7 @@ class PoolFuture(Future[Any]):
     resolved : Latch
         Set when the outcome is there.
     warned : dict or None
-        The warnings of worker processes until the first :meth:`result`, which issues them.
+        The warnings of worker processes, until a thread asks for the outcome.
     """
 
     warned: dict[Any, Warned] | None = None
@@ -171,9 +171,8 @@ class PoolFuture(Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the outcome; return the result, or raise the exception."""
-        self.resolved.wait(timeout)
-        if self.warned and self.done():
-            self._issue_warnings()
+        if self.resolved.wait(timeout):
+            self.issue_warnings()
         return super().result(0)
 
     def add_warning(self, warned: Warned) -> None:
@@ -183,9 +182,11 @@ class PoolFuture(Future[Any]):
         if len(self.warned) < MOST_WARNINGS:
             self.warned.setdefault(warned[3:], warned)
 
-    def _issue_warnings(self) -> None:
-        """Issue the warnings of worker processes, in the thread that asks for the result."""
-        warned, self.warned = self.warned or {}, None
+    def issue_warnings(self) -> None:
+        """Issue the warnings of worker processes, in the thread that asks for the outcome."""
+        if not self.warned:
+            return
+        warned, self.warned = self.warned, None
         for one in warned.values():
             module = sys.modules.get(one.module or "")
             # Why the module's registry: there Python notes which warnings it has shown.
@@ -196,7 +197,11 @@ class PoolFuture(Future[Any]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the outcome; return the exception, None if there is none."""
-        self.resolved.wait(timeout)
+        try:
+            if self.resolved.wait(timeout):
+                self.issue_warnings()
+        except Warning as error:  # Why: asyncio asks in a callback, which must not raise.
+            return error
         return super().exception(0)
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
