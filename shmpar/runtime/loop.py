@@ -28,7 +28,8 @@ Guarantees
 ----------
 - An interrupt (Ctrl-C) reaches the waiting thread alone. It cancels that thread's run in order:
   tickets stop, chunks in progress get a short grace, then their workers are killed.
-- The pool thread is a daemon. It starts with the first request and ends with the pool.
+- The pool thread is a daemon. It starts with the first request, or with the pool if there is an
+  initializer, which may need it. It ends with the pool.
 - After an unexpected error all runs and calls fail with it, and the next request gets a new engine.
 """
 
