@@ -79,6 +79,16 @@ def test_variables_of_the_pool_and_of_the_initializer_stay(
         assert pool.submit(seen, *names).result() == ["pool", "initialized", "3", "sent"]
 
 
+def test_a_plain_dict_in_place_of_the_variables(variables: pytest.MonkeyPatch) -> None:
+    """Tests replace `os.environ`; workers have its variables alone, and later all others again."""
+    variables.setenv(NAME, "real")
+    with shmpar.Pool(1) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "environ", {OTHER: "mocked"})
+            assert pool.submit(seen, NAME, OTHER).result() == [None, "mocked"]
+        assert pool.submit(seen, NAME, OTHER).result() == ["real", None]
+
+
 def test_a_worker_that_starts_later_has_the_changes(variables: pytest.MonkeyPatch) -> None:
     with shmpar.Pool(1, max_tasks_per_worker=1) as pool:
         for value in ("one", "two", "two"):

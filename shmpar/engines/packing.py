@@ -66,7 +66,8 @@ class State:
         self._fixed = frozenset(map(os.fsencode, fixed))
         self._paths: tuple[list[str], list[bytes]] = [], []
         self._filters: tuple[list[Any], list[bytes]] = [], []
-        self._variables: tuple[dict[Any, Any], dict[bytes, bytes | None]] = _variables().copy(), {}
+        changed: dict[bytes, bytes | None] = {}
+        self._variables = _variables().copy(), changed
 
     def current(self, python: Interpreter | None) -> protocol.Environment:
         """Return it for workers, which may have another Python."""
@@ -85,20 +86,22 @@ class State:
         path = None if self._own_path else self._paths[1]
         return protocol.Environment(directory, path, errors, self._filters[1], self._variables[1])
 
-    def _note_variables(self, new: dict[Any, Any]) -> None:
+    def _note_variables(self, new: dict[bytes, bytes]) -> None:
         old, changed = self._variables[0], self._variables[1].copy()
         for name in old.keys() | new.keys():
-            if old.get(name) != new.get(name) and (spelled := os.fsencode(name)) not in self._fixed:
-                value = new.get(name)
+            if old.get(name) != new.get(name) and name not in self._fixed:
                 # Invariant: a variable that has its first value again stays in the record.
-                changed[spelled] = None if value is None else os.fsencode(value)
+                changed[name] = new.get(name)
         self._variables = new, changed
 
 
-def _variables() -> dict[Any, Any]:
+def _variables() -> dict[bytes, bytes]:
+    """Return the environment variables, which the caller must not change."""
     # Why private: a comparison of all values by public means takes as long as a small call.
-    variables: Any = os.environ
-    return getattr(variables, "_data", variables)  # type: ignore[no-any-return]
+    found: dict[bytes, bytes] | None = getattr(os.environ, "_data", None)
+    if found is None:  # Why: tests put a plain dict in its place.
+        found = {os.fsencode(name): os.fsencode(value) for name, value in os.environ.items()}
+    return found
 
 
 def _packed_filters(filters: list[Any], python: Interpreter | None) -> list[bytes]:
