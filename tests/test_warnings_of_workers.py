@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -141,6 +142,42 @@ def test_warnings_of_a_run_that_fails(pool: shmpar.Pool) -> None:
 
     texts = [text for _, text, _, _ in recorded("default", call)]
     assert set(texts) == {"first"}
+
+
+def test_a_warning_of_a_worker_that_dies() -> None:
+    """It is shown, and so is that of its successor."""
+
+    def fail(row: Any) -> Any:
+        warnings.warn(f"before {row[0]}", Unusual)  # noqa: B028
+        if row[0] == 3:
+            os._exit(5)
+        return row
+
+    def call(pool: shmpar.Pool) -> None:
+        with pytest.raises(shmpar.WorkerDied):
+            pool.parallel_map(fail, X[:4, None], retries=1)
+        pool._last_run = None
+
+    with shmpar.Pool(1) as pool:
+        found = [text for _, text, _, _ in recorded("always", lambda: call(pool))]
+    assert sorted(found) == [f"before {number}.0" for number in range(4)]
+
+
+def test_a_function_that_warns_in_threads_of_its_own(pool: shmpar.Pool) -> None:
+    """Many threads warn at once; each warning arrives."""
+
+    def spread(row: Any) -> Any:
+        texts = [f"thread {number}" for number in range(8)]
+        warn = lambda text: warnings.warn(text, Unusual)  # noqa: B028
+        threads = [threading.Thread(target=warn, args=(text,)) for text in texts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return row
+
+    found = recorded("default", lambda: pool.parallel_map(spread, X[:4, None]))
+    assert sorted(text for _, text, _, _ in found) == [f"thread {number}" for number in range(8)]
 
 
 def test_a_function_that_records_its_warnings(pool: shmpar.Pool) -> None:

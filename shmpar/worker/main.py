@@ -406,10 +406,11 @@ class WorkerProcess:
 
 def _ask(parent: Wire, part: str) -> Any:
     """Return the key or the descriptor that the parent hands on; None if it does not."""
-    theirs, mine = Wire.pair()
-    with contextlib.suppress(EOFError, OSError), contextlib.closing(mine):
-        with contextlib.closing(theirs):
-            parent.send(protocol.Inherit(part), [theirs.fileno()])
+    # Why suppressed: after the end of the parent or of the pool, no one answers.
+    with contextlib.suppress(EOFError, OSError), contextlib.ExitStack() as ends:
+        theirs, mine = map(ends.enter_context, map(contextlib.closing, Wire.pair()))
+        parent.send(protocol.Inherit(part), [theirs.fileno()])
+        theirs.close()
         key, descriptors = Wire(mine).receive()
         return key or descriptors[0]
     return None
