@@ -36,6 +36,7 @@ from shmpar.verbs.options import parse_options
 from shmpar.worker.environment import in_worker
 
 if TYPE_CHECKING:
+    from shmpar.engines.launch import Launcher
     from shmpar.report.text import MemoryTable
 
 __all__ = [
@@ -67,21 +68,27 @@ def _make_engine(
     workers: int,
     initializer: local.Initializer,
     call: local.Initialization | None,
-    launch: tuple[str | None, Mapping[str, str], int],
+    launcher: Launcher | None,
     tasks: int | None,
 ) -> Engine:
     """Make a pool's engine; `call` initializes each worker, `initializer` the caller's thread."""
     if kind == "serial":
         return local.SerialEngine(initializer)
-    if kind == "threads":
+    if launcher is None:
         return local.ThreadsEngine(workers, call)
-    if sys.platform == "win32":
-        raise NotImplementedError("engine='processes' needs POSIX; on Windows use engine='threads'")
-    # Why here: they need fcntl, which not every system has.
-    from shmpar.engines.launch import Launcher
     from shmpar.engines.processes import ProcessesEngine
 
-    return ProcessesEngine(workers, Launcher(*launch), call, tasks)
+    return ProcessesEngine(workers, launcher, call, tasks)
+
+
+def _make_launcher(python: Any, env: Mapping[str, str], threads: int) -> Launcher:
+    """Return the launcher of worker processes; wait until another interpreter has answered."""
+    if sys.platform == "win32":
+        raise NotImplementedError("engine='processes' needs POSIX; on Windows use engine='threads'")
+    # Why here: it needs fcntl, which not every system has.
+    from shmpar.engines.launch import Launcher
+
+    return Launcher(None if python is None else os.fspath(python), env, threads)
 
 
 def _positive(name: str, value: Any) -> int:
@@ -133,12 +140,16 @@ class Pool(Reductions, Executor):
         no function any more: runs and calls end with a `ShmparError`, which is a
         `concurrent.futures.BrokenExecutor` too and has that exception as its cause.
     env : mapping of str to str, optional
-        Added to the environment of worker processes, before NumPy is imported there.
+        Added to the environment of worker processes, before NumPy is imported there. Other
+        variables that this process changes later are sent with the next run or call; those that
+        libraries read when they are loaded, such as ``OMP_NUM_THREADS``, have no effect then.
     threads_per_worker : int
         Cap on the threads of BLAS and OpenMP in each worker process. With ``engine="threads"`` it
         holds for this process while the pool is open, where threadpoolctl is installed.
     python : path, optional
-        Another interpreter for the worker processes; it needs NumPy and cloudpickle.
+        Another interpreter for the worker processes: CPython 3.11 or later, with NumPy 1.26 or
+        later and cloudpickle. It has its own `sys.path`, to which ``env={"PYTHONPATH": folder}``
+        adds a folder. Functions that are sent by value need the same minor version of Python.
     check : bool
         Find faults: fill outputs with a pattern before each run. Then verify that each chunk's
         window was written once and whole, and that no other byte of outputs and inputs changed;
@@ -162,11 +173,14 @@ class Pool(Reductions, Executor):
         For bad arguments, before anything starts.
     OSError
         If the interpreter cannot be executed.
+    PlanError
+        If the interpreter of `python` cannot run workers; the error names the reason.
 
     Notes
     -----
     Cost: one process per worker. The constructor returns at once, and workers join the run in
-    progress when they are up, after about as long as ``import numpy`` takes.
+    progress when they are up, after about as long as ``import numpy`` takes. With `python` the
+    constructor first asks that interpreter for its versions, which takes as long again.
 
     Leaving the ``with`` block ends the workers and releases the pool's memory. After an exception
     it cancels the runs and calls in flight, otherwise it waits for them.
@@ -225,7 +239,7 @@ class Pool(Reductions, Executor):
         if (tasks := max_tasks_per_worker) is not None:
             tasks = _positive("max_tasks_per_worker", tasks)
         call = None if initializer is None else (initializer, tuple(initargs))
-        launch = (None if python is None else os.fspath(python), _environment(env), threads)
+        variables = _environment(env)
         self.n_workers, self.engine = 1 if engine == "serial" else workers, engine
         self._pid = os.getpid()
         self._last_run: Run | None = None
@@ -235,22 +249,26 @@ class Pool(Reductions, Executor):
         remove_stale()
         # Why here: the engine is made in another thread, which does not know of this worker.
         kind = "serial" if in_worker() else engine
-        make_engine = partial(
-            _make_engine, kind, self.n_workers, self._initializer, call, launch, tasks
-        )
-        self._loop = Loop(make_engine, self._manager.close)
+        launcher = _make_launcher(python, variables, threads) if kind == "processes" else None
+        make = partial(_make_engine, kind, self.n_workers, self._initializer, call, launcher, tasks)
+        self._loop = Loop(make, self._manager.close)
         self._caps = contextlib.ExitStack()
         # Invariant: a pool with workers is among those that are closed at exit, at any interrupt.
         self._open = True
         try:
             _open_pools.add(self)
-            self._loop.begin()
+            self._loop.begin(serve=call is not None)
             if engine == "threads":
                 # Why here: BLAS libraries take a cap from the main thread alone.
                 self._caps.callback(cap_threads(threads))
         except BaseException:
             self._close(AT_ONCE)
             raise
+
+    @property
+    def _max_workers(self) -> int:
+        """Number of workers: Dask reads it of the executors that it is given."""
+        return self.n_workers
 
     @property
     def last_run(self) -> Run | None:

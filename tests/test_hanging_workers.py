@@ -85,8 +85,6 @@ def test_a_stopped_idle_worker_delays_no_run(pool: shmpar.Pool) -> None:
     ("options", "status"),
     [
         ({"env": {"PYTHONHOME": "/nonexistent"}}, "status 1"),
-        ({"python": "/bin/true"}, "status 0"),
-        pytest.param({"python": "/bin/false"}, "status 1", marks=pytest.mark.stress),
         ({"initializer": os._exit, "initargs": (5,)}, "status 5"),
         pytest.param(
             {"initializer": os.kill, "initargs": (0, signal.SIGKILL)},
@@ -94,7 +92,7 @@ def test_a_stopped_idle_worker_delays_no_run(pool: shmpar.Pool) -> None:
             marks=pytest.mark.stress,
         ),
     ],
-    ids=["no library", "true", "false", "initializer exits", "initializer is killed"],
+    ids=["no library", "initializer exits", "initializer is killed"],
 )
 def test_workers_that_never_start_are_an_error(options: Any, status: str) -> None:
     """Every run and every call raises WorkerDied, and none waits for ever."""

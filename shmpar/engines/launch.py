@@ -11,17 +11,22 @@ Guarantees
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import fcntl
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
+from importlib.util import MAGIC_NUMBER
 
+from shmpar.engines.engine import Exit
 from shmpar.engines.packing import search_path
+from shmpar.errors import PlanError
 from shmpar.ipc.wire import Wire
 from shmpar.memory import limits, system
+from shmpar.pickling.pack import Interpreter
 
 THREAD_CAPS = (
     "OMP_NUM_THREADS",
@@ -57,6 +62,23 @@ main(sock, number)
 the same protocol, whatever another interpreter has installed."""
 
 
+PROBE = """
+import sys
+if sys.path[:1] == [""]: del sys.path[0]
+found = [sys.implementation.name, "%d.%d.%d" % sys.version_info[:3]]
+if sys.version_info >= (3, 11):
+    import importlib.util
+    found.append(importlib.util.MAGIC_NUMBER.hex())
+    for name in ("numpy", "cloudpickle"):
+        try: found.append(__import__(name).__version__)
+        except ImportError as error: found.append("!%s: %s" % (name, error))
+sys.stdout.write("\\nshmpar:" + "\\0".join(found))
+"""
+"""Program that tells the versions of an interpreter; any version of Python 3 runs it."""
+
+_PROBE_SECONDS = 60.0
+
+
 @dataclass(eq=False, slots=True)
 class Launched:
     """A process that was started.
@@ -65,18 +87,31 @@ class Launched:
     ----------
     process : Popen
         The process.
-    wire : Wire
-        The parent's end of its socket.
     life : int
         Write end of its life pipe; the process is killed when it closes.
     pidfd : int
         Readable when the process is gone; -1 where the system has none.
+    wire : Wire
+        The parent's end of its socket.
     """
 
     process: subprocess.Popen[bytes]
-    wire: Wire
+    near: InitVar[_socket.socket]
     life: int
     pidfd: int
+    wire: Wire = field(init=False)
+
+    def __post_init__(self, near: _socket.socket) -> None:
+        self.wire = Wire(near, self.kill)
+
+    def kill(self) -> None:
+        """Kill the process, also if this process may not signal it since a setuid."""
+        try:
+            self.process.kill()
+        except PermissionError:
+            life, self.life = self.life, -1
+            if life >= 0:
+                os.close(life)  # Why: the kernel kills the process at the end of its life pipe.
 
     def close(self) -> None:
         """Close the parent's descriptors; a process that lives is killed by it."""
@@ -98,12 +133,32 @@ class Launcher:
         Added to the environment.
     threads : int
         Cap on the threads of BLAS and OpenMP in each worker.
+
+    Attributes
+    ----------
+    own_path : bool
+        The workers have a ``sys.path`` of their own.
+    env : dict of str to str
+        The environment variables that they do not have from this process.
+    interpreter : Interpreter or None
+        Their Python, if it has other bytecode.
+
+    Raises
+    ------
+    PlanError
+        If the interpreter cannot run workers.
+    OSError
+        If it cannot be executed.
     """
 
     def __init__(self, python: str | None, env: Mapping[str, str], threads: int) -> None:
-        self._foreign = python is not None
-        self._python = python or _this_python()
-        self._env = {**dict.fromkeys(THREAD_CAPS, str(threads)), **env}
+        self._python = _this_python() if python is None else python
+        self.env = {**dict.fromkeys(THREAD_CAPS, str(threads)), **env}
+        is_other = os.path.abspath(self._python) != os.path.abspath(sys.executable)
+        self.own_path = python is not None and is_other
+        self.interpreter = None
+        if is_other:
+            self.interpreter = _probe(self._python, {**os.environ, **self.env})
 
     def start(self, number: int) -> Launched:
         """Start the worker with this number; do not wait for it.
@@ -131,23 +186,23 @@ class Launcher:
             sock = own(far.detach(), theirs)
             life_read, life = os.pipe()
             life_read, life = own(life_read, theirs), own(life, ours)
-            path = [] if self._foreign else search_path()
-            near.send(b"\0".join(map(os.fsencode, [_PACKAGE, *path])))
+            path = [] if self.own_path else search_path()
+            near.send(b"\0".join([os.fsencode(_PACKAGE), *path]))
             process = self._execute(sock, life_read, number)
             ours.callback(process.wait)
             ours.callback(process.kill)
             pidfd = _pidfd(process.pid)
             ours.pop_all()
-            return Launched(process, Wire(near, process.kill), life, pidfd)
+            return Launched(process, near, life, pidfd)
 
     def _execute(self, sock: int, life: int, number: int) -> subprocess.Popen[bytes]:
-        flags = [] if self._foreign else _interpreter_flags()
+        flags = [] if self.own_path else _interpreter_flags()
 
         def execute(group: int | None) -> subprocess.Popen[bytes]:
             return subprocess.Popen(
                 [self._python, *flags, "-P", "-c", BOOT, *map(str, (sock, life, number))],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **self._env},
+                env={**os.environ, **self.env},
                 pass_fds=(sock, life),
                 process_group=group,
             )
@@ -165,11 +220,63 @@ class Launcher:
             ) from None
 
 
+def hand_on(part: str, fd: int) -> None:
+    """Answer a worker that asks for a part of multiprocessing; `fd` is closed."""
+    wire = Wire(_socket.socket(fileno=fd))
+    # Why any exception: a worker without an answer has a key and a tracker of its own.
+    with contextlib.closing(wire), contextlib.suppress(Exception):
+        if part == "key":
+            from multiprocessing.process import current_process
+
+            wire.send(bytes(current_process().authkey))
+        else:
+            from multiprocessing import resource_tracker
+
+            if (descriptor := resource_tracker.getfd()) is not None:
+                wire.send(b"", [descriptor])
+
+
 def _this_python() -> str:
     """Return the interpreter that multiprocessing was told to use, else this one."""
     spawn = sys.modules.get("multiprocessing.spawn")
     chosen = spawn.get_executable() if spawn is not None else sys.executable
     return os.fsdecode(chosen or sys.executable)
+
+
+def _probe(python: str, env: Mapping[str, str]) -> Interpreter | None:
+    """Ask an interpreter for its versions; return None if it runs the bytecode of this one."""
+    subject = f"the workers' interpreter, {python},"
+    try:
+        done = subprocess.run(
+            [python, "-c", PROBE],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=env,
+            timeout=_PROBE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise PlanError(f"{subject} gives no answer within {_PROBE_SECONDS:.0f} s") from None
+    _, mark, answer = done.stdout.partition(b"\nshmpar:")
+    if not mark:
+        last = done.stderr.decode(errors="replace").rstrip().rpartition("\n")[2]
+        end = Exit(done.returncode).describe() + (f": {last}" if last else "")
+        raise PlanError(f"{subject} is no Python that starts: it {end}; see python= and env=")
+    kind, version, *rest = answer.decode().split("\0")
+    if kind != "cpython" or not rest:
+        raise PlanError(f"{subject} is {kind} {version}; workers need CPython 3.11 or later")
+    for one in rest:
+        if one.startswith("!"):
+            package, _, error = one[1:].partition(": ")
+            raise PlanError(
+                f"{subject} has no {package} that it can import ({error}); install it there with "
+                f"{python} -m pip install numpy cloudpickle, or pass the folder that has it in "
+                'env={"PYTHONPATH": folder}'
+            )
+    magic, numpy, _ = rest
+    if tuple(map(int, numpy.split(".")[:2])) < (1, 26):
+        raise PlanError(f"{subject} has NumPy {numpy}; workers need NumPy 1.26 or later")
+    return None if magic == MAGIC_NUMBER.hex() else Interpreter(version)
 
 
 def _interpreter_flags() -> list[str]:

@@ -15,7 +15,7 @@ import os
 import pickle
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ from shmpar.ipc import protocol
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Location, Segment
-from shmpar.pickling.pack import Payload, cached, pack
+from shmpar.pickling.pack import Interpreter, Payload, cached, pack
 from shmpar.pickling.unpack import unpack
 from shmpar.plan import Function, Plan, spell
 
@@ -38,47 +38,78 @@ Array = np.ndarray[Any, Any]
 # The parent's state
 
 
-class _Filters:
-    """The warning filters, pickled again only when they have changed."""
-
-    taken: list[Any] | None = None
-    packed: bytes | None = None
-
-    @classmethod
-    def current(cls) -> bytes | None:
-        if cls.taken != warnings.filters:
-            taken = list(warnings.filters)
-            try:
-                cls.packed = pack(taken).body
-            except PlanError:  # Why: a category that cannot be pickled; workers keep their filters.
-                cls.packed = None
-            cls.taken = taken
-        return cls.packed
+def search_path() -> list[bytes]:
+    """Return ``sys.path`` as the names of files, without the entries that imports pass over."""
+    found = []
+    for entry in list[Any](sys.path):
+        # Why UnicodeEncodeError: no folder has a name that the locale cannot spell.
+        with contextlib.suppress(TypeError, UnicodeEncodeError):
+            found.append(os.fsencode(entry))
+    return found
 
 
-def search_path() -> list[str]:
-    """Return ``sys.path`` as text, without the entries that imports pass over."""
-    entries: list[Any] = list(sys.path)
-    paths = [one for one in entries if isinstance(one, (str, bytes, os.PathLike))]
-    return [one if type(one) is str else os.fsdecode(one) for one in paths]
+class State:
+    """The state of this process that the workers of a pool are sent.
 
-
-def current_environment(*, foreign: bool) -> protocol.Environment:
-    """Return the working directory, ``sys.path``, NumPy's error handling and warning filters.
+    Each part is made again only when it has changed. Any thread may ask for it.
 
     Parameters
     ----------
-    foreign : bool
-        The workers are another version of Python, which has a path of its own.
+    own_path : bool
+        The workers have a ``sys.path`` of their own.
+    fixed : collection of str
+        The environment variables that the pool has set for its workers.
     """
-    try:
-        directory = os.getcwd()
-    except OSError:  # it was removed
-        directory = None
-    errors: dict[str, Any] = np.geterr()  # type: ignore[assignment]
-    if foreign:
-        return protocol.Environment(directory, None, errors, None)
-    return protocol.Environment(directory, search_path(), errors, _Filters.current())
+
+    def __init__(self, *, own_path: bool, fixed: Iterable[str] = ()) -> None:
+        self._own_path = own_path
+        self._fixed = frozenset(map(os.fsencode, fixed))
+        self._paths: tuple[list[str], list[bytes]] = [], []
+        self._filters: tuple[list[Any], list[bytes]] = [], []
+        changed: dict[bytes, bytes | None] = {}
+        self._variables = _variables().copy(), changed
+
+    def current(self, python: Interpreter | None) -> protocol.Environment:
+        """Return it for workers, which may have another Python."""
+        try:
+            directory = os.getcwdb()
+        except OSError:  # it was removed
+            directory = None
+        errors: dict[str, Any] = np.geterr()  # type: ignore[assignment]
+        if self._paths[0] != sys.path:
+            self._paths = sys.path.copy(), search_path()
+        if self._filters[0] != warnings.filters:
+            taken = list(warnings.filters)
+            self._filters = taken, _packed_filters(taken, python)
+        if self._variables[0] != _variables():
+            self._note_variables(_variables().copy())
+        path = None if self._own_path else self._paths[1]
+        return protocol.Environment(directory, path, errors, self._filters[1], self._variables[1])
+
+    def _note_variables(self, new: dict[bytes, bytes]) -> None:
+        old, changed = self._variables[0], self._variables[1].copy()
+        for name in old.keys() | new.keys():
+            if old.get(name) != new.get(name) and name not in self._fixed:
+                # Invariant: a variable that has its first value again stays in the record.
+                changed[name] = new.get(name)
+        self._variables = new, changed
+
+
+def _variables() -> dict[bytes, bytes]:
+    """Return the environment variables, which the caller must not change."""
+    # Why private: a comparison of all values by public means takes as long as a small call.
+    found: dict[bytes, bytes] | None = getattr(os.environ, "_data", None)
+    if found is None:  # Why: tests put a plain dict in its place.
+        found = {os.fsencode(name): os.fsencode(value) for name, value in os.environ.items()}
+    return found
+
+
+def _packed_filters(filters: list[Any], python: Interpreter | None) -> list[bytes]:
+    packed = []
+    for one in filters:
+        with contextlib.suppress(PlanError):  # Why: no worker knows a category without a pickle.
+            packed.append(pack(one, python).body)
+    return packed
 
 
 # Outgoing
@@ -185,27 +216,32 @@ def held_keys(payload: Payload) -> tuple[int, ...]:
     return tuple([~one.key if private else one.key for one, private in pairs])
 
 
-def pack_function(call: Function, *, foreign: bool) -> Payload:
+def pack_function(call: Function, python: Interpreter | None) -> Payload:
     """Pickle a function with its arguments; raises `PlanError` if that is not possible."""
-    body = None if foreign else cached(call)
-    return pack(call, importable_only=foreign) if body is None else Payload(body, stateless=True)
+    body = cached(call) if python is None else None
+    return pack(call, python) if body is None else Payload(body, stateless=True)
 
 
-def pack_call(call: Function, *, foreign: bool) -> PreparedCall:
+def pack_call(call: Function, state: State, python: Interpreter | None) -> PreparedCall:
     """Make a submitted call ready to be sent."""
-    payload = pack_function(call, foreign=foreign)
-    return PreparedCall(payload, current_environment(foreign=foreign))
+    return PreparedCall(pack_function(call, python), state.current(python))
 
 
 def pack_run(
-    plan: Plan, function: Function, arrays: Sequence[Array], *, foreign: bool
+    plan: Plan,
+    function: Function,
+    arrays: Sequence[Array],
+    state: State,
+    python: Interpreter | None,
 ) -> PreparedRun:
     """Pickle the function, and copy the inputs that are not in shared memory.
 
     Parameters
     ----------
-    foreign : bool
-        The workers are another version of Python.
+    state : State
+        The state of this process.
+    python : Interpreter or None
+        The Python of the workers, if it has other bytecode.
 
     Raises
     ------
@@ -214,7 +250,7 @@ def pack_run(
     SegmentFull
         If there is no room for a copy of an input.
     """
-    payload = pack_function(function, foreign=foreign)
+    payload = pack_function(function, python)
     pairs = zip(payload.segments, payload.private, strict=True)
     segments = {one.key: one for one, private in pairs if not private}
     references, shared = [], []
@@ -232,7 +268,7 @@ def pack_run(
         references=tuple(references),
         segments=segments,
         held=held_keys(payload),
-        environment=current_environment(foreign=foreign),
+        environment=state.current(python),
         bodies={},
     )
 
@@ -277,13 +313,27 @@ def _unpack_value(packed: protocol.PackedValue, descriptors: list[int]) -> Any:
 
 
 def unpack_call(
-    event: protocol.CallFinished, descriptors: list[int], broken: BaseException | None
+    event: protocol.CallFinished,
+    descriptors: list[int],
+    broken: BaseException | None,
+    *,
+    own_path: bool,
 ) -> protocol.CallFinished:
-    """Unpickle the end of a call; a result that does not unpickle here is the call's error."""
+    """Unpickle the end of a call; a result that does not unpickle here is the call's error.
+
+    Parameters
+    ----------
+    broken : BaseException or None
+        The error of the initializer.
+    own_path : bool
+        The workers have a ``sys.path`` of their own.
+    """
+    if event.error is not None:
+        error = unpack_error(event.error)
+        rejected = own_path and not event.started
+        return event._replace(error=rejection(error, own_path=True) if rejected else error)
     if not event.started:
         return event._replace(error=broken)
-    if event.error is not None:
-        return event._replace(error=unpack_error(event.error))
     try:
         return event._replace(value=_unpack_value(event.value, descriptors))
     except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
@@ -303,15 +353,26 @@ def unpack_objects(
             yield protocol.ObjectsReturned(event.run, [(chunk, value)])
 
 
-def rejection(cause: BaseException) -> BaseException:
-    """Return the error of a run that a worker rejects: mostly, its function does not load."""
+def rejection(cause: BaseException, *, own_path: bool = False) -> BaseException:
+    """Return the error of a run that a worker rejects: mostly, its function does not load.
+
+    Parameters
+    ----------
+    own_path : bool
+        The workers have a ``sys.path`` of their own.
+    """
     # Why an OSError: a worker may be out of descriptors.
     if isinstance(cause, PlanError | SegmentError | OSError):
         return cause
+    remedy = "define it in a module, or wrap it in a plain function"
+    if own_path and isinstance(cause, ImportError):
+        remedy = (
+            "the workers of python= do not have the sys.path of this process, so install the "
+            'module there, or pass env={"PYTHONPATH": folder} to the pool'
+        )
     rejected = PlanError(
         f"the function was sent, but does not load in a worker ({type(cause).__name__}: {cause}); "
-        "a worker must be able to import each name that it refers to: define it in a module, or "
-        "wrap it in a plain function"
+        f"a worker must be able to import each name that it refers to: {remedy}"
     )
     rejected.__cause__ = cause
     return rejected

@@ -33,14 +33,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from importlib.util import MAGIC_NUMBER
 from typing import Any
 
 import numpy as np
 
 from shmpar.engines import packing
 from shmpar.engines.engine import ActivePlan, Generation, await_exit
-from shmpar.engines.launch import Launcher
+from shmpar.engines.launch import Launcher, hand_on
 from shmpar.engines.packing import PreparedCall, PreparedRun
 from shmpar.engines.worker_handle import MAX_OUTSTANDING, Attached, WorkerHandle
 from shmpar.ipc import protocol
@@ -90,7 +89,10 @@ class ProcessesEngine:
         self.workers = workers
         self.slab: Slab | None = Slab()
         self._launcher = launcher
-        self._initializer = None if initializer is None else pack(initializer)
+        self._initializer = None
+        if initializer is not None:
+            self._initializer = pack(initializer, launcher.interpreter)
+        self._state = packing.State(own_path=launcher.own_path, fixed=launcher.env)
         self._tasks = tasks
         self._handles: dict[int, WorkerHandle] = {}
         self._runs: dict[int, ActivePlan] = {}
@@ -99,7 +101,6 @@ class ProcessesEngine:
         self._counters = Counters()
         self._wake: _WakeUp | None = _WakeUp()
         self._tracker = _SegmentTracker(self._wake)
-        self._foreign = False
         self._without_pidfd = False
         self._broken: BaseException | None = None
         limits.keep_standard_streams()
@@ -122,12 +123,13 @@ class ProcessesEngine:
     def prepare(self, plan: Plan, function: Function, arrays: list[Array]) -> PreparedRun:
         """Pickle the function, and copy inputs that are not in shared memory."""
         self._check()
-        return packing.pack_run(plan, function, arrays, foreign=self._foreign)
+        python = self._launcher.interpreter
+        return packing.pack_run(plan, function, arrays, self._state, python)
 
     def prepare_call(self, call: Function) -> PreparedCall:
         """Pickle a call; large arrays are put into segments."""
         self._check()
-        return packing.pack_call(call, foreign=self._foreign)
+        return packing.pack_call(call, self._state, self._launcher.interpreter)
 
     def _check(self) -> None:
         if self._broken is not None:
@@ -159,7 +161,7 @@ class ProcessesEngine:
             self._set_up(handle)
         except BaseException:
             # Why: nobody would hear of this worker, or it would serve without its initializer.
-            launched.process.kill()
+            launched.kill()
             self._unlink(handle)
             handle.close()
             launched.process.wait()
@@ -328,8 +330,9 @@ class ProcessesEngine:
                 self._exhausted(handle, message)
             case protocol.WorkerReady():
                 handle.ready = True
-                self._foreign = message.magic != MAGIC_NUMBER
                 events.append(message)
+            case protocol.Inherit():
+                hand_on(message.part, descriptors[0])
             case protocol.OutputsNeeded():
                 self._outputs_needed(handle, message)
             case protocol.ChunkFailed():
@@ -340,15 +343,22 @@ class ProcessesEngine:
                 handle.set_exiting()
             case protocol.CallFinished():
                 handle.calls.discard(message.call)
-                events.append(packing.unpack_call(message, descriptors, self._broken))
-            case protocol.PlanRejected():
-                cause = packing.unpack_error(message.error)
-                events.append(message._replace(error=packing.rejection(cause)))
-            case protocol.InitializerFailed():
-                self._broken = packing.initializer_failed(packing.unpack_error(message.error))
-                events.extend([protocol.PlanRejected(run, self._broken) for run in self._runs])
+                own_path = self._launcher.own_path
+                broken = self._broken
+                events.append(packing.unpack_call(message, descriptors, broken, own_path=own_path))
+            case protocol.PlanRejected() | protocol.InitializerFailed():
+                self._refused(message)
             case _:
                 events.append(message)
+
+    def _refused(self, event: protocol.PlanRejected | protocol.InitializerFailed) -> None:
+        cause = packing.unpack_error(event.error)
+        if isinstance(event, protocol.PlanRejected):
+            rejected = packing.rejection(cause, own_path=self._launcher.own_path)
+            self._events.append(event._replace(error=rejected))
+        else:
+            self._broken = packing.initializer_failed(cause)
+            self._events.extend([protocol.PlanRejected(run, self._broken) for run in self._runs])
 
     def _exhausted(self, handle: WorkerHandle, event: protocol.CounterExhausted) -> None:
         if event.exiting:
@@ -421,8 +431,7 @@ class ProcessesEngine:
             if handle.ready and not busy:
                 handle.notify(protocol.ExitNow())
             elif not handle.exiting:
-                with contextlib.suppress(PermissionError):
-                    handle.launched.process.kill()
+                handle.launched.kill()
         deadline = time.monotonic() + _EXIT_SECONDS
         for handle in list(self._handles.values()):
             # Why suppressed: after a setuid we may not kill; the end of its life pipe does.

@@ -102,7 +102,7 @@ class WorkerHandle:
     def kill(self, run: int) -> None:
         """Kill the worker for a run."""
         self.killed_for = run
-        self.launched.process.kill()
+        self.launched.kill()
 
     def has_exited(self) -> bool:
         """Return True if the process is gone."""
@@ -207,7 +207,7 @@ class WorkerHandle:
             if self.outbox or not self._sent(body, descriptors):
                 self.outbox.append((body, _duplicates(descriptors)))
         except OSError:
-            self.launched.process.kill()
+            self.launched.kill()
             raise
 
     def flush(self) -> None:
@@ -217,7 +217,7 @@ class WorkerHandle:
                 for fd in self.outbox.popleft()[1]:
                     os.close(fd)
         except OSError:
-            self.launched.process.kill()
+            self.launched.kill()
             self._discard()
 
     def _sent(self, body: bytes, descriptors: Sequence[int]) -> bool:

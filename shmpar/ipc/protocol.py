@@ -33,12 +33,27 @@ class SegmentRecord(NamedTuple):
 
 
 class Environment(NamedTuple):
-    """The parent's state that a function may depend on; sent when it has changed."""
+    """The parent's state that a function may depend on; sent when it has changed.
 
-    directory: str | None
-    path: list[str] | None
+    Attributes
+    ----------
+    directory : bytes or None
+        Its working directory; None if that was removed.
+    path : list of bytes or None
+        Its ``sys.path``, as the names of files; None for workers with a path of their own.
+    errors : dict
+        NumPy's error handling.
+    filters : list of bytes
+        The warning filters, each pickled.
+    variables : dict of bytes to (bytes or None)
+        The environment variables that it has changed since the pool was made; None is deleted.
+    """
+
+    directory: bytes | None
+    path: list[bytes] | None
     errors: dict[str, Any]
-    filters: bytes | None
+    filters: list[bytes]
+    variables: dict[bytes, bytes | None]
 
 
 class PackedValue(NamedTuple):
@@ -182,10 +197,45 @@ class ExitNow(NamedTuple):
 
 
 class WorkerReady(NamedTuple):
-    """A worker has started; `magic` is the magic number of its bytecode."""
+    """A worker has started."""
 
     worker: int
-    magic: bytes = b""
+
+
+class Inherit(NamedTuple):
+    """A worker asks for the ``"key"`` or the ``"tracker"`` of the parent's multiprocessing.
+
+    The descriptor of the message is a wire that takes the answer.
+    """
+
+    part: str
+
+
+class Warned(NamedTuple):
+    """A function has emitted a warning that the filters let through.
+
+    Attributes
+    ----------
+    run, call : int or None
+        Number of the run or of the call; both are None for the pool's initializer.
+    body : bytes or None
+        The pickled warning, if it has a pickle.
+    builtin : str
+        Name of its class in Python, or of a base of its class.
+    text, filename, lineno
+        As of the warning.
+    module : str or None
+        Name of the module of that line, if it is known.
+    """
+
+    run: int | None
+    call: int | None
+    body: bytes | None
+    builtin: str
+    text: str
+    filename: str
+    lineno: int
+    module: str | None
 
 
 class OutputsNeeded(NamedTuple):
@@ -286,7 +336,7 @@ class CallFinished(NamedTuple):
     error : BaseException or None
         The exception that it raised.
     started : bool
-        False if the function was not called, since the initializer had failed.
+        False if the function was not called: it does not load, or the initializer had failed.
     """
 
     call: int
@@ -331,6 +381,6 @@ class WorkerLost(NamedTuple):
     at_startup: bool = False
 
 
-RunEvent = OutputsNeeded | ChunkFailed | ClaimFinished | ObjectsReturned | CounterExhausted
+RunEvent = OutputsNeeded | ChunkFailed | ClaimFinished | ObjectsReturned | CounterExhausted | Warned
 WorkerEvent = WorkerReady | WorkerExiting | PlanRejected | InitializerFailed | WorkerLost
 Event = RunEvent | WorkerEvent | CallFinished

@@ -22,7 +22,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator
 from operator import attrgetter, is_
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cloudpickle
 import numpy as np
@@ -33,7 +33,7 @@ from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
 from shmpar.pickling.explain import explain_failure
-from shmpar.pickling.unpack import module_globals, segment_array
+from shmpar.pickling.unpack import bytes_array, module_globals, segment_array
 from shmpar.plan import Function
 
 LARGE = 64 * 1024  # bytes; a smaller array is cheaper to pickle than to map
@@ -46,6 +46,14 @@ _ATTRIBUTES = attrgetter(
     "__code__", "__closure__", "__doc__", "__module__", "__name__", "__qualname__", "__kwdefaults__"
 )
 _MISSING = object()
+_HIDDEN = "<dynamic-code>"  # cloudpickle's name for the file of each function
+_PLAIN = "?bBiufcmMSUV"  # kinds of dtype whose bytes have the same meaning in another process
+
+
+class Interpreter(NamedTuple):
+    """The version of a Python of workers that has other bytecode than this one."""
+
+    version: str
 
 
 class Payload(NamedTuple):
@@ -70,15 +78,16 @@ class Payload(NamedTuple):
     stateless: bool = False
 
 
-def pack(value: Any, *, importable_only: bool = False) -> Payload:
+def pack(value: Any, python: Interpreter | None = None) -> Payload:
     """Pickle an object for a worker.
 
     Parameters
     ----------
     value : object
         A function with its arguments, or any other object.
-    importable_only : bool
-        Refuse functions that are pickled as bytecode: the worker runs another version of Python.
+    python : Interpreter, optional
+        The Python of the worker, if it has other bytecode. Then functions that are not importable
+        are refused.
 
     Raises
     ------
@@ -90,11 +99,11 @@ def pack(value: Any, *, importable_only: bool = False) -> Payload:
     Cost: a plain array of more than 64 KiB is copied into shared memory once.
     """
     try:
-        if isinstance(value, Function) and not importable_only:
+        if isinstance(value, Function) and python is None:
             body = cached(value) or _pickle_stateless(value)
             if body is not None:
                 return Payload(body, stateless=True)
-        return _pickle(value, importable_only=importable_only)
+        return _pickle(value, python)
     except (ShmparError, OSError):
         raise
     except Exception as error:
@@ -128,9 +137,9 @@ def pack_error(error: BaseException) -> bytes:
     return cloudpickle.dumps(error, 5)  # type: ignore[no-any-return]
 
 
-def _pickle(value: Any, *, importable_only: bool = False, is_result: bool = False) -> Payload:
+def _pickle(value: Any, python: Interpreter | None = None, *, is_result: bool = False) -> Payload:
     file = io.BytesIO()
-    pickler = _Pickler(file, importable_only=importable_only, is_result=is_result)
+    pickler = _Pickler(file, python, is_result=is_result)
     pickler.dump(value)
     segments, private = zip(*pickler.segments, strict=True) if pickler.segments else ((), ())
     return Payload(file.getvalue(), segments, private)
@@ -139,26 +148,33 @@ def _pickle(value: Any, *, importable_only: bool = False, is_result: bool = Fals
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """Pickles functions by value if needed, and arrays by their segments."""
 
-    def __init__(self, file: io.BytesIO, *, importable_only: bool, is_result: bool) -> None:
+    def __init__(self, file: io.BytesIO, python: Interpreter | None, *, is_result: bool) -> None:
         super().__init__(file, protocol=5)
         self.segments: dict[tuple[Segment, bool], int] = {}
-        self._importable_only, self._is_result = importable_only, is_result
+        self._python, self._is_result = python, is_result
         # Why: the pickler's memo holds ids, so each array that it has seen must stay alive.
         self._alive: list[Any] = []
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, np.ndarray):
             return self._reduce_array(obj)
+        if type(obj) is types.CodeType:
+            build, parts = self.dispatch_table[types.CodeType](obj)
+            # Why: cloudpickle hides the file, which warnings and tracebacks of the worker name.
+            return build, tuple(obj.co_filename if one == _HIDDEN else one for one in parts)
         if isinstance(obj, types.FunctionType) and not _pickled_by_name(obj):
             self._share_globals(obj)
         return super().reducer_override(obj)
 
     def _share_globals(self, function: types.FunctionType) -> None:
         """Make the functions of one module share one globals dict in the worker."""
-        if self._importable_only:
-            reason = "which the workers' other version of Python cannot run"
+        if self._python is not None:
+            reason = f"which the workers' Python {self._python.version} cannot run"
             sent = f"function {function.__qualname__!r} would be sent as bytecode, {reason}"
-            raise PlanError(f"{sent}; put it into a module that both can import")
+            raise PlanError(
+                f"{sent}; put it into a module that the workers can import too, for instance from "
+                'a folder in env={"PYTHONPATH": folder}'
+            )
         names = function.__globals__
         module = sys.modules.get(names.get("__name__", ""))
         if module is not None and vars(module) is names and id(names) not in self.globals_ref:
@@ -169,15 +185,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         if array.base is not None:
             locate(array)  # Why: it raises an error for a file that was truncated
         if not shared and (type(array) is not np.ndarray or array.nbytes <= LARGE):
-            return NotImplemented
+            return self._reduce_as_bytes(array)
         if array.dtype.hasobject or (self._is_result and self._is_full()):
-            return NotImplemented
+            return self._reduce_as_bytes(array)
         writable = array.flags.writeable
         # Why: others may write to the memory of a plain array in a result, so it is copied.
         place = None if self._is_result and not shared else locate(array)
         if place is not None:
             segment, offset = place.segment, place.offset
-        elif shared or array.dtype.kind not in "?bBiufcmMSUV":  # bytes with the same meaning there
+        elif shared or array.dtype.kind not in _PLAIN:
             return NotImplemented
         else:
             segment, array = share(array, "result" if self._is_result else "argument")
@@ -188,6 +204,16 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         start = array._handle.start if isinstance(array, SharedArray) and array._handle else None  # noqa: SLF001
         layout = offset, array.shape, array.strides, array.dtype
         return segment_array, (index, start, writable, *layout)
+
+    def _reduce_as_bytes(self, array: np.ndarray[Any, Any]) -> Any:
+        plain = array.dtype.kind in _PLAIN and not array.dtype.hasobject
+        if type(array) is not np.ndarray or not plain:
+            return NotImplemented
+        # Why: NumPy 1 and NumPy 2 have the functions that their own pickles call elsewhere.
+        order: Literal["C", "F"] = "F" if array.flags.fnc else "C"
+        data = array.tobytes(order)
+        held = bytearray(data) if array.flags.writeable else data
+        return bytes_array, (held, array.shape, array.dtype, order)
 
     def _is_full(self) -> bool:
         # Why: worker processes alone send results, so other engines do not need the module.

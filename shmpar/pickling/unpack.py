@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -97,6 +97,13 @@ def segment_array(index: int, start: int | None, writable: bool, *layout: Any) -
     from shmpar.memory.manager import default_manager
 
     return share_view(Location(segment, layout[0]), array, default_manager(), start=start)
+
+
+def bytes_array(
+    data: bytes | bytearray, shape: tuple[int, ...], dtype: Any, order: Literal["C", "F"]
+) -> Array:
+    """Return an array whose values came as bytes; pickles call this function."""
+    return np.ndarray(shape, dtype, data, order=order)
 
 
 def unpack(body: bytes, segments: Sequence[Segment] = ()) -> tuple[Any, list[Array]]:

@@ -75,6 +75,14 @@ class Calls:
             except Exception as error:  # noqa: BLE001 - a segment was closed: that call's fault
                 self.finished(CallFinished(call.number, error=error))
 
+    def running(self, number: int) -> Call | None:
+        """Return the call that a worker has under this number."""
+        return self._running.get(number)
+
+    def all(self) -> list[Call]:
+        """Return the calls that are not over."""
+        return [*self._running.values(), *self._queue]
+
     def finished(self, event: CallFinished) -> None:
         """Resolve a call."""
         self._startup_failures = 0
@@ -120,7 +128,7 @@ class Calls:
 
     def abort(self, error: BaseException) -> None:
         """Fail all calls: the engine is gone."""
-        calls = [*self._running.values(), *self._queue]
+        calls = self.all()
         self._queue.clear()
         self._running.clear()
         for call in calls:

@@ -369,6 +369,8 @@ class Execution:
                 self._feed(event)
             case protocol.WorkerReady():
                 self._feed(event)
+            case protocol.Warned():
+                self.run.add_warning(event)
             case protocol.ObjectsReturned():
                 for chunk, value in event.values:
                     (self.outputs.arrays or [])[0][self.plan.window(chunk)] = value

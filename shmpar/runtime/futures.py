@@ -10,15 +10,22 @@ Guarantees
 from __future__ import annotations
 
 import _thread
+import builtins
 import contextlib
 import logging
 import queue
+import sys
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
+
+from shmpar.ipc.protocol import Warned
+from shmpar.pickling.unpack import unpack
+from shmpar.worker.environment import MOST_WARNINGS
 
 _SLICE_SECONDS = 0.1  # until a waiting thread looks for signals
 _IDLE_SECONDS = 0.2  # until a callback thread without a task exits
@@ -116,6 +123,17 @@ class CallbackThreads:
                 thread.join()
 
 
+def _unpickled(warned: Warned) -> Warning:
+    """Return the warning, or one of a base class with the same text."""
+    if warned.body is not None:
+        with contextlib.suppress(Exception):
+            found = unpack(warned.body)[0]
+            if isinstance(found, Warning):
+                return found
+    stand_in: Warning = getattr(builtins, warned.builtin)(warned.text)
+    return stand_in
+
+
 class _Condition(_thread.RLock):  # type: ignore[misc]
     """The condition of a future that waits at its latch.
 
@@ -139,7 +157,11 @@ class PoolFuture(Future[Any]):
     ----------
     resolved : Latch
         Set when the outcome is there.
+    warned : dict or None
+        The warnings of worker processes, until a thread asks for the outcome.
     """
+
+    warned: dict[Any, Warned] | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,12 +171,37 @@ class PoolFuture(Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the outcome; return the result, or raise the exception."""
-        self.resolved.wait(timeout)
+        if self.resolved.wait(timeout):
+            self.issue_warnings()
         return super().result(0)
+
+    def add_warning(self, warned: Warned) -> None:
+        """Keep a warning of a worker process, unless it is the same as an earlier one."""
+        if self.warned is None:
+            self.warned = {}
+        if len(self.warned) < MOST_WARNINGS:
+            self.warned.setdefault(warned[3:], warned)
+
+    def issue_warnings(self) -> None:
+        """Issue the warnings of worker processes, in the thread that asks for the outcome."""
+        if not self.warned:
+            return
+        warned, self.warned = self.warned, None
+        for one in warned.values():
+            module = sys.modules.get(one.module or "")
+            # Why the module's registry: there Python notes which warnings it has shown.
+            registry = {} if module is None else vars(module).setdefault("__warningregistry__", {})
+            warnings.warn_explicit(
+                _unpickled(one), None, one.filename, one.lineno, one.module, registry
+            )
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the outcome; return the exception, None if there is none."""
-        self.resolved.wait(timeout)
+        try:
+            if self.resolved.wait(timeout):
+                self.issue_warnings()
+        except Warning as error:  # Why: asyncio asks in a callback, which must not raise.
+            return error
         return super().exception(0)
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:

@@ -28,7 +28,8 @@ Guarantees
 ----------
 - An interrupt (Ctrl-C) reaches the waiting thread alone. It cancels that thread's run in order:
   tickets stop, chunks in progress get a short grace, then their workers are killed.
-- The pool thread is a daemon. It starts with the first request and ends with the pool.
+- The pool thread is a daemon. It starts with the first request, or with the pool if there is an
+  initializer, which may need it. It ends with the pool.
 - After an unexpected error all runs and calls fail with it, and the next request gets a new engine.
 """
 
@@ -45,14 +46,14 @@ from typing import Any, NamedTuple
 
 from shmpar.engines.engine import Engine, Exit
 from shmpar.engines.local import Initializer, SerialEngine
-from shmpar.ipc.protocol import CallFinished, Event, WorkerLost, WorkerReady
+from shmpar.ipc.protocol import CallFinished, Event, Warned, WorkerLost, WorkerReady
 from shmpar.plan import Function
 from shmpar.runtime.calls import Call, Calls
 from shmpar.runtime.execution import max_startup_failures
-from shmpar.runtime.futures import CallbackThreads, Latch
+from shmpar.runtime.futures import CallbackThreads, Latch, PoolFuture
 from shmpar.runtime.progress import TICK_SECONDS, Observer, show_once, show_progress
 from shmpar.runtime.run import Run
-from shmpar.worker.environment import in_worker, inside_worker
+from shmpar.worker.environment import MOST_WARNINGS, in_worker, inside_worker
 
 GRACE_SECONDS = 0.3
 """Time that chunks in progress get after an interrupt."""
@@ -106,6 +107,7 @@ class Loop:
         self._shown: set[int] = set()  # runs whose progress a callback thread shows
         self._callbacks = CallbackThreads()
         self._calls = Calls(self._callbacks)
+        self._unclaimed: list[Warned] = []  # of initializers, before there is a run or a call
         # Why reentrant: a signal handler may call the pool while its thread starts the pool thread.
         self._starting = threading.RLock()
         self._over = False  # Lock: _starting. No engine is made any more.
@@ -119,9 +121,17 @@ class Loop:
 
     # Any thread
 
-    def begin(self) -> None:
-        """Make the engine. After an error, or an interrupt, the loop must be closed."""
+    def begin(self, *, serve: bool = False) -> None:
+        """Make the engine. After an error, or an interrupt, the loop must be closed.
+
+        Parameters
+        ----------
+        serve : bool
+            Start the pool thread too: workers run code of the user before the first request.
+        """
         self._ready_engine()
+        if serve:
+            self._start_thread()
 
     def run(self, run: Run) -> Any:
         """Execute a run; return its result or raise its error."""
@@ -310,10 +320,30 @@ class Loop:
                 self._worker_lost(engine, event)
             case CallFinished():
                 self._calls.finished(event)
+            case Warned(run=None):
+                self._warned(event)
             case _:
-                found = self._runs.get(event.run)  # type: ignore[union-attr]
+                found = self._runs.get(event.run)  # type: ignore[union-attr, arg-type]
                 if found is not None and not found.execution.over:
                     found.execution.handle(event)
+
+    def _warned(self, event: Warned) -> None:
+        """Keep a warning of a call, or of the initializer, for the future that has its result."""
+        future: PoolFuture | None
+        if event.call is not None:
+            future = self._calls.running(event.call)
+        else:
+            future = next(iter([*self._runs.values(), *self._calls.all()]), None)
+            if future is None:
+                self._unclaimed = [*self._unclaimed, event][:MOST_WARNINGS]
+        if future is not None:
+            future.add_warning(event)
+
+    def _claim_warnings(self, future: PoolFuture) -> None:
+        """Give a future the warnings of initializers that came before it."""
+        unclaimed, self._unclaimed = self._unclaimed, []
+        for event in unclaimed:
+            future.add_warning(event)
 
     def _worker_lost(self, engine: Engine, event: WorkerLost) -> None:
         runs = self._running()
@@ -338,6 +368,7 @@ class Loop:
         if execution.over:
             return
         self._runs[execution.number] = run
+        self._claim_warnings(run)
         if self._closing is not None:
             execution.abort(_closed())
             return
@@ -360,6 +391,7 @@ class Loop:
     def _add_call(self, call: Call) -> None:
         engine = self.engine
         assert engine is not None
+        self._claim_warnings(call)
         if self._closing is not None:
             call.resolve(self._callbacks, None, _closed())
             return

@@ -105,11 +105,15 @@ class Run(PoolFuture):
             it: the run does not keep it, so that its memory goes with the last array.
         """
         result = super().result(timeout)
+        return result.get() if isinstance(result, WeakResult) else result
+
+    def issue_warnings(self) -> None:
+        """Issue the warnings of workers, and the warning of chunks that were filled."""
+        super().issue_warnings()
         # Why here: warn once, in the thread and at the line that asks for the result.
         errors, self.execution.to_warn = self.execution.to_warn, []
         if errors:
             error_texts.warn_filled(errors)
-        return result.get() if isinstance(result, WeakResult) else result
 
     def cancel(self) -> bool:
         """Stop handing out chunks; return True unless the run was done already.

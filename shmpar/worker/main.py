@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import _socket
 import contextlib
-import importlib.util
 import os
 import pickle
 import sys
@@ -23,6 +22,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +40,8 @@ from shmpar.plan import Announcement, Function, ResultError
 from shmpar.worker import loop
 from shmpar.worker.compute import Abandoned, Assignment
 from shmpar.worker.environment import (
+    SharesMultiprocessing,
+    WarningReporter,
     apply_environment,
     exit_if_forked,
     guard_forks,
@@ -170,8 +172,6 @@ class WorkerProcess:
         The initializer has failed: no function is called any more.
     environment : Environment or None
         The parent's state that was sent last.
-    refusal : BaseException or None
-        The reason why that environment could not be applied.
     tasks_left : int
         Chunks and calls until this process exits.
     ledger : tuple of (int, Ledger) or None
@@ -190,12 +190,12 @@ class WorkerProcess:
         self.backlog: deque[tuple[Any, int]] = deque()
         self.broken = False
         self.environment: Environment | None = None
-        self.refusal: BaseException | None = None
         self.tasks_left = sys.maxsize
         self.ledger: tuple[int, Ledger] | None = None
         self.plan: tuple[bytes, Any] = (b"", None)
         self.function: tuple[bytes, Any] = (b"", None)
         self.send = wire.send
+        self.warnings = WarningReporter(wire.send)
 
     def serve(self) -> None:
         """Handle messages until the parent asks for the exit, or no tasks are left."""
@@ -204,10 +204,13 @@ class WorkerProcess:
             match message:
                 case protocol.RunPlan():
                     work: Work = pickle.loads(message.body)
+                    self.warnings.begin(run=work.run)
                     self._run(message.environment, work, open_tickets(work.tickets, counter))
                 case protocol.RunCall():
+                    self.warnings.begin(call=message.call)
                     self._call(message)
                 case protocol.Initialize():
+                    self.warnings.begin()
                     self._initialize(message)
                 case protocol.SetTaskLimit(tasks):
                     self.tasks_left = tasks
@@ -215,6 +218,7 @@ class WorkerProcess:
                     self._forget(key)
                 case protocol.ExitNow():
                     return
+            self.warnings.end()
         self.send(protocol.WorkerExiting(self.number))
 
     def _next(self) -> tuple[Any, int]:
@@ -269,6 +273,7 @@ class WorkerProcess:
 
         private: Sequence[Array] = ()
         descriptors: list[int] = []
+        started = False
         try:
             held = self._held(message.held)
             if self.broken:
@@ -276,6 +281,7 @@ class WorkerProcess:
                 return
             self._apply(message.environment)
             function, private = self._unpack(message.payload, held)
+            started = True
             with inside_worker():
                 value = function.call(*function.values, **function.keywords)
             exit_if_forked()
@@ -284,7 +290,8 @@ class WorkerProcess:
             reply = protocol.CallFinished(message.call, _pack_value(payload))
         except BaseException as error:  # noqa: BLE001 - it is the call's outcome
             exit_if_forked(error)
-            reply = protocol.CallFinished(message.call, error=pack_exception(error))
+            packed = pack_exception(error)
+            reply = protocol.CallFinished(message.call, error=packed, started=started)
             # Why: the user's code may keep the exception, and its frames hold the memory.
             error.__traceback__ = None
         finally:
@@ -401,23 +408,24 @@ class WorkerProcess:
                     self.backlog.append((message, counter))
 
     def _apply(self, environment: Environment | None) -> None:
-        """Apply the parent's state. It is sent once, so a failure lasts until it changes."""
+        """Apply the parent's state, if it is new or a function has changed it here."""
         if environment is not None:
             self.environment = environment
+            apply_environment(environment)
         elif self.environment is not None and has_changed(self.environment):
-            environment = self.environment  # Why: a function has changed it, here alone.
-        if environment is not None:
-            try:
-                self.refusal = None
-                apply_environment(environment)
-            except Exception as error:  # noqa: BLE001 - classes of the user's are imported
-                self.refusal = PlanError(
-                    "the warning filters of the calling process do not load in a worker "
-                    f"({type(error).__name__}: {error}); their categories must be importable there"
-                )
-                self.refusal.__cause__ = error.with_traceback(None)
-        if self.refusal is not None:
-            raise self.refusal.with_traceback(None)
+            apply_environment(self.environment)
+
+
+def _ask(parent: Wire, part: str) -> Any:
+    """Return the key or the descriptor that the parent hands on; None if it does not."""
+    # Why suppressed: after the end of the parent or of the pool, no one answers.
+    with contextlib.suppress(EOFError, OSError), contextlib.ExitStack() as ends:
+        theirs, mine = map(ends.enter_context, map(contextlib.closing, Wire.pair()))
+        parent.send(protocol.Inherit(part), [theirs.fileno()])
+        theirs.close()
+        key, descriptors = Wire(mine).receive()
+        return key or descriptors[0]
+    return None
 
 
 def main(fd: int, number: int) -> None:
@@ -426,7 +434,8 @@ def main(fd: int, number: int) -> None:
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     wire = Wire(_socket.socket(fileno=fd))
-    wire.send(protocol.WorkerReady(number, importlib.util.MAGIC_NUMBER))
+    sys.meta_path.insert(0, SharesMultiprocessing(partial(_ask, wire)))
+    wire.send(protocol.WorkerReady(number))
     with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
         guard_forks(memoryview(b""))  # Why: a function that is no run's has no slot.
         WorkerProcess(wire, number).serve()
