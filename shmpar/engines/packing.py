@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.engines.engine import ActivePlan, Generation
-from shmpar.errors import PlanError, ShmparError
+from shmpar.errors import PlanError, SegmentError, ShmparError
 from shmpar.ipc import protocol
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
@@ -303,9 +303,9 @@ def unpack_objects(
             yield protocol.ObjectsReturned(event.run, [(chunk, value)])
 
 
-def rejection(cause: BaseException) -> PlanError:
+def rejection(cause: BaseException) -> ShmparError:
     """Return the error of a function that was sent but does not load in a worker."""
-    if isinstance(cause, PlanError):
+    if isinstance(cause, PlanError | SegmentError):
         return cause
     rejected = PlanError(
         f"the function was sent, but does not load in a worker ({type(cause).__name__}: {cause}); "

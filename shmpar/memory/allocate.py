@@ -303,29 +303,55 @@ def atomic_file(
     Some file systems need a name while the file is written, and a replacement needs a name for an
     instant; this name ends in ``.tmp``.
     """
-    folder, temporary = os.path.dirname(path) or ".", f"{path}.{os.urandom(4).hex()}.tmp"
-    try:
-        fd = open_with_retry(lambda: os.open(folder, os.O_TMPFILE | os.O_RDWR, mode))
-        nameless = True
-    except (AttributeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_TMPFILE:
-            raise
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-        nameless = False
+    fd, name = open_beside(path, mode)
     try:
         reserve_range(fd, 0, nbytes)
         yield fd
-        direct = nameless and not (replace and os.path.lexists(path))
-        if nameless:
-            link_file(fd, path if direct else temporary)
-        if replace and not direct:
-            os.replace(temporary, path)
-        elif not nameless:
-            os.link(temporary, path)
+        give_path(fd, name, path, replace=replace)
     finally:
         os.close(fd)
+        if name is not None:
+            with contextlib.suppress(OSError):  # Why: it may have gone
+                os.unlink(name)
+
+
+def open_beside(path: str, mode: int) -> tuple[int, str | None]:
+    """Open a new file in the folder of a path, for :func:`give_path`.
+
+    Returns
+    -------
+    tuple of (int, str or None)
+        The descriptor, and the name of the file. It is None unless the file system needs one.
+    """
+    folder = os.path.dirname(path) or "."
+    try:
+        return open_with_retry(lambda: os.open(folder, os.O_TMPFILE | os.O_RDWR, mode)), None
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_TMPFILE:
+            raise
+    name = _temporary_name(path)
+    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode), name
+
+
+def give_path(fd: int, name: str | None, path: str, *, replace: bool) -> None:
+    """Give a file of :func:`open_beside` its path; raises ``FileExistsError`` if that is taken."""
+    if name is not None:
+        (os.replace if replace else os.link)(name, path)
+        return
+    with contextlib.suppress(FileExistsError) if replace else contextlib.nullcontext():
+        link_file(fd, path)
+        return
+    name = _temporary_name(path)
+    try:
+        link_file(fd, name)
+        os.replace(name, path)
+    finally:
         with contextlib.suppress(OSError):  # Why: it has gone, or was never made
-            os.unlink(temporary)
+            os.unlink(name)
+
+
+def _temporary_name(path: str) -> str:
+    return f"{path}.{os.urandom(4).hex()}.tmp"
 
 
 def link_file(fd: int, path: str) -> None:

@@ -263,6 +263,12 @@ class Segment:
         found = os.fstat(self.fileno())
         return found.st_dev, found.st_ino
 
+    def is_at(self, path: str) -> bool:
+        """Return whether a path leads to the file."""
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(self.fileno()), os.stat(path))
+        return False
+
     @property
     def mapping(self) -> Mapping:
         """The whole segment in the memory of this process, which keeps it mapped."""

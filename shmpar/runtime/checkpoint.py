@@ -110,6 +110,9 @@ def resume(  # noqa: PLR0913 - the parts of a call
         If the disk has no room.
     """
     path = _checked_path(ledger, plan, outputs.given, in_place=in_place)
+    for one in outputs.given or ():
+        if isinstance(one, NpyFile):
+            one.keeps_partial = True
     identity = call_identity(plan, function, arrays)
     # Why: a seed may be made of NumPy's integers.
     seed = json.loads(json.dumps(plan.seed, default=lambda value: value.tolist()))
@@ -170,7 +173,9 @@ def _unfinished(plan: Plan, outputs: Outputs, file: LedgerFile) -> tuple[int, ..
     if changed == done:
         return None
     if arrays:
-        outputs.given = arrays
+        for one, array in zip(outputs.given or (), arrays, strict=True):
+            if isinstance(one, NpyFile):
+                one.array = array
         found = tuple(Output(array.shape, array.dtype) for array in arrays)
         outputs.allocate(Announcement(found, is_tuple=bool(plan.is_tuple)))
     return tuple(np.flatnonzero(file.checksums == 0).tolist())

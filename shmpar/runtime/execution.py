@@ -539,7 +539,8 @@ class Execution:
                 return errors[0]
             chunks = "1 chunk" if len(errors) == 1 else f"{len(errors)} chunks"
             return ExceptionGroup(f"{chunks} of {plan.verb} failed", errors)
-        return outputs.result()
+        # Why: nobody gets the result of a cancelled run, and its files are not whole.
+        return None if self.cancelled or self.unfinished else outputs.result()
 
     def abort(self, error: BaseException) -> None:
         """End at once: the engine is gone with all its workers, or the run never began."""

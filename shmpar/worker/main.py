@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shmpar.errors import PlanError
+from shmpar.errors import PlanError, SegmentGone
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import FINGERPRINT, Ledger
 from shmpar.ipc.protocol import Environment, PackedError, PackedValue, SegmentRecord, Work
@@ -248,7 +248,13 @@ class WorkerProcess:
     def _mapped(self, key: int) -> Segment:
         """Return a segment; it stays mapped until a ``ForgetSegment`` message."""
         segment = self.segments[key]
-        self.mappings[key] = segment.mapping
+        try:
+            self.mappings[key] = segment.mapping
+        except ValueError:  # Why: a call that is over may come late, to a file that was made anew.
+            raise SegmentGone(
+                "a mapped file became shorter after the call was made: make a file of another name "
+                "instead, or wait for the call"
+            ) from None
         return segment
 
     def _held(self, keys: Sequence[int]) -> list[Segment]:
@@ -268,13 +274,13 @@ class WorkerProcess:
     def _call(self, message: protocol.RunCall) -> None:
         from shmpar.pickling.pack import pack_result  # Why here: most workers get no calls.
 
-        held = self._held(message.held)
-        if self.broken:
-            self.send(protocol.CallFinished(message.call, started=False))
-            return
         private: Sequence[Array] = ()
         descriptors: list[int] = []
         try:
+            held = self._held(message.held)
+            if self.broken:
+                self.send(protocol.CallFinished(message.call, started=False))
+                return
             self._apply(message.environment)
             function, private = self._unpack(message.payload, held)
             with inside_worker():
@@ -299,18 +305,18 @@ class WorkerProcess:
         outcome: Outcome = 0, None, None, False
         private: Sequence[Array] = ()
         try:
-            held = self._held(work.held)
             try:
+                held = self._held(work.held)
                 if self.broken:
                     raise RuntimeError("the initializer failed")  # noqa: TRY301 - as any other reason
                 self._apply(environment)
                 function, private = self._unpack(work.function, held, stateless=work.stateless)
+                assignment = self._assign(work, function, tickets)
             except BaseException as error:  # noqa: BLE001 - the run is told
                 self.send(protocol.PlanRejected(work.run, pack_exception(error)))
                 # Why: the user's code may keep the exception, and its frames hold the memory.
                 error.__traceback__ = None
             else:
-                assignment = self._assign(work, function, tickets)
                 assignment.received = received
                 outcome = self._work(assignment, work)
         finally:
