@@ -31,6 +31,7 @@ from shmpar.runtime.loop import AT_ONCE, Close, Loop, call_here, execute_here
 from shmpar.runtime.progress import Progress
 from shmpar.runtime.run import Run
 from shmpar.verbs import Defaults, Reductions
+from shmpar.verbs.arguments import held_by, warn_of_random
 from shmpar.verbs.options import parse_options
 from shmpar.worker.environment import in_worker
 
@@ -54,6 +55,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _ENGINES = ("processes", "threads", "serial")
+_SPAWN = "pass each call a generator of its own as an argument, for example from rng.spawn()"
 # Why calls are waited for: other executors make the submitted calls before the interpreter exits.
 _LEFT_OPEN = Close(cancel_runs=True, cancel_calls=False)
 
@@ -289,7 +291,10 @@ class Pool(Reductions, Executor):
         fn : callable
             The function. Its arguments and its result are sent like this: arrays of more than
             64 KiB through shared memory, everything else pickled. To the function the arguments
-            are its own, as if pickled.
+            are its own, with the values of this moment, as if pickled. The exceptions are a
+            :class:`SharedArray` and a file that is mapped for reading: of these the function gets
+            the memory, and sees later changes. The engines threads and serial pass all objects
+            themselves.
         *args, **kwargs
             Its arguments.
 
@@ -310,8 +315,8 @@ class Pool(Reductions, Executor):
         A call whose worker dies is made again, `retries` times; then its future raises
         :class:`shmpar.WorkerDied`. `task_timeout` is for the chunks of verbs.
 
-        Cost: a large array is copied once on the way there, unless it lies in shared memory
-        already, and once on the way back.
+        Cost: a large array is copied once on the way there, and once on the way back. A
+        :class:`SharedArray` and a file that is mapped for reading are not copied.
 
         Examples
         --------
@@ -321,6 +326,8 @@ class Pool(Reductions, Executor):
         32
         """
         loop, function = self._checked(), Function(fn, kwargs, args)
+        if not (isinstance(fn, partial) and fn.func is _each):  # Why: `map` has warned once.
+            warn_of_random("submit", held_by(fn), _SPAWN)
         if in_worker():
             return call_here(function)
         return loop.submit(function, self._verb_defaults["retries"])
@@ -369,6 +376,7 @@ class Pool(Reductions, Executor):
         [32, 9]
         """
         size = _positive("chunksize", chunksize)
+        warn_of_random("map", held_by(fn), _SPAWN)
         items = zip(*iterables, strict=False)
         batches = iter(lambda: tuple(itertools.islice(items, size)), ())
         # Why a cast: its iterator has close(), which cancels the calls that no worker has begun.

@@ -93,9 +93,7 @@ def test_a_resumed_run_completes_the_file(pool: shmpar.Pool, out: Path, gate: Pa
 def test_a_cancelled_run_keeps_the_older_result(pool: shmpar.Pool, out: Path) -> None:
     """Chunks that were done before the cancel do not replace the file."""
     with shmpar.Pool(1, engine="threads") as other:
-        run = other.map_blocks(
-            lambda block: run_and_cancel(block), X, chunks=4, out=out, dtype="f8", wait=False
-        )
+        run = other.map_blocks(run_and_cancel, X, chunks=4, out=out, dtype="f8", wait=False)
         canceller.append(run)
         with pytest.raises(Exception, match=r"^$"):  # CancelledError has no text
             run.result()

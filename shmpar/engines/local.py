@@ -160,7 +160,9 @@ class LocalEngine:
         """Return none: the workers are no processes."""
         return []
 
-    def prepare(self, plan: Plan, function: Function, arrays: list[Array]) -> CallersErrors:
+    def prepare(
+        self, plan: Plan, function: Function, arrays: list[Array], *, frozen: bool
+    ) -> CallersErrors:
         """Take the caller's error handling; nothing is pickled or copied."""
         return CallersErrors()
 

@@ -185,20 +185,22 @@ def held_keys(payload: Payload) -> tuple[int, ...]:
     return tuple([~one.key if private else one.key for one, private in pairs])
 
 
-def pack_function(call: Function, *, foreign: bool) -> Payload:
+def pack_function(call: Function, *, foreign: bool, frozen: bool) -> Payload:
     """Pickle a function with its arguments; raises `PlanError` if that is not possible."""
     body = None if foreign else cached(call)
-    return pack(call, importable_only=foreign) if body is None else Payload(body, stateless=True)
+    if body is not None:
+        return Payload(body, stateless=True)
+    return pack(call, importable_only=foreign, frozen=frozen)
 
 
 def pack_call(call: Function, *, foreign: bool) -> PreparedCall:
     """Make a submitted call ready to be sent."""
-    payload = pack_function(call, foreign=foreign)
+    payload = pack_function(call, foreign=foreign, frozen=True)
     return PreparedCall(payload, current_environment(foreign=foreign))
 
 
 def pack_run(
-    plan: Plan, function: Function, arrays: Sequence[Array], *, foreign: bool
+    plan: Plan, function: Function, arrays: Sequence[Array], *, foreign: bool, frozen: bool
 ) -> PreparedRun:
     """Pickle the function, and copy the inputs that are not in shared memory.
 
@@ -206,6 +208,8 @@ def pack_run(
     ----------
     foreign : bool
         The workers are another version of Python.
+    frozen : bool
+        Copy the plain arrays that the function holds, also from shared memory.
 
     Raises
     ------
@@ -214,7 +218,7 @@ def pack_run(
     SegmentFull
         If there is no room for a copy of an input.
     """
-    payload = pack_function(function, foreign=foreign)
+    payload = pack_function(function, foreign=foreign, frozen=frozen)
     pairs = zip(payload.segments, payload.private, strict=True)
     segments = {one.key: one for one, private in pairs if not private}
     references, shared = [], []

@@ -88,7 +88,7 @@ class ProcessesEngine:
         self.workers = workers
         self.slab: Slab | None = Slab()
         self._launcher = launcher
-        self._initializer = None if initializer is None else pack(initializer)
+        self._initializer = None if initializer is None else pack(initializer, frozen=True)
         self._tasks = tasks
         self._handles: dict[int, WorkerHandle] = {}
         self._runs: dict[int, ActivePlan] = {}
@@ -115,10 +115,12 @@ class ProcessesEngine:
         """Return the process ids of the workers, in the order of their numbers."""
         return [handle.launched.process.pid for _, handle in sorted(self._handles.items())]
 
-    def prepare(self, plan: Plan, function: Function, arrays: list[Array]) -> PreparedRun:
+    def prepare(
+        self, plan: Plan, function: Function, arrays: list[Array], *, frozen: bool
+    ) -> PreparedRun:
         """Pickle the function, and copy inputs that are not in shared memory."""
         self._check()
-        return packing.pack_run(plan, function, arrays, foreign=self._foreign)
+        return packing.pack_run(plan, function, arrays, foreign=self._foreign, frozen=frozen)
 
     def prepare_call(self, call: Function) -> PreparedCall:
         """Pickle a call; large arrays are put into segments."""

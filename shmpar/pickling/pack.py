@@ -70,7 +70,7 @@ class Payload(NamedTuple):
     stateless: bool = False
 
 
-def pack(value: Any, *, importable_only: bool = False) -> Payload:
+def pack(value: Any, *, importable_only: bool = False, frozen: bool = False) -> Payload:
     """Pickle an object for a worker.
 
     Parameters
@@ -79,6 +79,9 @@ def pack(value: Any, *, importable_only: bool = False) -> Payload:
         A function with its arguments, or any other object.
     importable_only : bool
         Refuse functions that are pickled as bytecode: the worker runs another version of Python.
+    frozen : bool
+        Copy the plain arrays that lie in shared memory or in a file mapped for writing: their
+        values may change before the worker looks.
 
     Raises
     ------
@@ -87,14 +90,15 @@ def pack(value: Any, *, importable_only: bool = False) -> Payload:
 
     Notes
     -----
-    Cost: a plain array of more than 64 KiB is copied into shared memory once.
+    Cost: a plain array of more than 64 KiB is copied into shared memory once, unless it lies in
+    shared memory or in a mapped file. It is copied from there only if `frozen`.
     """
     try:
         if isinstance(value, Function) and not importable_only:
             body = cached(value) or _pickle_stateless(value)
             if body is not None:
                 return Payload(body, stateless=True)
-        return _pickle(value, importable_only=importable_only)
+        return _pickle(value, importable_only=importable_only, frozen=frozen)
     except (ShmparError, OSError):
         raise
     except Exception as error:
@@ -128,9 +132,9 @@ def pack_error(error: BaseException) -> bytes:
     return cloudpickle.dumps(error, 5)  # type: ignore[no-any-return]
 
 
-def _pickle(value: Any, *, importable_only: bool = False, is_result: bool = False) -> Payload:
+def _pickle(value: Any, **options: bool) -> Payload:
     file = io.BytesIO()
-    pickler = _Pickler(file, importable_only=importable_only, is_result=is_result)
+    pickler = _Pickler(file, **options)
     pickler.dump(value)
     segments, private = zip(*pickler.segments, strict=True) if pickler.segments else ((), ())
     return Payload(file.getvalue(), segments, private)
@@ -139,10 +143,17 @@ def _pickle(value: Any, *, importable_only: bool = False, is_result: bool = Fals
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """Pickles functions by value if needed, and arrays by their segments."""
 
-    def __init__(self, file: io.BytesIO, *, importable_only: bool, is_result: bool) -> None:
+    def __init__(
+        self,
+        file: io.BytesIO,
+        *,
+        importable_only: bool = False,
+        is_result: bool = False,
+        frozen: bool = False,
+    ) -> None:
         super().__init__(file, protocol=5)
         self.segments: dict[tuple[Segment, bool], int] = {}
-        self._importable_only, self._is_result = importable_only, is_result
+        self._importable_only, self._is_result, self._frozen = importable_only, is_result, frozen
         # Why: the pickler's memo holds ids, so each array that it has seen must stay alive.
         self._alive: list[Any] = []
 
@@ -166,13 +177,16 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
     def _reduce_array(self, array: np.ndarray[Any, Any]) -> Any:
         shared = isinstance(array, SharedArray)
-        if not shared and (type(array) is not np.ndarray or array.nbytes <= LARGE):
+        is_file = type(array) is np.memmap and not self._is_result
+        if not shared and (array.nbytes <= LARGE or not (is_file or type(array) is np.ndarray)):
             return NotImplemented
         if array.dtype.hasobject or (self._is_result and self._is_full()):
             return NotImplemented
         writable = array.flags.writeable
         # Why: others may write to the memory of a plain array in a result, so it is copied.
         place = None if self._is_result and not shared else locate(array)
+        if self._frozen and not shared and place is not None and place.segment.writable:
+            place = None
         if place is not None:
             segment, offset = place.segment, place.offset
         elif shared or array.dtype.kind not in "?bBiufcmMSUV":  # bytes with the same meaning there
@@ -185,7 +199,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         index = self.segments.setdefault((segment, private), len(self.segments))
         start = array._handle.start if isinstance(array, SharedArray) and array._handle else None  # noqa: SLF001
         layout = offset, array.shape, array.strides, array.dtype
-        return segment_array, (index, start, writable, *layout)
+        return segment_array, (index, start, is_file, writable, *layout)
 
     def _is_full(self) -> bool:
         # Why: worker processes alone send results, so other engines do not need the module.

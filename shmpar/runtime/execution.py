@@ -284,7 +284,10 @@ class Execution:
             verification = Verification(self.plan, self._arrays, self._todo, self.outputs.checksums)
             verification.fill_outputs(self.outputs.arrays or ())
             self._verification, self.outputs.checksums = verification, verification.sums
-        self._prepared = engine.prepare(self.plan, self._function, self._arrays)
+        written = any(isinstance(one, np.ndarray) for one in self.outputs.given or ())
+        self._prepared = engine.prepare(
+            self.plan, self._function, self._arrays, frozen=written or not attended
+        )
 
     def _allocate_known(self, engine: Engine) -> None:
         outputs = self.outputs

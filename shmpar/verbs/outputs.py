@@ -167,6 +167,17 @@ def _is_in_place(
     return found
 
 
+def check_apart(verb: str, outputs: Sequence[Array], held: Iterable[Any]) -> None:
+    """Raise ``ValueError`` if an array that the function holds shares memory with an output."""
+    for array in held:
+        if isinstance(array, np.ndarray) and any(_overlap(output, array) for output in outputs):
+            raise ValueError(
+                f"{verb}: out= shares memory with an array (shape {array.shape}) that the function "
+                "holds or gets as an item, so chunks would read the results of others; pass "
+                "another output, or a copy to the function"
+            )
+
+
 def _is_same(one: Array, other: Array) -> bool:
     same_place = address_of(one) == address_of(other) and one.strides == other.strides
     return same_place and one.shape == other.shape and one.dtype == other.dtype
