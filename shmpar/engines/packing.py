@@ -225,8 +225,9 @@ def pack_run(
     for array in arrays:
         place, held = locate(array), array
         if place is None:
-            segment, held = share(array)
-            place = Location(segment, 0)
+            _, held = share(array)
+            place = locate(held)
+            assert place is not None, "it was shared"
         shared.append(held)
         references.append(_refer(place, held, segments))
     return PreparedRun(

@@ -47,6 +47,7 @@ from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
 from shmpar.ipc.tickets import Tickets, new_tickets
 from shmpar.memory import limits
+from shmpar.memory.copying import copied_nbytes
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, create
 from shmpar.pickling.pack import pack
@@ -133,7 +134,7 @@ class ProcessesEngine:
 
     def bytes_to_copy(self, arrays: Sequence[Array]) -> list[int]:
         """Return the bytes of each input that lies in no segment and no mapped file."""
-        return [array.nbytes for array in arrays if locate(array) is None]
+        return [copied_nbytes(array) for array in arrays if locate(array) is None]
 
     def wake(self) -> None:
         """End the owner's :meth:`wait`."""

@@ -29,11 +29,11 @@ import numpy as np
 
 from shmpar.arrays import SharedArray
 from shmpar.errors import PlanError, ShmparError
-from shmpar.memory.copying import share
+from shmpar.memory.copying import Layout, share
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Segment
+from shmpar.memory.segment import Segment, address_of
 from shmpar.pickling.explain import explain_failure
-from shmpar.pickling.unpack import module_globals, segment_array
+from shmpar.pickling.unpack import module_globals, segment_array, strided_array
 from shmpar.plan import Function
 
 LARGE = 64 * 1024  # bytes; a smaller array is cheaper to pickle than to map
@@ -179,7 +179,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         shared = isinstance(array, SharedArray)
         is_file = type(array) is np.memmap and not self._is_result
         if not shared and (array.nbytes <= LARGE or not (is_file or type(array) is np.ndarray)):
-            return NotImplemented
+            return NotImplemented if self._is_result else _reduce_small(array)
         if array.dtype.hasobject or (self._is_result and self._is_full()):
             return NotImplemented
         writable = array.flags.writeable
@@ -193,7 +193,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             return NotImplemented
         else:
             segment, array = share(array)
-            offset = 0
+            offset = address_of(array) - segment.mapping.start
             self._alive.append(array)
         private = not shared and not self._is_result
         index = self.segments.setdefault((segment, private), len(self.segments))
@@ -206,6 +206,18 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         from shmpar.ipc.wire import MAX_DESCRIPTORS
 
         return len(self.segments) >= MAX_DESCRIPTORS
+
+
+def _reduce_small(array: np.ndarray[Any, Any]) -> Any:
+    """Reduce an array with gaps or zero strides so that it keeps them, as a large one does."""
+    is_plain = type(array) is np.ndarray and not array.dtype.hasobject and array.size
+    if not is_plain or array.flags.c_contiguous or array.flags.f_contiguous:
+        return NotImplemented
+    layout = Layout.of(array)
+    memory = bytearray(layout.nbytes)
+    layout.view(memory, array)[...] = array
+    form = array.shape, array.dtype, layout.offset, layout.strides
+    return strided_array, (memory, array.flags.writeable, *form)
 
 
 class _ModuleGlobals:

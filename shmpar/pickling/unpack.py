@@ -105,6 +105,15 @@ def segment_array(
     return share_view(Location(segment, layout[0]), array, default_manager(), start=start)
 
 
+def strided_array(
+    memory: bytearray, writable: bool, shape: Any, dtype: Any, offset: int, strides: Any
+) -> Array:
+    """Return an array with these strides over some bytes; pickles call this function."""
+    array = np.ndarray(shape, dtype, memory, offset, strides)
+    array.flags.writeable = writable
+    return array
+
+
 def unpack(body: bytes, segments: Sequence[Segment] = ()) -> tuple[Any, list[Array]]:
     """Unpickle a payload.
 
