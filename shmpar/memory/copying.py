@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+import types
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -38,6 +39,50 @@ def is_masked(value: Any) -> bool:
     # masked array.
     module = sys.modules.get("numpy.ma.core")
     return isinstance(value, getattr(module, "MaskedArray", ()))
+
+
+def loses(value: Any) -> str | None:
+    """Return the part of an array that its bytes do not tell, with a remedy; None if there is none.
+
+    Examples
+    --------
+    >>> class Length(np.ndarray):
+    ...     unit = "m"
+    >>> loses(np.ones(2).view(Length))
+    'its unit (m); give the numbers alone, as np.asarray(x)'
+    >>> loses(np.ones(2)), loses(np.ones((2, 2)).view(np.matrix))
+    (None, None)
+    """
+    if type(value) is np.ndarray or not isinstance(value, np.ndarray):
+        return None
+    # Why not getattr alone: the attributes of a record array may be its fields.
+    own, kind = getattr(value, "__dict__", {}), type(value)
+    if "_coldefs" in own or hasattr(kind, "_coldefs"):
+        return "the scale of its columns; give each column by itself, as np.array(table['name'])"
+    for name in ("unit", "units"):
+        unit = getattr(value, name, None) if name in own or hasattr(kind, name) else None
+        if unit is not None:
+            return f"its unit ({str(unit) or repr(unit)}); give the numbers alone, as np.asarray(x)"
+    return None
+
+
+def computes_itself(value: Any) -> bool:
+    """Return whether a subclass of ndarray, not of NumPy's own, has another meaning of values.
+
+    Examples
+    --------
+    >>> computes_itself(np.ones(2)), computes_itself(np.ones((2, 2)).view(np.matrix))
+    (False, False)
+    """
+    if type(value) is np.ndarray or not isinstance(value, np.ndarray):
+        return False
+    # Why functions alone: compiled methods, such as those of astropy's columns, are only faster.
+    return any(
+        kind.__module__.partition(".")[0] not in {"numpy", "shmpar"}
+        and isinstance(vars(kind).get(name), types.FunctionType)
+        for kind in type(value).__mro__[: type(value).__mro__.index(np.ndarray)]
+        for name in ("__getitem__", "__array__", "__array_ufunc__")
+    )
 
 
 class Layout(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 
 from shmpar.grid import BLOCK_BYTES, Grid
 from shmpar.grid.axis import axis_number
-from shmpar.memory.copying import is_masked
+from shmpar.memory.copying import computes_itself, is_masked, loses
 from shmpar.pickling.pack import _pickled_by_name, is_importable
 from shmpar.plan import Argument, Blocks, Items, Rows, Whole
 from shmpar.runtime.error_texts import levels_to_user
@@ -75,13 +75,22 @@ def as_input(value: Any, verb: str) -> Array:
     Raises
     ------
     TypeError
-        For a masked array, or an array of Python objects.
+        For a masked array, an array with a unit, or an array of Python objects.
     """
     if is_masked(value):
         raise TypeError(
             f"{verb}: a masked array would lose its mask; pass x.data, and x.mask (as "
             "np.ma.getmaskarray(x)) as a second input"
         )
+    if (lost := loses(value)) is not None:
+        raise TypeError(f"{verb}: an array of type {type(value).__name__} would lose {lost}")
+    if computes_itself(value):
+        text = (
+            f"{verb}: the function gets plain arrays of the bytes of a {type(value).__name__}, "
+            "whose own indexing and arithmetic are not used; pass np.asarray(x) to say that this "
+            "is meant, or the array to the function in kwargs="
+        )
+        warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
     array = np.asarray(value)
     if array.dtype.hasobject or array.dtype.kind == "T":
         raise TypeError(

@@ -10,7 +10,7 @@ import numpy as np
 
 from shmpar.grid import Axis, Grid
 from shmpar.grid.axis import axis_number, per_axis, whole_number
-from shmpar.memory.copying import is_masked
+from shmpar.memory.copying import is_masked, loses
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import address_of, byte_bounds
 from shmpar.plan import Announcement, Argument, Blocks, InBlocks, Output, Plan, Rows, Whole
@@ -115,6 +115,8 @@ def _parse_array_or_file(verb: str, out: Any) -> Array | NpyFile:
         )
     if is_masked(out):
         raise TypeError(f"{verb}: out= is a masked array; pass out.data, and out.mask as another")
+    if (lost := loses(out)) is not None:
+        raise TypeError(f"{verb}: out= of type {type(out).__name__} would lose {lost}")
     if not out.flags.writeable:
         raise ValueError(f"{verb}: out= (shape {out.shape}) is read-only")
     if out.dtype.hasobject or out.dtype.kind == "T":

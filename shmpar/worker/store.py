@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shmpar.grid import Halo, Mode
-from shmpar.memory.copying import is_masked
+from shmpar.memory.copying import is_masked, loses
 from shmpar.plan import Announcement, InBlocks, Output, PerItem, Plan, ResultError
 
 Array = np.ndarray[Any, Any]
@@ -61,6 +61,8 @@ def _as_array(value: Any) -> Array:
     if type(value) is not np.ndarray and is_masked(value):
         remedy = "return (values.filled(...), values.mask) as a tuple of two outputs"
         raise _returned(f"a masked array, whose mask would be lost; {remedy}")
+    if (lost := loses(value)) is not None:
+        raise _returned(f"a {type(value).__name__}, which would lose {lost}")
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -101,7 +103,7 @@ def trimmed(plan: Plan, halo: Halo, use: Use) -> Use:
         def trim(part: Any) -> Any:
             if part is None:  # Why: announce() and the stores explain a missing result.
                 return None
-            array = np.asarray(part)
+            array = _as_array(part)
             if array.shape != due:
                 raise ResultError(explain_overlap_shape(plan, chunk, array.shape))
             return array[core]
