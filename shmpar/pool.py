@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar, cast
 
 from shmpar.arrays import creation
 from shmpar.arrays.sharedarray import attach
@@ -435,6 +435,12 @@ class Pool(Reductions, Executor):
             warnings.warn(text, ResourceWarning, stacklevel=1, source=self)
             # Why no wait: the garbage collector may run in a thread that holds a lock.
             self._close(_LEFT_OPEN, wait=False)
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError("a pool has workers and memory, so it has no copy; use it itself")
+
+    def __deepcopy__(self, _: Any) -> NoReturn:
+        self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In a worker, a pool that the function holds is a serial one, with its defaults."""

@@ -43,7 +43,15 @@ def as_arrays(plan: Plan, value: Any, is_tuple: bool | None) -> tuple[Array, ...
     if plan.dtypes is not None and len(parts) != len(plan.dtypes):
         due = f"{len(plan.dtypes)} are declared by out= or dtype="
         raise _returned(f"{len(parts)} outputs, but {due}")
-    return tuple([_as_array(part) for part in parts])
+    if plan.dtypes is None:
+        return tuple([_as_array(part) for part in parts])
+    # Why: a Python int may be too large for NumPy's own choice, but not for the declared dtype.
+    return tuple(
+        [
+            _as_array(part) if dtype is None else _convert(part, dtype, declared=True)
+            for part, dtype in zip(parts, plan.dtypes, strict=True)
+        ]
+    )
 
 
 def _returned(text: str) -> ResultError:
