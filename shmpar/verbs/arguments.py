@@ -221,9 +221,8 @@ def held_by(function: Any, values: Iterable[Any] = ()) -> Iterator[Any]:
 
     Examples
     --------
-    >>> table = np.ones(3)
-    >>> [type(one).__name__ for one in held_by(lambda row: row + table)]
-    ['ndarray', 'function']
+    >>> [type(one).__name__ for one in held_by(functools.partial(np.add, np.ones(3)))]
+    ['partial', 'ndarray']
     """
     todo, seen = [function, *values], dict[int, Any]()
     while todo and len(seen) < _MOST_HELD:
