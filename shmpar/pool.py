@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar, cast
 
 from shmpar.arrays import creation
 from shmpar.arrays.sharedarray import attach
@@ -32,6 +32,7 @@ from shmpar.runtime.loop import AT_ONCE, Close, Loop, call_here, execute_here
 from shmpar.runtime.progress import Progress
 from shmpar.runtime.run import Run
 from shmpar.verbs import Defaults, Reductions
+from shmpar.verbs.arguments import held_by, warn_of_random
 from shmpar.verbs.options import parse_options
 from shmpar.worker.environment import in_worker
 
@@ -59,6 +60,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _ENGINES = ("processes", "threads", "serial")
+_SPAWN = "pass each call a generator of its own as an argument, for example from rng.spawn()"
 # Why calls are waited for: other executors make the submitted calls before the interpreter exits.
 _LEFT_OPEN = Close(cancel_runs=True, cancel_calls=False)
 
@@ -334,7 +336,10 @@ class Pool(Reductions, Executor):
         fn : callable
             The function. Its arguments and its result are sent like this: arrays of more than
             64 KiB through shared memory, everything else pickled. To the function the arguments
-            are its own, as if pickled.
+            are its own, with the values of this moment, as if pickled. The exceptions are a
+            :class:`SharedArray` and a file that is mapped for reading: of these the function gets
+            the memory, and sees later changes. The engines threads and serial pass all objects
+            themselves.
         *args, **kwargs
             Its arguments.
 
@@ -355,8 +360,8 @@ class Pool(Reductions, Executor):
         A call whose worker dies is made again, `retries` times; then its future raises
         :class:`shmpar.WorkerDied`. `task_timeout` is for the chunks of verbs.
 
-        Cost: a large array is copied once on the way there, unless it lies in shared memory
-        already, and once on the way back.
+        Cost: a large array is copied once on the way there, and once on the way back. A
+        :class:`SharedArray` and a file that is mapped for reading are not copied.
 
         Examples
         --------
@@ -366,6 +371,8 @@ class Pool(Reductions, Executor):
         32
         """
         loop, function = self._checked(), Function(fn, kwargs, args)
+        if not (isinstance(fn, partial) and fn.func is _each):  # Why: `map` has warned once.
+            warn_of_random("submit", held_by(fn), _SPAWN)
         if in_worker():
             return call_here(function)
         return loop.submit(function, self._verb_defaults["retries"])
@@ -414,6 +421,7 @@ class Pool(Reductions, Executor):
         [32, 9]
         """
         size = _positive("chunksize", chunksize)
+        warn_of_random("map", held_by(fn), _SPAWN)
         items = zip(*iterables, strict=False)
         batches = iter(lambda: tuple(itertools.islice(items, size)), ())
         # Why a cast: its iterator has close(), which cancels the calls that no worker has begun.
@@ -472,6 +480,12 @@ class Pool(Reductions, Executor):
             warnings.warn(text, ResourceWarning, stacklevel=1, source=self)
             # Why no wait: the garbage collector may run in a thread that holds a lock.
             self._close(_LEFT_OPEN, wait=False)
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError("a pool has workers and memory, so it has no copy; use it itself")
+
+    def __deepcopy__(self, _: Any) -> NoReturn:
+        self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In a worker, a pool that the function holds is a serial one, with its defaults."""

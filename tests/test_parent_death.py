@@ -151,7 +151,7 @@ def kill_a_parent_at_random_work(rng: random.Random, folder: Path) -> None:
         if path.suffix == ".npy":
             assert np.load(path).shape == (200, 200)
         else:
-            assert path.suffix == ".ledger", f"an incomplete file: {path.name}"
+            assert path.suffix in {".ledger", ".partial"}, f"an incomplete file: {path.name}"
         path.unlink()
     work.rmdir()
     temporary.rmdir()

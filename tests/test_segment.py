@@ -21,7 +21,7 @@ from shmpar.memory import segment as segments
 from shmpar.memory.copying import share, write
 from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager
-from shmpar.memory.segment import Segment, create
+from shmpar.memory.segment import Segment, byte_bounds, create
 from tests.interpreters import run_python
 
 DTYPES = st.one_of(
@@ -47,14 +47,15 @@ def layouts(draw):
 
 @given(layouts())
 def test_share_keeps_values_and_memory_order(array):
-    """A shared copy equals its source bit for bit and has the layout of NumPy's copy."""
+    """A shared copy equals its source bit for bit, and has its strides but for wide gaps."""
     segment, copy = share(array)
     assert type(copy) is np.ndarray
     assert copy.tobytes() == array.tobytes()
     assert (copy.shape, copy.dtype) == (array.shape, array.dtype)
-    if array.size:
-        assert copy.strides == array.copy(order="K").strides or 1 in array.shape
-    assert segment.size == max(1, array.nbytes)
+    low, high = byte_bounds(array.shape, array.strides, array.itemsize)
+    if array.size and high - low <= 2 * array.nbytes:
+        assert copy.strides == array.strides
+    assert segment.size <= max(1, 3 * array.nbytes)
 
 
 @given(layouts())

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from shmpar.errors import format_count
-from shmpar.memory.copying import is_masked
+from shmpar.memory.copying import is_masked, loses
 from shmpar.memory.segment import byte_bounds, dense_nbytes, lies_within
 
 DtypeJson = str | dict[str, Any]
@@ -54,7 +54,9 @@ def reject_objects(dtype: np.dtype[Any]) -> None:
 
 
 def reject_masked(values: Any) -> None:
-    """Raise TypeError for a masked array: a copy of its bytes would lose the mask."""
+    """Raise TypeError for a masked array, or one with a unit: a copy of its bytes would lose it."""
+    if (lost := loses(values)) is not None:
+        raise TypeError(f"an array of type {type(values).__name__} would lose {lost}")
     if is_masked(values):
         raise TypeError(
             "a masked array would lose its mask: pass x.filled(...), or x.data and the mask "

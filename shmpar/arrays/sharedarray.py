@@ -310,20 +310,24 @@ def share_view(
 
 
 def _plain(value: Any) -> Any:
-    return value.view(np.ndarray) if type(value) is SharedArray else value
+    return value.view(np.ndarray) if isinstance(value, SharedArray) else value
 
 
 def _rewrap(result: Any, parent: SharedArray[Any, Any]) -> Any:
     """Share a plain result again if it lies in the segment of its parent."""
     handle = parent._handle  # noqa: SLF001 (its class)
     if type(result) is np.ndarray and handle is not None and handle.holds(result):
-        return wrap(result, handle)
+        shared = wrap(result, handle)
+        if type(parent) is not SharedArray:  # a subclass, which may have attributes
+            shared = shared.view(type(parent))
+            shared.__array_finalize__(parent)
+        return shared
     return result
 
 
 def _unwrap_all(value: Any, originals: dict[int, tuple[Array, SharedArray[Any, Any]]]) -> Any:
     """Replace shared arrays by plain views, in the containers that NumPy's functions take."""
-    if type(value) is SharedArray:
+    if isinstance(value, SharedArray):
         plain = value.view(np.ndarray)
         originals[id(plain)] = (plain, value)  # Why: an id is unique while its object is referenced
         return plain

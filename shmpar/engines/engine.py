@@ -237,8 +237,14 @@ class Engine(Protocol):
     def pids(self) -> list[int]:
         """Return the process ids of the workers that are up; none for threads."""
 
-    def prepare(self, plan: Plan, function: Function, arrays: list[Array]) -> Any:
+    def prepare(self, plan: Plan, function: Function, arrays: list[Array], *, frozen: bool) -> Any:
         """Make a run ready to be sent: pickle the function, copy inputs into shared memory.
+
+        Parameters
+        ----------
+        frozen : bool
+            The caller does not wait, or another array is written: plain arrays that the function
+            holds are copied, also from shared memory.
 
         Raises
         ------

@@ -11,6 +11,7 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import queue
 import threading
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from shmpar.arrays import SharedArray
 from shmpar.engines.engine import ActivePlan, Generation
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
@@ -89,6 +91,46 @@ class Initializer:
             self._call = None
 
 
+_UNCHANGING = frozenset({type(None), bool, int, float, complex, str, bytes})
+
+
+def as_if_pickled(value: Any, memo: dict[int, Any]) -> Any:
+    """Return a deep copy of a result; shared arrays, and objects without a copy, stay themselves.
+
+    Parameters
+    ----------
+    memo : dict
+        The copies by the ids of their originals, as in :func:`copy.deepcopy`.
+
+    Examples
+    --------
+    >>> buffer = np.zeros(2)
+    >>> found = as_if_pickled([buffer, {"again": buffer}], {})
+    >>> found[0] is buffer, found[1]["again"] is found[0]
+    (False, True)
+    """
+    made: Any
+    kind = type(value)
+    if kind in _UNCHANGING or isinstance(value, SharedArray):
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind is list:
+        made = memo[id(value)] = []
+        made += [as_if_pickled(one, memo) for one in value]
+    elif kind is dict:
+        made = memo[id(value)] = {}
+        made.update({key: as_if_pickled(one, memo) for key, one in value.items()})
+    elif kind is tuple:
+        made = tuple([as_if_pickled(one, memo) for one in value])
+    else:
+        try:
+            made = copy.deepcopy(value, memo)
+        except Exception:  # noqa: BLE001 - the user's object may raise anything
+            made = value
+    return made
+
+
 class LocalChannel:
     """A channel to a run in the same process.
 
@@ -145,8 +187,9 @@ class LocalChannel:
         self._tell(protocol.ChunkFailed(self._active.number, chunk, error, shape))
 
     def values(self, values: Sequence[tuple[int, Any]]) -> None:
-        """Hand over results that are objects."""
-        self._tell(protocol.ObjectsReturned(self._active.number, values))
+        """Hand over results that are objects, as copies: the function may change them later."""
+        copies = [(chunk, as_if_pickled(value, {})) for chunk, value in values]
+        self._tell(protocol.ObjectsReturned(self._active.number, copies))
 
     def finished(self, generation: int, first: int, last: int) -> None:
         """Report that the tickets ``first <= t < last`` are done, or have failed."""
@@ -170,7 +213,9 @@ class LocalEngine:
         """Return none: no other process maps any."""
         return []
 
-    def prepare(self, plan: Plan, function: Function, arrays: list[Array]) -> CallersErrors:
+    def prepare(
+        self, plan: Plan, function: Function, arrays: list[Array], *, frozen: bool
+    ) -> CallersErrors:
         """Take the caller's error handling; nothing is pickled or copied."""
         for array in arrays:
             locate(array)  # Why: it raises an error for a file that was truncated

@@ -216,15 +216,17 @@ def held_keys(payload: Payload) -> tuple[int, ...]:
     return tuple([~one.key if private else one.key for one, private in pairs])
 
 
-def pack_function(call: Function, python: Interpreter | None) -> Payload:
+def pack_function(call: Function, python: Interpreter | None, *, frozen: bool) -> Payload:
     """Pickle a function with its arguments; raises `PlanError` if that is not possible."""
     body = cached(call) if python is None else None
-    return pack(call, python) if body is None else Payload(body, stateless=True)
+    if body is not None:
+        return Payload(body, stateless=True)
+    return pack(call, python, frozen=frozen)
 
 
 def pack_call(call: Function, state: State, python: Interpreter | None) -> PreparedCall:
     """Make a submitted call ready to be sent."""
-    return PreparedCall(pack_function(call, python), state.current(python))
+    return PreparedCall(pack_function(call, python, frozen=True), state.current(python))
 
 
 def pack_run(
@@ -233,6 +235,8 @@ def pack_run(
     arrays: Sequence[Array],
     state: State,
     python: Interpreter | None,
+    *,
+    frozen: bool,
 ) -> PreparedRun:
     """Pickle the function, and copy the inputs that are not in shared memory.
 
@@ -242,6 +246,8 @@ def pack_run(
         The state of this process.
     python : Interpreter or None
         The Python of the workers, if it has other bytecode.
+    frozen : bool
+        Copy the plain arrays that the function holds, also from shared memory.
 
     Raises
     ------
@@ -250,15 +256,16 @@ def pack_run(
     SegmentFull
         If there is no room for a copy of an input.
     """
-    payload = pack_function(function, python)
+    payload = pack_function(function, python, frozen=frozen)
     pairs = zip(payload.segments, payload.private, strict=True)
     segments = {one.key: one for one, private in pairs if not private}
     references, shared = [], []
     for array in arrays:
         place, held = locate(array), array
         if place is None:
-            segment, held = share(array)
-            place = Location(segment, 0)
+            _, held = share(array)
+            place = locate(held)
+            assert place is not None, "it was shared"
         shared.append(held)
         references.append(_refer(place, held, segments))
     return PreparedRun(

@@ -46,6 +46,7 @@ from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
 from shmpar.ipc.tickets import Counters, Tickets
 from shmpar.memory import limits, system
+from shmpar.memory.copying import copied_nbytes
 from shmpar.memory.huge import PAGE
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, create
@@ -91,7 +92,7 @@ class ProcessesEngine:
         self._launcher = launcher
         self._initializer = None
         if initializer is not None:
-            self._initializer = pack(initializer, launcher.interpreter)
+            self._initializer = pack(initializer, launcher.interpreter, frozen=True)
         self._state = packing.State(own_path=launcher.own_path, fixed=launcher.env)
         self._tasks = tasks
         self._handles: dict[int, WorkerHandle] = {}
@@ -120,11 +121,13 @@ class ProcessesEngine:
         """Return the process ids of the workers, in the order of their numbers."""
         return [handle.launched.process.pid for _, handle in sorted(self._handles.items())]
 
-    def prepare(self, plan: Plan, function: Function, arrays: list[Array]) -> PreparedRun:
+    def prepare(
+        self, plan: Plan, function: Function, arrays: list[Array], *, frozen: bool
+    ) -> PreparedRun:
         """Pickle the function, and copy inputs that are not in shared memory."""
         self._check()
         python = self._launcher.interpreter
-        return packing.pack_run(plan, function, arrays, self._state, python)
+        return packing.pack_run(plan, function, arrays, self._state, python, frozen=frozen)
 
     def prepare_call(self, call: Function) -> PreparedCall:
         """Pickle a call; large arrays are put into segments."""
@@ -137,7 +140,7 @@ class ProcessesEngine:
 
     def bytes_to_copy(self, arrays: Sequence[Array]) -> list[int]:
         """Return the bytes of each input that lies in no segment and no mapped file."""
-        return [array.nbytes for array in arrays if locate(array) is None]
+        return [copied_nbytes(array) for array in arrays if locate(array) is None]
 
     def segments(self) -> list[Segment]:
         """Return the segments that workers were sent and that have not ended."""

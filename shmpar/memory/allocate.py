@@ -449,29 +449,43 @@ def atomic_file(
     Some file systems need a name while the file is written, and a replacement needs a name for an
     instant; this name ends in ``.tmp``.
     """
-    folder, temporary = os.path.dirname(path) or ".", f"{path}.{os.urandom(4).hex()}.tmp"
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
     with system.room_for(f"the file {path!r}", _FREE_SOME):
-        fd, nameless = system.attempt(
-            "O_TMPFILE",
-            lambda: (open_with_retry(_open_nameless, folder, mode), True),
-            lambda: (open_with_retry(os.open, temporary, flags, mode), False),
-        )
+        fd, name = open_beside(path, mode)
         try:
             reserve_range(fd, 0, nbytes, new=True)
             yield fd
-            direct = nameless and not (replace and os.path.lexists(path))
-            if nameless and not _was_linked(fd, path if direct else temporary):
-                _copy(fd, temporary, mode)
-                direct = nameless = False
-            if replace and not direct:
-                os.replace(temporary, path)
-            elif not nameless:
-                _take_name(temporary, path)
+            give_path(fd, name, path, replace=replace)
         finally:
             os.close(fd)
-            with contextlib.suppress(OSError):  # Why: it has gone, or was never made
-                os.unlink(temporary)
+            if name is not None:
+                with contextlib.suppress(OSError):  # Why: it may have gone
+                    os.unlink(name)
+
+
+def open_beside(path: str, mode: int, *, named: bool = False) -> tuple[int, str | None]:
+    """Open a new file in the folder of a path, for :func:`give_path`.
+
+    Parameters
+    ----------
+    named : bool
+        The file needs a name at once.
+
+    Returns
+    -------
+    tuple of (int, str or None)
+        The descriptor, and the name of the file. It is None unless the file needs one.
+    """
+    folder, name = os.path.dirname(path) or ".", _temporary_name(path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+
+    def open_named() -> tuple[int, str | None]:
+        return open_with_retry(os.open, name, flags, mode), name
+
+    if named:
+        return open_named()
+    return system.attempt(
+        "O_TMPFILE", lambda: (open_with_retry(_open_nameless, folder, mode), None), open_named
+    )
 
 
 def _open_nameless(folder: str, mode: int) -> int:
@@ -481,6 +495,28 @@ def _open_nameless(folder: str, mode: int) -> int:
         if not os.path.exists(f"/proc/self/fd/{fd}"):  # Why: a name is made through this link
             raise OSError(errno.EOPNOTSUPP, "/proc is not mounted")
     return fd
+
+
+def give_path(fd: int, name: str | None, path: str, *, replace: bool) -> None:
+    """Give a file of :func:`open_beside` its path; raises ``FileExistsError`` if that is taken."""
+    if name is not None:
+        _rename(name, path, replace=replace)
+        return
+    with contextlib.suppress(FileExistsError) if replace else contextlib.nullcontext():
+        if _was_linked(fd, path):
+            return
+    name = _temporary_name(path)
+    try:
+        if not _was_linked(fd, name):
+            _copy(fd, name)
+        _rename(name, path, replace=replace)
+    finally:
+        with contextlib.suppress(OSError):  # Why: it has gone, or was never made
+            os.unlink(name)
+
+
+def _temporary_name(path: str) -> str:
+    return f"{path}.{os.urandom(4).hex()}.tmp"
 
 
 def _was_linked(fd: int, path: str) -> bool:
@@ -493,24 +529,28 @@ def _was_linked(fd: int, path: str) -> bool:
     return system.attempt("linkat", link, lambda: False)
 
 
-def _copy(fd: int, path: str, mode: int) -> None:
+def _copy(fd: int, path: str) -> None:
     import shutil  # Why here: few systems refuse links
 
-    made = open_with_retry(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    mode, flags = os.fstat(fd).st_mode & 0o777, os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    made = open_with_retry(os.open, path, flags, mode)
     with open(made, "wb") as target, open(fd, "rb", closefd=False) as source:
         source.seek(0)
         shutil.copyfileobj(source, target)
 
 
-def _take_name(temporary: str, path: str) -> None:
-    """Rename a file to a name that nobody has."""
+def _rename(temporary: str, path: str, *, replace: bool) -> None:
+    """Rename a file; unless it replaces another, to a name that nobody has."""
 
     def reserve_name() -> None:
         # Why: a rename replaces, and a file system without links has no other way to be first.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
         os.replace(temporary, path)
 
-    system.attempt("link", lambda: os.link(temporary, path), reserve_name)
+    if replace:
+        os.replace(temporary, path)
+    else:
+        system.attempt("link", lambda: os.link(temporary, path), reserve_name)
 
 
 def link_file(fd: int, path: str) -> None:

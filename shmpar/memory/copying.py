@@ -2,10 +2,10 @@
 
 Guarantees
 ----------
-Values are written in C order of the array given, whatever its strides.
+:func:`write` writes values in C order of the array given, whatever its strides.
 Values are copied into huge pages that were made for them, or written to the file by system calls.
 This saves the page faults that make ``view[:] = array`` slow, and a full file system is an error,
-not SIGBUS.
+not SIGBUS. An array with wide gaps is copied through a mapping whose memory is reserved.
 A system call moves at most 64 MiB, so signals are handled.  The interpreter lock is released.
 """
 
@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any, Final
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from shmpar.memory import allocate, huge
-from shmpar.memory.segment import Array, Dtype, Segment, create
+from shmpar.memory.segment import Array, Dtype, Segment, address_of, byte_bounds, create
 
 _BUFFER_BYTES: Final = 1 << 20  # Why: a buffer for strided values that stays in the CPU's cache
 
@@ -39,14 +40,132 @@ def is_masked(value: Any) -> bool:
     return isinstance(value, getattr(module, "MaskedArray", ()))
 
 
+def loses(value: Any) -> str | None:
+    """Return the part of an array that its bytes do not tell, with a remedy; None if there is none.
+
+    Examples
+    --------
+    >>> class Length(np.ndarray):
+    ...     unit = "m"
+    >>> loses(np.ones(2).view(Length))
+    'its unit (m); give the numbers alone, as np.asarray(x)'
+    >>> loses(np.ones(2)), loses(np.ones((2, 2)).view(np.matrix))
+    (None, None)
+    """
+    if type(value) is np.ndarray or not isinstance(value, np.ndarray):
+        return None
+    # Why not getattr alone: the attributes of a record array may be its fields.
+    own, kind = getattr(value, "__dict__", {}), type(value)
+    if "_coldefs" in own or hasattr(kind, "_coldefs"):
+        return "the scale of its columns; give each column by itself, as np.array(table['name'])"
+    for name in ("unit", "units"):
+        unit = getattr(value, name, None) if name in own or hasattr(kind, name) else None
+        if unit is not None:
+            return f"its unit ({str(unit) or repr(unit)}); give the numbers alone, as np.asarray(x)"
+    return None
+
+
+def computes_itself(value: Any) -> bool:
+    """Return whether a subclass of ndarray, not of NumPy's own, has another meaning of values.
+
+    Examples
+    --------
+    >>> computes_itself(np.ones(2)), computes_itself(np.ones((2, 2)).view(np.matrix))
+    (False, False)
+    """
+    if type(value) is np.ndarray or not isinstance(value, np.ndarray):
+        return False
+    # Why functions alone: compiled methods, such as those of astropy's columns, are only faster.
+    return any(
+        kind.__module__.partition(".")[0] not in {"numpy", "shmpar"}
+        and isinstance(vars(kind).get(name), types.FunctionType)
+        for kind in type(value).__mro__[: type(value).__mro__.index(np.ndarray)]
+        for name in ("__getitem__", "__array__", "__array_ufunc__")
+    )
+
+
+class Layout(NamedTuple):
+    """The place of an array in a copy of its memory.
+
+    NumPy adds in the order of the memory, and a compiled function may take another way for other
+    strides. So a copy has the strides of the array; only wide gaps become narrow.
+
+    Attributes
+    ----------
+    offset : int
+        Byte of the copy at which the element [0, ..., 0] lies.
+    strides : tuple of int
+        Bytes along each axis.
+    nbytes : int
+        Bytes of the copy.
+    is_exact : bool
+        The strides are those of the array.
+    """
+
+    offset: int
+    strides: tuple[int, ...]
+    nbytes: int
+    is_exact: bool
+
+    @classmethod
+    def of(cls, array: Array) -> Layout:
+        """Return the layout for a copy of an array.
+
+        Examples
+        --------
+        >>> a = np.zeros((100, 100))
+        >>> Layout.of(a[::-1].T).strides, Layout.of(a[::50, ::50]).strides
+        ((8, -800), (40, 16))
+        """
+        strides, shape, itemsize = array.strides, array.shape, array.itemsize
+        low, high = byte_bounds(shape, strides, itemsize)
+        exact = high - low <= 2 * array.nbytes
+        if not exact:
+            narrow = _narrow(shape, strides, itemsize)
+            exact = narrow is None  # Why: elements share memory, so a copy without gaps is larger.
+            strides = narrow or strides
+        if not exact:
+            low, high = byte_bounds(shape, strides, itemsize)
+        # Why: NumPy goes another way for an array whose elements are not aligned.
+        begin = 0 if array.flags.aligned else (address_of(array) + low) % array.dtype.alignment
+        return cls(begin - low, strides, begin + high - low, exact)
+
+    def view(self, segment: Segment, array: Array) -> Array:
+        """Return the array like `array` in a copy of its memory."""
+        return segment.ndarray(self.offset, array.shape, self.strides, array.dtype)
+
+
+def _narrow(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, ...] | None:
+    """Return strides of the same order and signs with narrow gaps; None if elements overlap.
+
+    Invariant: an axis follows the faster ones without a gap only if it did before, and the
+    remainder of a stride by the size of an element stays, since NumPy looks at both.
+    """
+    steps = [0] * len(shape)
+    dense = span = new_dense = new_span = itemsize  # of the axes so far: with and without the gap
+    for axis in sorted(range(len(shape)), key=lambda axis: abs(strides[axis])):
+        old, length = abs(strides[axis]), shape[axis]
+        if old == 0 or length == 1:
+            continue
+        if old < span:
+            return None
+        new = new_dense if old == dense else (new_span if old < dense else new_dense + 1)
+        new += (old - new) % itemsize if old != dense else 0
+        new += itemsize if old != dense and new == new_dense else 0
+        steps[axis] = new if strides[axis] > 0 else -new
+        dense, span = old * length, old * (length - 1) + span
+        new_dense, new_span = new * length, new * (length - 1) + new_span
+    return tuple(steps)
+
+
 def share(array: Array, purpose: str = "copy of an input") -> tuple[Segment, Array]:
     """Copy an array into a nameless segment of its own.
 
     Returns
     -------
     tuple of (Segment, ndarray)
-        The segment, and a writable array over it with the same values and memory order (Fortran
-        stays Fortran, gaps are closed).
+        The segment, and a writable array over it with the same values and the strides of
+        :class:`Layout`.
 
     Raises
     ------
@@ -57,7 +176,8 @@ def share(array: Array, purpose: str = "copy of an input") -> tuple[Segment, Arr
 
     Notes
     -----
-    Cost: one copy; as many bytes of shared memory as the array has.
+    Cost: one copy. Of shared memory, as many bytes as the array spans, and at most two to three
+    times as many as it has.
 
     Examples
     --------
@@ -67,11 +187,36 @@ def share(array: Array, purpose: str = "copy of an input") -> tuple[Segment, Arr
     """
     if array.dtype.hasobject:
         raise TypeError(f"dtype {array.dtype} holds Python objects, which no process can share")
-    axes = memory_order(array)
-    dense = array.transpose(axes)
-    segment = create(array.nbytes, lambda fd, _: write(fd, 0, dense), purpose=purpose)
-    shared = segment.ndarray(0, dense.shape, None, array.dtype)
-    return segment, shared.transpose(sorted(axes, key=axes.__getitem__))
+    if array.nbytes == 0:
+        segment = create(0, purpose=purpose)
+        return segment, segment.ndarray(0, array.shape, None, array.dtype)
+    layout = Layout.of(array)
+    if layout.is_exact:
+        raw, begin = _memory_of(array), layout.offset + byte_bounds(*_form(array))[0]
+        segment = create(layout.nbytes, lambda fd, _: write(fd, begin, raw), purpose=purpose)
+        return segment, layout.view(segment, array)
+    segment = create(layout.nbytes, purpose=purpose)
+    copy = layout.view(segment, array)
+    copy[...] = array
+    return segment, copy
+
+
+def copied_nbytes(array: Array) -> int:
+    """Return the bytes of shared memory that :func:`share` takes."""
+    return Layout.of(array).nbytes
+
+
+def _form(array: Array) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    return array.shape, array.strides, array.itemsize
+
+
+def _memory_of(array: Array) -> Array:
+    """Return the bytes that an array spans, with those in its gaps."""
+    low, high = byte_bounds(*_form(array))
+    first = [slice(-1, None) if step < 0 else slice(1) for step in array.strides]
+    # Why the ellipsis: without axes, the value would be a scalar in native byte order.
+    lowest = array.view(np.ndarray)[(*first, ...)].reshape(1).view(np.uint8)
+    return np.lib.stride_tricks.as_strided(lowest, (high - low,), (1,), writeable=False)
 
 
 def memory_order(array: Array) -> list[int]:

@@ -333,6 +333,12 @@ class Segment:
         if os.fstat(self.fileno()).st_size < self.size:
             raise system.shortened(f"an array in {self.path or self.kind} cannot be used")
 
+    def is_at(self, path: str) -> bool:
+        """Return whether a path leads to the file."""
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(self.fileno()), os.stat(path))
+        return False
+
     @property
     def mapping(self) -> Mapping:
         """The whole segment in the memory of this process, which keeps it mapped."""

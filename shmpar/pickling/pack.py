@@ -29,11 +29,11 @@ import numpy as np
 
 from shmpar.arrays import SharedArray
 from shmpar.errors import PlanError, ShmparError
-from shmpar.memory.copying import share
+from shmpar.memory.copying import Layout, share
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Segment
+from shmpar.memory.segment import Segment, address_of
 from shmpar.pickling.explain import explain_failure
-from shmpar.pickling.unpack import bytes_array, module_globals, segment_array
+from shmpar.pickling.unpack import bytes_array, module_globals, segment_array, strided_array
 from shmpar.plan import Function
 
 LARGE = 64 * 1024  # bytes; a smaller array is cheaper to pickle than to map
@@ -78,7 +78,7 @@ class Payload(NamedTuple):
     stateless: bool = False
 
 
-def pack(value: Any, python: Interpreter | None = None) -> Payload:
+def pack(value: Any, python: Interpreter | None = None, *, frozen: bool = False) -> Payload:
     """Pickle an object for a worker.
 
     Parameters
@@ -88,6 +88,9 @@ def pack(value: Any, python: Interpreter | None = None) -> Payload:
     python : Interpreter, optional
         The Python of the worker, if it has other bytecode. Then functions that are not importable
         are refused.
+    frozen : bool
+        Copy the plain arrays that lie in shared memory or in a file mapped for writing: their
+        values may change before the worker looks.
 
     Raises
     ------
@@ -96,14 +99,15 @@ def pack(value: Any, python: Interpreter | None = None) -> Payload:
 
     Notes
     -----
-    Cost: a plain array of more than 64 KiB is copied into shared memory once.
+    Cost: a plain array of more than 64 KiB is copied into shared memory once, unless it lies in
+    shared memory or in a mapped file. It is copied from there only if `frozen`.
     """
     try:
         if isinstance(value, Function) and python is None:
             body = cached(value) or _pickle_stateless(value)
             if body is not None:
                 return Payload(body, stateless=True)
-        return _pickle(value, python)
+        return _pickle(value, python, frozen=frozen)
     except (ShmparError, OSError):
         raise
     except Exception as error:
@@ -137,9 +141,15 @@ def pack_error(error: BaseException) -> bytes:
     return cloudpickle.dumps(error, 5)  # type: ignore[no-any-return]
 
 
-def _pickle(value: Any, python: Interpreter | None = None, *, is_result: bool = False) -> Payload:
+def _pickle(
+    value: Any,
+    python: Interpreter | None = None,
+    *,
+    is_result: bool = False,
+    frozen: bool = False,
+) -> Payload:
     file = io.BytesIO()
-    pickler = _Pickler(file, python, is_result=is_result)
+    pickler = _Pickler(file, python, is_result=is_result, frozen=frozen)
     pickler.dump(value)
     segments, private = zip(*pickler.segments, strict=True) if pickler.segments else ((), ())
     return Payload(file.getvalue(), segments, private)
@@ -148,10 +158,12 @@ def _pickle(value: Any, python: Interpreter | None = None, *, is_result: bool = 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """Pickles functions by value if needed, and arrays by their segments."""
 
-    def __init__(self, file: io.BytesIO, python: Interpreter | None, *, is_result: bool) -> None:
+    def __init__(
+        self, file: io.BytesIO, python: Interpreter | None, *, is_result: bool, frozen: bool
+    ) -> None:
         super().__init__(file, protocol=5)
         self.segments: dict[tuple[Segment, bool], int] = {}
-        self._python, self._is_result = python, is_result
+        self._python, self._is_result, self._frozen = python, is_result, frozen
         # Why: the pickler's memo holds ids, so each array that it has seen must stay alive.
         self._alive: list[Any] = []
 
@@ -184,32 +196,37 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         shared = isinstance(array, SharedArray)
         if array.base is not None:
             locate(array)  # Why: it raises an error for a file that was truncated
-        if not shared and (type(array) is not np.ndarray or array.nbytes <= LARGE):
+        is_file = type(array) is np.memmap and not self._is_result
+        if not shared and (array.nbytes <= LARGE or not (is_file or type(array) is np.ndarray)):
             return self._reduce_as_bytes(array)
         if array.dtype.hasobject or (self._is_result and self._is_full()):
             return self._reduce_as_bytes(array)
         writable = array.flags.writeable
         # Why: others may write to the memory of a plain array in a result, so it is copied.
         place = None if self._is_result and not shared else locate(array)
+        if self._frozen and not shared and place is not None and place.segment.writable:
+            place = None
         if place is not None:
             segment, offset = place.segment, place.offset
         elif shared or array.dtype.kind not in _PLAIN:
             return NotImplemented
         else:
             segment, array = share(array, "result" if self._is_result else "argument")
-            offset = 0
+            offset = address_of(array) - segment.mapping.start
             self._alive.append(array)
         private = not shared and not self._is_result
         index = self.segments.setdefault((segment, private), len(self.segments))
         start = array._handle.start if isinstance(array, SharedArray) and array._handle else None  # noqa: SLF001
         layout = offset, array.shape, array.strides, array.dtype
-        return segment_array, (index, start, writable, *layout)
+        return segment_array, (index, start, is_file, writable, *layout)
 
     def _reduce_as_bytes(self, array: np.ndarray[Any, Any]) -> Any:
         plain = array.dtype.kind in _PLAIN and not array.dtype.hasobject
         if type(array) is not np.ndarray or not plain:
             return NotImplemented
         # Why: NumPy 1 and NumPy 2 have the functions that their own pickles call elsewhere.
+        if array.size and not self._is_result and not array.flags.forc:
+            return _reduce_strided(array)
         order: Literal["C", "F"] = "F" if array.flags.fnc else "C"
         data = array.tobytes(order)
         held = bytearray(data) if array.flags.writeable else data
@@ -220,6 +237,14 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         from shmpar.ipc.wire import MAX_DESCRIPTORS
 
         return len(self.segments) >= MAX_DESCRIPTORS
+
+
+def _reduce_strided(array: np.ndarray[Any, Any]) -> Any:
+    """Reduce an array with gaps or zero strides so that it keeps them, as a large one does."""
+    layout = Layout.of(array)
+    memory, form = bytearray(layout.nbytes), (array.shape, array.dtype)
+    np.ndarray(*form, memory, layout.offset, layout.strides)[...] = array
+    return strided_array, (memory, array.flags.writeable, *form, layout.offset, layout.strides)
 
 
 class _ModuleGlobals:

@@ -74,7 +74,9 @@ class _Arriving(threading.local):
 _arriving = _Arriving()
 
 
-def segment_array(index: int, start: int | None, writable: bool, *layout: Any) -> Array:
+def segment_array(
+    index: int, start: int | None, is_file: bool, writable: bool, *layout: Any
+) -> Array:
     """Return an array in a segment of the payload; pickles call this function.
 
     Parameters
@@ -83,6 +85,8 @@ def segment_array(index: int, start: int | None, writable: bool, *layout: Any) -
         Index of the segment in the payload.
     start : int or None
         Begin of the bytes of the shared array that this is a view of; None for a private array.
+    is_file : bool
+        Whether it was a np.memmap, which it stays.
     writable : bool
         Whether it may be written.
     *layout
@@ -90,6 +94,8 @@ def segment_array(index: int, start: int | None, writable: bool, *layout: Any) -
     """
     segment = _arriving.segments[index]
     array = segment.ndarray(*layout, writable=writable)
+    if is_file:
+        array = array.view(np.memmap)
     if start is None:
         _arriving.private.append(array)
         return array
@@ -104,6 +110,15 @@ def bytes_array(
 ) -> Array:
     """Return an array whose values came as bytes; pickles call this function."""
     return np.ndarray(shape, dtype, data, order=order)
+
+
+def strided_array(
+    memory: bytearray, writable: bool, shape: Any, dtype: Any, offset: int, strides: Any
+) -> Array:
+    """Return an array with these strides over some bytes; pickles call this function."""
+    array = np.ndarray(shape, dtype, memory, offset, strides)
+    array.flags.writeable = writable
+    return array
 
 
 def unpack(body: bytes, segments: Sequence[Segment] = ()) -> tuple[Any, list[Array]]:

@@ -4,7 +4,8 @@ A call is the same if its identity is equal: fingerprints of its function, its i
 its dtypes (:func:`call_identity`).
 
 - A function is its name, its code and its constants: defaults, captured values, and the globals
-  that it names, functions and classes of its own module included. Objects of other modules are
+  that it names. The functions and classes among these count likewise, and attributes of modules
+  that it names, in all modules of the user (:func:`_is_own`). Objects of installed packages are
   their names: a changed library is not noticed. Comments and line numbers do not count.
 - An array is its dtype, shape and values. A dict or a set is its items in any order. Another object
   is its class and its pickled state. A method is its code and its object.
@@ -36,11 +37,17 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import dis
 import fcntl
+import functools
 import hashlib
+import importlib.util
 import json
 import os
+import site
 import struct
+import sys
+import sysconfig
 import time
 import types
 import warnings
@@ -112,6 +119,9 @@ def resume(  # noqa: PLR0913 - the parts of a call
         If the disk has no room.
     """
     path = _checked_path(ledger, plan, outputs.given, in_place=in_place)
+    for one in outputs.given or ():
+        if isinstance(one, NpyFile):
+            one.keeps_partial = True
     identity = call_identity(plan, function, arrays)
     # Why: a seed may be made of NumPy's integers.
     seed = json.loads(json.dumps(plan.seed, default=lambda value: value.tolist()))
@@ -172,7 +182,9 @@ def _unfinished(plan: Plan, outputs: Outputs, file: LedgerFile) -> tuple[int, ..
     if changed == done:
         return None
     if arrays:
-        outputs.given = arrays
+        for one, array in zip(outputs.given or (), arrays, strict=True):
+            if isinstance(one, NpyFile):
+                one.array = array
         found = tuple(Output(array.shape, array.dtype) for array in arrays)
         outputs.allocate(Announcement(found, is_tuple=bool(plan.is_tuple)))
     return tuple(np.flatnonzero(file.checksums == 0).tolist())
@@ -415,7 +427,13 @@ def fingerprint(value: Any) -> str:
     >>> fingerprint(lambda x: x + 1) == fingerprint(lambda x: x + 2)
     False
     """
-    return _Fingerprinter().of(value)
+    pending: list[Any] = []
+    first, known, others = _Fingerprinter(pending).of(value), set[int](), set[str]()
+    for one in pending:  # Why: it grows, so that a long chain of functions needs no deep recursion.
+        if id(one) not in known:
+            known.add(id(one))
+            others.add(_Fingerprinter(pending).of(one))
+    return _hash(first, *sorted(others)) if others else first
 
 
 # Why: repr gives the whole value of these types, in any process.
@@ -427,10 +445,19 @@ _NO_STATE |= {"__slotnames__", "__static_attributes__"}
 
 
 class _Fingerprinter:
-    """Compute fingerprints of values that may refer to each other."""
+    """Compute fingerprints of values that may refer to each other.
 
-    def __init__(self, module: str | None = None) -> None:
-        self._module = module  # of the outermost function
+    Parameters
+    ----------
+    pending : list
+        Gets the user's functions and classes of which a fingerprint has the name alone.
+    module : str, optional
+        Module of the outermost function.
+    """
+
+    def __init__(self, pending: list[Any], module: str | None = None) -> None:
+        self._pending, self._module = pending, module
+        self._modules: list[types.ModuleType] = []  # those in progress
         self._open: dict[int, int] = {}
         # Invariant: it holds each value, so that no other value gets its id.
         self._done: dict[int, tuple[str, Any]] = {}
@@ -466,17 +493,24 @@ class _Fingerprinter:
                 yield from (_name(type(value)), *map(self.of, value))
             # Why: an unordered item has a fingerprint of its own, whatever its depth and order.
             case set() | frozenset():
-                yield from ("set", *sorted(_Fingerprinter(self._module).of(one) for one in value))
+                yield from ("set", *sorted(self._apart().of(one) for one in value))
             case Mapping() if type(value) in {dict, types.MappingProxyType}:
-                keys = [_Fingerprinter(self._module).of(key) for key in value]
+                keys = [self._apart().of(key) for key in value]
                 pairs = sorted(zip(keys, map(self.of, value.values()), strict=True))
                 yield from ("mapping", *(part for pair in pairs for part in pair))
-            case type() if value.__module__ in {self._module, "__main__"}:
+            case type() if self._is_own(value):
                 yield from self._class(value)
             case type() | types.ModuleType() | types.BuiltinFunctionType() | np.ufunc():
                 yield from ("named", _name(value))
             case _:
                 yield from self._object(value)
+
+    def _apart(self) -> _Fingerprinter:
+        return _Fingerprinter(self._pending, self._module)
+
+    def _is_own(self, definition: Any) -> bool:
+        module = getattr(definition, "__module__", None)
+        return module is not None and (module == self._module or _is_own(module))
 
     def _array(self, array: Array) -> Iterator[str]:
         yield from ("array", repr(array.dtype), repr(array.shape))
@@ -497,11 +531,29 @@ class _Fingerprinter:
                 yield self.of(cell.cell_contents)
             except ValueError:  # Why: the variable is not bound yet.
                 yield "empty"
-        for name in sorted(_global_names(function.__code__) & function.__globals__.keys()):
-            value = function.__globals__[name]
-            is_foreign = getattr(value, "__module__", None) != function.__module__
-            is_code = isinstance(value, types.FunctionType) or _wrapped(value) is not None
-            yield from (name, _name(value) if is_code and is_foreign else self.of(value))
+        names = _global_names(function.__code__)
+        yield from self._named(function.__globals__, names)
+        for module in _imported_inside(function.__code__, function.__globals__):
+            yield from self._named(vars(module), names)
+
+    def _named(self, space: Mapping[str, Any], names: set[str]) -> Iterator[str]:
+        """Yield the fingerprints of the globals that code names, and attributes of modules."""
+        for name in sorted(names & space.keys()):
+            value = space[name]
+            if isinstance(value, types.ModuleType) and _is_own(value.__name__):
+                if value not in self._modules:
+                    self._modules.append(value)
+                    yield from (name, *self._named(vars(value), names))
+                    self._modules.pop()
+                continue
+            is_code = isinstance(value, types.FunctionType | type) or _wrapped(value) is not None
+            if is_code and not self._is_own(value):
+                yield from (name, _name(value))
+            elif is_code and _is_importable(value):
+                self._pending.append(value)
+                yield from (name, _name(value))
+            else:
+                yield from (name, self.of(value))
 
     def _class(self, cls: type) -> Iterator[str]:
         yield from ("class", _name(cls), *map(self.of, cls.__bases__))
@@ -532,6 +584,66 @@ class _Fingerprinter:
             return
         _, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
         yield from map(self.of, (arguments, state, list(items or ()), list(pairs or ())))
+
+
+@functools.cache
+def _foreign_folders() -> tuple[str, ...]:
+    """Return the folders of the standard library, of installed packages and of this package."""
+    paths = sysconfig.get_paths()
+    found = {paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    found.update([*site.getsitepackages(), site.getusersitepackages()])
+    found.add(os.path.dirname(os.path.dirname(__file__)))
+    return tuple(os.path.join(os.path.realpath(folder), "") for folder in sorted(found))
+
+
+def _is_own(name: str) -> bool:
+    """Return whether a module is the user's: it is no part of Python and no installed package."""
+    if name == "__main__":
+        return True
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    path = getattr(sys.modules.get(name), "__file__", None)
+    if path is None:  # Why: a module that the user made in memory has no spec either.
+        return name in sys.modules and spec is None
+    return _is_own_path(path)
+
+
+def _is_own_path(path: str) -> bool:
+    path = os.path.realpath(path)
+    # Why a separator: "built-in" and "frozen" are no paths.
+    known = path.startswith(_foreign_folders()) or "-packages" + os.sep in path
+    return os.path.exists(path) and not known
+
+
+def _imported_inside(code: types.CodeType, space: dict[str, Any]) -> list[types.ModuleType]:
+    """Return the user's modules that code imports by itself; import them too, as it would."""
+    found = []
+    steps = list(dis.get_instructions(code))
+    for level, parts, step in zip(steps, steps[1:], steps[2:], strict=False):
+        if step.opname == "IMPORT_NAME":
+            name = "." * level.argval + step.argval
+            names = [name, *(f"{name}.{part}" for part in parts.argval or ())]
+            found += [module for one in names if (module := _own_module(one, space)) is not None]
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return [*found, *(module for one in inner for module in _imported_inside(one, space))]
+
+
+def _own_module(name: str, space: dict[str, Any]) -> types.ModuleType | None:
+    with contextlib.suppress(Exception):  # Why: the module's code may raise anything.
+        name = importlib.util.resolve_name(name, space.get("__package__"))
+        top = name.partition(".")[0]
+        if top not in sys.modules:
+            spec = importlib.util.find_spec(top)
+            if spec is None or spec.origin is None or not _is_own_path(spec.origin):
+                return None
+        if _is_own(top) or top not in sys.modules:
+            return importlib.import_module(name)
+    return None
+
+
+def _is_importable(definition: Any) -> bool:
+    """Return whether a definition is the one that its module has under its name."""
+    space = vars(sys.modules.get(getattr(definition, "__module__", None) or "", types))
+    return space.get(getattr(definition, "__qualname__", "")) is definition
 
 
 def _is_bound(method: Any) -> bool:

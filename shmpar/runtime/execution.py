@@ -286,7 +286,10 @@ class Execution:
             verification = Verification(self.plan, self._arrays, self._todo, self.outputs.checksums)
             verification.fill_outputs(self.outputs.arrays or ())
             self._verification, self.outputs.checksums = verification, verification.sums
-        self._prepared = engine.prepare(self.plan, self._function, self._arrays)
+        written = any(isinstance(one, np.ndarray) for one in self.outputs.given or ())
+        self._prepared = engine.prepare(
+            self.plan, self._function, self._arrays, frozen=written or not attended
+        )
 
     def _allocate_known(self, engine: Engine) -> None:
         outputs = self.outputs
@@ -543,10 +546,10 @@ class Execution:
         if errors:
             if self.policy.on_error == "raise":
                 return errors[0]
-            return ExceptionGroup(
-                f"{format_count(len(errors), 'chunk')} of {plan.verb} failed", errors
-            )
-        return outputs.result()
+            chunks = format_count(len(errors), "chunk")
+            return ExceptionGroup(f"{chunks} of {plan.verb} failed", errors)
+        # Why: nobody gets the result of a cancelled run, and its files are not whole.
+        return None if self.cancelled or self.unfinished else outputs.result()
 
     def abort(self, error: BaseException) -> None:
         """End at once: the engine is gone with all its workers, or the run never began."""

@@ -5,6 +5,7 @@ Guarantees
 - Nothing is allocated or written before the shapes and dtypes of all outputs are known to fit.
 - A plain array of the user gets the finished windows when the run ends, after an error too, and
   nothing else. An array in a segment or in a mapped file is written in place.
+- A file that the run creates gets its path when every chunk is done, and not before.
 - Outputs in the ledger's scratch count only if all workers that wrote there agree on their shapes
   and dtypes, and at least one of them has announced these.
 """
@@ -23,7 +24,8 @@ import numpy as np
 
 from shmpar.errors import ShmparError, format_count
 from shmpar.ipc.ledger import DONE, PENDING, Ledger
-from shmpar.memory.allocate import atomic_file
+from shmpar.memory.allocate import give_path, open_beside, reserve_range
+from shmpar.memory.limits import ClosedOnError
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, byte_bounds, new_output
 from shmpar.memory.system import ADDRESS_SPACE, room_for
@@ -52,7 +54,9 @@ def file_path(path: str | os.PathLike[str], where: str) -> str:
 
 
 class NpyFile:
-    """A ``.npy`` file that the run creates.
+    """A ``.npy`` file that the run creates: it appears whole at the end, or not at all.
+
+    Until then the results lie in a file without a name, which ends with its last user.
 
     Parameters
     ----------
@@ -65,38 +69,88 @@ class NpyFile:
     ----------
     path : str
         Absolute path.
+    partial : str
+        Name of the unfinished file of a run with a ledger.
+    keeps_partial : bool
+        The unfinished file has that name, so that a later process can complete it.
+    array : ndarray or None
+        The file in memory, once it was created.
 
     Raises
     ------
     ValueError
-        If no such file can be created.
+        If no such file can be created, or the path leads to a file that is read-only.
     """
 
     def __init__(self, path: str | os.PathLike[str], where: str) -> None:
         self.path = file_path(path, where)
         if not self.path.endswith(".npy"):
             raise ValueError(f"{where}: the name of a file for results must end in .npy")
+        # Why the mode too: the superuser may write to every file, but was asked not to.
+        if os.path.exists(self.path) and not (
+            os.access(self.path, os.W_OK) and os.stat(self.path).st_mode & 0o222
+        ):
+            raise ValueError(
+                f"{where}: the file exists and is read-only, so it is not replaced; make it "
+                "writable (chmod u+w), remove it, or pass another name"
+            )
+        self.partial = f"{self.path}.partial"
+        self.keeps_partial = False
+        self.array: Array | None = None
+        self._name: str | None = None  # of the file, until it has its path
+        self._unfinished = False
 
     def create(self, shape: tuple[int, ...], dtype: DType) -> Array:
-        """Create the file and return an array that maps it.
+        """Create the unfinished file; return an array that maps it."""
+        header = _npy_header(shape, dtype)
+        nbytes = len(header) + prod(shape) * dtype.itemsize
+        fd, name = open_beside(self.path, 0o666, named=self.keeps_partial)
+        with ClosedOnError(fd):
+            if name is not None:  # Why: the file system needs a name, which ends with this object.
+                weakref.finalize(self, _remove, name)
+            reserve_range(fd, 0, nbytes, new=True)
+            os.pwrite(fd, header, 0)
+            if self.keeps_partial:
+                give_path(fd, name, self.partial, replace=True)
+                name = self.partial
+            segment = Segment.adopt(fd, nbytes, kind="file")
+        self._name, self._unfinished = name, True
+        self.array = segment.ndarray(len(header), shape, None, dtype)
+        return self.array
+
+    def reopen(self) -> Array | None:
+        """Return the array that an earlier run wrote; None if the file is absent or damaged."""
+        for path in (self.partial, self.path):
+            with contextlib.suppress(OSError, ValueError):
+                array: Array = np.lib.format.open_memmap(path, "r+")
+                self._name, self._unfinished = path, path == self.partial
+                return array
+        return None
+
+    def publish(self) -> Array:
+        """Give the complete file its path; return an array that maps it.
 
         A file of the same name is replaced. A process that has mapped the old file keeps it: the
         old file loses its name, but is not truncated.
         """
-        header = _npy_header(shape, dtype)
-        nbytes = len(header) + prod(shape) * dtype.itemsize
-        with atomic_file(self.path, nbytes, mode=0o666, replace=True) as fd:
-            os.pwrite(fd, header, 0)
-        with room_for(f"a mapping of {nbytes:,} bytes in this process", ADDRESS_SPACE):
-            array: Array = np.lib.format.open_memmap(self.path, "r+")
-        return array
+        if self._unfinished and self.array is not None:
+            place, name = locate(self.array), self._name
+            if place is None or not (name is None or place.segment.is_at(name)):
+                raise FileNotFoundError(
+                    f"the results are complete, but {name!r}, in which they lie until the end, was "
+                    "removed or replaced; they are in run.out"
+                )
+            give_path(place.segment.fileno(), name, self.path, replace=True)
+            with room_for("a mapping of the results in this process", ADDRESS_SPACE):
+                self.array = np.lib.format.open_memmap(self.path, "r+")
+            self._unfinished = False
+        assert self.array is not None, "it was created or reopened"
+        return self.array
 
-    def reopen(self) -> Array | None:
-        """Return the array that an earlier run wrote; None if the file is absent or damaged."""
-        with contextlib.suppress(OSError, ValueError):
-            array: Array = np.lib.format.open_memmap(self.path, "r+")
-            return array
-        return None
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
 
 
 def _npy_header(shape: tuple[int, ...], dtype: DType) -> bytes:
@@ -177,10 +231,9 @@ class Outputs:
         self.check_fill([output.dtype for output in outputs])
         if self.given is not None:
             _check_fit(self.given, outputs)
-            self.given = [
-                mine.create(*output) if isinstance(mine, NpyFile) else mine
-                for mine, output in zip(self.given, outputs, strict=True)
-            ]
+            for mine, output in zip(self.given, outputs, strict=True):
+                if isinstance(mine, NpyFile) and mine.array is None:
+                    mine.create(*output)
         pairs = zip(self._given(len(outputs)), outputs, strict=True)
         arrays = [self._writable(array, output) for array, output in pairs]
         # Invariant: a thread that sees `arrays` also sees `is_tuple`.
@@ -190,9 +243,10 @@ class Outputs:
     def _given(self, count: int) -> Sequence[Any]:
         return (None,) * count if self.given is None else self.given
 
-    def _writable(self, array: Array | None, output: Output) -> Array:
+    def _writable(self, mine: Array | NpyFile | None, output: Output) -> Array:
         if self._returns_objects:
             return np.empty(output.shape, object)
+        array = mine.array if isinstance(mine, NpyFile) else mine
         location = None if array is None else locate(array)
         if array is None or location is None:
             made = new_output(*output, self.slab, lazy=self.lazy)
@@ -254,12 +308,19 @@ class Outputs:
                 array[window] = value
 
     def result(self) -> Any:
-        """Return the result of the verb: an array, a scalar, a tuple of these, or None."""
+        """Return the result of the verb: an array, a scalar, a tuple of these, or None.
+
+        The user's files get their paths, so every chunk must be done.
+        """
         if not self.arrays:
             return None
+        given = [
+            mine.publish() if isinstance(mine, NpyFile) else mine
+            for mine in self._given(len(self.arrays))
+        ]
         results = tuple(
             mine if mine is not None else array if array.ndim else array[()]
-            for mine, array in zip(self._given(len(self.arrays)), self.arrays, strict=True)
+            for mine, array in zip(given, self.arrays, strict=True)
         )
         return results if self.is_tuple else results[0]
 

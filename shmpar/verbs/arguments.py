@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import inspect
 import math
+import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,10 +20,11 @@ from shmpar.errors import format_count
 from shmpar.grid import BLOCK_BYTES, Grid, Halo, Mode
 from shmpar.grid.axis import axis_number
 from shmpar.grid.halo import parse_boundary, parse_depth
-from shmpar.memory.copying import is_masked
+from shmpar.memory.copying import computes_itself, is_masked, loses
 from shmpar.memory.limits import free_memory
-from shmpar.pickling.pack import is_importable
+from shmpar.pickling.pack import _pickled_by_name, is_importable
 from shmpar.plan import SMALLER_WINDOW, Argument, Blocks, Items, Rows, Whole
+from shmpar.runtime.error_texts import levels_to_user
 
 Array = np.ndarray[Any, Any]
 Axes = tuple[int, ...]
@@ -147,13 +151,22 @@ def as_input(value: Any, verb: str) -> Array:
     Raises
     ------
     TypeError
-        For a masked array, or an array of Python objects.
+        For a masked array, an array with a unit, or an array of Python objects.
     """
     if is_masked(value):
         raise TypeError(
             f"{verb}: a masked array would lose its mask; pass x.data, and x.mask (as "
             "np.ma.getmaskarray(x)) as a second input"
         )
+    if (lost := loses(value)) is not None:
+        raise TypeError(f"{verb}: an array of type {type(value).__name__} would lose {lost}")
+    if computes_itself(value):
+        text = (
+            f"{verb}: the function gets plain arrays of the bytes of a {type(value).__name__}, "
+            "whose own indexing and arithmetic are not used; pass np.asarray(x) to say that this "
+            "is meant, or the array to the function in kwargs="
+        )
+        warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
     array = np.asarray(value)
     if array.dtype.hasobject or array.dtype.kind == "T":
         own = verb == "parallel_map"
@@ -298,6 +311,116 @@ def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) ->
         names -= set(func.keywords)
         func = func.func
     return _SPECIAL_PARAMETERS.intersection(names).difference(keywords)
+
+
+def held_by(function: Any, values: Iterable[Any] = ()) -> Iterator[Any]:
+    """Yield the objects that a function holds and that are sent with it.
+
+    These are its closure, its defaults, the globals that it names, the arguments of a partial, the
+    object of a method, its attributes, the items of containers, and so on for each of these.
+
+    Parameters
+    ----------
+    function : object
+        The function. If it is importable, it is sent as its name, so of its globals only arrays
+        are yielded: they are the caller's on engines in this process.
+    values : iterable
+        Its constant arguments.
+
+    Notes
+    -----
+    Objects behind the first 1,000 are not yielded, nor those behind a compiled object.
+
+    Examples
+    --------
+    >>> [type(one).__name__ for one in held_by(functools.partial(np.add, np.ones(3)))]
+    ['partial', 'ndarray']
+    """
+    todo, seen = [function, *values], dict[int, Any]()
+    while todo and len(seen) < _MOST_HELD:
+        one = todo.pop()
+        if type(one) in _NOTHING_HELD or id(one) in seen:
+            continue
+        seen[id(one)] = one
+        match one:
+            case types.FunctionType():
+                todo.extend(_held_by_function(one))
+            case functools.partial():
+                todo += [one.func, *one.args, *one.keywords.values()]
+            case types.MethodType() | types.BuiltinMethodType():
+                todo += [getattr(one, "__func__", None), one.__self__]
+            case list() | tuple() | set() | frozenset():
+                todo += list(one)[:_MOST_HELD]
+            case dict():
+                todo += list(one.values())[:_MOST_HELD]
+            case np.ndarray():
+                pass
+            case _:
+                slots = getattr(type(one), "__slots__", ())
+                names = [slots] if isinstance(slots, str) else slots
+                todo += [getattr(one, name, None) for name in names]
+                todo += list(getattr(one, "__dict__", {}).values())
+        yield one
+
+
+def _held_by_function(function: types.FunctionType) -> Iterator[Any]:
+    if function.__module__ and function.__module__.partition(".")[0] == "shmpar":
+        return
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # Why: the variable is not bound yet.
+            yield cell.cell_contents
+    named = [function.__globals__.get(name) for name in _globals_of(function.__code__)]
+    values = [value for value in named if type(value) not in _NOTHING_HELD]
+    if values and _pickled_by_name(function):
+        values = [value for value in values if isinstance(value, np.ndarray)]
+    yield from values
+
+
+@functools.lru_cache(maxsize=256)
+def _globals_of(code: types.CodeType) -> frozenset[str]:
+    """Return the names that the code, and all functions and classes in it, look up as globals."""
+    loads = {"LOAD_GLOBAL", "LOAD_NAME"}
+    names = {one.argval for one in dis.get_instructions(code) if one.opname in loads}
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return frozenset(names.union(*map(_globals_of, inner)))
+
+
+_MOST_HELD: Final = 1_000
+_NOTHING_HELD: Final = frozenset(
+    {type(None), bool, int, float, complex, str, bytes, range, type, types.ModuleType, np.ufunc}
+)
+
+
+_RANDOM: Final = (
+    ("numpy.random", "Generator"),
+    ("numpy.random", "RandomState"),
+    ("numpy.random", "BitGenerator"),
+    ("random", "Random"),
+)
+
+
+def warn_of_random(where: str, held: Iterable[Any], remedy: str) -> None:
+    """Warn once if there is a random generator among the objects that a function holds."""
+    for one in held:
+        if type(one) is types.FunctionType or type(one) is np.ndarray:
+            continue
+        # Why: without its module, which takes long to import, there is no generator.
+        kinds = [getattr(sys.modules[name], kind) for name, kind in _RANDOM if name in sys.modules]
+        if isinstance(one, tuple(kinds)) and type(one).__name__ != "SystemRandom":
+            text = (
+                f"{where}: the function holds a {type(one).__name__}. Each worker process gets a "
+                f"copy in the same state, so its numbers repeat; {remedy}"
+            )
+            warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
+            return
+
+
+def default_of(func: Callable[..., Any], name: str) -> Any:
+    """Return the default of a parameter, None if there is none."""
+    parameters = getattr(_signature(func), "parameters", {})
+    return getattr(parameters.get(name), "default", None)
 
 
 def check_signature(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,14 +11,28 @@ from typing import Any
 import numpy as np
 
 from shmpar.grid import Grid, Halo
-from shmpar.plan import Function, InBlocks, Placement, Plan
+from shmpar.plan import Function, InBlocks, Items, Placement, Plan, Whole
 from shmpar.runtime.execution import Execution, Policy
 from shmpar.runtime.outputs import Outputs, fill_value_for
 from shmpar.runtime.progress import observe
 from shmpar.runtime.run import Run
-from shmpar.verbs.arguments import Inputs, check_signature, check_windows, special_parameters
+from shmpar.verbs.arguments import (
+    Inputs,
+    check_signature,
+    check_windows,
+    default_of,
+    held_by,
+    special_parameters,
+    warn_of_random,
+)
 from shmpar.verbs.options import Defaults, Options, parse_options
-from shmpar.verbs.outputs import OutputSpec, known_outputs, parse_output, ufunc_dtypes
+from shmpar.verbs.outputs import (
+    OutputSpec,
+    check_apart,
+    known_outputs,
+    parse_output,
+    ufunc_dtypes,
+)
 
 
 @dataclass(eq=False, slots=True)
@@ -95,6 +110,7 @@ class Call:
                 f"{self.verb}: pass_out=True needs to know the output before the function is "
                 f"called: pass {remedy}"
             )
+        self._check_held(plan)
         function = Function(self.func, dict(self.keywords), tuple(inputs.values))
         ledger, todo = self.options.get("ledger"), None
         if ledger is not None:
@@ -110,6 +126,25 @@ class Call:
             # Why: a pattern in the output would overwrite the input.
             policy, plan = policy._replace(in_place=True), plan._replace(check=False)
         return Run(Execution(plan, function, inputs.arrays, outputs, policy, todo))
+
+    def _check_held(self, plan: Plan) -> None:
+        """Check the objects that the function holds.
+
+        Raises
+        ------
+        ValueError
+            If an array among them shares memory with an output.
+        """
+        values = self.inputs.values
+        constants = [values[one.value] for one in plan.arguments if isinstance(one, Whole)]
+        held = list(held_by(self.func, [*self.keywords.values(), *constants]))
+        outputs = [one for one in self.output.given or () if isinstance(one, np.ndarray)]
+        if outputs:
+            items = [values[one.value] for one in plan.arguments if isinstance(one, Items)]
+            check_apart(self.verb, outputs, itertools.chain(held, *items))
+        default = default_of(self.func, "rng") if "rng" in plan.special_parameters else None
+        remedy = "name a parameter of the function rng: each chunk gets a random stream of its own"
+        warn_of_random(self.verb, (one for one in held if one is not default), remedy)
 
     def _plan(self) -> Plan:
         spec, policy, keywords = self.output, self.policy, self.keywords

@@ -112,7 +112,8 @@ class _SharedText:
     {out}
     out : ndarray, path or tuple of these, optional
         Output of the results, which is also returned. A path that ends in ``.npy`` is a file that
-        the call creates and returns as a np.memmap.
+        the call returns as a np.memmap. It appears, or replaces an older file, when every chunk is
+        done.
 
     {dtype}
     dtype : dtype or tuple of dtype, optional

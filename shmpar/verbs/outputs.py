@@ -13,7 +13,7 @@ import numpy as np
 from shmpar.errors import format_count
 from shmpar.grid import Axis, Grid
 from shmpar.grid.axis import axis_number, per_axis, whole_number
-from shmpar.memory.copying import is_masked
+from shmpar.memory.copying import is_masked, loses
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import address_of, byte_bounds
 from shmpar.plan import Announcement, Argument, Blocks, InBlocks, Output, Plan, Rows, Whole
@@ -121,6 +121,8 @@ def _parse_array_or_file(verb: str, out: Any) -> Array | NpyFile:
         )
     if is_masked(out):
         raise TypeError(f"{verb}: out= is a masked array; pass out.data, and out.mask as another")
+    if (lost := loses(out)) is not None:
+        raise TypeError(f"{verb}: out= of type {type(out).__name__} would lose {lost}")
     if not out.flags.writeable:
         raise ValueError(f"{verb}: out= (shape {out.shape}) is read-only")
     if out.dtype.hasobject or out.dtype.kind == "T":
@@ -171,6 +173,17 @@ def _is_in_place(
                     f"{array.shape}), so chunks would read the results of others; pass {remedy}"
                 )
     return found
+
+
+def check_apart(verb: str, outputs: Sequence[Array], held: Iterable[Any]) -> None:
+    """Raise ``ValueError`` if an array that the function holds shares memory with an output."""
+    for array in held:
+        if isinstance(array, np.ndarray) and any(_overlap(output, array) for output in outputs):
+            raise ValueError(
+                f"{verb}: out= shares memory with an array (shape {array.shape}) that the function "
+                "holds or gets as an item, so chunks would read the results of others; pass "
+                "another output, or a copy to the function"
+            )
 
 
 def _is_same(one: Array, other: Array) -> bool:

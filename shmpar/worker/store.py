@@ -14,7 +14,7 @@ import numpy as np
 
 from shmpar.errors import format_count
 from shmpar.grid import Halo, Mode
-from shmpar.memory.copying import is_masked
+from shmpar.memory.copying import is_masked, loses
 from shmpar.plan import (
     Announcement,
     InBlocks,
@@ -53,7 +53,15 @@ def as_arrays(plan: Plan, value: Any, is_tuple: bool | None) -> tuple[Array, ...
     if plan.dtypes is not None and len(parts) != len(plan.dtypes):
         due = f"out= or dtype= declares {len(plan.dtypes)}"
         raise _returned(f"{format_count(len(parts), 'output')}, but {due}")
-    return tuple([_as_array(part) for part in parts])
+    if plan.dtypes is None:
+        return tuple([_as_array(part) for part in parts])
+    # Why: a Python int may be too large for NumPy's own choice, but not for the declared dtype.
+    return tuple(
+        [
+            _as_array(part) if dtype is None else _convert(part, dtype, declared=True)
+            for part, dtype in zip(parts, plan.dtypes, strict=True)
+        ]
+    )
 
 
 def _returned(text: str) -> ResultError:
@@ -71,6 +79,8 @@ def _as_array(value: Any) -> Array:
     if type(value) is not np.ndarray and is_masked(value):
         remedy = "return (values.filled(...), values.mask) as a tuple of two outputs"
         raise _returned(f"a masked array, whose mask would be lost; {remedy}")
+    if (lost := loses(value)) is not None:
+        raise _returned(f"a {type(value).__name__}, which would lose {lost}")
     try:
         array = np.asarray(value)
     except ValueError as error:
