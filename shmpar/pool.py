@@ -9,12 +9,14 @@ import itertools
 import os
 import sys
 import threading
+import time
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from shmpar.arrays import creation
 from shmpar.arrays.sharedarray import attach
@@ -331,6 +333,7 @@ class Pool(Reductions, Executor):
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
+        buffersize: int | None = None,
     ) -> Iterator[R]:
         """Call a function on the items of iterables, in workers; yield the results in order.
 
@@ -339,11 +342,15 @@ class Pool(Reductions, Executor):
         fn : callable
             As for :meth:`submit`.
         *iterables : iterable
-            They are read at once; the shortest decides.
+            They are read at once, or as `buffersize` says; the shortest decides.
         timeout : float, optional
             Seconds from now within which each result must be there.
         chunksize : int
             Items that a worker is sent at a time.
+        buffersize : int, optional
+            Tasks, of `chunksize` items each, that are submitted before their results are taken.
+            The iterables are read no further, so they may be larger than memory, or infinite. As
+            in :meth:`concurrent.futures.Executor.map` of Python 3.14.
 
         Returns
         -------
@@ -352,10 +359,12 @@ class Pool(Reductions, Executor):
 
         Raises
         ------
-        ValueError
-            If `chunksize` is less than 1.
+        ValueError, TypeError
+            If `chunksize` or `buffersize` is less than 1, or is not an int.
         TimeoutError
             From the iterator, if a result is not there in time.
+        Exception
+            An exception that an iterable raises. With `buffersize` it may come from the iterator.
 
         Notes
         -----
@@ -363,19 +372,26 @@ class Pool(Reductions, Executor):
 
         Examples
         --------
-        >>> import shmpar
+        >>> import itertools, shmpar
         >>> with shmpar.Pool(2) as pool:
         ...     list(pool.map(pow, [2, 3], [5, 2]))
+        ...     powers = pool.map(pow, itertools.count(), itertools.repeat(2), buffersize=4)
+        ...     list(itertools.islice(powers, 5))
         [32, 9]
+        [0, 1, 4, 9, 16]
         """
-        size = _positive("chunksize", chunksize)
+        size, calls = _positive("chunksize", chunksize), deque[Future[list[R]]]()
+        ahead = None if buffersize is None else _positive("buffersize", buffersize)
         items = zip(*iterables, strict=False)
         batches = iter(lambda: tuple(itertools.islice(items, size)), ())
-        # Why a cast: its iterator has close(), which cancels the calls that no worker has begun.
-        found = cast(
-            "Generator[list[R]]", super().map(partial(_each, fn), batches, timeout=timeout)
-        )
-        return _flat(found)
+        more = map(partial(self.submit, partial(_each, fn)), batches)
+        results = _Results(calls, iter(()) if ahead is None else more, timeout)
+        try:
+            calls.extend(itertools.islice(more, ahead))
+        except BaseException:
+            results.close()
+            raise
+        return results
 
     def _checked(self) -> Loop:
         if self._pid != os.getpid():
@@ -442,13 +458,53 @@ def _each(fn: Callable[..., R], items: Iterable[tuple[Any, ...]]) -> list[R]:
     return [fn(*item) for item in items]
 
 
-def _flat(batches: Generator[list[R], None, None]) -> Iterator[R]:
-    """Yield the results of all batches; closing it closes `batches`, which cancels the rest."""
-    with contextlib.closing(batches):
-        for batch in batches:
+class _Results(Iterator[R]):
+    """The results of :meth:`Pool.map`, in order.
+
+    Parameters
+    ----------
+    calls : deque of Future
+        The calls that were submitted; each gives a batch of results.
+    more : iterator of Future
+        Submits a further call at each step.
+    timeout : float or None
+        Seconds from now within which each result must be there.
+    """
+
+    def __init__(
+        self, calls: deque[Future[list[R]]], more: Iterator[Future[list[R]]], timeout: float | None
+    ) -> None:
+        self._calls = calls
+        end = None if timeout is None else time.monotonic() + timeout
+        self._results = _take_results(calls, more, end)
+
+    def __next__(self) -> R:
+        return next(self._results)
+
+    def close(self) -> None:
+        """Cancel the calls that no worker has begun; yield no further result."""
+        self._results.close()
+        _cancel(self._calls)  # Why here too: a generator that has not begun does nothing.
+
+
+def _take_results(
+    calls: deque[Future[list[R]]], more: Iterator[Future[list[R]]], end: float | None
+) -> Generator[R]:
+    try:
+        while calls:
+            calls.extend(itertools.islice(more, 1))
+            batch = calls[0].result(None if end is None else end - time.monotonic())
+            calls.popleft()
             batch.reverse()
             while batch:
                 yield batch.pop()  # Why: the batch does not keep a result that was given out.
+    finally:
+        _cancel(calls)
+
+
+def _cancel(calls: deque[Future[Any]]) -> None:
+    while calls:
+        calls.popleft().cancel()
 
 
 _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
