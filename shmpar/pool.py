@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import builtins
 import contextlib
 import inspect
 import itertools
@@ -56,6 +57,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _ENGINES = ("processes", "threads", "serial")
+_MOST_WORKERS = 10_000  # Why: no machine has so many CPUs, and a system may end at more processes.
 # Why calls are waited for: other executors make the submitted calls before the interpreter exits.
 _LEFT_OPEN = Close(cancel_runs=True, cancel_calls=False)
 
@@ -86,7 +88,7 @@ def _positive(name: str, value: Any) -> int:
     number = whole_number(value, name)
     if number < 1:
         raise ValueError(f"{name} is a number, 1 or more, not {value!r}")
-    return number
+    return builtins.min(number, sys.maxsize)  # Why: more of anything does not exist.
 
 
 def _environment(env: Any) -> dict[str, str]:
@@ -218,7 +220,9 @@ class Pool(Reductions, Executor):
             raise ValueError(f"engine is one of {', '.join(_ENGINES)}, not {engine!r}")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be callable")
-        workers = available_cpus() if n_workers is None else _positive("n_workers", n_workers)
+        workers = _positive("n_workers", available_cpus() if n_workers is None else n_workers)
+        if workers > _MOST_WORKERS:
+            raise ValueError(f"n_workers is at most {_MOST_WORKERS}, not {workers}")
         threads = _positive("threads_per_worker", threads_per_worker)
         if (tasks := max_tasks_per_worker) is not None:
             tasks = _positive("max_tasks_per_worker", tasks)

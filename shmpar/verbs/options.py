@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import operator
+import numbers
 import os
 import re
 import textwrap
+import threading
 import types
 from collections.abc import Mapping, Sequence
+from reprlib import repr as brief
 from typing import Any, TypedDict, TypeVar
 
+import numpy as np
+
+from shmpar.grid.axis import whole_number
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.progress import Progress, observe
 
@@ -28,12 +33,13 @@ class Options(TypedDict, total=False):
     on_error : {"raise", "collect", "fill"}
         Stop at the first failed chunk; or compute the others and raise all errors; or fill the
         windows of failed chunks.
-    fill_value : object
-        Value for ``on_error="fill"``; None is NaN or NaT.
+    fill_value : scalar
+        Value of each element for ``on_error="fill"``; None is NaN or NaT. Any object with
+        ``dtype=object``.
     retries : int
         Number of times that a chunk is computed again after its worker died.
     task_timeout : float or None
-        Seconds that a chunk may take, on the processes engine.
+        Seconds that a chunk may take, on the processes engine; None and infinity are no limit.
     seed : int, sequence of int or None
         Entropy of the random streams of the chunks.
     pass_out : bool
@@ -87,18 +93,49 @@ def parse_options(verb: str, options: Mapping[str, Any], defaults: Defaults) -> 
         )
     chosen = {**defaults, **options}
     if chosen["on_error"] not in ("raise", "collect", "fill"):
-        raise ValueError(f"on_error is 'raise', 'collect' or 'fill', not {chosen['on_error']!r}")
-    if not isinstance(options.get("kwargs") or {}, Mapping):
-        raise TypeError(f"kwargs is a dict of the function's keywords, not {options['kwargs']!r}")
+        raise ValueError(
+            f"on_error is 'raise', 'collect' or 'fill', not {brief(chosen['on_error'])}"
+        )
+    kwargs = options.get("kwargs")
+    if not (kwargs is None or isinstance(kwargs, Mapping)):
+        raise TypeError(f"kwargs is a dict of the function's keywords, not {brief(kwargs)}")
     observe(chosen["progress"], verb)
-    retries = chosen["retries"]
-    if isinstance(retries, bool) or not hasattr(retries, "__index__") or retries < 0:
-        raise ValueError(f"retries is a number of times, 0 or more, not {retries!r}")
-    timeout = chosen["task_timeout"]
-    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
-        raise ValueError(f"task_timeout is a number of seconds above 0, or None, not {timeout!r}")
-    times, fill_value = operator.index(retries), chosen.get("fill_value")
+    _check_seed(options.get("seed"))
+    times, timeout = _times(chosen["retries"]), _seconds(chosen["task_timeout"])
+    fill_value = chosen.get("fill_value")
     return Policy(chosen["on_error"], fill_value, times, timeout, check=chosen["check"])
+
+
+def _times(retries: Any) -> int:
+    try:
+        times = whole_number(retries, "retries")
+    except TypeError:
+        times = -1
+    if times < 0:
+        raise ValueError(f"retries is a number of times, 0 or more, not {brief(retries)}")
+    return times
+
+
+def _seconds(timeout: Any) -> float | None:
+    """Return ``task_timeout=`` in seconds; None for a time that no clock has, such as infinity."""
+    if timeout is None:
+        return None
+    # Why: a bool is a Real too, and means no time; NaN is not above 0.
+    is_number = isinstance(timeout, numbers.Real) and not isinstance(timeout, bool)
+    seconds = float(timeout) if is_number else -1.0
+    if not seconds > 0:
+        due = f"a number of seconds above 0, or None, not {brief(timeout)}"
+        raise ValueError(f"task_timeout is {due}")
+    return None if seconds > threading.TIMEOUT_MAX else seconds
+
+
+def _check_seed(seed: Any) -> None:
+    if seed is not None:
+        try:
+            np.random.SeedSequence(seed)
+        except (TypeError, ValueError) as error:
+            due = f"an int, 0 or more, or a sequence of these, not {brief(seed)}"
+            raise type(error)(f"seed is {due}") from None
 
 
 class _SharedText:

@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from reprlib import repr as brief
 from typing import Any, Final, Unpack
 
 import numpy as np
@@ -457,11 +458,15 @@ class Reductions(BlockVerbs, RowVerbs):
             call.placement = InBlocks(tuple(range(grid.ndim)), tuple(cuts))
         return self._run(call)
 
-    def _variance(self, call: Call, axis: Any, dtype: Any, chunks: Any, **final: Any) -> Any:
+    def _variance(
+        self, call: Call, axis: Any, dtype: Any, chunks: Any, *, ddof: float, keepdims: bool
+    ) -> Any:
         (values,) = call.inputs.arrays
         if dtype is not None and np.dtype(dtype).kind not in "fc":
             remedy = f"dtype={dtype!r} would truncate deviations; pass a float dtype"
             raise TypeError(f"{call.verb}: {remedy}")
+        if np.asarray(ddof).dtype.kind not in "biuf" or np.ndim(ddof):
+            raise TypeError(f"{call.verb}: ddof is a number, not {brief(ddof)}")
         wide, narrow = _accumulator(values, None)
         if dtype is not None:
             wide, narrow = np.result_type(wide or values.dtype, dtype), np.dtype(dtype)
@@ -476,7 +481,9 @@ class Reductions(BlockVerbs, RowVerbs):
             result = result if keepdims else result.squeeze(axis)
             return result.astype(narrow or square.dtype, copy=False)[()]
 
-        return self._reduce(call, axis, chunks, partial(_moments, dtype=wide), combine, **final)
+        return self._reduce(
+            call, axis, chunks, partial(_moments, dtype=wide), combine, ddof=ddof, keepdims=keepdims
+        )
 
 
 def _count(values: Array, axes: Axes) -> int:
