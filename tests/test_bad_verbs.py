@@ -55,7 +55,7 @@ def refused(pool: shmpar.Pool, call: Call, error: type[Exception], match: str) -
         ({"depth": ((1, -1), 0)}, ValueError, "axis 0: .* -1 elements"),
         ({"depth": (1,)}, ValueError, "has 1 entries for 2 axes; pass 2, one per axis"),
         ({"depth": {1: 0.5}}, TypeError, "axis 1: 0.5 is a float; pass an int"),
-        ({"depth": None}, TypeError, "None is a NoneType; pass an int"),
+        ({"depth": None}, TypeError, r"needs depth=, the elements of the halo$"),
         ({"depth": 1, "boundary": ("edge",)}, ValueError, "has 1 entries for 2 axes"),
         ({"depth": 1, "boundary": {2: "edge"}}, ValueError, "there is no axis 2 among 2"),
         ({"depth": 1, "boundary": (("edge", "round"), 0)}, ValueError, "'round' is unknown; pass"),

@@ -76,9 +76,24 @@ def current_environment(*, foreign: bool) -> protocol.Environment:
     except OSError:  # it was removed
         directory = None
     errors: dict[str, Any] = np.geterr()  # type: ignore[assignment]
+    call = None
+    if not {"call", "log"}.isdisjoint(errors.values()):
+        call = _pack_error_call(importable_only=foreign)
     if foreign:
-        return protocol.Environment(directory, None, errors, None)
-    return protocol.Environment(directory, search_path(), errors, _Filters.current())
+        return protocol.Environment(directory, None, errors, None, call)
+    return protocol.Environment(directory, search_path(), errors, _Filters.current(), call)
+
+
+def _pack_error_call(*, importable_only: bool) -> bytes:
+    """Pickle the callback of np.seterrcall(), which the error state calls in workers."""
+    try:
+        payload = pack(np.geterrcall(), importable_only=importable_only)
+    except PlanError as error:
+        remedy = 'use engine="threads", or np.errstate without "call" and "log"'
+        raise PlanError(f"np.seterrcall: {error}; {remedy}") from error
+    if payload.segments:
+        raise PlanError("np.seterrcall: the callback holds an array of more than 64 KiB")
+    return payload.body
 
 
 # Outgoing

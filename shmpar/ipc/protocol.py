@@ -38,6 +38,7 @@ class Environment(NamedTuple):
     path: list[str] | None
     errors: dict[str, Any]
     filters: bytes | None
+    error_call: bytes | None = None  # that of np.seterrcall(), if an error state needs it
 
 
 class PackedValue(NamedTuple):

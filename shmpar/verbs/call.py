@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.grid import Grid, Halo
-from shmpar.plan import Function, InBlocks, Placement, Plan
+from shmpar.plan import Function, InBlocks, Placement, Plan, Whole
 from shmpar.runtime.execution import Execution, Policy
 from shmpar.runtime.outputs import Outputs, fill_value_for
 from shmpar.runtime.progress import observe
@@ -65,6 +65,14 @@ class Call:
 
     def cut_with_halo(self, chunks: Any, depth: Any, boundary: Any) -> None:
         """Set the grid, and the halo if it has any depth."""
+        if depth is None:
+            last = self.inputs.arguments[-1]
+            number = self.inputs.values[last.value] if isinstance(last, Whole) else None
+            given = f"; for {self.verb}(f, x, {number}) write depth={number}"
+            raise TypeError(
+                f"{self.verb}() needs depth=, the elements of the halo"
+                + given * isinstance(number, int | np.integer)
+            )
         # Why: only ints and strings are keys of a cache, since 0.0 is equal to -0.0.
         parse = _cached_halo if {type(depth), type(boundary)} <= {int, str} else Halo.parse
         halo = parse(depth, boundary, len(self.inputs.shape))
@@ -151,7 +159,9 @@ class Caller:
     _execute: Callable[..., Any]  # the result of a run, or the run itself with wait=False
 
     def _call(self, verb: str, func: Callable[..., Any], options: Options) -> Call:
-        policy = parse_options(verb, options, self._defaults()) if options else self._policy()
+        policy = self._policy()
+        if options:
+            policy = parse_options(verb, options, self._defaults(), self)
         check_callable(verb, func)
         return Call(verb, func, options, policy)
 

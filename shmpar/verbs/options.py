@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import numbers
 import os
@@ -9,7 +10,7 @@ import re
 import textwrap
 import threading
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from reprlib import repr as brief
 from typing import Any, TypedDict, TypeVar
 
@@ -76,21 +77,77 @@ class Defaults(TypedDict):
     check: bool
 
 
-def parse_options(verb: str, options: Mapping[str, Any], defaults: Defaults) -> Policy:
-    """Check the options of a call, and add the defaults of the pool.
+_OTHER_NAMES = {
+    "block_size": "chunks",
+    "blocks": "chunks",
+    "chunk_size": "chunks",
+    "chunksize": "chunks",
+    "errors": "on_error",
+    "fill": "fill_value",
+    "progress_bar": "progress",
+    "random_state": "seed",
+    "retry": "retries",
+    "timeout": "task_timeout",
+    "verbose": "progress",
+}
+_OF_POOL = {
+    "backend": "engine",
+    "engine": "engine",
+    "max_workers": "n_workers",
+    "n_jobs": "n_workers",
+    "n_workers": "n_workers",
+    "num_workers": "n_workers",
+    "processes": "n_workers",
+    "scheduler": "engine",
+    "workers": "n_workers",
+}
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return advice for an unknown keyword: the name that was meant, as far as that is clear.
+
+    Examples
+    --------
+    >>> suggestion("chunksize", ["axis", "chunks"])
+    '; did you mean chunks=?'
+    """
+    known, other = list(known), _OTHER_NAMES.get(name, "")
+    close = [other] if other in known else difflib.get_close_matches(name, known, 1, 0.75)
+    if close:
+        return f"; did you mean {close[0]}=?"
+    if name in _OF_POOL:
+        return f"; a pool has it: shmpar.Pool({_OF_POOL[name]}=...)"
+    return ""
+
+
+def _explain_unknown(verb: str, name: str, value: Any, pool: object) -> str:
+    """Return the message for a keyword that is neither of the verb nor an option."""
+    verbs = {verb, "map_blocks", "map_overlap", "block_reduce", "parallel_map"}
+    methods = {one: getattr(pool, one, None) for one in sorted(verbs)}
+    own = {one: inspect.signature(m).parameters for one, m in methods.items() if m is not None}
+    known = [one for one in own.get(verb, ()) if one not in {"func", "arrays", "options"}]
+    found = suggestion(name, [*known, *Options.__annotations__])
+    if not found and (takers := [one for one, parameters in own.items() if name in parameters]):
+        found = f"; {' and '.join(takers)} take{'s' * (len(takers) == 1)} {name}="
+    return (
+        f"{verb}() got an unexpected keyword argument {name!r}{found}; keyword arguments for the "
+        f"function go into kwargs={{{name!r}: {brief(value)}}}"
+    )
+
+
+def parse_options(
+    verb: str, options: Mapping[str, Any], defaults: Defaults, pool: object = None
+) -> Policy:
+    """Check the options of a call of a pool's verb, and add the defaults of the pool.
 
     Raises
     ------
     TypeError, ValueError
         For an unknown option, or an invalid value.
     """
-    unknown = [name for name in options if name not in Options.__annotations__]
-    if unknown:
-        given = ", ".join(f"{name!r}: {options[name]!r}" for name in unknown)
-        raise TypeError(
-            f"{verb}() got an unexpected keyword argument {unknown[0]!r}; keyword arguments for "
-            f"the function go into kwargs={{{given}}}"
-        )
+    for name, value in options.items():
+        if name not in Options.__annotations__:
+            raise TypeError(_explain_unknown(verb, name, value, pool))
     chosen = {**defaults, **options}
     if chosen["on_error"] not in ("raise", "collect", "fill"):
         raise ValueError(

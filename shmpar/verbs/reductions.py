@@ -8,6 +8,7 @@ sample variance", The American Statistician 37 (1983).
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from shmpar.plan import InBlocks, PerChunk
 from shmpar.verbs.arguments import as_input, blocks
 from shmpar.verbs.blocks import BlockVerbs
 from shmpar.verbs.call import Call
-from shmpar.verbs.options import Options, with_shared_text
+from shmpar.verbs.options import Options, suggestion, with_shared_text
 from shmpar.verbs.outputs import axes_tuple
 from shmpar.verbs.rows import RowVerbs
 
@@ -418,9 +419,11 @@ class Reductions(BlockVerbs, RowVerbs):
         if not options.get("wait", True):
             raise TypeError(f"{verb}: a reduction always waits; map_blocks has wait=False")
         if foreign := [name for name in options if name not in (*REDUCTION_OPTIONS, "wait")]:
+            known = [*inspect.signature(getattr(self, verb)).parameters, *REDUCTION_OPTIONS]
+            meant = suggestion(foreign[0], known)
             raise TypeError(
-                f"{verb}() got an unexpected keyword argument {foreign[0]!r}; beside its own a "
-                f"reduction takes {', '.join(REDUCTION_OPTIONS)}. For another one use "
+                f"{verb}() got an unexpected keyword argument {foreign[0]!r}{meant}; beside its "
+                f"own a reduction takes {', '.join(REDUCTION_OPTIONS)}. For another one use "
                 "block_reduce, and NumPy on its result"
             )
         call = self._call(verb, func, options)

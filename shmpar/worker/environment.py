@@ -86,6 +86,7 @@ def exit_if_forked(error: BaseException | None = None) -> None:
 
 
 _filters: list[Any] = []  # the warning filters that were applied last
+_error_call: list[Any] = [None]  # the callback of np.seterrcall() that was applied last
 
 
 def apply_environment(environment: Environment) -> None:
@@ -96,6 +97,9 @@ def apply_environment(environment: Environment) -> None:
     if environment.path is not None:
         sys.path[:] = environment.path
     np.seterr(**environment.errors)
+    call = None if environment.error_call is None else unpack(environment.error_call)[0]
+    np.seterrcall(call)
+    _error_call[:] = [call]
     if environment.filters is not None:
         _filters[:] = unpack(environment.filters)[0]
         # Why: resetwarnings also forgets which warnings were shown, as new filters require.
@@ -112,5 +116,7 @@ def has_changed(environment: Environment) -> bool:
     try:
         moved = environment.directory is not None and os.getcwd() != environment.directory
     except OSError:  # Why: the directory was removed, so it may be one that a function changed to
+        return True
+    if np.geterrcall() is not _error_call[0]:
         return True
     return moved or np.geterr() != environment.errors

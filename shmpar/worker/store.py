@@ -8,6 +8,7 @@ never shortened.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from reprlib import repr as brief
 from typing import Any, Literal
 
 import numpy as np
@@ -101,7 +102,7 @@ def trimmed(plan: Plan, halo: Halo, use: Use) -> Use:
         def trim(part: Any) -> Any:
             if part is None:  # Why: announce() and the stores explain a missing result.
                 return None
-            array = np.asarray(part)
+            array = _as_array(part)
             if array.shape != due:
                 raise ResultError(explain_overlap_shape(plan, chunk, array.shape))
             return array[core]
@@ -237,7 +238,7 @@ def _convert(value: Any, dtype: np.dtype[Any], declared: bool) -> Array:
         try:
             return np.asarray(value, dtype)
         except OverflowError as error:
-            raise _returned(f"{value}, out of bounds: {error}") from error
+            raise _returned(f"{brief(value)}, out of bounds: {error}") from error
     if value is None:
         raise _returned("None where a value is due")
     return _as_array(value)
