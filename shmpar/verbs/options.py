@@ -276,6 +276,30 @@ class _SharedText:
     {reduction_cost}
     Cost: one pass over the array. The partial results are as large as the result, times the chunks
     along the reduced axes.
+
+    {extreme}
+
+    Parameters
+    ----------
+    {reduced}
+    {keepdims}
+    {exact_chunks}
+    {reduction_options}
+
+    Returns
+    -------
+    ndarray or scalar
+        Exactly as in NumPy; NaN or NaT if an element is.
+
+    Raises
+    ------
+    ValueError
+        If there is no element, as in NumPy.
+    {reduction_raises}
+
+    Notes
+    -----
+    {reduction_cost}
     """
 
 
@@ -296,13 +320,17 @@ def with_shared_text(cls: type[C]) -> type[C]:
         The sum of squares is divided by the number of elements minus this.
     """
     # Why `or`: `python -OO` removes all docstrings.
-    parts = re.split(r"\{(\w+)\}\n", inspect.cleandoc(_SharedText.__doc__ or ""))
-    texts = {name: text.rstrip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+    parts = re.split(r"(?:^|\n\n)\{(\w+)\}\n", inspect.cleandoc(_SharedText.__doc__ or ""))
+    texts = {name: text.strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+    def expand(text: str) -> str:
+        return re.sub(
+            r"(?m)^( *)\{(\w+)\}$",
+            lambda line: textwrap.indent(expand(texts[line[2]]), line[1]),
+            text,
+        )
+
     for method in vars(cls).values():
         if isinstance(method, types.FunctionType) and method.__doc__:
-            method.__doc__ = re.sub(
-                r"(?m)^( *)\{(\w+)\}$",
-                lambda line: textwrap.indent(texts[line[2]], line[1]),
-                method.__doc__,
-            )
+            method.__doc__ = expand(method.__doc__)
     return cls
