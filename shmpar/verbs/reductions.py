@@ -318,7 +318,7 @@ class Reductions(BlockVerbs, RowVerbs):
         bins : int, sequence of float or str
             Number of bins of equal width, or their edges, or a rule that gives the number: "auto",
             "doane", "fd", "rice", "scott", "sqrt", "stone" or "sturges", as in
-            :func:`numpy.histogram_bin_edges` of NumPy 2.
+            :func:`numpy.histogram_bin_edges` of NumPy 2.4.
         range : (float, float), optional
             Ends of bins of equal width; by default the smallest and the largest element.
         density : bool

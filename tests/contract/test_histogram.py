@@ -23,7 +23,7 @@ quick = settings(
 RULES = ["auto", "doane", "fd", "rice", "scott", "sqrt", "stone", "sturges"]
 # Why: older versions have other rules for integers, and for "auto".
 new_rules = pytest.mark.skipif(
-    np.lib.NumpyVersion(np.__version__) < "2.3.0", reason="the rules are those of NumPy 2.3"
+    np.lib.NumpyVersion(np.__version__) < "2.4.0", reason="the rules are those of NumPy 2.4"
 )
 
 
