@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import shmpar
-from shmpar.verbs import reductions
+from shmpar.verbs import bins
 
 quick = settings(
     max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
@@ -161,7 +161,7 @@ def test_the_selection_is_exact(
     ends = array.min(), array.max()
     call = serial._reduction("histogram", np.histogram, array, {})
     measure = lambda function: serial._map(call, function, chunks)
-    got = reductions._select(ranks, ends, ends, measure)
+    got = bins._select(ranks, ends, ends, measure)
     assert [one.dtype for one in got] == [array.dtype] * len(ranks)
     assert np.array_equal(got, np.sort(array)[ranks])
 
