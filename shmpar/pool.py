@@ -39,6 +39,8 @@ from shmpar.worker.environment import in_worker
 
 __all__ = [
     "Pool",
+    "all",
+    "any",
     "apply_along_axis",
     "block_reduce",
     "histogram",
@@ -47,7 +49,11 @@ __all__ = [
     "max",
     "mean",
     "min",
+    "nanmax",
+    "nanmin",
+    "nansum",
     "parallel_map",
+    "prod",
     "std",
     "sum",
     "var",
@@ -574,3 +580,9 @@ std = _on_default(Pool.std)
 min = _on_default(Pool.min)  # noqa: A001 - NumPy's name
 max = _on_default(Pool.max)  # noqa: A001 - NumPy's name
 histogram = _on_default(Pool.histogram)
+prod = _on_default(Pool.prod)
+nansum = _on_default(Pool.nansum)
+any = _on_default(Pool.any)  # noqa: A001 - NumPy's name
+all = _on_default(Pool.all)  # noqa: A001 - NumPy's name
+nanmin = _on_default(Pool.nanmin)
+nanmax = _on_default(Pool.nanmax)

@@ -300,6 +300,56 @@ class _SharedText:
     Notes
     -----
     {reduction_cost}
+
+    {exact}
+
+    Parameters
+    ----------
+    {reduced}
+    {keepdims}
+    {exact_chunks}
+    {reduction_options}
+
+    Returns
+    -------
+    ndarray or scalar
+        Exactly as in NumPy.
+
+    Raises
+    ------
+    ValueError
+        As in NumPy; of no element, if it has no such value.
+    {reduction_raises}
+
+    Notes
+    -----
+    {reduction_cost}
+
+    {rounded}
+
+    Parameters
+    ----------
+    {reduced}
+    dtype : dtype, optional
+        Dtype of the result and of the partial results; by default as in NumPy.
+    {keepdims}
+    {rounded_chunks}
+    {reduction_options}
+
+    Returns
+    -------
+    ndarray or scalar
+        As in NumPy: exact for integers. Values of float16 are computed in float32.
+
+    Raises
+    ------
+    ValueError
+        As in NumPy; of no element, if it has no such value.
+    {reduction_raises}
+
+    Notes
+    -----
+    {reduction_cost}
     """
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from reprlib import repr as brief
 from typing import Any, Final, Unpack
@@ -84,12 +84,8 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     pool.sum(np.arange(12).reshape(3, 4), axis=0)
         array([12, 15, 18, 21])
         """
-        values = as_input(array, "sum")
-        half = values.dtype.type is np.float16 and (dtype is None or np.dtype(dtype) == np.float16)
-        func = partial(np.sum, dtype=np.float32 if half else dtype)
-        call = self._reduction("sum", func, values, options)
-        total = self._reduce(call, axis, chunks, keepdims=keepdims)
-        return total.astype(np.float16) if half else total
+        add = self._folded("sum", array, (np.sum, np.sum), dtype, options)
+        return add(axis, chunks, keepdims=keepdims)
 
     def min(
         self,
@@ -298,6 +294,150 @@ class Reductions(BlockVerbs, RowVerbs):
         call = self._reduction("std", partial(np.var, dtype=dtype), array, options)
         return np.sqrt(self._variance(call, axis, dtype, chunks, ddof=ddof, keepdims=keepdims))
 
+    def prod(
+        self,
+        array: Any,
+        axis: Any = None,
+        dtype: Any = None,
+        *,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Product, as :func:`numpy.prod`.
+
+        {rounded}
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.prod(np.array([[1, 2], [3, 4]]), axis=0)
+        array([3, 8])
+        """
+        add = self._folded("prod", array, (np.prod, np.prod), dtype, options)
+        return add(axis, chunks, keepdims=keepdims)
+
+    def nansum(
+        self,
+        array: Any,
+        axis: Any = None,
+        dtype: Any = None,
+        *,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Sum of the elements that are not NaN, as :func:`numpy.nansum`.
+
+        {rounded}
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.nansum(np.array([[1, np.nan], [3, 4]]), axis=0)
+        array([4., 4.])
+        """
+        add = self._folded("nansum", array, (np.nansum, np.sum), dtype, options)
+        return add(axis, chunks, keepdims=keepdims)
+
+    def any(
+        self,
+        array: Any,
+        axis: Any = None,
+        *,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Return whether any element is true, as :func:`numpy.any`.
+
+        {exact}
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.any(np.array([[1, 0], [3, 0]]), axis=0)
+        array([ True, False])
+        """
+        call = self._reduction("any", np.any, array, options)
+        return self._reduce(call, axis, chunks, keepdims=keepdims)
+
+    def all(
+        self,
+        array: Any,
+        axis: Any = None,
+        *,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Return whether all elements are true, as :func:`numpy.all`.
+
+        {exact}
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.all(np.array([[1, 0], [3, 0]]), axis=0)
+        array([ True, False])
+        """
+        call = self._reduction("all", np.all, array, options)
+        return self._reduce(call, axis, chunks, keepdims=keepdims)
+
+    def nanmin(
+        self,
+        array: Any,
+        axis: Any = None,
+        *,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Smallest element that is not NaN, as :func:`numpy.nanmin`.
+
+        {exact}
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.nanmin(np.array([[1, np.nan], [3, 4]]), axis=0)
+        array([1., 4.])
+        """
+        call = self._reduction("nanmin", np.nanmin, array, options)
+        # Why not the function itself: it warns of each block of NaN.
+        steps = np.fmin.reduce, np.nanmin
+        return self._reduce(call, axis, chunks, *steps, keepdims=keepdims)
+
+    def nanmax(
+        self,
+        array: Any,
+        axis: Any = None,
+        *,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Largest element that is not NaN, as :func:`numpy.nanmax`.
+
+        {exact}
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.nanmax(np.array([[1, np.nan], [3, 4]]), axis=0)
+        array([3., 4.])
+        """
+        call = self._reduction("nanmax", np.nanmax, array, options)
+        # Why not the function itself: it warns of each block of NaN.
+        steps = np.fmax.reduce, np.nanmax
+        return self._reduce(call, axis, chunks, *steps, keepdims=keepdims)
+
     def histogram(
         self,
         array: Any,
@@ -411,6 +551,21 @@ class Reductions(BlockVerbs, RowVerbs):
         call = self._call(verb, func, options)
         call.inputs = blocks(verb, (values,))
         return call
+
+    def _folded(
+        self, verb: str, array: Any, steps: tuple[Any, Any], dtype: Any, options: Options
+    ) -> Callable[..., Any]:
+        """Return a reduction by a function of blocks, and one of the partial results."""
+        values = as_input(array, verb)
+        half = values.dtype.type is np.float16 and (dtype is None or np.dtype(dtype) == np.float16)
+        block, combine = (partial(one, dtype=np.float32 if half else dtype) for one in steps)
+        call = self._reduction(verb, block, values, options)
+
+        def reduce(axis: Any, chunks: Any, **final: Any) -> Any:
+            total = self._reduce(call, axis, chunks, block, combine, **final)
+            return total.astype(np.float16) if half else total
+
+        return reduce
 
     def _reduce(self, call: Call, axis: Any, chunks: Any, *steps: Any, **final: Any) -> Any:
         """Reduce each block, then the partial results.
