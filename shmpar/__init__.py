@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChunkError", "PlanError", "Pool", "Run", "SegmentError", "SegmentFull", "SegmentGone",
-    "SharedArray", "ShmparError", "TaskTimeout", "WorkerDied", "__version__",
+    "SharedArray", "ShmparError", "TaskTimeout", "WorkerDied", "__version__", "all", "any",
     "apply_along_axis", "array", "asarray", "attach", "block_reduce", "empty", "empty_like",
-    "full", "histogram", "map_blocks", "map_overlap", "max", "mean", "min", "ones",
-    "parallel_map", "std", "sum", "var", "zeros", "zeros_like",
+    "full", "histogram", "map_blocks", "map_overlap", "max", "mean", "min", "nanmax", "nanmin",
+    "nansum", "ones", "parallel_map", "prod", "std", "sum", "var", "zeros", "zeros_like",
 ]  # fmt: skip
 
 

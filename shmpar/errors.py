@@ -15,6 +15,7 @@ Guarantees
 ----------
 Each message names the failure, its place (chunk number, slices, worker) and the remedy.
 Each error pickles with its attributes, and without the run to which it belongs.
+A message has at most 10,000 characters: the middle of a longer one is cut, and the message says so.
 """
 
 from __future__ import annotations
@@ -43,8 +44,30 @@ class _Place(TypedDict, total=False):
     run: Any
 
 
+# Why: a message has 1,000 characters more, so the text of an exception in it is not cut again.
+MOST_OF_EXCEPTION = 9_000
+
+
+def shortened(text: str, most: int = 10_000) -> str:
+    """Return a text for people; without its middle if it has more characters than `most`.
+
+    Examples
+    --------
+    >>> len(shortened("x" * 10**6))
+    10000
+    """
+    if len(text) <= most:
+        return text
+    half = most // 2 - 30
+    note = f" [... {len(text) - 2 * half:,} characters are cut ...] "
+    return text[:half] + note + text[len(note) + half - most :]
+
+
 class ShmparError(Exception):
     """Base class of the errors of this library."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*[shortened(one) if isinstance(one, str) else one for one in args])
 
 
 class _FailedChunk(ShmparError):

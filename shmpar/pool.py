@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import atexit
+import builtins
 import contextlib
 import inspect
 import itertools
 import os
 import sys
 import threading
+import time
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar
 
 from shmpar.arrays import creation
 from shmpar.arrays.sharedarray import attach
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Pool",
+    "all",
+    "any",
     "apply_along_axis",
     "block_reduce",
     "histogram",
@@ -50,7 +55,11 @@ __all__ = [
     "max",
     "mean",
     "min",
+    "nanmax",
+    "nanmin",
+    "nansum",
     "parallel_map",
+    "prod",
     "std",
     "sum",
     "var",
@@ -61,6 +70,7 @@ R = TypeVar("R")
 
 _ENGINES = ("processes", "threads", "serial")
 _SPAWN = "pass each call a generator of its own as an argument, for example from rng.spawn()"
+_MOST_WORKERS = 10_000  # Why: no machine has so many CPUs, and a system may end at more processes.
 # Why calls are waited for: other executors make the submitted calls before the interpreter exits.
 _LEFT_OPEN = Close(cancel_runs=True, cancel_calls=False)
 
@@ -97,7 +107,7 @@ def _positive(name: str, value: Any) -> int:
     number = whole_number(value, name)
     if number < 1:
         raise ValueError(f"{name} is a number, 1 or more, not {value!r}")
-    return number
+    return builtins.min(number, sys.maxsize)  # Why: more of anything does not exist.
 
 
 def _environment(env: Any) -> dict[str, str]:
@@ -236,7 +246,9 @@ class Pool(Reductions, Executor):
             raise ValueError(f"engine is one of {', '.join(_ENGINES)}, not {engine!r}")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be callable")
-        workers = available_cpus() if n_workers is None else _positive("n_workers", n_workers)
+        workers = _positive("n_workers", available_cpus() if n_workers is None else n_workers)
+        if workers > _MOST_WORKERS:
+            raise ValueError(f"n_workers is at most {_MOST_WORKERS}, not {workers}")
         threads = _positive("threads_per_worker", threads_per_worker)
         if (tasks := max_tasks_per_worker) is not None:
             tasks = _positive("max_tasks_per_worker", tasks)
@@ -383,6 +395,7 @@ class Pool(Reductions, Executor):
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
+        buffersize: int | None = None,
     ) -> Iterator[R]:
         """Call a function on the items of iterables, in workers; yield the results in order.
 
@@ -391,11 +404,15 @@ class Pool(Reductions, Executor):
         fn : callable
             As for :meth:`submit`.
         *iterables : iterable
-            They are read at once; the shortest decides.
+            They are read at once, or as `buffersize` says; the shortest decides.
         timeout : float, optional
             Seconds from now within which each result must be there.
         chunksize : int
             Items that a worker is sent at a time.
+        buffersize : int, optional
+            Tasks, of `chunksize` items each, that are submitted before their results are taken.
+            The iterables are read no further, so they may be larger than memory, or infinite. As
+            in :meth:`concurrent.futures.Executor.map` of Python 3.14.
 
         Returns
         -------
@@ -404,10 +421,12 @@ class Pool(Reductions, Executor):
 
         Raises
         ------
-        ValueError
-            If `chunksize` is less than 1.
+        ValueError, TypeError
+            If `chunksize` or `buffersize` is less than 1, or is not an int.
         TimeoutError
             From the iterator, if a result is not there in time.
+        Exception
+            An exception that an iterable raises. With `buffersize` it may come from the iterator.
 
         Notes
         -----
@@ -415,20 +434,27 @@ class Pool(Reductions, Executor):
 
         Examples
         --------
-        >>> import shmpar
+        >>> import itertools, shmpar
         >>> with shmpar.Pool(2) as pool:
         ...     list(pool.map(pow, [2, 3], [5, 2]))
+        ...     powers = pool.map(pow, itertools.count(), itertools.repeat(2), buffersize=4)
+        ...     list(itertools.islice(powers, 5))
         [32, 9]
+        [0, 1, 4, 9, 16]
         """
-        size = _positive("chunksize", chunksize)
         warn_of_random("map", held_by(fn), _SPAWN)
+        size, calls = _positive("chunksize", chunksize), deque[Future[list[R]]]()
+        ahead = None if buffersize is None else _positive("buffersize", buffersize)
         items = zip(*iterables, strict=False)
         batches = iter(lambda: tuple(itertools.islice(items, size)), ())
-        # Why a cast: its iterator has close(), which cancels the calls that no worker has begun.
-        found = cast(
-            "Generator[list[R]]", super().map(partial(_each, fn), batches, timeout=timeout)
-        )
-        return _flat(found)
+        more = map(partial(self.submit, partial(_each, fn)), batches)
+        results = _Results(calls, iter(()) if ahead is None else more, timeout)
+        try:
+            calls.extend(itertools.islice(more, ahead))
+        except BaseException:
+            results.close()
+            raise
+        return results
 
     def _checked(self) -> Loop:
         if self._pid != os.getpid():
@@ -501,13 +527,53 @@ def _each(fn: Callable[..., R], items: Iterable[tuple[Any, ...]]) -> list[R]:
     return [fn(*item) for item in items]
 
 
-def _flat(batches: Generator[list[R], None, None]) -> Iterator[R]:
-    """Yield the results of all batches; closing it closes `batches`, which cancels the rest."""
-    with contextlib.closing(batches):
-        for batch in batches:
+class _Results(Iterator[R]):
+    """The results of :meth:`Pool.map`, in order.
+
+    Parameters
+    ----------
+    calls : deque of Future
+        The calls that were submitted; each gives a batch of results.
+    more : iterator of Future
+        Submits a further call at each step.
+    timeout : float or None
+        Seconds from now within which each result must be there.
+    """
+
+    def __init__(
+        self, calls: deque[Future[list[R]]], more: Iterator[Future[list[R]]], timeout: float | None
+    ) -> None:
+        self._calls = calls
+        end = None if timeout is None else time.monotonic() + timeout
+        self._results = _take_results(calls, more, end)
+
+    def __next__(self) -> R:
+        return next(self._results)
+
+    def close(self) -> None:
+        """Cancel the calls that no worker has begun; yield no further result."""
+        self._results.close()
+        _cancel(self._calls)  # Why here too: a generator that has not begun does nothing.
+
+
+def _take_results(
+    calls: deque[Future[list[R]]], more: Iterator[Future[list[R]]], end: float | None
+) -> Generator[R]:
+    try:
+        while calls:
+            calls.extend(itertools.islice(more, 1))
+            batch = calls[0].result(None if end is None else end - time.monotonic())
+            calls.popleft()
             batch.reverse()
             while batch:
                 yield batch.pop()  # Why: the batch does not keep a result that was given out.
+    finally:
+        _cancel(calls)
+
+
+def _cancel(calls: deque[Future[Any]]) -> None:
+    while calls:
+        calls.popleft().cancel()
 
 
 _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
@@ -573,3 +639,9 @@ std = _on_default(Pool.std)
 min = _on_default(Pool.min)  # noqa: A001 - NumPy's name
 max = _on_default(Pool.max)  # noqa: A001 - NumPy's name
 histogram = _on_default(Pool.histogram)
+prod = _on_default(Pool.prod)
+nansum = _on_default(Pool.nansum)
+any = _on_default(Pool.any)  # noqa: A001 - NumPy's name
+all = _on_default(Pool.all)  # noqa: A001 - NumPy's name
+nanmin = _on_default(Pool.nanmin)
+nanmax = _on_default(Pool.nanmax)

@@ -23,7 +23,9 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     arguments._cached_signature.cache_clear()
     seen: list[Any] = []
     signature = inspect.signature
-    monkeypatch.setattr(inspect, "signature", lambda f: (seen.append(f), signature(f))[1])
+    monkeypatch.setattr(
+        inspect, "signature", lambda f, **how: (seen.append(f), signature(f, **how))[1]
+    )
     return seen
 
 

@@ -11,11 +11,11 @@ from shmpar.engines.engine import Exit
 from shmpar.errors import ChunkError
 from shmpar.grid import Grid
 from shmpar.ipc.protocol import ChunkFailed
-from shmpar.plan import InBlocks, Plan
+from shmpar.plan import Blocks, InBlocks, Plan
 from shmpar.runtime import error_texts
 
 GRID = Grid.cut((10, 4), (5, 4), itemsize=8)
-PLAN = Plan("map_blocks", GRID, (), InBlocks.like(GRID))
+PLAN = Plan("map_blocks", GRID, (Blocks(0, (0, 1)),), InBlocks.like(GRID))
 
 
 class Unprintable(Exception):

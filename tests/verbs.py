@@ -16,6 +16,7 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 _REDUCTIONS = {"tests/contract/test_reductions.py", "tests/contract/test_reductions_numpy.py"}
+_MORE = {"tests/contract/test_more_reductions.py"}
 
 FILES = {
     "map_blocks": {"tests/test_grid.py", "tests/contract/test_blocks_without_an_array.py"},
@@ -35,7 +36,8 @@ FILES = {
     "std": _REDUCTIONS,
     "min": _REDUCTIONS,
     "max": _REDUCTIONS,
-    "histogram": _REDUCTIONS,
+    **dict.fromkeys(["prod", "any", "all", "nansum", "nanmin", "nanmax"], _MORE),
+    "histogram": _REDUCTIONS | {"tests/contract/test_histogram.py"},
 }
 """Files whose tests belong to a verb, except those that have another verb as their parameter."""
 

@@ -67,6 +67,8 @@ class Lock:
         """
         if timeout is not None and timeout < 0:
             raise ValueError(f"timeout must be None or at least 0 seconds, not {timeout}")
+        if timeout is not None and timeout > threading.TIMEOUT_MAX:
+            timeout = None  # Why: no clock goes so far.
         deadline = None if timeout is None else time.monotonic() + timeout
         if not self._thread_lock.acquire(timeout=-1 if timeout is None else timeout):
             return False

@@ -84,7 +84,10 @@ class State:
         if self._variables[0] != _variables():
             self._note_variables(_variables().copy())
         path = None if self._own_path else self._paths[1]
-        return protocol.Environment(directory, path, errors, self._filters[1], self._variables[1])
+        state = directory, path, errors, self._filters[1], self._variables[1]
+        if {"call", "log"}.isdisjoint(errors.values()):
+            return protocol.Environment(*state)
+        return protocol.Environment(*state, _pack_error_call(python))
 
     def _note_variables(self, new: dict[bytes, bytes]) -> None:
         old, changed = self._variables[0], self._variables[1].copy()
@@ -110,6 +113,18 @@ def _packed_filters(filters: list[Any], python: Interpreter | None) -> list[byte
         with contextlib.suppress(PlanError):  # Why: no worker knows a category without a pickle.
             packed.append(pack(one, python).body)
     return packed
+
+
+def _pack_error_call(python: Interpreter | None) -> bytes:
+    """Pickle the callback of np.seterrcall(), which the error state calls in workers."""
+    try:
+        payload = pack(np.geterrcall(), python)
+    except PlanError as error:
+        remedy = 'use engine="threads", or np.errstate without "call" and "log"'
+        raise PlanError(f"np.seterrcall: {error}; {remedy}") from error
+    if payload.segments:
+        raise PlanError("np.seterrcall: the callback holds an array of more than 64 KiB")
+    return payload.body
 
 
 # Outgoing

@@ -47,6 +47,8 @@ class Environment(NamedTuple):
         The warning filters, each pickled.
     variables : dict of bytes to (bytes or None)
         The environment variables that it has changed since the pool was made; None is deleted.
+    error_call : bytes or None
+        The pickled callback of ``np.seterrcall``, if an error state calls it.
     """
 
     directory: bytes | None
@@ -54,6 +56,7 @@ class Environment(NamedTuple):
     errors: dict[str, Any]
     filters: list[bytes]
     variables: dict[bytes, bytes | None]
+    error_call: bytes | None = None
 
 
 class PackedValue(NamedTuple):

@@ -28,7 +28,7 @@ import cloudpickle
 import numpy as np
 
 from shmpar.arrays import SharedArray
-from shmpar.errors import PlanError, ShmparError
+from shmpar.errors import MOST_OF_EXCEPTION, PlanError, ShmparError, shortened
 from shmpar.memory.copying import Layout, share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, address_of
@@ -45,6 +45,7 @@ _MODULE_NAMES = ("__name__", "__package__", "__path__", "__file__")  # sent with
 _ATTRIBUTES = attrgetter(
     "__code__", "__closure__", "__doc__", "__module__", "__name__", "__qualname__", "__kwdefaults__"
 )
+_LARGE_ERROR = 64 * 1024
 _MISSING = object()
 _HIDDEN = "<dynamic-code>"  # cloudpickle's name for the file of each function
 _PLAIN = "?bBiufcmMSUV"  # kinds of dtype whose bytes have the same meaning in another process
@@ -137,8 +138,35 @@ def pack_result(value: Any) -> Payload:
 
 
 def pack_error(error: BaseException) -> bytes:
-    """Pickle an exception with all its attributes; pass on any exception of pickling."""
-    return cloudpickle.dumps(error, 5)  # type: ignore[no-any-return]
+    """Pickle an exception with all its attributes; pass on any exception of pickling.
+
+    If that takes more than 64 KiB, each of its texts is cut to 9,000 characters.
+    """
+    body: bytes = cloudpickle.dumps(error, 5)
+    return body if len(body) <= _LARGE_ERROR else cloudpickle.dumps(_Shortened(error), 5)
+
+
+class _Shortened:
+    """An object that pickles as an exception whose texts are cut."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __reduce__(self) -> Any:
+        found: Any = self._error.__reduce_ex__(5)
+        return found[0], *map(_with_short_texts, found[1:])
+
+
+def _with_short_texts(value: Any) -> Any:
+    if isinstance(value, str):
+        return shortened(value, MOST_OF_EXCEPTION)
+    if isinstance(value, BaseException):
+        return _Shortened(value)
+    if type(value) in {tuple, list}:
+        return type(value)(map(_with_short_texts, value))
+    if type(value) is dict:
+        return {key: _with_short_texts(held) for key, held in value.items()}
+    return value
 
 
 def _pickle(

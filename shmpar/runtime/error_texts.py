@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from shmpar.engines.engine import Exit
-from shmpar.errors import ChunkError, ShmparError, TaskTimeout, WorkerDied, format_count
+from shmpar.errors import (
+    MOST_OF_EXCEPTION,
+    ChunkError,
+    ShmparError,
+    TaskTimeout,
+    WorkerDied,
+    format_count,
+    shortened,
+)
 from shmpar.ipc.protocol import ChunkFailed
-from shmpar.plan import Function, Plan, ResultError, describe_region
+from shmpar.plan import Blocks, Function, Plan, ResultError, Rows, describe_region
 
 Error = TypeVar("Error")
+_READ_ONLY = re.compile("read.?only|read-write|writ(e|)able", re.IGNORECASE)
 _PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 
@@ -21,6 +31,12 @@ def chunk_error(plan: Plan, failure: ChunkFailed, run: Any) -> ChunkError:
     """Return the error for a chunk whose function raised, or whose result does not fit."""
     block = "" if failure.shape is None else f", block of shape {failure.shape}"
     text = f"{block}: {_reason(failure.error)}"
+    # Why: the words of a message alone may speak of another array.
+    if any(isinstance(one, Blocks | Rows) for one in plan.arguments) and _READ_ONLY.search(text):
+        text += (
+            ". Blocks are read-only views of the shared input: pass or write to a copy "
+            "(block.copy()), or return the new values"
+        )
     error = _about_chunk(ChunkError, plan, failure.chunk, text, run, shape=failure.shape)
     error.__cause__ = failure.error
     return error
@@ -28,7 +44,7 @@ def chunk_error(plan: Plan, failure: ChunkFailed, run: Any) -> ChunkError:
 
 def task_timeout(plan: Plan, chunk: int, seconds: float | None, run: Any) -> TaskTimeout:
     """Return the error for a chunk that took longer than ``task_timeout=``."""
-    text = f": took longer than task_timeout={seconds} s; its worker was killed and replaced"
+    text = f": took longer than task_timeout={seconds:g} s; its worker was killed and replaced"
     return _about_chunk(TaskTimeout, plan, chunk, text, run)
 
 
@@ -90,16 +106,11 @@ def function_name(function: Function) -> str:
 
 def _reason(error: BaseException) -> str:
     try:
-        text = str(error)
+        text = shortened(str(error), MOST_OF_EXCEPTION)
     except BaseException as failure:  # noqa: BLE001 - Why: __str__ is the user's code
         text = f"(its message raised {type(failure).__name__})"
     if isinstance(error, ResultError):
         return text
-    if isinstance(error, ValueError) and "read-only" in text:
-        text += (
-            ". Blocks are read-only views of the shared input: write to a copy (block.copy()), "
-            "or return the new values"
-        )
     # Why: the stand-in for an exception that does not pickle has the type in its message.
     name = "" if type(error) is ShmparError else f"{type(error).__name__}: "
     return f"the function raised {name}{text}"

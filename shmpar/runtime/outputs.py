@@ -18,6 +18,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
+from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -374,16 +375,21 @@ def fill_value_for(value: Any, dtype: DType) -> Any:
         return missing_value(dtype)
     if dtype.hasobject:
         return value
-    smallest = np.min_scalar_type(value)
+    if isinstance(value, list | tuple) or np.ndim(value):
+        remedy = "pass a scalar, which fills each element"
+        raise ValueError(f"fill_value={brief(value)} is an array; {remedy}")
+    # Why: an int of any size is a float of the same kind.
+    number = float(value) if type(value) is int and dtype.kind in "fc" else value
+    smallest = np.min_scalar_type(number)
     fits = np.can_cast(smallest, dtype, "same_kind")
     # Why: a cast of the same kind wraps integers around and cuts strings off.
-    if fits and dtype.kind in "iu" and np.ndim(value) == 0:
+    if fits and dtype.kind in "iu":
         limits = np.iinfo(dtype)
         fits = bool(limits.min <= value <= limits.max)
     elif fits and dtype.kind in "SU":
         fits = np.can_cast(smallest, dtype, "safe")
     if not fits:
-        raise ValueError(f"fill_value={value!r} does not fit an output of dtype {dtype}")
+        raise ValueError(f"fill_value={brief(value)} does not fit an output of dtype {dtype}")
     return value
 
 

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import types
 from collections.abc import Callable
+from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def observe(progress: Progress, verb: str) -> Observer | None:
         return _Bar(verb if progress is True else progress)
     if callable(progress):
         return types.SimpleNamespace(update=progress, close=lambda: None)
-    raise TypeError(f"progress is True, a label or a callable, not {progress!r}")
+    raise TypeError(f"progress is True, a label or a callable, not {brief(progress)}")
 
 
 class _Bar:

@@ -266,14 +266,16 @@ def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
         if isinstance(value, np.ndarray):
             parts: Any = _rows(as_input(value, verb), axis, verb)
             inputs.add(parts, Rows)
-        elif isinstance(value, Iterable):
-            parts = value if isinstance(value, range) else list(value)
-            inputs.add(parts, Items)
         else:
-            raise TypeError(
-                f"{verb}: argument {position} is a {type(value).__name__}, which has no items; "
-                "constants for the function go into kwargs="
-            )
+            try:
+                found = iter(value)  # Why: a sequence may have __getitem__ alone.
+            except TypeError as error:
+                raise TypeError(
+                    f"{verb}: argument {position} is a {type(value).__name__}, which has no items; "
+                    "constants for the function go into kwargs="
+                ) from error
+            parts = value if isinstance(value, range) else list(found)
+            inputs.add(parts, Items)
         lengths.append(len(parts))
     if len(set(lengths)) > 1:
         differing = " and ".join(map(str, lengths))
@@ -307,6 +309,7 @@ def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) ->
     elif not isinstance(func, np.ufunc):
         with contextlib.suppress(ValueError):  # Why: check_signature() reports this error.
             names.update(getattr(_signature(func), "parameters", ()))
+            names = {name for name in names & _SPECIAL_PARAMETERS if _takes_keyword(func, name)}
     while isinstance(func, functools.partial):
         names -= set(func.keywords)
         func = func.func
@@ -434,20 +437,45 @@ def check_signature(
         )
     if not (keywords or special) and _obviously_takes(func, count):
         return
+    given = {**keywords, **dict.fromkeys(special)}
     try:
-        signature = _signature(func)
-    except ValueError as error:
-        raise TypeError(f"{verb}: {error}") from None
-    if signature is None:
-        return
-    try:
-        signature.bind(*[None] * count, **{**keywords, **dict.fromkeys(special)})
-    except TypeError as error:
+        error = _refusal(_signature(func), count, given)
+        if error is not None:
+            # Why: a decorator may supply an argument that the function beneath it names. One in C
+            # has no signature of its own, and supplies none (np.sum, functools.lru_cache).
+            own = _own_signature(func)
+            error = error if own is None else _refusal(own, count, given)
+    except ValueError as wrong:
+        raise TypeError(f"{verb}: {wrong}") from None
+    if error is not None:
         raise TypeError(
             f"{verb}: the function cannot be called with {format_count(count, 'argument')} and "
             f"kwargs={sorted(keywords)}: {error}; pass its other parameters in kwargs="
             + (", or out by pass_out=True" if "'out'" in str(error) else "")
-        ) from None
+        )
+
+
+def _refusal(
+    signature: inspect.Signature | None, count: int, keywords: Mapping[str, Any]
+) -> TypeError | None:
+    """Return the error of a call with `count` arguments and these keywords, None without one."""
+    try:
+        if signature is not None:
+            signature.bind(*[None] * count, **keywords)
+    except TypeError as error:
+        return error
+    return None
+
+
+def _takes_keyword(func: Callable[..., Any], name: str) -> bool:
+    """Return False if a decorator of the function takes no argument of this name."""
+    kinds = inspect.Parameter
+    signature = _own_signature(func)
+    if signature is None:
+        return True
+    found = signature.parameters.values()
+    named = any(one.name == name and one.kind is not kinds.POSITIONAL_ONLY for one in found)
+    return named or any(one.kind is kinds.VAR_KEYWORD for one in found)
 
 
 def _is_plain_function(func: Any) -> bool:
@@ -476,9 +504,16 @@ def _signature(func: Callable[..., Any]) -> inspect.Signature | None:
     return _cached_signature(func) if is_importable(func) else _inspected(func)
 
 
-def _inspected(func: Callable[..., Any]) -> inspect.Signature | None:
+def _own_signature(func: Callable[..., Any]) -> inspect.Signature | None:
+    """Return the signature of the outermost decorator; as :func:`_signature` otherwise."""
+    return _inspected(func, follow_wrapped=False)
+
+
+def _inspected(
+    func: Callable[..., Any], *, follow_wrapped: bool = True
+) -> inspect.Signature | None:
     try:
-        return inspect.signature(func)
+        return inspect.signature(func, follow_wrapped=follow_wrapped)
     except (TypeError, ValueError) as error:
         if isinstance(func, functools.partial) and "incorrect arguments" in str(error):
             raise

@@ -169,7 +169,7 @@ class BlockVerbs(Caller):
         self,
         func: Callable[..., Any],
         *arrays: Any,
-        depth: Any,
+        depth: Any = None,
         boundary: Any = "none",
         chunks: Any = "auto",
         trim: bool = True,

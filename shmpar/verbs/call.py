@@ -82,6 +82,14 @@ class Call:
         self, chunks: Any, depth: Any, boundary: Any, whole: tuple[int, ...] = ()
     ) -> None:
         """Set the grid, and the halos that have any depth."""
+        if depth is None:
+            last = self.inputs.arguments[-1]
+            number = self.inputs.values[last.value] if isinstance(last, Whole) else None
+            given = f"; for {self.verb}(f, x, {number}) write depth={number}"
+            raise TypeError(
+                f"{self.verb}() needs depth=, the elements of the halo"
+                + given * isinstance(number, int | np.integer)
+            )
         self.halo = self.inputs.add_halos(self.verb, depth, boundary)
         reach = self.inputs.reach() if self.halo is not None else ()
         self.grid = self.inputs.cut(chunks, whole=whole, depth=reach)
@@ -183,7 +191,9 @@ class Caller:
     _execute: Callable[..., Any]  # the result of a run, or the run itself with wait=False
 
     def _call(self, verb: str, func: Callable[..., Any], options: Options) -> Call:
-        policy = parse_options(verb, options, self._defaults()) if options else self._policy()
+        policy = self._policy()
+        if options:
+            policy = parse_options(verb, options, self._defaults(), self)
         check_callable(verb, func)
         return Call(verb, func, options, policy)
 

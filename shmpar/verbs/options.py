@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-import operator
+import numbers
 import os
 import re
 import textwrap
+import threading
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from reprlib import repr as brief
 from typing import Any, TypedDict, TypeVar
 
+import numpy as np
+
+from shmpar.grid.axis import whole_number
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.progress import Progress, observe
 
@@ -28,12 +34,13 @@ class Options(TypedDict, total=False):
     on_error : {"raise", "collect", "fill"}
         Stop at the first failed chunk; or compute the others and raise all errors; or fill the
         windows of failed chunks.
-    fill_value : object
-        Value for ``on_error="fill"``; None is NaN or NaT.
+    fill_value : scalar
+        Value of each element for ``on_error="fill"``; None is NaN or NaT. Any object with
+        ``dtype=object``.
     retries : int
         Number of times that a chunk is computed again after its worker died.
     task_timeout : float or None
-        Seconds that a chunk may take, on the processes engine.
+        Seconds that a chunk may take, on the processes engine; None and infinity are no limit.
     seed : int, sequence of int or None
         Entropy of the random streams of the chunks.
     pass_out : bool
@@ -70,35 +77,122 @@ class Defaults(TypedDict):
     check: bool
 
 
-def parse_options(verb: str, options: Mapping[str, Any], defaults: Defaults) -> Policy:
-    """Check the options of a call, and add the defaults of the pool.
+_OTHER_NAMES = {
+    "block_size": "chunks",
+    "blocks": "chunks",
+    "chunk_size": "chunks",
+    "chunksize": "chunks",
+    "errors": "on_error",
+    "fill": "fill_value",
+    "progress_bar": "progress",
+    "random_state": "seed",
+    "retry": "retries",
+    "timeout": "task_timeout",
+    "verbose": "progress",
+}
+_OF_POOL = {
+    "backend": "engine",
+    "engine": "engine",
+    "max_workers": "n_workers",
+    "n_jobs": "n_workers",
+    "n_workers": "n_workers",
+    "num_workers": "n_workers",
+    "processes": "n_workers",
+    "scheduler": "engine",
+    "workers": "n_workers",
+}
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return advice for an unknown keyword: the name that was meant, as far as that is clear.
+
+    Examples
+    --------
+    >>> suggestion("chunksize", ["axis", "chunks"])
+    '; did you mean chunks=?'
+    """
+    known, other = list(known), _OTHER_NAMES.get(name, "")
+    close = [other] if other in known else difflib.get_close_matches(name, known, 1, 0.75)
+    if close:
+        return f"; did you mean {close[0]}=?"
+    if name in _OF_POOL:
+        return f"; a pool has it: shmpar.Pool({_OF_POOL[name]}=...)"
+    return ""
+
+
+def _explain_unknown(verb: str, name: str, value: Any, pool: object) -> str:
+    """Return the message for a keyword that is neither of the verb nor an option."""
+    verbs = {verb, "map_blocks", "map_overlap", "block_reduce", "parallel_map"}
+    methods = {one: getattr(pool, one, None) for one in sorted(verbs)}
+    own = {one: inspect.signature(m).parameters for one, m in methods.items() if m is not None}
+    known = [one for one in own.get(verb, ()) if one not in {"func", "arrays", "options"}]
+    found = suggestion(name, [*known, *Options.__annotations__])
+    if not found and (takers := [one for one, parameters in own.items() if name in parameters]):
+        found = f"; {' and '.join(takers)} take{'s' * (len(takers) == 1)} {name}="
+    return (
+        f"{verb}() got an unexpected keyword argument {name!r}{found}; keyword arguments for the "
+        f"function go into kwargs={{{name!r}: {brief(value)}}}"
+    )
+
+
+def parse_options(
+    verb: str, options: Mapping[str, Any], defaults: Defaults, pool: object = None
+) -> Policy:
+    """Check the options of a call of a pool's verb, and add the defaults of the pool.
 
     Raises
     ------
     TypeError, ValueError
         For an unknown option, or an invalid value.
     """
-    unknown = [name for name in options if name not in Options.__annotations__]
-    if unknown:
-        given = ", ".join(f"{name!r}: {options[name]!r}" for name in unknown)
-        raise TypeError(
-            f"{verb}() got an unexpected keyword argument {unknown[0]!r}; keyword arguments for "
-            f"the function go into kwargs={{{given}}}"
-        )
+    for name, value in options.items():
+        if name not in Options.__annotations__:
+            raise TypeError(_explain_unknown(verb, name, value, pool))
     chosen = {**defaults, **options}
     if chosen["on_error"] not in ("raise", "collect", "fill"):
-        raise ValueError(f"on_error is 'raise', 'collect' or 'fill', not {chosen['on_error']!r}")
-    if not isinstance(options.get("kwargs") or {}, Mapping):
-        raise TypeError(f"kwargs is a dict of the function's keywords, not {options['kwargs']!r}")
+        raise ValueError(
+            f"on_error is 'raise', 'collect' or 'fill', not {brief(chosen['on_error'])}"
+        )
+    kwargs = options.get("kwargs")
+    if not (kwargs is None or isinstance(kwargs, Mapping)):
+        raise TypeError(f"kwargs is a dict of the function's keywords, not {brief(kwargs)}")
     observe(chosen["progress"], verb)
-    retries = chosen["retries"]
-    if isinstance(retries, bool) or not hasattr(retries, "__index__") or retries < 0:
-        raise ValueError(f"retries is a number of times, 0 or more, not {retries!r}")
-    timeout = chosen["task_timeout"]
-    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
-        raise ValueError(f"task_timeout is a number of seconds above 0, or None, not {timeout!r}")
-    times, fill_value = operator.index(retries), chosen.get("fill_value")
+    _check_seed(options.get("seed"))
+    times, timeout = _times(chosen["retries"]), _seconds(chosen["task_timeout"])
+    fill_value = chosen.get("fill_value")
     return Policy(chosen["on_error"], fill_value, times, timeout, check=chosen["check"])
+
+
+def _times(retries: Any) -> int:
+    try:
+        times = whole_number(retries, "retries")
+    except TypeError:
+        times = -1
+    if times < 0:
+        raise ValueError(f"retries is a number of times, 0 or more, not {brief(retries)}")
+    return times
+
+
+def _seconds(timeout: Any) -> float | None:
+    """Return ``task_timeout=`` in seconds; None for a time that no clock has, such as infinity."""
+    if timeout is None:
+        return None
+    # Why: a bool is a Real too, and means no time; NaN is not above 0.
+    is_number = isinstance(timeout, numbers.Real) and not isinstance(timeout, bool)
+    seconds = float(timeout) if is_number else -1.0
+    if not seconds > 0:
+        due = f"a number of seconds above 0, or None, not {brief(timeout)}"
+        raise ValueError(f"task_timeout is {due}")
+    return None if seconds > threading.TIMEOUT_MAX else seconds
+
+
+def _check_seed(seed: Any) -> None:
+    if seed is not None:
+        try:
+            np.random.SeedSequence(seed)
+        except (TypeError, ValueError) as error:
+            due = f"an int, 0 or more, or a sequence of these, not {brief(seed)}"
+            raise type(error)(f"seed is {due}") from None
 
 
 class _SharedText:
@@ -191,6 +285,80 @@ class _SharedText:
     {reduction_cost}
     Cost: one pass over the array. The partial results are as large as the result, times the chunks
     along the reduced axes.
+
+    {extreme}
+
+    Parameters
+    ----------
+    {reduced}
+    {keepdims}
+    {exact_chunks}
+    {reduction_options}
+
+    Returns
+    -------
+    ndarray or scalar
+        Exactly as in NumPy; NaN or NaT if an element is.
+
+    Raises
+    ------
+    ValueError
+        If there is no element, as in NumPy.
+    {reduction_raises}
+
+    Notes
+    -----
+    {reduction_cost}
+
+    {exact}
+
+    Parameters
+    ----------
+    {reduced}
+    {keepdims}
+    {exact_chunks}
+    {reduction_options}
+
+    Returns
+    -------
+    ndarray or scalar
+        Exactly as in NumPy.
+
+    Raises
+    ------
+    ValueError
+        As in NumPy; of no element, if it has no such value.
+    {reduction_raises}
+
+    Notes
+    -----
+    {reduction_cost}
+
+    {rounded}
+
+    Parameters
+    ----------
+    {reduced}
+    dtype : dtype, optional
+        Dtype of the result and of the partial results; by default as in NumPy.
+    {keepdims}
+    {rounded_chunks}
+    {reduction_options}
+
+    Returns
+    -------
+    ndarray or scalar
+        As in NumPy: exact for integers. Values of float16 are computed in float32.
+
+    Raises
+    ------
+    ValueError
+        As in NumPy; of no element, if it has no such value.
+    {reduction_raises}
+
+    Notes
+    -----
+    {reduction_cost}
     """
 
 
@@ -211,13 +379,17 @@ def with_shared_text(cls: type[C]) -> type[C]:
         The sum of squares is divided by the number of elements minus this.
     """
     # Why `or`: `python -OO` removes all docstrings.
-    parts = re.split(r"\{(\w+)\}\n", inspect.cleandoc(_SharedText.__doc__ or ""))
-    texts = {name: text.rstrip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+    parts = re.split(r"(?:^|\n\n)\{(\w+)\}\n", inspect.cleandoc(_SharedText.__doc__ or ""))
+    texts = {name: text.strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+    def expand(text: str) -> str:
+        return re.sub(
+            r"(?m)^( *)\{(\w+)\}$",
+            lambda line: textwrap.indent(expand(texts[line[2]]), line[1]),
+            text,
+        )
+
     for method in vars(cls).values():
         if isinstance(method, types.FunctionType) and method.__doc__:
-            method.__doc__ = re.sub(
-                r"(?m)^( *)\{(\w+)\}$",
-                lambda line: textwrap.indent(texts[line[2]], line[1]),
-                method.__doc__,
-            )
+            method.__doc__ = expand(method.__doc__)
     return cls

@@ -8,10 +8,12 @@ sample variance", The American Statistician 37 (1983).
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from reprlib import repr as brief
 from typing import Any, Final, Unpack
 
 import numpy as np
@@ -19,9 +21,10 @@ import numpy as np
 from shmpar.grid import Axis
 from shmpar.plan import InBlocks, PerChunk
 from shmpar.verbs.arguments import as_input, blocks
+from shmpar.verbs.bins import accumulator, bins_by_rule, count_in_bins
 from shmpar.verbs.blocks import BlockVerbs
 from shmpar.verbs.call import Call
-from shmpar.verbs.options import Options, with_shared_text
+from shmpar.verbs.options import Options, suggestion, with_shared_text
 from shmpar.verbs.outputs import axes_tuple
 from shmpar.verbs.rows import RowVerbs
 
@@ -81,12 +84,8 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     pool.sum(np.arange(12).reshape(3, 4), axis=0)
         array([12, 15, 18, 21])
         """
-        values = as_input(array, "sum")
-        half = values.dtype.type is np.float16 and (dtype is None or np.dtype(dtype) == np.float16)
-        func = partial(np.sum, dtype=np.float32 if half else dtype)
-        call = self._reduction("sum", func, values, options)
-        total = self._reduce(call, axis, chunks, keepdims=keepdims)
-        return total.astype(np.float16) if half else total
+        add = self._folded("sum", array, (np.sum, np.sum), dtype, options)
+        return add(axis, chunks, keepdims=keepdims)
 
     def min(
         self,
@@ -99,27 +98,7 @@ class Reductions(BlockVerbs, RowVerbs):
     ) -> Any:
         """Smallest element, as :func:`numpy.min`.
 
-        Parameters
-        ----------
-        {reduced}
-        {keepdims}
-        {exact_chunks}
-        {reduction_options}
-
-        Returns
-        -------
-        ndarray or scalar
-            Exactly as in NumPy; NaN or NaT if an element is.
-
-        Raises
-        ------
-        ValueError
-            If there is no element, as in NumPy.
-        {reduction_raises}
-
-        Notes
-        -----
-        {reduction_cost}
+        {extreme}
 
         Examples
         --------
@@ -142,27 +121,7 @@ class Reductions(BlockVerbs, RowVerbs):
     ) -> Any:
         """Largest element, as :func:`numpy.max`.
 
-        Parameters
-        ----------
-        {reduced}
-        {keepdims}
-        {exact_chunks}
-        {reduction_options}
-
-        Returns
-        -------
-        ndarray or scalar
-            Exactly as in NumPy; NaN or NaT if an element is.
-
-        Raises
-        ------
-        ValueError
-            If there is no element, as in NumPy.
-        {reduction_raises}
-
-        Notes
-        -----
-        {reduction_cost}
+        {extreme}
 
         Examples
         --------
@@ -220,7 +179,7 @@ class Reductions(BlockVerbs, RowVerbs):
         3.0
         """
         values = as_input(array, "mean")
-        wide, narrow = _accumulator(values, dtype)
+        wide, narrow = accumulator(values, dtype)
         add = partial(np.sum, dtype=wide)
 
         def combine(sums: Array, axis: Axes, *, keepdims: bool) -> Any:
@@ -335,6 +294,150 @@ class Reductions(BlockVerbs, RowVerbs):
         call = self._reduction("std", partial(np.var, dtype=dtype), array, options)
         return np.sqrt(self._variance(call, axis, dtype, chunks, ddof=ddof, keepdims=keepdims))
 
+    def prod(
+        self,
+        array: Any,
+        axis: Any = None,
+        dtype: Any = None,
+        *,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Product, as :func:`numpy.prod`.
+
+        {rounded}
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.prod(np.array([[1, 2], [3, 4]]), axis=0)
+        array([3, 8])
+        """
+        add = self._folded("prod", array, (np.prod, np.prod), dtype, options)
+        return add(axis, chunks, keepdims=keepdims)
+
+    def nansum(
+        self,
+        array: Any,
+        axis: Any = None,
+        dtype: Any = None,
+        *,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Sum of the elements that are not NaN, as :func:`numpy.nansum`.
+
+        {rounded}
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.nansum(np.array([[1, np.nan], [3, 4]]), axis=0)
+        array([4., 4.])
+        """
+        add = self._folded("nansum", array, (np.nansum, np.sum), dtype, options)
+        return add(axis, chunks, keepdims=keepdims)
+
+    def any(
+        self,
+        array: Any,
+        axis: Any = None,
+        *,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Return whether any element is true, as :func:`numpy.any`.
+
+        {exact}
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.any(np.array([[1, 0], [3, 0]]), axis=0)
+        array([ True, False])
+        """
+        call = self._reduction("any", np.any, array, options)
+        return self._reduce(call, axis, chunks, keepdims=keepdims)
+
+    def all(
+        self,
+        array: Any,
+        axis: Any = None,
+        *,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Return whether all elements are true, as :func:`numpy.all`.
+
+        {exact}
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.all(np.array([[1, 0], [3, 0]]), axis=0)
+        array([ True, False])
+        """
+        call = self._reduction("all", np.all, array, options)
+        return self._reduce(call, axis, chunks, keepdims=keepdims)
+
+    def nanmin(
+        self,
+        array: Any,
+        axis: Any = None,
+        *,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Smallest element that is not NaN, as :func:`numpy.nanmin`.
+
+        {exact}
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.nanmin(np.array([[1, np.nan], [3, 4]]), axis=0)
+        array([1., 4.])
+        """
+        call = self._reduction("nanmin", np.nanmin, array, options)
+        # Why not the function itself: it warns of each block of NaN.
+        steps = np.fmin.reduce, np.nanmin
+        return self._reduce(call, axis, chunks, *steps, keepdims=keepdims)
+
+    def nanmax(
+        self,
+        array: Any,
+        axis: Any = None,
+        *,
+        keepdims: bool = False,
+        chunks: Any = "auto",
+        **options: Unpack[Options],
+    ) -> Any:
+        """Largest element that is not NaN, as :func:`numpy.nanmax`.
+
+        {exact}
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.nanmax(np.array([[1, np.nan], [3, 4]]), axis=0)
+        array([3., 4.])
+        """
+        call = self._reduction("nanmax", np.nanmax, array, options)
+        # Why not the function itself: it warns of each block of NaN.
+        steps = np.fmax.reduce, np.nanmax
+        return self._reduce(call, axis, chunks, *steps, keepdims=keepdims)
+
     def histogram(
         self,
         array: Any,
@@ -342,6 +445,7 @@ class Reductions(BlockVerbs, RowVerbs):
         range: Any = None,  # noqa: A002 - NumPy's name
         *,
         density: bool = False,
+        weights: Any = None,
         chunks: Any = "auto",
         **options: Unpack[Options],
     ) -> tuple[Array, Array]:
@@ -351,33 +455,45 @@ class Reductions(BlockVerbs, RowVerbs):
         ----------
         array : array_like
             Array of any shape, whose elements are counted.
-        bins : int or sequence of float
-            Number of bins of equal width, or their edges.
+        bins : int, sequence of float or str
+            Number of bins of equal width, or their edges, or a rule that gives the number: "auto",
+            "doane", "fd", "rice", "scott", "sqrt", "stone" or "sturges", as in
+            :func:`numpy.histogram_bin_edges` of NumPy 2.4.
         range : (float, float), optional
             Ends of bins of equal width; by default the smallest and the largest element.
         density : bool
             Return the probability density instead of counts.
+        weights : array_like, optional
+            Weights of the elements, of the shape of the array: a bin has the sum of its weights, in
+            their dtype.
         {exact_chunks}
+            The last digits of sums of weights may.
         {reduction_options}
 
         Returns
         -------
         counts : ndarray of shape (bins,)
-            Exactly as in NumPy.
+            Exactly as in NumPy; sums of weights up to the order of additions.
         edges : ndarray of shape (bins + 1,)
             The first bin is ``edges[0] <= x < edges[1]``; the last one has both ends.
 
         Raises
         ------
         ValueError, TypeError
-            As in NumPy; also for a rule such as ``bins="auto"``, which needs the whole array.
+            As in NumPy.
         ChunkError, WorkerDied, TaskTimeout, SegmentFull
             As in :meth:`map_blocks`.
 
         Notes
         -----
         Cost: one pass over the array, and another pass for the smallest and the largest element
-        if `bins` is a number and there is no `range`.
+        if there is no `range`, unless `bins` are edges.
+
+        A rule costs one pass more; "scott" two, "doane" three. "fd" and "auto" take up to one per
+        byte of an element, to select the quartiles without a copy of the array. "stone" takes a
+        pass per candidate: the square root of the number of elements, at least 100. For long
+        double NumPy computes the rule, on a copy. The last digits of the sums in "scott" and
+        "doane" may make one bin more or less; those of float16 are added in float32.
 
         NumPy counts each block in the same bins, and the counts are added, which is exact.
 
@@ -386,29 +502,37 @@ class Reductions(BlockVerbs, RowVerbs):
         >>> import shmpar
         >>> with shmpar.Pool(2) as pool:
         ...     pool.histogram([1, 2, 2, 5], bins=2)
+        ...     pool.histogram([1, 2, 2, 5], bins=2, weights=[0.5, 1, 2, 4])
         (array([3, 1]), array([1., 3., 5.]))
+        (array([3.5, 4. ]), array([1., 3., 5.]))
         """
-        values = as_input(array, "histogram")
-        if isinstance(bins, str):
-            raise ValueError(  # noqa: TRY004 - NumPy takes a str
-                f"histogram: bins={bins!r} is a rule that needs the whole array; pass a number, or "
-                f"edges such as np.histogram_bin_edges(a_sample, {bins!r})"
-            )
+        values, weigh = as_input(array, "histogram"), weights is not None
+        factors = as_input(weights, "histogram") if weigh else np.empty(0)
+        if weigh and factors.shape != values.shape:
+            shapes = f"{factors.shape}, not {values.shape}"
+            raise ValueError(f"histogram: weights have shape {shapes} as the array")
         if values.dtype == bool:
             values = values.view(np.uint8)
         call = self._reduction("histogram", np.histogram, values, options)
-        # Why: NumPy raises its own errors for bins and range before anything starts.
-        empty = np.empty(0, values.dtype)
-        if values.size == 0 or values.ndim == 0 or np.histogram(empty, bins, range)[0].size == 0:
-            return np.histogram(values, bins, range, density)
+        # Why: NumPy raises its own errors for bins, range and weights before anything starts.
+        few, ones = np.zeros(int(weigh), values.dtype), np.zeros(1, factors.dtype)
+        tried = np.histogram(few, bins, range, weights=ones if weigh else None)
+        if values.size == 0 or values.ndim == 0 or tried[0].size == 0:
+            return np.histogram(values, bins, range, density, factors if weigh else None)
         if range is None and np.ndim(bins) == 0:
             low, high = self._map(call, _extremes, chunks)
             range = low.min(), high.max()  # noqa: A001 - NumPy's name
-        edges = np.histogram(empty, bins, range)[1]
-        count = partial(_count_in_bins, bins=bins, limits=range)
-        counts: Array = self._map(call, count, chunks).reshape(-1, len(edges) - 1).sum(0)
+        if isinstance(bins, str):
+            measure = partial(self._map, call, chunks=chunks)
+            bins = bins_by_rule(bins, values, range, measure)
+        edges = np.histogram(few[:0], bins, range)[1]
+        count = partial(count_in_bins, bins=bins, limits=range)
+        if weigh:
+            call.inputs = blocks("histogram", (values, factors))
+        parts = self._map(call, count, chunks).reshape(-1, len(edges) - 1)
+        counts: Array = np.add.reduce(parts, axis=0, dtype=parts.dtype)
         if density:
-            return counts / np.diff(edges) / counts.sum(), edges
+            return counts / np.array(np.diff(edges), float) / counts.sum(), edges
         return counts, edges
 
     def _reduction(self, verb: str, func: Any, array: Any, options: Options) -> Call:
@@ -417,14 +541,31 @@ class Reductions(BlockVerbs, RowVerbs):
         if not options.get("wait", True):
             raise TypeError(f"{verb}: a reduction always waits; map_blocks has wait=False")
         if foreign := [name for name in options if name not in (*REDUCTION_OPTIONS, "wait")]:
+            known = [*inspect.signature(getattr(self, verb)).parameters, *REDUCTION_OPTIONS]
+            meant = suggestion(foreign[0], known)
             raise TypeError(
-                f"{verb}() got an unexpected keyword argument {foreign[0]!r}; beside its own a "
-                f"reduction takes {', '.join(REDUCTION_OPTIONS)}. For another one use "
+                f"{verb}() got an unexpected keyword argument {foreign[0]!r}{meant}; beside its "
+                f"own a reduction takes {', '.join(REDUCTION_OPTIONS)}. For another one use "
                 "block_reduce, and NumPy on its result"
             )
         call = self._call(verb, func, options)
         call.inputs = blocks(verb, (values,))
         return call
+
+    def _folded(
+        self, verb: str, array: Any, steps: tuple[Any, Any], dtype: Any, options: Options
+    ) -> Callable[..., Any]:
+        """Return a reduction by a function of blocks, and one of the partial results."""
+        values = as_input(array, verb)
+        half = values.dtype.type is np.float16 and (dtype is None or np.dtype(dtype) == np.float16)
+        block, combine = (partial(one, dtype=np.float32 if half else dtype) for one in steps)
+        call = self._reduction(verb, block, values, options)
+
+        def reduce(axis: Any, chunks: Any, **final: Any) -> Any:
+            total = self._reduce(call, axis, chunks, block, combine, **final)
+            return total.astype(np.float16) if half else total
+
+        return reduce
 
     def _reduce(self, call: Call, axis: Any, chunks: Any, *steps: Any, **final: Any) -> Any:
         """Reduce each block, then the partial results.
@@ -457,12 +598,16 @@ class Reductions(BlockVerbs, RowVerbs):
             call.placement = InBlocks(tuple(range(grid.ndim)), tuple(cuts))
         return self._run(call)
 
-    def _variance(self, call: Call, axis: Any, dtype: Any, chunks: Any, **final: Any) -> Any:
+    def _variance(
+        self, call: Call, axis: Any, dtype: Any, chunks: Any, *, ddof: float, keepdims: bool
+    ) -> Any:
         (values,) = call.inputs.arrays
         if dtype is not None and np.dtype(dtype).kind not in "fc":
             remedy = f"dtype={dtype!r} would truncate deviations; pass a float dtype"
             raise TypeError(f"{call.verb}: {remedy}")
-        wide, narrow = _accumulator(values, None)
+        if np.asarray(ddof).dtype.kind not in "biuf" or np.ndim(ddof):
+            raise TypeError(f"{call.verb}: ddof is a number, not {brief(ddof)}")
+        wide, narrow = accumulator(values, None)
         if dtype is not None:
             wide, narrow = np.result_type(wide or values.dtype, dtype), np.dtype(dtype)
 
@@ -476,7 +621,9 @@ class Reductions(BlockVerbs, RowVerbs):
             result = result if keepdims else result.squeeze(axis)
             return result.astype(narrow or square.dtype, copy=False)[()]
 
-        return self._reduce(call, axis, chunks, partial(_moments, dtype=wide), combine, **final)
+        return self._reduce(
+            call, axis, chunks, partial(_moments, dtype=wide), combine, ddof=ddof, keepdims=keepdims
+        )
 
 
 def _count(values: Array, axes: Axes) -> int:
@@ -485,21 +632,6 @@ def _count(values: Array, axes: Axes) -> int:
 
 def _extremes(block: Array) -> tuple[Any, Any]:
     return block.min(), block.max()
-
-
-def _count_in_bins(block: Array, bins: Any, limits: Any) -> Array:
-    return np.histogram(block, bins, limits)[0]
-
-
-def _accumulator(values: Array, dtype: Any) -> tuple[Any, Any]:
-    """Return the dtype of the accumulator, and that of the result if it differs."""
-    if dtype is not None:
-        return np.dtype(dtype), None
-    if values.dtype.kind in "?biu":
-        return np.dtype("f8"), None
-    if values.dtype.type is np.float16:
-        return np.dtype("f4"), np.dtype("f2")
-    return None, None
 
 
 def _squared(values: Array) -> Array:

@@ -20,6 +20,7 @@ from shmpar.errors import SegmentFull
 from shmpar.grid import Axis, Grid, Halo
 from shmpar.ipc.ledger import CURSOR, SINCE, Ledger
 from shmpar.ipc.tickets import Tickets
+from shmpar.memory.copying import is_masked
 from shmpar.plan import (
     SMALLER_WINDOW,
     Announcement,
@@ -209,7 +210,17 @@ class ApplyAlongAxis:
 
     def __call__(self, block: Array) -> Array:
         """Return the results of the block's lines."""
-        return np.apply_along_axis(self.func1d, self.axis, block, *self.args, **self.kwargs)
+        return np.apply_along_axis(self._checked, self.axis, block)
+
+    def _checked(self, line: Array) -> Any:
+        value = self.func1d(line, *self.args, **self.kwargs)
+        # Why here: NumPy would write the results of the lines into a plain array.
+        if type(value) is not np.ndarray and is_masked(value):
+            raise ResultError(
+                "the function returned a masked array, whose mask would be lost; return "
+                "values.filled(...), and take np.ma.getmaskarray(values) by a second call"
+            )
+        return value
 
 
 class Chunks:

@@ -92,6 +92,7 @@ def exit_if_forked(error: BaseException | None = None) -> None:
 _path: list[str] = []  # the path that was applied last
 _packed: list[bytes] = []  # the warning filters that were applied last, and their pickles
 _filters: list[Any] = []
+_error_call: list[Any] = [None]  # the callback of np.seterrcall() that was applied last
 
 
 def apply_environment(environment: Environment) -> None:
@@ -102,6 +103,9 @@ def apply_environment(environment: Environment) -> None:
     if environment.path is not None:
         _path[:] = sys.path[:] = [os.fsdecode(one) for one in environment.path]
     np.seterr(**environment.errors)
+    call = None if environment.error_call is None else unpack(environment.error_call)[0]
+    np.seterrcall(call)
+    _error_call[:] = [call]
     for name, value in environment.variables.items():
         if value is None:
             os.environb.pop(name, None)
@@ -130,6 +134,8 @@ def has_changed(environment: Environment) -> bool:
     try:
         moved = environment.directory is not None and os.getcwdb() != environment.directory
     except OSError:  # Why: the directory was removed, so it may be one that a function changed to
+        return True
+    if np.geterrcall() is not _error_call[0]:
         return True
     return moved or np.geterr() != environment.errors
 

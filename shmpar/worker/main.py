@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shmpar.errors import PlanError
+from shmpar.errors import PlanError, shortened
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import FINGERPRINT, Ledger
 from shmpar.ipc.protocol import Environment, PackedError, PackedValue, SegmentRecord, Work
@@ -142,7 +142,7 @@ def pack_exception(error: BaseException) -> PackedError:
     while shown is not None and shown.tb_frame.f_code.co_filename.startswith(_PACKAGE):
         shown = shown.tb_next
     trace = shown or error.__traceback__
-    text = "".join(traceback.format_exception(type(error), error, trace))
+    text = shortened("".join(traceback.format_exception(type(error), error, trace)))
     try:
         from shmpar.pickling.pack import pack_error  # Why here: most workers meet no exception.
 

@@ -8,6 +8,7 @@ never shortened.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from reprlib import repr as brief
 from typing import Any, Literal
 
 import numpy as np
@@ -285,7 +286,7 @@ def _convert(value: Any, dtype: np.dtype[Any], declared: bool) -> Array:
         try:
             return np.asarray(value, dtype)
         except OverflowError as error:
-            raise _returned(f"{value}, out of bounds: {error}") from error
+            raise _returned(f"{brief(value)}, out of bounds: {error}") from error
     if value is None:
         raise _returned("None where a value is due")
     return _as_array(value)

@@ -1,0 +1,257 @@
+"""Histograms with weights, with rules for the number of bins, and as densities: NumPy's."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import shmpar
+from shmpar.verbs import bins
+
+quick = settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+
+RULES = ["auto", "doane", "fd", "rice", "scott", "sqrt", "stone", "sturges"]
+# Why: older versions have other rules for integers, and for "auto".
+new_rules = pytest.mark.skipif(
+    np.lib.NumpyVersion(np.__version__) < "2.4.0", reason="the rules are those of NumPy 2.4"
+)
+
+
+@pytest.fixture
+def serial(nothing_left: None) -> Iterator[shmpar.Pool]:
+    """A serial pool, for tests that do not depend on the engine."""
+    with shmpar.Pool(1, engine="serial") as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def numpy_may_warn() -> Iterator[None]:
+    """Both warn of overflows and of suboptimal numbers of bins."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+def same(got: Any, due: Any, *, within: float = 0) -> None:
+    """Counts and edges have the dtypes, shapes and values of NumPy's."""
+    for one, other in zip(got, due, strict=True):
+        assert one.dtype == other.dtype
+        assert one.shape == other.shape
+    assert np.array_equal(got[1], due[1])
+    assert np.allclose(got[0], due[0], rtol=within, atol=0, equal_nan=True)
+
+
+def outcome(call: Any, *args: Any, **keywords: Any) -> Any:
+    """Return the result, or the class of the error."""
+    try:
+        return call(*args, **keywords)
+    except (ValueError, TypeError) as error:
+        return ValueError if isinstance(error, ValueError) else TypeError
+
+
+@st.composite
+def arrays(draw: st.DrawFn, dtypes: tuple[str, ...]) -> np.ndarray:
+    """Draw an array of up to three axes, with repeated and with rounded values."""
+    shape = draw(hnp.array_shapes(max_dims=3, max_side=9))
+    dtype = np.dtype(draw(st.sampled_from(dtypes)))
+    seed, kind = draw(st.integers(0, 2**32)), draw(st.sampled_from(["many", "few", "wide"]))
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=shape) * {"many": 40, "few": 2, "wide": 10}[kind]
+    if kind == "few":
+        values = np.round(values)
+    if dtype.kind == "f" and kind == "wide" and dtype.itemsize > 2:
+        values = np.exp(values / 3) * np.sign(values)
+    if dtype.kind == "u":
+        values = abs(values)
+    return values.astype(dtype)
+
+
+@new_rules
+@quick
+@given(
+    array=arrays(("i1", "u1", ">i2", "u4", "i8", "f2", "f4", ">f8", "f8", "g")),
+    rule=st.sampled_from(RULES),
+    limits=st.sampled_from([None, (-3, 3), (0, 0), (-1.5, 2.5), (500, 600)]),
+    chunks=st.sampled_from([1, 2, 5, "auto"]),
+    density=st.booleans(),
+)
+def test_the_rules_are_numpys(
+    serial: shmpar.Pool, array: Any, rule: str, limits: Any, chunks: Any, density: bool
+) -> None:
+    """A rule gives NumPy's number of bins, of every dtype, within a range and for any chunks.
+
+    The sums of squares of two rules may differ in their last digits. NumPy's overflow in float16.
+    """
+    assume(array.dtype != np.float16 or rule not in {"scott", "doane"})
+    due = outcome(np.histogram, array, rule, limits, density=density)
+    if rule == "stone" and array.size > 50:
+        chunks = "auto"
+    got = outcome(serial.histogram, array, rule, limits, density=density, chunks=chunks)
+    if isinstance(due, tuple) and rule in {"scott", "doane"} and len(got[0]) != len(due[0]):
+        assert abs(len(got[0]) - len(due[0])) == 1
+        due = np.histogram(array, len(got[0]), limits, density=density)
+    if isinstance(due, tuple):
+        same(got, due)
+    else:
+        assert got is due
+
+
+@new_rules
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "stone"])
+@pytest.mark.parametrize("dtype", ["f8", "f4", "i4", "u1"])
+def test_the_rules_on_every_engine(pool: shmpar.Pool, rule: str, dtype: str) -> None:
+    """Many values, on workers: the number of bins, the counts and the edges are NumPy's."""
+    values = (np.random.default_rng(7).normal(120, 20, (300, 400)).clip(0, 255)).astype(dtype)
+    same(pool.histogram(values, rule, chunks=101), np.histogram(values, rule))
+    limits = (100.0, 130.0)
+    got, due = pool.histogram(values, rule, limits, chunks=101), np.histogram(values, rule, limits)
+    same(got, due)
+
+
+@new_rules
+def test_the_rule_of_stone_on_every_engine(pool: shmpar.Pool) -> None:
+    """The candidates are compared by exact counts, and the warning is NumPy's."""
+    values = np.random.default_rng(7).normal(size=200)
+    same(pool.histogram(values, "stone", chunks=90), np.histogram(values, "stone"))
+    spikes = np.repeat([0.0, 1.0, 50.0], 30)
+    with pytest.warns(RuntimeWarning, match="may be suboptimal"):
+        due = np.histogram(spikes, "stone")
+    with pytest.warns(RuntimeWarning, match="may be suboptimal") as caught:
+        same(pool.histogram(spikes, "stone", chunks=50), due)
+    assert caught[0].filename == __file__
+
+
+@new_rules
+@pytest.mark.parametrize("value", [0.0, -3.0, 7.5])
+@pytest.mark.parametrize("rule", RULES)
+def test_equal_values(serial: shmpar.Pool, rule: str, value: float) -> None:
+    """All values in one bin, as in NumPy; outliers and repeated values too."""
+    for array in (np.full(9, value), np.full(1, value), np.r_[np.full(30, value), value + 100]):
+        same(serial.histogram(array, rule, chunks=4), np.histogram(array, rule))
+
+
+@quick
+@given(
+    array=hnp.arrays("f8", st.integers(1, 60), elements=st.floats(-1e300, 1e300)),
+    data=st.data(),
+    chunks=st.integers(1, 60),
+)
+def test_the_selection_is_exact(
+    serial: shmpar.Pool, array: Any, data: st.DataObject, chunks: int
+) -> None:
+    """The elements of any ranks are those of the sorted array, also of subnormal numbers."""
+    dtype = data.draw(st.sampled_from(["f8", "f4", "f2", "i8", "u8", "i1"]))
+    if np.dtype(dtype).kind in "iu":
+        info = np.iinfo(dtype)
+        numbers = st.integers(int(info.min), int(info.max))
+        array = data.draw(hnp.arrays(dtype, len(array), elements=numbers))
+    else:
+        array = array.clip(*[getattr(np.finfo(dtype), end) for end in ("min", "max")]).astype(dtype)
+    ranks = data.draw(st.lists(st.integers(0, len(array) - 1), min_size=1, max_size=4))
+    ends = array.min(), array.max()
+    call = serial._reduction("histogram", np.histogram, array, {})
+    measure = lambda function: serial._map(call, function, chunks)
+    got = bins._select(ranks, ends, ends, measure)
+    assert [one.dtype for one in got] == [array.dtype] * len(ranks)
+    assert np.array_equal(got, np.sort(array)[ranks])
+
+
+WEIGHTS = ("?", "i1", "u2", "i8", "u8", "f2", "f4", "f8", "g", "c8", "c16")
+
+
+@quick
+@given(
+    array=arrays(("i1", "u4", "f4", "f8")),
+    dtype=st.sampled_from(WEIGHTS),
+    bins=st.sampled_from([1, 4, [-2, -1, 0, 3.5], [0.0, 1.0], [1.0]]),
+    limits=st.sampled_from([None, (-3, 3), (0, 0)]),
+    chunks=st.sampled_from([1, 2, 5, "auto"]),
+    seed=st.integers(0, 99),
+    density=st.booleans(),
+)
+def test_weights_are_added_as_numpy_does(serial: shmpar.Pool, **drawn: Any) -> None:
+    """Weights of any dtype: the sums have their dtype, whole ones are exact; errors agree."""
+    array, bins, limits = drawn["array"], drawn["bins"], drawn["limits"]
+    weights = np.random.default_rng(drawn["seed"]).integers(0, 9, array.shape)
+    keywords = {"density": drawn["density"], "weights": weights.astype(drawn["dtype"])}
+    due = outcome(np.histogram, array, bins, limits, **keywords)
+    got = outcome(serial.histogram, array, bins, limits, chunks=drawn["chunks"], **keywords)
+    if isinstance(due, tuple):
+        same(got, due)
+    else:
+        assert got is due
+
+
+@pytest.mark.parametrize("weight_type", ["f4", "f8", "c16"])
+@pytest.mark.parametrize("bins", [12, [-2.0, -1.0, 0.5, 3.0]])
+def test_weights_on_every_engine(pool: shmpar.Pool, weight_type: str, bins: Any) -> None:
+    """Rounded sums are equal up to the order of additions; an out-of-range weight is not added."""
+    rng = np.random.default_rng(5)
+    values, weights = rng.normal(size=(300, 200)), rng.random((300, 200)).astype(weight_type)
+    tolerance = 1e-5 if weight_type == "f4" else 1e-12
+    for density in (False, True):
+        keywords: dict[str, Any] = {"weights": weights, "density": density}
+        got = pool.histogram(values, bins, (-2, 2), chunks=77, **keywords)
+        same(got, np.histogram(values, bins, (-2, 2), **keywords), within=tolerance)
+    shared = pool.array(weights)
+    same(
+        pool.histogram(values, bins, weights=shared), pool.histogram(values, bins, weights=weights)
+    )
+    listed = pool.histogram([1, 2, 2], 2, weights=[1, 2, 3])
+    same(listed, np.histogram([1, 2, 2], 2, weights=[1, 2, 3]))
+
+
+@pytest.mark.parametrize(
+    ("bins", "keywords", "error"),
+    [
+        (3, {"weights": np.ones(4)}, ValueError),
+        (3, {"weights": np.ones((5, 1))}, ValueError),
+        (3, {"weights": 2.0}, ValueError),
+        ("auto", {"weights": np.ones(5)}, TypeError),
+        ("automatic", {}, ValueError),
+        ("auto", {"range": (1, math.inf)}, ValueError),
+        ([0, 2, 3], {"weights": np.ones(5, bool)}, TypeError),
+        (3, {"weights": np.ones(5, object)}, TypeError),
+        (3, {"weights": np.ma.masked_less(np.arange(5), 2)}, TypeError),
+        (3, {"weights": np.array(["a"] * 5)}, TypeError),
+    ],
+)
+def test_bad_weights_and_rules_are_refused(
+    pool: shmpar.Pool, bins: Any, keywords: Any, error: Any
+) -> None:
+    """The errors are NumPy's, and come before anything starts."""
+    before = pool.last_run
+    with pytest.raises(error):
+        pool.histogram(np.arange(5.0), bins, **keywords)
+    assert pool.last_run is before
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_range_that_is_not_finite_is_refused(serial: shmpar.Pool, rule: str) -> None:
+    """NaN without a range is an error; with a range it is counted nowhere."""
+    values = np.array([1.0, math.nan, 3.0, 2.0])
+    with pytest.raises(ValueError, match="is not finite"):
+        serial.histogram(values, rule, chunks=2)
+    same(serial.histogram(values, rule, (0, 4), chunks=1), np.histogram(values, rule, (0, 4)))
+
+
+@pytest.mark.parametrize("dtype", ["g", "f8", "f4", "f2", "i4", "?"])
+@pytest.mark.parametrize("bins", [3, [0.0, 0.5, 2.0], np.array([0, 1, 2], "g")])
+def test_a_density_has_the_dtype_of_numpys(pool: shmpar.Pool, dtype: str, bins: Any) -> None:
+    """Also of long double, whose density is a float64."""
+    values = np.arange(6).astype(dtype)
+    for density in (False, True):
+        same(
+            pool.histogram(values, bins, density=density, chunks=2),
+            np.histogram(values, bins, density=density),
+        )

@@ -1,0 +1,76 @@
+"""Keywords that a verb does not have: the error names the right one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmpar
+
+X = np.arange(6.0)
+
+
+def same(block: Any) -> Any:
+    return block
+
+
+@pytest.mark.parametrize(
+    ("verb", "name", "advice"),
+    [
+        ("map_blocks", "chunksize", "did you mean chunks="),
+        ("map_blocks", "chunk", "did you mean chunks="),
+        ("map_blocks", "block_size", "did you mean chunks="),
+        ("map_blocks", "dropaxis", "did you mean drop_axis="),
+        ("map_blocks", "timeout", "did you mean task_timeout="),
+        ("map_blocks", "fillvalue", "did you mean fill_value="),
+        ("map_blocks", "retry", "did you mean retries="),
+        ("map_blocks", "n_jobs", r"a pool has it: shmpar\.Pool\(n_workers=\.\.\.\)"),
+        ("map_blocks", "backend", r"a pool has it: shmpar\.Pool\(engine=\.\.\.\)"),
+        ("map_blocks", "depth", "block_reduce and map_overlap take depth="),
+        ("map_blocks", "axis", "parallel_map takes axis="),
+        ("map_blocks", "trim", "map_overlap takes trim="),
+        ("map_overlap", "boundry", "did you mean boundary="),
+        ("map_overlap", "deph", "did you mean depth="),
+        ("block_reduce", "axis", "parallel_map takes axis="),
+        ("parallel_map", "chunks", "map_overlap take chunks="),
+        ("parallel_map", "axes", "did you mean axis="),
+        ("sum", "keep_dims", "did you mean keepdims="),
+        ("sum", "chunksize", "did you mean chunks="),
+        ("sum", "out", "beside its own a reduction takes progress, on_error"),
+        ("var", "dof", "did you mean ddof="),
+        ("histogram", "bin", "did you mean bins="),
+        ("histogram", "n_jobs", r"shmpar\.Pool\(n_workers"),
+    ],
+)
+def test_the_error_names_the_keyword_that_was_meant(
+    any_pool: shmpar.Pool, verb: str, name: str, advice: str
+) -> None:
+    """It names a keyword of the verb, of another verb, or of the pool."""
+    arguments = (X,) if verb in {"sum", "var", "histogram"} else (same, X)
+    needed: dict[str, Any] = {"depth": 1} if verb == "map_overlap" and name != "deph" else {}
+    expected = rf"^{verb}\(\) got an unexpected keyword argument '{name}'; .*{advice}"
+    with pytest.raises(TypeError, match=expected) as caught:
+        getattr(any_pool, verb)(*arguments, **needed, **{name: 3})
+    if len(arguments) == 2:
+        assert f"go into kwargs={{'{name}': 3}}" in str(caught.value)
+
+
+def test_a_keyword_like_none_of_them_goes_to_the_function(any_pool: shmpar.Pool) -> None:
+    """Without a name that is close, the advice is kwargs alone."""
+    with pytest.raises(TypeError) as caught:
+        any_pool.map_blocks(same, X, sigma=3)
+    assert str(caught.value) == (
+        "map_blocks() got an unexpected keyword argument 'sigma'; keyword arguments for the "
+        "function go into kwargs={'sigma': 3}"
+    )
+
+
+@pytest.mark.parametrize("depth", [3, np.int64(3)])
+def test_a_depth_without_its_name(any_pool: shmpar.Pool, depth: Any) -> None:
+    """map_overlap(f, x, 3) says depth=3."""
+    with pytest.raises(TypeError, match=r"map_overlap\(\) needs depth=.* write depth=3$"):
+        any_pool.map_overlap(same, X, depth)
+    with pytest.raises(TypeError, match=r"map_overlap\(\) needs depth=, the elements of the halo$"):
+        any_pool.map_overlap(same, X)
