@@ -1,9 +1,17 @@
-"""Explain why an object does not pickle: name the part that fails as its user knows it."""
+"""Refuse objects that do not survive pickling, and explain it: name the part as its user knows it.
+
+Guarantees
+----------
+- An object that would arrive as a number of this process, such as the end of a pipe, is refused.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import io
+import pickle
+import sys
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -12,29 +20,149 @@ import cloudpickle
 
 from shmpar.plan import Function
 
+_DEEPEST = 6  # parts of parts that a message follows
+
+_INSIDE = "create it inside the function or in the pool's initializer"
+_QUEUE = "return the values instead, or send them through multiprocessing.Manager().Queue()"
+_SHARED = "use an array of shmpar.array(), which all workers share"
+_LOCK = "use array.lock of a shared array, or multiprocessing.Manager()"
+_THREADS = f"{_INSIDE}; to exclude other workers use array.lock of a shared array"
+_REMEDIES = {
+    "_queue": _QUEUE,
+    "_thread": _THREADS,
+    "ctypes.CDLL": "load the library inside the function, or in a module that workers can import",
+    "multiprocessing.connection": _QUEUE,
+    "multiprocessing.heap": _SHARED,
+    "multiprocessing.queues": _QUEUE,
+    "multiprocessing.sharedctypes": _SHARED,
+    "multiprocessing.synchronize": _LOCK,
+    "queue": _QUEUE,
+    "threading": _THREADS,
+}
+
+
+_CALLABLES = (types.FunctionType, types.MethodType, types.ModuleType)
+
+
+class ProcessLocal(pickle.PicklingError):
+    """An object has a meaning in its own process alone; the message names it and the remedy."""
+
+
+class CheckedPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Pickles functions by value if needed; raises `ProcessLocal` for numbers of this process."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Check an object, then reduce it as cloudpickle does."""
+        if not isinstance(obj, (type, types.FunctionType)):
+            _check_process_local(obj)
+        return super().reducer_override(obj)
+
+
+def _check_process_local(obj: Any) -> None:
+    """Raise `ProcessLocal` for an object whose number or address means nothing in a worker."""
+    kind = type(obj)
+    by_author = _has_reducer(kind)
+    for base in kind.__mro__:
+        module = base.__module__
+        name = f"ctypes.{base.__name__}" if module == "ctypes" else module
+        if name in _REMEDIES and (module.startswith("multiprocessing.") or not by_author):
+            raise _process_local(kind, _REMEDIES[name])
+    if by_author:
+        return
+    if _holds_descriptor(obj):
+        raise _process_local(kind, _INSIDE)
+    # Why private: ForkingPickler has no public table of the types that it knows.
+    reduction: Any = sys.modules.get("multiprocessing.reduction")
+    if reduction is not None and kind in reduction.ForkingPickler._extra_reducers:  # noqa: SLF001
+        raise _process_local(kind, f"give its class a method __reduce__, or {_INSIDE}")
+
+
+def _process_local(kind: type, remedy: str) -> ProcessLocal:
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    return ProcessLocal(f"a {name} has a meaning in its own process alone: {remedy}")
+
+
+def _has_reducer(kind: type) -> bool:
+    """Return whether the author of a class has said how its objects are pickled."""
+    return kind in cloudpickle.Pickler.dispatch_table or any(
+        getattr(kind, name) is not getattr(object, name)
+        for name in ("__reduce_ex__", "__reduce__", "__getstate__")
+    )
+
+
+def _holds_descriptor(obj: Any) -> bool:
+    if not hasattr(type(obj), "fileno"):
+        return False
+    try:
+        number = obj.fileno()
+    except Exception:  # noqa: BLE001 - a file that is not open may raise anything
+        return False
+    return isinstance(number, int) and number >= 0
+
 
 def explain_failure(value: Any, error: Exception) -> str:
     """Return the message for an object that does not pickle and for the error that says so."""
+    function: Any = None
     if isinstance(value, Function):
-        parts: tuple[Any, ...] = (value.call, value.keywords, *value.values)
+        function = value.call
+        while isinstance(function, functools.partial) and _is_ours(function.func):
+            function = function.args[0]  # of Pool.map
+        parts: tuple[Any, ...] = (function, value.keywords, *value.values)
     else:
         parts = value if isinstance(value, tuple) else (value,)
     for part in parts:
-        for name, held in _contents(part):
-            if not _pickles(held):
-                found = f"{name} is a {type(held).__module__}.{type(held).__qualname__}"
-                remedy = "create it inside the function or in the pool's initializer"
-                reason = f"{found}, which does not pickle ({error}); {remedy}"
-                return f"cannot send {_name(part)} to a worker: {reason}"
-    failing = next((part for part in parts if not _pickles(part)), parts[0])
-    return f"cannot send {_name(failing)} to a worker: it does not pickle ({error})"
+        found = _find(part)
+        if found is not None:
+            where, held, reason = found
+            kind = f"{type(held).__module__}.{type(held).__qualname__}"
+            if isinstance(reason, ProcessLocal):
+                text = f"{where} is a {kind}: {reason}"
+            else:
+                text = f"{where} is a {kind}, which does not pickle ({reason}); {_INSIDE}"
+            return f"cannot send {_name(part, function)} to a worker: {text}"
+    failing = next((part for part in parts if _failure(part) is not None), parts[0])
+    name = _name(failing, function)
+    if isinstance(error, ProcessLocal):
+        return f"cannot send {name} to a worker: {error}"
+    return f"cannot send {name} to a worker: it does not pickle ({error})"
 
 
-def _contents(part: Any) -> Iterator[tuple[str, Any]]:
+def _is_ours(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).startswith("shmpar.")
+
+
+def _find(part: Any) -> tuple[str, Any, BaseException] | None:
+    """Return the innermost object in a part that does not pickle: its place, itself, the error."""
+    found: tuple[str, Any, BaseException] | None = None
+    path: list[str] = []
+    seen = {id(part)}
+    while len(path) < _DEEPEST:
+        for name, held in _contents(part, outermost=not path):
+            if id(held) not in seen and (failure := _failure(held)) is not None:
+                path.append(name)
+                found = (", ".join([*[f"in {one}" for one in path[:-1]], name]), held, failure)
+                break
+        else:
+            break
+        if not _is_followed(held):
+            break
+        seen.add(id(held))
+        part = held
+    return found
+
+
+def _is_followed(held: Any) -> bool:
+    """Return whether the parts of an object say more than the object itself."""
+    if isinstance(held, (dict, type, functools.partial, *_CALLABLES)):
+        return True
+    return type(held).__module__.partition(".")[0] not in sys.stdlib_module_names
+
+
+def _contents(part: Any, *, outermost: bool) -> Iterator[tuple[str, Any]]:
     """Yield the objects that an object holds, each with the name that its user knows."""
     if isinstance(part, dict):
-        for key, held in part.items():
-            yield f"the keyword argument {key!r}", held
+        place = "the keyword argument" if outermost else "its value of"
+        yield from [(f"{place} {key!r}", held) for key, held in part.items()]
     function = part
     if isinstance(part, functools.partial):
         function = part.func
@@ -45,11 +173,15 @@ def _contents(part: Any) -> Iterator[tuple[str, Any]]:
     function = getattr(function, "__wrapped__", function)
     if isinstance(function, types.FunctionType):
         yield from _contents_of_function(function)
-    elif hasattr(part, "__self__"):
+    elif hasattr(part, "__self__") and not isinstance(part, types.ModuleType):
         yield "the object of the method", part.__self__
     elif hasattr(part, "__dict__"):
-        for key, held in vars(part).items():
-            yield f"its attribute {key!r}", held
+        hidden = ("__dict__", "__weakref__", "__builtins__")
+        for key, held in list(vars(part).items()):
+            if key not in hidden:
+                yield f"its attribute {key!r}", held
+        if not isinstance(part, (type, types.ModuleType)):
+            yield f"its class {type(part).__qualname__}", type(part)
 
 
 def _contents_of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
@@ -64,17 +196,22 @@ def _contents_of_function(function: types.FunctionType) -> Iterator[tuple[str, A
         yield f"its default number {number}", default
 
 
-def _pickles(value: Any) -> bool:
+def _failure(value: Any) -> BaseException | None:
+    """Return the error of pickling a value; None if it pickles."""
     try:
-        cloudpickle.dumps(value)
-    except Exception:  # noqa: BLE001 - pickling may raise any exception
-        return False
-    return True
+        CheckedPickler(io.BytesIO(), protocol=5).dump(value)
+    except Exception as error:  # noqa: BLE001 - pickling may raise any exception
+        return error
+    return None
 
 
-def _name(value: Any) -> str:
+def _name(value: Any, function: Any) -> str:
     if isinstance(value, dict):
         return "kwargs"
     value = getattr(value, "func1d", value)  # of apply_along_axis
     name = getattr(value, "__qualname__", None)
-    return f"an item such as {value!r:.60}" if name is None else f"function {name}"
+    if name is not None:
+        return f"function {name}"
+    if value is function:
+        return f"the callable {type(value).__module__}.{type(value).__qualname__}"
+    return f"an item such as {value!r:.60}"

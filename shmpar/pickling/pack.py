@@ -32,7 +32,7 @@ from shmpar.errors import PlanError, ShmparError
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
-from shmpar.pickling.explain import explain_failure
+from shmpar.pickling.explain import CheckedPickler, explain_failure
 from shmpar.pickling.unpack import module_globals, segment_array
 from shmpar.plan import Function
 
@@ -125,7 +125,9 @@ def pack_result(value: Any) -> Payload:
 
 def pack_error(error: BaseException) -> bytes:
     """Pickle an exception with all its attributes; pass on any exception of pickling."""
-    return cloudpickle.dumps(error, 5)  # type: ignore[no-any-return]
+    file = io.BytesIO()
+    CheckedPickler(file, protocol=5).dump(error)
+    return file.getvalue()
 
 
 def _pickle(value: Any, *, importable_only: bool = False, is_result: bool = False) -> Payload:
@@ -136,7 +138,7 @@ def _pickle(value: Any, *, importable_only: bool = False, is_result: bool = Fals
     return Payload(file.getvalue(), segments, private)
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+class _Pickler(CheckedPickler):
     """Pickles functions by value if needed, and arrays by their segments."""
 
     def __init__(self, file: io.BytesIO, *, importable_only: bool, is_result: bool) -> None:
