@@ -7,6 +7,7 @@ Guarantees
 - It imports nothing before its `sys.path` is the parent's, and numpy only after the caps on its
   threads are in its environment.
 - It never imports the parent's `__main__`.
+- All workers have the same hash of a string: the parent's if its seed is known.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ THREAD_CAPS = (
 )
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+_SEED = "PYTHONHASHSEED"
+# Why: Python does not tell the seed that it has drawn, so that workers cannot have the parent's.
+_DRAWN_SEED = str(int.from_bytes(os.urandom(4), "little") or 1)
 
 BOOT = """
 import sys, posix, _signal
@@ -104,7 +109,7 @@ class Launcher:
     def __init__(self, python: str | None, env: Mapping[str, str], threads: int) -> None:
         self._foreign = python is not None
         self._python = python or _this_python()
-        self._env = {**dict.fromkeys(THREAD_CAPS, str(threads)), **env}
+        self._env = {**dict.fromkeys(THREAD_CAPS, str(threads)), **env, _SEED: _hash_seed(env)}
 
     def start(self, number: int) -> Launched:
         """Start the worker with this number; do not wait for it.
@@ -146,10 +151,27 @@ class Launcher:
         return subprocess.Popen(
             [self._python, *flags, "-P", "-c", BOOT, *map(str, (sock, life, number))],
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **self._env},
+            env={**self._inherited(), **self._env},
             pass_fds=(sock, life),
             process_group=0,  # Why: Ctrl-C of the terminal is the parent's to handle.
         )
+
+    def _inherited(self) -> dict[str, str]:
+        """Return this process' environment, without the variables that this Python ignores."""
+        ignored = sys.flags.ignore_environment and not self._foreign
+        kept = os.environ.items()
+        return {name: one for name, one in kept if not (ignored and name.startswith("PYTHON"))}
+
+
+def _hash_seed(env: Mapping[str, str]) -> str:
+    """Return the seed of the hashes of strings in workers, as a number."""
+    given = env.get(_SEED, "")
+    if given.isdecimal():
+        return given
+    if not sys.flags.hash_randomization:
+        return "0"
+    own = "" if sys.flags.ignore_environment else os.environ.get(_SEED, "")
+    return own if own.isdecimal() else _DRAWN_SEED
 
 
 def _this_python() -> str:
@@ -160,10 +182,11 @@ def _this_python() -> str:
 
 
 def _interpreter_flags() -> list[str]:
-    """Return the flags that this interpreter was started with."""
+    """Return the flags that this interpreter was started with, but those against variables."""
     # Why private: multiprocessing passes flags on by this function; there is no public one.
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
-    return flags
+    # Why: -E and -I would ignore the seed of hashes; a worker gets none of the other variables.
+    return [{"-I": "-s"}.get(flag, flag) for flag in flags if flag != "-E"]
 
 
 def _pidfd(pid: int) -> int:
