@@ -18,6 +18,12 @@ from typing import Any
 
 import cloudpickle
 
+from shmpar.pickling.unpack import (
+    make_cached,
+    make_cached_property,
+    make_dispatcher,
+    set_dispatcher,
+)
 from shmpar.plan import Function
 
 _DEEPEST = 6  # parts of parts that a message follows
@@ -52,10 +58,50 @@ class CheckedPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
     """Pickles functions by value if needed; raises `ProcessLocal` for numbers of this process."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """Check an object, then reduce it as cloudpickle does."""
-        if not isinstance(obj, (type, types.FunctionType)):
+        """Check an object, then reduce it as cloudpickle does, which lacks parts of functools."""
+        if isinstance(obj, types.FunctionType):
+            if obj.__code__ is _DISPATCHER and not is_importable(obj):
+                return _reduce_dispatcher(obj)
+        elif type(obj) is _CACHED:
+            if not is_importable(obj):
+                return _reduce_cached(obj)
+        elif isinstance(obj, functools.cached_property) and hasattr(obj, "lock"):
+            state = {name: value for name, value in vars(obj).items() if name != "lock"}
+            return make_cached_property, (type(obj),), state
+        elif not isinstance(obj, type):
             _check_process_local(obj)
         return super().reducer_override(obj)
+
+
+_CACHED: type = type(functools.lru_cache(len))
+_DISPATCHER = functools.singledispatch(len).__code__  # type: ignore[attr-defined]
+
+
+def is_importable(obj: Any) -> bool:
+    """Return whether a function is found in its module under its name, and not in a script."""
+    module = obj.__module__
+    if module == "__main__" or module in {m for m in cloudpickle.list_registry_pickle_by_value()}:
+        return False
+    found: Any = sys.modules.get(module or "")
+    for name in obj.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is obj
+
+
+def _reduce_cached(obj: Any) -> tuple[Any, ...]:
+    """Reduce a function of lru_cache; its cache stays here."""
+    state = {name: value for name, value in vars(obj).items() if name != "cache_parameters"}
+    limits = obj.cache_parameters()
+    return make_cached, (obj.__wrapped__, limits["maxsize"], limits["typed"]), state
+
+
+def _reduce_dispatcher(obj: Any) -> tuple[Any, ...]:
+    """Reduce a function of singledispatch, with the functions that were registered."""
+    own = vars(functools.singledispatch(len))
+    state = {name: value for name, value in vars(obj).items() if name not in own}
+    registered = list(obj.registry.items())
+    default = obj.registry[object]
+    return make_dispatcher, (default,), (registered, state), None, None, set_dispatcher
 
 
 def _check_process_local(obj: Any) -> None:

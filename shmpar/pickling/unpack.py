@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import threading
 from collections.abc import Callable, Sequence
@@ -62,6 +63,34 @@ namespaces = Namespaces()
 def module_globals(module: str, attributes: dict[str, Any]) -> dict[str, Any]:
     """Return the globals dict of a module; pickles call this function."""
     return namespaces.of(module, attributes)
+
+
+# Functions of functools that pickles call, since neither pickle nor cloudpickle sends these.
+
+
+def make_cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:  # noqa: FBT001
+    """Return a function of :func:`functools.lru_cache`, with an empty cache."""
+    return functools.lru_cache(maxsize, typed)(function)
+
+
+def make_cached_property(kind: type) -> Any:
+    """Return a :class:`functools.cached_property` with a lock of its own; its state follows."""
+    made = kind.__new__(kind)
+    made.lock = threading.RLock()
+    return made
+
+
+def make_dispatcher(default: Callable[..., Any]) -> Any:
+    """Return a function of :func:`functools.singledispatch`."""
+    return functools.singledispatch(default)
+
+
+def set_dispatcher(function: Any, state: tuple[list[tuple[type, Any]], dict[str, Any]]) -> None:
+    """Register the functions of a dispatcher, and set its attributes."""
+    registered, attributes = state
+    for kind, one in registered:
+        function.register(kind, one)
+    vars(function).update(attributes)
 
 
 class _Arriving(threading.local):
