@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
+import importlib
 import os
 import random
 import signal
 import sys
 import threading
 import time
-import types
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
@@ -160,37 +159,41 @@ def test_a_function_that_does_not_pickle_is_explained(pool: shmpar.Pool) -> None
     assert pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
 
 
-def test_a_function_that_pickles_but_does_not_load_is_a_plan_error(pool: shmpar.Pool) -> None:
-    """A worker cannot find a function that is pickled by its name in __main__."""
-    cached = functools.lru_cache(lambda item: item)
-    cached.__module__, cached.__qualname__ = "__main__", "cached"
-    import __main__
+class DoesNotLoad:
+    """An object that pickles and does not unpickle."""
 
-    __main__.cached = cached
-    try:
-        with pytest.raises(shmpar.PlanError, match="does not load in a worker"):
-            pool.parallel_map(cached, range(3))
-    finally:
-        del __main__.cached
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+def test_a_function_that_pickles_but_does_not_load_is_a_plan_error(pool: shmpar.Pool) -> None:
+    """The error of the worker is in the message, for a verb and for submit."""
+    held = DoesNotLoad()
+    with pytest.raises(shmpar.PlanError, match=r"does not load in a worker \(ValueError"):
+        pool.parallel_map(lambda item: (item, held), range(3))
+    with pytest.raises(shmpar.PlanError, match=r"does not load in a worker \(ValueError"):
+        pool.submit(lambda: held).result()
     assert pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
 
 
-def test_warning_filters_that_do_not_load_are_a_plan_error(mortal_pool: shmpar.Pool) -> None:
+def test_warning_filters_that_do_not_load_are_a_plan_error(
+    mortal_pool: shmpar.Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The error lasts as long as the filters, and no worker exits."""
-    module = types.ModuleType("there_is_no_such_module")
-    category = type("Lost", (UserWarning,), {"__module__": module.__name__})
-    module.Lost = category  # type: ignore[attr-defined]
+    here = f"import os\nassert os.getpid() == {os.getpid()}\n"
+    (tmp_path / "parent_alone.py").write_text(f"{here}class Lost(UserWarning): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    category = importlib.import_module("parent_alone").Lost
     wait_for_workers(mortal_pool)
     workers = mortal_pool._loop.engine.pids()
     with warnings.catch_warnings():
-        sys.modules[module.__name__] = module
         warnings.simplefilter("ignore", category)
         try:
             for _ in range(2):  # Why: the workers get the filters only once
                 with pytest.raises(shmpar.PlanError, match=r"warning filters .* do not load"):
                     mortal_pool.parallel_map(abs, range(3))
         finally:
-            del sys.modules[module.__name__]
+            del sys.modules["parent_alone"]
     assert mortal_pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
     assert mortal_pool._loop.engine.pids() == workers
 

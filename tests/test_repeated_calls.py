@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import signal
 import sys
 import time
-import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,17 +170,20 @@ def test_a_worker_unmaps_a_deleted_array(pool: shmpar.Pool) -> None:
     assert _mapped(pid) < MEGABYTES << 20
 
 
-def test_a_worker_unmaps_a_deleted_array_after_a_refused_plan(pool: shmpar.Pool) -> None:
+def test_a_worker_unmaps_a_deleted_array_after_a_refused_plan(
+    pool: shmpar.Pool, tmp_path: Path
+) -> None:
     """A worker caches the error of a plan, but not the memory of its input."""
     array = pool.array(np.ones(MEGABYTES << 17))
     for _ in range(2):
         pool.block_reduce(total, array, chunks=MEGABYTES << 15)
-    missing = type("Missing", (UserWarning,), {"__module__": "shmpar_missing"})
-    made = types.ModuleType("shmpar_missing")
-    made.Missing = missing
+    here = f"import os\nassert os.getpid() == {os.getpid()}\n"
+    source = f"{here}class Missing(UserWarning): pass\n"
+    (tmp_path / "shmpar_missing.py").write_text(source)
     (pid,) = pool._loop.engine.pids()
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, made.__name__, made)
+        patch.syspath_prepend(tmp_path)
+        missing = importlib.import_module("shmpar_missing").Missing
         warnings.simplefilter("ignore", missing)
         with pytest.raises(shmpar.PlanError, match="warning filters"):
             pool.block_reduce(total, array, chunks=MEGABYTES << 15)
@@ -190,6 +193,7 @@ def test_a_worker_unmaps_a_deleted_array_after_a_refused_plan(pool: shmpar.Pool)
         deadline = time.monotonic() + 5
         while _mapped(pid) >= MEGABYTES << 20:  # the worker gets only the message to forget it
             assert time.monotonic() < deadline
+    del sys.modules["shmpar_missing"]
 
 
 def _mapped(pid: int) -> int:

@@ -283,7 +283,8 @@ def unpack_call(
     if not event.started:
         return event._replace(error=broken)
     if event.error is not None:
-        return event._replace(error=unpack_error(event.error))
+        error = unpack_error(event.error)
+        return event._replace(error=error if event.loaded else rejection(error))
     try:
         return event._replace(value=_unpack_value(event.value, descriptors))
     except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
@@ -309,8 +310,9 @@ def rejection(cause: BaseException) -> PlanError:
         return cause
     rejected = PlanError(
         f"the function was sent, but does not load in a worker ({type(cause).__name__}: {cause}); "
-        "a worker must be able to import each name that it refers to: define it in a module, or "
-        "wrap it in a plain function"
+        "a worker must be able to import each name that it refers to: define it in a module that "
+        "workers can import, or have its module sent along by "
+        "cloudpickle.register_pickle_by_value(module)"
     )
     rejected.__cause__ = cause
     return rejected

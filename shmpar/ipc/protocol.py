@@ -283,12 +283,15 @@ class CallFinished(NamedTuple):
         The exception that it raised.
     started : bool
         False if the function was not called, since the initializer had failed.
+    loaded : bool
+        False if the error is that of loading the function and its arguments.
     """
 
     call: int
     value: Any = None
     error: Any = None
     started: bool = True
+    loaded: bool = True
 
 
 class InitializerFailed(NamedTuple):

@@ -16,11 +16,12 @@ Guarantees
 from __future__ import annotations
 
 import dis
+import functools
 import io
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
@@ -32,20 +33,41 @@ from shmpar.errors import PlanError, ShmparError
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
-from shmpar.pickling.explain import CheckedPickler, explain_failure
-from shmpar.pickling.unpack import module_globals, segment_array
+from shmpar.pickling.explain import (
+    INSIDE,
+    MISSING,
+    MODULE_NAMES,
+    PLAIN,
+    SCALARS,
+    ProcessLocal,
+    UserModule,
+    Walk,
+    explain_failure,
+    user_module,
+)
+from shmpar.pickling.unpack import (
+    after,
+    live_globals,
+    make_cached,
+    make_cached_property,
+    make_dispatcher,
+    module_globals,
+    segment_array,
+    set_dispatcher,
+    update_module,
+)
 from shmpar.plan import Function
 
 LARGE = 64 * 1024  # bytes; a smaller array is cheaper to pickle than to map
 
+_CACHED: type = type(functools.lru_cache(len))
+_DISPATCHER = functools.singledispatch(len).__code__  # type: ignore[attr-defined]
+_DEFINITIONS = (types.FunctionType, type, _CACHED)  # found in a module under their names
 _COMPILED = (types.BuiltinFunctionType, type(np.sum))  # np.sum dispatches on __array_function__
 _OWNERS = (types.NoneType, types.ModuleType)
-_SCALARS = (bool, int, float, complex, str, bytes, types.NoneType)
-_MODULE_NAMES = ("__name__", "__package__", "__path__", "__file__")  # sent with each function
 _ATTRIBUTES = attrgetter(
     "__code__", "__closure__", "__doc__", "__module__", "__name__", "__qualname__", "__kwdefaults__"
 )
-_MISSING = object()
 
 
 class Payload(NamedTuple):
@@ -98,7 +120,7 @@ def pack(value: Any, *, importable_only: bool = False) -> Payload:
     except (ShmparError, OSError):
         raise
     except Exception as error:
-        raise PlanError(explain_failure(value, error)) from error
+        raise PlanError(explain_failure(value, error, _failure)) from error
 
 
 def pack_result(value: Any) -> Payload:
@@ -138,6 +160,122 @@ def _pickle(value: Any, *, importable_only: bool = False, is_result: bool = Fals
     return Payload(file.getvalue(), segments, private)
 
 
+_QUEUE = "return the values instead, or send them through multiprocessing.Manager().Queue()"
+_SHARED = "use an array of shmpar.array(), which all workers share"
+_LOCK = "use array.lock of a shared array, or multiprocessing.Manager()"
+_THREADS = f"{INSIDE}; to exclude other workers use array.lock of a shared array"
+_REMEDIES = {
+    "_queue": _QUEUE,
+    "_thread": _THREADS,
+    "ctypes.CDLL": "load the library inside the function, or in a module that workers can import",
+    "multiprocessing.connection": _QUEUE,
+    "multiprocessing.heap": _SHARED,
+    "multiprocessing.queues": _QUEUE,
+    "multiprocessing.sharedctypes": _SHARED,
+    "multiprocessing.synchronize": _LOCK,
+    "queue": _QUEUE,
+    "threading": _THREADS,
+}
+
+
+class CheckedPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Pickles functions by value if needed; raises `ProcessLocal` for numbers of this process."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Check an object, then reduce it as cloudpickle does, which lacks parts of functools."""
+        if isinstance(obj, types.FunctionType):
+            if obj.__code__ is _DISPATCHER and not _is_found(obj):
+                return _reduce_dispatcher(obj)
+        elif type(obj) is _CACHED:
+            if not _is_found(obj):
+                return _reduce_cached(obj)
+        elif isinstance(obj, functools.cached_property) and hasattr(obj, "lock"):
+            state = {name: value for name, value in vars(obj).items() if name != "lock"}
+            return make_cached_property, (type(obj),), state
+        elif not isinstance(obj, type):
+            _check_process_local(obj)
+        return super().reducer_override(obj)
+
+
+def _is_found(obj: Any) -> bool:
+    """Return whether a function is found in its module under its name, and not in a script."""
+    module = obj.__module__ or ""
+    if module == "__main__" or module in cloudpickle.list_registry_pickle_by_value():
+        return False
+    found: Any = sys.modules.get(module)
+    for name in obj.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is obj
+
+
+def _reduce_cached(obj: Any) -> tuple[Any, ...]:
+    """Reduce a function of lru_cache; its cache stays here."""
+    state = {name: value for name, value in vars(obj).items() if name != "cache_parameters"}
+    limits = obj.cache_parameters()
+    return make_cached, (obj.__wrapped__, limits["maxsize"], limits["typed"]), state
+
+
+def _reduce_dispatcher(obj: Any) -> tuple[Any, ...]:
+    """Reduce a function of singledispatch, with the functions that were registered."""
+    own = vars(functools.singledispatch(len))
+    state = {name: value for name, value in vars(obj).items() if name not in own}
+    registered = list(obj.registry.items())
+    default = obj.registry[object]
+    return make_dispatcher, (default,), (registered, state), None, None, set_dispatcher
+
+
+def _check_process_local(obj: Any) -> None:
+    """Raise `ProcessLocal` for an object whose number or address means nothing in a worker."""
+    kind = type(obj)
+    by_author = _has_reducer(kind)
+    for base in kind.__mro__:
+        module = base.__module__
+        name = f"ctypes.{base.__name__}" if module == "ctypes" else module
+        if name in _REMEDIES and (module.startswith("multiprocessing.") or not by_author):
+            raise _process_local(kind, _REMEDIES[name])
+    if by_author:
+        return
+    if _holds_descriptor(obj):
+        raise _process_local(kind, INSIDE)
+    # Why private: ForkingPickler has no public table of the types that it knows.
+    reduction: Any = sys.modules.get("multiprocessing.reduction")
+    if reduction is not None and kind in reduction.ForkingPickler._extra_reducers:  # noqa: SLF001
+        raise _process_local(kind, f"give its class a method __reduce__, or {INSIDE}")
+
+
+def _process_local(kind: type, remedy: str) -> ProcessLocal:
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    why = "it has a meaning in its own process alone"
+    return ProcessLocal(f"a {name} does not pickle: {why}; {remedy}")
+
+
+def _has_reducer(kind: type) -> bool:
+    """Return whether the author of a class has said how its objects are pickled."""
+    return kind in cloudpickle.Pickler.dispatch_table or any(
+        getattr(kind, name) is not getattr(object, name)
+        for name in ("__reduce_ex__", "__reduce__", "__getstate__")
+    )
+
+
+def _holds_descriptor(obj: Any) -> bool:
+    if not hasattr(type(obj), "fileno"):
+        return False
+    try:
+        number = obj.fileno()
+    except Exception:  # noqa: BLE001 - a file that is not open may raise anything
+        return False
+    return isinstance(number, int) and number >= 0
+
+
+def _failure(value: Any) -> BaseException | None:
+    """Return the error of pickling a value; None if it pickles."""
+    try:
+        CheckedPickler(io.BytesIO(), protocol=5).dump(value)
+    except Exception as error:  # noqa: BLE001 - pickling may raise any exception
+        return error
+    return None
+
+
 class _Pickler(CheckedPickler):
     """Pickles functions by value if needed, and arrays by their segments."""
 
@@ -147,13 +285,57 @@ class _Pickler(CheckedPickler):
         self._importable_only, self._is_result = importable_only, is_result
         # Why: the pickler's memo holds ids, so each array that it has seen must stay alive.
         self._alive: list[Any] = []
+        self._walk = Walk()
+        self._updated: set[tuple[str, str]] = set()  # modules and names that the pickle brings
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, np.ndarray):
             return self._reduce_array(obj)
+        definition: Any = obj
+        if isinstance(obj, _DEFINITIONS) and not (self._importable_only or self._is_result):
+            updates = self._updates(obj)
+            if updates:
+                # Why twice: the pickle brings the updates, then the object, which they may hold.
+                return after, (updates, obj)
+            top = definition.__qualname__.partition(".")[0]
+            if (definition.__module__, top) in self._updated:
+                return self._reduce_updated(obj)
         if isinstance(obj, types.FunctionType) and not _pickled_by_name(obj):
             self._share_globals(obj)
         return super().reducer_override(obj)
+
+    def _updates(self, obj: Any) -> list[_Update]:
+        """Return the changes of the modules that an object reaches, unless they were pickled."""
+        self._walk.visit(obj)
+        changes, self._walk.changes = self._walk.changes, {}
+        updates = []
+        for module, names in changes.items():
+            new = [name for name in names if (module.name, name) not in self._updated]
+            self._updated.update((module.name, name) for name in new)
+            if new or not module.importable:
+                updates.append(_Update(module, new))
+        return updates
+
+    def _reduce_updated(self, obj: Any) -> Any:
+        """Reduce a definition of a module that workers have too, in another state."""
+        if isinstance(obj, type):
+            return _reduce_class(obj)
+        if not isinstance(obj, types.FunctionType):
+            return _reduce_cached(obj)
+        if obj.__code__ is _DISPATCHER:
+            return _reduce_dispatcher(obj)
+        module = user_module(obj.__globals__.get("__name__"))
+        if module is None or vars(module.module) is not obj.__globals__:
+            return super().reducer_override(obj)
+        key = id(obj.__globals__)
+        before = self.globals_ref.get(key)
+        self.globals_ref[key] = _LiveGlobals(module)
+        reduced = self._dynamic_function_reduce(obj)
+        reduced[2][1]["__globals__"] = {}  # Why: an update brings those that have changed.
+        del self.globals_ref[key]
+        if before is not None:
+            self.globals_ref[key] = before
+        return reduced
 
     def _share_globals(self, function: types.FunctionType) -> None:
         """Make the functions of one module share one globals dict in the worker."""
@@ -204,8 +386,56 @@ class _ModuleGlobals:
 
     def __reduce__(self) -> tuple[Any, ...]:
         names = vars(self._module)
-        attributes = {name: names[name] for name in _MODULE_NAMES if name in names}
+        attributes = {name: names[name] for name in MODULE_NAMES if name in names}
         return module_globals, (self._module.__name__, attributes)
+
+
+class _Update:
+    """Stands in a pickle for the globals of a module that workers have in another state."""
+
+    def __init__(self, module: UserModule, names: Sequence[str]) -> None:
+        self._module = module
+        self._values: dict[str, Any] = {}
+        self._deleted = [name for name in names if name not in vars(module.module)]
+        for name in names:
+            value = vars(module.module).get(name, MISSING)
+            if value is not MISSING and self._is_sent(name, value):
+                self._values[name] = value
+
+    def _is_sent(self, name: str, value: Any) -> bool:
+        if type(value) in PLAIN or isinstance(value, (*_DEFINITIONS, np.ndarray)):
+            return True
+        error = _failure(value)
+        if error is None:
+            return True
+        module = self._module
+        if module.importable and name in module.source.managed:
+            return False  # Why: such as a connection, which the worker's own module makes.
+        why = "has changed here" if module.importable else "cannot be imported by workers"
+        raise PlanError(
+            f"module {module.name} {why}, so that it is sent by value, but its global {name!r} is "
+            f"a {type(value).__module__}.{type(value).__qualname__}, which does not pickle "
+            f"({error}); "
+            + ("reload it, or " if module.importable else "")
+            + "put the global into "
+            "a module that workers can import, or make it inside the function"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        module = self._module
+        where = module.name, module.attributes(), module.importable
+        return update_module, (*where, self._values, self._deleted)
+
+
+class _LiveGlobals:
+    """Stands in a pickle for the globals of a module that workers have."""
+
+    def __init__(self, module: UserModule) -> None:
+        self._module = module
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        module = self._module
+        return live_globals, (module.name, module.attributes(), module.importable)
 
 
 class _Cached(NamedTuple):
@@ -215,6 +445,7 @@ class _Cached(NamedTuple):
     parts: tuple[Any, ...]
     modules: int
     body: bytes
+    walk: Walk  # the globals of the user's modules that it reaches
 
 
 _functions: weakref.WeakKeyDictionary[types.FunctionType, _Cached] = weakref.WeakKeyDictionary()
@@ -235,8 +466,9 @@ def cached(function: Function) -> bytes | None:
     if found.modules != len(sys.modules):
         return None
     parts = _parts(call, found.names)
-    same = len(parts) == len(found.parts) and all(map(is_, parts, found.parts))
-    return found.body if same else None
+    if len(parts) != len(found.parts) or not all(map(is_, parts, found.parts)):
+        return None
+    return found.body if found.walk.is_current() else None
 
 
 def _pickle_stateless(function: Function) -> bytes | None:
@@ -253,8 +485,13 @@ def _pickle_stateless(function: Function) -> bytes | None:
     if names is None:
         return None
     # Invariant: the parts are recorded before they are pickled, so a change meanwhile is noticed.
-    parts, modules, body = _parts(call, names), len(sys.modules), _pickle(function).body
-    _functions[call] = _Cached(names, parts, modules, body)
+    parts, modules = _parts(call, names), len(sys.modules)
+    walk = Walk().visit(call)
+    if walk.changes:
+        return None
+    walk.forget()
+    body = _pickle(function).body
+    _functions[call] = _Cached(names, parts, modules, body, walk)
     return body
 
 
@@ -290,6 +527,14 @@ def _pickled_by_name(definition: types.FunctionType | type) -> bool:
     return bool(_should_pickle_by_reference(definition))
 
 
+def _reduce_class(definition: type) -> Any:
+    """Return the reduced value of a class that is pickled by value."""
+    # Why private: the public way is to register the module for all picklers of this process.
+    from cloudpickle.cloudpickle import _dynamic_class_reduce
+
+    return _dynamic_class_reduce(definition)
+
+
 def _stateless_names(function: types.FunctionType) -> tuple[str, ...] | None:
     """Return the globals that a stateless function uses; None for any other function."""
     if _pickled_by_name(function):
@@ -306,15 +551,15 @@ def _stateless_names(function: types.FunctionType) -> tuple[str, ...] | None:
         value = function.__globals__[name]
         if type(value) is not types.ModuleType or sys.modules.get(value.__name__) is not value:
             return None
-    return (*names, *_MODULE_NAMES)
+    return (*names, *MODULE_NAMES)
 
 
 def _holds_scalars_only(function: types.FunctionType) -> bool:
     """Return whether all that a function holds, besides its code, are scalars and classes."""
     if function.__closure__ or function.__kwdefaults__ or function.__dict__:
         return False
-    return all(type(default) in _SCALARS for default in function.__defaults__ or ()) and all(
-        type(note) in _SCALARS or (type(note) is type and _pickled_by_name(note))
+    return all(type(default) in SCALARS for default in function.__defaults__ or ()) and all(
+        type(note) in SCALARS or (type(note) is type and _pickled_by_name(note))
         for note in function.__annotations__.values()
     )
 
@@ -337,5 +582,5 @@ def _parts(function: types.FunctionType, names: tuple[str, ...]) -> tuple[Any, .
         *function.__dict__.values(),
         *function.__annotations__,
         *function.__annotations__.values(),
-        *[function.__globals__.get(name, _MISSING) for name in names],
+        *[function.__globals__.get(name, MISSING) for name in names],
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import pickle
+import sys
 import threading
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,11 +23,17 @@ class Namespaces:
 
     Globals that an initializer has set belong to the worker. Later functions bring the parent's
     values of their globals, but never replace those of the initializer.
+
+    Attributes
+    ----------
+    live : dict of str to dict
+        The globals of modules that were updated to their state in the parent.
     """
 
     def __init__(self) -> None:
         self._globals: dict[str, dict[str, Any]] = {}
         self._own: dict[str, dict[str, Any]] = {}
+        self.live: dict[str, dict[str, Any]] = {}
 
     def of(self, module: str, attributes: dict[str, Any]) -> dict[str, Any]:
         """Return the globals dict of a module, updated with these attributes."""
@@ -51,7 +60,7 @@ class Namespaces:
     def forget(self, arrays: Sequence[Array]) -> None:
         """Delete the globals that are these arrays, so that their memory is released."""
         ids = {id(array) for array in arrays}
-        for values in self._globals.values():
+        for values in (*self._globals.values(), *self.live.values()):
             for name in [name for name, value in values.items() if id(value) in ids]:
                 del values[name]
 
@@ -65,17 +74,64 @@ def module_globals(module: str, attributes: dict[str, Any]) -> dict[str, Any]:
     return namespaces.of(module, attributes)
 
 
+# Modules that have changed in the parent
+
+
+_made: set[str] = set()  # names of the modules that no import finds here
+
+
+def live_module(name: str, attributes: dict[str, Any] | None, importable: bool) -> types.ModuleType:
+    """Return a module of the user's: imported, or made with these attributes."""
+    if importable:
+        try:
+            return importlib.import_module(name)
+        except Exception:
+            if attributes is None:
+                raise  # Why: otherwise the file has changed since the parent imported it.
+    if name not in _made or name not in sys.modules:
+        module = types.ModuleType(name)
+        vars(module).update(attributes or {})
+        sys.modules[name] = module
+        _made.add(name)
+    return sys.modules[name]
+
+
+def live_globals(name: str, attributes: dict[str, Any] | None, importable: bool) -> dict[str, Any]:
+    """Return the globals of :func:`live_module`; pickles call this function."""
+    return vars(live_module(name, attributes, importable))
+
+
+def update_module(
+    name: str,
+    attributes: dict[str, Any] | None,
+    importable: bool,
+    values: dict[str, Any],
+    deleted: Sequence[str],
+) -> None:
+    """Give globals of a module the parent's values; pickles call this function."""
+    found = live_globals(name, attributes, importable)
+    namespaces.live[name] = found
+    found.update(values)
+    for gone in deleted:
+        found.pop(gone, None)
+
+
+def after(_updates: list[None], value: Any) -> Any:
+    """Return an object that was unpickled after updates of modules."""
+    return value
+
+
 # Functions of functools that pickles call, since neither pickle nor cloudpickle sends these.
 
 
-def make_cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:  # noqa: FBT001
+def make_cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
     """Return a function of :func:`functools.lru_cache`, with an empty cache."""
     return functools.lru_cache(maxsize, typed)(function)
 
 
 def make_cached_property(kind: type) -> Any:
     """Return a :class:`functools.cached_property` with a lock of its own; its state follows."""
-    made = kind.__new__(kind)
+    made: Any = object.__new__(kind)
     made.lock = threading.RLock()
     return made
 

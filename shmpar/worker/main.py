@@ -274,9 +274,11 @@ class WorkerProcess:
             return
         private: Sequence[Array] = ()
         descriptors: list[int] = []
+        loaded = False
         try:
             self._apply(message.environment)
             function, private = self._unpack(message.payload, held)
+            loaded = True
             with inside_worker():
                 value = function.call(*function.values, **function.keywords)
             exit_if_forked()
@@ -285,7 +287,7 @@ class WorkerProcess:
             reply = protocol.CallFinished(message.call, _pack_value(payload))
         except BaseException as error:  # noqa: BLE001 - it is the call's outcome
             exit_if_forked(error)
-            reply = protocol.CallFinished(message.call, error=pack_exception(error))
+            reply = protocol.CallFinished(message.call, error=pack_exception(error), loaded=loaded)
             # Why: the user's code may keep the exception, and its frames hold the memory.
             error.__traceback__ = None
         finally:
