@@ -23,6 +23,7 @@ import tokenize
 import types
 import weakref
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import cloudpickle
@@ -39,6 +40,11 @@ _DEEPEST = 6  # parts of parts that a message follows
 
 class ProcessLocal(pickle.PicklingError):
     """An object has a meaning in its own process alone; the message names it and the remedy."""
+
+    def __init__(self, kind: str, remedy: str) -> None:
+        self.kind, self.remedy = kind, remedy
+        why = "it has a meaning in its own process alone"
+        super().__init__(f"a {kind}, which does not pickle, since {why}; {remedy}")
 
 
 def explain_failure(
@@ -57,20 +63,33 @@ def explain_failure(
     else:
         parts = value if isinstance(value, tuple) else (value,)
     for part in parts:
-        found = _find(part, failure)
-        if found is not None:
-            where, held, reason = found
-            kind = f"{type(held).__module__}.{type(held).__qualname__}"
-            if isinstance(reason, ProcessLocal):
-                text = f"{where} is a {kind}: {reason}"
-            else:
-                text = f"{where} is a {kind}, which does not pickle ({reason}); {INSIDE}"
-            return f"cannot send {_name(part, function)} to a worker: {text}"
+        if (found := _find(part, failure)) is not None:
+            return f"cannot send {_name(part, function)} to a worker: {_describe(*found)}"
+    for module, names in Walk().visit(function).changes.items():
+        for name in names:
+            value, place = vars(module.module).get(name), f"the global {name!r}"
+            direct = failure(value)
+            found = _find(value, failure) if direct is None else (place, value, direct)
+            if found is not None:
+                why = "has changed" if module.importable else "cannot be imported by a worker"
+                sent = f"module {module.name} {why} and is sent by value, but "
+                where = sent + (f"in {place}, " if direct is None else "") + found[0]
+                text = _describe(where, *found[1:])
+                return f"cannot send {_name(function, function)} to a worker: {text}"
     failing = next((part for part in parts if failure(part) is not None), parts[0])
     name = _name(failing, function)
     if isinstance(error, ProcessLocal):
-        return f"cannot send {name} to a worker: {error}"
+        return f"cannot send {name} to a worker: it is or holds {error}"
     return f"cannot send {name} to a worker: it does not pickle ({error})"
+
+
+def _describe(where: str, held: Any, error: BaseException) -> str:
+    kind = f"{type(held).__module__}.{type(held).__qualname__}"
+    if not isinstance(error, ProcessLocal):
+        return f"{where} is a {kind}, which does not pickle ({error}); {INSIDE}"
+    if error.kind != kind:
+        return f"{where} is a {kind}, which holds {error}"
+    return f"{where} is a {kind}, which has a meaning in its own process alone; {error.remedy}"
 
 
 def _is_ours(function: Any) -> bool:
@@ -321,23 +340,15 @@ class UserModule:
             self._edited = True  # Why for ever: workers may have any of the versions.
         if self._path != sys.path:
             self._path = list(sys.path)
-            self.importable = self._stamp is not None and self._is_found()
+            self.importable = self._is_found()
 
     def _is_found(self) -> bool:
-        parent, path = self.name.rpartition(".")[0], None
-        if parent:
-            path = getattr(sys.modules.get(parent), "__path__", None)
-            above = user_module(parent)
-            if above is not None:
-                above.refresh()
-            if path is None or (above is not None and not above.importable):
-                return False
-        for finder in sys.meta_path:
-            find = getattr(finder, "find_spec", None)
-            spec = None if find is None else find(self.name, path, None)
-            if spec is not None:
-                return os.path.realpath(spec.origin or "") == os.path.realpath(self._file)
-        return False
+        """Return whether a new interpreter with this path would import the same file."""
+        spec = _find_spec(self.name)
+        in_archive = type(getattr(spec, "loader", None)).__name__ == "zipimporter"
+        if spec is None or (self._stamp is None and not in_archive):
+            return False
+        return os.path.realpath(spec.origin or "") == os.path.realpath(self._file)
 
     def differs(self, name: str, value: Any) -> bool:
         """Return whether a worker has, or may have, another value of a global."""
@@ -416,6 +427,21 @@ def _are_same(first: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
 
 def _is_same(first: Any, now: Any) -> bool:
     return first is now or (type(first) is bytes and type(now) is bytes and first == now)
+
+
+def _find_spec(name: str) -> ModuleSpec | None:
+    """Return the spec of a module as an import finds it, without regard to `sys.modules`."""
+    parent, path = name.rpartition(".")[0], None
+    if parent:
+        path = getattr(sys.modules.get(parent), "__path__", None)
+        if path is None or _find_spec(parent) is None:
+            return None
+    for finder in sys.meta_path:
+        find = getattr(finder, "find_spec", None)
+        spec: ModuleSpec | None = None if find is None else find(name, path, None)
+        if spec is not None:
+            return spec
+    return None
 
 
 _users: dict[str, tuple[types.ModuleType, UserModule | None]] = {}

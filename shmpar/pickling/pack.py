@@ -244,9 +244,7 @@ def _check_process_local(obj: Any) -> None:
 
 
 def _process_local(kind: type, remedy: str) -> ProcessLocal:
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    why = "it has a meaning in its own process alone"
-    return ProcessLocal(f"a {name} does not pickle: {why}; {remedy}")
+    return ProcessLocal(f"{kind.__module__}.{kind.__qualname__}", remedy)
 
 
 def _has_reducer(kind: type) -> bool:
@@ -403,23 +401,11 @@ class _Update:
                 self._values[name] = value
 
     def _is_sent(self, name: str, value: Any) -> bool:
-        if type(value) in PLAIN or isinstance(value, (*_DEFINITIONS, np.ndarray)):
-            return True
-        error = _failure(value)
-        if error is None:
-            return True
+        """Return False for an object that the worker's own module makes, such as a connection."""
         module = self._module
-        if module.importable and name in module.source.managed:
-            return False  # Why: such as a connection, which the worker's own module makes.
-        why = "has changed here" if module.importable else "cannot be imported by workers"
-        raise PlanError(
-            f"module {module.name} {why}, so that it is sent by value, but its global {name!r} is "
-            f"a {type(value).__module__}.{type(value).__qualname__}, which does not pickle "
-            f"({error}); "
-            + ("reload it, or " if module.importable else "")
-            + "put the global into "
-            "a module that workers can import, or make it inside the function"
-        )
+        if not module.importable or type(value) in PLAIN or isinstance(value, _DEFINITIONS):
+            return True
+        return name not in module.source.managed or _failure(value) is None
 
     def __reduce__(self) -> tuple[Any, ...]:
         module = self._module

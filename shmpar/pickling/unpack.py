@@ -89,11 +89,23 @@ def live_module(name: str, attributes: dict[str, Any] | None, importable: bool) 
             if attributes is None:
                 raise  # Why: otherwise the file has changed since the parent imported it.
     if name not in _made or name not in sys.modules:
-        module = types.ModuleType(name)
-        vars(module).update(attributes or {})
-        sys.modules[name] = module
+        vars(_make_module(name)).update(attributes or {})
         _made.add(name)
     return sys.modules[name]
+
+
+def _make_module(name: str) -> types.ModuleType:
+    """Return a new module of this name, in packages that may be new too."""
+    module = sys.modules[name] = types.ModuleType(name)
+    parent, _, last = name.rpartition(".")
+    if parent:
+        try:
+            package = importlib.import_module(parent)
+        except ImportError:
+            package = _make_module(parent)
+            vars(package).setdefault("__path__", [])
+        setattr(package, last, module)
+    return module
 
 
 def live_globals(name: str, attributes: dict[str, Any] | None, importable: bool) -> dict[str, Any]:
