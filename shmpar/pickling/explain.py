@@ -550,7 +550,7 @@ class Walk:
         return module is not None
 
     def _visit_function(self, function: types.FunctionType) -> None:
-        names, values = _names(function), function.__globals__
+        names, values = names_of(function), function.__globals__
         self._visit_name(function)
         home = self._module(values.get("__name__"))
         if home is not None and vars(home.module) is not values:
@@ -609,7 +609,7 @@ _named: weakref.WeakKeyDictionary[types.FunctionType, tuple[types.CodeType, tupl
 _named = weakref.WeakKeyDictionary()
 
 
-def _names(function: types.FunctionType) -> tuple[str, ...]:
+def names_of(function: types.FunctionType) -> tuple[str, ...]:
     """Return all names in the code of a function, and in the functions inside it."""
     known = _named.get(function)
     if known is None or known[0] is not function.__code__:

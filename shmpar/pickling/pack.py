@@ -43,17 +43,21 @@ from shmpar.pickling.explain import (
     UserModule,
     Walk,
     explain_failure,
+    names_of,
     user_module,
 )
 from shmpar.pickling.unpack import (
     after,
+    class_attributes,
     live_globals,
     make_cached,
     make_cached_property,
     make_dispatcher,
     module_globals,
     segment_array,
+    set_class,
     set_dispatcher,
+    set_new_class,
     update_module,
 )
 from shmpar.plan import Function
@@ -63,6 +67,7 @@ LARGE = 64 * 1024  # bytes; a smaller array is cheaper to pickle than to map
 _CACHED: type = type(functools.lru_cache(len))
 _DISPATCHER = functools.singledispatch(len).__code__  # type: ignore[attr-defined]
 _DEFINITIONS = (types.FunctionType, type, _CACHED)  # found in a module under their names
+_WITH_SETTER = 6  # parts of a reduced value with a function that sets the state
 _COMPILED = (types.BuiltinFunctionType, type(np.sum))  # np.sum dispatches on __array_function__
 _OWNERS = (types.NoneType, types.ModuleType)
 _ATTRIBUTES = attrgetter(
@@ -300,7 +305,20 @@ class _Pickler(CheckedPickler):
                 return self._reduce_updated(obj)
         if isinstance(obj, types.FunctionType) and not _pickled_by_name(obj):
             self._share_globals(obj)
-        return super().reducer_override(obj)
+        reduced = super().reducer_override(obj)
+        return self._with_setter(obj, reduced) if isinstance(obj, type) else reduced
+
+    def _with_setter(self, definition: type, reduced: Any) -> Any:
+        """Return a reduced class, if it is one by value, with this package's function of its state.
+
+        The state comes with a function of cloudpickle, which sets the attributes anew.
+        """
+        if not isinstance(reduced, tuple) or len(reduced) != _WITH_SETTER:
+            return reduced
+        class_attributes.setdefault(definition, set())
+        *first, state, items, pairs, setter = reduced
+        place = set_new_class if self._is_result else set_class
+        return (*first, (state, setter), items, pairs, place)
 
     def _updates(self, obj: Any) -> list[_Update]:
         """Return the changes of the modules that an object reaches, unless they were pickled."""
@@ -317,7 +335,7 @@ class _Pickler(CheckedPickler):
     def _reduce_updated(self, obj: Any) -> Any:
         """Reduce a definition of a module that workers have too, in another state."""
         if isinstance(obj, type):
-            return _reduce_class(obj)
+            return self._with_setter(obj, _reduce_class(obj))
         if not isinstance(obj, types.FunctionType):
             return _reduce_cached(obj)
         if obj.__code__ is _DISPATCHER:
@@ -345,6 +363,10 @@ class _Pickler(CheckedPickler):
         module = sys.modules.get(names.get("__name__", ""))
         if module is not None and vars(module) is names and id(names) not in self.globals_ref:
             self.globals_ref[id(names)] = _ModuleGlobals(module)
+            _brought.setdefault(module.__name__, {})
+        if module is not None and vars(module) is names:
+            known = _brought[module.__name__]
+            known.update(dict.fromkeys(name for name in names_of(function) if name in names))
 
     def _reduce_array(self, array: np.ndarray[Any, Any]) -> Any:
         shared = isinstance(array, SharedArray)
@@ -385,7 +407,11 @@ class _ModuleGlobals:
     def __reduce__(self) -> tuple[Any, ...]:
         names = vars(self._module)
         attributes = {name: names[name] for name in MODULE_NAMES if name in names}
-        return module_globals, (self._module.__name__, attributes)
+        deleted = [name for name in _brought[self._module.__name__] if name not in names]
+        return module_globals, (self._module.__name__, attributes, deleted)
+
+
+_brought: dict[str, dict[str, None]] = {}  # globals that pickles have brought, by module
 
 
 class _Update:
@@ -429,7 +455,7 @@ class _Cached(NamedTuple):
 
     names: tuple[str, ...]
     parts: tuple[Any, ...]
-    modules: int
+    epoch: tuple[int, int]
     body: bytes
     walk: Walk  # the globals of the user's modules that it reaches
 
@@ -448,8 +474,7 @@ def cached(function: Function) -> bytes | None:
     found = _functions.get(call)
     if found is None or cloudpickle.list_registry_pickle_by_value():
         return None
-    # Why: cloudpickle may send along a module that was imported since then.
-    if found.modules != len(sys.modules):
+    if found.epoch != _epoch():
         return None
     parts = _parts(call, found.names)
     if len(parts) != len(found.parts) or not all(map(is_, parts, found.parts)):
@@ -471,14 +496,21 @@ def _pickle_stateless(function: Function) -> bytes | None:
     if names is None:
         return None
     # Invariant: the parts are recorded before they are pickled, so a change meanwhile is noticed.
-    parts, modules = _parts(call, names), len(sys.modules)
+    parts, epoch = _parts(call, names), _epoch()
     walk = Walk().visit(call)
     if walk.changes:
         return None
     walk.forget()
     body = _pickle(function).body
-    _functions[call] = _Cached(names, parts, modules, body, walk)
+    _functions[call] = _Cached(names, parts, epoch, body, walk)
     return body
+
+
+def _epoch() -> tuple[int, int]:
+    """Return numbers that change when a pickle of a function may have to."""
+    # Why: cloudpickle sends along a module that was imported since then, and a global that another
+    # function has brought to the workers since then may be deleted now.
+    return len(sys.modules), sum(map(len, _brought.values()))
 
 
 def is_importable(call: Any) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import pickle
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,10 +37,14 @@ class Namespaces:
         self._own: dict[str, dict[str, Any]] = {}
         self.live: dict[str, dict[str, Any]] = {}
 
-    def of(self, module: str, attributes: dict[str, Any]) -> dict[str, Any]:
-        """Return the globals dict of a module, updated with these attributes."""
+    def of(
+        self, module: str, attributes: dict[str, Any], deleted: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Return the globals dict of a module, updated with these attributes and deletions."""
         found = self._globals.setdefault(module, {})
         found.update(attributes)
+        for name in deleted:
+            found.pop(name, None)
         return found
 
     def restore_own(self) -> None:
@@ -69,9 +75,37 @@ namespaces = Namespaces()
 """The instance of this process; functions that were pickled by value use its dicts."""
 
 
-def module_globals(module: str, attributes: dict[str, Any]) -> dict[str, Any]:
+def module_globals(
+    module: str, attributes: dict[str, Any], deleted: Sequence[str]
+) -> dict[str, Any]:
     """Return the globals dict of a module; pickles call this function."""
-    return namespaces.of(module, attributes)
+    return namespaces.of(module, attributes, deleted)
+
+
+# Classes that are pickled by value: a process has one class for all pickles of it.
+
+ClassState = tuple[tuple[dict[str, Any], Any], Callable[[type, Any], object]]
+"""The attributes of a class, and the function that sets them."""
+
+class_attributes: weakref.WeakKeyDictionary[type, set[str]] = weakref.WeakKeyDictionary()
+"""The classes that this process has sent or received by value, with the attributes that came."""
+
+
+def set_class(definition: type, packed: ClassState) -> None:
+    """Set the attributes of a class from the parent; delete those that it has deleted."""
+    state, setter = packed
+    for name in class_attributes.get(definition, set()) - state[0].keys():
+        with contextlib.suppress(AttributeError, TypeError):
+            delattr(definition, name)
+    class_attributes[definition] = set(state[0])
+    setter(definition, state)
+
+
+def set_new_class(definition: type, packed: ClassState) -> None:
+    """Set the attributes of a class that comes with a result, unless it is known here."""
+    # Why: the worker's copy of a class of this process may have other attributes.
+    if definition not in class_attributes:
+        set_class(definition, packed)
 
 
 # Modules that have changed in the parent
