@@ -18,6 +18,7 @@ import functools
 import marshal
 import os
 import pickle
+import reprlib
 import sys
 import tokenize
 import types
@@ -35,6 +36,8 @@ MODULE_NAMES = ("__name__", "__package__", "__path__", "__file__")  # sent with 
 SCALARS = (bool, int, float, complex, str, bytes, types.NoneType)
 MISSING = object()
 
+_SHORT = reprlib.Repr()  # Why: the repr of a deep list raises, and that of a long one is long.
+_SHORT.maxother = 60
 _DEEPEST = 6  # parts of parts that a message follows
 
 
@@ -57,9 +60,11 @@ def explain_failure(
     function: Any = None
     if isinstance(value, Function):
         function = value.call
-        while isinstance(function, functools.partial) and _is_ours(function.func):
-            function = function.args[0]  # of Pool.map
-        parts: tuple[Any, ...] = (function, value.keywords, *value.values)
+        values = value.values
+        if isinstance(function, functools.partial) and _is_ours(function.func):  # of Pool.map
+            function = function.args[0]
+            values = tuple([one for batch in values for given in batch for one in given])
+        parts: tuple[Any, ...] = (function, value.keywords, *values)
     else:
         parts = value if isinstance(value, tuple) else (value,)
     for part in parts:
@@ -111,7 +116,7 @@ def _find(
                 break
         else:
             break
-        if not _is_followed(held):
+        if not _is_followed(held) or isinstance(found[2].__cause__, RecursionError):
             break
         seen.add(id(held))
         part = held
@@ -173,7 +178,7 @@ def _name(value: Any, function: Any) -> str:
         return f"function {name}"
     if value is function:
         return f"the callable {type(value).__module__}.{type(value).__qualname__}"
-    return f"an item such as {value!r:.60}"
+    return f"an item such as {_SHORT.repr(value):.60}"
 
 
 # The user's modules, which may have changed since a worker imported them
