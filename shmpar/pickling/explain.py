@@ -106,6 +106,8 @@ def _find(
 ) -> tuple[str, Any, BaseException] | None:
     """Return the innermost object in a part that does not pickle: its place, itself, the error."""
     found: tuple[str, Any, BaseException] | None = None
+    if not _is_followed(part):
+        return None
     path: list[str] = []
     seen = {id(part)}
     while len(path) < _DEEPEST:
@@ -547,6 +549,9 @@ class Walk:
             found.refresh()
         return found
 
+    def _is_by_value(self, name: str | None) -> bool:
+        return name == "__main__" or name not in sys.modules or name in self._registered
+
     def _visit_name(self, definition: Any) -> bool:
         """Look at the global that holds a function or a class; return whether it is a user's."""
         module = self._module(definition.__module__)
@@ -556,7 +561,8 @@ class Walk:
 
     def _visit_function(self, function: types.FunctionType) -> None:
         names, values = names_of(function), function.__globals__
-        self._visit_name(function)
+        if not (self._visit_name(function) or self._is_by_value(function.__module__)):
+            names = ()  # of Python or of an installed package, where nothing changes
         home = self._module(values.get("__name__"))
         if home is not None and vars(home.module) is not values:
             home = None
@@ -573,6 +579,9 @@ class Walk:
                     self._look(home, name)
             if type(value) is types.ModuleType:
                 self._visit_module(value, names)
+        self._visit_cells(function, names_of(function))
+
+    def _visit_cells(self, function: types.FunctionType, names: tuple[str, ...]) -> None:
         for cell in function.__closure__ or ():
             with contextlib.suppress(ValueError):  # an empty cell
                 held = cell.cell_contents

@@ -186,8 +186,14 @@ _REMEDIES = {
 class CheckedPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """Pickles functions by value if needed; raises `ProcessLocal` for numbers of this process."""
 
+    def __init__(self, file: io.BytesIO, protocol: int) -> None:
+        super().__init__(file, protocol=protocol)
+        self._harmless: dict[int, type] = {}  # types without anything to check, by id
+
     def reducer_override(self, obj: Any) -> Any:
         """Check an object, then reduce it as cloudpickle does, which lacks parts of functools."""
+        if id(type(obj)) in self._harmless:
+            return NotImplemented
         if isinstance(obj, types.FunctionType):
             if obj.__code__ is _DISPATCHER and not _is_found(obj):
                 return _reduce_dispatcher(obj)
@@ -199,6 +205,8 @@ class CheckedPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
             return make_cached_property, (type(obj),), state
         elif not isinstance(obj, type):
             _check_process_local(obj)
+            if not hasattr(type(obj), "fileno"):
+                self._harmless[id(type(obj))] = type(obj)
         return super().reducer_override(obj)
 
 
@@ -283,15 +291,17 @@ class _Pickler(CheckedPickler):
     """Pickles functions by value if needed, and arrays by their segments."""
 
     def __init__(self, file: io.BytesIO, *, importable_only: bool, is_result: bool) -> None:
-        super().__init__(file, protocol=5)
+        super().__init__(file, 5)
         self.segments: dict[tuple[Segment, bool], int] = {}
         self._importable_only, self._is_result = importable_only, is_result
         # Why: the pickler's memo holds ids, so each array that it has seen must stay alive.
         self._alive: list[Any] = []
-        self._walk = Walk()
+        self._visited: dict[int, Any] = {}
         self._updated: set[tuple[str, str]] = set()  # modules and names that the pickle brings
 
     def reducer_override(self, obj: Any) -> Any:
+        if id(type(obj)) in self._harmless:
+            return NotImplemented
         if isinstance(obj, np.ndarray):
             return self._reduce_array(obj)
         definition: Any = obj
@@ -322,8 +332,10 @@ class _Pickler(CheckedPickler):
 
     def _updates(self, obj: Any) -> list[_Update]:
         """Return the changes of the modules that an object reaches, unless they were pickled."""
-        self._walk.visit(obj)
-        changes, self._walk.changes = self._walk.changes, {}
+        if id(obj) in self._visited:
+            return []
+        self._visited[id(obj)] = obj
+        changes = _changes(obj)
         updates = []
         for module, names in changes.items():
             new = [name for name in names if (module.name, name) not in self._updated]
@@ -457,7 +469,6 @@ class _Cached(NamedTuple):
     parts: tuple[Any, ...]
     epoch: tuple[int, int]
     body: bytes
-    walk: Walk  # the globals of the user's modules that it reaches
 
 
 _functions: weakref.WeakKeyDictionary[types.FunctionType, _Cached] = weakref.WeakKeyDictionary()
@@ -479,7 +490,7 @@ def cached(function: Function) -> bytes | None:
     parts = _parts(call, found.names)
     if len(parts) != len(found.parts) or not all(map(is_, parts, found.parts)):
         return None
-    return found.body if found.walk.is_current() else None
+    return None if _changes(call) else found.body
 
 
 def _pickle_stateless(function: Function) -> bytes | None:
@@ -497,13 +508,32 @@ def _pickle_stateless(function: Function) -> bytes | None:
         return None
     # Invariant: the parts are recorded before they are pickled, so a change meanwhile is noticed.
     parts, epoch = _parts(call, names), _epoch()
-    walk = Walk().visit(call)
-    if walk.changes:
+    if _changes(call):
         return None
-    walk.forget()
     body = _pickle(function).body
-    _functions[call] = _Cached(names, parts, epoch, body, walk)
+    _functions[call] = _Cached(names, parts, epoch, body)
     return body
+
+
+_walks: weakref.WeakKeyDictionary[Any, tuple[int, Walk]] = weakref.WeakKeyDictionary()
+
+
+def _changes(definition: Any) -> dict[UserModule, dict[str, None]]:
+    """Return the globals that a function or class reaches and workers have in another state."""
+    name = definition.__module__
+    is_installed = name != "__main__" and name in sys.modules and user_module(name) is None
+    if is_installed and not getattr(definition, "__closure__", None):
+        return {}
+    is_kept = type(definition) in {types.FunctionType, type}
+    known = _walks.get(definition) if is_kept else None
+    # Why the modules: a function may import one that this process had not imported before.
+    if known is not None and known[0] == len(sys.modules) and known[1].is_current():
+        return {}
+    walk = Walk().visit(definition)
+    if is_kept and not walk.changes:
+        walk.forget()
+        _walks[definition] = len(sys.modules), walk
+    return walk.changes
 
 
 def _epoch() -> tuple[int, int]:
