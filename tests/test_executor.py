@@ -94,9 +94,9 @@ class NotUnpicklable:
 
 
 def test_an_argument_that_does_not_unpickle_is_an_error() -> None:
-    """The future has the error, and the worker goes on."""
+    """The future has the error of a verb, and the worker goes on."""
     with shmpar.Pool(1) as pool:
-        with pytest.raises(ValueError, match="invalid literal"):
+        with pytest.raises(shmpar.PlanError, match=r"does not load in a worker .*invalid literal"):
             pool.submit(id, NotUnpicklable()).result()
         with pytest.raises(ValueError, match="invalid literal"):
             pool.submit(NotUnpicklable).result()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import os
 import random
 import signal
@@ -160,18 +159,20 @@ def test_a_function_that_does_not_pickle_is_explained(pool: shmpar.Pool) -> None
     assert pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
 
 
-def test_a_function_that_pickles_but_does_not_load_is_a_plan_error(pool: shmpar.Pool) -> None:
-    """A worker cannot find a function that is pickled by its name in __main__."""
-    cached = functools.lru_cache(lambda item: item)
-    cached.__module__, cached.__qualname__ = "__main__", "cached"
-    import __main__
+class DoesNotLoad:
+    """An object that pickles and does not unpickle."""
 
-    __main__.cached = cached
-    try:
-        with pytest.raises(shmpar.PlanError, match="does not load in a worker"):
-            pool.parallel_map(cached, range(3))
-    finally:
-        del __main__.cached
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+def test_a_function_that_pickles_but_does_not_load_is_a_plan_error(pool: shmpar.Pool) -> None:
+    """The error of the worker is in the message, for a verb and for submit."""
+    held = DoesNotLoad()
+    with pytest.raises(shmpar.PlanError, match=r"does not load in a worker \(ValueError"):
+        pool.parallel_map(lambda item: (item, held), range(3))
+    with pytest.raises(shmpar.PlanError, match=r"does not load in a worker \(ValueError"):
+        pool.submit(lambda: held).result()
     assert pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
 
 
@@ -191,7 +192,7 @@ def test_warning_filters_that_do_not_load_are_left_out(mortal_pool: shmpar.Pool)
                 with pytest.raises(shmpar.ChunkError, match="UserWarning: mine"):
                     mortal_pool.parallel_map(lambda _: warnings.warn("mine"), range(3))  # noqa: B028
         finally:
-            del sys.modules[module.__name__]
+            del sys.modules["parent_alone"]
     assert mortal_pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
     assert mortal_pool._loop.engine.pids() == workers
 

@@ -190,6 +190,7 @@ def test_a_function_that_uses_a_module_by_value_is_not_stateless(
         assert not packed(lambda block: module)[1]
     finally:
         cloudpickle.unregister_pickle_by_value(made)
+    monkeypatch.setitem(with_closure.__globals__, "module", math)
     assert packed(lambda block: module)[1]
 
 

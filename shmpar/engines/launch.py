@@ -7,6 +7,7 @@ Guarantees
 - It imports nothing before its `sys.path` is the parent's, and numpy only after the caps on its
   threads are in its environment.
 - It never imports the parent's `__main__`.
+- All workers have the same hash of a string: the parent's if its seed is known.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ THREAD_CAPS = (
 )
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+_SEED = "PYTHONHASHSEED"
+# Why: Python does not tell the seed that it has drawn, so that workers cannot have the parent's.
+_DRAWN_SEED = str(int.from_bytes(os.urandom(4), "little") or 1)
 
 BOOT = """
 import sys, posix, _signal
@@ -153,7 +158,7 @@ class Launcher:
 
     def __init__(self, python: str | None, env: Mapping[str, str], threads: int) -> None:
         self._python = _this_python() if python is None else python
-        self.env = {**dict.fromkeys(THREAD_CAPS, str(threads)), **env}
+        self.env = {**dict.fromkeys(THREAD_CAPS, str(threads)), **env, _SEED: _hash_seed(env)}
         is_other = os.path.abspath(self._python) != os.path.abspath(sys.executable)
         self.own_path = python is not None and is_other
         self.interpreter = None
@@ -202,7 +207,7 @@ class Launcher:
             return subprocess.Popen(
                 [self._python, *flags, "-P", "-c", BOOT, *map(str, (sock, life, number))],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **self.env},
+                env={**self._inherited(), **self.env},
                 pass_fds=(sock, life),
                 process_group=group,
             )
@@ -219,6 +224,12 @@ class Launcher:
                 "processes, or raise the limit on processes (ulimit -u, pids.max) or on memory",
             ) from None
 
+    def _inherited(self) -> dict[str, str]:
+        """Return this process' environment, without the variables that this Python ignores."""
+        ignored = sys.flags.ignore_environment and not self.own_path
+        kept = os.environ.items()
+        return {name: one for name, one in kept if not (ignored and name.startswith("PYTHON"))}
+
 
 def hand_on(part: str, fd: int) -> None:
     """Answer a worker that asks for a part of multiprocessing; `fd` is closed."""
@@ -234,6 +245,17 @@ def hand_on(part: str, fd: int) -> None:
 
             if (descriptor := resource_tracker.getfd()) is not None:
                 wire.send(b"", [descriptor])
+
+
+def _hash_seed(env: Mapping[str, str]) -> str:
+    """Return the seed of the hashes of strings in workers, as a number."""
+    given = env.get(_SEED, "")
+    if given.isdecimal():
+        return given
+    if not sys.flags.hash_randomization:
+        return "0"
+    own = "" if sys.flags.ignore_environment else os.environ.get(_SEED, "")
+    return own if own.isdecimal() else _DRAWN_SEED
 
 
 def _this_python() -> str:
@@ -280,10 +302,11 @@ def _probe(python: str, env: Mapping[str, str]) -> Interpreter | None:
 
 
 def _interpreter_flags() -> list[str]:
-    """Return the flags that this interpreter was started with."""
+    """Return the flags that this interpreter was started with, but those against variables."""
     # Why private: multiprocessing passes flags on by this function; there is no public one.
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
-    return flags
+    # Why: -E and -I would ignore the seed of hashes; a worker gets none of the other variables.
+    return [{"-I": "-s"}.get(flag, flag) for flag in flags if flag != "-E"]
 
 
 def _pidfd(pid: int) -> int:

@@ -352,8 +352,9 @@ def unpack_call(
     """
     if event.error is not None:
         error = unpack_error(event.error)
-        rejected = own_path and not event.started
-        return event._replace(error=rejection(error, own_path=True) if rejected else error)
+        if not event.started:
+            error = rejection(error, own_path=own_path)
+        return event._replace(error=error)
     if not event.started:
         return event._replace(error=broken)
     try:
@@ -386,7 +387,10 @@ def rejection(cause: BaseException, *, own_path: bool = False) -> BaseException:
     # Why an OSError: a worker may be out of descriptors.
     if isinstance(cause, PlanError | SegmentError | OSError):
         return cause
-    remedy = "define it in a module, or wrap it in a plain function"
+    remedy = (
+        "define it in a module that workers can import, or have its module sent along by "
+        "cloudpickle.register_pickle_by_value(module)"
+    )
     if own_path and isinstance(cause, ImportError):
         remedy = (
             "the workers of python= do not have the sys.path of this process, so install the "

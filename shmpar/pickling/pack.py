@@ -16,11 +16,12 @@ Guarantees
 from __future__ import annotations
 
 import dis
+import functools
 import io
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter, is_
 from typing import Any, Literal, NamedTuple
 
@@ -32,21 +33,49 @@ from shmpar.errors import MOST_OF_EXCEPTION, PlanError, ShmparError, shortened
 from shmpar.memory.copying import Layout, share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, address_of
-from shmpar.pickling.explain import explain_failure
-from shmpar.pickling.unpack import bytes_array, module_globals, segment_array, strided_array
+from shmpar.pickling.explain import (
+    INSIDE,
+    MISSING,
+    MODULE_NAMES,
+    PLAIN,
+    SCALARS,
+    ProcessLocal,
+    UserModule,
+    Walk,
+    explain_failure,
+    names_of,
+    user_module,
+)
+from shmpar.pickling.unpack import (
+    after,
+    bytes_array,
+    class_attributes,
+    live_globals,
+    make_cached,
+    make_cached_property,
+    make_dispatcher,
+    module_globals,
+    segment_array,
+    set_class,
+    set_dispatcher,
+    set_new_class,
+    strided_array,
+    update_module,
+)
 from shmpar.plan import Function
 
 LARGE = 64 * 1024  # bytes; a smaller array is cheaper to pickle than to map
 
+_CACHED: type = type(functools.lru_cache(len))
+_DISPATCHER = functools.singledispatch(len).__code__  # type: ignore[attr-defined]
+_DEFINITIONS = (types.FunctionType, type, _CACHED)  # found in a module under their names
+_WITH_SETTER = 6  # parts of a reduced value with a function that sets the state
 _COMPILED = (types.BuiltinFunctionType, type(np.sum))  # np.sum dispatches on __array_function__
 _OWNERS = (types.NoneType, types.ModuleType)
-_SCALARS = (bool, int, float, complex, str, bytes, types.NoneType)
-_MODULE_NAMES = ("__name__", "__package__", "__path__", "__file__")  # sent with each function
 _ATTRIBUTES = attrgetter(
     "__code__", "__closure__", "__doc__", "__module__", "__name__", "__qualname__", "__kwdefaults__"
 )
 _LARGE_ERROR = 64 * 1024
-_MISSING = object()
 _HIDDEN = "<dynamic-code>"  # cloudpickle's name for the file of each function
 _PLAIN = "?bBiufcmMSUV"  # kinds of dtype whose bytes have the same meaning in another process
 
@@ -112,7 +141,7 @@ def pack(value: Any, python: Interpreter | None = None, *, frozen: bool = False)
     except (ShmparError, OSError):
         raise
     except Exception as error:
-        raise PlanError(explain_failure(value, error)) from error
+        raise PlanError(explain_failure(value, error, _failure)) from error
 
 
 def pack_result(value: Any) -> Payload:
@@ -142,8 +171,14 @@ def pack_error(error: BaseException) -> bytes:
 
     If that takes more than 64 KiB, each of its texts is cut to 9,000 characters.
     """
-    body: bytes = cloudpickle.dumps(error, 5)
-    return body if len(body) <= _LARGE_ERROR else cloudpickle.dumps(_Shortened(error), 5)
+    body = _dumps(error)
+    return body if len(body) <= _LARGE_ERROR else _dumps(_Shortened(error))
+
+
+def _dumps(value: Any) -> bytes:
+    file = io.BytesIO()
+    CheckedPickler(file, protocol=5).dump(value)
+    return file.getvalue()
 
 
 class _Shortened:
@@ -183,7 +218,129 @@ def _pickle(
     return Payload(file.getvalue(), segments, private)
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+_QUEUE = "return the values instead, or send them through multiprocessing.Manager().Queue()"
+_SHARED = "use an array of shmpar.array(), which all workers share"
+_LOCK = "use array.lock of a shared array, or multiprocessing.Manager()"
+_THREADS = f"{INSIDE}; to exclude other workers use array.lock of a shared array"
+_REMEDIES = {
+    "_queue": _QUEUE,
+    "_thread": _THREADS,
+    "ctypes.CDLL": "load the library inside the function, or in a module that workers can import",
+    "multiprocessing.connection": _QUEUE,
+    "multiprocessing.heap": _SHARED,
+    "multiprocessing.queues": _QUEUE,
+    "multiprocessing.sharedctypes": _SHARED,
+    "multiprocessing.synchronize": _LOCK,
+    "queue": _QUEUE,
+    "threading": _THREADS,
+}
+
+
+class CheckedPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Pickles functions by value if needed; raises `ProcessLocal` for numbers of this process."""
+
+    def __init__(self, file: io.BytesIO, protocol: int) -> None:
+        super().__init__(file, protocol=protocol)
+        self._harmless: dict[int, type] = {}  # types without anything to check, by id
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Check an object, then reduce it as cloudpickle does, which lacks parts of functools."""
+        if id(type(obj)) in self._harmless:
+            return NotImplemented
+        if isinstance(obj, types.FunctionType):
+            if obj.__code__ is _DISPATCHER and not _is_found(obj):
+                return _reduce_dispatcher(obj)
+        elif type(obj) is _CACHED:
+            if not _is_found(obj):
+                return _reduce_cached(obj)
+        elif isinstance(obj, functools.cached_property) and hasattr(obj, "lock"):
+            state = {name: value for name, value in vars(obj).items() if name != "lock"}
+            return make_cached_property, (type(obj),), state
+        elif not isinstance(obj, type):
+            _check_process_local(obj)
+            if not hasattr(type(obj), "fileno"):
+                self._harmless[id(type(obj))] = type(obj)
+        return super().reducer_override(obj)
+
+
+def _is_found(obj: Any) -> bool:
+    """Return whether a function is found in its module under its name, and not in a script."""
+    module = obj.__module__ or ""
+    if module == "__main__" or module in cloudpickle.list_registry_pickle_by_value():
+        return False
+    found: Any = sys.modules.get(module)
+    for name in obj.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is obj
+
+
+def _reduce_cached(obj: Any) -> tuple[Any, ...]:
+    """Reduce a function of lru_cache; its cache stays here."""
+    state = {name: value for name, value in vars(obj).items() if name != "cache_parameters"}
+    limits = obj.cache_parameters()
+    return make_cached, (obj.__wrapped__, limits["maxsize"], limits["typed"]), state
+
+
+def _reduce_dispatcher(obj: Any) -> tuple[Any, ...]:
+    """Reduce a function of singledispatch, with the functions that were registered."""
+    own = vars(functools.singledispatch(len))
+    state = {name: value for name, value in vars(obj).items() if name not in own}
+    registered = list(obj.registry.items())
+    default = obj.registry[object]
+    return make_dispatcher, (default,), (registered, state), None, None, set_dispatcher
+
+
+def _check_process_local(obj: Any) -> None:
+    """Raise `ProcessLocal` for an object whose number or address means nothing in a worker."""
+    kind = type(obj)
+    by_author = _has_reducer(kind)
+    for base in kind.__mro__:
+        module = base.__module__
+        name = f"ctypes.{base.__name__}" if module == "ctypes" else module
+        if name in _REMEDIES and (module.startswith("multiprocessing.") or not by_author):
+            raise _process_local(kind, _REMEDIES[name])
+    if by_author:
+        return
+    if _holds_descriptor(obj):
+        raise _process_local(kind, INSIDE)
+    # Why private: ForkingPickler has no public table of the types that it knows.
+    reduction: Any = sys.modules.get("multiprocessing.reduction")
+    if reduction is not None and kind in reduction.ForkingPickler._extra_reducers:  # noqa: SLF001
+        raise _process_local(kind, f"give its class a method __reduce__, or {INSIDE}")
+
+
+def _process_local(kind: type, remedy: str) -> ProcessLocal:
+    return ProcessLocal(f"{kind.__module__}.{kind.__qualname__}", remedy)
+
+
+def _has_reducer(kind: type) -> bool:
+    """Return whether the author of a class has said how its objects are pickled."""
+    return kind in cloudpickle.Pickler.dispatch_table or any(
+        getattr(kind, name) is not getattr(object, name)
+        for name in ("__reduce_ex__", "__reduce__", "__getstate__")
+    )
+
+
+def _holds_descriptor(obj: Any) -> bool:
+    if not hasattr(type(obj), "fileno"):
+        return False
+    try:
+        number = obj.fileno()
+    except Exception:  # noqa: BLE001 - a file that is not open may raise anything
+        return False
+    return isinstance(number, int) and number >= 0
+
+
+def _failure(value: Any) -> BaseException | None:
+    """Return the error of pickling a value; None if it pickles."""
+    try:
+        CheckedPickler(io.BytesIO(), protocol=5).dump(value)
+    except Exception as error:  # noqa: BLE001 - pickling may raise any exception
+        return error
+    return None
+
+
+class _Pickler(CheckedPickler):
     """Pickles functions by value if needed, and arrays by their segments."""
 
     def __init__(
@@ -194,17 +351,78 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         self._python, self._is_result, self._frozen = python, is_result, frozen
         # Why: the pickler's memo holds ids, so each array that it has seen must stay alive.
         self._alive: list[Any] = []
+        self._visited: dict[int, Any] = {}
+        self._updated: set[tuple[str, str]] = set()  # modules and names that the pickle brings
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, np.ndarray):
-            return self._reduce_array(obj)
         if type(obj) is types.CodeType:
             build, parts = self.dispatch_table[types.CodeType](obj)
             # Why: cloudpickle hides the file, which warnings and tracebacks of the worker name.
             return build, tuple(obj.co_filename if one == _HIDDEN else one for one in parts)
+        if id(type(obj)) in self._harmless:
+            return NotImplemented
+        if isinstance(obj, np.ndarray):
+            return self._reduce_array(obj)
+        definition: Any = obj
+        if isinstance(obj, _DEFINITIONS) and not (self._python or self._is_result):
+            updates = self._updates(obj)
+            if updates:
+                # Why twice: the pickle brings the updates, then the object, which they may hold.
+                return after, (updates, obj)
+            top = definition.__qualname__.partition(".")[0]
+            if (definition.__module__, top) in self._updated:
+                return self._reduce_updated(obj)
         if isinstance(obj, types.FunctionType) and not _pickled_by_name(obj):
             self._share_globals(obj)
-        return super().reducer_override(obj)
+        reduced = super().reducer_override(obj)
+        return self._with_setter(obj, reduced) if isinstance(obj, type) else reduced
+
+    def _with_setter(self, definition: type, reduced: Any) -> Any:
+        """Return a reduced class, if it is one by value, with this package's function of its state.
+
+        The state comes with a function of cloudpickle, which sets the attributes anew.
+        """
+        if not isinstance(reduced, tuple) or len(reduced) != _WITH_SETTER:
+            return reduced
+        class_attributes.setdefault(definition, set())
+        *first, state, items, pairs, setter = reduced
+        place = set_new_class if self._is_result else set_class
+        return (*first, (state, setter), items, pairs, place)
+
+    def _updates(self, obj: Any) -> list[_Update]:
+        """Return the changes of the modules that an object reaches, unless they were pickled."""
+        if id(obj) in self._visited:
+            return []
+        self._visited[id(obj)] = obj
+        changes = _changes(obj)
+        updates = []
+        for module, names in changes.items():
+            new = [name for name in names if (module.name, name) not in self._updated]
+            self._updated.update((module.name, name) for name in new)
+            if new or not module.importable:
+                updates.append(_Update(module, new))
+        return updates
+
+    def _reduce_updated(self, obj: Any) -> Any:
+        """Reduce a definition of a module that workers have too, in another state."""
+        if isinstance(obj, type):
+            return self._with_setter(obj, _reduce_class(obj))
+        if not isinstance(obj, types.FunctionType):
+            return _reduce_cached(obj)
+        if obj.__code__ is _DISPATCHER:
+            return _reduce_dispatcher(obj)
+        module = user_module(obj.__globals__.get("__name__"))
+        if module is None or vars(module.module) is not obj.__globals__:
+            return super().reducer_override(obj)
+        key = id(obj.__globals__)
+        before = self.globals_ref.get(key)
+        self.globals_ref[key] = _LiveGlobals(module)
+        reduced = self._dynamic_function_reduce(obj)
+        reduced[2][1]["__globals__"] = {}  # Why: an update brings those that have changed.
+        del self.globals_ref[key]
+        if before is not None:
+            self.globals_ref[key] = before
+        return reduced
 
     def _share_globals(self, function: types.FunctionType) -> None:
         """Make the functions of one module share one globals dict in the worker."""
@@ -219,6 +437,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         module = sys.modules.get(names.get("__name__", ""))
         if module is not None and vars(module) is names and id(names) not in self.globals_ref:
             self.globals_ref[id(names)] = _ModuleGlobals(module)
+            _brought.setdefault(module.__name__, {})
+        if module is not None and vars(module) is names:
+            known = _brought[module.__name__]
+            known.update(dict.fromkeys(name for name in names_of(function) if name in names))
 
     def _reduce_array(self, array: np.ndarray[Any, Any]) -> Any:
         shared = isinstance(array, SharedArray)
@@ -283,8 +505,48 @@ class _ModuleGlobals:
 
     def __reduce__(self) -> tuple[Any, ...]:
         names = vars(self._module)
-        attributes = {name: names[name] for name in _MODULE_NAMES if name in names}
-        return module_globals, (self._module.__name__, attributes)
+        attributes = {name: names[name] for name in MODULE_NAMES if name in names}
+        deleted = [name for name in _brought[self._module.__name__] if name not in names]
+        return module_globals, (self._module.__name__, attributes, deleted)
+
+
+_brought: dict[str, dict[str, None]] = {}  # globals that pickles have brought, by module
+
+
+class _Update:
+    """Stands in a pickle for the globals of a module that workers have in another state."""
+
+    def __init__(self, module: UserModule, names: Sequence[str]) -> None:
+        self._module = module
+        self._values: dict[str, Any] = {}
+        self._deleted = [name for name in names if name not in vars(module.module)]
+        for name in names:
+            value = vars(module.module).get(name, MISSING)
+            if value is not MISSING and self._is_sent(name, value):
+                self._values[name] = value
+
+    def _is_sent(self, name: str, value: Any) -> bool:
+        """Return False for an object that the worker's own module makes, such as a connection."""
+        module = self._module
+        if not module.importable or type(value) in PLAIN or isinstance(value, _DEFINITIONS):
+            return True
+        return name not in module.source.managed or _failure(value) is None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        module = self._module
+        where = module.name, module.attributes(), module.importable
+        return update_module, (*where, self._values, self._deleted)
+
+
+class _LiveGlobals:
+    """Stands in a pickle for the globals of a module that workers have."""
+
+    def __init__(self, module: UserModule) -> None:
+        self._module = module
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        module = self._module
+        return live_globals, (module.name, module.attributes(), module.importable)
 
 
 class _Cached(NamedTuple):
@@ -292,7 +554,7 @@ class _Cached(NamedTuple):
 
     names: tuple[str, ...]
     parts: tuple[Any, ...]
-    modules: int
+    epoch: tuple[int, int]
     body: bytes
 
 
@@ -310,12 +572,12 @@ def cached(function: Function) -> bytes | None:
     found = _functions.get(call)
     if found is None or cloudpickle.list_registry_pickle_by_value():
         return None
-    # Why: cloudpickle may send along a module that was imported since then.
-    if found.modules != len(sys.modules):
+    if found.epoch != _epoch():
         return None
     parts = _parts(call, found.names)
-    same = len(parts) == len(found.parts) and all(map(is_, parts, found.parts))
-    return found.body if same else None
+    if len(parts) != len(found.parts) or not all(map(is_, parts, found.parts)):
+        return None
+    return None if _changes(call) else found.body
 
 
 def _pickle_stateless(function: Function) -> bytes | None:
@@ -332,9 +594,40 @@ def _pickle_stateless(function: Function) -> bytes | None:
     if names is None:
         return None
     # Invariant: the parts are recorded before they are pickled, so a change meanwhile is noticed.
-    parts, modules, body = _parts(call, names), len(sys.modules), _pickle(function).body
-    _functions[call] = _Cached(names, parts, modules, body)
+    parts, epoch = _parts(call, names), _epoch()
+    if _changes(call):
+        return None
+    body = _pickle(function).body
+    _functions[call] = _Cached(names, parts, epoch, body)
     return body
+
+
+_walks: weakref.WeakKeyDictionary[Any, tuple[int, Walk]] = weakref.WeakKeyDictionary()
+
+
+def _changes(definition: Any) -> dict[UserModule, dict[str, None]]:
+    """Return the globals that a function or class reaches and workers have in another state."""
+    name = definition.__module__
+    is_installed = name != "__main__" and name in sys.modules and user_module(name) is None
+    if is_installed and not getattr(definition, "__closure__", None):
+        return {}
+    is_kept = type(definition) in {types.FunctionType, type}
+    known = _walks.get(definition) if is_kept else None
+    # Why the modules: a function may import one that this process had not imported before.
+    if known is not None and known[0] == len(sys.modules) and known[1].is_current():
+        return {}
+    walk = Walk().visit(definition)
+    if is_kept and not walk.changes:
+        walk.forget()
+        _walks[definition] = len(sys.modules), walk
+    return walk.changes
+
+
+def _epoch() -> tuple[int, int]:
+    """Return numbers that change when a pickle of a function may have to."""
+    # Why: cloudpickle sends along a module that was imported since then, and a global that another
+    # function has brought to the workers since then may be deleted now.
+    return len(sys.modules), sum(map(len, _brought.values()))
 
 
 def is_importable(call: Any) -> bool:
@@ -369,6 +662,14 @@ def _pickled_by_name(definition: types.FunctionType | type) -> bool:
     return bool(_should_pickle_by_reference(definition))
 
 
+def _reduce_class(definition: type) -> Any:
+    """Return the reduced value of a class that is pickled by value."""
+    # Why private: the public way is to register the module for all picklers of this process.
+    from cloudpickle.cloudpickle import _dynamic_class_reduce
+
+    return _dynamic_class_reduce(definition)
+
+
 def _stateless_names(function: types.FunctionType) -> tuple[str, ...] | None:
     """Return the globals that a stateless function uses; None for any other function."""
     if _pickled_by_name(function):
@@ -385,15 +686,15 @@ def _stateless_names(function: types.FunctionType) -> tuple[str, ...] | None:
         value = function.__globals__[name]
         if type(value) is not types.ModuleType or sys.modules.get(value.__name__) is not value:
             return None
-    return (*names, *_MODULE_NAMES)
+    return (*names, *MODULE_NAMES)
 
 
 def _holds_scalars_only(function: types.FunctionType) -> bool:
     """Return whether all that a function holds, besides its code, are scalars and classes."""
     if function.__closure__ or function.__kwdefaults__ or function.__dict__:
         return False
-    return all(type(default) in _SCALARS for default in function.__defaults__ or ()) and all(
-        type(note) in _SCALARS or (type(note) is type and _pickled_by_name(note))
+    return all(type(default) in SCALARS for default in function.__defaults__ or ()) and all(
+        type(note) in SCALARS or (type(note) is type and _pickled_by_name(note))
         for note in function.__annotations__.values()
     )
 
@@ -416,5 +717,5 @@ def _parts(function: types.FunctionType, names: tuple[str, ...]) -> tuple[Any, .
         *function.__dict__.values(),
         *function.__annotations__,
         *function.__annotations__.values(),
-        *[function.__globals__.get(name, _MISSING) for name in names],
+        *[function.__globals__.get(name, MISSING) for name in names],
     )

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
 import pickle
+import sys
 import threading
+import types
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -19,16 +25,26 @@ class Namespaces:
 
     Globals that an initializer has set belong to the worker. Later functions bring the parent's
     values of their globals, but never replace those of the initializer.
+
+    Attributes
+    ----------
+    live : dict of str to dict
+        The globals of modules that were updated to their state in the parent.
     """
 
     def __init__(self) -> None:
         self._globals: dict[str, dict[str, Any]] = {}
         self._own: dict[str, dict[str, Any]] = {}
+        self.live: dict[str, dict[str, Any]] = {}
 
-    def of(self, module: str, attributes: dict[str, Any]) -> dict[str, Any]:
-        """Return the globals dict of a module, updated with these attributes."""
+    def of(
+        self, module: str, attributes: dict[str, Any], deleted: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Return the globals dict of a module, updated with these attributes and deletions."""
         found = self._globals.setdefault(module, {})
         found.update(attributes)
+        for name in deleted:
+            found.pop(name, None)
         return found
 
     def restore_own(self) -> None:
@@ -50,7 +66,7 @@ class Namespaces:
     def forget(self, arrays: Sequence[Array]) -> None:
         """Delete the globals that are these arrays, so that their memory is released."""
         ids = {id(array) for array in arrays}
-        for values in self._globals.values():
+        for values in (*self._globals.values(), *self.live.values()):
             for name in [name for name, value in values.items() if id(value) in ids]:
                 del values[name]
 
@@ -59,9 +75,124 @@ namespaces = Namespaces()
 """The instance of this process; functions that were pickled by value use its dicts."""
 
 
-def module_globals(module: str, attributes: dict[str, Any]) -> dict[str, Any]:
+def module_globals(
+    module: str, attributes: dict[str, Any], deleted: Sequence[str]
+) -> dict[str, Any]:
     """Return the globals dict of a module; pickles call this function."""
-    return namespaces.of(module, attributes)
+    return namespaces.of(module, attributes, deleted)
+
+
+# Classes that are pickled by value: a process has one class for all pickles of it.
+
+ClassState = tuple[tuple[dict[str, Any], Any], Callable[[type, Any], object]]
+"""The attributes of a class, and the function that sets them."""
+
+class_attributes: weakref.WeakKeyDictionary[type, set[str]] = weakref.WeakKeyDictionary()
+"""The classes that this process has sent or received by value, with the attributes that came."""
+
+
+def set_class(definition: type, packed: ClassState) -> None:
+    """Set the attributes of a class from the parent; delete those that it has deleted."""
+    state, setter = packed
+    for name in class_attributes.get(definition, set()) - state[0].keys():
+        with contextlib.suppress(AttributeError, TypeError):
+            delattr(definition, name)
+    class_attributes[definition] = set(state[0])
+    setter(definition, state)
+
+
+def set_new_class(definition: type, packed: ClassState) -> None:
+    """Set the attributes of a class that comes with a result, unless it is known here."""
+    # Why: the worker's copy of a class of this process may have other attributes.
+    if definition not in class_attributes:
+        set_class(definition, packed)
+
+
+# Modules that have changed in the parent
+
+
+_made: set[str] = set()  # names of the modules that no import finds here
+
+
+def live_module(name: str, attributes: dict[str, Any] | None, importable: bool) -> types.ModuleType:
+    """Return a module of the user's: imported, or made with these attributes."""
+    if importable:
+        try:
+            return importlib.import_module(name)
+        except Exception:
+            if attributes is None:
+                raise  # Why: otherwise the file has changed since the parent imported it.
+    if name not in _made or name not in sys.modules:
+        vars(_make_module(name)).update(attributes or {})
+        _made.add(name)
+    return sys.modules[name]
+
+
+def _make_module(name: str) -> types.ModuleType:
+    """Return a new module of this name, in packages that may be new too."""
+    module = sys.modules[name] = types.ModuleType(name)
+    parent, _, last = name.rpartition(".")
+    if parent:
+        try:
+            package = importlib.import_module(parent)
+        except ImportError:
+            package = _make_module(parent)
+            vars(package).setdefault("__path__", [])
+        setattr(package, last, module)
+    return module
+
+
+def live_globals(name: str, attributes: dict[str, Any] | None, importable: bool) -> dict[str, Any]:
+    """Return the globals of :func:`live_module`; pickles call this function."""
+    return vars(live_module(name, attributes, importable))
+
+
+def update_module(
+    name: str,
+    attributes: dict[str, Any] | None,
+    importable: bool,
+    values: dict[str, Any],
+    deleted: Sequence[str],
+) -> None:
+    """Give globals of a module the parent's values; pickles call this function."""
+    found = live_globals(name, attributes, importable)
+    namespaces.live[name] = found
+    found.update(values)
+    for gone in deleted:
+        found.pop(gone, None)
+
+
+def after(_updates: list[None], value: Any) -> Any:
+    """Return an object that was unpickled after updates of modules."""
+    return value
+
+
+# Functions of functools that pickles call, since neither pickle nor cloudpickle sends these.
+
+
+def make_cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
+    """Return a function of :func:`functools.lru_cache`, with an empty cache."""
+    return functools.lru_cache(maxsize, typed)(function)
+
+
+def make_cached_property(kind: type) -> Any:
+    """Return a :class:`functools.cached_property` with a lock of its own; its state follows."""
+    made: Any = object.__new__(kind)
+    made.lock = threading.RLock()
+    return made
+
+
+def make_dispatcher(default: Callable[..., Any]) -> Any:
+    """Return a function of :func:`functools.singledispatch`."""
+    return functools.singledispatch(default)
+
+
+def set_dispatcher(function: Any, state: tuple[list[tuple[type, Any]], dict[str, Any]]) -> None:
+    """Register the functions of a dispatcher, and set its attributes."""
+    registered, attributes = state
+    for kind, one in registered:
+        function.register(kind, one)
+    vars(function).update(attributes)
 
 
 class _Arriving(threading.local):

@@ -107,7 +107,8 @@ class SocketChannel:
                 payload = pack_result(value)
             except PlanError as error:
                 name = type(value).__qualname__
-                message = f"the function returned a {name}, which cannot be pickled"
+                reason = error.__cause__
+                message = f"the function returned a {name}, which cannot be pickled ({reason})"
                 raise ResultError(message) from error
             held = sum(len(one.segments) for _, one in self._returned)
             if held + len(payload.segments) > MAX_DESCRIPTORS:

@@ -1,0 +1,226 @@
+"""Workers use the modules of the user as the parent has them: reloaded, patched, changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+Run = Callable[..., CompletedProcess[str]]
+
+HELPER = """
+import math
+from math import floor
+import numpy as np
+import inner
+from inner import doubled, LEVEL
+
+K = 1
+ZERO = 0.0
+NAME: str = "plain"
+CONFIG = {"k": 1, "deep": [1, 2]}
+TABLE = np.arange(3.0)
+COMPUTED = int("7")
+LATER = None
+
+def configure(value):
+    global LATER
+    LATER = value
+
+def part(x):
+    return x + K
+
+def wrap(function):
+    def wrapped(x):
+        return function(x) + K
+    return wrapped
+
+@wrap
+def decorated(x):
+    return x * 100
+
+class Point:
+    scale = 10
+
+    def __init__(self, x):
+        self.x = x
+
+    def scaled(self):
+        return self.x * self.scale + K
+
+    @staticmethod
+    def fixed():
+        return K
+
+def use(x):
+    return (
+        part(x), K, str(ZERO), NAME, repr(CONFIG), TABLE.tolist(), COMPUTED, LATER, floor(2.5),
+        Point(x).scaled(), Point.fixed(), decorated(x), doubled(x), inner.LEVEL, LEVEL,
+        inner.nested(x), math.sqrt(4), default(),
+    )
+
+def default(value=K):
+    return value
+"""
+
+INNER = """
+LEVEL = 5
+def doubled(x):
+    return 2 * x + LEVEL
+def nested(x):
+    return deepest(x)
+def deepest(x):
+    return x - LEVEL
+"""
+
+PROGRAM = """
+import functools, importlib, os, sys, time
+import numpy as np, shmpar
+EARLY = sys.argv[1] == "early"
+import helper, inner
+from helper import use
+
+def within(x):
+    import helper as mine
+    from inner import deepest
+    return mine.use(x), deepest(x)
+
+def direct(x):
+    return helper.K, helper.part(x), helper.Point(x).scaled(), helper.inner.LEVEL
+
+point = helper.Point(4)
+WAYS = {
+    "by name": lambda: helper.use,
+    "imported name": lambda: use,
+    "lambda": lambda: lambda x: helper.use(x),
+    "attributes": lambda: direct,
+    "import inside": lambda: within,
+    "partial": lambda: functools.partial(helper.use),
+    "method": lambda: lambda x: point.scaled() + x,
+    "bound method": lambda: lambda x, m=point.scaled: m() + x,
+    "class": lambda: lambda x, made=helper.Point: made(x).scaled(),
+}
+
+def results(pool):
+    found = {}
+    for way, make in WAYS.items():
+        function = make()
+        # Why text: True is equal to 1, and 0.0 to -0.0.
+        found[way] = repr([pool.submit(function, x).result() for x in range(2)])
+        rows = repr(pool.parallel_map(function, range(2), dtype=object).tolist())
+        due = repr([function(x) for x in range(2)])
+        if not found[way] == rows == due:
+            print(pool.engine, way, found[way], rows, due, sep="\\n   ")
+    return found
+
+def rewrite(name, old, new):
+    source = open(name + ".py").read()
+    assert old in source
+    with open(name + ".py", "w") as file:
+        file.write(source.replace(old, new))
+    os.utime(name + ".py", ns=(1, 1))
+
+pools = [shmpar.Pool(2, engine=engine) for engine in ("processes", "threads", "serial")]
+try:
+    if EARLY:
+        before = [results(pool) for pool in pools]
+    CHANGE
+    for _ in range(2):
+        after = [results(pool) for pool in pools]
+        assert after[0] == after[1] == after[2]
+    if EARLY:
+        assert after != before
+    UNDO
+    for pool in pools:
+        results(pool)
+finally:
+    for pool in pools:
+        pool.shutdown()
+print("as the parent")
+"""
+
+CHANGES = {
+    "number": ("helper.K = 100", "helper.K = 1"),
+    "negative zero": ("helper.ZERO = -0.0", "helper.ZERO = 0.0"),
+    "true": ("helper.K = True", "helper.K = 1"),
+    "text": ("helper.NAME = 'other'", "helper.NAME = 'plain'"),
+    "item of a dict": ("helper.CONFIG['k'] = 2", "helper.CONFIG['k'] = 1"),
+    "item of a list": ("helper.CONFIG['deep'].append(3)", "helper.CONFIG['deep'].pop()"),
+    "level below": ("inner.LEVEL = 50", "inner.LEVEL = 5"),
+    "imported number": ("helper.LEVEL = 50", "helper.LEVEL = 5"),
+    "own function": ("helper.configure([3])", "helper.configure(None)"),
+    "function": ("helper.part = lambda x: -x", "del helper.part; importlib.reload(helper)"),
+    "function below": ("inner.deepest = lambda x: -x", "importlib.reload(inner)"),
+    "imported function": ("helper.floor = lambda x: 'floored'", "importlib.reload(helper)"),
+    "function of another module": ("helper.doubled = inner.nested", "importlib.reload(helper)"),
+    "method": (
+        "old = helper.Point.scaled; helper.Point.scaled = lambda self: -self.x",
+        "helper.Point.scaled = old",
+    ),
+    "class attribute": ("helper.Point.scale = 11", "helper.Point.scale = 10"),
+    "class": (
+        "class Point(helper.Point): scale = 12\nold, helper.Point = helper.Point, Point",
+        "helper.Point = old",
+    ),
+    "default": ("helper.default.__defaults__ = (9,)", "helper.default.__defaults__ = (1,)"),
+    "new method": (
+        "helper.Point.more = 11; helper.default = lambda: helper.Point.more",
+        "helper.Point.more = 2",
+    ),
+    "new name": (
+        "helper.extra = 4; helper.part = lambda x: x + helper.extra",
+        "helper.extra = 5",
+    ),
+    "reload after an edit": (
+        "rewrite('helper', 'x + K', 'x - K'); importlib.reload(helper)",
+        "rewrite('helper', 'x - K', 'x + K'); importlib.reload(helper)",
+    ),
+    "reload of a constant": (
+        "rewrite('helper', 'K = 1\\n', 'K = 2\\n'); importlib.reload(helper)",
+        "rewrite('helper', 'K = 2\\n', 'K = 1\\n'); importlib.reload(helper)",
+    ),
+    "reload of a decorator": (
+        "rewrite('helper', 'function(x) + K', 'function(x) - K'); importlib.reload(helper)",
+        "importlib.reload(helper)",
+    ),
+    "reload below": (
+        "rewrite('inner', '2 * x', '3 * x'); importlib.reload(inner); helper.doubled=inner.doubled",
+        "helper.K = 6",
+    ),
+    "old value of a computed name": ("helper.COMPUTED = 8", "helper.COMPUTED = 7"),
+    "array": ("helper.TABLE = np.ones(2)", "helper.TABLE = np.arange(3.0)"),
+    "large array": ("helper.TABLE = np.ones(20_000)", "helper.TABLE = np.arange(3.0)"),
+}
+# Why: a worker computes these by itself when it imports the module.
+ONLY_EARLY = {"default", "old value of a computed name", "array", "large array"}
+
+
+def run_change(
+    run_python: Run, folder: Path, change: str, undo: str, when: str = "early"
+) -> CompletedProcess[str]:
+    """Run the program with this change in a folder with the modules."""
+    (folder / "helper.py").write_text(HELPER)
+    (folder / "inner.py").write_text(INNER)
+    indented = "\n    ".join(change.split("\n"))
+    source = PROGRAM.replace("CHANGE", indented).replace("UNDO", undo)
+    script = folder / "script.py"
+    script.write_text(source)
+    return run_python(script, when, cwd=folder, timeout=120)
+
+
+CASES = [(name, when) for name in CHANGES for when in ("early", "late")]
+
+
+@pytest.mark.parametrize(
+    ("name", "when"),
+    [case for case in CASES if case not in {(name, "late") for name in ONLY_EARLY}],
+    ids=lambda text: text.replace(" ", "-"),
+)
+def test_workers_use_what_the_parent_uses(
+    run_python: Run, tmp_path: Path, name: str, when: str
+) -> None:
+    """A change is seen, before the first call and after it, and so is its end."""
+    done = run_change(run_python, tmp_path, *CHANGES[name], when)
+    assert (done.stdout, done.stderr, done.returncode) == ("as the parent\n", "", 0)
