@@ -127,7 +127,9 @@ class Pool(Reductions, Executor):
     initializer : callable, optional
         Called in each worker before anything else, with `initargs`. If it raises, the pool calls
         no function any more: runs and calls end with a `ShmparError`, which is a
-        `concurrent.futures.BrokenExecutor` too and has that exception as its cause.
+        `concurrent.futures.BrokenExecutor` too and has that exception as its cause. Later verbs
+        and calls of `submit` raise it at once. With ``engine="serial"`` the first run or call
+        calls it.
     env : mapping of str to str, optional
         Added to the environment of worker processes, before NumPy is imported there.
     threads_per_worker : int
@@ -240,7 +242,7 @@ class Pool(Reductions, Executor):
         self._open = True
         try:
             _open_pools.add(self)
-            self._loop.begin()
+            self._loop.begin(watch=call is not None and engine != "serial")
             if engine == "threads":
                 # Why here: BLAS libraries take a cap from the main thread alone.
                 self._caps.callback(cap_threads(threads))

@@ -15,14 +15,16 @@ Guarantees
 
 from __future__ import annotations
 
+import copyreg
 import dis
 import io
+import pickle
 import sys
 import types
 import weakref
 from collections.abc import Callable, Iterator
 from operator import attrgetter, is_
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import cloudpickle
 import numpy as np
@@ -33,7 +35,7 @@ from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
 from shmpar.pickling.explain import explain_failure
-from shmpar.pickling.unpack import module_globals, segment_array
+from shmpar.pickling.unpack import builtin_base, module_globals, rebuild_error, segment_array
 from shmpar.plan import Function
 
 LARGE = 64 * 1024  # bytes; a smaller array is cheaper to pickle than to map
@@ -124,8 +126,54 @@ def pack_result(value: Any) -> Payload:
 
 
 def pack_error(error: BaseException) -> bytes:
-    """Pickle an exception with all its attributes; pass on any exception of pickling."""
-    return cloudpickle.dumps(error, 5)  # type: ignore[no-any-return]
+    """Pickle an exception with all its attributes; pass on any exception of pickling.
+
+    If the class has its own way of pickling, and that fails, the exception is rebuilt without it.
+    """
+    try:
+        body = _ErrorPickler.dumps(error)
+        if issubclass(type(pickle.loads(body)), BaseException):
+            return body
+    except BaseException:  # noqa: BLE001, S110 - the class is the user's code
+        pass
+    body = _AnyErrorPickler.dumps(error)
+    pickle.loads(body)
+    return body
+
+
+class _ErrorPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Pickles exceptions so that the code of their classes is not run to rebuild them.
+
+    Why: pickle calls the class with ``args``, and then sets attributes. An exception with keyword
+    arguments, or one that refuses attributes, does not survive that.
+    """
+
+    @classmethod
+    def dumps(cls, error: BaseException) -> bytes:
+        file = io.BytesIO()
+        cls(file, protocol=5).dump(error)
+        return file.getvalue()
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if issubclass(kind, BaseException) and self._is_rebuilt(kind, base := builtin_base(kind)):
+            _, arguments, *state = cast("tuple[Any, ...]", base.__reduce__(obj))
+            parts = object.__getstate__(obj)
+            slots = parts[1] if isinstance(parts, tuple) else {}
+            return rebuild_error, (kind, arguments, state[0] if state else {}, slots)
+        return super().reducer_override(obj)
+
+    def _is_rebuilt(self, kind: type[BaseException], base: type[BaseException]) -> bool:
+        ways = ("__reduce__", "__reduce_ex__", "__setstate__")
+        own = any(getattr(kind, way) is not getattr(base, way) for way in ways)
+        return kind is not base and not own and kind not in copyreg.dispatch_table
+
+
+class _AnyErrorPickler(_ErrorPickler):
+    """Rebuilds the exceptions whose classes have their own way of pickling, too."""
+
+    def _is_rebuilt(self, kind: type[BaseException], base: type[BaseException]) -> bool:
+        return kind is not base and not issubclass(kind, ShmparError)
 
 
 def _pickle(value: Any, *, importable_only: bool = False, is_result: bool = False) -> Payload:

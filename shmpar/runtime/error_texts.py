@@ -93,13 +93,14 @@ def _reason(error: BaseException) -> str:
         text = str(error)
     except BaseException as failure:  # noqa: BLE001 - Why: __str__ is the user's code
         text = f"(its message raised {type(failure).__name__})"
-    if isinstance(error, ResultError):
+    kind = type(error)  # Why not isinstance: the class may raise for any attribute.
+    if issubclass(kind, ResultError):
         return text
-    if isinstance(error, ValueError) and "read-only" in text:
+    if issubclass(kind, ValueError) and "read-only" in text:
         text += (
             ". Blocks are read-only views of the shared input: write to a copy (block.copy()), "
             "or return the new values"
         )
     # Why: the stand-in for an exception that does not pickle has the type in its message.
-    name = "" if type(error) is ShmparError else f"{type(error).__name__}: "
+    name = "" if kind is ShmparError else f"{kind.__name__}: "
     return f"the function raised {name}{text}"

@@ -28,7 +28,8 @@ Guarantees
 ----------
 - An interrupt (Ctrl-C) reaches the waiting thread alone. It cancels that thread's run in order:
   tickets stop, chunks in progress get a short grace, then their workers are killed.
-- The pool thread is a daemon. It starts with the first request and ends with the pool.
+- The pool thread is a daemon. It starts with the first request, or with a pool that has an
+  initializer, and ends with the pool.
 - After an unexpected error all runs and calls fail with it, and the next request gets a new engine.
 """
 
@@ -119,9 +120,17 @@ class Loop:
 
     # Any thread
 
-    def begin(self) -> None:
-        """Make the engine. After an error, or an interrupt, the loop must be closed."""
+    def begin(self, *, watch: bool = False) -> None:
+        """Make the engine. After an error, or an interrupt, the loop must be closed.
+
+        Parameters
+        ----------
+        watch : bool
+            Start the pool thread too, so that it hears of an initializer that fails.
+        """
         self._ready_engine()
+        if watch:
+            self._post(lambda: None)
 
     def run(self, run: Run) -> Any:
         """Execute a run; return its result or raise its error."""
