@@ -27,7 +27,7 @@ from shmpar.memory.manager import Manager
 from shmpar.memory.names import remove_stale
 from shmpar.plan import Function
 from shmpar.runtime.execution import Policy
-from shmpar.runtime.loop import AT_ONCE, Close, Loop, call_here, execute_here
+from shmpar.runtime.loop import AT_ONCE, Close, Loop, call_here, execute_here, surely
 from shmpar.runtime.progress import Progress
 from shmpar.runtime.run import Run
 from shmpar.verbs import Defaults, Reductions
@@ -410,7 +410,7 @@ class Pool(Reductions, Executor):
             self._loop.close(how, wait=wait)
         except BaseException:
             # Why: an interrupt may have come before the loop knew that it is to end.
-            self._loop.close(AT_ONCE, wait=wait)
+            surely(partial(self._loop.close, AT_ONCE, wait=False))
             raise
         finally:
             self._caps.close()

@@ -143,7 +143,7 @@ class Loop:
         except BaseException:
             # Invariant: no lock is held here, since an interrupt comes between any instructions.
             if not run.resolved.is_set:
-                self._post(partial(self._cancel, run, GRACE_SECONDS))
+                surely(partial(self._post, partial(self._cancel, run, GRACE_SECONDS)))
                 run.resolved.wait()
             raise
         return run.hand_over()
@@ -187,7 +187,7 @@ class Loop:
             if wait:
                 self._ended.wait()
         except BaseException:
-            self._post(partial(self._close, AT_ONCE))
+            surely(partial(self._post, partial(self._close, AT_ONCE)))
             if wait:
                 self._ended.wait()
             raise
@@ -227,8 +227,8 @@ class Loop:
         if self._ended.is_set:
             self._refuse()
             return
-        thread = self._thread
-        if thread is None or not thread.is_alive():
+        # Why not is_alive(): an interrupt inside of it marks a thread that runs as stopped.
+        if self._thread is None:
             self._start_thread()
         # Invariant: the pool thread clears the flag before it empties the inbox, so a request that
         # was appended before this look is either seen by it or wakes it.
@@ -245,8 +245,7 @@ class Loop:
     def _start_thread(self) -> None:
         # Lock: held while the pool thread starts or ends, never while it works.
         with self._starting:
-            lives = self._thread is not None and self._thread.is_alive()
-            if not lives and not self._ended.is_set:
+            if self._thread is None and not self._ended.is_set:
                 thread = threading.Thread(target=self._main, name="shmpar-pool", daemon=True)
                 self._thread = thread
                 try:
@@ -269,7 +268,9 @@ class Loop:
                 try:
                     self._serve()
                 except BaseException as error:  # noqa: BLE001 - runs and calls are told
-                    self._recover(error)
+                    # Why suppressed: runs and calls have the first error, and this thread goes on.
+                    with contextlib.suppress(BaseException):
+                        self._recover(error)
                 with self._starting:
                     # Invariant: a request that comes after the look at the inbox finds no thread.
                     self._thread = None
@@ -519,6 +520,15 @@ def call_here(function: Function) -> Call:
         if isinstance(event, CallFinished):
             calls.finished(event)
     return call
+
+
+def surely(action: Callable[[], object]) -> None:
+    """Call an action, again after each interrupt that comes before it has returned."""
+    done = False
+    while not done:
+        with contextlib.suppress(KeyboardInterrupt):
+            action()
+            done = True
 
 
 def _closed() -> RuntimeError:
