@@ -65,6 +65,28 @@ class Latch:
         return self.is_set
 
 
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread from a short-lived one, which no interrupt reaches.
+
+    Why: `Thread.start` waits under a condition. An interrupt there may leave it locked, and then
+    the new thread waits for it for ever.
+    """
+    begun, errors = Latch(), list[BaseException]()
+
+    def run() -> None:
+        try:
+            thread.start()
+        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
+            errors.append(error)
+        finally:
+            begun.set()
+
+    _thread.start_new_thread(run, ())
+    begun.wait()
+    if errors:
+        raise errors[0]
+
+
 class CallbackThreads:
     """Threads that run callbacks of the user; one for each callback that has not returned."""
 

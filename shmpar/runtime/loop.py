@@ -50,7 +50,7 @@ from shmpar.ipc.protocol import CallFinished, Event, WorkerLost, WorkerReady
 from shmpar.plan import Function
 from shmpar.runtime.calls import Call, Calls
 from shmpar.runtime.execution import max_startup_failures
-from shmpar.runtime.futures import CallbackThreads, Latch
+from shmpar.runtime.futures import CallbackThreads, Latch, start_thread
 from shmpar.runtime.progress import TICK_SECONDS, Observer, show_once, show_progress
 from shmpar.runtime.run import Run
 from shmpar.worker.environment import in_worker, inside_worker
@@ -249,7 +249,7 @@ class Loop:
                 thread = threading.Thread(target=self._main, name="shmpar-pool", daemon=True)
                 self._thread = thread
                 try:
-                    thread.start()
+                    start_thread(thread)
                 except BaseException:
                     # Why: an interrupted start may have made a thread, or one that dies at once.
                     self._thread = None
@@ -555,7 +555,7 @@ def _run_apart(task: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=run, name="shmpar-start", daemon=True)
     try:
-        thread.start()
+        start_thread(thread)
         done.wait()
         thread.join()
     except BaseException:
