@@ -275,7 +275,7 @@ class Pool(Reductions, Executor):
         if wait:
             # Why here: a debugger, and Ctrl-C, reach the function in the user's own thread.
             serial = self.engine == "serial"
-            return execute_here(run, self._initializer) if serial else loop.run(run)
+            return loop.run_here(run, self._initializer) if serial else loop.run(run)
         loop.launch(run)
         return run
 

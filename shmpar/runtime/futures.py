@@ -172,7 +172,10 @@ class PoolFuture(Future[Any]):
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the outcome; return the result, or raise the exception."""
         self.resolved.wait(timeout)
-        return super().result(0)
+        try:
+            return super().result(0)
+        finally:
+            del self  # Why: the frames of the exception would hold the future that holds it.
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the outcome; return the exception, None if there is none."""

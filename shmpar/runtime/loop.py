@@ -20,6 +20,7 @@ Locks, in the order in which they are acquired; no code of the user runs under a
 1. `Loop._starting`: start and end of the pool thread and of its engine.
 2. the lock of a `Future`, as in the standard library.
 3. `ThreadsEngine._allocating`: a worker thread allocates the outputs of a run.
+4. `processes._starting`: a worker process is started, or the user forks.
 
 `Initializer._once` is the exception: a pool's initializer runs under it. Other threads post
 requests to a deque and wake the pool thread; both take no lock.
@@ -104,6 +105,7 @@ class Loop:
         self._inbox: deque[Callable[[], None]] = deque()
         self._signalled = False  # set while a wake-up is on its way to the pool thread
         self._runs: dict[int, Run] = {}
+        self._here: dict[Run, int] = {}  # runs in threads of their callers, of the engine "serial"
         self._shown: set[int] = set()  # runs whose progress a callback thread shows
         self._callbacks = CallbackThreads()
         self._calls = Calls(self._callbacks)
@@ -148,6 +150,14 @@ class Loop:
             raise
         return run.hand_over()
 
+    def run_here(self, run: Run, initializer: Initializer) -> Any:
+        """Execute a run in the calling thread; the end of this loop waits for it."""
+        self._here[run] = threading.get_ident()
+        try:
+            return execute_here(run, initializer)
+        finally:
+            self._here.pop(run, None)
+
     def launch(self, run: Run) -> None:
         """Execute a run for which the caller does not wait."""
         self._prepare(run, attended=False)
@@ -182,6 +192,11 @@ class Loop:
         wait = wait and threading.current_thread() not in self._callbacks and not in_worker()
         self._close_wanted = True
         try:
+            for run, caller in list(self._here.items()):
+                if how.cancel_runs:
+                    run.cancel()
+                if wait and caller != threading.get_ident():
+                    run.resolved.wait(GRACE_SECONDS if how.cancel_runs else None)
             self._post(partial(self._close, how))
             thread = self._thread
             if wait:
@@ -290,8 +305,10 @@ class Loop:
         self._signalled = False
         while self._inbox:
             self._inbox.popleft()()
-        for event in events:
-            self._handle(engine, event)
+        # Why popped: this frame, which the exception of a call made here has, holds no event then.
+        events.reverse()
+        while events:
+            self._handle(engine, events.pop())
         now = time.monotonic()
         for run in self._running():
             run.execution.check_deadlines(now)
@@ -483,12 +500,20 @@ def execute_here(run: Run, initializer: Initializer, *, wait: bool = True) -> An
         Return the result, or raise the error; else return the run, which is done.
     """
     engine, execution = SerialEngine(initializer, interruptible=True), run.execution
-    callbacks = CallbackThreads()
+    callbacks, cancels = CallbackThreads(), deque[Run]()
     observer, shown = run.observer, time.monotonic()
+
+    def cancel(run: Run) -> None:
+        cancels.append(run)
+        engine.wake()
+
+    run.cancel_by = cancel
     try:
         execution.prepare(engine, attended=wait)
         execution.start(engine)
         while not execution.over:
+            if cancels:
+                execution.cancel()
             for event in engine.wait(0.0):
                 execution.handle(event)
             if observer is not None and time.monotonic() - shown >= TICK_SECONDS:
