@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import threading
@@ -381,6 +382,36 @@ def test_a_callback_of_a_cancelled_future_may_use_the_pool(
     call.add_done_callback(use)
     assert call.cancel()
     assert [type(one).__name__ for one in found] == ["Call", "Run"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_progress_function_does_not_wait_for_its_own_run_for_ever(
+    engine: str, wait: bool, nothing_left: None
+) -> None:
+    """It gets the result if that is possible, else an error, which ends the run."""
+    with shmpar.Pool(1, engine=engine) as pool:
+        pool.submit(abs, -1).result(BOUND)
+
+        def ask(*_: int) -> None:
+            run = pool.last_run
+            assert run is not None
+            run.exception()
+            run.result()
+
+        refusal = "a progress function cannot wait for its own run"
+        refused = not wait or engine == "serial"
+        with pytest.raises(RuntimeError, match=refusal) if refused else contextlib.nullcontext():
+            result = pool.map_blocks(_slow, ARRAY, chunks=1, progress=ask, wait=wait)
+            if not wait:
+                result = result.result(BOUND)
+            assert result[-1] == -5
+        assert pool.map_blocks(np.negative, ARRAY)[-1] == -5
+
+
+def _slow(block: Any) -> Any:
+    time.sleep(0.06)
+    return -block
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])

@@ -379,9 +379,11 @@ class Loop:
 
     def _show(self, run: Run, observer: Observer) -> None:
         """Show the progress of a run that nobody waits for, in a callback thread."""
+        run.shown_by = threading.get_ident()
         try:
             show_progress(run, observer, self.fail)
         finally:
+            run.shown_by = None
             self._post(partial(self._shown.discard, run.execution.number))
 
     def _add_call(self, call: Call) -> None:
@@ -507,7 +509,7 @@ def execute_here(run: Run, initializer: Initializer, *, wait: bool = True) -> An
         cancels.append(run)
         engine.wake()
 
-    run.cancel_by = cancel
+    run.cancel_by, run.shown_by = cancel, threading.get_ident()
     try:
         execution.prepare(engine, attended=wait)
         execution.start(engine)
