@@ -31,7 +31,7 @@ from shmpar.memory.manager import Manager
 from shmpar.memory.names import remove_stale
 from shmpar.plan import Function
 from shmpar.runtime.execution import Policy
-from shmpar.runtime.loop import AT_ONCE, Close, Loop, call_here, execute_here
+from shmpar.runtime.loop import AT_ONCE, Close, Loop, call_here, execute_here, surely
 from shmpar.runtime.progress import Progress
 from shmpar.runtime.run import Run
 from shmpar.verbs import Defaults, Reductions
@@ -150,7 +150,9 @@ class Pool(Reductions, Executor):
     initializer : callable, optional
         Called in each worker before anything else, with `initargs`. If it raises, the pool calls
         no function any more: runs and calls end with a `ShmparError`, which is a
-        `concurrent.futures.BrokenExecutor` too and has that exception as its cause.
+        `concurrent.futures.BrokenExecutor` too and has that exception as its cause. Later verbs
+        and calls of `submit` raise it at once. With ``engine="serial"`` the first run or call
+        calls it.
     env : mapping of str to str, optional
         Added to the environment of worker processes, before NumPy is imported there. Other
         variables that this process changes later are sent with the next run or call; those that
@@ -271,7 +273,7 @@ class Pool(Reductions, Executor):
         self._open = True
         try:
             _open_pools.add(self)
-            self._loop.begin(serve=call is not None)
+            self._loop.begin(watch=call is not None and engine != "serial")
             if engine == "threads":
                 # Why here: BLAS libraries take a cap from the main thread alone.
                 self._caps.callback(cap_threads(threads))
@@ -332,7 +334,7 @@ class Pool(Reductions, Executor):
         if wait:
             # Why here: a debugger, and Ctrl-C, reach the function in the user's own thread.
             serial = self.engine == "serial"
-            return execute_here(run, self._initializer) if serial else loop.run(run)
+            return loop.run_here(run, self._initializer) if serial else loop.run(run)
         loop.launch(run)
         return run
 
@@ -487,7 +489,7 @@ class Pool(Reductions, Executor):
             self._loop.close(how, wait=wait)
         except BaseException:
             # Why: an interrupt may have come before the loop knew that it is to end.
-            self._loop.close(AT_ONCE, wait=wait)
+            surely(partial(self._loop.close, AT_ONCE, wait=False))
             raise
         finally:
             self._caps.close()

@@ -226,24 +226,30 @@ def test_a_request_that_comes_while_the_pool_thread_ends_is_served() -> None:
     source = """
         pool = shmpar.Pool(1, engine=engine)
         assert pool.submit(abs, -2).result() == 2
-        main = pool._loop
-        def fail(*args):
-            raise RuntimeError("broken")
-        main.engine.free_worker = fail
-        expect(RuntimeError, pool.submit(abs, -1).result, 5)
-        wait_until(lambda: main._thread is None)
-        # the poster sees the thread, then it is gone
+        here, looked, served = threading.current_thread(), threading.Event(), threading.Event()
+        # the poster sees the thread, which then goes on to its end
         class Loop(loop.Loop):
-            looks = 0
             @property
             def _thread(self):
-                Loop.looks += 1
-                return ended if Loop.looks == 1 else self.__dict__.get("_thread")
+                found = self.__dict__.get("_thread")
+                if threading.current_thread() is here and asks:
+                    looked.set()
+                return found
             @_thread.setter
             def _thread(self, value):
+                if value is None:
+                    assert looked.wait(5)
                 self.__dict__["_thread"] = value
-        ended = threading.Thread()
+        def fail(*args):
+            raise RuntimeError("broken")
+        asks = False
+        main = pool._loop
         main.__class__ = Loop
+        main.engine.free_worker = fail
+        expect(RuntimeError, pool.submit(abs, -1).result, 5)
+        asks = True
+        main._post(served.set)
+        assert served.wait(5)
         assert pool.submit(abs, -3).result(5) == 3
         pool.shutdown()
     """

@@ -109,10 +109,7 @@ def expected_errors(site: str, how: str, verb: str) -> tuple[type[BaseException]
         **dict.fromkeys((*ROWS_OF["result"], *ROWS_OF["error"]), shmpar.ChunkError),
     }
     of_calls: dict[str, type[BaseException]] = {
-        "error pickle": shmpar.ShmparError,
-        "error unpickle": shmpar.ShmparError,
-        "error text": CrashingError,
-        "error text in parent": CrashingError,
+        **dict.fromkeys(ROWS_OF["error"], CrashingError),
         "result pickle": shmpar.PlanError if how == "raise" else own,
     }
     if step == "del":

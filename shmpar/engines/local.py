@@ -60,11 +60,16 @@ class Initializer:
     ----------
     call : tuple of (callable, tuple) or None
         The initializer with its arguments.
+
+    Attributes
+    ----------
+    broken : BaseException or None
+        The error of every later run and call, once it has failed.
     """
 
     def __init__(self, call: Initialization | None = None) -> None:
         self._call = call
-        self._broken: BaseException | None = None
+        self.broken: BaseException | None = None
         self._once = threading.RLock()
 
     def run(self) -> None:
@@ -74,20 +79,20 @@ class Initializer:
             # initializer does not wait for the pool: its own calls run in its thread.
             with self._once, inside_worker():
                 self._run_once()
-        if self._broken is not None:
-            raise self._broken.with_traceback(None)
+        check(self.broken)
 
     def _run_once(self) -> None:
         if self._call is not None:
             initializer, arguments = self._call
             try:
                 initializer(*arguments)
-            except KeyboardInterrupt:  # the next run calls it again
-                raise
-            except BaseException as error:  # noqa: BLE001 - each run is told
+            except BaseException as error:
                 from shmpar.engines.packing import initializer_failed
 
-                self._broken = initializer_failed(error)
+                main = threading.current_thread() is threading.main_thread()
+                if main and issubclass(type(error), KeyboardInterrupt):
+                    raise  # Why: the user has interrupted it; the next run calls it again.
+                self.broken = initializer_failed(error)
             self._call = None
 
 
@@ -129,6 +134,12 @@ def as_if_pickled(value: Any, memo: dict[int, Any]) -> Any:
         except Exception:  # noqa: BLE001 - the user's object may raise anything
             made = value
     return made
+
+
+def check(broken: BaseException | None) -> None:
+    """Raise the error of a failed initializer, if there is one."""
+    if broken is not None:
+        raise broken.with_traceback(None)
 
 
 class LocalChannel:
@@ -204,6 +215,7 @@ class LocalEngine:
 
     slab: Slab | None = None
     workers = 1
+    _broken: BaseException | None = None  # the error of a failed initializer
 
     def pids(self) -> list[int]:
         """Return none: the workers are no processes."""
@@ -219,10 +231,12 @@ class LocalEngine:
         """Take the caller's error handling; nothing is pickled or copied."""
         for array in arrays:
             locate(array)  # Why: it raises an error for a file that was truncated
+        check(self._broken)
         return CallersErrors()
 
     def prepare_call(self, call: Function) -> tuple[Function, CallersErrors]:
         """Take the caller's error handling too."""
+        check(self._broken)
         return call, CallersErrors()
 
     def bytes_to_copy(self, arrays: Sequence[Array]) -> list[int]:
@@ -296,6 +310,10 @@ class SerialEngine(LocalEngine):
         self._events: deque[protocol.Event] = deque()
         # Why a SimpleQueue: its put is reentrant, so that any thread may wake the owner.
         self._awake = queue.SimpleQueue[None]()
+
+    @property
+    def _broken(self) -> BaseException | None:  # type: ignore[override]
+        return self._initializer.broken
 
     def open(self, active: ActivePlan) -> list[int]:
         """Call the initializer before the first run."""
@@ -500,7 +518,7 @@ class ThreadsEngine(LocalEngine):
         try:
             Initializer(self._initializer).run()
         except BaseException as error:  # noqa: BLE001 - each run is told
-            broken = error
+            self._broken = broken = error
         tell(protocol.WorkerReady(worker))
         while (item := inbox.get()) is not None:
             if isinstance(item, tuple):
@@ -513,10 +531,11 @@ class ThreadsEngine(LocalEngine):
                 del item, prepared
                 continue
             for active, generation in item:  # none, if its run is over
-                if broken is None:
+                try:
+                    check(broken)
                     self._work(worker, active, generation)
-                else:
-                    tell(protocol.PlanRejected(active.number, broken))
+                except BaseException as error:  # noqa: BLE001 - the run is told
+                    tell(protocol.PlanRejected(active.number, error))
                     tell(protocol.CounterExhausted(worker, active.number, generation.number))
                 del active, generation
             del item

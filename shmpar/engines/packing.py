@@ -317,12 +317,18 @@ def unpack_error(packed: protocol.PackedError) -> BaseException:
         with contextlib.suppress(BaseException):
             found = unpack(packed.body)[0]
             if isinstance(found, BaseException):
-                found.add_note(f"In the worker:\n{packed.text}")
-                return found
+                return _noted(found, packed.text)
     last = packed.text.rstrip().rpartition("\n")[2]
-    stand_in = ShmparError(f"{last} (an exception that does not survive pickling)")
-    stand_in.add_note(f"In the worker:\n{packed.text}")
-    return stand_in
+    return _noted(ShmparError(f"{last} (an exception that does not survive pickling)"), packed.text)
+
+
+def _noted(error: BaseException, text: str) -> BaseException:
+    """Return an exception with the text as a note, if it takes notes."""
+    with contextlib.suppress(BaseException):
+        # Why: the class may refuse new attributes; then only its dict takes the list.
+        vars(error).setdefault("__notes__", [])
+        BaseException.add_note(error, f"In the worker:\n{text}")
+    return error
 
 
 def _unpack_value(packed: protocol.PackedValue, descriptors: list[int]) -> Any:

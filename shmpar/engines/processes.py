@@ -29,6 +29,7 @@ import contextlib
 import functools
 import os
 import selectors
+import threading
 import time
 import weakref
 from collections import deque
@@ -41,7 +42,7 @@ from shmpar.engines import packing
 from shmpar.engines.engine import ActivePlan, Generation, await_exit
 from shmpar.engines.launch import Launcher, hand_on
 from shmpar.engines.packing import PreparedCall, PreparedRun
-from shmpar.engines.worker_handle import MAX_OUTSTANDING, Attached, WorkerHandle
+from shmpar.engines.worker_handle import EXIT_SECONDS, MAX_OUTSTANDING, Attached, WorkerHandle
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
 from shmpar.ipc.tickets import Counters, Tickets
@@ -55,7 +56,6 @@ from shmpar.plan import Announcement, Function, Plan
 
 Array = np.ndarray[Any, Any]
 
-_EXIT_SECONDS = 2.0  # for an idle worker to exit by itself
 _RETRY_SECONDS = 0.01  # until a full socket is tried again
 _SPARE_BYTES = 16 * 1024  # behind each ledger, for small outputs
 _LOOK_SECONDS = 0.1  # between two looks at workers that have no pidfd
@@ -158,8 +158,9 @@ class ProcessesEngine:
         """Start a worker with this number, unless there is one."""
         if worker in self._handles:
             return
-        launched = self._launcher.start(worker)
-        handle = self._handles[worker] = WorkerHandle(worker, launched)
+        with _starting:
+            launched = self._launcher.start(worker)
+            handle = self._handles[worker] = WorkerHandle(worker, launched)
         try:
             self._set_up(handle)
         except BaseException:
@@ -435,7 +436,7 @@ class ProcessesEngine:
                 handle.notify(protocol.ExitNow())
             elif not handle.exiting:
                 handle.launched.kill()
-        deadline = time.monotonic() + _EXIT_SECONDS
+        deadline = time.monotonic() + EXIT_SECONDS
         for handle in list(self._handles.values()):
             # Why suppressed: after a setuid we may not kill; the end of its life pipe does.
             with contextlib.suppress(PermissionError):
@@ -605,13 +606,19 @@ class _Ledgers:
 
 
 _engines: weakref.WeakSet[ProcessesEngine] = weakref.WeakSet()
+# Lock: held while a worker is started, and during a fork of the user's in another thread. A child
+# that is forked in between would have a descriptor of which it does not know.
+_starting = threading.Lock()
 
 
 def _after_fork() -> None:
+    _starting.release()
     for engine in list(_engines):
         engine.abandon_in_child()
     _engines.clear()
 
 
 # Why: a child that kept the write end of a life pipe would keep the workers from exiting.
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(
+    before=_starting.acquire, after_in_parent=_starting.release, after_in_child=_after_fork
+)

@@ -17,6 +17,7 @@ import errno
 import functools
 import os
 import pickle
+import subprocess
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,9 @@ from shmpar.pickling.pack import Payload
 
 MAX_OUTSTANDING = 2
 """Generations at a worker: the one that it runs and the one that it runs next."""
+
+EXIT_SECONDS = 2.0
+"""Time for a worker to exit by itself."""
 
 
 @dataclass(eq=False, slots=True)
@@ -109,8 +113,14 @@ class WorkerHandle:
         return self.launched.process.poll() is not None
 
     def reap(self) -> WorkerLost:
-        """Wait for the process; return how it ended."""
-        code = self.launched.process.wait()
+        """Wait for the process, whose messages have ended; return how it ended."""
+        process = self.launched.process
+        try:
+            code = process.wait(EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            # Why: without a pidfd only the end of its socket tells, and a function may close that.
+            process.kill()
+            code = process.wait()
         end = Exit(code, limits.oom_kills() > self.oom_kills)
         return WorkerLost(self.number, end, self.exiting and not code, self.killed_for)
 

@@ -20,6 +20,30 @@ from shmpar.memory.segment import Location, Segment
 Array = np.ndarray[Any, Any]
 
 
+def builtin_base(kind: type[BaseException]) -> type[BaseException]:
+    """Return the builtin exception that makes the objects of a class."""
+    base: Any = kind
+    while base.__module__ != "builtins":
+        base = base.__base__
+    return base  # type: ignore[no-any-return]
+
+
+def rebuild_error(
+    kind: type[BaseException],
+    arguments: tuple[Any, ...],
+    attributes: dict[str, Any],
+    slots: dict[str, Any],
+) -> BaseException:
+    """Make an exception as it was, without a call of its class' own code."""
+    base = builtin_base(kind)
+    error = base.__new__(kind, *arguments)
+    base.__init__(error, *arguments)
+    vars(error).update(attributes)
+    for name, value in slots.items():
+        object.__setattr__(error, name, value)
+    return error
+
+
 class Namespaces:
     """The globals of modules whose functions were pickled by value, in a worker.
 

@@ -109,8 +109,9 @@ def _reason(error: BaseException) -> str:
         text = shortened(str(error), MOST_OF_EXCEPTION)
     except BaseException as failure:  # noqa: BLE001 - Why: __str__ is the user's code
         text = f"(its message raised {type(failure).__name__})"
-    if isinstance(error, ResultError):
+    kind = type(error)  # Why not isinstance: the class may raise for any attribute.
+    if issubclass(kind, ResultError):
         return text
     # Why: the stand-in for an exception that does not pickle has the type in its message.
-    name = "" if type(error) is ShmparError else f"{type(error).__name__}: "
+    name = "" if kind is ShmparError else f"{kind.__name__}: "
     return f"the function raised {name}{text}"

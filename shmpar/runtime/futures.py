@@ -72,6 +72,28 @@ class Latch:
         return self.is_set
 
 
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread from a short-lived one, which no interrupt reaches.
+
+    Why: `Thread.start` waits under a condition. An interrupt there may leave it locked, and then
+    the new thread waits for it for ever.
+    """
+    begun, errors = Latch(), list[BaseException]()
+
+    def run() -> None:
+        try:
+            thread.start()
+        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
+            errors.append(error)
+        finally:
+            begun.set()
+
+    _thread.start_new_thread(run, ())
+    begun.wait()
+    if errors:
+        raise errors[0]
+
+
 class CallbackThreads:
     """Threads that run callbacks of the user; one for each callback that has not returned."""
 
@@ -173,7 +195,10 @@ class PoolFuture(Future[Any]):
         """Wait for the outcome; return the result, or raise the exception."""
         if self.resolved.wait(timeout):
             self.issue_warnings()
-        return super().result(0)
+        try:
+            return super().result(0)
+        finally:
+            del self  # Why: the frames of the exception would hold the future that holds it.
 
     def add_warning(self, warned: Warned) -> None:
         """Keep a warning of a worker process, unless it is the same as an earlier one."""

@@ -20,6 +20,7 @@ Locks, in the order in which they are acquired; no code of the user runs under a
 1. `Loop._starting`: start and end of the pool thread and of its engine.
 2. the lock of a `Future`, as in the standard library.
 3. `ThreadsEngine._allocating`: a worker thread allocates the outputs of a run.
+4. `processes._starting`: a worker process is started, or the user forks.
 
 `Initializer._once` is the exception: a pool's initializer runs under it. Other threads post
 requests to a deque and wake the pool thread; both take no lock.
@@ -28,8 +29,8 @@ Guarantees
 ----------
 - An interrupt (Ctrl-C) reaches the waiting thread alone. It cancels that thread's run in order:
   tickets stop, chunks in progress get a short grace, then their workers are killed.
-- The pool thread is a daemon. It starts with the first request, or with the pool if there is an
-  initializer, which may need it. It ends with the pool.
+- The pool thread is a daemon. It starts with the first request, or with a pool that has an
+  initializer, and ends with the pool.
 - After an unexpected error all runs and calls fail with it, and the next request gets a new engine.
 """
 
@@ -50,7 +51,7 @@ from shmpar.ipc.protocol import CallFinished, Event, Warned, WorkerLost, WorkerR
 from shmpar.plan import Function
 from shmpar.runtime.calls import Call, Calls
 from shmpar.runtime.execution import max_startup_failures
-from shmpar.runtime.futures import CallbackThreads, Latch, PoolFuture
+from shmpar.runtime.futures import CallbackThreads, Latch, PoolFuture, start_thread
 from shmpar.runtime.progress import TICK_SECONDS, Observer, show_once, show_progress
 from shmpar.runtime.run import Run
 from shmpar.worker.environment import MOST_WARNINGS, in_worker, inside_worker
@@ -104,6 +105,7 @@ class Loop:
         self._inbox: deque[Callable[[], None]] = deque()
         self._signalled = False  # set while a wake-up is on its way to the pool thread
         self._runs: dict[int, Run] = {}
+        self._here: dict[Run, int] = {}  # runs in threads of their callers, of the engine "serial"
         self._shown: set[int] = set()  # runs whose progress a callback thread shows
         self._callbacks = CallbackThreads()
         self._calls = Calls(self._callbacks)
@@ -121,17 +123,17 @@ class Loop:
 
     # Any thread
 
-    def begin(self, *, serve: bool = False) -> None:
+    def begin(self, *, watch: bool = False) -> None:
         """Make the engine. After an error, or an interrupt, the loop must be closed.
 
         Parameters
         ----------
-        serve : bool
-            Start the pool thread too: workers run code of the user before the first request.
+        watch : bool
+            Start the pool thread too, so that it hears of an initializer that fails.
         """
         self._ready_engine()
-        if serve:
-            self._start_thread()
+        if watch:
+            self._post(lambda: None)
 
     def run(self, run: Run) -> Any:
         """Execute a run; return its result or raise its error."""
@@ -144,10 +146,18 @@ class Loop:
         except BaseException:
             # Invariant: no lock is held here, since an interrupt comes between any instructions.
             if not run.resolved.is_set:
-                self._post(partial(self._cancel, run, GRACE_SECONDS))
+                surely(partial(self._post, partial(self._cancel, run, GRACE_SECONDS)))
                 run.resolved.wait()
             raise
         return run.hand_over()
+
+    def run_here(self, run: Run, initializer: Initializer) -> Any:
+        """Execute a run in the calling thread; the end of this loop waits for it."""
+        self._here[run] = threading.get_ident()
+        try:
+            return execute_here(run, initializer)
+        finally:
+            self._here.pop(run, None)
 
     def launch(self, run: Run) -> None:
         """Execute a run for which the caller does not wait."""
@@ -183,12 +193,17 @@ class Loop:
         wait = wait and threading.current_thread() not in self._callbacks and not in_worker()
         self._close_wanted = True
         try:
+            for run, caller in list(self._here.items()):
+                if how.cancel_runs:
+                    run.cancel()
+                if wait and caller != threading.get_ident():
+                    run.resolved.wait(GRACE_SECONDS if how.cancel_runs else None)
             self._post(partial(self._close, how))
             thread = self._thread
             if wait:
                 self._ended.wait()
         except BaseException:
-            self._post(partial(self._close, AT_ONCE))
+            surely(partial(self._post, partial(self._close, AT_ONCE)))
             if wait:
                 self._ended.wait()
             raise
@@ -228,8 +243,8 @@ class Loop:
         if self._ended.is_set:
             self._refuse()
             return
-        thread = self._thread
-        if thread is None or not thread.is_alive():
+        # Why not is_alive(): an interrupt inside of it marks a thread that runs as stopped.
+        if self._thread is None:
             self._start_thread()
         # Invariant: the pool thread clears the flag before it empties the inbox, so a request that
         # was appended before this look is either seen by it or wakes it.
@@ -246,12 +261,11 @@ class Loop:
     def _start_thread(self) -> None:
         # Lock: held while the pool thread starts or ends, never while it works.
         with self._starting:
-            lives = self._thread is not None and self._thread.is_alive()
-            if not lives and not self._ended.is_set:
+            if self._thread is None and not self._ended.is_set:
                 thread = threading.Thread(target=self._main, name="shmpar-pool", daemon=True)
                 self._thread = thread
                 try:
-                    thread.start()
+                    start_thread(thread)
                 except BaseException:
                     # Why: an interrupted start may have made a thread, or one that dies at once.
                     self._thread = None
@@ -270,7 +284,9 @@ class Loop:
                 try:
                     self._serve()
                 except BaseException as error:  # noqa: BLE001 - runs and calls are told
-                    self._recover(error)
+                    # Why suppressed: runs and calls have the first error, and this thread goes on.
+                    with contextlib.suppress(BaseException):
+                        self._recover(error)
                 with self._starting:
                     # Invariant: a request that comes after the look at the inbox finds no thread.
                     self._thread = None
@@ -290,8 +306,10 @@ class Loop:
         self._signalled = False
         while self._inbox:
             self._inbox.popleft()()
-        for event in events:
-            self._handle(engine, event)
+        # Why popped: this frame, which the exception of a call made here has, holds no event then.
+        events.reverse()
+        while events:
+            self._handle(engine, events.pop())
         now = time.monotonic()
         for run in self._running():
             run.execution.check_deadlines(now)
@@ -383,9 +401,11 @@ class Loop:
 
     def _show(self, run: Run, observer: Observer) -> None:
         """Show the progress of a run that nobody waits for, in a callback thread."""
+        run.shown_by = threading.get_ident()
         try:
             show_progress(run, observer, self.fail)
         finally:
+            run.shown_by = None
             self._post(partial(self._shown.discard, run.execution.number))
 
     def _add_call(self, call: Call) -> None:
@@ -505,12 +525,20 @@ def execute_here(run: Run, initializer: Initializer, *, wait: bool = True) -> An
         Return the result, or raise the error; else return the run, which is done.
     """
     engine, execution = SerialEngine(initializer, interruptible=True), run.execution
-    callbacks = CallbackThreads()
+    callbacks, cancels = CallbackThreads(), deque[Run]()
     observer, shown = run.observer, time.monotonic()
+
+    def cancel(run: Run) -> None:
+        cancels.append(run)
+        engine.wake()
+
+    run.cancel_by, run.shown_by = cancel, threading.get_ident()
     try:
         execution.prepare(engine, attended=wait)
         execution.start(engine)
         while not execution.over:
+            if cancels:
+                execution.cancel()
             for event in engine.wait(0.0):
                 execution.handle(event)
             if observer is not None and time.monotonic() - shown >= TICK_SECONDS:
@@ -544,6 +572,15 @@ def call_here(function: Function) -> Call:
     return call
 
 
+def surely(action: Callable[[], object]) -> None:
+    """Call an action, again after each interrupt that comes before it has returned."""
+    done = False
+    while not done:
+        with contextlib.suppress(KeyboardInterrupt):
+            action()
+            done = True
+
+
 def _closed() -> RuntimeError:
     return RuntimeError("the pool was closed before this call was done")
 
@@ -568,7 +605,7 @@ def _run_apart(task: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=run, name="shmpar-start", daemon=True)
     try:
-        thread.start()
+        start_thread(thread)
         done.wait()
         thread.join()
     except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
@@ -34,6 +35,7 @@ class Run(PoolFuture):
         execution.run = self
         self.observer: Observer | None = None
         self.over = Latch()  # no worker writes any more
+        self.shown_by: int | None = None  # thread that shows its progress, up to its result
         # Set by the pool, while the run is being executed, and to resume it.
         self.cancel_by: Callable[[Run], None] | None = None
         self.resume_by: Callable[[], Callable[[Run], Run] | None] | None = None
@@ -100,10 +102,13 @@ class Run(PoolFuture):
         ------
         TimeoutError, CancelledError
             As of any Future.
+        RuntimeError
+            If its progress function asks, without a timeout: the result comes after it.
         ShmparError
             If the run failed. Also if the caller of the verb waited for the result and has dropped
             it: the run does not keep it, so that its memory goes with the last array.
         """
+        self._check_wait(timeout)
         result = super().result(timeout)
         return result.get() if isinstance(result, WeakResult) else result
 
@@ -114,6 +119,18 @@ class Run(PoolFuture):
         errors, self.execution.to_warn = self.execution.to_warn, []
         if errors:
             error_texts.warn_filled(errors)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the end; return the exception, None if there is none."""
+        self._check_wait(timeout)
+        return super().exception(timeout)
+
+    def _check_wait(self, timeout: float | None) -> None:
+        if timeout is None and self.shown_by == threading.get_ident() and not self.done():
+            raise RuntimeError(
+                "a progress function cannot wait for its own run, whose result comes after it; use "
+                "add_done_callback()"
+            )
 
     def cancel(self) -> bool:
         """Stop handing out chunks; return True unless the run was done already.

@@ -36,15 +36,19 @@ def in_worker() -> bool:
     return getattr(_thread, "depth", 0) > 0
 
 
-@contextlib.contextmanager
-def inside_worker() -> Iterator[None]:
+class _Inside:
+    """Why a class: a generator's context manager sets an attribute of the exception."""
+
+    def __enter__(self) -> None:
+        _thread.depth = getattr(_thread, "depth", 0) + 1
+
+    def __exit__(self, *_: object) -> None:
+        _thread.depth -= 1
+
+
+def inside_worker() -> _Inside:
     """Mark that this thread runs the function of a run, for the block."""
-    before = getattr(_thread, "depth", 0)
-    _thread.depth = before + 1
-    try:
-        yield
-    finally:
-        _thread.depth = before
+    return _Inside()
 
 
 _slot: memoryview | None = None  # the worker's slot of the ledger

@@ -164,7 +164,7 @@ def _run_claim(
             exit_if_forked(error)
             # Why max: the chunk may have failed before the cursor moved to it.
             ticket = max(ticket, slot[CURSOR])
-            if isinstance(error, KeyboardInterrupt) and channel.interruptible:
+            if issubclass(type(error), KeyboardInterrupt) and channel.interruptible:
                 raise
             failed.append(ticket)
             _report(assignment, channel, assignment.chunk(ticket), error)

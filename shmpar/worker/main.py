@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shmpar.errors import PlanError, shortened
+from shmpar.errors import PlanError, ShmparError, shortened
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import FINGERPRINT, Ledger
 from shmpar.ipc.protocol import Environment, PackedError, PackedValue, SegmentRecord, Work
@@ -139,17 +139,29 @@ def _pack_value(payload: Payload) -> PackedValue:
 
 def pack_exception(error: BaseException) -> PackedError:
     """Pickle an exception, if it can be, and write its traceback as text."""
-    shown = error.__traceback__  # Why: the frames of this package above the user's do not help.
-    while shown is not None and shown.tb_frame.f_code.co_filename.startswith(_PACKAGE):
-        shown = shown.tb_next
-    trace = shown or error.__traceback__
-    text = shortened("".join(traceback.format_exception(type(error), error, trace)))
-    try:
-        from shmpar.pickling.pack import pack_error  # Why here: most workers meet no exception.
+    from shmpar.pickling.pack import pack_error  # Why here: most workers meet no exception.
 
+    text, summary = _describe(error)
+    try:
         return PackedError(pack_error(error), text)
     except BaseException:  # noqa: BLE001 - whatever pickling raises, the text has to do
-        return PackedError(None, text)
+        stand_in = ShmparError(f"{summary} (an exception that does not survive pickling)")
+        return PackedError(pack_error(stand_in), text)
+
+
+def _describe(error: BaseException) -> tuple[str, str]:
+    """Return the traceback of an exception as text, and its type and message."""
+    kind = type(error)
+    try:
+        shown = error.__traceback__  # Why: the frames of this package above the user's do not help.
+        while shown is not None and shown.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+            shown = shown.tb_next
+        trace = traceback.format_exception(kind, error, shown or error.__traceback__)
+        summary = f"{kind.__name__}: {error}"
+    except BaseException as again:  # noqa: BLE001 - the class is the user's code
+        summary = f"{kind.__name__}: (its message raised {type(again).__name__})"
+        trace = [summary]
+    return shortened("".join(trace)), summary
 
 
 class WorkerProcess:
@@ -294,7 +306,7 @@ class WorkerProcess:
             packed = pack_exception(error)
             reply = protocol.CallFinished(message.call, error=packed, started=started)
             # Why: the user's code may keep the exception, and its frames hold the memory.
-            error.__traceback__ = None
+            BaseException.with_traceback(error, None)
         finally:
             if private:
                 namespaces.forget(private)
@@ -316,7 +328,7 @@ class WorkerProcess:
             except BaseException as error:  # noqa: BLE001 - the run is told
                 self.send(protocol.PlanRejected(work.run, pack_exception(error)))
                 # Why: the user's code may keep the exception, and its frames hold the memory.
-                error.__traceback__ = None
+                BaseException.with_traceback(error, None)
             else:
                 assignment.received = received
                 outcome = self._work(assignment, work)

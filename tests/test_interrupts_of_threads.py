@@ -1,0 +1,167 @@
+"""Ctrl-C at random moments while several threads, or coroutines, use one pool."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from tests.interpreters import run_python
+from tests.pools import ENGINES
+
+BOUND = 150.0  # seconds after which a campaign counts as a hang
+
+SOURCE = f"""
+import asyncio, contextlib, faulthandler, gc, json, os, random, signal, sys, threading, time
+import numpy as np
+import shmpar
+
+faulthandler.dump_traceback_later({BOUND}, exit=True)
+sys.unraisablehook = lambda *_: None  # Python drops an interrupt that comes in a finalizer
+engine, kind, times, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+rng = random.Random(seed)
+image = np.arange(200.0)
+stop, wrong = threading.Event(), []
+
+
+def negate(block):
+    time.sleep(0.0005)
+    return -block
+
+def verb():
+    assert pool.map_blocks(negate, image, chunks=20)[-1] == -199
+
+def progress():
+    assert pool.map_blocks(negate, image, chunks=20, progress=lambda *_: None)[-1] == -199
+
+def calls():
+    assert pool.submit(abs, -1).result() == 1
+    assert list(pool.map(abs, range(-3, 0))) == [3, 2, 1]
+
+def background():
+    run = pool.map_blocks(negate, image, chunks=20, wait=False)
+    other = pool.map_blocks(negate, image, chunks=20, wait=False)
+    other.cancel()
+    assert len(list(run.completed())) == 10
+    assert run.result()[-1] == -199
+
+def use():
+    # Call the pool in another thread until the end.
+    try:
+        while not stop.is_set():
+            for work in (verb, calls, background):
+                work()
+    except BaseException as error:
+        wrong.append(error)
+
+async def coroutine():
+    loop = asyncio.get_running_loop()
+    calls = [loop.run_in_executor(pool, abs, -number) for number in range(4)]
+    run = pool.map_blocks(negate, image, chunks=20, wait=False)
+    assert await asyncio.gather(*calls) == [0, 1, 2, 3]
+    assert (await run)[-1] == -199
+
+def coroutines():
+    asyncio.run(coroutine())
+
+def press(presses):
+    # Interrupt the main thread; the next time when it has noticed, or a moment later.
+    for _ in range(presses):
+        time.sleep(rng.uniform(0, 0.015))
+        pressed[:] = [time.monotonic()]
+        os.kill(os.getpid(), signal.SIGINT)
+
+def check():
+    began = time.monotonic()
+    assert not pool.closed
+    verb()
+    calls()
+    assert not wrong, wrong
+    return time.monotonic() - began
+
+def descriptors():
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+def settled(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, (descriptors(), threading.enumerate())
+        time.sleep(0.01)
+
+
+pool = shmpar.Pool(2, engine=engine)
+check()
+before = descriptors()
+works = [coroutines] if kind == "asyncio" else [verb, progress, calls, background]
+count = 0 if kind == "asyncio" else int(kind)
+threads = [threading.Thread(target=use, daemon=True) for _ in range(count - 1)]
+for thread in threads:
+    thread.start()
+pressed, reactions, next_calls = [0.0], [], []
+for number in range(times):
+    work, presses = rng.choice(works), rng.choice([1, 1, 2, 3])
+    presser = threading.Thread(target=press, args=(presses,))
+    caught = False
+    while not caught:
+        try:
+            if presser.ident is None:
+                presser.start()
+            while not caught:
+                work()
+        except KeyboardInterrupt:
+            caught = True
+    reactions.append(time.monotonic() - pressed[0])
+    while True:  # the other presses may come as late as here
+        try:
+            while presser.ident is not None and presser in threading.enumerate():
+                time.sleep(0.001)
+            time.sleep(0.001)
+            break
+        except KeyboardInterrupt:
+            pass
+    next_calls.append(check())
+stop.set()
+for thread in threads:
+    thread.join()
+assert not wrong, wrong
+if count:
+    assert check() < 5
+settled(lambda: descriptors() <= before + 2)
+pool.shutdown()
+settled(lambda: not [one for one in threading.enumerate() if one.name.startswith("shmpar")])
+print(json.dumps([sorted(reactions), sorted(next_calls)]))
+"""
+
+
+def _interrupt(engine: str, kind: str, times: int, seed: int) -> None:
+    """Interrupt a program that many times, one to three presses each; print the reaction."""
+    done = run_python(SOURCE, engine, kind, str(times), str(seed), timeout=BOUND + 10)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    reactions, following = json.loads(done.stdout)
+    assert len(reactions) == times
+    middle = times // 2
+    print(
+        f"{times} interrupts, {engine}, {kind}: KeyboardInterrupt after {reactions[middle]:.3f} s "
+        f"(median), {reactions[-1]:.3f} s (longest); the next calls right, after "
+        f"{following[middle]:.3f} s (median), {following[-1]:.3f} s (longest)"
+    )
+
+
+KINDS = ["2", "4", "asyncio"]  # threads that call the pool, or coroutines
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_interrupts_while_others_use_the_pool(engine: str, kind: str, stress_seed: int) -> None:
+    """Ten times one to three Ctrl-C: the other threads' calls are right, and so is the next."""
+    _interrupt(engine, kind, 10, random.Random(stress_seed).randrange(2**32))
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_300_interrupts_while_others_use_the_pool(engine: str, kind: str, stress_seed: int) -> None:
+    """Three hundred times one to three Ctrl-C: no hang, no wrong value, a pool that works."""
+    _interrupt(engine, kind, 300, random.Random(stress_seed).randrange(2**32))
