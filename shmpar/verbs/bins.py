@@ -46,9 +46,7 @@ def bins_by_rule(rule: str, values: Array, limits: Limits, measure: Measure) -> 
         "scott": lambda: _width_by_moments(rule, values, total, limits, measure),
         "doane": lambda: _width_by_moments(rule, values, total, limits, measure),
         "stone": lambda: _width_by_stone(size, span, limits, measure),
-        "fd": lambda: (
-            2.0 * np.subtract(*_quartiles(size, ends, limits, measure)) * size ** (-1.0 / 3.0)
-        ),
+        "fd": lambda: 2.0 * np.subtract(*_quartiles(size, ends, measure)) * size ** (-1.0 / 3.0),
     }
     fine, *coarse = [rules[one]() for one in {"auto": _AUTO}.get(rule, (rule,))]
     width = min(max(fine, coarse[0] / 2), coarse[1]) if coarse else fine
@@ -119,45 +117,50 @@ def _width_by_stone(size: int, span: Any, limits: Limits, measure: Measure) -> A
     return span / best
 
 
-def _quartiles(size: int, ends: Limits, limits: Limits, measure: Measure) -> list[Any]:
+def _quartiles(size: int, ends: Limits, measure: Measure) -> list[Any]:
     """Return the upper and the lower quartile, as :func:`numpy.percentile`."""
     places = [(size - 1) * share for share in (0.75, 0.25)]
     ranks = [min(int(place) + more, size - 1) for place in places for more in (0, 1)]
-    found = np.array(_select(ranks, ends, limits, measure)).reshape(2, 2)
+    found = np.array(_select(ranks, ends, measure)).reshape(2, 2)
     # Why: NumPy interpolates between two elements as between neighbours in the sorted array.
     return [np.percentile(pair, 100 * (k % 1)) for pair, k in zip(found, places, strict=True)]
 
 
-def _select(ranks: list[int], ends: Limits, limits: Limits, measure: Measure) -> list[Any]:
-    """Return the elements of these ranks in the sorted array, by a radix selection.
+def _select(ranks: list[int], ends: Limits, measure: Measure) -> list[Any]:
+    """Return the elements of these ranks among those between the ends, by a radix selection.
 
-    The ends are its smallest and its largest element.
+    The ends are the smallest and the largest of these elements.
     """
     first, last = map(int, _keys(np.array(ends)))
-    shift = (first ^ last).bit_length()
+    shift, dtype = (first ^ last).bit_length(), ends[0].dtype
     keys, left = [first >> shift] * len(ranks), list(ranks)
     while shift:
         bits = min(8, shift)
         shift -= bits
-        known = sorted(set(keys))
-        digits = partial(_count_digits, known=known, shift=shift, bits=bits, limits=limits)
+        known, rest = sorted(set(keys)), shift + bits
+        parts = [(max(k << rest, first), min((k + 1 << rest) - 1, last)) for k in known]
+        # Why by value too: a comparison is cheaper than a key, and few elements are left.
+        within = [(_value_of_key(low, dtype), _value_of_key(high, dtype)) for low, high in parts]
+        digits = partial(_count_digits, known=known, ends=within, shift=shift, bits=bits)
         counts = measure(digits).reshape(-1, len(known), 1 << bits).sum(0)
         for number, rank in enumerate(left):
             below = counts[known.index(keys[number])].cumsum()
             digit = int(np.searchsorted(below, rank, "right"))
             keys[number] = keys[number] << bits | digit
             left[number] = rank - int(below[digit - 1] if digit else 0)
-    return [_value_of_key(key, ends[0].dtype) for key in keys]
+    return [_value_of_key(key, dtype) for key in keys]
 
 
-def _count_digits(block: Array, known: list[int], shift: int, bits: int, limits: Limits) -> Array:
-    """Count the next bits of the keys that begin with the known ones."""
-    keys = _keys(_inside(block, limits)).astype(np.uint64) >> np.uint64(shift)
-    begins, digits = keys >> np.uint64(bits), keys & np.uint64((1 << bits) - 1)
-    counts = [
-        np.bincount(digits[begins == np.uint64(one)].astype(np.intp), minlength=1 << bits)
-        for one in known
-    ]
+def _count_digits(
+    block: Array, known: list[int], ends: list[Limits], shift: int, bits: int
+) -> Array:
+    """Count the next bits of the keys that begin with the known ones, which lie between ends."""
+    counts = []
+    for one, limits in zip(known, ends, strict=True):
+        keys = _keys(_inside(block, limits)).astype(np.uint64) >> np.uint64(shift)
+        # Why again: 0.0 and -0.0 are equal, and their keys are not.
+        keys = keys[keys >> np.uint64(bits) == np.uint64(one)] & np.uint64((1 << bits) - 1)
+        counts.append(np.bincount(keys.astype(np.intp), minlength=1 << bits))
     return np.array(counts)
 
 

@@ -161,7 +161,7 @@ def test_the_selection_is_exact(
     ends = array.min(), array.max()
     call = serial._reduction("histogram", np.histogram, array, {})
     measure = lambda function: serial._map(call, function, chunks)
-    got = bins._select(ranks, ends, ends, measure)
+    got = bins._select(ranks, ends, measure)
     assert [one.dtype for one in got] == [array.dtype] * len(ranks)
     assert np.array_equal(got, np.sort(array)[ranks])
 
