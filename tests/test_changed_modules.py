@@ -224,3 +224,70 @@ def test_workers_use_what_the_parent_uses(
     """A change is seen, before the first call and after it, and so is its end."""
     done = run_change(run_python, tmp_path, *CHANGES[name], when)
     assert (done.stdout, done.stderr, done.returncode) == ("as the parent\n", "", 0)
+
+
+def test_packages_that_import_each_other(run_python: Run, tmp_path: Path) -> None:
+    """Circles of modules end, and a change anywhere in them is seen; folders may be packages."""
+    for folder in ("whole", "space"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "one.py").write_text(
+            f"import {folder}.two as two\nK = 1\n"
+            "def use(x):\n    from . import three\n    return two.call(x), three.K, two.one.K\n"
+        )
+        (tmp_path / folder / "two.py").write_text(
+            f"from {folder} import one\ndef call(x): return one.K + x\n"
+        )
+        (tmp_path / folder / "three.py").write_text("K = 3\n")
+    (tmp_path / "whole" / "__init__.py").write_text("")
+    source = """
+        import whole.one, whole.two, whole.three, space.one, space.two, space.three, shmpar
+        with shmpar.Pool(2) as pool:
+            for package in (whole, space):
+                look = lambda x: (package.one.use(x), package.two.one.two.one.K, package.three.K)
+                for change in (
+                    lambda: None,
+                    lambda: setattr(package.one, "K", 5),
+                    lambda: setattr(package.three, "K", 6),
+                    lambda: setattr(package.two, "call", lambda x: -x),
+                ):
+                    change()
+                    for function in (look, package.one.use):
+                        assert pool.submit(function, 2).result() == function(2)
+                        found = pool.parallel_map(function, [2], dtype=object)
+                        assert found.tolist() == [function(2)]
+        print("right")
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)
+
+
+def test_a_reload_of_an_unchanged_module_and_state_of_workers(
+    run_python: Run, tmp_path: Path
+) -> None:
+    """A worker keeps what its functions have stored, unless the parent changes it."""
+    (tmp_path / "helper.py").write_text(
+        "import os\nmodel = None\nlimit = 1\n"
+        "def use(x):\n    global model\n"
+        "    if model is None:\n        model = object(), os.getpid()\n"
+        "    return id(model), limit\n"
+        "def load():\n    global model\n    model = 'loaded'\n"
+        "def look(x):\n    return model, limit\n"
+    )
+    source = """
+        import helper, shmpar
+        with shmpar.Pool(1) as pool:
+            (first, one), (second, other) = (pool.submit(helper.use, 0).result() for _ in range(2))
+            assert first == second and one == other == 1
+            helper.limit = 2
+            assert pool.submit(helper.use, 0).result() == (first, 2)
+        helper.limit = 1
+        with shmpar.Pool(1, initializer=helper.load) as pool:
+            assert pool.submit(helper.look, 0).result() == ("loaded", 1)
+            helper.limit = 3
+            assert pool.submit(helper.look, 0).result() == ("loaded", 3)
+            helper.model = "the parent's"
+            assert pool.submit(helper.look, 0).result() == ("the parent's", 3)
+        print("right")
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)

@@ -476,7 +476,9 @@ def _is_users(module: types.ModuleType) -> bool:
         return False
     file, spec = getattr(module, "__file__", None), getattr(module, "__spec__", None)
     if file is None:
-        return spec is None and module.__name__ not in sys.builtin_module_names
+        package = sys.modules.get(top)
+        of_user = package is None or package is module or _is_users(package)
+        return spec is None and module.__name__ not in sys.builtin_module_names and of_user
     folders = {"site-packages", "dist-packages"}
     return top not in sys.stdlib_module_names and not folders.intersection(file.split(os.sep))
 
@@ -495,6 +497,9 @@ class Walk:
         self.changes: dict[UserModule, dict[str, None]] = {}
         # Why objects: an id belongs to one object as long as that is alive.
         self._seen: dict[int, Any] = {}
+        self._pairs: set[tuple[int, int]] = (
+            set()
+        )  # of modules and names, since modules form circles
         self._ahead: list[Any] = []
         self._registered = cloudpickle.list_registry_pickle_by_value()
         # All that was compared, for a later look.
@@ -528,6 +533,7 @@ class Walk:
     def forget(self) -> None:
         """Drop the objects that are needed for a visit alone."""
         self._seen.clear()
+        self._pairs.clear()
 
     def is_current(self) -> bool:
         """Return whether each global that was met is still the same; without changes only."""
@@ -593,13 +599,17 @@ class Walk:
     def _visit_module(self, module: types.ModuleType, names: tuple[str, ...]) -> None:
         """Look at the attributes of a module that a function names."""
         found = self._module(module.__name__)
-        if found is None or found.module is not module:
+        is_folder = hasattr(module, "__path__") and getattr(module, "__file__", None) is None
+        pair = id(module), id(names)
+        if pair in self._pairs or not (is_folder or (found and found.module is module)):
             return
-        if not found.importable:
+        self._pairs.add(pair)
+        if found is not None and not found.importable:
             self.changes.setdefault(found, {})
         for name in names:
             value = vars(module).get(name)
-            self._look(found, name)
+            if found is not None:
+                self._look(found, name)
             if type(value) is types.ModuleType and value is not module:
                 self._visit_module(value, names)
 
