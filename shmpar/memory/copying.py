@@ -188,8 +188,8 @@ def share(array: Array) -> tuple[Segment, Array]:
     """
     if array.dtype.hasobject:
         raise TypeError(f"dtype {array.dtype} holds Python objects, which no process can share")
-    if array.nbytes == 0:
-        segment = create(0)
+    if array.nbytes == 0 or (array.flags.c_contiguous and array.flags.aligned):
+        segment = create(array.nbytes, lambda fd, _: write(fd, 0, array))
         return segment, segment.ndarray(0, array.shape, None, array.dtype)
     layout = Layout.of(array)
     if layout.is_exact:
