@@ -357,6 +357,22 @@ def test_a_generator_in_kwargs_or_as_a_constant_warns(pool: shmpar.Pool) -> None
         )
 
 
+class Proxy:
+    """An object that has no attributes outside of a context, as proxies of web frameworks."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("outside of a context")
+
+
+def test_objects_that_refuse_attributes_are_passed_over() -> None:
+    """The check of captured objects raises none of their errors."""
+    proxy, many = Proxy(), list(range(100_000))
+    with shmpar.Pool(2, engine="threads") as pool:
+        result = pool.map_blocks(lambda block: block + (proxy is not None) + many[1], np.ones(3))
+        assert result.tolist() == [3, 3, 3]
+        assert pool.submit(lambda: proxy is None).result() is False
+
+
 def test_no_warning_without_a_copy(pool: shmpar.Pool) -> None:
     """Streams of the chunks, generators for each call or item, and other random numbers."""
     from random import SystemRandom

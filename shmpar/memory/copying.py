@@ -187,8 +187,8 @@ def share(array: Array, purpose: str = "copy of an input") -> tuple[Segment, Arr
     """
     if array.dtype.hasobject:
         raise TypeError(f"dtype {array.dtype} holds Python objects, which no process can share")
-    if array.nbytes == 0:
-        segment = create(0, purpose=purpose)
+    if array.nbytes == 0 or (array.flags.c_contiguous and array.flags.aligned):
+        segment = create(array.nbytes, lambda fd, _: write(fd, 0, array), purpose=purpose)
         return segment, segment.ndarray(0, array.shape, None, array.dtype)
     layout = Layout.of(array)
     if layout.is_exact:

@@ -6,11 +6,12 @@ import contextlib
 import dis
 import functools
 import inspect
+import itertools
 import math
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -316,8 +317,8 @@ def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) ->
     return _SPECIAL_PARAMETERS.intersection(names).difference(keywords)
 
 
-def held_by(function: Any, values: Iterable[Any] = ()) -> Iterator[Any]:
-    """Yield the objects that a function holds and that are sent with it.
+def held_by(function: Any, values: Iterable[Any] = ()) -> list[Any]:
+    """Return the objects that a function holds and that are sent with it, and the function.
 
     These are its closure, its defaults, the globals that it names, the arguments of a partial, the
     object of a method, its attributes, the items of containers, and so on for each of these.
@@ -326,13 +327,13 @@ def held_by(function: Any, values: Iterable[Any] = ()) -> Iterator[Any]:
     ----------
     function : object
         The function. If it is importable, it is sent as its name, so of its globals only arrays
-        are yielded: they are the caller's on engines in this process.
+        count: they are the caller's on engines in this process.
     values : iterable
         Its constant arguments.
 
     Notes
     -----
-    Objects behind the first 1,000 are not yielded, nor those behind a compiled object.
+    Objects behind the first 200 are left out, and those behind a compiled object.
 
     Examples
     --------
@@ -342,43 +343,56 @@ def held_by(function: Any, values: Iterable[Any] = ()) -> Iterator[Any]:
     todo, seen = [function, *values], dict[int, Any]()
     while todo and len(seen) < _MOST_HELD:
         one = todo.pop()
-        if type(one) in _NOTHING_HELD or id(one) in seen:
+        kind = type(one)
+        if kind in _NOTHING_HELD or id(one) in seen:
             continue
         seen[id(one)] = one
-        match one:
-            case types.FunctionType():
-                todo.extend(_held_by_function(one))
-            case functools.partial():
-                todo += [one.func, *one.args, *one.keywords.values()]
-            case types.MethodType() | types.BuiltinMethodType():
-                todo += [getattr(one, "__func__", None), one.__self__]
-            case list() | tuple() | set() | frozenset():
-                todo += list(one)[:_MOST_HELD]
-            case dict():
-                todo += list(one.values())[:_MOST_HELD]
-            case np.ndarray():
-                pass
-            case _:
-                slots = getattr(type(one), "__slots__", ())
-                names = [slots] if isinstance(slots, str) else slots
-                todo += [getattr(one, name, None) for name in names]
-                todo += list(getattr(one, "__dict__", {}).values())
-        yield one
+        if kind is types.FunctionType:
+            todo += _held_by_function(one)
+        elif kind is not np.ndarray:
+            with contextlib.suppress(Exception):  # Why: an attribute may raise anything.
+                todo += itertools.islice(_parts_of(one), _MOST_HELD)
+    return list(seen.values())
 
 
-def _held_by_function(function: types.FunctionType) -> Iterator[Any]:
-    if function.__module__ and function.__module__.partition(".")[0] == "shmpar":
-        return
-    yield from function.__defaults__ or ()
-    yield from (function.__kwdefaults__ or {}).values()
+def _held_by_function(function: types.FunctionType) -> list[Any]:
+    held = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):  # Why: the variable is not bound yet.
-            yield cell.cell_contents
-    named = [function.__globals__.get(name) for name in _globals_of(function.__code__)]
-    values = [value for value in named if type(value) not in _NOTHING_HELD]
-    if values and _pickled_by_name(function):
-        values = [value for value in values if isinstance(value, np.ndarray)]
-    yield from values
+            held.append(cell.cell_contents)
+    space = function.__globals__
+    named = [
+        value
+        for name in _globals_of(function.__code__)
+        if type(value := space.get(name)) not in _NOTHING_HELD
+    ]
+    if named and _pickled_by_name(function):
+        named = [value for value in named if isinstance(value, np.ndarray)]
+    if held or named:
+        module = function.__module__ or ""
+        return [] if module.startswith("shmpar.") else [*held, *named]
+    return []
+
+
+def _parts_of(one: Any) -> Iterable[Any]:
+    """Return the objects that an object holds directly."""
+    match one:
+        case functools.partial():
+            parts: Iterable[Any] = [one.func, *one.args, *one.keywords.values()]
+        case types.MethodType() | types.BuiltinMethodType():
+            parts = [getattr(one, "__func__", None), one.__self__]
+        case list() | tuple() | set() | frozenset():
+            parts = one
+        case dict():
+            parts = one.values()
+        case np.ndarray():
+            parts = ()
+        case _:
+            slots = getattr(type(one), "__slots__", ())
+            names = [slots] if isinstance(slots, str) else slots
+            attributes = [getattr(one, name, None) for name in names]
+            parts = [*attributes, *getattr(one, "__dict__", {}).values()]
+    return parts
 
 
 @functools.lru_cache(maxsize=256)
@@ -390,7 +404,7 @@ def _globals_of(code: types.CodeType) -> frozenset[str]:
     return frozenset(names.union(*map(_globals_of, inner)))
 
 
-_MOST_HELD: Final = 1_000
+_MOST_HELD: Final = 200
 _NOTHING_HELD: Final = frozenset(
     {type(None), bool, int, float, complex, str, bytes, range, type, types.ModuleType, np.ufunc}
 )
@@ -411,7 +425,7 @@ def warn_of_random(where: str, held: Iterable[Any], remedy: str) -> None:
             continue
         # Why: without its module, which takes long to import, there is no generator.
         kinds = [getattr(sys.modules[name], kind) for name, kind in _RANDOM if name in sys.modules]
-        if isinstance(one, tuple(kinds)) and type(one).__name__ != "SystemRandom":
+        if issubclass(type(one), tuple(kinds)) and type(one).__name__ != "SystemRandom":
             text = (
                 f"{where}: the function holds a {type(one).__name__}. Each worker process gets a "
                 f"copy in the same state, so its numbers repeat; {remedy}"

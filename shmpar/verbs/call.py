@@ -145,7 +145,7 @@ class Call:
         """
         values = self.inputs.values
         constants = [values[one.value] for one in plan.arguments if isinstance(one, Whole)]
-        held = list(held_by(self.func, [*self.keywords.values(), *constants]))
+        held = held_by(self.func, [*self.keywords.values(), *constants])
         outputs = [one for one in self.output.given or () if isinstance(one, np.ndarray)]
         if outputs:
             items = [values[one.value] for one in plan.arguments if isinstance(one, Items)]

@@ -178,7 +178,9 @@ def _is_in_place(
 def check_apart(verb: str, outputs: Sequence[Array], held: Iterable[Any]) -> None:
     """Raise ``ValueError`` if an array that the function holds shares memory with an output."""
     for array in held:
-        if isinstance(array, np.ndarray) and any(_overlap(output, array) for output in outputs):
+        if issubclass(type(array), np.ndarray) and any(
+            _overlap(output, array) for output in outputs
+        ):
             raise ValueError(
                 f"{verb}: out= shares memory with an array (shape {array.shape}) that the function "
                 "holds or gets as an item, so chunks would read the results of others; pass "
