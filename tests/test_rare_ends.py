@@ -142,9 +142,10 @@ def test_a_worker_that_hides_without_a_pidfd_is_ended() -> None:
 def test_a_fork_while_a_worker_starts_keeps_no_pipe() -> None:
     """A child that another thread forks at that moment has none of the worker's descriptors."""
     source = """
-        import os, sys, threading
+        import os, threading, warnings
         import shmpar
         from shmpar.engines import launch
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
         statuses = []
         def fork(fd):
             child = os.fork()
