@@ -176,9 +176,10 @@ def _sealed_file(body: bytes) -> int:
 
 
 def _plain_file(body: bytes) -> int:
-    return allocate.make_file(len(body), lambda fd, _: allocate.write_all(fd, memoryview(body), 0))[
-        0
-    ]
+    def fill(fd: int, _: int) -> None:
+        allocate.write_all(fd, memoryview(body), 0)
+
+    return allocate.make_file(len(body), fill)[0]
 
 
 def _read(fd: int, size: int) -> mmap.mmap | bytes:
