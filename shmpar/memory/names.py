@@ -406,7 +406,7 @@ def _is_dead(fd: int) -> bool:
     """Return True if no process holds the lock; this process holds it then, until it closes."""
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (OSError, AttributeError):  # Why: without locks nobody can tell
         return False
     return bool(os.fstat(fd).st_nlink)
 
