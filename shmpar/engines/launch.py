@@ -2,11 +2,12 @@
 
 Guarantees
 ----------
-- The new process has two descriptors above 2, its socket and the read end of its life pipe, and
-  none of the user's.
+- The new process is given two descriptors above 2, its socket and the read end of its life pipe,
+  and none of the user's.
 - It imports nothing before its `sys.path` is the parent's, and numpy only after the caps on its
   threads are in its environment.
 - It never imports the parent's `__main__`.
+- It leads a process group, which ends with it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from shmpar.engines.packing import search_path
 from shmpar.ipc.wire import Wire
 from shmpar.memory import limits
+from shmpar.worker.environment import MARK
 
 THREAD_CAPS = (
     "OMP_NUM_THREADS",
@@ -52,7 +57,7 @@ sys.argv = ["-c"]
 from shmpar.worker.parent_watch import exit_with_parent
 exit_with_parent(life)
 from shmpar.worker.main import main
-main(sock, number)
+main(sock, life, number)
 """
 """First lines of a worker. It runs the parent's own copy of this package, so that both ends speak
 the same protocol, whatever another interpreter has installed."""
@@ -68,24 +73,66 @@ class Launched:
         The process.
     wire : Wire
         The parent's end of its socket.
-    life : int
-        Write end of its life pipe; the process is killed when it closes.
+    life : tuple of int
+        Both ends of its life pipe; the process is killed when the write end closes.
     pidfd : int
         Readable when the process is gone; -1 where the system has none.
     """
 
     process: subprocess.Popen[bytes]
     wire: Wire
-    life: int
+    life: tuple[int, int]
     pidfd: int
 
     def close(self) -> None:
         """Close the parent's descriptors; a process that lives is killed by it."""
         self.wire.close()
-        for fd in (self.life, self.pidfd):
+        for fd in (*reversed(self.life), self.pidfd):
             if fd >= 0:
                 os.close(fd)
-        self.life = self.pidfd = -1
+        self.life, self.pidfd = (-1, -1), -1
+
+    def kill(self) -> None:
+        """Kill the process and its group: the processes that the user's function has started."""
+        if self._is_child():
+            self._signal(os.killpg)
+            self._signal(os.kill)  # Why: the function may have left the group.
+
+    def wait(self, deadline: float | None = None) -> int | None:
+        """Reap the process and end its group; kill both at `deadline`, of the monotonic clock.
+
+        Returns
+        -------
+        int or None
+            As in :class:`subprocess.Popen`; None if it is not known, since this process ignores
+            SIGCHLD, or waits for all of its children elsewhere.
+        """
+        if deadline is not None:
+            if self.pidfd >= 0:
+                poll = select.poll()
+                poll.register(self.pidfd, select.POLLIN)
+                poll.poll(max(0.0, 1000 * (deadline - time.monotonic())))
+            self.kill()
+        known = self._is_child(wait=True)
+        if known:
+            self._signal(os.killpg)  # Why now: the number of the group is the process's own.
+        code = self.process.wait()
+        return code if known else None
+
+    def _is_child(self, *, wait: bool = False) -> bool:
+        """Return whether the process, or its exit status, is there: its number is not reused."""
+        if self.process.returncode is not None or not hasattr(os, "waitid"):
+            return self.process.returncode is None
+        try:
+            how = os.WEXITED | os.WNOWAIT | (0 if wait else os.WNOHANG)
+            os.waitid(os.P_PID, self.process.pid, how)
+        except ChildProcessError:
+            return False
+        return True
+
+    def _signal(self, kill: Callable[[int, int], None]) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            kill(self.process.pid, signal.SIGKILL)
 
 
 class Launcher:
@@ -130,23 +177,30 @@ class Launcher:
             near, far = Wire.pair()
             ours.callback(near.close)
             sock = own(far.detach(), theirs)
-            life_read, life = os.pipe()
-            life_read, life = own(life_read, theirs), own(life, ours)
+            # Invariant: this process keeps the read end, under the lower number. The worker's end
+            # is the same open file, which therefore asks for the signal even after the user's
+            # function has closed it. At the exit of this process the kernel closes the files of
+            # higher numbers first, and sends the signal while the lower one is open.
+            read, write = os.pipe()
+            read, write = own(read, ours), own(write, theirs)
+            life = read, own(fcntl.fcntl(write, fcntl.F_DUPFD_CLOEXEC, read + 1), ours)
             path = [] if self._foreign else search_path()
             near.send(b"\0".join(map(os.fsencode, [_PACKAGE, *path])))
-            process = self._execute(sock, life_read, number)
+            process = self._execute(sock, read, number)
             ours.callback(process.wait)
             ours.callback(process.kill)
             pidfd = _pidfd(process.pid)
             ours.pop_all()
-            return Launched(process, Wire(near, process.kill), life, pidfd)
+            launched = Launched(process, Wire(near), life, pidfd)
+            launched.wire = Wire(near, launched.kill)
+            return launched
 
     def _execute(self, sock: int, life: int, number: int) -> subprocess.Popen[bytes]:
         flags = [] if self._foreign else _interpreter_flags()
         return subprocess.Popen(
             [self._python, *flags, "-P", "-c", BOOT, *map(str, (sock, life, number))],
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **self._env},
+            env={**os.environ, **self._env, MARK: "1"},
             pass_fds=(sock, life),
             process_group=0,  # Why: Ctrl-C of the terminal is the parent's to handle.
         )

@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.engines import packing
-from shmpar.engines.engine import ActivePlan, Generation, await_exit
+from shmpar.engines.engine import ActivePlan, Generation
 from shmpar.engines.launch import Launcher
 from shmpar.engines.packing import PreparedCall, PreparedRun
 from shmpar.engines.worker_handle import MAX_OUTSTANDING, Attached, WorkerHandle
@@ -56,6 +56,7 @@ Array = np.ndarray[Any, Any]
 
 _EXIT_SECONDS = 2.0  # for an idle worker to exit by itself
 _RETRY_SECONDS = 0.01  # until a full socket is tried again
+_STACK_CHARACTERS = 16 * 1024  # of the stack of a worker that dies
 _SPARE_BYTES = 16 * 1024  # behind each ledger, for small outputs
 _FREE_LEDGERS = 2
 _LARGE_LEDGER = 1 << 20  # bytes of a ledger that is not kept for another run
@@ -151,10 +152,10 @@ class ProcessesEngine:
             self._set_up(handle)
         except BaseException:
             # Why: nobody would hear of this worker, or it would serve without its initializer.
-            launched.process.kill()
+            launched.kill()
             self._unlink(handle)
             handle.close()
-            launched.process.wait()
+            launched.wait()
             raise
 
     def _set_up(self, handle: WorkerHandle) -> None:
@@ -302,6 +303,9 @@ class ProcessesEngine:
                 # Why: the end of a file would be reported again and again; the pidfd decides.
                 self._stop_reading(handle)
                 return handle.launched.pidfd >= 0
+            if isinstance(message, str):
+                handle.stack = (handle.stack + message)[:_STACK_CHARACTERS]
+                continue
             self._take(handle, message, descriptors)
             if not handle.outstanding and not handle.calls and type(message) in _LAST:
                 return True  # Why: an idle worker sends nothing more; this saves a system call.
@@ -407,15 +411,15 @@ class ProcessesEngine:
                 handle.notify(protocol.ExitNow())
             elif not handle.exiting:
                 with contextlib.suppress(PermissionError):
-                    handle.launched.process.kill()
+                    handle.launched.kill()
         deadline = time.monotonic() + _EXIT_SECONDS
         for handle in list(self._handles.values()):
             # Why suppressed: after a setuid we may not kill; the end of its life pipe does.
             with contextlib.suppress(PermissionError):
-                await_exit(handle.launched.process, handle.launched.pidfd, deadline)
+                handle.launched.wait(deadline)
             self._unlink(handle)
             handle.close()
-            handle.launched.process.wait()
+            handle.launched.wait()
         self._selector.close()
         self._wake = self._tracker.wake = None
         self._ledgers.clear()

@@ -84,6 +84,8 @@ class WorkerHandle:
         Messages that its socket did not take yet, with duplicated descriptors.
     environment : Environment or None
         The environment that it was last sent.
+    stack : str
+        Begin of the text that :mod:`faulthandler` has written there.
     """
 
     number: int
@@ -98,6 +100,7 @@ class WorkerHandle:
     queue: deque[tuple[ActivePlan, Generation]] = field(default_factory=deque)
     outbox: deque[tuple[bytes, list[int]]] = field(default_factory=deque)
     environment: Environment | None = None
+    stack: str = ""
 
     def set_exiting(self) -> None:
         """The worker has said that it exits: it is given nothing more."""
@@ -106,12 +109,12 @@ class WorkerHandle:
     def kill(self, run: int) -> None:
         """Kill the worker for a run."""
         self.killed_for = run
-        self.launched.process.kill()
+        self.launched.kill()
 
     def reap(self) -> WorkerLost:
         """Wait for the process; return how it ended."""
-        code = self.launched.process.wait()
-        end = Exit(code, limits.oom_kills() > self.oom_kills)
+        code = self.launched.wait()
+        end = Exit(code, limits.oom_kills() > self.oom_kills, self.stack)
         return WorkerLost(self.number, end, self.exiting and not code, self.killed_for)
 
     def next_to_send(self) -> tuple[ActivePlan, Generation] | None:
@@ -200,7 +203,7 @@ class WorkerHandle:
             if self.outbox or not self._sent(body, descriptors):
                 self.outbox.append((body, _duplicates(descriptors)))
         except OSError:
-            self.launched.process.kill()
+            self.launched.kill()
             raise
 
     def flush(self) -> None:
@@ -210,7 +213,7 @@ class WorkerHandle:
                 for fd in self.outbox.popleft()[1]:
                     os.close(fd)
         except OSError:
-            self.launched.process.kill()
+            self.launched.kill()
             self._discard()
 
     def _sent(self, body: bytes, descriptors: Sequence[int]) -> bool:

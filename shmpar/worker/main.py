@@ -14,7 +14,11 @@ Guarantees
 from __future__ import annotations
 
 import _socket
+import atexit
 import contextlib
+import errno
+import faulthandler
+import gc
 import importlib.util
 import os
 import pickle
@@ -40,9 +44,10 @@ from shmpar.plan import Announcement, Function, ResultError
 from shmpar.worker import loop
 from shmpar.worker.compute import Abandoned, Assignment
 from shmpar.worker.environment import (
+    ProcessNamer,
     apply_environment,
     exit_if_forked,
-    guard_forks,
+    flush_streams,
     has_changed,
     inside_worker,
 )
@@ -194,7 +199,25 @@ class WorkerProcess:
         self.ledger: tuple[int, Ledger] | None = None
         self.plan: tuple[bytes, Any] = (b"", None)
         self.function: tuple[bytes, Any] = (b"", None)
-        self.send = wire.send
+        self._socket = os.fstat(wire.fileno())
+
+    def abandon(self) -> None:
+        """Close the socket, in a child that the user's code has forked."""
+        self.wire.close()
+        faulthandler.enable(2)  # Why: the parent takes the stack of this worker alone.
+
+    def send(self, message: Any, descriptors: Sequence[int] = ()) -> None:
+        """Send a message to the parent."""
+        self._check_socket()
+        self.wire.send(message, descriptors)
+
+    def _check_socket(self) -> None:
+        """Raise `OSError` if the user's code has closed the socket, or opened another file there.
+
+        Why: the parent would wait for a message, and this process would wait for another file.
+        """
+        if not os.path.samestat(os.fstat(self.wire.fileno()), self._socket):
+            raise OSError(errno.EBADF, "another file has the number of the worker's socket")
 
     def serve(self) -> None:
         """Handle messages until the parent asks for the exit, or no tasks are left."""
@@ -219,6 +242,7 @@ class WorkerProcess:
     def _next(self) -> tuple[Any, int]:
         """Return the next message that needs its turn, and the descriptor of its counter."""
         while True:
+            self._check_socket()
             message, descriptors = self.wire.receive()
             counter = descriptors.pop(0) if isinstance(message, protocol.RunPlan) else -1
             # Invariant: segments are adopted in the order in which messages arrive, even if a
@@ -320,7 +344,6 @@ class WorkerProcess:
 
     def _work(self, assignment: Assignment, work: Work) -> Outcome:
         """Compute chunks; return the outcome for the event that ends the work."""
-        guard_forks(assignment.slot)
         spare = assignment.ledger if work.small_outputs else None
         channel = SocketChannel(self, work.run, spare)
         exhausted = loop.work(assignment, channel)
@@ -408,14 +431,33 @@ class WorkerProcess:
             raise self.refusal.with_traceback(None)
 
 
-def main(fd: int, number: int) -> None:
+def main(fd: int, life: int, number: int) -> None:
     """Serve the parent at the other end of the socket `fd`, as the worker with this number."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # Why: the parent raises its own late.
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # Why first: the exit functions of the user's code run before it, in a whole interpreter.
+    atexit.register(_drop_objects)
+    ProcessNamer(number, life)
     wire = Wire(_socket.socket(fileno=fd))
-    wire.send(protocol.WorkerReady(number, importlib.util.MAGIC_NUMBER))
+    faulthandler.enable(fd)  # The parent takes what is no message as the stack of a fatal error.
+    process = WorkerProcess(wire, number)
+    process.send(protocol.WorkerReady(number, importlib.util.MAGIC_NUMBER))
     with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
-        guard_forks(memoryview(b""))  # Why: a function that is no run's has no slot.
-        WorkerProcess(wire, number).serve()
+        try:
+            with inside_worker(process):
+                process.serve()
+        except BaseException as error:
+            exit_if_forked(error)
+            if getattr(error, "errno", None) not in {errno.EBADF, errno.ENOTSOCK}:
+                raise
+            flush_streams()
+            os._exit(protocol.SOCKET_LOST)  # Why: threads of the user's code may hold up an exit.
+        exit_if_forked()
+
+
+def _drop_objects() -> None:
+    """Drop the user's objects while their finalizers still find the modules that they need."""
+    namespaces.clear()
+    gc.collect()

@@ -4,11 +4,14 @@ Guarantees
 ----------
 - The worker exits within milliseconds after its parent, even in the middle of C code that holds the
   interpreter's lock, since the kernel sends SIGKILL.
+- Neither closed descriptors nor another process group nor blocked signals keep it alive.
+- The processes that the user's code has started in its group are killed too.
 - It does not exit with the *thread* that started it, as it would with PR_SET_PDEATHSIG.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -21,12 +24,17 @@ def exit_with_parent(fd: int) -> None:
     Parameters
     ----------
     fd : int
-        Stays open as long as the process lives.
+        Stays open as long as the process lives. The parent has the same open file, so that it
+        stays open after the user's code has closed this number.
     """
+    os.set_inheritable(fd, False)  # noqa: FBT003 - positional by its signature
     if hasattr(fcntl, "F_SETSIG"):
-        fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+        _request_kill(fd, os.getpid())
+        if os.getpgrp() == os.getpid():  # Why: another group is not the worker's to end.
+            with contextlib.suppress(OSError):  # Why: /proc may be missing.
+                # Why a second open file: each has a single owner, a process or a group.
+                group = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                _request_kill(group, -os.getpid())
     else:  # Why: this kernel has no F_SETSIG.
         import threading
 
@@ -36,6 +44,13 @@ def exit_with_parent(fd: int) -> None:
     poll.register(fd, select.POLLHUP)
     if poll.poll(0):
         os._exit(1)
+
+
+def _request_kill(fd: int, owner: int) -> None:
+    """Have a process, or a process group if negative, killed when the write end is closed."""
+    fcntl.fcntl(fd, fcntl.F_SETOWN, owner)
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _exit_at_end(fd: int) -> None:
