@@ -147,8 +147,10 @@ def test_a_pool_made_at_import_is_serial_in_a_worker(run_python: Run, tmp_path: 
 def test_an_exit_function_of_a_worker_may_call_a_verb(run_python: Run, tmp_path: Path) -> None:
     """The exit functions that the user's code registers run in an interpreter that is whole."""
     words = run_script(
-        run_python, tmp_path, "calling.work", ", initializer=__import__('atexit').register, "
-        "initargs=(calling.at_exit,)"
+        run_python,
+        tmp_path,
+        "calling.work",
+        ", initializer=__import__('atexit').register, initargs=(calling.at_exit,)",
     )
     assert "exit:30.0" in words
 
