@@ -2,8 +2,8 @@
 
 Guarantees
 ----------
-- The new process is given two descriptors above 2, its socket and the read end of its life pipe,
-  and none of the user's.
+- The new process has three descriptors above 2, its socket and two for the read end of its life
+  pipe, and none of the user's.
 - It imports nothing before its `sys.path` is the parent's, and numpy only after the caps on its
   threads are in its environment.
 - It never imports the parent's `__main__`.
@@ -44,7 +44,7 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BOOT = """
 import sys, posix, _signal
 _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # the parent handles interrupts
-sock, life, number = map(int, sys.argv[1:])
+sock, number, *life = map(int, sys.argv[1:])
 names = posix.read(sock, 1 << 20).decode(sys.getfilesystemencoding(), "surrogateescape")
 package, *path = names.split("\\0")
 if path: sys.path[:] = path
@@ -55,9 +55,9 @@ sys.modules["shmpar"] = module = module_from_spec(spec)
 spec.loader.exec_module(module)
 sys.argv = ["-c"]
 from shmpar.worker.parent_watch import exit_with_parent
-exit_with_parent(life)
+exit_with_parent(*life)
 from shmpar.worker.main import main
-main(sock, life, number)
+main(sock, life[0], number)
 """
 """First lines of a worker. It runs the parent's own copy of this package, so that both ends speak
 the same protocol, whatever another interpreter has installed."""
@@ -74,14 +74,14 @@ class Launched:
     wire : Wire
         The parent's end of its socket.
     life : tuple of int
-        Both ends of its life pipe; the process is killed when the write end closes.
+        The ends of its life pipe, the write end last; the process is killed when that one closes.
     pidfd : int
         Readable when the process is gone; -1 where the system has none.
     """
 
     process: subprocess.Popen[bytes]
     wire: Wire
-    life: tuple[int, int]
+    life: tuple[int, ...]
     pidfd: int
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class Launched:
         for fd in (*reversed(self.life), self.pidfd):
             if fd >= 0:
                 os.close(fd)
-        self.life, self.pidfd = (-1, -1), -1
+        self.life, self.pidfd = (), -1
 
     def kill(self) -> None:
         """Kill the process and its group: the processes that the user's function has started."""
@@ -177,31 +177,35 @@ class Launcher:
             near, far = Wire.pair()
             ours.callback(near.close)
             sock = own(far.detach(), theirs)
-            # Invariant: this process keeps the read end, under the lower number. The worker's end
-            # is the same open file, which therefore asks for the signal even after the user's
-            # function has closed it. At the exit of this process the kernel closes the files of
-            # higher numbers first, and sends the signal while the lower one is open.
+            # Invariant: this process keeps the read ends, under lower numbers. The worker's ends
+            # are the same open files, which therefore ask for the signal even after the user's
+            # function has closed them. At the exit of this process the kernel closes the files of
+            # higher numbers first, and sends the signal while the lower ones are open.
             read, write = os.pipe()
-            read, write = own(read, ours), own(write, theirs)
-            life = read, own(fcntl.fcntl(write, fcntl.F_DUPFD_CLOEXEC, read + 1), ours)
+            reads, write = [own(read, ours)], own(write, theirs)
+            with contextlib.suppress(FileNotFoundError):  # /proc is not mounted
+                # Why: an open file has one owner, and the worker and its group are two.
+                group = os.open(f"/proc/self/fd/{reads[0]}", os.O_RDONLY | os.O_CLOEXEC)
+                reads.append(own(group, ours))
+            write = own(fcntl.fcntl(write, fcntl.F_DUPFD_CLOEXEC, max(reads) + 1), ours)
             path = [] if self._foreign else search_path()
             near.send(b"\0".join(map(os.fsencode, [_PACKAGE, *path])))
-            process = self._execute(sock, read, number)
+            process = self._execute(sock, number, reads)
             ours.callback(process.wait)
             ours.callback(process.kill)
             pidfd = _pidfd(process.pid)
             ours.pop_all()
-            launched = Launched(process, Wire(near), life, pidfd)
+            launched = Launched(process, Wire(near), (*reads, write), pidfd)
             launched.wire = Wire(near, launched.kill)
             return launched
 
-    def _execute(self, sock: int, life: int, number: int) -> subprocess.Popen[bytes]:
+    def _execute(self, sock: int, number: int, life: list[int]) -> subprocess.Popen[bytes]:
         flags = [] if self._foreign else _interpreter_flags()
         return subprocess.Popen(
-            [self._python, *flags, "-P", "-c", BOOT, *map(str, (sock, life, number))],
+            [self._python, *flags, "-P", "-c", BOOT, *map(str, (sock, number, *life))],
             stdin=subprocess.DEVNULL,
             env={**os.environ, **self._env, MARK: "1"},
-            pass_fds=(sock, life),
+            pass_fds=(sock, *life),
             process_group=0,  # Why: Ctrl-C of the terminal is the parent's to handle.
         )
 

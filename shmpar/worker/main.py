@@ -441,7 +441,7 @@ def main(fd: int, life: int, number: int) -> None:
     atexit.register(_drop_objects)
     ProcessNamer(number, life)
     wire = Wire(_socket.socket(fileno=fd))
-    faulthandler.enable(fd)  # The parent takes what is no message as the stack of a fatal error.
+    faulthandler.enable(fd)  # The parent reads its text from the socket too.
     process = WorkerProcess(wire, number)
     process.send(protocol.WorkerReady(number, importlib.util.MAGIC_NUMBER))
     with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
@@ -450,10 +450,14 @@ def main(fd: int, life: int, number: int) -> None:
                 process.serve()
         except BaseException as error:
             exit_if_forked(error)
-            if getattr(error, "errno", None) not in {errno.EBADF, errno.ENOTSOCK}:
+            if isinstance(error, EOFError | BrokenPipeError):
                 raise
+            lost = getattr(error, "errno", None) in {errno.EBADF, errno.ENOTSOCK, errno.ESPIPE}
+            if not lost:
+                traceback.print_exception(error)
             flush_streams()
-            os._exit(protocol.SOCKET_LOST)  # Why: threads of the user's code may hold up an exit.
+            # Why: threads of the user's code may hold up another exit.
+            os._exit(protocol.SOCKET_LOST if lost else 1)
         exit_if_forked()
 
 

@@ -11,30 +11,27 @@ Guarantees
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import select
 import signal
 
 
-def exit_with_parent(fd: int) -> None:
+def exit_with_parent(fd: int, group: int = -1) -> None:
     """Watch the read end of a pipe; the parent alone holds the write end.
 
     Parameters
     ----------
     fd : int
-        Stays open as long as the process lives. The parent has the same open file, so that it
-        stays open after the user's code has closed this number.
+        The read end. The parent has the same open file, so that it stays open after the user's
+        code has closed this number.
+    group : int
+        The same pipe as another open file, whose owner is the process group; -1 without it.
     """
-    os.set_inheritable(fd, False)  # noqa: FBT003 - positional by its signature
     if hasattr(fcntl, "F_SETSIG"):
         _request_kill(fd, os.getpid())
-        if os.getpgrp() == os.getpid():  # Why: another group is not the worker's to end.
-            with contextlib.suppress(OSError):  # Why: /proc may be missing.
-                # Why a second open file: each has a single owner, a process or a group.
-                group = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-                _request_kill(group, -os.getpid())
+        if group >= 0 and os.getpgrp() == os.getpid():  # Why: another group is not the worker's.
+            _request_kill(group, -os.getpid())
     else:  # Why: this kernel has no F_SETSIG.
         import threading
 
@@ -48,6 +45,7 @@ def exit_with_parent(fd: int) -> None:
 
 def _request_kill(fd: int, owner: int) -> None:
     """Have a process, or a process group if negative, killed when the write end is closed."""
+    os.set_inheritable(fd, False)  # noqa: FBT003 - positional by its signature
     fcntl.fcntl(fd, fcntl.F_SETOWN, owner)
     fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
