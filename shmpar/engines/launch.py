@@ -187,7 +187,7 @@ class Launcher:
                 # Why: an open file has one owner, and the worker and its group are two.
                 group = os.open(f"/proc/self/fd/{reads[0]}", os.O_RDONLY | os.O_CLOEXEC)
                 reads.append(own(group, ours))
-            write = own(fcntl.fcntl(write, fcntl.F_DUPFD_CLOEXEC, max(reads) + 1), ours)
+            write = own(_duplicate_above(max(reads), write), ours)
             path = [] if self._foreign else search_path()
             near.send(b"\0".join(map(os.fsencode, [_PACKAGE, *path])))
             process = self._execute(sock, number, reads)
@@ -232,6 +232,16 @@ def _pidfd(pid: int) -> int:
         if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
             raise
         return -1  # Why: an old kernel, or a filter of system calls, has no pidfd.
+
+
+def _duplicate_above(lower: int, fd: int) -> int:
+    """Return a duplicate of a descriptor, with a number higher than `lower`."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lower + 1)
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # Why: the kernel says so if the limit is lower.
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
+        raise
 
 
 def _above_standard(fd: int) -> int:
