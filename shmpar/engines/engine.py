@@ -14,19 +14,16 @@ Guarantees
 
 from __future__ import annotations
 
-import select
+import os
 import signal
-import subprocess
-import time
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from shmpar.ipc.ledger import FAILED, PENDING, Ledger
-from shmpar.ipc.protocol import CounterExhausted, Event
+from shmpar.ipc.protocol import SOCKET_LOST, CounterExhausted, Event
 from shmpar.ipc.tickets import Tickets
 from shmpar.memory.segment import Segment, Slab
 from shmpar.plan import Announcement, Function, Plan
@@ -38,12 +35,20 @@ _ADVICE = {
     signal.SIGKILL: "sent by another process, or by the kernel for lack of memory, although no "
     f"out-of-memory kill is counted here: look at dmesg; if memory ran out, {_SMALLER}",
     signal.SIGSEGV: "a fault in compiled code, which may be that it wrote to its read-only input: "
-    "run the chunk on a copy of its block with engine='serial' under python -X faulthandler",
+    "run the chunk on a copy of its block, with engine='serial', in a debugger",
     signal.SIGBUS: "a mapped file was truncated, or its disk is full",
     signal.SIGABRT: "compiled code gave up: its message is on standard error",
     signal.SIGILL: "compiled code for another processor",
     signal.SIGFPE: "a fault in compiled arithmetic",
 }
+
+
+_LOST = (
+    "its function closed the socket of the worker, or opened another file in its place: a function "
+    "may close only the descriptors that it has opened"
+)
+_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
+_MAX_FRAMES = 20
 
 
 class Exit(NamedTuple):
@@ -55,10 +60,13 @@ class Exit(NamedTuple):
         As in :class:`subprocess.Popen`; None if it is not known.
     out_of_memory : bool
         The kernel has killed processes for lack of memory meanwhile.
+    stack : str
+        The text that :mod:`faulthandler` has written at a fatal signal.
     """
 
     code: int | None
     out_of_memory: bool = False
+    stack: str = ""
 
     def describe(self) -> str:
         """Describe the end, with advice on its cause.
@@ -72,7 +80,9 @@ class Exit(NamedTuple):
         """
         code = self.code
         if code is None:
-            return "ended"
+            return "ended; its status is unknown, since this process ignores or handles SIGCHLD"
+        if code == SOCKET_LOST:
+            return f"exited with status {code} ({_LOST})"
         if code >= 0:
             return f"exited with status {code}"
         try:
@@ -84,19 +94,17 @@ class Exit(NamedTuple):
         advice = _ADVICE.get(name)
         return f"was killed by signal {name.name}" + (f" ({advice})" if advice else "")
 
-
-def await_exit(process: subprocess.Popen[bytes], pidfd: int, deadline: float) -> None:
-    """Reap a process; kill it if it lives at `deadline`, of the monotonic clock."""
-    if pidfd >= 0:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.poll(max(0.0, 1000 * (deadline - time.monotonic())))
-    else:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, deadline - time.monotonic()))
-    if process.poll() is None:
-        process.kill()
-        process.wait()
+    def frames(self) -> str:
+        """Return the user's frames of the thread that had the fatal signal."""
+        if self.code is None or -self.code not in _ADVICE:
+            return ""  # Why: a child that the function forked may have written the text.
+        _, _, text = self.stack.partition("(most recent call first):\n")
+        lines = text.partition("\n\n")[0].splitlines()
+        own = (_PACKAGE, 'File "<string>", line')  # Why: the first lines of a worker have no file.
+        lines = [line for line in lines if not any(name in line for name in own)][:_MAX_FRAMES]
+        if not lines:
+            return ""
+        return "\n".join(["\nPython stack of the worker, most recent call first:", *lines])
 
 
 class Generation(NamedTuple):

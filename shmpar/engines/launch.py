@@ -2,23 +2,28 @@
 
 Guarantees
 ----------
-- The new process has two descriptors above 2, its socket and the read end of its life pipe, and
-  none of the user's.
+- The new process has three descriptors above 2, its socket and two for the read end of its life
+  pipe, and none of the user's.
 - It imports nothing before its `sys.path` is the parent's, and numpy only after the caps on its
   threads are in its environment.
 - It never imports the parent's `__main__`.
 - All workers have the same hash of a string: the parent's if its seed is known.
+- It leads a process group, which ends with it.
 """
 
 from __future__ import annotations
 
 import _socket
 import contextlib
+import errno
 import fcntl
 import os
+import select
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
 from importlib.util import MAGIC_NUMBER
 
@@ -28,6 +33,7 @@ from shmpar.errors import PlanError
 from shmpar.ipc.wire import Wire
 from shmpar.memory import limits, system
 from shmpar.pickling.pack import Interpreter
+from shmpar.worker.environment import MARK
 
 THREAD_CAPS = (
     "OMP_NUM_THREADS",
@@ -48,7 +54,7 @@ _DRAWN_SEED = str(int.from_bytes(os.urandom(4), "little") or 1)
 BOOT = """
 import sys, posix, _signal
 _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # the parent handles interrupts
-sock, life, number = map(int, sys.argv[1:])
+sock, number, *life = map(int, sys.argv[1:])
 names = posix.read(sock, 1 << 20).decode(sys.getfilesystemencoding(), "surrogateescape")
 package, *path = names.split("\\0")
 if path: sys.path[:] = path
@@ -59,9 +65,9 @@ sys.modules["shmpar"] = module = module_from_spec(spec)
 spec.loader.exec_module(module)
 sys.argv = ["-c"]
 from shmpar.worker.parent_watch import exit_with_parent
-exit_with_parent(life)
+exit_with_parent(*life)
 from shmpar.worker.main import main
-main(sock, number)
+main(sock, life[0], number)
 """
 """First lines of a worker. It runs the parent's own copy of this package, so that both ends speak
 the same protocol, whatever another interpreter has installed."""
@@ -82,6 +88,7 @@ sys.stdout.write("\\nshmpar:" + "\\0".join(found))
 """Program that tells the versions of an interpreter; any version of Python 3 runs it."""
 
 _PROBE_SECONDS = 60.0
+_LOOK_SECONDS = 0.01
 
 
 @dataclass(eq=False, slots=True)
@@ -92,8 +99,8 @@ class Launched:
     ----------
     process : Popen
         The process.
-    life : int
-        Write end of its life pipe; the process is killed when it closes.
+    life : tuple of int
+        The ends of its life pipe, the write end last; the process is killed when that one closes.
     pidfd : int
         Readable when the process is gone; -1 where the system has none.
     wire : Wire
@@ -102,29 +109,91 @@ class Launched:
 
     process: subprocess.Popen[bytes]
     near: InitVar[_socket.socket]
-    life: int
+    life: tuple[int, ...]
     pidfd: int
     wire: Wire = field(init=False)
 
     def __post_init__(self, near: _socket.socket) -> None:
         self.wire = Wire(near, self.kill)
 
-    def kill(self) -> None:
-        """Kill the process, also if this process may not signal it since a setuid."""
-        try:
-            self.process.kill()
-        except PermissionError:
-            life, self.life = self.life, -1
-            if life >= 0:
-                os.close(life)  # Why: the kernel kills the process at the end of its life pipe.
-
     def close(self) -> None:
         """Close the parent's descriptors; a process that lives is killed by it."""
         self.wire.close()
-        for fd in (self.life, self.pidfd):
+        for fd in (*reversed(self.life), self.pidfd):
             if fd >= 0:
                 os.close(fd)
-        self.life = self.pidfd = -1
+        self.life, self.pidfd = (), -1
+
+    def kill(self) -> None:
+        """Kill the process and its group: the processes that the user's function has started.
+
+        That also works if this process may not signal it since a setuid.
+        """
+        if not self._is_child():
+            return
+        try:
+            self._signal(os.killpg)
+            self._signal(os.kill)  # Why: the function may have left the group.
+        except PermissionError:
+            if self.life:
+                # Why: the kernel kills the process at the end of its life pipe.
+                *reads, write = self.life
+                self.life = tuple(reads)
+                os.close(write)
+
+    def has_exited(self) -> bool:
+        """Return True if the process is gone; it is not reaped."""
+        if self.process.returncode is not None:
+            return True
+        try:
+            how = os.WEXITED | os.WNOWAIT | os.WNOHANG
+            return os.waitid(os.P_PID, self.process.pid, how) is not None
+        except ChildProcessError:
+            return True
+
+    def wait(self, deadline: float | None = None) -> int | None:
+        """Reap the process and end its group; kill both at `deadline`, of the monotonic clock.
+
+        Returns
+        -------
+        int or None
+            As in :class:`subprocess.Popen`; None if it is not known, since this process ignores
+            SIGCHLD, or waits for all of its children elsewhere.
+        """
+        if deadline is not None:
+            self._await_exit(deadline)
+            self.kill()
+        known = self._is_child(wait=True)
+        if known:
+            # Why now: the number of the group is the process's own. After a setuid it may refuse.
+            with contextlib.suppress(PermissionError):
+                self._signal(os.killpg)
+        code = self.process.wait()
+        return code if known else None
+
+    def _await_exit(self, deadline: float) -> None:
+        if self.pidfd >= 0:
+            poll = select.poll()
+            poll.register(self.pidfd, select.POLLIN)
+            poll.poll(max(0.0, 1000 * (deadline - time.monotonic())))
+            return
+        while time.monotonic() < deadline and not self.has_exited():
+            time.sleep(_LOOK_SECONDS)  # Why: this system tells of no exit but to waitid.
+
+    def _is_child(self, *, wait: bool = False) -> bool:
+        """Return whether the process, or its exit status, is there: its number is not reused."""
+        if self.process.returncode is not None or not hasattr(os, "waitid"):
+            return self.process.returncode is None
+        try:
+            how = os.WEXITED | os.WNOWAIT | (0 if wait else os.WNOHANG)
+            os.waitid(os.P_PID, self.process.pid, how)
+        except ChildProcessError:
+            return False
+        return True
+
+    def _signal(self, kill: Callable[[int, int], None]) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            kill(self.process.pid, signal.SIGKILL)
 
 
 class Launcher:
@@ -189,26 +258,35 @@ class Launcher:
             near, far = Wire.pair()
             ours.callback(near.close)
             sock = own(far.detach(), theirs)
-            life_read, life = os.pipe()
-            life_read, life = own(life_read, theirs), own(life, ours)
+            # Invariant: this process keeps the read ends, under lower numbers. The worker's ends
+            # are the same open files, which therefore ask for the signal even after the user's
+            # function has closed them. At the exit of this process the kernel closes the files of
+            # higher numbers first, and sends the signal while the lower ones are open.
+            read, write = os.pipe()
+            reads, write = [own(read, ours)], own(write, theirs)
+            with contextlib.suppress(FileNotFoundError):  # /proc is not mounted
+                # Why: an open file has one owner, and the worker and its group are two.
+                group = os.open(f"/proc/self/fd/{reads[0]}", os.O_RDONLY | os.O_CLOEXEC)
+                reads.append(own(group, ours))
+            write = own(_duplicate_above(max(reads), write), ours)
             path = [] if self.own_path else search_path()
             near.send(b"\0".join([os.fsencode(_PACKAGE), *path]))
-            process = self._execute(sock, life_read, number)
+            process = self._execute(sock, number, reads)
             ours.callback(process.wait)
             ours.callback(process.kill)
             pidfd = _pidfd(process.pid)
             ours.pop_all()
-            return Launched(process, near, life, pidfd)
+            return Launched(process, near, (*reads, write), pidfd)
 
-    def _execute(self, sock: int, life: int, number: int) -> subprocess.Popen[bytes]:
+    def _execute(self, sock: int, number: int, life: list[int]) -> subprocess.Popen[bytes]:
         flags = [] if self.own_path else _interpreter_flags()
 
         def execute(group: int | None) -> subprocess.Popen[bytes]:
             return subprocess.Popen(
-                [self._python, *flags, "-P", "-c", BOOT, *map(str, (sock, life, number))],
+                [self._python, *flags, "-P", "-c", BOOT, *map(str, (sock, number, *life))],
                 stdin=subprocess.DEVNULL,
-                env={**self._inherited(), **self.env},
-                pass_fds=(sock, life),
+                env={**self._inherited(), **self.env, MARK: "1"},
+                pass_fds=(sock, *life),
                 process_group=group,
             )
 
@@ -312,6 +390,16 @@ def _interpreter_flags() -> list[str]:
 def _pidfd(pid: int) -> int:
     """Return a descriptor that becomes readable when the process is gone; -1 without one."""
     return system.attempt("pidfd_open", lambda: os.pidfd_open(pid), lambda: -1)
+
+
+def _duplicate_above(lower: int, fd: int) -> int:
+    """Return a duplicate of a descriptor, with a number higher than `lower`."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lower + 1)
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # Why: the kernel says so if the limit is lower.
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
+        raise
 
 
 def _above_standard(fd: int) -> int:

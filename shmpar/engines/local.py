@@ -32,7 +32,7 @@ from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, protected
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.worker.compute import Abandoned, Assignment
-from shmpar.worker.environment import inside_worker
+from shmpar.worker.environment import exit_if_forked, inside_worker
 from shmpar.worker.loop import work
 
 Array = np.ndarray[Any, Any]
@@ -86,7 +86,9 @@ class Initializer:
             initializer, arguments = self._call
             try:
                 initializer(*arguments)
+                exit_if_forked()
             except BaseException as error:
+                exit_if_forked(error)
                 from shmpar.engines.packing import initializer_failed
 
                 main = threading.current_thread() is threading.main_thread()
@@ -284,9 +286,12 @@ def _finished(number: int, prepared: tuple[Function, CallersErrors]) -> protocol
     call, errors = prepared
     with inside_worker(), errors.applied():
         try:
-            return protocol.CallFinished(number, call.call(*call.values, **call.keywords))
+            value = call.call(*call.values, **call.keywords)
+            exit_if_forked()
         except BaseException as error:  # noqa: BLE001 - it is the call's outcome
+            exit_if_forked(error)
             return protocol.CallFinished(number, error=error)
+    return protocol.CallFinished(number, value)
 
 
 class SerialEngine(LocalEngine):

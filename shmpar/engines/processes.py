@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.engines import packing
-from shmpar.engines.engine import ActivePlan, Generation, await_exit
+from shmpar.engines.engine import ActivePlan, Generation
 from shmpar.engines.launch import Launcher, hand_on
 from shmpar.engines.packing import PreparedCall, PreparedRun
 from shmpar.engines.worker_handle import EXIT_SECONDS, MAX_OUTSTANDING, Attached, WorkerHandle
@@ -57,6 +57,7 @@ from shmpar.plan import Announcement, Function, Plan
 Array = np.ndarray[Any, Any]
 
 _RETRY_SECONDS = 0.01  # until a full socket is tried again
+_STACK_CHARACTERS = 16 * 1024  # of the stack of a worker that dies
 _SPARE_BYTES = 16 * 1024  # behind each ledger, for small outputs
 _LOOK_SECONDS = 0.1  # between two looks at workers that have no pidfd
 _FREE_LEDGERS = 2
@@ -168,7 +169,7 @@ class ProcessesEngine:
             launched.kill()
             self._unlink(handle)
             handle.close()
-            launched.process.wait()
+            launched.wait()
             raise
 
     def _set_up(self, handle: WorkerHandle) -> None:
@@ -298,7 +299,7 @@ class ProcessesEngine:
             if handle.number not in gone and (dead or not self._read(handle)):
                 gone[handle.number] = handle
         if self._without_pidfd:
-            gone |= {one.number: one for one in self._handles.values() if one.has_exited()}
+            gone |= {one.number: one for one in self._handles.values() if one.launched.has_exited()}
         for handle in gone.values():
             self._reap(handle)
         # Why again: a worker drops the memory that is gone before the next plan comes.
@@ -322,6 +323,9 @@ class ProcessesEngine:
                 # Why: the end of a file would be reported again and again; the pidfd decides.
                 self._stop_reading(handle)
                 return handle.launched.pidfd >= 0
+            if isinstance(message, str):
+                handle.stack = (handle.stack + message)[:_STACK_CHARACTERS]
+                continue
             self._take(handle, message, descriptors)
             if not handle.outstanding and not handle.calls and type(message) in _LAST:
                 return True  # Why: an idle worker sends nothing more; this saves a system call.
@@ -440,10 +444,10 @@ class ProcessesEngine:
         for handle in list(self._handles.values()):
             # Why suppressed: after a setuid we may not kill; the end of its life pipe does.
             with contextlib.suppress(PermissionError):
-                await_exit(handle.launched.process, handle.launched.pidfd, deadline)
+                handle.launched.wait(deadline)
             self._unlink(handle)
             handle.close()
-            handle.launched.process.wait()
+            handle.launched.wait()
         self._selector.close()
         self._wake = self._tracker.wake = None
         self._ledgers.clear()

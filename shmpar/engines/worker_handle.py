@@ -17,7 +17,7 @@ import errno
 import functools
 import os
 import pickle
-import subprocess
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,6 +84,8 @@ class WorkerHandle:
         Messages that its socket did not take yet, with duplicated descriptors.
     environment : Environment or None
         The environment that it was last sent.
+    stack : str
+        Begin of the text that :mod:`faulthandler` has written there.
     """
 
     number: int
@@ -98,6 +100,7 @@ class WorkerHandle:
     queue: deque[tuple[ActivePlan, Generation]] = field(default_factory=deque)
     outbox: deque[tuple[bytes, list[int]]] = field(default_factory=deque)
     environment: Environment | None = None
+    stack: str = ""
 
     def set_exiting(self) -> None:
         """The worker has said that it exits: it is given nothing more."""
@@ -108,20 +111,12 @@ class WorkerHandle:
         self.killed_for = run
         self.launched.kill()
 
-    def has_exited(self) -> bool:
-        """Return True if the process is gone."""
-        return self.launched.process.poll() is not None
-
     def reap(self) -> WorkerLost:
         """Wait for the process, whose messages have ended; return how it ended."""
-        process = self.launched.process
-        try:
-            code = process.wait(EXIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            # Why: without a pidfd only the end of its socket tells, and a function may close that.
-            process.kill()
-            code = process.wait()
-        end = Exit(code, limits.oom_kills() > self.oom_kills)
+        # Why a deadline: without a pidfd only the end of its socket tells, and a function may close
+        # that.
+        code = self.launched.wait(time.monotonic() + EXIT_SECONDS)
+        end = Exit(code, limits.oom_kills() > self.oom_kills, self.stack)
         return WorkerLost(self.number, end, self.exiting and not code, self.killed_for)
 
     def next_to_send(self) -> tuple[ActivePlan, Generation] | None:

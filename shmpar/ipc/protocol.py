@@ -199,6 +199,10 @@ class ExitNow(NamedTuple):
 # Events of a worker
 
 
+SOCKET_LOST = 113
+"""Exit status of a worker whose socket the user's code has closed or replaced."""
+
+
 class WorkerReady(NamedTuple):
     """A worker has started."""
 

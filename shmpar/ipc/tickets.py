@@ -7,6 +7,8 @@ Guarantees
 - A counter only goes up. A claim that overshoots the end has consumed the numbers behind the end,
   so a counter serves one generation of a run and is closed after it.
 - A claim touches nothing but the counter's descriptor: no shared memory and no lock of the parent.
+- A claim from another file, to which the user's code has given the descriptor, is an error: the
+  numbers begin so high that no offset of such a file is one.
 
 Mechanisms
 ----------
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import errno
 import os
 import sys
 import threading
@@ -33,6 +36,13 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _NUMBER_BYTES = 8  # of the number in the file of LockTickets
+_BEGIN = 1 << 42  # Why not more: a file system may not allow a larger offset.
+
+
+def _ticket(number: int) -> int:
+    if number < _BEGIN:
+        raise OSError(errno.EBADF, "another file has the number of the ticket counter")
+    return number - _BEGIN
 
 
 class Tickets(abc.ABC):
@@ -84,7 +94,7 @@ class OffsetTickets(Tickets):
 
     def claim(self, count: int) -> int:
         """Take `count` tickets and return the first number."""
-        return os.lseek(self._fd, count, os.SEEK_CUR) - count
+        return _ticket(os.lseek(self._fd, count, os.SEEK_CUR) - count)
 
 
 class LockTickets(Tickets):
@@ -107,8 +117,9 @@ class LockTickets(Tickets):
         with self._threads:
             fcntl.lockf(self._fd, fcntl.LOCK_EX)
             try:
-                first = int.from_bytes(os.pread(self._fd, _NUMBER_BYTES, 0), "little")
-                os.pwrite(self._fd, (first + count).to_bytes(_NUMBER_BYTES, "little"), 0)
+                number = int.from_bytes(os.pread(self._fd, _NUMBER_BYTES, 0), "little")
+                first = _ticket(number)
+                os.pwrite(self._fd, (number + count).to_bytes(_NUMBER_BYTES, "little"), 0)
             finally:
                 fcntl.lockf(self._fd, fcntl.LOCK_UN)
         return first
@@ -146,7 +157,7 @@ class Counters:
         if first.kind == "offset":
             # Why: an open file description of its own has an offset of its own.
             with contextlib.suppress(FileNotFoundError):  # /proc is not mounted
-                return OffsetTickets(_reopen(first.fileno()))
+                return _from_begin(_reopen(first.fileno()))
         return new_tickets()
 
 
@@ -174,9 +185,19 @@ def new_tickets(kind: str | None = None) -> Tickets:
     if kind == "thread":
         return ThreadTickets()
     try:
-        return open_tickets(kind, _counter_file())
+        fd = _counter_file()
     except FileNotFoundError:  # Why: without /proc a memory file cannot be opened by path
-        return open_tickets("lock", allocate.make_file(_NUMBER_BYTES)[0])
+        kind, fd = "lock", allocate.make_file(_NUMBER_BYTES).fd
+    if kind == "offset":
+        return _from_begin(fd)
+    os.pwrite(fd, _BEGIN.to_bytes(_NUMBER_BYTES, "little"), 0)
+    return open_tickets(kind, fd)
+
+
+def _from_begin(fd: int) -> OffsetTickets:
+    """Return a counter by the offset of a file that was just opened."""
+    os.lseek(fd, _BEGIN, os.SEEK_SET)
+    return OffsetTickets(fd)
 
 
 def open_tickets(kind: str, fd: int) -> Tickets:

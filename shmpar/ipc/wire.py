@@ -111,6 +111,10 @@ class Wire:
             If the other end is closed.
         SegmentError
             If a part of the message is lost.
+
+        Notes
+        -----
+        Text that :mod:`faulthandler` has written to the other end comes as a `str`.
         """
         flags = _CLOEXEC if wait else _CLOEXEC | _socket.MSG_DONTWAIT
         try:
@@ -124,6 +128,8 @@ class Wire:
             raise EOFError
         if data[:1] == _BODY_FOLLOWS:
             return pickle.loads(memoryview(data)[1:]), descriptors
+        if data[:1] != _BODY_IN_MEMORY:
+            return data.decode(errors="replace"), descriptors
         fd = descriptors.pop()
         try:
             body = _read(fd, int.from_bytes(data[1:9], "little"))

@@ -87,6 +87,11 @@ class Namespaces:
                 name: value for name, value in values.items() if old.get(name, missing) is not value
             }
 
+    def clear(self) -> None:
+        """Drop all globals."""
+        self._globals.clear()
+        self._own.clear()
+
     def forget(self, arrays: Sequence[Array]) -> None:
         """Delete the globals that are these arrays, so that their memory is released."""
         ids = {id(array) for array in arrays}

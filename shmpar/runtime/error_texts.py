@@ -51,7 +51,7 @@ def task_timeout(plan: Plan, chunk: int, seconds: float | None, run: Any) -> Tas
 def worker_died(plan: Plan, chunk: int, end: Exit, run: Any, *, in_place: bool) -> WorkerDied:
     """Return the error for a chunk whose worker died."""
     in_part = "; the chunk was computed in place and may be overwritten in part" if in_place else ""
-    text = f": the worker {end.describe()}{in_part}"
+    text = f": the worker {end.describe()}{in_part}{end.frames()}"
     return _about_chunk(WorkerDied, plan, chunk, text, run, exitcode=end.code)
 
 
@@ -65,14 +65,15 @@ def _about_chunk(
 
 def call_died(name: str, end: Exit) -> WorkerDied:
     """Return the error for a submitted call whose worker died."""
-    return WorkerDied(f"submit, {name}: the worker {end.describe()}", exitcode=end.code)
+    text = f"submit, {name}: the worker {end.describe()}{end.frames()}"
+    return WorkerDied(text, exitcode=end.code)
 
 
 def startup_failure(plan: Plan, end: Exit, run: Any) -> WorkerDied:
     """Return the error for a run whose workers exit before they take a chunk."""
     return WorkerDied(
         f"{plan.verb}: workers exit before they take a chunk; the last worker {end.describe()}: "
-        "see its standard error, and try the function with engine='serial'",
+        f"see its standard error, and try the function with engine='serial'{end.frames()}",
         exitcode=end.code,
         run=run,
     )

@@ -33,9 +33,17 @@ from shmpar.plan import (
     ResultError,
     Rows,
 )
-from shmpar.worker.environment import exit_if_forked
+from shmpar.worker.environment import exit_if_forked, revoke
 from shmpar.worker.reserve import Reserve, reserver
-from shmpar.worker.store import Store, Use, announce, scalar_targets, storer, trimmed
+from shmpar.worker.store import (
+    ScalarTarget,
+    Store,
+    Use,
+    announce,
+    scalar_targets,
+    storer,
+    trimmed,
+)
 from shmpar.worker.verify import with_checksums
 
 T = TypeVar("T")
@@ -135,6 +143,8 @@ class Assignment:
         if it did not stop the counter.
     waited : float
         Seconds that this worker has waited for outputs.
+    targets : sequence of (ndarray, set of type) or None
+        The outputs that take one number per chunk.
     """
 
     plan: Plan
@@ -157,11 +167,21 @@ class Assignment:
     claimed: int = 0
     handed_out: int | None = None
     waited: float = 0.0
+    targets: Sequence[ScalarTarget | None] = ()
 
     @property
     def count(self) -> int:
         """Number of tickets of this generation."""
         return self.plan.chunks if self.todo is None else len(self.todo)
+
+    def abandon(self) -> None:
+        """Make every write fail, in a child that the function has forked."""
+        self.slot.release()
+        flat = [target[0] for target in self.targets if target is not None]
+        sums = () if self.sums is None else (self.sums,)
+        ledger = (self.ledger.status, *self.ledger.times)
+        for array in (*(self.outputs or ()), *flat, *sums, *ledger):
+            revoke(array)
 
     def chunk(self, ticket: int) -> int:
         """Return the chunk of a ticket."""
@@ -296,7 +316,9 @@ class Chunks:
         if self._store is None:
             assignment = self._assignment
             plan, share = assignment.plan, assignment.worker / assignment.workers
-            self._store = storer(plan, outputs, bool(assignment.is_tuple))
+            targets = scalar_targets(plan, outputs) if outputs else []
+            assignment.targets = targets
+            self._store = storer(plan, outputs, bool(assignment.is_tuple), targets)
             self._reserve = reserver(plan, outputs, share)
         return self._store
 
@@ -310,7 +332,7 @@ class Chunks:
             if _writes_directly(assignment, outputs):
                 compute = _either(_caller(assignment, gets, _ignore, outputs), compute)
             else:
-                self.compute_range = _range_computer(assignment, outputs, store)
+                self.compute_range = _range_computer(assignment, store)
         return with_checksums(assignment, outputs, compute)
 
 
@@ -371,14 +393,12 @@ def _windows_getter(plan: Plan, outputs: Sequence[Array], is_tuple: bool) -> Get
     return get
 
 
-def _range_computer(
-    assignment: Assignment, outputs: Sequence[Array], store: Store
-) -> ComputeRange | None:
+def _range_computer(assignment: Assignment, store: Store) -> ComputeRange | None:
     """Return the loop over chunks that turns a row or an item into a number, without calls."""
     plan, slot, (user, keywords, values) = assignment.plan, assignment.slot, assignment.function
     if plan.timed or assignment.sums is not None or assignment.todo is not None:
         return None
-    if keywords or plan.special_parameters or assignment.is_tuple or len(outputs) != 1:
+    if keywords or plan.special_parameters or assignment.is_tuple or len(assignment.targets) != 1:
         return None
     match plan.arguments:
         case (Rows(number),):
@@ -387,7 +407,7 @@ def _range_computer(
             rows = values[number]
         case _:
             return None
-    (target,) = scalar_targets(plan, outputs)
+    (target,) = assignment.targets
     if target is None:
         return None
     flat, exact = target

@@ -3,17 +3,19 @@
 Guarantees
 ----------
 - Calls from inside a worker run serially there: workers that wait for workers could wait for each
-  other.
+  other. A worker process is inside for its whole life, from the start of its interpreter.
 - A warning of a worker process reaches the parent, which issues it at the same file and line.
 - A worker process has the parent's key and resource tracker of multiprocessing.
-- A child that the user's function forks marks no chunk, claims none and sends nothing. It inherits
-  the worker's socket, counters and slot of the ledger, so it must not go on as a second worker. It
-  exits when it leaves the function, as if the function were its program.
+- A child that the user's function forks writes no output, marks no chunk, claims none and sends
+  nothing. It inherits the memory, socket and counters of the worker, so it must not go on as a
+  second worker. It exits when it leaves the function, as if the function were its program.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import mmap
 import os
 import sys
 import threading
@@ -21,76 +23,136 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from shmpar.ipc.protocol import Environment, Warned
+from shmpar.memory.segment import address_of, byte_bounds
 from shmpar.pickling.unpack import unpack
 
+MARK = "SHMPAR_WORKER"
+"""Set in the environment of a worker process while its interpreter starts."""
+
+_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
+
+# Why removed: a program that the user's function starts is a process of its own.
+_in_process = os.environ.pop(MARK, None) is not None  # True in a worker process
 _thread = threading.local()  # Its `depth` counts the functions of runs that the thread is in.
 
 
 def in_worker() -> bool:
-    """Return whether this thread runs the function of a run."""
-    return getattr(_thread, "depth", 0) > 0
+    """Return whether this is a worker process, or this thread runs the function of a run."""
+    return _in_process or getattr(_thread, "depth", 0) > 0
+
+
+class Work(Protocol):
+    """Work that a forked child of the user's function must not continue."""
+
+    def abandon(self) -> None:
+        """Make it fail before it writes, marks or sends anything."""
 
 
 class _Inside:
     """Why a class: a generator's context manager sets an attribute of the exception."""
 
+    def __init__(self, work: Work | None) -> None:
+        self._work = work
+
     def __enter__(self) -> None:
         _thread.depth = getattr(_thread, "depth", 0) + 1
+        if self._work is not None:
+            _works.append(self._work)
 
     def __exit__(self, *_: object) -> None:
         _thread.depth -= 1
+        if self._work is not None:
+            _works.remove(self._work)
 
 
-def inside_worker() -> _Inside:
-    """Mark that this thread runs the function of a run, for the block."""
-    return _Inside()
+def inside_worker(work: Work | None = None) -> _Inside:
+    """Mark that this thread runs the function of a run, for the block.
+
+    Parameters
+    ----------
+    work : Work, optional
+        A child that the function forks abandons it.
+    """
+    return _Inside(work)
 
 
-_slot: memoryview | None = None  # the worker's slot of the ledger
+_works: list[Work] = []  # in progress, in any thread
 _forked = False  # True in a child that the user's function has forked
 
 
-def guard_forks(slot: memoryview) -> None:
-    """Prepare a worker process for functions that fork, before it calls one with this slot."""
-    global _slot  # noqa: PLW0603 - a process has one
-    if _slot is None:
-        os.register_at_fork(after_in_child=_after_fork)
-    _slot = slot
+def _before_fork() -> None:
+    if in_worker():
+        flush_streams()  # Why: else the child would write the text that waits a second time.
 
 
 def _after_fork() -> None:
     global _forked  # noqa: PLW0603 - a process has one
-    _forked = True
-    if _slot is not None:
-        _slot.release()  # Why: a child that goes on computing must fail before it marks a chunk
+    if in_worker():
+        _forked = True
+        # Why: the child may call verbs itself, deeper in the function and in other threads.
+        _thread.forked_at = getattr(_thread, "depth", 0)
+        for work in _works:
+            work.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+
+
+def revoke(array: np.ndarray[Any, Any]) -> None:
+    """Make an array read-only in this process, and its pages if other processes map them."""
+    array.flags.writeable = False
+    owner: Any = array
+    while isinstance(owner, np.ndarray | memoryview):
+        owner = owner.obj if isinstance(owner, memoryview) else owner.base
+    if isinstance(owner, mmap.mmap) and array.size:
+        import ctypes  # Why here: only a forked child needs it; numpy has imported it.
+
+        low, high = byte_bounds(array.shape, array.strides, array.itemsize)
+        start = address_of(array) + low
+        start, stop = start - start % mmap.PAGESIZE, start - low + high
+        protect = ctypes.CDLL(None).mprotect
+        protect(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.PROT_READ)
 
 
 def exit_if_forked(error: BaseException | None = None) -> None:
-    """Exit if this process was forked by the user's function; do nothing in a worker.
+    """Exit if this process was forked by the function that returned; else do nothing.
 
     Parameters
     ----------
     error : BaseException, optional
         The exception of the function.
     """
-    if not _forked:
+    if not _forked or getattr(_thread, "depth", 0) > getattr(_thread, "forked_at", -1):
         return
     status = 0
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
-    # Why: a child that returned from the function fails at the released slot, not by its own fault.
-    elif error is not None and "released memoryview" not in str(error):
+    elif error is not None and not _is_ours(error):
         sys.excepthook(type(error), error, error.__traceback__)
         status = 1
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
+    flush_streams()
     os._exit(status & 0xFF)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Return whether this package raised the error, at work that the child has abandoned."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(_PACKAGE)
+
+
+def flush_streams() -> None:
+    """Flush standard output and standard error, as far as they can be."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
 
 
 _path: list[str] = []  # the path that was applied last
@@ -221,40 +283,65 @@ def _module_of(filename: str, lineno: int) -> str | None:
 
 
 class SharesMultiprocessing:
-    """Gives multiprocessing the parent's authentication key and resource tracker.
+    """Gives multiprocessing a name for this process, and the parent's key and resource tracker.
 
     It is a finder of :data:`sys.meta_path`, so that nothing is done before a function imports
-    multiprocessing. A tracker of the worker's own would remove the segments of other processes
-    when the worker exits.
+    multiprocessing, which would delay the start of each worker. A tracker of the worker's own would
+    remove the segments of other processes when the worker exits.
 
     Parameters
     ----------
     ask : callable
         Takes ``"key"`` or ``"tracker"``; returns the parent's key or descriptor, None without one.
+    number : int
+        Number of the worker.
+    life : int
+        Descriptor that becomes readable at the end of the parent.
     """
 
-    def __init__(self, ask: Callable[[str], Any]) -> None:
-        self._ask = ask
+    def __init__(self, ask: Callable[[str], Any], number: int, life: int) -> None:
+        self._ask, self._number, self._life = ask, number, life
+        self._after: dict[str, Callable[[Any], object]] = {
+            "multiprocessing.process": self._prepare_process,
+            "multiprocessing.resource_tracker": self._take_tracker,
+            "logging": self._prepare_logging,
+        }
+        for name in self._after.keys() & sys.modules.keys():
+            self._after[name](sys.modules[name])
+        sys.meta_path.insert(0, self)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Find the modules that hold the two."""
-        take = {_KEY: self._take_key, _TRACKER: self._take_tracker}.get(name)
-        spec = None if take is None or _forked else PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None and take is not None:
-            spec.loader = _Loader(spec.loader, take)  # type: ignore[assignment]
+        """Find one of these modules; return None for others."""
+        then = self._after.get(name)
+        spec = None if then is None or _forked else PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None and then is not None:
+            spec.loader = _Loader(spec.loader, then)  # type: ignore[assignment]
         return spec
 
-    def _take_key(self, module: Any) -> None:
-        key = self._ask("key")
-        if key is not None:
-            module.current_process().authkey = key
+    def _prepare_process(self, module: Any) -> None:
+        own = module.current_process()
+        if (key := self._ask("key")) is not None:
+            own.authkey = key
+        own.name = f"ShmparWorker-{self._number}"
+        # Why private: there is no public way, and a child of this process is named after it.
+        own._identity = (self._number + 1,)  # noqa: SLF001
+        parent = module._ParentProcess("MainProcess", os.getppid(), self._life)  # noqa: SLF001
+        module._parent_process = parent  # noqa: SLF001
 
     def _take_tracker(self, module: Any) -> None:
         # Why private: multiprocessing sets the same attribute in the processes that it spawns.
         module._resource_tracker._fd = self._ask("tracker")  # noqa: SLF001
 
+    def _prepare_logging(self, logging: Any) -> None:
+        """Import multiprocessing at the first record: only then logging asks it for the name."""
 
-_KEY, _TRACKER = "multiprocessing.process", "multiprocessing.resource_tracker"
+        def first(*args: Any, **kwargs: Any) -> Any:
+            importlib.import_module("multiprocessing.process")
+            if logging.getLogRecordFactory() is first:
+                logging.setLogRecordFactory(logging.LogRecord)
+            return logging.LogRecord(*args, **kwargs)
+
+        logging.setLogRecordFactory(first)
 
 
 class _Loader:

@@ -94,7 +94,7 @@ def work(assignment: Assignment, channel: Channel) -> bool:
         marked.
     """
     exhausted = True
-    with inside_worker(), contextlib.suppress(Abandoned):
+    with inside_worker(assignment), contextlib.suppress(Abandoned):
         exhausted = _work(assignment, channel)
     # Invariant: a worker that holds nothing is blamed for no chunk. After an exception that ends
     # the worker the slot stays, since it tells which chunks were finished.

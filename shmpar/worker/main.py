@@ -14,7 +14,11 @@ Guarantees
 from __future__ import annotations
 
 import _socket
+import atexit
 import contextlib
+import errno
+import faulthandler
+import gc
 import os
 import pickle
 import sys
@@ -44,7 +48,7 @@ from shmpar.worker.environment import (
     WarningReporter,
     apply_environment,
     exit_if_forked,
-    guard_forks,
+    flush_streams,
     has_changed,
     inside_worker,
 )
@@ -207,8 +211,26 @@ class WorkerProcess:
         self.ledger: tuple[int, Ledger] | None = None
         self.plan: tuple[bytes, Any] = (b"", None)
         self.function: tuple[bytes, Any] = (b"", None)
-        self.send = wire.send
-        self.warnings = WarningReporter(wire.send)
+        self._socket = os.fstat(wire.fileno())
+        self.warnings = WarningReporter(self.send)
+
+    def abandon(self) -> None:
+        """Close the socket, in a child that the user's code has forked."""
+        self.wire.close()
+        faulthandler.enable(2)  # Why: the parent takes the stack of this worker alone.
+
+    def send(self, message: Any, descriptors: Sequence[int] = ()) -> None:
+        """Send a message to the parent."""
+        self._check_socket()
+        self.wire.send(message, descriptors)
+
+    def _check_socket(self) -> None:
+        """Raise `OSError` if the user's code has closed the socket, or opened another file there.
+
+        Why: the parent would wait for a message, and this process would wait for another file.
+        """
+        if not os.path.samestat(os.fstat(self.wire.fileno()), self._socket):
+            raise OSError(errno.EBADF, "another file has the number of the worker's socket")
 
     def serve(self) -> None:
         """Handle messages until the parent asks for the exit, or no tasks are left."""
@@ -237,6 +259,7 @@ class WorkerProcess:
     def _next(self) -> tuple[Any, int]:
         """Return the next message that needs its turn, and the descriptor of its counter."""
         while True:
+            self._check_socket()
             message, descriptors = self.wire.receive()
             counter = descriptors.pop(0) if isinstance(message, protocol.RunPlan) else -1
             # Invariant: segments are adopted in the order in which messages arrive, even if a
@@ -339,7 +362,6 @@ class WorkerProcess:
 
     def _work(self, assignment: Assignment, work: Work) -> Outcome:
         """Compute chunks; return the outcome for the event that ends the work."""
-        guard_forks(assignment.slot)
         spare = assignment.ledger if work.small_outputs else None
         channel = SocketChannel(self, work.run, spare)
         exhausted = loop.work(assignment, channel)
@@ -441,14 +463,36 @@ def _ask(parent: Wire, part: str) -> Any:
     return None
 
 
-def main(fd: int, number: int) -> None:
+def main(fd: int, life: int, number: int) -> None:
     """Serve the parent at the other end of the socket `fd`, as the worker with this number."""
     limits.raise_descriptor_limit()  # Why: the parent raises its own late.
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # Why first: the exit functions of the user's code run before it, in a whole interpreter.
+    atexit.register(_drop_objects)
     wire = Wire(_socket.socket(fileno=fd))
-    sys.meta_path.insert(0, SharesMultiprocessing(partial(_ask, wire)))
-    wire.send(protocol.WorkerReady(number))
+    SharesMultiprocessing(partial(_ask, wire), number, life)
+    faulthandler.enable(fd)  # The parent reads its text from the socket too.
+    process = WorkerProcess(wire, number)
+    process.send(protocol.WorkerReady(number))
     with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
-        guard_forks(memoryview(b""))  # Why: a function that is no run's has no slot.
-        WorkerProcess(wire, number).serve()
+        try:
+            with inside_worker(process):
+                process.serve()
+        except BaseException as error:
+            exit_if_forked(error)
+            if isinstance(error, EOFError | BrokenPipeError):
+                raise
+            lost = getattr(error, "errno", None) in {errno.EBADF, errno.ENOTSOCK, errno.ESPIPE}
+            if not lost:
+                traceback.print_exception(error)
+            flush_streams()
+            # Why: threads of the user's code may hold up another exit.
+            os._exit(protocol.SOCKET_LOST if lost else 1)
+        exit_if_forked()
+
+
+def _drop_objects() -> None:
+    """Drop the user's objects while their finalizers still find the modules that they need."""
+    namespaces.clear()
+    gc.collect()

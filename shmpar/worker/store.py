@@ -159,13 +159,19 @@ def untrimmed(
     return tuple(slices), tuple(due)
 
 
-def storer(plan: Plan, outputs: Sequence[Array], is_tuple: bool) -> Store:
+def storer(
+    plan: Plan,
+    outputs: Sequence[Array],
+    is_tuple: bool,
+    scalars: Sequence[ScalarTarget | None] | None = None,
+) -> Store:
     """Return the function that checks a chunk's result and writes it into its window."""
     if not outputs:
         return _store_none
     stores = [_store_array(plan, *pair) for pair in _with_declared(plan, outputs)]
     checked = _store_tuple(plan, stores, outputs) if is_tuple else stores[0]
-    targets = [target for target in scalar_targets(plan, outputs) if target is not None]
+    found = scalar_targets(plan, outputs) if scalars is None else scalars
+    targets = [target for target in found if target is not None]
     if len(targets) < len(outputs):
         return checked
     return _store_scalars(targets, checked) if is_tuple else _store_scalar(*targets[0], checked)
