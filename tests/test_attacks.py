@@ -589,7 +589,7 @@ def test_a_run_is_finished_once(engine: str) -> None:
         with shmpar.Pool(1, engine=engine) as pool:
             assert pool.submit(abs, -2).result() == 2
             held, go = pool.submit(time.sleep, 0.3), None
-            def fail(*args):
+            def fail(*args, **options):
                 raise ValueError("refused")
             pool._loop.engine.prepare = fail
             finish = Run.finish

@@ -110,6 +110,7 @@ def expected_errors(site: str, how: str, verb: str) -> tuple[type[BaseException]
     }
     of_calls: dict[str, type[BaseException]] = {
         **dict.fromkeys(ROWS_OF["error"], CrashingError),
+        **dict.fromkeys(["function unpickle", "argument unpickle"], shmpar.PlanError),
         "result pickle": shmpar.PlanError if how == "raise" else own,
     }
     if step == "del":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import random
 import signal
 import sys
 import threading
 import time
-import types
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
@@ -176,15 +176,17 @@ def test_a_function_that_pickles_but_does_not_load_is_a_plan_error(pool: shmpar.
     assert pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
 
 
-def test_warning_filters_that_do_not_load_are_left_out(mortal_pool: shmpar.Pool) -> None:
+def test_warning_filters_that_do_not_load_are_left_out(
+    mortal_pool: shmpar.Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The other filters hold in the workers, and no worker exits."""
-    module = types.ModuleType("there_is_no_such_module")
-    category = type("Lost", (UserWarning,), {"__module__": module.__name__})
-    module.Lost = category  # type: ignore[attr-defined]
+    here = f"import os\nassert os.getpid() == {os.getpid()}\n"
+    (tmp_path / "parent_alone.py").write_text(f"{here}class Lost(UserWarning): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    category = importlib.import_module("parent_alone").Lost
     wait_for_workers(mortal_pool)
     workers = mortal_pool._loop.engine.pids()
     with warnings.catch_warnings():
-        sys.modules[module.__name__] = module
         warnings.filterwarnings("error", "mine")
         warnings.simplefilter("ignore", category)
         try:

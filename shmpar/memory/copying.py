@@ -20,7 +20,15 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from shmpar.memory import allocate, huge
-from shmpar.memory.segment import Array, Dtype, Segment, address_of, byte_bounds, create
+from shmpar.memory.segment import (
+    Array,
+    Dtype,
+    Segment,
+    address_of,
+    byte_bounds,
+    create,
+    spanned_bytes,
+)
 
 _BUFFER_BYTES: Final = 1 << 20  # Why: a buffer for strided values that stays in the CPU's cache
 
@@ -192,7 +200,7 @@ def share(array: Array, purpose: str = "copy of an input") -> tuple[Segment, Arr
         return segment, segment.ndarray(0, array.shape, None, array.dtype)
     layout = Layout.of(array)
     if layout.is_exact:
-        raw, begin = _memory_of(array), layout.offset + byte_bounds(*_form(array))[0]
+        raw, begin = spanned_bytes(array), layout.offset + byte_bounds(*_form(array))[0]
         segment = create(layout.nbytes, lambda fd, _: write(fd, begin, raw), purpose=purpose)
         return segment, layout.view(segment, array)
     segment = create(layout.nbytes, purpose=purpose)
@@ -208,15 +216,6 @@ def copied_nbytes(array: Array) -> int:
 
 def _form(array: Array) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     return array.shape, array.strides, array.itemsize
-
-
-def _memory_of(array: Array) -> Array:
-    """Return the bytes that an array spans, with those in its gaps."""
-    low, high = byte_bounds(*_form(array))
-    first = [slice(-1, None) if step < 0 else slice(1) for step in array.strides]
-    # Why the ellipsis: without axes, the value would be a scalar in native byte order.
-    lowest = array.view(np.ndarray)[(*first, ...)].reshape(1).view(np.uint8)
-    return np.lib.stride_tricks.as_strided(lowest, (high - low,), (1,), writeable=False)
 
 
 def memory_order(array: Array) -> list[int]:

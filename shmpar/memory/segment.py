@@ -83,6 +83,15 @@ def address_of(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+def spanned_bytes(array: Array) -> Array:
+    """Return the bytes that an array spans, with those in its gaps; it has elements."""
+    low, high = byte_bounds(array.shape, array.strides, array.itemsize)
+    first = [slice(-1, None) if step < 0 else slice(1) for step in array.strides]
+    # Why the ellipsis: without axes, the value would be a scalar in native byte order.
+    lowest = array.view(np.ndarray)[(*first, ...)].reshape(1).view(np.uint8)
+    return np.lib.stride_tricks.as_strided(lowest, (high - low,), (1,), writeable=False)
+
+
 def protected(array: Array) -> Array:
     """Return a read-only view that NumPy does not make writable again.
 
@@ -94,13 +103,13 @@ def protected(array: Array) -> Array:
     ValueError: cannot set WRITEABLE flag to True of this array
     """
     view = array.view(np.ndarray)
-    if view.dtype.hasobject or not view.dtype.itemsize:
+    if view.dtype.hasobject or not view.nbytes:
         view.flags.writeable = False
         return view
     # Why: NumPy finds the writable array under a view, but not under a read-only memoryview.
-    raw = view.view(np.dtype((np.void, view.dtype.itemsize)))
-    hidden = memoryview(raw).toreadonly()  # type: ignore[arg-type]
-    return np.asarray(hidden).view(view.dtype)
+    memory = memoryview(spanned_bytes(view)).toreadonly()  # type: ignore[arg-type]
+    low, _ = byte_bounds(view.shape, view.strides, view.itemsize)
+    return np.ndarray(view.shape, view.dtype, memory, -low, view.strides)
 
 
 # Why: since Python 3.13 a mapping can do without a descriptor of its own.

@@ -26,7 +26,7 @@ import numpy as np
 from shmpar.errors import ShmparError, format_count
 from shmpar.ipc.ledger import DONE, PENDING, Ledger
 from shmpar.memory.allocate import give_path, open_beside, reserve_range
-from shmpar.memory.limits import ClosedOnError
+from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, byte_bounds, new_output
 from shmpar.memory.system import ADDRESS_SPACE, room_for
@@ -143,7 +143,7 @@ class NpyFile:
                 )
             give_path(place.segment.fileno(), name, self.path, replace=True)
             with room_for("a mapping of the results in this process", ADDRESS_SPACE):
-                self.array = np.lib.format.open_memmap(self.path, "r+")
+                self.array = open_with_retry(np.lib.format.open_memmap, self.path, "r+")
             self._unfinished = False
         assert self.array is not None, "it was created or reopened"
         return self.array

@@ -264,7 +264,7 @@ class WarningReporter:
 
 
 def _pickled(message: Warning | str) -> bytes | None:
-    from shmpar.pickling.pack import pack_error  # Why here: most workers meet no warning.
+    from shmpar.pickling.exceptions import pack_error  # Why here: most workers meet no warning.
 
     try:
         return pack_error(message)  # type: ignore[arg-type]

@@ -143,7 +143,7 @@ def _pack_value(payload: Payload) -> PackedValue:
 
 def pack_exception(error: BaseException) -> PackedError:
     """Pickle an exception, if it can be, and write its traceback as text."""
-    from shmpar.pickling.pack import pack_error  # Why here: most workers meet no exception.
+    from shmpar.pickling.exceptions import pack_error  # Why here: most workers meet no exception.
 
     text, summary = _describe(error)
     try:
