@@ -159,7 +159,7 @@ def test_a_fork_while_a_worker_starts_keeps_no_pipe() -> None:
         start, forks = launch.Launcher.start, []
         def start_beside_a_fork(self, number):
             launched = start(self, number)
-            forks.append(threading.Thread(target=fork, args=(launched.life,)))
+            forks.append(threading.Thread(target=fork, args=(launched.life[-1],)))
             forks[-1].start()
             forks[-1].join(0.3)
             return launched

@@ -84,9 +84,11 @@ def test_the_end_of_a_worker_is_noticed_without_pidfd(tmp_path: Path) -> None:
         gate = sys.argv[1]
 
         def dies(n):
-            if os.fork() == 0:
+            child = os.fork()
+            if child == 0:
                 with open(gate):  # until the parent opens it
                     os._exit(0)
+            os.setpgid(child, child)  # else it would end with the worker
             os._exit(3)
 
         with shmpar.Pool(1, retries=0) as pool:

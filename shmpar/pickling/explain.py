@@ -281,6 +281,8 @@ class _Source:
                 if not self._defines(value) and key not in _IMPLICIT:
                     return False
             elif plain is not None and not key.startswith("__"):
+                if type(value) in _MUTABLE:
+                    continue  # Why: a class counts or registers there, which is no new definition.
                 due = self.literals.get(path, plain)
                 if path not in self.bound or plain != due:
                     return False
@@ -382,7 +384,8 @@ class UserModule:
 
 
 _IMPLICIT = {"__new__", "__init_subclass__", "__class_getitem__"}  # become methods by themselves
-_CONTAINERS = (dict, list, set, frozenset, tuple)
+_MUTABLE = (dict, list, set)
+_CONTAINERS = (*_MUTABLE, frozenset, tuple)
 PLAIN = {*SCALARS, *_CONTAINERS}
 _LONGEST = 4096  # characters, or items, of a value that is compared by its contents
 
