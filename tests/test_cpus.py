@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from shmpar.engines.engine import Exit
-from shmpar.memory import limits
+from shmpar.memory import limits, system
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Machine:
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     """Return a machine with 16 usable CPUs."""
     monkeypatch.delenv(limits.NUM_WORKERS_VARIABLE, raising=False)
+    monkeypatch.setattr(system, "_absent", set())  # else one test would teach the next
     monkeypatch.setattr(limits, "CGROUP_ROOT", str(tmp_path / "groups"))
     monkeypatch.setattr(limits, "CGROUP_MEMBERSHIP", str(tmp_path / "membership"))
     monkeypatch.setattr(limits.os, "sched_getaffinity", lambda _: set(range(16)))
