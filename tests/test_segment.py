@@ -19,9 +19,10 @@ from shmpar.memory import allocate, limits
 from shmpar.memory import locate as locating
 from shmpar.memory import segment as segments
 from shmpar.memory.copying import share, write
+from shmpar.memory.layout import byte_bounds
 from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager
-from shmpar.memory.segment import Segment, byte_bounds, create
+from shmpar.memory.segment import Segment, create
 from tests.interpreters import run_python
 
 DTYPES = st.one_of(

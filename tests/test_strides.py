@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shmpar
-from shmpar.memory.copying import Layout, copied_nbytes, share
-from shmpar.memory.segment import byte_bounds
+from shmpar.memory.copying import copied_nbytes, share
+from shmpar.memory.layout import Layout, byte_bounds
 from tests.pools import ENGINES, drop_caches, warm
 
 

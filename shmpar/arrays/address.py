@@ -23,7 +23,7 @@ import numpy as np
 
 from shmpar.errors import format_count
 from shmpar.memory.copying import is_masked, loses
-from shmpar.memory.segment import byte_bounds, dense_nbytes, lies_within
+from shmpar.memory.layout import byte_bounds, dense_nbytes, lies_within
 
 DtypeJson = str | dict[str, Any]
 

@@ -29,10 +29,11 @@ from shmpar.arrays.address import Address, ArraySpec, short_repr
 from shmpar.arrays.lock import Lock, lock_of
 from shmpar.errors import SegmentError, SegmentGone
 from shmpar.memory import allocate, names
+from shmpar.memory.layout import address_of
 from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.locate import locate, memory_owner
 from shmpar.memory.manager import Manager, default_manager
-from shmpar.memory.segment import Array, Location, Segment, address_of, find_segment, known_segment
+from shmpar.memory.segment import Array, Location, Segment, find_segment, known_segment
 
 if TYPE_CHECKING:
     from multiprocessing.shared_memory import SharedMemory

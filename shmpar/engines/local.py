@@ -27,9 +27,10 @@ from shmpar.engines.engine import ActivePlan, Generation
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
 from shmpar.ipc.tickets import Tickets, new_tickets
+from shmpar.memory.layout import protected
 from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Segment, Slab, protected
+from shmpar.memory.segment import Segment, Slab
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.worker.compute import Abandoned, Assignment
 from shmpar.worker.environment import exit_if_forked, inside_worker

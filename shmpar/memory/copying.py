@@ -14,21 +14,14 @@ from __future__ import annotations
 import os
 import sys
 import types
-from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Final
 
 import numpy as np
 
 from shmpar.memory import allocate, huge
-from shmpar.memory.segment import (
-    Array,
-    Dtype,
-    Segment,
-    address_of,
-    byte_bounds,
-    create,
-    spanned_bytes,
-)
+from shmpar.memory.layout import Layout, byte_bounds, spanned_bytes
+from shmpar.memory.segment import Array, Dtype, Segment, create
 
 _BUFFER_BYTES: Final = 1 << 20  # Why: a buffer for strided values that stays in the CPU's cache
 
@@ -92,80 +85,6 @@ def computes_itself(value: Any) -> bool:
     )
 
 
-class Layout(NamedTuple):
-    """The place of an array in a copy of its memory.
-
-    NumPy adds in the order of the memory, and a compiled function may take another way for other
-    strides. So a copy has the strides of the array; only wide gaps become narrow.
-
-    Attributes
-    ----------
-    offset : int
-        Byte of the copy at which the element [0, ..., 0] lies.
-    strides : tuple of int
-        Bytes along each axis.
-    nbytes : int
-        Bytes of the copy.
-    is_exact : bool
-        The strides are those of the array.
-    """
-
-    offset: int
-    strides: tuple[int, ...]
-    nbytes: int
-    is_exact: bool
-
-    @classmethod
-    def of(cls, array: Array) -> Layout:
-        """Return the layout for a copy of an array.
-
-        Examples
-        --------
-        >>> a = np.zeros((100, 100))
-        >>> Layout.of(a[::-1].T).strides, Layout.of(a[::50, ::50]).strides
-        ((8, -800), (40, 16))
-        """
-        strides, shape, itemsize = array.strides, array.shape, array.itemsize
-        low, high = byte_bounds(shape, strides, itemsize)
-        exact = high - low <= 2 * array.nbytes
-        if not exact:
-            narrow = _narrow(shape, strides, itemsize)
-            exact = narrow is None  # Why: elements share memory, so a copy without gaps is larger.
-            strides = narrow or strides
-        if not exact:
-            low, high = byte_bounds(shape, strides, itemsize)
-        # Why: NumPy goes another way for an array whose elements are not aligned.
-        begin = 0 if array.flags.aligned else (address_of(array) + low) % array.dtype.alignment
-        return cls(begin - low, strides, begin + high - low, exact)
-
-    def view(self, segment: Segment, array: Array) -> Array:
-        """Return the array like `array` in a copy of its memory."""
-        return segment.ndarray(self.offset, array.shape, self.strides, array.dtype)
-
-
-def _narrow(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, ...] | None:
-    """Return strides of the same order and signs with narrow gaps; None if elements overlap.
-
-    Invariant: an axis follows the faster ones without a gap only if it did before, and the
-    remainder of a stride by the size of an element stays, since NumPy looks at both.
-    """
-    steps = [0] * len(shape)
-    dense = span = new_dense = new_span = itemsize  # of the axes so far: with and without the gap
-    for axis in sorted(range(len(shape)), key=lambda axis: abs(strides[axis])):
-        old, length = abs(strides[axis]), shape[axis]
-        if old == 0 or length == 1:
-            continue
-        if old < span:
-            return None
-        new = new_dense if old == dense else (new_span if old < dense else new_dense + 1)
-        new += (old - new) % itemsize if old != dense else 0
-        new += itemsize if old != dense and new == new_dense else 0
-        steps[axis] = new if strides[axis] > 0 else -new
-        dense, span = old * length, old * (length - 1) + span
-        new_dense, new_span = new * length, new * (length - 1) + new_span
-    return tuple(steps)
-
-
 def share(array: Array, purpose: str = "copy of an input") -> tuple[Segment, Array]:
     """Copy an array into a nameless segment of its own.
 
@@ -202,9 +121,9 @@ def share(array: Array, purpose: str = "copy of an input") -> tuple[Segment, Arr
     if layout.is_exact:
         raw, begin = spanned_bytes(array), layout.offset + byte_bounds(*_form(array))[0]
         segment = create(layout.nbytes, lambda fd, _: write(fd, begin, raw), purpose=purpose)
-        return segment, layout.view(segment, array)
+        return segment, segment.ndarray(layout.offset, array.shape, layout.strides, array.dtype)
     segment = create(layout.nbytes, purpose=purpose)
-    copy = layout.view(segment, array)
+    copy = segment.ndarray(layout.offset, array.shape, layout.strides, array.dtype)
     copy[...] = array
     return segment, copy
 

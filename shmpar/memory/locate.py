@@ -22,8 +22,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from shmpar.errors import SegmentError
+from shmpar.memory.layout import address_of, lies_within
 from shmpar.memory.limits import ClosedOnError, open_with_retry
-from shmpar.memory.segment import Location, Mapping, Segment, address_of, find_mapping, lies_within
+from shmpar.memory.segment import Location, Mapping, Segment, find_mapping
 from shmpar.memory.system import NO_DESCRIPTORS, shortened
 
 Array = np.ndarray[Any, Any]

@@ -14,13 +14,11 @@ In a forked child the end does nothing: the names belong to the parent, and the 
 descriptors may denote other files by then.
 A lookup by address never returns a dead mapping, although the kernel reuses addresses.
 ``key`` is never reused in one interpreter.
-Sizes are Python integers: a shape that overflows 64 bits gives a large number, never a small one.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import mmap
 import os
 import sys
@@ -37,79 +35,12 @@ import numpy as np
 
 from shmpar.errors import SegmentFull, SegmentGone
 from shmpar.memory import allocate, huge, limits, names, system
+from shmpar.memory.layout import address_of, dense_nbytes, lies_within
 from shmpar.memory.names import Identity, NameRegistry
 
 Array = np.ndarray[Any, Any]
 Dtype = np.dtype[Any]
 Ints = Sequence[int]
-
-
-def byte_bounds(shape: Ints, strides: Ints, itemsize: int) -> tuple[int, int]:
-    """Return the bytes [low, high) of an array, relative to its element [0, ..., 0].
-
-    An array without elements gives (0, 0).
-
-    Examples
-    --------
-    >>> byte_bounds((3, 4), (-32, 8), 8)
-    (-64, 32)
-    """
-    low, high = 0, itemsize
-    for n, step in zip(shape, strides, strict=True):
-        if n == 0:
-            return 0, 0
-        if step < 0:
-            low += (n - 1) * step
-        else:
-            high += (n - 1) * step
-    return low, high
-
-
-def dense_nbytes(shape: Ints, itemsize: int) -> int:
-    """Return the bytes of an array without gaps."""
-    return math.prod(shape) * itemsize
-
-
-def lies_within(size: int, offset: int, shape: Ints, strides: Ints | None, itemsize: int) -> bool:
-    """Return True if an array with its first element at ``offset`` lies within ``size`` bytes."""
-    if strides is None:
-        return 0 <= offset <= size - dense_nbytes(shape, itemsize)
-    low, high = byte_bounds(shape, strides, itemsize)
-    return offset + low >= 0 and offset + high <= size and 0 <= offset <= size
-
-
-def address_of(array: Array) -> int:
-    """Return the address of the element [0, ..., 0]."""
-    return int(array.__array_interface__["data"][0])
-
-
-def spanned_bytes(array: Array) -> Array:
-    """Return the bytes that an array spans, with those in its gaps; it has elements."""
-    low, high = byte_bounds(array.shape, array.strides, array.itemsize)
-    first = [slice(-1, None) if step < 0 else slice(1) for step in array.strides]
-    # Why the ellipsis: without axes, the value would be a scalar in native byte order.
-    lowest = array.view(np.ndarray)[(*first, ...)].reshape(1).view(np.uint8)
-    return np.lib.stride_tricks.as_strided(lowest, (high - low,), (1,), writeable=False)
-
-
-def protected(array: Array) -> Array:
-    """Return a read-only view that NumPy does not make writable again.
-
-    Examples
-    --------
-    >>> view = protected(np.arange(3))
-    >>> view.setflags(write=True)
-    Traceback (most recent call last):
-    ValueError: cannot set WRITEABLE flag to True of this array
-    """
-    view = array.view(np.ndarray)
-    if view.dtype.hasobject or not view.nbytes:
-        view.flags.writeable = False
-        return view
-    # Why: NumPy finds the writable array under a view, but not under a read-only memoryview.
-    memory = memoryview(spanned_bytes(view)).toreadonly()  # type: ignore[arg-type]
-    low, _ = byte_bounds(view.shape, view.strides, view.itemsize)
-    return np.ndarray(view.shape, view.dtype, memory, -low, view.strides)
 
 
 # Why: since Python 3.13 a mapping can do without a descriptor of its own.

@@ -30,9 +30,10 @@ import numpy as np
 
 from shmpar.arrays import SharedArray
 from shmpar.errors import PlanError, ShmparError
-from shmpar.memory.copying import Layout, share
+from shmpar.memory.copying import share
+from shmpar.memory.layout import Layout, address_of
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Segment, address_of
+from shmpar.memory.segment import Segment
 from shmpar.pickling.explain import (
     INSIDE,
     MISSING,

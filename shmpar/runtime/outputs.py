@@ -26,9 +26,10 @@ import numpy as np
 from shmpar.errors import ShmparError, format_count
 from shmpar.ipc.ledger import DONE, PENDING, Ledger
 from shmpar.memory.allocate import give_path, open_beside, reserve_range
+from shmpar.memory.layout import byte_bounds
 from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Segment, Slab, byte_bounds, new_output
+from shmpar.memory.segment import Segment, Slab, new_output
 from shmpar.memory.system import ADDRESS_SPACE, room_for
 from shmpar.plan import Announcement, Output, ResultError
 

@@ -14,8 +14,8 @@ from shmpar.errors import format_count
 from shmpar.grid import Axis, Grid
 from shmpar.grid.axis import axis_number, per_axis, whole_number
 from shmpar.memory.copying import is_masked, loses
+from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import address_of, byte_bounds
 from shmpar.plan import Announcement, Argument, Blocks, InBlocks, Output, Plan, Rows, Whole
 from shmpar.runtime.outputs import NpyFile
 from shmpar.verbs.arguments import Inputs

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from shmpar.ipc.protocol import Environment, Warned
-from shmpar.memory.segment import address_of, byte_bounds
+from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.pickling.unpack import unpack
 
 MARK = "SHMPAR_WORKER"

@@ -38,7 +38,8 @@ from shmpar.ipc.protocol import Environment, PackedError, PackedValue, SegmentRe
 from shmpar.ipc.tickets import Tickets, open_tickets
 from shmpar.ipc.wire import MAX_DESCRIPTORS, Wire
 from shmpar.memory import limits
-from shmpar.memory.segment import Segment, protected
+from shmpar.memory.layout import protected
+from shmpar.memory.segment import Segment
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
 from shmpar.worker import loop

@@ -15,7 +15,8 @@ import numpy as np
 
 from shmpar.memory.allocate import LazyPages
 from shmpar.memory.huge import KINDS
-from shmpar.memory.segment import Mapping, address_of, byte_bounds, find_mapping
+from shmpar.memory.layout import address_of, byte_bounds
+from shmpar.memory.segment import Mapping, find_mapping
 from shmpar.plan import Plan
 
 Array = np.ndarray[Any, Any]
