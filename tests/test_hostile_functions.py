@@ -555,9 +555,12 @@ def test_hostile_functions_at_random(stress_seed: int) -> None:
     until, counts = time.monotonic() + 60, {"right": 0, "died": 0}
     while time.monotonic() < until:
         workers, check = rng.choice([1, 2, 3]), rng.random() < 0.3
+        # Why: a program that a worker starts in its parent's group is not the pool's to end.
+        left_out = rng.choice(["leave_the_group", "start_a_program"])
+        acts = [name for name in ACTS if name != left_out]
         with shmpar.Pool(workers, retries=rng.choice([0, 1]), check=check) as pool:
             for _ in range(3):
-                names = rng.sample(list(ACTS), rng.choice([1, 1, 2, 3]))
+                names = rng.sample(acts, rng.choice([1, 1, 2, 3]))
                 kind, late = rng.choice(KINDS), rng.random() < 0.5
                 print(names, kind, late)
                 work = attacking(names, rng.randrange(len(X) // CHUNK), late=late)

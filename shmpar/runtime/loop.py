@@ -18,9 +18,10 @@ finalizers, in any thread         append to a deque and wake the pool thread
 Locks, in the order in which they are acquired; no code of the user runs under any of them:
 
 1. `Loop._starting`: start and end of the pool thread and of its engine.
-2. the lock of a `Future`, as in the standard library.
-3. `ThreadsEngine._allocating`: a worker thread allocates the outputs of a run.
-4. `processes._starting`: a worker process is started, or the user forks.
+2. `Loop._making`: an engine is made or taken away; no thread of the user acquires it.
+3. the lock of a `Future`, as in the standard library.
+4. `ThreadsEngine._allocating`: a worker thread allocates the outputs of a run.
+5. `processes._starting`: a worker process is started, or the user forks.
 
 `Initializer._once` is the exception: a pool's initializer runs under it. Other threads post
 requests to a deque and wake the pool thread; both take no lock.
@@ -112,7 +113,8 @@ class Loop:
         self._unclaimed: list[Warned] = []  # of initializers, before there is a run or a call
         # Why reentrant: a signal handler may call the pool while its thread starts the pool thread.
         self._starting = threading.RLock()
-        self._over = False  # Lock: _starting. No engine is made any more.
+        self._making = threading.Lock()
+        self._over = False  # Lock: _making. No engine is made any more.
         self._close_wanted = False
         self._thread: threading.Thread | None = None
         self._closing: Close | None = None
@@ -216,15 +218,19 @@ class Loop:
         """Return the engine; make one if there is none."""
         while (engine := self.engine) is None:
             with self._starting:
-                # Invariant: no engine is made after the end, when nobody would end it.
-                if self._over:
-                    raise _closed()
                 if self.engine is None:
                     _run_apart(self._set_engine)
         return engine
 
     def _set_engine(self) -> None:
-        self.engine = self._make_engine()
+        # Why a lock: interrupts may have ended the wait of the thread that asked for the engine,
+        # and its `_starting` is free then. The thread that ends the loop waits here for the engine.
+        with self._making:
+            # Invariant: no engine is made after the end, when nobody would end it.
+            if self._over:
+                raise _closed()
+            if self.engine is None:
+                self.engine = self._make_engine()
 
     def _prepare(self, run: Run, *, attended: bool) -> None:
         run.cancel_by = self.cancel
@@ -460,7 +466,7 @@ class Loop:
         return expired or not self._calls
 
     def _end(self) -> None:
-        with self._starting:
+        with self._starting, self._making:
             self._over = True
             engine, self.engine = self.engine, None
         try:
@@ -494,7 +500,7 @@ class Loop:
 
     def _recover(self, error: BaseException) -> None:
         """Fail all runs and calls with an error; the engine is in an unknown state."""
-        with self._starting:
+        with self._starting, self._making:
             engine, self.engine = self.engine, None
             self._over = over = self._closing is not None or (engine is None and self._close_wanted)
         self._signalled = False
@@ -574,11 +580,13 @@ def call_here(function: Function) -> Call:
 
 def surely(action: Callable[[], object]) -> None:
     """Call an action, again after each interrupt that comes before it has returned."""
-    done = False
-    while not done:
-        with contextlib.suppress(KeyboardInterrupt):
+    while True:
+        # Why not contextlib.suppress: an interrupt inside of its functions is not suppressed.
+        try:
             action()
-            done = True
+        except KeyboardInterrupt:
+            continue
+        return
 
 
 def _closed() -> RuntimeError:
@@ -588,31 +596,23 @@ def _closed() -> RuntimeError:
 def _run_apart(task: Callable[[], None]) -> None:
     """Run a task in a thread of its own, which no interrupt reaches, and wait for it.
 
+    After an interrupt the task may still run, or begin later.
+
     Why: an interrupt between the start of a process and the note of its number would leave it.
     """
-    tokens, errors, done = [None], list[BaseException](), Latch()
+    errors, done = list[BaseException](), Latch()
 
     def run() -> None:
-        # Invariant: this thread takes the token, or the interrupted caller does, and gives up.
-        with contextlib.suppress(IndexError):
-            tokens.pop()
-            try:
-                task()
-            except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
-                errors.append(error)
-            finally:
-                done.set()
+        try:
+            task()
+        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
+            errors.append(error)
+        finally:
+            done.set()
 
     thread = threading.Thread(target=run, name="shmpar-start", daemon=True)
-    try:
-        start_thread(thread)
-        done.wait()
-        thread.join()
-    except BaseException:
-        try:
-            tokens.pop()
-        except IndexError:
-            done.wait()
-        raise
+    start_thread(thread)
+    done.wait()
+    thread.join()
     if errors:
         raise errors[0]

@@ -61,6 +61,8 @@ Array = np.ndarray[Any, Any]
 Outcome = tuple[int, int | None, Any, bool, Sequence[tuple[int, int]]]
 """The fields of ``CounterExhausted`` from `claimed` to `huge_bytes`."""
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# Why the reset: a send raises it if the parent has closed the socket with unread messages.
+_PARENT_GONE = EOFError, BrokenPipeError, ConnectionResetError
 
 
 class SocketChannel:
@@ -475,14 +477,14 @@ def main(fd: int, life: int, number: int) -> None:
     SharesMultiprocessing(partial(_ask, wire), number, life)
     faulthandler.enable(fd)  # The parent reads its text from the socket too.
     process = WorkerProcess(wire, number)
-    process.send(protocol.WorkerReady(number))
-    with contextlib.closing(wire), contextlib.suppress(EOFError, BrokenPipeError):
+    with contextlib.closing(wire), contextlib.suppress(*_PARENT_GONE):
+        process.send(protocol.WorkerReady(number))
         try:
             with inside_worker(process):
                 process.serve()
         except BaseException as error:
             exit_if_forked(error)
-            if isinstance(error, EOFError | BrokenPipeError):
+            if isinstance(error, _PARENT_GONE):
                 raise
             lost = getattr(error, "errno", None) in {errno.EBADF, errno.ENOTSOCK, errno.ESPIPE}
             if not lost:
