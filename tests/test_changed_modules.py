@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -79,6 +81,37 @@ PROGRAM = """
 import functools, importlib, os, sys, time
 import numpy as np, shmpar
 EARLY = sys.argv[1] == "early"
+
+def results(pool, ways, case):
+    found = {}
+    for way, make in ways.items():
+        function = make()
+        # Why text: True is equal to 1, and 0.0 to -0.0.
+        found[way] = repr([pool.submit(function, x).result() for x in range(2)])
+        rows = repr(pool.parallel_map(function, range(2), dtype=object).tolist())
+        due = repr([function(x) for x in range(2)])
+        if not found[way] == rows == due:
+            print(case, pool.engine, way, found[way], rows, due, sep="\\n   ")
+    return found
+
+def rewrite(name, old, new):
+    source = open(name + ".py").read()
+    assert old in source
+    with open(name + ".py", "w") as file:
+        file.write(source.replace(old, new))
+    os.utime(name + ".py", ns=(1, 1))
+
+pools = [shmpar.Pool(2, engine=engine) for engine in ("processes", "threads", "serial")]
+try:
+    CASES
+finally:
+    for pool in pools:
+        pool.shutdown()
+print("as the parent")
+"""
+
+# Why modules of its own: the pools are those of all cases, and a worker imports a module once.
+CASE = """
 import helper, inner
 from helper import use
 
@@ -103,42 +136,17 @@ WAYS = {
     "class": lambda: lambda x, made=helper.Point: made(x).scaled(),
 }
 
-def results(pool):
-    found = {}
-    for way, make in WAYS.items():
-        function = make()
-        # Why text: True is equal to 1, and 0.0 to -0.0.
-        found[way] = repr([pool.submit(function, x).result() for x in range(2)])
-        rows = repr(pool.parallel_map(function, range(2), dtype=object).tolist())
-        due = repr([function(x) for x in range(2)])
-        if not found[way] == rows == due:
-            print(pool.engine, way, found[way], rows, due, sep="\\n   ")
-    return found
-
-def rewrite(name, old, new):
-    source = open(name + ".py").read()
-    assert old in source
-    with open(name + ".py", "w") as file:
-        file.write(source.replace(old, new))
-    os.utime(name + ".py", ns=(1, 1))
-
-pools = [shmpar.Pool(2, engine=engine) for engine in ("processes", "threads", "serial")]
-try:
-    if EARLY:
-        before = [results(pool) for pool in pools]
-    CHANGE
-    for _ in range(2):
-        after = [results(pool) for pool in pools]
-        assert after[0] == after[1] == after[2]
-    if EARLY:
-        assert after != before
-    UNDO
-    for pool in pools:
-        results(pool)
-finally:
-    for pool in pools:
-        pool.shutdown()
-print("as the parent")
+if EARLY:
+    before = [results(pool, WAYS, NAME) for pool in pools]
+CHANGE
+for _ in range(2):
+    after = [results(pool, WAYS, NAME) for pool in pools]
+    assert after[0] == after[1] == after[2], NAME
+if EARLY:
+    assert after != before, NAME
+UNDO
+for pool in pools:
+    results(pool, WAYS, NAME)
 """
 
 CHANGES = {
@@ -197,32 +205,28 @@ CHANGES = {
 ONLY_EARLY = {"default", "old value of a computed name", "array", "large array"}
 
 
-def run_change(
-    run_python: Run, folder: Path, change: str, undo: str, when: str = "early"
-) -> CompletedProcess[str]:
-    """Run the program with this change in a folder with the modules."""
-    (folder / "helper.py").write_text(HELPER)
-    (folder / "inner.py").write_text(INNER)
-    indented = "\n    ".join(change.split("\n"))
-    source = PROGRAM.replace("CHANGE", indented).replace("UNDO", undo)
-    script = folder / "script.py"
-    script.write_text(source)
-    return run_python(script, when, cwd=folder, timeout=120)
+def of_case(text: str, number: int) -> str:
+    """Return a text with the names of the modules of one case."""
+    return re.sub(r"\b(helper|inner)\b", rf"\g<1>{number}", text)
 
 
-CASES = [(name, when) for name in CHANGES for when in ("early", "late")]
-
-
-@pytest.mark.parametrize(
-    ("name", "when"),
-    [case for case in CASES if case not in {(name, "late") for name in ONLY_EARLY}],
-    ids=lambda text: text.replace(" ", "-"),
-)
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("when", ["early", "late"])
 def test_workers_use_what_the_parent_uses(
-    run_python: Run, tmp_path: Path, name: str, when: str
+    run_python: Run, tmp_path: Path, when: str, part: int
 ) -> None:
     """A change is seen, before the first call and after it, and so is its end."""
-    done = run_change(run_python, tmp_path, *CHANGES[name], when)
+    names = [name for name in CHANGES if when == "early" or name not in ONLY_EARLY]
+    cases = ""
+    for number, name in enumerate(names[part::2]):
+        (tmp_path / f"helper{number}.py").write_text(of_case(HELPER, number))
+        (tmp_path / f"inner{number}.py").write_text(of_case(INNER, number))
+        change, undo = CHANGES[name]
+        text = CASE.replace("NAME", repr(name)).replace("CHANGE", change).replace("UNDO", undo)
+        cases += of_case(text, number)
+    script = tmp_path / "script.py"
+    script.write_text(PROGRAM.replace("CASES", textwrap.indent(cases, "    ")))
+    done = run_python(script, when, cwd=tmp_path, timeout=120)
     assert (done.stdout, done.stderr, done.returncode) == ("as the parent\n", "", 0)
 
 

@@ -21,7 +21,7 @@ def hashes(pool):
         found.update({pid: told for pid, *told in map(tuple, pool.map(look, range(8)))})
     return found
 
-with shmpar.Pool(3, env=ENV) as pool, shmpar.Pool(2, env=ENV) as other:
+with shmpar.Pool(2, env=ENV) as pool, shmpar.Pool(1, env=ENV) as other:
     first = hashes(pool)
     os.kill(next(iter(first)), signal.SIGKILL)
     pool.submit(int).result()

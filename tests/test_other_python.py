@@ -184,8 +184,8 @@ def install(folder: Path, *packages: str, version: str | None = None) -> dict[st
     """Install packages into a folder; return the variables with which Python finds them."""
     chosen = [] if version is None else ["--python-version", version]
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target",
-         str(folder), "--only-binary=:all:", *chosen, *packages],
+        [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check",
+         "--no-compile", "--target", str(folder), "--only-binary=:all:", *chosen, *packages],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     if done.returncode:
@@ -226,6 +226,7 @@ def other_pythons() -> dict[str, str]:
     return found
 
 
+@pytest.mark.stress  # it installs NumPy; another test pretends to be another Python
 def test_workers_with_another_python(tmp_path: Path) -> None:
     """Importable functions and arrays come and go; functions sent by value are refused."""
     found = other_pythons()

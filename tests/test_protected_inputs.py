@@ -73,10 +73,9 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> np.ndarray:
             return values
 
 
-@pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
 @pytest.mark.parametrize("write", REFUSED)
 def test_a_write_is_refused(
-    write: Callable[[np.ndarray], None], engine: str, source: np.ndarray, nothing_left: None
+    write: Callable[[np.ndarray], None], pool: shmpar.Pool, source: np.ndarray
 ) -> None:
     """NumPy refuses each write to an input, and the input keeps its bytes."""
     before = zlib.crc32(source.tobytes())
@@ -85,11 +84,10 @@ def test_a_write_is_refused(
         write(block)
         return 0.0
 
-    with shmpar.Pool(2, engine=engine) as pool:
-        with pytest.raises(shmpar.ChunkError):
-            pool.block_reduce(work, source, chunks=len(source) // 4)
-        with pytest.raises(shmpar.ChunkError):
-            pool.parallel_map(work, source.reshape(-1, 10))
+    with pytest.raises(shmpar.ChunkError):
+        pool.block_reduce(work, source, chunks=len(source) // 4)
+    with pytest.raises(shmpar.ChunkError):
+        pool.parallel_map(work, source.reshape(-1, 10))
     assert zlib.crc32(source.tobytes()) == before
 
 
@@ -112,8 +110,7 @@ def test_a_write_of_compiled_code_ends_the_worker(
     assert zlib.crc32(source.tobytes()) == before
 
 
-@pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
-def test_an_input_that_is_the_output_too(engine: str, nothing_left: None) -> None:
+def test_an_input_that_is_the_output_too(pool: shmpar.Pool) -> None:
     """A call in place writes to its output, and its input stays protected."""
 
     def work(block: np.ndarray) -> np.ndarray:
@@ -121,41 +118,36 @@ def test_an_input_that_is_the_output_too(engine: str, nothing_left: None) -> Non
             block.setflags(write=True)
         return block + 1
 
-    with shmpar.Pool(2, engine=engine) as pool:
-        values = pool.array(np.zeros(1000))
-        pool.map_blocks(work, values, out=values, chunks=100)
+    values = pool.array(np.zeros(1000))
+    pool.map_blocks(work, values, out=values, chunks=100)
     assert (values == 1).all()
 
 
-@pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
 @pytest.mark.parametrize("passed", [True, False])
-def test_overlapping_memory_is_seen(passed: bool, engine: str, nothing_left: None) -> None:
+def test_overlapping_memory_is_seen(passed: bool, pool: shmpar.Pool) -> None:
     """A call in place that returns, or writes, a view of its input has the right values."""
 
     def work(block: np.ndarray, out: np.ndarray) -> None:
         np.negative(block[::-1], out=out)
 
-    with shmpar.Pool(2, engine=engine) as pool:
-        values = pool.array(np.arange(1000.0))
-        if passed:
-            pool.map_blocks(work, values, out=values, chunks=-1, pass_out=True)
-            assert np.array_equal(values, -np.arange(1000.0)[::-1])
-        else:
-            pool.map_blocks(lambda block: block[::-1], values, out=values, chunks=-1)
-            assert np.array_equal(values, np.arange(1000.0)[::-1])
+    values = pool.array(np.arange(1000.0))
+    if passed:
+        pool.map_blocks(work, values, out=values, chunks=-1, pass_out=True)
+        assert np.array_equal(values, -np.arange(1000.0)[::-1])
+    else:
+        pool.map_blocks(lambda block: block[::-1], values, out=values, chunks=-1)
+        assert np.array_equal(values, np.arange(1000.0)[::-1])
 
 
-@pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
 @pytest.mark.parametrize("dtype", ["M8[s]", "m8[ms]", "U3", "S2", "?", "c8", "f2", "V5", "i4,f8"])
-def test_protected_inputs_of_any_dtype(engine: str, dtype: str, nothing_left: None) -> None:
+def test_protected_inputs_of_any_dtype(pool: shmpar.Pool, dtype: str) -> None:
     """Protected inputs have the dtype, the strides and the values of the array."""
     values = np.zeros((6, 8), dtype)[::-1, ::2]
 
     def work(block: np.ndarray) -> bool:
         return bool(block.dtype == values.dtype and not block.flags.writeable)
 
-    with shmpar.Pool(2, engine=engine) as pool:
-        assert pool.block_reduce(work, values, chunks=(2, -1)).all()
+    assert pool.block_reduce(work, values, chunks=(2, -1)).all()
 
 
 def test_the_strides_of_threads_are_those_of_the_array(nothing_left: None) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from tests import refused_calls, seccomp
 from tests.interpreters import ROOT, output_after_setup, run_python
+from tests.pools import ENGINES
 
 pytestmark = pytest.mark.skipif(
     not seccomp.SUPPORTED, reason="the filters have the numbers of Linux on x86-64 and aarch64"
@@ -34,11 +35,17 @@ def check(error: int, *names: str) -> None:
     assert done.stderr == "", (names, error)
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
-@pytest.mark.parametrize("name", OURS)
-def test_a_call_that_is_refused_has_a_fall_back(name: str, error: int) -> None:
-    """Results are right on all engines, and nothing is left."""
-    check(error, name)
+@pytest.mark.parametrize(("number", "name"), list(enumerate(OURS)), ids=str)
+def test_a_call_that_is_refused_has_a_fall_back(number: int, name: str) -> None:
+    """Results are right on all engines, and nothing is left; errors alternate between calls."""
+    check(ERRORS[number % 2], name)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize(("number", "name"), list(enumerate(OURS)), ids=str)
+def test_a_call_that_is_refused_with_the_other_error(number: int, name: str) -> None:
+    """The two errors have the same fall-back."""
+    check(ERRORS[1 - number % 2], name)
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
@@ -113,30 +120,31 @@ import numpy as np
 import shmpar
 
 x = np.arange(100.0)
-with tempfile.TemporaryDirectory() as folder, shmpar.Pool(1, engine=sys.argv[2]) as pool:
-    mapped = np.memmap(folder + "/mapped", np.float64, "w+", shape=100)
-    for call in (
-        lambda: pool.zeros(100),
-        lambda: pool.map_blocks(np.negative, x, out=mapped),
-        lambda: pool.map_blocks(np.negative, x, out=folder + "/out.npy"),
-        lambda: shmpar.zeros(3, name="shmpar-test-no-room"),
-    ):
-        try:
-            call()
-        except shmpar.SegmentFull as error:
-            print("no room for" in str(error), os.strerror(int(sys.argv[1])) in str(error))
-    print(os.listdir(folder))
+for engine in sys.argv[2:]:
+    with tempfile.TemporaryDirectory() as folder, shmpar.Pool(1, engine=engine) as pool:
+        mapped = np.memmap(folder + "/mapped", np.float64, "w+", shape=100)
+        for call in (
+            lambda: pool.zeros(100),
+            lambda: pool.map_blocks(np.negative, x, out=mapped),
+            lambda: pool.map_blocks(np.negative, x, out=folder + "/out.npy"),
+            lambda: shmpar.zeros(3, name="shmpar-test-no-room"),
+        ):
+            try:
+                call()
+            except shmpar.SegmentFull as error:
+                print("no room for" in str(error), os.strerror(int(sys.argv[1])) in str(error))
+        print(engine, os.listdir(folder))
 """
 
 
-@pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
 @pytest.mark.parametrize(
     "error", [errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG], ids=errno.errorcode.get
 )
-def test_a_lack_of_room_is_no_refusal(error: int, engine: str) -> None:
+def test_a_lack_of_room_is_no_refusal(error: int) -> None:
     """A full disk, a quota and a limit have the same words for memory and for files."""
-    done = run_python(NO_ROOM, str(error), engine)
-    assert (done.stdout, done.stderr) == ("True True\n" * 4 + "['mapped']\n", "")
+    done = run_python(NO_ROOM, str(error), *ENGINES)
+    expected = "".join("True True\n" * 4 + f"{engine} ['mapped']\n" for engine in ENGINES)
+    assert (done.stdout, done.stderr) == (expected, "")
 
 
 @pytest.mark.parametrize("name", ["O_TMPFILE", "eventfd", "pidfd_open", "SOCK_SEQPACKET"])

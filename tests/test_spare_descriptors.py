@@ -116,7 +116,7 @@ with shmpar.Pool(2, engine=ENGINE, retries=2) as pool:
     for name in CALLS:
         if "death" in name and ENGINE != "processes":
             continue
-        for spare in range(8):
+        for spare in range(0, 8, STEP):
             held = fill(spare)
             shown.append(outcome(*CALLS[name]))
             drop(held)
@@ -129,7 +129,7 @@ print(set(shown) == {"right", "error"}, len(os.listdir("/proc/self/fd")))
 WORKER = """
 with shmpar.Pool(1, retries=2) as pool:
     for name in CALLS:
-        for spare in range(7):
+        for spare in range(0, 7, STEP):
             pid = pool.submit(fill_worker, spare).result(60)
             outcome(*CALLS[name])
             if pool.submit(os.getpid).result(60) == pid:
@@ -148,7 +148,7 @@ def make():
 assert make() == [3, 2, 1]
 gc.collect()
 before, shown = os.listdir("/proc/self/fd"), []
-for spare in range(30):
+for spare in [*range(0, 29, STEP), 29]:
     held = fill(spare)
     shown.append(outcome(make, lambda r: r == [3, 2, 1]))
     drop(held)
@@ -159,30 +159,46 @@ print(shown[0], shown[-1])
 """
 
 
-def run(source: str, engine: str, setup: str = "") -> tuple[str, str]:
+# Why steps: with processes each number of spare descriptors takes a while.
+STEPS = [3, pytest.param(1, marks=pytest.mark.stress)]
+CASES = pytest.mark.parametrize(
+    ("engine", "step"),
+    [
+        ("processes", 3),
+        pytest.param("processes", 1, marks=pytest.mark.stress),
+        ("threads", 1),
+        ("serial", 1),
+    ],
+)
+
+
+def run(source: str, engine: str, step: int) -> tuple[str, str]:
     """Run a program; return its output and its errors."""
-    program = "\n".join([PROGRAM, f"ENGINE = {engine!r}", setup, source])
+    program = "\n".join([PROGRAM, f"ENGINE = {engine!r}; STEP = {step}", ERROR, source])
     done = run_python(program, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
-def test_a_parent_without_descriptors_fails_the_call_alone(engine: str) -> None:
+@CASES
+def test_a_parent_without_descriptors_fails_the_call_alone(engine: str, step: int) -> None:
     """The error names the limit, and the pool works when descriptors are free again."""
-    out, errors = run(PARENT, engine, ERROR)
+    out, errors = run(PARENT, engine, step)
     found, descriptors = out.split()
     assert (found, errors) == ("True", "")
     assert int(descriptors) == 4, "descriptors are left"
 
 
-def test_a_worker_without_descriptors_fails_the_call_or_is_replaced() -> None:
+@pytest.mark.parametrize("step", STEPS)
+def test_a_worker_without_descriptors_fails_the_call_or_is_replaced(step: int) -> None:
     """A call gives the right result or an error that names the limit; the next call is right."""
-    out, _ = run(WORKER, "processes", ERROR)
+    out, _ = run(WORKER, "processes", step)
     assert int(out) == 4, "descriptors are left"
 
 
-@pytest.mark.parametrize("engine", ["processes", "threads", "serial"])
-def test_a_pool_that_lacks_descriptors_is_an_error_and_leaves_nothing(engine: str) -> None:
+@CASES
+def test_a_pool_that_lacks_descriptors_is_an_error_and_leaves_nothing(
+    engine: str, step: int
+) -> None:
     """Each step of the start may be the last that finds a descriptor."""
-    assert run(CREATION, engine, ERROR) == ("error right\n", "")
+    assert run(CREATION, engine, step) == ("error right\n", "")
