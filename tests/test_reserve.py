@@ -88,7 +88,7 @@ def test_a_worker_writes_with_few_faults(nothing_left: None) -> None:
     def count(_: Any) -> int:
         return faults()
 
-    values = np.ones((1024, 1024))
+    values = np.ones((2048, 2048))
     with shmpar.Pool(1) as pool:
         array, out = pool.array(values), pool.array(values * 2)
         pool.map_blocks(np.sqrt, pool.array(values[:64]))  # imports happen once

@@ -238,11 +238,11 @@ def promise(fd: int, nbytes: int) -> int:
 
 
 def _can_reserve(fd: int) -> bool:
-    def reserve() -> bool:
-        os.posix_fallocate(fd, 0, 1)
-        return True
-
-    return system.attempt("fallocate", reserve, lambda: False)
+    try:
+        huge.fallocate(fd, 0, 1)
+    except (OSError, AttributeError, ImportError):
+        return False
+    return True
 
 
 class LazyPages:
@@ -288,7 +288,8 @@ class LazyPages:
             return 0  # Why: another process has reserved it.
         if stop - start == huge.PAGE and self._maker.make(fd, start):
             return huge.PAGE
-        reserve_range(fd, start, stop)
+        with system.room_for(f"{stop - start:,} bytes of an output", _FREE_SOME):
+            huge.fallocate(fd, start, stop - start)
         return 0
 
     def map(self, memory: Array, start: int) -> None:

@@ -92,6 +92,16 @@ def new_range(cls: type[T], fd: int, nbytes: int, prot: int) -> T:
     return memory  # type: ignore[no-any-return]
 
 
+def fallocate(fd: int, start: int, nbytes: int) -> None:
+    """Reserve bytes of a file that other processes may write to at this moment.
+
+    Why not os.posix_fallocate: where the kernel refuses, the C library reads and writes a byte of
+    each page, and could overwrite the byte of another process.
+    """
+    if _libc().fallocate(fd, 0, start, nbytes):
+        raise _last_error()
+
+
 class PageMaker:
     """Makes huge pages of a file through a mapping that is aligned to them.
 
@@ -116,8 +126,8 @@ class PageMaker:
         began, worked = time.monotonic(), time.thread_time()
         try:
             # Why: the kernel refuses a range without any small page.
-            os.posix_fallocate(fd, offset, 1)
-        except OSError:
+            fallocate(fd, offset, 1)
+        except (OSError, AttributeError):
             self.stopped = True
             return False
         while _libc().madvise(self._start + offset, PAGE, _MADV_COLLAPSE):
@@ -203,4 +213,5 @@ def _libc() -> Any:
     number, size = ctypes.c_int, ctypes.c_size_t
     libc.mmap.argtypes = [ctypes.c_void_p, size, number, number, number, ctypes.c_long]
     libc.madvise.argtypes = [ctypes.c_void_p, size, number]
+    libc.fallocate.argtypes = [number, number, ctypes.c_longlong, ctypes.c_longlong]
     return libc
