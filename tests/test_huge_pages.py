@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -298,3 +301,50 @@ def test_an_interrupt_while_pages_are_made(pages: str) -> None:
     lines = output.splitlines()
     assert lines[0].startswith("interrupted")
     assert lines[1] == "1000000.0"
+
+
+KILLED = """
+import numpy as np, shmpar
+values = np.ones((4000, 2500))
+with shmpar.Pool(2) as pool:
+    shared = pool.array(values)
+    print("ready", flush=True)
+    while True:
+        pool.array(values)
+        assert (pool.map_blocks(lambda block: block + 1, shared) == 2).all()
+        assert (pool.submit(np.negative, values).result() == -1).all()
+"""
+
+
+@pytest.mark.stress
+def test_60_kills_while_pages_are_made(stress_seed: int) -> None:
+    """A parent that is killed while pages are made leaves no process and no memory."""
+    chance = random.Random(stress_seed)
+    for _ in range(60):
+        with interpreter(KILLED, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(chance.uniform(0, 0.2))
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.stress
+def test_100_runs_with_fresh_outputs_while_workers_are_killed(stress_seed: int) -> None:
+    """A worker that is killed while it reserves its part of an output changes no value."""
+    values, chance = np.random.default_rng(0).random((4000, 2500)), random.Random(stress_seed)
+    with shmpar.Pool(2, retries=20) as pool:
+        shared, right = pool.array(values), values * 2
+        for _ in range(100):
+            run = threading.Thread(target=_kill_one, args=(pool, chance.uniform(0, 0.03)))
+            run.start()
+            assert np.array_equal(pool.map_blocks(lambda block: block * 2, shared), right)
+            run.join()
+
+
+def _kill_one(pool: shmpar.Pool, after: float) -> None:
+    time.sleep(after)
+    pids = pool._loop.engine.pids()
+    if pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pids[0], signal.SIGKILL)
