@@ -200,7 +200,12 @@ class Loop:
                     run.cancel()
                 if wait and caller != threading.get_ident():
                     run.resolved.wait(GRACE_SECONDS if how.cancel_runs else None)
-            self._post(partial(self._close, how))
+            try:
+                self._post(partial(self._close, how))
+            except RuntimeError:
+                if self._thread is not None or self.pid != os.getpid():
+                    raise
+                self._end()  # Why: no thread can be started, so this one owns the engine.
             thread = self._thread
             if wait:
                 self._ended.wait()
