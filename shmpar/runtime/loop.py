@@ -200,12 +200,7 @@ class Loop:
                     run.cancel()
                 if wait and caller != threading.get_ident():
                     run.resolved.wait(GRACE_SECONDS if how.cancel_runs else None)
-            try:
-                self._post(partial(self._close, how))
-            except RuntimeError:
-                if self._thread is not None or self.pid != os.getpid():
-                    raise
-                self._end()  # Why: no thread can be started, so this one owns the engine.
+            self._post_close(how)
             thread = self._thread
             if wait:
                 self._ended.wait()
@@ -218,6 +213,14 @@ class Loop:
             if thread is not None:
                 thread.join()
             self._callbacks.close()
+
+    def _post_close(self, how: Close) -> None:
+        try:
+            self._post(partial(self._close, how))
+        except RuntimeError:
+            if self._thread is not None or self.pid != os.getpid():
+                raise
+            self._end()  # Why: no thread can be started, so this one owns the engine.
 
     def _ready_engine(self) -> Engine:
         """Return the engine; make one if there is none."""
