@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
@@ -376,6 +377,8 @@ def fresh_output(*, quick: bool) -> None:
     values = np.random.default_rng(0).normal(size=(rows, 5_000))
     edges = [round(number * rows / 32) for number in range(33)]
     parts = list(itertools.pairwise(edges))
+    # Why before the fork: the processes share the tracker, which a SharedMemory needs.
+    resource_tracker.ensure_running()
     array = shmpar.array(values)
     _shared["plain"] = array.view(np.ndarray)
     with (
