@@ -46,7 +46,7 @@ from shmpar.engines.worker_handle import EXIT_SECONDS, MAX_OUTSTANDING, Attached
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
 from shmpar.ipc.tickets import Counters, Tickets
-from shmpar.memory import limits, system
+from shmpar.memory import allocate, limits, system
 from shmpar.memory.copying import copied_nbytes
 from shmpar.memory.huge import PAGE
 from shmpar.memory.locate import locate
@@ -388,7 +388,8 @@ class ProcessesEngine:
             return
         try:
             if active.outputs is None:
-                active.allocate(Announcement.unpack(event.announcement))
+                with allocate.telling(self._forget_segments):
+                    active.allocate(Announcement.unpack(event.announcement))
             self._send_outputs(handle, active)
         except Exception as error:  # noqa: BLE001 - the run is told, and stops
             handle.notify(protocol.AbandonRun(event.run))

@@ -12,9 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, TypeGuard
+from typing import Any, Final, NamedTuple, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -23,11 +27,14 @@ from shmpar.memory import huge, limits, system
 from shmpar.memory.limits import ClosedOnError, open_with_retry
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
 
 SHM: Final = "/dev/shm"  # noqa: S108 (shared memory is intended)
 STEP: Final = 64 << 20  # Why: a longer system call delays signals
 SMALL: Final = 16 << 20  # Why: for fewer bytes, the kernel's ENOSPC is answer enough
 _FAULT_AROUND: Final = 64 << 10  # bytes that a fault on reading maps: the kernel's default
+_UNMAP_SECONDS: Final = 1.0  # for workers to unmap the memory of a segment that has ended
+_POLL_SECONDS: Final = 0.005
 _FREE_SOME: Final = "free some, or write the file elsewhere"
 
 Fill = Callable[[int, int], int | None]
@@ -148,6 +155,10 @@ def make_file(nbytes: int, fill: Fill | None = None, sources: tuple[Source, ...]
     Cost: two system calls, one more for each huge page, and the kernel zeroes the memory.
     """
     limits.keep_standard_streams()
+    return _when_unmapped(lambda: _make_file(nbytes, fill, sources))
+
+
+def _make_file(nbytes: int, fill: Fill | None, sources: tuple[Source, ...]) -> File:
     refusals, full = [], False
     for source in sources or SOURCES:
         try:
@@ -170,6 +181,50 @@ def make_file(nbytes: int, fill: Fill | None = None, sources: tuple[Source, ...]
         "drop arrays that are no longer needed, use smaller outputs or dtypes, "
         "or work on an np.memmap"
     )
+
+
+_shared_ends: deque[float] = deque([float("-inf")], maxlen=1)  # the time of the last one
+
+
+def note_shared_end() -> None:
+    """Note that a segment has ended here which other processes may still map."""
+    _shared_ends.append(time.monotonic())
+
+
+class _Shortage(threading.local):
+    """The call of a thread that tells workers to unmap segments that have ended."""
+
+    tell: Callable[[], object] | None = None
+
+
+_shortage = _Shortage()
+
+
+@contextlib.contextmanager
+def telling(tell: Callable[[], object]) -> Iterator[None]:
+    """Call `tell`, which informs workers of ended segments, while this block lacks room."""
+    _shortage.tell = tell
+    try:
+        yield
+    finally:
+        _shortage.tell = None
+
+
+def _when_unmapped(call: Callable[[], T]) -> T:
+    """Return ``call()``; if room is lacking, release segments that have ended and try again."""
+    with contextlib.suppress(SegmentFull):
+        return call()
+    gc.collect()  # Why: a failed run and its error refer to each other, and hold its memory.
+    while True:
+        try:
+            return call()
+        except SegmentFull:
+            # Why: a worker unmaps as soon as it reads, unless it is within a chunk.
+            if time.monotonic() > _shared_ends[0] + _UNMAP_SECONDS:
+                raise
+        if _shortage.tell is not None:
+            _shortage.tell()
+        time.sleep(_POLL_SECONDS)
 
 
 def _reason(error: Exception) -> str:
@@ -393,6 +448,10 @@ def preflight(caller: str, needs: Sequence[tuple[str, int]]) -> None:
 
     Cost: opens a file in each source.  Files below :data:`SMALL` do not need this check.
     """
+    _when_unmapped(lambda: _preflight(caller, needs))
+
+
+def _preflight(caller: str, needs: Sequence[tuple[str, int]]) -> None:
     found = capacities()
     if _fits([nbytes for _, nbytes in needs], found, limits.free_memory()):
         return

@@ -467,6 +467,8 @@ class Segment:
             return
         os.close(fd)
         limits.unregister(id(self))
+        if self._callbacks:
+            allocate.note_shared_end()
         self._notify()
 
     def __del__(self) -> None:
