@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dis
 import functools
 import marshal
 import os
@@ -22,10 +23,9 @@ import reprlib
 import sys
 import tokenize
 import types
-import weakref
 from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
 
@@ -398,6 +398,32 @@ def code_objects(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from code_objects(constant)
 
 
+class GlobalNames(NamedTuple):
+    """The names that code looks up as globals, and those that it sets or deletes."""
+
+    read: frozenset[str]
+    written: frozenset[str]
+
+
+@functools.lru_cache(maxsize=256)  # Why: a function that is defined anew has the same code
+def global_names(code: types.CodeType) -> GlobalNames:
+    """Return the globals of the code, and of all functions and classes in it.
+
+    Examples
+    --------
+    >>> global_names((lambda: len(print)).__code__).read == {"len", "print"}
+    True
+    """
+    found = [(one.opname, one.argval) for one in dis.get_instructions(code)]
+    inner = [global_names(const) for const in code.co_consts if type(const) is types.CodeType]
+    read = {name for operation, name in found if operation in {"LOAD_GLOBAL", "LOAD_NAME"}}
+    written = {name for operation, name in found if operation in {"STORE_GLOBAL", "DELETE_GLOBAL"}}
+    return GlobalNames(
+        frozenset(read).union(*[one.read for one in inner]),
+        frozenset(written).union(*[one.written for one in inner]),
+    )
+
+
 def _bindings(node: ast.AST) -> Iterator[str]:
     """Yield the names that a statement binds in its own scope."""
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -500,9 +526,8 @@ class Walk:
         self.changes: dict[UserModule, dict[str, None]] = {}
         # Why objects: an id belongs to one object as long as that is alive.
         self._seen: dict[int, Any] = {}
-        self._pairs: set[tuple[int, int]] = (
-            set()
-        )  # of modules and names, since modules form circles
+        # Modules, which form circles, and names. Why the names: the id is theirs while they live.
+        self._pairs: dict[tuple[int, int], tuple[str, ...]] = {}
         self._ahead: list[Any] = []
         self._registered = cloudpickle.list_registry_pickle_by_value()
         # All that was compared, for a later look.
@@ -569,7 +594,7 @@ class Walk:
         return module is not None
 
     def _visit_function(self, function: types.FunctionType) -> None:
-        names, values = names_of(function), function.__globals__
+        names, values = all_names(function.__code__), function.__globals__
         if not (self._visit_name(function) or self._is_by_value(function.__module__)):
             names = ()  # of Python or of an installed package, where nothing changes
         home = self._module(values.get("__name__"))
@@ -588,7 +613,7 @@ class Walk:
                     self._look(home, name)
             if type(value) is types.ModuleType:
                 self._visit_module(value, names)
-        self._visit_cells(function, names_of(function))
+        self._visit_cells(function, all_names(function.__code__))
 
     def _visit_cells(self, function: types.FunctionType, names: tuple[str, ...]) -> None:
         for cell in function.__closure__ or ():
@@ -606,7 +631,7 @@ class Walk:
         pair = id(module), id(names)
         if pair in self._pairs or not (is_folder or (found and found.module is module)):
             return
-        self._pairs.add(pair)
+        self._pairs[pair] = names
         if found is not None and not found.importable:
             self.changes.setdefault(found, {})
         for name in names:
@@ -632,15 +657,8 @@ class Walk:
             self.changes.setdefault(module, {})[name] = None
 
 
-_named: weakref.WeakKeyDictionary[types.FunctionType, tuple[types.CodeType, tuple[str, ...]]]
-_named = weakref.WeakKeyDictionary()
-
-
-def names_of(function: types.FunctionType) -> tuple[str, ...]:
+@functools.lru_cache(maxsize=256)  # Why: a function that is defined anew has the same code
+def all_names(code: types.CodeType) -> tuple[str, ...]:
     """Return all names in the code of a function, and in the functions inside it."""
-    known = _named.get(function)
-    if known is None or known[0] is not function.__code__:
-        code = function.__code__
-        names = dict.fromkeys(name for one in (code, *code_objects(code)) for name in one.co_names)
-        known = _named[function] = code, tuple(names)
-    return known[1]
+    parts = (code, *code_objects(code))
+    return tuple(dict.fromkeys(name for one in parts for name in one.co_names))

@@ -15,7 +15,6 @@ Guarantees
 
 from __future__ import annotations
 
-import dis
 import functools
 import io
 import sys
@@ -43,8 +42,9 @@ from shmpar.pickling.explain import (
     ProcessLocal,
     UserModule,
     Walk,
+    all_names,
     explain_failure,
-    names_of,
+    global_names,
     user_module,
 )
 from shmpar.pickling.unpack import (
@@ -317,12 +317,12 @@ class _Pickler(CheckedPickler):
         self._updated: set[tuple[str, str]] = set()  # modules and names that the pickle brings
 
     def reducer_override(self, obj: Any) -> Any:
+        if id(obj) in _OURS or type(obj) in _RECORDS or id(type(obj)) in self._harmless:
+            return NotImplemented
         if type(obj) is types.CodeType:
             build, parts = self.dispatch_table[types.CodeType](obj)
             # Why: cloudpickle hides the file, which warnings and tracebacks of the worker name.
             return build, tuple(obj.co_filename if one == _HIDDEN else one for one in parts)
-        if id(type(obj)) in self._harmless:
-            return NotImplemented
         if isinstance(obj, np.ndarray):
             return self._reduce_array(obj)
         definition: Any = obj
@@ -402,7 +402,9 @@ class _Pickler(CheckedPickler):
             _brought.setdefault(module.__name__, {})
         if module is not None and vars(module) is names:
             known = _brought[module.__name__]
-            known.update(dict.fromkeys(name for name in names_of(function) if name in names))
+            known.update(
+                dict.fromkeys(name for name in all_names(function.__code__) if name in names)
+            )
 
     def _reduce_array(self, array: np.ndarray[Any, Any]) -> Any:
         shared = isinstance(array, SharedArray)
@@ -509,6 +511,21 @@ class _LiveGlobals:
     def __reduce__(self) -> tuple[Any, ...]:
         module = self._module
         return live_globals, (module.name, module.attributes(), module.importable)
+
+
+def _definitions(*names: str) -> Iterator[int]:
+    for name in names:
+        for one in vars(sys.modules[name]).values():
+            if isinstance(one, _DEFINITIONS) and one.__module__ == name:
+                yield id(one)
+
+
+# The functions and classes that pickles of functions call, by id: they live as long as the process.
+# Why: a look for changes in them takes longer than all other work for them.
+_OURS = frozenset(
+    _definitions(cloudpickle.Pickler.__module__, make_cached.__module__, Function.__module__)
+)
+_RECORDS = {Function, _ModuleGlobals, _Update, _LiveGlobals}  # types with nothing to check
 
 
 class _Cached(NamedTuple):
@@ -638,12 +655,9 @@ def _stateless_names(function: types.FunctionType) -> tuple[str, ...] | None:
         return None if "." in function.__qualname__ else ()
     if not _holds_scalars_only(function):
         return None
-    names: set[str] = set()
-    for instruction in _instructions(function.__code__):
-        if instruction.opname in {"STORE_GLOBAL", "DELETE_GLOBAL"}:
-            return None
-        if instruction.opname in {"LOAD_GLOBAL", "LOAD_NAME"}:
-            names.add(instruction.argval)
+    names, written = global_names(function.__code__)
+    if written:
+        return None
     for name in names & function.__globals__.keys():
         value = function.__globals__[name]
         if type(value) is not types.ModuleType or sys.modules.get(value.__name__) is not value:
@@ -659,14 +673,6 @@ def _holds_scalars_only(function: types.FunctionType) -> bool:
         type(note) in SCALARS or (type(note) is type and _pickled_by_name(note))
         for note in function.__annotations__.values()
     )
-
-
-def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
-    """Yield the instructions of the code, and of all functions and classes in it."""
-    yield from dis.get_instructions(code)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _instructions(constant)
 
 
 def _parts(function: types.FunctionType, names: tuple[str, ...]) -> tuple[Any, ...]:

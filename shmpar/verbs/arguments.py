@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dis
 import functools
 import inspect
 import itertools
@@ -23,6 +22,7 @@ from shmpar.grid.axis import axis_number
 from shmpar.grid.halo import parse_boundary, parse_depth
 from shmpar.memory.copying import computes_itself, is_masked, loses
 from shmpar.memory.limits import free_memory
+from shmpar.pickling.explain import global_names
 from shmpar.pickling.pack import _pickled_by_name, is_importable
 from shmpar.plan import SMALLER_WINDOW, Argument, Blocks, Items, Rows, Whole
 from shmpar.runtime.error_texts import levels_to_user
@@ -363,7 +363,7 @@ def _held_by_function(function: types.FunctionType) -> list[Any]:
     space = function.__globals__
     named = [
         value
-        for name in _globals_of(function.__code__)
+        for name in global_names(function.__code__).read
         if type(value := space.get(name)) not in _NOTHING_HELD
     ]
     if named and _pickled_by_name(function):
@@ -393,15 +393,6 @@ def _parts_of(one: Any) -> Iterable[Any]:
             attributes = [getattr(one, name, None) for name in names]
             parts = [*attributes, *getattr(one, "__dict__", {}).values()]
     return parts
-
-
-@functools.lru_cache(maxsize=256)
-def _globals_of(code: types.CodeType) -> frozenset[str]:
-    """Return the names that the code, and all functions and classes in it, look up as globals."""
-    loads = {"LOAD_GLOBAL", "LOAD_NAME"}
-    names = {one.argval for one in dis.get_instructions(code) if one.opname in loads}
-    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return frozenset(names.union(*map(_globals_of, inner)))
 
 
 _MOST_HELD: Final = 200
