@@ -33,20 +33,18 @@ from shmpar.memory.copying import share
 from shmpar.memory.layout import Layout, address_of
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
-from shmpar.pickling.explain import (
-    INSIDE,
+from shmpar.pickling.changes import (
     MISSING,
     MODULE_NAMES,
     PLAIN,
     SCALARS,
-    ProcessLocal,
     UserModule,
-    Walk,
     all_names,
-    explain_failure,
+    changes_below,
     global_names,
     user_module,
 )
+from shmpar.pickling.explain import INSIDE, ProcessLocal, explain_failure
 from shmpar.pickling.unpack import (
     after,
     bytes_array,
@@ -74,7 +72,7 @@ _WITH_SETTER = 6  # parts of a reduced value with a function that sets the state
 _COMPILED = (types.BuiltinFunctionType, type(np.sum))  # np.sum dispatches on __array_function__
 _OWNERS = (types.NoneType, types.ModuleType)
 _ATTRIBUTES = attrgetter(
-    "__code__", "__closure__", "__doc__", "__module__", "__name__", "__qualname__", "__kwdefaults__"
+    "__closure__", "__doc__", "__module__", "__name__", "__qualname__", "__kwdefaults__"
 )
 _HIDDEN = "<dynamic-code>"  # cloudpickle's name for the file of each function
 _PLAIN = "?bBiufcmMSUV"  # kinds of dtype whose bytes have the same meaning in another process
@@ -356,7 +354,7 @@ class _Pickler(CheckedPickler):
         if id(obj) in self._visited:
             return []
         self._visited[id(obj)] = obj
-        changes = _changes(obj)
+        changes = changes_below(obj)
         updates = []
         for module, names in changes.items():
             new = [name for name in names if (module.name, name) not in self._updated]
@@ -531,13 +529,15 @@ _RECORDS = {Function, _ModuleGlobals, _Update, _LiveGlobals}  # types with nothi
 class _Cached(NamedTuple):
     """The pickle of a stateless function, and all that went into it."""
 
+    code: weakref.ref[types.CodeType]
     names: tuple[str, ...]
     parts: tuple[Any, ...]
     epoch: tuple[int, int]
     body: bytes
 
 
-_functions: weakref.WeakKeyDictionary[types.FunctionType, _Cached] = weakref.WeakKeyDictionary()
+# By code. Why: a lambda in a loop is a new function with the same code in each round.
+_functions: weakref.WeakKeyDictionary[types.CodeType, _Cached] = weakref.WeakKeyDictionary()
 _compiled: dict[Callable[..., Any], bytes] = {}  # Why: they live as long as their modules
 
 
@@ -548,15 +548,15 @@ def cached(function: Function) -> bytes | None:
         return None
     if type(call) is not types.FunctionType:
         return _compiled.get(call) if _is_compiled(call) else None
-    found = _functions.get(call)
+    found = _functions.get(call.__code__)
     if found is None or cloudpickle.list_registry_pickle_by_value():
         return None
-    if found.epoch != _epoch():
+    if found.code() is not call.__code__ or found.epoch != _epoch():
         return None
     parts = _parts(call, found.names)
     if len(parts) != len(found.parts) or not all(map(is_, parts, found.parts)):
         return None
-    return None if _changes(call) else found.body
+    return None if changes_below(call) else found.body
 
 
 def _pickle_stateless(function: Function) -> bytes | None:
@@ -574,32 +574,12 @@ def _pickle_stateless(function: Function) -> bytes | None:
         return None
     # Invariant: the parts are recorded before they are pickled, so a change meanwhile is noticed.
     parts, epoch = _parts(call, names), _epoch()
-    if _changes(call):
+    if changes_below(call):
         return None
     body = _pickle(function).body
-    _functions[call] = _Cached(names, parts, epoch, body)
+    code = call.__code__
+    _functions[code] = _Cached(weakref.ref(code), names, parts, epoch, body)
     return body
-
-
-_walks: weakref.WeakKeyDictionary[Any, tuple[int, Walk]] = weakref.WeakKeyDictionary()
-
-
-def _changes(definition: Any) -> dict[UserModule, dict[str, None]]:
-    """Return the globals that a function or class reaches and workers have in another state."""
-    name = definition.__module__
-    is_installed = name != "__main__" and name in sys.modules and user_module(name) is None
-    if is_installed and not getattr(definition, "__closure__", None):
-        return {}
-    is_kept = type(definition) in {types.FunctionType, type}
-    known = _walks.get(definition) if is_kept else None
-    # Why the modules: a function may import one that this process had not imported before.
-    if known is not None and known[0] == len(sys.modules) and known[1].is_current():
-        return {}
-    walk = Walk().visit(definition)
-    if is_kept and not walk.changes:
-        walk.forget()
-        _walks[definition] = len(sys.modules), walk
-    return walk.changes
 
 
 def _epoch() -> tuple[int, int]:
@@ -681,6 +661,7 @@ def _parts(function: types.FunctionType, names: tuple[str, ...]) -> tuple[Any, .
     return (
         *_ATTRIBUTES(function),
         getattr(module, function.__name__, None) is function,  # then its pickle is its name
+        module is not None and vars(module) is function.__globals__,
         *(function.__defaults__ or ()),
         *function.__dict__.values(),
         *function.__annotations__,

@@ -22,7 +22,7 @@ from shmpar.grid.axis import axis_number
 from shmpar.grid.halo import parse_boundary, parse_depth
 from shmpar.memory.copying import computes_itself, is_masked, loses
 from shmpar.memory.limits import free_memory
-from shmpar.pickling.explain import global_names
+from shmpar.pickling.changes import global_names
 from shmpar.pickling.pack import _pickled_by_name, is_importable
 from shmpar.plan import SMALLER_WINDOW, Argument, Blocks, Items, Rows, Whole
 from shmpar.runtime.error_texts import levels_to_user
