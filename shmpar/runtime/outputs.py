@@ -25,6 +25,7 @@ import numpy as np
 
 from shmpar.errors import ShmparError, format_count
 from shmpar.ipc.ledger import DONE, PENDING, Ledger
+from shmpar.memory import huge
 from shmpar.memory.allocate import give_path, open_beside, reserve_range
 from shmpar.memory.layout import byte_bounds
 from shmpar.memory.limits import ClosedOnError, open_with_retry
@@ -252,8 +253,10 @@ class Outputs:
         location = None if array is None else locate(array)
         if array is None or location is None:
             made = new_output(*output, self.slab, lazy=self.lazy)
-            if (made_in := locate(made)) is not None and not made_in.segment.reserved:
-                self._unreserved.append(made_in.segment)
+            # Why the size: for a small array the look takes longer than its memory.
+            found = locate(made) if self.lazy and made.nbytes >= huge.MIN_BYTES else None
+            if found is not None and not found.segment.reserved:
+                self._unreserved.append(found.segment)
             return made
         # Why: a write to a hole of a mapped file on a full disk is SIGBUS.
         low, high = byte_bounds(array.shape, array.strides, array.itemsize)

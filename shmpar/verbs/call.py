@@ -90,7 +90,9 @@ class Call:
                 f"{self.verb}() needs depth=, the elements of the halo"
                 + given * isinstance(number, int | np.integer)
             )
-        self.halo = self.inputs.add_halos(self.verb, depth, boundary)
+        # Why the types: an array compares by element, and True is not a depth.
+        if not (type(depth) is int and type(boundary) is str and (depth, boundary) == (0, "none")):
+            self.halo = self.inputs.add_halos(self.verb, depth, boundary)
         reach = self.inputs.reach() if self.halo is not None else ()
         self.grid = self.inputs.cut(chunks, whole=whole, depth=reach)
         if self.halo is not None:
