@@ -35,7 +35,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from shmpar.errors import SegmentFull, format_count
-from shmpar.memory import allocate, huge, limits
+from shmpar.memory import allocate, huge, limits, system
 from shmpar.memory.limits import NUM_WORKERS_VARIABLE, affinity_cpus, available_cpus, quota_cpus
 from shmpar.memory.manager import Manager
 from shmpar.memory.names import Entry, inventory, nameless, remove_stale
@@ -311,7 +311,7 @@ _CALLS: Final[dict[str, tuple[Callable[[int], object], str]]] = {
         f"arrays for which {allocate.SHM} has no room lie in temporary files",
     ),
     "fallocate": (
-        lambda fd: os.posix_fallocate(fd, 0, 1),
+        lambda fd: system.fallocate(fd, 0, 1),
         "memory is filled with zeros; a full disk under a mapped output is SIGBUS",
     ),
     "fstatvfs": (os.fstatvfs, "a full disk is noticed late"),

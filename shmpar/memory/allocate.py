@@ -255,7 +255,7 @@ def _reserve(fd: int, start: int, stop: int, *, new: bool) -> None:
         else:
             _check_room(fd, stop - start)
 
-    system.attempt("fallocate", lambda: os.posix_fallocate(fd, start, stop - start), write_or_check)
+    system.attempt("fallocate", lambda: system.fallocate(fd, start, stop - start), write_or_check)
 
 
 def write_all(fd: int, raw: memoryview, offset: int) -> None:
@@ -294,7 +294,7 @@ def promise(fd: int, nbytes: int) -> int:
 
 def _can_reserve(fd: int) -> bool:
     try:
-        huge.fallocate(fd, 0, 1)
+        system.fallocate(fd, 0, 1)
     except (OSError, AttributeError, ImportError):
         return False
     return True
@@ -344,7 +344,7 @@ class LazyPages:
         if stop - start == huge.PAGE and self._maker.make(fd, start):
             return huge.PAGE
         with system.room_for(f"{stop - start:,} bytes of an output", _FREE_SOME):
-            huge.fallocate(fd, start, stop - start)
+            system.fallocate(fd, start, stop - start)
         return 0
 
     def map(self, memory: Array, start: int) -> None:
