@@ -253,6 +253,7 @@ class ProcessesEngine:
         for generation in active.generations:
             generation.tickets.close()
         self._ledgers.give_back(active.ledger)
+        allocate.note_shared_end()
 
     # Calls
 

@@ -141,6 +141,6 @@ def fallocate(fd: int, start: int, nbytes: int) -> None:
         The system lacks the call.
     """
     while libc().fallocate(fd, 0, start, nbytes):
-        error = last_error()
-        if error.errno != errno.EINTR:
-            raise error
+        if last_error().errno != errno.EINTR:
+            # Why anew: a frame that holds the error which it raises is a cycle, and keeps memory.
+            raise last_error()
