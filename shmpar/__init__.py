@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 __all__ = [
     "ChunkError", "PlanError", "Pool", "Run", "SegmentError", "SegmentFull", "SegmentGone",
     "SharedArray", "ShmparError", "TaskTimeout", "WorkerDied", "__version__", "all", "any",
-    "apply_along_axis", "array", "asarray", "attach", "block_reduce", "empty", "empty_like",
-    "full", "histogram", "map_blocks", "map_overlap", "max", "mean", "min", "nanmax", "nanmin",
-    "nansum", "ones", "parallel_map", "prod", "std", "sum", "var", "zeros", "zeros_like",
+    "apply_along_axis", "argmax", "argmin", "array", "asarray", "attach", "bincount",
+    "block_reduce", "empty", "empty_like", "full", "histogram", "map_blocks", "map_overlap",
+    "max", "mean", "median", "min", "nanmax", "nanmean", "nanmedian", "nanmin", "nanpercentile",
+    "nanquantile", "nanstd", "nansum", "nanvar", "ones", "parallel_map", "percentile", "prod",
+    "quantile", "std", "sum", "unique", "var", "zeros", "zeros_like",
 ]  # fmt: skip
 
 

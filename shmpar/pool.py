@@ -48,20 +48,33 @@ __all__ = [
     "all",
     "any",
     "apply_along_axis",
+    "argmax",
+    "argmin",
+    "bincount",
     "block_reduce",
     "histogram",
     "map_blocks",
     "map_overlap",
     "max",
     "mean",
+    "median",
     "min",
     "nanmax",
+    "nanmean",
+    "nanmedian",
     "nanmin",
+    "nanpercentile",
+    "nanquantile",
+    "nanstd",
     "nansum",
+    "nanvar",
     "parallel_map",
+    "percentile",
     "prod",
+    "quantile",
     "std",
     "sum",
+    "unique",
     "var",
 ]
 
@@ -324,6 +337,9 @@ class Pool(Reductions, Executor):
 
     def _policy(self) -> Policy:
         return self._usual
+
+    def _share(self, values: Any) -> Any:
+        return self.asarray(values) if self.engine == "processes" else values
 
     def _execute(self, run: Run, *, wait: bool) -> Any:
         loop = self._checked()
@@ -647,3 +663,16 @@ any = _on_default(Pool.any)  # noqa: A001 - NumPy's name
 all = _on_default(Pool.all)  # noqa: A001 - NumPy's name
 nanmin = _on_default(Pool.nanmin)
 nanmax = _on_default(Pool.nanmax)
+argmax = _on_default(Pool.argmax)
+argmin = _on_default(Pool.argmin)
+bincount = _on_default(Pool.bincount)
+median = _on_default(Pool.median)
+nanmean = _on_default(Pool.nanmean)
+nanmedian = _on_default(Pool.nanmedian)
+nanpercentile = _on_default(Pool.nanpercentile)
+nanquantile = _on_default(Pool.nanquantile)
+nanstd = _on_default(Pool.nanstd)
+nanvar = _on_default(Pool.nanvar)
+percentile = _on_default(Pool.percentile)
+quantile = _on_default(Pool.quantile)
+unique = _on_default(Pool.unique)
