@@ -176,10 +176,15 @@ class Quantiles(Partials):
     def _quantile(
         self, whole: Any, array: Any, q: Any, axis: Any, method: str, options: Any
     ) -> Any:
+        shape = np.shape(q)
+        if len(shape) == 2:  # noqa: PLR2004
+            # Why: NumPy mixes up the axes of the result for NaN.
+            found = self._quantile(whole, array, np.ravel(q), axis, method, options)
+            return found.reshape(shape + found.shape[1:])
         percent = "percentile" in whole.__name__
         finish = partial(_interpolated, q=q, percent=percent, method=method)
         of_array = partial(whole, q=q, method=method)
-        return self._selected(of_array, finish, array, axis, options, ndim=np.ndim(q))
+        return self._selected(of_array, finish, array, axis, options, ndim=len(shape))
 
     def _selected(
         self,
