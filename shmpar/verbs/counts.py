@@ -187,8 +187,7 @@ class Counts(Partials):
         if factors is not None:
             call.inputs = blocks("bincount", (values, factors))
         most = max(BLOCK_BYTES, _ELEMENTS_PER_COUNT * length * values.itemsize)
-        count = partial(_count, length=length)
-        parts = self._map(call, count, call.inputs.cut(chunks, most=most))
+        parts = self._map(call, partial(_count, length=length), chunks, most=most)
         counts: Array = np.add.reduce(parts, axis=0)
         return counts
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from shmpar.grid import Axis, Grid
+from shmpar.grid import BLOCK_BYTES, Axis, Grid
 from shmpar.plan import InBlocks, PerChunk
 from shmpar.verbs.arguments import as_input, blocks
 from shmpar.verbs.call import Call, Caller
@@ -87,10 +87,12 @@ class Partials(Caller):
             call.func(np.zeros((1,) * values.ndim, values.dtype), axis=axis)
         return tuple(range(values.ndim)) if axis is None else axes_tuple("axis", axis, values.ndim)
 
-    def _map(self, call: Call, block: Any, chunks: Any, axes: Any = None) -> Any:
+    def _map(
+        self, call: Call, block: Any, chunks: Any, axes: Any = None, *, most: int = BLOCK_BYTES
+    ) -> Any:
         """Return the results of all blocks, joined with one element per chunk along `axes`."""
         call.func, call.placement, call.output = block, PerChunk(), OutputSpec()
-        grid = call.grid = call.inputs.cut(chunks)
+        grid = call.grid = call.inputs.cut(chunks, most=most)
         if axes is not None:
             cuts = [Axis.regular(len(a), 1) if k in axes else a for k, a in enumerate(grid.axes)]
             call.placement = InBlocks(tuple(range(grid.ndim)), tuple(cuts))
