@@ -454,7 +454,6 @@ class _SharedText:
     {keepdims}
     {exact_chunks}
     {reduction_options}
-    {no_fill}
 
     Returns
     -------
@@ -477,7 +476,6 @@ class _SharedText:
     {keepdims}
     {exact_chunks}
     {reduction_options}
-    {no_fill}
 
     Returns
     -------
@@ -494,9 +492,6 @@ class _SharedText:
     -----
     {selection_cost}
 
-    {no_fill}
-        With ``on_error="fill"`` a failed block is an error here too.
-
     {selection_cost}
     Cost: lines up to 8 MiB along the reduced axes are not cut; a worker copies such a line. Longer
     lines, and the whole array, take two passes each. The first sorts a copy of each block, and
@@ -504,6 +499,8 @@ class _SharedText:
     between those that are next to the wanted ones. Both are a small part of the array: less than a
     hundredth for a few quantiles, with "auto" chunks. Of many quantiles at most 64 MiB of elements
     are taken at a time, by further passes.
+
+    With ``on_error="fill"`` a failed block is an error too, since no value stands for its elements.
     """
 
 

@@ -584,7 +584,7 @@ def _moments(block: Array, axis: Axes, dtype: Any, *, keepdims: bool) -> tuple[A
 
 
 def _nan_moments(block: Array, axis: Axes, dtype: Any, *, keepdims: bool) -> tuple[Any, Any, Any]:
-    """Return what :func:`_moments` does, for the elements that are not NaN."""
+    """Do as :func:`_moments`, with the elements that are not NaN."""
     there = ~np.isnan(block)
     number = np.count_nonzero(there, axis, keepdims=keepdims)
     total = np.nansum(block, axis, dtype, keepdims=keepdims)
