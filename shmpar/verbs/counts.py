@@ -241,6 +241,7 @@ class Counts(Partials):
         parts = self._collect(call, call.inputs.cut(chunks), partial(np.unique, return_counts=True))
         together, counts = map(np.concatenate, zip(*parts, strict=True))
         found, place = np.unique(together, return_inverse=True)
+        found = found.astype(values.dtype)
         if not return_counts:
             return found
         total = np.zeros(len(found), np.intp)

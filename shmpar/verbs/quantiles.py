@@ -254,6 +254,8 @@ def _interpolated(selection: Selection, q: Any, *, percent: bool, method: str) -
     """Return the quantiles of all elements, in the arithmetic of NumPy."""
     place_of, weight_of = _METHODS[method]
     size, share = selection.size, np.asarray(np.true_divide(q, 100) if percent else q)
+    if not share.size:
+        return np.quantile(selection.at([0]), share)
     place = np.asarray(place_of(size, share))
     if weight_of is None or (method == "linear" and place.dtype.kind in "iu"):
         return selection.at(place.ravel().tolist()).reshape(place.shape)[()]

@@ -13,7 +13,7 @@ def outcome(call: Any, *args: Any, **keywords: Any) -> Any:
     """Return the result, or the class and text of the error."""
     try:
         return call(*args, **keywords)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:
         return type(error), str(error)
 
 
