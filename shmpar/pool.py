@@ -26,7 +26,7 @@ from shmpar.engines.engine import Engine
 from shmpar.engines.local import cap_threads
 from shmpar.errors import format_count
 from shmpar.grid.axis import whole_number
-from shmpar.memory.limits import available_cpus
+from shmpar.memory.limits import available_cpus, check_workers
 from shmpar.memory.manager import Manager
 from shmpar.memory.names import remove_stale
 from shmpar.plan import Function
@@ -83,7 +83,7 @@ R = TypeVar("R")
 
 _ENGINES = ("processes", "threads", "serial")
 _SPAWN = "pass each call a generator of its own as an argument, for example from rng.spawn()"
-_MOST_WORKERS = 10_000  # Why: no machine has so many CPUs, and a system may end at more processes.
+_FEW_WORKERS = 64  # Why: the check of the limits takes longer than the rest.
 # Why calls are waited for: other executors make the submitted calls before the interpreter exits.
 _LEFT_OPEN = Close(cancel_runs=True, cancel_calls=False)
 
@@ -154,7 +154,8 @@ class Pool(Reductions, Executor):
     ----------
     n_workers : int, optional
         Number of workers. The default is the CPUs that this process may use (affinity, control
-        group), or ``SHMPAR_NUM_WORKERS``.
+        group), or ``SHMPAR_NUM_WORKERS``. More than the limits on memory, processes and
+        descriptors allow are a ValueError with the sums.
     engine : {"processes", "threads", "serial"}
         Kind of the workers: processes, threads of this process, or the calling thread itself.
     progress, retries, task_timeout, on_error
@@ -262,8 +263,8 @@ class Pool(Reductions, Executor):
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be callable")
         workers = _positive("n_workers", available_cpus() if n_workers is None else n_workers)
-        if workers > _MOST_WORKERS:
-            raise ValueError(f"n_workers is at most {_MOST_WORKERS}, not {workers}")
+        if workers > _FEW_WORKERS:
+            check_workers(workers, processes=engine == "processes")
         threads = _positive("threads_per_worker", threads_per_worker)
         if (tasks := max_tasks_per_worker) is not None:
             tasks = _positive("max_tasks_per_worker", tasks)
@@ -619,7 +620,30 @@ class _Default:
 
 
 def default_pool() -> Pool:
-    """The pool of the module's verbs: as many workers as CPUs; it ends with the interpreter."""
+    """Return the pool of the module's verbs, with as many workers as CPUs.
+
+    The first call of a verb of the module, or of this function, makes it. It ends with the
+    interpreter, or before with ``shmpar.default_pool().shutdown()``; then the next call makes
+    another one. ``shmpar.last_run`` is its latest run.
+
+    Returns
+    -------
+    Pool
+        The same one in each call, until it is closed. A forked child has another one.
+
+    Notes
+    -----
+    Cost: that of :class:`Pool` in the first call.
+
+    Examples
+    --------
+    >>> import shmpar
+    >>> int(shmpar.sum([1, 2, 3]))
+    6
+    >>> shmpar.last_run.done()
+    True
+    >>> shmpar.default_pool().shutdown()
+    """
     if _Default.pid != os.getpid():  # a forked child's copy of a lock may never be released
         _Default.lock, _Default.pool, _Default.pid = threading.RLock(), None, os.getpid()
     with _Default.lock:
@@ -630,6 +654,11 @@ def default_pool() -> Pool:
             else:  # a signal handler has made one meanwhile
                 made.shutdown()
         return _Default.pool
+
+
+def last_default_run() -> Run | None:
+    """Return the latest run of the default pool, without making a pool."""
+    return None if _Default.pool is None else _Default.pool.last_run
 
 
 def _on_default(method: Callable[Concatenate[Pool, P], R]) -> Callable[P, R]:

@@ -174,7 +174,7 @@ class Counts(Partials):
         if (
             values.size == 0
             or values.ndim != 1
-            or (weights is not None and factors.shape != values.shape)
+            or (factors is not None and factors.shape != values.shape)
         ):
             return np.bincount(array, weights, minlength)
         few = np.zeros(1, values.dtype)

@@ -517,7 +517,7 @@ def with_shared_text(cls: type[C]) -> type[C]:
     --------
     >>> @with_shared_text
     ... class Example:
-    ...     def method(self, *, ddof: float = 0, **options: "Unpack[ReductionOptions]"):
+    ...     def method(self, *, ddof: float = 0, **options: Unpack[ReductionOptions]):
     ...         '''{ddof}'''
     >>> print(Example.method.__doc__)
     ddof : float, default 0
@@ -547,7 +547,9 @@ def _shared_texts() -> dict[str, str]:
     """Return the texts of `_SharedText` by their names, and those of the options."""
     parts = re.split(r"(?:^|\n\n)\{(\w+)\}\n", inspect.cleandoc(_SharedText.__doc__ or ""))
     texts = {name: text.strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
-    entries = re.split(r"\n(?=\w+ : )", inspect.cleandoc(Options.__doc__ or ""))[1:]
+    entries = re.split(r"\n(?=\w+ : )", inspect.cleandoc(getattr(Options, "__doc__", None) or ""))[
+        1:
+    ]
     options = {entry.partition(" ")[0]: entry for entry in entries}
     texts["options"] = "\n".join(entries)
     texts["reduction_options"] = "\n".join(options.get(name, "") for name in REDUCTION_OPTIONS)
@@ -556,10 +558,11 @@ def _shared_texts() -> dict[str, str]:
 
 def _explicit(signature: inspect.Signature) -> inspect.Signature:
     """Return the signature with the keywords of a TypedDict in place of ``**options``."""
-    *others, last = [None, *signature.parameters.values()]
+    shown = list(signature.parameters.values())
     kinds = {f"Unpack[{kind.__name__}]": kind for kind in (Options, PassOptions, ReductionOptions)}
-    if last is None or last.annotation not in kinds:
+    if shown[-1].annotation not in kinds:
         return signature
+    last = shown.pop()
     keywords = kinds[last.annotation].__annotations__
     added = [
         last.replace(
@@ -571,4 +574,4 @@ def _explicit(signature: inspect.Signature) -> inspect.Signature:
         for name, default in _DEFAULTS.items()
         if name in keywords
     ]
-    return signature.replace(parameters=[*others[1:], *added])
+    return signature.replace(parameters=[*shown, *added])

@@ -246,8 +246,8 @@ def _with(grid: Grid, lengths: dict[int, int]) -> Grid:
 
 
 def _median(selection: Selection) -> Any:
-    middle = {(selection.size - 1) // 2, selection.size // 2}
-    return np.median(selection.at(sorted(middle)))
+    size = selection.size
+    return np.median(selection.at(sorted({(size - 1) // 2, size // 2})))
 
 
 def _interpolated(selection: Selection, q: Any, *, percent: bool, method: str) -> Any:

@@ -67,7 +67,8 @@ class Selection:
     def __init__(self, collect: Collect, keep: Keep = np.ravel) -> None:
         self._collect, self._keep = collect, keep
         parts = [Sketch(*part) for part in collect(partial(_sketch, keep=keep))]
-        self.nans, self.size = (sum(part[k] for part in parts) for k in (0, 1))
+        self.nans = int(sum(part.nans for part in parts))
+        self.size = int(sum(part.size for part in parts))
         values = np.concatenate([part.values for part in parts])
         order = values.argsort(kind="stable")
         self._values = values[order]
@@ -78,7 +79,7 @@ class Selection:
         # Invariant: so many elements, or fewer, are less than the value of this index.
         self._below = self.size - np.concatenate(after)[order][::-1].cumsum()[::-1]
 
-    def at(self, ranks: Sequence[int]) -> Array:
+    def at(self, ranks: Sequence[Any]) -> Array:
         """Return the elements of these ranks."""
         lows = np.searchsorted(self._below, ranks, "right") - 1
         highs = np.searchsorted(self._up_to, ranks, "right")
@@ -89,7 +90,9 @@ class Selection:
             room = np.cumsum(between[todo]) <= _MOST_BYTES // found.itemsize
             room[0] = True
             now, todo = todo[room], todo[~room]
-            ends = dict.fromkeys(zip(lows[now].tolist(), highs[now].tolist(), strict=True))
+            ends: dict[Any, Any] = dict.fromkeys(
+                zip(lows[now].tolist(), highs[now].tolist(), strict=True)
+            )
             limits = [(self._values[low], self._values[high]) for low, high in ends]
             parts = self._collect(partial(_inside, keep=self._keep, limits=limits))
             for k, pair in enumerate(ends):
