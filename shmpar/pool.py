@@ -44,39 +44,11 @@ if TYPE_CHECKING:
     from shmpar.report.text import MemoryTable
 
 __all__ = [
-    "Pool",
-    "all",
-    "any",
-    "apply_along_axis",
-    "argmax",
-    "argmin",
-    "bincount",
-    "block_reduce",
-    "histogram",
-    "map_blocks",
-    "map_overlap",
-    "max",
-    "mean",
-    "median",
-    "min",
-    "nanmax",
-    "nanmean",
-    "nanmedian",
-    "nanmin",
-    "nanpercentile",
-    "nanquantile",
-    "nanstd",
-    "nansum",
-    "nanvar",
-    "parallel_map",
-    "percentile",
-    "prod",
-    "quantile",
-    "std",
-    "sum",
-    "unique",
-    "var",
-]
+    "Pool", "all", "any", "apply_along_axis", "argmax", "argmin", "bincount", "block_reduce",
+    "histogram", "map_blocks", "map_overlap", "max", "mean", "median", "min", "nanmax",
+    "nanmean", "nanmedian", "nanmin", "nanpercentile", "nanquantile", "nanstd", "nansum",
+    "nanvar", "parallel_map", "percentile", "prod", "quantile", "std", "sum", "unique", "var",
+]  # fmt: skip
 
 P = ParamSpec("P")
 R = TypeVar("R")
