@@ -109,7 +109,10 @@ class Selection:
 
 
 def _sketch(block: Array, keep: Keep) -> Sketch:
-    values = np.sort(keep(block), axis=None)
+    values = keep(block)
+    # Why: NumPy's stable sort of short integers is a radix sort.
+    short = values.dtype.kind in "iub" and values.itemsize <= 2  # noqa: PLR2004
+    values = np.sort(values, axis=None, kind="stable" if short else None)
     nans = int(np.isnan(values).sum()) if values.dtype.kind in "fcmM" else 0
     size = len(values) - nans  # Why: NumPy sorts NaN to the end.
     count = math.isqrt(size) + 1 if size > 1 else size
