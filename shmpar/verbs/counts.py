@@ -222,7 +222,8 @@ class Counts(Partials):
         Notes
         -----
         Cost: one pass over the array. Each block gives its unique elements and their counts, so an
-        array with few equal elements is copied as a whole.
+        array with few equal elements is copied as a whole. With ``on_error="fill"`` a failed block
+        is an error too.
 
         Examples
         --------

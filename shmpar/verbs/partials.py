@@ -102,8 +102,14 @@ class Partials(Caller):
         """Return the results of all blocks, which are any objects, in the order of the chunks."""
         call.func, call.placement, call.grid = block, PerChunk(), grid
         call.declare_output(dtype=object, objects=True)
-        # Why: no value stands for the elements of a failed block.
-        if call.policy.on_error == "fill":
-            call.policy = call.policy._replace(on_error="raise")
-        found: list[Any] = self._run(call).ravel().tolist()
+        found: list[Any] = self._unfilled(call).ravel().tolist()
+        return found
+
+    def _unfilled(self, call: Call) -> Any:
+        """Run a call in which no value stands for the elements of a failed block."""
+        policy = call.policy
+        if policy.on_error == "fill":
+            call.policy = policy._replace(on_error="raise")
+        found = self._run(call)
+        call.policy = policy
         return found

@@ -212,7 +212,7 @@ class Quantiles(Partials):
             grid = _with(grid, {k: values.shape[k] for k in axes})
             call.func, call.grid = partial(whole, axis=axes), grid
             call.placement = place_blocks(grid, axes, tuple(range(ndim)) or None, None)
-            found = self._run(call)
+            found = self._unfilled(call)
         else:
             found = self._select_lines(call, axes, grid, finish)
         return (np.expand_dims(found, tuple(ndim + k for k in axes)) if keepdims else found)[()]

@@ -175,3 +175,20 @@ def test_bad_arguments_are_numpys_errors(pool: shmpar.Pool, name: str) -> None:
     with pytest.raises(TypeError, match="did you mean keepdims="):
         call(np.arange(3), keep_dims=True, **q)
     assert pool.last_run is before
+
+
+@pytest.mark.parametrize("chunks", [100, 50_000])
+def test_a_failed_block_is_never_filled(pool: shmpar.Pool, chunks: int) -> None:
+    """No value stands for the ranks of a block: the option fills nothing, and changes nothing."""
+    values = np.arange(1000.0)
+    keywords: dict[str, Any] = {"chunks": chunks, "on_error": "fill", "fill_value": 0}
+    assert pool.median(values, **keywords) == 499.5
+    seen = pool.last_run
+    assert seen is not None
+    assert seen.execution.policy.on_error == "raise"
+
+
+def test_a_worker_may_ask_for_quantiles(any_pool: shmpar.Pool) -> None:
+    """A call from inside a worker has the same result."""
+    found = any_pool.submit(lambda: float(shmpar.median(np.arange(5_000), chunks=99))).result()
+    assert found == 2499.5
