@@ -20,19 +20,26 @@ if TYPE_CHECKING:
     from shmpar.arrays import *
     from shmpar.errors import *
     from shmpar.pool import *
+    from shmpar.pool import default_pool
     from shmpar.runtime.run import Run
+
+    last_run: Run | None
 
 __all__ = [
     "ChunkError", "PlanError", "Pool", "Run", "SegmentError", "SegmentFull", "SegmentGone",
     "SharedArray", "ShmparError", "TaskTimeout", "WorkerDied", "__version__", "all", "any",
-    "apply_along_axis", "array", "asarray", "attach", "block_reduce", "empty", "empty_like",
-    "full", "histogram", "map_blocks", "map_overlap", "max", "mean", "min", "nanmax", "nanmin",
-    "nansum", "ones", "parallel_map", "prod", "std", "sum", "var", "zeros", "zeros_like",
+    "apply_along_axis", "argmax", "argmin", "array", "asarray", "attach", "bincount",
+    "block_reduce", "default_pool", "empty", "empty_like", "full", "histogram", "map_blocks",
+    "map_overlap", "max", "mean", "median", "min", "nanmax", "nanmean", "nanmedian", "nanmin",
+    "nanpercentile", "nanquantile", "nanstd", "nansum", "nanvar", "ones", "parallel_map",
+    "percentile", "prod", "quantile", "std", "sum", "unique", "var", "zeros", "zeros_like",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import the module of a public name when the name is first used (PEP 562)."""
+    if name == "last_run":  # Why not kept: it changes.
+        return importlib.import_module("shmpar.pool").last_default_run()
     if name in __all__:
         for home in ("errors", "arrays", "pool"):  # Why: the modules that import the least go first
             module = importlib.import_module(f"shmpar.{home}")
@@ -42,4 +49,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "last_run"])

@@ -26,7 +26,7 @@ from shmpar.engines.engine import Engine
 from shmpar.engines.local import cap_threads
 from shmpar.errors import format_count
 from shmpar.grid.axis import whole_number
-from shmpar.memory.limits import available_cpus
+from shmpar.memory.limits import available_cpus, check_workers
 from shmpar.memory.manager import Manager
 from shmpar.memory.names import remove_stale
 from shmpar.plan import Function
@@ -44,33 +44,18 @@ if TYPE_CHECKING:
     from shmpar.report.text import MemoryTable
 
 __all__ = [
-    "Pool",
-    "all",
-    "any",
-    "apply_along_axis",
-    "block_reduce",
-    "histogram",
-    "map_blocks",
-    "map_overlap",
-    "max",
-    "mean",
-    "min",
-    "nanmax",
-    "nanmin",
-    "nansum",
-    "parallel_map",
-    "prod",
-    "std",
-    "sum",
-    "var",
-]
+    "Pool", "all", "any", "apply_along_axis", "argmax", "argmin", "bincount", "block_reduce",
+    "histogram", "map_blocks", "map_overlap", "max", "mean", "median", "min", "nanmax",
+    "nanmean", "nanmedian", "nanmin", "nanpercentile", "nanquantile", "nanstd", "nansum",
+    "nanvar", "parallel_map", "percentile", "prod", "quantile", "std", "sum", "unique", "var",
+]  # fmt: skip
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _ENGINES = ("processes", "threads", "serial")
 _SPAWN = "pass each call a generator of its own as an argument, for example from rng.spawn()"
-_MOST_WORKERS = 10_000  # Why: no machine has so many CPUs, and a system may end at more processes.
+_FEW_WORKERS = 64  # Why: the check of the limits takes longer than the rest.
 # Why calls are waited for: other executors make the submitted calls before the interpreter exits.
 _LEFT_OPEN = Close(cancel_runs=True, cancel_calls=False)
 
@@ -141,7 +126,8 @@ class Pool(Reductions, Executor):
     ----------
     n_workers : int, optional
         Number of workers. The default is the CPUs that this process may use (affinity, control
-        group), or ``SHMPAR_NUM_WORKERS``.
+        group), or ``SHMPAR_NUM_WORKERS``. More than the limits on memory, processes and
+        descriptors allow are a ValueError with the sums.
     engine : {"processes", "threads", "serial"}
         Kind of the workers: processes, threads of this process, or the calling thread itself.
     progress, retries, task_timeout, on_error
@@ -249,8 +235,8 @@ class Pool(Reductions, Executor):
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be callable")
         workers = _positive("n_workers", available_cpus() if n_workers is None else n_workers)
-        if workers > _MOST_WORKERS:
-            raise ValueError(f"n_workers is at most {_MOST_WORKERS}, not {workers}")
+        if workers > _FEW_WORKERS:
+            check_workers(workers, processes=engine == "processes")
         threads = _positive("threads_per_worker", threads_per_worker)
         if (tasks := max_tasks_per_worker) is not None:
             tasks = _positive("max_tasks_per_worker", tasks)
@@ -324,6 +310,9 @@ class Pool(Reductions, Executor):
 
     def _policy(self) -> Policy:
         return self._usual
+
+    def _share(self, values: Any) -> Any:
+        return self.asarray(values) if self.engine == "processes" else values
 
     def _execute(self, run: Run, *, wait: bool) -> Any:
         loop = self._checked()
@@ -603,7 +592,30 @@ class _Default:
 
 
 def default_pool() -> Pool:
-    """The pool of the module's verbs: as many workers as CPUs; it ends with the interpreter."""
+    """Return the pool of the module's verbs, with as many workers as CPUs.
+
+    The first call of a verb of the module, or of this function, makes it. It ends with the
+    interpreter, or before with ``shmpar.default_pool().shutdown()``; then the next call makes
+    another one. ``shmpar.last_run`` is its latest run.
+
+    Returns
+    -------
+    Pool
+        The same one in each call, until it is closed. A forked child has another one.
+
+    Notes
+    -----
+    Cost: that of :class:`Pool` in the first call.
+
+    Examples
+    --------
+    >>> import shmpar
+    >>> int(shmpar.sum([1, 2, 3]))
+    6
+    >>> shmpar.last_run.done()
+    True
+    >>> shmpar.default_pool().shutdown()
+    """
     if _Default.pid != os.getpid():  # a forked child's copy of a lock may never be released
         _Default.lock, _Default.pool, _Default.pid = threading.RLock(), None, os.getpid()
     with _Default.lock:
@@ -614,6 +626,11 @@ def default_pool() -> Pool:
             else:  # a signal handler has made one meanwhile
                 made.shutdown()
         return _Default.pool
+
+
+def last_default_run() -> Run | None:
+    """Return the latest run of the default pool, without making a pool."""
+    return None if _Default.pool is None else _Default.pool.last_run
 
 
 def _on_default(method: Callable[Concatenate[Pool, P], R]) -> Callable[P, R]:
@@ -647,3 +664,16 @@ any = _on_default(Pool.any)  # noqa: A001 - NumPy's name
 all = _on_default(Pool.all)  # noqa: A001 - NumPy's name
 nanmin = _on_default(Pool.nanmin)
 nanmax = _on_default(Pool.nanmax)
+argmax = _on_default(Pool.argmax)
+argmin = _on_default(Pool.argmin)
+bincount = _on_default(Pool.bincount)
+median = _on_default(Pool.median)
+nanmean = _on_default(Pool.nanmean)
+nanmedian = _on_default(Pool.nanmedian)
+nanpercentile = _on_default(Pool.nanpercentile)
+nanquantile = _on_default(Pool.nanquantile)
+nanstd = _on_default(Pool.nanstd)
+nanvar = _on_default(Pool.nanvar)
+percentile = _on_default(Pool.percentile)
+quantile = _on_default(Pool.quantile)
+unique = _on_default(Pool.unique)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shmpar
-from shmpar.verbs.reductions import REDUCTION_OPTIONS
+from shmpar.verbs.options import REDUCTION_OPTIONS
 
 quick = settings(
     max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
