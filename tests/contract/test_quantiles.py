@@ -192,3 +192,25 @@ def test_a_worker_may_ask_for_quantiles(any_pool: shmpar.Pool) -> None:
     """A call from inside a worker has the same result."""
     found = any_pool.submit(lambda: float(shmpar.median(np.arange(5_000), chunks=99))).result()
     assert found == 2499.5
+
+
+@given(data=st.data(), margin=st.sampled_from([0, 4]), most=st.sampled_from([16, 64 << 20]))
+@quick
+def test_elements_near_a_sample(
+    monkeypatch: pytest.MonkeyPatch, data: st.DataObject, margin: int, most: int
+) -> None:
+    """A small sample, whether or not it encloses an element, leads to the element of that rank."""
+    dtype = np.dtype(data.draw(st.sampled_from([d for d in DTYPES if d not in ("?", "i1")])))
+    numbers = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=120))
+    values = np.asarray(numbers).astype(dtype)
+    if dtype.kind in "fcmM" and data.draw(st.booleans()):
+        values[data.draw(st.integers(0, len(values) - 1))] = "NaT" if dtype.kind in "mM" else np.nan
+    right = np.sort(values[values == values])  # noqa: PLR0124
+    for name, value in {"_WHOLE": 3, "_SAMPLED": 5, "_MARGIN": margin, "_MOST_BYTES": most}.items():
+        monkeypatch.setattr(selection, name, value)
+    parts = np.array_split(values, data.draw(st.integers(1, 5)))
+    chosen = selection.Selection(lambda function: [function(part) for part in parts])
+    assert (chosen.nans, chosen.size) == (len(values) - len(right), len(right))
+    if len(right):
+        ranks = data.draw(st.lists(st.integers(0, len(right) - 1), min_size=1, max_size=6))
+        assert chosen.at(ranks).tolist() == right[ranks].tolist()
