@@ -34,6 +34,7 @@ from shmpar.runtime.execution import Policy
 from shmpar.runtime.loop import AT_ONCE, Close, Loop, call_here, execute_here, surely
 from shmpar.runtime.progress import Progress
 from shmpar.runtime.run import Run
+from shmpar.tracebacks import delivering, hide_frames
 from shmpar.verbs import Defaults, Reductions
 from shmpar.verbs.arguments import held_by, warn_of_random
 from shmpar.verbs.options import parse_options
@@ -121,6 +122,7 @@ def _environment(env: Any) -> dict[str, str]:
 def _of_pool(function: Callable[P, R]) -> Callable[Concatenate[Pool, P], R]:
     """The function as a method that makes its array under the pool's manager."""
 
+    @hide_frames
     @wraps(function)
     def method(self: Pool, /, *args: P.args, **kwargs: P.kwargs) -> R:
         kwargs.setdefault("manager", self._manager)
@@ -219,6 +221,7 @@ class Pool(Reductions, Executor):
     zeros_like = _of_pool(creation.zeros_like)
     attach = _of_pool(attach)
 
+    @hide_frames
     def __init__(  # noqa: PLR0913 - the contract
         self,
         n_workers: int | None = None,
@@ -342,6 +345,7 @@ class Pool(Reductions, Executor):
         self._execute(run, wait=False)
         return run
 
+    @hide_frames
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call a function once in a worker.
 
@@ -391,6 +395,7 @@ class Pool(Reductions, Executor):
             return call_here(function)
         return loop.submit(function, self._verb_defaults["retries"])
 
+    @hide_frames
     def map(
         self,
         fn: Callable[..., R],
@@ -494,6 +499,7 @@ class Pool(Reductions, Executor):
         finally:
             self._caps.close()
 
+    @hide_frames
     def __enter__(self) -> Self:
         self._checked()
         return self
@@ -549,6 +555,7 @@ class _Results(Iterator[R]):
         end = None if timeout is None else time.monotonic() + timeout
         self._results = _take_results(calls, more, end)
 
+    @delivering
     def __next__(self) -> R:
         return next(self._results)
 
@@ -619,6 +626,7 @@ def default_pool() -> Pool:
 def _on_default(method: Callable[Concatenate[Pool, P], R]) -> Callable[P, R]:
     """The method as a function on the default pool."""
 
+    @hide_frames
     @wraps(method)
     def function(*args: P.args, **kwargs: P.kwargs) -> R:
         return method(default_pool(), *args, **kwargs)

@@ -34,6 +34,7 @@ from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.locate import locate, memory_owner
 from shmpar.memory.manager import Manager, default_manager
 from shmpar.memory.segment import Array, Location, Segment, find_segment, known_segment
+from shmpar.tracebacks import hide_frames
 
 if TYPE_CHECKING:
     from multiprocessing.shared_memory import SharedMemory
@@ -369,6 +370,7 @@ for _name in _METHODS_WITH_COPIES:
     setattr(SharedArray, _name, _with_views_shared(_name))
 
 
+@hide_frames
 def attach(
     where: str | dict[str, Any] | SharedMemory,
     shape: Any = None,

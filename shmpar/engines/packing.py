@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from shmpar import tracebacks
 from shmpar.engines.engine import ActivePlan, Generation
 from shmpar.errors import PlanError, SegmentError, ShmparError
 from shmpar.ipc import protocol
@@ -327,7 +328,7 @@ def _noted(error: BaseException, text: str) -> BaseException:
     with contextlib.suppress(BaseException):
         # Why: the class may refuse new attributes; then only its dict takes the list.
         vars(error).setdefault("__notes__", [])
-        BaseException.add_note(error, f"In the worker:\n{text}")
+        BaseException.add_note(error, tracebacks.IN_WORKER + tracebacks.with_sources(text.rstrip()))
     return error
 
 

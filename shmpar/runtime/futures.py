@@ -25,6 +25,7 @@ from typing import Any
 
 from shmpar.ipc.protocol import Warned
 from shmpar.pickling.unpack import unpack
+from shmpar.tracebacks import delivering
 from shmpar.worker.environment import MOST_WARNINGS
 
 _SLICE_SECONDS = 0.1  # until a waiting thread looks for signals
@@ -191,6 +192,7 @@ class PoolFuture(Future[Any]):
         self.resolved = Latch()
         self._pool_callbacks: deque[Callable[[Future[Any]], object]] = deque()
 
+    @delivering
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the outcome; return the result, or raise the exception."""
         if self.resolved.wait(timeout):

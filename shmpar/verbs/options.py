@@ -19,6 +19,7 @@ import numpy as np
 from shmpar.grid.axis import whole_number
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.progress import Progress, observe
+from shmpar.tracebacks import hide_frames
 
 
 class Options(TypedDict, total=False):
@@ -368,6 +369,8 @@ C = TypeVar("C")
 def with_shared_text(cls: type[C]) -> type[C]:
     """Replace each line ``{name}`` in the docstrings of methods by the shared text of that name.
 
+    Public methods get short tracebacks too.
+
     Examples
     --------
     >>> @with_shared_text
@@ -389,7 +392,9 @@ def with_shared_text(cls: type[C]) -> type[C]:
             text,
         )
 
-    for method in vars(cls).values():
+    for name, method in list(vars(cls).items()):
         if isinstance(method, types.FunctionType) and method.__doc__:
             method.__doc__ = expand(method.__doc__)
+            if not name.startswith("_"):
+                setattr(cls, name, hide_frames(method))
     return cls

@@ -30,11 +30,10 @@ import numpy as np
 from shmpar.ipc.protocol import Environment, Warned
 from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.pickling.unpack import unpack
+from shmpar.tracebacks import PACKAGE
 
 MARK = "SHMPAR_WORKER"
 """Set in the environment of a worker process while its interpreter starts."""
-
-_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 # Why removed: a program that the user's function starts is a process of its own.
 _in_process = os.environ.pop(MARK, None) is not None  # True in a worker process
@@ -145,7 +144,7 @@ def _is_ours(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(_PACKAGE)
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(PACKAGE)
 
 
 def flush_streams() -> None:
