@@ -37,6 +37,13 @@ from shmpar.runtime.run import Run
 from shmpar.tracebacks import delivering, hide_frames
 from shmpar.verbs import Defaults, Reductions
 from shmpar.verbs.arguments import held_by, warn_of_random
+from shmpar.verbs.first_guesses import (
+    FirstGuesses,
+    Mapped,
+    accepts_other_names,
+    check_call,
+    check_iterables,
+)
 from shmpar.verbs.options import parse_options
 from shmpar.worker.environment import in_worker
 
@@ -134,7 +141,7 @@ def _of_pool(function: Callable[P, R]) -> Callable[Concatenate[Pool, P], R]:
     return method
 
 
-class Pool(Reductions, Executor):
+class Pool(Reductions, FirstGuesses, Executor):
     """Workers, shared memory, and defaults for the verbs.
 
     A pool is a :class:`concurrent.futures.Executor` too.
@@ -221,7 +228,7 @@ class Pool(Reductions, Executor):
     zeros_like = _of_pool(creation.zeros_like)
     attach = _of_pool(attach)
 
-    @hide_frames
+    @accepts_other_names
     def __init__(  # noqa: PLR0913 - the contract
         self,
         n_workers: int | None = None,
@@ -388,6 +395,7 @@ class Pool(Reductions, Executor):
         ...     pool.submit(pow, 2, 5).result()
         32
         """
+        check_call("submit", fn, kwargs)
         loop, function = self._checked(), Function(fn, kwargs, args)
         if not (isinstance(fn, partial) and fn.func is _each):  # Why: `map` has warned once.
             warn_of_random("submit", held_by(fn), _SPAWN)
@@ -449,6 +457,8 @@ class Pool(Reductions, Executor):
         [32, 9]
         [0, 1, 4, 9, 16]
         """
+        check_call("map", fn)
+        check_iterables("map", fn, iterables)
         warn_of_random("map", held_by(fn), _SPAWN)
         size, calls = _positive("chunksize", chunksize), deque[Future[list[R]]]()
         ahead = None if buffersize is None else _positive("buffersize", buffersize)
@@ -483,6 +493,47 @@ class Pool(Reductions, Executor):
             Cancel the runs in flight, and the calls that no worker has begun.
         """
         self._close(Close(cancel_futures, cancel_futures), wait=wait)
+
+    @hide_frames
+    def restart(self) -> None:
+        """Replace the worker processes by new ones, which import every module anew.
+
+        Runs and calls in flight are finished by the old workers. The next run or call starts the
+        new ones, which call the initializer; a pool whose initializer had failed works again if it
+        succeeds now.
+
+        A module of the user's that is reloaded or changed needs no restart. A library that has
+        state of its own, or that was installed anew, does.
+
+        Raises
+        ------
+        RuntimeError
+            If the pool is closed.
+
+        Notes
+        -----
+        Cost: as much as the start of the workers. Threads, and the engine serial, use the modules
+        of this process: there is nothing to replace.
+
+        Examples
+        --------
+        >>> import os, shmpar
+        >>> with shmpar.Pool(1) as pool:
+        ...     before = pool.submit(os.getpid).result()
+        ...     pool.restart()
+        ...     pool.submit(os.getpid).result() == before
+        False
+        """
+        self._checked().restart()
+
+    def terminate(self) -> None:
+        """End the workers at once; runs and calls in flight are cancelled or fail.
+
+        As :meth:`multiprocessing.pool.Pool.terminate`. It does not wait; :meth:`join` does.
+        """
+        self._close(AT_ONCE, wait=False)
+
+    terminate_workers = kill_workers = terminate
 
     def _close(self, how: Close, *, wait: bool = True) -> None:
         if self._pid != os.getpid():
@@ -535,7 +586,7 @@ def _each(fn: Callable[..., R], items: Iterable[tuple[Any, ...]]) -> list[R]:
     return [fn(*item) for item in items]
 
 
-class _Results(Iterator[R]):
+class _Results(Mapped, Iterator[R]):
     """The results of :meth:`Pool.map`, in order.
 
     Parameters

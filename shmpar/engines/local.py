@@ -259,6 +259,9 @@ class LocalEngine:
     def kill(self, worker: int, run: int) -> None:
         """Do nothing: a thread cannot be killed."""
 
+    def restart(self) -> None:
+        """Do nothing: the workers have the modules of this process."""
+
     def replace(self, worker: int) -> None:
         """Do nothing: a thread never dies alone."""
 

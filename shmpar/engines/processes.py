@@ -187,6 +187,13 @@ class ProcessesEngine:
             message = protocol.Initialize(self._initializer.body, held, attached.records)
             handle.notify(message, attached.descriptors)
 
+    def restart(self) -> None:
+        """Let each worker exit after the work that it has; the next run or call starts another."""
+        self._broken = None
+        for handle in self._handles.values():
+            handle.notify(protocol.SetTaskLimit(0))
+            handle.set_exiting()
+
     def kill(self, worker: int, run: int) -> None:
         """Kill a worker for a run."""
         if worker in self._handles:
@@ -337,7 +344,7 @@ class ProcessesEngine:
             case protocol.CounterExhausted():
                 self._exhausted(handle, message)
             case protocol.WorkerReady():
-                handle.ready = True
+                handle.ready = not handle.exiting
                 events.append(message)
             case protocol.Inherit():
                 hand_on(message.part, descriptors[0])

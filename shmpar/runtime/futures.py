@@ -21,11 +21,11 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from shmpar.ipc.protocol import Warned
 from shmpar.pickling.unpack import unpack
-from shmpar.tracebacks import delivering
+from shmpar.tracebacks import delivering, hiding
 from shmpar.worker.environment import MOST_WARNINGS
 
 _SLICE_SECONDS = 0.1  # until a waiting thread looks for signals
@@ -173,6 +173,20 @@ class _Condition(_thread.RLock):  # type: ignore[misc]
         """Do nothing: nobody waits here."""
 
 
+_RESULT = "write result()"
+_OTHER_NAMES = {
+    "close": "write cancel(), or close the pool",
+    "compute": _RESULT,
+    "gather": _RESULT,
+    "is_alive": "write running()",
+    "join": _RESULT,
+    "persist": _RESULT,
+    "status": "write done(), running() or cancelled()",
+    "terminate": "write cancel()",
+    "value": _RESULT,
+}
+
+
 class PoolFuture(Future[Any]):
     """A future whose callbacks the pool thread does not run.
 
@@ -201,6 +215,43 @@ class PoolFuture(Future[Any]):
             return super().result(0)
         finally:
             del self  # Why: the frames of the exception would hold the future that holds it.
+
+    # Names of multiprocessing.pool.AsyncResult
+
+    @delivering
+    def get(self, timeout: float | None = None) -> Any:
+        """Return the result, as :meth:`result`."""
+        return self.result(timeout)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until it is done, at most `timeout` seconds."""
+        self.resolved.wait(timeout)
+
+    def ready(self) -> bool:
+        """Return whether it is done, as :meth:`done`."""
+        return self.done()
+
+    def successful(self) -> bool:
+        """Return whether it is done without an exception.
+
+        Raises
+        ------
+        ValueError
+            If it is not done.
+        """
+        if not self.done():
+            raise ValueError(f"{self!r} is not done: call wait() before successful()")
+        return not self.cancelled() and self.exception() is None
+
+    if not TYPE_CHECKING:  # Why: a type checker would take any name for an attribute.
+
+        def __getattr__(self, name: str) -> NoReturn:
+            text = _OTHER_NAMES.get(name)
+            more = f"; {text}" if text else ""
+            with hiding():
+                raise AttributeError(
+                    f"{type(self).__name__} has no attribute {name!r}{more}", name=name, obj=self
+                )
 
     def add_warning(self, warned: Warned) -> None:
         """Keep a warning of a worker process, unless it is the same as an earlier one."""

@@ -182,6 +182,11 @@ class Loop:
         """Cancel a run; it is done when its last writer is idle."""
         self._post(partial(self._cancel, run))
 
+    def restart(self) -> None:
+        """Have the workers replaced when they have done the work that they have."""
+        if self.engine is not None:
+            self._post(self._restart)
+
     def fail(self, run: Run, error: BaseException) -> None:
         """End a run with an error that a thread of the user raised for it."""
         self._post(partial(run.execution.fail, error))
@@ -437,6 +442,10 @@ class Loop:
             return
         self._calls.add(call)
         self._calls.assign(engine)
+
+    def _restart(self) -> None:
+        if self.engine is not None:
+            self.engine.restart()
 
     def _cancel(self, run: Run, grace: float | None = None) -> None:
         if not run.resolved.is_set:
