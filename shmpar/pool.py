@@ -89,7 +89,7 @@ def _make_engine(
     initializer: local.Initializer,
     call: local.Initialization | None,
     launcher: Launcher | None,
-    tasks: int | None,
+    **limits: Any,
 ) -> Engine:
     """Make a pool's engine; `call` initializes each worker, `initializer` the caller's thread."""
     if kind == "serial":
@@ -98,7 +98,7 @@ def _make_engine(
         return local.ThreadsEngine(workers, call)
     from shmpar.engines.processes import ProcessesEngine
 
-    return ProcessesEngine(workers, launcher, call, tasks)
+    return ProcessesEngine(workers, launcher, call, **limits)
 
 
 def _make_launcher(python: Any, env: Mapping[str, str], threads: int) -> Launcher:
@@ -182,6 +182,10 @@ class Pool(Reductions, FirstGuesses, Executor):
     max_tasks_per_worker : int, optional
         Chunks, and calls of `submit`, after which a worker process exits and is replaced, for
         functions that leak memory. A new worker costs about as much as ``import numpy``.
+    forward_logs : bool
+        Give the :mod:`logging` records of worker processes to the handlers of this process, at the
+        levels that its loggers have. A record that a handler in the worker takes stays there.
+        Handlers run in a thread of their own. With False, all records stay in the workers.
 
     Attributes
     ----------
@@ -245,6 +249,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         python: str | os.PathLike[str] | None = None,
         check: bool = False,
         max_tasks_per_worker: int | None = None,
+        forward_logs: bool = True,
     ) -> None:
         self._verb_defaults = Defaults(
             progress=progress,
@@ -276,7 +281,16 @@ class Pool(Reductions, FirstGuesses, Executor):
         # Why here: the engine is made in another thread, which does not know of this worker.
         kind = "serial" if in_worker() else engine
         launcher = _make_launcher(python, variables, threads) if kind == "processes" else None
-        make = partial(_make_engine, kind, self.n_workers, self._initializer, call, launcher, tasks)
+        make = partial(
+            _make_engine,
+            kind,
+            self.n_workers,
+            self._initializer,
+            call,
+            launcher,
+            tasks=tasks,
+            logs=bool(forward_logs),
+        )
         self._loop = Loop(make, self._manager.close)
         self._caps = contextlib.ExitStack()
         # Invariant: a pool with workers is among those that are closed at exit, at any interrupt.

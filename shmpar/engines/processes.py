@@ -77,6 +77,8 @@ class ProcessesEngine:
         Called with its arguments in each worker before anything else.
     tasks : int, optional
         Chunks and calls after which a worker exits and is replaced.
+    logs : bool
+        Workers send the logging records that they have no handler for.
     """
 
     name = "processes"
@@ -87,6 +89,8 @@ class ProcessesEngine:
         launcher: Launcher,
         initializer: tuple[Callable[..., object], tuple[Any, ...]] | None = None,
         tasks: int | None = None,
+        *,
+        logs: bool = True,
     ) -> None:
         self.workers = workers
         self.slab: Slab | None = Slab()
@@ -94,7 +98,7 @@ class ProcessesEngine:
         self._initializer = None
         if initializer is not None:
             self._initializer = pack(initializer, launcher.interpreter, frozen=True)
-        self._state = packing.State(own_path=launcher.own_path, fixed=launcher.env)
+        self._state = packing.State(own_path=launcher.own_path, fixed=launcher.env, logs=logs)
         self._tasks = tasks
         self._handles: dict[int, WorkerHandle] = {}
         self._runs: dict[int, ActivePlan] = {}

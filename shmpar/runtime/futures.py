@@ -29,6 +29,7 @@ from shmpar.tracebacks import delivering, hiding
 from shmpar.worker.environment import MOST_WARNINGS
 
 _SLICE_SECONDS = 0.1  # until a waiting thread looks for signals
+_LOG_SECONDS = 1.0  # Why: a handler may wait for the thread that asks for the outcome.
 _IDLE_SECONDS = 0.2  # until a callback thread without a task exits
 
 
@@ -196,9 +197,12 @@ class PoolFuture(Future[Any]):
         Set when the outcome is there.
     warned : dict or None
         The warnings of worker processes, until a thread asks for the outcome.
+    logged : Latch or None
+        Set when the logging records that came before the outcome are handled.
     """
 
     warned: dict[Any, Warned] | None = None
+    logged: Latch | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -261,7 +265,13 @@ class PoolFuture(Future[Any]):
             self.warned.setdefault(warned[3:], warned)
 
     def issue_warnings(self) -> None:
-        """Issue the warnings of worker processes, in the thread that asks for the outcome."""
+        """Issue the warnings of worker processes, in the thread that asks for the outcome.
+
+        Before, wait until their logging records are handled.
+        """
+        if (logged := self.logged) is not None:
+            self.logged = None
+            logged.wait(_LOG_SECONDS)
         if not self.warned:
             return
         warned, self.warned = self.warned, None

@@ -31,6 +31,7 @@ from shmpar.ipc.protocol import Environment, Warned
 from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.pickling.unpack import unpack
 from shmpar.tracebacks import PACKAGE
+from shmpar.worker import logs
 
 MARK = "SHMPAR_WORKER"
 """Set in the environment of a worker process while its interpreter starts."""
@@ -176,6 +177,7 @@ def apply_environment(environment: Environment) -> None:
             os.environb.pop(name, None)
         elif os.environb.get(name) != value:
             os.environb[name] = value
+    logs.apply_levels(environment.log_levels)
     if environment.filters != _packed:
         _packed[:], _filters[:] = environment.filters, _loaded(environment.filters)
     # Why: resetwarnings also forgets which warnings were shown, as new filters require.
@@ -341,6 +343,7 @@ class SharesMultiprocessing:
             return logging.LogRecord(*args, **kwargs)
 
         logging.setLogRecordFactory(first)
+        logs.prepare(logging)
 
 
 class _Loader:

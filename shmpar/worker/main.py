@@ -43,7 +43,7 @@ from shmpar.memory.layout import protected
 from shmpar.memory.segment import Segment
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
-from shmpar.worker import loop
+from shmpar.worker import logs, loop
 from shmpar.worker.compute import Abandoned, Assignment
 from shmpar.worker.environment import (
     SharesMultiprocessing,
@@ -214,10 +214,12 @@ class WorkerProcess:
         self.function: tuple[bytes, Any] = (b"", None)
         self._socket = os.fstat(wire.fileno())
         self.warnings = WarningReporter(self.send)
+        logs.begin(self.send)
 
     def abandon(self) -> None:
         """Close the socket, in a child that the user's code has forked."""
         self.wire.close()
+        logs.end()
         faulthandler.enable(2)  # Why: the parent takes the stack of this worker alone.
 
     def send(self, message: Any, descriptors: Sequence[int] = ()) -> None:
