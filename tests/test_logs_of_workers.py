@@ -79,7 +79,10 @@ def test_records_are_there_with_the_result(pool: shmpar.Pool, handler: Keeping, 
     CALLS[call](pool, talk)
     first, library = handler.records
     assert (first.getMessage(), first.levelno, first.name) == ("first 0", 20, LOG.name)
-    assert (first.funcName, os.path.basename(first.pathname)) == ("talk", os.path.basename(__file__))
+    assert (first.funcName, os.path.basename(first.pathname)) == (
+        "talk",
+        os.path.basename(__file__),
+    )
     assert first.where == (1, 2)  # type: ignore[attr-defined]
     assert (library.getMessage(), library.name) == ("of a library", QUIET.name)
     if pool.engine == "processes":

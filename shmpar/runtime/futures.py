@@ -33,6 +33,9 @@ _LOG_SECONDS = 1.0  # Why: a handler may wait for the thread that asks for the o
 _IDLE_SECONDS = 0.2  # until a callback thread without a task exits
 
 
+handling = threading.local()  # Its `records` is true in a thread that handles records of workers.
+
+
 class Latch:
     """A one-shot event whose waiters may be interrupted at any instruction.
 
@@ -271,7 +274,8 @@ class PoolFuture(Future[Any]):
         """
         if (logged := self.logged) is not None:
             self.logged = None
-            logged.wait(_LOG_SECONDS)
+            # Why: a handler that asks for an outcome would wait for itself.
+            logged.wait(0 if getattr(handling, "records", False) else _LOG_SECONDS)
         if not self.warned:
             return
         warned, self.warned = self.warned, None

@@ -10,12 +10,13 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from shmpar.ipc.protocol import Logged
-from shmpar.runtime.futures import CallbackThreads, Latch
+from shmpar.runtime.futures import CallbackThreads, Latch, handling
 from shmpar.worker.logs import handle
 
 _MOST_WAITING: Final = 10_000
@@ -71,9 +72,16 @@ class LogRelay:
         try:
             if before is not None:
                 before.wait()
+            handling.records = True
             for message in batch:
-                handle(message)
+                try:
+                    handle(message)
+                except Exception:
+                    # Why the futures' logger: it is where errors of callbacks are reported.
+                    futures = logging.getLogger("concurrent.futures")
+                    futures.exception("exception in a handler of the record %r", message.fields)
         finally:
+            handling.records = False
             done.set()
             # Why suppressed: after the end of the pool there is no batch to follow.
             with contextlib.suppress(RuntimeError):
