@@ -124,7 +124,7 @@ def test_records_of_one_worker_keep_their_order(handler: Keeping) -> None:
 def test_an_exception_has_its_traceback(pool: shmpar.Pool, handler: Keeping) -> None:
     def fail(_: Any) -> None:
         try:
-            raise KeyError("lost")
+            {}["lost"]
         except KeyError:
             LOG.exception("caught")
 
@@ -147,7 +147,8 @@ def test_functions_of_the_root_logger(
         with shmpar.Pool(1) as pool:
             for number in range(2):
                 pool.submit(work, number).result()
-            logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(name)s %(message)s")
+            form = "%(name)s %(message)s"
+            logging.basicConfig(level=logging.INFO, stream=sys.stdout, format=form)
             pool.submit(work, 2).result()
         """
     )

@@ -76,7 +76,7 @@ class LogRelay:
             for message in batch:
                 try:
                     handle(message)
-                except Exception:
+                except Exception:  # noqa: BLE001 - a handler is the user's code
                     # Why the futures' logger: it is where errors of callbacks are reported.
                     futures = logging.getLogger("concurrent.futures")
                     futures.exception("exception in a handler of the record %r", message.fields)

@@ -299,10 +299,9 @@ class FirstGuesses:
         error_callback: Callback,
     ) -> PoolFuture:
         items = list(_items("map_async", iterable))
-        size = -(-len(items) // (4 * self.n_workers)) if chunksize is None else chunksize
-        batches = [
-            self.submit(batch_of, batch) for batch in _batched(iter(items), max(1, _size(size)))
-        ]
+        share = max(1, -(-len(items) // (4 * self.n_workers)))
+        size = _size(share if chunksize is None else chunksize)
+        batches = [self.submit(batch_of, batch) for batch in _batched(iter(items), size)]
         return _with_callbacks(_Joined(batches), callback, error_callback)
 
     @hide_frames
