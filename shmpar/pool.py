@@ -281,16 +281,9 @@ class Pool(Reductions, FirstGuesses, Executor):
         # Why here: the engine is made in another thread, which does not know of this worker.
         kind = "serial" if in_worker() else engine
         launcher = _make_launcher(python, variables, threads) if kind == "processes" else None
-        make = partial(
-            _make_engine,
-            kind,
-            self.n_workers,
-            self._initializer,
-            call,
-            launcher,
-            tasks=tasks,
-            logs=bool(forward_logs),
-        )
+        limits = {"tasks": tasks, "logs": bool(forward_logs)}
+        start = partial(_make_engine, kind, self.n_workers, self._initializer, call, launcher)
+        make = partial(start, **limits)
         self._loop = Loop(make, self._manager.close)
         self._caps = contextlib.ExitStack()
         # Invariant: a pool with workers is among those that are closed at exit, at any interrupt.
@@ -507,47 +500,6 @@ class Pool(Reductions, FirstGuesses, Executor):
             Cancel the runs in flight, and the calls that no worker has begun.
         """
         self._close(Close(cancel_futures, cancel_futures), wait=wait)
-
-    @hide_frames
-    def restart(self) -> None:
-        """Replace the worker processes by new ones, which import every module anew.
-
-        Runs and calls in flight are finished by the old workers. The next run or call starts the
-        new ones, which call the initializer; a pool whose initializer had failed works again if it
-        succeeds now.
-
-        A module of the user's that is reloaded or changed needs no restart. A library that has
-        state of its own, or that was installed anew, does.
-
-        Raises
-        ------
-        RuntimeError
-            If the pool is closed.
-
-        Notes
-        -----
-        Cost: as much as the start of the workers. Threads, and the engine serial, use the modules
-        of this process: there is nothing to replace.
-
-        Examples
-        --------
-        >>> import os, shmpar
-        >>> with shmpar.Pool(1) as pool:
-        ...     before = pool.submit(os.getpid).result()
-        ...     pool.restart()
-        ...     pool.submit(os.getpid).result() == before
-        False
-        """
-        self._checked().restart()
-
-    def terminate(self) -> None:
-        """End the workers at once; runs and calls in flight are cancelled or fail.
-
-        As :meth:`multiprocessing.pool.Pool.terminate`. It does not wait; :meth:`join` does.
-        """
-        self._close(AT_ONCE, wait=False)
-
-    terminate_workers = kill_workers = terminate
 
     def _close(self, how: Close, *, wait: bool = True) -> None:
         if self._pid != os.getpid():

@@ -10,7 +10,8 @@ that calls a verb or `submit`     check and pickle its arguments, copy inputs, a
                                   show its progress
 pool thread                       everything with the engine, the scheduler, runs and calls;
                                   resolve futures
-callback threads                  callbacks of the user, progress of runs that nobody waits for
+callback threads                  callbacks of the user, progress of runs that nobody waits for,
+                                  logging handlers
 worker threads (engine "threads") compute chunks; put events into the engine's queue
 finalizers, in any thread         append to a deque and wake the pool thread
 ================================  ===============================================================

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Self
 from shmpar.grid.axis import whole_number
 from shmpar.memory.limits import available_cpus
 from shmpar.runtime.futures import PoolFuture
+from shmpar.runtime.loop import AT_ONCE, Loop
 from shmpar.tracebacks import delivering, hide_frames, hiding
 from shmpar.verbs.arguments import signature_of
 
@@ -182,8 +183,10 @@ class FirstGuesses:
     n_workers: int
 
     _open: bool
+    _checked: Callable[[], Loop]
+    _close: Callable[..., None]
 
-    @hide_frames
+    @delivering
     def apply(
         self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}
     ) -> Any:
@@ -256,7 +259,7 @@ class FirstGuesses:
         """
         return self._all(partial(_each, func), iterable, chunksize, callback, error_callback)
 
-    @hide_frames
+    @delivering
     def starmap(
         self,
         func: Callable[..., Any],
@@ -347,6 +350,47 @@ class FirstGuesses:
         ahead = None if isinstance(iterable, Sized) else _AHEAD * self.n_workers
         return _AsDone(more, ahead, ordered=ordered)
 
+    @hide_frames
+    def restart(self) -> None:
+        """Replace the worker processes by new ones, which import every module anew.
+
+        Runs and calls in flight are finished by the old workers. The next run or call starts the
+        new ones, which call the initializer; a pool whose initializer had failed works again if it
+        succeeds now.
+
+        A module of the user's that is reloaded or changed needs no restart. A library that has
+        state of its own, or that was installed anew, does.
+
+        Raises
+        ------
+        RuntimeError
+            If the pool is closed.
+
+        Notes
+        -----
+        Cost: as much as the start of the workers. Threads, and the engine serial, use the modules
+        of this process: there is nothing to replace.
+
+        Examples
+        --------
+        >>> import os, shmpar
+        >>> with shmpar.Pool(1) as pool:
+        ...     before = pool.submit(os.getpid).result()
+        ...     pool.restart()
+        ...     pool.submit(os.getpid).result() == before
+        False
+        """
+        self._checked().restart()
+
+    def terminate(self) -> None:
+        """End the workers at once; runs and calls in flight are cancelled or fail.
+
+        As :meth:`multiprocessing.pool.Pool.terminate`. It does not wait; :meth:`join` does.
+        """
+        self._close(AT_ONCE, wait=False)
+
+    terminate_workers = kill_workers = terminate
+
     def close(self) -> None:
         """Take no further calls; the workers exit when those in flight are done.
 
@@ -354,6 +398,7 @@ class FirstGuesses:
         """
         self.shutdown(wait=False)
 
+    @hide_frames
     def join(self) -> None:
         """Wait until all workers have exited, after :meth:`close` or :meth:`terminate`.
 
@@ -366,7 +411,7 @@ class FirstGuesses:
             raise ValueError("this pool is open: call close() or terminate() before join()")
         self.shutdown(wait=True)
 
-    @hide_frames
+    @delivering
     def __call__(self, tasks: Iterable[Any]) -> list[Any]:
         """Make the calls of ``joblib.delayed``, and return the list of their results.
 
@@ -400,6 +445,7 @@ class FirstGuesses:
 class Mapped:
     """Advice to users of ``multiprocessing.Pool.map``, which returns a list."""
 
+    @hide_frames
     def _no_list(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError(
             "pool.map returns an iterator, as concurrent.futures.Executor.map; write "
@@ -506,6 +552,7 @@ class _AsDone(Iterator[Any]):
             self._batch.extend(call.result())
         return self._batch.popleft()
 
+    @delivering
     def __next__(self) -> Any:
         return self.next()
 
