@@ -38,9 +38,20 @@ _FRAME = re.compile(
 )
 
 
+_kept: list[bool] = []  # not empty in a process that keeps all frames
+
+
+def keep_frames() -> None:
+    """Keep all frames from now on, in a child that the user's function has forked.
+
+    Why: at its end the innermost frame tells whether the user's code raised an exception.
+    """
+    _kept.append(True)
+
+
 def is_full() -> bool:
-    """Return whether the user wants all frames."""
-    return os.environ.get("SHMPAR_TRACEBACK") == "full"
+    """Return whether all frames are shown."""
+    return bool(_kept) or os.environ.get("SHMPAR_TRACEBACK") == "full"
 
 
 def hide_frames(function: Callable[P, R], *, delivers: bool = False) -> Callable[P, R]:
@@ -64,7 +75,7 @@ def hide_frames(function: Callable[P, R], *, delivers: bool = False) -> Callable
 
     @wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        __tracebackhide__ = not is_full()  # for pytest and IPython
+        __tracebackhide__ = True  # for pytest and IPython
         try:
             return function(*args, **kwargs)
         except BaseException as error:

@@ -30,7 +30,7 @@ import numpy as np
 from shmpar.ipc.protocol import Environment, Warned
 from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.pickling.unpack import unpack
-from shmpar.tracebacks import PACKAGE
+from shmpar.tracebacks import PACKAGE, keep_frames
 from shmpar.worker import logs
 
 MARK = "SHMPAR_WORKER"
@@ -94,6 +94,7 @@ def _after_fork() -> None:
     global _forked  # noqa: PLW0603 - a process has one
     if in_worker():
         _forked = True
+        keep_frames()
         # Why: the child may call verbs itself, deeper in the function and in other threads.
         _thread.forked_at = getattr(_thread, "depth", 0)
         for work in _works:
