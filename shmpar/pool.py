@@ -38,6 +38,8 @@ from shmpar.tracebacks import delivering, hide_frames
 from shmpar.verbs import Defaults, Reductions
 from shmpar.verbs.arguments import held_by, warn_of_random
 from shmpar.verbs.first_guesses import (
+    BATCHES,
+    SPAWN,
     FirstGuesses,
     Mapped,
     accepts_other_names,
@@ -77,7 +79,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _ENGINES = ("processes", "threads", "serial")
-_SPAWN = "pass each call a generator of its own as an argument, for example from rng.spawn()"
 _MOST_WORKERS = 10_000  # Why: no machine has so many CPUs, and a system may end at more processes.
 # Why calls are waited for: other executors make the submitted calls before the interpreter exits.
 _LEFT_OPEN = Close(cancel_runs=True, cancel_calls=False)
@@ -404,8 +405,10 @@ class Pool(Reductions, FirstGuesses, Executor):
         """
         check_call("submit", fn, kwargs)
         loop, function = self._checked(), Function(fn, kwargs, args)
-        if not (isinstance(fn, partial) and fn.func is _each):  # Why: `map` has warned once.
-            warn_of_random("submit", held_by(fn), _SPAWN)
+        if not (
+            isinstance(fn, partial) and fn.func in (_each, *BATCHES)
+        ):  # Why: `map` has warned once.
+            warn_of_random("submit", held_by(fn), SPAWN)
         if in_worker():
             return call_here(function)
         return loop.submit(function, self._verb_defaults["retries"])
@@ -466,7 +469,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         """
         check_call("map", fn)
         check_iterables("map", fn, iterables)
-        warn_of_random("map", held_by(fn), _SPAWN)
+        warn_of_random("map", held_by(fn), SPAWN)
         size, calls = _positive("chunksize", chunksize), deque[Future[list[R]]]()
         ahead = None if buffersize is None else _positive("buffersize", buffersize)
         items = zip(*iterables, strict=False)

@@ -134,6 +134,19 @@ def test_callbacks_get_the_result(any_pool: shmpar.Pool, case: str) -> None:
     assert found == [due]
 
 
+@pytest.mark.parametrize("name", ["map_async", "starmap", "imap", "imap_unordered"])
+def test_the_function_is_checked_once(any_pool: shmpar.Pool, name: str) -> None:
+    """A number is no function; a captured generator gets one warning for all batches."""
+    with pytest.raises(TypeError, match="the function comes first; int is not callable"):
+        getattr(any_pool, name)(3, [(1,)])
+    rng = np.random.default_rng(1)
+    with pytest.warns(RuntimeWarning, match="the function holds a Generator") as caught:
+        results = getattr(any_pool, name)(lambda _: rng.random(), [(1,)] * 9, 1)
+    assert len(list(results.get(60) if name == "map_async" else results)) == 9
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
 def test_error_callbacks_get_the_exception(any_pool: shmpar.Pool) -> None:
     """The first exception in the order of the items decides."""
     told = threading.Event()

@@ -20,7 +20,7 @@ from shmpar.memory.limits import available_cpus
 from shmpar.runtime.futures import PoolFuture
 from shmpar.runtime.loop import AT_ONCE, Loop
 from shmpar.tracebacks import delivering, hide_frames, hiding
-from shmpar.verbs.arguments import signature_of
+from shmpar.verbs.arguments import held_by, signature_of, warn_of_random
 
 P = ParamSpec("P")
 Callback = Callable[[Any], object] | None
@@ -31,6 +31,7 @@ _TUPLES: Final[dict[Any, str]] = {
     type({}.items()): "for {method}(f, d.items()) write {method}(f, d.keys(), d.values())",
     itertools.product: "for {method}(f, product(a, b)) write {method}(f, *zip(*product(a, b)))",
 }
+SPAWN: Final = "pass each call a generator of its own as an argument, for example from rng.spawn()"
 _AHEAD: Final = 64  # batches per worker that are read from an iterable without a length
 
 _KEYWORDS: Final = {
@@ -257,7 +258,7 @@ class FirstGuesses:
         ...     pool.map_async(abs, [-1, 2, -3]).get()
         [1, 2, 3]
         """
-        return self._all(partial(_each, func), iterable, chunksize, callback, error_callback)
+        return self._all("map_async", func, _each, iterable, chunksize, callback, error_callback)
 
     @delivering
     def starmap(
@@ -291,20 +292,23 @@ class FirstGuesses:
         error_callback: Callback = None,
     ) -> Any:
         """Return a future of the results of :meth:`starmap`, as :meth:`map_async`."""
-        return self._all(partial(_each_star, func), iterable, chunksize, callback, error_callback)
+        return self._all("starmap", func, _each_star, iterable, chunksize, callback, error_callback)
 
-    def _all(
+    def _all(  # noqa: PLR0913, PLR0917 - the arguments of a method of multiprocessing
         self,
-        batch_of: Callable[..., Any],
+        method: str,
+        func: Callable[..., Any],
+        batch: Callable[..., Any],
         iterable: Iterable[Any],
         chunksize: int | None,
         callback: Callback,
         error_callback: Callback,
     ) -> PoolFuture:
-        items = list(_items("map_async", iterable))
+        _check_batches(method, func)
+        items = list(_items(method, iterable))
         share = max(1, -(-len(items) // (4 * self.n_workers)))
         size = _size(share if chunksize is None else chunksize)
-        batches = [self.submit(batch_of, batch) for batch in _batched(iter(items), size)]
+        batches = [self.submit(partial(batch, func), part) for part in _batched(iter(items), size)]
         return _with_callbacks(_Joined(batches), callback, error_callback)
 
     @hide_frames
@@ -344,6 +348,7 @@ class FirstGuesses:
     def _results(
         self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int, *, ordered: bool
     ) -> Iterator[Any]:
+        _check_batches("imap", func)
         items = iter(_items("imap", iterable))
         batches = _batched(items, _size(chunksize))
         more = map(partial(self.submit, partial(_each, func)), batches)
@@ -575,6 +580,11 @@ def check_call(method: str, func: Any, keywords: Iterable[str] = ()) -> None:
             )
 
 
+def _check_batches(method: str, func: Any) -> None:
+    check_call(method, func)
+    warn_of_random(method, held_by(func), SPAWN)
+
+
 def check_iterables(method: str, func: Callable[..., Any], iterables: tuple[Any, ...]) -> None:
     """Raise ``TypeError`` for arguments that have no items, and for tuples of several arguments."""
     for one in iterables:
@@ -625,6 +635,9 @@ def _each(func: Callable[..., Any], items: Iterable[Any]) -> list[Any]:
 
 def _each_star(func: Callable[..., Any], items: Iterable[Iterable[Any]]) -> list[Any]:
     return [func(*item) for item in items]
+
+
+BATCHES: Final = (_each, _each_star)
 
 
 def _size(chunksize: Any) -> int:
