@@ -12,6 +12,7 @@ Names are imported when they are first used: a worker imports a few modules, not
 from __future__ import annotations
 
 import importlib
+from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
 
 from shmpar.version import __version__
@@ -45,7 +46,13 @@ def __getattr__(name: str) -> Any:
             module = importlib.import_module(f"shmpar.{home}")
             if hasattr(module, name):
                 return globals().setdefault(name, getattr(module, name))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    text = ""
+    # Why the finder: an import asks for a module of this package as an attribute first.
+    if not (name.startswith("_") or PathFinder.find_spec(f"{__name__}.{name}", __path__)):
+        from shmpar.verbs.first_guesses import advice  # Why here: the name does not exist.
+
+        text = advice(name, __all__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{text}")
 
 
 def __dir__() -> list[str]:

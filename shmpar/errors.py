@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from typing import Any, TypedDict, Unpack
 
+from shmpar import tracebacks
+
 Region = tuple[slice, ...] | None
 
 
@@ -92,6 +94,10 @@ class _FailedChunk(ShmparError):
     def __reduce__(self) -> tuple[Any, ...]:
         # Why: a run holds processes and memory of this process, and does not pickle.
         return type(self), self.args, {**self.__dict__, "run": None}
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows."""
+        return tracebacks.render(self)
 
 
 class ChunkError(_FailedChunk):

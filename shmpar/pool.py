@@ -34,8 +34,18 @@ from shmpar.runtime.execution import Policy
 from shmpar.runtime.loop import AT_ONCE, Close, Loop, call_here, execute_here, surely
 from shmpar.runtime.progress import Progress
 from shmpar.runtime.run import Run
+from shmpar.tracebacks import delivering, hide_frames
 from shmpar.verbs import Defaults, Reductions
 from shmpar.verbs.arguments import held_by, warn_of_random
+from shmpar.verbs.first_guesses import (
+    BATCHES,
+    SPAWN,
+    FirstGuesses,
+    Mapped,
+    accepts_other_names,
+    check_call,
+    check_iterables,
+)
 from shmpar.verbs.options import parse_options
 from shmpar.worker.environment import in_worker
 
@@ -54,7 +64,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _ENGINES = ("processes", "threads", "serial")
-_SPAWN = "pass each call a generator of its own as an argument, for example from rng.spawn()"
 _FEW_WORKERS = 64  # Why: the check of the limits takes longer than the rest.
 # Why calls are waited for: other executors make the submitted calls before the interpreter exits.
 _LEFT_OPEN = Close(cancel_runs=True, cancel_calls=False)
@@ -66,7 +75,7 @@ def _make_engine(
     initializer: local.Initializer,
     call: local.Initialization | None,
     launcher: Launcher | None,
-    tasks: int | None,
+    **limits: Any,
 ) -> Engine:
     """Make a pool's engine; `call` initializes each worker, `initializer` the caller's thread."""
     if kind == "serial":
@@ -75,7 +84,7 @@ def _make_engine(
         return local.ThreadsEngine(workers, call)
     from shmpar.engines.processes import ProcessesEngine
 
-    return ProcessesEngine(workers, launcher, call, tasks)
+    return ProcessesEngine(workers, launcher, call, **limits)
 
 
 def _make_launcher(python: Any, env: Mapping[str, str], threads: int) -> Launcher:
@@ -106,6 +115,7 @@ def _environment(env: Any) -> dict[str, str]:
 def _of_pool(function: Callable[P, R]) -> Callable[Concatenate[Pool, P], R]:
     """The function as a method that makes its array under the pool's manager."""
 
+    @hide_frames
     @wraps(function)
     def method(self: Pool, /, *args: P.args, **kwargs: P.kwargs) -> R:
         kwargs.setdefault("manager", self._manager)
@@ -117,7 +127,7 @@ def _of_pool(function: Callable[P, R]) -> Callable[Concatenate[Pool, P], R]:
     return method
 
 
-class Pool(Reductions, Executor):
+class Pool(Reductions, FirstGuesses, Executor):
     """Workers, shared memory, and defaults for the verbs.
 
     A pool is a :class:`concurrent.futures.Executor` too.
@@ -159,6 +169,10 @@ class Pool(Reductions, Executor):
     max_tasks_per_worker : int, optional
         Chunks, and calls of `submit`, after which a worker process exits and is replaced, for
         functions that leak memory. A new worker costs about as much as ``import numpy``.
+    forward_logs : bool
+        Give the :mod:`logging` records of worker processes to the handlers of this process, at the
+        levels that its loggers have. A record that a handler in the worker takes stays there.
+        Handlers run in a thread of their own. With False, all records stay in the workers.
 
     Attributes
     ----------
@@ -205,6 +219,7 @@ class Pool(Reductions, Executor):
     zeros_like = _of_pool(creation.zeros_like)
     attach = _of_pool(attach)
 
+    @accepts_other_names
     def __init__(  # noqa: PLR0913 - the contract
         self,
         n_workers: int | None = None,
@@ -221,6 +236,7 @@ class Pool(Reductions, Executor):
         python: str | os.PathLike[str] | None = None,
         check: bool = False,
         max_tasks_per_worker: int | None = None,
+        forward_logs: bool = True,
     ) -> None:
         self._verb_defaults = Defaults(
             progress=progress,
@@ -252,7 +268,9 @@ class Pool(Reductions, Executor):
         # Why here: the engine is made in another thread, which does not know of this worker.
         kind = "serial" if in_worker() else engine
         launcher = _make_launcher(python, variables, threads) if kind == "processes" else None
-        make = partial(_make_engine, kind, self.n_workers, self._initializer, call, launcher, tasks)
+        limits = {"tasks": tasks, "logs": bool(forward_logs)}
+        start = partial(_make_engine, kind, self.n_workers, self._initializer, call, launcher)
+        make = partial(start, **limits)
         self._loop = Loop(make, self._manager.close)
         self._caps = contextlib.ExitStack()
         # Invariant: a pool with workers is among those that are closed at exit, at any interrupt.
@@ -331,6 +349,7 @@ class Pool(Reductions, Executor):
         self._execute(run, wait=False)
         return run
 
+    @hide_frames
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call a function once in a worker.
 
@@ -373,13 +392,17 @@ class Pool(Reductions, Executor):
         ...     pool.submit(pow, 2, 5).result()
         32
         """
+        check_call("submit", fn, kwargs)
         loop, function = self._checked(), Function(fn, kwargs, args)
-        if not (isinstance(fn, partial) and fn.func is _each):  # Why: `map` has warned once.
-            warn_of_random("submit", held_by(fn), _SPAWN)
+        if not (
+            isinstance(fn, partial) and fn.func in (_each, *BATCHES)
+        ):  # Why: `map` has warned once.
+            warn_of_random("submit", held_by(fn), SPAWN)
         if in_worker():
             return call_here(function)
         return loop.submit(function, self._verb_defaults["retries"])
 
+    @hide_frames
     def map(
         self,
         fn: Callable[..., R],
@@ -433,7 +456,9 @@ class Pool(Reductions, Executor):
         [32, 9]
         [0, 1, 4, 9, 16]
         """
-        warn_of_random("map", held_by(fn), _SPAWN)
+        check_call("map", fn)
+        check_iterables("map", fn, iterables)
+        warn_of_random("map", held_by(fn), SPAWN)
         size, calls = _positive("chunksize", chunksize), deque[Future[list[R]]]()
         ahead = None if buffersize is None else _positive("buffersize", buffersize)
         items = zip(*iterables, strict=False)
@@ -483,6 +508,7 @@ class Pool(Reductions, Executor):
         finally:
             self._caps.close()
 
+    @hide_frames
     def __enter__(self) -> Self:
         self._checked()
         return self
@@ -518,7 +544,7 @@ def _each(fn: Callable[..., R], items: Iterable[tuple[Any, ...]]) -> list[R]:
     return [fn(*item) for item in items]
 
 
-class _Results(Iterator[R]):
+class _Results(Mapped, Iterator[R]):
     """The results of :meth:`Pool.map`, in order.
 
     Parameters
@@ -538,6 +564,7 @@ class _Results(Iterator[R]):
         end = None if timeout is None else time.monotonic() + timeout
         self._results = _take_results(calls, more, end)
 
+    @delivering
     def __next__(self) -> R:
         return next(self._results)
 
@@ -636,6 +663,7 @@ def last_default_run() -> Run | None:
 def _on_default(method: Callable[Concatenate[Pool, P], R]) -> Callable[P, R]:
     """The method as a function on the default pool."""
 
+    @hide_frames
     @wraps(method)
     def function(*args: P.args, **kwargs: P.kwargs) -> R:
         return method(default_pool(), *args, **kwargs)

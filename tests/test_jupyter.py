@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from subprocess import CompletedProcess
 
 import pytest
@@ -47,13 +48,24 @@ def run_cell(client: object, code: str, interrupt: int | None = None) -> tuple[s
             return streams["stdout"], streams["stderr"], raised
 
 
-def run_notebook() -> None:
-    """Run the cells in a kernel."""
+@contextlib.contextmanager
+def started_kernel() -> Iterator[tuple[object, int]]:
+    """Start a kernel; yield its client and its process."""
     from jupyter_client import manager
 
     kernel, client = manager.start_new_kernel(kernel_name="python3")
     try:
-        pid = kernel.provisioner.pid
+        yield client, kernel.provisioner.pid
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=False)
+        kernel.cleanup_resources()
+        client.context.destroy()
+
+
+def run_notebook() -> None:
+    """Run the cells in a kernel."""
+    with started_kernel() as (client, pid):
         out, drawn, raised = run_cell(client, POOL)
         assert (out, raised) == ("[1, 4, 7, 10, 13, 16]\n", "")
         assert "3/3" in drawn or "3/3" in out
@@ -61,11 +73,6 @@ def run_notebook() -> None:
         assert run_cell(client, LONG, interrupt=pid)[2] == "KeyboardInterrupt"
         assert run_cell(client, AGAIN)[0] == "[0, 5, 10, 15]\n"
         assert run_cell(client, "pool.shutdown()")[2] == ""
-    finally:
-        client.stop_channels()
-        kernel.shutdown_kernel(now=False)
-        kernel.cleanup_resources()
-        client.context.destroy()
 
 
 def test_a_notebook(run_python: Callable[..., CompletedProcess[str]]) -> None:

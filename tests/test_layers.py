@@ -23,6 +23,7 @@ PAGE = os.path.join(ROOT, "docs", "explain", "architecture.md")
 # The modules and packages of shmpar, lowest first. Each imports only from those before it, and
 # from its own package. The table of layers in docs/explain/architecture.md has the same order.
 LAYERS = (
+    "tracebacks",
     "errors",
     "version",
     "grid",

@@ -21,7 +21,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.locate import locate, memory_owner
 from shmpar.memory.manager import Manager, default_manager
 from shmpar.memory.segment import Array, Location, Segment, find_segment, known_segment
+from shmpar.tracebacks import hide_frames
 
 if TYPE_CHECKING:
     from multiprocessing.shared_memory import SharedMemory
@@ -43,6 +44,22 @@ _DType = TypeVar("_DType", bound=np.dtype[Any])
 
 # The name of an array in a common segment: the name of the segment, and the first byte.
 _PART_NAME: Final = re.compile(r"(shmpar_[0-9a-f]{16})@([0-9]{1,9})")
+
+_DONE: Final = "leave it out: the values are here"
+_OF_DASK: Final = {
+    "blocks": "write a[...] with slices: an array has no chunks of its own",
+    "chunks": "pass chunks= to the verb: an array has no chunks of its own",
+    "compute": _DONE,
+    "get": _DONE,
+    "load": _DONE,
+    "map_blocks": "write pool.map_blocks(f, a)",
+    "map_overlap": "write pool.map_overlap(f, a, depth=...)",
+    "numblocks": "pass chunks= to the verb: an array has no chunks of its own",
+    "persist": _DONE,
+    "rechunk": "pass chunks= to the verb: an array has no chunks of its own",
+    "to_dask_array": "write dask.array.from_array(a)",
+    "unlink": "write close()",
+}
 
 # Methods of ndarray that may return new memory in the type of the array.
 # Methods that always return a view (T, view, transpose, squeeze, ...) need no wrapper.
@@ -176,6 +193,16 @@ class SharedArray(np.ndarray[_Shape, _DType]):
     def __new__(cls, *_: Any, **__: Any) -> SharedArray[Any, Any]:
         """Refuse: the arguments of a constructor would not tell where the memory comes from."""
         raise TypeError("make a SharedArray with shmpar.array(), zeros(), attach() and the like")
+
+    if not TYPE_CHECKING:  # Why: a type checker would take any name for an attribute.
+
+        def __getattr__(self, name: str) -> NoReturn:
+            text = _OF_DASK.get(name)
+            raise AttributeError(
+                f"SharedArray has no attribute {name!r}" + (f"; {text}" if text else ""),
+                name=name,
+                obj=self,
+            )
 
     def __array_finalize__(self, parent: Array | None) -> None:
         self._handle = getattr(parent, "_handle", None)
@@ -369,6 +396,7 @@ for _name in _METHODS_WITH_COPIES:
     setattr(SharedArray, _name, _with_views_shared(_name))
 
 
+@hide_frames
 def attach(
     where: str | dict[str, Any] | SharedMemory,
     shape: Any = None,

@@ -304,6 +304,9 @@ class Engine(Protocol):
     def kill(self, worker: int, run: int) -> None:
         """Kill a worker for a run."""
 
+    def restart(self) -> None:
+        """Replace the workers when they have done the work that they have."""
+
     def replace(self, worker: int) -> None:
         """Start a successor of a lost worker."""
 

@@ -32,6 +32,7 @@ from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab
 from shmpar.plan import Announcement, Function, Plan
+from shmpar.tracebacks import shorten
 from shmpar.worker.compute import Abandoned, Assignment
 from shmpar.worker.environment import exit_if_forked, inside_worker
 from shmpar.worker.loop import work
@@ -258,6 +259,9 @@ class LocalEngine:
     def kill(self, worker: int, run: int) -> None:
         """Do nothing: a thread cannot be killed."""
 
+    def restart(self) -> None:
+        """Do nothing: the workers have the modules of this process."""
+
     def replace(self, worker: int) -> None:
         """Do nothing: a thread never dies alone."""
 
@@ -291,6 +295,7 @@ def _finished(number: int, prepared: tuple[Function, CallersErrors]) -> protocol
             exit_if_forked()
         except BaseException as error:  # noqa: BLE001 - it is the call's outcome
             exit_if_forked(error)
+            shorten(error, delivered=True)
             return protocol.CallFinished(number, error=error)
     return protocol.CallFinished(number, value)
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from shmpar import tracebacks
 from shmpar.engines.engine import ActivePlan, Generation
 from shmpar.errors import PlanError, SegmentError, ShmparError
 from shmpar.ipc import protocol
@@ -31,6 +32,7 @@ from shmpar.memory.segment import Location, Segment
 from shmpar.pickling.pack import Interpreter, Payload, cached, pack
 from shmpar.pickling.unpack import unpack
 from shmpar.plan import Function, Plan, spell
+from shmpar.worker.logs import current_levels
 
 Array = np.ndarray[Any, Any]
 
@@ -59,10 +61,12 @@ class State:
         The workers have a ``sys.path`` of their own.
     fixed : collection of str
         The environment variables that the pool has set for its workers.
+    logs : bool
+        Workers send the logging records that they have no handler for.
     """
 
-    def __init__(self, *, own_path: bool, fixed: Iterable[str] = ()) -> None:
-        self._own_path = own_path
+    def __init__(self, *, own_path: bool, fixed: Iterable[str] = (), logs: bool = True) -> None:
+        self._own_path, self._logs = own_path, logs
         self._fixed = frozenset(map(os.fsencode, fixed))
         self._paths: tuple[list[str], list[bytes]] = [], []
         self._filters: tuple[list[Any], list[bytes]] = [], []
@@ -85,9 +89,9 @@ class State:
             self._note_variables(_variables().copy())
         path = None if self._own_path else self._paths[1]
         state = directory, path, errors, self._filters[1], self._variables[1]
-        if {"call", "log"}.isdisjoint(errors.values()):
-            return protocol.Environment(*state)
-        return protocol.Environment(*state, _pack_error_call(python))
+        levels = current_levels() if self._logs else None
+        usual = {"call", "log"}.isdisjoint(errors.values())
+        return protocol.Environment(*state, None if usual else _pack_error_call(python), levels)
 
     def _note_variables(self, new: dict[bytes, bytes]) -> None:
         old, changed = self._variables[0], self._variables[1].copy()
@@ -327,7 +331,7 @@ def _noted(error: BaseException, text: str) -> BaseException:
     with contextlib.suppress(BaseException):
         # Why: the class may refuse new attributes; then only its dict takes the list.
         vars(error).setdefault("__notes__", [])
-        BaseException.add_note(error, f"In the worker:\n{text}")
+        BaseException.add_note(error, tracebacks.IN_WORKER + tracebacks.with_sources(text.rstrip()))
     return error
 
 

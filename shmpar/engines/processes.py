@@ -77,6 +77,8 @@ class ProcessesEngine:
         Called with its arguments in each worker before anything else.
     tasks : int, optional
         Chunks and calls after which a worker exits and is replaced.
+    logs : bool
+        Workers send the logging records that they have no handler for.
     """
 
     name = "processes"
@@ -87,6 +89,8 @@ class ProcessesEngine:
         launcher: Launcher,
         initializer: tuple[Callable[..., object], tuple[Any, ...]] | None = None,
         tasks: int | None = None,
+        *,
+        logs: bool = True,
     ) -> None:
         self.workers = workers
         self.slab: Slab | None = Slab()
@@ -94,7 +98,7 @@ class ProcessesEngine:
         self._initializer = None
         if initializer is not None:
             self._initializer = pack(initializer, launcher.interpreter, frozen=True)
-        self._state = packing.State(own_path=launcher.own_path, fixed=launcher.env)
+        self._state = packing.State(own_path=launcher.own_path, fixed=launcher.env, logs=logs)
         self._tasks = tasks
         self._handles: dict[int, WorkerHandle] = {}
         self._runs: dict[int, ActivePlan] = {}
@@ -186,6 +190,13 @@ class ProcessesEngine:
             held = packing.held_keys(self._initializer)
             message = protocol.Initialize(self._initializer.body, held, attached.records)
             handle.notify(message, attached.descriptors)
+
+    def restart(self) -> None:
+        """Let each worker exit after the work that it has; the next run or call starts another."""
+        self._broken = None
+        for handle in self._handles.values():
+            handle.notify(protocol.SetTaskLimit(0))
+            handle.set_exiting()
 
     def kill(self, worker: int, run: int) -> None:
         """Kill a worker for a run."""
@@ -338,7 +349,7 @@ class ProcessesEngine:
             case protocol.CounterExhausted():
                 self._exhausted(handle, message)
             case protocol.WorkerReady():
-                handle.ready = True
+                handle.ready = not handle.exiting
                 events.append(message)
             case protocol.Inherit():
                 hand_on(message.part, descriptors[0])

@@ -8,7 +8,7 @@ replaces both by the values that they hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -32,6 +32,24 @@ class SegmentRecord(NamedTuple):
     reserved: bool = True
 
 
+class LogLevels(NamedTuple):
+    """The levels of the loggers of the parent.
+
+    Attributes
+    ----------
+    disabled : int
+        Level up to which :func:`logging.disable` has switched off all loggers.
+    root : int
+        Level of the root logger.
+    levels : dict of str to int
+        Levels of the other loggers that have any.
+    """
+
+    disabled: int = 0
+    root: int = 30
+    levels: Mapping[str, int] = {}
+
+
 class Environment(NamedTuple):
     """The parent's state that a function may depend on; sent when it has changed.
 
@@ -49,6 +67,8 @@ class Environment(NamedTuple):
         The environment variables that it has changed since the pool was made; None is deleted.
     error_call : bytes or None
         The pickled callback of ``np.seterrcall``, if an error state calls it.
+    log_levels : LogLevels or None
+        Levels of its loggers; None leaves the records to the handlers of the worker.
     """
 
     directory: bytes | None
@@ -57,6 +77,7 @@ class Environment(NamedTuple):
     filters: list[bytes]
     variables: dict[bytes, bytes | None]
     error_call: bytes | None = None
+    log_levels: LogLevels | None = None
 
 
 class PackedValue(NamedTuple):
@@ -245,6 +266,21 @@ class Warned(NamedTuple):
     module: str | None
 
 
+class Logged(NamedTuple):
+    """A logging record that no handler of the worker takes.
+
+    Attributes
+    ----------
+    fields : dict
+        The attributes of every record, with the text as ``msg``.
+    more : dict of str to bytes
+        The attributes that the user has added, each pickled.
+    """
+
+    fields: dict[str, Any]
+    more: dict[str, bytes]
+
+
 class OutputsNeeded(NamedTuple):
     """A worker has a first result and waits for outputs; `announcement` describes them."""
 
@@ -390,4 +426,4 @@ class WorkerLost(NamedTuple):
 
 RunEvent = OutputsNeeded | ChunkFailed | ClaimFinished | ObjectsReturned | CounterExhausted | Warned
 WorkerEvent = WorkerReady | WorkerExiting | PlanRejected | InitializerFailed | WorkerLost
-Event = RunEvent | WorkerEvent | CallFinished
+Event = RunEvent | WorkerEvent | CallFinished | Logged

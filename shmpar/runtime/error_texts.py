@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from shmpar import tracebacks
 from shmpar.engines.engine import Exit
 from shmpar.errors import (
     MOST_OF_EXCEPTION,
@@ -24,7 +24,6 @@ from shmpar.plan import Blocks, Function, Plan, ResultError, Rows, describe_regi
 
 Error = TypeVar("Error")
 _READ_ONLY = re.compile("read.?only|read-write|writ(e|)able", re.IGNORECASE)
-_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 
 def chunk_error(plan: Plan, failure: ChunkFailed, run: Any) -> ChunkError:
@@ -38,7 +37,10 @@ def chunk_error(plan: Plan, failure: ChunkFailed, run: Any) -> ChunkError:
             "(block.copy()), or return the new values"
         )
     error = _about_chunk(ChunkError, plan, failure.chunk, text, run, shape=failure.shape)
-    error.__cause__ = failure.error
+    tracebacks.shorten(failure.error, delivered=True)
+    # Why: the message has all of an internal error, and the caller's function did not raise it.
+    internal = issubclass(type(failure.error), ResultError)
+    error.__cause__ = failure.error.__cause__ if internal else failure.error
     return error
 
 
@@ -94,7 +96,7 @@ def levels_to_user() -> int:
     package. In a thread without such a frame, the outermost frame counts as the user's.
     """
     level, frame = 1, sys._getframe(1)  # noqa: SLF001 - the documented way to count frames
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(tracebacks.PACKAGE):
         level, frame = level + 1, frame.f_back
     return level
 

@@ -16,6 +16,7 @@ from shmpar.runtime.execution import Execution
 from shmpar.runtime.futures import CallbackThreads, Latch, PoolFuture
 from shmpar.runtime.outputs import Outputs, WeakResult
 from shmpar.runtime.progress import Observer
+from shmpar.tracebacks import delivering, hide_frames, hiding
 
 if TYPE_CHECKING:
     from shmpar.report import Report
@@ -95,6 +96,7 @@ class Run(PoolFuture):
             ledger=execution.ledger,
         )
 
+    @delivering
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the end; return the result of the verb.
 
@@ -177,8 +179,10 @@ class Run(PoolFuture):
             yield tuple(
                 part if isinstance(part, slice) else slice(part, part + 1) for part in window
             )
-        self.result()
+        with hiding():
+            self.result()
 
+    @hide_frames
     def resume(self) -> Run:
         """Compute the remaining chunks, in a new run into the same outputs.
 

@@ -12,6 +12,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from reprlib import repr as brief
 from typing import Any, Final
 
 import numpy as np
@@ -34,6 +35,7 @@ Depths = tuple[tuple[int, int], ...]
 
 # Why: reading the free memory takes longer than a call of a verb.
 _LARGE_WINDOW: Final = 64 << 20
+_FEW_AXES: Final = 4
 _NO_HALO: Final[list[Any]] = [(0, 0), (Mode.NONE, Mode.NONE)]
 
 
@@ -210,7 +212,9 @@ def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None
         inputs.shape = shapes[0] if len(set(shapes)) == 1 else np.broadcast_shapes(*shapes)
     except ValueError:
         given_shapes = ", ".join(map(str, shapes))
-        raise ValueError(f"{verb}: inputs of shapes {given_shapes} do not broadcast") from None
+        raise ValueError(
+            f"{verb}: inputs of shapes {given_shapes} do not broadcast{_meant(verb, given)}"
+        ) from None
     for value, array in zip(given, found, strict=True):
         if array is None:
             inputs.add(value, Whole)
@@ -220,6 +224,16 @@ def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None
         cut = [None if n == 1 and inputs.shape[k] != 1 else k for k, n in pairs]
         inputs.add(array, Blocks, tuple(cut))
     return inputs
+
+
+def _meant(verb: str, given: Sequence[Any]) -> str:
+    """Return advice if an argument looks like ``chunks=`` or ``depth=`` without its name."""
+    option = "depth" if verb == "map_overlap" else "chunks"
+    sizes = (one for one in given[1:] if isinstance(one, tuple | list) and len(one) <= _FEW_AXES)
+    for size in sizes:
+        if all(isinstance(n, int) for n in size):
+            return f"; for {verb}(f, x, {size}) write {option}={size}"
+    return ""
 
 
 def check_windows(verb: str, grid: Grid, inputs: Inputs) -> None:
@@ -251,7 +265,9 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, type) or np.ndim(value) == 0
 
 
-def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
+def items(
+    verb: str, given: Sequence[Any], axis: int, func: Callable[..., Any] | None = None
+) -> Inputs:
     """Read the arguments of a verb that takes rows of arrays, and items of other iterables.
 
     Raises
@@ -273,7 +289,7 @@ def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
             except TypeError as error:
                 raise TypeError(
                     f"{verb}: argument {position} is a {type(value).__name__}, which has no items; "
-                    "constants for the function go into kwargs="
+                    f"constants for the function go into kwargs={_named(func, position, value)}"
                 ) from error
             parts = value if isinstance(value, range) else list(found)
             inputs.add(parts, Items)
@@ -283,6 +299,14 @@ def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
         raise ValueError(f"{verb}: the arguments differ in length: {differing}")
     inputs.shape = (lengths[0],)
     return inputs
+
+
+def _named(func: Callable[..., Any] | None, position: int, value: Any) -> str:
+    """Return the dict with the name of the parameter that a value was meant for, as text."""
+    parameters = [] if func is None else list(getattr(signature_of(func), "parameters", ()))
+    if position >= len(parameters):
+        return ""
+    return f"{{{parameters[position]!r}: {brief(value)}}}"
 
 
 def _rows(array: Array, axis: int, verb: str) -> Array:
@@ -309,7 +333,7 @@ def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) ->
         names.update(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
     elif not isinstance(func, np.ufunc):
         with contextlib.suppress(ValueError):  # Why: check_signature() reports this error.
-            names.update(getattr(_signature(func), "parameters", ()))
+            names.update(getattr(signature_of(func), "parameters", ()))
             names = {name for name in names & _SPECIAL_PARAMETERS if _takes_keyword(func, name)}
     while isinstance(func, functools.partial):
         names -= set(func.keywords)
@@ -427,14 +451,22 @@ def warn_of_random(where: str, held: Iterable[Any], remedy: str) -> None:
 
 def default_of(func: Callable[..., Any], name: str) -> Any:
     """Return the default of a parameter, None if there is none."""
-    parameters = getattr(_signature(func), "parameters", {})
+    parameters = getattr(signature_of(func), "parameters", {})
     return getattr(parameters.get(name), "default", None)
 
 
 def check_signature(
-    verb: str, func: Callable[..., Any], count: int, keywords: Mapping[str, Any], special: Names
+    verb: str,
+    func: Callable[..., Any],
+    count: int,
+    keywords: Mapping[str, Any],
+    special: Names,
+    remedy: str = "",
 ) -> None:
-    """Raise ``TypeError`` if `func` cannot be called with `count` arguments and these keywords."""
+    """Raise ``TypeError`` if `func` cannot be called with `count` arguments and these keywords.
+
+    The message ends with `remedy`.
+    """
     if isinstance(func, np.ufunc) and count != func.nin:
         raise TypeError(
             f"{verb}: {func.__name__} takes {format_count(func.nin, 'array')}, not {count}; pass "
@@ -444,7 +476,7 @@ def check_signature(
         return
     given = {**keywords, **dict.fromkeys(special)}
     try:
-        error = _refusal(_signature(func), count, given)
+        error = _refusal(signature_of(func), count, given)
         if error is not None:
             # Why: a decorator may supply an argument that the function beneath it names. One in C
             # has no signature of its own, and supplies none (np.sum, functools.lru_cache).
@@ -457,6 +489,7 @@ def check_signature(
             f"{verb}: the function cannot be called with {format_count(count, 'argument')} and "
             f"kwargs={sorted(keywords)}: {error}; pass its other parameters in kwargs="
             + (", or out by pass_out=True" if "'out'" in str(error) else "")
+            + remedy
         )
 
 
@@ -498,7 +531,7 @@ def _obviously_takes(func: Any, count: int) -> bool:
     return fits and not code.co_kwonlyargcount
 
 
-def _signature(func: Callable[..., Any]) -> inspect.Signature | None:
+def signature_of(func: Callable[..., Any]) -> inspect.Signature | None:
     """Return the signature of a function; None for a compiled function that has none.
 
     Raises
@@ -510,7 +543,7 @@ def _signature(func: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def _own_signature(func: Callable[..., Any]) -> inspect.Signature | None:
-    """Return the signature of the outermost decorator; as :func:`_signature` otherwise."""
+    """Return the signature of the outermost decorator; as :func:`signature_of` otherwise."""
     return _inspected(func, follow_wrapped=False)
 
 

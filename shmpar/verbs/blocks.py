@@ -320,6 +320,8 @@ class BlockVerbs(Caller):
         verb = "apply_along_axis"
         check_callable(verb, func1d)
         check_signature(verb, func1d, 1 + len(args), kwargs, frozenset())
+        if np.ndim(axis):
+            raise TypeError(f"{verb}: the axis comes second: write {verb}(func1d, axis, arr)")
         axis = whole_number(axis, f"{verb}: axis={axis!r}")
         array = as_input(arr, verb)
         if array.size == 0 or not -array.ndim <= axis < array.ndim:

@@ -20,6 +20,8 @@ import numpy as np
 from shmpar.grid.axis import whole_number
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.progress import Progress, observe
+from shmpar.tracebacks import hide_frames
+from shmpar.verbs.arguments import signature_of
 
 
 class Options(TypedDict, total=False):
@@ -120,17 +122,48 @@ class Defaults(TypedDict):
 
 
 _OTHER_NAMES = {
+    "block": "wait",
+    "block_shape": "chunks",
     "block_size": "chunks",
     "blocks": "chunks",
+    "blocksize": "chunks",
+    "border": "boundary",
+    "cache": "ledger",
+    "checkpoint": "ledger",
     "chunk_size": "chunks",
     "chunksize": "chunks",
+    "cval": "boundary",
     "errors": "on_error",
     "fill": "fill_value",
+    "func_kwargs": "kwargs",
+    "halo": "depth",
+    "kwds": "kwargs",
+    "meta": "dtype",
+    "mode": "boundary",
+    "output": "out",
+    "overlap": "depth",
+    "padding": "depth",
     "progress_bar": "progress",
     "random_state": "seed",
     "retry": "retries",
+    "size": "chunks",
+    "tile_size": "chunks",
+    "tiles": "chunks",
     "timeout": "task_timeout",
     "verbose": "progress",
+}
+_TO_LEAVE_OUT = {
+    "align_arrays": "the inputs of a call have the same chunks",
+    "allow_rechunk": "the inputs of a call have the same chunks",
+    "batch_size": "a worker takes about a millisecond of rows at a time",
+    "chunk_size": "a worker takes about a millisecond of rows at a time",
+    "chunksize": "a worker takes about a millisecond of rows at a time",
+    "concatenate": "each block arrives whole",
+    "enforce_ndim": "the shape of each result is checked",
+    "name": "a result is computed at once, and needs no name",
+    "size": "a chunk is one row or item",
+    "split_every": "partial results are combined in one step",
+    "token": "a result is computed at once, and needs no name",
 }
 _OF_POOL = {
     "backend": "engine",
@@ -159,11 +192,17 @@ def suggestion(name: str, known: Iterable[str]) -> str:
         return f"; did you mean {close[0]}=?"
     if name in _OF_POOL:
         return f"; a pool has it: shmpar.Pool({_OF_POOL[name]}=...)"
+    if name in _TO_LEAVE_OUT:
+        return f"; leave it out: {_TO_LEAVE_OUT[name]}"
     return ""
 
 
-def _explain_unknown(verb: str, name: str, value: Any, pool: object) -> str:
+def _explain_unknown(verb: str, name: str, value: Any, pool: object, func: Any) -> str:
     """Return the message for a keyword that is neither of the verb nor an option."""
+    text = f"{verb}() got an unexpected keyword argument {name!r}"
+    of_function = (
+        f"; keyword arguments for the function go into kwargs={{{name!r}: {brief(value)}}}"
+    )
     verbs = {verb, "map_blocks", "map_overlap", "block_reduce", "parallel_map"}
     methods = {one: getattr(pool, one, None) for one in sorted(verbs)}
     own = {one: inspect.signature(m).parameters for one, m in methods.items() if m is not None}
@@ -171,14 +210,17 @@ def _explain_unknown(verb: str, name: str, value: Any, pool: object) -> str:
     found = suggestion(name, [*known, *Options.__annotations__])
     if not found and (takers := [one for one, parameters in own.items() if name in parameters]):
         found = f"; {' and '.join(takers)} take{'s' * (len(takers) == 1)} {name}="
-    return (
-        f"{verb}() got an unexpected keyword argument {name!r}{found}; keyword arguments for the "
-        f"function go into kwargs={{{name!r}: {brief(value)}}}"
-    )
+    # Why: only a keyword that the function names, or that is like none of ours, can be meant so.
+    is_its_own = name in getattr(signature_of(func), "parameters", ())
+    return text + found + of_function * (is_its_own or not found)
 
 
 def parse_options(
-    verb: str, options: Mapping[str, Any], defaults: Defaults, pool: object = None
+    verb: str,
+    options: Mapping[str, Any],
+    defaults: Defaults,
+    pool: object = None,
+    func: Any = None,
 ) -> Policy:
     """Check the options of a call of a pool's verb, and add the defaults of the pool.
 
@@ -189,7 +231,7 @@ def parse_options(
     """
     for name, value in options.items():
         if name not in Options.__annotations__:
-            raise TypeError(_explain_unknown(verb, name, value, pool))
+            raise TypeError(_explain_unknown(verb, name, value, pool, func))
     chosen = {**defaults, **options}
     if chosen["on_error"] not in ("raise", "collect", "fill"):
         raise ValueError(
@@ -513,6 +555,8 @@ def with_shared_text(cls: type[C]) -> type[C]:
     Each line ``{name}`` in a docstring becomes the shared text of that name. A signature shows the
     keywords that ``**options`` takes, with their defaults.
 
+    Public methods get short tracebacks too.
+
     Examples
     --------
     >>> @with_shared_text
@@ -534,11 +578,13 @@ def with_shared_text(cls: type[C]) -> type[C]:
             text,
         )
 
-    for method in vars(cls).values():
+    for name, method in list(vars(cls).items()):
         if isinstance(method, types.FunctionType):
             # Why: `python -OO` removes all docstrings.
             method.__doc__ = method.__doc__ and expand(method.__doc__)
             method.__signature__ = _explicit(inspect.signature(method))  # type: ignore[attr-defined]
+            if not name.startswith("_"):
+                setattr(cls, name, hide_frames(method))
     return cls
 
 

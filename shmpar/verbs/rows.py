@@ -8,6 +8,7 @@ from typing import Any, Unpack
 from shmpar.plan import PerItem
 from shmpar.verbs.arguments import items
 from shmpar.verbs.call import Caller
+from shmpar.verbs.first_guesses import unzipped
 from shmpar.verbs.options import Options, with_shared_text
 
 
@@ -72,7 +73,8 @@ class RowVerbs(Caller):
         array([1, 2, 3])
         """
         call = self._call("parallel_map", func, options)
-        call.inputs = items("parallel_map", (array, *arrays), axis)
+        call.inputs = items("parallel_map", (array, *arrays), axis, func)
+        call.remedy = unzipped("parallel_map", func, array) if not arrays else ""
         call.grid = call.inputs.cut((1,))
         call.placement = PerItem()
         call.declare_output(out, dtype, objects=True, in_place=True)

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shmpar import tracebacks
 from shmpar.errors import PlanError, ShmparError, shortened
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import FINGERPRINT, Ledger
@@ -42,7 +43,7 @@ from shmpar.memory.layout import protected
 from shmpar.memory.segment import Segment
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
-from shmpar.worker import loop
+from shmpar.worker import logs, loop
 from shmpar.worker.compute import Abandoned, Assignment
 from shmpar.worker.environment import (
     SharesMultiprocessing,
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 Outcome = tuple[int, int | None, Any, bool, Sequence[tuple[int, int]]]
 """The fields of ``CounterExhausted`` from `claimed` to `huge_bytes`."""
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Why the reset: a send raises it if the parent has closed the socket with unread messages.
 _PARENT_GONE = EOFError, BrokenPipeError, ConnectionResetError
 
@@ -160,10 +160,8 @@ def _describe(error: BaseException) -> tuple[str, str]:
     """Return the traceback of an exception as text, and its type and message."""
     kind = type(error)
     try:
-        shown = error.__traceback__  # Why: the frames of this package above the user's do not help.
-        while shown is not None and shown.tb_frame.f_code.co_filename.startswith(_PACKAGE):
-            shown = shown.tb_next
-        trace = traceback.format_exception(kind, error, shown or error.__traceback__)
+        tracebacks.shorten(error)
+        trace = traceback.format_exception(error)
         summary = f"{kind.__name__}: {error}"
     except BaseException as again:  # noqa: BLE001 - the class is the user's code
         summary = f"{kind.__name__}: (its message raised {type(again).__name__})"
@@ -216,10 +214,12 @@ class WorkerProcess:
         self.function: tuple[bytes, Any] = (b"", None)
         self._socket = os.fstat(wire.fileno())
         self.warnings = WarningReporter(self.send)
+        logs.begin(self.send)
 
     def abandon(self) -> None:
         """Close the socket, in a child that the user's code has forked."""
         self.wire.close()
+        logs.end()
         faulthandler.enable(2)  # Why: the parent takes the stack of this worker alone.
 
     def send(self, message: Any, descriptors: Sequence[int] = ()) -> None:
