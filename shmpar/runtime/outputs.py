@@ -233,13 +233,13 @@ class Outputs:
         SegmentFull
             If there is no room.
         """
+        if self.values is not None:
+            self.is_tuple, self.arrays = False, []
+            return self.arrays
         outputs = announcement.outputs
         if self.ledger_file is not None and self.given is None and outputs:
             raise ValueError(f"{LEDGER_NEEDS_FILES}, or a function that returns None")
         self.check_fill([output.dtype for output in outputs])
-        if self.values is not None:
-            self.is_tuple, self.arrays = False, []
-            return self.arrays
         if self.given is not None:
             _check_fit(self.given, outputs)
             for mine, output in zip(self.given, outputs, strict=True):
