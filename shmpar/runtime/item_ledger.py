@@ -16,7 +16,6 @@ Guarantees
 from __future__ import annotations
 
 import hashlib
-import pickle
 import secrets
 import warnings
 from collections import Counter
@@ -71,7 +70,7 @@ def resume_items(
                 todo.append(chunk)
                 continue
             try:
-                values[chunk] = pickle.loads(body)
+                values[chunk] = results.load(body)
             except Exception:  # noqa: BLE001 - Why: its class may be gone; the item is computed
                 unread += 1
                 todo.append(chunk)

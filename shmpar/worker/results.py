@@ -120,6 +120,11 @@ def read(path: str) -> dict[bytes, bytes]:
         return {}
 
 
+def load(body: bytes) -> Any:
+    """Return a result from its pickle; raise any error of an object that does not load."""
+    return pickle.loads(body)
+
+
 def _records(content: mmap.mmap) -> Iterator[tuple[bytes, int, int]]:
     """Yield the key of each whole record, and the bounds of its body."""
     place, size = content.find(_MARK), len(content)
