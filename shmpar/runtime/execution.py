@@ -201,7 +201,7 @@ class Execution:
     _described: tuple[Described, Described] | None = None
     _verification: Verification | None = None
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a run
         self,
         plan: Plan,
         function: Function,
@@ -209,6 +209,7 @@ class Execution:
         outputs: Outputs,
         policy: Policy,
         todo: tuple[int, ...] | None = None,
+        *,
         items: RunItems | None = None,
     ) -> None:
         self.number = next(_numbers)
@@ -667,5 +668,5 @@ class Execution:
         if outputs.ledger_file is not None:
             outputs.ledger_file.lock()
         return Execution(
-            self.plan, self._function, self._arrays, outputs, self.policy, todo, items
+            self.plan, self._function, self._arrays, outputs, self.policy, todo, items=items
         )
