@@ -105,7 +105,7 @@ with shmpar.Pool(2) as pool:
     works(pool)
 print(os.listdir(DISK))
 """,
-        "memfd\nprivate memfd\n['filler']\n",
+        "private memfd\nprivate memfd\n['filler']\n",
     )
 
 

@@ -85,7 +85,7 @@ CALLS = {
     ),
     "death": (
         lambda: pool.parallel_map(dies, range(4)),
-        lambda r: r.tolist() == [0, 1, 2, 3],
+        lambda r: r == [0, 1, 2, 3],
     ),
     "death in submit": (lambda: pool.submit(dies, 2).result(60), lambda r: r == 2),
 }

@@ -78,7 +78,7 @@ def resume_items(
                 todo.append(chunk)
                 continue
             try:
-                values[chunk] = results.load(body)
+                values[chunk] = results.restore(body)
             except Exception:  # noqa: BLE001 - Why: its class may be gone; the item is computed
                 unread += 1
                 todo.append(chunk)

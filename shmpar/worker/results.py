@@ -120,7 +120,7 @@ def read(path: str) -> dict[bytes, bytes]:
         return {}
 
 
-def load(body: bytes) -> Any:
+def restore(body: bytes) -> Any:
     """Return a result from its pickle; raise any error of an object that does not load."""
     return pickle.loads(body)
 
