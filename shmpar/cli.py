@@ -369,7 +369,7 @@ def _check_trial(section: Section) -> None:
         section.add("seconds", None, "one worker", "cannot be started")
         return
     seconds = time.perf_counter() - start
-    if result.tolist() != [3, 2, 1]:
+    if result != [3, 2, 1]:
         what = f"a worker computed {result!r}, not [3, 2, 1]"
         section.problem(what, "reinstall shmpar and NumPy")
     text = f"started, computed and exited in {format_seconds(seconds)}"

@@ -30,7 +30,7 @@ FILES = {
         "tests/contract/test_scipy.py",
     },
     "block_reduce": set(),
-    "parallel_map": set(),
+    "parallel_map": {"tests/test_batches.py"},
     "apply_along_axis": {"tests/contract/test_along_axis.py"},
     "sum": _REDUCTIONS,
     "mean": _REDUCTIONS,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import io
+import pickle
 import sys
 import types
 import weakref
@@ -45,6 +46,7 @@ from shmpar.pickling.changes import (
     user_module,
 )
 from shmpar.pickling.explain import INSIDE, ProcessLocal, explain_failure
+from shmpar.pickling.plain import is_plain
 from shmpar.pickling.unpack import (
     after,
     bytes_array,
@@ -156,6 +158,8 @@ def pack_result(value: Any) -> Payload:
     -----
     Cost: an array of more than 64 KiB is copied once, into shared memory.
     """
+    if is_plain(value):  # Why: it is many times as fast.
+        return Payload(pickle.dumps(value, 5))
     try:
         return _pickle(value, is_result=True)
     except (ShmparError, OSError):

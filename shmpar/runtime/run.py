@@ -14,6 +14,7 @@ from shmpar.errors import ShmparError
 from shmpar.runtime import error_texts
 from shmpar.runtime.execution import Execution
 from shmpar.runtime.futures import CallbackThreads, Latch, PoolFuture
+from shmpar.runtime.items import Table, make_table
 from shmpar.runtime.outputs import Outputs, WeakResult
 from shmpar.runtime.progress import Observer
 from shmpar.tracebacks import delivering, hide_frames, hiding
@@ -48,8 +49,13 @@ class Run(PoolFuture):
 
     @property
     def out(self) -> Any:
-        """The output's shared buffer (a tuple of them), or None while its shape is unknown."""
+        """The output's shared buffer (a tuple of them), or None while its shape is unknown.
+
+        It is the list of results, if the run gives one; an item that is not done is None there.
+        """
         outputs = self.execution.outputs
+        if outputs.values is not None:
+            return outputs.values
         if not outputs.arrays:
             return None
         outputs.reserve_rest()
@@ -120,7 +126,7 @@ class Run(PoolFuture):
         # Why here: warn once, in the thread and at the line that asks for the result.
         errors, self.execution.to_warn = self.execution.to_warn, []
         if errors:
-            error_texts.warn_filled(errors)
+            error_texts.warn_filled(errors, self.execution.noun)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the end; return the exception, None if there is none."""
@@ -146,14 +152,24 @@ class Run(PoolFuture):
             cancel(self)
         return True
 
-    def completed(self) -> Iterator[tuple[slice, ...]]:
-        """Yield the region of each chunk as soon as it is in :attr:`out`; end as `result` would.
+    def completed(self, *, ordered: bool = False) -> Iterator[Any]:
+        """Yield results as they come: regions of :attr:`out`, or items with their values.
+
+        Parameters
+        ----------
+        ordered : bool
+            Yield in the order of the input; a result waits for those before it. Otherwise the
+            order is that in which the workers finish.
 
         Yields
         ------
         tuple of slice
             The chunk's window in the output, or in each of several outputs; an axis that it does
             not name is whole. Failed chunks have none.
+        tuple of (item, value)
+            For a run over items: the item (a tuple of them for several iterables) and the value
+            that the function returned. Failed items have none. Items that an earlier run or a
+            ledger has done come first.
 
         Raises
         ------
@@ -163,7 +179,8 @@ class Run(PoolFuture):
         Notes
         -----
         Use it with ``wait=False``: then workers report after each claim, about a millisecond's
-        work. A run whose caller waits reports its chunks when it is over.
+        work. A run whose caller waits reports its chunks when it is over. It keeps large arrays
+        among items and values only as long as the caller does; they are None afterwards.
 
         Examples
         --------
@@ -173,14 +190,71 @@ class Run(PoolFuture):
         ...     done = [run.out[region].sum() for region in run.completed()]
         >>> float(sum(done))
         -15.0
+        >>> with shmpar.Pool(2) as pool:
+        ...     run = pool.parallel_map(len, ["a", "bcd"], wait=False)
+        ...     list(run.completed(ordered=True))
+        [('a', 1), ('bcd', 3)]
         """
-        for chunk in self.execution.finished_chunks():
+        items = self.execution.items
+        for chunk in self.execution.finished_chunks(ordered=ordered):
+            if items is not None:
+                yield items[chunk], self._value(chunk)
+                continue
             window = self.execution.plan.window(chunk)
             yield tuple(
                 part if isinstance(part, slice) else slice(part, part + 1) for part in window
             )
         with hiding():
             self.result()
+
+    def _value(self, chunk: int) -> Any:
+        result = self._result
+        held = result if isinstance(result, WeakResult) else self.execution.outputs
+        return held.value(chunk)
+
+    @hide_frames
+    def table(self) -> Table:
+        """Return a record of each item: its status, result or error, seconds and worker.
+
+        Returns
+        -------
+        list of dict
+            In input order, also while the run is in progress; ``.to_frame()`` makes a
+            :class:`pandas.DataFrame` of it. Each record has the entries ``item``, ``status``
+            ("done", "failed" or "pending"), ``result``, ``error``, ``seconds`` and ``worker``.
+            `result` is None unless the item is done, and `error` unless it failed. `seconds` and
+            `worker` are None if they are not known, as for a result from a ledger.
+
+        Raises
+        ------
+        TypeError
+            If the run is not over items: its chunks are in :attr:`report`.
+
+        Notes
+        -----
+        Cost: a few microseconds per item. After a call that waited, `item` and `result` are None
+        for large arrays that the caller has dropped.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     run = pool.parallel_map(int, ["1", "x"], on_error="collect", wait=False)
+        ...     _ = run.exception()
+        >>> for record in run.table():
+        ...     print(record["item"], record["status"], record["result"], record["error"])
+        1 done 1 None
+        x failed None parallel_map, item 1 ('x'): the function raised ValueError: invalid ...
+        """
+        execution = self.execution
+        if execution.items is None:
+            raise TypeError(
+                f"table() has the items of a parallel_map over an iterable; this run of "
+                f"{execution.plan.verb} has chunks of arrays: see run.report"
+            )
+        chunks, ledger = execution.plan.chunks, execution.ledger
+        pairs = execution.items, chunks, self._value
+        return make_table(*pairs, dict(execution.errors), ledger, tuple(execution.attempts))
 
     @hide_frames
     def resume(self) -> Run:
@@ -280,5 +354,7 @@ class Run(PoolFuture):
         """Return the result to the caller, and keep it only as long as the caller does."""
         result = self.result()
         self.execution.outputs = Outputs(None)
+        if self.execution.items is not None:
+            self.execution.items.release()
         self._result = WeakResult(result)
         return result

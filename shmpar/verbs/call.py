@@ -15,6 +15,7 @@ from shmpar.grid import Grid, Halo
 from shmpar.plan import Function, InBlocks, Items, PerItem, Placement, Plan, Whole
 from shmpar.runtime.error_texts import levels_to_user
 from shmpar.runtime.execution import Execution, Policy
+from shmpar.runtime.items import RunItems
 from shmpar.runtime.outputs import Outputs, fill_value_for
 from shmpar.runtime.progress import observe
 from shmpar.runtime.run import Run
@@ -61,6 +62,8 @@ class Call:
         Declared outputs.
     remedy : str
         Advice if the function does not take the arguments.
+    over_items : bool
+        The verb maps over the items of an iterable.
     """
 
     verb: str
@@ -74,6 +77,7 @@ class Call:
     remedy: str = ""
     halo: Halo | None = None
     trim: bool = True
+    over_items: bool = False
 
     @property
     def keywords(self) -> Mapping[str, Any]:
@@ -122,7 +126,9 @@ class Call:
         plan = self._plan()
         fills = policy.on_error == "fill"
         fill = functools.partial(fill_value_for, policy.fill_value) if fills else None
-        outputs = Outputs(spec.given, returns_objects=spec.returns_objects, fill=fill)
+        values = [None] * plan.chunks if spec.as_list else None
+        objects = spec.returns_objects
+        outputs = Outputs(spec.given, returns_objects=objects, fill=fill, values=values)
         outputs.check_fill(spec.dtypes or ())
         results = None
         if not self.keywords and (spec.dtypes is not None or plan.chunks == 0):
@@ -138,18 +144,23 @@ class Call:
         function = Function(self.func, dict(self.keywords), tuple(inputs.values))
         ledger, todo = self.options.get("ledger"), None
         if ledger is not None:
-            # Why: most calls have no ledger, and need not load this module.
-            from shmpar.runtime.checkpoint import resume
-
+            # Why here: most calls have no ledger, and need not load these modules.
             seeded, in_place = self.options.get("seed") is not None, spec.in_place
-            plan, todo = resume(
-                ledger, plan, function, inputs.arrays, outputs, seeded=seeded, in_place=in_place
-            )
+            call = ledger, plan, function, inputs.arrays, outputs
+            if spec.as_list:
+                from shmpar.runtime.item_ledger import resume_items
+
+                plan, todo = resume_items(*call, seeded=seeded)
+            else:
+                from shmpar.runtime.checkpoint import resume
+
+                plan, todo = resume(*call, seeded=seeded, in_place=in_place)
         outputs.expected = known
         if spec.in_place:
             # Why: a pattern in the output would overwrite the input.
             policy, plan = policy._replace(in_place=True), plan._replace(check=False)
-        return Run(Execution(plan, function, inputs.arrays, outputs, policy, todo))
+        items = RunItems.of(plan, function) if self.over_items else None
+        return Run(Execution(plan, function, inputs.arrays, outputs, policy, todo, items=items))
 
     def _check_held(self, plan: Plan) -> None:
         """Check the objects that the function holds.

@@ -41,8 +41,8 @@ class Options(TypedDict, total=False):
         Stop at the first failed chunk and raise its error; or compute the others and raise all
         errors; or fill the windows of failed chunks, warn, and return the result.
     fill_value : scalar, default None
-        Value of each element for ``on_error="fill"``; None is NaN or NaT. Any object with
-        ``dtype=object``.
+        Value of each element for ``on_error="fill"``; None is NaN or NaT. Any object, and None
+        itself, in a list of results and with ``dtype=object``.
     retries : int, default 1
         Number of times that a chunk is computed again after its worker died; then it has failed.
     task_timeout : float or None, default None
@@ -58,7 +58,9 @@ class Options(TypedDict, total=False):
     ledger : path, default None
         A file that records completed chunks, so that the same call in a later process computes
         only the others. This needs ``out=`` on disk (a ``.npy`` path or np.memmap), or a function
-        that returns None. The file stays after the last chunk; then the call computes nothing.
+        that returns None. A list of results needs neither: they lie in a second file, with the
+        suffix ``.results``, and items may be added. The files stay after the last chunk; then the
+        call computes nothing.
     wait : bool, default True
         True returns the result. False returns the :class:`shmpar.Run` at once.
     """
