@@ -25,6 +25,7 @@ PAGE = os.path.join(ROOT, "docs", "explain", "architecture.md")
 LAYERS = (
     "errors",
     "version",
+    "display",
     "grid",
     "plan",
     "memory",

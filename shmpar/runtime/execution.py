@@ -98,17 +98,23 @@ class CompletionStream:
 
     def __iter__(self) -> Iterator[int]:
         """Yield the chunks as they are completed, in the order of their completion."""
+        for chunks in self.batches():
+            yield from chunks
+
+    def batches(self, seconds: float | None = None) -> Iterator[list[int]]:
+        """Yield lists of completed chunks; an empty one after `seconds` without a chunk."""
         given = 0
         while True:
             # Invariant: the latch is taken before the look, so a later change sets it.
             changed, complete = self._changed, self._complete
             new = self._chunks[given:]
             given += len(new)
-            yield from new
+            if new:
+                yield new
             if complete:
                 return
-            if not new:
-                changed.wait()
+            if not new and not changed.wait(seconds):
+                yield []
 
 
 def _name(call: Any) -> str:
@@ -595,13 +601,23 @@ class Execution:
 
     def finished_chunks(self) -> Iterator[int]:
         """Yield the chunks of this run as they are done; end when it is over."""
+        for chunks in self.finished_batches():
+            yield from chunks
+
+    def finished_batches(self, seconds: float | None = None) -> Iterator[list[int]]:
+        """Yield lists of chunks as they are done; an empty one after `seconds` without a chunk."""
         heard: set[int] = set()
-        for chunk in self.stream:
-            heard.add(chunk)
-            yield chunk
+        for chunks in self.stream.batches(seconds):
+            heard.update(chunks)
+            yield chunks
         heard.update(self.unfinished)
         every = range(self.plan.chunks) if self._todo is None else self._todo
-        yield from (chunk for chunk in every if chunk not in heard)
+        yield [chunk for chunk in every if chunk not in heard]
+
+    def done_before(self) -> list[int]:
+        """Return the chunks that an earlier run has computed."""
+        todo = set(range(self.plan.chunks) if self._todo is None else self._todo)
+        return [chunk for chunk in range(self.plan.chunks) if chunk not in todo]
 
     def rest(self) -> Execution:
         """Return an execution of the chunks that this one has not computed.
