@@ -217,7 +217,7 @@ def test_a_closed_pool_as_html() -> None:
         assert "last run none" in text_of(pool._repr_html_())
         pool.map_blocks(np.negative, np.arange(6))
     assert text_of(pool._repr_html_()) == (
-        "Pool: threads, closed workers 1 worker thread memory none in use "
+        "Pool: threads, closed workers 1 worker thread, ended memory none in use "
         "last run map_blocks(negative), done, 1 of 1 chunk"
     )
 

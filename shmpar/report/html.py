@@ -82,7 +82,7 @@ def render_run(run: Run, status: str) -> str:
 def _progress(settled: int, chunks: int) -> str:
     """Return a bar and the numbers of chunks."""
     value, most = (settled, chunks) if chunks else (1, 1)
-    style = f"width:12em;accent-color:{_COLOURS['in chunks']}"
+    style = f"width:12em;vertical-align:middle;accent-color:{_COLOURS['in chunks']}"
     bar = f"<progress value='{value}' max='{most}' style='{style}'></progress>"
     return f"{bar} {settled:,} of {chunks:,}"
 
@@ -90,11 +90,13 @@ def _progress(settled: int, chunks: int) -> str:
 def render_pool(pool: Pool) -> str:
     """Return a fragment of HTML: the workers, the memory, and the last run."""
     kind = {"processes": "process", "threads": "thread"}.get(pool.engine)
-    workers = format_count(pool.n_workers, f"worker {kind}", f"worker {pool.engine}")
+    workers = "none: the calling thread computes"
+    if kind:
+        workers = format_count(pool.n_workers, f"worker {kind}", f"worker {pool.engine}")
     memory, run = pool.memory, pool.last_run
     segments = format_count(len(memory), "segment")
     rows = [
-        ("workers", workers if kind else "none: the calling thread computes"),
+        ("workers", f"{workers}{', ended' if pool.closed else ''}"),
         ("memory", f"{format_bytes(memory.nbytes)} in {segments}" if memory else "none in use"),
         ("last run", "none" if run is None else escape(repr(run)[len("<shmpar.Run: ") : -1])),
     ]

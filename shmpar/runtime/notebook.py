@@ -140,9 +140,10 @@ def _bundle(bar: Any, *, over: bool) -> dict[str, str]:
     value, most = (bar.n, bar.total) if bar.total else (1, 1)
     note = f"<strong style='color:{colour}'>{', '.join(notes)}</strong>" if notes else ""
     html = (
-        "<div style='display:flex;align-items:center;gap:0.6em;font-variant-numeric:tabular-nums'>"
+        "<div style='display:flex;align-items:center;gap:0.6em;white-space:nowrap;"
+        "font-variant-numeric:tabular-nums'>"
         f"<span>{escape(left.strip())}</span><progress value='{value}' max='{most}' "
-        f"style='width:20em;max-width:40%;accent-color:{colour}'></progress>"
+        f"style='flex:0 1 20em;min-width:4em;accent-color:{colour}'></progress>"
         f"<span>{escape(right.strip())}</span>{note}</div>"
     )
     return {"text/html": html, "text/plain": f"{text}, stopped" if "stopped" in notes else text}
