@@ -20,6 +20,7 @@ A message has at most 10,000 characters: the middle of a longer one is cut, and 
 
 from __future__ import annotations
 
+import pickle
 from typing import Any, TypedDict, Unpack
 
 Region = tuple[slice, ...] | None
@@ -42,6 +43,7 @@ class _Place(TypedDict, total=False):
     chunk: int | None
     region: Region
     run: Any
+    item: Any
 
 
 # Why: a message has 1,000 characters more, so the text of an exception in it is not cut again.
@@ -79,19 +81,33 @@ class _FailedChunk(ShmparError):
         Number of the chunk in C order; None if the failure belongs to no chunk.
     region : tuple of slice or None
         Window of the chunk in array coordinates.
+    item : object
+        Item that the function got, or the tuple of its items; None if it got none. The copy of an
+        error in another process has None for an item that does not pickle.
     run : Run or None
         Run that failed or that collected the error; None after pickling.
     """
 
     def __init__(
-        self, message: str, *, chunk: int | None = None, region: Region = None, run: Any = None
+        self,
+        message: str,
+        *,
+        chunk: int | None = None,
+        region: Region = None,
+        run: Any = None,
+        item: Any = None,
     ) -> None:
         super().__init__(message)
-        self.chunk, self.region, self.run = chunk, region, run
+        self.chunk, self.region, self.run, self.item = chunk, region, run, item
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Why: a run holds processes and memory of this process, and does not pickle.
-        return type(self), self.args, {**self.__dict__, "run": None}
+        state = {**self.__dict__, "run": None}
+        try:
+            pickle.dumps(self.item)
+        except Exception:  # noqa: BLE001 - Why: the error must arrive, also without its item
+            state["item"] = None
+        return type(self), self.args, state
 
 
 class ChunkError(_FailedChunk):

@@ -76,7 +76,7 @@ with shmpar.Pool(1, retries=0) as pool:
             pool.parallel_map(func, range(10))
         except shmpar.WorkerDied as error:
             print(error.chunk, error.exitcode, "OOM kill" in str(error))
-    print(pool.parallel_map(abs, range(3)).tolist())
+    print(pool.parallel_map(abs, range(3)))
 """
     output = "5 -9 True\n5 -9 False\n5 -9 True\n[0, 1, 2]\n"
     assert run_in(group, source) == output

@@ -208,7 +208,7 @@ def test_a_forked_child_has_no_pool(run_python: Run) -> None:
             del pool, shared
             os._exit(0)
         os.waitpid(pid, 0)
-        print(pool.parallel_map(abs, range(3)).tolist(), shmpar.attach(shared.name, 3, float)[0])
+        print(pool.parallel_map(abs, range(3)), shmpar.attach(shared.name, 3, float)[0])
         pool.shutdown()
     """
     output = "this pool belongs to the parent process; make one after the fork\n[0, 1, 2] 1.0\n"
@@ -283,7 +283,7 @@ def test_a_pool_in_a_daemonic_process(run_python: Run) -> None:
 
         def child():
             with shmpar.Pool(2) as pool:
-                print(pool.parallel_map(abs, range(3)).tolist(), flush=True)
+                print(pool.parallel_map(abs, range(3)), flush=True)
 
         process = multiprocessing.get_context("fork").Process(target=child, daemon=True)
         process.start()

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.engines.engine import ActivePlan, Generation
-from shmpar.errors import PlanError, SegmentError, ShmparError
+from shmpar.errors import PlanError, SegmentError, SegmentFull, ShmparError
 from shmpar.ipc import protocol
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
@@ -376,6 +376,8 @@ def unpack_objects(
     for chunk, packed in event.values:
         try:
             value = _unpack_value(packed, descriptors)
+        except SegmentFull as error:  # Why: no fault of the function, and the next fails too.
+            yield protocol.PlanRejected(event.run, error)
         except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
             yield protocol.ChunkFailed(event.run, chunk, error)
         else:

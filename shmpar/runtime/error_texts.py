@@ -21,15 +21,19 @@ from shmpar.errors import (
 )
 from shmpar.ipc.protocol import ChunkFailed
 from shmpar.plan import Blocks, Function, Plan, ResultError, Rows, describe_region
+from shmpar.runtime.items import RunItems
 
 Error = TypeVar("Error")
 _READ_ONLY = re.compile("read.?only|read-write|writ(e|)able", re.IGNORECASE)
 _PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 
-def chunk_error(plan: Plan, failure: ChunkFailed, run: Any) -> ChunkError:
+def chunk_error(
+    plan: Plan, failure: ChunkFailed, run: Any, items: RunItems | None = None
+) -> ChunkError:
     """Return the error for a chunk whose function raised, or whose result does not fit."""
-    block = "" if failure.shape is None else f", block of shape {failure.shape}"
+    given = failure.shape is None or items is not None
+    block = "" if given else f", block of shape {failure.shape}"
     text = f"{block}: {_reason(failure.error)}"
     # Why: the words of a message alone may speak of another array.
     if any(isinstance(one, Blocks | Rows) for one in plan.arguments) and _READ_ONLY.search(text):
@@ -37,30 +41,43 @@ def chunk_error(plan: Plan, failure: ChunkFailed, run: Any) -> ChunkError:
             ". Blocks are read-only views of the shared input: pass or write to a copy "
             "(block.copy()), or return the new values"
         )
-    error = _about_chunk(ChunkError, plan, failure.chunk, text, run, shape=failure.shape)
+    error = _about_chunk(ChunkError, plan, failure.chunk, text, run, items, shape=failure.shape)
     error.__cause__ = failure.error
     return error
 
 
-def task_timeout(plan: Plan, chunk: int, seconds: float | None, run: Any) -> TaskTimeout:
+def task_timeout(
+    plan: Plan, chunk: int, seconds: float | None, run: Any, items: RunItems | None = None
+) -> TaskTimeout:
     """Return the error for a chunk that took longer than ``task_timeout=``."""
     text = f": took longer than task_timeout={seconds:g} s; its worker was killed and replaced"
-    return _about_chunk(TaskTimeout, plan, chunk, text, run)
+    return _about_chunk(TaskTimeout, plan, chunk, text, run, items)
 
 
-def worker_died(plan: Plan, chunk: int, end: Exit, run: Any, *, in_place: bool) -> WorkerDied:
+def worker_died(
+    plan: Plan, chunk: int, end: Exit, run: Any, items: RunItems | None = None, *, in_place: bool
+) -> WorkerDied:
     """Return the error for a chunk whose worker died."""
     in_part = "; the chunk was computed in place and may be overwritten in part" if in_place else ""
     text = f": the worker {end.describe()}{in_part}{end.frames()}"
-    return _about_chunk(WorkerDied, plan, chunk, text, run, exitcode=end.code)
+    return _about_chunk(WorkerDied, plan, chunk, text, run, items, exitcode=end.code)
 
 
-def _about_chunk(
-    kind: Callable[..., Error], plan: Plan, chunk: int, text: str, run: Any, **more: Any
+def _about_chunk(  # noqa: PLR0913 - the parts of a message
+    kind: Callable[..., Error],
+    plan: Plan,
+    chunk: int,
+    text: str,
+    run: Any,
+    items: RunItems | None,
+    **more: Any,
 ) -> Error:
     region = plan.region(chunk)
-    message = f"{plan.verb}, chunk {chunk} at {describe_region(region)}{text}"
-    return kind(message, chunk=chunk, region=region, run=run, **more)
+    if items is None:
+        place = f"chunk {chunk} at {describe_region(region)}"
+    else:
+        place, more["item"] = items.describe(chunk), items[chunk]
+    return kind(f"{plan.verb}, {place}{text}", chunk=chunk, region=region, run=run, **more)
 
 
 def call_died(name: str, end: Exit) -> WorkerDied:
@@ -79,11 +96,11 @@ def startup_failure(plan: Plan, end: Exit, run: Any) -> WorkerDied:
     )
 
 
-def warn_filled(errors: Sequence[ShmparError]) -> None:
+def warn_filled(errors: Sequence[ShmparError], noun: str = "chunk") -> None:
     """Warn once, at the line where the user called the verb, of chunks that were filled."""
     count = len(errors)
     were = "was" if count == 1 else "were"
-    text = f"{format_count(count, 'chunk')} failed and {were} filled; the first error: {errors[0]}"
+    text = f"{format_count(count, noun)} failed and {were} filled; the first error: {errors[0]}"
     warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
 
 

@@ -21,7 +21,7 @@ TICK_SECONDS = 0.1
 
 # Why no interval and no minimum: progress is shown ten times per second at most. Tqdm would adapt
 # its minimum to a quick beginning, and the bar would stand still in a slow part.
-_BAR: dict[str, Any] = {"unit": "chunk", "mininterval": 0, "miniters": 1}
+_AT_ONCE: dict[str, Any] = {"mininterval": 0, "miniters": 1}
 
 Fail = Callable[["Run", BaseException], None]
 Progress = bool | str | Callable[[int, int], object]
@@ -40,7 +40,7 @@ class Observer(Protocol):
         """End: the run is over."""
 
 
-def observe(progress: Progress, verb: str) -> Observer | None:
+def observe(progress: Progress, verb: str, noun: str = "chunk") -> Observer | None:
     """Return the observer for ``progress=``; None for False.
 
     Parameters
@@ -50,6 +50,8 @@ def observe(progress: Progress, verb: str) -> Observer | None:
         gets ``(done, total)``.
     verb : str
         Name of the verb.
+    noun : str
+        The word for a chunk.
 
     Raises
     ------
@@ -59,7 +61,7 @@ def observe(progress: Progress, verb: str) -> Observer | None:
     if progress is False or progress is None:
         return None
     if progress is True or isinstance(progress, str):
-        return _Bar(verb if progress is True else progress)
+        return _Bar(verb if progress is True else progress, noun)
     if callable(progress):
         return _Call(progress)
     raise TypeError(f"progress is True, a label or a callable, not {brief(progress)}")
@@ -82,10 +84,10 @@ class _Call:
 
 
 class _Bar:
-    """A tqdm bar that counts chunks, in a notebook or a terminal."""
+    """A tqdm bar that counts chunks or items, in a notebook or a terminal."""
 
-    def __init__(self, label: str) -> None:
-        self._label = label
+    def __init__(self, label: str, noun: str) -> None:
+        self._options = {"desc": label, "unit": noun, **_AT_ONCE}
         self._bar: Any = None
 
     def begin(self, total: int) -> None:
@@ -107,7 +109,7 @@ class _Bar:
             from shmpar.runtime.notebook import in_notebook, make_bar
 
             if in_notebook():
-                return make_bar(total=total, desc=self._label, **_BAR)
+                return make_bar(total=total, **self._options)
         from tqdm.auto import tqdm
 
         def show_failures(bar: Any, failed: int) -> None:
@@ -116,7 +118,7 @@ class _Bar:
         # Why: tqdm's monitor thread would outlive the bar, and its default lock creates
         # a semaphore of multiprocessing.
         own = {"monitor_interval": 0, "_lock": threading.RLock(), "show_failures": show_failures}
-        return type("Bar", (tqdm,), own)(total=total, desc=self._label, **_BAR)
+        return type("Bar", (tqdm,), own)(total=total, **self._options)
 
     def close(self) -> None:
         bar, self._bar = self._bar, None

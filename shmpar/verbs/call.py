@@ -13,6 +13,7 @@ import numpy as np
 from shmpar.grid import Grid, Halo
 from shmpar.plan import Function, InBlocks, Items, Placement, Plan, Whole
 from shmpar.runtime.execution import Execution, Policy
+from shmpar.runtime.items import RunItems
 from shmpar.runtime.outputs import Outputs, fill_value_for
 from shmpar.runtime.progress import observe
 from shmpar.runtime.run import Run
@@ -55,6 +56,8 @@ class Call:
         As in :class:`shmpar.plan.Plan`.
     output : OutputSpec
         Declared outputs.
+    over_items : bool
+        The verb maps over the items of an iterable.
     """
 
     verb: str
@@ -67,6 +70,7 @@ class Call:
     output: OutputSpec = field(default_factory=OutputSpec)
     halo: Halo | None = None
     trim: bool = True
+    over_items: bool = False
 
     @property
     def keywords(self) -> Mapping[str, Any]:
@@ -106,7 +110,9 @@ class Call:
         plan = self._plan()
         fills = policy.on_error == "fill"
         fill = functools.partial(fill_value_for, policy.fill_value) if fills else None
-        outputs = Outputs(spec.given, returns_objects=spec.returns_objects, fill=fill)
+        values = [None] * plan.chunks if spec.as_list else None
+        objects = spec.returns_objects
+        outputs = Outputs(spec.given, returns_objects=objects, fill=fill, values=values)
         outputs.check_fill(spec.dtypes or ())
         results = None
         if not self.keywords and (spec.dtypes is not None or plan.chunks == 0):
@@ -133,7 +139,8 @@ class Call:
         if spec.in_place:
             # Why: a pattern in the output would overwrite the input.
             policy, plan = policy._replace(in_place=True), plan._replace(check=False)
-        return Run(Execution(plan, function, inputs.arrays, outputs, policy, todo))
+        items = RunItems.of(plan, function) if self.over_items else None
+        return Run(Execution(plan, function, inputs.arrays, outputs, policy, todo, items))
 
     def _check_held(self, plan: Plan) -> None:
         """Check the objects that the function holds.
@@ -200,7 +207,7 @@ class Caller:
     def _run(self, call: Call) -> Any:
         run = call.run()
         progress = call.options.get("progress", self._defaults()["progress"])
-        run.observer = observe(progress, call.verb)
+        run.observer = observe(progress, call.verb, run.execution.noun)
         return self._execute(run, wait=call.options.get("wait", True))
 
 

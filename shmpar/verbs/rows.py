@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Unpack
 
+import numpy as np
+
 from shmpar.plan import PerItem
 from shmpar.verbs.arguments import items
 from shmpar.verbs.call import Caller
 from shmpar.verbs.options import Options, with_shared_text
+from shmpar.verbs.outputs import OutputSpec
 
 
 @with_shared_text
@@ -76,4 +79,8 @@ class RowVerbs(Caller):
         call.grid = call.inputs.cut((1,))
         call.placement = PerItem()
         call.declare_output(out, dtype, objects=True, in_place=True)
+        # Why the first: further arguments belong to its rows or items.
+        call.over_items = not isinstance(array, np.ndarray)
+        if call.over_items and out is None and dtype is None:
+            call.output = OutputSpec(returns_objects=True, as_list=True)
         return self._run(call)

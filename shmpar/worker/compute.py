@@ -31,6 +31,7 @@ from shmpar.plan import (
     PerItem,
     Plan,
     ResultError,
+    ResultsFile,
     Rows,
 )
 from shmpar.worker.environment import exit_if_forked, revoke
@@ -268,7 +269,8 @@ class Chunks:
         self._reserve: Reserve | None = None
         self.compute_range: ComputeRange | None = None
         if assignment.plan.returns_objects:
-            self._compute = _caller(assignment, self._getters, _object_store(channel))
+            store = _object_store(channel, assignment.plan.results_file)
+            self._compute = _caller(assignment, self._getters, store)
 
     def begin_claim(self, chunks: Sequence[int]) -> Compute:
         """Return the function that computes a chunk of a claim; reserve its windows.
@@ -340,12 +342,22 @@ def _ignore(_chunk: int, _value: Any) -> None:
     """Ignore a return value: the function has written its result to ``out``."""
 
 
-def _object_store(channel: Channel) -> Store:
+def _object_store(channel: Channel, file: ResultsFile | None) -> Store:
     def store(chunk: int, value: Any) -> None:
         exit_if_forked()
         channel.values([(chunk, value)])
 
-    return store
+    if file is None:
+        return store
+    from shmpar.worker.results import append  # Why here: few runs have a ledger.
+
+    def record(chunk: int, value: Any) -> None:
+        exit_if_forked()
+        append(file, chunk, value)
+        store(chunk, value)
+        channel.flush()  # Why: a result that is recorded is not computed again.
+
+    return record
 
 
 def _caller(

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 Outcome = tuple[int, int | None, Any, bool, Sequence[tuple[int, int]]]
 """The fields of ``CounterExhausted`` from `claimed` to `huge_bytes`."""
+_FLUSH_SECONDS = 0.01
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Why the reset: a send raises it if the parent has closed the socket with unread messages.
 _PARENT_GONE = EOFError, BrokenPipeError, ConnectionResetError
@@ -79,6 +80,7 @@ class SocketChannel:
     def __init__(self, process: WorkerProcess, run: int, spare: Ledger | None) -> None:
         self._process, self._run, self._spare = process, run, spare
         self._returned: list[tuple[int, Payload]] = []
+        self._flushed = time.monotonic()
         self.announcement: Announcement | None = None
 
     def enough(self) -> bool:
@@ -121,6 +123,8 @@ class SocketChannel:
             if held + len(payload.segments) > MAX_DESCRIPTORS:
                 self.flush()
             self._returned.append((chunk, payload))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()  # Why: results come as they are computed, and few die with this process.
 
     def finished(self, generation: int, first: int, last: int) -> None:
         """Report that the tickets ``first <= t < last`` are done, or have failed."""
@@ -128,7 +132,7 @@ class SocketChannel:
 
     def flush(self) -> None:
         """Send the results; the kernel keeps them if this process dies now."""
-        returned, self._returned = self._returned, []
+        returned, self._returned, self._flushed = self._returned, [], time.monotonic()
         if returned:
             values = [(chunk, _pack_value(payload)) for chunk, payload in returned]
             descriptors = [one.fileno() for _, payload in returned for one in payload.segments]

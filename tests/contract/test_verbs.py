@@ -80,10 +80,10 @@ def test_parallel_map_takes_several_arrays_and_iterables(pool: shmpar.Pool) -> N
     np.testing.assert_array_equal(got, [2.0, 3.0, 4.0])
 
 
-def test_parallel_map_of_none_returns_none(pool: shmpar.Pool, tmp_path: Any) -> None:
-    """A function called for its effect gives no array."""
+def test_parallel_map_of_none_returns_a_list(pool: shmpar.Pool, tmp_path: Any) -> None:
+    """A function called for its effect gives None for each item."""
     paths = [tmp_path / f"{number}" for number in range(5)]
-    assert pool.parallel_map(lambda path: path.touch(), paths) is None
+    assert pool.parallel_map(lambda path: path.touch(), paths) == [None] * 5
     assert sorted(os.listdir(tmp_path)) == ["0", "1", "2", "3", "4"]
 
 
