@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import CancelledError
-from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
@@ -106,8 +104,10 @@ def test_outputs_of_a_tuple(pool: shmpar.Pool, axes: Any) -> None:
     assert np.array_equal(shown(run, Figure().subplots()), run.result()[0])
     with pytest.raises(IndexError, match="output=2: the run has 2 outputs"):
         run.live(Figure().subplots(), output=2)
+    run = pool.map_blocks(np.negative, IMAGE, wait=False)
+    run.result()
     with pytest.raises(IndexError, match="single"):
-        pool.map_blocks(np.negative, IMAGE, wait=False).live(axes, output=1)
+        run.live(axes, output=1)
 
 
 @pytest.mark.parametrize("dtype", ["?", "i2", ">i4", "u8", "f2", ">f8", "g", "c8", "c16"])
@@ -225,20 +225,17 @@ def test_objects_are_refused(axes: Any) -> None:
     assert not axes.images
 
 
-def test_a_script_gets_a_figure_of_pyplot(run_python: Callable[..., CompletedProcess[str]]) -> None:
-    """Without axes the figure is the current one, with a colour bar."""
-    source = """
-        import matplotlib
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-        import numpy as np, shmpar
-        with shmpar.Pool(1, engine="threads") as pool:
-            picture = pool.map_blocks(np.negative, np.ones((9, 9)), wait=False).live()
-        assert picture.figure is plt.gcf()
-        print(len(plt.gcf().axes), picture.get_array().sum())
-    """
-    done = run_python(source)
-    assert (done.stdout, done.stderr) == ("2 -81.0\n", "")
+def test_without_axes_the_figure_is_that_of_pyplot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figure is the current one, with a colour bar."""
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    plt = pytest.importorskip("matplotlib.pyplot")
+    with shmpar.Pool(1, engine="threads") as pool:
+        picture = pool.map_blocks(np.negative, IMAGE, wait=False).live()
+    figure = plt.gcf()
+    plt.close(figure)
+    assert picture.figure is figure
+    assert len(figure.axes) == 2
+    assert np.array_equal(picture.get_array(), -IMAGE)
 
 
 def test_matplotlib_is_named_if_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

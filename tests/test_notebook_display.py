@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import re
 import sys
 from collections.abc import Callable
@@ -130,8 +131,8 @@ def check_pictures(run: Callable[[str], Cell]) -> None:
     assert run("print((picture.get_array() == image + 1).all())").streams == "True\n"
 
 
-def run_notebook(before: str, *checks: str) -> None:
-    """Run checks in a kernel."""
+def run_notebook() -> None:
+    """Run the checks in a kernel, first without ipywidgets."""
     from jupyter_client import manager
 
     kernel, client = manager.start_new_kernel(kernel_name="python3")
@@ -140,9 +141,12 @@ def run_notebook(before: str, *checks: str) -> None:
         def run(code: str) -> Cell:
             return Cell(client, code)
 
-        assert run(before + SETUP).error == ""
-        for check in checks:
-            globals()[check](run)
+        assert run(HIDDEN + SETUP).error == ""
+        check_bars(run)
+        check_pictures(run)
+        assert run("del sys.modules['ipywidgets']").error == ""
+        if importlib.util.find_spec("ipywidgets"):
+            check_widget(run)
         assert run("pool.shutdown()").error == ""
     finally:
         client.stop_channels()
@@ -152,15 +156,9 @@ def run_notebook(before: str, *checks: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes")
-@pytest.mark.parametrize("checks", [("check_bars", "check_pictures"), ("check_widget",)])
-def test_a_kernel(
-    checks: tuple[str, ...], run_python: Callable[..., CompletedProcess[str]]
-) -> None:
-    """The outputs of each cell are those that its function above describes."""
-    if "check_widget" in checks:
-        pytest.importorskip("ipywidgets")
-    source = "import sys; from tests.test_notebook_display import *; run_notebook(*sys.argv[1:])"
-    done = run_python(source, "" if "check_widget" in checks else HIDDEN, *checks)
+def test_a_kernel(run_python: Callable[..., CompletedProcess[str]]) -> None:
+    """The outputs of each cell are those that the functions above describe."""
+    done = run_python("from tests.test_notebook_display import *; run_notebook()")
     assert done.returncode == 0, done.stderr
 
 

@@ -66,7 +66,11 @@ def render_run(run: Run, status: str) -> str:
     execution, (settled, chunks) = run.execution, run.progress
     report, seconds = run.report, text.format_seconds(run.report.seconds)
     call = text.format_call(report.verb, report.function)
-    rows = [("state", escape(status)), (f"{execution.noun}s", _progress(settled, chunks)), ("time", seconds)]
+    rows = [
+        ("state", escape(status)),
+        (f"{execution.noun}s", _progress(settled, chunks)),
+        ("time", seconds),
+    ]
     if execution.errors:
         first = str(run.failed[0])
         first = first if len(first) <= _MAX_ERROR else f"{first[:_MAX_ERROR]}..."

@@ -687,6 +687,4 @@ class Execution:
         outputs, todo, items = self.outputs, self.unfinished, self.items
         if outputs.ledger_file is not None:
             outputs.ledger_file.lock()
-        return Execution(
-            self.plan, self._function, self._arrays, outputs, self.policy, todo, items
-        )
+        return Execution(self.plan, self._function, self._arrays, outputs, self.policy, todo, items)

@@ -226,7 +226,7 @@ class _Picture:
 
         run, (done, chunks) = self._run, self._run.progress
         call = format_call(run.execution.plan.verb, run.execution.name.rpartition(".")[2])
-        text = f"{call}: {done:,} of {chunks:,} chunks"
+        text = f"{call}: {done:,} of {chunks:,} {run.execution.noun}s"
         if failed := len(run.execution.errors):
             text += f", {failed:,} failed"
         planes = [

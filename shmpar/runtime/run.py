@@ -124,10 +124,10 @@ class Run(PoolFuture):
     def __repr__(self) -> str:
         from shmpar.report.text import format_call
 
-        call, (settled, chunks) = format_call(self.execution.plan.verb, self._name), self.progress
-        return (
-            f"<shmpar.Run: {call}, {self._status}, {settled:,} of {format_count(chunks, 'chunk')}>"
-        )
+        settled, chunks = self.progress
+        call = format_call(self.execution.plan.verb, self._name)
+        count = f"{settled:,} of {format_count(chunks, self.execution.noun)}"
+        return f"<shmpar.Run: {call}, {self._status}, {count}>"
 
     def _repr_html_(self) -> str:
         from shmpar.report.html import render_run
