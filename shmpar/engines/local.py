@@ -99,7 +99,6 @@ class Initializer:
             self._call = None
 
 
-_UNCHANGING = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 def as_if_pickled(value: Any, memo: dict[int, Any]) -> Any:
@@ -119,7 +118,7 @@ def as_if_pickled(value: Any, memo: dict[int, Any]) -> Any:
     """
     made: Any
     kind = type(value)
-    if kind in _UNCHANGING or isinstance(value, SharedArray):
+    if kind in protocol.UNCHANGING or isinstance(value, SharedArray):
         return value
     if id(value) in memo:
         return memo[id(value)]

@@ -372,16 +372,19 @@ def unpack_call(
 def unpack_objects(
     event: protocol.ObjectsReturned, descriptors: list[int]
 ) -> Iterator[protocol.Event]:
-    """Yield an event per result; one that does not unpickle here is a failure of its chunk."""
+    """Yield the results; one that does not unpickle here is a failure of its chunk."""
+    values = []
     for chunk, packed in event.values:
+        if type(packed) in protocol.UNCHANGING:
+            values.append((chunk, packed))
+            continue
         try:
-            value = _unpack_value(packed, descriptors)
+            values.append((chunk, _unpack_value(packed, descriptors)))
         except SegmentFull as error:  # Why: no fault of the function, and the next fails too.
             yield protocol.PlanRejected(event.run, error)
         except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
             yield protocol.ChunkFailed(event.run, chunk, error)
-        else:
-            yield protocol.ObjectsReturned(event.run, [(chunk, value)])
+    yield event._replace(values=values)
 
 
 def rejection(cause: BaseException, *, own_path: bool = False) -> BaseException:

@@ -281,6 +281,10 @@ class ClaimFinished(NamedTuple):
     last: int
 
 
+UNCHANGING = frozenset({type(None), bool, int, float, complex, str, bytes})
+"""Types of results that travel in a message as they are."""
+
+
 class ObjectsReturned(NamedTuple):
     """Results of a run that returns objects, as (chunk, result)."""
 

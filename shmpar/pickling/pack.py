@@ -18,6 +18,7 @@ from __future__ import annotations
 import dis
 import functools
 import io
+import pickle
 import sys
 import types
 import weakref
@@ -47,6 +48,7 @@ from shmpar.pickling.explain import (
     names_of,
     user_module,
 )
+from shmpar.pickling.plain import is_plain
 from shmpar.pickling.unpack import (
     after,
     bytes_array,
@@ -158,6 +160,8 @@ def pack_result(value: Any) -> Payload:
     -----
     Cost: an array of more than 64 KiB is copied once, into shared memory.
     """
+    if is_plain(value):  # Why: it is many times as fast.
+        return Payload(pickle.dumps(value, 5))
     try:
         return _pickle(value, is_result=True)
     except (ShmparError, OSError):

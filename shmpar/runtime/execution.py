@@ -410,8 +410,7 @@ class Execution:
             self._chunk_failed(protocol.ChunkFailed(self.number, announcement.chunk, error))
 
     def _objects_returned(self, event: protocol.ObjectsReturned) -> None:
-        for chunk, value in event.values:
-            self.outputs.put(chunk, self.plan.window(chunk), value)
+        self.outputs.put(event.values, self.plan)
         new = [chunk for chunk, _ in event.values if chunk not in self._arrived]
         self._arrived.update(new)
         self.stream.add(new)

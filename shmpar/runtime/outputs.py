@@ -31,7 +31,7 @@ from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, new_output
 from shmpar.memory.system import ADDRESS_SPACE, room_for
-from shmpar.plan import Announcement, Output, ResultError
+from shmpar.plan import Announcement, Output, Plan, ResultError
 
 if TYPE_CHECKING:
     from shmpar.runtime.checkpoint import LedgerFile
@@ -321,12 +321,14 @@ class Outputs:
             for window in windows:
                 array[window] = value
 
-    def put(self, chunk: int, window: Window, value: Any) -> None:
-        """Take the result of a chunk that is an object."""
-        if self.values is not None:
-            self.values[chunk] = value
+    def put(self, results: Iterable[tuple[int, Any]], plan: Plan) -> None:
+        """Take the results of chunks that are objects."""
+        if (values := self.values) is not None:
+            for chunk, value in results:
+                values[chunk] = value
         elif self.arrays:
-            self.arrays[0][window] = value
+            for chunk, value in results:
+                self.arrays[0][plan.window(chunk)] = value
 
     def value(self, chunk: int) -> Any:
         """Return the result of one item."""

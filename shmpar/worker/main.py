@@ -34,7 +34,14 @@ import numpy as np
 from shmpar.errors import PlanError, ShmparError, shortened
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import FINGERPRINT, Ledger
-from shmpar.ipc.protocol import Environment, PackedError, PackedValue, SegmentRecord, Work
+from shmpar.ipc.protocol import (
+    UNCHANGING,
+    Environment,
+    PackedError,
+    PackedValue,
+    SegmentRecord,
+    Work,
+)
 from shmpar.ipc.tickets import Tickets, open_tickets
 from shmpar.ipc.wire import MAX_DESCRIPTORS, Wire
 from shmpar.memory import limits
@@ -79,7 +86,8 @@ class SocketChannel:
 
     def __init__(self, process: WorkerProcess, run: int, spare: Ledger | None) -> None:
         self._process, self._run, self._spare = process, run, spare
-        self._returned: list[tuple[int, Payload]] = []
+        self._returned: list[tuple[int, Any]] = []
+        self._held: list[Segment] = []  # of the results that were not sent
         self._flushed = time.monotonic()
         self.announcement: Announcement | None = None
 
@@ -109,20 +117,15 @@ class SocketChannel:
 
     def values(self, values: Sequence[tuple[int, Any]]) -> None:
         """Keep results until the claim is finished; one that cannot be pickled fails its chunk."""
-        from shmpar.pickling.pack import pack_result
-
         for chunk, value in values:
-            try:
-                payload = pack_result(value)
-            except PlanError as error:
-                name = type(value).__qualname__
-                reason = error.__cause__
-                message = f"the function returned a {name}, which cannot be pickled ({reason})"
-                raise ResultError(message) from error
-            held = sum(len(one.segments) for _, one in self._returned)
-            if held + len(payload.segments) > MAX_DESCRIPTORS:
+            if type(value) in UNCHANGING:
+                self._returned.append((chunk, value))
+                continue
+            payload = _pack_result(value)
+            if len(self._held) + len(payload.segments) > MAX_DESCRIPTORS:
                 self.flush()
-            self._returned.append((chunk, payload))
+            self._returned.append((chunk, _pack_value(payload)))
+            self._held += payload.segments
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()  # Why: results come as they are computed, and few die with this process.
 
@@ -133,10 +136,22 @@ class SocketChannel:
     def flush(self) -> None:
         """Send the results; the kernel keeps them if this process dies now."""
         returned, self._returned, self._flushed = self._returned, [], time.monotonic()
+        held, self._held = self._held, []
         if returned:
-            values = [(chunk, _pack_value(payload)) for chunk, payload in returned]
-            descriptors = [one.fileno() for _, payload in returned for one in payload.segments]
-            self._process.send(protocol.ObjectsReturned(self._run, values), descriptors)
+            descriptors = [one.fileno() for one in held]
+            self._process.send(protocol.ObjectsReturned(self._run, returned), descriptors)
+
+
+def _pack_result(value: Any) -> Payload:
+    from shmpar.pickling.pack import pack_result  # Why here: many results need no pickle.
+
+    try:
+        return pack_result(value)
+    except PlanError as error:
+        name = type(value).__qualname__
+        reason = error.__cause__
+        message = f"the function returned a {name}, which cannot be pickled ({reason})"
+        raise ResultError(message) from error
 
 
 def _pack_value(payload: Payload) -> PackedValue:
