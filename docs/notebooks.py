@@ -29,18 +29,16 @@ def as_markdown(path: Path) -> str:
         with tempfile.TemporaryDirectory() as folder:
             resources = {"metadata": {"path": folder}}
             NotebookClient(notebook, timeout=_SECONDS, resources=resources).execute()
-    parts = [part for cell in notebook.cells for part in _cell(cell)]
     link = f"This page is the notebook [{path.name}](../../examples/{path.name}), {executed}."
-    return "\n\n".join([parts[0], link, *parts[1:]]) + "\n"
+    first = notebook.cells[0]
+    first.source = first.source.replace("\n", f"\n\n{link}\n", 1)  # below the title
+    return "\n\n".join(part for cell in notebook.cells for part in _cell(cell)) + "\n"
 
 
 def _cell(cell: Any) -> Iterator[str]:
     """Yield the Markdown of a cell and of its outputs."""
     if cell.cell_type == "markdown":
-        title, _, rest = cell.source.partition("\n")
-        yield title
-        if rest.strip():
-            yield rest.strip()
+        yield cell.source
     elif cell.source:
         yield f"```python\n{cell.source}\n```"
         text = ""
@@ -73,7 +71,7 @@ def _output(output: Any) -> str:
 
 
 def _text(text: str) -> str:
-    return f"``````text\n{_ANSI.sub('', text).strip()}\n``````"
+    return _html(f"<pre>{escape(_ANSI.sub('', text).strip())}</pre>")
 
 
 def _html(html: str) -> str:

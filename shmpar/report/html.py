@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from shmpar.display import format_bytes, html_table
+from shmpar.display import format_bytes, html_progress, html_table
 from shmpar.errors import format_count
 from shmpar.report import text
 from shmpar.report.timings import WorkerTime
@@ -65,10 +65,12 @@ def render_run(run: Run, status: str) -> str:
     """Return a fragment of HTML: the state in plain words, the progress, and the report."""
     execution, (settled, chunks) = run.execution, run.progress
     report, seconds = run.report, text.format_seconds(run.report.seconds)
-    call = text.format_call(report.verb, report.function)
+    call, bad = text.format_call(report.verb, report.function), run.done() and settled < chunks
+    style = "width:12em;vertical-align:middle"
+    bar = html_progress(settled, chunks, style, bad=bad or bool(execution.errors))
     rows = [
         ("state", escape(status)),
-        (f"{execution.noun}s", _progress(settled, chunks)),
+        (f"{execution.noun}s", f"{bar} {settled:,} of {chunks:,}"),
         ("time", seconds),
     ]
     if execution.errors:
@@ -81,14 +83,6 @@ def render_run(run: Run, status: str) -> str:
         f"<div><strong>Run: {escape(call)}</strong>{html_table(rows, '<<')}"
         f"<details>{summary}{render(report)}</details></div>"
     )
-
-
-def _progress(settled: int, chunks: int) -> str:
-    """Return a bar and the numbers of chunks."""
-    value, most = (settled, chunks) if chunks else (1, 1)
-    style = f"width:12em;vertical-align:middle;accent-color:{_COLOURS['in chunks']}"
-    bar = f"<progress value='{value}' max='{most}' style='{style}'></progress>"
-    return f"{bar} {settled:,} of {chunks:,}"
 
 
 def render_pool(pool: Pool) -> str:

@@ -18,8 +18,8 @@ from typing import Any
 
 from tqdm.std import tqdm
 
-# Why: Okabe and Ito's colours stay distinct for colour-blind readers, on white and on black.
-_WORKING, _COMPLETE, _INCOMPLETE = "#0072b2", "#009e73", "#d55e00"
+from shmpar.display import ORANGE, html_progress
+
 _TEXT_COLUMNS = 80  # of the bar as plain text
 
 
@@ -131,19 +131,15 @@ def _bundle(bar: Any, *, over: bool) -> dict[str, str]:
     text = bar.format_meter(**{**facts, "ncols": _TEXT_COLUMNS, "ascii": False})
     parts = {**facts, "postfix": None, "bar_format": "{l_bar}<bar/>{r_bar}"}
     left, right = re.split(r"\|?<bar/>\|?", bar.format_meter(**parts), maxsplit=1)
-    colour = _COMPLETE if bar.n >= bar.total else _WORKING
     notes = [f"{bar.failed:,} failed"] if bar.failed else []
     if over and bar.n < bar.total:
         notes.append("stopped")
-    if notes:
-        colour = _INCOMPLETE
-    value, most = (bar.n, bar.total) if bar.total else (1, 1)
-    note = f"<strong style='color:{colour}'>{', '.join(notes)}</strong>" if notes else ""
+    note = f"<strong style='color:{ORANGE}'>{', '.join(notes)}</strong>" if notes else ""
+    style = "flex:0 1 20em;min-width:4em"
     html = (
         "<div style='display:flex;align-items:center;gap:0.6em;white-space:nowrap;"
-        "font-variant-numeric:tabular-nums'>"
-        f"<span>{escape(left.strip())}</span><progress value='{value}' max='{most}' "
-        f"style='flex:0 1 20em;min-width:4em;accent-color:{colour}'></progress>"
+        f"font-variant-numeric:tabular-nums'><span>{escape(left.strip())}</span>"
+        f"{html_progress(bar.n, bar.total, style, bad=bool(notes))}"
         f"<span>{escape(right.strip())}</span>{note}</div>"
     )
     return {"text/html": html, "text/plain": f"{text}, stopped" if "stopped" in notes else text}

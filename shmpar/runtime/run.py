@@ -116,7 +116,8 @@ class Run(PoolFuture):
         if self.cancelled():
             return "cancelled"
         if execution.was_filled:
-            return f"done, {failed} failed and {'was' if len(execution.errors) == 1 else 'were'} filled"
+            were = "was" if len(execution.errors) == 1 else "were"
+            return f"done, {failed} failed and {were} filled"
         if super().exception(0) is None:
             return "done"
         return f"failed in {failed}" if execution.errors else "failed"
