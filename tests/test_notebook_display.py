@@ -99,7 +99,10 @@ def check_bars(run: Callable[[str], Cell]) -> None:
     assert "value='0' max='6'" in states[0]["text/html"]
     assert run("run").results[0]["text/plain"].startswith("<shmpar.Run: map_blocks(waiting), run")
     assert "<td" in run("run").results[0]["text/html"]
-    assert ", cancelled, " in run(CANCELLED).streams
+    cell = run(CANCELLED)
+    assert ", cancelled, " in cell.streams
+    assert cell.states[-1]["text/plain"].endswith(", stopped")
+    assert ">stopped</strong>" in cell.states[-1]["text/html"]
 
 
 def check_widget(run: Callable[[str], Cell]) -> None:

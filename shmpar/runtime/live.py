@@ -59,12 +59,14 @@ def follow(run: Run, ax: Any, output: int, options: dict[str, Any]) -> Any:
             if picture is None and (made := _pick(run.out, output)) is not None:
                 picture = _Picture(screen.axes, made, run, options, own=own)
             if picture is not None and pending and time.perf_counter() >= ready:
-                began = time.perf_counter()
+                began, first = time.perf_counter(), picture.artist is None
                 picture.add(pending)
                 picture.paint()
                 screen.show()
                 pending, now = [], time.perf_counter()
-                ready = now + max(_PAUSE_SECONDS, _PAUSE_FACTOR * (now - began))
+                # Why not after the first: it also loads fonts.
+                share = 0.0 if first else _PAUSE_FACTOR * (now - began)
+                ready = now + max(_PAUSE_SECONDS, share)
             else:
                 screen.handle_events()
         run.resolved.wait()

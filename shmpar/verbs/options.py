@@ -29,8 +29,8 @@ class Options(TypedDict, total=False):
     kwargs : mapping
         Keyword arguments for the function.
     progress : bool, str or callable
-        True shows a tqdm bar, and a str is its label. A callable is called with ``(done, total)``
-        in chunks, about ten times per second and at the end.
+        True shows a tqdm bar that counts chunks and failures, and a str is its label. A callable is
+        called with ``(done, total)`` in chunks, about ten times per second and at the end.
     on_error : {"raise", "collect", "fill"}
         Stop at the first failed chunk; or compute the others and raise all errors; or fill the
         windows of failed chunks.
