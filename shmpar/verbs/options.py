@@ -35,8 +35,8 @@ class Options(TypedDict, total=False):
         Stop at the first failed chunk; or compute the others and raise all errors; or fill the
         windows of failed chunks.
     fill_value : scalar
-        Value of each element for ``on_error="fill"``; None is NaN or NaT. Any object with
-        ``dtype=object``.
+        Value of each element for ``on_error="fill"``; None is NaN or NaT. Any object, and None
+        itself, in a list of results and with ``dtype=object``.
     retries : int
         Number of times that a chunk is computed again after its worker died.
     task_timeout : float or None
@@ -50,7 +50,9 @@ class Options(TypedDict, total=False):
     ledger : path
         A file that records completed chunks, so that the same call in a later process computes
         only the others. This needs ``out=`` on disk (a ``.npy`` path or np.memmap), or a function
-        that returns None. The file stays after the last chunk; then the call computes nothing.
+        that returns None. A list of results needs neither: they lie in a second file, with the
+        suffix ``.results``, and items may be added. The files stay after the last chunk; then the
+        call computes nothing.
     wait : bool
         False returns the :class:`shmpar.Run`.
     """
