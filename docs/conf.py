@@ -24,7 +24,7 @@ exclude_patterns = ["_build"]
 
 nitpicky = True
 nitpick_ignore_regex = [  # Why: Sphinx does not read the pages of other projects.
-    (r"py:.*", r"(numpy|concurrent|subprocess|threading|multiprocessing)\..*"),
+    (r"py:.*", r"(numpy|pandas|concurrent|subprocess|threading|multiprocessing)\..*"),
 ]
 
 autodoc_typehints = "none"  # Why: docstrings are precise; most annotations are Any.

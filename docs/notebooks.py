@@ -5,11 +5,13 @@ Their outputs are not in git.  Without nbclient and ipykernel a page has no outp
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -18,14 +20,14 @@ _SECONDS = 300  # for a cell
 
 def as_markdown(path: Path) -> str:
     """Execute a notebook in an empty folder; return it as a page of MyST's Markdown."""
-    import nbformat
-
-    notebook, executed = nbformat.read(path, as_version=4), "executed"
     try:
+        import nbformat
         from nbclient import NotebookClient
     except ImportError:
-        executed = "without its outputs"
+        text, executed = path.read_text(encoding="utf-8"), "without its outputs"
+        notebook = json.loads(text, object_hook=_joined)
     else:
+        notebook, executed = nbformat.read(path, as_version=4), "executed"
         with tempfile.TemporaryDirectory() as folder:
             resources = {"metadata": {"path": folder}}
             NotebookClient(notebook, timeout=_SECONDS, resources=resources).execute()
@@ -33,6 +35,12 @@ def as_markdown(path: Path) -> str:
     first = notebook.cells[0]
     first.source = first.source.replace("\n", f"\n\n{link}\n", 1)  # below the title
     return "\n\n".join(part for cell in notebook.cells for part in _cell(cell)) + "\n"
+
+
+def _joined(entries: dict[str, Any]) -> SimpleNamespace:
+    """Return an object of a notebook's JSON; a source is a list of lines there."""
+    lines = {"source": "".join(entries["source"])} if "source" in entries else {}
+    return SimpleNamespace(**{**entries, **lines})
 
 
 def _cell(cell: Any) -> Iterator[str]:

@@ -58,7 +58,8 @@ def _bar(one: WorkerTime, whole: float) -> str:
         f"background:{_COLOURS[name]}'></span>"
         for name, value in times.items()
     ]
-    return f"<div style='width:16em;white-space:nowrap;line-height:0'>{''.join(parts)}</div>"
+    style = "width:16em;margin-top:0.3em;white-space:nowrap;line-height:0"
+    return f"<div style='{style}'>{''.join(parts)}</div>"
 
 
 def render_run(run: Run, status: str) -> str:
