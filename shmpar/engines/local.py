@@ -99,8 +99,6 @@ class Initializer:
             self._call = None
 
 
-
-
 def as_if_pickled(value: Any, memo: dict[int, Any]) -> Any:
     """Return a deep copy of a result; shared arrays, and objects without a copy, stay themselves.
 

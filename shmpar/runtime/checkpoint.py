@@ -121,26 +121,12 @@ def resume(  # noqa: PLR0913 - the parts of a call
     SegmentFull
         If the disk has no room.
     """
-    path = _checked_path(ledger, plan, outputs, in_place=in_place)
+    path = checked_path(ledger, plan, outputs, in_place=in_place)
     for one in outputs.given or ():
         if isinstance(one, NpyFile):
             one.keeps_partial = True
-    # Why here: that module imports this one.
-    from shmpar.runtime.item_ledger import items_identity, resume_items
-
-    of_items = outputs.values is not None
-    if of_items:
-        identity = items_identity(plan, function)
-    else:
-        identity = call_identity(plan, function, arrays)
-    # Why: a seed may be made of NumPy's integers.
-    seed = json.loads(json.dumps(plan.seed, default=lambda value: value.tolist()))
-    if seeded:
-        identity["seed"] = repr(seed)
-    if of_items:
-        header = Header(0, seed, identity)
-        return resume_items(path, plan, function, arrays, outputs, header)
-    file = outputs.ledger_file = LedgerFile.open(path, Header(plan.chunks, seed, identity))
+    header = Header.of(plan, plan.chunks, call_identity(plan, function, arrays), seeded=seeded)
+    file = outputs.ledger_file = LedgerFile.open(path, header)
     try:
         outputs.checksums = file.checksums
         if plan.seed is not None:
@@ -152,7 +138,8 @@ def resume(  # noqa: PLR0913 - the parts of a call
         raise
 
 
-def _checked_path(ledger: Any, plan: Plan, outputs: Outputs, *, in_place: bool) -> str:
+def checked_path(ledger: Any, plan: Plan, outputs: Outputs, *, in_place: bool = False) -> str:
+    """Return the absolute path of a ledger; raise an error if the call cannot have one."""
     verb, given, of_items = plan.verb, outputs.given, outputs.values is not None
     if not isinstance(ledger, str | os.PathLike):
         raise TypeError(f"{verb}: ledger= is the path of a file, not {type(ledger).__name__}")
@@ -234,6 +221,15 @@ class Header(NamedTuple):
     chunks: int
     seed: Any
     identity: dict[str, str]
+
+    @classmethod
+    def of(cls, plan: Plan, chunks: int, identity: dict[str, str], *, seeded: bool) -> Header:
+        """Make the header of a call; a seed that the user chose belongs to its identity."""
+        # Why: a seed may be made of NumPy's integers.
+        seed = json.loads(json.dumps(plan.seed, default=lambda value: value.tolist()))
+        if seeded:
+            identity["seed"] = repr(seed)
+        return cls(chunks, seed, identity)
 
     @classmethod
     def parse(cls, text: bytes) -> Header:

@@ -63,7 +63,7 @@ def worker_died(
     return _about_chunk(WorkerDied, plan, chunk, text, run, items, exitcode=end.code)
 
 
-def _about_chunk(  # noqa: PLR0913 - the parts of a message
+def _about_chunk(
     kind: Callable[..., Error],
     plan: Plan,
     chunk: int,

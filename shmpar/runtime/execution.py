@@ -207,7 +207,7 @@ class Execution:
     _described: tuple[Described, Described] | None = None
     _verification: Verification | None = None
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a run
         self,
         plan: Plan,
         function: Function,
@@ -215,6 +215,7 @@ class Execution:
         outputs: Outputs,
         policy: Policy,
         todo: tuple[int, ...] | None = None,
+        *,
         items: RunItems | None = None,
     ) -> None:
         self.number = next(_numbers)
@@ -686,4 +687,6 @@ class Execution:
         outputs, todo, items = self.outputs, self.unfinished, self.items
         if outputs.ledger_file is not None:
             outputs.ledger_file.lock()
-        return Execution(self.plan, self._function, self._arrays, outputs, self.policy, todo, items)
+        return Execution(
+            self.plan, self._function, self._arrays, outputs, self.policy, todo, items=items
+        )

@@ -23,28 +23,34 @@ from typing import Any
 
 from shmpar.errors import format_count
 from shmpar.plan import KEY_BYTES, Function, Items, Plan, ResultsFile, Rows
-from shmpar.runtime.checkpoint import MADE, RESULTS_SUFFIX, Header, LedgerFile, fingerprint
+from shmpar.runtime.checkpoint import (
+    MADE,
+    RESULTS_SUFFIX,
+    Header,
+    LedgerFile,
+    checked_path,
+    fingerprint,
+)
 from shmpar.runtime.error_texts import levels_to_user
 from shmpar.runtime.outputs import Outputs
 from shmpar.worker import results
 
 
 def resume_items(
-    path: str,
+    ledger: Any,
     plan: Plan,
     function: Function,
     arrays: list[Any],
     outputs: Outputs,
-    header: Header,
+    *,
+    seeded: bool,
 ) -> tuple[Plan, tuple[int, ...] | None]:
     """Open the ledger of a call over items, and take the results that an earlier call has written.
 
     Parameters
     ----------
-    path : str
-        Absolute path of the ledger.
-    header : Header
-        The call that the ledger is to belong to.
+    ledger, seeded
+        As for :func:`shmpar.runtime.checkpoint.resume`, which has the errors too.
 
     Returns
     -------
@@ -55,6 +61,8 @@ def resume_items(
     """
     values = outputs.values
     assert values is not None, "the results go into a list"
+    path = checked_path(ledger, plan, outputs)
+    header = Header.of(plan, 0, _identity(plan, function), seeded=seeded)
     # Why: without the ledger, the results beside it belong to nothing.
     header.identity[MADE] = secrets.token_hex(8)
     file = outputs.ledger_file = LedgerFile.open(path, header)
@@ -88,7 +96,7 @@ def resume_items(
     return plan, None if len(todo) == plan.chunks else tuple(todo)
 
 
-def items_identity(plan: Plan, function: Function) -> dict[str, str]:
+def _identity(plan: Plan, function: Function) -> dict[str, str]:
     """Return the fingerprints of the parts of a call over items, without the items."""
     call = function.call, function.keywords, sorted(plan.special_parameters)
     kinds = [type(one).__name__ for one in plan.arguments]

@@ -314,7 +314,7 @@ class Outputs:
             return
         if self.values is not None:
             for (chunk,) in windows:
-                self.values[chunk] = self._fill(np.dtype(object))  # type: ignore[index]
+                self.values[chunk] = self._fill(np.dtype(object))
         self.reserve_rest()
         for array in self.arrays or ():
             value = self._fill(array.dtype)

@@ -128,19 +128,23 @@ class Call:
         function = Function(self.func, dict(self.keywords), tuple(inputs.values))
         ledger, todo = self.options.get("ledger"), None
         if ledger is not None:
-            # Why: most calls have no ledger, and need not load this module.
-            from shmpar.runtime.checkpoint import resume
-
+            # Why here: most calls have no ledger, and need not load these modules.
             seeded, in_place = self.options.get("seed") is not None, spec.in_place
-            plan, todo = resume(
-                ledger, plan, function, inputs.arrays, outputs, seeded=seeded, in_place=in_place
-            )
+            call = ledger, plan, function, inputs.arrays, outputs
+            if spec.as_list:
+                from shmpar.runtime.item_ledger import resume_items
+
+                plan, todo = resume_items(*call, seeded=seeded)
+            else:
+                from shmpar.runtime.checkpoint import resume
+
+                plan, todo = resume(*call, seeded=seeded, in_place=in_place)
         outputs.expected = known
         if spec.in_place:
             # Why: a pattern in the output would overwrite the input.
             policy, plan = policy._replace(in_place=True), plan._replace(check=False)
         items = RunItems.of(plan, function) if self.over_items else None
-        return Run(Execution(plan, function, inputs.arrays, outputs, policy, todo, items))
+        return Run(Execution(plan, function, inputs.arrays, outputs, policy, todo, items=items))
 
     def _check_held(self, plan: Plan) -> None:
         """Check the objects that the function holds.
