@@ -539,6 +539,11 @@ class Pool(Reductions, FirstGuesses, Executor):
         state = "closed" if self.closed else format_count(self.n_workers, "worker")
         return f"<shmpar.Pool: {self.engine}, {state}>"
 
+    def _repr_html_(self) -> str:
+        from shmpar.report.html import render_pool
+
+        return render_pool(self)
+
 
 def _each(fn: Callable[..., R], items: Iterable[tuple[Any, ...]]) -> list[R]:
     return [fn(*item) for item in items]

@@ -26,6 +26,7 @@ LAYERS = (
     "tracebacks",
     "errors",
     "version",
+    "display",
     "grid",
     "plan",
     "memory",

@@ -181,7 +181,7 @@ def test_an_open_pool_ends_with_its_interpreter(run_python: Run, ending: str, co
         held = pool.map_blocks(np.negative, np.arange(4.0), chunks=1)
         again = shmpar.parallel_map(abs, range(4))
         endless = pool.parallel_map(lambda n: __import__("time").sleep(60), range(9), wait=False)
-        print(held.sum(), again.sum(), flush=True)
+        print(held.sum(), sum(again), flush=True)
         {ending}
     """
     done = run_python(source)

@@ -70,6 +70,12 @@ _METHODS_WITH_COPIES: Final = (
     "repeat", "reshape", "round", "searchsorted", "std", "sum", "take", "trace", "var",
 )  # fmt: skip
 
+_KINDS: Final = {
+    "shm": "shared memory",
+    "memfd": "an anonymous memory file",
+    "tempfile": "a temporary file on disk",
+}
+
 
 class Handle:
     """State that all views of one shared array have in common.
@@ -274,6 +280,37 @@ class SharedArray(np.ndarray[_Shape, _DType]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _repr_html_(self) -> str:
+        """Return a table of its shape, its size and its place, and the values below."""
+        # Why here: few programs show an array in a notebook.
+        from html import escape
+
+        from shmpar.display import format_bytes, html_table
+
+        rows = [
+            ("shape", " x ".join(f"{length:,}" for length in self.shape) or "()"),
+            ("dtype", escape(f"{self.dtype!s:.200}")),
+            ("size", format_bytes(self.nbytes)),
+            ("lies in", escape(self._place())),
+        ]
+        style = "margin:0;overflow:auto;max-height:16em"
+        values = f"<pre style='{style}'>{escape(np.array2string(self.view(np.ndarray)))}</pre>"
+        table = f"<strong>{escape(type(self).__name__)}</strong>{html_table(rows, '<<')}"
+        return f"<div>{table}{values}</div>"
+
+    def _place(self) -> str:
+        """Tell the memory in plain words; give it no name."""
+        handle = self._handle
+        if handle is None or not handle.holds(self):
+            return "private memory of this process (a copy that kept the type)"
+        if self.closed:
+            return "memory of this process (the array was closed)"
+        kind, name = handle.segment.kind, handle.segment.info().name
+        if kind == "file":
+            return f"the mapped file {name}"
+        kind = _KINDS.get(kind, kind)
+        return f"{kind}, {f'named {name}' if name else 'without a name'}"
 
     def _shared_handle(self) -> Handle:
         if self._handle is None or not self._handle.holds(self):

@@ -99,17 +99,23 @@ class CompletionStream:
 
     def __iter__(self) -> Iterator[int]:
         """Yield the chunks as they are completed, in the order of their completion."""
+        for chunks in self.batches():
+            yield from chunks
+
+    def batches(self, seconds: float | None = None) -> Iterator[list[int]]:
+        """Yield lists of completed chunks; an empty one after `seconds` without a chunk."""
         given = 0
         while True:
             # Invariant: the latch is taken before the look, so a later change sets it.
             changed, complete = self._changed, self._complete
             new = self._chunks[given:]
             given += len(new)
-            yield from new
+            if new:
+                yield new
             if complete:
                 return
-            if not new:
-                changed.wait()
+            if not new and not changed.wait(seconds):
+                yield []
 
 
 def _name(call: Any) -> str:
@@ -653,6 +659,20 @@ class Execution:
         # Why: a run whose caller waits reports nothing before its end.
         rest = every[given:] if ordered else [one for one in every if one not in heard]
         yield from sorted(set(rest).difference(self.unfinished))
+
+    def finished_batches(self, seconds: float) -> Iterator[list[int]]:
+        """Yield lists of chunks as they are done; an empty one after `seconds` without a chunk."""
+        heard: set[int] = set()
+        for chunks in self.stream.batches(seconds):
+            heard.update(chunks)
+            yield [chunk for chunk in chunks if chunk >= 0]
+        every = range(self.plan.chunks) if self._todo is None else self._todo
+        yield sorted(set(every).difference(heard, self.unfinished))
+
+    def done_before(self) -> list[int]:
+        """Return the chunks that an earlier run has computed."""
+        every = range(self.plan.chunks)
+        return sorted(set(every).difference(every if self._todo is None else self._todo))
 
     def rest(self) -> Execution:
         """Return an execution of the chunks that this one has not computed.

@@ -55,7 +55,7 @@ from shmpar.runtime.calls import Call, Calls
 from shmpar.runtime.execution import max_startup_failures
 from shmpar.runtime.futures import CallbackThreads, Latch, PoolFuture, start_thread
 from shmpar.runtime.logs import LogRelay
-from shmpar.runtime.progress import TICK_SECONDS, Observer, show_once, show_progress
+from shmpar.runtime.progress import TICK_SECONDS, Observer, show_once, show_progress, update
 from shmpar.runtime.run import Run
 from shmpar.worker.environment import MOST_WARNINGS, in_worker, inside_worker
 
@@ -167,6 +167,10 @@ class Loop:
     def launch(self, run: Run) -> None:
         """Execute a run for which the caller does not wait."""
         self._prepare(run, attended=False)
+        if run.observer is not None:
+            # Why suppressed: the first update fails too, and the run has its error then.
+            with contextlib.suppress(Exception):
+                run.observer.begin(run.progress[1])
         self._post(partial(self._start, run, observer=run.observer))
 
     def submit(self, function: Function, retries: int) -> Call:
@@ -585,7 +589,7 @@ def execute_here(run: Run, initializer: Initializer, *, wait: bool = True) -> An
                 shown = time.monotonic()
                 show_once(run, observer, lambda run, error: run.execution.fail(error))
         if observer is not None:
-            observer.update(*run.progress)
+            update(run, observer)
     except BaseException as error:
         execution.abort(error)
         raise

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shmpar.errors import ShmparError
+from shmpar.errors import ShmparError, format_count
 from shmpar.runtime import error_texts
 from shmpar.runtime.execution import Execution
 from shmpar.runtime.futures import CallbackThreads, Latch, PoolFuture
@@ -78,7 +78,7 @@ class Run(PoolFuture):
         inputs, outputs = execution.arrays()
         return Report(
             verb=execution.plan.verb,
-            function=execution.name.rpartition("<locals>.")[2],
+            function=self._name,
             engine=engine.name if engine else "",
             workers=engine.workers if engine else 0,
             chunks=execution.plan.chunks,
@@ -101,6 +101,40 @@ class Run(PoolFuture):
             complete=done,
             ledger=execution.ledger,
         )
+
+    @property
+    def _name(self) -> str:
+        """The name of the function, without the functions around it."""
+        return self.execution.name.rpartition("<locals>.")[2]
+
+    @property
+    def _status(self) -> str:
+        """The state in plain words."""
+        execution = self.execution
+        failed = format_count(len(execution.errors), execution.noun)
+        if not self.done():
+            return "being cancelled" if execution.cancelled else "running"
+        if self.cancelled():
+            return "cancelled"
+        if execution.was_filled:
+            were = "was" if len(execution.errors) == 1 else "were"
+            return f"done, {failed} failed and {were} filled"
+        if super().exception(0) is None:
+            return "done"
+        return f"failed in {failed}" if execution.errors else "failed"
+
+    def __repr__(self) -> str:
+        from shmpar.report.text import format_call
+
+        settled, chunks = self.progress
+        call = format_call(self.execution.plan.verb, self._name)
+        count = f"{settled:,} of {format_count(chunks, self.execution.noun)}"
+        return f"<shmpar.Run: {call}, {self._status}, {count}>"
+
+    def _repr_html_(self) -> str:
+        from shmpar.report.html import render_run
+
+        return render_run(self, self._status)
 
     @delivering
     def result(self, timeout: float | None = None) -> Any:
@@ -206,6 +240,66 @@ class Run(PoolFuture):
             )
         with hiding():
             self.result()
+
+    @hide_frames
+    def live(self, ax: Any = None, *, output: int = 0, **options: Any) -> Any:
+        """Fill a picture while the run computes; return when it is over, as :meth:`result` would.
+
+        A notebook shows the picture below the cell, and a window is redrawn, some times per second.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            The axes to draw in. By default they belong to a new figure, which has a colour bar.
+            The title is the progress, unless the axes have a title.
+        output : int
+            Number of the output, if the function returns a tuple.
+        **options
+            Options of matplotlib: of ``imshow``, such as ``cmap``, ``vmin`` and ``norm``; or of
+            ``plot`` for an output with one axis.
+
+        Returns
+        -------
+        matplotlib.image.AxesImage or matplotlib.lines.Line2D
+            The picture: an image of two axes, or a line. Chunks that are not done are grey. Of an
+            output with more axes it shows the plane of the latest chunk. An unsigned last axis of
+            3 or 4 is a colour; of other short last axes it shows the first element. Complex numbers
+            are shown by their magnitude. None if there is no element to draw.
+
+        Raises
+        ------
+        ShmparError, CancelledError
+            At the end, as :meth:`result`; the picture stays.
+        TypeError
+            If the output does not consist of numbers.
+        IndexError
+            If there is no such output.
+        ImportError
+            If matplotlib is not installed: ``pip install matplotlib``.
+
+        Notes
+        -----
+        Use it with ``wait=False``. A run whose caller waits shows its chunks when it is over. An
+        interrupt ends the picture, and not the run.
+
+        Cost: drawing takes at most a fifth of this thread's time. The picture has at most 1,000
+        elements along an axis; of longer axes it shows every second element, every third, ...
+
+        Examples
+        --------
+        >>> import matplotlib.figure, numpy as np, shmpar
+        >>> axes = matplotlib.figure.Figure().subplots()
+        >>> with shmpar.Pool(2) as pool:
+        ...     run = pool.map_blocks(np.sqrt, np.ones((60, 40)), chunks=20, wait=False)
+        ...     picture = run.live(axes, vmin=0)
+        >>> picture.get_array().shape, axes.get_title()
+        ((60, 40), 'map_blocks(sqrt): 6 of 6 chunks')
+        """
+        from shmpar.runtime.live import follow  # Why here: few programs draw.
+
+        picture = follow(self, ax, output, options)
+        self.result()
+        return picture
 
     def _value(self, chunk: int) -> Any:
         result = self._result

@@ -253,7 +253,7 @@ class Caller:
     def _run(self, call: Call) -> Any:
         run = call.run()
         progress = call.options.get("progress", self._defaults()["progress"])
-        run.observer = observe(progress, call.verb)
+        run.observer = observe(progress, call.verb, run.execution.noun)
         return self._execute(run, wait=call.options.get("wait", True))
 
 

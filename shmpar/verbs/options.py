@@ -35,8 +35,9 @@ class Options(TypedDict, total=False):
     kwargs : mapping, default None
         Keyword arguments for the function.
     progress : bool, str or callable, default False
-        True shows a tqdm bar, and a str is its label. A callable is called with ``(done, total)``
-        in chunks, about ten times per second and at the end. False shows nothing.
+        True shows a tqdm bar that counts chunks and failures, and a str is its label. A callable is
+        called with ``(done, total)`` in chunks, about ten times per second and at the end. False
+        shows nothing.
     on_error : {"raise", "collect", "fill"}, default "raise"
         Stop at the first failed chunk and raise its error; or compute the others and raise all
         errors; or fill the windows of failed chunks, warn, and return the result.
