@@ -19,9 +19,9 @@ from shmpar.version import __version__
 
 if TYPE_CHECKING:
     from shmpar.arrays import *
+    from shmpar.defaults import *
     from shmpar.errors import *
-    from shmpar.pool import *
-    from shmpar.pool import default_pool
+    from shmpar.pool import Pool
     from shmpar.runtime.run import Run
 
     last_run: Run | None
@@ -40,9 +40,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the module of a public name when the name is first used (PEP 562)."""
     if name == "last_run":  # Why not kept: it changes.
-        return importlib.import_module("shmpar.pool").last_default_run()
+        return importlib.import_module("shmpar.defaults").last_default_run()
     if name in __all__:
-        for home in ("errors", "arrays", "pool"):  # Why: the modules that import the least go first
+        # Why: the modules that import the least go first.
+        for home in ("errors", "arrays", "pool", "defaults"):
             module = importlib.import_module(f"shmpar.{home}")
             if hasattr(module, name):
                 return globals().setdefault(name, getattr(module, name))

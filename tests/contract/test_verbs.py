@@ -424,7 +424,7 @@ def test_many_runs_in_flight_do_not_mix(pool: shmpar.Pool, image: Any) -> None:
 
 def test_the_default_pool_serves_the_modules_verbs() -> None:
     """shmpar.map_blocks and the other functions use the default pool."""
-    from shmpar.pool import default_pool
+    from shmpar.defaults import default_pool
 
     with default_pool():
         np.testing.assert_array_equal(shmpar.map_blocks(np.negative, np.arange(4)), -np.arange(4))
