@@ -322,7 +322,7 @@ def _wrap_hdf5(dataset: Any, write: bool) -> Store | Array:
             f"driver {driver!r}, which no worker can open; pass x[...]"
         )
     if driver != "ros3":
-        if name is None or not os.path.exists(path) or _is_replaced(file, path):
+        if name is None or not os.path.exists(path) or not formats.is_open_at(file.id, path):
             raise StoreError(
                 f"the HDF5 file {path} was removed or replaced after it was opened; open it again",
                 opener="hdf5", where=path,
@@ -337,15 +337,6 @@ def _wrap_hdf5(dataset: Any, write: bool) -> Store | Array:
     how = {} if driver != "ros3" else {"driver": driver}
     path = path if driver != "ros3" else file.filename
     return _hdf5_store(path, name, how, formats.Hdf5Array(dataset), user=dataset)
-
-
-def _is_replaced(file: Any, path: str) -> bool:
-    """Return whether a path leads to another file than the one that is open."""
-    try:
-        mine, found = os.fstat(file.id.get_vfd_handle()), os.stat(path)
-    except (OSError, ValueError, NotImplementedError, TypeError):
-        return False
-    return (mine.st_dev, mine.st_ino) != (found.st_dev, found.st_ino)
 
 
 def _wrap_dask(array: Any, write: bool) -> Store:
