@@ -113,6 +113,28 @@ def test_a_file_that_is_open_for_writing(
     np.testing.assert_array_equal(pool.map_blocks(double, shmpar.open(f"{path}:/x")), (X + 2) * 2)
 
 
+def test_a_file_that_another_process_writes(tmp_path: Path, run_python: Any) -> None:
+    """A file that another process has open for writing is refused."""
+    path = str(tmp_path / "x.h5")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", data=X, chunks=(5, 4))
+        file.flush()
+        run_python(
+            "import shmpar\n"
+            f"try: shmpar.open({path + ':/x'!r})\n"
+            "except shmpar.StoreError as error: assert 'in another process' in str(error), error\n"
+            "else: raise AssertionError('it was opened')\n"
+        )
+
+
+def test_a_store_is_flushed_at_each_call(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """A file that was opened for writing after the store was made is flushed too."""
+    store = shmpar.open(f"{store_formats.hdf5(str(tmp_path), X, (5, 4)).file.filename}:/x")
+    with h5py.File(store.where.rpartition(":")[0], "r+") as file:
+        file["x"][...] = X + 5
+        np.testing.assert_array_equal(pool.map_blocks(double, store), (X + 5) * 2)
+
+
 def test_an_open_file_that_was_replaced(tmp_path: Path) -> None:
     """A dataset of a file that has another file in its place by now is refused."""
     path = str(tmp_path / "x.h5")

@@ -204,7 +204,7 @@ def test_arrays_of_this_process_are_refused(tmp_path: Path) -> None:
             wrap(zarr.create_array(store, shape=3, chunks=1, dtype="u1"))
     with pytest.raises(TypeError, match="memory of this process"):
         wrap(zarr.create_array("memory://x.zarr", shape=3, chunks=1, dtype="u1"))
-    with h5py.File("x.h5", "w", driver="core", backing_store=False) as file:
+    with h5py.File(tmp_path / "c.h5", "w", driver="core", backing_store=False) as file:
         file["x"] = X
         with pytest.raises(TypeError, match="'core'"):
             wrap(file["x"])

@@ -172,10 +172,11 @@ def open_hdf5(path: str, name: str, options: Any = None) -> Hdf5Array:
     shared = same_process_file(path)
     if shared is not None:  # Why: HDF5 refuses to open a file twice in other ways
         return Hdf5Array(_dataset(h5py.File(shared), name, path))
+    how = {"locking": False, **(options or {})}
     try:
-        file = h5py.File(path, "r", **{"locking": False, **(options or {})})
+        file = h5py.File(path, "r", **how)
     except OSError as error:
-        if "already open for" in str(error) or "consistency" in str(error):
+        if any(word in str(error) for word in ("already open for", "consistency", "lock file")):
             raise StoreError(
                 f"{path} is open for writing in another process, or was not closed: {error}; close "
                 "it first",
@@ -262,18 +263,9 @@ class TiffArray:
 # Lazy arrays
 
 
-class LazyArray:
-    """Windows of a Dask array or of a lazy xarray variable, computed in this thread."""
-
-    def __init__(self, lazy: Any) -> None:
-        self.lazy, self.shape, self.dtype = lazy, lazy.shape, lazy.dtype
-
-    def __getitem__(self, where: Any) -> Array:
-        dask = sys.modules.get("dask")
-        if dask is None:
-            return np.asarray(self.lazy[where])
-        with dask.config.set(scheduler="synchronous"):
-            return np.asarray(self.lazy[where])
+def same(lazy: Any) -> Any:
+    """Return a lazy array, which travels as its graph."""
+    return lazy
 
 
 def file_token(path: str) -> Callable[[], Any]:
