@@ -476,7 +476,7 @@ class _Fingerprinter:
             del self._open[key]
         return self._done[key][0]
 
-    def _parts(self, value: Any) -> Iterator[str]:  # noqa: C901 - one case per kind of value
+    def _parts(self, value: Any) -> Iterator[str]:  # noqa: C901, PLR0912 - one case per kind of value
         match value:
             case np.ndarray():
                 yield from self._array(value)
