@@ -23,17 +23,19 @@ if TYPE_CHECKING:
     from shmpar.errors import *
     from shmpar.pool import Pool
     from shmpar.runtime.run import Run
+    from shmpar.stores import Store, open, opened
 
     last_run: Run | None
 
 __all__ = [
     "ChunkError", "PlanError", "Pool", "Run", "SegmentError", "SegmentFull", "SegmentGone",
-    "SharedArray", "ShmparError", "TaskTimeout", "WorkerDied", "__version__", "all", "any",
-    "apply_along_axis", "argmax", "argmin", "array", "asarray", "attach", "bincount",
+    "SharedArray", "ShmparError", "Store", "StoreError", "TaskTimeout", "WorkerDied", "__version__",
+    "all", "any", "apply_along_axis", "argmax", "argmin", "array", "asarray", "attach", "bincount",
     "block_reduce", "default_pool", "empty", "empty_like", "full", "histogram", "map_blocks",
     "map_overlap", "max", "mean", "median", "min", "nanmax", "nanmean", "nanmedian", "nanmin",
-    "nanpercentile", "nanquantile", "nanstd", "nansum", "nanvar", "ones", "parallel_map",
-    "percentile", "prod", "quantile", "std", "sum", "unique", "var", "zeros", "zeros_like",
+    "nanpercentile", "nanquantile", "nanstd", "nansum", "nanvar", "ones", "open", "opened",
+    "parallel_map", "percentile", "prod", "quantile", "std", "sum", "unique", "var", "zeros",
+    "zeros_like",
 ]  # fmt: skip
 
 
@@ -43,7 +45,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("shmpar.defaults").last_default_run()
     if name in __all__:
         # Why: the modules that import the least go first.
-        for home in ("errors", "arrays", "pool", "defaults"):
+        for home in ("errors", "arrays", "stores", "pool", "defaults"):
             module = importlib.import_module(f"shmpar.{home}")
             if hasattr(module, name):
                 return globals().setdefault(name, getattr(module, name))

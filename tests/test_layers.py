@@ -30,6 +30,7 @@ LAYERS = (
     "grid",
     "plan",
     "memory",
+    "stores",
     "arrays",
     "ipc",
     "pickling",

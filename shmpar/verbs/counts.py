@@ -8,6 +8,7 @@ from typing import Any, Final, Unpack
 import numpy as np
 
 from shmpar.grid import BLOCK_BYTES
+from shmpar.stores import Store
 from shmpar.verbs.arguments import as_input, blocks
 from shmpar.verbs.bins import bins_by_rule, count_in_bins
 from shmpar.verbs.options import PassOptions, with_shared_text
@@ -91,19 +92,22 @@ class Counts(Partials):
         (array([3.5, 4. ]), array([1., 3., 5.]))
         """
         chunks = options.pop("chunks", "auto")
-        values, weigh = as_input(array, "histogram"), weights is not None
+        values: Any = as_input(array, "histogram")
+        weigh = weights is not None
         factors = as_input(weights, "histogram") if weigh else np.empty(0)
         if weigh and factors.shape != values.shape:
             shapes = f"{factors.shape}, not {values.shape}"
             raise ValueError(f"histogram: weights have shape {shapes} as the array")
         if values.dtype == bool:
-            values = values.view(np.uint8)
+            stored = isinstance(values, Store)
+            values = values.viewed(np.uint8) if stored else values.view(np.uint8)
         call = self._reduction("histogram", np.histogram, values, options)
         # Why: NumPy raises its own errors for bins, range and weights before anything starts.
         few, ones = np.zeros(int(weigh), values.dtype), np.zeros(1, factors.dtype)
         tried = np.histogram(few, bins, range, weights=ones if weigh else None)
         if values.size == 0 or values.ndim == 0 or tried[0].size == 0:
-            return np.histogram(values, bins, range, density, factors if weigh else None)
+            weights = factors[...] if weigh else None
+            return np.histogram(values[...], bins, range, density, weights)
         if range is None and np.ndim(bins) == 0:
             low, high = self._map(call, _extremes, chunks)
             range = low.min(), high.max()  # noqa: A001 - NumPy's name
@@ -168,7 +172,7 @@ class Counts(Partials):
         array([0, 1, 2, 0, 0, 1])
         """
         chunks = options.pop("chunks", "auto")
-        values = as_input(array, "bincount")
+        values: Any = as_input(array, "bincount")
         factors = None if weights is None else as_input(weights, "bincount")
         call = self._reduction("bincount", np.bincount, values, options)
         if (
@@ -176,7 +180,8 @@ class Counts(Partials):
             or values.ndim != 1
             or (factors is not None and factors.shape != values.shape)
         ):
-            return np.bincount(array, weights, minlength)
+            given = values[...] if isinstance(values, Store) else array
+            return np.bincount(given, None if factors is None else factors[...], minlength)
         few = np.zeros(1, values.dtype)
         np.bincount(few, None if factors is None else np.zeros(1, factors.dtype), minlength)
         low, high = self._map(call, _extremes, chunks)
@@ -237,7 +242,7 @@ class Counts(Partials):
         call = self._reduction("unique", whole, array, options)
         (values,) = call.inputs.arrays
         if values.size == 0 or values.ndim == 0:
-            return whole(values)
+            return whole(values[...])
         np.unique(np.zeros(1, values.dtype))  # Why: NumPy raises its own error.
         parts = self._collect(call, call.inputs.cut(chunks), partial(np.unique, return_counts=True))
         together, counts = map(np.concatenate, zip(*parts, strict=True))

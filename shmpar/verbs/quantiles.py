@@ -15,6 +15,7 @@ from typing import Any, Final, Unpack
 import numpy as np
 
 from shmpar.grid import Axis, Grid
+from shmpar.stores import Store
 from shmpar.verbs.arguments import blocks
 from shmpar.verbs.call import Call
 from shmpar.verbs.options import ReductionOptions, with_shared_text
@@ -203,7 +204,7 @@ class Quantiles(Partials):
         (values,) = call.inputs.arrays
         axis = tuple(axis) if isinstance(axis, list) else axis
         if values.size == 0 or values.ndim == 0:
-            return whole(values, axis=axis, keepdims=keepdims)
+            return whole(values[...], axis=axis, keepdims=keepdims)
         axes = self._axes(call, axis)
         line = math.prod(values.shape[k] for k in axes) * values.itemsize
         short = len(axes) < values.ndim and line <= _LINE_BYTES
@@ -221,14 +222,15 @@ class Quantiles(Partials):
         """Return the results of all lines along the axes, each by a selection of its own."""
         (values,), whole, leaves_nan_out = call.inputs.arrays, call.func, call.verb[:3] == "nan"
         # Why: every pass would copy an array that is not in shared memory.
-        values = self._share(values)
+        values = values if isinstance(values, Store) else self._share(values)
         kept = [k for k in range(values.ndim) if k not in axes]
         grid, results = _with(grid, dict.fromkeys(kept, 1)), []
         for place in itertools.product(*[range(values.shape[k]) for k in kept]):
             line = [slice(None)] * values.ndim
             for k, n in zip(kept, place, strict=True):
                 line[k] = slice(n, n + 1)
-            call.inputs = blocks(call.verb, (values[tuple(line)],))
+            # Why the condition: a part of a store is read, and the whole store need not be.
+            call.inputs = blocks(call.verb, (values[tuple(line)] if kept else values,))
             selection = Selection(partial(self._collect, call, grid))
             if selection.size if leaves_nan_out else not selection.nans:
                 results.append(finish(selection))

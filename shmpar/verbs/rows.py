@@ -42,9 +42,11 @@ class RowVerbs(Caller):
             or an array of the same shape for all rows. If it returns a tuple, there are several
             outputs; if it always returns None, so does the verb. For an item it returns anything.
         array, *arrays : ndarray or iterable
-            An ndarray gives its rows along `axis`, as read-only views. Any other iterable gives
-            its items, pickled: a list, a range, a generator, the paths of a glob, an object with
-            ``__getitem__`` and ``__len__``. All have the same length.
+            An ndarray gives its rows along `axis`, as read-only views. So does a pandas DataFrame
+            or Series or an xarray DataArray, by its values alone; a zarr array, h5py dataset, Dask
+            array or :class:`shmpar.Store` gives rows that the workers read. Any other iterable
+            gives its items, pickled: a list, a range, a generator, the paths of a glob, an object
+            with ``__getitem__`` and ``__len__``. All have the same length.
         axis : int
             Axis of the rows in the arrays.
         {out}
