@@ -47,12 +47,17 @@ class Run(PoolFuture):
 
     @property
     def out(self) -> Any:
-        """The output's shared buffer (a tuple of them), or None while its shape is unknown."""
+        """The output's shared buffer (a tuple of them), or None while its shape is unknown.
+
+        For a zarr array it is that array.
+        """
         outputs = self.execution.outputs
         if not outputs.arrays:
             return None
         outputs.reserve_rest()
-        return tuple(outputs.arrays) if outputs.is_tuple else outputs.arrays[0]
+        # Why: the record of a store has the object that the user gave
+        found = [getattr(array, "user", None) or array for array in outputs.arrays]
+        return tuple(found) if outputs.is_tuple else found[0]
 
     @property
     def failed(self) -> list[ShmparError]:
@@ -115,6 +120,7 @@ class Run(PoolFuture):
     def issue_warnings(self) -> None:
         """Issue the warnings of workers, and the warning of chunks that were filled."""
         super().issue_warnings()
+        self.execution.outputs.refresh()  # Why: not in the pool thread, HDF5 has a lock
         # Why here: warn once, in the thread and at the line that asks for the result.
         errors, self.execution.to_warn = self.execution.to_warn, []
         if errors:
