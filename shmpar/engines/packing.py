@@ -31,6 +31,7 @@ from shmpar.memory.segment import Location, Segment
 from shmpar.pickling.pack import Interpreter, Payload, cached, pack
 from shmpar.pickling.unpack import unpack
 from shmpar.plan import Function, Plan, spell
+from shmpar.stores.store import Store
 
 Array = np.ndarray[Any, Any]
 
@@ -296,7 +297,9 @@ def pack_run(
 
 
 def _reference(array: Array, segments: dict[int, Segment]) -> protocol.Reference:
-    """Return where an array lies; add its segment to `segments`."""
+    """Return where an array lies; add its segment to `segments`. A store is its own reference."""
+    if isinstance(array, Store):
+        return array
     place = locate(array)
     if place is None:
         raise TypeError(f"an array of shape {array.shape} is not in shared memory")

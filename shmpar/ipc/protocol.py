@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shmpar.stores.store import Store
+
 if TYPE_CHECKING:
     from shmpar.engines.engine import Exit
 
-Reference = tuple[int, int, tuple[int, ...], tuple[int, ...], Any]
-"""Key of a segment, offset (bytes), shape, strides (bytes), dtype or its name."""
+Reference = tuple[int, int, tuple[int, ...], tuple[int, ...], Any] | Store
+"""Key of a segment, offset (bytes), shape, strides (bytes), dtype or its name; or a store."""
 
 
 # Parts of messages

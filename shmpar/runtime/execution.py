@@ -37,6 +37,7 @@ from shmpar.plan import Announcement, Function, Plan
 from shmpar.runtime import error_texts, scheduler
 from shmpar.runtime.futures import Latch
 from shmpar.runtime.outputs import Outputs, Scratch
+from shmpar.stores.store import Store
 from shmpar.worker.compute import ApplyAlongAxis
 from shmpar.worker.verify import Verification
 
@@ -126,8 +127,10 @@ def _copier(ledger: Ledger) -> Callable[[], Ledger]:
     return functools.partial(Ledger, ledger.copy(), workers=ledger.workers, chunks=ledger.chunks)
 
 
-def _describe(arrays: Sequence[Array]) -> Described:
-    return [describe(array) for array in arrays]
+def _describe(arrays: Sequence[Array | Store]) -> Described:
+    return [
+        (one.kind, one.nbytes, 0) if isinstance(one, Store) else describe(one) for one in arrays
+    ]
 
 
 class Execution:

@@ -273,6 +273,10 @@ class Outputs:
         location.segment.reserve(location.offset + low, location.offset + high)
         return array.view(np.ndarray)
 
+    def stores(self) -> list[Store]:
+        """Return the outputs that lie outside memory."""
+        return [one for one in self.arrays or () if isinstance(one, Store)]
+
     def shared_nbytes(self) -> list[int]:
         """Return the bytes of each expected output that will be allocated in shared memory."""
         if self.expected is None or self.arrays is not None or self._returns_objects:
@@ -347,6 +351,11 @@ class Outputs:
         for user, array in zip(self._users or (), self.arrays or (), strict=False):
             if user is not None and isinstance(array, np.ndarray):
                 refresh_dataset(user, array)
+
+
+def as_user(array: Array | Store) -> Any:
+    """Return an output as the user knows it: a zarr array instead of its store."""
+    return array.user if isinstance(array, Store) and array.user is not None else array
 
 
 def _check_fit(given: Sequence[Given], outputs: Sequence[Output]) -> None:

@@ -14,7 +14,7 @@ from shmpar.errors import ShmparError
 from shmpar.runtime import error_texts
 from shmpar.runtime.execution import Execution
 from shmpar.runtime.futures import CallbackThreads, Latch, PoolFuture
-from shmpar.runtime.outputs import Outputs, WeakResult
+from shmpar.runtime.outputs import Outputs, WeakResult, as_user
 from shmpar.runtime.progress import Observer
 
 if TYPE_CHECKING:
@@ -55,9 +55,8 @@ class Run(PoolFuture):
         if not outputs.arrays:
             return None
         outputs.reserve_rest()
-        # Why: the record of a store has the object that the user gave
-        found = [getattr(array, "user", None) or array for array in outputs.arrays]
-        return tuple(found) if outputs.is_tuple else found[0]
+        found = tuple(map(as_user, outputs.arrays))
+        return found if outputs.is_tuple else found[0]
 
     @property
     def failed(self) -> list[ShmparError]:

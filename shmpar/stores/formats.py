@@ -77,14 +77,14 @@ class ZarrArray:
 
 
 def _metadata_file(array: Any) -> str | None:
-    root = getattr(_innermost(array.store), "root", None)
+    root = getattr(innermost(array.store), "root", None)
     if root is None:
         return None
     name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"  # noqa: PLR2004
     return os.path.join(os.fspath(root), array.store_path.path, name)
 
 
-def _innermost(store: Any) -> Any:
+def innermost(store: Any) -> Any:
     """Return the store that a wrapper of zarr wraps."""
     while hasattr(store, "_store"):
         store = store._store
@@ -107,7 +107,7 @@ def open_zarr(store: Any, path: str, mode: str = "r", options: Any = None) -> Za
 
 def check_zarr_store(array: Any) -> None:
     """Raise ``TypeError`` for a zarr array whose values lie in this process."""
-    store = _innermost(array.store)
+    store = innermost(array.store)
     kind, protocol = type(store).__name__, getattr(getattr(store, "fs", None), "protocol", ())
     protocols = (protocol,) if isinstance(protocol, str) else protocol
     if "Memory" in kind or isinstance(store, dict) or "memory" in protocols:
@@ -192,11 +192,18 @@ def _dataset(file: Any, name: str, path: str) -> Any:
     return found
 
 
+def place_of_hdf5(dataset: Any) -> int | None:
+    """Return the offset of a contiguous dataset in bytes; None before HDF5 has given it one."""
+    found = dataset.id.get_offset()
+    # Why: HDF5 adds the user block to the number that means "none".
+    return None if found is None or found < dataset.file.userblock_size else int(found)
+
+
 def mapped_hdf5(dataset: Any, mode: str = "r") -> Array | None:
     """Map a dataset whose values are one run of bytes in its file; None if they are not."""
     if dataset.chunks is not None or dataset.is_virtual or dataset.external or not dataset.size:
         return None
-    offset = dataset.id.get_offset()
+    offset = place_of_hdf5(dataset)
     if offset is None or dataset.dtype.hasobject or not dataset.shape:
         return None
     path = dataset.file.filename

@@ -17,7 +17,10 @@ from shmpar.memory.copying import is_masked, loses
 from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.memory.locate import locate
 from shmpar.plan import Announcement, Argument, Blocks, InBlocks, Output, Plan, Rows, Whole
-from shmpar.runtime.outputs import NpyFile
+from shmpar.runtime.outputs import Given, NewFile, NpyFile
+from shmpar.stores.one_writer import check_one_writer
+from shmpar.stores.store import Store
+from shmpar.stores.targets import Target, ZarrPath, find_target, is_same_store
 from shmpar.verbs.arguments import Inputs
 
 Array = np.ndarray[Any, Any]
@@ -30,8 +33,10 @@ class OutputSpec(NamedTuple):
 
     Attributes
     ----------
-    given : tuple of (ndarray or NpyFile) or None
+    given : tuple of (ndarray, Store, NpyFile or ZarrPath) or None
         ``out=``, one per output.
+    users : tuple of object or None
+        The objects that the call returns for these; None for themselves.
     dtypes : tuple of (dtype or None) or None
         Declared dtypes, one per output.
     is_tuple : bool or None
@@ -42,11 +47,12 @@ class OutputSpec(NamedTuple):
         An output is an input.
     """
 
-    given: tuple[Array | NpyFile, ...] | None = None
+    given: tuple[Given, ...] | None = None
     dtypes: tuple[DType | None, ...] | None = None
     is_tuple: bool | None = None
     returns_objects: bool = False
     in_place: bool = False
+    users: tuple[Any, ...] | None = None
 
 
 def parse_output(
@@ -83,7 +89,8 @@ def parse_output(
     if out is None:
         return OutputSpec(None, dtypes, is_tuple, returns_objects)
     parts = out if isinstance(out, tuple) else (out,)
-    given = tuple(_parse_array_or_file(verb, part) for part in parts)
+    targets = [_parse_target(verb, part) for part in parts]
+    given = tuple([one.array for one in targets])
     declared = dtypes or (None,) * len(given)
     if len(declared) != len(given):
         raise ValueError(
@@ -91,12 +98,13 @@ def parse_output(
             f"{format_count(len(declared), 'dtype')}; pass one dtype per array, or none"
         )
     pairs = list(zip(given, declared, strict=True))
-    found = tuple([due if isinstance(array, NpyFile) else array.dtype for array, due in pairs])
+    found = tuple([due if isinstance(array, NewFile) else array.dtype for array, due in pairs])
     for actual, due in zip(found, declared, strict=True):
         if due is not None and due != actual:
             raise ValueError(f"{verb}: out= has dtype {actual}, dtype= says {due}")
     in_place = _is_in_place(verb, given, arrays, in_place)
-    return OutputSpec(given, found, is_tuple, in_place=in_place)
+    users = tuple([one.user for one in targets])
+    return OutputSpec(given, found, is_tuple, in_place=in_place, users=users)
 
 
 def _parse_dtypes(dtype: Any) -> tuple[DType | None, ...]:
@@ -111,13 +119,19 @@ def _parse_dtypes(dtype: Any) -> tuple[DType | None, ...]:
     return found
 
 
-def _parse_array_or_file(verb: str, out: Any) -> Array | NpyFile:
+def _parse_target(verb: str, out: Any) -> Target:
+    if type(out) is not np.ndarray and (target := find_target(verb, out)) is not None:
+        return target
     if isinstance(out, str | os.PathLike):
-        return NpyFile(out, f"{verb}: out={out!r}")
+        return Target(NpyFile(out, f"{verb}: out={out!r}"), None)
+    return Target(_parse_array(verb, out), None)
+
+
+def _parse_array(verb: str, out: Any) -> Array:
     if not isinstance(out, np.ndarray):
         raise TypeError(
-            f"{verb}: out= is an array, the path of a .npy file or a tuple of these, not "
-            f"{type(out).__name__}"
+            f"{verb}: out= is an array, a zarr array, the path of a .npy or .zarr, or a tuple of "
+            f"these, not {type(out).__name__}"
         )
     if is_masked(out):
         raise TypeError(f"{verb}: out= is a masked array; pass out.data, and out.mask as another")
@@ -146,7 +160,7 @@ def _overlaps_itself(array: Array) -> bool:
 
 
 def _is_in_place(
-    verb: str, given: Sequence[Array | NpyFile], arrays: Sequence[Array], allowed: bool
+    verb: str, given: Sequence[Given], arrays: Sequence[Any], allowed: bool
 ) -> bool:
     """Return whether an output is an input, which must be allowed.
 
@@ -155,11 +169,12 @@ def _is_in_place(
     ValueError
         If an output shares memory otherwise with an input, or with another output.
     """
-    files = [one.path for one in given if isinstance(one, NpyFile)]
+    files = [one.path for one in given if isinstance(one, NewFile)]
     if len(set(files)) < len(files):
         raise ValueError(f"{verb}: two outputs are one file")
+    found = _is_store_in_place(verb, given, arrays, allowed)
+    arrays = [array for array in arrays if isinstance(array, np.ndarray)]
     outputs = [array for array in given if isinstance(array, np.ndarray)]
-    found = False
     for number, output in enumerate(outputs):
         if any(_overlap(output, other) for other in outputs[:number]):
             raise ValueError(f"{verb}: two outputs share memory")
@@ -171,6 +186,25 @@ def _is_in_place(
                 raise ValueError(
                     f"{verb}: out= (shape {output.shape}) shares memory with an input (shape "
                     f"{array.shape}), so chunks would read the results of others; pass {remedy}"
+                )
+    return found
+
+
+def _is_store_in_place(
+    verb: str, given: Sequence[Given], arrays: Sequence[Any], allowed: bool
+) -> bool:
+    """Return whether an output is the store of an input; raise ``ValueError`` if that is wrong."""
+    outputs = [one for one in given if isinstance(one, Store)]
+    found = False
+    for number, output in enumerate(outputs):
+        if any(is_same_store(output, other) for other in outputs[:number]):
+            raise ValueError(f"{verb}: two outputs are one store ({output.where})")
+        if any(isinstance(one, Store) and is_same_store(output, one) for one in arrays):
+            found = True
+            if not allowed:
+                raise ValueError(
+                    f"{verb}: out= ({output.where}) is the store of an input, so chunks would read "
+                    "the results of others; pass another output"
                 )
     return found
 
@@ -210,6 +244,30 @@ def _overlap(one: Array, other: Array) -> bool:
     return same_file and low < other_high + shift and other_low + shift < high
 
 
+def check_stores(plan: Plan, given: Sequence[Given]) -> None:
+    """Check the outputs outside memory.
+
+    Raises
+    ------
+    ValueError
+        If two chunks would write into one unit, or the function is to write into a window.
+    """
+    for one in given:
+        if isinstance(one, ZarrPath):
+            one.plan = plan
+        if not isinstance(one, Store | ZarrPath):
+            continue
+        if plan.pass_out:
+            place = one.path if isinstance(one, ZarrPath) else one.where
+            raise ValueError(
+                f"{plan.verb}: pass_out=True passes a window in memory, but out= ({place}) has "
+                "none; return the values"
+            )
+        if isinstance(one, Store):
+            plan.check_shape(one)
+            check_one_writer(plan, one.shape, one.unit, one.where.removeprefix("file://"))
+
+
 def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
     """Read an axis or a sequence of axes, which may count from the end.
 
@@ -240,7 +298,8 @@ def declared_shape(chunks: Any, out: Any) -> tuple[int, ...] | None:
         where = f"chunks={brief(chunks)}"
         return tuple([sum([whole_number(n, where) for n in lengths]) for lengths in entries])
     first = out[0] if isinstance(out, tuple) and out else out
-    return first.shape if isinstance(first, np.ndarray) and first.ndim else None
+    shape = None if isinstance(first, str | os.PathLike) else getattr(first, "shape", None)
+    return tuple(shape) if isinstance(shape, tuple) and shape else None
 
 
 def place_blocks(
@@ -363,7 +422,7 @@ def known_outputs(
         shape = plan.placement.shape(plan.grid, (), (0,) * len(plan.placement.cuts))
     outputs = []
     for array, dtype in zip(spec.given or (None,) * len(spec.dtypes), spec.dtypes, strict=True):
-        if isinstance(array, np.ndarray):
+        if isinstance(array, np.ndarray | Store):
             plan.check_shape(array)
             outputs.append(Output(array.shape, array.dtype))
         elif shape is not None and dtype is not None:
@@ -392,7 +451,7 @@ def _outputs_without_a_call(
     shape = _shape_without_a_call(plan, inputs, is_ufunc=results is not None)
     outputs = []
     for array, dtype in zip(spec.given or (None,) * len(dtypes), dtypes, strict=True):
-        if isinstance(array, np.ndarray):
+        if isinstance(array, np.ndarray | Store):
             plan.check_shape(array)
             output = Output(array.shape, array.dtype)
         elif dtype is None:

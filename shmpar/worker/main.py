@@ -42,6 +42,7 @@ from shmpar.memory.layout import protected
 from shmpar.memory.segment import Segment
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
+from shmpar.stores.store import Store
 from shmpar.worker import loop
 from shmpar.worker.compute import Abandoned, Assignment
 from shmpar.worker.environment import (
@@ -420,13 +421,15 @@ class WorkerProcess:
 
     def output(self, reference: protocol.Reference) -> Array:
         """Return the array that lies at a reference, writable."""
+        if isinstance(reference, Store):
+            return reference.bound()
         key, offset, shape, strides, dtype = reference
         return self.segments[key].ndarray(offset, shape, strides, np.dtype(dtype))
 
     def _input(self, reference: protocol.Reference, outputs: Sequence[protocol.Reference]) -> Array:
         """Return the array that lies at a reference, protected from writes."""
         key, offset, shape, strides, dtype = reference
-        if any(key == output[0] for output in outputs):
+        if any(key == one[0] for one in outputs if isinstance(one, tuple)):
             # Why: a second mapping would hide from NumPy that an output overlaps its input.
             return protected(self.output(reference))
         return self.segments[key].ndarray(

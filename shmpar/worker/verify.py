@@ -100,17 +100,21 @@ def still_filled(window: Array, byte: int) -> np.ndarray[Any, np.dtype[np.bool_]
 
 def with_checksums(assignment: Assignment, outputs: Sequence[Array], compute: Compute) -> Compute:
     """Return a function that computes a chunk, and then writes the checksum of its output."""
-    plan, sums = assignment.plan, assignment.sums
+    plan, sums, written = assignment.plan, assignment.sums, assignment.written
     if sums is None:
         return compute
+    memory = {k: one for k, one in enumerate(outputs) if isinstance(one, np.ndarray)}
 
     def record(chunk: int) -> None:
-        windows = plan.windows(chunk, outputs)
+        windows = dict(zip(memory, plan.windows(chunk, [*memory.values()]), strict=True))
         if plan.check:
-            _compute_checked(plan, windows, lambda: compute(chunk), computed=bool(sums[chunk]))
+            places = [*windows.values()]
+            _compute_checked(plan, places, lambda: compute(chunk), computed=bool(sums[chunk]))
         else:
             compute(chunk)
-        sums[chunk] = checksum(windows)
+        windows |= written
+        sums[chunk] = checksum([windows[k] for k in range(len(outputs))])
+        written.clear()
 
     return record
 
@@ -173,23 +177,25 @@ class Verification:
     ) -> None:
         self._plan, self._inputs, self._todo = plan, inputs, todo
         self._before = [crc(one) for one in inputs]
-        self._outputs: Sequence[Array] = ()
+        self._outputs: Sequence[Any] = ()
+        self._memory: Sequence[Array] = ()  # those in memory, which have a pattern
         self.sums = new_output((plan.chunks,), np.dtype("<u4")) if sums is None else sums
 
     def fill_outputs(self, outputs: Sequence[Array]) -> None:
         """Fill the windows of the chunks to compute with the pattern."""
         self._outputs = outputs
+        self._memory = [one for one in outputs if isinstance(one, np.ndarray)]
         if self._todo is not None:
             self.refill(self._todo)
             return
-        for output in outputs:
+        for output in self._memory:
             fill_pattern(output, PATTERN)
 
     def refill(self, chunks: Iterable[int]) -> None:
         """Fill the windows of chunks that may have been begun and will be computed again."""
         for chunk in chunks:
             self.sums[chunk] = 0
-            for window in self._plan.windows(chunk, self._outputs):
+            for window in self._plan.windows(chunk, self._memory):
                 fill_pattern(window, PATTERN)
 
     def find_error(self, ledger: Ledger, run: Any) -> ChunkError | None:
@@ -212,9 +218,9 @@ class Verification:
         return None
 
     def _differs(self, chunk: int, status: int) -> bool:
-        windows = self._plan.windows(chunk, self._outputs)
         if status == DONE:
-            return bool(checksum(windows) != self.sums[chunk])
+            return bool(checksum(self._plan.windows(chunk, self._outputs)) != self.sums[chunk])
         if status == PENDING:
+            windows = self._plan.windows(chunk, self._memory)
             return not all(still_filled(window, PATTERN).all() for window in windows)
         return False
