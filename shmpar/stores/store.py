@@ -221,7 +221,9 @@ class Store:
                 opener=self.kind, where=self.where,
             ) from error  # fmt: skip
         shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
-        if (shape, dtype) != (self.shape, self.dtype):
+        # Why: a new array of zarr 3 tells the byte order of its values, and an opened one does not.
+        same = dtype.newbyteorder("=") == self.dtype.newbyteorder("=")
+        if shape != self.shape or not same:
             raise StoreError(
                 f"{self.where} ({self.kind}) has changed: it has shape {shape} and dtype {dtype}, "
                 f"but had {self.shape} and {self.dtype} before; open it anew",

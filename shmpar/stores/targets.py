@@ -73,7 +73,8 @@ def find_target(verb: str, out: Any) -> Target | None:
     for kind in type(out).__mro__:
         match kind.__module__.partition(".")[0], kind.__name__:
             case "zarr", "Array":
-                return Target(_checked(verb, _wrapped(verb, out)), out)
+                _check_zarr(f"{verb}: out= ({out.store_path})", out)
+                return Target(_wrapped(verb, out), out)
             case "h5py", "Dataset":
                 return Target(map_dataset(verb, out), out)
             case ("dask", "Array") | ("xarray", "DataArray" | "Variable"):
@@ -84,6 +85,16 @@ def find_target(verb: str, out: Any) -> Target | None:
             case ("zarr" | "h5py", "Group"):
                 raise TypeError(f"{verb}: out= is a {type(out).__name__}; pass an array of it")
     return None
+
+
+def _check_zarr(where: str, array: Any) -> None:
+    """Raise an error for a zarr array that several processes cannot write to."""
+    if type(formats.innermost(array.store)).__name__ == "ZipStore":
+        raise TypeError(f"{where} is a zip file, which has one writer; use a folder")
+    if array.dtype.hasobject or array.dtype.kind == "T":
+        raise TypeError(f"{where} has dtype {array.dtype}, which workers cannot write")
+    if array.read_only:
+        raise ValueError(f"{where} is read-only; open it with mode='r+'")
 
 
 def _wrapped(verb: str, array: Any) -> Store:
@@ -107,15 +118,14 @@ def _checked(verb: str, store: Store) -> Store:
             f"{where} is read through {store.kind}, which cannot be written in parts; use a zarr "
             "array, the path of one, or a .npy"
         )
+    if library == "zarr":
+        _check_zarr(where, array)
+        return store
     if store.dtype.hasobject or store.dtype.kind == "T":
         raise TypeError(f"{where} has dtype {store.dtype}, which workers cannot write")
-    if library == "zarr" and type(formats.innermost(array.store)).__name__ == "ZipStore":
-        raise TypeError(f"{where} is a zip file, which has one writer; use a folder")
     if isinstance(array, np.ndarray) and locate(array) is None and array.flags.writeable:
         raise TypeError(f"{where} lies in the memory of each process, so the writes would be lost")
-    flags = getattr(array, "flags", None)
-    read_only = getattr(array, "read_only", False) or not getattr(flags, "writeable", True)
-    if read_only or not hasattr(array, "__setitem__"):
+    if not getattr(getattr(array, "flags", None), "writeable", hasattr(array, "__setitem__")):
         raise ValueError(f"{where} is read-only; open it with mode='r+'")
     return store
 
@@ -126,7 +136,7 @@ def _at_path(verb: str, path: str) -> Target:
     found = new.reopen()
     if found is None:
         return Target(new, None)
-    return Target(_checked(verb, found), found.user)
+    return Target(found, found.user)
 
 
 class ZarrPath:
@@ -202,8 +212,9 @@ class ZarrPath:
 
         try:
             found = zarr.open_array(self.path, mode="r+")
-        except FileNotFoundError:
-            if os.path.isdir(self.path) and os.listdir(self.path):
+        except (FileNotFoundError, ValueError) as error:
+            group = not isinstance(error, FileNotFoundError)
+            if group or (os.path.isdir(self.path) and os.listdir(self.path)):
                 raise ValueError(
                     f"{self._where} is a folder without a zarr array of its own; name the array in "
                     "it, as in 'x.zarr/0', or pass another path"
