@@ -330,9 +330,17 @@ class Outputs:
         """Return the result of the verb: an array, a scalar, a tuple of these, or None.
 
         The user's files get their paths, so every chunk must be done.
+
+        Raises
+        ------
+        StoreError
+            A store was removed or has another shape by now, so results are lost.
         """
         if not self.arrays:
             return None
+        for one in self.stores():
+            if one.kind == "zarr":  # Why not others: their openers are the user's code
+                one.check()
         users = self._users or (None,) * len(self.arrays)
         found: list[Any] = []
         for mine, user, array in zip(

@@ -58,17 +58,18 @@ class ZarrArray:
         """Decode a window into memory."""
         from zarr.buffer.cpu import NDBuffer
 
-        self._check()
+        self.check()
         view = memory[inside]
         self.array.get_basic_selection(where, out=NDBuffer.from_numpy_array(view))
         # Why after the read: a chunk that is missing reads as the fill value.
-        self._check()
+        self.check()
 
     def __setitem__(self, where: Any, value: Any) -> None:
-        self._check()
+        self.check()
         self.array[where] = value
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise `StoreError` if the folder of the array is gone."""
         if self.metadata is not None and not os.path.exists(self.metadata):
             raise StoreError(
                 f"the zarr array {self.array.store_path} is gone: {self.metadata} was removed",
@@ -86,8 +87,8 @@ def _metadata_file(array: Any) -> str | None:
 
 def innermost(store: Any) -> Any:
     """Return the store that a wrapper of zarr wraps."""
-    while hasattr(store, "_store"):
-        store = store._store
+    while (inner := getattr(store, "_store", None)) is not None:
+        store = inner
     return store
 
 
@@ -193,18 +194,20 @@ def _dataset(file: Any, name: str, path: str) -> Any:
 
 
 def place_of_hdf5(dataset: Any) -> int | None:
-    """Return the offset of a contiguous dataset in bytes; None before HDF5 has given it one."""
-    found = dataset.id.get_offset()
+    """Return the byte of the file at which the values lie, as one run; None if they do not."""
+    if dataset.chunks is not None or dataset.is_virtual or dataset.external or not dataset.size:
+        return None
+    if dataset.dtype.hasobject or not dataset.shape:
+        return None
+    offset: int | None = dataset.id.get_offset()
     # Why: HDF5 adds the user block to the number that means "none".
-    return None if found is None or found < dataset.file.userblock_size else int(found)
+    return None if offset is None or offset < dataset.file.userblock_size else offset
 
 
 def mapped_hdf5(dataset: Any, mode: str = "r") -> Array | None:
     """Map a dataset whose values are one run of bytes in its file; None if they are not."""
-    if dataset.chunks is not None or dataset.is_virtual or dataset.external or not dataset.size:
-        return None
     offset = place_of_hdf5(dataset)
-    if offset is None or dataset.dtype.hasobject or not dataset.shape:
+    if offset is None:
         return None
     path = dataset.file.filename
     same_process_file(path)

@@ -172,6 +172,7 @@ class ZarrPath:
         self.array: Store | None = None
         self.plan: Plan | None = None
         self.keeps_partial = False
+        self._retries = 2
         if "://" in path:
             return
         root = self._root()
@@ -186,6 +187,11 @@ class ZarrPath:
         last = next(k for k, part in enumerate(parts) if part.endswith(_SUFFIX))
         return "/".join(parts[: last + 1])
 
+    def with_retries(self, retries: int) -> ZarrPath:
+        """Set the number of attempts after a fault that may pass; return this path."""
+        self._retries = retries
+        return self
+
     def create(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Store:
         """Create the array; return its store."""
         import zarr
@@ -197,7 +203,7 @@ class ZarrPath:
         found = zarr.create_array(
             root, name=name, shape=shape, dtype=dtype, chunks=units, zarr_format=_format(root)
         )
-        self.array = wrap(found, write=True)
+        self.array = wrap(found, write=True).with_retries(self._retries)
         return self.array
 
     def reopen(self) -> Store | None:
@@ -220,7 +226,7 @@ class ZarrPath:
                     "it, as in 'x.zarr/0', or pass another path"
                 ) from None
             return None
-        self.array = wrap(found, write=True)
+        self.array = wrap(found, write=True).with_retries(self._retries)
         return self.array
 
     def publish(self) -> Any:

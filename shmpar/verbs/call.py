@@ -16,6 +16,8 @@ from shmpar.runtime.execution import Execution, Policy
 from shmpar.runtime.outputs import Outputs, fill_value_for
 from shmpar.runtime.progress import observe
 from shmpar.runtime.run import Run
+from shmpar.stores.store import Store
+from shmpar.stores.targets import ZarrPath
 from shmpar.verbs.arguments import (
     Inputs,
     check_signature,
@@ -110,6 +112,11 @@ class Call:
             Calls a function for each number in a sequence, in workers.
         """
         inputs, spec, policy = self.inputs, self.output, self.policy
+        if (again := self.options.get("io_retries")) is not None:
+            inputs.arrays = [_with_retries(one, again) for one in inputs.arrays]
+            if spec.given is not None:
+                given = tuple([_with_retries(one, again) for one in spec.given])
+                self.output = spec = spec._replace(given=given)
         plan = self._plan()
         if spec.given is not None:
             check_stores(plan, spec.given)
@@ -199,6 +206,10 @@ class Call:
             timed=policy.task_timeout is not None,
             check=policy.check and not spec.returns_objects,
         )
+
+
+def _with_retries(array: Any, times: int) -> Any:
+    return array.with_retries(times) if isinstance(array, Store | ZarrPath) else array
 
 
 class Caller:

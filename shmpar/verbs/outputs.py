@@ -119,7 +119,35 @@ def _parse_dtypes(dtype: Any) -> tuple[DType | None, ...]:
     return found
 
 
+def find_targets(verb: str, out: Any) -> Any:
+    """Replace each output outside memory by its `Target`; leave others as they are."""
+    if out is None or isinstance(out, np.ndarray | Target):
+        return out
+    # Why type: a target is a tuple too.
+    if type(out) is tuple:
+        return tuple([find_targets(verb, one) for one in out])
+    return find_target(verb, out) or out
+
+
+def written_units(
+    out: Any, ndim: int, drop: Sequence[int], new_axis: Any
+) -> list[tuple[Sequence[int | None], Store]]:
+    """Return the stores among the outputs, with the axes of the grid for their axes.
+
+    Parameters
+    ----------
+    out : object
+        The result of :func:`find_targets`.
+    """
+    axes = output_axes(ndim, drop, new_axis)
+    parts = out if type(out) is tuple else (out,)
+    stores = [one.array for one in parts if isinstance(one, Target)]
+    return [(axes, one) for one in stores if isinstance(one, Store) and one.ndim == len(axes)]
+
+
 def _parse_target(verb: str, out: Any) -> Target:
+    if isinstance(out, Target):
+        return out
     if type(out) is not np.ndarray and (target := find_target(verb, out)) is not None:
         return target
     if isinstance(out, str | os.PathLike):
@@ -199,9 +227,11 @@ def _is_store_in_place(
     for number, output in enumerate(outputs):
         if any(is_same_store(output, other) for other in outputs[:number]):
             raise ValueError(f"{verb}: two outputs are one store ({output.where})")
-        if any(isinstance(one, Store) and is_same_store(output, one) for one in arrays):
+        for array in arrays:
+            if not isinstance(array, Store) or not is_same_store(output, array):
+                continue
             found = True
-            if not allowed:
+            if not (allowed and output.has_axes_of(array)):
                 raise ValueError(
                     f"{verb}: out= ({output.where}) is the store of an input, so chunks would read "
                     "the results of others; pass another output"
@@ -297,9 +327,25 @@ def declared_shape(chunks: Any, out: Any) -> tuple[int, ...] | None:
     if entries and all(isinstance(lengths, tuple | list) for lengths in entries):
         where = f"chunks={brief(chunks)}"
         return tuple([sum([whole_number(n, where) for n in lengths]) for lengths in entries])
-    first = out[0] if isinstance(out, tuple) and out else out
-    shape = None if isinstance(first, str | os.PathLike) else getattr(first, "shape", None)
-    return tuple(shape) if isinstance(shape, tuple) and shape else None
+    first = out[0] if type(out) is tuple and out else out
+    first = first.array if isinstance(first, Target) else first
+    return first.shape if isinstance(first, np.ndarray | Store) and first.ndim else None
+
+
+def output_axes(ndim: int, drop: Sequence[int], new_axis: Any) -> list[int | None]:
+    """Return for each axis of the output the axis of the grid; None for a new one.
+
+    Examples
+    --------
+    >>> output_axes(3, (1,), 0)
+    [None, 0, 2]
+    """
+    axes: list[int | None] = [axis for axis in range(ndim) if axis not in drop]
+    if new_axis is not None:
+        added = list(new_axis) if isinstance(new_axis, Iterable) else [new_axis]
+        for axis in axes_tuple("new_axis", added, len(axes) + len(added)):
+            axes.insert(axis, None)
+    return axes
 
 
 def place_blocks(
@@ -325,11 +371,7 @@ def place_blocks(
                 f"drop_axis: axis {axis} is cut into {count:,} chunks, whose results would fall on "
                 f"one another; leave it whole with chunks={{{axis}: -1}}"
             )
-    axes: list[int | None] = [axis for axis in range(grid.ndim) if axis not in drop]
-    if new_axis is not None:
-        added = list(new_axis) if isinstance(new_axis, Iterable) else [new_axis]
-        for axis in axes_tuple("new_axis", added, len(axes) + len(added)):
-            axes.insert(axis, None)
+    axes = output_axes(grid.ndim, drop, new_axis)
     words = f"an output of {format_count(len(axes), 'axis', 'axes')}"
     entries = per_axis("out_chunks", out_chunks, len(axes), missing=None, array=words)
     cuts = [
