@@ -215,7 +215,7 @@ def h5_dataset(path):
     """Open a dataset of a file that this process may have open."""
     import h5py
 
-    return h5py.File(path, "r+", locking=False)["x"]
+    return h5py.File(path, "r+")["x"]
 
 
 def test_outputs_that_several_workers_cannot_write(any_pool, zarr, tmp_path):

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,8 @@ _ONE_WRITER = "an HDF5 file has one writer; use zarr or .npy, or write run.compl
 _SUFFIX = ".zarr"
 
 
-class Target(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Target:
     """An output outside memory.
 
     Attributes

@@ -123,8 +123,7 @@ def find_targets(verb: str, out: Any) -> Any:
     """Replace each output outside memory by its `Target`; leave others as they are."""
     if out is None or isinstance(out, np.ndarray | Target):
         return out
-    # Why type: a target is a tuple too.
-    if type(out) is tuple:
+    if isinstance(out, tuple):
         return tuple([find_targets(verb, one) for one in out])
     return find_target(verb, out) or out
 
@@ -140,7 +139,7 @@ def written_units(
         The result of :func:`find_targets`.
     """
     axes = output_axes(ndim, drop, new_axis)
-    parts = out if type(out) is tuple else (out,)
+    parts = out if isinstance(out, tuple) else (out,)
     stores = [one.array for one in parts if isinstance(one, Target)]
     return [(axes, one) for one in stores if isinstance(one, Store) and one.ndim == len(axes)]
 
@@ -327,7 +326,7 @@ def declared_shape(chunks: Any, out: Any) -> tuple[int, ...] | None:
     if entries and all(isinstance(lengths, tuple | list) for lengths in entries):
         where = f"chunks={brief(chunks)}"
         return tuple([sum([whole_number(n, where) for n in lengths]) for lengths in entries])
-    first = out[0] if type(out) is tuple and out else out
+    first = out[0] if isinstance(out, tuple) and out else out
     first = first.array if isinstance(first, Target) else first
     return first.shape if isinstance(first, np.ndarray | Store) and first.ndim else None
 
