@@ -97,6 +97,9 @@ class Run(PoolFuture):
             origin=began,
             complete=done,
             ledger=execution.ledger,
+            store_read=int(execution.traffic[0]),
+            store_written=int(execution.traffic[1]),
+            store_seconds=execution.traffic[2],
         )
 
     def result(self, timeout: float | None = None) -> Any:

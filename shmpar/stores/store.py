@@ -298,7 +298,7 @@ class Store:
         room = [n + (k > 0 and n < whole) for k, (n, whole) in enumerate(pairs)]
         inside = tuple([slice(n) for n in lengths])
         memory = np.empty(room, self._stored)
-        block = memory[(*inside, ...)]
+        block: Array = memory[inside or ...]
         if not block.size:
             return block
         if hasattr(array, "read_into"):
@@ -393,7 +393,9 @@ def _slices(key: Any, shape: Shape) -> tuple[tuple[slice, ...], tuple[Any, ...] 
         raise IndexError(f"{len(keys) - 1} indices for a store of shape {shape}")
     place = next(k for k, one in enumerate(keys) if one is Ellipsis)
     keys[place : place + 1] = [slice(None)] * (len(shape) - len(keys) + 1)
-    where, finish, whole = [], [], True
+    where: list[slice] = []
+    finish: list[Any] = []
+    whole = True
     for axis, (one, size) in enumerate(zip(keys, shape, strict=True)):
         if isinstance(one, slice):
             steps = range(*one.indices(size))
@@ -402,7 +404,7 @@ def _slices(key: Any, shape: Shape) -> tuple[tuple[slice, ...], tuple[Any, ...] 
             finish.append(slice(None, None, None if steps.step == 1 else steps.step))
             whole &= steps.step == 1
         elif isinstance(one, int | np.integer) and not isinstance(one, bool):
-            index = int(one) + size * (one < 0)
+            index = int(one) + (size if one < 0 else 0)
             if not 0 <= index < size:
                 raise IndexError(f"index {one} is out of bounds for axis {axis} of size {size}")
             where.append(slice(index, index + 1))
@@ -534,7 +536,9 @@ def _runs(sources: Sequence[Any]) -> list[tuple[int, int]]:
 class Pieces:
     """Windows of a store that together hold the neighbourhood of a chunk."""
 
-    def __init__(self, parts: dict[tuple[int, ...], Part], runs: list[list[tuple[int, int]]]) -> None:
+    def __init__(
+        self, parts: dict[tuple[int, ...], Part], runs: list[list[tuple[int, int]]]
+    ) -> None:
         self._parts, self._runs = parts, runs
         self.array = next(iter(parts.values())).array
 
