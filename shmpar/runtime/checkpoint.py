@@ -91,6 +91,7 @@ def resume(  # noqa: PLR0913 - the parts of a call
     seeded: bool,
     in_place: bool,
     in_workers: InWorkers,
+    named: Sequence[Any] | None,
 ) -> tuple[Plan, tuple[int, ...] | None]:
     """Open the ledger file of a call, or create it, and find the chunks that an earlier run left.
 
@@ -104,6 +105,8 @@ def resume(  # noqa: PLR0913 - the parts of a call
         The output is the input.
     in_workers : callable
         Calls a function for each chunk number in a sequence, in workers.
+    named : sequence of (dtype or None) or None
+        The declared dtypes, without those of arrays that the first call may have made.
 
     Returns
     -------
@@ -128,7 +131,8 @@ def resume(  # noqa: PLR0913 - the parts of a call
     for one in outputs.given or ():
         if isinstance(one, NewFile):
             one.keeps_partial = True
-    identity = call_identity(plan, function, arrays)
+    dtypes = None if named is None else tuple(named)
+    identity = call_identity(plan._replace(dtypes=dtypes), function, arrays)
     # Why: a seed may be made of NumPy's integers.
     seed = json.loads(json.dumps(plan.seed, default=lambda value: value.tolist()))
     if seeded:

@@ -248,7 +248,7 @@ class Store:
         except Exception as error:
             raise StoreError(
                 f"{self.where} ({self.kind}) cannot be opened: {type(error).__name__}: {error}",
-                opener=self.kind, where=self.where,
+                opener=self.kind, where=self.where, errno=getattr(error, "errno", None),
             ) from error  # fmt: skip
         shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
         due = self._in_file(self.shape)
@@ -366,7 +366,7 @@ class Store:
                 raise StoreError(
                     f"cannot {verb} [{window}] of {self.where} ({self.kind}): "
                     f"{type(error).__name__}: {error}",
-                    opener=self.kind, where=self.where,
+                    opener=self.kind, where=self.where, errno=getattr(error, "errno", None),
                 ) from error  # fmt: skip
         raise AssertionError("the last attempt returns or raises")
 

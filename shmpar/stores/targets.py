@@ -38,10 +38,13 @@ class Target:
         The place of the results.
     user : object
         The object that the call returns; None for the array at a new path.
+    is_path : bool
+        The user gave its path, so it may exist in a later call alone.
     """
 
     array: Any
     user: Any
+    is_path: bool = False
 
 
 def is_zarr_path(out: Any) -> bool:
@@ -137,8 +140,8 @@ def _at_path(verb: str, path: str) -> Target:
     new = ZarrPath(verb, path)
     found = new.reopen()
     if found is None:
-        return Target(new, None)
-    return Target(found, found.user)
+        return Target(new, None, is_path=True)
+    return Target(found, found.user, is_path=True)
 
 
 class ZarrPath:

@@ -153,6 +153,7 @@ class Call:
                 seeded=seeded,
                 in_place=in_place,
                 in_workers=in_workers,
+                named=spec.named if spec.given else spec.dtypes,
             )
         outputs.expected = known
         if spec.in_place:

@@ -37,6 +37,9 @@ class OutputSpec(NamedTuple):
         ``out=``, one per output.
     users : tuple of object or None
         The objects that the call returns for these; None for themselves.
+    named : tuple of (dtype or None) or None
+        Like `dtypes`, but without those of arrays that exist at a path: a later call finds one
+        that the first call has made.
     dtypes : tuple of (dtype or None) or None
         Declared dtypes, one per output.
     is_tuple : bool or None
@@ -53,6 +56,7 @@ class OutputSpec(NamedTuple):
     returns_objects: bool = False
     in_place: bool = False
     users: tuple[Any, ...] | None = None
+    named: tuple[DType | None, ...] | None = None
 
 
 def parse_output(
@@ -104,7 +108,10 @@ def parse_output(
             raise ValueError(f"{verb}: out= has dtype {actual}, dtype= says {due}")
     in_place = _is_in_place(verb, given, arrays, in_place)
     users = tuple([one.user for one in targets])
-    return OutputSpec(given, found, is_tuple, in_place=in_place, users=users)
+    named = tuple(
+        [due if one.is_path else dtype for one, due, dtype in zip(targets, declared, found, strict=True)]
+    )
+    return OutputSpec(given, found, is_tuple, in_place=in_place, users=users, named=named)
 
 
 def _parse_dtypes(dtype: Any) -> tuple[DType | None, ...]:
