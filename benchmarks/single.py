@@ -26,6 +26,7 @@ import numpy as np
 import shmpar
 from benchmarks import cases, workloads
 from benchmarks.cases import WORKERS, busy_loops, worker_pids
+from benchmarks.stores import stores
 from benchmarks.harness import alternate, forked_loop, peak_pss, pss, ratio, table
 from shmpar.memory.huge import VARIABLE
 
@@ -616,4 +617,5 @@ ALL = {
     "in_flight": in_flight,
     "memory": memory,
     "halo_memory": halo_memory,
+    "stores": stores,
 }
