@@ -106,6 +106,9 @@ def parse_output(
     for actual, due in zip(found, declared, strict=True):
         if due is not None and due != actual:
             raise ValueError(f"{verb}: out= has dtype {actual}, dtype= says {due}")
+    for one in targets:
+        if one.user is not None and isinstance(one.array, np.ndarray):
+            _use_one_mapping(one.array, arrays)
     in_place = _is_in_place(verb, given, arrays, in_place)
     users = tuple([one.user for one in targets])
     named = tuple(
@@ -256,6 +259,22 @@ def check_apart(verb: str, outputs: Sequence[Array], held: Iterable[Any]) -> Non
                 "holds or gets as an item, so chunks would read the results of others; pass "
                 "another output, or a copy to the function"
             )
+
+
+def _use_one_mapping(output: Array, arrays: list[Any]) -> None:
+    """Replace inputs that are the mapped output by it.
+
+    Why: NumPy does not see that two mappings of a file are the same memory.
+    """
+    place = locate(output)
+    for number, array in enumerate(arrays):
+        if not isinstance(array, np.ndarray) or place is None:
+            continue
+        other = locate(array)
+        if other is None or other.offset != place.offset or array.shape != output.shape:
+            continue
+        if other.segment.identity() == place.segment.identity() and array.dtype == output.dtype:
+            arrays[number] = output
 
 
 def _is_same(one: Array, other: Array) -> bool:
