@@ -59,8 +59,11 @@ class ZarrArray:
         from zarr.buffer.cpu import NDBuffer
 
         self.check()
-        view = memory[inside]
-        self.array.get_basic_selection(where, out=NDBuffer.from_numpy_array(view))
+        if where:
+            view = NDBuffer.from_numpy_array(memory[inside])
+            self.array.get_basic_selection(where, out=view)
+        else:  # Why: zarr does not fill an output without axes
+            memory[...] = self.array[...]
         # Why after the read: a chunk that is missing reads as the fill value.
         self.check()
 
@@ -139,11 +142,13 @@ class Hdf5Array:
 
 def same_process_file(path: str) -> Any:
     """Return the id of an HDF5 file that this process has open, flushed; None if it has not."""
-    h5f = getattr(sys.modules.get("h5py"), "h5f", None)
-    if h5f is None or not os.path.exists(path):
+    h5py = sys.modules.get("h5py")
+    if h5py is None or not os.path.exists(path):
         return None
-    found = None
-    for file in h5f.get_obj_ids(h5f.OBJ_ALL, h5f.OBJ_FILE):
+    h5f, found = h5py.h5f, None
+    # Why datasets too: a file stays open as long as any object of it.
+    for one in h5f.get_obj_ids(h5f.OBJ_ALL, h5f.OBJ_FILE | h5f.OBJ_DATASET | h5f.OBJ_GROUP):
+        file = h5py.h5i.get_file_id(one)
         name = os.fsdecode(file.name)
         if os.path.exists(name) and os.path.samefile(name, path):
             if file.get_intent() & h5f.ACC_RDWR:

@@ -27,6 +27,7 @@ from typing import Any, Final
 import numpy as np
 
 from shmpar.errors import ShmparError, StoreError
+from shmpar.plan import spell
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -143,7 +144,8 @@ class Store:
     ) -> None:
         self.opener = opener
         self.shape: Shape = tuple(map(int, shape))
-        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        # Why: zarr's dtypes name the machine's order of bytes, and print in another way.
+        self.dtype: np.dtype[Any] = np.dtype(spell(np.dtype(dtype)))
         self.unit: Shape | None = None if unit is None else tuple(map(int, unit))
         self.kind, self.where = kind, where
         self.retries = retries
@@ -236,8 +238,7 @@ class Store:
         StoreError
             If it cannot be opened, or has another shape or dtype by now.
         """
-        opened = self._checked(lambda: open_store(self.opener))
-        return self._copy(_array=opened, token=None)
+        return self._copy(_array=self._checked(lambda: open_store(self.opener)), token=None)
 
     def _checked(self, opens: Callable[[], Any]) -> Any:
         """Open the array, and compare it with the record of it."""
@@ -252,9 +253,8 @@ class Store:
             ) from error  # fmt: skip
         shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
         due = self._in_file(self.shape)
-        # Why: a new array of zarr 3 tells the byte order of its values, and an opened one does not.
-        same = dtype.newbyteorder("=") == self._stored.newbyteorder("=")
-        if shape != due or not same:
+        # Why without the order of bytes: zarr's third format does not keep it.
+        if shape != due or dtype.newbyteorder("=") != self._stored.newbyteorder("="):
             raise StoreError(
                 f"{self.where} ({self.kind}) has changed: it has shape {shape} and dtype {dtype}, "
                 f"but had {due} and {self._stored} before; open it anew",
@@ -297,15 +297,15 @@ class Store:
         # Why: NumPy adds in another order where an axis follows the next without a gap.
         room = [n + (k > 0 and n < whole) for k, (n, whole) in enumerate(pairs)]
         inside = tuple([slice(n) for n in lengths])
-        memory = np.empty(room, self._stored)
+        direct = hasattr(array, "read_into")
+        memory = np.empty(room, array.dtype if direct else self._stored)
         block: Array = memory[inside or ...]
-        if not block.size:
-            return block
-        if hasattr(array, "read_into"):
+        if direct and block.size:
             array.read_into(where, memory, inside)
-            return block
+        if direct or not block.size:
+            return memory.astype(self._stored, copy=False)[inside or ...]
         found = np.asarray(array[where or ...])
-        if found.shape != lengths or found.dtype != self._stored:
+        if found.shape != lengths or found.dtype.newbyteorder("=") != block.dtype.newbyteorder("="):
             raise StoreError(
                 f"{self.where} ({self.kind}) has changed under the run: a window of shape "
                 f"{lengths} and dtype {self._stored} has shape {found.shape} and dtype "
