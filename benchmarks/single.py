@@ -26,8 +26,8 @@ import numpy as np
 import shmpar
 from benchmarks import cases, workloads
 from benchmarks.cases import WORKERS, busy_loops, worker_pids
-from benchmarks.stores import stores
 from benchmarks.harness import alternate, forked_loop, peak_pss, pss, ratio, table
+from benchmarks.stores import stores
 from shmpar.memory.huge import VARIABLE
 
 _shared: dict[str, np.ndarray] = {}

@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -225,7 +225,9 @@ def _compare(
     chunks = (-(-case.side // case.unit)) ** 2
     print(f"  {case.name}: {nbytes / 1e6:,.0f} MB, {chunks:,} units")
     print(table(times, 1e3, "ms"))
-    results = [zarr.open_array(os.path.join(folder, f"{case.name} {n}.zarr"), mode="r") for n in systems]
+    results = [
+        zarr.open_array(os.path.join(folder, f"{case.name} {n}.zarr"), mode="r") for n in systems
+    ]
     for top in range(0, case.side, case.unit):
         first, *others = [one[top : top + case.unit] for one in results]
         assert all(np.array_equal(first, other) for other in others), "the systems agree"

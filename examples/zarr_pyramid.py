@@ -67,9 +67,10 @@ def expected(rows: tuple[int, int], columns: tuple[int, int], picture: Array) ->
 
 
 def photographed(block_info: Any, rng: np.random.Generator, picture: Array) -> Array:
-    """Count the photons of each pixel of a block: their number is random."""
-    rows, columns = block_info[None]["array-location"]
-    return rng.poisson(expected(rows, columns, picture)).astype(np.uint16)
+    """Count the photons of each pixel of a block: their number varies by its square root."""
+    mean = expected(*block_info[None]["array-location"], picture)
+    counts = mean + np.sqrt(mean) * rng.standard_normal(mean.shape, np.float32)
+    return np.clip(np.rint(counts), 0, np.iinfo(np.uint16).max).astype(np.uint16)
 
 
 def denoised(window: Array, noise: float) -> Array:
@@ -105,9 +106,7 @@ def describe(group: Any, levels: int) -> None:
     datasets = [
         {
             "path": str(level),
-            "coordinateTransformations": [
-                {"type": "scale", "scale": [MICROMETRES * 2**level] * 2}
-            ],
+            "coordinateTransformations": [{"type": "scale", "scale": [MICROMETRES * 2**level] * 2}],
         }
         for level in range(levels)
     ]
@@ -115,27 +114,30 @@ def describe(group: Any, levels: int) -> None:
     group.attrs["ome"] = {"version": "0.5", "multiscales": multiscales}
 
 
-def draw(output: Path, overview: Array, panels: dict[str, Array], scale: int) -> None:
-    """Save a picture: the smallest level of the pyramid, and a detail at several stages."""
-    figure, places = plt.subplots(1, 1 + len(panels), figsize=(17, 4.8), layout="constrained")
+def draw(output: Path, title: str, copy: Array, panels: dict[str, Array]) -> None:
+    """Save a picture: a copy of the micrograph, and the framed detail at several stages."""
+    figure, places = plt.subplots(1, 1 + len(panels), figsize=(17, 4.7), layout="constrained")
     first, *others = places
-    side = scale * len(overview)
-    first.imshow(overview, "gray", extent=(0, side, side, 0), vmin=0, vmax=PHOTONS)
-    first.set_title(f"Smallest level: {len(overview):,} x {len(overview):,} pixels")
-    high, low = CORNER[0] + DETAIL, CORNER[0]
+    side = 2 * len(copy)
+    first.imshow(copy, "gray", extent=(0, side, side, 0), vmin=0, vmax=PHOTONS)
+    first.set_title(f"Level 1 of a copy, {len(copy)} x {len(copy)} pixels")
+    frame = plt.Rectangle(CORNER[::-1], DETAIL, DETAIL, fill=False, edgecolor="orange", linewidth=2)
+    first.add_patch(frame)
     for (name, values), axes in zip(panels.items(), others, strict=True):
-        edges = (CORNER[1], CORNER[1] + DETAIL, high, low)
+        (top, left), (bottom, right) = CORNER, (start + DETAIL for start in CORNER)
+        edges = (left, right, bottom, top)
         last = axes.imshow(values, "gray", extent=edges, vmin=0, vmax=PHOTONS)
-        axes.set_title(name)
+        axes.set_title(f"{name}, {len(values)} x {len(values)} pixels")
+        for spine in axes.spines.values():
+            spine.set(edgecolor="orange", linewidth=2)
     for axes in places:
         axes.set_xlabel("column (pixels of level 0)")
-        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True))
-        axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True))
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.yaxis.set_major_formatter("{x:,.0f}")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True))
     first.set_ylabel("row (pixels of level 0)")
     bar = figure.colorbar(last, ax=places, shrink=0.9, extend="max")
     bar.set_label("photons per pixel")
+    figure.suptitle(title, fontsize=13)
     figure.savefig(output, dpi=100)
     plt.close(figure)
 
@@ -193,7 +195,11 @@ def run(options: argparse.Namespace, folder: Path) -> None:
             levels.append(create(group, str(len(levels)), length // 2))
             lengths = tuple(one // 2 for one in block_lengths(length))
             pool.map_blocks(
-                halved, levels[-2], chunks=BLOCK, out_chunks={0: lengths, 1: lengths}, out=levels[-1]
+                halved,
+                levels[-2],
+                chunks=BLOCK,
+                out_chunks={0: lengths, 1: lengths},
+                out=levels[-1],
             )
         seconds["pyramid"] = time.perf_counter() - began
         used = max(peak(0), *pool.parallel_map(peak, range(8)))
@@ -226,18 +232,24 @@ def show(output: Path, picture: Array, raw: Any, levels: list[Any]) -> None:
     print(f"error in the detail: {errors[0]:.1f} photons before, {errors[1]:.1f} after")
     half = levels[1][tuple(slice(one.start // 2, one.stop // 2) for one in (rows, columns))]
     panels = {
-        f"Photographed: error {errors[0]:.1f}": before,
-        f"Denoised, level 0: error {errors[1]:.1f}": after,
+        f"Noisy: error {errors[0]:.1f}": before,
+        f"Denoised: error {errors[1]:.1f}": after,
         "Level 1": half,
     }
-    draw(output, levels[-1][...], panels, 2 ** (len(levels) - 1))
+    side = levels[0].shape[0]
+    title = (
+        f"{side:,} x {side:,} pixels of micrographs, denoised, in {len(levels)} levels of OME-Zarr"
+    )
+    draw(output, title, levels[1][: len(picture) // 2, : len(picture) // 2], panels)
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--folder", type=Path, help="OME-Zarr to write, with raw.zarr beside it; default: none is kept"
+        "--folder",
+        type=Path,
+        help="OME-Zarr to write, with raw.zarr beside it; default: none is kept",
     )
     parser.add_argument("--output", type=Path, default=Path("zarr_pyramid.png"), help="picture")
     parser.add_argument("--megapixels", type=positive(float), default=600)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-
 import numpy as np
 import pytest
 
 import shmpar
-from tests.stored import zarr  # noqa: F401 - a fixture
 
 X = np.random.default_rng(0).integers(0, 60_000, (60, 80)).astype("u2")
 CUT = (20, 40)
@@ -71,9 +66,7 @@ def test_every_verb_writes_into_a_store(any_pool, made):
     any_pool.map_blocks(lambda b: np.stack([b, b], 2), X, chunks=CUT, new_axis=2, out=deep)
     np.testing.assert_array_equal(deep[..., 1], X)
     small = made("small", shape=(30, 40), chunks=(10, 20))
-    any_pool.map_blocks(
-        lambda b: b[::2, ::2], X, chunks=CUT, out_chunks=(10, 20), out=small
-    )
+    any_pool.map_blocks(lambda b: b[::2, ::2], X, chunks=CUT, out_chunks=(10, 20), out=small)
     np.testing.assert_array_equal(small[...], X[::2, ::2])
     fresh = made("fresh", dtype="i4")
     any_pool.map_blocks(
@@ -198,7 +191,11 @@ def refusals(zarr, tmp_path):
     yield tmp_path / "file.zarr", ValueError, "is a file"
     file = h5py.File(tmp_path / "x.h5", "w")
     chunked = file.create_dataset("x", X.shape, X.dtype, chunks=(20, 20))
-    yield chunked, TypeError, "an HDF5 file has one writer; use zarr or .npy, or write run.completed"
+    yield (
+        chunked,
+        TypeError,
+        "an HDF5 file has one writer; use zarr or .npy, or write run.completed",
+    )
     yield file, TypeError, "pass an array of it"
     yield file.create_dataset("s", X.shape, h5py.string_dtype()), TypeError, "dtype object"
     core = h5py.File("core.h5", "w", driver="core", backing_store=False)
@@ -313,5 +310,4 @@ def test_checked_runs_write_into_stores(made):
             return block
 
         with pytest.raises(shmpar.ChunkError, match="was changed by another writer"):
-            pool.map_blocks(spoil, X, chunks=(20, 80), out=out)
             pool.map_blocks(spoil, X, chunks=CUT, out=out)

@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from shmpar.stores.store import Store
-
 if TYPE_CHECKING:
     from shmpar.engines.engine import Exit
     from shmpar.stores import Store
 
-Reference = tuple[int, int, tuple[int, ...], tuple[int, ...], Any] | Store
+Reference: TypeAlias = "tuple[int, int, tuple[int, ...], tuple[int, ...], Any] | Store"
 """Key of a segment, offset (bytes), shape, strides (bytes), dtype or its name; or a store."""
 
 
@@ -32,7 +30,7 @@ class PartReference(NamedTuple):
     shape: tuple[int, ...]
 
 
-Input: TypeAlias = "Reference | PartReference | Store"
+Input: TypeAlias = "Reference | PartReference"
 """An input: where it lies in memory, or how it is opened."""
 
 

@@ -8,8 +8,8 @@ its dtypes (:func:`call_identity`).
   that it names, in all modules of the user (:func:`_is_own`). Objects of installed packages are
   their names: a changed library is not noticed. Comments and line numbers do not count.
 - An array is its dtype, shape and values. A store is its place, dtype, shape and units: changed
-  values of an input store are not noticed. A dict or a set is its items in any order. Another object
-  is its class and its pickled state. A method is its code and its object.
+  values of an input store are not noticed. A dict or a set is its items in any order. Another
+  object is its class and its pickled state. A method is its code and its object.
 - Another version of Python compiles other bytecode, and so makes another function.
 
 The ledger file, in order:
@@ -53,7 +53,7 @@ import time
 import types
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,7 +68,7 @@ from shmpar.plan import Announcement, Function, InBlocks, Output, Plan
 from shmpar.runtime.error_texts import levels_to_user
 from shmpar.runtime.outputs import LEDGER_NEEDS_FILES, Given, NewFile, Outputs, file_path
 from shmpar.stores.store import Part, Store
-from shmpar.worker.verify import checksum, crc
+from shmpar.worker.verify import StoredChecksum, crc
 
 Array = np.ndarray[Any, Any]
 InWorkers = Callable[[Callable[[int], int], list[int]], Sequence[int]]
@@ -91,7 +91,7 @@ def resume(  # noqa: PLR0913 - the parts of a call
     seeded: bool,
     in_place: bool,
     in_workers: InWorkers,
-    named: Sequence[Any] | None,
+    named: tuple[Any, ...] | None,
 ) -> tuple[Plan, tuple[int, ...] | None]:
     """Open the ledger file of a call, or create it, and find the chunks that an earlier run left.
 
@@ -105,7 +105,7 @@ def resume(  # noqa: PLR0913 - the parts of a call
         The output is the input.
     in_workers : callable
         Calls a function for each chunk number in a sequence, in workers.
-    named : sequence of (dtype or None) or None
+    named : tuple of (dtype or None) or None
         The declared dtypes, without those of arrays that the first call may have made.
 
     Returns
@@ -131,8 +131,7 @@ def resume(  # noqa: PLR0913 - the parts of a call
     for one in outputs.given or ():
         if isinstance(one, NewFile):
             one.keeps_partial = True
-    dtypes = None if named is None else tuple(named)
-    identity = call_identity(plan._replace(dtypes=dtypes), function, arrays)
+    identity = call_identity(plan._replace(dtypes=named), function, arrays)
     # Why: a seed may be made of NumPy's integers.
     seed = json.loads(json.dumps(plan.seed, default=lambda value: value.tolist()))
     if seeded:
@@ -143,16 +142,14 @@ def resume(  # noqa: PLR0913 - the parts of a call
         if plan.seed is not None:
             plan = plan._replace(seed=file.header.seed)
         todo = _unfinished(plan, outputs, file, in_workers) if file.checksums.any() else None
-        return plan, todo
     except BaseException:
         # Lock: the traceback of an interrupt keeps this frame, and so the file, alive.
         file.unlock()
         raise
+    return plan, todo
 
 
-def _checked_path(
-    ledger: Any, plan: Plan, given: Sequence[Given] | None, *, in_place: bool
-) -> str:
+def _checked_path(ledger: Any, plan: Plan, given: Sequence[Given] | None, *, in_place: bool) -> str:
     verb = plan.verb
     if not isinstance(ledger, str | os.PathLike):
         raise TypeError(f"{verb}: ledger= is the path of a file, not {type(ledger).__name__}")
@@ -212,10 +209,8 @@ def _verifier(
     if arrays is None:
         return None
     found = StoredChecksum(plan, arrays)
-    if not any(isinstance(one, Store) for one in arrays):
-        return found.of
-    # Why: to read and decode a store takes as long as a run.
-    return lambda chunks: in_workers(found, chunks)
+    # Why workers: to read and decode a store takes as long as a run.
+    return functools.partial(in_workers, found) if Store in map(type, arrays) else found.of
 
 
 def _reopened(plan: Plan, given: Sequence[Given]) -> list[Any] | None:
@@ -231,32 +226,6 @@ def _reopened(plan: Plan, given: Sequence[Given]) -> list[Any] | None:
             return None
         arrays.append(array)
     return arrays
-
-
-class StoredChecksum(NamedTuple):
-    """Function of a chunk that returns the checksum of its windows in the outputs; 0 without one.
-
-    Attributes
-    ----------
-    plan : Plan
-        The plan of the call.
-    outputs : list of (ndarray or Store)
-        The outputs.
-    """
-
-    plan: Plan
-    outputs: list[Any]
-
-    def __call__(self, chunk: int) -> int:
-        """Return the checksum of a chunk; 0 if it cannot be read."""
-        try:
-            return checksum(self.plan.windows(chunk, self.outputs))
-        except OSError:  # Why: a unit that was cut off is not as it was written either.
-            return 0
-
-    def of(self, chunks: Sequence[int]) -> list[int]:
-        """Return the checksums of chunks."""
-        return list(map(self, chunks))
 
 
 class Header(NamedTuple):
@@ -527,7 +496,7 @@ class _Fingerprinter:
             del self._open[key]
         return self._done[key][0]
 
-    def _parts(self, value: Any) -> Iterator[str]:  # noqa: C901 - one case per kind of value
+    def _parts(self, value: Any) -> Iterator[str]:  # noqa: C901, PLR0912 - one case per kind of value
         match value:
             case np.ndarray():
                 yield from self._array(value)

@@ -215,7 +215,7 @@ class Outputs:
     ) -> None:
         self.given: Sequence[Given] | None = given
         self._users = users
-        self.arrays: list[Array] | None = None
+        self.arrays: list[Any] | None = None
         self.is_tuple: bool | None = None
         self.slab: Slab | None = None
         self.expected: Announcement | None = None
@@ -226,7 +226,7 @@ class Outputs:
         self._returns_objects = returns_objects
         self._fill = fill
 
-    def allocate(self, announcement: Announcement) -> list[Array]:
+    def allocate(self, announcement: Announcement) -> list[Any]:
         """Allocate the outputs that the user did not pass, and create the user's files.
 
         Raises

@@ -3,14 +3,13 @@
 Guarantees
 ----------
 A new zarr array has the chunks of the grid, so that each unit has one writer.
-An object that loses what other processes write (a dict, memory of this process), or that has room
-for one writer only (a zip file, a chunked HDF5 dataset), is refused before anything starts.
+An object that loses the writes of other processes (a dict, memory of this process), or that takes a
+single writer (a zip file, a chunked HDF5 dataset), is refused before anything starts.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -303,7 +302,7 @@ def map_dataset(verb: str, dataset: Any) -> Array:
     return found
 
 
-def refresh_dataset(dataset: Any, values: Sequence[Any]) -> None:
+def refresh_dataset(dataset: Any, values: Array) -> None:
     """Make HDF5 forget the bytes of a dataset that it has read before workers wrote others.
 
     Why: it keeps one piece of each dataset. A read elsewhere replaces that piece.

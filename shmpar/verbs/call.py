@@ -233,7 +233,6 @@ class Caller:
         run.observer = observe(progress, call.verb)
         return self._execute(run, wait=call.options.get("wait", True))
 
-
     def _in_workers(self, func: Callable[[int], int], numbers: list[int]) -> Any:
         """Return the numbers that a function gives for numbers, called in workers."""
         verb: Callable[..., Any] = self.parallel_map  # type: ignore[attr-defined]

@@ -112,7 +112,10 @@ def parse_output(
     in_place = _is_in_place(verb, given, arrays, in_place)
     users = tuple([one.user for one in targets])
     named = tuple(
-        [due if one.is_path else dtype for one, due, dtype in zip(targets, declared, found, strict=True)]
+        [
+            due if one.is_path else dtype
+            for one, due, dtype in zip(targets, declared, found, strict=True)
+        ]
     )
     return OutputSpec(given, found, is_tuple, in_place=in_place, users=users, named=named)
 
@@ -196,9 +199,7 @@ def _overlaps_itself(array: Array) -> bool:
     return False
 
 
-def _is_in_place(
-    verb: str, given: Sequence[Given], arrays: Sequence[Any], allowed: bool
-) -> bool:
+def _is_in_place(verb: str, given: Sequence[Given], arrays: Sequence[Any], allowed: bool) -> bool:
     """Return whether an output is an input, which must be allowed.
 
     Raises

@@ -481,9 +481,8 @@ def _writes_directly(assignment: Assignment, outputs: Sequence[Array]) -> bool:
         return False
     if call.nout != len(outputs) or (call.nout > 1 and not assignment.is_tuple):
         return False
-    if not all(isinstance(output, np.ndarray) for output in outputs):
-        return False
-    if outputs[0].nbytes <= _SMALL_OUTPUT:
+    memory = all(isinstance(output, np.ndarray) for output in outputs)
+    if not memory or outputs[0].nbytes <= _SMALL_OUTPUT:
         return False
     placement = plan.placement
     if isinstance(placement, PerItem):

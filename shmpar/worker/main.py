@@ -423,7 +423,7 @@ class WorkerProcess:
             self.ledger = work.ledger, Ledger(memory, workers=work.workers, chunks=work.chunks)
         return self.ledger[1]
 
-    def output(self, reference: protocol.Reference) -> Array:
+    def output(self, reference: protocol.Reference) -> Any:
         """Return the array that lies at a reference, writable."""
         if isinstance(reference, Store):
             return reference.bound()

@@ -48,7 +48,7 @@ def reserver(plan: Plan, outputs: Sequence[Array], share: float) -> Reserve | No
     return reserve if parts else None
 
 
-def _shared_mapping(output: Array) -> Mapping | None:
+def _shared_mapping(output: Any) -> Mapping | None:
     """Return the mapping of an output that gains from it."""
     if not isinstance(output, np.ndarray) or output.nbytes < _MIN_OUTPUT:
         return None

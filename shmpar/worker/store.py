@@ -191,9 +191,7 @@ def storer(
     return _store_scalars(targets, checked) if is_tuple else _store_scalar(*targets[0], checked)
 
 
-def scalar_targets(
-    plan: Plan, outputs: Sequence[Array | StoreArray]
-) -> list[ScalarTarget | None]:
+def scalar_targets(plan: Plan, outputs: Sequence[Array | StoreArray]) -> list[ScalarTarget | None]:
     """Return each output that takes one number per chunk; None for another output."""
     return [
         None if isinstance(pair[0], StoreArray) else _scalar_target(plan, *pair)
