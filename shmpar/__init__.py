@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from shmpar.errors import *
     from shmpar.pool import *
     from shmpar.runtime.run import Run
-    from shmpar.stores import *
+    from shmpar.stores import Store, open, opened
 
 __all__ = [
     "ChunkError", "PlanError", "Pool", "Run", "SegmentError", "SegmentFull", "SegmentGone",
     "SharedArray", "ShmparError", "Store", "StoreError", "TaskTimeout", "WorkerDied",
-    "__version__", "all", "any", "apply_along_axis", "array", "asarray", "attach", "block_reduce", "empty", "empty_like",
-    "full", "histogram", "map_blocks", "map_overlap", "max", "mean", "min", "nanmax", "nanmin",
-    "nansum", "ones", "open", "opened", "parallel_map", "prod", "std", "sum", "var", "zeros",
-    "zeros_like",
+    "__version__", "all", "any", "apply_along_axis", "array", "asarray", "attach",
+    "block_reduce", "empty", "empty_like", "full", "histogram", "map_blocks", "map_overlap", "max",
+    "mean", "min", "nanmax", "nanmin", "nansum", "ones", "open", "opened", "parallel_map", "prod",
+    "std", "sum", "var", "zeros", "zeros_like",
 ]  # fmt: skip
 
 

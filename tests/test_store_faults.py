@@ -1,411 +1,331 @@
-"""Runs into stores that are cut short: faults, deaths, resumed calls, outputs that are inputs."""
+"""Faults of stores: gone, replaced, changed, half written, or for a time."""
 
 from __future__ import annotations
 
-import errno
 import os
-import random
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-import shmpar
-from tests.interpreters import interpreter, output_after_setup
-from tests.pools import drop_caches, warm
+zarr = pytest.importorskip("zarr")
+h5py = pytest.importorskip("h5py")
+tifffile = pytest.importorskip("tifffile")
 
-X = np.arange(4800, dtype="i4").reshape(60, 80)
-CUT = (20, 40)
+import shmpar  # noqa: E402
+from shmpar.stores.recognise import wrap  # noqa: E402
+from tests import store_formats  # noqa: E402
 
-
-@pytest.fixture(scope="module")
-def warm_workers():
-    """Two worker processes for the module."""
-    with warm("processes") as pool:
-        yield pool
+X = np.arange(24 * 18, dtype="f4").reshape(24, 18)
 
 
-@pytest.fixture
-def workers(warm_workers, nothing_left):
-    """The worker processes of the module; their caches are dropped after the test."""
-    yield warm_workers
-    drop_caches(warm_workers)
+def double(block: np.ndarray) -> np.ndarray:
+    """A function that needs no more than its block."""
+    return block * 2
 
 
-@pytest.fixture
-def made(zarr, tmp_path):
-    """A function that makes a zarr array like `X`, with units of 20 x 20."""
-
-    def make(name="x.zarr", values=None, **how):
-        out = zarr.create_array(
-            tmp_path / name, shape=X.shape, dtype=X.dtype, chunks=(20, 20), **how
-        )
-        if values is not None:
-            out[...] = values
-        return out
-
-    return make
-
-
-# In place
-
-
-def test_a_store_is_changed_in_place_where_no_chunk_reads_the_results_of_another(workers, made):
-    """Blocks and rows are replaced in a store, by the array itself or by another handle."""
-    store = made(values=X)
-    for chunks, out in (
-        (CUT, store),
-        ("auto", shmpar.open(store.store_path.store.root, mode="r+")),
-    ):
-        before = store[...]
-        assert workers.map_blocks(lambda b: b + 1, store, chunks=chunks, out=out) is out
-        np.testing.assert_array_equal(store[...], before + 1)
-    workers.map_blocks(lambda b, c: b + c, store, store, chunks=CUT, out=store)
-    np.testing.assert_array_equal(store[...], 2 * (X + 2))
-
-
-def test_a_store_in_place_is_refused_with_a_halo_and_for_other_axes(workers, made, zarr, tmp_path):
-    """Another handle, a path and a link are the same store."""
-    store = made(values=X)
-    (tmp_path / "link.zarr").symlink_to(tmp_path / "x.zarr")
-    text = "is the store of an input, so chunks would read the results of others"
-    for out in (
-        store,
-        zarr.open_array(tmp_path / "x.zarr", mode="r+"),
-        zarr.open_array(tmp_path / "link.zarr", mode="r+"),
-        str(tmp_path / "x.zarr"),
-        shmpar.open(tmp_path / "x.zarr", mode="r+"),
-    ):
-        with pytest.raises(ValueError, match=text):
-            workers.map_overlap(lambda w: w, store, depth=1, chunks=CUT, out=out)
-    with pytest.raises(ValueError, match=text):
-        workers.block_reduce(np.max, store, chunks=CUT, out=made("r.zarr") and store)
-    square = zarr.create_array(tmp_path / "s.zarr", shape=(4, 4), chunks=(1, 4), dtype="i4")
-    with pytest.raises(ValueError, match=text):
-        workers.parallel_map(np.negative, square, axis=1, out=square)
-    workers.parallel_map(lambda row: row + 3, square, out=square)
-    assert (square[...] == 3).all()
-
-
-def test_a_dataset_is_changed_in_place(workers, tmp_path):
-    """A mapped dataset may be input and output, without a halo."""
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        data = file.create_dataset("x", data=X)
-        assert workers.map_blocks(lambda b: b[::-1], data, chunks=CUT, out=data) is data
-        due = X.reshape(3, 20, 80)[:, ::-1].reshape(60, 80)
-        np.testing.assert_array_equal(data[...], due)
-        with pytest.raises(ValueError, match="shares memory with an input"):
-            workers.map_overlap(lambda w: w, data, depth=1, chunks=CUT, out=data)
-
-
-def test_a_worker_that_dies_in_place_ends_the_run(made):
-    """A chunk that was begun is not computed again, since its input may be overwritten."""
-    store = made(values=X)
-
-    def die(block):
-        if block[0, 0] == X[20, 40]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return block + 1
-
-    with shmpar.Pool(1) as pool, pytest.raises(shmpar.WorkerDied, match="computed in place"):
-        pool.map_blocks(die, store, chunks=CUT, out=store)
-
-
-# Faults of the store
-
-
-class Failing:
-    """A mapped array whose first writes fail, in whatever process, as often as a file has bytes."""
-
-    def __init__(self, path, number):
-        self.memory = np.load(path, mmap_mode="r+")
-        self.shape, self.dtype = self.memory.shape, self.memory.dtype
-        self.left, self.number = Path(f"{path}.left"), number
-
-    def __getitem__(self, key):
-        return self.memory[key]
-
-    def __setitem__(self, key, value):
-        left = self.left.stat().st_size
-        if left:
-            os.truncate(self.left, left - 1)
-            raise OSError(self.number, os.strerror(self.number))
-        self.memory[key] = value
-
-
-@pytest.fixture
-def failing(tmp_path):
-    """A function that makes a store whose first writes fail with an error of the system."""
-
-    def make(times, number):
-        np.save(tmp_path / "x.npy", np.zeros_like(X))
-        (tmp_path / "x.npy.left").write_bytes(bytes(times))
-        return shmpar.opened(Failing, str(tmp_path / "x.npy"), number)
-
-    return make
-
-
-def test_a_fault_that_may_pass_is_tried_again(workers, failing):
-    """A write is repeated `io_retries` times, 2 by default."""
-    out = failing(2, errno.EIO)
-    workers.map_blocks(np.negative, X, chunks=(60, 80), out=out)
-    np.testing.assert_array_equal(out[...], -X)
-    out = failing(4, errno.ETIMEDOUT)
-    workers.map_blocks(np.negative, X, chunks=(60, 80), out=out, io_retries=4)
-    np.testing.assert_array_equal(out[...], -X)
-    with pytest.raises(shmpar.ChunkError, match="cannot write"):
-        workers.map_blocks(np.negative, X, chunks=(60, 80), out=failing(1, errno.EIO), io_retries=0)
-
-
-def test_a_fault_that_stays_is_the_cause_of_the_error(workers, failing):
-    """The chunk fails at once, with the window, the store and the error of the system."""
-    out = failing(1, errno.EROFS)
-    with pytest.raises(shmpar.ChunkError) as caught:
-        workers.map_blocks(np.negative, X, chunks=(60, 80), out=out)
-    text = str(caught.value)
-    assert text.startswith("map_blocks, chunk 0 at [0:60, 0:80], block of shape (60, 80): cannot ")
-    assert "write [0:60, 0:80] of Failing(" in text
-    assert "Read-only file system" in text
-    assert isinstance(caught.value.__cause__, shmpar.StoreError)
-    assert caught.value.__cause__.errno == errno.EROFS
-    assert (caught.value.run.resume().result()[...] == -X).all()
-
-
-def test_a_store_that_is_removed_under_the_run(workers, made, tmp_path):
-    """The next write, or else the end of the run, notices that the folder is gone."""
+def test_a_folder_that_vanished(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """A missing chunk reads as the fill value; a missing array is an error."""
     path = str(tmp_path / "x.zarr")
+    z = zarr.create_array(path, shape=X.shape, chunks=(6, 6), dtype="f4", fill_value=7)
+    np.testing.assert_array_equal(pool.map_blocks(double, z), np.full(X.shape, 14, "f4"))
+    store = shmpar.open(path)
+    shutil.rmtree(path)
+    with pytest.raises(shmpar.StoreError, match="is gone"):
+        pool.map_blocks(double, z)
+    with pytest.raises(shmpar.StoreError, match="cannot be opened"):
+        pool.map_blocks(double, store)
+    np.testing.assert_array_equal(pool.map_blocks(double, X), X * 2)
 
-    def remove(block, block_id, at):
-        if block_id == at:
-            shutil.rmtree(path)
-        return block
 
-    for at in ((1, 0), (2, 1)):
-        out = made()
-        with pytest.raises((shmpar.ChunkError, shmpar.StoreError), match=r"is gone: .*was removed"):
-            workers.map_blocks(remove, X, chunks=CUT, out=out, kwargs={"at": at})
+def test_a_folder_that_vanishes_in_the_run(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """A chunk of an array that is gone by now fails, with the error as its cause.
+
+    A worker that comes late cannot open it, which ends the run.
+    """
+    path = store_formats.zarr3(str(tmp_path), X, (6, 6)).store.root
+
+    def remove(block: np.ndarray) -> np.ndarray:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def test_a_store_that_changes_its_shape_under_the_run(workers, made, zarr, tmp_path):
-    """The end of the run compares the shape with that of the call."""
-    out, path = made(), str(tmp_path / "x.zarr")
-
-    def shrink(block, block_id):
-        if block_id == (2, 1):
-            zarr.open_array(path, mode="r+").resize((40, 80))
         return block
 
-    with pytest.raises(shmpar.StoreError, match=r"has shape \(40, 80\).*had \(60, 80\)"):
-        workers.map_blocks(shrink, X, chunks=CUT, out=out)
-    np.testing.assert_array_equal(zarr.open_array(path, mode="r")[:20], X[:20])
+    errors = shmpar.ChunkError, shmpar.StoreError
+    with pytest.raises(
+        errors, match=r"is gone: .*zarr\.json was removed|cannot be opened"
+    ) as caught:
+        pool.map_blocks(remove, shmpar.open(path), chunks=3)
+    error: Any = caught.value
+    assert isinstance(error.__cause__ if isinstance(error, errors[0]) else error, errors[1])
 
 
-FULL = """
-import os, numpy as np, shmpar, zarr
-x = np.random.default_rng(0).integers(0, 1 << 30, (64, 1 << 16), "i4")  # 16 MB that do not shrink
-out = zarr.create_array("/mnt/x.zarr", shape=x.shape, dtype=x.dtype, chunks=(4, 1 << 16))
-with shmpar.Pool(2) as pool:
-    try:
-        pool.map_blocks(np.negative, x, chunks=(4, -1), out=out)
-    except shmpar.ChunkError as error:
-        print(type(error.__cause__).__name__, "No space left on device" in str(error))
-        run = error.run
-    done = [k for k in range(16) if (out[4 * k : 4 * k + 4] == -x[4 * k : 4 * k + 4]).all()]
-    print(len(done) >= 1, sorted(set(range(16)) - set(done)) == list(run.execution.unfinished))
-    os.system("mount -o remount,size=64m /mnt")
-    print((run.resume().result()[...] == -x).all())
-"""
+@pytest.mark.parametrize("name", ["x.h5:/x", "x.tif", "x.zarr", "x.npy"])
+def test_a_file_that_was_replaced(pool: shmpar.Pool, tmp_path: Path, name: str) -> None:
+    """A store reads the file that has its path at the time of the call."""
+
+    def write(values: np.ndarray) -> None:
+        path = str(tmp_path / name.partition(":")[0])
+        if name == "x.zarr":
+            shutil.rmtree(path, ignore_errors=True)
+            zarr.create_array(path, data=values, chunks=(6, 6))
+            return
+        new = str(tmp_path / f"new-{os.path.basename(path)}")
+        if name == "x.tif":
+            tifffile.imwrite(new, values, compression="zlib")
+        elif name == "x.npy":
+            np.save(new, values)
+        else:
+            with h5py.File(new, "w") as file:
+                file.create_dataset("x", data=values, chunks=(6, 6))
+        os.replace(new, path)
+
+    write(X)
+    where = str(tmp_path / name)
+    store = shmpar.open(where) if name != "x.npy" else shmpar.opened(np.load, where, mmap_mode="r")
+    np.testing.assert_array_equal(pool.map_blocks(double, store), X * 2)
+    write(X + 1)
+    np.testing.assert_array_equal(pool.map_blocks(double, store), (X + 1) * 2)
+    if name != "x.npy":
+        np.testing.assert_array_equal(store[3:5], X[3:5] + 1)
+    write(X[:20])
+    with pytest.raises(shmpar.StoreError, match=r"has changed: it has shape \(20, 18\)"):
+        pool.map_blocks(double, store)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_disk_is_an_error_and_finished_chunks_are_kept(zarr):
-    """The run ends with the error of the disk; with room again, it goes on."""
-    setup = "mount -t tmpfs -o size=6m tmpfs /mnt"
-    output = output_after_setup(["unshare", "-m", "sh"], setup, FULL)
-    assert output == "StoreError True\nTrue True\nTrue\n"
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.parametrize("chunks", [None, (5, 4)], ids=str)
+def test_a_file_that_is_open_for_writing(
+    pool: shmpar.Pool, tmp_path: Path, libver: str, chunks: Any
+) -> None:
+    """Values that were just written are flushed, or the file is refused; none is missing."""
+    path = str(tmp_path / "x.h5")
+    with h5py.File(path, "w", libver=libver) as file:
+        held = file.create_dataset("x", X.shape, "f4", chunks=chunks)
+        for value in (1, 2):
+            held[...] = X + value
+            for given in (held, f"{path}:/x"):
+                try:
+                    store = shmpar.open(given) if isinstance(given, str) else given
+                    got = pool.map_blocks(double, store)
+                except shmpar.StoreError as error:
+                    refused = "open for writing in another process, or was not closed"
+                    assert refused in str(error)  # noqa: PT017 - a flushed file is right too
+                else:
+                    np.testing.assert_array_equal(got, (X + value) * 2)
+    np.testing.assert_array_equal(pool.map_blocks(double, shmpar.open(f"{path}:/x")), (X + 2) * 2)
 
 
-# Resumed calls
+def test_a_file_that_another_process_writes(tmp_path: Path, run_python: Any) -> None:
+    """A file that another process has open for writing is refused."""
+    path = str(tmp_path / "x.h5")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", data=X, chunks=(5, 4))
+        file.flush()
+        run_python(
+            "import shmpar\n"
+            f"try: shmpar.open({path + ':/x'!r})\n"
+            "except shmpar.StoreError as error: assert 'in another process' in str(error), error\n"
+            "else: raise AssertionError('it was opened')\n"
+        )
 
 
-class Work:
-    """Add 1 to a block, and count the calls in a file; raise while a marker file exists."""
-
-    def __init__(self, folder):
-        self.log, self.failing = folder / "log", folder / "failing"
-
-    def __call__(self, block):
-        with self.log.open("a") as log:
-            log.write("x")
-        if block.flat[0] >= X[40, 0] and self.failing.exists():
-            raise ValueError("not now")
-        return block + 1
-
-    @property
-    def calls(self):
-        """Return the number of calls since the last time."""
-        found = self.log.stat().st_size if self.log.exists() else 0
-        self.log.unlink(missing_ok=True)
-        return found
+def test_a_store_is_flushed_at_each_call(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """A file that was opened for writing after the store was made is flushed too."""
+    store = shmpar.open(f"{store_formats.hdf5(str(tmp_path), X, (5, 4)).file.filename}:/x")
+    with h5py.File(store.where.rpartition(":")[0], "r+") as file:
+        file["x"][...] = X + 5
+        np.testing.assert_array_equal(pool.map_blocks(double, store), (X + 5) * 2)
 
 
-@pytest.mark.parametrize("kind", ["array", "path", "mixed"])
-def test_a_later_call_computes_only_unfinished_chunks(kind, workers, made, zarr, tmp_path):
-    """After a failure the rest is computed, and then nothing; workers verify what is there."""
-    work, source = Work(tmp_path), made("in.zarr", X)
-    out = str(tmp_path / "new.zarr") if kind == "path" else made("out.zarr")
-    func = work
-    if kind == "mixed":
-        out = (out, tmp_path / "second.npy")
-        func = Both(work)
-    call = {"chunks": CUT, "out": out, "ledger": tmp_path / "a.ledger"}
-    work.failing.touch()
-    with pytest.raises(ExceptionGroup):
-        workers.map_blocks(func, source, on_error="collect", **call)
-    assert work.calls == 6
-    work.failing.unlink()
-    for calls in (2, 0):
-        result = workers.map_blocks(func, source, **call)
-        first = result[0] if kind == "mixed" else result
-        np.testing.assert_array_equal(first[...], X + 1)
-        assert work.calls == calls
-    if kind == "mixed":
-        np.testing.assert_array_equal(result[1], -(X + 1))
+def test_an_open_file_that_was_replaced(tmp_path: Path) -> None:
+    """A dataset of a file that has another file in its place by now is refused."""
+    path = str(tmp_path / "x.h5")
+    for number in range(2):
+        with h5py.File(f"{path}{number}", "w") as file:
+            file.create_dataset("x", data=X + number, chunks=(5, 4))
+    os.replace(f"{path}0", path)
+    with h5py.File(path) as file:
+        os.replace(f"{path}1", path)
+        with pytest.raises(shmpar.StoreError, match="removed or replaced after it was opened"):
+            wrap(file["x"])
 
 
-class Both:
-    """Return the result of a function, and its negative."""
-
-    def __init__(self, func):
-        self.func = func
-
-    def __call__(self, block):
-        value = self.func(block)
-        return value, -value
+def test_a_file_that_is_cut_off(tmp_path: Path) -> None:
+    """A contiguous dataset whose file is too short is an error, never SIGBUS."""
+    path = store_formats.contiguous(str(tmp_path), X, ()).file.filename
+    with h5py.File(path) as file:
+        os.truncate(path, 2100)
+        with pytest.raises(shmpar.StoreError, match="is shorter than its dataset"):
+            wrap(file["x"])
 
 
-def test_a_changed_output_is_noticed_and_a_changed_input_is_not(workers, made, tmp_path):
-    """Chunks that were overwritten, lost or cut off are computed again, with a warning."""
-    work, source, out = Work(tmp_path), made("in.zarr", X), made("out.zarr")
-    call = {"chunks": CUT, "out": out, "ledger": tmp_path / "a.ledger"}
-    workers.map_blocks(work, source, **call)
-    assert work.calls == 6
-    out[3, 5] = -1
-    (tmp_path / "out.zarr" / "c" / "1" / "3").unlink()
-    piece = tmp_path / "out.zarr" / "c" / "2" / "0"
-    piece.write_bytes(piece.read_bytes()[:-9])
-    with pytest.warns(RuntimeWarning, match="of 6 chunks .* 3 are not in the output as written"):
-        workers.map_blocks(work, source, **call)
-    assert work.calls == 3
-    np.testing.assert_array_equal(out[...], X + 1)
-    source[...] = 7
-    workers.map_blocks(work, source, **call)
-    assert work.calls == 0
-    with pytest.raises(ValueError, match="differs in: inputs"):
-        workers.map_blocks(work, made("other.zarr", X), **call)
+def test_a_chunk_that_cannot_be_decoded(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """A corrupt chunk fails the blocks that have it, and the error names the window."""
+    z = store_formats.zarr3(str(tmp_path), X, (6, 6))
+    Path(z.store.root, "c", "1", "2").write_bytes(b"nothing")
+    with pytest.raises(shmpar.ChunkError, match=r"cannot read \[6:12, 12:18\] of ") as caught:
+        pool.map_blocks(double, z, chunks=(6, 6))
+    assert caught.value.chunk == 5
+    assert isinstance(caught.value.__cause__, shmpar.StoreError)
+    with pytest.warns(RuntimeWarning, match="1 chunk failed and was filled"):
+        got = pool.map_blocks(double, z, chunks=(6, 6), on_error="fill", fill_value=-1)
+    due = X * 2
+    due[6:12, 12:18] = -1
+    np.testing.assert_array_equal(got, due)
 
 
-# Deaths
+class Flaky:
+    """An array whose reads fail so often; a file counts them, in all processes."""
+
+    def __init__(self, path: str, faults: int, error: type[Exception]) -> None:
+        self.path, self.faults, self.error = path, faults, error
+        self.shape, self.dtype = X.shape, X.dtype
+        note(path, "o")
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        note(self.path, "r")
+        if Path(self.path).read_text().count("r") <= self.faults:
+            raise self.error(5, "the network is slow")
+        return X[key]
 
 
-def kill_workers(times, seed, made):
-    """Kill a worker in each of many runs from zarr to zarr; return the deaths at work."""
-    rng, deaths = random.Random(seed), 0
-    source = made("in.zarr", X)
-    out = made("out.zarr")
+def note(path: str, text: str) -> None:
+    """Append to a file."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def test_faults_that_pass(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """A read is tried again after a fault that may pass, `io_retries` times."""
+    path = str(tmp_path / "log")
+    store = shmpar.opened(Flaky, path, 2, OSError)
+    np.testing.assert_array_equal(pool.map_blocks(double, store, chunks=-1), X * 2)
+    assert Path(path).read_text().count("r") == 3
+    for options, reads in (({"io_retries": 0}, 1), ({}, 3), ({"io_retries": 4}, 5)):
+        Path(path).write_text("")
+        store = shmpar.opened(Flaky, path, 99, OSError)
+        with pytest.raises(shmpar.ChunkError, match="the network is slow"):
+            pool.sum(store, chunks=-1, **options)
+        assert Path(path).read_text().count("r") == reads
+    Path(path).write_text("")
+    with pytest.raises(shmpar.ChunkError, match="the network is slow"):
+        pool.sum(shmpar.opened(Flaky, path, 99, ValueError), chunks=-1)
+    assert Path(path).read_text().count("r") == 1
+    for wrong in (-1, 1.5, "2"):
+        with pytest.raises(ValueError, match="io_retries is a number of times"):
+            pool.map_blocks(double, X, io_retries=wrong)
+
+
+def test_a_store_is_opened_once(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """Each worker opens a store once per run, however many inputs it is."""
+    path = str(tmp_path / "log")
+    store = shmpar.opened(Flaky, path, 0, OSError)
+    for _ in range(2):
+        Path(path).write_text("")
+        pool.map_blocks(np.add, store, store, chunks=2)
+        assert 1 <= Path(path).read_text().count("o") <= pool.n_workers
+
+
+def test_a_store_is_closed_when_the_run_ends(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """No worker has the file of a store open after the run."""
+    given = store_formats.opened_hdf5(str(tmp_path), X, (5, 4))
+    path = given.where.rpartition(":")[0]
+    pool.map_blocks(double, given)
+    own = [os.getpid()] * 4
+    pids = own if pool.engine != "processes" else pool.map_blocks(
+        lambda: np.array([os.getpid()]), chunks=((1,) * 4,)
+    )  # fmt: skip
+    for pid in set(map(int, pids)):
+        folder = f"/proc/{pid}/fd"
+        links = [os.readlink(f"{folder}/{one}") for one in os.listdir(folder)[:200] if one.isdigit()
+                 and os.path.lexists(f"{folder}/{one}")]  # fmt: skip
+        assert path not in links
+
+
+def test_an_opener_that_fails_in_workers(tmp_path: Path) -> None:
+    """If a worker cannot open a store, the run ends at once with a StoreError."""
+    path = str(tmp_path / "x.npy")
+    np.save(path, X)
+    parent = os.getpid()
+
+    def opens(path: str) -> Any:
+        if os.getpid() != parent:
+            raise PermissionError(13, "not here", path)
+        return np.load(path, mmap_mode="r")
+
+    store = shmpar.opened(opens, path)
     with shmpar.Pool(2) as pool:
-        for number in range(times):
-            source[...] = X + number
-            out[...] = 0
-            deaths += kill_a_worker(pool, source, out, rng)
-            np.testing.assert_array_equal(out[...], X + number + 1)
-    return deaths
+        with pytest.raises(shmpar.StoreError, match="cannot be opened: PermissionError") as caught:
+            pool.map_blocks(double, store)
+        assert caught.value.where.startswith("test_an_opener_that_fails_in_workers")
+        np.testing.assert_array_equal(pool.map_blocks(double, X), X * 2)
+        held = store_formats.hdf5(str(tmp_path), X, (5, 4))
+        with pytest.raises(shmpar.PlanError, match="pass it to the verb as an array"):
+            pool.map_blocks(lambda block: block + held[0, 0], X)
 
 
-def kill_a_worker(pool, source, out, rng):
-    """Map one store to the other while a worker is killed at a random moment."""
+def test_a_worker_that_dies_over_a_store(tmp_path: Path) -> None:
+    """The chunks of a worker that died are read and computed again."""
+    z = store_formats.zarr3(str(tmp_path), X, (6, 6))
+    flag = str(tmp_path / "died")
 
-    def add(block):
-        time.sleep(0.005)  # so that most kills hit a chunk
-        return block + 1
+    def die_once(block: np.ndarray) -> np.ndarray:
+        if block[0, 0] == X[6, 6] and not os.path.exists(flag):
+            Path(flag).touch()
+            os._exit(3)
+        return block * 2
 
-    run = pool.map_blocks(add, source, chunks=(20, 20), out=out, wait=False)
-    time.sleep(rng.uniform(0, 0.06))
-    os.kill(rng.choice(pool._loop.engine.pids()), signal.SIGKILL)
-    assert run.result(60) is out
-    return run.report.deaths
-
-
-def test_runs_survive_workers_killed_at_random(stress_seed, made):
-    """The default suite runs a few runs of the campaign below."""
-    kill_workers(3, stress_seed, made)
+    with shmpar.Pool(2) as pool:
+        np.testing.assert_array_equal(pool.map_blocks(die_once, z, chunks=(6, 6)), X * 2)
+        assert pool.last_run.report.deaths == 1
 
 
-@pytest.mark.stress
-def test_200_runs_survive_workers_killed_at_random(stress_seed, made):
-    """200 stores are right although a worker dies at a random moment of each run."""
-    deaths = kill_workers(200, stress_seed, made)
-    print(f"\n200 runs, 200 right stores; {deaths} deaths hit a chunk in progress")
+def test_threads_of_codecs_are_capped(tmp_path: Path) -> None:
+    """A worker decodes with `threads_per_worker` threads."""
+    z = store_formats.zarr3(str(tmp_path), X, (3, 3))
+
+    def threads(_block: np.ndarray) -> int:
+        import zarr
+
+        return int(zarr.config.get("threading.max_workers"))
+
+    for most in (1, 2):
+        with shmpar.Pool(1, threads_per_worker=most) as pool:
+            found = pool.block_reduce(threads, z, chunks=-1)
+        assert found.ravel().tolist() == [most]
 
 
-PROGRAM = """
-import sys, time
-import numpy as np, shmpar
-folder = sys.argv[1]
-def add(block):
-    with open(folder + "/log", "a") as log:
-        log.write(f"{block.flat[0]}\\n")
-    time.sleep(0.004)
-    return block + 1
-with shmpar.Pool(2) as pool:
-    source = shmpar.open(folder + "/in.zarr")
-    pool.map_blocks(add, source, chunks=(10, 20), out=folder + "/out.zarr", ledger=folder + "/led")
-"""
+def test_rows_are_read_in_bands(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """A worker reads the rows of a unit at once, not the unit once per row."""
+    x = np.arange(6000.0).reshape(1000, 6)
+    for make in (store_formats.zarr3, store_formats.hdf5):
+        z = make(str(tmp_path), x, (200, 6))
+        np.testing.assert_array_equal(pool.parallel_map(np.sum, z), x.sum(1))
+        assert x.nbytes <= pool.last_run.report.store_read <= 2 * (pool.n_workers + 1) * x.nbytes
+        np.testing.assert_array_equal(pool.parallel_map(np.sum, z, axis=1), x.sum(0))
 
 
-def kill_and_resume(folder, rng, zarr):
-    """Kill a process at a random moment; let a second one finish. Return the chunks done twice."""
-    source = zarr.create_array(folder / "in.zarr", shape=X.shape, dtype=X.dtype, chunks=(20, 20))
-    source[...] = X
-    with interpreter(PROGRAM, str(folder), stderr=subprocess.PIPE) as process:
-        begun = rng.randrange(0, 24)
-        while process.poll() is None and _lines(folder / "log") < begun:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.01))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    with interpreter(PROGRAM, str(folder), stderr=subprocess.PIPE) as process:
-        _, complaints = process.communicate(timeout=60)
-        assert (process.returncode, complaints) == (0, b"")
-    np.testing.assert_array_equal(zarr.open_array(folder / "out.zarr", mode="r")[...], X + 1)
-    assert len(set((folder / "log").read_text().split())) == 24
-    return _lines(folder / "log") - 24
+def test_a_checked_run_and_a_ledger_over_a_store(tmp_path: Path) -> None:
+    """`check=True` verifies a run over a store; a ledger knows the store by its place."""
+    z = store_formats.zarr3(str(tmp_path), X, (6, 6))
+    how: dict[str, Any] = {
+        "out": str(tmp_path / "y.npy"), "ledger": str(tmp_path / "y.ledger"), "dtype": "f4",
+        "chunks": (6, 6),
+    }  # fmt: skip
 
+    def fails_once(block: np.ndarray) -> np.ndarray:
+        if block[0, 0] == X[12, 6] and not Path(flag).exists():
+            Path(flag).touch()
+            raise ValueError("once")
+        return block * 2
 
-def _lines(path):
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def test_a_parent_that_is_killed_is_resumed(zarr, tmp_path):
-    """Only chunks in progress are computed twice."""
-    assert kill_and_resume(tmp_path, random.Random(0), zarr) <= 2
-
-
-@pytest.mark.stress
-@pytest.mark.parametrize("half", [1, 2])
-def test_50_parents_that_are_killed_are_resumed(half, stress_seed, zarr, tmp_path):
-    """There are 2 x 25 kills at random moments, and 50 right stores."""
-    rng, twice = random.Random(stress_seed), 0
-    for number in range(25):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        more = kill_and_resume(folder, rng, zarr)
-        assert more <= 2
-        twice += more
-    print(f"\n25 parents killed and resumed, 25 right stores; {twice} chunks computed twice")
+    flag = str(tmp_path / "flag")
+    with shmpar.Pool(2, engine="threads", check=True) as pool:
+        np.testing.assert_array_equal(pool.map_blocks(double, z, chunks=5), X * 2)
+        with pytest.raises(shmpar.ChunkError, match="once"):
+            pool.map_blocks(fails_once, z, **how)
+        np.testing.assert_array_equal(pool.map_blocks(fails_once, z, **how), X * 2)
+        assert 0 < pool.last_run.report.computed < 12
+        with pytest.raises(ValueError, match="inputs"):
+            pool.map_blocks(fails_once, store_formats.zarr3(str(tmp_path), X, (6, 6)), **how)

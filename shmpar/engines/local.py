@@ -565,6 +565,7 @@ class ThreadsEngine(LocalEngine):
                     check(broken)
                     self._work(worker, active, generation)
                 except BaseException as error:  # noqa: BLE001 - the run is told
+                    drop_stores()  # Why: one that has changed was opened
                     tell(protocol.PlanRejected(active.number, error))
                     tell(protocol.CounterExhausted(worker, active.number, generation.number))
                 del active, generation

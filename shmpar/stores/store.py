@@ -104,7 +104,7 @@ class Store:
         Elements that are written at once along each axis: a shard, else a chunk. None: any
         element can be written alone.
     kind : str
-        The format: ``"zarr"``, ``"hdf5"``, ``"tiff"``, ``"npy"``, ``"dask"``, ``"xarray"`` or
+        The format: ``"zarr"``, ``"hdf5"``, ``"tiff"``, ``"dask"``, ``"xarray"`` or
         ``"opened"``.
     where : str
         The place, for messages.
@@ -304,7 +304,10 @@ class Store:
             array.read_into(where, memory, inside)
         if direct or not block.size:
             return memory.astype(self._stored, copy=False)[inside or ...]
-        found = np.asarray(array[where or ...])
+        found = array[where or ...]
+        if hasattr(found, "compute"):  # Why: the threads of Dask would compete with the workers.
+            found = found.compute(scheduler="synchronous")
+        found = np.asarray(found)
         if found.shape != lengths or found.dtype.newbyteorder("=") != block.dtype.newbyteorder("="):
             raise StoreError(
                 f"{self.where} ({self.kind}) has changed under the run: a window of shape "

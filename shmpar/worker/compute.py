@@ -131,7 +131,7 @@ class Assignment:
     ----------
     plan, function
         The plan of the call, and the user's function.
-    arrays : sequence of ndarray
+    arrays : sequence of (ndarray, Store, StoreRows or Part)
         The inputs, read-only.
     outputs : sequence of ndarray or None
         The outputs, writable; None until the first result determines their shapes and dtypes.
@@ -177,7 +177,7 @@ class Assignment:
 
     plan: Plan
     function: Function
-    arrays: Sequence[Array]
+    arrays: Sequence[Any]
     outputs: Sequence[Array] | None
     is_tuple: bool | None
     tickets: Tickets
