@@ -18,7 +18,7 @@ import numpy as np
 from shmpar.memory.locate import locate
 from shmpar.plan import Plan
 from shmpar.stores import formats
-from shmpar.stores.one_writer import units_for
+from shmpar.stores.units import units_for
 from shmpar.stores.recognise import wrap
 from shmpar.stores.store import Store
 
