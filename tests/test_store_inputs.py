@@ -20,6 +20,7 @@ pytest.importorskip("xarray")
 pytest.importorskip("dask")
 
 import shmpar  # noqa: E402
+from shmpar.stores.store import Part  # noqa: E402
 from tests import store_formats  # noqa: E402
 from tests.store_formats import FORMATS  # noqa: E402
 
@@ -218,6 +219,28 @@ def test_the_report_tells_the_traffic_of_stores(pool: shmpar.Pool, folder: str) 
     assert re.search(r"stores +4.7 KiB read in .* of the work", str(report))
     pool.map_blocks(np.negative, x)
     assert "stores" not in str(pool.last_run.report)
+
+
+def test_advice_on_units_that_are_read_often(pool: shmpar.Pool, folder: str) -> None:
+    """Chunks smaller than the units of a store get advice, with the factor."""
+    x = np.random.default_rng(0).normal(size=(400, 400))
+    s = store_formats.zarr3(folder, x, (200, 200))
+    pool.block_reduce(np.max, s, chunks=50)
+    advice = "each piece of a store (of (200, 200)) was read and decoded 16.0 times"
+    assert f"{advice}: try chunks=(200, 200)" in pool.last_run.report.advice
+    pool.block_reduce(np.max, s, chunks=200)
+    assert "piece of a store" not in pool.last_run.report.advice
+
+
+def test_verbs_over_a_part(pool: shmpar.Pool) -> None:
+    """A part that is the whole array gives what the array gives."""
+    x = np.random.default_rng(0).normal(size=(19, 13))
+    part = Part(x, (0, 0), x.shape)
+    for boundary in BOUNDARIES:
+        how = {"depth": (2, 15), "boundary": boundary, "chunks": (7, 5)}
+        got = pool.map_overlap(stencil, part, **how)
+        assert_same(got, pool.map_overlap(stencil, x, **how))
+    assert_same(pool.parallel_map(np.sum, part), pool.parallel_map(np.sum, x))
 
 
 def test_rows_of_tables(pool: shmpar.Pool) -> None:

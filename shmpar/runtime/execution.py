@@ -184,6 +184,8 @@ class Execution:
         Claims that ended with their worker.
     unfinished : tuple of int
         Chunks that are not done, once it is over.
+    units : list of (tuple of int or None)
+        The unit of each input that is a store.
     traffic : tuple of (int, int, float)
         Bytes read from stores and written to stores, and the seconds of all workers for it.
     """
@@ -206,7 +208,7 @@ class Execution:
         self,
         plan: Plan,
         function: Function,
-        arrays: list[Array],
+        arrays: list[Any],
         outputs: Outputs,
         policy: Policy,
         todo: tuple[int, ...] | None = None,
@@ -226,6 +228,7 @@ class Execution:
         self.attempts: list[LostClaim] = []
         self.unfinished: tuple[int, ...] = ()
         self.traffic: tuple[float, ...] = (0, 0, 0.0)
+        self.units = [one.unit if isinstance(one, Store) else None for one in arrays]
         self._todo = todo
         self._function: Function | None = function
         self._arrays = arrays

@@ -209,7 +209,7 @@ class _SharedText:
         Arrays, which broadcast as in NumPy. Axes of length 1 arrive whole; scalars are passed
         unchanged. Zarr arrays, h5py datasets, Dask arrays, lazy xarray objects and
         :class:`shmpar.Store` are not read as a whole: each worker reads the blocks of its chunks,
-        and "auto" makes blocks of up to 16 MiB in multiples of their units.
+        and "auto" makes blocks of about 8 to 12 MiB in multiples of their units.
 
     {out}
     out : ndarray, zarr.Array, h5py.Dataset, Store, path or tuple of these, optional
