@@ -311,7 +311,9 @@ def pack_run(
 
 
 def _reference(array: Array, segments: dict[int, Segment]) -> protocol.Reference:
-    """Return where an array lies; add its segment to `segments`."""
+    """Return where an array lies; add its segment to `segments`. A store is its own reference."""
+    if isinstance(array, Store):
+        return array
     place = locate(array)
     if place is None:
         raise TypeError(f"an array of shape {array.shape} is not in shared memory")

@@ -15,7 +15,7 @@ from shmpar.runtime import error_texts
 from shmpar.runtime.execution import Execution
 from shmpar.runtime.futures import CallbackThreads, Latch, PoolFuture
 from shmpar.runtime.items import Table, make_table
-from shmpar.runtime.outputs import Outputs, WeakResult
+from shmpar.runtime.outputs import Outputs, WeakResult, as_user
 from shmpar.runtime.progress import Observer
 from shmpar.tracebacks import delivering, hide_frames, hiding
 
@@ -52,6 +52,7 @@ class Run(PoolFuture):
         """The output's shared buffer (a tuple of them), or None while its shape is unknown.
 
         It is the list of results, if the run gives one; an item that is not done is None there.
+        For a zarr array it is that array.
         """
         outputs = self.execution.outputs
         if outputs.values is not None:
@@ -59,7 +60,8 @@ class Run(PoolFuture):
         if not outputs.arrays:
             return None
         outputs.reserve_rest()
-        return tuple(outputs.arrays) if outputs.is_tuple else outputs.arrays[0]
+        found = tuple(map(as_user, outputs.arrays))
+        return found if outputs.is_tuple else found[0]
 
     @property
     def failed(self) -> list[ShmparError]:
@@ -103,6 +105,8 @@ class Run(PoolFuture):
             store_read=int(execution.traffic[0]),
             store_written=int(execution.traffic[1]),
             store_seconds=execution.traffic[2],
+            unit_reads=execution.rereads[0],
+            units=execution.rereads[1],
         )
 
     @property
@@ -160,6 +164,7 @@ class Run(PoolFuture):
     def issue_warnings(self) -> None:
         """Issue the warnings of workers, and the warning of chunks that were filled."""
         super().issue_warnings()
+        self.execution.outputs.refresh()  # Why: not in the pool thread, HDF5 has a lock
         # Why here: warn once, in the thread and at the line that asks for the result.
         errors, self.execution.to_warn = self.execution.to_warn, []
         if errors:

@@ -20,6 +20,7 @@ from shmpar.runtime.outputs import Outputs, fill_value_for
 from shmpar.runtime.progress import observe
 from shmpar.runtime.run import Run
 from shmpar.stores.store import Store
+from shmpar.stores.targets import ZarrPath
 from shmpar.verbs.arguments import (
     Inputs,
     check_signature,
@@ -33,6 +34,7 @@ from shmpar.verbs.options import Defaults, Options, parse_options
 from shmpar.verbs.outputs import (
     OutputSpec,
     check_apart,
+    check_stores,
     known_outputs,
     parse_output,
     ufunc_dtypes,
@@ -121,19 +123,30 @@ class Call:
         """Read ``out=`` and ``dtype=``; `objects` and `in_place` may be allowed."""
         self.output = parse_output(self.verb, out, dtype, self.inputs.arrays, **allowed)
 
-    def run(self) -> Run:
-        """Make the run, after all checks that need no call of the function."""
+    def run(self, in_workers: Callable[..., Any]) -> Run:
+        """Make the run, after all checks that need no call of the function.
+
+        Parameters
+        ----------
+        in_workers : callable
+            Calls a function for each number in a sequence, in workers.
+        """
         inputs, spec, policy = self.inputs, self.output, self.policy
         if (again := self.options.get("io_retries")) is not None:
-            inputs.arrays = [
-                one.with_retries(again) if isinstance(one, Store) else one for one in inputs.arrays
-            ]
+            inputs.arrays = [_with_retries(one, again) for one in inputs.arrays]
+            if spec.given is not None:
+                given = tuple([_with_retries(one, again) for one in spec.given])
+                self.output = spec = spec._replace(given=given)
         plan = self._plan()
+        if spec.given is not None:
+            check_stores(plan, spec.given)
         fills = policy.on_error == "fill"
         fill = functools.partial(fill_value_for, policy.fill_value) if fills else None
         values = [None] * plan.chunks if spec.as_list else None
         objects = spec.returns_objects
-        outputs = Outputs(spec.given, returns_objects=objects, fill=fill, values=values)
+        outputs = Outputs(
+            spec.given, users=spec.users, returns_objects=objects, fill=fill, values=values
+        )
         outputs.check_fill(spec.dtypes or ())
         results = None
         if not self.keywords and (spec.dtypes is not None or plan.chunks == 0):
@@ -159,7 +172,13 @@ class Call:
             else:
                 from shmpar.runtime.checkpoint import resume
 
-                plan, todo = resume(*call, seeded=seeded, in_place=in_place)
+                named = spec.named if spec.given else spec.dtypes
+                how: dict[str, Any] = {
+                    "in_place": in_place,
+                    "in_workers": in_workers,
+                    "named": named,
+                }
+                plan, todo = resume(*call, seeded=seeded, **how)
         outputs.expected = known
         if spec.in_place:
             # Why: a pattern in the output would overwrite the input.
@@ -241,6 +260,10 @@ class Call:
         )
 
 
+def _with_retries(array: Any, times: int) -> Any:
+    return array.with_retries(times) if isinstance(array, Store | ZarrPath) else array
+
+
 class Caller:
     """Base of the classes that give a pool its verbs."""
 
@@ -256,10 +279,16 @@ class Caller:
         return Call(verb, func, options, policy)
 
     def _run(self, call: Call) -> Any:
-        run = call.run()
+        run = call.run(self._in_workers)
         progress = call.options.get("progress", self._defaults()["progress"])
         run.observer = observe(progress, call.verb, run.execution.noun)
         return self._execute(run, wait=call.options.get("wait", True))
+
+    def _in_workers(self, func: Callable[[int], int], numbers: list[int]) -> Any:
+        """Return the numbers that a function gives for numbers, called in workers."""
+        verb: Callable[..., Any] = self.parallel_map  # type: ignore[attr-defined]
+        options: Options = {"progress": False, "on_error": "raise", "task_timeout": None}
+        return verb(func, numbers, dtype="u4", **options)
 
 
 def check_callable(verb: str, func: Any) -> None:

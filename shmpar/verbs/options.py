@@ -57,14 +57,15 @@ class Options(TypedDict, total=False):
         other numbers in each call.
     pass_out : bool, default False
         Pass the function its window of the output as ``out=``; the function writes there, and its
-        return value is ignored. This needs ``out=``, or in `map_blocks` and `map_overlap` (with
-        ``trim=False``) ``dtype=``. NumPy's ufuncs always write into their window.
+        return value is ignored. This needs ``out=`` in memory, or in `map_blocks` and `map_overlap`
+        (with ``trim=False``) ``dtype=``. NumPy's ufuncs always write into their window in memory.
     ledger : path, default None
         A file that records completed chunks, so that the same call in a later process computes
-        only the others. This needs ``out=`` on disk (a ``.npy`` path or np.memmap), or a function
-        that returns None. A list of results needs neither: they lie in a second file, with the
-        suffix ``.results``, and items may be added. The files stay after the last chunk; then the
-        call computes nothing.
+        only the others. This needs ``out=`` on disk (a ``.npy`` or ``.zarr`` path, a zarr array or
+        a np.memmap), or a function that returns None. A list of results needs neither: they lie in
+        a second file, with the suffix ``.results``, and items may be added. The files stay after
+        the last chunk; then the call computes nothing. Changed values of an input that lies in a
+        store are not noticed.
     wait : bool, default True
         True returns the result. False returns the :class:`shmpar.Run` at once.
     """
@@ -302,10 +303,11 @@ class _SharedText:
         and "auto" makes blocks of about 8 to 12 MiB in multiples of their units.
 
     {out}
-    out : ndarray, path or tuple of these, optional
+    out : ndarray, zarr.Array, h5py.Dataset, Store, path or tuple of these, optional
         Output of the results, which is also returned. A path that ends in ``.npy`` is a file that
         the call returns as a np.memmap. It appears, or replaces an older file, when every chunk is
-        done.
+        done. A path that ends in ``.zarr`` is a zarr array with the chunks of the grid, or the one
+        that exists there. No two chunks may write into one unit (shard or chunk) of a store.
 
     {dtype}
     dtype : dtype or tuple of dtype, optional

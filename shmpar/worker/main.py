@@ -48,9 +48,10 @@ from shmpar.ipc.wire import MAX_DESCRIPTORS, Wire
 from shmpar.memory import limits
 from shmpar.memory.layout import protected
 from shmpar.memory.segment import Segment
+from shmpar.memory.system import return_large_blocks
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
-from shmpar.stores.store import Part, drop_stores, traffic
+from shmpar.stores.store import Part, Store, drop_stores, traffic
 from shmpar.worker import logs, loop
 from shmpar.worker.compute import Abandoned, Assignment, bind_inputs
 from shmpar.worker.environment import (
@@ -70,6 +71,7 @@ Array = np.ndarray[Any, Any]
 Outcome = tuple[int, int | None, Any, bool, Sequence[tuple[int, int]], tuple[int, int, float]]
 """The fields of ``CounterExhausted`` from `claimed` to `huge_bytes`."""
 _FLUSH_SECONDS = 0.01
+_LARGE_BLOCK = 4 << 20  # bytes; Why: automatic chunks of arrays in memory are smaller
 # Why the reset: a send raises it if the parent has closed the socket with unread messages.
 _PARENT_GONE = EOFError, BrokenPipeError, ConnectionResetError
 
@@ -401,6 +403,8 @@ class WorkerProcess:
     def _assign(self, work: Work, function: Function, tickets: Tickets) -> Assignment:
         """Return the work in the memory of this process."""
         ledger, outputs, sums = self._ledger(work), work.outputs, work.checksums
+        if any(isinstance(one, Store) for one in work.arrays):
+            return_large_blocks(_LARGE_BLOCK)
         if work.plan != self.plan[0]:
             self.plan = work.plan, pickle.loads(work.plan)
         return Assignment(
@@ -442,8 +446,12 @@ class WorkerProcess:
             self.ledger = work.ledger, Ledger(memory, workers=work.workers, chunks=work.chunks)
         return self.ledger[1]
 
-    def output(self, reference: protocol.Reference) -> Array:
+    def output(self, reference: protocol.Reference) -> Any:
         """Return the array that lies at a reference, writable."""
+        if isinstance(reference, Store):
+            # Why: threads of the library decode and encode, each with memory of its own.
+            return_large_blocks(_LARGE_BLOCK)
+            return reference.bound()
         key, offset, shape, strides, dtype = reference
         return self.segments[key].ndarray(offset, shape, strides, np.dtype(dtype))
 
@@ -456,7 +464,7 @@ class WorkerProcess:
         if isinstance(reference, protocol.PartReference):
             return Part(self._input(reference.memory, outputs), *reference[1:])
         key, offset, shape, strides, dtype = reference
-        if any(key == output[0] for output in outputs):
+        if any(key == one[0] for one in outputs if isinstance(one, tuple)):
             # Why: a second mapping would hide from NumPy that an output overlaps its input.
             return protected(self.output(reference))
         return self.segments[key].ndarray(
