@@ -54,7 +54,7 @@ IMPURE = {
 
 MODULES = 110
 TOP_LEVEL = 7
-LINES = 700
+LINES = 750
 FUNCTION_LINES = 60
 
 OPENING = re.compile(r"(what|who|whoever|whom|whose|how|whether|where|one)\b", re.IGNORECASE)
@@ -291,7 +291,7 @@ def test_there_are_few_modules():
 
 @each_module
 def test_a_module_is_short(module):
-    """No module is longer than 700 lines."""
+    """No module is longer than 750 lines."""
     assert module.text.count("\n") <= LINES, "split it by concept"
 
 

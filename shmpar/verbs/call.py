@@ -173,12 +173,8 @@ class Call:
                 from shmpar.runtime.checkpoint import resume
 
                 named = spec.named if spec.given else spec.dtypes
-                how: dict[str, Any] = {
-                    "in_place": in_place,
-                    "in_workers": in_workers,
-                    "named": named,
-                }
-                plan, todo = resume(*call, seeded=seeded, **how)
+                how: dict[str, Any] = {"in_workers": in_workers, "named": named}
+                plan, todo = resume(*call, seeded=seeded, in_place=in_place, **how)
         outputs.expected = known
         if spec.in_place:
             # Why: a pattern in the output would overwrite the input.
