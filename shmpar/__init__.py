@@ -21,20 +21,21 @@ if TYPE_CHECKING:
     from shmpar.errors import *
     from shmpar.pool import *
     from shmpar.runtime.run import Run
+    from shmpar.stores import *
 
 __all__ = [
     "ChunkError", "PlanError", "Pool", "Run", "SegmentError", "SegmentFull", "SegmentGone",
-    "SharedArray", "ShmparError", "TaskTimeout", "WorkerDied", "__version__", "all", "any",
+    "SharedArray", "ShmparError", "Store", "StoreError", "TaskTimeout", "WorkerDied", "__version__", "all", "any",
     "apply_along_axis", "array", "asarray", "attach", "block_reduce", "empty", "empty_like",
     "full", "histogram", "map_blocks", "map_overlap", "max", "mean", "min", "nanmax", "nanmin",
-    "nansum", "ones", "parallel_map", "prod", "std", "sum", "var", "zeros", "zeros_like",
+    "nansum", "ones", "open", "opened", "parallel_map", "prod", "std", "sum", "var", "zeros", "zeros_like",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import the module of a public name when the name is first used (PEP 562)."""
     if name in __all__:
-        for home in ("errors", "arrays", "pool"):  # Why: the modules that import the least go first
+        for home in ("errors", "arrays", "stores", "pool"):  # Why: the modules that import the least go first
             module = importlib.import_module(f"shmpar.{home}")
             if hasattr(module, name):
                 return globals().setdefault(name, getattr(module, name))

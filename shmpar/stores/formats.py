@@ -1,0 +1,266 @@
+"""Open arrays in files: zarr, HDF5, TIFF, lazy xarray and Dask.
+
+The functions here are the openers of stores: they run in each worker. Their results have a shape, a
+dtype, and either ``read_into`` or slicing. Libraries are imported here, when they are used.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from shmpar.errors import StoreError
+
+Array = np.ndarray[Any, Any]
+Where = tuple[slice, ...]
+
+_PACKAGES = {
+    "zarr": "zarr", "h5py": "hdf5", "tifffile": "tiff", "fsspec": "zarr", "xarray": "xarray",
+    "dask": "dask",
+}  # fmt: skip
+
+
+def library(name: str, path: object) -> ModuleType:
+    """Import a library; the error names it and the extra of shmpar that installs it."""
+    try:
+        return __import__(name)
+    except ImportError as error:
+        extra = _PACKAGES.get(name)
+        remedy = f"install it, for example by the extra shmpar[{extra}]" if extra else "install it"
+        raise ImportError(
+            f"{path} needs the library {name}, {remedy}: {error}", name=name
+        ) from error
+
+
+# zarr
+
+
+class ZarrArray:
+    """An open zarr array.
+
+    Attributes
+    ----------
+    metadata : str or None
+        Path of the file of metadata, for an array in a folder.
+    """
+
+    def __init__(self, array: Any) -> None:
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+        self.unit = array.shards or array.chunks
+        self.metadata = _metadata_file(array)
+
+    def read_into(self, where: Where, memory: Array, inside: Where) -> None:
+        """Decode a window into memory."""
+        from zarr.buffer.cpu import NDBuffer
+
+        self._check()
+        view = memory[inside]
+        self.array.get_basic_selection(where, out=NDBuffer.from_numpy_array(view))
+        # Why after the read: a chunk that is missing reads as the fill value.
+        self._check()
+
+    def __setitem__(self, where: Any, value: Any) -> None:
+        self._check()
+        self.array[where] = value
+
+    def _check(self) -> None:
+        if self.metadata is not None and not os.path.exists(self.metadata):
+            raise StoreError(
+                f"the zarr array {self.array.store_path} is gone: {self.metadata} was removed",
+                opener="zarr", where=str(self.array.store_path),
+            )  # fmt: skip
+
+
+def _metadata_file(array: Any) -> str | None:
+    root = getattr(_innermost(array.store), "root", None)
+    if root is None:
+        return None
+    name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"  # noqa: PLR2004
+    return os.path.join(os.fspath(root), array.store_path.path, name)
+
+
+def _innermost(store: Any) -> Any:
+    """Return the store that a wrapper of zarr wraps."""
+    while hasattr(store, "_store"):
+        store = store._store
+    return store
+
+
+def open_zarr(store: Any, path: str, mode: str = "r", options: Any = None) -> ZarrArray:
+    """Open a zarr array by its store, or by its path or URL."""
+    zarr = library("zarr", path or store)
+    found = zarr.open(store, path=path or None, mode=mode, **(options or {}))
+    if not hasattr(found, "shape"):
+        names = ", ".join(sorted(name for name, _ in found.arrays()))
+        raise StoreError(
+            f"{found.store_path} is a group of zarr, not an array; open one of its arrays"
+            + (f": {names}" if names else ""),
+            opener="zarr", where=str(found.store_path),
+        )  # fmt: skip
+    return ZarrArray(found)
+
+
+def check_zarr_store(array: Any) -> None:
+    """Raise ``TypeError`` for a zarr array whose values lie in this process."""
+    store = _innermost(array.store)
+    kind, protocol = type(store).__name__, getattr(getattr(store, "fs", None), "protocol", ())
+    protocols = (protocol,) if isinstance(protocol, str) else protocol
+    if "Memory" in kind or isinstance(store, dict) or "memory" in protocols:
+        raise TypeError(
+            f"the zarr array {array.store_path} lies in the memory of this process ({kind}), which "
+            "no worker can open; pass x[...], or put it into a folder"
+        )
+
+
+# HDF5
+
+
+class Hdf5Array:
+    """An open HDF5 dataset."""
+
+    def __init__(self, dataset: Any, file: Any = None) -> None:
+        self.dataset, self._file = dataset, file
+        self.shape, self.dtype, self.unit = dataset.shape, dataset.dtype, dataset.chunks
+
+    def read_into(self, where: Where, memory: Array, inside: Where) -> None:
+        """Read a window into memory."""
+        self.dataset.read_direct(memory, where, inside)
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def same_process_file(path: str) -> Any:
+    """Return the id of an HDF5 file that this process has open, flushed; None if it has not."""
+    h5f = getattr(sys.modules.get("h5py"), "h5f", None)
+    if h5f is None or not os.path.exists(path):
+        return None
+    found = None
+    for file in h5f.get_obj_ids(h5f.OBJ_ALL, h5f.OBJ_FILE):
+        name = os.fsdecode(file.name)
+        if os.path.exists(name) and os.path.samefile(name, path):
+            if file.get_intent() & h5f.ACC_RDWR:
+                h5f.flush(file)
+                return file
+            found = file
+    return found
+
+
+def open_hdf5(path: str, name: str, options: Any = None) -> Hdf5Array:
+    """Open a dataset of an HDF5 file for reading, without the lock of the file."""
+    h5py = library("h5py", path)
+    shared = same_process_file(path)
+    if shared is not None:  # Why: HDF5 refuses to open a file twice in other ways
+        return Hdf5Array(_dataset(h5py.File(shared), name, path))
+    try:
+        file = h5py.File(path, "r", **{"locking": False, **(options or {})})
+    except OSError as error:
+        if "already open for" in str(error) or "consistency" in str(error):
+            raise StoreError(
+                f"{path} is open for writing in another process, or was not closed: {error}; close "
+                "it first",
+                opener="hdf5", where=path,
+            ) from error  # fmt: skip
+        raise
+    try:
+        return Hdf5Array(_dataset(file, name, path), file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _dataset(file: Any, name: str, path: str) -> Any:
+    try:
+        found = file[name]
+    except KeyError as error:
+        names = ", ".join(sorted(file)[:10])
+        raise StoreError(
+            f"{path} has no dataset {name}; it has {names or 'none'}", opener="hdf5", where=path
+        ) from error
+    if not hasattr(found, "shape"):
+        names = ", ".join(f"{name.rstrip('/')}/{one}" for one in sorted(found)[:10])
+        raise StoreError(
+            f"{path}:{name} is a group, not a dataset; it has {names or 'none'}",
+            opener="hdf5", where=f"{path}:{name}",
+        )  # fmt: skip
+    return found
+
+
+def mapped_hdf5(dataset: Any, mode: str = "r") -> Array | None:
+    """Map a dataset whose values are one run of bytes in its file; None if they are not."""
+    if dataset.chunks is not None or dataset.is_virtual or dataset.external or not dataset.size:
+        return None
+    offset = dataset.id.get_offset()
+    if offset is None or dataset.dtype.hasobject or not dataset.shape:
+        return None
+    path = dataset.file.filename
+    same_process_file(path)
+    if os.path.getsize(path) < offset + dataset.nbytes:
+        raise StoreError(
+            f"{path} is shorter than its dataset {dataset.name}: it was not closed, or is cut off",
+            opener="hdf5", where=f"{path}:{dataset.name}",
+        )  # fmt: skip
+    return np.memmap(path, dataset.dtype, mode, offset, dataset.shape)  # type: ignore[call-overload,no-any-return]
+
+
+# TIFF
+
+
+class TiffArray:
+    """A compressed series of a TIFF file, through its zarr interface."""
+
+    def __init__(self, path: str, series: int, level: int) -> None:
+        tifffile, zarr = library("tifffile", path), library("zarr", path)
+        self._store = tifffile.imread(path, aszarr=True, series=series, level=level)
+        found = zarr.open(self._store, mode="r")
+        if not hasattr(found, "shape"):
+            found = found["0"]
+        self.array, self.shape, self.dtype = found, found.shape, found.dtype
+        self.unit = found.chunks
+
+    def read_into(self, where: Where, memory: Array, inside: Where) -> None:
+        """Decode a window into memory."""
+        from zarr.buffer.cpu import NDBuffer
+
+        self.array.get_basic_selection(where, out=NDBuffer.from_numpy_array(memory[inside]))
+
+    def __del__(self) -> None:
+        store = getattr(self, "_store", None)
+        if store is not None:
+            store.close()
+
+
+# Lazy arrays
+
+
+class LazyArray:
+    """Windows of a Dask array or of a lazy xarray variable, computed in this thread."""
+
+    def __init__(self, lazy: Any) -> None:
+        self.lazy, self.shape, self.dtype = lazy, lazy.shape, lazy.dtype
+
+    def __getitem__(self, where: Any) -> Array:
+        dask = sys.modules.get("dask")
+        if dask is None:
+            return np.asarray(self.lazy[where])
+        with dask.config.set(scheduler="synchronous"):
+            return np.asarray(self.lazy[where])
+
+
+def file_token(path: str) -> Callable[[], Any]:
+    """Return the function that tells the identity of a file, which changes with its replacement."""
+
+    def token() -> Any:
+        try:
+            found = os.stat(path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+    return token
