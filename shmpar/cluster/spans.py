@@ -259,6 +259,18 @@ def _with_halo(start: int, stop: int, size: int, modes: Sequence[object]) -> tup
     return low, high
 
 
+def union(windows: Sequence[Slices]) -> Slices:
+    """Return the smallest window that contains all windows.
+
+    Examples
+    --------
+    >>> union([(slice(2, 5),), (slice(0, 3),)])
+    (slice(0, 5, None),)
+    """
+    pairs = zip(*windows, strict=True)
+    return tuple([slice(min(o.start for o in p), max(o.stop for o in p)) for p in pairs])
+
+
 def output_window(plan: Plan, shape: Sequence[int], box: Box) -> Slices:
     """Return the window of an output of this shape that the chunks of a box write."""
     grid, placement = plan.grid, plan.placement

@@ -62,11 +62,14 @@ class Exit(NamedTuple):
         The kernel has killed processes for lack of memory meanwhile.
     stack : str
         The text that :mod:`faulthandler` has written at a fatal signal.
+    text : str
+        A description that replaces that of the code, for a worker on another machine.
     """
 
     code: int | None
     out_of_memory: bool = False
     stack: str = ""
+    text: str = ""
 
     def describe(self) -> str:
         """Describe the end, with advice on its cause.
@@ -79,6 +82,8 @@ class Exit(NamedTuple):
         'was killed by signal SIGSEGV'
         """
         code = self.code
+        if self.text:
+            return self.text
         if code is None:
             return "ended; its status is unknown, since this process ignores or handles SIGCHLD"
         if code == SOCKET_LOST:
@@ -163,6 +168,10 @@ class ActivePlan:
         No more tickets are handed out.
     checksums : ndarray of uint32 or None
         Array for the checksum of each chunk's output.
+    retries : int
+        How often a chunk whose worker died is computed again.
+    task_timeout : float or None
+        Seconds that a chunk may take.
     """
 
     number: int
@@ -180,6 +189,8 @@ class ActivePlan:
     reports: bool = False
     stopped: bool = False
     checksums: Array | None = None
+    retries: int = 0
+    task_timeout: float | None = None
 
     def begun_before(self, moment: int) -> Iterator[tuple[int, int]]:
         """Yield (worker, chunk) of the chunks begun before `moment`, in monotonic nanoseconds."""
@@ -236,11 +247,14 @@ class Engine(Protocol):
         Number of workers.
     slab : Slab or None
         Memory for small outputs; None if its workers do not use the ledger's spare memory.
+    remote : bool
+        Workers are in other processes of which this one owns none: outputs are written here.
     """
 
     name: str
     workers: int
     slab: Slab | None
+    remote: bool
 
     def pids(self) -> list[int]:
         """Return the process ids of the workers that are up; none for threads."""
@@ -279,6 +293,9 @@ class Engine(Protocol):
 
     def tickets(self) -> Tickets:
         """Return a counter at 0 from which all workers can claim."""
+
+    def order(self, plan: Plan, todo: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """Return the chunks of a run in the order of their tickets; None is the whole grid."""
 
     def open(self, active: ActivePlan) -> list[int]:
         """Make ready for a run; return the workers that are up."""

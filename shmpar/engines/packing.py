@@ -233,6 +233,8 @@ def held_keys(payload: Payload) -> tuple[int, ...]:
 
 def pack_function(call: Function, python: Interpreter | None, *, frozen: bool) -> Payload:
     """Pickle a function with its arguments; raises `PlanError` if that is not possible."""
+    if isinstance(call.call, Payload):
+        return call.call  # Why: another machine has pickled it
     body = cached(call) if python is None else None
     if body is not None:
         return Payload(body, stateless=True)

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shmpar.engines.engine import ActivePlan, Engine, Exit, Generation
-from shmpar.errors import ShmparError, format_count
+from shmpar.errors import HostsLost, ShmparError, format_count
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import DONE, FAILED, FINGERPRINT, PENDING, Ledger, LostClaim
 from shmpar.memory.allocate import SMALL, preflight
@@ -280,7 +280,7 @@ class Execution:
         assert self._function is not None, "a run is executed once"
         self.engine, self._attended = engine, attended
         # Why: workers reserve such outputs, so nobody may look at them before the end.
-        self.outputs.lazy = attended and not self.plan.check
+        self.outputs.lazy = attended and not self.plan.check and not engine.remote
         self._allocate_known(engine)
         if self.plan.check:
             verification = Verification(self.plan, self._arrays, self._todo, self.outputs.checksums)
@@ -322,6 +322,8 @@ class Execution:
             is_tuple=self.outputs.is_tuple,
             checksums=self.outputs.checksums,
             reports=not self._attended and not plan.returns_objects,
+            retries=self.policy.retries,
+            task_timeout=self.policy.task_timeout,
         )
         self._active, self._prepared = active, None
         if self._todo is not None:
@@ -335,7 +337,8 @@ class Execution:
             ready = engine.open(active)
             self.opened, self.cold = time.perf_counter(), not ready
             # Invariant: no command after the first, which makes the counter, raises.
-            for command in self._scheduler.start(ready, self._todo):
+            todo = engine.order(plan, self._todo)
+            for command in self._scheduler.start(ready, todo):
                 self._do(command)
         except BaseException:
             self._active = None
@@ -369,6 +372,8 @@ class Execution:
                 self._chunk_failed(event)
             case protocol.PlanRejected():
                 self.fatal = self.fatal or event.error
+                if isinstance(event.error, HostsLost):
+                    event.error.run = self.run
                 self._feed(event)
             case protocol.WorkerReady():
                 self._feed(event)
@@ -395,7 +400,12 @@ class Execution:
 
     def _chunk_failed(self, event: protocol.ChunkFailed) -> None:
         if event.chunk not in self.errors:
-            self.errors[event.chunk] = error_texts.chunk_error(self.plan, event, self.run)
+            error = event.error
+            if event.final:  # Why: a host has made it the error of this run.
+                error.run = self.run
+            else:
+                error = error_texts.chunk_error(self.plan, event, self.run)
+            self.errors[event.chunk] = error
             self._feed(event)
 
     def _claim_finished(self, event: protocol.ClaimFinished) -> None:

@@ -131,6 +131,8 @@ def _next_size(size: int, seconds: float, remaining: int, workers: int) -> int:
 def _each(assignment: Assignment, compute: Compute) -> ComputeRange:
     """Return the loop over the chunks of tickets that moves the cursor ahead of each chunk."""
     slot, todo, timed = assignment.slot, assignment.todo, assignment.plan.timed
+    if base := assignment.plan.base:
+        by_number, compute = compute, lambda chunk: by_number(base + chunk)
 
     def each(first: int, last: int) -> None:
         for ticket in range(first, last):
@@ -190,11 +192,11 @@ def _report(assignment: Assignment, channel: Channel, chunk: int, error: BaseExc
         if assignment.handed_out is None:  # Why: a second stop counts the tickets of the first.
             assignment.handed_out = handed_out
     try:
-        shape = assignment.block_shape(chunk)
+        shape = assignment.block_shape(chunk + assignment.plan.base)
     except BaseException as again:  # Why: a sequence of the user may raise anything.
         if isinstance(again, KeyboardInterrupt) and channel.interruptible:
             raise
         shape = None
     # Invariant: the status says failed before the parent is told.
     assignment.ledger.status[chunk] = FAILED
-    channel.failed(chunk, error, shape)
+    channel.failed(chunk + assignment.plan.base, error, shape)

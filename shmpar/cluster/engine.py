@@ -1,0 +1,953 @@
+"""The engine of many machines: its workers are the lanes of hosts.
+
+::
+
+      client                                               host (a process of another engine)
+    ┌───────────────────────────┐                        ┌──────────────────────────────────┐
+    │ pool thread:              │ ── Head, once ───────▶ │ serve(): a local pool            │
+    │ loop, scheduler, engine   │ ── Span (lane 0) ────▶ │ computes one span while          │
+    │ lanes claim tickets here  │ ── Span (lane 1) ────▶ │ the windows of the next arrive   │
+    │                           │ ◀─ SpanResult ──────── │                                  │
+    └───────────────────────────┘      transport         └──────────────────────────────────┘
+
+A lane claims tickets from the counters of the run, as a worker of any engine does, and its slot of
+the ledger tells the chunks that it holds. So the scheduler decides on retries, blame and the end.
+
+Guarantees
+----------
+- The pool thread alone changes the state here. A transport reports by a queue.
+- A chunk is blamed for the loss of a host only if it was alone there. Otherwise its chunks count as
+  suspects: each is computed again in a span that is alone on its host.
+- A span that was given up writes nothing here: only the answer to a lane's present span is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pickle
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from shmpar.cluster import spans
+from shmpar.cluster.host import CLOSED, STOPS
+from shmpar.cluster.messages import (
+    BoxResult,
+    CallResult,
+    File,
+    Head,
+    Located,
+    Memory,
+    Missing,
+    Refused,
+    Settings,
+    Span,
+    SpanBox,
+    SpanResult,
+    Submitted,
+    Window,
+    machine,
+)
+from shmpar.engines.engine import ActivePlan, Exit, Generation
+from shmpar.engines.packing import State, pack_function, unpack_error
+from shmpar.errors import HostsLost, ShmparError
+from shmpar.ipc import protocol
+from shmpar.ipc.ledger import CURSOR, DONE, FAILED, FIRST, GENERATION, LAST, SINCE, Ledger
+from shmpar.ipc.tickets import Tickets, new_tickets
+from shmpar.memory.copying import share
+from shmpar.memory.locate import locate
+from shmpar.memory.segment import Segment, new_output
+from shmpar.pickling.pack import Payload
+from shmpar.plan import Announcement, Blocks, Function, Output, Plan, ResultError, Rows
+from shmpar.stores import Part, Store
+from shmpar.worker.verify import checksum
+
+Array = np.ndarray[Any, Any]
+
+LANES = 2
+"""Spans that a host may hold: one is computed while the windows of the next arrive."""
+_INNOCENT = -1  # no run has this number: a lane that was lost for no fault of its chunks
+_SUSPECTS = 32  # Why: more chunks of a lost host are tried in groups at first
+
+
+# Reports of a transport
+
+
+class HostUp(NamedTuple):
+    """A host is there; it has so many local workers, and can map memory of this process or not."""
+
+    host: str
+    workers: int
+    near: bool | None
+    name: str
+
+
+class HostDown(NamedTuple):
+    """A host is gone, or leaves."""
+
+    host: str
+    reason: str
+
+
+class Answer(NamedTuple):
+    """The result of a piece of work, or the exception of the transport."""
+
+    token: int
+    value: Any
+    error: BaseException | None
+    seconds: float = 0.0
+
+
+class Broken(NamedTuple):
+    """No host will come any more."""
+
+    reason: str
+
+
+Report = HostUp | HostDown | Answer | Broken
+
+
+class Transport(Protocol):
+    """Carries work to hosts and reports on them. Any thread may be told; none may wait.
+
+    Attributes
+    ----------
+    name : str
+        As the engine's name.
+    hosts : int
+        Most hosts at a time.
+    """
+
+    name: str
+    hosts: int
+
+    def start(self, settings: Settings, tell: Callable[[Report], object]) -> None:
+        """Begin to look for hosts; report by `tell`."""
+
+    def send(self, token: int, host: str, work: Span | Submitted, head: Head | None) -> None:
+        """Send work to a host; its answer has the token. `head` is that of the span's run."""
+
+    def stop(self, run: int, hosts: Sequence[str], *, kill: bool) -> None:
+        """Tell hosts to stop a run, as far as this transport can."""
+
+    def forget(self, run: int) -> None:
+        """Release what was kept for a run."""
+
+    def withdraw(self, token: int) -> None:
+        """Cancel work that no host has begun, as far as this transport can."""
+
+    def close(self) -> None:
+        """End the hosts' pools, and wait for it if they can be reached."""
+
+
+@dataclass(eq=False, slots=True)
+class Prepared:
+    """A run that is ready to be sent: see :class:`Head`; inputs in memory stay here."""
+
+    payload: Payload
+    environment: protocol.Environment
+    arrays: list[Any]
+    inputs: tuple[Any, ...]
+
+
+@dataclass(eq=False, slots=True)
+class Lane:
+    """One of the spans that a host may hold; a worker, to the scheduler."""
+
+    number: int
+    host: Host | None = None
+    queue: deque[tuple[ActivePlan, Generation]] = field(default_factory=deque)
+    busy: Sent | None = None
+    claimed: dict[tuple[int, int], int] = field(default_factory=dict)
+
+
+@dataclass(eq=False, slots=True)
+class Host:
+    """A host with its lanes.
+
+    Attributes
+    ----------
+    workers : int
+        Its local workers.
+    near : bool or None
+        It maps memory of this process; None: that is not known yet.
+    calls : dict of int to int
+        Tokens of the calls that it has, and the lane that each counts for.
+    """
+
+    key: str
+    workers: int
+    near: bool | None
+    name: str
+    lanes: list[Lane] = field(default_factory=list)
+    calls: dict[int, int] = field(default_factory=dict)
+    traffic: Traffic = field(default_factory=lambda: Traffic())
+
+
+@dataclass(eq=False, slots=True)
+class Sent:
+    """A span that a lane has sent."""
+
+    token: int
+    state: RunState
+    generation: Generation
+    first: int
+    last: int
+    chunks: Sequence[int]
+    alone: bool
+    span: Span
+    began: float
+    killed: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Traffic:
+    """Numbers of one host in one run, for the report."""
+
+    spans: int = 0
+    bytes_out: int = 0
+    bytes_in: int = 0
+    computing: float = 0.0
+    transport: float = 0.0
+    lost: str = ""
+
+
+@dataclass(eq=False, slots=True)
+class RunState:
+    """A run on the hosts.
+
+    Attributes
+    ----------
+    seconds : float or None
+        Time of a host per chunk.
+    latest : int
+        Chunks of the largest span that came back.
+    suspects : set of int
+        Chunks that a lost host held.
+    positions : dict of int to int
+        Tickets of each generation that the lanes have claimed.
+    row : int
+        See :func:`spans.period`.
+    """
+
+    active: ActivePlan
+    head: Head
+    arguments: list[list[Blocks | Rows]]
+    row: int
+    seconds: float | None = None
+    latest: int = 0
+    suspects: set[int] = field(default_factory=set)
+    positions: dict[int, int] = field(default_factory=dict)
+    traffic: dict[str, Traffic] = field(default_factory=dict)
+
+    def bytes_per_chunk(self) -> float:
+        """Return the bytes that a chunk takes along, there and back."""
+        active, head = self.active, self.head
+        arrays = zip(active.prepared.arrays, head.inputs, strict=True)
+        nbytes = sum([one.nbytes for one, address in arrays if address is None])
+        if head.outputs is None and not active.plan.returns_objects:
+            nbytes += sum([one.nbytes for one in active.outputs or ()])
+        return nbytes / max(1, active.plan.chunks)
+
+
+class ClusterEngine:
+    """Lanes of hosts.
+
+    Parameters
+    ----------
+    transport : Transport
+        The other engine.
+    settings : Settings
+        Settings of the hosts' pools.
+    host_timeout : float
+        Seconds without any host after which runs and calls fail.
+    shared_files : bool or None
+        All hosts see the files of this process under the same paths.
+    retries : int
+        How often a submitted call whose local worker died is made again.
+    """
+
+    slab = None
+    remote = True
+
+    def __init__(
+        self,
+        transport: Transport,
+        settings: Settings,
+        *,
+        host_timeout: float = 60.0,
+        shared_files: bool | None = None,
+        retries: int = 1,
+    ) -> None:
+        self.name = transport.name
+        self.workers = transport.hosts * LANES
+        self._transport, self._timeout, self._files = transport, host_timeout, shared_files
+        self._retries = retries
+        self._lanes = [Lane(number) for number in range(self.workers)]
+        self._hosts: dict[str, Host] = {}
+        self._runs: dict[int, RunState] = {}
+        self._calls: dict[int, tuple[int, Host, Submitted]] = {}  # by token: the number of the call
+        self._tokens = itertools.count(1)
+        self._inbox = queue.SimpleQueue[Report | None]()
+        self._events: list[protocol.Event] = []
+        self._state = State(own_path=True)
+        self._reasons: deque[str] = deque(maxlen=5)
+        self._broken = ""
+        self._without: float | None = time.monotonic()  # since when there is no host
+        self._near = False
+        self._control = new_output((1 + 2 * STOPS,), np.dtype("i8"))
+        self._stops = itertools.cycle(range(STOPS))
+        self.lost: list[tuple[str, str]] = []
+        transport.start(settings._replace(control=_memory(self._control)), self._inbox.put)
+
+    # Any thread
+
+    def pids(self) -> list[int]:
+        """Return none: the workers are on hosts."""
+        return []
+
+    def segments(self) -> list[Segment]:
+        """Return none: hosts have copies of their own."""
+        return []
+
+    def prepare(
+        self, plan: Plan, function: Function, arrays: list[Any], *, frozen: bool
+    ) -> Prepared:
+        """Pickle the function; copy the inputs that the caller may change, or that hosts map."""
+        payload = self._pack(function)
+        inputs, kept = [], []
+        for array in arrays:
+            address = self._address(array)
+            if address is None and (frozen or self._near) and not isinstance(array, Store):
+                _, array = share(array)  # noqa: PLW2901 - the copy replaces it
+                address = self._address(array)
+            inputs.append(address)
+            kept.append(array)
+        environment = self._state.current(None)
+        return Prepared(payload, environment, kept, tuple(inputs))
+
+    def _address(self, array: Any) -> Any:
+        """Return the address of an input that hosts may open; None if it lies in plain memory."""
+        if isinstance(array, Store):
+            return array
+        place = locate(array)
+        if place is None:
+            return None
+        if self._files and place.segment.kind == "file":
+            return file_address(array)
+        where = array.shape, array.strides, array.dtype
+        return Located(memory_of(place.segment), place.offset, *where)
+
+    def _pack(self, function: Function) -> Payload:
+        payload = pack_function(function, None, frozen=True)
+        if not all(payload.private):
+            raise TypeError(
+                "the function holds a SharedArray, or an array in a mapped file, which lies in the "
+                "memory of this machine: pass it to the verb as an input, or give the function a "
+                "copy (numpy.array(x))"
+            )
+        return payload
+
+    def prepare_call(self, call: Function) -> Submitted:
+        """Pickle a call."""
+        payload = self._pack(call)
+        return Submitted(payload.body, _bytes_of(payload), self._state.current(None), self._retries)
+
+    def wake(self) -> None:
+        """End the owner's :meth:`wait`."""
+        self._inbox.put(None)
+
+    def bytes_to_copy(self, arrays: Sequence[Any]) -> list[int]:
+        """Return none: hosts make the copies."""
+        return []
+
+    def ledger(self, chunks: int) -> Ledger:
+        """Return a ledger in plain memory: only this process writes it."""
+        buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
+        return Ledger(buffer, workers=self.workers, chunks=chunks)
+
+    def tickets(self) -> Tickets:
+        """Return a new counter."""
+        return new_tickets("thread")
+
+    def order(self, plan: Plan, todo: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """Return the chunks of a run in the order in which they are handed out."""
+        return spans.order(plan) if todo is None else todo
+
+    # Runs
+
+    def open(self, active: ActivePlan) -> list[int]:
+        """Make the head of a run; return the lanes that have a host."""
+        prepared, plan = active.prepared, active.plan
+        outputs = None
+        if active.outputs is not None and not plan.returns_objects:
+            shared = [self._shared_output(one) for one in active.outputs]
+            outputs = None if None in shared else tuple(shared)
+        head = Head(
+            run=active.number,
+            plan=plan,
+            function=prepared.payload.body,
+            held=_bytes_of(prepared.payload),
+            environment=prepared.environment,
+            retries=active.retries,
+            task_timeout=active.task_timeout,
+            inputs=prepared.inputs,
+            outputs=outputs,
+            sums=active.checksums is not None and outputs is not None,
+        )
+        used = [one for one in plan.arguments if isinstance(one, Blocks | Rows)]
+        count = len(prepared.arrays)
+        arguments = [[one for one in used if one.array == number] for number in range(count)]
+        self._runs[active.number] = RunState(active, head, arguments, spans.period(plan))
+        return [lane.number for lane in self._lanes if lane.host is not None]
+
+    def _shared_output(self, array: Any) -> Any:
+        if isinstance(array, Store):
+            return array
+        return file_address(array) if self._files else None
+
+    def assign(self, worker: int, active: ActivePlan, generation: Generation) -> None:
+        """Give a generation to a lane."""
+        lane = self._lanes[worker]
+        if lane.host is not None:  # else its loss is about to be told
+            lane.queue.append((active, generation))
+            lane.claimed[active.number, generation.number] = 0
+            self._feed(lane)
+
+    def stop(self, active: ActivePlan) -> list[protocol.CounterExhausted]:
+        """Take back the generations of the lanes that compute nothing of them; tell the hosts."""
+        active.stopped = True
+        exhausted, hosts = [], set()
+        for lane in self._lanes:
+            busy = lane.busy
+            mine = busy is not None and busy.state.active is active
+            if mine and lane.host is not None:
+                hosts.add(lane.host.key)
+                self._transport.withdraw(busy.token)  # type: ignore[union-attr]
+            for generation in self._withdraw(lane, active):
+                if mine and busy is not None and busy.generation is generation:
+                    continue  # Why: its answer ends it
+                exhausted.append(self._exhausted(lane, active, generation))
+        self._tell_stop(active.number, sorted(hosts), kill=False)
+        return exhausted
+
+    def _tell_stop(self, run: int, hosts: Sequence[str], *, kill: bool) -> None:
+        if hosts:
+            at = 1 + 2 * next(self._stops)
+            self._control[at : at + 2] = run + 1, kill
+            self._transport.stop(run, hosts, kill=kill)
+
+    def _withdraw(self, lane: Lane, active: ActivePlan) -> list[Generation]:
+        mine = [item for item in lane.queue if item[0] is active]
+        for item in mine:
+            lane.queue.remove(item)
+        return [generation for _, generation in mine]
+
+    def _exhausted(
+        self, lane: Lane, active: ActivePlan, generation: Generation
+    ) -> protocol.CounterExhausted:
+        key = active.number, generation.number
+        had = lane.claimed.pop(key, 0)
+        return protocol.CounterExhausted(lane.number, *key, had)
+
+    def close(self, active: ActivePlan) -> None:
+        """Release what is kept for a run."""
+        self._runs.pop(active.number, None)
+        self._transport.forget(active.number)
+        for lane in self._lanes:
+            self._withdraw(lane, active)
+        for generation in active.generations:
+            generation.tickets.close()
+
+    def kill(self, worker: int, run: int) -> None:
+        """Have the workers of a lane's span killed; the lane is lost to the run at once.
+
+        Why at once: a host that cannot be told works on until its span ends. Its answer is dropped.
+        """
+        lane = self._lanes[worker]
+        busy = lane.busy
+        if busy is None or busy.state.active.number != run or lane.host is None:
+            return
+        if not busy.killed:
+            busy.killed = True
+            self._tell_stop(run, [lane.host.key], kill=True)
+            self._events.append(protocol.WorkerLost(worker, Exit(None), False, run))
+            self._events.append(protocol.WorkerReady(worker))
+            lane.queue.clear()
+            lane.claimed.clear()
+
+    def replace(self, worker: int) -> None:
+        """Do nothing: the other engine replaces its hosts."""
+
+    # Spans
+
+    def _feed(self, lane: Lane) -> None:
+        """Send the next span of a lane, or report that its counters are exhausted."""
+        while lane.queue and lane.busy is None and lane.host is not None:
+            active, generation = lane.queue[0]
+            state = self._runs[active.number]
+            count = active.plan.chunks if generation.todo is None else len(generation.todo)
+            first = state.positions.get(generation.number, 0)
+            last, alone = self._end(state, generation, first, count, lane.host)
+            others = [one for one in lane.host.lanes if one is not lane and one.busy is not None]
+            if not active.stopped and first < count:
+                if others and (alone or any(one.busy.alone for one in others)):
+                    return  # Why: the lane is fed again when the other one is free.
+                first = generation.tickets.claim(last - first)
+            if active.stopped or first >= count:
+                lane.queue.popleft()
+                self._events.append(self._exhausted(lane, active, generation))
+                continue
+            state.positions[generation.number] = last
+            self._send(lane, state, generation, first, last, alone)
+
+    def _end(
+        self, state: RunState, generation: Generation, first: int, count: int, host: Host
+    ) -> tuple[int, bool]:
+        """Return the end of the next span, and whether it must be alone on its host."""
+        if first >= count:
+            return count, False
+        now = spans.Measured(
+            seconds=state.seconds,
+            latest=state.latest,
+            remaining=count - first,
+            hosts=len(self._hosts),
+            workers=host.workers,
+            nbytes=state.bytes_per_chunk(),
+        )
+        size = spans.span_size(now)
+        if state.suspects:
+            chunks = [generation.chunk(t) for t in range(first, min(first + size, count))]
+            suspect = [chunk in state.suspects for chunk in chunks]
+            size = suspect.index(not suspect[0]) if (not suspect[0]) in suspect else len(chunks)
+            if suspect[0]:
+                last = first + min(size, max(1, len(state.suspects) // _SUSPECTS))
+                return last, last == first + 1
+            return first + size, False
+        row = 1 if generation.number else state.row
+        return min(count, spans.align(first, size, row)), False
+
+    def _send(
+        self,
+        lane: Lane,
+        state: RunState,
+        generation: Generation,
+        first: int,
+        last: int,
+        alone: bool,
+    ) -> None:
+        active, host = state.active, lane.host
+        assert host is not None
+        lane.claimed[active.number, generation.number] += last - first
+        slot = active.ledger.slot(lane.number)
+        slot[LAST] = 0
+        slot[GENERATION], slot[FIRST], slot[CURSOR] = generation.number, first, first
+        slot[SINCE] = 0  # Why: hosts watch the time of a chunk.
+        slot[LAST] = last
+        chunks: Sequence[int] = range(first, last)
+        if generation.todo is not None:
+            chunks = generation.todo[first:last]
+        began = time.perf_counter()
+        active.ledger.note_claim(list(chunks), lane.number, began - active.origin)
+        span = self._span(state, chunks, near=host.near is not False)
+        token = next(self._tokens)
+        lane.busy = Sent(token, state, generation, first, last, chunks, alone, span, began)
+        traffic = state.traffic.setdefault(host.name, Traffic())
+        traffic.spans += 1
+        traffic.bytes_out += _window_bytes(span)
+        self._transport.send(token, host.key, span, state.head)
+
+    def _span(self, state: RunState, chunks: Sequence[int], *, near: bool) -> Span:
+        """Cut the windows of a span."""
+        active = state.active
+        plan, arrays, addresses = active.plan, active.prepared.arrays, active.prepared.inputs
+        made = []
+        for box in spans.boxes(plan.grid, chunks):
+            inputs: list[Any] = []
+            for number, (array, address) in enumerate(zip(arrays, addresses, strict=True)):
+                if isinstance(array, Store) or isinstance(address, File) or (near and address):
+                    inputs.append(None)
+                    continue
+                windows = [
+                    spans.input_window(plan, argument, array.shape, box)
+                    for argument in state.arguments[number]
+                ]
+                inputs.append(Window.of(array, spans.union(windows)))
+            made.append(SpanBox(box.chunks(plan.grid), box.low, box.high, tuple(inputs)))
+        announcement = None
+        if active.outputs is not None:
+            outputs = tuple(Output(one.shape, one.dtype) for one in active.outputs)
+            announcement = Announcement(outputs, bool(active.is_tuple)).pack()
+        return Span(active.number, tuple(made), announcement)
+
+    # Reports
+
+    def wait(self, timeout: float | None) -> list[protocol.Event]:
+        """Wait for reports; return the events that follow from them."""
+        if self._events:
+            timeout = 0.0
+        elif self._without is not None:
+            left = self._without + self._timeout - time.monotonic()
+            if left > 0:  # Why once: the pool thread looks at the calls that wait for a host.
+                timeout = left if timeout is None else min(left, timeout)
+        with contextlib.suppress(queue.Empty):
+            report = self._inbox.get(timeout=timeout)
+            while True:
+                if report is not None:
+                    self._take(report)
+                report = self._inbox.get_nowait()
+        self._check_hosts()
+        events, self._events = self._events, []
+        return events
+
+    def _take(self, report: Report) -> None:
+        match report:
+            case HostUp():
+                self._host_up(report)
+            case HostDown(host, reason):
+                self._host_down(host, reason)
+            case Broken(reason):
+                self._broken = reason
+                self._reasons.append(reason)
+                for host in list(self._hosts):
+                    self._host_down(host, reason)
+            case Answer():
+                self._answer(report)
+
+    def _host_up(self, report: HostUp) -> None:
+        free = [lane for lane in self._lanes if lane.host is None][:LANES]
+        if report.host in self._hosts or len(free) < LANES:
+            return
+        host = Host(report.host, report.workers, report.near, report.name, free)
+        self._hosts[report.host], self._without = host, None
+        self._near = self._near or bool(report.near)
+        for lane in free:
+            lane.host = host
+            self._events.append(protocol.WorkerReady(lane.number))
+
+    def _host_down(self, key: str, reason: str) -> None:
+        host = self._hosts.pop(key, None)
+        if not any(reason in one for one in self._reasons):
+            self._reasons.append(f"{key}: {reason}")
+        if host is None:
+            return
+        if not self._hosts:
+            self._without = time.monotonic()
+        self.lost.append((host.name, reason))
+        busy = [lane for lane in host.lanes if lane.busy is not None and not lane.busy.killed]
+        text = f"was on host {host.name}, which was lost: {reason}"
+        for token in [token for token, (_, on, _) in self._calls.items() if on is host]:
+            del self._calls[token]
+        for lane in host.lanes:
+            sent, lane.busy, lane.host = lane.busy, None, None
+            lane.queue.clear()
+            lane.claimed.clear()
+            if sent is None or sent.killed:
+                self._events.append(protocol.WorkerLost(lane.number, announced=sent is None))
+                continue
+            self._transport.withdraw(sent.token)
+            sent.state.traffic[host.name].lost = reason
+            blamed = len(busy) == 1 and len(sent.chunks) == 1
+            sent.state.suspects.update(sent.chunks)
+            lost_for = None if blamed and not host.calls else _INNOCENT
+            self._events.append(
+                protocol.WorkerLost(lane.number, Exit(None, text=text), killed_for=lost_for)
+            )
+
+    def _check_hosts(self) -> None:
+        """Fail everything if there has been no host for too long."""
+        if self._without is None or not (self._runs or self._calls):
+            return
+        if not self._broken and time.monotonic() < self._without + self._timeout:
+            return
+        for number, state in self._runs.items():
+            if not state.active.stopped:
+                self._events.append(protocol.PlanRejected(number, self._hosts_lost()))
+
+    def _hosts_lost(self) -> HostsLost:
+        reasons = "; ".join(self._reasons) or "none has ever joined"
+        if self._broken:
+            return HostsLost(f"the hosts are lost ({reasons}); run.resume(pool) goes on elsewhere")
+        return HostsLost(
+            f"there has been no host for host_timeout={self._timeout:g} s ({reasons}); "
+            "run.resume() goes on when there are hosts again"
+        )
+
+    # Answers
+
+    def _answer(self, answer: Answer) -> None:
+        if answer.token in self._calls:
+            self._call_answered(answer)
+            return
+        lane = next((one for one in self._lanes if one.busy and one.busy.token == answer.token), None)
+        if lane is None or lane.busy is None:
+            return  # Why: its host was lost meanwhile.
+        sent, host = lane.busy, lane.host
+        assert host is not None
+        if sent.killed:
+            lane.busy = None
+            self._feed_host(host)
+            return
+        if isinstance(answer.value, Missing) and not sent.state.active.stopped:
+            self._send_again(lane, sent, host, answer.value)
+            return
+        self._finished(lane, sent, host, answer)
+        self._release(lane, sent)
+        self._feed_host(host)
+
+    def _send_again(self, lane: Lane, sent: Sent, host: Host, missing: Missing) -> None:
+        """Send a span with the head, or the windows, that the host lacks."""
+        if missing.part == "memory":
+            host.near = False
+            sent.span = self._span(sent.state, sent.chunks, near=False)
+            sent.state.traffic[host.name].bytes_out += _window_bytes(sent.span)
+        sent.token = next(self._tokens)
+        self._transport.send(sent.token, host.key, sent.span, sent.state.head)
+
+    def _feed_host(self, host: Host) -> None:
+        for lane in host.lanes:
+            self._feed(lane)
+
+    def _release(self, lane: Lane, sent: Sent) -> None:
+        lane.busy = None
+        active, generation = sent.state.active, sent.generation
+        slot = active.ledger.slot(lane.number)
+        slot[CURSOR], slot[LAST] = sent.last, 0
+        waits = any(item[0] is active and item[1] is generation for item in lane.queue)
+        if not waits and (active.number, generation.number) in lane.claimed:
+            self._events.append(self._exhausted(lane, active, generation))
+
+    def _finished(self, lane: Lane, sent: Sent, host: Host, answer: Answer) -> None:
+        """Take the results of a span."""
+        state, result = sent.state, answer.value
+        number = state.active.number
+        if number not in self._runs:
+            return
+        if isinstance(result, Refused):
+            error: Any = ShmparError(f"host {host.name} does not serve this pool: {result.reason}")
+            self._events.append(protocol.PlanRejected(number, error))
+            return
+        if not isinstance(result, SpanResult):
+            if not state.active.stopped:  # else it was withdrawn
+                self._events.append(protocol.PlanRejected(number, _foreign(answer.error, host)))
+            return
+        for box, one in zip(sent.span.boxes, result.boxes, strict=True):
+            self._take_box(state, box, one, state.traffic[host.name])
+        for warned in result.warned:
+            self._events.append(warned._replace(run=number, call=None))
+        state.suspects.difference_update(sent.chunks)
+        self._measure(state, sent, host, result)
+        if state.active.reports:
+            finished = protocol.ClaimFinished(
+                number, sent.generation.number, sent.first, sent.last
+            )
+            self._events.append(finished)
+
+    def _measure(self, state: RunState, sent: Sent, host: Host, result: SpanResult) -> None:
+        size, spent = len(sent.chunks), time.perf_counter() - sent.began
+        mine = result.seconds / size
+        state.seconds = mine if state.seconds is None else (state.seconds + mine) / 2
+        state.latest = max(state.latest, size)
+        state.active.ledger.times.seconds[list(sent.chunks)] = mine
+        traffic = state.traffic[host.name]
+        traffic.computing += result.seconds
+        traffic.transport += max(0.0, spent - result.seconds)
+
+    def _take_box(
+        self, state: RunState, box: SpanBox, result: BoxResult, traffic: Traffic
+    ) -> None:
+        active, plan = state.active, state.active.plan
+        if result.fatal is not None and not active.stopped:
+            self._events.append(
+                protocol.PlanRejected(active.number, unpack_error(result.fatal))
+            )
+        done = result.done
+        if result.announcement is not None and not self._agree(active, result.announcement):
+            done = ()
+        if done and result.parts is not None:
+            traffic.bytes_in += sum(part.nbytes for part, _ in result.parts)
+            _write_parts(active, box, done, result.parts)
+        for chunk, body in result.values:
+            traffic.bytes_in += len(body)
+            done = self._take_value(active, chunk, body, done)
+        if len(done):
+            active.ledger.status[list(done)] = DONE
+            _note_sums(active, box, done, result)
+        for chunk, error, shape, final in result.failed:
+            active.ledger.status[chunk] = FAILED
+            self._events.append(
+                protocol.ChunkFailed(active.number, chunk, unpack_error(error), shape, final)
+            )
+        settled = len(done) + len(result.failed)
+        failing = bool(result.failed) and plan.fail_fast
+        if settled < len(box.chunks) and not (active.stopped or failing or result.fatal):
+            error = ShmparError("a host has returned chunks that it has not computed")
+            if not self._events or not isinstance(self._events[-1], protocol.ChunkFailed):
+                self._events.append(protocol.PlanRejected(active.number, error))
+
+    def _agree(self, active: ActivePlan, packed: tuple[Any, ...]) -> bool:
+        """Allocate the outputs, or compare the announcement of a host with them."""
+        said = Announcement.unpack(packed)
+        if active.outputs is None:
+            try:
+                active.allocate(said)
+            except Exception as error:  # noqa: BLE001 - the run is told
+                self._events.append(protocol.PlanRejected(active.number, error))
+                return False
+            return True
+        if said.chunk < 0:
+            return True
+        here = tuple(Output(one.shape, one.dtype) for one in active.outputs)
+        reason = said.disagrees(Announcement(here, bool(active.is_tuple)))
+        if reason is not None:
+            active.ledger.status[said.chunk] = FAILED
+            failed = protocol.ChunkFailed(active.number, said.chunk, ResultError(reason))
+            self._events.append(failed)
+        return reason is None
+
+    def _take_value(
+        self, active: ActivePlan, chunk: int, body: bytes, done: Sequence[int]
+    ) -> Sequence[int]:
+        """Unpickle an object; one that does not unpickle here is a failure of its chunk."""
+        try:
+            value = pickle.loads(body)
+        except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
+            active.ledger.status[chunk] = FAILED
+            self._events.append(protocol.ChunkFailed(active.number, chunk, error))
+            return [one for one in done if one != chunk]
+        self._events.append(protocol.ObjectsReturned(active.number, [(chunk, value)]))
+        return done
+
+    # Calls
+
+    def free_worker(self) -> int | None:
+        """Return a lane of the host that has the fewest calls for its workers."""
+        if not self._hosts:
+            expired = self._without is not None and (
+                time.monotonic() >= self._without + self._timeout
+            )
+            return 0 if self._broken or expired else None
+        free = [host for host in self._hosts.values() if len(host.calls) < host.workers]
+        least = min(free, key=lambda host: len(host.calls) / host.workers, default=None)
+        return None if least is None else least.lanes[0].number
+
+    def call(self, worker: int, number: int, prepared: Submitted) -> None:
+        """Send a call to the host of a lane."""
+        host = self._lanes[worker].host
+        if host is None:
+            raise self._hosts_lost()
+        token = next(self._tokens)
+        host.calls[token] = worker
+        self._calls[token] = number, host, prepared
+        self._transport.send(token, host.key, prepared, None)
+
+    def _call_answered(self, answer: Answer) -> None:
+        number, host, _ = self._calls.pop(answer.token)
+        host.calls.pop(answer.token, None)
+        result = answer.value
+        if not isinstance(result, CallResult):
+            reason = result.reason if isinstance(result, Refused) else None
+            error: Any = ShmparError(f"host {host.name} does not serve this pool: {reason}")
+            if reason is None:
+                error = _foreign(answer.error, host)
+            self._events.append(protocol.CallFinished(number, error=error))
+            return
+        for warned in result.warned:
+            self._events.append(warned._replace(run=None, call=number))
+        if result.error is not None:
+            error = unpack_error(result.error)
+            self._events.append(protocol.CallFinished(number, error=error))
+            return
+        try:
+            value = pickle.loads(result.value or b"")
+        except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
+            self._events.append(protocol.CallFinished(number, error=error))
+        else:
+            self._events.append(protocol.CallFinished(number, value))
+
+    def shutdown(self) -> None:
+        """End the hosts' pools."""
+        self._control[CLOSED] = 1
+        self._transport.close()
+
+
+def memory_of(segment: Segment) -> Memory:
+    """Return the address of a segment's memory for processes of this machine."""
+    device, inode = segment.identity()
+    here = machine()
+    return Memory(here, os.getpid(), segment.fileno(), device, inode, segment.size, segment.kind)
+
+
+def _memory(array: Array) -> Memory:
+    place = locate(array)
+    assert place is not None, "it lies in a segment"
+    return memory_of(place.segment)
+
+
+def file_address(array: Array) -> File | None:
+    """Return the address of an array in a mapped file; None if it lies elsewhere."""
+    place = locate(array)
+    if place is None or place.segment.kind != "file" or place.segment.path is None:
+        return None
+    segment = place.segment
+    where = array.shape, array.strides, array.dtype
+    return File(str(segment.path), place.offset, *where, segment.writable)
+
+
+def _bytes_of(payload: Payload) -> tuple[Array, ...]:
+    sizes = [(segment, (segment.size,)) for segment in payload.segments]
+    return tuple([segment.ndarray(0, size, None, np.dtype("u1")) for segment, size in sizes])
+
+
+def _window_bytes(span: Span) -> int:
+    inputs = [one for box in span.boxes for one in box.inputs]
+    return sum([one.values.nbytes for one in inputs if one is not None])
+
+
+def _foreign(error: BaseException | None, host: Host) -> ShmparError:
+    """Return the error for work that the other engine has failed."""
+    failed = ShmparError(f"host {host.name} could not be asked: {type(error).__name__}: {error}")
+    failed.__cause__ = error
+    return failed
+
+
+def _write_parts(
+    active: ActivePlan,
+    box: SpanBox,
+    done: Sequence[int],
+    parts: Sequence[tuple[Array, tuple[int, ...]]],
+) -> None:
+    """Write the windows of chunks that are done into the outputs."""
+    for (part, origin), output in zip(parts, active.outputs or (), strict=True):
+        if len(done) == len(box.chunks):
+            pairs = zip(origin, part.shape, strict=True)
+            output[(*[slice(first, first + n) for first, n in pairs], ...)] = part
+            continue
+        whole = Part(part, origin, output.shape)
+        window_of = active.plan.placement.windows(active.plan.grid)
+        for chunk in done:
+            where: tuple[Any, ...] = window_of(chunk)
+            where = where if ... in where else (*where, ...)
+            output[where] = whole[where]
+
+
+def _note_sums(
+    active: ActivePlan, box: SpanBox, done: Sequence[int], result: BoxResult
+) -> None:
+    """Note the checksums of chunks: those of the hosts, or of the windows that were written."""
+    if active.checksums is None:
+        return
+    if result.sums is not None:
+        base = box.chunks[0]
+        active.checksums[list(done)] = result.sums[[chunk - base for chunk in done]]
+        return
+    for chunk in done:
+        active.checksums[chunk] = checksum(active.plan.windows(chunk, active.outputs or ()))
+
