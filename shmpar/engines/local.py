@@ -32,7 +32,8 @@ from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab
 from shmpar.plan import Announcement, Function, Plan
-from shmpar.worker.compute import Abandoned, Assignment
+from shmpar.stores.store import Part, drop_stores, traffic
+from shmpar.worker.compute import Abandoned, Assignment, bind_inputs
 from shmpar.worker.environment import exit_if_forked, inside_worker
 from shmpar.worker.loop import work
 
@@ -139,6 +140,12 @@ def as_if_pickled(value: Any, memo: dict[int, Any]) -> Any:
     return made
 
 
+def _protected(array: Any) -> Any:
+    if isinstance(array, Part):
+        return Part(protected(array.array), array.origin, array.shape)
+    return protected(array)
+
+
 def check(broken: BaseException | None) -> None:
     """Raise the error of a failed initializer, if there is one."""
     if broken is not None:
@@ -234,7 +241,8 @@ class LocalEngine:
     ) -> CallersErrors:
         """Take the caller's error handling; nothing is pickled or copied."""
         for array in arrays:
-            locate(array)  # Why: it raises an error for a file that was truncated
+            if isinstance(array, np.ndarray):
+                locate(array)  # Why: it raises an error for a file that was truncated
         check(self._broken)
         return CallersErrors()
 
@@ -271,7 +279,7 @@ class LocalEngine:
         return Assignment(
             plan=active.plan,
             function=active.function,
-            arrays=[protected(array) for array in active.arrays],
+            arrays=bind_inputs(active.plan, active.arrays, _protected),
             outputs=active.outputs,
             is_tuple=active.is_tuple,
             tickets=generation.tickets,
@@ -346,9 +354,10 @@ class SerialEngine(LocalEngine):
         ]
 
     def close(self, active: ActivePlan) -> None:
-        """Close the run's counters."""
+        """Close the run's counters and stores."""
         for generation in active.generations:
             generation.tickets.close()
+        drop_stores()
 
     def free_worker(self) -> int | None:
         """Return the worker if it has no call."""
@@ -404,7 +413,8 @@ class SerialEngine(LocalEngine):
         with active.prepared.applied():
             exhausted = work(self._assignment(active, generation, 0), channel)
         if exhausted:
-            tell(protocol.CounterExhausted(0, active.number, generation.number))
+            moved = traffic.take()
+            tell(protocol.CounterExhausted(0, active.number, generation.number, traffic=moved))
         else:
             self._queue.appendleft(item)
 
@@ -560,7 +570,9 @@ class ThreadsEngine(LocalEngine):
         alone = len(self._plans) == 1
         had = (0, None) if alone else (assignment.claimed, assignment.handed_out)
         del assignment
-        self._events.put(protocol.CounterExhausted(worker, active.number, generation.number, *had))
+        drop_stores()
+        ended = protocol.CounterExhausted(worker, active.number, generation.number, *had)
+        self._events.put(ended._replace(traffic=traffic.take()))
 
 
 def cap_threads(threads: int) -> Callable[[], object]:

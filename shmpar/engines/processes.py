@@ -53,6 +53,7 @@ from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, create
 from shmpar.pickling.pack import pack
 from shmpar.plan import Announcement, Function, Plan
+from shmpar.stores import Part
 
 Array = np.ndarray[Any, Any]
 
@@ -142,6 +143,8 @@ class ProcessesEngine:
 
     def bytes_to_copy(self, arrays: Sequence[Array]) -> list[int]:
         """Return the bytes of each input that lies in no segment and no mapped file."""
+        plain = [one.array if isinstance(one, Part) else one for one in arrays]
+        arrays = [array for array in plain if isinstance(array, np.ndarray)]
         return [copied_nbytes(array) for array in arrays if locate(array) is None]
 
     def segments(self) -> list[Segment]:

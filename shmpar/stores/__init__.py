@@ -1,6 +1,6 @@
 """Arrays that lie outside memory: how to open them, and windows of them."""
 
-from shmpar.stores.recognise import open, opened, wrap  # noqa: A004 - the public name
+from shmpar.stores.recognise import open, opened, wrap
 from shmpar.stores.store import Part, Store
 
 __all__ = ["Store", "open", "opened"]

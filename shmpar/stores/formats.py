@@ -58,17 +58,18 @@ class ZarrArray:
         """Decode a window into memory."""
         from zarr.buffer.cpu import NDBuffer
 
-        self._check()
+        self.check()
         view = memory[inside]
         self.array.get_basic_selection(where, out=NDBuffer.from_numpy_array(view))
         # Why after the read: a chunk that is missing reads as the fill value.
-        self._check()
+        self.check()
 
     def __setitem__(self, where: Any, value: Any) -> None:
-        self._check()
+        self.check()
         self.array[where] = value
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise `StoreError` if the folder of the array is gone."""
         if self.metadata is not None and not os.path.exists(self.metadata):
             raise StoreError(
                 f"the zarr array {self.array.store_path} is gone: {self.metadata} was removed",
@@ -77,17 +78,17 @@ class ZarrArray:
 
 
 def _metadata_file(array: Any) -> str | None:
-    root = getattr(_innermost(array.store), "root", None)
+    root = getattr(innermost(array.store), "root", None)
     if root is None:
         return None
     name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"  # noqa: PLR2004
     return os.path.join(os.fspath(root), array.store_path.path, name)
 
 
-def _innermost(store: Any) -> Any:
+def innermost(store: Any) -> Any:
     """Return the store that a wrapper of zarr wraps."""
-    while hasattr(store, "_store"):
-        store = store._store
+    while (inner := getattr(store, "_store", None)) is not None:
+        store = inner
     return store
 
 
@@ -107,7 +108,7 @@ def open_zarr(store: Any, path: str, mode: str = "r", options: Any = None) -> Za
 
 def check_zarr_store(array: Any) -> None:
     """Raise ``TypeError`` for a zarr array whose values lie in this process."""
-    store = _innermost(array.store)
+    store = innermost(array.store)
     kind, protocol = type(store).__name__, getattr(getattr(store, "fs", None), "protocol", ())
     protocols = (protocol,) if isinstance(protocol, str) else protocol
     if "Memory" in kind or isinstance(store, dict) or "memory" in protocols:
@@ -192,12 +193,20 @@ def _dataset(file: Any, name: str, path: str) -> Any:
     return found
 
 
-def mapped_hdf5(dataset: Any, mode: str = "r") -> Array | None:
-    """Map a dataset whose values are one run of bytes in its file; None if they are not."""
+def place_of_hdf5(dataset: Any) -> int | None:
+    """Return the byte of the file at which the values lie, as one run; None if they do not."""
     if dataset.chunks is not None or dataset.is_virtual or dataset.external or not dataset.size:
         return None
-    offset = dataset.id.get_offset()
-    if offset is None or dataset.dtype.hasobject or not dataset.shape:
+    if dataset.dtype.hasobject or not dataset.shape:
+        return None
+    offset: int | None = dataset.id.get_offset()
+    return offset
+
+
+def mapped_hdf5(dataset: Any, mode: str = "r") -> Array | None:
+    """Map a dataset whose values are one run of bytes in its file; None if they are not."""
+    offset = place_of_hdf5(dataset)
+    if offset is None:
         return None
     path = dataset.file.filename
     same_process_file(path)

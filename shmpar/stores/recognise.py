@@ -12,7 +12,6 @@ import pickle
 from collections.abc import Callable
 from typing import Any, Final
 
-import cloudpickle
 import numpy as np
 
 from shmpar.errors import StoreError
@@ -133,6 +132,8 @@ def opened(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Store:
     array([[ 0, -1, -2],
            [-3, -4, -5]])
     """
+    import cloudpickle  # Why here: a worker that opens a zarr array needs none.
+
     name = getattr(func, "__qualname__", None) or type(func).__name__
     where = f"{name}({', '.join(map(_brief, args))})"
     try:
@@ -305,7 +306,7 @@ def _wrap_zarr(array: Any, write: bool) -> Store:
         raise ValueError(f"{where} was opened for reading alone; open it with mode='r+'")
     mode = "r+" if write else "r"
     opener = pickle.dumps((formats.open_zarr, (array.store, path, mode), {}), 5)
-    formats.ZarrArray(array)._check()
+    formats.ZarrArray(array).check()
     unit = array.shards or array.chunks
     return Store(opener, array.shape, array.dtype, unit, "zarr", where, user=array)
 
@@ -370,6 +371,8 @@ def _lazy(lazy: Any, kind: str, where: str, write: bool, unit: Any) -> Store:
         raise TypeError(f"{where} is no output: pass a zarr array, or a .npy")
     if np.isnan(np.asarray(lazy.shape, float)).any():
         raise TypeError(f"{where} has chunks of unknown length; call compute_chunk_sizes() first")
+    import cloudpickle  # Why here: as in opened()
+
     counted = 0
 
     def count(buffer: pickle.PickleBuffer) -> bool:

@@ -20,6 +20,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from math import prod
 from typing import Any, Final
 
@@ -38,6 +39,7 @@ _PERMANENT: Final = frozenset(
     }
 )  # fmt: skip
 _WAIT_SECONDS: Final = 0.05
+_BAND_BYTES: Final = 16 << 20
 
 
 class Traffic(threading.local):
@@ -123,14 +125,10 @@ class Store:
     ((3, 4), None, [[4, 5], [8, 9]])
     """
 
-    __slots__ = (
-        "_array", "_token", "dtype", "kind", "opener", "retries", "shape", "token", "unit", "user",
-        "where",
-    )  # fmt: skip
     # Why: NumPy's operators and functions must not read the array as a whole.
     __array_ufunc__ = None
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a record
         self,
         opener: bytes,
         shape: Sequence[int],
@@ -145,12 +143,14 @@ class Store:
     ) -> None:
         self.opener = opener
         self.shape: Shape = tuple(map(int, shape))
-        self.dtype = np.dtype(dtype)
-        self.unit = None if unit is None else tuple(map(int, unit))
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self.unit: Shape | None = None if unit is None else tuple(map(int, unit))
         self.kind, self.where = kind, where
         self.retries = retries
-        self.token = token  # changes when the file is replaced; of this process alone
-        self.user = user  # the object that the user gave; of this process alone
+        self.token = token  # it changes when the file is replaced
+        self.user = user  # the object that the user gave
+        self._axis = 0  # of the array in the file, which comes first here
+        self._stored: np.dtype[Any] = self.dtype
         self._array: Any = None
         self._token: Any = None
 
@@ -185,9 +185,31 @@ class Store:
     def __repr__(self) -> str:
         return f"<Store {self.kind} {self.where!r}, shape {self.shape}, dtype {self.dtype}>"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        fields = self.opener, self.shape, self.dtype, self.unit, self.kind, self.where
-        return _unpickled, (*fields, self.retries)
+    def __getstate__(self) -> dict[str, Any]:
+        # Why: the open array and the user's object belong to this process.
+        mine = {"token": None, "user": None, "_array": None, "_token": None}
+        return {**self.__dict__, **mine}
+
+    def _copy(self, **changed: Any) -> Store:
+        made = Store.__new__(Store)
+        made.__dict__.update({**self.__dict__, "_array": None, "_token": None, **changed})
+        return made
+
+    def with_retries(self, retries: int) -> Store:
+        """Return this store with another number of attempts after a fault that may pass."""
+        return self._copy(retries=retries)
+
+    def viewed(self, dtype: Any) -> Store:
+        """Return this store with its bytes as another dtype of the same size."""
+        return self._copy(dtype=np.dtype(dtype))
+
+    def by_rows_of(self, axis: int) -> Store:
+        """Return this store with an axis moved to the front."""
+        if axis == 0:
+            return self
+        order = [axis, *(k for k in range(self.ndim) if k != axis)]
+        unit = None if self.unit is None else tuple([self.unit[k] for k in order])
+        return self._copy(shape=tuple([self.shape[k] for k in order]), unit=unit, _axis=axis)
 
     def __array__(self, *_args: Any, **_kwargs: Any) -> Any:
         raise TypeError(
@@ -195,7 +217,7 @@ class Store:
             f"for an array of {self.nbytes:,} bytes"
         )
 
-    def bound(self, *, retries: int | None = None) -> Store:
+    def bound(self) -> Store:
         """Return this store with its array opened in this thread, for the length of a run.
 
         Raises
@@ -203,11 +225,8 @@ class Store:
         StoreError
             If it cannot be opened, or has another shape or dtype by now.
         """
-        store = _unpickled(*self.__reduce__()[1])
-        store.retries = self.retries if retries is None else retries
-        store.user = self.user
-        store._array = self._checked(lambda: open_store(self.opener))
-        return store
+        opened = self._checked(lambda: open_store(self.opener))
+        return self._copy(_array=opened, token=None)
 
     def _checked(self, opens: Callable[[], Any]) -> Any:
         """Open the array, and compare it with the record of it."""
@@ -221,10 +240,11 @@ class Store:
                 opener=self.kind, where=self.where,
             ) from error  # fmt: skip
         shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
-        if (shape, dtype) != (self.shape, self.dtype):
+        due = self._in_file(self.shape)
+        if (shape, dtype) != (due, self._stored):
             raise StoreError(
                 f"{self.where} ({self.kind}) has changed: it has shape {shape} and dtype {dtype}, "
-                f"but had {self.shape} and {self.dtype} before; open it anew",
+                f"but had {due} and {self._stored} before; open it anew",
                 opener=self.kind, where=self.where,
             )  # fmt: skip
         return array
@@ -240,20 +260,69 @@ class Store:
             self._token = token
         return self._array
 
+    def _in_file(self, along: Sequence[Any]) -> tuple[Any, ...]:
+        """Return values along the axes of the store in the order of the axes in the file."""
+        first, *rest = along or [None]
+        return tuple([*rest[: self._axis], first, *rest[self._axis :]] if along else [])
+
     def __getitem__(self, key: Any) -> Array:
         where, finish = _slices(key, self.shape)
-        lengths = tuple([one.stop - one.start for one in where])
+        window = self._in_file(where)
         began = time.perf_counter()
-        block = self._transfer("read", where, lambda array: _read(array, where, lengths, self))
+        block: Array = self._transfer("read", window, lambda array: self._read(array, window))
         traffic.read += block.nbytes
         traffic.seconds += time.perf_counter() - began
+        block = np.moveaxis(block, self._axis, 0) if self._axis else block
+        block = block if self.dtype is self._stored else block.view(self.dtype)
         block.flags.writeable = False
         return block if finish is None else block[finish]
+
+    def _read(self, array: Any, where: tuple[slice, ...]) -> Array:
+        """Read a window into new memory that has the gaps of a view."""
+        lengths = tuple([one.stop - one.start for one in where])
+        pairs = zip(lengths, self._in_file(self.shape), strict=True)
+        # Why: NumPy adds in another order where an axis follows the next without a gap.
+        room = [n + (k > 0 and n < whole) for k, (n, whole) in enumerate(pairs)]
+        inside = tuple([slice(n) for n in lengths])
+        memory = np.empty(room, self._stored)
+        block = memory[(*inside, ...)]
+        if not block.size:
+            return block
+        if hasattr(array, "read_into"):
+            array.read_into(where, memory, inside)
+            return block
+        found = np.asarray(array[where or ...])
+        if found.shape != lengths or found.dtype != self._stored:
+            raise StoreError(
+                f"{self.where} ({self.kind}) has changed under the run: a window of shape "
+                f"{lengths} and dtype {self._stored} has shape {found.shape} and dtype "
+                f"{found.dtype}",
+                opener=self.kind, where=self.where,
+            )  # fmt: skip
+        block[...] = found
+        return block
+
+    def near(self, sources: Sequence[Sequence[Any]]) -> Any:
+        """Read the neighbourhood of a window, each element once.
+
+        Parameters
+        ----------
+        sources : sequence of sequence of (slice or ndarray of int)
+            Positions that are needed along each axis.
+
+        Returns
+        -------
+        Part or Pieces
+            The values, in the coordinates of the store.
+        """
+        return Pieces.read(self, [_runs(one) for one in sources])
 
     def __setitem__(self, key: Any, value: Any) -> None:
         where, finish = _slices(key, self.shape)
         if finish is not None and any(one.step for one in finish if isinstance(one, slice)):
             raise IndexError(f"{self.where}: a store is written by slices of step 1, not {key}")
+        if self._axis or self.dtype is not self._stored:
+            raise TypeError(f"{self!r} is a view of a store, which is not written to")
         lengths = tuple([one.stop - one.start for one in where])
         values = np.asarray(value)
         if finish is not None:  # Why: an int leaves out an axis of length 1
@@ -263,7 +332,7 @@ class Store:
         began = time.perf_counter()
 
         def write(array: Any) -> None:
-            array[where if where else ...] = values
+            array[where or ...] = values
 
         self._transfer("write", where, write)
         traffic.written += prod(lengths) * self.itemsize
@@ -274,12 +343,12 @@ class Store:
         for again in range(self.retries, -1, -1):
             try:
                 return use(self.array)
+            except ShmparError:
+                raise
             except Exception as error:
                 if again and _may_pass(error):
                     time.sleep(_WAIT_SECONDS * 2 ** (self.retries - again))
                     continue
-                if isinstance(error, ShmparError):
-                    raise
                 window = ", ".join([f"{one.start}:{one.stop}" for one in where])
                 raise StoreError(
                     f"cannot {verb} [{window}] of {self.where} ({self.kind}): "
@@ -289,45 +358,12 @@ class Store:
         raise AssertionError("the last attempt returns or raises")
 
 
-def _unpickled(*fields: Any) -> Store:
-    *record, retries = fields
-    return Store(*record, retries=retries)
-
-
 def _may_pass(error: BaseException) -> bool:
     """Return whether a second attempt may succeed."""
-    if isinstance(error, StoreError) or not isinstance(error, OSError):
+    if not isinstance(error, OSError):
         # Why by name: the clients of object stores raise errors of their own.
         return type(error).__module__.partition(".")[0] in {"aiohttp", "botocore", "google"}
     return error.errno not in _PERMANENT
-
-
-def _read(array: Any, where: tuple[slice, ...], lengths: Shape, store: Store) -> Array:
-    """Read a window into new memory that has the gaps of a view."""
-    gaps = [
-        n + (k > 0 and n < whole)
-        for k, (n, whole) in enumerate(zip(lengths, store.shape, strict=True))
-    ]
-    inside = tuple([slice(n) for n in lengths])
-    into = getattr(array, "read_into", None)
-    if into is not None:
-        memory = np.empty(gaps, store.dtype)
-        block = memory[inside]
-        if block.size:
-            into(where, memory, inside)
-        return block
-    found = np.asarray(array[where if where else ...])
-    if found.shape != lengths or found.dtype != store.dtype:
-        raise StoreError(
-            f"{store.where} ({store.kind}) has changed under the run: a window of shape {lengths} "
-            f"and dtype {store.dtype} has shape {found.shape} and dtype {found.dtype}",
-            opener=store.kind, where=store.where,
-        )  # fmt: skip
-    if tuple(gaps) == lengths and found.flags.owndata:
-        return found
-    memory = np.empty(gaps, store.dtype)
-    memory[inside] = found
-    return memory[inside]
 
 
 def _slices(key: Any, shape: Shape) -> tuple[tuple[slice, ...], tuple[Any, ...] | None]:
@@ -455,3 +491,83 @@ class Part:
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.array[self._inside(key)] = value
+
+    def near(self, _sources: Sequence[Sequence[Any]]) -> Part:
+        """Return the part, which holds the neighbourhood of its windows."""
+        return self
+
+
+def _runs(sources: Sequence[Any]) -> list[tuple[int, int]]:
+    """Return the runs of positions that cover all sources along one axis; none touch another.
+
+    Examples
+    --------
+    >>> _runs([slice(0, 4), np.array([8, 9]), np.array([3, 2])])
+    [(0, 4), (8, 10)]
+    """
+    ends = [
+        (one.start, one.stop) if isinstance(one, slice) else (int(one.min()), int(one.max()) + 1)
+        for one in sources
+    ]
+    runs: list[tuple[int, int]] = []
+    for low, high in sorted(ends):
+        if runs and low <= runs[-1][1]:
+            runs[-1] = runs[-1][0], max(runs[-1][1], high)
+        else:
+            runs.append((low, high))
+    return runs
+
+
+class Pieces:
+    """Windows of a store that together hold the neighbourhood of a chunk."""
+
+    def __init__(self, parts: dict[tuple[int, ...], Part], runs: list[list[tuple[int, int]]]) -> None:
+        self._parts, self._runs = parts, runs
+        self.array = next(iter(parts.values())).array
+
+    @classmethod
+    def read(cls, store: Store, runs: list[list[tuple[int, int]]]) -> Part | Pieces:
+        """Read the runs along each axis."""
+        parts = {}
+        for numbers in product(*[range(len(one)) for one in runs]):
+            spans = [one[k] for one, k in zip(runs, numbers, strict=True)]
+            block = store[tuple([slice(*span) for span in spans])]
+            parts[numbers] = Part(block, [low for low, _ in spans], store.shape)
+        return next(iter(parts.values())) if len(parts) == 1 else cls(parts, runs)
+
+    def __getitem__(self, key: tuple[Any, ...]) -> Any:
+        numbers = []
+        for one, runs in zip(key, self._runs, strict=True):
+            first = one.start if isinstance(one, slice) else int(one.min())
+            numbers.append(next(k for k, (low, high) in enumerate(runs) if low <= first < high))
+        return self._parts[tuple(numbers)][key]
+
+
+class StoreRows:
+    """The rows of a store, read in bands of whole units.
+
+    Parameters
+    ----------
+    store : Store
+        The store, whose first axis has the rows.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.shape, self.dtype, self.ndim = store.shape, store.dtype, store.ndim
+        row = max(1, store.nbytes // max(1, len(store)))
+        unit = 1 if store.unit is None else store.unit[0]
+        self.band = max(1, min(unit, _BAND_BYTES // row))
+        self._start, self._block = 0, store[:0]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, row: int) -> Any:
+        place = row - self._start
+        if not 0 <= place < len(self._block):
+            self._start = row - row % self.band
+            self._block = self._store[:0]  # Why: the memory of the old band is free first
+            self._block = self._store[self._start : self._start + self.band]
+            place = row - self._start
+        return self._block[place]

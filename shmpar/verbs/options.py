@@ -41,6 +41,9 @@ class Options(TypedDict, total=False):
         Number of times that a chunk is computed again after its worker died.
     task_timeout : float or None
         Seconds that a chunk may take, on the processes engine; None and infinity are no limit.
+    io_retries : int
+        Number of times that a window of a store is read or written again after a fault that may
+        pass, such as a timeout of the network; 2 by default.
     seed : int, sequence of int or None
         Entropy of the random streams of the chunks.
     pass_out : bool
@@ -61,6 +64,7 @@ class Options(TypedDict, total=False):
     fill_value: Any
     retries: int
     task_timeout: float | None
+    io_retries: int
     seed: int | Sequence[int] | None
     pass_out: bool
     ledger: str | os.PathLike[str] | None
@@ -159,17 +163,18 @@ def parse_options(
     observe(chosen["progress"], verb)
     _check_seed(options.get("seed"))
     times, timeout = _times(chosen["retries"]), _seconds(chosen["task_timeout"])
+    _times(chosen.get("io_retries", 0), "io_retries")
     fill_value = chosen.get("fill_value")
     return Policy(chosen["on_error"], fill_value, times, timeout, check=chosen["check"])
 
 
-def _times(retries: Any) -> int:
+def _times(retries: Any, name: str = "retries") -> int:
     try:
-        times = whole_number(retries, "retries")
+        times = whole_number(retries, name)
     except TypeError:
         times = -1
     if times < 0:
-        raise ValueError(f"retries is a number of times, 0 or more, not {brief(retries)}")
+        raise ValueError(f"{name} is a number of times, 0 or more, not {brief(retries)}")
     return times
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from shmpar.grid import Axis
 from shmpar.plan import InBlocks, PerChunk
+from shmpar.stores.store import Store
 from shmpar.verbs.arguments import as_input, blocks
 from shmpar.verbs.bins import accumulator, bins_by_rule, count_in_bins
 from shmpar.verbs.blocks import BlockVerbs
@@ -31,7 +32,9 @@ from shmpar.verbs.rows import RowVerbs
 Array = np.ndarray[Any, Any]
 Axes = tuple[int, ...]
 
-REDUCTION_OPTIONS: Final = ("progress", "on_error", "fill_value", "retries", "task_timeout")
+REDUCTION_OPTIONS: Final = (
+    "progress", "on_error", "fill_value", "retries", "task_timeout", "io_retries",
+)  # fmt: skip
 
 
 @with_shared_text
@@ -512,13 +515,15 @@ class Reductions(BlockVerbs, RowVerbs):
             shapes = f"{factors.shape}, not {values.shape}"
             raise ValueError(f"histogram: weights have shape {shapes} as the array")
         if values.dtype == bool:
-            values = values.view(np.uint8)
+            stored = isinstance(values, Store)
+            values = values.viewed(np.uint8) if stored else values.view(np.uint8)
         call = self._reduction("histogram", np.histogram, values, options)
         # Why: NumPy raises its own errors for bins, range and weights before anything starts.
         few, ones = np.zeros(int(weigh), values.dtype), np.zeros(1, factors.dtype)
         tried = np.histogram(few, bins, range, weights=ones if weigh else None)
         if values.size == 0 or values.ndim == 0 or tried[0].size == 0:
-            return np.histogram(values, bins, range, density, factors if weigh else None)
+            weights = factors[...] if weigh else None
+            return np.histogram(values[...], bins, range, density, weights)
         if range is None and np.ndim(bins) == 0:
             low, high = self._map(call, _extremes, chunks)
             range = low.min(), high.max()  # noqa: A001 - NumPy's name
@@ -581,7 +586,7 @@ class Reductions(BlockVerbs, RowVerbs):
         block, combine = steps or (whole, whole)
         axis = tuple(axis) if isinstance(axis, list) else axis
         if values.size == 0 or values.ndim == 0:
-            return whole(values, axis=axis, **final)
+            return whole(values[...], axis=axis, **final)
         # Why: NumPy raises its own errors on a single element, before anything starts.
         with np.errstate(all="ignore"):
             whole(np.zeros((1,) * values.ndim, values.dtype), axis=axis)
