@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shmpar.stores import *
 
 __all__ = [
-    "ChunkError", "PlanError", "Pool", "Run", "SegmentError", "SegmentFull", "SegmentGone",
+    "ChunkError", "HostsLost", "PlanError", "Pool", "Run", "SecurityWarning", "SegmentError", "SegmentFull", "SegmentGone",
     "SharedArray", "ShmparError", "Store", "StoreError", "TaskTimeout", "WorkerDied", "__version__", "all", "any",
     "apply_along_axis", "array", "asarray", "attach", "block_reduce", "empty", "empty_like",
     "full", "histogram", "map_blocks", "map_overlap", "max", "mean", "min", "nanmax", "nanmin",

@@ -132,18 +132,26 @@ def _host(settings: Settings) -> Host:
 
 
 def stop(pool: str, run: int, *, kill: bool = False) -> None:
-    """Stop a run on this host; `kill` the workers of its chunks in progress."""
-    host = _hosts.get((pool, os.getpid()))
-    if host is not None:
-        host.stop(run, kill=kill)
+    """Stop a run on the hosts in this process; `kill` the workers of its chunks in progress."""
+    for key in _of_pool(pool):
+        host = _hosts.get(key)
+        if host is not None:
+            host.stop(run, kill=kill)
 
 
 def close(pool: str) -> None:
-    """End the pool of this process that serves a client's pool; return when it has ended."""
-    with _lock:
-        host = _hosts.pop((pool, os.getpid()), None)
-    if host is not None:
-        host.close()
+    """End the pools in this process that serve a client's pool; return when they have ended."""
+    for key in _of_pool(pool):
+        with _lock:
+            host = _hosts.pop(key, None)
+        if host is not None:
+            host.close()
+
+
+def _of_pool(pool: str) -> list[tuple[str, int]]:
+    """Return the hosts of a pool in this process; a process may be several hosts (``name@host``)."""
+    keys = [key for key in list(_hosts) if key[1] == os.getpid()]
+    return [key for key in keys if pool in (key[0], key[0].partition("@")[0])]
 
 
 class HostEngine(ProcessesEngine):

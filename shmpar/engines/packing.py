@@ -307,8 +307,11 @@ def pack_run(
     )
 
 
-def _reference(array: Array, segments: dict[int, Segment]) -> protocol.Reference:
-    """Return where an array lies; add its segment to `segments`."""
+def _reference(array: Any, segments: dict[int, Segment]) -> Any:
+    """Return where an array or a part lies; add its segment to `segments`."""
+    if isinstance(array, Part):
+        memory = _reference(array.array, segments)
+        return protocol.PartReference(memory, array.origin, array.shape)
     place = locate(array)
     if place is None:
         raise TypeError(f"an array of shape {array.shape} is not in shared memory")

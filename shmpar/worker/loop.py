@@ -105,11 +105,14 @@ def work(assignment: Assignment, channel: Channel) -> bool:
 def _work(assignment: Assignment, channel: Channel) -> bool:
     chunks, clock, size = Chunks(assignment, channel), _Clock(assignment), 1
     claim, count, todo = assignment.tickets.claim, assignment.count, assignment.todo
+    base = assignment.plan.base
     while (first := claim(size)) < count:
         last = min(first + size, count)
         assignment.claimed += last - first
         began = perf_counter()
         plain = chunks.begin_claim(range(first, last) if todo is None else todo[first:last])
+        if base:
+            plain = _from_base(plain, base)
         compute = clock.begin(plain, first, last, began)
         compute_range = chunks.compute_range if compute is plain else None
         _run_claim(assignment, channel, compute_range or _each(assignment, compute), first, last)
@@ -122,6 +125,11 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
     return True
 
 
+def _from_base(compute: Compute, base: int) -> Compute:
+    """Return `compute` for the numbers that the ledger has of the chunks of a span."""
+    return lambda chunk: compute(base + chunk)
+
+
 def _next_size(size: int, seconds: float, remaining: int, workers: int) -> int:
     """Return the tickets of the next claim; at most eight times those of the latest one."""
     wanted = int(CLAIM_SECONDS / max(seconds, _TINY))  # Why max: the clock may stand still.
@@ -131,8 +139,6 @@ def _next_size(size: int, seconds: float, remaining: int, workers: int) -> int:
 def _each(assignment: Assignment, compute: Compute) -> ComputeRange:
     """Return the loop over the chunks of tickets that moves the cursor ahead of each chunk."""
     slot, todo, timed = assignment.slot, assignment.todo, assignment.plan.timed
-    if base := assignment.plan.base:
-        by_number, compute = compute, lambda chunk: by_number(base + chunk)
 
     def each(first: int, last: int) -> None:
         for ticket in range(first, last):

@@ -423,8 +423,10 @@ class WorkerProcess:
             self.ledger = work.ledger, Ledger(memory, workers=work.workers, chunks=work.chunks)
         return self.ledger[1]
 
-    def output(self, reference: protocol.Reference) -> Array:
-        """Return the array that lies at a reference, writable."""
+    def output(self, reference: protocol.Reference | protocol.PartReference) -> Any:
+        """Return the array or the part that lies at a reference, writable."""
+        if isinstance(reference, protocol.PartReference):
+            return Part(self.output(reference.memory), *reference[1:])
         key, offset, shape, strides, dtype = reference
         return self.segments[key].ndarray(offset, shape, strides, np.dtype(dtype))
 

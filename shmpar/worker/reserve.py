@@ -50,7 +50,7 @@ def reserver(plan: Plan, outputs: Sequence[Array], share: float) -> Reserve | No
 
 def _shared_mapping(output: Array) -> Mapping | None:
     """Return the mapping of an output that gains from it."""
-    if output.nbytes < _MIN_OUTPUT:
+    if output.nbytes < _MIN_OUTPUT or not isinstance(output, np.ndarray):
         return None
     mapping = find_mapping(address_of(output))
     if mapping is None or mapping.segment.private or mapping.segment.kind not in KINDS:
