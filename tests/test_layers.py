@@ -36,6 +36,7 @@ LAYERS = (
     "engines",
     "report",
     "runtime",
+    "cluster",
     "verbs",
     "pool",
     "__init__",

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import cloudpickle
 import numpy as np
 
-from shmpar.cluster.engine import ClusterEngine, Transport
+from shmpar.cluster.engine import ClusterEngine
 from shmpar.cluster.messages import Settings, Versions
+from shmpar.cluster.transport import Transport
 from shmpar.errors import PlanError, SecurityWarning
 from shmpar.grid.axis import whole_number
 from shmpar.memory.locate import locate
@@ -60,13 +61,17 @@ def find_cluster(engine: Any, hosts: int | None) -> Cluster | None:
         _no_hosts(hosts)
         return _by_name(engine)
     if any(cls.__module__.partition(".")[0] == "distributed" for cls in type(engine).__mro__):
-        if hasattr(engine, "scheduler_info"):
+        if hasattr(engine, "register_plugin"):
             _no_hosts(hosts)
             return _of_client(engine, own=False)
-        if hasattr(engine, "scheduler"):
+        if hasattr(engine, "scheduler_info"):
             raise TypeError(
                 "engine= is a cluster of Dask: pass a client of it, distributed.Client(cluster)"
             )
+    return _of_executor(engine, hosts)
+
+
+def _of_executor(engine: Any, hosts: int | None) -> Cluster:
     if not isinstance(engine, Executor):
         raise TypeError(
             "engine is 'processes', 'threads', 'serial', 'dask', the address of a scheduler of "

@@ -12,18 +12,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
+import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from distributed import Client
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from shmpar.cluster import host as serving
-from shmpar.cluster.engine import Answer, Broken, HostDown, HostUp, Report
-from shmpar.cluster.messages import Head, Missing, Probe, Settings, Span, Submitted, machine
+from shmpar.cluster.messages import (
+    Head,
+    Missing,
+    Probe,
+    Settings,
+    Span,
+    Submitted,
+    Versions,
+    machine,
+)
+from shmpar.cluster.transport import Answer, Broken, HostDown, HostUp, Report
 
 Array = np.ndarray[Any, Any]
 
@@ -31,6 +40,9 @@ _MOST_HOSTS = 256
 _INLINE = 64 << 10  # bytes of windows that go with the task, which saves messages
 _LOOK_SECONDS = 1.0
 _CLOSE_SECONDS = 10.0
+_LOST = frozenset(
+    {"CommClosedError", "KilledWorker", "FutureCancelledError", "FuturesTimeoutError"}
+)
 
 
 class HostPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
@@ -57,10 +69,8 @@ class HostPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no type
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             events = await worker.scheduler.events(topic=self.client)
-            if any(event.get("action") == "remove-client" for _, event in events):
+            if not events or any(one.get("action") == "remove-client" for _, one in events):
                 await asyncio.to_thread(serving.close, self.name)
-                # Why not awaited: this plugin is among those that are removed.
-                asyncio.ensure_future(worker.scheduler.unregister_worker_plugin(name=self.name))
                 return
 
     def teardown(self, worker: Any) -> None:
@@ -77,14 +87,14 @@ class _Listeners:
     """Those who hear of the hosts of one client, which has one handler per topic."""
 
     def __init__(self, client: Client) -> None:
-        self._before = getattr(client, "_event_handlers", {}).get("all")
+        self.before = getattr(client, "_event_handlers", {}).get("all")
         self.heard: list[Callable[[dict[str, Any]], None]] = []
 
     async def __call__(self, event: Any) -> None:
         for one in list(self.heard):
             one(event[1])
-        if self._before is not None:
-            found = self._before(event)
+        if self.before is not None:
+            found = self.before(event)
             if asyncio.iscoroutine(found):
                 await found
 
@@ -113,9 +123,9 @@ class DaskTransport:
         self._heads: dict[tuple[int, str], Any] = {}
         self._workers: dict[str, int] = {}  # local workers of each host
         self._serving: dict[int, tuple[str, asyncio.Task[None]]] = {}
+        self._tasks: set[asyncio.Future[Any]] = set()
         self._ended = False
-        # Lock: held for the creation of listeners alone.
-        self._lock = threading.Lock()
+        self._direct = True  # this process reaches the hosts
 
     def _later(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.client.loop.asyncio_loop)
@@ -135,7 +145,7 @@ class DaskTransport:
         listeners.heard.append(self._heard)
         await client.register_plugin(HostPlugin(pool, client.id), name=pool)
         workers = await self._identity()
-        asyncio.ensure_future(self._join(workers))
+        self._spawn(self._join(workers))
         self._watcher = asyncio.ensure_future(self._watch())
 
     async def _identity(self) -> dict[str, Any]:
@@ -147,7 +157,7 @@ class DaskTransport:
         """Take an event of the scheduler, in the thread of the client's loop."""
         worker = event.get("worker", "")
         if event.get("action") == "add-worker":
-            asyncio.ensure_future(self._joined(worker))
+            self._spawn(self._joined(worker))
         elif event.get("action") == "remove-worker":
             self._gone(worker, "it has left the cluster, or its process has ended")
 
@@ -192,12 +202,13 @@ class DaskTransport:
                 continue
             count = self._settings.workers or workers[worker]["nthreads"]
             self._workers[worker] = count
-            self._tell(HostUp(worker, count, found.machine == here, worker))
+            memory = workers[worker].get("memory_limit") or 0
+            self._tell(HostUp(worker, count, found.machine == here, worker, memory))
 
     async def _watch(self) -> None:
         """Report the end of the connection to the scheduler."""
-        while self.client.status not in {"closed", "closing"}:
-            await asyncio.sleep(_LOOK_SECONDS / 4)
+        while self.client.status not in {"closed", "closing"}:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_SECONDS / 4)  # Why: Dask tells nobody of it.
         self._tell(Broken("the client of Dask is closed, or has lost its scheduler"))
 
     # Work
@@ -220,19 +231,28 @@ class DaskTransport:
                 value = await self._ask(host, work, head)
             answer = Answer(token, value, None)
         except asyncio.CancelledError as error:
-            if token not in self._serving:
-                return  # Why: its host is gone, or the pool is closed.
-            self._gone(host, f"its task was cancelled ({error})")
+            self._lost_track(token, host, f"its task was cancelled ({error})")
             return
         except Exception as error:  # noqa: BLE001 - the engine is told
-            if type(error).__name__ in {"CommClosedError", "KilledWorker", "FutureCancelledError"}:
-                if token in self._serving:
-                    self._gone(host, f"{type(error).__name__}: {error}")
-                    asyncio.ensure_future(self._joined(host))
+            if type(error).__name__ in _LOST:
+                self._lost_track(token, host, f"{type(error).__name__}: {error}")
                 return
             answer = Answer(token, None, error)
         if self._serving.pop(token, None) is not None:
             self._tell(answer)
+
+    def _lost_track(self, token: int, host: str, reason: str) -> None:
+        """Report a host whose task is lost; it comes back if the scheduler still has it."""
+        if token in self._serving:  # else its host is gone, or the pool is closed
+            self._gone(host, reason)
+            if self.client.status == "running":
+                self._spawn(self._joined(host))
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run a coroutine in the client's loop; its failure is that of the connection."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _ask(self, host: str, work: Span | Submitted, head: Head | None) -> Any:
         assert self._settings is not None
@@ -242,9 +262,7 @@ class DaskTransport:
         )
         given: Any = work
         if _nbytes(work) > _INLINE:
-            (given,) = await client.scatter(
-                [_Sealed(work)], workers=[host], hash=False, direct=True, asynchronous=True
-            )
+            given = await self._scatter(host, work)
         future = client.submit(
             _serve,
             settings,
@@ -270,22 +288,38 @@ class DaskTransport:
             self._heads[key] = asyncio.ensure_future(self._scatter(host, head))
         return await self._heads[key]
 
-    async def _scatter(self, host: str, head: Head) -> Any:
-        (future,) = await self.client.scatter(
-            [_Sealed(head)], workers=[host], hash=False, direct=True, asynchronous=True
-        )
+    async def _scatter(self, host: str, value: Span | Submitted | Head) -> Any:
+        """Send an object to a host; through the scheduler, if there is no other way."""
+        options = {"workers": [host], "hash": False, "asynchronous": True}
+        if self._direct:
+            try:
+                (future,) = await self.client.scatter([_Sealed(value)], direct=True, **options)
+            except OSError as error:
+                if host not in self._workers:
+                    raise
+                self._direct = False
+                warnings.warn(
+                    f"host {host} cannot be reached from here ({error}), so all data pass through "
+                    "the scheduler: pass stores, which the hosts open themselves",
+                    RuntimeWarning,
+                    stacklevel=1,
+                )
+            else:
+                return future
+        (future,) = await self.client.scatter([_Sealed(value)], direct=False, **options)
         return future
 
     def stop(self, run: int, hosts: Sequence[str], *, kill: bool) -> None:
         """Tell hosts to stop a run."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._later(self._stop(run, hosts, kill=kill))
+
+    async def _stop(self, run: int, hosts: Sequence[str], *, kill: bool) -> None:
         assert self._settings is not None
         pool = self._settings.pool
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._later(
-                self.client.run(
-                    serving.stop, pool, run, kill=kill, workers=list(hosts), on_error="ignore"
-                )
-            )
+        await self.client.run(
+            serving.stop, pool, run, kill=kill, workers=list(hosts), on_error="ignore"
+        )
 
     def forget(self, run: int) -> None:
         """Release the heads of a run."""
@@ -317,7 +351,17 @@ class DaskTransport:
         listeners = _listeners.get(self.client)
         if listeners is not None and self._heard in listeners.heard:
             listeners.heard.remove(self._heard)
+            if not listeners.heard:
+                del _listeners[self.client]
+                self._unsubscribe(listeners)
         await self.client.unregister_worker_plugin(self._settings.pool)
+
+    def _unsubscribe(self, listeners: _Listeners) -> None:
+        """Give the topic back to the handler that the user had set before."""
+        if listeners.before is None:
+            self.client.unsubscribe_topic("all")
+        else:
+            self.client.subscribe_topic("all", listeners.before)
 
 
 class _Sealed:
@@ -338,3 +382,68 @@ def _nbytes(work: Span | Submitted) -> int:
         return len(work.function) + sum(one.nbytes for one in work.held)
     inputs = [one for box in work.boxes for one in box.inputs if one is not None]
     return sum(one.values.nbytes for one in inputs)
+
+
+class HostFacts(NamedTuple):
+    """A worker of Dask, for ``python -m shmpar doctor``.
+
+    Attributes
+    ----------
+    address, machine : str
+        Its address, and the name of its machine.
+    near : bool
+        It can map memory of this process.
+    cpus, threads : int
+        CPUs that it may use, and threads of Dask.
+    memory_limit : int
+        Bytes that Dask lets it use; 0 is no limit.
+    versions : str
+        Its versions.
+    refused : str
+        Why a pool would refuse it; empty if it would not.
+    """
+
+    address: str
+    machine: str
+    near: bool
+    cpus: int
+    threads: int
+    memory_limit: int
+    versions: str
+    refused: str
+
+
+def inspect(address: str) -> list[HostFacts]:
+    """Return the facts of the workers of a scheduler."""
+    from shmpar.cluster.connect import warn_if_open
+
+    warn_if_open(address)
+    found = []
+    with Client(address, set_as_default=False, timeout=_CLOSE_SECONDS) as client:
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        probes = client.run(serving.probe, on_error="return") if workers else {}
+    for worker, facts in workers.items():
+        probe, name = probes.get(worker), str(facts.get("host", worker))
+        threads, limit = facts["nthreads"], facts.get("memory_limit") or 0
+        if not isinstance(probe, Probe):
+            refused = f"{type(probe).__name__}: {probe}"
+            found.append(
+                HostFacts(
+                    worker,
+                    name,
+                    near=False,
+                    cpus=0,
+                    threads=threads,
+                    memory_limit=limit,
+                    versions="",
+                    refused=refused,
+                )
+            )
+            continue
+        versions = "Python {}, NumPy {}, shmpar {}".format(*probe.versions)
+        refused = Versions.here().disagrees(probe.versions) or ""
+        near = probe.machine == machine()
+        found.append(
+            HostFacts(worker, probe.name, near, probe.cpus, threads, limit, versions, refused)
+        )
+    return found

@@ -25,26 +25,23 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import pickle
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from shmpar.cluster import spans
 from shmpar.cluster.host import CLOSED, STOPS
+from shmpar.cluster.lanes import Host, Lane, Prepared, RunState, Sent
 from shmpar.cluster.messages import (
-    BoxResult,
     CallResult,
     File,
     Head,
     Located,
-    Memory,
     Missing,
     Refused,
     Settings,
@@ -53,208 +50,37 @@ from shmpar.cluster.messages import (
     SpanResult,
     Submitted,
     Window,
-    machine,
+)
+from shmpar.cluster.results import as_index, take_box
+from shmpar.cluster.transport import (
+    LANES,
+    Answer,
+    Broken,
+    HostDown,
+    HostUp,
+    Report,
+    Transport,
+    file_address,
+    memory_address,
+    memory_of,
 )
 from shmpar.engines.engine import ActivePlan, Exit, Generation
 from shmpar.engines.packing import State, pack_function, unpack_error
 from shmpar.errors import HostsLost, ShmparError
 from shmpar.ipc import protocol
-from shmpar.ipc.ledger import CURSOR, DONE, FAILED, FIRST, GENERATION, LAST, SINCE, Ledger
+from shmpar.ipc.ledger import CURSOR, FIRST, GENERATION, LAST, SINCE, Ledger
 from shmpar.ipc.tickets import Tickets, new_tickets
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, new_output
 from shmpar.pickling.pack import Payload
-from shmpar.plan import Announcement, Blocks, Function, Output, Plan, ResultError, Rows
-from shmpar.stores import Part, Store
-from shmpar.worker.verify import checksum
+from shmpar.plan import Announcement, Blocks, Function, Output, Plan, Rows
+from shmpar.stores import Store
 
 Array = np.ndarray[Any, Any]
 
-LANES = 2
-"""Spans that a host may hold: one is computed while the windows of the next arrive."""
 _INNOCENT = -1  # no run has this number: a lane that was lost for no fault of its chunks
 _SUSPECTS = 32  # Why: more chunks of a lost host are tried in groups at first
-
-
-# Reports of a transport
-
-
-class HostUp(NamedTuple):
-    """A host is there; it has so many local workers, and can map memory of this process or not."""
-
-    host: str
-    workers: int
-    near: bool | None
-    name: str
-
-
-class HostDown(NamedTuple):
-    """A host is gone, or leaves."""
-
-    host: str
-    reason: str
-
-
-class Answer(NamedTuple):
-    """The result of a piece of work, or the exception of the transport."""
-
-    token: int
-    value: Any
-    error: BaseException | None
-    seconds: float = 0.0
-
-
-class Broken(NamedTuple):
-    """No host will come any more."""
-
-    reason: str
-
-
-Report = HostUp | HostDown | Answer | Broken
-
-
-class Transport(Protocol):
-    """Carries work to hosts and reports on them. Any thread may be told; none may wait.
-
-    Attributes
-    ----------
-    name : str
-        As the engine's name.
-    hosts : int
-        Most hosts at a time.
-    """
-
-    name: str
-    hosts: int
-
-    def start(self, settings: Settings, tell: Callable[[Report], object]) -> None:
-        """Begin to look for hosts; report by `tell`."""
-
-    def send(self, token: int, host: str, work: Span | Submitted, head: Head | None) -> None:
-        """Send work to a host; its answer has the token. `head` is that of the span's run."""
-
-    def stop(self, run: int, hosts: Sequence[str], *, kill: bool) -> None:
-        """Tell hosts to stop a run, as far as this transport can."""
-
-    def forget(self, run: int) -> None:
-        """Release what was kept for a run."""
-
-    def withdraw(self, token: int) -> None:
-        """Cancel work that no host has begun, as far as this transport can."""
-
-    def close(self) -> None:
-        """End the hosts' pools, and wait for it if they can be reached."""
-
-
-@dataclass(eq=False, slots=True)
-class Prepared:
-    """A run that is ready to be sent: see :class:`Head`; inputs in memory stay here."""
-
-    payload: Payload
-    environment: protocol.Environment
-    arrays: list[Any]
-    inputs: tuple[Any, ...]
-
-
-@dataclass(eq=False, slots=True)
-class Lane:
-    """One of the spans that a host may hold; a worker, to the scheduler."""
-
-    number: int
-    host: Host | None = None
-    queue: deque[tuple[ActivePlan, Generation]] = field(default_factory=deque)
-    busy: Sent | None = None
-    claimed: dict[tuple[int, int], int] = field(default_factory=dict)
-
-
-@dataclass(eq=False, slots=True)
-class Host:
-    """A host with its lanes.
-
-    Attributes
-    ----------
-    workers : int
-        Its local workers.
-    near : bool or None
-        It maps memory of this process; None: that is not known yet.
-    calls : dict of int to int
-        Tokens of the calls that it has, and the lane that each counts for.
-    """
-
-    key: str
-    workers: int
-    near: bool | None
-    name: str
-    lanes: list[Lane] = field(default_factory=list)
-    calls: dict[int, int] = field(default_factory=dict)
-    traffic: Traffic = field(default_factory=lambda: Traffic())
-
-
-@dataclass(eq=False, slots=True)
-class Sent:
-    """A span that a lane has sent."""
-
-    token: int
-    state: RunState
-    generation: Generation
-    first: int
-    last: int
-    chunks: Sequence[int]
-    alone: bool
-    span: Span
-    began: float
-    killed: bool = False
-
-
-@dataclass(eq=False, slots=True)
-class Traffic:
-    """Numbers of one host in one run, for the report."""
-
-    spans: int = 0
-    bytes_out: int = 0
-    bytes_in: int = 0
-    computing: float = 0.0
-    transport: float = 0.0
-    lost: str = ""
-
-
-@dataclass(eq=False, slots=True)
-class RunState:
-    """A run on the hosts.
-
-    Attributes
-    ----------
-    seconds : float or None
-        Time of a host per chunk.
-    latest : int
-        Chunks of the largest span that came back.
-    suspects : set of int
-        Chunks that a lost host held.
-    positions : dict of int to int
-        Tickets of each generation that the lanes have claimed.
-    row : int
-        See :func:`spans.period`.
-    """
-
-    active: ActivePlan
-    head: Head
-    arguments: list[list[Blocks | Rows]]
-    row: int
-    seconds: float | None = None
-    latest: int = 0
-    suspects: set[int] = field(default_factory=set)
-    positions: dict[int, int] = field(default_factory=dict)
-    traffic: dict[str, Traffic] = field(default_factory=dict)
-
-    def bytes_per_chunk(self) -> float:
-        """Return the bytes that a chunk takes along, there and back."""
-        active, head = self.active, self.head
-        arrays = zip(active.prepared.arrays, head.inputs, strict=True)
-        nbytes = sum([one.nbytes for one, address in arrays if address is None])
-        if head.outputs is None and not active.plan.returns_objects:
-            nbytes += sum([one.nbytes for one in active.outputs or ()])
-        return nbytes / max(1, active.plan.chunks)
 
 
 class ClusterEngine:
@@ -305,7 +131,7 @@ class ClusterEngine:
         self._control = new_output((1 + 2 * STOPS,), np.dtype("i8"))
         self._stops = itertools.cycle(range(STOPS))
         self.lost: list[tuple[str, str]] = []
-        transport.start(settings._replace(control=_memory(self._control)), self._inbox.put)
+        transport.start(settings._replace(control=memory_address(self._control)), self._inbox.put)
 
     # Any thread
 
@@ -386,6 +212,8 @@ class ClusterEngine:
     def open(self, active: ActivePlan) -> list[int]:
         """Make the head of a run; return the lanes that have a host."""
         prepared, plan = active.prepared, active.plan
+        if self._without is not None and not self._runs:
+            self._without = time.monotonic()  # Why: an idle pool needs no host.
         outputs = None
         if active.outputs is not None and not plan.returns_objects:
             shared = [self._shared_output(one) for one in active.outputs]
@@ -478,7 +306,7 @@ class ClusterEngine:
         if not busy.killed:
             busy.killed = True
             self._tell_stop(run, [lane.host.key], kill=True)
-            self._events.append(protocol.WorkerLost(worker, Exit(None), False, run))
+            self._events.append(protocol.WorkerLost(worker, Exit(None), killed_for=run))
             self._events.append(protocol.WorkerReady(worker))
             lane.queue.clear()
             lane.claimed.clear()
@@ -521,6 +349,7 @@ class ClusterEngine:
             hosts=len(self._hosts),
             workers=host.workers,
             nbytes=state.bytes_per_chunk(),
+            most=host.most_bytes,
         )
         size = spans.span_size(now)
         if state.suspects:
@@ -555,11 +384,11 @@ class ClusterEngine:
         if generation.todo is not None:
             chunks = generation.todo[first:last]
         began = time.perf_counter()
-        active.ledger.note_claim(list(chunks), lane.number, began - active.origin)
+        active.ledger.note_claim(as_index(chunks), lane.number, began - active.origin)
         span = self._span(state, chunks, near=host.near is not False)
         token = next(self._tokens)
         lane.busy = Sent(token, state, generation, first, last, chunks, alone, span, began)
-        traffic = state.traffic.setdefault(host.name, Traffic())
+        traffic = state.traffic(host)
         traffic.spans += 1
         traffic.bytes_out += _window_bytes(span)
         self._transport.send(token, host.key, span, state.head)
@@ -591,7 +420,7 @@ class ClusterEngine:
 
     def wait(self, timeout: float | None) -> list[protocol.Event]:
         """Wait for reports; return the events that follow from them."""
-        if self._events:
+        if self._events or (self._broken and self._runs):
             timeout = 0.0
         elif self._without is not None:
             left = self._without + self._timeout - time.monotonic()
@@ -625,7 +454,8 @@ class ClusterEngine:
         free = [lane for lane in self._lanes if lane.host is None][:LANES]
         if report.host in self._hosts or len(free) < LANES:
             return
-        host = Host(report.host, report.workers, report.near, report.name, free)
+        most = min(spans.SPAN_BYTES, report.memory // 10) if report.memory else spans.SPAN_BYTES
+        host = Host(report.host, report.workers, report.near, report.name, most, free)
         self._hosts[report.host], self._without = host, None
         self._near = self._near or bool(report.near)
         for lane in free:
@@ -650,10 +480,13 @@ class ClusterEngine:
             lane.queue.clear()
             lane.claimed.clear()
             if sent is None or sent.killed:
-                self._events.append(protocol.WorkerLost(lane.number, announced=sent is None))
+                # Why: only calls that no span was beside of can be at fault.
+                at_fault = bool(host.calls) and not busy and lane is host.lanes[0]
+                lost = protocol.WorkerLost(lane.number, Exit(None, text=text), not at_fault)
+                self._events.append(lost)
                 continue
             self._transport.withdraw(sent.token)
-            sent.state.traffic[host.name].lost = reason
+            sent.state.traffic(host).lost = reason
             blamed = len(busy) == 1 and len(sent.chunks) == 1
             sent.state.suspects.update(sent.chunks)
             lost_for = None if blamed and not host.calls else _INNOCENT
@@ -686,7 +519,9 @@ class ClusterEngine:
         if answer.token in self._calls:
             self._call_answered(answer)
             return
-        lane = next((one for one in self._lanes if one.busy and one.busy.token == answer.token), None)
+        lane = next(
+            (one for one in self._lanes if one.busy and one.busy.token == answer.token), None
+        )
         if lane is None or lane.busy is None:
             return  # Why: its host was lost meanwhile.
         sent, host = lane.busy, lane.host
@@ -707,7 +542,7 @@ class ClusterEngine:
         if missing.part == "memory":
             host.near = False
             sent.span = self._span(sent.state, sent.chunks, near=False)
-            sent.state.traffic[host.name].bytes_out += _window_bytes(sent.span)
+            sent.state.traffic(host).bytes_out += _window_bytes(sent.span)
         sent.token = next(self._tokens)
         self._transport.send(sent.token, host.key, sent.span, sent.state.head)
 
@@ -739,15 +574,13 @@ class ClusterEngine:
                 self._events.append(protocol.PlanRejected(number, _foreign(answer.error, host)))
             return
         for box, one in zip(sent.span.boxes, result.boxes, strict=True):
-            self._take_box(state, box, one, state.traffic[host.name])
+            take_box(state.active, box, one, state.traffic(host), self._events.append)
         for warned in result.warned:
             self._events.append(warned._replace(run=number, call=None))
         state.suspects.difference_update(sent.chunks)
         self._measure(state, sent, host, result)
         if state.active.reports:
-            finished = protocol.ClaimFinished(
-                number, sent.generation.number, sent.first, sent.last
-            )
+            finished = protocol.ClaimFinished(number, sent.generation.number, sent.first, sent.last)
             self._events.append(finished)
 
     def _measure(self, state: RunState, sent: Sent, host: Host, result: SpanResult) -> None:
@@ -755,75 +588,10 @@ class ClusterEngine:
         mine = result.seconds / size
         state.seconds = mine if state.seconds is None else (state.seconds + mine) / 2
         state.latest = max(state.latest, size)
-        state.active.ledger.times.seconds[list(sent.chunks)] = mine
-        traffic = state.traffic[host.name]
+        state.active.ledger.times.seconds[as_index(sent.chunks)] = mine
+        traffic = state.traffic(host)
         traffic.computing += result.seconds
         traffic.transport += max(0.0, spent - result.seconds)
-
-    def _take_box(
-        self, state: RunState, box: SpanBox, result: BoxResult, traffic: Traffic
-    ) -> None:
-        active, plan = state.active, state.active.plan
-        if result.fatal is not None and not active.stopped:
-            self._events.append(
-                protocol.PlanRejected(active.number, unpack_error(result.fatal))
-            )
-        done = result.done
-        if result.announcement is not None and not self._agree(active, result.announcement):
-            done = ()
-        if done and result.parts is not None:
-            traffic.bytes_in += sum(part.nbytes for part, _ in result.parts)
-            _write_parts(active, box, done, result.parts)
-        for chunk, body in result.values:
-            traffic.bytes_in += len(body)
-            done = self._take_value(active, chunk, body, done)
-        if len(done):
-            active.ledger.status[list(done)] = DONE
-            _note_sums(active, box, done, result)
-        for chunk, error, shape, final in result.failed:
-            active.ledger.status[chunk] = FAILED
-            self._events.append(
-                protocol.ChunkFailed(active.number, chunk, unpack_error(error), shape, final)
-            )
-        settled = len(done) + len(result.failed)
-        failing = bool(result.failed) and plan.fail_fast
-        if settled < len(box.chunks) and not (active.stopped or failing or result.fatal):
-            error = ShmparError("a host has returned chunks that it has not computed")
-            if not self._events or not isinstance(self._events[-1], protocol.ChunkFailed):
-                self._events.append(protocol.PlanRejected(active.number, error))
-
-    def _agree(self, active: ActivePlan, packed: tuple[Any, ...]) -> bool:
-        """Allocate the outputs, or compare the announcement of a host with them."""
-        said = Announcement.unpack(packed)
-        if active.outputs is None:
-            try:
-                active.allocate(said)
-            except Exception as error:  # noqa: BLE001 - the run is told
-                self._events.append(protocol.PlanRejected(active.number, error))
-                return False
-            return True
-        if said.chunk < 0:
-            return True
-        here = tuple(Output(one.shape, one.dtype) for one in active.outputs)
-        reason = said.disagrees(Announcement(here, bool(active.is_tuple)))
-        if reason is not None:
-            active.ledger.status[said.chunk] = FAILED
-            failed = protocol.ChunkFailed(active.number, said.chunk, ResultError(reason))
-            self._events.append(failed)
-        return reason is None
-
-    def _take_value(
-        self, active: ActivePlan, chunk: int, body: bytes, done: Sequence[int]
-    ) -> Sequence[int]:
-        """Unpickle an object; one that does not unpickle here is a failure of its chunk."""
-        try:
-            value = pickle.loads(body)
-        except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
-            active.ledger.status[chunk] = FAILED
-            self._events.append(protocol.ChunkFailed(active.number, chunk, error))
-            return [one for one in done if one != chunk]
-        self._events.append(protocol.ObjectsReturned(active.number, [(chunk, value)]))
-        return done
 
     # Calls
 
@@ -878,29 +646,6 @@ class ClusterEngine:
         self._transport.close()
 
 
-def memory_of(segment: Segment) -> Memory:
-    """Return the address of a segment's memory for processes of this machine."""
-    device, inode = segment.identity()
-    here = machine()
-    return Memory(here, os.getpid(), segment.fileno(), device, inode, segment.size, segment.kind)
-
-
-def _memory(array: Array) -> Memory:
-    place = locate(array)
-    assert place is not None, "it lies in a segment"
-    return memory_of(place.segment)
-
-
-def file_address(array: Array) -> File | None:
-    """Return the address of an array in a mapped file; None if it lies elsewhere."""
-    place = locate(array)
-    if place is None or place.segment.kind != "file" or place.segment.path is None:
-        return None
-    segment = place.segment
-    where = array.shape, array.strides, array.dtype
-    return File(str(segment.path), place.offset, *where, segment.writable)
-
-
 def _bytes_of(payload: Payload) -> tuple[Array, ...]:
     sizes = [(segment, (segment.size,)) for segment in payload.segments]
     return tuple([segment.ndarray(0, size, None, np.dtype("u1")) for segment, size in sizes])
@@ -916,38 +661,3 @@ def _foreign(error: BaseException | None, host: Host) -> ShmparError:
     failed = ShmparError(f"host {host.name} could not be asked: {type(error).__name__}: {error}")
     failed.__cause__ = error
     return failed
-
-
-def _write_parts(
-    active: ActivePlan,
-    box: SpanBox,
-    done: Sequence[int],
-    parts: Sequence[tuple[Array, tuple[int, ...]]],
-) -> None:
-    """Write the windows of chunks that are done into the outputs."""
-    for (part, origin), output in zip(parts, active.outputs or (), strict=True):
-        if len(done) == len(box.chunks):
-            pairs = zip(origin, part.shape, strict=True)
-            output[(*[slice(first, first + n) for first, n in pairs], ...)] = part
-            continue
-        whole = Part(part, origin, output.shape)
-        window_of = active.plan.placement.windows(active.plan.grid)
-        for chunk in done:
-            where: tuple[Any, ...] = window_of(chunk)
-            where = where if ... in where else (*where, ...)
-            output[where] = whole[where]
-
-
-def _note_sums(
-    active: ActivePlan, box: SpanBox, done: Sequence[int], result: BoxResult
-) -> None:
-    """Note the checksums of chunks: those of the hosts, or of the windows that were written."""
-    if active.checksums is None:
-        return
-    if result.sums is not None:
-        base = box.chunks[0]
-        active.checksums[list(done)] = result.sums[[chunk - base for chunk in done]]
-        return
-    for chunk in done:
-        active.checksums[chunk] = checksum(active.plan.windows(chunk, active.outputs or ()))
-

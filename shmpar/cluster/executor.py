@@ -15,12 +15,11 @@ from functools import partial
 from typing import Any
 
 from shmpar.cluster import host as serving
-from shmpar.cluster.engine import LANES, Answer, Broken, HostUp, Report
 from shmpar.cluster.messages import Head, Missing, Probe, Settings, Span, Submitted, machine
+from shmpar.cluster.transport import LANES, Answer, Broken, HostUp, Report
 
 _SMALL_HEAD = 64 << 10
 _CLOSE_SECONDS = 5.0
-
 
 
 class ExecutorTransport:
@@ -63,6 +62,7 @@ class ExecutorTransport:
                 task()
             except Exception as error:  # noqa: BLE001 - an executor may raise anything
                 self._break(error)
+            del task  # Why: while this thread waits, its frame keeps no input alive.
 
     def _break(self, error: BaseException) -> None:
         if not self._broken:
@@ -94,7 +94,9 @@ class ExecutorTransport:
             self._sent[head.run] = self._sent.get(head.run, 0) + 1
             large = len(head.function) + sum(one.nbytes for one in head.held) > _SMALL_HEAD
             known = self._sent[head.run] > self.hosts * LANES
-            self._tasks.put(partial(self._call, token, work, head, None if large and known else head))
+            self._tasks.put(
+                partial(self._call, token, work, head, None if large and known else head)
+            )
         else:
             self._tasks.put(partial(self._call, token, work, None, None))
 
@@ -149,9 +151,8 @@ class ExecutorTransport:
         for future in list(self._futures.values()):
             future.cancel()
         with contextlib.suppress(Exception):
-            for _ in range(self.hosts):
-                asked.append(self._executor.submit(serving.close, self._settings.pool))
+            pool = self._settings.pool
+            asked.extend(self._executor.submit(serving.close, pool) for _ in range(self.hosts))
         wait(asked, _CLOSE_SECONDS)
         for future in asked:
             future.cancel()
-

@@ -149,7 +149,7 @@ def close(pool: str) -> None:
 
 
 def _of_pool(pool: str) -> list[tuple[str, int]]:
-    """Return the hosts of a pool in this process; a process may be several hosts (``name@host``)."""
+    """Return the hosts of a pool in this process; some are several (``name@host``)."""
     keys = [key for key in list(_hosts) if key[1] == os.getpid()]
     return [key for key in keys if pool in (key[0], key[0].partition("@")[0])]
 
@@ -185,9 +185,7 @@ class HostEngine(ProcessesEngine):
 def _merged(own: protocol.Environment, function: Function) -> protocol.Environment:
     """Return the state for workers: paths and variables of this host, the rest of the client."""
     client: protocol.Environment = function.keywords["environment"]
-    return own._replace(
-        errors=client.errors, filters=client.filters, error_call=client.error_call
-    )
+    return own._replace(errors=client.errors, filters=client.filters, error_call=client.error_call)
 
 
 class HostOutputs(Outputs):
@@ -383,9 +381,7 @@ def placed(window: Window) -> Part:
     inside[...] = window.values
     array = inside.transpose(np.argsort(order)) if order else inside
     turned = [slice(None, None, -1 if k in window.backward else 1) for k in range(array.ndim)]
-    return Part(
-        np.broadcast_to(array[(*turned, ...)], window.lengths), window.origin, window.shape
-    )
+    return Part(np.broadcast_to(array[(*turned, ...)], window.lengths), window.origin, window.shape)
 
 
 class Host:
@@ -434,11 +430,11 @@ class Host:
                 return Missing("head")
             runs = [self._start(loaded, box, span) for box in span.boxes]
             results, warned, seconds, deaths = [], {}, 0.0, 0
-            for run, box in zip(runs, span.boxes, strict=True):
+            for run in runs:
                 run.resolved.wait()
                 execution = run.execution
                 assert isinstance(execution, HostExecution)
-                results.append(execution.result or _nothing_done(box, run))
+                results.append(execution.result or _nothing_done(run))
                 seconds, deaths = seconds + execution.compute_seconds, deaths + execution.deaths
                 warned.update(run.warned or {})
             with self._state:
@@ -562,10 +558,8 @@ class Host:
                 os.close(self._client)
 
 
-def _nothing_done(box: SpanBox, run: Run) -> BoxResult:
+def _nothing_done(run: Run) -> BoxResult:
     """Return the result of a run that ended before it began, or with its engine."""
     error = None if run.cancelled() else run.exception()
     fatal = None if error is None else pack_exception(error)
     return BoxResult([], [], fatal, None, None, [], None)
-
-

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shmpar.ipc.protocol import Environment, PackedError, Warned
+from shmpar.memory.allocate import SHM
 from shmpar.plan import Plan, Shape
 from shmpar.version import __version__
 
@@ -62,7 +63,7 @@ def machine() -> str:
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             boot = file.read().strip()
-        space, memory = os.stat("/proc/self/ns/pid").st_ino, os.stat("/dev/shm").st_dev
+        space, memory = os.stat("/proc/self/ns/pid").st_ino, os.stat(SHM).st_dev
     except OSError:
         return f"unknown {os.urandom(8).hex()}"
     return f"{boot} {space} {memory} {os.getuid()}"

@@ -27,7 +27,7 @@ SPAN_SECONDS = 0.5
 """Time of a host that a span takes at most."""
 LEAST_SECONDS = 0.02  # Why: a shorter span costs more to send than to compute.
 SPAN_BYTES = 64 << 20
-"""Elements of inputs in memory that a span takes at most, in bytes."""
+"""Inputs and outputs in memory that a span takes along at most, in bytes."""
 _SHARE = 4  # A span takes at most 1 / (4 x hosts) of the remaining chunks.
 _GROWTH = 64  # Why: the first measured time may be that of an exceptional chunk.
 _STRIPS = 8  # strips of chunks along an axis with a halo
@@ -65,9 +65,7 @@ class Box(NamedTuple):
         first, last = grid.number(self.low), grid.number([high - 1 for high in self.high])
         if last - first + 1 == self.size:
             return range(first, last + 1)
-        heads = product(
-            *[range(a, b) for a, b in zip(self.low[:-1], self.high[:-1], strict=True)]
-        )
+        heads = product(*[range(a, b) for a, b in zip(self.low[:-1], self.high[:-1], strict=True)])
         width = self.high[-1] - self.low[-1]
         found = []
         for head in heads:
@@ -92,9 +90,7 @@ def boxes(grid: Grid, chunks: Sequence[int]) -> list[Box]:
     if not blocks:
         return [Box((), ())]
     first, last = chunks[0], chunks[-1]
-    if last - first + 1 == len(chunks) and all(
-        here + 1 == after for here, after in zip(chunks, chunks[1:], strict=False)
-    ):
+    if isinstance(chunks, range) or chunks == tuple(range(first, last + 1)):
         return [*_consecutive(blocks, first, last + 1)]
     left = {grid.index(chunk) for chunk in chunks}
     return [_grow(left, start) for start in sorted(left) if start in left]
@@ -187,7 +183,9 @@ class Measured(NamedTuple):
     hosts, workers : int
         Number of hosts, and of the workers of each.
     nbytes : float
-        Bytes of inputs that a chunk takes along.
+        Bytes of inputs and outputs that a chunk takes along.
+    most : int
+        Bytes that a span may take along.
     """
 
     seconds: float | None
@@ -196,6 +194,7 @@ class Measured(NamedTuple):
     hosts: int
     workers: int
     nbytes: float = 0.0
+    most: int = SPAN_BYTES
 
 
 def span_size(now: Measured) -> int:
@@ -208,7 +207,7 @@ def span_size(now: Measured) -> int:
     >>> span_size(Measured(0.01, 20, 30, 3, 2)), span_size(Measured(1e-4, 50, 100, 3, 1))
     (2, 100)
     """
-    most = max(1, int(SPAN_BYTES / now.nbytes)) if now.nbytes else now.remaining
+    most = max(1, int(now.most // max(1.0, now.nbytes)))
     if now.seconds is None:
         return max(1, min(now.workers, most, now.remaining // (_SHARE * now.hosts)))
     wanted = int(SPAN_SECONDS / max(now.seconds, 1e-9))

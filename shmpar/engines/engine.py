@@ -63,7 +63,7 @@ class Exit(NamedTuple):
     stack : str
         The text that :mod:`faulthandler` has written at a fatal signal.
     text : str
-        A description that replaces that of the code, for a worker on another machine.
+        The end of a worker on another machine, whose code is not known.
     """
 
     code: int | None
@@ -82,10 +82,9 @@ class Exit(NamedTuple):
         'was killed by signal SIGSEGV'
         """
         code = self.code
-        if self.text:
-            return self.text
         if code is None:
-            return "ended; its status is unknown, since this process ignores or handles SIGCHLD"
+            unknown = "ended; its status is unknown, since this process ignores or handles SIGCHLD"
+            return self.text or unknown
         if code == SOCKET_LOST:
             return f"exited with status {code} ({_LOST})"
         if code >= 0:
@@ -110,6 +109,36 @@ class Exit(NamedTuple):
         if not lines:
             return ""
         return "\n".join(["\nPython stack of the worker, most recent call first:", *lines])
+
+
+@dataclass(eq=False, slots=True)
+class HostTraffic:
+    """The numbers of one host in one run, for the report.
+
+    Attributes
+    ----------
+    name : str
+        Name of the host.
+    spans : int
+        Spans that it was sent.
+    bytes_out, bytes_in : int
+        Bytes of inputs that were sent to it, and bytes of results that it has returned. Inputs that
+        it opens or maps itself, and outputs that it writes itself, are not counted.
+    computing : float
+        Seconds in which its workers computed, divided by their number.
+    transport : float
+        Seconds in which its spans were on their way, or waited there for one another.
+    lost : str
+        Reason of its loss; empty if it was not lost.
+    """
+
+    name: str
+    spans: int = 0
+    bytes_out: int = 0
+    bytes_in: int = 0
+    computing: float = 0.0
+    transport: float = 0.0
+    lost: str = ""
 
 
 class Generation(NamedTuple):
@@ -172,6 +201,8 @@ class ActivePlan:
         How often a chunk whose worker died is computed again.
     task_timeout : float or None
         Seconds that a chunk may take.
+    hosts : dict of str to HostTraffic
+        The numbers of each host.
     """
 
     number: int
@@ -191,6 +222,7 @@ class ActivePlan:
     checksums: Array | None = None
     retries: int = 0
     task_timeout: float | None = None
+    hosts: dict[str, HostTraffic] = field(default_factory=dict)
 
     def begun_before(self, moment: int) -> Iterator[tuple[int, int]]:
         """Yield (worker, chunk) of the chunks begun before `moment`, in monotonic nanoseconds."""

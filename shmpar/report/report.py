@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from shmpar.engines.engine import HostTraffic
 from shmpar.ipc.ledger import DONE, Ledger, LostClaim
 from shmpar.memory import limits
 from shmpar.plan import Blocks, Plan, Rows
@@ -188,6 +189,9 @@ class Report:
         Claims that ended with the death of their worker.
     filled : bool
         True if the failed chunks were filled (``on_error="fill"``).
+    hosts : tuple of HostTraffic
+        On a cluster: spans, bytes, seconds and the loss of each host. `deaths` counts the hosts
+        that were lost while they had a chunk, too.
 
     Notes
     -----
@@ -229,6 +233,7 @@ class Report:
     complete: bool
     ledger: Ledger | None
     filled: bool = False
+    hosts: tuple[HostTraffic, ...] = ()
 
     @cached_property
     def timings(self) -> Timings:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shmpar.report.report import Report
 
 LARGE = 64 << 20  # bytes; Why: less may stay in the caches and says nothing about the memory
+HOST_COLUMNS = ("host", "spans", "sent", "returned", "computing", "transport", "lost")
 WORKER_COLUMNS = ("worker", "chunks", "claims", "in chunks", "waiting", "overhead")
 
 _MAX_SLOWEST = 3
@@ -136,6 +137,8 @@ def title(report: Report) -> str:
     call = f"{report.verb}({name})" if name else report.verb
     chunks, duration = format_count(report.chunks, "chunk"), format_seconds(report.seconds)
     workers = f"{format_count(report.workers, 'worker')} ({report.engine})"
+    if report.hosts:
+        workers = f"{format_count(len(report.hosts), 'host')} ({report.engine})"
     return f"{call}: {chunks} in {duration}" + (f" on {workers}" if report.engine else "")
 
 
@@ -205,6 +208,22 @@ def worker_rows(report: Report) -> list[tuple[str, ...]]:
     ]
 
 
+def host_rows(report: Report) -> list[tuple[str, ...]]:
+    """Return a row per host, with the cells of `HOST_COLUMNS`."""
+    return [
+        (
+            one.name,
+            f"{one.spans:,}",
+            format_bytes(one.bytes_out),
+            format_bytes(one.bytes_in),
+            format_seconds(one.computing),
+            format_seconds(one.transport),
+            one.lost or "-",
+        )
+        for one in report.hosts
+    ]
+
+
 def slowest_rows(report: Report, count: int) -> list[tuple[str, str, str, str]]:
     """Return a row per slow chunk: number, region, duration and worker."""
     return [
@@ -216,7 +235,9 @@ def slowest_rows(report: Report, count: int) -> list[tuple[str, str, str, str]]:
 def render(report: Report) -> str:
     """Return the whole report as text."""
     lines = format_table(facts(report), "<<")
-    rows = worker_rows(report)
+    rows = [] if report.hosts else worker_rows(report)
+    if report.hosts:
+        lines += ["", *format_table([HOST_COLUMNS, *host_rows(report)[:_MAX_WORKERS]], "<>>>>><")]
     if report.computed and rows:
         lines += ["", *format_table([WORKER_COLUMNS, *rows[:_MAX_WORKERS]], ">>>>>>")]
         if len(rows) > _MAX_WORKERS:

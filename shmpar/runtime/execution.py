@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shmpar.engines.engine import ActivePlan, Engine, Exit, Generation
+from shmpar.engines.engine import ActivePlan, Engine, Exit, Generation, HostTraffic
 from shmpar.errors import HostsLost, ShmparError, format_count
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import DONE, FAILED, FINGERPRINT, PENDING, Ledger, LostClaim
@@ -176,6 +176,8 @@ class Execution:
         No worker was up then.
     seconds : float or None
         How long it took, once it is over.
+    hosts : dict of str to HostTraffic or None
+        The numbers of each host, on a cluster.
     attempts : list of LostClaim
         Claims that ended with their worker.
     unfinished : tuple of int
@@ -190,6 +192,7 @@ class Execution:
     opened: float | None = None
     cold = False
     seconds: float | None = None
+    hosts: dict[str, HostTraffic] | None = None
     engine: Engine | None = None
     _active: ActivePlan | None = None
     _make_ledger: Callable[[], Ledger] | None = None
@@ -325,7 +328,7 @@ class Execution:
             retries=self.policy.retries,
             task_timeout=self.policy.task_timeout,
         )
-        self._active, self._prepared = active, None
+        self._active, self._prepared, self.hosts = active, None, active.hosts
         if self._todo is not None:
             active.ledger.status[:] = DONE
             active.ledger.status[list(self._todo)] = PENDING
@@ -371,10 +374,7 @@ class Execution:
             case protocol.ChunkFailed():
                 self._chunk_failed(event)
             case protocol.PlanRejected():
-                self.fatal = self.fatal or event.error
-                if isinstance(event.error, HostsLost):
-                    event.error.run = self.run
-                self._feed(event)
+                self._rejected(event)
             case protocol.WorkerReady():
                 self._feed(event)
             case protocol.Warned():
@@ -392,6 +392,12 @@ class Execution:
         while self._events and not self.over:
             for command in self._scheduler.handle(self._events.popleft()):
                 self._do(command)
+
+    def _rejected(self, event: protocol.PlanRejected) -> None:
+        self.fatal = self.fatal or event.error
+        if isinstance(event.error, HostsLost):
+            event.error.run = self.run
+        self._feed(event)
 
     def _announced(self, announcement: Announcement) -> None:
         error = self._scratch.announce(announcement)

@@ -93,6 +93,7 @@ class Run(PoolFuture):
             origin=began,
             complete=done,
             ledger=execution.ledger,
+            hosts=tuple((execution.hosts or {}).values()),
         )
 
     def result(self, timeout: float | None = None) -> Any:
@@ -179,8 +180,13 @@ class Run(PoolFuture):
             )
         self.result()
 
-    def resume(self) -> Run:
+    def resume(self, pool: Any = None) -> Run:
         """Compute the remaining chunks, in a new run into the same outputs.
+
+        Parameters
+        ----------
+        pool : Pool, optional
+            Another pool that computes them; by default that of this run.
 
         Returns
         -------
@@ -224,6 +230,8 @@ class Run(PoolFuture):
                 "already hold new values"
             )
         launch = None if self.resume_by is None else self.resume_by()
+        if pool is not None:
+            launch = pool._launch  # noqa: SLF001 - the public verbs make new runs alone
         if launch is None:
             raise RuntimeError("the pool of this run is gone; make the call again in a new one")
         run = Run(self.execution.rest())
