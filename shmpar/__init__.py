@@ -24,18 +24,21 @@ if TYPE_CHECKING:
     from shmpar.stores import *
 
 __all__ = [
-    "ChunkError", "HostsLost", "PlanError", "Pool", "Run", "SecurityWarning", "SegmentError", "SegmentFull", "SegmentGone",
-    "SharedArray", "ShmparError", "Store", "StoreError", "TaskTimeout", "WorkerDied", "__version__", "all", "any",
-    "apply_along_axis", "array", "asarray", "attach", "block_reduce", "empty", "empty_like",
+    "ChunkError", "HostsLost", "PlanError", "Pool", "Run", "SecurityWarning", "SegmentError",
+    "SegmentFull", "SegmentGone", "SharedArray", "ShmparError", "Store", "StoreError",
+    "TaskTimeout", "WorkerDied", "__version__", "all", "any", "apply_along_axis", "array",
+    "asarray", "attach", "block_reduce", "empty", "empty_like",
     "full", "histogram", "map_blocks", "map_overlap", "max", "mean", "min", "nanmax", "nanmin",
-    "nansum", "ones", "open", "opened", "parallel_map", "prod", "std", "sum", "var", "zeros", "zeros_like",
+    "nansum", "ones", "open", "opened", "parallel_map", "prod", "std", "sum", "var", "zeros",
+    "zeros_like",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import the module of a public name when the name is first used (PEP 562)."""
     if name in __all__:
-        for home in ("errors", "arrays", "stores", "pool"):  # Why: the modules that import the least go first
+        # Why: the modules that import the least go first
+        for home in ("errors", "arrays", "stores", "pool"):
             module = importlib.import_module(f"shmpar.{home}")
             if hasattr(module, name):
                 return globals().setdefault(name, getattr(module, name))

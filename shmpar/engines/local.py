@@ -24,6 +24,7 @@ import numpy as np
 
 from shmpar.arrays import SharedArray
 from shmpar.engines.engine import ActivePlan, Generation
+from shmpar.errors import StoreError
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
 from shmpar.ipc.tickets import Tickets, new_tickets
@@ -410,8 +411,14 @@ class SerialEngine(LocalEngine):
         channel = LocalChannel(
             active, tell, threading.Lock(), is_due=is_due, interruptible=self._interruptible
         )
+        try:
+            assignment = self._assignment(active, generation, 0)
+        except StoreError as error:
+            tell(protocol.PlanRejected(active.number, error))
+            tell(protocol.CounterExhausted(0, active.number, generation.number))
+            return
         with active.prepared.applied():
-            exhausted = work(self._assignment(active, generation, 0), channel)
+            exhausted = work(assignment, channel)
         if exhausted:
             moved = traffic.take()
             tell(protocol.CounterExhausted(0, active.number, generation.number, traffic=moved))
@@ -556,6 +563,7 @@ class ThreadsEngine(LocalEngine):
                     check(broken)
                     self._work(worker, active, generation)
                 except BaseException as error:  # noqa: BLE001 - the run is told
+                    drop_stores()  # Why: one that has changed was opened
                     tell(protocol.PlanRejected(active.number, error))
                     tell(protocol.CounterExhausted(worker, active.number, generation.number))
                 del active, generation

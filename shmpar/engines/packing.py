@@ -31,7 +31,7 @@ from shmpar.memory.segment import Location, Segment
 from shmpar.pickling.pack import Interpreter, Payload, cached, pack
 from shmpar.pickling.unpack import unpack
 from shmpar.plan import Function, Plan, spell
-from shmpar.stores import Part, Store
+from shmpar.stores.store import Part, Store
 
 Array = np.ndarray[Any, Any]
 
@@ -250,7 +250,7 @@ def pack_call(call: Function, state: State, python: Interpreter | None) -> Prepa
 def pack_run(
     plan: Plan,
     function: Function,
-    arrays: Sequence[Array],
+    arrays: Sequence[Any],
     state: State,
     python: Interpreter | None,
     *,
@@ -284,17 +284,18 @@ def pack_run(
             shared.append(array)
             references.append(array)
             continue
-        memory = array.array if isinstance(array, Part) else array
-        place, held = locate(memory), memory
+        held = array.array if isinstance(array, Part) else array
+        place = locate(held)
         if place is None:
-            _, held = share(memory)
+            _, held = share(held)
             place = locate(held)
             assert place is not None, "it was shared"
         shared.append(held)
-        reference = _refer(place, held, segments)
-        if isinstance(array, Part):
-            reference = protocol.PartReference(reference, array.origin, array.shape)
-        references.append(reference)
+        memory = _refer(place, held, segments)
+        is_part = isinstance(array, Part)
+        references.append(
+            protocol.PartReference(memory, array.origin, array.shape) if is_part else memory
+        )
     return PreparedRun(
         plan=pickle.dumps(plan, 5),
         payload=payload,

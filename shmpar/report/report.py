@@ -192,6 +192,12 @@ class Report:
     hosts : tuple of HostTraffic
         On a cluster: spans, bytes, seconds and the loss of each host. `deaths` counts the hosts
         that were lost while they had a chunk, too.
+    store_read, store_written : int
+        Bytes of values that workers have read from stores, with halos and repetitions, and written
+        to stores.
+    store_seconds : float
+        Seconds that all workers together took for it, decoding included: the part of
+        `serial_seconds` that the function did not take.
 
     Notes
     -----
@@ -234,6 +240,9 @@ class Report:
     ledger: Ledger | None
     filled: bool = False
     hosts: tuple[HostTraffic, ...] = ()
+    store_read: int = 0
+    store_written: int = 0
+    store_seconds: float = 0.0
 
     @cached_property
     def timings(self) -> Timings:

@@ -156,6 +156,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
     if read + written >= LARGE and report.complete:
         rate, bandwidth = format_rate(report.gb_per_second), format_rate(report.ceiling)
         found["data"] += f"; {rate} of {bandwidth} memory bandwidth"
+    if report.store_read or report.store_written:
+        found["stores"] = _stores(report)
     if report.array_bytes:
         found["memory"] = _memory(report)
     if report.deaths:
@@ -168,6 +170,14 @@ def facts(report: Report) -> list[tuple[str, str]]:
     if report.seed is not None:
         found["seed"] = str(report.seed)
     return list(found.items())
+
+
+def _stores(report: Report) -> str:
+    moved = [(report.store_read, "read"), (report.store_written, "written")]
+    text = ", ".join([f"{format_bytes(size)} {verb}" for size, verb in moved if size])
+    spent, all_of_it = report.store_seconds, max(report.serial_seconds, 1e-9)
+    share = f"{min(100, round(100 * spent / all_of_it))} % of the work"
+    return f"{text} in {format_seconds(spent)}, {share}"
 
 
 def _memory(report: Report) -> str:

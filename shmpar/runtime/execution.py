@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import operator
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -182,6 +183,8 @@ class Execution:
         Claims that ended with their worker.
     unfinished : tuple of int
         Chunks that are not done, once it is over.
+    traffic : tuple of (int, int, float)
+        Bytes read from stores and written to stores, and the seconds of all workers for it.
     """
 
     deaths = 0
@@ -222,6 +225,7 @@ class Execution:
         self.began = time.perf_counter()
         self.attempts: list[LostClaim] = []
         self.unfinished: tuple[int, ...] = ()
+        self.traffic: tuple[float, ...] = (0, 0, 0.0)
         self._todo = todo
         self._function: Function | None = function
         self._arrays = arrays
@@ -368,6 +372,7 @@ class Execution:
             case protocol.CounterExhausted():
                 if event.announcement is not None:
                     self._announced(event.announcement)
+                self.traffic = tuple(map(operator.add, self.traffic, event.traffic))
                 self._feed(event)
             case protocol.ClaimFinished():
                 self._claim_finished(event)

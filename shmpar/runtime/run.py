@@ -94,6 +94,9 @@ class Run(PoolFuture):
             complete=done,
             ledger=execution.ledger,
             hosts=tuple((execution.hosts or {}).values()),
+            store_read=int(execution.traffic[0]),
+            store_written=int(execution.traffic[1]),
+            store_seconds=execution.traffic[2],
         )
 
     def result(self, timeout: float | None = None) -> Any:

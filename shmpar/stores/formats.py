@@ -59,8 +59,11 @@ class ZarrArray:
         from zarr.buffer.cpu import NDBuffer
 
         self.check()
-        view = memory[inside]
-        self.array.get_basic_selection(where, out=NDBuffer.from_numpy_array(view))
+        if where:
+            view = NDBuffer.from_numpy_array(memory[inside])
+            self.array.get_basic_selection(where, out=view)
+        else:  # Why: zarr does not fill an output without axes
+            memory[...] = self.array[...]
         # Why after the read: a chunk that is missing reads as the fill value.
         self.check()
 
@@ -139,18 +142,28 @@ class Hdf5Array:
 
 def same_process_file(path: str) -> Any:
     """Return the id of an HDF5 file that this process has open, flushed; None if it has not."""
-    h5f = getattr(sys.modules.get("h5py"), "h5f", None)
-    if h5f is None or not os.path.exists(path):
+    h5py = sys.modules.get("h5py")
+    if h5py is None or not os.path.exists(path):
         return None
-    found = None
-    for file in h5f.get_obj_ids(h5f.OBJ_ALL, h5f.OBJ_FILE):
-        name = os.fsdecode(file.name)
-        if os.path.exists(name) and os.path.samefile(name, path):
+    h5f, found = h5py.h5f, None
+    # Why datasets too: a file stays open as long as any object of it.
+    for one in h5f.get_obj_ids(h5f.OBJ_ALL, h5f.OBJ_FILE | h5f.OBJ_DATASET | h5f.OBJ_GROUP):
+        file = h5py.h5i.get_file_id(one)
+        if is_open_at(file, path):
             if file.get_intent() & h5f.ACC_RDWR:
                 h5f.flush(file)
                 return file
             found = file
     return found
+
+
+def is_open_at(file: Any, path: str) -> bool:
+    """Return whether a path leads to a file that HDF5 has open, and not to its successor."""
+    try:
+        return os.path.samestat(os.fstat(file.get_vfd_handle()), os.stat(path))
+    except (OSError, ValueError, RuntimeError, NotImplementedError, TypeError):
+        name = os.fsdecode(file.name)  # Why: not every driver tells its descriptor
+        return os.path.exists(name) and os.path.samefile(name, path)
 
 
 def open_hdf5(path: str, name: str, options: Any = None) -> Hdf5Array:
@@ -159,10 +172,11 @@ def open_hdf5(path: str, name: str, options: Any = None) -> Hdf5Array:
     shared = same_process_file(path)
     if shared is not None:  # Why: HDF5 refuses to open a file twice in other ways
         return Hdf5Array(_dataset(h5py.File(shared), name, path))
+    how = {"locking": False, **(options or {})}
     try:
-        file = h5py.File(path, "r", **{"locking": False, **(options or {})})
+        file = h5py.File(path, "r", **how)
     except OSError as error:
-        if "already open for" in str(error) or "consistency" in str(error):
+        if any(word in str(error) for word in ("already open for", "consistency", "lock file")):
             raise StoreError(
                 f"{path} is open for writing in another process, or was not closed: {error}; close "
                 "it first",
@@ -226,7 +240,8 @@ class TiffArray:
 
     def __init__(self, path: str, series: int, level: int) -> None:
         tifffile, zarr = library("tifffile", path), library("zarr", path)
-        self._store = tifffile.imread(path, aszarr=True, series=series, level=level)
+        self._file = tifffile.TiffFile(path)
+        self._store = self._file.aszarr(series=series, level=level)
         found = zarr.open(self._store, mode="r")
         if not hasattr(found, "shape"):
             found = found["0"]
@@ -240,26 +255,17 @@ class TiffArray:
         self.array.get_basic_selection(where, out=NDBuffer.from_numpy_array(memory[inside]))
 
     def __del__(self) -> None:
-        store = getattr(self, "_store", None)
-        if store is not None:
-            store.close()
+        for one in ("_store", "_file"):  # Why: the series may be missing
+            if hasattr(self, one):
+                getattr(self, one).close()
 
 
 # Lazy arrays
 
 
-class LazyArray:
-    """Windows of a Dask array or of a lazy xarray variable, computed in this thread."""
-
-    def __init__(self, lazy: Any) -> None:
-        self.lazy, self.shape, self.dtype = lazy, lazy.shape, lazy.dtype
-
-    def __getitem__(self, where: Any) -> Array:
-        dask = sys.modules.get("dask")
-        if dask is None:
-            return np.asarray(self.lazy[where])
-        with dask.config.set(scheduler="synchronous"):
-            return np.asarray(self.lazy[where])
+def same(lazy: Any) -> Any:
+    """Return a lazy array, which travels as its graph."""
+    return lazy
 
 
 def file_token(path: str) -> Callable[[], Any]:

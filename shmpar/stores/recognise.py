@@ -213,7 +213,8 @@ def _opened_hdf5(path: str, name: str, mode: str, how: dict[str, Any]) -> Store 
     if not os.path.exists(path):
         raise FileNotFoundError(2, "there is no such HDF5 file", path)
     try:
-        found = formats.open_hdf5(path, name, how)
+        # Why with the lock: another process may have the file open for writing.
+        found = formats.open_hdf5(path, name, {"locking": "best-effort", **how})
     except (StoreError, ImportError):
         raise
     except OSError as error:
@@ -285,6 +286,8 @@ def wrap(value: Any, *, write: bool = False) -> Any:
     ([1, 2], 3)
     """
     if isinstance(value, np.ndarray | Store | Part):
+        if isinstance(value, Store) and value.kind == "hdf5":
+            formats.same_process_file(value.where.rpartition(":")[0])  # which flushes the file
         return value
     for kind in type(value).__mro__:
         library, name = kind.__module__.partition(".")[0], kind.__name__
@@ -322,7 +325,7 @@ def _wrap_hdf5(dataset: Any, write: bool) -> Store | Array:
             f"driver {driver!r}, which no worker can open; pass x[...]"
         )
     if driver != "ros3":
-        if name is None or not os.path.exists(path) or _is_replaced(file, path):
+        if name is None or not os.path.exists(path) or not formats.is_open_at(file.id, path):
             raise StoreError(
                 f"the HDF5 file {path} was removed or replaced after it was opened; open it again",
                 opener="hdf5", where=path,
@@ -339,17 +342,8 @@ def _wrap_hdf5(dataset: Any, write: bool) -> Store | Array:
     return _hdf5_store(path, name, how, formats.Hdf5Array(dataset), user=dataset)
 
 
-def _is_replaced(file: Any, path: str) -> bool:
-    """Return whether a path leads to another file than the one that is open."""
-    try:
-        mine, found = os.fstat(file.id.get_vfd_handle()), os.stat(path)
-    except (OSError, ValueError, NotImplementedError, TypeError):
-        return False
-    return (mine.st_dev, mine.st_ino) != (found.st_dev, found.st_ino)
-
-
 def _wrap_dask(array: Any, write: bool) -> Store:
-    return _lazy(array, "dask", "a Dask array", write, array.chunksize)
+    return _lazy(array, "dask", f"the Dask array {array.name}", write, array.chunksize)
 
 
 def _wrap_xarray(value: Any, write: bool) -> Any:
@@ -383,7 +377,7 @@ def _lazy(lazy: Any, kind: str, where: str, write: bool, unit: Any) -> Store:
         return True
 
     try:
-        opener = cloudpickle.dumps((formats.LazyArray, (lazy,), {}), 5, buffer_callback=count)
+        opener = cloudpickle.dumps((formats.same, (lazy,), {}), 5, buffer_callback=count)
         if len(opener) > _MOST_GRAPH:
             raise _TooLarge
     except _TooLarge:

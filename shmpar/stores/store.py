@@ -27,6 +27,7 @@ from typing import Any, Final
 import numpy as np
 
 from shmpar.errors import ShmparError, StoreError
+from shmpar.plan import spell
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -103,7 +104,7 @@ class Store:
         Elements that are written at once along each axis: a shard, else a chunk. None: any
         element can be written alone.
     kind : str
-        The format: ``"zarr"``, ``"hdf5"``, ``"tiff"``, ``"npy"``, ``"dask"``, ``"xarray"`` or
+        The format: ``"zarr"``, ``"hdf5"``, ``"tiff"``, ``"dask"``, ``"xarray"`` or
         ``"opened"``.
     where : str
         The place, for messages.
@@ -143,7 +144,8 @@ class Store:
     ) -> None:
         self.opener = opener
         self.shape: Shape = tuple(map(int, shape))
-        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        # Why: zarr's dtypes name the machine's order of bytes, and print in another way.
+        self.dtype: np.dtype[Any] = np.dtype(spell(np.dtype(dtype)))
         self.unit: Shape | None = None if unit is None else tuple(map(int, unit))
         self.kind, self.where = kind, where
         self.retries = retries
@@ -225,8 +227,7 @@ class Store:
         StoreError
             If it cannot be opened, or has another shape or dtype by now.
         """
-        opened = self._checked(lambda: open_store(self.opener))
-        return self._copy(_array=opened, token=None)
+        return self._copy(_array=self._checked(lambda: open_store(self.opener)), token=None)
 
     def _checked(self, opens: Callable[[], Any]) -> Any:
         """Open the array, and compare it with the record of it."""
@@ -241,7 +242,8 @@ class Store:
             ) from error  # fmt: skip
         shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
         due = self._in_file(self.shape)
-        if (shape, dtype) != (due, self._stored):
+        # Why without the order of bytes: zarr's third format does not keep it.
+        if shape != due or dtype.newbyteorder("=") != self._stored.newbyteorder("="):
             raise StoreError(
                 f"{self.where} ({self.kind}) has changed: it has shape {shape} and dtype {dtype}, "
                 f"but had {due} and {self._stored} before; open it anew",
@@ -284,15 +286,18 @@ class Store:
         # Why: NumPy adds in another order where an axis follows the next without a gap.
         room = [n + (k > 0 and n < whole) for k, (n, whole) in enumerate(pairs)]
         inside = tuple([slice(n) for n in lengths])
-        memory = np.empty(room, self._stored)
-        block = memory[(*inside, ...)]
-        if not block.size:
-            return block
-        if hasattr(array, "read_into"):
+        direct = hasattr(array, "read_into")
+        memory = np.empty(room, array.dtype if direct else self._stored)
+        block: Array = memory[inside or ...]
+        if direct and block.size:
             array.read_into(where, memory, inside)
-            return block
-        found = np.asarray(array[where or ...])
-        if found.shape != lengths or found.dtype != self._stored:
+        if direct or not block.size:
+            return memory.astype(self._stored, copy=False)[inside or ...]
+        found = array[where or ...]
+        if hasattr(found, "compute"):  # Why: the threads of Dask would compete with the workers.
+            found = found.compute(scheduler="synchronous")
+        found = np.asarray(found)
+        if found.shape != lengths or found.dtype.newbyteorder("=") != block.dtype.newbyteorder("="):
             raise StoreError(
                 f"{self.where} ({self.kind}) has changed under the run: a window of shape "
                 f"{lengths} and dtype {self._stored} has shape {found.shape} and dtype "
@@ -380,7 +385,9 @@ def _slices(key: Any, shape: Shape) -> tuple[tuple[slice, ...], tuple[Any, ...] 
         raise IndexError(f"{len(keys) - 1} indices for a store of shape {shape}")
     place = next(k for k, one in enumerate(keys) if one is Ellipsis)
     keys[place : place + 1] = [slice(None)] * (len(shape) - len(keys) + 1)
-    where, finish, whole = [], [], True
+    where: list[slice] = []
+    finish: list[Any] = []
+    whole = True
     for axis, (one, size) in enumerate(zip(keys, shape, strict=True)):
         if isinstance(one, slice):
             steps = range(*one.indices(size))
@@ -389,7 +396,7 @@ def _slices(key: Any, shape: Shape) -> tuple[tuple[slice, ...], tuple[Any, ...] 
             finish.append(slice(None, None, None if steps.step == 1 else steps.step))
             whole &= steps.step == 1
         elif isinstance(one, int | np.integer) and not isinstance(one, bool):
-            index = int(one) + size * (one < 0)
+            index = int(one) + (size if one < 0 else 0)
             if not 0 <= index < size:
                 raise IndexError(f"index {one} is out of bounds for axis {axis} of size {size}")
             where.append(slice(index, index + 1))
@@ -521,7 +528,9 @@ def _runs(sources: Sequence[Any]) -> list[tuple[int, int]]:
 class Pieces:
     """Windows of a store that together hold the neighbourhood of a chunk."""
 
-    def __init__(self, parts: dict[tuple[int, ...], Part], runs: list[list[tuple[int, int]]]) -> None:
+    def __init__(
+        self, parts: dict[tuple[int, ...], Part], runs: list[list[tuple[int, int]]]
+    ) -> None:
         self._parts, self._runs = parts, runs
         self.array = next(iter(parts.values())).array
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from shmpar.errors import format_count
 from shmpar.grid import BLOCK_BYTES, Grid, Halo, Mode
-from shmpar.grid.grid import STORE_BLOCK_BYTES
 from shmpar.grid.axis import axis_number
+from shmpar.grid.grid import STORE_BLOCK_BYTES
 from shmpar.grid.halo import parse_boundary, parse_depth
 from shmpar.memory.copying import computes_itself, is_masked, loses
 from shmpar.memory.limits import free_memory
@@ -58,7 +58,7 @@ class Inputs:
         Outputs with the axes of the grid, whose units "auto" follows too.
     """
 
-    arrays: list[Array] = field(default_factory=list)
+    arrays: list[Any] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
     arguments: list[Argument] = field(default_factory=list)
     shape: tuple[int, ...] = ()
@@ -146,10 +146,9 @@ class Inputs:
             )
         return cut(self.shape, chunks, itemsize=size, depth=depth or None, whole=whole, most=most)
 
-
     def _units(self) -> list[int] | None:
         """Return the common unit of all stores along each axis of the grid; None without any."""
-        stores = [
+        stores: list[tuple[Sequence[int | None], Store]] = [
             (one.axes, self.arrays[one.array])
             for one in self.arguments
             if isinstance(one, Blocks) and isinstance(self.arrays[one.array], Store)
@@ -158,7 +157,8 @@ class Inputs:
         if not stores:
             return None
         units = [1] * len(self.shape)
-        for axes, store in reversed(stores):  # Why: an output must have its units, so it comes first
+        # Why reversed: chunks must follow the units of outputs, and should follow the others.
+        for axes, store in reversed(stores):
             lengths = store.unit or (1,) * store.ndim
             for axis, unit in zip(axes, lengths, strict=True):
                 if axis is None:
@@ -191,7 +191,7 @@ def as_input(value: Any, verb: str) -> Array:
     value = from_store(value, verb)
     if isinstance(value, Store | Part):
         _check_values(value, verb)
-        return value  # type: ignore[return-value]  # it has all that the plan asks of an array
+        return value  # type: ignore[return-value]  # Why: the plan asks no more of an array
     if is_masked(value):
         raise TypeError(
             f"{verb}: a masked array would lose its mask; pass x.data, and x.mask (as "
@@ -345,12 +345,12 @@ def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
     return inputs
 
 
-def _rows(array: Array, axis: int, verb: str) -> Array:
+def _rows(array: Any, axis: int, verb: str) -> Any:
     if array.ndim == 0:
         raise TypeError(f"{verb}: an array without axes has no rows")
     axis = axis_number(axis, array.ndim, f"{verb}: axis={axis!r}")
     if isinstance(array, Store):
-        return array.by_rows_of(axis)  # type: ignore[return-value]
+        return array.by_rows_of(axis)
     if isinstance(array, Part) and axis:
         raise TypeError(f"{verb}: a part of an array has rows along axis 0 alone")
     return np.moveaxis(array, axis, 0) if axis else array

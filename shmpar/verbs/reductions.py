@@ -509,7 +509,8 @@ class Reductions(BlockVerbs, RowVerbs):
         (array([3, 1]), array([1., 3., 5.]))
         (array([3.5, 4. ]), array([1., 3., 5.]))
         """
-        values, weigh = as_input(array, "histogram"), weights is not None
+        values: Any = as_input(array, "histogram")
+        weigh = weights is not None
         factors = as_input(weights, "histogram") if weigh else np.empty(0)
         if weigh and factors.shape != values.shape:
             shapes = f"{factors.shape}, not {values.shape}"

@@ -169,7 +169,7 @@ class Verification:
     """
 
     def __init__(
-        self, plan: Plan, inputs: Sequence[Array], todo: tuple[int, ...] | None, sums: Array | None
+        self, plan: Plan, inputs: Sequence[Any], todo: tuple[int, ...] | None, sums: Array | None
     ) -> None:
         self._plan, self._todo = plan, todo
         # Why: a store is not read as a whole, and no function can write to its blocks.
