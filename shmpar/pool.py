@@ -154,7 +154,7 @@ def _cluster_engine(
     from shmpar.cluster import connect
 
     made = connect.make_settings(*settings)
-    make = partial(connect.make_engine, cluster, made, host_timeout, shared_files, retries)
+    make: Any = partial(connect.make_engine, cluster, made, host_timeout, shared_files, retries)
     return make, partial(connect.refuse, shared_files=shared_files)
 
 

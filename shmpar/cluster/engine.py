@@ -324,9 +324,9 @@ class ClusterEngine:
             count = active.plan.chunks if generation.todo is None else len(generation.todo)
             first = state.positions.get(generation.number, 0)
             last, alone = self._end(state, generation, first, count, lane.host)
-            others = [one for one in lane.host.lanes if one is not lane and one.busy is not None]
+            others = [one.busy for one in lane.host.lanes if one is not lane and one.busy]
             if not active.stopped and first < count:
-                if others and (alone or any(one.busy.alone for one in others)):
+                if others and (alone or any(one.alone for one in others)):
                     return  # Why: the lane is fed again when the other one is free.
                 first = generation.tickets.claim(last - first)
             if active.stopped or first >= count:

@@ -105,6 +105,7 @@ class ExecutorTransport:
     ) -> None:
         if self._broken:
             return
+        assert self._settings is not None
         future = self._executor.submit(serving.serve, self._settings, work, given)
         self._futures[token] = future
         future.add_done_callback(partial(self._answered, token, work, head))

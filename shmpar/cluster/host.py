@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle
 import numpy as np
@@ -67,7 +67,7 @@ from shmpar.runtime.execution import Execution, Policy
 from shmpar.runtime.loop import AT_ONCE, Loop
 from shmpar.runtime.outputs import Outputs
 from shmpar.runtime.run import Run
-from shmpar.stores import Part
+from shmpar.stores.store import Part
 from shmpar.worker.main import pack_exception
 
 Array = np.ndarray[Any, Any]
@@ -280,10 +280,10 @@ class HostExecution(Execution):
             finished = set(np.flatnonzero(ledger.status == DONE).tolist())
             chunks = [chunk for chunk in chunks if chunk - base in finished]
         self.compute_seconds = float(ledger.times.seconds.sum())
-        outputs, sums = self.outputs, self.outputs.checksums
+        outputs, sums = self.outputs, cast("Part | None", self.outputs.checksums)
         assert isinstance(outputs, HostOutputs)
-        announced = outputs.announced
-        parts = [(one.array, one.origin) for one in outputs.arrays or () if isinstance(one, Part)]
+        announced, arrays = outputs.announced, cast("list[Any]", outputs.arrays or [])
+        parts = [(one.array, one.origin) for one in arrays if isinstance(one, Part)]
         self.result = BoxResult(
             done=chunks,
             failed=self.failures,
@@ -377,11 +377,13 @@ def placed(window: Window) -> Part:
     stored, order = window.values.shape, window.order
     room = [n + gap for n, gap in zip(stored, window.gaps, strict=True)]
     memory = new_output((*room, 1 + window.sparse), window.values.dtype)
-    inside = memory[(*[slice(n) for n in stored], 0)]
+    where: Any = (*[slice(n) for n in stored], 0)
+    inside = memory[where]
     inside[...] = window.values
     array = inside.transpose(np.argsort(order)) if order else inside
-    turned = [slice(None, None, -1 if k in window.backward else 1) for k in range(array.ndim)]
-    return Part(np.broadcast_to(array[(*turned, ...)], window.lengths), window.origin, window.shape)
+    steps = [-1 if k in window.backward else 1 for k in range(array.ndim)]
+    turned: Any = (*[slice(None, None, step) for step in steps], ...)
+    return Part(np.broadcast_to(array[turned], window.lengths), window.origin, window.shape)
 
 
 class Host:
@@ -463,13 +465,15 @@ class Host:
         if span.announcement is not None:
             outputs.expected = Announcement.unpack(span.announcement)
         if head.sums:
-            outputs.checksums = Part(new_output((count,), np.dtype("u4")), (base,), (base + count,))
+            sums: Any = Part(new_output((count,), np.dtype("u4")), (base,), (base + count,))
+            outputs.checksums = sums
         policy = Policy(
             on_error="raise" if head.plan.fail_fast else "collect",
             retries=head.retries,
             task_timeout=head.task_timeout,
         )
-        function = Function(loaded.payload, {"environment": head.environment}, ())
+        packed: Any = loaded.payload
+        function = Function(packed, {"environment": head.environment}, ())
         plan = SpanPlan.of(head.plan, base, count)
         run = Run(HostExecution(plan, function, arrays, outputs, policy, todo))
         with self._state:
@@ -496,7 +500,7 @@ class Host:
     def call(self, work: Submitted) -> CallResult:
         """Make a submitted call."""
         with self._busy():
-            payload = _payload(work.function, work.held)
+            payload: Any = _payload(work.function, work.held)
             function = Function(payload, {"environment": work.environment}, ())
             call = self._loop.submit(function, work.retries)
             call.resolved.wait()

@@ -111,7 +111,7 @@ class RunState:
         """Return the bytes that a chunk takes along, there and back."""
         active, head = self.active, self.head
         arrays = zip(active.prepared.arrays, head.inputs, strict=True)
-        nbytes = sum([one.nbytes for one, address in arrays if address is None])
+        nbytes: int = sum([one.nbytes for one, address in arrays if address is None])
         if head.outputs is None and not active.plan.returns_objects:
             nbytes += sum([one.nbytes for one in active.outputs or ()])
         return nbytes / max(1, active.plan.chunks)

@@ -207,18 +207,20 @@ class Window(NamedTuple):
         >>> found.values.tolist(), found.origin, found.gaps
         ([[4, 5], [8, 9]], (1, 0), (False, True))
         """
-        part, strides = array[(*window, ...)], array.strides
+        where: Any = (*window, ...)
+        part, strides = array[where], array.strides
         order = tuple(sorted(range(array.ndim), key=lambda axis: -abs(strides[axis])))
-        one = [slice(0, 1) if not step else slice(None) for step in strides]
-        turned = [slice(None, None, -1 if step < 0 else 1) for step in strides]
-        dense = np.ascontiguousarray(part[(*one, ...)][(*turned, ...)].transpose(order))
+        one: Any = (*[slice(0, 1) if not step else slice(None) for step in strides], ...)
+        turned: Any = (*[slice(None, None, -1 if step < 0 else 1) for step in strides], ...)
+        kept = part[one][turned].transpose(order)
+        dense = np.ascontiguousarray(kept).reshape(kept.shape)  # Why: no axes would become one
         gaps = [False] * array.ndim
         for k in range(1, array.ndim):
             outer, inner = order[k - 1], order[k]
             whole = part.shape[inner] == array.shape[inner]
             gaps[k] = not (whole and abs(strides[outer]) == abs(strides[inner]) * part.shape[inner])
         return cls(
-            values=dense.reshape([part[(*one, ...)].shape[axis] for axis in order]),
+            values=dense,
             origin=tuple([one.start for one in window]),
             lengths=part.shape,
             shape=array.shape,

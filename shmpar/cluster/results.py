@@ -18,7 +18,7 @@ from shmpar.errors import ShmparError
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import DONE, FAILED
 from shmpar.plan import Announcement, Output, ResultError
-from shmpar.stores import Part
+from shmpar.stores.store import Part
 from shmpar.worker.verify import checksum
 
 Array = np.ndarray[Any, Any]
@@ -112,12 +112,13 @@ def _write_parts(
     for (part, origin), output in zip(parts, active.outputs or (), strict=True):
         if len(done) == len(box.chunks):
             pairs = zip(origin, part.shape, strict=True)
-            output[(*[slice(first, first + n) for first, n in pairs], ...)] = part
+            place: Any = (*[slice(first, first + n) for first, n in pairs], ...)
+            output[place] = part
             continue
         whole = Part(part, origin, output.shape)
         window_of = active.plan.placement.windows(active.plan.grid, output.shape)
         for chunk in done:
-            where = (*window_of(chunk), ...)
+            where: Any = (*window_of(chunk), ...)
             output[where] = whole[where]
 
 

@@ -67,7 +67,7 @@ class Box(NamedTuple):
             return range(first, last + 1)
         heads = product(*[range(a, b) for a, b in zip(self.low[:-1], self.high[:-1], strict=True)])
         width = self.high[-1] - self.low[-1]
-        found = []
+        found: list[int] = []
         for head in heads:
             start = grid.number((*head, self.low[-1]))
             found.extend(range(start, start + width))

@@ -14,6 +14,7 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from time import monotonic_ns, perf_counter
 from typing import Any
 
@@ -108,7 +109,8 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
     chunks, clock, size = Chunks(assignment, channel), _Clock(assignment), 1
     claim, count, todo = assignment.tickets.claim, assignment.count, assignment.todo
     base = assignment.plan.base
-    band = max([one.band for one in assignment.arrays if isinstance(one, StoreRows)], default=1)
+    inputs: Sequence[Any] = assignment.arrays
+    band = max([one.band for one in inputs if isinstance(one, StoreRows)], default=1)
     while (first := claim(size)) < count:
         last = min(first + size, count)
         assignment.claimed += last - first
