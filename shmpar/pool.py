@@ -110,52 +110,17 @@ def _find_cluster(engine: Any, hosts: int | None) -> Cluster | None:
         return None
     from shmpar.cluster.connect import find_cluster  # Why here: most pools are local.
 
-    cluster = find_cluster(engine, hosts)
-    if cluster is None:
-        known = (*_ENGINES, "dask")
-        raise ValueError(f"engine is one of {', '.join(known)}, not {engine!r}")
-    return cluster
+    return find_cluster(engine, hosts, _ENGINES)
 
 
 def _parse_workers(n_workers: int | None, cluster: Cluster | None) -> int:
     """Return the number of workers; 0 stands for the threads of each Dask worker."""
     if n_workers is None and cluster is not None:
-        return 0 if cluster.name == "dask" else 1
+        return cluster.workers
     workers = _positive("n_workers", available_cpus() if n_workers is None else n_workers)
     if workers > _MOST_WORKERS:
         raise ValueError(f"n_workers is at most {_MOST_WORKERS}, not {workers}")
     return workers
-
-
-def _host_timeout(seconds: Any) -> float:
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-        raise ValueError(f"host_timeout is a number of seconds above 0, not {seconds!r}")
-    return builtins.min(float(seconds), threading.TIMEOUT_MAX)
-
-
-def _check_local_only(python: Any, *, check: bool) -> None:
-    """Refuse the arguments that only workers on this machine can obey."""
-    if python is not None:
-        raise ValueError("python= is for workers on this machine: start the hosts with it")
-    if check:
-        raise ValueError(
-            "check=True compares the memory of this machine: check the function on a local pool"
-        )
-
-
-def _cluster_engine(
-    cluster: Cluster,
-    settings: tuple[Any, ...],
-    host_timeout: float,
-    shared_files: bool | None,
-    retries: int,
-) -> tuple[Callable[[], Engine], Callable[[Run], None]]:
-    """Return the maker of a cluster's engine, and the check of a run for it."""
-    from shmpar.cluster import connect
-
-    made = connect.make_settings(*settings)
-    make: Any = partial(connect.make_engine, cluster, made, host_timeout, shared_files, retries)
-    return make, partial(connect.refuse, shared_files=shared_files)
 
 
 def _positive(name: str, value: Any) -> int:
@@ -336,12 +301,11 @@ class Pool(Reductions, Executor):
         kind = "serial" if in_worker() else self.engine
         make: Callable[[], Engine]
         if cluster is not None and kind != "serial":
-            limit = _host_timeout(host_timeout)
-            _check_local_only(python, check=check)
-            make, self._refuse = _cluster_engine(
-                cluster, (workers, variables, threads, call, tasks), limit, shared_files,
-                self._usual.retries,
+            make = cluster.engine_maker(
+                (workers, variables, threads, call, tasks), host_timeout, shared_files,
+                self._usual.retries, python=python, check=check,
             )  # fmt: skip
+            self._refuse = partial(cluster.refuse, shared_files=shared_files)
         else:
             launcher = _make_launcher(python, variables, threads) if kind == "processes" else None
             make = partial(

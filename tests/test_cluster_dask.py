@@ -285,7 +285,7 @@ def test_engines_by_name_and_address(client: Any, local: shmpar.Pool) -> None:
 
 def test_an_open_scheduler_on_another_machine_gets_a_warning() -> None:
     """A scheduler that anybody can use is named, once."""
-    from shmpar.cluster.connect import warn_if_open
+    from shmpar.cluster.transport import warn_if_open
 
     with pytest.warns(shmpar.SecurityWarning, match="neither encrypted nor authenticated"):
         warn_if_open("tcp://10.1.2.3:8786")

@@ -1,12 +1,11 @@
-"""Read ``engine=`` of a pool that is a cluster, and refuse what a cluster cannot do."""
+"""Read ``engine=`` of a pool that is a cluster, and refuse calls that no cluster can execute."""
 
 from __future__ import annotations
 
 import importlib
-import ipaddress
+import threading
 import uuid
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from reprlib import repr as brief
@@ -17,8 +16,9 @@ import numpy as np
 
 from shmpar.cluster.engine import ClusterEngine
 from shmpar.cluster.messages import Settings, Versions
-from shmpar.cluster.transport import Transport
-from shmpar.errors import PlanError, SecurityWarning
+from shmpar.cluster.transport import Transport, warn_if_open
+from shmpar.engines.engine import Engine
+from shmpar.errors import PlanError
 from shmpar.grid.axis import whole_number
 from shmpar.memory.locate import locate
 from shmpar.runtime.run import Run
@@ -40,9 +40,66 @@ class Cluster(NamedTuple):
     name: str
     transport: Callable[[], Transport]
 
+    @property
+    def workers(self) -> int:
+        """Local workers of a host by default; 0 stands for the threads of each Dask worker."""
+        return 0 if self.name == "dask" else 1
 
-def find_cluster(engine: Any, hosts: int | None) -> Cluster | None:
-    """Return the cluster of ``engine=``; None if it is no cluster.
+    def engine_maker(
+        self,
+        settings: tuple[Any, ...],
+        host_timeout: Any,
+        shared_files: bool | None,
+        retries: int,
+        *,
+        python: Any,
+        check: bool,
+    ) -> Callable[[], Engine]:
+        """Return the function that makes the engine.
+
+        Raises
+        ------
+        ValueError
+            For arguments that only workers on this machine can obey.
+        PlanError
+            If the initializer cannot be pickled.
+        """
+        if python is not None:
+            raise ValueError("python= is for workers on this machine: start the hosts with it")
+        if check:
+            raise ValueError(
+                "check=True compares the memory of this machine: check the function on a local pool"
+            )
+        is_number = isinstance(host_timeout, int | float) and not isinstance(host_timeout, bool)
+        if not (is_number and host_timeout > 0):
+            raise ValueError(f"host_timeout is a number of seconds above 0, not {host_timeout!r}")
+        made, seconds = _make_settings(*settings), min(float(host_timeout), threading.TIMEOUT_MAX)
+        more: Any = {"host_timeout": seconds, "shared_files": shared_files, "retries": retries}
+        return lambda: ClusterEngine(self.transport(), made, **more)
+
+    @staticmethod
+    def refuse(run: Run, shared_files: bool | None) -> None:
+        """Raise ``ValueError`` for a run that no cluster can execute, before it begins."""
+        execution = run.execution
+        verb = execution.plan.verb
+        if execution.policy.in_place:
+            raise ValueError(
+                f"{verb}: out= is the very input, and hosts do not share memory: pass another output"
+            )
+        for array in execution.outputs.given or ():
+            if shared_files is not None or not isinstance(array, np.ndarray):
+                continue
+            place = locate(array)
+            if place is not None and place.segment.kind == "file":
+                raise ValueError(
+                    f"{verb}: out= is a mapped file, {place.segment.path}: pass shared_files=True to "
+                    "the pool if all hosts see it under this path, and write it themselves; "
+                    "shared_files=False if this process is to write their results"
+                )
+
+
+def find_cluster(engine: Any, hosts: int | None, others: Sequence[str]) -> Cluster:
+    """Return the cluster of ``engine=``; `others` are the names of the local engines.
 
     Raises
     ------
@@ -55,9 +112,9 @@ def find_cluster(engine: Any, hosts: int | None) -> Cluster | None:
     """
     if isinstance(engine, str):
         if engine != "dask" and "://" not in engine:
-            if hosts is not None:
+            if engine in others:
                 raise ValueError("hosts= is for an Executor; local workers are n_workers=")
-            return None
+            raise ValueError(f"engine is one of {', '.join([*others, 'dask'])}, not {engine!r}")
         _no_hosts(hosts)
         return _by_name(engine)
     if any(cls.__module__.partition(".")[0] == "distributed" for cls in type(engine).__mro__):
@@ -132,50 +189,7 @@ def _of_client(client: Any, *, own: bool) -> Cluster:
     return Cluster("dask", lambda: DaskTransport(client, own=own))
 
 
-def warn_if_open(address: str) -> None:
-    """Warn of a scheduler on another machine that anybody can use.
-
-    Examples
-    --------
-    >>> warn_if_open("tcp://127.0.0.1:8786"), warn_if_open("tls://10.0.0.1:8786")
-    (None, None)
-    """
-    scheme, _, rest = address.partition("://")
-    name = rest.rpartition(":")[0].strip("[]") or rest
-    try:
-        local = ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        local = name in {"localhost", ""}
-    if scheme in {"tcp", "ws", "ucx"} and not local:
-        from shmpar.runtime.error_texts import levels_to_user
-
-        warnings.warn(
-            f"{address} is neither encrypted nor authenticated: anybody who reaches it can run "
-            "code on its hosts and read your data; use tls:// with a Security of distributed, or "
-            "a network that nobody else reaches",
-            SecurityWarning,
-            stacklevel=levels_to_user(),
-        )
-
-
-def make_engine(
-    cluster: Cluster,
-    settings: Settings,
-    host_timeout: float,
-    shared_files: bool | None,
-    retries: int,
-) -> ClusterEngine:
-    """Make the engine of a cluster."""
-    return ClusterEngine(
-        cluster.transport(),
-        settings,
-        host_timeout=host_timeout,
-        shared_files=shared_files,
-        retries=retries,
-    )
-
-
-def make_settings(
+def _make_settings(
     n_workers: int,
     env: Mapping[str, str],
     threads: int,
@@ -205,23 +219,3 @@ def make_settings(
         tasks=tasks,
         versions=Versions.here(),
     )
-
-
-def refuse(run: Run, shared_files: bool | None) -> None:
-    """Raise ``ValueError`` for a run that no cluster can execute, before it begins."""
-    execution = run.execution
-    verb = execution.plan.verb
-    if execution.policy.in_place:
-        raise ValueError(
-            f"{verb}: out= is the very input, and hosts do not share memory: pass another output"
-        )
-    for array in execution.outputs.given or ():
-        if shared_files is not None or not isinstance(array, np.ndarray):
-            continue
-        place = locate(array)
-        if place is not None and place.segment.kind == "file":
-            raise ValueError(
-                f"{verb}: out= is a mapped file, {place.segment.path}: pass shared_files=True to "
-                "the pool if all hosts see it under this path, and write it themselves; "
-                "shared_files=False if this process is to write their results"
-            )

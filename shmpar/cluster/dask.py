@@ -32,7 +32,7 @@ from shmpar.cluster.messages import (
     Versions,
     machine,
 )
-from shmpar.cluster.transport import Answer, Broken, HostDown, HostUp, Report
+from shmpar.cluster.transport import Answer, Broken, HostDown, HostUp, Report, warn_if_open
 
 Array = np.ndarray[Any, Any]
 
@@ -84,7 +84,7 @@ class HostPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no type
 
 
 class _Listeners:
-    """Those who hear of the hosts of one client, which has one handler per topic."""
+    """The listeners to the events of one client, which has one handler per topic."""
 
     def __init__(self, client: Client) -> None:
         self.before = getattr(client, "_event_handlers", {}).get("all")
@@ -415,8 +415,6 @@ class HostFacts(NamedTuple):
 
 def inspect(address: str) -> list[HostFacts]:
     """Return the facts of the workers of a scheduler."""
-    from shmpar.cluster.connect import warn_if_open
-
     warn_if_open(address)
     found = []
     with Client(address, set_as_default=False, timeout=_CLOSE_SECONDS) as client:

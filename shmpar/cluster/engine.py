@@ -286,7 +286,7 @@ class ClusterEngine:
         return protocol.CounterExhausted(lane.number, *key, had)
 
     def close(self, active: ActivePlan) -> None:
-        """Release what is kept for a run."""
+        """Drop the objects that are kept for a run."""
         self._runs.pop(active.number, None)
         self._transport.forget(active.number)
         for lane in self._lanes:

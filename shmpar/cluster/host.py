@@ -301,7 +301,7 @@ class HostExecution(Execution):
 
 
 class _Loaded:
-    """A run on this host: what its spans share.
+    """A run on this host: the parts that its spans share.
 
     Attributes
     ----------

@@ -26,7 +26,7 @@ class Prepared:
 
 @dataclass(eq=False, slots=True)
 class Lane:
-    """One of the spans that a host may hold; a worker, to the scheduler."""
+    """A place for a span at a host; a worker, to the scheduler."""
 
     number: int
     host: Host | None = None

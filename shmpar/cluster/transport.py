@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from shmpar.cluster.messages import File, Head, Memory, Settings, Span, Submitted, machine
+from shmpar.errors import SecurityWarning
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
+from shmpar.runtime.error_texts import levels_to_user
 
 Array = np.ndarray[Any, Any]
 
@@ -94,7 +98,7 @@ class Transport(Protocol):
         """Tell hosts to stop a run, as far as this transport can."""
 
     def forget(self, run: int) -> None:
-        """Release what was kept for a run."""
+        """Drop the objects that were kept for a run."""
 
     def withdraw(self, token: int) -> None:
         """Cancel work that no host has begun, as far as this transport can."""
@@ -128,3 +132,27 @@ def file_address(array: Array) -> File | None:
     segment = place.segment
     where = array.shape, array.strides, array.dtype
     return File(str(segment.path), place.offset, *where, segment.writable)
+
+
+def warn_if_open(address: str) -> None:
+    """Warn of a scheduler on another machine that anybody can use.
+
+    Examples
+    --------
+    >>> warn_if_open("tcp://127.0.0.1:8786"), warn_if_open("tls://10.0.0.1:8786")
+    (None, None)
+    """
+    scheme, _, rest = address.partition("://")
+    name = rest.rpartition(":")[0].strip("[]") or rest
+    try:
+        local = ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        local = name in {"localhost", ""}
+    if scheme in {"tcp", "ws", "ucx"} and not local:
+        warnings.warn(
+            f"{address} is neither encrypted nor authenticated: anybody who reaches it can run "
+            "code on its hosts and read your data; use tls:// with a Security of distributed, or "
+            "a network that nobody else reaches",
+            SecurityWarning,
+            stacklevel=levels_to_user(),
+        )
