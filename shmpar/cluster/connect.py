@@ -84,7 +84,8 @@ class Cluster(NamedTuple):
         verb = execution.plan.verb
         if execution.policy.in_place:
             raise ValueError(
-                f"{verb}: out= is the very input, and hosts do not share memory: pass another output"
+                f"{verb}: out= is the very input, and hosts do not share memory: pass another "
+                "output"
             )
         for array in execution.outputs.given or ():
             if shared_files is not None or not isinstance(array, np.ndarray):
@@ -92,8 +93,8 @@ class Cluster(NamedTuple):
             place = locate(array)
             if place is not None and place.segment.kind == "file":
                 raise ValueError(
-                    f"{verb}: out= is a mapped file, {place.segment.path}: pass shared_files=True to "
-                    "the pool if all hosts see it under this path, and write it themselves; "
+                    f"{verb}: out= is a mapped file, {place.segment.path}: pass shared_files=True "
+                    "to the pool if all hosts see it under this path, and write it themselves; "
                     "shared_files=False if this process is to write their results"
                 )
 

@@ -72,7 +72,7 @@ from shmpar.ipc.ledger import CURSOR, FIRST, GENERATION, LAST, SINCE, Ledger
 from shmpar.ipc.tickets import Tickets, new_tickets
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Segment, new_output
+from shmpar.memory.segment import Segment, Slab, new_output
 from shmpar.pickling.pack import Payload
 from shmpar.plan import Announcement, Blocks, Function, Output, Plan, Rows
 from shmpar.stores import Store
@@ -100,7 +100,7 @@ class ClusterEngine:
         How often a submitted call whose local worker died is made again.
     """
 
-    slab = None
+    slab: Slab | None = None
     remote = True
 
     def __init__(
