@@ -27,6 +27,7 @@ import shmpar
 from benchmarks import cases, workloads
 from benchmarks.cases import WORKERS, busy_loops, worker_pids
 from benchmarks.harness import alternate, forked_loop, peak_pss, pss, ratio, table
+from benchmarks.stores import stores
 from shmpar.memory.huge import VARIABLE
 
 _shared: dict[str, np.ndarray] = {}
@@ -616,4 +617,5 @@ ALL = {
     "in_flight": in_flight,
     "memory": memory,
     "halo_memory": halo_memory,
+    "stores": stores,
 }

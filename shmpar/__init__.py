@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shmpar.errors import *
     from shmpar.pool import *
     from shmpar.runtime.run import Run
-    from shmpar.stores import *
+    from shmpar.stores import Store, open, opened
 
 __all__ = [
     "ChunkError", "HostsLost", "PlanError", "Pool", "Run", "SecurityWarning", "SegmentError",

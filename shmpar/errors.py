@@ -149,14 +149,18 @@ class StoreError(ShmparError, OSError):
         Name of the format or of the function that opens it.
     where : str
         Path, URL or call that leads to it.
+    errno : int or None
+        Number of the error of the system, such as that of a full disk.
     """
 
-    def __init__(self, message: str, *, opener: str = "", where: str = "") -> None:
+    def __init__(
+        self, message: str, *, opener: str = "", where: str = "", errno: int | None = None
+    ) -> None:
         super().__init__(message)
-        self.opener, self.where = opener, where
+        self.opener, self.where, self.errno = opener, where, errno
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self.args, self.__dict__
+        return type(self), self.args, {**self.__dict__, "errno": self.errno}
 
 
 class SegmentError(ShmparError):

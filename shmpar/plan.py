@@ -344,7 +344,7 @@ class Plan(NamedTuple):
         """Return the window of a chunk in an output."""
         return self.placement.windows(self.grid)(chunk)
 
-    def check_shape(self, out: np.ndarray[Any, Any]) -> None:
+    def check_shape(self, out: Any) -> None:
         """Raise ``ValueError`` if `out` cannot have the shape of the output."""
         places = ", ".join(map(str, self.grid.numblocks))
         due = f"({places}, ...) with the axes of a result at the end"
@@ -356,10 +356,8 @@ class Plan(NamedTuple):
             found = f"{self.verb}: out= has shape {out.shape}"
             raise ValueError(f"{found}; the results make an array of shape {due}")
 
-    def windows(
-        self, chunk: int, outputs: Sequence[np.ndarray[Any, Any]]
-    ) -> list[np.ndarray[Any, Any]]:
-        """Return the views of the outputs that belong to a chunk."""
+    def windows(self, chunk: int, outputs: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
+        """Return the views of the outputs that belong to a chunk; read those of a store."""
         where: tuple[Any, ...] = self.window(chunk)
         if ... not in where:
             where = (*where, ...)  # Why: without an ellipsis, a scalar would be copied

@@ -13,6 +13,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from subprocess import CompletedProcess
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -106,6 +107,15 @@ def any_pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool
 def pool(any_pool: shmpar.Pool) -> shmpar.Pool:
     """The fixture ``any_pool``; a module may define another fixture of this name."""
     return any_pool
+
+
+@pytest.fixture(scope="session")
+def zarr() -> ModuleType:
+    """The library zarr, whose threads have started: they stay until the interpreter exits."""
+    module: ModuleType = pytest.importorskip("zarr")
+    module.config.set({"threading.max_workers": 1})
+    module.create_array({}, shape=4, chunks=2, dtype="u1")[...] = 1
+    return module
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import pytest
 
 import shmpar
 from shmpar.runtime import checkpoint
+from shmpar.worker import verify
 from tests.interpreters import interpreter
 
 X = np.arange(1000.0).reshape(100, 10)
@@ -317,7 +318,7 @@ def test_an_interrupt_releases_the_ledger(
         pool.map_blocks(work, X, **files)
         assert work.calls == 10
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "checksum", interrupt)
+            patch.setattr(verify, "checksum", interrupt)
             with pytest.raises(KeyboardInterrupt) as caught:
                 pool.map_blocks(work, X, **files)
         np.testing.assert_array_equal(pool.map_blocks(work, X, **files), 2 * X)

@@ -233,3 +233,32 @@ def test_batch_files_refuses_a_folder_without_images(refusals, tmp_path):
     assert (empty[0], bad[0]) == (1, 1)
     assert "files in empty" in empty[1]
     assert "\nno file can be read; the first error: " in bad[1]
+
+
+@draws
+def test_zarr_pyramid_writes_an_ome_zarr(example, tmp_path):
+    """Readers of OME-Zarr find both levels; the smaller is the mean of the larger."""
+    pytest.importorskip("zarr")
+    output = example("zarr_pyramid.py", "--smoke", "--folder", "slide.ome.zarr")
+    assert output.startswith("image: 2,048 x 2,048 pixels, 8 MB\nlimit of each process")
+    before, after = re.search(r"detail: ([\d.]+) photons before, ([\d.]+) after", output).groups()
+    assert float(after) < 0.8 * float(before)
+    assert (tmp_path / "zarr_pyramid.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(os.listdir(tmp_path)) == ["raw.zarr", "slide.ome.zarr", "zarr_pyramid.png"]
+    # Why in another interpreter: the threads of zarr outlive a test.
+    read = f"""
+import numpy as np, zarr
+group = zarr.open_group({str(tmp_path / "slide.ome.zarr")!r}, mode="r")
+(scales,) = group.attrs["ome"]["multiscales"]
+large, small = [group[one["path"]] for one in scales["datasets"]]
+means = large[...].reshape(1024, 2, 1024, 2).mean(axis=(1, 3))
+assert abs(small[...] - means).max() <= 0.5
+try:
+    import ome_zarr_models
+    image = ome_zarr_models.open_ome_zarr(group)
+    print(type(image).__name__, large.shape, small.shape)
+except ImportError:
+    print("Image", large.shape, small.shape)
+"""
+    done = run_python(read, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("Image (2048, 2048) (1024, 1024)\n", "")

@@ -33,7 +33,7 @@ from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab
 from shmpar.plan import Announcement, Function, Plan
-from shmpar.stores.store import Part, drop_stores, traffic
+from shmpar.stores.store import Part, Store, drop_stores, traffic
 from shmpar.worker.compute import Abandoned, Assignment, bind_inputs
 from shmpar.worker.environment import exit_if_forked, inside_worker
 from shmpar.worker.loop import work
@@ -153,6 +153,13 @@ def check(broken: BaseException | None) -> None:
         raise broken.with_traceback(None)
 
 
+def bound_outputs(outputs: Sequence[Any] | None) -> Sequence[Any] | None:
+    """Return outputs whose stores are open in this thread."""
+    if outputs is None or not any(isinstance(one, Store) for one in outputs):
+        return outputs
+    return [one.bound() if isinstance(one, Store) else one for one in outputs]
+
+
 class LocalChannel:
     """A channel to a run in the same process.
 
@@ -198,7 +205,7 @@ class LocalChannel:
                 except BaseException as error:
                     self.reject(error)
                     raise Abandoned from error
-        return active.outputs or (), bool(active.is_tuple)
+        return bound_outputs(active.outputs) or (), bool(active.is_tuple)
 
     def reject(self, error: BaseException) -> None:
         """Report that the run cannot go on."""
@@ -281,7 +288,7 @@ class LocalEngine:
             plan=active.plan,
             function=active.function,
             arrays=bind_inputs(active.plan, active.arrays, _protected),
-            outputs=active.outputs,
+            outputs=bound_outputs(active.outputs),
             is_tuple=active.is_tuple,
             tickets=generation.tickets,
             todo=generation.todo,

@@ -309,7 +309,9 @@ def pack_run(
 
 
 def _reference(array: Any, segments: dict[int, Segment]) -> Any:
-    """Return where an array or a part lies; add its segment to `segments`."""
+    """Return where an array or part lies; add its segment. A store is its own reference."""
+    if isinstance(array, Store):
+        return array
     if isinstance(array, Part):
         memory = _reference(array.array, segments)
         return protocol.PartReference(memory, array.origin, array.shape)

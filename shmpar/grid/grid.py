@@ -77,7 +77,7 @@ class Grid:
         return Grid, (self.axes,)
 
     @classmethod
-    def cut(
+    def cut(  # noqa: PLR0913 - the arguments of every verb
         cls,
         shape: Sequence[int],
         chunks: Chunks,

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from shmpar.engines.engine import Exit
     from shmpar.stores import Store
 
-Reference = tuple[int, int, tuple[int, ...], tuple[int, ...], Any]
-"""Key of a segment, offset (bytes), shape, strides (bytes), dtype or its name."""
+Reference: TypeAlias = "tuple[int, int, tuple[int, ...], tuple[int, ...], Any] | Store"
+"""Key of a segment, offset (bytes), shape, strides (bytes), dtype or its name; or a store."""
 
 
 # Parts of messages
@@ -30,7 +30,7 @@ class PartReference(NamedTuple):
     shape: tuple[int, ...]
 
 
-Input: TypeAlias = "Reference | PartReference | Store"
+Input: TypeAlias = "Reference | PartReference"
 """An input: where it lies in memory, or how it is opened."""
 
 

@@ -7,8 +7,9 @@ its dtypes (:func:`call_identity`).
   that it names. The functions and classes among these count likewise, and attributes of modules
   that it names, in all modules of the user (:func:`_is_own`). Objects of installed packages are
   their names: a changed library is not noticed. Comments and line numbers do not count.
-- An array is its dtype, shape and values. A dict or a set is its items in any order. Another object
-  is its class and its pickled state. A method is its code and its object.
+- An array is its dtype, shape and values. A store is its place, dtype, shape and units: changed
+  values of an input store are not noticed. A dict or a set is its items in any order. Another
+  object is its class and its pickled state. A method is its code and its object.
 - Another version of Python compiles other bytecode, and so makes another function.
 
 The ledger file, in order:
@@ -52,7 +53,7 @@ import time
 import types
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,11 +66,12 @@ from shmpar.memory.segment import Segment
 from shmpar.memory.system import HELD
 from shmpar.plan import Announcement, Function, InBlocks, Output, Plan
 from shmpar.runtime.error_texts import levels_to_user
-from shmpar.runtime.outputs import LEDGER_NEEDS_FILES, NpyFile, Outputs, file_path
+from shmpar.runtime.outputs import LEDGER_NEEDS_FILES, Given, NewFile, Outputs, file_path
 from shmpar.stores.store import Part, Store
-from shmpar.worker.verify import checksum, crc
+from shmpar.worker.verify import StoredChecksum, crc
 
 Array = np.ndarray[Any, Any]
+InWorkers = Callable[[Callable[[int], int], list[int]], Sequence[int]]
 
 _MAGIC = b"shmpar ledger 2\n"
 _PREFIX = struct.Struct("<16sII")  # magic, length and CRC-32 of the header
@@ -88,6 +90,8 @@ def resume(  # noqa: PLR0913 - the parts of a call
     *,
     seeded: bool,
     in_place: bool,
+    in_workers: InWorkers,
+    named: tuple[Any, ...] | None,
 ) -> tuple[Plan, tuple[int, ...] | None]:
     """Open the ledger file of a call, or create it, and find the chunks that an earlier run left.
 
@@ -99,6 +103,10 @@ def resume(  # noqa: PLR0913 - the parts of a call
         The user chose the seed. Otherwise the seed of the first run holds for all.
     in_place : bool
         The output is the input.
+    in_workers : callable
+        Calls a function for each chunk number in a sequence, in workers.
+    named : tuple of (dtype or None) or None
+        The declared dtypes, without those of arrays that the first call may have made.
 
     Returns
     -------
@@ -121,9 +129,9 @@ def resume(  # noqa: PLR0913 - the parts of a call
     """
     path = _checked_path(ledger, plan, outputs.given, in_place=in_place)
     for one in outputs.given or ():
-        if isinstance(one, NpyFile):
+        if isinstance(one, NewFile):
             one.keeps_partial = True
-    identity = call_identity(plan, function, arrays)
+    identity = call_identity(plan._replace(dtypes=named), function, arrays)
     # Why: a seed may be made of NumPy's integers.
     seed = json.loads(json.dumps(plan.seed, default=lambda value: value.tolist()))
     if seeded:
@@ -133,16 +141,15 @@ def resume(  # noqa: PLR0913 - the parts of a call
         outputs.checksums = file.checksums
         if plan.seed is not None:
             plan = plan._replace(seed=file.header.seed)
-        return plan, _unfinished(plan, outputs, file) if file.checksums.any() else None
+        todo = _unfinished(plan, outputs, file, in_workers) if file.checksums.any() else None
     except BaseException:
         # Lock: the traceback of an interrupt keeps this frame, and so the file, alive.
         file.unlock()
         raise
+    return plan, todo
 
 
-def _checked_path(
-    ledger: Any, plan: Plan, given: Sequence[Array | NpyFile] | None, *, in_place: bool
-) -> str:
+def _checked_path(ledger: Any, plan: Plan, given: Sequence[Given] | None, *, in_place: bool) -> str:
     verb = plan.verb
     if not isinstance(ledger, str | os.PathLike):
         raise TypeError(f"{verb}: ledger= is the path of a file, not {type(ledger).__name__}")
@@ -158,7 +165,9 @@ def _checked_path(
     if given is None and (isinstance(plan.placement, InBlocks) or plan.dtypes is not None):
         raise ValueError(f"{verb}: {LEDGER_NEEDS_FILES}")
     for one in given or ():
-        if isinstance(one, NpyFile):
+        if isinstance(one, Store):
+            continue
+        if isinstance(one, NewFile):
             if one.path == path:
                 raise ValueError(f"{verb}: ledger= and out= are the same file, {path!r}")
             continue
@@ -168,11 +177,13 @@ def _checked_path(
     return path
 
 
-def _unfinished(plan: Plan, outputs: Outputs, file: LedgerFile) -> tuple[int, ...] | None:
+def _unfinished(
+    plan: Plan, outputs: Outputs, file: LedgerFile, in_workers: InWorkers
+) -> tuple[int, ...] | None:
     """Return the chunks to compute, None for all; warn of chunks whose output has changed."""
     done = int(np.count_nonzero(file.checksums))
     arrays = _reopened(plan, outputs.given or ())
-    changed = file.verify(None if arrays is None else lambda chunk: plan.windows(chunk, arrays))
+    changed = file.verify(_verifier(plan, arrays, in_workers))
     if changed:
         text = (
             f"{plan.verb}: of {format_count(done, 'chunk')} that {file.path!r} has as done, "
@@ -184,18 +195,29 @@ def _unfinished(plan: Plan, outputs: Outputs, file: LedgerFile) -> tuple[int, ..
         return None
     if arrays:
         for one, array in zip(outputs.given or (), arrays, strict=True):
-            if isinstance(one, NpyFile):
+            if isinstance(one, NewFile):
                 one.array = array
         found = tuple(Output(array.shape, array.dtype) for array in arrays)
         outputs.allocate(Announcement(found, is_tuple=bool(plan.is_tuple)))
     return tuple(np.flatnonzero(file.checksums == 0).tolist())
 
 
-def _reopened(plan: Plan, given: Sequence[Array | NpyFile]) -> list[Array] | None:
+def _verifier(
+    plan: Plan, arrays: list[Any] | None, in_workers: InWorkers
+) -> Callable[[list[int]], Sequence[int]] | None:
+    """Return the function that reads the checksums of chunks; None if the outputs are lost."""
+    if arrays is None:
+        return None
+    found = StoredChecksum(plan, arrays)
+    # Why workers: to read and decode a store takes as long as a run.
+    return functools.partial(in_workers, found) if Store in map(type, arrays) else found.of
+
+
+def _reopened(plan: Plan, given: Sequence[Given]) -> list[Any] | None:
     """Return the outputs of the earlier run; None if one is absent or does not fit this call."""
-    arrays: list[Array] = []
+    arrays: list[Any] = []
     for one, dtype in zip(given, plan.dtypes or (None,) * len(given), strict=True):
-        array = one.reopen() if isinstance(one, NpyFile) else one
+        array = one.reopen() if isinstance(one, NewFile) else one
         if array is None or (dtype is not None and array.dtype != dtype):
             return None
         try:
@@ -308,23 +330,21 @@ class LedgerFile:
                 # done. Lock: it is held until the new file has the name.
                 _create(path, expected, replace=True)
 
-    def verify(self, windows: Callable[[int], Iterable[Array]] | None) -> int:
+    def verify(self, found: Callable[[list[int]], Sequence[int]] | None) -> int:
         """Mark chunks as not done whose output has changed; return their number.
 
         Parameters
         ----------
-        windows : callable or None
-            Return the windows of a chunk in the outputs; None if the outputs are lost.
+        found : callable or None
+            Return the checksums of the windows of chunks; None if the outputs are lost.
 
         Notes
         -----
         Cost: a pass over the output of finished chunks.
         """
-        changed = [
-            chunk
-            for chunk in np.flatnonzero(self.checksums).tolist()
-            if windows is None or checksum(windows(chunk)) != self.checksums[chunk]
-        ]
+        done = np.flatnonzero(self.checksums)
+        sums = 0 if found is None else np.asarray(found(done.tolist()), _CHECKSUM)
+        changed = done[self.checksums[done] != sums]
         self.checksums[changed] = 0
         return len(changed)
 
@@ -476,7 +496,7 @@ class _Fingerprinter:
             del self._open[key]
         return self._done[key][0]
 
-    def _parts(self, value: Any) -> Iterator[str]:  # noqa: C901 - one case per kind of value
+    def _parts(self, value: Any) -> Iterator[str]:  # noqa: C901, PLR0912 - one case per kind of value
         match value:
             case np.ndarray():
                 yield from self._array(value)

@@ -32,6 +32,8 @@ from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, new_output
 from shmpar.memory.system import ADDRESS_SPACE, room_for
 from shmpar.plan import Announcement, Output, ResultError
+from shmpar.stores.store import Store
+from shmpar.stores.targets import ZarrPath, refresh_dataset
 
 if TYPE_CHECKING:
     from shmpar.runtime.checkpoint import LedgerFile
@@ -42,8 +44,8 @@ Window = tuple[slice | int, ...]
 
 
 LEDGER_NEEDS_FILES = (
-    "ledger= needs results that outlive this process: pass out='result.npy' or an np.memmap "
-    "(mode 'r+' or 'w+')"
+    "ledger= needs results that outlive this process: pass out='result.npy', out='result.zarr', a "
+    "zarr array or an np.memmap (mode 'r+' or 'w+')"
 )
 
 
@@ -165,13 +167,20 @@ def _npy_header(shape: tuple[int, ...], dtype: DType) -> bytes:
     return header.getvalue()
 
 
+NewFile = NpyFile | ZarrPath
+"""A file or store that the run creates."""
+Given = Array | Store | NewFile
+
+
 class Outputs:
     """Outputs of one run.
 
     Parameters
     ----------
-    given : sequence of (ndarray or NpyFile), optional
+    given : sequence of (ndarray, Store, NpyFile or ZarrPath), optional
         The user's ``out=``.
+    users : sequence of object, optional
+        For each of these, the object that the call returns instead of it; None for itself.
     returns_objects : bool
         The results are Python objects (``dtype=object``).
     fill : callable, optional
@@ -180,7 +189,7 @@ class Outputs:
 
     Attributes
     ----------
-    arrays : list of ndarray or None
+    arrays : list of (ndarray or Store) or None
         The arrays that are written to; None until shapes and dtypes are known.
     is_tuple : bool or None
         The verb returns a tuple.
@@ -198,13 +207,15 @@ class Outputs:
 
     def __init__(
         self,
-        given: Sequence[Array | NpyFile] | None,
+        given: Sequence[Given] | None,
         *,
+        users: Sequence[Any] | None = None,
         returns_objects: bool = False,
         fill: Callable[[DType], Any] | None = None,
     ) -> None:
-        self.given: Sequence[Array | NpyFile] | None = given
-        self.arrays: list[Array] | None = None
+        self.given: Sequence[Given] | None = given
+        self._users = users
+        self.arrays: list[Any] | None = None
         self.is_tuple: bool | None = None
         self.slab: Slab | None = None
         self.expected: Announcement | None = None
@@ -215,7 +226,7 @@ class Outputs:
         self._returns_objects = returns_objects
         self._fill = fill
 
-    def allocate(self, announcement: Announcement) -> list[Array]:
+    def allocate(self, announcement: Announcement) -> list[Any]:
         """Allocate the outputs that the user did not pass, and create the user's files.
 
         Raises
@@ -234,7 +245,7 @@ class Outputs:
         if self.given is not None:
             _check_fit(self.given, outputs)
             for mine, output in zip(self.given, outputs, strict=True):
-                if isinstance(mine, NpyFile) and mine.array is None:
+                if isinstance(mine, NewFile) and mine.array is None:
                     mine.create(*output)
         pairs = zip(self._given(len(outputs)), outputs, strict=True)
         arrays = [self._writable(array, output) for array, output in pairs]
@@ -245,10 +256,12 @@ class Outputs:
     def _given(self, count: int) -> Sequence[Any]:
         return (None,) * count if self.given is None else self.given
 
-    def _writable(self, mine: Array | NpyFile | None, output: Output) -> Array:
+    def _writable(self, mine: Given | None, output: Output) -> Any:
         if self._returns_objects:
             return np.empty(output.shape, object)
-        array = mine.array if isinstance(mine, NpyFile) else mine
+        array = mine.array if isinstance(mine, NewFile) else mine
+        if isinstance(array, Store):
+            return array
         location = None if array is None else locate(array)
         if array is None or location is None:
             made = new_output(*output, self.slab, lazy=self.lazy)
@@ -259,6 +272,10 @@ class Outputs:
         low, high = byte_bounds(array.shape, array.strides, array.itemsize)
         location.segment.reserve(location.offset + low, location.offset + high)
         return array.view(np.ndarray)
+
+    def stores(self) -> list[Store]:
+        """Return the outputs that lie outside memory."""
+        return [one for one in self.arrays or () if isinstance(one, Store)]
 
     def shared_nbytes(self) -> list[int]:
         """Return the bytes of each expected output that will be allocated in shared memory."""
@@ -313,21 +330,43 @@ class Outputs:
         """Return the result of the verb: an array, a scalar, a tuple of these, or None.
 
         The user's files get their paths, so every chunk must be done.
+
+        Raises
+        ------
+        StoreError
+            A store was removed or has another shape by now, so results are lost.
         """
         if not self.arrays:
             return None
-        given = [
-            mine.publish() if isinstance(mine, NpyFile) else mine
-            for mine in self._given(len(self.arrays))
-        ]
-        results = tuple(
-            mine if mine is not None else array if array.ndim else array[()]
-            for mine, array in zip(given, self.arrays, strict=True)
-        )
-        return results if self.is_tuple else results[0]
+        for one in self.stores():
+            if one.kind == "zarr":  # Why not others: their openers are the user's code
+                one.check()
+        users = self._users or (None,) * len(self.arrays)
+        found: list[Any] = []
+        for mine, user, array in zip(
+            self._given(len(self.arrays)), users, self.arrays, strict=True
+        ):
+            if isinstance(mine, NewFile):
+                found.append(mine.publish())
+            elif mine is None:
+                found.append(array if array.ndim else array[()])
+            else:
+                found.append(mine if user is None else user)
+        return tuple(found) if self.is_tuple else found[0]
+
+    def refresh(self) -> None:
+        """Let the objects of the user see the values that workers have written."""
+        for user, array in zip(self._users or (), self.arrays or (), strict=False):
+            if user is not None and isinstance(array, np.ndarray):
+                refresh_dataset(user, array)
 
 
-def _check_fit(given: Sequence[Array | NpyFile], outputs: Sequence[Output]) -> None:
+def as_user(array: Array | Store) -> Any:
+    """Return an output as the user knows it: a zarr array instead of its store."""
+    return array.user if isinstance(array, Store) and array.user is not None else array
+
+
+def _check_fit(given: Sequence[Given], outputs: Sequence[Output]) -> None:
     """Raise ``ResultError`` if an array of the user does not have the shape of the results."""
     if len(given) != len(outputs):
         raise ResultError(
@@ -335,7 +374,7 @@ def _check_fit(given: Sequence[Array | NpyFile], outputs: Sequence[Output]) -> N
             f"{format_count(len(outputs), 'output')}"
         )
     for mine, (shape, _) in zip(given, outputs, strict=True):
-        if isinstance(mine, np.ndarray) and mine.shape != shape:
+        if isinstance(mine, np.ndarray | Store) and mine.shape != shape:
             raise ResultError(f"out= has shape {mine.shape}, but the results make {shape}")
 
 

@@ -14,7 +14,7 @@ from shmpar.errors import ShmparError
 from shmpar.runtime import error_texts
 from shmpar.runtime.execution import Execution
 from shmpar.runtime.futures import CallbackThreads, Latch, PoolFuture
-from shmpar.runtime.outputs import Outputs, WeakResult
+from shmpar.runtime.outputs import Outputs, WeakResult, as_user
 from shmpar.runtime.progress import Observer
 
 if TYPE_CHECKING:
@@ -47,12 +47,16 @@ class Run(PoolFuture):
 
     @property
     def out(self) -> Any:
-        """The output's shared buffer (a tuple of them), or None while its shape is unknown."""
+        """The output's shared buffer (a tuple of them), or None while its shape is unknown.
+
+        For a zarr array it is that array.
+        """
         outputs = self.execution.outputs
         if not outputs.arrays:
             return None
         outputs.reserve_rest()
-        return tuple(outputs.arrays) if outputs.is_tuple else outputs.arrays[0]
+        found = tuple(map(as_user, outputs.arrays))
+        return found if outputs.is_tuple else found[0]
 
     @property
     def failed(self) -> list[ShmparError]:
@@ -97,6 +101,8 @@ class Run(PoolFuture):
             store_read=int(execution.traffic[0]),
             store_written=int(execution.traffic[1]),
             store_seconds=execution.traffic[2],
+            unit_reads=execution.rereads[0],
+            units=execution.rereads[1],
         )
 
     def result(self, timeout: float | None = None) -> Any:
@@ -119,6 +125,7 @@ class Run(PoolFuture):
     def issue_warnings(self) -> None:
         """Issue the warnings of workers, and the warning of chunks that were filled."""
         super().issue_warnings()
+        self.execution.outputs.refresh()  # Why: not in the pool thread, HDF5 has a lock
         # Why here: warn once, in the thread and at the line that asks for the result.
         errors, self.execution.to_warn = self.execution.to_warn, []
         if errors:

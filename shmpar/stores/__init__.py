@@ -3,4 +3,4 @@
 from shmpar.stores.recognise import open, opened, wrap
 from shmpar.stores.store import Part, Store
 
-__all__ = ["Store", "open", "opened"]
+__all__ = ["Part", "Store", "open", "opened", "wrap"]

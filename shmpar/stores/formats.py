@@ -214,7 +214,8 @@ def place_of_hdf5(dataset: Any) -> int | None:
     if dataset.dtype.hasobject or not dataset.shape:
         return None
     offset: int | None = dataset.id.get_offset()
-    return offset
+    # Why: HDF5 adds the user block to the number that means "none".
+    return None if offset is None or offset < dataset.file.userblock_size else offset
 
 
 def mapped_hdf5(dataset: Any, mode: str = "r") -> Array | None:

@@ -21,7 +21,7 @@ from shmpar.stores.store import Part, Store
 Array = np.ndarray[Any, Any]
 
 _MOST_VALUES: Final = 4 << 20
-_MOST_GRAPH: Final = 64 << 20
+_MOST_GRAPH: Final = 16 << 20  # Why more: the tasks of a large graph are no values
 _LIBRARIES: Final = frozenset({"zarr", "h5py", "dask", "xarray"})
 _HDF5_SUFFIXES: Final = (".h5", ".hdf5", ".hdf", ".he5", ".ims", ".nc", ".h5ad", ".mat")
 
@@ -34,8 +34,8 @@ def open(  # noqa: A001 - the public name
     Parameters
     ----------
     path : str or path
-        ``x.npy``; ``x.zarr``, or ``x.zarr/0`` for an array in a group, or a URL of zarr; ``x.h5:/data``
-        for a dataset of an HDF5 file; ``x.tif``.
+        ``x.npy``; ``x.zarr``, or ``x.zarr/0`` for an array in a group, or a URL of zarr;
+        ``x.h5:/data`` for a dataset of an HDF5 file; ``x.tif``.
     mode : str
         ``"r"``, or ``"r+"`` for a store that is an output too.
     **how
@@ -237,8 +237,8 @@ def _hdf5_store(path: str, name: str, how: dict[str, Any], array: Any, user: Any
 
 def _one_writer(where: str) -> str:
     return (
-        f"{where}: an HDF5 file in chunks has one writer; write to a zarr array or a .npy, or write "
-        "the file yourself from run.completed()"
+        f"{where}: an HDF5 file in chunks has one writer; write to a zarr array or a .npy, or "
+        "write the file yourself from run.completed()"
     )
 
 
@@ -250,8 +250,7 @@ def _opened_tiff(path: str, mode: str, how: dict[str, Any]) -> Store | Array:
         raise FileNotFoundError(2, "there is no such TIFF file", path)
     series, level = how.get("series", 0), how.get("level", 0)
     try:
-        found: Array = tifffile.memmap(path, series=series, level=level, mode=mode)
-        return found
+        return tifffile.memmap(path, series=series, level=level, mode=mode)  # type: ignore[no-any-return]
     except ValueError:  # Why: the values are compressed, or in several runs
         if mode != "r":
             raise TypeError(f"{path}: only an uncompressed TIFF can be written to") from None
@@ -321,8 +320,8 @@ def _wrap_hdf5(dataset: Any, write: bool) -> Store | Array:
     path, name, driver = os.path.abspath(file.filename), dataset.name, file.driver
     if driver not in {"sec2", "stdio", "ros3"}:
         raise TypeError(
-            f"the HDF5 file {file.filename} lies in the memory of this process, or is opened by the "
-            f"driver {driver!r}, which no worker can open; pass x[...]"
+            f"the HDF5 file {file.filename} lies in the memory of this process, or is opened by "
+            f"the driver {driver!r}, which no worker can open; pass x[...]"
         )
     if driver != "ros3":
         if name is None or not os.path.exists(path) or not formats.is_open_at(file.id, path):
@@ -379,7 +378,7 @@ def _lazy(lazy: Any, kind: str, where: str, write: bool, unit: Any) -> Store:
     try:
         opener = cloudpickle.dumps((formats.same, (lazy,), {}), 5, buffer_callback=count)
         if len(opener) > _MOST_GRAPH:
-            raise _TooLarge
+            raise _TooLarge  # noqa: TRY301 - as in the callback
     except _TooLarge:
         raise TypeError(
             f"{where} of shape {lazy.shape} holds more than 4 MiB of values in its graph, which "
@@ -388,8 +387,8 @@ def _lazy(lazy: Any, kind: str, where: str, write: bool, unit: Any) -> Store:
         ) from None
     except Exception as error:
         raise TypeError(
-            f"{where} of shape {lazy.shape} cannot be sent to workers: {error}; pass the array that "
-            "it was made of"
+            f"{where} of shape {lazy.shape} cannot be sent to workers: {error}; pass the array "
+            "that it was made of"
         ) from error
     return Store(opener, lazy.shape, lazy.dtype, unit, kind, where, user=lazy)
 

@@ -219,6 +219,17 @@ class Store:
             f"for an array of {self.nbytes:,} bytes"
         )
 
+    def has_axes_of(self, other: Store) -> bool:
+        """Return whether both have the same shape and order of axes."""
+        return self.shape == other.shape and self._axis == other._axis
+
+    def check(self) -> None:
+        """Raise `StoreError` if the store is gone, or has another shape or dtype by now."""
+        array = self.array
+        if hasattr(array, "check"):  # Why first: zarr would make the folder again
+            array.check()
+        self._copy(token=None).array  # noqa: B018 - it is opened anew
+
     def bound(self) -> Store:
         """Return this store with its array opened in this thread, for the length of a run.
 
@@ -238,7 +249,7 @@ class Store:
         except Exception as error:
             raise StoreError(
                 f"{self.where} ({self.kind}) cannot be opened: {type(error).__name__}: {error}",
-                opener=self.kind, where=self.where,
+                opener=self.kind, where=self.where, errno=getattr(error, "errno", None),
             ) from error  # fmt: skip
         shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
         due = self._in_file(self.shape)
@@ -358,7 +369,7 @@ class Store:
                 raise StoreError(
                     f"cannot {verb} [{window}] of {self.where} ({self.kind}): "
                     f"{type(error).__name__}: {error}",
-                    opener=self.kind, where=self.where,
+                    opener=self.kind, where=self.where, errno=getattr(error, "errno", None),
                 ) from error  # fmt: skip
         raise AssertionError("the last attempt returns or raises")
 

@@ -54,15 +54,15 @@ class Inputs:
         Arguments of the function, in order.
     shape : tuple of int
         Shape of the grid: that of the broadcast arrays, or ``(items,)``.
-    written : sequence of Store
-        Outputs with the axes of the grid, whose units "auto" follows too.
+    written : sequence of (sequence of (int or None), Store)
+        Outputs whose units "auto" follows too, with the axes of the grid for their axes.
     """
 
     arrays: list[Any] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
     arguments: list[Argument] = field(default_factory=list)
     shape: tuple[int, ...] = ()
-    written: Sequence[Store] = ()
+    written: Sequence[tuple[Sequence[int | None], Store]] = ()
 
     def add(self, value: Any, kind: Callable[..., Argument], *fields: Any) -> None:
         """Append an argument of this kind, with the fields that follow its index."""
@@ -153,7 +153,7 @@ class Inputs:
             for one in self.arguments
             if isinstance(one, Blocks) and isinstance(self.arrays[one.array], Store)
         ]
-        stores += [(range(len(self.shape)), one) for one in self.written]
+        stores += self.written
         if not stores:
             return None
         units = [1] * len(self.shape)

@@ -13,7 +13,14 @@ from shmpar.plan import Along, InBlocks, PerChunk
 from shmpar.verbs.arguments import as_input, blocks, check_signature
 from shmpar.verbs.call import Caller, check_callable
 from shmpar.verbs.options import Options, with_shared_text
-from shmpar.verbs.outputs import OutputSpec, axes_tuple, declared_shape, place_blocks
+from shmpar.verbs.outputs import (
+    OutputSpec,
+    axes_tuple,
+    declared_shape,
+    find_targets,
+    place_blocks,
+    written_units,
+)
 from shmpar.worker.compute import ApplyAlongAxis
 
 # Why: more than BLOCK_BYTES, since a ufunc has no temporaries that should stay in the cache.
@@ -88,8 +95,11 @@ class BlockVerbs(Caller):
         array([0, 0, 0, 1, 1, 1])
         """
         call = self._call("map_blocks", func, options)
+        out = find_targets("map_blocks", out)
         inputs = call.inputs = blocks("map_blocks", arrays, declared_shape(chunks, out))
         dropped = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
+        if out_chunks is None:
+            inputs.written = written_units(out, len(inputs.shape), dropped, new_axis)
         most = _UFUNC_BLOCK_BYTES if isinstance(func, np.ufunc) else BLOCK_BYTES
         grid = call.grid = inputs.cut(chunks, whole=dropped, most=most)
         # Why: without an input, only the chunk tells the function which shape to return.
@@ -263,6 +273,9 @@ class BlockVerbs(Caller):
         call = self._call("map_overlap", func, options)
         call.inputs = blocks("map_overlap", arrays)
         dropped = axes_tuple("drop_axis", drop_axis, len(call.inputs.shape))
+        out = find_targets("map_overlap", out)
+        if out_chunks is None:
+            call.inputs.written = written_units(out, len(call.inputs.shape), dropped, new_axis)
         call.cut_with_halo(chunks, depth, boundary, whole=dropped)
         if call.pass_out and call.halo is not None and trim:
             raise ValueError(

@@ -17,6 +17,7 @@ from shmpar.runtime.outputs import Outputs, fill_value_for
 from shmpar.runtime.progress import observe
 from shmpar.runtime.run import Run
 from shmpar.stores.store import Store
+from shmpar.stores.targets import ZarrPath
 from shmpar.verbs.arguments import (
     Inputs,
     check_signature,
@@ -30,6 +31,7 @@ from shmpar.verbs.options import Defaults, Options, parse_options
 from shmpar.verbs.outputs import (
     OutputSpec,
     check_apart,
+    check_stores,
     known_outputs,
     parse_output,
     ufunc_dtypes,
@@ -101,17 +103,28 @@ class Call:
         """Read ``out=`` and ``dtype=``; `objects` and `in_place` may be allowed."""
         self.output = parse_output(self.verb, out, dtype, self.inputs.arrays, **allowed)
 
-    def run(self) -> Run:
-        """Make the run, after all checks that need no call of the function."""
+    def run(self, in_workers: Callable[..., Any]) -> Run:
+        """Make the run, after all checks that need no call of the function.
+
+        Parameters
+        ----------
+        in_workers : callable
+            Calls a function for each number in a sequence, in workers.
+        """
         inputs, spec, policy = self.inputs, self.output, self.policy
         if (again := self.options.get("io_retries")) is not None:
-            inputs.arrays = [
-                one.with_retries(again) if isinstance(one, Store) else one for one in inputs.arrays
-            ]
+            inputs.arrays = [_with_retries(one, again) for one in inputs.arrays]
+            if spec.given is not None:
+                given = tuple([_with_retries(one, again) for one in spec.given])
+                self.output = spec = spec._replace(given=given)
         plan = self._plan()
+        if spec.given is not None:
+            check_stores(plan, spec.given)
         fills = policy.on_error == "fill"
         fill = functools.partial(fill_value_for, policy.fill_value) if fills else None
-        outputs = Outputs(spec.given, returns_objects=spec.returns_objects, fill=fill)
+        outputs = Outputs(
+            spec.given, users=spec.users, returns_objects=spec.returns_objects, fill=fill
+        )
         outputs.check_fill(spec.dtypes or ())
         results = None
         if not self.keywords and (spec.dtypes is not None or plan.chunks == 0):
@@ -132,7 +145,15 @@ class Call:
 
             seeded, in_place = self.options.get("seed") is not None, spec.in_place
             plan, todo = resume(
-                ledger, plan, function, inputs.arrays, outputs, seeded=seeded, in_place=in_place
+                ledger,
+                plan,
+                function,
+                inputs.arrays,
+                outputs,
+                seeded=seeded,
+                in_place=in_place,
+                in_workers=in_workers,
+                named=spec.named if spec.given else spec.dtypes,
             )
         outputs.expected = known
         if spec.in_place:
@@ -188,6 +209,10 @@ class Call:
         )
 
 
+def _with_retries(array: Any, times: int) -> Any:
+    return array.with_retries(times) if isinstance(array, Store | ZarrPath) else array
+
+
 class Caller:
     """Base of the classes that give a pool its verbs."""
 
@@ -203,10 +228,16 @@ class Caller:
         return Call(verb, func, options, policy)
 
     def _run(self, call: Call) -> Any:
-        run = call.run()
+        run = call.run(self._in_workers)
         progress = call.options.get("progress", self._defaults()["progress"])
         run.observer = observe(progress, call.verb)
         return self._execute(run, wait=call.options.get("wait", True))
+
+    def _in_workers(self, func: Callable[[int], int], numbers: list[int]) -> Any:
+        """Return the numbers that a function gives for numbers, called in workers."""
+        verb: Callable[..., Any] = self.parallel_map  # type: ignore[attr-defined]
+        options: Options = {"progress": False, "on_error": "raise", "task_timeout": None}
+        return verb(func, numbers, dtype="u4", **options)
 
 
 def check_callable(verb: str, func: Any) -> None:

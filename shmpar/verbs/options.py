@@ -206,7 +206,9 @@ class _SharedText:
     {arrays}
     *arrays : array_like
         Arrays, which broadcast as in NumPy. Axes of length 1 arrive whole; scalars are passed
-        unchanged.
+        unchanged. Zarr arrays, h5py datasets, Dask arrays, lazy xarray objects and
+        :class:`shmpar.Store` are not read as a whole: each worker reads the blocks of its chunks,
+        and "auto" makes blocks of up to 16 MiB in multiples of their units.
 
     {out}
     out : ndarray, path or tuple of these, optional
@@ -252,7 +254,8 @@ class _SharedText:
 
     {reduced}
     array : array_like
-        Array to reduce.
+        Array to reduce; also a zarr array, h5py dataset, Dask array or :class:`shmpar.Store`, of
+        which each worker reads its blocks.
     axis : int, tuple of int or None
         Axes to reduce; None: all.
 

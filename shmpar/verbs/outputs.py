@@ -17,7 +17,10 @@ from shmpar.memory.copying import is_masked, loses
 from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.memory.locate import locate
 from shmpar.plan import Announcement, Argument, Blocks, InBlocks, Output, Plan, Rows, Whole
-from shmpar.runtime.outputs import NpyFile
+from shmpar.runtime.outputs import Given, NewFile, NpyFile
+from shmpar.stores.units import check_one_writer
+from shmpar.stores.store import Store
+from shmpar.stores.targets import Target, ZarrPath, find_target, is_same_store
 from shmpar.verbs.arguments import Inputs
 
 Array = np.ndarray[Any, Any]
@@ -30,8 +33,13 @@ class OutputSpec(NamedTuple):
 
     Attributes
     ----------
-    given : tuple of (ndarray or NpyFile) or None
+    given : tuple of (ndarray, Store, NpyFile or ZarrPath) or None
         ``out=``, one per output.
+    users : tuple of object or None
+        The objects that the call returns for these; None for themselves.
+    named : tuple of (dtype or None) or None
+        Like `dtypes`, but without those of arrays that exist at a path: a later call finds one
+        that the first call has made.
     dtypes : tuple of (dtype or None) or None
         Declared dtypes, one per output.
     is_tuple : bool or None
@@ -42,11 +50,13 @@ class OutputSpec(NamedTuple):
         An output is an input.
     """
 
-    given: tuple[Array | NpyFile, ...] | None = None
+    given: tuple[Given, ...] | None = None
     dtypes: tuple[DType | None, ...] | None = None
     is_tuple: bool | None = None
     returns_objects: bool = False
     in_place: bool = False
+    users: tuple[Any, ...] | None = None
+    named: tuple[DType | None, ...] | None = None
 
 
 def parse_output(
@@ -83,7 +93,8 @@ def parse_output(
     if out is None:
         return OutputSpec(None, dtypes, is_tuple, returns_objects)
     parts = out if isinstance(out, tuple) else (out,)
-    given = tuple(_parse_array_or_file(verb, part) for part in parts)
+    targets = [_parse_target(verb, part) for part in parts]
+    given = tuple([one.array for one in targets])
     declared = dtypes or (None,) * len(given)
     if len(declared) != len(given):
         raise ValueError(
@@ -91,12 +102,22 @@ def parse_output(
             f"{format_count(len(declared), 'dtype')}; pass one dtype per array, or none"
         )
     pairs = list(zip(given, declared, strict=True))
-    found = tuple([due if isinstance(array, NpyFile) else array.dtype for array, due in pairs])
+    found = tuple([due if isinstance(array, NewFile) else array.dtype for array, due in pairs])
     for actual, due in zip(found, declared, strict=True):
         if due is not None and due != actual:
             raise ValueError(f"{verb}: out= has dtype {actual}, dtype= says {due}")
+    for one in targets:
+        if one.user is not None and isinstance(one.array, np.ndarray):
+            _use_one_mapping(one.array, arrays)
     in_place = _is_in_place(verb, given, arrays, in_place)
-    return OutputSpec(given, found, is_tuple, in_place=in_place)
+    users = tuple([one.user for one in targets])
+    named = tuple(
+        [
+            due if one.is_path else dtype
+            for one, due, dtype in zip(targets, declared, found, strict=True)
+        ]
+    )
+    return OutputSpec(given, found, is_tuple, in_place=in_place, users=users, named=named)
 
 
 def _parse_dtypes(dtype: Any) -> tuple[DType | None, ...]:
@@ -111,13 +132,46 @@ def _parse_dtypes(dtype: Any) -> tuple[DType | None, ...]:
     return found
 
 
-def _parse_array_or_file(verb: str, out: Any) -> Array | NpyFile:
+def find_targets(verb: str, out: Any) -> Any:
+    """Replace each output outside memory by its `Target`; leave others as they are."""
+    if out is None or isinstance(out, np.ndarray | Target):
+        return out
+    if isinstance(out, tuple):
+        return tuple([find_targets(verb, one) for one in out])
+    return find_target(verb, out) or out
+
+
+def written_units(
+    out: Any, ndim: int, drop: Sequence[int], new_axis: Any
+) -> list[tuple[Sequence[int | None], Store]]:
+    """Return the stores among the outputs, with the axes of the grid for their axes.
+
+    Parameters
+    ----------
+    out : object
+        The result of :func:`find_targets`.
+    """
+    axes = output_axes(ndim, drop, new_axis)
+    parts = out if isinstance(out, tuple) else (out,)
+    stores = [one.array for one in parts if isinstance(one, Target)]
+    return [(axes, one) for one in stores if isinstance(one, Store) and one.ndim == len(axes)]
+
+
+def _parse_target(verb: str, out: Any) -> Target:
+    if isinstance(out, Target):
+        return out
+    if type(out) is not np.ndarray and (target := find_target(verb, out)) is not None:
+        return target
     if isinstance(out, str | os.PathLike):
-        return NpyFile(out, f"{verb}: out={out!r}")
+        return Target(NpyFile(out, f"{verb}: out={out!r}"), None)
+    return Target(_parse_array(verb, out), None)
+
+
+def _parse_array(verb: str, out: Any) -> Array:
     if not isinstance(out, np.ndarray):
         raise TypeError(
-            f"{verb}: out= is an array, the path of a .npy file or a tuple of these, not "
-            f"{type(out).__name__}"
+            f"{verb}: out= is an array, a zarr array, the path of a .npy or .zarr, or a tuple of "
+            f"these, not {type(out).__name__}"
         )
     if is_masked(out):
         raise TypeError(f"{verb}: out= is a masked array; pass out.data, and out.mask as another")
@@ -145,9 +199,7 @@ def _overlaps_itself(array: Array) -> bool:
     return False
 
 
-def _is_in_place(
-    verb: str, given: Sequence[Array | NpyFile], arrays: Sequence[Array], allowed: bool
-) -> bool:
+def _is_in_place(verb: str, given: Sequence[Given], arrays: Sequence[Any], allowed: bool) -> bool:
     """Return whether an output is an input, which must be allowed.
 
     Raises
@@ -155,17 +207,16 @@ def _is_in_place(
     ValueError
         If an output shares memory otherwise with an input, or with another output.
     """
-    files = [one.path for one in given if isinstance(one, NpyFile)]
+    files = [one.path for one in given if isinstance(one, NewFile)]
     if len(set(files)) < len(files):
         raise ValueError(f"{verb}: two outputs are one file")
+    found = _is_store_in_place(verb, given, arrays, allowed)
+    arrays = [array for array in arrays if isinstance(array, np.ndarray)]
     outputs = [array for array in given if isinstance(array, np.ndarray)]
-    found = False
     for number, output in enumerate(outputs):
         if any(_overlap(output, other) for other in outputs[:number]):
             raise ValueError(f"{verb}: two outputs share memory")
         for array in arrays:
-            if not isinstance(array, np.ndarray):  # a store
-                continue
             if allowed and _is_same(output, array):
                 found = True
             elif _overlap(output, array):
@@ -173,6 +224,27 @@ def _is_in_place(
                 raise ValueError(
                     f"{verb}: out= (shape {output.shape}) shares memory with an input (shape "
                     f"{array.shape}), so chunks would read the results of others; pass {remedy}"
+                )
+    return found
+
+
+def _is_store_in_place(
+    verb: str, given: Sequence[Given], arrays: Sequence[Any], allowed: bool
+) -> bool:
+    """Return whether an output is the store of an input; raise ``ValueError`` if that is wrong."""
+    outputs = [one for one in given if isinstance(one, Store)]
+    found = False
+    for number, output in enumerate(outputs):
+        if any(is_same_store(output, other) for other in outputs[:number]):
+            raise ValueError(f"{verb}: two outputs are one store ({output.where})")
+        for array in arrays:
+            if not isinstance(array, Store) or not is_same_store(output, array):
+                continue
+            found = True
+            if not (allowed and output.has_axes_of(array)):
+                raise ValueError(
+                    f"{verb}: out= ({output.where}) is the store of an input, so chunks would read "
+                    "the results of others; pass another output"
                 )
     return found
 
@@ -188,6 +260,22 @@ def check_apart(verb: str, outputs: Sequence[Array], held: Iterable[Any]) -> Non
                 "holds or gets as an item, so chunks would read the results of others; pass "
                 "another output, or a copy to the function"
             )
+
+
+def _use_one_mapping(output: Array, arrays: list[Any]) -> None:
+    """Replace inputs that are the mapped output by it.
+
+    Why: NumPy does not see that two mappings of a file are the same memory.
+    """
+    place = locate(output)
+    for number, array in enumerate(arrays):
+        if not isinstance(array, np.ndarray) or place is None:
+            continue
+        other = locate(array)
+        if other is None or other.offset != place.offset or array.shape != output.shape:
+            continue
+        if other.segment.identity() == place.segment.identity() and array.dtype == output.dtype:
+            arrays[number] = output
 
 
 def _is_same(one: Array, other: Array) -> bool:
@@ -210,6 +298,30 @@ def _overlap(one: Array, other: Array) -> bool:
     shift = second.offset - first.offset
     same_file = first.segment.identity() == second.segment.identity()
     return same_file and low < other_high + shift and other_low + shift < high
+
+
+def check_stores(plan: Plan, given: Sequence[Given]) -> None:
+    """Check the outputs outside memory.
+
+    Raises
+    ------
+    ValueError
+        If two chunks would write into one unit, or the function is to write into a window.
+    """
+    for one in given:
+        if isinstance(one, ZarrPath):
+            one.plan = plan
+        if not isinstance(one, Store | ZarrPath):
+            continue
+        if plan.pass_out:
+            place = one.path if isinstance(one, ZarrPath) else one.where
+            raise ValueError(
+                f"{plan.verb}: pass_out=True passes a window in memory, but out= ({place}) has "
+                "none; return the values"
+            )
+        if isinstance(one, Store):
+            plan.check_shape(one)
+            check_one_writer(plan, one.shape, one.unit, one.where.removeprefix("file://"))
 
 
 def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
@@ -242,7 +354,24 @@ def declared_shape(chunks: Any, out: Any) -> tuple[int, ...] | None:
         where = f"chunks={brief(chunks)}"
         return tuple([sum([whole_number(n, where) for n in lengths]) for lengths in entries])
     first = out[0] if isinstance(out, tuple) and out else out
-    return first.shape if isinstance(first, np.ndarray) and first.ndim else None
+    first = first.array if isinstance(first, Target) else first
+    return first.shape if isinstance(first, np.ndarray | Store) and first.ndim else None
+
+
+def output_axes(ndim: int, drop: Sequence[int], new_axis: Any) -> list[int | None]:
+    """Return for each axis of the output the axis of the grid; None for a new one.
+
+    Examples
+    --------
+    >>> output_axes(3, (1,), 0)
+    [None, 0, 2]
+    """
+    axes: list[int | None] = [axis for axis in range(ndim) if axis not in drop]
+    if new_axis is not None:
+        added = list(new_axis) if isinstance(new_axis, Iterable) else [new_axis]
+        for axis in axes_tuple("new_axis", added, len(axes) + len(added)):
+            axes.insert(axis, None)
+    return axes
 
 
 def place_blocks(
@@ -268,11 +397,7 @@ def place_blocks(
                 f"drop_axis: axis {axis} is cut into {count:,} chunks, whose results would fall on "
                 f"one another; leave it whole with chunks={{{axis}: -1}}"
             )
-    axes: list[int | None] = [axis for axis in range(grid.ndim) if axis not in drop]
-    if new_axis is not None:
-        added = list(new_axis) if isinstance(new_axis, Iterable) else [new_axis]
-        for axis in axes_tuple("new_axis", added, len(axes) + len(added)):
-            axes.insert(axis, None)
+    axes = output_axes(grid.ndim, drop, new_axis)
     words = f"an output of {format_count(len(axes), 'axis', 'axes')}"
     entries = per_axis("out_chunks", out_chunks, len(axes), missing=None, array=words)
     cuts = [
@@ -365,7 +490,7 @@ def known_outputs(
         shape = plan.placement.shape(plan.grid, (), (0,) * len(plan.placement.cuts))
     outputs = []
     for array, dtype in zip(spec.given or (None,) * len(spec.dtypes), spec.dtypes, strict=True):
-        if isinstance(array, np.ndarray):
+        if isinstance(array, np.ndarray | Store):
             plan.check_shape(array)
             outputs.append(Output(array.shape, array.dtype))
         elif shape is not None and dtype is not None:
@@ -394,7 +519,7 @@ def _outputs_without_a_call(
     shape = _shape_without_a_call(plan, inputs, is_ufunc=results is not None)
     outputs = []
     for array, dtype in zip(spec.given or (None,) * len(dtypes), dtypes, strict=True):
-        if isinstance(array, np.ndarray):
+        if isinstance(array, np.ndarray | Store):
             plan.check_shape(array)
             output = Output(array.shape, array.dtype)
         elif dtype is None:

@@ -7,7 +7,7 @@ is done once per plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from operator import index
 from sys import maxsize
@@ -131,7 +131,7 @@ class Assignment:
     ----------
     plan, function
         The plan of the call, and the user's function.
-    arrays : sequence of ndarray
+    arrays : sequence of (ndarray, Store, StoreRows or Part)
         The inputs, read-only.
     outputs : sequence of ndarray or None
         The outputs, writable; None until the first result determines their shapes and dtypes.
@@ -170,11 +170,14 @@ class Assignment:
         Seconds that this worker has waited for outputs.
     targets : sequence of (ndarray, set of type) or None
         The outputs that take one number per chunk.
+    written : dict of int to ndarray
+        The values of the latest chunk in each output outside memory, by its number, if chunks
+        have checksums.
     """
 
     plan: Plan
     function: Function
-    arrays: Sequence[Array]
+    arrays: Sequence[Any]
     outputs: Sequence[Array] | None
     is_tuple: bool | None
     tickets: Tickets
@@ -193,6 +196,7 @@ class Assignment:
     handed_out: int | None = None
     waited: float = 0.0
     targets: Sequence[ScalarTarget | None] = ()
+    written: dict[int, Array] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -206,7 +210,8 @@ class Assignment:
         sums = () if self.sums is None else (self.sums,)
         ledger = (self.ledger.status, *self.ledger.times)
         for array in (*(self.outputs or ()), *flat, *sums, *ledger):
-            revoke(array)
+            if isinstance(array, np.ndarray):  # Why: no child writes to an output outside memory
+                revoke(array)
 
     def chunk(self, ticket: int) -> int:
         """Return the chunk of a ticket."""
@@ -355,7 +360,8 @@ class Chunks:
             plan, share = assignment.plan, assignment.worker / assignment.workers
             targets = scalar_targets(plan, outputs) if outputs else []
             assignment.targets = targets
-            self._store = storer(plan, outputs, bool(assignment.is_tuple), targets)
+            kept = None if assignment.sums is None else assignment.written
+            self._store = storer(plan, outputs, bool(assignment.is_tuple), targets, kept)
             self._reserve = reserver(plan, outputs, share)
         return self._store
 
@@ -475,7 +481,8 @@ def _writes_directly(assignment: Assignment, outputs: Sequence[Array]) -> bool:
         return False
     if call.nout != len(outputs) or (call.nout > 1 and not assignment.is_tuple):
         return False
-    if outputs[0].nbytes <= _SMALL_OUTPUT:
+    memory = all(isinstance(output, np.ndarray) for output in outputs)
+    if not memory or outputs[0].nbytes <= _SMALL_OUTPUT:
         return False
     placement = plan.placement
     if isinstance(placement, PerItem):

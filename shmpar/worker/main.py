@@ -42,7 +42,7 @@ from shmpar.memory.layout import protected
 from shmpar.memory.segment import Segment
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
-from shmpar.stores.store import Part, drop_stores, traffic
+from shmpar.stores.store import Part, Store, drop_stores, traffic
 from shmpar.worker import loop
 from shmpar.worker.compute import Abandoned, Assignment, bind_inputs
 from shmpar.worker.environment import (
@@ -423,8 +423,10 @@ class WorkerProcess:
             self.ledger = work.ledger, Ledger(memory, workers=work.workers, chunks=work.chunks)
         return self.ledger[1]
 
-    def output(self, reference: protocol.Reference | protocol.PartReference) -> Any:
-        """Return the array or the part that lies at a reference, writable."""
+    def output(self, reference: protocol.Input) -> Any:
+        """Return the array, the part or the store that lies at a reference, writable."""
+        if isinstance(reference, Store):
+            return reference.bound()
         if isinstance(reference, protocol.PartReference):
             return Part(self.output(reference.memory), *reference[1:])
         key, offset, shape, strides, dtype = reference
@@ -439,7 +441,7 @@ class WorkerProcess:
         if isinstance(reference, protocol.PartReference):
             return Part(self._input(reference.memory, outputs), *reference[1:])
         key, offset, shape, strides, dtype = reference
-        if any(key == output[0] for output in outputs):
+        if any(key == one[0] for one in outputs if isinstance(one, tuple)):
             # Why: a second mapping would hide from NumPy that an output overlaps its input.
             return protected(self.output(reference))
         return self.segments[key].ndarray(

@@ -48,9 +48,9 @@ def reserver(plan: Plan, outputs: Sequence[Array], share: float) -> Reserve | No
     return reserve if parts else None
 
 
-def _shared_mapping(output: Array) -> Mapping | None:
+def _shared_mapping(output: Any) -> Mapping | None:
     """Return the mapping of an output that gains from it."""
-    if output.nbytes < _MIN_OUTPUT or not isinstance(output, np.ndarray):
+    if not isinstance(output, np.ndarray) or output.nbytes < _MIN_OUTPUT:
         return None
     mapping = find_mapping(address_of(output))
     if mapping is None or mapping.segment.private or mapping.segment.kind not in KINDS:

@@ -26,6 +26,8 @@ from shmpar.plan import (
     describe_shape,
     fits_shape,
 )
+from shmpar.stores.store import Store as StoreArray
+from shmpar.worker.environment import exit_if_forked
 
 Array = np.ndarray[Any, Any]
 Store = Callable[[int, Any], None]
@@ -161,14 +163,26 @@ def untrimmed(
 
 def storer(
     plan: Plan,
-    outputs: Sequence[Array],
+    outputs: Sequence[Array | StoreArray],
     is_tuple: bool,
     scalars: Sequence[ScalarTarget | None] | None = None,
+    written: dict[int, Array] | None = None,
 ) -> Store:
-    """Return the function that checks a chunk's result and writes it into its window."""
+    """Return the function that checks a chunk's result and writes it into its window.
+
+    Parameters
+    ----------
+    written : dict, optional
+        Gets the values that were written to each output outside memory, by its number.
+    """
     if not outputs:
         return _store_none
-    stores = [_store_array(plan, *pair) for pair in _with_declared(plan, outputs)]
+    stores = [
+        _write_outside(plan, *pair, number, written)
+        if isinstance(pair[0], StoreArray)
+        else _store_array(plan, *pair)
+        for number, pair in enumerate(_with_declared(plan, outputs))
+    ]
     checked = _store_tuple(plan, stores, outputs) if is_tuple else stores[0]
     found = scalar_targets(plan, outputs) if scalars is None else scalars
     targets = [target for target in found if target is not None]
@@ -177,12 +191,15 @@ def storer(
     return _store_scalars(targets, checked) if is_tuple else _store_scalar(*targets[0], checked)
 
 
-def scalar_targets(plan: Plan, outputs: Sequence[Array]) -> list[ScalarTarget | None]:
+def scalar_targets(plan: Plan, outputs: Sequence[Array | StoreArray]) -> list[ScalarTarget | None]:
     """Return each output that takes one number per chunk; None for another output."""
-    return [_scalar_target(plan, *pair) for pair in _with_declared(plan, outputs)]
+    return [
+        None if isinstance(pair[0], StoreArray) else _scalar_target(plan, *pair)
+        for pair in _with_declared(plan, outputs)
+    ]
 
 
-def _with_declared(plan: Plan, outputs: Sequence[Array]) -> list[tuple[Array, bool]]:
+def _with_declared(plan: Plan, outputs: Sequence[Any]) -> list[tuple[Any, bool]]:
     """Return each output, and whether its dtype was declared."""
     dtypes = plan.dtypes or (None,) * len(outputs)
     return [(out, dtype is not None) for out, dtype in zip(outputs, dtypes, strict=True)]
@@ -213,7 +230,41 @@ def _store_array(plan: Plan, output: Array, declared: bool) -> Store:
     return store
 
 
-def _store_tuple(plan: Plan, stores: Sequence[Store], outputs: Sequence[Array]) -> Store:
+def _write_outside(
+    plan: Plan, output: StoreArray, declared: bool, number: int, written: dict[int, Array] | None
+) -> Store:
+    """Return the function that writes a result to an output outside memory."""
+    dtype, shape = output.dtype, output.shape
+    window_of = plan.placement.windows(plan.grid, shape)
+
+    def store(chunk: int, value: Any) -> None:
+        if type(value) is not np.ndarray:
+            value = _convert(value, dtype, declared)
+        where = window_of(chunk)
+        due = _lengths(where, shape)
+        if value.shape != due:
+            raise ResultError(_explain_shape(plan, chunk, value, np.empty(due, "V0")))
+        if value.dtype != dtype:
+            window = np.empty(due, dtype)
+            _cast_into(window, _as_array(value), declared)
+            value = window
+        # Why: a forked child of the function has no threads that write for it.
+        exit_if_forked()
+        output[where] = value
+        if written is not None:
+            written[number] = value
+
+    return store
+
+
+def _lengths(where: Sequence[slice | int], shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of a window of an array of this shape."""
+    pairs = zip(where, shape, strict=False)
+    named = [len(range(*one.indices(n))) for one, n in pairs if isinstance(one, slice)]
+    return (*named, *shape[len(where) :])
+
+
+def _store_tuple(plan: Plan, stores: Sequence[Store], outputs: Sequence[Any]) -> Store:
     def store(chunk: int, value: Any) -> None:
         if not isinstance(value, tuple) or len(value) != len(stores):
             found = len(as_arrays(plan, value, is_tuple=True))
@@ -231,9 +282,10 @@ def _store_tuple(plan: Plan, stores: Sequence[Store], outputs: Sequence[Array]) 
     return store
 
 
-def _is_view_of(part: Any, outputs: Sequence[Array]) -> bool:
+def _is_view_of(part: Any, outputs: Sequence[Any]) -> bool:
     is_view = isinstance(part, np.ndarray) and part.base is not None
-    return is_view and any(np.may_share_memory(part, output) for output in outputs)
+    memory = [output for output in outputs if isinstance(output, np.ndarray)]
+    return is_view and any(np.may_share_memory(part, output) for output in memory)
 
 
 def _scalar_target(plan: Plan, output: Array, declared: bool) -> ScalarTarget | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +70,33 @@ def crc(array: Array, start: int = 0) -> int:
     return start
 
 
+@dataclass(frozen=True, slots=True)
+class StoredChecksum:
+    """Function of a chunk that returns the checksum of its windows in the outputs; 0 without one.
+
+    Attributes
+    ----------
+    plan : Plan
+        The plan of the call.
+    outputs : list of (ndarray or Store)
+        The outputs.
+    """
+
+    plan: Plan
+    outputs: list[Any]
+
+    def __call__(self, chunk: int) -> int:
+        """Return the checksum of a chunk; 0 if it cannot be read."""
+        try:
+            return checksum(self.plan.windows(chunk, self.outputs))
+        except OSError:  # Why: a unit that was cut off is not as it was written either.
+            return 0
+
+    def of(self, chunks: Sequence[int]) -> list[int]:
+        """Return the checksums of chunks."""
+        return list(map(self, chunks))
+
+
 def fill_pattern(window: Array, byte: int) -> None:
     """Set each byte of a window's elements.
 
@@ -98,19 +126,23 @@ def still_filled(window: Array, byte: int) -> np.ndarray[Any, np.dtype[np.bool_]
     return same
 
 
-def with_checksums(assignment: Assignment, outputs: Sequence[Array], compute: Compute) -> Compute:
+def with_checksums(assignment: Assignment, outputs: Sequence[Any], compute: Compute) -> Compute:
     """Return a function that computes a chunk, and then writes the checksum of its output."""
-    plan, sums = assignment.plan, assignment.sums
+    plan, sums, written = assignment.plan, assignment.sums, assignment.written
     if sums is None:
         return compute
+    memory = {k: one for k, one in enumerate(outputs) if isinstance(one, np.ndarray)}
 
     def record(chunk: int) -> None:
-        windows = plan.windows(chunk, outputs)
+        windows = dict(zip(memory, plan.windows(chunk, [*memory.values()]), strict=True))
         if plan.check:
-            _compute_checked(plan, windows, lambda: compute(chunk), computed=bool(sums[chunk]))
+            places = [*windows.values()]
+            _compute_checked(plan, places, lambda: compute(chunk), computed=bool(sums[chunk]))
         else:
             compute(chunk)
-        sums[chunk] = checksum(windows)
+        windows |= written
+        sums[chunk] = checksum([windows[k] for k in range(len(outputs))])
+        written.clear()
 
     return record
 
@@ -175,23 +207,25 @@ class Verification:
         # Why: a store is not read as a whole, and no function can write to its blocks.
         self._inputs = [one for one in inputs if isinstance(one, np.ndarray)]
         self._before = [crc(one) for one in self._inputs]
-        self._outputs: Sequence[Array] = ()
+        self._outputs: Sequence[Any] = ()
+        self._memory: Sequence[Array] = ()  # those in memory, which have a pattern
         self.sums = new_output((plan.chunks,), np.dtype("<u4")) if sums is None else sums
 
-    def fill_outputs(self, outputs: Sequence[Array]) -> None:
+    def fill_outputs(self, outputs: Sequence[Any]) -> None:
         """Fill the windows of the chunks to compute with the pattern."""
         self._outputs = outputs
+        self._memory = [one for one in outputs if isinstance(one, np.ndarray)]
         if self._todo is not None:
             self.refill(self._todo)
             return
-        for output in outputs:
+        for output in self._memory:
             fill_pattern(output, PATTERN)
 
     def refill(self, chunks: Iterable[int]) -> None:
         """Fill the windows of chunks that may have been begun and will be computed again."""
         for chunk in chunks:
             self.sums[chunk] = 0
-            for window in self._plan.windows(chunk, self._outputs):
+            for window in self._plan.windows(chunk, self._memory):
                 fill_pattern(window, PATTERN)
 
     def find_error(self, ledger: Ledger, run: Any) -> ChunkError | None:
@@ -214,9 +248,9 @@ class Verification:
         return None
 
     def _differs(self, chunk: int, status: int) -> bool:
-        windows = self._plan.windows(chunk, self._outputs)
         if status == DONE:
-            return bool(checksum(windows) != self.sums[chunk])
+            return bool(checksum(self._plan.windows(chunk, self._outputs)) != self.sums[chunk])
         if status == PENDING:
+            windows = self._plan.windows(chunk, self._memory)
             return not all(still_filled(window, PATTERN).all() for window in windows)
         return False

@@ -1,0 +1,317 @@
+"""Outputs outside memory: recognise ``out=``, make new zarr arrays, map datasets of HDF5 files.
+
+Guarantees
+----------
+A new zarr array has the chunks of the grid, so that each unit has one writer.
+An object that loses the writes of other processes (a dict, memory of this process), or that takes a
+single writer (a zip file, a chunked HDF5 dataset), is refused before anything starts.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shmpar.memory.locate import locate
+from shmpar.plan import Plan
+from shmpar.stores import formats
+from shmpar.stores.units import units_for
+from shmpar.stores.recognise import wrap
+from shmpar.stores.store import Store
+
+Array = np.ndarray[Any, Any]
+_ONE_WRITER = "an HDF5 file has one writer; use zarr or .npy, or write run.completed() yourself"
+_SUFFIX = ".zarr"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An output outside memory.
+
+    Attributes
+    ----------
+    array : Store, ZarrPath or memmap
+        The place of the results.
+    user : object
+        The object that the call returns; None for the array at a new path.
+    is_path : bool
+        The user gave its path, so it may exist in a later call alone.
+    """
+
+    array: Any
+    user: Any
+    is_path: bool = False
+
+
+def is_zarr_path(out: Any) -> bool:
+    """Return whether `out` is the path of a zarr array, or of an array in a zarr group.
+
+    Examples
+    --------
+    >>> [is_zarr_path(path) for path in ("a.zarr", "a.zarr/0", "a.zarr.npy", 3)]
+    [True, True, False, False]
+    """
+    if not isinstance(out, str | os.PathLike):
+        return False
+    path = os.fspath(out)
+    return isinstance(path, str) and any(part.endswith(_SUFFIX) for part in path.split("/"))
+
+
+def find_target(verb: str, out: Any) -> Target | None:
+    """Return the output for ``out=`` outside memory; None for any other object.
+
+    Raises
+    ------
+    TypeError
+        If the object cannot have several writers, or its values would be lost.
+    ValueError
+        If it is read-only, or the path leads to something else than an array.
+    """
+    if isinstance(out, Store):
+        return Target(_checked(verb, out), out)
+    if is_zarr_path(out):
+        return _at_path(verb, os.fspath(out))
+    for kind in type(out).__mro__:
+        match kind.__module__.partition(".")[0], kind.__name__:
+            case "zarr", "Array":
+                _check_zarr(f"{verb}: out= ({out.store_path})", out)
+                return Target(_wrapped(verb, out), out)
+            case "h5py", "Dataset":
+                return Target(map_dataset(verb, out), out)
+            case ("dask", "Array") | ("xarray", "DataArray" | "Variable"):
+                raise TypeError(
+                    f"{verb}: out= is of type {type(out).__name__}, which cannot be written in "
+                    "parts; use a zarr array, the path of one, or a .npy"
+                )
+            case ("zarr" | "h5py", "Group"):
+                raise TypeError(f"{verb}: out= is a {type(out).__name__}; pass an array of it")
+    return None
+
+
+def _check_zarr(where: str, array: Any) -> None:
+    """Raise an error for a zarr array that several processes cannot write to."""
+    if type(formats.innermost(array.store)).__name__ == "ZipStore":
+        raise TypeError(f"{where} is a zip file, which has one writer; use a folder")
+    if array.dtype.hasobject or array.dtype.kind == "T":
+        raise TypeError(f"{where} has dtype {array.dtype}, which workers cannot write")
+    if array.read_only:
+        raise ValueError(f"{where} is read-only; open it with mode='r+'")
+
+
+def _wrapped(verb: str, array: Any) -> Store:
+    try:
+        store: Store = wrap(array, write=True)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{verb}: out=: {error}") from None
+    return store
+
+
+def _checked(verb: str, store: Store) -> Store:
+    """Return a store that several processes may write to; raise an error for any other."""
+    where = f"{verb}: out= ({store.where})"
+    array = store.array
+    array = getattr(array, "array", array)  # Why: the record of an open zarr array holds it
+    library = type(array).__module__.partition(".")[0]
+    if store.kind == "hdf5" or library == "h5py":
+        raise TypeError(f"{where}: {_ONE_WRITER}")
+    if store.kind not in {"zarr", "opened"}:
+        raise TypeError(
+            f"{where} is read through {store.kind}, which cannot be written in parts; use a zarr "
+            "array, the path of one, or a .npy"
+        )
+    if library == "zarr":
+        _check_zarr(where, array)
+        return store
+    if store.dtype.hasobject or store.dtype.kind == "T":
+        raise TypeError(f"{where} has dtype {store.dtype}, which workers cannot write")
+    if isinstance(array, np.ndarray) and locate(array) is None and array.flags.writeable:
+        raise TypeError(f"{where} lies in the memory of each process, so the writes would be lost")
+    if not getattr(getattr(array, "flags", None), "writeable", hasattr(array, "__setitem__")):
+        raise ValueError(f"{where} is read-only; open it with mode='r+'")
+    return store
+
+
+def _at_path(verb: str, path: str) -> Target:
+    """Return the array at a path, or the one to be made there."""
+    new = ZarrPath(verb, path)
+    found = new.reopen()
+    if found is None:
+        return Target(new, None, is_path=True)
+    return Target(found, found.user, is_path=True)
+
+
+class ZarrPath:
+    """A zarr array that the run creates, as soon as its shape and dtype are known.
+
+    Attributes
+    ----------
+    path : str
+        Path or URL of the array.
+    array : Store or None
+        The array, once it was created.
+    plan : Plan or None
+        The call, whose chunks become those of the array.
+
+    Raises
+    ------
+    ImportError
+        If zarr is not installed.
+    TypeError
+        For the memory of this process.
+    ValueError
+        If the folder above it does not exist, or the path leads to a group or a file.
+    """
+
+    def __init__(self, verb: str, path: str) -> None:
+        self._where = f"{verb}: out={path!r}"
+        if path.partition("://")[0] in {"memory", "dir::memory"}:
+            raise TypeError(
+                f"{self._where} lies in the memory of this process, so the writes of workers would "
+                "be lost; use a folder"
+            )
+        self.path = path if "://" in path else os.path.abspath(path)
+        self.array: Store | None = None
+        self.plan: Plan | None = None
+        self.keeps_partial = False
+        self._retries = 2
+        if "://" in path:
+            return
+        root = self._root()
+        if not os.path.isdir(os.path.dirname(root)):
+            raise ValueError(f"{self._where}: its folder does not exist")
+        if os.path.isfile(root) or os.path.isfile(self.path):
+            raise ValueError(f"{self._where} is a file, and no folder of zarr")
+
+    def _root(self) -> str:
+        """Return the path of the outermost group or array, which ends in ``.zarr``."""
+        parts = self.path.split("/")
+        last = next(k for k, part in enumerate(parts) if part.endswith(_SUFFIX))
+        return "/".join(parts[: last + 1])
+
+    def with_retries(self, retries: int) -> ZarrPath:
+        """Set the number of attempts after a fault that may pass; return this path."""
+        self._retries = retries
+        return self
+
+    def create(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Store:
+        """Create the array; return its store."""
+        import zarr
+
+        assert self.plan is not None, "the call sets it"
+        units = units_for(self.plan, shape, self.path)
+        root = self._root()
+        name = self.path[len(root) :].strip("/") or None
+        found = zarr.create_array(
+            root, name=name, shape=shape, dtype=dtype, chunks=units, zarr_format=_format(root)
+        )
+        self.array = wrap(found, write=True).with_retries(self._retries)
+        return self.array
+
+    def reopen(self) -> Store | None:
+        """Return the array that exists at the path; None if there is none.
+
+        Raises
+        ------
+        ValueError
+            If there is something else.
+        """
+        import zarr
+
+        try:
+            found = zarr.open_array(self.path, mode="r+")
+        except (FileNotFoundError, ValueError) as error:
+            group = not isinstance(error, FileNotFoundError)
+            if group or (os.path.isdir(self.path) and os.listdir(self.path)):
+                raise ValueError(
+                    f"{self._where} is a folder without a zarr array of its own; name the array in "
+                    "it, as in 'x.zarr/0', or pass another path"
+                ) from None
+            return None
+        self.array = wrap(found, write=True).with_retries(self._retries)
+        return self.array
+
+    def publish(self) -> Any:
+        """Return the zarr array."""
+        assert self.array is not None, "it was created or reopened"
+        return self.array.user
+
+
+def _format(root: str) -> int | None:
+    """Return the version of zarr's format that the members of a group have; None without one."""
+    import zarr
+
+    try:
+        return int(zarr.open_group(root, mode="r").metadata.zarr_format)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def is_same_store(one: Store, other: Store) -> bool:
+    """Return whether two stores are the same array, opened twice.
+
+    Notes
+    -----
+    A lazy array that was made of a store is not recognised.
+    """
+    return one.opener == other.opener or (
+        one.kind == other.kind and _place(one) == _place(other) != ""
+    )
+
+
+def _place(store: Store) -> str:
+    """Return the path or URL of a store without links; empty if it has none."""
+    if store.kind == "opened":
+        return ""
+    path = store.where.removeprefix("file://")
+    return os.path.realpath(path) if "://" not in path else path.rstrip("/")
+
+
+def map_dataset(verb: str, dataset: Any) -> Array:
+    """Return a contiguous HDF5 dataset as an array that maps its file.
+
+    Raises
+    ------
+    TypeError
+        If the dataset is not one run of bytes in a file.
+    ValueError
+        If the file is closed, or open for reading alone.
+    """
+    if not dataset:
+        raise ValueError(f"{verb}: out= is a dataset of a closed HDF5 file; open it again")
+    file = dataset.file
+    where = f"{verb}: out= ({file.filename}:{dataset.name})"
+    if dataset.chunks is not None or dataset.is_virtual or dataset.external:
+        raise TypeError(f"{where}: {_ONE_WRITER}")
+    if file.driver not in {"sec2", "stdio"}:
+        raise TypeError(f"{where}: a file of the driver {file.driver!r} cannot be mapped")
+    if file.mode != "r+":
+        raise ValueError(f"{where} is read-only; open the file with mode 'r+'")
+    if dataset.dtype.hasobject:
+        raise TypeError(f"{where} has dtype {dataset.dtype}, which workers cannot write")
+    if not dataset.size:
+        return np.empty(dataset.shape, dataset.dtype)
+    if formats.place_of_hdf5(dataset) is None:
+        # Why: HDF5 gives a dataset its place in the file with the first write.
+        dataset[(0,) * dataset.ndim] = dataset.fillvalue
+    found = wrap(dataset, write=True)
+    if not isinstance(found, np.ndarray):
+        raise TypeError(f"{where}: {_ONE_WRITER}")
+    return found
+
+
+def refresh_dataset(dataset: Any, values: Array) -> None:
+    """Make HDF5 forget the bytes of a dataset that it has read before workers wrote others.
+
+    Why: it keeps one piece of each dataset. A read elsewhere replaces that piece.
+    """
+    if not dataset or not dataset.size:  # Why: a closed dataset is false
+        return
+    kept = dataset.file.id.get_access_plist().get_sieve_buf_size()
+    if dataset.size * dataset.dtype.itemsize <= 2 * kept:
+        dataset[...] = values
+        return
+    for place in (0, -1):
+        dataset[(place % dataset.shape[0], *[place % n for n in dataset.shape[1:]])]
