@@ -245,6 +245,51 @@ def test_a_ledger_resumes_a_run(cluster: shmpar.Pool, tmp_path: Path) -> None:
     assert len(list(calls.iterdir())) == 1
 
 
+def test_workers_of_hosts_write_into_stores(
+    cluster: shmpar.Pool, local: shmpar.Pool, tmp_path: Path
+) -> None:
+    """A store is opened by the workers, as an input and as an output: no value comes back."""
+    zarr: Any = pytest.importorskip("zarr")
+    source = zarr.create_array(tmp_path / "in.zarr", shape=(70, 53), chunks=(16, 9), dtype="f8")
+    source[...] = contract.IMAGE
+    target = zarr.create_array(tmp_path / "out.zarr", shape=(70, 53), chunks=(16, 9), dtype="f8")
+    found = cluster.map_overlap(contract.smooth, source, depth=2, chunks=(16, 18), out=target)
+    assert found is target
+    due = local.map_overlap(contract.smooth, contract.IMAGE, depth=2, chunks=(16, 18))
+    assert np.array_equal(target[...], due)
+    assert cluster.last_run is not None
+    report = cluster.last_run.report
+    assert sum(host.bytes_in + host.bytes_out for host in report.hosts) == 0
+    assert report.store_written == due.nbytes
+    path = str(tmp_path / "new.zarr")
+    cluster.map_blocks(np.negative, contract.IMAGE, chunks=(16, 18), out=path)
+    assert np.array_equal(zarr.open_array(path)[...], -contract.IMAGE)
+
+
+def test_a_ledger_with_a_store_resumes_a_run(cluster: shmpar.Pool, tmp_path: Path) -> None:
+    """The workers of hosts compute the checksums of their output."""
+    zarr: Any = pytest.importorskip("zarr")
+    allowed, calls = tmp_path / "allowed", tmp_path / "calls"
+    calls.mkdir()
+
+    def work(block: np.ndarray, block_id: Any) -> np.ndarray:
+        (calls / f"{block_id}-{time.monotonic_ns()}").touch()
+        if block_id == (1, 1) and not allowed.exists():
+            raise OSError("not yet")
+        return block + 1
+
+    options: dict[str, Any] = {"chunks": (16, 18), "dtype": float}
+    options |= {"out": str(tmp_path / "x.zarr"), "ledger": str(tmp_path / "ledger")}
+    with pytest.raises(ExceptionGroup):
+        cluster.map_blocks(work, contract.IMAGE, on_error="collect", **options)
+    allowed.touch()
+    for path in calls.iterdir():
+        path.unlink()
+    cluster.map_blocks(work, contract.IMAGE, **options)
+    assert np.array_equal(zarr.open_array(options["out"])[...], contract.IMAGE + 1)
+    assert len(list(calls.iterdir())) == 1
+
+
 def test_an_initializer_runs_in_each_local_worker(executor: Executor, tmp_path: Path) -> None:
     """An initializer that raises is the error of every run."""
     path = str(tmp_path)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 import pickle
 import queue
 import time
@@ -282,8 +283,8 @@ class ClusterEngine:
         self, lane: Lane, active: ActivePlan, generation: Generation
     ) -> protocol.CounterExhausted:
         key = active.number, generation.number
-        had = lane.claimed.pop(key, 0)
-        return protocol.CounterExhausted(lane.number, *key, had)
+        had, moved = lane.claimed.pop(key, 0), lane.traffic.pop(active.number, (0, 0, 0.0))
+        return protocol.CounterExhausted(lane.number, *key, had, traffic=moved)
 
     def close(self, active: ActivePlan) -> None:
         """Drop the objects that are kept for a run."""
@@ -479,6 +480,7 @@ class ClusterEngine:
             sent, lane.busy, lane.host = lane.busy, None, None
             lane.queue.clear()
             lane.claimed.clear()
+            lane.traffic.clear()
             if sent is None or sent.killed:
                 # Why: only calls that no span was beside of can be at fault.
                 at_fault = bool(host.calls) and not busy and lane is host.lanes[0]
@@ -579,6 +581,9 @@ class ClusterEngine:
             self._events.append(warned._replace(run=number, call=None))
         state.suspects.difference_update(sent.chunks)
         self._measure(state, sent, host, result)
+        before: Any = lane.traffic.get(number, (0, 0, 0.0))
+        moved: Any = tuple(map(operator.add, before, result.traffic))
+        lane.traffic[number] = moved
         if state.active.reports:
             finished = protocol.ClaimFinished(number, sent.generation.number, sent.first, sent.last)
             self._events.append(finished)
@@ -590,6 +595,7 @@ class ClusterEngine:
         state.latest = max(state.latest, size)
         state.active.ledger.times.seconds[as_index(sent.chunks)] = mine
         traffic = state.traffic(host)
+        traffic.deaths += result.deaths
         traffic.computing += result.seconds
         traffic.transport += max(0.0, spent - result.seconds)
 

@@ -20,6 +20,7 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import pickle
 import select
@@ -432,6 +433,7 @@ class Host:
                 return Missing("head")
             runs = [self._start(loaded, box, span) for box in span.boxes]
             results, warned, seconds, deaths = [], {}, 0.0, 0
+            traffic: Any = (0, 0, 0.0)
             for run in runs:
                 run.resolved.wait()
                 execution = run.execution
@@ -439,10 +441,12 @@ class Host:
                 results.append(execution.result or _nothing_done(run))
                 seconds, deaths = seconds + execution.compute_seconds, deaths + execution.deaths
                 warned.update(run.warned or {})
+                traffic = tuple(map(operator.add, traffic, execution.traffic))
             with self._state:
                 loaded.runs.difference_update(runs)
                 loaded.used = time.monotonic()
-            return SpanResult(results, seconds / self.settings.workers, deaths, [*warned.values()])
+            each = seconds / self.settings.workers
+            return SpanResult(results, each, deaths, [*warned.values()], traffic)
 
     def _load(self, number: int, head: Head | None) -> _Loaded | None:
         with self._state:

@@ -26,13 +26,26 @@ class Prepared:
 
 @dataclass(eq=False, slots=True)
 class Lane:
-    """A place for a span at a host; a worker, to the scheduler."""
+    """A place for a span at a host; a worker, to the scheduler.
+
+    Attributes
+    ----------
+    queue : deque
+        The generations that it takes chunks of.
+    busy : Sent or None
+        The span that its host has.
+    claimed : dict
+        Tickets that it has claimed, by the numbers of run and generation.
+    traffic : dict
+        Bytes and seconds of stores that are not reported yet, by the number of the run.
+    """
 
     number: int
     host: Host | None = None
     queue: deque[tuple[ActivePlan, Generation]] = field(default_factory=deque)
     busy: Sent | None = None
     claimed: dict[tuple[int, int], int] = field(default_factory=dict)
+    traffic: dict[int, tuple[int, int, float]] = field(default_factory=dict)
 
 
 @dataclass(eq=False, slots=True)

@@ -364,12 +364,15 @@ class SpanResult(NamedTuple):
         Local workers that died in a chunk.
     warned : list of Warned
         Warnings of the function.
+    traffic : tuple of (int, int, float)
+        Bytes read from stores, bytes written to stores, and the seconds of that.
     """
 
     boxes: list[BoxResult]
     seconds: float
     deaths: int
     warned: list[Warned]
+    traffic: tuple[int, int, float]
 
 
 class CallResult(NamedTuple):

@@ -128,6 +128,8 @@ class HostTraffic:
         Seconds in which its workers computed, divided by their number.
     transport : float
         Seconds in which its spans were on their way, or waited there for one another.
+    deaths : int
+        Its workers that died in a chunk.
     lost : str
         Reason of its loss; empty if it was not lost.
     """
@@ -138,6 +140,7 @@ class HostTraffic:
     bytes_in: int = 0
     computing: float = 0.0
     transport: float = 0.0
+    deaths: int = 0
     lost: str = ""
 
 
