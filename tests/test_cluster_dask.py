@@ -89,10 +89,9 @@ def test_windows_travel_to_hosts_that_share_no_memory(
 
 
 def test_stores_are_opened_by_the_hosts(
-    cluster: shmpar.Pool, local: shmpar.Pool, tmp_path: Path
+    zarr: Any, cluster: shmpar.Pool, local: shmpar.Pool, tmp_path: Path
 ) -> None:
     """An input in zarr travels as its opener."""
-    zarr: Any = pytest.importorskip("zarr")
     path = str(tmp_path / "x.zarr")
     store = zarr.create_array(path, shape=(70, 53), chunks=(16, 9), dtype="f8")
     store[...] = contract.IMAGE
@@ -255,6 +254,42 @@ def test_the_hosts_pools_end_with_the_client(client: Any, tmp_path: Path) -> Non
         pids = set(map(int, os.listdir(tmp_path)))
         killed.kill()
     wait_for_end(pids | set(map(int, os.listdir(tmp_path))), 5)
+
+
+LEDGER = """
+import os, sys, time, numpy as np, distributed, shmpar
+address, folder = sys.argv[1:]
+def work(block, block_id):
+    open(os.path.join(folder, f"{block_id[0]}-{os.getpid()}"), "a").close()
+    if not os.path.exists(os.path.join(folder, "fast")):
+        time.sleep(0.05)
+    return block + 1
+client = distributed.Client(address)
+with shmpar.Pool(engine=client) as pool:
+    image = np.arange(400 * 8.0).reshape(400, 8)
+    store, ledger = os.path.join(folder, "x.zarr"), os.path.join(folder, "ledger")
+    pool.map_blocks(work, image, chunks=(4, 8), dtype=float, out=store, ledger=ledger)
+    print(pool.last_run.report.computed)
+"""
+
+
+def test_a_later_process_computes_the_rest_of_a_client_that_was_killed(
+    client: Any, tmp_path: Path
+) -> None:
+    """The ledger and the store outlive the client; each chunk that is marked is whole."""
+    zarr: Any = pytest.importorskip("zarr")
+    command = [sys.executable, "-c", LEDGER, client.scheduler.address, str(tmp_path)]
+    with subprocess.Popen(command) as killed:
+        while len(os.listdir(tmp_path)) < 40:
+            assert killed.poll() is None
+            time.sleep(0.02)
+        killed.kill()
+    (tmp_path / "fast").touch()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 0 < int(done.stdout) < 100
+    due = np.arange(400 * 8.0).reshape(400, 8) + 1
+    assert np.array_equal(zarr.open_array(str(tmp_path / "x.zarr"))[...], due)
 
 
 def wait_for_end(pids: set[int], seconds: float) -> None:

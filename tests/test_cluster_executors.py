@@ -246,10 +246,9 @@ def test_a_ledger_resumes_a_run(cluster: shmpar.Pool, tmp_path: Path) -> None:
 
 
 def test_workers_of_hosts_write_into_stores(
-    cluster: shmpar.Pool, local: shmpar.Pool, tmp_path: Path
+    zarr: Any, cluster: shmpar.Pool, local: shmpar.Pool, tmp_path: Path
 ) -> None:
     """A store is opened by the workers, as an input and as an output: no value comes back."""
-    zarr: Any = pytest.importorskip("zarr")
     source = zarr.create_array(tmp_path / "in.zarr", shape=(70, 53), chunks=(16, 9), dtype="f8")
     source[...] = contract.IMAGE
     target = zarr.create_array(tmp_path / "out.zarr", shape=(70, 53), chunks=(16, 9), dtype="f8")
@@ -266,9 +265,10 @@ def test_workers_of_hosts_write_into_stores(
     assert np.array_equal(zarr.open_array(path)[...], -contract.IMAGE)
 
 
-def test_a_ledger_with_a_store_resumes_a_run(cluster: shmpar.Pool, tmp_path: Path) -> None:
+def test_a_ledger_with_a_store_resumes_a_run(
+    zarr: Any, cluster: shmpar.Pool, tmp_path: Path
+) -> None:
     """The workers of hosts compute the checksums of their output."""
-    zarr: Any = pytest.importorskip("zarr")
     allowed, calls = tmp_path / "allowed", tmp_path / "calls"
     calls.mkdir()
 
