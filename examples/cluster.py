@@ -10,6 +10,7 @@ its hosts is killed while the image is computed: the result is the same, byte fo
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import time
@@ -50,12 +51,17 @@ def main() -> None:
         from distributed import Client, LocalCluster
     except ImportError:
         raise SystemExit("this example needs distributed: pip install 'shmpar[dask]'") from None
+    # Why: Dask logs each connection that the death of a host cuts.
+    for name in ("distributed", "asyncio", "tornado"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     size, chunk = (800, 100) if options.smoke else (options.size, 500)
     image = np.random.default_rng(0).random((size, size))
     with ExitStack() as stack:
         address = options.address
         if address is None:
-            cluster = LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=":0")
+            cluster = LocalCluster(
+                n_workers=3, threads_per_worker=1, dashboard_address=":0", silence_logs=False
+            )
             address = stack.enter_context(cluster)
         client = stack.enter_context(Client(address))
         pool = stack.enter_context(shmpar.Pool(engine=client))
