@@ -197,7 +197,7 @@ def children(folder: str, names: tuple[str, ...]) -> Iterator[dict[str, Child]]:
 
 def stores(*, quick: bool) -> None:
     """Maps from zarr to zarr, in turns with Dask's schedulers; ratios of time and of memory."""
-    rounds = 1 if quick else 5
+    rounds = 1 if quick else 3
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
             sizes = {"side": 512, "unit": 128} if quick else {}

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 import shmpar
-from shmpar.runtime import checkpoint
 from shmpar.worker import verify
 from tests.interpreters import interpreter
 

@@ -20,6 +20,7 @@ pytest.importorskip("xarray")
 pytest.importorskip("dask")
 
 import shmpar  # noqa: E402
+from shmpar.stores.store import Part  # noqa: E402
 from tests import store_formats  # noqa: E402
 from tests.store_formats import FORMATS  # noqa: E402
 
@@ -218,6 +219,17 @@ def test_the_report_tells_the_traffic_of_stores(pool: shmpar.Pool, folder: str) 
     assert re.search(r"stores +4.7 KiB read in .* of the work", str(report))
     pool.map_blocks(np.negative, x)
     assert "stores" not in str(pool.last_run.report)
+
+
+def test_verbs_over_a_part(pool: shmpar.Pool) -> None:
+    """A part that is the whole array gives what the array gives."""
+    x = np.random.default_rng(0).normal(size=(19, 13))
+    part = Part(x, (0, 0), x.shape)
+    for boundary in BOUNDARIES:
+        how = {"depth": (2, 15), "boundary": boundary, "chunks": (7, 5)}
+        got = pool.map_overlap(stencil, part, **how)
+        assert_same(got, pool.map_overlap(stencil, x, **how))
+    assert_same(pool.parallel_map(np.sum, part), pool.parallel_map(np.sum, x))
 
 
 def test_rows_of_tables(pool: shmpar.Pool) -> None:

@@ -22,6 +22,13 @@ def made(zarr, tmp_path):
     return make
 
 
+@pytest.fixture(scope="module")
+def serial():
+    """A serial pool, for errors that come before anything starts."""
+    with shmpar.Pool(engine="serial") as pool:
+        yield pool
+
+
 def half(block):
     return block // 2
 
@@ -151,22 +158,22 @@ def test_a_path_becomes_a_zarr_array_with_the_chunks_of_the_grid(any_pool, zarr,
     np.testing.assert_array_equal(out[...], X[:, :3])
 
 
-def test_an_array_at_the_path_is_written_into(any_pool, made, zarr, tmp_path):
+def test_an_array_at_the_path_is_written_into(serial, made, zarr, tmp_path):
     """An existing array that fits stays; its units count, and nothing else is replaced."""
     made("x.zarr", attributes={"name": "kept"})
     path = str(tmp_path / "x.zarr")
-    out = any_pool.map_blocks(half, X, chunks=CUT, out=path)
+    out = serial.map_blocks(half, X, chunks=CUT, out=path)
     assert (out.chunks, dict(out.attrs)) == ((20, 20), {"name": "kept"})
     np.testing.assert_array_equal(out[...], X // 2)
     with pytest.raises(ValueError, match="multiple of 20"):
-        any_pool.map_blocks(half, X, chunks=15, out=path)
+        serial.map_blocks(half, X, chunks=15, out=path)
     with pytest.raises(ValueError, match=r"out= has shape \(60, 80\)"):
-        any_pool.map_blocks(half, X[:40], chunks=20, out=path)
+        serial.map_blocks(half, X[:40], chunks=20, out=path)
     with pytest.raises(ValueError, match="out= has dtype uint16, dtype= says float32"):
-        any_pool.map_blocks(half, X, chunks=20, out=path, dtype="f4")
+        serial.map_blocks(half, X, chunks=20, out=path, dtype="f4")
     zarr.create_group(tmp_path / "group.zarr").create_array("0", shape=(3,), dtype="i4")
     with pytest.raises(ValueError, match="without a zarr array of its own"):
-        any_pool.map_blocks(half, X, chunks=20, out=tmp_path / "group.zarr")
+        serial.map_blocks(half, X, chunks=20, out=tmp_path / "group.zarr")
 
 
 # Refused outputs
@@ -215,40 +222,40 @@ def h5_dataset(path):
     return h5py.File(path, "r+")["x"]
 
 
-def test_outputs_that_several_workers_cannot_write(any_pool, zarr, tmp_path):
+def test_outputs_that_several_workers_cannot_write(serial, zarr, tmp_path):
     """Each is refused before anything starts, and the error has the reason."""
     pytest.importorskip("h5py")
     for out, error, text in refusals(zarr, tmp_path):
         with pytest.raises(error, match=text) as caught:
-            any_pool.map_blocks(half, X, chunks=CUT, out=out)
+            serial.map_blocks(half, X, chunks=CUT, out=out)
         assert str(caught.value).startswith("map_blocks: out="), caught.value
 
 
-def test_lazy_arrays_are_no_outputs(any_pool):
+def test_lazy_arrays_are_no_outputs(serial):
     """Dask and xarray compute values; they have no place for new ones."""
     xarray, dask = pytest.importorskip("xarray"), pytest.importorskip("dask.array")
     for out in (dask.zeros(X.shape), xarray.DataArray(X), xarray.Variable(("y", "x"), X)):
         with pytest.raises(TypeError, match="cannot be written in parts; use a zarr array"):
-            any_pool.map_blocks(half, X, chunks=CUT, out=out)
+            serial.map_blocks(half, X, chunks=CUT, out=out)
 
 
-def test_a_window_in_a_store_is_not_passed_to_the_function(any_pool, made, tmp_path):
+def test_a_window_in_a_store_is_not_passed_to_the_function(serial, made, tmp_path):
     """`pass_out=True` needs memory; the error says so for an array and for a path."""
     for out in (made(), tmp_path / "new.zarr"):
         with pytest.raises(ValueError, match="pass_out=True passes a window in memory"):
-            any_pool.map_blocks(
+            serial.map_blocks(
                 lambda b, out: None, X, chunks=CUT, out=out, dtype="u2", pass_out=True
             )
     assert not (tmp_path / "new.zarr").exists()
 
 
-def test_two_outputs_are_not_one_store(any_pool, made, zarr, tmp_path):
+def test_two_outputs_are_not_one_store(serial, made, zarr, tmp_path):
     """The same array, another handle and the same new path are refused."""
     one = made()
     other, new = zarr.open_array(tmp_path / "x.zarr", mode="r+"), tmp_path / "n.zarr"
     for out in ((one, one), (one, other), (one, str(tmp_path / "x.zarr")), (new, str(new))):
         with pytest.raises(ValueError, match="two outputs are one"):
-            any_pool.map_blocks(lambda b: (b, b), X, chunks=CUT, out=out)
+            serial.map_blocks(lambda b: (b, b), X, chunks=CUT, out=out)
 
 
 # Errors while the run writes

@@ -35,7 +35,7 @@ LEAST_BYTES = 64 * 1024
 BLOCK_BYTES = 1024 * 1024
 """Largest block of "auto", for functions whose temporaries should stay in the cache."""
 FEWEST_BLOCKS = 64
-STORE_BLOCK_BYTES = 16 * 1024 * 1024
+STORE_BLOCK_BYTES = 12 * 1024 * 1024
 """Largest block of "auto" for a store: reading a piece takes longer than a cache would save."""
 FEWEST_STORE_BLOCKS = 16
 
@@ -354,9 +354,9 @@ def _lengths_by_units(
     Examples
     --------
     >>> _lengths_by_units((10_000, 10_000), (None, None), 4, (0, 0), (512, 512))
-    [512, 8192]
+    [512, 6144]
     >>> _lengths_by_units((10_000, 10_000), (None, None), 4, (6, 6), (512, 512))
-    [2048, 2048]
+    [1536, 2048]
     """
     nbytes = prod(shape) * itemsize
     budget = min(STORE_BLOCK_BYTES, max(LEAST_BYTES, nbytes // FEWEST_STORE_BLOCKS))

@@ -13,9 +13,10 @@ The meaning of an error number is told here alone.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 
 from shmpar.errors import SegmentError, SegmentFull
@@ -27,6 +28,7 @@ REFUSED: Final = frozenset({
     errno.ENODEV, errno.ENOTTY, errno.EPROTONOSUPPORT, errno.EPROTOTYPE, errno.ENOLCK,
 })  # fmt: skip
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG})
+_M_MMAP_THRESHOLD: Final = -3  # of mallopt(3)
 NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 NO_PROCESSES: Final = frozenset({errno.EAGAIN, errno.ENOMEM})  # fork
 HELD: Final = frozenset({errno.EAGAIN, errno.EACCES})  # a lock, by another process
@@ -74,6 +76,21 @@ def attempt(name: str, call: Callable[[], T], otherwise: Callable[[], T]) -> T:
             if error.errno == errno.ENOSYS:
                 _absent.add(name)
     return otherwise()
+
+
+@functools.cache
+def return_large_blocks(least: int) -> None:
+    """Have malloc return each block of at least so many bytes to the system when it is freed.
+
+    Why: glibc keeps the blocks of each thread for later ones, up to 32 MiB each.
+    """
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ or "GLIBC_TUNABLES" in os.environ:
+        return
+    import ctypes  # Why here: NumPy has loaded it
+
+    # Why suppressed: other C libraries have no such function.
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, least)
 
 
 @contextmanager

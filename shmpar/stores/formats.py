@@ -127,17 +127,15 @@ def check_zarr_store(array: Any) -> None:
 class Hdf5Array:
     """An open HDF5 dataset."""
 
-    def __init__(self, dataset: Any, file: Any = None) -> None:
-        self.dataset, self._file = dataset, file
+    def __init__(self, dataset: Any) -> None:
+        # Why the file is not closed: that closes the objects of other users in this process. The
+        # file ends with its last object.
+        self.dataset = dataset
         self.shape, self.dtype, self.unit = dataset.shape, dataset.dtype, dataset.chunks
 
     def read_into(self, where: Where, memory: Array, inside: Where) -> None:
         """Read a window into memory."""
         self.dataset.read_direct(memory, where, inside)
-
-    def __del__(self) -> None:
-        if self._file is not None:
-            self._file.close()
 
 
 def same_process_file(path: str) -> Any:
@@ -183,11 +181,7 @@ def open_hdf5(path: str, name: str, options: Any = None) -> Hdf5Array:
                 opener="hdf5", where=path,
             ) from error  # fmt: skip
         raise
-    try:
-        return Hdf5Array(_dataset(file, name, path), file)
-    except BaseException:
-        file.close()
-        raise
+    return Hdf5Array(_dataset(file, name, path))
 
 
 def _dataset(file: Any, name: str, path: str) -> Any:

@@ -18,9 +18,9 @@ import numpy as np
 from shmpar.memory.locate import locate
 from shmpar.plan import Plan
 from shmpar.stores import formats
-from shmpar.stores.units import units_for
 from shmpar.stores.recognise import wrap
 from shmpar.stores.store import Store
+from shmpar.stores.units import units_for
 
 Array = np.ndarray[Any, Any]
 _ONE_WRITER = "an HDF5 file has one writer; use zarr or .npy, or write run.completed() yourself"

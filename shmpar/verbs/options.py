@@ -48,12 +48,13 @@ class Options(TypedDict, total=False):
         Entropy of the random streams of the chunks.
     pass_out : bool
         Pass the function its window of the output as ``out=``; the function writes there, and its
-        return value is ignored. This needs ``out=``, or in `map_blocks` and `map_overlap` (with
-        ``trim=False``) ``dtype=``. NumPy's ufuncs always write into their window.
+        return value is ignored. This needs ``out=`` in memory, or in `map_blocks` and `map_overlap`
+        (with ``trim=False``) ``dtype=``. NumPy's ufuncs always write into their window in memory.
     ledger : path
         A file that records completed chunks, so that the same call in a later process computes
-        only the others. This needs ``out=`` on disk (a ``.npy`` path or np.memmap), or a function
-        that returns None. The file stays after the last chunk; then the call computes nothing.
+        only the others. This needs ``out=`` on disk (a ``.npy`` or ``.zarr`` path, a zarr array or
+        a np.memmap), or a function that returns None. The file stays after the last chunk; then the
+        call computes nothing. Changed values of an input that lies in a store are not noticed.
     wait : bool
         False returns the :class:`shmpar.Run`.
     """
@@ -208,13 +209,14 @@ class _SharedText:
         Arrays, which broadcast as in NumPy. Axes of length 1 arrive whole; scalars are passed
         unchanged. Zarr arrays, h5py datasets, Dask arrays, lazy xarray objects and
         :class:`shmpar.Store` are not read as a whole: each worker reads the blocks of its chunks,
-        and "auto" makes blocks of up to 16 MiB in multiples of their units.
+        and "auto" makes blocks of about 8 to 12 MiB in multiples of their units.
 
     {out}
-    out : ndarray, path or tuple of these, optional
+    out : ndarray, zarr.Array, h5py.Dataset, Store, path or tuple of these, optional
         Output of the results, which is also returned. A path that ends in ``.npy`` is a file that
         the call returns as a np.memmap. It appears, or replaces an older file, when every chunk is
-        done.
+        done. A path that ends in ``.zarr`` is a zarr array with the chunks of the grid, or the one
+        that exists there. No two chunks may write into one unit (shard or chunk) of a store.
 
     {dtype}
     dtype : dtype or tuple of dtype, optional

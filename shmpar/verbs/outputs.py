@@ -18,9 +18,9 @@ from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.memory.locate import locate
 from shmpar.plan import Announcement, Argument, Blocks, InBlocks, Output, Plan, Rows, Whole
 from shmpar.runtime.outputs import Given, NewFile, NpyFile
-from shmpar.stores.units import check_one_writer
 from shmpar.stores.store import Store
 from shmpar.stores.targets import Target, ZarrPath, find_target, is_same_store
+from shmpar.stores.units import check_one_writer
 from shmpar.verbs.arguments import Inputs
 
 Array = np.ndarray[Any, Any]

@@ -40,6 +40,7 @@ from shmpar.ipc.wire import MAX_DESCRIPTORS, Wire
 from shmpar.memory import limits
 from shmpar.memory.layout import protected
 from shmpar.memory.segment import Segment
+from shmpar.memory.system import return_large_blocks
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
 from shmpar.stores.store import Part, Store, drop_stores, traffic
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 Outcome = tuple[int, int | None, Any, bool, Sequence[tuple[int, int]], tuple[int, int, float]]
 """The fields of ``CounterExhausted`` from `claimed` to `huge_bytes`."""
+_LARGE_BLOCK = 4 << 20  # bytes; Why: automatic chunks of arrays in memory are smaller
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Why the reset: a send raises it if the parent has closed the socket with unread messages.
 _PARENT_GONE = EOFError, BrokenPipeError, ConnectionResetError
@@ -382,6 +384,8 @@ class WorkerProcess:
     def _assign(self, work: Work, function: Function, tickets: Tickets) -> Assignment:
         """Return the work in the memory of this process."""
         ledger, outputs, sums = self._ledger(work), work.outputs, work.checksums
+        if any(isinstance(one, Store) for one in work.arrays):
+            return_large_blocks(_LARGE_BLOCK)
         if work.plan != self.plan[0]:
             self.plan = work.plan, pickle.loads(work.plan)
         return Assignment(
@@ -426,6 +430,8 @@ class WorkerProcess:
     def output(self, reference: protocol.Input) -> Any:
         """Return the array, the part or the store that lies at a reference, writable."""
         if isinstance(reference, Store):
+            # Why: threads of the library decode and encode, each with memory of its own.
+            return_large_blocks(_LARGE_BLOCK)
             return reference.bound()
         if isinstance(reference, protocol.PartReference):
             return Part(self.output(reference.memory), *reference[1:])
