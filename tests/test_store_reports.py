@@ -1,4 +1,4 @@
-"""The number in the report of how often units of stores are read."""
+"""The report of a run over stores: bytes, seconds, and units that are read again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import random
 import numpy as np
 import pytest
 
+import shmpar
 from shmpar.grid import Grid, Halo, Mode
 from shmpar.plan import Blocks, PerChunk, Plan
-from shmpar.report.text import unit_reads
+from shmpar.stores.store import Store
+from shmpar.stores.units import times_read
 
 
 def naive_reads(shape, lengths, unit, depth):
@@ -37,5 +39,25 @@ def test_reads_of_units_are_counted():
         halo = Halo(tuple((n, n) for n in depth), ((Mode.NONE, Mode.NONE),) * ndim)
         argument = Blocks(0, tuple(range(ndim)), halo if any(depth) else None)
         plan = Plan("map_overlap", Grid.cut(tuple(shape), tuple(lengths)), (argument,), PerChunk())
-        due = naive_reads(shape, lengths, unit, depth)
-        assert unit_reads(plan, argument, unit) == pytest.approx(due)
+        store = Store(b"", shape, "u1", unit, "zarr", "x")
+        least = max(1.0, naive_reads(shape, lengths, unit, depth))
+        assert times_read(plan, [store])[0] == pytest.approx(least)
+
+
+def test_the_report_tells_stores_apart_and_gives_advice(zarr, tmp_path):
+    """A grid across units reads each unit four times; the advice names the factor and the units."""
+    source = zarr.create_array(tmp_path / "x.zarr", shape=(400, 400), chunks=(200, 200), dtype="i4")
+    source[...] = np.random.default_rng(0).integers(0, 1 << 30, (400, 400))
+    out = zarr.create_array(tmp_path / "y.zarr", shape=(400, 400), chunks=(50, 50), dtype="i4")
+    with shmpar.Pool(2, engine="threads") as pool:
+        pool.map_blocks(np.negative, source, chunks=50, out=out)
+        report = pool.last_run.report
+    assert (report.store_read, report.store_written) == (source.nbytes, source.nbytes)
+    assert (report.unit_reads, report.units) == (16.0, (200, 200))
+    assert 0 < report.store_seconds <= report.serial_seconds
+    text = str(report)
+    assert "625 KiB read, 625 KiB written in " in text
+    assert "; each unit is read 16.0 times" in text
+    assert report.advice == (
+        "each unit (200, 200) of a store is read 16.0 times: try chunks=(200, 200)"
+    )

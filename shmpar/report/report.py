@@ -195,6 +195,11 @@ class Report:
     store_read, store_written : int
         Bytes of values that workers have read from stores, with halos and repetitions, and written
         to stores.
+    unit_reads : float
+        How often each unit of an input store is read, on average: more than once if chunks end
+        inside of units, or have a halo.
+    units : tuple of int
+        The units of that store, in elements along each axis; empty without a store.
     store_seconds : float
         Seconds that all workers together took for it, decoding included: the part of
         `serial_seconds` that the function did not take.
@@ -243,6 +248,8 @@ class Report:
     store_read: int = 0
     store_written: int = 0
     store_seconds: float = 0.0
+    unit_reads: float = 1.0
+    units: tuple[int, ...] = ()
 
     @cached_property
     def timings(self) -> Timings:

@@ -45,6 +45,7 @@ _LATE = 0.2  # share of the run's time before a late item starts
 _MIN_COPIED = 1 << 20  # bytes
 _SMALL_WORK = 1e-3  # seconds of all chunks together
 _ALLOCATED = {"shm", "memfd", "tempfile"}  # kinds of memory that outputs are allocated in
+_FEW_READS = 1.25  # of each unit of a store
 _WITHOUT_CHUNKS = {"parallel_map", "apply_along_axis"}  # verbs without `chunks=`
 
 
@@ -177,7 +178,9 @@ def _stores(report: Report) -> str:
     text = ", ".join([f"{format_bytes(size)} {verb}" for size, verb in moved if size])
     spent, all_of_it = report.store_seconds, max(report.serial_seconds, 1e-9)
     share = f"{min(100, round(100 * spent / all_of_it))} % of the work"
-    return f"{text} in {format_seconds(spent)}, {share}"
+    text = f"{text} in {format_seconds(spent)}, {share}"
+    again = report.unit_reads > _FEW_READS
+    return text + f"; each unit is read {report.unit_reads:.1f} times" * again
 
 
 def _memory(report: Report) -> str:
@@ -264,7 +267,7 @@ def advise(report: Report) -> str:
     """Return the advice with the largest gain, or an empty string."""
     if not report.complete or not report.timings.chunks.size or report.failed:
         return ""
-    hints = [*_call_hints(report), *_chunk_hints(report)]
+    hints = [*_call_hints(report), *_chunk_hints(report), *_store_hints(report)]
     gain, advice = max(hints, default=(0.0, ""))
     return advice if gain >= _MIN_GAIN else _memory_bound(report)
 
@@ -332,6 +335,23 @@ def _chunk_hints(report: Report) -> Iterator[Hint]:
     if not by_items and (grid := coarser(report.plan.grid, min(_TARGET_SECONDS / mean, spare))):
         fact = f"a chunk takes {format_seconds(mean)}, hardly more than handing it out"
         yield _BLOCK_OVERHEAD * share, f"{fact}: try chunks={grid}"
+
+
+def _store_hints(report: Report) -> Iterator[Hint]:
+    """Yield advice about units of stores that are read several times."""
+    moved = report.store_read + report.store_written
+    if report.unit_reads <= _FEW_READS or not moved:
+        return
+    reading = report.store_seconds * report.store_read / moved / report.workers
+    gain = reading / report.seconds * (1 - 1 / report.unit_reads)
+    fact = f"each unit {report.units} of a store is read {report.unit_reads:.1f} times"
+    axes, advice = report.plan.grid.axes, 'chunks="auto"'
+    if len(axes) == len(report.units):
+        # Why two: chunks of a single unit read the units around it again for their halo.
+        least = 1 if report.plan.halo is None else 2
+        pairs = [(axis, n, -(-axis.step // n)) for axis, n in zip(axes, report.units, strict=True)]
+        advice = f"chunks={tuple(min(a.size, n * max(k, least)) for a, n, k in pairs)}"
+    yield gain, f"{fact}: try {advice}"
 
 
 def _memory_bound(report: Report) -> str:

@@ -38,6 +38,8 @@ from shmpar.plan import Announcement, Function, Plan
 from shmpar.runtime import error_texts, scheduler
 from shmpar.runtime.futures import Latch
 from shmpar.runtime.outputs import Outputs, Scratch
+from shmpar.stores.store import Store
+from shmpar.stores.units import times_read
 from shmpar.worker.compute import ApplyAlongAxis
 from shmpar.worker.verify import Verification
 
@@ -185,6 +187,8 @@ class Execution:
         Claims that ended with their worker.
     unfinished : tuple of int
         Chunks that are not done, once it is over.
+    rereads : tuple of (float, tuple of int)
+        As of :func:`shmpar.stores.units.times_read`.
     traffic : tuple of (int, int, float)
         Bytes read from stores and written to stores, and the seconds of all workers for it.
     """
@@ -228,6 +232,8 @@ class Execution:
         self.attempts: list[LostClaim] = []
         self.unfinished: tuple[int, ...] = ()
         self.traffic: tuple[float, ...] = (0, 0, 0.0)
+        stored = any(isinstance(one, Store) for one in arrays)
+        self.rereads = times_read(plan, arrays) if stored else (1.0, ())
         self._todo = todo
         self._function: Function | None = function
         self._arrays = arrays

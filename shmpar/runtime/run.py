@@ -101,6 +101,8 @@ class Run(PoolFuture):
             store_read=int(execution.traffic[0]),
             store_written=int(execution.traffic[1]),
             store_seconds=execution.traffic[2],
+            unit_reads=execution.rereads[0],
+            units=execution.rereads[1],
         )
 
     def result(self, timeout: float | None = None) -> Any:

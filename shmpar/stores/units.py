@@ -1,4 +1,4 @@
-"""Units of stores and chunks of a call: the law of one writer.
+"""Units of stores and chunks of a call: the law of one writer, and units that are read again.
 
 A store writes a unit as a whole. Two workers that write parts of the same unit each read the old
 unit, and the later one puts back the part that the other has written. So no two chunks of a call
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import gcd, prod
+from typing import Any
 
 from shmpar.errors import format_count
 from shmpar.grid import Axis
-from shmpar.plan import Along, InBlocks, Plan
+from shmpar.plan import Along, Blocks, InBlocks, Plan
+from shmpar.stores.store import Store
 
 _MAX_PIECES = 1_000  # units of a new store within one chunk
 
@@ -110,3 +112,49 @@ def units_for(plan: Plan, shape: Sequence[int], where: str) -> tuple[int, ...]:
             )
         units.append(max(1, unit))
     return tuple(units)
+
+
+def times_read(plan: Plan, arrays: Sequence[Any]) -> tuple[float, tuple[int, ...]]:
+    """Return how often a run reads each unit of its stores, on average, and the units.
+
+    These are the number and the units of the input store whose units are read most often; 1 and no
+    unit without such a store.
+
+    Examples
+    --------
+    >>> from shmpar.grid import Grid
+    >>> from shmpar.plan import PerChunk
+    >>> plan = Plan("map_blocks", Grid.cut((100,), (30,)), (Blocks(0, (0,)),), PerChunk())
+    >>> times_read(plan, [Store(b"", (100,), "u1", (20,), "zarr", "x.zarr")])
+    (1.4, (20,))
+    """
+    found: list[tuple[float, tuple[int, ...]]] = [(1.0, ())]
+    for argument in plan.arguments:
+        if not isinstance(argument, Blocks):
+            continue
+        store = arrays[argument.array]
+        if not isinstance(store, Store) or store.unit is None or not store.size:
+            continue
+        halos = ((0, 0),) * store.ndim if argument.halo is None else argument.halo.depth
+        sides = zip(argument.axes, store.shape, store.unit, halos, strict=True)
+        times = [
+            _along(None if k is None else plan.grid.axes[k], size, unit, halo)
+            for k, size, unit, halo in sides
+        ]
+        # Why: the chunks along an axis that the store does not have read the same units.
+        others = [len(one) for k, one in enumerate(plan.grid.axes) if k not in argument.axes]
+        found.append((prod(times) * prod(others), store.unit))
+    return max(found)
+
+
+def _along(cut: Axis | None, size: int, unit: int, halo: tuple[int, int]) -> float:
+    """Return how often the units along one axis are read."""
+    if cut is None:
+        return 1.0
+    before, after = halo
+    spans = map(cut.span, range(cut.count))
+    touched = [
+        -(-min(size, stop + after) // unit) - max(0, start - before) // unit
+        for start, stop in spans
+    ]
+    return sum(touched) / -(-size // unit)
