@@ -267,6 +267,8 @@ def advise(report: Report) -> str:
     """Return the advice with the largest gain, or an empty string."""
     if not report.complete or not report.timings.chunks.size or report.failed:
         return ""
+    if report.hosts:
+        return ""  # Why: its rules are for workers that share the memory of this machine.
     hints = [*_call_hints(report), *_chunk_hints(report), *_store_hints(report)]
     gain, advice = max(hints, default=(0.0, ""))
     return advice if gain >= _MIN_GAIN else _memory_bound(report)
