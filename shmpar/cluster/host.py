@@ -283,7 +283,7 @@ class HostExecution(Execution):
         self.compute_seconds = float(ledger.times.seconds.sum())
         outputs, sums = self.outputs, cast("Part | None", self.outputs.checksums)
         assert isinstance(outputs, HostOutputs)
-        announced, arrays = outputs.announced, cast("list[Any]", outputs.arrays or [])
+        announced, arrays = outputs.announced, outputs.arrays or []
         parts = [(one.array, one.origin) for one in arrays if isinstance(one, Part)]
         self.result = BoxResult(
             done=chunks,
