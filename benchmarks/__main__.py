@@ -3,8 +3,9 @@
 ``python -m benchmarks compare PATH``  compare this checkout with another one
 ``python -m benchmarks peers``         compare with other libraries and with the limits
 ``python -m benchmarks page FILE``     write the page of benchmarks from the figures of `peers`
+``python -m benchmarks cluster``       compare a pool on a Dask cluster with Dask itself
 
-Each of these three has a ``--help`` of its own.
+Each of these four has a ``--help`` of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import importlib
 import sys
 
-COMMANDS = ("compare", "peers", "page")
+COMMANDS = ("compare", "peers", "page", "cluster")
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ import socket
 import struct
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from functools import partial
@@ -177,10 +178,15 @@ def _table(entries: Iterable[Entry]) -> list[str]:
     return format_table([("NAME", "SIZE"), *rows], "<>")
 
 
-def doctor() -> Answer:
-    """Run all checks.
+def doctor(*, engine: str | None = None) -> Answer:
+    """Run all checks, and those of the hosts of a scheduler of Dask.
 
     Cost: a few tenths of a second, for the start of a worker.
+
+    Parameters
+    ----------
+    engine : str, optional
+        Address of the scheduler.
     """
     before = _named_segments()  # Why: a new name or pool removes stale segments.
     checks: list[tuple[str, str, Callable[[Section], None]]] = [
@@ -195,6 +201,8 @@ def doctor() -> Answer:
         ("places", "Array placement", _check_places),
         ("segments", "Named segments", partial(_check_segments, before)),
     ]
+    if engine is not None:
+        checks.append(("cluster", f"Hosts of {engine}", partial(_check_cluster, engine)))
     sections = []
     for key, title, check in checks:
         section = Section(key, title)
@@ -222,6 +230,35 @@ def _doctor_text(sections: list[Section], problems: list[dict[str, str]]) -> str
     for number, problem in enumerate(problems, 1):
         lines += [f"  {number}. {problem['what']}", f"     Advice: {problem['advice']}."]
     return "\n".join(lines)
+
+
+def _check_cluster(address: str, section: Section) -> None:
+    """Show the hosts of a scheduler of Dask, and those that a pool would refuse."""
+    try:
+        from shmpar.cluster.dask import inspect
+    except ImportError:
+        section.problem("distributed is missing", "pip install 'shmpar[dask]'")
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        hosts = inspect(address)
+    section.add("hosts", [one._asdict() for one in hosts], "hosts", str(len(hosts)))
+    if not hosts:
+        section.problem(f"{address} has no host", "start workers of Dask: dask worker ADDRESS")
+    for one in hosts:
+        memory = format_bytes(one.memory_limit) if one.memory_limit else "no limit"
+        cpus = f"{format_count(one.cpus, 'CPU')}, {format_count(one.threads, 'thread')}"
+        where = "this machine" if one.near else one.machine
+        text = f"{where}: {cpus}, {memory}, {one.versions}"
+        section.lines.append((one.address, text if not one.refused else f"refused: {one.refused}"))
+        if one.refused:
+            section.problem(
+                f"{one.address} would be refused: {one.refused}",
+                "install the same versions there, as dask.distributed asks for too",
+            )
+    for warned in caught:
+        if warned.category.__name__ == "SecurityWarning":
+            section.problem(str(warned.message), "see docs/security.md")
 
 
 def _check_versions(section: Section) -> None:
@@ -547,6 +584,8 @@ def _parser() -> argparse.ArgumentParser:
         one = added[command] = commands.add_parser(name, help=about, description=description)
         one.add_argument("--json", action="store_true", help="print one JSON object")
         one.set_defaults(command=command)
+    hosts = "also check the hosts of a scheduler of Dask, for instance tls://scheduler:8786"
+    added[doctor].add_argument("--engine", metavar="ADDRESS", help=hosts)
     nameless_too = "also list segments without a name, which live processes hold"
     added[ls].add_argument("--all", action="store_true", dest="every", help=nameless_too)
     dry_run = "only list the segments that would be removed"

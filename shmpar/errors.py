@@ -7,6 +7,7 @@ The tree, with the builtin exception that each class also is::
     ├── WorkerDied                      a worker process exited while it computed a chunk
     ├── TaskTimeout (TimeoutError)      a chunk took longer than ``task_timeout``
     ├── PlanError                       the function cannot be sent to a worker
+    ├── HostsLost                       no host of a cluster is left
     ├── StoreError (OSError)            a store cannot be opened, read or written
     └── SegmentError                    shared memory
         ├── SegmentGone (FileNotFoundError)   it was closed or removed
@@ -194,3 +195,27 @@ class SegmentGone(SegmentError, FileNotFoundError):
 
 class SegmentFull(SegmentError, MemoryError):
     """There is not enough shared memory; nothing was allocated."""
+
+
+class HostsLost(ShmparError):
+    """No host of a cluster is left, or none came within ``host_timeout``.
+
+    The finished chunks stay done: ``error.run.resume()`` computes the others when there are hosts
+    again, and ``error.run.resume(pool)`` does so in another pool.
+
+    Attributes
+    ----------
+    run : Run or None
+        Run that was lost; None after pickling, and for a submitted call.
+    """
+
+    def __init__(self, message: str, *, run: Any = None) -> None:
+        super().__init__(message)
+        self.run = run
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args
+
+
+class SecurityWarning(UserWarning):
+    """A connection is neither encrypted nor authenticated, and leads to another machine."""

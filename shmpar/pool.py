@@ -49,6 +49,7 @@ from shmpar.verbs.options import parse_options
 from shmpar.worker.environment import in_worker
 
 if TYPE_CHECKING:
+    from shmpar.cluster.connect import Cluster
     from shmpar.engines.launch import Launcher
     from shmpar.report.text import MemoryTable
 
@@ -87,6 +88,22 @@ def _make_launcher(python: Any, env: Mapping[str, str], threads: int) -> Launche
     from shmpar.engines.launch import Launcher
 
     return Launcher(None if python is None else os.fspath(python), env, threads)
+
+
+def _find_cluster(engine: Any, hosts: int | None) -> Cluster | None:
+    """Return the cluster of ``engine=``; None for a local engine."""
+    if isinstance(engine, str) and engine in _ENGINES and hosts is None:
+        return None
+    from shmpar.cluster.connect import find_cluster  # Why here: most pools are local.
+
+    return find_cluster(engine, hosts, _ENGINES)
+
+
+def _parse_workers(n_workers: int | None, cluster: Cluster | None) -> int:
+    """Return the number of workers; 0 stands for the threads of each Dask worker."""
+    if n_workers is None and cluster is not None:
+        return cluster.workers
+    return _positive("n_workers", available_cpus() if n_workers is None else n_workers)
 
 
 def _positive(name: str, value: Any) -> int:
@@ -130,8 +147,12 @@ class Pool(Reductions, FirstGuesses, Executor):
         Number of workers. The default is the CPUs that this process may use (affinity, control
         group), or ``SHMPAR_NUM_WORKERS``. More than the limits on memory, processes and
         descriptors allow are a ValueError with the sums.
-    engine : {"processes", "threads", "serial"}
+    engine : {"processes", "threads", "serial", "dask"}, address, Client or Executor
         Kind of the workers: processes, threads of this process, or the calling thread itself.
+        Or many machines: a ``distributed.Client``, the address of its scheduler
+        (``"tls://scheduler:8786"``), ``"dask"`` for the current client, or any
+        :class:`concurrent.futures.Executor` with `hosts`. Then each host has `n_workers` local
+        workers: by default as many as its Dask worker has threads, and one per call of an executor.
     progress, retries, task_timeout, on_error
         Defaults for the verbs, which explain them. `task_timeout` is not enforced on threads and
         serial.
@@ -165,6 +186,14 @@ class Pool(Reductions, FirstGuesses, Executor):
         Give the :mod:`logging` records of worker processes to the handlers of this process, at the
         levels that its loggers have. A record that a handler in the worker takes stays there.
         Handlers run in a thread of their own. With False, all records stay in the workers.
+    hosts : int, optional
+        Calls of an executor in flight at a time.
+    host_timeout : float
+        Seconds without any host after which a run fails with :class:`shmpar.HostsLost`; it can be
+        resumed.
+    shared_files : bool, optional
+        True if all hosts see the files of this machine under the same paths: then they read and
+        write np.memmap inputs and outputs themselves. False if they do not.
 
     Attributes
     ----------
@@ -216,7 +245,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         self,
         n_workers: int | None = None,
         *,
-        engine: str = "processes",
+        engine: Any = "processes",
         progress: Progress = False,
         retries: int = 1,
         task_timeout: float | None = None,
@@ -229,6 +258,9 @@ class Pool(Reductions, FirstGuesses, Executor):
         check: bool = False,
         max_tasks_per_worker: int | None = None,
         forward_logs: bool = True,
+        hosts: int | None = None,
+        host_timeout: float = 60.0,
+        shared_files: bool | None = None,
     ) -> None:
         self._verb_defaults = Defaults(
             progress=progress,
@@ -238,39 +270,48 @@ class Pool(Reductions, FirstGuesses, Executor):
             check=check,
         )
         self._usual = parse_options("Pool", {}, self._verb_defaults)
-        if engine not in _ENGINES:
-            raise ValueError(f"engine is one of {', '.join(_ENGINES)}, not {engine!r}")
+        cluster = _find_cluster(engine, hosts)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be callable")
-        workers = _positive("n_workers", available_cpus() if n_workers is None else n_workers)
-        if workers > _FEW_WORKERS:
+        workers = _parse_workers(n_workers, cluster)
+        if workers > _FEW_WORKERS and cluster is None:
             check_workers(workers, processes=engine == "processes")
         threads = _positive("threads_per_worker", threads_per_worker)
         if (tasks := max_tasks_per_worker) is not None:
             tasks = _positive("max_tasks_per_worker", tasks)
         call = None if initializer is None else (initializer, tuple(initargs))
         variables = _environment(env)
-        self.n_workers, self.engine = 1 if engine == "serial" else workers, engine
+        self.engine: str = engine if cluster is None else cluster.name
+        self.n_workers = 1 if self.engine == "serial" else builtins.max(1, workers)
         self._pid = os.getpid()
         self._last_run: Run | None = None
+        self._refuse: Callable[[Run], None] | None = None
         self._manager = Manager()
         self._initializer = local.Initializer(call)
         self._resume = weakref.WeakMethod(self._launch)
         remove_stale()
         # Why here: the engine is made in another thread, which does not know of this worker.
-        kind = "serial" if in_worker() else engine
-        launcher = _make_launcher(python, variables, threads) if kind == "processes" else None
-        limits = {"tasks": tasks, "logs": bool(forward_logs)}
-        start = partial(_make_engine, kind, self.n_workers, self._initializer, call, launcher)
-        make = partial(start, **limits)
+        kind = "serial" if in_worker() else self.engine
+        make: Callable[[], Engine]
+        if cluster is not None and kind != "serial":
+            make = cluster.engine_maker(
+                (workers, variables, threads, call, tasks), host_timeout, shared_files,
+                self._usual.retries, python=python, check=check,
+            )  # fmt: skip
+            self._refuse = partial(cluster.refuse, shared_files=shared_files)
+        else:
+            launcher = _make_launcher(python, variables, threads) if kind == "processes" else None
+            limits = {"tasks": tasks, "logs": bool(forward_logs)}
+            start = partial(_make_engine, kind, self.n_workers, self._initializer, call, launcher)
+            make = partial(start, **limits)
         self._loop = Loop(make, self._manager.close)
         self._caps = contextlib.ExitStack()
         # Invariant: a pool with workers is among those that are closed at exit, at any interrupt.
         self._open = True
         try:
             _open_pools.add(self)
-            self._loop.begin(watch=call is not None and engine != "serial")
-            if engine == "threads":
+            self._loop.begin(watch=call is not None and self.engine != "serial")
+            if self.engine == "threads":
                 # Why here: BLAS libraries take a cap from the main thread alone.
                 self._caps.callback(cap_threads(threads))
         except BaseException:
@@ -326,6 +367,8 @@ class Pool(Reductions, FirstGuesses, Executor):
 
     def _execute(self, run: Run, *, wait: bool) -> Any:
         loop = self._checked()
+        if self._refuse is not None:
+            self._refuse(run)
         self._last_run = run
         run.resume_by = self._resume
         if in_worker():  # Why: a worker that waited for workers could wait for itself.

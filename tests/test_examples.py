@@ -199,6 +199,14 @@ def test_histogram_equalise_refuses_floats_and_missing_folders(refusals, tmp_pat
     assert "not 'no/a.npy'" in folder[1]
 
 
+@pytest.mark.skipif(importlib.util.find_spec("distributed") is None, reason="needs distributed")
+def test_cluster_survives_the_loss_of_a_host(example):
+    """The result is that of a local pool, although a host was killed."""
+    output = example("cluster.py", "--smoke")
+    assert "equal, byte for byte: True" in output
+    assert "transport" in output
+
+
 def test_rows_equal_the_loop(example):
     """The fits equal those of a plain loop, and are close to the simulated lifetimes."""
     output = example("rows.py", "--smoke")

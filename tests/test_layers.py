@@ -38,6 +38,7 @@ LAYERS = (
     "engines",
     "report",
     "runtime",
+    "cluster",
     "verbs",
     "pool",
     "defaults",

@@ -62,11 +62,14 @@ class Exit(NamedTuple):
         The kernel has killed processes for lack of memory meanwhile.
     stack : str
         The text that :mod:`faulthandler` has written at a fatal signal.
+    text : str
+        The end of a worker on another machine, whose code is not known.
     """
 
     code: int | None
     out_of_memory: bool = False
     stack: str = ""
+    text: str = ""
 
     def describe(self) -> str:
         """Describe the end, with advice on its cause.
@@ -80,7 +83,8 @@ class Exit(NamedTuple):
         """
         code = self.code
         if code is None:
-            return "ended; its status is unknown, since this process ignores or handles SIGCHLD"
+            unknown = "ended; its status is unknown, since this process ignores or handles SIGCHLD"
+            return self.text or unknown
         if code == SOCKET_LOST:
             return f"exited with status {code} ({_LOST})"
         if code >= 0:
@@ -105,6 +109,39 @@ class Exit(NamedTuple):
         if not lines:
             return ""
         return "\n".join(["\nPython stack of the worker, most recent call first:", *lines])
+
+
+@dataclass(eq=False, slots=True)
+class HostTraffic:
+    """The numbers of one host in one run, for the report.
+
+    Attributes
+    ----------
+    name : str
+        Name of the host.
+    spans : int
+        Spans that it was sent.
+    bytes_out, bytes_in : int
+        Bytes of inputs that were sent to it, and bytes of results that it has returned. Inputs that
+        it opens or maps itself, and outputs that it writes itself, are not counted.
+    computing : float
+        Seconds in which its workers computed, divided by their number.
+    transport : float
+        Seconds in which its spans were on their way, or waited there for one another.
+    deaths : int
+        Its workers that died in a chunk.
+    lost : str
+        Reason of its loss; empty if it was not lost.
+    """
+
+    name: str
+    spans: int = 0
+    bytes_out: int = 0
+    bytes_in: int = 0
+    computing: float = 0.0
+    transport: float = 0.0
+    deaths: int = 0
+    lost: str = ""
 
 
 class Generation(NamedTuple):
@@ -163,6 +200,12 @@ class ActivePlan:
         No more tickets are handed out.
     checksums : ndarray of uint32 or None
         Array for the checksum of each chunk's output.
+    retries : int
+        How often a chunk whose worker died is computed again.
+    task_timeout : float or None
+        Seconds that a chunk may take.
+    hosts : dict of str to HostTraffic
+        The numbers of each host.
     """
 
     number: int
@@ -180,6 +223,9 @@ class ActivePlan:
     reports: bool = False
     stopped: bool = False
     checksums: Array | None = None
+    retries: int = 0
+    task_timeout: float | None = None
+    hosts: dict[str, HostTraffic] = field(default_factory=dict)
 
     def begun_before(self, moment: int) -> Iterator[tuple[int, int]]:
         """Yield (worker, chunk) of the chunks begun before `moment`, in monotonic nanoseconds."""
@@ -246,11 +292,14 @@ class Engine(Protocol):
         Number of workers.
     slab : Slab or None
         Memory for small outputs; None if its workers do not use the ledger's spare memory.
+    remote : bool
+        Workers are in other processes of which this one owns none: outputs are written here.
     """
 
     name: str
     workers: int
     slab: Slab | None
+    remote: bool
 
     def pids(self) -> list[int]:
         """Return the process ids of the workers that are up; none for threads."""
@@ -289,6 +338,9 @@ class Engine(Protocol):
 
     def tickets(self) -> Tickets:
         """Return a counter at 0 from which all workers can claim."""
+
+    def order(self, plan: Plan, todo: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """Return the chunks of a run in the order of their tickets; None is the whole grid."""
 
     def open(self, active: ActivePlan) -> list[int]:
         """Make ready for a run; return the workers that are up."""

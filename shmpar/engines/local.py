@@ -230,6 +230,7 @@ class LocalEngine:
     """The common parts of both engines."""
 
     slab: Slab | None = None
+    remote = False
     workers = 1
     _broken: BaseException | None = None  # the error of a failed initializer
 
@@ -268,6 +269,10 @@ class LocalEngine:
     def tickets(self) -> Tickets:
         """Return a new counter."""
         return new_tickets()
+
+    def order(self, plan: Plan, todo: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """Return the order as it is: all chunks are equally near."""
+        return todo
 
     def kill(self, worker: int, run: int) -> None:
         """Do nothing: a thread cannot be killed."""

@@ -238,6 +238,8 @@ def held_keys(payload: Payload) -> tuple[int, ...]:
 
 def pack_function(call: Function, python: Interpreter | None, *, frozen: bool) -> Payload:
     """Pickle a function with its arguments; raises `PlanError` if that is not possible."""
+    if isinstance(call.call, Payload):
+        return call.call  # Why: another machine has pickled it
     body = cached(call) if python is None else None
     if body is not None:
         return Payload(body, stateless=True)
@@ -310,10 +312,13 @@ def pack_run(
     )
 
 
-def _reference(array: Array, segments: dict[int, Segment]) -> protocol.Reference:
-    """Return where an array lies; add its segment to `segments`. A store is its own reference."""
+def _reference(array: Any, segments: dict[int, Segment]) -> Any:
+    """Return where an array or part lies; add its segment. A store is its own reference."""
     if isinstance(array, Store):
         return array
+    if isinstance(array, Part):
+        memory = _reference(array.array, segments)
+        return protocol.PartReference(memory, array.origin, array.shape)
     place = locate(array)
     if place is None:
         raise TypeError(f"an array of shape {array.shape} is not in shared memory")

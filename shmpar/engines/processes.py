@@ -83,6 +83,7 @@ class ProcessesEngine:
     """
 
     name = "processes"
+    remote = False
 
     def __init__(
         self,
@@ -232,6 +233,10 @@ class ProcessesEngine:
     def tickets(self) -> Tickets:
         """Return a counter at 0."""
         return self._counters.new()
+
+    def order(self, plan: Plan, todo: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """Return the order as it is: all chunks are equally near."""
+        return todo
 
     def open(self, active: ActivePlan) -> list[int]:
         """Start workers where one is missing; return those that are ready."""

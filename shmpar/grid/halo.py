@@ -280,7 +280,7 @@ class Halo(NamedTuple):
             for low, high, mode in ((start, first, before), (last, stop, after)):
                 place = slice(low - start, high - start)
                 if low < high and isinstance(mode, Mode):
-                    parts.append((place, _fold(np.arange(low, high), size, mode)))
+                    parts.append((place, fold(np.arange(low, high), size, mode)))
                 elif low < high:
                     constants.append(((slice(None),) * axis + (place,), mode))
             copied.append(parts)
@@ -297,7 +297,7 @@ class Halo(NamedTuple):
         return window
 
 
-def _fold(positions: NDArray[np.intp], size: int, mode: Mode) -> NDArray[np.intp]:
+def fold(positions: NDArray[np.intp], size: int, mode: Mode) -> NDArray[np.intp]:
     """Map positions beyond an axis of `size` elements to the elements that they repeat."""
     if mode is Mode.NEAREST:
         return positions.clip(0, size - 1)

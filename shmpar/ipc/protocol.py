@@ -313,12 +313,15 @@ class ChunkFailed(NamedTuple):
         The exception, or a :class:`shmpar.plan.ResultError`.
     shape : tuple of int or None
         Shape of the block that the function got.
+    final : bool
+        The exception is the error of the run itself, for instance a `WorkerDied` of a host.
     """
 
     run: int
     chunk: int
     error: Any = None
     shape: tuple[int, ...] | None = None
+    final: bool = False
 
 
 class ClaimFinished(NamedTuple):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from shmpar.engines.engine import HostTraffic
 from shmpar.ipc.ledger import DONE, Ledger, LostClaim
 from shmpar.memory import limits
 from shmpar.plan import Blocks, Plan, Rows
@@ -188,6 +189,9 @@ class Report:
         Claims that ended with the death of their worker.
     filled : bool
         True if the failed chunks were filled (``on_error="fill"``).
+    hosts : tuple of HostTraffic
+        On a cluster: spans, bytes, seconds and the loss of each host. `deaths` counts the hosts
+        that were lost while they had a chunk, too.
     store_read, store_written : int
         Bytes of values that workers have read from stores, with halos and repetitions, and written
         to stores.
@@ -240,6 +244,7 @@ class Report:
     complete: bool
     ledger: Ledger | None
     filled: bool = False
+    hosts: tuple[HostTraffic, ...] = ()
     store_read: int = 0
     store_written: int = 0
     store_seconds: float = 0.0

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shmpar.report.report import Report
 
 LARGE = 64 << 20  # bytes; Why: less may stay in the caches and says nothing about the memory
+HOST_COLUMNS = ("host", "spans", "sent", "returned", "computing", "transport", "lost")
 WORKER_COLUMNS = ("worker", "chunks", "claims", "in chunks", "waiting", "overhead")
 
 _MAX_SLOWEST = 3
@@ -126,6 +127,8 @@ def title(report: Report) -> str:
     call = format_call(report.verb, report.function)
     chunks, duration = format_count(report.chunks, "chunk"), format_seconds(report.seconds)
     workers = f"{format_count(report.workers, 'worker')} ({report.engine})"
+    if report.hosts:
+        workers = f"{format_count(len(report.hosts), 'host')} ({report.engine})"
     return f"{call}: {chunks} in {duration}" + (f" on {workers}" if report.engine else "")
 
 
@@ -207,6 +210,22 @@ def worker_rows(report: Report) -> list[tuple[str, ...]]:
     ]
 
 
+def host_rows(report: Report) -> list[tuple[str, ...]]:
+    """Return a row per host, with the cells of `HOST_COLUMNS`."""
+    return [
+        (
+            one.name,
+            f"{one.spans:,}",
+            format_bytes(one.bytes_out),
+            format_bytes(one.bytes_in),
+            format_seconds(one.computing),
+            format_seconds(one.transport),
+            one.lost or "-",
+        )
+        for one in report.hosts
+    ]
+
+
 def slowest_rows(report: Report, count: int) -> list[tuple[str, str, str, str]]:
     """Return a row per slow chunk: number, region, duration and worker."""
     return [
@@ -218,7 +237,9 @@ def slowest_rows(report: Report, count: int) -> list[tuple[str, str, str, str]]:
 def render(report: Report) -> str:
     """Return the whole report as text."""
     lines = format_table(facts(report), "<<")
-    rows = worker_rows(report)
+    rows = [] if report.hosts else worker_rows(report)
+    if report.hosts:
+        lines += ["", *format_table([HOST_COLUMNS, *host_rows(report)[:_MAX_WORKERS]], "<>>>>><")]
     if report.computed and rows:
         lines += ["", *format_table([WORKER_COLUMNS, *rows[:_MAX_WORKERS]], ">>>>>>")]
         if len(rows) > _MAX_WORKERS:
@@ -235,6 +256,8 @@ def advise(report: Report) -> str:
     """Return the advice with the largest gain, or an empty string."""
     if not report.complete or not report.timings.chunks.size or report.failed:
         return ""
+    if report.hosts:
+        return ""  # Why: its rules are for workers that share the memory of this machine.
     hints = [*_call_hints(report), *_chunk_hints(report), *_store_hints(report)]
     gain, advice = max(hints, default=(0.0, ""))
     return advice if gain >= _MIN_GAIN else _memory_bound(report)

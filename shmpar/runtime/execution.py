@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shmpar.engines.engine import ActivePlan, Engine, Exit, Generation
-from shmpar.errors import ShmparError, format_count
+from shmpar.engines.engine import ActivePlan, Engine, Exit, Generation, HostTraffic
+from shmpar.errors import HostsLost, ShmparError, format_count
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import DONE, FAILED, FINGERPRINT, PENDING, Ledger, LostClaim
 from shmpar.memory.allocate import SMALL, preflight
@@ -192,6 +192,8 @@ class Execution:
         No worker was up then.
     seconds : float or None
         How long it took, once it is over.
+    hosts : dict of str to HostTraffic or None
+        The numbers of each host, on a cluster.
     attempts : list of LostClaim
         Claims that ended with their worker.
     unfinished : tuple of int
@@ -210,6 +212,7 @@ class Execution:
     opened: float | None = None
     cold = False
     seconds: float | None = None
+    hosts: dict[str, HostTraffic] | None = None
     engine: Engine | None = None
     _active: ActivePlan | None = None
     _make_ledger: Callable[[], Ledger] | None = None
@@ -310,7 +313,7 @@ class Execution:
         assert self._function is not None, "a run is executed once"
         self.engine, self._attended = engine, attended
         # Why: workers reserve such outputs, so nobody may look at them before the end.
-        self.outputs.lazy = attended and not self.plan.check
+        self.outputs.lazy = attended and not self.plan.check and not engine.remote
         self._allocate_known(engine)
         if self.plan.check:
             verification = Verification(self.plan, self._arrays, self._todo, self.outputs.checksums)
@@ -352,8 +355,10 @@ class Execution:
             is_tuple=self.outputs.is_tuple,
             checksums=self.outputs.checksums,
             reports=not self._attended and not plan.returns_objects,
+            retries=self.policy.retries,
+            task_timeout=self.policy.task_timeout,
         )
-        self._active, self._prepared = active, None
+        self._active, self._prepared, self.hosts = active, None, active.hosts
         if self._todo is not None:
             active.ledger.status[:] = DONE
             active.ledger.status[list(self._todo)] = PENDING
@@ -365,7 +370,8 @@ class Execution:
             ready = engine.open(active)
             self.opened, self.cold = time.perf_counter(), not ready
             # Invariant: no command after the first, which makes the counter, raises.
-            for command in self._scheduler.start(ready, self._todo):
+            todo = engine.order(plan, self._todo)
+            for command in self._scheduler.start(ready, todo):
                 self._do(command)
         except BaseException:
             self._active = None
@@ -399,8 +405,7 @@ class Execution:
             case protocol.ChunkFailed():
                 self._chunk_failed(event)
             case protocol.PlanRejected():
-                self.fatal = self.fatal or event.error
-                self._feed(event)
+                self._rejected(event)
             case protocol.WorkerReady():
                 self._feed(event)
             case protocol.Warned():
@@ -418,6 +423,12 @@ class Execution:
             for command in self._scheduler.handle(self._events.popleft()):
                 self._do(command)
 
+    def _rejected(self, event: protocol.PlanRejected) -> None:
+        self.fatal = self.fatal or event.error
+        if isinstance(event.error, HostsLost):
+            event.error.run = self.run
+        self._feed(event)
+
     def _announced(self, announcement: Announcement) -> None:
         error = self._scratch.announce(announcement)
         if error is not None:
@@ -431,7 +442,11 @@ class Execution:
 
     def _chunk_failed(self, event: protocol.ChunkFailed) -> None:
         if event.chunk not in self.errors:
-            error = error_texts.chunk_error(self.plan, event, self.run, self.items)
+            if event.final:  # Why: a host has made it the error of this run.
+                error = event.error
+                error.run = self.run
+            else:
+                error = error_texts.chunk_error(self.plan, event, self.run, self.items)
             self._add_error(event.chunk, error)
             self._feed(event)
 

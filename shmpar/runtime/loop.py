@@ -185,9 +185,12 @@ class Loop:
         self._post(partial(self._add_call, call))
         return call
 
-    def cancel(self, run: Run) -> None:
-        """Cancel a run; it is done when its last writer is idle."""
-        self._post(partial(self._cancel, run))
+    def cancel(self, run: Run, grace: float | None = None) -> None:
+        """Cancel a run; it is done when its last writer is idle.
+
+        Workers of chunks in progress are killed after `grace` seconds, if it is not None.
+        """
+        self._post(partial(self._cancel, run, grace))
 
     def restart(self) -> None:
         """Have the workers replaced when they have done the work that they have."""

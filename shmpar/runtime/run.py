@@ -102,6 +102,7 @@ class Run(PoolFuture):
             origin=began,
             complete=done,
             ledger=execution.ledger,
+            hosts=tuple((execution.hosts or {}).values()),
             store_read=int(execution.traffic[0]),
             store_written=int(execution.traffic[1]),
             store_seconds=execution.traffic[2],
@@ -359,8 +360,13 @@ class Run(PoolFuture):
         return make_table(*pairs, dict(execution.errors), ledger, tuple(execution.attempts))
 
     @hide_frames
-    def resume(self) -> Run:
+    def resume(self, pool: Any = None) -> Run:
         """Compute the remaining chunks, in a new run into the same outputs.
+
+        Parameters
+        ----------
+        pool : Pool, optional
+            Another pool that computes them; by default that of this run.
 
         Returns
         -------
@@ -404,6 +410,8 @@ class Run(PoolFuture):
                 "already hold new values"
             )
         launch = None if self.resume_by is None else self.resume_by()
+        if pool is not None:
+            launch = pool._launch  # noqa: SLF001 - the public verbs make new runs alone
         if launch is None:
             raise RuntimeError("the pool of this run is gone; make the call again in a new one")
         run = Run(self.execution.rest())

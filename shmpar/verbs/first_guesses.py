@@ -374,7 +374,8 @@ class FirstGuesses:
         Notes
         -----
         Cost: as much as the start of the workers. Threads, and the engine serial, use the modules
-        of this process: there is nothing to replace.
+        of this process: there is nothing to replace. On many machines restart the hosts themselves,
+        with Dask by ``client.restart()``.
 
         Examples
         --------

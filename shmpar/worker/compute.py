@@ -451,7 +451,7 @@ def _windows_getter(plan: Plan, outputs: Sequence[Array], is_tuple: bool) -> Get
 def _range_computer(assignment: Assignment, store: StoreResult) -> ComputeRange | None:
     """Return the loop over chunks that turns a row or an item into a number, without calls."""
     plan, slot, (user, keywords, values) = assignment.plan, assignment.slot, assignment.function
-    if plan.timed or assignment.sums is not None or assignment.todo is not None:
+    if plan.timed or plan.base or assignment.sums is not None or assignment.todo is not None:
         return None
     if keywords or plan.special_parameters or assignment.is_tuple or len(assignment.targets) != 1:
         return None

@@ -14,6 +14,7 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from time import monotonic_ns, perf_counter
 from typing import Any
 
@@ -107,12 +108,16 @@ def work(assignment: Assignment, channel: Channel) -> bool:
 def _work(assignment: Assignment, channel: Channel) -> bool:
     chunks, clock, size = Chunks(assignment, channel), _Clock(assignment), 1
     claim, count, todo = assignment.tickets.claim, assignment.count, assignment.todo
-    band = max([one.band for one in assignment.arrays if isinstance(one, StoreRows)], default=1)
+    base = assignment.plan.base
+    inputs: Sequence[Any] = assignment.arrays
+    band = max([one.band for one in inputs if isinstance(one, StoreRows)], default=1)
     while (first := claim(size)) < count:
         last = min(first + size, count)
         assignment.claimed += last - first
         began = perf_counter()
         plain = chunks.begin_claim(range(first, last) if todo is None else todo[first:last])
+        if base:
+            plain = _from_base(plain, base)
         compute = clock.begin(plain, first, last, began)
         compute_range = chunks.compute_range if compute is plain else None
         _run_claim(assignment, channel, compute_range or _each(assignment, compute), first, last)
@@ -124,6 +129,11 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
         if size == 0 or channel.enough():
             return False
     return True
+
+
+def _from_base(compute: Compute, base: int) -> Compute:
+    """Return `compute` for the numbers that the ledger has of the chunks of a span."""
+    return lambda chunk: compute(base + chunk)
 
 
 def _next_size(size: int, seconds: float, remaining: int, workers: int) -> int:
@@ -202,11 +212,11 @@ def _report(assignment: Assignment, channel: Channel, chunk: int, error: BaseExc
         if assignment.handed_out is None:  # Why: a second stop counts the tickets of the first.
             assignment.handed_out = handed_out
     try:
-        shape = assignment.block_shape(chunk)
+        shape = assignment.block_shape(chunk + assignment.plan.base)
     except BaseException as again:  # Why: a sequence of the user may raise anything.
         if isinstance(again, KeyboardInterrupt) and channel.interruptible:
             raise
         shape = None
     # Invariant: the status says failed before the parent is told.
     assignment.ledger.status[chunk] = FAILED
-    channel.failed(chunk, error, shape)
+    channel.failed(chunk + assignment.plan.base, error, shape)

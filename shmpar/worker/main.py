@@ -446,12 +446,14 @@ class WorkerProcess:
             self.ledger = work.ledger, Ledger(memory, workers=work.workers, chunks=work.chunks)
         return self.ledger[1]
 
-    def output(self, reference: protocol.Reference) -> Any:
-        """Return the array that lies at a reference, writable."""
+    def output(self, reference: protocol.Input) -> Any:
+        """Return the array, the part or the store that lies at a reference, writable."""
         if isinstance(reference, Store):
             # Why: threads of the library decode and encode, each with memory of its own.
             return_large_blocks(_LARGE_BLOCK)
             return reference.bound()
+        if isinstance(reference, protocol.PartReference):
+            return Part(self.output(reference.memory), *reference[1:])
         key, offset, shape, strides, dtype = reference
         return self.segments[key].ndarray(offset, shape, strides, np.dtype(dtype))
 

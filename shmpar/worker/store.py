@@ -291,6 +291,8 @@ def _is_view_of(part: Any, outputs: Sequence[Any]) -> bool:
 def _scalar_target(plan: Plan, output: Array, declared: bool) -> ScalarTarget | None:
     if isinstance(plan.placement, InBlocks) or output.ndim != plan.grid.ndim:
         return None
+    if not isinstance(output, np.ndarray):
+        return None  # Why: the numbers of chunks are not those of the elements of a part.
     # Why: a scalar has native byte order, so for another order the dtypes differ.
     as_it_is = output.dtype.kind in "biufc" and (declared or output.dtype.isnative)
     exact = {output.dtype.type} if as_it_is else set()

@@ -1,0 +1,447 @@
+"""The transport of Dask's distributed: hosts are its workers, spans are tasks pinned to them.
+
+Guarantees
+----------
+- Windows and results go between client and host, not through the scheduler (``direct=True``).
+- The scheduler retries nothing: each task is pinned, and a task of a lost host is released.
+- A plugin of the workers ends the hosts' pools: with the client's pool, or after the scheduler has
+  seen the client go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import warnings
+import weakref
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from distributed import Client
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from shmpar.cluster import host as serving
+from shmpar.cluster.messages import (
+    Head,
+    Missing,
+    Probe,
+    Settings,
+    Span,
+    Submitted,
+    Versions,
+    machine,
+)
+from shmpar.cluster.transport import Answer, Broken, HostDown, HostUp, Report, warn_if_open
+
+Array = np.ndarray[Any, Any]
+
+_MOST_HOSTS = 256
+_INLINE = 64 << 10  # bytes of windows that go with the task, which saves messages
+_LOOK_SECONDS = 1.0
+_CLOSE_SECONDS = 10.0
+_LOST = frozenset(
+    {"CommClosedError", "KilledWorker", "FutureCancelledError", "FuturesTimeoutError"}
+)
+
+
+class HostPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
+    """Ends the pool of a Dask worker with the worker, or with the client.
+
+    Parameters
+    ----------
+    pool : str
+        Name of the client's pool, and of this plugin.
+    client : str
+        Name of the client.
+    """
+
+    idempotent = True
+
+    def __init__(self, pool: str, client: str) -> None:
+        self.name, self.client = pool, client
+
+    def setup(self, worker: Any) -> None:
+        """Begin to watch the client."""
+        self._task = asyncio.ensure_future(self._watch(worker))
+
+    async def _watch(self, worker: Any) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            events = await worker.scheduler.events(topic=self.client)
+            if not events or any(one.get("action") == "remove-client" for _, one in events):
+                await asyncio.to_thread(serving.close, self.name)
+                return
+
+    def teardown(self, worker: Any) -> None:
+        """End the pool."""
+        if not self._task.done():
+            self._task.cancel()
+        serving.close(f"{self.name}@{worker.address}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "client": self.client}
+
+
+class _Listeners:
+    """The listeners to the events of one client, which has one handler per topic."""
+
+    def __init__(self, client: Client) -> None:
+        self.before = getattr(client, "_event_handlers", {}).get("all")
+        self.heard: list[Callable[[dict[str, Any]], None]] = []
+
+    async def __call__(self, event: Any) -> None:
+        for one in list(self.heard):
+            one(event[1])
+        if self.before is not None:
+            found = self.before(event)
+            if asyncio.iscoroutine(found):
+                await found
+
+
+_listeners: weakref.WeakKeyDictionary[Client, _Listeners] = weakref.WeakKeyDictionary()
+
+
+class DaskTransport:
+    """Hosts are the workers of a Dask cluster.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        The connection to its scheduler.
+    own : bool
+        The client ends with the pool.
+    """
+
+    name = "dask"
+    hosts = _MOST_HOSTS
+
+    def __init__(self, client: Client, *, own: bool = False) -> None:
+        self.client, self._own = client, own
+        self._tell: Callable[[Report], object] = lambda _: None
+        self._settings: Settings | None = None
+        self._heads: dict[tuple[int, str], Any] = {}
+        self._workers: dict[str, int] = {}  # local workers of each host
+        self._serving: dict[int, tuple[str, asyncio.Task[None]]] = {}
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._ended = False
+        self._direct = True  # this process reaches the hosts
+
+    def _later(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.client.loop.asyncio_loop)
+
+    def start(self, settings: Settings, tell: Callable[[Report], object]) -> None:
+        """Register the plugin; report the workers that are there, and those that come and go."""
+        self._settings, self._tell = settings, tell
+        self._later(self._begin()).result()
+
+    async def _begin(self) -> None:
+        assert self._settings is not None
+        client, pool = self.client, self._settings.pool
+        listeners = _listeners.get(client)
+        if listeners is None:
+            listeners = _listeners[client] = _Listeners(client)
+            client.subscribe_topic("all", listeners)
+        listeners.heard.append(self._heard)
+        await client.register_plugin(HostPlugin(pool, client.id), name=pool)
+        workers = await self._identity()
+        self._spawn(self._join(workers))
+        self._watcher = asyncio.ensure_future(self._watch())
+
+    async def _identity(self) -> dict[str, Any]:
+        found = await self.client.scheduler.identity(n_workers=-1)
+        workers: dict[str, Any] = found["workers"]
+        return workers
+
+    def _heard(self, event: dict[str, Any]) -> None:
+        """Take an event of the scheduler, in the thread of the client's loop."""
+        worker = event.get("worker", "")
+        if event.get("action") == "add-worker":
+            self._spawn(self._joined(worker))
+        elif event.get("action") == "remove-worker":
+            self._gone(worker, "it has left the cluster, or its process has ended")
+
+    def _gone(self, worker: str, reason: str) -> None:
+        self._workers.pop(worker, None)
+        for key in [key for key in self._heads if key[1] == worker]:
+            self._heads.pop(key)
+        for token, (host, task) in list(self._serving.items()):
+            if host == worker:
+                self._serving.pop(token)
+                task.cancel()
+        self._tell(HostDown(worker, reason))
+
+    async def _joined(self, worker: str) -> None:
+        for _ in range(100):  # Why: it is announced before it runs.
+            found = (await self._identity()).get(worker)
+            if found is None or found.get("status", "running") == "running":
+                break
+            await asyncio.sleep(0.1)
+        if found is not None:
+            await self._join({worker: found})
+
+    async def _join(self, workers: dict[str, Any]) -> None:
+        """Compare the versions of workers with those of this process, and report the workers."""
+        if not workers or self._ended:
+            return
+        assert self._settings is not None
+        try:
+            probes: dict[str, Any] = await self.client.run(
+                serving.probe, workers=list(workers), on_error="return"
+            )
+        except Exception as error:  # noqa: BLE001 - they have gone meanwhile
+            probes = dict.fromkeys(workers, error)
+        here = machine()
+        for worker, found in probes.items():
+            if not isinstance(found, Probe):
+                self._tell(HostDown(worker, f"refused: {type(found).__name__}: {found}"))
+                continue
+            difference = self._settings.versions.disagrees(found.versions)
+            if difference is not None:
+                self._tell(HostDown(worker, f"refused: {difference}"))
+                continue
+            count = self._settings.workers or workers[worker]["nthreads"]
+            self._workers[worker] = count
+            memory = workers[worker].get("memory_limit") or 0
+            self._tell(HostUp(worker, count, found.machine == here, worker, memory))
+
+    async def _watch(self) -> None:
+        """Report the end of the connection to the scheduler."""
+        while self.client.status not in {"closed", "closing"}:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_SECONDS / 4)  # Why: Dask tells nobody of it.
+        self._tell(Broken("the client of Dask is closed, or has lost its scheduler"))
+
+    # Work
+
+    def send(self, token: int, host: str, work: Span | Submitted, head: Head | None) -> None:
+        """Submit a task to a host."""
+        self.client.loop.asyncio_loop.call_soon_threadsafe(self._send, token, host, work, head)
+
+    def _send(self, token: int, host: str, work: Span | Submitted, head: Head | None) -> None:
+        task = asyncio.ensure_future(self._serve(token, host, work, head))
+        self._serving[token] = host, task
+
+    async def _serve(
+        self, token: int, host: str, work: Span | Submitted, head: Head | None
+    ) -> None:
+        try:
+            value = await self._ask(host, work, head)
+            if value == Missing("head"):  # Why: it drops a head that it has not used for long.
+                self._heads.pop((work.run, host), None)  # type: ignore[union-attr]
+                value = await self._ask(host, work, head)
+            answer = Answer(token, value, None)
+        except asyncio.CancelledError as error:
+            self._lost_track(token, host, f"its task was cancelled ({error})")
+            return
+        except Exception as error:  # noqa: BLE001 - the engine is told
+            if type(error).__name__ in _LOST:
+                self._lost_track(token, host, f"{type(error).__name__}: {error}")
+                return
+            answer = Answer(token, None, error)
+        if self._serving.pop(token, None) is not None:
+            self._tell(answer)
+
+    def _lost_track(self, token: int, host: str, reason: str) -> None:
+        """Report a host whose task is lost; it comes back if the scheduler still has it."""
+        if token in self._serving:  # else its host is gone, or the pool is closed
+            self._gone(host, reason)
+            if self.client.status == "running":
+                self._spawn(self._joined(host))
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run a coroutine in the client's loop; its failure is that of the connection."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask(self, host: str, work: Span | Submitted, head: Head | None) -> Any:
+        assert self._settings is not None
+        client, settings = self.client, self._settings
+        settings = settings._replace(
+            pool=f"{settings.pool}@{host}", workers=self._workers.get(host, 1)
+        )
+        given: Any = work
+        if _nbytes(work) > _INLINE:
+            given = await self._scatter(host, work)
+        future = client.submit(
+            _serve,
+            settings,
+            given,
+            await self._head(host, head),
+            workers=[host],
+            allow_other_workers=False,
+            pure=False,
+            retries=0,
+            key=f"shmpar-{'call' if head is None else head.plan.verb}-{id(work):x}-{host}",
+        )
+        try:
+            return await client.gather(future, direct=True, asynchronous=True)
+        finally:
+            future.release()
+
+    async def _head(self, host: str, head: Head | None) -> Any:
+        """Return the future of a head on a host; it is sent there once."""
+        if head is None:
+            return None
+        key = head.run, host
+        if key not in self._heads:
+            self._heads[key] = asyncio.ensure_future(self._scatter(host, head))
+        return await self._heads[key]
+
+    async def _scatter(self, host: str, value: Span | Submitted | Head) -> Any:
+        """Send an object to a host; through the scheduler, if there is no other way."""
+        options = {"workers": [host], "hash": False, "asynchronous": True}
+        if self._direct:
+            try:
+                (future,) = await self.client.scatter([_Sealed(value)], direct=True, **options)
+            except OSError as error:
+                if host not in self._workers:
+                    raise
+                self._direct = False
+                warnings.warn(
+                    f"host {host} cannot be reached from here ({error}), so all data pass through "
+                    "the scheduler: pass stores, which the hosts open themselves",
+                    RuntimeWarning,
+                    stacklevel=1,
+                )
+            else:
+                return future
+        (future,) = await self.client.scatter([_Sealed(value)], direct=False, **options)
+        return future
+
+    def stop(self, run: int, hosts: Sequence[str], *, kill: bool) -> None:
+        """Tell hosts to stop a run."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._later(self._stop(run, hosts, kill=kill))
+
+    async def _stop(self, run: int, hosts: Sequence[str], *, kill: bool) -> None:
+        assert self._settings is not None
+        pool = self._settings.pool
+        await self.client.run(
+            serving.stop, pool, run, kill=kill, workers=list(hosts), on_error="ignore"
+        )
+
+    def forget(self, run: int) -> None:
+        """Release the heads of a run."""
+        with contextlib.suppress(RuntimeError):
+            self.client.loop.asyncio_loop.call_soon_threadsafe(self._forget, run)
+
+    def _forget(self, run: int) -> None:
+        for key in [key for key in self._heads if key[0] == run]:
+            self._heads.pop(key)
+
+    def withdraw(self, token: int) -> None:
+        """Do nothing: a host that is told to stop a run ends its later spans at once too."""
+
+    def close(self) -> None:
+        """Remove the plugin, which ends the hosts' pools."""
+        with contextlib.suppress(Exception):  # Why: the client may be closed already.
+            self._later(self._close()).result(_CLOSE_SECONDS)
+        if self._own:
+            self.client.close()
+
+    async def _close(self) -> None:
+        assert self._settings is not None
+        self._ended = True
+        self._watcher.cancel()
+        serving_now, self._serving = list(self._serving.values()), {}
+        for _, task in serving_now:
+            task.cancel()
+        self._heads.clear()
+        listeners = _listeners.get(self.client)
+        if listeners is not None and self._heard in listeners.heard:
+            listeners.heard.remove(self._heard)
+            if not listeners.heard:
+                del _listeners[self.client]
+                self._unsubscribe(listeners)
+        await self.client.unregister_worker_plugin(self._settings.pool)
+
+    def _unsubscribe(self, listeners: _Listeners) -> None:
+        """Give the topic back to the handler that the user had set before."""
+        if listeners.before is None:
+            self.client.unsubscribe_topic("all")
+        else:
+            self.client.subscribe_topic("all", listeners.before)
+
+
+class _Sealed:
+    """An object that Dask sends as it is: of a tuple it would send each item."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _serve(settings: Settings, work: Any, head: Any) -> Any:
+    """Serve a span or a call, in a thread of a Dask worker."""
+    opened = [one.value if isinstance(one, _Sealed) else one for one in (work, head)]
+    return serving.serve(settings, *opened)
+
+
+def _nbytes(work: Span | Submitted) -> int:
+    if isinstance(work, Submitted):
+        return len(work.function) + sum(one.nbytes for one in work.held)
+    inputs = [one for box in work.boxes for one in box.inputs if one is not None]
+    return sum(one.values.nbytes for one in inputs)
+
+
+class HostFacts(NamedTuple):
+    """A worker of Dask, for ``python -m shmpar doctor``.
+
+    Attributes
+    ----------
+    address, machine : str
+        Its address, and the name of its machine.
+    near : bool
+        It can map memory of this process.
+    cpus, threads : int
+        CPUs that it may use, and threads of Dask.
+    memory_limit : int
+        Bytes that Dask lets it use; 0 is no limit.
+    versions : str
+        Its versions.
+    refused : str
+        Why a pool would refuse it; empty if it would not.
+    """
+
+    address: str
+    machine: str
+    near: bool
+    cpus: int
+    threads: int
+    memory_limit: int
+    versions: str
+    refused: str
+
+
+def inspect(address: str) -> list[HostFacts]:
+    """Return the facts of the workers of a scheduler."""
+    warn_if_open(address)
+    found = []
+    with Client(address, set_as_default=False, timeout=_CLOSE_SECONDS) as client:
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        probes = client.run(serving.probe, on_error="return") if workers else {}
+    for worker, facts in workers.items():
+        probe, name = probes.get(worker), str(facts.get("host", worker))
+        threads, limit = facts["nthreads"], facts.get("memory_limit") or 0
+        if not isinstance(probe, Probe):
+            refused = f"{type(probe).__name__}: {probe}"
+            found.append(
+                HostFacts(
+                    worker,
+                    name,
+                    near=False,
+                    cpus=0,
+                    threads=threads,
+                    memory_limit=limit,
+                    versions="",
+                    refused=refused,
+                )
+            )
+            continue
+        versions = "Python {}, NumPy {}, shmpar {}".format(*probe.versions)
+        refused = Versions.here().disagrees(probe.versions) or ""
+        near = probe.machine == machine()
+        found.append(
+            HostFacts(worker, probe.name, near, probe.cpus, threads, limit, versions, refused)
+        )
+    return found

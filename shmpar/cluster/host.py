@@ -1,0 +1,573 @@
+"""The side of a host: it serves spans and calls with a local pool, in a process of any engine.
+
+::
+
+    client                                   host (one process)            its local workers
+    ──────                                   ──────────────────            ─────────────────
+    Span: chunk numbers, windows  ─────────▶ serve(): a run of these   ──▶ claim tickets, call
+    SpanResult: marks, windows    ◀───────── chunks on the local loop  ◀── the function
+
+:func:`serve` is the function that the other engine is asked to call, with arguments that pickle.
+
+Guarantees
+----------
+- A host runs no code of the user: it passes the pickled function on to its workers.
+- A process has one local pool per client's pool. It starts with the first span, and ends when the
+  client says so, when the client's process ends (on the same machine), when the process that made
+  the host ends, or when nothing has come for :data:`IDLE_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import os
+import pickle
+import select
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+import cloudpickle
+import numpy as np
+
+from shmpar.cluster import spans
+from shmpar.cluster.messages import (
+    BoxResult,
+    CallResult,
+    File,
+    Head,
+    Located,
+    Memory,
+    Missing,
+    Probe,
+    Refused,
+    Settings,
+    Span,
+    SpanBox,
+    SpanResult,
+    Submitted,
+    Versions,
+    Window,
+    machine,
+)
+from shmpar.engines.launch import Launcher
+from shmpar.engines.packing import PreparedCall, PreparedRun
+from shmpar.engines.processes import ProcessesEngine
+from shmpar.errors import ShmparError
+from shmpar.ipc import protocol
+from shmpar.ipc.ledger import DONE
+from shmpar.memory.limits import available_cpus
+from shmpar.memory.segment import Segment, create, new_output
+from shmpar.pickling.pack import Payload
+from shmpar.plan import Announcement, Function, Plan, SpanPlan
+from shmpar.runtime.execution import Execution, Policy
+from shmpar.runtime.loop import AT_ONCE, Loop
+from shmpar.runtime.outputs import Outputs
+from shmpar.runtime.run import Run
+from shmpar.stores.store import Part
+from shmpar.worker.main import pack_exception
+
+Array = np.ndarray[Any, Any]
+
+IDLE_SECONDS = 60.0
+"""A host whose client cannot be watched ends its pool after so long without work."""
+_LOOK_SECONDS = 0.1  # between two looks at the client's control memory
+_HEAD_SECONDS = 5.0  # a head without spans is dropped after so long
+CLOSED = 0  # index of the flag in the control memory; behind it are the runs that were stopped
+STOPS = 32  # runs that were stopped last
+
+
+class _NoMemoryError(Exception):
+    """The memory of the client cannot be opened here."""
+
+
+def probe() -> Probe:
+    """Return the facts of this process."""
+    return Probe(Versions.here(), machine(), os.getpid(), available_cpus(), socket.gethostname())
+
+
+def serve(settings: Settings, work: Span | Submitted, head: Head | None) -> Any:
+    """Do the work with the local pool of this process; return the result.
+
+    Parameters
+    ----------
+    settings : Settings
+        Those of the client's pool.
+    work : Span or Submitted
+        Chunks, or a call.
+    head : Head or None
+        The head of the span's run, if this process may not have it.
+
+    Returns
+    -------
+    SpanResult, CallResult, Missing or Refused
+        The result, or the reason why there is none. It raises nothing.
+    """
+    difference = settings.versions.disagrees(Versions.here())
+    if difference is not None:
+        return Refused(difference)
+    try:
+        host = _host(settings)
+        return host.span(work, head) if isinstance(work, Span) else host.call(work)
+    except _NoMemoryError:
+        return Missing("memory")
+    except Exception as error:  # noqa: BLE001 - the client is told
+        return Refused(f"{type(error).__name__}: {error}")
+
+
+# Lock: held while a host is made or taken away.
+_lock = threading.Lock()
+_hosts: dict[tuple[str, int], Host] = {}
+
+
+def _host(settings: Settings) -> Host:
+    with _lock:
+        key = settings.pool, os.getpid()  # Why the pid: a forked child has none of the hosts
+        if key not in _hosts or _hosts[key].closed:
+            _hosts[key] = Host(settings)
+        return _hosts[key]
+
+
+def stop(pool: str, run: int, *, kill: bool = False) -> None:
+    """Stop a run on the hosts in this process; `kill` the workers of its chunks in progress."""
+    for key in _of_pool(pool):
+        host = _hosts.get(key)
+        if host is not None:
+            host.stop(run, kill=kill)
+
+
+def close(pool: str) -> None:
+    """End the pools in this process that serve a client's pool; return when they have ended."""
+    for key in _of_pool(pool):
+        with _lock:
+            host = _hosts.pop(key, None)
+        if host is not None:
+            host.close()
+
+
+def _of_pool(pool: str) -> list[tuple[str, int]]:
+    """Return the hosts of a pool in this process; some are several (``name@host``)."""
+    keys = [key for key in list(_hosts) if key[1] == os.getpid()]
+    return [key for key in keys if pool in (key[0], key[0].partition("@")[0])]
+
+
+class HostEngine(ProcessesEngine):
+    """The local workers of a host: functions come pickled, inputs in shared memory."""
+
+    def __init__(self, settings: Settings) -> None:
+        launcher = Launcher(settings.python, settings.env, settings.threads)
+        call = None if settings.initializer is None else pickle.loads(settings.initializer)
+        super().__init__(settings.workers, launcher, call, settings.tasks)
+        self.slab = None  # Why: outputs are windows, which do not fit into spare memory.
+
+    def prepare(
+        self, plan: Plan, function: Function, arrays: list[Any], *, frozen: bool
+    ) -> PreparedRun:
+        """Make a run ready; the state of the client replaces that of this process."""
+        prepared = super().prepare(plan, function, arrays, frozen=frozen)
+        prepared.environment = _merged(prepared.environment, function)
+        return prepared
+
+    def prepare_call(self, call: Function) -> PreparedCall:
+        """Make a call ready."""
+        prepared = super().prepare_call(call)
+        prepared.environment = _merged(prepared.environment, call)
+        return prepared
+
+    def bytes_to_copy(self, arrays: Sequence[Any]) -> list[int]:
+        """Return none: all inputs lie in shared memory."""
+        return []
+
+
+def _merged(own: protocol.Environment, function: Function) -> protocol.Environment:
+    """Return the state for workers: paths and variables of this host, the rest of the client."""
+    client: protocol.Environment = function.keywords["environment"]
+    return own._replace(errors=client.errors, filters=client.filters, error_call=client.error_call)
+
+
+class HostOutputs(Outputs):
+    """Outputs of a box of chunks: windows of the whole outputs, or stores that the workers write.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan of the call.
+    box : Box
+        The chunks.
+    stores : sequence of (Store or ndarray) or None
+        Outputs that the workers write themselves.
+    """
+
+    def __init__(self, plan: Plan, box: spans.Box, stores: Sequence[Any] | None) -> None:
+        super().__init__(None, returns_objects=plan.returns_objects)
+        self._plan, self._box, self._stores = plan, box, stores
+        self.announced: Announcement | None = None
+
+    def allocate(self, announcement: Announcement) -> list[Any]:
+        """Allocate the windows."""
+        self.announced = announcement
+        arrays: list[Any] = []
+        if self._stores is not None:
+            arrays = list(self._stores)
+        elif not self._plan.returns_objects:
+            for shape, dtype in announcement.outputs:
+                window = spans.output_window(self._plan, shape, self._box)
+                part = new_output(tuple([one.stop - one.start for one in window]), dtype)
+                arrays.append(Part(part, [one.start for one in window], shape))
+        self.is_tuple, self.arrays = announcement.is_tuple, arrays
+        return arrays
+
+    def shared_nbytes(self) -> list[int]:
+        """Return none: the client has checked the room for its whole outputs."""
+        return []
+
+    def reserve_rest(self, *, complete: bool = False) -> None:
+        """Do nothing: the windows are reserved."""
+
+
+class HostExecution(Execution):
+    """The execution of a box of chunks on a host.
+
+    Its ledger and its scheduler number the chunks from 0, since the first chunk of the box is the
+    base of its plan. Failures are kept with the numbers of the whole call.
+
+    Attributes
+    ----------
+    failures : list of (int, PackedError, tuple or None, bool)
+        As in :class:`BoxResult`.
+    values : list of (int, bytes)
+        Results that are objects, pickled.
+    """
+
+    plan: SpanPlan
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.failures: list[tuple[int, protocol.PackedError, Any, bool]] = []
+        self.values: list[tuple[int, bytes]] = []
+        self.result: BoxResult | None = None
+        self.compute_seconds = 0.0
+
+    def handle(self, event: protocol.Event) -> None:
+        """Take an event; keep objects for the client."""
+        if isinstance(event, protocol.ObjectsReturned):
+            self.values += [(chunk, cloudpickle.dumps(value, 5)) for chunk, value in event.values]
+        else:
+            super().handle(event)
+
+    def _chunk_failed(self, event: protocol.ChunkFailed) -> None:
+        local = event.chunk - self.plan.base
+        if local not in self.errors:
+            self.errors[local] = ShmparError("a chunk failed")
+            self.failures.append((event.chunk, pack_exception(event.error), event.shape, False))
+            self._feed(event._replace(chunk=local))
+
+    def _death(self, chunk: int, *, timed_out: bool) -> ShmparError:
+        error = super()._death(chunk + self.plan.base, timed_out=timed_out)
+        self.failures.append((chunk + self.plan.base, pack_exception(error), None, True))
+        return error
+
+    def _finalize(self, done: list[int] | None) -> Any:
+        """Collect the result for the client."""
+        ledger, base = self.ledger, self.plan.base
+        assert ledger is not None, "it has begun"
+        every = range(base, base + self.plan.chunks)
+        chunks: Sequence[int] = every if self._todo is None else [base + one for one in self._todo]
+        if done is not None:
+            finished = set(np.flatnonzero(ledger.status == DONE).tolist())
+            chunks = [chunk for chunk in chunks if chunk - base in finished]
+        self.compute_seconds = float(ledger.times.seconds.sum())
+        outputs, sums = self.outputs, cast("Part | None", self.outputs.checksums)
+        assert isinstance(outputs, HostOutputs)
+        announced, arrays = outputs.announced, outputs.arrays or []
+        parts = [(one.array, one.origin) for one in arrays if isinstance(one, Part)]
+        self.result = BoxResult(
+            done=chunks,
+            failed=self.failures,
+            fatal=None if self.fatal is None else pack_exception(self.fatal),
+            announcement=None if announced is None else announced.pack(),
+            parts=parts or None,
+            values=self.values,
+            sums=None if sums is None else sums.array,
+        )
+        return None
+
+    def arrays(self) -> tuple[Any, Any]:
+        """Return nothing: no report is made of it."""
+        return [], []
+
+
+class _Loaded:
+    """A run on this host: the parts that its spans share.
+
+    Attributes
+    ----------
+    payload : Payload
+        The function, with segments of this host.
+    inputs : list
+        Inputs that are the same for all spans; None where each span brings its window.
+    outputs : list or None
+        Outputs that the workers write themselves.
+    """
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.payload = _payload(head.function, head.held)
+        self.inputs: list[Any] | None = None
+        self.outputs = None if head.outputs is None else [_opened(one) for one in head.outputs]
+        self.used = time.monotonic()
+        self.runs: set[Run] = set()
+
+    def shared_inputs(self) -> list[Any]:
+        """Return the inputs that all spans share, opened once."""
+        if self.inputs is None:
+            self.inputs = [_opened(one) for one in self.head.inputs]
+        return self.inputs
+
+
+def _payload(body: bytes, held: Sequence[Array]) -> Payload:
+    segments = []
+    for values in held:
+        segment = create(values.nbytes, purpose="argument")
+        segment.ndarray(0, values.shape, None, values.dtype)[...] = values
+        segments.append(segment)
+    return Payload(body, tuple(segments), (True,) * len(segments))
+
+
+def _opened(given: Any) -> Any:
+    """Return the array of an input or output that travels as its address."""
+    if isinstance(given, Located):
+        segment = open_memory(given.memory)
+        where = given.offset, given.shape, given.strides, np.dtype(given.dtype)
+        return segment.ndarray(*where, writable=False)
+    if isinstance(given, File):
+        mode = os.O_RDWR if given.writable else os.O_RDONLY
+        fd = os.open(given.path, mode | os.O_CLOEXEC)
+        size = os.fstat(fd).st_size
+        segment = Segment.adopt(fd, size, kind="file", writable=given.writable)
+        segment.path = given.path
+        return segment.ndarray(given.offset, given.shape, given.strides, np.dtype(given.dtype))
+    return given
+
+
+def open_memory(memory: Memory) -> Segment:
+    """Map memory of the client, which must be on this machine."""
+    if memory.machine != machine():
+        raise _NoMemoryError
+    try:
+        fd = os.open(f"/proc/{memory.pid}/fd/{memory.fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _NoMemoryError from error
+    found = os.fstat(fd)
+    if (found.st_dev, found.st_ino) != (memory.device, memory.inode):
+        os.close(fd)
+        raise _NoMemoryError
+    return Segment.adopt(fd, memory.size, kind=memory.kind, writable=False)
+
+
+def placed(window: Window) -> Part:
+    """Copy a window into a segment, with the order of axes and the gaps of the whole array.
+
+    Why: a function adds numbers in the order in which they lie in memory, so its result is the same
+    bit for bit only if the block has strides like those of a view of the whole array.
+    """
+    stored, order = window.values.shape, window.order
+    room = [n + gap for n, gap in zip(stored, window.gaps, strict=True)]
+    memory = new_output((*room, 1 + window.sparse), window.values.dtype)
+    where: Any = (*[slice(n) for n in stored], 0)
+    inside = memory[where]
+    inside[...] = window.values
+    array = inside.transpose(np.argsort(order)) if order else inside
+    steps = [-1 if k in window.backward else 1 for k in range(array.ndim)]
+    turned: Any = (*[slice(None, None, step) for step in steps], ...)
+    return Part(np.broadcast_to(array[turned], window.lengths), window.origin, window.shape)
+
+
+class Host:
+    """The local pool of this process for one pool of a client."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.closed = False
+        self._loop = Loop(partial(HostEngine, settings))
+        self._loaded: dict[int, _Loaded] = {}
+        # Lock: held for a look at the runs and the flags below, never while anything is computed.
+        self._state = threading.Lock()
+        self._working, self._idle_since = 0, time.monotonic()
+        self._stopped: dict[int, bool] = {}
+        self._parent = os.getppid()
+        self._control: Array | None = None
+        self._client = -1
+        if settings.control is not None:
+            with contextlib.suppress(_NoMemoryError):
+                self._watch_client(settings.control)
+        threading.Thread(target=self._watch, name="shmpar-host", daemon=True).start()
+
+    def _watch_client(self, control: Memory) -> None:
+        self._control = open_memory(control).ndarray(0, (1 + 2 * STOPS,), None, np.dtype("i8"))
+        with contextlib.suppress(OSError, AttributeError):
+            self._client = os.pidfd_open(control.pid)
+
+    @contextlib.contextmanager
+    def _busy(self) -> Any:
+        with self._state:
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._state:
+                self._working -= 1
+                self._idle_since = time.monotonic()
+
+    # Spans
+
+    def span(self, span: Span, head: Head | None) -> SpanResult | Missing:
+        """Compute the chunks of a span."""
+        with self._busy():
+            loaded = self._load(span.run, head)
+            if loaded is None:
+                return Missing("head")
+            runs = [self._start(loaded, box, span) for box in span.boxes]
+            results, warned, seconds, deaths = [], {}, 0.0, 0
+            traffic: Any = (0, 0, 0.0)
+            for run in runs:
+                run.resolved.wait()
+                execution = run.execution
+                assert isinstance(execution, HostExecution)
+                results.append(execution.result or _nothing_done(run))
+                seconds, deaths = seconds + execution.compute_seconds, deaths + execution.deaths
+                warned.update(run.warned or {})
+                traffic = tuple(map(operator.add, traffic, execution.traffic))
+            with self._state:
+                loaded.runs.difference_update(runs)
+                loaded.used = time.monotonic()
+            each = seconds / self.settings.workers
+            return SpanResult(results, each, deaths, [*warned.values()], traffic)
+
+    def _load(self, number: int, head: Head | None) -> _Loaded | None:
+        with self._state:
+            found = self._loaded.get(number)
+            if found is None and head is not None:
+                found = self._loaded[number] = _Loaded(head)
+            return found
+
+    def _start(self, loaded: _Loaded, box: SpanBox, span: Span) -> Run:
+        head, base = loaded.head, box.chunks[0]
+        count = box.chunks[-1] - base + 1
+        dense = isinstance(box.chunks, range)
+        todo = None if dense else tuple([chunk - base for chunk in box.chunks])
+        shared = loaded.shared_inputs() if None in box.inputs else box.inputs
+        arrays = [
+            placed(one) if isinstance(one, Window) else other
+            for one, other in zip(box.inputs, shared, strict=True)
+        ]
+        outputs = HostOutputs(head.plan, spans.Box(box.low, box.high), loaded.outputs)
+        if span.announcement is not None:
+            outputs.expected = Announcement.unpack(span.announcement)
+        if head.sums:
+            sums: Any = Part(new_output((count,), np.dtype("u4")), (base,), (base + count,))
+            outputs.checksums = sums
+        policy = Policy(
+            on_error="raise" if head.plan.fail_fast else "collect",
+            retries=head.retries,
+            task_timeout=head.task_timeout,
+        )
+        packed: Any = loaded.payload
+        function = Function(packed, {"environment": head.environment}, ())
+        plan = SpanPlan.of(head.plan, base, count)
+        run = Run(HostExecution(plan, function, arrays, outputs, policy, todo))
+        with self._state:
+            loaded.runs.add(run)
+            stopped = self._stopped.get(span.run)
+        self._loop.launch(run)
+        if stopped is not None:
+            self._loop.cancel(run, 0.0 if stopped else None)
+        return run
+
+    def stop(self, number: int, *, kill: bool) -> None:
+        """Stop the spans of a run, those that come later too."""
+        with self._state:
+            if self._stopped.get(number, False) >= kill and number in self._stopped:
+                return
+            self._stopped[number] = kill
+            loaded = self._loaded.get(number)
+            runs = [] if loaded is None else list(loaded.runs)
+        for run in runs:
+            self._loop.cancel(run, 0.0 if kill else None)
+
+    # Calls
+
+    def call(self, work: Submitted) -> CallResult:
+        """Make a submitted call."""
+        with self._busy():
+            payload: Any = _payload(work.function, work.held)
+            function = Function(payload, {"environment": work.environment}, ())
+            call = self._loop.submit(function, work.retries)
+            call.resolved.wait()
+            warned = [*(call.warned or {}).values()]
+            call.warned = None
+            error = call.exception()
+            if error is not None:
+                return CallResult(None, pack_exception(error), warned)
+            try:
+                return CallResult(cloudpickle.dumps(call.result(), 5), None, warned)
+            except Exception as failure:  # noqa: BLE001 - it is the call's outcome
+                return CallResult(None, pack_exception(failure), warned)
+
+    # The end
+
+    def _watch(self) -> None:
+        """End the pool with its client; tell it of the runs that the client has stopped."""
+        poll = select.poll()
+        if self._client >= 0:
+            poll.register(self._client, select.POLLIN)
+        while not self.closed:
+            ended = bool(poll.poll(1000 * _LOOK_SECONDS))
+            if ended or self._is_abandoned():
+                break
+            self._read_control()
+            self._drop_heads()
+        self.close()
+
+    def _is_abandoned(self) -> bool:
+        if self._control is not None and self._control[CLOSED]:
+            return True
+        if os.getppid() != self._parent:
+            return True
+        with self._state:
+            idle = not self._working and time.monotonic() - self._idle_since > IDLE_SECONDS
+        return idle and self._client < 0
+
+    def _read_control(self) -> None:
+        if self._control is not None:
+            for run, kill in self._control[1:].reshape(-1, 2).tolist():
+                if run:
+                    self.stop(run - 1, kill=bool(kill))
+
+    def _drop_heads(self) -> None:
+        before = time.monotonic() - _HEAD_SECONDS
+        with self._state:
+            for number, loaded in list(self._loaded.items()):
+                if not loaded.runs and loaded.used < before:
+                    del self._loaded[number]
+
+    def close(self) -> None:
+        """End the local workers."""
+        with self._state:
+            closed, self.closed = self.closed, True
+        if not closed:
+            with contextlib.suppress(Exception):
+                self._loop.close(AT_ONCE)
+            if self._client >= 0:
+                os.close(self._client)
+
+
+def _nothing_done(run: Run) -> BoxResult:
+    """Return the result of a run that ended before it began, or with its engine."""
+    error = None if run.cancelled() else run.exception()
+    fatal = None if error is None else pack_exception(error)
+    return BoxResult([], [], fatal, None, None, [], None)

@@ -1,0 +1,392 @@
+"""A pool on Dask's distributed: the same results, hosts that come, go and are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmpar
+from tests import cluster_contract as contract
+from tests import pools
+
+distributed: Any = pytest.importorskip("distributed")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> None:
+    """Replace the search for leaks: sockets and processes of Dask come and go at any time."""
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    """Three hosts with one thread each, in processes that a nanny starts again."""
+    with (
+        distributed.LocalCluster(
+            n_workers=3, threads_per_worker=1, dashboard_address=":0", memory_limit=0
+        ) as made,
+        distributed.Client(made) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def cluster(client: Any) -> Iterator[shmpar.Pool]:
+    """A pool on them."""
+    with shmpar.Pool(engine=client, host_timeout=20) as pool:
+        contract.wait_for_hosts(pool, 3)
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[shmpar.Pool]:
+    """A pool of this machine."""
+    with pools.warm("processes") as pool:
+        yield pool
+
+
+@pytest.fixture(autouse=True)
+def all_hosts(client: Any) -> None:
+    """Wait until all hosts are there again."""
+    client.wait_for_workers(3, timeout=60)
+
+
+@pytest.mark.parametrize("name", contract.CALLS)
+def test_a_call_gives_the_same_bytes(name: str, cluster: shmpar.Pool, local: shmpar.Pool) -> None:
+    """All verbs are compared with the local pool."""
+    contract.check_call(name, cluster, local)
+
+
+def test_windows_travel_to_hosts_that_share_no_memory(
+    client: Any, local: shmpar.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inputs and outputs of 1 MB take little more bytes than they have."""
+    for module in ("transport", "dask"):
+        monkeypatch.setattr(f"shmpar.cluster.{module}.machine", lambda: "another machine")
+    image = np.random.default_rng(3).random((400, 320))
+    with shmpar.Pool(engine=client) as pool:
+        for name in ("map_blocks, backward", "map_overlap, periodic", "parallel_map, rows"):
+            contract.check_call(name, pool, local)
+        found = pool.map_blocks(contract.smooth, image, chunks=40)
+        assert np.array_equal(found, local.map_blocks(contract.smooth, image, chunks=40))
+        assert pool.last_run is not None
+        hosts = pool.last_run.report.hosts
+        sent = sum(host.bytes_out + host.bytes_in for host in hosts)
+        assert image.nbytes + found.nbytes <= sent <= 1.1 * (image.nbytes + found.nbytes)
+        assert sum(host.spans for host in hosts) >= 3
+
+
+def test_stores_are_opened_by_the_hosts(
+    zarr: Any, cluster: shmpar.Pool, local: shmpar.Pool, tmp_path: Path
+) -> None:
+    """An input in zarr travels as its opener."""
+    path = str(tmp_path / "x.zarr")
+    store = zarr.create_array(path, shape=(70, 53), chunks=(16, 9), dtype="f8")
+    store[...] = contract.IMAGE
+    for call in (
+        lambda pool: pool.map_blocks(contract.smooth, shmpar.open(path), chunks=(16, 9)),
+        lambda pool: pool.map_overlap(contract.smooth, store, depth=2, chunks=(16, 9)),
+        lambda pool: pool.block_reduce(np.sum, store, chunks=(16, 9)),
+        lambda pool: pool.mean(store, axis=0),
+    ):
+        assert list(contract.leaves(call(cluster))) == list(contract.leaves(call(local)))
+
+
+def test_a_host_that_is_killed_costs_one_span(
+    cluster: shmpar.Pool, client: Any, tmp_path: Path
+) -> None:
+    """The result is right, and few chunks are computed twice."""
+    killed = kill_hosts(cluster, client, tmp_path, random.Random(5), times=1)
+    assert killed == 1
+
+
+@pytest.mark.stress
+def test_hosts_are_killed_at_random_moments(
+    cluster: shmpar.Pool, client: Any, tmp_path: Path, stress_seed: int
+) -> None:
+    """Fifty hosts are killed, each in a run of its own."""
+    chance = random.Random(stress_seed)
+    killed = 0
+    for number in range(60):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        killed += kill_hosts(cluster, client, folder, chance, times=1)
+        client.wait_for_workers(3, timeout=60)
+        if killed == 50:
+            break
+    assert killed == 50
+
+
+def kill_hosts(
+    pool: shmpar.Pool, client: Any, folder: Path, chance: random.Random, *, times: int
+) -> int:
+    """Kill hosts during a run of 128 chunks, and check its result; return how many died in it."""
+    image = np.arange(128 * 16.0).reshape(128, 16)
+
+    def work(block: np.ndarray, block_id: Any) -> np.ndarray:
+        with open(folder / "calls", "a", encoding="ascii") as file:
+            file.write(f"{block_id[0]}\n")
+        time.sleep(0.02)
+        return block + 1
+
+    run = pool.map_blocks(work, image, chunks=(1, 16), dtype=float, wait=False)
+    pids = list(client.run(os.getpid).values())
+    killed = 0
+    for _ in range(times):
+        until = chance.random() * 96
+        while run.progress[0] < until:
+            time.sleep(0.005)
+        if not run.done():
+            os.kill(chance.choice(pids), signal.SIGKILL)
+            killed += 1
+    assert np.array_equal(run.result(60), image + 1)
+    calls = (folder / "calls").read_text().split()
+    assert len(set(calls)) == 128
+    assert len(calls) <= 128 + times * 2 * 128 // 12 + 2, len(calls)
+    return killed
+
+
+def test_one_deadly_chunk_is_blamed_alone(cluster: shmpar.Pool) -> None:
+    """A chunk that kills its host is tried again alone, and is named; the others are done."""
+
+    def work(row: np.ndarray) -> float:
+        if row[0] == 37:
+            contract.kill_host()
+            time.sleep(60)
+        return 2 * float(row[0])
+
+    with pytest.raises(ExceptionGroup) as caught:
+        cluster.parallel_map(work, np.arange(64.0)[:, None], on_error="collect", dtype=float)
+    (error,) = caught.value.exceptions
+    assert isinstance(error, shmpar.WorkerDied)
+    assert error.chunk == 37
+    assert "was on host tcp://127.0.0.1" in str(error)
+    run = cluster.last_run
+    assert run is not None
+    assert np.array_equal(np.delete(run.out, 37), np.delete(2 * np.arange(64.0), 37))
+
+
+def test_a_host_that_joins_takes_part(client: Any, tmp_path: Path) -> None:
+    """A run begins without a host, and computes as soon as there is one."""
+    with (
+        distributed.LocalCluster(
+            n_workers=0, threads_per_worker=1, dashboard_address=":0", memory_limit=0
+        ) as growing,
+        distributed.Client(growing, set_as_default=False) as other,
+        shmpar.Pool(engine=other, host_timeout=60) as pool,
+    ):
+        run = pool.parallel_map(np.sum, np.ones((20, 3)), wait=False)
+        call = pool.submit(pow, 2, 3)
+        growing.scale(1)
+        assert run.result(60).tolist() == [3.0] * 20
+        assert call.result(60) == 8
+        stops = pool.parallel_map(lambda _: time.sleep(0.05), range(10_000), wait=False)
+        while not stops.progress[0]:
+            time.sleep(0.01)
+        growing.scale(2)
+        while len(pool._loop.engine._hosts) < 2:  # type: ignore[union-attr]
+            time.sleep(0.01)
+        time.sleep(0.5)
+        stops.cancel()
+        stops.over.wait(30)
+        assert len(stops.report.hosts) == 2
+
+
+def test_without_hosts_a_run_is_lost_and_can_be_resumed() -> None:
+    """`host_timeout` ends runs and calls; a host that comes later resumes them."""
+    with (
+        distributed.LocalCluster(
+            n_workers=0, threads_per_worker=1, dashboard_address=":0", memory_limit=0
+        ) as growing,
+        distributed.Client(growing, set_as_default=False) as other,
+        shmpar.Pool(engine=other, host_timeout=0.5) as pool,
+    ):
+        with pytest.raises(shmpar.HostsLost, match=r"no host for host_timeout=0.5 s") as caught:
+            pool.map_blocks(np.negative, contract.IMAGE)
+        with pytest.raises(shmpar.HostsLost):
+            pool.submit(pow, 2, 3).result(30)
+        growing.scale(1)
+        other.wait_for_workers(1)
+        assert caught.value.run is not None
+        found = caught.value.run.resume().result(60)
+        assert np.array_equal(found, -contract.IMAGE)
+
+
+def test_the_hosts_pools_end_with_the_pool(client: Any) -> None:
+    """No local worker outlives the block, and the plugin is gone."""
+    with shmpar.Pool(2, engine=client) as pool:
+        pids = set(pool.parallel_map(lambda _: os.getpid(), range(60), dtype=object))
+    wait_for_end(pids, 5)
+
+
+CLIENT = """
+import os, sys, time, numpy as np, distributed, shmpar
+def work(row):
+    open(os.path.join(sys_folder, str(os.getpid())), "a").close()
+    time.sleep(0.05)
+    return row.sum()
+sys_folder = sys.argv[2]
+client = distributed.Client(sys.argv[1])
+pool = shmpar.Pool(2, engine=client)
+pool.parallel_map(work, np.ones((10_000, 2)))
+"""
+
+
+def test_the_hosts_pools_end_with_the_client(client: Any, tmp_path: Path) -> None:
+    """After a SIGKILL of the client no local worker is left within 5 s."""
+    command = [sys.executable, "-c", CLIENT, client.scheduler.address, str(tmp_path)]
+    with subprocess.Popen(command) as killed:
+        while len(os.listdir(tmp_path)) < 2:
+            assert killed.poll() is None
+            time.sleep(0.05)
+        pids = set(map(int, os.listdir(tmp_path)))
+        killed.kill()
+    wait_for_end(pids | set(map(int, os.listdir(tmp_path))), 5)
+
+
+LEDGER = """
+import os, sys, time, numpy as np, distributed, shmpar
+address, folder = sys.argv[1:]
+def work(block, block_id):
+    open(os.path.join(folder, f"{block_id[0]}-{os.getpid()}"), "a").close()
+    if not os.path.exists(os.path.join(folder, "fast")):
+        time.sleep(0.05)
+    return block + 1
+client = distributed.Client(address)
+with shmpar.Pool(engine=client) as pool:
+    image = np.arange(400 * 8.0).reshape(400, 8)
+    store, ledger = os.path.join(folder, "x.zarr"), os.path.join(folder, "ledger")
+    pool.map_blocks(work, image, chunks=(4, 8), dtype=float, out=store, ledger=ledger)
+    print(pool.last_run.report.computed)
+"""
+
+
+def test_a_later_process_computes_the_rest_of_a_client_that_was_killed(
+    client: Any, tmp_path: Path
+) -> None:
+    """The ledger and the store outlive the client; each chunk that is marked is whole."""
+    zarr: Any = pytest.importorskip("zarr")
+    command = [sys.executable, "-c", LEDGER, client.scheduler.address, str(tmp_path)]
+    with subprocess.Popen(command) as killed:
+        while len(os.listdir(tmp_path)) < 40:
+            assert killed.poll() is None
+            time.sleep(0.02)
+        killed.kill()
+    (tmp_path / "fast").touch()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 0 < int(done.stdout) < 100
+    due = np.arange(400 * 8.0).reshape(400, 8) + 1
+    assert np.array_equal(zarr.open_array(str(tmp_path / "x.zarr"))[...], due)
+
+
+def wait_for_end(pids: set[int], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(_lives(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a local worker lives on"
+        time.sleep(0.05)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_engines_by_name_and_address(client: Any, local: shmpar.Pool) -> None:
+    """The name "dask" is the current client; an address gets a client of the pool's own."""
+    for engine in ("dask", client.scheduler.address, client.get_executor()):
+        hosts = None if isinstance(engine, str) else 2
+        with shmpar.Pool(engine=engine, hosts=hosts) as pool:
+            contract.check_call("map_blocks", pool, local)
+    with pytest.raises(TypeError, match=r"distributed.Client\(cluster\)"):
+        shmpar.Pool(engine=client.cluster)
+    with pytest.raises(ValueError, match="knows its hosts"):
+        shmpar.Pool(engine=client, hosts=2)
+
+
+def test_an_open_scheduler_on_another_machine_gets_a_warning() -> None:
+    """A scheduler that anybody can use is named, once."""
+    from shmpar.cluster.transport import warn_if_open
+
+    with pytest.warns(shmpar.SecurityWarning, match="neither encrypted nor authenticated"):
+        warn_if_open("tcp://10.1.2.3:8786")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for address in ("tcp://127.0.0.1:1", "tls://10.1.2.3:1", "inproc://10.1.2.3/1/2"):
+            warn_if_open(address)
+
+
+def test_a_closed_client_is_refused_and_a_lost_one_loses_the_hosts() -> None:
+    """A client that closes during the life of the pool ends its runs."""
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=":0", memory_limit=0
+    ) as made:
+        other = distributed.Client(made, set_as_default=False)
+        pool = shmpar.Pool(engine=other, host_timeout=60)
+        run = pool.parallel_map(lambda _: time.sleep(0.1), range(1000), wait=False)
+        while not run.progress[0]:
+            time.sleep(0.05)
+        other.close()
+        with pytest.raises(shmpar.HostsLost, match="client of Dask is closed"):
+            run.result(30)
+        pool.shutdown()
+        with pytest.raises(RuntimeError, match="make a new one"):
+            shmpar.Pool(engine=other)
+
+
+def test_the_doctor_shows_the_hosts(client: Any) -> None:
+    """`python -m shmpar doctor --engine` lists each host with its versions."""
+    address = client.scheduler.address
+    command = [sys.executable, "-m", "shmpar", "doctor", "--engine", address]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    hosts = json.loads(done.stdout)["cluster"]["hosts"]
+    assert len(hosts) == 3
+    for host in hosts:
+        assert host["near"] is True
+        assert host["refused"] == ""
+        assert f"NumPy {np.__version__}" in host["versions"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    assert f"Hosts of {address}" in shown
+    assert "1 thread" in shown
+
+
+def certificate(folder: Path) -> Any:
+    """Make a certificate that the scheduler, its workers and the client share."""
+    key, cert = str(folder / "key.pem"), str(folder / "cert.pem")
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *name]
+    subprocess.run([*command, "-keyout", key, "-out", cert], check=True, capture_output=True)
+    parts = {f"tls_{part}_{kind}": path for part in ("scheduler", "worker", "client")
+             for kind, path in (("key", key), ("cert", cert))}  # fmt: skip
+    return distributed.Security(tls_ca_file=cert, require_encryption=True, **parts)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate")
+def test_a_scheduler_with_tls_serves_a_pool(tmp_path: Path, local: shmpar.Pool) -> None:
+    """All connections of Dask are encrypted, and the results are the same."""
+    security = certificate(tmp_path)
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address=":0", protocol="tls",
+            security=security, memory_limit=0,
+        ) as made,
+        distributed.Client(made, set_as_default=False) as other,
+        shmpar.Pool(engine=other) as pool,
+    ):  # fmt: skip
+        assert other.scheduler.address.startswith("tls://")
+        for name in ("map_blocks", "map_overlap, reflect", "submit"):
+            contract.check_call(name, pool, local)

@@ -1,0 +1,447 @@
+"""A pool on any executor: the same results as a local pool, failures, loss of the executor."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmpar
+from tests import cluster_contract as contract
+from tests import pools
+
+
+def processes(count: int) -> ProcessPoolExecutor:
+    """Make an executor whose processes inherit nothing."""
+    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("forkserver"))
+
+
+@pytest.fixture(scope="module")
+def executor() -> Iterator[Executor]:
+    """Two processes."""
+    with processes(2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def warm_cluster(executor: Executor) -> Iterator[shmpar.Pool]:
+    """A pool on them, whose local workers are up."""
+    with shmpar.Pool(engine=executor, hosts=2) as pool:
+        contract.wait_for_hosts(pool, 2)
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def warm_local() -> Iterator[shmpar.Pool]:
+    """A pool of this machine."""
+    with pools.warm("processes") as pool:
+        yield pool
+
+
+@pytest.fixture
+def cluster(warm_cluster: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
+    """The pool on the executor; its latest run is dropped after the test."""
+    yield warm_cluster
+    pools.drop_caches(warm_cluster)
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[shmpar.Pool]:
+    """A pool for a test that kills its workers."""
+    with processes(1) as ex, shmpar.Pool(2, engine=ex) as pool:
+        yield pool
+
+
+@pytest.fixture
+def local(warm_local: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
+    """The pool of this machine."""
+    yield warm_local
+    pools.drop_caches(warm_local)
+
+
+@pytest.mark.parametrize("name", contract.CALLS)
+def test_a_call_gives_the_same_bytes(name: str, cluster: shmpar.Pool, local: shmpar.Pool) -> None:
+    """All verbs are compared with the local pool."""
+    contract.check_call(name, cluster, local)
+
+
+def test_a_pool_on_threads_gives_the_same_bytes(local: shmpar.Pool) -> None:
+    """The hosts of an executor of threads are this process, with one local pool."""
+    with ThreadPoolExecutor(3) as ex, shmpar.Pool(2, engine=ex, hosts=3) as pool:
+        for name in ("map_blocks", "map_overlap, periodic", "submit", "captured"):
+            contract.check_call(name, pool, local)
+
+
+def test_windows_travel_to_hosts_on_other_machines(
+    executor: Executor, local: shmpar.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that cannot map the memory of the client is sent the windows of inputs."""
+    monkeypatch.setattr("shmpar.cluster.transport.machine", lambda: "another machine")
+    monkeypatch.setattr("shmpar.cluster.executor.machine", lambda: "another machine")
+    shared = local.array(contract.IMAGE)
+    with shmpar.Pool(engine=executor, hosts=2) as pool:
+        for name in contract.CALLS:
+            if name.startswith(("map_", "block_reduce", "parallel_map")):
+                contract.check_call(name, pool, local)
+        found = pool.map_blocks(contract.smooth, shared, chunks=17, wait=False).result()
+        assert np.array_equal(found, local.map_blocks(contract.smooth, shared, chunks=17))
+
+
+def test_the_first_exception_stops_the_others(cluster: shmpar.Pool, tmp_path: Path) -> None:
+    """A run of chunks of 0.2 s ends soon after one of them has raised."""
+    counted = tmp_path / "calls"
+    counted.mkdir()
+
+    def work(row: np.ndarray) -> float:
+        (counted / str(int(row[0]))).touch()
+        if row[0] == 1:
+            raise ValueError("stop")
+        time.sleep(0.05)
+        return float(row[0])
+
+    with pytest.raises(shmpar.ChunkError, match=r"chunk 1 .*ValueError: stop") as caught:
+        cluster.parallel_map(work, np.arange(200.0)[:, None])
+    assert caught.value.chunk == 1
+    assert caught.value.run is cluster.last_run
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert len(list(counted.iterdir())) < 100
+
+
+def test_a_dead_local_worker_is_replaced_by_its_host(
+    own_cluster: shmpar.Pool, tmp_path: Path
+) -> None:
+    """A chunk whose worker dies is computed again, and fails alone if its workers die again."""
+    first = tmp_path / "first"
+
+    def work(row: np.ndarray) -> float:
+        if row[0] == 3 and not first.exists():
+            first.touch()
+            os._exit(3)
+        if row[0] == 7:
+            os._exit(4)
+        return float(row[0])
+
+    with pytest.raises(ExceptionGroup) as caught:
+        own_cluster.parallel_map(work, np.arange(9.0)[:, None], on_error="collect")
+    (error,) = caught.value.exceptions
+    assert isinstance(error, shmpar.WorkerDied)
+    assert (error.chunk, error.exitcode, error.run) == (7, 4, own_cluster.last_run)
+    assert "exited with status 4" in str(error)
+    run = own_cluster.last_run
+    assert run is not None
+    assert np.array_equal(np.delete(run.out, 7), np.delete(np.arange(9.0), 7))
+
+
+def test_a_timeout_is_that_of_a_chunk(own_cluster: shmpar.Pool) -> None:
+    """A span may take longer than `task_timeout`, its chunks may not."""
+
+    def work(row: np.ndarray) -> float:
+        time.sleep(60 if row[0] == 5 else 0.05)
+        return float(row[0])
+
+    with pytest.raises(shmpar.TaskTimeout, match=r"chunk 5 .*task_timeout=1 s"):
+        own_cluster.parallel_map(work, np.arange(8.0)[:, None], task_timeout=1, retries=0)
+
+
+def test_a_cancelled_run_ends_and_can_be_resumed(cluster: shmpar.Pool, tmp_path: Path) -> None:
+    """A cancel reaches the spans in progress; a resumed run computes the others."""
+    begun = tmp_path / "begun"
+
+    def work(row: np.ndarray) -> float:
+        begun.touch()
+        time.sleep(0.02)
+        return 2 * float(row[0])
+
+    run = cluster.parallel_map(work, np.arange(500.0)[:, None], wait=False)
+    while not begun.exists():
+        time.sleep(0.01)
+    assert run.cancel()
+    began = time.monotonic()
+    assert run.over.wait(30)
+    assert time.monotonic() - began < 5
+    assert run.cancelled()
+    done, total = run.progress
+    assert done < total
+    again = run.resume()
+    again.cancel()
+    again.over.wait(30)
+    assert again.progress[0] >= done
+
+
+def test_an_interrupt_ends_the_call_and_the_pool_goes_on(
+    own_cluster: shmpar.Pool, tmp_path: Path
+) -> None:
+    """Ctrl-C kills chunks in progress after a grace; the next call works."""
+    begun = tmp_path / "begun"
+
+    def work(_: np.ndarray) -> None:
+        begun.touch()
+        time.sleep(60)
+
+    def interrupt() -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        own_cluster.parallel_map(work, np.ones((9, 2)))
+    thread.join()
+    assert time.monotonic() - began < 20
+    assert own_cluster.parallel_map(np.sum, np.ones((9, 2))).tolist() == [2.0] * 9
+
+
+def test_progress_and_completed_regions(cluster: shmpar.Pool) -> None:
+    """Progress counts chunks; `completed` yields each region once."""
+    seen: list[tuple[int, int]] = []
+    result = cluster.map_blocks(
+        np.negative, contract.IMAGE, chunks=9, progress=lambda *now: seen.append(now)
+    )
+    assert seen[-1][0] == seen[-1][1] > 1
+    run = cluster.map_blocks(np.negative, contract.IMAGE, chunks=9, wait=False)
+    regions = list(run.completed())
+    assert len(regions) == len(set(map(str, regions))) == seen[-1][1]
+    assert np.array_equal(run.result(), result)
+
+
+def test_warnings_of_the_function_arrive(cluster: shmpar.Pool) -> None:
+    """A warning is issued once, in the thread that has the result."""
+    with pytest.warns(RuntimeWarning, match="cluster says so") as caught:
+        cluster.map_blocks(contract.warned, contract.IMAGE, chunks=9)
+    assert len(caught) == 1
+
+
+def test_a_ledger_resumes_a_run(cluster: shmpar.Pool, tmp_path: Path) -> None:
+    """The same call with `ledger=` computes the chunks that failed, and no other."""
+    allowed, ledger, out = tmp_path / "allowed", tmp_path / "ledger", tmp_path / "out.npy"
+    calls = tmp_path / "calls"
+    calls.mkdir()
+
+    def work(block: np.ndarray, block_id: Any) -> np.ndarray:
+        (calls / f"{block_id}-{time.monotonic_ns()}").touch()
+        if block_id == (1, 1) and not allowed.exists():
+            raise OSError("not yet")
+        return block + 1
+
+    options: dict[str, Any] = {"chunks": 20, "out": str(out), "ledger": str(ledger), "dtype": float}
+    with pytest.raises(ExceptionGroup):
+        cluster.map_blocks(work, contract.IMAGE, on_error="collect", **options)
+    allowed.touch()
+    for path in calls.iterdir():
+        path.unlink()
+    result = cluster.map_blocks(work, contract.IMAGE, **options)
+    assert np.array_equal(result, contract.IMAGE + 1)
+    assert len(list(calls.iterdir())) == 1
+
+
+def test_workers_of_hosts_write_into_stores(
+    zarr: Any, cluster: shmpar.Pool, local: shmpar.Pool, tmp_path: Path
+) -> None:
+    """A store is opened by the workers, as an input and as an output: no value comes back."""
+    source = zarr.create_array(tmp_path / "in.zarr", shape=(70, 53), chunks=(16, 9), dtype="f8")
+    source[...] = contract.IMAGE
+    target = zarr.create_array(tmp_path / "out.zarr", shape=(70, 53), chunks=(16, 9), dtype="f8")
+    found = cluster.map_overlap(contract.smooth, source, depth=2, chunks=(16, 18), out=target)
+    assert found is target
+    due = local.map_overlap(contract.smooth, contract.IMAGE, depth=2, chunks=(16, 18))
+    assert np.array_equal(target[...], due)
+    assert cluster.last_run is not None
+    report = cluster.last_run.report
+    assert sum(host.bytes_in + host.bytes_out for host in report.hosts) == 0
+    assert report.store_written == due.nbytes
+    path = str(tmp_path / "new.zarr")
+    cluster.map_blocks(np.negative, contract.IMAGE, chunks=(16, 18), out=path)
+    assert np.array_equal(zarr.open_array(path)[...], -contract.IMAGE)
+
+
+def test_a_ledger_with_a_store_resumes_a_run(
+    zarr: Any, cluster: shmpar.Pool, tmp_path: Path
+) -> None:
+    """The workers of hosts compute the checksums of their output."""
+    allowed, calls = tmp_path / "allowed", tmp_path / "calls"
+    calls.mkdir()
+
+    def work(block: np.ndarray, block_id: Any) -> np.ndarray:
+        (calls / f"{block_id}-{time.monotonic_ns()}").touch()
+        if block_id == (1, 1) and not allowed.exists():
+            raise OSError("not yet")
+        return block + 1
+
+    options: dict[str, Any] = {"chunks": (16, 18), "dtype": float}
+    options |= {"out": str(tmp_path / "x.zarr"), "ledger": str(tmp_path / "ledger")}
+    with pytest.raises(ExceptionGroup):
+        cluster.map_blocks(work, contract.IMAGE, on_error="collect", **options)
+    allowed.touch()
+    for path in calls.iterdir():
+        path.unlink()
+    cluster.map_blocks(work, contract.IMAGE, **options)
+    assert np.array_equal(zarr.open_array(options["out"])[...], contract.IMAGE + 1)
+    assert len(list(calls.iterdir())) == 1
+
+
+def test_an_initializer_runs_in_each_local_worker(executor: Executor, tmp_path: Path) -> None:
+    """An initializer that raises is the error of every run."""
+    path = str(tmp_path)
+
+    def initialize(folder: str) -> None:
+        Path(folder, str(os.getpid())).touch()
+
+    with shmpar.Pool(
+        2, engine=executor, hosts=1, initializer=initialize, initargs=(path,), env={"MINE": "yes"}
+    ) as pool:
+        assert pool.submit(os.getenv, "MINE").result() == "yes"
+        assert str(pool.submit(os.getpid).result()) in os.listdir(path)
+
+    def fails() -> None:
+        raise ValueError("no model")
+
+    with (
+        shmpar.Pool(engine=executor, hosts=1, initializer=fails) as pool,
+        pytest.raises(shmpar.ShmparError, match="no model"),
+    ):
+        pool.map_blocks(np.negative, contract.IMAGE, chunks=20)
+
+
+def test_the_hosts_pools_end_with_the_pool(executor: Executor) -> None:
+    """No local worker outlives the block."""
+    with shmpar.Pool(2, engine=executor, hosts=2) as pool:
+        pids = set(pool.parallel_map(lambda _: os.getpid(), range(40), dtype=object))
+        assert len(pids) > 1
+    deadline = time.monotonic() + 5
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        assert time.monotonic() < deadline, "a local worker lives on"
+        time.sleep(0.05)
+
+
+def test_a_broken_executor_is_hosts_lost_and_another_pool_resumes(local: shmpar.Pool) -> None:
+    """The finished chunks stay; `run.resume(pool)` computes the others."""
+
+    def work(row: np.ndarray) -> float:
+        if row[0] == 30 and os.getppid() in hosts:
+            os.kill(os.getppid(), 9)
+            time.sleep(60)
+        return 2 * float(row[0])
+
+    with processes(2) as ex:
+        hosts = {pid.result() for pid in [ex.submit(os.getpid) for _ in range(8)]}
+        with shmpar.Pool(engine=ex, hosts=2) as pool:
+            with pytest.raises(shmpar.HostsLost, match="BrokenProcessPool") as caught:
+                pool.parallel_map(work, np.arange(60.0)[:, None], dtype=float)
+            with pytest.raises(shmpar.HostsLost, match="BrokenProcessPool"):
+                pool.submit(os.getpid).result(30)
+            with pytest.raises(shmpar.HostsLost):
+                pool.map_blocks(np.negative, contract.IMAGE)
+    run = caught.value.run
+    assert run is not None
+    assert run.progress[0] < 60
+    assert np.array_equal(run.resume(local).result(), 2 * np.arange(60.0))
+
+
+def test_an_executor_that_was_shut_down_is_hosts_lost() -> None:
+    """An executor that takes no calls any more has no hosts."""
+    ex = ThreadPoolExecutor(1)
+    ex.shutdown()
+    with (
+        shmpar.Pool(engine=ex, hosts=1) as pool,
+        pytest.raises(shmpar.HostsLost, match="after shutdown"),
+    ):
+        pool.map_blocks(np.negative, contract.IMAGE)
+
+
+def test_what_hosts_cannot_do_is_refused_before_the_run(
+    cluster: shmpar.Pool, tmp_path: Path
+) -> None:
+    """Each refusal says what to do instead, and no function is called."""
+    called = tmp_path / "called"
+
+    def work(block: np.ndarray) -> np.ndarray:
+        called.touch()
+        return block
+
+    image, shared = contract.IMAGE.copy(), cluster.array(contract.IMAGE)
+    with pytest.raises(ValueError, match=r"the very input.*pass another output"):
+        cluster.map_blocks(work, image, out=image)
+    with pytest.raises(TypeError, match=r"SharedArray.*pass it to the verb as an input"):
+        cluster.map_blocks(lambda block: work(block) + shared[0, 0], image)
+    with pytest.raises(TypeError, match="SharedArray"):
+        cluster.submit(np.sum, shared)
+    mapped = np.memmap(tmp_path / "x", float, "w+", shape=image.shape)
+    with pytest.raises(ValueError, match="shared_files=True"):
+        cluster.map_blocks(work, image, out=mapped)
+    with pytest.raises(ValueError, match="pass_out=True needs to know the output"):
+        cluster.block_reduce(lambda block, out: called.touch(), image, pass_out=True)
+    assert not called.exists()
+
+
+def test_mapped_files_are_shared_or_sent(
+    executor: Executor, tmp_path: Path, local: shmpar.Pool
+) -> None:
+    """With `shared_files=True` hosts open the files; with False this process writes them."""
+    for shared in (True, False):
+        source = np.memmap(tmp_path / f"in{shared}", float, "w+", shape=contract.IMAGE.shape)
+        source[...] = contract.IMAGE
+        target = np.memmap(tmp_path / f"out{shared}", float, "w+", shape=source.shape)
+        with shmpar.Pool(engine=executor, hosts=2, shared_files=shared) as pool:
+            found = pool.map_overlap(contract.smooth, source, depth=2, chunks=16, out=target)
+        assert found is target
+        due = local.map_overlap(contract.smooth, contract.IMAGE, depth=2, chunks=16)
+        assert np.array_equal(np.fromfile(tmp_path / f"out{shared}").reshape(due.shape), due)
+
+
+def test_arguments_of_a_pool_are_checked() -> None:
+    """Errors name the argument, and the remedy."""
+    with ThreadPoolExecutor(1) as ex:
+        for error, match, options in (
+            (ValueError, "hosts is a number", {"engine": ex, "hosts": 0}),
+            (TypeError, "hosts", {"engine": ex, "hosts": "2"}),
+            (ValueError, "host_timeout is a number", {"engine": ex, "host_timeout": 0}),
+            (ValueError, "check=True compares the memory", {"engine": ex, "check": True}),
+            (ValueError, "start the hosts with it", {"engine": ex, "python": "/usr/bin/python3"}),
+            (ValueError, "hosts= is for an Executor", {"hosts": 2}),
+            (TypeError, "distributed|Executor", {"engine": object()}),
+            (ValueError, "engine is one of processes", {"engine": "cluster"}),
+        ):
+            with pytest.raises(error, match=match):
+                shmpar.Pool(**options)
+    with shmpar.Pool(1, engine="threads") as pool, pytest.raises(TypeError, match="use it itself"):
+        shmpar.Pool(engine=pool)
+
+
+def test_another_version_of_shmpar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error has both versions."""
+    with processes(1) as ex:
+        monkeypatch.setattr("shmpar.cluster.messages.__version__", "99.0")
+        with (
+            shmpar.Pool(engine=ex, hosts=1) as pool,
+            pytest.raises(
+                shmpar.HostsLost, match=r"the host has shmpar .*this process has shmpar 99.0"
+            ),
+        ):
+            pool.map_blocks(np.negative, contract.IMAGE)
+
+
+def test_runs_of_several_threads_share_the_hosts(cluster: shmpar.Pool) -> None:
+    """Each thread gets its own results."""
+    found: dict[int, Any] = {}
+
+    def run(number: int) -> None:
+        found[number] = cluster.map_blocks(np.multiply, contract.IMAGE, number, chunks=9)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(4):
+        assert np.array_equal(found[number], contract.IMAGE * number)
