@@ -18,7 +18,9 @@ from shmpar.version import __version__
 
 if TYPE_CHECKING:
     from shmpar.arrays import *
+    from shmpar.engines.environments import environment
     from shmpar.errors import *
+    from shmpar.pickling.files import from_file
     from shmpar.pool import *
     from shmpar.pool import default_pool
     from shmpar.runtime.run import Run
@@ -29,11 +31,16 @@ __all__ = [
     "ChunkError", "PlanError", "Pool", "Run", "SegmentError", "SegmentFull", "SegmentGone",
     "SharedArray", "ShmparError", "TaskTimeout", "WorkerDied", "__version__", "all", "any",
     "apply_along_axis", "argmax", "argmin", "array", "asarray", "attach", "bincount",
-    "block_reduce", "default_pool", "empty", "empty_like", "full", "histogram", "map_blocks",
+    "block_reduce", "default_pool", "empty", "empty_like", "environment", "from_file", "full",
+    "histogram", "map_blocks",
     "map_overlap", "max", "mean", "median", "min", "nanmax", "nanmean", "nanmedian", "nanmin",
     "nanpercentile", "nanquantile", "nanstd", "nansum", "nanvar", "ones", "parallel_map",
     "percentile", "prod", "quantile", "std", "sum", "unique", "var", "zeros", "zeros_like",
 ]  # fmt: skip
+
+
+# Why an order for the others: the modules that import the least go first.
+_HOMES = {"environment": ("engines.environments",), "from_file": ("pickling.files",)}
 
 
 def __getattr__(name: str) -> Any:
@@ -41,7 +48,7 @@ def __getattr__(name: str) -> Any:
     if name == "last_run":  # Why not kept: it changes.
         return importlib.import_module("shmpar.pool").last_default_run()
     if name in __all__:
-        for home in ("errors", "arrays", "pool"):  # Why: the modules that import the least go first
+        for home in _HOMES.get(name, ("errors", "arrays", "pool")):
             module = importlib.import_module(f"shmpar.{home}")
             if hasattr(module, name):
                 return globals().setdefault(name, getattr(module, name))

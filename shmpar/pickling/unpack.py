@@ -19,6 +19,12 @@ from shmpar.memory.segment import Location, Segment
 
 Array = np.ndarray[Any, Any]
 
+if np.__version__.startswith("1."):
+    # Why: pickles of NumPy 2 have these names, and NumPy 1 has the same objects under others.
+    for _name in ("char", "rec"):
+        sys.modules.setdefault(f"numpy.{_name}", getattr(np, _name))
+    vars(np.exceptions).setdefault("RankWarning", getattr(np, "RankWarning"))  # noqa: B009
+
 
 def builtin_base(kind: type[BaseException]) -> type[BaseException]:
     """Return the builtin exception that makes the objects of a class."""
@@ -270,6 +276,13 @@ def bytes_array(
 ) -> Array:
     """Return an array whose values came as bytes; pickles call this function."""
     return np.ndarray(shape, dtype, data, order=order)
+
+
+def bit_generator(name: str, state: Any, seed_seq: Any) -> Any:
+    """Return a bit generator of NumPy in this state; pickles call this function."""
+    made = getattr(np.random, name)(seed_seq)
+    made.state = state
+    return made
 
 
 def strided_array(
