@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import io
 import pickle
 import sys
 import threading
@@ -19,11 +20,13 @@ from shmpar.memory.segment import Location, Segment
 
 Array = np.ndarray[Any, Any]
 
-if np.__version__.startswith("1."):
-    # Why: pickles of NumPy 2 have these names, and NumPy 1 has the same objects under others.
-    for _name in ("char", "rec"):
-        sys.modules.setdefault(f"numpy.{_name}", getattr(np, _name))
-    vars(np.exceptions).setdefault("RankWarning", getattr(np, "RankWarning"))  # noqa: B009
+# Names in pickles of the other NumPy, 1 or 2: modules, and classes that have moved.
+_NUMPY_1 = np.__version__.startswith("1.")
+_OTHER_NAMES = (
+    (b"numpy._core.", b"numpy.rec", b"numpy.char", b"RankWarning")
+    if _NUMPY_1
+    else (b"numpy.core.", b"RankWarning")
+)
 
 
 def builtin_base(kind: type[BaseException]) -> type[BaseException]:
@@ -294,6 +297,29 @@ def strided_array(
     return array
 
 
+class _OtherNumPy(pickle.Unpickler):
+    """Finds the names of NumPy 1 in NumPy 2, and those of NumPy 2 in NumPy 1.
+
+    Why not aliases in ``sys.modules``: they would change NumPy for the user's code.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "RankWarning" and module.partition(".")[0] == "numpy":
+            return getattr(np if _NUMPY_1 else np.exceptions, name)
+        if not _NUMPY_1:
+            return super().find_class(module.replace("numpy.core.", "numpy._core.", 1), name)
+        module = {
+            "numpy.rec": "numpy.core.records", "numpy.char": "numpy.core.defchararray"
+        }.get(module, module)  # fmt: skip
+        return super().find_class(module.replace("numpy._core.", "numpy.core.", 1), name)
+
+
+def _loads(body: bytes) -> Any:
+    if any(name in body for name in _OTHER_NAMES):
+        return _OtherNumPy(io.BytesIO(body)).load()
+    return pickle.loads(body)
+
+
 def unpack(body: bytes, segments: Sequence[Segment] = ()) -> tuple[Any, list[Array]]:
     """Unpickle a payload.
 
@@ -313,7 +339,7 @@ def unpack(body: bytes, segments: Sequence[Segment] = ()) -> tuple[Any, list[Arr
     """
     _arriving.segments, _arriving.private = segments, []
     try:
-        value = pickle.loads(body)
+        value = _loads(body)
         namespaces.restore_own()
         return value, _arriving.private
     finally:

@@ -19,14 +19,16 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-NBYTES = 2048
+NBYTES = 4096
 """Bytes of memory that a task needs."""
 
 _CANCELLED = 8  # The counter, an int64, lies before it.
 _RECORDS = 16
 _RECORD = (NBYTES - _RECORDS) // 2
 _LENGTH = 4  # bytes of the length in front of a text
-_MESSAGE = 300  # characters of a message; a longer one is cut
+_MESSAGE = 300  # characters of a message, of which each takes 6 bytes at most
+_ERRORS = "surrogatepass"  # Why: a message may hold the name of a file.
+_MOST = 2**63  # Why: a larger int becomes a float, so that its digits fit into a record.
 _LOOKS = 100  # Why a bound: a function that always reports must not keep its reader.
 
 
@@ -116,12 +118,10 @@ class Task:
         with self._writing:
             parts = zip(given, new, self._latest, strict=True)
             latest = Progress._make(part if is_new else old for is_new, part, old in parts)
-            self._write(json.dumps(latest).encode())
+            self._write(json.dumps(latest, ensure_ascii=False).encode(errors=_ERRORS))
             self._latest = latest
 
     def _write(self, text: bytes) -> None:
-        if len(text) > _RECORD - _LENGTH:
-            raise ValueError("the progress of a task is too long: use smaller numbers")
         count = int(self._count[0]) + 1
         record = self._record(count)
         record[_LENGTH : _LENGTH + len(text)] = np.frombuffer(text, np.uint8)
@@ -144,7 +144,7 @@ class Task:
             text = record[_LENGTH : _LENGTH + length].tobytes()
             # Invariant: the record of this count is written again only after the next count.
             if int(self._count[0]) == count:
-                return Progress._make(json.loads(text))
+                return Progress._make(json.loads(text.decode(errors=_ERRORS)))
         return Progress()
 
     def cancel(self) -> None:
@@ -159,7 +159,7 @@ def _number(name: str, value: Any, default: Any = None) -> Any:
     """Return a number of Python, which JSON can hold."""
     if value is None:
         return default
-    if isinstance(value, Integral):
+    if isinstance(value, Integral) and abs(value) < _MOST:
         return int(value)
     if isinstance(value, Real):
         return float(value)
