@@ -379,13 +379,6 @@ class Pool(Reductions, Executor):
         >>> with shmpar.Pool(2) as pool:
         ...     pool.submit(pow, 2, 5).result()
         32
-        >>> def count(last, task):
-        ...     for number in range(1, last + 1):
-        ...         task.update(number, last, "counting")
-        >>> with shmpar.Pool(2) as pool:
-        ...     future = pool.submit(count, 3)
-        >>> future.progress
-        Progress(current=3, total=3, message='counting')
         """
         loop = self._checked()
         shared = self.engine == "processes" and not in_worker()

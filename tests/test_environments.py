@@ -86,7 +86,9 @@ def test_an_environment_is_made_once(uv: Uv, cache: Path) -> None:
     log = uv.log.read_text()
     assert f"--python {sys.version_info[0]}.{sys.version_info[1]} " in log
     assert "--python 3.99 " in log
-    assert re.search(rf"pip install .*--python {python} a==1 b cloudpickle==\S+ numpy>=1\.26\n", log)
+    assert re.search(
+        rf"pip install .*--python {python} a==1 b cloudpickle==\S+ numpy>=1\.26\n", log
+    )
 
 
 def test_a_second_call_is_quick(uv: Uv) -> None:
@@ -191,7 +193,7 @@ def test_processes_and_threads_that_ask_at_once_make_one(uv: Uv, cache: Path) ->
 
 
 def test_a_process_that_is_killed_leaves_nothing_complete(uv: Uv, cache: Path) -> None:
-    """Its uv goes on and holds the lock: nobody removes the files below it. Then all is made anew."""
+    """Its uv goes on and holds the lock, so nobody removes its files. Then all is made anew."""
     begun, go = uv.folder / "begun", uv.folder / "go"
     os.mkfifo(begun)
     os.mkfifo(go)
@@ -299,7 +301,8 @@ def fail(block):
     return block.sum(axis=5)
 
 def record():
-    return np.rec.array([(1, 2.5)], names="a,b"), np.float32(1.5), np.ones(20000), {"k": np.arange(3)}
+    rows = np.rec.array([(1, 2.5)], names="a,b")
+    return rows, np.float32(1.5), np.ones(20000), {"k": np.arange(3)}
 """
 
 

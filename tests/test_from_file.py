@@ -109,7 +109,9 @@ def test_verbs_take_functions_of_a_file(pool: Any, path: str) -> None:
     assert pool.apply_along_axis(doubled, 0, X, add=1).tolist() == (2 * X + 2).tolist()
     assert pool.parallel_map(doubled, X, kwargs={"add": 1}).tolist() == (2 * X + 2).tolist()
     assert list(pool.map(doubled, [1, 2])) == [2, 4]
-    assert pool.map_blocks(lambda block: doubled(block), X, chunks=5).tolist() == (2 * X).tolist()
+    assert (
+        pool.map_blocks(lambda block: doubled(block, 0), X, chunks=5).tolist() == (2 * X).tolist()
+    )
     drop_caches(pool)
 
 
@@ -203,7 +205,7 @@ def test_the_signature_is_that_of_the_function(tmp_path: Path, signature: str) -
     path.write_text(f"async def other(): pass\n\ndef f{signature}:\n    return 1\n")
     function = shmpar.from_file(path, "f")
     namespace: dict[str, Any] = {}
-    exec(path.read_text(), namespace)
+    exec(path.read_text(), namespace)  # noqa: S102 (ours)
     assert inspect.signature(function) == inspect.signature(namespace["f"])
 
 
@@ -251,7 +253,9 @@ def test_a_file_for_a_newer_python(tmp_path: Path) -> None:
 def test_files_and_names_that_are_wrong(tmp_path: Path) -> None:
     """The error names the file, and the functions that it has."""
     path = tmp_path / "wrong.py"
-    path.write_text("def one(): pass\ndef two(): pass\nclass C:\n    def m(): pass\nasync def a(): 1\n")
+    path.write_text(
+        "def one(): pass\ndef two(): pass\nclass C:\n    def m(): pass\nasync def a(): 1\n"
+    )
     with pytest.raises(ValueError, match=r"wrong\.py' defines no function 'three'.*one, two, a"):
         shmpar.from_file(path, "three")
     with pytest.raises(ValueError, match="defines no function 'm'"):
@@ -274,7 +278,9 @@ def test_files_and_names_that_are_wrong(tmp_path: Path) -> None:
 
 def test_the_encoding_of_the_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So does the working directory of the moment, for a relative path."""
-    (tmp_path / "latin.py").write_bytes("# coding: latin-1\ndef f(): return 'ä'\n".encode("latin-1"))
+    (tmp_path / "latin.py").write_bytes(
+        "# coding: latin-1\ndef f(): return 'ä'\n".encode("latin-1")
+    )
     monkeypatch.chdir(tmp_path)
     function = shmpar.from_file("latin.py", "f")
     monkeypatch.chdir("/")

@@ -156,15 +156,16 @@ def _wanted(requirements: Iterable[str]) -> list[str]:
         raise TypeError(f"requirements is a list, such as [{requirements!r}]")
     import cloudpickle  # Why here: it is slow to import, and a list of environments needs none.
 
-    given = list(requirements)
+    given = list[Any](requirements)
     for one in given:
         if not isinstance(one, str) or one.startswith("-") or not one.strip():
             raise TypeError(f"a requirement is a str such as 'numpy==1.26.*', not {one!r}")
     # Why absolute: another program may have another working directory.
     local = (".", "~", os.sep)
+    given = [x.strip() for x in given]
     given = [os.path.abspath(os.path.expanduser(x)) if x.startswith(local) else x for x in given]
     # Why the same version: the functions of a pickle are those of the cloudpickle that wrote it.
-    return sorted({*map(str.strip, given), _OLDEST_NUMPY, f"cloudpickle=={cloudpickle.__version__}"})
+    return sorted({*given, _OLDEST_NUMPY, f"cloudpickle=={cloudpickle.__version__}"})
 
 
 def _version(python: Path | None) -> str:
@@ -285,9 +286,11 @@ def _remove_files(folder: str) -> None:
 
 def _describe(folder: str) -> Environment:
     record: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        with open(os.path.join(folder, _RECORD), encoding="utf-8") as file:
-            record = json.load(file)
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open(os.path.join(folder, _RECORD), encoding="utf-8") as file,
+    ):
+        record = json.load(file)
     return Environment(
         path=folder,
         complete=_is_complete(folder, os.path.join(folder, "bin", "python")),

@@ -194,7 +194,7 @@ def _note(path: str, text: str) -> str:
     name = f"{_PREFIX}{stem}_{digest[:16]}"
     _files.texts.setdefault(name, (path, text))
     if _files not in sys.meta_path:
-        sys.meta_path.append(_files)  # type: ignore[arg-type]
+        sys.meta_path.append(_files)
     return name
 
 
@@ -213,7 +213,8 @@ def _signature(path: str, name: str, text: str) -> inspect.Signature:
     else:
         found = _definition(tree, path, name)
     if isinstance(found, ast.AsyncFunctionDef):
-        raise ValueError(f"{name} of {path!r} is a coroutine function: call asyncio.run in a function")
+        text = f"{name} of {path!r} is a coroutine function: call asyncio.run in a function"
+        raise ValueError(text)  # noqa: TRY004 - as for a name that the file does not define
     return inspect.Signature(list(_parameters(found.args)))
 
 
@@ -256,9 +257,8 @@ def _parameters(args: ast.arguments) -> Iterator[inspect.Parameter]:
     missing: list[ast.expr | None] = [None] * (len(plain) - len(args.defaults))
     defaults = [*missing, *args.defaults]
     for number, (one, default) in enumerate(zip(plain, defaults, strict=True)):
-        kind = kinds.POSITIONAL_OR_KEYWORD
-        if number < len(args.posonlyargs):
-            kind = kinds.POSITIONAL_ONLY
+        by_place = number < len(args.posonlyargs)
+        kind = kinds.POSITIONAL_ONLY if by_place else kinds.POSITIONAL_OR_KEYWORD
         yield kinds(one.arg, kind, default=_value(default))
     if args.vararg:
         yield kinds(args.vararg.arg, kinds.VAR_POSITIONAL)

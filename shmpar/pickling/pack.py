@@ -322,10 +322,9 @@ class _Pickler(CheckedPickler):
             build, parts = self.dispatch_table[types.CodeType](obj)
             # Why: cloudpickle hides the file, which warnings and tracebacks of the worker name.
             return build, tuple(obj.co_filename if one == _HIDDEN else one for one in parts)
-        if isinstance(obj, np.ndarray):
-            return self._reduce_array(obj)
-        if type(obj).__module__.startswith("numpy.random."):
-            return _reduce_random(obj)
+        is_array = isinstance(obj, np.ndarray)
+        if is_array or type(obj).__module__.startswith("numpy.random."):
+            return self._reduce_array(obj) if is_array else _reduce_random(obj)
         definition: Any = obj
         if isinstance(obj, _DEFINITIONS) and not (self._python or self._is_result):
             updates = self._updates(obj)

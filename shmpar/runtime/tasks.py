@@ -97,8 +97,8 @@ def _names_task(call: Any) -> bool:
         if code is None:
             if (signature := getattr(call, "__signature__", None)) is not None:
                 return PARAMETER in getattr(signature, "parameters", ())
-            made = call.__init__ if isinstance(call, type) else type(call).__call__
-            code = getattr(made, "__code__", None)
+            kind, name = (call, "__init__") if isinstance(call, type) else (type(call), "__call__")
+            code = getattr(getattr(kind, name, None), "__code__", None)
         if code is not None:
             named = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
             if PARAMETER in named:

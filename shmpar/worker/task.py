@@ -159,7 +159,7 @@ def _number(name: str, value: Any, default: Any = None) -> Any:
     """Return a number of Python, which JSON can hold."""
     if value is None:
         return default
-    if isinstance(value, Integral) and abs(value) < _MOST:
+    if isinstance(value, Integral) and abs(int(value)) < _MOST:
         return int(value)
     if isinstance(value, Real):
         return float(value)
