@@ -110,10 +110,14 @@ def environment(
     Examples
     --------
     >>> import shmpar
-    >>> def edges(path):
-    ...     python = shmpar.environment(["scikit-image"], python="3.12")  # doctest: +SKIP
-    ...     with shmpar.Pool(python=python) as pool:
-    ...         return pool.map_overlap(shmpar.from_file("edges.py", "edges"), path, depth=2)
+    >>> python = shmpar.environment(["scikit-image"], python="3.12")  # doctest: +SKIP
+    >>> with shmpar.Pool(python=python) as pool:  # doctest: +SKIP
+    ...     edges = shmpar.from_file("edges.py", "edges")
+    ...     found = pool.map_overlap(edges, image, depth=1, boundary="reflect")
+    >>> shmpar.environment("scikit-image")
+    Traceback (most recent call last):
+    ...
+    TypeError: requirements is a list, such as ['scikit-image']
     """
     if fcntl is None:
         raise NotImplementedError("engine='processes' needs POSIX, so Windows has no environments")
