@@ -20,7 +20,9 @@ from shmpar.version import __version__
 if TYPE_CHECKING:
     from shmpar.arrays import *
     from shmpar.defaults import *
+    from shmpar.engines.environments import environment
     from shmpar.errors import *
+    from shmpar.pickling.files import from_file
     from shmpar.pool import Pool
     from shmpar.runtime.run import Run
     from shmpar.stores import Store, open, opened
@@ -32,12 +34,15 @@ __all__ = [
     "SegmentFull", "SegmentGone", "SharedArray", "ShmparError", "Store", "StoreError",
     "TaskTimeout", "WorkerDied", "__version__", "all", "any", "apply_along_axis", "argmax",
     "argmin", "array", "asarray", "attach", "bincount", "block_reduce", "default_pool", "empty",
-    "empty_like", "full", "histogram", "map_blocks", "map_overlap", "max", "mean", "median", "min",
-    "nanmax", "nanmean", "nanmedian", "nanmin", "nanpercentile", "nanquantile", "nanstd", "nansum",
-    "nanvar", "ones", "open", "opened", "parallel_map", "percentile", "prod", "quantile", "std",
-    "sum", "unique", "var", "zeros",
-    "zeros_like",
+    "empty_like", "environment", "from_file", "full", "histogram", "map_blocks", "map_overlap",
+    "max", "mean", "median", "min", "nanmax", "nanmean", "nanmedian", "nanmin", "nanpercentile",
+    "nanquantile", "nanstd", "nansum", "nanvar", "ones", "open", "opened", "parallel_map",
+    "percentile", "prod", "quantile", "std", "sum", "unique", "var", "zeros", "zeros_like",
 ]  # fmt: skip
+
+
+# Why an order for the others: the modules that import the least go first.
+_HOMES = {"environment": ("engines.environments",), "from_file": ("pickling.files",)}
 
 
 def __getattr__(name: str) -> Any:
@@ -46,7 +51,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("shmpar.defaults").last_default_run()
     if name in __all__:
         # Why: the modules that import the least go first.
-        for home in ("errors", "arrays", "stores", "pool", "defaults"):
+        for home in _HOMES.get(name, ("errors", "arrays", "stores", "pool", "defaults")):
             module = importlib.import_module(f"shmpar.{home}")
             if hasattr(module, name):
                 return globals().setdefault(name, getattr(module, name))

@@ -1,4 +1,4 @@
-"""The commands ``doctor``, ``ls`` and ``clean`` of ``python -m shmpar``.
+"""The commands ``doctor``, ``ls``, ``clean`` and ``environments`` of ``python -m shmpar``.
 
 - A check of the doctor measures: it makes names, draws tickets and starts a worker, and removes
   them. A check that fails is reported as a problem; the other checks still run.
@@ -176,6 +176,33 @@ def clean(*, dry_run: bool) -> Answer:
 def _table(entries: Iterable[Entry]) -> list[str]:
     rows = [(_printable(entry.name), format_bytes(entry.size)) for entry in entries]
     return format_table([("NAME", "SIZE"), *rows], "<>")
+
+
+def environments(*, remove: bool) -> Answer:
+    """List the environments that ``shmpar.environment()`` has made, or remove them."""
+    from shmpar.engines import environments as kept  # Why here: no other command needs it.
+
+    found = kept.environments()
+    left = [one for one in found if remove and not kept.remove(one.path)]
+    rows = [("FOLDER", "PYTHON", "SIZE", "STATE", "REQUIREMENTS")]
+    for one in found:
+        state = "complete" if one.complete else "incomplete"
+        wanted = _printable(", ".join(one.requirements)) or "-"
+        rows.append((one.path, one.python or "-", format_bytes(one.nbytes), state, wanted))
+    lines = [*format_table(rows, "<<><<"), ""] if found else []
+    gone = [one for one in found if one not in left]
+    size = format_bytes(sum(one.nbytes for one in gone))
+    total = f"{format_count(len(gone), 'environment')}, {size}"
+    lines.append(f"removed {total}" if remove else total)
+    if left:
+        lines += ["", "being made, and so not removed:", *[one.path for one in left]]
+    data = {
+        "environments": [one._asdict() for one in found],
+        "removed": [one.path for one in gone] if remove else [],
+        "left": [one.path for one in left],
+    }
+    text = "\n".join(lines) if found else "no environments"
+    return Answer(text, data, 1 if left else 0)
 
 
 def doctor(*, engine: str | None = None) -> Answer:
@@ -579,6 +606,7 @@ def _parser() -> argparse.ArgumentParser:
         (doctor, "check this machine; exit code 1 if there is a problem"),
         (ls, "list your named segments, with their processes"),
         (clean, "remove the named segments of your dead processes; segments of living ones stay"),
+        (environments, "list the environments that shmpar.environment() has made"),
     ):
         name, description = command.__name__, about.capitalize() + "."
         one = added[command] = commands.add_parser(name, help=about, description=description)
@@ -590,6 +618,8 @@ def _parser() -> argparse.ArgumentParser:
     added[ls].add_argument("--all", action="store_true", dest="every", help=nameless_too)
     dry_run = "only list the segments that would be removed"
     added[clean].add_argument("-n", "--dry-run", action="store_true", help=dry_run)
+    remove = "remove all of them; first end the pools that use one"
+    added[environments].add_argument("--remove", action="store_true", help=remove)
     return parser
 
 

@@ -18,6 +18,8 @@ from concurrent.futures import Executor, Future
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar
 
+import numpy as np
+
 from shmpar.arrays import creation
 from shmpar.arrays.sharedarray import attach
 from shmpar.engines import local
@@ -33,6 +35,7 @@ from shmpar.runtime.execution import Policy
 from shmpar.runtime.loop import AT_ONCE, Close, Loop, call_here, execute_here, surely
 from shmpar.runtime.progress import Progress
 from shmpar.runtime.run import Run
+from shmpar.runtime.tasks import task_for
 from shmpar.tracebacks import delivering, hide_frames
 from shmpar.verbs import Defaults, Reductions
 from shmpar.verbs.arguments import held_by, warn_of_random
@@ -172,7 +175,8 @@ class Pool(Reductions, FirstGuesses, Executor):
     python : path, optional
         Another interpreter for the worker processes: CPython 3.11 or later, with NumPy 1.26 or
         later and cloudpickle. It has its own `sys.path`, to which ``env={"PYTHONPATH": folder}``
-        adds a folder. Functions that are sent by value need the same minor version of Python.
+        adds a folder. Functions that are sent by value need the same minor version of Python;
+        :func:`from_file` needs none. :func:`environment` makes an interpreter.
     check : bool
         Find faults: fill outputs with a pattern before each run. Then verify that each chunk's
         window was written once and whole, and that no other byte of outputs and inputs changed;
@@ -403,7 +407,10 @@ class Pool(Reductions, FirstGuesses, Executor):
         Returns
         -------
         Future
-            A :class:`concurrent.futures.Future`.
+            A :class:`concurrent.futures.Future`. A function with a parameter named ``task``, which
+            the arguments leave free, gets an object with ``update(current, total, message)`` and
+            ``cancelled``. Then ``future.progress`` is its latest report, and ``cancel()`` of a
+            call that has begun sets ``cancelled``.
 
         Raises
         ------
@@ -428,14 +435,19 @@ class Pool(Reductions, FirstGuesses, Executor):
         32
         """
         check_call("submit", fn, kwargs)
-        loop, function = self._checked(), Function(fn, kwargs, args)
-        if not (
-            isinstance(fn, partial) and fn.func in (_each, *BATCHES)
-        ):  # Why: `map` has warned once.
+        loop = self._checked()
+        shared = self.engine == "processes" and not in_worker()
+        task = task_for(fn, args, kwargs, self.zeros if shared else np.zeros)
+        function = Function(fn, kwargs if task is None else {**kwargs, "task": task}, args)
+        # Why not those: `map` has warned once.
+        if not (isinstance(fn, partial) and fn.func in (_each, *BATCHES)):
             warn_of_random("submit", held_by(fn), SPAWN)
         if in_worker():
-            return call_here(function)
-        return loop.submit(function, self._verb_defaults["retries"])
+            call = call_here(function)
+        else:
+            call = loop.submit(function, self._verb_defaults["retries"])
+        call.task = task
+        return call
 
     @hide_frames
     def map(

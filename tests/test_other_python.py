@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import shmpar
+from shmpar.engines.environments import _find_uv
 
 X = np.arange(12.0)
 
@@ -183,13 +184,17 @@ def test_warning_filters_that_workers_do_not_know(tmp_path: Path) -> None:
 def install(folder: Path, *packages: str, version: str | None = None) -> dict[str, str]:
     """Install packages into a folder; return the variables with which Python finds them."""
     chosen = [] if version is None else ["--python-version", version]
+    try:
+        tool = [_find_uv(), "pip", "install"]  # Why first: it takes a tenth of the time.
+    except shmpar.ShmparError:
+        tool = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check",
+                "--no-compile"]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check",
-         "--no-compile", "--target", str(folder), "--only-binary=:all:", *chosen, *packages],
+        [*tool, "-q", "--target", str(folder), "--only-binary=:all:", *chosen, *packages],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     if done.returncode:
-        pytest.skip(f"pip cannot install {packages}: {done.stderr.strip()[-200:]}")
+        pytest.skip(f"cannot install {packages}: {done.stderr.strip()[-200:]}")
     return {"PYTHONPATH": str(folder)}
 
 

@@ -49,6 +49,7 @@ from shmpar.pickling.explain import INSIDE, ProcessLocal, explain_failure
 from shmpar.pickling.plain import is_plain
 from shmpar.pickling.unpack import (
     after,
+    bit_generator,
     bytes_array,
     class_attributes,
     live_globals,
@@ -325,8 +326,9 @@ class _Pickler(CheckedPickler):
             build, parts = self.dispatch_table[types.CodeType](obj)
             # Why: cloudpickle hides the file, which warnings and tracebacks of the worker name.
             return build, tuple(obj.co_filename if one == _HIDDEN else one for one in parts)
-        if isinstance(obj, np.ndarray):
-            return self._reduce_array(obj)
+        is_array = isinstance(obj, np.ndarray)
+        if is_array or type(obj).__module__.startswith("numpy.random."):
+            return self._reduce_array(obj) if is_array else _reduce_random(obj)
         definition: Any = obj
         if isinstance(obj, _DEFINITIONS) and not (self._python or self._is_result):
             updates = self._updates(obj)
@@ -395,7 +397,8 @@ class _Pickler(CheckedPickler):
             sent = f"function {function.__qualname__!r} would be sent as bytecode, {reason}"
             raise PlanError(
                 f"{sent}; put it into a module that the workers can import too, for instance from "
-                'a folder in env={"PYTHONPATH": folder}'
+                'a folder in env={"PYTHONPATH": folder}, or into a file for shmpar.from_file(path, '
+                "name)"
             )
         names = function.__globals__
         module = sys.modules.get(names.get("__name__", ""))
@@ -453,6 +456,18 @@ class _Pickler(CheckedPickler):
         from shmpar.ipc.wire import MAX_DESCRIPTORS
 
         return len(self.segments) >= MAX_DESCRIPTORS
+
+
+def _reduce_random(obj: Any) -> Any:
+    """Reduce a random generator so that NumPy 1 and NumPy 2 load it; their own pickles differ."""
+    kind = type(obj)
+    if issubclass(kind, np.random.BitGenerator):
+        return bit_generator, (kind.__name__, obj.state, obj.seed_seq)
+    if kind is np.random.Generator:
+        return kind, (obj.bit_generator,)
+    if kind is np.random.RandomState:
+        return kind, (obj._bit_generator,), obj.get_state(legacy=False)  # noqa: SLF001 - no other way
+    return NotImplemented
 
 
 def _reduce_strided(array: np.ndarray[Any, Any]) -> Any:

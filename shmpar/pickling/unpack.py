@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import io
 import pickle
 import sys
 import threading
@@ -18,6 +19,14 @@ import numpy as np
 from shmpar.memory.segment import Location, Segment
 
 Array = np.ndarray[Any, Any]
+
+# Names in pickles of the other NumPy, 1 or 2: modules, and classes that have moved.
+_NUMPY_1 = np.__version__.startswith("1.")
+_OTHER_NAMES = (
+    (b"numpy._core.", b"numpy.rec", b"numpy.char", b"RankWarning")
+    if _NUMPY_1
+    else (b"numpy.core.", b"RankWarning")
+)
 
 
 def builtin_base(kind: type[BaseException]) -> type[BaseException]:
@@ -272,6 +281,13 @@ def bytes_array(
     return np.ndarray(shape, dtype, data, order=order)
 
 
+def bit_generator(name: str, state: Any, seed_seq: Any) -> Any:
+    """Return a bit generator of NumPy in this state; pickles call this function."""
+    made = getattr(np.random, name)(seed_seq)
+    made.state = state
+    return made
+
+
 def strided_array(
     memory: bytearray, writable: bool, shape: Any, dtype: Any, offset: int, strides: Any
 ) -> Array:
@@ -279,6 +295,29 @@ def strided_array(
     array = np.ndarray(shape, dtype, memory, offset, strides)
     array.flags.writeable = writable
     return array
+
+
+class _OtherNumPy(pickle.Unpickler):
+    """Finds the names of NumPy 1 in NumPy 2, and those of NumPy 2 in NumPy 1.
+
+    Why not aliases in ``sys.modules``: they would change NumPy for the user's code.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "RankWarning" and module.partition(".")[0] == "numpy":
+            return getattr(np if _NUMPY_1 else np.exceptions, name)
+        if not _NUMPY_1:
+            return super().find_class(module.replace("numpy.core.", "numpy._core.", 1), name)
+        module = {
+            "numpy.rec": "numpy.core.records", "numpy.char": "numpy.core.defchararray"
+        }.get(module, module)  # fmt: skip
+        return super().find_class(module.replace("numpy._core.", "numpy.core.", 1), name)
+
+
+def _loads(body: bytes) -> Any:
+    if any(name in body for name in _OTHER_NAMES):
+        return _OtherNumPy(io.BytesIO(body)).load()
+    return pickle.loads(body)
 
 
 def unpack(body: bytes, segments: Sequence[Segment] = ()) -> tuple[Any, list[Array]]:
@@ -300,7 +339,7 @@ def unpack(body: bytes, segments: Sequence[Segment] = ()) -> tuple[Any, list[Arr
     """
     _arriving.segments, _arriving.private = segments, []
     try:
-        value = pickle.loads(body)
+        value = _loads(body)
         namespaces.restore_own()
         return value, _arriving.private
     finally:

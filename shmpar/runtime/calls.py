@@ -17,12 +17,13 @@ from shmpar.engines.engine import Engine, Exit
 from shmpar.ipc.protocol import CallFinished, WorkerLost
 from shmpar.plan import Function
 from shmpar.runtime import error_texts
-from shmpar.runtime.futures import CallbackThreads, PoolFuture
+from shmpar.runtime.futures import CallbackThreads
+from shmpar.runtime.tasks import TaskFuture
 
 _numbers = itertools.count()
 
 
-class Call(PoolFuture):
+class Call(TaskFuture):
     """A call that was submitted; a :class:`concurrent.futures.Future`."""
 
     def __init__(self, function: Function, prepared: Any, retries: int) -> None:
@@ -118,7 +119,9 @@ class Calls:
                 self._resolve(call, None, error_texts.call_died(call.name, exit_))
 
     def cancel_waiting(self) -> None:
-        """Cancel the calls that no worker has had."""
+        """Cancel the calls that no worker has had; ask the tasks of the others to stop."""
+        for call in self._running.values():
+            TaskFuture.cancel(call)
         for call in [call for call in self._queue if call.worker is None]:
             self._queue.remove(call)
             call.prepared = None
