@@ -22,16 +22,17 @@ if TYPE_CHECKING:
     from shmpar.pool import *
     from shmpar.pool import default_pool
     from shmpar.runtime.run import Run
+    from shmpar.stores import Store, open, opened
 
     last_run: Run | None
 
 __all__ = [
     "ChunkError", "PlanError", "Pool", "Run", "SegmentError", "SegmentFull", "SegmentGone",
-    "SharedArray", "ShmparError", "TaskTimeout", "WorkerDied", "__version__", "all", "any",
+    "SharedArray", "ShmparError", "Store", "StoreError", "TaskTimeout", "WorkerDied", "__version__", "all", "any",
     "apply_along_axis", "argmax", "argmin", "array", "asarray", "attach", "bincount",
     "block_reduce", "default_pool", "empty", "empty_like", "full", "histogram", "map_blocks",
     "map_overlap", "max", "mean", "median", "min", "nanmax", "nanmean", "nanmedian", "nanmin",
-    "nanpercentile", "nanquantile", "nanstd", "nansum", "nanvar", "ones", "parallel_map",
+    "nanpercentile", "nanquantile", "nanstd", "nansum", "nanvar", "ones", "open", "opened", "parallel_map",
     "percentile", "prod", "quantile", "std", "sum", "unique", "var", "zeros", "zeros_like",
 ]  # fmt: skip
 
@@ -41,7 +42,8 @@ def __getattr__(name: str) -> Any:
     if name == "last_run":  # Why not kept: it changes.
         return importlib.import_module("shmpar.pool").last_default_run()
     if name in __all__:
-        for home in ("errors", "arrays", "pool"):  # Why: the modules that import the least go first
+        # Why: the modules that import the least go first
+        for home in ("errors", "arrays", "stores", "pool"):
             module = importlib.import_module(f"shmpar.{home}")
             if hasattr(module, name):
                 return globals().setdefault(name, getattr(module, name))

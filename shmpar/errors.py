@@ -7,6 +7,7 @@ The tree, with the builtin exception that each class also is::
     ├── WorkerDied                      a worker process exited while it computed a chunk
     ├── TaskTimeout (TimeoutError)      a chunk took longer than ``task_timeout``
     ├── PlanError                       the function cannot be sent to a worker
+    ├── StoreError (OSError)            a store cannot be opened, read or written
     └── SegmentError                    shared memory
         ├── SegmentGone (FileNotFoundError)   it was closed or removed
         └── SegmentFull (MemoryError)         there is not enough of it
@@ -134,6 +135,27 @@ class TaskTimeout(_FailedChunk, TimeoutError):
 
 class PlanError(ShmparError):
     """The function, or an object that it holds, cannot be sent to a worker."""
+
+
+class StoreError(ShmparError, OSError):
+    """A store cannot be opened, or a window of it cannot be read or written.
+
+    The error of the library is ``__cause__``.
+
+    Attributes
+    ----------
+    opener : str
+        Name of the format or of the function that opens it.
+    where : str
+        Path, URL or call that leads to it.
+    """
+
+    def __init__(self, message: str, *, opener: str = "", where: str = "") -> None:
+        super().__init__(message)
+        self.opener, self.where = opener, where
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args, self.__dict__
 
 
 class SegmentError(ShmparError):

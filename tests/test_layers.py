@@ -28,6 +28,7 @@ LAYERS = (
     "grid",
     "plan",
     "memory",
+    "stores",
     "arrays",
     "ipc",
     "pickling",

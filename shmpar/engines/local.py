@@ -24,6 +24,7 @@ import numpy as np
 
 from shmpar.arrays import SharedArray
 from shmpar.engines.engine import ActivePlan, Generation
+from shmpar.errors import StoreError
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
 from shmpar.ipc.tickets import Tickets, new_tickets
@@ -32,7 +33,8 @@ from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab
 from shmpar.plan import Announcement, Function, Plan
-from shmpar.worker.compute import Abandoned, Assignment
+from shmpar.stores.store import Part, drop_stores, traffic
+from shmpar.worker.compute import Abandoned, Assignment, bind_inputs
 from shmpar.worker.environment import exit_if_forked, inside_worker
 from shmpar.worker.loop import work
 
@@ -139,6 +141,12 @@ def as_if_pickled(value: Any, memo: dict[int, Any]) -> Any:
     return made
 
 
+def _protected(array: Any) -> Any:
+    if isinstance(array, Part):
+        return Part(protected(array.array), array.origin, array.shape)
+    return protected(array)
+
+
 def check(broken: BaseException | None) -> None:
     """Raise the error of a failed initializer, if there is one."""
     if broken is not None:
@@ -233,7 +241,8 @@ class LocalEngine:
     ) -> CallersErrors:
         """Take the caller's error handling; nothing is pickled or copied."""
         for array in arrays:
-            locate(array)  # Why: it raises an error for a file that was truncated
+            if isinstance(array, np.ndarray):
+                locate(array)  # Why: it raises an error for a file that was truncated
         check(self._broken)
         return CallersErrors()
 
@@ -266,7 +275,7 @@ class LocalEngine:
         return Assignment(
             plan=active.plan,
             function=active.function,
-            arrays=[protected(array) for array in active.arrays],
+            arrays=bind_inputs(active.plan, active.arrays, _protected),
             outputs=active.outputs,
             is_tuple=active.is_tuple,
             tickets=generation.tickets,
@@ -341,9 +350,10 @@ class SerialEngine(LocalEngine):
         ]
 
     def close(self, active: ActivePlan) -> None:
-        """Close the run's counters."""
+        """Close the run's counters and stores."""
         for generation in active.generations:
             generation.tickets.close()
+        drop_stores()
 
     def free_worker(self) -> int | None:
         """Return the worker if it has no call."""
@@ -396,10 +406,17 @@ class SerialEngine(LocalEngine):
         channel = LocalChannel(
             active, tell, threading.Lock(), is_due=is_due, interruptible=self._interruptible
         )
-        with active.prepared.applied():
-            exhausted = work(self._assignment(active, generation, 0), channel)
-        if exhausted:
+        try:
+            assignment = self._assignment(active, generation, 0)
+        except StoreError as error:
+            tell(protocol.PlanRejected(active.number, error))
             tell(protocol.CounterExhausted(0, active.number, generation.number))
+            return
+        with active.prepared.applied():
+            exhausted = work(assignment, channel)
+        if exhausted:
+            moved = traffic.take()
+            tell(protocol.CounterExhausted(0, active.number, generation.number, traffic=moved))
         else:
             self._queue.appendleft(item)
 
@@ -541,6 +558,7 @@ class ThreadsEngine(LocalEngine):
                     check(broken)
                     self._work(worker, active, generation)
                 except BaseException as error:  # noqa: BLE001 - the run is told
+                    drop_stores()  # Why: one that has changed was opened
                     tell(protocol.PlanRejected(active.number, error))
                     tell(protocol.CounterExhausted(worker, active.number, generation.number))
                 del active, generation
@@ -555,7 +573,9 @@ class ThreadsEngine(LocalEngine):
         alone = len(self._plans) == 1
         had = (0, None) if alone else (assignment.claimed, assignment.handed_out)
         del assignment
-        self._events.put(protocol.CounterExhausted(worker, active.number, generation.number, *had))
+        drop_stores()
+        ended = protocol.CounterExhausted(worker, active.number, generation.number, *had)
+        self._events.put(ended._replace(traffic=traffic.take()))
 
 
 def cap_threads(threads: int) -> Callable[[], object]:

@@ -31,6 +31,7 @@ from shmpar.memory.segment import Location, Segment
 from shmpar.pickling.pack import Interpreter, Payload, cached, pack
 from shmpar.pickling.unpack import unpack
 from shmpar.plan import Function, Plan, spell
+from shmpar.stores.store import Part, Store
 
 Array = np.ndarray[Any, Any]
 
@@ -148,9 +149,9 @@ class PreparedRun:
         The pickled plan.
     payload : Payload
         The function with the objects that it holds.
-    arrays : list of ndarray
-        The inputs, in shared memory.
-    references : tuple of Reference
+    arrays : list of (ndarray or Store)
+        The inputs, in shared memory or in stores.
+    references : tuple of Input
         Where they lie.
     segments : dict of int to Segment
         The segments that every worker maps, by key.
@@ -167,7 +168,7 @@ class PreparedRun:
     plan: bytes
     payload: Payload
     arrays: list[Array]
-    references: tuple[protocol.Reference, ...]
+    references: tuple[protocol.Input, ...]
     segments: dict[int, Segment]
     held: tuple[int, ...]
     environment: protocol.Environment
@@ -247,7 +248,7 @@ def pack_call(call: Function, state: State, python: Interpreter | None) -> Prepa
 def pack_run(
     plan: Plan,
     function: Function,
-    arrays: Sequence[Array],
+    arrays: Sequence[Any],
     state: State,
     python: Interpreter | None,
     *,
@@ -274,15 +275,25 @@ def pack_run(
     payload = pack_function(function, python, frozen=frozen)
     pairs = zip(payload.segments, payload.private, strict=True)
     segments = {one.key: one for one, private in pairs if not private}
-    references, shared = [], []
+    references: list[protocol.Input] = []
+    shared: list[Any] = []
     for array in arrays:
-        place, held = locate(array), array
+        if isinstance(array, Store):
+            shared.append(array)
+            references.append(array)
+            continue
+        held = array.array if isinstance(array, Part) else array
+        place = locate(held)
         if place is None:
-            _, held = share(array)
+            _, held = share(held)
             place = locate(held)
             assert place is not None, "it was shared"
         shared.append(held)
-        references.append(_refer(place, held, segments))
+        memory = _refer(place, held, segments)
+        is_part = isinstance(array, Part)
+        references.append(
+            protocol.PartReference(memory, array.origin, array.shape) if is_part else memory
+        )
     return PreparedRun(
         plan=pickle.dumps(plan, 5),
         payload=payload,

@@ -53,6 +53,7 @@ from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, create
 from shmpar.pickling.pack import pack
 from shmpar.plan import Announcement, Function, Plan
+from shmpar.stores.store import Part
 
 Array = np.ndarray[Any, Any]
 
@@ -139,8 +140,10 @@ class ProcessesEngine:
         if self._broken is not None:
             raise self._broken.with_traceback(None)
 
-    def bytes_to_copy(self, arrays: Sequence[Array]) -> list[int]:
+    def bytes_to_copy(self, arrays: Sequence[Any]) -> list[int]:
         """Return the bytes of each input that lies in no segment and no mapped file."""
+        plain = [one.array if isinstance(one, Part) else one for one in arrays]
+        arrays = [array for array in plain if isinstance(array, np.ndarray)]
         return [copied_nbytes(array) for array in arrays if locate(array) is None]
 
     def segments(self) -> list[Segment]:

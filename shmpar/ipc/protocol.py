@@ -9,16 +9,29 @@ replaces both by the values that they hold.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from shmpar.engines.engine import Exit
+    from shmpar.stores import Store
 
 Reference = tuple[int, int, tuple[int, ...], tuple[int, ...], Any]
 """Key of a segment, offset (bytes), shape, strides (bytes), dtype or its name."""
 
 
 # Parts of messages
+
+
+class PartReference(NamedTuple):
+    """A part of a larger array: its memory, its first position there, the larger shape."""
+
+    memory: Reference
+    origin: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+Input: TypeAlias = "Reference | PartReference | Store"
+"""An input: where it lies in memory, or how it is opened."""
 
 
 class SegmentRecord(NamedTuple):
@@ -93,7 +106,7 @@ class Work(NamedTuple):
         Size of the ledger.
     ledger : int
         Key of the ledger's segment.
-    arrays : tuple of Reference
+    arrays : tuple of Input
         The inputs.
     outputs : tuple of Reference or None
         None if they are not known yet.
@@ -121,7 +134,7 @@ class Work(NamedTuple):
     workers: int
     chunks: int
     ledger: int
-    arrays: tuple[Reference, ...]
+    arrays: tuple[Input, ...]
     outputs: tuple[Reference, ...] | None
     is_tuple: bool | None
     small_outputs: bool
@@ -306,6 +319,9 @@ class CounterExhausted(NamedTuple):
         The worker has reached its task limit and exits, so tickets may be left.
     huge_bytes : sequence of (int, int)
         Keys of segments, each with the bytes that the worker has put into huge pages.
+    traffic : tuple of (int, int, float)
+        Bytes that the worker has read from stores and written to stores, and the seconds that
+        this took.
     """
 
     worker: int
@@ -316,6 +332,7 @@ class CounterExhausted(NamedTuple):
     announcement: Any = None
     exiting: bool = False
     huge_bytes: Sequence[tuple[int, int]] = ()
+    traffic: tuple[int, int, float] = (0, 0, 0.0)
 
 
 class WorkerExiting(NamedTuple):

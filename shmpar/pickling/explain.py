@@ -71,7 +71,8 @@ def explain_failure(
 def _describe(where: str, held: Any, error: BaseException) -> str:
     kind = f"{type(held).__module__}.{type(held).__qualname__}"
     if not isinstance(error, ProcessLocal):
-        return f"{where} is a {kind}, which does not pickle ({error}); {INSIDE}"
+        remedy = f"pass it to the verb as an array, or {INSIDE}" if "h5py" in kind else INSIDE
+        return f"{where} is a {kind}, which does not pickle ({error}); {remedy}"
     if error.kind != kind:
         return f"{where} is a {kind}, which holds {error}"
     return f"{where} is a {kind}, which has a meaning in its own process alone; {error.remedy}"

@@ -66,6 +66,7 @@ from shmpar.memory.system import HELD
 from shmpar.plan import Announcement, Function, InBlocks, Output, Plan
 from shmpar.runtime.error_texts import levels_to_user
 from shmpar.runtime.outputs import LEDGER_NEEDS_FILES, NpyFile, Outputs, file_path
+from shmpar.stores.store import Part, Store
 from shmpar.worker.verify import checksum, crc
 
 Array = np.ndarray[Any, Any]
@@ -475,10 +476,14 @@ class _Fingerprinter:
             del self._open[key]
         return self._done[key][0]
 
-    def _parts(self, value: Any) -> Iterator[str]:  # noqa: C901 - one case per kind of value
+    def _parts(self, value: Any) -> Iterator[str]:  # noqa: C901, PLR0912 - one case per kind of value
         match value:
             case np.ndarray():
                 yield from self._array(value)
+            case Store():  # Why: its values are not read, so a change of them is not noticed.
+                yield from ("store", value.kind, value.where, repr((value.shape, value.dtype)))
+            case Part():
+                yield from self._array(value.array)
             case types.FunctionType():
                 yield from self._function(value)
             case types.MethodType() | types.BuiltinFunctionType() if _is_bound(value):

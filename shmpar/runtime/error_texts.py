@@ -14,6 +14,7 @@ from shmpar.errors import (
     MOST_OF_EXCEPTION,
     ChunkError,
     ShmparError,
+    StoreError,
     TaskTimeout,
     WorkerDied,
     format_count,
@@ -111,7 +112,7 @@ def _reason(error: BaseException) -> str:
     except BaseException as failure:  # noqa: BLE001 - Why: __str__ is the user's code
         text = f"(its message raised {type(failure).__name__})"
     kind = type(error)  # Why not isinstance: the class may raise for any attribute.
-    if issubclass(kind, ResultError):
+    if issubclass(kind, ResultError | StoreError):
         return text
     # Why: the stand-in for an exception that does not pickle has the type in its message.
     name = "" if kind is ShmparError else f"{kind.__name__}: "

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import operator
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,6 +38,7 @@ from shmpar.plan import Announcement, Function, Plan
 from shmpar.runtime import error_texts, scheduler
 from shmpar.runtime.futures import Latch
 from shmpar.runtime.outputs import Outputs, Scratch
+from shmpar.stores.store import Store
 from shmpar.worker.compute import ApplyAlongAxis
 from shmpar.worker.verify import Verification
 
@@ -180,6 +182,10 @@ class Execution:
         Claims that ended with their worker.
     unfinished : tuple of int
         Chunks that are not done, once it is over.
+    units : list of (tuple of int or None)
+        The unit of each input that is a store.
+    traffic : tuple of (int, int, float)
+        Bytes read from stores and written to stores, and the seconds of all workers for it.
     """
 
     deaths = 0
@@ -200,7 +206,7 @@ class Execution:
         self,
         plan: Plan,
         function: Function,
-        arrays: list[Array],
+        arrays: list[Any],
         outputs: Outputs,
         policy: Policy,
         todo: tuple[int, ...] | None = None,
@@ -219,6 +225,8 @@ class Execution:
         self.began = time.perf_counter()
         self.attempts: list[LostClaim] = []
         self.unfinished: tuple[int, ...] = ()
+        self.traffic: tuple[float, ...] = (0, 0, 0.0)
+        self.units = [one.unit if isinstance(one, Store) else None for one in arrays]
         self._todo = todo
         self._function: Function | None = function
         self._arrays = arrays
@@ -362,6 +370,7 @@ class Execution:
             case protocol.CounterExhausted():
                 if event.announcement is not None:
                     self._announced(event.announcement)
+                self.traffic = tuple(map(operator.add, self.traffic, event.traffic))
                 self._feed(event)
             case protocol.ClaimFinished():
                 self._claim_finished(event)

@@ -19,6 +19,7 @@ import numpy as np
 from shmpar.errors import format_count
 from shmpar.grid import BLOCK_BYTES, Grid, Halo, Mode
 from shmpar.grid.axis import axis_number
+from shmpar.grid.grid import STORE_BLOCK_BYTES
 from shmpar.grid.halo import parse_boundary, parse_depth
 from shmpar.memory.copying import computes_itself, is_masked, loses
 from shmpar.memory.limits import free_memory
@@ -26,6 +27,8 @@ from shmpar.pickling.changes import global_names
 from shmpar.pickling.pack import _pickled_by_name, is_importable
 from shmpar.plan import SMALLER_WINDOW, Argument, Blocks, Items, Rows, Whole
 from shmpar.runtime.error_texts import levels_to_user
+from shmpar.stores.recognise import wrap
+from shmpar.stores.store import Part, Store
 
 Array = np.ndarray[Any, Any]
 Axes = tuple[int, ...]
@@ -43,7 +46,7 @@ class Inputs:
 
     Attributes
     ----------
-    arrays : list of ndarray
+    arrays : list of (ndarray, Store or Part)
         Arrays that are divided into chunks.
     values : list
         Constants, and sequences of items.
@@ -51,12 +54,15 @@ class Inputs:
         Arguments of the function, in order.
     shape : tuple of int
         Shape of the grid: that of the broadcast arrays, or ``(items,)``.
+    written : sequence of Store
+        Outputs with the axes of the grid, whose units "auto" follows too.
     """
 
-    arrays: list[Array] = field(default_factory=list)
+    arrays: list[Any] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
     arguments: list[Argument] = field(default_factory=list)
     shape: tuple[int, ...] = ()
+    written: Sequence[Store] = ()
 
     def add(self, value: Any, kind: Callable[..., Argument], *fields: Any) -> None:
         """Append an argument of this kind, with the fields that follow its index."""
@@ -133,7 +139,35 @@ class Inputs:
         # Why: only ints and strings are keys of a cache, since True and 1.0 are equal to 1.
         cut = _cached_cut if all(type(one) in {int, str} for one in entries) else Grid.cut
         size = max([array.itemsize for array in self.arrays], default=8)
+        if (units := self._units()) is not None:
+            depths = depth or None
+            return Grid.cut(
+                self.shape, chunks, itemsize=size, depth=depths, whole=whole, units=units
+            )
         return cut(self.shape, chunks, itemsize=size, depth=depth or None, whole=whole, most=most)
+
+    def _units(self) -> list[int] | None:
+        """Return the common unit of all stores along each axis of the grid; None without any."""
+        stores: list[tuple[Sequence[int | None], Store]] = [
+            (one.axes, self.arrays[one.array])
+            for one in self.arguments
+            if isinstance(one, Blocks) and isinstance(self.arrays[one.array], Store)
+        ]
+        stores += [(range(len(self.shape)), one) for one in self.written]
+        if not stores:
+            return None
+        units = [1] * len(self.shape)
+        # Why reversed: chunks must follow the units of outputs, and should follow the others.
+        for axes, store in reversed(stores):
+            lengths = store.unit or (1,) * store.ndim
+            for axis, unit in zip(axes, lengths, strict=True):
+                if axis is None:
+                    continue
+                both = math.lcm(units[axis], max(1, unit))
+                block = math.prod(units) // units[axis] * min(both, self.shape[axis])
+                if units[axis] == 1 or block * store.itemsize <= 2 * STORE_BLOCK_BYTES:
+                    units[axis] = both
+        return units
 
 
 _cached_cut = functools.lru_cache(maxsize=64)(Grid.cut)
@@ -147,13 +181,17 @@ _cached_sides = functools.lru_cache(maxsize=64)(_sides)
 
 
 def as_input(value: Any, verb: str) -> Array:
-    """Make an array of an argument.
+    """Make an array of an argument, or a store of an array outside memory.
 
     Raises
     ------
     TypeError
         For a masked array, an array with a unit, or an array of Python objects.
     """
+    value = from_store(value, verb)
+    if isinstance(value, Store | Part):
+        _check_values(value, verb)
+        return value  # type: ignore[return-value]  # Why: the plan asks no more of an array
     if is_masked(value):
         raise TypeError(
             f"{verb}: a masked array would lose its mask; pass x.data, and x.mask (as "
@@ -169,6 +207,22 @@ def as_input(value: Any, verb: str) -> Array:
         )
         warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
     array = np.asarray(value)
+    _check_values(array, verb)
+    return array
+
+
+def from_store(value: Any, verb: str) -> Any:
+    """Return the store of an array that lies in one; anything else as it is."""
+    # Why first: most inputs are arrays in memory.
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        return wrap(value)
+    except TypeError as error:
+        raise TypeError(f"{verb}: {error}") from None
+
+
+def _check_values(array: Any, verb: str) -> None:
     if array.dtype.hasobject or array.dtype.kind == "T":
         own = verb == "parallel_map"
         objects = "a list of the objects, array.tolist()" if own else "a list to parallel_map"
@@ -176,7 +230,6 @@ def as_input(value: Any, verb: str) -> Array:
             f"{verb}: an array of dtype {array.dtype} holds pointers into this process; pass "
             f"numbers, fixed-width strings or bytes, or {objects}"
         )
-    return array
 
 
 def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None) -> Inputs:
@@ -194,6 +247,7 @@ def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None
     ValueError
         If the shapes do not broadcast.
     """
+    given = [_in_memory_without_axes(from_store(value, verb)) for value in given]
     found = [None if _is_scalar(value) else as_input(value, verb) for value in given]
     shapes = [array.shape for array in found if array is not None]
     if not shapes and shape is not None:
@@ -244,6 +298,11 @@ def check_windows(verb: str, grid: Grid, inputs: Inputs) -> None:
         )
 
 
+def _in_memory_without_axes(value: Any) -> Any:
+    """Read a store without axes, which is a constant; return anything else as it is."""
+    return value[()] if isinstance(value, Store) and value.ndim == 0 else value
+
+
 def _is_scalar(value: Any) -> bool:
     # Why: NumPy's functions cost a shared array a dispatch, and a scalar type has ndim too.
     if isinstance(value, np.ndarray):
@@ -264,7 +323,8 @@ def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
     inputs = Inputs()
     lengths = []
     for position, value in enumerate(given):
-        if isinstance(value, np.ndarray):
+        value = _rows_of_table(from_store(value, verb))  # noqa: PLW2901 - as it is meant
+        if isinstance(value, np.ndarray | Store | Part):
             parts: Any = _rows(as_input(value, verb), axis, verb)
             inputs.add(parts, Rows)
         else:
@@ -285,11 +345,32 @@ def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
     return inputs
 
 
-def _rows(array: Array, axis: int, verb: str) -> Array:
+def _rows(array: Any, axis: int, verb: str) -> Any:
     if array.ndim == 0:
         raise TypeError(f"{verb}: an array without axes has no rows")
     axis = axis_number(axis, array.ndim, f"{verb}: axis={axis!r}")
+    if isinstance(array, Store):
+        return array.by_rows_of(axis)
+    if isinstance(array, Part) and axis:
+        raise TypeError(f"{verb}: a part of an array has rows along axis 0 alone")
     return np.moveaxis(array, axis, 0) if axis else array
+
+
+def _rows_of_table(value: Any) -> Any:
+    """Return the rows of a DataFrame, or the values of a Series; anything else as it is."""
+    if isinstance(value, np.ndarray | Store | Part) or not _is_table(type(value)):
+        return value
+    values = value.to_numpy()
+    return list(values) if values.dtype.hasobject else values
+
+
+def _is_table(kind: type) -> bool:
+    """Return whether a type is of pandas; its iteration would give the names of columns."""
+    names = {"DataFrame", "Series", "Index"}
+    return any(
+        one.__module__.partition(".")[0] == "pandas" and one.__name__ in names
+        for one in kind.__mro__
+    )
 
 
 _SPECIAL_PARAMETERS: Final = frozenset({"block_id", "block_info", "rng"})

@@ -34,7 +34,7 @@ def bins_by_rule(
     if first == last:
         first, last = limits = first - 0.5, last + 0.5
     if values.dtype.kind not in "iuf" or values.dtype.itemsize > 8:  # noqa: PLR2004 - no long double
-        return len(np.histogram_bin_edges(values, rule, limits)) - 1
+        return len(np.histogram_bin_edges(values[...], rule, limits)) - 1
     wide, _ = accumulator(values, None)
     sizes, lows, highs, sums = measure(partial(_facts, limits=limits, dtype=wide))
     if not sizes.any():

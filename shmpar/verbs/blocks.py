@@ -323,7 +323,7 @@ class BlockVerbs(Caller):
         axis = whole_number(axis, f"{verb}: axis={axis!r}")
         array = as_input(arr, verb)
         if array.size == 0 or not -array.ndim <= axis < array.ndim:
-            return np.apply_along_axis(func1d, axis, array, *args, **kwargs)
+            return np.apply_along_axis(func1d, axis, array[...], *args, **kwargs)
         axis %= array.ndim
         call = self._call(verb, ApplyAlongAxis(func1d, axis, args, kwargs), {})
         call.inputs = blocks(verb, (array,))

@@ -16,6 +16,7 @@ from shmpar.runtime.execution import Execution, Policy
 from shmpar.runtime.outputs import Outputs, fill_value_for
 from shmpar.runtime.progress import observe
 from shmpar.runtime.run import Run
+from shmpar.stores.store import Store
 from shmpar.verbs.arguments import (
     Inputs,
     check_signature,
@@ -105,6 +106,10 @@ class Call:
     def run(self) -> Run:
         """Make the run, after all checks that need no call of the function."""
         inputs, spec, policy = self.inputs, self.output, self.policy
+        if (again := self.options.get("io_retries")) is not None:
+            inputs.arrays = [
+                one.with_retries(again) if isinstance(one, Store) else one for one in inputs.arrays
+            ]
         plan = self._plan()
         fills = policy.on_error == "fill"
         fill = functools.partial(fill_value_for, policy.fill_value) if fills else None

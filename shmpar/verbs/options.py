@@ -46,6 +46,9 @@ class Options(TypedDict, total=False):
     task_timeout : float or None, default None
         Seconds that a chunk may take, on the processes engine; then its worker is killed. None and
         infinity are no limit.
+    io_retries : int, default 2
+        Number of times that a window of a store is read or written again after a fault that may
+        pass, such as a timeout of the network.
     seed : int, sequence of int or None, default None
         Entropy of the random streams of the chunks: the same seed gives the same numbers. None is
         other numbers in each call.
@@ -67,6 +70,7 @@ class Options(TypedDict, total=False):
     fill_value: Any
     retries: int
     task_timeout: float | None
+    io_retries: int
     seed: int | Sequence[int] | None
     pass_out: bool
     ledger: str | os.PathLike[str] | None
@@ -90,7 +94,9 @@ class ReductionOptions(PassOptions, total=False):
     keepdims: bool
 
 
-REDUCTION_OPTIONS: Final = ("progress", "on_error", "fill_value", "retries", "task_timeout")
+REDUCTION_OPTIONS: Final = (
+    "progress", "on_error", "fill_value", "retries", "task_timeout", "io_retries",
+)  # fmt: skip
 
 # Why a table: the verbs take them as ``**options``, and a signature shows their defaults.
 _DEFAULTS: Final[dict[str, Any]] = {
@@ -201,17 +207,18 @@ def parse_options(
     observe(chosen["progress"], verb)
     _check_seed(options.get("seed"))
     times, timeout = _times(chosen["retries"]), _seconds(chosen["task_timeout"])
+    _times(chosen.get("io_retries", 0), "io_retries")
     fill_value = chosen.get("fill_value")
     return Policy(chosen["on_error"], fill_value, times, timeout, check=chosen["check"])
 
 
-def _times(retries: Any) -> int:
+def _times(retries: Any, name: str = "retries") -> int:
     try:
-        times = whole_number(retries, "retries")
+        times = whole_number(retries, name)
     except TypeError:
         times = -1
     if times < 0:
-        raise ValueError(f"retries is a number of times, 0 or more, not {brief(retries)}")
+        raise ValueError(f"{name} is a number of times, 0 or more, not {brief(retries)}")
     return times
 
 
@@ -243,7 +250,9 @@ class _SharedText:
     {arrays}
     *arrays : array_like
         Arrays, which broadcast as in NumPy. Axes of length 1 arrive whole; scalars are passed
-        unchanged.
+        unchanged. Zarr arrays, h5py datasets, Dask arrays, lazy xarray objects and
+        :class:`shmpar.Store` are not read as a whole: each worker reads the blocks of its chunks,
+        and "auto" makes blocks of about 8 to 12 MiB in multiples of their units.
 
     {out}
     out : ndarray, path or tuple of these, optional
@@ -284,7 +293,8 @@ class _SharedText:
 
     {reduced}
     array : array_like
-        Array to reduce.
+        Array to reduce; also a zarr array, h5py dataset, Dask array or :class:`shmpar.Store`, of
+        which each worker reads its blocks.
     axis : int, tuple of int or None, default None
         Axes to reduce; None: all.
 

@@ -164,6 +164,8 @@ def _is_in_place(
         if any(_overlap(output, other) for other in outputs[:number]):
             raise ValueError(f"{verb}: two outputs share memory")
         for array in arrays:
+            if not isinstance(array, np.ndarray):  # a store
+                continue
             if allowed and _is_same(output, array):
                 found = True
             elif _overlap(output, array):

@@ -74,7 +74,7 @@ class Partials(Caller):
         block, combine = steps or (whole, whole)
         axis = tuple(axis) if isinstance(axis, list) else axis
         if values.size == 0 or values.ndim == 0:
-            return whole(values, axis=axis, **final)
+            return whole(values[...], axis=axis, **final)
         axes = self._axes(call, axis)
         partials = self._map(call, partial(block, axis=axes, keepdims=True), chunks, axes)
         return combine(partials, axis=axes, **final)

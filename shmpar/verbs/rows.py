@@ -34,8 +34,10 @@ class RowVerbs(Caller):
             array of the same shape for all rows. If it returns a tuple, there are several
             outputs; if it always returns None, so does the verb.
         array, *arrays : ndarray or iterable
-            An ndarray gives its rows along `axis`, as read-only views. Any other iterable gives
-            its items, pickled. All have the same length.
+            An ndarray gives its rows along `axis`, as read-only views. So does a pandas DataFrame
+            or Series or an xarray DataArray, by its values alone; a zarr array, h5py dataset, Dask
+            array or :class:`shmpar.Store` gives rows that the workers read. Any other iterable
+            gives its items, pickled. All have the same length.
         axis : int
             Axis of the rows in the arrays.
         {out}

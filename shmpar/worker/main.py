@@ -42,8 +42,9 @@ from shmpar.memory.layout import protected
 from shmpar.memory.segment import Segment
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
+from shmpar.stores.store import Part, drop_stores, traffic
 from shmpar.worker import loop
-from shmpar.worker.compute import Abandoned, Assignment
+from shmpar.worker.compute import Abandoned, Assignment, bind_inputs
 from shmpar.worker.environment import (
     SharesMultiprocessing,
     WarningReporter,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from shmpar.pickling.pack import Payload
 
 Array = np.ndarray[Any, Any]
-Outcome = tuple[int, int | None, Any, bool, Sequence[tuple[int, int]]]
+Outcome = tuple[int, int | None, Any, bool, Sequence[tuple[int, int]], tuple[int, int, float]]
 """The fields of ``CounterExhausted`` from `claimed` to `huge_bytes`."""
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Why the reset: a send raises it if the parent has closed the socket with unread messages.
@@ -341,7 +342,7 @@ class WorkerProcess:
 
     def _run(self, environment: Environment | None, work: Work, tickets: Tickets) -> None:
         received = time.perf_counter()
-        outcome: Outcome = 0, None, None, False, ()
+        outcome: Outcome = 0, None, None, False, (), (0, 0, 0.0)
         private: Sequence[Array] = ()
         try:
             try:
@@ -361,6 +362,7 @@ class WorkerProcess:
         finally:
             if private:
                 namespaces.forget(private)
+            drop_stores()
         self.send(protocol.CounterExhausted(self.number, work.run, work.generation, *outcome))
 
     def _work(self, assignment: Assignment, work: Work) -> Outcome:
@@ -374,7 +376,8 @@ class WorkerProcess:
         made = [(key, one.huge_bytes) for key, one in self.segments.items() if one.huge_bytes]
         for key, _ in made:
             self.segments[key].huge_bytes = 0
-        return assignment.claimed, assignment.handed_out, announced, not exhausted, made
+        moved = traffic.take()
+        return assignment.claimed, assignment.handed_out, announced, not exhausted, made, moved
 
     def _assign(self, work: Work, function: Function, tickets: Tickets) -> Assignment:
         """Return the work in the memory of this process."""
@@ -384,7 +387,9 @@ class WorkerProcess:
         return Assignment(
             plan=self.plan[1],
             function=function,
-            arrays=[self._input(one, outputs or ()) for one in work.arrays],
+            arrays=bind_inputs(
+                self.plan[1], work.arrays, lambda one: self._input(one, outputs or ())
+            ),
             outputs=None if outputs is None else [self.output(one) for one in outputs],
             is_tuple=work.is_tuple,
             tickets=tickets,
@@ -423,8 +428,14 @@ class WorkerProcess:
         key, offset, shape, strides, dtype = reference
         return self.segments[key].ndarray(offset, shape, strides, np.dtype(dtype))
 
-    def _input(self, reference: protocol.Reference, outputs: Sequence[protocol.Reference]) -> Array:
-        """Return the array that lies at a reference, protected from writes."""
+    def _input(
+        self,
+        reference: protocol.Reference | protocol.PartReference,
+        outputs: Sequence[protocol.Reference],
+    ) -> Any:
+        """Return the array or the part that lies at a reference, protected from writes."""
+        if isinstance(reference, protocol.PartReference):
+            return Part(self._input(reference.memory, outputs), *reference[1:])
         key, offset, shape, strides, dtype = reference
         if any(key == output[0] for output in outputs):
             # Why: a second mapping would hide from NumPy that an output overlaps its input.
