@@ -12,6 +12,7 @@ from shmpar.grid.axis import whole_number
 from shmpar.plan import Along, InBlocks, PerChunk
 from shmpar.verbs.arguments import as_input, blocks, check_signature
 from shmpar.verbs.call import Caller, check_callable
+from shmpar.verbs.labels import read_labels
 from shmpar.verbs.options import Options, with_shared_text
 from shmpar.verbs.outputs import OutputSpec, axes_tuple, declared_shape, place_blocks
 from shmpar.worker.compute import ApplyAlongAxis
@@ -89,6 +90,8 @@ class BlockVerbs(Caller):
         """
         call = self._call("map_blocks", func, options)
         inputs = call.inputs = blocks("map_blocks", arrays, declared_shape(chunks, out))
+        (chunks,) = inputs.numbered(chunks=chunks)
+        drop_axis, new_axis, out_chunks = inputs.placed(drop_axis, new_axis, out_chunks)
         dropped = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
         most = _UFUNC_BLOCK_BYTES if isinstance(func, np.ufunc) else BLOCK_BYTES
         grid = call.grid = inputs.cut(chunks, whole=dropped, most=most)
@@ -159,8 +162,8 @@ class BlockVerbs(Caller):
                [10.5, 12.5]])
         """
         call = self._call("block_reduce", func, options)
-        call.inputs = blocks("block_reduce", arrays)
-        call.cut_with_halo(chunks, depth, boundary)
+        inputs = call.inputs = blocks("block_reduce", arrays)
+        call.cut_with_halo(*inputs.numbered(chunks=chunks, depth=depth, boundary=boundary))
         call.placement, call.trim = PerChunk(), False
         call.declare_output(out, dtype, objects=True)
         return self._run(call)
@@ -261,9 +264,11 @@ class BlockVerbs(Caller):
         array([0.75, 1.  , 0.75, 0.25, 0.  , 0.  ])
         """
         call = self._call("map_overlap", func, options)
-        call.inputs = blocks("map_overlap", arrays)
-        dropped = axes_tuple("drop_axis", drop_axis, len(call.inputs.shape))
-        call.cut_with_halo(chunks, depth, boundary, whole=dropped)
+        inputs = call.inputs = blocks("map_overlap", arrays)
+        halo = inputs.numbered(chunks=chunks, depth=depth, boundary=boundary)
+        drop_axis, new_axis, out_chunks = inputs.placed(drop_axis, new_axis, out_chunks)
+        dropped = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
+        call.cut_with_halo(*halo, whole=dropped)
         if call.pass_out and call.halo is not None and trim:
             raise ValueError(
                 "map_overlap: with pass_out=True the function gets the window of its chunk, "
@@ -320,13 +325,16 @@ class BlockVerbs(Caller):
         verb = "apply_along_axis"
         check_callable(verb, func1d)
         check_signature(verb, func1d, 1 + len(args), kwargs, frozenset())
+        (values,), labels = read_labels(verb, (arr,))
+        axis = axis if labels is None else labels.axes("axis", axis)
         axis = whole_number(axis, f"{verb}: axis={axis!r}")
-        array = as_input(arr, verb)
+        array = as_input(values, verb)
         if array.size == 0 or not -array.ndim <= axis < array.ndim:
             return np.apply_along_axis(func1d, axis, array[...], *args, **kwargs)
         axis %= array.ndim
         call = self._call(verb, ApplyAlongAxis(func1d, axis, args, kwargs), {})
         call.inputs = blocks(verb, (array,))
+        call.inputs.labels = labels
         call.grid = call.inputs.cut("auto", whole=(axis,))
         call.placement = Along(axis)
         call.output = OutputSpec(is_tuple=False)

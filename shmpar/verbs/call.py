@@ -140,7 +140,10 @@ class Call:
         if spec.in_place:
             # Why: a pattern in the output would overwrite the input.
             policy, plan = policy._replace(in_place=True), plan._replace(check=False)
-        return Run(Execution(plan, function, inputs.arrays, outputs, policy, todo))
+        run = Run(Execution(plan, function, inputs.arrays, outputs, policy, todo))
+        if inputs.labels is not None and spec.given is None:
+            run.label = functools.partial(inputs.labels.attach, plan)
+        return run
 
     def _check_held(self, plan: Plan) -> None:
         """Check the objects that the function holds.

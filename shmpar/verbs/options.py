@@ -86,6 +86,7 @@ class PassOptions(TypedDict, total=False):
     fill_value: Any
     retries: int
     task_timeout: float | None
+    io_retries: int
 
 
 class ReductionOptions(PassOptions, total=False):
@@ -108,6 +109,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "fill_value": None,
     "retries": 1,
     "task_timeout": None,
+    "io_retries": 2,
     "seed": None,
     "pass_out": False,
     "ledger": None,
