@@ -38,6 +38,7 @@ LAYERS = (
     "runtime",
     "verbs",
     "pool",
+    "integrations",
     "__init__",
     "cli",
     "__main__",

@@ -158,22 +158,11 @@ class _View:
                 if viewer is None or layer not in viewer.layers:
                     continue
                 if self.follows_values:
-                    self._adapt(layer)
+                    layer.reset_contrast_limits_range("slice")
+                    layer.reset_contrast_limits("slice")
                 layer.refresh()
             if self.panel is not None:
                 self.panel.tell(self.run, ended=self.ended.is_set(), error=self.error)
-
-    @staticmethod
-    def _adapt(layer: Any) -> None:
-        """Set the contrast limits to the finite values of the visible slice."""
-        values = np.asarray(layer._slice.image.raw if hasattr(layer, "_slice") else layer.data)  # noqa: SLF001
-        finite = values[np.isfinite(values)] if values.dtype.kind in "fc" else values
-        if not finite.size or values.dtype.kind not in "biuf" or getattr(layer, "rgb", False):
-            return
-        low, high = float(finite.min()), float(finite.max())
-        if low < high:
-            layer.contrast_limits_range = low, high
-            layer.contrast_limits = low, high
 
 
 def _call(function: Callable[[], None]) -> None:

@@ -348,7 +348,8 @@ def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
                 inputs.labels.check(verb, labels)
             inputs.labels = inputs.labels or labels
         value = _rows_of_table(from_store(value, verb), axis)  # noqa: PLW2901 - as it is meant
-        if isinstance(value, np.ndarray | Store | Part):
+        # Why: a tensor is an array as well, whose iteration would give tensors.
+        if isinstance(value, np.ndarray | Store | Part) or hasattr(type(value), "__dlpack__"):
             parts: Any = _rows(as_input(value, verb), number, verb)
             inputs.add(parts, Rows)
         else:
