@@ -221,17 +221,6 @@ def test_the_report_tells_the_traffic_of_stores(pool: shmpar.Pool, folder: str) 
     assert "stores" not in str(pool.last_run.report)
 
 
-def test_advice_on_units_that_are_read_often(pool: shmpar.Pool, folder: str) -> None:
-    """Chunks smaller than the units of a store get advice, with the factor."""
-    x = np.random.default_rng(0).normal(size=(400, 400))
-    s = store_formats.zarr3(folder, x, (200, 200))
-    pool.block_reduce(np.max, s, chunks=50)
-    advice = "each piece of a store (of (200, 200)) was read and decoded 16.0 times"
-    assert f"{advice}: try chunks=(200, 200)" in pool.last_run.report.advice
-    pool.block_reduce(np.max, s, chunks=200)
-    assert "piece of a store" not in pool.last_run.report.advice
-
-
 def test_verbs_over_a_part(pool: shmpar.Pool) -> None:
     """A part that is the whole array gives what the array gives."""
     x = np.random.default_rng(0).normal(size=(19, 13))

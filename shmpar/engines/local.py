@@ -409,7 +409,7 @@ class SerialEngine(LocalEngine):
         try:
             assignment = self._assignment(active, generation, 0)
         except StoreError as error:
-            tell(protocol.PlanRejected(active.number, error))
+            tell(protocol.PlanRejected(active.number, error.with_traceback(None)))
             tell(protocol.CounterExhausted(0, active.number, generation.number))
             return
         with active.prepared.applied():
@@ -559,6 +559,9 @@ class ThreadsEngine(LocalEngine):
                     self._work(worker, active, generation)
                 except BaseException as error:  # noqa: BLE001 - the run is told
                     drop_stores()  # Why: one that has changed was opened
+                    if isinstance(error, StoreError):
+                        # Why: the frames hold the memory of the run; the cause tells the place.
+                        error.with_traceback(None)
                     tell(protocol.PlanRejected(active.number, error))
                     tell(protocol.CounterExhausted(worker, active.number, generation.number))
                 del active, generation

@@ -235,7 +235,6 @@ class Report:
     complete: bool
     ledger: Ledger | None
     filled: bool = False
-    units: tuple[tuple[int, ...] | None, ...] = ()
     store_read: int = 0
     store_written: int = 0
     store_seconds: float = 0.0

@@ -16,7 +16,7 @@ import numpy as np
 from shmpar.errors import format_count
 from shmpar.grid import Grid
 from shmpar.memory.segment import SegmentInfo
-from shmpar.plan import Blocks, Plan, describe_region
+from shmpar.plan import describe_region
 
 if TYPE_CHECKING:
     from shmpar.report.report import Report
@@ -42,7 +42,6 @@ _MEMORY_BOUND = 0.6  # share of the bandwidth; Why: page tables and write-alloca
 _MIN_START_SECONDS = 0.01
 _LATE = 0.2  # share of the run's time before a late item starts
 _MIN_COPIED = 1 << 20  # bytes
-_MANY_READS = 2.0  # times that a piece of a store is read
 _SMALL_WORK = 1e-3  # seconds of all chunks together
 _ALLOCATED = {"shm", "memfd", "tempfile"}  # kinds of memory that outputs are allocated in
 _WITHOUT_CHUNKS = {"parallel_map", "apply_along_axis"}  # verbs without `chunks=`
@@ -244,7 +243,7 @@ def advise(report: Report) -> str:
     """Return the advice with the largest gain, or an empty string."""
     if not report.complete or not report.timings.chunks.size or report.failed:
         return ""
-    hints = [*_call_hints(report), *_chunk_hints(report), *_store_hints(report)]
+    hints = [*_call_hints(report), *_chunk_hints(report)]
     gain, advice = max(hints, default=(0.0, ""))
     return advice if gain >= _MIN_GAIN else _memory_bound(report)
 
@@ -272,55 +271,6 @@ def _call_hints(report: Report) -> Iterator[Hint]:
         fact = f"all chunks together took {format_seconds(serial)}, the call"
         gain = (seconds - serial - preparing - starting) / seconds
         yield gain, f"{fact} {format_seconds(seconds)}: a plain loop is faster than any pool"
-
-
-def unit_reads(plan: Plan, argument: Blocks, unit: Sequence[int]) -> float:
-    """Return how often each unit of a store is read, on the average.
-
-    Examples
-    --------
-    >>> from shmpar.grid import Grid
-    >>> from shmpar.plan import InBlocks
-    >>> grid = Grid.cut((8, 8), (2, 4))
-    >>> plan = Plan("map_blocks", grid, (Blocks(0, (0, 1)),), InBlocks.like(grid))
-    >>> unit_reads(plan, plan.arguments[0], (4, 4))
-    2.0
-    """
-    reads = 1.0
-    for number, axis in enumerate(plan.grid.axes):
-        if number not in argument.axes:
-            reads *= len(axis)
-            continue
-        place = argument.axes.index(number)
-        before, after = (0, 0) if argument.halo is None else argument.halo.depth[place]
-        length = unit[place]
-        touched = [
-            -(-min(axis.size, s.stop + after) // length) - max(0, s.start - before) // length
-            for s in axis
-        ]
-        reads *= sum(touched) / max(1, -(-axis.size // length))
-    return reads
-
-
-def _store_hints(report: Report) -> Iterator[Hint]:
-    """Yield advice about chunks that read the units of a store many times."""
-    axes = report.plan.grid.axes
-    for argument in report.plan.arguments:
-        unit = report.units[argument.array] if isinstance(argument, Blocks) else None
-        if unit is None or not isinstance(argument, Blocks):
-            continue
-        times = unit_reads(report.plan, argument, unit)
-        if times < _MANY_READS:
-            continue
-        steps = [axis.step for axis in axes]
-        for axis, length in zip(argument.axes, unit, strict=True):
-            if axis is not None:
-                # Why two: a halo of a longer chunk reads fewer units of its neighbours.
-                pieces = max(-(-steps[axis] // length), 1 if argument.halo is None else 2)
-                steps[axis] = min(axes[axis].size, pieces * length)
-        share = min(1.0, report.store_seconds / max(report.serial_seconds, 1e-9))
-        fact = f"each piece of a store (of {unit}) was read and decoded {times:.1f} times"
-        yield (1 - 1 / times) * share, f"{fact}: try chunks={tuple(steps)}"
 
 
 def _chunk_hints(report: Report) -> Iterator[Hint]:

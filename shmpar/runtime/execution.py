@@ -38,7 +38,6 @@ from shmpar.plan import Announcement, Function, Plan
 from shmpar.runtime import error_texts, scheduler
 from shmpar.runtime.futures import Latch
 from shmpar.runtime.outputs import Outputs, Scratch
-from shmpar.stores.store import Store
 from shmpar.worker.compute import ApplyAlongAxis
 from shmpar.worker.verify import Verification
 
@@ -182,8 +181,6 @@ class Execution:
         Claims that ended with their worker.
     unfinished : tuple of int
         Chunks that are not done, once it is over.
-    units : list of (tuple of int or None)
-        The unit of each input that is a store.
     traffic : tuple of (int, int, float)
         Bytes read from stores and written to stores, and the seconds of all workers for it.
     """
@@ -226,7 +223,6 @@ class Execution:
         self.attempts: list[LostClaim] = []
         self.unfinished: tuple[int, ...] = ()
         self.traffic: tuple[float, ...] = (0, 0, 0.0)
-        self.units = [one.unit if isinstance(one, Store) else None for one in arrays]
         self._todo = todo
         self._function: Function | None = function
         self._arrays = arrays

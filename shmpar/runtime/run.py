@@ -94,7 +94,6 @@ class Run(PoolFuture):
             origin=began,
             complete=done,
             ledger=execution.ledger,
-            units=tuple(execution.units),
             store_read=int(execution.traffic[0]),
             store_written=int(execution.traffic[1]),
             store_seconds=execution.traffic[2],

@@ -128,8 +128,8 @@ class Hdf5Array:
     """An open HDF5 dataset."""
 
     def __init__(self, dataset: Any) -> None:
-        # Why the file is not closed: that closes what others have open of it, in this process. It
-        # ends with its last object.
+        # Why the file is not closed: that closes the objects of other users in this process. The
+        # file ends with its last object.
         self.dataset = dataset
         self.shape, self.dtype, self.unit = dataset.shape, dataset.dtype, dataset.chunks
 
