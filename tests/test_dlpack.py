@@ -12,7 +12,8 @@ def test_shared_arrays_and_results_export_their_memory(any_pool: shmpar.Pool) ->
     shared = any_pool.array(np.arange(6.0))
     view = np.from_dlpack(shared)
     shared[2] = 7
-    assert view[2] == 7 and np.shares_memory(view, shared)
+    assert view[2] == 7
+    assert np.shares_memory(view, shared)
     result = any_pool.map_blocks(np.negative, shared, chunks=2)
     assert np.shares_memory(np.from_dlpack(result), result)
     again = any_pool.map_blocks(np.negative, view, chunks=2)

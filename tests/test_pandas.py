@@ -30,7 +30,8 @@ def test_several_values_per_row_are_a_frame_as_with_apply(
     expected = frame.apply(lambda row: row / row.sum(), axis=1, raw=True)
     pd.testing.assert_frame_equal(found, expected)
     two = any_pool.parallel_map(lambda row: row[:2], frame)
-    assert two.index.equals(frame.index) and list(two.columns) == [0, 1]
+    assert two.index.equals(frame.index)
+    assert list(two.columns) == [0, 1]
     np.testing.assert_array_equal(two, frame.to_numpy()[:, :2])
 
 
@@ -50,11 +51,13 @@ def test_a_series_keeps_its_index_and_name(any_pool: shmpar.Pool) -> None:
 def test_rows_of_mixed_columns_are_arrays_of_objects(any_pool: shmpar.Pool) -> None:
     frame = pd.DataFrame({"name": ["a", "bc"], "count": [2, 3]}, index=[10, 20])
     found = any_pool.parallel_map(lambda row: row[0] * row[1], frame, dtype=object)
-    assert list(found) == ["aa", "bcbcbc"] and list(found.index) == [10, 20]
+    assert list(found) == ["aa", "bcbcbc"]
+    assert list(found.index) == [10, 20]
     sizes = any_pool.parallel_map(lambda row: len(row[0]), frame, dtype=int)
     pd.testing.assert_series_equal(sizes, pd.Series([1, 2], [10, 20]))
-    columns = any_pool.parallel_map(lambda column: len(column), frame, axis=1, dtype=int)
-    assert list(columns.index) == ["name", "count"] and list(columns) == [2, 2]
+    columns = any_pool.parallel_map(len, frame, axis=1, dtype=int)
+    assert list(columns.index) == ["name", "count"]
+    assert list(columns) == [2, 2]
 
 
 def test_several_outputs_none_and_more_axes(any_pool: shmpar.Pool, frame: Any) -> None:
@@ -63,7 +66,8 @@ def test_several_outputs_none_and_more_axes(any_pool: shmpar.Pool, frame: Any) -
     pd.testing.assert_series_equal(high, frame.max(axis=1))
     assert any_pool.parallel_map(lambda row: None, frame) is None
     cube = any_pool.parallel_map(lambda row: np.outer(row, row), frame)
-    assert type(cube) is np.ndarray and cube.shape == (6, 3, 3)
+    assert type(cube) is np.ndarray
+    assert cube.shape == (6, 3, 3)
     out = np.empty(6)
     assert any_pool.parallel_map(np.sum, frame, out=out) is out
     np.testing.assert_array_equal(out, frame.to_numpy().sum(axis=1))
@@ -87,5 +91,7 @@ def test_arguments_with_different_indexes_are_refused(any_pool: shmpar.Pool, fra
     pd.testing.assert_series_equal(both, frame.sum(axis=1) + frame["a"])
     mixed = any_pool.parallel_map(add, np.ones((6, 2)), frame["a"])
     pd.testing.assert_series_equal(mixed, frame["a"] + 2)
-    with pytest.raises(ValueError, match="the indexes of the arguments differ, and rows are passed"):
+    with pytest.raises(
+        ValueError, match="the indexes of the arguments differ, and rows are passed"
+    ):
         any_pool.parallel_map(add, frame, frame["a"].iloc[::-1])

@@ -76,7 +76,7 @@ def show(viewer: Any, run: Run, every: float = 0.1, *, layer: str = "image", **o
     """
     if not isinstance(run, Run):
         raise TypeError(
-            f"show: {type(run).__name__} is no run; pass the run that a verb returns with wait=False"
+            f"show: {type(run).__name__} is no run; pass the run of a verb with wait=False"
         )
     if not every > 0:
         raise ValueError(f"show: every={every!r} must be a positive number of seconds")
@@ -180,7 +180,7 @@ class _Panel:
         self.bar.setRange(0, max(1, run.progress[1]))
         self.label = widgets.QLabel("")
         self.button = widgets.QPushButton("Cancel")
-        self.button.clicked.connect(lambda: run.cancel())
+        self.button.clicked.connect(lambda _checked: run.cancel())
         for one in (self.bar, self.label, self.button):
             row.addWidget(one)
         name = f"shmpar: {run.execution.plan.verb}"

@@ -58,7 +58,8 @@ class BlockVerbs(Caller):
         {empty}
         drop_axis, new_axis : int or sequence of int, optional
             Axes that the function removes (they must lie in one chunk), and axes of the result
-            that it adds.
+            that it adds. For xarray also names; a new axis comes first, or at the position that a
+            dict gives it.
         out_chunks : int, tuple or dict, optional
             Elements of the blocks of the result along an axis, if they differ from the input: one
             length for all chunks, or one per chunk.
@@ -223,7 +224,8 @@ class BlockVerbs(Caller):
         {empty}
         drop_axis, new_axis : int or sequence of int, optional
             Axes that the function removes (they must lie in one chunk), and axes of the result
-            that it adds.
+            that it adds. For xarray also names; a new axis comes first, or at the position that a
+            dict gives it.
         out_chunks : int, tuple or dict, optional
             Elements of the blocks of the result along an axis, without the halo, if they differ
             from the input: one length for all chunks, or one per chunk.
@@ -265,10 +267,11 @@ class BlockVerbs(Caller):
         """
         call = self._call("map_overlap", func, options)
         inputs = call.inputs = blocks("map_overlap", arrays)
-        halo = inputs.numbered(chunks=chunks, depth=depth, boundary=boundary)
+        by_axis = inputs.numbered(chunks=chunks, depth=depth, boundary=boundary)
+        chunks, depth, boundary = by_axis
         drop_axis, new_axis, out_chunks = inputs.placed(drop_axis, new_axis, out_chunks)
         dropped = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
-        call.cut_with_halo(*halo, whole=dropped)
+        call.cut_with_halo(chunks, depth, boundary, whole=dropped)
         if call.pass_out and call.halo is not None and trim:
             raise ValueError(
                 "map_overlap: with pass_out=True the function gets the window of its chunk, "

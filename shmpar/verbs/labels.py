@@ -8,7 +8,7 @@ it: without the library in this process there is no object of it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -84,7 +84,9 @@ class BlockLabels:
             self.added = entries if named else []
         out = {-1} if dropped is None else {*np.atleast_1d(dropped).tolist()}
         count = len(self.dims)
-        kept = [dim for k, dim in enumerate(self.dims) if dropped is None or not {k, k - count} & out]
+        kept = [
+            dim for k, dim in enumerate(self.dims) if dropped is None or not {k, k - count} & out
+        ]
         ends = len(kept) + len(places)
         fresh = _unused(self.dims)
         self.added = self.added or [next(fresh) for _ in places]
@@ -129,7 +131,9 @@ class BlockLabels:
         }
         return self.array(values, names, self._kept(same))
 
-    def reduced(self, values: Any, axes: Any, leading: tuple[str, Any] | None, keepdims: Any) -> Any:
+    def reduced(
+        self, values: Any, axes: Any, leading: tuple[str, Any] | None, keepdims: Any
+    ) -> Any:
         """Give the result of a reduction the names and coordinates of the axes that are left.
 
         Parameters
@@ -296,12 +300,13 @@ def row_labels(verb: str, value: Any, axis: Any) -> tuple[RowLabels | None, Any]
         return None, axis
     refuse_dataset(verb, (value,))
     xarray, pandas = sys.modules.get("xarray"), sys.modules.get("pandas")
-    if isinstance(value, getattr(xarray, "DataArray", ())):
+    kind: Any = getattr(xarray, "DataArray", ())
+    tables: Any = getattr(pandas, "DataFrame", ()), getattr(pandas, "Series", ())
+    if isinstance(value, kind):
         if not isinstance(axis, int | np.integer):
             axis = _number(verb, "axis", axis, value.dims)
         known = -value.ndim <= axis < value.ndim
         return (RowLabels(value, axis) if known else None), axis
-    tables = getattr(pandas, "DataFrame", ()), getattr(pandas, "Series", ())
     if isinstance(value, tables) and isinstance(axis, int) and -value.ndim <= axis < value.ndim:
         return RowLabels(value, axis), axis
     return None, axis
@@ -390,6 +395,7 @@ def _means(coords: Any, cuts: Mapping[Hashable, Axis]) -> Any:
     xarray = sys.modules["xarray"]
     found = {}
     several = {name for name, one in coords.xindexes.items() if len(one.create_variables()) > 1}
+    variable: Any
     for name, variable in coords.variables.items():
         if variable.dims:
             if variable.dtype.kind not in "biufmM" or not variable.size or name in several:
@@ -427,8 +433,6 @@ def _spelled(dims: Iterable[Hashable]) -> str:
     return ", ".join(map(repr, dims))
 
 
-def _unused(names: Iterable[Hashable]) -> Iterable[Any]:
+def _unused(names: Iterable[Hashable]) -> Iterator[Any]:
     taken = set(names)
     return (name for k in range(1 << 20) if (name := f"dim_{k}") not in taken)
-
-

@@ -34,12 +34,12 @@ class RowVerbs(Caller):
             array of the same shape for all rows. If it returns a tuple, there are several
             outputs; if it always returns None, so does the verb.
         array, *arrays : ndarray or iterable
-            An ndarray gives its rows along `axis`, as read-only views. So does a pandas DataFrame
-            or Series or an xarray DataArray, by its values alone; a zarr array, h5py dataset, Dask
-            array or :class:`shmpar.Store` gives rows that the workers read. Any other iterable
-            gives its items, pickled. All have the same length.
-        axis : int
-            Axis of the rows in the arrays.
+            An ndarray, or an array with DLPack, gives its rows along `axis`, as read-only views.
+            So does a pandas DataFrame or Series or an xarray DataArray, whose index the results
+            keep. A zarr array, h5py dataset, Dask array or :class:`shmpar.Store` gives rows that
+            the workers read. Any other iterable gives its items, pickled. All have the same length.
+        axis : int or str
+            Axis of the rows in the arrays; a name for xarray.
         {out}
             The input itself works in place.
         {dtype}
@@ -51,7 +51,8 @@ class RowVerbs(Caller):
         Returns
         -------
         ndarray, tuple of ndarray, None or Run
-            The results stacked along axis 0; the run with ``wait=False``.
+            The results stacked along axis 0; the run with ``wait=False``. For rows of pandas a
+            Series of one value per row, or a DataFrame of several; for rows of xarray a DataArray.
 
         Raises
         ------
