@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChunkError", "PlanError", "Pool", "Run", "SegmentError", "SegmentFull", "SegmentGone",
-    "SharedArray", "ShmparError", "Store", "StoreError", "TaskTimeout", "WorkerDied",
-    "__version__", "all", "any", "apply_along_axis", "argmax", "argmin", "array", "asarray", "attach", "bincount",
+    "SharedArray", "ShmparError", "Store", "StoreError", "TaskTimeout", "WorkerDied", "__version__",
+    "all", "any", "apply_along_axis", "argmax", "argmin", "array", "asarray", "attach", "bincount",
     "block_reduce", "default_pool", "empty", "empty_like", "full", "histogram", "map_blocks",
     "map_overlap", "max", "mean", "median", "min", "nanmax", "nanmean", "nanmedian", "nanmin",
     "nanpercentile", "nanquantile", "nanstd", "nansum", "nanvar", "ones", "open", "opened",
-    "parallel_map", "percentile", "prod", "quantile", "std", "sum", "unique", "var", "zeros", "zeros_like",
+    "parallel_map", "percentile", "prod", "quantile", "std", "sum", "unique", "var", "zeros",
+    "zeros_like",
 ]  # fmt: skip
 
 

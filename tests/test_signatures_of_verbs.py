@@ -19,7 +19,8 @@ PASSES = ["histogram", "bincount", "unique"]
 VERBS = [verb for verb in FILES if verb != "apply_along_axis"]
 DEFAULTS = {
     "kwargs": None, "progress": False, "on_error": "raise", "fill_value": None, "retries": 1,
-    "task_timeout": None, "seed": None, "pass_out": False, "ledger": None, "wait": True,
+    "task_timeout": None,
+    "io_retries": 2, "seed": None, "pass_out": False, "ledger": None, "wait": True,
     "chunks": "auto", "keepdims": False,
 }  # fmt: skip
 
