@@ -134,12 +134,11 @@ def test_axes_that_change_their_length_lose_their_coordinates(pool, image):
 
 @pytest.mark.parametrize("verb", ["sum", "mean", "max", "min", "prod", "std", "var"])
 @pytest.mark.parametrize("axis", [None, "time", ("y", "x"), ["x"]])
-def test_reductions_by_names_are_those_of_xarray(pool, image, verb, axis):
-    if pool.engine == "threads":
-        pytest.skip("the labels are those of the other engines")
-    with xr.set_options(keep_attrs=True):
+def test_reductions_by_names_are_those_of_xarray(image, verb, axis):
+    with xr.set_options(keep_attrs=True), dask.config.set(scheduler="synchronous"):
         expected = getattr(image.chunk({"y": 8}), verb)(dim=axis).compute()
-    found = getattr(pool, verb)(image, axis=axis, chunks={"y": 8})
+    with shmpar.Pool(1, engine="serial") as pool:
+        found = getattr(pool, verb)(image, axis=axis, chunks={"y": 8})
     xr.testing.assert_allclose(found, expected)
     assert set(found.coords) == set(expected.coords)
     assert found.attrs == expected.attrs
