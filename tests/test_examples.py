@@ -215,6 +215,15 @@ def test_rows_equal_the_loop(example):
     assert "the same to the last bit" in output
 
 
+def test_pipeline_gives_the_same_both_ways(example):
+    """One call and three calls agree, and the table has both."""
+    pytest.importorskip("scipy")
+    output = example("pipeline.py", "--smoke", *ONE)
+    assert output.startswith("2,000 x 2,000 pixels, 4 tiles, 1 workers\n")
+    assert "the same both ways" in output
+    assert re.search(r"^one call .* 0\nthree calls .* 32$", output, re.MULTILINE)
+
+
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="named memory")
 def test_two_terminals_share_an_array(example):
     """The example runs both sides itself and reports each check."""

@@ -42,6 +42,7 @@ LAYERS = (
     "verbs",
     "pool",
     "defaults",
+    "integrations",
     "__init__",
     "cli",
     "__main__",

@@ -36,6 +36,7 @@ class Run(PoolFuture):
         self.execution = execution
         execution.run = self
         self.observer: Observer | None = None
+        self.label: Callable[[Any], Any] | None = None  # gives the result its labels
         self.over = Latch()  # no worker writes any more
         self.shown_by: int | None = None  # thread that shows its progress, up to its result
         # Set by the pool, while the run is being executed, and to resume it.
@@ -158,9 +159,15 @@ class Run(PoolFuture):
             If the run failed. Also if the caller of the verb waited for the result and has dropped
             it: the run does not keep it, so that its memory goes with the last array.
         """
+        return self._labelled(self._values(timeout))
+
+    def _values(self, timeout: float | None = None) -> Any:
         self._check_wait(timeout)
         result = super().result(timeout)
         return result.get() if isinstance(result, WeakResult) else result
+
+    def _labelled(self, values: Any) -> Any:
+        return values if self.label is None else self.label(values)
 
     def issue_warnings(self) -> None:
         """Issue the warnings of workers, and the warning of chunks that were filled."""
@@ -415,6 +422,7 @@ class Run(PoolFuture):
         if launch is None:
             raise RuntimeError("the pool of this run is gone; make the call again in a new one")
         run = Run(self.execution.rest())
+        run.label = self.label
         try:
             launch(run)
         except BaseException:
@@ -462,9 +470,10 @@ class Run(PoolFuture):
 
     def hand_over(self) -> Any:
         """Return the result to the caller, and keep it only as long as the caller does."""
-        result = self.result()
+        result = self._values()
         self.execution.outputs = Outputs(None)
         if self.execution.items is not None:
             self.execution.items.release()
+        # Why the values: the memory of the result goes with them.
         self._result = WeakResult(result)
-        return result
+        return self._labelled(result)

@@ -30,6 +30,7 @@ from shmpar.plan import SMALLER_WINDOW, Argument, Blocks, Items, Rows, Whole
 from shmpar.runtime.error_texts import levels_to_user
 from shmpar.stores.recognise import wrap
 from shmpar.stores.store import Part, Store
+from shmpar.verbs.labels import BlockLabels, RowLabels, read_labels, row_labels
 
 Array = np.ndarray[Any, Any]
 Axes = tuple[int, ...]
@@ -58,6 +59,8 @@ class Inputs:
         Shape of the grid: that of the broadcast arrays, or ``(items,)``.
     written : sequence of (sequence of (int or None), Store)
         Outputs whose units "auto" follows too, with the axes of the grid for their axes.
+    labels : BlockLabels, RowLabels or None
+        Labels that the result gets.
     """
 
     arrays: list[Any] = field(default_factory=list)
@@ -65,6 +68,21 @@ class Inputs:
     arguments: list[Argument] = field(default_factory=list)
     shape: tuple[int, ...] = ()
     written: Sequence[tuple[Sequence[int | None], Store]] = ()
+    labels: BlockLabels | RowLabels | None = None
+
+    def numbered(self, **options: Any) -> tuple[Any, ...]:
+        """Return values of options, with positions in place of the names of axes."""
+        labels = self.labels
+        if not isinstance(labels, BlockLabels):
+            return tuple(options.values())
+        return tuple([labels.numbered(option, given) for option, given in options.items()])
+
+    def placed(self, dropped: Any, new_axis: Any, out_chunks: Any) -> tuple[Any, Any, Any]:
+        """Return ``drop_axis``, ``new_axis`` and ``out_chunks``, with positions for names."""
+        labels = self.labels
+        if not isinstance(labels, BlockLabels):
+            return dropped, new_axis, out_chunks
+        return labels.placed(dropped, new_axis, out_chunks)
 
     def add(self, value: Any, kind: Callable[..., Argument], *fields: Any) -> None:
         """Append an argument of this kind, with the fields that follow its index."""
@@ -249,6 +267,7 @@ def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None
     ValueError
         If the shapes do not broadcast.
     """
+    given, labels = read_labels(verb, given)
     given = [_in_memory_without_axes(from_store(value, verb)) for value in given]
     found = [None if _is_scalar(value) else as_input(value, verb) for value in given]
     shapes = [array.shape for array in found if array is not None]
@@ -261,7 +280,7 @@ def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None
     elif not shapes:
         found[0] = as_input(given[0], verb)  # Why: without axes there is one chunk, of this array
         shapes = [()]
-    inputs = Inputs()
+    inputs = Inputs(labels=labels)
     try:
         inputs.shape = shapes[0] if len(set(shapes)) == 1 else np.broadcast_shapes(*shapes)
     except ValueError:
@@ -339,9 +358,15 @@ def items(
     inputs = Inputs()
     lengths = []
     for position, value in enumerate(given):
-        value = _rows_of_table(from_store(value, verb))  # noqa: PLW2901 - as it is meant
-        if isinstance(value, np.ndarray | Store | Part):
-            parts: Any = _rows(as_input(value, verb), axis, verb)
+        labels, number = row_labels(verb, value, axis)
+        if labels is not None:
+            if isinstance(inputs.labels, RowLabels):
+                inputs.labels.check(verb, labels)
+            inputs.labels = inputs.labels or labels
+        value = _rows_of_table(from_store(value, verb), axis)  # noqa: PLW2901 - as it is meant
+        # Why: a tensor is an array as well, whose iteration would give tensors.
+        if isinstance(value, np.ndarray | Store | Part) or hasattr(type(value), "__dlpack__"):
+            parts: Any = _rows(as_input(value, verb), number, verb)
             inputs.add(parts, Rows)
         else:
             try:
@@ -380,12 +405,14 @@ def _rows(array: Any, axis: int, verb: str) -> Any:
     return np.moveaxis(array, axis, 0) if axis else array
 
 
-def _rows_of_table(value: Any) -> Any:
+def _rows_of_table(value: Any, axis: Any) -> Any:
     """Return the rows of a DataFrame, or the values of a Series; anything else as it is."""
     if isinstance(value, np.ndarray | Store | Part) or not _is_table(type(value)):
         return value
     values = value.to_numpy()
-    return list(values) if values.dtype.hasobject else values
+    if not values.dtype.hasobject:
+        return values
+    return list(values if axis in {0, -values.ndim} else np.moveaxis(values, axis, 0))
 
 
 def _is_table(kind: type) -> bool:

@@ -12,6 +12,7 @@ from shmpar.grid.axis import whole_number
 from shmpar.plan import Along, InBlocks, PerChunk
 from shmpar.verbs.arguments import as_input, blocks, check_signature
 from shmpar.verbs.call import Caller, check_callable
+from shmpar.verbs.labels import read_labels
 from shmpar.verbs.options import Options, with_shared_text
 from shmpar.verbs.outputs import (
     OutputSpec,
@@ -64,7 +65,8 @@ class BlockVerbs(Caller):
         {empty}
         drop_axis, new_axis : int or sequence of int, optional
             Axes that the function removes (they must lie in one chunk), and axes of the result
-            that it adds.
+            that it adds. For xarray also names; a new axis comes first, or at the position that a
+            dict gives it.
         out_chunks : int, tuple or dict, optional
             Elements of the blocks of the result along an axis, if they differ from the input: one
             length for all chunks, or one per chunk.
@@ -97,6 +99,8 @@ class BlockVerbs(Caller):
         call = self._call("map_blocks", func, options)
         out = find_targets("map_blocks", out)
         inputs = call.inputs = blocks("map_blocks", arrays, declared_shape(chunks, out))
+        (chunks,) = inputs.numbered(chunks=chunks)
+        drop_axis, new_axis, out_chunks = inputs.placed(drop_axis, new_axis, out_chunks)
         dropped = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
         if out_chunks is None:
             inputs.written = written_units(out, len(inputs.shape), dropped, new_axis)
@@ -169,8 +173,8 @@ class BlockVerbs(Caller):
                [10.5, 12.5]])
         """
         call = self._call("block_reduce", func, options)
-        call.inputs = blocks("block_reduce", arrays)
-        call.cut_with_halo(chunks, depth, boundary)
+        inputs = call.inputs = blocks("block_reduce", arrays)
+        call.cut_with_halo(*inputs.numbered(chunks=chunks, depth=depth, boundary=boundary))
         call.placement, call.trim = PerChunk(), False
         call.declare_output(out, dtype, objects=True)
         return self._run(call)
@@ -230,7 +234,8 @@ class BlockVerbs(Caller):
         {empty}
         drop_axis, new_axis : int or sequence of int, optional
             Axes that the function removes (they must lie in one chunk), and axes of the result
-            that it adds.
+            that it adds. For xarray also names; a new axis comes first, or at the position that a
+            dict gives it.
         out_chunks : int, tuple or dict, optional
             Elements of the blocks of the result along an axis, without the halo, if they differ
             from the input: one length for all chunks, or one per chunk.
@@ -271,11 +276,14 @@ class BlockVerbs(Caller):
         array([0.75, 1.  , 0.75, 0.25, 0.  , 0.  ])
         """
         call = self._call("map_overlap", func, options)
-        call.inputs = blocks("map_overlap", arrays)
-        dropped = axes_tuple("drop_axis", drop_axis, len(call.inputs.shape))
+        inputs = call.inputs = blocks("map_overlap", arrays)
+        by_axis = inputs.numbered(chunks=chunks, depth=depth, boundary=boundary)
+        chunks, depth, boundary = by_axis
+        drop_axis, new_axis, out_chunks = inputs.placed(drop_axis, new_axis, out_chunks)
+        dropped = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
         out = find_targets("map_overlap", out)
         if out_chunks is None:
-            call.inputs.written = written_units(out, len(call.inputs.shape), dropped, new_axis)
+            inputs.written = written_units(out, len(inputs.shape), dropped, new_axis)
         call.cut_with_halo(chunks, depth, boundary, whole=dropped)
         if call.pass_out and call.halo is not None and trim:
             raise ValueError(
@@ -335,13 +343,16 @@ class BlockVerbs(Caller):
         check_signature(verb, func1d, 1 + len(args), kwargs, frozenset())
         if np.ndim(axis):
             raise TypeError(f"{verb}: the axis comes second: write {verb}(func1d, axis, arr)")
+        (values,), labels = read_labels(verb, (arr,))
+        axis = axis if labels is None else labels.axes("axis", axis)
         axis = whole_number(axis, f"{verb}: axis={axis!r}")
-        array = as_input(arr, verb)
+        array = as_input(values, verb)
         if array.size == 0 or not -array.ndim <= axis < array.ndim:
             return np.apply_along_axis(func1d, axis, array[...], *args, **kwargs)
         axis %= array.ndim
         call = self._call(verb, ApplyAlongAxis(func1d, axis, args, kwargs), {})
         call.inputs = blocks(verb, (array,))
+        call.inputs.labels = labels
         call.grid = call.inputs.cut("auto", whole=(axis,))
         call.placement = Along(axis)
         call.output = OutputSpec(is_tuple=False)

@@ -180,7 +180,10 @@ class Call:
             # Why: a pattern in the output would overwrite the input.
             policy, plan = policy._replace(in_place=True), plan._replace(check=False)
         items = RunItems.of(plan, function) if self.over_items else None
-        return Run(Execution(plan, function, inputs.arrays, outputs, policy, todo, items=items))
+        run = Run(Execution(plan, function, inputs.arrays, outputs, policy, todo, items=items))
+        if inputs.labels is not None and spec.given is None:
+            run.label = functools.partial(inputs.labels.attach, plan)
+        return run
 
     def _check_held(self, plan: Plan) -> None:
         """Check the objects that the function holds.

@@ -300,7 +300,9 @@ class _SharedText:
         Arrays, which broadcast as in NumPy. Axes of length 1 arrive whole; scalars are passed
         unchanged. Zarr arrays, h5py datasets, Dask arrays, lazy xarray objects and
         :class:`shmpar.Store` are not read as a whole: each worker reads the blocks of its chunks,
-        and "auto" makes blocks of about 8 to 12 MiB in multiples of their units.
+        and "auto" makes blocks of about 8 to 12 MiB in multiples of their units. Arrays of xarray
+        broadcast by the names of their axes. Options may use these names, as in
+        ``chunks={"y": 512}``, and the result is a DataArray with the coordinates that are left.
 
     {out}
     out : ndarray, zarr.Array, h5py.Dataset, Store, path or tuple of these, optional
@@ -343,7 +345,8 @@ class _SharedText:
     {reduced}
     array : array_like
         Array to reduce; also a zarr array, h5py dataset, Dask array or :class:`shmpar.Store`, of
-        which each worker reads its blocks.
+        which each worker reads its blocks. A DataArray of xarray gives a DataArray, and `axis` and
+        `chunks` may name its axes.
     axis : int, tuple of int or None, default None
         Axes to reduce; None: all.
 

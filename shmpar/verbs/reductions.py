@@ -22,6 +22,7 @@ from shmpar.verbs.arguments import as_input
 from shmpar.verbs.bins import accumulator
 from shmpar.verbs.blocks import BlockVerbs
 from shmpar.verbs.counts import Counts
+from shmpar.verbs.labels import with_axis_names
 from shmpar.verbs.options import ReductionOptions, with_shared_text
 from shmpar.verbs.partials import Axes
 from shmpar.verbs.quantiles import Quantiles
@@ -30,6 +31,7 @@ from shmpar.verbs.rows import RowVerbs
 Array = np.ndarray[Any, Any]
 
 
+@with_axis_names
 @with_shared_text
 class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
     """Gives a pool all verbs: NumPy's reductions, and the verbs of blocks and rows."""

@@ -42,13 +42,14 @@ class RowVerbs(Caller):
             or an array of the same shape for all rows. If it returns a tuple, there are several
             outputs; if it always returns None, so does the verb. For an item it returns anything.
         array, *arrays : ndarray or iterable
-            An ndarray gives its rows along `axis`, as read-only views. So does a pandas DataFrame
-            or Series or an xarray DataArray, by its values alone; a zarr array, h5py dataset, Dask
-            array or :class:`shmpar.Store` gives rows that the workers read. Any other iterable
-            gives its items, pickled: a list, a range, a generator, the paths of a glob, an object
-            with ``__getitem__`` and ``__len__``. All have the same length.
-        axis : int
-            Axis of the rows in the arrays.
+            An ndarray, or an array with DLPack, gives its rows along `axis`, as read-only views.
+            So does a pandas DataFrame or Series or an xarray DataArray, whose index the results
+            keep. A zarr array, h5py dataset, Dask array or :class:`shmpar.Store` gives rows that
+            the workers read. Any other iterable gives its items, pickled: a list, a range, a
+            generator, the paths of a glob, an object with ``__getitem__`` and ``__len__``. All have
+            the same length.
+        axis : int or str
+            Axis of the rows in the arrays; a name for xarray.
         {out}
             The input itself works in place. The results of items are put into it too.
         {dtype}
@@ -63,7 +64,8 @@ class RowVerbs(Caller):
         list, ndarray, tuple of ndarray, None or Run
             If `array` is an ndarray: the results stacked along axis 0. Otherwise: a list, in order,
             of exactly the values that the function returned, or an array with `out` or `dtype`.
-            The run with ``wait=False``.
+            For rows of pandas a Series of one value per row, or a DataFrame of several; for rows of
+            xarray a DataArray. The run with ``wait=False``.
 
         Raises
         ------
