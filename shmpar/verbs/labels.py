@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
+from inspect import unwrap
 from typing import Any, TypeVar
 
 import numpy as np
@@ -316,14 +317,14 @@ def with_axis_names(kind: type[C]) -> type[C]:
     """Let the reductions of a class take and return arrays whose axes have names."""
     for name in dir(kind):
         method = getattr(kind, name)
-        parameters = getattr(getattr(method, "__code__", None), "co_varnames", ())
+        parameters = getattr(getattr(unwrap(method), "__code__", None), "co_varnames", ())
         if not name.startswith("_") and parameters[1:2] == ("array",):
             setattr(kind, name, _by_names(method))
     return kind
 
 
 def _by_names(method: Callable[..., Any]) -> Callable[..., Any]:
-    verb, code = method.__name__, method.__code__
+    verb, code = method.__name__, unwrap(method).__code__
     positional = code.co_varnames[2 : code.co_argcount]
     place = positional.index("axis") if "axis" in positional else None
 

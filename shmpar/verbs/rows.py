@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Unpack
 
-import numpy as np
-
-from shmpar.plan import PerItem
+from shmpar.plan import Items, PerItem
 from shmpar.verbs.arguments import items
 from shmpar.verbs.call import Caller
 from shmpar.verbs.first_guesses import unzipped
@@ -98,7 +96,7 @@ class RowVerbs(Caller):
         call.placement = PerItem()
         call.declare_output(out, dtype, objects=True, in_place=True)
         # Why the first: further arguments belong to its rows or items.
-        call.over_items = not isinstance(array, np.ndarray)
+        call.over_items = isinstance(call.inputs.arguments[0], Items)
         if call.over_items and out is None and dtype is None:
             call.output = OutputSpec(returns_objects=True, as_list=True)
         return self._run(call)
