@@ -253,18 +253,20 @@ def test_a_kernel_that_refuses(name: str, reason: str | None) -> None:
 def test_no_signal_on_a_full_file_system() -> None:
     """Outputs of which others took the room end in ``SegmentFull``; none is a SIGBUS."""
     source = """
-import numpy as np, os, shmpar
+import numpy as np, os, shmpar, time
 from shmpar.memory import allocate
 allocate.SOURCES = allocate.SOURCES[:1]  # else the output would lie in memory without a name
 values = np.ones((600, 10_000))
 def work(block, block_id):
-    if block_id[0] == 1:
-        with open("/dev/shm/filler", "wb") as file:
+    if block_id[0] == 0:
+        with open("/dev/shm/filling", "wb") as file:
             try:
                 while True:
                     os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, 1 << 16)
             except OSError:
-                pass
+                os.rename("/dev/shm/filling", "/dev/shm/filler")
+    while not os.path.exists("/dev/shm/filler"):  # no chunk is written before the room is gone
+        time.sleep(0.001)
     return block + 1
 with shmpar.Pool(2) as pool:
     try:

@@ -292,11 +292,11 @@ def promise(fd: int, nbytes: int) -> int:
 
 
 def _can_reserve(fd: int) -> bool:
-    try:
+    def reserve() -> bool:
         system.fallocate(fd, 0, 1)
-    except (OSError, AttributeError, ImportError):
-        return False
-    return True
+        return True
+
+    return system.attempt("fallocate", reserve, lambda: False)
 
 
 class LazyPages:

@@ -245,6 +245,10 @@ def code_objects(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from code_objects(constant)
 
 
+_READS = {"LOAD_GLOBAL", "LOAD_NAME"}
+_WRITES = {"STORE_GLOBAL", "DELETE_GLOBAL"}
+
+
 class GlobalNames(NamedTuple):
     """The names that code looks up as globals, and those that it sets or deletes."""
 
@@ -261,13 +265,11 @@ def global_names(code: types.CodeType) -> GlobalNames:
     >>> global_names((lambda: len(print)).__code__).read == {"len", "print"}
     True
     """
-    found = [(one.opname, one.argval) for one in dis.get_instructions(code)]
-    inner = [global_names(const) for const in code.co_consts if type(const) is types.CodeType]
-    read = {name for operation, name in found if operation in {"LOAD_GLOBAL", "LOAD_NAME"}}
-    written = {name for operation, name in found if operation in {"STORE_GLOBAL", "DELETE_GLOBAL"}}
+    parts = (code, *code_objects(code))
+    found = [(one.opname, one.argval) for part in parts for one in dis.get_instructions(part)]
     return GlobalNames(
-        frozenset(read).union(*[one.read for one in inner]),
-        frozenset(written).union(*[one.written for one in inner]),
+        frozenset(name for operation, name in found if operation in _READS),
+        frozenset(name for operation, name in found if operation in _WRITES),
     )
 
 

@@ -530,7 +530,7 @@ class _LiveGlobals:
         return live_globals, (module.name, module.attributes(), module.importable)
 
 
-def _definitions(*names: str) -> Iterator[int]:
+def _definition_ids(*names: str) -> Iterator[int]:
     for name in names:
         for one in vars(sys.modules[name]).values():
             if isinstance(one, _DEFINITIONS) and one.__module__ == name:
@@ -540,7 +540,7 @@ def _definitions(*names: str) -> Iterator[int]:
 # The functions and classes that pickles of functions call, by id: they live as long as the process.
 # Why: a look for changes in them takes longer than all other work for them.
 _OURS = frozenset(
-    _definitions(cloudpickle.Pickler.__module__, make_cached.__module__, Function.__module__)
+    _definition_ids(cloudpickle.Pickler.__module__, make_cached.__module__, Function.__module__)
 )
 _RECORDS = {Function, _ModuleGlobals, _Update, _LiveGlobals}  # types with nothing to check
 
