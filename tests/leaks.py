@@ -35,8 +35,9 @@ class Leak:
     Attributes
     ----------
     kind : str
-        ``"process"``, ``"thread"``, ``"segment"`` (a name in ``/dev/shm``), ``"memory"`` (shared
-        memory that is still open or mapped), ``"descriptor"`` or ``"file"``.
+        ``"process"``, ``"thread"``, ``"segment"`` (a name in ``/dev/shm`` that this test run holds,
+        or one of shmpar that no other process holds), ``"memory"`` (shared memory that is still
+        open or mapped), ``"descriptor"`` or ``"file"``.
     name : str
         Name in the report.
     key : object
@@ -150,8 +151,13 @@ def _leaked_threads(before: Snapshot) -> Iterator[Leak]:
 
 def _leaked_segments(before: Snapshot) -> Iterator[Leak]:
     new = [name for name, inode in _segments().items() if before.segments.get(name) != inode]
-    for path in _owned(f"{SHM}/{name}" for name in sorted(new)):
-        yield Leak("segment", path)
+    found = _of_this_user(f"{SHM}/{name}" for name in sorted(new))
+    ours, others = _holders() if found else (set(), set())
+    for path, identity in found.items():
+        named = path.startswith(f"{SHM}/shmpar") and identity not in others
+        # Why: joblib and multiprocessing of other programs leave names that no process holds.
+        if named or identity in ours:
+            yield Leak("segment", path)
 
 
 def _leaked_descriptors(before: Snapshot) -> Iterator[Leak]:
@@ -176,8 +182,12 @@ def _leaked_mappings(before: Snapshot) -> Iterator[Leak]:
 
 def _leaked_files(before: Snapshot) -> Iterator[Leak]:
     folder = tempfile.gettempdir()
-    for path in _owned(os.path.join(folder, name) for name in sorted(_files() - before.files)):
-        yield Leak("file", path)
+    new = sorted(_files() - before.files)
+    found = _of_this_user(os.path.join(folder, name) for name in new)
+    _, others = _holders() if found else (set(), set())
+    for path, identity in found.items():
+        if identity not in others:
+            yield Leak("file", path)
 
 
 def _shared_kb() -> int:
@@ -219,32 +229,43 @@ def _files() -> frozenset[str]:
     return frozenset(name for name in names if name.startswith("shmpar"))
 
 
-def _owned(paths: Iterator[str]) -> Iterator[str]:
-    """Yield the paths of this user that no process outside this test run holds open."""
+def _of_this_user(paths: Iterator[str]) -> dict[str, Identity]:
+    """Return the identity of each path that belongs to this user."""
     found: dict[str, Identity] = {}
     for path in paths:
         with suppress(OSError):
             status = os.lstat(path)
             if status.st_uid == os.geteuid():
                 found[path] = status.st_dev, status.st_ino
-    held = _held_elsewhere() if found else set()
-    yield from (path for path, identity in found.items() if identity not in held)
+    return found
 
 
-def _held_elsewhere() -> set[Identity]:
-    """Return the files that processes outside this test run hold open."""
-    held: set[Identity] = set()
-    for pid in processes.pids() - {os.getpid()}:
-        process = processes.read(pid)
-        if process is None or processes.is_ours(process):
-            continue
-        with suppress(OSError):
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                with suppress(OSError):
-                    status = os.stat(f"/proc/{pid}/fd/{name}")
-                    if stat.S_ISREG(status.st_mode):
-                        held.add((status.st_dev, status.st_ino))
-    return held
+def _holders() -> tuple[set[Identity], set[Identity]]:
+    """Return the files that this test run holds, and those that other processes hold."""
+    ours: set[Identity] = set()
+    others: set[Identity] = set()
+    for pid in processes.pids():
+        if pid == os.getpid():
+            ours.update(_held(pid))
+        elif process := processes.read(pid):
+            (ours if processes.is_ours(process) else others).update(_held(pid))
+    return ours, others
+
+
+def _held(pid: int) -> Iterator[Identity]:
+    """Find the regular files that a process has open, and those that it maps from `SHM`."""
+    with suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                status = os.stat(f"/proc/{pid}/fd/{name}")
+                if stat.S_ISREG(status.st_mode):
+                    yield status.st_dev, status.st_ino
+    with suppress(OSError), open(f"/proc/{pid}/maps", "rb") as file:
+        for line in file:
+            if f" {SHM}/".encode() in line:  # Why: a semaphore is mapped, and open nowhere
+                device, inode = line.split(None, 5)[3:5]
+                major, minor = (int(part, 16) for part in device.split(b":"))
+                yield os.makedev(major, minor), int(inode)
 
 
 def _standard_pids() -> set[int]:

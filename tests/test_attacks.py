@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,14 +18,13 @@ BOUND = 20.0  # seconds after which a script counts as a hang
 
 # A hang ends the script and shows where each thread is.
 PREAMBLE = f"""
+BOUND = {BOUND}
 import contextlib, faulthandler, gc, os, signal, sys, threading, time
 import numpy as np
 import shmpar
 from shmpar.engines import local, processes
 from shmpar.runtime import futures, loop
 
-faulthandler.dump_traceback_later({BOUND}, exit=True)
-engine = sys.argv[1]
 array = np.arange(40.0)
 ENGINES = {{
     "processes": processes.ProcessesEngine,
@@ -71,14 +71,29 @@ def wait_until(condition, seconds=5.0):
 """
 
 
-def run_script(source: str, *args: str) -> None:
-    """Run a script after the preamble; it must say nothing and succeed."""
-    done = run_python(PREAMBLE + textwrap.dedent(source), *args, timeout=2 * BOUND)
+# Why: one interpreter for all cases of a test, since its start takes longer than a case.
+CASES = """
+source, cases = eval(sys.argv[1])
+code = compile(source, "<source>", "exec")
+for engine, place in cases:
+    faulthandler.dump_traceback_later(BOUND, exit=True)
+    try:
+        exec(code)
+    except (Exception, KeyboardInterrupt):
+        print("in the case", engine, place, file=sys.stderr)
+        raise
+"""
+
+
+def run_script(source: str, *engines: str, places: Sequence[str] = ("",)) -> None:
+    """Run a script after the preamble for each engine and place; it succeeds in silence."""
+    cases = [(engine, place) for engine in engines for place in places]
+    given = repr((textwrap.dedent(source), cases))
+    done = run_python(PREAMBLE + CASES, given, timeout=(1 + len(cases)) * BOUND)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_an_interrupt_before_the_wake_up_loses_no_request(engine: str) -> None:
+def test_an_interrupt_before_the_wake_up_loses_no_request() -> None:
     """A signal between the note that the pool thread is woken and its wake-up does no harm."""
     source = """
         with shmpar.Pool(1, engine=engine) as pool:
@@ -95,19 +110,17 @@ def test_an_interrupt_before_the_wake_up_loses_no_request(engine: str) -> None:
             expect(KeyboardInterrupt, pool.submit, abs, -1)
             assert pool.submit(abs, -2).result(5) == 2
     """
-    run_script(source, engine)
+    run_script(source, *ENGINES)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("after", [False, True])
-def test_an_interrupt_while_the_pool_thread_is_started(engine: str, after: bool) -> None:
+def test_an_interrupt_while_the_pool_thread_is_started() -> None:
     """A signal while the system starts the pool thread leaves a pool that works."""
     source = """
         with shmpar.Pool(1, engine=engine) as pool:
             start = threading._start_new_thread
             def interrupted(*args):
                 threading._start_new_thread = start
-                if sys.argv[2] == "before":
+                if place == "before":
                     interrupt()
                 found = start(*args)
                 interrupt()
@@ -118,15 +131,12 @@ def test_an_interrupt_while_the_pool_thread_is_started(engine: str, after: bool)
             assert pool.submit(abs, -2).result(5) == 2
             assert pool.map_blocks(np.negative, array, chunks=10)[-1] == -39
     """
-    run_script(source, engine, "after" if after else "before")
+    run_script(source, *ENGINES, places=["before", "after"])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("place", ["begun", "started", "joined", "capped"])
-def test_an_interrupted_pool_leaves_no_worker(engine: str, place: str) -> None:
+def test_an_interrupted_pool_leaves_no_worker() -> None:
     """A signal at any step of Pool() leaves no process and no thread."""
     source = """
-        place = sys.argv[2]
         if place == "begun":
             start = threading._start_new_thread
             def interrupted(*args):
@@ -154,16 +164,17 @@ def test_an_interrupted_pool_leaves_no_worker(engine: str, place: str) -> None:
         with shmpar.Pool(1, engine=engine) as pool:
             assert pool.submit(abs, -2).result(5) == 2
     """
-    run_script("import shmpar.pool" + textwrap.dedent(source), engine, place)
+    run_script(
+        "import shmpar.pool" + textwrap.dedent(source),
+        *ENGINES,
+        places=["begun", "started", "joined", "capped"],
+    )
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("place", ["_closing.add", "_post", "wake"])
-def test_an_interrupt_of_the_end_of_a_block(engine: str, place: str) -> None:
+def test_an_interrupt_of_the_end_of_a_block() -> None:
     """A signal at the end of a with block: the workers end, and so does the interpreter."""
     source = """
         import shmpar.pool
-        place = sys.argv[2]
         def block():
             with shmpar.Pool(1, engine=engine) as pool:
                 assert pool.submit(abs, -2).result() == 2
@@ -177,11 +188,10 @@ def test_an_interrupt_of_the_end_of_a_block(engine: str, place: str) -> None:
         expect(KeyboardInterrupt, block)
         wait_until(lambda: not workers())
     """
-    run_script(source, engine, place)
+    run_script(source, *ENGINES, places=["_closing.add", "_post", "wake"])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_call_that_meets_the_end_of_its_pool_starts_no_worker(engine: str) -> None:
+def test_a_call_that_meets_the_end_of_its_pool_starts_no_worker() -> None:
     """A call that was checked before its pool was closed ends with an error, and starts nothing."""
     source = """
         pool = shmpar.Pool(1, engine=engine)
@@ -199,11 +209,10 @@ def test_a_call_that_meets_the_end_of_its_pool_starts_no_worker(engine: str) -> 
             assert not workers()
         wait_until(lambda: not [one for one in threading.enumerate() if "shmpar" in one.name])
     """
-    run_script(source, engine)
+    run_script(source, *ENGINES)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_pool_whose_engine_cannot_be_made_again_can_be_closed(engine: str) -> None:
+def test_a_pool_whose_engine_cannot_be_made_again_can_be_closed() -> None:
     """After an error has ended the engine, and no new one can be made, close() still ends."""
     source = """
         pool = shmpar.Pool(1, engine=engine)
@@ -218,7 +227,7 @@ def test_a_pool_whose_engine_cannot_be_made_again_can_be_closed(engine: str) -> 
         pool.shutdown()
         assert not workers()
     """
-    run_script(source, engine)
+    run_script(source, *ENGINES)
 
 
 def test_a_request_that_comes_while_the_pool_thread_ends_is_served() -> None:
@@ -296,8 +305,7 @@ def test_a_worker_without_its_initializer_serves_nobody() -> None:
     run_script(source, "processes")
 
 
-@pytest.mark.parametrize("step", ["register", "notify"])
-def test_a_worker_that_is_half_started_is_ended(step: str) -> None:
+def test_a_worker_that_is_half_started_is_ended() -> None:
     """A worker whose start fails after its process was started is replaced by the next call."""
     source = """
         import selectors
@@ -307,18 +315,17 @@ def test_a_worker_that_is_half_started_is_ended(step: str) -> None:
             wait_until(lambda: not pool._loop.engine._handles)
             def fail():
                 raise OSError("no room")
-            if sys.argv[2] == "register":
+            if place == "register":
                 once(type(pool._loop.engine._selector), "register", fail)
             else:
                 once(processes.WorkerHandle, "notify", fail)
             expect(OSError, pool.submit(abs, -2).result, 5)
             assert pool.submit(abs, -2).result(5) == 2
     """
-    run_script(source, "processes", step)
+    run_script(source, "processes", places=["register", "notify"])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_run_that_cannot_begin_leaves_nothing_in_its_engine(engine: str) -> None:
+def test_a_run_that_cannot_begin_leaves_nothing_in_its_engine() -> None:
     """A run for which no counter can be made fails alone, and its memory is released."""
     source = """
         with shmpar.Pool(1, engine=engine) as pool:
@@ -340,7 +347,7 @@ def test_a_run_that_cannot_begin_leaves_nothing_in_its_engine(engine: str) -> No
             run = None
             assert pool.map_blocks(np.negative, array, chunks=10)[-1] == -39
     """
-    run_script(source, engine)
+    run_script(source, *ENGINES)
 
 
 def test_an_interrupted_iteration_does_not_stop_the_pool() -> None:
@@ -377,7 +384,7 @@ def test_interrupts_while_a_program_polls_stop_nothing() -> None:
     source = """
         main = threading.get_ident()
         with shmpar.Pool(1, engine="threads") as pool:
-            for number in range(150):
+            for number in range(60):
                 go, polls = threading.Event(), threading.Event()
                 future = pool.submit(lambda go=go: go.wait(5) and 3)
                 def press(number=number):
@@ -421,8 +428,7 @@ def test_serial_calls_its_initializer_once() -> None:
     run_script(source, "serial")
 
 
-@pytest.mark.parametrize("engine", ["serial", "threads"])
-def test_an_initializer_may_use_its_pool(engine: str) -> None:
+def test_an_initializer_may_use_its_pool() -> None:
     """A call from inside an initializer runs serially there, as inside a function."""
     source = """
         made, used = threading.Event(), []
@@ -436,7 +442,7 @@ def test_an_initializer_may_use_its_pool(engine: str) -> None:
             assert pool.submit(abs, -4).result(10) == 4
         assert used == [1, -39], used
     """
-    run_script(source, engine)
+    run_script(source, "serial", "threads")
 
 
 def test_a_result_may_use_its_pool_when_it_is_unpickled() -> None:
@@ -551,7 +557,7 @@ def test_a_signal_handler_may_use_the_default_pool_that_starts() -> None:
         once(shmpar.pool, "remove_stale", lambda: signal.raise_signal(signal.SIGUSR1))
         assert shmpar.map_blocks(np.negative, array)[-1] == -39
         assert found == [-39]
-        assert len(workers()) == shmpar.pool.default_pool().n_workers
+        assert len(workers()) == shmpar.default_pool().n_workers
     """
     run_script("import shmpar.pool" + textwrap.dedent(source), "processes")
 
@@ -581,8 +587,7 @@ def test_a_cancel_that_is_interrupted_lets_others_go_on() -> None:
     run_script(source, "threads")
 
 
-@pytest.mark.parametrize("engine", ["processes", "threads"])
-def test_a_run_is_finished_once(engine: str) -> None:
+def test_a_run_is_finished_once() -> None:
     """A run that cannot be prepared, and is cancelled at that moment, fails alone."""
     source = """
         from shmpar.runtime.run import Run
@@ -604,7 +609,7 @@ def test_a_run_is_finished_once(engine: str) -> None:
             assert held.result(5) is None
             assert pool.map_blocks(np.negative, array)[-1] == -39
     """
-    run_script(source, engine)
+    run_script(source, "processes", "threads")
 
 
 def test_a_shutdown_that_may_not_kill_ends_all_workers() -> None:

@@ -82,6 +82,14 @@ if __name__ == "__main__":
     print("right")
 """
 
+FUNCTIONS = [
+    "calling.work",
+    "calling.Unpickled()",
+    "calling.finalizing",
+    "lambda b: b + calling.in_thread()",
+    "lambda b: b + calling.of_pool()",
+]
+
 
 def run_script(run_python: Run, folder: Path, work: str, options: str = "") -> list[str]:
     """Run a script that imports the module; return the distinct words that were noted."""
@@ -101,15 +109,11 @@ def run_script(run_python: Run, folder: Path, work: str, options: str = "") -> l
 @pytest.mark.parametrize(
     ("work", "options"),
     [
-        ("calling.work", ""),
-        ("calling.Unpickled()", ""),
-        ("calling.finalizing", ""),
-        ("lambda b: b + calling.in_thread()", ""),
-        ("lambda b: b + calling.of_pool()", ""),
+        (", ".join(FUNCTIONS), ""),
         ("calling.work", ", initializer=calling.total"),
         ("calling.work", ", initializer=calling.in_thread, max_tasks_per_worker=2"),
     ],
-    ids=["import", "unpickling", "finalizer", "thread", "pool", "initializer", "replaced"],
+    ids=["functions", "initializer", "replaced"],
 )
 def test_a_module_that_calls_verbs_starts_no_further_workers(
     run_python: Run, tmp_path: Path, work: str, options: str

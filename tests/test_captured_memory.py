@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="memory is read from /proc"
 )
 
-SIZE = 80_000_000  # bytes
-LITTLE = SIZE // 20
+SIZE = 40_000_000  # bytes
+LITTLE = SIZE // 10
 WORKERS = 2
 
 # Why: functions of a module that cannot be imported are pickled by value with their globals.
@@ -72,7 +72,7 @@ def pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
 
 @pytest.fixture
 def notebook() -> dict[str, Any]:
-    """Globals of a notebook, with a table of 80 MB."""
+    """Globals of a notebook, with a table of 40 MB."""
     made: dict[str, Any] = {"__name__": "notebook_of_a_test", "table": np.ones(SIZE // 8)}
     exec(SOURCE, made)  # noqa: S102 - as a notebook cell does
     return made

@@ -184,8 +184,17 @@ def holders(array: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("how", ["closure", "partial", "default", "instance", "method"])
+@pytest.mark.parametrize(
+    ("how", "size"),
+    [
+        ("closure", SIZES[0]),
+        ("closure", SIZES[1]),
+        ("partial", SIZES[0]),
+        ("default", SIZES[1]),
+        ("instance", SIZES[0]),
+        ("method", SIZES[1]),
+    ],
+)
 @pytest.mark.parametrize("kind", ["plain", "shared", "file"])
 def test_a_captured_array_that_is_also_the_output_is_refused(
     pool: shmpar.Pool, how: str, kind: str, size: int, tmp_path: Path

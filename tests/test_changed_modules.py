@@ -210,8 +210,10 @@ def of_case(text: str, number: int) -> str:
     return re.sub(r"\b(helper|inner)\b", rf"\g<1>{number}", text)
 
 
-@pytest.mark.parametrize("part", [0, 1])
-@pytest.mark.parametrize("when", ["early", "late"])
+@pytest.mark.parametrize(
+    ("when", "part"),
+    [("early", 0), ("early", 1), ("late", 0), pytest.param("late", 1, marks=pytest.mark.stress)],
+)
 def test_workers_use_what_the_parent_uses(
     run_python: Run, tmp_path: Path, when: str, part: int
 ) -> None:

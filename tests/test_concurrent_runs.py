@@ -80,7 +80,7 @@ def test_a_run_without_chunks_does_not_wait(busy: shmpar.Pool) -> None:
 
 def test_a_cancelled_run_does_not_wait(busy: shmpar.Pool) -> None:
     """A cancelled run waits only for its own chunks."""
-    run = busy.map_blocks(lambda block: block, np.zeros(100_000), chunks=1, wait=False)
+    run = busy.map_blocks(lambda block: block, np.zeros(100_000), chunks=2, wait=False)
     assert run.cancel()
     assert concurrent.futures.wait([run], timeout=60).done == {run}
 

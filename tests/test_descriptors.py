@@ -83,35 +83,38 @@ print(all((array == n).all() for n, array in enumerate(found)), len(found))
     )
 
 
-@pytest.mark.parametrize(
-    "work",
-    [
-        "a.name",
-        "shmpar.attach(address)",
-        "shmpar.attach(name, 3, 'f8', own=True)",
-        "a.lock.acquire()",
-        "shmpar.zeros(3, name='shmpar-test-few')",
-        "shmpar.asarray(mapped).name",
-        "pool.map_blocks(np.negative, mapped, out=out, ledger=ledger, chunks=10)",
-    ],
-)
-def test_everything_that_opens_a_file_raises_the_limit(work: str, tmp_path: Path) -> None:
+OPENS = [
+    "a.name",
+    "shmpar.attach(address)",
+    "shmpar.attach(name, 3, 'f8', own=True)",
+    "a.lock.acquire()",
+    "shmpar.zeros(3, name='shmpar-test-few')",
+    "shmpar.asarray(mapped).name",
+    "pool.map_blocks(np.negative, mapped, out=out, ledger=ledger, chunks=10)",
+]
+
+
+def test_everything_that_opens_a_file_raises_the_limit(tmp_path: Path) -> None:
     """Names, addresses, locks, mapped files and ledgers raise the limit."""
     check(
         f"""
 import shmpar.memory.names, shmpar.runtime.checkpoint
 folder = {str(tmp_path)!r}
-a, b, out, ledger = shmpar.zeros(3), shmpar.zeros(3), folder + "/out.npy", folder + "/ledger"
-address, name = b.address, b.name
+out, ledger = folder + "/out.npy", folder + "/ledger"
 np.save(folder + "/in.npy", np.arange(100.0))
+mapped = np.load(folder + "/in.npy", mmap_mode="r")
 with shmpar.Pool(1) as pool:
     pool.map_blocks(np.negative, np.arange(100.0), out=folder + "/0.npy", ledger=folder + "/1")
-    mapped = np.load(folder + "/in.npy", mmap_mode="r")
-    limit(len(os.listdir("/proc/self/fd")))
-    held = fill()
-    {work}
-    drop(held)
-    print("done")
+    for work in {OPENS!r}:
+        a, b = shmpar.zeros(3), shmpar.zeros(3)
+        address, name = b.address, b.name
+        low = len(os.listdir("/proc/self/fd"))
+        limit(low)
+        held = fill()
+        exec(work)
+        drop(held)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > low, work
+print("done")
 """,
         "done\n",
     )

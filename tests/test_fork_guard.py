@@ -36,13 +36,13 @@ def forking(how: str) -> Any:
     return function
 
 
-@pytest.mark.parametrize("how", STATUS)
-def test_a_child_exits_when_it_leaves_the_function(how: str, nothing_left: None) -> None:
+def test_a_child_exits_when_it_leaves_the_function(nothing_left: None) -> None:
     """No process outlives the pool, and the child computes no chunk."""
-    work = forking(how)
     with shmpar.Pool(2) as pool:
-        for _ in range(2):
-            assert np.array_equal(pool.map_blocks(work, X, chunks=20), X + 1)
-        assert np.array_equal(pool.parallel_map(work, X[:10], dtype=object), X[:10] + 1)
-        assert pool.submit(work, 1).result(60) == 2
-        assert pool.last_run.report.deaths == 0
+        for how in STATUS:
+            work = forking(how)
+            for _ in range(2):
+                assert np.array_equal(pool.map_blocks(work, X, chunks=40), X + 1), how
+            assert np.array_equal(pool.parallel_map(work, X[:6], dtype=object), X[:6] + 1), how
+            assert pool.submit(work, 1).result(60) == 2
+            assert pool.last_run.report.deaths == 0

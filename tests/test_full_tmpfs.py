@@ -95,7 +95,7 @@ with shmpar.Pool(2) as pool:
     held = np.ones((500, 500))
     assert (pool.map_blocks(lambda b: b + held[0, 0], X, chunks=100) == X + 1).all()
     print(kinds(pool))
-    assert pool.map_blocks(np.negative, X, chunks=1).sum() == -X.sum()  # a ledger of 250 KB
+    assert pool.map_blocks(np.negative, X, chunks=(1, 2)).sum() == -X.sum()  # a ledger of 125 KB
     several = [pool.map_blocks(np.negative, X, wait=False) for _ in range(4)]
     assert all((run.result(60) == -X).all() for run in several)
     big = pool.parallel_map(lambda n: np.full(50_000, n), range(20), dtype=object)
@@ -187,7 +187,7 @@ with shmpar.Pool(2) as pool:
         (1_000_000, {"out": out}),
         (0, {"out": out}),
         (0, {"out": elsewhere, "ledger": ledger}),
-        (0, {"out": elsewhere, "ledger": ledger, "chunks": 1}),
+        (0, {"out": elsewhere, "ledger": ledger, "chunks": (1, 2)}),
     ]:
         fill(leave)
         said = refused(lambda: pool.map_blocks(np.negative, X, **options))

@@ -84,7 +84,7 @@ def check(address: Any, good: dict[str, Any]) -> None:
     assert 0 < len(text) < 1000
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(change=st.dictionaries(st.sampled_from(FIELDS), ANYTHING, min_size=1, max_size=3))
 @example(change={"size": 10**10_000})
 @example(change={"offset": math.nan})
@@ -111,14 +111,14 @@ def test_deeply_nested_entries(field: str, good: dict[str, Any]) -> None:
         check({**good, field: value}, good)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(change=NEAR)
 def test_an_address_close_to_a_valid_one(change: dict[str, Any], good: dict[str, Any]) -> None:
     """An accepted array can be read and written as a whole."""
     check({**good, **change}, good)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(address=ANYTHING)
 def test_any_value_as_an_address(address: Any, good: dict[str, Any]) -> None:
     """A name needs a shape and a dtype; other values are no address."""
@@ -126,7 +126,7 @@ def test_any_value_as_an_address(address: Any, good: dict[str, Any]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Data type alias:DeprecationWarning")  # NumPy's, for "a"
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(
     name=st.sampled_from(TEXTS) | st.text(max_size=20),
     shape=NUMBER | st.lists(NUMBER, max_size=4) | st.sampled_from(OTHERS),
@@ -168,7 +168,7 @@ def ledger() -> Iterator[LedgerTarget]:
     target.close()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(kind=st.integers(0, 5), data=st.binary(max_size=200))
 @example(kind=1, data=b"[" * 100_000)
 @example(kind=1, data=b'{"chunks": ' + b"9" * 10_000 + b', "seed": null, "identity": {}}')

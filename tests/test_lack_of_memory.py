@@ -183,7 +183,7 @@ with shmpar.Pool(1) as pool:
     print(words(lambda: pool.map_blocks(np.negative, X, out=DISK + "/x.npy")))
     print(words(lambda: pool.map_blocks(np.negative, X, out=sparse)))
     ledger = {"out": DISK + "/../y.npy", "ledger": DISK + "/x.ledger"}
-    print(words(lambda: pool.map_blocks(np.negative, X, chunks=1, **ledger)))
+    print(words(lambda: pool.map_blocks(np.negative, X, chunks=(1, 2), **ledger)))
     print(words(lambda: pool.last_run.report.to_perfetto(DISK + "/trace")))
     works(pool)
 print(sorted(os.listdir(DISK)))

@@ -146,20 +146,53 @@ def test_a_thread_is_a_leak(before, cleanup):
     assert leaks_after_waiting(before, seconds=60) == []
 
 
+def found(path, before):
+    """Return whether a name in shared memory is reported."""
+    return ("segment", path) in [(one.kind, one.name) for one in leaks_since(before)]
+
+
 def test_a_name_in_shared_memory_is_a_leak(before, cleanup):
-    """A named segment is reported under any name."""
-    path = f"/dev/shm/leak-{uuid.uuid4().hex}"
-    with open(path, "xb"):
-        cleanup.callback(os.unlink, path)
-    assert ("segment", path) in [(one.kind, one.name) for one in leaks_since(before)]
+    """A name of shmpar is reported, and any other name that this test run holds."""
+    unique = uuid.uuid4().hex
+    ours, other = f"/dev/shm/shmpar-leak-{unique}", f"/dev/shm/leak-{unique}"
+    with open(ours, "xb"):
+        cleanup.callback(os.unlink, ours)
+    assert found(ours, before)
+    with open(other, "xb"):
+        cleanup.callback(os.unlink, other)
+        assert found(other, before)
 
 
-def test_a_name_of_another_test_run_is_no_leak(before, cleanup):
-    """A segment that a process outside this test run holds open is not reported."""
-    path = f"/dev/shm/leak-{uuid.uuid4().hex}"
-    foreign = f"file = open({path!r}, 'xb'); print(flush=True); input()"
+def test_a_name_that_another_program_left_is_no_leak(before, cleanup):
+    """A file or a folder of joblib or multiprocessing that no process holds is not reported."""
+    unique = uuid.uuid4().hex
+    folder, file = f"/dev/shm/joblib_memmapping_folder_1_{unique}", f"/dev/shm/sem.mp-{unique}"
+    os.mkdir(folder)
+    cleanup.callback(os.rmdir, folder)
+    with open(file, "xb"):
+        cleanup.callback(os.unlink, file)
+    assert not found(folder, before)
+    assert not found(file, before)
+
+
+HOLDS = {
+    "open": "file = open(sys.argv[1], 'xb')",
+    "mapped": """
+with open(sys.argv[1], 'x+b') as file:
+    file.truncate(4096)
+    view = mmap.mmap(file.fileno(), 4096)
+    os.closerange(file.fileno() + 1, 100)  # mmap's own descriptor
+""",
+}
+
+
+@pytest.mark.parametrize("hold", HOLDS)
+def test_a_name_of_another_test_run_is_no_leak(before, cleanup, hold):
+    """A segment that a process outside this test run holds is not reported."""
+    path = f"/dev/shm/shmpar-leak-{uuid.uuid4().hex}"
+    foreign = f"import mmap, os, sys\n{HOLDS[hold]}\nprint(flush=True); input()"
     other = subprocess.Popen(
-        ["setsid", "--fork", sys.executable, "-c", foreign],
+        ["setsid", "--fork", sys.executable, "-c", foreign, path],
         env={**os.environ, processes.TOKEN_NAME: "other"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -170,7 +203,7 @@ def test_a_name_of_another_test_run_is_no_leak(before, cleanup):
     other.stdout.readline()
     other.wait()
     assert os.path.exists(path)
-    assert path not in [one.name for one in leaks_since(before)]
+    assert not found(path, before)
 
 
 @pytest.mark.parametrize(

@@ -91,28 +91,28 @@ def test_a_long_text_is_cut_in_the_middle(any_pool: shmpar.Pool) -> None:
     assert str(again) == text
 
 
+@pytest.mark.parametrize("warm_pool", ["processes"], indirect=True)
 @pytest.mark.parametrize("function", [raises_long, raises_custom, raises_group, raises_unpicklable])
-def test_the_texts_of_a_worker_are_bounded(function: Any) -> None:
+def test_the_texts_of_a_worker_are_bounded(any_pool: shmpar.Pool, function: Any) -> None:
     """No text of more than 10,000 characters comes from a worker process, by verb or submit."""
-    with shmpar.Pool(1) as pool:
-        with pytest.raises(shmpar.ChunkError) as caught:
-            pool.map_blocks(function, np.arange(4))
-        cause = caught.value.__cause__
-        assert cause is not None
-        error = pool.submit(function, 3).exception(BOUND)
-        assert error is not None
-        for one in (cause, error):
-            assert len(notes(one)) <= 3 * MOST
-            assert len("".join(traceback.format_exception_only(one))) <= 5 * MOST
-        assert type(cause) is type(error)
-        if function is raises_custom:
-            assert isinstance(cause, Custom)
-            assert (cause.number, len(cause.text), len(cause.args[0])) == (7, 9_000, 9_000)
-        if function is raises_group:
-            assert isinstance(error, ExceptionGroup)
-            assert [type(one) for one in error.exceptions] == [ValueError, Custom]
-        if function is raises_unpicklable:
-            assert isinstance(error, NotPickled)
+    with pytest.raises(shmpar.ChunkError) as caught:
+        any_pool.map_blocks(function, np.arange(4))
+    cause = caught.value.__cause__
+    assert cause is not None
+    error = any_pool.submit(function, 3).exception(BOUND)
+    assert error is not None
+    for one in (cause, error):
+        assert len(notes(one)) <= 3 * MOST
+        assert len("".join(traceback.format_exception_only(one))) <= 5 * MOST
+    assert type(cause) is type(error)
+    if function is raises_custom:
+        assert isinstance(cause, Custom)
+        assert (cause.number, len(cause.text), len(cause.args[0])) == (7, 9_000, 9_000)
+    if function is raises_group:
+        assert isinstance(error, ExceptionGroup)
+        assert [type(one) for one in error.exceptions] == [ValueError, Custom]
+    if function is raises_unpicklable:
+        assert isinstance(error, NotPickled)
 
 
 def test_an_exception_of_moderate_size_stays_whole(any_pool: shmpar.Pool) -> None:

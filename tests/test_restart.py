@@ -45,7 +45,7 @@ def test_work_in_flight_is_finished() -> None:
     """Runs and calls that were begun before it have their results."""
     with shmpar.Pool(2) as pool:
         rows = np.arange(400.0)[:, None]
-        for _ in range(5):
+        for _ in range(2):
             run = pool.parallel_map(np.sum, rows, wait=False)
             calls = [pool.submit(pow, number, 2) for number in range(20)]
             pool.restart()

@@ -18,7 +18,7 @@ from tests.contract.comparison import failed, outcome, same_class
 
 pytestmark = pytest.mark.usefixtures("numpy_may_warn")
 quick = settings(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 
 RULES = ["auto", "doane", "fd", "rice", "scott", "sqrt", "stone", "sturges"]

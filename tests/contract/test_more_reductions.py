@@ -17,7 +17,7 @@ from tests.contract.comparison import axes, outcome, same
 
 pytestmark = pytest.mark.usefixtures("numpy_may_warn")
 quick = settings(
-    max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 
 NAMES = ["prod", "any", "all", "nansum", "nanmin", "nanmax"]

@@ -17,7 +17,7 @@ from tests.contract.comparison import axes, failed, outcome, same
 
 pytestmark = pytest.mark.usefixtures("numpy_may_warn")
 quick = settings(
-    max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 # Why: older versions compute places in the dtype of the array.
 new_places = pytest.mark.skipif(

@@ -22,7 +22,7 @@ from tests.contract.comparison import axes, outcome
 
 pytestmark = pytest.mark.usefixtures("numpy_may_warn")
 quick = settings(
-    max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 brief = settings(quick, max_examples=30)
 
