@@ -385,11 +385,10 @@ class Pool(Reductions, Executor):
         32
         """
         loop, function = self._checked(), Function(fn, kwargs, args)
-        if not (isinstance(fn, partial) and fn.func is _each):  # Why: `map` has warned once.
-            warn_of_random("submit", held_by(fn), _SPAWN)
         if in_worker():
+            _check_random(fn)
             return call_here(function)
-        return loop.submit(function, self._verb_defaults["retries"])
+        return loop.submit(function, self._verb_defaults["retries"], _check_random)
 
     def map(
         self,
@@ -523,6 +522,10 @@ class Pool(Reductions, Executor):
     def __repr__(self) -> str:
         state = "closed" if self.closed else format_count(self.n_workers, "worker")
         return f"<shmpar.Pool: {self.engine}, {state}>"
+
+
+def _check_random(fn: Callable[..., Any]) -> None:
+    warn_of_random("submit", held_by(fn), _SPAWN)
 
 
 def _each(fn: Callable[..., R], items: Iterable[tuple[Any, ...]]) -> list[R]:

@@ -28,7 +28,8 @@ from shmpar.ipc import protocol
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Location, Segment
-from shmpar.pickling.pack import Interpreter, Payload, cached, pack
+from shmpar.pickling.pack import Interpreter, Payload, cached, pack, pack_stateless
+from shmpar.pickling.plain import pack_plain
 from shmpar.pickling.unpack import unpack
 from shmpar.plan import Function, Plan, spell
 
@@ -68,6 +69,7 @@ class State:
         self._filters: tuple[list[Any], list[bytes]] = [], []
         changed: dict[bytes, bytes | None] = {}
         self._variables = _variables().copy(), changed
+        self._latest: protocol.Environment | None = None
 
     def current(self, python: Interpreter | None) -> protocol.Environment:
         """Return it for workers, which may have another Python."""
@@ -86,7 +88,11 @@ class State:
         path = None if self._own_path else self._paths[1]
         state = directory, path, errors, self._filters[1], self._variables[1]
         if {"call", "log"}.isdisjoint(errors.values()):
-            return protocol.Environment(*state)
+            latest = self._latest
+            if latest is None or latest[:-1] != state or latest.error_call is not None:
+                # Why the same object: many calls that wait would hold as many copies.
+                latest = self._latest = protocol.Environment(*state)
+            return latest
         return protocol.Environment(*state, _pack_error_call(python))
 
     def _note_variables(self, new: dict[bytes, bytes]) -> None:
@@ -132,10 +138,21 @@ def _pack_error_call(python: Interpreter | None) -> bytes:
 
 @dataclass(eq=False, slots=True)
 class PreparedCall:
-    """A submitted call that can be sent: its payload, and the caller's environment."""
+    """A submitted call that can be sent.
+
+    Attributes
+    ----------
+    payload : Payload
+        The function with its arguments, or plain arguments alone.
+    environment : Environment
+        The caller's, when the call was submitted.
+    function : bytes
+        The pickle of the function if it is stateless and its arguments are plain.
+    """
 
     payload: Payload
     environment: protocol.Environment
+    function: bytes = b""
 
 
 @dataclass(eq=False, slots=True)
@@ -241,6 +258,12 @@ def pack_function(call: Function, python: Interpreter | None, *, frozen: bool) -
 
 def pack_call(call: Function, state: State, python: Interpreter | None) -> PreparedCall:
     """Make a submitted call ready to be sent."""
+    if python is None:
+        plain = pack_plain((call.values, call.keywords))
+        # Why suppressed: the full pickle below raises the error that explains itself.
+        with contextlib.suppress(Exception):
+            if plain and (body := pack_stateless(Function(call.call, {}, ()))):
+                return PreparedCall(Payload(plain), state.current(python), body)
     return PreparedCall(pack_function(call, python, frozen=True), state.current(python))
 
 
@@ -364,7 +387,10 @@ def unpack_call(
     if not event.started:
         return event._replace(error=broken)
     try:
-        return event._replace(value=_unpack_value(event.value, descriptors))
+        value = _unpack_value(event.value, descriptors)
+        if type(value) is protocol.Slice and value.error is not None:
+            value = value._replace(error=unpack_error(value.error))
+        return event._replace(value=value)
     except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
         return event._replace(value=None, error=error)
 

@@ -134,7 +134,7 @@ def pack(value: Any, python: Interpreter | None = None, *, frozen: bool = False)
     """
     try:
         if isinstance(value, Function) and python is None:
-            body = cached(value) or _pickle_stateless(value)
+            body = pack_stateless(value)
             if body is not None:
                 return Payload(body, stateless=True)
         return _pickle(value, python, frozen=frozen)
@@ -542,6 +542,11 @@ def cached(function: Function) -> bytes | None:
     return None if _changes(call) else found.body
 
 
+def pack_stateless(function: Function) -> bytes | None:
+    """Return the pickle of a stateless function without arguments; None for any other function."""
+    return cached(function) or _pickle_stateless(function)
+
+
 def _pickle_stateless(function: Function) -> bytes | None:
     """Pickle a stateless function and cache the pickle; return None for any other function."""
     call = function.call
@@ -638,17 +643,26 @@ def _stateless_names(function: types.FunctionType) -> tuple[str, ...] | None:
         return None if "." in function.__qualname__ else ()
     if not _holds_scalars_only(function):
         return None
-    names: set[str] = set()
-    for instruction in _instructions(function.__code__):
-        if instruction.opname in {"STORE_GLOBAL", "DELETE_GLOBAL"}:
-            return None
-        if instruction.opname in {"LOAD_GLOBAL", "LOAD_NAME"}:
-            names.add(instruction.argval)
+    names = _globals_read(function.__code__)
+    if names is None:
+        return None
     for name in names & function.__globals__.keys():
         value = function.__globals__[name]
         if type(value) is not types.ModuleType or sys.modules.get(value.__name__) is not value:
             return None
     return (*names, *MODULE_NAMES)
+
+
+@functools.lru_cache(maxsize=256)
+def _globals_read(code: types.CodeType) -> frozenset[str] | None:
+    """Return the names of globals that the code reads; None if it sets any."""
+    names: set[str] = set()
+    for instruction in _instructions(code):
+        if instruction.opname in {"STORE_GLOBAL", "DELETE_GLOBAL"}:
+            return None
+        if instruction.opname in {"LOAD_GLOBAL", "LOAD_NAME"}:
+            names.add(instruction.argval)
+    return frozenset(names)
 
 
 def _holds_scalars_only(function: types.FunctionType) -> bool:
