@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from shmpar.integrations.registration import watch
 from shmpar.version import __version__
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ __all__ = [
     "full", "histogram", "map_blocks", "map_overlap", "max", "mean", "min", "nanmax", "nanmin",
     "nansum", "ones", "parallel_map", "prod", "std", "sum", "var", "zeros", "zeros_like",
 ]  # fmt: skip
+
+
+watch()
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ import builtins
 import contextlib
 import inspect
 import itertools
+import math
 import os
 import sys
 import threading
@@ -14,7 +15,7 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar
@@ -30,14 +31,18 @@ from shmpar.memory.limits import available_cpus
 from shmpar.memory.manager import Manager
 from shmpar.memory.names import remove_stale
 from shmpar.plan import Function
+from shmpar.runtime.calls import Call as _Call
+from shmpar.runtime.error_texts import function_name
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.loop import AT_ONCE, Close, Loop, call_here, execute_here, surely
+from shmpar.runtime.mapping import SLICE_SECONDS, Pieces, Results, length_of
 from shmpar.runtime.progress import Progress
 from shmpar.runtime.run import Run
 from shmpar.verbs import Defaults, Reductions
 from shmpar.verbs.arguments import held_by, warn_of_random
 from shmpar.verbs.options import parse_options
 from shmpar.worker.environment import in_worker
+from shmpar.worker.items import call_each
 
 if TYPE_CHECKING:
     from shmpar.engines.launch import Launcher
@@ -385,17 +390,19 @@ class Pool(Reductions, Executor):
         32
         """
         loop, function = self._checked(), Function(fn, kwargs, args)
+        name = function_name(fn)
         if in_worker():
-            _check_random(fn)
-            return call_here(function)
-        return loop.submit(function, self._verb_defaults["retries"], _check_random)
+            _check_random(function)
+            return call_here(name, function)
+        prepared = loop.prepare_call(function, _check_random)
+        return loop.add_call(name, prepared, self._verb_defaults["retries"])
 
     def map(
         self,
         fn: Callable[..., R],
         *iterables: Iterable[Any],
         timeout: float | None = None,
-        chunksize: int = 1,
+        chunksize: int | None = None,
         buffersize: int | None = None,
     ) -> Iterator[R]:
         """Call a function on the items of iterables, in workers; yield the results in order.
@@ -408,8 +415,10 @@ class Pool(Reductions, Executor):
             They are read at once, or as `buffersize` says; the shortest decides.
         timeout : float, optional
             Seconds from now within which each result must be there.
-        chunksize : int
-            Items that a worker is sent at a time.
+        chunksize : int, optional
+            Items that a worker is sent at a time, 1 for the results as soon as they are there. By
+            default many quick items are sent at a time, and slow ones, of more than about 20 ms,
+            one by one. With `buffersize` the default is 1.
         buffersize : int, optional
             Tasks, of `chunksize` items each, that are submitted before their results are taken.
             The iterables are read no further, so they may be larger than memory, or infinite. As
@@ -431,7 +440,13 @@ class Pool(Reductions, Executor):
 
         Notes
         -----
+        An exception of an item comes after the results of the items before it. If a worker dies,
+        the items that it was sent are sent again one by one, so the iterator raises
+        :class:`shmpar.WorkerDied` at the item that is to blame.
+
         To map over the rows of an array, :meth:`parallel_map` is far quicker: it sends no item.
+
+        Cost: less than a microsecond for a quick item, and about 0.2 ms for a slow one.
 
         Examples
         --------
@@ -444,18 +459,52 @@ class Pool(Reductions, Executor):
         [0, 1, 4, 9, 16]
         """
         warn_of_random("map", held_by(fn), _SPAWN)
-        size, calls = _positive("chunksize", chunksize), deque[Future[list[R]]]()
         ahead = None if buffersize is None else _positive("buffersize", buffersize)
-        items = zip(*iterables, strict=False)
-        batches = iter(lambda: tuple(itertools.islice(items, size)), ())
-        more = map(partial(self.submit, partial(_each, fn)), batches)
-        results = _Results(calls, iter(()) if ahead is None else more, timeout)
+        items: Iterable[Any] = iterables[0] if len(iterables) == 1 else zip(*iterables, strict=False)
+        submit = partial(self._submit_items, fn, star=len(iterables) != 1)
+        if chunksize is None and ahead is None:
+            pieces = Pieces(items, length_of(iterables), self.n_workers)
+            more = (submit(piece, SLICE_SECONDS, pieces.weigh) for piece in pieces)
+        else:
+            size = 1 if chunksize is None else _positive("chunksize", chunksize)
+            source = iter(items)
+            batches = iter(lambda: list(itertools.islice(source, size)), [])
+            more = (submit(batch, math.inf) for batch in batches)
+        calls = deque[_Call]()
+        results = Results(calls, iter(()) if ahead is None else more, timeout)
         try:
             calls.extend(itertools.islice(more, ahead))
         except BaseException:
             results.close()
             raise
         return results
+
+    def _submit_items(
+        self,
+        fn: Callable[..., Any],
+        items: list[Any],
+        seconds: float,
+        weigh: Callable[[int, Any], object] = lambda count, prepared: None,
+        *,
+        star: bool,
+    ) -> _Call:
+        """Submit a call over items, which ends after a slice of time."""
+        loop, count = self._checked(), len(items)
+        over: tuple[int, int] | tuple[()] = ()
+        if count > 1:
+            over = 0, count
+            function = Function(call_each, {"star": star}, (fn, items, seconds))
+        else:
+            function = Function(fn, {}, items[0] if star else (items[0],))
+        name = function_name(fn)
+        if in_worker():
+            return call_here(name, function, over)
+        prepared = loop.prepare_call(function)
+        weigh(count, prepared)
+        call = loop.add_call(name, prepared, self._verb_defaults["retries"], over)
+        if over:
+            time.sleep(0)  # Why: the pool thread sends this piece while the next one is pickled.
+        return call
 
     def _checked(self) -> Loop:
         if self._pid != os.getpid():
@@ -524,61 +573,8 @@ class Pool(Reductions, Executor):
         return f"<shmpar.Pool: {self.engine}, {state}>"
 
 
-def _check_random(fn: Callable[..., Any]) -> None:
-    warn_of_random("submit", held_by(fn), _SPAWN)
-
-
-def _each(fn: Callable[..., R], items: Iterable[tuple[Any, ...]]) -> list[R]:
-    return [fn(*item) for item in items]
-
-
-class _Results(Iterator[R]):
-    """The results of :meth:`Pool.map`, in order.
-
-    Parameters
-    ----------
-    calls : deque of Future
-        The calls that were submitted; each gives a batch of results.
-    more : iterator of Future
-        Submits a further call at each step.
-    timeout : float or None
-        Seconds from now within which each result must be there.
-    """
-
-    def __init__(
-        self, calls: deque[Future[list[R]]], more: Iterator[Future[list[R]]], timeout: float | None
-    ) -> None:
-        self._calls = calls
-        end = None if timeout is None else time.monotonic() + timeout
-        self._results = _take_results(calls, more, end)
-
-    def __next__(self) -> R:
-        return next(self._results)
-
-    def close(self) -> None:
-        """Cancel the calls that no worker has begun; yield no further result."""
-        self._results.close()
-        _cancel(self._calls)  # Why here too: a generator that has not begun does nothing.
-
-
-def _take_results(
-    calls: deque[Future[list[R]]], more: Iterator[Future[list[R]]], end: float | None
-) -> Generator[R]:
-    try:
-        while calls:
-            calls.extend(itertools.islice(more, 1))
-            batch = calls[0].result(None if end is None else end - time.monotonic())
-            calls.popleft()
-            batch.reverse()
-            while batch:
-                yield batch.pop()  # Why: the batch does not keep a result that was given out.
-    finally:
-        _cancel(calls)
-
-
-def _cancel(calls: deque[Future[Any]]) -> None:
-    while calls:
-        calls.popleft().cancel()
+def _check_random(function: Function) -> None:
+    warn_of_random("submit", held_by(function.call), _SPAWN)
 
 
 _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()

@@ -37,6 +37,7 @@ LAYERS = (
     "runtime",
     "verbs",
     "pool",
+    "integrations",
     "__init__",
     "cli",
     "__main__",

@@ -32,6 +32,7 @@ from shmpar.pickling.pack import Interpreter, Payload, cached, pack, pack_statel
 from shmpar.pickling.plain import pack_plain
 from shmpar.pickling.unpack import unpack
 from shmpar.plan import Function, Plan, spell
+from shmpar.worker.items import call_each
 
 Array = np.ndarray[Any, Any]
 
@@ -147,7 +148,7 @@ class PreparedCall:
     environment : Environment
         The caller's, when the call was submitted.
     function : bytes
-        The pickle of the function if it is stateless and its arguments are plain.
+        The pickle of the function if it is stateless and its arguments, or items, are plain.
     """
 
     payload: Payload
@@ -259,10 +260,13 @@ def pack_function(call: Function, python: Interpreter | None, *, frozen: bool) -
 def pack_call(call: Function, state: State, python: Interpreter | None) -> PreparedCall:
     """Make a submitted call ready to be sent."""
     if python is None:
-        plain = pack_plain((call.values, call.keywords))
+        function, values = call.call, call.values
+        if function is call_each:
+            function, *values = values
+        plain = pack_plain((values, call.keywords))
         # Why suppressed: the full pickle below raises the error that explains itself.
         with contextlib.suppress(Exception):
-            if plain and (body := pack_stateless(Function(call.call, {}, ()))):
+            if plain and (body := pack_stateless(Function(function, {}, ()))):
                 return PreparedCall(Payload(plain), state.current(python), body)
     return PreparedCall(pack_function(call, python, frozen=True), state.current(python))
 
@@ -388,7 +392,7 @@ def unpack_call(
         return event._replace(error=broken)
     try:
         value = _unpack_value(event.value, descriptors)
-        if type(value) is protocol.Slice and value.error is not None:
+        if type(value) is protocol.Slice:
             value = value._replace(error=unpack_error(value.error))
         return event._replace(value=value)
     except BaseException as error:  # noqa: BLE001 - whatever unpickling raises

@@ -226,18 +226,18 @@ class ExitNow(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """The results of a call over items: of the first of them, until its time was over.
+    """The results of a call over items of which one has failed.
 
     Attributes
     ----------
     values : list
-        A result for each item that was done.
-    error : BaseException or None
-        The exception of the next item; on the wire a :class:`PackedError`.
+        The results of the items before it.
+    error : BaseException
+        Its exception; on the wire a :class:`PackedError`.
     """
 
     values: list[Any]
-    error: Any = None
+    error: Any
 
 
 SOCKET_LOST = 113

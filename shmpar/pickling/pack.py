@@ -47,6 +47,7 @@ from shmpar.pickling.explain import (
     names_of,
     user_module,
 )
+from shmpar.pickling.shared_once import share_argument
 from shmpar.pickling.unpack import (
     after,
     bytes_array,
@@ -423,7 +424,7 @@ class _Pickler(CheckedPickler):
         elif shared or array.dtype.kind not in _PLAIN:
             return NotImplemented
         else:
-            segment, array = share(array, "result" if self._is_result else "argument")
+            segment, array = share(array, "result") if self._is_result else share_argument(array)
             offset = address_of(array) - segment.mapping.start
             self._alive.append(array)
         private = not shared and not self._is_result

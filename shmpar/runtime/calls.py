@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from shmpar.engines.engine import Engine, Exit
-from shmpar.ipc.protocol import CallFinished, Slice, WorkerLost
+from shmpar.ipc.protocol import CallFinished, WorkerLost
 from shmpar.runtime import error_texts
 from shmpar.runtime.futures import CallbackThreads, Condition, PoolFuture
 
@@ -216,9 +216,9 @@ class Calls:
             return
         if call.worker is not None and (ahead := self._ahead.pop(call.worker, None)) is not None:
             ahead.begin()
-        if type(event.value) is Slice and event.value.error is None:
+        if call.more and type(event.value) is list:
             first, last = call.more
-            self._split(call, first + len(event.value.values), last, len(event.value.values))
+            self._split(call, first + len(event.value), last, len(event.value))
         self._resolve(call, event.value, event.error)
 
     def _split(self, call: Call, first: int, last: int, size: int) -> None:
@@ -251,7 +251,7 @@ class Calls:
             if not spared and call.more and call.more[1] - call.more[0] > 1:
                 # Why: one of the items is to blame, and the others have results.
                 self._split(call, *call.more, 1)
-                self._resolve(call, Slice([]), None)
+                self._resolve(call, [], None)
             elif spared or call.retries > 0:
                 call.retries -= not spared
                 self._queue.appendleft(call)

@@ -20,7 +20,7 @@ from shmpar.errors import (
     shortened,
 )
 from shmpar.ipc.protocol import ChunkFailed
-from shmpar.plan import Blocks, Function, Plan, ResultError, Rows, describe_region
+from shmpar.plan import Blocks, Plan, ResultError, Rows, describe_region
 
 Error = TypeVar("Error")
 _READ_ONLY = re.compile("read.?only|read-write|writ(e|)able", re.IGNORECASE)
@@ -99,10 +99,10 @@ def levels_to_user() -> int:
     return level
 
 
-def function_name(function: Function) -> str:
+def function_name(function: Callable[..., Any]) -> str:
     """Return the name of a submitted function for messages."""
-    name = getattr(function.call, "__qualname__", None)
-    return type(function.call).__qualname__ if name is None else str(name)
+    name = getattr(function, "__qualname__", None)
+    return type(function).__qualname__ if name is None else str(name)
 
 
 def _reason(error: BaseException) -> str:

@@ -51,7 +51,6 @@ from shmpar.engines.local import Initializer, SerialEngine
 from shmpar.ipc.protocol import CallFinished, Event, Warned, WorkerLost, WorkerReady
 from shmpar.plan import Function
 from shmpar.runtime.calls import Call, Calls
-from shmpar.runtime.error_texts import function_name
 from shmpar.runtime.execution import max_startup_failures
 from shmpar.runtime.futures import CallbackThreads, Condition, Latch, PoolFuture, start_thread
 from shmpar.runtime.progress import TICK_SECONDS, Observer, show_once, show_progress
@@ -171,21 +170,15 @@ class Loop:
         self._prepare(run, attended=False)
         self._post(partial(self._start, run, observer=run.observer))
 
-    def submit(
-        self,
-        function: Function,
-        retries: int,
-        check: Callable[[Any], object] = lambda function: None,
-        more: tuple[int, int] | tuple[()] = (),
-    ) -> Call:
-        """Pickle a call, and have it made.
+    def prepare_call(
+        self, function: Function, check: Callable[[Function], object] = lambda function: None
+    ) -> Any:
+        """Pickle a call.
 
         Parameters
         ----------
         check : callable
-            Takes the callable before the call is made, unless that leaves nothing for later calls.
-        more : tuple of int
-            The first and the last of the items, half-open, of a call over items.
+            Takes the function, unless that is known to leave nothing for later calls.
 
         Raises
         ------
@@ -193,10 +186,16 @@ class Loop:
             If the function or an argument cannot be pickled.
         """
         prepared = (self.engine or self._ready_engine()).prepare_call(function)
-        # Why: such a function holds nothing that could be wrong, and looking takes time.
+        # Why: a stateless function holds nothing that could be wrong, and looking takes time.
         if not getattr(prepared, "function", None):
-            check(function.call)
-        call = Call(function_name(function), prepared, retries, self._condition)
+            check(function)
+        return prepared
+
+    def add_call(
+        self, name: str, prepared: Any, retries: int, more: tuple[int, int] | tuple[()] = ()
+    ) -> Call:
+        """Have a prepared call made; `more` are its further arguments."""
+        call = Call(name, prepared, retries, self._condition)
         if more:
             call.more = more
         self._post(partial(self._add_call, call))
@@ -628,16 +627,18 @@ def execute_here(run: Run, initializer: Initializer, *, wait: bool = True) -> An
     return run.hand_over() if wait else run
 
 
-def call_here(function: Function) -> Call:
+def call_here(name: str, function: Function, more: tuple[int, int] | tuple[()] = ()) -> Call:
     """Make a call in the calling thread; return its future, which is done."""
     engine, callbacks = SerialEngine(Initializer()), CallbackThreads()
     calls = Calls(callbacks)
-    call = Call(function_name(function), engine.prepare_call(function), 0)
+    call = Call(name, engine.prepare_call(function), 0)
+    call.more = more
     calls.add(call)
-    calls.assign(engine)
-    for event in engine.wait(0.0):
-        if isinstance(event, CallFinished):
-            calls.finished(event)
+    while calls:  # Why again: a call over items may leave some of them.
+        calls.assign(engine)
+        for event in engine.wait(0.0):
+            if isinstance(event, CallFinished):
+                calls.finished(event)
     return call
 
 

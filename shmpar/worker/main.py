@@ -54,6 +54,7 @@ from shmpar.worker.environment import (
     has_changed,
     inside_worker,
 )
+from shmpar.worker.items import call_each, picklable
 
 if TYPE_CHECKING:
     from shmpar.pickling.pack import Payload
@@ -338,10 +339,17 @@ class WorkerProcess:
             with inside_worker():
                 value = function.call(*function.values, *message.more, **function.keywords)
             exit_if_forked()
-            if type(value) is protocol.Slice and value.error is not None:
+            if type(value) is protocol.Slice:
                 value = value._replace(error=pack_exception(value.error))
             plain = pack_plain(value)
-            payload = pack_result(value) if plain is None else Payload(plain)
+            try:
+                payload = pack_result(value) if plain is None else Payload(plain)
+            except PlanError:
+                if not message.more:
+                    raise
+                values = value.values if type(value) is protocol.Slice else value
+                found = picklable(values, pack_result)
+                payload = pack_result(found._replace(error=pack_exception(found.error)))
             descriptors = [one.fileno() for one in payload.segments]
             reply = protocol.CallFinished(message.call, _pack_value(payload))
         except BaseException as error:  # noqa: BLE001 - it is the call's outcome
@@ -438,6 +446,8 @@ class WorkerProcess:
             return self._unpack(message.payload, held, stateless=again)
         function, _ = self._unpack(message.function, (), stateless=True)
         values, keywords = pickle.loads(message.payload)
+        if message.more:
+            return Function(call_each, keywords, (function.call, *values)), ()
         return Function(function.call, keywords, values), ()
 
     def _ledger(self, work: Work) -> Ledger:
