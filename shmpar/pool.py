@@ -417,8 +417,8 @@ class Pool(Reductions, Executor):
             Seconds from now within which each result must be there.
         chunksize : int, optional
             Items that a worker is sent at a time, 1 for the results as soon as they are there. By
-            default many quick items are sent at a time, and slow ones, of more than about 20 ms,
-            one by one. With `buffersize` the default is 1.
+            default many quick items are sent at a time, and few items, or slow ones, of more than
+            about 5 ms, one by one. With `buffersize` the default is 1.
         buffersize : int, optional
             Tasks, of `chunksize` items each, that are submitted before their results are taken.
             The iterables are read no further, so they may be larger than memory, or infinite. As

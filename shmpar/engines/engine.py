@@ -310,8 +310,14 @@ class Engine(Protocol):
             Further arguments of the function.
         """
 
-    def withdraw(self, worker: int) -> list[int]:
-        """Take back the calls that a worker has not begun; return their numbers."""
+    def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
+        """Take back the calls that a worker has not begun; return their numbers.
+
+        Parameters
+        ----------
+        stop : bool
+            End a call over items before its next items, if the worker is a process.
+        """
 
     def kill(self, worker: int, run: int) -> None:
         """Kill a worker for a run."""

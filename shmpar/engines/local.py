@@ -259,7 +259,7 @@ class LocalEngine:
         """Return None: the next call of a thread in this process is soon there."""
         return None
 
-    def withdraw(self, worker: int) -> list[int]:
+    def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
         """Return none: no call is given ahead."""
         return []
 

@@ -274,10 +274,10 @@ class ProcessesEngine:
                 return handle.number
         return None
 
-    def withdraw(self, worker: int) -> list[int]:
+    def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
         """Take back the calls that a worker has not begun; return their numbers."""
         handle = self._handles.get(worker)
-        return [] if handle is None else handle.withdraw_calls()
+        return [] if handle is None else handle.withdraw_calls(stop=stop)
 
     def call(
         self, worker: int, number: int, prepared: PreparedCall, more: tuple[Any, ...] = ()

@@ -38,6 +38,7 @@ from shmpar.ipc.wire import MAX_DESCRIPTORS
 from shmpar.memory import limits, system
 from shmpar.memory.segment import Segment
 from shmpar.pickling.pack import Payload
+from shmpar.worker.items import STOP
 
 MAX_OUTSTANDING = 2
 """Generations at a worker: the one that it runs and the one that it runs next."""
@@ -135,13 +136,20 @@ class WorkerHandle:
         self.next_ticket += 1
         return ticket
 
-    def withdraw_calls(self) -> list[int]:
-        """Take back the calls that the worker has not begun; return their numbers."""
+    def withdraw_calls(self, *, stop: bool) -> list[int]:
+        """Take back the calls that the worker has not begun; return their numbers.
+
+        Parameters
+        ----------
+        stop : bool
+            End a call over items before its next items.
+        """
         if self.begun is None or not self.calls:
             return []
-        first = self.begun.claim(1)
-        # Why: the claim has taken one number, and the worker still takes one for each of its calls.
-        self.next_ticket += 1
+        taken = STOP if stop else 1
+        first = self.begun.claim(taken)
+        # Why: the worker still takes a number for each of its calls.
+        self.next_ticket += taken
         waiting = [call for call, ticket in self.calls.items() if ticket >= first]
         for call in waiting:
             del self.calls[call]

@@ -48,6 +48,8 @@ class Call(PoolFuture):
         The calls of the items that this call over items has left.
     unwanted : bool
         Nobody wants the items that this call leaves.
+    stop : callable or None
+        Has the pool thread end it, if it is a call over items, before its next items.
     withdraw : callable or None
         Has the pool thread withdraw it, while it waits at a worker.
     """
@@ -55,6 +57,7 @@ class Call(PoolFuture):
     more: tuple[int, int] | tuple[()] = ()
     rest: Sequence[Call] = ()
     unwanted = False
+    stop: Callable[[Call], object] | None = None
     withdraw: Callable[[Call], object] | None = None
 
     def __init__(
@@ -91,7 +94,7 @@ class Call(PoolFuture):
     def over(self, first: int, last: int) -> Call:
         """Return the call over other ones of the items."""
         made = Call(self.name, self.prepared, self.retries, self._condition)
-        made.more = first, last
+        made.more, made.stop = (first, last), self.stop
         return made
 
     def give_ahead(self, withdraw: Callable[[Call], object]) -> bool:
@@ -183,10 +186,10 @@ class Calls:
                 call.take_back()
             self.finished(CallFinished(call.number, error=error))
 
-    def _withdraw(self, engine: Engine, worker: int) -> None:
+    def _withdraw(self, engine: Engine, worker: int, *, stop: bool = False) -> None:
         """Queue the calls again that a worker has not begun."""
         ahead = self._ahead.pop(worker, None)
-        for number in reversed(engine.withdraw(worker)):
+        for number in reversed(engine.withdraw(worker, stop=stop)):
             call = self._running.pop(number)
             if call.withdraw is not None:
                 call.take_back()
@@ -195,9 +198,9 @@ class Calls:
             ahead.begin()
 
     def withdraw(self, engine: Engine, call: Call) -> None:
-        """Cancel a call that waits ahead, unless its worker has begun it."""
-        if call.worker is not None and self._ahead.get(call.worker) is call:
-            self._withdraw(engine, call.worker)
+        """Cancel a call unless its worker has begun it; end a call over items that runs."""
+        if call.worker is not None and call.number in self._running:
+            self._withdraw(engine, call.worker, stop=bool(call.more))
         Future.cancel(call)
 
     def running(self, number: int) -> Call | None:

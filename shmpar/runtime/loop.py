@@ -197,12 +197,12 @@ class Loop:
         """Have a prepared call made; `more` are its further arguments."""
         call = Call(name, prepared, retries, self._condition)
         if more:
-            call.more = more
+            call.more, call.stop = more, self._withdraw
         self._post(partial(self._add_call, call))
         return call
 
     def _withdraw(self, call: Call) -> None:
-        """Cancel a call that waits at a worker; return when it is cancelled or has begun."""
+        """Cancel a call that waits at a worker, or end one over items; return when that is done."""
         done = Latch()
 
         def withdraw() -> None:

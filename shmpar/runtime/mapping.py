@@ -17,10 +17,11 @@ from typing import Any
 from shmpar.ipc.protocol import Slice
 from shmpar.runtime.calls import Call
 
-SLICE_SECONDS = 0.02
+SLICE_SECONDS = 5e-3
 """Time after which a call over items ends, unless its chunksize was given."""
 
 _SHARE = 4  # pieces for each worker
+_FEW = 16  # items for each worker that are sent one by one
 _FIRST = 16  # items of the first piece, whose pickle tells how large an item is
 _MOST = 1024  # items of a piece where their number is not known
 _MOST_BYTES = 256 * 1024  # of a piece: it is sent again with each slice
@@ -42,6 +43,8 @@ class Pieces(Iterator[list[Any]]):
     def __init__(self, items: Iterable[Any], total: int | None, workers: int) -> None:
         self._items = iter(items)
         self._most = _MOST if total is None else math.ceil(total / (_SHARE * workers))
+        if total is not None and total <= _FEW * workers:
+            self._most = 1  # Why: each result is there as soon as it can be, and few calls cost little.
         self._grows = total is None
         self._size = 1 if self._grows else max(1, min(_FIRST, self._most))
 
@@ -149,4 +152,5 @@ def _cancel(calls: deque[Call]) -> None:
     while calls:
         call = calls.pop()
         call.unwanted = True
-        call.cancel()
+        if not (call.cancel() or call.done()) and call.stop is not None:
+            call.stop(call)  # Why: no further item of it may begin.

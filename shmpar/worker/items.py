@@ -17,8 +17,19 @@ from shmpar.errors import PlanError
 from shmpar.ipc.protocol import Slice
 from shmpar.worker.environment import exit_if_forked
 
+STOP = 1 << 20
+"""Tickets that the parent takes from a worker's counter of calls to end a call over items."""
+
 _QUICK_SECONDS = 1e-3
 _MOST = 8  # Why not more: quick items may be followed by slow ones.
+
+
+def _never() -> bool:
+    return False
+
+
+is_stopped: Callable[[], bool] = _never
+"""Tells that the call in progress is to end; a worker process puts its own function here."""
 
 
 def call_each(
@@ -53,7 +64,7 @@ def call_each(
     until = now + seconds
     call: Callable[..., Iterable[Any]] = itertools.starmap if star else map
     try:
-        while first < last and now < until:
+        while first < last and now < until and not is_stopped():
             # Why not item by item: looking at the clock takes as long as a quick item.
             stop = min(first + size, last)
             # Invariant: if an item raises, the list has the results of the items before it.

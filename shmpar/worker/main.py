@@ -43,7 +43,7 @@ from shmpar.memory.segment import Segment
 from shmpar.pickling.plain import pack_plain
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
-from shmpar.worker import loop
+from shmpar.worker import items, loop
 from shmpar.worker.compute import Abandoned, Assignment
 from shmpar.worker.environment import (
     SharesMultiprocessing,
@@ -219,6 +219,8 @@ class WorkerProcess:
         self.plan: tuple[bytes, Any] = (b"", None)
         self.function: tuple[bytes, Any] = (b"", None)
         self.calls: Tickets | None = None
+        self._ticket = 0  # of the latest call
+        items.is_stopped = self._is_stopped
         self._environment_ahead: Environment | None = None  # of a call that was withdrawn
         self._socket = os.fstat(wire.fileno())
         self.warnings = WarningReporter(self.send)
@@ -327,6 +329,7 @@ class WorkerProcess:
             held = self._held(message.held)
             # Invariant: the claim comes before anything of the user's, so a call that was not
             # begun can be made elsewhere.
+            self._ticket = message.ticket
             if self.calls is None or self.calls.claim(1) != message.ticket:
                 self._environment_ahead = message.environment or self._environment_ahead
                 return
@@ -436,6 +439,10 @@ class WorkerProcess:
         if stateless:
             self.function = body, value
         return value, private
+
+    def _is_stopped(self) -> bool:
+        """Return whether the parent has ended the call over items that is in progress."""
+        return self.calls is not None and self.calls.claim(0) - self._ticket >= items.STOP
 
     def _unpack_call(
         self, message: protocol.RunCall, held: Sequence[Segment]
