@@ -257,13 +257,12 @@ class Pool(Reductions, Executor):
         if workers > _MOST_WORKERS:
             raise ValueError(f"n_workers is at most {_MOST_WORKERS}, not {workers}")
         threads = _positive("threads_per_worker", threads_per_worker)
-        if (tasks := max_tasks_per_worker) is not None:
-            tasks = _positive("max_tasks_per_worker", tasks)
+        most = max_tasks_per_worker
+        tasks = None if most is None else _positive("max_tasks_per_worker", most)
         call = None if initializer is None else (initializer, tuple(initargs))
         variables = _environment(env)
         self.n_workers, self.engine = 1 if engine == "serial" else workers, engine
-        self._pid = os.getpid()
-        self._last_run: Run | None = None
+        self._pid, self._last_run = os.getpid(), None
         self._manager = Manager()
         self._initializer = local.Initializer(call)
         self._resume = weakref.WeakMethod(self._launch)
@@ -285,6 +284,8 @@ class Pool(Reductions, Executor):
         except BaseException:
             self._close(AT_ONCE)
             raise
+
+    _last_run: Run | None
 
     @property
     def _max_workers(self) -> int:
@@ -460,7 +461,9 @@ class Pool(Reductions, Executor):
         """
         warn_of_random("map", held_by(fn), _SPAWN)
         ahead = None if buffersize is None else _positive("buffersize", buffersize)
-        items: Iterable[Any] = iterables[0] if len(iterables) == 1 else zip(*iterables, strict=False)
+        items: Iterable[Any] = (
+            iterables[0] if len(iterables) == 1 else zip(*iterables, strict=False)
+        )
         submit = partial(self._submit_items, fn, star=len(iterables) != 1)
         if chunksize is None and ahead is None:
             pieces = Pieces(items, length_of(iterables), self.n_workers)
@@ -484,7 +487,7 @@ class Pool(Reductions, Executor):
         fn: Callable[..., Any],
         items: list[Any],
         seconds: float,
-        weigh: Callable[[int, Any], object] = lambda count, prepared: None,
+        weigh: Callable[[int, Any], object] = lambda *_: None,
         *,
         star: bool,
     ) -> _Call:

@@ -20,7 +20,9 @@ BOUND = 60
 def two() -> Iterator[shmpar.Pool]:
     """Two worker processes."""
     with shmpar.Pool(2) as pool:
-        pool.parallel_map(abs, range(2))
+        seen: set[int] = set()
+        while len(seen) < 2:  # until both have started
+            seen.update([one.result(BOUND) for one in [pool.submit(os.getpid) for _ in range(4)]])
         yield pool
 
 
@@ -55,7 +57,11 @@ def test_a_call_ahead_can_be_cancelled(fifos: list[str], tmp_path: Path) -> None
     """A cancelled call is never made, although a worker had it already."""
     path = str(tmp_path / "log")
     with shmpar.Pool(1) as pool:
-        slow, ahead, behind = pool.submit(read, fifos[0]), pool.submit(note, path), pool.submit(abs, -1)
+        slow, ahead, behind = (
+            pool.submit(read, fifos[0]),
+            pool.submit(note, path),
+            pool.submit(abs, -1),
+        )
         wait_until_ahead(ahead)
         assert not ahead.running()
         assert ahead.cancel()
@@ -87,7 +93,7 @@ def test_a_call_ahead_of_a_dead_worker_is_innocent(fifos: list[str], tmp_path: P
         slow, ahead = pool.submit(read, fifos[0]), pool.submit(note, path)
         wait_until_ahead(ahead)
         writer = os.open(fifos[0], os.O_WRONLY)
-        (pid,) = pool._loop.engine.pids()  # noqa: SLF001
+        (pid,) = pool._loop.engine.pids()
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(shmpar.WorkerDied):
             slow.result(BOUND)
@@ -109,7 +115,9 @@ def test_a_shutdown_cancels_a_call_ahead(fifos: list[str]) -> None:
     pool.shutdown()
 
 
-def test_calls_are_made_once_when_they_are_cancelled_at_random(two: shmpar.Pool, tmp_path: Path) -> None:
+def test_calls_are_made_once_when_they_are_cancelled_at_random(
+    two: shmpar.Pool, tmp_path: Path
+) -> None:
     """A call is either cancelled or made, whenever the cancel comes."""
     path = str(tmp_path / "log")
     for _ in range(20):

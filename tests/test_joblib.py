@@ -82,7 +82,7 @@ def nested(value: int) -> tuple[str, list[int], int]:
 
 
 def test_import_of_the_package_registers_the_backend() -> None:
-    """joblib is not imported for it, and may be imported before or after."""
+    """Joblib is not imported for it, and may be imported before or after."""
     body = """
         with joblib.parallel_config(backend="shmpar", n_jobs=2):
             print(joblib.Parallel()(joblib.delayed(abs)(-i) for i in range(3)))
@@ -107,7 +107,9 @@ def test_results_come_in_order(backend: None, batch_size: Any, pre_dispatch: Any
 def test_tiny_calls_are_batched(backend: None) -> None:
     """Automatic batches grow, so that many calls need few messages."""
     parallel = Parallel()
-    assert sum(parallel(delayed(square)(i) for i in range(3_000))) == sum(i * i for i in range(3_000))
+    assert sum(parallel(delayed(square)(i) for i in range(3_000))) == sum(
+        i * i for i in range(3_000)
+    )
     seen = Parallel(batch_size=500)(delayed(os.getpid)() for _ in range(1_000))
     assert len(set(seen[:500])) == 1
 
@@ -138,7 +140,7 @@ def test_an_exception_of_a_call_is_raised(backend: None, return_as: str) -> None
 def test_a_timeout_ends_the_calls_in_progress(own_workers: None) -> None:
     """The error is joblib's, and the next calls have workers."""
     began = time.monotonic()
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - joblib's is no TimeoutError of Python
+    with pytest.raises(Exception) as caught:
         Parallel(timeout=0.2)(delayed(time.sleep)(60) for _ in range(3))
     assert type(caught.value).__name__ == "TimeoutError"
     assert Parallel()(delayed(square)(i) for i in range(3)) == [0, 1, 4]
@@ -210,7 +212,7 @@ def test_the_number_of_jobs(two: shmpar.Pool) -> None:
     assert own.effective_n_jobs(-1) == len(os.sched_getaffinity(0))
     with pytest.raises(ValueError, match="n_jobs == 0"):
         own.effective_n_jobs(0)
-    with pytest.raises(TypeError, match="pool is a shmpar.Pool, not int"):
+    with pytest.raises(TypeError, match=r"pool is a shmpar\.Pool, not int"):
         ShmparBackend(pool=3)
 
 
@@ -222,7 +224,7 @@ def test_the_threads_of_libraries_are_capped(own_workers: None) -> None:
 
 
 def test_verbose_prints_as_with_other_backends(backend: None, capfd: Any) -> None:
-    """joblib writes the name of the backend and the progress."""
+    """Joblib writes the name of the backend and the progress."""
     Parallel(verbose=10)(delayed(square)(i) for i in range(3))
     text = "".join(capfd.readouterr())
     assert "Using backend ShmparBackend with 2 concurrent workers" in text

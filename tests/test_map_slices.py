@@ -75,7 +75,7 @@ def test_an_error_comes_after_the_results_before_it(any_pool: shmpar.Pool, bad: 
     """The iterator yields each earlier result, raises, and is over."""
     results = any_pool.map(refuse, range(MANY), [bad] * MANY)
     assert [next(results) for _ in range(bad)] == [-item for item in range(bad)]
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the arguments are compared below
+    with pytest.raises(ValueError) as caught:
         next(results)
     assert caught.value.args == (bad,)
     if any_pool.engine == "processes":
@@ -163,7 +163,7 @@ def test_a_shutdown_that_cancels_is_told() -> None:
         results = pool.map(nap, [0.01] * 200)
         next(results)
         pool.shutdown(cancel_futures=True)
-        with pytest.raises(Exception) as caught:  # noqa: PT011 - either is right
+        with pytest.raises(Exception) as caught:
             assert len(list(results)) == 199
     assert type(caught.value).__name__ in {"CancelledError", "RuntimeError"}
 

@@ -262,7 +262,7 @@ def pack_call(call: Function, state: State, python: Interpreter | None) -> Prepa
     if python is None:
         function, values = call.call, call.values
         if function is call_each:
-            function, *values = values
+            function, values = values[0], values[1:]
         plain = pack_plain((values, call.keywords))
         # Why suppressed: the full pickle below raises the error that explains itself.
         with contextlib.suppress(Exception):

@@ -115,8 +115,8 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
 
     Notes
     -----
-    Without `n_jobs` all CPUs are used. Inside of a worker ``n_jobs`` is 1. ``inner_max_num_threads``
-    has no effect on a pool that is given: its ``threads_per_worker`` decides.
+    Without `n_jobs` all CPUs are used. Inside of a worker ``n_jobs`` is 1. For a pool that is
+    given its ``threads_per_worker`` decides, and ``inner_max_num_threads`` has no effect.
 
     When a ``Parallel`` ends early, by an exception, its ``timeout`` or an interrupt, the calls that
     have not begun are cancelled. Calls in progress are ended with their workers, except in a pool
@@ -180,7 +180,11 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         if self.inner_max_num_threads is not None:
             return int(self.inner_max_num_threads)
         wanted = os.environ.get("OMP_NUM_THREADS", "")
-        return int(wanted) if wanted.isdecimal() and int(wanted) else max(available_cpus() // n_jobs, 1)
+        return (
+            int(wanted)
+            if wanted.isdecimal() and int(wanted)
+            else max(available_cpus() // n_jobs, 1)
+        )
 
     def submit(
         self, func: Callable[[], Any], callback: Callable[[Any], object] | None = None
@@ -213,7 +217,7 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         if pool is not None and self._given is None:
             _kept.give_back(pool, self._workers, self._threads)
 
-    def abort_everything(self, ensure_ready: bool = True) -> None:  # noqa: FBT001, FBT002 - joblib's
+    def abort_everything(self, ensure_ready: bool = True) -> None:
         """Cancel the calls that have not begun, and end those in progress."""
         flying = list(self._flying)
         for future in reversed(flying):

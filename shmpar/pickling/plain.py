@@ -16,7 +16,7 @@ class _NotPlainError(Exception):
 
 
 class _PlainPickler(pickle.Pickler):
-    def reducer_override(self, obj: Any) -> Any:  # noqa: ARG002 - the name is Python's
+    def reducer_override(self, obj: Any) -> Any:
         raise _NotPlainError
 
 

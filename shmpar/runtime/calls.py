@@ -68,6 +68,7 @@ class Call(PoolFuture):
         condition: Condition | None = None,
     ) -> None:
         super().__init__(condition)
+        self.condition = condition
         self.number = next(_numbers)
         self.name = name
         self.prepared = prepared
@@ -90,10 +91,9 @@ class Call(PoolFuture):
             self.run_callbacks()
         return cancelled
 
-
     def over(self, first: int, last: int) -> Call:
         """Return the call over other ones of the items."""
-        made = Call(self.name, self.prepared, self.retries, self._condition)
+        made = Call(self.name, self.prepared, self.retries, self.condition)
         made.more, made.stop = (first, last), self.stop
         return made
 
@@ -131,7 +131,7 @@ class Calls:
     """
 
     def __init__(
-        self, callbacks: CallbackThreads, withdraw: Callable[[Call], object] = lambda call: None
+        self, callbacks: CallbackThreads, withdraw: Callable[[Call], object] = lambda _: None
     ) -> None:
         self._callbacks = callbacks
         self._ask_to_withdraw = withdraw

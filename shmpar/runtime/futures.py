@@ -53,7 +53,7 @@ class Latch:
         self.is_set = True
         while self._waiters:
             with contextlib.suppress(IndexError):  # another thread may have taken it
-                self._waiters.popleft().release()  # type: ignore[union-attr]
+                self._waiters.popleft().release()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait at most `timeout` seconds; return True if it is set."""
@@ -255,7 +255,7 @@ class PoolFuture(Future[Any]):
         """Run the callbacks that have not run yet."""
         while self._pool_callbacks:
             try:
-                callback = self._pool_callbacks.popleft()  # type: ignore[union-attr]
+                callback = self._pool_callbacks.popleft()
             except IndexError:  # another thread has taken it
                 return
             try:

@@ -171,7 +171,7 @@ class Loop:
         self._post(partial(self._start, run, observer=run.observer))
 
     def prepare_call(
-        self, function: Function, check: Callable[[Function], object] = lambda function: None
+        self, function: Function, check: Callable[[Function], object] = lambda _: None
     ) -> Any:
         """Pickle a call.
 

@@ -1,4 +1,4 @@
-"""The calls of :meth:`shmpar.Pool.map` over pieces of its items, and their results in order.
+"""Cut the items of :meth:`shmpar.Pool.map` into calls, and yield the results.
 
 The size of a piece is a compromise. A call costs as much as many quick items, so pieces are large:
 a quarter of a worker's share. Slow items must be balanced, cancelled and yielded one by one, so a
@@ -44,7 +44,9 @@ class Pieces(Iterator[list[Any]]):
         self._items = iter(items)
         self._most = _MOST if total is None else math.ceil(total / (_SHARE * workers))
         if total is not None and total <= _FEW * workers:
-            self._most = 1  # Why: each result is there as soon as it can be, and few calls cost little.
+            self._most = (
+                1  # Why: each result is there as soon as it can be, and few calls cost little.
+            )
         self._grows = total is None
         self._size = 1 if self._grows else max(1, min(_FIRST, self._most))
 
