@@ -1,4 +1,4 @@
-"""Cut the items of :meth:`shmpar.Pool.map` into calls, and yield the results.
+"""Cut the items of `Pool.map` into calls, and yield their results in order.
 
 The size of a piece is a compromise. A call costs as much as many quick items, so pieces are large:
 a quarter of a worker's share. Slow items must be balanced, cancelled and yielded one by one, so a
@@ -7,6 +7,7 @@ call over a piece ends after a slice of time, and what is left is cut into calls
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -82,10 +83,8 @@ def length_of(iterables: tuple[Iterable[Any], ...]) -> int | None:
     """Return the largest number of items that there may be; None if it is not known."""
     found = []
     for one in iterables:
-        try:
+        with contextlib.suppress(Exception):  # Why: the user's object may raise anything.
             found.append(len(one))  # type: ignore[arg-type]
-        except Exception:  # noqa: BLE001 - the user's object may raise anything
-            continue
     return min(found, default=None)
 
 
@@ -107,7 +106,7 @@ class Results(Iterator[Any]):
         end = None if timeout is None else time.monotonic() + timeout
         self._results = _take_results(calls, more, end)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # noqa: PYI034 - the generator alone is quicker
         return self._results
 
     def __next__(self) -> Any:
