@@ -86,7 +86,8 @@ def test_import_of_the_package_registers_the_backend() -> None:
     body = """
         with joblib.parallel_config(backend="shmpar", n_jobs=2):
             print(joblib.Parallel()(joblib.delayed(abs)(-i) for i in range(3)))
-        print(joblib.Parallel(n_jobs=2, backend="shmpar")(joblib.delayed(abs)(-i) for i in range(3)))
+        parallel = joblib.Parallel(n_jobs=2, backend="shmpar")
+        print(parallel(joblib.delayed(abs)(-i) for i in range(3)))
     """
     after = "import sys, shmpar\nassert 'joblib' not in sys.modules\nimport joblib\n"
     for begin in (after, "import joblib, shmpar\n"):
