@@ -2,7 +2,8 @@
 
 The size of a piece is a compromise. A call costs as much as many quick items, so pieces are large:
 a quarter of a worker's share. Slow items must be balanced, cancelled and yielded one by one, so a
-call over a piece ends after a slice of time, and the items that are left become calls of that length.
+call over a piece ends after a slice of time, and the items that are left become calls of that
+length.
 """
 
 from __future__ import annotations
