@@ -167,6 +167,18 @@ def ufunc(count: int) -> Case:
     return Case(lambda pool: pool.map_blocks(np.sqrt, array, out=out), array=array)
 
 
+def fresh_ufunc(count: int) -> Case:
+    """np.sqrt of a large array; the output is made by the call, and released."""
+    array = shmpar.array(np.arange(float(count)))
+    return Case(lambda pool: pool.map_blocks(np.sqrt, array), array=array)
+
+
+def plain_input(count: int) -> Case:
+    """The sum of each block of a large plain array, which the call copies."""
+    array = np.arange(float(count))
+    return Case(lambda pool: pool.block_reduce(np.sum, array, chunks=1 << 20), array=array)
+
+
 def row_sums(rows: int) -> Case:
     """np.sum of rows of 10,000 numbers."""
     array = shmpar.ones((rows, 10_000))
@@ -331,6 +343,8 @@ CASES = {
     "uneven_rows": Sizes(uneven_rows, 40, 1_500, 4_000),
     "halo": Sizes(halo, 120, 1_800, 6_000),
     "ufunc": Sizes(ufunc, 100_000, 10_000_000, 100_000_000),
+    "fresh_ufunc": Sizes(fresh_ufunc, 100_000, 10_000_000, 100_000_000),
+    "plain_input": Sizes(plain_input, 100_000, 10_000_000, 100_000_000),
     "row_sums": Sizes(row_sums, 10, 1_000, 10_000),
     "copy_in": Sizes(copy_in, 100_000, 10_000_000, 100_000_000),
     "map_arrays": Sizes(map_arrays, 12_500, 1_250_000, 1_250_000),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 from shmpar import __version__
@@ -22,7 +24,7 @@ exclude_patterns = ["_build"]
 
 nitpicky = True
 nitpick_ignore_regex = [  # Why: Sphinx does not read the pages of other projects.
-    (r"py:.*", r"(numpy|concurrent|subprocess|threading|multiprocessing)\..*"),
+    (r"py:.*", r"(numpy|pandas|concurrent|subprocess|threading|multiprocessing)\..*"),
 ]
 
 autodoc_typehints = "none"  # Why: docstrings are precise; most annotations are Any.
@@ -35,14 +37,20 @@ html_title = "shmpar"
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"]}
 
+html_static_path = ["static"]
+html_css_files = ["notebooks.css"]
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
+sys.path.insert(0, HERE)  # for notebooks.py
 # Pages that include a file from outside this directory
 PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "examples/README.md": "examples.md",
+    "examples/batch_of_files.ipynb": "notebooks/batch_of_files.md",
+    "examples/tile_statistics.ipynb": "notebooks/tile_statistics.md",
 }
 
 
@@ -58,6 +66,18 @@ def rebase_links(_app: object, path: os.PathLike[str], _page: str, content: list
     content[0] = re.sub(r"\]\((?!\w+:|#)([^)]+)\)", link, content[0])
 
 
+def insert_notebook(app: Any, page: str, content: list[str]) -> None:
+    """Replace the content of a page of `notebooks/` by the notebook of the same name."""
+    folder, _, name = page.rpartition("/")
+    if folder == "notebooks":
+        from notebooks import as_markdown
+
+        path = Path(ROOT, "examples", f"{name}.ipynb")
+        app.env.note_dependency(str(path))
+        content[0] = as_markdown(path)
+
+
 def setup(app: Any) -> None:
-    """Register the hook for included files; Sphinx calls this."""
+    """Register the hooks for included files and for notebooks; Sphinx calls this."""
     app.connect("include-read", rebase_links)
+    app.connect("source-read", insert_notebook)

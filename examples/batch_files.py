@@ -55,7 +55,9 @@ def stack(folder: Path, options: argparse.Namespace) -> None:
     with shmpar.Pool(options.workers) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Why: the failed files are listed below.
         try:
-            images = pool.parallel_map(read, paths, on_error="fill", progress="reading")
+            images = pool.parallel_map(
+                read, paths, dtype=np.float32, on_error="fill", progress="reading"
+            )
         except ExceptionGroup as group:  # Why: without any image the shape is unknown
             raise SystemExit(
                 f"no file can be read; the first error: {group.exceptions[0]}"

@@ -3,9 +3,10 @@
     python examples/live_view.py                 # four snapshots in live_view.png
     python examples/live_view.py --show          # in a window, live
 
-The call returns at once (``wait=False``).  ``run.completed()`` then yields the region of each tile
-as soon as the tile is in ``run.out``, in the order in which the workers finish.  Tiles inside the
-set cost far more than tiles outside.
+The call returns at once (``wait=False``).  ``run.live()`` then fills a picture in a window.
+Without ``--show``, ``run.completed()`` yields the region of each tile as soon as the tile is in
+``run.out``, in the order in which the workers finish.  Tiles inside the set cost far more than
+tiles outside.
 
 Needs matplotlib: ``pip install -e ".[examples]"``.
 """
@@ -49,39 +50,17 @@ def escape(real: Array, imaginary: Array, steps: int) -> Array:
 # Code of the calling process
 
 
-def follow(run: shmpar.Run, shape: tuple[int, int], window: Window | None) -> list[Array]:
+def follow(run: shmpar.Run, shape: tuple[int, int]) -> list[Array]:
     """Copy each completed tile to a canvas; return snapshots of the canvas."""
     canvas = np.full(shape, np.nan)
     shares, total = list(SNAPSHOTS), run.progress[1]
     snapshots: list[Array] = []
     for number, region in enumerate(run.completed(), start=1):
         canvas[region] = run.out[region]
-        if window is not None:
-            window.draw(canvas, number / total)
         while shares and number >= shares[0] * total:
             snapshots.append(canvas.copy())
             shares.pop(0)
     return snapshots
-
-
-class Window:
-    """A window that is drawn about ten times per second."""
-
-    def __init__(self, steps: int) -> None:
-        import matplotlib.pyplot as plt
-
-        self._plt, self._steps = plt, steps
-        self._figure, self._axes = plt.subplots(figsize=(8, 8), layout="constrained")
-        self._drawn = 0.0
-
-    def draw(self, canvas: Array, share: float) -> None:
-        """Show the canvas, unless it was shown within the last 0.1 s."""
-        if time.monotonic() - self._drawn < 0.1 and share < 1:  # noqa: PLR2004 (seconds)
-            return
-        self._drawn = time.monotonic()
-        self._axes.clear()
-        show(self._axes, canvas, share, self._steps)
-        self._plt.pause(0.001)
 
 
 def show(axes: Any, canvas: Array, share: float, steps: int) -> None:
@@ -134,15 +113,20 @@ def main() -> None:
             escape, real, imaginary, chunks=(TILE, TILE), kwargs={"steps": steps}, wait=False
         )
         print(f"the call returned after {1e3 * (time.perf_counter() - began):.0f} ms")
-        window = Window(steps) if args.show else None
-        snapshots = follow(run, (side, side), window)
+        if args.show:
+            import matplotlib.pyplot as plt
+            from matplotlib.colors import PowerNorm
+
+            run.live(cmap="inferno", norm=PowerNorm(0.4, 0, steps))
+        else:
+            snapshots = follow(run, (side, side))
         seconds, tiles = run.report.seconds, run.progress[1]
     print(f"{tiles} tiles of {TILE} x {TILE} pixels in {seconds:.2f} s")
-    if window is None:
+    if args.show:
+        plt.show()  # until the window is closed
+    else:
         draw(snapshots, steps, args.output)
         print(f"wrote {args.output}")
-    else:
-        input("Press Enter to exit. ")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Names are imported when they are first used: a worker imports a few modules, not
 from __future__ import annotations
 
 import importlib
+from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
 
 from shmpar.integrations.registration import watch
@@ -19,16 +20,23 @@ from shmpar.version import __version__
 
 if TYPE_CHECKING:
     from shmpar.arrays import *
+    from shmpar.defaults import *
     from shmpar.errors import *
-    from shmpar.pool import *
+    from shmpar.pool import Pool
     from shmpar.runtime.run import Run
+    from shmpar.stores import Store, open, opened
+
+    last_run: Run | None
 
 __all__ = [
     "ChunkError", "PlanError", "Pool", "Run", "SegmentError", "SegmentFull", "SegmentGone",
-    "SharedArray", "ShmparError", "TaskTimeout", "WorkerDied", "__version__", "all", "any",
-    "apply_along_axis", "array", "asarray", "attach", "block_reduce", "empty", "empty_like",
-    "full", "histogram", "map_blocks", "map_overlap", "max", "mean", "min", "nanmax", "nanmin",
-    "nansum", "ones", "parallel_map", "prod", "std", "sum", "var", "zeros", "zeros_like",
+    "SharedArray", "ShmparError", "Store", "StoreError", "TaskTimeout", "WorkerDied", "__version__",
+    "all", "any", "apply_along_axis", "argmax", "argmin", "array", "asarray", "attach", "bincount",
+    "block_reduce", "default_pool", "empty", "empty_like", "full", "histogram", "map_blocks",
+    "map_overlap", "max", "mean", "median", "min", "nanmax", "nanmean", "nanmedian", "nanmin",
+    "nanpercentile", "nanquantile", "nanstd", "nansum", "nanvar", "ones", "open", "opened",
+    "parallel_map", "percentile", "prod", "quantile", "std", "sum", "unique", "var", "zeros",
+    "zeros_like",
 ]  # fmt: skip
 
 
@@ -37,13 +45,22 @@ watch()
 
 def __getattr__(name: str) -> Any:
     """Import the module of a public name when the name is first used (PEP 562)."""
+    if name == "last_run":  # Why not kept: it changes.
+        return importlib.import_module("shmpar.defaults").last_default_run()
     if name in __all__:
-        for home in ("errors", "arrays", "pool"):  # Why: the modules that import the least go first
+        # Why: the modules that import the least go first.
+        for home in ("errors", "arrays", "stores", "pool", "defaults"):
             module = importlib.import_module(f"shmpar.{home}")
             if hasattr(module, name):
                 return globals().setdefault(name, getattr(module, name))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    text = ""
+    # Why the finder: an import asks for a module of this package as an attribute first.
+    if not (name.startswith("_") or PathFinder.find_spec(f"{__name__}.{name}", __path__)):
+        from shmpar.verbs.first_guesses import advice  # Why here: the name does not exist.
+
+        text = advice(name, __all__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{text}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "last_run"])

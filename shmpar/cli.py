@@ -34,13 +34,14 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+from shmpar.display import format_bytes
 from shmpar.errors import SegmentFull, format_count
-from shmpar.memory import allocate, huge, limits
+from shmpar.memory import allocate, huge, limits, system
 from shmpar.memory.limits import NUM_WORKERS_VARIABLE, affinity_cpus, available_cpus, quota_cpus
 from shmpar.memory.manager import Manager
 from shmpar.memory.names import Entry, inventory, nameless, remove_stale
 from shmpar.memory.segment import create
-from shmpar.report.text import format_bytes, format_seconds, format_table
+from shmpar.report.text import format_seconds, format_table
 from shmpar.version import __version__
 
 _EXAMPLES: Final = (("small", 1 << 20), ("large", 1 << 30))
@@ -311,7 +312,7 @@ _CALLS: Final[dict[str, tuple[Callable[[int], object], str]]] = {
         f"arrays for which {allocate.SHM} has no room lie in temporary files",
     ),
     "fallocate": (
-        lambda fd: os.posix_fallocate(fd, 0, 1),
+        lambda fd: system.fallocate(fd, 0, 1),
         "memory is filled with zeros; a full disk under a mapped output is SIGBUS",
     ),
     "fstatvfs": (os.fstatvfs, "a full disk is noticed late"),
@@ -369,7 +370,7 @@ def _check_trial(section: Section) -> None:
         section.add("seconds", None, "one worker", "cannot be started")
         return
     seconds = time.perf_counter() - start
-    if result.tolist() != [3, 2, 1]:
+    if result != [3, 2, 1]:
         what = f"a worker computed {result!r}, not [3, 2, 1]"
         section.problem(what, "reinstall shmpar and NumPy")
     text = f"started, computed and exited in {format_seconds(seconds)}"

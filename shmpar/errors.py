@@ -7,6 +7,7 @@ The tree, with the builtin exception that each class also is::
     ├── WorkerDied                      a worker process exited while it computed a chunk
     ├── TaskTimeout (TimeoutError)      a chunk took longer than ``task_timeout``
     ├── PlanError                       the function cannot be sent to a worker
+    ├── StoreError (OSError)            a store cannot be opened, read or written
     └── SegmentError                    shared memory
         ├── SegmentGone (FileNotFoundError)   it was closed or removed
         └── SegmentFull (MemoryError)         there is not enough of it
@@ -20,7 +21,10 @@ A message has at most 10,000 characters: the middle of a longer one is cut, and 
 
 from __future__ import annotations
 
+import pickle
 from typing import Any, TypedDict, Unpack
+
+from shmpar import tracebacks
 
 Region = tuple[slice, ...] | None
 
@@ -42,6 +46,7 @@ class _Place(TypedDict, total=False):
     chunk: int | None
     region: Region
     run: Any
+    item: Any
 
 
 # Why: a message has 1,000 characters more, so the text of an exception in it is not cut again.
@@ -79,19 +84,37 @@ class _FailedChunk(ShmparError):
         Number of the chunk in C order; None if the failure belongs to no chunk.
     region : tuple of slice or None
         Window of the chunk in array coordinates.
+    item : object
+        Item that the function got, or the tuple of its items; None if it got none. The copy of an
+        error in another process has None for an item that does not pickle.
     run : Run or None
         Run that failed or that collected the error; None after pickling.
     """
 
     def __init__(
-        self, message: str, *, chunk: int | None = None, region: Region = None, run: Any = None
+        self,
+        message: str,
+        *,
+        chunk: int | None = None,
+        region: Region = None,
+        run: Any = None,
+        item: Any = None,
     ) -> None:
         super().__init__(message)
-        self.chunk, self.region, self.run = chunk, region, run
+        self.chunk, self.region, self.run, self.item = chunk, region, run, item
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Why: a run holds processes and memory of this process, and does not pickle.
-        return type(self), self.args, {**self.__dict__, "run": None}
+        state = {**self.__dict__, "run": None}
+        try:
+            pickle.dumps(self.item)
+        except Exception:  # noqa: BLE001 - Why: the error must arrive, also without its item
+            state["item"] = None
+        return type(self), self.args, state
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows."""
+        return tracebacks.render(self)
 
 
 class ChunkError(_FailedChunk):
@@ -134,6 +157,27 @@ class TaskTimeout(_FailedChunk, TimeoutError):
 
 class PlanError(ShmparError):
     """The function, or an object that it holds, cannot be sent to a worker."""
+
+
+class StoreError(ShmparError, OSError):
+    """A store cannot be opened, or a window of it cannot be read or written.
+
+    The error of the library is ``__cause__``.
+
+    Attributes
+    ----------
+    opener : str
+        Name of the format or of the function that opens it.
+    where : str
+        Path, URL or call that leads to it.
+    """
+
+    def __init__(self, message: str, *, opener: str = "", where: str = "") -> None:
+        super().__init__(message)
+        self.opener, self.where = opener, where
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args, self.__dict__
 
 
 class SegmentError(ShmparError):

@@ -29,6 +29,8 @@ Window = tuple[slice | int, ...]
 DType = np.dtype[Any]
 
 
+KEY_BYTES = 16
+
 SMALLER_WINDOW = 'pass a smaller depth=, shorter chunks=, or boundary="none", which pads nothing'
 
 
@@ -272,6 +274,25 @@ def spell(dtype: DType) -> str | DType:
     return dtype.str if dtype.kind in "?biufcSUmM" and dtype.metadata is None else dtype
 
 
+class ResultsFile(NamedTuple):
+    """A file to which workers append the results of items, for ``ledger=``.
+
+    Attributes
+    ----------
+    path : str
+        Absolute path.
+    keys : bytes
+        For each chunk, `KEY_BYTES` that identify its item in the call.
+    """
+
+    path: str
+    keys: bytes
+
+    def key(self, chunk: int) -> bytes:
+        """Return the key of the item of a chunk."""
+        return self.keys[chunk * KEY_BYTES : (chunk + 1) * KEY_BYTES]
+
+
 class Plan(NamedTuple):
     """A call of a verb, without its function and its memory.
 
@@ -308,6 +329,8 @@ class Plan(NamedTuple):
         Workers record when they begin a chunk.
     check : bool
         Workers verify that each window is written once and whole.
+    results_file : ResultsFile or None
+        Where workers record results that are objects.
     """
 
     verb: str
@@ -325,6 +348,7 @@ class Plan(NamedTuple):
     fail_fast: bool = True
     timed: bool = False
     check: bool = False
+    results_file: ResultsFile | None = None
 
     @property
     def chunks(self) -> int:

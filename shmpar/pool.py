@@ -1,4 +1,4 @@
-"""The pool: an engine with its memory and its defaults, and the pool of the module's verbs."""
+"""The pool: an engine with its memory and its defaults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import itertools
 import math
 import os
 import sys
-import threading
 import time
 import warnings
 import weakref
@@ -27,7 +26,7 @@ from shmpar.engines.engine import Engine
 from shmpar.engines.local import cap_threads
 from shmpar.errors import format_count
 from shmpar.grid.axis import whole_number
-from shmpar.memory.limits import available_cpus
+from shmpar.memory.limits import available_cpus, check_workers
 from shmpar.memory.manager import Manager
 from shmpar.memory.names import remove_stale
 from shmpar.plan import Function
@@ -38,8 +37,18 @@ from shmpar.runtime.loop import AT_ONCE, Close, Loop, call_here, execute_here, s
 from shmpar.runtime.mapping import SLICE_SECONDS, Pieces, Results, length_of
 from shmpar.runtime.progress import Progress
 from shmpar.runtime.run import Run
+from shmpar.tracebacks import hide_frames
 from shmpar.verbs import Defaults, Reductions
 from shmpar.verbs.arguments import held_by, warn_of_random
+from shmpar.verbs.first_guesses import (
+    BATCHES,
+    SPAWN,
+    FirstGuesses,
+    Mapped,
+    accepts_other_names,
+    check_call,
+    check_iterables,
+)
 from shmpar.verbs.options import parse_options
 from shmpar.worker.environment import in_worker
 from shmpar.worker.items import call_each
@@ -48,34 +57,11 @@ if TYPE_CHECKING:
     from shmpar.engines.launch import Launcher
     from shmpar.report.text import MemoryTable
 
-__all__ = [
-    "Pool",
-    "all",
-    "any",
-    "apply_along_axis",
-    "block_reduce",
-    "histogram",
-    "map_blocks",
-    "map_overlap",
-    "max",
-    "mean",
-    "min",
-    "nanmax",
-    "nanmin",
-    "nansum",
-    "parallel_map",
-    "prod",
-    "std",
-    "sum",
-    "var",
-]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _ENGINES = ("processes", "threads", "serial")
-_SPAWN = "pass each call a generator of its own as an argument, for example from rng.spawn()"
-_MOST_WORKERS = 10_000  # Why: no machine has so many CPUs, and a system may end at more processes.
+_FEW_WORKERS = 64  # Why: the check of the limits takes longer than the rest.
 # Why calls are waited for: other executors make the submitted calls before the interpreter exits.
 _LEFT_OPEN = Close(cancel_runs=True, cancel_calls=False)
 
@@ -86,7 +72,7 @@ def _make_engine(
     initializer: local.Initializer,
     call: local.Initialization | None,
     launcher: Launcher | None,
-    tasks: int | None,
+    **limits: Any,
 ) -> Engine:
     """Make a pool's engine; `call` initializes each worker, `initializer` the caller's thread."""
     if kind == "serial":
@@ -95,7 +81,7 @@ def _make_engine(
         return local.ThreadsEngine(workers, call)
     from shmpar.engines.processes import ProcessesEngine
 
-    return ProcessesEngine(workers, launcher, call, tasks)
+    return ProcessesEngine(workers, launcher, call, **limits)
 
 
 def _make_launcher(python: Any, env: Mapping[str, str], threads: int) -> Launcher:
@@ -126,6 +112,7 @@ def _environment(env: Any) -> dict[str, str]:
 def _of_pool(function: Callable[P, R]) -> Callable[Concatenate[Pool, P], R]:
     """The function as a method that makes its array under the pool's manager."""
 
+    @hide_frames
     @wraps(function)
     def method(self: Pool, /, *args: P.args, **kwargs: P.kwargs) -> R:
         kwargs.setdefault("manager", self._manager)
@@ -137,7 +124,7 @@ def _of_pool(function: Callable[P, R]) -> Callable[Concatenate[Pool, P], R]:
     return method
 
 
-class Pool(Reductions, Executor):
+class Pool(Reductions, FirstGuesses, Executor):
     """Workers, shared memory, and defaults for the verbs.
 
     A pool is a :class:`concurrent.futures.Executor` too.
@@ -146,7 +133,8 @@ class Pool(Reductions, Executor):
     ----------
     n_workers : int, optional
         Number of workers. The default is the CPUs that this process may use (affinity, control
-        group), or ``SHMPAR_NUM_WORKERS``.
+        group), or ``SHMPAR_NUM_WORKERS``. More than the limits on memory, processes and
+        descriptors allow are a ValueError with the sums.
     engine : {"processes", "threads", "serial"}
         Kind of the workers: processes, threads of this process, or the calling thread itself.
     progress, retries, task_timeout, on_error
@@ -178,6 +166,10 @@ class Pool(Reductions, Executor):
     max_tasks_per_worker : int, optional
         Chunks, and calls of `submit`, after which a worker process exits and is replaced, for
         functions that leak memory. A new worker costs about as much as ``import numpy``.
+    forward_logs : bool
+        Give the :mod:`logging` records of worker processes to the handlers of this process, at the
+        levels that its loggers have. A record that a handler in the worker takes stays there.
+        Handlers run in a thread of their own. With False, all records stay in the workers.
 
     Attributes
     ----------
@@ -224,6 +216,7 @@ class Pool(Reductions, Executor):
     zeros_like = _of_pool(creation.zeros_like)
     attach = _of_pool(attach)
 
+    @accepts_other_names
     def __init__(  # noqa: PLR0913 - the contract
         self,
         n_workers: int | None = None,
@@ -240,6 +233,7 @@ class Pool(Reductions, Executor):
         python: str | os.PathLike[str] | None = None,
         check: bool = False,
         max_tasks_per_worker: int | None = None,
+        forward_logs: bool = True,
     ) -> None:
         self._verb_defaults = Defaults(
             progress=progress,
@@ -254,8 +248,8 @@ class Pool(Reductions, Executor):
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be callable")
         workers = _positive("n_workers", available_cpus() if n_workers is None else n_workers)
-        if workers > _MOST_WORKERS:
-            raise ValueError(f"n_workers is at most {_MOST_WORKERS}, not {workers}")
+        if workers > _FEW_WORKERS:
+            check_workers(workers, processes=engine == "processes")
         threads = _positive("threads_per_worker", threads_per_worker)
         most = max_tasks_per_worker
         tasks = None if most is None else _positive("max_tasks_per_worker", most)
@@ -270,7 +264,9 @@ class Pool(Reductions, Executor):
         # Why here: the engine is made in another thread, which does not know of this worker.
         kind = "serial" if in_worker() else engine
         launcher = _make_launcher(python, variables, threads) if kind == "processes" else None
-        make = partial(_make_engine, kind, self.n_workers, self._initializer, call, launcher, tasks)
+        limits = {"tasks": tasks, "logs": bool(forward_logs)}
+        start = partial(_make_engine, kind, self.n_workers, self._initializer, call, launcher)
+        make = partial(start, **limits)
         self._loop = Loop(make, self._manager.close)
         self._caps = contextlib.ExitStack()
         # Invariant: a pool with workers is among those that are closed at exit, at any interrupt.
@@ -331,6 +327,9 @@ class Pool(Reductions, Executor):
     def _policy(self) -> Policy:
         return self._usual
 
+    def _share(self, values: Any) -> Any:
+        return self.asarray(values) if self.engine == "processes" else values
+
     def _execute(self, run: Run, *, wait: bool) -> Any:
         loop = self._checked()
         self._last_run = run
@@ -348,6 +347,7 @@ class Pool(Reductions, Executor):
         self._execute(run, wait=False)
         return run
 
+    @hide_frames
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call a function once in a worker.
 
@@ -390,6 +390,7 @@ class Pool(Reductions, Executor):
         ...     pool.submit(pow, 2, 5).result()
         32
         """
+        check_call("submit", fn, kwargs)
         loop, function = self._checked(), Function(fn, kwargs, args)
         name = function_name(fn)
         if in_worker():
@@ -398,6 +399,7 @@ class Pool(Reductions, Executor):
         prepared = loop.prepare_call(function, _check_random)
         return loop.add_call(name, prepared, self._verb_defaults["retries"])
 
+    @hide_frames
     def map(
         self,
         fn: Callable[..., R],
@@ -459,7 +461,9 @@ class Pool(Reductions, Executor):
         [32, 9]
         [0, 1, 4, 9, 16]
         """
-        warn_of_random("map", held_by(fn), _SPAWN)
+        check_call("map", fn)
+        check_iterables("map", fn, iterables)
+        warn_of_random("map", held_by(fn), SPAWN)
         ahead = None if buffersize is None else _positive("buffersize", buffersize)
         items: Iterable[Any] = (
             iterables[0] if len(iterables) == 1 else zip(*iterables, strict=False)
@@ -474,7 +478,7 @@ class Pool(Reductions, Executor):
             batches = iter(lambda: list(itertools.islice(source, size)), [])
             more = (submit(batch, math.inf) for batch in batches)
         calls = deque[_Call]()
-        results = Results(calls, iter(()) if ahead is None else more, timeout)
+        results = _Results(calls, iter(()) if ahead is None else more, timeout)
         try:
             calls.extend(itertools.islice(more, ahead))
         except BaseException:
@@ -545,6 +549,7 @@ class Pool(Reductions, Executor):
         finally:
             self._caps.close()
 
+    @hide_frames
     def __enter__(self) -> Self:
         self._checked()
         return self
@@ -575,9 +580,20 @@ class Pool(Reductions, Executor):
         state = "closed" if self.closed else format_count(self.n_workers, "worker")
         return f"<shmpar.Pool: {self.engine}, {state}>"
 
+    def _repr_html_(self) -> str:
+        from shmpar.report.html import render_pool
+
+        return render_pool(self)
+
 
 def _check_random(function: Function) -> None:
-    warn_of_random("submit", held_by(function.call), _SPAWN)
+    call = function.call
+    if not (isinstance(call, partial) and call.func in BATCHES):  # Why: their method warns once.
+        warn_of_random("submit", held_by(call), SPAWN)
+
+
+class _Results(Mapped, Results):
+    """The results of :meth:`Pool.map`, in order."""
 
 
 _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
@@ -593,59 +609,3 @@ def _close_all() -> None:
     for loop in list(_closing):
         if loop.pid == os.getpid():
             loop.close(Close(cancel_runs=False, cancel_calls=False))
-
-
-class _Default:
-    """The one pool of this interpreter, made when it is first asked for."""
-
-    # Why reentrant: a signal handler may call a verb while its thread makes the pool.
-    lock = threading.RLock()
-    pool: Pool | None = None
-    pid = 0
-
-
-def default_pool() -> Pool:
-    """The pool of the module's verbs: as many workers as CPUs; it ends with the interpreter."""
-    if _Default.pid != os.getpid():  # a forked child's copy of a lock may never be released
-        _Default.lock, _Default.pool, _Default.pid = threading.RLock(), None, os.getpid()
-    with _Default.lock:
-        if _Default.pool is None or _Default.pool.closed:
-            made = Pool()
-            if _Default.pool is None or _Default.pool.closed:
-                _Default.pool = made
-            else:  # a signal handler has made one meanwhile
-                made.shutdown()
-        return _Default.pool
-
-
-def _on_default(method: Callable[Concatenate[Pool, P], R]) -> Callable[P, R]:
-    """The method as a function on the default pool."""
-
-    @wraps(method)
-    def function(*args: P.args, **kwargs: P.kwargs) -> R:
-        return method(default_pool(), *args, **kwargs)
-
-    _, *shown = inspect.signature(method).parameters.values()
-    function.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
-    function.__module__, function.__qualname__ = "shmpar", method.__name__
-    return function
-
-
-map_blocks = _on_default(Pool.map_blocks)
-apply_along_axis = _on_default(Pool.apply_along_axis)
-map_overlap = _on_default(Pool.map_overlap)
-block_reduce = _on_default(Pool.block_reduce)
-parallel_map = _on_default(Pool.parallel_map)
-sum = _on_default(Pool.sum)  # noqa: A001 - NumPy's name
-mean = _on_default(Pool.mean)
-var = _on_default(Pool.var)
-std = _on_default(Pool.std)
-min = _on_default(Pool.min)  # noqa: A001 - NumPy's name
-max = _on_default(Pool.max)  # noqa: A001 - NumPy's name
-histogram = _on_default(Pool.histogram)
-prod = _on_default(Pool.prod)
-nansum = _on_default(Pool.nansum)
-any = _on_default(Pool.any)  # noqa: A001 - NumPy's name
-all = _on_default(Pool.all)  # noqa: A001 - NumPy's name
-nanmin = _on_default(Pool.nanmin)
-nanmax = _on_default(Pool.nanmax)

@@ -56,9 +56,9 @@ def check(pool: shmpar.Pool, folder: str, engine: str) -> None:
     assert (pool.map_blocks(lambda b: b + 1, large, chunks=300_000) == large + 1).all()
     assert pool.sum(pool.asarray(large)) == large.sum()
     assert (pool.map_overlap(lambda b: b * 2, small, chunks=5, depth=1) == 2 * small).all()
-    assert pool.parallel_map(abs, range(-9, 0)).tolist() == list(range(9, 0, -1))
+    assert pool.parallel_map(abs, range(-9, 0)) == list(range(9, 0, -1))
     ballast = os.urandom(200_000)  # Why: a long message lies in a file
-    assert pool.parallel_map(lambda n: len(ballast) + n, range(2)).tolist() == [200_000, 200_001]
+    assert pool.parallel_map(lambda n: len(ballast) + n, range(2)) == [200_000, 200_001]
     found = pool.parallel_map(lambda n: np.full(20_000, n), range(3), dtype=object)
     assert [one[-1] for one in found] == [0, 1, 2]
     assert pool.submit(len, ballast).result(60) == 200_000
@@ -103,7 +103,7 @@ def check_processes(pool: shmpar.Pool, folder: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return n
 
-    assert pool.parallel_map(dies, range(6)).tolist() == list(range(6))
+    assert pool.parallel_map(dies, range(6)) == list(range(6))
     assert not once(folder, "dies")
     died = error_of(shmpar.WorkerDied, lambda: pool.submit(os._exit, 3).result(60))
     assert died.exitcode == 3, died
@@ -113,7 +113,7 @@ def check_processes(pool: shmpar.Pool, folder: str) -> None:
         return int(shmpar.attach(address)[n])
 
     address = shared.address
-    assert pool.parallel_map(attached, range(5)).tolist() == list(range(5))
+    assert pool.parallel_map(attached, range(5)) == list(range(5))
     chosen = f"shmpar-test-{os.getpid()}"
     if {"F_SETLK", "link", "O_TMPFILE"} & set(names.split()):
         error_of(shmpar.SegmentError, lambda: pool.zeros(3, name=chosen))
@@ -125,7 +125,7 @@ def check_processes(pool: shmpar.Pool, folder: str) -> None:
 
     late = {"task_timeout": 0.2, "retries": 0}
     error_of(shmpar.TaskTimeout, lambda: pool.parallel_map(waits, range(2), **late))
-    assert pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
+    assert pool.parallel_map(abs, range(3)) == [0, 1, 2]
 
 
 def main() -> None:

@@ -643,7 +643,7 @@ def test_threads_compute_no_further_claim_after_an_error_of_the_pool_thread(monk
             run.result(10)
         monkeypatch.undo()
         assert len(computed) < 1000
-        assert pool.parallel_map(abs, [-1]).tolist() == [1]
+        assert pool.parallel_map(abs, [-1]) == [1]
 
 
 def fail_with(error: Exception) -> Any:

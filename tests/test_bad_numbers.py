@@ -62,7 +62,7 @@ def test_a_task_may_take_any_time(tmp_path: Any, seconds: Any, of_pool: bool) ->
         assert ticked.wait(BOUND)
         with open(fifo, "wb") as stream:
             stream.write(b"1234")
-        assert run.result(BOUND).tolist() == [4]
+        assert run.result(BOUND) == [4]
 
 
 @pytest.mark.parametrize("seconds", [np.int64(7), np.float32(7), Fraction(7, 2), np.float16(3)])

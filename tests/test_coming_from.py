@@ -20,7 +20,7 @@ def sections():
         yield title, "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
 
 
-SECTIONS = dict(sections())
+SECTIONS = {title: code for title, code in sections() if code}  # "First guesses" has none
 SETUP = """
 import numpy as np
 import shmpar
@@ -47,4 +47,3 @@ def test_the_code_of_each_section_runs(title):
 def test_every_library_has_a_section():
     """The page has a section with code for each of six libraries."""
     assert len(SECTIONS) == 6
-    assert all(SECTIONS.values())

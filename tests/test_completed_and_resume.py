@@ -265,9 +265,9 @@ def test_a_run_cancelled_after_its_last_chunk_has_no_result_without_an_output(
             run.resume().result(timeout=60)
 
 
-@pytest.mark.parametrize(("rows", "text"), [(1, "1 chunk of"), (2, "2 chunks of")])
-def test_the_group_of_errors_counts_its_chunks(pool: shmpar.Pool, rows: int, text: str) -> None:
-    """A single chunk is no plural."""
+@pytest.mark.parametrize(("rows", "text"), [(1, "1 item of"), (2, "2 items of")])
+def test_the_group_of_errors_counts_its_items(pool: shmpar.Pool, rows: int, text: str) -> None:
+    """A single item is no plural."""
     with pytest.raises(ExceptionGroup, match=f"^{text} parallel_map failed"):
         pool.parallel_map(lambda x: 1 / x, [0] * rows, on_error="collect")
 

@@ -70,7 +70,7 @@ def busy(request: Any, tmp_path: Path) -> Iterator[shmpar.Pool]:
 def test_a_small_run_does_not_wait_for_a_long_chunk_of_another_run(busy: shmpar.Pool) -> None:
     """The free worker computes all chunks of every small run."""
     for _ in range(5):
-        assert busy.parallel_map(abs, range(-9, 0)).tolist() == list(range(9, 0, -1))
+        assert busy.parallel_map(abs, range(-9, 0)) == list(range(9, 0, -1))
 
 
 def test_a_run_without_chunks_does_not_wait(busy: shmpar.Pool) -> None:

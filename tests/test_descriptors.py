@@ -45,7 +45,7 @@ def test_a_pool_of_many_workers_raises_the_limit() -> None:
         """
 limit(30)
 with shmpar.Pool(6) as pool:
-    print(pool.parallel_map(abs, range(-3, 0)).tolist())
+    print(pool.parallel_map(abs, range(-3, 0)))
 """,
         "[3, 2, 1]\n",
     )
@@ -60,7 +60,7 @@ with shmpar.Pool(1) as pool:  # imports modules
 limit(64)
 held = fill()
 with shmpar.Pool(1) as pool:
-    print(pool.parallel_map(abs, range(-3, 0)).tolist())
+    print(pool.parallel_map(abs, range(-3, 0)))
 drop(held)
 """,
         "[3, 2, 1]\n",
@@ -125,7 +125,7 @@ limit(4096)
 held = [os.dup(0) for _ in range(1500)]
 with shmpar.Pool(2) as pool:
     for _ in range(3):
-        print(pool.parallel_map(abs, range(-3, 0)).tolist())
+        print(pool.parallel_map(abs, range(-3, 0)))
 """,
         "[3, 2, 1]\n" * 3,
     )
@@ -143,7 +143,7 @@ except OSError as error:
     print(error.errno == errno.EMFILE, "ulimit -Hn" in str(error))
 print(os.listdir("/proc/self/fd") == before)
 with shmpar.Pool(1) as pool:
-    print(pool.parallel_map(abs, range(-3, 0)).tolist())
+    print(pool.parallel_map(abs, range(-3, 0)))
 """,
         "True True\nTrue\n[3, 2, 1]\n",
     )
@@ -158,14 +158,14 @@ ballast = os.urandom(100_000)
 def length(n):
     return len(ballast) + n
 with shmpar.Pool(1) as pool:
-    print(pool.parallel_map(length, range(2)).tolist())
+    print(pool.parallel_map(length, range(2)))
     held = fill()
     try:
         pool.parallel_map(length, range(2))
     except OSError as error:
         print(error.errno == errno.EMFILE)
     drop(held)
-    print(pool.parallel_map(length, range(2)).tolist())
+    print(pool.parallel_map(length, range(2)))
 """,
         "[100000, 100001]\nTrue\n[100000, 100001]\n",
     )

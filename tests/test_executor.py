@@ -250,7 +250,7 @@ def test_runs_and_calls_share_the_workers(pool: shmpar.Pool) -> None:
     calls = [pool.submit(abs, -i) for i in range(10)]
     runs = [pool.map_blocks(np.negative, np.arange(9.0), chunks=2, wait=False) for _ in range(5)]
     more = [pool.submit(abs, -i) for i in range(10)]
-    assert pool.parallel_map(abs, range(-3, 0)).tolist() == [3, 2, 1]
+    assert pool.parallel_map(abs, range(-3, 0)) == [3, 2, 1]
     for run in runs:
         assert run.result(timeout=60)[3] == -3
     assert [one.result() for one in calls + more] == [*range(10)] * 2

@@ -113,7 +113,7 @@ class TestExceptions:
         """SystemExit ends neither the worker nor the caller."""
         with pytest.raises(shmpar.ChunkError, match="SystemExit"):
             any_pool.parallel_map(lambda _: sys.exit(3), range(3))
-        assert any_pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
+        assert any_pool.parallel_map(abs, range(3)) == [0, 1, 2]
 
     def test_finished_windows_reach_a_plain_out(self, any_pool: shmpar.Pool) -> None:
         """A failed run has written the chunks that it computed."""
@@ -156,7 +156,7 @@ def test_a_function_that_does_not_pickle_is_explained(pool: shmpar.Pool) -> None
         pool.map_blocks(lambda block: lock and block, X)
     with pytest.raises(shmpar.PlanError, match="keyword argument 'lock'"):
         pool.map_blocks(lambda block, lock: block, X, kwargs={"lock": lock})
-    assert pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
+    assert pool.parallel_map(abs, range(3)) == [0, 1, 2]
 
 
 class DoesNotLoad:
@@ -173,7 +173,7 @@ def test_a_function_that_pickles_but_does_not_load_is_a_plan_error(pool: shmpar.
         pool.parallel_map(lambda item: (item, held), range(3))
     with pytest.raises(shmpar.PlanError, match=r"does not load in a worker \(ValueError"):
         pool.submit(lambda: held).result()
-    assert pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
+    assert pool.parallel_map(abs, range(3)) == [0, 1, 2]
 
 
 def test_warning_filters_that_do_not_load_are_left_out(
@@ -195,7 +195,7 @@ def test_warning_filters_that_do_not_load_are_left_out(
                     mortal_pool.parallel_map(lambda _: warnings.warn("mine"), range(3))  # noqa: B028
         finally:
             del sys.modules["parent_alone"]
-    assert mortal_pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
+    assert mortal_pool.parallel_map(abs, range(3)) == [0, 1, 2]
     assert mortal_pool._loop.engine.pids() == workers
 
 
@@ -230,7 +230,7 @@ def test_different_dtypes_of_two_workers_are_an_error(pool: shmpar.Pool) -> None
 
     for _ in range(5):
         with pytest.raises(shmpar.ChunkError, match=r"float32.*float64|float64.*float32"):
-            pool.parallel_map(by_parity, range(2))
+            pool.parallel_map(by_parity, np.arange(2))
 
 
 # Workers that die
@@ -317,7 +317,7 @@ def test_small_results_of_a_dead_worker_must_have_the_same_dtype(
         return np.float32(number)
 
     with pytest.raises(shmpar.ChunkError, match="float32"):
-        mortal_pool.parallel_map(f, range(40), retries=3)
+        mortal_pool.parallel_map(f, np.arange(40), retries=3)
 
 
 def test_different_numbers_of_outputs_of_two_workers_are_an_error(pool: shmpar.Pool) -> None:
@@ -328,8 +328,8 @@ def test_different_numbers_of_outputs_of_two_workers_are_an_error(pool: shmpar.P
         return (1.0, 2.0) if number == 0 else 3.0
 
     with pytest.raises(shmpar.ChunkError):
-        pool.parallel_map(f, range(2))
-    run = pool.parallel_map(f, range(2), wait=False)
+        pool.parallel_map(f, np.arange(2))
+    run = pool.parallel_map(f, np.arange(2), wait=False)
     with pytest.raises(shmpar.ChunkError):
         run.result(timeout=60)
 
@@ -380,7 +380,7 @@ def test_workers_that_die_while_loading_the_plan_are_not_replaced_for_ever(
 
     with pytest.raises(shmpar.WorkerDied, match="status 7"):
         mortal_pool.parallel_map(lambda n, poison: n, range(3), kwargs={"poison": Poison()})
-    assert mortal_pool.parallel_map(abs, range(3)).tolist() == [0, 1, 2]
+    assert mortal_pool.parallel_map(abs, range(3)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -39,7 +39,7 @@ def empty():
 
 def works(pool):
     assert (pool.map_blocks(np.negative, X, chunks=100) == -X).all()
-    assert pool.parallel_map(abs, range(-3, 0)).tolist() == [3, 2, 1]
+    assert pool.parallel_map(abs, np.arange(-3, 0)).tolist() == [3, 2, 1]
     assert pool.submit(np.full, 20_000, 7).result(60)[-1] == 7
 
 def kinds(pool):
@@ -105,7 +105,7 @@ with shmpar.Pool(2) as pool:
     works(pool)
 print(os.listdir(DISK))
 """,
-        "memfd\nprivate memfd\n['filler']\n",
+        "private memfd\nprivate memfd\n['filler']\n",
     )
 
 

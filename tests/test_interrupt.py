@@ -273,7 +273,7 @@ def resources():
 def check():
     got = shared_pool.map_blocks(square, image, chunks=10)
     assert (got == image * image).all(), "a wrong result"
-    assert shared_pool.parallel_map(abs, range(5)).tolist() == [0, 1, 2, 3, 4]
+    assert shared_pool.parallel_map(abs, range(5)) == [0, 1, 2, 3, 4]
 
 
 def count_dropped(unraisable):

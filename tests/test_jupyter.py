@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from subprocess import CompletedProcess
 
 import pytest
@@ -28,9 +29,9 @@ LONG = "print('at work', flush=True); pool.parallel_map(lambda n: time.sleep(60)
 
 
 def run_cell(client: object, code: str, interrupt: int | None = None) -> tuple[str, str, str]:
-    """Run a cell; return its standard output and error, and the name of its exception."""
+    """Run a cell; return its standard output, its displays as text, and its exception's name."""
     request = client.execute(code)
-    streams, raised = {"stdout": "", "stderr": ""}, ""
+    streams, displays, raised = {"stdout": "", "stderr": ""}, "", ""
     while True:
         message = client.get_iopub_msg(timeout=60)
         if message["parent_header"].get("msg_id") != request:
@@ -41,31 +42,39 @@ def run_cell(client: object, code: str, interrupt: int | None = None) -> tuple[s
             if interrupt is not None and "at work" in streams["stdout"]:
                 os.kill(interrupt, signal.SIGINT)
                 interrupt = None
+        elif message["msg_type"] in {"display_data", "update_display_data"}:
+            displays += content["data"]["text/plain"] + "\n"
         elif message["msg_type"] == "error":
             raised = content["ename"]
         elif message["msg_type"] == "status" and content["execution_state"] == "idle":
-            return streams["stdout"], streams["stderr"], raised
+            return streams["stdout"], displays, raised
 
 
-def run_notebook() -> None:
-    """Run the cells in a kernel."""
+@contextlib.contextmanager
+def started_kernel() -> Iterator[tuple[object, int]]:
+    """Start a kernel; yield its client and its process."""
     from jupyter_client import manager
 
     kernel, client = manager.start_new_kernel(kernel_name="python3")
     try:
-        pid = kernel.provisioner.pid
-        out, drawn, raised = run_cell(client, POOL)
-        assert (out, raised) == ("[1, 4, 7, 10, 13, 16]\n", "")
-        assert "3/3" in drawn or "3/3" in out
-        assert run_cell(client, AGAIN)[0] == "[0, 5, 10, 15]\n"
-        assert run_cell(client, LONG, interrupt=pid)[2] == "KeyboardInterrupt"
-        assert run_cell(client, AGAIN)[0] == "[0, 5, 10, 15]\n"
-        assert run_cell(client, "pool.shutdown()")[2] == ""
+        yield client, kernel.provisioner.pid
     finally:
         client.stop_channels()
         kernel.shutdown_kernel(now=False)
         kernel.cleanup_resources()
         client.context.destroy()
+
+
+def run_notebook() -> None:
+    """Run the cells in a kernel."""
+    with started_kernel() as (client, pid):
+        out, drawn, raised = run_cell(client, POOL)
+        assert (out, raised) == ("[1, 4, 7, 10, 13, 16]\n", "")
+        assert "3/3" in drawn
+        assert run_cell(client, AGAIN)[0] == "[0, 5, 10, 15]\n"
+        assert run_cell(client, LONG, interrupt=pid)[2] == "KeyboardInterrupt"
+        assert run_cell(client, AGAIN)[0] == "[0, 5, 10, 15]\n"
+        assert run_cell(client, "pool.shutdown()")[2] == ""
 
 
 def test_a_notebook(run_python: Callable[..., CompletedProcess[str]]) -> None:

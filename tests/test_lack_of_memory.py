@@ -58,14 +58,14 @@ with shmpar.Pool(1, engine={engine!r}) as pool:
         lambda: pool.zeros(1 << 28),
         lambda: pool.map_blocks(np.negative, much),
         lambda: pool.map_blocks(np.copy, much, chunks=1 << 20, dtype="f8"),
-        lambda: pool.parallel_map(lambda n: np.zeros(1 << 19), range(64)),
+        lambda: pool.parallel_map(lambda n: np.zeros(1 << 19), range(64), dtype="f8"),
         lambda: pool.map_blocks(np.copy, much, chunks=1 << 20, out={str(out)!r}),
     ):
         print(told(call))
     try:
         pool.submit(np.zeros, 1 << 26).result(60)
     except MemoryError:
-        print(pool.parallel_map(abs, range(3)).tolist())
+        print(pool.parallel_map(abs, range(3)))
     limit(1 << 40)
     print(pool.zeros(1 << 24).sum(), pool.submit(abs, -3).result(60))
 """,
@@ -86,7 +86,7 @@ with shmpar.Pool(1, initializer=limit_worker) as pool:
     print(told(lambda: pool.parallel_map(np.sum, large.reshape(8, -1))))
     held = pool.submit(lambda: large.sum()).exception(60)
     print(isinstance(held, shmpar.SegmentFull), "ulimit -v" in str(held))
-    print(pool.parallel_map(abs, range(3)).tolist())
+    print(pool.parallel_map(abs, range(3)))
     print(pool.submit(__import__("os").getpid).result(60) == pid)
 """,
         "True\nTrue True\n[0, 1, 2]\nTrue\n",
@@ -136,7 +136,7 @@ with shmpar.Pool(1, engine=ENGINE) as pool:
                 call(values)
             assert told(call, values) is True, (name, used)
             del values
-    print(pool.parallel_map(abs, range(-3, 0)).tolist())
+    print(pool.parallel_map(abs, range(-3, 0)))
 """
 
 
@@ -160,7 +160,7 @@ def test_a_file_that_is_truncated_during_a_call_kills_a_worker_that_says_so(tmp_
     with shmpar.Pool(1, retries=0) as pool:
         with pytest.raises(shmpar.WorkerDied, match=r"SIGBUS .*truncated"):
             pool.block_reduce(cuts, values, chunks=5000)
-        assert pool.parallel_map(abs, range(-3, 0)).tolist() == [3, 2, 1]
+        assert pool.parallel_map(abs, range(-3, 0)) == [3, 2, 1]
 
 
 @needs_root

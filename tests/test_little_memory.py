@@ -76,7 +76,38 @@ with shmpar.Pool(1, retries=0) as pool:
             pool.parallel_map(func, range(10))
         except shmpar.WorkerDied as error:
             print(error.chunk, error.exitcode, "OOM kill" in str(error))
-    print(pool.parallel_map(abs, range(3)).tolist())
+    print(pool.parallel_map(abs, range(3)))
 """
     output = "5 -9 True\n5 -9 False\n5 -9 True\n[0, 1, 2]\n"
     assert run_in(group, source) == output
+
+
+@pytest.mark.alone
+@pytest.mark.stress
+@pytest.mark.parametrize("round_", range(20))
+def test_a_limit_that_is_met_half_way(group: str, round_: int) -> None:
+    """While another process takes the memory, arrays are whole or refused; none is killed."""
+    source = f"""
+import mmap, numpy as np, os, random, shmpar, time
+from shmpar.memory import limits
+chance = random.Random({round_})
+values = np.arange(25_000_000.0)  # 200 MB
+taken = mmap.mmap(-1, 300 << 20)
+if (child := os.fork()) == 0:
+    time.sleep(chance.uniform(0, 0.03))
+    for start in range(0, len(taken), 1 << 20):
+        if limits.free_memory() < 100 << 20:  # more than an array takes between two looks
+            break
+        taken[start : start + (1 << 20)] = bytes(1 << 20)
+    time.sleep(0.5)
+    os._exit(0)
+outcomes = set()
+for _ in range(10):
+    try:
+        with shmpar.array(values[: chance.randrange(8_000_000, 25_000_000)]) as array:
+            outcomes.add(bool(array.sum() == values[: array.size].sum()))  # takes no memory
+    except shmpar.SegmentFull:
+        outcomes.add("refused")
+print(outcomes <= {{True, "refused"}}, os.waitpid(child, 0)[1])
+"""
+    assert run_in(group, source) == "True 0\n"

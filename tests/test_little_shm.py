@@ -67,6 +67,6 @@ with shmpar.Pool(2) as pool:
         pool.map_blocks(np.negative, np.ones(5_000_000), out=out)
     except shmpar.SegmentFull as error:
         print("SegmentFull")
-    print(pool.parallel_map(abs, range(3)).tolist())
+    print(pool.parallel_map(abs, range(3)))
 """
     assert in_little_shm(source, "8m", str(tmp_path)) == "SegmentFull\n[0, 1, 2]\n"

@@ -179,7 +179,7 @@ def test_an_object_array_is_told_another_way(pool: shmpar.Pool) -> None:
     words = np.array(["a", "bc"], object)
     message = raised(lambda: pool.parallel_map(len, words))
     assert message.endswith("or a list of the objects, array.tolist()")
-    assert pool.parallel_map(len, words.tolist()).tolist() == [1, 2]
+    assert pool.parallel_map(len, words.tolist()) == [1, 2]
     for verb in ("map_blocks", "block_reduce", "sum"):
         call = getattr(pool, verb)
         arguments = (words,) if verb == "sum" else (len, words)

@@ -31,7 +31,7 @@ def test_a_manager_is_reached_from_workers(run_python: Run) -> None:
                     for pool in (early, late):
                         print(pool.submit(put, 9, shared).result())
                         found = pool.parallel_map(put, range(8), kwargs={"shared": shared})
-                        print(found.tolist())
+                        print(found)
                         queue = manager.Queue()
                         list(pool.map(queue.put, range(5)))
                         print(sorted(queue.get() for _ in range(5)))

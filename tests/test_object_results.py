@@ -110,7 +110,7 @@ def test_a_large_int_does_not_depend_on_the_first_chunk(
 
 
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("dtype", [None, "i8", "u8"])
+@pytest.mark.parametrize("dtype", ["i8", "u8"])
 def test_a_large_int_that_does_not_fit_is_an_error(
     pool: shmpar.Pool, dtype: Any, first: bool
 ) -> None:

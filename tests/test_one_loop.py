@@ -241,7 +241,7 @@ def test_a_callback_that_exits_disturbs_no_other_call(engine: str, tmp_path: Pat
             assert second.result(BOUND) == 2
             assert called.wait(BOUND)
             assert first.result(BOUND) == ""
-            assert pool.parallel_map(abs, range(-3, 0)).tolist() == [3, 2, 1]
+            assert pool.parallel_map(abs, range(-3, 0)) == [3, 2, 1]
         print("the end")
     """
     os.mkfifo(tmp_path / "fifo")
@@ -646,9 +646,9 @@ def test_a_path_in_sys_path_is_taken(
     paths = sys.path
     monkeypatch.setattr(sys, "path", [tmp_path, *paths])
     with shmpar.Pool(1, engine=engine) as pool:
-        assert pool.parallel_map(abs, range(-3, 0)).tolist() == [3, 2, 1]
+        assert pool.parallel_map(abs, range(-3, 0)) == [3, 2, 1]
         monkeypatch.setattr(sys, "path", [*paths, tmp_path / "more"])
-        assert pool.parallel_map(abs, range(-3, 0)).tolist() == [3, 2, 1]
+        assert pool.parallel_map(abs, range(-3, 0)) == [3, 2, 1]
         assert pool.submit(abs, -1).result(BOUND) == 1
 
 
@@ -833,7 +833,7 @@ def test_an_interrupt_while_waiting_for_a_result_ends_the_wait(engine: str, tmp_
             with open(fifo, "w") as file:
                 file.write("told")
             assert future.result(BOUND) == "told"
-            assert pool.parallel_map(abs, range(-3, 0)).tolist() == [3, 2, 1]
+            assert pool.parallel_map(abs, range(-3, 0)) == [3, 2, 1]
         sys.exit(7)
     """
     os.mkfifo(tmp_path / "fifo")
@@ -860,7 +860,7 @@ def test_the_thread_lives_from_the_first_call_to_the_end(engine: str) -> None:
     with shmpar.Pool(2, engine=engine) as pool:
         if engine != "threads":
             assert set(_threads_of_ours()) == others
-        assert pool.parallel_map(abs, range(-3, 0)).tolist() == [3, 2, 1]
+        assert pool.parallel_map(abs, range(-3, 0)) == [3, 2, 1]
         assert pool.submit(abs, -1).result(BOUND) == 1
         ours = set(_threads_of_ours()) - others
         assert len(ours) == (3 if engine == "threads" else 1)
@@ -879,7 +879,7 @@ def test_a_pool_without_a_call_has_no_thread(engine: str) -> None:
 
 OPEN = {
     "no call": "",
-    "a call": "assert pool.parallel_map(abs, range(-3, 0)).tolist() == [3, 2, 1]",
+    "a call": "assert pool.parallel_map(abs, range(-3, 0)) == [3, 2, 1]",
     "a run": "run = pool.map_blocks(lambda b: time.sleep(0.01) or b, array, chunks=1, wait=False)",
     "a run that nobody holds": (
         "pool.map_blocks(lambda b: time.sleep(0.01) or b, array, chunks=1, wait=False)"

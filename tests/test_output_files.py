@@ -214,5 +214,5 @@ def test_a_worker_that_is_late_survives_a_new_output_file(
 ) -> None:
     """The file of an earlier call was made anew, and shorter, before a busy worker came to it."""
     done = run_python(LATE, str(tmp_path), engine)
-    assert done.stdout == "['open'] 0 True\n[3 2 1] 0\n"
+    assert done.stdout == "['open'] 0 True\n[3, 2, 1] 0\n"
     assert done.stderr == ""

@@ -38,7 +38,7 @@ def test_the_error_lists_the_required_memory(engine: str, wait: bool, tmp_path: 
         assert "1,000,000,000,000 for an output" in str(caught.value)
         assert (copies in str(caught.value)) == (engine == "processes")
         assert not called.exists()
-        assert pool.parallel_map(abs, range(-3, 0)).tolist() == [3, 2, 1]
+        assert pool.parallel_map(abs, range(-3, 0)) == [3, 2, 1]
 
 
 def test_results_on_disk_need_no_memory(tmp_path: Path) -> None:

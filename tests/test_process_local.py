@@ -196,7 +196,7 @@ def test_it_works_in_this_process(engine: str, case: tuple[Any, str, str]) -> No
     obj = case[0]
     with shmpar.Pool(2, engine=engine) as pool:
         assert pool.submit(lambda: id(obj)).result() == id(obj)
-        assert pool.parallel_map(lambda _: id(obj), [1, 2]).tolist() == [id(obj)] * 2
+        assert pool.parallel_map(lambda _: id(obj), [1, 2]) == [id(obj)] * 2
 
 
 def test_a_pipe_does_not_write_into_the_files_of_a_worker() -> None:

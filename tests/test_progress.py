@@ -45,6 +45,29 @@ def test_a_bar_has_a_label(progress: Any, label: str, capsys: Any) -> None:
     assert f"{label}: 100%" in capsys.readouterr().err
 
 
+def test_a_bar_counts_failures(capsys: Any) -> None:
+    """The number of failed chunks stands at the end of the line; the unit is the word for them."""
+    observer = observe(True, "parallel_map", "item")
+    assert observer is not None
+    observer.update(1, 3)
+    observer.update(2, 3, 1)
+    observer.update(3, 3, 1)
+    observer.close()
+    *_, last = capsys.readouterr().err.strip().split("\r")
+    assert last.startswith("parallel_map: 100%")
+    assert last.endswith("item/s, 1 failed]")
+
+
+def test_a_slow_part_after_a_quick_one_is_shown(capsys: Any) -> None:
+    """Each update is drawn, however many chunks the one before had."""
+    observer = observe(True, "map_blocks")
+    assert observer is not None
+    for done in (1000, 1001, 1002):
+        observer.update(done, 2000)
+        assert f" {done}/2000 " in capsys.readouterr().err
+    observer.close()
+
+
 def test_a_bar_that_cannot_be_closed_does_not_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is complete, and its result must reach the user."""
     observer: Any = observe(True, "map_blocks")

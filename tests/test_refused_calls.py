@@ -104,7 +104,7 @@ def test_the_end_of_a_worker_is_noticed_without_pidfd(tmp_path: Path) -> None:
             except shmpar.WorkerDied as error:
                 print(error.exitcode)
             open(gate, "w").close()
-            print(pool.parallel_map(abs, range(3)).tolist())
+            print(pool.parallel_map(abs, range(3)))
         """,
         str(tmp_path / "gate"),
     )
@@ -179,7 +179,7 @@ import shmpar
 from shmpar.ipc.tickets import new_tickets
 print(new_tickets().kind)
 with shmpar.Pool(2) as pool:
-    print(pool.parallel_map(abs, range(-3, 0)).tolist())
+    print(pool.parallel_map(abs, range(-3, 0)))
 """
     if os.geteuid() != 0:
         pytest.skip("mounting another /proc needs root")

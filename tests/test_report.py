@@ -173,7 +173,7 @@ class TestTimes:
 
         with shmpar.Pool(2) as pool:
             with pytest.raises(shmpar.ChunkError) as caught:
-                pool.parallel_map(work, range(9))
+                pool.parallel_map(work, range(9), dtype=float)
             first = caught.value.run.report
             ready.touch()
             run = caught.value.run.resume()
@@ -207,7 +207,7 @@ class TestDeaths:
 
         with shmpar.Pool(2) as pool:
             wait_for_workers(pool)
-            assert pool.parallel_map(work, range(8), task_timeout=limit).tolist() == [*range(8)]
+            assert pool.parallel_map(work, range(8), task_timeout=limit) == [*range(8)]
             report = pool.last_run.report
         consistent(report)
         assert (report.deaths, report.retries) == (1, 1)
@@ -615,7 +615,7 @@ class TestShown:
             def __call__(self, row: Any) -> int:
                 return 1
 
-        assert pool.parallel_map(Odd(), range(3)).tolist() == [1, 1, 1]
+        assert pool.parallel_map(Odd(), range(3)) == [1, 1, 1]
         assert pool.last_run.report.function == ""
 
     def test_a_plot_has_a_box_per_chunk_and_a_map_of_the_array(self, processes, tmp_path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import os
 import threading
 from multiprocessing.shared_memory import SharedMemory
@@ -309,7 +310,7 @@ def test_an_absurd_request_is_refused_before_memory_is_touched():
 
 def test_memory_that_runs_out_between_two_steps_is_noticed(monkeypatch):
     """Each step checks free memory again; the bytes reserved so far are released."""
-    answers = iter([1 << 40, 1 << 40, 0])
+    answers = itertools.chain([1 << 40, 1 << 40], itertools.repeat(0))
     monkeypatch.setattr(limits, "free_memory", lambda: next(answers))
     monkeypatch.setattr(allocate, "SOURCES", allocate.SOURCES[:1])
     with pytest.raises(SegmentFull, match="0 free"):

@@ -188,7 +188,7 @@ def test_modules_of_pytest_s_importlib_mode(run_python: Run, tmp_path: Path) -> 
 
             def test_it(monkeypatch):
                 with shmpar.Pool(2) as pool:
-                    assert pool.parallel_map(times, range(3)).tolist() == [0, 3, 6]
+                    assert pool.parallel_map(times, range(3)) == [0, 3, 6]
                     (point,) = pool.map(use, [2])
                     assert type(point) is Point and point.x == 6
                     monkeypatch.setattr(f"{__name__}.K", 5)

@@ -145,8 +145,8 @@ def mean(frame: Any, offset: float = 0) -> float:
 def test_a_sequence_without_iter_gives_its_items(any_pool: shmpar.Pool) -> None:
     """An object with __getitem__ and __len__ is an iterable, as for iter()."""
     expected = [0.0, 1.0, 2.0, 3.0, 4.0]
-    assert any_pool.parallel_map(mean, Frames()).tolist() == expected
-    assert any_pool.parallel_map(mean, Frames(), range(5)).tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
+    assert any_pool.parallel_map(mean, Frames()) == expected
+    assert any_pool.parallel_map(mean, Frames(), range(5)) == [0.0, 2.0, 4.0, 6.0, 8.0]
     assert list(any_pool.map(mean, Frames(), chunksize=2)) == expected
     assert list(any_pool.map(mean, Frames(), buffersize=2)) == expected
 

@@ -58,7 +58,7 @@ CALLS = {
     "large": (lambda: pool.map_blocks(np.negative, y, chunks=30_000), lambda r: (r == -y).all()),
     "large argument": (
         lambda: pool.parallel_map(lambda n: len(ballast) + n, range(2)),
-        lambda r: r.tolist() == [200_000, 200_001],
+        lambda r: r == [200_000, 200_001],
     ),
     "objects": (
         lambda: pool.parallel_map(arrays, range(3), dtype=object),
@@ -70,7 +70,7 @@ CALLS = {
     ),
     "no wait": (
         lambda: pool.parallel_map(abs, range(-3, 0), wait=False).result(60),
-        lambda r: r.tolist() == [3, 2, 1],
+        lambda r: r == [3, 2, 1],
     ),
     "submit": (lambda: pool.submit(abs, -3).result(60), lambda r: r == 3),
     "submit large": (lambda: pool.submit(len, ballast).result(60), lambda r: r == 200_000),
@@ -85,7 +85,7 @@ CALLS = {
     ),
     "death": (
         lambda: pool.parallel_map(dies, range(4)),
-        lambda r: r.tolist() == [0, 1, 2, 3],
+        lambda r: r == [0, 1, 2, 3],
     ),
     "death in submit": (lambda: pool.submit(dies, 2).result(60), lambda r: r == 2),
 }
@@ -143,7 +143,7 @@ print(len(os.listdir("/proc/self/fd")))
 CREATION = """
 def make():
     with shmpar.Pool(2, engine=ENGINE) as pool:
-        return pool.parallel_map(abs, range(-3, 0)).tolist()
+        return pool.parallel_map(abs, range(-3, 0))
 
 assert make() == [3, 2, 1]
 gc.collect()

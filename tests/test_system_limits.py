@@ -40,7 +40,7 @@ def limit(soft=-1):
 
 def make():
     with shmpar.Pool(2, engine=ENGINE) as pool:
-        return pool.parallel_map(abs, range(-3, 0)).tolist()
+        return pool.parallel_map(abs, range(-3, 0))
 
 def told(call):
     try:
@@ -100,7 +100,7 @@ with shmpar.Pool(2) as pool:
         limit(1)
         print(told(call))
         limit()
-        print(pool.parallel_map(abs, range(-3, 0)).tolist(), pool.submit(abs, -1).result(60))
+        print(pool.parallel_map(abs, range(-3, 0)), pool.submit(abs, -1).result(60))
 """,
         "True\n[3, 2, 1] 1\n" * 3,
     )
@@ -130,7 +130,7 @@ ballast = os.urandom(100_000)
 for engine in ("processes", "threads", "serial"):
     with shmpar.Pool(2, engine=engine) as pool:
         assert (pool.map_blocks(np.negative, y, chunks=100_000) == -y).all()
-        assert pool.parallel_map(lambda n: len(ballast), range(2)).tolist() == [100_000] * 2
+        assert pool.parallel_map(lambda n: len(ballast), range(2)) == [100_000] * 2
         files = {"out": f"{FOLDER}/{engine}.npy", "ledger": f"{FOLDER}/{engine}.ledger"}
         for _ in range(2):
             assert (pool.map_blocks(np.negative, x, **files) == -x).all()
@@ -142,7 +142,7 @@ for engine in ("processes", "threads", "serial"):
         assert "map_blocks" in str(pool.last_run.report)
         os.mkdir(FOLDER + "/dies")
         if engine == "processes":
-            assert pool.parallel_map(dies, range(4)).tolist() == [0, 1, 2, 3]
+            assert pool.parallel_map(dies, range(4)) == [0, 1, 2, 3]
         else:
             os.rmdir(FOLDER + "/dies")
         array = pool.zeros(3)

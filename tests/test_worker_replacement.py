@@ -14,7 +14,7 @@ import shmpar
 
 def pids(pool: shmpar.Pool, chunks: int, **options: Any) -> Counter[int]:
     """Count the chunks of a call that each process computes."""
-    return Counter(pool.parallel_map(lambda n: os.getpid(), range(chunks), **options).tolist())
+    return Counter(pool.parallel_map(lambda n: os.getpid(), range(chunks), **options))
 
 
 @pytest.mark.parametrize(("workers", "most"), [(1, 1), (1, 4), (2, 3), (2, 1000)])

@@ -16,6 +16,8 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 _REDUCTIONS = {"tests/contract/test_reductions.py", "tests/contract/test_reductions_numpy.py"}
+_PLACES = {"tests/contract/test_places_and_counts.py"}
+_QUANTILES = {"tests/contract/test_quantiles.py"}
 _MORE = {"tests/contract/test_more_reductions.py"}
 
 FILES = {
@@ -28,7 +30,7 @@ FILES = {
         "tests/contract/test_scipy.py",
     },
     "block_reduce": set(),
-    "parallel_map": set(),
+    "parallel_map": {"tests/test_batches.py"},
     "apply_along_axis": {"tests/contract/test_along_axis.py"},
     "sum": _REDUCTIONS,
     "mean": _REDUCTIONS,
@@ -37,12 +39,18 @@ FILES = {
     "min": _REDUCTIONS,
     "max": _REDUCTIONS,
     **dict.fromkeys(["prod", "any", "all", "nansum", "nanmin", "nanmax"], _MORE),
+    **dict.fromkeys(["nanmean", "nanvar", "nanstd", "argmin", "argmax"], _PLACES),
+    **dict.fromkeys(["bincount", "unique"], _PLACES),
+    **dict.fromkeys(["median", "nanmedian", "percentile", "nanpercentile"], _QUANTILES),
+    **dict.fromkeys(["quantile", "nanquantile"], _QUANTILES),
     "histogram": _REDUCTIONS | {"tests/contract/test_histogram.py"},
 }
 """Files whose tests belong to a verb, except those that have another verb as their parameter."""
 
 SHARED = {
     "shmpar/verbs/blocks.py",
+    "shmpar/verbs/counts.py",
+    "shmpar/verbs/quantiles.py",
     "shmpar/verbs/reductions.py",
     "shmpar/verbs/rows.py",
     "tests/contract/test_direct_writes.py",

@@ -27,6 +27,7 @@ from shmpar.memory.limits import ClosedOnError
 from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager, default_manager
 from shmpar.memory.segment import Array, Location, Segment, known_segment
+from shmpar.tracebacks import hide_frames
 
 if TYPE_CHECKING:
     from multiprocessing.managers import SharedMemoryManager
@@ -42,6 +43,7 @@ _REFERENCE: Final = re.compile(r"^(.+)\n {4}As for :func:`zeros`\.\n", re.MULTIL
 _NUMBERS: Final = "biuf"  # kinds of dtypes that a copy casts to each other
 
 
+@hide_frames
 def zeros(
     shape: Any, dtype: Any = None, order: Order = "C", *, name: Name = None, manager: Owner = None
 ) -> Shared:
@@ -91,6 +93,7 @@ def zeros(
     return _new(spec, _axes_in_memory(order, len(spec.shape)), name, manager)
 
 
+@hide_frames
 def empty(
     shape: Any, dtype: Any = None, order: Order = "C", *, name: Name = None, manager: Owner = None
 ) -> Shared:
@@ -123,6 +126,7 @@ def empty(
     return zeros(shape, dtype, order, name=name, manager=manager)
 
 
+@hide_frames
 def ones(
     shape: Any, dtype: Any = None, order: Order = "C", *, name: Name = None, manager: Owner = None
 ) -> Shared:
@@ -156,6 +160,7 @@ def ones(
     return full(spec.shape, np.ones((), spec.dtype), order=order, name=name, manager=manager)
 
 
+@hide_frames
 def full(
     shape: Any,
     fill_value: Any,
@@ -203,6 +208,7 @@ def full(
     return _new(spec, axes, name, manager, np.broadcast_to(value, spec.shape))
 
 
+@hide_frames
 def zeros_like(
     prototype: Any,
     dtype: Any = None,
@@ -253,6 +259,7 @@ def zeros_like(
     return _new(spec, _axes_in_memory(order, len(spec.shape), like), name, manager)
 
 
+@hide_frames
 def empty_like(
     prototype: Any,
     dtype: Any = None,
@@ -299,6 +306,7 @@ def empty_like(
     return zeros_like(prototype, dtype, order, shape=shape, name=name, manager=manager)
 
 
+@hide_frames
 def array(values: Any, dtype: Any = None, *, name: Name = None, manager: Owner = None) -> Shared:
     """Copy an array into shared memory.
 
@@ -342,6 +350,7 @@ def array(values: Any, dtype: Any = None, *, name: Name = None, manager: Owner =
     return _new(ArraySpec(plain.shape, dtype), memory_order(plain), name, manager, plain)
 
 
+@hide_frames
 def asarray(values: Any, dtype: Any = None, *, manager: Owner = None) -> Shared:
     """Share an array, without a copy if it already lies in a segment or in a mapped file.
 

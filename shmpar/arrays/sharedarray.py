@@ -21,7 +21,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.locate import locate, memory_owner
 from shmpar.memory.manager import Manager, default_manager
 from shmpar.memory.segment import Array, Location, Segment, find_segment, known_segment
+from shmpar.tracebacks import hide_frames
 
 if TYPE_CHECKING:
     from multiprocessing.shared_memory import SharedMemory
@@ -44,6 +45,22 @@ _DType = TypeVar("_DType", bound=np.dtype[Any])
 # The name of an array in a common segment: the name of the segment, and the first byte.
 _PART_NAME: Final = re.compile(r"(shmpar_[0-9a-f]{16})@([0-9]{1,9})")
 
+_DONE: Final = "leave it out: the values are here"
+_OF_DASK: Final = {
+    "blocks": "write a[...] with slices: an array has no chunks of its own",
+    "chunks": "pass chunks= to the verb: an array has no chunks of its own",
+    "compute": _DONE,
+    "get": _DONE,
+    "load": _DONE,
+    "map_blocks": "write pool.map_blocks(f, a)",
+    "map_overlap": "write pool.map_overlap(f, a, depth=...)",
+    "numblocks": "pass chunks= to the verb: an array has no chunks of its own",
+    "persist": _DONE,
+    "rechunk": "pass chunks= to the verb: an array has no chunks of its own",
+    "to_dask_array": "write dask.array.from_array(a)",
+    "unlink": "write close()",
+}
+
 # Methods of ndarray that may return new memory in the type of the array.
 # Methods that always return a view (T, view, transpose, squeeze, ...) need no wrapper.
 _METHODS_WITH_COPIES: Final = (
@@ -52,6 +69,12 @@ _METHODS_WITH_COPIES: Final = (
     "cumprod", "cumsum", "dot", "flatten", "max", "mean", "min", "nonzero", "prod", "ravel",
     "repeat", "reshape", "round", "searchsorted", "std", "sum", "take", "trace", "var",
 )  # fmt: skip
+
+_KINDS: Final = {
+    "shm": "shared memory",
+    "memfd": "an anonymous memory file",
+    "tempfile": "a temporary file on disk",
+}
 
 
 class Handle:
@@ -177,6 +200,16 @@ class SharedArray(np.ndarray[_Shape, _DType]):
         """Refuse: the arguments of a constructor would not tell where the memory comes from."""
         raise TypeError("make a SharedArray with shmpar.array(), zeros(), attach() and the like")
 
+    if not TYPE_CHECKING:  # Why: a type checker would take any name for an attribute.
+
+        def __getattr__(self, name: str) -> NoReturn:
+            text = _OF_DASK.get(name)
+            raise AttributeError(
+                f"SharedArray has no attribute {name!r}" + (f"; {text}" if text else ""),
+                name=name,
+                obj=self,
+            )
+
     def __array_finalize__(self, parent: Array | None) -> None:
         self._handle = getattr(parent, "_handle", None)
 
@@ -247,6 +280,37 @@ class SharedArray(np.ndarray[_Shape, _DType]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _repr_html_(self) -> str:
+        """Return a table of its shape, its size and its place, and the values below."""
+        # Why here: few programs show an array in a notebook.
+        from html import escape
+
+        from shmpar.display import format_bytes, html_table
+
+        rows = [
+            ("shape", " x ".join(f"{length:,}" for length in self.shape) or "()"),
+            ("dtype", escape(f"{self.dtype!s:.200}")),
+            ("size", format_bytes(self.nbytes)),
+            ("lies in", escape(self._place())),
+        ]
+        style = "margin:0;overflow:auto;max-height:16em"
+        values = f"<pre style='{style}'>{escape(np.array2string(self.view(np.ndarray)))}</pre>"
+        table = f"<strong>{escape(type(self).__name__)}</strong>{html_table(rows, '<<')}"
+        return f"<div>{table}{values}</div>"
+
+    def _place(self) -> str:
+        """Tell the memory in plain words; give it no name."""
+        handle = self._handle
+        if handle is None or not handle.holds(self):
+            return "private memory of this process (a copy that kept the type)"
+        if self.closed:
+            return "memory of this process (the array was closed)"
+        kind, name = handle.segment.kind, handle.segment.info().name
+        if kind == "file":
+            return f"the mapped file {name}"
+        kind = _KINDS.get(kind, kind)
+        return f"{kind}, {f'named {name}' if name else 'without a name'}"
 
     def _shared_handle(self) -> Handle:
         if self._handle is None or not self._handle.holds(self):
@@ -369,6 +433,7 @@ for _name in _METHODS_WITH_COPIES:
     setattr(SharedArray, _name, _with_views_shared(_name))
 
 
+@hide_frames
 def attach(
     where: str | dict[str, Any] | SharedMemory,
     shape: Any = None,

@@ -189,7 +189,12 @@ class ActivePlan:
                 yield worker, self.generations[held.generation].chunk(held.cursor)
 
     def settle_lost(
-        self, worker: int, reported: Container[int] = (), *, innocent: bool = False
+        self,
+        worker: int,
+        reported: Container[int] = (),
+        arrived: Container[int] = (),
+        *,
+        innocent: bool = False,
     ) -> tuple[int | None, tuple[int, ...]]:
         """Mark the chunks that a lost worker had finished as done.
 
@@ -197,6 +202,8 @@ class ActivePlan:
         ----------
         reported : container of int
             Chunks whose failure has arrived.
+        arrived : container of int
+            Chunks whose result, an object, has arrived.
         innocent : bool
             No chunk is to blame; the one in progress counts as not begun.
 
@@ -217,9 +224,12 @@ class ActivePlan:
         finished = [chunk(ticket) for ticket in range(held.first, held.cursor)]
         rest = [chunk(ticket) for ticket in range(held.cursor + 1, held.last)]
         if self.plan.returns_objects:
-            rest = [*finished, *rest]  # Why: results not sent have died with the worker.
-        else:
-            self.ledger.mark_done(finished)
+            # Why: results not sent have died with the worker.
+            rest = [*(one for one in finished if one not in arrived), *rest]
+            finished = [one for one in (*finished, in_progress) if one in arrived]
+        self.ledger.mark_done(finished)
+        if in_progress in arrived:  # Why: the worker died before it moved on.
+            return None, tuple(rest)
         if innocent:
             return None, (in_progress, *rest)
         return in_progress, tuple(rest)
@@ -321,6 +331,9 @@ class Engine(Protocol):
 
     def kill(self, worker: int, run: int) -> None:
         """Kill a worker for a run."""
+
+    def restart(self) -> None:
+        """Replace the workers when they have done the work that they have."""
 
     def replace(self, worker: int) -> None:
         """Start a successor of a lost worker."""

@@ -24,6 +24,7 @@ import numpy as np
 
 from shmpar.arrays import SharedArray
 from shmpar.engines.engine import ActivePlan, Generation
+from shmpar.errors import StoreError
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
 from shmpar.ipc.tickets import Tickets, new_tickets
@@ -32,7 +33,9 @@ from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab
 from shmpar.plan import Announcement, Function, Plan
-from shmpar.worker.compute import Abandoned, Assignment
+from shmpar.stores.store import Part, drop_stores, traffic
+from shmpar.tracebacks import shorten
+from shmpar.worker.compute import Abandoned, Assignment, bind_inputs
 from shmpar.worker.environment import exit_if_forked, inside_worker
 from shmpar.worker.loop import work
 
@@ -99,9 +102,6 @@ class Initializer:
             self._call = None
 
 
-_UNCHANGING = frozenset({type(None), bool, int, float, complex, str, bytes})
-
-
 def as_if_pickled(value: Any, memo: dict[int, Any]) -> Any:
     """Return a deep copy of a result; shared arrays, and objects without a copy, stay themselves.
 
@@ -119,7 +119,7 @@ def as_if_pickled(value: Any, memo: dict[int, Any]) -> Any:
     """
     made: Any
     kind = type(value)
-    if kind in _UNCHANGING or isinstance(value, SharedArray):
+    if kind in protocol.UNCHANGING or isinstance(value, SharedArray):
         return value
     if id(value) in memo:
         return memo[id(value)]
@@ -137,6 +137,12 @@ def as_if_pickled(value: Any, memo: dict[int, Any]) -> Any:
         except Exception:  # noqa: BLE001 - the user's object may raise anything
             made = value
     return made
+
+
+def _protected(array: Any) -> Any:
+    if isinstance(array, Part):
+        return Part(protected(array.array), array.origin, array.shape)
+    return protected(array)
 
 
 def check(broken: BaseException | None) -> None:
@@ -233,7 +239,8 @@ class LocalEngine:
     ) -> CallersErrors:
         """Take the caller's error handling; nothing is pickled or copied."""
         for array in arrays:
-            locate(array)  # Why: it raises an error for a file that was truncated
+            if isinstance(array, np.ndarray):
+                locate(array)  # Why: it raises an error for a file that was truncated
         check(self._broken)
         return CallersErrors()
 
@@ -266,6 +273,9 @@ class LocalEngine:
     def kill(self, worker: int, run: int) -> None:
         """Do nothing: a thread cannot be killed."""
 
+    def restart(self) -> None:
+        """Do nothing: the workers have the modules of this process."""
+
     def replace(self, worker: int) -> None:
         """Do nothing: a thread never dies alone."""
 
@@ -274,7 +284,7 @@ class LocalEngine:
         return Assignment(
             plan=active.plan,
             function=active.function,
-            arrays=[protected(array) for array in active.arrays],
+            arrays=bind_inputs(active.plan, active.arrays, _protected),
             outputs=active.outputs,
             is_tuple=active.is_tuple,
             tickets=generation.tickets,
@@ -302,6 +312,7 @@ def _finished(number: int, prepared: _Prepared, more: tuple[Any, ...]) -> protoc
             exit_if_forked()
         except BaseException as error:  # noqa: BLE001 - it is the call's outcome
             exit_if_forked(error)
+            shorten(error, delivered=True)
             return protocol.CallFinished(number, error=error)
     return protocol.CallFinished(number, value)
 
@@ -352,9 +363,10 @@ class SerialEngine(LocalEngine):
         ]
 
     def close(self, active: ActivePlan) -> None:
-        """Close the run's counters."""
+        """Close the run's counters and stores."""
         for generation in active.generations:
             generation.tickets.close()
+        drop_stores()
 
     def free_worker(self) -> int | None:
         """Return the worker if it has no call."""
@@ -410,10 +422,17 @@ class SerialEngine(LocalEngine):
         channel = LocalChannel(
             active, tell, threading.Lock(), is_due=is_due, interruptible=self._interruptible
         )
-        with active.prepared.applied():
-            exhausted = work(self._assignment(active, generation, 0), channel)
-        if exhausted:
+        try:
+            assignment = self._assignment(active, generation, 0)
+        except StoreError as error:
+            tell(protocol.PlanRejected(active.number, error.with_traceback(None)))
             tell(protocol.CounterExhausted(0, active.number, generation.number))
+            return
+        with active.prepared.applied():
+            exhausted = work(assignment, channel)
+        if exhausted:
+            moved = traffic.take()
+            tell(protocol.CounterExhausted(0, active.number, generation.number, traffic=moved))
         else:
             self._queue.appendleft(item)
 
@@ -556,6 +575,10 @@ class ThreadsEngine(LocalEngine):
                     check(broken)
                     self._work(worker, active, generation)
                 except BaseException as error:  # noqa: BLE001 - the run is told
+                    drop_stores()  # Why: one that has changed was opened
+                    if isinstance(error, StoreError):
+                        # Why: the frames hold the memory of the run; the cause tells the place.
+                        error.with_traceback(None)
                     tell(protocol.PlanRejected(active.number, error))
                     tell(protocol.CounterExhausted(worker, active.number, generation.number))
                 del active, generation
@@ -570,7 +593,9 @@ class ThreadsEngine(LocalEngine):
         alone = len(self._plans) == 1
         had = (0, None) if alone else (assignment.claimed, assignment.handed_out)
         del assignment
-        self._events.put(protocol.CounterExhausted(worker, active.number, generation.number, *had))
+        drop_stores()
+        ended = protocol.CounterExhausted(worker, active.number, generation.number, *had)
+        self._events.put(ended._replace(traffic=traffic.take()))
 
 
 def cap_threads(threads: int) -> Callable[[], object]:

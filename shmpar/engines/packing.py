@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from shmpar import tracebacks
 from shmpar.engines.engine import ActivePlan, Generation
-from shmpar.errors import PlanError, SegmentError, ShmparError
+from shmpar.errors import PlanError, SegmentError, SegmentFull, ShmparError
 from shmpar.ipc import protocol
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
@@ -32,7 +33,9 @@ from shmpar.pickling.pack import Interpreter, Payload, cached, pack, pack_statel
 from shmpar.pickling.plain import pack_plain
 from shmpar.pickling.unpack import unpack
 from shmpar.plan import Function, Plan, spell
+from shmpar.stores.store import Part, Store
 from shmpar.worker.items import call_each
+from shmpar.worker.logs import current_levels
 
 Array = np.ndarray[Any, Any]
 
@@ -61,10 +64,12 @@ class State:
         The workers have a ``sys.path`` of their own.
     fixed : collection of str
         The environment variables that the pool has set for its workers.
+    logs : bool
+        Workers send the logging records that they have no handler for.
     """
 
-    def __init__(self, *, own_path: bool, fixed: Iterable[str] = ()) -> None:
-        self._own_path = own_path
+    def __init__(self, *, own_path: bool, fixed: Iterable[str] = (), logs: bool = True) -> None:
+        self._own_path, self._logs = own_path, logs
         self._fixed = frozenset(map(os.fsencode, fixed))
         self._paths: tuple[list[str], list[bytes]] = [], []
         self._filters: tuple[list[Any], list[bytes]] = [], []
@@ -88,13 +93,14 @@ class State:
             self._note_variables(_variables().copy())
         path = None if self._own_path else self._paths[1]
         state = directory, path, errors, self._filters[1], self._variables[1]
-        if {"call", "log"}.isdisjoint(errors.values()):
-            latest = self._latest
-            if latest is None or latest[:-1] != state or latest.error_call is not None:
-                # Why the same object: many calls that wait would hold as many copies.
-                latest = self._latest = protocol.Environment(*state)
-            return latest
-        return protocol.Environment(*state, _pack_error_call(python))
+        levels = current_levels() if self._logs else None
+        if not {"call", "log"}.isdisjoint(errors.values()):
+            return protocol.Environment(*state, _pack_error_call(python), levels)
+        found = protocol.Environment(*state, None, levels)
+        if found != self._latest:
+            # Why the same object: many calls that wait would hold as many copies.
+            self._latest = found
+        return self._latest or found
 
     def _note_variables(self, new: dict[bytes, bytes]) -> None:
         old, changed = self._variables[0], self._variables[1].copy()
@@ -166,9 +172,9 @@ class PreparedRun:
         The pickled plan.
     payload : Payload
         The function with the objects that it holds.
-    arrays : list of ndarray
-        The inputs, in shared memory.
-    references : tuple of Reference
+    arrays : list of (ndarray or Store)
+        The inputs, in shared memory or in stores.
+    references : tuple of Input
         Where they lie.
     segments : dict of int to Segment
         The segments that every worker maps, by key.
@@ -185,7 +191,7 @@ class PreparedRun:
     plan: bytes
     payload: Payload
     arrays: list[Array]
-    references: tuple[protocol.Reference, ...]
+    references: tuple[protocol.Input, ...]
     segments: dict[int, Segment]
     held: tuple[int, ...]
     environment: protocol.Environment
@@ -274,7 +280,7 @@ def pack_call(call: Function, state: State, python: Interpreter | None) -> Prepa
 def pack_run(
     plan: Plan,
     function: Function,
-    arrays: Sequence[Array],
+    arrays: Sequence[Any],
     state: State,
     python: Interpreter | None,
     *,
@@ -301,15 +307,25 @@ def pack_run(
     payload = pack_function(function, python, frozen=frozen)
     pairs = zip(payload.segments, payload.private, strict=True)
     segments = {one.key: one for one, private in pairs if not private}
-    references, shared = [], []
+    references: list[protocol.Input] = []
+    shared: list[Any] = []
     for array in arrays:
-        place, held = locate(array), array
+        if isinstance(array, Store):
+            shared.append(array)
+            references.append(array)
+            continue
+        held = array.array if isinstance(array, Part) else array
+        place = locate(held)
         if place is None:
-            _, held = share(array)
+            _, held = share(held)
             place = locate(held)
             assert place is not None, "it was shared"
         shared.append(held)
-        references.append(_refer(place, held, segments))
+        memory = _refer(place, held, segments)
+        is_part = isinstance(array, Part)
+        references.append(
+            protocol.PartReference(memory, array.origin, array.shape) if is_part else memory
+        )
     return PreparedRun(
         plan=pickle.dumps(plan, 5),
         payload=payload,
@@ -354,7 +370,7 @@ def _noted(error: BaseException, text: str) -> BaseException:
     with contextlib.suppress(BaseException):
         # Why: the class may refuse new attributes; then only its dict takes the list.
         vars(error).setdefault("__notes__", [])
-        BaseException.add_note(error, f"In the worker:\n{text}")
+        BaseException.add_note(error, tracebacks.IN_WORKER + tracebacks.with_sources(text.rstrip()))
     return error
 
 
@@ -402,14 +418,19 @@ def unpack_call(
 def unpack_objects(
     event: protocol.ObjectsReturned, descriptors: list[int]
 ) -> Iterator[protocol.Event]:
-    """Yield an event per result; one that does not unpickle here is a failure of its chunk."""
+    """Yield the results; one that does not unpickle here is a failure of its chunk."""
+    values = []
     for chunk, packed in event.values:
+        if type(packed) in protocol.UNCHANGING:
+            values.append((chunk, packed))
+            continue
         try:
-            value = _unpack_value(packed, descriptors)
+            values.append((chunk, _unpack_value(packed, descriptors)))
+        except SegmentFull as error:  # Why: no fault of the function, and the next fails too.
+            yield protocol.PlanRejected(event.run, error)
         except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
             yield protocol.ChunkFailed(event.run, chunk, error)
-        else:
-            yield protocol.ObjectsReturned(event.run, [(chunk, value)])
+    yield event._replace(values=values)
 
 
 def rejection(cause: BaseException, *, own_path: bool = False) -> BaseException:

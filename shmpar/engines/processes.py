@@ -54,6 +54,7 @@ from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, create
 from shmpar.pickling.pack import pack
 from shmpar.plan import Announcement, Function, Plan
+from shmpar.stores.store import Part
 
 Array = np.ndarray[Any, Any]
 
@@ -78,6 +79,8 @@ class ProcessesEngine:
         Called with its arguments in each worker before anything else.
     tasks : int, optional
         Chunks and calls after which a worker exits and is replaced.
+    logs : bool
+        Workers send the logging records that they have no handler for.
     """
 
     name = "processes"
@@ -88,6 +91,8 @@ class ProcessesEngine:
         launcher: Launcher,
         initializer: tuple[Callable[..., object], tuple[Any, ...]] | None = None,
         tasks: int | None = None,
+        *,
+        logs: bool = True,
     ) -> None:
         self.workers = workers
         self.slab: Slab | None = Slab()
@@ -95,7 +100,7 @@ class ProcessesEngine:
         self._initializer = None
         if initializer is not None:
             self._initializer = pack(initializer, launcher.interpreter, frozen=True)
-        self._state = packing.State(own_path=launcher.own_path, fixed=launcher.env)
+        self._state = packing.State(own_path=launcher.own_path, fixed=launcher.env, logs=logs)
         self._tasks = tasks
         self._handles: dict[int, WorkerHandle] = {}
         self._runs: dict[int, ActivePlan] = {}
@@ -140,8 +145,10 @@ class ProcessesEngine:
         if self._broken is not None:
             raise self._broken.with_traceback(None)
 
-    def bytes_to_copy(self, arrays: Sequence[Array]) -> list[int]:
+    def bytes_to_copy(self, arrays: Sequence[Any]) -> list[int]:
         """Return the bytes of each input that lies in no segment and no mapped file."""
+        plain = [one.array if isinstance(one, Part) else one for one in arrays]
+        arrays = [array for array in plain if isinstance(array, np.ndarray)]
         return [copied_nbytes(array) for array in arrays if locate(array) is None]
 
     def segments(self) -> list[Segment]:
@@ -189,6 +196,13 @@ class ProcessesEngine:
             held = packing.held_keys(self._initializer)
             message = protocol.Initialize(self._initializer.body, held, attached.records)
             handle.notify(message, attached.descriptors)
+
+    def restart(self) -> None:
+        """Let each worker exit after the work that it has; the next run or call starts another."""
+        self._broken = None
+        for handle in self._handles.values():
+            handle.notify(protocol.SetTaskLimit(0))
+            handle.set_exiting()
 
     def kill(self, worker: int, run: int) -> None:
         """Kill a worker for a run."""
@@ -256,6 +270,7 @@ class ProcessesEngine:
         for generation in active.generations:
             generation.tickets.close()
         self._ledgers.give_back(active.ledger)
+        allocate.note_shared_end()
 
     # Calls
 
@@ -360,7 +375,7 @@ class ProcessesEngine:
             case protocol.CounterExhausted():
                 self._exhausted(handle, message)
             case protocol.WorkerReady():
-                handle.ready = True
+                handle.ready = not handle.exiting
                 events.append(message)
             case protocol.Inherit():
                 hand_on(message.part, descriptors[0])

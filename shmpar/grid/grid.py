@@ -35,6 +35,9 @@ LEAST_BYTES = 64 * 1024
 BLOCK_BYTES = 1024 * 1024
 """Largest block of "auto", for functions whose temporaries should stay in the cache."""
 FEWEST_BLOCKS = 64
+STORE_BLOCK_BYTES = 12 * 1024 * 1024
+"""Largest block of "auto" for a store: reading a piece takes longer than a cache would save."""
+FEWEST_STORE_BLOCKS = 16
 
 _REMEDY = 'pass a positive int, -1 or None for the whole axis, "auto", or a tuple of lengths'
 
@@ -74,7 +77,7 @@ class Grid:
         return Grid, (self.axes,)
 
     @classmethod
-    def cut(
+    def cut(  # noqa: PLR0913 - the arguments of every verb
         cls,
         shape: Sequence[int],
         chunks: Chunks,
@@ -83,6 +86,7 @@ class Grid:
         depth: Any = None,
         whole: Sequence[int] = (),
         most: int = BLOCK_BYTES,
+        units: Sequence[int] | None = None,
     ) -> Grid:
         """Divide an array of `shape` into `chunks`.
 
@@ -101,6 +105,9 @@ class Grid:
             Axes that "auto" does not divide.
         most : int
             Largest size of a block of "auto", in bytes.
+        units : sequence of int, optional
+            Elements along each axis that stores hold in a piece. "auto" takes multiples of them,
+            and larger blocks.
 
         Raises
         ------
@@ -127,7 +134,11 @@ class Grid:
                 axes[k] = _parse_axis(None, sizes[k], where)
         reach = [sum(pair) for pair in parse_depth(0 if depth is None else depth, ndim)]
         fixed = [None if axis is None else axis.step for axis in axes]
-        lengths = _auto_lengths(sizes, fixed, whole_number(itemsize, "itemsize"), reach, most)
+        nbytes = whole_number(itemsize, "itemsize")
+        if units is None:
+            lengths = _auto_lengths(sizes, fixed, nbytes, reach, most)
+        else:
+            lengths = _lengths_by_units(sizes, fixed, nbytes, reach, units)
         found = zip(axes, sizes, lengths, strict=True)
         return cls(
             tuple([Axis.regular(n, step) if axis is None else axis for axis, n, step in found])
@@ -328,6 +339,45 @@ def _auto_lengths(
         lengths[k] = max(lengths[k], min(shape[k], room))
     for k in free:
         lengths[k] = _even(shape[k], lengths[k], 2 * reach[k])
+    return lengths
+
+
+def _lengths_by_units(
+    shape: Shape, fixed: Sequence[int | None], itemsize: int, reach: Shape, units: Shape
+) -> list[int]:
+    """Choose chunk lengths that are multiples of the units of stores, for the free axes.
+
+    Along an axis with a halo a chunk has at least two units, since those of its neighbours are
+    read again, and is at least twice as long as the halo adds. The axes with a halo grow
+    together; then the last axes grow first.
+
+    Examples
+    --------
+    >>> _lengths_by_units((10_000, 10_000), (None, None), 4, (0, 0), (512, 512))
+    [512, 6144]
+    >>> _lengths_by_units((10_000, 10_000), (None, None), 4, (6, 6), (512, 512))
+    [1536, 2048]
+    """
+    nbytes = prod(shape) * itemsize
+    budget = min(STORE_BLOCK_BYTES, max(LEAST_BYTES, nbytes // FEWEST_STORE_BLOCKS))
+    room = budget // max(1, itemsize)
+    free = [k for k, length in enumerate(fixed) if length is None]
+    lengths = [max(1, length or 1) for length in fixed]
+    for k in free:
+        pieces = max(2, -(-2 * reach[k] // units[k])) if reach[k] else 1
+        lengths[k] = max(1, min(shape[k], pieces * units[k]))
+    growing = {k for k in free if reach[k] and lengths[k] < shape[k]}
+    while growing:
+        k = min(growing, key=lambda k: (lengths[k] / reach[k], -k))
+        longer = min(shape[k], lengths[k] + units[k])
+        if longer == lengths[k] or prod(lengths) // lengths[k] * longer > room:
+            growing.remove(k)
+        else:
+            lengths[k] = longer
+    for k in reversed(free):
+        most = room // (prod(lengths) // lengths[k])
+        longer = shape[k] if most >= shape[k] else most // units[k] * units[k]
+        lengths[k] = max(lengths[k], longer)
     return lengths
 
 

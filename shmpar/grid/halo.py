@@ -224,7 +224,7 @@ class Halo(NamedTuple):
 
         Parameters
         ----------
-        array : ndarray
+        array : ndarray, Store or Part
             Array of the shape of `grid`.
         grid : Grid
             Chunks of the array.
@@ -267,9 +267,8 @@ class Halo(NamedTuple):
         window: NDArray[Any] = array[region]
         return window
 
-    def _copy(self, array: NDArray[Any], bounds: _Bounds) -> NDArray[Any]:
+    def _copy(self, array: Any, bounds: _Bounds) -> NDArray[Any]:
         """Copy the inside of the window by slices, and the padding by index arrays."""
-        window = np.empty_like(array, shape=[stop - start for start, stop in bounds], subok=False)
         copied, constants = [], []
         for axis, (start, stop) in enumerate(bounds):
             size, (before, after) = array.shape[axis], self.boundary[axis]
@@ -285,12 +284,16 @@ class Halo(NamedTuple):
                 elif low < high:
                     constants.append(((slice(None),) * axis + (place,), mode))
             copied.append(parts)
+        if not isinstance(array, np.ndarray):  # Why: of a store or a part only windows are here.
+            array = array.near([[source for _, source in parts] for parts in copied])
+        memory: NDArray[Any] = array if isinstance(array, np.ndarray) else array.array
+        window = np.empty_like(memory, shape=[stop - start for start, stop in bounds], subok=False)
         for combination in product(*copied):
             places, sources = zip(*combination, strict=True)
             window[places] = _take(array, sources)
         for corner, constant in constants:
             window[corner] = constant
-        window.flags.writeable = array.flags.writeable
+        window.flags.writeable = memory.flags.writeable
         return window
 
 

@@ -8,17 +8,30 @@ replaces both by the values that they hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from shmpar.engines.engine import Exit
+    from shmpar.stores import Store
 
 Reference = tuple[int, int, tuple[int, ...], tuple[int, ...], Any]
 """Key of a segment, offset (bytes), shape, strides (bytes), dtype or its name."""
 
 
 # Parts of messages
+
+
+class PartReference(NamedTuple):
+    """A part of a larger array: its memory, its first position there, the larger shape."""
+
+    memory: Reference
+    origin: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+Input: TypeAlias = "Reference | PartReference | Store"
+"""An input: where it lies in memory, or how it is opened."""
 
 
 class SegmentRecord(NamedTuple):
@@ -30,6 +43,24 @@ class SegmentRecord(NamedTuple):
     writable: bool
     private: bool
     reserved: bool = True
+
+
+class LogLevels(NamedTuple):
+    """The levels of the loggers of the parent.
+
+    Attributes
+    ----------
+    disabled : int
+        Level up to which :func:`logging.disable` has switched off all loggers.
+    root : int
+        Level of the root logger.
+    levels : dict of str to int
+        Levels of the other loggers that have any.
+    """
+
+    disabled: int = 0
+    root: int = 30
+    levels: Mapping[str, int] = {}
 
 
 class Environment(NamedTuple):
@@ -49,6 +80,8 @@ class Environment(NamedTuple):
         The environment variables that it has changed since the pool was made; None is deleted.
     error_call : bytes or None
         The pickled callback of ``np.seterrcall``, if an error state calls it.
+    log_levels : LogLevels or None
+        Levels of its loggers; None leaves the records to the handlers of the worker.
     """
 
     directory: bytes | None
@@ -57,6 +90,7 @@ class Environment(NamedTuple):
     filters: list[bytes]
     variables: dict[bytes, bytes | None]
     error_call: bytes | None = None
+    log_levels: LogLevels | None = None
 
 
 class PackedValue(NamedTuple):
@@ -93,7 +127,7 @@ class Work(NamedTuple):
         Size of the ledger.
     ledger : int
         Key of the ledger's segment.
-    arrays : tuple of Reference
+    arrays : tuple of Input
         The inputs.
     outputs : tuple of Reference or None
         None if they are not known yet.
@@ -121,7 +155,7 @@ class Work(NamedTuple):
     workers: int
     chunks: int
     ledger: int
-    arrays: tuple[Reference, ...]
+    arrays: tuple[Input, ...]
     outputs: tuple[Reference, ...] | None
     is_tuple: bool | None
     small_outputs: bool
@@ -286,6 +320,21 @@ class Warned(NamedTuple):
     module: str | None
 
 
+class Logged(NamedTuple):
+    """A logging record that no handler of the worker takes.
+
+    Attributes
+    ----------
+    fields : dict
+        The attributes of every record, with the text as ``msg``.
+    more : dict of str to bytes
+        The attributes that the user has added, each pickled.
+    """
+
+    fields: dict[str, Any]
+    more: dict[str, bytes]
+
+
 class OutputsNeeded(NamedTuple):
     """A worker has a first result and waits for outputs; `announcement` describes them."""
 
@@ -322,6 +371,10 @@ class ClaimFinished(NamedTuple):
     last: int
 
 
+UNCHANGING = frozenset({type(None), bool, int, float, complex, str, bytes})
+"""Types of results that travel in a message as they are."""
+
+
 class ObjectsReturned(NamedTuple):
     """Results of a run that returns objects, as (chunk, result)."""
 
@@ -347,6 +400,9 @@ class CounterExhausted(NamedTuple):
         The worker has reached its task limit and exits, so tickets may be left.
     huge_bytes : sequence of (int, int)
         Keys of segments, each with the bytes that the worker has put into huge pages.
+    traffic : tuple of (int, int, float)
+        Bytes that the worker has read from stores and written to stores, and the seconds that
+        this took.
     """
 
     worker: int
@@ -357,6 +413,7 @@ class CounterExhausted(NamedTuple):
     announcement: Any = None
     exiting: bool = False
     huge_bytes: Sequence[tuple[int, int]] = ()
+    traffic: tuple[int, int, float] = (0, 0, 0.0)
 
 
 class WorkerExiting(NamedTuple):
@@ -434,4 +491,4 @@ class WorkerLost(NamedTuple):
 
 RunEvent = OutputsNeeded | ChunkFailed | ClaimFinished | ObjectsReturned | CounterExhausted | Warned
 WorkerEvent = WorkerReady | WorkerExiting | PlanRejected | InitializerFailed | WorkerLost
-Event = RunEvent | WorkerEvent | CallFinished
+Event = RunEvent | WorkerEvent | CallFinished | Logged

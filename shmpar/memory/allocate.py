@@ -34,7 +34,7 @@ STEP: Final = 64 << 20  # Why: a longer system call delays signals
 SMALL: Final = 16 << 20  # Why: for fewer bytes, the kernel's ENOSPC is answer enough
 _FAULT_AROUND: Final = 64 << 10  # bytes that a fault on reading maps: the kernel's default
 _UNMAP_SECONDS: Final = 1.0  # for workers to unmap the memory of a segment that has ended
-_POLL_SECONDS: Final = 0.005
+_POLL_SECONDS: Final = 0.01
 _FREE_SOME: Final = "free some, or write the file elsewhere"
 
 Fill = Callable[[int, int], int | None]
@@ -187,7 +187,7 @@ _shared_ends: deque[float] = deque([float("-inf")], maxlen=1)  # the time of the
 
 
 def note_shared_end() -> None:
-    """Note that a segment has ended here which other processes may still map."""
+    """Note the end of a run, or of a segment that other processes may still map."""
     _shared_ends.append(time.monotonic())
 
 
@@ -212,16 +212,15 @@ def telling(tell: Callable[[], object]) -> Iterator[None]:
 
 def _when_unmapped(call: Callable[[], T]) -> T:
     """Return ``call()``; if room is lacking, release segments that have ended and try again."""
-    with contextlib.suppress(SegmentFull):
-        return call()
-    gc.collect()  # Why: a failed run and its error refer to each other, and hold its memory.
     while True:
         try:
             return call()
         except SegmentFull:
-            # Why: a worker unmaps as soon as it reads, unless it is within a chunk.
+            # Why: the thread that ends a run lets go of it later, and a worker unmaps as soon as
+            # it reads, unless it is within a chunk.
             if time.monotonic() > _shared_ends[0] + _UNMAP_SECONDS:
                 raise
+        gc.collect()  # Why: a failed run and its error refer to each other, and hold its memory.
         if _shortage.tell is not None:
             _shortage.tell()
         time.sleep(_POLL_SECONDS)
@@ -255,7 +254,7 @@ def _reserve(fd: int, start: int, stop: int, *, new: bool) -> None:
         else:
             _check_room(fd, stop - start)
 
-    system.attempt("fallocate", lambda: os.posix_fallocate(fd, start, stop - start), write_or_check)
+    system.attempt("fallocate", lambda: system.fallocate(fd, start, stop - start), write_or_check)
 
 
 def write_all(fd: int, raw: memoryview, offset: int) -> None:
@@ -294,7 +293,7 @@ def promise(fd: int, nbytes: int) -> int:
 
 def _can_reserve(fd: int) -> bool:
     try:
-        huge.fallocate(fd, 0, 1)
+        system.fallocate(fd, 0, 1)
     except (OSError, AttributeError, ImportError):
         return False
     return True
@@ -344,7 +343,7 @@ class LazyPages:
         if stop - start == huge.PAGE and self._maker.make(fd, start):
             return huge.PAGE
         with system.room_for(f"{stop - start:,} bytes of an output", _FREE_SOME):
-            huge.fallocate(fd, start, stop - start)
+            system.fallocate(fd, start, stop - start)
         return 0
 
     def map(self, memory: Array, start: int) -> None:

@@ -18,7 +18,6 @@ Guarantees
 from __future__ import annotations
 
 import errno
-import functools
 import mmap
 import os
 import sys
@@ -87,19 +86,9 @@ def new_range(cls: type[T], fd: int, nbytes: int, prot: int) -> T:
     start = np.ndarray(1, np.uint8, memory).__array_interface__["data"][0]
     memory.lead = -start % PAGE
     place = start + memory.lead
-    if _libc().mmap(place, nbytes, prot, mmap.MAP_SHARED | _MAP_FIXED, fd, 0) != place:
-        raise _last_error()
+    if system.libc().mmap(place, nbytes, prot, mmap.MAP_SHARED | _MAP_FIXED, fd, 0) != place:
+        raise system.last_error()
     return memory  # type: ignore[no-any-return]
-
-
-def fallocate(fd: int, start: int, nbytes: int) -> None:
-    """Reserve bytes of a file that other processes may write to at this moment.
-
-    Why not os.posix_fallocate: where the kernel refuses, the C library reads and writes a byte of
-    each page, and could overwrite the byte of another process.
-    """
-    if _libc().fallocate(fd, 0, start, nbytes):
-        raise _last_error()
 
 
 class PageMaker:
@@ -126,12 +115,12 @@ class PageMaker:
         began, worked = time.monotonic(), time.thread_time()
         try:
             # Why: the kernel refuses a range without any small page.
-            fallocate(fd, offset, 1)
+            system.fallocate(fd, offset, 1)
         except (OSError, AttributeError):
             self.stopped = True
             return False
-        while _libc().madvise(self._start + offset, PAGE, _MADV_COLLAPSE):
-            error = _last_error()
+        while system.libc().madvise(self._start + offset, PAGE, _MADV_COLLAPSE):
+            error = system.last_error()
             # Why: another thread or process may hold one of the small pages at this moment.
             if error.errno != errno.EAGAIN or time.thread_time() - worked > _SLOW_SECONDS:
                 self._note(error, fd)
@@ -194,24 +183,3 @@ class NewPages:
             else:
                 self._whole = self.made
         return stop <= self.made
-
-
-def _last_error() -> OSError:
-    import ctypes
-
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))
-
-
-@functools.cache
-def _libc() -> Any:
-    import ctypes  # Why here: NumPy has loaded it; without it there are no huge pages
-
-    # Why not mmap.madvise: it holds the interpreter lock while the kernel zeroes a page.
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    number, size = ctypes.c_int, ctypes.c_size_t
-    libc.mmap.argtypes = [ctypes.c_void_p, size, number, number, number, ctypes.c_long]
-    libc.madvise.argtypes = [ctypes.c_void_p, size, number]
-    libc.fallocate.argtypes = [number, number, ctypes.c_longlong, ctypes.c_longlong]
-    return libc

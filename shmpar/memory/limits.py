@@ -241,7 +241,7 @@ def cgroup_folders(controller: str) -> Iterator[tuple[int, str]]:
     Parameters
     ----------
     controller : str
-        "memory" or "cpu"; groups of version 2 have all controllers.
+        "memory", "cpu" or "pids"; groups of version 2 have all controllers.
 
     Yields
     ------
@@ -333,3 +333,53 @@ def _cpu_quota(version: int, folder: str) -> float:
         return quota / period
     except (ValueError, ZeroDivisionError):  # the group is missing, or has the limit "max"
         return 0.0
+
+
+# Why: an interpreter with NumPy takes so many bytes that it shares with no other process.
+_WORKER_BYTES: Final = 20 << 20
+# Why: its socket, the ends of its life pipe, and its pidfd.
+_WORKER_DESCRIPTORS: Final = 4
+
+
+def check_workers(count: int, *, processes: bool) -> None:
+    """Raise ``ValueError`` with the sums if a machine cannot have so many workers.
+
+    Parameters
+    ----------
+    processes : bool
+        They are processes; else threads of this process.
+
+    Notes
+    -----
+    Cost: reads about ten small files of ``/proc`` and ``/sys``.
+    """
+    most, where = _most_tasks()
+    rows = [("processes" if processes else "threads", 1, most, where)]
+    if processes:
+        _, hard = descriptor_limits()
+        rows.append(("bytes of memory", _WORKER_BYTES, free_memory(), "free"))
+        rows.append(("descriptors", _WORKER_DESCRIPTORS, hard, "ulimit -Hn"))
+    lacking = [row for row in rows if 0 <= row[2] < row[1] * count]
+    if lacking:
+        sums = ", ".join(
+            f"{each * count:,} of {room:,} {what} ({name})" for what, each, room, name in rows
+        )
+        fits = min(room // each for _, each, room, _ in lacking)
+        raise ValueError(
+            f"n_workers is at most {fits:,} here, not {count:,}, which would take {sums}. Without "
+            f"n_workers a pool has one per CPU, {available_cpus()}"
+        )
+
+
+def _most_tasks() -> tuple[int, str]:
+    """Return the number of processes and threads that may exist, and the name of the limit."""
+    found = [(10_000, "for one pool")]  # Why: no machine has so many CPUs.
+    for name in ("pid_max", "threads-max"):
+        found += [(n, f"kernel.{name}") for n in _numbers("/proc/sys/kernel", [name])]
+    for _, folder in cgroup_folders("pids"):
+        with suppress(ValueError):  # Why: it may be "max"
+            found += [(n, "pids.max") for n in _numbers(folder, ["pids.max"])]
+    user = system.attempt(
+        "getrlimit", lambda: resource.getrlimit(resource.RLIMIT_NPROC)[0], lambda: -1
+    )
+    return min([*found, (user, "ulimit -u")] if user >= 0 else found)

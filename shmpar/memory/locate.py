@@ -90,8 +90,10 @@ def _place(segment: Segment, start: int, array: Array) -> Location | None:
 def describe(array: Array) -> tuple[str, int, int]:
     """Return the kind of memory, the bytes, and those of its segment in huge pages.
 
-    The kind is that of the segment, or ``private`` for memory of this process.
+    The kind is that of the segment or of the store, or ``private`` for memory of this process.
     """
+    if not isinstance(array, np.ndarray):  # a store or a part
+        return getattr(array, "kind", "private"), array.nbytes, 0
     try:
         location = locate(array)
     except SegmentError:

@@ -13,10 +13,11 @@ The meaning of an error number is told here alone.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from shmpar.errors import SegmentError, SegmentFull
 
@@ -65,7 +66,7 @@ def attempt(name: str, call: Callable[[], T], otherwise: Callable[[], T]) -> T:
     if name not in _absent:
         try:
             return call()
-        except AttributeError:
+        except (AttributeError, ImportError):
             _absent.add(name)
         except OSError as error:
             if error.errno not in REFUSED:
@@ -102,3 +103,44 @@ def shortened(purpose: str) -> SegmentError:
         f"{purpose}: the file was shortened (truncated) since it was mapped, so a part of its "
         "values is gone; map it again, or write a new file beside it and rename that"
     )
+
+
+@functools.cache
+def libc() -> Any:
+    """Return the C library, for calls that Python lacks or makes with the interpreter lock held."""
+    import ctypes  # Why here: NumPy has loaded it; without it there are no huge pages
+
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    number, size, offset = ctypes.c_int, ctypes.c_size_t, ctypes.c_longlong
+    library.mmap.argtypes = [ctypes.c_void_p, size, number, number, number, ctypes.c_long]
+    library.madvise.argtypes = [ctypes.c_void_p, size, number]
+    library.fallocate.argtypes = [number, number, offset, offset]
+    return library
+
+
+def last_error() -> OSError:
+    """Return the error of the last call of :func:`libc` in this thread."""
+    import ctypes
+
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
+
+
+def fallocate(fd: int, start: int, nbytes: int) -> None:
+    """Reserve bytes of a file that other processes may write to at this moment.
+
+    Why not os.posix_fallocate: where the kernel refuses, the C library reads and writes a byte of
+    each page, and could overwrite the byte of another process.
+
+    Raises
+    ------
+    OSError
+        The kernel refuses, or there is no room.
+    AttributeError, ImportError
+        The system lacks the call.
+    """
+    while libc().fallocate(fd, 0, start, nbytes):
+        if last_error().errno != errno.EINTR:
+            # Why anew: a frame that holds the error which it raises is a cycle, and keeps memory.
+            raise last_error()

@@ -15,9 +15,9 @@ Guarantees
 
 from __future__ import annotations
 
-import dis
 import functools
 import io
+import pickle
 import sys
 import types
 import weakref
@@ -34,19 +34,19 @@ from shmpar.memory.copying import share
 from shmpar.memory.layout import Layout, address_of
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
-from shmpar.pickling.explain import (
-    INSIDE,
+from shmpar.pickling.changes import (
     MISSING,
     MODULE_NAMES,
     PLAIN,
     SCALARS,
-    ProcessLocal,
     UserModule,
-    Walk,
-    explain_failure,
-    names_of,
+    all_names,
+    changes_below,
+    global_names,
     user_module,
 )
+from shmpar.pickling.explain import INSIDE, ProcessLocal, explain_failure
+from shmpar.pickling.plain import is_plain
 from shmpar.pickling.shared_once import share_argument
 from shmpar.pickling.unpack import (
     after,
@@ -75,7 +75,7 @@ _WITH_SETTER = 6  # parts of a reduced value with a function that sets the state
 _COMPILED = (types.BuiltinFunctionType, type(np.sum))  # np.sum dispatches on __array_function__
 _OWNERS = (types.NoneType, types.ModuleType)
 _ATTRIBUTES = attrgetter(
-    "__code__", "__closure__", "__doc__", "__module__", "__name__", "__qualname__", "__kwdefaults__"
+    "__closure__", "__doc__", "__module__", "__name__", "__qualname__", "__kwdefaults__"
 )
 _HIDDEN = "<dynamic-code>"  # cloudpickle's name for the file of each function
 _PLAIN = "?bBiufcmMSUV"  # kinds of dtype whose bytes have the same meaning in another process
@@ -159,6 +159,8 @@ def pack_result(value: Any) -> Payload:
     -----
     Cost: an array of more than 64 KiB is copied once, into shared memory.
     """
+    if is_plain(value):  # Why: it is many times as fast.
+        return Payload(pickle.dumps(value, 5))
     try:
         return _pickle(value, is_result=True)
     except (ShmparError, OSError):
@@ -318,12 +320,12 @@ class _Pickler(CheckedPickler):
         self._updated: set[tuple[str, str]] = set()  # modules and names that the pickle brings
 
     def reducer_override(self, obj: Any) -> Any:
+        if id(obj) in _OURS or type(obj) in _RECORDS or id(type(obj)) in self._harmless:
+            return NotImplemented
         if type(obj) is types.CodeType:
             build, parts = self.dispatch_table[types.CodeType](obj)
             # Why: cloudpickle hides the file, which warnings and tracebacks of the worker name.
             return build, tuple(obj.co_filename if one == _HIDDEN else one for one in parts)
-        if id(type(obj)) in self._harmless:
-            return NotImplemented
         if isinstance(obj, np.ndarray):
             return self._reduce_array(obj)
         definition: Any = obj
@@ -357,7 +359,7 @@ class _Pickler(CheckedPickler):
         if id(obj) in self._visited:
             return []
         self._visited[id(obj)] = obj
-        changes = _changes(obj)
+        changes = changes_below(obj)
         updates = []
         for module, names in changes.items():
             new = [name for name in names if (module.name, name) not in self._updated]
@@ -403,7 +405,9 @@ class _Pickler(CheckedPickler):
             _brought.setdefault(module.__name__, {})
         if module is not None and vars(module) is names:
             known = _brought[module.__name__]
-            known.update(dict.fromkeys(name for name in names_of(function) if name in names))
+            known.update(
+                dict.fromkeys(name for name in all_names(function.__code__) if name in names)
+            )
 
     def _reduce_array(self, array: np.ndarray[Any, Any]) -> Any:
         shared = isinstance(array, SharedArray)
@@ -512,16 +516,33 @@ class _LiveGlobals:
         return live_globals, (module.name, module.attributes(), module.importable)
 
 
+def _definitions(*names: str) -> Iterator[int]:
+    for name in names:
+        for one in vars(sys.modules[name]).values():
+            if isinstance(one, _DEFINITIONS) and one.__module__ == name:
+                yield id(one)
+
+
+# The functions and classes that pickles of functions call, by id: they live as long as the process.
+# Why: a look for changes in them takes longer than all other work for them.
+_OURS = frozenset(
+    _definitions(cloudpickle.Pickler.__module__, make_cached.__module__, Function.__module__)
+)
+_RECORDS = {Function, _ModuleGlobals, _Update, _LiveGlobals}  # types with nothing to check
+
+
 class _Cached(NamedTuple):
     """The pickle of a stateless function, and all that went into it."""
 
+    code: weakref.ref[types.CodeType]
     names: tuple[str, ...]
     parts: tuple[Any, ...]
     epoch: tuple[int, int]
     body: bytes
 
 
-_functions: weakref.WeakKeyDictionary[types.FunctionType, _Cached] = weakref.WeakKeyDictionary()
+# By code. Why: a lambda in a loop is a new function with the same code in each round.
+_functions: weakref.WeakKeyDictionary[types.CodeType, _Cached] = weakref.WeakKeyDictionary()
 _compiled: dict[Callable[..., Any], bytes] = {}  # Why: they live as long as their modules
 
 
@@ -532,15 +553,15 @@ def cached(function: Function) -> bytes | None:
         return None
     if type(call) is not types.FunctionType:
         return _compiled.get(call) if _is_compiled(call) else None
-    found = _functions.get(call)
+    found = _functions.get(call.__code__)
     if found is None or cloudpickle.list_registry_pickle_by_value():
         return None
-    if found.epoch != _epoch():
+    if found.code() is not call.__code__ or found.epoch != _epoch():
         return None
     parts = _parts(call, found.names)
     if len(parts) != len(found.parts) or not all(map(is_, parts, found.parts)):
         return None
-    return None if _changes(call) else found.body
+    return None if changes_below(call) else found.body
 
 
 def pack_stateless(function: Function) -> bytes | None:
@@ -563,32 +584,12 @@ def _pickle_stateless(function: Function) -> bytes | None:
         return None
     # Invariant: the parts are recorded before they are pickled, so a change meanwhile is noticed.
     parts, epoch = _parts(call, names), _epoch()
-    if _changes(call):
+    if changes_below(call):
         return None
     body = _pickle(function).body
-    _functions[call] = _Cached(names, parts, epoch, body)
+    code = call.__code__
+    _functions[code] = _Cached(weakref.ref(code), names, parts, epoch, body)
     return body
-
-
-_walks: weakref.WeakKeyDictionary[Any, tuple[int, Walk]] = weakref.WeakKeyDictionary()
-
-
-def _changes(definition: Any) -> dict[UserModule, dict[str, None]]:
-    """Return the globals that a function or class reaches and workers have in another state."""
-    name = definition.__module__
-    is_installed = name != "__main__" and name in sys.modules and user_module(name) is None
-    if is_installed and not getattr(definition, "__closure__", None):
-        return {}
-    is_kept = type(definition) in {types.FunctionType, type}
-    known = _walks.get(definition) if is_kept else None
-    # Why the modules: a function may import one that this process had not imported before.
-    if known is not None and known[0] == len(sys.modules) and known[1].is_current():
-        return {}
-    walk = Walk().visit(definition)
-    if is_kept and not walk.changes:
-        walk.forget()
-        _walks[definition] = len(sys.modules), walk
-    return walk.changes
 
 
 def _epoch() -> tuple[int, int]:
@@ -644,26 +645,14 @@ def _stateless_names(function: types.FunctionType) -> tuple[str, ...] | None:
         return None if "." in function.__qualname__ else ()
     if not _holds_scalars_only(function):
         return None
-    names = _globals_read(function.__code__)
-    if names is None:
+    names, written = global_names(function.__code__)
+    if written:
         return None
     for name in names & function.__globals__.keys():
         value = function.__globals__[name]
         if type(value) is not types.ModuleType or sys.modules.get(value.__name__) is not value:
             return None
     return (*names, *MODULE_NAMES)
-
-
-@functools.lru_cache(maxsize=256)
-def _globals_read(code: types.CodeType) -> frozenset[str] | None:
-    """Return the names of globals that the code reads; None if it sets any."""
-    names: set[str] = set()
-    for instruction in _instructions(code):
-        if instruction.opname in {"STORE_GLOBAL", "DELETE_GLOBAL"}:
-            return None
-        if instruction.opname in {"LOAD_GLOBAL", "LOAD_NAME"}:
-            names.add(instruction.argval)
-    return frozenset(names)
 
 
 def _holds_scalars_only(function: types.FunctionType) -> bool:
@@ -676,20 +665,13 @@ def _holds_scalars_only(function: types.FunctionType) -> bool:
     )
 
 
-def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
-    """Yield the instructions of the code, and of all functions and classes in it."""
-    yield from dis.get_instructions(code)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _instructions(constant)
-
-
 def _parts(function: types.FunctionType, names: tuple[str, ...]) -> tuple[Any, ...]:
     """Return all objects that go into the pickle of a stateless function."""
     module = sys.modules.get(function.__module__ or "")
     return (
         *_ATTRIBUTES(function),
         getattr(module, function.__name__, None) is function,  # then its pickle is its name
+        module is not None and vars(module) is function.__globals__,
         *(function.__defaults__ or ()),
         *function.__dict__.values(),
         *function.__annotations__,

@@ -1,4 +1,4 @@
-"""Pickle plain values: numbers, text, None, and containers of them.
+"""Plain values: numbers, text, None, and containers of them.
 
 Most arguments and results of small calls are plain. The pickler in C writes them without a question
 to Python code, and any process reads them without an import.
@@ -9,6 +9,13 @@ from __future__ import annotations
 import io
 import pickle
 from typing import Any
+
+import numpy as np
+
+from shmpar.ipc.protocol import UNCHANGING
+
+_NUMBERS: set[type] = {np.dtype(kind).type for kind in "?bBhHiIlLqQefdgFDG"}
+_DEEPEST = 5  # containers in containers
 
 
 class _NotPlainError(Exception):
@@ -34,3 +41,20 @@ def pack_plain(value: Any) -> bytes | None:
     except (_NotPlainError, RecursionError):
         return None
     return file.getvalue()
+
+
+def is_plain(value: Any, depth: int = _DEEPEST) -> bool:
+    """Return whether a value is made of plain values, and scalars of NumPy, alone.
+
+    Examples
+    --------
+    >>> is_plain({"a": [1, "b", None]}), is_plain(object())
+    (True, False)
+    """
+    kind = type(value)
+    if kind in UNCHANGING or kind in _NUMBERS:
+        return True
+    if depth == 0 or kind not in {dict, list, tuple, set}:
+        return False
+    parts = [*value, *value.values()] if kind is dict else value
+    return all(is_plain(one, depth - 1) for one in parts)

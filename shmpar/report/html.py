@@ -1,22 +1,28 @@
-"""The report for notebooks: HTML tables, and a bar per worker."""
+"""Reports, runs and pools for notebooks, as HTML.
+
+Colours are borders, bars and accents: text has the colour of the page, which may be light or dark.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from shmpar.display import format_bytes, html_progress, html_table
+from shmpar.errors import format_count
 from shmpar.report import text
 from shmpar.report.timings import WorkerTime
 
 if TYPE_CHECKING:
+    from shmpar.pool import Pool
     from shmpar.report.report import Report
+    from shmpar.runtime.run import Run
 
 _MAX_SLOWEST = 5
+_MAX_ERROR = 400  # characters
 _MAX_WORKERS = 64
 # Why: Okabe and Ito's colours stay distinct for colour-blind readers.
 _COLOURS = {"in chunks": "#0072b2", "overhead": "#e69f00", "waiting": "#d9d9d9"}
-_SIDES = {"<": "left", ">": "right"}
 
 
 def render(report: Report) -> str:
@@ -25,29 +31,16 @@ def render(report: Report) -> str:
     if advice := report.advice:
         style = f"border-left:3px solid {_COLOURS['overhead']};padding-left:0.6em;margin:0.4em 0"
         parts.append(f"<div style='{style}'>{escape(advice)}</div>")
-    parts.append(_table([(label, escape(fact)) for label, fact in text.facts(report)], "<<"))
+    parts.append(html_table([(label, escape(fact)) for label, fact in text.facts(report)], "<<"))
     if report.computed:
         bars = [_bar(one, report.seconds) for one in report.worker_times[:_MAX_WORKERS]]
         rows = [(*row, bar) for row, bar in zip(text.worker_rows(report), bars, strict=False)]
-        parts.append(_table(rows, ">>>>>><", [*map(_underlined, text.WORKER_COLUMNS), ""]))
+        parts.append(html_table(rows, ">>>>>><", [*map(_underlined, text.WORKER_COLUMNS), ""]))
         if (more := len(report.worker_times) - _MAX_WORKERS) > 0:
             parts.append(f"<div>... and {more} more</div>")
         head = ("slowest chunk", "region", "took", "worker")
-        parts.append(_table(text.slowest_rows(report, _MAX_SLOWEST), "><>>", head))
+        parts.append(html_table(text.slowest_rows(report, _MAX_SLOWEST), "><>>", head))
     return f"<div>{''.join(parts)}</div>"
-
-
-def _table(rows: Iterable[Sequence[str]], align: str, head: Sequence[str] = ()) -> str:
-    """Return a table of cells that hold HTML.
-
-    Invariant: the caller has escaped every text that the user's code has named.
-    """
-    cell = "<{0} style='padding:0.1em 0.8em 0.1em 0;text-align:{1}'>{2}</{0}>"
-    parts = ["<table style='margin:0.4em 0'>"]
-    for tag, row in (*([("th", head)] if head else []), *[("td", row) for row in rows]):
-        cells = zip(align, row, strict=True)
-        parts += ["<tr>", *[cell.format(tag, _SIDES[side], text) for side, text in cells], "</tr>"]
-    return "".join([*parts, "</table>"])
 
 
 def _underlined(name: str) -> str:
@@ -65,4 +58,46 @@ def _bar(one: WorkerTime, whole: float) -> str:
         f"background:{_COLOURS[name]}'></span>"
         for name, value in times.items()
     ]
-    return f"<div style='width:16em;white-space:nowrap;line-height:0'>{''.join(parts)}</div>"
+    style = "width:16em;margin-top:0.3em;white-space:nowrap;line-height:0"
+    return f"<div style='{style}'>{''.join(parts)}</div>"
+
+
+def render_run(run: Run, status: str) -> str:
+    """Return a fragment of HTML: the state in plain words, the progress, and the report."""
+    execution, (settled, chunks) = run.execution, run.progress
+    report, seconds = run.report, text.format_seconds(run.report.seconds)
+    call, bad = text.format_call(report.verb, report.function), run.done() and settled < chunks
+    style = "width:12em;vertical-align:middle"
+    bar = html_progress(settled, chunks, style, bad=bad or bool(execution.errors))
+    rows = [
+        ("state", escape(status)),
+        (f"{execution.noun}s", f"{bar} {settled:,} of {chunks:,}"),
+        ("time", seconds),
+    ]
+    if execution.errors:
+        first = str(run.failed[0])
+        first = first if len(first) <= _MAX_ERROR else f"{first[:_MAX_ERROR]}..."
+        rows.append(("failures", f"{len(execution.errors):,}; the first: {escape(first)}"))
+        rows.append(("", "<code>run.failed</code> has all errors"))
+    summary = "<summary style='cursor:pointer'>report (<code>run.report</code>)</summary>"
+    return (
+        f"<div><strong>Run: {escape(call)}</strong>{html_table(rows, '<<')}"
+        f"<details>{summary}{render(report)}</details></div>"
+    )
+
+
+def render_pool(pool: Pool) -> str:
+    """Return a fragment of HTML: the workers, the memory, and the last run."""
+    kind = {"processes": "process", "threads": "thread"}.get(pool.engine)
+    workers = "none: the calling thread computes"
+    if kind:
+        workers = format_count(pool.n_workers, f"worker {kind}", f"worker {pool.engine}")
+    memory, run = pool.memory, pool.last_run
+    segments = format_count(len(memory), "segment")
+    rows = [
+        ("workers", f"{workers}{', ended' if pool.closed else ''}"),
+        ("memory", f"{format_bytes(memory.nbytes)} in {segments}" if memory else "none in use"),
+        ("last run", "none" if run is None else escape(repr(run)[len("<shmpar.Run: ") : -1])),
+    ]
+    state = "closed" if pool.closed else "open"
+    return f"<div><strong>Pool: {pool.engine}, {state}</strong>{html_table(rows, '<<')}</div>"

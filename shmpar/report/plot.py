@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,14 @@ _MAX_BOXES = 2_000  # per worker; Why: chunks closer than a pixel are drawn as o
 _MAX_OUTLINED = 300  # chunks with an outline each
 _MAX_LABELLED = 20  # workers with a number beside their line
 _LOG_RATIO = 10  # of the longest to the shortest duration
+
+
+def png(figure: Figure, *, scale: int = 2) -> tuple[bytes, dict[str, int]]:
+    """Return a figure as a PNG file of `scale` times its size, and its size in pixels."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=scale * figure.dpi)
+    width, height = (round(inches * figure.dpi) for inches in figure.get_size_inches())
+    return file.getvalue(), {"width": width, "height": height}
 
 
 def draw(report: Report) -> Figure:
@@ -50,6 +60,8 @@ def draw(report: Report) -> Figure:
         bar = figure.colorbar(boxes, ax=list(panels), aspect=30, pad=0.02, panchor=False)
         bar.set_label("duration of a chunk")
         _label_seconds(bar.ax.yaxis, log=scale.vmin > 0)
+    # Why: IPython shows figures of matplotlib only after pyplot was imported.
+    figure._repr_png_ = partial(png, figure)  # type: ignore[attr-defined]
     return figure
 
 

@@ -188,6 +188,12 @@ class Report:
         Claims that ended with the death of their worker.
     filled : bool
         True if the failed chunks were filled (``on_error="fill"``).
+    store_read, store_written : int
+        Bytes of values that workers have read from stores, with halos and repetitions, and written
+        to stores.
+    store_seconds : float
+        Seconds that all workers together took for it, decoding included: the part of
+        `serial_seconds` that the function did not take.
 
     Notes
     -----
@@ -229,6 +235,9 @@ class Report:
     complete: bool
     ledger: Ledger | None
     filled: bool = False
+    store_read: int = 0
+    store_written: int = 0
+    store_seconds: float = 0.0
 
     @cached_property
     def timings(self) -> Timings:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shmpar.display import ONE_DECIMAL, format_bytes, in_units
 from shmpar.errors import format_count
 from shmpar.grid import Grid
 from shmpar.memory.segment import SegmentInfo
@@ -29,8 +30,6 @@ _MAX_WORKERS = 16  # rows of the table
 _MAX_NAME = 40  # characters of a function's name
 _MAX_CHUNKS = 5  # chunk numbers in the line about deaths
 _DURATIONS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
-_SIZES = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B"))
-_ONE_DECIMAL = 99.95  # larger numbers have no decimals
 
 Hint = tuple[float, str]  # the gain, and the advice in one line
 
@@ -55,26 +54,7 @@ def format_seconds(value: float) -> str:
     >>> [format_seconds(s) for s in (0, 1.26e-6, 0.000342, 0.0125, 4, 754, 200_000)]
     ['0 s', '1.3 us', '342 us', '12.5 ms', '4 s', '12.6 min', '2.3 d']
     """
-    return _in_units(value, _DURATIONS) if value else "0 s"
-
-
-def format_bytes(nbytes: float) -> str:
-    """Write a number of bytes in the largest binary unit that fits.
-
-    Examples
-    --------
-    >>> [format_bytes(n) for n in (0, 1023, 1536, 64 << 20, 800e6)]
-    ['0 B', '1023 B', '1.5 KiB', '64 MiB', '763 MiB']
-    """
-    return _in_units(nbytes, _SIZES)
-
-
-def _in_units(value: float, units: Sequence[tuple[float, str]]) -> str:
-    # Why: 0.9995, so that a value that would be rounded up to 1000 ms is written as 1.0 s.
-    unit, name = next((one for one in units if value >= 0.9995 * one[0]), units[-1])
-    scaled = value / unit
-    digits = 0 if scaled >= _ONE_DECIMAL or scaled == int(scaled) else 1
-    return f"{scaled:.{digits}f} {name}"
+    return in_units(value, _DURATIONS) if value else "0 s"
 
 
 def format_rate(gigabytes: float) -> str:
@@ -85,7 +65,7 @@ def format_rate(gigabytes: float) -> str:
     >>> format_rate(0.0312), format_rate(12.34), format_rate(234.5)
     ('0.031 GB/s', '12 GB/s', '234 GB/s')
     """
-    return f"{gigabytes:.2g} GB/s" if gigabytes < _ONE_DECIMAL else f"{gigabytes:.0f} GB/s"
+    return f"{gigabytes:.2g} GB/s" if gigabytes < ONE_DECIMAL else f"{gigabytes:.0f} GB/s"
 
 
 def format_table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
@@ -128,12 +108,21 @@ class MemoryTable(tuple[SegmentInfo, ...]):
     __repr__ = __str__
 
 
+def format_call(verb: str, function: str) -> str:
+    """Write a call with the name of its function, cut if it is long.
+
+    Examples
+    --------
+    >>> format_call("map_blocks", "sqrt"), format_call("map_blocks", "")
+    ('map_blocks(sqrt)', 'map_blocks')
+    """
+    name = function if len(function) <= _MAX_NAME else f"{function[: _MAX_NAME - 3]}..."
+    return f"{verb}({name})" if name else verb
+
+
 def title(report: Report) -> str:
     """Return the headline: the call, its chunks, its duration and its workers."""
-    name = report.function
-    if len(name) > _MAX_NAME:
-        name = f"{name[: _MAX_NAME - 3]}..."
-    call = f"{report.verb}({name})" if name else report.verb
+    call = format_call(report.verb, report.function)
     chunks, duration = format_count(report.chunks, "chunk"), format_seconds(report.seconds)
     workers = f"{format_count(report.workers, 'worker')} ({report.engine})"
     return f"{call}: {chunks} in {duration}" + (f" on {workers}" if report.engine else "")
@@ -153,6 +142,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
     if read + written >= LARGE and report.complete:
         rate, bandwidth = format_rate(report.gb_per_second), format_rate(report.ceiling)
         found["data"] += f"; {rate} of {bandwidth} memory bandwidth"
+    if report.store_read or report.store_written:
+        found["stores"] = _stores(report)
     if report.array_bytes:
         found["memory"] = _memory(report)
     if report.deaths:
@@ -165,6 +156,14 @@ def facts(report: Report) -> list[tuple[str, str]]:
     if report.seed is not None:
         found["seed"] = str(report.seed)
     return list(found.items())
+
+
+def _stores(report: Report) -> str:
+    moved = [(report.store_read, "read"), (report.store_written, "written")]
+    text = ", ".join([f"{format_bytes(size)} {verb}" for size, verb in moved if size])
+    spent, all_of_it = report.store_seconds, max(report.serial_seconds, 1e-9)
+    share = f"{min(100, round(100 * spent / all_of_it))} % of the work"
+    return f"{text} in {format_seconds(spent)}, {share}"
 
 
 def _memory(report: Report) -> str:

@@ -66,9 +66,13 @@ from shmpar.memory.system import HELD
 from shmpar.plan import Announcement, Function, InBlocks, Output, Plan
 from shmpar.runtime.error_texts import levels_to_user
 from shmpar.runtime.outputs import LEDGER_NEEDS_FILES, NpyFile, Outputs, file_path
+from shmpar.stores.store import Part, Store
 from shmpar.worker.verify import checksum, crc
 
 Array = np.ndarray[Any, Any]
+
+RESULTS_SUFFIX = ".results"
+MADE = "made"  # the part of an identity that is new with each file
 
 _MAGIC = b"shmpar ledger 2\n"
 _PREFIX = struct.Struct("<16sII")  # magic, length and CRC-32 of the header
@@ -118,16 +122,12 @@ def resume(  # noqa: PLR0913 - the parts of a call
     SegmentFull
         If the disk has no room.
     """
-    path = _checked_path(ledger, plan, outputs.given, in_place=in_place)
+    path = checked_path(ledger, plan, outputs, in_place=in_place)
     for one in outputs.given or ():
         if isinstance(one, NpyFile):
             one.keeps_partial = True
-    identity = call_identity(plan, function, arrays)
-    # Why: a seed may be made of NumPy's integers.
-    seed = json.loads(json.dumps(plan.seed, default=lambda value: value.tolist()))
-    if seeded:
-        identity["seed"] = repr(seed)
-    file = outputs.ledger_file = LedgerFile.open(path, Header(plan.chunks, seed, identity))
+    header = Header.of(plan, plan.chunks, call_identity(plan, function, arrays), seeded=seeded)
+    file = outputs.ledger_file = LedgerFile.open(path, header)
     try:
         outputs.checksums = file.checksums
         if plan.seed is not None:
@@ -139,10 +139,9 @@ def resume(  # noqa: PLR0913 - the parts of a call
         raise
 
 
-def _checked_path(
-    ledger: Any, plan: Plan, given: Sequence[Array | NpyFile] | None, *, in_place: bool
-) -> str:
-    verb = plan.verb
+def checked_path(ledger: Any, plan: Plan, outputs: Outputs, *, in_place: bool = False) -> str:
+    """Return the absolute path of a ledger; raise an error if the call cannot have one."""
+    verb, given, of_items = plan.verb, outputs.given, outputs.values is not None
     if not isinstance(ledger, str | os.PathLike):
         raise TypeError(f"{verb}: ledger= is the path of a file, not {type(ledger).__name__}")
     path = file_path(ledger, f"{verb}: ledger={ledger!r}")
@@ -151,10 +150,12 @@ def _checked_path(
             f"{verb}: ledger= cannot resume a call in place: a chunk that has begun may have "
             "overwritten its input"
         )
-    if plan.returns_objects:
-        raise ValueError(f"{verb}: ledger= cannot record Python objects (dtype=object)")
+    if plan.returns_objects and not of_items:
+        remedy = "parallel_map over a list, without dtype=, records them"
+        raise ValueError(f"{verb}: ledger= cannot record arrays of Python objects; {remedy}")
     # Why: a function that writes its own files may return None, but no block can be None.
-    if given is None and (isinstance(plan.placement, InBlocks) or plan.dtypes is not None):
+    has_files = of_items or given is not None
+    if not has_files and (isinstance(plan.placement, InBlocks) or plan.dtypes is not None):
         raise ValueError(f"{verb}: {LEDGER_NEEDS_FILES}")
     for one in given or ():
         if isinstance(one, NpyFile):
@@ -223,6 +224,15 @@ class Header(NamedTuple):
     identity: dict[str, str]
 
     @classmethod
+    def of(cls, plan: Plan, chunks: int, identity: dict[str, str], *, seeded: bool) -> Header:
+        """Make the header of a call; a seed that the user chose belongs to its identity."""
+        # Why: a seed may be made of NumPy's integers.
+        seed = json.loads(json.dumps(plan.seed, default=lambda value: value.tolist()))
+        if seeded:
+            identity["seed"] = repr(seed)
+        return cls(chunks, seed, identity)
+
+    @classmethod
     def parse(cls, text: bytes) -> Header:
         """Read a header from JSON; raise ``ValueError`` for anything else."""
         match json.loads(text.decode()):  # Why: from bytes, json guesses the encoding.
@@ -235,7 +245,7 @@ class Header(NamedTuple):
 
     def differences(self, other: Header) -> list[str]:
         """Return the names of the parts in which another call differs."""
-        names = sorted({*self.identity, *other.identity})
+        names = sorted({*self.identity, *other.identity} - {MADE})
         found = [name for name in names if self.identity.get(name) != other.identity.get(name)]
         return found or ["chunks"] * (self.chunks != other.chunks)
 
@@ -296,11 +306,11 @@ class LedgerFile:
                         # Lock: the traceback keeps the duplicate of the descriptor open.
                         fcntl.flock(fd, fcntl.LOCK_UN)
                         raise
-                if np.fromfile(file, _CHECKSUM, offset=offset).any():
+                if np.fromfile(file, _CHECKSUM, offset=offset).any() or _has_results(path):
+                    size = format_count(header.chunks, "chunk") if header.chunks else "items"
                     raise ValueError(
                         f"ledger={path!r} belongs to another call, of "
-                        f"{header.identity.get('verb', '?')} with "
-                        f"{format_count(header.chunks, 'chunk')}, that differs in: "
+                        f"{header.identity.get('verb', '?')} with {size}, that differs in: "
                         f"{', '.join(different)}; pass another ledger=, or remove it to begin anew"
                     )
                 # Why: nothing is lost with the ledger of another call if none of its chunks is
@@ -334,6 +344,13 @@ class LedgerFile:
     def unlock(self) -> None:
         """Release the lock; call it when the last writer is idle."""
         fcntl.flock(self._segment.fileno(), fcntl.LOCK_UN)
+
+
+def _has_results(path: str) -> bool:
+    """Return whether the file of results beside a ledger has any."""
+    with contextlib.suppress(OSError):
+        return os.path.getsize(f"{path}{RESULTS_SUFFIX}") > 0
+    return False
 
 
 def _create(path: str, header: Header, *, replace: bool = False) -> None:
@@ -475,10 +492,14 @@ class _Fingerprinter:
             del self._open[key]
         return self._done[key][0]
 
-    def _parts(self, value: Any) -> Iterator[str]:  # noqa: C901 - one case per kind of value
+    def _parts(self, value: Any) -> Iterator[str]:  # noqa: C901, PLR0912 - one case per kind of value
         match value:
             case np.ndarray():
                 yield from self._array(value)
+            case Store():  # Why: its values are not read, so a change of them is not noticed.
+                yield from ("store", value.kind, value.where, repr((value.shape, value.dtype)))
+            case Part():
+                yield from self._array(value.array)
             case types.FunctionType():
                 yield from self._function(value)
             case types.MethodType() | types.BuiltinFunctionType() if _is_bound(value):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from shmpar import tracebacks
 from shmpar.engines.engine import Exit
 from shmpar.errors import (
     MOST_OF_EXCEPTION,
     ChunkError,
     ShmparError,
+    StoreError,
     TaskTimeout,
     WorkerDied,
     format_count,
@@ -21,15 +22,18 @@ from shmpar.errors import (
 )
 from shmpar.ipc.protocol import ChunkFailed
 from shmpar.plan import Blocks, Plan, ResultError, Rows, describe_region
+from shmpar.runtime.items import RunItems
 
 Error = TypeVar("Error")
 _READ_ONLY = re.compile("read.?only|read-write|writ(e|)able", re.IGNORECASE)
-_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 
-def chunk_error(plan: Plan, failure: ChunkFailed, run: Any) -> ChunkError:
+def chunk_error(
+    plan: Plan, failure: ChunkFailed, run: Any, items: RunItems | None = None
+) -> ChunkError:
     """Return the error for a chunk whose function raised, or whose result does not fit."""
-    block = "" if failure.shape is None else f", block of shape {failure.shape}"
+    given = failure.shape is None or items is not None
+    block = "" if given else f", block of shape {failure.shape}"
     text = f"{block}: {_reason(failure.error)}"
     # Why: the words of a message alone may speak of another array.
     if any(isinstance(one, Blocks | Rows) for one in plan.arguments) and _READ_ONLY.search(text):
@@ -37,30 +41,46 @@ def chunk_error(plan: Plan, failure: ChunkFailed, run: Any) -> ChunkError:
             ". Blocks are read-only views of the shared input: pass or write to a copy "
             "(block.copy()), or return the new values"
         )
-    error = _about_chunk(ChunkError, plan, failure.chunk, text, run, shape=failure.shape)
-    error.__cause__ = failure.error
+    error = _about_chunk(ChunkError, plan, failure.chunk, text, run, items, shape=failure.shape)
+    tracebacks.shorten(failure.error, delivered=True)
+    # Why: the message has all of an internal error, and the caller's function did not raise it.
+    internal = issubclass(type(failure.error), ResultError)
+    error.__cause__ = failure.error.__cause__ if internal else failure.error
     return error
 
 
-def task_timeout(plan: Plan, chunk: int, seconds: float | None, run: Any) -> TaskTimeout:
+def task_timeout(
+    plan: Plan, chunk: int, seconds: float | None, run: Any, items: RunItems | None = None
+) -> TaskTimeout:
     """Return the error for a chunk that took longer than ``task_timeout=``."""
     text = f": took longer than task_timeout={seconds:g} s; its worker was killed and replaced"
-    return _about_chunk(TaskTimeout, plan, chunk, text, run)
+    return _about_chunk(TaskTimeout, plan, chunk, text, run, items)
 
 
-def worker_died(plan: Plan, chunk: int, end: Exit, run: Any, *, in_place: bool) -> WorkerDied:
+def worker_died(
+    plan: Plan, chunk: int, end: Exit, run: Any, items: RunItems | None = None, *, in_place: bool
+) -> WorkerDied:
     """Return the error for a chunk whose worker died."""
     in_part = "; the chunk was computed in place and may be overwritten in part" if in_place else ""
     text = f": the worker {end.describe()}{in_part}{end.frames()}"
-    return _about_chunk(WorkerDied, plan, chunk, text, run, exitcode=end.code)
+    return _about_chunk(WorkerDied, plan, chunk, text, run, items, exitcode=end.code)
 
 
 def _about_chunk(
-    kind: Callable[..., Error], plan: Plan, chunk: int, text: str, run: Any, **more: Any
+    kind: Callable[..., Error],
+    plan: Plan,
+    chunk: int,
+    text: str,
+    run: Any,
+    items: RunItems | None,
+    **more: Any,
 ) -> Error:
     region = plan.region(chunk)
-    message = f"{plan.verb}, chunk {chunk} at {describe_region(region)}{text}"
-    return kind(message, chunk=chunk, region=region, run=run, **more)
+    if items is None:
+        place = f"chunk {chunk} at {describe_region(region)}"
+    else:
+        place, more["item"] = items.describe(chunk), items[chunk]
+    return kind(f"{plan.verb}, {place}{text}", chunk=chunk, region=region, run=run, **more)
 
 
 def call_died(name: str, end: Exit) -> WorkerDied:
@@ -79,11 +99,11 @@ def startup_failure(plan: Plan, end: Exit, run: Any) -> WorkerDied:
     )
 
 
-def warn_filled(errors: Sequence[ShmparError]) -> None:
+def warn_filled(errors: Sequence[ShmparError], noun: str = "chunk") -> None:
     """Warn once, at the line where the user called the verb, of chunks that were filled."""
     count = len(errors)
     were = "was" if count == 1 else "were"
-    text = f"{format_count(count, 'chunk')} failed and {were} filled; the first error: {errors[0]}"
+    text = f"{format_count(count, noun)} failed and {were} filled; the first error: {errors[0]}"
     warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
 
 
@@ -94,7 +114,7 @@ def levels_to_user() -> int:
     package. In a thread without such a frame, the outermost frame counts as the user's.
     """
     level, frame = 1, sys._getframe(1)  # noqa: SLF001 - the documented way to count frames
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(tracebacks.PACKAGE):
         level, frame = level + 1, frame.f_back
     return level
 
@@ -111,7 +131,7 @@ def _reason(error: BaseException) -> str:
     except BaseException as failure:  # noqa: BLE001 - Why: __str__ is the user's code
         text = f"(its message raised {type(failure).__name__})"
     kind = type(error)  # Why not isinstance: the class may raise for any attribute.
-    if issubclass(kind, ResultError):
+    if issubclass(kind, ResultError | StoreError):
         return text
     # Why: the stand-in for an exception that does not pickle has the type in its message.
     name = "" if kind is ShmparError else f"{kind.__name__}: "

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import operator
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,6 +37,7 @@ from shmpar.memory.locate import describe
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.runtime import error_texts, scheduler
 from shmpar.runtime.futures import Latch
+from shmpar.runtime.items import RunItems
 from shmpar.runtime.outputs import Outputs, Scratch
 from shmpar.worker.compute import ApplyAlongAxis
 from shmpar.worker.verify import Verification
@@ -81,7 +83,7 @@ class Policy(NamedTuple):
 
 
 class CompletionStream:
-    """Thread-safe stream of completed chunk numbers."""
+    """Thread-safe stream of the numbers of completed chunks, and of ``~chunk`` for failed ones."""
 
     def __init__(self) -> None:
         self._chunks: list[int] = []
@@ -98,17 +100,23 @@ class CompletionStream:
 
     def __iter__(self) -> Iterator[int]:
         """Yield the chunks as they are completed, in the order of their completion."""
+        for chunks in self.batches():
+            yield from chunks
+
+    def batches(self, seconds: float | None = None) -> Iterator[list[int]]:
+        """Yield lists of completed chunks; an empty one after `seconds` without a chunk."""
         given = 0
         while True:
             # Invariant: the latch is taken before the look, so a later change sets it.
             changed, complete = self._changed, self._complete
             new = self._chunks[given:]
             given += len(new)
-            yield from new
+            if new:
+                yield new
             if complete:
                 return
-            if not new:
-                changed.wait()
+            if not new and not changed.wait(seconds):
+                yield []
 
 
 def _name(call: Any) -> str:
@@ -137,6 +145,8 @@ class Execution:
     ----------
     todo : tuple of int, optional
         Chunks to compute, if an earlier run has done the others.
+    items : RunItems, optional
+        The items, if the function gets any.
 
     Attributes
     ----------
@@ -146,8 +156,10 @@ class Execution:
         The work, the choices for failures, and the results.
     run : object or None
         The run that errors name; None once it has been told of the outcome.
+    items : RunItems or None
+        The items that the function gets.
     stream : CompletionStream
-        Chunks that are done.
+        Chunks that are done or failed.
     errors : dict of int to ShmparError
         Failures, by chunk.
     fatal : BaseException or None
@@ -180,6 +192,8 @@ class Execution:
         Claims that ended with their worker.
     unfinished : tuple of int
         Chunks that are not done, once it is over.
+    traffic : tuple of (int, int, float)
+        Bytes read from stores and written to stores, and the seconds of all workers for it.
     """
 
     deaths = 0
@@ -196,20 +210,23 @@ class Execution:
     _described: tuple[Described, Described] | None = None
     _verification: Verification | None = None
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a run
         self,
         plan: Plan,
         function: Function,
-        arrays: list[Array],
+        arrays: list[Any],
         outputs: Outputs,
         policy: Policy,
         todo: tuple[int, ...] | None = None,
+        *,
+        items: RunItems | None = None,
     ) -> None:
         self.number = next(_numbers)
         self.plan = plan
         self.policy = policy
         self.outputs = outputs
         self.run: Any = None
+        self.items = items
         self.stream = CompletionStream()
         self.errors: dict[int, ShmparError] = {}
         self.fatal: BaseException | None = None
@@ -219,7 +236,12 @@ class Execution:
         self.began = time.perf_counter()
         self.attempts: list[LostClaim] = []
         self.unfinished: tuple[int, ...] = ()
+        self.traffic: tuple[float, ...] = (0, 0, 0.0)
         self._todo = todo
+        self._arrived: set[int] = set()  # chunks whose result is an object that has arrived
+        if items is not None and todo is not None:
+            missing = set(todo)
+            self.stream.add(one for one in range(plan.chunks) if one not in missing)
         self._function: Function | None = function
         self._arrays = arrays
         self._prepared: Any = None
@@ -362,6 +384,7 @@ class Execution:
             case protocol.CounterExhausted():
                 if event.announcement is not None:
                     self._announced(event.announcement)
+                self.traffic = tuple(map(operator.add, self.traffic, event.traffic))
                 self._feed(event)
             case protocol.ClaimFinished():
                 self._claim_finished(event)
@@ -375,8 +398,7 @@ class Execution:
             case protocol.Warned():
                 self.run.add_warning(event)
             case protocol.ObjectsReturned():
-                for chunk, value in event.values:
-                    (self.outputs.arrays or [])[0][self.plan.window(chunk)] = value
+                self._objects_returned(event)
 
     def _feed(self, event: scheduler.SchedulerEvent) -> None:
         """Give an event to the scheduler, and do as it says."""
@@ -393,10 +415,21 @@ class Execution:
         if error is not None:
             self._chunk_failed(protocol.ChunkFailed(self.number, announcement.chunk, error))
 
+    def _objects_returned(self, event: protocol.ObjectsReturned) -> None:
+        self.outputs.put(event.values, self.plan)
+        new = [chunk for chunk, _ in event.values if chunk not in self._arrived]
+        self._arrived.update(new)
+        self.stream.add(new)
+
     def _chunk_failed(self, event: protocol.ChunkFailed) -> None:
         if event.chunk not in self.errors:
-            self.errors[event.chunk] = error_texts.chunk_error(self.plan, event, self.run)
+            error = error_texts.chunk_error(self.plan, event, self.run, self.items)
+            self._add_error(event.chunk, error)
             self._feed(event)
+
+    def _add_error(self, chunk: int, error: ShmparError) -> None:
+        self.errors[chunk] = error
+        self.stream.add([~chunk])
 
     def _claim_finished(self, event: protocol.ClaimFinished) -> None:
         active = self._alive
@@ -410,7 +443,10 @@ class Execution:
         self._exit = event.exit or self._exit
         for_another = event.killed_for not in {None, self.number}
         blamed, unfinished = active.settle_lost(
-            worker, self.errors, innocent=for_another and not self.policy.in_place
+            worker,
+            self.errors,
+            self._arrived,
+            innocent=for_another and not self.policy.in_place,
         )
         self.deaths += blamed is not None
         if (held := active.ledger.held(worker)) is not None:
@@ -474,7 +510,7 @@ class Execution:
                 engine.replace(worker)
             case scheduler.Fail(chunk, timed_out):
                 active.ledger.status[chunk] = FAILED
-                self.errors[chunk] = self._death(chunk, timed_out=timed_out)
+                self._add_error(chunk, self._death(chunk, timed_out=timed_out))
             case scheduler.GiveUp():
                 error = error_texts.startup_failure(self.plan, self._exit, self.run)
                 self.fatal = self.fatal or error
@@ -487,10 +523,11 @@ class Execution:
             self._scratch.invalidate(active.ledger)
 
     def _death(self, chunk: int, *, timed_out: bool) -> ShmparError:
+        plan, run, items = self.plan, self.run, self.items
         if timed_out:
-            return error_texts.task_timeout(self.plan, chunk, self.policy.task_timeout, self.run)
+            return error_texts.task_timeout(plan, chunk, self.policy.task_timeout, run, items)
         in_place = self.policy.in_place
-        return error_texts.worker_died(self.plan, chunk, self._exit, self.run, in_place=in_place)
+        return error_texts.worker_died(plan, chunk, self._exit, run, items, in_place=in_place)
 
     def _finish(self, engine: Engine, active: ActivePlan) -> None:
         self.over = True
@@ -524,6 +561,9 @@ class Execution:
         # Why a function: few programs ask for the ledger of a finished run.
         self._make_ledger, self._active = _copier(ledger), None
         if ledger.done < self.plan.chunks:
+            # Why: a worker that was stopped may have sent a result, and not marked it.
+            ledger.mark_done(sorted(self._arrived))
+        if ledger.done < self.plan.chunks:
             done = np.flatnonzero(ledger.status == DONE).tolist()
             self.unfinished = tuple(np.flatnonzero(ledger.status != DONE).tolist())
         self.stream.add((), last=True)
@@ -546,7 +586,7 @@ class Execution:
         if errors:
             if self.policy.on_error == "raise":
                 return errors[0]
-            chunks = format_count(len(errors), "chunk")
+            chunks = format_count(len(errors), self.noun)
             return ExceptionGroup(f"{chunks} of {plan.verb} failed", errors)
         # Why: nobody gets the result of a cancelled run, and its files are not whole.
         return None if self.cancelled or self.unfinished else outputs.result()
@@ -593,15 +633,51 @@ class Execution:
 
     # Any thread
 
-    def finished_chunks(self) -> Iterator[int]:
-        """Yield the chunks of this run as they are done; end when it is over."""
+    @property
+    def noun(self) -> str:
+        """The word for a chunk in messages."""
+        return "chunk" if self.items is None else "item"
+
+    def finished_chunks(self, *, ordered: bool = False) -> Iterator[int]:
+        """Yield the chunks of this run as they are done; end when it is over.
+
+        A run over items yields the items that were known at its begin too.
+
+        Parameters
+        ----------
+        ordered : bool
+            In ascending order; a chunk waits for all before it, as long as they can be done.
+        """
+        whole = self._todo is None or self.items is not None
+        every = list(range(self.plan.chunks) if whole else self._todo or ())
+        heard, given = set[int](), 0
+        for number in self.stream:
+            heard.add(number)
+            if not ordered and number >= 0:
+                yield number
+            while ordered and given < len(every):
+                if every[given] in heard:
+                    yield every[given]
+                elif ~every[given] not in heard:
+                    break
+                given += 1
+        # Why: a run whose caller waits reports nothing before its end.
+        rest = every[given:] if ordered else [one for one in every if one not in heard]
+        yield from sorted(set(rest).difference(self.unfinished))
+
+    def finished_batches(self, seconds: float) -> Iterator[list[int]]:
+        """Yield lists of chunks as they are done; an empty one after `seconds` without a chunk."""
         heard: set[int] = set()
-        for chunk in self.stream:
-            heard.add(chunk)
-            yield chunk
-        heard.update(self.unfinished)
+        for chunks in self.stream.batches(seconds):
+            heard.update(chunks)
+            yield [chunk for chunk in chunks if chunk >= 0]
         every = range(self.plan.chunks) if self._todo is None else self._todo
-        yield from (chunk for chunk in every if chunk not in heard)
+        yield sorted(set(every).difference(heard, self.unfinished))
+
+    def done_before(self) -> list[int]:
+        """Return the chunks that an earlier run has computed."""
+        every = range(self.plan.chunks)
+        return sorted(set(every).difference(every if self._todo is None else self._todo))
 
     def rest(self) -> Execution:
         """Return an execution of the chunks that this one has not computed.
@@ -613,7 +689,9 @@ class Execution:
         """
         if self._function is None:
             raise RuntimeError("this run has computed every chunk: there is nothing to resume")
-        outputs, todo = self.outputs, self.unfinished
+        outputs, todo, items = self.outputs, self.unfinished, self.items
         if outputs.ledger_file is not None:
             outputs.ledger_file.lock()
-        return Execution(self.plan, self._function, self._arrays, outputs, self.policy, todo)
+        return Execution(
+            self.plan, self._function, self._arrays, outputs, self.policy, todo, items=items
+        )

@@ -22,14 +22,19 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures._base import PENDING
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from shmpar.ipc.protocol import Warned
 from shmpar.pickling.unpack import unpack
+from shmpar.tracebacks import delivering, hiding
 from shmpar.worker.environment import MOST_WARNINGS
 
 _SLICE_SECONDS = 0.1  # until a waiting thread looks for signals
+_LOG_SECONDS = 1.0  # Why: a handler may wait for the thread that asks for the outcome.
 _IDLE_SECONDS = 0.2  # until a callback thread without a task exits
+
+
+handling = threading.local()  # Its `records` is true in a thread that handles records of workers.
 
 
 class Latch:
@@ -177,6 +182,20 @@ class Condition(_thread.RLock):  # type: ignore[misc]
         """Do nothing: nobody waits here."""
 
 
+_RESULT = "write result()"
+_OTHER_NAMES = {
+    "close": "write cancel(), or close the pool",
+    "compute": _RESULT,
+    "gather": _RESULT,
+    "is_alive": "write running()",
+    "join": _RESULT,
+    "persist": _RESULT,
+    "status": "write done(), running() or cancelled()",
+    "terminate": "write cancel()",
+    "value": _RESULT,
+}
+
+
 class PoolFuture(Future[Any]):
     """A future whose callbacks the pool thread does not run.
 
@@ -191,9 +210,12 @@ class PoolFuture(Future[Any]):
         Set when the outcome is there.
     warned : dict or None
         The warnings of worker processes, until a thread asks for the outcome.
+    logged : Latch or None
+        Set when the logging records that came before the outcome are handled.
     """
 
     warned: dict[Any, Warned] | None = None
+    logged: Latch | None = None
     # Why in the class: most futures have no callback, and a program may hold a great many futures.
     _pool_callbacks: deque[Callable[[Future[Any]], object]] | tuple[()] = ()
     _done_callbacks = ()
@@ -206,6 +228,7 @@ class PoolFuture(Future[Any]):
         self._waiters: list[Any] = []
         self.resolved = Latch()
 
+    @delivering
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the outcome; return the result, or raise the exception."""
         if self.resolved.wait(timeout):
@@ -215,6 +238,43 @@ class PoolFuture(Future[Any]):
         finally:
             del self  # Why: the frames of the exception would hold the future that holds it.
 
+    # Names of multiprocessing.pool.AsyncResult
+
+    @delivering
+    def get(self, timeout: float | None = None) -> Any:
+        """Return the result, as :meth:`result`."""
+        return self.result(timeout)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until it is done, at most `timeout` seconds."""
+        self.resolved.wait(timeout)
+
+    def ready(self) -> bool:
+        """Return whether it is done, as :meth:`done`."""
+        return self.done()
+
+    def successful(self) -> bool:
+        """Return whether it is done without an exception.
+
+        Raises
+        ------
+        ValueError
+            If it is not done.
+        """
+        if not self.done():
+            raise ValueError(f"{self!r} is not done: call wait() before successful()")
+        return not self.cancelled() and self.exception() is None
+
+    if not TYPE_CHECKING:  # Why: a type checker would take any name for an attribute.
+
+        def __getattr__(self, name: str) -> NoReturn:
+            text = _OTHER_NAMES.get(name)
+            more = f"; {text}" if text else ""
+            with hiding():
+                raise AttributeError(
+                    f"{type(self).__name__} has no attribute {name!r}{more}", name=name, obj=self
+                )
+
     def add_warning(self, warned: Warned) -> None:
         """Keep a warning of a worker process, unless it is the same as an earlier one."""
         if self.warned is None:
@@ -223,7 +283,14 @@ class PoolFuture(Future[Any]):
             self.warned.setdefault(warned[3:], warned)
 
     def issue_warnings(self) -> None:
-        """Issue the warnings of worker processes, in the thread that asks for the outcome."""
+        """Issue the warnings of worker processes, in the thread that asks for the outcome.
+
+        Before, wait until their logging records are handled.
+        """
+        if (logged := self.logged) is not None:
+            self.logged = None
+            # Why: a handler that asks for an outcome would wait for itself.
+            logged.wait(0 if getattr(handling, "records", False) else _LOG_SECONDS)
         if not self.warned:
             return
         warned, self.warned = self.warned, None

@@ -10,7 +10,8 @@ that calls a verb or `submit`     check and pickle its arguments, copy inputs, a
                                   show its progress
 pool thread                       everything with the engine, the scheduler, runs and calls;
                                   resolve futures
-callback threads                  callbacks of the user, progress of runs that nobody waits for
+callback threads                  callbacks of the user, progress of runs that nobody waits for,
+                                  logging handlers
 worker threads (engine "threads") compute chunks; put events into the engine's queue
 finalizers, in any thread         append to a deque and wake the pool thread
 ================================  ===============================================================
@@ -48,12 +49,13 @@ from typing import Any, NamedTuple
 
 from shmpar.engines.engine import Engine, Exit
 from shmpar.engines.local import Initializer, SerialEngine
-from shmpar.ipc.protocol import CallFinished, Event, Warned, WorkerLost, WorkerReady
+from shmpar.ipc.protocol import CallFinished, Event, Logged, Warned, WorkerLost, WorkerReady
 from shmpar.plan import Function
 from shmpar.runtime.calls import Call, Calls
 from shmpar.runtime.execution import max_startup_failures
 from shmpar.runtime.futures import CallbackThreads, Condition, Latch, PoolFuture, start_thread
-from shmpar.runtime.progress import TICK_SECONDS, Observer, show_once, show_progress
+from shmpar.runtime.logs import LogRelay
+from shmpar.runtime.progress import TICK_SECONDS, Observer, show_once, show_progress, update
 from shmpar.runtime.run import Run
 from shmpar.worker.environment import MOST_WARNINGS, in_worker, inside_worker
 
@@ -114,6 +116,7 @@ class Loop:
         self._condition = Condition()
         self._calls = Calls(self._callbacks, self._withdraw)
         self._new_calls: list[Call] = []  # added since the last step
+        self._logs = LogRelay(self._callbacks, self._post)
         self._unclaimed: list[Warned] = []  # of initializers, before there is a run or a call
         # Why reentrant: a signal handler may call the pool while its thread starts the pool thread.
         self._starting = threading.RLock()
@@ -168,6 +171,10 @@ class Loop:
     def launch(self, run: Run) -> None:
         """Execute a run for which the caller does not wait."""
         self._prepare(run, attended=False)
+        if run.observer is not None:
+            # Why suppressed: the first update fails too, and the run has its error then.
+            with contextlib.suppress(Exception):
+                run.observer.begin(run.progress[1])
         self._post(partial(self._start, run, observer=run.observer))
 
     def prepare_call(
@@ -224,6 +231,15 @@ class Loop:
     def cancel(self, run: Run) -> None:
         """Cancel a run; it is done when its last writer is idle."""
         self._post(partial(self._cancel, run))
+
+    def restart(self) -> None:
+        """Have the workers replaced when they have done the work that they have."""
+        done = Latch()
+        if self.engine is not None:
+            self._post(partial(self._restart, done))
+            # Why a look at the end: the request is dropped if the loop ends first.
+            while not (self._ended.is_set or done.wait(0.1)):
+                pass
 
     def fail(self, run: Run, error: BaseException) -> None:
         """End a run with an error that a thread of the user raised for it."""
@@ -375,6 +391,7 @@ class Loop:
         if not self._inbox:  # Why: it may hold a close that cancels the calls which wait.
             self._calls.assign(engine)
         self._finish_runs()
+        self._logs.flush()
 
     def _timeout(self) -> float | None:
         """Return the seconds until a chunk may be overdue, or a grace is over."""
@@ -396,7 +413,11 @@ class Loop:
             case WorkerLost():
                 self._worker_lost(engine, event)
             case CallFinished():
+                if (call := self._calls.running(event.call)) is not None:
+                    call.logged = self._logs.pending()
                 self._calls.finished(event)
+            case Logged():
+                self._logs.add(event)
             case Warned(run=None):
                 self._warned(event)
             case _:
@@ -488,6 +509,13 @@ class Loop:
         except Exception as error:  # noqa: BLE001 - the calls are told
             self._calls.refuse(calls, error)
 
+    def _restart(self, done: Latch) -> None:
+        try:
+            if self.engine is not None:
+                self.engine.restart()
+        finally:
+            done.set()
+
     def _cancel(self, run: Run, grace: float | None = None) -> None:
         if not run.resolved.is_set:
             # Why the addition: an interrupt may come before the run was posted.
@@ -500,6 +528,7 @@ class Loop:
             # Why: its progress is shown up to the end before its result is there.
             if number not in self._shown:
                 del self._runs[number]
+                run.logged = self._logs.pending()
                 run.finish(self._callbacks)
 
     # The end
@@ -535,6 +564,7 @@ class Loop:
             if engine is not None:
                 engine.shutdown()
         finally:
+            self._logs.flush(last=True)
             self._calls.abort(_closed())
             self._set_ended()
 
@@ -613,7 +643,7 @@ def execute_here(run: Run, initializer: Initializer, *, wait: bool = True) -> An
                 shown = time.monotonic()
                 show_once(run, observer, lambda run, error: run.execution.fail(error))
         if observer is not None:
-            observer.update(*run.progress)
+            update(run, observer)
     except BaseException as error:
         execution.abort(error)
         raise

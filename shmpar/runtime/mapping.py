@@ -18,6 +18,7 @@ from typing import Any
 
 from shmpar.ipc.protocol import Slice
 from shmpar.runtime.calls import Call
+from shmpar.tracebacks import delivering, hiding
 
 SLICE_SECONDS = 5e-3
 """Time after which a call over items ends, unless its chunksize was given."""
@@ -46,9 +47,8 @@ class Pieces(Iterator[list[Any]]):
         self._items = iter(items)
         self._most = _MOST if total is None else math.ceil(total / (_SHARE * workers))
         if total is not None and total <= _FEW * workers:
-            self._most = (
-                1  # Why: each result is there as soon as it can be, and few calls cost little.
-            )
+            # Why: each result is there as soon as it can be, and few calls cost little.
+            self._most = 1
         self._grows = total is None
         self._size = 1 if self._grows else max(1, min(_FIRST, self._most))
 
@@ -110,6 +110,7 @@ class Results(Iterator[Any]):
     def __iter__(self) -> Iterator[Any]:  # noqa: PYI034 - the generator alone is quicker
         return self._results
 
+    @delivering
     def __next__(self) -> Any:
         return next(self._results)
 
@@ -125,7 +126,8 @@ def _take_results(calls: deque[Call], more: Iterator[Call], end: float | None) -
         while calls:
             if left == 0:
                 calls.extend(itertools.islice(more, 1))
-            found = calls[0].result(None if end is None else end - time.monotonic())
+            with hiding():
+                found = calls[0].result(None if end is None else end - time.monotonic())
             done = calls.popleft()
             single = not done.more
             calls.extendleft(reversed(done.rest))
@@ -141,7 +143,8 @@ def _take_results(calls: deque[Call], more: Iterator[Call], end: float | None) -
                 yield values.pop()  # Why: the slice does not keep a result that was given out.
             if error is not None:
                 try:
-                    raise error
+                    with hiding():
+                        raise error
                 finally:
                     del error  # Why: its traceback has this frame, which would hold it.
     finally:

@@ -25,13 +25,14 @@ import numpy as np
 
 from shmpar.errors import ShmparError, format_count
 from shmpar.ipc.ledger import DONE, PENDING, Ledger
+from shmpar.memory import huge
 from shmpar.memory.allocate import give_path, open_beside, reserve_range
 from shmpar.memory.layout import byte_bounds
 from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, new_output
 from shmpar.memory.system import ADDRESS_SPACE, room_for
-from shmpar.plan import Announcement, Output, ResultError
+from shmpar.plan import Announcement, Output, Plan, ResultError
 
 if TYPE_CHECKING:
     from shmpar.runtime.checkpoint import LedgerFile
@@ -177,6 +178,8 @@ class Outputs:
     fill : callable, optional
         Return the value for the windows of failed chunks, from a dtype; raise ``ValueError`` if
         there is none.
+    values : list, optional
+        Takes the results of items, one per chunk.
 
     Attributes
     ----------
@@ -194,6 +197,8 @@ class Outputs:
         The record of finished chunks on disk; then all outputs are files.
     checksums : ndarray of uint32 or None
         The checksum of each finished chunk, with a ledger file or ``check=True``.
+    values : list or None
+        The results of items, in a list; None if the results go into arrays.
     """
 
     def __init__(
@@ -202,6 +207,7 @@ class Outputs:
         *,
         returns_objects: bool = False,
         fill: Callable[[DType], Any] | None = None,
+        values: list[Any] | None = None,
     ) -> None:
         self.given: Sequence[Array | NpyFile] | None = given
         self.arrays: list[Array] | None = None
@@ -211,6 +217,7 @@ class Outputs:
         self.ledger_file: LedgerFile | None = None
         self.checksums: Array | None = None
         self.lazy = False
+        self.values = values
         self._unreserved: list[Segment] = []
         self._returns_objects = returns_objects
         self._fill = fill
@@ -227,6 +234,9 @@ class Outputs:
         SegmentFull
             If there is no room.
         """
+        if self.values is not None:
+            self.is_tuple, self.arrays = False, []
+            return self.arrays
         outputs = announcement.outputs
         if self.ledger_file is not None and self.given is None and outputs:
             raise ValueError(f"{LEDGER_NEEDS_FILES}, or a function that returns None")
@@ -252,8 +262,10 @@ class Outputs:
         location = None if array is None else locate(array)
         if array is None or location is None:
             made = new_output(*output, self.slab, lazy=self.lazy)
-            if (made_in := locate(made)) is not None and not made_in.segment.reserved:
-                self._unreserved.append(made_in.segment)
+            # Why the size: for a small array the look takes longer than its memory.
+            found = locate(made) if self.lazy and made.nbytes >= huge.MIN_BYTES else None
+            if found is not None and not found.segment.reserved:
+                self._unreserved.append(found.segment)
             return made
         # Why: a write to a hole of a mapped file on a full disk is SIGBUS.
         low, high = byte_bounds(array.shape, array.strides, array.itemsize)
@@ -303,17 +315,37 @@ class Outputs:
         """Write the fill value to the windows of failed chunks."""
         if self._fill is None:
             return
+        if self.values is not None:
+            for (chunk,) in windows:
+                self.values[chunk] = self._fill(np.dtype(object))
         self.reserve_rest()
         for array in self.arrays or ():
             value = self._fill(array.dtype)
             for window in windows:
                 array[window] = value
 
+    def put(self, results: Iterable[tuple[int, Any]], plan: Plan) -> None:
+        """Take the results of chunks that are objects."""
+        if (values := self.values) is not None:
+            for chunk, value in results:
+                values[chunk] = value
+        elif self.arrays:
+            for chunk, value in results:
+                self.arrays[0][plan.window(chunk)] = value
+
+    def value(self, chunk: int) -> Any:
+        """Return the result of one item."""
+        if self.values is not None:
+            return self.values[chunk]
+        return _value_in(self.arrays or (), chunk, bool(self.is_tuple))
+
     def result(self) -> Any:
-        """Return the result of the verb: an array, a scalar, a tuple of these, or None.
+        """Return the result of the verb: an array, a scalar, a list, a tuple of arrays, or None.
 
         The user's files get their paths, so every chunk must be done.
         """
+        if self.values is not None:
+            return self.values
         if not self.arrays:
             return None
         given = [
@@ -339,24 +371,58 @@ def _check_fit(given: Sequence[Array | NpyFile], outputs: Sequence[Output]) -> N
             raise ResultError(f"out= has shape {mine.shape}, but the results make {shape}")
 
 
+_KEPT_BYTES = 64 * 1024  # Why: a larger array of a list lies in a segment of its own.
+
+
+class Weak(weakref.ref[Any]):
+    """A weak reference that no value of the user is."""
+
+
+def held(value: Any) -> Any:
+    """Return a value of a list, or a weak reference if it is a large array."""
+    is_large = isinstance(value, np.ndarray) and value.nbytes > _KEPT_BYTES
+    return Weak(value) if is_large else value
+
+
+def _value_in(arrays: Sequence[Any], chunk: int, is_tuple: bool) -> Any:
+    values = tuple([array[chunk] for array in arrays])
+    return values if is_tuple else values[0] if values else None
+
+
 class WeakResult:
-    """A result whose arrays live only as long as the caller holds them."""
+    """A result whose arrays live only as long as the caller holds them.
+
+    Small arrays in a list stay, as all other objects in it do.
+    """
 
     def __init__(self, result: Any) -> None:
-        self._is_tuple = isinstance(result, tuple)
-        parts = result if self._is_tuple else (result,)
+        self._kind: type = type(result)
+        if self._kind is list:
+            self._parts = [held(part) for part in result]
+            return
+        parts = result if self._kind is tuple else (result,)
         # Why: a NumPy scalar cannot be referenced weakly, and holds no shared memory.
-        self._parts = [weakref.ref(p) if isinstance(p, np.ndarray) else p for p in parts]
+        self._parts = [Weak(p) if isinstance(p, np.ndarray) else p for p in parts]
 
     def get(self) -> Any:
         """Return the result; raise ``ShmparError`` if the caller has dropped an array of it."""
-        parts = [p() if isinstance(p, weakref.ref) else p for p in self._parts]
+        parts = [p() if isinstance(p, Weak) else p for p in self._parts]
         if any(part is None and p is not None for part, p in zip(parts, self._parts, strict=True)):
             raise ShmparError(
                 "the result of this run was returned to its caller, who has dropped it; the run of "
                 "a call with wait=False keeps it"
             )
-        return tuple(parts) if self._is_tuple else parts[0]
+        return self._kind(parts) if self._kind in {list, tuple} else parts[0]
+
+    def value(self, chunk: int) -> Any:
+        """Return the result of one item; None if the caller has dropped it."""
+        if self._kind is list:
+            part = self._parts[chunk]
+            return part() if isinstance(part, Weak) else part
+        parts = [p() if isinstance(p, Weak) else p for p in self._parts]
+        if any(part is None for part in parts):
+            return None
+        return _value_in(parts, chunk, self._kind is tuple)
 
 
 def fill_value_for(value: Any, dtype: DType) -> Any:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shmpar.errors import ShmparError
+from shmpar.errors import ShmparError, format_count
 from shmpar.runtime import error_texts
 from shmpar.runtime.execution import Execution
 from shmpar.runtime.futures import CallbackThreads, Latch, PoolFuture
+from shmpar.runtime.items import Table, make_table
 from shmpar.runtime.outputs import Outputs, WeakResult
 from shmpar.runtime.progress import Observer
+from shmpar.tracebacks import delivering, hide_frames, hiding
 
 if TYPE_CHECKING:
     from shmpar.report import Report
@@ -47,8 +49,13 @@ class Run(PoolFuture):
 
     @property
     def out(self) -> Any:
-        """The output's shared buffer (a tuple of them), or None while its shape is unknown."""
+        """The output's shared buffer (a tuple of them), or None while its shape is unknown.
+
+        It is the list of results, if the run gives one; an item that is not done is None there.
+        """
         outputs = self.execution.outputs
+        if outputs.values is not None:
+            return outputs.values
         if not outputs.arrays:
             return None
         outputs.reserve_rest()
@@ -71,7 +78,7 @@ class Run(PoolFuture):
         inputs, outputs = execution.arrays()
         return Report(
             verb=execution.plan.verb,
-            function=execution.name.rpartition("<locals>.")[2],
+            function=self._name,
             engine=engine.name if engine else "",
             workers=engine.workers if engine else 0,
             chunks=execution.plan.chunks,
@@ -93,8 +100,46 @@ class Run(PoolFuture):
             origin=began,
             complete=done,
             ledger=execution.ledger,
+            store_read=int(execution.traffic[0]),
+            store_written=int(execution.traffic[1]),
+            store_seconds=execution.traffic[2],
         )
 
+    @property
+    def _name(self) -> str:
+        """The name of the function, without the functions around it."""
+        return self.execution.name.rpartition("<locals>.")[2]
+
+    @property
+    def _status(self) -> str:
+        """The state in plain words."""
+        execution = self.execution
+        failed = format_count(len(execution.errors), execution.noun)
+        if not self.done():
+            return "being cancelled" if execution.cancelled else "running"
+        if self.cancelled():
+            return "cancelled"
+        if execution.was_filled:
+            were = "was" if len(execution.errors) == 1 else "were"
+            return f"done, {failed} failed and {were} filled"
+        if super().exception(0) is None:
+            return "done"
+        return f"failed in {failed}" if execution.errors else "failed"
+
+    def __repr__(self) -> str:
+        from shmpar.report.text import format_call
+
+        settled, chunks = self.progress
+        call = format_call(self.execution.plan.verb, self._name)
+        count = f"{settled:,} of {format_count(chunks, self.execution.noun)}"
+        return f"<shmpar.Run: {call}, {self._status}, {count}>"
+
+    def _repr_html_(self) -> str:
+        from shmpar.report.html import render_run
+
+        return render_run(self, self._status)
+
+    @delivering
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the end; return the result of the verb.
 
@@ -118,7 +163,7 @@ class Run(PoolFuture):
         # Why here: warn once, in the thread and at the line that asks for the result.
         errors, self.execution.to_warn = self.execution.to_warn, []
         if errors:
-            error_texts.warn_filled(errors)
+            error_texts.warn_filled(errors, self.execution.noun)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the end; return the exception, None if there is none."""
@@ -144,14 +189,24 @@ class Run(PoolFuture):
             cancel(self)
         return True
 
-    def completed(self) -> Iterator[tuple[slice, ...]]:
-        """Yield the region of each chunk as soon as it is in :attr:`out`; end as `result` would.
+    def completed(self, *, ordered: bool = False) -> Iterator[Any]:
+        """Yield results as they come: regions of :attr:`out`, or items with their values.
+
+        Parameters
+        ----------
+        ordered : bool
+            Yield in the order of the input; a result waits for those before it. Otherwise the
+            order is that in which the workers finish.
 
         Yields
         ------
         tuple of slice
             The chunk's window in the output, or in each of several outputs; an axis that it does
             not name is whole. Failed chunks have none.
+        tuple of (item, value)
+            For a run over items: the item (a tuple of them for several iterables) and the value
+            that the function returned. Failed items have none. Items that an earlier run or a
+            ledger has done come first.
 
         Raises
         ------
@@ -161,7 +216,8 @@ class Run(PoolFuture):
         Notes
         -----
         Use it with ``wait=False``: then workers report after each claim, about a millisecond's
-        work. A run whose caller waits reports its chunks when it is over.
+        work. A run whose caller waits reports its chunks when it is over. It keeps large arrays
+        among items and values only as long as the caller does; they are None afterwards.
 
         Examples
         --------
@@ -171,14 +227,133 @@ class Run(PoolFuture):
         ...     done = [run.out[region].sum() for region in run.completed()]
         >>> float(sum(done))
         -15.0
+        >>> with shmpar.Pool(2) as pool:
+        ...     run = pool.parallel_map(len, ["a", "bcd"], wait=False)
+        ...     list(run.completed(ordered=True))
+        [('a', 1), ('bcd', 3)]
         """
-        for chunk in self.execution.finished_chunks():
+        items = self.execution.items
+        for chunk in self.execution.finished_chunks(ordered=ordered):
+            if items is not None:
+                yield items[chunk], self._value(chunk)
+                continue
             window = self.execution.plan.window(chunk)
             yield tuple(
                 part if isinstance(part, slice) else slice(part, part + 1) for part in window
             )
-        self.result()
+        with hiding():
+            self.result()
 
+    @hide_frames
+    def live(self, ax: Any = None, *, output: int = 0, **options: Any) -> Any:
+        """Fill a picture while the run computes; return when it is over, as :meth:`result` would.
+
+        A notebook shows the picture below the cell, and a window is redrawn, some times per second.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            The axes to draw in. By default they belong to a new figure, which has a colour bar.
+            The title is the progress, unless the axes have a title.
+        output : int
+            Number of the output, if the function returns a tuple.
+        **options
+            Options of matplotlib: of ``imshow``, such as ``cmap``, ``vmin`` and ``norm``; or of
+            ``plot`` for an output with one axis.
+
+        Returns
+        -------
+        matplotlib.image.AxesImage or matplotlib.lines.Line2D
+            The picture: an image of two axes, or a line. Chunks that are not done are grey. Of an
+            output with more axes it shows the plane of the latest chunk. An unsigned last axis of
+            3 or 4 is a colour; of other short last axes it shows the first element. Complex numbers
+            are shown by their magnitude. None if there is no element to draw.
+
+        Raises
+        ------
+        ShmparError, CancelledError
+            At the end, as :meth:`result`; the picture stays.
+        TypeError
+            If the output does not consist of numbers.
+        IndexError
+            If there is no such output.
+        ImportError
+            If matplotlib is not installed: ``pip install matplotlib``.
+
+        Notes
+        -----
+        Use it with ``wait=False``. A run whose caller waits shows its chunks when it is over. An
+        interrupt ends the picture, and not the run.
+
+        Cost: drawing takes at most a fifth of this thread's time. The picture has at most 1,000
+        elements along an axis; of longer axes it shows every second element, every third, ...
+
+        Examples
+        --------
+        >>> import matplotlib.figure, numpy as np, shmpar
+        >>> axes = matplotlib.figure.Figure().subplots()
+        >>> with shmpar.Pool(2) as pool:
+        ...     run = pool.map_blocks(np.sqrt, np.ones((60, 40)), chunks=20, wait=False)
+        ...     picture = run.live(axes, vmin=0)
+        >>> picture.get_array().shape, axes.get_title()
+        ((60, 40), 'map_blocks(sqrt): 6 of 6 chunks')
+        """
+        from shmpar.runtime.live import follow  # Why here: few programs draw.
+
+        picture = follow(self, ax, output, options)
+        self.result()
+        return picture
+
+    def _value(self, chunk: int) -> Any:
+        result = self._result
+        held = result if isinstance(result, WeakResult) else self.execution.outputs
+        return held.value(chunk)
+
+    @hide_frames
+    def table(self) -> Table:
+        """Return a record of each item: its status, result or error, seconds and worker.
+
+        Returns
+        -------
+        list of dict
+            In input order, also while the run is in progress; ``.to_frame()`` makes a
+            :class:`pandas.DataFrame` of it. Each record has the entries ``item``, ``status``
+            ("done", "failed" or "pending"), ``result``, ``error``, ``seconds`` and ``worker``.
+            `result` is None unless the item is done, and `error` unless it failed. `seconds` and
+            `worker` are None if they are not known, as for a result from a ledger.
+
+        Raises
+        ------
+        TypeError
+            If the run is not over items: its chunks are in :attr:`report`.
+
+        Notes
+        -----
+        Cost: a few microseconds per item. After a call that waited, `item` and `result` are None
+        for large arrays that the caller has dropped.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     run = pool.parallel_map(int, ["1", "x"], on_error="collect", wait=False)
+        ...     _ = run.exception()
+        >>> for record in run.table():
+        ...     print(record["item"], record["status"], record["result"], record["error"])
+        1 done 1 None
+        x failed None parallel_map, item 1 ('x'): the function raised ValueError: invalid ...
+        """
+        execution = self.execution
+        if execution.items is None:
+            raise TypeError(
+                f"table() has the items of a parallel_map over an iterable; this run of "
+                f"{execution.plan.verb} has chunks of arrays: see run.report"
+            )
+        chunks, ledger = execution.plan.chunks, execution.ledger
+        pairs = execution.items, chunks, self._value
+        return make_table(*pairs, dict(execution.errors), ledger, tuple(execution.attempts))
+
+    @hide_frames
     def resume(self) -> Run:
         """Compute the remaining chunks, in a new run into the same outputs.
 
@@ -276,5 +451,7 @@ class Run(PoolFuture):
         """Return the result to the caller, and keep it only as long as the caller does."""
         result = self.result()
         self.execution.outputs = Outputs(None)
+        if self.execution.items is not None:
+            self.execution.items.release()
         self._result = WeakResult(result)
         return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dis
 import functools
 import inspect
 import itertools
@@ -13,6 +12,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from reprlib import repr as brief
 from typing import Any, Final
 
 import numpy as np
@@ -20,12 +20,16 @@ import numpy as np
 from shmpar.errors import format_count
 from shmpar.grid import BLOCK_BYTES, Grid, Halo, Mode
 from shmpar.grid.axis import axis_number
+from shmpar.grid.grid import STORE_BLOCK_BYTES
 from shmpar.grid.halo import parse_boundary, parse_depth
 from shmpar.memory.copying import computes_itself, is_masked, loses
 from shmpar.memory.limits import free_memory
+from shmpar.pickling.changes import global_names
 from shmpar.pickling.pack import _pickled_by_name, is_importable
 from shmpar.plan import SMALLER_WINDOW, Argument, Blocks, Items, Rows, Whole
 from shmpar.runtime.error_texts import levels_to_user
+from shmpar.stores.recognise import wrap
+from shmpar.stores.store import Part, Store
 
 Array = np.ndarray[Any, Any]
 Axes = tuple[int, ...]
@@ -34,6 +38,7 @@ Depths = tuple[tuple[int, int], ...]
 
 # Why: reading the free memory takes longer than a call of a verb.
 _LARGE_WINDOW: Final = 64 << 20
+_FEW_AXES: Final = 4
 _NO_HALO: Final[list[Any]] = [(0, 0), (Mode.NONE, Mode.NONE)]
 
 
@@ -43,7 +48,7 @@ class Inputs:
 
     Attributes
     ----------
-    arrays : list of ndarray
+    arrays : list of (ndarray, Store or Part)
         Arrays that are divided into chunks.
     values : list
         Constants, and sequences of items.
@@ -51,12 +56,15 @@ class Inputs:
         Arguments of the function, in order.
     shape : tuple of int
         Shape of the grid: that of the broadcast arrays, or ``(items,)``.
+    written : sequence of Store
+        Outputs with the axes of the grid, whose units "auto" follows too.
     """
 
-    arrays: list[Array] = field(default_factory=list)
+    arrays: list[Any] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
     arguments: list[Argument] = field(default_factory=list)
     shape: tuple[int, ...] = ()
+    written: Sequence[Store] = ()
 
     def add(self, value: Any, kind: Callable[..., Argument], *fields: Any) -> None:
         """Append an argument of this kind, with the fields that follow its index."""
@@ -133,7 +141,35 @@ class Inputs:
         # Why: only ints and strings are keys of a cache, since True and 1.0 are equal to 1.
         cut = _cached_cut if all(type(one) in {int, str} for one in entries) else Grid.cut
         size = max([array.itemsize for array in self.arrays], default=8)
+        if (units := self._units()) is not None:
+            depths = depth or None
+            return Grid.cut(
+                self.shape, chunks, itemsize=size, depth=depths, whole=whole, units=units
+            )
         return cut(self.shape, chunks, itemsize=size, depth=depth or None, whole=whole, most=most)
+
+    def _units(self) -> list[int] | None:
+        """Return the common unit of all stores along each axis of the grid; None without any."""
+        stores: list[tuple[Sequence[int | None], Store]] = [
+            (one.axes, self.arrays[one.array])
+            for one in self.arguments
+            if isinstance(one, Blocks) and isinstance(self.arrays[one.array], Store)
+        ]
+        stores += [(range(len(self.shape)), one) for one in self.written]
+        if not stores:
+            return None
+        units = [1] * len(self.shape)
+        # Why reversed: chunks must follow the units of outputs, and should follow the others.
+        for axes, store in reversed(stores):
+            lengths = store.unit or (1,) * store.ndim
+            for axis, unit in zip(axes, lengths, strict=True):
+                if axis is None:
+                    continue
+                both = math.lcm(units[axis], max(1, unit))
+                block = math.prod(units) // units[axis] * min(both, self.shape[axis])
+                if units[axis] == 1 or block * store.itemsize <= 2 * STORE_BLOCK_BYTES:
+                    units[axis] = both
+        return units
 
 
 _cached_cut = functools.lru_cache(maxsize=64)(Grid.cut)
@@ -147,13 +183,17 @@ _cached_sides = functools.lru_cache(maxsize=64)(_sides)
 
 
 def as_input(value: Any, verb: str) -> Array:
-    """Make an array of an argument.
+    """Make an array of an argument, or a store of an array outside memory.
 
     Raises
     ------
     TypeError
         For a masked array, an array with a unit, or an array of Python objects.
     """
+    value = from_store(value, verb)
+    if isinstance(value, Store | Part):
+        _check_values(value, verb)
+        return value  # type: ignore[return-value]  # Why: the plan asks no more of an array
     if is_masked(value):
         raise TypeError(
             f"{verb}: a masked array would lose its mask; pass x.data, and x.mask (as "
@@ -169,6 +209,22 @@ def as_input(value: Any, verb: str) -> Array:
         )
         warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
     array = np.asarray(value)
+    _check_values(array, verb)
+    return array
+
+
+def from_store(value: Any, verb: str) -> Any:
+    """Return the store of an array that lies in one; anything else as it is."""
+    # Why first: most inputs are arrays in memory.
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        return wrap(value)
+    except TypeError as error:
+        raise TypeError(f"{verb}: {error}") from None
+
+
+def _check_values(array: Any, verb: str) -> None:
     if array.dtype.hasobject or array.dtype.kind == "T":
         own = verb == "parallel_map"
         objects = "a list of the objects, array.tolist()" if own else "a list to parallel_map"
@@ -176,7 +232,6 @@ def as_input(value: Any, verb: str) -> Array:
             f"{verb}: an array of dtype {array.dtype} holds pointers into this process; pass "
             f"numbers, fixed-width strings or bytes, or {objects}"
         )
-    return array
 
 
 def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None) -> Inputs:
@@ -194,6 +249,7 @@ def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None
     ValueError
         If the shapes do not broadcast.
     """
+    given = [_in_memory_without_axes(from_store(value, verb)) for value in given]
     found = [None if _is_scalar(value) else as_input(value, verb) for value in given]
     shapes = [array.shape for array in found if array is not None]
     if not shapes and shape is not None:
@@ -210,7 +266,9 @@ def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None
         inputs.shape = shapes[0] if len(set(shapes)) == 1 else np.broadcast_shapes(*shapes)
     except ValueError:
         given_shapes = ", ".join(map(str, shapes))
-        raise ValueError(f"{verb}: inputs of shapes {given_shapes} do not broadcast") from None
+        raise ValueError(
+            f"{verb}: inputs of shapes {given_shapes} do not broadcast{_meant(verb, given)}"
+        ) from None
     for value, array in zip(given, found, strict=True):
         if array is None:
             inputs.add(value, Whole)
@@ -220,6 +278,16 @@ def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None
         cut = [None if n == 1 and inputs.shape[k] != 1 else k for k, n in pairs]
         inputs.add(array, Blocks, tuple(cut))
     return inputs
+
+
+def _meant(verb: str, given: Sequence[Any]) -> str:
+    """Return advice if an argument looks like ``chunks=`` or ``depth=`` without its name."""
+    option = "depth" if verb == "map_overlap" else "chunks"
+    sizes = (one for one in given[1:] if isinstance(one, tuple | list) and len(one) <= _FEW_AXES)
+    for size in sizes:
+        if all(isinstance(n, int) for n in size):
+            return f"; for {verb}(f, x, {size}) write {option}={size}"
+    return ""
 
 
 def check_windows(verb: str, grid: Grid, inputs: Inputs) -> None:
@@ -244,6 +312,11 @@ def check_windows(verb: str, grid: Grid, inputs: Inputs) -> None:
         )
 
 
+def _in_memory_without_axes(value: Any) -> Any:
+    """Read a store without axes, which is a constant; return anything else as it is."""
+    return value[()] if isinstance(value, Store) and value.ndim == 0 else value
+
+
 def _is_scalar(value: Any) -> bool:
     # Why: NumPy's functions cost a shared array a dispatch, and a scalar type has ndim too.
     if isinstance(value, np.ndarray):
@@ -251,7 +324,9 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, type) or np.ndim(value) == 0
 
 
-def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
+def items(
+    verb: str, given: Sequence[Any], axis: int, func: Callable[..., Any] | None = None
+) -> Inputs:
     """Read the arguments of a verb that takes rows of arrays, and items of other iterables.
 
     Raises
@@ -264,7 +339,8 @@ def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
     inputs = Inputs()
     lengths = []
     for position, value in enumerate(given):
-        if isinstance(value, np.ndarray):
+        value = _rows_of_table(from_store(value, verb))  # noqa: PLW2901 - as it is meant
+        if isinstance(value, np.ndarray | Store | Part):
             parts: Any = _rows(as_input(value, verb), axis, verb)
             inputs.add(parts, Rows)
         else:
@@ -273,7 +349,7 @@ def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
             except TypeError as error:
                 raise TypeError(
                     f"{verb}: argument {position} is a {type(value).__name__}, which has no items; "
-                    "constants for the function go into kwargs="
+                    f"constants for the function go into kwargs={_named(func, position, value)}"
                 ) from error
             parts = value if isinstance(value, range) else list(found)
             inputs.add(parts, Items)
@@ -285,11 +361,40 @@ def items(verb: str, given: Sequence[Any], axis: int) -> Inputs:
     return inputs
 
 
-def _rows(array: Array, axis: int, verb: str) -> Array:
+def _named(func: Callable[..., Any] | None, position: int, value: Any) -> str:
+    """Return the dict with the name of the parameter that a value was meant for, as text."""
+    parameters = [] if func is None else list(getattr(signature_of(func), "parameters", ()))
+    if position >= len(parameters):
+        return ""
+    return f"{{{parameters[position]!r}: {brief(value)}}}"
+
+
+def _rows(array: Any, axis: int, verb: str) -> Any:
     if array.ndim == 0:
         raise TypeError(f"{verb}: an array without axes has no rows")
     axis = axis_number(axis, array.ndim, f"{verb}: axis={axis!r}")
+    if isinstance(array, Store):
+        return array.by_rows_of(axis)
+    if isinstance(array, Part) and axis:
+        raise TypeError(f"{verb}: a part of an array has rows along axis 0 alone")
     return np.moveaxis(array, axis, 0) if axis else array
+
+
+def _rows_of_table(value: Any) -> Any:
+    """Return the rows of a DataFrame, or the values of a Series; anything else as it is."""
+    if isinstance(value, np.ndarray | Store | Part) or not _is_table(type(value)):
+        return value
+    values = value.to_numpy()
+    return list(values) if values.dtype.hasobject else values
+
+
+def _is_table(kind: type) -> bool:
+    """Return whether a type is of pandas; its iteration would give the names of columns."""
+    names = {"DataFrame", "Series", "Index"}
+    return any(
+        one.__module__.partition(".")[0] == "pandas" and one.__name__ in names
+        for one in kind.__mro__
+    )
 
 
 _SPECIAL_PARAMETERS: Final = frozenset({"block_id", "block_info", "rng"})
@@ -309,7 +414,7 @@ def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) ->
         names.update(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
     elif not isinstance(func, np.ufunc):
         with contextlib.suppress(ValueError):  # Why: check_signature() reports this error.
-            names.update(getattr(_signature(func), "parameters", ()))
+            names.update(getattr(signature_of(func), "parameters", ()))
             names = {name for name in names & _SPECIAL_PARAMETERS if _takes_keyword(func, name)}
     while isinstance(func, functools.partial):
         names -= set(func.keywords)
@@ -363,7 +468,7 @@ def _held_by_function(function: types.FunctionType) -> list[Any]:
     space = function.__globals__
     named = [
         value
-        for name in _globals_of(function.__code__)
+        for name in global_names(function.__code__).read
         if type(value := space.get(name)) not in _NOTHING_HELD
     ]
     if named and _pickled_by_name(function):
@@ -393,15 +498,6 @@ def _parts_of(one: Any) -> Iterable[Any]:
             attributes = [getattr(one, name, None) for name in names]
             parts = [*attributes, *getattr(one, "__dict__", {}).values()]
     return parts
-
-
-@functools.lru_cache(maxsize=256)
-def _globals_of(code: types.CodeType) -> frozenset[str]:
-    """Return the names that the code, and all functions and classes in it, look up as globals."""
-    loads = {"LOAD_GLOBAL", "LOAD_NAME"}
-    names = {one.argval for one in dis.get_instructions(code) if one.opname in loads}
-    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return frozenset(names.union(*map(_globals_of, inner)))
 
 
 _MOST_HELD: Final = 200
@@ -436,14 +532,22 @@ def warn_of_random(where: str, held: Iterable[Any], remedy: str) -> None:
 
 def default_of(func: Callable[..., Any], name: str) -> Any:
     """Return the default of a parameter, None if there is none."""
-    parameters = getattr(_signature(func), "parameters", {})
+    parameters = getattr(signature_of(func), "parameters", {})
     return getattr(parameters.get(name), "default", None)
 
 
 def check_signature(
-    verb: str, func: Callable[..., Any], count: int, keywords: Mapping[str, Any], special: Names
+    verb: str,
+    func: Callable[..., Any],
+    count: int,
+    keywords: Mapping[str, Any],
+    special: Names,
+    remedy: str = "",
 ) -> None:
-    """Raise ``TypeError`` if `func` cannot be called with `count` arguments and these keywords."""
+    """Raise ``TypeError`` if `func` cannot be called with `count` arguments and these keywords.
+
+    The message ends with `remedy`.
+    """
     if isinstance(func, np.ufunc) and count != func.nin:
         raise TypeError(
             f"{verb}: {func.__name__} takes {format_count(func.nin, 'array')}, not {count}; pass "
@@ -453,7 +557,7 @@ def check_signature(
         return
     given = {**keywords, **dict.fromkeys(special)}
     try:
-        error = _refusal(_signature(func), count, given)
+        error = _refusal(signature_of(func), count, given)
         if error is not None:
             # Why: a decorator may supply an argument that the function beneath it names. One in C
             # has no signature of its own, and supplies none (np.sum, functools.lru_cache).
@@ -466,6 +570,7 @@ def check_signature(
             f"{verb}: the function cannot be called with {format_count(count, 'argument')} and "
             f"kwargs={sorted(keywords)}: {error}; pass its other parameters in kwargs="
             + (", or out by pass_out=True" if "'out'" in str(error) else "")
+            + remedy
         )
 
 
@@ -507,7 +612,7 @@ def _obviously_takes(func: Any, count: int) -> bool:
     return fits and not code.co_kwonlyargcount
 
 
-def _signature(func: Callable[..., Any]) -> inspect.Signature | None:
+def signature_of(func: Callable[..., Any]) -> inspect.Signature | None:
     """Return the signature of a function; None for a compiled function that has none.
 
     Raises
@@ -519,7 +624,7 @@ def _signature(func: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def _own_signature(func: Callable[..., Any]) -> inspect.Signature | None:
-    """Return the signature of the outermost decorator; as :func:`_signature` otherwise."""
+    """Return the signature of the outermost decorator; as :func:`signature_of` otherwise."""
     return _inspected(func, follow_wrapped=False)
 
 

@@ -3,7 +3,7 @@
 Guarantees
 ----------
 - No pass holds more than a block in a worker, and a few numbers per block in the caller.
-- The quartiles are selected by the bits of the numbers, not by their values: equal for any chunks.
+- The quartiles are exact, so they are equal for any chunks.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.runtime.error_texts import levels_to_user
+from shmpar.verbs.selection import Collect, Selection
 
 Array = np.ndarray[Any, Any]
 Limits = tuple[Any, Any]
@@ -25,13 +26,15 @@ Measure = Callable[[Callable[[Array], Any]], Any]  # the results of a function f
 _AUTO = ("fd", "sqrt", "sturges")
 
 
-def bins_by_rule(rule: str, values: Array, limits: Limits, measure: Measure) -> int:
+def bins_by_rule(
+    rule: str, values: Array, limits: Limits, measure: Measure, collect: Collect
+) -> int:
     """Return the number of bins of :func:`numpy.histogram_bin_edges`."""
     first, last = limits
     if first == last:
         first, last = limits = first - 0.5, last + 0.5
-    if values.dtype.kind not in "iuf" or values.dtype.itemsize > 8:  # noqa: PLR2004 - as `_keys`
-        return len(np.histogram_bin_edges(values, rule, limits)) - 1
+    if values.dtype.kind not in "iuf" or values.dtype.itemsize > 8:  # noqa: PLR2004 - no long double
+        return len(np.histogram_bin_edges(values[...], rule, limits)) - 1
     wide, _ = accumulator(values, None)
     sizes, lows, highs, sums = measure(partial(_facts, limits=limits, dtype=wide))
     if not sizes.any():
@@ -46,7 +49,7 @@ def bins_by_rule(rule: str, values: Array, limits: Limits, measure: Measure) -> 
         "scott": lambda: _width_by_moments(rule, values, total, limits, measure),
         "doane": lambda: _width_by_moments(rule, values, total, limits, measure),
         "stone": lambda: _width_by_stone(size, span, limits, measure),
-        "fd": lambda: 2.0 * np.subtract(*_quartiles(size, ends, measure)) * size ** (-1.0 / 3.0),
+        "fd": lambda: 2.0 * np.subtract(*_quartiles(collect, limits)) * size ** (-1.0 / 3.0),
     }
     fine, *coarse = [rules[one]() for one in {"auto": _AUTO}.get(rule, (rule,))]
     width = min(max(fine, coarse[0] / 2), coarse[1]) if coarse else fine
@@ -117,68 +120,15 @@ def _width_by_stone(size: int, span: Any, limits: Limits, measure: Measure) -> A
     return span / best
 
 
-def _quartiles(size: int, ends: Limits, measure: Measure) -> list[Any]:
+def _quartiles(collect: Collect, limits: Limits) -> list[Any]:
     """Return the upper and the lower quartile, as :func:`numpy.percentile`."""
-    places = [(size - 1) * share for share in (0.75, 0.25)]
-    ranks = [min(int(place) + more, size - 1) for place in places for more in (0, 1)]
-    found = np.array(_select(ranks, ends, measure)).reshape(2, 2)
+    selection = Selection(collect, partial(_inside, limits=limits))
+    last = selection.size - 1
+    places = [last * share for share in (0.75, 0.25)]
+    ranks = [min(int(place) + more, last) for place in places for more in (0, 1)]
+    found = selection.at(ranks).reshape(2, 2)
     # Why: NumPy interpolates between two elements as between neighbours in the sorted array.
-    return [np.percentile(pair, 100 * (k % 1)) for pair, k in zip(found, places, strict=True)]
-
-
-def _select(ranks: list[int], ends: Limits, measure: Measure) -> list[Any]:
-    """Return the elements of these ranks among those between the ends, by a radix selection.
-
-    The ends are the smallest and the largest of these elements.
-    """
-    first, last = map(int, _keys(np.array(ends)))
-    shift, dtype = (first ^ last).bit_length(), ends[0].dtype
-    keys, left = [first >> shift] * len(ranks), list(ranks)
-    while shift:
-        bits = min(8, shift)
-        shift -= bits
-        known, rest = sorted(set(keys)), shift + bits
-        parts = [(max(k << rest, first), min((k + 1 << rest) - 1, last)) for k in known]
-        # Why by value too: a comparison is cheaper than a key, and few elements are left.
-        within = [(_value_of_key(low, dtype), _value_of_key(high, dtype)) for low, high in parts]
-        digits = partial(_count_digits, known=known, ends=within, shift=shift, bits=bits)
-        counts = measure(digits).reshape(-1, len(known), 1 << bits).sum(0)
-        for number, rank in enumerate(left):
-            below = counts[known.index(keys[number])].cumsum()
-            digit = int(np.searchsorted(below, rank, "right"))
-            keys[number] = keys[number] << bits | digit
-            left[number] = rank - int(below[digit - 1] if digit else 0)
-    return [_value_of_key(key, dtype) for key in keys]
-
-
-def _count_digits(
-    block: Array, known: list[int], ends: list[Limits], shift: int, bits: int
-) -> Array:
-    """Count the next bits of the keys that begin with the known ones, which lie between ends."""
-    counts = []
-    for one, limits in zip(known, ends, strict=True):
-        keys = _keys(_inside(block, limits)).astype(np.uint64) >> np.uint64(shift)
-        # Why again: 0.0 and -0.0 are equal, and their keys are not.
-        keys = keys[keys >> np.uint64(bits) == np.uint64(one)] & np.uint64((1 << bits) - 1)
-        counts.append(np.bincount(keys.astype(np.intp), minlength=1 << bits))
-    return np.array(counts)
-
-
-def _keys(values: Array) -> Any:
-    """Return unsigned integers that have the order of the values, none of which is NaN."""
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    bits: Array = values.view(f"u{values.itemsize}")
-    top = bits.dtype.type(1 << (8 * values.itemsize - 1))
-    if values.dtype.kind == "u":
-        return bits
-    return bits ^ top if values.dtype.kind == "i" else np.where(bits >= top, ~bits, bits | top)
-
-
-def _value_of_key(key: int, dtype: np.dtype[Any]) -> Any:
-    top = 1 << (8 * dtype.itemsize - 1)
-    if dtype.kind != "u":
-        key = key ^ top if dtype.kind == "i" or key >= top else key ^ (2 * top - 1)
-    return np.array(key, f"u{dtype.itemsize}").view(dtype.newbyteorder("="))[()]
+    return [np.quantile(pair, [k % 1])[0] for pair, k in zip(found, places, strict=True)]
 
 
 def count_in_bins(block: Array, weights: Any = None, *, bins: Any, limits: Any) -> Array:

@@ -320,10 +320,12 @@ class BlockVerbs(Caller):
         verb = "apply_along_axis"
         check_callable(verb, func1d)
         check_signature(verb, func1d, 1 + len(args), kwargs, frozenset())
+        if np.ndim(axis):
+            raise TypeError(f"{verb}: the axis comes second: write {verb}(func1d, axis, arr)")
         axis = whole_number(axis, f"{verb}: axis={axis!r}")
         array = as_input(arr, verb)
         if array.size == 0 or not -array.ndim <= axis < array.ndim:
-            return np.apply_along_axis(func1d, axis, array, *args, **kwargs)
+            return np.apply_along_axis(func1d, axis, array[...], *args, **kwargs)
         axis %= array.ndim
         call = self._call(verb, ApplyAlongAxis(func1d, axis, args, kwargs), {})
         call.inputs = blocks(verb, (array,))

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import numpy as np
 
 from shmpar.grid import Grid, Halo
-from shmpar.plan import Function, InBlocks, Items, Placement, Plan, Whole
+from shmpar.plan import Function, InBlocks, Items, PerItem, Placement, Plan, Whole
+from shmpar.runtime.error_texts import levels_to_user
 from shmpar.runtime.execution import Execution, Policy
+from shmpar.runtime.items import RunItems
 from shmpar.runtime.outputs import Outputs, fill_value_for
 from shmpar.runtime.progress import observe
 from shmpar.runtime.run import Run
+from shmpar.stores.store import Store
 from shmpar.verbs.arguments import (
     Inputs,
     check_signature,
@@ -33,6 +37,8 @@ from shmpar.verbs.outputs import (
     parse_output,
     ufunc_dtypes,
 )
+
+_MANY_CHUNKS: Final = 100_000
 
 
 @dataclass(eq=False, slots=True)
@@ -55,6 +61,10 @@ class Call:
         As in :class:`shmpar.plan.Plan`.
     output : OutputSpec
         Declared outputs.
+    remedy : str
+        Advice if the function does not take the arguments.
+    over_items : bool
+        The verb maps over the items of an iterable.
     """
 
     verb: str
@@ -65,8 +75,10 @@ class Call:
     grid: Grid = field(init=False)
     placement: Placement = field(init=False)
     output: OutputSpec = field(default_factory=OutputSpec)
+    remedy: str = ""
     halo: Halo | None = None
     trim: bool = True
+    over_items: bool = False
 
     @property
     def keywords(self) -> Mapping[str, Any]:
@@ -83,18 +95,27 @@ class Call:
     ) -> None:
         """Set the grid, and the halos that have any depth."""
         if depth is None:
-            last = self.inputs.arguments[-1]
-            number = self.inputs.values[last.value] if isinstance(last, Whole) else None
-            given = f"; for {self.verb}(f, x, {number}) write depth={number}"
-            raise TypeError(
-                f"{self.verb}() needs depth=, the elements of the halo"
-                + given * isinstance(number, int | np.integer)
-            )
-        self.halo = self.inputs.add_halos(self.verb, depth, boundary)
+            self._explain_no_depth()
+        # Why the types: an array compares by element, and True is not a depth.
+        if not (type(depth) is int and type(boundary) is str and (depth, boundary) == (0, "none")):
+            self.halo = self.inputs.add_halos(self.verb, depth, boundary)
         reach = self.inputs.reach() if self.halo is not None else ()
         self.grid = self.inputs.cut(chunks, whole=whole, depth=reach)
         if self.halo is not None:
             check_windows(self.verb, self.grid, self.inputs)
+
+    def _explain_no_depth(self) -> NoReturn:
+        """Raise ``TypeError``; it names the arguments that look like ``depth=``, ``boundary=``."""
+        values = self.inputs.values
+        more = [values[one.value] for one in self.inputs.arguments if isinstance(one, Whole)]
+        number = next((one for one in more if isinstance(one, int | np.integer | dict)), None)
+        side = next((one for one in more if isinstance(one, str)), None)
+        text = f"{self.verb}() needs depth=, the elements of the halo"
+        if number is not None:
+            shown = ", ".join(map(str, more)) if side is None else f"{number}, {side!r}"
+            boundary = "" if side is None else f", boundary={side!r}"
+            text += f"; for {self.verb}(f, x, {shown}) write depth={number}{boundary}"
+        raise TypeError(text)
 
     def declare_output(self, out: Any = None, dtype: Any = None, **allowed: bool) -> None:
         """Read ``out=`` and ``dtype=``; `objects` and `in_place` may be allowed."""
@@ -103,10 +124,16 @@ class Call:
     def run(self) -> Run:
         """Make the run, after all checks that need no call of the function."""
         inputs, spec, policy = self.inputs, self.output, self.policy
+        if (again := self.options.get("io_retries")) is not None:
+            inputs.arrays = [
+                one.with_retries(again) if isinstance(one, Store) else one for one in inputs.arrays
+            ]
         plan = self._plan()
         fills = policy.on_error == "fill"
         fill = functools.partial(fill_value_for, policy.fill_value) if fills else None
-        outputs = Outputs(spec.given, returns_objects=spec.returns_objects, fill=fill)
+        values = [None] * plan.chunks if spec.as_list else None
+        objects = spec.returns_objects
+        outputs = Outputs(spec.given, returns_objects=objects, fill=fill, values=values)
         outputs.check_fill(spec.dtypes or ())
         results = None
         if not self.keywords and (spec.dtypes is not None or plan.chunks == 0):
@@ -122,18 +149,23 @@ class Call:
         function = Function(self.func, dict(self.keywords), tuple(inputs.values))
         ledger, todo = self.options.get("ledger"), None
         if ledger is not None:
-            # Why: most calls have no ledger, and need not load this module.
-            from shmpar.runtime.checkpoint import resume
-
+            # Why here: most calls have no ledger, and need not load these modules.
             seeded, in_place = self.options.get("seed") is not None, spec.in_place
-            plan, todo = resume(
-                ledger, plan, function, inputs.arrays, outputs, seeded=seeded, in_place=in_place
-            )
+            call = ledger, plan, function, inputs.arrays, outputs
+            if spec.as_list:
+                from shmpar.runtime.item_ledger import resume_items
+
+                plan, todo = resume_items(*call, seeded=seeded)
+            else:
+                from shmpar.runtime.checkpoint import resume
+
+                plan, todo = resume(*call, seeded=seeded, in_place=in_place)
         outputs.expected = known
         if spec.in_place:
             # Why: a pattern in the output would overwrite the input.
             policy, plan = policy._replace(in_place=True), plan._replace(check=False)
-        return Run(Execution(plan, function, inputs.arrays, outputs, policy, todo))
+        items = RunItems.of(plan, function) if self.over_items else None
+        return Run(Execution(plan, function, inputs.arrays, outputs, policy, todo, items=items))
 
     def _check_held(self, plan: Plan) -> None:
         """Check the objects that the function holds.
@@ -154,13 +186,39 @@ class Call:
         remedy = "name a parameter of the function rng: each chunk gets a random stream of its own"
         warn_of_random(self.verb, (one for one in held if one is not default), remedy)
 
+    def _unnamed_chunks(self) -> str:
+        """Return advice if the last argument looks like ``chunks=`` without its name."""
+        last = self.inputs.arguments[-1:]
+        for one in last:
+            number = self.inputs.values[one.value] if isinstance(one, Whole) else None
+            if type(number) is int:
+                return f"; for {self.verb}(f, x, {number}) write chunks={number}"
+        return ""
+
+    def _warn_of_elements(self) -> None:
+        """Warn of very many chunks of one element: in Dask the chunks are those of the results."""
+        grid = self.grid
+        if grid.size < _MANY_CHUNKS or isinstance(self.placement, PerItem):
+            return
+        if all(axis.step == 1 for axis in grid.axes):
+            warnings.warn(
+                f"{self.verb}: chunks of one element make {grid.size:,} calls; chunks= is the size "
+                "of the blocks that the function gets. For a value per block write "
+                "block_reduce(f, x, chunks=512); for results of another size pass out_chunks=",
+                RuntimeWarning,
+                stacklevel=levels_to_user(),
+            )
+
     def _plan(self) -> Plan:
         spec, policy, keywords = self.output, self.policy, self.keywords
         special = special_parameters(self.func, keywords)
         if self.pass_out and "out" in keywords:
             raise TypeError(f"{self.verb}: pass_out=True passes out, which is in kwargs= too")
         passed = special | {"out"} if self.pass_out else special
-        check_signature(self.verb, self.func, len(self.inputs.arguments), keywords, passed)
+        remedy = self.remedy or self._unnamed_chunks()
+        count = len(self.inputs.arguments)
+        check_signature(self.verb, self.func, count, keywords, passed, remedy)
+        self._warn_of_elements()
         seed = None
         if "rng" in special:
             seed = np.random.SeedSequence(self.options.get("seed")).entropy
@@ -193,14 +251,14 @@ class Caller:
     def _call(self, verb: str, func: Callable[..., Any], options: Options) -> Call:
         policy = self._policy()
         if options:
-            policy = parse_options(verb, options, self._defaults(), self)
+            policy = parse_options(verb, options, self._defaults(), self, func)
         check_callable(verb, func)
         return Call(verb, func, options, policy)
 
     def _run(self, call: Call) -> Any:
         run = call.run()
         progress = call.options.get("progress", self._defaults()["progress"])
-        run.observer = observe(progress, call.verb)
+        run.observer = observe(progress, call.verb, run.execution.noun)
         return self._execute(run, wait=call.options.get("wait", True))
 
 

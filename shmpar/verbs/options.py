@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import numbers
 import os
@@ -12,47 +13,60 @@ import threading
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from reprlib import repr as brief
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Final, TypedDict, TypeVar
 
 import numpy as np
 
 from shmpar.grid.axis import whole_number
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.progress import Progress, observe
+from shmpar.tracebacks import hide_frames
+from shmpar.verbs.arguments import signature_of
 
 
 class Options(TypedDict, total=False):
     """Keywords of every verb except ``apply_along_axis``.
 
+    The defaults of `progress`, `on_error`, `retries` and `task_timeout` are those of the pool; the
+    shown ones are those of a pool that sets no others.
+
     Attributes
     ----------
-    kwargs : mapping
+    kwargs : mapping, default None
         Keyword arguments for the function.
-    progress : bool, str or callable
-        True shows a tqdm bar, and a str is its label. A callable is called with ``(done, total)``
-        in chunks, about ten times per second and at the end.
-    on_error : {"raise", "collect", "fill"}
-        Stop at the first failed chunk; or compute the others and raise all errors; or fill the
-        windows of failed chunks.
-    fill_value : scalar
-        Value of each element for ``on_error="fill"``; None is NaN or NaT. Any object with
-        ``dtype=object``.
-    retries : int
-        Number of times that a chunk is computed again after its worker died.
-    task_timeout : float or None
-        Seconds that a chunk may take, on the processes engine; None and infinity are no limit.
-    seed : int, sequence of int or None
-        Entropy of the random streams of the chunks.
-    pass_out : bool
+    progress : bool, str or callable, default False
+        True shows a tqdm bar that counts chunks and failures, and a str is its label. A callable is
+        called with ``(done, total)`` in chunks, about ten times per second and at the end. False
+        shows nothing.
+    on_error : {"raise", "collect", "fill"}, default "raise"
+        Stop at the first failed chunk and raise its error; or compute the others and raise all
+        errors; or fill the windows of failed chunks, warn, and return the result.
+    fill_value : scalar, default None
+        Value of each element for ``on_error="fill"``; None is NaN or NaT. Any object, and None
+        itself, in a list of results and with ``dtype=object``.
+    retries : int, default 1
+        Number of times that a chunk is computed again after its worker died; then it has failed.
+    task_timeout : float or None, default None
+        Seconds that a chunk may take, on the processes engine; then its worker is killed. None and
+        infinity are no limit.
+    io_retries : int, default 2
+        Number of times that a window of a store is read or written again after a fault that may
+        pass, such as a timeout of the network.
+    seed : int, sequence of int or None, default None
+        Entropy of the random streams of the chunks: the same seed gives the same numbers. None is
+        other numbers in each call.
+    pass_out : bool, default False
         Pass the function its window of the output as ``out=``; the function writes there, and its
         return value is ignored. This needs ``out=``, or in `map_blocks` and `map_overlap` (with
         ``trim=False``) ``dtype=``. NumPy's ufuncs always write into their window.
-    ledger : path
+    ledger : path, default None
         A file that records completed chunks, so that the same call in a later process computes
         only the others. This needs ``out=`` on disk (a ``.npy`` path or np.memmap), or a function
-        that returns None. The file stays after the last chunk; then the call computes nothing.
-    wait : bool
-        False returns the :class:`shmpar.Run`.
+        that returns None. A list of results needs neither: they lie in a second file, with the
+        suffix ``.results``, and items may be added. The files stay after the last chunk; then the
+        call computes nothing.
+    wait : bool, default True
+        True returns the result. False returns the :class:`shmpar.Run` at once.
     """
 
     kwargs: Mapping[str, Any]
@@ -61,10 +75,51 @@ class Options(TypedDict, total=False):
     fill_value: Any
     retries: int
     task_timeout: float | None
+    io_retries: int
     seed: int | Sequence[int] | None
     pass_out: bool
     ledger: str | os.PathLike[str] | None
     wait: bool
+
+
+class PassOptions(TypedDict, total=False):
+    """Keywords of the verbs that pass over an array and return no blocks, as `histogram`."""
+
+    chunks: Any
+    progress: Progress
+    on_error: str
+    fill_value: Any
+    retries: int
+    task_timeout: float | None
+    io_retries: int
+
+
+class ReductionOptions(PassOptions, total=False):
+    """Keywords of every reduction along axes."""
+
+    keepdims: bool
+
+
+REDUCTION_OPTIONS: Final = (
+    "progress", "on_error", "fill_value", "retries", "task_timeout", "io_retries",
+)  # fmt: skip
+
+# Why a table: the verbs take them as ``**options``, and a signature shows their defaults.
+_DEFAULTS: Final[dict[str, Any]] = {
+    "chunks": "auto",
+    "keepdims": False,
+    "kwargs": None,
+    "progress": False,
+    "on_error": "raise",
+    "fill_value": None,
+    "retries": 1,
+    "task_timeout": None,
+    "io_retries": 2,
+    "seed": None,
+    "pass_out": False,
+    "ledger": None,
+    "wait": True,
+}
 
 
 class Defaults(TypedDict):
@@ -78,17 +133,48 @@ class Defaults(TypedDict):
 
 
 _OTHER_NAMES = {
+    "block": "wait",
+    "block_shape": "chunks",
     "block_size": "chunks",
     "blocks": "chunks",
+    "blocksize": "chunks",
+    "border": "boundary",
+    "cache": "ledger",
+    "checkpoint": "ledger",
     "chunk_size": "chunks",
     "chunksize": "chunks",
+    "cval": "boundary",
     "errors": "on_error",
     "fill": "fill_value",
+    "func_kwargs": "kwargs",
+    "halo": "depth",
+    "kwds": "kwargs",
+    "meta": "dtype",
+    "mode": "boundary",
+    "output": "out",
+    "overlap": "depth",
+    "padding": "depth",
     "progress_bar": "progress",
     "random_state": "seed",
     "retry": "retries",
+    "size": "chunks",
+    "tile_size": "chunks",
+    "tiles": "chunks",
     "timeout": "task_timeout",
     "verbose": "progress",
+}
+_TO_LEAVE_OUT = {
+    "align_arrays": "the inputs of a call have the same chunks",
+    "allow_rechunk": "the inputs of a call have the same chunks",
+    "batch_size": "a worker takes about a millisecond of rows at a time",
+    "chunk_size": "a worker takes about a millisecond of rows at a time",
+    "chunksize": "a worker takes about a millisecond of rows at a time",
+    "concatenate": "each block arrives whole",
+    "enforce_ndim": "the shape of each result is checked",
+    "name": "a result is computed at once, and needs no name",
+    "size": "a chunk is one row or item",
+    "split_every": "partial results are combined in one step",
+    "token": "a result is computed at once, and needs no name",
 }
 _OF_POOL = {
     "backend": "engine",
@@ -117,11 +203,17 @@ def suggestion(name: str, known: Iterable[str]) -> str:
         return f"; did you mean {close[0]}=?"
     if name in _OF_POOL:
         return f"; a pool has it: shmpar.Pool({_OF_POOL[name]}=...)"
+    if name in _TO_LEAVE_OUT:
+        return f"; leave it out: {_TO_LEAVE_OUT[name]}"
     return ""
 
 
-def _explain_unknown(verb: str, name: str, value: Any, pool: object) -> str:
+def _explain_unknown(verb: str, name: str, value: Any, pool: object, func: Any) -> str:
     """Return the message for a keyword that is neither of the verb nor an option."""
+    text = f"{verb}() got an unexpected keyword argument {name!r}"
+    of_function = (
+        f"; keyword arguments for the function go into kwargs={{{name!r}: {brief(value)}}}"
+    )
     verbs = {verb, "map_blocks", "map_overlap", "block_reduce", "parallel_map"}
     methods = {one: getattr(pool, one, None) for one in sorted(verbs)}
     own = {one: inspect.signature(m).parameters for one, m in methods.items() if m is not None}
@@ -129,14 +221,17 @@ def _explain_unknown(verb: str, name: str, value: Any, pool: object) -> str:
     found = suggestion(name, [*known, *Options.__annotations__])
     if not found and (takers := [one for one, parameters in own.items() if name in parameters]):
         found = f"; {' and '.join(takers)} take{'s' * (len(takers) == 1)} {name}="
-    return (
-        f"{verb}() got an unexpected keyword argument {name!r}{found}; keyword arguments for the "
-        f"function go into kwargs={{{name!r}: {brief(value)}}}"
-    )
+    # Why: only a keyword that the function names, or that is like none of ours, can be meant so.
+    is_its_own = name in getattr(signature_of(func), "parameters", ())
+    return text + found + of_function * (is_its_own or not found)
 
 
 def parse_options(
-    verb: str, options: Mapping[str, Any], defaults: Defaults, pool: object = None
+    verb: str,
+    options: Mapping[str, Any],
+    defaults: Defaults,
+    pool: object = None,
+    func: Any = None,
 ) -> Policy:
     """Check the options of a call of a pool's verb, and add the defaults of the pool.
 
@@ -147,7 +242,7 @@ def parse_options(
     """
     for name, value in options.items():
         if name not in Options.__annotations__:
-            raise TypeError(_explain_unknown(verb, name, value, pool))
+            raise TypeError(_explain_unknown(verb, name, value, pool, func))
     chosen = {**defaults, **options}
     if chosen["on_error"] not in ("raise", "collect", "fill"):
         raise ValueError(
@@ -159,17 +254,18 @@ def parse_options(
     observe(chosen["progress"], verb)
     _check_seed(options.get("seed"))
     times, timeout = _times(chosen["retries"]), _seconds(chosen["task_timeout"])
+    _times(chosen.get("io_retries", 0), "io_retries")
     fill_value = chosen.get("fill_value")
     return Policy(chosen["on_error"], fill_value, times, timeout, check=chosen["check"])
 
 
-def _times(retries: Any) -> int:
+def _times(retries: Any, name: str = "retries") -> int:
     try:
-        times = whole_number(retries, "retries")
+        times = whole_number(retries, name)
     except TypeError:
         times = -1
     if times < 0:
-        raise ValueError(f"retries is a number of times, 0 or more, not {brief(retries)}")
+        raise ValueError(f"{name} is a number of times, 0 or more, not {brief(retries)}")
     return times
 
 
@@ -201,7 +297,9 @@ class _SharedText:
     {arrays}
     *arrays : array_like
         Arrays, which broadcast as in NumPy. Axes of length 1 arrive whole; scalars are passed
-        unchanged.
+        unchanged. Zarr arrays, h5py datasets, Dask arrays, lazy xarray objects and
+        :class:`shmpar.Store` are not read as a whole: each worker reads the blocks of its chunks,
+        and "auto" makes blocks of about 8 to 12 MiB in multiples of their units.
 
     {out}
     out : ndarray, path or tuple of these, optional
@@ -224,11 +322,6 @@ class _SharedText:
     {objects}
         ``object`` collects any Python objects, pickled.
 
-    {options}
-    **options
-        Options of all verbs: `kwargs`, `progress`, `on_error`, `fill_value`, `retries`,
-        `task_timeout`, `seed`, `pass_out`, `ledger`, `wait`; see :class:`shmpar.verbs.Options`.
-
     {raises}
     ValueError, TypeError
         For invalid arguments, before anything starts.
@@ -247,30 +340,26 @@ class _SharedText:
 
     {reduced}
     array : array_like
-        Array to reduce.
-    axis : int, tuple of int or None
+        Array to reduce; also a zarr array, h5py dataset, Dask array or :class:`shmpar.Store`, of
+        which each worker reads its blocks.
+    axis : int, tuple of int or None, default None
         Axes to reduce; None: all.
 
     {keepdims}
-    keepdims : bool
+    keepdims : bool, default False
         Keep the reduced axes, with length 1.
 
     {ddof}
-    ddof : float
+    ddof : float, default 0
         The sum of squares is divided by the number of elements minus this.
 
     {rounded_chunks}
-    chunks : int, tuple, dict or "auto"
+    chunks : int, tuple, dict or "auto", default "auto"
         Elements of a block along each axis. The last digits of a result of floats depend on it.
 
     {exact_chunks}
-    chunks : int, tuple, dict or "auto"
+    chunks : int, tuple, dict or "auto", default "auto"
         Elements of a block along each axis. The result does not depend on it.
-
-    {reduction_options}
-    **options
-        Options of all verbs that a reduction takes: `progress`, `on_error`, `fill_value`,
-        `retries`, `task_timeout`; see :class:`shmpar.verbs.Options`.
 
     {reduction_raises}
     AxisError, TypeError
@@ -359,6 +448,116 @@ class _SharedText:
     Notes
     -----
     {reduction_cost}
+
+    {nanvariance}
+
+    Parameters
+    ----------
+    {reduced}
+    dtype : dtype, optional
+        As in :meth:`var`.
+    {ddof}
+    {keepdims}
+    {rounded_chunks}
+    {reduction_options}
+
+    Returns
+    -------
+    ndarray or scalar
+        As in NumPy: NaN, with its RuntimeWarning, if `ddof` leaves no degree of freedom. Values of
+        float16 are computed in float32.
+
+    Raises
+    ------
+    {reduction_raises}
+
+    Notes
+    -----
+    Cost and method are those of :meth:`var`; the elements of a block that are not NaN are counted.
+
+    {place}
+
+    Parameters
+    ----------
+    array : array_like
+        Array to search.
+    axis : int or None, default None
+        Axis to search along; None: the flat array.
+    {keepdims}
+    {exact_chunks}
+    {reduction_options}
+
+    Returns
+    -------
+    ndarray of int or int
+        Exactly as in NumPy: the first index of several, and that of the first NaN or NaT if there
+        is any.
+
+    Raises
+    ------
+    ValueError
+        If there is no element, as in NumPy.
+    {reduction_raises}
+
+    Notes
+    -----
+    {reduction_cost}
+
+    {selected}
+
+    Parameters
+    ----------
+    {reduced}
+    {keepdims}
+    {exact_chunks}
+    {reduction_options}
+
+    Returns
+    -------
+    ndarray or scalar
+        As in NumPy: the middle element, or the mean of both, is exact.
+
+    Raises
+    ------
+    {reduction_raises}
+
+    Notes
+    -----
+    {selection_cost}
+
+    {quantile}
+    axis : int, tuple of int or None, default None
+        Axes to reduce; None: all.
+    method : str, default "linear"
+        How to compute a quantile between two elements: any method of NumPy.
+    {keepdims}
+    {exact_chunks}
+    {reduction_options}
+
+    Returns
+    -------
+    ndarray or scalar
+        As in NumPy 2.4: the elements are exact, and the axes of `q` come first.
+
+    Raises
+    ------
+    ValueError
+        As in NumPy, for a wrong `q` or `method`.
+    {reduction_raises}
+
+    Notes
+    -----
+    {selection_cost}
+
+    {selection_cost}
+    Cost: lines up to 8 MiB along the reduced axes are not cut; a worker copies such a line. Longer
+    lines, and the whole array, take two passes each. The first sorts a copy of each block, and
+    takes the square root of the number of its elements from it. The second takes the elements
+    between those that are next to the wanted ones. Both are a small part of the array: less than a
+    hundredth for a few quantiles, with "auto" chunks. Of many quantiles at most 64 MiB of elements
+    are taken at a time, by further passes.
+
+    With ``on_error="fill"`` a failed block is an error too, since no value stands for its elements.
     """
 
 
@@ -366,21 +565,26 @@ C = TypeVar("C")
 
 
 def with_shared_text(cls: type[C]) -> type[C]:
-    """Replace each line ``{name}`` in the docstrings of methods by the shared text of that name.
+    """Complete the methods of a class of verbs: their docstrings and signatures.
+
+    Each line ``{name}`` in a docstring becomes the shared text of that name. A signature shows the
+    keywords that ``**options`` takes, with their defaults.
+
+    Public methods get short tracebacks too.
 
     Examples
     --------
     >>> @with_shared_text
     ... class Example:
-    ...     def method(self):
+    ...     def method(self, *, ddof: float = 0, **options: Unpack[ReductionOptions]):
     ...         '''{ddof}'''
     >>> print(Example.method.__doc__)
-    ddof : float
+    ddof : float, default 0
         The sum of squares is divided by the number of elements minus this.
+    >>> list(inspect.signature(Example.method).parameters)[1:5]
+    ['ddof', 'chunks', 'keepdims', 'progress']
     """
-    # Why `or`: `python -OO` removes all docstrings.
-    parts = re.split(r"(?:^|\n\n)\{(\w+)\}\n", inspect.cleandoc(_SharedText.__doc__ or ""))
-    texts = {name: text.strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+    texts = _shared_texts()
 
     def expand(text: str) -> str:
         return re.sub(
@@ -389,7 +593,46 @@ def with_shared_text(cls: type[C]) -> type[C]:
             text,
         )
 
-    for method in vars(cls).values():
-        if isinstance(method, types.FunctionType) and method.__doc__:
-            method.__doc__ = expand(method.__doc__)
+    for name, method in list(vars(cls).items()):
+        if isinstance(method, types.FunctionType):
+            # Why: `python -OO` removes all docstrings.
+            method.__doc__ = method.__doc__ and expand(method.__doc__)
+            method.__signature__ = _explicit(inspect.signature(method))  # type: ignore[attr-defined]
+            if not name.startswith("_"):
+                setattr(cls, name, hide_frames(method))
     return cls
+
+
+@functools.cache
+def _shared_texts() -> dict[str, str]:
+    """Return the texts of `_SharedText` by their names, and those of the options."""
+    parts = re.split(r"(?:^|\n\n)\{(\w+)\}\n", inspect.cleandoc(_SharedText.__doc__ or ""))
+    texts = {name: text.strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+    entries = re.split(r"\n(?=\w+ : )", inspect.cleandoc(getattr(Options, "__doc__", None) or ""))[
+        1:
+    ]
+    options = {entry.partition(" ")[0]: entry for entry in entries}
+    texts["options"] = "\n".join(entries)
+    texts["reduction_options"] = "\n".join(options.get(name, "") for name in REDUCTION_OPTIONS)
+    return texts
+
+
+def _explicit(signature: inspect.Signature) -> inspect.Signature:
+    """Return the signature with the keywords of a TypedDict in place of ``**options``."""
+    shown = list(signature.parameters.values())
+    kinds = {f"Unpack[{kind.__name__}]": kind for kind in (Options, PassOptions, ReductionOptions)}
+    if shown[-1].annotation not in kinds:
+        return signature
+    last = shown.pop()
+    keywords = kinds[last.annotation].__annotations__
+    added = [
+        last.replace(
+            name=name,
+            kind=inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=keywords[name].__forward_arg__,
+        )
+        for name, default in _DEFAULTS.items()
+        if name in keywords
+    ]
+    return signature.replace(parameters=[*shown, *added])

@@ -37,7 +37,9 @@ class OutputSpec(NamedTuple):
     is_tuple : bool or None
         A tuple was declared; None: nothing was declared.
     returns_objects : bool
-        ``dtype=object`` was declared.
+        ``dtype=object`` was declared, or results go into a list.
+    as_list : bool
+        Results go into a list.
     in_place : bool
         An output is an input.
     """
@@ -47,6 +49,7 @@ class OutputSpec(NamedTuple):
     is_tuple: bool | None = None
     returns_objects: bool = False
     in_place: bool = False
+    as_list: bool = False
 
 
 def parse_output(
@@ -164,6 +167,8 @@ def _is_in_place(
         if any(_overlap(output, other) for other in outputs[:number]):
             raise ValueError(f"{verb}: two outputs share memory")
         for array in arrays:
+            if not isinstance(array, np.ndarray):  # a store
+                continue
             if allowed and _is_same(output, array):
                 found = True
             elif _overlap(output, array):

@@ -8,34 +8,30 @@ sample variance", The American Statistician 37 (1983).
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from reprlib import repr as brief
-from typing import Any, Final, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
-from shmpar.grid import Axis
-from shmpar.plan import InBlocks, PerChunk
-from shmpar.verbs.arguments import as_input, blocks
-from shmpar.verbs.bins import accumulator, bins_by_rule, count_in_bins
+from shmpar.runtime.error_texts import levels_to_user
+from shmpar.verbs.arguments import as_input
+from shmpar.verbs.bins import accumulator
 from shmpar.verbs.blocks import BlockVerbs
-from shmpar.verbs.call import Call
-from shmpar.verbs.options import Options, suggestion, with_shared_text
-from shmpar.verbs.outputs import axes_tuple
+from shmpar.verbs.counts import Counts
+from shmpar.verbs.options import ReductionOptions, with_shared_text
+from shmpar.verbs.partials import Axes
+from shmpar.verbs.quantiles import Quantiles
 from shmpar.verbs.rows import RowVerbs
 
 Array = np.ndarray[Any, Any]
-Axes = tuple[int, ...]
-
-REDUCTION_OPTIONS: Final = ("progress", "on_error", "fill_value", "retries", "task_timeout")
 
 
 @with_shared_text
-class Reductions(BlockVerbs, RowVerbs):
+class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
     """Gives a pool all verbs: NumPy's reductions, and the verbs of blocks and rows."""
 
     def sum(
@@ -43,10 +39,7 @@ class Reductions(BlockVerbs, RowVerbs):
         array: Any,
         axis: Any = None,
         dtype: Any = None,
-        *,
-        keepdims: bool = False,
-        chunks: Any = "auto",
-        **options: Unpack[Options],
+        **options: Unpack[ReductionOptions],
     ) -> Any:
         """Sum, as :func:`numpy.sum`.
 
@@ -84,17 +77,13 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     pool.sum(np.arange(12).reshape(3, 4), axis=0)
         array([12, 15, 18, 21])
         """
-        add = self._folded("sum", array, (np.sum, np.sum), dtype, options)
-        return add(axis, chunks, keepdims=keepdims)
+        return self._folded("sum", array, axis, dtype, options, np.sum, np.sum)
 
     def min(
         self,
         array: Any,
         axis: Any = None,
-        *,
-        keepdims: bool = False,
-        chunks: Any = "auto",
-        **options: Unpack[Options],
+        **options: Unpack[ReductionOptions],
     ) -> Any:
         """Smallest element, as :func:`numpy.min`.
 
@@ -107,17 +96,13 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     pool.min([[3, 1], [2, 5]], axis=1)
         array([1, 2])
         """
-        call = self._reduction("min", np.min, array, options)
-        return self._reduce(call, axis, chunks, keepdims=keepdims)
+        return self._reduced("min", np.min, array, axis, options)
 
     def max(
         self,
         array: Any,
         axis: Any = None,
-        *,
-        keepdims: bool = False,
-        chunks: Any = "auto",
-        **options: Unpack[Options],
+        **options: Unpack[ReductionOptions],
     ) -> Any:
         """Largest element, as :func:`numpy.max`.
 
@@ -130,18 +115,14 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     pool.max([[3, 1], [2, 5]], axis=1)
         array([3, 5])
         """
-        call = self._reduction("max", np.max, array, options)
-        return self._reduce(call, axis, chunks, keepdims=keepdims)
+        return self._reduced("max", np.max, array, axis, options)
 
     def mean(
         self,
         array: Any,
         axis: Any = None,
         dtype: Any = None,
-        *,
-        keepdims: bool = False,
-        chunks: Any = "auto",
-        **options: Unpack[Options],
+        **options: Unpack[ReductionOptions],
     ) -> Any:
         """Arithmetic mean, as :func:`numpy.mean`.
 
@@ -178,17 +159,7 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     float(pool.mean([1, 2, 3, 6]))
         3.0
         """
-        values = as_input(array, "mean")
-        wide, narrow = accumulator(values, dtype)
-        add = partial(np.sum, dtype=wide)
-
-        def combine(sums: Array, axis: Axes, *, keepdims: bool) -> Any:
-            total = add(sums, axis=axis, keepdims=keepdims)
-            mean = np.true_divide(total, np.intp(_count(values, axis)))
-            return mean.astype(narrow or total.dtype, copy=False)
-
-        call = self._reduction("mean", partial(np.mean, dtype=dtype), values, options)
-        return self._reduce(call, axis, chunks, add, combine, keepdims=keepdims)
+        return self._mean("mean", np.mean, array, axis, dtype, options)
 
     def var(
         self,
@@ -197,9 +168,7 @@ class Reductions(BlockVerbs, RowVerbs):
         dtype: Any = None,
         *,
         ddof: float = 0,
-        keepdims: bool = False,
-        chunks: Any = "auto",
-        **options: Unpack[Options],
+        **options: Unpack[ReductionOptions],
     ) -> Any:
         """Variance, as :func:`numpy.var`, in one pass.
 
@@ -245,8 +214,7 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     float(pool.var([1, 2, 3, 6], ddof=1))
         4.666666666666667
         """
-        call = self._reduction("var", partial(np.var, dtype=dtype), array, options)
-        return self._variance(call, axis, dtype, chunks, ddof=ddof, keepdims=keepdims)
+        return self._variance("var", array, axis, dtype, ddof, options)
 
     def std(
         self,
@@ -255,9 +223,7 @@ class Reductions(BlockVerbs, RowVerbs):
         dtype: Any = None,
         *,
         ddof: float = 0,
-        keepdims: bool = False,
-        chunks: Any = "auto",
-        **options: Unpack[Options],
+        **options: Unpack[ReductionOptions],
     ) -> Any:
         """Standard deviation, as :func:`numpy.std`, in one pass.
 
@@ -291,18 +257,15 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     float(pool.std([1, 1, 5, 5]))
         2.0
         """
-        call = self._reduction("std", partial(np.var, dtype=dtype), array, options)
-        return np.sqrt(self._variance(call, axis, dtype, chunks, ddof=ddof, keepdims=keepdims))
+        found = self._variance("std", array, axis, dtype, ddof, options)
+        return np.sqrt(found)
 
     def prod(
         self,
         array: Any,
         axis: Any = None,
         dtype: Any = None,
-        *,
-        keepdims: bool = False,
-        chunks: Any = "auto",
-        **options: Unpack[Options],
+        **options: Unpack[ReductionOptions],
     ) -> Any:
         """Product, as :func:`numpy.prod`.
 
@@ -315,18 +278,14 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     pool.prod(np.array([[1, 2], [3, 4]]), axis=0)
         array([3, 8])
         """
-        add = self._folded("prod", array, (np.prod, np.prod), dtype, options)
-        return add(axis, chunks, keepdims=keepdims)
+        return self._folded("prod", array, axis, dtype, options, np.prod, np.prod)
 
     def nansum(
         self,
         array: Any,
         axis: Any = None,
         dtype: Any = None,
-        *,
-        keepdims: bool = False,
-        chunks: Any = "auto",
-        **options: Unpack[Options],
+        **options: Unpack[ReductionOptions],
     ) -> Any:
         """Sum of the elements that are not NaN, as :func:`numpy.nansum`.
 
@@ -339,17 +298,13 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     pool.nansum(np.array([[1, np.nan], [3, 4]]), axis=0)
         array([4., 4.])
         """
-        add = self._folded("nansum", array, (np.nansum, np.sum), dtype, options)
-        return add(axis, chunks, keepdims=keepdims)
+        return self._folded("nansum", array, axis, dtype, options, np.nansum, np.sum)
 
     def any(
         self,
         array: Any,
         axis: Any = None,
-        *,
-        keepdims: bool = False,
-        chunks: Any = "auto",
-        **options: Unpack[Options],
+        **options: Unpack[ReductionOptions],
     ) -> Any:
         """Return whether any element is true, as :func:`numpy.any`.
 
@@ -362,17 +317,13 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     pool.any(np.array([[1, 0], [3, 0]]), axis=0)
         array([ True, False])
         """
-        call = self._reduction("any", np.any, array, options)
-        return self._reduce(call, axis, chunks, keepdims=keepdims)
+        return self._reduced("any", np.any, array, axis, options)
 
     def all(
         self,
         array: Any,
         axis: Any = None,
-        *,
-        keepdims: bool = False,
-        chunks: Any = "auto",
-        **options: Unpack[Options],
+        **options: Unpack[ReductionOptions],
     ) -> Any:
         """Return whether all elements are true, as :func:`numpy.all`.
 
@@ -385,17 +336,13 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     pool.all(np.array([[1, 0], [3, 0]]), axis=0)
         array([ True, False])
         """
-        call = self._reduction("all", np.all, array, options)
-        return self._reduce(call, axis, chunks, keepdims=keepdims)
+        return self._reduced("all", np.all, array, axis, options)
 
     def nanmin(
         self,
         array: Any,
         axis: Any = None,
-        *,
-        keepdims: bool = False,
-        chunks: Any = "auto",
-        **options: Unpack[Options],
+        **options: Unpack[ReductionOptions],
     ) -> Any:
         """Smallest element that is not NaN, as :func:`numpy.nanmin`.
 
@@ -408,19 +355,15 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     pool.nanmin(np.array([[1, np.nan], [3, 4]]), axis=0)
         array([1., 4.])
         """
-        call = self._reduction("nanmin", np.nanmin, array, options)
-        # Why not the function itself: it warns of each block of NaN.
-        steps = np.fmin.reduce, np.nanmin
-        return self._reduce(call, axis, chunks, *steps, keepdims=keepdims)
+        # Why not the function itself in blocks: it warns of each block of NaN.
+        steps = np.nanmin, array, axis, options, np.fmin.reduce, np.nanmin
+        return self._reduced("nanmin", *steps)
 
     def nanmax(
         self,
         array: Any,
         axis: Any = None,
-        *,
-        keepdims: bool = False,
-        chunks: Any = "auto",
-        **options: Unpack[Options],
+        **options: Unpack[ReductionOptions],
     ) -> Any:
         """Largest element that is not NaN, as :func:`numpy.nanmax`.
 
@@ -433,205 +376,198 @@ class Reductions(BlockVerbs, RowVerbs):
         ...     pool.nanmax(np.array([[1, np.nan], [3, 4]]), axis=0)
         array([3., 4.])
         """
-        call = self._reduction("nanmax", np.nanmax, array, options)
-        # Why not the function itself: it warns of each block of NaN.
-        steps = np.fmax.reduce, np.nanmax
-        return self._reduce(call, axis, chunks, *steps, keepdims=keepdims)
+        # Why not the function itself in blocks: it warns of each block of NaN.
+        steps = np.nanmax, array, axis, options, np.fmax.reduce, np.nanmax
+        return self._reduced("nanmax", *steps)
 
-    def histogram(
+    def nanmean(
         self,
         array: Any,
-        bins: Any = 10,
-        range: Any = None,  # noqa: A002 - NumPy's name
+        axis: Any = None,
+        dtype: Any = None,
+        **options: Unpack[ReductionOptions],
+    ) -> Any:
+        """Arithmetic mean of the elements that are not NaN, as :func:`numpy.nanmean`.
+
+        {rounded}
+
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.nanmean(np.array([[1, np.nan], [3, 4]]), axis=0)
+        array([2., 4.])
+        """
+        return self._mean("nanmean", np.nanmean, array, axis, dtype, options)
+
+    def nanvar(
+        self,
+        array: Any,
+        axis: Any = None,
+        dtype: Any = None,
         *,
-        density: bool = False,
-        weights: Any = None,
-        chunks: Any = "auto",
-        **options: Unpack[Options],
-    ) -> tuple[Array, Array]:
-        """Counts of values in bins, as :func:`numpy.histogram`.
+        ddof: float = 0,
+        **options: Unpack[ReductionOptions],
+    ) -> Any:
+        """Variance of the elements that are not NaN, as :func:`numpy.nanvar`, in one pass.
 
-        Parameters
-        ----------
-        array : array_like
-            Array of any shape, whose elements are counted.
-        bins : int, sequence of float or str
-            Number of bins of equal width, or their edges, or a rule that gives the number: "auto",
-            "doane", "fd", "rice", "scott", "sqrt", "stone" or "sturges", as in
-            :func:`numpy.histogram_bin_edges` of NumPy 2.4.
-        range : (float, float), optional
-            Ends of bins of equal width; by default the smallest and the largest element.
-        density : bool
-            Return the probability density instead of counts.
-        weights : array_like, optional
-            Weights of the elements, of the shape of the array: a bin has the sum of its weights, in
-            their dtype.
-        {exact_chunks}
-            The last digits of sums of weights may.
-        {reduction_options}
+        {nanvariance}
 
-        Returns
-        -------
-        counts : ndarray of shape (bins,)
-            Exactly as in NumPy; sums of weights up to the order of additions.
-        edges : ndarray of shape (bins + 1,)
-            The first bin is ``edges[0] <= x < edges[1]``; the last one has both ends.
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     float(pool.nanvar([1, 2, np.nan, 3, 6], ddof=1))
+        4.666666666666667
+        """
+        return self._variance("nanvar", array, axis, dtype, ddof, options)
 
-        Raises
-        ------
-        ValueError, TypeError
-            As in NumPy.
-        ChunkError, WorkerDied, TaskTimeout, SegmentFull
-            As in :meth:`map_blocks`.
+    def nanstd(
+        self,
+        array: Any,
+        axis: Any = None,
+        dtype: Any = None,
+        *,
+        ddof: float = 0,
+        **options: Unpack[ReductionOptions],
+    ) -> Any:
+        """Standard deviation of the elements that are not NaN, as :func:`numpy.nanstd`.
 
-        Notes
-        -----
-        Cost: one pass over the array, and another pass for the smallest and the largest element
-        if there is no `range`, unless `bins` are edges.
+        {nanvariance}
 
-        A rule costs one pass more; "scott" two, "doane" three. "fd" and "auto" take up to one per
-        byte of an element, to select the quartiles without a copy of the array. "stone" takes a
-        pass per candidate: the square root of the number of elements, at least 100. For long
-        double NumPy computes the rule, on a copy. The last digits of the sums in "scott" and
-        "doane" may make one bin more or less; those of float16 are added in float32.
+        Examples
+        --------
+        >>> import numpy as np, shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     float(pool.nanstd([1, 1, np.nan, 5, 5]))
+        2.0
+        """
+        return np.sqrt(self._variance("nanstd", array, axis, dtype, ddof, options))
 
-        NumPy counts each block in the same bins, and the counts are added, which is exact.
+    def argmin(self, array: Any, axis: Any = None, **options: Unpack[ReductionOptions]) -> Any:
+        """Index of the smallest element, as :func:`numpy.argmin`.
+
+        {place}
 
         Examples
         --------
         >>> import shmpar
         >>> with shmpar.Pool(2) as pool:
-        ...     pool.histogram([1, 2, 2, 5], bins=2)
-        ...     pool.histogram([1, 2, 2, 5], bins=2, weights=[0.5, 1, 2, 4])
-        (array([3, 1]), array([1., 3., 5.]))
-        (array([3.5, 4. ]), array([1., 3., 5.]))
+        ...     pool.argmin([[3, 1], [2, 1]], axis=1), int(pool.argmin([[3, 1], [2, 1]]))
+        (array([1, 1]), 1)
         """
-        values, weigh = as_input(array, "histogram"), weights is not None
-        factors = as_input(weights, "histogram") if weigh else np.empty(0)
-        if weigh and factors.shape != values.shape:
-            shapes = f"{factors.shape}, not {values.shape}"
-            raise ValueError(f"histogram: weights have shape {shapes} as the array")
-        if values.dtype == bool:
-            values = values.view(np.uint8)
-        call = self._reduction("histogram", np.histogram, values, options)
-        # Why: NumPy raises its own errors for bins, range and weights before anything starts.
-        few, ones = np.zeros(int(weigh), values.dtype), np.zeros(1, factors.dtype)
-        tried = np.histogram(few, bins, range, weights=ones if weigh else None)
-        if values.size == 0 or values.ndim == 0 or tried[0].size == 0:
-            return np.histogram(values, bins, range, density, factors if weigh else None)
-        if range is None and np.ndim(bins) == 0:
-            low, high = self._map(call, _extremes, chunks)
-            range = low.min(), high.max()  # noqa: A001 - NumPy's name
-        if isinstance(bins, str):
-            measure = partial(self._map, call, chunks=chunks)
-            bins = bins_by_rule(bins, values, range, measure)
-        edges = np.histogram(few[:0], bins, range)[1]
-        count = partial(count_in_bins, bins=bins, limits=range)
-        if weigh:
-            call.inputs = blocks("histogram", (values, factors))
-        parts = self._map(call, count, chunks).reshape(-1, len(edges) - 1)
-        counts: Array = np.add.reduce(parts, axis=0, dtype=parts.dtype)
-        if density:
-            return counts / np.array(np.diff(edges), float) / counts.sum(), edges
-        return counts, edges
+        return self._place("argmin", np.argmin, array, axis, options)
 
-    def _reduction(self, verb: str, func: Any, array: Any, options: Options) -> Call:
-        """Make the call of a reduction, whose function reduces the whole array."""
-        values = as_input(array, verb)
-        if not options.get("wait", True):
-            raise TypeError(f"{verb}: a reduction always waits; map_blocks has wait=False")
-        if foreign := [name for name in options if name not in (*REDUCTION_OPTIONS, "wait")]:
-            known = [*inspect.signature(getattr(self, verb)).parameters, *REDUCTION_OPTIONS]
-            meant = suggestion(foreign[0], known)
-            raise TypeError(
-                f"{verb}() got an unexpected keyword argument {foreign[0]!r}{meant}; beside its "
-                f"own a reduction takes {', '.join(REDUCTION_OPTIONS)}. For another one use "
-                "block_reduce, and NumPy on its result"
-            )
-        call = self._call(verb, func, options)
-        call.inputs = blocks(verb, (values,))
-        return call
+    def argmax(self, array: Any, axis: Any = None, **options: Unpack[ReductionOptions]) -> Any:
+        """Index of the largest element, as :func:`numpy.argmax`.
 
-    def _folded(
-        self, verb: str, array: Any, steps: tuple[Any, Any], dtype: Any, options: Options
-    ) -> Callable[..., Any]:
-        """Return a reduction by a function of blocks, and one of the partial results."""
-        values = as_input(array, verb)
-        half = values.dtype.type is np.float16 and (dtype is None or np.dtype(dtype) == np.float16)
-        block, combine = (partial(one, dtype=np.float32 if half else dtype) for one in steps)
-        call = self._reduction(verb, block, values, options)
+        {place}
 
-        def reduce(axis: Any, chunks: Any, **final: Any) -> Any:
-            total = self._reduce(call, axis, chunks, block, combine, **final)
-            return total.astype(np.float16) if half else total
-
-        return reduce
-
-    def _reduce(self, call: Call, axis: Any, chunks: Any, *steps: Any, **final: Any) -> Any:
-        """Reduce each block, then the partial results.
-
-        Parameters
-        ----------
-        *steps : callable
-            Reductions of a block and of the partial results; without them, that of the call.
-        **final
-            Keyword arguments of the reductions of the whole array and of the partial results.
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.argmax([[3, 1], [2, 5]], axis=1), int(pool.argmax([[3, 1], [2, 5]]))
+        (array([0, 1]), 3)
         """
-        (values,), whole = call.inputs.arrays, call.func
-        block, combine = steps or (whole, whole)
-        axis = tuple(axis) if isinstance(axis, list) else axis
-        if values.size == 0 or values.ndim == 0:
-            return whole(values, axis=axis, **final)
-        # Why: NumPy raises its own errors on a single element, before anything starts.
-        with np.errstate(all="ignore"):
-            whole(np.zeros((1,) * values.ndim, values.dtype), axis=axis)
-        axes = tuple(range(values.ndim)) if axis is None else axes_tuple("axis", axis, values.ndim)
-        partials = self._map(call, partial(block, axis=axes, keepdims=True), chunks, axes)
-        return combine(partials, axis=axes, **final)
+        return self._place("argmax", np.argmax, array, axis, options)
 
-    def _map(self, call: Call, block: Any, chunks: Any, axes: Any = None) -> Any:
-        """Return the results of all blocks, joined with one element per chunk along `axes`."""
-        call.func, call.placement = block, PerChunk()
-        grid = call.grid = call.inputs.cut(chunks)
-        if axes is not None:
-            cuts = [Axis.regular(len(a), 1) if k in axes else a for k, a in enumerate(grid.axes)]
-            call.placement = InBlocks(tuple(range(grid.ndim)), tuple(cuts))
-        return self._run(call)
+    def _place(self, verb: str, find: Any, array: Any, axis: Any, options: Any) -> Any:
+        steps = partial(_first_in_block, find=find), partial(_first, find=find)
+        return self._reduced(verb, find, array, axis, options, *steps)
+
+    def _mean(self, verb: str, whole: Any, array: Any, axis: Any, dtype: Any, options: Any) -> Any:
+        values = as_input(array, verb)
+        wide, narrow = accumulator(values, dtype)
+        may_be_nan = verb == "nanmean" and values.dtype.kind in "fc"
+        add = partial(np.nansum if may_be_nan else np.sum, dtype=wide)
+
+        def combine(parts: Any, axis: Axes, *, keepdims: bool) -> Any:
+            sums, counts = parts if may_be_nan else (parts, None)
+            total = np.sum(sums, axis=axis, dtype=wide, keepdims=keepdims)
+            number: Any = np.intp(_count(values, axis))
+            if counts is not None:
+                number = counts.sum(axis=axis, keepdims=keepdims)
+                if not np.all(number):
+                    text = "Mean of empty slice"
+                    warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
+            with np.errstate(divide="ignore", invalid="ignore"):
+                mean = np.true_divide(total, number)
+            return mean.astype(narrow or total.dtype, copy=False)
+
+        block = partial(_sum_and_count, add=add) if may_be_nan else add
+        steps = partial(whole, dtype=dtype), values, axis, options, block, combine
+        return self._reduced(verb, *steps)
 
     def _variance(
-        self, call: Call, axis: Any, dtype: Any, chunks: Any, *, ddof: float, keepdims: bool
+        self, verb: str, array: Any, axis: Any, dtype: Any, ddof: float, options: Any
     ) -> Any:
-        (values,) = call.inputs.arrays
-        if dtype is not None and np.dtype(dtype).kind not in "fc":
-            remedy = f"dtype={dtype!r} would truncate deviations; pass a float dtype"
-            raise TypeError(f"{call.verb}: {remedy}")
-        if np.asarray(ddof).dtype.kind not in "biuf" or np.ndim(ddof):
-            raise TypeError(f"{call.verb}: ddof is a number, not {brief(ddof)}")
+        """Return the variance also for the standard deviation."""
+        values = as_input(array, verb)
         wide, narrow = accumulator(values, None)
+        may_be_nan = verb[:3] == "nan" and values.dtype.kind in "fc"
         if dtype is not None:
+            if np.dtype(dtype).kind not in "fc":
+                remedy = f"dtype={dtype!r} would truncate deviations; pass a float dtype"
+                raise TypeError(f"{verb}: {remedy}")
             wide, narrow = np.result_type(wide or values.dtype, dtype), np.dtype(dtype)
+        if np.asarray(ddof).dtype.kind not in "biuf" or np.ndim(ddof):
+            raise TypeError(f"{verb}: ddof is a number, not {brief(ddof)}")
 
         def combine(parts: Any, axis: Axes, *, ddof: float, keepdims: bool) -> Any:
-            square = _combine(parts, axis)
-            freedom = _count(values, axis) - ddof
-            if freedom <= 0:
-                warnings.warn("Degrees of freedom <= 0 for slice", RuntimeWarning, stacklevel=5)
+            square, count = _combine(parts, axis)
+            freedom = count - ddof
+            if np.any(freedom <= 0):
+                text = "Degrees of freedom <= 0 for slice"
+                warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
+            least = np.nan if may_be_nan else 0
             with np.errstate(divide="ignore", invalid="ignore"):
-                result = np.true_divide(square, max(freedom, 0))
+                result = np.true_divide(square, np.where(freedom > 0, freedom, least))
             result = result if keepdims else result.squeeze(axis)
             return result.astype(narrow or square.dtype, copy=False)[()]
 
-        return self._reduce(
-            call, axis, chunks, partial(_moments, dtype=wide), combine, ddof=ddof, keepdims=keepdims
-        )
+        steps = partial(_nan_moments if may_be_nan else _moments, dtype=wide), combine
+        of_array = partial(getattr(np, verb.replace("std", "var")), dtype=dtype)
+        return self._reduced(verb, of_array, values, axis, options, *steps, ddof=ddof)
 
 
 def _count(values: Array, axes: Axes) -> int:
     return math.prod(values.shape[axis] for axis in axes)
 
 
-def _extremes(block: Array) -> tuple[Any, Any]:
-    return block.min(), block.max()
+def _sum_and_count(block: Array, axis: Axes, *, keepdims: bool, add: Any) -> tuple[Any, Any]:
+    """Return the sum and the number of the elements that are not NaN."""
+    number = np.count_nonzero(~np.isnan(block), axis, keepdims=keepdims)
+    return add(block, axis, keepdims=keepdims), np.asarray(number)
+
+
+def _first_in_block(
+    block: Array, axis: Axes, block_info: Any, *, keepdims: bool, find: Any
+) -> tuple[Any, Any]:
+    """Return the element that is found first in a block, and its index in the array."""
+    starts = [start for start, _ in block_info[0]["array-location"]]
+    if len(axis) == 1:
+        place = find(block, axis=axis[0], keepdims=keepdims)
+        return np.take_along_axis(block, place, axis[0]), place + starts[axis[0]]
+    index = np.unravel_index(find(block), block.shape)
+    at = [start + k for start, k in zip(starts, index, strict=True)]
+    place = np.ravel_multi_index(at, block_info[0]["shape"])
+    one = (1,) * block.ndim
+    return block[index].reshape(one), np.asarray(place).reshape(one)
+
+
+def _first(parts: tuple[Array, Array], axis: Axes, *, keepdims: bool, find: Any) -> Any:
+    """Return the index in the array of the element that is found first among those of blocks."""
+    values, places = parts
+    one, along = (1,) * values.ndim, axis[0]
+    if len(axis) > 1:
+        values, places, along = values.ravel(), places.ravel(), 0
+    order = places.argsort(along)
+    values, places = (np.take_along_axis(part, order, along) for part in (values, places))
+    found = np.take_along_axis(places, find(values, axis=along, keepdims=True), along)
+    if not keepdims:
+        return found.squeeze(along)[()]
+    return found if len(axis) == 1 else found.reshape(one)
 
 
 def _squared(values: Array) -> Array:
@@ -647,8 +583,23 @@ def _moments(block: Array, axis: Axes, dtype: Any, *, keepdims: bool) -> tuple[A
     return np.asarray(mean), np.asarray(square), np.full(square.shape, number, exact)
 
 
-def _combine(moments: Sequence[Array], axes: Axes) -> Array:
-    """Combine the sums of squares of all blocks, in pairs, in the order of the chunks."""
+def _nan_moments(block: Array, axis: Axes, dtype: Any, *, keepdims: bool) -> tuple[Any, Any, Any]:
+    """Do as :func:`_moments`, with the elements that are not NaN."""
+    there = ~np.isnan(block)
+    number = np.count_nonzero(there, axis, keepdims=keepdims)
+    total = np.nansum(block, axis, dtype, keepdims=keepdims)
+    mean = np.true_divide(total, np.maximum(number, 1)).astype(total.dtype)
+    deviations = np.where(there, block - mean, 0)
+    square = _squared(deviations).sum(axis, keepdims=keepdims)
+    exact = np.result_type(square, np.float64)
+    return np.asarray(mean), np.asarray(square), np.asarray(number, exact)
+
+
+def _combine(moments: Sequence[Array], axes: Axes) -> tuple[Array, Array]:
+    """Combine the sums of squares of all blocks, in pairs, in the order of the chunks.
+
+    Return the sums and the numbers of elements.
+    """
     parts = [np.moveaxis(one, axes, range(len(axes))) for one in moments]
     lead, rest = math.prod(parts[0].shape[: len(axes)]), parts[0].shape[len(axes) :]
     mean, square, count = (np.ascontiguousarray(one).reshape(lead, *rest) for one in parts)
@@ -656,11 +607,12 @@ def _combine(moments: Sequence[Array], axes: Axes) -> Array:
         half = len(mean) // 2
         one, other, last = slice(0, 2 * half, 2), slice(1, 2 * half, 2), slice(2 * half, None)
         both = count[one] + count[other]
+        share = count[other] / np.maximum(both, 1)
         delta = mean[other] - mean[one]
-        between = _squared(delta) * (count[one] * count[other] / both)
+        between = _squared(delta) * (count[one] * share)
         joined = square[one] + square[other] + between
-        middle = mean[one] + delta * (count[other] / both)
+        middle = mean[one] + delta * share
         mean = np.concatenate([middle.astype(mean.dtype), mean[last]])
         square = np.concatenate([joined.astype(square.dtype), square[last]])
         count = np.concatenate([both, count[last]])
-    return np.expand_dims(square[0], axes)
+    return np.expand_dims(square[0], axes), np.expand_dims(count[0], axes)

@@ -31,19 +31,21 @@ from shmpar.plan import (
     PerItem,
     Plan,
     ResultError,
+    ResultsFile,
     Rows,
 )
+from shmpar.stores.store import Store, StoreRows
 from shmpar.worker.environment import exit_if_forked, revoke
 from shmpar.worker.reserve import Reserve, reserver
 from shmpar.worker.store import (
     ScalarTarget,
-    Store,
     Use,
     announce,
     scalar_targets,
     storer,
     trimmed,
 )
+from shmpar.worker.store import Store as StoreResult
 from shmpar.worker.verify import with_checksums
 
 T = TypeVar("T")
@@ -55,6 +57,30 @@ ComputeRange = Callable[[int, int], None]
 Info = dict[int | None, dict[str, Any]]
 
 _SMALL_OUTPUT = 4 * 1024  # Why: copying fewer bytes is faster than the set-up of direct writes.
+
+
+def bind_inputs(plan: Plan, inputs: Sequence[Any], bind: Callable[[Any], Any]) -> list[Any]:
+    """Return the inputs of a run in the memory of this worker, with its stores open.
+
+    Parameters
+    ----------
+    bind : callable
+        Returns the array of an input in memory, or a part, protected from writes.
+
+    Raises
+    ------
+    StoreError
+        If a store cannot be opened.
+    """
+    if not any(isinstance(one, Store) for one in inputs):
+        return [bind(one) for one in inputs]
+    rows = {one.array for one in plan.arguments if isinstance(one, Rows)}
+    return [
+        (StoreRows(one.bound()) if number in rows else one.bound())
+        if isinstance(one, Store)
+        else bind(one)
+        for number, one in enumerate(inputs)
+    ]
 
 
 class Abandoned(Exception):
@@ -106,7 +132,7 @@ class Assignment:
     ----------
     plan, function
         The plan of the call, and the user's function.
-    arrays : sequence of ndarray
+    arrays : sequence of (ndarray, Store, StoreRows or Part)
         The inputs, read-only.
     outputs : sequence of ndarray or None
         The outputs, writable; None until the first result determines their shapes and dtypes.
@@ -149,7 +175,7 @@ class Assignment:
 
     plan: Plan
     function: Function
-    arrays: Sequence[Array]
+    arrays: Sequence[Any]
     outputs: Sequence[Array] | None
     is_tuple: bool | None
     tickets: Tickets
@@ -205,8 +231,20 @@ class Assignment:
 
     def block_shape(self, chunk: int) -> tuple[int, ...] | None:
         """Return the shape of the first block of a chunk, for messages; None without a block."""
+        if any(not isinstance(array, np.ndarray) for array in self.arrays):
+            return self._shape_in_plan(chunk)  # Why: reading a store again may fail, or take long.
         blocks = (get(chunk) for get in self.getters())
         return next((one.shape for one in blocks if isinstance(one, np.ndarray)), None)
+
+    def _shape_in_plan(self, chunk: int) -> tuple[int, ...] | None:
+        for argument in self.plan.arguments:
+            if isinstance(argument, Rows):
+                return tuple(self.arrays[argument.array].shape[1:])
+            if isinstance(argument, Blocks):
+                info = _block_info(self.plan, self.arrays, chunk)
+                number = self.plan.arguments.index(argument)
+                return tuple([stop - start for start, stop in info[number]["array-location"]])
+        return None
 
 
 @dataclass(eq=False, slots=True)
@@ -264,11 +302,12 @@ class Chunks:
         self._assignment, self._channel = assignment, channel
         self._getters = assignment.getters()
         self._compute: Compute | None = None
-        self._store: Store | None = None
+        self._store: StoreResult | None = None
         self._reserve: Reserve | None = None
         self.compute_range: ComputeRange | None = None
         if assignment.plan.returns_objects:
-            self._compute = _caller(assignment, self._getters, _object_store(channel))
+            store = _object_store(channel, assignment.plan.results_file)
+            self._compute = _caller(assignment, self._getters, store)
 
     def begin_claim(self, chunks: Sequence[int]) -> Compute:
         """Return the function that computes a chunk of a claim; reserve its windows.
@@ -311,7 +350,7 @@ class Chunks:
         # Why not _writer(): a plan of a single chunk needs no function for further chunks.
         with_checksums(assignment, outputs, lambda chunk: store(chunk, value))(chunk)
 
-    def _open_outputs(self, outputs: Sequence[Array]) -> Store:
+    def _open_outputs(self, outputs: Sequence[Array]) -> StoreResult:
         """Return the function that stores a result in these outputs; reserve their memory."""
         if self._store is None:
             assignment = self._assignment
@@ -340,12 +379,22 @@ def _ignore(_chunk: int, _value: Any) -> None:
     """Ignore a return value: the function has written its result to ``out``."""
 
 
-def _object_store(channel: Channel) -> Store:
+def _object_store(channel: Channel, file: ResultsFile | None) -> StoreResult:
     def store(chunk: int, value: Any) -> None:
         exit_if_forked()
         channel.values([(chunk, value)])
 
-    return store
+    if file is None:
+        return store
+    from shmpar.worker.results import append  # Why here: few runs have a ledger.
+
+    def record(chunk: int, value: Any) -> None:
+        exit_if_forked()
+        append(file, chunk, value)
+        store(chunk, value)
+        channel.flush()  # Why: a result that is recorded is not computed again.
+
+    return record
 
 
 def _caller(
@@ -393,7 +442,7 @@ def _windows_getter(plan: Plan, outputs: Sequence[Array], is_tuple: bool) -> Get
     return get
 
 
-def _range_computer(assignment: Assignment, store: Store) -> ComputeRange | None:
+def _range_computer(assignment: Assignment, store: StoreResult) -> ComputeRange | None:
     """Return the loop over chunks that turns a row or an item into a number, without calls."""
     plan, slot, (user, keywords, values) = assignment.plan, assignment.slot, assignment.function
     if plan.timed or assignment.sums is not None or assignment.todo is not None:

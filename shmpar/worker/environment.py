@@ -30,11 +30,11 @@ import numpy as np
 from shmpar.ipc.protocol import Environment, Warned
 from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.pickling.unpack import unpack
+from shmpar.tracebacks import PACKAGE, keep_frames
+from shmpar.worker import logs
 
 MARK = "SHMPAR_WORKER"
 """Set in the environment of a worker process while its interpreter starts."""
-
-_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 # Why removed: a program that the user's function starts is a process of its own.
 _in_process = os.environ.pop(MARK, None) is not None  # True in a worker process
@@ -94,6 +94,7 @@ def _after_fork() -> None:
     global _forked  # noqa: PLW0603 - a process has one
     if in_worker():
         _forked = True
+        keep_frames()
         # Why: the child may call verbs itself, deeper in the function and in other threads.
         _thread.forked_at = getattr(_thread, "depth", 0)
         for work in _works:
@@ -145,7 +146,7 @@ def _is_ours(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(_PACKAGE)
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(PACKAGE)
 
 
 def flush_streams() -> None:
@@ -177,6 +178,7 @@ def apply_environment(environment: Environment) -> None:
             os.environb.pop(name, None)
         elif os.environb.get(name) != value:
             os.environb[name] = value
+    logs.apply_levels(environment.log_levels)
     if environment.filters != _packed:
         _packed[:], _filters[:] = environment.filters, _loaded(environment.filters)
     # Why: resetwarnings also forgets which warnings were shown, as new filters require.
@@ -342,6 +344,7 @@ class SharesMultiprocessing:
             return logging.LogRecord(*args, **kwargs)
 
         logging.setLogRecordFactory(first)
+        logs.prepare(logging)
 
 
 class _Loader:

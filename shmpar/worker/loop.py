@@ -18,12 +18,14 @@ from time import monotonic_ns, perf_counter
 from typing import Any
 
 from shmpar.ipc.ledger import CURSOR, DONE, FAILED, FIRST, GENERATION, JOINED, LAST, SINCE, WAITED
+from shmpar.stores.store import StoreRows
 from shmpar.worker.compute import Abandoned, Assignment, Channel, Chunks, Compute, ComputeRange
 from shmpar.worker.environment import exit_if_forked, inside_worker
 
 SHORT_SECONDS = 20e-6  # Why: reading the clock costs a shorter chunk a noticeable part.
 CLAIM_SECONDS = 1e-3
 _SHARE = 4  # A claim takes at most 1 / (4 x workers) of the remaining tickets.
+_BAND_SECONDS = 0.1  # Why: reading takes a small part of the time of slower rows.
 _TINY = 1e-9  # Why not 0: that means "not known" in the ledger.
 
 
@@ -105,6 +107,7 @@ def work(assignment: Assignment, channel: Channel) -> bool:
 def _work(assignment: Assignment, channel: Channel) -> bool:
     chunks, clock, size = Chunks(assignment, channel), _Clock(assignment), 1
     claim, count, todo = assignment.tickets.claim, assignment.count, assignment.todo
+    band = max([one.band for one in assignment.arrays if isinstance(one, StoreRows)], default=1)
     while (first := claim(size)) < count:
         last = min(first + size, count)
         assignment.claimed += last - first
@@ -116,6 +119,7 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
         spent = perf_counter() - began
         clock.end(spent)
         size = _next_size(size, spent / (last - first), count - last, assignment.workers)
+        size = _with_band(size, band, spent / (last - first), (count - last) // assignment.workers)
         size = min(size, assignment.max_tickets - assignment.claimed)
         if size == 0 or channel.enough():
             return False
@@ -126,6 +130,14 @@ def _next_size(size: int, seconds: float, remaining: int, workers: int) -> int:
     """Return the tickets of the next claim; at most eight times those of the latest one."""
     wanted = int(CLAIM_SECONDS / max(seconds, _TINY))  # Why max: the clock may stand still.
     return max(1, min(wanted, 8 * size, remaining // (_SHARE * workers)))
+
+
+def _with_band(size: int, band: int, seconds: float, share: int) -> int:
+    """Return the tickets of the next claim of rows of a store, which is read in bands.
+
+    Why: workers that take rows of the same band in turn would all read the whole band.
+    """
+    return max(size, band) if band <= share and band * seconds <= _BAND_SECONDS else size
 
 
 def _each(assignment: Assignment, compute: Compute) -> ComputeRange:

@@ -31,10 +31,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shmpar import tracebacks
 from shmpar.errors import PlanError, ShmparError, shortened
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import FINGERPRINT, Ledger
-from shmpar.ipc.protocol import Environment, PackedError, PackedValue, SegmentRecord, Work
+from shmpar.ipc.protocol import (
+    UNCHANGING,
+    Environment,
+    PackedError,
+    PackedValue,
+    SegmentRecord,
+    Work,
+)
 from shmpar.ipc.tickets import Tickets, open_tickets
 from shmpar.ipc.wire import MAX_DESCRIPTORS, Wire
 from shmpar.memory import limits
@@ -43,8 +51,9 @@ from shmpar.memory.segment import Segment
 from shmpar.pickling.plain import pack_plain
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
-from shmpar.worker import items, loop
-from shmpar.worker.compute import Abandoned, Assignment
+from shmpar.stores.store import Part, drop_stores, traffic
+from shmpar.worker import items, logs, loop
+from shmpar.worker.compute import Abandoned, Assignment, bind_inputs
 from shmpar.worker.environment import (
     SharesMultiprocessing,
     WarningReporter,
@@ -60,9 +69,9 @@ if TYPE_CHECKING:
     from shmpar.pickling.pack import Payload
 
 Array = np.ndarray[Any, Any]
-Outcome = tuple[int, int | None, Any, bool, Sequence[tuple[int, int]]]
+Outcome = tuple[int, int | None, Any, bool, Sequence[tuple[int, int]], tuple[int, int, float]]
 """The fields of ``CounterExhausted`` from `claimed` to `huge_bytes`."""
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_FLUSH_SECONDS = 0.01
 # Why the reset: a send raises it if the parent has closed the socket with unread messages.
 _PARENT_GONE = EOFError, BrokenPipeError, ConnectionResetError
 
@@ -80,7 +89,9 @@ class SocketChannel:
 
     def __init__(self, process: WorkerProcess, run: int, spare: Ledger | None) -> None:
         self._process, self._run, self._spare = process, run, spare
-        self._returned: list[tuple[int, Payload]] = []
+        self._returned: list[tuple[int, Any]] = []
+        self._held: list[Segment] = []  # of the results that were not sent
+        self._flushed = time.monotonic()
         self.announcement: Announcement | None = None
 
     def enough(self) -> bool:
@@ -109,20 +120,17 @@ class SocketChannel:
 
     def values(self, values: Sequence[tuple[int, Any]]) -> None:
         """Keep results until the claim is finished; one that cannot be pickled fails its chunk."""
-        from shmpar.pickling.pack import pack_result
-
         for chunk, value in values:
-            try:
-                payload = pack_result(value)
-            except PlanError as error:
-                name = type(value).__qualname__
-                reason = error.__cause__
-                message = f"the function returned a {name}, which cannot be pickled ({reason})"
-                raise ResultError(message) from error
-            held = sum(len(one.segments) for _, one in self._returned)
-            if held + len(payload.segments) > MAX_DESCRIPTORS:
+            if type(value) in UNCHANGING:
+                self._returned.append((chunk, value))
+                continue
+            payload = _pack_result(value)
+            if len(self._held) + len(payload.segments) > MAX_DESCRIPTORS:
                 self.flush()
-            self._returned.append((chunk, payload))
+            self._returned.append((chunk, _pack_value(payload)))
+            self._held += payload.segments
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()  # Why: results come as they are computed, and few die with this process.
 
     def finished(self, generation: int, first: int, last: int) -> None:
         """Report that the tickets ``first <= t < last`` are done, or have failed."""
@@ -130,11 +138,23 @@ class SocketChannel:
 
     def flush(self) -> None:
         """Send the results; the kernel keeps them if this process dies now."""
-        returned, self._returned = self._returned, []
+        returned, self._returned, self._flushed = self._returned, [], time.monotonic()
+        held, self._held = self._held, []
         if returned:
-            values = [(chunk, _pack_value(payload)) for chunk, payload in returned]
-            descriptors = [one.fileno() for _, payload in returned for one in payload.segments]
-            self._process.send(protocol.ObjectsReturned(self._run, values), descriptors)
+            descriptors = [one.fileno() for one in held]
+            self._process.send(protocol.ObjectsReturned(self._run, returned), descriptors)
+
+
+def _pack_result(value: Any) -> Payload:
+    from shmpar.pickling.pack import pack_result  # Why here: many results need no pickle.
+
+    try:
+        return pack_result(value)
+    except PlanError as error:
+        name = type(value).__qualname__
+        reason = error.__cause__
+        message = f"the function returned a {name}, which cannot be pickled ({reason})"
+        raise ResultError(message) from error
 
 
 def _pack_value(payload: Payload) -> PackedValue:
@@ -162,10 +182,8 @@ def _describe(error: BaseException) -> tuple[str, str]:
     """Return the traceback of an exception as text, and its type and message."""
     kind = type(error)
     try:
-        shown = error.__traceback__  # Why: the frames of this package above the user's do not help.
-        while shown is not None and shown.tb_frame.f_code.co_filename.startswith(_PACKAGE):
-            shown = shown.tb_next
-        trace = traceback.format_exception(kind, error, shown or error.__traceback__)
+        tracebacks.shorten(error)
+        trace = traceback.format_exception(error)
         summary = f"{kind.__name__}: {error}"
     except BaseException as again:  # noqa: BLE001 - the class is the user's code
         summary = f"{kind.__name__}: (its message raised {type(again).__name__})"
@@ -224,10 +242,12 @@ class WorkerProcess:
         self._environment_ahead: Environment | None = None  # of a call that was withdrawn
         self._socket = os.fstat(wire.fileno())
         self.warnings = WarningReporter(self.send)
+        logs.begin(self.send)
 
     def abandon(self) -> None:
         """Close the socket, in a child that the user's code has forked."""
         self.wire.close()
+        logs.end()
         faulthandler.enable(2)  # Why: the parent takes the stack of this worker alone.
 
     def send(self, message: Any, descriptors: Sequence[int] = ()) -> None:
@@ -369,7 +389,7 @@ class WorkerProcess:
 
     def _run(self, environment: Environment | None, work: Work, tickets: Tickets) -> None:
         received = time.perf_counter()
-        outcome: Outcome = 0, None, None, False, ()
+        outcome: Outcome = 0, None, None, False, (), (0, 0, 0.0)
         private: Sequence[Array] = ()
         try:
             try:
@@ -389,6 +409,7 @@ class WorkerProcess:
         finally:
             if private:
                 namespaces.forget(private)
+            drop_stores()
         self.send(protocol.CounterExhausted(self.number, work.run, work.generation, *outcome))
 
     def _work(self, assignment: Assignment, work: Work) -> Outcome:
@@ -402,7 +423,8 @@ class WorkerProcess:
         made = [(key, one.huge_bytes) for key, one in self.segments.items() if one.huge_bytes]
         for key, _ in made:
             self.segments[key].huge_bytes = 0
-        return assignment.claimed, assignment.handed_out, announced, not exhausted, made
+        moved = traffic.take()
+        return assignment.claimed, assignment.handed_out, announced, not exhausted, made, moved
 
     def _assign(self, work: Work, function: Function, tickets: Tickets) -> Assignment:
         """Return the work in the memory of this process."""
@@ -412,7 +434,9 @@ class WorkerProcess:
         return Assignment(
             plan=self.plan[1],
             function=function,
-            arrays=[self._input(one, outputs or ()) for one in work.arrays],
+            arrays=bind_inputs(
+                self.plan[1], work.arrays, lambda one: self._input(one, outputs or ())
+            ),
             outputs=None if outputs is None else [self.output(one) for one in outputs],
             is_tuple=work.is_tuple,
             tickets=tickets,
@@ -468,8 +492,14 @@ class WorkerProcess:
         key, offset, shape, strides, dtype = reference
         return self.segments[key].ndarray(offset, shape, strides, np.dtype(dtype))
 
-    def _input(self, reference: protocol.Reference, outputs: Sequence[protocol.Reference]) -> Array:
-        """Return the array that lies at a reference, protected from writes."""
+    def _input(
+        self,
+        reference: protocol.Reference | protocol.PartReference,
+        outputs: Sequence[protocol.Reference],
+    ) -> Any:
+        """Return the array or the part that lies at a reference, protected from writes."""
+        if isinstance(reference, protocol.PartReference):
+            return Part(self._input(reference.memory, outputs), *reference[1:])
         key, offset, shape, strides, dtype = reference
         if any(key == output[0] for output in outputs):
             # Why: a second mapping would hide from NumPy that an output overlaps its input.

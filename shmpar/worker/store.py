@@ -322,6 +322,8 @@ def _explain_shape(plan: Plan, chunk: int, value: Array, window: Array) -> str:
         return "the function returned a scalar where a block is due; use block_reduce for that"
     elif value.ndim != window.ndim:
         return _explain_axes(value.shape, window.ndim)
+    elif value.size == 1:
+        remedy = "for one value per block use block_reduce(f, x, chunks=...)"
     else:
         lengths = "with one length per chunk where they differ"
         remedy = f"for blocks that change their size pass out_chunks=, {lengths}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import shmpar
-from shmpar.verbs import bins
+from shmpar.verbs.selection import Selection
+from tests.contract.comparison import failed, outcome, same_class
 
+pytestmark = pytest.mark.usefixtures("numpy_may_warn")
 quick = settings(
     max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
@@ -27,21 +28,6 @@ new_rules = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def serial(nothing_left: None) -> Iterator[shmpar.Pool]:
-    """A serial pool, for tests that do not depend on the engine."""
-    with shmpar.Pool(1, engine="serial") as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def numpy_may_warn() -> Iterator[None]:
-    """Both warn of overflows and of suboptimal numbers of bins."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        yield
-
-
 def same(got: Any, due: Any, *, within: float = 0) -> None:
     """Counts and edges have the dtypes, shapes and values of NumPy's."""
     for one, other in zip(got, due, strict=True):
@@ -49,14 +35,6 @@ def same(got: Any, due: Any, *, within: float = 0) -> None:
         assert one.shape == other.shape
     assert np.array_equal(got[1], due[1])
     assert np.allclose(got[0], due[0], rtol=within, atol=0, equal_nan=True)
-
-
-def outcome(call: Any, *args: Any, **keywords: Any) -> Any:
-    """Return the result, or the class of the error."""
-    try:
-        return call(*args, **keywords)
-    except (ValueError, TypeError) as error:
-        return ValueError if isinstance(error, ValueError) else TypeError
 
 
 @st.composite
@@ -97,13 +75,13 @@ def test_the_rules_are_numpys(
     if rule == "stone" and array.size > 50:
         chunks = "auto"
     got = outcome(serial.histogram, array, rule, limits, density=density, chunks=chunks)
-    if isinstance(due, tuple) and rule in {"scott", "doane"} and len(got[0]) != len(due[0]):
+    if not failed(due) and rule in {"scott", "doane"} and len(got[0]) != len(due[0]):
         assert abs(len(got[0]) - len(due[0])) == 1
         due = np.histogram(array, len(got[0]), limits, density=density)
-    if isinstance(due, tuple):
-        same(got, due)
+    if failed(due):
+        same_class(got, due)
     else:
-        assert got is due
+        same(got, due)
 
 
 @new_rules
@@ -158,11 +136,9 @@ def test_the_selection_is_exact(
     else:
         array = array.clip(*[getattr(np.finfo(dtype), end) for end in ("min", "max")]).astype(dtype)
     ranks = data.draw(st.lists(st.integers(0, len(array) - 1), min_size=1, max_size=4))
-    ends = array.min(), array.max()
     call = serial._reduction("histogram", np.histogram, array, {})
-    measure = lambda function: serial._map(call, function, chunks)
-    got = bins._select(ranks, ends, measure)
-    assert [one.dtype for one in got] == [array.dtype] * len(ranks)
+    got = Selection(partial(serial._collect, call, call.inputs.cut(chunks))).at(ranks)
+    assert got.dtype == array.dtype
     assert np.array_equal(got, np.sort(array)[ranks])
 
 
@@ -186,10 +162,10 @@ def test_weights_are_added_as_numpy_does(serial: shmpar.Pool, **drawn: Any) -> N
     keywords = {"density": drawn["density"], "weights": weights.astype(drawn["dtype"])}
     due = outcome(np.histogram, array, bins, limits, **keywords)
     got = outcome(serial.histogram, array, bins, limits, chunks=drawn["chunks"], **keywords)
-    if isinstance(due, tuple):
-        same(got, due)
+    if failed(due):
+        same_class(got, due)
     else:
-        assert got is due
+        same(got, due)
 
 
 @pytest.mark.parametrize("weight_type", ["f4", "f8", "c16"])

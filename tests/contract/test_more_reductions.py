@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,28 +13,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import shmpar
+from tests.contract.comparison import axes, outcome, same
 
+pytestmark = pytest.mark.usefixtures("numpy_may_warn")
 quick = settings(
     max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 
 NAMES = ["prod", "any", "all", "nansum", "nanmin", "nanmax"]
 DTYPES = ["?", "i1", ">i2", "u4", "i8", "f2", ">f4", "f8", "g", "c8", "c16", "m8[s]", "M8[s]", "U3"]
-
-
-@pytest.fixture
-def serial(nothing_left: None) -> Iterator[shmpar.Pool]:
-    """A serial pool, for tests that do not depend on the engine."""
-    with shmpar.Pool(1, engine="serial") as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def numpy_may_warn() -> Iterator[None]:
-    """Both warn of overflows and of slices of NaN; that is tested by itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        yield
 
 
 @st.composite
@@ -54,32 +40,7 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, Any, Any]:
         array = np.array(values, dtype).reshape(shape)
     else:
         array = array.reshape(shape).astype(dtype)
-    axis: st.SearchStrategy[Any] = st.none() | st.just(())
-    if shape:
-        axis |= st.integers(-len(shape), len(shape) - 1) | hnp.valid_tuple_axes(len(shape))
-    return array, draw(axis), draw(st.sampled_from([1, 2, 3, "auto"]))
-
-
-def outcome(reduce: Any, *args: Any, **keywords: Any) -> Any:
-    """Return the result of a reduction, or the class of its error."""
-    try:
-        return reduce(*args, **keywords)
-    except (ValueError, TypeError) as error:
-        return ValueError if isinstance(error, ValueError) else TypeError
-
-
-def same(got: Any, due: Any, *, within: float = 0) -> None:
-    """Type, dtype, shape and values equal those of NumPy, or the class of the error does."""
-    assert type(got) is type(due)
-    if isinstance(due, type):
-        assert got is due
-        return
-    assert np.asarray(got).dtype == np.asarray(due).dtype
-    assert np.shape(got) == np.shape(due)
-    if within:
-        assert np.allclose(got, due, rtol=within, atol=0, equal_nan=True)
-    else:
-        np.testing.assert_array_equal(got, due)
+    return array, draw(axes(shape)), draw(st.sampled_from([1, 2, 3, "auto"]))
 
 
 @quick

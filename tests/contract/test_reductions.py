@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shmpar
-from shmpar.verbs.reductions import REDUCTION_OPTIONS
+from shmpar.verbs.options import REDUCTION_OPTIONS
 
 quick = settings(
     max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
@@ -151,7 +151,7 @@ def test_a_reduction_takes_its_keywords(pool: shmpar.Pool, name: str, image: Any
     seen: list[tuple[int, int]] = []
     keywords = {
         "progress": lambda *at: seen.append(at), "on_error": "fill", "fill_value": 0,
-        "retries": 2, "task_timeout": 60, "wait": True,
+        "retries": 2, "task_timeout": 60, "wait": True, "io_retries": 0,
     }  # fmt: skip
     assert set(keywords) == {*REDUCTION_OPTIONS, "wait"}
     got, expected = getattr(pool, name)(image, **keywords), getattr(pool, name)(image)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import shmpar
+from tests.contract.comparison import axes, outcome
 
+pytestmark = pytest.mark.usefixtures("numpy_may_warn")
 quick = settings(
     max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
@@ -34,21 +35,6 @@ NAMES = ["sum", "mean", "var", "std", "min", "max"]
 LARGEST = {2: 10.0, 4: 1e9, 8: 1e100, 16: 1e100}
 
 Case = tuple[np.ndarray, Any, Any]
-
-
-@pytest.fixture
-def serial(nothing_left: None) -> Iterator[shmpar.Pool]:
-    """A serial pool, for tests that do not depend on the engine."""
-    with shmpar.Pool(1, engine="serial") as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def numpy_may_warn() -> Iterator[None]:
-    """Both warn of overflows, of NaN and of means of nothing; that is tested by itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        yield
 
 
 def elements(dtype: str, *, finite: bool) -> st.SearchStrategy[Any]:
@@ -79,19 +65,8 @@ def cases(
     array = draw(hnp.arrays(dtype, shape, elements=elements(dtype, finite=finite)))
     if draw(st.booleans()):
         array = array.copy("F")
-    axis: st.SearchStrategy[Any] = st.none() | st.just(())
-    if shape:
-        axis |= st.integers(-len(shape), len(shape) - 1) | hnp.valid_tuple_axes(len(shape))
     chunks = tuple(draw(st.integers(1, 8)) for _ in shape)
-    return array, draw(axis), draw(st.sampled_from([chunks, "auto", 2]))
-
-
-def outcome(reduce: Any, *args: Any, **keywords: Any) -> Any:
-    """Return the result of a reduction, or the class and text of its error."""
-    try:
-        return reduce(*args, **keywords)
-    except (ValueError, TypeError) as error:
-        return type(error), str(error)
+    return array, draw(axes(shape)), draw(st.sampled_from([chunks, "auto", 2]))
 
 
 def same_form(got: Any, expected: Any) -> None:

@@ -80,10 +80,10 @@ def test_parallel_map_takes_several_arrays_and_iterables(pool: shmpar.Pool) -> N
     np.testing.assert_array_equal(got, [2.0, 3.0, 4.0])
 
 
-def test_parallel_map_of_none_returns_none(pool: shmpar.Pool, tmp_path: Any) -> None:
-    """A function called for its effect gives no array."""
+def test_parallel_map_of_none_returns_a_list(pool: shmpar.Pool, tmp_path: Any) -> None:
+    """A function called for its effect gives None for each item."""
     paths = [tmp_path / f"{number}" for number in range(5)]
-    assert pool.parallel_map(lambda path: path.touch(), paths) is None
+    assert pool.parallel_map(lambda path: path.touch(), paths) == [None] * 5
     assert sorted(os.listdir(tmp_path)) == ["0", "1", "2", "3", "4"]
 
 
@@ -424,7 +424,7 @@ def test_many_runs_in_flight_do_not_mix(pool: shmpar.Pool, image: Any) -> None:
 
 def test_the_default_pool_serves_the_modules_verbs() -> None:
     """shmpar.map_blocks and the other functions use the default pool."""
-    from shmpar.pool import default_pool
+    from shmpar.defaults import default_pool
 
     with default_pool():
         np.testing.assert_array_equal(shmpar.map_blocks(np.negative, np.arange(4)), -np.arange(4))

@@ -1,0 +1,550 @@
+"""Find the changed globals of the user's modules that functions reach.
+
+A worker imports a module of the user's from its file, once. The parent may have other values of its
+globals: after an assignment, a reload or a monkeypatch, or because the file was edited. A pickle
+brings those that its functions reach and that a worker has, or may have, in another state.
+
+Guarantees
+----------
+- No file of the user's is executed, and no object of the user's is called.
+- A global that was different once is sent with every pickle that reaches it.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dis
+import functools
+import marshal
+import os
+import sys
+import tokenize
+import types
+import weakref
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from typing import Any, NamedTuple
+
+import cloudpickle
+
+MISSING = object()
+SCALARS = (bool, int, float, complex, str, bytes, types.NoneType)
+MODULE_NAMES = ("__name__", "__package__", "__path__", "__file__")  # sent with each function
+
+
+class _Source:
+    """The bindings in the file of a module, which is read and not executed.
+
+    Attributes
+    ----------
+    literals : dict of str to bytes
+        Globals with a literal value; attributes of classes as ``Class.name``.
+    bound : set of str
+        Names that the module binds while it is imported.
+    managed : set of str
+        Globals that its own functions bind.
+    """
+
+    def __init__(self, module: types.ModuleType, file: str) -> None:
+        self.literals: dict[str, bytes] = {}
+        self.bound: set[str] = set()
+        self.managed: set[str] = set()
+        self._definitions: dict[str, ast.stmt] = {}
+        self._imports: dict[str, tuple[str, str]] = {}
+        self._codes: list[types.CodeType] | None = None
+        self._is_open = False  # it binds names that this does not see
+        try:
+            with tokenize.open(file) as opened:
+                tree = ast.parse(opened.read())
+        except (OSError, SyntaxError, ValueError):
+            self._is_open = True
+            return
+        twice = self._read(tree.body, "", module.__package__ or "")
+        for name in twice:
+            self.literals.pop(name, None)
+            self._definitions.pop(name, None)
+            self._imports.pop(name, None)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Global):
+                self.managed.update(node.names)
+            elif isinstance(node, ast.Name):
+                self._is_open |= node.id in {"globals", "exec", "setattr", "vars"}
+        get_code = getattr(module.__loader__, "get_code", None)
+        if get_code is not None:  # Why: pytest changes the code of its modules, and has none.
+            with contextlib.suppress(Exception):
+                self._codes = list(code_objects(get_code(module.__name__)))
+
+    def _read(self, body: list[ast.stmt], prefix: str, package: str) -> set[str]:
+        """Read the statements of a module or class; return the names that are bound twice."""
+        twice: set[str] = set()
+        for node in body:
+            for name in map(prefix.__add__, _bindings(node)):
+                twice.update({name} & self.bound)
+                self.bound.add(name)
+            match node:
+                case (
+                    ast.Assign(targets=[ast.Name(id=name)], value=value)
+                    | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
+                ):
+                    with contextlib.suppress(ValueError):
+                        plain = _plain(ast.literal_eval(value))
+                        if plain is not None:
+                            self.literals[prefix + name] = plain
+                case ast.FunctionDef(name=name, decorator_list=[]):
+                    self._definitions[prefix + name] = node
+                case ast.ClassDef(name=name, decorator_list=[]) if not prefix:
+                    self._definitions[name] = node
+                    twice |= self._read(node.body, f"{name}.", package)
+                case ast.ImportFrom(module=source, names=names, level=level):
+                    above = package.split(".")[: len(package.split(".")) - level + 1]
+                    origin = ".".join([*above, source or ""]) if level else source or ""
+                    self._is_open |= names[0].name == "*"
+                    for one in names:
+                        self._imports[one.asname or one.name] = origin, one.name
+        return twice
+
+    def agrees(self, name: str, value: Any) -> bool:
+        """Return whether a global may be the one that an import of the file makes."""
+        plain = _plain(value)
+        if name in self.literals:
+            return plain == self.literals[name] or (plain is None and type(value) in _CONTAINERS)
+        match self._definitions.get(name):
+            case ast.FunctionDef():
+                return self._defines(value)
+            case ast.ClassDef():
+                return isinstance(value, type) and self._agrees_with_class(name, value)
+        if name in self._imports:
+            origin, attribute = self._imports[name]
+            found = getattr(sys.modules.get(origin), attribute, MISSING)
+            return found is value or found is MISSING
+        is_module = isinstance(value, types.ModuleType)
+        return name in self.bound or is_module or self._is_open or name.startswith("@")
+
+    def _agrees_with_class(self, name: str, definition: type) -> bool:
+        for key, value in list(vars(definition).items()):
+            path, plain = f"{name}.{key}", _plain(value)
+            if isinstance(self._definitions.get(path), ast.FunctionDef):
+                if not self._defines(value) and key not in _IMPLICIT:
+                    return False
+            elif plain is not None and not key.startswith("__"):
+                if type(value) in _MUTABLE:
+                    continue  # Why: a class counts or registers there, which is no new definition.
+                due = self.literals.get(path, plain)
+                if path not in self.bound or plain != due:
+                    return False
+        return True
+
+    def _defines(self, function: Any) -> bool:
+        if not isinstance(function, types.FunctionType):
+            return False
+        return self._codes is None or function.__code__ in self._codes
+
+
+class UserModule:
+    """A module of the user's, and all that tells whether a worker's import of it is the same.
+
+    Functions, classes and literals are compared with the file, which a worker imports. Any other
+    global is compared with the first object that was met here.
+
+    Attributes
+    ----------
+    module, name : module, str
+        The module.
+    importable : bool
+        Whether an import in a worker finds this file.
+    changed : set of str
+        Globals that were different at any time; each pickle brings them.
+    """
+
+    def __init__(self, module: types.ModuleType) -> None:
+        self.module, self.name = module, module.__name__
+        self.changed: set[str] = set()
+        self.importable = False
+        self._file = getattr(module, "__file__", None) or ""
+        self._stamp = self._look()
+        self._edited = False
+        self._path: list[Any] | None = None
+        self._first: dict[str, tuple[Any, ...]] = {}
+
+    @functools.cached_property
+    def source(self) -> _Source:
+        """The bindings in the file."""
+        return _Source(self.module, self._file)
+
+    def attributes(self) -> dict[str, Any] | None:
+        """Return the attributes for a worker that cannot import the module; None if it can."""
+        if self.importable and not self._edited:
+            return None
+        return {name: value for name, value in vars(self.module).items() if name in MODULE_NAMES}
+
+    def is_as_imported(self) -> bool:
+        """Return whether workers find the file that was imported here."""
+        self.refresh()
+        return self.importable and not self._edited
+
+    def _look(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._file)
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size
+
+    def refresh(self) -> None:
+        """Look at the file and at ``sys.path`` again."""
+        if self._look() != self._stamp:
+            self._edited = True  # Why for ever: workers may have any of the versions.
+        if self._path != sys.path:
+            self._path = list(sys.path)
+            self.importable = self._is_found()
+
+    def _is_found(self) -> bool:
+        """Return whether a new interpreter with this path would import the same file."""
+        spec = _find_spec(self.name)
+        in_archive = type(getattr(spec, "loader", None)).__name__ == "zipimporter"
+        if spec is None or (self._stamp is None and not in_archive):
+            return False
+        return os.path.realpath(spec.origin or "") == os.path.realpath(self._file)
+
+    def differs(self, name: str, value: Any) -> bool:
+        """Return whether a worker has, or may have, another value of a global."""
+        if name in self.changed:
+            return True
+        if self.importable and not self._edited:
+            parts, first = _identity(value), self._first.get(name)
+            if first is not None and _are_same(first, parts):
+                return False
+            is_known = first is None or name in self.source.literals
+            if is_known and self.source.agrees(name, value):
+                self._first[name] = parts
+                return False
+        self._first.pop(name, None)
+        self.changed.add(name)
+        return True
+
+    def lacks(self, name: str) -> bool:
+        """Return whether a worker has, or may have, a global that is missing here."""
+        if name in self.changed or name in self._first or name in self.source.bound:
+            self.changed.add(name)
+            return True
+        return False
+
+
+_IMPLICIT = {"__new__", "__init_subclass__", "__class_getitem__"}  # become methods by themselves
+_MUTABLE = (dict, list, set)
+_CONTAINERS = (*_MUTABLE, frozenset, tuple)
+PLAIN = {*SCALARS, *_CONTAINERS}
+_LONGEST = 4096  # characters, or items, of a value that is compared by its contents
+
+
+def code_objects(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Yield the code of all functions and classes inside this code."""
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant
+            yield from code_objects(constant)
+
+
+class GlobalNames(NamedTuple):
+    """The names that code looks up as globals, and those that it sets or deletes."""
+
+    read: frozenset[str]
+    written: frozenset[str]
+
+
+@functools.lru_cache(maxsize=256)  # Why: a function that is defined anew has the same code
+def global_names(code: types.CodeType) -> GlobalNames:
+    """Return the globals of the code, and of all functions and classes in it.
+
+    Examples
+    --------
+    >>> global_names((lambda: len(print)).__code__).read == {"len", "print"}
+    True
+    """
+    found = [(one.opname, one.argval) for one in dis.get_instructions(code)]
+    inner = [global_names(const) for const in code.co_consts if type(const) is types.CodeType]
+    read = {name for operation, name in found if operation in {"LOAD_GLOBAL", "LOAD_NAME"}}
+    written = {name for operation, name in found if operation in {"STORE_GLOBAL", "DELETE_GLOBAL"}}
+    return GlobalNames(
+        frozenset(read).union(*[one.read for one in inner]),
+        frozenset(written).union(*[one.written for one in inner]),
+    )
+
+
+def _bindings(node: ast.AST) -> Iterator[str]:
+    """Yield the names that a statement binds in its own scope."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        yield node.name
+    elif isinstance(node, (ast.Import, ast.ImportFrom)):
+        yield from ((one.asname or one.name).partition(".")[0] for one in node.names)
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    elif not isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp)):
+        for inner in ast.iter_child_nodes(node):
+            yield from _bindings(inner)
+
+
+def _plain(value: Any) -> bytes | None:
+    """Return the contents of a value of numbers and text; None for any other value."""
+    if type(value) not in PLAIN or (hasattr(value, "__len__") and len(value) > _LONGEST):
+        return None
+    try:
+        return marshal.dumps(value, 2)  # Why 2: later versions mark references.
+    except ValueError:
+        return None
+
+
+def _identity(value: Any) -> tuple[Any, ...]:
+    """Return all objects by which a global is known to be the same as before."""
+    if type(value) is types.FunctionType:
+        return value, value.__code__, value.__defaults__, value.__kwdefaults__
+    if isinstance(value, type):
+        return (value, *vars(value).values())
+    plain = _plain(value) if type(value) in _CONTAINERS else None
+    return (value,) if plain is None else (plain,)
+
+
+def _are_same(first: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
+    return len(first) == len(now) and all(map(_is_same, first, now))
+
+
+def _is_same(first: Any, now: Any) -> bool:
+    return first is now or (type(first) is bytes and type(now) is bytes and first == now)
+
+
+def _find_spec(name: str) -> ModuleSpec | None:
+    """Return the spec of a module as an import finds it, without regard to `sys.modules`."""
+    parent, path = name.rpartition(".")[0], None
+    if parent:
+        path = getattr(sys.modules.get(parent), "__path__", None)
+        if path is None or _find_spec(parent) is None:
+            return None
+    for finder in sys.meta_path:
+        find = getattr(finder, "find_spec", None)
+        spec: ModuleSpec | None = None if find is None else find(name, path, None)
+        if spec is not None:
+            return spec
+    return None
+
+
+_users: dict[str, tuple[types.ModuleType, UserModule | None]] = {}
+
+
+def user_module(name: Any) -> UserModule | None:
+    """Return the record of a module of the user's; None for any other name.
+
+    Not the user's are ``__main__`` and modules that cloudpickle was told to send by value, which
+    are sent with each pickle, and the modules of Python, of installed packages and of shmpar.
+    """
+    known = _users.get(name)
+    module = sys.modules.get(name)
+    if known is None or known[0] is not module:
+        if not isinstance(module, types.ModuleType) or name != module.__name__:
+            return None
+        made = UserModule(module) if _is_users(module) else None
+        known = _users[name] = module, made
+    return known[1]
+
+
+def _is_users(module: types.ModuleType) -> bool:
+    top = module.__name__.partition(".")[0]
+    if top in {"__main__", "__mp_main__", "shmpar"}:
+        return False
+    file, spec = getattr(module, "__file__", None), getattr(module, "__spec__", None)
+    if file is None:
+        package = sys.modules.get(top)
+        of_user = package is None or package is module or _is_users(package)
+        return spec is None and module.__name__ not in sys.builtin_module_names and of_user
+    folders = {"site-packages", "dist-packages"}
+    return top not in sys.stdlib_module_names and not folders.intersection(file.split(os.sep))
+
+
+class Walk:
+    """Finds the globals of the user's modules that functions and classes reach, and the changed.
+
+    Attributes
+    ----------
+    changes : dict of UserModule to dict of str to None
+        Names of the globals that workers have in another state, in the order in which they were
+        met.
+    """
+
+    def __init__(self) -> None:
+        self.changes: dict[UserModule, dict[str, None]] = {}
+        # Why objects: an id belongs to one object as long as that is alive.
+        self._seen: dict[int, Any] = {}
+        # Modules, which form circles, and names. Why the names: the id is theirs while they live.
+        self._pairs: dict[tuple[int, int], tuple[str, ...]] = {}
+        self._ahead: list[Any] = []
+        self._registered = cloudpickle.list_registry_pickle_by_value()
+        # All that was compared, for a later look.
+        self._modules: dict[UserModule, None] = {}
+        self._globals: list[tuple[dict[str, Any], str, Any]] = []
+        self._parts: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def visit(self, obj: Any) -> Walk:
+        """Follow the globals from an object, unless it was met before."""
+        self._ahead.append(obj)
+        while self._ahead:
+            one = self._ahead.pop()
+            if id(one) in self._seen:
+                continue
+            self._seen[id(one)] = one
+            if type(one) is types.FunctionType:
+                self._visit_function(one)
+            elif isinstance(one, type):
+                if self._visit_name(one):
+                    self._ahead.extend((*vars(one).values(), *one.__bases__))
+            elif isinstance(one, (types.MethodType, staticmethod, classmethod)):
+                self._ahead.append(one.__func__)
+            elif isinstance(one, property):
+                self._ahead.extend((one.fget, one.fset))
+            elif isinstance(one, functools.partial):
+                self._ahead.append(one.func)
+            elif type(one) not in PLAIN and not isinstance(one, types.ModuleType):
+                self._ahead.append(getattr(one, "__wrapped__", type(one)))
+        return self
+
+    def forget(self) -> None:
+        """Drop the objects that are needed for a visit alone."""
+        self._seen.clear()
+        self._pairs.clear()
+
+    def is_current(self) -> bool:
+        """Return whether each global that was met is still the same; without changes only."""
+        # Why loops: this is on the way of each call, and a generator takes twice the time.
+        for module in self._modules:
+            if not module.is_as_imported():
+                return False
+        for values, name, value in self._globals:
+            if values.get(name, MISSING) is not value:
+                return False
+        return all(_are_same(parts, _identity(value)) for value, parts in self._parts)
+
+    def _module(self, name: Any) -> UserModule | None:
+        found = user_module(name)
+        if found is None or (self._registered and found.name in self._registered):
+            return None
+        if found not in self._modules:
+            self._modules[found] = None
+            found.refresh()
+        return found
+
+    def _is_by_value(self, name: str | None) -> bool:
+        return name == "__main__" or name not in sys.modules or name in self._registered
+
+    def _visit_name(self, definition: Any) -> bool:
+        """Look at the global that holds a function or a class; return whether it is a user's."""
+        module = self._module(definition.__module__)
+        if module is not None:
+            self._look(module, definition.__qualname__.partition(".")[0])
+        return module is not None
+
+    def _visit_function(self, function: types.FunctionType) -> None:
+        names, values = all_names(function.__code__), function.__globals__
+        if not (self._visit_name(function) or self._is_by_value(function.__module__)):
+            names = ()  # of Python or of an installed package, where nothing changes
+        home = self._module(values.get("__name__"))
+        if home is not None and vars(home.module) is not values:
+            home = None
+        for name in names:
+            if name in values:
+                value = values[name]
+                if home is not None:
+                    self._look(home, name)
+                elif type(value) is not types.ModuleType:
+                    self._ahead.append(value)
+            else:  # an attribute, or a module that the function imports
+                value = sys.modules.get(name)
+                if home is not None:
+                    self._look(home, name)
+            if type(value) is types.ModuleType:
+                self._visit_module(value, names)
+        self._visit_cells(function, all_names(function.__code__))
+
+    def _visit_cells(self, function: types.FunctionType, names: tuple[str, ...]) -> None:
+        for cell in function.__closure__ or ():
+            with contextlib.suppress(ValueError):  # an empty cell
+                held = cell.cell_contents
+                if type(held) is types.ModuleType:
+                    self._visit_module(held, names)
+                else:
+                    self._ahead.append(held)
+
+    def _visit_module(self, module: types.ModuleType, names: tuple[str, ...]) -> None:
+        """Look at the attributes of a module that a function names."""
+        found = self._module(module.__name__)
+        is_folder = hasattr(module, "__path__") and getattr(module, "__file__", None) is None
+        pair = id(module), id(names)
+        if pair in self._pairs or not (is_folder or (found and found.module is module)):
+            return
+        self._pairs[pair] = names
+        if found is not None and not found.importable:
+            self.changes.setdefault(found, {})
+        for name in names:
+            value = vars(module).get(name)
+            if found is not None:
+                self._look(found, name)
+            if type(value) is types.ModuleType and value is not module:
+                self._visit_module(value, names)
+
+    def _look(self, module: UserModule, name: str) -> None:
+        values = vars(module.module)
+        self._globals.append((values, name, values.get(name, MISSING)))
+        if name in values:
+            value = values[name]
+            different = module.differs(name, value)
+            if type(value) in _CONTAINERS or isinstance(value, (type, types.FunctionType)):
+                self._parts.append((value, _identity(value)))
+            if type(value) not in PLAIN and type(value) is not types.ModuleType:
+                self._ahead.append(value)
+        else:
+            different = module.lacks(name)
+        if different:
+            self.changes.setdefault(module, {})[name] = None
+
+
+_walks: weakref.WeakKeyDictionary[Any, tuple[tuple[Any, ...], Walk]] = weakref.WeakKeyDictionary()
+
+
+def changes_below(definition: Any) -> dict[UserModule, dict[str, None]]:
+    """Return the globals that a function or class reaches and workers have in another state."""
+    name = definition.__module__
+    is_installed = name != "__main__" and name in sys.modules and user_module(name) is None
+    if is_installed and not getattr(definition, "__closure__", None):
+        return {}
+    if type(definition) not in _WALKED:
+        return Walk().visit(definition).changes
+    module = sys.modules.get(name)
+    key: Any = definition
+    # Why: a lambda in a loop is a new function with the same code in each round.
+    if module is not None and _is_bare(definition) and vars(module) is definition.__globals__:
+        key = definition.__code__
+    # Why the modules: a function may import one that this process had not imported before.
+    state = id(module), definition.__qualname__, len(sys.modules)
+    known = _walks.get(key)
+    if known is not None and known[0] == state and known[1].is_current():
+        return {}
+    walk = Walk().visit(definition)
+    if not walk.changes:
+        walk.forget()
+        _walks[key] = state, walk
+    return walk.changes
+
+
+_WALKED = {types.FunctionType, type}
+
+
+def _is_bare(definition: Any) -> bool:
+    """Return whether a definition is a function that holds nothing but its code."""
+    if type(definition) is not types.FunctionType:
+        return False
+    held = definition.__closure__, definition.__defaults__, definition.__kwdefaults__
+    return not any(held) and not definition.__dict__
+
+
+@functools.lru_cache(maxsize=256)  # Why: a function that is defined anew has the same code
+def all_names(code: types.CodeType) -> tuple[str, ...]:
+    """Return all names in the code of a function, and in the functions inside it."""
+    parts = (code, *code_objects(code))
+    return tuple(dict.fromkeys(name for one in parts for name in one.co_names))

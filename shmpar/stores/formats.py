@@ -1,0 +1,275 @@
+"""Open arrays in files: zarr, HDF5, TIFF, lazy xarray and Dask.
+
+The functions here are the openers of stores: they run in each worker. Their results have a shape, a
+dtype, and either ``read_into`` or slicing. Libraries are imported here, when they are used.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from shmpar.errors import StoreError
+
+Array = np.ndarray[Any, Any]
+Where = tuple[slice, ...]
+
+_PACKAGES = {
+    "zarr": "zarr", "h5py": "hdf5", "tifffile": "tiff", "fsspec": "zarr", "xarray": "xarray",
+    "dask": "dask",
+}  # fmt: skip
+
+
+def library(name: str, path: object) -> ModuleType:
+    """Import a library; the error names it and the extra of shmpar that installs it."""
+    try:
+        return __import__(name)
+    except ImportError as error:
+        extra = _PACKAGES.get(name)
+        remedy = f"install it, for example by the extra shmpar[{extra}]" if extra else "install it"
+        raise ImportError(
+            f"{path} needs the library {name}, {remedy}: {error}", name=name
+        ) from error
+
+
+# zarr
+
+
+class ZarrArray:
+    """An open zarr array.
+
+    Attributes
+    ----------
+    metadata : str or None
+        Path of the file of metadata, for an array in a folder.
+    """
+
+    def __init__(self, array: Any) -> None:
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+        self.unit = array.shards or array.chunks
+        self.metadata = _metadata_file(array)
+
+    def read_into(self, where: Where, memory: Array, inside: Where) -> None:
+        """Decode a window into memory."""
+        from zarr.buffer.cpu import NDBuffer
+
+        self.check()
+        if where:
+            view = NDBuffer.from_numpy_array(memory[inside])
+            self.array.get_basic_selection(where, out=view)
+        else:  # Why: zarr does not fill an output without axes
+            memory[...] = self.array[...]
+        # Why after the read: a chunk that is missing reads as the fill value.
+        self.check()
+
+    def __setitem__(self, where: Any, value: Any) -> None:
+        self.check()
+        self.array[where] = value
+
+    def check(self) -> None:
+        """Raise `StoreError` if the folder of the array is gone."""
+        if self.metadata is not None and not os.path.exists(self.metadata):
+            raise StoreError(
+                f"the zarr array {self.array.store_path} is gone: {self.metadata} was removed",
+                opener="zarr", where=str(self.array.store_path),
+            )  # fmt: skip
+
+
+def _metadata_file(array: Any) -> str | None:
+    root = getattr(innermost(array.store), "root", None)
+    if root is None:
+        return None
+    name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"  # noqa: PLR2004
+    return os.path.join(os.fspath(root), array.store_path.path, name)
+
+
+def innermost(store: Any) -> Any:
+    """Return the store that a wrapper of zarr wraps."""
+    while (inner := getattr(store, "_store", None)) is not None:
+        store = inner
+    return store
+
+
+def open_zarr(store: Any, path: str, mode: str = "r", options: Any = None) -> ZarrArray:
+    """Open a zarr array by its store, or by its path or URL."""
+    zarr = library("zarr", path or store)
+    found = zarr.open(store, path=path or None, mode=mode, **(options or {}))
+    if not hasattr(found, "shape"):
+        names = ", ".join(sorted(name for name, _ in found.arrays()))
+        raise StoreError(
+            f"{found.store_path} is a group of zarr, not an array; open one of its arrays"
+            + (f": {names}" if names else ""),
+            opener="zarr", where=str(found.store_path),
+        )  # fmt: skip
+    return ZarrArray(found)
+
+
+def check_zarr_store(array: Any) -> None:
+    """Raise ``TypeError`` for a zarr array whose values lie in this process."""
+    store = innermost(array.store)
+    kind, protocol = type(store).__name__, getattr(getattr(store, "fs", None), "protocol", ())
+    protocols = (protocol,) if isinstance(protocol, str) else protocol
+    if "Memory" in kind or isinstance(store, dict) or "memory" in protocols:
+        raise TypeError(
+            f"the zarr array {array.store_path} lies in the memory of this process ({kind}), which "
+            "no worker can open; pass x[...], or put it into a folder"
+        )
+
+
+# HDF5
+
+
+class Hdf5Array:
+    """An open HDF5 dataset."""
+
+    def __init__(self, dataset: Any) -> None:
+        # Why the file is not closed: that closes the objects of other users in this process. The
+        # file ends with its last object.
+        self.dataset = dataset
+        self.shape, self.dtype, self.unit = dataset.shape, dataset.dtype, dataset.chunks
+
+    def read_into(self, where: Where, memory: Array, inside: Where) -> None:
+        """Read a window into memory."""
+        self.dataset.read_direct(memory, where, inside)
+
+
+def same_process_file(path: str) -> Any:
+    """Return the id of an HDF5 file that this process has open, flushed; None if it has not."""
+    h5py = sys.modules.get("h5py")
+    if h5py is None or not os.path.exists(path):
+        return None
+    h5f, found = h5py.h5f, None
+    # Why datasets too: a file stays open as long as any object of it.
+    for one in h5f.get_obj_ids(h5f.OBJ_ALL, h5f.OBJ_FILE | h5f.OBJ_DATASET | h5f.OBJ_GROUP):
+        file = h5py.h5i.get_file_id(one)
+        if is_open_at(file, path):
+            if file.get_intent() & h5f.ACC_RDWR:
+                h5f.flush(file)
+                return file
+            found = file
+    return found
+
+
+def is_open_at(file: Any, path: str) -> bool:
+    """Return whether a path leads to a file that HDF5 has open, and not to its successor."""
+    try:
+        return os.path.samestat(os.fstat(file.get_vfd_handle()), os.stat(path))
+    except (OSError, ValueError, RuntimeError, NotImplementedError, TypeError):
+        name = os.fsdecode(file.name)  # Why: not every driver tells its descriptor
+        return os.path.exists(name) and os.path.samefile(name, path)
+
+
+def open_hdf5(path: str, name: str, options: Any = None) -> Hdf5Array:
+    """Open a dataset of an HDF5 file for reading, without the lock of the file."""
+    h5py = library("h5py", path)
+    shared = same_process_file(path)
+    if shared is not None:  # Why: HDF5 refuses to open a file twice in other ways
+        return Hdf5Array(_dataset(h5py.File(shared), name, path))
+    how = {"locking": False, **(options or {})}
+    try:
+        file = h5py.File(path, "r", **how)
+    except OSError as error:
+        if any(word in str(error) for word in ("already open for", "consistency", "lock file")):
+            raise StoreError(
+                f"{path} is open for writing in another process, or was not closed: {error}; close "
+                "it first",
+                opener="hdf5", where=path,
+            ) from error  # fmt: skip
+        raise
+    return Hdf5Array(_dataset(file, name, path))
+
+
+def _dataset(file: Any, name: str, path: str) -> Any:
+    try:
+        found = file[name]
+    except KeyError as error:
+        names = ", ".join(sorted(file)[:10])
+        raise StoreError(
+            f"{path} has no dataset {name}; it has {names or 'none'}", opener="hdf5", where=path
+        ) from error
+    if not hasattr(found, "shape"):
+        names = ", ".join(f"{name.rstrip('/')}/{one}" for one in sorted(found)[:10])
+        raise StoreError(
+            f"{path}:{name} is a group, not a dataset; it has {names or 'none'}",
+            opener="hdf5", where=f"{path}:{name}",
+        )  # fmt: skip
+    return found
+
+
+def place_of_hdf5(dataset: Any) -> int | None:
+    """Return the byte of the file at which the values lie, as one run; None if they do not."""
+    if dataset.chunks is not None or dataset.is_virtual or dataset.external or not dataset.size:
+        return None
+    if dataset.dtype.hasobject or not dataset.shape:
+        return None
+    offset: int | None = dataset.id.get_offset()
+    return offset
+
+
+def mapped_hdf5(dataset: Any, mode: str = "r") -> Array | None:
+    """Map a dataset whose values are one run of bytes in its file; None if they are not."""
+    offset = place_of_hdf5(dataset)
+    if offset is None:
+        return None
+    path = dataset.file.filename
+    same_process_file(path)
+    if os.path.getsize(path) < offset + dataset.nbytes:
+        raise StoreError(
+            f"{path} is shorter than its dataset {dataset.name}: it was not closed, or is cut off",
+            opener="hdf5", where=f"{path}:{dataset.name}",
+        )  # fmt: skip
+    return np.memmap(path, dataset.dtype, mode, offset, dataset.shape)  # type: ignore[call-overload,no-any-return]
+
+
+# TIFF
+
+
+class TiffArray:
+    """A compressed series of a TIFF file, through its zarr interface."""
+
+    def __init__(self, path: str, series: int, level: int) -> None:
+        tifffile, zarr = library("tifffile", path), library("zarr", path)
+        self._file = tifffile.TiffFile(path)
+        self._store = self._file.aszarr(series=series, level=level)
+        found = zarr.open(self._store, mode="r")
+        if not hasattr(found, "shape"):
+            found = found["0"]
+        self.array, self.shape, self.dtype = found, found.shape, found.dtype
+        self.unit = found.chunks
+
+    def read_into(self, where: Where, memory: Array, inside: Where) -> None:
+        """Decode a window into memory."""
+        from zarr.buffer.cpu import NDBuffer
+
+        self.array.get_basic_selection(where, out=NDBuffer.from_numpy_array(memory[inside]))
+
+    def __del__(self) -> None:
+        for one in ("_store", "_file"):  # Why: the series may be missing
+            if hasattr(self, one):
+                getattr(self, one).close()
+
+
+# Lazy arrays
+
+
+def same(lazy: Any) -> Any:
+    """Return a lazy array, which travels as its graph."""
+    return lazy
+
+
+def file_token(path: str) -> Callable[[], Any]:
+    """Return the function that tells the identity of a file, which changes with its replacement."""
+
+    def token() -> Any:
+        try:
+            found = os.stat(path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+    return token

@@ -1,0 +1,410 @@
+"""Make stores: of a path, of an opening function, or of an array of another library.
+
+Guarantees
+----------
+An array is recognised by the module of its type. Nothing is imported for it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+
+from shmpar.errors import StoreError
+from shmpar.stores import formats
+from shmpar.stores.store import Part, Store
+
+Array = np.ndarray[Any, Any]
+
+_MOST_VALUES: Final = 4 << 20
+_MOST_GRAPH: Final = 16 << 20  # Why more: the tasks of a large graph are no values
+_LIBRARIES: Final = frozenset({"zarr", "h5py", "dask", "xarray"})
+_HDF5_SUFFIXES: Final = (".h5", ".hdf5", ".hdf", ".he5", ".ims", ".nc", ".h5ad", ".mat")
+
+
+def open(  # noqa: A001 - the public name
+    path: str | os.PathLike[str], *, mode: str = "r", **how: Any
+) -> Store | Array:
+    """Open an array in a file or in an object store, as an input of a verb.
+
+    Parameters
+    ----------
+    path : str or path
+        ``x.npy``; ``x.zarr``, or ``x.zarr/0`` for an array in a group, or a URL of zarr;
+        ``x.h5:/data`` for a dataset of an HDF5 file; ``x.tif``.
+    mode : str
+        ``"r"``, or ``"r+"`` for a store that is an output too.
+    **how
+        For the library that opens the file: ``storage_options`` of zarr, ``series`` and ``level``
+        of TIFF, options of :class:`h5py.File`.
+
+    Returns
+    -------
+    Store or numpy.memmap
+        A memmap where the values are one run of bytes of the file (``.npy``, a contiguous HDF5
+        dataset, an uncompressed TIFF); else a :class:`Store`.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    StoreError
+        The file cannot be opened, or has no such array. It is an OSError too.
+    ImportError
+        The library that opens the file is missing; the error names it.
+    ValueError
+        The suffix is of no known format: use :func:`opened`.
+
+    Notes
+    -----
+    Cost: the file is opened once here, for its shape and dtype, and once per run in each worker.
+
+    Examples
+    --------
+    >>> import os, tempfile, numpy as np, shmpar
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "x.npy")
+    ...     np.save(path, np.arange(6).reshape(2, 3))
+    ...     with shmpar.Pool(2) as pool:
+    ...         pool.sum(shmpar.open(path), axis=1)
+    array([ 3, 12])
+    """
+    text = os.fspath(path)
+    if mode not in {"r", "r+"}:
+        raise ValueError(f"mode={mode!r}: pass 'r' or 'r+'")
+    if text.endswith(".npy"):
+        return _opened_npy(text, mode, how)
+    lower = text.lower()
+    name, colon, inner = text.rpartition(":")
+    if colon and name.lower().endswith(_HDF5_SUFFIXES):
+        return _opened_hdf5(name, inner or "/", mode, how)
+    if lower.endswith(_HDF5_SUFFIXES):
+        raise ValueError(f"{text}: name the dataset too, as in {text}:/data")
+    if lower.endswith((".tif", ".tiff")):
+        return _opened_tiff(text, mode, how)
+    if ".zarr" in lower or lower.endswith(".zip") or "://" in text:
+        return _opened_zarr(text, mode, how)
+    raise ValueError(
+        f"{text}: no format has this suffix; known are .npy, .zarr, .h5:/name and .tif; for any "
+        "other one pass shmpar.opened(func, path)"
+    )
+
+
+def opened(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Store:
+    """Make an input of an array that each worker opens by a call.
+
+    Parameters
+    ----------
+    func : callable
+        It returns an array: an object with a shape, a dtype, and slicing.
+    *args, **kwargs
+        Its arguments.
+
+    Returns
+    -------
+    Store
+        The store.
+
+    Raises
+    ------
+    StoreError
+        If the call fails. It is an OSError too.
+    TypeError
+        If `func` does not pickle, or its result has no shape, dtype or slicing.
+
+    Notes
+    -----
+    Cost: one call here, for the shape and dtype, and one per run in each worker.
+
+    Examples
+    --------
+    >>> import os, tempfile, numpy as np, shmpar
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "x.npy")
+    ...     np.save(path, np.arange(6).reshape(2, 3))
+    ...     store = shmpar.opened(np.load, path, mmap_mode="r")
+    ...     with shmpar.Pool(2) as pool:
+    ...         pool.map_blocks(np.negative, store, chunks=2)
+    array([[ 0, -1, -2],
+           [-3, -4, -5]])
+    """
+    import cloudpickle  # Why here: a worker that opens a zarr array needs none.
+
+    name = getattr(func, "__qualname__", None) or type(func).__name__
+    where = f"{name}({', '.join(map(_brief, args))})"
+    try:
+        opener = cloudpickle.dumps((func, args, kwargs), 5)
+    except Exception as error:
+        raise TypeError(
+            f"opened: {where} cannot be sent to workers: {error}; pass a function that opens the "
+            "array, and its path"
+        ) from error
+    return _store(opener, "opened", where)
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004
+
+
+def _store(opener: bytes, kind: str, where: str, **more: Any) -> Store:
+    """Open an array here for its shape, dtype and unit."""
+    call, args, kwargs = pickle.loads(opener)
+    try:
+        array = call(*args, **kwargs)
+    except (StoreError, FileNotFoundError, ImportError):
+        raise
+    except Exception as error:
+        raise StoreError(
+            f"{where} ({kind}) cannot be opened: {type(error).__name__}: {error}",
+            opener=kind, where=where,
+        ) from error  # fmt: skip
+    missing = [one for one in ("shape", "dtype", "__getitem__") if not hasattr(array, one)]
+    if missing and not hasattr(array, "read_into"):
+        raise TypeError(
+            f"{where} returned a {type(array).__name__}, which has no {missing[0]}; return an array"
+        )
+    unit = getattr(array, "unit", None)
+    if unit is None and kind == "opened":
+        unit = _unit_of(array)
+    return Store(opener, array.shape, array.dtype, unit, kind, where, **more)
+
+
+def _unit_of(array: Any) -> tuple[int, ...] | None:
+    """Return the unit of any array that tells one."""
+    for name in ("shards", "chunks", "chunksize"):
+        found = getattr(array, name, None)
+        if isinstance(found, tuple) and found and all(isinstance(one, int) for one in found):
+            return found
+    return None
+
+
+def _opened_npy(path: str, mode: str, how: dict[str, Any]) -> Array:
+    _takes(path, how, ())
+    return np.load(path, mmap_mode=mode)  # type: ignore[arg-type,no-any-return]
+
+
+def _takes(path: str, how: dict[str, Any], names: tuple[str, ...]) -> None:
+    if unknown := sorted(set(how) - set(names)):
+        known = f"known are {', '.join(names)}" if names else "there are none"
+        raise TypeError(f"{path}: unknown option {unknown[0]}=; {known}")
+
+
+def _opened_zarr(path: str, mode: str, how: dict[str, Any]) -> Store:
+    library = formats.library("zarr", path)
+    if "://" not in path:
+        path = os.path.abspath(path)
+        if not os.path.exists(path):
+            raise FileNotFoundError(2, "there is no such zarr array", path)
+    array = formats.open_zarr(path, "", mode, how).array
+    del library
+    formats.check_zarr_store(array)
+    opener = pickle.dumps((formats.open_zarr, (path, "", mode, how), {}), 5)
+    return _store(opener, "zarr", path)
+
+
+def _opened_hdf5(path: str, name: str, mode: str, how: dict[str, Any]) -> Store | Array:
+    formats.library("h5py", path)
+    path = os.path.abspath(path)
+    if not os.path.exists(path):
+        raise FileNotFoundError(2, "there is no such HDF5 file", path)
+    try:
+        # Why with the lock: another process may have the file open for writing.
+        found = formats.open_hdf5(path, name, {"locking": "best-effort", **how})
+    except (StoreError, ImportError):
+        raise
+    except OSError as error:
+        raise StoreError(f"{path} cannot be opened: {error}", opener="hdf5", where=path) from error
+    mapped = formats.mapped_hdf5(found.dataset, mode)
+    if mapped is not None:
+        return mapped
+    if mode != "r":
+        raise TypeError(_one_writer(f"{path}:{name}"))
+    return _hdf5_store(path, name, how, found)
+
+
+def _hdf5_store(path: str, name: str, how: dict[str, Any], array: Any, user: Any = None) -> Store:
+    opener = pickle.dumps((formats.open_hdf5, (path, name, how), {}), 5)
+    token, where = formats.file_token(path), f"{path}:{name}"
+    return Store(
+        opener, array.shape, array.dtype, array.unit, "hdf5", where, token=token, user=user
+    )
+
+
+def _one_writer(where: str) -> str:
+    return (
+        f"{where}: an HDF5 file in chunks has one writer; write to a zarr array or a .npy, or "
+        "write the file yourself from run.completed()"
+    )
+
+
+def _opened_tiff(path: str, mode: str, how: dict[str, Any]) -> Store | Array:
+    tifffile = formats.library("tifffile", path)
+    _takes(path, how, ("series", "level"))
+    path = os.path.abspath(path)
+    if not os.path.exists(path):
+        raise FileNotFoundError(2, "there is no such TIFF file", path)
+    series, level = how.get("series", 0), how.get("level", 0)
+    try:
+        return tifffile.memmap(path, series=series, level=level, mode=mode)  # type: ignore[no-any-return]
+    except ValueError:  # Why: the values are compressed, or in several runs
+        if mode != "r":
+            raise TypeError(f"{path}: only an uncompressed TIFF can be written to") from None
+    except Exception as error:
+        raise StoreError(
+            f"{path} cannot be opened: {type(error).__name__}: {error}", opener="tiff", where=path
+        ) from error
+    opener = pickle.dumps((formats.TiffArray, (path, series, level), {}), 5)
+    return _store(opener, "tiff", path, token=formats.file_token(path))
+
+
+def wrap(value: Any, *, write: bool = False) -> Any:
+    """Return the store of an array that lies in one; anything else as it is.
+
+    Parameters
+    ----------
+    value : object
+        A zarr array, an HDF5 dataset, a Dask array, an xarray object, or anything else.
+    write : bool
+        It is an output.
+
+    Raises
+    ------
+    TypeError
+        For an array that no worker can open, or that has a single writer.
+    StoreError
+        If the array is gone, or cannot be opened.
+
+    Examples
+    --------
+    >>> wrap([1, 2]), wrap(3)
+    ([1, 2], 3)
+    """
+    if isinstance(value, np.ndarray | Store | Part):
+        if isinstance(value, Store) and value.kind == "hdf5":
+            formats.same_process_file(value.where.rpartition(":")[0])  # which flushes the file
+        return value
+    for kind in type(value).__mro__:
+        library, name = kind.__module__.partition(".")[0], kind.__name__
+        if library in _LIBRARIES:
+            make = _WRAPPERS.get((library, name))
+            if make is not None:
+                return make(value, write)
+            if (library, name) in _GROUPS:
+                raise TypeError(f"a {name} of {library} is no array; pass one of its arrays")
+    return value
+
+
+def _wrap_zarr(array: Any, write: bool) -> Store:
+    if not hasattr(array, "store_path"):
+        raise TypeError("an array of zarr 2 has no store that workers can open; install zarr>=3")
+    formats.check_zarr_store(array)
+    where, path = str(array.store_path), array.store_path.path
+    if write and array.read_only:
+        raise ValueError(f"{where} was opened for reading alone; open it with mode='r+'")
+    mode = "r+" if write else "r"
+    opener = pickle.dumps((formats.open_zarr, (array.store, path, mode), {}), 5)
+    formats.ZarrArray(array).check()
+    unit = array.shards or array.chunks
+    return Store(opener, array.shape, array.dtype, unit, "zarr", where, user=array)
+
+
+def _wrap_hdf5(dataset: Any, write: bool) -> Store | Array:
+    if not dataset:
+        raise TypeError("the HDF5 file of this dataset is closed; open it again")
+    file = dataset.file
+    path, name, driver = os.path.abspath(file.filename), dataset.name, file.driver
+    if driver not in {"sec2", "stdio", "ros3"}:
+        raise TypeError(
+            f"the HDF5 file {file.filename} lies in the memory of this process, or is opened by "
+            f"the driver {driver!r}, which no worker can open; pass x[...]"
+        )
+    if driver != "ros3":
+        if name is None or not os.path.exists(path) or not formats.is_open_at(file.id, path):
+            raise StoreError(
+                f"the HDF5 file {path} was removed or replaced after it was opened; open it again",
+                opener="hdf5", where=path,
+            )  # fmt: skip
+        if file.mode == "r+":
+            file.flush()
+        mapped = formats.mapped_hdf5(dataset, "r+" if write else "r")
+        if mapped is not None:
+            return mapped
+    if write:
+        raise TypeError(_one_writer(f"{path}:{name}"))
+    how = {} if driver != "ros3" else {"driver": driver}
+    path = path if driver != "ros3" else file.filename
+    return _hdf5_store(path, name, how, formats.Hdf5Array(dataset), user=dataset)
+
+
+def _wrap_dask(array: Any, write: bool) -> Store:
+    return _lazy(array, "dask", f"the Dask array {array.name}", write, array.chunksize)
+
+
+def _wrap_xarray(value: Any, write: bool) -> Any:
+    variable = getattr(value, "variable", value)
+    if write:
+        raise TypeError("an xarray object is no output: pass its data, or a zarr array")
+    if getattr(variable, "_in_memory", True):
+        return variable.values if hasattr(variable, "values") else variable
+    if variable.chunks is not None:
+        return wrap(variable.data)
+    unit = variable.encoding.get("preferred_chunks") or {}
+    lengths = tuple([unit.get(name, size) for name, size in variable.sizes.items()])
+    named = f"the lazy xarray variable {getattr(value, 'name', None) or ''}".rstrip()
+    return _lazy(variable, "xarray", named, write, lengths if unit else None)
+
+
+def _lazy(lazy: Any, kind: str, where: str, write: bool, unit: Any) -> Store:
+    if write:
+        raise TypeError(f"{where} is no output: pass a zarr array, or a .npy")
+    if np.isnan(np.asarray(lazy.shape, float)).any():
+        raise TypeError(f"{where} has chunks of unknown length; call compute_chunk_sizes() first")
+    import cloudpickle  # Why here: as in opened()
+
+    counted = 0
+
+    def count(buffer: pickle.PickleBuffer) -> bool:
+        nonlocal counted
+        counted += buffer.raw().nbytes
+        if counted > _MOST_VALUES:
+            raise _TooLarge
+        return True
+
+    try:
+        opener = cloudpickle.dumps((formats.same, (lazy,), {}), 5, buffer_callback=count)
+        if len(opener) > _MOST_GRAPH:
+            raise _TooLarge  # noqa: TRY301 - as in the callback
+    except _TooLarge:
+        raise TypeError(
+            f"{where} of shape {lazy.shape} holds more than 4 MiB of values in its graph, which "
+            "would be sent to each worker: pass the array that it was made of, or put that array "
+            "into a store first, or pass x.compute()"
+        ) from None
+    except Exception as error:
+        raise TypeError(
+            f"{where} of shape {lazy.shape} cannot be sent to workers: {error}; pass the array "
+            "that it was made of"
+        ) from error
+    return Store(opener, lazy.shape, lazy.dtype, unit, kind, where, user=lazy)
+
+
+class _TooLarge(Exception):
+    """A graph holds too many values."""
+
+
+_WRAPPERS: Final[dict[tuple[str, str], Callable[[Any, bool], Any]]] = {
+    ("zarr", "Array"): _wrap_zarr,
+    ("h5py", "Dataset"): _wrap_hdf5,
+    ("dask", "Array"): _wrap_dask,
+    ("xarray", "DataArray"): _wrap_xarray,
+    ("xarray", "Variable"): _wrap_xarray,
+    ("xarray", "IndexVariable"): _wrap_xarray,
+}
+_GROUPS: Final = frozenset(
+    {("zarr", "Group"), ("h5py", "Group"), ("h5py", "File"), ("xarray", "Dataset")}
+)

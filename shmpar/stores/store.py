@@ -1,0 +1,582 @@
+"""Stores and parts: arrays of which a process holds only windows.
+
+A :class:`Store` is an array outside memory. Each worker opens it by itself: only the opener
+travels, which is a pickled callable with its arguments. A :class:`Part` is a window of a larger
+array, addressed in the coordinates of the larger array.
+
+Guarantees
+----------
+A block that is read has the same strides, relative to its neighbours, as a view of the whole array
+in memory: an axis that the block does not span has a gap. So a function adds the numbers in the
+same order, and its result is the same bit for bit.
+A store is opened once per run, thread and opener, and closed when the run ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+
+from shmpar.errors import ShmparError, StoreError
+from shmpar.plan import spell
+
+Array = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
+
+_MOST_OPEN: Final = 8
+_PERMANENT: Final = frozenset(
+    {
+        errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EROFS,
+        errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EINVAL, errno.ENAMETOOLONG,
+    }
+)  # fmt: skip
+_WAIT_SECONDS: Final = 0.05
+_BAND_BYTES: Final = 16 << 20
+
+
+class Traffic(threading.local):
+    """Bytes and seconds that this thread has spent on stores since it was last asked."""
+
+    def __init__(self) -> None:
+        self.read = self.written = 0
+        self.seconds = 0.0
+
+    def take(self) -> tuple[int, int, float]:
+        """Return bytes read, bytes written and seconds, and begin anew."""
+        found = self.read, self.written, self.seconds
+        self.__init__()  # type: ignore[misc]
+        return found
+
+
+traffic = Traffic()
+
+
+class _Cache(threading.local):
+    """The arrays that this thread has opened, by opener; the last are kept."""
+
+    def __init__(self) -> None:
+        self.arrays: OrderedDict[bytes, Any] = OrderedDict()
+
+
+_cache = _Cache()
+
+
+def open_store(opener: bytes) -> Any:
+    """Return the array of an opener, opened once per thread; the last eight are kept."""
+    arrays = _cache.arrays
+    if opener not in arrays:
+        call, args, kwargs = pickle.loads(opener)
+        arrays[opener] = call(*args, **kwargs)
+        if len(arrays) > _MOST_OPEN:
+            arrays.popitem(last=False)
+    arrays.move_to_end(opener)
+    return arrays[opener]
+
+
+def drop_stores() -> None:
+    """Forget the arrays that this thread has opened: they close with their last user."""
+    if _cache.arrays:
+        _cache.arrays.clear()
+
+
+class Store:
+    """An array outside memory, of which only windows are read or written.
+
+    Pass it to a verb as an input. Each worker opens it for itself, so no value of it passes
+    through this process. :func:`shmpar.open` and :func:`shmpar.opened` make one.
+
+    Parameters
+    ----------
+    opener : bytes
+        Pickle of a callable, its arguments and its keyword arguments, which returns the array.
+    shape, dtype
+        Those of the array.
+    unit : tuple of int or None
+        Elements that are written at once along each axis: a shard, else a chunk. None: any
+        element can be written alone.
+    kind : str
+        The format: ``"zarr"``, ``"hdf5"``, ``"tiff"``, ``"dask"``, ``"xarray"`` or
+        ``"opened"``.
+    where : str
+        The place, for messages.
+
+    Notes
+    -----
+    Indexing with slices and ints reads a window, as a new read-only array. There is no arithmetic,
+    and no conversion by :func:`numpy.asarray`, since that would read an array that may be larger
+    than memory: write ``store[...]`` for all of it.
+
+    Examples
+    --------
+    >>> import os, tempfile, numpy as np, shmpar
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "x.npy")
+    ...     np.save(path, np.arange(12).reshape(3, 4))
+    ...     store = shmpar.opened(np.load, path)
+    ...     store.shape, store.unit, store[1:, :2].tolist()
+    ((3, 4), None, [[4, 5], [8, 9]])
+    """
+
+    # Why: NumPy's operators and functions must not read the array as a whole.
+    __array_ufunc__ = None
+
+    def __init__(  # noqa: PLR0913 - a record
+        self,
+        opener: bytes,
+        shape: Sequence[int],
+        dtype: Any,
+        unit: Sequence[int] | None,
+        kind: str,
+        where: str,
+        *,
+        retries: int = 2,
+        token: Callable[[], Any] | None = None,
+        user: Any = None,
+    ) -> None:
+        self.opener = opener
+        self.shape: Shape = tuple(map(int, shape))
+        # Why: zarr's dtypes name the machine's order of bytes, and print in another way.
+        self.dtype: np.dtype[Any] = np.dtype(spell(np.dtype(dtype)))
+        self.unit: Shape | None = None if unit is None else tuple(map(int, unit))
+        self.kind, self.where = kind, where
+        self.retries = retries
+        self.token = token  # it changes when the file is replaced
+        self.user = user  # the object that the user gave
+        self._axis = 0  # of the array in the file, which comes first here
+        self._stored: np.dtype[Any] = self.dtype
+        self._array: Any = None
+        self._token: Any = None
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements, as they would take in memory."""
+        return self.size * self.itemsize
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("a store without axes has no length")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"<Store {self.kind} {self.where!r}, shape {self.shape}, dtype {self.dtype}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Why: the open array and the user's object belong to this process.
+        mine = {"token": None, "user": None, "_array": None, "_token": None}
+        return {**self.__dict__, **mine}
+
+    def _copy(self, **changed: Any) -> Store:
+        made = Store.__new__(Store)
+        made.__dict__.update({**self.__dict__, "_array": None, "_token": None, **changed})
+        return made
+
+    def with_retries(self, retries: int) -> Store:
+        """Return this store with another number of attempts after a fault that may pass."""
+        return self._copy(retries=retries)
+
+    def viewed(self, dtype: Any) -> Store:
+        """Return this store with its bytes as another dtype of the same size."""
+        return self._copy(dtype=np.dtype(dtype))
+
+    def by_rows_of(self, axis: int) -> Store:
+        """Return this store with an axis moved to the front."""
+        if axis == 0:
+            return self
+        order = [axis, *(k for k in range(self.ndim) if k != axis)]
+        unit = None if self.unit is None else tuple([self.unit[k] for k in order])
+        return self._copy(shape=tuple([self.shape[k] for k in order]), unit=unit, _axis=axis)
+
+    def __array__(self, *_args: Any, **_kwargs: Any) -> Any:
+        raise TypeError(
+            f"{self!r} is not read as a whole by mistake: pass it to a verb, or write store[...] "
+            f"for an array of {self.nbytes:,} bytes"
+        )
+
+    def bound(self) -> Store:
+        """Return this store with its array opened in this thread, for the length of a run.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be opened, or has another shape or dtype by now.
+        """
+        return self._copy(_array=self._checked(lambda: open_store(self.opener)), token=None)
+
+    def _checked(self, opens: Callable[[], Any]) -> Any:
+        """Open the array, and compare it with the record of it."""
+        try:
+            array = opens()
+        except StoreError:
+            raise
+        except Exception as error:
+            raise StoreError(
+                f"{self.where} ({self.kind}) cannot be opened: {type(error).__name__}: {error}",
+                opener=self.kind, where=self.where,
+            ) from error  # fmt: skip
+        shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
+        due = self._in_file(self.shape)
+        # Why without the order of bytes: zarr's third format does not keep it.
+        if shape != due or dtype.newbyteorder("=") != self._stored.newbyteorder("="):
+            raise StoreError(
+                f"{self.where} ({self.kind}) has changed: it has shape {shape} and dtype {dtype}, "
+                f"but had {due} and {self._stored} before; open it anew",
+                opener=self.kind, where=self.where,
+            )  # fmt: skip
+        return array
+
+    @property
+    def array(self) -> Any:
+        """The open array; opened anew if its file was replaced."""
+        token = None if self.token is None else self.token()
+        if self._array is None or token != self._token:
+            call, args, kwargs = pickle.loads(self.opener)
+            self._array = None  # Why: the old file is closed first
+            self._array = self._checked(lambda: call(*args, **kwargs))
+            self._token = token
+        return self._array
+
+    def _in_file(self, along: Sequence[Any]) -> tuple[Any, ...]:
+        """Return values along the axes of the store in the order of the axes in the file."""
+        first, *rest = along or [None]
+        return tuple([*rest[: self._axis], first, *rest[self._axis :]] if along else [])
+
+    def __getitem__(self, key: Any) -> Array:
+        where, finish = _slices(key, self.shape)
+        window = self._in_file(where)
+        began = time.perf_counter()
+        block: Array = self._transfer("read", window, lambda array: self._read(array, window))
+        traffic.read += block.nbytes
+        traffic.seconds += time.perf_counter() - began
+        block = np.moveaxis(block, self._axis, 0) if self._axis else block
+        block = block if self.dtype is self._stored else block.view(self.dtype)
+        block.flags.writeable = False
+        return block if finish is None else block[finish]
+
+    def _read(self, array: Any, where: tuple[slice, ...]) -> Array:
+        """Read a window into new memory that has the gaps of a view."""
+        lengths = tuple([one.stop - one.start for one in where])
+        pairs = zip(lengths, self._in_file(self.shape), strict=True)
+        # Why: NumPy adds in another order where an axis follows the next without a gap.
+        room = [n + (k > 0 and n < whole) for k, (n, whole) in enumerate(pairs)]
+        inside = tuple([slice(n) for n in lengths])
+        direct = hasattr(array, "read_into")
+        memory = np.empty(room, array.dtype if direct else self._stored)
+        block: Array = memory[inside or ...]
+        if direct and block.size:
+            array.read_into(where, memory, inside)
+        if direct or not block.size:
+            return memory.astype(self._stored, copy=False)[inside or ...]
+        found = array[where or ...]
+        if hasattr(found, "compute"):  # Why: the threads of Dask would compete with the workers.
+            found = found.compute(scheduler="synchronous")
+        found = np.asarray(found)
+        if found.shape != lengths or found.dtype.newbyteorder("=") != block.dtype.newbyteorder("="):
+            raise StoreError(
+                f"{self.where} ({self.kind}) has changed under the run: a window of shape "
+                f"{lengths} and dtype {self._stored} has shape {found.shape} and dtype "
+                f"{found.dtype}",
+                opener=self.kind, where=self.where,
+            )  # fmt: skip
+        block[...] = found
+        return block
+
+    def near(self, sources: Sequence[Sequence[Any]]) -> Any:
+        """Read the neighbourhood of a window, each element once.
+
+        Parameters
+        ----------
+        sources : sequence of sequence of (slice or ndarray of int)
+            Positions that are needed along each axis.
+
+        Returns
+        -------
+        Part or Pieces
+            The values, in the coordinates of the store.
+        """
+        return Pieces.read(self, [_runs(one) for one in sources])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        where, finish = _slices(key, self.shape)
+        if finish is not None and any(one.step for one in finish if isinstance(one, slice)):
+            raise IndexError(f"{self.where}: a store is written by slices of step 1, not {key}")
+        if self._axis or self.dtype is not self._stored:
+            raise TypeError(f"{self!r} is a view of a store, which is not written to")
+        lengths = tuple([one.stop - one.start for one in where])
+        values = np.asarray(value)
+        if finish is not None:  # Why: an int leaves out an axis of length 1
+            kept = [n for n, one in zip(lengths, finish, strict=True) if isinstance(one, slice)]
+            values = np.broadcast_to(values, kept)
+        values = values.reshape(lengths) if finish else np.broadcast_to(values, lengths)
+        began = time.perf_counter()
+
+        def write(array: Any) -> None:
+            array[where or ...] = values
+
+        self._transfer("write", where, write)
+        traffic.written += prod(lengths) * self.itemsize
+        traffic.seconds += time.perf_counter() - began
+
+    def _transfer(self, verb: str, where: tuple[slice, ...], use: Callable[[Any], Any]) -> Any:
+        """Read or write a window, several times if the fault may pass."""
+        for again in range(self.retries, -1, -1):
+            try:
+                return use(self.array)
+            except ShmparError:
+                raise
+            except Exception as error:
+                if again and _may_pass(error):
+                    time.sleep(_WAIT_SECONDS * 2 ** (self.retries - again))
+                    continue
+                window = ", ".join([f"{one.start}:{one.stop}" for one in where])
+                raise StoreError(
+                    f"cannot {verb} [{window}] of {self.where} ({self.kind}): "
+                    f"{type(error).__name__}: {error}",
+                    opener=self.kind, where=self.where,
+                ) from error  # fmt: skip
+        raise AssertionError("the last attempt returns or raises")
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Return whether a second attempt may succeed."""
+    if not isinstance(error, OSError):
+        # Why by name: the clients of object stores raise errors of their own.
+        return type(error).__module__.partition(".")[0] in {"aiohttp", "botocore", "google"}
+    return error.errno not in _PERMANENT
+
+
+def _slices(key: Any, shape: Shape) -> tuple[tuple[slice, ...], tuple[Any, ...] | None]:
+    """Split a key into slices of step 1, and the index of their window that gives the result.
+
+    The index is None where the window is the result.
+    """
+    keys = list(key) if isinstance(key, tuple) else [key]
+    if sum(one is Ellipsis for one in keys) > 1:
+        raise IndexError("an index can have one ellipsis")
+    if Ellipsis not in [one if one is Ellipsis else None for one in keys]:
+        keys.append(Ellipsis)
+    if len(keys) - 1 > len(shape):
+        raise IndexError(f"{len(keys) - 1} indices for a store of shape {shape}")
+    place = next(k for k, one in enumerate(keys) if one is Ellipsis)
+    keys[place : place + 1] = [slice(None)] * (len(shape) - len(keys) + 1)
+    where: list[slice] = []
+    finish: list[Any] = []
+    whole = True
+    for axis, (one, size) in enumerate(zip(keys, shape, strict=True)):
+        if isinstance(one, slice):
+            steps = range(*one.indices(size))
+            low, high = (min(steps), max(steps) + 1) if steps else (0, 0)
+            where.append(slice(low, high))
+            finish.append(slice(None, None, None if steps.step == 1 else steps.step))
+            whole &= steps.step == 1
+        elif isinstance(one, int | np.integer) and not isinstance(one, bool):
+            index = int(one) + (size if one < 0 else 0)
+            if not 0 <= index < size:
+                raise IndexError(f"index {one} is out of bounds for axis {axis} of size {size}")
+            where.append(slice(index, index + 1))
+            finish.append(0)
+            whole = False
+        else:
+            raise IndexError(f"a store takes slices and ints, not {type(one).__name__}")
+    if whole:
+        return tuple(where), None
+    return tuple(where), tuple(finish)
+
+
+class Part:
+    """A window of an array of a larger shape, in the coordinates of the larger array.
+
+    Parameters
+    ----------
+    array : ndarray
+        The values of the window.
+    origin : sequence of int
+        Position of its first element in the larger array.
+    shape : sequence of int
+        Shape of the larger array.
+
+    Examples
+    --------
+    >>> part = Part(np.arange(6).reshape(2, 3), (10, 0), (100, 3))
+    >>> part.shape, part[11:12, 1:].tolist()
+    ((100, 3), [[4, 5]])
+    """
+
+    __slots__ = ("array", "origin", "shape")
+    __array_ufunc__ = None
+
+    def __init__(self, array: Array, origin: Sequence[int], shape: Sequence[int]) -> None:
+        self.array = array
+        self.origin: Shape = tuple(origin)
+        self.shape: Shape = tuple(shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype."""
+        return self.array.dtype  # type: ignore[no-any-return]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements of the larger array."""
+        return prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return self.array.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the window."""
+        return self.array.nbytes
+
+    @property
+    def flags(self) -> Any:
+        """Flags of the window."""
+        return self.array.flags
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"<Part of shape {self.array.shape} at {self.origin} of {self.shape}>"
+
+    def __array__(self, *_args: Any, **_kwargs: Any) -> Any:
+        raise TypeError(f"{self!r} is a window; its values are part.array")
+
+    def _inside(self, key: Any) -> tuple[Any, ...]:
+        """Return the index in the window of an index in the larger array."""
+        keys = tuple([one for one in (key if isinstance(key, tuple) else (key,)) if one is not ...])
+        places: list[Any] = []
+        bounds = zip(keys, self.origin, self.array.shape, self.shape, strict=False)
+        for one, first, length, size in bounds:
+            if isinstance(one, slice):
+                start, stop, step = one.indices(size)
+                low, high = start - first, max(start, stop) - first
+                places.append(slice(low, high, step))
+                fits = start >= stop or (low >= 0 and high <= length)
+            else:
+                places.append(one - first)
+                fits = bool(np.all((places[-1] >= 0) & (places[-1] < length)))
+            if not fits:
+                raise IndexError(f"{one} of axis {len(places) - 1} lies outside {self!r}")
+        return (*places, ...)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.array[self._inside(key)]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.array[self._inside(key)] = value
+
+    def near(self, _sources: Sequence[Sequence[Any]]) -> Part:
+        """Return the part, which holds the neighbourhood of its windows."""
+        return self
+
+
+def _runs(sources: Sequence[Any]) -> list[tuple[int, int]]:
+    """Return the runs of positions that cover all sources along one axis; none touch another.
+
+    Examples
+    --------
+    >>> _runs([slice(0, 4), np.array([8, 9]), np.array([3, 2])])
+    [(0, 4), (8, 10)]
+    """
+    ends = [
+        (one.start, one.stop) if isinstance(one, slice) else (int(one.min()), int(one.max()) + 1)
+        for one in sources
+    ]
+    runs: list[tuple[int, int]] = []
+    for low, high in sorted(ends):
+        if runs and low <= runs[-1][1]:
+            runs[-1] = runs[-1][0], max(runs[-1][1], high)
+        else:
+            runs.append((low, high))
+    return runs
+
+
+class Pieces:
+    """Windows of a store that together hold the neighbourhood of a chunk."""
+
+    def __init__(
+        self, parts: dict[tuple[int, ...], Part], runs: list[list[tuple[int, int]]]
+    ) -> None:
+        self._parts, self._runs = parts, runs
+        self.array = next(iter(parts.values())).array
+
+    @classmethod
+    def read(cls, store: Store, runs: list[list[tuple[int, int]]]) -> Part | Pieces:
+        """Read the runs along each axis."""
+        parts = {}
+        for numbers in product(*[range(len(one)) for one in runs]):
+            spans = [one[k] for one, k in zip(runs, numbers, strict=True)]
+            block = store[tuple([slice(*span) for span in spans])]
+            parts[numbers] = Part(block, [low for low, _ in spans], store.shape)
+        return next(iter(parts.values())) if len(parts) == 1 else cls(parts, runs)
+
+    def __getitem__(self, key: tuple[Any, ...]) -> Any:
+        numbers = []
+        for one, runs in zip(key, self._runs, strict=True):
+            first = one.start if isinstance(one, slice) else int(one.min())
+            numbers.append(next(k for k, (low, high) in enumerate(runs) if low <= first < high))
+        return self._parts[tuple(numbers)][key]
+
+
+class StoreRows:
+    """The rows of a store, read in bands of whole units.
+
+    Parameters
+    ----------
+    store : Store
+        The store, whose first axis has the rows.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.shape, self.dtype, self.ndim = store.shape, store.dtype, store.ndim
+        row = max(1, store.nbytes // max(1, len(store)))
+        unit = 1 if store.unit is None else store.unit[0]
+        self.band = max(1, min(unit, _BAND_BYTES // row))
+        self._start, self._block = 0, store[:0]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, row: int) -> Any:
+        place = row - self._start
+        if not 0 <= place < len(self._block):
+            self._start = row - row % self.band
+            self._block = self._store[:0]  # Why: the memory of the old band is free first
+            self._block = self._store[self._start : self._start + self.band]
+            place = row - self._start
+        return self._block[place]

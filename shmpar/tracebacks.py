@@ -1,0 +1,281 @@
+"""Tracebacks that begin and end in the user's code.
+
+Frames of this package are left out, so that an error reads as if the function had been called here.
+``SHMPAR_TRACEBACK=full`` keeps all frames. An exception that this package does not raise on purpose
+keeps them too, since only they explain a defect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
+from types import CodeType, TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PACKAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
+"""Folder of this package; names of its files begin with it."""
+
+IN_WORKER = "In the worker:\n"
+"""Begin of the note that has the traceback of a worker."""
+
+# Why: their frames lie between those of this package, and say nothing of the user's code.
+_CALLED = (os.path.join("concurrent", "futures", "_base.py"), os.path.join("", "cloudpickle", ""))
+_ON_PURPOSE = (
+    BaseExceptionGroup, ImportError, KeyboardInterrupt, MemoryError, NotImplementedError, OSError,
+    RuntimeError, TypeError, ValueError, Warning,
+)  # fmt: skip
+_MOST_LINES = 8  # of a worker's traceback in a notebook
+_FRAME = re.compile(
+    r'(?m)^(?P<lead>[ |+]*)File "(?P<file>[^"\n]+)", line (?P<line>\d+), in (?P<name>\S+)\n'
+    r"(?!(?P=lead)  \S)"
+)
+
+
+_kept: list[bool] = []  # not empty in a process that keeps all frames
+
+
+def keep_frames() -> None:
+    """Keep all frames from now on, in a child that the user's function has forked.
+
+    Why: at its end the innermost frame tells whether the user's code raised an exception.
+    """
+    _kept.append(True)
+
+
+def is_full() -> bool:
+    """Return whether all frames are shown."""
+    return bool(_kept) or os.environ.get("SHMPAR_TRACEBACK") == "full"
+
+
+def hide_frames(function: Callable[P, R], *, delivers: bool = False) -> Callable[P, R]:
+    """Return the function with short tracebacks of the exceptions that it raises.
+
+    Parameters
+    ----------
+    delivers : bool
+        Its exceptions are those of the user's function; none is a defect of this package.
+
+    Examples
+    --------
+    >>> @hide_frames
+    ... def half(number):
+    ...     if number % 2:
+    ...         raise ValueError("odd")
+    ...     return number // 2
+    >>> half(4)
+    2
+    """
+
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        __tracebackhide__ = True  # for pytest and IPython
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            shorten(error, delivered=delivers)
+            # Invariant: a bare `raise` adds no frame of its own to the traceback.
+            raise
+
+    return wrapper
+
+
+delivering = partial(hide_frames, delivers=True)
+
+
+class hiding:  # noqa: N801 - as contextlib.suppress
+    """Give the exceptions of the block short tracebacks; for a generator."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            shorten(error, delivered=True)
+
+
+def shorten(error: BaseException, *, delivered: bool = False) -> None:
+    """Remove the frames of this package from an exception, and causes that are internal.
+
+    Parameters
+    ----------
+    delivered : bool
+        It is an exception of the user's function; otherwise a defect keeps its frames.
+    """
+    if is_full() or (not delivered and _is_defect(error)):
+        return
+    todo, seen = [error], set[int]()
+    while todo:
+        one = todo.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        # Why suppressed: a class of the user's may raise for any attribute.
+        with contextlib.suppress(Exception):
+            BaseException.with_traceback(one, visible(_get(one, "__traceback__")))
+            for name in ("__cause__", "__context__"):
+                other = _get(one, name)
+                if other is not None and _is_internal(other):
+                    _set(one, name, None)
+                elif other is not None:
+                    todo.append(other)
+            if isinstance(one, BaseExceptionGroup):
+                todo += one.exceptions
+
+
+def visible(trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without the frames of this package, None if no frame is left."""
+    kept: list[TracebackType] = []
+    hidden = False
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        hidden = name.startswith(PACKAGE) or (hidden and any(part in name for part in _CALLED))
+        if not hidden:
+            kept.append(trace)
+        trace = trace.tb_next
+    found: TracebackType | None = None
+    for one in reversed(kept):
+        found = TracebackType(found, one.tb_frame, one.tb_lasti, one.tb_lineno)
+    return found
+
+
+def _get(error: BaseException, name: str) -> Any:
+    return vars(BaseException)[name].__get__(error)
+
+
+def _set(error: BaseException, name: str, value: Any) -> None:
+    vars(BaseException)[name].__set__(error, value)
+
+
+def _is_public(error: BaseException) -> bool:
+    return any(kind.__module__ == "shmpar.errors" for kind in type(error).__mro__)
+
+
+def _is_defect(error: BaseException) -> bool:
+    """Return whether an exception of an unexpected type comes from a frame of this package."""
+    if isinstance(error, _ON_PURPOSE) or _is_public(error):
+        return False
+    trace = _get(error, "__traceback__")
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(PACKAGE)
+
+
+def _is_internal(error: BaseException) -> bool:
+    """Return whether a cause says nothing to the user: no line of the user's code raised it."""
+    module = type(error).__module__
+    if module.startswith("shmpar."):
+        return module != "shmpar.errors"
+    trace = _get(error, "__traceback__")
+    return trace is not None and visible(trace) is None and not _is_public(error)
+
+
+# Text of a worker's traceback
+
+
+def with_sources(text: str) -> str:
+    r"""Add the source lines that a worker could not read: of a notebook's cell, of ``python -c``.
+
+    Examples
+    --------
+    >>> import linecache
+    >>> linecache.cache["<cell>"] = 10, None, ["x = 1 / 0\n"], "<cell>"
+    >>> with_sources('  File "<cell>", line 1, in f\n')
+    '  File "<cell>", line 1, in f\n    x = 1 / 0\n'
+    """
+
+    def complete(found: re.Match[str]) -> str:
+        line = _source_line(found["file"], int(found["line"]), found["name"])
+        return found[0] + f"{found['lead']}  {line}\n" * bool(line)
+
+    return _FRAME.sub(complete, text)
+
+
+def _source_line(file: str, number: int, name: str) -> str:
+    import linecache  # Why here: most programs meet no exception.
+
+    line = linecache.getline(file, number).strip()
+    if line or file != "<string>" or "-c" not in sys.orig_argv[1:-1]:
+        return line
+    source = sys.orig_argv[sys.orig_argv.index("-c") + 1]
+    with contextlib.suppress(SyntaxError, ValueError):
+        # Why: other code than the program's has this name of a file too.
+        for code in _codes(compile(source, file, "exec")):
+            if code.co_name == name and number in {line for *_, line in code.co_lines()}:
+                return source.splitlines()[number - 1].strip()
+    return ""
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            yield from _codes(const)
+
+
+# In a notebook
+
+
+def render(error: BaseException) -> list[str]:
+    """Return the lines that IPython shows for an error of a chunk, at most 20 with short messages.
+
+    The message comes first and last; in between the lines of the worker and of the call.
+    """
+    import traceback  # Why here: most programs meet no exception.
+
+    if is_full():
+        return traceback.format_exception(error)
+    message = f"{type(error).__name__}: {error}"
+    first, rest = message.split("\n", 1)[0], [""]
+    cause, notes = error.__cause__, list(getattr(error, "__notes__", ()))
+    if cause is not None:
+        remote = [one for one in getattr(cause, "__notes__", ()) if one.startswith(IN_WORKER)]
+        notes += [one for one in getattr(cause, "__notes__", ()) if one not in remote]
+        text = remote[0][len(IN_WORKER) :] if remote else _formatted(cause)
+        if lines := _compact(text):
+            rest += [IN_WORKER.strip(), *lines, ""]
+    if calls := _compact("".join(traceback.format_tb(_below_shell(error.__traceback__))), 4):
+        rest += ["Called from:", *calls, ""]
+    return [_named(line) for line in [first, *rest, message, *notes]]
+
+
+def _below_shell(trace: TracebackType | None) -> TracebackType | None:
+    """Return the traceback from the cell on."""
+    shell = os.path.join("", "IPython", "")
+    trace = visible(trace)
+    while trace is not None and shell in trace.tb_frame.f_code.co_filename:
+        trace = trace.tb_next
+    return trace
+
+
+def _formatted(error: BaseException) -> str:
+    import traceback
+
+    return "".join(traceback.format_exception(error))
+
+
+def _compact(text: str, most: int = _MOST_LINES) -> list[str]:
+    """Return the lines of frames and messages, without the middle if there are too many."""
+    lines = [line for line in text.splitlines() if line.strip(" ^~|+-")]
+    lines = [line for line in lines if "(most recent call last)" not in line]
+    if lines and not lines[-1].startswith(" "):
+        lines.pop()  # Why: the message of the error has it.
+    if len(lines) > most:
+        lines = [*lines[:2], "  ...", *lines[3 - most :]]
+    return lines
+
+
+def _named(line: str) -> str:
+    """Return a line with the name that a notebook shows for the file of a cell."""
+    found = re.match(r' *File "([^"]+)"(.*)', line)
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    name = getattr(getattr(shell, "compile", None), "format_code_name", lambda _: None)
+    if found is not None and (cell := name(found[1])) is not None:
+        return f"  {' '.join(cell)}{found[2]}"
+    return line

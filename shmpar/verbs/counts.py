@@ -1,0 +1,263 @@
+"""Counts of values, block by block."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Final, Unpack
+
+import numpy as np
+
+from shmpar.grid import BLOCK_BYTES
+from shmpar.stores import Store
+from shmpar.verbs.arguments import as_input, blocks
+from shmpar.verbs.bins import bins_by_rule, count_in_bins
+from shmpar.verbs.options import PassOptions, with_shared_text
+from shmpar.verbs.partials import Partials
+
+Array = np.ndarray[Any, Any]
+
+# Why: the counts of all blocks are a small part of the array.
+_ELEMENTS_PER_COUNT: Final = 16
+
+
+@with_shared_text
+class Counts(Partials):
+    """Gives a pool the verbs that count values."""
+
+    def histogram(
+        self,
+        array: Any,
+        bins: Any = 10,
+        range: Any = None,  # noqa: A002 - NumPy's name
+        *,
+        density: bool = False,
+        weights: Any = None,
+        **options: Unpack[PassOptions],
+    ) -> tuple[Array, Array]:
+        """Counts of values in bins, as :func:`numpy.histogram`.
+
+        Parameters
+        ----------
+        array : array_like
+            Array of any shape, whose elements are counted.
+        bins : int, sequence of float or str
+            Number of bins of equal width, or their edges, or a rule that gives the number: "auto",
+            "doane", "fd", "rice", "scott", "sqrt", "stone" or "sturges", as in
+            :func:`numpy.histogram_bin_edges` of NumPy 2.4.
+        range : (float, float), optional
+            Ends of bins of equal width; by default the smallest and the largest element.
+        density : bool
+            Return the probability density instead of counts.
+        weights : array_like, optional
+            Weights of the elements, of the shape of the array: a bin has the sum of its weights, in
+            their dtype.
+        {exact_chunks}
+            The last digits of sums of weights may.
+        {reduction_options}
+
+        Returns
+        -------
+        counts : ndarray of shape (bins,)
+            Exactly as in NumPy; sums of weights up to the order of additions.
+        edges : ndarray of shape (bins + 1,)
+            The first bin is ``edges[0] <= x < edges[1]``; the last one has both ends.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As in NumPy.
+        ChunkError, WorkerDied, TaskTimeout, SegmentFull
+            As in :meth:`map_blocks`.
+
+        Notes
+        -----
+        Cost: one pass over the array, and another pass for the smallest and the largest element
+        if there is no `range`, unless `bins` are edges.
+
+        A rule costs one pass more; "scott" two, "doane" three. "fd" and "auto" cost three, two of
+        them to select the quartiles without a copy of the array. "stone" takes a
+        pass per candidate: the square root of the number of elements, at least 100. For long
+        double NumPy computes the rule, on a copy. The last digits of the sums in "scott" and
+        "doane" may make one bin more or less; those of float16 are added in float32.
+
+        NumPy counts each block in the same bins, and the counts are added, which is exact.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.histogram([1, 2, 2, 5], bins=2)
+        ...     pool.histogram([1, 2, 2, 5], bins=2, weights=[0.5, 1, 2, 4])
+        (array([3, 1]), array([1., 3., 5.]))
+        (array([3.5, 4. ]), array([1., 3., 5.]))
+        """
+        chunks = options.pop("chunks", "auto")
+        values: Any = as_input(array, "histogram")
+        weigh = weights is not None
+        factors = as_input(weights, "histogram") if weigh else np.empty(0)
+        if weigh and factors.shape != values.shape:
+            shapes = f"{factors.shape}, not {values.shape}"
+            raise ValueError(f"histogram: weights have shape {shapes} as the array")
+        if values.dtype == bool:
+            stored = isinstance(values, Store)
+            values = values.viewed(np.uint8) if stored else values.view(np.uint8)
+        call = self._reduction("histogram", np.histogram, values, options)
+        # Why: NumPy raises its own errors for bins, range and weights before anything starts.
+        few, ones = np.zeros(int(weigh), values.dtype), np.zeros(1, factors.dtype)
+        tried = np.histogram(few, bins, range, weights=ones if weigh else None)
+        if values.size == 0 or values.ndim == 0 or tried[0].size == 0:
+            weights = factors[...] if weigh else None
+            return np.histogram(values[...], bins, range, density, weights)
+        if range is None and np.ndim(bins) == 0:
+            low, high = self._map(call, _extremes, chunks)
+            range = low.min(), high.max()  # noqa: A001 - NumPy's name
+        if isinstance(bins, str):
+            measure = partial(self._map, call, chunks=chunks)
+            collect = partial(self._collect, call, call.inputs.cut(chunks))
+            bins = bins_by_rule(bins, values, range, measure, collect)
+        edges = np.histogram(few[:0], bins, range)[1]
+        count = partial(count_in_bins, bins=bins, limits=range)
+        if weigh:
+            call.inputs = blocks("histogram", (values, factors))
+        parts = self._map(call, count, chunks).reshape(-1, len(edges) - 1)
+        counts: Array = np.add.reduce(parts, axis=0, dtype=parts.dtype)
+        if density:
+            return counts / np.array(np.diff(edges), float) / counts.sum(), edges
+        return counts, edges
+
+    def bincount(
+        self,
+        array: Any,
+        weights: Any = None,
+        minlength: int = 0,
+        **options: Unpack[PassOptions],
+    ) -> Array:
+        """Count the occurrences of each number, as :func:`numpy.bincount`.
+
+        Parameters
+        ----------
+        array : array_like
+            Integers, 0 or more, along one axis.
+        weights : array_like, optional
+            Weights of the elements, as many: a number has the sum of its weights, as float64.
+        minlength : int, default 0
+            Least number of counts.
+        {exact_chunks}
+            The last digits of sums of weights may.
+        {reduction_options}
+
+        Returns
+        -------
+        ndarray
+            The count of each number from 0 to the largest element: exactly as in NumPy; sums of
+            weights up to the order of additions.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As in NumPy.
+        ChunkError, WorkerDied, TaskTimeout, SegmentFull
+            As in :meth:`map_blocks`.
+
+        Notes
+        -----
+        Cost: two passes over the array, the first for the largest element. Each block gives all
+        counts, so "auto" makes blocks of at least 16 elements per count.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.bincount([1, 2, 2, 5])
+        array([0, 1, 2, 0, 0, 1])
+        """
+        chunks = options.pop("chunks", "auto")
+        values: Any = as_input(array, "bincount")
+        factors = None if weights is None else as_input(weights, "bincount")
+        call = self._reduction("bincount", np.bincount, values, options)
+        if (
+            values.size == 0
+            or values.ndim != 1
+            or (factors is not None and factors.shape != values.shape)
+        ):
+            given = values[...] if isinstance(values, Store) else array
+            return np.bincount(given, None if factors is None else factors[...], minlength)
+        few = np.zeros(1, values.dtype)
+        np.bincount(few, None if factors is None else np.zeros(1, factors.dtype), minlength)
+        low, high = self._map(call, _extremes, chunks)
+        least = int(low.min())
+        if least < 0:
+            return np.bincount(np.array([least]))
+        length = max(int(high.max()) + 1, int(minlength))
+        if factors is not None:
+            call.inputs = blocks("bincount", (values, factors))
+        most = max(BLOCK_BYTES, _ELEMENTS_PER_COUNT * length * values.itemsize)
+        parts = self._map(call, partial(_count, length=length), chunks, most=most)
+        counts: Array = np.add.reduce(parts, axis=0)
+        return counts
+
+    def unique(
+        self, array: Any, *, return_counts: bool = False, **options: Unpack[PassOptions]
+    ) -> Any:
+        """Sorted unique elements, as :func:`numpy.unique`.
+
+        Parameters
+        ----------
+        array : array_like
+            Array of any shape.
+        return_counts : bool, default False
+            Return how often each of them occurs, too.
+        {exact_chunks}
+        {reduction_options}
+
+        Returns
+        -------
+        values : ndarray
+            Exactly as in NumPy; a single NaN.
+        counts : ndarray of int
+            Only with `return_counts`.
+
+        Raises
+        ------
+        TypeError
+            As in NumPy, if the elements have no order.
+        ChunkError, WorkerDied, TaskTimeout, SegmentFull
+            As in :meth:`map_blocks`.
+
+        Notes
+        -----
+        Cost: one pass over the array. Each block gives its unique elements and their counts, so an
+        array with few equal elements is copied as a whole. With ``on_error="fill"`` a failed block
+        is an error too.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.unique([[5, 2], [2, 2]], return_counts=True)
+        (array([2, 5]), array([3, 1]))
+        """
+        chunks = options.pop("chunks", "auto")
+        whole = partial(np.unique, return_counts=return_counts)
+        call = self._reduction("unique", whole, array, options)
+        (values,) = call.inputs.arrays
+        if values.size == 0 or values.ndim == 0:
+            return whole(values[...])
+        np.unique(np.zeros(1, values.dtype))  # Why: NumPy raises its own error.
+        parts = self._collect(call, call.inputs.cut(chunks), partial(np.unique, return_counts=True))
+        together, counts = map(np.concatenate, zip(*parts, strict=True))
+        found, place = np.unique(together, return_inverse=True)
+        found = found.astype(values.dtype)
+        if not return_counts:
+            return found
+        total = np.zeros(len(found), np.intp)
+        np.add.at(total, place, counts)
+        return found, total
+
+
+def _extremes(block: Array) -> tuple[Any, Any]:
+    return block.min(), block.max()
+
+
+def _count(block: Array, weights: Any = None, *, length: int) -> Array:
+    return np.bincount(block, weights, length)

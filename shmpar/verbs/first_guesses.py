@@ -1,0 +1,662 @@
+"""Names of multiprocessing, concurrent.futures, joblib and dask that users try first.
+
+A name works here if it means the same. Any other one gets an error that names the call to write.
+The page "Coming from another way to share arrays" gives the reason for each.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import queue
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from concurrent.futures import Future
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Self
+
+from shmpar.grid.axis import whole_number
+from shmpar.memory.limits import available_cpus
+from shmpar.runtime.futures import PoolFuture
+from shmpar.runtime.loop import AT_ONCE, Loop
+from shmpar.tracebacks import delivering, hide_frames, hiding
+from shmpar.verbs.arguments import held_by, signature_of, warn_of_random
+
+P = ParamSpec("P")
+Callback = Callable[[Any], object] | None
+_ARGUMENTS: Final = frozenset({"args", "kwargs", "kwds"})
+_TUPLES: Final[dict[Any, str]] = {
+    zip: "for {method}(f, zip(a, b)) write {method}(f, a, b)",
+    enumerate: "for {method}(f, enumerate(a)) write {method}(f, range(len(a)), a)",
+    type({}.items()): "for {method}(f, d.items()) write {method}(f, d.keys(), d.values())",
+    itertools.product: "for {method}(f, product(a, b)) write {method}(f, *zip(*product(a, b)))",
+}
+SPAWN: Final = "pass each call a generator of its own as an argument, for example from rng.spawn()"
+_AHEAD: Final = 64  # batches per worker that are read from an iterable without a length
+
+_KEYWORDS: Final = {
+    "max_tasks_per_child": "max_tasks_per_worker",
+    "max_workers": "n_workers",
+    "maxtasksperchild": "max_tasks_per_worker",
+    "n_jobs": "n_workers",
+    "n_processes": "n_workers",
+    "nprocs": "n_workers",
+    "num_processes": "n_workers",
+    "num_workers": "n_workers",
+    "processes": "n_workers",
+    "workers": "n_workers",
+}
+_NO_CONTEXT = "leave it out: workers are executed, neither forked nor spawned"
+_ENGINE = 'write engine="processes", engine="threads" or engine="serial"'
+_ADVICE_ON_KEYWORDS: Final = {
+    "backend": _ENGINE,
+    "batch_size": "write pool.map(f, items, chunksize=...); the verbs choose it themselves",
+    "chunks": "pass it to the call, as in pool.map_blocks(f, x, chunks=...)",
+    "chunksize": "pass it to the call, as in pool.map(f, items, chunksize=...)",
+    "context": _NO_CONTEXT,
+    "max_nbytes": "leave it out: arrays always travel through shared memory",
+    "memory_limit": "leave it out: workers share the memory of the machine",
+    "mmap_mode": "leave it out: blocks are read-only views of shared memory",
+    "mp_context": _NO_CONTEXT,
+    "pre_dispatch": "write pool.map(f, items, buffersize=...)",
+    "prefer": _ENGINE,
+    "return_as": "write pool.map(f, items), or pool.imap_unordered(f, items), for an iterator",
+    "scheduler": _ENGINE,
+    "temp_folder": "leave it out: arrays lie in shared memory",
+    "thread_name_prefix": "leave it out: workers have names of their own",
+    "timeout": "write task_timeout=..., or pass timeout= to result()",
+    "verbose": "write progress=True",
+}
+_ADVICE_ON_NAMES: Final = {
+    "Client": "write pool = shmpar.Pool()",
+    "Parallel": "write pool = shmpar.Pool(n_workers), and pool.parallel_map(f, items)",
+    "ProcessPoolExecutor": "write shmpar.Pool(n_workers), which is an Executor",
+    "ThreadPool": 'write shmpar.Pool(n_workers, engine="threads")',
+    "ThreadPoolExecutor": 'write shmpar.Pool(n_workers, engine="threads"), which is an Executor',
+    "apply_gufunc": "write pool.map_blocks(f, x, drop_axis=..., new_axis=...)",
+    "apply_parallel": "write pool.map_overlap(f, x, depth=...)",
+    "as_completed": "write concurrent.futures.as_completed(futures)",
+    "blockwise": "write pool.map_blocks(f, x, y), whose inputs broadcast",
+    "cancel": "write future.cancel()",
+    "coarsen": "write pool.block_reduce(f, x, chunks=...)",
+    "compute": "leave it out: verbs return NumPy arrays; after submit write future.result()",
+    "cpu_count": "write os.cpu_count(), or pool.n_workers",
+    "delayed": "write pool.submit(f, *arguments), or pool.parallel_map(f, items)",
+    "from_array": "write pool.asarray(x), and pass chunks= to the verb",
+    "from_delayed": "write pool.parallel_map(f, items)",
+    "gather": "write [future.result() for future in futures]",
+    "get": "write pool.parallel_map(f, items), or future.result() after submit",
+    "map_partitions": "write pool.map_blocks(f, x)",
+    "ncores": "write pool.n_workers",
+    "nthreads": "write pool.n_workers",
+    "persist": "leave it out: verbs return NumPy arrays, in memory",
+    "print_progress": "write progress=True in the call, or Pool(progress=True)",
+    "rechunk": "pass chunks= to the verb: an array has no chunks of its own",
+    "reduction": "write pool.block_reduce(f, x), and reduce its result with NumPy",
+    "run": "write pool.submit(f), or Pool(initializer=f) for a call in each worker",
+    "scatter": "write pool.asarray(x): workers share its memory",
+    "set_start_method": _NO_CONTEXT,
+    "starcall": "write pool.starmap(f, tuples)",
+    "sync": "leave it out: verbs wait for their result",
+    "visualize": "write run.report.plot(), after run = pool.last_run",
+    "wait": "write concurrent.futures.wait(futures)",
+}
+
+
+def advice(name: str, known: Iterable[str]) -> str:
+    """Return advice for a name that a pool, or this package, does not have.
+
+    Examples
+    --------
+    >>> advice("from_array", [])
+    '; write pool.asarray(x), and pass chunks= to the verb'
+    >>> advice("map_block", ["map_blocks", "submit"])
+    '; did you mean map_blocks?'
+    """
+    if name in _ADVICE_ON_NAMES:
+        return f"; {_ADVICE_ON_NAMES[name]}"
+    close = difflib.get_close_matches(name, [one for one in known if one[0] != "_"], 1, 0.75)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def accepts_other_names(init: Callable[P, None]) -> Callable[P, None]:
+    """Return the constructor of a pool, which takes keywords of other libraries too."""
+
+    @hide_frames
+    @wraps(init)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        if len(args) > 2:  # noqa: PLR2004 - the pool and n_workers
+            args = _name_positions(args, kwargs)
+        for name in [name for name in kwargs if name not in _known(init)]:
+            if name not in _KEYWORDS:
+                raise TypeError(
+                    f"Pool() got an unexpected keyword argument {name!r}{_on_keyword(init, name)}"
+                )
+            other = _KEYWORDS[name]
+            if other in kwargs or (other == "n_workers" and len(args) > 1):
+                raise TypeError(f"Pool() got {other}= twice: {name}= means the same")
+            value = kwargs.pop(name)
+            kwargs[other] = _like_joblib(value) if name == "n_jobs" else value
+        init(*args, **kwargs)
+
+    return wrapper
+
+
+def _known(init: Callable[..., None]) -> tuple[str, ...]:
+    code = init.__code__
+    return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+
+def _on_keyword(init: Callable[..., None], name: str) -> str:
+    if name in _ADVICE_ON_KEYWORDS:
+        return f"; {_ADVICE_ON_KEYWORDS[name]}"
+    close = difflib.get_close_matches(name, _known(init)[1:], 1, 0.7)
+    return f"; did you mean {close[0]}=?" if close else f"; it takes {', '.join(_known(init)[1:])}"
+
+
+def _name_positions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Name the arguments of ``multiprocessing.Pool(processes, initializer, initargs)``."""
+    names = ("initializer", "initargs", "max_tasks_per_worker")
+    given = dict(zip(names, args[2:], strict=False))
+    fits = given["initializer"] is None or callable(given["initializer"])
+    if not fits or len(args) > 2 + len(names) or given.keys() & kwargs.keys():
+        raise TypeError(
+            "Pool() takes n_workers alone by its position; name the others, as in "
+            f'Pool({args[1]!r}, engine="threads") or Pool({args[1]!r}, initializer=f, initargs=())'
+        )
+    kwargs.update(given)
+    return args[:2]
+
+
+def _like_joblib(jobs: Any) -> Any:
+    """Return the workers that joblib means by a number: -1 is all CPUs, -2 all but one."""
+    if jobs is None:
+        return None
+    number = whole_number(jobs, "n_jobs")
+    return number if number > 0 else max(1, available_cpus() + 1 + number) if number else 0
+
+
+class FirstGuesses:
+    """Gives a pool the methods of :class:`multiprocessing.pool.Pool`, and advice on other names."""
+
+    submit: Callable[..., Any]
+    shutdown: Callable[..., None]
+    n_workers: int
+
+    _open: bool
+    _checked: Callable[[], Loop]
+    _close: Callable[..., None]
+
+    @delivering
+    def apply(
+        self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}
+    ) -> Any:
+        """Call a function once in a worker, and return its result.
+
+        As :meth:`multiprocessing.pool.Pool.apply`; :meth:`submit` does not wait. Costs and errors
+        are those of :meth:`submit`.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.apply(pow, (2, 5))
+        32
+        """
+        return self.apply_async(func, args, kwds).result()
+
+    @hide_frames
+    def apply_async(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = {},
+        callback: Callback = None,
+        error_callback: Callback = None,
+    ) -> Any:
+        """Call a function once in a worker; return a future, as :meth:`submit`.
+
+        The future has the methods ``get``, ``wait``, ``ready`` and ``successful`` too. A callback
+        gets the result, or the exception, in a thread of its own.
+
+        Raises
+        ------
+        TypeError
+            If `args` is no tuple of the function's arguments.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.apply_async(pow, (2, 5)).get()
+        32
+        """
+        if isinstance(args, str) or not isinstance(args, Iterable):
+            raise TypeError(
+                f"args is a tuple of the function's arguments, not {args!r}: write ({args!r},)"
+            )
+        return _with_callbacks(self.submit(func, *args, **kwds), callback, error_callback)
+
+    @hide_frames
+    def map_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callback = None,
+        error_callback: Callback = None,
+    ) -> Any:
+        """Call a function on each item, in workers; return a future of the list of results.
+
+        As :meth:`multiprocessing.pool.Pool.map_async`. The default of `chunksize` gives each
+        worker about four batches. Costs and errors are those of :meth:`submit` for each batch.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.map_async(abs, [-1, 2, -3]).get()
+        [1, 2, 3]
+        """
+        return self._all("map_async", func, _each, iterable, chunksize, callback, error_callback)
+
+    @delivering
+    def starmap(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+    ) -> list[Any]:
+        """Call a function on the items of each tuple, in workers; return the list of results.
+
+        As :meth:`multiprocessing.pool.Pool.starmap`. Costs and errors are those of
+        :meth:`map_async`.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool.starmap(pow, [(2, 5), (3, 2)])
+        [32, 9]
+        """
+        found: list[Any] = self.starmap_async(func, iterable, chunksize).result()
+        return found
+
+    @hide_frames
+    def starmap_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callback = None,
+        error_callback: Callback = None,
+    ) -> Any:
+        """Return a future of the results of :meth:`starmap`, as :meth:`map_async`."""
+        return self._all("starmap", func, _each_star, iterable, chunksize, callback, error_callback)
+
+    def _all(  # noqa: PLR0913, PLR0917 - the arguments of a method of multiprocessing
+        self,
+        method: str,
+        func: Callable[..., Any],
+        batch: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        callback: Callback,
+        error_callback: Callback,
+    ) -> PoolFuture:
+        _check_batches(method, func)
+        items = list(_items(method, iterable))
+        share = max(1, -(-len(items) // (4 * self.n_workers)))
+        size = _size(share if chunksize is None else chunksize)
+        batches = [self.submit(partial(batch, func), part) for part in _batched(iter(items), size)]
+        return _with_callbacks(_Joined(batches), callback, error_callback)
+
+    @hide_frames
+    def imap(
+        self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int = 1
+    ) -> Iterator[Any]:
+        """Call a function on each item, in workers; yield the results in order.
+
+        As :meth:`multiprocessing.pool.Pool.imap`, with ``next(timeout)``. A list, or another
+        iterable that has a length, is sent at once. Any other iterable is read 64 batches per
+        worker ahead of the results that were taken, so it may be infinite.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     list(pool.imap(abs, [-1, 2, -3]))
+        [1, 2, 3]
+        """
+        return self._results(func, iterable, chunksize, ordered=True)
+
+    @hide_frames
+    def imap_unordered(
+        self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int = 1
+    ) -> Iterator[Any]:
+        """Yield the results of :meth:`imap` as they are there, in any order.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     sorted(pool.imap_unordered(abs, [-1, 2, -3]))
+        [1, 2, 3]
+        """
+        return self._results(func, iterable, chunksize, ordered=False)
+
+    def _results(
+        self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int, *, ordered: bool
+    ) -> Iterator[Any]:
+        _check_batches("imap", func)
+        items = iter(_items("imap", iterable))
+        batches = _batched(items, _size(chunksize))
+        more = map(partial(self.submit, partial(_each, func)), batches)
+        ahead = None if isinstance(iterable, Sized) else _AHEAD * self.n_workers
+        return _AsDone(more, ahead, ordered=ordered)
+
+    @hide_frames
+    def restart(self) -> None:
+        """Replace the worker processes by new ones, which import every module anew.
+
+        Runs and calls in flight are finished by the old workers. The next run or call starts the
+        new ones, which call the initializer; a pool whose initializer had failed works again if it
+        succeeds now.
+
+        A module of the user's that is reloaded or changed needs no restart. A library that has
+        state of its own, or that was installed anew, does.
+
+        Raises
+        ------
+        RuntimeError
+            If the pool is closed.
+
+        Notes
+        -----
+        Cost: as much as the start of the workers. Threads, and the engine serial, use the modules
+        of this process: there is nothing to replace.
+
+        Examples
+        --------
+        >>> import os, shmpar
+        >>> with shmpar.Pool(1) as pool:
+        ...     before = pool.submit(os.getpid).result()
+        ...     pool.restart()
+        ...     pool.submit(os.getpid).result() == before
+        False
+        """
+        self._checked().restart()
+
+    def terminate(self) -> None:
+        """End the workers at once; runs and calls in flight are cancelled or fail.
+
+        As :meth:`multiprocessing.pool.Pool.terminate`. It does not wait; :meth:`join` does.
+        """
+        self._close(AT_ONCE, wait=False)
+
+    terminate_workers = kill_workers = terminate
+
+    def close(self) -> None:
+        """Take no further calls; the workers exit when those in flight are done.
+
+        As :meth:`multiprocessing.pool.Pool.close`, and ``shutdown(wait=False)``.
+        """
+        self.shutdown(wait=False)
+
+    @hide_frames
+    def join(self) -> None:
+        """Wait until all workers have exited, after :meth:`close` or :meth:`terminate`.
+
+        Raises
+        ------
+        ValueError
+            If the pool is open.
+        """
+        if self._open:
+            raise ValueError("this pool is open: call close() or terminate() before join()")
+        self.shutdown(wait=True)
+
+    @delivering
+    def __call__(self, tasks: Iterable[Any]) -> list[Any]:
+        """Make the calls of ``joblib.delayed``, and return the list of their results.
+
+        Examples
+        --------
+        >>> import shmpar
+        >>> with shmpar.Pool(2) as pool:
+        ...     pool((abs, (number,), {}) for number in [-1, 2])
+        [1, 2]
+        """
+        found = []
+        for task in _items("a call of the pool", tasks):
+            match task:
+                case (func, args, kwargs) if callable(func):
+                    found.append(self.submit(func, *args, **kwargs))
+                case _:
+                    raise TypeError(
+                        "a pool is called with joblib's delayed(f)(...) alone; write "
+                        "pool.parallel_map(f, items), or pool.submit(f, x)"
+                    )
+        return [future.result() for future in found]
+
+    if not TYPE_CHECKING:  # Why: a type checker would take any name for an attribute.
+
+        def __getattr__(self, name: str) -> NoReturn:
+            text = "" if name.startswith("_") else advice(name, dir(type(self)))
+            with hiding():
+                raise AttributeError(f"Pool has no attribute {name!r}{text}", name=name, obj=self)
+
+
+class Mapped:
+    """Advice to users of ``multiprocessing.Pool.map``, which returns a list."""
+
+    @hide_frames
+    def _no_list(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(
+            "pool.map returns an iterator, as concurrent.futures.Executor.map; write "
+            "list(pool.map(f, items)), or pool.map_async(f, items).get()"
+        )
+
+    __getitem__ = __len__ = __array__ = _no_list
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class _Joined(PoolFuture):
+    """A future of the list of results of calls that return batches."""
+
+    def __init__(self, parts: list[Future[list[Any]]]) -> None:
+        super().__init__()
+        self._parts = parts
+        # Why a counter: its steps are atomic, and the last of the threads that step finishes.
+        self._left = itertools.count(len(parts) - 1, -1)
+        for part in parts:
+            part.add_done_callback(self._one_done)
+        if not parts:
+            self._finish()
+
+    def cancel(self) -> bool:
+        """Cancel the calls that no worker has; return whether it is cancelled."""
+        cancelled = [part.cancel() for part in self._parts]
+        return all(cancelled) and bool(cancelled)
+
+    def _one_done(self, _: Future[list[Any]]) -> None:
+        if next(self._left) == 0:
+            self._finish()
+
+    def _finish(self) -> None:
+        parts, self._parts = self._parts, []
+        for part in parts:
+            if isinstance(part, PoolFuture) and part.warned:
+                self.warned, part.warned = {**part.warned, **(self.warned or {})}, None
+        if any(part.cancelled() for part in parts):
+            super().cancel()
+        elif self.set_running_or_notify_cancel():
+            errors = (part.exception(0) for part in parts)
+            error = next((one for one in errors if one is not None), None)
+            if error is None:
+                self.set_result([one for part in parts for one in part.result(0)])
+            else:
+                self.set_exception(error)
+        self.resolved.set()
+        self.run_callbacks()
+
+
+class _AsDone(Iterator[Any]):
+    """The results of calls that return batches.
+
+    Parameters
+    ----------
+    more : iterator of Future
+        Submits a further batch at each step.
+    ahead : int or None
+        Batches that are submitted before their results are taken.
+    ordered : bool
+        Yield the results in the order of the calls.
+    """
+
+    def __init__(self, more: Iterator[Future[Any]], ahead: int | None, *, ordered: bool) -> None:
+        self._more, self._ordered = more, ordered
+        self._calls = deque[Future[Any]]()
+        self._done = queue.SimpleQueue[Future[Any]]()
+        self._batch = deque[Any]()
+        self._waiting = 0
+        self._submit(ahead)
+
+    def _submit(self, most: int | None) -> None:
+        for call in itertools.islice(self._more, most):
+            self._waiting += 1
+            if self._ordered:
+                self._calls.append(call)
+            else:
+                call.add_done_callback(self._done.put)
+
+    @delivering
+    def next(self, timeout: float | None = None) -> Any:
+        """Return the next result.
+
+        Raises
+        ------
+        TimeoutError
+            If it is not there in time; it may be asked for again.
+        """
+        while not self._batch:
+            if not self._waiting:
+                raise StopIteration
+            if self._ordered:
+                self._calls[0].exception(timeout)
+                call = self._calls.popleft()
+            else:
+                try:
+                    call = self._done.get(timeout=timeout)
+                except queue.Empty:
+                    raise TimeoutError(f"no result within {timeout:g} s") from None
+            self._waiting -= 1
+            self._submit(1)
+            self._batch.extend(call.result())
+        return self._batch.popleft()
+
+    @delivering
+    def __next__(self) -> Any:
+        return self.next()
+
+    def __iter__(self) -> Self:
+        return self
+
+
+def check_call(method: str, func: Any, keywords: Iterable[str] = ()) -> None:
+    """Raise ``TypeError`` for a function that cannot be called, or for ``args=`` of a thread."""
+    if not callable(func):
+        raise TypeError(
+            f"{method}: the function comes first; {type(func).__name__} is not callable: write "
+            f"{method}(f, x), not {method}(f(x))"
+        )
+    for name in _ARGUMENTS.intersection(keywords):
+        if name not in getattr(signature_of(func), "parameters", {name: None}):
+            raise TypeError(
+                f"{method}: pass the arguments of the function as they are, as in {method}(f, x, "
+                f"key=1), or write pool.apply_async(f, args, kwds); the function has no {name}="
+            )
+
+
+def _check_batches(method: str, func: Any) -> None:
+    check_call(method, func)
+    warn_of_random(method, held_by(func), SPAWN)
+
+
+def check_iterables(method: str, func: Callable[..., Any], iterables: tuple[Any, ...]) -> None:
+    """Raise ``TypeError`` for arguments that have no items, and for tuples of several arguments."""
+    for one in iterables:
+        if not hasattr(type(one), "__iter__"):
+            _items(method, one)
+    if len(iterables) == 1 and (remedy := unzipped(method, func, iterables[0])):
+        raise TypeError(f"{method}: the function takes more than one argument{remedy}")
+
+
+def unzipped(method: str, func: Callable[..., Any], items: Any) -> str:
+    """Return advice if the only argument has tuples, as of zip(), that the function does not take.
+
+    Examples
+    --------
+    >>> unzipped("map", pow, zip([2], [5]))
+    '; for map(f, zip(a, b)) write map(f, a, b)'
+    >>> unzipped("map", sum, zip([2], [5]))
+    ''
+    """
+    remedy = next((text for kind, text in _TUPLES.items() if isinstance(items, kind)), None)
+    signature = None if remedy is None else signature_of(func)
+    if remedy is None or signature is None:
+        return ""
+    try:
+        signature.bind(None)
+    except TypeError:
+        return f"; {remedy.format(method=method)}"
+    return ""
+
+
+def _with_callbacks(future: PoolFuture, callback: Callback, error_callback: Callback) -> PoolFuture:
+    def tell(future: Future[Any]) -> None:
+        error = None if future.cancelled() else future.exception()
+        if error is not None:
+            if error_callback is not None:
+                error_callback(error)
+        elif callback is not None and not future.cancelled():
+            callback(future.result())
+
+    if callback is not None or error_callback is not None:
+        future.add_done_callback(tell)
+    return future
+
+
+def _each(func: Callable[..., Any], items: Iterable[Any]) -> list[Any]:
+    return [func(item) for item in items]
+
+
+def _each_star(func: Callable[..., Any], items: Iterable[Iterable[Any]]) -> list[Any]:
+    return [func(*item) for item in items]
+
+
+BATCHES: Final = (_each, _each_star)
+
+
+def _size(chunksize: Any) -> int:
+    size = whole_number(chunksize, "chunksize")
+    if size < 1:
+        raise ValueError(f"chunksize is a number, 1 or more, not {chunksize!r}")
+    return size
+
+
+def _batched(items: Iterator[Any], size: int) -> Iterator[tuple[Any, ...]]:
+    return iter(lambda: tuple(itertools.islice(items, size)), ())
+
+
+def _items(method: str, iterable: Any) -> Iterable[Any]:
+    try:
+        found: Iterable[Any] = iter(iterable)
+    except TypeError:
+        raise TypeError(
+            f"{method}: a {type(iterable).__name__} has no items; pass an iterable, and further "
+            "arguments by functools.partial"
+        ) from None
+    return found

@@ -1,0 +1,216 @@
+"""Medians and quantiles: those of NumPy, selected from blocks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import shmpar
+from shmpar.verbs import quantiles, selection
+from tests.contract.comparison import axes, failed, outcome, same
+
+pytestmark = pytest.mark.usefixtures("numpy_may_warn")
+quick = settings(
+    max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+# Why: older versions compute places in the dtype of the array.
+new_places = pytest.mark.skipif(
+    np.lib.NumpyVersion(np.__version__) < "2.4.0", reason="the places are those of NumPy 2.4"
+)
+
+MEDIANS = ["median", "nanmedian"]
+QUANTILES = ["percentile", "nanpercentile", "quantile", "nanquantile"]
+NAMES = [*MEDIANS, *QUANTILES]
+DTYPES = ["?", "i1", ">i2", "u4", "i8", "f2", ">f4", "f8", "g", "c8", "c16", "m8[s]", "M8[s]", "U3"]
+METHODS = list(quantiles._METHODS)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[np.ndarray, Any, Any]:
+    """Draw an array with repeated values, NaN and large ones, an axis, and chunks."""
+    dtype = np.dtype(draw(st.sampled_from(DTYPES)))
+    shape = draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=6))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    values = rng.integers(0, draw(st.sampled_from([2, 10, 100])), shape)
+    with_nan = draw(st.sampled_from([0, 0, 0.05, 0.5]))
+    if dtype.kind in "mM":
+        array = np.where(rng.random(shape) < with_nan, np.array("NaT", dtype), values.astype(dtype))
+    else:
+        scaled = values / 7 if dtype.kind in "fc" else values
+        array = np.asarray(scaled).astype(dtype)
+        if dtype.kind in "fc":
+            array = np.where(rng.random(shape) < with_nan, dtype.type(math.nan), array)
+            array = np.where(rng.random(shape) < with_nan / 4, dtype.type(math.inf), array)
+    chunks = draw(st.sampled_from([1, 2, 3, "auto"]))
+    return array.astype(dtype), draw(axes(shape)), chunks
+
+
+shares = st.floats(0, 1) | st.sampled_from([0, 1, 0.25, 0.5, np.float64(0.3), np.float32(0.7)])
+many_shares = shares | st.lists(shares, max_size=4)
+
+
+@quick
+@given(case=cases(), name=st.sampled_from(MEDIANS), keepdims=st.booleans())
+def test_medians_are_numpys(serial: shmpar.Pool, case: Any, name: str, keepdims: bool) -> None:
+    """Every dtype, axis and shape, NaN and empty ones too, for any chunks; errors are the same."""
+    array, axis, chunks = case
+    keywords = {"axis": axis, "keepdims": keepdims}
+    due = outcome(getattr(np, name), array, **keywords)
+    same(outcome(getattr(serial, name), array, chunks=chunks, **keywords), due)
+
+
+@new_places
+@quick
+@given(
+    case=cases(),
+    name=st.sampled_from(QUANTILES),
+    q=many_shares,
+    method=st.sampled_from(["linear"] * 12 + METHODS),
+    keepdims=st.booleans(),
+)
+def test_quantiles_are_numpys(serial: shmpar.Pool, case: Any, name: str, **drawn: Any) -> None:
+    """The same bits, for one or several of any type, by every method."""
+    array, axis, chunks = case
+    if drawn["method"] == "averaged_inverted_cdf" and array.dtype.kind == "f":
+        array = np.where(np.isinf(array), array.dtype.type(1), array)  # NumPy: NaN beside infinity
+    if "percentile" in name:
+        drawn["q"] = np.multiply(drawn["q"], 100) if np.ndim(drawn["q"]) else drawn["q"] * 100
+    due = outcome(getattr(np, name), array, axis=axis, **drawn)
+    if not axis and isinstance(axis, tuple) and not failed(due):
+        return  # Why: NumPy reduces an axis that it adds.
+    same(outcome(getattr(serial, name), array, axis=axis, chunks=chunks, **drawn), due)
+
+
+@new_places
+@pytest.mark.parametrize("name", QUANTILES)
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_are_numpys(serial: shmpar.Pool, name: str, method: str) -> None:
+    """The ends, the places of elements and those between them, by every method."""
+    values = np.random.default_rng(2).integers(0, 50, 21) / 4
+    q = np.linspace(0, 100 if "percentile" in name else 1, 41)
+    for one in (q, q[13], float(q[13]), q.reshape(1, -1)):
+        due = getattr(np, name)(values, one, method=method)
+        same(getattr(serial, name)(values, one, method=method, chunks=4), due)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("axis", [None, 0, (0, 2), -1])
+def test_a_larger_array_on_every_engine(pool: shmpar.Pool, name: str, axis: Any) -> None:
+    """Also as the function of the module, whose docstring is that of the method."""
+    array = np.random.default_rng(3).normal(1, 0.2, (40, 30, 20))
+    if name.startswith("nan"):
+        array[array < 0.9] = np.nan
+    q = {} if "median" in name else {"q": [0.1, 0.75]}
+    due = getattr(np, name)(array, axis=axis, **q)
+    same(getattr(pool, name)(array, axis=axis, chunks=17, **q), due)
+    same(getattr(pool, name)(pool.array(array), axis=axis, chunks=9, **q), due)
+    assert getattr(shmpar, name).__doc__ == getattr(shmpar.Pool, name).__doc__
+
+
+def test_long_lines_are_selected(any_pool: shmpar.Pool) -> None:
+    """A line of more than 8 MiB is cut, and each line has a selection of its own."""
+    lines = np.random.default_rng(5).integers(0, 1000, (2, 5 << 20)).astype("u2")
+    lines[1, ::2] = 0
+    shared = any_pool.array(lines)
+    same(any_pool.median(shared, axis=1), np.median(lines, axis=1))
+    due = np.percentile(lines[:, ::5], [1, 99], axis=1, keepdims=True)
+    same(any_pool.percentile(shared[:, ::5], [1, 99], axis=1, keepdims=True), due)
+
+
+@pytest.mark.parametrize("order", ["random", "sorted", "equal", "two"])
+def test_a_selection_takes_few_passes(pool: shmpar.Pool, order: str) -> None:
+    """Two passes find several percentiles, however the elements lie."""
+    values = np.random.default_rng(1).normal(size=300_000)
+    values = {"sorted": np.sort(values), "equal": values * 0, "two": np.sign(values)}.get(
+        order, values
+    )
+    seen: list[tuple[int, int]] = []
+    got = pool.percentile(values, [1, 50, 99], chunks=9_000, progress=lambda *at: seen.append(at))
+    same(got, np.percentile(values, [1, 50, 99]))
+    ends = [done for done, total in seen if done == total]
+    assert len(ends) <= 2
+
+
+def test_many_quantiles_are_taken_in_parts(
+    serial: shmpar.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elements that would take too much memory at once are taken by further passes."""
+    monkeypatch.setattr(selection, "_MOST_BYTES", 4_000)
+    values = np.random.default_rng(1).normal(size=20_000)
+    q = np.linspace(0, 1, 101)
+    same(serial.quantile(values, q, chunks=900), np.quantile(values, q))
+
+
+def test_the_bytes_do_not_depend_on_the_workers(pool: shmpar.Pool, serial: shmpar.Pool) -> None:
+    """Zeros of both signs are equal, and the same one is found on every engine."""
+    values = np.random.default_rng(4).choice([-0.0, 0.0, 1.0], 500)
+    for name in MEDIANS:
+        one, other = getattr(pool, name)(values, chunks=7), getattr(serial, name)(values, chunks=7)
+        assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_arguments_are_numpys_errors(pool: shmpar.Pool, name: str) -> None:
+    """They come before anything starts."""
+    before, call = pool.last_run, getattr(pool, name)
+    q: dict[str, Any] = {} if "median" in name else {"q": 0.5}
+    wrong: list[dict[str, Any]] = [{"axis": 2}, {"axis": (0, 0)}, {"axis": 0.5}, {"axis": "x"}]
+    if q:
+        wrong += [{"q": -1}, {"q": [0, 101]}, {"q": math.nan}, {"method": "cubic"}, {"q": "a"}]
+        wrong += [{"q": [[[0.5]]]}]
+    for keywords in wrong:
+        due = outcome(getattr(np, name), np.ones((2, 3)), **{**q, **keywords})
+        assert failed(due)
+        assert outcome(call, np.ones((2, 3)), **{**q, **keywords}) == due
+    with pytest.raises(TypeError):
+        call(np.array(["a", "b"]), **q)
+    with pytest.raises(TypeError, match="masked"):
+        call(np.ma.masked_less(np.arange(3), 1), **q)
+    with pytest.raises(TypeError, match="did you mean keepdims="):
+        call(np.arange(3), keep_dims=True, **q)
+    assert pool.last_run is before
+
+
+@pytest.mark.parametrize("chunks", [100, 50_000])
+def test_a_failed_block_is_never_filled(pool: shmpar.Pool, chunks: int) -> None:
+    """No value stands for the ranks of a block: the option fills nothing, and changes nothing."""
+    values = np.arange(1000.0)
+    keywords: dict[str, Any] = {"chunks": chunks, "on_error": "fill", "fill_value": 0}
+    assert pool.median(values, **keywords) == 499.5
+    seen = pool.last_run
+    assert seen is not None
+    assert seen.execution.policy.on_error == "raise"
+
+
+def test_a_worker_may_ask_for_quantiles(any_pool: shmpar.Pool) -> None:
+    """A call from inside a worker has the same result."""
+    found = any_pool.submit(lambda: float(shmpar.median(np.arange(5_000), chunks=99))).result()
+    assert found == 2499.5
+
+
+@given(data=st.data(), margin=st.sampled_from([0, 4]), most=st.sampled_from([16, 64 << 20]))
+@quick
+def test_elements_near_a_sample(
+    monkeypatch: pytest.MonkeyPatch, data: st.DataObject, margin: int, most: int
+) -> None:
+    """A small sample, whether or not it encloses an element, leads to the element of that rank."""
+    dtype = np.dtype(data.draw(st.sampled_from([d for d in DTYPES if d not in ("?", "i1")])))
+    numbers = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=120))
+    values = np.asarray(numbers).astype(dtype)
+    if dtype.kind in "fcmM" and data.draw(st.booleans()):
+        values[data.draw(st.integers(0, len(values) - 1))] = "NaT" if dtype.kind in "mM" else np.nan
+    right = np.sort(values[values == values])  # noqa: PLR0124
+    for name, value in {"_WHOLE": 3, "_SAMPLED": 5, "_MARGIN": margin, "_MOST_BYTES": most}.items():
+        monkeypatch.setattr(selection, name, value)
+    parts = np.array_split(values, data.draw(st.integers(1, 5)))
+    chosen = selection.Selection(lambda function: [function(part) for part in parts])
+    assert (chosen.nans, chosen.size) == (len(values) - len(right), len(right))
+    if len(right):
+        ranks = data.draw(st.lists(st.integers(0, len(right) - 1), min_size=1, max_size=6))
+        assert chosen.at(ranks).tolist() == right[ranks].tolist()
