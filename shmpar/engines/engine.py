@@ -308,7 +308,7 @@ class Engine(Protocol):
     def free_worker(self) -> int | None:
         """Return a worker that can be given a call now, None if there is none."""
 
-    def worker_ahead(self) -> int | None:
+    def worker_ahead(self, without: Container[int | None] = ()) -> int | None:
         """Return a worker with a call that can be given its next one, None if there is none."""
 
     def call(self, worker: int, number: int, prepared: Any, more: tuple[Any, ...] = ()) -> None:

@@ -17,7 +17,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -262,7 +262,7 @@ class LocalEngine:
         """Return a new counter."""
         return new_tickets()
 
-    def worker_ahead(self) -> int | None:
+    def worker_ahead(self, without: Container[int | None] = ()) -> int | None:
         """Return None: the next call of a thread in this process is soon there."""
         return None
 

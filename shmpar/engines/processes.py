@@ -34,7 +34,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -282,10 +282,11 @@ class ProcessesEngine:
             return None
         return least.number
 
-    def worker_ahead(self) -> int | None:
+    def worker_ahead(self, without: Container[int | None] = ()) -> int | None:
         """Return a worker that has one call and nothing else."""
         for handle in self._handles.values():
-            if handle.ready and len(handle.calls) == 1 and not handle.outstanding:
+            alone = len(handle.calls) == 1 and not handle.outstanding
+            if handle.ready and alone and handle.number not in without:
                 return handle.number
         return None
 

@@ -21,9 +21,13 @@ Guarantees
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
+import queue
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from joblib._parallel_backends import (
@@ -36,10 +40,12 @@ from joblib._parallel_backends import (
 from shmpar.memory.limits import available_cpus
 from shmpar.pickling.shared_once import Copies, shared_once
 from shmpar.pool import Pool
+from shmpar.runtime.futures import Latch
 from shmpar.runtime.loop import AT_ONCE
 from shmpar.worker.environment import in_worker
 
 _GRACE_SECONDS = 0.1  # for calls in progress, when a Parallel is aborted
+_CALLBACK_SECONDS = 5.0  # for callbacks of joblib's, which wait for its lock at most
 
 
 class _Kept:
@@ -145,7 +151,8 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         self._given = pool
         self._pool: Pool | None = None
         self._copies = Copies()
-        self._flying: set[concurrent.futures.Future[Any]] = set()
+        # The calls whose callbacks have not returned; the latch tells that one has.
+        self._flying: dict[concurrent.futures.Future[Any], Latch] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In a worker there is nobody to share the work with."""
@@ -195,15 +202,32 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
             raise RuntimeError("the Parallel that has this backend is over")
         with shared_once(self._copies):
             future = pool.submit(func)
-        self._flying.add(future)
-        future.add_done_callback(self._flying.discard)
-        if callback is not None:
-            future.add_done_callback(callback)
+        self._flying[future] = Latch()
+        future.add_done_callback(partial(self._done, callback))
         return future
+
+    def _done(
+        self,
+        callback: Callable[[Any], object] | None,
+        future: concurrent.futures.Future[Any],
+    ) -> None:
+        try:
+            if callback is not None:
+                callback(future)
+        finally:
+            self._flying.pop(future).set()
 
     def retrieve_result_callback(self, out: concurrent.futures.Future[Any]) -> Any:
         """Return the results of a batch, or raise its exception."""
         return out.result()
+
+    def start_call(self) -> None:
+        """Drop the batches that a failed call of the same ``Parallel`` has left."""
+        # Why: joblib keeps them, and would give their results to this call.
+        left = getattr(self.parallel, "_ready_batches", None)
+        with contextlib.suppress(queue.Empty):
+            while left is not None:
+                left.get_nowait()
 
     def stop_call(self) -> None:
         """Release the arguments of a call of ``Parallel``."""
@@ -219,9 +243,9 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """Cancel the calls that have not begun, and end those in progress."""
-        flying = list(self._flying)
-        for future in reversed(flying):
-            future.cancel()
+        self._cancel()
+        # Why again: a callback may have had a further batch made meanwhile.
+        flying = self._cancel()
         self._copies.clear()
         _, busy = concurrent.futures.wait(flying, _GRACE_SECONDS)
         pool = self._pool
@@ -230,3 +254,15 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
             _end(pool)
             if ensure_ready:
                 self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel)
+
+    def _cancel(self) -> list[concurrent.futures.Future[Any]]:
+        """Cancel the calls that have not begun; return those in progress."""
+        flying = list(self._flying.items())
+        for future, _ in reversed(flying):
+            future.cancel()
+        end = time.monotonic() + _CALLBACK_SECONDS
+        for future, returned in flying:
+            if future.done():
+                # Why: a callback that goes on would count its batch in the next call of joblib's.
+                returned.wait(max(0.0, end - time.monotonic()))
+        return [future for future, _ in flying if not future.done()]

@@ -155,7 +155,9 @@ class Calls:
                 self._withdraw(engine, next(iter(self._ahead)))
                 continue
             if ahead := worker is None:
-                worker = engine.worker_ahead() if self._queue else None
+                # Why not behind a call over items: the items that it leaves come next.
+                cut = {one.worker for one in self._running.values() if one.more}
+                worker = engine.worker_ahead(cut) if self._queue else None
                 if worker is None:
                     return
             self._give(engine, worker, ahead=ahead)
