@@ -96,6 +96,40 @@ def test_import_of_the_package_registers_the_backend() -> None:
         assert (done.stdout, done.stderr, done.returncode) == ("[0, 1, 2]\n" * 2, "", 0)
 
 
+def test_the_registration_leaves_imports_as_they_are() -> None:
+    """Joblib keeps its loader; a reload, and other finders, change nothing."""
+    done = run_python("""
+        import importlib, sys, shmpar
+        class Old:  # a finder without find_spec, as of older Pythons
+            pass
+        sys.meta_path.append(Old)
+        import joblib.parallel as module
+        print(type(module.__loader__).__name__, module.__loader__ is module.__spec__.loader)
+        print("shmpar" in module.BACKENDS, "def delayed" in module.__loader__.get_source(
+            "joblib.parallel"))
+        importlib.reload(shmpar)
+        importlib.reload(module)
+        print("shmpar" in module.BACKENDS, type(module.__loader__).__name__)
+        print(sum(one.__module__.startswith("shmpar") for one in sys.meta_path
+                  if isinstance(one, type)))
+    """)
+    due = "SourceFileLoader True\nTrue True\nTrue SourceFileLoader\n1\n"
+    assert (done.stdout, done.stderr, done.returncode) == (due, "", 0)
+
+
+def test_a_program_without_joblib_runs() -> None:
+    """An import of joblib that fails raises its own error."""
+    done = run_python("""
+        import sys, shmpar
+        sys.path[:] = [one for one in sys.path if "site-packages" not in one]
+        try:
+            import joblib
+        except ModuleNotFoundError as error:
+            print(error)
+    """)
+    assert (done.stdout, done.returncode) == ("No module named 'joblib'\n", 0)
+
+
 @pytest.mark.parametrize("batch_size", ["auto", 1, 7])
 @pytest.mark.parametrize("pre_dispatch", ["all", "2*n_jobs", 1])
 def test_results_come_in_order(backend: None, batch_size: Any, pre_dispatch: Any) -> None:
