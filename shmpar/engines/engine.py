@@ -308,8 +308,8 @@ class Engine(Protocol):
     def free_worker(self) -> int | None:
         """Return a worker that can be given a call now, None if there is none."""
 
-    def worker_ahead(self, without: Container[int | None] = ()) -> int | None:
-        """Return a worker with a call that can be given its next one, None if there is none."""
+    def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
+        """Return a worker with a call that can be given this one next, None if there is none."""
 
     def call(self, worker: int, number: int, prepared: Any, more: tuple[Any, ...] = ()) -> None:
         """Give a call to a free worker, or its next one; `CallFinished` reports its end.

@@ -262,7 +262,7 @@ class LocalEngine:
         """Return a new counter."""
         return new_tickets()
 
-    def worker_ahead(self, without: Container[int | None] = ()) -> int | None:
+    def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
         """Return None: the next call of a thread in this process is soon there."""
         return None
 

@@ -282,8 +282,11 @@ class ProcessesEngine:
             return None
         return least.number
 
-    def worker_ahead(self, without: Container[int | None] = ()) -> int | None:
+    def worker_ahead(self, prepared: PreparedCall, without: Container[int | None]) -> int | None:
         """Return a worker that has one call and nothing else."""
+        if prepared.payload.segments:
+            # Why: a message with descriptors may fail, and then its worker is killed.
+            return None
         for handle in self._handles.values():
             alone = len(handle.calls) == 1 and not handle.outstanding
             if handle.ready and alone and handle.number not in without:

@@ -157,7 +157,7 @@ class Calls:
             if ahead := worker is None:
                 # Why not behind a call over items: the items that it leaves come next.
                 cut = {one.worker for one in self._running.values() if one.more}
-                worker = engine.worker_ahead(cut) if self._queue else None
+                worker = engine.worker_ahead(self._queue[0].prepared, cut) if self._queue else None
                 if worker is None:
                     return
             self._give(engine, worker, ahead=ahead)
@@ -192,7 +192,9 @@ class Calls:
         """Queue the calls again that a worker has not begun."""
         ahead = self._ahead.pop(worker, None)
         for number in reversed(engine.withdraw(worker, stop=stop)):
-            call = self._running.pop(number)
+            call = self._running.pop(number, None)
+            if call is None:  # Why: it failed as it was sent, and its worker was killed.
+                continue
             if call.withdraw is not None:
                 call.take_back()
             self._queue.appendleft(call)
