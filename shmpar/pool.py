@@ -236,12 +236,9 @@ class Pool(Reductions, FirstGuesses, Executor):
         forward_logs: bool = True,
     ) -> None:
         self._verb_defaults = Defaults(
-            progress=progress,
-            on_error=on_error,
-            retries=retries,
-            task_timeout=task_timeout,
+            progress=progress, on_error=on_error, retries=retries, task_timeout=task_timeout,
             check=check,
-        )
+        )  # fmt: skip
         self._usual = parse_options("Pool", {}, self._verb_defaults)
         if engine not in _ENGINES:
             raise ValueError(f"engine is one of {', '.join(_ENGINES)}, not {engine!r}")

@@ -284,7 +284,7 @@ class ProcessesEngine:
 
     def worker_ahead(self, prepared: PreparedCall, without: Container[int | None]) -> int | None:
         """Return a worker that has one call and nothing else."""
-        if prepared.payload.segments:
+        if prepared is not None and prepared.payload.segments:
             # Why: a message with descriptors may fail, and then its worker is killed.
             return None
         for handle in self._handles.values():

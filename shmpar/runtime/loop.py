@@ -180,12 +180,7 @@ class Loop:
     def prepare_call(
         self, function: Function, check: Callable[[Function], object] = lambda _: None
     ) -> Any:
-        """Pickle a call.
-
-        Parameters
-        ----------
-        check : callable
-            Takes the function, unless that is known to leave nothing for later calls.
+        """Pickle a call; let `check` look at its function, unless that is known to be stateless.
 
         Raises
         ------
@@ -210,23 +205,27 @@ class Loop:
 
     def _withdraw(self, call: Call) -> None:
         """Cancel a call that waits at a worker, or end one over items; return when that is done."""
+        with contextlib.suppress(RuntimeError):  # Why: the calls of a closed pool are over.
+            self._ask(lambda engine: self._calls.withdraw(engine, call))
+
+    def _ask(self, request: Callable[[Engine], object]) -> None:
+        """Have the pool thread do something; return when it is done, or the loop is over."""
         done = Latch()
 
-        def withdraw() -> None:
-            engine = self.engine
+        def do() -> None:
             try:
-                if engine is not None:
-                    self._calls.withdraw(engine, call)
+                if self.engine is not None:
+                    request(self.engine)
             finally:
                 done.set()
 
         if threading.current_thread() is self._thread:
-            withdraw()
+            do()
             return
-        with contextlib.suppress(RuntimeError):  # Why: the calls of a closed pool are over.
-            self._post(withdraw)
-            while not (self._ended.is_set or done.wait(TICK_SECONDS)):
-                pass
+        self._post(do)
+        # Why a look at the end: the request is dropped if the loop ends first.
+        while not (self._ended.is_set or done.wait(TICK_SECONDS)):
+            pass
 
     def cancel(self, run: Run) -> None:
         """Cancel a run; it is done when its last writer is idle."""
@@ -234,12 +233,8 @@ class Loop:
 
     def restart(self) -> None:
         """Have the workers replaced when they have done the work that they have."""
-        done = Latch()
         if self.engine is not None:
-            self._post(partial(self._restart, done))
-            # Why a look at the end: the request is dropped if the loop ends first.
-            while not (self._ended.is_set or done.wait(0.1)):
-                pass
+            self._ask(lambda engine: engine.restart())
 
     def fail(self, run: Run, error: BaseException) -> None:
         """End a run with an error that a thread of the user raised for it."""
@@ -508,13 +503,6 @@ class Loop:
                 engine.replace(worker)
         except Exception as error:  # noqa: BLE001 - the calls are told
             self._calls.refuse(calls, error)
-
-    def _restart(self, done: Latch) -> None:
-        try:
-            if self.engine is not None:
-                self.engine.restart()
-        finally:
-            done.set()
 
     def _cancel(self, run: Run, grace: float | None = None) -> None:
         if not run.resolved.is_set:
