@@ -282,7 +282,9 @@ class ProcessesEngine:
             return None
         return least.number
 
-    def worker_ahead(self, prepared: PreparedCall, without: Container[int | None]) -> int | None:
+    def worker_ahead(
+        self, prepared: PreparedCall | None, without: Container[int | None]
+    ) -> int | None:
         """Return a worker that has one call and nothing else."""
         if prepared is not None and prepared.payload.segments:
             # Why: a message with descriptors may fail, and then its worker is killed.
