@@ -25,6 +25,7 @@ import numpy as np
 
 import shmpar
 from benchmarks import cases, workloads
+from benchmarks.calls import calls, joblib_backends
 from benchmarks.cases import WORKERS, busy_loops, worker_pids
 from benchmarks.harness import alternate, forked_loop, peak_pss, pss, ratio, table
 from benchmarks.stores import stores
@@ -602,6 +603,8 @@ def halo_memory(*, quick: bool) -> None:
 ALL = {
     "floor": floor,
     "submit": submit,
+    "calls": calls,
+    "joblib": joblib_backends,
     "anatomy": anatomy,
     "constants": constants,
     "tiny_rows": tiny_rows,

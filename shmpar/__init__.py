@@ -15,6 +15,7 @@ import importlib
 from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
 
+from shmpar.integrations.registration import watch
 from shmpar.version import __version__
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ __all__ = [
 
 # Why an order for the others: the modules that import the least go first.
 _HOMES = {"environment": ("engines.environments",), "from_file": ("pickling.files",)}
+watch()
 
 
 def __getattr__(name: str) -> Any:

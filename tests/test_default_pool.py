@@ -53,7 +53,7 @@ def test_a_pool_that_no_machine_can_have_is_refused_with_the_sums() -> None:
     for part in (
         r"100,000 of [\d,]+ processes \(",
         r"2,097,152,000,000 of [\d,]+ bytes of memory \(free\)",
-        r"400,000 of [\d,]+ descriptors \(ulimit -Hn\)",
+        r"500,000 of [\d,]+ descriptors \(ulimit -Hn\)",
         r"n_workers a pool has one per CPU, \d+$",
     ):
         assert re.search(part, text), (part, text)
@@ -67,5 +67,5 @@ def test_a_limit_on_descriptors_counts(run_python) -> None:
         "try: shmpar.Pool(80)\n"
         "except ValueError as error: print(error)\n"
     )
-    assert done.stdout.startswith("n_workers is at most 50 here, not 80"), done.stdout + done.stderr
-    assert "320 of 200 descriptors" in done.stdout
+    assert done.stdout.startswith("n_workers is at most 40 here, not 80"), done.stdout + done.stderr
+    assert "400 of 200 descriptors" in done.stdout

@@ -304,4 +304,5 @@ def test_a_worker_imports_few_modules(run_python: Run) -> None:
         slow = ("tqdm", "asyncio", "concurrent.futures", "socket", "numpy.ma")
         print(*[name for name in slow if name in names])
     """
-    check(run_python(source), "errors grid ipc memory pickling plan tracebacks version worker\n\n")
+    due = "errors grid integrations ipc memory pickling plan stores tracebacks version worker\n\n"
+    check(run_python(source), due)

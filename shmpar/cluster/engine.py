@@ -30,7 +30,7 @@ import pickle
 import queue
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,9 @@ from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, new_output
 from shmpar.pickling.pack import Payload
 from shmpar.plan import Announcement, Blocks, Function, Output, Plan, Rows
+from shmpar.runtime.error_texts import function_name
 from shmpar.stores import Store
+from shmpar.worker.items import call_each
 
 Array = np.ndarray[Any, Any]
 
@@ -184,8 +186,9 @@ class ClusterEngine:
 
     def prepare_call(self, call: Function) -> Submitted:
         """Pickle a call."""
-        payload = self._pack(call)
-        return Submitted(payload.body, _bytes_of(payload), self._state.current(None), self._retries)
+        payload, environment = self._pack(call), self._state.current(None)
+        name = function_name(call.values[0] if call.call is call_each else call.call)
+        return Submitted(payload.body, _bytes_of(payload), environment, self._retries, name)
 
     def wake(self) -> None:
         """End the owner's :meth:`wait`."""
@@ -615,13 +618,22 @@ class ClusterEngine:
         least = min(free, key=lambda host: len(host.calls) / host.workers, default=None)
         return None if least is None else least.lanes[0].number
 
-    def call(self, worker: int, number: int, prepared: Submitted) -> None:
+    def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
+        """Return None: a host keeps no call for later."""
+        return None
+
+    def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
+        """Return none: a host keeps no call for later."""
+        return []
+
+    def call(self, worker: int, number: int, prepared: Submitted, more: Any = ()) -> None:
         """Send a call to the host of a lane."""
         host = self._lanes[worker].host
         if host is None:
             raise self._hosts_lost()
         token = next(self._tokens)
         host.calls[token] = worker
+        prepared = prepared._replace(more=more)
         self._calls[token] = number, host, prepared
         self._transport.send(token, host.key, prepared, None)
 
@@ -644,6 +656,8 @@ class ClusterEngine:
             return
         try:
             value = pickle.loads(result.value or b"")
+            if type(value) is protocol.Slice:
+                value = value._replace(error=unpack_error(value.error))
         except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
             self._events.append(protocol.CallFinished(number, error=error))
         else:

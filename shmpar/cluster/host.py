@@ -506,7 +506,9 @@ class Host:
         with self._busy():
             payload: Any = _payload(work.function, work.held)
             function = Function(payload, {"environment": work.environment}, ())
-            call = self._loop.submit(function, work.retries)
+            prepared = self._loop.prepare_call(function)
+            # Why unwanted: the client has the items computed that the call leaves.
+            call = self._loop.add_call(work.name, prepared, work.retries, work.more, unwanted=True)
             call.resolved.wait()
             warned = [*(call.warned or {}).values()]
             call.warned = None
@@ -514,7 +516,10 @@ class Host:
             if error is not None:
                 return CallResult(None, pack_exception(error), warned)
             try:
-                return CallResult(cloudpickle.dumps(call.result(), 5), None, warned)
+                value = call.result()
+                if type(value) is protocol.Slice:
+                    value = value._replace(error=pack_exception(value.error))
+                return CallResult(cloudpickle.dumps(value, 5), None, warned)
             except Exception as failure:  # noqa: BLE001 - it is the call's outcome
                 return CallResult(None, pack_exception(failure), warned)
 

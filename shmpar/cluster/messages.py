@@ -5,6 +5,7 @@ The elements of arrays lie in contiguous arrays of bytes, which a transport may 
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -312,12 +313,27 @@ class Span(NamedTuple):
 
 
 class Submitted(NamedTuple):
-    """A submitted call: the payload of its function, with the client's state."""
+    """A submitted call: the payload of its function, with the client's state.
+
+    Attributes
+    ----------
+    name : str
+        Name of the function, for errors.
+    more : tuple
+        Further arguments: the items ``first <= i < last`` of a call over items.
+    """
 
     function: bytes
     held: tuple[Array, ...]
     environment: Environment
     retries: int
+    name: str
+    more: tuple[int, int] | tuple[()] = ()
+
+    @property
+    def nbytes(self) -> float:
+        """Bytes that are sent for it; infinite if it holds large arrays, which end with it."""
+        return math.inf if self.held else len(self.function)
 
 
 class BoxResult(NamedTuple):

@@ -360,8 +360,26 @@ class Engine(Protocol):
     def free_worker(self) -> int | None:
         """Return a worker that can be given a call now, None if there is none."""
 
-    def call(self, worker: int, number: int, prepared: Any) -> None:
-        """Give a call to a free worker; `CallFinished` reports its end."""
+    def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
+        """Return a worker with a call that can be given this one next, None if there is none."""
+
+    def call(self, worker: int, number: int, prepared: Any, more: tuple[Any, ...] = ()) -> None:
+        """Give a call to a free worker, or its next one; `CallFinished` reports its end.
+
+        Parameters
+        ----------
+        more : tuple
+            Further arguments of the function.
+        """
+
+    def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
+        """Take back the calls that a worker has not begun; return their numbers.
+
+        Parameters
+        ----------
+        stop : bool
+            End a call over items before its next items, if the worker is a process.
+        """
 
     def kill(self, worker: int, run: int) -> None:
         """Kill a worker for a run."""

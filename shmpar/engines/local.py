@@ -17,7 +17,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -274,6 +274,14 @@ class LocalEngine:
         """Return the order as it is: all chunks are equally near."""
         return todo
 
+    def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
+        """Return None: the next call of a thread in this process is soon there."""
+        return None
+
+    def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
+        """Return none: no call is given ahead."""
+        return []
+
     def kill(self, worker: int, run: int) -> None:
         """Do nothing: a thread cannot be killed."""
 
@@ -304,12 +312,15 @@ class LocalEngine:
         )
 
 
-def _finished(number: int, prepared: tuple[Function, CallersErrors]) -> protocol.CallFinished:
+_Prepared = tuple[Function, CallersErrors]
+
+
+def _finished(number: int, prepared: _Prepared, more: tuple[Any, ...]) -> protocol.CallFinished:
     """Make a call; return its end."""
     call, errors = prepared
     with inside_worker(), errors.applied():
         try:
-            value = call.call(*call.values, **call.keywords)
+            value = call.call(*call.values, *more, **call.keywords)
             exit_if_forked()
         except BaseException as error:  # noqa: BLE001 - it is the call's outcome
             exit_if_forked(error)
@@ -335,7 +346,7 @@ class SerialEngine(LocalEngine):
         self._initializer = initializer
         self._interruptible = interruptible
         self._queue: deque[tuple[ActivePlan, Generation]] = deque()
-        self._call: tuple[int, tuple[Function, CallersErrors]] | None = None
+        self._call: tuple[int, _Prepared, tuple[Any, ...]] | None = None
         self._events: deque[protocol.Event] = deque()
         # Why a SimpleQueue: its put is reentrant, so that any thread may wake the owner.
         self._awake = queue.SimpleQueue[None]()
@@ -373,9 +384,11 @@ class SerialEngine(LocalEngine):
         """Return the worker if it has no call."""
         return 0 if self._call is None else None
 
-    def call(self, worker: int, number: int, prepared: tuple[Function, CallersErrors]) -> None:
+    def call(
+        self, worker: int, number: int, prepared: _Prepared, more: tuple[Any, ...] = ()
+    ) -> None:
         """Keep a call for the next :meth:`wait`."""
-        self._call = number, prepared
+        self._call = number, prepared, more
 
     def wait(self, timeout: float | None) -> list[protocol.Event]:
         """Make the call, or work on the first generation of the queue for a turn."""
@@ -401,14 +414,15 @@ class SerialEngine(LocalEngine):
         self._awake.put(None)
 
     def _make_call(self) -> None:
-        (number, prepared), self._call = self._call or (0, None), None
+        call, self._call = self._call, None
+        assert call is not None
+        number = call[0]
         try:
             self._initializer.run()
         except BaseException as error:  # noqa: BLE001 - the call is told
             self._events.append(protocol.CallFinished(number, error=error))
         else:
-            assert prepared is not None
-            self._events.append(_finished(number, prepared))
+            self._events.append(_finished(*call))
 
     def _work(self) -> None:
         active, generation = item = self._queue.popleft()
@@ -440,7 +454,7 @@ class SerialEngine(LocalEngine):
 
 
 _Plans = list[tuple[ActivePlan, Generation]]  # emptied when its run is over
-_Inbox = queue.SimpleQueue[_Plans | tuple[int, tuple[Function, CallersErrors]] | None]
+_Inbox = queue.SimpleQueue[_Plans | tuple[int, _Prepared, tuple[Any, ...]] | None]
 
 
 class ThreadsEngine(LocalEngine):
@@ -506,11 +520,13 @@ class ThreadsEngine(LocalEngine):
         free = [worker for worker in range(self.workers) if worker not in busy]
         return min(free, key=self._given.__getitem__, default=None)
 
-    def call(self, worker: int, number: int, prepared: tuple[Function, CallersErrors]) -> None:
+    def call(
+        self, worker: int, number: int, prepared: _Prepared, more: tuple[Any, ...] = ()
+    ) -> None:
         """Queue a call for the worker's thread."""
         self._given[worker] += 1
         self._calling[number] = worker
-        self._inboxes[worker].put((number, prepared))
+        self._inboxes[worker].put((number, prepared, more))
 
     def wait(self, timeout: float | None) -> list[protocol.Event]:
         """Wait until a thread has reported; return the events."""
@@ -559,13 +575,12 @@ class ThreadsEngine(LocalEngine):
         tell(protocol.WorkerReady(worker))
         while (item := inbox.get()) is not None:
             if isinstance(item, tuple):
-                number, prepared = item
                 if broken is None:
-                    tell(_finished(number, prepared))
+                    tell(_finished(*item))
                 else:
-                    tell(protocol.CallFinished(number, error=broken))
+                    tell(protocol.CallFinished(item[0], error=broken))
                 # Why: while this thread waits, its frame keeps no object of the user alive.
-                del item, prepared
+                del item
                 continue
             for active, generation in item:  # none, if its run is over
                 try:

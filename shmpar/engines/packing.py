@@ -11,6 +11,7 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import sys
@@ -29,10 +30,12 @@ from shmpar.ipc import protocol
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Location, Segment
-from shmpar.pickling.pack import Interpreter, Payload, cached, pack
+from shmpar.pickling.pack import Interpreter, Payload, cached, pack, pack_stateless
+from shmpar.pickling.plain import pack_plain
 from shmpar.pickling.unpack import unpack
 from shmpar.plan import Function, Plan, spell
 from shmpar.stores.store import Part, Store
+from shmpar.worker.items import call_each
 from shmpar.worker.logs import current_levels
 
 Array = np.ndarray[Any, Any]
@@ -73,6 +76,7 @@ class State:
         self._filters: tuple[list[Any], list[bytes]] = [], []
         changed: dict[bytes, bytes | None] = {}
         self._variables = _variables().copy(), changed
+        self._latest: protocol.Environment | None = None
 
     def current(self, python: Interpreter | None) -> protocol.Environment:
         """Return it for workers, which may have another Python."""
@@ -91,8 +95,13 @@ class State:
         path = None if self._own_path else self._paths[1]
         state = directory, path, errors, self._filters[1], self._variables[1]
         levels = current_levels() if self._logs else None
-        usual = {"call", "log"}.isdisjoint(errors.values())
-        return protocol.Environment(*state, None if usual else _pack_error_call(python), levels)
+        if not {"call", "log"}.isdisjoint(errors.values()):
+            return protocol.Environment(*state, _pack_error_call(python), levels)
+        found = protocol.Environment(*state, None, levels)
+        if found != self._latest:
+            # Why the same object: many calls that wait would hold as many copies.
+            self._latest = found
+        return self._latest or found
 
     def _note_variables(self, new: dict[bytes, bytes]) -> None:
         old, changed = self._variables[0], self._variables[1].copy()
@@ -137,10 +146,26 @@ def _pack_error_call(python: Interpreter | None) -> bytes:
 
 @dataclass(eq=False, slots=True)
 class PreparedCall:
-    """A submitted call that can be sent: its payload, and the caller's environment."""
+    """A submitted call that can be sent.
+
+    Attributes
+    ----------
+    payload : Payload
+        The function with its arguments, or plain arguments alone.
+    environment : Environment
+        The caller's, when the call was submitted.
+    function : bytes
+        The pickle of the function if it is stateless and its arguments, or items, are plain.
+    """
 
     payload: Payload
     environment: protocol.Environment
+    function: bytes = b""
+
+    @property
+    def nbytes(self) -> float:
+        """Bytes that are sent for it; infinite if it holds large arrays, which end with it."""
+        return math.inf if self.payload.segments else len(self.payload.body)
 
 
 @dataclass(eq=False, slots=True)
@@ -248,6 +273,15 @@ def pack_function(call: Function, python: Interpreter | None, *, frozen: bool) -
 
 def pack_call(call: Function, state: State, python: Interpreter | None) -> PreparedCall:
     """Make a submitted call ready to be sent."""
+    if python is None:
+        function, values = call.call, call.values
+        if function is call_each:
+            function, values = values[0], values[1:]
+        plain = pack_plain((values, call.keywords))
+        # Why suppressed: the full pickle below raises the error that explains itself.
+        with contextlib.suppress(Exception):
+            if plain and (body := pack_stateless(Function(function, {}, ()))):
+                return PreparedCall(Payload(plain), state.current(python), body)
     return PreparedCall(pack_function(call, python, frozen=True), state.current(python))
 
 
@@ -386,7 +420,10 @@ def unpack_call(
     if not event.started:
         return event._replace(error=broken)
     try:
-        return event._replace(value=_unpack_value(event.value, descriptors))
+        value = _unpack_value(event.value, descriptors)
+        if type(value) is protocol.Slice:
+            value = value._replace(error=unpack_error(value.error))
+        return event._replace(value=value)
     except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
         return event._replace(value=None, error=error)
 

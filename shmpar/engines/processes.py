@@ -15,7 +15,8 @@
 
 Guarantees
 ----------
-- At most two generations are outstanding at a worker, and no send blocks.
+- At most two generations and two calls are outstanding at a worker, and no send blocks.
+- A call that a worker has not begun can be withdrawn at any time.
 - A segment's descriptor is sent to a worker once. The worker is told to forget it after the last
   array in it is dropped here.
 - A worker's death is known from its pidfd, and reported after all of its messages. On a system
@@ -33,7 +34,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -187,6 +188,8 @@ class ProcessesEngine:
             self._selector.register(launched.pidfd, selectors.EVENT_READ, (handle, True))
         else:
             self._without_pidfd = True
+        begun = handle.begun = self._counters.new()
+        handle.notify(protocol.CountCalls(begun.kind), [begun.fileno()])
         if self._tasks is not None:
             handle.notify(protocol.SetTaskLimit(self._tasks))
         if self._initializer is not None:
@@ -284,16 +287,42 @@ class ProcessesEngine:
             return None
         return least.number
 
-    def call(self, worker: int, number: int, prepared: PreparedCall) -> None:
+    def worker_ahead(
+        self, prepared: PreparedCall | None, without: Container[int | None]
+    ) -> int | None:
+        """Return a worker that has one call and nothing else."""
+        if prepared is not None and prepared.payload.segments:
+            # Why: a message with descriptors may fail, and then its worker is killed.
+            return None
+        for handle in self._handles.values():
+            alone = len(handle.calls) == 1 and not handle.outstanding
+            if handle.ready and alone and handle.number not in without:
+                return handle.number
+        return None
+
+    def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
+        """Take back the calls that a worker has not begun; return their numbers."""
+        handle = self._handles.get(worker)
+        return [] if handle is None else handle.withdraw_calls(stop=stop)
+
+    def call(
+        self, worker: int, number: int, prepared: PreparedCall, more: tuple[Any, ...] = ()
+    ) -> None:
         """Send a call."""
         handle, payload = self._handles[worker], prepared.payload
-        pairs = zip(payload.segments, payload.private, strict=True)
-        self._tracker.add(one for one, private in pairs if not private)
-        handle.attach_payload(payload, attached := Attached())
-        handle.send_ahead(attached)
-        handle.calls.add(number)
-        held, changed = packing.held_keys(payload), handle.changed(prepared.environment)
-        message = protocol.RunCall(number, payload.body, held, changed, attached.records)
+        attached = Attached()
+        held: tuple[int, ...] = ()
+        if payload.segments:
+            pairs = zip(payload.segments, payload.private, strict=True)
+            self._tracker.add(one for one, private in pairs if not private)
+            handle.attach_payload(payload, attached)
+            handle.send_ahead(attached)
+            held = packing.held_keys(payload)
+        ticket, function = handle.take_ticket(number), prepared.function
+        changed = handle.changed(prepared.environment)
+        message = protocol.RunCall(
+            number, function, payload.body, more, ticket, held, changed, attached.records
+        )
         handle.send(message, attached.descriptors)
 
     # Events
@@ -370,7 +399,7 @@ class ProcessesEngine:
             case protocol.WorkerExiting():
                 handle.set_exiting()
             case protocol.CallFinished():
-                handle.calls.discard(message.call)
+                handle.calls.pop(message.call, None)
                 own_path = self._launcher.own_path
                 broken = self._broken
                 events.append(packing.unpack_call(message, descriptors, broken, own_path=own_path))

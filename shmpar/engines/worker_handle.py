@@ -33,10 +33,12 @@ from shmpar.ipc.protocol import (
     SegmentRecord,
     WorkerLost,
 )
+from shmpar.ipc.tickets import Tickets
 from shmpar.ipc.wire import MAX_DESCRIPTORS
 from shmpar.memory import limits, system
 from shmpar.memory.segment import Segment
 from shmpar.pickling.pack import Payload
+from shmpar.worker.items import STOP
 
 MAX_OUTSTANDING = 2
 """Generations at a worker: the one that it runs and the one that it runs next."""
@@ -76,8 +78,14 @@ class WorkerHandle:
     outstanding : list of (int, int)
         Numbers of the runs and generations that it has and has not reported as exhausted; such
         a run may be over already.
-    calls : set of int
-        Calls that it has; at most one.
+    calls : dict of int to int
+        The tickets of the calls that it has, by number: of its present one and its next one.
+    begun : Tickets or None
+        Its counter of calls. The worker claims a ticket when it begins a call, and the parent
+        claims one to withdraw the calls that the worker has not begun. Invariant: a call is begun
+        if and only if the worker got the ticket that came with it.
+    next_ticket : int
+        The ticket of its next call.
     queue : deque
         Generations that it is sent when it has fewer.
     outbox : deque
@@ -96,7 +104,9 @@ class WorkerHandle:
     exiting: bool = False
     segments: set[int] = field(default_factory=set)
     outstanding: list[tuple[int, int]] = field(default_factory=list)
-    calls: set[int] = field(default_factory=set)
+    calls: dict[int, int] = field(default_factory=dict)
+    begun: Tickets | None = None
+    next_ticket: int = 0
     queue: deque[tuple[ActivePlan, Generation]] = field(default_factory=deque)
     outbox: deque[tuple[bytes, list[int]]] = field(default_factory=deque)
     environment: Environment | None = None
@@ -117,7 +127,40 @@ class WorkerHandle:
         # that.
         code = self.launched.wait(time.monotonic() + EXIT_SECONDS)
         end = Exit(code, limits.oom_kills() > self.oom_kills, self.stack)
-        return WorkerLost(self.number, end, self.exiting and not code, self.killed_for)
+        announced, waiting = self.exiting and not code, self._waiting()
+        return WorkerLost(self.number, end, announced, self.killed_for, waiting=waiting)
+
+    def take_ticket(self, call: int) -> int:
+        """Note a call; return its ticket."""
+        ticket = self.calls[call] = self.next_ticket
+        self.next_ticket += 1
+        return ticket
+
+    def withdraw_calls(self, *, stop: bool) -> list[int]:
+        """Take back the calls that the worker has not begun; return their numbers.
+
+        Parameters
+        ----------
+        stop : bool
+            End a call over items before its next items.
+        """
+        if self.begun is None or not self.calls:
+            return []
+        taken = STOP if stop else 1
+        first = self.begun.claim(taken)
+        # Why: the worker still takes a number for each of its calls.
+        self.next_ticket += taken
+        waiting = [call for call, ticket in self.calls.items() if ticket >= first]
+        for call in waiting:
+            del self.calls[call]
+        return waiting
+
+    def _waiting(self) -> tuple[int, ...]:
+        """Return the calls that the worker, which is dead, had not begun."""
+        if self.begun is None or not self.calls:
+            return ()
+        first = self.begun.claim(1)
+        return tuple([call for call, ticket in self.calls.items() if ticket >= first])
 
     def next_to_send(self) -> tuple[ActivePlan, Generation] | None:
         """Take the next generation off the queue if the worker may have one more."""
@@ -184,9 +227,8 @@ class WorkerHandle:
 
     def changed(self, environment: Environment) -> Environment | None:
         """Return the environment if the worker does not have it, else None."""
-        changed = environment if self.environment != environment else None
-        self.environment = environment
-        return changed
+        known, self.environment = self.environment, environment
+        return None if known is environment or known == environment else environment
 
     def forget(self, key: int) -> None:
         """Tell the worker to drop a segment."""
@@ -242,6 +284,8 @@ class WorkerHandle:
         """Close the descriptors; the process, if it lives, is killed by it."""
         self._discard()
         self.launched.close()
+        if self.begun is not None:
+            self.begun.close()
 
     def _discard(self) -> None:
         while self.outbox:

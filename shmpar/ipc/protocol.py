@@ -191,13 +191,39 @@ class AbandonRun(NamedTuple):
 
 
 class RunCall(NamedTuple):
-    """Make one submitted call."""
+    """Make one submitted call.
+
+    Attributes
+    ----------
+    call : int
+        Its number.
+    function : bytes
+        The payload of a stateless function; then the other payload is that of plain arguments.
+    payload : bytes
+        The payload of the function with its arguments.
+    more : tuple
+        Further arguments.
+    ticket : int
+        The number that the worker claims from its counter of calls when it begins the call. If the
+        worker gets another number, the call was withdrawn.
+    held : tuple of int
+        Keys of the payload's segments, in its order; ~key for private ones.
+    """
 
     call: int
+    function: bytes
     payload: bytes
+    more: tuple[Any, ...]
+    ticket: int
     held: tuple[int, ...]
     environment: Environment | None
     segments: list[SegmentRecord]
+
+
+class CountCalls(NamedTuple):
+    """Claim the tickets of calls from the counter of this kind whose descriptor comes along."""
+
+    kind: str
 
 
 class Initialize(NamedTuple):
@@ -231,6 +257,21 @@ class ExitNow(NamedTuple):
 
 
 # Events of a worker
+
+
+class Slice(NamedTuple):
+    """The results of a call over items of which one has failed.
+
+    Attributes
+    ----------
+    values : list
+        The results of the items before it.
+    error : BaseException
+        Its exception; on the wire a :class:`PackedError`.
+    """
+
+    values: list[Any]
+    error: Any
 
 
 SOCKET_LOST = 113
@@ -435,6 +476,8 @@ class WorkerLost(NamedTuple):
         The chunk that the worker computed, in the run that receives the event.
     unfinished : tuple of int
         Chunks of that run that the worker held and had not begun.
+    waiting : tuple of int
+        Calls that it had and had not begun.
     at_startup : bool
         The worker had no chunk and no call: it died while it started or loaded a plan.
     """
@@ -445,6 +488,7 @@ class WorkerLost(NamedTuple):
     killed_for: int | None = None
     blamed: int | None = None
     unfinished: tuple[int, ...] = ()
+    waiting: tuple[int, ...] = ()
     at_startup: bool = False
 
 

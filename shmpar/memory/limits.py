@@ -337,8 +337,8 @@ def _cpu_quota(version: int, folder: str) -> float:
 
 # Why: an interpreter with NumPy takes so many bytes that it shares with no other process.
 _WORKER_BYTES: Final = 20 << 20
-# Why: its socket, the ends of its life pipe, and its pidfd.
-_WORKER_DESCRIPTORS: Final = 4
+# Why: its socket, the ends of its life pipe, its pidfd, and its counter of calls.
+_WORKER_DESCRIPTORS: Final = 5
 
 
 def check_workers(count: int, *, processes: bool) -> None:

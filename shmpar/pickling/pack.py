@@ -47,6 +47,7 @@ from shmpar.pickling.changes import (
 )
 from shmpar.pickling.explain import INSIDE, ProcessLocal, explain_failure
 from shmpar.pickling.plain import is_plain
+from shmpar.pickling.shared_once import share_argument
 from shmpar.pickling.unpack import (
     after,
     bit_generator,
@@ -135,7 +136,7 @@ def pack(value: Any, python: Interpreter | None = None, *, frozen: bool = False)
     """
     try:
         if isinstance(value, Function) and python is None:
-            body = cached(value) or _pickle_stateless(value)
+            body = pack_stateless(value)
             if body is not None:
                 return Payload(body, stateless=True)
         return _pickle(value, python, frozen=frozen)
@@ -430,7 +431,7 @@ class _Pickler(CheckedPickler):
         elif shared or array.dtype.kind not in _PLAIN:
             return NotImplemented
         else:
-            segment, array = share(array, "result" if self._is_result else "argument")
+            segment, array = share(array, "result") if self._is_result else share_argument(array)
             offset = address_of(array) - segment.mapping.start
             self._alive.append(array)
         private = not shared and not self._is_result
@@ -576,6 +577,11 @@ def cached(function: Function) -> bytes | None:
     if len(parts) != len(found.parts) or not all(map(is_, parts, found.parts)):
         return None
     return None if changes_below(call) else found.body
+
+
+def pack_stateless(function: Function) -> bytes | None:
+    """Return the pickle of a stateless function without arguments; None for any other function."""
+    return cached(function) or _pickle_stateless(function)
 
 
 def _pickle_stateless(function: Function) -> bytes | None:

@@ -1,7 +1,13 @@
-"""Results that the pickler of the standard library sends as they are."""
+"""Plain values: numbers, text, None, and containers of them.
+
+Most arguments and results of small calls are plain. The pickler in C writes them without a question
+to Python code, and any process reads them without an import.
+"""
 
 from __future__ import annotations
 
+import io
+import pickle
 from typing import Any
 
 import numpy as np
@@ -12,8 +18,33 @@ _NUMBERS: set[type] = {np.dtype(kind).type for kind in "?bBhHiIlLqQefdgFDG"}
 _DEEPEST = 5  # containers in containers
 
 
+class _NotPlainError(Exception):
+    """There is another object in the value."""
+
+
+class _PlainPickler(pickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        raise _NotPlainError
+
+
+def pack_plain(value: Any) -> bytes | None:
+    """Return the pickle of a plain value; None for any other value.
+
+    Examples
+    --------
+    >>> pack_plain((1, {"a": [None, 2.5]})) is None, pack_plain((1, len)) is None
+    (False, True)
+    """
+    file = io.BytesIO()
+    try:
+        _PlainPickler(file, 5).dump(value)
+    except (_NotPlainError, RecursionError):
+        return None
+    return file.getvalue()
+
+
 def is_plain(value: Any, depth: int = _DEEPEST) -> bool:
-    """Return whether a value is made of numbers, strings, and containers of these alone.
+    """Return whether a value is made of plain values, and scalars of NumPy, alone.
 
     Examples
     --------

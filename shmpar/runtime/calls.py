@@ -2,55 +2,143 @@
 
 Guarantees
 ----------
-- A worker has one call at a time: no call waits behind another that may be waiting for it.
-- A call whose worker died is made again, as often as it may be; any other outcome is final.
+- A worker that has a call may get its next one ahead. That is withdrawn as soon as another worker
+  is free, so no call waits behind another that may be waiting for it.
+- A call whose worker died is made again, as often as it may be; any other outcome is final. A call
+  that the worker had not begun is innocent.
+- A call that waits ahead can be cancelled: the pool thread withdraws it.
+- A call over items ends after its slice of time; the items that are left are calls of their own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from shmpar.engines.engine import Engine, Exit
 from shmpar.ipc.protocol import CallFinished, WorkerLost
-from shmpar.plan import Function
 from shmpar.runtime import error_texts
-from shmpar.runtime.futures import CallbackThreads
+from shmpar.runtime.futures import CallbackThreads, Condition
 from shmpar.runtime.tasks import TaskFuture
 
 _numbers = itertools.count()
 
 
 class Call(TaskFuture):
-    """A call that was submitted; a :class:`concurrent.futures.Future`."""
+    """A call that was submitted; a :class:`concurrent.futures.Future`.
 
-    def __init__(self, function: Function, prepared: Any, retries: int) -> None:
-        super().__init__()
+    Attributes
+    ----------
+    number : int
+        Its number.
+    name : str
+        Name of its function, for errors.
+    prepared : object
+        Result of :meth:`Engine.prepare_call`.
+    retries : int
+        How often it may be made again after the death of its worker.
+    worker : int or None
+        The worker that has it, or had it last.
+    more : tuple
+        Further arguments: the items ``first <= i < last`` of a call over items.
+    rest : sequence of Call
+        The calls of the items that this call over items has left.
+    unwanted : bool
+        Nobody wants the items that this call leaves.
+    stop : callable or None
+        Has the pool thread end it, if it is a call over items, before its next items.
+    withdraw : callable or None
+        Has the pool thread withdraw it, while it waits at a worker.
+    """
+
+    more: tuple[int, int] | tuple[()] = ()
+    rest: Sequence[Call] = ()
+    unwanted = False
+    stop: Callable[[Call], object] | None = None
+    withdraw: Callable[[Call], object] | None = None
+
+    def __init__(
+        self,
+        name: str,
+        prepared: Any,
+        retries: int,
+        condition: Condition | None = None,
+    ) -> None:
+        super().__init__(condition)
+        self.condition = condition
         self.number = next(_numbers)
-        self.name = error_texts.function_name(function)
+        self.name = name
         self.prepared = prepared
         self.retries = retries
         self.worker: int | None = None
 
     def cancel(self) -> bool:
-        """Cancel the call unless a worker has it; return whether it is cancelled."""
-        cancelled = super().cancel()
+        """Cancel the call unless a worker has begun it; return whether it is cancelled."""
+        # Lock: the pool thread sets `withdraw` under it, so that no call is cancelled that is given
+        # to a worker at the same time.
+        with self._condition:
+            withdraw = self.withdraw
+            cancelled = withdraw is None and super().cancel()
+        if withdraw is not None:
+            withdraw(self)
+            cancelled = super().cancel()
         if cancelled:
             self.prepared = None  # Why: it may be queued for long, and needs its arguments no more.
             self.resolved.set()
             self.run_callbacks()
         return cancelled
 
+    def over(self, first: int, last: int) -> Call:
+        """Return the call over other ones of the items."""
+        made = Call(self.name, self.prepared, self.retries, self.condition)
+        made.more, made.stop = (first, last), self.stop
+        return made
+
+    def give_ahead(self, withdraw: Callable[[Call], object]) -> bool:
+        """Note that the call waits at a worker; return False if it was cancelled."""
+        with self._condition:
+            if self.cancelled():
+                return self.set_running_or_notify_cancel()
+            self.withdraw = withdraw
+            return True
+
+    def take_back(self) -> None:
+        """Note that the call waits at no worker."""
+        with self._condition:
+            self.withdraw = None
+        self.worker = None
+
+    def begin(self) -> None:
+        """Note that the call, which waited at a worker, runs."""
+        with self._condition:
+            if self.withdraw is not None:  # Why: a call that is made again is running already.
+                self.withdraw = None
+                self.set_running_or_notify_cancel()
+
 
 class Calls:
-    """The calls of one pool; only the pool thread uses it."""
+    """The calls of one pool; only the pool thread uses it.
 
-    def __init__(self, callbacks: CallbackThreads) -> None:
+    Parameters
+    ----------
+    callbacks : CallbackThreads
+        Run the callbacks of the calls.
+    withdraw : callable
+        Has the pool thread withdraw a call, and waits until it has; any thread may call it.
+    """
+
+    def __init__(
+        self, callbacks: CallbackThreads, withdraw: Callable[[Call], object] = lambda _: None
+    ) -> None:
         self._callbacks = callbacks
+        self._ask_to_withdraw = withdraw
         self._queue: deque[Call] = deque()
         self._running: dict[int, Call] = {}
+        self._ahead: dict[int, Call] = {}  # the next call of a worker, which is in _running too
         self._startup_failures = 0  # workers that died in a row without work
 
     def __bool__(self) -> bool:
@@ -62,19 +150,63 @@ class Calls:
 
     def assign(self, engine: Engine) -> None:
         """Give calls to workers, while there are both."""
-        while self._queue and (worker := engine.free_worker()) is not None:
-            call = self._queue.popleft()
-            # Why only the first time: a call that is made again is running already.
-            if call.worker is None and not call.set_running_or_notify_cancel():
+        while self._queue or self._ahead:
+            worker = engine.free_worker()
+            if worker is not None and not self._queue:
+                self._withdraw(engine, next(iter(self._ahead)))
+                continue
+            if ahead := worker is None:
+                # Why not behind a call over items: the items that it leaves come next.
+                cut = {one.worker for one in self._running.values() if one.more}
+                worker = engine.worker_ahead(self._queue[0].prepared, cut) if self._queue else None
+                if worker is None:
+                    return
+            self._give(engine, worker, ahead=ahead)
+
+    def _give(self, engine: Engine, worker: int, *, ahead: bool) -> None:
+        """Give the first call of the queue to a worker, or drop it if it was cancelled."""
+        call = self._queue.popleft()
+        # Why not for a call that is made again: it is running already.
+        if call.worker is None:
+            wanted = (
+                call.give_ahead(self._ask_to_withdraw)
+                if ahead
+                else call.set_running_or_notify_cancel()
+            )
+            if not wanted:
                 call.prepared = None
                 call.notify(self._callbacks)  # Why again: `cancel` may have been interrupted.
+                return
+        call.worker = worker
+        self._running[call.number] = call
+        if ahead:
+            self._ahead[worker] = call
+        try:
+            engine.call(worker, call.number, call.prepared, call.more)
+        except Exception as error:  # noqa: BLE001 - a segment was closed: that call's fault
+            if ahead:
+                del self._ahead[worker]
+                call.take_back()
+            self.finished(CallFinished(call.number, error=error))
+
+    def _withdraw(self, engine: Engine, worker: int, *, stop: bool = False) -> None:
+        """Queue the calls again that a worker has not begun."""
+        ahead = self._ahead.pop(worker, None)
+        for number in reversed(engine.withdraw(worker, stop=stop)):
+            call = self._running.pop(number, None)
+            if call is None:  # Why: it failed as it was sent, and its worker was killed.
                 continue
-            call.worker = worker
-            self._running[call.number] = call
-            try:
-                engine.call(worker, call.number, call.prepared)
-            except Exception as error:  # noqa: BLE001 - a segment was closed: that call's fault
-                self.finished(CallFinished(call.number, error=error))
+            if call.withdraw is not None:
+                call.take_back()
+            self._queue.appendleft(call)
+        if ahead is not None and ahead.number in self._running:
+            ahead.begin()
+
+    def withdraw(self, engine: Engine, call: Call) -> None:
+        """Cancel a call unless its worker has begun it; end a call over items that runs."""
+        if call.worker is not None and call.number in self._running:
+            self._withdraw(engine, call.worker, stop=bool(call.more))
+        Future.cancel(call)
 
     def running(self, number: int) -> Call | None:
         """Return the call that a worker has under this number."""
@@ -88,8 +220,24 @@ class Calls:
         """Resolve a call."""
         self._startup_failures = 0
         call = self._running.pop(event.call, None)
-        if call is not None:
-            self._resolve(call, event.value, event.error)
+        if call is None:
+            return
+        if call.worker is not None and (ahead := self._ahead.pop(call.worker, None)) is not None:
+            ahead.begin()
+        if call.more and type(event.value) is list:
+            first, last = call.more
+            self._split(call, first + len(event.value), last, len(event.value))
+        self._resolve(call, event.value, event.error)
+
+    def _split(self, call: Call, first: int, last: int, size: int) -> None:
+        """Make calls of the items of a call that are left: ``first <= i < last``."""
+        if first < last and call.unwanted:
+            call.rest = [call.over(first, last)]
+            self._cancel(call.rest[0])
+            return
+        begins = range(first, last, max(size, 1))
+        call.rest = [call.over(begin, min(begin + size, last)) for begin in begins]
+        self._queue.extendleft(reversed(call.rest))
 
     def _resolve(self, call: Call, value: Any, error: BaseException | None) -> None:
         call.prepared = None  # Why: a call that is over keeps no arguments.
@@ -101,10 +249,19 @@ class Calls:
         It is `innocent` if it died for the sake or the fault of a run.
         """
         exit_, had = event.exit or Exit(None), False
-        for number in [n for n, call in self._running.items() if call.worker == event.worker]:
+        self._ahead.pop(event.worker, None)
+        lost = [n for n, call in self._running.items() if call.worker == event.worker]
+        for number in reversed(lost):
             call, had = self._running.pop(number), True
-            if innocent or call.retries > 0:
-                call.retries -= not innocent
+            if call.withdraw is not None:
+                call.take_back()
+            spared = innocent or number in event.waiting
+            if not spared and call.more and call.more[1] - call.more[0] > 1:
+                # Why: one of the items is to blame, and the others have results.
+                self._split(call, *call.more, 1)
+                self._resolve(call, [], None)
+            elif spared or call.retries > 0:
+                call.retries -= not spared
                 self._queue.appendleft(call)
             else:
                 self._resolve(call, None, error_texts.call_died(call.name, exit_))
@@ -118,21 +275,36 @@ class Calls:
                 call = self._queue.popleft()
                 self._resolve(call, None, error_texts.call_died(call.name, exit_))
 
-    def cancel_waiting(self) -> None:
-        """Cancel the calls that no worker has had; ask the tasks of the others to stop."""
+    def cancel_waiting(self, engine: Engine) -> None:
+        """Cancel the calls that no worker has begun; ask the tasks of the others to stop."""
+        for worker in list(self._ahead):
+            self._withdraw(engine, worker)
         for call in self._running.values():
+            call.unwanted = True
             TaskFuture.cancel(call)
         for call in [call for call in self._queue if call.worker is None]:
             self._queue.remove(call)
-            call.prepared = None
-            Future.cancel(call)
-            call.set_running_or_notify_cancel()
-            call.notify(self._callbacks)
+            self._cancel(call)
+
+    def _cancel(self, call: Call) -> None:
+        call.prepared = None
+        Future.cancel(call)
+        call.set_running_or_notify_cancel()
+        call.notify(self._callbacks)
+
+    def refuse(self, calls: list[Call], error: BaseException) -> None:
+        """Fail those of the calls that no worker has."""
+        for call in calls:
+            with contextlib.suppress(ValueError):  # a worker has it, or it was cancelled
+                self._queue.remove(call)
+                self._resolve(call, None, error)
 
     def abort(self, error: BaseException) -> None:
         """Fail all calls: the engine is gone."""
         calls = self.all()
         self._queue.clear()
         self._running.clear()
+        self._ahead.clear()
         for call in calls:
+            call.withdraw = None
             self._resolve(call, None, error)

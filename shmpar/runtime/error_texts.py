@@ -21,7 +21,7 @@ from shmpar.errors import (
     shortened,
 )
 from shmpar.ipc.protocol import ChunkFailed
-from shmpar.plan import Blocks, Function, Plan, ResultError, Rows, describe_region
+from shmpar.plan import Blocks, Plan, ResultError, Rows, describe_region
 from shmpar.runtime.items import RunItems
 
 Error = TypeVar("Error")
@@ -119,10 +119,10 @@ def levels_to_user() -> int:
     return level
 
 
-def function_name(function: Function) -> str:
+def function_name(function: Callable[..., Any]) -> str:
     """Return the name of a submitted function for messages."""
-    name = getattr(function.call, "__qualname__", None)
-    return type(function.call).__qualname__ if name is None else str(name)
+    name = getattr(function, "__qualname__", None)
+    return type(function).__qualname__ if name is None else str(name)
 
 
 def _reason(error: BaseException) -> str:

@@ -21,6 +21,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures._base import PENDING
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shmpar.ipc.protocol import Warned
@@ -44,9 +45,11 @@ class Latch:
     Here each waiter has a lock of its own.
     """
 
+    # Why in the class: most latches have no waiter, and a program may hold a great many of them.
+    _waiters: deque[threading.Lock] | tuple[()] = ()
+
     def __init__(self) -> None:
         self.is_set = False
-        self._waiters: deque[threading.Lock] = deque()
 
     def set(self) -> None:
         """Let all waiters go on."""
@@ -64,7 +67,9 @@ class Latch:
         deadline = None if timeout is None else time.monotonic() + timeout
         waiter = threading.Lock()
         waiter.acquire()
-        self._waiters.append(waiter)
+        # Why setdefault: it is one step, so that two waiters get the same deque.
+        waiters: deque[threading.Lock] = vars(self).setdefault("_waiters", deque())
+        waiters.append(waiter)
         # Invariant: `set` may have emptied the waiters before the append, but then it is set.
         while not self.is_set:
             left = _SLICE_SECONDS if deadline is None else deadline - time.monotonic()
@@ -73,7 +78,7 @@ class Latch:
             # Why slices: a signal that arrives just before the system call does not interrupt it.
             waiter.acquire(timeout=min(left, _SLICE_SECONDS))
         with contextlib.suppress(ValueError):
-            self._waiters.remove(waiter)
+            waiters.remove(waiter)
         return self.is_set
 
 
@@ -161,8 +166,8 @@ def _unpickled(warned: Warned) -> Warning:
     return stand_in
 
 
-class _Condition(_thread.RLock):  # type: ignore[misc]
-    """The condition of a future that waits at its latch.
+class Condition(_thread.RLock):  # type: ignore[misc]
+    """The condition of futures that wait at their latches; many of them may share one.
 
     Why not `threading.Condition`: its `__enter__` and `__exit__` are Python functions. An interrupt
     inside of them, in a thread that polls `done()`, leaves the lock locked, and the pool thread
@@ -194,6 +199,11 @@ _OTHER_NAMES = {
 class PoolFuture(Future[Any]):
     """A future whose callbacks the pool thread does not run.
 
+    Parameters
+    ----------
+    condition : Condition, optional
+        Its lock; by default one of its own.
+
     Attributes
     ----------
     resolved : Latch
@@ -206,12 +216,17 @@ class PoolFuture(Future[Any]):
 
     warned: dict[Any, Warned] | None = None
     logged: Latch | None = None
+    # Why in the class: most futures have no callback, and a program may hold a great many futures.
+    _pool_callbacks: deque[Callable[[Future[Any]], object]] | tuple[()] = ()
+    _done_callbacks = ()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._condition = _Condition()  # type: ignore[assignment]
+    def __init__(self, condition: Condition | None = None) -> None:
+        # Why not Future.__init__: its condition takes longer to make than all that is made here.
+        self._condition = condition or Condition()  # type: ignore[assignment]
+        self._state = PENDING
+        self._result = self._exception = None
+        self._waiters: list[Any] = []
         self.resolved = Latch()
-        self._pool_callbacks: deque[Callable[[Future[Any]], object]] = deque()
 
     @delivering
     def result(self, timeout: float | None = None) -> Any:
@@ -298,7 +313,8 @@ class PoolFuture(Future[Any]):
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         """Call ``fn(self)`` when the future is done: in another thread, or at once here."""
-        self._pool_callbacks.append(fn)
+        # Why setdefault: it is one step, so that two threads get the same deque.
+        vars(self).setdefault("_pool_callbacks", deque()).append(fn)
         if super().done():
             self.run_callbacks()
 

@@ -20,7 +20,7 @@ Locks, in the order in which they are acquired; no code of the user runs under a
 
 1. `Loop._starting`: start and end of the pool thread and of its engine.
 2. `Loop._making`: an engine is made or taken away; no thread of the user acquires it.
-3. the lock of a `Future`, as in the standard library.
+3. the lock of a `Future`, as in the standard library; the calls of a pool share one.
 4. `ThreadsEngine._allocating`: a worker thread allocates the outputs of a run.
 5. `processes._starting`: a worker process is started, or the user forks.
 
@@ -53,7 +53,7 @@ from shmpar.ipc.protocol import CallFinished, Event, Logged, Warned, WorkerLost,
 from shmpar.plan import Function
 from shmpar.runtime.calls import Call, Calls
 from shmpar.runtime.execution import max_startup_failures
-from shmpar.runtime.futures import CallbackThreads, Latch, PoolFuture, start_thread
+from shmpar.runtime.futures import CallbackThreads, Condition, Latch, PoolFuture, start_thread
 from shmpar.runtime.logs import LogRelay
 from shmpar.runtime.progress import TICK_SECONDS, Observer, show_once, show_progress, update
 from shmpar.runtime.run import Run
@@ -106,12 +106,16 @@ class Loop:
         self._make_engine = make_engine
         self._at_end = at_end
         self._inbox: deque[Callable[[], None]] = deque()
-        self._signalled = False  # set while a wake-up is on its way to the pool thread
+        self._signalled = False  # set while the pool thread is awake, or a wake-up on its way
         self._runs: dict[int, Run] = {}
         self._here: dict[Run, int] = {}  # runs in threads of their callers, of the engine "serial"
         self._shown: set[int] = set()  # runs whose progress a callback thread shows
         self._callbacks = CallbackThreads()
-        self._calls = Calls(self._callbacks)
+        # Why shared: a program may hold many futures. Why not of the module: a forked child's copy
+        # of a lock may never be released.
+        self._condition = Condition()
+        self._calls = Calls(self._callbacks, self._withdraw)
+        self._new_calls: list[Call] = []  # added since the last step
         self._logs = LogRelay(self._callbacks, self._post)
         self._unclaimed: list[Warned] = []  # of initializers, before there is a run or a call
         # Why reentrant: a signal handler may call the pool while its thread starts the pool thread.
@@ -173,17 +177,65 @@ class Loop:
                 run.observer.begin(run.progress[1])
         self._post(partial(self._start, run, observer=run.observer))
 
-    def submit(self, function: Function, retries: int) -> Call:
-        """Pickle a call, and have it made.
+    def prepare_call(
+        self, function: Function, check: Callable[[Function], object] = lambda _: None
+    ) -> Any:
+        """Pickle a call; let `check` look at its function, unless that is known to be stateless.
 
         Raises
         ------
         PlanError
             If the function or an argument cannot be pickled.
         """
-        call = Call(function, self._ready_engine().prepare_call(function), retries)
+        prepared = (self.engine or self._ready_engine()).prepare_call(function)
+        # Why: a stateless function holds nothing that could be wrong, and looking takes time.
+        if not getattr(prepared, "function", None):
+            check(function)
+        return prepared
+
+    def add_call(
+        self,
+        name: str,
+        prepared: Any,
+        retries: int,
+        more: tuple[int, int] | tuple[()] = (),
+        *,
+        unwanted: bool = False,
+    ) -> Call:
+        """Have a prepared call made; `more` are its further arguments.
+
+        The items that it leaves are made as well, unless they are `unwanted`.
+        """
+        call = Call(name, prepared, retries, self._condition)
+        call.unwanted = unwanted
+        if more:
+            call.more, call.stop = more, self._withdraw
         self._post(partial(self._add_call, call))
         return call
+
+    def _withdraw(self, call: Call) -> None:
+        """Cancel a call that waits at a worker, or end one over items; return when that is done."""
+        with contextlib.suppress(RuntimeError):  # Why: the calls of a closed pool are over.
+            self._ask(lambda engine: self._calls.withdraw(engine, call))
+
+    def _ask(self, request: Callable[[Engine], object]) -> None:
+        """Have the pool thread do something; return when it is done, or the loop is over."""
+        done = Latch()
+
+        def do() -> None:
+            try:
+                if self.engine is not None:
+                    request(self.engine)
+            finally:
+                done.set()
+
+        if threading.current_thread() is self._thread:
+            do()
+            return
+        self._post(do)
+        # Why a look at the end: the request is dropped if the loop ends first.
+        while not (self._ended.is_set or done.wait(TICK_SECONDS)):
+            pass
 
     def cancel(self, run: Run, grace: float | None = None) -> None:
         """Cancel a run; it is done when its last writer is idle.
@@ -194,12 +246,8 @@ class Loop:
 
     def restart(self) -> None:
         """Have the workers replaced when they have done the work that they have."""
-        done = Latch()
         if self.engine is not None:
-            self._post(partial(self._restart, done))
-            # Why a look at the end: the request is dropped if the loop ends first.
-            while not (self._ended.is_set or done.wait(0.1)):
-                pass
+            self._ask(lambda engine: engine.restart())
 
     def fail(self, run: Run, error: BaseException) -> None:
         """End a run with an error that a thread of the user raised for it."""
@@ -279,8 +327,6 @@ class Loop:
         # Why not is_alive(): an interrupt inside of it marks a thread that runs as stopped.
         if self._thread is None:
             self._start_thread()
-        # Invariant: the pool thread clears the flag before it empties the inbox, so a request that
-        # was appended before this look is either seen by it or wakes it.
         if not self._signalled:
             try:
                 self._signalled = True
@@ -335,10 +381,14 @@ class Loop:
         self._end()
 
     def _step(self, engine: Engine) -> None:
-        events = engine.wait(0.0 if self._inbox else self._timeout())
+        # Invariant: the flag is cleared before the look at the inbox. A request that was appended
+        # before this look is seen by it, and any later one wakes this thread.
         self._signalled = False
+        events = engine.wait(0.0 if self._inbox else self._timeout())
+        self._signalled = True
         while self._inbox:
             self._inbox.popleft()()
+        self._start_workers(engine)
         # Why popped: this frame, which the exception of a call made here has, holds no event then.
         events.reverse()
         while events:
@@ -397,6 +447,8 @@ class Loop:
 
     def _claim_warnings(self, future: PoolFuture) -> None:
         """Give a future the warnings of initializers that came before it."""
+        if not self._unclaimed:
+            return
         unclaimed, self._unclaimed = self._unclaimed, []
         for event in unclaimed:
             future.add_warning(event)
@@ -447,27 +499,23 @@ class Loop:
             self._post(partial(self._shown.discard, run.execution.number))
 
     def _add_call(self, call: Call) -> None:
-        engine = self.engine
-        assert engine is not None
         self._claim_warnings(call)
         if self._closing is not None:
             call.resolve(self._callbacks, None, _closed())
             return
+        self._calls.add(call)
+        self._new_calls.append(call)
+
+    def _start_workers(self, engine: Engine) -> None:
+        """Start the workers that are missing, for the calls that were added."""
+        calls, self._new_calls = self._new_calls, []
+        if not calls:
+            return
         try:
             for worker in range(engine.workers):
                 engine.replace(worker)
-        except Exception as error:  # noqa: BLE001 - the call is told
-            call.resolve(self._callbacks, None, error)
-            return
-        self._calls.add(call)
-        self._calls.assign(engine)
-
-    def _restart(self, done: Latch) -> None:
-        try:
-            if self.engine is not None:
-                self.engine.restart()
-        finally:
-            done.set()
+        except Exception as error:  # noqa: BLE001 - the calls are told
+            self._calls.refuse(calls, error)
 
     def _cancel(self, run: Run, grace: float | None = None) -> None:
         if not run.resolved.is_set:
@@ -494,7 +542,11 @@ class Loop:
             for run in self._running():
                 run.execution.cancel(deadline)
         if how.cancel_calls:
-            self._calls.cancel_waiting()
+            assert self.engine is not None
+            # Why first: a call that came before the close begins if there is a worker for it.
+            self._start_workers(self.engine)
+            self._calls.assign(self.engine)
+            self._calls.cancel_waiting(self.engine)
         if how.kill and self._deadline is None:
             self._deadline = deadline
 
@@ -606,16 +658,18 @@ def execute_here(run: Run, initializer: Initializer, *, wait: bool = True) -> An
     return run.hand_over() if wait else run
 
 
-def call_here(function: Function) -> Call:
+def call_here(name: str, function: Function, more: tuple[int, int] | tuple[()] = ()) -> Call:
     """Make a call in the calling thread; return its future, which is done."""
     engine, callbacks = SerialEngine(Initializer()), CallbackThreads()
     calls = Calls(callbacks)
-    call = Call(function, engine.prepare_call(function), 0)
+    call = Call(name, engine.prepare_call(function), 0)
+    call.more = more
     calls.add(call)
-    calls.assign(engine)
-    for event in engine.wait(0.0):
-        if isinstance(event, CallFinished):
-            calls.finished(event)
+    while calls:  # Why again: a call over items may leave some of them.
+        calls.assign(engine)
+        for event in engine.wait(0.0):
+            if isinstance(event, CallFinished):
+                calls.finished(event)
     return call
 
 

@@ -49,10 +49,11 @@ from shmpar.memory import limits
 from shmpar.memory.layout import protected
 from shmpar.memory.segment import Segment
 from shmpar.memory.system import return_large_blocks
+from shmpar.pickling.plain import pack_plain
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
 from shmpar.stores.store import Part, Store, drop_stores, traffic
-from shmpar.worker import logs, loop
+from shmpar.worker import items, logs, loop
 from shmpar.worker.compute import Abandoned, Assignment, bind_inputs
 from shmpar.worker.environment import (
     SharesMultiprocessing,
@@ -63,6 +64,7 @@ from shmpar.worker.environment import (
     has_changed,
     inside_worker,
 )
+from shmpar.worker.items import call_each, picklable
 
 if TYPE_CHECKING:
     from shmpar.pickling.pack import Payload
@@ -214,6 +216,8 @@ class WorkerProcess:
         The parent's state that was sent last.
     tasks_left : int
         Chunks and calls until this process exits.
+    calls : Tickets or None
+        The counter of its calls: a ticket is the right to make one.
     ledger : tuple of (int, Ledger) or None
         The latest ledger, with the key of its segment. The next run often has the same one.
     plan : tuple of (bytes, Plan)
@@ -234,6 +238,10 @@ class WorkerProcess:
         self.ledger: tuple[int, Ledger] | None = None
         self.plan: tuple[bytes, Any] = (b"", None)
         self.function: tuple[bytes, Any] = (b"", None)
+        self.calls: Tickets | None = None
+        self._ticket = 0  # of the latest call
+        items.is_stopped = self._is_stopped
+        self._environment_ahead: Environment | None = None  # of a call that was withdrawn
         self._socket = os.fstat(wire.fileno())
         self.warnings = WarningReporter(self.send)
         logs.begin(self.send)
@@ -286,13 +294,16 @@ class WorkerProcess:
         while True:
             self._check_socket()
             message, descriptors = self.wire.receive()
-            counter = descriptors.pop(0) if isinstance(message, protocol.RunPlan) else -1
+            counts = isinstance(message, protocol.RunPlan | protocol.CountCalls)
+            counter = descriptors.pop(0) if counts else -1
             # Invariant: segments are adopted in the order in which messages arrive, even if a
             # message waits in the backlog: a later message may name a segment that it is not sent.
             self._adopt(getattr(message, "segments", ()), descriptors)
             match message:
                 case protocol.AddSegments():
                     pass
+                case protocol.CountCalls(kind):
+                    self.calls = open_tickets(kind, counter)
                 # Why: a plan in the backlog may still name the segment.
                 case protocol.ForgetSegment(key) if not self.backlog:
                     self._forget(key)
@@ -330,23 +341,40 @@ class WorkerProcess:
             self.send(protocol.InitializerFailed(pack_exception(error)))
 
     def _call(self, message: protocol.RunCall) -> None:
-        from shmpar.pickling.pack import pack_result  # Why here: most workers get no calls.
+        # Why here: most workers get no calls.
+        from shmpar.pickling.pack import Payload, pack_result
 
         private: Sequence[Array] = ()
         descriptors: list[int] = []
         started = False
         try:
             held = self._held(message.held)
+            # Invariant: the claim comes before anything of the user's, so a call that was not
+            # begun can be made elsewhere.
+            self._ticket = message.ticket
+            if self.calls is None or self.calls.claim(1) != message.ticket:
+                self._environment_ahead = message.environment or self._environment_ahead
+                return
             if self.broken:
                 self.send(protocol.CallFinished(message.call, started=False))
                 return
             self._apply(message.environment)
-            function, private = self._unpack(message.payload, held)
+            function, private = self._unpack_call(message, held)
             started = True
             with inside_worker():
-                value = function.call(*function.values, **function.keywords)
+                value = function.call(*function.values, *message.more, **function.keywords)
             exit_if_forked()
-            payload = pack_result(value)
+            if type(value) is protocol.Slice:
+                value = value._replace(error=pack_exception(value.error))
+            plain = pack_plain(value)
+            try:
+                payload = pack_result(value) if plain is None else Payload(plain)
+            except PlanError:
+                if not message.more:
+                    raise
+                values = value.values if type(value) is protocol.Slice else value
+                found = picklable(values, pack_result)
+                payload = pack_result(found._replace(error=pack_exception(found.error)))
             descriptors = [one.fileno() for one in payload.segments]
             reply = protocol.CallFinished(message.call, _pack_value(payload))
         except BaseException as error:  # noqa: BLE001 - it is the call's outcome
@@ -440,6 +468,23 @@ class WorkerProcess:
             self.function = body, value
         return value, private
 
+    def _is_stopped(self) -> bool:
+        """Return whether the parent has ended the call over items that is in progress."""
+        return self.calls is not None and self.calls.claim(0) - self._ticket >= items.STOP
+
+    def _unpack_call(
+        self, message: protocol.RunCall, held: Sequence[Segment]
+    ) -> tuple[Function, Sequence[Array]]:
+        if not message.function:
+            # Why: another slice of the same items may follow. Private memory serves one call.
+            again = bool(message.more) and not held
+            return self._unpack(message.payload, held, stateless=again)
+        function, _ = self._unpack(message.function, (), stateless=True)
+        values, keywords = pickle.loads(message.payload)
+        if message.more:
+            return Function(call_each, keywords, (function.call, *values)), ()
+        return Function(function.call, keywords, values), ()
+
     def _ledger(self, work: Work) -> Ledger:
         if self.ledger is None or self.ledger[0] != work.ledger:
             memory = self.segments[work.ledger].mapping
@@ -487,6 +532,7 @@ class WorkerProcess:
 
     def _apply(self, environment: Environment | None) -> None:
         """Apply the parent's state, if it is new or a function has changed it here."""
+        environment, self._environment_ahead = environment or self._environment_ahead, None
         if environment is not None:
             self.environment = environment
             apply_environment(environment)

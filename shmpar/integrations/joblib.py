@@ -1,0 +1,268 @@
+"""The backend of joblib, and with it of scikit-learn's ``n_jobs``.
+
+::
+
+    import joblib, shmpar
+
+    with joblib.parallel_config(backend="shmpar", n_jobs=-1):
+        search.fit(X, y)
+
+``import shmpar`` registers it, before or after joblib is imported.
+
+Guarantees
+----------
+- An array of more than 64 KiB among the arguments is put into shared memory once for all calls of a
+  ``Parallel``, by its identity. Each call maps it copy on write, so it may write to its arguments,
+  whatever their size.
+- Workers are kept for the next ``Parallel``. After an error, a timeout or an interrupt, those that
+  do not become idle are ended.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from joblib._parallel_backends import (
+    AutoBatchingMixin,
+    FallbackToBackend,
+    ParallelBackendBase,
+    SequentialBackend,
+)
+
+from shmpar.memory.limits import available_cpus
+from shmpar.pickling.shared_once import Copies, shared_once
+from shmpar.pool import Pool
+from shmpar.runtime.futures import Latch
+from shmpar.runtime.loop import AT_ONCE
+from shmpar.worker.environment import in_worker
+
+_GRACE_SECONDS = 0.1  # for calls in progress, when a Parallel is aborted
+_CALLBACK_SECONDS = 5.0  # for callbacks of joblib's, which wait for its lock at most
+
+
+class _Kept:
+    """The pools that wait for the next ``Parallel``, and those in use.
+
+    Invariant: at most one pool waits, since its workers hold memory.
+    """
+
+    def __init__(self) -> None:
+        # Lock: held for a few instructions; no pool is made or closed under it.
+        self._lock = threading.Lock()
+        self._waiting: tuple[tuple[int, int, int], Pool] | None = None
+
+    def take(self, workers: int, threads: int) -> Pool:
+        """Return a pool for one ``Parallel``."""
+        key = workers, threads, os.getpid()
+        with self._lock:
+            found, self._waiting = self._waiting, None
+        if found is not None:
+            if found[0] == key and not found[1].closed:
+                return found[1]
+            _end(found[1])
+        return Pool(workers, threads_per_worker=threads, retries=0)
+
+    def give_back(self, pool: Pool, workers: int, threads: int) -> None:
+        """Keep a pool that is not used any more."""
+        with self._lock:
+            before, self._waiting = self._waiting, ((workers, threads, os.getpid()), pool)
+        if before is not None:
+            _end(before[1])
+
+    def close(self) -> None:
+        """End the pool that waits."""
+        with self._lock:
+            found, self._waiting = self._waiting, None
+        if found is not None:
+            found[1].shutdown()
+
+
+def _end(pool: Pool) -> None:
+    """End a pool, and the calls in progress; do not wait for it."""
+    # Why no wait: its callbacks may wait for a lock of joblib's that this thread holds.
+    pool._close(AT_ONCE, wait=False)  # noqa: SLF001
+
+
+_kept = _Kept()
+
+
+def close() -> None:
+    """End the workers that wait for the next ``Parallel``; the next one starts new ones.
+
+    Examples
+    --------
+    >>> import joblib, shmpar
+    >>> from shmpar.integrations.joblib import close
+    >>> joblib.Parallel(n_jobs=2, backend="shmpar")(joblib.delayed(abs)(-i) for i in range(3))
+    [0, 1, 2]
+    >>> close()
+    """
+    _kept.close()
+
+
+class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # no types
+    """A backend of joblib that runs calls in the workers of a pool.
+
+    Parameters
+    ----------
+    pool : Pool, optional
+        The pool, which stays open. By default the backend makes a pool of `n_jobs` workers that
+        stays for the next ``Parallel``; :func:`close` ends it.
+    **more
+        ``nesting_level`` and ``inner_max_num_threads``, as for every backend of joblib.
+
+    Notes
+    -----
+    Without `n_jobs` all CPUs are used. Inside of a worker ``n_jobs`` is 1. For a pool that is
+    given its ``threads_per_worker`` decides, and ``inner_max_num_threads`` has no effect.
+
+    When a ``Parallel`` ends early, by an exception, its ``timeout`` or an interrupt, the calls that
+    have not begun are cancelled. Calls in progress are ended with their workers, except in a pool
+    that is given, where they go on.
+
+    Cost: an array of more than 64 KiB is copied once for all calls of a ``Parallel``, and not at
+    all if it is a :class:`shmpar.SharedArray`, which the calls share.
+
+    Examples
+    --------
+    >>> import joblib, shmpar
+    >>> from shmpar.integrations.joblib import ShmparBackend
+    >>> with shmpar.Pool(2) as pool, joblib.parallel_config(backend=ShmparBackend(pool=pool)):
+    ...     joblib.Parallel()(joblib.delayed(pow)(i, 2) for i in range(4))
+    [0, 1, 4, 9]
+    """
+
+    supports_retrieve_callback = True
+    supports_inner_max_num_threads = True
+    default_n_jobs = -1
+
+    def __init__(self, pool: Pool | None = None, **more: Any) -> None:
+        if pool is not None and not isinstance(pool, Pool):
+            raise TypeError(f"pool is a shmpar.Pool, not {type(pool).__name__}")
+        super().__init__(**more)
+        self._given = pool
+        self._pool: Pool | None = None
+        self._copies = Copies()
+        # The calls whose callbacks have not returned; the latch tells that one has.
+        self._flying: dict[concurrent.futures.Future[Any], Latch] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In a worker there is nobody to share the work with."""
+        return SequentialBackend, (self.nesting_level,)
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """Return the number of workers for this ``n_jobs``."""
+        if n_jobs == 0:
+            raise ValueError("n_jobs == 0 in Parallel has no meaning")
+        if n_jobs is None or in_worker():
+            return 1
+        most = available_cpus() if self._given is None else self._given.n_workers
+        if n_jobs < 0:
+            return max(most + 1 + n_jobs, 1)
+        return n_jobs if self._given is None else min(n_jobs, most)
+
+    def configure(self, n_jobs: int = 1, parallel: Any = None, **_: Any) -> int:
+        """Get workers for a ``Parallel``; return their number."""
+        n_jobs = self.effective_n_jobs(n_jobs)
+        if n_jobs == 1:
+            raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
+        self.parallel, self._workers = parallel, n_jobs
+        if self._given is None:
+            self._threads = self._threads_of(n_jobs)
+            self._pool = _kept.take(n_jobs, self._threads)
+        else:
+            self._pool = self._given
+        return n_jobs
+
+    def _threads_of(self, n_jobs: int) -> int:
+        """Return the threads of each worker, as joblib chooses them for its own workers."""
+        if self.inner_max_num_threads is not None:
+            return int(self.inner_max_num_threads)
+        wanted = os.environ.get("OMP_NUM_THREADS", "")
+        return (
+            int(wanted)
+            if wanted.isdecimal() and int(wanted)
+            else max(available_cpus() // n_jobs, 1)
+        )
+
+    def submit(
+        self, func: Callable[[], Any], callback: Callable[[Any], object] | None = None
+    ) -> concurrent.futures.Future[Any]:
+        """Have a batch of calls made; `callback` takes its future when it is done."""
+        pool = self._pool
+        if pool is None:
+            raise RuntimeError("the Parallel that has this backend is over")
+        with shared_once(self._copies):
+            future = pool.submit(func)
+        self._flying[future] = Latch()
+        future.add_done_callback(partial(self._done, callback))
+        return future
+
+    def _done(
+        self,
+        callback: Callable[[Any], object] | None,
+        future: concurrent.futures.Future[Any],
+    ) -> None:
+        try:
+            if callback is not None:
+                callback(future)
+        finally:
+            self._flying.pop(future).set()
+
+    def retrieve_result_callback(self, out: concurrent.futures.Future[Any]) -> Any:
+        """Return the results of a batch, or raise its exception."""
+        return out.result()
+
+    def start_call(self) -> None:
+        """Drop the batches that a failed call of the same ``Parallel`` has left."""
+        # Why: joblib keeps them, and would give their results to this call.
+        left = getattr(self.parallel, "_ready_batches", None)
+        with contextlib.suppress(queue.Empty):
+            while left is not None:
+                left.get_nowait()
+
+    def stop_call(self) -> None:
+        """Release the arguments of a call of ``Parallel``."""
+        self._copies.clear()
+
+    def terminate(self) -> None:
+        """Release the workers of a ``Parallel``."""
+        self._copies.clear()
+        self.reset_batch_stats()
+        pool, self._pool = self._pool, None
+        if pool is not None and self._given is None:
+            _kept.give_back(pool, self._workers, self._threads)
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        """Cancel the calls that have not begun, and end those in progress."""
+        self._cancel()
+        # Why again: a callback may have had a further batch made meanwhile.
+        flying = self._cancel()
+        self._copies.clear()
+        _, busy = concurrent.futures.wait(flying, _GRACE_SECONDS)
+        pool = self._pool
+        if busy and pool is not None and self._given is None:
+            self._pool = None
+            _end(pool)
+            if ensure_ready:
+                self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel)
+
+    def _cancel(self) -> list[concurrent.futures.Future[Any]]:
+        """Cancel the calls that have not begun; return those in progress."""
+        flying = list(self._flying.items())
+        for future, _ in reversed(flying):
+            future.cancel()
+        end = time.monotonic() + _CALLBACK_SECONDS
+        for future, returned in flying:
+            if future.done():
+                # Why: a callback that goes on would count its batch in the next call of joblib's.
+                returned.wait(max(0.0, end - time.monotonic()))
+        return [future for future, _ in flying if not future.done()]

@@ -1,0 +1,89 @@
+"""A call over items: call the function on one item after the other, for a slice of time.
+
+Guarantees
+----------
+- The results of the items before a failure are kept: the exception of an item, and a result that
+  does not pickle, come after them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from time import perf_counter
+from typing import Any
+
+from shmpar.errors import PlanError
+from shmpar.ipc.protocol import Slice
+from shmpar.worker.environment import exit_if_forked
+
+STOP = 1 << 20
+"""Tickets that the parent takes from a worker's counter of calls to end a call over items."""
+
+_QUICK_SECONDS = 1e-3
+_MOST = 8  # Why not more: quick items may be followed by slow ones.
+
+
+def _never() -> bool:
+    return False
+
+
+is_stopped: Callable[[], bool] = _never
+"""Tells that the call in progress is to end; a worker process puts its own function here."""
+
+
+def call_each(
+    fn: Callable[..., Any],
+    items: Sequence[Any],
+    seconds: float,
+    first: int,
+    last: int,
+    *,
+    star: bool,
+) -> list[Any] | Slice:
+    """Call a function on the items ``first <= i < last``, until the time is over.
+
+    Parameters
+    ----------
+    star : bool
+        An item is a tuple of arguments.
+
+    Returns
+    -------
+    list or Slice
+        The results; a slice if the function has raised.
+
+    Examples
+    --------
+    >>> call_each(abs, [3, -2, -1, "0"], 1.0, 1, 3, star=False)
+    [2, 1]
+    >>> call_each(pow, [(2, 3), (0, -1)], 1.0, 0, 2, star=True)
+    Slice(values=[8], error=ZeroDivisionError('0.0 cannot be raised to a negative power'))
+    """
+    values, size, now = list[Any](), 1, perf_counter()
+    until = now + seconds
+    call: Callable[..., Iterable[Any]] = itertools.starmap if star else map
+    try:
+        while first < last and now < until and not is_stopped():
+            # Why not item by item: looking at the clock takes as long as a quick item.
+            stop = min(first + size, last)
+            # Invariant: if an item raises, the list has the results of the items before it.
+            values.extend(call(fn, items[first:stop]))
+            exit_if_forked()
+            before, now, first = now, perf_counter(), stop
+            size = min(2 * size, _MOST) if now - before < _QUICK_SECONDS else 1
+    except BaseException as error:  # noqa: BLE001 - it is the item's outcome
+        exit_if_forked(error)
+        return Slice(values, error)
+    return values
+
+
+def picklable(values: Sequence[Any], pack: Callable[[Any], object]) -> Slice:
+    """Return the results up to the first one that `pack` refuses, with its error."""
+    number, error = 0, None
+    try:
+        for number, value in enumerate(values):  # noqa: B007 - the error needs it
+            pack(value)
+    except PlanError as refused:
+        error = refused
+    return Slice(list(values[:number]), error)

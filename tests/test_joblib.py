@@ -1,0 +1,300 @@
+"""The backend of joblib: the calls of ``Parallel``, and scikit-learn's estimators."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shmpar
+from tests.interpreters import run_python
+
+joblib = pytest.importorskip("joblib")
+from joblib import Parallel, delayed  # noqa: E402 - it is skipped without joblib
+
+from shmpar.integrations.joblib import ShmparBackend, close  # noqa: E402
+
+LARGE = 100_000  # elements, so many that an array is shared
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[shmpar.Pool]:
+    """Two worker processes for the whole module."""
+    with shmpar.Pool(2) as pool:
+        pool.parallel_map(abs, range(2))
+        yield pool
+
+
+@pytest.fixture
+def backend(two: shmpar.Pool) -> Iterator[None]:
+    """All calls of ``Parallel`` run in the two workers."""
+    with joblib.parallel_config(backend=ShmparBackend(pool=two)):
+        yield
+
+
+@pytest.fixture
+def own_workers() -> Iterator[None]:
+    """The backend makes its workers; they end with the test."""
+    with joblib.parallel_config(backend="shmpar", n_jobs=2):
+        yield
+    close()
+
+
+def square(value: int) -> int:
+    return value * value
+
+
+def fail(value: int) -> int:
+    if value == 3:
+        raise ZeroDivisionError(value)
+    return value
+
+
+def write(array: np.ndarray, value: float) -> float:
+    """Write to an argument; return a sum that shows the writes of other calls."""
+    assert array.flags.writeable
+    total = float(array.sum())
+    array[:] = value
+    return total
+
+
+def segment_of(array: np.ndarray) -> tuple[int, int]:
+    """Return device and inode of the file in which an array lies; (0, 0) for private memory."""
+    address = array.__array_interface__["data"][0]
+    with open("/proc/self/maps", encoding="ascii") as maps:
+        for line in maps:
+            span, _, _, device, inode, *_ = line.split()
+            first, last = (int(end, 16) for end in span.split("-"))
+            if first <= address < last:
+                return hash(device), int(inode)
+    return 0, 0
+
+
+def nested(value: int) -> tuple[str, list[int], int]:
+    active, _ = joblib.parallel.get_active_backend()
+    found = Parallel(n_jobs=2)(delayed(square)(value + i) for i in range(3))
+    same = Parallel(n_jobs=2, backend="shmpar")(delayed(os.getpid)() for _ in range(3))
+    return type(active).__name__, found, len(set(same))
+
+
+def test_import_of_the_package_registers_the_backend() -> None:
+    """Joblib is not imported for it, and may be imported before or after."""
+    body = """
+        with joblib.parallel_config(backend="shmpar", n_jobs=2):
+            print(joblib.Parallel()(joblib.delayed(abs)(-i) for i in range(3)))
+        parallel = joblib.Parallel(n_jobs=2, backend="shmpar")
+        print(parallel(joblib.delayed(abs)(-i) for i in range(3)))
+    """
+    after = "import sys, shmpar\nassert 'joblib' not in sys.modules\nimport joblib\n"
+    for begin in (after, "import joblib, shmpar\n"):
+        lines = [line[8:] for line in body.splitlines()]
+        done = run_python(begin + "\n".join(lines))
+        assert (done.stdout, done.stderr, done.returncode) == ("[0, 1, 2]\n" * 2, "", 0)
+
+
+def test_the_registration_leaves_imports_as_they_are() -> None:
+    """Joblib keeps its loader, and a reload of either package registers the backend again."""
+    done = run_python("""
+        import importlib, sys, shmpar
+        import joblib.parallel as module
+        print(type(module.__loader__).__name__, module.__loader__ is module.__spec__.loader)
+        print("shmpar" in module.BACKENDS, "def delayed" in module.__loader__.get_source(
+            "joblib.parallel"))
+        importlib.reload(shmpar)
+        importlib.reload(module)
+        print("shmpar" in module.BACKENDS, type(module.__loader__).__name__)
+        print(sum(one.__module__.startswith("shmpar") for one in sys.meta_path
+                  if isinstance(one, type)))
+    """)
+    due = "SourceFileLoader True\nTrue True\nTrue SourceFileLoader\n1\n"
+    assert (done.stdout, done.stderr, done.returncode) == (due, "", 0)
+
+
+def test_a_program_without_joblib_runs() -> None:
+    """An import of joblib that fails raises its own error."""
+    done = run_python("""
+        import sys, shmpar
+        sys.path[:] = [one for one in sys.path if "site-packages" not in one]
+        try:
+            import joblib
+        except ModuleNotFoundError as error:
+            print(error)
+    """)
+    assert (done.stdout, done.returncode) == ("No module named 'joblib'\n", 0)
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 1, 7])
+@pytest.mark.parametrize("pre_dispatch", ["all", "2*n_jobs", 1])
+def test_results_come_in_order(backend: None, batch_size: Any, pre_dispatch: Any) -> None:
+    """Batches and their number ahead change no result."""
+    parallel = Parallel(batch_size=batch_size, pre_dispatch=pre_dispatch)
+    assert parallel(delayed(square)(i) for i in range(30)) == [i * i for i in range(30)]
+    assert parallel(iter(())) == []
+
+
+def test_tiny_calls_are_batched(backend: None) -> None:
+    """Automatic batches grow, so that many calls need few messages."""
+    parallel = Parallel()
+    assert sum(parallel(delayed(square)(i) for i in range(3_000))) == sum(
+        i * i for i in range(3_000)
+    )
+
+
+@pytest.mark.parametrize("return_as", ["list", "generator", "generator_unordered"])
+def test_every_way_to_return(backend: None, return_as: str) -> None:
+    """Generators give the results as they come."""
+    found = Parallel(return_as=return_as)(delayed(square)(i) for i in range(20))
+    assert sorted(found) == [i * i for i in range(20)]
+
+
+def test_an_unordered_generator_gives_the_quick_result_first(backend: None) -> None:
+    """A result does not wait for an earlier, slow call."""
+    calls = [delayed(time.sleep)(0.5), *[delayed(square)(i) for i in range(1, 5)]]
+    found = list(Parallel(return_as="generator_unordered", batch_size=1)(calls))
+    assert found[-1] is None
+
+
+@pytest.mark.parametrize("return_as", ["list", "generator"])
+def test_an_exception_of_a_call_is_raised(backend: None, return_as: str) -> None:
+    """The exception keeps its type and arguments, and the workers go on."""
+    with pytest.raises(ZeroDivisionError) as caught:
+        list(Parallel(return_as=return_as)(delayed(fail)(i) for i in range(8)))
+    assert caught.value.args == (3,)
+    assert Parallel()(delayed(square)(i) for i in range(3)) == [0, 1, 4]
+
+
+def test_a_timeout_ends_the_calls_in_progress(own_workers: None) -> None:
+    """The error is joblib's, and the next calls have workers."""
+    began = time.monotonic()
+    with pytest.raises(Exception) as caught:
+        Parallel(timeout=0.2)(delayed(time.sleep)(60) for _ in range(3))
+    assert type(caught.value).__name__ == "TimeoutError"
+    assert Parallel()(delayed(square)(i) for i in range(3)) == [0, 1, 4]
+    assert time.monotonic() - began < 30
+
+
+def test_workers_are_kept_for_the_next_call(own_workers: None) -> None:
+    """As with loky, the workers of one Parallel serve the next; a context keeps its own."""
+    first = set(Parallel()(delayed(os.getpid)() for _ in range(8)))
+    assert set(Parallel()(delayed(os.getpid)() for _ in range(8))) & first
+    with Parallel(n_jobs=2) as parallel:
+        assert parallel(delayed(square)(i) for i in range(3)) == [0, 1, 4]
+        for _ in range(20):
+            # Why often: joblib keeps batches of a failed call, and counts those of late callbacks.
+            with pytest.raises(ZeroDivisionError):
+                parallel(delayed(fail)(i) for i in range(8))
+            assert parallel(delayed(square)(i) for i in range(4)) == [0, 1, 4, 9]
+
+
+def test_a_dead_worker_is_an_error(own_workers: None) -> None:
+    """The error is WorkerDied, and the next calls succeed."""
+    with pytest.raises(shmpar.WorkerDied, match="exit"):
+        Parallel()(delayed(os._exit)(7) for _ in range(2))
+    assert Parallel()(delayed(square)(i) for i in range(3)) == [0, 1, 4]
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_a_call_may_write_to_its_arguments(backend: None, size: int) -> None:
+    """No other call and not the caller sees the writes, at every size."""
+    array = np.ones(size)
+    assert Parallel()(delayed(write)(array, i) for i in range(6)) == [float(size)] * 6
+    assert array.sum() == size
+
+
+def test_an_argument_is_shared_once(backend: None, two: shmpar.Pool) -> None:
+    """All calls of a Parallel map the same file; another Parallel copies the array again."""
+    array, other = np.ones(LARGE), np.zeros(LARGE)
+    files = Parallel(batch_size=1)(delayed(segment_of)(array) for _ in range(6))
+    assert len(set(files)) == 1
+    assert files[0] != (0, 0)
+    array[0] = 5
+    assert Parallel()([delayed(np.sum)(array), delayed(np.sum)(other)]) == [LARGE + 4, 0]
+
+
+def test_arguments_that_are_gone_are_released(backend: None) -> None:
+    """Arrays that the caller makes for each call are not kept until the end."""
+    calls = (delayed(np.sum)(np.full(LARGE, float(i))) for i in range(40))
+    assert Parallel()(calls) == [LARGE * float(i) for i in range(40)]
+
+
+def test_large_results_return(backend: None) -> None:
+    """Results are writable arrays of the caller's."""
+    found = Parallel()(delayed(np.full)(LARGE, i) for i in range(5))
+    assert [int(one[-1]) for one in found] == list(range(5))
+    found[0][0] = 7
+
+
+def test_nested_calls_run_in_their_worker(backend: None) -> None:
+    """A Parallel in a worker uses threads, as with loky; this backend is sequential there."""
+    for name, found, processes in Parallel()(delayed(nested)(i) for i in range(3)):
+        assert name == "ThreadingBackend"
+        assert found[0] in {0, 1, 4}
+        assert processes == 1
+
+
+def test_the_number_of_jobs(two: shmpar.Pool) -> None:
+    """n_jobs counts as in joblib, and has the pool's workers as its limit."""
+    given, own = ShmparBackend(pool=two), ShmparBackend()
+    assert [given.effective_n_jobs(n) for n in (1, 2, 9, -1, -2, None)] == [1, 2, 2, 2, 1, 1]
+    assert own.effective_n_jobs(9) == 9
+    assert own.effective_n_jobs(-1) == len(os.sched_getaffinity(0))
+    with pytest.raises(ValueError, match="n_jobs == 0"):
+        own.effective_n_jobs(0)
+    with pytest.raises(TypeError, match=r"pool is a shmpar\.Pool, not int"):
+        ShmparBackend(pool=3)
+
+
+def test_the_threads_of_libraries_are_capped(own_workers: None) -> None:
+    """inner_max_num_threads sets the variables that libraries read."""
+    with joblib.parallel_config(backend="shmpar", n_jobs=2, inner_max_num_threads=1):
+        found = Parallel()(delayed(os.getenv)("OMP_NUM_THREADS") for _ in range(2))
+    assert found == ["1", "1"]
+
+
+def test_verbose_prints_as_with_other_backends(backend: None, capfd: Any) -> None:
+    """Joblib writes the name of the backend and the progress."""
+    Parallel(verbose=10)(delayed(square)(i) for i in range(3))
+    text = "".join(capfd.readouterr())
+    assert "Using backend ShmparBackend with 2 concurrent workers" in text
+    assert "Done   3 out of   3" in text
+
+
+@pytest.mark.parametrize("engine", ["threads", "serial"])
+def test_a_pool_of_another_engine(engine: str) -> None:
+    """The backend works with every engine; a serial pool has one worker."""
+    with (
+        shmpar.Pool(2, engine=engine) as pool,
+        joblib.parallel_config(backend=ShmparBackend(pool=pool)),
+    ):
+        assert Parallel()(delayed(square)(i) for i in range(5)) == [i * i for i in range(5)]
+
+
+def test_scikit_learn_gives_the_same(backend: None) -> None:
+    """Searches, forests and cross validation equal those in one process."""
+    linear = pytest.importorskip("sklearn.linear_model")
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+    from sklearn.model_selection import GridSearchCV, cross_val_score
+
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(1_500, 12))
+    target = inputs[:, 0] + rng.normal(size=1_500)
+    labels = (target > 0).astype(int)
+
+    def fit(n_jobs: int) -> list[Any]:
+        search = GridSearchCV(linear.Ridge(), {"alpha": [0.1, 10.0]}, cv=3, n_jobs=n_jobs)
+        forest = RandomForestClassifier(8, random_state=0, n_jobs=n_jobs, max_depth=6)
+        other = RandomForestRegressor(6, random_state=0, n_jobs=n_jobs, max_depth=4)
+        return [
+            search.fit(inputs, target).cv_results_["mean_test_score"],
+            forest.fit(inputs, labels).predict_proba(inputs),
+            other.fit(inputs, target).predict(inputs),
+            cross_val_score(linear.Ridge(), inputs, target, cv=4, n_jobs=n_jobs),
+        ]
+
+    for ours, due in zip(fit(2), fit(1), strict=True):
+        # Why not equal: a forest adds the votes of its trees in the order in which threads come.
+        np.testing.assert_allclose(ours, due, rtol=1e-12)

@@ -1,0 +1,177 @@
+"""`Pool.map` with its default chunksize: many items in a call, and the outcome of each item."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shmpar
+
+MANY = 400  # items, so many that several go with a call
+BOUND = 60
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[shmpar.Pool]:
+    """Two worker processes."""
+    with shmpar.Pool(2) as pool:
+        pool.parallel_map(abs, range(2))
+        yield pool
+
+
+def refuse(item: int, bad: int) -> int:
+    if item == bad:
+        raise ValueError(item)
+    return -item
+
+
+def die(item: int, bad: int) -> int:
+    if item == bad:
+        os._exit(7)
+    return -item
+
+
+def mostly_plain(item: int, bad: int) -> Any:
+    return threading.Lock() if item == bad else item
+
+
+def nap(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def log(path: str, item: int) -> int:
+    with open(path, "a", encoding="ascii") as file:
+        file.write(f"{item}\n")
+    return item
+
+
+def hold(fifo: str, item: int) -> int:
+    """Wait at the file for the item that begins the second slice of a call."""
+    if item == MANY // 2:
+        with open(fifo, "rb") as stream:
+            stream.read()
+    return item
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 33, MANY, 3_001])
+def test_each_item_has_its_result_in_order(any_pool: shmpar.Pool, count: int) -> None:
+    """Lists, generators and several iterables give the same as the built-in map."""
+    due = [-item for item in range(count)]
+    assert list(any_pool.map(refuse, range(count), [None] * count)) == due
+    assert list(any_pool.map(abs, due)) == list(range(count))
+    assert list(any_pool.map(abs, iter(due))) == list(range(count))
+    assert list(any_pool.map(pow, range(count), [2] * (count + 5))) == [i * i for i in range(count)]
+
+
+@pytest.mark.parametrize("bad", [0, 1, 57, 58, MANY - 1])
+def test_an_error_comes_after_the_results_before_it(any_pool: shmpar.Pool, bad: int) -> None:
+    """The iterator yields each earlier result, raises, and is over."""
+    results = any_pool.map(refuse, range(MANY), [bad] * MANY)
+    assert [next(results) for _ in range(bad)] == [-item for item in range(bad)]
+    with pytest.raises(ValueError) as caught:
+        next(results)
+    assert caught.value.args == (bad,)
+    if any_pool.engine == "processes":
+        assert "refuse" in caught.value.__notes__[0]
+    assert list(results) == []
+
+
+@pytest.mark.parametrize("bad", [0, 77])
+def test_a_death_comes_at_the_item_to_blame(bad: int) -> None:
+    """The items that were sent with it have their results."""
+    with shmpar.Pool(2, retries=1) as pool:
+        results = pool.map(die, range(MANY), [bad] * MANY)
+        assert [next(results) for _ in range(bad)] == [-item for item in range(bad)]
+        with pytest.raises(shmpar.WorkerDied) as caught:
+            next(results)
+    assert caught.value.exitcode == 7
+
+
+def test_a_result_that_does_not_pickle_comes_at_its_item(two: shmpar.Pool) -> None:
+    """The results before it are kept."""
+    results = two.map(mostly_plain, range(MANY), [123] * MANY)
+    assert [next(results) for _ in range(123)] == list(range(123))
+    with pytest.raises(shmpar.PlanError, match="does not pickle"):
+        next(results)
+
+
+def test_slow_items_are_balanced(two: shmpar.Pool) -> None:
+    """Slow items at the begin are shared by both workers, although one call has all of them."""
+    pids = list(two.map(nap, [0.03] * 12 + [0.0] * MANY))
+    slow = pids[:12]
+    assert {slow.count(pid) for pid in set(slow)} <= {4, 5, 6, 7, 8}
+
+
+def test_each_item_is_computed_once(two: shmpar.Pool, tmp_path: Path) -> None:
+    """Slices that end early leave no item out and repeat none."""
+    path = str(tmp_path / "log")
+    assert list(two.map(log, [path] * 2_000, range(2_000))) == list(range(2_000))
+    assert sorted(map(int, Path(path).read_text().split())) == list(range(2_000))
+
+
+def test_closing_the_iterator_stops_the_items_of_a_call(tmp_path: Path) -> None:
+    """No item begins after the close, even of the call that is in progress."""
+    fifo, path = str(tmp_path / "fifo"), str(tmp_path / "log")
+    os.mkfifo(fifo)
+    with shmpar.Pool(1) as pool:
+
+        def work(item: int) -> int:
+            with open(path, "a", encoding="ascii") as file:
+                file.write(f"{item}\n")
+            return hold(fifo, item)
+
+        results = pool.map(work, range(MANY))
+        writer = os.open(fifo, os.O_WRONLY)  # returns when the item waits
+        results.close()
+        os.close(writer)
+        assert pool.submit(abs, -1).result(BOUND) == 1
+    begun = [int(line) for line in Path(path).read_text().split()]
+    # Why 8: the items of one look at the clock are called together.
+    assert MANY // 2 <= max(begun) < MANY // 2 + 8
+    assert list(results) == []
+
+
+def test_a_late_result_is_a_timeout() -> None:
+    """The timeout counts from the call of map, as in concurrent.futures."""
+    with shmpar.Pool(1) as other:
+        other.submit(abs, 1).result()
+        results = other.map(nap, [0.0] * 3 + [1.0], timeout=0.5)
+        assert len([next(results) for _ in range(3)]) == 3
+        with pytest.raises(TimeoutError):
+            next(results)
+
+
+def test_leaving_the_block_computes_all_items(tmp_path: Path) -> None:
+    """Items whose results nobody has taken are computed, as in concurrent.futures."""
+    path = str(tmp_path / "log")
+    with shmpar.Pool(2) as pool:
+        results = pool.map(log, [path] * MANY, range(MANY))
+    assert sorted(map(int, Path(path).read_text().split())) == list(range(MANY))
+    assert list(results) == list(range(MANY))
+
+
+def test_a_shutdown_that_cancels_is_told() -> None:
+    """The results of items that were not computed are errors; none is left out silently."""
+    with shmpar.Pool(1) as pool:
+        results = pool.map(nap, [0.01] * 200)
+        next(results)
+        pool.shutdown(cancel_futures=True)
+        with pytest.raises(Exception) as caught:
+            assert len(list(results)) == 199
+    assert type(caught.value).__name__ in {"CancelledError", "RuntimeError"}
+
+
+def test_map_inside_of_a_worker(any_pool: shmpar.Pool) -> None:
+    """A function may map itself: the items are computed in its own worker."""
+
+    def inner(count: int) -> int:
+        return sum(any_pool.map(abs, range(-count, 0)))
+
+    assert list(any_pool.map(inner, [1, 2, 300])) == [1, 3, 45_150]
