@@ -24,7 +24,7 @@ exclude_patterns = ["_build"]
 
 nitpicky = True
 nitpick_ignore_regex = [  # Why: Sphinx does not read the pages of other projects.
-    (r"py:.*", r"(numpy|pandas|concurrent|subprocess|threading|multiprocessing)\..*"),
+    (r"py:.*", r"(numpy|pandas|h5py|logging|concurrent|subprocess|threading|multiprocessing)(\..*)?"),
 ]
 
 autodoc_typehints = "none"  # Why: docstrings are precise; most annotations are Any.
@@ -38,7 +38,7 @@ html_copy_source = False
 html_theme_options = {"navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"]}
 
 html_static_path = ["static"]
-html_css_files = ["notebooks.css"]
+html_css_files = ["notebooks.css", "site.css"]
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
