@@ -63,7 +63,9 @@ def test_every_library_has_a_section():
 
 # Tables of two columns, both of them code: the same value on both sides
 
-SAME = re.compile(r"^\| (.+) \| shmpar, the same result \|\n\| --- \| --- \|\n((?:\|.+\|\n)+)", re.M)
+SAME = re.compile(
+    r"^\| (.+) \| shmpar, the same result \|\n\| --- \| --- \|\n((?:\|.+\|\n)+)", re.MULTILINE
+)
 with open(PAGE, encoding="utf-8") as _file:
     _TEXT = _file.read()
 ROWS = [
@@ -74,7 +76,8 @@ ROWS = [
 
 
 # Why here: workers import these functions by the name of this module.
-exec(re.search(r"^```python\n(def spread.+?)^```", _TEXT, re.M | re.S)[1], globals())  # noqa: S102
+_FUNCTIONS = re.search(r"^```python\n(def spread.+?)^```", _TEXT, re.MULTILINE | re.DOTALL)
+exec(_FUNCTIONS[1], globals())  # noqa: S102
 
 
 @contextmanager
