@@ -24,7 +24,8 @@ exclude_patterns = ["_build"]
 
 nitpicky = True
 nitpick_ignore_regex = [  # Why: Sphinx does not read the pages of other projects.
-    (r"py:.*", r"(numpy|pandas|concurrent|subprocess|threading|multiprocessing)\..*"),
+    (r"py:.*", r"(numpy|pandas|h5py|logging)(\..*)?"),
+    (r"py:.*", r"(concurrent|subprocess|threading|multiprocessing)\..*"),
 ]
 
 autodoc_typehints = "none"  # Why: docstrings are precise; most annotations are Any.
@@ -37,8 +38,13 @@ html_title = "shmpar"
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"]}
 
+html_sidebars: dict[str, list[str]] = {  # pages without others beside them
+    page: []
+    for page in ("install", "tutorial", "coming-from", "benchmarks", "security", "reliability")
+}
+
 html_static_path = ["static"]
-html_css_files = ["notebooks.css"]
+html_css_files = ["notebooks.css", "site.css"]
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import functools  # noqa: F401 - a row uses it
+import multiprocessing
 import os
 import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed  # noqa: F401 - a row uses it
+from contextlib import contextmanager
 
+import dask
+import dask.array as da
+import joblib
+import numpy as np
 import pytest
+from joblib import delayed  # noqa: F401 - a row uses it
+from skimage.util import apply_parallel  # noqa: F401 - a row uses it
 
+import shmpar
 from tests.interpreters import ROOT, run_python
 
 PAGE = os.path.join(ROOT, "docs", "coming-from.md")
@@ -48,3 +60,63 @@ def test_every_library_has_a_section():
     """The page has a section with code for each of six libraries; one of them has two."""
     assert len(SECTIONS) == 7
     assert all(SECTIONS.values())
+
+
+# Tables of two columns, both of them code: the same value on both sides
+
+SAME = re.compile(
+    r"^\| (.+) \| shmpar, the same result \|\n\| --- \| --- \|\n((?:\|.+\|\n)+)", re.MULTILINE
+)
+with open(PAGE, encoding="utf-8") as _file:
+    _TEXT = _file.read()
+ROWS = [
+    (library, *re.fullmatch(r"\| `(.+)` \| `(.+)` \|", line).groups())
+    for library, lines in SAME.findall(_TEXT)
+    for line in lines.splitlines()
+]
+
+
+# Why here: workers import these functions by the name of this module.
+_FUNCTIONS = re.search(r"^```python\n(def spread.+?)^```", _TEXT, re.MULTILINE | re.DOTALL)
+exec(_FUNCTIONS[1], globals())  # noqa: S102
+
+
+@contextmanager
+def names():
+    """Yield the names of the tables; Dask and joblib compute without processes."""
+    with (
+        multiprocessing.get_context("spawn").Pool(2) as mp,
+        ThreadPoolExecutor(2) as executor,
+        shmpar.Pool(2) as pool,
+        dask.config.set(scheduler="synchronous"),
+    ):
+        image = np.random.default_rng(0).integers(0, 64, (8, 8)).astype(float)
+        yield globals() | {
+            "mp": mp,
+            "executor": executor,
+            "pool": pool,
+            "image": image,
+            "rgb": np.stack([image, image + 1, image + 2], axis=-1),
+            "items": [-3, 1, 2],
+            "parallel": joblib.Parallel(n_jobs=2, backend="threading"),
+            "d": da.from_array(image, chunks=(4, 4)),
+        }
+        mp.close()
+        mp.join()
+
+
+def test_both_sides_of_each_row_have_the_same_value():
+    """The two calls of a row return equal values; floats may differ by rounding."""
+    with names() as given:
+        for _, theirs, ours in ROWS:
+            expected, found = (np.asarray(eval(code, given)) for code in (theirs, ours))  # noqa: S307
+            assert found.shape == expected.shape, ours
+            np.testing.assert_allclose(found, expected, rtol=1e-12, err_msg=ours)
+
+
+def test_five_libraries_have_a_table():
+    """Each of the five libraries has a table with at least six calls, and says when to stay."""
+    counts = Counter(library for library, _, _ in ROWS)
+    assert len(counts) == 5
+    assert min(counts.values()) >= 6
+    assert _TEXT.count("**Stay with ") == 5
