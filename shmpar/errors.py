@@ -196,6 +196,10 @@ class SegmentGone(SegmentError, FileNotFoundError):
 class SegmentFull(SegmentError, MemoryError):
     """There is not enough shared memory; nothing was allocated."""
 
+    # Why: that of MemoryError, which would be inherited, makes no objects of subclasses if it is
+    # called by name, as tblib does, which distributed installs for all exceptions.
+    __new__ = SegmentError.__new__  # type: ignore[assignment]
+
 
 class HostsLost(ShmparError):
     """No host of a cluster is left, or none came within ``host_timeout``.

@@ -58,7 +58,6 @@ from shmpar.worker.items import call_each
 
 if TYPE_CHECKING:
     from shmpar.cluster.connect import Cluster
-    from shmpar.engines.launch import Launcher
     from shmpar.report.text import MemoryTable
 
 P = ParamSpec("P")
@@ -70,32 +69,41 @@ _FEW_WORKERS = 64  # Why: the check of the limits takes longer than the rest.
 _LEFT_OPEN = Close(cancel_runs=True, cancel_calls=False)
 
 
-def _make_engine(
+def _engine_maker(
     kind: str,
     workers: int,
     initializer: local.Initializer,
     call: local.Initialization | None,
-    launcher: Launcher | None,
+    processes: tuple[Any, Mapping[str, str], int],
     **limits: Any,
-) -> Engine:
-    """Make a pool's engine; `call` initializes each worker, `initializer` the caller's thread."""
+) -> Callable[[], Engine]:
+    """Return the function that makes an engine; wait until another interpreter has answered.
+
+    Parameters
+    ----------
+    initializer : Initializer
+        Initializes the caller's thread; `call` initializes each worker.
+    processes : tuple
+        Interpreter of worker processes, their environment, and the threads of each.
+    """
     if kind == "serial":
-        return local.SerialEngine(initializer)
-    if launcher is None:
-        return local.ThreadsEngine(workers, call)
-    from shmpar.engines.processes import ProcessesEngine
-
-    return ProcessesEngine(workers, launcher, call, **limits)
-
-
-def _make_launcher(python: Any, env: Mapping[str, str], threads: int) -> Launcher:
-    """Return the launcher of worker processes; wait until another interpreter has answered."""
+        return partial(local.SerialEngine, initializer)
+    if kind == "threads":
+        return partial(local.ThreadsEngine, workers, call)
     if sys.platform == "win32":
         raise NotImplementedError("engine='processes' needs POSIX; on Windows use engine='threads'")
     # Why here: it needs fcntl, which not every system has.
     from shmpar.engines.launch import Launcher
 
-    return Launcher(None if python is None else os.fspath(python), env, threads)
+    python, env, threads = processes
+    launcher = Launcher(None if python is None else os.fspath(python), env, threads)
+
+    def make() -> Engine:
+        from shmpar.engines.processes import ProcessesEngine
+
+        return ProcessesEngine(workers, launcher, call, **limits)
+
+    return make
 
 
 def _find_cluster(engine: Any, hosts: int | None) -> Cluster | None:
@@ -291,8 +299,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         self.n_workers = 1 if self.engine == "serial" else builtins.max(1, workers)
         self._pid, self._last_run = os.getpid(), None
         self._refuse: Callable[[Run], None] | None = None
-        self._manager = Manager()
-        self._initializer = local.Initializer(call)
+        self._manager, self._initializer = Manager(), local.Initializer(call)
         self._resume = weakref.WeakMethod(self._launch)
         remove_stale()
         # Why here: the engine is made in another thread, which does not know of this worker.
@@ -305,17 +312,20 @@ class Pool(Reductions, FirstGuesses, Executor):
             )  # fmt: skip
             self._refuse = partial(cluster.refuse, shared_files=shared_files)
         else:
-            launcher = _make_launcher(python, variables, threads) if kind == "processes" else None
-            limits = {"tasks": tasks, "logs": bool(forward_logs)}
-            start = partial(_make_engine, kind, self.n_workers, self._initializer, call, launcher)
-            make = partial(start, **limits)
+            make = _engine_maker(
+                kind, self.n_workers, self._initializer, call, (python, variables, threads),
+                tasks=tasks, logs=bool(forward_logs),
+            )  # fmt: skip
         self._loop = Loop(make, self._manager.close)
-        self._caps = contextlib.ExitStack()
+        self._begin(threads, watch=call is not None and self.engine != "serial")
+
+    def _begin(self, threads: int, *, watch: bool) -> None:
+        """Make the engine, and start the pool thread if it is to `watch` an initializer."""
         # Invariant: a pool with workers is among those that are closed at exit, at any interrupt.
-        self._open = True
+        self._open, self._caps = True, contextlib.ExitStack()
         try:
             _open_pools.add(self)
-            self._loop.begin(watch=call is not None and self.engine != "serial")
+            self._loop.begin(watch=watch)
             if self.engine == "threads":
                 # Why here: BLAS libraries take a cap from the main thread alone.
                 self._caps.callback(cap_threads(threads))

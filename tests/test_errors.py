@@ -10,11 +10,14 @@ import pytest
 from shmpar import errors
 from shmpar.errors import (
     ChunkError,
+    HostsLost,
     PlanError,
+    SecurityWarning,
     SegmentError,
     SegmentFull,
     SegmentGone,
     ShmparError,
+    StoreError,
     TaskTimeout,
     WorkerDied,
 )
@@ -34,11 +37,17 @@ PARENTS = {
     WorkerDied: ShmparError,
     TaskTimeout: ShmparError,
     PlanError: ShmparError,
+    HostsLost: ShmparError,
+    StoreError: ShmparError,
+    SecurityWarning: UserWarning,
     SegmentError: ShmparError,
     SegmentGone: SegmentError,
     SegmentFull: SegmentError,
 }
-BUILTINS = {TaskTimeout: TimeoutError, SegmentGone: FileNotFoundError, SegmentFull: MemoryError}
+BUILTINS = {
+    TaskTimeout: TimeoutError, StoreError: OSError, SegmentGone: FileNotFoundError,
+    SegmentFull: MemoryError,
+}  # fmt: skip
 
 
 def raised(cls: type[ShmparError]) -> ShmparError:
@@ -69,7 +78,7 @@ def test_a_builtin_exception_catches_the_error(cls, builtin):
 
 
 @pytest.mark.parametrize("cls", sorted(set(CLASSES) - set(BUILTINS), key=lambda c: c.__name__))
-def test_only_three_are_builtin_exceptions_too(cls):
+def test_only_four_are_builtin_exceptions_too(cls):
     """``except OSError`` and the like catch no other error by accident."""
     assert not issubclass(cls, OSError | MemoryError | ValueError | TypeError)
 
@@ -121,3 +130,9 @@ def test_a_group_of_errors_pickles():
     arrived = pickle.loads(pickle.dumps(group))
     assert [type(error) for error in arrived.exceptions] == [ChunkError, WorkerDied]
     assert [error.chunk for error in arrived.exceptions] == [7, 7]
+
+
+def test_each_class_makes_its_objects_by_name():
+    """Other libraries pickle an error as a call of ``__new__``; distributed installs one."""
+    for cls in CLASSES:
+        assert type(cls.__new__(cls)) is cls

@@ -167,7 +167,7 @@ def test_the_text_of_the_moment_is_sent(tmp_path: Path) -> None:
             pool.submit(second).result()
         assert "# second" in "".join(caught.value.__notes__)
         assert pool.submit(first).result() == 1
-        assert pool.parallel_map(shmpar.from_file(__file__, "plus"), [1]).tolist() == [2]
+        assert pool.parallel_map(shmpar.from_file(__file__, "plus"), [1]) == [2]
 
 
 def plus(value: int, more: int = 1) -> int:

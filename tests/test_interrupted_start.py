@@ -10,8 +10,11 @@ from tests.pools import ENGINES
 SOURCE = """
 import contextlib, os, signal, sys, threading, time
 import shmpar
+from shmpar.engines import local, processes
 
 (engine,) = sys.argv[1:]
+kinds = local.SerialEngine, local.ThreadsEngine, processes.ProcessesEngine
+starts = [kind.__init__.__code__ for kind in kinds]
 left, held, pause = threading.Event(), [], threading.Event()
 
 def interrupt(number, frame):
@@ -22,7 +25,7 @@ def interrupt(number, frame):
 
 def hold(frame, event, argument):
     # Interrupt the main thread until it has left the constructor, then let the worker start.
-    if event == "call" and frame.f_code is shmpar.pool._make_engine.__code__ and not held:
+    if event == "call" and frame.f_code in starts and not held:
         held.append(event)
         while not left.is_set():
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)

@@ -239,9 +239,9 @@ def test_rows_of_tables(pool: shmpar.Pool) -> None:
     frame = pandas.DataFrame(x, columns=list("abc"))
     assert_same(pool.parallel_map(np.sum, frame), x.sum(1))
     assert_same(pool.parallel_map(np.sqrt, frame["a"]), np.sqrt(x[:, 0]))
-    assert pool.parallel_map(len, pandas.Series(["a", "bcd"])) == [1, 3]
+    assert pool.parallel_map(len, pandas.Series(["a", "bcd"])).tolist() == [1, 3]
     mixed = pandas.DataFrame({"a": [1, 2], "b": ["x", "yz"]})
-    assert pool.parallel_map(lambda row: row[0] * len(row[1]), mixed) == [1, 4]
+    assert pool.parallel_map(lambda row: row[0] * len(row[1]), mixed).tolist() == [1, 4]
     table = xarray.DataArray(x)
     assert_same(pool.parallel_map(np.sum, table, axis=1), x.sum(0))
     assert_same(pool.parallel_map(lambda row: row.flags.owndata, table), np.zeros(4, bool))

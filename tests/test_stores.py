@@ -335,7 +335,7 @@ def test_auto_follows_the_units_of_all_stores() -> None:
     other = Store(b"", (1, 9000), "u2", (1, 600), "zarr", "y")
     output = Store(b"", (9000, 9000), "u2", (450, 100), "zarr", "z")
     inputs = blocks("map_blocks", [one, other, np.ones(9000, "u2")])
-    inputs.written = [output]
+    inputs.written = [((0, 1), output)]
     lengths = [axis.step for axis in inputs.cut("auto").axes]
     assert (lengths[0] % 900, lengths[1] % 1200) == (0, 0)
     assert inputs.cut((7, "auto")).axes[0].step == 7

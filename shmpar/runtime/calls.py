@@ -244,7 +244,7 @@ class Calls:
         call.resolve(self._callbacks, value, error)
 
     def worker_lost(self, event: WorkerLost, *, innocent: bool) -> bool:
-        """Queue the calls of a lost worker again; return whether it had one.
+        """Queue the calls of a lost worker again; return whether it had begun one.
 
         It is `innocent` if it died for the sake or the fault of a run.
         """
@@ -252,7 +252,8 @@ class Calls:
         self._ahead.pop(event.worker, None)
         lost = [n for n, call in self._running.items() if call.worker == event.worker]
         for number in reversed(lost):
-            call, had = self._running.pop(number), True
+            call = self._running.pop(number)
+            had = had or number not in event.waiting
             if call.withdraw is not None:
                 call.take_back()
             spared = innocent or number in event.waiting
