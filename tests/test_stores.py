@@ -158,8 +158,10 @@ def test_wrong_paths(tmp_path: Path) -> None:
     Path(f"{folder}/bad.tif").write_bytes(b"II*\0 nothing")
     Path(f"{folder}/bad.h5").write_bytes(b"nothing")
     for where in ("none.npy", "none.zarr", "g.zarr/7", "none.h5:/x", "none.tif"):
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(shmpar.StoreError) as caught:
             shmpar.open(f"{folder}/{where}")
+        assert isinstance(caught.value, FileNotFoundError)
+        assert isinstance(pickle.loads(pickle.dumps(caught.value)), FileNotFoundError)
     wrong = {
         "g.zarr": "is a group of zarr, not an array; open one of its arrays: 0",
         "a.h5:/x": "has no dataset /x; it has run",

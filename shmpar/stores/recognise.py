@@ -26,6 +26,10 @@ _LIBRARIES: Final = frozenset({"zarr", "h5py", "dask", "xarray"})
 _HDF5_SUFFIXES: Final = (".h5", ".hdf5", ".hdf", ".he5", ".ims", ".nc", ".h5ad", ".mat")
 
 
+class MissingStore(StoreError, FileNotFoundError):
+    """There is no store at a path."""
+
+
 def open(  # noqa: A001 - the public name
     path: str | os.PathLike[str], *, mode: str = "r", **how: Any
 ) -> Store | Array:
@@ -50,10 +54,9 @@ def open(  # noqa: A001 - the public name
 
     Raises
     ------
-    FileNotFoundError
-        There is no such file.
     StoreError
-        The file cannot be opened, or has no such array. It is an OSError too.
+        The file cannot be opened, or has no such array. It is an OSError too, and a
+        FileNotFoundError if there is no such file.
     ImportError
         The library that opens the file is missing; the error names it.
     ValueError
@@ -112,7 +115,7 @@ def opened(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Store:
     Raises
     ------
     StoreError
-        If the call fails. It is an OSError too.
+        If the call fails. It is an OSError too, and a FileNotFoundError if the call raised that.
     TypeError
         If `func` does not pickle, or its result has no shape, dtype or slicing.
 
@@ -146,6 +149,12 @@ def opened(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Store:
     return _store(opener, "opened", where)
 
 
+def _cannot_open(where: str, kind: str, error: Exception) -> StoreError:
+    failed = MissingStore if isinstance(error, FileNotFoundError) else StoreError
+    text = f"{where} ({kind}) cannot be opened: {type(error).__name__}: {error}"
+    return failed(text, opener=kind, where=where)
+
+
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004
@@ -156,13 +165,10 @@ def _store(opener: bytes, kind: str, where: str, **more: Any) -> Store:
     call, args, kwargs = pickle.loads(opener)
     try:
         array = call(*args, **kwargs)
-    except (StoreError, FileNotFoundError, ImportError):
+    except (StoreError, ImportError):
         raise
     except Exception as error:
-        raise StoreError(
-            f"{where} ({kind}) cannot be opened: {type(error).__name__}: {error}",
-            opener=kind, where=where,
-        ) from error  # fmt: skip
+        raise _cannot_open(where, kind, error) from error
     missing = [one for one in ("shape", "dtype", "__getitem__") if not hasattr(array, one)]
     if missing and not hasattr(array, "read_into"):
         raise TypeError(
@@ -185,7 +191,10 @@ def _unit_of(array: Any) -> tuple[int, ...] | None:
 
 def _opened_npy(path: str, mode: str, how: dict[str, Any]) -> Array:
     _takes(path, how, ())
-    return np.load(path, mmap_mode=mode)  # type: ignore[arg-type,no-any-return]
+    try:
+        return np.load(path, mmap_mode=mode)  # type: ignore[arg-type,no-any-return]
+    except (OSError, ValueError) as error:
+        raise _cannot_open(path, "npy", error) from error
 
 
 def _takes(path: str, how: dict[str, Any], names: tuple[str, ...]) -> None:
@@ -199,7 +208,7 @@ def _opened_zarr(path: str, mode: str, how: dict[str, Any]) -> Store:
     if "://" not in path:
         path = os.path.abspath(path)
         if not os.path.exists(path):
-            raise FileNotFoundError(2, "there is no such zarr array", path)
+            raise MissingStore(f"there is no such zarr array: {path}", opener="zarr", where=path)
     array = formats.open_zarr(path, "", mode, how).array
     del library
     formats.check_zarr_store(array)
@@ -211,14 +220,14 @@ def _opened_hdf5(path: str, name: str, mode: str, how: dict[str, Any]) -> Store 
     formats.library("h5py", path)
     path = os.path.abspath(path)
     if not os.path.exists(path):
-        raise FileNotFoundError(2, "there is no such HDF5 file", path)
+        raise MissingStore(f"there is no such HDF5 file: {path}", opener="hdf5", where=path)
     try:
         # Why with the lock: another process may have the file open for writing.
         found = formats.open_hdf5(path, name, {"locking": "best-effort", **how})
     except (StoreError, ImportError):
         raise
     except OSError as error:
-        raise StoreError(f"{path} cannot be opened: {error}", opener="hdf5", where=path) from error
+        raise _cannot_open(path, "hdf5", error) from error
     mapped = formats.mapped_hdf5(found.dataset, mode)
     if mapped is not None:
         return mapped
@@ -247,7 +256,7 @@ def _opened_tiff(path: str, mode: str, how: dict[str, Any]) -> Store | Array:
     _takes(path, how, ("series", "level"))
     path = os.path.abspath(path)
     if not os.path.exists(path):
-        raise FileNotFoundError(2, "there is no such TIFF file", path)
+        raise MissingStore(f"there is no such TIFF file: {path}", opener="tiff", where=path)
     series, level = how.get("series", 0), how.get("level", 0)
     try:
         return tifffile.memmap(path, series=series, level=level, mode=mode)  # type: ignore[no-any-return]
@@ -255,9 +264,7 @@ def _opened_tiff(path: str, mode: str, how: dict[str, Any]) -> Store | Array:
         if mode != "r":
             raise TypeError(f"{path}: only an uncompressed TIFF can be written to") from None
     except Exception as error:
-        raise StoreError(
-            f"{path} cannot be opened: {type(error).__name__}: {error}", opener="tiff", where=path
-        ) from error
+        raise _cannot_open(path, "tiff", error) from error
     opener = pickle.dumps((formats.TiffArray, (path, series, level), {}), 5)
     return _store(opener, "tiff", path, token=formats.file_token(path))
 
