@@ -6,6 +6,7 @@ Their outputs are not in git.  Without nbclient and ipykernel a page has no outp
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ def as_markdown(path: Path) -> str:
         text, executed = path.read_text(encoding="utf-8"), "without its outputs"
         notebook = json.loads(text, object_hook=_joined)
     else:
+        os.environ.pop("MPLBACKEND", None)  # Why: a kernel shows figures unless another is named.
         notebook, executed = nbformat.read(path, as_version=4), "executed"
         with tempfile.TemporaryDirectory() as folder:
             resources = {"metadata": {"path": folder}}

@@ -21,10 +21,11 @@ NOTEBOOKS = sorted(path.name for path in EXAMPLES.glob("*.ipynb"))
 
 # Why a fresh interpreter: nothing of the kernel or of its client is left in this process.
 EXECUTE = """
-import json, sys
+import json, os, sys
 import nbformat
 from nbclient import NotebookClient
 
+os.environ.pop("MPLBACKEND", None)  # Why: the kernel shows figures unless another is named
 path, parameters = sys.argv[1:]
 notebook = nbformat.read(path, as_version=4)
 (cell,) = [one for one in notebook.cells if "parameters" in one.metadata.get("tags", [])]
