@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,7 @@ import pytest
 import shmpar
 from tests import cluster_contract as contract
 from tests import pools
-
-
-def processes(count: int) -> ProcessPoolExecutor:
-    """Make an executor whose processes inherit nothing."""
-    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("forkserver"))
+from tests.cluster_contract import processes
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +49,18 @@ def cluster(warm_cluster: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Po
     pools.drop_caches(warm_cluster)
 
 
+@pytest.fixture(scope="module")
+def lone() -> Iterator[Executor]:
+    """A single process."""
+    with processes(1) as made:
+        made.submit(os.getpid).result()
+        yield made
+
+
 @pytest.fixture
-def own_cluster() -> Iterator[shmpar.Pool]:
+def own_cluster(lone: Executor, nothing_left: None) -> Iterator[shmpar.Pool]:
     """A pool for a test that kills its workers."""
-    with processes(1) as ex, shmpar.Pool(2, engine=ex) as pool:
+    with shmpar.Pool(2, engine=lone) as pool:
         yield pool
 
 
@@ -290,7 +293,7 @@ def test_a_ledger_with_a_store_resumes_a_run(
     assert len(list(calls.iterdir())) == 1
 
 
-def test_an_initializer_runs_in_each_local_worker(executor: Executor, tmp_path: Path) -> None:
+def test_an_initializer_runs_in_each_local_worker(lone: Executor, tmp_path: Path) -> None:
     """An initializer that raises is the error of every run."""
     path = str(tmp_path)
 
@@ -298,7 +301,7 @@ def test_an_initializer_runs_in_each_local_worker(executor: Executor, tmp_path: 
         Path(folder, str(os.getpid())).touch()
 
     with shmpar.Pool(
-        2, engine=executor, hosts=1, initializer=initialize, initargs=(path,), env={"MINE": "yes"}
+        engine=lone, initializer=initialize, initargs=(path,), env={"MINE": "yes"}
     ) as pool:
         assert pool.submit(os.getenv, "MINE").result() == "yes"
         assert str(pool.submit(os.getpid).result()) in os.listdir(path)
@@ -307,7 +310,7 @@ def test_an_initializer_runs_in_each_local_worker(executor: Executor, tmp_path: 
         raise ValueError("no model")
 
     with (
-        shmpar.Pool(engine=executor, hosts=1, initializer=fails) as pool,
+        shmpar.Pool(engine=lone, initializer=fails) as pool,
         pytest.raises(shmpar.ShmparError, match="no model"),
     ):
         pool.map_blocks(np.negative, contract.IMAGE, chunks=20)
@@ -315,7 +318,7 @@ def test_an_initializer_runs_in_each_local_worker(executor: Executor, tmp_path: 
 
 def test_the_hosts_pools_end_with_the_pool(executor: Executor) -> None:
     """No local worker outlives the block."""
-    with shmpar.Pool(2, engine=executor, hosts=2) as pool:
+    with shmpar.Pool(engine=executor, hosts=2) as pool:
         pids = set(pool.parallel_map(lambda _: os.getpid(), range(40), dtype=object))
         assert len(pids) > 1
     deadline = time.monotonic() + 5
@@ -385,14 +388,14 @@ def test_what_hosts_cannot_do_is_refused_before_the_run(
 
 
 def test_mapped_files_are_shared_or_sent(
-    executor: Executor, tmp_path: Path, local: shmpar.Pool
+    lone: Executor, tmp_path: Path, local: shmpar.Pool
 ) -> None:
     """With `shared_files=True` hosts open the files; with False this process writes them."""
     for shared in (True, False):
         source = np.memmap(tmp_path / f"in{shared}", float, "w+", shape=contract.IMAGE.shape)
         source[...] = contract.IMAGE
         target = np.memmap(tmp_path / f"out{shared}", float, "w+", shape=source.shape)
-        with shmpar.Pool(engine=executor, hosts=2, shared_files=shared) as pool:
+        with shmpar.Pool(engine=lone, shared_files=shared) as pool:
             found = pool.map_overlap(contract.smooth, source, depth=2, chunks=16, out=target)
         assert found is target
         due = local.map_overlap(contract.smooth, contract.IMAGE, depth=2, chunks=16)
@@ -418,17 +421,18 @@ def test_arguments_of_a_pool_are_checked() -> None:
         shmpar.Pool(engine=pool)
 
 
-def test_another_version_of_shmpar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_shmpar_is_refused(
+    lone: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The error has both versions."""
-    with processes(1) as ex:
-        monkeypatch.setattr("shmpar.cluster.messages.__version__", "99.0")
-        with (
-            shmpar.Pool(engine=ex, hosts=1) as pool,
-            pytest.raises(
-                shmpar.HostsLost, match=r"the host has shmpar .*this process has shmpar 99.0"
-            ),
-        ):
-            pool.map_blocks(np.negative, contract.IMAGE)
+    monkeypatch.setattr("shmpar.cluster.messages.__version__", "99.0")
+    with (
+        shmpar.Pool(engine=lone) as pool,
+        pytest.raises(
+            shmpar.HostsLost, match=r"the host has shmpar .*this process has shmpar 99.0"
+        ),
+    ):
+        pool.map_blocks(np.negative, contract.IMAGE)
 
 
 def test_runs_of_several_threads_share_the_hosts(cluster: shmpar.Pool) -> None:
