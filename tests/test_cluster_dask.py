@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import shmpar
+from shmpar import cli
 from tests import cluster_contract as contract
 from tests import pools
 
@@ -109,6 +110,12 @@ def test_a_host_that_is_killed_costs_one_span(
 ) -> None:
     """The result is right, and few chunks are computed twice."""
     assert lose_one(cluster, client, tmp_path, random.Random(5))[0]
+    assert cluster.last_run is not None
+    report = cluster.last_run.report
+    lost = [one for one in report.hosts if one.lost]
+    assert len(lost) == report.deaths == 1
+    assert "it has left the cluster" in lost[0].lost
+    assert lost[0].lost in str(report)
 
 
 @pytest.mark.stress
@@ -155,6 +162,35 @@ def test_one_deadly_chunk_is_blamed_alone(cluster: shmpar.Pool) -> None:
     run = cluster.last_run
     assert run is not None
     assert np.array_equal(np.delete(run.out, 37), np.delete(2 * np.arange(64.0), 37))
+
+
+@pytest.mark.stress
+def test_one_deadly_call_is_blamed_alone() -> None:
+    """Calls that were beside it on the host have results; so has a run with a deadly chunk."""
+
+    def work(number: int) -> int:
+        if number in {3, 100}:
+            contract.kill_host()
+            time.sleep(60)
+        time.sleep(0.2)
+        return 2 * number
+
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=3, dashboard_address=":0", memory_limit=0
+        ) as made,
+        distributed.Client(made, set_as_default=False) as other,
+        shmpar.Pool(engine=other) as pool,
+    ):
+        calls = [pool.submit(work, number) for number in range(12)]
+        run = pool.parallel_map(work, range(90, 110), on_error="collect", wait=False)
+        assert isinstance(calls.pop(3).exception(120), shmpar.WorkerDied)
+        assert [call.result(60) for call in calls] == [2 * n for n in range(12) if n != 3]
+        with pytest.raises(ExceptionGroup) as caught:
+            run.result(120)
+        (error,) = caught.value.exceptions
+        assert isinstance(error, shmpar.WorkerDied)
+        assert error.chunk == 10
 
 
 def test_without_hosts_a_run_is_lost_and_hosts_that_join_take_part() -> None:
@@ -303,20 +339,34 @@ def test_a_closed_client_is_refused_and_a_lost_one_loses_the_hosts() -> None:
             shmpar.Pool(engine=other)
 
 
-def test_the_doctor_shows_the_hosts(client: Any) -> None:
+def test_the_doctor_shows_the_hosts(client: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """`python -m shmpar doctor --engine` lists each host with its versions."""
     address = client.scheduler.address
-    command = [sys.executable, "-m", "shmpar", "doctor", "--engine", address]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
-    hosts = json.loads(done.stdout)["cluster"]["hosts"]
+    cli.main(["doctor", "--engine", address, "--json"])
+    hosts = json.loads(capsys.readouterr().out)["cluster"]["hosts"]
     assert len(hosts) == 3
     for host in hosts:
         assert host["near"] is True
         assert host["refused"] == ""
         assert f"NumPy {np.__version__}" in host["versions"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    cli.main(["doctor", "--engine", address])
+    shown = capsys.readouterr().out
     assert f"Hosts of {address}" in shown
     assert "1 thread" in shown
+
+
+def test_the_doctor_shows_what_would_be_refused(
+    client: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hosts of another version, and a scheduler that does not answer, are problems with advice."""
+    monkeypatch.setattr("shmpar.cluster.messages.__version__", "99.0")
+    assert cli.main(["doctor", "--engine", client.scheduler.address]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("would be refused: the host has shmpar") == 3
+    assert "install the same versions there" in shown
+    monkeypatch.setattr("shmpar.cluster.dask._CLOSE_SECONDS", 0.5)
+    assert cli.main(["doctor", "--engine", "tcp://127.0.0.1:9"]) == 1
+    assert "tcp://127.0.0.1:9 cannot be reached" in capsys.readouterr().out
 
 
 def certificate(folder: Path) -> Any:

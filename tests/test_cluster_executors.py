@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -327,6 +330,30 @@ def test_the_hosts_pools_end_with_the_pool(executor: Executor) -> None:
         time.sleep(0.05)
 
 
+def host_facts() -> tuple[int, int, int]:
+    """Return the hosts, threads and descriptors of this process."""
+    from shmpar.cluster import host
+
+    return len(host._hosts), threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+
+def test_pools_leave_nothing_in_the_process_of_a_host(lone: Executor) -> None:
+    """Heads, threads and descriptors of earlier pools are gone."""
+    found = []
+    for _ in range(3):
+        with shmpar.Pool(engine=lone) as pool:
+            pool.map_blocks(contract.smooth, contract.IMAGE, chunks=20)
+            assert pool.submit(pow, 2, 3).result() == 8
+        facts = lone.submit(host_facts).result()
+        deadline = time.monotonic() + 5
+        while facts[0] and time.monotonic() < deadline:
+            time.sleep(0.05)
+            facts = lone.submit(host_facts).result()
+        found.append(facts)
+    assert found[1] == found[2]
+    assert found[2][0] == 0
+
+
 def test_a_broken_executor_is_hosts_lost_and_another_pool_resumes(local: shmpar.Pool) -> None:
     """The finished chunks stay; `run.resume(pool)` computes the others."""
 
@@ -349,6 +376,31 @@ def test_a_broken_executor_is_hosts_lost_and_another_pool_resumes(local: shmpar.
     assert run is not None
     assert run.progress[0] < 60
     assert np.array_equal(run.resume(local).result(), 2 * np.arange(60.0))
+
+
+MPI = """
+import numpy as np, shmpar
+from mpi4py.futures import MPIPoolExecutor
+if __name__ == "__main__":
+    with MPIPoolExecutor(2) as executor, shmpar.Pool(engine=executor, hosts=2) as pool:
+        found = pool.map_overlap(np.cumsum, np.ones((40, 30)), depth=1, chunks=(7, 30), axis=0)
+        hosts = sorted(host.name for host in pool.last_run.report.hosts)
+        print(int(found.sum()), hosts, list(pool.map(abs, [-1, -2])))
+"""
+
+
+def test_an_executor_of_mpi(tmp_path: Path) -> None:
+    """The processes of an MPI job are hosts."""
+    pytest.importorskip("mpi4py")
+    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if mpiexec is None:
+        pytest.skip("needs mpiexec")
+    (tmp_path / "program.py").write_text(MPI)
+    command = [mpiexec, "-n", "3", sys.executable, "-m", "mpi4py.futures", "program.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    with shmpar.Pool(1) as pool:
+        due = pool.map_overlap(np.cumsum, np.ones((40, 30)), depth=1, chunks=(7, 30), axis=0)
+    assert done.stdout == f"{int(due.sum())} ['host-0', 'host-1'] [1, 2]\n", done.stderr
 
 
 def test_an_executor_that_was_shut_down_is_hosts_lost() -> None:

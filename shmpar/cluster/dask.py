@@ -210,8 +210,8 @@ class DaskTransport:
                 continue
             count = self._settings.workers or workers[worker]["nthreads"]
             self._workers[worker] = count
-            memory = workers[worker].get("memory_limit") or 0
-            self._tell(HostUp(worker, count, found.machine == here, worker, memory))
+            memory, calls = workers[worker].get("memory_limit") or 0, workers[worker]["nthreads"]
+            self._tell(HostUp(worker, count, found.machine == here, worker, memory, calls))
 
     async def _watch(self) -> None:
         """Report the end of the connection to the scheduler."""
@@ -262,9 +262,7 @@ class DaskTransport:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _ask(
-        self, token: int, host: str, work: Span | Submitted, head: Head | None
-    ) -> Any:
+    async def _ask(self, token: int, host: str, work: Span | Submitted, head: Head | None) -> Any:
         assert self._settings is not None
         client, settings = self.client, self._settings
         settings = settings._replace(

@@ -16,7 +16,7 @@ the ledger tells the chunks that it holds. So the scheduler decides on retries, 
 Guarantees
 ----------
 - The pool thread alone changes the state here. A transport reports by a queue.
-- A chunk, or a call, is blamed for the loss of a host only if it was alone there. Otherwise all that
+- A chunk or a call is blamed for the loss of a host only if it was alone there. Otherwise all that
   the host had are suspects: each is computed again alone on a host.
 - A span that was given up writes nothing here: only the answer to a lane's present span is taken.
 """
@@ -468,7 +468,8 @@ class ClusterEngine:
         if report.host in self._hosts or len(free) < LANES:
             return
         most = min(spans.SPAN_BYTES, report.memory // 10) if report.memory else spans.SPAN_BYTES
-        host = Host(report.host, report.workers, report.near, report.name, most, free)
+        calls = min(report.workers, report.calls)
+        host = Host(report.host, report.workers, report.near, report.name, most, calls, free)
         self._hosts[report.host], self._without = host, None
         self._near = self._near or bool(report.near)
         for lane in free:
@@ -618,14 +619,14 @@ class ClusterEngine:
     # Calls
 
     def free_worker(self) -> int | None:
-        """Return a lane of the host that has the fewest calls for its workers."""
+        """Return a lane of the host that has the fewest calls for those that it makes at a time."""
         if not self._hosts:
             expired = self._without is not None and (
                 time.monotonic() >= self._without + self._timeout
             )
             return 0 if self._broken or expired else None
         free = [host for host in self._hosts.values() if host.takes_calls()]
-        least = min(free, key=lambda host: len(host.calls) / host.workers, default=None)
+        least = min(free, key=lambda host: len(host.calls) / host.most_calls, default=None)
         return None if least is None else least.lanes[0].number
 
     def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
@@ -645,8 +646,8 @@ class ClusterEngine:
         return []
 
     def places(self) -> int:
-        """Return the number of workers on all hosts; any thread may ask."""
-        return sum([host.workers for host in list(self._hosts.values())])
+        """Return the number of calls that all hosts make at a time; any thread may ask."""
+        return sum([host.most_calls for host in list(self._hosts.values())])
 
     def call(self, worker: int, number: int, prepared: Submitted, more: Any = ()) -> None:
         """Send a call to the host of a lane."""

@@ -129,7 +129,7 @@ def _host(settings: Settings) -> Host:
     with _lock:
         key = settings.pool, os.getpid()  # Why the pid: a forked child has none of the hosts
         if key not in _hosts or _hosts[key].closed:
-            _hosts[key] = Host(settings)
+            _hosts[key] = Host(settings, key)
         return _hosts[key]
 
 
@@ -391,8 +391,8 @@ def placed(window: Window) -> Part:
 class Host:
     """The local pool of this process for one pool of a client."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, key: tuple[str, int]) -> None:
+        self.settings, self._key = settings, key
         self.closed = False
         self._loop = Loop(partial(HostEngine, settings))
         self._loaded: dict[int, _Loaded] = {}
@@ -550,6 +550,9 @@ class Host:
             self._read_control()
             self._drop_heads()
         self.close()
+        with _lock:  # Why: the heads and the memory of the client are kept no longer.
+            if _hosts.get(self._key) is self:
+                del _hosts[self._key]
 
     def _is_abandoned(self) -> bool:
         if self._control is not None and self._control[CLOSED]:

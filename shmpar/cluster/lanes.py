@@ -63,6 +63,8 @@ class Host:
         It maps memory of this process; None: that is not known yet.
     most_bytes : int
         Bytes that a span may take along: a tenth of its memory at most.
+    most_calls : int
+        Calls that it makes at a time.
     calls : dict of int to int
         Tokens of the calls that it has, and the lane that each counts for.
     alone : int
@@ -74,14 +76,15 @@ class Host:
     near: bool | None
     name: str
     most_bytes: int
+    most_calls: int
     lanes: list[Lane] = field(default_factory=list)
     calls: dict[int, int] = field(default_factory=dict)
     alone: int = 0
 
     def takes_calls(self) -> bool:
-        """Return whether a worker is free, and nothing must be alone there."""
-        single = any([lane.waits or (lane.busy and lane.busy.alone) for lane in self.lanes])
-        return len(self.calls) < self.workers and not self.alone and not single
+        """Return whether it makes a further call now, and nothing must be alone there."""
+        single = any(lane.waits or (lane.busy and lane.busy.alone) for lane in self.lanes)
+        return len(self.calls) < self.most_calls and not self.alone and not single
 
 
 @dataclass(eq=False, slots=True)

@@ -79,7 +79,7 @@ class Pieces(Iterator[list[Any]]):
 
 
 def shared_by(engine: Any, workers: int, *, remote: bool) -> tuple[int, float]:
-    """Return the number of workers that share items, and the seconds of a slice.
+    """Return the number of calls at a time that share items, and the seconds of a slice.
 
     Parameters
     ----------
