@@ -268,7 +268,14 @@ def _check_cluster(address: str, section: Section) -> None:
         return
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        hosts = inspect(address)
+        try:
+            hosts = inspect(address)
+        except (OSError, ValueError) as error:
+            section.problem(
+                f"{address} cannot be reached: {error}",
+                "start a scheduler of Dask there, or give the address that it prints",
+            )
+            return
     section.add("hosts", [one._asdict() for one in hosts], "hosts", str(len(hosts)))
     if not hosts:
         section.problem(f"{address} has no host", "start workers of Dask: dask worker ADDRESS")

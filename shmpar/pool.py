@@ -36,7 +36,7 @@ from shmpar.runtime.calls import Call as _Call
 from shmpar.runtime.error_texts import function_name
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.loop import AT_ONCE, Close, Loop, call_here, execute_here, surely
-from shmpar.runtime.mapping import SLICE_SECONDS, Pieces, Results, length_of
+from shmpar.runtime.mapping import Pieces, Results, length_of, shared_by
 from shmpar.runtime.progress import Progress
 from shmpar.runtime.run import Run
 from shmpar.runtime.tasks import task_for
@@ -532,8 +532,11 @@ class Pool(Reductions, FirstGuesses, Executor):
         )
         submit = partial(self._submit_items, fn, star=len(iterables) != 1)
         if chunksize is None and ahead is None:
-            pieces = Pieces(items, length_of(iterables), self.n_workers)
-            more = (submit(piece, SLICE_SECONDS, pieces.weigh) for piece in pieces)
+            workers, seconds = shared_by(
+                self._loop.engine, self.n_workers, remote=self._refuse is not None
+            )
+            pieces = Pieces(items, length_of(iterables), workers)
+            more = (submit(piece, seconds, pieces.weigh) for piece in pieces)
         else:
             size = 1 if chunksize is None else _positive("chunksize", chunksize)
             source = iter(items)

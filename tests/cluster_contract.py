@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,11 @@ Call = Callable[[shmpar.Pool], Any]
 
 IMAGE = np.random.default_rng(7).random((70, 53))
 WIDE = np.random.default_rng(8).normal(size=(6, 40, 30)).astype("f4")
+
+
+def processes(count: int) -> ProcessPoolExecutor:
+    """Make an executor whose processes inherit nothing."""
+    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("forkserver"))
 
 
 def smooth(block: np.ndarray) -> np.ndarray:
@@ -203,6 +212,55 @@ def wait_for_hosts(pool: shmpar.Pool, hosts: int) -> None:
 def _host(_: int) -> int:
     time.sleep(0.01)  # Why: a host that is slower to start takes part too.
     return os.getppid()
+
+
+def lose_host(
+    pool: shmpar.Pool,
+    folder: Path,
+    chance: random.Random,
+    lose: Callable[[], object],
+    out: str | None = None,
+) -> tuple[bool, int]:
+    """Lose a host at a random moment of a run of 128 chunks, and check the result.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is not there; hosts see it.
+    lose : callable
+        Takes the host away.
+    out : str or None
+        A store for the result.
+
+    Returns
+    -------
+    (bool, int)
+        Whether the run was not over at that moment, and the calls of its function.
+    """
+    folder.mkdir(exist_ok=True)
+    record = folder / "calls"
+    record.unlink(missing_ok=True)
+    image = np.arange(256 * 16.0).reshape(256, 16)
+
+    def work(block: np.ndarray, block_id: Any) -> np.ndarray:
+        with open(record, "a", encoding="ascii") as file:
+            file.write(f"{block_id[0]}\n")
+        time.sleep(0.02)
+        return block + 1
+
+    run = pool.map_blocks(work, image, chunks=(2, 16), dtype=float, wait=False, out=out)
+    until = chance.random() * 96
+    while run.progress[0] < until:
+        time.sleep(0.005)
+    running = not run.done()
+    lose()
+    found = run.result(60)
+    assert np.array_equal(found[...], image + 1)
+    calls = record.read_text().split()
+    assert len(set(calls)) == 128
+    # Why this bound: with two hosts a span has an eighth of the chunks that are left.
+    assert len(calls) <= 128 + 128 // 8, len(calls)
+    return running, len(calls)
 
 
 def kill_host(_block: Any = None) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import shmpar
+from shmpar import cli
 from tests import cluster_contract as contract
 from tests import pools
 
@@ -108,54 +109,39 @@ def test_a_host_that_is_killed_costs_one_span(
     cluster: shmpar.Pool, client: Any, tmp_path: Path
 ) -> None:
     """The result is right, and few chunks are computed twice."""
-    killed = kill_hosts(cluster, client, tmp_path, random.Random(5), times=1)
-    assert killed == 1
+    assert lose_one(cluster, client, tmp_path, random.Random(5))[0]
+    assert cluster.last_run is not None
+    report = cluster.last_run.report
+    lost = [one for one in report.hosts if one.lost]
+    assert len(lost) == report.deaths == 1
+    assert "it has left the cluster" in lost[0].lost
+    assert lost[0].lost in str(report)
 
 
 @pytest.mark.stress
 def test_hosts_are_killed_at_random_moments(
-    cluster: shmpar.Pool, client: Any, tmp_path: Path, stress_seed: int
+    zarr: Any, cluster: shmpar.Pool, client: Any, tmp_path: Path, stress_seed: int
 ) -> None:
-    """Fifty hosts are killed, each in a run of its own."""
+    """Fifty hosts are killed, each in a run of its own; every second run writes into a store."""
     chance = random.Random(stress_seed)
-    killed = 0
-    for number in range(60):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        killed += kill_hosts(cluster, client, folder, chance, times=1)
+    calls: list[int] = []
+    while len(calls) < 50:
+        folder = tmp_path / str(len(calls))
+        out = str(folder / "x.zarr") if len(calls) % 2 else None
+        died, count = lose_one(cluster, client, folder, chance, out)
+        calls += [count] * died
+        shutil.rmtree(folder)
         client.wait_for_workers(3, timeout=60)
-        if killed == 50:
-            break
-    assert killed == 50
+    again = sum(calls) - 128 * len(calls)
+    print(f"{len(calls)} hosts killed, {again} chunks twice, {max(calls) - 128} at most in a run")
 
 
-def kill_hosts(
-    pool: shmpar.Pool, client: Any, folder: Path, chance: random.Random, *, times: int
-) -> int:
-    """Kill hosts during a run of 128 chunks, and check its result; return how many died in it."""
-    image = np.arange(128 * 16.0).reshape(128, 16)
-
-    def work(block: np.ndarray, block_id: Any) -> np.ndarray:
-        with open(folder / "calls", "a", encoding="ascii") as file:
-            file.write(f"{block_id[0]}\n")
-        time.sleep(0.02)
-        return block + 1
-
-    run = pool.map_blocks(work, image, chunks=(1, 16), dtype=float, wait=False)
-    pids = list(client.run(os.getpid).values())
-    killed = 0
-    for _ in range(times):
-        until = chance.random() * 96
-        while run.progress[0] < until:
-            time.sleep(0.005)
-        if not run.done():
-            os.kill(chance.choice(pids), signal.SIGKILL)
-            killed += 1
-    assert np.array_equal(run.result(60), image + 1)
-    calls = (folder / "calls").read_text().split()
-    assert len(set(calls)) == 128
-    assert len(calls) <= 128 + times * 2 * 128 // 12 + 2, len(calls)
-    return killed
+def lose_one(
+    pool: shmpar.Pool, client: Any, folder: Path, chance: random.Random, out: str | None = None
+) -> tuple[bool, int]:
+    """Kill a host during a run; see :func:`cluster_contract.lose_host`."""
+    pid = chance.choice(list(client.run(os.getpid).values()))
+    return contract.lose_host(pool, folder, chance, lambda: os.kill(pid, signal.SIGKILL), out)
 
 
 def test_one_deadly_chunk_is_blamed_alone(cluster: shmpar.Pool) -> None:
@@ -178,82 +164,86 @@ def test_one_deadly_chunk_is_blamed_alone(cluster: shmpar.Pool) -> None:
     assert np.array_equal(np.delete(run.out, 37), np.delete(2 * np.arange(64.0), 37))
 
 
-def test_a_host_that_joins_takes_part(client: Any, tmp_path: Path) -> None:
-    """A run begins without a host, and computes as soon as there is one."""
+@pytest.mark.stress
+def test_one_deadly_call_is_blamed_alone() -> None:
+    """Calls that were beside it on the host have results; so has a run with a deadly chunk."""
+
+    def work(number: int) -> int:
+        if number in {3, 100}:
+            contract.kill_host()
+            time.sleep(60)
+        time.sleep(0.2)
+        return 2 * number
+
     with (
         distributed.LocalCluster(
-            n_workers=0, threads_per_worker=1, dashboard_address=":0", memory_limit=0
-        ) as growing,
-        distributed.Client(growing, set_as_default=False) as other,
-        shmpar.Pool(engine=other, host_timeout=60) as pool,
+            n_workers=2, threads_per_worker=3, dashboard_address=":0", memory_limit=0
+        ) as made,
+        distributed.Client(made, set_as_default=False) as other,
+        shmpar.Pool(engine=other) as pool,
     ):
-        run = pool.parallel_map(np.sum, np.ones((20, 3)), wait=False)
-        call = pool.submit(pow, 2, 3)
-        growing.scale(1)
-        assert run.result(60).tolist() == [3.0] * 20
-        assert call.result(60) == 8
-        stops = pool.parallel_map(lambda _: time.sleep(0.05), range(10_000), wait=False)
-        while not stops.progress[0]:
-            time.sleep(0.01)
-        growing.scale(2)
-        while len(pool._loop.engine._hosts) < 2:  # type: ignore[union-attr]
-            time.sleep(0.01)
-        time.sleep(0.5)
-        stops.cancel()
-        stops.over.wait(30)
-        assert len(stops.report.hosts) == 2
+        calls = [pool.submit(work, number) for number in range(12)]
+        run = pool.parallel_map(work, range(90, 110), on_error="collect", wait=False)
+        assert isinstance(calls.pop(3).exception(120), shmpar.WorkerDied)
+        assert [call.result(60) for call in calls] == [2 * n for n in range(12) if n != 3]
+        with pytest.raises(ExceptionGroup) as caught:
+            run.result(120)
+        (error,) = caught.value.exceptions
+        assert isinstance(error, shmpar.WorkerDied)
+        assert error.chunk == 10
 
 
-def test_without_hosts_a_run_is_lost_and_can_be_resumed() -> None:
-    """`host_timeout` ends runs and calls; a host that comes later resumes them."""
+def test_without_hosts_a_run_is_lost_and_hosts_that_join_take_part() -> None:
+    """`host_timeout` ends runs and calls; hosts that come later resume them, and share a run."""
     with (
         distributed.LocalCluster(
-            n_workers=0, threads_per_worker=1, dashboard_address=":0", memory_limit=0
+            n_workers=0, threads_per_worker=1, dashboard_address=":0", processes=False
         ) as growing,
         distributed.Client(growing, set_as_default=False) as other,
         shmpar.Pool(engine=other, host_timeout=0.5) as pool,
     ):
         with pytest.raises(shmpar.HostsLost, match=r"no host for host_timeout=0.5 s") as caught:
             pool.map_blocks(np.negative, contract.IMAGE)
+        call = pool.submit(pow, 2, 3)
         with pytest.raises(shmpar.HostsLost):
-            pool.submit(pow, 2, 3).result(30)
+            call.result(30)
         growing.scale(1)
         other.wait_for_workers(1)
         assert caught.value.run is not None
         found = caught.value.run.resume().result(60)
         assert np.array_equal(found, -contract.IMAGE)
+        run = pool.parallel_map(lambda _: time.sleep(0.02), range(10_000), wait=False)
+        while not run.progress[0]:
+            time.sleep(0.01)
+        growing.scale(2)
+        while len(run.execution._active.hosts) < 2:  # type: ignore[union-attr]
+            time.sleep(0.01)
+        run.cancel()
+        run.over.wait(30)
+        assert len(run.report.hosts) == 2
+
+
+def test_a_run_waits_for_its_first_host() -> None:
+    """A run and a call that begin without a host are computed as soon as there is one."""
+    with (
+        distributed.LocalCluster(
+            n_workers=0, threads_per_worker=1, dashboard_address=":0", processes=False
+        ) as growing,
+        distributed.Client(growing, set_as_default=False) as other,
+        shmpar.Pool(engine=other) as pool,
+    ):
+        run = pool.parallel_map(np.sum, np.ones((20, 3)), wait=False)
+        call = pool.submit(pow, 2, 3)
+        growing.scale(1)
+        assert run.result(60).tolist() == [3.0] * 20
+        assert call.result(60) == 8
 
 
 def test_the_hosts_pools_end_with_the_pool(client: Any) -> None:
     """No local worker outlives the block, and the plugin is gone."""
-    with shmpar.Pool(2, engine=client) as pool:
+    with shmpar.Pool(1, engine=client) as pool:
         pids = set(pool.parallel_map(lambda _: os.getpid(), range(60), dtype=object))
     wait_for_end(pids, 5)
-
-
-CLIENT = """
-import os, sys, time, numpy as np, distributed, shmpar
-def work(row):
-    open(os.path.join(sys_folder, str(os.getpid())), "a").close()
-    time.sleep(0.05)
-    return row.sum()
-sys_folder = sys.argv[2]
-client = distributed.Client(sys.argv[1])
-pool = shmpar.Pool(2, engine=client)
-pool.parallel_map(work, np.ones((10_000, 2)))
-"""
-
-
-def test_the_hosts_pools_end_with_the_client(client: Any, tmp_path: Path) -> None:
-    """After a SIGKILL of the client no local worker is left within 5 s."""
-    command = [sys.executable, "-c", CLIENT, client.scheduler.address, str(tmp_path)]
-    with subprocess.Popen(command) as killed:
-        while len(os.listdir(tmp_path)) < 2:
-            assert killed.poll() is None
-            time.sleep(0.05)
-        pids = set(map(int, os.listdir(tmp_path)))
-        killed.kill()
-    wait_for_end(pids | set(map(int, os.listdir(tmp_path))), 5)
 
 
 LEDGER = """
@@ -273,10 +263,10 @@ with shmpar.Pool(engine=client) as pool:
 """
 
 
-def test_a_later_process_computes_the_rest_of_a_client_that_was_killed(
+def test_a_client_is_killed_and_a_later_process_computes_the_rest(
     client: Any, tmp_path: Path
 ) -> None:
-    """The ledger and the store outlive the client; each chunk that is marked is whole."""
+    """No local worker is left after 5 s; the ledger and the store have whole chunks."""
     zarr: Any = pytest.importorskip("zarr")
     command = [sys.executable, "-c", LEDGER, client.scheduler.address, str(tmp_path)]
     with subprocess.Popen(command) as killed:
@@ -284,6 +274,7 @@ def test_a_later_process_computes_the_rest_of_a_client_that_was_killed(
             assert killed.poll() is None
             time.sleep(0.02)
         killed.kill()
+    wait_for_end({int(one.name.partition("-")[2]) for one in tmp_path.glob("*-*")}, 5)
     (tmp_path / "fast").touch()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -306,12 +297,12 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def test_engines_by_name_and_address(client: Any, local: shmpar.Pool) -> None:
+def test_engines_by_name_and_address(client: Any) -> None:
     """The name "dask" is the current client; an address gets a client of the pool's own."""
     for engine in ("dask", client.scheduler.address, client.get_executor()):
         hosts = None if isinstance(engine, str) else 2
         with shmpar.Pool(engine=engine, hosts=hosts) as pool:
-            contract.check_call("map_blocks", pool, local)
+            assert pool.submit(pow, 2, 5).result(60) == 32
     with pytest.raises(TypeError, match=r"distributed.Client\(cluster\)"):
         shmpar.Pool(engine=client.cluster)
     with pytest.raises(ValueError, match="knows its hosts"):
@@ -333,7 +324,7 @@ def test_an_open_scheduler_on_another_machine_gets_a_warning() -> None:
 def test_a_closed_client_is_refused_and_a_lost_one_loses_the_hosts() -> None:
     """A client that closes during the life of the pool ends its runs."""
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, dashboard_address=":0", memory_limit=0
+        n_workers=1, threads_per_worker=1, dashboard_address=":0", processes=False
     ) as made:
         other = distributed.Client(made, set_as_default=False)
         pool = shmpar.Pool(engine=other, host_timeout=60)
@@ -348,20 +339,34 @@ def test_a_closed_client_is_refused_and_a_lost_one_loses_the_hosts() -> None:
             shmpar.Pool(engine=other)
 
 
-def test_the_doctor_shows_the_hosts(client: Any) -> None:
+def test_the_doctor_shows_the_hosts(client: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """`python -m shmpar doctor --engine` lists each host with its versions."""
     address = client.scheduler.address
-    command = [sys.executable, "-m", "shmpar", "doctor", "--engine", address]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
-    hosts = json.loads(done.stdout)["cluster"]["hosts"]
+    cli.main(["doctor", "--engine", address, "--json"])
+    hosts = json.loads(capsys.readouterr().out)["cluster"]["hosts"]
     assert len(hosts) == 3
     for host in hosts:
         assert host["near"] is True
         assert host["refused"] == ""
         assert f"NumPy {np.__version__}" in host["versions"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    cli.main(["doctor", "--engine", address])
+    shown = capsys.readouterr().out
     assert f"Hosts of {address}" in shown
     assert "1 thread" in shown
+
+
+def test_the_doctor_shows_what_would_be_refused(
+    client: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hosts of another version, and a scheduler that does not answer, are problems with advice."""
+    monkeypatch.setattr("shmpar.cluster.messages.__version__", "99.0")
+    assert cli.main(["doctor", "--engine", client.scheduler.address]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("would be refused: the host has shmpar") == 3
+    assert "install the same versions there" in shown
+    monkeypatch.setattr("shmpar.cluster.dask._CLOSE_SECONDS", 0.5)
+    assert cli.main(["doctor", "--engine", "tcp://127.0.0.1:9"]) == 1
+    assert "tcp://127.0.0.1:9 cannot be reached" in capsys.readouterr().out
 
 
 def certificate(folder: Path) -> Any:

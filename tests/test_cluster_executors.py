@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,7 @@ import pytest
 import shmpar
 from tests import cluster_contract as contract
 from tests import pools
-
-
-def processes(count: int) -> ProcessPoolExecutor:
-    """Make an executor whose processes inherit nothing."""
-    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("forkserver"))
+from tests.cluster_contract import processes
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +52,18 @@ def cluster(warm_cluster: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Po
     pools.drop_caches(warm_cluster)
 
 
+@pytest.fixture(scope="module")
+def lone() -> Iterator[Executor]:
+    """A single process."""
+    with processes(1) as made:
+        made.submit(os.getpid).result()
+        yield made
+
+
 @pytest.fixture
-def own_cluster() -> Iterator[shmpar.Pool]:
+def own_cluster(lone: Executor, nothing_left: None) -> Iterator[shmpar.Pool]:
     """A pool for a test that kills its workers."""
-    with processes(1) as ex, shmpar.Pool(2, engine=ex) as pool:
+    with shmpar.Pool(2, engine=lone) as pool:
         yield pool
 
 
@@ -290,7 +296,7 @@ def test_a_ledger_with_a_store_resumes_a_run(
     assert len(list(calls.iterdir())) == 1
 
 
-def test_an_initializer_runs_in_each_local_worker(executor: Executor, tmp_path: Path) -> None:
+def test_an_initializer_runs_in_each_local_worker(lone: Executor, tmp_path: Path) -> None:
     """An initializer that raises is the error of every run."""
     path = str(tmp_path)
 
@@ -298,7 +304,7 @@ def test_an_initializer_runs_in_each_local_worker(executor: Executor, tmp_path: 
         Path(folder, str(os.getpid())).touch()
 
     with shmpar.Pool(
-        2, engine=executor, hosts=1, initializer=initialize, initargs=(path,), env={"MINE": "yes"}
+        engine=lone, initializer=initialize, initargs=(path,), env={"MINE": "yes"}
     ) as pool:
         assert pool.submit(os.getenv, "MINE").result() == "yes"
         assert str(pool.submit(os.getpid).result()) in os.listdir(path)
@@ -307,7 +313,7 @@ def test_an_initializer_runs_in_each_local_worker(executor: Executor, tmp_path: 
         raise ValueError("no model")
 
     with (
-        shmpar.Pool(engine=executor, hosts=1, initializer=fails) as pool,
+        shmpar.Pool(engine=lone, initializer=fails) as pool,
         pytest.raises(shmpar.ShmparError, match="no model"),
     ):
         pool.map_blocks(np.negative, contract.IMAGE, chunks=20)
@@ -315,13 +321,37 @@ def test_an_initializer_runs_in_each_local_worker(executor: Executor, tmp_path: 
 
 def test_the_hosts_pools_end_with_the_pool(executor: Executor) -> None:
     """No local worker outlives the block."""
-    with shmpar.Pool(2, engine=executor, hosts=2) as pool:
+    with shmpar.Pool(engine=executor, hosts=2) as pool:
         pids = set(pool.parallel_map(lambda _: os.getpid(), range(40), dtype=object))
         assert len(pids) > 1
     deadline = time.monotonic() + 5
     while any(os.path.exists(f"/proc/{pid}") for pid in pids):
         assert time.monotonic() < deadline, "a local worker lives on"
         time.sleep(0.05)
+
+
+def host_facts() -> tuple[int, int, int]:
+    """Return the hosts, threads and descriptors of this process."""
+    from shmpar.cluster import host
+
+    return len(host._hosts), threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+
+def test_pools_leave_nothing_in_the_process_of_a_host(lone: Executor) -> None:
+    """Heads, threads and descriptors of earlier pools are gone."""
+    found = []
+    for _ in range(3):
+        with shmpar.Pool(engine=lone) as pool:
+            pool.map_blocks(contract.smooth, contract.IMAGE, chunks=20)
+            assert pool.submit(pow, 2, 3).result() == 8
+        facts = lone.submit(host_facts).result()
+        deadline = time.monotonic() + 5
+        while facts[0] and time.monotonic() < deadline:
+            time.sleep(0.05)
+            facts = lone.submit(host_facts).result()
+        found.append(facts)
+    assert found[1] == found[2]
+    assert found[2][0] == 0
 
 
 def test_a_broken_executor_is_hosts_lost_and_another_pool_resumes(local: shmpar.Pool) -> None:
@@ -346,6 +376,31 @@ def test_a_broken_executor_is_hosts_lost_and_another_pool_resumes(local: shmpar.
     assert run is not None
     assert run.progress[0] < 60
     assert np.array_equal(run.resume(local).result(), 2 * np.arange(60.0))
+
+
+MPI = """
+import numpy as np, shmpar
+from mpi4py.futures import MPIPoolExecutor
+if __name__ == "__main__":
+    with MPIPoolExecutor(2) as executor, shmpar.Pool(engine=executor, hosts=2) as pool:
+        found = pool.map_overlap(np.cumsum, np.ones((40, 30)), depth=1, chunks=(7, 30), axis=0)
+        hosts = sorted(host.name for host in pool.last_run.report.hosts)
+        print(int(found.sum()), hosts, list(pool.map(abs, [-1, -2])))
+"""
+
+
+def test_an_executor_of_mpi(tmp_path: Path) -> None:
+    """The processes of an MPI job are hosts."""
+    pytest.importorskip("mpi4py")
+    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if mpiexec is None:
+        pytest.skip("needs mpiexec")
+    (tmp_path / "program.py").write_text(MPI)
+    command = [mpiexec, "-n", "3", sys.executable, "-m", "mpi4py.futures", "program.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    with shmpar.Pool(1) as pool:
+        due = pool.map_overlap(np.cumsum, np.ones((40, 30)), depth=1, chunks=(7, 30), axis=0)
+    assert done.stdout == f"{int(due.sum())} ['host-0', 'host-1'] [1, 2]\n", done.stderr
 
 
 def test_an_executor_that_was_shut_down_is_hosts_lost() -> None:
@@ -385,14 +440,14 @@ def test_what_hosts_cannot_do_is_refused_before_the_run(
 
 
 def test_mapped_files_are_shared_or_sent(
-    executor: Executor, tmp_path: Path, local: shmpar.Pool
+    lone: Executor, tmp_path: Path, local: shmpar.Pool
 ) -> None:
     """With `shared_files=True` hosts open the files; with False this process writes them."""
     for shared in (True, False):
         source = np.memmap(tmp_path / f"in{shared}", float, "w+", shape=contract.IMAGE.shape)
         source[...] = contract.IMAGE
         target = np.memmap(tmp_path / f"out{shared}", float, "w+", shape=source.shape)
-        with shmpar.Pool(engine=executor, hosts=2, shared_files=shared) as pool:
+        with shmpar.Pool(engine=lone, shared_files=shared) as pool:
             found = pool.map_overlap(contract.smooth, source, depth=2, chunks=16, out=target)
         assert found is target
         due = local.map_overlap(contract.smooth, contract.IMAGE, depth=2, chunks=16)
@@ -418,17 +473,18 @@ def test_arguments_of_a_pool_are_checked() -> None:
         shmpar.Pool(engine=pool)
 
 
-def test_another_version_of_shmpar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_shmpar_is_refused(
+    lone: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The error has both versions."""
-    with processes(1) as ex:
-        monkeypatch.setattr("shmpar.cluster.messages.__version__", "99.0")
-        with (
-            shmpar.Pool(engine=ex, hosts=1) as pool,
-            pytest.raises(
-                shmpar.HostsLost, match=r"the host has shmpar .*this process has shmpar 99.0"
-            ),
-        ):
-            pool.map_blocks(np.negative, contract.IMAGE)
+    monkeypatch.setattr("shmpar.cluster.messages.__version__", "99.0")
+    with (
+        shmpar.Pool(engine=lone) as pool,
+        pytest.raises(
+            shmpar.HostsLost, match=r"the host has shmpar .*this process has shmpar 99.0"
+        ),
+    ):
+        pool.map_blocks(np.negative, contract.IMAGE)
 
 
 def test_runs_of_several_threads_share_the_hosts(cluster: shmpar.Pool) -> None:

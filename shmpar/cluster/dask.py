@@ -123,6 +123,7 @@ class DaskTransport:
         self._heads: dict[tuple[int, str], Any] = {}
         self._workers: dict[str, int] = {}  # local workers of each host
         self._serving: dict[int, tuple[str, asyncio.Task[None]]] = {}
+        self._asked: dict[int, Any] = {}  # futures of Dask, by token
         self._tasks: set[asyncio.Future[Any]] = set()
         self._ended = False
         self._direct = True  # this process reaches the hosts
@@ -165,11 +166,18 @@ class DaskTransport:
         self._workers.pop(worker, None)
         for key in [key for key in self._heads if key[1] == worker]:
             self._heads.pop(key)
-        for token, (host, task) in list(self._serving.items()):
-            if host == worker:
-                self._serving.pop(token)
-                task.cancel()
+        for token in [token for token, (host, _) in self._serving.items() if host == worker]:
+            self._drop(token)
         self._tell(HostDown(worker, reason))
+
+    def _drop(self, token: int) -> None:
+        """Wait for an answer no longer."""
+        _, task = self._serving.pop(token)
+        future = self._asked.get(token)
+        if future is None:
+            task.cancel()
+        else:
+            future.release()  # Why not cancel the task: Dask would log that its own ones fail.
 
     async def _joined(self, worker: str) -> None:
         for _ in range(100):  # Why: it is announced before it runs.
@@ -202,8 +210,8 @@ class DaskTransport:
                 continue
             count = self._settings.workers or workers[worker]["nthreads"]
             self._workers[worker] = count
-            memory = workers[worker].get("memory_limit") or 0
-            self._tell(HostUp(worker, count, found.machine == here, worker, memory))
+            memory, calls = workers[worker].get("memory_limit") or 0, workers[worker]["nthreads"]
+            self._tell(HostUp(worker, count, found.machine == here, worker, memory, calls))
 
     async def _watch(self) -> None:
         """Report the end of the connection to the scheduler."""
@@ -225,10 +233,10 @@ class DaskTransport:
         self, token: int, host: str, work: Span | Submitted, head: Head | None
     ) -> None:
         try:
-            value = await self._ask(host, work, head)
+            value = await self._ask(token, host, work, head)
             if value == Missing("head"):  # Why: it drops a head that it has not used for long.
                 self._heads.pop((work.run, host), None)  # type: ignore[union-attr]
-                value = await self._ask(host, work, head)
+                value = await self._ask(token, host, work, head)
             answer = Answer(token, value, None)
         except asyncio.CancelledError as error:
             self._lost_track(token, host, f"its task was cancelled ({error})")
@@ -254,7 +262,7 @@ class DaskTransport:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _ask(self, host: str, work: Span | Submitted, head: Head | None) -> Any:
+    async def _ask(self, token: int, host: str, work: Span | Submitted, head: Head | None) -> Any:
         assert self._settings is not None
         client, settings = self.client, self._settings
         settings = settings._replace(
@@ -274,9 +282,11 @@ class DaskTransport:
             retries=0,
             key=f"shmpar-{'call' if head is None else head.plan.verb}-{id(work):x}-{host}",
         )
+        self._asked[token] = future
         try:
             return await client.gather(future, direct=True, asynchronous=True)
         finally:
+            del self._asked[token]
             future.release()
 
     async def _head(self, host: str, head: Head | None) -> Any:
@@ -344,9 +354,8 @@ class DaskTransport:
         assert self._settings is not None
         self._ended = True
         self._watcher.cancel()
-        serving_now, self._serving = list(self._serving.values()), {}
-        for _, task in serving_now:
-            task.cancel()
+        for token in list(self._serving):
+            self._drop(token)
         self._heads.clear()
         listeners = _listeners.get(self.client)
         if listeners is not None and self._heard in listeners.heard:

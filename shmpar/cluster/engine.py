@@ -16,8 +16,8 @@ the ledger tells the chunks that it holds. So the scheduler decides on retries, 
 Guarantees
 ----------
 - The pool thread alone changes the state here. A transport reports by a queue.
-- A chunk is blamed for the loss of a host only if it was alone there. Otherwise its chunks count as
-  suspects: each is computed again in a span that is alone on its host.
+- A chunk or a call is blamed for the loss of a host only if it was alone there. Otherwise all that
+  the host had are suspects: each is computed again alone on a host.
 - A span that was given up writes nothing here: only the answer to a lane's present span is taken.
 """
 
@@ -123,6 +123,7 @@ class ClusterEngine:
         self._hosts: dict[str, Host] = {}
         self._runs: dict[int, RunState] = {}
         self._calls: dict[int, tuple[int, Host, Submitted]] = {}  # by token: the number of the call
+        self._suspects: set[int] = set()  # numbers of calls that a lost host had
         self._tokens = itertools.count(1)
         self._inbox = queue.SimpleQueue[Report | None]()
         self._events: list[protocol.Event] = []
@@ -277,6 +278,7 @@ class ClusterEngine:
             self._transport.stop(run, hosts, kill=kill)
 
     def _withdraw(self, lane: Lane, active: ActivePlan) -> list[Generation]:
+        lane.waits = False
         mine = [item for item in lane.queue if item[0] is active]
         for item in mine:
             lane.queue.remove(item)
@@ -325,6 +327,7 @@ class ClusterEngine:
 
     def _feed(self, lane: Lane) -> None:
         """Send the next span of a lane, or report that its counters are exhausted."""
+        lane.waits = False
         while lane.queue and lane.busy is None and lane.host is not None:
             active, generation = lane.queue[0]
             state = self._runs[active.number]
@@ -333,8 +336,11 @@ class ClusterEngine:
             last, alone = self._end(state, generation, first, count, lane.host)
             others = [one.busy for one in lane.host.lanes if one is not lane and one.busy]
             if not active.stopped and first < count:
-                if others and (alone or any(one.alone for one in others)):
-                    return  # Why: the lane is fed again when the other one is free.
+                lane.waits = alone
+                busy = others or lane.host.calls
+                if lane.host.alone or (alone and busy) or any(one.alone for one in others):
+                    return  # Why: the lane is fed again when the other work is done.
+                lane.waits = False
                 first = generation.tickets.claim(last - first)
             if active.stopped or first >= count:
                 lane.queue.popleft()
@@ -462,11 +468,12 @@ class ClusterEngine:
         if report.host in self._hosts or len(free) < LANES:
             return
         most = min(spans.SPAN_BYTES, report.memory // 10) if report.memory else spans.SPAN_BYTES
-        host = Host(report.host, report.workers, report.near, report.name, most, free)
+        calls = min(report.workers, report.calls)
+        host = Host(report.host, report.workers, report.near, report.name, most, calls, free)
         self._hosts[report.host], self._without = host, None
         self._near = self._near or bool(report.near)
         for lane in free:
-            lane.host = host
+            lane.host, lane.waits = host, False
             self._events.append(protocol.WorkerReady(lane.number))
 
     def _host_down(self, key: str, reason: str) -> None:
@@ -480,17 +487,19 @@ class ClusterEngine:
         self.lost.append((host.name, reason))
         busy = [lane for lane in host.lanes if lane.busy is not None and not lane.busy.killed]
         text = f"was on host {host.name}, which was lost: {reason}"
-        for token in [token for token, (_, on, _) in self._calls.items() if on is host]:
-            del self._calls[token]
+        at_fault = len(host.calls) == 1 and not busy
+        for token in host.calls:
+            number = self._calls.pop(token)[0]
+            if not at_fault:
+                self._suspects.add(number)
         for lane in host.lanes:
             sent, lane.busy, lane.host = lane.busy, None, None
             lane.queue.clear()
             lane.claimed.clear()
             lane.traffic.clear()
             if sent is None or sent.killed:
-                # Why: only calls that no span was beside of can be at fault.
-                at_fault = bool(host.calls) and not busy and lane is host.lanes[0]
-                lost = protocol.WorkerLost(lane.number, Exit(None, text=text), not at_fault)
+                innocent = not (at_fault and lane is host.lanes[0])
+                lost = protocol.WorkerLost(lane.number, Exit(None, text=text), innocent)
                 self._events.append(lost)
                 continue
             self._transport.withdraw(sent.token)
@@ -555,6 +564,8 @@ class ClusterEngine:
         self._transport.send(sent.token, host.key, sent.span, sent.state.head)
 
     def _feed_host(self, host: Host) -> None:
+        if host.alone and len(host.calls) == 1 and not any(lane.busy for lane in host.lanes):
+            self._transport.send(host.alone, host.key, self._calls[host.alone][2], None)
         for lane in host.lanes:
             self._feed(lane)
 
@@ -608,14 +619,14 @@ class ClusterEngine:
     # Calls
 
     def free_worker(self) -> int | None:
-        """Return a lane of the host that has the fewest calls for its workers."""
+        """Return a lane of the host that has the fewest calls for those that it makes at a time."""
         if not self._hosts:
             expired = self._without is not None and (
                 time.monotonic() >= self._without + self._timeout
             )
             return 0 if self._broken or expired else None
-        free = [host for host in self._hosts.values() if len(host.calls) < host.workers]
-        least = min(free, key=lambda host: len(host.calls) / host.workers, default=None)
+        free = [host for host in self._hosts.values() if host.takes_calls()]
+        least = min(free, key=lambda host: len(host.calls) / host.most_calls, default=None)
         return None if least is None else least.lanes[0].number
 
     def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
@@ -623,8 +634,20 @@ class ClusterEngine:
         return None
 
     def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
-        """Return none: a host keeps no call for later."""
+        """Return none: a host keeps no call for later. End its calls over items.
+
+        Why all of them: the items that a wanted one leaves are sent again.
+        """
+        host = self._lanes[worker].host
+        if stop and host is not None:
+            for token in host.calls:
+                if self._calls[token][2].more:
+                    self._tell_stop(-1 - token, [host.key], kill=False)
         return []
+
+    def places(self) -> int:
+        """Return the number of calls that all hosts make at a time; any thread may ask."""
+        return sum([host.most_calls for host in list(self._hosts.values())])
 
     def call(self, worker: int, number: int, prepared: Submitted, more: Any = ()) -> None:
         """Send a call to the host of a lane."""
@@ -633,13 +656,21 @@ class ClusterEngine:
             raise self._hosts_lost()
         token = next(self._tokens)
         host.calls[token] = worker
-        prepared = prepared._replace(more=more)
+        prepared = prepared._replace(more=more, number=-1 - token)
         self._calls[token] = number, host, prepared
-        self._transport.send(token, host.key, prepared, None)
+        if number in self._suspects:
+            host.alone = token
+            self._feed_host(host)
+        else:
+            self._transport.send(token, host.key, prepared, None)
 
     def _call_answered(self, answer: Answer) -> None:
         number, host, _ = self._calls.pop(answer.token)
         host.calls.pop(answer.token, None)
+        if host.alone == answer.token:
+            host.alone = 0
+            self._suspects.discard(number)
+        self._feed_host(host)
         result = answer.value
         if not isinstance(result, CallResult):
             reason = result.reason if isinstance(result, Refused) else None

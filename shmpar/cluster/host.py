@@ -64,6 +64,7 @@ from shmpar.memory.limits import available_cpus
 from shmpar.memory.segment import Segment, create, new_output
 from shmpar.pickling.pack import Payload
 from shmpar.plan import Announcement, Function, Plan, SpanPlan
+from shmpar.runtime.calls import Call
 from shmpar.runtime.execution import Execution, Policy
 from shmpar.runtime.loop import AT_ONCE, Loop
 from shmpar.runtime.outputs import Outputs
@@ -128,7 +129,7 @@ def _host(settings: Settings) -> Host:
     with _lock:
         key = settings.pool, os.getpid()  # Why the pid: a forked child has none of the hosts
         if key not in _hosts or _hosts[key].closed:
-            _hosts[key] = Host(settings)
+            _hosts[key] = Host(settings, key)
         return _hosts[key]
 
 
@@ -390,8 +391,8 @@ def placed(window: Window) -> Part:
 class Host:
     """The local pool of this process for one pool of a client."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, key: tuple[str, int]) -> None:
+        self.settings, self._key = settings, key
         self.closed = False
         self._loop = Loop(partial(HostEngine, settings))
         self._loaded: dict[int, _Loaded] = {}
@@ -399,6 +400,7 @@ class Host:
         self._state = threading.Lock()
         self._working, self._idle_since = 0, time.monotonic()
         self._stopped: dict[int, bool] = {}
+        self._calls: dict[int, Call] = {}  # calls over items
         self._parent = os.getppid()
         self._control: Array | None = None
         self._client = -1
@@ -489,15 +491,18 @@ class Host:
         return run
 
     def stop(self, number: int, *, kill: bool) -> None:
-        """Stop the spans of a run, those that come later too."""
+        """Stop the spans of a run, those that come later too; or a call over items."""
         with self._state:
             if self._stopped.get(number, False) >= kill and number in self._stopped:
                 return
             self._stopped[number] = kill
             loaded = self._loaded.get(number)
             runs = [] if loaded is None else list(loaded.runs)
+            call = self._calls.get(number)
         for run in runs:
             self._loop.cancel(run, 0.0 if kill else None)
+        if call is not None:
+            _end_early(call)
 
     # Calls
 
@@ -509,7 +514,15 @@ class Host:
             prepared = self._loop.prepare_call(function)
             # Why unwanted: the client has the items computed that the call leaves.
             call = self._loop.add_call(work.name, prepared, work.retries, work.more, unwanted=True)
+            with self._state:
+                self._calls[work.number] = call
+                stopped = work.number in self._stopped
+            if stopped:
+                _end_early(call)
             call.resolved.wait()
+            with self._state:
+                del self._calls[work.number]
+                self._stopped.pop(work.number, None)
             warned = [*(call.warned or {}).values()]
             call.warned = None
             error = call.exception()
@@ -537,6 +550,9 @@ class Host:
             self._read_control()
             self._drop_heads()
         self.close()
+        with _lock:  # Why: the heads and the memory of the client are kept no longer.
+            if _hosts.get(self._key) is self:
+                del _hosts[self._key]
 
     def _is_abandoned(self) -> bool:
         if self._control is not None and self._control[CLOSED]:
@@ -569,6 +585,12 @@ class Host:
                 self._loop.close(AT_ONCE)
             if self._client >= 0:
                 os.close(self._client)
+
+
+def _end_early(call: Call) -> None:
+    """Begin no further item of a call."""
+    if call.stop is not None:
+        call.stop(call)
 
 
 def _nothing_done(run: Run) -> BoxResult:

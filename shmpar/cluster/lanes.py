@@ -38,6 +38,8 @@ class Lane:
         Tickets that it has claimed, by the numbers of run and generation.
     traffic : dict
         Bytes and seconds of stores that are not reported yet, by the number of the run.
+    waits : bool
+        It has a span that must be alone on its host, which has other work.
     """
 
     number: int
@@ -46,6 +48,7 @@ class Lane:
     busy: Sent | None = None
     claimed: dict[tuple[int, int], int] = field(default_factory=dict)
     traffic: dict[int, tuple[int, int, float]] = field(default_factory=dict)
+    waits: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -60,8 +63,12 @@ class Host:
         It maps memory of this process; None: that is not known yet.
     most_bytes : int
         Bytes that a span may take along: a tenth of its memory at most.
+    most_calls : int
+        Calls that it makes at a time.
     calls : dict of int to int
         Tokens of the calls that it has, and the lane that each counts for.
+    alone : int
+        Token of the call that is alone there, or waits until it is; 0 if there is none.
     """
 
     key: str
@@ -69,8 +76,15 @@ class Host:
     near: bool | None
     name: str
     most_bytes: int
+    most_calls: int
     lanes: list[Lane] = field(default_factory=list)
     calls: dict[int, int] = field(default_factory=dict)
+    alone: int = 0
+
+    def takes_calls(self) -> bool:
+        """Return whether it makes a further call now, and nothing must be alone there."""
+        single = any(lane.waits or (lane.busy and lane.busy.alone) for lane in self.lanes)
+        return len(self.calls) < self.most_calls and not self.alone and not single
 
 
 @dataclass(eq=False, slots=True)

@@ -321,6 +321,8 @@ class Submitted(NamedTuple):
         Name of the function, for errors.
     more : tuple
         Further arguments: the items ``first <= i < last`` of a call over items.
+    number : int
+        Its number, by which it is stopped; those of runs are 0 or more, and its is less.
     """
 
     function: bytes
@@ -329,6 +331,7 @@ class Submitted(NamedTuple):
     retries: int
     name: str
     more: tuple[int, int] | tuple[()] = ()
+    number: int = -1
 
     @property
     def nbytes(self) -> float:

@@ -40,6 +40,8 @@ class HostUp(NamedTuple):
         Its name for people.
     memory : int
         Bytes that it may use; 0 if there is no limit.
+    calls : int
+        Pieces of work that its process does at a time.
     """
 
     host: str
@@ -47,6 +49,7 @@ class HostUp(NamedTuple):
     near: bool | None
     name: str
     memory: int = 0
+    calls: int = 1
 
 
 class HostDown(NamedTuple):

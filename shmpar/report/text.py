@@ -240,6 +240,8 @@ def render(report: Report) -> str:
     rows = [] if report.hosts else worker_rows(report)
     if report.hosts:
         lines += ["", *format_table([HOST_COLUMNS, *host_rows(report)[:_MAX_WORKERS]], "<>>>>><")]
+        if len(report.hosts) > _MAX_WORKERS:
+            lines.append(f"... and {len(report.hosts) - _MAX_WORKERS} more")
     if report.computed and rows:
         lines += ["", *format_table([WORKER_COLUMNS, *rows[:_MAX_WORKERS]], ">>>>>>")]
         if len(rows) > _MAX_WORKERS:

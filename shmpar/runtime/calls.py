@@ -235,7 +235,8 @@ class Calls:
             call.rest = [call.over(first, last)]
             self._cancel(call.rest[0])
             return
-        begins = range(first, last, max(size, 1))
+        size = max(size, 1)  # Why: a worker that was stopped, or has died, returns no result.
+        begins = range(first, last, size)
         call.rest = [call.over(begin, min(begin + size, last)) for begin in begins]
         self._queue.extendleft(reversed(call.rest))
 

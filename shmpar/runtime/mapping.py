@@ -22,6 +22,7 @@ from shmpar.tracebacks import delivering, hiding
 
 SLICE_SECONDS = 5e-3
 """Time after which a call over items ends, unless its chunksize was given."""
+_HOST_SLICE_SECONDS = 0.1  # Why longer: each slice goes to a host and back.
 
 _SHARE = 4  # pieces for each worker
 _FEW = 16  # items for each worker that are sent one by one
@@ -75,6 +76,24 @@ class Pieces(Iterator[list[Any]]):
         if nbytes is not None:
             limit = min(limit, max(1, int(_MOST_BYTES * count // nbytes)))
         self._size = max(1, min(limit, 2 * self._size) if self._grows else limit)
+
+
+def shared_by(engine: Any, workers: int, *, remote: bool) -> tuple[int, float]:
+    """Return the number of calls at a time that share items, and the seconds of a slice.
+
+    Parameters
+    ----------
+    engine : ClusterEngine, other Engine or None
+        The engine, if it is made already.
+    workers : int
+        Workers of this machine, or of each host.
+    remote : bool
+        The workers are on hosts.
+    """
+    if not remote:
+        return workers, SLICE_SECONDS
+    hosted = 0 if engine is None else engine.places()
+    return hosted or workers, _HOST_SLICE_SECONDS
 
 
 def length_of(iterables: tuple[Iterable[Any], ...]) -> int | None:
