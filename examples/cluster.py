@@ -23,6 +23,7 @@ import shmpar
 
 Array = np.ndarray[Any, Any]
 DEPTH = 6
+QUIET = logging.CRITICAL + 1
 
 
 def smooth(block: Array) -> Array:
@@ -53,14 +54,14 @@ def main() -> None:
         raise SystemExit("this example needs distributed: pip install 'shmpar[dask]'") from None
     # Why: Dask logs each connection that the death of a host cuts.
     for name in ("distributed", "asyncio", "tornado"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        logging.getLogger(name).setLevel(QUIET)
     size, chunk = (800, 100) if options.smoke else (options.size, 500)
     image = np.random.default_rng(0).random((size, size))
     with ExitStack() as stack:
         address = options.address
         if address is None:
             cluster = LocalCluster(
-                n_workers=3, threads_per_worker=1, dashboard_address=":0", silence_logs=False
+                n_workers=3, threads_per_worker=1, dashboard_address=":0", silence_logs=QUIET
             )
             address = stack.enter_context(cluster)
         client = stack.enter_context(Client(address))

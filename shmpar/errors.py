@@ -163,7 +163,8 @@ class PlanError(ShmparError):
 class StoreError(ShmparError, OSError):
     """A store cannot be opened, or a window of it cannot be read or written.
 
-    The error of the library is ``__cause__``.
+    The error of the library is ``__cause__``. ``errno`` is the number of the error of the system,
+    such as that of a full disk, or None.
 
     Attributes
     ----------
@@ -171,8 +172,6 @@ class StoreError(ShmparError, OSError):
         Name of the format or of the function that opens it.
     where : str
         Path, URL or call that leads to it.
-    errno : int or None
-        Number of the error of the system, such as that of a full disk.
     """
 
     def __init__(

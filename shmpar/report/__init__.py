@@ -5,7 +5,9 @@ The views (text, HTML, plot, trace) are imported on use, so that other programs 
 
 from __future__ import annotations
 
+from shmpar.engines.engine import HostTraffic
+from shmpar.ipc.ledger import LostClaim
 from shmpar.report.report import Report, SlowChunk
 from shmpar.report.timings import WorkerTime
 
-__all__ = ["Report", "SlowChunk", "WorkerTime"]
+__all__ = ["HostTraffic", "LostClaim", "Report", "SlowChunk", "WorkerTime"]

@@ -94,10 +94,8 @@ class Store:
     Pass it to a verb as an input. Each worker opens it for itself, so no value of it passes
     through this process. :func:`shmpar.open` and :func:`shmpar.opened` make one.
 
-    Parameters
+    Attributes
     ----------
-    opener : bytes
-        Pickle of a callable, its arguments and its keyword arguments, which returns the array.
     shape, dtype
         Those of the array.
     unit : tuple of int or None
@@ -108,6 +106,8 @@ class Store:
         ``"opened"``.
     where : str
         The place, for messages.
+    opener : bytes
+        Pickle of a callable, its arguments and its keyword arguments, which returns the array.
 
     Notes
     -----
