@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -261,6 +262,12 @@ def lose_host(
     # Why this bound: with two hosts a span has an eighth of the chunks that are left.
     assert len(calls) <= 128 + 128 // 8, len(calls)
     return running, len(calls)
+
+
+def kill_one(client: Any, chance: random.Random) -> None:
+    """Kill the process of a worker of Dask that is there."""
+    pids = list(client.run(os.getpid, on_error="ignore").values())
+    os.kill(chance.choice(pids), signal.SIGKILL)
 
 
 def kill_host(_block: Any = None) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -83,8 +82,9 @@ class Machine:
         return int(words[1]) + int(words[9])
 
     def segments(self) -> list[str]:
-        """Return the names in its ``/dev/shm``."""
-        return os.listdir(f"/proc/{self.pid}/root/dev/shm")
+        """Return our names in its ``/dev/shm``; those of Dask stay if it is killed."""
+        names = os.listdir(f"/proc/{self.pid}/root/dev/shm")
+        return [name for name in names if name.startswith("shmpar")]
 
 
 def local_workers() -> set[int]:
@@ -138,16 +138,13 @@ def kills(pool: shmpar.Pool, client: Any, folder: Path, chance: random.Random) -
     killed, calls, slowest = 0, [], 0.0
     while killed < KILLS:
         began = time.monotonic()
-        done, count = contract.lose_host(pool, folder, chance, lambda: kill_one(client, chance))
+        done, count = contract.lose_host(
+            pool, folder, chance, lambda: contract.kill_one(client, chance)
+        )
         killed, slowest = killed + done, max(slowest, time.monotonic() - began)
         calls.append(count)
         client.wait_for_workers(HOSTS, timeout=60)
     return {"killed": killed, "most calls for 128 chunks": max(calls), "slowest run": slowest}
-
-
-def kill_one(client: Any, chance: random.Random) -> None:
-    """Kill the process of a host that is there."""
-    os.kill(chance.choice([*client.run(os.getpid).values()]), signal.SIGKILL)
 
 
 def cuts(
@@ -220,7 +217,8 @@ def main(folder: Path, seed: int) -> None:
             assert local_workers()
         part("end of the pool", {"seconds": wait_without_workers(5.0)})
         part("killed client", client_killed())
-        assert not any(machine.segments() for machine in machines)
+        left = [machine.segments() for machine in machines]
+        assert not any(left), left
 
 
 if __name__ == "__main__":

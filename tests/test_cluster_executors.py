@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -340,18 +340,19 @@ def host_facts() -> tuple[int, int, int]:
 def test_pools_leave_nothing_in_the_process_of_a_host(lone: Executor) -> None:
     """Heads, threads and descriptors of earlier pools are gone."""
     found = []
+    _, threads, _ = lone.submit(host_facts).result()
     for _ in range(3):
         with shmpar.Pool(engine=lone) as pool:
             pool.map_blocks(contract.smooth, contract.IMAGE, chunks=20)
             assert pool.submit(pow, 2, 3).result() == 8
         facts = lone.submit(host_facts).result()
         deadline = time.monotonic() + 5
-        while facts[0] and time.monotonic() < deadline:
-            time.sleep(0.05)
+        while facts[:2] != (0, threads):
+            assert time.monotonic() < deadline, facts
+            time.sleep(0.02)
             facts = lone.submit(host_facts).result()
         found.append(facts)
     assert found[1] == found[2]
-    assert found[2][0] == 0
 
 
 def test_a_broken_executor_is_hosts_lost_and_another_pool_resumes(local: shmpar.Pool) -> None:
@@ -471,6 +472,37 @@ def test_arguments_of_a_pool_are_checked() -> None:
                 shmpar.Pool(**options)
     with shmpar.Pool(1, engine="threads") as pool, pytest.raises(TypeError, match="use it itself"):
         shmpar.Pool(engine=pool)
+
+
+class Minimal(Executor):
+    """The least that an executor can be: it starts a thread for each call."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = Future[Any]()
+
+        def call() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=call).start()
+        return future
+
+
+def test_an_executor_of_a_few_lines_will_do(local: shmpar.Pool) -> None:
+    """It need not know its processes; then `hosts` must be given."""
+    with pytest.raises(ValueError, match=r"Minimal: pass hosts=, its calls in flight at a time"):
+        shmpar.Pool(engine=Minimal())
+    with shmpar.Pool(engine=Minimal(), hosts=2) as pool:
+        contract.check_call("map_overlap, periodic", pool, local)
+
+
+def test_dask_without_a_client_is_refused() -> None:
+    """The error says how to make one."""
+    pytest.importorskip("distributed")
+    with pytest.raises(RuntimeError, match=r"there is none: make one by distributed.Client\(\)"):
+        shmpar.Pool(engine="dask")
 
 
 def test_another_version_of_shmpar_is_refused(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
@@ -32,12 +33,20 @@ from shmpar.cluster.messages import (
     Versions,
     machine,
 )
-from shmpar.cluster.transport import Answer, Broken, HostDown, HostUp, Report, warn_if_open
+from shmpar.cluster.transport import (
+    LANES,
+    Answer,
+    Broken,
+    HostDown,
+    HostUp,
+    Report,
+    warn_if_open,
+)
 
 Array = np.ndarray[Any, Any]
 
 _MOST_HOSTS = 256
-_INLINE = 64 << 10  # bytes of windows that go with the task, which saves messages
+_INLINE = 64 << 10  # bytes of windows, and of a head, that go with the task: it saves messages
 _LOOK_SECONDS = 1.0
 _CLOSE_SECONDS = 10.0
 _LOST = frozenset(
@@ -120,11 +129,13 @@ class DaskTransport:
         self.client, self._own = client, own
         self._tell: Callable[[Report], object] = lambda _: None
         self._settings: Settings | None = None
-        self._heads: dict[tuple[int, str], Any] = {}
+        self._heads: dict[tuple[int, str], Any] = {}  # futures, by run and host
+        self._told: dict[tuple[int, str], int] = {}  # tasks that a small head went with
         self._workers: dict[str, int] = {}  # local workers of each host
         self._serving: dict[int, tuple[str, asyncio.Task[None]]] = {}
         self._asked: dict[int, Any] = {}  # futures of Dask, by token
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._keys = itertools.count()
         self._ended = False
         self._direct = True  # this process reaches the hosts
 
@@ -164,11 +175,16 @@ class DaskTransport:
 
     def _gone(self, worker: str, reason: str) -> None:
         self._workers.pop(worker, None)
-        for key in [key for key in self._heads if key[1] == worker]:
-            self._heads.pop(key)
+        self._drop_heads(lambda key: key[1] == worker)
         for token in [token for token, (host, _) in self._serving.items() if host == worker]:
             self._drop(token)
         self._tell(HostDown(worker, reason))
+
+    def _drop_heads(self, chosen: Callable[[tuple[int, str]], bool]) -> None:
+        """Forget that hosts have heads."""
+        for known in (self._heads, self._told):
+            for key in [key for key in known if chosen(key)]:
+                del known[key]
 
     def _drop(self, token: int) -> None:
         """Wait for an answer no longer."""
@@ -235,7 +251,7 @@ class DaskTransport:
         try:
             value = await self._ask(token, host, work, head)
             if value == Missing("head"):  # Why: it drops a head that it has not used for long.
-                self._heads.pop((work.run, host), None)  # type: ignore[union-attr]
+                self._drop_heads(lambda key: key == (work.run, host))  # type: ignore[union-attr]
                 value = await self._ask(token, host, work, head)
             answer = Answer(token, value, None)
         except asyncio.CancelledError as error:
@@ -280,7 +296,8 @@ class DaskTransport:
             allow_other_workers=False,
             pure=False,
             retries=0,
-            key=f"shmpar-{'call' if head is None else head.plan.verb}-{id(work):x}-{host}",
+            # Why unique: Dask would answer with the result of an earlier task of the same key.
+            key=f"{'call' if head is None else head.plan.verb}-{next(self._keys)}-{settings.pool}",
         )
         self._asked[token] = future
         try:
@@ -290,10 +307,13 @@ class DaskTransport:
             future.release()
 
     async def _head(self, host: str, head: Head | None) -> Any:
-        """Return the future of a head on a host; it is sent there once."""
+        """Return a small head, or the future of a large one on a host; it is sent there once."""
         if head is None:
             return None
         key = head.run, host
+        if len(head.function) + sum(one.nbytes for one in head.held) <= _INLINE:
+            told = self._told[key] = self._told.get(key, 0) + 1
+            return _Sealed(head) if told <= LANES else None
         if key not in self._heads:
             self._heads[key] = asyncio.ensure_future(self._scatter(host, head))
         return await self._heads[key]
@@ -337,8 +357,7 @@ class DaskTransport:
             self.client.loop.asyncio_loop.call_soon_threadsafe(self._forget, run)
 
     def _forget(self, run: int) -> None:
-        for key in [key for key in self._heads if key[0] == run]:
-            self._heads.pop(key)
+        self._drop_heads(lambda key: key[0] == run)
 
     def withdraw(self, token: int) -> None:
         """Do nothing: a host that is told to stop a run ends its later spans at once too."""

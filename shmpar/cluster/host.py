@@ -61,6 +61,7 @@ from shmpar.errors import ShmparError
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import DONE
 from shmpar.memory.limits import available_cpus
+from shmpar.memory.names import remove_stale
 from shmpar.memory.segment import Segment, create, new_output
 from shmpar.pickling.pack import Payload
 from shmpar.plan import Announcement, Function, Plan, SpanPlan
@@ -392,6 +393,7 @@ class Host:
     """The local pool of this process for one pool of a client."""
 
     def __init__(self, settings: Settings, key: tuple[str, int]) -> None:
+        remove_stale()  # Why: those of hosts that were killed.
         self.settings, self._key = settings, key
         self.closed = False
         self._loop = Loop(partial(HostEngine, settings))
