@@ -191,7 +191,7 @@ class Report:
         True if the failed chunks were filled (``on_error="fill"``).
     hosts : tuple of HostTraffic
         On a cluster: spans, bytes, seconds and the loss of each host. `deaths` counts the hosts
-        that were lost while they had a chunk, too.
+        too that were lost while they had a single chunk.
     store_read, store_written : int
         Bytes of values that workers have read from stores, with halos and repetitions, and written
         to stores.
