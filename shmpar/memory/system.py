@@ -28,7 +28,8 @@ REFUSED: Final = frozenset({
     errno.ENODEV, errno.ENOTTY, errno.EPROTONOSUPPORT, errno.EPROTOTYPE, errno.ENOLCK,
 })  # fmt: skip
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG})
-_M_MMAP_THRESHOLD: Final = -3  # of mallopt(3)
+_M_TRIM_THRESHOLD: Final = -1  # of mallopt(3)
+_M_MMAP_THRESHOLD: Final = -3
 NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 NO_PROCESSES: Final = frozenset({errno.EAGAIN, errno.ENOMEM})  # fork
 HELD: Final = frozenset({errno.EAGAIN, errno.EACCES})  # a lock, by another process
@@ -79,18 +80,31 @@ def attempt(name: str, call: Callable[[], T], otherwise: Callable[[], T]) -> T:
 
 
 @functools.cache
-def return_large_blocks(least: int) -> None:
-    """Have malloc return each block of at least so many bytes to the system when it is freed.
+def _libc() -> Any:
+    import ctypes  # Why here: NumPy has loaded it
 
-    Why: glibc keeps the blocks of each thread for later ones, up to 32 MiB each.
+    return ctypes.CDLL(None)
+
+
+@functools.cache
+def keep_freed_blocks(most: int) -> None:
+    """Have malloc keep freed blocks of up to so many bytes for later ones; it returns larger ones.
+
+    Why: the system clears each page of a block that is returned and allocated again, which takes
+    longer than a simple function of the block.
     """
     if "MALLOC_MMAP_THRESHOLD_" in os.environ or "GLIBC_TUNABLES" in os.environ:
         return
-    import ctypes  # Why here: NumPy has loaded it
-
     # Why suppressed: other C libraries have no such function.
     with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, least)
+        _libc().mallopt(_M_MMAP_THRESHOLD, most)
+        _libc().mallopt(_M_TRIM_THRESHOLD, 2 * most)
+
+
+def return_freed_blocks() -> None:
+    """Return the memory that malloc has kept to the system."""
+    with suppress(AttributeError, OSError):
+        _libc().malloc_trim(0)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from shmpar.errors import StoreError
 Array = np.ndarray[Any, Any]
 Where = tuple[slice, ...]
 
+_LOOKS = 4  # along each axis of a chunk
 _PACKAGES = {
     "zarr": "zarr", "h5py": "hdf5", "tifffile": "tiff", "fsspec": "zarr", "xarray": "xarray",
     "dask": "dask",
@@ -53,6 +54,7 @@ class ZarrArray:
         self.array, self.shape, self.dtype = array, array.shape, array.dtype
         self.unit = array.shards or array.chunks
         self.metadata = _metadata_file(array)
+        self._unchecked = _without_comparison(array)
 
     def read_into(self, where: Where, memory: Array, inside: Where) -> None:
         """Decode a window into memory."""
@@ -69,7 +71,8 @@ class ZarrArray:
 
     def __setitem__(self, where: Any, value: Any) -> None:
         self.check()
-        self.array[where] = value
+        known = self._unchecked is not None and _shows_values(self.array, where, value)
+        (self._unchecked if known else self.array)[where] = value
 
     def check(self) -> None:
         """Raise `StoreError` if the folder of the array is gone."""
@@ -78,6 +81,37 @@ class ZarrArray:
                 f"the zarr array {self.array.store_path} is gone: {self.metadata} was removed",
                 opener="zarr", where=str(self.array.store_path),
             )  # fmt: skip
+
+
+def _without_comparison(array: Any) -> Any:
+    """Return a zarr array that compares no chunk with the fill value; None if it may not.
+
+    Why: zarr compares each chunk, in order to leave out those of the fill value alone, and that
+    takes longer than a simple function of the chunk.
+    """
+    if not hasattr(array, "with_config") or array.shards or array.dtype.kind not in "biufc":
+        return None
+    fill = array.fill_value
+    if not array.shape or fill != fill or array.config.write_empty_chunks:  # noqa: PLR0124 - NaN
+        return None
+    return array.with_config({"write_empty_chunks": True})
+
+
+def _shows_values(array: Any, where: Any, value: Any) -> bool:
+    """Return whether a few elements tell that no chunk in a window has the fill value alone."""
+    if not isinstance(where, tuple) or value.shape != tuple([s.stop - s.start for s in where]):
+        return False
+    places = []
+    for one, length in zip(where, array.chunks, strict=True):
+        if one.start % length or one.start == one.stop:
+            return False
+        starts = np.arange(0, one.stop - one.start, length)
+        lengths = np.minimum(length, one.stop - one.start - starts)
+        steps = [(2 * k + 1) * lengths // (2 * _LOOKS) for k in range(_LOOKS)]
+        places.append((starts + steps).T.ravel())
+    looks = value[np.ix_(*places)].astype(array.dtype) != (array.fill_value or 0)
+    by_chunk = looks.reshape([n for one in places for n in (len(one) // _LOOKS, _LOOKS)])
+    return bool(by_chunk.any(tuple(range(1, 2 * len(places), 2))).all())
 
 
 def _metadata_file(array: Any) -> str | None:

@@ -82,10 +82,14 @@ def open_store(opener: bytes) -> Any:
     return arrays[opener]
 
 
-def drop_stores() -> None:
-    """Forget the arrays that this thread has opened: they close with their last user."""
-    if _cache.arrays:
-        _cache.arrays.clear()
+def drop_stores() -> bool:
+    """Forget the arrays that this thread has opened; return whether there were any.
+
+    They close with their last user.
+    """
+    found = bool(_cache.arrays)
+    _cache.arrays.clear()
+    return found
 
 
 class Store:

@@ -48,7 +48,7 @@ from shmpar.ipc.wire import MAX_DESCRIPTORS, Wire
 from shmpar.memory import limits
 from shmpar.memory.layout import protected
 from shmpar.memory.segment import Segment
-from shmpar.memory.system import return_large_blocks
+from shmpar.memory.system import keep_freed_blocks, return_freed_blocks
 from shmpar.pickling.plain import pack_plain
 from shmpar.pickling.unpack import namespaces, unpack
 from shmpar.plan import Announcement, Function, ResultError
@@ -73,7 +73,7 @@ Array = np.ndarray[Any, Any]
 Outcome = tuple[int, int | None, Any, bool, Sequence[tuple[int, int]], tuple[int, int, float]]
 """The fields of ``CounterExhausted`` from `claimed` to `huge_bytes`."""
 _FLUSH_SECONDS = 0.01
-_LARGE_BLOCK = 4 << 20  # bytes; Why: automatic chunks of arrays in memory are smaller
+_KEPT_BLOCK = 16 << 20  # bytes
 # Why the reset: a send raises it if the parent has closed the socket with unread messages.
 _PARENT_GONE = EOFError, BrokenPipeError, ConnectionResetError
 
@@ -411,7 +411,8 @@ class WorkerProcess:
         finally:
             if private:
                 namespaces.forget(private)
-            drop_stores()
+            if drop_stores():
+                return_freed_blocks()
         self.send(protocol.CounterExhausted(self.number, work.run, work.generation, *outcome))
 
     def _work(self, assignment: Assignment, work: Work) -> Outcome:
@@ -432,7 +433,7 @@ class WorkerProcess:
         """Return the work in the memory of this process."""
         ledger, outputs, sums = self._ledger(work), work.outputs, work.checksums
         if any(isinstance(one, Store) for one in work.arrays):
-            return_large_blocks(_LARGE_BLOCK)
+            keep_freed_blocks(_KEPT_BLOCK)
         if work.plan != self.plan[0]:
             self.plan = work.plan, pickle.loads(work.plan)
         return Assignment(
@@ -494,8 +495,7 @@ class WorkerProcess:
     def output(self, reference: protocol.Input) -> Any:
         """Return the array, the part or the store that lies at a reference, writable."""
         if isinstance(reference, Store):
-            # Why: threads of the library decode and encode, each with memory of its own.
-            return_large_blocks(_LARGE_BLOCK)
+            keep_freed_blocks(_KEPT_BLOCK)
             return reference.bound()
         if isinstance(reference, protocol.PartReference):
             return Part(self.output(reference.memory), *reference[1:])
