@@ -5,6 +5,7 @@ Sphinx reads nothing from the network.  A broken link is a warning, and ``-W`` m
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import sys
@@ -29,6 +30,8 @@ nitpick_ignore_regex = [  # Why: Sphinx does not read the pages of other project
 ]
 
 autodoc_typehints = "none"  # Why: docstrings are precise; most annotations are Any.
+# Why: the extra `docs` alone builds the site.
+autodoc_mock_imports = [] if importlib.util.find_spec("joblib") else ["joblib"]
 autosummary_generate = False
 numpydoc_show_class_members = False  # Why: each page lists its members.
 myst_heading_anchors = 2

@@ -178,6 +178,8 @@ class Pool(Reductions, FirstGuesses, Executor):
         `concurrent.futures.BrokenExecutor` too and has that exception as its cause. Later verbs
         and calls of `submit` raise it at once. With ``engine="serial"`` the first run or call
         calls it.
+    initargs : iterable, optional
+        Arguments of `initializer`.
     env : mapping of str to str, optional
         Added to the environment of worker processes, before NumPy is imported there. Other
         variables that this process changes later are sent with the next run or call; those that

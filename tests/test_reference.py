@@ -42,7 +42,7 @@ def used(name: str) -> set[str]:
     # Why: the tables of first guesses have names of other libraries.
     texts = [text for page, text in TEXTS.items() if page != "coming-from"]
     found = {word for text in texts for word in re.findall(rf"\b{name}\.([a-z]\w*)", text)}
-    return found - {"md", "html", "png", "py"}  # names of files
+    return found - {"md", "png", "ledger"}  # names of files
 
 
 def entries(page: str, of_class: type) -> set[str]:
