@@ -129,12 +129,12 @@ def test_unpickling_happens_in_few_places() -> None:
         ("cluster/results.py", "pickle"),  # objects that a function returned, from a host
         ("ipc/wire.py", "pickle"),
         ("pickling/exceptions.py", "pickle"),  # its own pickles, to see that they load
-        ("pickling/unpack.py", "_OtherNumPy(io.BytesIO(body))"),  # from another NumPy
+        ("pickling/unpack.py", "_OtherNumPy(io.BytesIO(body))"),  # a message of another NumPy
         ("pickling/unpack.py", "pickle"),
         ("stores/recognise.py", "np"),  # np.load of a .npy file, which allows no pickle
         ("stores/recognise.py", "pickle"),  # openers, which this process has made
         ("stores/store.py", "pickle"),
-        ("worker/logs.py", "pickle"),  # attributes of a record, which a worker has pickled
+        ("worker/logs.py", "pickle"),  # attributes that a program adds to its logging records
         ("worker/main.py", "pickle"),
         ("worker/results.py", "pickle"),  # the results beside a ledger of items
     }

@@ -293,7 +293,10 @@ def test_a_pool_in_a_daemonic_process(run_python: Run) -> None:
 
 
 def test_a_worker_imports_few_modules(run_python: Run) -> None:
-    """A worker imports neither a higher layer nor a slow module."""
+    """A worker imports no slow module, and of the higher layers the registration of joblib alone.
+
+    A call of ``Parallel`` inside a worker may name this backend.
+    """
     source = """
         import sys
         import shmpar

@@ -39,7 +39,9 @@ from joblib._parallel_backends import (
 
 from shmpar.memory.limits import available_cpus
 from shmpar.pickling.shared_once import Copies, shared_once
+from shmpar.plan import Function
 from shmpar.pool import Pool
+from shmpar.runtime.error_texts import function_name
 from shmpar.runtime.futures import Latch
 from shmpar.runtime.loop import AT_ONCE
 from shmpar.worker.environment import in_worker
@@ -89,6 +91,11 @@ def _end(pool: Pool) -> None:
     """End a pool, and the calls in progress; do not wait for it."""
     # Why no wait: its callbacks may wait for a lock of joblib's that this thread holds.
     pool._close(AT_ONCE, wait=False)  # noqa: SLF001
+
+
+def _name_of(batch: Callable[[], Any]) -> str:
+    """Return the name of the first function of a batch, for errors."""
+    return function_name(next(iter(getattr(batch, "items", ())), (batch,))[0])
 
 
 _kept = _Kept()
@@ -200,8 +207,12 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         pool = self._pool
         if pool is None:
             raise RuntimeError("the Parallel that has this backend is over")
+        # Why not `pool.submit`: it warns of random generators that a function holds, but those in
+        # a batch are arguments. Its look for them takes longer than a small batch.
+        loop, retries = pool._checked(), pool._verb_defaults["retries"]  # noqa: SLF001
         with shared_once(self._copies):
-            future = pool.submit(func)
+            prepared = loop.prepare_call(Function(func, {}, ()))
+        future = loop.add_call(_name_of(func), prepared, retries)
         self._flying[future] = Latch()
         future.add_done_callback(partial(self._done, callback))
         return future
