@@ -209,7 +209,7 @@ def test_a_result_that_cannot_be_recorded_fails_its_item(pool: shmpar.Pool, ledg
     with pytest.raises(ExceptionGroup) as caught:
         pool.parallel_map(lambda n: (x for x in "a") if n else 5, [0, 1], ledger=ledger,
                           on_error="collect")  # fmt: skip
-    assert "cannot be pickled and so not be recorded" in str(caught.value.exceptions[0])
+    assert "cannot be pickled, so it cannot be recorded" in str(caught.value.exceptions[0])
     results = Path(f"{ledger}.results")
     results.rename(ledger.parent / "other")
     results.mkdir()

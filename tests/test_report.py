@@ -29,7 +29,7 @@ from shmpar.plan import Blocks, InBlocks, Plan
 from shmpar.report import Report, text
 from shmpar.report import report as report_module
 from shmpar.report.report import bytes_read
-from shmpar.report.timings import Timings
+from shmpar.report.timings import Timings, trace_events
 from tests.pools import drop_caches, wait_for_workers, warm
 
 ENGINES = ["serial", "threads", "processes"]
@@ -509,9 +509,8 @@ class TestAdvice:
 
 def slices(report: Report) -> list[dict[str, Any]]:
     """Return the slices of a report's trace, as a viewer reads them."""
-    from shmpar.report.trace import events
-
-    return [event for event in json.loads(json.dumps([*events(report)])) if event["ph"] == "X"]
+    events = json.loads(json.dumps([*trace_events(report)]))
+    return [event for event in events if event["ph"] == "X"]
 
 
 class TestTrace:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import shmpar
 from shmpar.grid import Grid
 from shmpar.plan import InBlocks, PerChunk, PerItem, Placement, Plan
-from shmpar.worker.reserve import reserver
+from shmpar.worker.store import reserver
 
 PAGE = resource.getpagesize()
 

@@ -52,7 +52,6 @@ SHARED = {
     "shmpar/verbs/counts.py",
     "shmpar/verbs/quantiles.py",
     "shmpar/verbs/reductions.py",
-    "shmpar/verbs/rows.py",
     "tests/contract/test_direct_writes.py",
     "tests/contract/test_empty_inputs.py",
     "tests/contract/test_verbs.py",

@@ -10,8 +10,8 @@
     │                           │ ◀─ SpanResult ──────── │                                  │
     └───────────────────────────┘      transport         └──────────────────────────────────┘
 
-A lane claims tickets from the counters of the run, as a worker of any engine does, and its slot of
-the ledger tells the chunks that it holds. So the scheduler decides on retries, blame and the end.
+A lane claims tickets from the counters of the run, as a worker of any engine does. Its slot of the
+ledger tells the chunks that it holds. So the scheduler decides on retries, blame and the end.
 
 Guarantees
 ----------

@@ -12,9 +12,9 @@
 Guarantees
 ----------
 - A host runs no code of the user: it passes the pickled function on to its workers.
-- A process has one local pool per client's pool. It starts with the first span, and ends when the
-  client says so, when the client's process ends (on the same machine), when the process that made
-  the host ends, or when nothing has come for :data:`IDLE_SECONDS`.
+- A process has one local pool per client's pool, which starts with the first span. It ends when the
+  client says so, and with the process that made the host. It also ends with the client's process
+  on the same machine, and after :data:`IDLE_SECONDS` without work.
 """
 
 from __future__ import annotations
@@ -374,7 +374,7 @@ def open_memory(memory: Memory) -> Segment:
 def placed(window: Window) -> Part:
     """Copy a window into a segment, with the order of axes and the gaps of the whole array.
 
-    Why: a function adds numbers in the order in which they lie in memory, so its result is the same
+    Why: a function adds numbers in the order in which they lie in memory. So its result is the same
     bit for bit only if the block has strides like those of a view of the whole array.
     """
     stored, order = window.values.shape, window.order

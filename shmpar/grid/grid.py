@@ -348,7 +348,7 @@ def _lengths_by_units(
     """Choose chunk lengths that are multiples of the units of stores, for the free axes.
 
     Along an axis with a halo a chunk has at least two units, since those of its neighbours are
-    read again, and is at least twice as long as the halo adds. The axes with a halo grow
+    read again. It is also at least twice as long as the halo adds. The axes with a halo grow
     together; then the last axes grow first.
 
     Examples

@@ -135,8 +135,8 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
     have not begun are cancelled. Calls in progress are ended with their workers, except in a pool
     that is given, where they go on.
 
-    Cost: an array of more than 64 KiB is copied once for all calls of a ``Parallel``, and not at
-    all if it is a :class:`shmpar.SharedArray`, which the calls share.
+    Cost: an array of more than 64 KiB is copied once for all calls of a ``Parallel``. A
+    :class:`shmpar.SharedArray` is not copied: the calls share it.
 
     Examples
     --------

@@ -135,8 +135,8 @@ class Layout(NamedTuple):
 def _narrow(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, ...] | None:
     """Return strides of the same order and signs with narrow gaps; None if elements overlap.
 
-    Invariant: an axis follows the faster ones without a gap only if it did before, and the
-    remainder of a stride by the size of an element stays, since NumPy looks at both.
+    Invariant: an axis follows the faster ones without a gap only if it did before. The remainder
+    of a stride by the size of an element stays too, since NumPy looks at both.
     """
     steps = [0] * len(shape)
     dense = span = new_dense = new_span = itemsize  # of the axes so far: with and without the gap

@@ -335,8 +335,8 @@ _users: dict[str, tuple[types.ModuleType, UserModule | None]] = {}
 def user_module(name: Any) -> UserModule | None:
     """Return the record of a module of the user's; None for any other name.
 
-    Not the user's are ``__main__`` and modules that cloudpickle was told to send by value, which
-    are sent with each pickle, and the modules of Python, of installed packages and of shmpar.
+    The modules of Python, of installed packages and of shmpar are not the user's. Nor are
+    ``__main__`` and modules that cloudpickle was told to send by value: each pickle has them.
     """
     known = _users.get(name)
     module = sys.modules.get(name)

@@ -1,6 +1,6 @@
 """The report of a run: its numbers, and the time that each worker spent.
 
-The views (text, HTML, plot, trace) are imported on use, so that other programs do not load them.
+The views (text, HTML, plot) are imported on use, so that other programs do not load them.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from shmpar.engines.engine import HostTraffic
 from shmpar.ipc.ledger import DONE, Ledger, LostClaim
 from shmpar.memory import limits
 from shmpar.plan import Blocks, Plan, Rows
-from shmpar.report.timings import Timings, WorkerTime
+from shmpar.report.timings import Timings, WorkerTime, write_trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -433,9 +433,7 @@ class Report:
         ...     sorted(json.loads(path.read_text()))
         ['displayTimeUnit', 'traceEvents']
         """
-        from shmpar.report.trace import write
-
-        write(self, path)
+        write_trace(self, path)
 
     def __str__(self) -> str:
         from shmpar.report.text import render

@@ -1,16 +1,27 @@
-"""Durations and claims of a run, read from its ledger, and the time of each worker."""
+"""Durations and claims of a run, read from its ledger, the time of each worker, and a trace."""
 
 from __future__ import annotations
 
 import itertools
+import json
+import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from shmpar.errors import format_count
 from shmpar.ipc.ledger import DONE, JOINED, PENDING, WAITED, Ledger, LostClaim
+from shmpar.memory.allocate import atomic_file
+from shmpar.plan import describe_region
+
+if TYPE_CHECKING:
+    from shmpar.report.report import Report
 
 Numbers = np.ndarray[Any, Any]
+
+_MICRO = 1e6  # Why: the times of a trace are microseconds.
+_TRACE_PROCESS = 1  # Why: a viewer shows the tracks of one process together.
 
 
 class WorkerTime(NamedTuple):
@@ -188,3 +199,58 @@ def _in_progress(ledger: Ledger, origin: float, now: float) -> Iterator[LostClai
         if held is not None and held.since:
             begin = min(max(0.0, held.since * 1e-9 - origin), now)
             yield LostClaim(worker, None, begin, now, died=False)
+
+
+def write_trace(report: Report, path: str | os.PathLike[str]) -> None:
+    """Write a trace in Chrome's format, which Perfetto opens.
+
+    A failure leaves no file, or the file that was there.
+    """
+    trace = {"traceEvents": list(trace_events(report)), "displayTimeUnit": "ms"}
+    text = json.dumps(trace, separators=(",", ":")).encode()
+    with atomic_file(os.fspath(path), len(text), mode=0o666, replace=True) as fd:
+        view = memoryview(text)
+        while view:
+            view = view[os.write(fd, view) :]
+
+
+def trace_events(report: Report) -> Iterator[dict[str, Any]]:
+    """Yield the trace's events: names of the tracks, then slices, outer slices first."""
+    yield _metadata("process_name", 0, name=f"shmpar {report.verb}({report.function})")
+    for worker in range(report.timings.n_workers):
+        yield _metadata("thread_name", worker, name=f"worker {worker}")
+        yield _metadata("thread_sort_index", worker, sort_index=worker)
+    for claim in report.timings.claims:
+        yield from _trace_claim(report, claim)
+    for lost in report.timings.attempts:
+        name = "died" if lost.died else "in progress"
+        if lost.chunk is not None:
+            name = f"{name} in chunk {lost.chunk}"
+        yield _slice(name, lost.worker, lost.begin, lost.end)
+
+
+def _trace_claim(report: Report, claim: Claim) -> Iterator[dict[str, Any]]:
+    times = report.timings
+    columns = times.chunks, times.durations, times.begins
+    chunks, durations, begins = (one[claim.first : claim.last].tolist() for one in columns)
+    if len(chunks) > 1:
+        # Why: the number of chunks too, since the tickets of a retry may skip chunks.
+        name = f"{format_count(len(chunks), 'chunk')}, {min(chunks)} to {max(chunks)}"
+        yield _slice(name, claim.worker, claim.begin, claim.end, chunks=len(chunks))
+        if min(durations) == max(durations):  # Why: only their mean is known.
+            return
+    for chunk, begin, duration in zip(chunks, begins, durations, strict=True):
+        region = describe_region(report.plan.region(chunk))
+        end = min(begin + duration, claim.end)
+        yield _slice(f"chunk {chunk}", claim.worker, begin, end, region=region)
+
+
+def _metadata(key: str, worker: int, **values: Any) -> dict[str, Any]:
+    return {"ph": "M", "name": key, "pid": _TRACE_PROCESS, "tid": worker, "args": values}
+
+
+def _slice(name: str, worker: int, begin: float, end: float, **values: Any) -> dict[str, Any]:
+    # Why: each end is rounded, not the length, so that inner slices end with their outer slice.
+    start, stop = round(begin * _MICRO, 3), round(end * _MICRO, 3)
+    times = {"ts": start, "dur": round(stop - start, 3)}
+    return {"ph": "X", "name": name, "pid": _TRACE_PROCESS, "tid": worker, **times, "args": values}

@@ -1,10 +1,13 @@
-"""Futures of a pool: a latch for their waiters, and threads for their callbacks.
+"""Futures of a pool: a latch for their waiters, threads for callbacks, and records of workers.
 
 Guarantees
 ----------
 - The pool thread resolves a future, and runs no code of the user for it: callbacks run in threads
   of their own, which may wait for the pool and for each other.
 - A cancelled future is never set again.
+- Logging records of workers reach the handlers of this process in order, in a callback thread,
+  one at a time. The result of a run or call waits for the records before it, at most a second.
+- A bounded number of records waits for slow handlers; a warning counts the others.
 """
 
 from __future__ import annotations
@@ -22,16 +25,19 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures._base import PENDING
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from shmpar.ipc.protocol import Warned
+from shmpar.ipc.protocol import Logged, Warned
 from shmpar.pickling.unpack import unpack
 from shmpar.tracebacks import delivering, hiding
 from shmpar.worker.environment import MOST_WARNINGS
+from shmpar.worker.logs import handle
 
 _SLICE_SECONDS = 0.1  # until a waiting thread looks for signals
 _LOG_SECONDS = 1.0  # Why: a handler may wait for the thread that asks for the outcome.
 _IDLE_SECONDS = 0.2  # until a callback thread without a task exits
+_MOST_WAITING = 10_000  # records that wait for their handlers
 
 
 handling = threading.local()  # Its `records` is true in a thread that handles records of workers.
@@ -346,3 +352,74 @@ class PoolFuture(Future[Any]):
         self.resolved.set()
         if self._pool_callbacks:
             callbacks.run(self.run_callbacks)
+
+
+class LogRelay:
+    """Hands logging records over to a callback thread, a batch at a time; the pool thread owns it.
+
+    Parameters
+    ----------
+    callbacks : CallbackThreads
+        They run the handlers.
+    post : callable
+        Has a function called in the pool thread.
+    """
+
+    def __init__(
+        self, callbacks: CallbackThreads, post: Callable[[Callable[[], None]], None]
+    ) -> None:
+        self._callbacks, self._post = callbacks, post
+        self._waiting: list[Logged] = []
+        self._dropped = 0
+        self._next = Latch()  # set when the records that wait are handled
+        self._current: Latch | None = None  # of the batch that a thread handles
+
+    def add(self, message: Logged) -> None:
+        """Take a record."""
+        if len(self._waiting) < _MOST_WAITING:
+            self._waiting.append(message)
+        else:
+            self._dropped += 1
+
+    def pending(self) -> Latch | None:
+        """Return a latch that is set when all records so far are handled; None if they are."""
+        return self._next if self._waiting else self._current
+
+    def flush(self, *, last: bool = False) -> None:
+        """Have the records handled, unless a batch is in progress; the `last` one waits for it."""
+        before = self._current
+        if not self._waiting or (before is not None and not last):
+            return
+        batch, self._waiting = self._waiting, []
+        if self._dropped:
+            text = f"{self._dropped:,} records of workers were dropped: the handlers are too slow"
+            fields = {"name": "shmpar", "msg": text, "levelno": 30, "levelname": "WARNING"}
+            batch.append(Logged(fields, {}))
+            self._dropped = 0
+        self._current, self._next = self._next, Latch()
+        self._callbacks.run(partial(self._handle, batch, before, self._current))
+
+    def _handle(self, batch: list[Logged], before: Latch | None, done: Latch) -> None:
+        """Handle a batch, in a callback thread."""
+        try:
+            if before is not None:
+                before.wait()
+            handling.records = True
+            for message in batch:
+                try:
+                    handle(message)
+                except Exception:  # noqa: BLE001 - a handler is the user's code
+                    # Why the futures' logger: it is where errors of callbacks are reported.
+                    futures = logging.getLogger("concurrent.futures")
+                    futures.exception("exception in a handler of the record %r", message.fields)
+        finally:
+            handling.records = False
+            done.set()
+            # Why suppressed: after the end of the pool there is no batch to follow.
+            with contextlib.suppress(RuntimeError):
+                self._post(self._finished)
+
+    def _finished(self) -> None:
+        if self._current is not None and self._current.is_set:
+            self._current = None
+        self.flush()

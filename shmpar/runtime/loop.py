@@ -53,8 +53,14 @@ from shmpar.ipc.protocol import CallFinished, Event, Logged, Warned, WorkerLost,
 from shmpar.plan import Function
 from shmpar.runtime.calls import Call, Calls
 from shmpar.runtime.execution import max_startup_failures
-from shmpar.runtime.futures import CallbackThreads, Condition, Latch, PoolFuture, start_thread
-from shmpar.runtime.logs import LogRelay
+from shmpar.runtime.futures import (
+    CallbackThreads,
+    Condition,
+    Latch,
+    LogRelay,
+    PoolFuture,
+    start_thread,
+)
 from shmpar.runtime.progress import TICK_SECONDS, Observer, show_once, show_progress, update
 from shmpar.runtime.run import Run
 from shmpar.worker.environment import MOST_WARNINGS, in_worker, inside_worker

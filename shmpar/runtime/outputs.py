@@ -7,7 +7,7 @@ Guarantees
   nothing else. An array in a segment or in a mapped file is written in place.
 - A file that the run creates gets its path when every chunk is done, and not before.
 - Outputs in the ledger's scratch count only if all workers that wrote there agree on their shapes
-  and dtypes, and at least one of them has announced these.
+  and dtypes. At least one of these workers has announced them.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Guarantees
 ----------
 A new zarr array has the chunks of the grid, so that each unit has one writer.
-An object that loses the writes of other processes (a dict, memory of this process), or that takes a
-single writer (a zip file, a chunked HDF5 dataset), is refused before anything starts.
+An object that loses the writes of other processes (a dict, memory of this process) is refused
+before anything starts. So is an object with a single writer (a zip file, a chunked HDF5 dataset).
 """
 
 from __future__ import annotations

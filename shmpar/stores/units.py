@@ -1,7 +1,7 @@
 """Units of stores and chunks of a call: the law of one writer, and units that are read again.
 
 A store writes a unit as a whole. Two workers that write parts of the same unit each read the old
-unit, and the later one puts back the part that the other has written. So no two chunks of a call
+unit, and the later write restores the old part of the other worker. So no two chunks of a call
 may write into one unit of an output store.
 """
 
@@ -107,7 +107,7 @@ def units_for(plan: Plan, shape: Sequence[int], where: str) -> tuple[int, ...]:
             raise ValueError(
                 f"{plan.verb}: out={where!r} would be stored {unit} elements at a time along axis "
                 f"{axis}, since the lengths of chunks= have no larger common divisor, which makes "
-                f"more than {format_count(_MAX_PIECES, 'piece')} a chunk; pass chunks= of one "
+                f"more than {format_count(_MAX_PIECES, 'piece')} per chunk; pass chunks= of one "
                 "length there, or a store of your own"
             )
         units.append(max(1, unit))

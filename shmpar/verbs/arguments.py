@@ -452,8 +452,9 @@ def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) ->
 def held_by(function: Any, values: Iterable[Any] = ()) -> list[Any]:
     """Return the objects that a function holds and that are sent with it, and the function.
 
-    These are its closure, its defaults, the globals that it names, the arguments of a partial, the
-    object of a method, its attributes, the items of containers, and so on for each of these.
+    These are its closure, its defaults and attributes, and the globals that it names; also the
+    arguments of a partial, the object of a method, and the items of containers. Each of these
+    objects may hold others, which count too.
 
     Parameters
     ----------

@@ -36,11 +36,12 @@ from shmpar.plan import (
 )
 from shmpar.stores.store import Store, StoreRows
 from shmpar.worker.environment import exit_if_forked, revoke
-from shmpar.worker.reserve import Reserve, reserver
 from shmpar.worker.store import (
+    Reserve,
     ScalarTarget,
     Use,
     announce,
+    reserver,
     scalar_targets,
     storer,
     trimmed,

@@ -82,8 +82,8 @@ def _pickled(value: Any) -> bytes:
         CheckedPickler(stream, pickle.HIGHEST_PROTOCOL).dump(value)
     except Exception as error:
         raise ResultError(
-            f"the function returned a {type(value).__qualname__}, which cannot be pickled and so "
-            f"not be recorded for ledger= ({error})"
+            f"the function returned a {type(value).__qualname__}, which cannot be pickled, so it "
+            f"cannot be recorded for ledger= ({error})"
         ) from error
     return stream.getvalue()
 

@@ -8,8 +8,8 @@ Guarantees
 ----------
 - Outputs are filled with a pattern before the first chunk. The windows of a chunk that may have
   been begun are filled again before it is computed again.
-- After the run each finished window is as its worker has left it, each window that was not begun
-  still has the pattern, and the inputs are unchanged.
+- After the run each finished window is as its worker has left it, and each window that was not
+  begun still has the pattern. The inputs are unchanged.
 """
 
 from __future__ import annotations
