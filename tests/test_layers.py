@@ -169,8 +169,9 @@ class Imports(ast.NodeVisitor):
         self.generic_visit(node)
 
 
+@cache
 def imports(module: Module, text: str | None = None) -> Imports:
-    """Read the imports of a module."""
+    """Read the imports of a module, or those of a text in its place."""
     found = Imports(module.package)
     found.visit(ast.parse(module.text if text is None else text))
     return found

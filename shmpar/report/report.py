@@ -361,7 +361,7 @@ class Report:
         --------
         >>> import numpy as np, shmpar, time
         >>> with shmpar.Pool(2) as pool:
-        ...     nap = lambda row: time.sleep(0.01 * row[0])
+        ...     nap = lambda row: time.sleep(0.1 * row[0])
         ...     _ = pool.parallel_map(nap, np.array([[0], [3], [1]]))
         >>> [(one.chunk, one.region) for one in pool.last_run.report.slowest(1)]
         [(1, (slice(1, 2, None),))]
