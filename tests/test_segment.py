@@ -505,3 +505,12 @@ def test_many_arrays_live_under_a_low_limit_of_descriptors():
         print(resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 1024 or len(large))
     """)
     assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_an_array_that_outlives_the_modules_prints_nothing():
+    """The last arrays of an interpreter end after the globals of this package, in silence."""
+    done = run_python("""
+        import os, shmpar
+        os.kept = shmpar.zeros(9), shmpar.zeros(9, name=f"late{os.getpid()}")
+    """)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)

@@ -471,9 +471,14 @@ class Segment:
             allocate.note_shared_end()
         self._notify()
 
-    def __del__(self) -> None:
+    def __del__(self, _ends: Callable[[], bool] = sys.is_finalizing) -> None:
         if hasattr(self, "_fds"):  # Why: an interrupt may have stopped __init__
-            self.close()
+            try:
+                self.close()
+            except (AttributeError, TypeError):
+                # Why: the last objects of an interpreter outlive the globals of modules.
+                if not _ends():
+                    raise
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.size:,} bytes"
