@@ -290,11 +290,13 @@ class DaskTransport:
         given: Any = work
         if _nbytes(work) > _INLINE:
             given = await self._scatter(host, work)
+        head_there = await self._head(host, head)
+        self._release()
         future = client.submit(
             _serve,
             settings,
             given,
-            await self._head(host, head),
+            head_there,
             workers=[host],
             allow_other_workers=False,
             pure=False,
@@ -303,7 +305,6 @@ class DaskTransport:
             key=f"{'call' if head is None else head.plan.verb}-{next(self._keys)}-{settings.pool}",
         )
         self._asked[token] = future
-        self._release()
         try:
             return await client.gather(future, direct=True, asynchronous=True)
         finally:
