@@ -365,14 +365,13 @@ def test_a_broken_executor_is_hosts_lost_and_another_pool_resumes(local: shmpar.
             time.sleep(60)
         return 2 * float(row[0])
 
-    with processes(2) as ex:
-        with shmpar.Pool(engine=ex, hosts=2) as pool:
-            with pytest.raises(shmpar.HostsLost, match="BrokenProcessPool") as caught:
-                pool.parallel_map(work, np.arange(60.0)[:, None], dtype=float)
-            with pytest.raises(shmpar.HostsLost, match="BrokenProcessPool"):
-                pool.submit(os.getpid).result(30)
-            with pytest.raises(shmpar.HostsLost):
-                pool.map_blocks(np.negative, contract.IMAGE)
+    with processes(2) as ex, shmpar.Pool(engine=ex, hosts=2) as pool:
+        with pytest.raises(shmpar.HostsLost, match="BrokenProcessPool") as caught:
+            pool.parallel_map(work, np.arange(60.0)[:, None], dtype=float)
+        with pytest.raises(shmpar.HostsLost, match="BrokenProcessPool"):
+            pool.submit(os.getpid).result(30)
+        with pytest.raises(shmpar.HostsLost):
+            pool.map_blocks(np.negative, contract.IMAGE)
     run = caught.value.run
     assert run is not None
     assert run.progress[0] < 60
