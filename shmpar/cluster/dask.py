@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from distributed import Client
+from distributed import Client, Future
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from shmpar.cluster import host as serving
@@ -49,6 +49,7 @@ _MOST_HOSTS = 256
 _INLINE = 64 << 10  # bytes of windows, and of a head, that go with the task: it saves messages
 _LOOK_SECONDS = 1.0
 _CLOSE_SECONDS = 10.0
+_RELEASE_SECONDS = 0.1
 _LOST = frozenset(
     {"CommClosedError", "KilledWorker", "FutureCancelledError", "FuturesTimeoutError"}
 )
@@ -136,6 +137,8 @@ class DaskTransport:
         self._asked: dict[int, Any] = {}  # futures of Dask, by token
         self._tasks: set[asyncio.Future[Any]] = set()
         self._keys = itertools.count()
+        self._done: list[Any] = []  # futures of Dask that are to be released
+        self._timer: asyncio.TimerHandle | None = None
         self._ended = False
         self._direct = True  # this process reaches the hosts
 
@@ -287,11 +290,13 @@ class DaskTransport:
         given: Any = work
         if _nbytes(work) > _INLINE:
             given = await self._scatter(host, work)
+        head_there = await self._head(host, head)
+        self._release()
         future = client.submit(
             _serve,
             settings,
             given,
-            await self._head(host, head),
+            head_there,
             workers=[host],
             allow_other_workers=False,
             pure=False,
@@ -304,7 +309,24 @@ class DaskTransport:
             return await client.gather(future, direct=True, asynchronous=True)
         finally:
             del self._asked[token]
-            future.release()
+            self._done += [future, given]
+            if self._timer is None:
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(_RELEASE_SECONDS, self._release)
+
+    def _release(self) -> None:
+        """Have the hosts drop the results and windows that are done with.
+
+        Why not at once: Dask holds back a message that follows another one soon, so the next task
+        would wait. Its message takes these along.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        for one in self._done:
+            if isinstance(one, Future):
+                one.release()
+        self._done.clear()
 
     async def _head(self, host: str, head: Head | None) -> Any:
         """Return a small head, or the future of a large one on a host; it is sent there once."""
@@ -375,6 +397,7 @@ class DaskTransport:
         self._watcher.cancel()
         for token in list(self._serving):
             self._drop(token)
+        self._release()
         self._heads.clear()
         listeners = _listeners.get(self.client)
         if listeners is not None and self._heard in listeners.heard:

@@ -124,6 +124,7 @@ class ClusterEngine:
         self._runs: dict[int, RunState] = {}
         self._calls: dict[int, tuple[int, Host, Submitted]] = {}  # by token: the number of the call
         self._suspects: set[int] = set()  # numbers of calls that a lost host had
+        self._ending: set[int] = set()  # tokens of calls over items that are told to end
         self._tokens = itertools.count(1)
         self._inbox = queue.SimpleQueue[Report | None]()
         self._events: list[protocol.Event] = []
@@ -490,6 +491,7 @@ class ClusterEngine:
         at_fault = len(host.calls) == 1 and not busy
         for token in host.calls:
             number = self._calls.pop(token)[0]
+            self._ending.discard(token)
             if not at_fault:
                 self._suspects.add(number)
         for lane in host.lanes:
@@ -640,9 +642,10 @@ class ClusterEngine:
         """
         host = self._lanes[worker].host
         if stop and host is not None:
-            for token in host.calls:
-                if self._calls[token][2].more:
-                    self._tell_stop(-1 - token, [host.key], kill=False)
+            over_items = {token for token in host.calls if self._calls[token][2].more}
+            for token in over_items - self._ending:
+                self._tell_stop(-1 - token, [host.key], kill=False)
+            self._ending |= over_items
         return []
 
     def places(self) -> int:
@@ -666,6 +669,7 @@ class ClusterEngine:
 
     def _call_answered(self, answer: Answer) -> None:
         number, host, _ = self._calls.pop(answer.token)
+        self._ending.discard(answer.token)
         host.calls.pop(answer.token, None)
         if host.alone == answer.token:
             host.alone = 0
