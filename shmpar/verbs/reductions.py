@@ -524,7 +524,7 @@ class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
                 warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
             least = np.nan if may_be_nan else 0
             with np.errstate(divide="ignore", invalid="ignore"):
-                result = np.true_divide(square, np.where(freedom > 0, freedom, least))
+                result = np.true_divide(square, np.where(freedom <= 0, least, freedom))
             result = result if keepdims else result.squeeze(axis)
             return result.astype(narrow or square.dtype, copy=False)[()]
 
