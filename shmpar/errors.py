@@ -23,7 +23,7 @@ A message has at most 10,000 characters: the middle of a longer one is cut, and 
 from __future__ import annotations
 
 import pickle
-from typing import Any, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 from shmpar import tracebacks
 
@@ -195,6 +195,11 @@ class SegmentGone(SegmentError, FileNotFoundError):
 
 class SegmentFull(SegmentError, MemoryError):
     """There is not enough shared memory; nothing was allocated."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # Why: MemoryError has a function of its own, which refuses a class that begins with
+        # another base. Python calls it after an assignment to an attribute __new__ of a base.
+        return BaseException.__new__(cls, *args, **kwargs)
 
 
 class HostsLost(ShmparError):

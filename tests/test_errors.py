@@ -10,11 +10,14 @@ import pytest
 from shmpar import errors
 from shmpar.errors import (
     ChunkError,
+    HostsLost,
     PlanError,
+    SecurityWarning,
     SegmentError,
     SegmentFull,
     SegmentGone,
     ShmparError,
+    StoreError,
     TaskTimeout,
     WorkerDied,
 )
@@ -25,6 +28,7 @@ CLASSES = [
     value
     for name, value in vars(errors).items()
     if isinstance(value, type) and issubclass(value, BaseException) and not name.startswith("_")
+    if value is not SecurityWarning
 ]
 ARGUMENTS = {ChunkError: {"shape": (4, 3)}, WorkerDied: {"exitcode": -11}, TaskTimeout: {}}
 
@@ -34,11 +38,18 @@ PARENTS = {
     WorkerDied: ShmparError,
     TaskTimeout: ShmparError,
     PlanError: ShmparError,
+    HostsLost: ShmparError,
+    StoreError: ShmparError,
     SegmentError: ShmparError,
     SegmentGone: SegmentError,
     SegmentFull: SegmentError,
 }
-BUILTINS = {TaskTimeout: TimeoutError, SegmentGone: FileNotFoundError, SegmentFull: MemoryError}
+BUILTINS = {
+    TaskTimeout: TimeoutError,
+    StoreError: OSError,
+    SegmentGone: FileNotFoundError,
+    SegmentFull: MemoryError,
+}
 
 
 def raised(cls: type[ShmparError]) -> ShmparError:
@@ -69,7 +80,7 @@ def test_a_builtin_exception_catches_the_error(cls, builtin):
 
 
 @pytest.mark.parametrize("cls", sorted(set(CLASSES) - set(BUILTINS), key=lambda c: c.__name__))
-def test_only_three_are_builtin_exceptions_too(cls):
+def test_only_four_are_builtin_exceptions_too(cls):
     """``except OSError`` and the like catch no other error by accident."""
     assert not issubclass(cls, OSError | MemoryError | ValueError | TypeError)
 
@@ -88,6 +99,19 @@ def test_pickling_keeps_type_and_message(cls, protocol):
     assert type(arrived) is cls
     assert str(arrived) == "it broke"
     assert arrived.args == ("it broke",)
+
+
+CHANGED_BASE = """
+from shmpar.errors import SegmentFull, ShmparError
+ShmparError.__new__ = lambda cls, *args: BaseException.__new__(cls, *args)
+del ShmparError.__new__
+print(SegmentFull("it broke"))
+"""
+
+
+def test_a_lack_of_memory_is_told_after_a_change_of_its_base(run_python):
+    """Python looks for the function that makes an object anew, and finds one that fits."""
+    assert run_python(CHANGED_BASE).stdout == "it broke\n"
 
 
 @pytest.mark.parametrize("cls", AT_CHUNK)
