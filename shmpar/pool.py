@@ -10,7 +10,6 @@ import itertools
 import math
 import os
 import sys
-import time
 import warnings
 import weakref
 from collections import deque
@@ -575,10 +574,7 @@ class Pool(Reductions, FirstGuesses, Executor):
             return call_here(name, function, over)
         prepared = loop.prepare_call(function)
         weigh(count, prepared)
-        call = loop.add_call(name, prepared, self._verb_defaults["retries"], over)
-        if over:
-            time.sleep(0)  # Why: the pool thread sends this piece while the next one is pickled.
-        return call
+        return loop.add_call(name, prepared, self._verb_defaults["retries"], over)
 
     def _checked(self) -> Loop:
         if self._pid != os.getpid():

@@ -1,7 +1,7 @@
 """Cut the items of `Pool.map` into calls, and yield their results in order.
 
 The size of a piece is a compromise. A call costs as much as many quick items, so pieces are large:
-a quarter of a worker's share. Slow items must be balanced, cancelled and yielded one by one, so a
+half of a worker's share. Slow items must be balanced, cancelled and yielded one by one, so a
 call over a piece ends after a slice of time, and the items that are left become calls of that
 length.
 """
@@ -24,7 +24,8 @@ SLICE_SECONDS = 5e-3
 """Time after which a call over items ends, unless its chunksize was given."""
 _HOST_SLICE_SECONDS = 0.1  # Why longer: each slice goes to a host and back.
 
-_SHARE = 4  # pieces for each worker
+_SHARE = 2  # pieces for each worker
+_PAUSE_SECONDS = 1e-3  # between two pauses for the pool thread
 _FEW = 16  # items for each worker that are sent one by one
 _FIRST = 16  # items of the first piece, whose pickle tells how large an item is
 _MOST = 1024  # items of a piece where their number is not known
@@ -52,8 +53,21 @@ class Pieces(Iterator[list[Any]]):
             self._most = 1
         self._grows = total is None
         self._size = 1 if self._grows else max(1, min(_FIRST, self._most))
+        self._idle, self._paused = workers, time.perf_counter()
+
+    def _pause(self) -> None:
+        """Let the pool thread send the pieces that were cut, while there are idle workers.
+
+        Later, pause once in a while: a pause takes as long as the pickle of a piece.
+        """
+        if self._idle == 0 or time.perf_counter() - self._paused > _PAUSE_SECONDS:
+            time.sleep(0)
+            self._paused = time.perf_counter()
+        self._idle -= 1
 
     def __next__(self) -> list[Any]:
+        if self._most > 1:
+            self._pause()
         if not self._grows:
             piece = list(itertools.islice(self._items, self._size))
             if not piece:
@@ -153,7 +167,6 @@ def _take_results(calls: deque[Call], more: Iterator[Call], end: float | None) -
             if type(found) is Slice:
                 values, error = found
             del found
-            time.sleep(0)  # Why: the pool thread sends the next call before these are taken.
             values.reverse()
             while values:
                 yield values.pop()  # Why: the slice does not keep a result that was given out.

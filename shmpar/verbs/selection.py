@@ -71,20 +71,22 @@ class Selection:
     def __init__(self, collect: Collect, keep: Keep = np.ravel) -> None:
         self._collect, self._keep = collect, keep
         parts = collect(partial(_sample, keep=keep))
-        self.nans = sum(nans for nans, _, _ in parts)
-        self.size = sum(size for _, size, _ in parts)
-        sample = np.concatenate([values for _, _, values in parts])
-        weights = [np.full(len(values), size / max(len(values), 1)) for _, size, values in parts]
+        self.nans = sum(nans for nans, *_ in parts)
+        self.size = sum(size for _, size, *_ in parts)
+        self._is_whole = all(is_whole for *_, is_whole in parts)
+        sample = np.concatenate([values for _, _, values, _ in parts])
+        weights = [np.full(len(values), size / max(len(values), 1)) for _, size, values, _ in parts]
         order = sample.argsort(kind="stable")
         self._sample, self._ranks = sample[order], np.concatenate(weights)[order].cumsum()
 
     def at(self, ranks: Sequence[Any]) -> Array:
         """Return the elements of these ranks."""
-        if len(self._sample) == self.size:
+        if self._is_whole:
             return self._sample[np.asarray(ranks).astype(np.intp)]
         found = np.empty(len(ranks), self._sample.dtype)
         todo = np.arange(len(ranks))
-        if not _sorts_fast(self._sample):
+        # Why the length: a random sample may have NaN alone, which are left out.
+        if len(self._sample) and not _sorts_fast(self._sample):
             todo = self._near_the_sample(ranks, found)
         if todo.size:
             found[todo] = _Sketches(self._collect, self._keep).at([ranks[int(k)] for k in todo])
@@ -175,11 +177,11 @@ def _count_nans(values: Array) -> int:
     return int(np.count_nonzero(np.isnan(values))) if values.dtype.kind in "fcmM" else 0
 
 
-def _sample(block: Array, keep: Keep) -> tuple[int, int, Array]:
-    """Return the number of NaN and of other elements of a block, and some of the others."""
+def _sample(block: Array, keep: Keep) -> tuple[int, int, Array, bool]:
+    """Return the number of NaN and of other elements of a block, some of these, and if all."""
     values = keep(block)
-    nans = _count_nans(values)
-    if len(values) > _WHOLE:
+    nans, is_whole = _count_nans(values), len(values) <= _WHOLE
+    if not is_whole:
         # Why a seed: a pass that is repeated for a lost worker takes the same elements.
         chosen = np.random.default_rng(len(values)).integers(
             0, len(values), max(_WHOLE, len(values) // _SAMPLED)
@@ -189,7 +191,8 @@ def _sample(block: Array, keep: Keep) -> tuple[int, int, Array]:
         some = values
     if nans:
         some = some[~np.isnan(some)]
-    return nans, len(values) - nans, some
+    # Invariant: the number of elements of a random sample does not tell if these are all.
+    return nans, len(values) - nans, some, is_whole
 
 
 def _around(block: Array, keep: Keep, limits: Sequence[tuple[Any, Any]]) -> list[Any]:

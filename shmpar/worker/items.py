@@ -9,7 +9,7 @@ Guarantees
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -21,6 +21,7 @@ STOP = 1 << 20
 """Tickets that the parent takes from a worker's counter of calls to end a call over items."""
 
 _QUICK_SECONDS = 1e-3
+_LOOK_SECONDS = 1e-4  # between two looks if the call is to end
 _MOST = 8  # Why not more: quick items may be followed by slow ones.
 
 
@@ -60,17 +61,25 @@ def call_each(
     >>> call_each(pow, [(2, 3), (0, -1)], 1.0, 0, 2, star=True)
     Slice(values=[8], error=ZeroDivisionError('0.0 cannot be raised to a negative power'))
     """
-    values, size, now = list[Any](), 1, perf_counter()
-    until = now + seconds
-    call: Callable[..., Iterable[Any]] = itertools.starmap if star else map
+    values, count, size, now = list[Any](), last - first, 1, perf_counter()
+    until, look = now + seconds, now
+    call: Callable[..., Iterator[Any]] = itertools.starmap if star else map
+    results = call(fn, items[first:last])
     try:
-        while first < last and now < until and not is_stopped():
+        while len(values) < count and now < until:
+            # Why not at each step: the look is a system call, which takes as long as many items.
+            if now >= look:
+                if is_stopped():
+                    break
+                look = now + _LOOK_SECONDS
             # Why not item by item: looking at the clock takes as long as a quick item.
-            stop = min(first + size, last)
+            due = min(len(values) + size, count)
             # Invariant: if an item raises, the list has the results of the items before it.
-            values.extend(call(fn, items[first:stop]))
+            values.extend(itertools.islice(results, size))
             exit_if_forked()
-            before, now, first = now, perf_counter(), stop
+            if len(values) < due:  # Why: an iterator takes this exception for its end.
+                raise RuntimeError("the function raised StopIteration")  # noqa: TRY301
+            before, now = now, perf_counter()
             size = min(2 * size, _MOST) if now - before < _QUICK_SECONDS else 1
     except BaseException as error:  # noqa: BLE001 - it is the item's outcome
         exit_if_forked(error)

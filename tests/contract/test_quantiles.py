@@ -214,3 +214,33 @@ def test_elements_near_a_sample(
     if len(right):
         ranks = data.draw(st.lists(st.integers(0, len(right) - 1), min_size=1, max_size=6))
         assert chosen.at(ranks).tolist() == right[ranks].tolist()
+
+
+special = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, 2.0, -3.0])
+
+
+@given(data=st.data(), dtype=st.sampled_from(["f2", "f4", "f8"]))
+@quick
+def test_elements_among_nan_and_infinities(
+    monkeypatch: pytest.MonkeyPatch, data: st.DataObject, dtype: str
+) -> None:
+    """A sample that has lost its NaN is not the whole block, nor is one that has NaN alone."""
+    values = np.array(data.draw(st.lists(special, min_size=1, max_size=40)), dtype)
+    monkeypatch.setattr(selection, "_WHOLE", data.draw(st.integers(1, 6)))
+    monkeypatch.setattr(selection, "_SAMPLED", data.draw(st.integers(1, 9)))
+    right = np.sort(values[~np.isnan(values)])
+    parts = np.array_split(values, data.draw(st.integers(1, 4)))
+    chosen = selection.Selection(lambda function: [function(part) for part in parts])
+    assert (chosen.nans, chosen.size) == (len(values) - len(right), len(right))
+    if len(right):
+        assert chosen.at(range(len(right))).tolist() == right.tolist()
+
+
+@pytest.mark.parametrize("others", [1, 5, 4_096])
+def test_a_sample_as_long_as_the_other_elements(serial: shmpar.Pool, others: int) -> None:
+    """One NaN among 4,097 elements, and 4,096 of them, lead to the same median as in NumPy."""
+    values = np.full(4_097, np.nan)
+    values[-others:] = np.random.default_rng(7).permutation(others)
+    assert serial.nanmedian(values, chunks=4_097) == np.nanmedian(values)
+    values = np.concatenate([values, values])
+    assert serial.nanmedian(values, chunks=4_097) == np.nanmedian(values)
