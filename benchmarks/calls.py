@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -78,26 +79,17 @@ def joblib_backends(*, quick: bool) -> None:
     if importlib.util.find_spec("sklearn") is None:
         print("  0 ms measured: scikit-learn is not installed")
         return
-    import joblib
-
     from shmpar.integrations.joblib import close
 
     for title, (rounds, call) in _joblib_cases(quick).items():
-        systems, spent = {}, dict.fromkeys(BACKENDS, 0.0)
-        for backend in BACKENDS:
-
-            def run(backend: str = backend, call: Callable[[], object] = call) -> None:
-                before = time.process_time()
-                with joblib.parallel_config(backend=backend, n_jobs=WORKERS):
-                    call()
-                spent[backend] += time.process_time() - before
-
-            systems[f"{title}, {backend}"] = run
+        spent = dict.fromkeys(BACKENDS, 0.0)
+        systems = {f"{title}, {one}": partial(_run, one, call, spent) for one in BACKENDS}
         times = alternate(systems, 1 if quick else rounds)
         print(table(times))
         print(f"  loky's time / shmpar's: {ratio(times, *list(systems)[::-1]):.2f}")
-        here = [f"{one} {spent[one] / (len(times[f'{title}, {one}']) + 1):.3f} s" for one in spent]
-        print(f"  CPU time of this process, without its workers: {', '.join(here)}")
+        calls = 1 + len(times[f"{title}, loky"])
+        here = ", ".join(f"{one} {seconds / calls:.3f} s" for one, seconds in spent.items())
+        print(f"  CPU time of this process, without its workers: {here}")
     inputs = np.random.default_rng(0).normal(size=(500 if quick else 2_500_000, 20))
     for backend in BACKENDS:
         added = _added_memory(backend, inputs) / 1e6
@@ -105,6 +97,16 @@ def joblib_backends(*, quick: bool) -> None:
             f"  memory above the input of {inputs.nbytes / 1e6:.0f} MB, {backend}: {added:.0f} MB"
         )
     close()
+
+
+def _run(backend: str, call: Callable[[], object], spent: dict[str, float]) -> None:
+    """Make a call with a backend; add the CPU time of this process."""
+    import joblib
+
+    before = time.process_time()
+    with joblib.parallel_config(backend=backend, n_jobs=WORKERS):
+        call()
+    spent[backend] += time.process_time() - before
 
 
 def _joblib_cases(quick: bool) -> dict[str, tuple[int, Callable[[], object]]]:

@@ -446,9 +446,9 @@ def test_a_generator_that_is_dropped_ends_its_calls(own_workers: None, return_as
     """The next calls have workers at once, and the program ends."""
     began = time.monotonic()
     slow = [delayed(square)(1), *[delayed(time.sleep)(60)] * 2]
+    found = [Parallel(return_as=return_as, batch_size=1)(slow)]
+    assert next(found[0]) == 1
     with pytest.warns(UserWarning, match="cancelled"):
-        found = Parallel(return_as=return_as, batch_size=1)(slow)
-        assert next(found) == 1
-        del found
+        found.clear()
     assert Parallel()(delayed(square)(i) for i in range(3)) == [0, 1, 4]
     assert time.monotonic() - began < 30

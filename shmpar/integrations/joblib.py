@@ -235,8 +235,8 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         initializer, initargs = options.pop("initializer", None), options.pop("initargs", ())
         if unknown := sorted(options.keys() - _OF_PARALLEL):
             raise TypeError(
-                f'the backend "shmpar" has no option {unknown[0]!r}; it takes initializer, initargs '
-                "and inner_max_num_threads, and as ShmparBackend(...) a pool"
+                f'the backend "shmpar" has no option {unknown[0]!r}; it takes initializer, '
+                "initargs and inner_max_num_threads, and as ShmparBackend(...) a pool"
             )
         if initializer is not None and self._given is not None:
             raise TypeError(
