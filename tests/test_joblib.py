@@ -452,3 +452,11 @@ def test_a_generator_that_is_dropped_ends_its_calls(own_workers: None, return_as
         found.clear()
     assert Parallel()(delayed(square)(i) for i in range(3)) == [0, 1, 4]
     assert time.monotonic() - began < 30
+
+
+def test_hints_and_needs_of_a_library(backend: None) -> None:
+    """A forest hints at threads for `fit` and gets processes; it needs threads for `predict`."""
+    hinted = Parallel(prefer="threads", batch_size=1)(delayed(os.getpid)() for _ in range(4))
+    assert os.getpid() not in hinted
+    needed = Parallel(require="sharedmem", n_jobs=2)(delayed(os.getpid)() for _ in range(4))
+    assert set(needed) == {os.getpid()}
