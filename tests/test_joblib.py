@@ -460,3 +460,17 @@ def test_hints_and_needs_of_a_library(backend: None) -> None:
     assert os.getpid() not in hinted
     needed = Parallel(require="sharedmem", n_jobs=2)(delayed(os.getpid)() for _ in range(4))
     assert set(needed) == {os.getpid()}
+
+
+def test_short_batches_grow_quickly_and_long_ones_do_not(two: shmpar.Pool) -> None:
+    """Very short batches grow fourfold, others as with joblib's own workers."""
+    backend, joblibs = ShmparBackend(pool=two), joblib.parallel.BACKENDS["loky"]()
+    for one in (backend, joblibs):
+        one.parallel = Parallel(n_jobs=2)
+        assert one.compute_batch_size() == 1
+    for size, seconds, ours, theirs in [(1, 0.001, 4, 2), (4, 0.05, 8, 8), (8, 0.3, 8, 8)]:
+        for one, due in ((backend, ours), (joblibs, theirs)):
+            one._effective_batch_size = size
+            one.batch_completed(size, seconds)
+            assert one.compute_batch_size() == due
+    assert backend.compute_batch_size() == 8
