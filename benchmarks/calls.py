@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import multiprocessing
 import os
@@ -10,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import numpy as np
 
 import shmpar
 from benchmarks.cases import WORKERS, busy_loops, worker_pids
-from benchmarks.harness import alternate, family_pss, ratio, table
+from benchmarks.harness import alternate, family, ratio, table
 
 
 def calls(*, quick: bool) -> None:
@@ -69,35 +71,46 @@ def _submit(system: shmpar.Pool | ProcessPoolExecutor, count: int) -> float:
 # joblib ---------------------------------------------------------------------------------------
 
 
+BACKENDS = ("shmpar", "loky")
+
+
 def joblib_backends(*, quick: bool) -> None:
     """Searches, forests, tiny calls, large results and memory: joblib's workers and ours."""
     if importlib.util.find_spec("sklearn") is None:
         print("  0 ms measured: scikit-learn is not installed")
         return
-    import joblib
-
     from shmpar.integrations.joblib import close
 
-    for title, call in _joblib_cases(quick).items():
-        systems = {}
-        for backend in ("shmpar", "loky"):
-
-            def run(backend: str = backend, call: Callable[[], object] = call) -> None:
-                with joblib.parallel_config(backend=backend, n_jobs=WORKERS):
-                    call()
-
-            systems[f"{title}, {backend}"] = run
-        times = alternate(systems, 1 if quick else 3)
+    for title, (rounds, call) in _joblib_cases(quick).items():
+        spent = dict.fromkeys(BACKENDS, 0.0)
+        systems = {f"{title}, {one}": partial(_run, one, call, spent) for one in BACKENDS}
+        times = alternate(systems, 1 if quick else rounds)
         print(table(times))
         print(f"  loky's time / shmpar's: {ratio(times, *list(systems)[::-1]):.2f}")
-    array = np.ones((1 if quick else 400) * 125_000)
-    for backend in ("shmpar", "loky"):
-        added = _added_memory(backend, array) / 1e6
-        print(f"  memory above the array of {array.nbytes / 1e6:.0f} MB, {backend}: {added:.0f} MB")
+        calls = 1 + len(times[f"{title}, loky"])
+        here = ", ".join(f"{one} {seconds / calls:.3f} s" for one, seconds in spent.items())
+        print(f"  CPU time of this process, without its workers: {here}")
+    inputs = np.random.default_rng(0).normal(size=(500 if quick else 2_500_000, 20))
+    for backend in BACKENDS:
+        added = _added_memory(backend, inputs) / 1e6
+        print(
+            f"  memory above the input of {inputs.nbytes / 1e6:.0f} MB, {backend}: {added:.0f} MB"
+        )
     close()
 
 
-def _joblib_cases(quick: bool) -> dict[str, Callable[[], object]]:
+def _run(backend: str, call: Callable[[], object], spent: dict[str, float]) -> None:
+    """Make a call with a backend; add the CPU time of this process."""
+    import joblib
+
+    before = time.process_time()
+    with joblib.parallel_config(backend=backend, n_jobs=WORKERS):
+        call()
+    spent[backend] += time.process_time() - before
+
+
+def _joblib_cases(quick: bool) -> dict[str, tuple[int, Callable[[], object]]]:
+    """Return the rounds of each case, and its call."""
     import joblib
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import Ridge
@@ -113,33 +126,48 @@ def _joblib_cases(quick: bool) -> dict[str, Callable[[], object]]:
     forest = RandomForestClassifier(16, max_depth=8, random_state=0)
     one = joblib.delayed
     return {
-        "search": lambda: search.fit(inputs, target),
-        "forest": lambda: forest.fit(inputs[few], labels),
-        "tiny calls": lambda: joblib.Parallel()(one(abs)(i) for i in range(tiny)),
-        "results": lambda: joblib.Parallel()(one(np.ones)(large) for _ in range(8)),
+        "search": (5, lambda: search.fit(inputs, target)),
+        "forest": (5, lambda: forest.fit(inputs[few], labels)),
+        "tiny calls": (25, lambda: joblib.Parallel()(one(abs)(i) for i in range(tiny))),
+        "results": (9, lambda: joblib.Parallel()(one(np.ones)(large) for _ in range(8))),
     }
 
 
-def _mean(array: np.ndarray) -> float:
-    return float(array.mean())
+def _memory() -> int:
+    """Return the bytes of this process, its workers, and all shared memory of the machine.
+
+    Why all of it: no process need have a file in /dev/shm mapped that takes memory.
+    """
+    total = 0
+    for pid, _ in family(os.getpid()):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as lines:
+            found = dict(line.split()[:2] for line in lines if line.startswith("Pss_"))
+            total += int(found["Pss_Anon:"]) + int(found["Pss_File:"])
+    with open("/proc/meminfo") as lines:
+        total += next(int(line.split()[1]) for line in lines if line.startswith("Shmem:"))
+    return total * 1024
 
 
-def _added_memory(backend: str, array: np.ndarray) -> int:
-    """Return the bytes that calls on an array add at most to this process and its workers."""
+def _added_memory(backend: str, inputs: np.ndarray) -> int:
+    """Return the bytes that a search over parameters adds at most."""
     import joblib
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import GridSearchCV
 
+    target = inputs[:, 0] + 1
+    search = GridSearchCV(Ridge(), {"alpha": [0.1, 1.0]}, cv=3)
     with joblib.parallel_config(backend=backend, n_jobs=WORKERS):
-        joblib.Parallel()(joblib.delayed(abs)(i) for i in range(WORKERS))
-        before, found, done = family_pss(os.getpid()), [0], threading.Event()
+        search.fit(inputs[:500], target[:500])
+        before, found, done = _memory(), [0], threading.Event()
 
         def watch() -> None:
             while not done.wait(0.02):
-                found.append(family_pss(os.getpid()))
+                found.append(_memory())
 
         thread = threading.Thread(target=watch)
         thread.start()
         try:
-            joblib.Parallel()(joblib.delayed(_mean)(array) for _ in range(8))
+            search.fit(inputs, target)
         finally:
             done.set()
             thread.join()

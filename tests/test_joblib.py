@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -298,3 +300,177 @@ def test_scikit_learn_gives_the_same(backend: None) -> None:
     for ours, due in zip(fit(2), fit(1), strict=True):
         # Why not equal: a forest adds the votes of its trees in the order in which threads come.
         np.testing.assert_allclose(ours, due, rtol=1e-12)
+
+
+ready: list[str] = []
+
+
+def make_ready(*names: str) -> None:
+    ready.extend(names)
+
+
+def look_ready(_: int) -> tuple[int, list[str]]:
+    return os.getpid(), list(ready)
+
+
+def test_an_initializer_runs_in_each_worker(own_workers: None) -> None:
+    """As with loky: workers with the same initializer and arguments are kept, no others."""
+    names, found = ("model", "weights"), []
+    for _ in range(2):
+        parallel = Parallel(initializer=make_ready, initargs=names, batch_size=1)
+        found.append(dict(parallel(delayed(look_ready)(i) for i in range(8))))
+    with joblib.parallel_config("shmpar", n_jobs=2, initializer=make_ready, initargs=("other",)):
+        found.append(dict(Parallel()(delayed(look_ready)(i) for i in range(8))))
+    dues = [["model", "weights"], ["model", "weights"], ["other"]]
+    for workers, due in zip(found, dues, strict=True):
+        assert list(workers.values()) == [due] * len(workers)
+    assert set(found[0]) & set(found[1])
+    assert not set(found[1]) & set(found[2])
+
+
+def test_unknown_options_are_refused(two: shmpar.Pool) -> None:
+    """The error lists those that there are; joblib's own options are ignored."""
+    with pytest.raises(TypeError, match=r"no option 'idle_worker_timeout'; it takes initializer"):
+        Parallel(n_jobs=2, backend="shmpar", idle_worker_timeout=3)([])
+    with pytest.raises(TypeError, match=r"write shmpar\.Pool\(initializer=\.\.\.\)"):
+        Parallel(backend=ShmparBackend(pool=two), n_jobs=2, initializer=abs)([])
+    options = {"max_nbytes": 10, "mmap_mode": "w+", "temp_folder": "/nowhere", "prefer": "threads"}
+    parallel = Parallel(backend=ShmparBackend(pool=two), n_jobs=2, **options)
+    assert parallel(delayed(square)(i) for i in range(3)) == [0, 1, 4]
+
+
+def test_generators_in_the_arguments_cause_no_warning(backend: None) -> None:
+    """Estimators of scikit-learn hold them, and joblib's own workers do not warn either."""
+    states = [np.random.RandomState(i) for i in range(3)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = Parallel(batch_size=2)(delayed(np.random.RandomState.rand)(one) for one in states)
+    assert found == [np.random.RandomState(i).rand() for i in range(3)]
+
+
+def test_the_error_of_a_dead_worker_names_the_function(own_workers: None) -> None:
+    with pytest.raises(shmpar.WorkerDied, match=r"^submit, _?exit: the worker"):
+        Parallel()(delayed(os._exit)(3) for _ in range(2))
+
+
+def inner(value: int) -> tuple[list[int], list[str]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = Parallel(n_jobs=2, backend="shmpar")(delayed(square)(value + i) for i in range(2))
+    return found, [str(one.message) for one in caught]
+
+
+def test_threads_of_joblib_start_no_workers() -> None:
+    """A call below them is sequential, with the warning of joblib's own workers."""
+    ((found, texts),) = Parallel(n_jobs=2, backend="threading")([delayed(inner)(3)])
+    assert found == [9, 16]
+    assert texts == [
+        "shmpar-backed parallel loops cannot be nested below threads, setting n_jobs=1"
+    ]
+
+
+def test_threads_of_joblib_may_share_a_pool(two: shmpar.Pool) -> None:
+    """Then there are no more workers than those of the pool."""
+
+    def pids(_: int) -> set[int]:
+        calls = (delayed(os.getpid)() for _ in range(6))
+        return set(Parallel(n_jobs=2, backend=ShmparBackend(pool=two))(calls))
+
+    workers = set(two.map(lambda _: os.getpid(), range(20), chunksize=1))
+    for found in Parallel(n_jobs=3, backend="threading")(delayed(pids)(i) for i in range(3)):
+        assert found <= workers
+
+
+def raise_interrupt(value: int) -> int:
+    if value == 0:
+        raise KeyboardInterrupt
+    return value
+
+
+def test_an_interrupt_in_a_call_ends_it_alone(own_workers: None) -> None:
+    """The error is raised, and the same Parallel goes on."""
+    with Parallel(n_jobs=2) as parallel:
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                parallel(delayed(raise_interrupt)(i) for i in (1, 0))
+            assert parallel(delayed(square)(i) for i in range(3)) == [0, 1, 4]
+
+
+def test_an_error_of_the_iterator_of_calls_is_raised(backend: None) -> None:
+    """At once or after some calls, and the next call succeeds."""
+
+    def calls(stop: int) -> Iterator[Any]:
+        for i in range(stop):
+            yield delayed(square)(i)
+        raise ValueError(f"no call {stop}")
+
+    for stop in (0, 1, 40):
+        with pytest.raises(ValueError, match=f"no call {stop}"):
+            Parallel(batch_size=1)(calls(stop))
+        assert Parallel()(delayed(square)(i) for i in range(3)) == [0, 1, 4]
+
+
+def wait_for(path: str, value: int) -> int:
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return value
+
+
+def test_calls_are_taken_from_the_iterator_as_results_come(backend: None, tmp_path: Path) -> None:
+    """At most pre_dispatch calls are ahead of those that are done."""
+    taken, go = list[int](), tmp_path / "go"
+
+    def calls() -> Iterator[Any]:
+        for i in range(30):
+            taken.append(i)
+            yield delayed(wait_for)(str(go), i)
+
+    found = Parallel(return_as="generator", pre_dispatch=4, batch_size=1)(calls())
+    assert taken == [0, 1, 2, 3]
+    go.touch()
+    assert list(found) == taken == list(range(30))
+
+
+def test_functions_without_a_name_are_arguments_too(backend: None) -> None:
+    """Lambdas and inner functions travel as functions, as arguments and as keywords."""
+
+    def apply(func: Any, *, other: Any) -> int:
+        return int(func(3) + other(4))
+
+    calls = [delayed(apply)(lambda x, n=n: x + n, other=lambda x: -x) for n in range(4)]
+    assert Parallel()(calls) == [-1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("return_as", ["generator", "generator_unordered"])
+def test_a_generator_that_is_dropped_ends_its_calls(own_workers: None, return_as: str) -> None:
+    """The next calls have workers at once, and the program ends."""
+    began = time.monotonic()
+    slow = [delayed(square)(1), *[delayed(time.sleep)(60)] * 2]
+    found = [Parallel(return_as=return_as, batch_size=1)(slow)]
+    assert next(found[0]) == 1
+    with pytest.warns(UserWarning, match="cancelled"):
+        found.clear()
+    assert Parallel()(delayed(square)(i) for i in range(3)) == [0, 1, 4]
+    assert time.monotonic() - began < 30
+
+
+def test_hints_and_needs_of_a_library(backend: None) -> None:
+    """A forest hints at threads for `fit` and gets processes; it needs threads for `predict`."""
+    hinted = Parallel(prefer="threads", batch_size=1)(delayed(os.getpid)() for _ in range(4))
+    assert os.getpid() not in hinted
+    needed = Parallel(require="sharedmem", n_jobs=2)(delayed(os.getpid)() for _ in range(4))
+    assert set(needed) == {os.getpid()}
+
+
+def test_short_batches_grow_quickly_and_long_ones_do_not(two: shmpar.Pool) -> None:
+    """Very short batches grow fourfold, others as with joblib's own workers."""
+    backend, joblibs = ShmparBackend(pool=two), joblib.parallel.BACKENDS["loky"]()
+    for one in (backend, joblibs):
+        one.parallel = Parallel(n_jobs=2)
+        assert one.compute_batch_size() == 1
+    for size, seconds, ours, theirs in [(1, 0.001, 4, 2), (4, 0.05, 8, 8), (8, 0.3, 8, 8)]:
+        for one, due in ((backend, ours), (joblibs, theirs)):
+            one._effective_batch_size = size
+            one.batch_completed(size, seconds)
+            assert one.compute_batch_size() == due
+    assert backend.compute_batch_size() == 8

@@ -22,14 +22,17 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import inspect
 import os
 import queue
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+from joblib import Parallel
 from joblib._parallel_backends import (
     AutoBatchingMixin,
     FallbackToBackend,
@@ -48,6 +51,27 @@ from shmpar.worker.environment import in_worker
 
 _GRACE_SECONDS = 0.1  # for calls in progress, when a Parallel is aborted
 _CALLBACK_SECONDS = 5.0  # for callbacks of joblib's, which wait for its lock at most
+_SHORT_SHARE = 0.1  # of joblib's least duration of a batch; shorter ones grow fourfold
+# Options that joblib passes to each backend, in this version of joblib.
+_OF_PARALLEL = frozenset({*inspect.signature(Parallel.__init__).parameters, "context"})
+
+
+class _Kind(NamedTuple):
+    """The options of a pool of the backend's own."""
+
+    workers: int
+    threads: int
+    initializer: Callable[..., object] | None
+    initargs: tuple[Any, ...]
+    process: int
+
+    def serves(self, other: _Kind) -> bool:
+        """Return whether a pool of this kind can be used for one of another."""
+        # Why identity: arguments such as arrays have no single answer to `==`.
+        same = len(self.initargs) == len(other.initargs) and all(
+            one is two for one, two in zip(self.initargs, other.initargs, strict=True)
+        )
+        return same and self._replace(initargs=()) == other._replace(initargs=())
 
 
 class _Kept:
@@ -59,23 +83,28 @@ class _Kept:
     def __init__(self) -> None:
         # Lock: held for a few instructions; no pool is made or closed under it.
         self._lock = threading.Lock()
-        self._waiting: tuple[tuple[int, int, int], Pool] | None = None
+        self._waiting: tuple[_Kind, Pool] | None = None
 
-    def take(self, workers: int, threads: int) -> Pool:
+    def take(self, kind: _Kind) -> Pool:
         """Return a pool for one ``Parallel``."""
-        key = workers, threads, os.getpid()
         with self._lock:
             found, self._waiting = self._waiting, None
         if found is not None:
-            if found[0] == key and not found[1].closed:
+            if found[0].serves(kind) and not found[1].closed:
                 return found[1]
             _end(found[1])
-        return Pool(workers, threads_per_worker=threads, retries=0)
+        return Pool(
+            kind.workers,
+            threads_per_worker=kind.threads,
+            retries=0,
+            initializer=kind.initializer,
+            initargs=kind.initargs,
+        )
 
-    def give_back(self, pool: Pool, workers: int, threads: int) -> None:
+    def give_back(self, pool: Pool, kind: _Kind) -> None:
         """Keep a pool that is not used any more."""
         with self._lock:
-            before, self._waiting = self._waiting, ((workers, threads, os.getpid()), pool)
+            before, self._waiting = self._waiting, (kind, pool)
         if before is not None:
             _end(before[1])
 
@@ -124,12 +153,15 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         The pool, which stays open. By default the backend makes a pool of `n_jobs` workers that
         stays for the next ``Parallel``; :func:`close` ends it.
     **more
-        ``nesting_level`` and ``inner_max_num_threads``, as for every backend of joblib.
+        ``inner_max_num_threads`` and ``nesting_level``, as for every backend of joblib, and
+        ``initializer`` and ``initargs`` of the workers that the backend makes, as for loky.
 
     Notes
     -----
-    Without `n_jobs` all CPUs are used. Inside of a worker ``n_jobs`` is 1. For a pool that is
-    given its ``threads_per_worker`` decides, and ``inner_max_num_threads`` has no effect.
+    Without `n_jobs` all CPUs are used. Inside of a worker ``n_jobs`` is 1, and so it is, with a
+    warning, below threads of another ``Parallel``, unless a pool is given. For a pool that is
+    given its ``threads_per_worker`` decides, and ``inner_max_num_threads`` has no effect. Nor have
+    ``max_nbytes``, ``mmap_mode`` and ``temp_folder`` of ``Parallel``: no array becomes a file.
 
     When a ``Parallel`` ends early, by an exception, its ``timeout`` or an interrupt, the calls that
     have not begun are cancelled. Calls in progress are ended with their workers, except in a pool
@@ -171,23 +203,48 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs is None or in_worker():
             return 1
+        nested = not (self.in_main_thread() or self.nesting_level in {0, None})
+        if nested and self._given is None:  # Why: each of the threads would start workers.
+            if n_jobs != 1:
+                text = "parallel loops cannot be nested below threads, setting n_jobs=1"
+                warnings.warn(f"shmpar-backed {text}", stacklevel=3)
+            return 1
         most = available_cpus() if self._given is None else self._given.n_workers
         if n_jobs < 0:
             return max(most + 1 + n_jobs, 1)
         return n_jobs if self._given is None else min(n_jobs, most)
 
-    def configure(self, n_jobs: int = 1, parallel: Any = None, **_: Any) -> int:
+    def configure(self, n_jobs: int = 1, parallel: Any = None, **options: Any) -> int:
         """Get workers for a ``Parallel``; return their number."""
+        initializer, initargs = self._initializer({**self.backend_kwargs, **options})
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
-        self.parallel, self._workers = parallel, n_jobs
+        self.parallel = parallel
         if self._given is None:
-            self._threads = self._threads_of(n_jobs)
-            self._pool = _kept.take(n_jobs, self._threads)
+            threads = self._threads_of(n_jobs)
+            self._kind = _Kind(n_jobs, threads, initializer, initargs, os.getpid())
+            self._pool = _kept.take(self._kind)
         else:
             self._pool = self._given
         return n_jobs
+
+    def _initializer(
+        self, options: dict[str, Any]
+    ) -> tuple[Callable[..., object] | None, tuple[Any, ...]]:
+        """Return the initializer of the workers and its arguments; refuse unknown options."""
+        initializer, initargs = options.pop("initializer", None), options.pop("initargs", ())
+        if unknown := sorted(options.keys() - _OF_PARALLEL):
+            raise TypeError(
+                f'the backend "shmpar" has no option {unknown[0]!r}; it takes initializer, '
+                "initargs and inner_max_num_threads, and as ShmparBackend(...) a pool"
+            )
+        if initializer is not None and self._given is not None:
+            raise TypeError(
+                "the pool of ShmparBackend(pool=...) has its own initializer: write "
+                "shmpar.Pool(initializer=...)"
+            )
+        return initializer, tuple(initargs)
 
     def _threads_of(self, n_jobs: int) -> int:
         """Return the threads of each worker, as joblib chooses them for its own workers."""
@@ -199,6 +256,16 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
             if wanted.isdecimal() and int(wanted)
             else max(available_cpus() // n_jobs, 1)
         )
+
+    def compute_batch_size(self) -> int:
+        """Return the calls of the next batch: as joblib, which doubles short batches."""
+        before, seconds = self._effective_batch_size, self._smoothed_batch_duration
+        size: int = super().compute_batch_size()
+        if size == 2 * before and 0 < seconds < _SHORT_SHARE * self.MIN_IDEAL_BATCH_DURATION:
+            # Why twice: the first batches of tiny calls cost more than all of their calls.
+            self._smoothed_batch_duration = 2 * seconds
+            size = super().compute_batch_size()
+        return size
 
     def submit(
         self, func: Callable[[], Any], callback: Callable[[Any], object] | None = None
@@ -250,7 +317,7 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         self.reset_batch_stats()
         pool, self._pool = self._pool, None
         if pool is not None and self._given is None:
-            _kept.give_back(pool, self._workers, self._threads)
+            _kept.give_back(pool, self._kind)
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """Cancel the calls that have not begun, and end those in progress."""
@@ -264,7 +331,8 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
             self._pool = None
             _end(pool)
             if ensure_ready:
-                self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel)
+                options = self.parallel._backend_kwargs  # noqa: SLF001 - as loky does
+                self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel, **options)
 
     def _cancel(self) -> list[concurrent.futures.Future[Any]]:
         """Cancel the calls that have not begun; return those in progress."""
