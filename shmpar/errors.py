@@ -196,7 +196,7 @@ class SegmentGone(SegmentError, FileNotFoundError):
 class SegmentFull(SegmentError, MemoryError):
     """There is not enough shared memory; nothing was allocated."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102 - as in any exception
         # Why: MemoryError has a function of its own, which refuses a class that begins with
         # another base. Python calls it after an assignment to an attribute __new__ of a base.
         return BaseException.__new__(cls, *args, **kwargs)
