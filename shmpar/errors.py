@@ -23,7 +23,7 @@ A message has at most 10,000 characters: the middle of a longer one is cut, and 
 from __future__ import annotations
 
 import pickle
-from typing import Any, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 from shmpar import tracebacks
 
@@ -195,9 +195,10 @@ class SegmentGone(SegmentError, FileNotFoundError):
 class SegmentFull(SegmentError, MemoryError):
     """There is not enough shared memory; nothing was allocated."""
 
-    # Why: that of MemoryError, which would be inherited, makes no objects of subclasses if it is
-    # called by name, as tblib does, which distributed installs for all exceptions.
-    __new__ = SegmentError.__new__  # type: ignore[assignment]
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # Why: that of MemoryError, which would be inherited, refuses this class if it is called by
+        # name. tblib does so, which distributed installs for all exceptions.
+        return BaseException.__new__(cls, *args, **kwargs)
 
 
 class HostsLost(ShmparError):

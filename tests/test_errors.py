@@ -136,3 +136,16 @@ def test_each_class_makes_its_objects_by_name():
     """Other libraries pickle an error as a call of ``__new__``; distributed installs one."""
     for cls in CLASSES:
         assert type(cls.__new__(cls)) is cls
+
+
+CHANGED_BASE = """
+from shmpar.errors import SegmentFull, ShmparError
+ShmparError.__new__ = lambda cls, *args: BaseException.__new__(cls, *args)
+del ShmparError.__new__
+print(SegmentFull("it broke"))
+"""
+
+
+def test_a_lack_of_memory_is_told_after_a_change_of_its_base(run_python):
+    """Python looks for the function that makes an object anew, and finds one that fits."""
+    assert run_python(CHANGED_BASE).stdout == "it broke\n"

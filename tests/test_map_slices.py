@@ -83,6 +83,20 @@ def test_an_error_comes_after_the_results_before_it(any_pool: shmpar.Pool, bad: 
     assert list(results) == []
 
 
+def stop(item: int, bad: int) -> int:
+    if item == bad:
+        raise StopIteration(item)
+    return -item
+
+
+def test_an_end_of_iteration_is_an_error(any_pool: shmpar.Pool) -> None:
+    """No result is left out, and none takes the place of another."""
+    results = any_pool.map(stop, range(MANY), [57] * MANY)
+    assert [next(results) for _ in range(57)] == [-item for item in range(57)]
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        next(results)
+
+
 @pytest.mark.parametrize("bad", [0, 77])
 def test_a_death_comes_at_the_item_to_blame(bad: int) -> None:
     """The items that were sent with it have their results."""

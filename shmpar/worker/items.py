@@ -23,6 +23,8 @@ STOP = 1 << 20
 _QUICK_SECONDS = 1e-3
 _LOOK_SECONDS = 1e-4  # between two looks if the call is to end
 _MOST = 8  # Why not more: quick items may be followed by slow ones.
+_TINY_SECONDS = 2e-5
+_MOST_TINY = 32  # Why more: a look at the clock takes as long as several items of this kind.
 
 
 def _never() -> bool:
@@ -62,13 +64,13 @@ def call_each(
     Slice(values=[8], error=ZeroDivisionError('0.0 cannot be raised to a negative power'))
     """
     values, count, size, now = list[Any](), last - first, 1, perf_counter()
-    until, look = now + seconds, now
+    until, look, spent = now + seconds, now, 0.0
     call: Callable[..., Iterator[Any]] = itertools.starmap if star else map
     results = call(fn, items[first:last])
     try:
         while len(values) < count and now < until:
-            # Why not at each step: the look is a system call, which takes as long as many items.
-            if now >= look:
+            # Why not after tiny items: the look is a system call, which takes as long as many.
+            if spent >= _TINY_SECONDS or now >= look:
                 if is_stopped():
                     break
                 look = now + _LOOK_SECONDS
@@ -80,7 +82,9 @@ def call_each(
             if len(values) < due:  # Why: an iterator takes this exception for its end.
                 raise RuntimeError("the function raised StopIteration")  # noqa: TRY301
             before, now = now, perf_counter()
-            size = min(2 * size, _MOST) if now - before < _QUICK_SECONDS else 1
+            spent = now - before
+            most = _MOST_TINY if spent < _TINY_SECONDS else _MOST
+            size = min(2 * size, most) if spent < _QUICK_SECONDS else 1
     except BaseException as error:  # noqa: BLE001 - it is the item's outcome
         exit_if_forked(error)
         return Slice(values, error)
