@@ -182,6 +182,7 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
     supports_retrieve_callback = True
     supports_inner_max_num_threads = True
     default_n_jobs = -1
+    _smoothed_batch_duration: float  # of joblib's class
 
     def __init__(self, pool: Pool | None = None, **more: Any) -> None:
         if pool is not None and not isinstance(pool, Pool):
