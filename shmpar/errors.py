@@ -196,6 +196,7 @@ class SegmentFull(SegmentError, MemoryError):
     """There is not enough shared memory; nothing was allocated."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Make an error."""
         # Why: that of MemoryError, which would be inherited, refuses this class if it is called by
         # name. tblib does so, which distributed installs for all exceptions.
         return BaseException.__new__(cls, *args, **kwargs)
