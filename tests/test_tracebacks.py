@@ -14,7 +14,7 @@ import pytest
 
 import shmpar
 from shmpar import tracebacks
-from shmpar.verbs import rows
+from shmpar.verbs import blocks
 from tests.pools import ENGINES
 from tests.test_jupyter import run_cell, started_kernel
 
@@ -144,7 +144,7 @@ def test_an_exception_of_the_user_stays_the_cause() -> None:
 
 def test_a_defect_keeps_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception that this package does not raise on purpose can be reported."""
-    monkeypatch.setattr(rows, "items", lambda *_: None)
+    monkeypatch.setattr(blocks, "items", lambda *_: None)
     with shmpar.Pool(1, engine="serial") as pool, pytest.raises(AttributeError) as caught:
         pool.parallel_map(abs, [1])
     files = [frame.filename for frame in traceback.extract_tb(caught.tb)]
