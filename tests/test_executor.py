@@ -429,10 +429,12 @@ def test_shutdown_cancels_waiting_calls(engine: str, fifo: Path) -> None:
     while not first.running():
         first.done()
     pool.shutdown(wait=False, cancel_futures=True)
+    # Why: the first call may end before the thread of the pool hears of the shutdown.
+    concurrent.futures.wait(rest, 60)
+    assert all(future.cancelled() for future in rest)
     fifo.write_text("go")
     assert first.result(timeout=60) == "go"
     pool.shutdown()
-    assert all(future.cancelled() for future in rest)
 
 
 def test_an_exception_in_the_block_ends_a_running_call(fifo: Path) -> None:
