@@ -228,10 +228,9 @@ def test_warnings_of_the_function_arrive(cluster: shmpar.Pool) -> None:
     assert len(caught) == 1
 
 
-def test_a_ledger_resumes_a_run(cluster: shmpar.Pool, tmp_path: Path) -> None:
-    """The same call with `ledger=` computes the chunks that failed, and no other."""
-    allowed, ledger, out = tmp_path / "allowed", tmp_path / "ledger", tmp_path / "out.npy"
-    calls = tmp_path / "calls"
+def resumed(cluster: shmpar.Pool, tmp_path: Path, **options: Any) -> Any:
+    """Make a call of which one chunk fails, and again, when it computes that chunk alone."""
+    allowed, calls = tmp_path / "allowed", tmp_path / "calls"
     calls.mkdir()
 
     def work(block: np.ndarray, block_id: Any) -> np.ndarray:
@@ -240,15 +239,21 @@ def test_a_ledger_resumes_a_run(cluster: shmpar.Pool, tmp_path: Path) -> None:
             raise OSError("not yet")
         return block + 1
 
-    options: dict[str, Any] = {"chunks": 20, "out": str(out), "ledger": str(ledger), "dtype": float}
+    options |= {"ledger": str(tmp_path / "ledger"), "dtype": float}
     with pytest.raises(ExceptionGroup):
         cluster.map_blocks(work, contract.IMAGE, on_error="collect", **options)
     allowed.touch()
     for path in calls.iterdir():
         path.unlink()
     result = cluster.map_blocks(work, contract.IMAGE, **options)
-    assert np.array_equal(result, contract.IMAGE + 1)
     assert len(list(calls.iterdir())) == 1
+    return result
+
+
+def test_a_ledger_resumes_a_run(cluster: shmpar.Pool, tmp_path: Path) -> None:
+    """The same call with `ledger=` computes the chunks that failed, and no other."""
+    result = resumed(cluster, tmp_path, chunks=20, out=str(tmp_path / "out.npy"))
+    assert np.array_equal(result, contract.IMAGE + 1)
 
 
 def test_workers_of_hosts_write_into_stores(
@@ -275,25 +280,9 @@ def test_a_ledger_with_a_store_resumes_a_run(
     zarr: Any, cluster: shmpar.Pool, tmp_path: Path
 ) -> None:
     """The workers of hosts compute the checksums of their output."""
-    allowed, calls = tmp_path / "allowed", tmp_path / "calls"
-    calls.mkdir()
-
-    def work(block: np.ndarray, block_id: Any) -> np.ndarray:
-        (calls / f"{block_id}-{time.monotonic_ns()}").touch()
-        if block_id == (1, 1) and not allowed.exists():
-            raise OSError("not yet")
-        return block + 1
-
-    options: dict[str, Any] = {"chunks": (16, 18), "dtype": float}
-    options |= {"out": str(tmp_path / "x.zarr"), "ledger": str(tmp_path / "ledger")}
-    with pytest.raises(ExceptionGroup):
-        cluster.map_blocks(work, contract.IMAGE, on_error="collect", **options)
-    allowed.touch()
-    for path in calls.iterdir():
-        path.unlink()
-    cluster.map_blocks(work, contract.IMAGE, **options)
-    assert np.array_equal(zarr.open_array(options["out"])[...], contract.IMAGE + 1)
-    assert len(list(calls.iterdir())) == 1
+    out = str(tmp_path / "x.zarr")
+    resumed(cluster, tmp_path, chunks=(16, 18), out=out)
+    assert np.array_equal(zarr.open_array(out)[...], contract.IMAGE + 1)
 
 
 def test_an_initializer_runs_in_each_local_worker(lone: Executor, tmp_path: Path) -> None:
