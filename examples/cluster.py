@@ -51,7 +51,9 @@ def main() -> None:
     try:
         from distributed import Client, LocalCluster
     except ImportError:
-        raise SystemExit("this example needs distributed: pip install 'shmpar[dask]'") from None
+        raise SystemExit(
+            "this example needs distributed: python -m pip install distributed"
+        ) from None
     # Why: Dask logs each connection that the death of a host cuts.
     for name in ("distributed", "asyncio", "tornado"):
         logging.getLogger(name).setLevel(QUIET)

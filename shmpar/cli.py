@@ -264,7 +264,7 @@ def _check_cluster(address: str, section: Section) -> None:
     try:
         from shmpar.cluster.dask import inspect
     except ImportError:
-        section.problem("distributed is missing", "pip install 'shmpar[dask]'")
+        section.problem("distributed is missing", "python -m pip install distributed")
         return
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -23,7 +23,7 @@ from shmpar.grid.axis import whole_number
 from shmpar.memory.locate import locate
 from shmpar.runtime.run import Run
 
-_INSTALL = "pip install 'shmpar[dask]'"
+_INSTALL = "python -m pip install distributed"
 
 
 class Cluster(NamedTuple):
