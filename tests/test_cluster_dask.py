@@ -149,6 +149,53 @@ def lose_one(
     return contract.lose_host(pool, folder, chance, lambda: contract.kill_one(client, chance), out)
 
 
+def test_events_that_the_pool_does_not_hear(client: Any, tmp_path: Path) -> None:
+    """A user takes over the topic: a killed host, and its successor, are found all the same."""
+    heard: list[Any] = []
+    with shmpar.Pool(engine=client, host_timeout=20) as pool:
+        contract.wait_for_hosts(pool, 3)
+        client.subscribe_topic("all", heard.append)
+        assert lose_one(pool, client, tmp_path, random.Random(6))[0]
+        contract.wait_for_hosts(pool, 3)
+    hear(client, heard, "the topic is still the user's")
+    client.unsubscribe_topic("all")
+
+
+def test_a_handler_of_the_user_hears_on(client: Any) -> None:
+    """It hears all events while a pool listens too, and after that; they may be of any type."""
+    heard: list[Any] = []
+    client.subscribe_topic("all", heard.append)
+    with shmpar.Pool(engine=client) as pool:
+        hear(client, heard, "a text")
+        assert pool.parallel_map(np.sum, np.ones((4, 3))).tolist() == [3.0] * 4
+    hear(client, heard, {"of": "the user"})
+    client.unsubscribe_topic("all")
+
+
+def hear(client: Any, heard: list[Any], event: Any) -> None:
+    """Log an event until a handler has heard it: Dask does not confirm a subscription."""
+    end = time.monotonic() + 30
+    while event not in [one for _, one in heard]:
+        assert time.monotonic() < end, heard
+        client.log_event("all", event)
+        time.sleep(0.01)
+
+
+def test_a_worker_that_joins_with_the_pool() -> None:
+    """Dask subscribes a client late; a worker that has joined before is found."""
+    for _ in range(3):
+        with (
+            distributed.LocalCluster(
+                n_workers=0, threads_per_worker=1, dashboard_address=":0", processes=False
+            ) as growing,
+            distributed.Client(growing, set_as_default=False) as other,
+            shmpar.Pool(engine=other) as pool,
+        ):
+            growing.scale(1)
+            run = pool.parallel_map(np.sum, np.ones((20, 3)), wait=False)
+            assert run.result(30).tolist() == [3.0] * 20
+
+
 def test_one_deadly_chunk_is_blamed_alone(cluster: shmpar.Pool) -> None:
     """A chunk that kills its host is tried again alone, and is named; the others are done."""
 

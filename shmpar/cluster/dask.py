@@ -48,8 +48,10 @@ Array = np.ndarray[Any, Any]
 _MOST_HOSTS = 256
 _INLINE = 64 << 10  # bytes of windows, and of a head, that go with the task: it saves messages
 _LOOK_SECONDS = 1.0
+_SELDOM = 20  # every so many looks at the client, a pool that has workers looks for others
 _CLOSE_SECONDS = 10.0
 _RELEASE_SECONDS = 0.1
+_LEFT = "it has left the cluster, or its process has ended"
 _LOST = frozenset(
     {"CommClosedError", "KilledWorker", "FutureCancelledError", "FuturesTimeoutError"}
 )
@@ -98,7 +100,7 @@ class _Listeners:
 
     def __init__(self, client: Client) -> None:
         self.before = getattr(client, "_event_handlers", {}).get("all")
-        self.heard: list[Callable[[dict[str, Any]], None]] = []
+        self.heard: list[Callable[[Any], None]] = []
 
     async def __call__(self, event: Any) -> None:
         for one in list(self.heard):
@@ -168,13 +170,15 @@ class DaskTransport:
         workers: dict[str, Any] = found["workers"]
         return workers
 
-    def _heard(self, event: dict[str, Any]) -> None:
+    def _heard(self, event: Any) -> None:
         """Take an event of the scheduler, in the thread of the client's loop."""
+        if not isinstance(event, dict):
+            return  # Why: anybody may log an event of any type.
         worker = event.get("worker", "")
         if event.get("action") == "add-worker":
             self._spawn(self._joined(worker))
         elif event.get("action") == "remove-worker":
-            self._gone(worker, "it has left the cluster, or its process has ended")
+            self._gone(worker, _LEFT)
 
     def _gone(self, worker: str, reason: str) -> None:
         self._workers.pop(worker, None)
@@ -233,10 +237,32 @@ class DaskTransport:
             self._tell(HostUp(worker, count, found.machine == here, worker, memory, calls))
 
     async def _watch(self) -> None:
-        """Report the end of the connection to the scheduler."""
-        while self.client.status not in {"closed", "closing"}:  # noqa: ASYNC110
-            await asyncio.sleep(_LOOK_SECONDS / 4)  # Why: Dask tells nobody of it.
+        """Report the end of the connection to the scheduler, and the workers that it has.
+
+        Why both: Dask tells nobody of its end. Events before the subscription, which it does not
+        confirm, are lost, and all later ones if the user subscribes to the topic.
+        """
+        for look in itertools.count(1):
+            await asyncio.sleep(_LOOK_SECONDS / 4)
+            if self.client.status in {"closed", "closing"}:
+                break
+            if not self._workers or look % _SELDOM == 0:
+                self._spawn(self._compare())
         self._tell(Broken("the client of Dask is closed, or has lost its scheduler"))
+
+    async def _compare(self) -> None:
+        """Take the workers whose events were lost."""
+        known = list(self._workers)
+        found = await self._identity()
+        for worker in known:
+            if worker not in found and worker in self._workers:
+                self._gone(worker, _LEFT)
+        unheard = {
+            worker: facts
+            for worker, facts in found.items()
+            if worker not in self._workers and facts.get("status", "running") == "running"
+        }
+        await self._join(unheard)
 
     # Work
 
@@ -409,6 +435,8 @@ class DaskTransport:
 
     def _unsubscribe(self, listeners: _Listeners) -> None:
         """Give the topic back to the handler that the user had set before."""
+        if getattr(self.client, "_event_handlers", {}).get("all") is not listeners:
+            return  # Why: the user has set another one since.
         if listeners.before is None:
             self.client.unsubscribe_topic("all")
         else:
