@@ -318,6 +318,9 @@ class DaskTransport:
             given = await self._scatter(host, work)
         head_there = await self._head(host, head)
         self._release()
+        if client.scheduler_comm is not None:
+            # Why: Dask holds a task back up to 10 ms if the client has just sent another message.
+            client.scheduler_comm.next_deadline = None
         future = client.submit(
             _serve,
             settings,

@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,14 +57,19 @@ class Versions(NamedTuple):
         return None
 
 
+@cache
+def _boot() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
 def machine() -> str:
     """Return a name that two processes share if one can open the memory of the other.
 
     It consists of the boot of the kernel, the process namespace and the user.
     """
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
+        boot = _boot()
         space, memory = os.stat("/proc/self/ns/pid").st_ino, os.stat(SHM).st_dev
     except OSError:
         return f"unknown {os.urandom(8).hex()}"
