@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from distributed import Client, Future
+from distributed.client import _wait
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.utils_comm import gather_from_workers
 
 from shmpar.cluster import host as serving
 from shmpar.cluster.messages import (
@@ -53,7 +55,13 @@ _CLOSE_SECONDS = 10.0
 _RELEASE_SECONDS = 0.1
 _LEFT = "it has left the cluster, or its process has ended"
 _LOST = frozenset(
-    {"CommClosedError", "KilledWorker", "FutureCancelledError", "FuturesTimeoutError"}
+    {
+        "CommClosedError",
+        "FutureCancelledError",
+        "FuturesCancelledError",
+        "FuturesTimeoutError",
+        "KilledWorker",
+    }
 )
 
 
@@ -335,13 +343,25 @@ class DaskTransport:
         )
         self._asked[token] = future
         try:
-            return await client.gather(future, direct=True, asynchronous=True)
+            return await self._result(host, future)
         finally:
             del self._asked[token]
             self._done += [future, given]
             if self._timer is None:
                 loop = asyncio.get_running_loop()
                 self._timer = loop.call_later(_RELEASE_SECONDS, self._release)
+
+    async def _result(self, host: str, future: Future) -> Any:
+        """Return the result of a task.
+
+        Why not gather it at once: Dask would ask the scheduler for the place, which is known.
+        """
+        if self._direct:
+            await _wait([future])
+            found, *_ = await gather_from_workers({future.key: [host]}, rpc=self.client.rpc)
+            if future.key in found:
+                return found[future.key]
+        return await self.client.gather(future, direct=self._direct, asynchronous=True)
 
     def _release(self) -> None:
         """Have the hosts drop the results and windows that are done with.
