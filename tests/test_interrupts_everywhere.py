@@ -147,8 +147,8 @@ for argument in cases:
     assert len(all_places) > 3, all_places
 """
 # The number of places from an interrupt to the next. Why more: the last two start a pool each time.
-STEPS = {"verb": 37, "progress": 37, "calls": 37, "background": 37, "cancel": 37}
-STEPS |= {"own_pool": 111, "closing": 111}
+STEPS = {"verb": 59, "progress": 59, "calls": 59, "background": 59, "cancel": 59}
+STEPS |= {"own_pool": 177, "closing": 177}
 
 
 def _run(engine: str, again: int, steps: dict[str, int]) -> None:
