@@ -248,7 +248,7 @@ KINDS = ("blocks", "known", "rows", "objects", "reduction", "submit", "map")
 
 LOST = [
     *zip(DESCRIPTORS, 2 * ("blocks", "rows", "objects", "submit"), strict=True),
-    *(("replace_by_sockets", kind) for kind in ("blocks", "rows", "objects")),
+    *(("replace_by_sockets", kind) for kind in ("blocks", "objects")),
 ]
 
 

@@ -157,8 +157,15 @@ def _run(engine: str, again: int, steps: dict[str, int]) -> None:
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("again", [0, 3])
+# Why stress: the second interrupt comes after the first, which is the same in both cases.
+@pytest.mark.parametrize(
+    ("engine", "again"),
+    [
+        pytest.param("processes", 0, marks=pytest.mark.stress),
+        ("processes", 3),
+        *((engine, again) for engine in ("threads", "serial") for again in (0, 3)),
+    ],
+)
 def test_an_interrupt_at_some_places(engine: str, again: int) -> None:
     """After an interrupt at some places of any call the pool is open, right, and has one thread."""
     _run(engine, again, STEPS)
