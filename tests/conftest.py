@@ -8,9 +8,9 @@ their own: ``nothing_left.py`` finds leaks, ``exclusive.py`` runs tests marked `
 
 from __future__ import annotations
 
-import gc
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from subprocess import CompletedProcess
 from types import ModuleType
@@ -40,6 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Set the token of this run, a Hypothesis profile and a seed; register the plugins."""
     os.environ[processes.TOKEN_NAME] = processes.TOKEN
+    # Why: otherwise each worker and each interpreter that a test starts would compile the package.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     # Why: the threads of OpenBLAS spin when they start, which would dominate a small program.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if config.getoption("stress_seed") is None:
@@ -69,13 +72,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Freeze all objects that exist before the first test.
-
-    The fixture ``nothing_left`` collects garbage after every test that had processes, which is slow
-    if the collector also visits the objects of pytest and of imported libraries.
-    """
-    gc.collect()
-    gc.freeze()
+    """Freeze all objects that exist before the first test."""
+    nothing_left.freeze()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import builtins
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,22 @@ from tests.exclusive import PLUGIN_NAME
 from tests.leaks import Snapshot, leaks_after_waiting, leaks_since, report
 
 _raised = pytest.StashKey[bool]()
+
+
+def freeze() -> None:
+    """Hide the present objects from the collector.
+
+    The fixture ``nothing_left`` collects garbage after many tests, which is slow if the collector
+    also visits the objects of pytest and of imported libraries.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_objects_of_earlier_modules() -> None:
+    """Freeze the reports of the tests so far, and the libraries that these have imported."""
+    freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,7 @@
-"""Make the same array in every format that a verb reads."""
+"""Make the same array in every format that a verb reads.
+
+Workers import this module with that of the test, so it imports dask and xarray where it uses them.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import dask.array
 import h5py
 import numpy as np
 import tifffile
-import xarray
 import zarr
 
 import shmpar
@@ -78,12 +79,16 @@ def opened_hdf5(folder: str, x: Array, unit: tuple[int, ...]) -> Any:
 
 def dask_array(folder: str, x: Array, unit: tuple[int, ...]) -> Any:
     """Return a Dask array over zarr, with a step of arithmetic."""
+    import dask.array
+
     stored = zarr3(folder, x, unit)
     return dask.array.from_zarr(str(stored.store.root)) + x.dtype.type(0)
 
 
 def lazy_xarray(folder: str, x: Array, unit: tuple[int, ...]) -> Any:
     """Return a DataArray that reads its values when they are asked for."""
+    import xarray
+
     path = os.path.join(folder, f"{next(_numbers)}.zarr")
     names = [f"d{k}" for k in range(x.ndim)]
     xarray.Dataset({"x": (names, x)}).to_zarr(path, consolidated=False)

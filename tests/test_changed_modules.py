@@ -212,7 +212,12 @@ def of_case(text: str, number: int) -> str:
 
 @pytest.mark.parametrize(
     ("when", "part"),
-    [("early", 0), ("early", 1), ("late", 0), pytest.param("late", 1, marks=pytest.mark.stress)],
+    [
+        ("early", 0),
+        ("late", 1),
+        pytest.param("early", 1, marks=pytest.mark.stress),
+        pytest.param("late", 0, marks=pytest.mark.stress),
+    ],
 )
 def test_workers_use_what_the_parent_uses(
     run_python: Run, tmp_path: Path, when: str, part: int

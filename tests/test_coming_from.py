@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools  # noqa: F401 - a row uses it
+import importlib
 import multiprocessing
 import os
 import re
@@ -76,13 +77,11 @@ ROWS = [
 ]
 
 
-# Why here: workers import these functions by the name of this module.
 _FUNCTIONS = re.search(r"^```python\n(def spread.+?)^```", _TEXT, re.MULTILINE | re.DOTALL)
-exec(_FUNCTIONS[1], globals())  # noqa: S102
 
 
 @contextmanager
-def names():
+def names(functions):
     """Yield the names of the tables; Dask and joblib compute without processes."""
     with (
         multiprocessing.get_context("spawn").Pool(2) as mp,
@@ -91,23 +90,30 @@ def names():
         dask.config.set(scheduler="synchronous"),
     ):
         image = np.random.default_rng(0).integers(0, 64, (8, 8)).astype(float)
-        yield globals() | {
-            "mp": mp,
-            "executor": executor,
-            "pool": pool,
-            "image": image,
-            "rgb": np.stack([image, image + 1, image + 2], axis=-1),
-            "items": [-3, 1, 2],
-            "parallel": joblib.Parallel(n_jobs=2, backend="threading"),
-            "d": da.from_array(image, chunks=(4, 4)),
-        }
+        yield (
+            globals()
+            | vars(functions)
+            | {
+                "mp": mp,
+                "executor": executor,
+                "pool": pool,
+                "image": image,
+                "rgb": np.stack([image, image + 1, image + 2], axis=-1),
+                "items": [-3, 1, 2],
+                "parallel": joblib.Parallel(n_jobs=2, backend="threading"),
+                "d": da.from_array(image, chunks=(4, 4)),
+            }
+        )
         mp.close()
         mp.join()
 
 
-def test_both_sides_of_each_row_have_the_same_value():
+def test_both_sides_of_each_row_have_the_same_value(tmp_path, monkeypatch):
     """The two calls of a row return equal values; floats may differ by rounding."""
-    with names() as given:
+    # Why a module of their own: each worker imports it, and this module imports much.
+    (tmp_path / "functions_of_rows.py").write_text(f"import numpy as np\n\n{_FUNCTIONS[1]}")
+    monkeypatch.syspath_prepend(tmp_path)
+    with names(importlib.import_module("functions_of_rows")) as given:
         for _, theirs, ours in ROWS:
             expected, found = (np.asarray(eval(code, given)) for code in (theirs, ours))  # noqa: S307
             assert found.shape == expected.shape, ours

@@ -15,7 +15,8 @@ import pytest
 from tests.interpreters import ROOT, run_python
 
 EXAMPLES = Path(ROOT, "examples")
-ONE = ("--workers", "1")  # Why: imports in each process take most of the time
+# Why: imports in each process take most of the time.  `.ci/run` runs all examples with all CPUs.
+ONE = ("--workers", "1")
 SHARED = {"images.py"}  # a module that several examples import
 PICTURES = all(map(importlib.util.find_spec, ["matplotlib", "scipy", "skimage", "PIL"]))
 draws = pytest.mark.skipif(not PICTURES, reason='needs pip install -e ".[examples]"')
@@ -81,7 +82,7 @@ def test_every_example_has_a_paragraph():
 @draws
 def test_tiled_statistics_prints_a_table_and_draws(example, tmp_path):
     """Without a file, the example uses a picture that it makes."""
-    output = example("tiled_statistics.py", "--smoke")
+    output = example("tiled_statistics.py", "--smoke", *ONE)
     for start in ("mean ", "std deviation ", "99th percentile ", "smoothed median "):
         assert re.search(rf"^{start}.* row [\d,]+, column [\d,]+$", output, re.MULTILINE)
     assert re.search(r"^256 tiles of 128 x 128 pixels in .* megapixels/s$", output, re.MULTILINE)
@@ -138,7 +139,7 @@ def test_tiled_statistics_refuses_other_files(refusals, tmp_path):
 @draws
 def test_denoise_equals_the_plain_call_and_draws(example, tmp_path):
     """The noise of the test picture has a standard deviation of 0.1, which is 20 dB."""
-    output = example("denoise.py", "--smoke")
+    output = example("denoise.py", "--smoke", *ONE)
     assert output.startswith("Cameraman: 707 x 707 pixels, uint8\n")
     before, after = re.search(r": ([\d.]+) dB before, ([\d.]+) dB after\n", output).groups()
     assert float(before) == pytest.approx(20, abs=0.1)
@@ -164,7 +165,7 @@ def test_denoise_of_a_file(example, tmp_path):
 @draws
 def test_histogram_equalise_equals_numpy_and_draws(example, tmp_path):
     """The grey levels of the test picture are evenly distributed afterwards."""
-    output = example("histogram_equalise.py", "--smoke")
+    output = example("histogram_equalise.py", "--smoke", *ONE)
     assert output.startswith("Moon: 1,000 x 1,000 pixels, uint8\n")
     assert "\nevery pixel is equal\n" in output
     before, after = re.search(r"^std deviation +([\d.]+) +([\d.]+)$", output, re.MULTILINE).groups()
@@ -256,7 +257,7 @@ def test_batch_files_refuses_a_folder_without_images(refusals, tmp_path):
 def test_zarr_pyramid_writes_an_ome_zarr(example, tmp_path):
     """Readers of OME-Zarr find both levels; the smaller is the mean of the larger."""
     pytest.importorskip("zarr")
-    output = example("zarr_pyramid.py", "--smoke", "--folder", "slide.ome.zarr")
+    output = example("zarr_pyramid.py", "--smoke", "--folder", "slide.ome.zarr", *ONE)
     assert output.startswith("image: 2,048 x 2,048 pixels, 8 MB\nlimit of each process")
     before, after = re.search(r"detail: ([\d.]+) photons before, ([\d.]+) after", output).groups()
     assert float(after) < 0.8 * float(before)

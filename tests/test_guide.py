@@ -40,10 +40,11 @@ SECTIONS = {
 }
 
 
-# Why: one interpreter for a page, and one pool for the page of verbs, since their start takes most
-# of the time.
-OWN = "with shmpar.Pool() as pool:"
-SHARED = "with __import__('contextlib').nullcontext(shared()) as pool:"
+# Why: one interpreter for a page, and one pool for the pages that are not about pools, since their
+# start takes most of the time.
+OWN = re.compile(r"^with shmpar\.Pool\(2?\) as pool\b", re.MULTILINE)
+SHARED = "with __import__('contextlib').nullcontext(shared()) as pool"
+ABOUT_POOLS = {"arrays", "workers"}
 PROGRAM = """
 import functools, json, os, sys, types
 
@@ -83,9 +84,8 @@ def test_the_code_of_each_section_prints_the_shown_output(page, tmp_path):
         for title, given in SECTIONS.items()
         if title.startswith(f"{page}: ") and can_import(given[0])
     }
-    pool = SHARED if page == "which-verb" else OWN  # other pages are about pools
-    codes = json.dumps([code.replace(OWN, pool) for code, _ in shown.values()])
-    done = run_python(PROGRAM, input=codes, cwd=tmp_path, timeout=120)
+    codes = [code if page in ABOUT_POOLS else OWN.sub(SHARED, code) for code, _ in shown.values()]
+    done = run_python(PROGRAM, input=json.dumps(codes), cwd=tmp_path, timeout=120)
     printed = re.split(r"^== section \d+\n", done.stdout, flags=re.MULTILINE)[1:]
     for (title, (_, output)), text in zip(shown.items(), printed, strict=False):
         assert (text, done.stderr) == (output, ""), title

@@ -246,19 +246,19 @@ def check_call(pool: shmpar.Pool, kind: str, work: Any) -> str:
 KINDS = ("blocks", "known", "rows", "objects", "reduction", "submit", "map")
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        *zip(DESCRIPTORS, 2 * ("blocks", "rows", "objects", "submit"), strict=True),
-        *(("replace_by_sockets", kind) for kind in ("blocks", "rows", "objects")),
-    ],
-)
-def test_lost_descriptors_give_a_right_result_or_a_dead_worker(name: str, kind: str) -> None:
+LOST = [
+    *zip(DESCRIPTORS, 2 * ("blocks", "rows", "objects", "submit"), strict=True),
+    *(("replace_by_sockets", kind) for kind in ("blocks", "objects")),
+]
+
+
+def test_lost_descriptors_give_a_right_result_or_a_dead_worker() -> None:
     """No call hangs or gives a wrong value, and the pool works afterwards."""
-    with shmpar.Pool(1) as pool:
-        work = attacking([name], 3)
-        check_call(pool, kind, work)
-        assert np.array_equal(pool.map_blocks(np.negative, X, chunks=CHUNK), -X)
+    with shmpar.Pool(1, retries=0) as pool:
+        for name, kind in LOST:
+            check_call(pool, kind, attacking([name], 3))
+            got = pool.map_blocks(np.negative, X, chunks=CHUNK)
+            assert np.array_equal(got, -X), (name, kind)
 
 
 def test_the_error_says_that_the_descriptors_are_lost() -> None:
@@ -347,14 +347,16 @@ def noted(path: Path) -> list[int]:
 STARTS = ["program", "shell", "multiprocessing", "futures"]
 
 
-@pytest.mark.parametrize("how", STARTS)
-def test_started_programs_end_with_the_task_timeout(how: str, tmp_path: Path) -> None:
-    """The worker that is killed takes its process group with it."""
-    path = tmp_path / "pids"
-    with shmpar.Pool(1, task_timeout=1.5, retries=0) as pool:
-        with pytest.raises(shmpar.TaskTimeout):
-            pool.parallel_map(starting(how), [path], dtype=object)
-        assert all(gone(pid) for pid in noted(path))
+def test_started_programs_end_with_the_task_timeout(tmp_path: Path) -> None:
+    """Each worker that is killed takes its process group with it."""
+    paths = {how: tmp_path / how for how in STARTS}
+    with shmpar.Pool(len(STARTS), task_timeout=3, retries=0) as pool:
+        with pytest.raises(ExceptionGroup) as caught:
+            pool.parallel_map(
+                lambda how: starting(how)(paths[how]), STARTS, dtype=object, on_error="collect"
+            )
+        assert [type(one) for one in caught.value.exceptions] == [shmpar.TaskTimeout] * len(STARTS)
+        assert all(gone(pid) for path in paths.values() for pid in noted(path))
         pool._last_run = None
 
 

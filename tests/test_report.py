@@ -20,7 +20,6 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 
 import shmpar
 from shmpar.grid import Grid, Halo
@@ -46,6 +45,8 @@ def spin(seconds: float) -> float:
 @pytest.fixture(scope="module", autouse=True)
 def fonts() -> None:
     """Let matplotlib open its fonts, which it keeps open, outside of the tests."""
+    from matplotlib.figure import Figure  # Why here: each worker imports this module
+
     figure = Figure()
     figure.suptitle("x")
     figure.savefig(io.BytesIO())
