@@ -260,6 +260,12 @@ def test_calls_in_a_process_of_multiprocessing_run_there() -> None:
     assert (done.stdout, done.returncode) == (f"True {text}\n" * 2, 0), done.stderr
 
 
+def test_a_pool_as_the_backend_is_told_how_to_be_one(two: shmpar.Pool) -> None:
+    """The error of joblib's missing attribute names the class to write."""
+    with pytest.raises(AttributeError, match=r"joblib takes .*ShmparBackend\(pool=pool\)"):
+        joblib.parallel_config(backend=two)
+
+
 def test_an_argument_that_does_not_pickle_is_named(backend: None) -> None:
     """The class is that of other backends, the cause is our error, and the workers go on."""
     with pytest.raises(pickle.PicklingError, match=r"the task to send.*generator") as caught:
