@@ -76,8 +76,8 @@ file per system and per workload, and one command runs it again on your machine.
 LOSSES = """
 ### Where shmpar loses, and the better tool there
 
-- **A whole-array expression exists** (`a.sum(axis=1)`, `np.sqrt(a)`): use it. A single process without
-  calls in Python beats a call per row or tile, and often several processes.
+- **A whole-array expression exists** (`a.sum(axis=1)`, `np.sqrt(a)`): use it. A single process
+  without calls in Python beats a call per row or tile, and often several processes.
 - **The function can be compiled**: use numba. Rewritten as loops, the function has no interpreter
   left to parallelise. shmpar is for functions that exist already and cannot be compiled.
 - **The function releases the interpreter lock** and its chunks are large (SciPy filters, large
