@@ -63,8 +63,8 @@ file per system and per workload, and one command runs it again on your machine.
 - A function that takes long enough makes all of these libraries equal. Your workload is not here.
 - Two cores are few. Nothing here was measured on a large machine.
 - Each system is measured with the same chunks as shmpar and in the way that its documentation
-  recommends. Pictures and tables show the better of both; the file of figures has both. Where
-  the cost per chunk is the question, only the same chunks count.
+  recommends. Pictures and tables show the better of both; the file of figures has both. Only
+  the same chunks count where the cost per chunk is the question.
 - Unfair to the others: Dask, distributed and Ray are made for clusters, for data larger than
   memory and for graphs of many steps. Here they get one machine and one step. The time to build
   Dask's graph counts, because a user writes it for each call. Dask's processes read chunks from
@@ -76,8 +76,8 @@ file per system and per workload, and one command runs it again on your machine.
 LOSSES = """
 ### Where shmpar loses, and the better tool there
 
-- **A whole-array expression exists** (`a.sum(axis=1)`, `np.sqrt(a)`): use it. One process without
-  calls in Python beats a call per row or tile, and often several processes.
+- **A whole-array expression exists** (`a.sum(axis=1)`, `np.sqrt(a)`): use it. A single process
+  without calls in Python beats a call per row or tile, and often several processes.
 - **The function can be compiled**: use numba. Rewritten as loops, the function has no interpreter
   left to parallelise. shmpar is for functions that exist already and cannot be compiled.
 - **The function releases the interpreter lock** and its chunks are large (SciPy filters, large
@@ -86,7 +86,7 @@ LOSSES = """
 - **A chain of cheap elementwise steps**: fuse them in one function, or let Dask do it. Three maps
   read and write memory three times.
 - **You write the loop yourself**: a pool of the standard library that hands out spans of rows adds
-  nothing to a row, with the shared output, the loop and the clean-up written by hand. shmpar
+  nothing to a row. You write the shared output, the loop and the clean-up by hand. shmpar
   spares you that work; it does not beat it.
 - **One call in a short script**: a forked pool or threads start in milliseconds, since they
   import nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 import warnings
 from collections.abc import Iterator
@@ -236,6 +237,41 @@ def test_nested_calls_run_in_their_worker(backend: None) -> None:
         assert name == "ThreadingBackend"
         assert found[0] in {0, 1, 4}
         assert processes == 1
+
+
+def test_calls_in_a_process_of_multiprocessing_run_there() -> None:
+    """Such a process is ended by a signal, so no workers are started below it, as with loky."""
+    done = run_python("""
+        import os, warnings, joblib, shmpar
+        from joblib import Parallel, delayed
+
+        def inner(_):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                found = Parallel(n_jobs=2, backend="shmpar")(delayed(os.getpid)() for _ in range(4))
+            return set(found) == {os.getpid()}, [str(one.message) for one in caught]
+
+        for found, texts in Parallel(n_jobs=2, backend="multiprocessing")(
+            delayed(inner)(i) for i in range(2)
+        ):
+            print(found, *texts)
+    """)
+    text = "shmpar-backed parallel loops cannot be called in a multiprocessing, setting n_jobs=1"
+    assert (done.stdout, done.returncode) == (f"True {text}\n" * 2, 0), done.stderr
+
+
+def test_a_pool_as_the_backend_is_told_how_to_be_one(two: shmpar.Pool) -> None:
+    """The error of joblib's missing attribute names the class to write."""
+    with pytest.raises(AttributeError, match=r"joblib takes .*ShmparBackend\(pool=pool\)"):
+        joblib.parallel_config(backend=two)
+
+
+def test_an_argument_that_does_not_pickle_is_named(backend: None) -> None:
+    """The class is that of other backends, the cause is our error, and the workers go on."""
+    with pytest.raises(pickle.PicklingError, match=r"the task to send.*generator") as caught:
+        Parallel()(delayed(len)(i for i in range(3)) for _ in range(2))
+    assert isinstance(caught.value.__cause__, shmpar.PlanError)
+    assert Parallel()(delayed(square)(i) for i in range(3)) == [0, 1, 4]
 
 
 def test_the_number_of_jobs(two: shmpar.Pool) -> None:

@@ -23,7 +23,9 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import inspect
+import multiprocessing
 import os
+import pickle
 import queue
 import threading
 import time
@@ -40,6 +42,7 @@ from joblib._parallel_backends import (
     SequentialBackend,
 )
 
+from shmpar.errors import PlanError
 from shmpar.memory.limits import available_cpus
 from shmpar.pickling.shared_once import Copies, shared_once
 from shmpar.plan import Function
@@ -204,6 +207,12 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs is None or in_worker():
             return 1
+        # Why: joblib's pool ends such a process by a signal, and its workers would be left.
+        if multiprocessing.current_process().daemon and self._given is None:
+            if n_jobs != 1:
+                text = "parallel loops cannot be called in a multiprocessing, setting n_jobs=1"
+                warnings.warn(f"shmpar-backed {text}", stacklevel=3)
+            return 1
         nested = not (self.in_main_thread() or self.nesting_level in {0, None})
         if nested and self._given is None:  # Why: each of the threads would start workers.
             if n_jobs != 1:
@@ -279,7 +288,11 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         # a batch are arguments. Its look for them takes longer than a small batch.
         loop, retries = pool._checked(), pool._verb_defaults["retries"]  # noqa: SLF001
         with shared_once(self._copies):
-            prepared = loop.prepare_call(Function(func, {}, ()))
+            try:
+                prepared = loop.prepare_call(Function(func, {}, ()))
+            except PlanError as error:  # Why: callers of joblib expect the class that loky raises.
+                text = f"Could not pickle the task to send to the workers: {error}"
+                raise pickle.PicklingError(text) from error
         future = loop.add_call(_name_of(func), prepared, retries)
         self._flying[future] = Latch()
         future.add_done_callback(partial(self._done, callback))

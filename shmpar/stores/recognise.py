@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -24,6 +25,10 @@ _MOST_VALUES: Final = 4 << 20
 _MOST_GRAPH: Final = 16 << 20  # Why more: the tasks of a large graph are no values
 _LIBRARIES: Final = frozenset({"zarr", "h5py", "dask", "xarray"})
 _HDF5_SUFFIXES: Final = (".h5", ".hdf5", ".hdf", ".he5", ".ims", ".nc", ".h5ad", ".mat")
+# A path of which `open` knows the format; other text is a value.
+_SUFFIX: Final = re.compile(
+    r"\.(npy|tiff?|zip|h5|hdf5?|he5|ims|nc|h5ad|mat)(:.*)?$|\.zarr(/.*)?$", re.IGNORECASE
+)
 
 
 class MissingStore(StoreError, FileNotFoundError):
@@ -295,6 +300,8 @@ def wrap(value: Any, *, write: bool = False) -> Any:
         if isinstance(value, Store) and value.kind == "hdf5":
             formats.same_process_file(value.where.rpartition(":")[0])  # which flushes the file
         return value
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and _SUFFIX.search(value)):
+        raise TypeError(f"a path is no array; pass shmpar.open({os.fspath(value)!r})")
     for kind in type(value).__mro__:
         library, name = kind.__module__.partition(".")[0], kind.__name__
         if library in _LIBRARIES:

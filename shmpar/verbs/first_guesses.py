@@ -89,6 +89,7 @@ _ADVICE_ON_NAMES: Final = {
     "map_partitions": "write pool.map_blocks(f, x)",
     "ncores": "write pool.n_workers",
     "nthreads": "write pool.n_workers",
+    "nesting_level": "joblib takes shmpar.integrations.joblib.ShmparBackend(pool=pool) as backend",
     "persist": "leave it out: verbs return NumPy arrays, in memory",
     "print_progress": "write progress=True in the call, or Pool(progress=True)",
     "rechunk": "pass chunks= to the verb: an array has no chunks of its own",
