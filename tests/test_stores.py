@@ -387,7 +387,7 @@ def test_chunks_of_the_fill_value_are_left_out(tmp_path: Path, fill: Any) -> Non
 )
 def test_a_path_as_an_input_is_refused(any_pool: shmpar.Pool, path: Any) -> None:
     """The error names the call that opens it; other text is a value."""
-    advice = re.escape(f"a path is no array; pass shmpar.open({os.fspath(path)!r})")
+    advice = re.escape(f"a path is no array: pass shmpar.open({os.fspath(path)!r}), or kwargs=")
     for call in (any_pool.map_blocks, any_pool.block_reduce, any_pool.parallel_map):
         with pytest.raises(TypeError, match=advice):
             call(np.negative, path)

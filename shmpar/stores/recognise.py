@@ -301,7 +301,11 @@ def wrap(value: Any, *, write: bool = False) -> Any:
             formats.same_process_file(value.where.rpartition(":")[0])  # which flushes the file
         return value
     if isinstance(value, os.PathLike) or (isinstance(value, str) and _SUFFIX.search(value)):
-        raise TypeError(f"a path is no array; pass shmpar.open({os.fspath(value)!r})")
+        path = repr(os.fspath(value))
+        raise TypeError(
+            f"a path is no array: pass shmpar.open({path}), or kwargs={{'path': {path}}} where the "
+            "function opens it"
+        )
     for kind in type(value).__mro__:
         library, name = kind.__module__.partition(".")[0], kind.__name__
         if library in _LIBRARIES:
