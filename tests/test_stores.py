@@ -156,6 +156,9 @@ def test_wrong_paths(tmp_path: Path) -> None:
     zarr.create_group(f"{folder}/g.zarr").create_array("0", shape=3, chunks=1, dtype="u1")
     with h5py.File(f"{folder}/a.h5", "w") as file:
         file["run/c"] = X
+        file["null"] = h5py.Empty("f4")
+        with pytest.raises(TypeError, match="/null has no values"):
+            wrap(file["null"])
     Path(f"{folder}/bad.tif").write_bytes(b"II*\0 nothing")
     Path(f"{folder}/bad.h5").write_bytes(b"nothing")
     for where in ("none.npy", "none.zarr", "g.zarr/7", "none.h5:/x", "none.tif"):
@@ -165,8 +168,9 @@ def test_wrong_paths(tmp_path: Path) -> None:
         assert isinstance(pickle.loads(pickle.dumps(caught.value)), FileNotFoundError)
     wrong = {
         "g.zarr": "is a group of zarr, not an array; open one of its arrays: 0",
-        "a.h5:/x": "has no dataset /x; it has run",
+        "a.h5:/x": "has no dataset /x; it has null, run",
         "a.h5:/run": "is a group, not a dataset; it has /run/c",
+        "a.h5:/null": "/null has no values",
         "bad.tif": "cannot be opened",
         "bad.h5:/x": "cannot be opened",
     }
@@ -219,6 +223,26 @@ def test_arrays_of_this_process_are_refused(tmp_path: Path) -> None:
     for group in (zarr.create_group({}), xarray.Dataset({"x": ("a", np.ones(3))})):
         with pytest.raises(TypeError, match="is no array; pass one of its arrays"):
             wrap(group)
+
+
+@pytest.mark.filterwarnings("ignore:The data type:zarr.errors.UnstableSpecificationWarning")
+def test_fields_whose_order_of_bytes_is_lost(tmp_path: Path) -> None:
+    """Zarr's third format forgets the order of bytes of fields, so an array of them is refused."""
+    dtype = np.dtype([("a", ">i4"), ("b", "u1")])
+    how: dict[str, Any] = {"shape": 4, "chunks": 2}
+    values = np.array([(1, 2)] * 4, dtype)
+    out = str(tmp_path / "out.zarr")
+    with shmpar.Pool(1, engine="serial") as pool:
+        with pytest.raises(TypeError, match="order of bytes of fields"):
+            wrap(zarr.create_array(tmp_path / "3.zarr", dtype=dtype, **how))
+        with pytest.raises(TypeError, match="order of bytes of fields"):
+            pool.map_blocks(np.copy, values, out=out)
+        assert not os.path.exists(out)
+        for name, kind, version in (("2", dtype, 2), ("native", dtype.newbyteorder("="), 3)):
+            path = tmp_path / f"{name}.zarr"
+            made = zarr.create_array(path, dtype=kind, zarr_format=version, **how)
+            made[...] = values.astype(kind)
+            assert pool.map_blocks(np.copy, made).tolist() == values.tolist()
 
 
 def test_values_in_a_graph(tmp_path: Path) -> None:

@@ -153,6 +153,20 @@ def check_zarr_store(array: Any) -> None:
             f"the zarr array {array.store_path} lies in the memory of this process ({kind}), which "
             "no worker can open; pass x[...], or put it into a folder"
         )
+    check_fields(array.dtype, array.metadata.zarr_format, str(array.store_path))
+
+
+def check_fields(dtype: Any, version: int, where: str) -> None:
+    """Raise ``TypeError`` for a dtype with fields whose order of bytes a zarr array does not keep.
+
+    Why: an array that is opened anew would give other values than the user's object.
+    """
+    if version > 2 and dtype.names and dtype != dtype.newbyteorder("="):  # noqa: PLR2004
+        raise TypeError(
+            f"the zarr array {where} has dtype {dtype}, and version 3 of zarr does not keep the "
+            "order of bytes of fields: a worker would read other values; make it with "
+            "dtype.newbyteorder('='), or with zarr_format=2"
+        )
 
 
 # HDF5
@@ -232,6 +246,8 @@ def _dataset(file: Any, name: str, path: str) -> Any:
             f"{path}:{name} is a group, not a dataset; it has {names or 'none'}",
             opener="hdf5", where=f"{path}:{name}",
         )  # fmt: skip
+    if found.shape is None:
+        raise StoreError(f"{path}:{name} has no values", opener="hdf5", where=f"{path}:{name}")
     return found
 
 

@@ -323,6 +323,8 @@ def _wrap_zarr(array: Any, write: bool) -> Store:
 def _wrap_hdf5(dataset: Any, write: bool) -> Store | Array:
     if not dataset:
         raise TypeError("the HDF5 file of this dataset is closed; open it again")
+    if dataset.shape is None:
+        raise TypeError(f"the HDF5 dataset {dataset.name} has no values")
     file = dataset.file
     path, name, driver = os.path.abspath(file.filename), dataset.name, file.driver
     if driver not in {"sec2", "stdio", "ros3"}:
