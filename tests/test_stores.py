@@ -120,10 +120,12 @@ def test_opening_by_path(tmp_path: Path) -> None:
     assert isinstance(shmpar.open(tmp_path / "x.npy"), np.memmap)
     group = zarr.create_group(f"{folder}/g.zarr")
     group.create_array("0", shape=X.shape, chunks=(5, 4), dtype=X.dtype)[...] = X
+    with zarr.storage.ZipStore(f"{folder}/z.zip", mode="w") as packed:
+        zarr.create_array(packed, shape=X.shape, chunks=(5, 4), dtype=X.dtype)[...] = X
     tifffile.imwrite(f"{folder}/u.tif", X)
     assert isinstance(shmpar.open(f"{folder}/u.tif"), np.memmap)
     tifffile.imwrite(f"{folder}/p.tif", np.stack([X, X + 1]), compression="zlib")
-    for where in ("x.npy", "g.zarr/0", "u.tif"):
+    for where in ("x.npy", "g.zarr/0", "z.zip", "u.tif"):
         np.testing.assert_array_equal(shmpar.open(f"{folder}/{where}")[...], X)
     np.testing.assert_array_equal(shmpar.open(f"{folder}/p.tif")[1], X + 1)
     with h5py.File(f"{folder}/a.h5", "w") as file:
@@ -159,6 +161,10 @@ def test_wrong_paths(tmp_path: Path) -> None:
         file["null"] = h5py.Empty("f4")
         with pytest.raises(TypeError, match="/null has no values"):
             wrap(file["null"])
+    zarr.create_array(f"{folder}/codec.zarr", shape=3, chunks=1, dtype="u1")
+    metadata = Path(f"{folder}/codec.zarr/zarr.json")
+    metadata.write_text(metadata.read_text().replace('"zstd"', '"unheard"'))
+    Path(f"{folder}/bad.zip").write_bytes(b"nothing")
     Path(f"{folder}/bad.tif").write_bytes(b"II*\0 nothing")
     Path(f"{folder}/bad.h5").write_bytes(b"nothing")
     for where in ("none.npy", "none.zarr", "g.zarr/7", "none.h5:/x", "none.tif"):
@@ -171,6 +177,8 @@ def test_wrong_paths(tmp_path: Path) -> None:
         "a.h5:/x": "has no dataset /x; it has null, run",
         "a.h5:/run": "is a group, not a dataset; it has /run/c",
         "a.h5:/null": "/null has no values",
+        "codec.zarr": "cannot be opened: .*unheard",
+        "bad.zip": "cannot be opened",
         "bad.tif": "cannot be opened",
         "bad.h5:/x": "cannot be opened",
     }

@@ -48,11 +48,14 @@ class ZarrArray:
     ----------
     metadata : str or None
         Path of the file of metadata, for an array in a folder.
+    read_only : bool
+        It was opened for reading alone.
     """
 
     def __init__(self, array: Any) -> None:
         self.array, self.shape, self.dtype = array, array.shape, array.dtype
         self.unit = array.shards or array.chunks
+        self.read_only = array.read_only
         self.metadata = _metadata_file(array)
         self._unchecked = _without_comparison(array)
 
@@ -132,6 +135,8 @@ def innermost(store: Any) -> Any:
 def open_zarr(store: Any, path: str, mode: str = "r", options: Any = None) -> ZarrArray:
     """Open a zarr array by its store, or by its path or URL."""
     zarr = library("zarr", path or store)
+    if isinstance(store, str) and store.endswith(".zip") and "://" not in store:
+        store = zarr.storage.ZipStore(store, mode="r")
     found = zarr.open(store, path=path or None, mode=mode, **(options or {}))
     if not hasattr(found, "shape"):
         names = ", ".join(sorted(name for name, _ in found.arrays()))

@@ -204,13 +204,17 @@ def _takes(path: str, how: dict[str, Any], names: tuple[str, ...]) -> None:
 
 
 def _opened_zarr(path: str, mode: str, how: dict[str, Any]) -> Store:
-    library = formats.library("zarr", path)
+    formats.library("zarr", path)
     if "://" not in path:
         path = os.path.abspath(path)
         if not os.path.exists(path):
             raise MissingStore(f"there is no such zarr array: {path}", opener="zarr", where=path)
-    array = formats.open_zarr(path, "", mode, how).array
-    del library
+    try:
+        array = formats.open_zarr(path, "", mode, how).array
+    except (StoreError, ImportError, TypeError):
+        raise
+    except Exception as error:
+        raise _cannot_open(path, "zarr", error) from error
     formats.check_zarr_store(array)
     opener = pickle.dumps((formats.open_zarr, (path, "", mode, how), {}), 5)
     return _store(opener, "zarr", path)
