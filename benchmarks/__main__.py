@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 
 COMMANDS = ("compare", "peers", "page", "cluster")
@@ -19,6 +20,8 @@ COMMANDS = ("compare", "peers", "page", "cluster")
 
 def main() -> None:
     """Run a command, the named measurements, or all measurements."""
+    # Why: an exception ends all processes and removes all files; the signal's default does not.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         importlib.import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
         return

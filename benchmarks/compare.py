@@ -29,7 +29,6 @@ import argparse
 import json
 import os
 import random
-import signal
 import statistics
 import sys
 import tempfile
@@ -99,8 +98,6 @@ def main(arguments: list[str]) -> None:
     unknown = set(options.names) - set(CASES)
     if unknown:
         _parser().error(f"no such workload: {', '.join(sorted(unknown))}")
-    # Why: an exception ends all processes and removes all files; the signal's default does not.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"other: {checkout} ({harness.commit(checkout)})")
     print(f"this:  {ROOT} ({harness.commit()})\n")
     print(

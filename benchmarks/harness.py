@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -118,6 +119,7 @@ def _serve_loop(
 
 # Processes and their memory -------------------------------------------------------------------
 
+_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 Process = tuple[int, str]  # pid and start time, since the system reuses pids
 
 
@@ -156,6 +158,21 @@ def stop(pid: int) -> list[Process]:
 def resume(stopped: list[Process]) -> None:
     """Continue stopped processes."""
     _signal(stopped, signal.SIGCONT)
+
+
+def continue_without_parent() -> None:
+    """Continue this process and its descendants if their parent dies while they are stopped.
+
+    Why: a process that is stopped does not notice that its input has ended.
+    """
+    this, parent = os.getpid(), os.getppid()
+
+    def resume_all(*_: object) -> None:
+        if os.getpid() == this and os.getppid() != parent:  # Why: a forked child inherits this
+            resume(family(this))
+
+    signal.signal(signal.SIGCONT, resume_all)
+    ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGCONT)
 
 
 def _signal(processes: list[Process], number: int) -> None:

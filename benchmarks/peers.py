@@ -12,7 +12,6 @@ import json
 import math
 import os
 import random
-import signal
 import statistics
 import sys
 import tempfile
@@ -44,8 +43,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--smoke", action="store_const", dest="size", const="smoke")
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     options = parser.parse_args(arguments)
-    # Why: an exception ends all processes and removes all files; the signal's default does not.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = _choose(",".join(options.workloads) or None, workloads.NAMES, parser)
     names = _choose(options.systems, systems.NAMES, parser)
     found = measure(chosen, names, options.size, options.workers)

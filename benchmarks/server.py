@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import json
 import os
-import signal
 import sys
 import time
 import warnings
@@ -21,7 +19,6 @@ from benchmarks.systems import System
 
 PACKAGES = {"skimage": "scikit-image"}  # distributions whose name differs from their package
 WARM_SECONDS = 0.05  # time for a processor to reach its speed and for caches to fill
-SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class Unsuited(Exception):
@@ -98,8 +95,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Why: systems print to stdout, and that is not a reply.
     warnings.simplefilter("ignore")
-    # Why: a process that is stopped between requests would not notice that its parent died.
-    ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGCONT)
+    harness.continue_without_parent()
     server = Server(systems.load(name)(int(workers), directory))
     for line in sys.stdin:
         request = json.loads(line)
@@ -110,7 +106,6 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001 - other systems must go on
             reply = {"failed": f"{type(error).__name__}: {error}"[:300]}
         print(json.dumps(reply), file=replies, flush=True)
-    harness.resume(harness.family(os.getpid()))
     server.system.close()
 
 

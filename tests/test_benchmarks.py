@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -113,6 +114,28 @@ def test_compare_refuses_a_folder_without_the_project(
     done = run_python(COMPARE, str(tmp_path), "floor")
     assert done.returncode == 2
     assert f"{tmp_path} is not a checkout" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ended_measurements_of_stores_leave_no_process(tmp_path: Path, number: int) -> None:
+    """The process of each system exits with its workers, also those that were stopped."""
+    pytest.importorskip("zarr")
+    pytest.importorskip("dask")
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", "stores", "--quick"],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+    ) as running:
+        until = time.monotonic() + 60
+        while len(started := harness.family(running.pid)) < 5:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        running.send_signal(number)
+    while any(map(harness._lives, started)):
+        assert time.monotonic() < until + 60
+        time.sleep(0.02)
+    assert number == signal.SIGKILL or not list(tmp_path.iterdir())
 
 
 def test_a_killed_comparison_leaves_no_process(tmp_path: Path) -> None:

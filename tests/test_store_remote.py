@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import threading
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ import pytest
 
 import shmpar
 
-pytest.importorskip("fsspec")
-pytest.importorskip("aiohttp")
+fsspec = pytest.importorskip("fsspec")
 
 X = np.random.default_rng(0).integers(0, 60_000, (60, 80)).astype("u2")
+PROTOCOL = ("plain", "tests.plain_http.PlainHTTP")
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -45,33 +46,41 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
         self.failures = 0
         self.requests: list[str] = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.place = f"127.0.0.1:{self.server_port}"
 
 
 @pytest.fixture
 def server(zarr, nothing_left, tmp_path):
     """A server of the folder of the test, in a thread."""
+    fsspec.register_implementation(*PROTOCOL, clobber=True)
     with Server(tmp_path) as made:
-        thread = threading.Thread(target=made.serve_forever)
+        thread = threading.Thread(target=made.serve_forever, args=(0.01,))
         thread.start()
         yield made
         made.shutdown()
         thread.join()
 
 
-@pytest.fixture
-def url(zarr, server, tmp_path):
+# Why by stress: aiohttp takes a second or more to import, in each process.
+HTTP_MARKS = [
+    pytest.mark.stress,
+    pytest.mark.skipif(find_spec("aiohttp") is None, reason="no aiohttp"),
+]
+
+
+@pytest.fixture(params=["plain", pytest.param("http", marks=HTTP_MARKS)])
+def url(request, zarr, server, tmp_path):
     """The URL of an array with the values of `X`, of which one unit is missing."""
     made = zarr.create_array(tmp_path / "x.zarr", shape=X.shape, dtype=X.dtype, chunks=(20, 20))
     made[...] = X
     (tmp_path / "x.zarr" / "c" / "2" / "3").unlink()
-    return f"{server.url}/x.zarr"
+    return f"{request.param}://{server.place}/x.zarr"
 
 
 @pytest.fixture
 def workers(nothing_left):
     """Two worker processes."""
-    with shmpar.Pool(2) as pool:
+    with shmpar.Pool(2, initializer=fsspec.register_implementation, initargs=PROTOCOL) as pool:
         yield pool
 
 
@@ -112,7 +121,7 @@ def test_an_error_of_the_server_that_passes_is_tried_again(workers, url, server)
 def test_urls_that_have_no_array(zarr, server):
     """A URL without an array is an error before a call, and this process' memory is refused."""
     with pytest.raises(FileNotFoundError, match=r"y\.zarr"):
-        shmpar.open(f"{server.url}/y.zarr")
+        shmpar.open(f"plain://{server.place}/y.zarr")
     with pytest.raises((TypeError, FileNotFoundError)):
         shmpar.open("memory://y.zarr")
     zarr.create_array("memory://y.zarr", shape=3, chunks=1, dtype="u1")

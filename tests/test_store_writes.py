@@ -206,6 +206,18 @@ def test_a_store_that_changes_its_shape_under_the_run(workers, made, zarr, tmp_p
     np.testing.assert_array_equal(zarr.open_array(path, mode="r")[:20], X[:20])
 
 
+def test_a_store_that_has_other_units_by_now(workers, made, zarr, tmp_path):
+    """The units of the array in the file count, not those of a handle from before."""
+    for opens in (lambda out: out, lambda _: shmpar.open(tmp_path / "x.zarr", mode="r+")):
+        out = opens(made())
+        shutil.rmtree(tmp_path / "x.zarr")
+        new = zarr.create_array(tmp_path / "x.zarr", shape=X.shape, dtype=X.dtype, chunks=(40, 40))
+        with pytest.raises(shmpar.StoreError, match=r"is stored \(40, 40\) .* was \(20, 20\)"):
+            workers.map_blocks(np.invert, X, chunks=20, out=out)
+        assert not new[...].any()
+        shutil.rmtree(tmp_path / "x.zarr")
+
+
 FULL = """
 import os, numpy as np, shmpar, zarr
 x = np.random.default_rng(0).integers(0, 1 << 30, (64, 1 << 16), "i4")  # 16 MB that do not shrink

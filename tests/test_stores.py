@@ -121,10 +121,12 @@ def test_opening_by_path(tmp_path: Path) -> None:
     assert isinstance(shmpar.open(tmp_path / "x.npy"), np.memmap)
     group = zarr.create_group(f"{folder}/g.zarr")
     group.create_array("0", shape=X.shape, chunks=(5, 4), dtype=X.dtype)[...] = X
+    with zarr.storage.ZipStore(f"{folder}/z.zip", mode="w") as packed:
+        zarr.create_array(packed, shape=X.shape, chunks=(5, 4), dtype=X.dtype)[...] = X
     tifffile.imwrite(f"{folder}/u.tif", X)
     assert isinstance(shmpar.open(f"{folder}/u.tif"), np.memmap)
     tifffile.imwrite(f"{folder}/p.tif", np.stack([X, X + 1]), compression="zlib")
-    for where in ("x.npy", "g.zarr/0", "u.tif"):
+    for where in ("x.npy", "g.zarr/0", "z.zip", "u.tif"):
         np.testing.assert_array_equal(shmpar.open(f"{folder}/{where}")[...], X)
     np.testing.assert_array_equal(shmpar.open(f"{folder}/p.tif")[1], X + 1)
     with h5py.File(f"{folder}/a.h5", "w") as file:
@@ -157,6 +159,13 @@ def test_wrong_paths(tmp_path: Path) -> None:
     zarr.create_group(f"{folder}/g.zarr").create_array("0", shape=3, chunks=1, dtype="u1")
     with h5py.File(f"{folder}/a.h5", "w") as file:
         file["run/c"] = X
+        file["null"] = h5py.Empty("f4")
+        with pytest.raises(TypeError, match="/null has no values"):
+            wrap(file["null"])
+    zarr.create_array(f"{folder}/codec.zarr", shape=3, chunks=1, dtype="u1")
+    metadata = Path(f"{folder}/codec.zarr/zarr.json")
+    metadata.write_text(metadata.read_text().replace('"zstd"', '"unheard"'))
+    Path(f"{folder}/bad.zip").write_bytes(b"nothing")
     Path(f"{folder}/bad.tif").write_bytes(b"II*\0 nothing")
     Path(f"{folder}/bad.h5").write_bytes(b"nothing")
     for where in ("none.npy", "none.zarr", "g.zarr/7", "none.h5:/x", "none.tif"):
@@ -166,8 +175,11 @@ def test_wrong_paths(tmp_path: Path) -> None:
         assert isinstance(pickle.loads(pickle.dumps(caught.value)), FileNotFoundError)
     wrong = {
         "g.zarr": "is a group of zarr, not an array; open one of its arrays: 0",
-        "a.h5:/x": "has no dataset /x; it has run",
+        "a.h5:/x": "has no dataset /x; it has null, run",
         "a.h5:/run": "is a group, not a dataset; it has /run/c",
+        "a.h5:/null": "/null has no values",
+        "codec.zarr": "cannot be opened: .*unheard",
+        "bad.zip": "cannot be opened",
         "bad.tif": "cannot be opened",
         "bad.h5:/x": "cannot be opened",
     }
@@ -220,6 +232,26 @@ def test_arrays_of_this_process_are_refused(tmp_path: Path) -> None:
     for group in (zarr.create_group({}), xarray.Dataset({"x": ("a", np.ones(3))})):
         with pytest.raises(TypeError, match="is no array; pass one of its arrays"):
             wrap(group)
+
+
+@pytest.mark.filterwarnings("ignore:The data type:zarr.errors.UnstableSpecificationWarning")
+def test_fields_whose_order_of_bytes_is_lost(tmp_path: Path) -> None:
+    """Zarr's third format forgets the order of bytes of fields, so an array of them is refused."""
+    dtype = np.dtype([("a", ">i4"), ("b", "u1")])
+    how: dict[str, Any] = {"shape": 4, "chunks": 2}
+    values = np.array([(1, 2)] * 4, dtype)
+    out = str(tmp_path / "out.zarr")
+    with shmpar.Pool(1, engine="serial") as pool:
+        with pytest.raises(TypeError, match="order of bytes of fields"):
+            wrap(zarr.create_array(tmp_path / "3.zarr", dtype=dtype, **how))
+        with pytest.raises(TypeError, match="order of bytes of fields"):
+            pool.map_blocks(np.copy, values, out=out)
+        assert not os.path.exists(out)
+        for name, kind, version in (("2", dtype, 2), ("native", dtype.newbyteorder("="), 3)):
+            path = tmp_path / f"{name}.zarr"
+            made = zarr.create_array(path, dtype=kind, zarr_format=version, **how)
+            made[...] = values.astype(kind)
+            assert pool.map_blocks(np.copy, made).tolist() == values.tolist()
 
 
 def test_values_in_a_graph(tmp_path: Path) -> None:

@@ -48,11 +48,14 @@ class ZarrArray:
     ----------
     metadata : str or None
         Path of the file of metadata, for an array in a folder.
+    read_only : bool
+        It was opened for reading alone.
     """
 
     def __init__(self, array: Any) -> None:
         self.array, self.shape, self.dtype = array, array.shape, array.dtype
         self.unit = array.shards or array.chunks
+        self.read_only = array.read_only
         self.metadata = _metadata_file(array)
         self._unchecked = _without_comparison(array)
 
@@ -132,6 +135,8 @@ def innermost(store: Any) -> Any:
 def open_zarr(store: Any, path: str, mode: str = "r", options: Any = None) -> ZarrArray:
     """Open a zarr array by its store, or by its path or URL."""
     zarr = library("zarr", path or store)
+    if isinstance(store, str) and store.endswith(".zip") and "://" not in store:
+        store = zarr.storage.ZipStore(store, mode="r")
     found = zarr.open(store, path=path or None, mode=mode, **(options or {}))
     if not hasattr(found, "shape"):
         names = ", ".join(sorted(name for name, _ in found.arrays()))
@@ -152,6 +157,20 @@ def check_zarr_store(array: Any) -> None:
         raise TypeError(
             f"the zarr array {array.store_path} lies in the memory of this process ({kind}), which "
             "no worker can open; pass x[...], or put it into a folder"
+        )
+    check_fields(array.dtype, array.metadata.zarr_format, str(array.store_path))
+
+
+def check_fields(dtype: Any, version: int, where: str) -> None:
+    """Raise ``TypeError`` for a dtype with fields whose order of bytes a zarr array does not keep.
+
+    Why: an array that is opened anew would give other values than the user's object.
+    """
+    if version > 2 and dtype.names and dtype != dtype.newbyteorder("="):  # noqa: PLR2004
+        raise TypeError(
+            f"the zarr array {where} has dtype {dtype}, and version 3 of zarr does not keep the "
+            "order of bytes of fields: a worker would read other values; make it with "
+            "dtype.newbyteorder('='), or with zarr_format=2"
         )
 
 
@@ -232,6 +251,8 @@ def _dataset(file: Any, name: str, path: str) -> Any:
             f"{path}:{name} is a group, not a dataset; it has {names or 'none'}",
             opener="hdf5", where=f"{path}:{name}",
         )  # fmt: skip
+    if found.shape is None:
+        raise StoreError(f"{path}:{name} has no values", opener="hdf5", where=f"{path}:{name}")
     return found
 
 

@@ -209,13 +209,17 @@ def _takes(path: str, how: dict[str, Any], names: tuple[str, ...]) -> None:
 
 
 def _opened_zarr(path: str, mode: str, how: dict[str, Any]) -> Store:
-    library = formats.library("zarr", path)
+    formats.library("zarr", path)
     if "://" not in path:
         path = os.path.abspath(path)
         if not os.path.exists(path):
             raise MissingStore(f"there is no such zarr array: {path}", opener="zarr", where=path)
-    array = formats.open_zarr(path, "", mode, how).array
-    del library
+    try:
+        array = formats.open_zarr(path, "", mode, how).array
+    except (StoreError, ImportError, TypeError):
+        raise
+    except Exception as error:
+        raise _cannot_open(path, "zarr", error) from error
     formats.check_zarr_store(array)
     opener = pickle.dumps((formats.open_zarr, (path, "", mode, how), {}), 5)
     return _store(opener, "zarr", path)
@@ -334,6 +338,8 @@ def _wrap_zarr(array: Any, write: bool) -> Store:
 def _wrap_hdf5(dataset: Any, write: bool) -> Store | Array:
     if not dataset:
         raise TypeError("the HDF5 file of this dataset is closed; open it again")
+    if dataset.shape is None:
+        raise TypeError(f"the HDF5 dataset {dataset.name} has no values")
     file = dataset.file
     path, name, driver = os.path.abspath(file.filename), dataset.name, file.driver
     if driver not in {"sec2", "stdio", "ros3"}:

@@ -264,6 +264,13 @@ class Store:
                 f"but had {due} and {self._stored} before; open it anew",
                 opener=self.kind, where=self.where,
             )  # fmt: skip
+        unit = self.unit if getattr(array, "read_only", True) else array.unit
+        if unit != self.unit:  # Why: the check of one writer per unit was for other units
+            raise StoreError(
+                f"{self.where} ({self.kind}) has changed: it is stored {unit} elements at a time, "
+                f"but was {self.unit} before; open it anew",
+                opener=self.kind, where=self.where,
+            )  # fmt: skip
         return array
 
     @property

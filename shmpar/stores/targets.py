@@ -204,8 +204,10 @@ class ZarrPath:
         units = units_for(self.plan, shape, self.path)
         root = self._root()
         name = self.path[len(root) :].strip("/") or None
+        version = _format(root)
+        formats.check_fields(dtype, version or 3, self.path)
         found = zarr.create_array(
-            root, name=name, shape=shape, dtype=dtype, chunks=units, zarr_format=_format(root)
+            root, name=name, shape=shape, dtype=dtype, chunks=units, zarr_format=version
         )
         self.array = wrap(found, write=True).with_retries(self._retries)
         return self.array
