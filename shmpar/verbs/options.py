@@ -146,6 +146,8 @@ _OTHER_NAMES = {
     "chunksize": "chunks",
     "cval": "boundary",
     "errors": "on_error",
+    "extra_arguments": "kwargs",
+    "extra_keywords": "kwargs",
     "fill": "fill_value",
     "func_kwargs": "kwargs",
     "halo": "depth",
