@@ -183,8 +183,8 @@ def test_a_ledger_of_another_call_is_refused(pool: shmpar.Pool, work: Work, file
     """The error names the differences; a ledger without finished chunks is replaced."""
     factor = 3
 
-    def times(block: Any) -> Any:
-        return block * factor
+    def times(block: Any, shift: int = 0) -> Any:
+        return block * factor + shift
 
     result = pool.map_blocks(times, X, **files)
     factor = 4
@@ -192,12 +192,13 @@ def test_a_ledger_of_another_call_is_refused(pool: shmpar.Pool, work: Work, file
         ("function", times, X, {}),
         ("function", work, X, {}),
         ("inputs", None, X + 1, {}),
+        ("kwargs", None, X, {"kwargs": {"shift": 1}}),
         ("chunks", None, X, {"chunks": (20, -1)}),
         ("dtype", None, X, {"dtype": "f8"}),
     ]:
         if func is None:
             factor = 3
-        with pytest.raises(ValueError, match=f"another call.*differs in: .*{part}"):
+        with pytest.raises(ValueError, match=f"another call.*differs in: {part};"):
             pool.map_blocks(func or times, arrays, **{**files, **more})
     with pytest.raises(ValueError, match=r"another call.*differs in: .*verb"):
         pool.map_overlap(times, X, depth=1, **files)

@@ -30,6 +30,7 @@ from shmpar.ipc import protocol
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Location, Segment
+from shmpar.memory.system import working_directory
 from shmpar.pickling.pack import Interpreter, Payload, cached, pack, pack_stateless
 from shmpar.pickling.plain import pack_plain
 from shmpar.pickling.unpack import unpack
@@ -80,10 +81,7 @@ class State:
 
     def current(self, python: Interpreter | None) -> protocol.Environment:
         """Return it for workers, which may have another Python."""
-        try:
-            directory = os.getcwdb()
-        except OSError:  # it was removed
-            directory = None
+        directory = working_directory()
         errors: dict[str, Any] = np.geterr()  # type: ignore[assignment]
         if self._paths[0] != sys.path:
             self._paths = sys.path.copy(), search_path()
@@ -93,15 +91,17 @@ class State:
         if self._variables[0] != _variables():
             self._note_variables(_variables().copy())
         path = None if self._own_path else self._paths[1]
-        state = directory, path, errors, self._filters[1], self._variables[1]
         levels = current_levels() if self._logs else None
+        found = protocol.Environment(
+            directory, path, errors, self._filters[1], self._variables[1], None, levels
+        )
+        # Why the same object: many calls that wait would hold as many copies.
+        if (latest := self._latest) is not None and found == latest:
+            return latest
         if not {"call", "log"}.isdisjoint(errors.values()):
-            return protocol.Environment(*state, _pack_error_call(python), levels)
-        found = protocol.Environment(*state, None, levels)
-        if found != self._latest:
-            # Why the same object: many calls that wait would hold as many copies.
-            self._latest = found
-        return self._latest or found
+            return found._replace(error_call=_pack_error_call(python))
+        self._latest = found
+        return found
 
     def _note_variables(self, new: dict[bytes, bytes]) -> None:
         old, changed = self._variables[0], self._variables[1].copy()

@@ -149,6 +149,33 @@ def libc() -> Any:
     return library
 
 
+_PATH_BYTES: Final = 4096
+
+
+@functools.cache
+def _getcwd() -> Callable[[], bytes | None]:
+    import ctypes
+
+    memory = ctypes.create_string_buffer(_PATH_BYTES)
+    call = ctypes.PyDLL(None).getcwd
+    call.restype = ctypes.c_char_p
+    return functools.partial(call, memory, ctypes.c_size_t(_PATH_BYTES))
+
+
+def working_directory() -> bytes | None:
+    """Return the working directory; None if it was removed.
+
+    Why not os.getcwdb alone: it releases the interpreter lock. A thread that submits many calls
+    would wait for the pool thread at each of them.
+    """
+    # Why a lambda: there may be no ctypes.
+    found = attempt("getcwd", lambda: _getcwd()(), lambda: None)  # noqa: PLW0108
+    if found is None:  # Why again: a path may be longer.
+        with suppress(OSError):
+            found = os.getcwdb()
+    return found
+
+
 def last_error() -> OSError:
     """Return the error of the last call of :func:`libc` in this thread."""
     import ctypes

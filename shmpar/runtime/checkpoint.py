@@ -17,7 +17,7 @@ The ledger file, in order:
 =============  ============================================================================
 bytes          content
 =============  ============================================================================
-16             ``shmpar ledger 2`` and a line feed
+16             ``shmpar ledger 3`` and a line feed
 4, 4           length and CRC-32 of the header, little-endian
 length         the header: a :class:`Header` as JSON, padded with spaces
 4 per chunk    the checksum of the chunk's windows in the outputs; 0 if it is not done
@@ -76,7 +76,7 @@ InWorkers = Callable[[Callable[[int], int], list[int]], Sequence[int]]
 RESULTS_SUFFIX = ".results"
 MADE = "made"  # the part of an identity that is new with each file
 
-_MAGIC = b"shmpar ledger 2\n"
+_MAGIC = b"shmpar ledger 3\n"
 _PREFIX = struct.Struct("<16sII")  # magic, length and CRC-32 of the header
 _ALIGNMENT = 64  # bytes; the checksums begin at a multiple
 _MAX_HEADER_BYTES = 1 << 20
@@ -447,10 +447,11 @@ def call_identity(plan: Plan, function: Function, arrays: list[Array]) -> dict[s
     Cost: a pass over the inputs.
     """
     chunks = plan.verb, plan.grid, plan.arguments, plan.placement, plan.halo, plan.trim
-    call = function.call, function.keywords, sorted(plan.special_parameters), plan.pass_out
+    call = function.call, sorted(plan.special_parameters), plan.pass_out
     return {
         "verb": plan.verb,
         "function": fingerprint(call),
+        "kwargs": fingerprint(function.keywords),
         "inputs": fingerprint((*arrays, *function.values)),
         "chunks": fingerprint(chunks),
         "dtype": fingerprint((plan.dtypes, plan.is_tuple)),

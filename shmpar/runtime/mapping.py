@@ -1,7 +1,7 @@
 """Cut the items of `Pool.map` into calls, and yield their results in order.
 
 The size of a piece is a compromise. A call costs as much as many quick items, so pieces are large:
-half of a worker's share. Slow items must be balanced, cancelled and yielded one by one, so a
+a worker's share. Slow items must be balanced, cancelled and yielded one by one, so a
 call over a piece ends after a slice of time, and the items that are left become calls of that
 length.
 """
@@ -17,6 +17,7 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from shmpar.ipc.protocol import Slice
+from shmpar.pickling.plain import pack_plain
 from shmpar.runtime.calls import Call
 from shmpar.tracebacks import delivering, hiding
 
@@ -24,7 +25,7 @@ SLICE_SECONDS = 5e-3
 """Time after which a call over items ends, unless its chunksize was given."""
 _HOST_SLICE_SECONDS = 0.1  # Why longer: each slice goes to a host and back.
 
-_SHARE = 2  # pieces for each worker
+_SHARE = 1  # pieces for each worker
 _PAUSE_SECONDS = 1e-3  # between two pauses for the pool thread
 _FEW = 16  # items for each worker that are sent one by one
 _FIRST = 16  # items of the first piece, whose pickle tells how large an item is
@@ -53,6 +54,7 @@ class Pieces(Iterator[list[Any]]):
             self._most = 1
         self._grows = total is None
         self._size = 1 if self._grows else max(1, min(_FIRST, self._most))
+        self._weighed = False
         self._idle, self._paused = workers, time.perf_counter()
 
     def _pause(self) -> None:
@@ -72,6 +74,9 @@ class Pieces(Iterator[list[Any]]):
             piece = list(itertools.islice(self._items, self._size))
             if not piece:
                 raise StopIteration
+            if not self._weighed and self._most > 1 and (body := pack_plain(piece)):
+                self._weigh(len(piece), len(body))
+                piece += itertools.islice(self._items, self._size - len(piece))
             return piece
         piece, until = [], time.perf_counter() + SLICE_SECONDS
         for item in itertools.islice(self._items, self._size):
@@ -85,10 +90,12 @@ class Pieces(Iterator[list[Any]]):
 
     def weigh(self, count: int, prepared: Any) -> None:
         """Choose the size of the next piece, given a prepared call over so many items."""
-        limit = self._most
-        nbytes = getattr(prepared, "nbytes", None)  # Why: other engines pickle nothing.
-        if nbytes is not None:
-            limit = min(limit, max(1, int(_MOST_BYTES * count // nbytes)))
+        # Why: other engines pickle nothing.
+        self._weigh(count, getattr(prepared, "nbytes", 0))
+
+    def _weigh(self, count: int, nbytes: float) -> None:
+        self._weighed = True
+        limit = min(self._most, max(1, int(_MOST_BYTES * count // max(nbytes, 1))))
         self._size = max(1, min(limit, 2 * self._size) if self._grows else limit)
 
 
@@ -135,9 +142,11 @@ class Results(Iterator[Any]):
     def __init__(self, calls: deque[Call], more: Iterator[Call], timeout: float | None) -> None:
         self._calls = calls
         end = None if timeout is None else time.monotonic() + timeout
-        self._results = _take_results(calls, more, end)
+        self._sources: list[list[Any]] = []  # of the results of the current slice, one for each
+        self._slices = _take_slices(calls, more, end, self._sources)
+        self._results = itertools.chain.from_iterable(self._slices)
 
-    def __iter__(self) -> Iterator[Any]:  # noqa: PYI034 - the generator alone is quicker
+    def __iter__(self) -> Iterator[Any]:  # noqa: PYI034 - the chain alone is quicker
         return self._results
 
     @delivering
@@ -146,11 +155,15 @@ class Results(Iterator[Any]):
 
     def close(self) -> None:
         """Cancel the calls that no worker has begun; yield no further result."""
-        self._results.close()
+        self._slices.close()
+        self._sources.clear()
         _cancel(self._calls)  # Why here too: a generator that has not begun does nothing.
 
 
-def _take_results(calls: deque[Call], more: Iterator[Call], end: float | None) -> Generator[Any]:
+def _take_slices(
+    calls: deque[Call], more: Iterator[Call], end: float | None, sources: list[list[Any]]
+) -> Generator[Iterator[Any]]:
+    """Yield the results of each call, which are taken from `sources`."""
     left = 0  # calls at the begin of the deque that stand for items of an earlier one
     try:
         while calls:
@@ -168,8 +181,10 @@ def _take_results(calls: deque[Call], more: Iterator[Call], end: float | None) -
                 values, error = found
             del found
             values.reverse()
-            while values:
-                yield values.pop()  # Why: the slice does not keep a result that was given out.
+            # Why popped: the slice does not keep a result that was given out.
+            sources[:] = [values] * len(values)
+            del values
+            yield map(list.pop, sources)
             if error is not None:
                 try:
                     with hiding():

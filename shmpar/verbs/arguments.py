@@ -209,6 +209,11 @@ def as_input(value: Any, verb: str) -> Array:
         For a masked array, an array with a unit, or an array of Python objects.
     """
     value = from_store(value, verb)
+    if type(value) is str:  # Why not isinstance: a string of NumPy is a value.
+        raise TypeError(
+            f"{verb}: {brief(value)} is text, not an array; pass shmpar.open(path) for the array "
+            "in a file, or a keyword of the function in kwargs="
+        )
     if isinstance(value, Store | Part):
         _check_values(value, verb)
         return value  # type: ignore[return-value]  # Why: the plan asks no more of an array
@@ -596,10 +601,18 @@ def check_signature(
     if error is not None:
         raise TypeError(
             f"{verb}: the function cannot be called with {format_count(count, 'argument')} and "
-            f"kwargs={sorted(keywords)}: {error}; pass its other parameters in kwargs="
-            + (", or out by pass_out=True" if "'out'" in str(error) else "")
-            + remedy
+            f"kwargs={sorted(keywords)}: {error}{_advice_on(error, func)}{remedy}"
         )
+
+
+def _advice_on(error: TypeError, func: Callable[..., Any]) -> str:
+    """Return advice for an error of :func:`_refusal`."""
+    if "unexpected keyword" in str(error):
+        return f"; it takes {', '.join(getattr(signature_of(func), 'parameters', ()))}"
+    if "'task'" in str(error):
+        return "; write pool.submit(f, x), which alone passes a task"
+    or_out = ", or out by pass_out=True" if "'out'" in str(error) else ""
+    return f"; pass its other parameters in kwargs={or_out}"
 
 
 def _refusal(

@@ -75,7 +75,7 @@ class BlockVerbs(Caller):
             dict gives it.
         out_chunks : int, tuple or dict, optional
             Elements of the blocks of the result along an axis, if they differ from the input: one
-            length for all chunks, or one per chunk.
+            length for all chunks, or one per chunk. They hold for each result of a tuple.
         {options}
 
         Returns

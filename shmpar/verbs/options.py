@@ -147,6 +147,8 @@ _OTHER_NAMES = {
     "cval": "boundary",
     "dim": "axis",
     "errors": "on_error",
+    "extra_arguments": "kwargs",
+    "extra_keywords": "kwargs",
     "fill": "fill_value",
     "func_kwargs": "kwargs",
     "halo": "depth",

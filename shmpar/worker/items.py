@@ -63,19 +63,19 @@ def call_each(
     >>> call_each(pow, [(2, 3), (0, -1)], 1.0, 0, 2, star=True)
     Slice(values=[8], error=ZeroDivisionError('0.0 cannot be raised to a negative power'))
     """
-    values, count, size, now = list[Any](), last - first, 1, perf_counter()
+    values, count, size, due, now = list[Any](), last - first, 1, 0, perf_counter()
     until, look, spent = now + seconds, now, 0.0
     call: Callable[..., Iterator[Any]] = itertools.starmap if star else map
     results = call(fn, items[first:last])
     try:
-        while len(values) < count and now < until:
+        while due < count and now < until:
             # Why not after tiny items: the look is a system call, which takes as long as many.
             if spent >= _TINY_SECONDS or now >= look:
                 if is_stopped():
                     break
                 look = now + _LOOK_SECONDS
             # Why not item by item: looking at the clock takes as long as a quick item.
-            due = min(len(values) + size, count)
+            due = min(due + size, count)
             # Invariant: if an item raises, the list has the results of the items before it.
             values.extend(itertools.islice(results, size))
             exit_if_forked()
