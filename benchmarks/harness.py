@@ -336,17 +336,17 @@ class Child:
     def end(self, seconds: float = 20) -> None:
         """Close the process's input, wait for its exit, and kill all that is left of it."""
         self._resume()
-        processes = family(self.pid)
         with suppress(BrokenPipeError):
             self._process.stdin.close()
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        processes, until = set(family(self.pid)), time.monotonic() + seconds
+        while self._process.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+            processes.update(family(self.pid))  # Why: it may still start some.
+        self._process.kill()
+        self._process.wait()
         self._process.stdout.close()
         self._selector.close()
-        end(processes)
+        end(sorted(processes))
 
 
 # The machine ----------------------------------------------------------------------------------

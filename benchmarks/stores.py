@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.harness import Child, continue_without_parent, family_pss, table
+from benchmarks.harness import Child, continue_without_parent, end, family, family_pss, table
 
 WORKERS = 2
 DEPTH = 12
@@ -186,8 +186,10 @@ def make_input(folder: str, case: Case) -> None:
 
 @contextmanager
 def children(folder: str, names: tuple[str, ...]) -> Iterator[dict[str, Child]]:
-    """Start a process for each system that is installed."""
+    """Start a process for each system that is installed; end them all."""
     with ExitStack() as stack:
+        # Why: a signal may come between the start of a process and the next line.
+        stack.callback(lambda: end(family(os.getpid())[1:], grace=0))
         found = {}
         for name in names:
             arguments = ["-m", "benchmarks.stores", name, folder]

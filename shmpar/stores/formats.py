@@ -75,7 +75,11 @@ class ZarrArray:
     def __setitem__(self, where: Any, value: Any) -> None:
         self.check()
         known = self._unchecked is not None and _shows_values(self.array, where, value)
-        (self._unchecked if known else self.array)[where] = value
+        try:
+            (self._unchecked if known else self.array)[where] = value
+        except OSError:
+            self.check()  # Why: it names the cause, if that is a removed folder.
+            raise
 
     def check(self) -> None:
         """Raise `StoreError` if the folder of the array is gone."""
