@@ -141,3 +141,19 @@ def test_each_page_of_the_guide_is_reached_from_the_readme_or_another_page() -> 
     assert set(re.findall(r"^([a-z-]+)$", index, re.MULTILINE)) == pages
     linked = {name for text in TEXTS.values() for name in re.findall(r"[(/]([a-z-]+)\.md", text)}
     assert pages - linked == set()
+
+
+def test_each_line_of_parameters_is_a_name_or_belongs_to_one() -> None:
+    """Text that is not indented would be a parameter of its own on the page."""
+    found = []
+    for name in shmpar.__all__:
+        for method in (getattr(shmpar, name), getattr(shmpar.Pool, name, None)):
+            text = inspect.cleandoc(getattr(method, "__doc__", None) or "")
+            section = re.search(r"Parameters\n-+\n(.*?)(?=\n\n\w+\n-+\n|\Z)", text, re.DOTALL)
+            lines = section[1].split("\n") if section else []
+            found += [
+                (name, line)
+                for line in lines
+                if re.match(r"\S", line) and not re.match(r"[*\w, ]+( : .+)?$", line)
+            ]
+    assert not found
