@@ -617,7 +617,7 @@ def with_shared_text(cls: type[C]) -> type[C]:
 def _shared_texts() -> dict[str, str]:
     """Return the texts of `_SharedText` by their names, and those of the options."""
     parts = re.split(r"(?:^|\n\n)\{(\w+)\}\n", inspect.cleandoc(_SharedText.__doc__ or ""))
-    texts = {name: text.strip("\n").rstrip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+    texts = {name: text.rstrip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
     entries = re.split(r"\n(?=\w+ : )", inspect.cleandoc(getattr(Options, "__doc__", None) or ""))[
         1:
     ]
