@@ -201,5 +201,8 @@ def _cancel(calls: deque[Call]) -> None:
     while calls:
         call = calls.pop()
         call.unwanted = True
-        if not (call.cancel() or call.done()) and call.stop is not None:
+        if call.cancel():
+            continue
+        if not call.done() and call.stop is not None:
             call.stop(call)  # Why: no further item of it may begin.
+        calls.extend(call.rest)  # of a call that is over, and whose results nobody has taken
