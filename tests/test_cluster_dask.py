@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -181,16 +182,23 @@ def hear(client: Any, heard: list[Any], event: Any) -> None:
         time.sleep(0.01)
 
 
+@contextlib.contextmanager
+def without_hosts() -> Iterator[tuple[Any, shmpar.Pool]]:
+    """Make a cluster in this process that has no worker yet, and a pool on it."""
+    with (
+        distributed.LocalCluster(
+            n_workers=0, threads_per_worker=1, dashboard_address=":0", processes=False
+        ) as growing,
+        distributed.Client(growing, set_as_default=False) as other,
+        shmpar.Pool(engine=other) as pool,
+    ):
+        yield growing, pool
+
+
 def test_a_worker_that_joins_with_the_pool() -> None:
     """Dask subscribes a client late; a worker that has joined before is found."""
     for _ in range(3):
-        with (
-            distributed.LocalCluster(
-                n_workers=0, threads_per_worker=1, dashboard_address=":0", processes=False
-            ) as growing,
-            distributed.Client(growing, set_as_default=False) as other,
-            shmpar.Pool(engine=other) as pool,
-        ):
+        with without_hosts() as (growing, pool):
             growing.scale(1)
             run = pool.parallel_map(np.sum, np.ones((20, 3)), wait=False)
             assert run.result(30).tolist() == [3.0] * 20
@@ -285,13 +293,7 @@ def test_a_run_waits_for_its_first_host() -> None:
 
     A host that has dropped the head of a run asks for it.
     """
-    with (
-        distributed.LocalCluster(
-            n_workers=0, threads_per_worker=1, dashboard_address=":0", processes=False
-        ) as growing,
-        distributed.Client(growing, set_as_default=False) as other,
-        shmpar.Pool(engine=other) as pool,
-    ):
+    with without_hosts() as (growing, pool):
         run = pool.parallel_map(np.sum, np.ones((20, 3)), wait=False)
         call = pool.submit(pow, 2, 3)
         growing.scale(1)

@@ -103,11 +103,16 @@ class HostPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no type
         return {"name": self.name, "client": self.client}
 
 
+def _handler(client: Client) -> Any:
+    """Return the handler of the events of a client's scheduler; None if there is none."""
+    return getattr(client, "_event_handlers", {}).get("all")
+
+
 class _Listeners:
     """The listeners to the events of one client, which has one handler per topic."""
 
     def __init__(self, client: Client) -> None:
-        self.before = getattr(client, "_event_handlers", {}).get("all")
+        self.before = _handler(client)
         self.heard: list[Callable[[Any], None]] = []
 
     async def __call__(self, event: Any) -> None:
@@ -458,7 +463,7 @@ class DaskTransport:
 
     def _unsubscribe(self, listeners: _Listeners) -> None:
         """Give the topic back to the handler that the user had set before."""
-        if getattr(self.client, "_event_handlers", {}).get("all") is not listeners:
+        if _handler(self.client) is not listeners:
             return  # Why: the user has set another one since.
         if listeners.before is None:
             self.client.unsubscribe_topic("all")
