@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -293,10 +295,24 @@ def test_the_threads_of_libraries_are_capped(own_workers: None) -> None:
     assert found == ["1", "1"]
 
 
-def test_verbose_prints_as_with_other_backends(backend: None, capfd: Any) -> None:
-    """Joblib writes the name of the backend and the progress."""
+class SlowTerminal(io.StringIO):
+    """Writes slowly, as over a network."""
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        time.sleep(0.02)
+        return super().write(text)
+
+
+def test_verbose_prints_as_with_other_backends(
+    backend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Joblib writes the name of the backend, and the progress before the call returns."""
+    terminal = SlowTerminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", terminal)
     Parallel(verbose=10)(delayed(square)(i) for i in range(3))
-    text = "".join(capfd.readouterr())
+    text = terminal.getvalue()
     assert "Using backend ShmparBackend with 2 concurrent workers" in text
     assert "Done   3 out of   3" in text
 

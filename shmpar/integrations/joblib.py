@@ -322,7 +322,9 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
                 left.get_nowait()
 
     def stop_call(self) -> None:
-        """Release the arguments of a call of ``Parallel``."""
+        """Release the arguments of a call of ``Parallel``, when its callbacks have returned."""
+        # Why: a callback counts its batch after joblib has the results, and may print the count.
+        _wait_for_callbacks(list(self._flying.items()))
         self._copies.clear()
 
     def terminate(self) -> None:
@@ -353,9 +355,14 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         flying = list(self._flying.items())
         for future, _ in reversed(flying):
             future.cancel()
-        end = time.monotonic() + _CALLBACK_SECONDS
-        for future, returned in flying:
-            if future.done():
-                # Why: a callback that goes on would count its batch in the next call of joblib's.
-                returned.wait(max(0.0, end - time.monotonic()))
+        # Why: a callback that goes on would count its batch in the next call of joblib's.
+        _wait_for_callbacks(flying)
         return [future for future, _ in flying if not future.done()]
+
+
+def _wait_for_callbacks(flying: list[tuple[concurrent.futures.Future[Any], Latch]]) -> None:
+    """Wait until the callbacks of finished calls have returned."""
+    end = time.monotonic() + _CALLBACK_SECONDS
+    for future, returned in flying:
+        if future.done():
+            returned.wait(max(0.0, end - time.monotonic()))
