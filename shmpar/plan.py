@@ -250,17 +250,17 @@ class Announcement(NamedTuple):
         if self[:2] == first[:2]:
             return None
         if not self.outputs or not first.outputs or self.is_tuple != first.is_tuple:
-            return "the function returned another kind of result here than for the first chunk"
+            return "the function returned another kind of result here than for another chunk"
         for mine, other in zip(self.outputs, first.outputs, strict=False):
             if mine.dtype != other.dtype:
-                here = f"the function returned dtype {mine.dtype} here but {other.dtype} for the"
-                return f"{here} first chunk; pass dtype= (or out=) to have results cast"
+                here = f"the function returned dtype {mine.dtype} here but {other.dtype} for"
+                return f"{here} another chunk; pass dtype= (or out=) to have results cast"
             if mine.shape != other.shape:
                 here = f"the function's result makes an output of shape {mine.shape}, but"
-                due = f"{other.shape} by the first chunk"
+                due = f"{other.shape} by another chunk"
                 return f"{here} {due}; every chunk must return the same shape"
         here = f"the function returned {format_count(len(self.outputs), 'output')} here but"
-        return f"{here} {len(first.outputs)} for the first chunk"
+        return f"{here} {len(first.outputs)} for another chunk"
 
 
 def spell(dtype: DType) -> str | DType:

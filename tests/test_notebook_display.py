@@ -43,7 +43,9 @@ def waiting(block):
 FILLED = "pool.map_blocks(sometimes, image, chunks=20, progress='<b>', on_error='fill');"
 NOWAIT = "run = pool.map_blocks(waiting, image, chunks=20, progress=True, wait=False)"
 CANCELLED = """
-run.cancel(); go.set()
+run.cancel()
+while "being cancelled" not in repr(run): time.sleep(0.001)
+go.set()
 while not run.done(): time.sleep(0.001)
 print(run)
 """

@@ -393,7 +393,7 @@ class TestAnnouncements:
             lambda i: i if i == 5 else None, range(9), rows=True, fail_fast=False
         ).work()
         assert (
-            str(worker.errors[5]) == "the function returned int here but None for the first chunk"
+            str(worker.errors[5]) == "the function returned int here but None for another chunk"
         )
 
     def test_a_chunk_that_fails_announces_nothing(self) -> None:
@@ -448,7 +448,7 @@ class TestAnnouncements:
         """The common outputs agree."""
         one = Output((3,), np.dtype("f8"))
         said = Announcement((one, one, one), is_tuple=True).disagrees(Announcement((one,), True))
-        assert said == "the function returned 3 outputs here but 1 for the first chunk"
+        assert said == "the function returned 3 outputs here but 1 for another chunk"
 
 
 def by_block(first: Any, then: Any) -> Callable[[Any], Any]:
@@ -469,8 +469,8 @@ class TestMismatches:
     @pytest.mark.parametrize(
         ("first", "then", "message"),
         [
-            (1.0, 1, "returned dtype int64 here but float64 for the first chunk; pass dtype="),
-            (1, 1.0, "returned dtype float64 here but int64 for the first chunk; pass dtype="),
+            (1.0, 1, "returned dtype int64 here but float64 for another chunk; pass dtype="),
+            (1, 1.0, "returned dtype float64 here but int64 for another chunk; pass dtype="),
             (True, 1, "returned dtype int64 here but bool"),
             ("ab", "abc", "returned dtype <U3 here but <U2"),
             (np.float32(1), 1.0, "returned dtype float64 here but float32"),
@@ -479,7 +479,7 @@ class TestMismatches:
             (np.zeros(2), 1.0, r"returned shape \(\) where \(2,\) is due"),
             (1.0, None, "returned None where a value is due"),
             (1.0, (1.0, 2.0), "returned a tuple of 2 where one output is declared"),
-            ((1, 2), (1, 2, 3), "returned 3 outputs here but 2 for the first chunk"),
+            ((1, 2), (1, 2, 3), "returned 3 outputs here but 2 for another chunk"),
             ((1, 2), 1, "returned int where a tuple of outputs is due"),
             ((1, 2), (1, 2.5), "returned dtype float64 here but int64"),
             (

@@ -219,7 +219,7 @@ def _with_declared(plan: Plan, outputs: Sequence[Any]) -> list[tuple[Any, bool]]
 
 def _store_none(_chunk: int, value: Any) -> None:
     if value is not None:
-        raise _returned(f"{type(value).__name__} here but None for the first chunk")
+        raise _returned(f"{type(value).__name__} here but None for another chunk")
 
 
 def _store_array(plan: Plan, output: Array, declared: bool) -> Store:
@@ -281,7 +281,7 @@ def _store_tuple(plan: Plan, stores: Sequence[Store], outputs: Sequence[Any]) ->
         if not isinstance(value, tuple) or len(value) != len(stores):
             found = len(as_arrays(plan, value, is_tuple=True))
             here = format_count(found, "output")
-            raise _returned(f"{here} here but {len(stores)} for the first chunk")
+            raise _returned(f"{here} here but {len(stores)} for another chunk")
         # Why: an output may be an input too, and a function may return a view of its input. A view
         # of an output that is written before it is copied first.
         parts = [
@@ -366,7 +366,7 @@ def _convert(value: Any, dtype: np.dtype[Any], declared: bool) -> Array:
 
 def _cast_into(window: Array, value: Array, declared: bool) -> None:
     if not declared:
-        first = f"{window.dtype} for the first chunk; pass dtype= (or out=) to have results cast"
+        first = f"{window.dtype} for another chunk; pass dtype= (or out=) to have results cast"
         raise _returned(f"dtype {value.dtype} here but {first}")
     # Why: only a safe cast keeps all characters of a string and all digits of a number.
     to_string, from_string = window.dtype.kind in "SU", value.dtype.kind in "SU"
