@@ -392,9 +392,7 @@ class TestAnnouncements:
         worker = Worker(
             lambda i: i if i == 5 else None, range(9), rows=True, fail_fast=False
         ).work()
-        assert (
-            str(worker.errors[5]) == "the function returned int here but None for another chunk"
-        )
+        assert str(worker.errors[5]) == "the function returned int here but None for another chunk"
 
     def test_a_chunk_that_fails_announces_nothing(self) -> None:
         """The first result does, and it is stored without another call."""
