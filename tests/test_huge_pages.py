@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import random
@@ -125,6 +126,57 @@ def test_copies_are_cast(have: str, due: str, size: int, strided: bool, small: b
         copy = shmpar.array(values, dtype=due)
     assert copy.dtype == np.dtype(due)
     assert np.array_equal(copy, values.astype(due))
+
+
+LARGE = np.random.default_rng(2).integers(0, 255, 150 * MIB + 6, "u1")
+
+
+@pytest.mark.parametrize("values", [LARGE, LARGE.view("i2")[::-1]], ids=["bytes", "backwards"])
+def test_copies_by_threads(values: np.ndarray, pages: str, nothing_left: None) -> None:
+    """Several threads copy a large array; each byte is that of its source."""
+    assert np.array_equal(shmpar.array(values), values)
+    with shmpar.Pool(1) as pool:
+        assert np.array_equal(pool.map_blocks(np.copy, values, chunks=-1), values)
+    assert segment_of(shmpar.array(LARGE)).huge_bytes == (150 * MIB if pages == "huge" else 0)
+
+
+def test_a_slow_page_ends_the_attempt_of_all_threads(
+    monkeypatch: pytest.MonkeyPatch, nothing_left: None
+) -> None:
+    """The rest of a large array lies in small pages, and is as exact."""
+    if not has_huge_pages():
+        pytest.skip("this kernel makes no huge pages of shared memory")
+    monkeypatch.setattr(huge, "_SLOW_SECONDS", -1)
+    monkeypatch.setattr(huge, "_SLOW_RATIO", 1)  # some page takes longer than the median
+    copy = shmpar.array(LARGE)
+    assert np.array_equal(copy, LARGE)
+    assert 0 < segment_of(copy).huge_bytes < 150 * MIB
+
+
+def test_copies_without_more_threads(monkeypatch: pytest.MonkeyPatch, nothing_left: None) -> None:
+    """A process that may start no thread copies by itself."""
+
+    def refused(*_: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_thread, "start_new_thread", refused)
+    assert np.array_equal(shmpar.array(LARGE), LARGE)
+
+
+def test_a_copy_fits_nowhere(nothing_left: None) -> None:
+    """Threads that copy end with the error of the memory check."""
+    source = """
+import numpy as np, os, shmpar
+from shmpar.memory import allocate
+allocate.SOURCES = allocate.SOURCES[:1]  # else the copy would lie in memory without a name
+values = np.ones(150 << 20, "u1")
+for _ in range(2):
+    try:
+        shmpar.array(values)
+    except shmpar.SegmentFull as error:
+        print("SegmentFull", os.statvfs("/dev/shm").f_bavail * os.statvfs("/dev/shm").f_frsize)
+"""
+    assert in_little_shm(source, "110m") == f"SegmentFull {110 * MIB}\n" * 2
 
 
 def test_the_end_lies_in_small_pages(pages: str, nothing_left: None) -> None:

@@ -7,22 +7,30 @@ Values are copied into huge pages that were made for them, or written to the fil
 This saves the page faults that make ``view[:] = array`` slow, and a full file system is an error,
 not SIGBUS. An array with wide gaps is copied through a mapping whose memory is reserved.
 A system call moves at most 64 MiB, so signals are handled.  The interpreter lock is released.
+Threads that help are over when :func:`write` returns, and within a moment when it raises.
 """
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import numpy as np
 
-from shmpar.memory import allocate, huge
+from shmpar.memory import allocate, huge, limits
 from shmpar.memory.layout import Layout, byte_bounds, spanned_bytes
 from shmpar.memory.segment import Array, Dtype, Segment, create
 
+MOST_THREADS: Final = 4  # Why: a few threads take all of the memory's speed
+"""Threads that copy an array in the process of the caller, whose workers wait meanwhile."""
+
+_BYTES_PER_THREAD: Final = 32 << 20  # Why: a thread takes a while to begin
 _BUFFER_BYTES: Final = 1 << 20  # Why: a buffer for strided values that stays in the CPU's cache
 
 
@@ -85,8 +93,15 @@ def computes_itself(value: Any) -> bool:
     )
 
 
-def share(array: Array, purpose: str = "copy of an input") -> tuple[Segment, Array]:
+def share(
+    array: Array, purpose: str = "copy of an input", *, threads: int = 1
+) -> tuple[Segment, Array]:
     """Copy an array into a nameless segment of its own.
+
+    Parameters
+    ----------
+    threads : int
+        As in :func:`write`.
 
     Returns
     -------
@@ -115,12 +130,16 @@ def share(array: Array, purpose: str = "copy of an input") -> tuple[Segment, Arr
     if array.dtype.hasobject:
         raise TypeError(f"dtype {array.dtype} holds Python objects, which no process can share")
     if array.nbytes == 0 or (array.flags.c_contiguous and array.flags.aligned):
-        segment = create(array.nbytes, lambda fd, _: write(fd, 0, array), purpose=purpose)
+        segment = create(
+            array.nbytes, lambda fd, _: write(fd, 0, array, threads=threads), purpose=purpose
+        )
         return segment, segment.ndarray(0, array.shape, None, array.dtype)
     layout = Layout.of(array)
     if layout.is_exact:
         raw, begin = spanned_bytes(array), layout.offset + byte_bounds(*_form(array))[0]
-        segment = create(layout.nbytes, lambda fd, _: write(fd, begin, raw), purpose=purpose)
+        segment = create(
+            layout.nbytes, lambda fd, _: write(fd, begin, raw, threads=threads), purpose=purpose
+        )
         return segment, segment.ndarray(layout.offset, array.shape, layout.strides, array.dtype)
     segment = create(layout.nbytes, purpose=purpose)
     copy = segment.ndarray(layout.offset, array.shape, layout.strides, array.dtype)
@@ -145,13 +164,18 @@ def memory_order(array: Array) -> list[int]:
     return sorted(axes, key=lambda axis: -abs(steps[axis]))
 
 
-def write(fd: int, offset: int, array: Array, dtype: Dtype | None = None) -> int:
+def write(
+    fd: int, offset: int, array: Array, dtype: Dtype | None = None, *, threads: int = 1
+) -> int:
     """Write values in C order at a byte offset of a file, which grows as needed.
 
     Parameters
     ----------
     dtype : dtype, optional
         The values are cast to it; default: that of the array.
+    threads : int
+        At most so many threads, and no more than there are CPUs, copy contiguous values as they
+        are into huge pages.
 
     Returns
     -------
@@ -173,7 +197,9 @@ def write(fd: int, offset: int, array: Array, dtype: Dtype | None = None) -> int
     dtype = dtype or array.dtype
     nbytes, done = array.size * dtype.itemsize, 0
     pages = huge.NewPages.of(fd, nbytes) if offset == 0 else None
-    if pages is not None:
+    if pages is not None and array.dtype == dtype and array.flags.c_contiguous:
+        done = _Filling(pages, array).run(fd, threads)
+    elif pages is not None:
         done = _fill_pages(fd, pages, array, dtype)
     if dtype == array.dtype and array.flags.c_contiguous:
         raw = memoryview(array)  # type: ignore[arg-type]
@@ -182,6 +208,71 @@ def write(fd: int, offset: int, array: Array, dtype: Dtype | None = None) -> int
     elif done < nbytes:
         _write_strided(fd, offset, array, dtype, done)
     return 0 if pages is None else pages.made
+
+
+class _Filling:
+    """The copying of bytes into huge pages, each of which is filled as it is made.
+
+    The calling thread and its helpers each take the next page, so that a thread with less time of
+    a processor takes fewer.
+
+    Invariant: a helper writes to no descriptor. After an interrupt it may outlive the caller's.
+    """
+
+    def __init__(self, pages: huge.NewPages, raw: Array) -> None:
+        self._pages, self._raw = pages, raw
+        self._todo: SimpleQueue[int | None] = SimpleQueue()  # pages whose first bytes are reserved
+        self._ends: SimpleQueue[int] = SimpleQueue()
+
+    def run(self, fd: int, threads: int) -> int:
+        """Copy by at most so many threads; return how many leading bytes are copied."""
+        most = min(threads, self._raw.nbytes // _BYTES_PER_THREAD)
+        wanted = min(most, limits.available_cpus()) - 1 if most > 1 else 0
+        helpers, end = 0, self._raw.nbytes
+        try:
+            with contextlib.suppress(RuntimeError):  # there may be no more threads
+                while helpers < wanted:
+                    _thread.start_new_thread(self._help, ())
+                    helpers += 1
+            for step in allocate.checked_steps(fd, self._raw.nbytes):
+                end = min(self._reserve(step), self._fill(self._next))
+                if end < self._raw.nbytes:
+                    break
+        finally:
+            while self._next() is not None:
+                pass
+            for _ in range(wanted):
+                self._todo.put(None)
+        return min([end, *(self._ends.get() for _ in range(helpers))])
+
+    def _reserve(self, step: tuple[int, int]) -> int:
+        """Reserve pages for all threads; return the first byte that has none."""
+        for start in range(*step, huge.PAGE):
+            if not self._pages.reserve(start):
+                return start
+            self._todo.put(start)
+        return self._raw.nbytes
+
+    def _next(self) -> int | None:
+        with contextlib.suppress(Empty):
+            return self._todo.get_nowait()
+        return None
+
+    def _fill(self, take: Callable[[], int | None]) -> int:
+        """Fill pages until there is none; return the first byte that is not copied."""
+        while (start := take()) is not None:
+            if not self._pages.make_reserved(start):
+                return start
+            # Why at once: a page that was just zeroed lies in the cache of the processor.
+            self._pages.memory[start : start + huge.PAGE] = self._raw[start : start + huge.PAGE]
+        return self._raw.nbytes
+
+    def _help(self) -> None:
+        end = 0
+        try:
+            end = self._fill(self._todo.get)
+        finally:
+            self._ends.put(end)
 
 
 def _fill_pages(fd: int, pages: huge.NewPages, array: Array, dtype: Dtype) -> int:

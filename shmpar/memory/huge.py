@@ -110,24 +110,34 @@ class PageMaker:
 
         The bytes keep their values, and other processes may write to them meanwhile.
         """
+        return self.reserve(fd, offset) and self.make_reserved(fd, offset)
+
+    def reserve(self, fd: int, offset: int) -> bool:
+        """Reserve the first bytes of a page; return False if no page is to be made.
+
+        The kernel makes no huge page of a range without any small page.
+        """
+        if not self.stopped:
+            try:
+                system.fallocate(fd, offset, 1)
+            except (OSError, AttributeError):
+                self.stopped = True
+        return not self.stopped
+
+    def make_reserved(self, fd: int, offset: int) -> bool:
+        """Make a page whose first bytes are reserved, as :meth:`make`."""
         if self.stopped:
             return False
         began, worked = time.monotonic(), time.thread_time()
-        try:
-            # Why: the kernel refuses a range without any small page.
-            system.fallocate(fd, offset, 1)
-        except (OSError, AttributeError):
-            self.stopped = True
-            return False
         while system.libc().madvise(self._start + offset, PAGE, _MADV_COLLAPSE):
             error = system.last_error()
             # Why: another thread or process may hold one of the small pages at this moment.
             if error.errno != errno.EAGAIN or time.thread_time() - worked > _SLOW_SECONDS:
                 self._note(error, fd)
                 return False
-        self.stopped = (
-            self._is_slow(time.thread_time() - worked) or time.monotonic() - began > _STALL_SECONDS
-        )
+        stalled = time.monotonic() - began > _STALL_SECONDS
+        if self._is_slow(time.thread_time() - worked) or stalled:
+            self.stopped = True
         return True
 
     def _is_slow(self, seconds: float) -> bool:
@@ -146,21 +156,20 @@ class PageMaker:
 
 
 class NewPages:
-    """The huge pages of a new file, made in order.
+    """The huge pages of a new file, made in order, or one by one.
 
     Attributes
     ----------
     memory : ndarray of uint8
         The bytes of the file; those that are not reserved must not be touched.
-    made : int
-        Bytes of the pages that were made.
     """
 
     def __init__(self, fd: int, nbytes: int) -> None:
         os.ftruncate(fd, nbytes)
         mapping = new_range(Range, fd, nbytes, mmap.PROT_READ | mmap.PROT_WRITE)
         self.memory = np.ndarray(nbytes, np.uint8, mapping, mapping.lead)
-        self.made = 0
+        self._first = 0  # the end of the pages that were made in order
+        self._alone: list[int] = []  # Why a list: several threads may append to it
         self._maker = PageMaker(self.memory.__array_interface__["data"][0])
         self._fd = fd
         self._whole = nbytes // PAGE * PAGE
@@ -175,11 +184,27 @@ class NewPages:
         except (OSError, ImportError):
             return None
 
+    def reserve(self, start: int) -> bool:
+        """Reserve the first bytes of a page, in the thread that owns the descriptor."""
+        return start + PAGE <= self._whole and self._maker.reserve(self._fd, start)
+
+    def make_reserved(self, start: int) -> bool:
+        """Make one page whose first bytes are reserved, in any thread."""
+        made = self._maker.make_reserved(self._fd, start)
+        if made:
+            self._alone.append(start)
+        return made
+
     def make(self, stop: int) -> bool:
         """Make the pages of the bytes before `stop`; return False if one of them is refused."""
-        while self.made < min(stop, self._whole):
-            if self._maker.make(self._fd, self.made):
-                self.made += PAGE
+        while self._first < min(stop, self._whole):
+            if self._maker.make(self._fd, self._first):
+                self._first += PAGE
             else:
-                self._whole = self.made
-        return stop <= self.made
+                self._whole = self._first
+        return stop <= self._first
+
+    @property
+    def made(self) -> int:
+        """Bytes of the pages that were made."""
+        return self._first + PAGE * len(self._alone)

@@ -108,7 +108,10 @@ class Manager:
             with self._lock:
                 location = self._take_piece(max(1, nbytes))
         elif name is None and values is not None:
-            segment = create(nbytes, lambda fd, _: copying.write(fd, 0, values, dtype))
+            threads = copying.MOST_THREADS
+            segment = create(
+                nbytes, lambda fd, _: copying.write(fd, 0, values, dtype, threads=threads)
+            )
             return Location(self._add(segment), 0)
         else:
             location = Location(self.create(nbytes, name=name), 0)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shmpar.memory.copying import share
+from shmpar.memory.copying import MOST_THREADS, share
 from shmpar.memory.segment import Segment
 
 Array = np.ndarray[Any, Any]
@@ -33,7 +33,7 @@ class Copies:
         if known is None or known[0]() is not array:
             key, found = id(array), self._found
             alive = weakref.ref(array, lambda _: found.pop(key, None))
-            known = found[key] = alive, *share(array, "argument")
+            known = found[key] = alive, *_share(array)
         return known[1:]
 
     def clear(self) -> None:
@@ -61,4 +61,8 @@ def shared_once(copies: Copies) -> Iterator[None]:
 def share_argument(array: Array) -> tuple[Segment, Array]:
     """Copy an argument into shared memory, unless its copy is on record."""
     copies = _current.copies
-    return share(array, "argument") if copies is None else copies.share(array)
+    return _share(array) if copies is None else copies.share(array)
+
+
+def _share(array: Array) -> tuple[Segment, Array]:
+    return share(array, "argument", threads=MOST_THREADS)
