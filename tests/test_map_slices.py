@@ -118,7 +118,7 @@ def test_a_result_that_does_not_pickle_comes_at_its_item(two: shmpar.Pool) -> No
 
 def test_slow_items_are_balanced(two: shmpar.Pool) -> None:
     """Slow items at the begin are shared by both workers, although one call has all of them."""
-    pids = list(two.map(nap, [0.03] * 12 + [0.0] * MANY))
+    pids = list(two.map(nap, [0.1] * 12 + [0.0] * MANY))
     slow = pids[:12]
     assert {slow.count(pid) for pid in set(slow)} <= {4, 5, 6, 7, 8}
 
