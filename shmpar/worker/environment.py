@@ -347,7 +347,7 @@ class SharesMultiprocessing:
         held = vars(tracker)
         del held["_fd"]
         tracker.__class__ = Shared
-        # Why: a child that is forked has no parent to ask, and shares what this process has.
+        # Why: a forked child must not ask, so it takes the descriptor of this process.
         os.register_at_fork(before=lambda: tracker._fd)  # noqa: SLF001
         # Why: the finalizer of a tracker looks for a descriptor to close.
         atexit.register(held.setdefault, "_fd", None)
