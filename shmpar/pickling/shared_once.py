@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 _LARGE = (
     64 << 20
-)  # bytes; the search for freed blocks takes less than the copy of so many, as a rule
+)  # bytes; a copy of so many is slow beside the search for freed blocks
 
 
 class Copies:
