@@ -287,6 +287,14 @@ class Loop:
                 thread.join()
             self._callbacks.close()
 
+    def settle(self) -> None:
+        """Return when the pool thread has carried out the requests so far.
+
+        Does not wait in the threads in which :meth:`close` does not.
+        """
+        if threading.current_thread() not in self._callbacks and not in_worker():
+            self._ask(lambda _: None)
+
     def _post_close(self, how: Close) -> None:
         try:
             self._post(partial(self._close, how))
