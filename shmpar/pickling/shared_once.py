@@ -21,9 +21,7 @@ from shmpar.memory.system import return_freed_blocks
 
 Array = np.ndarray[Any, Any]
 
-_LARGE = (
-    64 << 20
-)  # bytes; a copy of so many is slow beside the search for freed blocks
+_LARGE = 64 << 20  # bytes; a copy of so many is slow beside the search for freed blocks
 
 
 class Copies:

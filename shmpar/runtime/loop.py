@@ -469,7 +469,7 @@ class Loop:
 
     def _worker_lost(self, engine: Engine, event: WorkerLost) -> None:
         runs = self._running()
-        holds = any(run.execution.holds(event.worker) for run in runs)
+        holds = any(run.execution.holds(event) for run in runs)
         explained = holds or event.announced or event.killed_for is not None
         had_call = self._calls.worker_lost(event, innocent=explained)
         event = event._replace(at_startup=not (explained or had_call))
