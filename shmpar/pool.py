@@ -593,9 +593,13 @@ class Pool(Reductions, FirstGuesses, Executor):
         wait : bool
             Return when all is done; else at once, and the pool's thread goes on until it is.
         cancel_futures : bool
-            Cancel the runs in flight, and the calls that no worker has begun.
+            Cancel the runs in flight, and the calls that no worker has begun. These calls are
+            cancelled when this method returns, except by a serial pool that does not wait.
         """
         self._close(Close(cancel_futures, cancel_futures), wait=wait)
+        # Why not serial: its pool thread makes the calls, so it may be long in one.
+        if cancel_futures and not wait and self.engine != "serial":
+            self._loop.settle()
 
     def _close(self, how: Close, *, wait: bool = True) -> None:
         if self._pid != os.getpid():

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from tests import processes
 
 SHM = "/dev/shm"
-GRACE = 0.2  # seconds for things whose end no event tells
 _MEMORY = (f"{SHM}/", "/memfd:", "/dev/zero (deleted)")  # prefixes of shared memory in /proc
 
 Identity = tuple[int, int]  # device and inode
@@ -104,21 +103,17 @@ def leaks_since(before: Snapshot) -> list[Leak]:
 def leaks_after_waiting(before: Snapshot, seconds: float = 2.0) -> list[Leak]:
     """Return the leaks after a garbage collection, and after processes and threads had time to end.
 
-    An unreaped child or an open descriptor is a leak soon, since no event tells of its end.
+    An unreaped child or an open descriptor is a leak at once, since waiting cannot remove it.
     """
     gc.collect(1)  # Why: most objects of the test are young, and a full collection is slow
     if not leaks_since(before):
         return []
     gc.collect()
-    deadline, grace = time.monotonic() + seconds, time.monotonic() + GRACE
+    deadline = time.monotonic() + seconds
     while leaks := leaks_since(before):
         remaining = deadline - time.monotonic()
-        if remaining <= 0:
+        if remaining <= 0 or not _something_ended(leaks, remaining):
             break
-        if not _something_ended(leaks, remaining):
-            if time.monotonic() > grace:
-                break
-            threading.Event().wait(0.01)  # Why: the thread of a pool may be about to close it
     return leaks
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,11 @@ def drop_caches(pool: shmpar.Pool) -> None:
     if engine.name == "processes":
         engine._ledgers.clear()
         engine.slab = Slab()
+    elif engine.name == "threads":
+        # Why: a run that fails does not wait for a thread that still opens its inputs.
+        all_here = threading.Barrier(pool.n_workers)
+        for call in [pool.submit(all_here.wait, 20) for _ in range(pool.n_workers)]:
+            call.exception(20)
 
 
 def wait_for_workers(pool: shmpar.Pool) -> None:

@@ -422,19 +422,60 @@ def test_shutdown_without_waiting(engine: str, fifo: Path) -> None:
 
 @pytest.mark.parametrize("engine", ["threads", "processes"])
 def test_shutdown_cancels_waiting_calls(engine: str, fifo: Path) -> None:
-    """cancel_futures=True cancels waiting calls, and the running call finishes."""
+    """They are cancelled when it returns, and the running call finishes."""
     pool = shmpar.Pool(1, engine=engine)
     first = pool.submit(_wait_for, str(fifo))
     rest = [pool.submit(abs, -i) for i in range(5)]
     while not first.running():
         first.done()
     pool.shutdown(wait=False, cancel_futures=True)
-    # Why: the first call may end before the thread of the pool hears of the shutdown.
-    concurrent.futures.wait(rest, 60)
     assert all(future.cancelled() for future in rest)
+    assert not first.done()
     fifo.write_text("go")
     assert first.result(timeout=60) == "go"
     pool.shutdown()
+
+
+@pytest.mark.parametrize("engine", ["serial", "threads", "processes"])
+@pytest.mark.parametrize("begun", [True, False])
+def test_shutdown_with_neither_wait_nor_calls(engine: str, begun: bool) -> None:
+    """It returns, before and after the first call, and a second time."""
+    pool = shmpar.Pool(1, engine=engine)
+    if begun:
+        assert pool.submit(abs, -1).result(60) == 1
+    pool.shutdown(wait=False, cancel_futures=True)
+    pool.shutdown(wait=False, cancel_futures=True)
+    pool.shutdown()
+
+
+def test_a_serial_pool_does_not_wait_for_its_call(fifo: Path) -> None:
+    """Its thread is in the call. After it, it makes one call at most, and cancels the others."""
+    pool = shmpar.Pool(engine="serial")
+    first, _, *rest = pool.submit(_wait_for, str(fifo)), *(pool.submit(abs, -i) for i in range(3))
+    while not first.running():
+        first.done()
+    pool.shutdown(wait=False, cancel_futures=True)
+    fifo.write_text("go")
+    assert first.result(60) == "go"
+    pool.shutdown()
+    assert all(future.cancelled() for future in rest)
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_a_callback_and_a_call_may_end_the_pool_without_waiting(engine: str) -> None:
+    """Neither waits for the thread of the pool, which may wait for it."""
+    with shmpar.Pool(1, engine=engine) as pool:
+        ended = threading.Event()
+
+        def end(_: Any) -> None:
+            pool.shutdown(wait=False, cancel_futures=True)
+            ended.set()
+
+        pool.submit(abs, -1).add_done_callback(end)
+        assert ended.wait(60)
+    with shmpar.Pool(1, engine="threads") as pool:
+        future = pool.submit(pool.shutdown, wait=False, cancel_futures=True)
+        assert future.result(60) is None
 
 
 def test_an_exception_in_the_block_ends_a_running_call(fifo: Path) -> None:

@@ -270,6 +270,28 @@ def test_the_error_says_that_the_descriptors_are_lost() -> None:
             pool.submit(replace_by_sockets).result(60)
 
 
+def test_lost_descriptors_are_the_fault_of_a_chunk(tmp_path: Path) -> None:
+    """The chunk has its retries, and no worker more is started, whatever the verb."""
+    log = tmp_path / "log"
+
+    def work(block: Any) -> Any:
+        with log.open("a") as file:
+            file.write("begun\n")
+        close_all()
+        return block
+
+    for retries in (0, 1):
+        with shmpar.Pool(2, retries=retries) as pool:
+            log.write_text("")
+            with pytest.raises(shmpar.WorkerDied, match=r"chunk 0 at \[0:60\].*status 113"):
+                pool.map_blocks(work, X, chunks=60)
+            assert log.read_text() == "begun\n" * (1 + retries)
+            log.write_text("")
+            with pytest.raises(shmpar.WorkerDied, match=r"chunk 0 .*status 113"):
+                list(pool.parallel_map(work, X[:1], dtype=object))
+            assert log.read_text() == "begun\n" * (1 + retries)
+
+
 PARENT = """
 import os, sys, time
 import shmpar

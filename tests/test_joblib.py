@@ -226,6 +226,27 @@ def test_arguments_that_are_gone_are_released(backend: None) -> None:
     assert Parallel()(calls) == [LARGE * float(i) for i in range(40)]
 
 
+def test_a_large_argument_takes_the_place_of_freed_blocks() -> None:
+    """What malloc keeps in the parent goes back to the system before the input is copied."""
+    done = run_python("""
+        import re, numpy as np, joblib, shmpar
+        from joblib import Parallel, delayed
+
+        def private():
+            return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+        with joblib.parallel_config(backend="shmpar", n_jobs=2):
+            Parallel()(delayed(abs)(i) for i in range(4))
+            blocks = [np.ones(10_000) for _ in range(500)]  # small enough for the heap
+            last = np.ones(10_000)
+            del blocks
+            before = private()
+            found = Parallel()(delayed(len)(array) for array in 2 * [np.zeros(8 << 20)])
+        print(found, before - private() > 30_000)
+    """)
+    assert (done.stdout, done.stderr) == ("[8388608, 8388608] True\n", "")
+
+
 def test_large_results_return(backend: None) -> None:
     """Results are writable arrays of the caller's."""
     found = Parallel()(delayed(np.full)(LARGE, i) for i in range(5))

@@ -232,3 +232,38 @@ def test_no_tracker_runs_for_nothing(run_python: Run) -> None:
         ),
         "[] []\n",
     )
+
+
+def test_a_tracker_runs_when_it_is_used(run_python: Run) -> None:
+    """The import starts none; a segment of a worker or of its fork does, in the parent."""
+    check(
+        run_python(
+            """
+            import os, sys, shmpar
+
+            def imported():
+                import multiprocessing.resource_tracker as module
+                return "_fd" in vars(module._resource_tracker)
+
+            def in_fork():
+                import multiprocessing.resource_tracker as module
+                pid = os.fork()
+                if not pid:
+                    module.register("/none", "shared_memory")
+                    module.unregister("/none", "shared_memory")
+                    os._exit(module._resource_tracker._pid is not None)
+                return os.waitpid(pid, 0)[1], module._resource_tracker._pid
+
+            def running():
+                return "multiprocessing.resource_tracker" in sys.modules
+
+            with shmpar.Pool(1, initializer=imported) as pool:
+                print(pool.submit(imported).result(), running())
+            print(running())
+            with shmpar.Pool(1) as pool:
+                print(pool.submit(imported).result(), running())
+                print(pool.submit(in_fork).result(), running())
+            """
+        ),
+        "False False\nFalse\nFalse False\n(0, None) True\n",
+    )

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from shmpar.ipc.ledger import FAILED, PENDING, Ledger
+from shmpar.ipc.ledger import CURSOR, FAILED, GENERATION, PENDING, Ledger
 from shmpar.ipc.protocol import SOCKET_LOST, CounterExhausted, Event
 from shmpar.ipc.tickets import Tickets
 from shmpar.memory.segment import Segment, Slab
@@ -241,6 +241,7 @@ class ActivePlan:
         arrived: Container[int] = (),
         *,
         innocent: bool = False,
+        cut_off: bool = False,
     ) -> tuple[int | None, tuple[int, ...]]:
         """Mark the chunks that a lost worker had finished as done.
 
@@ -252,15 +253,23 @@ class ActivePlan:
             Chunks whose result, an object, has arrived.
         innocent : bool
             No chunk is to blame; the one in progress counts as not begun.
+        cut_off : bool
+            The worker could not tell its results, since its function closed its socket.
 
         Returns
         -------
         blamed : int or None
-            The chunk that the worker computed.
+            The chunk that the worker computed, or the last one if it was cut off.
         unfinished : tuple of int
             Chunks that it held and had not begun.
         """
         held = self.ledger.held(worker)
+        if held is None and cut_off:
+            slot = self.ledger.slot(worker)
+            last = self.generations[slot[GENERATION]].chunk(slot[CURSOR] - 1)
+            if self.ledger.status[last] != FAILED:
+                self.ledger.status[last] = PENDING
+            return last, ()
         if held is None:
             return None, ()
         chunk = self.generations[held.generation].chunk

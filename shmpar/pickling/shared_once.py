@@ -17,8 +17,11 @@ import numpy as np
 
 from shmpar.memory.copying import MOST_THREADS, share
 from shmpar.memory.segment import Segment
+from shmpar.memory.system import return_freed_blocks
 
 Array = np.ndarray[Any, Any]
+
+_LARGE = 64 << 20  # bytes; a copy of so many is slow beside the search for freed blocks
 
 
 class Copies:
@@ -33,6 +36,9 @@ class Copies:
         if known is None or known[0]() is not array:
             key, found = id(array), self._found
             alive = weakref.ref(array, lambda _: found.pop(key, None))
+            if array.nbytes >= _LARGE:
+                # Why: the copy and the freed blocks would take memory at the same time.
+                return_freed_blocks()
             known = found[key] = alive, *_share(array)
         return known[1:]
 

@@ -470,6 +470,7 @@ class Execution:
             self.errors,
             self._arrived,
             innocent=for_another and not self.policy.in_place,
+            cut_off=self._lost_results(event),
         )
         self.deaths += blamed is not None
         if (held := active.ledger.held(worker)) is not None:
@@ -481,9 +482,16 @@ class Execution:
             self._verification.refill(unfinished if blamed is None else (blamed,))
         self._feed(event._replace(blamed=blamed, unfinished=unfinished))
 
-    def holds(self, worker: int) -> bool:
-        """Return True if the worker has a chunk of this run."""
-        return self._alive.ledger.held(worker) is not None
+    def holds(self, event: protocol.WorkerLost) -> bool:
+        """Return True if the lost worker had a chunk of this run, or results it could not tell."""
+        return self._alive.ledger.held(event.worker) is not None or self._lost_results(event)
+
+    def _lost_results(self, event: protocol.WorkerLost) -> bool:
+        """Return True if the worker could not tell its results: the function closed its socket."""
+        active = self._alive
+        cut_off = event.exit is not None and event.exit.code == protocol.SOCKET_LOST
+        computed = cut_off and active.ledger.slot(event.worker)[FINGERPRINT] != 0
+        return computed and active.small_outputs and active.outputs is None
 
     def check_deadlines(self, now: float) -> None:
         """Kill the workers of chunks that take too long, and those left after the grace."""

@@ -287,6 +287,14 @@ class Loop:
                 thread.join()
             self._callbacks.close()
 
+    def settle(self) -> None:
+        """Return when the pool thread has carried out the requests so far.
+
+        Does not wait in the threads in which :meth:`close` does not.
+        """
+        if threading.current_thread() not in self._callbacks and not in_worker():
+            self._ask(lambda _: None)
+
     def _post_close(self, how: Close) -> None:
         try:
             self._post(partial(self._close, how))
@@ -461,7 +469,7 @@ class Loop:
 
     def _worker_lost(self, engine: Engine, event: WorkerLost) -> None:
         runs = self._running()
-        holds = any(run.execution.holds(event.worker) for run in runs)
+        holds = any(run.execution.holds(event) for run in runs)
         explained = holds or event.announced or event.killed_for is not None
         had_call = self._calls.worker_lost(event, innocent=explained)
         event = event._replace(at_startup=not (explained or had_call))

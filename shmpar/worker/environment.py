@@ -13,7 +13,9 @@ Guarantees
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import importlib
 import mmap
 import os
@@ -305,7 +307,7 @@ class SharesMultiprocessing:
         self._ask, self._number, self._life = ask, number, life
         self._after: dict[str, Callable[[Any], object]] = {
             "multiprocessing.process": self._prepare_process,
-            "multiprocessing.resource_tracker": self._take_tracker,
+            "multiprocessing.resource_tracker": self._share_tracker,
             "logging": self._prepare_logging,
         }
         for name in self._after.keys() & sys.modules.keys():
@@ -330,9 +332,25 @@ class SharesMultiprocessing:
         parent = module._ParentProcess("MainProcess", os.getppid(), self._life)  # noqa: SLF001
         module._parent_process = parent  # noqa: SLF001
 
-    def _take_tracker(self, module: Any) -> None:
-        # Why private: multiprocessing sets the same attribute in the processes that it spawns.
-        module._resource_tracker._fd = self._ask("tracker")  # noqa: SLF001
+    def _share_tracker(self, module: Any) -> None:
+        """Have the tracker ask for the parent's descriptor when it needs one.
+
+        Why then: many packages import multiprocessing, and few functions need the parent's tracker,
+        which is a process.
+        """
+        ask, tracker = self._ask, module._resource_tracker  # noqa: SLF001
+
+        class Shared(type(tracker)):  # type: ignore[misc]  # a class that is found at run time
+            # Why private: multiprocessing sets this attribute in the processes that it spawns.
+            _fd = functools.cached_property(lambda _: ask("tracker"))
+
+        held = vars(tracker)
+        del held["_fd"]
+        tracker.__class__ = Shared
+        # Why: a forked child must not ask, so it takes the descriptor of this process.
+        os.register_at_fork(before=lambda: tracker._fd)  # noqa: SLF001
+        # Why: the finalizer of a tracker looks for a descriptor to close.
+        atexit.register(held.setdefault, "_fd", None)
 
     def _prepare_logging(self, logging: Any) -> None:
         """Import multiprocessing at the first record: only then logging asks it for the name."""
