@@ -204,6 +204,42 @@ def test_a_worker_that_joins_with_the_pool() -> None:
             assert run.result(30).tolist() == [3.0] * 20
 
 
+def test_a_result_does_not_wait_for_the_scheduler(cluster: shmpar.Pool, client: Any) -> None:
+    """A host answers at the end of a span, though its messages to the scheduler are held back."""
+
+    def hold_back(seconds: float, dask_worker: Any) -> float:
+        before, dask_worker.batched_stream.interval = dask_worker.batched_stream.interval, seconds
+        return float(before)
+
+    (usual,) = set(client.run(hold_back, 5.0).values())
+    began = time.monotonic()
+    try:
+        for number in range(4):
+            assert cluster.parallel_map(abs, [-number]) == [number]
+            assert cluster.submit(abs, -number).result(60) == number
+        assert time.monotonic() - began < 5
+    finally:
+        client.run(hold_back, usual)
+
+
+def test_a_host_that_cannot_answer_at_once(client: Any, local: shmpar.Pool) -> None:
+    """The results come by the way of Dask: after a long span, or without the plugin's handler."""
+
+    def others(dask_worker: Any) -> set[str]:
+        return set(dask_worker.handlers)
+
+    def drop(known: dict[str, set[str]], dask_worker: Any) -> int:
+        new = set(dask_worker.handlers) - known[dask_worker.address]
+        return len([dask_worker.handlers.pop(name) for name in new])
+
+    known = client.run(others)
+    with shmpar.Pool(engine=client) as pool:
+        assert pool.parallel_map(lambda seconds: time.sleep(seconds), [0.7]) == [None]
+        assert list(client.run(drop, known).values()) == [1, 1, 1]
+        for name in ("map_blocks", "parallel_map, items", "submit"):
+            contract.check_call(name, pool, local)
+
+
 def test_one_deadly_chunk_is_blamed_alone(cluster: shmpar.Pool) -> None:
     """A chunk that kills its host is tried again alone, and is named; the others are done."""
 

@@ -71,7 +71,7 @@ _LOST = frozenset(
 
 
 class HostPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
-    """Ends the pool of a Dask worker with the worker, or with the client; hands out its results.
+    """Ends the pool of a Dask worker with the worker, or with the client; answers the client.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class HostPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no type
         self._task = asyncio.ensure_future(self._watch(worker))
 
     async def _answer(self, key: str) -> list[Any]:
-        """Return the result of a task as soon as it is there; nothing if it takes long."""
+        """Return the result of a task as soon as it is there, and none if it takes long."""
         if key not in self._data:
             end = self._ends[key] = asyncio.get_running_loop().create_future()
             await asyncio.wait([end], timeout=_SOON_SECONDS)
@@ -370,8 +370,9 @@ class DaskTransport:
             key=f"{'call' if head is None else head.plan.verb}-{next(self._keys)}-{settings.pool}",
         )
         try:
-            for found in await self._soon(host, future.key):
-                return found
+            found = await self._soon(host, future.key)
+            if found:
+                return found[0]
             self._asked[token] = future
             return await self._result(host, future)
         finally:
@@ -382,7 +383,7 @@ class DaskTransport:
                 self._timer = loop.call_later(_RELEASE_SECONDS, self._release)
 
     async def _soon(self, host: str, key: str) -> list[Any]:
-        """Return the result of a task, if its host has it soon; else nothing."""
+        """Ask a host for the result of a task; return none if the task takes long, or is lost."""
         assert self._settings is not None
         rpc = self.client.rpc
         if self._direct and rpc.active <= rpc.limit // 2:  # Why: other messages need connections.
@@ -485,7 +486,6 @@ class DaskTransport:
         self._watcher.cancel()
         for token in list(self._serving):
             self._drop(token)
-        self._release()
         self._heads.clear()
         listeners = _listeners.get(self.client)
         if listeners is not None and self._heard in listeners.heard:
@@ -494,6 +494,7 @@ class DaskTransport:
                 del _listeners[self.client]
                 self._unsubscribe(listeners)
         await self.client.unregister_worker_plugin(self._settings.pool)
+        self._release()
 
     def _unsubscribe(self, listeners: _Listeners) -> None:
         """Give the topic back to the handler that the user had set before."""
