@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -238,6 +239,26 @@ def test_a_host_that_cannot_answer_at_once(client: Any, local: shmpar.Pool) -> N
         assert list(client.run(drop, known).values()) == [1, 1, 1]
         for name in ("map_blocks", "parallel_map, items", "submit"):
             contract.check_call(name, pool, local)
+
+
+def test_a_host_that_is_killed_while_windows_are_sent_to_it(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others get its windows, and nobody takes it for a host that cannot be reached."""
+    for module in ("transport", "dask"):
+        monkeypatch.setattr(f"shmpar.cluster.{module}.machine", lambda: "another machine")
+    rows = np.random.default_rng(4).random((48, 250_000))
+    with warnings.catch_warnings(), shmpar.Pool(engine=client, host_timeout=20) as pool:
+        warnings.simplefilter("error")
+        contract.wait_for_hosts(pool, 3)
+        pid = next(iter(client.run(os.getpid).values()))
+        os.kill(pid, signal.SIGSTOP)  # Why: then it takes no more than the sockets hold.
+        run = pool.parallel_map(np.sum, rows, wait=False)
+        while not run.progress[0]:
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        assert run.result(60).tolist() == [row.sum() for row in rows]
+        assert [bool(host.lost) for host in run.report.hosts].count(True) == 1
 
 
 def test_one_deadly_chunk_is_blamed_alone(cluster: shmpar.Pool) -> None:

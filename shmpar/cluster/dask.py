@@ -436,7 +436,8 @@ class DaskTransport:
             try:
                 (future,) = await self.client.scatter([_Sealed(value)], direct=True, **options)
             except OSError as error:
-                if host not in self._workers:
+                # Why the names: the connection to a host that dies breaks before its loss is told.
+                if host not in self._workers or type(error).__name__ in _LOST:
                     raise
                 self._direct = False
                 warnings.warn(
