@@ -386,10 +386,13 @@ class DaskTransport:
         """Ask a host for the result of a task; return none if the task takes long, or is lost."""
         assert self._settings is not None
         rpc = self.client.rpc
-        if self._direct and rpc.active <= rpc.limit // 2:  # Why: other messages need connections.
-            with contextlib.suppress(Exception):  # Why: the other way reports the reason.
-                return await getattr(rpc(host), self._settings.pool)(key=key) or []
-        return []
+        if not self._direct or rpc.active > rpc.limit // 2:  # Why: other messages need connections.
+            return []
+        try:
+            return await getattr(rpc(host), self._settings.pool)(key=key) or []
+        except Exception as error:  # noqa: BLE001 - Dask's own way reports it
+            self._reaches(host, error)
+            return []
 
     async def _result(self, host: str, future: Future) -> Any:
         """Return the result of a task.
@@ -436,20 +439,28 @@ class DaskTransport:
             try:
                 (future,) = await self.client.scatter([_Sealed(value)], direct=True, **options)
             except OSError as error:
-                # Why the names: the connection to a host that dies breaks before its loss is told.
-                if host not in self._workers or type(error).__name__ in _LOST:
+                if self._reaches(host, error):
                     raise
-                self._direct = False
-                warnings.warn(
-                    f"host {host} cannot be reached from here ({error}), so all data pass through "
-                    "the scheduler: pass stores, which the hosts open themselves",
-                    RuntimeWarning,
-                    stacklevel=1,
-                )
             else:
                 return future
         (future,) = await self.client.scatter([_Sealed(value)], direct=False, **options)
         return future
+
+    def _reaches(self, host: str, error: Exception) -> bool:
+        """Return whether this process reaches a host, in spite of an error; note it if not."""
+        # Why the names: the connection to a host that dies breaks before its loss is told.
+        lost = host not in self._workers or type(error).__name__ in _LOST
+        if lost or not isinstance(error, OSError):
+            return True
+        if self._direct:
+            self._direct = False
+            warnings.warn(
+                f"host {host} cannot be reached from here ({error}), so all data pass through the "
+                "scheduler: pass stores, which the hosts open themselves",
+                RuntimeWarning,
+                stacklevel=1,
+            )
+        return False
 
     def stop(self, run: int, hosts: Sequence[str], *, kill: bool) -> None:
         """Tell hosts to stop a run."""
