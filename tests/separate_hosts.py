@@ -39,28 +39,36 @@ def ip(*words: str, inside: int | None = None) -> None:
     subprocess.run([*enter, "ip", *words], check=True)
 
 
-class Machine:
-    """A host in namespaces of its own."""
+class Place:
+    """Namespaces with a cable to the scheduler, and no way from there to other places."""
 
-    def __init__(self, number: int, folder: Path) -> None:
-        self.device, address = f"cable{number}", f"10.77.{number}.2"
-        self.log = folder / f"host{number}.log"
+    def __init__(self, number: int) -> None:
+        self.device, self.address = f"cable{number}", f"10.77.{number}.2"
         keep = ["unshare", "--net", "--mount", "sh", "-c", _PREPARE]
         self.kept = subprocess.Popen(keep, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.kept.stdout is not None
         self.kept.stdout.readline()
         self.pid = self.kept.pid
-        worker = [sys.executable, "-m", "distributed.cli.dask_worker", SCHEDULER]
-        worker += ["--nworkers", "1", "--nthreads", "1", "--host", address, "--no-dashboard"]
-        worker += ["--memory-limit", "0", "--local-directory", str(folder / f"dask{number}")]
-        self.command = ["nsenter", "-t", str(self.pid), "-n", "-m", f"--wd={ROOT}", *worker]
+        self.enter = ["nsenter", "-t", str(self.pid), "-n", "-m", f"--wd={ROOT}", sys.executable]
         pair = ["type", "veth", "peer", "name", "end", "netns", str(self.pid)]
         ip("link", "add", self.device, *pair)
         ip("addr", "add", f"10.77.{number}.1/24", "dev", self.device)
         ip("link", "set", self.device, "up")
-        ip("addr", "add", f"{address}/24", "dev", "end", inside=self.pid)
+        ip("addr", "add", f"{self.address}/24", "dev", "end", inside=self.pid)
         ip("link", "set", "end", "up", inside=self.pid)
         ip("route", "add", "default", "via", f"10.77.{number}.1", inside=self.pid)
+
+
+class Machine(Place):
+    """A host in a place of its own."""
+
+    def __init__(self, number: int, folder: Path) -> None:
+        super().__init__(number)
+        self.log = folder / f"host{number}.log"
+        self.command = [*self.enter, "-m", "distributed.cli.dask_worker", SCHEDULER]
+        self.command += ["--nworkers", "1", "--nthreads", "1", "--host", self.address]
+        self.command += ["--no-dashboard", "--memory-limit", "0"]
+        self.command += ["--local-directory", str(folder / f"dask{number}")]
         self.process = self.start()
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -183,6 +191,32 @@ def client_killed() -> dict[str, Any]:
     return {"seconds": wait_without_workers(5.0)}
 
 
+BEHIND = """
+import json, sys, time, warnings, numpy as np, distributed, shmpar
+client, rows = distributed.Client(sys.argv[1], timeout=2), np.arange(4e5).reshape(80, 5000)
+with warnings.catch_warnings(record=True) as caught, shmpar.Pool(engine=client) as pool:
+    warnings.simplefilter("always")
+    assert pool.parallel_map(abs, range(-9, 0)) == [*range(9, 0, -1)]
+    began = time.monotonic()
+    assert pool.submit(pow, 2, 5).result() == 32
+    assert pool.parallel_map(np.sum, rows).tolist() == rows.sum(axis=1).tolist()
+    seconds = time.monotonic() - began
+    found = [str(one.message) for one in caught if one.category is RuntimeWarning]
+print(json.dumps({"seconds": seconds, "warnings": found}))
+"""
+
+
+def behind() -> dict[str, Any]:
+    """Make calls from a place that reaches the scheduler alone."""
+    command = [*Place(HOSTS + 1).enter, "-W", "ignore", "-c", BEHIND, SCHEDULER]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    (text,) = found["warnings"]
+    assert "cannot be reached from here" in text
+    return found
+
+
 def main(folder: Path, seed: int) -> None:
     """Start the hosts and go through all parts."""
     chance = random.Random(seed)
@@ -217,6 +251,7 @@ def main(folder: Path, seed: int) -> None:
             assert local_workers()
         part("end of the pool", {"seconds": wait_without_workers(5.0)})
         part("killed client", client_killed())
+        part("behind the scheduler", behind())
         left = [machine.segments() for machine in machines]
         assert not any(left), left
 

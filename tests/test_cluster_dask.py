@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -202,6 +203,62 @@ def test_a_worker_that_joins_with_the_pool() -> None:
             growing.scale(1)
             run = pool.parallel_map(np.sum, np.ones((20, 3)), wait=False)
             assert run.result(30).tolist() == [3.0] * 20
+
+
+def test_a_result_does_not_wait_for_the_scheduler(cluster: shmpar.Pool, client: Any) -> None:
+    """A host answers at the end of a span, though its messages to the scheduler are held back."""
+
+    def hold_back(seconds: float, dask_worker: Any) -> float:
+        before, dask_worker.batched_stream.interval = dask_worker.batched_stream.interval, seconds
+        return float(before)
+
+    (usual,) = set(client.run(hold_back, 5.0).values())
+    began = time.monotonic()
+    try:
+        for number in range(4):
+            assert cluster.parallel_map(abs, [-number]) == [number]
+            assert cluster.submit(abs, -number).result(60) == number
+        assert time.monotonic() - began < 5
+    finally:
+        client.run(hold_back, usual)
+
+
+def test_a_host_that_cannot_answer_at_once(client: Any, local: shmpar.Pool) -> None:
+    """The results come by the way of Dask: after a long span, or without the plugin's handler."""
+
+    def others(dask_worker: Any) -> set[str]:
+        return set(dask_worker.handlers)
+
+    def drop(known: dict[str, set[str]], dask_worker: Any) -> int:
+        new = set(dask_worker.handlers) - known[dask_worker.address]
+        return len([dask_worker.handlers.pop(name) for name in new])
+
+    known = client.run(others)
+    with shmpar.Pool(engine=client) as pool:
+        assert pool.parallel_map(lambda seconds: time.sleep(seconds), [0.7]) == [None]
+        assert list(client.run(drop, known).values()) == [1, 1, 1]
+        for name in ("map_blocks", "parallel_map, items", "submit"):
+            contract.check_call(name, pool, local)
+
+
+def test_a_host_that_is_killed_while_windows_are_sent_to_it(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others get its windows, and nobody takes it for a host that cannot be reached."""
+    for module in ("transport", "dask"):
+        monkeypatch.setattr(f"shmpar.cluster.{module}.machine", lambda: "another machine")
+    rows = np.random.default_rng(4).random((48, 250_000))
+    with warnings.catch_warnings(), shmpar.Pool(engine=client, host_timeout=20) as pool:
+        warnings.simplefilter("error")
+        contract.wait_for_hosts(pool, 3)
+        pid = next(iter(client.run(os.getpid).values()))
+        os.kill(pid, signal.SIGSTOP)  # Why: then it takes no more than the sockets hold.
+        run = pool.parallel_map(np.sum, rows, wait=False)
+        while not run.progress[0]:
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        assert run.result(60).tolist() == [row.sum() for row in rows]
+        assert [bool(host.lost) for host in run.report.hosts].count(True) == 1
 
 
 def test_one_deadly_chunk_is_blamed_alone(cluster: shmpar.Pool) -> None:

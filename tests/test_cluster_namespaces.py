@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,8 +37,10 @@ def test_hosts_in_namespaces_of_their_own(tmp_path: Path, stress_seed: int) -> N
     )
     print(done.stdout)
     assert done.returncode == 0
-    parts: dict[str, dict[str, float]] = {}
+    parts: dict[str, dict[str, Any]] = {}
     for line in done.stdout.splitlines():
         parts |= json.loads(line)
     assert parts["wire"]["ratio"] <= 1.1
     assert parts["killed client"]["seconds"] <= 5
+    # Why: the first result waits until the connection has failed, and the others do not.
+    assert parts["behind the scheduler"]["seconds"] < 5

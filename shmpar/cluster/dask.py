@@ -3,6 +3,8 @@
 Guarantees
 ----------
 - Windows and results go between client and host, not through the scheduler (``direct=True``).
+- A host is asked for a result while it computes, so that a short span is not delayed by the news of
+  its end, which go through the scheduler.
 - The scheduler retries nothing: each task is pinned, and a task of a lost host is released.
 - A plugin of the workers ends the hosts' pools: with the client's pool, or after the scheduler has
   seen the client go.
@@ -22,6 +24,7 @@ import numpy as np
 from distributed import Client, Future
 from distributed.client import _wait
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.protocol import to_serialize
 from distributed.utils_comm import gather_from_workers
 
 from shmpar.cluster import host as serving
@@ -53,6 +56,8 @@ _LOOK_SECONDS = 1.0
 _SELDOM = 20  # every so many looks at the client, a pool that has workers looks for others
 _CLOSE_SECONDS = 10.0
 _RELEASE_SECONDS = 0.1
+_SOON_SECONDS = 0.5  # for so long a host keeps the question for a result
+_BEFORE_END = frozenset({"waiting", "constrained", "ready", "executing"})  # states of Dask
 _LEFT = "it has left the cluster, or its process has ended"
 _LOST = frozenset(
     {
@@ -66,7 +71,7 @@ _LOST = frozenset(
 
 
 class HostPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
-    """Ends the pool of a Dask worker with the worker, or with the client.
+    """Ends the pool of a Dask worker with the worker, or with the client; answers the client.
 
     Parameters
     ----------
@@ -82,8 +87,25 @@ class HostPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no type
         self.name, self.client = pool, client
 
     def setup(self, worker: Any) -> None:
-        """Begin to watch the client."""
+        """Begin to watch the client, and to answer it."""
+        self._data = worker.data
+        self._ends: dict[str, asyncio.Future[None]] = {}
+        worker.handlers[self.name] = self._answer
         self._task = asyncio.ensure_future(self._watch(worker))
+
+    async def _answer(self, key: str) -> list[Any]:
+        """Return the result of a task as soon as it is there, and none if it takes long."""
+        if key not in self._data:
+            end = self._ends[key] = asyncio.get_running_loop().create_future()
+            await asyncio.wait([end], timeout=_SOON_SECONDS)
+            del self._ends[key]
+        return [to_serialize(self._data[key])] if key in self._data else []
+
+    def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
+        """Have the question for the result of a task answered at the end of the task."""
+        end = self._ends.get(key)
+        if end is not None and finish not in _BEFORE_END and not end.done():
+            end.set_result(None)
 
     async def _watch(self, worker: Any) -> None:
         while True:
@@ -95,6 +117,7 @@ class HostPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed has no type
 
     def teardown(self, worker: Any) -> None:
         """End the pool."""
+        worker.handlers.pop(self.name, None)
         if not self._task.done():
             self._task.cancel()
         serving.close(f"{self.name}@{worker.address}")
@@ -346,15 +369,30 @@ class DaskTransport:
             # Why unique: Dask would answer with the result of an earlier task of the same key.
             key=f"{'call' if head is None else head.plan.verb}-{next(self._keys)}-{settings.pool}",
         )
-        self._asked[token] = future
         try:
+            found = await self._soon(host, future.key)
+            if found:
+                return found[0]
+            self._asked[token] = future
             return await self._result(host, future)
         finally:
-            del self._asked[token]
+            self._asked.pop(token, None)
             self._done += [future, given]
             if self._timer is None:
                 loop = asyncio.get_running_loop()
                 self._timer = loop.call_later(_RELEASE_SECONDS, self._release)
+
+    async def _soon(self, host: str, key: str) -> list[Any]:
+        """Ask a host for the result of a task; return none if the task takes long, or is lost."""
+        assert self._settings is not None
+        rpc = self.client.rpc
+        if not self._direct or rpc.active > rpc.limit // 2:  # Why: other messages need connections.
+            return []
+        try:
+            return await getattr(rpc(host), self._settings.pool)(key=key) or []
+        except Exception as error:  # noqa: BLE001 - Dask's own way reports it
+            self._reaches(host, error)
+            return []
 
     async def _result(self, host: str, future: Future) -> Any:
         """Return the result of a task.
@@ -401,19 +439,28 @@ class DaskTransport:
             try:
                 (future,) = await self.client.scatter([_Sealed(value)], direct=True, **options)
             except OSError as error:
-                if host not in self._workers:
+                if self._reaches(host, error):
                     raise
-                self._direct = False
-                warnings.warn(
-                    f"host {host} cannot be reached from here ({error}), so all data pass through "
-                    "the scheduler: pass stores, which the hosts open themselves",
-                    RuntimeWarning,
-                    stacklevel=1,
-                )
             else:
                 return future
         (future,) = await self.client.scatter([_Sealed(value)], direct=False, **options)
         return future
+
+    def _reaches(self, host: str, error: Exception) -> bool:
+        """Return whether this process reaches a host, in spite of an error; note it if not."""
+        # Why the names: the connection to a host that dies breaks before its loss is told.
+        lost = host not in self._workers or type(error).__name__ in _LOST
+        if lost or not isinstance(error, OSError):
+            return True
+        if self._direct:
+            self._direct = False
+            warnings.warn(
+                f"host {host} cannot be reached from here ({error}), so all data pass through the "
+                "scheduler: pass stores, which the hosts open themselves",
+                RuntimeWarning,
+                stacklevel=1,
+            )
+        return False
 
     def stop(self, run: int, hosts: Sequence[str], *, kill: bool) -> None:
         """Tell hosts to stop a run."""
@@ -451,7 +498,6 @@ class DaskTransport:
         self._watcher.cancel()
         for token in list(self._serving):
             self._drop(token)
-        self._release()
         self._heads.clear()
         listeners = _listeners.get(self.client)
         if listeners is not None and self._heard in listeners.heard:
@@ -460,6 +506,7 @@ class DaskTransport:
                 del _listeners[self.client]
                 self._unsubscribe(listeners)
         await self.client.unregister_worker_plugin(self._settings.pool)
+        self._release()
 
     def _unsubscribe(self, listeners: _Listeners) -> None:
         """Give the topic back to the handler that the user had set before."""

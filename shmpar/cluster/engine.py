@@ -240,7 +240,11 @@ class ClusterEngine:
         count = len(prepared.arrays)
         arguments = [[one for one in used if one.array == number] for number in range(count)]
         self._runs[active.number] = RunState(active, head, arguments, spans.period(plan))
-        return [lane.number for lane in self._lanes if lane.host is not None]
+        return [lane.number for lane in self._used()]
+
+    def _used(self) -> list[Lane]:
+        """Return the lanes of hosts: the others, of which there are many, hold nothing."""
+        return [lane for host in self._hosts.values() for lane in host.lanes]
 
     def _shared_output(self, array: Any) -> Any:
         if isinstance(array, Store):
@@ -259,7 +263,7 @@ class ClusterEngine:
         """Take back the generations of the lanes that compute nothing of them; tell the hosts."""
         active.stopped = True
         exhausted, hosts = [], set()
-        for lane in self._lanes:
+        for lane in self._used():
             busy = lane.busy
             mine = busy is not None and busy.state.active is active
             if mine and lane.host is not None:
@@ -296,7 +300,7 @@ class ClusterEngine:
         """Drop the objects that are kept for a run."""
         self._runs.pop(active.number, None)
         self._transport.forget(active.number)
-        for lane in self._lanes:
+        for lane in self._used():
             self._withdraw(lane, active)
         for generation in active.generations:
             generation.tickets.close()
@@ -539,7 +543,7 @@ class ClusterEngine:
             self._call_answered(answer)
             return
         lane = next(
-            (one for one in self._lanes if one.busy and one.busy.token == answer.token), None
+            (one for one in self._used() if one.busy and one.busy.token == answer.token), None
         )
         if lane is None or lane.busy is None:
             return  # Why: its host was lost meanwhile.
