@@ -1,9 +1,9 @@
 """Options and fixtures of the test suite.
 
 ``--stress`` runs the long campaigns, ``--stress-seed`` repeats one, and ``--fuzz-seconds`` sets the
-duration of each fuzz target. ``--verb`` runs the tests of one verb. Three plugins are in modules of
-their own: ``nothing_left.py`` finds leaks, ``exclusive.py`` runs tests marked ``alone``, and
-``verbs.py`` has the table of the verbs' tests.
+duration of each fuzz target. ``--verb`` runs the tests of one verb. Four plugins are in modules of
+their own: ``nothing_left.py`` finds leaks, ``docstrings.py`` prepares the examples in docstrings,
+``exclusive.py`` runs tests marked ``alone``, and ``verbs.py`` has the table of the verbs' tests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import hypothesis
 import pytest
 
 import shmpar
-from tests import exclusive, interpreters, nothing_left, pools, processes, verbs
+from tests import docstrings, exclusive, interpreters, nothing_left, pools, processes, verbs
 
 # Why: fewer examples than Hypothesis' default of 100 keep the suite short; --stress draws more.
 # The profile "ci" draws the same examples in each run.
@@ -51,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
         profile = "ci" if os.environ.get("CI") else "default"
         hypothesis.settings.load_profile("stress" if config.getoption("stress") else profile)
     config.pluginmanager.register(nothing_left, "shmpar-nothing-left")
+    config.pluginmanager.register(docstrings, "shmpar-docstrings")
     config.pluginmanager.register(exclusive, "shmpar-exclusive")
     config.pluginmanager.register(verbs, "shmpar-verbs")
 
