@@ -336,7 +336,6 @@ def test_workers_that_die_while_loading_the_plan_are_not_replaced_for_ever(
     mortal_pool: shmpar.Pool,
 ) -> None:
     """An argument whose unpickling kills the process is an error."""
-
     with pytest.raises(shmpar.WorkerDied, match="status 7"):
         mortal_pool.parallel_map(lambda n, poison: n, range(3), kwargs={"poison": Poison()})
     assert mortal_pool.parallel_map(abs, range(3)) == [0, 1, 2]

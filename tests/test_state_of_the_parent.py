@@ -12,21 +12,10 @@ import pytest
 
 import shmpar
 from tests.pools import ENGINES
+from tests.work.parent_state import check, seen, seen_by_row
 
 Run = Callable[..., CompletedProcess[str]]
 NAME, OTHER = "SHMPAR_TEST_VARIABLE", "SHMPAR_TEST_OTHER"
-
-
-def check(done: CompletedProcess[str], output: str) -> None:
-    assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
-
-
-def seen(*names: str) -> list[str | None]:
-    return [os.environ.get(name) for name in names]
-
-
-def seen_by_row(_: object, name: str) -> str:
-    return str(os.environ.get(name))
 
 
 @pytest.fixture
