@@ -8,6 +8,8 @@ their own: ``nothing_left.py`` finds leaks, ``docstrings.py`` prepares the examp
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import random
 import sys
@@ -69,7 +71,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in items:
         if item.get_closest_marker("stress"):
-            item.add_marker(pytest.mark.skip(reason="a long campaign; runs with --stress"))
+            item.add_marker(pytest.mark.skip(reason="a long campaign or program; runs with --stress"))
 
 
 def pytest_collection_finish() -> None:
@@ -85,13 +87,26 @@ def stress_seed(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> 
     return random.Random(f"{seed} {request.node.nodeid}").getrandbits(32)
 
 
-@pytest.fixture(scope="module", params=pools.ENGINES)
-def warm_pool(request: pytest.FixtureRequest) -> Iterator[shmpar.Pool]:
-    """A pool of each engine for a module, since the start of a worker takes time.
+@pytest.fixture(scope="session")
+def kept_pools() -> Iterator[Callable[[str], shmpar.Pool]]:
+    """A function that returns the pool of an engine, for all modules of the test run."""
+    with contextlib.ExitStack() as stack:
+        yield functools.cache(lambda engine: stack.enter_context(pools.warm(engine)))
 
-    The global ``POOL`` of a module, if any, has the keyword arguments of its pools.
+
+@pytest.fixture(scope="module", params=pools.ENGINES)
+def warm_pool(
+    request: pytest.FixtureRequest, kept_pools: Callable[[str], shmpar.Pool]
+) -> Iterator[shmpar.Pool]:
+    """A pool of each engine, since the start of a worker takes longer than most tests.
+
+    The global ``POOL`` of a module, if any, has the keyword arguments of pools of its own.
     """
-    with pools.warm(request.param, **getattr(request.module, "POOL", {})) as made:
+    options = getattr(request.module, "POOL", None)
+    if options is None:
+        yield kept_pools(request.param)
+        return
+    with pools.warm(request.param, **options) as made:
         yield made
 
 
