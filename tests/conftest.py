@@ -71,7 +71,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in items:
         if item.get_closest_marker("stress"):
-            item.add_marker(pytest.mark.skip(reason="a long campaign or program; runs with --stress"))
+            reason = "a long campaign or program; runs with --stress"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_collection_finish() -> None:

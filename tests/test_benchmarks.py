@@ -43,6 +43,7 @@ def test_a_benchmark_runs_in_small(name: str, run_python: RunPython) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.stress
 def test_the_floor_is_measured_idle_and_busy(run_python: RunPython) -> None:
     """Both places have a median and quartiles."""
     done = run_python("from benchmarks.single import ALL; ALL['floor'](quick=True)")
