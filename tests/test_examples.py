@@ -95,6 +95,7 @@ def test_tiled_statistics_prints_a_table_and_draws(example, tmp_path):
 
 
 @draws
+@pytest.mark.stress
 def test_live_view_draws_a_picture(example, tmp_path):
     """The example prints the number of tiles and writes a picture."""
     output = example("live_view.py", "--smoke")
@@ -226,6 +227,7 @@ def test_rows_equal_the_loop(example):
     assert "the same to the last bit" in output
 
 
+@pytest.mark.stress
 def test_pipeline_gives_the_same_both_ways(example):
     """One call and three calls agree, and the table has both."""
     pytest.importorskip("scipy")

@@ -1,4 +1,7 @@
-"""The code of the guide prints the shown output, and its pictures are up to date."""
+"""The code of the guide prints the shown output, and its pictures are up to date.
+
+Pages with slow libraries are marked ``stress``: `.ci/run` has a step for them.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,8 @@ SECTIONS = {
 OWN = re.compile(r"^with shmpar\.Pool\(2?\) as pool\b", re.MULTILINE)
 SHARED = "with __import__('contextlib').nullcontext(shared()) as pool"
 ABOUT_POOLS = {"arrays", "workers"}
-APART = ABOUT_POOLS | {"joblib", "more-machines"}
+SLOW = {"joblib", "more-machines"}  # Why: each worker imports scikit-learn or distributed
+APART = ABOUT_POOLS | SLOW
 TOGETHER = [page.stem for page in PAGES if page.stem not in APART]
 GROUPS = {page: [page] for page in sorted(APART)} | {
     "some": TOGETHER[::2],
@@ -82,7 +86,10 @@ def can_import(code):
     return all(importlib.util.find_spec(name) for name in names)
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    "group",
+    [pytest.param(group, marks=[pytest.mark.stress] * (group in SLOW)) for group in GROUPS],
+)
 def test_the_code_of_each_section_prints_the_shown_output(group, tmp_path):
     """The code blocks of a section form a program, and its text blocks are the output."""
     shown = {
