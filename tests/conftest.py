@@ -1,13 +1,15 @@
 """Options and fixtures of the test suite.
 
 ``--stress`` runs the long campaigns, ``--stress-seed`` repeats one, and ``--fuzz-seconds`` sets the
-duration of each fuzz target. ``--verb`` runs the tests of one verb. Three plugins are in modules of
-their own: ``nothing_left.py`` finds leaks, ``exclusive.py`` runs tests marked ``alone``, and
-``verbs.py`` has the table of the verbs' tests.
+duration of each fuzz target. ``--verb`` runs the tests of one verb. Four plugins are in modules of
+their own: ``nothing_left.py`` finds leaks, ``docstrings.py`` prepares the examples in docstrings,
+``exclusive.py`` runs tests marked ``alone``, and ``verbs.py`` has the table of the verbs' tests.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import random
 import sys
@@ -19,7 +21,7 @@ import hypothesis
 import pytest
 
 import shmpar
-from tests import exclusive, interpreters, nothing_left, pools, processes, verbs
+from tests import docstrings, exclusive, interpreters, nothing_left, pools, processes, verbs
 
 # Why: fewer examples than Hypothesis' default of 100 keep the suite short; --stress draws more.
 # The profile "ci" draws the same examples in each run.
@@ -51,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
         profile = "ci" if os.environ.get("CI") else "default"
         hypothesis.settings.load_profile("stress" if config.getoption("stress") else profile)
     config.pluginmanager.register(nothing_left, "shmpar-nothing-left")
+    config.pluginmanager.register(docstrings, "shmpar-docstrings")
     config.pluginmanager.register(exclusive, "shmpar-exclusive")
     config.pluginmanager.register(verbs, "shmpar-verbs")
 
@@ -68,7 +71,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in items:
         if item.get_closest_marker("stress"):
-            item.add_marker(pytest.mark.skip(reason="a long campaign; runs with --stress"))
+            reason = "a long campaign or program; runs with --stress"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_collection_finish() -> None:
@@ -84,13 +88,26 @@ def stress_seed(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> 
     return random.Random(f"{seed} {request.node.nodeid}").getrandbits(32)
 
 
-@pytest.fixture(scope="module", params=pools.ENGINES)
-def warm_pool(request: pytest.FixtureRequest) -> Iterator[shmpar.Pool]:
-    """A pool of each engine for a module, since the start of a worker takes time.
+@pytest.fixture(scope="session")
+def kept_pools() -> Iterator[Callable[[str], shmpar.Pool]]:
+    """A function that returns the pool of an engine, for all modules of the test run."""
+    with contextlib.ExitStack() as stack:
+        yield functools.cache(lambda engine: stack.enter_context(pools.warm(engine)))
 
-    The global ``POOL`` of a module, if any, has the keyword arguments of its pools.
+
+@pytest.fixture(scope="module", params=pools.ENGINES)
+def warm_pool(
+    request: pytest.FixtureRequest, kept_pools: Callable[[str], shmpar.Pool]
+) -> Iterator[shmpar.Pool]:
+    """A pool of each engine, since the start of a worker takes longer than most tests.
+
+    The global ``POOL`` of a module, if any, has the keyword arguments of pools of its own.
     """
-    with pools.warm(request.param, **getattr(request.module, "POOL", {})) as made:
+    options = getattr(request.module, "POOL", None)
+    if options is None:
+        yield kept_pools(request.param)
+        return
+    with pools.warm(request.param, **options) as made:
         yield made
 
 

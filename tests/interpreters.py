@@ -130,7 +130,8 @@ def interpreter(
         for survivor in survivors:
             with suppress(ProcessLookupError):
                 os.kill(survivor.pid, signal.SIGKILL)
-        processes.wait_for_session(process.pid, token, GRACE)  # Why: a kill takes effect later
+        if survivors:  # Why: a kill takes effect later
+            processes.wait_for_session(process.pid, token, GRACE)
     if described and not survivors_ok:
         raise AssertionError("the interpreter was outlived by:\n  " + "\n  ".join(described))
 

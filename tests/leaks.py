@@ -26,6 +26,7 @@ _MEMORY = (f"{SHM}/", "/memfd:", "/dev/zero (deleted)")  # prefixes of shared me
 Identity = tuple[int, int]  # device and inode
 
 _allowed: set[int] = set()
+_listed: dict[str, tuple[int, frozenset[str]]] = {}  # names in a folder that has this time
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +229,16 @@ def _segments() -> dict[str, int]:
 
 
 def _files() -> frozenset[str]:
-    names = os.listdir(tempfile.gettempdir())
-    return frozenset(name for name in names if name.startswith("shmpar"))
+    """Return the temporary files of ours; the folder may hold thousands of others."""
+    folder = tempfile.gettempdir()
+    now, changed = time.time_ns(), os.stat(folder).st_mtime_ns
+    then, names = _listed.pop(folder, (0, frozenset()))
+    if then != changed:
+        names = frozenset(name for name in os.listdir(folder) if name.startswith("shmpar"))
+    # Why: the clock of the file system has coarse ticks, so a later change may have this time.
+    if now - changed > 10**8:
+        _listed[folder] = changed, names
+    return names
 
 
 def _of_this_user(paths: Iterator[str]) -> dict[str, Identity]:

@@ -14,30 +14,11 @@ import numpy as np
 import pytest
 
 import shmpar
+from tests.work.bad_numbers import after, double, fails_late, noise, of_dtype
 
 X = np.arange(6.0)
 INF, NAN = float("inf"), float("nan")
 BOUND = 60
-
-
-def double(block: Any) -> Any:
-    return block * 2
-
-
-def noise(block: Any, rng: Any) -> Any:
-    return block + rng.random()
-
-
-def after(path: str) -> int:
-    """Return when the pipe has been opened at its other end."""
-    with open(path, "rb") as stream:
-        return len(stream.read())
-
-
-def fails_late(block: Any) -> Any:
-    if block[0] > 2:
-        raise KeyError(float(block[0]))
-    return np.array([block])
 
 
 def test_a_task_may_take_any_time(tmp_path: Any) -> None:
@@ -148,12 +129,6 @@ def test_a_fill_value_that_fits_is_taken(
     with pytest.warns(RuntimeWarning, match="filled"):
         got = any_pool.map_blocks(part, X, chunks=3, dtype=dtype, on_error="fill", fill_value=value)
     assert got[3:].tolist() == [expected] * 3
-
-
-def of_dtype(block: Any, dtype: Any) -> Any:
-    if block[0] > 2:
-        raise KeyError
-    return np.zeros(block.shape, dtype)
 
 
 @pytest.mark.parametrize("seed", [0, 10**30, np.uint64(7), [1, 2], np.array([3, 4])])

@@ -1,4 +1,7 @@
-"""The benchmarks run, and their systems agree on the answers."""
+"""The benchmarks run, and their systems agree on the answers.
+
+The default suite has the short ones: `.ci/run` has a step for all.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,7 @@ def test_a_benchmark_runs_in_small(name: str, run_python: RunPython) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.stress
 def test_the_floor_is_measured_idle_and_busy(run_python: RunPython) -> None:
     """Both places have a median and quartiles."""
     done = run_python("from benchmarks.single import ALL; ALL['floor'](quick=True)")
@@ -73,6 +77,7 @@ def check(name: str, record: dict[str, object]) -> None:
         assert min(*record["other"], *record["this"]) > 0
 
 
+@pytest.mark.stress
 def test_compare_measures_two_checkouts(run_python: RunPython, tmp_path: Path) -> None:
     """A few workloads: of a call, of bytes, and beside busy loops."""
     names, kept = ("floor_busy", "memory"), tmp_path / "figures.json"
@@ -116,6 +121,7 @@ def test_compare_refuses_a_folder_without_the_project(
     assert f"{tmp_path} is not a checkout" in done.stderr
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_ended_measurements_of_stores_leave_no_process(tmp_path: Path, number: int) -> None:
     """The process of each system exits with its workers, also those that were stopped."""

@@ -64,6 +64,7 @@ def test_a_system_computes_all_workloads(name: str, run_python: RunPython) -> No
         assert unsuited or "failed" not in answer, (request, answer)
 
 
+@pytest.mark.stress
 def test_systems_take_turns_and_figures_are_written(run_python: RunPython, tmp_path: Path) -> None:
     """A run writes its figures, with versions and the machine."""
     kept = tmp_path / "kept.json"
@@ -94,6 +95,7 @@ def test_the_page_matches_its_figures() -> None:
     assert text(Results(str(ROOT / source())), source()) == PAGE.read_text(encoding="utf-8")
 
 
+@pytest.mark.stress
 def test_pictures_are_drawn_from_the_figures(run_python: RunPython, tmp_path: Path) -> None:
     """The pictures of the page are drawn, and no other."""
     if importlib.util.find_spec("matplotlib") is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import shmpar
+from tests.work.calls_ahead import note, read
 
 BOUND = 60
 
@@ -33,18 +34,6 @@ def fifos(tmp_path: Path) -> list[str]:
     for name in names:
         os.mkfifo(name)
     return names
-
-
-def read(fifo: str) -> int:
-    with open(fifo, "rb") as stream:
-        stream.read()
-    return os.getpid()
-
-
-def note(path: str) -> int:
-    with open(path, "a", encoding="ascii") as file:
-        file.write("made\n")
-    return os.getpid()
 
 
 def wait_until_ahead(future: concurrent.futures.Future[int]) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import os
 import random
-import select
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,25 +15,9 @@ import pytest
 import shmpar
 from shmpar.memory.locate import locate
 from tests.pools import drop_caches, warm
+from tests.work.captured import Box, Gate, keep, kept_sum, wait
 
 SIZES = (1_000, 100_000)
-
-
-class Gate:
-    """A pipe of which a worker reads until the test opens it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = str(folder / "gate")
-        os.mkfifo(self.path)
-        self._fd = os.open(self.path, os.O_RDWR)
-
-    def open(self, times: int) -> None:
-        """Let so many calls go on."""
-        os.write(self._fd, b"x" * times)
-
-    def close(self) -> None:
-        """Close the test's end."""
-        os.close(self._fd)
 
 
 @pytest.fixture
@@ -44,14 +26,6 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
     made = Gate(tmp_path)
     yield made
     made.close()
-
-
-def wait(path: str) -> None:
-    """Wait in a worker until the gate is open."""
-    fd = os.open(path, os.O_RDWR)
-    select.select([fd], [], [])
-    os.read(fd, 1)
-    os.close(fd)
 
 
 @pytest.fixture(scope="module")
@@ -149,19 +123,6 @@ def test_an_initializer_keeps_its_values(size: int) -> None:
         assert pool.submit(kept_sum).result() == size
 
 
-_kept: list[Any] = []
-
-
-def keep(array: Any) -> None:
-    """Keep an array in this worker."""
-    _kept.append(array)
-
-
-def kept_sum() -> float:
-    """Return the sum of the kept array."""
-    return float(_kept[0].sum())
-
-
 def holders(array: Any) -> dict[str, Any]:
     """Return functions of a block that hold an array in each way."""
 
@@ -231,23 +192,6 @@ def test_an_array_hidden_in_an_object_is_copied(size: int) -> None:
         )  # fmt: skip
         np.testing.assert_array_equal(result, 2)
     Box._contents.clear()
-
-
-class Box:
-    """An object whose state only its pickle tells."""
-
-    __slots__ = ()
-    _contents: ClassVar[list[Any]] = []
-
-    def __init__(self, array: Any) -> None:
-        self._contents[:] = [array]
-
-    def __call__(self) -> Any:
-        """Return the array."""
-        return self._contents[0]
-
-    def __reduce__(self) -> Any:
-        return Box, (self._contents[0],)
 
 
 def test_items_of_the_output_are_refused(pool: shmpar.Pool) -> None:

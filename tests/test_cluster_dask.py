@@ -271,7 +271,9 @@ def test_one_deadly_chunk_is_blamed_alone(cluster: shmpar.Pool) -> None:
         return 2 * float(row[0])
 
     with pytest.raises(ExceptionGroup) as caught:
-        cluster.parallel_map(work, np.arange(64.0)[:, None], on_error="collect", dtype=float)
+        cluster.parallel_map(
+            work, np.arange(64.0)[:, None], on_error="collect", dtype=float, retries=1
+        )
     (error,) = caught.value.exceptions
     assert isinstance(error, shmpar.WorkerDied)
     assert error.chunk == 37

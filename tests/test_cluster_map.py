@@ -16,7 +16,7 @@ import pytest
 import shmpar
 from tests import cluster_contract as contract
 from tests import pools
-from tests.test_map_slices import die, log, mostly_plain, nap, refuse
+from tests.work.map_slices import die, log, mostly_plain, nap, refuse
 
 MANY = 400  # items, so many that several go with a call
 BOUND = 60

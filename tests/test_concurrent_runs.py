@@ -14,48 +14,16 @@ import pytest
 
 import shmpar
 from tests.pools import wait_for_workers
+from tests.work.concurrent import Gate, wait_at_gate
 
 RUNS = 10
-
-
-class Gate:
-    """Two named pipes: `_wait_at_gate` waits in a worker until the test opens the gate."""
-
-    def __init__(self, folder: Path) -> None:
-        paths = folder / "waiting", folder / "go"
-        for path in paths:
-            os.mkfifo(path)
-        # Why: opening a pipe for reading and writing does not block.
-        self._waiting, self._go = (os.open(path, os.O_RDWR) for path in paths)
-
-    def wait_for_worker(self) -> None:
-        """Wait until a worker waits at the gate."""
-        os.read(self._waiting, 1)
-
-    def open(self) -> None:
-        """Let the worker go on."""
-        os.write(self._go, b"!")
-
-    def close(self) -> None:
-        """Close the descriptors of the test."""
-        os.close(self._waiting)
-        os.close(self._go)
-
-
-def _wait_at_gate(folder: str, block: Any) -> Any:
-    waiting, go = (os.open(f"{folder}/{name}", os.O_RDWR) for name in ("waiting", "go"))
-    os.write(waiting, b"!")
-    os.read(go, 1)
-    os.close(waiting)
-    os.close(go)
-    return block
 
 
 @pytest.fixture(params=["threads", "processes"])
 def busy(request: Any, tmp_path: Path) -> Iterator[shmpar.Pool]:
     """A pool of two workers; a chunk occupies one of them for the whole test."""
     gate = Gate(tmp_path)
-    wait = functools.partial(_wait_at_gate, str(tmp_path))
+    wait = functools.partial(wait_at_gate, str(tmp_path))
     with shmpar.Pool(2, engine=request.param) as pool:
         wait_for_workers(pool)
         long = pool.map_blocks(wait, np.arange(2.0), chunks=2, wait=False)
@@ -131,7 +99,7 @@ def test_a_call_that_waits_for_a_fatal_chunk_is_not_lost(tmp_path: Path) -> None
     def die_once(block: Any) -> Any:
         if not first.exists():
             first.touch()
-            _wait_at_gate(str(tmp_path), block)
+            wait_at_gate(str(tmp_path), block)
             os._exit(7)
         return -block
 
@@ -154,7 +122,7 @@ def test_a_chunk_is_not_blamed_for_a_kill_by_another_run(tmp_path: Path) -> None
         with calls.open("a") as log:
             log.write("x")
         if calls.stat().st_size == 1:
-            _wait_at_gate(str(tmp_path), block)
+            wait_at_gate(str(tmp_path), block)
         return -block
 
     with shmpar.Pool(1, retries=0) as pool:

@@ -1,4 +1,7 @@
-"""Each example runs with ``--smoke``, gives right results, and leaves no process."""
+"""Each example runs with ``--smoke``, gives right results, and leaves no process.
+
+Programs that draw, or start a cluster, are marked ``stress``: `.ci/run` has a step for them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import pytest
 from tests.interpreters import ROOT, run_python
 
 EXAMPLES = Path(ROOT, "examples")
-# Why: imports in each process take most of the time.  `.ci/run` runs all examples with all CPUs.
+# Why: imports in each process take most of the time.
 ONE = ("--workers", "1")
 SHARED = {"images.py"}  # a module that several examples import
 PICTURES = all(map(importlib.util.find_spec, ["matplotlib", "scipy", "skimage", "PIL"]))
@@ -80,9 +83,10 @@ def test_every_example_has_a_paragraph():
 
 
 @draws
+@pytest.mark.stress
 def test_tiled_statistics_prints_a_table_and_draws(example, tmp_path):
     """Without a file, the example uses a picture that it makes."""
-    output = example("tiled_statistics.py", "--smoke", *ONE)
+    output = example("tiled_statistics.py", "--smoke")
     for start in ("mean ", "std deviation ", "99th percentile ", "smoothed median "):
         assert re.search(rf"^{start}.* row [\d,]+, column [\d,]+$", output, re.MULTILINE)
     assert re.search(r"^256 tiles of 128 x 128 pixels in .* megapixels/s$", output, re.MULTILINE)
@@ -91,6 +95,7 @@ def test_tiled_statistics_prints_a_table_and_draws(example, tmp_path):
 
 
 @draws
+@pytest.mark.stress
 def test_live_view_draws_a_picture(example, tmp_path):
     """The example prints the number of tiles and writes a picture."""
     output = example("live_view.py", "--smoke")
@@ -99,6 +104,7 @@ def test_live_view_draws_a_picture(example, tmp_path):
 
 
 @draws
+@pytest.mark.stress
 def test_tiled_statistics_of_a_file_equal_numpy(example, tmp_path):
     """The file is mapped, its channels are averaged, and edge tiles are smaller."""
     image = np.random.default_rng(0).integers(0, 50_000, (90, 130, 3), dtype=np.uint16)
@@ -137,9 +143,10 @@ def test_tiled_statistics_refuses_other_files(refusals, tmp_path):
 
 
 @draws
+@pytest.mark.stress
 def test_denoise_equals_the_plain_call_and_draws(example, tmp_path):
     """The noise of the test picture has a standard deviation of 0.1, which is 20 dB."""
-    output = example("denoise.py", "--smoke", *ONE)
+    output = example("denoise.py", "--smoke")
     assert output.startswith("Cameraman: 707 x 707 pixels, uint8\n")
     before, after = re.search(r": ([\d.]+) dB before, ([\d.]+) dB after\n", output).groups()
     assert float(before) == pytest.approx(20, abs=0.1)
@@ -151,6 +158,7 @@ def test_denoise_equals_the_plain_call_and_draws(example, tmp_path):
 
 
 @draws
+@pytest.mark.stress
 def test_denoise_of_a_file(example, tmp_path):
     """A small file with channels is denoised; the noise of a constant file cannot be estimated."""
     image = np.random.default_rng(0).integers(0, 50_000, (90, 130, 3), dtype=np.uint16)
@@ -163,9 +171,10 @@ def test_denoise_of_a_file(example, tmp_path):
 
 
 @draws
+@pytest.mark.stress
 def test_histogram_equalise_equals_numpy_and_draws(example, tmp_path):
     """The grey levels of the test picture are evenly distributed afterwards."""
-    output = example("histogram_equalise.py", "--smoke", *ONE)
+    output = example("histogram_equalise.py", "--smoke")
     assert output.startswith("Moon: 1,000 x 1,000 pixels, uint8\n")
     assert "\nevery pixel is equal\n" in output
     before, after = re.search(r"^std deviation +([\d.]+) +([\d.]+)$", output, re.MULTILINE).groups()
@@ -177,6 +186,7 @@ def test_histogram_equalise_equals_numpy_and_draws(example, tmp_path):
 
 
 @draws
+@pytest.mark.stress
 def test_histogram_equalise_saves_a_file(example, tmp_path):
     """The darkest pixel becomes black and the lightest white, and the order stays."""
     image = np.random.default_rng(0).poisson(300, (90, 130)).astype(np.uint16)
@@ -200,6 +210,7 @@ def test_histogram_equalise_refuses_floats_and_missing_folders(refusals, tmp_pat
     assert "not 'no/a.npy'" in folder[1]
 
 
+@pytest.mark.stress
 @pytest.mark.skipif(importlib.util.find_spec("distributed") is None, reason="needs distributed")
 def test_cluster_survives_the_loss_of_a_host(example):
     """The result is that of a local pool, although a host was killed."""
@@ -216,6 +227,7 @@ def test_rows_equal_the_loop(example):
     assert "the same to the last bit" in output
 
 
+@pytest.mark.stress
 def test_pipeline_gives_the_same_both_ways(example):
     """One call and three calls agree, and the table has both."""
     pytest.importorskip("scipy")
@@ -254,10 +266,11 @@ def test_batch_files_refuses_a_folder_without_images(refusals, tmp_path):
 
 
 @draws
+@pytest.mark.stress
 def test_zarr_pyramid_writes_an_ome_zarr(example, tmp_path):
     """Readers of OME-Zarr find both levels; the smaller is the mean of the larger."""
     pytest.importorskip("zarr")
-    output = example("zarr_pyramid.py", "--smoke", "--folder", "slide.ome.zarr", *ONE)
+    output = example("zarr_pyramid.py", "--smoke", "--folder", "slide.ome.zarr")
     assert output.startswith("image: 2,048 x 2,048 pixels, 8 MB\nlimit of each process")
     before, after = re.search(r"detail: ([\d.]+) photons before, ([\d.]+) after", output).groups()
     assert float(after) < 0.8 * float(before)

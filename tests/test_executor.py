@@ -26,6 +26,7 @@ import pytest
 import shmpar
 from tests.interpreters import run_python
 from tests.pools import ENGINES
+from tests.work.executor import NotUnpicklable, die_once, wait_for
 
 LARGE = 100_000  # elements, so many that an array is sent through shared memory
 
@@ -84,13 +85,6 @@ def test_an_argument_that_does_not_pickle_is_an_error_at_once() -> None:
     """submit() itself raises the error."""
     with shmpar.Pool(1) as pool, pytest.raises(shmpar.PlanError, match="does not pickle"):
         pool.submit(id, threading.Lock())
-
-
-class NotUnpicklable:
-    """An object that pickles and does not unpickle."""
-
-    def __reduce__(self) -> Any:
-        return int, ("no number",)
 
 
 def test_an_argument_that_does_not_unpickle_is_an_error() -> None:
@@ -207,11 +201,6 @@ def test_map_keeps_no_result(pool: shmpar.Pool) -> None:
 # Waiting
 
 
-def _wait_for(path: str) -> str:
-    with open(path, encoding="ascii") as file:  # blocks until the test writes
-        return file.read()
-
-
 @pytest.fixture
 def fifo(tmp_path: Path) -> Path:
     """A named pipe: a function that reads it waits until the test writes."""
@@ -223,7 +212,7 @@ def fifo(tmp_path: Path) -> Path:
 def test_a_late_result_is_a_timeout(engine: str, fifo: Path) -> None:
     """result() and exception() raise TimeoutError, and the result is available later."""
     with shmpar.Pool(1, engine=engine) as pool:
-        future = pool.submit(_wait_for, str(fifo))
+        future = pool.submit(wait_for, str(fifo))
         with pytest.raises(TimeoutError):
             future.result(timeout=0.05)
         with pytest.raises(TimeoutError):
@@ -237,7 +226,7 @@ def test_a_late_result_is_a_timeout(engine: str, fifo: Path) -> None:
 def test_no_task_waits_for_a_long_one(engine: str, fifo: Path) -> None:
     """The other worker computes all other tasks, even those sent to the busy worker."""
     with shmpar.Pool(2, engine=engine) as pool:
-        slow = pool.submit(_wait_for, str(fifo))
+        slow = pool.submit(wait_for, str(fifo))
         rest = [pool.submit(abs, -i) for i in range(20)]
         assert [one.result(timeout=60) for one in rest] == list(range(20))
         assert not slow.done()
@@ -287,7 +276,7 @@ def test_done_becomes_true_without_waiting(pool: shmpar.Pool) -> None:
 def test_a_waiting_call_can_be_cancelled(engine: str, fifo: Path) -> None:
     """A running call cannot be cancelled."""
     with shmpar.Pool(1, engine=engine) as pool:
-        first = pool.submit(_wait_for, str(fifo))
+        first = pool.submit(wait_for, str(fifo))
         second, third = pool.submit(abs, -2), pool.submit(abs, -3)
         while not first.running():
             pass
@@ -322,20 +311,11 @@ def test_arguments_and_results_are_released(engine: str) -> None:
 # Faults
 
 
-def _die_once(path: str, how: int) -> str:
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return "alive"
-    os.kill(os.getpid(), how)
-    return "never"
-
-
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_call_whose_worker_died_is_retried(tmp_path: Path, how: int) -> None:
     """A new worker makes the call."""
     with shmpar.Pool(1) as pool:
-        assert pool.submit(_die_once, str(tmp_path / "once"), how).result(timeout=60) == "alive"
+        assert pool.submit(die_once, str(tmp_path / "once"), how).result(timeout=60) == "alive"
 
 
 def test_a_call_that_kills_its_workers_is_an_error() -> None:
@@ -371,7 +351,7 @@ def test_a_closed_pool_takes_no_calls(own_pool: shmpar.Pool) -> None:
 def test_leaving_the_block_waits_for_a_shutdown_in_another_thread(engine: str, fifo: Path) -> None:
     """The pool is closed after the block, even if another thread started the shutdown."""
     with shmpar.Pool(1, engine=engine) as pool:
-        future = pool.submit(_wait_for, str(fifo))
+        future = pool.submit(wait_for, str(fifo))
         closer = threading.Thread(target=pool.shutdown)
         closer.start()
         while not pool.closed:
@@ -394,7 +374,7 @@ def test_a_callback_may_call_shutdown_during_a_shutdown(engine: str, fifo: Path)
                 beat.wait(0.01)
             pool.shutdown()
 
-        run = pool.parallel_map(_wait_for, [str(fifo)], dtype=object, wait=False)
+        run = pool.parallel_map(wait_for, [str(fifo)], dtype=object, wait=False)
         run.add_done_callback(close)
         fifo.write_text("go")
         assert inside.wait(60)
@@ -412,7 +392,7 @@ def test_leaving_the_block_waits(own_pool: shmpar.Pool) -> None:
 def test_shutdown_without_waiting(engine: str, fifo: Path) -> None:
     """shutdown(wait=False) returns at once, and all calls are computed later."""
     pool = shmpar.Pool(1, engine=engine)
-    futures = [pool.submit(_wait_for, str(fifo)), *(pool.submit(abs, -i) for i in range(3))]
+    futures = [pool.submit(wait_for, str(fifo)), *(pool.submit(abs, -i) for i in range(3))]
     pool.shutdown(wait=False)
     assert not futures[0].done()
     fifo.write_text("go")
@@ -424,7 +404,7 @@ def test_shutdown_without_waiting(engine: str, fifo: Path) -> None:
 def test_shutdown_cancels_waiting_calls(engine: str, fifo: Path) -> None:
     """They are cancelled when it returns, and the running call finishes."""
     pool = shmpar.Pool(1, engine=engine)
-    first = pool.submit(_wait_for, str(fifo))
+    first = pool.submit(wait_for, str(fifo))
     rest = [pool.submit(abs, -i) for i in range(5)]
     while not first.running():
         first.done()
@@ -482,7 +462,7 @@ def test_an_exception_in_the_block_ends_a_running_call(fifo: Path) -> None:
     """The pool ends a call in progress after a short grace period."""
     with contextlib.suppress(ZeroDivisionError), shmpar.Pool(1) as pool:
         pool.submit(abs, -1).result()
-        future = pool.submit(_wait_for, str(fifo))
+        future = pool.submit(wait_for, str(fifo))
         raise ZeroDivisionError
     with pytest.raises(RuntimeError, match="closed"):
         future.result(timeout=0)

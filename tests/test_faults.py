@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import os
 import random
@@ -24,9 +23,7 @@ import shmpar
 from tests.crashing import CrashingFunction
 from tests.pools import drop_caches, wait_for_workers, warm
 from tests.processes import wait_for_exit
-
-X = np.arange(100.0).reshape(10, 10)
-BAD = 22.0  # the first value of chunk 6, at [2:4, 2:4], of X in chunks of 2 x 2
+from tests.work.faults import DoesNotLoad, NotUnpicklable, Poison, X, at_bad, crash, raising, spin
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +45,6 @@ def mortal_pool() -> Iterator[shmpar.Pool]:
     """A new pool, whose workers may be killed."""
     with shmpar.Pool(2, env={"PYTHONFAULTHANDLER": ""}) as made:
         yield made
-
-
-def at_bad(block: Any) -> bool:
-    return bool(block.flat[0] == BAD)
-
-
-def raising(block: Any) -> Any:
-    if at_bad(block):
-        raise ValueError("boom")
-    return block
 
 
 class TestExceptions:
@@ -125,13 +112,6 @@ class TestExceptions:
         assert out.tolist() == [1, 1, 1, 0]
 
 
-class NotUnpicklable(Exception):
-    """An error that pickles and does not unpickle."""
-
-    def __init__(self, one: int, two: int) -> None:
-        super().__init__(one)
-
-
 def test_an_exception_that_does_not_unpickle_is_reported(pool: shmpar.Pool) -> None:
     """The ChunkError has its type, message and traceback as text."""
 
@@ -157,13 +137,6 @@ def test_a_function_that_does_not_pickle_is_explained(pool: shmpar.Pool) -> None
     with pytest.raises(shmpar.PlanError, match="keyword argument 'lock'"):
         pool.map_blocks(lambda block, lock: block, X, kwargs={"lock": lock})
     assert pool.parallel_map(abs, range(3)) == [0, 1, 2]
-
-
-class DoesNotLoad:
-    """An object that pickles and does not unpickle."""
-
-    def __reduce__(self) -> Any:
-        return int, ("no number",)
 
 
 def test_a_function_that_pickles_but_does_not_load_is_a_plan_error(pool: shmpar.Pool) -> None:
@@ -234,16 +207,6 @@ def test_different_dtypes_of_two_workers_are_an_error(pool: shmpar.Pool) -> None
 
 
 # Workers that die
-
-
-def crash(how: str) -> None:
-    match how:
-        case "exit":
-            os._exit(3)
-        case "segfault":
-            ctypes.string_at(0)
-        case _:
-            os.kill(os.getpid(), getattr(signal, how))
 
 
 @pytest.mark.parametrize(
@@ -373,11 +336,6 @@ def test_workers_that_die_while_loading_the_plan_are_not_replaced_for_ever(
     mortal_pool: shmpar.Pool,
 ) -> None:
     """An argument whose unpickling kills the process is an error."""
-
-    class Poison:
-        def __reduce__(self) -> Any:
-            return os._exit, (7,)
-
     with pytest.raises(shmpar.WorkerDied, match="status 7"):
         mortal_pool.parallel_map(lambda n, poison: n, range(3), kwargs={"poison": Poison()})
     assert mortal_pool.parallel_map(abs, range(3)) == [0, 1, 2]
@@ -514,13 +472,6 @@ def random_death(pool: shmpar.Pool, rng: random.Random, chunks: int) -> Iterator
         yield perhaps
     finally:
         killer.join()
-
-
-def spin(seconds: float) -> None:
-    """Compute for this many seconds."""
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        pass
 
 
 def kill_at_random(runs: int, seed: int) -> int:

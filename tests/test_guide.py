@@ -1,4 +1,7 @@
-"""The code of the guide prints the shown output, and its pictures are up to date."""
+"""The code of the guide prints the shown output, and its pictures are up to date.
+
+Pages with slow libraries are marked ``stress``: `.ci/run` has a step for them.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +43,19 @@ SECTIONS = {
 }
 
 
-# Why: one interpreter for a page, and one pool for the pages that are not about pools, since their
-# start takes most of the time.
+# Why: one interpreter and one pool for several pages, since their start takes most of the time.
 OWN = re.compile(r"^with shmpar\.Pool\(2?\) as pool\b", re.MULTILINE)
 SHARED = "with __import__('contextlib').nullcontext(shared()) as pool"
 ABOUT_POOLS = {"arrays", "workers"}
+SLOW = {"joblib", "more-machines"}  # Why: each worker imports scikit-learn or distributed
+APART = ABOUT_POOLS | SLOW
+TOGETHER = [page.stem for page in PAGES if page.stem not in APART]
+GROUPS = {page: [page] for page in sorted(APART)} | {
+    "some": TOGETHER[::2],
+    "others": TOGETHER[1::2],
+}
 PROGRAM = """
-import functools, json, os, sys, types
+import functools, json, logging, os, sys, types
 
 @functools.cache
 def shared():
@@ -64,6 +73,7 @@ for number, code in enumerate(json.load(sys.stdin)):
     exec(compile(code, "<string>", "exec"), vars(module))
     sys.stdout.flush()
     vars(module).clear()  # Why: arrays end before the interpreter does
+    logging.root.handlers.clear()  # Why: `basicConfig` of a later section would do nothing
     os.chdir("..")
 """
 
@@ -76,15 +86,18 @@ def can_import(code):
     return all(importlib.util.find_spec(name) for name in names)
 
 
-@pytest.mark.parametrize("page", [page.stem for page in PAGES])
-def test_the_code_of_each_section_prints_the_shown_output(page, tmp_path):
+@pytest.mark.parametrize(
+    "group",
+    [pytest.param(group, marks=[pytest.mark.stress] * (group in SLOW)) for group in GROUPS],
+)
+def test_the_code_of_each_section_prints_the_shown_output(group, tmp_path):
     """The code blocks of a section form a program, and its text blocks are the output."""
     shown = {
         title: given
         for title, given in SECTIONS.items()
-        if title.startswith(f"{page}: ") and can_import(given[0])
+        if title.partition(": ")[0] in GROUPS[group] and can_import(given[0])
     }
-    codes = [code if page in ABOUT_POOLS else OWN.sub(SHARED, code) for code, _ in shown.values()]
+    codes = [code if group in ABOUT_POOLS else OWN.sub(SHARED, code) for code, _ in shown.values()]
     done = run_python(PROGRAM, input=json.dumps(codes), cwd=tmp_path, timeout=120)
     printed = re.split(r"^== section \d+\n", done.stdout, flags=re.MULTILINE)[1:]
     for (title, (_, output)), text in zip(shown.items(), printed, strict=False):

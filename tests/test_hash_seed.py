@@ -64,7 +64,7 @@ def test_workers_have_one_seed(run_python: Run, flags: list[str]) -> None:
     assert int(seed) > 0
 
 
-@pytest.mark.parametrize("seed", ["0", "4294967295"])
+@pytest.mark.parametrize("seed", [pytest.param("0", marks=pytest.mark.stress), "4294967295"])
 def test_workers_have_the_seed_of_the_parent(run_python: Run, seed: str) -> None:
     """A seed that the user has set holds for the parent and for its workers."""
     assert told(run_python, seed, []) == ["same", "own", seed]

@@ -18,13 +18,22 @@ import numpy as np
 import pytest
 
 import shmpar
+from tests.hostile import (
+    ACTS,
+    CHUNK,
+    DESCRIPTORS,
+    KEEPERS,
+    attacking,
+    close_all,
+    crash_at_one,
+    replace_by_sockets,
+    starting,
+)
 from tests.interpreters import interpreter
 
 Run = Callable[..., CompletedProcess[str]]
 
 X = np.arange(60.0)
-CHUNK = 5
-TOP = 200  # descriptors below this number are closed or replaced
 
 
 def gone(pid: int, seconds: float = 10) -> bool:
@@ -37,179 +46,6 @@ def gone(pid: int, seconds: float = 10) -> bool:
         return bool(select.select([fd], [], [], seconds)[0])
     finally:
         os.close(fd)
-
-
-# Acts of a function against its worker. The names that they use are imported in `act`.
-
-
-def close_all() -> None:
-    os.closerange(3, TOP)
-
-
-def replace_all(flags: int, path: str) -> None:
-    fd = os.open(path, flags)
-    for number in range(3, TOP):
-        if number != fd:
-            os.dup2(fd, number)
-
-
-def replace_by_zeros() -> None:
-    replace_all(os.O_RDWR, "/dev/zero")
-
-
-def replace_by_null() -> None:
-    replace_all(os.O_RDWR, "/dev/null")
-
-
-def replace_by_file() -> None:
-    import tempfile
-
-    with tempfile.TemporaryFile() as file:
-        file.write(bytes(5000))
-        file.seek(3)
-        for number in range(3, TOP):
-            if number != file.fileno():
-                os.dup2(file.fileno(), number)
-
-
-def replace_by_memory() -> None:
-    fd = os.memfd_create("hostile")
-    os.ftruncate(fd, 1 << 20)
-    os.lseek(fd, 20, os.SEEK_SET)
-    for number in range(3, TOP):
-        if number != fd:
-            os.dup2(fd, number)
-
-
-def replace_by_sockets() -> None:
-    import socket
-
-    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    near, far = near.detach(), far.detach()
-    for number in range(3, TOP):
-        if number not in {near, far}:
-            os.dup2(far, number)
-
-
-def replace_by_pipes() -> None:
-    read, write = os.pipe()
-    for number in range(3, TOP):
-        if number not in {read, write}:
-            os.dup2(read if number % 2 else write, number)
-
-
-def close_and_open_files() -> None:
-    import socket
-
-    os.closerange(3, TOP)
-    for _ in range(10):
-        os.open("/dev/zero", os.O_RDWR)
-        os.memfd_create("hostile")
-        os.pipe()
-        for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET):
-            end.detach()
-
-
-def leave_the_group() -> None:
-    os.setpgid(0, os.getpgid(os.getppid()))
-
-
-def make_a_session() -> None:
-    if os.fork():
-        os.wait()
-    else:
-        os.setsid()
-        os._exit(0)
-
-
-def ignore_signals() -> None:
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        if number < 32:
-            signal.signal(number, signal.SIG_IGN)
-
-
-def block_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-
-
-def reset_death_signal() -> None:
-    import ctypes
-
-    ctypes.CDLL(None).prctl(1, 0)
-
-
-def start_a_program() -> None:
-    import subprocess
-
-    subprocess.Popen(["sleep", "600"])
-
-
-def fork_and_return() -> None:
-    os.fork()
-
-
-def leave_a_thread() -> None:
-    import threading
-
-    threading.Thread(target=signal.sigwait, args=([signal.SIGUSR2],)).start()
-
-
-def crash() -> None:
-    import ctypes
-
-    ctypes.string_at(0)
-
-
-def exit_at_once() -> None:
-    os._exit(0)
-
-
-DESCRIPTORS = {
-    act.__name__: act
-    for act in (
-        close_all,
-        replace_by_zeros,
-        replace_by_null,
-        replace_by_file,
-        replace_by_memory,
-        replace_by_sockets,
-        replace_by_pipes,
-        close_and_open_files,
-    )
-}
-KEEPERS = {
-    act.__name__: act
-    for act in (
-        leave_the_group,
-        make_a_session,
-        ignore_signals,
-        block_signals,
-        reset_death_signal,
-    )
-}
-OTHERS = {
-    act.__name__: act
-    for act in (start_a_program, fork_and_return, leave_a_thread, crash, exit_at_once)
-}
-ACTS = {**DESCRIPTORS, **KEEPERS, **OTHERS}
-
-
-def attacking(names: list[str], chunk: int, *, late: bool = False) -> Any:
-    """Return a function of a block that acts in one chunk, before it computes or after."""
-    acts = [ACTS[name] for name in names]
-
-    def work(block: Any) -> Any:
-        hit = block.flat[0] == chunk * CHUNK
-        if hit and not late:
-            for act in acts:
-                act()
-        result = block * 2
-        if hit and late:
-            for act in acts:
-                act()
-        return result
-
-    return work
 
 
 def check_call(pool: shmpar.Pool, kind: str, work: Any) -> str:
@@ -295,7 +131,7 @@ def test_lost_descriptors_are_the_fault_of_a_chunk(tmp_path: Path) -> None:
 PARENT = """
 import os, sys, time
 import shmpar
-from tests import test_hostile_functions as hostile
+from tests import hostile
 
 def work(_):
     for name in sys_argv[1:]:
@@ -327,34 +163,6 @@ def test_a_worker_ends_with_its_parent(names: list[str]) -> None:
         parent.send_signal(signal.SIGKILL)
         parent.wait(10)
         assert gone(worker, 2)
-
-
-def starting(how: str) -> Callable[[Path], None]:
-    """Return a function that starts processes which sleep, notes them, and sleeps itself."""
-
-    def work(path: Path) -> None:
-        if how == "program":
-            pids = [subprocess.Popen(["sleep", "600"]).pid]
-        elif how == "shell":
-            pids = [subprocess.Popen(["sh", "-c", "sleep 600 & wait"]).pid]
-        elif how == "multiprocessing":
-            import multiprocessing
-
-            pool = multiprocessing.get_context("fork").Pool(2)
-            pids = [process.pid for process in multiprocessing.active_children()]
-            pool.apply_async(time.sleep, (600,))
-        else:
-            from concurrent.futures import ProcessPoolExecutor
-
-            executor = ProcessPoolExecutor(2)
-            executor.submit(time.sleep, 600)
-            pids = list(executor._processes)
-        new = path.with_suffix(".new")
-        new.write_text(" ".join(map(str, pids)))
-        new.rename(path)
-        time.sleep(600)
-
-    return work
 
 
 def noted(path: Path) -> list[int]:
@@ -418,7 +226,7 @@ def test_started_programs_end_at_ctrl_c(tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         import shmpar
-        from tests.test_hostile_functions import starting
+        from tests.hostile import starting
 
         with shmpar.Pool(1) as pool:
             try:
@@ -433,12 +241,6 @@ def test_started_programs_end_at_ctrl_c(tmp_path: Path) -> None:
         assert parent.stdout.readline() == b"4\n"
         assert all(gone(pid) for pid in pids)
         assert parent.wait(20) == 0
-
-
-def crash_at_one(block: Any) -> Any:
-    if block[0] == 0:
-        ctypes.string_at(0)
-    return block
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE])

@@ -161,9 +161,8 @@ def _run(engine: str, again: int, steps: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     ("engine", "again"),
     [
-        pytest.param("processes", 0, marks=pytest.mark.stress),
-        ("processes", 3),
-        *((engine, again) for engine in ("threads", "serial") for again in (0, 3)),
+        *((engine, 3) for engine in ENGINES),
+        *(pytest.param(engine, 0, marks=pytest.mark.stress) for engine in ENGINES),
     ],
 )
 def test_an_interrupt_at_some_places(engine: str, again: int) -> None:

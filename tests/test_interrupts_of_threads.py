@@ -168,8 +168,9 @@ def _interrupt(engine: str, kind: str, times: int, seed: int) -> None:
 KINDS = ["2", "4", "asyncio"]  # threads that call the pool, or coroutines
 
 
+# Why stress: with two threads less happens at once.
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("2", marks=pytest.mark.stress), *KINDS[1:]])
 def test_interrupts_while_others_use_the_pool(engine: str, kind: str, stress_seed: int) -> None:
     """Ten times one to three Ctrl-C: the other threads' calls are right, and so is the next."""
     _interrupt(engine, kind, 10, random.Random(stress_seed).randrange(2**32))

@@ -22,6 +22,18 @@ joblib = pytest.importorskip("joblib")
 from joblib import Parallel, delayed  # noqa: E402 - it is skipped without joblib
 
 from shmpar.integrations.joblib import ShmparBackend, close  # noqa: E402
+from tests.work.jobs import (  # noqa: E402
+    fail,
+    inner,
+    look_ready,
+    make_ready,
+    nested,
+    raise_interrupt,
+    segment_of,
+    square,
+    wait_for,
+    write,
+)
 
 LARGE = 100_000  # elements, so many that an array is shared
 
@@ -47,43 +59,6 @@ def own_workers() -> Iterator[None]:
     with joblib.parallel_config(backend="shmpar", n_jobs=2):
         yield
     close()
-
-
-def square(value: int) -> int:
-    return value * value
-
-
-def fail(value: int) -> int:
-    if value == 3:
-        raise ZeroDivisionError(value)
-    return value
-
-
-def write(array: np.ndarray, value: float) -> float:
-    """Write to an argument; return a sum that shows the writes of other calls."""
-    assert array.flags.writeable
-    total = float(array.sum())
-    array[:] = value
-    return total
-
-
-def segment_of(array: np.ndarray) -> tuple[int, int]:
-    """Return device and inode of the file in which an array lies; (0, 0) for private memory."""
-    address = array.__array_interface__["data"][0]
-    with open("/proc/self/maps", encoding="ascii") as maps:
-        for line in maps:
-            span, _, _, device, inode, *_ = line.split()
-            first, last = (int(end, 16) for end in span.split("-"))
-            if first <= address < last:
-                return hash(device), int(inode)
-    return 0, 0
-
-
-def nested(value: int) -> tuple[str, list[int], int]:
-    active, _ = joblib.parallel.get_active_backend()
-    found = Parallel(n_jobs=2)(delayed(square)(value + i) for i in range(3))
-    same = Parallel(n_jobs=2, backend="shmpar")(delayed(os.getpid)() for _ in range(3))
-    return type(active).__name__, found, len(set(same))
 
 
 def test_import_of_the_package_registers_the_backend() -> None:
@@ -375,17 +350,6 @@ def test_scikit_learn_gives_the_same(backend: None) -> None:
         np.testing.assert_allclose(ours, due, rtol=1e-12)
 
 
-ready: list[str] = []
-
-
-def make_ready(*names: str) -> None:
-    ready.extend(names)
-
-
-def look_ready(_: int) -> tuple[int, list[str]]:
-    return os.getpid(), list(ready)
-
-
 def test_an_initializer_runs_in_each_worker(own_workers: None) -> None:
     """As with loky: workers with the same initializer and arguments are kept, no others."""
     names, found = ("model", "weights"), []
@@ -426,13 +390,6 @@ def test_the_error_of_a_dead_worker_names_the_function(own_workers: None) -> Non
         Parallel()(delayed(os._exit)(3) for _ in range(2))
 
 
-def inner(value: int) -> tuple[list[int], list[str]]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        found = Parallel(n_jobs=2, backend="shmpar")(delayed(square)(value + i) for i in range(2))
-    return found, [str(one.message) for one in caught]
-
-
 def test_threads_of_joblib_start_no_workers() -> None:
     """A call below them is sequential, with the warning of joblib's own workers."""
     ((found, texts),) = Parallel(n_jobs=2, backend="threading")([delayed(inner)(3)])
@@ -452,12 +409,6 @@ def test_threads_of_joblib_may_share_a_pool(two: shmpar.Pool) -> None:
     workers = set(two.map(lambda _: os.getpid(), range(20), chunksize=1))
     for found in Parallel(n_jobs=3, backend="threading")(delayed(pids)(i) for i in range(3)):
         assert found <= workers
-
-
-def raise_interrupt(value: int) -> int:
-    if value == 0:
-        raise KeyboardInterrupt
-    return value
 
 
 def test_an_interrupt_in_a_call_ends_it_alone(own_workers: None) -> None:
@@ -481,12 +432,6 @@ def test_an_error_of_the_iterator_of_calls_is_raised(backend: None) -> None:
         with pytest.raises(ValueError, match=f"no call {stop}"):
             Parallel(batch_size=1)(calls(stop))
         assert Parallel()(delayed(square)(i) for i in range(3)) == [0, 1, 4]
-
-
-def wait_for(path: str, value: int) -> int:
-    while not os.path.exists(path):
-        time.sleep(0.01)
-    return value
 
 
 def test_calls_are_taken_from_the_iterator_as_results_come(backend: None, tmp_path: Path) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 
 import shmpar
+from tests.work.lazy_map import Item, pid_after, square
 
 BOUND = 60
 
@@ -29,28 +29,6 @@ class Counted:
     def __next__(self) -> int:
         self.read += 1
         return self.read - 1
-
-
-class Item(np.ndarray):
-    """An array that counts those of its kind that are alive in this process."""
-
-    alive: ClassVar[set[int]] = set()
-    lock = threading.Lock()
-
-    def __del__(self) -> None:
-        with Item.lock:
-            Item.alive.discard(id(self))
-
-
-def square(value: int) -> int:
-    return value * value
-
-
-def pid_after(fifo: str, _item: int) -> int:
-    """Return when the file for this call has been opened at its other end."""
-    with open(fifo, "rb") as stream:
-        stream.read()
-    return os.getpid()
 
 
 @pytest.mark.parametrize("chunksize", [1, 3])

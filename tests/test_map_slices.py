@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import shmpar
+from tests.work.map_slices import MANY, die, hold, log, mostly_plain, nap, refuse, stop
 
-MANY = 400  # items, so many that several go with a call
 BOUND = 60
 
 
@@ -23,41 +21,6 @@ def two() -> Iterator[shmpar.Pool]:
     with shmpar.Pool(2) as pool:
         pool.parallel_map(abs, range(2))
         yield pool
-
-
-def refuse(item: int, bad: int) -> int:
-    if item == bad:
-        raise ValueError(item)
-    return -item
-
-
-def die(item: int, bad: int) -> int:
-    if item == bad:
-        os._exit(7)
-    return -item
-
-
-def mostly_plain(item: int, bad: int) -> Any:
-    return threading.Lock() if item == bad else item
-
-
-def nap(seconds: float) -> int:
-    time.sleep(seconds)
-    return os.getpid()
-
-
-def log(path: str, item: int) -> int:
-    with open(path, "a", encoding="ascii") as file:
-        file.write(f"{item}\n")
-    return item
-
-
-def hold(fifo: str, item: int) -> int:
-    """Wait at the file for the item that begins the second slice of a call."""
-    if item == MANY // 2:
-        with open(fifo, "rb") as stream:
-            stream.read()
-    return item
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 33, MANY, 3_001])
@@ -81,12 +44,6 @@ def test_an_error_comes_after_the_results_before_it(any_pool: shmpar.Pool, bad: 
     if any_pool.engine == "processes":
         assert "refuse" in caught.value.__notes__[0]
     assert list(results) == []
-
-
-def stop(item: int, bad: int) -> int:
-    if item == bad:
-        raise StopIteration(item)
-    return -item
 
 
 def test_an_end_of_iteration_is_an_error(any_pool: shmpar.Pool) -> None:

@@ -1,4 +1,7 @@
-"""The notebooks of examples/ run in a kernel, at a small size, and their outputs are right."""
+"""The notebooks of examples/ run in a kernel, at a small size, and their outputs are right.
+
+Kernels import many libraries, so these are marked ``stress``: `.ci/run` has a step for them.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +62,7 @@ def test_a_notebook_has_no_outputs(name):
     assert Path(ROOT, "docs", "notebooks", name).with_suffix(".md").exists()
 
 
+@pytest.mark.stress
 def test_tile_statistics(tmp_path):
     """There are heat maps, a picture that was filled, the run and its report with a plot."""
     pytest.importorskip("skimage")
@@ -73,6 +77,7 @@ def test_tile_statistics(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.stress
 def test_batch_of_files(tmp_path):
     """Files are computed once, broken ones again after they were mended; then all have values."""
     pytest.importorskip("pandas")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import threading
 import time
@@ -18,6 +17,26 @@ import pytest
 
 import shmpar
 from tests.pools import ENGINES
+from tests.work.outcomes import (
+    Another,
+    Frozen,
+    FrozenSlots,
+    Hidden,
+    Keyword,
+    Leaving,
+    Missing,
+    Rebuilt,
+    Reduced,
+    Refusing,
+    Slots,
+    Unnoted,
+    Unreachable,
+    fail,
+    initialize,
+    raise_unreachable,
+    read,
+    slow,
+)
 
 BOUND = 20.0  # seconds after which a wait counts as a hang
 ARRAY = np.arange(6.0)
@@ -30,16 +49,11 @@ def own_pool(request: Any, nothing_left: None) -> Iterator[shmpar.Pool]:
         yield pool
 
 
-def _read(path: str) -> str:
-    with open(path) as file:
-        return file.read()
-
-
 @pytest.fixture
 def held(own_pool: shmpar.Pool, tmp_path: Path) -> Iterator[Future[str]]:
     """A call that has the worker of the pool until the test ends."""
     os.mkfifo(tmp_path / "fifo")
-    future = own_pool.submit(_read, str(tmp_path / "fifo"))
+    future = own_pool.submit(read, str(tmp_path / "fifo"))
     yield future
     with open(tmp_path / "fifo", "w"):
         pass
@@ -82,20 +96,12 @@ def test_a_coroutine_that_timed_out_leaves_a_pool_that_works(
     assert not held.done()
 
 
-def _fail(item: int, engine: str) -> int:
-    if item and engine == "processes":
-        os._exit(3)
-    if item:
-        raise ZeroDivisionError
-    return item
-
-
 def test_a_map_of_items_that_crash_leaves_a_pool_that_works(own_pool: shmpar.Pool) -> None:
     """The iterator raises the error of the item, and each other call has its own outcome."""
     wrong = shmpar.WorkerDied if own_pool.engine == "processes" else ZeroDivisionError
     for _ in range(3):
-        results = own_pool.map(_fail, [0, 1, 1, 0, 1], [own_pool.engine] * 5)
-        lone = own_pool.submit(_fail, 1, own_pool.engine)
+        results = own_pool.map(fail, [0, 1, 1, 0, 1], [own_pool.engine] * 5)
+        lone = own_pool.submit(fail, 1, own_pool.engine)
         assert next(results) == 0
         with pytest.raises(wrong):
             next(results)
@@ -105,107 +111,6 @@ def test_a_map_of_items_that_crash_leaves_a_pool_that_works(own_pool: shmpar.Poo
 
 
 # Exceptions
-
-
-@dataclasses.dataclass(frozen=True)
-class Frozen(Exception):
-    """Refuses new values of its attributes."""
-
-    code: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class FrozenSlots(Exception):
-    """Refuses them too, and has none in a dict."""
-
-    code: int
-
-
-class Slots(Exception):
-    """Has a slot that is no argument."""
-
-    __slots__ = ("code",)
-
-    def __init__(self, text: str, code: int) -> None:
-        super().__init__(text)
-        self.code = code
-
-
-class Refusing(Exception):
-    """Takes no attribute at all."""
-
-    code = property(lambda self: self.args[0])
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(name)
-
-
-class Keyword(Exception):
-    """Takes a keyword, which pickle does not pass."""
-
-    def __init__(self, *, code: int) -> None:
-        super().__init__(f"code {code}")
-        self.code = code
-
-
-class Reduced(Exception):
-    """Cannot be pickled."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-    def __reduce__(self) -> Any:
-        raise RuntimeError("no")
-
-
-class Rebuilt(Reduced):
-    """Is pickled so that it does not unpickle."""
-
-    def __reduce__(self) -> Any:
-        return eval, ("1 / 0",)
-
-
-class Another(Reduced):
-    """Is pickled as an object that is no exception."""
-
-    def __reduce__(self) -> Any:
-        return int, ("7",)
-
-
-class Leaving(Reduced):
-    """Ends the process that unpickles it."""
-
-    def __reduce__(self) -> Any:
-        return exit, (3,)
-
-
-class Missing(OSError):
-    """Has more arguments than its base class."""
-
-    def __init__(self, path: str, code: int) -> None:
-        super().__init__(2, "gone", path)
-        self.code = code
-
-
-class Unnoted(Exception):
-    """Takes no note, and has no message."""
-
-    def __init__(self, code: int) -> None:
-        self.code = code
-
-    def add_note(self, note: str) -> None:
-        raise ValueError(note)
-
-    def __str__(self) -> str:
-        raise ValueError("no text")
-
-
-class Hidden(Exception):
-    """Shows no traceback and no cause."""
-
-    code = property(lambda self: self.args[0])
-    __traceback__ = __cause__ = __context__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
 
 
 MADE: dict[str, Callable[[], Exception]] = {
@@ -278,23 +183,12 @@ def test_the_traceback_of_the_worker_is_a_note() -> None:
             assert "raise error" in error.__notes__[0]
 
 
-class Unreachable(Exception):
-    """Raises for each of its attributes."""
-
-    def __getattribute__(self, name: str) -> Any:
-        raise ValueError(name)
-
-
-def _raise_unreachable(_: Any) -> None:
-    raise Unreachable("far")
-
-
 def test_an_exception_without_attributes_ends_the_call(pool: shmpar.Pool) -> None:
     """The call ends with the exception or a stand-in that names it, and the pool goes on."""
-    error = pool.submit(_raise_unreachable, 0).exception(BOUND)
+    error = pool.submit(raise_unreachable, 0).exception(BOUND)
     assert type(error) is Unreachable or "Unreachable" in str(error)
     with pytest.raises(shmpar.ChunkError, match="the function raised Unreachable"):
-        pool.parallel_map(_raise_unreachable, [0])
+        pool.parallel_map(raise_unreachable, [0])
     assert pool.submit(abs, -1).result(BOUND) == 1
 
 
@@ -317,10 +211,6 @@ def test_a_worker_thread_that_cannot_work_tells_its_run(monkeypatch: pytest.Monk
 # Initializers
 
 
-def _initialize(kind: type[BaseException]) -> None:
-    raise kind("not today")
-
-
 FAILURES = [ValueError, SystemExit, KeyboardInterrupt]
 
 
@@ -330,7 +220,7 @@ def test_a_pool_whose_initializer_failed_takes_no_call(
     engine: str, kind: type[BaseException], nothing_left: None
 ) -> None:
     """Once the failure is known, each call raises it at once, as a BrokenExecutor."""
-    with shmpar.Pool(2, engine=engine, initializer=_initialize, initargs=(kind,)) as pool:
+    with shmpar.Pool(2, engine=engine, initializer=initialize, initargs=(kind,)) as pool:
         try:
             first = pool.submit(abs, -1)
         except BrokenExecutor as error:
@@ -356,7 +246,7 @@ def test_a_pool_whose_initializer_failed_takes_no_call(
 @pytest.mark.parametrize("engine", ["threads", "processes"])
 def test_an_idle_pool_hears_of_its_initializer(engine: str, nothing_left: None) -> None:
     """The failure is known soon, though nobody has called the pool yet."""
-    with shmpar.Pool(1, engine=engine, initializer=_initialize, initargs=(ValueError,)) as pool:
+    with shmpar.Pool(1, engine=engine, initializer=initialize, initargs=(ValueError,)) as pool:
         deadline = time.monotonic() + BOUND
         while pool._loop.engine._broken is None:
             assert time.monotonic() < deadline
@@ -402,16 +292,11 @@ def test_a_progress_function_does_not_wait_for_its_own_run_for_ever(
         refusal = "a progress function cannot wait for its own run"
         refused = not wait or engine == "serial"
         with pytest.raises(RuntimeError, match=refusal) if refused else contextlib.nullcontext():
-            result = pool.map_blocks(_slow, ARRAY, chunks=1, progress=ask, wait=wait)
+            result = pool.map_blocks(slow, ARRAY, chunks=1, progress=ask, wait=wait)
             if not wait:
                 result = result.result(BOUND)
             assert result[-1] == -5
         assert pool.map_blocks(np.negative, ARRAY)[-1] == -5
-
-
-def _slow(block: Any) -> Any:
-    time.sleep(0.06)
-    return -block
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])

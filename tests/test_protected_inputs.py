@@ -2,56 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import shmpar
-
-
-def unlock(block: np.ndarray) -> None:
-    block.setflags(write=True)
-    block[...] = 7
-
-
-def unlock_flag(block: np.ndarray) -> None:
-    block.flags.writeable = True
-    block[...] = 7
-
-
-def add_at(block: np.ndarray) -> None:
-    """Write as `numpy.ufunc.at`, which does not look at the flag."""
-    np.add.at(block, (0,) * block.ndim, 7)
-
-
-def assign(block: np.ndarray) -> None:
-    block[...] = 7
-
-
-def as_strided(block: np.ndarray) -> None:
-    np.lib.stride_tricks.as_strided(block, writeable=True)[...] = 7
-
-
-def through_memoryview(block: np.ndarray) -> None:
-    memoryview(block).cast("B")[0] = 7
-
-
-def through_base(block: np.ndarray) -> None:
-    base: Any = block
-    while isinstance(base, np.ndarray) and base.base is not None:
-        base = base.base
-    np.frombuffer(base, "u1")[0] = 7
-
-
-def by_pointer(block: np.ndarray) -> None:
-    """Write as compiled code does, which ignores flags."""
-    ctypes.memset(block.ctypes.data, 7, block.itemsize)
-
+from tests.work.protected import (
+    add_at,
+    as_strided,
+    assign,
+    by_pointer,
+    through_base,
+    through_memoryview,
+    unlock,
+    unlock_flag,
+)
 
 REFUSED = [unlock, unlock_flag, assign, as_strided, through_memoryview, through_base]
 

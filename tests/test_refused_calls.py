@@ -37,7 +37,7 @@ def check(error: int, *names: str) -> None:
 
 # Why: each program starts several workers.  The calls of a set are far apart in the table, so a
 # fall-back is found while the next call of the table is allowed.
-SETS = 4
+SETS = 2
 
 
 @pytest.mark.parametrize("number", range(SETS))

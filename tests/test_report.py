@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import re
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,16 +29,9 @@ from shmpar.report import report as report_module
 from shmpar.report.report import bytes_read
 from shmpar.report.timings import Timings, trace_events
 from tests.pools import drop_caches, wait_for_workers, warm
+from tests.work.reports import spin
 
 ENGINES = ["serial", "threads", "processes"]
-
-
-def spin(seconds: float) -> float:
-    """Be busy for so many seconds; return the time that it took."""
-    began = time.perf_counter()
-    while (spent := time.perf_counter() - began) < seconds:
-        pass
-    return spent
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,6 +17,7 @@ import pytest
 
 import shmpar
 from tests import naive_verbs as naive
+from tests.work.reproducible import draw, moments, noisy, smooth
 
 WORKERS = (1, 2, 3, 7)
 # Why: each start of a worker takes time, so the default suite has one number of processes.
@@ -28,25 +29,6 @@ SEED = 20
 IMAGE = np.random.default_rng(3).lognormal(sigma=9, size=(60, 45)) * (-1.0) ** np.arange(45)
 CELL = list(naive.cells(IMAGE.shape, CHUNKS))[FATAL]
 MARK = IMAGE[CELL].flat[0]
-
-
-def smooth(window: np.ndarray) -> np.ndarray:
-    """Return the means over three rows, except for the first and the last row."""
-    out = window.copy()
-    out[1:-1] = (window[:-2] + window[1:-1] + window[2:]) / 3
-    return out
-
-
-def noisy(block: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return block + rng.normal(size=block.shape)
-
-
-def draw(row: np.ndarray, rng: np.random.Generator) -> Any:
-    return rng.permutation(row)[:3], np.float32(row.sum())
-
-
-def moments(block: np.ndarray, rng: np.random.Generator) -> Any:
-    return np.array([block.mean(), block.std(), rng.random()])
 
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -88,7 +88,7 @@ CALLS = """
     function = lambda n: space.use(n)
     filled = space.Point(7)
     filled.ten
-    with shmpar.Pool(2) as pool:
+    with shmpar.Pool(1) as pool:
         for call in (space.use, space.count, space.times, space.flat, space.Point(5).plus):
             due = [call(n) for n in range(3)]
             assert [pool.submit(call, n).result() for n in range(3)] == due, call

@@ -62,9 +62,10 @@ def test_completion_shows_every_option(verb: str) -> None:
     completer = pytest.importorskip("IPython.core.completer")
     space = {"shmpar": shmpar, "np": np}
     line = f"shmpar.{verb}(np.ones(3), "
-    found = jedi.Interpreter(line, [space]).complete(1, len(line))
+    interpreter = jedi.Interpreter(line, [space])
+    found = interpreter.complete(1, len(line))
     assert {f"{name}=" for name in options_of(verb)} <= {one.name for one in found}
-    (signature,) = jedi.Interpreter(line, [space]).get_signatures(1, len(line))
+    (signature,) = interpreter.get_signatures(1, len(line))
     assert options_of(verb) <= {one.name for one in signature.params}
     plain = completer.IPCompleter(namespace=space, global_namespace=space)
     plain.use_jedi = False

@@ -160,11 +160,11 @@ print(shown[0], shown[-1])
 
 
 # Why steps: with processes each number of spare descriptors takes a while.
-STEPS = [3, pytest.param(1, marks=pytest.mark.stress)]
+STEPS = [4, pytest.param(1, marks=pytest.mark.stress)]
 CASES = pytest.mark.parametrize(
     ("engine", "step"),
     [
-        ("processes", 3),
+        ("processes", 4),
         pytest.param("processes", 1, marks=pytest.mark.stress),
         ("threads", 1),
         ("serial", 1),

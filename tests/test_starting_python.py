@@ -24,7 +24,7 @@ factor = 3
 def scaled(block):
     return block * factor
 
-with shmpar.Pool(2) as pool:
+with shmpar.Pool(1) as pool:
     one = pool.map_blocks(scaled, np.arange(6), chunks=2)
     factor = 5
     two = pool.map_blocks(lambda block: scaled(block) + 1, np.arange(6), chunks=2)

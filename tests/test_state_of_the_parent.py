@@ -12,21 +12,10 @@ import pytest
 
 import shmpar
 from tests.pools import ENGINES
+from tests.work.parent_state import check, seen, seen_by_row
 
 Run = Callable[..., CompletedProcess[str]]
 NAME, OTHER = "SHMPAR_TEST_VARIABLE", "SHMPAR_TEST_OTHER"
-
-
-def check(done: CompletedProcess[str], output: str) -> None:
-    assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
-
-
-def seen(*names: str) -> list[str | None]:
-    return [os.environ.get(name) for name in names]
-
-
-def seen_by_row(_: object, name: str) -> str:
-    return str(os.environ.get(name))
 
 
 @pytest.fixture
@@ -104,10 +93,23 @@ FOLDERS = {
     "no text": b"caf\xe9\xff",
     "spaces": b"a folder \n with lines",
 }
+EASY = {("ASCII", "no text"), ("UTF-8", "spaces")}
 
 
-@pytest.mark.parametrize("locale", [ASCII, {"LC_ALL": "C.UTF-8"}], ids=["ASCII", "UTF-8"])
-@pytest.mark.parametrize("folder", FOLDERS)
+# Why stress: bytes that are no text are the harder case in UTF-8, and spaces are ASCII.
+@pytest.mark.parametrize(
+    ("locale", "folder"),
+    [
+        pytest.param(
+            ASCII if locale == "ASCII" else {"LC_ALL": "C.UTF-8"},
+            folder,
+            id=f"{locale}-{folder}",
+            marks=[pytest.mark.stress] * ((locale, folder) in EASY),
+        )
+        for locale in ("ASCII", "UTF-8")
+        for folder in FOLDERS
+    ],
+)
 def test_modules_in_a_folder_of_any_name(
     run_python: Run, tmp_path: Path, folder: str, locale: dict[str, str]
 ) -> None:

@@ -6,10 +6,12 @@ This plugin of the test suite adds the marker ``verb(name)`` to each test that c
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,8 +77,13 @@ def verbs_of(item: pytest.Item) -> set[str]:
     parameters = set(re.findall(r"\w+", item.name.partition("[")[2])) & set(FILES)
     if parameters:
         return parameters
-    names = re.findall(r"\w+", inspect.getsource(item.function))
-    return owners or set(names) & _LONG_NAMES or set(FILES)
+    return owners or _named(item.function) or set(FILES)
+
+
+@functools.cache
+def _named(function: Any) -> set[str]:
+    """Return the verbs with long names that the source of a function has."""
+    return set(re.findall(r"\w+", inspect.getsource(function))) & _LONG_NAMES
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
