@@ -13,6 +13,7 @@ from shmpar.engines.engine import Exit
 from shmpar.errors import (
     MOST_OF_EXCEPTION,
     ChunkError,
+    FailedChunks,
     ShmparError,
     StoreError,
     TaskTimeout,
@@ -97,6 +98,19 @@ def startup_failure(plan: Plan, end: Exit, run: Any) -> WorkerDied:
         exitcode=end.code,
         run=run,
     )
+
+
+def collected(
+    plan: Plan, errors: Sequence[ShmparError], run: Any, items: RunItems | None
+) -> FailedChunks:
+    """Return the group of the errors that a run has collected."""
+    count = format_count(len(errors), "chunk" if items is None else "item")
+    group = FailedChunks(f"{count} of {plan.verb} failed", errors)
+    group.run = run
+    if items is not None:
+        group.hint = ", and error.run.table() has a record of each item"
+    tracebacks.show_in_ipython(FailedChunks)
+    return group
 
 
 def warn_filled(errors: Sequence[ShmparError], noun: str = "chunk") -> None:
