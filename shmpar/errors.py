@@ -194,7 +194,7 @@ class FailedChunks(ExceptionGroup[ShmparError]):
     run: Any = None
     hint = ""
 
-    def derive(self, errors: Sequence[Any], /) -> FailedChunks:
+    def derive(self, errors: Sequence[Any], /) -> Any:
         """Return a group of some of the errors, for ``except*`` and ``split()``."""
         made = FailedChunks(self.message, errors)
         made.run, made.hint = self.run, self.hint

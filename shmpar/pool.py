@@ -42,13 +42,13 @@ from shmpar.runtime.tasks import task_for
 from shmpar.tracebacks import hide_frames
 from shmpar.verbs import Defaults, Reductions
 from shmpar.verbs.arguments import held_by, warn_of_random
+from shmpar.verbs.call_keywords import check_call, names_keywords
 from shmpar.verbs.first_guesses import (
     BATCHES,
     SPAWN,
     FirstGuesses,
     Mapped,
     accepts_other_names,
-    check_call,
     check_iterables,
 )
 from shmpar.verbs.options import parse_options
@@ -462,6 +462,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         call.task = task
         return call
 
+    @names_keywords
     @hide_frames
     def map(
         self,

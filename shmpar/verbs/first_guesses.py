@@ -15,16 +15,17 @@ from concurrent.futures import Future
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Self
 
+from shmpar.errors import no_attribute
 from shmpar.grid.axis import whole_number
 from shmpar.memory.limits import available_cpus
 from shmpar.runtime.futures import PoolFuture
 from shmpar.runtime.loop import AT_ONCE, Loop
 from shmpar.tracebacks import delivering, hide_frames, hiding
 from shmpar.verbs.arguments import held_by, signature_of, warn_of_random
+from shmpar.verbs.call_keywords import check_call, names_keywords
 
 P = ParamSpec("P")
 Callback = Callable[[Any], object] | None
-_ARGUMENTS: Final = frozenset({"args", "kwargs", "kwds"})
 _TUPLES: Final[dict[Any, str]] = {
     zip: "for {method}(f, zip(a, b)) write {method}(f, a, b)",
     enumerate: "for {method}(f, enumerate(a)) write {method}(f, range(len(a)), a)",
@@ -226,6 +227,7 @@ class FirstGuesses:
     _checked: Callable[[], Loop]
     _close: Callable[..., None]
 
+    @names_keywords
     @delivering
     def apply(
         self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}
@@ -244,6 +246,7 @@ class FirstGuesses:
         """
         return self.apply_async(func, args, kwds).result()
 
+    @names_keywords
     @hide_frames
     def apply_async(
         self,
@@ -276,6 +279,7 @@ class FirstGuesses:
             )
         return _with_callbacks(self.submit(func, *args, **kwds), callback, error_callback)
 
+    @names_keywords
     @hide_frames
     def map_async(
         self,
@@ -299,6 +303,7 @@ class FirstGuesses:
         """
         return self._all("map_async", func, _each, iterable, chunksize, callback, error_callback)
 
+    @names_keywords
     @delivering
     def starmap(
         self,
@@ -321,6 +326,7 @@ class FirstGuesses:
         found: list[Any] = self.starmap_async(func, iterable, chunksize).result()
         return found
 
+    @names_keywords
     @hide_frames
     def starmap_async(
         self,
@@ -345,11 +351,17 @@ class FirstGuesses:
     ) -> PoolFuture:
         _check_batches(method, func)
         items = list(_items(method, iterable))
+        if batch is _each_star and items and not hasattr(type(items[0]), "__iter__"):
+            raise TypeError(
+                f"{method}: an item is a {type(items[0]).__name__}, not a tuple of arguments; for "
+                "one argument write pool.map_async(f, items).get()"
+            )
         share = max(1, -(-len(items) // (4 * self.n_workers)))
         size = _size(share if chunksize is None else chunksize)
         batches = [self.submit(partial(batch, func), part) for part in _batched(iter(items), size)]
         return _with_callbacks(_Joined(batches), callback, error_callback)
 
+    @names_keywords
     @hide_frames
     def imap(
         self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int = 1
@@ -369,6 +381,7 @@ class FirstGuesses:
         """
         return self._results(func, iterable, chunksize, ordered=True)
 
+    @names_keywords
     @hide_frames
     def imap_unordered(
         self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int = 1
@@ -484,7 +497,7 @@ class FirstGuesses:
         def __getattr__(self, name: str) -> NoReturn:
             text = "" if name.startswith("_") else advice(name, dir(type(self)))
             with hiding():
-                raise AttributeError(f"Pool has no attribute {name!r}{text}", name=name, obj=self)
+                raise no_attribute(self, name, text.removeprefix("; "))
 
 
 class Mapped:
@@ -603,21 +616,6 @@ class _AsDone(Iterator[Any]):
 
     def __iter__(self) -> Self:
         return self
-
-
-def check_call(method: str, func: Any, keywords: Iterable[str] = ()) -> None:
-    """Raise ``TypeError`` for a function that cannot be called, or for ``args=`` of a thread."""
-    if not callable(func):
-        raise TypeError(
-            f"{method}: the function comes first; {type(func).__name__} is not callable: write "
-            f"{method}(f, x), not {method}(f(x))"
-        )
-    for name in _ARGUMENTS.intersection(keywords):
-        if name not in getattr(signature_of(func), "parameters", {name: None}):
-            raise TypeError(
-                f"{method}: pass the arguments of the function as they are, as in {method}(f, x, "
-                f"key=1), or write pool.apply_async(f, args, kwds); the function has no {name}="
-            )
 
 
 def _check_batches(method: str, func: Any) -> None:

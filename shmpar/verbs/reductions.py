@@ -573,9 +573,8 @@ def _first(parts: tuple[Array, Array], axis: Axes, *, keepdims: bool, find: Any)
 
 def _squared(values: Array, out: Array | None = None) -> Array:
     """Return the squared absolute values."""
-    if values.dtype.kind == "c":
-        return values.real**2 + values.imag**2
-    return np.multiply(values, values, out=out)
+    squares: Array = np.multiply(values.real, values.real, out=out)
+    return squares + values.imag**2 if values.dtype.kind == "c" else squares
 
 
 def _moments(block: Array, axis: Axes, dtype: Any, *, keepdims: bool) -> tuple[Array, ...]:
