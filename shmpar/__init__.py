@@ -61,7 +61,7 @@ def __getattr__(name: str) -> Any:
     text = ""
     # Why the finder: an import asks for a module of this package as an attribute first.
     if not (name.startswith("_") or PathFinder.find_spec(f"{__name__}.{name}", __path__)):
-        from shmpar.verbs.first_guesses import advice  # Why here: the name does not exist.
+        from shmpar.verbs.other_names import advice  # Why here: the name does not exist.
 
         text = advice(name, __all__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{text}")

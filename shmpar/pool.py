@@ -136,6 +136,15 @@ def _environment(env: Any) -> dict[str, str]:
     return found
 
 
+def _arguments(initargs: Any) -> tuple[Any, ...]:
+    if isinstance(initargs, str) or not isinstance(initargs, Iterable):
+        raise TypeError(
+            f"initargs is a tuple of the initializer's arguments, not {initargs!r}: write "
+            f"({initargs!r},)"
+        )
+    return tuple(initargs)
+
+
 def _of_pool(function: Callable[P, R]) -> Callable[Concatenate[Pool, P], R]:
     """The function as a method that makes its array under the pool's manager."""
 
@@ -294,7 +303,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         threads = _positive("threads_per_worker", threads_per_worker)
         most = max_tasks_per_worker
         tasks = None if most is None else _positive("max_tasks_per_worker", most)
-        call = None if initializer is None else (initializer, tuple(initargs))
+        call = None if initializer is None else (initializer, _arguments(initargs))
         variables = _environment(env)
         self.engine: str = engine if cluster is None else cluster.name
         self.n_workers = 1 if self.engine == "serial" else builtins.max(1, workers)

@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Any, Final, ParamSpec, TypeVar
 
 from shmpar.tracebacks import hide_frames
+from shmpar.verbs.arguments import check_delayed
 from shmpar.verbs.options import Options
 
 P = ParamSpec("P")
@@ -42,6 +43,7 @@ _CHECKED: Final = _ARGUMENTS | _OF_VERBS | frozenset(_OF_CALLS)
 
 def check_call(method: str, func: Any, keywords: Iterable[str] = ()) -> None:
     """Raise ``TypeError`` for a function that cannot be called, or for ``args=`` of a thread."""
+    check_delayed(method, func)
     if not callable(func):
         raise TypeError(
             f"{method}: the function comes first; {type(func).__name__} is not callable: write "
