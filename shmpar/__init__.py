@@ -31,14 +31,15 @@ if TYPE_CHECKING:
     last_run: Run | None
 
 __all__ = [
-    "ChunkError", "HostsLost", "PlanError", "Pool", "Run", "SecurityWarning", "SegmentError",
-    "SegmentFull", "SegmentGone", "SharedArray", "ShmparError", "Store", "StoreError",
-    "TaskTimeout", "WorkerDied", "__version__", "all", "any", "apply_along_axis", "argmax",
-    "argmin", "array", "asarray", "attach", "bincount", "block_reduce", "default_pool", "empty",
-    "empty_like", "environment", "from_file", "full", "histogram", "map_blocks", "map_overlap",
-    "max", "mean", "median", "min", "nanmax", "nanmean", "nanmedian", "nanmin", "nanpercentile",
-    "nanquantile", "nanstd", "nansum", "nanvar", "ones", "open", "opened", "parallel_map",
-    "percentile", "prod", "quantile", "std", "sum", "unique", "var", "zeros", "zeros_like",
+    "ChunkError", "FailedChunks", "HostsLost", "PlanError", "Pool", "Run", "SecurityWarning",
+    "SegmentError", "SegmentFull", "SegmentGone", "SharedArray", "ShmparError", "Store",
+    "StoreError", "TaskTimeout", "WorkerDied", "__version__", "all", "any", "apply_along_axis",
+    "argmax", "argmin", "array", "asarray", "attach", "bincount", "block_reduce", "default_pool",
+    "empty", "empty_like", "environment", "from_file", "full", "histogram", "map_blocks",
+    "map_overlap", "max", "mean", "median", "min", "nanmax", "nanmean", "nanmedian", "nanmin",
+    "nanpercentile", "nanquantile", "nanstd", "nansum", "nanvar", "ones", "open", "opened",
+    "parallel_map", "percentile", "prod", "quantile", "std", "sum", "unique", "var", "zeros",
+    "zeros_like",
 ]  # fmt: skip
 
 
@@ -60,7 +61,7 @@ def __getattr__(name: str) -> Any:
     text = ""
     # Why the finder: an import asks for a module of this package as an attribute first.
     if not (name.startswith("_") or PathFinder.find_spec(f"{__name__}.{name}", __path__)):
-        from shmpar.verbs.first_guesses import advice  # Why here: the name does not exist.
+        from shmpar.verbs.other_names import advice  # Why here: the name does not exist.
 
         text = advice(name, __all__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{text}")

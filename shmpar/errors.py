@@ -12,6 +12,7 @@ The tree, with the builtin exception that each class also is::
     └── SegmentError                    shared memory
         ├── SegmentGone (FileNotFoundError)   it was closed or removed
         └── SegmentFull (MemoryError)         there is not enough of it
+    FailedChunks (ExceptionGroup)       the errors that ``on_error="collect"`` has collected
 
 Guarantees
 ----------
@@ -23,6 +24,7 @@ A message has at most 10,000 characters: the middle of a longer one is cut, and 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from typing import Any, Self, TypedDict, Unpack
 
 from shmpar import tracebacks
@@ -67,6 +69,19 @@ def shortened(text: str, most: int = 10_000) -> str:
     half = most // 2 - 30
     note = f" [... {len(text) - 2 * half:,} characters are cut ...] "
     return text[:half] + note + text[len(note) + half - most :]
+
+
+def no_attribute(owner: object, name: str, advice: str | None = "") -> AttributeError:
+    """Return the error for a name that an object lacks, with the call to write instead.
+
+    Examples
+    --------
+    >>> no_attribute(3, "compute", "leave it out")
+    AttributeError("int has no attribute 'compute'; leave it out")
+    """
+    text = f"; {advice}" if advice else ""
+    kind = type(owner).__name__
+    return AttributeError(f"{kind} has no attribute {name!r}{text}", name=name, obj=owner)
 
 
 class ShmparError(Exception):
@@ -154,6 +169,55 @@ class WorkerDied(_FailedChunk):
 
 class TaskTimeout(_FailedChunk, TimeoutError):
     """A chunk took longer than ``task_timeout`` seconds; its worker was replaced."""
+
+
+class FailedChunks(ExceptionGroup[ShmparError]):
+    """Errors that a run with ``on_error="collect"`` has collected.
+
+    Its texts show the first of them. A notebook shows the first three, and the lines of the first.
+
+    Attributes
+    ----------
+    exceptions : tuple of ShmparError
+        All errors, in the order of the chunks or items.
+    run : Run or None
+        Run that collected them; None after pickling.
+    hint : str
+        The place of further records of the failures.
+
+    Examples
+    --------
+    >>> FailedChunks("2 chunks of map_blocks failed", [ChunkError("one"), ChunkError("two")])
+    FailedChunks('2 chunks of map_blocks failed', [ChunkError('one'), ... 1 more])
+    """
+
+    run: Any = None
+    hint = ""
+
+    def derive(self, errors: Sequence[Any], /) -> Any:
+        """Return a group of some of the errors, for ``except*`` and ``split()``."""
+        made = FailedChunks(self.message, errors)
+        made.run, made.hint = self.run, self.hint
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = self.message, list(self.exceptions)
+        return type(self), arguments, {**self.__dict__, "run": None, "hint": ""}
+
+    def __repr__(self) -> str:
+        first, more = self.exceptions[0], len(self.exceptions) - 1
+        rest = f", ... {more:,} more" if more else ""
+        return f"{type(self).__name__}({self.message!r}, [{shortened(repr(first), 300)}{rest}])"
+
+    def __str__(self) -> str:
+        count = len(self.exceptions)
+        first = shortened(str(self.exceptions[0]), 1_000)
+        all_of_them = f"error.exceptions has all {count:,}" if count > 1 else "see error.exceptions"
+        return f"{self.message}; the first: {first}; {all_of_them}{self.hint}"
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows."""
+        return tracebacks.render_group(self)
 
 
 class PlanError(ShmparError):

@@ -42,13 +42,13 @@ from shmpar.runtime.tasks import task_for
 from shmpar.tracebacks import hide_frames
 from shmpar.verbs import Defaults, Reductions
 from shmpar.verbs.arguments import held_by, warn_of_random
+from shmpar.verbs.call_keywords import check_call, names_keywords
 from shmpar.verbs.first_guesses import (
     BATCHES,
     SPAWN,
     FirstGuesses,
     Mapped,
     accepts_other_names,
-    check_call,
     check_iterables,
 )
 from shmpar.verbs.options import parse_options
@@ -134,6 +134,15 @@ def _environment(env: Any) -> dict[str, str]:
         if not (isinstance(name, str) and isinstance(value, str)):
             raise TypeError(f"env maps names to strings, not {name!r} to {value!r}")
     return found
+
+
+def _arguments(initargs: Any) -> tuple[Any, ...]:
+    if isinstance(initargs, str) or not isinstance(initargs, Iterable):
+        raise TypeError(
+            f"initargs is a tuple of the initializer's arguments, not {initargs!r}: write "
+            f"({initargs!r},)"
+        )
+    return tuple(initargs)
 
 
 def _of_pool(function: Callable[P, R]) -> Callable[Concatenate[Pool, P], R]:
@@ -294,7 +303,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         threads = _positive("threads_per_worker", threads_per_worker)
         most = max_tasks_per_worker
         tasks = None if most is None else _positive("max_tasks_per_worker", most)
-        call = None if initializer is None else (initializer, tuple(initargs))
+        call = None if initializer is None else (initializer, _arguments(initargs))
         variables = _environment(env)
         self.engine: str = engine if cluster is None else cluster.name
         self.n_workers = 1 if self.engine == "serial" else builtins.max(1, workers)
@@ -462,6 +471,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         call.task = task
         return call
 
+    @names_keywords
     @hide_frames
     def map(
         self,

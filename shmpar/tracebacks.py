@@ -32,6 +32,8 @@ _ON_PURPOSE = (
     RuntimeError, TypeError, ValueError, Warning,
 )  # fmt: skip
 _MOST_LINES = 8  # of a worker's traceback in a notebook
+_MOST_ERRORS = 3  # of a group in a notebook
+_MOST_WIDTH = 500  # of a line of a worker in a notebook
 _FRAME = re.compile(
     r'(?m)^(?P<lead>[ |+]*)File "(?P<file>[^"\n]+)", line (?P<line>\d+), in (?P<name>\S+)\n'
     r"(?!(?P=lead)  \S)"
@@ -227,22 +229,80 @@ def render(error: BaseException) -> list[str]:
 
     The message comes first and last; in between the lines of the worker and of the call.
     """
-    import traceback  # Why here: most programs meet no exception.
-
     if is_full():
+        import traceback  # Why here: most programs meet no exception.
+
         return traceback.format_exception(error)
     message = f"{type(error).__name__}: {error}"
-    first, rest = message.split("\n", 1)[0], [""]
-    cause, notes = error.__cause__, list(getattr(error, "__notes__", ()))
-    if cause is not None:
-        remote = [one for one in getattr(cause, "__notes__", ()) if one.startswith(IN_WORKER)]
-        notes += [one for one in getattr(cause, "__notes__", ()) if one not in remote]
-        text = remote[0][len(IN_WORKER) :] if remote else _formatted(cause)
-        if lines := _compact(text):
-            rest += [IN_WORKER.strip(), *lines, ""]
-    if calls := _compact("".join(traceback.format_tb(_below_shell(error.__traceback__))), 4):
-        rest += ["Called from:", *calls, ""]
-    return [_named(line) for line in [first, *rest, message, *notes]]
+    first = message.split("\n", 1)[0]
+    remote, notes = _remote_lines(error, _MOST_LINES)
+    last = _without_middle("\n".join([message, *getattr(error, "__notes__", ()), *notes]))
+    return [_named(line) for line in [first, "", *remote, *_call_lines(error), *last]]
+
+
+def _without_middle(text: str) -> list[str]:
+    lines = text.splitlines()
+    return lines if len(lines) <= _MOST_LINES else [*lines[:3], "...", *lines[4 - _MOST_LINES :]]
+
+
+def render_group(group: BaseExceptionGroup[Any]) -> list[str]:
+    """Return the lines that IPython shows for a group of errors of chunks, at most 20.
+
+    They have the first messages, and the lines of the worker for the first of them.
+    """
+    import traceback
+
+    if is_full():
+        return traceback.format_exception(group)
+    name, errors = type(group).__name__, group.exceptions
+    shown = [f"  {_one_line(error)}" for error in errors[:_MOST_ERRORS]]
+    more = len(errors) - len(shown)
+    shown += [f"  ... and {more:,} more"] * bool(more)
+    remote, _ = _remote_lines(errors[0], _MOST_LINES - 2)
+    lines = [f"{name}: {group.message}", *shown, "", *remote, *_call_lines(group)]
+    return [_named(line) for line in [*lines, f"{name}: {_one_line(group, 600)}"]]
+
+
+def _one_line(error: BaseException, most: int = 200) -> str:
+    text = " ".join(str(error)[: 10 * most].split())
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
+
+
+def _remote_lines(error: BaseException, most: int) -> tuple[list[str], list[str]]:
+    """Return the lines of the worker for an error, and the other notes of its cause."""
+    cause = error.__cause__
+    if cause is None:
+        return [], []
+    notes = list(getattr(cause, "__notes__", ()))
+    remote = [one for one in notes if one.startswith(IN_WORKER)]
+    text = remote[0][len(IN_WORKER) :] if remote else _formatted(cause)
+    lines = _compact(text, most)
+    found = [IN_WORKER.strip(), *lines, ""] if lines else []
+    return found, [one for one in notes if one not in remote]
+
+
+def _call_lines(error: BaseException) -> list[str]:
+    """Return the lines of the cell, or of the script, that made the call."""
+    import traceback
+
+    calls = _compact("".join(traceback.format_tb(_below_shell(error.__traceback__))), 4)
+    return ["Called from:", *calls, ""] if calls else []
+
+
+def show_in_ipython(kind: type[BaseException]) -> None:
+    """Have IPython show a class of groups by its own lines, unless the user has such a handler.
+
+    Why: IPython prints a group as Python does, with the lines of up to 15 errors.
+    """
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+
+    def show(shell: Any, kind: Any, error: Any, *_: Any, **__: Any) -> list[str]:
+        lines: list[str] = error._render_traceback_()
+        shell._showtraceback(kind, error, lines)  # noqa: SLF001 - as IPython's own handlers do
+        return lines
+
+    if shell is not None and not shell.custom_exceptions:
+        shell.set_custom_exc((kind,), show)
 
 
 def _below_shell(trace: TracebackType | None) -> TracebackType | None:
@@ -260,7 +320,7 @@ def _formatted(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-def _compact(text: str, most: int = _MOST_LINES) -> list[str]:
+def _compact(text: str, most: int) -> list[str]:
     """Return the lines of frames and messages, without the middle if there are too many."""
     lines = [line for line in text.splitlines() if line.strip(" ^~|+-")]
     lines = [line for line in lines if "(most recent call last)" not in line]
@@ -268,7 +328,7 @@ def _compact(text: str, most: int = _MOST_LINES) -> list[str]:
         lines.pop()  # Why: the message of the error has it.
     if len(lines) > most:
         lines = [*lines[:2], "  ...", *lines[3 - most :]]
-    return lines
+    return [line if len(line) <= _MOST_WIDTH else f"{line[:_MOST_WIDTH]} ..." for line in lines]
 
 
 def _named(line: str) -> str:

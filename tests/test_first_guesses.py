@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from joblib import delayed
 
 import shmpar
 from shmpar.memory.limits import available_cpus
@@ -37,11 +38,6 @@ def add(a: Any, b: Any) -> Any:
 
 def mean(block: Any) -> Any:
     return block.mean(keepdims=True)
-
-
-def delayed(function: Any) -> Any:
-    """Return what `joblib.delayed` does: a tuple of the function and its arguments."""
-    return lambda *args, **kwargs: (function, args, kwargs)
 
 
 def names(pool: shmpar.Pool) -> dict[str, Any]:

@@ -14,7 +14,9 @@ import inspect
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeGuard
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -37,13 +39,34 @@ LikeOrder = Literal["C", "F", "A", "K"]
 Name: TypeAlias = str | None
 Owner: TypeAlias = "Manager | SharedMemoryManager | None"
 Shared = SharedArray[Any, Any]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _ENTRY: Final = re.compile(r"^(\w+)(?: : .+)?\n(?: {4}.+\n)+", re.MULTILINE)
 _REFERENCE: Final = re.compile(r"^(.+)\n {4}As for :func:`zeros`\.\n", re.MULTILINE)
 _NUMBERS: Final = "biuf"  # kinds of dtypes that a copy casts to each other
 
 
-@hide_frames
+def _names_keywords(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function whose error for a keyword that it lacks has advice."""
+    known = tuple(inspect.signature(function).parameters)
+
+    @hide_frames
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known:
+                chunks = "pass chunks= to the verb: an array has no chunks of its own"
+                text = chunks if name.startswith("chunk") else f"it takes {', '.join(known)}"
+                raise TypeError(
+                    f"{function.__name__}() got an unexpected keyword argument {name!r}; {text}"
+                )
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+@_names_keywords
 def zeros(
     shape: Any, dtype: Any = None, order: Order = "C", *, name: Name = None, manager: Owner = None
 ) -> Shared:
@@ -93,7 +116,7 @@ def zeros(
     return _new(spec, _axes_in_memory(order, len(spec.shape)), name, manager)
 
 
-@hide_frames
+@_names_keywords
 def empty(
     shape: Any, dtype: Any = None, order: Order = "C", *, name: Name = None, manager: Owner = None
 ) -> Shared:
@@ -126,7 +149,7 @@ def empty(
     return zeros(shape, dtype, order, name=name, manager=manager)
 
 
-@hide_frames
+@_names_keywords
 def ones(
     shape: Any, dtype: Any = None, order: Order = "C", *, name: Name = None, manager: Owner = None
 ) -> Shared:
@@ -160,7 +183,7 @@ def ones(
     return full(spec.shape, np.ones((), spec.dtype), order=order, name=name, manager=manager)
 
 
-@hide_frames
+@_names_keywords
 def full(
     shape: Any,
     fill_value: Any,
@@ -208,7 +231,7 @@ def full(
     return _new(spec, axes, name, manager, np.broadcast_to(value, spec.shape))
 
 
-@hide_frames
+@_names_keywords
 def zeros_like(
     prototype: Any,
     dtype: Any = None,
@@ -259,7 +282,7 @@ def zeros_like(
     return _new(spec, _axes_in_memory(order, len(spec.shape), like), name, manager)
 
 
-@hide_frames
+@_names_keywords
 def empty_like(
     prototype: Any,
     dtype: Any = None,
@@ -306,7 +329,7 @@ def empty_like(
     return zeros_like(prototype, dtype, order, shape=shape, name=name, manager=manager)
 
 
-@hide_frames
+@_names_keywords
 def array(values: Any, dtype: Any = None, *, name: Name = None, manager: Owner = None) -> Shared:
     """Copy an array into shared memory.
 
@@ -350,7 +373,7 @@ def array(values: Any, dtype: Any = None, *, name: Name = None, manager: Owner =
     return _new(ArraySpec(plain.shape, dtype), memory_order(plain), name, manager, plain)
 
 
-@hide_frames
+@_names_keywords
 def asarray(values: Any, dtype: Any = None, *, manager: Owner = None) -> Shared:
     """Share an array, without a copy if it already lies in a segment or in a mapped file.
 

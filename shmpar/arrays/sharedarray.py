@@ -27,7 +27,7 @@ import numpy as np
 
 from shmpar.arrays.address import Address, ArraySpec, short_repr
 from shmpar.arrays.lock import Lock, lock_of
-from shmpar.errors import SegmentError, SegmentGone
+from shmpar.errors import SegmentError, SegmentGone, no_attribute
 from shmpar.memory import allocate, names
 from shmpar.memory.layout import address_of
 from shmpar.memory.limits import ClosedOnError, open_with_retry
@@ -46,20 +46,56 @@ _DType = TypeVar("_DType", bound=np.dtype[Any])
 _PART_NAME: Final = re.compile(r"(shmpar_[0-9a-f]{16})@([0-9]{1,9})")
 
 _DONE: Final = "leave it out: the values are here"
-_OF_DASK: Final = {
+_NO_CHUNKS: Final = "pass chunks= to the verb: an array has no chunks of its own"
+_LOCK: Final = "write with a.lock: ..."
+_OTHER_NAMES: Final = {
+    **dict.fromkeys(
+        (
+            "array", "as_array", "asarray", "compute", "get", "get_obj", "load", "numpy", "persist",
+            "raw", "result", "to_numpy", "value", "values",
+        ),
+        _DONE,
+    ),
+    **dict.fromkeys(
+        (
+            "chunks", "chunksize", "compute_chunk_sizes", "npartitions", "numblocks", "rechunk",
+            "to_delayed",
+        ),
+        _NO_CHUNKS,
+    ),
+    **dict.fromkeys(("acquire", "get_lock", "release"), _LOCK),
+    **dict.fromkeys(("destroy", "free", "shutdown", "unlink"), "write close()"),
+    "apply": "write pool.map_blocks(f, a), or pool.parallel_map(f, a) for its rows",
+    "apply_along_axis": "write pool.apply_along_axis(f, axis, a)",
+    "attrs": "pass an xarray.DataArray to the verb: its labels stay",
+    "block_reduce": "write pool.block_reduce(f, a)",
     "blocks": "write a[...] with slices: an array has no chunks of its own",
-    "chunks": "pass chunks= to the verb: an array has no chunks of its own",
-    "compute": _DONE,
-    "get": _DONE,
-    "load": _DONE,
+    "buf": "write memoryview(a)",
+    "coords": "pass an xarray.DataArray to the verb: its labels stay",
+    "dask": "write dask.array.from_array(a)",
+    "dims": "pass an xarray.DataArray to the verb: its labels stay",
+    "filename": "write a.name",
+    "flush": "leave it out: other processes see a write at once",
+    "map": "write pool.parallel_map(f, a)",
     "map_blocks": "write pool.map_blocks(f, a)",
     "map_overlap": "write pool.map_overlap(f, a, depth=...)",
-    "numblocks": "pass chunks= to the verb: an array has no chunks of its own",
-    "persist": _DONE,
-    "rechunk": "pass chunks= to the verb: an array has no chunks of its own",
+    "parallel_map": "write pool.parallel_map(f, a)",
+    "partitions": "write a[...] with slices: an array has no chunks of its own",
+    "save": "write np.save(path, a)",
+    "share": "leave it out: it is shared; pass it to a verb, or send a.address",
+    "shared_memory": "write a.name, or a.address for another process",
+    "shm": "write a.name, or a.address for another process",
+    "store": "write target[...] = a, or out=target in the verb",
     "to_dask_array": "write dask.array.from_array(a)",
-    "unlink": "write close()",
-}
+    "to_dask_dataframe": "write dask.array.from_array(a)",
+    "to_dataframe": "write pandas.DataFrame(a)",
+    "to_hdf5": "write file[name] = a with h5py, or out=dataset in the verb",
+    "to_npy": 'write np.save(path, a), or out="result.npy" in the verb',
+    "to_zarr": 'write zarr.save(path, a), or out="result.zarr" in the verb',
+    "topk": "write np.partition(a, -k)",
+    "vindex": "write a[...], which takes lists of indexes",
+    "visualize": "write run.report.plot(), after run = pool.last_run",
+}  # fmt: skip
 
 # Methods of ndarray that may return new memory in the type of the array.
 # Methods that always return a view (T, view, transpose, squeeze, ...) need no wrapper.
@@ -203,12 +239,11 @@ class SharedArray(np.ndarray[_Shape, _DType]):
     if not TYPE_CHECKING:  # Why: a type checker would take any name for an attribute.
 
         def __getattr__(self, name: str) -> NoReturn:
-            text = _OF_DASK.get(name)
-            raise AttributeError(
-                f"SharedArray has no attribute {name!r}" + (f"; {text}" if text else ""),
-                name=name,
-                obj=self,
-            )
+            text = _OTHER_NAMES.get(name)
+            function = None if name.startswith("_") else vars(np).get(name)
+            if text is None and callable(function) and not isinstance(function, type):
+                text = f"write np.{name}(a)"
+            raise no_attribute(self, name, text)
 
     def __array_finalize__(self, parent: Array | None) -> None:
         self._handle = getattr(parent, "_handle", None)

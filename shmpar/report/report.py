@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from shmpar.engines.engine import HostTraffic
+from shmpar.errors import no_attribute
 from shmpar.ipc.ledger import DONE, Ledger, LostClaim
 from shmpar.memory import limits
 from shmpar.plan import Blocks, Plan, Rows
@@ -146,6 +147,19 @@ def _run_threads(work: Callable[[Array], object], arrays: Sequence[Array]) -> fl
     return time.perf_counter() - start
 
 
+_OTHER_NAMES = {
+    **dict.fromkeys(("show", "visualize", "view"), "write plot()"),
+    **dict.fromkeys(
+        ("html", "save", "savefig", "to_file", "to_html"),
+        "write plot().savefig(path), or to_perfetto(path)",
+    ),
+    **dict.fromkeys(("print", "summary", "text", "to_string"), "write print(report)"),
+    "to_dataframe": "write pandas.DataFrame(report.worker_times)",
+    "to_dict": "write worker_times, slowest() and the other attributes",
+    "to_frame": "write pandas.DataFrame(report.worker_times)",
+}
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Report:
     """The numbers of one run; ``pool.last_run.report`` is the report of the latest.
@@ -250,6 +264,11 @@ class Report:
     store_seconds: float = 0.0
     unit_reads: float = 1.0
     units: tuple[int, ...] = ()
+
+    if not TYPE_CHECKING:  # Why: a type checker would take any name for an attribute.
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise no_attribute(self, name, _OTHER_NAMES.get(name))
 
     @cached_property
     def timings(self) -> Timings:

@@ -13,6 +13,7 @@ from shmpar.engines.engine import Exit
 from shmpar.errors import (
     MOST_OF_EXCEPTION,
     ChunkError,
+    FailedChunks,
     ShmparError,
     StoreError,
     TaskTimeout,
@@ -26,6 +27,7 @@ from shmpar.runtime.items import RunItems
 
 Error = TypeVar("Error")
 _READ_ONLY = re.compile("read.?only|read-write|writ(e|)able", re.IGNORECASE)
+_BY_NAME = re.compile("IndexError: only integers, slices|'numpy.ndarray' object has no attribute")
 
 
 def chunk_error(
@@ -36,11 +38,18 @@ def chunk_error(
     block = "" if given else f", block of shape {failure.shape}"
     text = f"{block}: {_reason(failure.error)}"
     # Why: the words of a message alone may speak of another array.
-    if any(isinstance(one, Blocks | Rows) for one in plan.arguments) and _READ_ONLY.search(text):
-        text += (
-            ". Blocks are read-only views of the shared input: pass or write to a copy "
-            "(block.copy()), or return the new values"
-        )
+    if any(isinstance(one, Blocks | Rows) for one in plan.arguments):
+        if _READ_ONLY.search(text):
+            text += (
+                ". Blocks are read-only views of the shared input: pass or write to a copy "
+                "(block.copy()), or return the new values"
+            )
+        elif _BY_NAME.search(text):
+            text += (
+                ". Blocks and rows are NumPy arrays, without the names of a DataFrame: take a "
+                "column by its number, as in row[0], or for names write "
+                'parallel_map(f, frame.to_dict("records"))'
+            )
     error = _about_chunk(ChunkError, plan, failure.chunk, text, run, items, shape=failure.shape)
     tracebacks.shorten(failure.error, delivered=True)
     # Why: the message has all of an internal error, and the caller's function did not raise it.
@@ -97,6 +106,19 @@ def startup_failure(plan: Plan, end: Exit, run: Any) -> WorkerDied:
         exitcode=end.code,
         run=run,
     )
+
+
+def collected(
+    plan: Plan, errors: Sequence[ShmparError], run: Any, items: RunItems | None
+) -> FailedChunks:
+    """Return the group of the errors that a run has collected."""
+    count = format_count(len(errors), "chunk" if items is None else "item")
+    group = FailedChunks(f"{count} of {plan.verb} failed", errors)
+    group.run = run
+    if items is not None:
+        group.hint = ", and error.run.table() has a record of each item"
+    tracebacks.show_in_ipython(FailedChunks)
+    return group
 
 
 def warn_filled(errors: Sequence[ShmparError], noun: str = "chunk") -> None:

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shmpar.engines.engine import ActivePlan, Engine, Exit, Generation, HostTraffic
-from shmpar.errors import HostsLost, ShmparError, format_count
+from shmpar.errors import HostsLost, ShmparError
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import DONE, FAILED, FINGERPRINT, PENDING, Ledger, LostClaim
 from shmpar.memory.allocate import SMALL, preflight
@@ -617,8 +617,7 @@ class Execution:
         if errors:
             if self.policy.on_error == "raise":
                 return errors[0]
-            chunks = format_count(len(errors), self.noun)
-            return ExceptionGroup(f"{chunks} of {plan.verb} failed", errors)
+            return error_texts.collected(plan, errors, self.run, self.items)
         # Why: nobody gets the result of a cancelled run, and its files are not whole.
         return None if self.cancelled or self.unfinished else outputs.result()
 

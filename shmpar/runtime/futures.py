@@ -22,12 +22,15 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures._base import PENDING
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+import numpy as np
+
+from shmpar.errors import no_attribute
 from shmpar.ipc.protocol import Logged, Warned
 from shmpar.pickling.unpack import unpack
 from shmpar.tracebacks import delivering, hiding
@@ -188,18 +191,30 @@ class Condition(_thread.RLock):  # type: ignore[misc]
         """Do nothing: nobody waits here."""
 
 
-_RESULT = "write result()"
-_OTHER_NAMES = {
+_STATE = "write done(), running() or cancelled()"
+OTHER_NAMES = {
+    **dict.fromkeys(
+        (
+            "compute", "fetch", "gather", "get_result", "join", "load", "persist", "results",
+            "value", "values",
+        ),
+        "write result()",
+    ),
+    **dict.fromkeys(("abort", "interrupt", "kill", "stop", "terminate"), "write cancel()"),
+    "add_callback": "write add_done_callback(f)",
     "close": "write cancel(), or close the pool",
-    "compute": _RESULT,
-    "gather": _RESULT,
+    "error": "write exception()",
+    "finished": "write done()",
     "is_alive": "write running()",
-    "join": _RESULT,
-    "persist": _RESULT,
-    "status": "write done(), running() or cancelled()",
-    "terminate": "write cancel()",
-    "value": _RESULT,
-}
+    "is_done": "write done()",
+    "key": "leave it out: the future is the only name of the call",
+    "release": "leave it out: memory goes with the last reference",
+    "retry": "make the call again, or pass retries= to the pool",
+    "state": _STATE,
+    "status": _STATE,
+    "then": "write add_done_callback(f)",
+    "traceback": "write exception().__traceback__",
+}  # fmt: skip
 
 
 class PoolFuture(Future[Any]):
@@ -220,6 +235,7 @@ class PoolFuture(Future[Any]):
         Set when the logging records that came before the outcome are handled.
     """
 
+    _other_names: ClassVar[Mapping[str, str]] = OTHER_NAMES
     warned: dict[Any, Warned] | None = None
     logged: Latch | None = None
     # Why in the class: most futures have no callback, and a program may hold a great many futures.
@@ -274,12 +290,17 @@ class PoolFuture(Future[Any]):
     if not TYPE_CHECKING:  # Why: a type checker would take any name for an attribute.
 
         def __getattr__(self, name: str) -> NoReturn:
-            text = _OTHER_NAMES.get(name)
-            more = f"; {text}" if text else ""
+            text = self._other_names.get(name)
+            if text is None and not name.startswith("_") and hasattr(np.ndarray, name):
+                text = f"write result().{name}"
             with hiding():
-                raise AttributeError(
-                    f"{type(self).__name__} has no attribute {name!r}{more}", name=name, obj=self
-                )
+                raise no_attribute(self, name, text)
+
+    def __getitem__(self, _: Any) -> NoReturn:
+        with hiding():
+            raise TypeError(
+                f"a {type(self).__name__} is a future, which has no items: write result() first"
+            )
 
     def add_warning(self, warned: Warned) -> None:
         """Keep a warning of a worker process, unless it is the same as an earlier one."""

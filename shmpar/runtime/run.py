@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from shmpar.errors import ShmparError, format_count
 from shmpar.runtime import error_texts
 from shmpar.runtime.execution import Execution
-from shmpar.runtime.futures import CallbackThreads, Latch, PoolFuture
+from shmpar.runtime.futures import OTHER_NAMES, CallbackThreads, Latch, PoolFuture
 from shmpar.runtime.items import Table, make_table
 from shmpar.runtime.outputs import Outputs, WeakResult, as_user
 from shmpar.runtime.progress import Observer
@@ -25,11 +25,33 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
+_OUT = "pass out=target to the verb"
+_PLOT = "write report.plot()"
+_REPORT = "write report, which has the times"
+_EACH = "write completed(), which yields results as they come"
+_OTHER_NAMES = {
+    **dict.fromkeys(("save", "store", "to_hdf5", "to_npy", "to_zarr"), _OUT),
+    **dict.fromkeys(("plot", "profile", "visualize"), _PLOT),
+    **dict.fromkeys(("seconds", "stats", "summary", "time", "timings", "workers"), _REPORT),
+    **dict.fromkeys(("as_completed", "items", "iter", "next"), _EACH),
+    **dict.fromkeys(("df", "to_dataframe", "to_frame"), "write table().to_frame()"),
+    "chunks": "write progress[1], or report.chunks",
+    "error": "write exception(), or failed for the list of all errors",
+    "errors": "write failed, the list of the errors",
+    "exceptions": "write failed, the list of the errors",
+    "records": "write table()",
+    "restart": "write resume()",
+    "retry": "write resume(), which computes the chunks that are not done",
+}
+
+
 class Run(PoolFuture):
     """An execution of a plan.
 
     It is a :class:`concurrent.futures.Future`; the verbs make it.
     """
+
+    _other_names: ClassVar[Mapping[str, str]] = {**OTHER_NAMES, **_OTHER_NAMES}
 
     def __init__(self, execution: Execution) -> None:
         super().__init__()

@@ -22,11 +22,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from math import prod
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 
-from shmpar.errors import ShmparError, StoreError
+from shmpar.errors import ShmparError, StoreError, no_attribute
 from shmpar.plan import spell
 
 Array = np.ndarray[Any, Any]
@@ -92,7 +92,21 @@ def drop_stores() -> bool:
     return found
 
 
-class Store:
+_OTHER_NAMES: Final = {
+    **dict.fromkeys(
+        ("asarray", "compute", "get", "load", "persist", "read", "result", "to_numpy", "values"),
+        "write store[...] for all values, or pass the store to a verb",
+    ),
+    **dict.fromkeys(("chunks", "chunksize", "shards"), "write store.unit"),
+    **dict.fromkeys(("filename", "name", "path", "store", "url"), "write store.where"),
+    **dict.fromkeys(("map_blocks", "map_overlap", "parallel_map"), "pass the store to the verb"),
+    **dict.fromkeys(("save", "write"), "pass out=target to a verb"),
+    "close": "leave it out: workers close it at the end of a run",
+    "rechunk": "pass chunks= to the verb",
+}
+
+
+class Store(np.lib.mixins.NDArrayOperatorsMixin):
     """An array outside memory, of which only windows are read or written.
 
     Pass it to a verb as an input. Each worker opens it for itself, so no value of it passes
@@ -130,8 +144,10 @@ class Store:
     ((3, 4), None, [[4, 5], [8, 9]])
     """
 
-    # Why: NumPy's operators and functions must not read the array as a whole.
-    __array_ufunc__ = None
+    # Why: of the operators only these two have a meaning without the values.
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+    __hash__ = object.__hash__
 
     def __init__(  # noqa: PLR0913 - a record
         self,
@@ -222,6 +238,29 @@ class Store:
             f"{self!r} is not read as a whole by mistake: pass it to a verb, or write store[...] "
             f"for an array of {self.nbytes:,} bytes"
         )
+
+    def __array_ufunc__(self, ufunc: Any, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: NumPy's operators and functions must not read the array as a whole."""
+        name = f"np.{ufunc.__name__}"
+        call, here = (
+            (f"{name}, store", f"{name}(store[...])")
+            if ufunc.nin == 1
+            else (f"{name}, store, other", f"{name}(store[...], other)")
+        )
+        raise TypeError(
+            f"{name}: {self!r} is not read as a whole by mistake: write pool.map_blocks({call}), "
+            f"or {here} for an array of {self.nbytes:,} bytes"
+        )
+
+    if not TYPE_CHECKING:  # Why: a type checker would take any name for an attribute.
+
+        def __getattr__(self, name: str) -> NoReturn:
+            text = _OTHER_NAMES.get(name)
+            if text is None and not name.startswith("_") and hasattr(np.ndarray, name):
+                text = (
+                    f"pass the store to a verb, as in pool.mean(store), or write store[...].{name}"
+                )
+            raise no_attribute(self, name, text)
 
     def has_axes_of(self, other: Store) -> bool:
         """Return whether both have the same shape and order of axes."""

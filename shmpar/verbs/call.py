@@ -23,6 +23,7 @@ from shmpar.stores.store import Store
 from shmpar.stores.targets import ZarrPath
 from shmpar.verbs.arguments import (
     Inputs,
+    check_delayed,
     check_signature,
     check_windows,
     default_of,
@@ -292,5 +293,6 @@ class Caller:
 
 def check_callable(verb: str, func: Any) -> None:
     """Raise ``TypeError`` if `func` cannot be called."""
+    check_delayed(verb, func)
     if not callable(func):
         raise TypeError(f"{verb}: the function comes first; {type(func).__name__} is not callable")

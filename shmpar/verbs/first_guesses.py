@@ -15,16 +15,18 @@ from concurrent.futures import Future
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Self
 
+from shmpar.errors import no_attribute
 from shmpar.grid.axis import whole_number
 from shmpar.memory.limits import available_cpus
 from shmpar.runtime.futures import PoolFuture
 from shmpar.runtime.loop import AT_ONCE, Loop
 from shmpar.tracebacks import delivering, hide_frames, hiding
 from shmpar.verbs.arguments import held_by, signature_of, warn_of_random
+from shmpar.verbs.call_keywords import check_call, names_keywords
+from shmpar.verbs.other_names import NO_CONTEXT, advice
 
 P = ParamSpec("P")
 Callback = Callable[[Any], object] | None
-_ARGUMENTS: Final = frozenset({"args", "kwargs", "kwds"})
 _TUPLES: Final[dict[Any, str]] = {
     zip: "for {method}(f, zip(a, b)) write {method}(f, a, b)",
     enumerate: "for {method}(f, enumerate(a)) write {method}(f, range(len(a)), a)",
@@ -46,116 +48,28 @@ _KEYWORDS: Final = {
     "processes": "n_workers",
     "workers": "n_workers",
 }
-_NO_CONTEXT = "leave it out: workers are executed, neither forked nor spawned"
 _ENGINE = 'write engine="processes", engine="threads" or engine="serial"'
 _ADVICE_ON_KEYWORDS: Final = {
     "backend": _ENGINE,
     "batch_size": "write pool.map(f, items, chunksize=...); the verbs choose it themselves",
     "chunks": "pass it to the call, as in pool.map_blocks(f, x, chunks=...)",
     "chunksize": "pass it to the call, as in pool.map(f, items, chunksize=...)",
-    "context": _NO_CONTEXT,
+    "context": NO_CONTEXT,
     "max_nbytes": "leave it out: arrays always travel through shared memory",
     "memory_limit": "leave it out: workers share the memory of the machine",
     "mmap_mode": "leave it out: blocks are read-only views of shared memory",
-    "mp_context": _NO_CONTEXT,
+    "mp_context": NO_CONTEXT,
     "pre_dispatch": "write pool.map(f, items, buffersize=...)",
     "prefer": _ENGINE,
     "return_as": "write pool.map(f, items), or pool.imap_unordered(f, items), for an iterator",
+    "inner_max_num_threads": "write threads_per_worker=...",
+    "require": _ENGINE,
     "scheduler": _ENGINE,
     "temp_folder": "leave it out: arrays lie in shared memory",
     "thread_name_prefix": "leave it out: workers have names of their own",
     "timeout": "write task_timeout=..., or pass timeout= to result()",
     "verbose": "write progress=True",
 }
-_ADVICE_ON_NAMES: Final = {
-    "Array": "write pool.zeros(shape, dtype): workers share its memory",
-    "Client": "write pool = shmpar.Pool()",
-    "LocalCluster": "write pool = shmpar.Pool(n_workers)",
-    "Lock": "write pool.zeros(shape).lock",
-    "Manager": "leave it out: workers share the arrays of pool.zeros(shape)",
-    "Memory": "write ledger=path in the call, which resumes from that file",
-    "Parallel": "write pool = shmpar.Pool(n_workers), and pool.parallel_map(f, items)",
-    "ProcessPoolExecutor": "write shmpar.Pool(n_workers), which is an Executor",
-    "ProgressBar": "write progress=True in the call, or Pool(progress=True)",
-    "RawArray": "write pool.zeros(shape, dtype): workers share its memory",
-    "SharedMemory": "write pool.zeros(shape, dtype): workers share its memory",
-    "ThreadPool": 'write shmpar.Pool(n_workers, engine="threads")',
-    "ThreadPoolExecutor": 'write shmpar.Pool(n_workers, engine="threads"), which is an Executor',
-    "Value": "write pool.zeros(1, dtype): workers share its memory",
-    "abort": "write terminate()",
-    "adapt": "write shmpar.Pool(n_workers): the number of workers is fixed",
-    "apply_gufunc": "write pool.map_blocks(f, x, drop_axis=..., new_axis=...)",
-    "apply_parallel": "write pool.map_overlap(f, x, depth=...)",
-    "arange": "write pool.asarray(np.arange(...))",
-    "as_completed": "write concurrent.futures.as_completed(futures)",
-    "average": "write pool.mean(x)",
-    "blockwise": "write pool.map_blocks(f, x, y), whose inputs broadcast",
-    "cancel": "write future.cancel()",
-    "coarsen": "write pool.block_reduce(f, x, chunks=...)",
-    "compute": "leave it out: verbs return NumPy arrays; after submit write future.result()",
-    "count_nonzero": "write pool.sum(x != 0)",
-    "cpu_count": "write os.cpu_count(), or pool.n_workers",
-    "delayed": "write pool.submit(f, *arguments), or pool.parallel_map(f, items)",
-    "from_array": "write pool.asarray(x), and pass chunks= to the verb",
-    "from_dask": "pass the array of Dask to the verb",
-    "from_delayed": "write pool.parallel_map(f, items)",
-    "from_npy_stack": "write pool.parallel_map(f, paths)",
-    "from_tiff": "write shmpar.open(path), and pass it to the verb",
-    "from_zarr": "write shmpar.open(path), and pass it to the verb",
-    "gather": "write [future.result() for future in futures]",
-    "get": "write pool.parallel_map(f, items), or future.result() after submit",
-    "imread": "write shmpar.open(path), and pass it to the verb",
-    "kill": "write terminate()",
-    "linspace": "write pool.asarray(np.linspace(...))",
-    "load": "write shmpar.open(path), and pass it to the verb",
-    "map_partitions": "write pool.map_blocks(f, x)",
-    "n_jobs": "write pool.n_workers",
-    "nanprod": "write pool.block_reduce(np.nanprod, x), and reduce its result with NumPy",
-    "ncores": "write pool.n_workers",
-    "nthreads": "write pool.n_workers",
-    "nesting_level": "joblib takes shmpar.integrations.joblib.ShmparBackend(pool=pool) as backend",
-    "num_workers": "write pool.n_workers",
-    "nworkers": "write pool.n_workers",
-    "parallel_backend": 'write joblib.parallel_config(backend="shmpar")',
-    "parallel_config": 'write joblib.parallel_config(backend="shmpar")',
-    "persist": "leave it out: verbs return NumPy arrays, in memory",
-    "print_progress": "write progress=True in the call, or Pool(progress=True)",
-    "random": "name a parameter rng: pool.map_blocks(f, x) passes f a generator",
-    "rechunk": "pass chunks= to the verb: an array has no chunks of its own",
-    "reduce": "write pool.block_reduce(f, x), and reduce its result with NumPy",
-    "reduction": "write pool.block_reduce(f, x), and reduce its result with NumPy",
-    "run": "write pool.submit(f), or Pool(initializer=f) for a call in each worker",
-    "save": 'write out="result.npy" in the verb',
-    "scale": "write shmpar.Pool(n_workers): the number of workers is fixed",
-    "scatter": "write pool.asarray(x): workers share its memory",
-    "set_start_method": _NO_CONTEXT,
-    "starcall": "write pool.starmap(f, tuples)",
-    "stop": "write close() or terminate()",
-    "store": "write out=target in the verb",
-    "sync": "leave it out: verbs wait for their result",
-    "to_hdf5": "write out=dataset in the verb",
-    "to_npy": 'write out="result.npy" in the verb',
-    "to_zarr": 'write out="result.zarr" in the verb',
-    "visualize": "write run.report.plot(), after run = pool.last_run",
-    "wait": "write concurrent.futures.wait(futures)",
-    "workers": "write pool.n_workers",
-}
-
-
-def advice(name: str, known: Iterable[str]) -> str:
-    """Return advice for a name that a pool, or this package, does not have.
-
-    Examples
-    --------
-    >>> advice("from_array", [])
-    '; write pool.asarray(x), and pass chunks= to the verb'
-    >>> advice("map_block", ["map_blocks", "submit"])
-    '; did you mean map_blocks?'
-    """
-    if name in _ADVICE_ON_NAMES:
-        return f"; {_ADVICE_ON_NAMES[name]}"
-    close = difflib.get_close_matches(name, [one for one in known if one[0] != "_"], 1, 0.75)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def accepts_other_names(init: Callable[P, None]) -> Callable[P, None]:
@@ -226,6 +140,7 @@ class FirstGuesses:
     _checked: Callable[[], Loop]
     _close: Callable[..., None]
 
+    @names_keywords
     @delivering
     def apply(
         self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}
@@ -244,6 +159,7 @@ class FirstGuesses:
         """
         return self.apply_async(func, args, kwds).result()
 
+    @names_keywords
     @hide_frames
     def apply_async(
         self,
@@ -276,6 +192,7 @@ class FirstGuesses:
             )
         return _with_callbacks(self.submit(func, *args, **kwds), callback, error_callback)
 
+    @names_keywords
     @hide_frames
     def map_async(
         self,
@@ -299,6 +216,7 @@ class FirstGuesses:
         """
         return self._all("map_async", func, _each, iterable, chunksize, callback, error_callback)
 
+    @names_keywords
     @delivering
     def starmap(
         self,
@@ -321,6 +239,7 @@ class FirstGuesses:
         found: list[Any] = self.starmap_async(func, iterable, chunksize).result()
         return found
 
+    @names_keywords
     @hide_frames
     def starmap_async(
         self,
@@ -345,11 +264,17 @@ class FirstGuesses:
     ) -> PoolFuture:
         _check_batches(method, func)
         items = list(_items(method, iterable))
+        if batch is _each_star and items and not hasattr(type(items[0]), "__iter__"):
+            raise TypeError(
+                f"{method}: an item is a {type(items[0]).__name__}, not a tuple of arguments; for "
+                "one argument write pool.map_async(f, items).get()"
+            )
         share = max(1, -(-len(items) // (4 * self.n_workers)))
         size = _size(share if chunksize is None else chunksize)
         batches = [self.submit(partial(batch, func), part) for part in _batched(iter(items), size)]
         return _with_callbacks(_Joined(batches), callback, error_callback)
 
+    @names_keywords
     @hide_frames
     def imap(
         self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int = 1
@@ -369,6 +294,7 @@ class FirstGuesses:
         """
         return self._results(func, iterable, chunksize, ordered=True)
 
+    @names_keywords
     @hide_frames
     def imap_unordered(
         self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int = 1
@@ -457,7 +383,7 @@ class FirstGuesses:
         self.shutdown(wait=True)
 
     @delivering
-    def __call__(self, tasks: Iterable[Any]) -> list[Any]:
+    def __call__(self, tasks: Iterable[Any], /, *more: Any) -> list[Any]:
         """Make the calls of ``joblib.delayed``, and return the list of their results.
 
         Examples
@@ -468,15 +394,18 @@ class FirstGuesses:
         [1, 2]
         """
         found = []
+        refusal = TypeError(
+            "a pool is called with joblib's delayed(f)(...) alone; write "
+            "pool.parallel_map(f, items), or pool.submit(f, x)"
+        )
+        if more:
+            raise refusal
         for task in _items("a call of the pool", tasks):
             match task:
                 case (func, args, kwargs) if callable(func):
                     found.append(self.submit(func, *args, **kwargs))
                 case _:
-                    raise TypeError(
-                        "a pool is called with joblib's delayed(f)(...) alone; write "
-                        "pool.parallel_map(f, items), or pool.submit(f, x)"
-                    )
+                    raise refusal
         return [future.result() for future in found]
 
     if not TYPE_CHECKING:  # Why: a type checker would take any name for an attribute.
@@ -484,7 +413,7 @@ class FirstGuesses:
         def __getattr__(self, name: str) -> NoReturn:
             text = "" if name.startswith("_") else advice(name, dir(type(self)))
             with hiding():
-                raise AttributeError(f"Pool has no attribute {name!r}{text}", name=name, obj=self)
+                raise no_attribute(self, name, text.removeprefix("; "))
 
 
 class Mapped:
@@ -498,6 +427,13 @@ class Mapped:
         )
 
     __getitem__ = __len__ = __array__ = _no_list
+
+    if not TYPE_CHECKING:  # Why: a type checker would take any name for an attribute.
+
+        def __getattr__(self, name: str) -> NoReturn:
+            text = "" if name.startswith("_") else "write list(pool.map(f, items))"
+            with hiding():
+                raise no_attribute(self, name, text)
 
     def __bool__(self) -> bool:
         return True
@@ -605,21 +541,6 @@ class _AsDone(Iterator[Any]):
         return self
 
 
-def check_call(method: str, func: Any, keywords: Iterable[str] = ()) -> None:
-    """Raise ``TypeError`` for a function that cannot be called, or for ``args=`` of a thread."""
-    if not callable(func):
-        raise TypeError(
-            f"{method}: the function comes first; {type(func).__name__} is not callable: write "
-            f"{method}(f, x), not {method}(f(x))"
-        )
-    for name in _ARGUMENTS.intersection(keywords):
-        if name not in getattr(signature_of(func), "parameters", {name: None}):
-            raise TypeError(
-                f"{method}: pass the arguments of the function as they are, as in {method}(f, x, "
-                f"key=1), or write pool.apply_async(f, args, kwds); the function has no {name}="
-            )
-
-
 def _check_batches(method: str, func: Any) -> None:
     check_call(method, func)
     warn_of_random(method, held_by(func), SPAWN)
@@ -627,8 +548,13 @@ def _check_batches(method: str, func: Any) -> None:
 
 def check_iterables(method: str, func: Callable[..., Any], iterables: tuple[Any, ...]) -> None:
     """Raise ``TypeError`` for arguments that have no items, and for tuples of several arguments."""
-    for one in iterables:
+    for place, one in enumerate(iterables):
         if not hasattr(type(one), "__iter__"):
+            if place and type(one) is int:
+                raise TypeError(
+                    f"{method}: an int has no items; for the third argument of multiprocessing "
+                    f"write chunksize={one}, and for one of the function functools.partial"
+                )
             _items(method, one)
     if len(iterables) == 1 and (remedy := unzipped(method, func, iterables[0])):
         raise TypeError(f"{method}: the function takes more than one argument{remedy}")
@@ -696,7 +622,7 @@ def _items(method: str, iterable: Any) -> Iterable[Any]:
         found: Iterable[Any] = iter(iterable)
     except TypeError:
         raise TypeError(
-            f"{method}: a {type(iterable).__name__} has no items; pass an iterable, and further "
+            f"{method}: the {type(iterable).__name__} has no items; pass an iterable, and further "
             "arguments by functools.partial"
         ) from None
     return found

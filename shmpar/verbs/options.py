@@ -177,9 +177,14 @@ _TO_LEAVE_OUT = {
     "chunksize": "a worker takes about a millisecond of rows at a time",
     "concatenate": "each block arrives whole",
     "enforce_ndim": "the shape of each result is checked",
+    "max_nbytes": "arrays always travel through shared memory",
+    "mmap_mode": "blocks are read-only views of shared memory",
     "name": "a result is computed at once, and needs no name",
+    "pre_dispatch": "workers take their items themselves",
+    "return_as": "with wait=False, run.completed() yields results as they come",
     "size": "a chunk is one row or item",
     "split_every": "partial results are combined in one step",
+    "temp_folder": "arrays lie in shared memory",
     "token": "a result is computed at once, and needs no name",
 }
 _OF_POOL = {
@@ -189,7 +194,10 @@ _OF_POOL = {
     "n_jobs": "n_workers",
     "n_workers": "n_workers",
     "num_workers": "n_workers",
+    "inner_max_num_threads": "threads_per_worker",
+    "prefer": "engine",
     "processes": "n_workers",
+    "require": "engine",
     "scheduler": "engine",
     "workers": "n_workers",
 }

@@ -1,9 +1,9 @@
 """NumPy's reductions, block by block, and their arithmetic.
 
 NumPy reduces each block, and the partial results are combined in the order of the chunks, so the
-result does not depend on the workers. Sums of partial sums are pairwise, as in NumPy. Variances
-are combined in a tree by the update of Chan, Golub and LeVeque, "Algorithms for computing the
-sample variance", The American Statistician 37 (1983).
+result does not depend on the workers. Sums of partial sums are pairwise, as in NumPy. The sum of
+squares about the mean is that within the blocks, and that of the means of the blocks: Chan, Golub
+and LeVeque, "Algorithms for computing the sample variance", The American Statistician 37 (1983).
 """
 
 from __future__ import annotations
@@ -196,14 +196,14 @@ class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
 
         Notes
         -----
-        Cost: one pass over the array. The partial results are three times as large as the result,
+        Cost: one pass over the array. The partial results are four times as large as the result,
         times the chunks along the reduced axes. In each worker, the deviations of a block take as
         much memory as the block.
 
-        Each block gives its mean, and the sum of squares about its mean. These are combined in
-        pairs by the update of Chan, Golub and LeVeque, "Algorithms for computing the sample
-        variance", The American Statistician 37 (1983). So the result is accurate also if the mean
-        is large compared to the deviations, as with the two passes of NumPy.
+        Each block gives its mean, and the sum of squares about its mean. The squares of the means
+        about the mean of all are added, as by Chan, Golub and LeVeque, "Algorithms for computing
+        the sample variance", The American Statistician 37 (1983). So the result is accurate also
+        if the mean is large compared to the deviations, as with the two passes of NumPy.
 
         If `ddof` leaves no degree of freedom, the result is NaN or infinite, with the
         RuntimeWarning of NumPy.
@@ -571,49 +571,68 @@ def _first(parts: tuple[Array, Array], axis: Axes, *, keepdims: bool, find: Any)
     return found if len(axis) == 1 else found.reshape(one)
 
 
-def _squared(values: Array) -> Array:
+def _squared(values: Array, out: Array | None = None) -> Array:
     """Return the squared absolute values."""
-    return values.real**2 + values.imag**2 if values.dtype.kind == "c" else values * values
+    squares: Array = np.multiply(values.real, values.real, out=out)
+    return squares + values.imag**2 if values.dtype.kind == "c" else squares
 
 
-def _moments(block: Array, axis: Axes, dtype: Any, *, keepdims: bool) -> tuple[Any, Any, Any]:
-    """Return the mean of a block, the sum of squares about it, and the number of elements."""
+def _moments(block: Array, axis: Axes, dtype: Any, *, keepdims: bool) -> tuple[Array, ...]:
+    """Return the mean of a block, the sums of deviations from it and of their squares, the number.
+
+    The sum of the deviations is the part of the mean that was rounded off.
+    """
     mean = np.mean(block, axis, dtype, keepdims=keepdims)
-    square = _squared(block - mean).sum(axis, keepdims=keepdims)
-    number, exact = block.size // max(square.size, 1), np.result_type(square, np.float64)
-    return np.asarray(mean), np.asarray(square), np.full(square.shape, number, exact)
+    number = block.size // max(mean.size, 1)
+    return _sums(mean, np.asarray(block - mean), np.full(mean.shape, number), axis)
 
 
-def _nan_moments(block: Array, axis: Axes, dtype: Any, *, keepdims: bool) -> tuple[Any, Any, Any]:
+def _nan_moments(block: Array, axis: Axes, dtype: Any, *, keepdims: bool) -> tuple[Array, ...]:
     """Do as :func:`_moments`, with the elements that are not NaN."""
+    with np.errstate(all="ignore"):
+        total = block.sum(axis, dtype, keepdims=keepdims)
+    if not np.isnan(total).any():  # Why: then no element is NaN, and no mask is needed.
+        return _moments(block, axis, dtype, keepdims=keepdims)
     there = ~np.isnan(block)
+    values = np.array(block)
+    _clear(values, there)
     number = np.count_nonzero(there, axis, keepdims=keepdims)
-    total = np.nansum(block, axis, dtype, keepdims=keepdims)
+    total = values.sum(axis, dtype, keepdims=keepdims)
     mean = np.true_divide(total, np.maximum(number, 1)).astype(total.dtype)
-    deviations = np.where(there, block - mean, 0)
-    square = _squared(deviations).sum(axis, keepdims=keepdims)
+    deviations = np.asarray(values - mean)
+    _clear(deviations, there)
+    return _sums(mean, deviations, number, axis)
+
+
+def _sums(mean: Any, deviations: Array, number: Any, axis: Axes) -> tuple[Array, ...]:
+    """Return the moments of a block; its deviations may be overwritten."""
+    rest = deviations.sum(axis, keepdims=True)
+    in_place = deviations if deviations.dtype.kind == "f" else None
+    square = _squared(deviations, in_place).sum(axis, keepdims=True)
     exact = np.result_type(square, np.float64)
-    return np.asarray(mean), np.asarray(square), np.asarray(number, exact)
+    return np.asarray(mean), rest, square, np.asarray(number, exact)
+
+
+def _clear(values: Array, kept: Array) -> None:
+    """Set the elements that are not kept to zero, in place."""
+    if values.itemsize <= 8:  # noqa: PLR2004 - the bytes of the largest integer
+        # Why as integers: a mask has a branch for each element, which takes longer.
+        bits = values.view(f"i{values.itemsize}")
+        bits *= kept
+    else:
+        values[~kept] = 0
 
 
 def _combine(moments: Sequence[Array], axes: Axes) -> tuple[Array, Array]:
-    """Combine the sums of squares of all blocks, in pairs, in the order of the chunks.
+    """Add the squares of all blocks, about the mean of all.
 
     Return the sums and the numbers of elements.
     """
-    parts = [np.moveaxis(one, axes, range(len(axes))) for one in moments]
-    lead, rest = math.prod(parts[0].shape[: len(axes)]), parts[0].shape[len(axes) :]
-    mean, square, count = (np.ascontiguousarray(one).reshape(lead, *rest) for one in parts)
-    while len(mean) > 1:
-        half = len(mean) // 2
-        one, other, last = slice(0, 2 * half, 2), slice(1, 2 * half, 2), slice(2 * half, None)
-        both = count[one] + count[other]
-        share = count[other] / np.maximum(both, 1)
-        delta = mean[other] - mean[one]
-        between = _squared(delta) * (count[one] * share)
-        joined = square[one] + square[other] + between
-        middle = mean[one] + delta * share
-        mean = np.concatenate([middle.astype(mean.dtype), mean[last]])
-        square = np.concatenate([joined.astype(square.dtype), square[last]])
-        count = np.concatenate([both, count[last]])
-    return np.expand_dims(square[0], axes), np.expand_dims(count[0], axes)
+    mean, rest, square, count = moments
+    number = count.sum(axes, keepdims=True)
+    # Why precise enough: the sum about another value than the mean has an error of second order.
+    middle = (count * mean).sum(axes, keepdims=True) / np.maximum(number, 1)
+    offset = mean - middle
+    between = _squared(offset) * count + 2 * (offset.conj() * rest).real
+    total = square.sum(axes, keepdims=True) + between.sum(axes, keepdims=True)
+    return total.astype(square.dtype, copy=False), number

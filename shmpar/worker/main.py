@@ -73,7 +73,8 @@ Array = np.ndarray[Any, Any]
 Outcome = tuple[int, int | None, Any, bool, Sequence[tuple[int, int]], tuple[int, int, float]]
 """The fields of ``CounterExhausted`` from `claimed` to `huge_bytes`."""
 _FLUSH_SECONDS = 0.01
-_KEPT_BLOCK = 16 << 20  # bytes
+_KEPT_BLOCK = 32 << 20  # bytes; Why: malloc itself keeps no larger ones
+_KEPT_BESIDE_STORES = 16 << 20  # Why less: threads of their libraries have blocks of their own
 # Why the reset: a send raises it if the parent has closed the socket with unread messages.
 _PARENT_GONE = EOFError, BrokenPipeError, ConnectionResetError
 
@@ -433,7 +434,7 @@ class WorkerProcess:
         """Return the work in the memory of this process."""
         ledger, outputs, sums = self._ledger(work), work.outputs, work.checksums
         if any(isinstance(one, Store) for one in work.arrays):
-            keep_freed_blocks(_KEPT_BLOCK)
+            keep_freed_blocks(_KEPT_BESIDE_STORES)
         if work.plan != self.plan[0]:
             self.plan = work.plan, pickle.loads(work.plan)
         return Assignment(
@@ -495,7 +496,7 @@ class WorkerProcess:
     def output(self, reference: protocol.Input) -> Any:
         """Return the array, the part or the store that lies at a reference, writable."""
         if isinstance(reference, Store):
-            keep_freed_blocks(_KEPT_BLOCK)
+            keep_freed_blocks(_KEPT_BESIDE_STORES)
             return reference.bound()
         if isinstance(reference, protocol.PartReference):
             return Part(self.output(reference.memory), *reference[1:])
@@ -563,6 +564,7 @@ def main(fd: int, life: int, number: int) -> None:
     SharesMultiprocessing(partial(_ask, wire), number, life)
     faulthandler.enable(fd)  # The parent reads its text from the socket too.
     process = WorkerProcess(wire, number)
+    keep_freed_blocks(_KEPT_BLOCK)
     with contextlib.closing(wire), contextlib.suppress(*_PARENT_GONE):
         process.send(protocol.WorkerReady(number))
         try:

@@ -84,8 +84,8 @@ def test_a_histogram_takes_edges_range_and_density(pool: shmpar.Pool, image: Any
 def test_a_variance_is_stable(pool: shmpar.Pool) -> None:
     """Far from zero, the squares of deviations are summed, not those of values."""
     array = 1e9 + np.random.default_rng(0).normal(size=(50, 40))
-    np.testing.assert_allclose(pool.var(array, chunks=7), np.var(array), rtol=1e-9)
-    np.testing.assert_allclose(pool.std(array, ddof=1, chunks=7), np.std(array, ddof=1), rtol=1e-9)
+    np.testing.assert_allclose(pool.var(array, chunks=7), np.var(array), rtol=1e-12)
+    np.testing.assert_allclose(pool.std(array, ddof=1, chunks=7), np.std(array, ddof=1), rtol=1e-12)
 
 
 def test_dtype_is_the_dtype_of_the_accumulator(pool: shmpar.Pool) -> None:
