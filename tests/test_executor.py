@@ -431,7 +431,7 @@ def test_shutdown_with_neither_wait_nor_calls(engine: str, begun: bool) -> None:
 def test_a_serial_pool_does_not_wait_for_its_call(fifo: Path) -> None:
     """Its thread is in the call. After it, it makes one call at most, and cancels the others."""
     pool = shmpar.Pool(engine="serial")
-    first, _, *rest = pool.submit(_wait_for, str(fifo)), *(pool.submit(abs, -i) for i in range(3))
+    first, _, *rest = pool.submit(wait_for, str(fifo)), *(pool.submit(abs, -i) for i in range(3))
     while not first.running():
         first.done()
     pool.shutdown(wait=False, cancel_futures=True)
