@@ -92,12 +92,11 @@ class State:
             self._note_variables(_variables().copy())
         path = None if self._own_path else self._paths[1]
         levels = current_levels() if self._logs else None
-        found = protocol.Environment(
-            directory, path, errors, self._filters[1], self._variables[1], None, levels
-        )
+        parts = directory, path, errors, self._filters[1], self._variables[1], None, levels
         # Why the same object: many calls that wait would hold as many copies.
-        if (latest := self._latest) is not None and found == latest:
+        if (latest := self._latest) is not None and parts == latest:
             return latest
+        found = protocol.Environment(*parts)
         if not {"call", "log"}.isdisjoint(errors.values()):
             return found._replace(error_call=_pack_error_call(python))
         self._latest = found
@@ -277,11 +276,13 @@ def pack_call(call: Function, state: State, python: Interpreter | None) -> Prepa
         function, values = call.call, call.values
         if function is call_each:
             function, values = values[0], values[1:]
-        plain = pack_plain((values, call.keywords))
-        # Why suppressed: the full pickle below raises the error that explains itself.
-        with contextlib.suppress(Exception):
-            if plain and (body := pack_stateless(Function(function, {}, ()))):
-                return PreparedCall(Payload(plain), state.current(python), body)
+        plain = pack_plain((call.keywords or None, *values))
+        try:
+            body = pack_stateless(function) if plain else None
+        except Exception:  # noqa: BLE001 - the full pickle below raises the error that explains it
+            body = None
+        if plain and body:
+            return PreparedCall(Payload(plain), state.current(python), body)
     return PreparedCall(pack_function(call, python, frozen=True), state.current(python))
 
 
@@ -420,6 +421,8 @@ def unpack_call(
     if not event.started:
         return event._replace(error=broken)
     try:
+        if type(event.value) is not protocol.PackedValue:
+            return event  # Why: the message itself has a plain result.
         value = _unpack_value(event.value, descriptors)
         if type(value) is protocol.Slice:
             value = value._replace(error=unpack_error(value.error))
