@@ -149,22 +149,25 @@ class PreparedCall:
 
     Attributes
     ----------
-    payload : Payload
-        The function with its arguments, or plain arguments alone.
+    body : bytes
+        The pickle of the function with its arguments, or of plain arguments alone.
     environment : Environment
         The caller's, when the call was submitted.
     function : bytes
         The pickle of the function if it is stateless and its arguments, or items, are plain.
+    payload : Payload or None
+        The pickle with its segments, if it has any.
     """
 
-    payload: Payload
+    body: bytes
     environment: protocol.Environment
     function: bytes = b""
+    payload: Payload | None = None
 
     @property
     def nbytes(self) -> float:
         """Bytes that are sent for it; infinite if it holds large arrays, which end with it."""
-        return math.inf if self.payload.segments else len(self.payload.body)
+        return len(self.body) if self.payload is None else math.inf
 
 
 @dataclass(eq=False, slots=True)
@@ -282,8 +285,10 @@ def pack_call(call: Function, state: State, python: Interpreter | None) -> Prepa
         except Exception:  # noqa: BLE001 - the full pickle below raises the error that explains it
             body = None
         if plain and body:
-            return PreparedCall(Payload(plain), state.current(python), body)
-    return PreparedCall(pack_function(call, python, frozen=True), state.current(python))
+            return PreparedCall(plain, state.current(python), body)
+    payload = pack_function(call, python, frozen=True)
+    held = payload if payload.segments else None
+    return PreparedCall(payload.body, state.current(python), payload=held)
 
 
 def pack_run(

@@ -426,10 +426,7 @@ class Walk:
         for values, name, value in self._globals:
             if values.get(name, MISSING) is not value:
                 return False
-        for value, parts in self._parts:
-            if not _are_same(parts, _identity(value)):
-                return False
-        return True
+        return all(_are_same(parts, _identity(value)) for value, parts in self._parts)
 
     def _module(self, name: Any) -> UserModule | None:
         found = user_module(name)

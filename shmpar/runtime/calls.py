@@ -146,7 +146,7 @@ class Calls:
 
     @property
     def wait(self) -> bool:
-        """Whether calls wait for a worker."""
+        """True if calls wait for a worker."""
         return bool(self._queue)
 
     def add(self, call: Call) -> None:

@@ -612,7 +612,7 @@ def check_call(method: str, func: Any, keywords: Iterable[str] = ()) -> None:
             f"{method}: the function comes first; {type(func).__name__} is not callable: write "
             f"{method}(f, x), not {method}(f(x))"
         )
-    for name in _ARGUMENTS.intersection(keywords):
+    for name in _ARGUMENTS.intersection(keywords) if keywords else ():
         if name not in getattr(signature_of(func), "parameters", {name: None}):
             raise TypeError(
                 f"{method}: pass the arguments of the function as they are, as in {method}(f, x, "
