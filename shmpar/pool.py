@@ -458,11 +458,11 @@ class Pool(Reductions, FirstGuesses, Executor):
         32
         """
         check_call("submit", fn, kwargs)
-        loop, name = self._checked(), function_name(fn)
-        shared = self.engine == "processes" and not in_worker()
+        loop, name, here = self._checked(), function_name(fn), in_worker()
+        shared = self.engine == "processes" and not here
         task = task_for(fn, args, kwargs, self.zeros if shared else np.zeros)
         function = Function(fn, kwargs if task is None else {**kwargs, "task": task}, args)
-        if in_worker():
+        if here:
             _check_random(function)
             call = call_here(name, function)
         else:

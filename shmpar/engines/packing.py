@@ -92,12 +92,11 @@ class State:
             self._note_variables(_variables().copy())
         path = None if self._own_path else self._paths[1]
         levels = current_levels() if self._logs else None
-        found = protocol.Environment(
-            directory, path, errors, self._filters[1], self._variables[1], None, levels
-        )
+        parts = directory, path, errors, self._filters[1], self._variables[1], None, levels
         # Why the same object: many calls that wait would hold as many copies.
-        if (latest := self._latest) is not None and found == latest:
+        if (latest := self._latest) is not None and parts == latest:
             return latest
+        found = protocol.Environment(*parts)
         if not {"call", "log"}.isdisjoint(errors.values()):
             return found._replace(error_call=_pack_error_call(python))
         self._latest = found
@@ -150,22 +149,25 @@ class PreparedCall:
 
     Attributes
     ----------
-    payload : Payload
-        The function with its arguments, or plain arguments alone.
+    body : bytes
+        The pickle of the function with its arguments, or of plain arguments alone.
     environment : Environment
         The caller's, when the call was submitted.
     function : bytes
         The pickle of the function if it is stateless and its arguments, or items, are plain.
+    payload : Payload or None
+        The pickle with its segments, if it has any.
     """
 
-    payload: Payload
+    body: bytes
     environment: protocol.Environment
     function: bytes = b""
+    payload: Payload | None = None
 
     @property
     def nbytes(self) -> float:
         """Bytes that are sent for it; infinite if it holds large arrays, which end with it."""
-        return math.inf if self.payload.segments else len(self.payload.body)
+        return len(self.body) if self.payload is None else math.inf
 
 
 @dataclass(eq=False, slots=True)
@@ -277,12 +279,16 @@ def pack_call(call: Function, state: State, python: Interpreter | None) -> Prepa
         function, values = call.call, call.values
         if function is call_each:
             function, values = values[0], values[1:]
-        plain = pack_plain((values, call.keywords))
-        # Why suppressed: the full pickle below raises the error that explains itself.
-        with contextlib.suppress(Exception):
-            if plain and (body := pack_stateless(Function(function, {}, ()))):
-                return PreparedCall(Payload(plain), state.current(python), body)
-    return PreparedCall(pack_function(call, python, frozen=True), state.current(python))
+        plain = pack_plain((call.keywords or None, *values))
+        try:
+            body = pack_stateless(function) if plain else None
+        except Exception:  # noqa: BLE001 - the full pickle below raises the error that explains it
+            body = None
+        if plain and body:
+            return PreparedCall(plain, state.current(python), body)
+    payload = pack_function(call, python, frozen=True)
+    held = payload if payload.segments else None
+    return PreparedCall(payload.body, state.current(python), payload=held)
 
 
 def pack_run(
@@ -420,6 +426,8 @@ def unpack_call(
     if not event.started:
         return event._replace(error=broken)
     try:
+        if type(event.value) is not protocol.PackedValue:
+            return event  # Why: the message itself has a plain result.
         value = _unpack_value(event.value, descriptors)
         if type(value) is protocol.Slice:
             value = value._replace(error=unpack_error(value.error))

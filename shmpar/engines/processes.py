@@ -281,17 +281,17 @@ class ProcessesEngine:
 
     def free_worker(self) -> int | None:
         """Return the worker that has least to do, if it has no call."""
-        handles = [one for one in self._handles.values() if one.ready and not one.calls]
-        least = min(handles, key=lambda one: len(one.outstanding), default=None)
-        if least is None or len(least.outstanding) >= MAX_OUTSTANDING:
-            return None
-        return least.number
+        least, found = MAX_OUTSTANDING, None
+        for handle in self._handles.values():
+            if handle.ready and not handle.calls and len(handle.outstanding) < least:
+                least, found = len(handle.outstanding), handle.number
+        return found
 
     def worker_ahead(
         self, prepared: PreparedCall | None, without: Container[int | None]
     ) -> int | None:
         """Return a worker that has one call and nothing else."""
-        if prepared is not None and prepared.payload.segments:
+        if prepared is not None and prepared.payload is not None:
             # Why: a message with descriptors may fail, and then its worker is killed.
             return None
         for handle in self._handles.values():
@@ -310,9 +310,9 @@ class ProcessesEngine:
     ) -> None:
         """Send a call."""
         handle, payload = self._handles[worker], prepared.payload
-        attached = Attached()
+        attached = Attached() if payload is not None else _NOTHING
         held: tuple[int, ...] = ()
-        if payload.segments:
+        if payload is not None:
             pairs = zip(payload.segments, payload.private, strict=True)
             self._tracker.add(one for one, private in pairs if not private)
             handle.attach_payload(payload, attached)
@@ -321,7 +321,7 @@ class ProcessesEngine:
         ticket, function = handle.take_ticket(number), prepared.function
         changed = handle.changed(prepared.environment)
         message = protocol.RunCall(
-            number, function, payload.body, more, ticket, held, changed, attached.records
+            number, function, prepared.body, more, ticket, held, changed, attached.records
         )
         handle.send(message, attached.descriptors)
 
@@ -383,6 +383,11 @@ class ProcessesEngine:
         """Turn a message into events."""
         events = self._events
         match message:
+            case protocol.CallFinished():
+                handle.calls.pop(message.call, None)
+                own_path = self._launcher.own_path
+                broken = self._broken
+                events.append(packing.unpack_call(message, descriptors, broken, own_path=own_path))
             case protocol.CounterExhausted():
                 self._exhausted(handle, message)
             case protocol.WorkerReady():
@@ -398,11 +403,6 @@ class ProcessesEngine:
                 events.extend(packing.unpack_objects(message, descriptors))
             case protocol.WorkerExiting():
                 handle.set_exiting()
-            case protocol.CallFinished():
-                handle.calls.pop(message.call, None)
-                own_path = self._launcher.own_path
-                broken = self._broken
-                events.append(packing.unpack_call(message, descriptors, broken, own_path=own_path))
             case protocol.PlanRejected() | protocol.InitializerFailed():
                 self._refused(message)
             case _:
@@ -512,6 +512,7 @@ class ProcessesEngine:
             handle.close()
 
 
+_NOTHING = Attached()
 _LAST = {
     protocol.CounterExhausted,
     protocol.CallFinished,

@@ -32,6 +32,7 @@ from shmpar.ipc.protocol import (
     ForgetSegment,
     SegmentRecord,
     WorkerLost,
+    encoded,
 )
 from shmpar.ipc.tickets import Tickets
 from shmpar.ipc.wire import MAX_DESCRIPTORS
@@ -249,7 +250,7 @@ class WorkerHandle:
         OSError
             If it cannot be sent, now or later, although the worker lives; it is killed.
         """
-        body = pickle.dumps(message, 5)
+        body = pickle.dumps(encoded(message), 5)
         try:
             if self.outbox or not self._sent(body, descriptors):
                 self.outbox.append((body, _duplicates(descriptors)))
@@ -270,7 +271,7 @@ class WorkerHandle:
     def _sent(self, body: bytes, descriptors: Sequence[int]) -> bool:
         wire = self.launched.wire
         try:
-            limits.open_with_retry(lambda: wire.send_packed(body, descriptors))
+            limits.open_with_retry(wire.send_packed, body, descriptors)
         except OSError as error:
             if error.errno in system.LATER:
                 return False

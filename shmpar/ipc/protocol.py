@@ -492,6 +492,39 @@ class WorkerLost(NamedTuple):
     at_startup: bool = False
 
 
+_KINDS: tuple[type[Any], ...] = (
+    RunPlan, UseOutputs, AbandonRun, RunCall, CountCalls, Initialize, SetTaskLimit, AddSegments,
+    ForgetSegment, ExitNow, WorkerReady, Inherit, Warned, Logged, OutputsNeeded, ChunkFailed,
+    ClaimFinished, ObjectsReturned, CounterExhausted, WorkerExiting, PlanRejected, CallFinished,
+    InitializerFailed,
+)  # fmt: skip
+_NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
+
+
+def encoded(message: Any) -> Any:
+    """Return a message for the wire: a tuple of its number and its fields.
+
+    Why: the pickle of a named tuple has the name of its class, which takes long to look up.
+
+    Examples
+    --------
+    >>> decoded(encoded(ForgetSegment(7)))
+    ForgetSegment(key=7)
+    """
+    number = _NUMBERS.get(type(message))
+    if number is not None:
+        return number, *message
+    return (None, message) if type(message) is tuple else message
+
+
+def decoded(found: Any) -> Any:
+    """Return the message, or the other object, that was encoded."""
+    if type(found) is not tuple:
+        return found
+    number, *fields = found
+    return fields[0] if number is None else _KINDS[number](*fields)
+
+
 RunEvent = OutputsNeeded | ChunkFailed | ClaimFinished | ObjectsReturned | CounterExhausted | Warned
 WorkerEvent = WorkerReady | WorkerExiting | PlanRejected | InitializerFailed | WorkerLost
 Event = RunEvent | WorkerEvent | CallFinished | Logged

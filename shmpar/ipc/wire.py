@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from shmpar.errors import SegmentError
+from shmpar.ipc.protocol import decoded, encoded
 from shmpar.memory import allocate, system
 from shmpar.memory.limits import ClosedOnError
 
@@ -83,7 +84,7 @@ class Wire:
         OSError
             If the other end is closed.
         """
-        self.send_packed(pickle.dumps(message, 5), descriptors)
+        self.send_packed(pickle.dumps(encoded(message), 5), descriptors)
 
     def send_packed(self, body: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a message that is pickled already, like :meth:`send`."""
@@ -97,8 +98,11 @@ class Wire:
             os.close(fd)
 
     def _sendmsg(self, kind: bytes, body: bytes, descriptors: Sequence[int]) -> None:
+        if not descriptors:
+            self._socket.send(kind + body, _socket.MSG_NOSIGNAL)
+            return
         rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", descriptors))]
-        self._socket.sendmsg([kind, body], rights if descriptors else [], _socket.MSG_NOSIGNAL)
+        self._socket.sendmsg([kind, body], rights, _socket.MSG_NOSIGNAL)
 
     def receive(self, *, wait: bool = True) -> tuple[Any, list[int]]:
         """Return the next message and its descriptors, which the caller must close.
@@ -127,7 +131,7 @@ class Wire:
         if not data:
             raise EOFError
         if data[:1] == _BODY_FOLLOWS:
-            return pickle.loads(memoryview(data)[1:]), descriptors
+            return decoded(pickle.loads(memoryview(data)[1:])), descriptors
         if data[:1] != _BODY_IN_MEMORY:
             return data.decode(errors="replace"), descriptors
         fd = descriptors.pop()
@@ -137,7 +141,7 @@ class Wire:
             self._lose(descriptors, str(error) or "memory ran out")
         finally:
             os.close(fd)
-        return pickle.loads(body), descriptors
+        return decoded(pickle.loads(body)), descriptors
 
     def _recvmsg(self, flags: int) -> Any:
         try:

@@ -150,14 +150,21 @@ def libc() -> Any:
 
 
 _PATH_BYTES: Final = 4096
+_AT_FDCWD: Final = -100
+_STATX_MASK: Final = 0x240  # STATX_MTIME and STATX_SIZE
+_STATX_BYTES: Final = 256  # of the structure, and the places of two fields in it
+_STATX_SIZE, _STATX_TIME = slice(40, 48), slice(112, 128)
 
 
 @functools.cache
 def _getcwd() -> Callable[[], bytes | None]:
-    import ctypes
+    try:
+        import ctypes
 
+        call = ctypes.PyDLL(None).getcwd
+    except (AttributeError, ImportError, OSError):
+        return lambda: None
     memory = ctypes.create_string_buffer(_PATH_BYTES)
-    call = ctypes.PyDLL(None).getcwd
     call.restype = ctypes.c_char_p
     return functools.partial(call, memory, ctypes.c_size_t(_PATH_BYTES))
 
@@ -168,12 +175,42 @@ def working_directory() -> bytes | None:
     Why not os.getcwdb alone: it releases the interpreter lock. A thread that submits many calls
     would wait for the pool thread at each of them.
     """
-    # Why a lambda: there may be no ctypes.
-    found = attempt("getcwd", lambda: _getcwd()(), lambda: None)  # noqa: PLW0108
+    found = _getcwd()()
     if found is None:  # Why again: a path may be longer.
         with suppress(OSError):
             found = os.getcwdb()
     return found
+
+
+def file_stamp(path: str) -> bytes | None:
+    """Return the size and time of a file, which change if it is edited; None if it is gone.
+
+    Why not os.stat alone: it releases the interpreter lock, as os.getcwdb does.
+    """
+    found = _statx()(os.fsencode(path))
+    if found is None:
+        with suppress(OSError):
+            status = os.stat(path)
+            found = repr((status.st_size, status.st_mtime_ns)).encode()
+    return found
+
+
+@functools.cache
+def _statx() -> Callable[[bytes], bytes | None]:
+    try:
+        import ctypes
+
+        call = ctypes.PyDLL(None).statx
+    except (AttributeError, ImportError, OSError):
+        return lambda _: None
+
+    def stamp(path: bytes) -> bytes | None:
+        # Why not one buffer for all calls: another thread may fill it before this one reads.
+        found = ctypes.create_string_buffer(_STATX_BYTES)
+        failed = call(_AT_FDCWD, path, 0, _STATX_MASK, found)
+        return None if failed else found[_STATX_SIZE] + found[_STATX_TIME]
+
+    return stamp
 
 
 def last_error() -> OSError:

@@ -19,14 +19,18 @@ import functools
 import marshal
 import os
 import sys
+import time
 import tokenize
 import types
 import weakref
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
+from operator import is_
 from typing import Any, NamedTuple
 
 import cloudpickle
+
+from shmpar.memory.system import file_stamp
 
 MISSING = object()
 SCALARS = (bool, int, float, complex, str, bytes, types.NoneType)
@@ -162,7 +166,8 @@ class UserModule:
         self.changed: set[str] = set()
         self.importable = False
         self._file = getattr(module, "__file__", None) or ""
-        self._stamp = self._look()
+        self._stamp = file_stamp(self._file)
+        self._looked = 0.0
         self._edited = False
         self._path: list[Any] | None = None
         self._first: dict[str, tuple[Any, ...]] = {}
@@ -183,17 +188,14 @@ class UserModule:
         self.refresh()
         return self.importable and not self._edited
 
-    def _look(self) -> tuple[int, int] | None:
-        try:
-            found = os.stat(self._file)
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size
-
     def refresh(self) -> None:
         """Look at the file and at ``sys.path`` again."""
-        if self._look() != self._stamp:
-            self._edited = True  # Why for ever: workers may have any of the versions.
+        # Why not at each call: a look is a system call. A call that was sent so short a time ago
+        # may meet the edited file as well, since its worker has not begun it.
+        if (now := time.monotonic()) - self._looked > _LOOK_SECONDS:
+            self._looked = now
+            if file_stamp(self._file) != self._stamp:
+                self._edited = True  # Why for ever: workers may have any of the versions.
         if self._path != sys.path:
             self._path = list(sys.path)
             self.importable = self._is_found()
@@ -235,6 +237,7 @@ _MUTABLE = (dict, list, set)
 _CONTAINERS = (*_MUTABLE, frozenset, tuple)
 PLAIN = {*SCALARS, *_CONTAINERS}
 _LONGEST = 4096  # characters, or items, of a value that is compared by its contents
+_LOOK_SECONDS = 5e-5  # between two looks at a file
 
 
 def code_objects(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -307,7 +310,9 @@ def _identity(value: Any) -> tuple[Any, ...]:
 
 
 def _are_same(first: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
-    return len(first) == len(now) and all(map(_is_same, first, now))
+    if len(first) != len(now):
+        return False
+    return all(map(is_, first, now)) or all(map(_is_same, first, now))
 
 
 def _is_same(first: Any, now: Any) -> bool:
@@ -511,12 +516,18 @@ _walks: weakref.WeakKeyDictionary[Any, tuple[tuple[Any, ...], Walk]] = weakref.W
 
 def changes_below(definition: Any) -> dict[UserModule, dict[str, None]]:
     """Return the globals that a function or class reaches and workers have in another state."""
+    walk = walk_below(definition)
+    return {} if walk is None else walk.changes
+
+
+def walk_below(definition: Any) -> Walk | None:
+    """Return the walk from a function or class; None for one that reaches no user's globals."""
     name = definition.__module__
     is_installed = name != "__main__" and name in sys.modules and user_module(name) is None
     if is_installed and not getattr(definition, "__closure__", None):
-        return {}
+        return None
     if type(definition) not in _WALKED:
-        return Walk().visit(definition).changes
+        return Walk().visit(definition)
     module = sys.modules.get(name)
     key: Any = definition
     # Why: a lambda in a loop is a new function with the same code in each round.
@@ -526,12 +537,12 @@ def changes_below(definition: Any) -> dict[UserModule, dict[str, None]]:
     state = id(module), definition.__qualname__, len(sys.modules)
     known = _walks.get(key)
     if known is not None and known[0] == state and known[1].is_current():
-        return {}
+        return known[1]
     walk = Walk().visit(definition)
     if not walk.changes:
         walk.forget()
         _walks[key] = state, walk
-    return walk.changes
+    return walk
 
 
 _WALKED = {types.FunctionType, type}

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import pickle
 import sys
 import types
@@ -40,10 +41,12 @@ from shmpar.pickling.changes import (
     PLAIN,
     SCALARS,
     UserModule,
+    Walk,
     all_names,
     changes_below,
     global_names,
     user_module,
+    walk_below,
 )
 from shmpar.pickling.explain import INSIDE, ProcessLocal, explain_failure
 from shmpar.pickling.plain import is_plain
@@ -135,8 +138,9 @@ def pack(value: Any, python: Interpreter | None = None, *, frozen: bool = False)
     shared memory or in a mapped file. It is copied from there only if `frozen`.
     """
     try:
-        if isinstance(value, Function) and python is None:
-            body = pack_stateless(value)
+        alone = isinstance(value, Function) and not (value.keywords or value.values)
+        if alone and python is None:
+            body = pack_stateless(value.call)
             if body is not None:
                 return Payload(body, stateless=True)
         return _pickle(value, python, frozen=frozen)
@@ -551,8 +555,9 @@ class _Cached(NamedTuple):
 
     code: weakref.ref[types.CodeType]
     names: tuple[str, ...]
-    parts: tuple[Any, ...]
-    epoch: tuple[int, int]
+    parts: list[Any]
+    epoch: tuple[int, ...]
+    walk: Walk | None
     body: bytes
 
 
@@ -563,34 +568,32 @@ _compiled: dict[Callable[..., Any], bytes] = {}  # Why: they live as long as the
 
 def cached(function: Function) -> bytes | None:
     """Return the pickle of a stateless function; None if it is not cached or out of date."""
-    call = function.call
-    if function.keywords or function.values:
-        return None
+    return None if function.keywords or function.values else _cached(function.call)
+
+
+def _cached(call: Callable[..., Any]) -> bytes | None:
     if type(call) is not types.FunctionType:
         return _compiled.get(call) if _is_compiled(call) else None
     found = _functions.get(call.__code__)
     if found is None or cloudpickle.list_registry_pickle_by_value():
         return None
-    if found.code() is not call.__code__ or found.epoch != _epoch():
+    if found.code() is not call.__code__ or found.epoch != _epoch(call):
         return None
     parts = _parts(call, found.names)
     if len(parts) != len(found.parts) or not all(map(is_, parts, found.parts)):
         return None
-    return None if changes_below(call) else found.body
+    return found.body if found.walk is None or found.walk.is_current() else None
 
 
-def pack_stateless(function: Function) -> bytes | None:
+def pack_stateless(call: Callable[..., Any]) -> bytes | None:
     """Return the pickle of a stateless function without arguments; None for any other function."""
-    return cached(function) or _pickle_stateless(function)
+    return _cached(call) or _pickle_stateless(call)
 
 
-def _pickle_stateless(function: Function) -> bytes | None:
+def _pickle_stateless(call: Callable[..., Any]) -> bytes | None:
     """Pickle a stateless function and cache the pickle; return None for any other function."""
-    call = function.call
-    if function.keywords or function.values:
-        return None
     if _is_compiled(call):
-        body = _compiled[call] = _pickle(function).body
+        body = _compiled[call] = _pickle(Function(call, {}, ())).body
         return body
     if type(call) is not types.FunctionType or cloudpickle.list_registry_pickle_by_value():
         return None
@@ -598,20 +601,22 @@ def _pickle_stateless(function: Function) -> bytes | None:
     if names is None:
         return None
     # Invariant: the parts are recorded before they are pickled, so a change meanwhile is noticed.
-    parts, epoch = _parts(call, names), _epoch()
-    if changes_below(call):
+    parts, epoch = _parts(call, names), _epoch(call)
+    walk = walk_below(call)
+    if walk is not None and walk.changes:
         return None
-    body = _pickle(function).body
+    body = _pickle(Function(call, {}, ())).body
     code = call.__code__
-    _functions[code] = _Cached(weakref.ref(code), names, parts, epoch, body)
+    _functions[code] = _Cached(weakref.ref(code), names, parts, epoch, walk, body)
     return body
 
 
-def _epoch() -> tuple[int, int]:
+def _epoch(function: types.FunctionType) -> tuple[int, ...]:
     """Return numbers that change when a pickle of a function may have to."""
     # Why: cloudpickle sends along a module that was imported since then, and a global that another
     # function has brought to the workers since then may be deleted now.
-    return len(sys.modules), sum(map(len, _brought.values()))
+    modules = sys.modules
+    return id(modules.get(function.__module__)), len(modules), sum(map(len, _brought.values()))
 
 
 def is_importable(call: Any) -> bool:
@@ -680,16 +685,17 @@ def _holds_scalars_only(function: types.FunctionType) -> bool:
     )
 
 
-def _parts(function: types.FunctionType, names: tuple[str, ...]) -> tuple[Any, ...]:
+def _parts(function: types.FunctionType, names: tuple[str, ...]) -> list[Any]:
     """Return all objects that go into the pickle of a stateless function."""
-    module = sys.modules.get(function.__module__ or "")
-    return (
+    module, values = sys.modules.get(function.__module__ or ""), function.__globals__
+    found = [
         *_ATTRIBUTES(function),
         getattr(module, function.__name__, None) is function,  # then its pickle is its name
-        module is not None and vars(module) is function.__globals__,
-        *(function.__defaults__ or ()),
-        *function.__dict__.values(),
-        *function.__annotations__,
-        *function.__annotations__.values(),
-        *[function.__globals__.get(name, MISSING) for name in names],
-    )
+        module is not None and vars(module) is values,
+        *map(values.get, names, itertools.repeat(MISSING)),
+    ]
+    # Why a condition: most functions have nothing of these, and this is on the way of each call.
+    defaults, notes, more = function.__defaults__, function.__annotations__, function.__dict__
+    if defaults or notes or more:
+        found += [*(defaults or ()), *more.values(), *notes, *notes.values()]
+    return found

@@ -35,6 +35,8 @@ def pack_plain(value: Any) -> bytes | None:
     >>> pack_plain((1, {"a": [None, 2.5]})) is None, pack_plain((1, len)) is None
     (False, True)
     """
+    if type(value) is tuple and UNCHANGING.issuperset(map(type, value)):
+        return pickle.dumps(value, 5)  # Why: most arguments are so simple, and this is quicker.
     file = io.BytesIO()
     try:
         _PlainPickler(file, 5).dump(value)

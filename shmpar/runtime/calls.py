@@ -144,6 +144,11 @@ class Calls:
     def __bool__(self) -> bool:
         return bool(self._queue or self._running)
 
+    @property
+    def wait(self) -> bool:
+        """True if calls wait for a worker."""
+        return bool(self._queue)
+
     def add(self, call: Call) -> None:
         """Queue a call."""
         self._queue.append(call)

@@ -113,6 +113,7 @@ class Loop:
         self._at_end = at_end
         self._inbox: deque[Callable[[], None]] = deque()
         self._signalled = False  # set while the pool thread is awake, or a wake-up on its way
+        self._calls_wait = False  # set while calls wait for a worker, and new ones behind them
         self._runs: dict[int, Run] = {}
         self._here: dict[Run, int] = {}  # runs in threads of their callers, of the engine "serial"
         self._shown: set[int] = set()  # runs whose progress a callback thread shows
@@ -216,7 +217,7 @@ class Loop:
         call.unwanted = unwanted
         if more:
             call.more, call.stop = more, self._withdraw
-        self._post(partial(self._add_call, call))
+        self._post(partial(self._add_call, call), is_call=True)
         return call
 
     def _withdraw(self, call: Call) -> None:
@@ -330,8 +331,11 @@ class Loop:
             run.finish(self._callbacks)
             raise
 
-    def _post(self, request: Callable[[], None]) -> None:
-        """Give a request to the pool thread; start that thread if there is none."""
+    def _post(self, request: Callable[[], None], *, is_call: bool = False) -> None:
+        """Give a request to the pool thread; start that thread if there is none.
+
+        A new call need not wake that thread while others wait for a worker.
+        """
         if self.pid != os.getpid():
             raise RuntimeError("this pool belongs to the parent process; make one after the fork")
         self._inbox.append(request)
@@ -341,7 +345,8 @@ class Loop:
         # Why not is_alive(): an interrupt inside of it marks a thread that runs as stopped.
         if self._thread is None:
             self._start_thread()
-        if not self._signalled:
+        # Invariant: the flags are read after the append.
+        if not self._signalled and not (is_call and self._calls_wait):
             try:
                 self._signalled = True
                 engine = self.engine
@@ -398,8 +403,11 @@ class Loop:
         # Invariant: the flag is cleared before the look at the inbox. A request that was appended
         # before this look is seen by it, and any later one wakes this thread.
         self._signalled = False
+        # Invariant: the wait of a call for a worker ends at an event. So does that of any later
+        # call, which need not wake this thread.
+        self._calls_wait = self._calls.wait
         events = engine.wait(0.0 if self._inbox else self._timeout())
-        self._signalled = True
+        self._signalled, self._calls_wait = True, False
         while self._inbox:
             self._inbox.popleft()()
         self._start_workers(engine)

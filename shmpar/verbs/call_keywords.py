@@ -49,7 +49,7 @@ def check_call(method: str, func: Any, keywords: Iterable[str] = ()) -> None:
             f"{method}: the function comes first; {type(func).__name__} is not callable: write "
             f"{method}(f, x), not {method}(f(x))"
         )
-    for name in _CHECKED.intersection(keywords):
+    for name in _CHECKED.intersection(keywords) if keywords else ():
         if not _takes_keyword(func, name):
             raise TypeError(f"{method}: the function has no {name}=; {_instead_of(name, method)}")
 

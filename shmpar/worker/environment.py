@@ -40,12 +40,21 @@ MARK = "SHMPAR_WORKER"
 
 # Why removed: a program that the user's function starts is a process of its own.
 _in_process = os.environ.pop(MARK, None) is not None  # True in a worker process
-_thread = threading.local()  # Its `depth` counts the functions of runs that the thread is in.
+
+
+class _Thread(threading.local):
+    """The functions of runs that a thread is in: their number, here and where it was forked."""
+
+    depth = 0
+    forked_at = -1
+
+
+_thread = _Thread()
 
 
 def in_worker() -> bool:
     """Return whether this is a worker process, or this thread runs the function of a run."""
-    return _in_process or getattr(_thread, "depth", 0) > 0
+    return _in_process or _thread.depth > 0
 
 
 class Work(Protocol):
@@ -62,7 +71,7 @@ class _Inside:
         self._work = work
 
     def __enter__(self) -> None:
-        _thread.depth = getattr(_thread, "depth", 0) + 1
+        _thread.depth += 1
         if self._work is not None:
             _works.append(self._work)
 
@@ -98,7 +107,7 @@ def _after_fork() -> None:
         _forked = True
         keep_frames()
         # Why: the child may call verbs itself, deeper in the function and in other threads.
-        _thread.forked_at = getattr(_thread, "depth", 0)
+        _thread.forked_at = _thread.depth
         for work in _works:
             work.abandon()
 
@@ -131,7 +140,7 @@ def exit_if_forked(error: BaseException | None = None) -> None:
     error : BaseException, optional
         The exception of the function.
     """
-    if not _forked or getattr(_thread, "depth", 0) > getattr(_thread, "forked_at", -1):
+    if not _forked or _thread.depth > _thread.forked_at:
         return
     status = 0
     if isinstance(error, SystemExit):

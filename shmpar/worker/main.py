@@ -75,6 +75,7 @@ Outcome = tuple[int, int | None, Any, bool, Sequence[tuple[int, int]], tuple[int
 _FLUSH_SECONDS = 0.01
 _KEPT_BLOCK = 32 << 20  # bytes; Why: malloc itself keeps no larger ones
 _KEPT_BESIDE_STORES = 16 << 20  # Why less: threads of their libraries have blocks of their own
+_SMALL = 1024  # bytes of a result that travels in a message as it is
 # Why the reset: a send raises it if the parent has closed the socket with unread messages.
 _PARENT_GONE = EOFError, BrokenPipeError, ConnectionResetError
 
@@ -158,6 +159,21 @@ def _pack_result(value: Any) -> Payload:
         reason = error.__cause__
         message = f"the function returned a {name}, which cannot be pickled ({reason})"
         raise ResultError(message) from error
+
+
+def _pack_outcome(value: Any, *, is_list: bool) -> Payload:
+    """Pickle the result of a call; of a list, those results before one that does not pickle."""
+    from shmpar.pickling.pack import Payload, pack_result
+
+    plain = pack_plain(value)
+    try:
+        return pack_result(value) if plain is None else Payload(plain)
+    except PlanError:
+        if not is_list:
+            raise
+    values = value.values if type(value) is protocol.Slice else value
+    found = picklable(values, pack_result)
+    return pack_result(found._replace(error=pack_exception(found.error)))
 
 
 def _pack_value(payload: Payload) -> PackedValue:
@@ -342,9 +358,6 @@ class WorkerProcess:
             self.send(protocol.InitializerFailed(pack_exception(error)))
 
     def _call(self, message: protocol.RunCall) -> None:
-        # Why here: most workers get no calls.
-        from shmpar.pickling.pack import Payload, pack_result
-
         private: Sequence[Array] = ()
         descriptors: list[int] = []
         started = False
@@ -367,17 +380,11 @@ class WorkerProcess:
             exit_if_forked()
             if type(value) is protocol.Slice:
                 value = value._replace(error=pack_exception(value.error))
-            plain = pack_plain(value)
-            try:
-                payload = pack_result(value) if plain is None else Payload(plain)
-            except PlanError:
-                if not message.more:
-                    raise
-                values = value.values if type(value) is protocol.Slice else value
-                found = picklable(values, pack_result)
-                payload = pack_result(found._replace(error=pack_exception(found.error)))
-            descriptors = [one.fileno() for one in payload.segments]
-            reply = protocol.CallFinished(message.call, _pack_value(payload))
+            if not (type(value) in UNCHANGING and sys.getsizeof(value) <= _SMALL):
+                payload = _pack_outcome(value, is_list=bool(message.more))
+                descriptors = [one.fileno() for one in payload.segments]
+                value = _pack_value(payload)
+            reply = protocol.CallFinished(message.call, value)
         except BaseException as error:  # noqa: BLE001 - it is the call's outcome
             exit_if_forked(error)
             packed = pack_exception(error)
@@ -482,10 +489,9 @@ class WorkerProcess:
             again = bool(message.more) and not held
             return self._unpack(message.payload, held, stateless=again)
         function, _ = self._unpack(message.function, (), stateless=True)
-        values, keywords = pickle.loads(message.payload)
-        if message.more:
-            return Function(call_each, keywords, (function.call, *values)), ()
-        return Function(function.call, keywords, values), ()
+        keywords, *values = pickle.loads(message.payload)
+        call, first = (call_each, [function.call]) if message.more else (function.call, [])
+        return Function(call, keywords or {}, (*first, *values)), ()
 
     def _ledger(self, work: Work) -> Ledger:
         if self.ledger is None or self.ledger[0] != work.ledger:
