@@ -208,7 +208,7 @@ def _statx() -> Callable[[bytes], bytes | None]:
         # Why not one buffer for all calls: another thread may fill it before this one reads.
         found = ctypes.create_string_buffer(_STATX_BYTES)
         failed = call(_AT_FDCWD, path, 0, _STATX_MASK, found)
-        return None if failed else found[_STATX_SIZE] + found[_STATX_TIME]
+        return None if failed else found.raw[_STATX_SIZE] + found.raw[_STATX_TIME]
 
     return stamp
 
