@@ -94,8 +94,9 @@ class State:
         levels = current_levels() if self._logs else None
         parts = directory, path, errors, self._filters[1], self._variables[1], None, levels
         # Why the same object: many calls that wait would hold as many copies.
-        if self._latest is not None and self._latest == parts:
-            return self._latest
+        latest = self._latest
+        if latest is not None and tuple.__eq__(latest, parts):
+            return latest
         found = protocol.Environment(*parts)
         if not {"call", "log"}.isdisjoint(errors.values()):
             return found._replace(error_call=_pack_error_call(python))
