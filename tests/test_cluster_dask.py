@@ -244,7 +244,7 @@ def test_a_host_that_cannot_answer_at_once(client: Any, local: shmpar.Pool) -> N
 
     known = client.run(others)
     with shmpar.Pool(engine=client) as pool:
-        assert pool.parallel_map(lambda seconds: time.sleep(seconds), [0.7]) == [None]
+        assert pool.parallel_map(time.sleep, [0.7]) == [None]
         assert list(client.run(drop, known).values()) == [1, 1, 1]
         for name in ("map_blocks", "parallel_map, items", "submit"):
             contract.check_call(name, pool, local)
