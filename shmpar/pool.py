@@ -471,8 +471,8 @@ class Pool(Reductions, FirstGuesses, Executor):
         call.task = task
         return call
 
-    @names_keywords
     @hide_frames
+    @names_keywords
     def map(
         self,
         fn: Callable[..., R],

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any, Final, ParamSpec, TypeVar
 
-from shmpar.tracebacks import hide_frames
 from shmpar.verbs.arguments import check_delayed
 from shmpar.verbs.options import Options
 
@@ -79,11 +78,13 @@ def _instead_of(name: str, method: str) -> str:
 
 
 def names_keywords(method: Callable[P, R]) -> Callable[P, R]:
-    """Return a method whose error for a keyword that it lacks names the call to write."""
+    """Return a method whose error for a keyword that it lacks names the call to write.
+
+    A decorator around it hides its frames.
+    """
     parameters = inspect.signature(method).parameters.values()
     known = {one.name for one in parameters if one.kind is not one.VAR_POSITIONAL}
 
-    @hide_frames
     @wraps(method)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         for name in kwargs:

@@ -140,8 +140,8 @@ class FirstGuesses:
     _checked: Callable[[], Loop]
     _close: Callable[..., None]
 
-    @names_keywords
     @delivering
+    @names_keywords
     def apply(
         self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}
     ) -> Any:
@@ -159,8 +159,8 @@ class FirstGuesses:
         """
         return self.apply_async(func, args, kwds).result()
 
-    @names_keywords
     @hide_frames
+    @names_keywords
     def apply_async(
         self,
         func: Callable[..., Any],
@@ -192,8 +192,8 @@ class FirstGuesses:
             )
         return _with_callbacks(self.submit(func, *args, **kwds), callback, error_callback)
 
-    @names_keywords
     @hide_frames
+    @names_keywords
     def map_async(
         self,
         func: Callable[..., Any],
@@ -216,8 +216,8 @@ class FirstGuesses:
         """
         return self._all("map_async", func, _each, iterable, chunksize, callback, error_callback)
 
-    @names_keywords
     @delivering
+    @names_keywords
     def starmap(
         self,
         func: Callable[..., Any],
@@ -239,8 +239,8 @@ class FirstGuesses:
         found: list[Any] = self.starmap_async(func, iterable, chunksize).result()
         return found
 
-    @names_keywords
     @hide_frames
+    @names_keywords
     def starmap_async(
         self,
         func: Callable[..., Any],
@@ -274,8 +274,8 @@ class FirstGuesses:
         batches = [self.submit(partial(batch, func), part) for part in _batched(iter(items), size)]
         return _with_callbacks(_Joined(batches), callback, error_callback)
 
-    @names_keywords
     @hide_frames
+    @names_keywords
     def imap(
         self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int = 1
     ) -> Iterator[Any]:
@@ -294,8 +294,8 @@ class FirstGuesses:
         """
         return self._results(func, iterable, chunksize, ordered=True)
 
-    @names_keywords
     @hide_frames
+    @names_keywords
     def imap_unordered(
         self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int = 1
     ) -> Iterator[Any]:
