@@ -174,12 +174,12 @@ class TaskTimeout(_FailedChunk, TimeoutError):
 class FailedChunks(ExceptionGroup[ShmparError]):
     """Errors that a run with ``on_error="collect"`` has collected.
 
-    Its texts show the first of them. A notebook shows the first three, and the lines of the first.
+    As of any ExceptionGroup, ``exceptions`` is the tuple of all errors; they have the order of the
+    chunks or items. The texts show the first of them. A notebook shows the first three, and the
+    lines of the first.
 
     Attributes
     ----------
-    exceptions : tuple of ShmparError
-        All errors, in the order of the chunks or items.
     run : Run or None
         Run that collected them; None after pickling.
     hint : str
