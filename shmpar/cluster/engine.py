@@ -71,7 +71,7 @@ from shmpar.errors import HostsLost, ShmparError
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import CURSOR, FIRST, GENERATION, LAST, SINCE, Ledger
 from shmpar.ipc.tickets import Tickets, new_tickets
-from shmpar.memory.copying import MOST_THREADS, share
+from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, new_output
 from shmpar.pickling.pack import Payload
@@ -157,7 +157,7 @@ class ClusterEngine:
         for array in arrays:
             address = self._address(array)
             if address is None and (frozen or self._near) and not isinstance(array, Store):
-                _, array = share(array, threads=MOST_THREADS)  # noqa: PLW2901 - the copy replaces it
+                _, array = share(array)  # noqa: PLW2901 - the copy replaces it
                 address = self._address(array)
             inputs.append(address)
             kept.append(array)

@@ -27,7 +27,7 @@ from shmpar import tracebacks
 from shmpar.engines.engine import ActivePlan, Generation
 from shmpar.errors import PlanError, SegmentError, SegmentFull, ShmparError
 from shmpar.ipc import protocol
-from shmpar.memory.copying import MOST_THREADS, share
+from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Location, Segment
 from shmpar.memory.system import working_directory
@@ -332,7 +332,7 @@ def pack_run(
         held = array.array if isinstance(array, Part) else array
         place = locate(held)
         if place is None:
-            _, held = share(held, threads=MOST_THREADS)
+            _, held = share(held)
             place = locate(held)
             assert place is not None, "it was shared"
         shared.append(held)

@@ -94,7 +94,7 @@ def computes_itself(value: Any) -> bool:
 
 
 def share(
-    array: Array, purpose: str = "copy of an input", *, threads: int = 1
+    array: Array, purpose: str = "copy of an input", *, threads: int = MOST_THREADS
 ) -> tuple[Segment, Array]:
     """Copy an array into a nameless segment of its own.
 

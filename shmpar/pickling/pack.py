@@ -435,7 +435,9 @@ class _Pickler(CheckedPickler):
         elif shared or array.dtype.kind not in _PLAIN:
             return NotImplemented
         else:
-            segment, array = share(array, "result") if self._is_result else share_argument(array)
+            # Why one thread: workers send their results at the same time.
+            one = self._is_result
+            segment, array = share(array, "result", threads=1) if one else share_argument(array)
             offset = address_of(array) - segment.mapping.start
             self._alive.append(array)
         private = not shared and not self._is_result

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shmpar.memory.copying import MOST_THREADS, share
+from shmpar.memory.copying import share
 from shmpar.memory.segment import Segment
 from shmpar.memory.system import return_freed_blocks
 
@@ -39,7 +39,7 @@ class Copies:
             if array.nbytes >= _LARGE:
                 # Why: the copy and the freed blocks would take memory at the same time.
                 return_freed_blocks()
-            known = found[key] = alive, *_share(array)
+            known = found[key] = alive, *share(array, "argument")
         return known[1:]
 
     def clear(self) -> None:
@@ -67,8 +67,4 @@ def shared_once(copies: Copies) -> Iterator[None]:
 def share_argument(array: Array) -> tuple[Segment, Array]:
     """Copy an argument into shared memory, unless its copy is on record."""
     copies = _current.copies
-    return _share(array) if copies is None else copies.share(array)
-
-
-def _share(array: Array) -> tuple[Segment, Array]:
-    return share(array, "argument", threads=MOST_THREADS)
+    return share(array, "argument") if copies is None else copies.share(array)
