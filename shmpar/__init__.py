@@ -63,7 +63,8 @@ def __getattr__(name: str) -> Any:
     if not (name.startswith("_") or PathFinder.find_spec(f"{__name__}.{name}", __path__)):
         from shmpar.verbs.other_names import advice  # Why here: the name does not exist.
 
-        text = advice(name, __all__)
+        found = advice(name, __all__)
+        text = f"; {found}" if found else ""
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{text}")
 
 

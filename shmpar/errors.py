@@ -24,11 +24,14 @@ A message has at most 10,000 characters: the middle of a longer one is cut, and 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
-from typing import Any, Self, TypedDict, Unpack
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
 from shmpar import tracebacks
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Region = tuple[slice, ...] | None
 
 
@@ -82,6 +85,37 @@ def no_attribute(owner: object, name: str, advice: str | None = "") -> Attribute
     text = f"; {advice}" if advice else ""
     kind = type(owner).__name__
     return AttributeError(f"{kind} has no attribute {name!r}{text}", name=name, obj=owner)
+
+
+def with_keyword_advice(function: Callable[P, R], advise: Callable[[str], str]) -> Callable[P, R]:
+    """Return a function whose error for a keyword that it lacks has advice.
+
+    A decorator around it hides its frames.
+
+    Examples
+    --------
+    >>> def square(number):
+    ...     return number * number
+    >>> with_keyword_advice(square, lambda name: f"leave {name} out")(2, quickly=True)
+    Traceback (most recent call last):
+    TypeError: square() got an unexpected keyword argument 'quickly'; leave quickly out
+    """
+    import inspect  # Why here: `shmpar.ChunkError` and its like load this module alone.
+
+    parameters = inspect.signature(function).parameters.values()
+    known = {one.name for one in parameters if one.kind is not one.VAR_POSITIONAL}
+
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(
+                    f"{function.__name__}() got an unexpected keyword argument {name!r}; "
+                    f"{advise(name)}"
+                )
+        return function(*args, **kwargs)
+
+    return wrapper
 
 
 class ShmparError(Exception):

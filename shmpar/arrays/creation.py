@@ -15,14 +15,13 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 
 from shmpar.arrays.address import ArraySpec, reject_masked, reject_objects
 from shmpar.arrays.sharedarray import SharedArray, share_view
-from shmpar.errors import SegmentFull
+from shmpar.errors import SegmentFull, with_keyword_advice
 from shmpar.memory import allocate, names
 from shmpar.memory.copying import memory_order, write
 from shmpar.memory.limits import ClosedOnError
@@ -49,21 +48,13 @@ _NUMBERS: Final = "biuf"  # kinds of dtypes that a copy casts to each other
 
 def _names_keywords(function: Callable[P, R]) -> Callable[P, R]:
     """Return a function whose error for a keyword that it lacks has advice."""
-    known = tuple(inspect.signature(function).parameters)
-
-    @hide_frames
-    @wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name in kwargs:
-            if name not in known:
-                chunks = "pass chunks= to the verb: an array has no chunks of its own"
-                text = chunks if name.startswith("chunk") else f"it takes {', '.join(known)}"
-                raise TypeError(
-                    f"{function.__name__}() got an unexpected keyword argument {name!r}; {text}"
-                )
-        return function(*args, **kwargs)
-
-    return wrapper
+    known = ", ".join(inspect.signature(function).parameters)
+    chunks = "pass chunks= to the verb: an array has no chunks of its own"
+    return hide_frames(
+        with_keyword_advice(
+            function, lambda name: chunks if name.startswith("chunk") else f"it takes {known}"
+        )
+    )
 
 
 @_names_keywords

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from functools import wraps
 from typing import Any, Final, ParamSpec, TypeVar
 
+from shmpar.errors import with_keyword_advice
 from shmpar.verbs.arguments import check_delayed
 from shmpar.verbs.options import Options
 
@@ -82,17 +82,4 @@ def names_keywords(method: Callable[P, R]) -> Callable[P, R]:
 
     A decorator around it hides its frames.
     """
-    parameters = inspect.signature(method).parameters.values()
-    known = {one.name for one in parameters if one.kind is not one.VAR_POSITIONAL}
-
-    @wraps(method)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name in kwargs:
-            if name not in known:
-                raise TypeError(
-                    f"{method.__name__}() got an unexpected keyword argument {name!r}; "
-                    f"{_instead_of(name, method.__name__)}"
-                )
-        return method(*args, **kwargs)
-
-    return wrapper
+    return with_keyword_advice(method, lambda name: _instead_of(name, method.__name__))

@@ -413,7 +413,7 @@ class FirstGuesses:
         def __getattr__(self, name: str) -> NoReturn:
             text = "" if name.startswith("_") else advice(name, dir(type(self)))
             with hiding():
-                raise no_attribute(self, name, text.removeprefix("; "))
+                raise no_attribute(self, name, text)
 
 
 class Mapped:

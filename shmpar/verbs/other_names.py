@@ -134,21 +134,21 @@ _ADVICE_ON_NAMES: Final = {
 
 
 def advice(name: str, known: Iterable[str]) -> str:
-    """Return advice for a name that a pool, or this package, does not have.
+    """Return advice for a name that a pool, or this package, does not have; empty if there is none.
 
     Examples
     --------
     >>> advice("from_array", [])
-    '; write pool.asarray(x), and pass chunks= to the verb'
+    'write pool.asarray(x), and pass chunks= to the verb'
     >>> advice("map_block", ["map_blocks", "submit"])
-    '; did you mean map_blocks?'
+    'did you mean map_blocks?'
     """
     if name in _ADVICE_ON_NAMES:
-        return f"; {_ADVICE_ON_NAMES[name]}"
+        return _ADVICE_ON_NAMES[name]
     function = vars(np).get(name)
     if isinstance(function, np.ufunc) and function.signature is None:
-        return f"; write pool.map_blocks(np.{name}, x)"
+        return f"write pool.map_blocks(np.{name}, x)"
     if callable(function) and not isinstance(function, type):
-        return f"; write np.{name}, which takes shared arrays too"
+        return f"write np.{name}, which takes shared arrays too"
     close = difflib.get_close_matches(name, [one for one in known if one[0] != "_"], 1, 0.75)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"did you mean {close[0]}?" if close else ""
