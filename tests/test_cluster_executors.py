@@ -25,8 +25,10 @@ from tests.cluster_contract import processes
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[Executor]:
-    """Two processes."""
+    """Two processes, which are up: a test that came first would seem to leave them behind."""
     with processes(2) as made:
+        for call in [made.submit(os.getpid) for _ in range(2)]:
+            call.result()
         yield made
 
 
