@@ -25,7 +25,11 @@ WIDE = np.random.default_rng(8).normal(size=(6, 40, 30)).astype("f4")
 
 def processes(count: int) -> ProcessPoolExecutor:
     """Make an executor whose processes inherit nothing."""
-    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("forkserver"))
+    made = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("forkserver"))
+    # Why: a test in which they start would seem to leave them behind.
+    for call in [made.submit(os.getpid) for _ in range(count)]:
+        call.result()
+    return made
 
 
 def smooth(block: np.ndarray) -> np.ndarray:

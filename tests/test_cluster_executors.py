@@ -25,10 +25,8 @@ from tests.cluster_contract import processes
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[Executor]:
-    """Two processes, which are up: a test that came first would seem to leave them behind."""
+    """Two processes."""
     with processes(2) as made:
-        for call in [made.submit(os.getpid) for _ in range(2)]:
-            call.result()
         yield made
 
 
@@ -58,7 +56,6 @@ def cluster(warm_cluster: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Po
 def lone() -> Iterator[Executor]:
     """A single process."""
     with processes(1) as made:
-        made.submit(os.getpid).result()
         yield made
 
 
