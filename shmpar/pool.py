@@ -13,7 +13,7 @@ import sys
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar
@@ -565,7 +565,7 @@ class Pool(Reductions, FirstGuesses, Executor):
     def _submit_items(
         self,
         fn: Callable[..., Any],
-        items: list[Any],
+        items: Sequence[Any],
         seconds: float,
         weigh: Callable[[int, Any], object] = lambda *_: None,
         *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,28 @@ def test_each_item_has_its_result_in_order(any_pool: shmpar.Pool, count: int) ->
     assert list(any_pool.map(abs, due)) == list(range(count))
     assert list(any_pool.map(abs, iter(due))) == list(range(count))
     assert list(any_pool.map(pow, range(count), [2] * (count + 5))) == [i * i for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    "items",
+    [range(0), range(7, 8), range(40, -40, -1), range(3, 9_000, 7), range(150_000)],
+    ids=str,
+)
+def test_a_range_is_as_the_list_of_its_items(any_pool: shmpar.Pool, items: range) -> None:
+    """A range is sent as a range: its items, their order and their type are those of a list."""
+    results = list(any_pool.map(abs, items))
+    assert results == [abs(item) for item in items]
+    assert set(map(type, results)) <= {int}
+
+
+def test_an_error_of_an_item_of_a_range(any_pool: shmpar.Pool) -> None:
+    """The results of the items before it come first."""
+    results = any_pool.map(partial(refuse, bad=70), range(0, 3_000, 2))
+    assert [next(results) for _ in range(35)] == [-item for item in range(0, 70, 2)]
+    with pytest.raises(ValueError) as caught:
+        next(results)
+    assert caught.value.args == (70,)
+    assert list(results) == []
 
 
 @pytest.mark.parametrize("bad", [0, 1, 57, 58, MANY - 1])

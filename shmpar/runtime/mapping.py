@@ -13,7 +13,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from shmpar.ipc.protocol import Slice
@@ -31,9 +31,10 @@ _FEW = 16  # items for each worker that are sent one by one
 _FIRST = 16  # items of the first piece, whose pickle tells how large an item is
 _MOST = 1024  # items of a piece where their number is not known
 _MOST_BYTES = 256 * 1024  # of a piece: it is sent again with each slice
+_MOST_OF_RANGE = 64 * 1024  # Why a bound: slow items become calls of their own.
 
 
-class Pieces(Iterator[list[Any]]):
+class Pieces(Iterator[Sequence[Any]]):
     """Cuts items into pieces.
 
     Parameters
@@ -48,10 +49,13 @@ class Pieces(Iterator[list[Any]]):
 
     def __init__(self, items: Iterable[Any], total: int | None, workers: int) -> None:
         self._items = iter(items)
+        self._range = items if type(items) is range else None
         self._most = _MOST if total is None else math.ceil(total / (_SHARE * workers))
         if total is not None and total <= _FEW * workers:
             # Why: each result is there as soon as it can be, and few calls cost little.
             self._most = 1
+        elif self._range is not None:
+            self._most = min(self._most, _MOST_OF_RANGE)
         self._grows = total is None
         self._size = 1 if self._grows else max(1, min(_FIRST, self._most))
         self._weighed = False
@@ -67,9 +71,15 @@ class Pieces(Iterator[list[Any]]):
             self._paused = time.perf_counter()
         self._idle -= 1
 
-    def __next__(self) -> list[Any]:
+    def __next__(self) -> Sequence[Any]:
         if self._most > 1:
             self._pause()
+        if self._range is not None:
+            # Why: a range of any length is a few bytes, which take no time to make or to send.
+            ahead, self._range = self._range[: self._most], self._range[self._most :]
+            if not ahead:
+                raise StopIteration
+            return ahead
         if not self._grows:
             piece = list(itertools.islice(self._items, self._size))
             if not piece:
