@@ -94,11 +94,12 @@ def test_names_on_a_run(any_pool: shmpar.Pool, name: str, advice: str) -> None:
 
 
 def test_a_future_has_no_items(any_pool: shmpar.Pool) -> None:
-    """The error of an index or a loop names result(); a list of futures is an array of objects."""
+    """The error of an index, a loop or a sum names result(); a list of futures is an array."""
     for future in (any_pool.submit(abs, -1), any_pool.parallel_map(abs, [-1], wait=False)):
-        for use in (lambda one: one[0], list, lambda one: 1 in one):
+        sums = (lambda one: one + 1, lambda one: 2 * one, lambda one: np.ones(3) / one, float)
+        for use in (lambda one: one[0], list, lambda one: 1 in one, *sums):
             text = text_of(TypeError, lambda use=use, one=future: use(one))  # type: ignore[misc]
-            assert text.endswith("is a future, which has no items: write result() first")
+            assert text.endswith("is a future, not its result: write result() first")
         assert np.array([future, future]).tolist() == [future, future]
         assert bool(future)
         future.result(60)

@@ -296,11 +296,15 @@ class PoolFuture(Future[Any]):
             with hiding():
                 raise no_attribute(self, name, text)
 
-    def __getitem__(self, _: Any) -> NoReturn:
+    def _refuse_use(self, *_: Any, **__: Any) -> NoReturn:
         with hiding():
             raise TypeError(
-                f"a {type(self).__name__} is a future, which has no items: write result() first"
+                f"a {type(self).__name__} is a future, not its result: write result() first"
             )
+
+    __getitem__ = __float__ = _refuse_use
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse_use
+    __truediv__ = __rtruediv__ = _refuse_use
 
     def add_warning(self, warned: Warned) -> None:
         """Keep a warning of a worker process, unless it is the same as an earlier one."""
