@@ -302,3 +302,61 @@ def test_a_reload_of_an_unchanged_module_and_state_of_workers(
     """
     done = run_python(source, cwd=tmp_path)
     assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)
+
+
+def test_a_pickle_looks_at_each_definition_once(run_python: Run, tmp_path: Path) -> None:
+    """A package of many modules that reach each other takes one walk, and the next call none."""
+    count = 40
+    (tmp_path / "large").mkdir()
+    modules = [f"m{number}" for number in range(count)]
+    (tmp_path / "large" / "__init__.py").write_text(f"from . import {', '.join(modules)}\n")
+    reach = ", ".join(f"large.{module}.One" for module in modules)
+    for module in modules:
+        (tmp_path / "large" / f"{module}.py").write_text(
+            f"import large\nK = 1\nclass One:\n    def go(self, x): return x + K, {reach}\n"
+        )
+    source = f"""
+        import large, shmpar
+        from shmpar.pickling import changes
+        looks, look = [], changes.Walk._look
+        changes.Walk._look = lambda *found: looks.append(1) or look(*found)
+        ones = [getattr(large, f"m{{number}}").One() for number in range({count})]
+        with shmpar.Pool(2) as pool:
+            def call():
+                looks.clear()
+                found = pool.submit(lambda x: [one.go(x)[0] for one in ones], 2).result()
+                return set(found), len(looks)
+            found, number = call()
+            assert found == {{3}} and {count} < number < 6 * {count} ** 2, number
+            assert call() == ({{3}}, 0)
+            large.m7.K = 10
+            assert call()[0] == {{3, 12}}
+            large.m7.K = 1
+            assert call()[0] == {{3}}
+        print("right")
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)
+
+
+def test_a_folder_into_which_packages_were_installed(run_python: Run, tmp_path: Path) -> None:
+    """Its packages are not the user's: workers import them, and no file is read at a call."""
+    for name in ("installed", "owned"):
+        folder = tmp_path / f"of_{name}" / name
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text("K = 1\ndef use(x):\n    return x + K\n")
+    (tmp_path / "of_installed" / "installed-1.0.dist-info").mkdir()
+    (tmp_path / "of_installed" / "single.py").write_text("K = 1\ndef use(x):\n    return x + K\n")
+    source = f"""
+        import sys
+        sys.path += [r"{tmp_path}/of_installed", r"{tmp_path}/of_owned"]
+        import installed, owned, shmpar, single
+        with shmpar.Pool(2) as pool:
+            for module, due in ((installed, 3), (single, 3), (owned, 102)):
+                assert pool.submit(module.use, 2).result() == 3
+                module.K = 100
+                assert pool.submit(module.use, 2).result() == due, module
+        print("right")
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)

@@ -23,7 +23,7 @@ import time
 import tokenize
 import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from operator import is_
 from typing import Any, NamedTuple
@@ -232,6 +232,8 @@ class UserModule:
         return False
 
 
+_ADDED = {"__slotnames__", "__annotations__", "__annotations_cache__"}
+"""Attributes that Python adds to a class at a first pickle of an object, or a first look."""
 _IMPLICIT = {"__new__", "__init_subclass__", "__class_getitem__"}  # become methods by themselves
 _MUTABLE = (dict, list, set)
 _CONTAINERS = (*_MUTABLE, frozenset, tuple)
@@ -304,7 +306,10 @@ def _identity(value: Any) -> tuple[Any, ...]:
     if type(value) is types.FunctionType:
         return value, value.__code__, value.__defaults__, value.__kwdefaults__
     if isinstance(value, type):
-        return (value, *vars(value).values())
+        held = vars(value)
+        if not _ADDED.isdisjoint(held):
+            held = {key: one for key, one in held.items() if key not in _ADDED}
+        return (value, *held.values())
     plain = _plain(value) if type(value) in _CONTAINERS else None
     return (value,) if plain is None else (plain,)
 
@@ -362,8 +367,25 @@ def _is_users(module: types.ModuleType) -> bool:
         package = sys.modules.get(top)
         of_user = package is None or package is module or _is_users(package)
         return spec is None and module.__name__ not in sys.builtin_module_names and of_user
-    folders = {"site-packages", "dist-packages"}
-    return top not in sys.stdlib_module_names and not folders.intersection(file.split(os.sep))
+    if top in sys.stdlib_module_names or _INSTALLED.intersection(file.split(os.sep)):
+        return False
+    depth = module.__name__.count(".") + hasattr(module, "__path__")
+    folder = file
+    for _ in range(depth + 1):
+        folder = os.path.dirname(folder)
+    return not _has_installed(folder)
+
+
+_INSTALLED = {"site-packages", "dist-packages"}
+
+
+@functools.lru_cache(maxsize=256)
+def _has_installed(folder: str) -> bool:
+    """Return whether packages were installed into a folder, as by ``pip install --target``."""
+    try:
+        return any(name.endswith(".dist-info") for name in os.listdir(folder or os.curdir))
+    except OSError:
+        return False
 
 
 class Walk:
@@ -385,7 +407,7 @@ class Walk:
         self._ahead: list[Any] = []
         self._registered = cloudpickle.list_registry_pickle_by_value()
         # All that was compared, for a later look.
-        self._modules: dict[UserModule, None] = {}
+        self._modules: dict[UserModule, int] = {}  # with the number of its changed globals
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
         self._parts: list[tuple[Any, tuple[Any, ...]]] = []
 
@@ -420,8 +442,9 @@ class Walk:
     def is_current(self) -> bool:
         """Return whether each global that was met is still the same; without changes only."""
         # Why loops: this is on the way of each call, and a generator takes twice the time.
-        for module in self._modules:
-            if not module.is_as_imported():
+        for module, changed in self._modules.items():
+            # Why the number: workers may have got a value that is the former one here again.
+            if len(module.changed) != changed or not module.is_as_imported():
                 return False
         for values, name, value in self._globals:
             if values.get(name, MISSING) is not value:
@@ -433,7 +456,7 @@ class Walk:
         if found is None or (self._registered and found.name in self._registered):
             return None
         if found not in self._modules:
-            self._modules[found] = None
+            self._modules[found] = len(found.changed)
             found.refresh()
         return found
 
@@ -514,35 +537,85 @@ class Walk:
 _walks: weakref.WeakKeyDictionary[Any, tuple[tuple[Any, ...], Walk]] = weakref.WeakKeyDictionary()
 
 
-def changes_below(definition: Any) -> dict[UserModule, dict[str, None]]:
-    """Return the globals that a function or class reaches and workers have in another state."""
-    walk = walk_below(definition)
-    return {} if walk is None else walk.changes
+class Walks:
+    """The walks from the definitions of one pickle, which meet each object once.
+
+    A walk without changes is cached at the end, since the next pickle often has the same
+    definitions.
+    """
+
+    def __init__(self) -> None:
+        self._walk = Walk()
+        self._visited: list[tuple[Any, tuple[Any, ...]]] = []
+        self._current: list[Walk] = []  # cached walks that were found to be current
+
+    def changes_below(self, definition: Any) -> dict[UserModule, dict[str, None]]:
+        """Return the globals that workers have in another state, and that were reached so far.
+
+        Those that a function or class reaches are among them.
+        """
+        if _is_closed(definition):
+            return {}
+        if type(definition) not in _WALKED:
+            return self._walk.visit(definition).changes
+        key, state = _key(definition)
+        walk = _cached_walk(key, state, self._current)
+        if walk is None:
+            walk = self._walk.visit(definition)
+            self._visited.append((key, state))
+        elif walk not in self._current:
+            self._current.append(walk)
+        return walk.changes
+
+    def close(self) -> None:
+        """Cache the walk, if it has no changes."""
+        # Invariant: a cached walk does not change any more, so other threads may look at it.
+        if self._visited and not self._walk.changes:
+            self._walk.forget()
+            for key, state in self._visited:
+                _walks[key] = state, self._walk
 
 
 def walk_below(definition: Any) -> Walk | None:
     """Return the walk from a function or class; None for one that reaches no user's globals."""
-    name = definition.__module__
-    is_installed = name != "__main__" and name in sys.modules and user_module(name) is None
-    if is_installed and not getattr(definition, "__closure__", None):
+    if _is_closed(definition):
         return None
     if type(definition) not in _WALKED:
         return Walk().visit(definition)
-    module = sys.modules.get(name)
+    key, state = _key(definition)
+    walk = _cached_walk(key, state)
+    if walk is None:
+        walk = Walk().visit(definition)
+        if not walk.changes:
+            walk.forget()
+            _walks[key] = state, walk
+    return walk
+
+
+def _is_closed(definition: Any) -> bool:
+    """Return whether a definition is of an installed module, and holds nothing of the user's."""
+    name = definition.__module__
+    is_installed = name != "__main__" and name in sys.modules and user_module(name) is None
+    return is_installed and not getattr(definition, "__closure__", None)
+
+
+def _key(definition: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return the key of a cached walk, and the state for which it holds."""
+    module = sys.modules.get(definition.__module__)
     key: Any = definition
     # Why: a lambda in a loop is a new function with the same code in each round.
     if module is not None and _is_bare(definition) and vars(module) is definition.__globals__:
         key = definition.__code__
     # Why the modules: a function may import one that this process had not imported before.
-    state = id(module), definition.__qualname__, len(sys.modules)
+    return key, (id(module), definition.__qualname__, len(sys.modules))
+
+
+def _cached_walk(key: Any, state: tuple[Any, ...], current: Sequence[Walk] = ()) -> Walk | None:
+    """Return a cached walk without changes; None if there is none, or it is out of date."""
     known = _walks.get(key)
-    if known is not None and known[0] == state and known[1].is_current():
-        return known[1]
-    walk = Walk().visit(definition)
-    if not walk.changes:
-        walk.forget()
-        _walks[key] = state, walk
-    return walk
+    if known is None or known[0] != state:
+        return None
+    return known[1] if known[1] in current or known[1].is_current() else None
 
 
 _WALKED = {types.FunctionType, type}

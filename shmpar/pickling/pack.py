@@ -42,8 +42,8 @@ from shmpar.pickling.changes import (
     SCALARS,
     UserModule,
     Walk,
+    Walks,
     all_names,
-    changes_below,
     global_names,
     user_module,
     walk_below,
@@ -184,6 +184,7 @@ def _pickle(
     file = io.BytesIO()
     pickler = _Pickler(file, python, is_result=is_result, frozen=frozen)
     pickler.dump(value)
+    pickler.walks.close()
     segments, private = zip(*pickler.segments, strict=True) if pickler.segments else ((), ())
     return Payload(file.getvalue(), segments, private)
 
@@ -323,6 +324,8 @@ class _Pickler(CheckedPickler):
         self._alive: list[Any] = []
         self._visited: dict[int, Any] = {}
         self._updated: set[tuple[str, str]] = set()  # modules and names that the pickle brings
+        self._sent: set[UserModule] = set()  # modules of which the pickle brings changes
+        self.walks = Walks()
 
     def reducer_override(self, obj: Any) -> Any:
         if id(obj) in _OURS or type(obj) in _RECORDS or id(type(obj)) in self._harmless:
@@ -365,12 +368,12 @@ class _Pickler(CheckedPickler):
         if id(obj) in self._visited:
             return []
         self._visited[id(obj)] = obj
-        changes = changes_below(obj)
         updates = []
-        for module, names in changes.items():
+        for module, names in self.walks.changes_below(obj).items():
             new = [name for name in names if (module.name, name) not in self._updated]
             self._updated.update((module.name, name) for name in new)
-            if new or not module.importable:
+            if new or not (module.importable or module in self._sent):
+                self._sent.add(module)
                 updates.append(_Update(module, new))
         return updates
 
