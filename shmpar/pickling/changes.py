@@ -23,7 +23,7 @@ import time
 import tokenize
 import types
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from operator import is_
 from typing import Any, NamedTuple
@@ -306,7 +306,7 @@ def _identity(value: Any) -> tuple[Any, ...]:
     if type(value) is types.FunctionType:
         return value, value.__code__, value.__defaults__, value.__kwdefaults__
     if isinstance(value, type):
-        held = vars(value)
+        held: Mapping[str, Any] = vars(value)
         if not _ADDED.isdisjoint(held):
             held = {key: one for key, one in held.items() if key not in _ADDED}
         return (value, *held.values())
