@@ -26,7 +26,7 @@ import weakref
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import cloudpickle
 
@@ -54,9 +54,11 @@ class _Source:
         self.literals: dict[str, bytes] = {}
         self.bound: set[str] = set()
         self.managed: set[str] = set()
+        self._globals = vars(module)
         self._definitions: dict[str, ast.stmt] = {}
         self._imports: dict[str, tuple[str, str]] = {}
         self._codes: list[types.CodeType] | None = None
+        self._all_of: list[str] = []  # modules from which it imports all names
         self._is_open = False  # it binds names that this does not see
         try:
             with tokenize.open(file) as opened:
@@ -69,11 +71,15 @@ class _Source:
             self.literals.pop(name, None)
             self._definitions.pop(name, None)
             self._imports.pop(name, None)
+        words = set[str]()
         for node in ast.walk(tree):
             if isinstance(node, ast.Global):
                 self.managed.update(node.names)
-            elif isinstance(node, ast.Name):
-                self._is_open |= node.id in {"globals", "exec", "setattr", "vars"}
+            elif isinstance(node, (ast.Name, ast.Attribute)):
+                words.add(node.id if isinstance(node, ast.Name) else node.attr)
+        # Why the modules: most calls of setattr() and vars() are for other objects.
+        of_modules = {"setattr", "vars"} if {"modules", "import_module"} & words else set[str]()
+        self._is_open |= bool(words & {"globals", "exec", *of_modules})
         get_code = getattr(module.__loader__, "get_code", None)
         if get_code is not None:  # Why: pytest changes the code of its modules, and has none.
             with contextlib.suppress(Exception):
@@ -91,10 +97,13 @@ class _Source:
                     ast.Assign(targets=[ast.Name(id=name)], value=value)
                     | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
                 ):
-                    with contextlib.suppress(ValueError):
-                        plain = _plain(ast.literal_eval(value))
-                        if plain is not None:
-                            self.literals[prefix + name] = plain
+                    self._read_literal(prefix + name, value)
+                case ast.Assign(
+                    targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)
+                ) if len(targets) == len(values):
+                    for target, value in zip(targets, values, strict=True):
+                        if isinstance(target, ast.Name):
+                            self._read_literal(prefix + target.id, value)
                 case ast.FunctionDef(name=name, decorator_list=[]):
                     self._definitions[prefix + name] = node
                 case ast.ClassDef(name=name, decorator_list=[]) if not prefix:
@@ -103,10 +112,17 @@ class _Source:
                 case ast.ImportFrom(module=source, names=names, level=level):
                     above = package.split(".")[: len(package.split(".")) - level + 1]
                     origin = ".".join([*above, source or ""]) if level else source or ""
-                    self._is_open |= names[0].name == "*"
+                    if names[0].name == "*":
+                        self._all_of.append(origin)
                     for one in names:
                         self._imports[one.asname or one.name] = origin, one.name
         return twice
+
+    def _read_literal(self, name: str, value: ast.expr) -> None:
+        with contextlib.suppress(ValueError):
+            plain = _plain(ast.literal_eval(value))
+            if plain is not None:
+                self.literals[name] = plain
 
     def agrees(self, name: str, value: Any) -> bool:
         """Return whether a global may be the one that an import of the file makes."""
@@ -119,11 +135,19 @@ class _Source:
             case ast.ClassDef():
                 return isinstance(value, type) and self._agrees_with_class(name, value)
         if name in self._imports:
-            origin, attribute = self._imports[name]
-            found = getattr(sys.modules.get(origin), attribute, MISSING)
-            return found is value or found is MISSING
-        is_module = isinstance(value, types.ModuleType)
-        return name in self.bound or is_module or self._is_open or name.startswith("@")
+            return _is_imported(value, *self._imports[name], or_missing=True)
+        if name in self.bound or isinstance(value, types.ModuleType) or name.startswith("@"):
+            return True
+        if any(_is_imported(value, origin, name, or_missing=False) for origin in self._all_of):
+            return True
+        return self._is_open and self._may_make(value)
+
+    def _may_make(self, value: Any) -> bool:
+        """Return whether code that binds names by itself may make a value, or none tells."""
+        # Why functions and plain values: others set these, and a pickle can bring them.
+        if isinstance(value, types.FunctionType):
+            return value.__globals__ is self._globals
+        return _plain(value) is None
 
     def _agrees_with_class(self, name: str, definition: type) -> bool:
         for key, value in list(vars(definition).items()):
@@ -160,6 +184,8 @@ class UserModule:
     changed : set of str
         Globals that were different at any time; each pickle brings them.
     """
+
+    changes: ClassVar[int] = 0  # globals in `changed`, of all modules
 
     def __init__(self, module: types.ModuleType) -> None:
         self.module, self.name = module, module.__name__
@@ -217,19 +243,25 @@ class UserModule:
             if first is not None and _are_same(first, parts):
                 return False
             is_known = first is None or name in self.source.literals
+            self._first[name] = parts  # Why before: modules may import a name from each other.
             if is_known and self.source.agrees(name, value):
-                self._first[name] = parts
                 return False
         self._first.pop(name, None)
-        self.changed.add(name)
+        self._note(name)
         return True
 
     def lacks(self, name: str) -> bool:
         """Return whether a worker has, or may have, a global that is missing here."""
         if name in self.changed or name in self._first or name in self.source.bound:
-            self.changed.add(name)
+            self._note(name)
             return True
         return False
+
+    def _note(self, name: str) -> None:
+        """Note that a global was different: workers may keep the value that a pickle brings."""
+        if name not in self.changed:
+            self.changed.add(name)
+            UserModule.changes += 1
 
 
 _IMPLICIT = {"__new__", "__init_subclass__", "__class_getitem__"}  # become methods by themselves
@@ -274,6 +306,18 @@ def global_names(code: types.CodeType) -> GlobalNames:
         frozenset(name for operation, name in found if operation in _READS),
         frozenset(name for operation, name in found if operation in _WRITES),
     )
+
+
+def _is_imported(value: Any, origin: str, name: str, *, or_missing: bool) -> bool:
+    """Return whether a worker that imports a name from a module gets the value."""
+    found = getattr(sys.modules.get(origin), name, MISSING)
+    if found is MISSING:
+        return or_missing
+    user = user_module(origin)
+    if user is None or found is not value:
+        return found is value
+    user.refresh()
+    return not user.differs(name, value)
 
 
 def _bindings(node: ast.AST) -> Iterator[str]:
@@ -385,6 +429,7 @@ class Walk:
         self._ahead: list[Any] = []
         self._registered = cloudpickle.list_registry_pickle_by_value()
         # All that was compared, for a later look.
+        self._before = UserModule.changes
         self._modules: dict[UserModule, None] = {}
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
         self._parts: list[tuple[Any, tuple[Any, ...]]] = []
@@ -419,6 +464,8 @@ class Walk:
 
     def is_current(self) -> bool:
         """Return whether each global that was met is still the same; without changes only."""
+        if self._before != UserModule.changes:
+            return False  # Why: a global may be as it was, after a pickle has brought another value.
         # Why loops: this is on the way of each call, and a generator takes twice the time.
         for module in self._modules:
             if not module.is_as_imported():
