@@ -125,8 +125,7 @@ def test_a_late_result_is_a_timeout(tmp_path: Path) -> None:
             began, found = time.monotonic(), []
             results = other.map(hold, [fifo] * 4, [0, 1, 2, MANY // 2], timeout=seconds)
             with pytest.raises(TimeoutError):
-                for one in results:
-                    found.append(one)
+                found.extend(results)
             assert time.monotonic() - began >= seconds
             with open(fifo, "wb"):  # Why: the last item waits for it.
                 pass

@@ -93,17 +93,10 @@ class _Source:
                 twice.update({name} & self.bound)
                 self.bound.add(name)
             match node:
-                case (
-                    ast.Assign(targets=[ast.Name(id=name)], value=value)
-                    | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
-                ):
-                    self._read_literal(prefix + name, value)
-                case ast.Assign(
-                    targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)
-                ) if len(targets) == len(values):
-                    for target, value in zip(targets, values, strict=True):
-                        if isinstance(target, ast.Name):
-                            self._read_literal(prefix + target.id, value)
+                case ast.Assign(targets=[target], value=value):
+                    self._read_assignment(prefix, target, value)
+                case ast.AnnAssign(target=target, value=ast.expr() as value):
+                    self._read_assignment(prefix, target, value)
                 case ast.FunctionDef(name=name, decorator_list=[]):
                     self._definitions[prefix + name] = node
                 case ast.ClassDef(name=name, decorator_list=[]) if not prefix:
@@ -118,11 +111,16 @@ class _Source:
                         self._imports[one.asname or one.name] = origin, one.name
         return twice
 
-    def _read_literal(self, name: str, value: ast.expr) -> None:
-        with contextlib.suppress(ValueError):
-            plain = _plain(ast.literal_eval(value))
-            if plain is not None:
-                self.literals[name] = plain
+    def _read_assignment(self, prefix: str, target: ast.expr, value: ast.expr) -> None:
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+            if len(target.elts) == len(value.elts):
+                for one, its in zip(target.elts, value.elts, strict=True):
+                    self._read_assignment(prefix, one, its)
+        elif isinstance(target, ast.Name):
+            with contextlib.suppress(ValueError):
+                plain = _plain(ast.literal_eval(value))
+                if plain is not None:
+                    self.literals[prefix + target.id] = plain
 
     def agrees(self, name: str, value: Any) -> bool:
         """Return whether a global may be the one that an import of the file makes."""
@@ -136,11 +134,13 @@ class _Source:
                 return isinstance(value, type) and self._agrees_with_class(name, value)
         if name in self._imports:
             return _is_imported(value, *self._imports[name], or_missing=True)
-        if name in self.bound or isinstance(value, types.ModuleType) or name.startswith("@"):
-            return True
-        if any(_is_imported(value, origin, name, or_missing=False) for origin in self._all_of):
-            return True
-        return self._is_open and self._may_make(value)
+        return (
+            name in self.bound
+            or isinstance(value, types.ModuleType)
+            or name.startswith("@")
+            or any(_is_imported(value, origin, name, or_missing=False) for origin in self._all_of)
+            or (self._is_open and self._may_make(value))
+        )
 
     def _may_make(self, value: Any) -> bool:
         """Return whether code that binds names by itself may make a value, or none tells."""
@@ -465,7 +465,7 @@ class Walk:
     def is_current(self) -> bool:
         """Return whether each global that was met is still the same; without changes only."""
         if self._before != UserModule.changes:
-            return False  # Why: a global may be as it was, after a pickle has brought another value.
+            return False  # Why: workers may have another value of a global that is as before.
         # Why loops: this is on the way of each call, and a generator takes twice the time.
         for module in self._modules:
             if not module.is_as_imported():
