@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def leave_the_group() -> None:
 
 def make_a_session() -> None:
     if os.fork():
-        os.wait()
+        with suppress(ChildProcessError):  # Why: the kernel reaps the child if SIGCHLD is ignored.
+            os.wait()
     else:
         os.setsid()
         os._exit(0)

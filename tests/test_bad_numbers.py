@@ -42,7 +42,7 @@ def test_a_task_may_take_any_time(tmp_path: Any) -> None:
         assert run.result(BOUND) == [4]
 
     with shmpar.Pool(1) as pool:
-        for seconds in (INF, np.float64(INF), 1e300, 10**30, np.float32(60), 60):
+        for seconds in (INF, np.float64(INF), 1e300, 10**30, 10**400, np.float32(60), 60):
             check(pool, task_timeout=seconds)
     for seconds in (INF, 10**30):
         with shmpar.Pool(1, task_timeout=seconds) as pool:
@@ -58,6 +58,7 @@ def test_a_time_is_any_real_number(any_pool: shmpar.Pool, seconds: Any) -> None:
 BAD: dict[str, list[Any]] = {
     "task_timeout": [
         NAN,
+        -(10**400),
         -INF,
         0,
         -1,

@@ -360,3 +360,79 @@ def test_a_folder_into_which_packages_were_installed(run_python: Run, tmp_path: 
     """
     done = run_python(source, cwd=tmp_path)
     assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)
+
+
+SEARCHED = """
+from searched_origin import *
+
+class Thing:
+    def __init__(self, **values):
+        for name, value in values.items():
+            setattr(self, name, value)
+
+for number in range(3):
+    globals()[f"MADE{number}"] = number
+exec("def executed(): return 1")
+KNOWN = 1
+
+def shadowed(x):
+    return max(x, 2)
+def added(x):
+    return x + ADDED
+def taken(x):
+    return x + ORIGIN + origin()
+def made(x):
+    return x + MADE1 + executed()
+def first(x):
+    return x + KNOWN
+def second(x):
+    return x + KNOWN
+"""
+
+AFTER_CHANGES = """
+import importlib, sys
+import searched, searched_origin, shmpar
+
+def check(function):
+    due = function(1)
+    for pool in pools:
+        assert [pool.submit(function, 1).result(), *pool.parallel_map(function, [1])] == [due] * 2
+
+functions = [searched.shadowed, searched.taken, searched.made, searched.first, searched.second]
+pools = [shmpar.Pool(1, engine=engine) for engine in ("processes", "threads", "serial")]
+try:
+    for function in functions if sys.argv[1] == "early" else ():
+        check(function)
+    searched.max = lambda *_: 77
+    check(searched.shadowed)
+    del searched.max
+    check(searched.shadowed)
+    for searched.ADDED in (5, 6):
+        check(searched.added)
+    searched.MADE1, searched.executed = 8, lambda: 9
+    check(searched.made)
+    searched_origin.ORIGIN = 20
+    check(searched.taken)
+    importlib.reload(searched)
+    check(searched.taken)
+    check(searched.made)
+    searched.KNOWN = 5
+    check(searched.first)
+    searched.KNOWN = 1
+    check(searched.second)
+finally:
+    for pool in pools:
+        pool.shutdown()
+"""
+
+
+@pytest.mark.parametrize("when", ["early", "late"])
+def test_names_that_the_source_does_not_show(run_python: Run, tmp_path: Path, when: str) -> None:
+    """A module may bind names by itself; others are noticed, and the return to an old value."""
+    (tmp_path / "searched.py").write_text(SEARCHED)
+    origin = "import threading\nORIGIN, lock = 10, threading.Lock()\ndef origin(): return ORIGIN\n"
+    (tmp_path / "searched_origin.py").write_text(origin)
+    script = tmp_path / "script.py"
+    script.write_text(AFTER_CHANGES)
+    done = run_python(script, when, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)

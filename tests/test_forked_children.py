@@ -195,6 +195,36 @@ def test_a_child_of_the_function_claims_no_tickets(engine: str) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+SEVERAL = {
+    "apply_along_axis": lambda pool, work: pool.apply_along_axis(work, 1, X[:10].reshape(10, 1)),
+    "map": lambda pool, work: list(pool.map(work, X[:10], chunksize=5)),
+    "map of pairs": lambda pool, work: list(pool.map(work, X[:10], X[:10], chunksize=5)),
+    "starmap": lambda pool, work: pool.starmap(work, [(x,) for x in X[:10]], chunksize=5),
+    "imap": lambda pool, work: list(pool.imap(work, X[:10], chunksize=5)),
+    "rows": lambda pool, work: pool.parallel_map(work, X[:10]),
+}
+
+
+@pytest.mark.parametrize("verb", SEVERAL)
+def test_a_child_calls_the_function_no_further(engine: str, verb: str, tmp_path: Path) -> None:
+    """The lines, items or rows after its own are left to the worker."""
+    log = str(tmp_path / "calls")
+
+    def work(value: Any, _more: Any = None) -> Any:
+        number = int(np.ravel(value)[0])
+        with open(log, "a") as file:
+            file.write(f"{number} ")
+        if number in {1, 5}:  # Why not all: a child that went on would fork again, and so on.
+            if os.fork() == 0:
+                return -1.0
+            os.wait()
+        return float(number)
+
+    with shmpar.Pool(1, engine=engine) as pool:
+        assert np.array_equal(np.ravel(SEVERAL[verb](pool, work)), X[:10])
+    assert sorted(map(int, Path(log).read_text().split())) == list(range(10))
+
+
 def test_a_child_may_call_verbs_and_write_to_a_captured_array(engine: str) -> None:
     """Only the work that it came from is closed to it."""
     with shmpar.Pool(1, engine=engine) as pool:

@@ -148,7 +148,7 @@ for argument in cases:
 """
 # The number of places from an interrupt to the next. Why more: the last two start a pool each time.
 STEPS = {"verb": 59, "progress": 59, "calls": 59, "background": 59, "cancel": 59}
-STEPS |= {"own_pool": 177, "closing": 177}
+STEPS |= {"own_pool": 177, "closing": 88}
 
 
 def _run(engine: str, again: int, steps: dict[str, int]) -> None:

@@ -138,14 +138,23 @@ def test_closing_the_iterator_stops_the_items_of_a_call(tmp_path: Path, first: f
     assert list(results) == []
 
 
-def test_a_late_result_is_a_timeout() -> None:
+def test_a_late_result_is_a_timeout(tmp_path: Path) -> None:
     """The timeout counts from the call of map, as in concurrent.futures."""
+    fifo = str(tmp_path / "gate")
+    os.mkfifo(fifo)
     with shmpar.Pool(1) as other:
         other.submit(abs, 1).result()
-        results = other.map(nap, [0.0] * 3 + [1.0], timeout=0.5)
-        assert len([next(results) for _ in range(3)]) == 3
-        with pytest.raises(TimeoutError):
-            next(results)
+        for seconds in (0.5, 5, BOUND):
+            began, found = time.monotonic(), []
+            results = other.map(hold, [fifo] * 4, [0, 1, 2, MANY // 2], timeout=seconds)
+            with pytest.raises(TimeoutError):
+                found.extend(results)
+            assert time.monotonic() - began >= seconds
+            with open(fifo, "wb"):  # Why: the last item waits for it.
+                pass
+            if len(found) == 3:  # Why: a busy machine may take longer for the first three.
+                break
+        assert found == [0, 1, 2]
 
 
 def test_leaving_the_block_computes_all_items(tmp_path: Path) -> None:

@@ -216,3 +216,28 @@ def test_a_worker_that_is_late_survives_a_new_output_file(
     done = run_python(LATE, str(tmp_path), engine)
     assert done.stdout == "['open'] 0 True\n[3, 2, 1] 0\n"
     assert done.stderr == ""
+
+
+def test_a_link_leads_to_the_file_that_is_replaced(
+    pool: shmpar.Pool, out: Path, gate: Path
+) -> None:
+    """The link stays, and a link to nothing gets its file."""
+    link, dangling = out.with_name("link.npy"), out.with_name("none.npy")
+    link.symlink_to(out.name)
+    dangling.symlink_to("made.npy")
+    with pytest.raises(shmpar.ChunkError):
+        pool.map_blocks(doubling(gate), X, chunks=4, out=link)
+    assert np.array_equal(np.load(out), OLD)
+    for path in (link, dangling):
+        pool.map_blocks(np.negative, X, chunks=4, out=path)
+        assert np.array_equal(np.load(path.resolve()), -X)
+        assert path.is_symlink()
+    assert names(out) == ["good.npy", "link.npy", "made.npy", "none.npy"]
+
+
+def test_a_private_file_stays_private(pool: shmpar.Pool, out: Path) -> None:
+    """The new file has the mode of the file that it replaces."""
+    for mode in (0o600, 0o660):
+        out.chmod(mode)
+        pool.map_blocks(np.negative, X, chunks=4, out=out)
+        assert out.stat().st_mode & 0o777 == mode

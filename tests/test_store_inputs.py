@@ -221,6 +221,24 @@ def test_the_report_tells_the_traffic_of_stores(pool: shmpar.Pool, folder: str) 
     assert "stores" not in str(pool.last_run.report)
 
 
+def test_the_report_counts_the_reads_of_its_own_run(pool: shmpar.Pool, folder: str) -> None:
+    """A copy before it, a call and a nested call in the same thread are not counted."""
+    x = np.ones((40, 30), "f4")
+    store = store_formats.zarr3(folder, x, (10, 10))
+
+    def total(block: Any = 0) -> Any:
+        return block + shmpar.map_blocks(np.negative, store).sum()
+
+    assert pool.asarray(store).sum() == x.size
+    assert pool.submit(total).result() == -x.size
+    assert np.array_equal(pool.map_blocks(total, store, chunks=20), x - x.size)
+    assert pool.last_run.report.store_read == x.nbytes
+    runs = [pool.map_blocks(np.negative, store, chunks=10, wait=False) for _ in range(3)]
+    for run in runs:
+        run.result()
+        assert run.report.store_read == x.nbytes
+
+
 def test_verbs_over_a_part(pool: shmpar.Pool) -> None:
     """A part that is the whole array gives what the array gives."""
     x = np.random.default_rng(0).normal(size=(19, 13))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import operator
 import queue
 import threading
 import time
@@ -346,6 +347,7 @@ class SerialEngine(LocalEngine):
         self._initializer = initializer
         self._interruptible = interruptible
         self._queue: deque[tuple[ActivePlan, Generation]] = deque()
+        self._moved: dict[int, tuple[Any, ...]] = {}  # from and to stores, in turns of runs
         self._call: tuple[int, _Prepared, tuple[Any, ...]] | None = None
         self._events: deque[protocol.Event] = deque()
         # Why a SimpleQueue: its put is reentrant, so that any thread may wake the owner.
@@ -367,6 +369,7 @@ class SerialEngine(LocalEngine):
     def stop(self, active: ActivePlan) -> list[protocol.CounterExhausted]:
         """Take back the generations that are queued."""
         active.stopped = True
+        self._moved.pop(active.number, None)
         mine = [item for item in self._queue if item[0] is active]
         for item in mine:
             self._queue.remove(item)
@@ -440,12 +443,14 @@ class SerialEngine(LocalEngine):
             tell(protocol.PlanRejected(active.number, error.with_traceback(None)))
             tell(protocol.CounterExhausted(0, active.number, generation.number))
             return
-        with active.prepared.applied():
+        with active.prepared.applied(), traffic.counted() as moved:
             exhausted = work(assignment, channel)
+        before = self._moved.pop(active.number, (0, 0, 0.0))
+        total: Any = tuple(map(operator.add, before, moved))
         if exhausted:
-            moved = traffic.take()
-            tell(protocol.CounterExhausted(0, active.number, generation.number, traffic=moved))
+            tell(protocol.CounterExhausted(0, active.number, generation.number, traffic=total))
         else:
+            self._moved[active.number] = total
             self._queue.appendleft(item)
 
     def shutdown(self) -> None:
@@ -599,7 +604,7 @@ class ThreadsEngine(LocalEngine):
     def _work(self, worker: int, active: ActivePlan, generation: Generation) -> None:
         assignment = self._assignment(active, generation, worker)
         channel = LocalChannel(active, self._events.put, self._allocating)
-        with active.prepared.applied():
+        with active.prepared.applied(), traffic.counted() as moved:
             work(assignment, channel)
         # Why: a run that is alone waits for all threads, which are about to drop its memory.
         alone = len(self._plans) == 1
@@ -607,7 +612,8 @@ class ThreadsEngine(LocalEngine):
         del assignment
         drop_stores()
         ended = protocol.CounterExhausted(worker, active.number, generation.number, *had)
-        self._events.put(ended._replace(traffic=traffic.take()))
+        total: Any = tuple(moved)
+        self._events.put(ended._replace(traffic=total))
 
 
 def cap_threads(threads: int) -> Callable[[], object]:

@@ -54,9 +54,11 @@ class _Source:
         self.literals: dict[str, bytes] = {}
         self.bound: set[str] = set()
         self.managed: set[str] = set()
+        self._globals = vars(module)
         self._definitions: dict[str, ast.stmt] = {}
         self._imports: dict[str, tuple[str, str]] = {}
         self._codes: list[types.CodeType] | None = None
+        self._all_of: list[str] = []  # modules from which it imports all names
         self._is_open = False  # it binds names that this does not see
         try:
             with tokenize.open(file) as opened:
@@ -69,11 +71,15 @@ class _Source:
             self.literals.pop(name, None)
             self._definitions.pop(name, None)
             self._imports.pop(name, None)
+        words = set[str]()
         for node in ast.walk(tree):
             if isinstance(node, ast.Global):
                 self.managed.update(node.names)
-            elif isinstance(node, ast.Name):
-                self._is_open |= node.id in {"globals", "exec", "setattr", "vars"}
+            elif isinstance(node, (ast.Name, ast.Attribute)):
+                words.add(node.id if isinstance(node, ast.Name) else node.attr)
+        # Why the modules: most calls of setattr() and vars() are for other objects.
+        of_modules = {"setattr", "vars"} if {"modules", "import_module"} & words else set[str]()
+        self._is_open |= bool(words & {"globals", "exec", *of_modules})
         get_code = getattr(module.__loader__, "get_code", None)
         if get_code is not None:  # Why: pytest changes the code of its modules, and has none.
             with contextlib.suppress(Exception):
@@ -87,14 +93,10 @@ class _Source:
                 twice.update({name} & self.bound)
                 self.bound.add(name)
             match node:
-                case (
-                    ast.Assign(targets=[ast.Name(id=name)], value=value)
-                    | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
-                ):
-                    with contextlib.suppress(ValueError):
-                        plain = _plain(ast.literal_eval(value))
-                        if plain is not None:
-                            self.literals[prefix + name] = plain
+                case ast.Assign(targets=[target], value=value):
+                    self._read_assignment(prefix, target, value)
+                case ast.AnnAssign(target=target, value=ast.expr() as value):
+                    self._read_assignment(prefix, target, value)
                 case ast.FunctionDef(name=name, decorator_list=[]):
                     self._definitions[prefix + name] = node
                 case ast.ClassDef(name=name, decorator_list=[]) if not prefix:
@@ -103,10 +105,22 @@ class _Source:
                 case ast.ImportFrom(module=source, names=names, level=level):
                     above = package.split(".")[: len(package.split(".")) - level + 1]
                     origin = ".".join([*above, source or ""]) if level else source or ""
-                    self._is_open |= names[0].name == "*"
+                    if names[0].name == "*":
+                        self._all_of.append(origin)
                     for one in names:
                         self._imports[one.asname or one.name] = origin, one.name
         return twice
+
+    def _read_assignment(self, prefix: str, target: ast.expr, value: ast.expr) -> None:
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+            if len(target.elts) == len(value.elts):
+                for one, its in zip(target.elts, value.elts, strict=True):
+                    self._read_assignment(prefix, one, its)
+        elif isinstance(target, ast.Name):
+            with contextlib.suppress(ValueError):
+                plain = _plain(ast.literal_eval(value))
+                if plain is not None:
+                    self.literals[prefix + target.id] = plain
 
     def agrees(self, name: str, value: Any) -> bool:
         """Return whether a global may be the one that an import of the file makes."""
@@ -119,11 +133,21 @@ class _Source:
             case ast.ClassDef():
                 return isinstance(value, type) and self._agrees_with_class(name, value)
         if name in self._imports:
-            origin, attribute = self._imports[name]
-            found = getattr(sys.modules.get(origin), attribute, MISSING)
-            return found is value or found is MISSING
-        is_module = isinstance(value, types.ModuleType)
-        return name in self.bound or is_module or self._is_open or name.startswith("@")
+            return _is_imported(value, *self._imports[name], or_missing=True)
+        return (
+            name in self.bound
+            or isinstance(value, types.ModuleType)
+            or name.startswith("@")
+            or any(_is_imported(value, origin, name, or_missing=False) for origin in self._all_of)
+            or (self._is_open and self._may_make(value))
+        )
+
+    def _may_make(self, value: Any) -> bool:
+        """Return whether code that binds names by itself may make a value, or none tells."""
+        # Why functions and plain values: others set these, and a pickle can bring them.
+        if isinstance(value, types.FunctionType):
+            return value.__globals__ is self._globals
+        return _plain(value) is None
 
     def _agrees_with_class(self, name: str, definition: type) -> bool:
         for key, value in list(vars(definition).items()):
@@ -217,8 +241,8 @@ class UserModule:
             if first is not None and _are_same(first, parts):
                 return False
             is_known = first is None or name in self.source.literals
+            self._first[name] = parts  # Why before: modules may import a name from each other.
             if is_known and self.source.agrees(name, value):
-                self._first[name] = parts
                 return False
         self._first.pop(name, None)
         self.changed.add(name)
@@ -276,6 +300,18 @@ def global_names(code: types.CodeType) -> GlobalNames:
         frozenset(name for operation, name in found if operation in _READS),
         frozenset(name for operation, name in found if operation in _WRITES),
     )
+
+
+def _is_imported(value: Any, origin: str, name: str, *, or_missing: bool) -> bool:
+    """Return whether a worker that imports a name from a module gets the value."""
+    found = getattr(sys.modules.get(origin), name, MISSING)
+    if found is MISSING:
+        return or_missing
+    user = user_module(origin)
+    if user is None or found is not value:
+        return found is value
+    user.refresh()
+    return not user.differs(name, value)
 
 
 def _bindings(node: ast.AST) -> Iterator[str]:

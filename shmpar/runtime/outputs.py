@@ -51,8 +51,13 @@ LEDGER_NEEDS_FILES = (
 
 
 def file_path(path: str | os.PathLike[str], where: str) -> str:
-    """Return the absolute path of a file; raise ``ValueError`` if no file can be created there."""
+    """Return the absolute path of a file; raise ``ValueError`` if no file can be created there.
+
+    A symbolic link is followed, so that the file it leads to is replaced, and not the link.
+    """
     found = os.path.abspath(os.fspath(path))
+    if os.path.islink(found):
+        found = os.path.realpath(found)
     if os.path.isdir(found) or not os.path.isdir(os.path.dirname(found)):
         raise ValueError(f"{where}: its folder does not exist, or the path is a folder")
     return found
@@ -111,6 +116,8 @@ class NpyFile:
         nbytes = len(header) + prod(shape) * dtype.itemsize
         fd, name = open_beside(self.path, 0o666, named=self.keeps_partial)
         with ClosedOnError(fd):
+            with contextlib.suppress(OSError):  # Why: the file that it replaces may be private.
+                os.fchmod(fd, os.stat(self.path).st_mode & 0o777)
             if name is not None:  # Why: the file system needs a name, which ends with this object.
                 weakref.finalize(self, _remove, name)
             reserve_range(fd, 0, nbytes, new=True)

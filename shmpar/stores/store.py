@@ -14,6 +14,7 @@ A store is opened once per run, thread and opener, and closed when the run ends.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import pickle
 import threading
@@ -44,17 +45,25 @@ _BAND_BYTES: Final = 16 << 20
 
 
 class Traffic(threading.local):
-    """Bytes and seconds that this thread has spent on stores since it was last asked."""
+    """Bytes and seconds that this thread has spent on stores."""
 
     def __init__(self) -> None:
         self.read = self.written = 0
         self.seconds = 0.0
 
-    def take(self) -> tuple[int, int, float]:
-        """Return bytes read, bytes written and seconds, and begin anew."""
-        found = self.read, self.written, self.seconds
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[list[Any]]:
+        """Count anew in the block; then fill the list with bytes read, written, and seconds.
+
+        Why: a thread reads stores for other runs, calls and the user as well.
+        """
+        before, own = dict(vars(self)), list[Any]()
         self.__init__()  # type: ignore[misc]
-        return found
+        try:
+            yield own
+        finally:
+            own += self.read, self.written, self.seconds
+            vars(self).update(before)
 
 
 traffic = Traffic()

@@ -24,6 +24,7 @@ from shmpar.tracebacks import delivering, hide_frames, hiding
 from shmpar.verbs.arguments import held_by, signature_of, warn_of_random
 from shmpar.verbs.call_keywords import check_call, names_keywords
 from shmpar.verbs.other_names import NO_CONTEXT, advice
+from shmpar.worker.environment import exit_if_forked
 
 P = ParamSpec("P")
 Callback = Callable[[Any], object] | None
@@ -596,11 +597,15 @@ def _with_callbacks(future: PoolFuture, callback: Callback, error_callback: Call
 
 
 def _each(func: Callable[..., Any], items: Iterable[Any]) -> list[Any]:
-    return [func(item) for item in items]
+    return _each_star(func, ((item,) for item in items))
 
 
 def _each_star(func: Callable[..., Any], items: Iterable[Iterable[Any]]) -> list[Any]:
-    return [func(*item) for item in items]
+    values = []
+    for item in items:
+        values.append(func(*item))
+        exit_if_forked()  # Why here: else the child would call the function on further items.
+    return values
 
 
 BATCHES: Final = (_each, _each_star)

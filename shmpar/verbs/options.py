@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
 import numbers
 import os
 import re
@@ -289,7 +290,10 @@ def _seconds(timeout: Any) -> float | None:
         return None
     # Why: a bool is a Real too, and means no time; NaN is not above 0.
     is_number = isinstance(timeout, numbers.Real) and not isinstance(timeout, bool)
-    seconds = float(timeout) if is_number else -1.0
+    try:
+        seconds = float(timeout) if is_number else -1.0
+    except OverflowError:  # an int that is too large, or too small
+        seconds = math.inf if timeout > 0 else -1.0
     if not seconds > 0:
         due = f"a number of seconds above 0, or None, not {brief(timeout)}"
         raise ValueError(f"task_timeout is {due}")

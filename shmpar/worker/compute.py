@@ -278,6 +278,7 @@ class ApplyAlongAxis:
 
     def _checked(self, line: Array) -> Any:
         value = self.func1d(line, *self.args, **self.kwargs)
+        exit_if_forked()  # Why here: else the child would call the function on all further lines.
         # Why here: NumPy would write the results of the lines into a plain array.
         if type(value) is not np.ndarray and is_masked(value):
             raise ResultError(

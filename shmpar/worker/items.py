@@ -15,7 +15,7 @@ from typing import Any
 
 from shmpar.errors import PlanError
 from shmpar.ipc.protocol import Slice
-from shmpar.worker.environment import exit_if_forked
+from shmpar.worker.environment import exit_if_forked, inside_worker
 
 STOP = 1 << 20
 """Tickets that the parent takes from a worker's counter of calls to end a call over items."""
@@ -33,6 +33,19 @@ def _never() -> bool:
 
 is_stopped: Callable[[], bool] = _never
 """Tells that the call in progress is to end; a worker process puts its own function here."""
+
+
+class _Items:
+    """The items of a call; a child that the function forks has none after its own."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self._items = list(items)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def abandon(self) -> None:
+        self._items.clear()
 
 
 def call_each(
@@ -66,28 +79,30 @@ def call_each(
     values, count, size, due, now = list[Any](), last - first, 1, 0, perf_counter()
     until, look, spent = now + seconds, now, 0.0
     call: Callable[..., Iterator[Any]] = itertools.starmap if star else map
-    results = call(fn, items[first:last])
-    try:
-        while due < count and now < until:
-            # Why not after tiny items: the look is a system call, which takes as long as many.
-            if spent >= _TINY_SECONDS or now >= look:
-                if is_stopped():
-                    break
-                look = now + _LOOK_SECONDS
-            # Why not item by item: looking at the clock takes as long as a quick item.
-            due = min(due + size, count)
-            # Invariant: if an item raises, the list has the results of the items before it.
-            values.extend(itertools.islice(results, size))
-            exit_if_forked()
-            if len(values) < due:  # Why: an iterator takes this exception for its end.
-                raise RuntimeError("the function raised StopIteration")  # noqa: TRY301
-            before, now = now, perf_counter()
-            spent = now - before
-            most = _MOST_TINY if spent < _TINY_SECONDS else _MOST
-            size = min(2 * size, most) if spent < _QUICK_SECONDS else 1
-    except BaseException as error:  # noqa: BLE001 - it is the item's outcome
-        exit_if_forked(error)
-        return Slice(values, error)
+    own = _Items(items[first:last])
+    results = call(fn, own)
+    with inside_worker(own):
+        try:
+            while due < count and now < until:
+                # Why not after tiny items: the look is a system call, which takes as long as many.
+                if spent >= _TINY_SECONDS or now >= look:
+                    if is_stopped():
+                        break
+                    look = now + _LOOK_SECONDS
+                # Why not item by item: looking at the clock takes as long as a quick item.
+                due = min(due + size, count)
+                # Invariant: if an item raises, the list has the results of the items before it.
+                values.extend(itertools.islice(results, size))
+                exit_if_forked()
+                if len(values) < due:  # Why: an iterator takes this exception for its end.
+                    raise RuntimeError("the function raised StopIteration")  # noqa: TRY301
+                before, now = now, perf_counter()
+                spent = now - before
+                most = _MOST_TINY if spent < _TINY_SECONDS else _MOST
+                size = min(2 * size, most) if spent < _QUICK_SECONDS else 1
+        except BaseException as error:  # noqa: BLE001 - it is the item's outcome
+            exit_if_forked(error)
+            return Slice(values, error)
     return values
 
 

@@ -427,15 +427,16 @@ class WorkerProcess:
         """Compute chunks; return the outcome for the event that ends the work."""
         spare = assignment.ledger if work.small_outputs else None
         channel = SocketChannel(self, work.run, spare)
-        exhausted = loop.work(assignment, channel)
+        with traffic.counted() as moved:
+            exhausted = loop.work(assignment, channel)
         self.tasks_left -= assignment.claimed
         channel.flush()
         announced = channel.announcement and channel.announcement.pack()
         made = [(key, one.huge_bytes) for key, one in self.segments.items() if one.huge_bytes]
         for key, _ in made:
             self.segments[key].huge_bytes = 0
-        moved = traffic.take()
-        return assignment.claimed, assignment.handed_out, announced, not exhausted, made, moved
+        total = tuple(moved)
+        return assignment.claimed, assignment.handed_out, announced, not exhausted, made, total
 
     def _assign(self, work: Work, function: Function, tickets: Tickets) -> Assignment:
         """Return the work in the memory of this process."""
