@@ -20,7 +20,7 @@ import numpy as np
 
 from shmpar.errors import format_count
 from shmpar.grid import Halo, Mode
-from shmpar.memory.allocate import LazyPages
+from shmpar.memory.allocate import LazyPages, map_pages
 from shmpar.memory.copying import is_masked, loses
 from shmpar.memory.huge import KINDS
 from shmpar.memory.layout import address_of, byte_bounds
@@ -504,6 +504,11 @@ def _reserve_output(plan: Plan, output: Array, mapping: Mapping, share: float) -
             box = output[_box(window_of(first), window_of(last), output.shape)]
             low, high = byte_bounds(box.shape, box.strides, itemsize)
             begin = address_of(box) - start
+            if segment.reserved and high - low == box.nbytes:
+                # Why not by pages: other processes write to the other windows in these.
+                map_pages(memory, begin + low, begin + high)
+                ready[first : last + 1] = b"\1" * (last + 1 - first)
+                continue
             for page in pages.missing(begin + low, begin + high, share):
                 if not segment.reserved:
                     segment.huge_bytes += pages.reserve(segment.fileno(), page)
