@@ -61,6 +61,7 @@ Array = np.ndarray[Any, Any]
 _RETRY_SECONDS = 0.01  # until a full socket is tried again
 _STACK_CHARACTERS = 16 * 1024  # of the stack of a worker that dies
 _SPARE_BYTES = 16 * 1024  # behind each ledger, for small outputs
+_NUMBER_BYTES = 8  # per chunk, in addition
 _LOOK_SECONDS = 0.1  # between two looks at workers that have no pidfd
 _FREE_LEDGERS = 2
 _LARGE_LEDGER = 1 << 20  # bytes of a ledger that is not kept for another run
@@ -634,8 +635,11 @@ class _Ledgers:
             if free.chunks == chunks:
                 free.clear()
                 return self._free.pop(position)
-        size = Ledger.nbytes(workers=self._workers, chunks=chunks)
-        segment = create(size + _SPARE_BYTES, purpose="ledger")
+        size = Ledger.nbytes(workers=self._workers, chunks=chunks) + _SPARE_BYTES
+        if size + _NUMBER_BYTES * chunks <= _LARGE_LEDGER:
+            # Why: workers wait for outputs that do not fit; often these are a number per chunk.
+            size += _NUMBER_BYTES * chunks
+        segment = create(size, purpose="ledger")
         ledger = Ledger(segment.mapping, workers=self._workers, chunks=chunks)
         self._segments[ledger] = segment
         return ledger

@@ -348,9 +348,14 @@ class LazyPages:
 
     def map(self, memory: Array, start: int) -> None:
         """Map a reserved page, given the bytes of the segment."""
-        # Why: a fault on reading maps all pages around that hold data, and they can be written to.
-        memory[start : start + huge.PAGE : _FAULT_AROUND].copy()
+        map_pages(memory, start, start + huge.PAGE)
         self._ready[start // huge.PAGE] = 1
+
+
+def map_pages(memory: Array, start: int, stop: int) -> None:
+    """Map a range of a file that is reserved, given the bytes of the file."""
+    # Why: a fault on reading maps all pages around that hold data, and they can be written to.
+    memory[start:stop:_FAULT_AROUND].copy()
 
 
 def _holds_data(fd: int, start: int, stop: int) -> bool:

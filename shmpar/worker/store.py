@@ -20,7 +20,7 @@ import numpy as np
 
 from shmpar.errors import format_count
 from shmpar.grid import Halo, Mode
-from shmpar.memory.allocate import LazyPages
+from shmpar.memory.allocate import LazyPages, map_pages
 from shmpar.memory.copying import is_masked, loses
 from shmpar.memory.huge import KINDS
 from shmpar.memory.layout import address_of, byte_bounds
@@ -50,6 +50,8 @@ _WEAK_KINDS = {bool: "biufc", int: "iufc", float: "fc", complex: "c"}
 _BUILTIN = {np.dtype(float): float, np.dtype(int): int, np.dtype(bool): bool}
 _MIN_RESERVED: Final = 1 << 20  # bytes of an output; a smaller one does not gain
 _pages: weakref.WeakKeyDictionary[Mapping, LazyPages] = weakref.WeakKeyDictionary()
+# The chunks whose windows are reserved and mapped in this process, with the layout of the output.
+_ready: weakref.WeakKeyDictionary[Mapping, tuple[Any, bytearray]] = weakref.WeakKeyDictionary()
 
 
 def as_arrays(plan: Plan, value: Any, is_tuple: bool | None) -> tuple[Array, ...]:
@@ -455,7 +457,8 @@ def reserver(plan: Plan, outputs: Sequence[Array], share: float) -> Reserve | No
 
     Notes
     -----
-    Cost of a call: two system calls for each 2 MiB that this process has not written to before.
+    Cost of a call: two system calls for each 2 MiB that this process has not written to before. A
+    claim over chunks that an earlier run has written to costs a look.
     """
     pairs = [(output, _shared_mapping(output)) for output in outputs]
     parts = [_reserve_output(plan, output, found, share) for output, found in pairs if found]
@@ -484,6 +487,11 @@ def _reserve_output(plan: Plan, output: Array, mapping: Mapping, share: float) -
         _pages[mapping] = LazyPages(start, segment.size)
     pages = _pages[mapping]
     memory = np.ndarray(segment.size, np.uint8, mapping, mapping.lead)
+    place = address_of(output), output.shape, output.strides, itemsize
+    layout = plan.grid, plan.placement, place
+    if mapping not in _ready or _ready[mapping][0] != layout:
+        _ready[mapping] = layout, bytearray(plan.chunks)
+    ready = _ready[mapping][1]
 
     def reserve(chunks: Sequence[int]) -> None:
         ends = [(chunks[0], chunks[-1])]
@@ -491,13 +499,21 @@ def _reserve_output(plan: Plan, output: Array, mapping: Mapping, share: float) -
             # Why: the chunks of a retry lie anywhere, so they have no box of reasonable size.
             ends = [(chunk, chunk) for chunk in chunks]
         for first, last in ends:
+            if ready.find(0, first, last + 1) < 0:
+                continue
             box = output[_box(window_of(first), window_of(last), output.shape)]
             low, high = byte_bounds(box.shape, box.strides, itemsize)
             begin = address_of(box) - start
+            if segment.reserved and high - low == box.nbytes:
+                # Why not by pages: other processes write to the other windows in these.
+                map_pages(memory, begin + low, begin + high)
+                ready[first : last + 1] = b"\1" * (last + 1 - first)
+                continue
             for page in pages.missing(begin + low, begin + high, share):
                 if not segment.reserved:
                     segment.huge_bytes += pages.reserve(segment.fileno(), page)
                 pages.map(memory, page)
+            ready[first : last + 1] = b"\1" * (last + 1 - first)
 
     return reserve
 
