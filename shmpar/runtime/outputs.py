@@ -51,13 +51,8 @@ LEDGER_NEEDS_FILES = (
 
 
 def file_path(path: str | os.PathLike[str], where: str) -> str:
-    """Return the absolute path of a file; raise ``ValueError`` if no file can be created there.
-
-    A symbolic link is followed, so that the file it leads to is replaced, and not the link.
-    """
+    """Return the absolute path of a file; raise ``ValueError`` if no file can be created there."""
     found = os.path.abspath(os.fspath(path))
-    if os.path.islink(found):
-        found = os.path.realpath(found)
     if os.path.isdir(found) or not os.path.isdir(os.path.dirname(found)):
         raise ValueError(f"{where}: its folder does not exist, or the path is a folder")
     return found
@@ -93,7 +88,9 @@ class NpyFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], where: str) -> None:
-        self.path = file_path(path, where)
+        # Why: the file that a symbolic link leads to is replaced, and not the link.
+        link = os.path.islink(path)
+        self.path = file_path(os.path.realpath(path) if link else path, where)
         if not self.path.endswith(".npy"):
             raise ValueError(f"{where}: the name of a file for results must end in .npy")
         # Why the mode too: the superuser may write to every file, but was asked not to.
