@@ -160,6 +160,7 @@ def lose_one(
     return contract.lose_host(pool, folder, chance, lambda: contract.kill_one(client, chance), out)
 
 
+@pytest.mark.stress
 def test_events_that_the_pool_does_not_hear(client: Any, tmp_path: Path) -> None:
     """A user takes over the topic: a killed host, and its successor, are found all the same."""
     heard: list[Any] = []
@@ -232,6 +233,7 @@ def test_a_result_does_not_wait_for_the_scheduler(cluster: shmpar.Pool, client: 
         client.run(hold_back, usual)
 
 
+@pytest.mark.stress
 def test_a_host_that_cannot_answer_at_once(client: Any, local: shmpar.Pool) -> None:
     """The results come by the way of Dask: after a long span, or without the plugin's handler."""
 

@@ -128,7 +128,7 @@ def test_copies_are_cast(have: str, due: str, size: int, strided: bool, small: b
     assert np.array_equal(copy, values.astype(due))
 
 
-LARGE = np.random.default_rng(2).integers(0, 255, 150 * MIB + 6, "u1")
+LARGE = np.random.default_rng(2).integers(0, 255, 100 * MIB + 6, "u1")
 
 
 @pytest.mark.parametrize("values", [LARGE, LARGE.view("i2")[::-1]], ids=["bytes", "backwards"])
@@ -137,7 +137,7 @@ def test_copies_by_threads(values: np.ndarray, pages: str, nothing_left: None) -
     assert np.array_equal(shmpar.array(values), values)
     with shmpar.Pool(1) as pool:
         assert np.array_equal(pool.map_blocks(np.copy, values, chunks=-1), values)
-    assert segment_of(shmpar.array(LARGE)).huge_bytes == (150 * MIB if pages == "huge" else 0)
+    assert segment_of(shmpar.array(LARGE)).huge_bytes == (100 * MIB if pages == "huge" else 0)
 
 
 def test_a_slow_page_ends_the_attempt_of_all_threads(
@@ -150,7 +150,7 @@ def test_a_slow_page_ends_the_attempt_of_all_threads(
     monkeypatch.setattr(huge, "_SLOW_RATIO", 1)  # some page takes longer than the median
     copy = shmpar.array(LARGE)
     assert np.array_equal(copy, LARGE)
-    assert 0 < segment_of(copy).huge_bytes < 150 * MIB
+    assert 0 < segment_of(copy).huge_bytes < 100 * MIB
 
 
 def test_copies_without_more_threads(monkeypatch: pytest.MonkeyPatch, nothing_left: None) -> None:
