@@ -272,6 +272,7 @@ def test_a_host_that_is_killed_while_windows_are_sent_to_it(
         assert [bool(host.lost) for host in run.report.hosts].count(True) == 1
 
 
+@pytest.mark.stress
 def test_one_deadly_chunk_is_blamed_alone(cluster: shmpar.Pool) -> None:
     """A chunk that kills its host is tried again alone, and is named; the others are done."""
 

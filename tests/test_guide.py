@@ -1,6 +1,6 @@
 """The code of the guide prints the shown output, and its pictures are up to date.
 
-Pages with slow libraries are marked ``stress``: `.ci/run` has a step for them.
+Most pages take seconds, and are marked ``stress``: `.ci/run` has a step for them.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ SECTIONS = {
 OWN = re.compile(r"^with shmpar\.Pool\(2?\) as pool\b", re.MULTILINE)
 SHARED = "with __import__('contextlib').nullcontext(shared()) as pool"
 ABOUT_POOLS = {"arrays", "workers"}
-SLOW = {"joblib", "more-machines"}  # Why: each worker imports scikit-learn or distributed
-APART = ABOUT_POOLS | SLOW
+LIBRARIES = {"joblib", "more-machines"}  # Why: each worker imports scikit-learn or distributed
+APART = ABOUT_POOLS | LIBRARIES
+SLOW = {*LIBRARIES, "some", "others"}
 TOGETHER = [page.stem for page in PAGES if page.stem not in APART]
 GROUPS = {page: [page] for page in sorted(APART)} | {
     "some": TOGETHER[::2],
