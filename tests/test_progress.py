@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import time
 from typing import Any
 
 import pytest
 from tqdm.auto import tqdm
 
+import shmpar
 from shmpar.runtime.progress import observe
 
 
@@ -32,6 +35,15 @@ def test_other_values_are_refused() -> None:
     number: Any = 3
     with pytest.raises(TypeError, match=r"not 3$"):
         observe(number, "map_blocks")
+
+
+def test_a_bar_counts_the_time_before_it_was_shown(capsys: Any) -> None:
+    """One worker does at most 1,000 items of 1 ms in a second, and no rate shows more."""
+    with shmpar.Pool(1) as pool:
+        pool.parallel_map(time.sleep, [0.001] * 300, progress=True)
+    rates = [float(rate) for rate in re.findall(r"([\d.]+)item/s", capsys.readouterr().err)]
+    assert rates
+    assert max(rates) <= 1000
 
 
 @pytest.mark.parametrize(("progress", "label"), [(True, "map_blocks"), ("negating", "negating")])

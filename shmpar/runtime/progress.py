@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Callable
 from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any, Protocol
@@ -89,6 +90,7 @@ class _Bar:
     def __init__(self, label: str, noun: str) -> None:
         self._options = {"desc": label, "unit": noun, **_AT_ONCE}
         self._bar: Any = None
+        self._began = time.time()
 
     def begin(self, total: int) -> None:
         # Why: the element of a notebook belongs to the cell that runs when it is displayed.
@@ -98,6 +100,8 @@ class _Bar:
     def update(self, done: int, total: int, failed: int = 0) -> None:
         if self._bar is None:
             self._bar = self._make(total)
+            # Why: the chunks that are done took their time before the bar was made.
+            self._bar.start_t = self._bar.last_print_t = self._began
         bar = self._bar
         if failed:
             bar.show_failures(failed)
