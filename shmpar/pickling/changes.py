@@ -585,23 +585,23 @@ class Walks:
         self._visited: list[tuple[Any, tuple[Any, ...]]] = []
         self._current: list[Walk] = []  # cached walks that were found to be current
 
-    def changes_below(self, definition: Any) -> dict[UserModule, dict[str, None]]:
-        """Return the globals that workers have in another state, and that were reached so far.
+    def below(self, definition: Any) -> Walk | None:
+        """Return the walk from a function or class; None for one that reaches no user's globals.
 
-        Those that a function or class reaches are among them.
+        It may have changes that definitions before this one reach.
         """
         if _is_closed(definition):
-            return {}
+            return None
         if type(definition) not in _WALKED:
-            return self._walk.visit(definition).changes
+            return self._walk.visit(definition)
         key, state = _key(definition)
         walk = _cached_walk(key, state, self._current)
         if walk is None:
-            walk = self._walk.visit(definition)
             self._visited.append((key, state))
-        elif walk not in self._current:
+            return self._walk.visit(definition)
+        if walk not in self._current:
             self._current.append(walk)
-        return walk.changes
+        return walk
 
     def close(self) -> None:
         """Cache the walk, if it has no changes."""
@@ -613,18 +613,10 @@ class Walks:
 
 
 def walk_below(definition: Any) -> Walk | None:
-    """Return the walk from a function or class; None for one that reaches no user's globals."""
-    if _is_closed(definition):
-        return None
-    if type(definition) not in _WALKED:
-        return Walk().visit(definition)
-    key, state = _key(definition)
-    walk = _cached_walk(key, state)
-    if walk is None:
-        walk = Walk().visit(definition)
-        if not walk.changes:
-            walk.forget()
-            _walks[key] = state, walk
+    """Return the walk from one definition alone, as :meth:`Walks.below`."""
+    walks = Walks()
+    walk = walks.below(definition)
+    walks.close()
     return walk
 
 
@@ -646,7 +638,7 @@ def _key(definition: Any) -> tuple[Any, tuple[Any, ...]]:
     return key, (id(module), definition.__qualname__, len(sys.modules))
 
 
-def _cached_walk(key: Any, state: tuple[Any, ...], current: Sequence[Walk] = ()) -> Walk | None:
+def _cached_walk(key: Any, state: tuple[Any, ...], current: Sequence[Walk]) -> Walk | None:
     """Return a cached walk without changes; None if there is none, or it is out of date."""
     known = _walks.get(key)
     if known is None or known[0] != state:

@@ -368,8 +368,8 @@ class _Pickler(CheckedPickler):
         if id(obj) in self._visited:
             return []
         self._visited[id(obj)] = obj
-        updates = []
-        for module, names in self.walks.changes_below(obj).items():
+        walk, updates = self.walks.below(obj), []
+        for module, names in walk.changes.items() if walk is not None else ():
             new = [name for name in names if (module.name, name) not in self._updated]
             self._updated.update((module.name, name) for name in new)
             if new or not (module.importable or module in self._sent):
