@@ -507,12 +507,11 @@ def _reserve_output(plan: Plan, output: Array, mapping: Mapping, share: float) -
             if segment.reserved and high - low == box.nbytes:
                 # Why not by pages: other processes write to the other windows in these.
                 map_pages(memory, begin + low, begin + high)
-                ready[first : last + 1] = b"\1" * (last + 1 - first)
-                continue
-            for page in pages.missing(begin + low, begin + high, share):
-                if not segment.reserved:
-                    segment.huge_bytes += pages.reserve(segment.fileno(), page)
-                pages.map(memory, page)
+            else:
+                for page in pages.missing(begin + low, begin + high, share):
+                    if not segment.reserved:
+                        segment.huge_bytes += pages.reserve(segment.fileno(), page)
+                    pages.map(memory, page)
             ready[first : last + 1] = b"\1" * (last + 1 - first)
 
     return reserve
