@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 import shmpar
 from shmpar.plan import Announcement
 from shmpar.runtime.execution import Execution
-from tests.pools import drop_caches, warm
 
-
-@pytest.fixture(scope="module")
-def shared_pool() -> Iterator[shmpar.Pool]:
-    """Two worker processes for the module."""
-    with warm("processes") as made:
-        yield made
-
-
-@pytest.fixture
-def pool(shared_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
-    """The pool of the module; its caches are dropped after the test."""
-    yield shared_pool
-    drop_caches(shared_pool)
+pytestmark = pytest.mark.parametrize("warm_pool", ["processes"], indirect=True)
 
 
 @pytest.mark.parametrize("chunks", [2_000, 2_200, 54_000, 55_000, 60_000])
