@@ -640,7 +640,7 @@ class _Ledgers:
             # Why: workers wait for outputs that do not fit; often these are a number per chunk.
             size += _NUMBER_BYTES * chunks
         segment = create(size, purpose="ledger")
-        ledger = Ledger(segment.mapping, workers=self._workers, chunks=chunks)
+        ledger = Ledger(segment.memory, workers=self._workers, chunks=chunks)
         self._segments[ledger] = segment
         return ledger
 

@@ -284,6 +284,13 @@ class Segment:
         """The whole segment in the memory of this process, which keeps it mapped."""
         return self._map(writable=True)
 
+    @property
+    def memory(self) -> memoryview:
+        """The bytes of the segment, which keep it mapped."""
+        mapping = self.mapping
+        # Why a part: the mapping of a large segment begins before the segment.
+        return memoryview(mapping)[mapping.lead : mapping.lead + self.size]
+
     def _map(self, *, writable: bool) -> Mapping:
         found = self._mappings[writable]()
         if found is None:

@@ -496,7 +496,7 @@ class WorkerProcess:
 
     def _ledger(self, work: Work) -> Ledger:
         if self.ledger is None or self.ledger[0] != work.ledger:
-            memory = self.segments[work.ledger].mapping
+            memory = self.segments[work.ledger].memory
             self.ledger = work.ledger, Ledger(memory, workers=work.workers, chunks=work.chunks)
         return self.ledger[1]
 
