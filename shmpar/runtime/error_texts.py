@@ -121,6 +121,16 @@ def collected(
     return group
 
 
+def unexplained(plan: Plan, unfinished: Sequence[int]) -> ShmparError:
+    """Return the error for chunks that are not done although no chunk has failed."""
+    done, region = plan.chunks - len(unfinished), plan.region(unfinished[0])
+    return ShmparError(
+        f"{plan.verb}: {done:,} of {plan.chunks:,} chunks were computed, not the one at "
+        f"{describe_region(region)}, and no error tells why: this is a fault of shmpar; "
+        "run.resume() computes the others"
+    )
+
+
 def warn_filled(errors: Sequence[ShmparError], noun: str = "chunk") -> None:
     """Warn once, at the line where the user called the verb, of chunks that were filled."""
     count = len(errors)
