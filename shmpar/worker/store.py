@@ -11,6 +11,7 @@ since a write to a page that is not mapped is a fault.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Sequence
 from reprlib import repr as brief
@@ -310,11 +311,20 @@ def _scalar_target(plan: Plan, output: Array, declared: bool) -> ScalarTarget | 
     # Why: a scalar has native byte order, so for another order the dtypes differ.
     as_it_is = output.dtype.kind in "biufc" and (declared or output.dtype.isnative)
     exact = {output.dtype.type} if as_it_is else set()
+    if as_it_is and declared:
+        exact.update(_cast_types(output.dtype))
     if output.dtype in _BUILTIN:
         exact.add(_BUILTIN[output.dtype])
     flat = output.reshape(-1)
     # Why: the reshaped array is a copy if the output is not contiguous.
     return (flat, exact) if exact and np.may_share_memory(flat, output) else None
+
+
+@functools.cache
+def _cast_types(dtype: np.dtype[Any]) -> frozenset[type]:
+    """Return the types of NumPy's numbers that are cast to a dtype, under the rule of all casts."""
+    numbers = {one for one in np.sctypeDict.values() if np.dtype(one).kind in "biufc"}
+    return frozenset(one for one in numbers if np.can_cast(np.dtype(one), dtype, "same_kind"))
 
 
 def _store_scalar(flat: Array, exact: set[type], checked: Store) -> Store:
