@@ -204,6 +204,8 @@ class ActivePlan:
         How often a chunk whose worker died is computed again.
     task_timeout : float or None
         Seconds that a chunk may take.
+    in_place : bool
+        An output is an input.
     hosts : dict of str to HostTraffic
         The numbers of each host.
     """
@@ -225,6 +227,7 @@ class ActivePlan:
     checksums: Array | None = None
     retries: int = 0
     task_timeout: float | None = None
+    in_place: bool = False
     hosts: dict[str, HostTraffic] = field(default_factory=dict)
 
     def begun_before(self, moment: int) -> Iterator[tuple[int, int]]:

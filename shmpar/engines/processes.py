@@ -51,7 +51,7 @@ from shmpar.memory import allocate, limits, system
 from shmpar.memory.copying import copied_nbytes
 from shmpar.memory.huge import PAGE
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Segment, Slab, create
+from shmpar.memory.segment import Segment, Slab, create, open_segments
 from shmpar.pickling.pack import pack
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.stores.store import Part
@@ -111,6 +111,8 @@ class ProcessesEngine:
         self._counters = Counters()
         self._wake: _WakeUp | None = _WakeUp()
         self._tracker = _SegmentTracker(self._wake)
+        if self._initializer is not None:
+            self._tracker.note(self._initializer.segments)
         self._without_pidfd = False
         self._broken: BaseException | None = None
         limits.keep_standard_streams()
@@ -136,12 +138,17 @@ class ProcessesEngine:
         """Pickle the function, and copy inputs that are not in shared memory."""
         self._check()
         python = self._launcher.interpreter
-        return packing.pack_run(plan, function, arrays, self._state, python, frozen=frozen)
+        run = packing.pack_run(plan, function, arrays, self._state, python, frozen=frozen)
+        self._tracker.note(run.payload.segments)
+        return run
 
     def prepare_call(self, call: Function) -> PreparedCall:
         """Pickle a call; large arrays are put into segments."""
         self._check()
-        return packing.pack_call(call, self._state, self._launcher.interpreter)
+        prepared = packing.pack_call(call, self._state, self._launcher.interpreter)
+        if prepared.payload is not None:
+            self._tracker.note(prepared.payload.segments)
+        return prepared
 
     def _check(self) -> None:
         if self._broken is not None:
@@ -154,8 +161,9 @@ class ProcessesEngine:
         return [copied_nbytes(array) for array in arrays if locate(array) is None]
 
     def segments(self) -> list[Segment]:
-        """Return the segments that workers were sent and that have not ended."""
-        return self._tracker.live()
+        """Return the segments of arrays, arguments, results and ledgers that have not ended."""
+        slab = self.slab
+        return [*self._tracker.live(), *(() if slab is None else slab.segments())]
 
     def wake(self) -> None:
         """End the owner's :meth:`wait`."""
@@ -388,7 +396,11 @@ class ProcessesEngine:
                 handle.calls.pop(message.call, None)
                 own_path = self._launcher.own_path
                 broken = self._broken
-                events.append(packing.unpack_call(message, descriptors, broken, own_path=own_path))
+                adopt = self._tracker.adopt
+                end = packing.unpack_call(
+                    message, descriptors, broken, adopt=adopt, own_path=own_path
+                )
+                events.append(end)
             case protocol.CounterExhausted():
                 self._exhausted(handle, message)
             case protocol.WorkerReady():
@@ -401,7 +413,7 @@ class ProcessesEngine:
             case protocol.ChunkFailed():
                 events.append(message._replace(error=packing.unpack_error(message.error)))
             case protocol.ObjectsReturned():
-                events.extend(packing.unpack_objects(message, descriptors))
+                events.extend(packing.unpack_objects(message, descriptors, self._tracker.adopt))
             case protocol.WorkerExiting():
                 handle.set_exiting()
             case protocol.PlanRejected() | protocol.InitializerFailed():
@@ -565,7 +577,7 @@ _ONE = (1).to_bytes(8, "little")
 
 
 class _SegmentTracker:
-    """Collects the segments that were sent to workers and are gone.
+    """Knows the segments that workers have, and collects those that are gone.
 
     Invariant: a finalizer, which may run in any thread and under any lock, only appends a key and
     wakes the pool thread. The pool thread alone sends messages.
@@ -574,6 +586,8 @@ class _SegmentTracker:
     def __init__(self, wake: _WakeUp | None) -> None:
         self.wake = wake
         self._segments: weakref.WeakValueDictionary[int, Segment] = weakref.WeakValueDictionary()
+        # Those of payloads and results, which no worker is told to forget.
+        self._others: weakref.WeakValueDictionary[int, Segment] = weakref.WeakValueDictionary()
         self._gone: deque[int] = deque()
 
     def add(self, segments: Iterable[Segment]) -> None:
@@ -582,6 +596,26 @@ class _SegmentTracker:
             if segment.key not in self._segments:
                 self._segments[segment.key] = segment
                 segment.subscribe(functools.partial(_gone, weakref.ref(self)))
+
+    def note(self, segments: Iterable[Segment]) -> None:
+        """Have segments listed while they live; any thread may ask."""
+        for segment in segments:
+            self._others[segment.key] = segment
+
+    def adopt(self, record: protocol.SegmentRecord, fd: int) -> Segment:
+        """Return the segment of a result, whose descriptor a worker has sent.
+
+        It is the segment of this process if the function has returned an array of it.
+        """
+        known = self._segments.get(record.key)
+        # Why the file too: a segment that the worker has made may have any key.
+        if known is not None and not known.closed and known.is_file(fd):
+            os.close(fd)
+            return known
+        segment = Segment.adopt(fd, record.size, kind=record.kind, writable=record.writable)
+        segment.purpose = "result"
+        self.note([segment])
+        return segment
 
     def take_gone(self) -> list[int]:
         """Return the keys of the segments that have ended since the last call."""
@@ -600,8 +634,8 @@ class _SegmentTracker:
                 segment.huge_bytes = min(segment.huge_bytes + nbytes, whole)
 
     def live(self) -> list[Segment]:
-        """Return the segments that have not ended."""
-        return [segment for segment in self._segments.values() if not segment.closed]
+        """Return the segments that have not ended; any thread may ask."""
+        return [*open_segments(self._segments), *open_segments(self._others)]
 
     def tell(self, key: int) -> None:
         """Note the end of a segment; takes no lock."""

@@ -133,6 +133,8 @@ class Work(NamedTuple):
         None if they are not known yet.
     is_tuple : bool or None
         Whether the function returns a tuple; None if that is not known yet.
+    in_place : bool
+        An output is an input.
     small_outputs : bool
         Outputs that are not known yet go into the ledger's spare memory if they fit.
     reports : bool
@@ -158,6 +160,7 @@ class Work(NamedTuple):
     arrays: tuple[Input, ...]
     outputs: tuple[Reference, ...] | None
     is_tuple: bool | None
+    in_place: bool
     small_outputs: bool
     reports: bool
     checksums: Reference | None

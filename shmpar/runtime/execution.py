@@ -357,6 +357,7 @@ class Execution:
             reports=not self._attended and not plan.returns_objects,
             retries=self.policy.retries,
             task_timeout=self.policy.task_timeout,
+            in_place=self.policy.in_place,
         )
         self._active, self._prepared, self.hosts = active, None, active.hosts
         if self._todo is not None:
