@@ -87,9 +87,8 @@ def open(  # noqa: A001 - the public name
     if text.endswith(".npy"):
         return _opened_npy(text, mode, how)
     lower = text.lower()
-    name, colon, inner = text.rpartition(":")
-    if colon and name.lower().endswith(_HDF5_SUFFIXES):
-        return _opened_hdf5(name, inner or "/", mode, how)
+    if (end := _end_of_hdf5_path(text)) is not None:
+        return _opened_hdf5(text[:end], text[end + 1 :] or "/", mode, how)
     if lower.endswith(_HDF5_SUFFIXES):
         raise ValueError(f"{text}: name the dataset too, as in {text}:/data")
     if lower.endswith((".tif", ".tiff")):
@@ -245,6 +244,16 @@ def _opened_hdf5(path: str, name: str, mode: str, how: dict[str, Any]) -> Store 
     return _hdf5_store(path, name, how, found)
 
 
+def _end_of_hdf5_path(text: str) -> int | None:
+    """Return the index of the colon in ``x.h5:/data``; None if there is none.
+
+    Why a search: names of folders and of datasets may have colons, as ``kernel:0``.
+    """
+    colons = [found.start() for found in re.finditer(":", text)]
+    ends = [end for end in colons if text[:end].lower().endswith(_HDF5_SUFFIXES)]
+    return next((end for end in ends if os.path.exists(text[:end])), max(ends, default=None))
+
+
 def _hdf5_store(path: str, name: str, how: dict[str, Any], array: Any, user: Any = None) -> Store:
     opener = pickle.dumps((formats.open_hdf5, (path, name, how), {}), 5)
     token, where = formats.file_token(path), f"{path}:{name}"
@@ -302,7 +311,8 @@ def wrap(value: Any, *, write: bool = False) -> Any:
     """
     if isinstance(value, np.ndarray | Store | Part):
         if isinstance(value, Store) and value.kind == "hdf5":
-            formats.same_process_file(value.where.rpartition(":")[0])  # which flushes the file
+            path, *_ = pickle.loads(value.opener)[1]
+            formats.same_process_file(path)  # which flushes the file
         return value
     if isinstance(value, os.PathLike) or (isinstance(value, str) and _SUFFIX.search(value)):
         path = repr(os.fspath(value))
@@ -325,14 +335,29 @@ def _wrap_zarr(array: Any, write: bool) -> Store:
     if not hasattr(array, "store_path"):
         raise TypeError("an array of zarr 2 has no store that workers can open; install zarr>=3")
     formats.check_zarr_store(array)
-    where, path = str(array.store_path), array.store_path.path
+    place = _absolute(array.store_path)
+    where, how = str(place), {"zarr_format": array.metadata.zarr_format}
+    if hasattr(array, "config"):  # the order in memory, and if chunks of the fill value are written
+        how["config"] = array.config
     if write and array.read_only:
         raise ValueError(f"{where} was opened for reading alone; open it with mode='r+'")
     mode = "r+" if write else "r"
-    opener = pickle.dumps((formats.open_zarr, (array.store, path, mode), {}), 5)
+    opener = pickle.dumps((formats.open_zarr, (place.store, place.path, mode, how), {}), 5)
     formats.ZarrArray(array).check()
     unit = array.shards or array.chunks
     return Store(opener, array.shape, array.dtype, unit, "zarr", where, user=array)
+
+
+def _absolute(place: Any) -> Any:
+    """Return the place of a zarr array with the whole path of its folder.
+
+    Why: hosts, and a later call with the same ledger, may work in another folder.
+    """
+    store = place.store
+    if type(store).__name__ != "LocalStore" or os.path.isabs(store.root):
+        return place
+    store = type(store)(os.path.abspath(store.root), read_only=store.read_only)
+    return type(place)(store, place.path)
 
 
 def _wrap_hdf5(dataset: Any, write: bool) -> Store | Array:
