@@ -60,6 +60,8 @@ def test_an_opener_of_a_writable_zarr_array(any_pool: shmpar.Pool, tmp_path: Pat
     store = shmpar.opened(zarr.open_array, path)
     np.testing.assert_array_equal(store[...], X)
     np.testing.assert_array_equal(any_pool.map_blocks(np.negative, store), -X)
+    for given in (store, shmpar.open(path, mode="r+")):
+        np.testing.assert_array_equal(any_pool.parallel_map(np.sum, given, axis=1), X.sum(0))
     out = shmpar.opened(zarr.open_array, path, mode="r+")
     assert any_pool.map_blocks(np.negative, X, out=out) is out
     np.testing.assert_array_equal(zarr.open_array(path, mode="r")[...], -X)

@@ -326,12 +326,13 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
                 f"but had {due} and {self._stored} before; open it anew",
                 opener=self.kind, where=self.where,
             )  # fmt: skip
+        of_units = None if self.unit is None else self._in_file(self.unit)
         read_only = getattr(array, "read_only", True)
-        unit = self.unit if read_only else getattr(array, "unit", self.unit)
-        if unit != self.unit:  # Why: the check of one writer per unit was for other units
+        unit = of_units if read_only else getattr(array, "unit", of_units)
+        if unit != of_units:  # Why: the check of one writer per unit was for other units
             raise StoreError(
                 f"{self.where} ({self.kind}) has changed: it is stored {unit} elements at a time, "
-                f"but was {self.unit} before; open it anew",
+                f"but was {of_units} before; open it anew",
                 opener=self.kind, where=self.where,
             )  # fmt: skip
         return array
