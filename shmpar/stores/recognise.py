@@ -181,7 +181,9 @@ def _store(opener: bytes, kind: str, where: str, **more: Any) -> Store:
     unit = getattr(array, "unit", None)
     if unit is None and kind == "opened":
         unit = _unit_of(array)
-    return Store(opener, array.shape, array.dtype, unit, kind, where, **more)
+    held = getattr(array, "array", array)  # Why: the record of an open zarr array holds it
+    place = formats.place_of_zarr(held) if hasattr(held, "store_path") else ""
+    return Store(opener, array.shape, array.dtype, unit, kind, where, place=place, **more)
 
 
 def _unit_of(array: Any) -> tuple[int, ...] | None:
@@ -345,7 +347,8 @@ def _wrap_zarr(array: Any, write: bool) -> Store:
     opener = pickle.dumps((formats.open_zarr, (place.store, place.path, mode, how), {}), 5)
     formats.ZarrArray(array).check()
     unit = array.shards or array.chunks
-    return Store(opener, array.shape, array.dtype, unit, "zarr", where, user=array)
+    found = formats.place_of_zarr(array)
+    return Store(opener, array.shape, array.dtype, unit, "zarr", where, user=array, place=found)
 
 
 def _absolute(place: Any) -> Any:

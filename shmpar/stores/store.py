@@ -171,6 +171,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         retries: int = 2,
         token: Callable[[], Any] | None = None,
         user: Any = None,
+        place: str = "",
     ) -> None:
         self.opener = opener
         self.shape: Shape = tuple(map(int, shape))
@@ -181,6 +182,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         self.retries = retries
         self.token = token  # it changes when the file is replaced
         self.user = user  # the object that the user gave
+        self.place = place  # of a zarr array, however it was opened
         self._axis = 0  # of the array in the file, which comes first here
         self._stored: np.dtype[Any] = self.dtype
         self._array: Any = None

@@ -261,16 +261,7 @@ def is_same_store(one: Store, other: Store) -> bool:
     -----
     A lazy array that was made of a store is not recognised.
     """
-    return one.opener == other.opener or _place(one) == _place(other) != ""
-
-
-def _place(store: Store) -> str:
-    """Return the place of a zarr array, however it was opened; empty for any other store."""
-    if store.kind not in {"zarr", "opened"}:
-        return ""
-    array = store.array if store.user is None else store.user
-    array = getattr(array, "array", array)  # Why: the record of an open zarr array holds it
-    return formats.place_of_zarr(array) if hasattr(array, "store_path") else ""
+    return one.opener == other.opener or one.place == other.place != ""
 
 
 def map_dataset(verb: str, dataset: Any) -> Array:
