@@ -228,6 +228,19 @@ def test_a_scalar_dataset_is_a_constant(any_pool: shmpar.Pool, tmp_path: Path) -
     np.testing.assert_array_equal(got, np.full(3, 2.5))
 
 
+def test_links_to_other_files(serial: shmpar.Pool, tmp_path: Path) -> None:
+    """A dataset behind an external link is read; a name that leads elsewhere is refused."""
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("x", data=X, chunks=(3, 8))
+        file.create_dataset("soft", data=X + 1, chunks=(3, 8))
+    with h5py.File(tmp_path / "links.h5", "w") as file:
+        file["external"] = h5py.ExternalLink("x.h5", "/x")
+        file["soft"] = h5py.SoftLink("/external")
+        np.testing.assert_array_equal(serial.map_blocks(np.copy, file["external"]), X)
+        with pytest.raises(TypeError, match="was reached by links from another file; open it in"):
+            serial.map_blocks(np.copy, file["soft"])
+
+
 def test_a_file_that_the_user_closes(tmp_path: Path) -> None:
     """A store that shares an open file of the user opens it anew once that was closed."""
     path = str(tmp_path / "x.h5")

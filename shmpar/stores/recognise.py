@@ -388,6 +388,10 @@ def _wrap_hdf5(dataset: Any, write: bool) -> Store | Array:
             return mapped
     if write:
         raise TypeError(_one_writer(f"{path}:{name}"))
+    if file.get(name) != dataset:  # Why: HDF5 may know the name in the file of the link alone
+        raise TypeError(
+            f"the HDF5 dataset {name} was reached by links from another file; open it in {path}"
+        )
     how = {} if driver != "ros3" else {"driver": driver}
     path = path if driver != "ros3" else file.filename
     return _hdf5_store(path, name, how, formats.Hdf5Array(dataset), user=dataset)
