@@ -228,6 +228,18 @@ def test_a_scalar_dataset_is_a_constant(any_pool: shmpar.Pool, tmp_path: Path) -
     np.testing.assert_array_equal(got, np.full(3, 2.5))
 
 
+def test_a_failed_run_leaves_its_file_closed(any_pool: shmpar.Pool, tmp_path: Path) -> None:
+    """The user may write to the file of an input, though the error is at hand."""
+    path = str(tmp_path / "x.h5")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", data=X, chunks=(3, 8))
+    with pytest.raises(shmpar.ChunkError, match="division by zero") as caught:
+        any_pool.map_blocks(lambda block: 1 / 0, shmpar.open(f"{path}:/x"))
+    assert caught.value.run is not None
+    with h5py.File(path, "r+") as file:
+        file["x"][0, 0] = 7
+
+
 def test_links_to_other_files(serial: shmpar.Pool, tmp_path: Path) -> None:
     """A dataset behind an external link is read; a name that leads elsewhere is refused."""
     with h5py.File(tmp_path / "x.h5", "w") as file:

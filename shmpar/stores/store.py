@@ -19,6 +19,7 @@ import errno
 import pickle
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
@@ -75,6 +76,7 @@ class _Cache(threading.local):
 
     def __init__(self) -> None:
         self.arrays: OrderedDict[bytes, Any] = OrderedDict()
+        self.bound = weakref.WeakSet[Any]()  # stores with these arrays
 
 
 _cache = _Cache()
@@ -99,6 +101,8 @@ def drop_stores() -> bool:
     """
     found = bool(_cache.arrays)
     _cache.arrays.clear()
+    for one in _cache.bound:  # Why: the traceback of a failed chunk holds them.
+        one.forget()
     return found
 
 
@@ -306,7 +310,13 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         StoreError
             If it cannot be opened, or has another shape or dtype by now.
         """
-        return self._copy(_array=self._checked(lambda: open_store(self.opener)), token=None)
+        made = self._copy(_array=self._checked(lambda: open_store(self.opener)), token=None)
+        _cache.bound.add(made)
+        return made
+
+    def forget(self) -> None:
+        """Drop the open array, which closes with its last user."""
+        self._array = None
 
     def _checked(self, opens: Callable[[], Any]) -> Any:
         """Open the array, and compare it with the record of it."""
