@@ -240,6 +240,15 @@ def test_a_failed_run_leaves_its_file_closed(any_pool: shmpar.Pool, tmp_path: Pa
         file["x"][0, 0] = 7
 
 
+def test_chunks_of_xarray_may_differ_in_length(serial: shmpar.Pool, tmp_path: Path) -> None:
+    """The longest chunk is the unit."""
+    xarray.Dataset({"x": (("y", "x"), X)}).to_zarr(tmp_path / "x.zarr", consolidated=False)
+    lazy = xarray.open_zarr(tmp_path / "x.zarr", chunks=None, consolidated=False)["x"]
+    lazy.encoding["preferred_chunks"] = {"y": (2, 3, 1), "x": 4}
+    assert wrap(lazy).unit == (3, 4)
+    np.testing.assert_array_equal(serial.map_blocks(np.copy, lazy), X)
+
+
 def test_links_to_other_files(serial: shmpar.Pool, tmp_path: Path) -> None:
     """A dataset behind an external link is read; a name that leads elsewhere is refused."""
     with h5py.File(tmp_path / "x.h5", "w") as file:

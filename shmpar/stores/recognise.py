@@ -410,7 +410,9 @@ def _wrap_xarray(value: Any, write: bool) -> Any:
     if variable.chunks is not None:
         return wrap(variable.data)
     unit = variable.encoding.get("preferred_chunks") or {}
-    lengths = tuple([unit.get(name, size) for name, size in variable.sizes.items()])
+    given = [unit.get(name, size) for name, size in variable.sizes.items()]
+    # Why: a backend may name the length of each chunk.
+    lengths = tuple([max(one) if isinstance(one, tuple | list) else one for one in given])
     named = f"the lazy xarray variable {getattr(value, 'name', None) or ''}".rstrip()
     return _lazy(variable, "xarray", named, write, lengths if unit else None)
 
