@@ -565,7 +565,10 @@ class Execution:
         self.over = True
         self._void_scratch(active)
         if self._verification is not None:
-            self.fatal = self.fatal or self._verification.find_error(active.ledger, self.run)
+            try:
+                self.fatal = self.fatal or self._verification.find_error(active.ledger, self.run)
+            except Exception as error:  # noqa: BLE001 - a store may be gone; it is the outcome
+                self.fatal = error
             self._verification = None
         lost = self._copy_scratch(engine, active)
         done = self._detach(active)

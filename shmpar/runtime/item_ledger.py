@@ -33,6 +33,7 @@ from shmpar.runtime.checkpoint import (
 )
 from shmpar.runtime.error_texts import levels_to_user
 from shmpar.runtime.outputs import Outputs
+from shmpar.stores.store import Store, StoreRows
 from shmpar.worker import results
 
 
@@ -106,6 +107,8 @@ def _identity(plan: Plan, function: Function) -> dict[str, str]:
 def _keys(plan: Plan, function: Function, arrays: list[Any], header: Header) -> bytes:
     """Return the keys of all items, one after the other."""
     call = repr((sorted(header.identity.items()), header.seed))
+    # Why: a unit of a store has many rows, and is decoded as a whole.
+    arrays = [StoreRows(one) if isinstance(one, Store) else one for one in arrays]
     seen: Counter[str] = Counter()
     keys = []
     for chunk in range(plan.chunks):
