@@ -424,6 +424,8 @@ def _parse_out_chunks(
     if len(lengths) != axis.count:
         lacking = f"{format_count(len(lengths), 'length')} for {format_count(axis.count, 'chunk')}"
         raise ValueError(f"{where} has {lacking}")
+    if lengths == [0] and number is not None:  # Why: to an Axis this is no chunk.
+        raise ValueError(f"{where}: chunk 0 would have 0 elements; pass positive lengths")
     try:
         return Axis.explicit(lengths)
     except ValueError as error:
@@ -461,7 +463,8 @@ def ufunc_dtypes(
                 f"{verb}: {func.__name__} gives dtype {result}, which cannot be cast to {dtype} "
                 "under the rule 'same_kind'; pass another dtype= or out="
             )
-    return tuple(results)
+    # Why not of matmul and others: the shape of a result is not that of the rows.
+    return None if func.signature else tuple(results)
 
 
 def _dtype_of(argument: Argument, inputs: Inputs) -> Any:

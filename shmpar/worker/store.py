@@ -26,6 +26,7 @@ from shmpar.memory.huge import KINDS
 from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.memory.segment import Mapping, find_mapping
 from shmpar.plan import (
+    CAST_RESULTS,
     Announcement,
     InBlocks,
     Output,
@@ -368,7 +369,7 @@ def _convert(value: Any, dtype: np.dtype[Any], declared: bool) -> Array:
 
 def _cast_into(window: Array, value: Array, declared: bool) -> None:
     if not declared:
-        first = f"{window.dtype} for another chunk; pass dtype= (or out=) to have results cast"
+        first = f"{window.dtype} for another chunk; {CAST_RESULTS}"
         raise _returned(f"dtype {value.dtype} here but {first}")
     # Why: only a safe cast keeps all characters of a string and all digits of a number.
     to_string, from_string = window.dtype.kind in "SU", value.dtype.kind in "SU"
