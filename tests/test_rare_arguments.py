@@ -228,3 +228,17 @@ def test_partial_results_are_no_objects(pool: shmpar.Pool, name: str) -> None:
     with pytest.raises(TypeError, match=r"cannot be shared; collect them with block_reduce"):
         getattr(pool, name)(X, axis=0, dtype=object)
     assert pool.last_run is before
+
+
+def test_an_axis_may_be_an_array_without_axes(pool: shmpar.Pool) -> None:
+    """As in NumPy, where it is an integer."""
+    last = np.array(1)
+    np.testing.assert_array_equal(pool.sum(X, axis=last), X.sum(1))
+    np.testing.assert_array_equal(pool.median(X, axis=last), np.median(X, 1))
+    got = pool.map_blocks(lambda b: b.sum(1), X, drop_axis=last)
+    np.testing.assert_array_equal(got, X.sum(1))
+    got = pool.map_blocks(lambda b: b[:, None], X, new_axis=last)
+    np.testing.assert_array_equal(got, X[:, None])
+    got = pool.parallel_map(np.sum, X, axis=last)
+    np.testing.assert_array_equal(got, X.sum(0))
+    np.testing.assert_array_equal(pool.apply_along_axis(np.sum, last, X), X.sum(1))

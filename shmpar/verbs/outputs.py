@@ -327,6 +327,12 @@ def check_stores(plan: Plan, given: Sequence[Given]) -> None:
             check_one_writer(plan, one.shape, one.unit, one.where.removeprefix("file://"))
 
 
+def _listed(axes: Any) -> list[Any]:
+    # Why: a single axis may be an array without axes, which has no items.
+    several = isinstance(axes, Iterable) and getattr(axes, "ndim", 1) > 0
+    return list(axes) if several else [axes]
+
+
 def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
     """Read an axis or a sequence of axes, which may count from the end.
 
@@ -337,8 +343,7 @@ def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
     """
     if axes is None:
         return ()
-    given = axes if isinstance(axes, Iterable) else [axes]
-    found = sorted(axis_number(axis, ndim, name) for axis in given)
+    found = sorted(axis_number(axis, ndim, name) for axis in _listed(axes))
     if len(set(found)) != len(found):
         raise ValueError(f"{name}: {axes} names an axis twice")
     return tuple(found)
@@ -371,7 +376,7 @@ def output_axes(ndim: int, drop: Sequence[int], new_axis: Any) -> list[int | Non
     """
     axes: list[int | None] = [axis for axis in range(ndim) if axis not in drop]
     if new_axis is not None:
-        added = list(new_axis) if isinstance(new_axis, Iterable) else [new_axis]
+        added = _listed(new_axis)
         for axis in axes_tuple("new_axis", added, len(axes) + len(added)):
             axes.insert(axis, None)
     return axes
