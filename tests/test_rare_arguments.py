@@ -242,3 +242,25 @@ def test_an_axis_may_be_an_array_without_axes(pool: shmpar.Pool) -> None:
     got = pool.parallel_map(np.sum, X, axis=last)
     np.testing.assert_array_equal(got, X.sum(0))
     np.testing.assert_array_equal(pool.apply_along_axis(np.sum, last, X), X.sum(1))
+
+
+def test_axes_may_come_from_an_iterator(pool: shmpar.Pool) -> None:
+    """It is read once; quantiles of NumPy take one, and so do drop_axis and new_axis."""
+    for name in ("median", "nanmedian"):
+        got = getattr(pool, name)(X, axis=iter([0]), chunks=7)
+        np.testing.assert_array_equal(got, np.median(X, axis=0))
+    got = pool.quantile(X, 0.3, axis=iter([0, 1]))
+    assert got == np.quantile(X, 0.3)
+    got = pool.map_blocks(lambda b: b.sum(1)[None], X, drop_axis=iter([1]), new_axis=iter([0]))
+    np.testing.assert_array_equal(got, X.sum(1)[None])
+    got = pool.map_overlap(lambda b: b[None], X, depth=1, new_axis=iter([0]))
+    np.testing.assert_array_equal(got, X[None])
+
+
+def test_an_output_that_nothing_can_address(pool: shmpar.Pool) -> None:
+    """The error is that of any output that is too large."""
+    for length in (2**62, 10**30):
+        for keywords in ({"dtype": float}, {}):
+            with pytest.raises(shmpar.SegmentFull, match="too large to address"):
+                pool.map_blocks(np.copy, X, out_chunks={0: length}, chunks=-1, **keywords)
+    assert pool.sum(X[0]) == 3

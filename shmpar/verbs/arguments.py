@@ -10,7 +10,7 @@ import math
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from reprlib import repr as brief
 from typing import Any, Final
@@ -79,6 +79,8 @@ class Inputs:
 
     def placed(self, dropped: Any, new_axis: Any, out_chunks: Any) -> tuple[Any, Any, Any]:
         """Return ``drop_axis``, ``new_axis`` and ``out_chunks``, with positions for names."""
+        if isinstance(new_axis, Iterator):  # Why: it can be read once.
+            new_axis = list(new_axis)
         labels = self.labels
         if not isinstance(labels, BlockLabels):
             return dropped, new_axis, out_chunks
