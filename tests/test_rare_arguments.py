@@ -264,3 +264,12 @@ def test_an_output_that_nothing_can_address(pool: shmpar.Pool) -> None:
             with pytest.raises(shmpar.SegmentFull, match="too large to address"):
                 pool.map_blocks(np.copy, X, out_chunks={0: length}, chunks=-1, **keywords)
     assert pool.sum(X[0]) == 3
+
+
+def test_an_empty_tuple_is_no_output(pool: shmpar.Pool) -> None:
+    """Functions of rows alone may return None instead."""
+    with pytest.raises(shmpar.ChunkError, match="empty tuple, which is no output; return None"):
+        pool.parallel_map(lambda _: (), X)
+    for call in (pool.block_reduce, pool.map_blocks):
+        with pytest.raises(shmpar.ChunkError, match="empty tuple, which is no output$"):
+            call(lambda _: (), X)

@@ -67,7 +67,8 @@ def as_arrays(plan: Plan, value: Any, is_tuple: bool | None) -> tuple[Array, ...
     if is_tuple is not None and is_tuple != isinstance(value, tuple):
         raise _wrong_kind(value)
     if not parts:
-        raise _returned("an empty tuple, which is no output; return None")
+        remedy = "; return None" * isinstance(plan.placement, PerItem)
+        raise _returned(f"an empty tuple, which is no output{remedy}")
     if plan.dtypes is not None and len(parts) != len(plan.dtypes):
         due = f"out= or dtype= declares {len(plan.dtypes)}"
         raise _returned(f"{format_count(len(parts), 'output')}, but {due}")
