@@ -273,3 +273,11 @@ def test_an_empty_tuple_is_no_output(pool: shmpar.Pool) -> None:
     for call in (pool.block_reduce, pool.map_blocks):
         with pytest.raises(shmpar.ChunkError, match="empty tuple, which is no output$"):
             call(lambda _: (), X)
+
+
+def test_an_output_without_room_for_the_results_is_named(pool: shmpar.Pool) -> None:
+    """All results have one shape, which `out` does not have."""
+    for out in (np.empty(600), np.empty((600, 4))):
+        match = r"shape \(3,\) where \(4?,?\) is due; every chunk must .*, and out= must have it"
+        with pytest.raises(shmpar.ChunkError, match=match):
+            pool.parallel_map(np.copy, X, out=out)

@@ -387,7 +387,9 @@ def _explain_shape(plan: Plan, chunk: int, value: Array, window: Array) -> str:
     if plan.verb == "map_overlap":
         return explain_overlap_shape(plan, chunk, value.shape)
     if not isinstance(plan.placement, InBlocks):
-        remedy = "every chunk must return the same shape"
+        # Why the dtypes: without them the first result has made the output.
+        in_out = ", and out= must have it" * (plan.dtypes is not None)
+        remedy = f"every chunk must return the same shape{in_out}"
     elif value.ndim == 0:
         return "the function returned a scalar where a block is due; use block_reduce for that"
     elif value.ndim != window.ndim:
