@@ -281,3 +281,17 @@ def test_an_output_without_room_for_the_results_is_named(pool: shmpar.Pool) -> N
         match = r"shape \(3,\) where \(4?,?\) is due; every chunk must .*, and out= must have it"
         with pytest.raises(shmpar.ChunkError, match=match):
             pool.parallel_map(np.copy, X, out=out)
+
+
+def test_nothing_is_filled_if_nothing_tells_the_shape(pool: shmpar.Pool) -> None:
+    """All chunks have failed: the errors are raised; with an output it is filled."""
+
+    def fails(block: Any) -> Any:
+        raise OSError(f"no {block.shape}")
+
+    for keywords in ({"chunks": 100}, {"dtype": float}, {}):
+        with pytest.raises(shmpar.FailedChunks, match="of map_blocks failed"):
+            pool.map_blocks(fails, X, on_error="fill", **keywords)
+    with pytest.warns(RuntimeWarning, match="filled"):
+        found = pool.map_blocks(fails, X, on_error="fill", out=np.zeros(X.shape))
+    assert np.isnan(found).all()
