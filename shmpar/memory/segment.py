@@ -595,6 +595,8 @@ def create(nbytes: int, fill: allocate.Fill | None = None, *, purpose: str = "ar
     1
     """
     size = max(1, nbytes)
+    if size > sys.maxsize:
+        raise SegmentFull(f"{purpose}: a segment of {size:,} bytes is too large to address")
     try:
         file = allocate.make_file(size, fill)
     except SegmentFull as error:

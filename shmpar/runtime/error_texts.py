@@ -22,7 +22,7 @@ from shmpar.errors import (
     shortened,
 )
 from shmpar.ipc.protocol import ChunkFailed
-from shmpar.plan import Blocks, Plan, ResultError, Rows, describe_region
+from shmpar.plan import CAST_RESULTS, Along, Blocks, Plan, ResultError, Rows, describe_region
 from shmpar.runtime.items import RunItems
 
 Error = TypeVar("Error")
@@ -37,6 +37,8 @@ def chunk_error(
     given = failure.shape is None or items is not None
     block = "" if given else f", block of shape {failure.shape}"
     text = f"{block}: {_reason(failure.error)}"
+    if isinstance(plan.placement, Along):  # Why: all keywords of this verb are the function's.
+        text = text.replace(CAST_RESULTS, "return values of one dtype for all lines")
     # Why: the words of a message alone may speak of another array.
     if any(isinstance(one, Blocks | Rows) for one in plan.arguments):
         if _READ_ONLY.search(text):

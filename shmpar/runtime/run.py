@@ -237,7 +237,8 @@ class Run(PoolFuture):
         ------
         tuple of slice
             The chunk's window in the output, or in each of several outputs; an axis that it does
-            not name is whole. Failed chunks have none.
+            not name is whole. With `apply_along_axis` an ellipsis stands for the axes of the result
+            of a line. Failed chunks have none.
         tuple of (item, value)
             For a run over items: the item (a tuple of them for several iterables) and the value
             that the function returned. Failed items have none. Items that an earlier run or a
@@ -272,9 +273,10 @@ class Run(PoolFuture):
             if items is not None:
                 yield items[chunk], self._value(chunk)
                 continue
-            window = self.execution.plan.window(chunk)
+            window: tuple[Any, ...] = self.execution.plan.window(chunk)
             yield tuple(
-                part if isinstance(part, slice) else slice(part, part + 1) for part in window
+                part if isinstance(part, slice) or part is ... else slice(part, part + 1)
+                for part in window
             )
         with hiding():
             self.result()

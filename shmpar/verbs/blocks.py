@@ -395,7 +395,7 @@ class RowVerbs(Caller):
             generator, the paths of a glob, an object with ``__getitem__`` and ``__len__``. All have
             the same length.
         axis : int or str
-            Axis of the rows in the arrays; a name for xarray.
+            Axis of the rows in the arrays; a name for xarray. Items have none.
         {out}
             The input itself works in place. The results of items are put into it too.
         {dtype}

@@ -111,6 +111,7 @@ class Counts(Partials):
         if range is None and np.ndim(bins) == 0:
             low, high = self._map(call, _extremes, chunks)
             range = low.min(), high.max()  # noqa: A001 - NumPy's name
+            np.histogram_bin_edges(np.array(range), 1)  # Why: NumPy raises its own error.
         if isinstance(bins, str):
             measure = partial(self._map, call, chunks=chunks)
             collect = partial(self._collect, call, call.inputs.cut(chunks))

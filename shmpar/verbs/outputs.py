@@ -333,6 +333,12 @@ def check_stores(plan: Plan, given: Sequence[Given]) -> None:
             check_one_writer(plan, one.shape, one.unit, one.where.removeprefix("file://"))
 
 
+def _listed(axes: Any) -> list[Any]:
+    # Why: a single axis may be an array without axes, which has no items.
+    several = isinstance(axes, Iterable) and getattr(axes, "ndim", 1) > 0
+    return list(axes) if several else [axes]
+
+
 def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
     """Read an axis or a sequence of axes, which may count from the end.
 
@@ -343,8 +349,7 @@ def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
     """
     if axes is None:
         return ()
-    given = axes if isinstance(axes, Iterable) else [axes]
-    found = sorted(axis_number(axis, ndim, name) for axis in given)
+    found = sorted(axis_number(axis, ndim, name) for axis in _listed(axes))
     if len(set(found)) != len(found):
         raise ValueError(f"{name}: {axes} names an axis twice")
     return tuple(found)
@@ -377,7 +382,7 @@ def output_axes(ndim: int, drop: Sequence[int], new_axis: Any) -> list[int | Non
     """
     axes: list[int | None] = [axis for axis in range(ndim) if axis not in drop]
     if new_axis is not None:
-        added = list(new_axis) if isinstance(new_axis, Iterable) else [new_axis]
+        added = _listed(new_axis)
         for axis in axes_tuple("new_axis", added, len(axes) + len(added)):
             axes.insert(axis, None)
     return axes
@@ -430,6 +435,8 @@ def _parse_out_chunks(
     if len(lengths) != axis.count:
         lacking = f"{format_count(len(lengths), 'length')} for {format_count(axis.count, 'chunk')}"
         raise ValueError(f"{where} has {lacking}")
+    if lengths == [0] and number is not None:  # Why: to an Axis this is no chunk.
+        raise ValueError(f"{where}: chunk 0 would have 0 elements; pass positive lengths")
     try:
         return Axis.explicit(lengths)
     except ValueError as error:
@@ -467,7 +474,8 @@ def ufunc_dtypes(
                 f"{verb}: {func.__name__} gives dtype {result}, which cannot be cast to {dtype} "
                 "under the rule 'same_kind'; pass another dtype= or out="
             )
-    return tuple(results)
+    # Why not of matmul and others: the shape of a result is not that of the rows.
+    return None if func.signature else tuple(results)
 
 
 def _dtype_of(argument: Argument, inputs: Inputs) -> Any:
