@@ -469,6 +469,7 @@ class _Joined(PoolFuture):
                 self.warned, part.warned = {**part.warned, **(self.warned or {})}, None
         if any(part.cancelled() for part in parts):
             super().cancel()
+            self.set_running_or_notify_cancel()
         elif self.set_running_or_notify_cancel():
             errors = (part.exception(0) for part in parts)
             error = next((one for one in errors if one is not None), None)
@@ -499,6 +500,7 @@ class _AsDone(Iterator[Any]):
         self._done = queue.SimpleQueue[Future[Any]]()
         self._batch = deque[Any]()
         self._waiting = 0
+        self._error: Exception | None = None  # of the iterable; the results before it come first
         self._submit(ahead)
 
     def _submit(self, most: int | None) -> None:
@@ -520,6 +522,12 @@ class _AsDone(Iterator[Any]):
         """
         while not self._batch:
             if not self._waiting:
+                error, self._error = self._error, None
+                if error is not None:
+                    try:
+                        raise error
+                    finally:
+                        del error  # Why: its traceback has this frame, which would hold it.
                 raise StopIteration
             if self._ordered:
                 self._calls[0].exception(timeout)
@@ -530,7 +538,11 @@ class _AsDone(Iterator[Any]):
                 except queue.Empty:
                     raise TimeoutError(f"no result within {timeout:g} s") from None
             self._waiting -= 1
-            self._submit(1)
+            try:
+                if self._error is None:
+                    self._submit(1)
+            except Exception as error:  # noqa: BLE001 - the iterable is the user's code
+                self._error = error
             self._batch.extend(call.result())
         return self._batch.popleft()
 
