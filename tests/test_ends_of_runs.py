@@ -37,10 +37,91 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 # Stores and files
 
 
+def test_a_run_after_an_interrupt_reads_the_file_that_is_there(tmp_path: Path) -> None:
+    """A serial call that was interrupted keeps no file open."""
+    path = str(tmp_path / "x.npy")
+
+    def write(value: float) -> None:
+        np.save(tmp_path / "new.npy", np.full((4, 4), value))
+        os.replace(tmp_path / "new.npy", path)
+
+    def interrupt(block: Any) -> Any:
+        raise KeyboardInterrupt
+
+    write(1.0)
+    with shmpar.Pool(engine="serial") as pool:
+        with pytest.raises(KeyboardInterrupt):
+            pool.map_blocks(interrupt, shmpar.opened(np.load, path), chunks=2)
+        write(2.0)
+        found = pool.map_blocks(np.negative, shmpar.opened(np.load, path), chunks=2)
+    assert (found == -2).all()
+
+
+def test_an_output_that_cannot_be_read_again_is_an_error(zarr: ModuleType, tmp_path: Path) -> None:
+    """With check=True a damaged store is no result, and the pool goes on."""
+    out = zarr.create_array(str(tmp_path / "out.zarr"), shape=(4, 4), chunks=(2, 4), dtype="f8")
+
+    def damage(block: Any) -> Any:
+        if block[0, 0] == 8:
+            (tmp_path / "out.zarr/c/0/0").write_bytes(b"no chunk")
+        return block + 1
+
+    with shmpar.Pool(1, check=True) as pool:
+        wait_for_workers(pool)
+        (pid,) = pool._loop.engine.pids()  # type: ignore[union-attr]
+        with pytest.raises(shmpar.StoreError):
+            pool.map_blocks(damage, X, out=out, chunks=(2, 4))
+        assert pool.map_blocks(np.negative, X, chunks=2).tolist() == (-X).tolist()
+        assert pool.submit(os.getpid).result(BOUND) == pid
+
+
 # Results
 
 
+def test_an_item_whose_result_does_not_load_is_not_done(tmp_path: Path) -> None:
+    """It is failed in the table and in the report, and a resumed run computes it again."""
+    ready = tmp_path / "ready"
+
+    def work(item: int) -> Any:
+        return Elsewhere() if item == 1 and not ready.exists() else item
+
+    with shmpar.Pool(2) as pool:
+        with pytest.raises(shmpar.FailedChunks) as caught:
+            pool.parallel_map(work, range(3), on_error="collect")
+        run = caught.value.run
+        assert [one["status"] for one in run.table()] == ["done", "failed", "done"]
+        assert (run.report.done, run.report.failed) == (2, 1)
+        ready.touch()
+        assert run.resume().result(BOUND) == [0, 1, 2]
+
+
+def test_a_run_whose_chunks_disagree_counts_none_as_done(tmp_path: Path) -> None:
+    """The report of results of two dtypes, none of which is kept."""
+
+    def work(block: Any) -> Any:
+        mine, other = (tmp_path / str(n) for n in (int(block[0]), 1 - int(block[0])))
+        mine.touch()
+        while not other.exists():  # until both workers have a chunk
+            pass
+        return 1 if block[0] else 1.5
+
+    with shmpar.Pool(2) as pool:
+        wait_for_workers(pool)
+        with pytest.raises(shmpar.ChunkError, match="dtype"):
+            pool.block_reduce(work, np.arange(2.0), chunks=1)
+        report = pool.last_run.report  # type: ignore[union-attr]
+        assert (report.done, report.failed) == (0, 1)
+        assert pool.last_run.progress == (1, 2)  # type: ignore[union-attr]
+
+
 # Workers
+
+
+def test_a_call_that_was_refused_before_a_restart_is_an_error() -> None:
+    """The worker's initializer had failed; the restart has forgotten its error."""
+    event = CallFinished(0, started=False)
+    found = packing.unpack_call(event, [], None, own_path=False)
+    assert isinstance(found.error, concurrent.futures.BrokenExecutor)
 
 
 # Pools that cannot begin

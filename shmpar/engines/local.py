@@ -454,8 +454,9 @@ class SerialEngine(LocalEngine):
             self._queue.appendleft(item)
 
     def shutdown(self) -> None:
-        """Drop the queue."""
+        """Drop the queue, and the stores of a run that was cut off."""
         self._queue.clear()
+        drop_stores()
 
 
 _Plans = list[tuple[ActivePlan, Generation]]  # emptied when its run is over

@@ -563,9 +563,12 @@ class Execution:
     def _finish(self, engine: Engine, active: ActivePlan) -> None:
         self.over = True
         self._void_scratch(active)
-        if self._verification is not None:
-            self.fatal = self.fatal or self._verification.find_error(active.ledger, self.run)
-            self._verification = None
+        try:
+            if self._verification is not None:
+                self.fatal = self.fatal or self._verification.find_error(active.ledger, self.run)
+        except BaseException as error:  # noqa: BLE001 - an output that cannot be read again
+            self.fatal = error
+        self._verification = None
         lost = self._copy_scratch(engine, active)
         done = self._detach(active)
         try:
@@ -589,6 +592,9 @@ class Execution:
     def _detach(self, active: ActivePlan) -> list[int] | None:
         """Copy the ledger; return the chunks that are done, None for all of them."""
         ledger, done = active.ledger, None
+        if self.errors:
+            # Why: its worker has marked a chunk as done whose result does not load, or fit, here.
+            ledger.status[list(self.errors)] = FAILED
         # Why a function: few programs ask for the ledger of a finished run.
         self._make_ledger, self._active = _copier(ledger), None
         if ledger.done < self.plan.chunks:

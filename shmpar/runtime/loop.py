@@ -669,6 +669,7 @@ def execute_here(run: Run, initializer: Initializer, *, wait: bool = True) -> An
             update(run, observer)
     except BaseException as error:
         execution.abort(error)
+        engine.shutdown()
         raise
     finally:
         try:
