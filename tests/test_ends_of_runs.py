@@ -127,6 +127,76 @@ def test_a_call_that_was_refused_before_a_restart_is_an_error() -> None:
 # Pools that cannot begin
 
 
+@contextlib.contextmanager
+def no_threads() -> Iterator[None]:
+    """Let the system refuse each new thread."""
+    before = threading.stack_size(1 << 46)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_run_for_which_no_thread_can_be_started_is_over(wait: bool, tmp_path: Path) -> None:
+    """It has an outcome, and leaves its ledger to the next call."""
+    files = {"out": tmp_path / "x.npy", "ledger": tmp_path / "ledger"}
+    with shmpar.Pool(1) as pool:
+        with no_threads(), pytest.raises(RuntimeError, match="thread"):
+            pool.map_blocks(np.negative, X, chunks=2, wait=wait, **files)
+        left = pool.last_run
+        assert left is not None
+        assert isinstance(left.exception(BOUND), RuntimeError)
+        assert pool.map_blocks(np.negative, X, chunks=2, **files).tolist() == (-X).tolist()
+
+
+def test_a_call_for_which_no_thread_can_be_started_is_never_made(tmp_path: Path) -> None:
+    """submit() has raised an error, so nobody expects the call."""
+    made = tmp_path / "made"
+    with shmpar.Pool(1) as pool:
+        with no_threads(), pytest.raises(RuntimeError, match="thread"):
+            pool.submit(made.touch)
+        assert pool.submit(abs, -2).result(BOUND) == 2
+    assert not made.exists()
+
+
+def test_a_pool_whose_callback_had_no_thread_can_be_closed() -> None:
+    """The end of the pool waits for the threads that were started."""
+    go = threading.Event()
+    with shmpar.Pool(1, engine="threads") as pool:
+        future = pool.submit(go.wait, BOUND)
+        while not future.running():
+            threading.Event().wait(0.01)
+        future.add_done_callback(lambda _: None)
+        with no_threads():
+            go.set()
+            assert future.result(BOUND)
+            while pool._loop.engine is not None:  # until the pool thread has met the error
+                threading.Event().wait(0.01)
+        assert pool.submit(abs, -2).result(BOUND) == 2
+
+
+def test_an_interrupted_begin_of_a_bar_cancels_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With wait=False, nobody has the run: it is cancelled, and its ledger is free."""
+    files = {"out": tmp_path / "x.npy", "ledger": tmp_path / "ledger"}
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with shmpar.Pool(1) as pool:
+        monkeypatch.setattr(progress._Call, "begin", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pool.map_blocks(np.negative, X, wait=False, progress=lambda *_: None, **files)
+        monkeypatch.undo()
+        left = pool.last_run
+        assert left is not None
+        with pytest.raises(concurrent.futures.CancelledError):
+            left.result(BOUND)
+        assert pool.map_blocks(np.negative, X, **files).tolist() == (-X).tolist()
+
+
 # The pool thread
 
 

@@ -59,6 +59,7 @@ from shmpar.runtime.futures import (
     Latch,
     LogRelay,
     PoolFuture,
+    run_apart,
     start_thread,
 )
 from shmpar.runtime.progress import TICK_SECONDS, Observer, show_once, show_progress, update
@@ -159,10 +160,10 @@ class Loop:
             if run.observer is not None:
                 show_progress(run, run.observer, self.fail)
             run.resolved.wait()
-        except BaseException:
+        except BaseException as error:
             # Invariant: no lock is held here, since an interrupt comes between any instructions.
             if not run.resolved.is_set:
-                surely(partial(self._post, partial(self._cancel, run, GRACE_SECONDS)))
+                surely(partial(self._abandon, run, error))
                 run.resolved.wait()
             raise
         return run.hand_over()
@@ -178,11 +179,28 @@ class Loop:
     def launch(self, run: Run) -> None:
         """Execute a run for which the caller does not wait."""
         self._prepare(run, attended=False)
-        if run.observer is not None:
-            # Why suppressed: the first update fails too, and the run has its error then.
-            with contextlib.suppress(Exception):
-                run.observer.begin(run.progress[1])
-        self._post(partial(self._start, run, observer=run.observer))
+        try:
+            if run.observer is not None:
+                # Why suppressed: the first update fails too, and the run has its error then.
+                with contextlib.suppress(Exception):
+                    run.observer.begin(run.progress[1])
+            self._post(partial(self._start, run, observer=run.observer))
+        except BaseException as error:
+            # Why: the caller gets no run that could be waited for.
+            surely(partial(self._abandon, run, error))
+            raise
+
+    def _abandon(self, run: Run, error: BaseException) -> None:
+        """Cancel a run whose caller gets an exception instead of its result."""
+        try:
+            self.cancel(run, GRACE_SECONDS)
+        except RuntimeError:
+            if self._thread is not None or self.pid != os.getpid():
+                raise
+            # Why: no thread can be started, so no worker has it. Its request, if a later thread
+            # comes to it, is for a run that is over.
+            run.execution.abort(error)
+            run.finish(self._callbacks)
 
     def prepare_call(
         self, function: Function, check: Callable[[Function], object] = lambda _: None
@@ -217,7 +235,11 @@ class Loop:
         call.unwanted = unwanted
         if more:
             call.more, call.stop = more, self._withdraw
-        self._post(partial(self._add_call, call), is_call=True)
+        try:
+            self._post(partial(self._add_call, call), is_call=True)
+        except BaseException:
+            call.cancel()  # Why: the caller gets no future of it.
+            raise
         return call
 
     def _withdraw(self, call: Call) -> None:
@@ -309,7 +331,7 @@ class Loop:
         while (engine := self.engine) is None:
             with self._starting:
                 if self.engine is None:
-                    _run_apart(self._set_engine)
+                    run_apart(self._set_engine)
         return engine
 
     def _set_engine(self) -> None:
@@ -709,28 +731,3 @@ def surely(action: Callable[[], object]) -> None:
 
 def _closed() -> RuntimeError:
     return RuntimeError("the pool was closed before this call was done")
-
-
-def _run_apart(task: Callable[[], None]) -> None:
-    """Run a task in a thread of its own, which no interrupt reaches, and wait for it.
-
-    After an interrupt the task may still run, or begin later.
-
-    Why: an interrupt between the start of a process and the note of its number would leave it.
-    """
-    errors, done = list[BaseException](), Latch()
-
-    def run() -> None:
-        try:
-            task()
-        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
-            errors.append(error)
-        finally:
-            done.set()
-
-    thread = threading.Thread(target=run, name="shmpar-start", daemon=True)
-    start_thread(thread)
-    done.wait()
-    thread.join()
-    if errors:
-        raise errors[0]
