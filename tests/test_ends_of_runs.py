@@ -200,6 +200,64 @@ def test_an_interrupted_begin_of_a_bar_cancels_the_run(
 # The pool thread
 
 
+def test_a_request_for_which_there_is_no_engine_ends() -> None:
+    """restart() returns although the engine broke meanwhile, and none could be made."""
+    begun, go = threading.Event(), threading.Event()
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("broken")
+
+    def block() -> None:
+        begun.set()
+        go.wait(BOUND)
+        fail()
+
+    with shmpar.Pool(1, engine="threads") as pool:
+        assert pool.submit(abs, -1).result(BOUND) == 1
+        loop: Any = pool._loop
+        loop._post(block)
+        assert begun.wait(BOUND)
+        restart = threading.Thread(target=pool.restart, daemon=True)
+        restart.start()
+        while not loop._inbox:
+            threading.Event().wait(0.01)
+        make, loop._make_engine = loop._make_engine, fail
+        go.set()
+        restart.join(BOUND)
+        assert not restart.is_alive()
+        loop._make_engine = make
+        assert pool.submit(abs, -2).result(BOUND) == 2
+
+
+def test_an_iterator_may_be_dropped_in_the_pool_thread(tmp_path: Path, gate: Gate) -> None:
+    """The garbage collector may end an iterator of map() between any two steps of that thread."""
+    drop: list[Callable[[], object]] = []
+
+    class Dropping(Call):
+        @property
+        def more(self) -> tuple[()]:  # type: ignore[override]
+            if drop and threading.current_thread().name == "shmpar-pool":
+                drop.pop()()
+            return ()
+
+    with shmpar.Pool(1) as pool:
+        slow: Any = pool.submit(wait_at_gate, str(tmp_path), 3)
+        gate.wait_for_worker()
+        iterator: Any = pool.map(abs, range(3))
+        waiting: Any = pool.submit(abs, -4)
+        while iterator._calls[0].withdraw is None:  # until the worker has it ahead
+            threading.Event().wait(0.01)
+        slow.__class__ = Dropping
+        drop.append(iterator.close)
+        pool._loop._post(lambda: None)
+        while drop:
+            threading.Event().wait(0.01)
+        gate.open()
+        assert slow.result(BOUND) == 3
+        assert waiting.result(BOUND) == 4
+        assert pool.submit(abs, -5).result(BOUND) == 5
+
+
 # Names of multiprocessing
 
 

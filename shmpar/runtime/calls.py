@@ -85,7 +85,8 @@ class Call(TaskFuture):
             cancelled = withdraw is None and super().cancel()
         if withdraw is not None:
             withdraw(self)
-            cancelled = super().cancel()
+            # Why the look: in the pool thread it may be withdrawn, and cancelled, a little later.
+            cancelled = self.withdraw is None and super().cancel()
         if cancelled:
             self.prepared = None  # Why: it may be queued for long, and needs its arguments no more.
             self.resolved.set()

@@ -258,10 +258,11 @@ class Loop:
             finally:
                 done.set()
 
-        if threading.current_thread() is self._thread:
-            do()
-            return
         self._post(do)
+        # Why not at once in the pool thread itself: a finalizer, such as that of an iterator that
+        # was dropped, may come there between any two steps.
+        if threading.current_thread() is self._thread:
+            return
         # Why a look at the end: the request is dropped if the loop ends first.
         while not (self._ended.is_set or done.wait(TICK_SECONDS)):
             pass
@@ -634,6 +635,8 @@ class Loop:
                 item.finish(self._callbacks)
             elif isinstance(item, Call):
                 item.resolve(self._callbacks, None, error)
+            elif not isinstance(request, partial):
+                request()  # Why: a thread waits for it; without an engine it does nothing else.
 
     def _recover(self, error: BaseException) -> None:
         """Fail all runs and calls with an error; the engine is in an unknown state."""
@@ -654,6 +657,8 @@ class Loop:
                 self._set_ended()
             elif engine is None:  # none could be made
                 self._refuse(error)
+                if self._close_wanted:  # Why again: the request may have been refused just now.
+                    self._end()
 
 
 def execute_here(run: Run, initializer: Initializer, *, wait: bool = True) -> Any:
