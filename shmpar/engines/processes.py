@@ -386,6 +386,7 @@ class ProcessesEngine:
         match message:
             case protocol.CallFinished():
                 handle.calls.pop(message.call, None)
+                handle.worked = True
                 own_path = self._launcher.own_path
                 broken = self._broken
                 events.append(packing.unpack_call(message, descriptors, broken, own_path=own_path))
@@ -423,6 +424,7 @@ class ProcessesEngine:
             handle.set_exiting()
         else:
             handle.outstanding.remove((event.run, event.generation))
+        handle.worked = True
         self._tracker.note_huge(event.huge_bytes)
         if event.run in self._runs:
             if event.announcement is not None:

@@ -273,7 +273,11 @@ class Calls:
                 self._queue.appendleft(call)
             else:
                 self._resolve(call, None, error_texts.call_died(call.name, exit_))
-        self._startup_failures = 0 if had or innocent else self._startup_failures + 1
+        if had or innocent:
+            self._startup_failures = 0
+        elif event.loading is None and not event.idle:
+            # Why not for a plan that kills the workers that load it: its run gives up.
+            self._startup_failures += 1
         return had
 
     def give_up(self, max_startup_failures: int, exit_: Exit) -> None:

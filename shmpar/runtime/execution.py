@@ -480,7 +480,8 @@ class Execution:
         active.ledger.reset_slot(worker)
         if self._verification is not None:
             self._verification.refill(unfinished if blamed is None else (blamed,))
-        self._feed(event._replace(blamed=blamed, unfinished=unfinished))
+        at_startup = event.at_startup and event.loading in {None, self.number}
+        self._feed(event._replace(blamed=blamed, unfinished=unfinished, at_startup=at_startup))
 
     def holds(self, event: protocol.WorkerLost) -> bool:
         """Return True if the lost worker had a chunk of this run, or results it could not tell."""

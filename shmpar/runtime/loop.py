@@ -503,7 +503,7 @@ class Loop:
         holds = any(run.execution.holds(event) for run in runs)
         explained = holds or event.announced or event.killed_for is not None
         had_call = self._calls.worker_lost(event, innocent=explained)
-        event = event._replace(at_startup=not (explained or had_call))
+        event = event._replace(at_startup=not (explained or had_call or event.idle))
         for run in runs:
             run.execution.worker_lost(event)
         limit = max_startup_failures(engine.workers)

@@ -180,7 +180,7 @@ class Scheduler:
     expired : set of int
         Workers that were killed after the grace; no chunk is blamed for that.
     startup_failures : int
-        Workers that died in a row without a chunk.
+        Workers that died in a row at their start, or as they loaded the plan.
     """
 
     retries: int
@@ -266,7 +266,10 @@ class Scheduler:
     def _lost(self, event: WorkerLost) -> Commands:
         had = self.outstanding.pop(event.worker, set())
         overdue = self.overdue.pop(event.worker, None)
-        self.startup_failures = self.startup_failures + 1 if event.at_startup else 0
+        if event.at_startup:
+            self.startup_failures += 1
+        elif event.blamed is not None or event.unfinished:
+            self.startup_failures = 0  # Why not after any death: it may be that of another run.
         again = [chunk for chunk in event.unfinished if chunk not in self.failed]
         blameless = event.worker in self.expired or event.blamed in self.failed
         if event.blamed is not None and not blameless:
