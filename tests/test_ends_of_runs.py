@@ -117,6 +117,20 @@ def test_a_run_whose_chunks_disagree_counts_none_as_done(tmp_path: Path) -> None
 # Workers
 
 
+def test_a_worker_that_does_not_exit_is_replaced() -> None:
+    """A thread of the function holds up the exit of its worker, and not the run."""
+
+    def work(item: int) -> int:
+        if item == 0:
+            threading.Thread(target=threading.Event().wait).start()
+        return item
+
+    with shmpar.Pool(1, max_tasks_per_worker=1) as pool:
+        run = pool.parallel_map(work, range(2), wait=False)
+        assert run.result(BOUND) == [0, 1]
+        assert run.report.deaths == 0
+
+
 def test_a_call_that_was_refused_before_a_restart_is_an_error() -> None:
     """The worker's initializer had failed; the restart has forgotten its error."""
     event = CallFinished(0, started=False)
