@@ -45,6 +45,25 @@ def two() -> Iterator[shmpar.Pool]:
         yield pool
 
 
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_a_run_does_not_wait_for_a_long_call(
+    engine: str, gates: list[Gate], tmp_path: Path
+) -> None:
+    """A call may take long, or wait for a run: the other worker computes all chunks."""
+    with shmpar.Pool(2, engine=engine) as pool:
+        wait_for_workers(pool)
+        call = pool.submit(wait_at_gate, str(tmp_path / "0"), 3)
+        gates[0].wait_for_worker()
+        try:
+            for _ in range(3):
+                run = pool.map_blocks(np.negative, X, chunks=2, wait=False)
+                assert run.result(BOUND).tolist() == (-X).tolist()
+            assert not call.done()
+        finally:
+            gates[0].open()
+        assert call.result(BOUND) == 3
+
+
 def test_a_function_that_kills_its_workers_fails_alone(
     two: shmpar.Pool, gates: list[Gate], tmp_path: Path
 ) -> None:
@@ -60,6 +79,78 @@ def test_a_function_that_kills_its_workers_fails_alone(
     assert not long.done()
     gates[0].open()
     assert long.result(BOUND).tolist() == [0, 1]
+
+
+def test_workers_that_die_at_once_leave_no_chunk_to_two_others(
+    two: shmpar.Pool, tmp_path: Path
+) -> None:
+    """The successor that a new call starts early gets no plan before the death is known."""
+    log = tmp_path / "log"
+
+    def hang_once(item: int) -> int:
+        with log.open("a") as file:
+            file.write(f"{item}\n")
+        if log.read_text().split().count(str(item)) == 1:
+            signal.pause()
+        return item
+
+    run = two.parallel_map(hang_once, range(2), wait=False)
+    while not log.exists() or len(log.read_text().split()) < 2:
+        threading.Event().wait(0.01)
+    engine: Any = two._loop.engine
+    wait, blocked, go = engine.wait, threading.Event(), threading.Event()
+
+    def block() -> None:
+        blocked.set()
+        go.wait(BOUND)
+
+    two._loop._post(block)
+    assert blocked.wait(BOUND)
+    for pid in engine.pids():
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        calls = []
+
+        def wait_and_submit(timeout: float | None) -> Any:
+            events = wait(timeout)
+            if [type(one) for one in events].count(WorkerLost) == 2:
+                del engine.wait
+                calls.append(thread.submit(two.submit, abs, -1).result(BOUND))
+            return events
+
+        engine.wait = wait_and_submit
+        go.set()
+        assert run.result(BOUND) == [0, 1]
+    assert [one.result(BOUND) for one in calls] == [1]
+    wait_for_workers(two)
+    assert sorted(log.read_text().split()) == ["0", "0", "1", "1"]
+
+
+def test_the_memory_of_a_pool_may_be_asked_for_at_any_time() -> None:
+    """A thread that looks at the arrays does not meet one that is being made."""
+    done = threading.Event()
+    interval = sys.getswitchinterval()
+
+    def look(pool: shmpar.Pool) -> int:
+        looks = 0
+        while not done.is_set():
+            looks += len(pool.memory) >= 0
+        return looks
+
+    with shmpar.Pool(1, engine="serial") as pool:
+        arrays = [pool.array(X) for _ in range(300)]
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            looking = thread.submit(look, pool)
+            try:
+                sys.setswitchinterval(1e-6)
+                for _ in range(2_000):
+                    arrays.append(pool.array(X))
+                    del arrays[0]
+            finally:
+                sys.setswitchinterval(interval)
+                done.set()
+            assert looking.result(BOUND) > 0
 
 
 # Calls behind a chunk

@@ -607,8 +607,9 @@ class ThreadsEngine(LocalEngine):
         channel = LocalChannel(active, self._events.put, self._allocating)
         with active.prepared.applied(), traffic.counted() as moved:
             work(assignment, channel)
-        # Why: a run that is alone waits for all threads, which are about to drop its memory.
-        alone = len(self._plans) == 1
+        # Why: a run that is alone waits for all threads, which are about to drop its memory. Not so
+        # beside a call, which may take long, or wait for this run.
+        alone = len(self._plans) == 1 and not self._calling
         had = (0, None) if alone else (assignment.claimed, assignment.handed_out)
         del assignment
         drop_stores()

@@ -269,7 +269,8 @@ class ProcessesEngine:
     def assign(self, worker: int, active: ActivePlan, generation: Generation) -> None:
         """Send a generation to a worker, or queue it behind the work that it has."""
         handle = self._handles.get(worker)
-        if handle is not None:  # else its loss is about to be told
+        # Why the look: if its loss is about to be told, its successor may be there already.
+        if handle is not None and (handle.ready or handle.exiting):
             handle.queue.append((active, generation))
             self._feed(handle)
 
@@ -631,7 +632,9 @@ class _SegmentTracker:
 
     def live(self) -> list[Segment]:
         """Return the segments that have not ended."""
-        return [segment for segment in self._segments.values() if not segment.closed]
+        # Why references: the pool thread may add a segment while another thread asks.
+        found = [one() for one in self._segments.valuerefs()]
+        return [segment for segment in found if segment is not None and not segment.closed]
 
     def tell(self, key: int) -> None:
         """Note the end of a segment; takes no lock."""

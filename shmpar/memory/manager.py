@@ -121,7 +121,9 @@ class Manager:
 
     def segments(self) -> list[Segment]:
         """Return the segments that the manager owns and that are open."""
-        return [segment for segment in list(self._owned.values()) if not segment.closed]
+        # Why references: another thread may add a segment meanwhile.
+        found = [one() for one in self._owned.valuerefs()]
+        return [segment for segment in found if segment is not None and not segment.closed]
 
     def _take_piece(self, nbytes: int) -> Location:
         """Return the next piece of the slab; no piece is reused, so each reads as zeros."""
