@@ -64,6 +64,57 @@ def test_a_run_does_not_wait_for_a_long_call(
         assert call.result(BOUND) == 3
 
 
+def interrupt_a_run(pool: shmpar.Pool, gate: Gate, folder: Path) -> None:
+    """Interrupt a call whose only chunk waits at a gate for ever."""
+
+    def press() -> None:
+        gate.wait_for_worker()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    with pytest.raises(KeyboardInterrupt):
+        pool.map_blocks(functools.partial(wait_at_gate, str(folder)), X[:2], chunks=2)
+    presser.join()
+
+
+def test_an_interrupt_ends_no_call_of_another_thread(
+    two: shmpar.Pool, gates: list[Gate], tmp_path: Path
+) -> None:
+    """The worker that makes the call had the plan of the run too, and goes on with the call."""
+    log = tmp_path / "log"
+
+    def call() -> Any:
+        with log.open("a") as file:
+            file.write("begun\n")
+        return wait_at_gate(str(tmp_path / "0"), 3)
+
+    future = two.submit(call)
+    gates[0].wait_for_worker()
+    interrupt_a_run(two, gates[1], tmp_path / "1")
+    gates[0].open()
+    assert future.result(BOUND) == 3
+    assert log.read_text() == "begun\n"
+    assert two.map_blocks(np.negative, X, chunks=2).tolist() == (-X).tolist()
+
+
+def test_an_interrupt_ends_no_chunk_in_place_of_another_run(
+    two: shmpar.Pool, gates: list[Gate], tmp_path: Path
+) -> None:
+    """A chunk in place could not be computed again."""
+
+    def negate(block: Any) -> Any:
+        return -wait_at_gate(str(tmp_path / "0"), block)
+
+    values = two.array(X[:2] + 1)
+    other = two.map_blocks(negate, values, out=values, chunks=2, wait=False)
+    gates[0].wait_for_worker()
+    interrupt_a_run(two, gates[1], tmp_path / "1")
+    gates[0].open()
+    assert other.result(BOUND).tolist() == [-1, -2]
+    assert other.report.deaths == 0
+
+
 def test_a_function_that_kills_its_workers_fails_alone(
     two: shmpar.Pool, gates: list[Gate], tmp_path: Path
 ) -> None:

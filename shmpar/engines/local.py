@@ -279,6 +279,14 @@ class LocalEngine:
         """Return None: the next call of a thread in this process is soon there."""
         return None
 
+    def has_plan(self, worker: int) -> bool:
+        """Return False: no call is withdrawn."""
+        return False
+
+    def in_calls(self) -> list[int]:
+        """Return none: a thread is not killed, so nobody needs to know."""
+        return []
+
     def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
         """Return none: no call is given ahead."""
         return []

@@ -316,6 +316,15 @@ class ProcessesEngine:
                 return handle.number
         return None
 
+    def has_plan(self, worker: int) -> bool:
+        """Return whether a worker has a plan, behind which a call may wait."""
+        handle = self._handles.get(worker)
+        return handle is not None and bool(handle.outstanding)
+
+    def in_calls(self) -> list[int]:
+        """Return the workers that have begun a call."""
+        return [handle.number for handle in self._handles.values() if handle.is_calling()]
+
     def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
         """Take back the calls that a worker has not begun; return their numbers."""
         handle = self._handles.get(worker)

@@ -164,6 +164,13 @@ class WorkerHandle:
             del self.calls[call]
         return waiting
 
+    def is_calling(self) -> bool:
+        """Return whether the worker has begun a call whose end it has not reported."""
+        if self.begun is None or not self.calls:
+            return False
+        first = self.begun.claim(0)
+        return any(ticket < first for ticket in self.calls.values())
+
     def _waiting(self) -> tuple[int, ...]:
         """Return the calls that the worker, which is dead, had not begun."""
         if self.begun is None or not self.calls:

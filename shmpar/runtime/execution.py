@@ -494,15 +494,26 @@ class Execution:
         computed = cut_off and active.ledger.slot(event.worker)[FINGERPRINT] != 0
         return computed and active.small_outputs and active.outputs is None
 
-    def check_deadlines(self, now: float) -> None:
-        """Kill the workers of chunks that take too long, and those left after the grace."""
+    def check_deadlines(self, now: float) -> bool:
+        """Kill the workers of chunks that take too long; return whether the grace is over."""
         limit = self.policy.task_timeout
         if limit is not None:
             for worker, chunk in self._alive.begun_before(int((now - limit) * 1e9)):
                 self._feed(scheduler.ChunkTimedOut(worker, chunk))
-        if self.deadline is not None and now >= self.deadline and not self.over:
-            self.deadline = None
-            self._feed(scheduler.GraceExpired())
+        return self.deadline is not None and now >= self.deadline and not self.over
+
+    def end_grace(self, elsewhere: Iterable[int]) -> None:
+        """Kill the workers that may have a chunk, except those that are `elsewhere`."""
+        self.deadline = None
+        self._feed(scheduler.GraceExpired(frozenset(elsewhere)))
+
+    def busy(self) -> list[int]:
+        """Return the workers that hold tickets.
+
+        Invariant: they hold no ticket of a run whose counters were stopped before this look.
+        """
+        ledger = self._alive.ledger
+        return [one for one in range(ledger.workers) if ledger.held(one) is not None]
 
     def cancel(self, deadline: float | None = None) -> None:
         """Hand out no more tickets; kill the workers of chunks in progress at a deadline."""

@@ -39,6 +39,7 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 import time
@@ -430,6 +431,8 @@ class Loop:
         # call, which need not wake this thread.
         self._calls_wait = self._calls.wait
         events = engine.wait(0.0 if self._inbox else self._timeout())
+        # Why here: a grace that begins in this step ends after the next wait.
+        now = time.monotonic()
         self._signalled, self._calls_wait = True, False
         while self._inbox:
             self._inbox.popleft()()
@@ -438,9 +441,9 @@ class Loop:
         events.reverse()
         while events:
             self._handle(engine, events.pop())
-        now = time.monotonic()
         for run in self._running():
-            run.execution.check_deadlines(now)
+            if run.execution.check_deadlines(now):
+                run.execution.end_grace(self._elsewhere(engine, run))
         if not self._inbox:  # Why: it may hold a close that cancels the calls which wait.
             self._calls.assign(engine)
         self._finish_runs()
@@ -510,6 +513,15 @@ class Loop:
         self._calls.give_up(limit, event.exit or Exit(None))
         if self._calls:
             engine.replace(event.worker)
+
+    def _elsewhere(self, engine: Engine, run: Run) -> list[int]:
+        """Return the workers that are in a chunk of another run, or in a call.
+
+        Invariant: the counters of `run` were stopped before the latest wait for events. So a worker
+        that had been in a call then, and has left it, has reported that.
+        """
+        others = [one.execution.busy() for one in self._running() if one is not run]
+        return [*engine.in_calls(), *itertools.chain.from_iterable(others)]
 
     def _running(self) -> list[Run]:
         """Return the runs that have begun and are not over."""
