@@ -205,3 +205,34 @@ def test_the_memory_of_a_pool_may_be_asked_for_at_any_time() -> None:
 
 
 # Calls behind a chunk
+
+
+def call_behind(pool: shmpar.Pool, *args: Any) -> Any:
+    """Submit a call; return its future when a worker, which is in a chunk, has it."""
+    call: Any = pool.submit(*args)
+    while call.worker is None:
+        threading.Event().wait(0.01)
+    return call
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_a_call_behind_a_chunk_runs_elsewhere(
+    engine: str, gates: list[Gate], tmp_path: Path
+) -> None:
+    """A worker that has nothing to do makes a call that waits behind a long chunk."""
+    with shmpar.Pool(2, engine=engine) as pool:
+        wait_for_workers(pool)
+        runs = []
+        for number in range(2):
+            wait = functools.partial(wait_at_gate, str(tmp_path / str(number)))
+            runs.append(pool.map_blocks(wait, X[:2], chunks=2, wait=False))
+            gates[number].wait_for_worker()
+        # The worker of the first run has the plan of the second too, and so more to do.
+        call = call_behind(pool, abs, -1)
+        gates[0].open()
+        try:
+            assert call.result(BOUND) == 1
+            assert not runs[1].done()
+        finally:
+            gates[1].open()
+        assert [run.result(BOUND).tolist() for run in runs] == [[0, 1], [0, 1]]
