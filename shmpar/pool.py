@@ -209,6 +209,7 @@ class Pool(Reductions, FirstGuesses, Executor):
     max_tasks_per_worker : int, optional
         Chunks, and calls of `submit`, after which a worker process exits and is replaced, for
         functions that leak memory. A new worker costs about as much as ``import numpy``.
+        An exit that takes more than two seconds is ended by SIGKILL.
     forward_logs : bool
         Give the :mod:`logging` records of worker processes to the handlers of this process, at the
         levels that its loggers have. A record that a handler in the worker takes stays there.

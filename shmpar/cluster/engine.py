@@ -639,6 +639,14 @@ class ClusterEngine:
         """Return None: a host keeps no call for later."""
         return None
 
+    def has_plan(self, worker: int) -> bool:
+        """Return False: a host makes its calls beside its spans."""
+        return False
+
+    def in_calls(self) -> list[int]:
+        """Return none: a lane is killed for its own span alone."""
+        return []
+
     def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
         """Return none: a host keeps no call for later. End its calls over items.
 

@@ -375,6 +375,12 @@ class Engine(Protocol):
     def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
         """Return a worker with a call that can be given this one next, None if there is none."""
 
+    def has_plan(self, worker: int) -> bool:
+        """Return whether a call waits at a worker for a plan, and can be withdrawn meanwhile."""
+
+    def in_calls(self) -> list[int]:
+        """Return the workers that have begun a call, and so compute for no run."""
+
     def call(self, worker: int, number: int, prepared: Any, more: tuple[Any, ...] = ()) -> None:
         """Give a call to a free worker, or its next one; `CallFinished` reports its end.
 

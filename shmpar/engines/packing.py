@@ -426,7 +426,8 @@ def unpack_call(
             error = rejection(error, own_path=own_path)
         return event._replace(error=error)
     if not event.started:
-        return event._replace(error=broken)
+        # Why: a restart of the pool may have come first.
+        return event._replace(error=broken or InitializerError("the pool's initializer failed"))
     try:
         if type(event.value) is not protocol.PackedValue:
             return event  # Why: the message itself has a plain result.

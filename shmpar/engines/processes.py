@@ -107,6 +107,7 @@ class ProcessesEngine:
         self._handles: dict[int, WorkerHandle] = {}
         self._runs: dict[int, ActivePlan] = {}
         self._events: list[protocol.Event] = []
+        self._leaving: list[tuple[float, WorkerHandle]] = []  # until when they may take to exit
         self._ledgers = _Ledgers(workers)
         self._counters = Counters()
         self._wake: _WakeUp | None = _WakeUp()
@@ -221,10 +222,23 @@ class ProcessesEngine:
 
     def _reap(self, handle: WorkerHandle) -> None:
         """Take the last messages of a dead worker, then report its death."""
-        self._read(handle)
+        self._read(handle, last=True)
         self._unlink(handle)
         self._events.append(handle.reap())
         handle.close()
+
+    def _end_late(self) -> list[float]:
+        """Kill the workers that do not exit in time; return the seconds that the others have.
+
+        Why: a thread of the user's code may hold up the exit for ever.
+        """
+        now, leaving = time.monotonic(), self._leaving
+        leaving = [one for one in leaving if self._handles.get(one[1].number) is one[1]]
+        self._leaving = [(due, handle) for due, handle in leaving if due > now]
+        for due, handle in leaving:
+            if due <= now:
+                handle.launched.kill()
+        return [due - now for due, _ in self._leaving]
 
     def _unlink(self, handle: WorkerHandle) -> None:
         del self._handles[handle.number]
@@ -263,7 +277,8 @@ class ProcessesEngine:
     def assign(self, worker: int, active: ActivePlan, generation: Generation) -> None:
         """Send a generation to a worker, or queue it behind the work that it has."""
         handle = self._handles.get(worker)
-        if handle is not None:  # else its loss is about to be told
+        # Why the look: if its loss is about to be told, its successor may be there already.
+        if handle is not None and (handle.ready or handle.exiting):
             handle.queue.append((active, generation))
             self._feed(handle)
 
@@ -309,6 +324,15 @@ class ProcessesEngine:
                 return handle.number
         return None
 
+    def has_plan(self, worker: int) -> bool:
+        """Return whether a worker has a plan, behind which a call may wait."""
+        handle = self._handles.get(worker)
+        return handle is not None and bool(handle.outstanding)
+
+    def in_calls(self) -> list[int]:
+        """Return the workers that have begun a call."""
+        return [handle.number for handle in self._handles.values() if handle.is_calling()]
+
     def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
         """Take back the calls that a worker has not begun; return their numbers."""
         handle = self._handles.get(worker)
@@ -342,13 +366,8 @@ class ProcessesEngine:
         behind = [handle for handle in self._handles.values() if handle.outbox]
         for handle in behind:
             handle.flush()
-        if self._events:
-            timeout = 0.0
-        elif behind:
-            timeout = _RETRY_SECONDS if timeout is None else min(timeout, _RETRY_SECONDS)
+        timeout = self._shortened(timeout, behind=bool(behind))
         gone: dict[int, WorkerHandle] = {}
-        if self._without_pidfd:
-            timeout = _LOOK_SECONDS if timeout is None else min(timeout, _LOOK_SECONDS)
         for key, _ in self._selector.select(timeout):
             if isinstance(key.fileobj, _WakeUp):
                 key.fileobj.clear()
@@ -365,13 +384,29 @@ class ProcessesEngine:
         events, self._events = self._events, []
         return events
 
+    def _shortened(self, timeout: float | None, *, behind: bool) -> float | None:
+        """Return the timeout of a wait, or the time until this engine has something to do."""
+        if self._events:
+            return 0.0
+        waits = [] if timeout is None else [timeout]
+        if behind:
+            waits.append(_RETRY_SECONDS)
+        if self._without_pidfd:
+            waits.append(_LOOK_SECONDS)
+        if self._leaving:
+            waits += self._end_late()
+        return min(waits, default=None)
+
     def _forget_segments(self) -> None:
         for segment in self._tracker.take_gone():
             for handle in self._handles.values():
                 handle.forget(segment)
 
-    def _read(self, handle: WorkerHandle) -> bool:
-        """Take all messages of a worker; False if only their end shows that it is dead."""
+    def _read(self, handle: WorkerHandle, *, last: bool = False) -> bool:
+        """Take all messages of a worker; False if only their end shows that it is dead.
+
+        The `last` ones of a dead worker are taken up to their end.
+        """
         while True:
             try:
                 message, descriptors = handle.launched.wire.receive(wait=False)
@@ -385,7 +420,8 @@ class ProcessesEngine:
                 handle.stack = (handle.stack + message)[:_STACK_CHARACTERS]
                 continue
             self._take(handle, message, descriptors)
-            if not handle.outstanding and not handle.calls and type(message) in _LAST:
+            idle = not handle.outstanding and not handle.calls and type(message) in _LAST
+            if idle and not last:
                 return True  # Why: an idle worker sends nothing more; this saves a system call.
 
     def _take(self, handle: WorkerHandle, message: Any, descriptors: list[int]) -> None:
@@ -394,6 +430,7 @@ class ProcessesEngine:
         match message:
             case protocol.CallFinished():
                 handle.calls.pop(message.call, None)
+                handle.worked = True
                 own_path = self._launcher.own_path
                 broken = self._broken
                 adopt = self._tracker.adopt
@@ -416,6 +453,8 @@ class ProcessesEngine:
                 events.extend(packing.unpack_objects(message, descriptors, self._tracker.adopt))
             case protocol.WorkerExiting():
                 handle.set_exiting()
+                handle.announced = True
+                self._leaving.append((time.monotonic() + EXIT_SECONDS, handle))
             case protocol.PlanRejected() | protocol.InitializerFailed():
                 self._refused(message)
             case _:
@@ -435,6 +474,7 @@ class ProcessesEngine:
             handle.set_exiting()
         else:
             handle.outstanding.remove((event.run, event.generation))
+        handle.worked = True
         self._tracker.note_huge(event.huge_bytes)
         if event.run in self._runs:
             if event.announcement is not None:

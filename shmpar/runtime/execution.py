@@ -481,7 +481,8 @@ class Execution:
         active.ledger.reset_slot(worker)
         if self._verification is not None:
             self._verification.refill(unfinished if blamed is None else (blamed,))
-        self._feed(event._replace(blamed=blamed, unfinished=unfinished))
+        at_startup = event.at_startup and event.loading in {None, self.number}
+        self._feed(event._replace(blamed=blamed, unfinished=unfinished, at_startup=at_startup))
 
     def holds(self, event: protocol.WorkerLost) -> bool:
         """Return True if the lost worker had a chunk of this run, or results it could not tell."""
@@ -494,15 +495,26 @@ class Execution:
         computed = cut_off and active.ledger.slot(event.worker)[FINGERPRINT] != 0
         return computed and active.small_outputs and active.outputs is None
 
-    def check_deadlines(self, now: float) -> None:
-        """Kill the workers of chunks that take too long, and those left after the grace."""
+    def check_deadlines(self, now: float) -> bool:
+        """Kill the workers of chunks that take too long; return whether the grace is over."""
         limit = self.policy.task_timeout
         if limit is not None:
             for worker, chunk in self._alive.begun_before(int((now - limit) * 1e9)):
                 self._feed(scheduler.ChunkTimedOut(worker, chunk))
-        if self.deadline is not None and now >= self.deadline and not self.over:
-            self.deadline = None
-            self._feed(scheduler.GraceExpired())
+        return self.deadline is not None and now >= self.deadline and not self.over
+
+    def end_grace(self, elsewhere: Iterable[int]) -> None:
+        """Kill the workers that may have a chunk, except those that are `elsewhere`."""
+        self.deadline = None
+        self._feed(scheduler.GraceExpired(frozenset(elsewhere)))
+
+    def busy(self) -> list[int]:
+        """Return the workers that hold tickets.
+
+        Invariant: they hold no ticket of a run whose counters were stopped before this look.
+        """
+        ledger = self._alive.ledger
+        return [one for one in range(ledger.workers) if ledger.held(one) is not None]
 
     def cancel(self, deadline: float | None = None) -> None:
         """Hand out no more tickets; kill the workers of chunks in progress at a deadline."""
@@ -564,12 +576,12 @@ class Execution:
     def _finish(self, engine: Engine, active: ActivePlan) -> None:
         self.over = True
         self._void_scratch(active)
-        if self._verification is not None:
-            try:
+        try:
+            if self._verification is not None:
                 self.fatal = self.fatal or self._verification.find_error(active.ledger, self.run)
-            except Exception as error:  # noqa: BLE001 - a store may be gone; it is the outcome
-                self.fatal = error
-            self._verification = None
+        except BaseException as error:  # noqa: BLE001 - an output that cannot be read again
+            self.fatal = error
+        self._verification = None
         lost = self._copy_scratch(engine, active)
         done = self._detach(active)
         try:
@@ -593,6 +605,9 @@ class Execution:
     def _detach(self, active: ActivePlan) -> list[int] | None:
         """Copy the ledger; return the chunks that are done, None for all of them."""
         ledger, done = active.ledger, None
+        if self.errors:
+            # Why: its worker has marked a chunk as done whose result does not load, or fit, here.
+            ledger.status[list(self.errors)] = FAILED
         # Why a function: few programs ask for the ledger of a finished run.
         self._make_ledger, self._active = _copier(ledger), None
         if ledger.done < self.plan.chunks:

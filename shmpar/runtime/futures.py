@@ -113,6 +113,31 @@ def start_thread(thread: threading.Thread) -> None:
         raise errors[0]
 
 
+def run_apart(task: Callable[[], None]) -> None:
+    """Run a task in a thread of its own, which no interrupt reaches, and wait for it.
+
+    After an interrupt the task may still run, or begin later.
+
+    Why: an interrupt between the start of a process and the note of its number would leave it.
+    """
+    errors, done = list[BaseException](), Latch()
+
+    def run() -> None:
+        try:
+            task()
+        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
+            errors.append(error)
+        finally:
+            done.set()
+
+    thread = threading.Thread(target=run, name="shmpar-start", daemon=True)
+    start_thread(thread)
+    done.wait()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
 class CallbackThreads:
     """Threads that run callbacks of the user; one for each callback that has not returned."""
 
@@ -127,7 +152,11 @@ class CallbackThreads:
         if not self._idle.acquire(blocking=False):
             thread = threading.Thread(target=self._serve, name="shmpar-callback", daemon=True)
             self._threads.add(thread)
-            thread.start()
+            try:
+                thread.start()
+            except BaseException:
+                self._threads.discard(thread)  # Why: nobody can wait for its end.
+                raise
 
     def _serve(self) -> None:
         while (task := self._next()) is not None:

@@ -450,7 +450,8 @@ class Run(PoolFuture):
         try:
             launch(run)
         except BaseException:
-            if not run.execution.over:  # it never began
+            # Why the look: a run that the pool has is being cancelled, and unlocks it at its end.
+            if run.cancel_by is None and not run.execution.over:
                 run.execution.unlock()
             raise
         return run

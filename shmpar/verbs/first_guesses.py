@@ -469,6 +469,7 @@ class _Joined(PoolFuture):
                 self.warned, part.warned = {**part.warned, **(self.warned or {})}, None
         if any(part.cancelled() for part in parts):
             super().cancel()
+            self.set_running_or_notify_cancel()
         elif self.set_running_or_notify_cancel():
             errors = (part.exception(0) for part in parts)
             error = next((one for one in errors if one is not None), None)
@@ -547,7 +548,11 @@ class _AsDone(Iterator[Any]):
                 except queue.Empty:
                     raise TimeoutError(f"no result within {timeout:g} s") from None
             self._waiting -= 1
-            self._submit(1)
+            try:
+                if self._error is None:
+                    self._submit(1)
+            except Exception as error:  # noqa: BLE001 - the iterable is the user's code
+                self._error = error
             self._batch.extend(call.result())
         return self._batch.popleft()
 
