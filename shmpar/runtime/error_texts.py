@@ -108,6 +108,16 @@ def startup_failure(plan: Plan, end: Exit, run: Any) -> WorkerDied:
     )
 
 
+def incomplete(plan: Plan, missing: int) -> ShmparError:
+    """Return the error for a run that ended without an error, and without all of its chunks."""
+    count = format_count(missing, "chunk")
+    return ShmparError(
+        f"{plan.verb}: {count} of {plan.chunks:,} {'is' if missing == 1 else 'are'} not marked as "
+        "done, although no worker reported a failure. This is a defect of shmpar: report it, with "
+        "the output of python -m shmpar doctor"
+    )
+
+
 def collected(
     plan: Plan, errors: Sequence[ShmparError], run: Any, items: RunItems | None
 ) -> FailedChunks:

@@ -618,8 +618,10 @@ class Execution:
             if self.policy.on_error == "raise":
                 return errors[0]
             return error_texts.collected(plan, errors, self.run, self.items)
+        if self.unfinished and not self.cancelled:  # Invariant: no result lacks a chunk.
+            return error_texts.incomplete(plan, len(self.unfinished))
         # Why: nobody gets the result of a cancelled run, and its files are not whole.
-        return None if self.cancelled or self.unfinished else outputs.result()
+        return None if self.cancelled else outputs.result()
 
     def abort(self, error: BaseException) -> None:
         """End at once: the engine is gone with all its workers, or the run never began."""
