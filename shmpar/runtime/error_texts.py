@@ -128,8 +128,8 @@ def unexplained(plan: Plan, unfinished: Sequence[int]) -> ShmparError:
     done, region = plan.chunks - len(unfinished), plan.region(unfinished[0])
     return ShmparError(
         f"{plan.verb}: {done:,} of {plan.chunks:,} chunks were computed, not the one at "
-        f"{describe_region(region)}, and no error tells why: this is a fault of shmpar; "
-        "run.resume() computes the others"
+        f"{describe_region(region)}, and no error tells why. This is a defect of shmpar: report it "
+        "with the output of python -m shmpar doctor; run.resume() computes the others"
     )
 
 

@@ -637,7 +637,7 @@ class Execution:
             if self.policy.on_error == "raise":
                 return errors[0]
             return error_texts.collected(plan, errors, self.run, self.items)
-        if self.unfinished and not self.cancelled:
+        if self.unfinished and not self.cancelled:  # Invariant: no result lacks a chunk.
             return error_texts.unexplained(plan, self.unfinished)
         # Why: nobody gets the result of a cancelled run, and its files are not whole.
         return None if self.cancelled else outputs.result()

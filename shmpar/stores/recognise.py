@@ -318,6 +318,11 @@ def wrap(value: Any, *, write: bool = False) -> Any:
         return value
     if isinstance(value, os.PathLike) or (isinstance(value, str) and _SUFFIX.search(value)):
         path = repr(os.fspath(value))
+        if os.path.isdir(value) and not _SUFFIX.search(os.fsdecode(value)):
+            raise TypeError(
+                f"a folder is no array: pass parallel_map the list of its files, as "
+                f"sorted(pathlib.Path({path}).glob('*.tif'))"
+            )
         raise TypeError(
             f"a path is no array: pass shmpar.open({path}), or kwargs={{'path': {path}}} where the "
             "function opens it"

@@ -74,8 +74,8 @@ class Counts(Partials):
         Cost: one pass over the array, and another pass for the smallest and the largest element
         if there is no `range`, unless `bins` are edges.
 
-        A rule costs one pass more; "scott" two, "doane" three. "fd" and "auto" cost three, two of
-        them to select the quartiles without a copy of the array. "stone" takes a
+        A rule costs one pass more; "scott" two, "doane" three. "fd" and "auto" cost three, or four
+        for integers of 8 and 16 bits, to select the quartiles. "stone" takes a
         pass per candidate: the square root of the number of elements, at least 100. For long
         double NumPy computes the rule, on a copy. The last digits of the sums in "scott" and
         "doane" may make one bin more or less; those of float16 are added in float32.

@@ -548,11 +548,7 @@ class _AsDone(Iterator[Any]):
                 except queue.Empty:
                     raise TimeoutError(f"no result within {timeout:g} s") from None
             self._waiting -= 1
-            try:
-                if self._error is None:
-                    self._submit(1)
-            except Exception as error:  # noqa: BLE001 - the iterable is the user's code
-                self._error = error
+            self._submit(1)
             self._batch.extend(call.result())
         return self._batch.popleft()
 
