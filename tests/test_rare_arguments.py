@@ -271,7 +271,7 @@ def test_an_empty_tuple_is_no_output(pool: shmpar.Pool) -> None:
     with pytest.raises(shmpar.ChunkError, match="empty tuple, which is no output; return None"):
         pool.parallel_map(lambda _: (), X)
     for call in (pool.block_reduce, pool.map_blocks):
-        with pytest.raises(shmpar.ChunkError, match="empty tuple, which is no output$"):
+        with pytest.raises(shmpar.ChunkError, match=r"empty tuple, which is no output$"):
             call(lambda _: (), X)
 
 
