@@ -1,4 +1,4 @@
-"""Calls that were submitted: their futures, and the workers that have them.
+"""Calls that were submitted: their futures and tasks, and the workers that have them.
 
 Guarantees
 ----------
@@ -13,22 +13,32 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
+import numpy as np
+
 from shmpar.engines.engine import Engine, Exit
+from shmpar.engines.local import Initializer, SerialEngine
 from shmpar.ipc.protocol import CallFinished, WorkerLost
+from shmpar.plan import Function
 from shmpar.runtime import error_texts
-from shmpar.runtime.futures import CallbackThreads, Condition
-from shmpar.runtime.tasks import TaskFuture
+from shmpar.runtime.futures import CallbackThreads, Condition, PoolFuture
+from shmpar.worker.task import NBYTES, Progress, Task
+
+_TASK = "task"  # the name of the parameter
+_DEEPEST = 20  # decorators and partials that are looked through
+_BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 _numbers = itertools.count()
 
 
-class Call(TaskFuture):
+class Call(PoolFuture):
     """A call that was submitted; a :class:`concurrent.futures.Future`.
 
     Attributes
@@ -53,6 +63,8 @@ class Call(TaskFuture):
         Has the pool thread end it, if it is a call over items, before its next items.
     withdraw : callable or None
         Has the pool thread withdraw it, while it waits at a worker.
+    task : Task or None
+        The argument ``task`` of its function, if that gets one.
     """
 
     more: tuple[int, int] | tuple[()] = ()
@@ -60,6 +72,7 @@ class Call(TaskFuture):
     unwanted = False
     stop: Callable[[Call], object] | None = None
     withdraw: Callable[[Call], object] | None = None
+    task: Task | None = None
 
     def __init__(
         self,
@@ -76,8 +89,23 @@ class Call(TaskFuture):
         self.retries = retries
         self.worker: int | None = None
 
+    @property
+    def progress(self) -> Progress:
+        """The latest report of the function: a tuple ``(current, total, message)``.
+
+        It is ``(0, None, "")`` before the first report, and if the function has no task.
+        """
+        return Progress() if self.task is None else self.task.read()
+
     def cancel(self) -> bool:
-        """Cancel the call unless a worker has begun it; return whether it is cancelled."""
+        """Cancel the call unless a worker has begun it; then ask its function to stop.
+
+        Returns
+        -------
+        bool
+            Whether the call is cancelled. It is not if it has begun: its function sees
+            ``task.cancelled``, and decides on the outcome.
+        """
         # Lock: the pool thread sets `withdraw` under it, so that no call is cancelled that is given
         # to a worker at the same time.
         with self._condition:
@@ -86,11 +114,18 @@ class Call(TaskFuture):
         if withdraw is not None:
             withdraw(self)
             cancelled = super().cancel()
-        if cancelled:
-            self.prepared = None  # Why: it may be queued for long, and needs its arguments no more.
-            self.resolved.set()
-            self.run_callbacks()
-        return cancelled
+        if not cancelled:
+            self.ask_to_stop()
+            return False
+        self.prepared = None  # Why: it may be queued for long, and needs its arguments no more.
+        self.resolved.set()
+        self.run_callbacks()
+        return True
+
+    def ask_to_stop(self) -> None:
+        """Tell the function that it should stop, if it has a task."""
+        if self.task is not None:
+            self.task.cancel()
 
     def over(self, first: int, last: int) -> Call:
         """Return the call over other ones of the items."""
@@ -288,7 +323,7 @@ class Calls:
             self._withdraw(engine, worker)
         for call in self._running.values():
             call.unwanted = True
-            TaskFuture.cancel(call)
+            call.ask_to_stop()
         for call in [call for call in self._queue if call.worker is None]:
             self._queue.remove(call)
             self._cancel(call)
@@ -315,3 +350,76 @@ class Calls:
         for call in calls:
             call.withdraw = None
             self._resolve(call, None, error)
+
+
+def call_here(name: str, function: Function, more: tuple[int, int] | tuple[()] = ()) -> Call:
+    """Make a call in the calling thread; return its future, which is done."""
+    engine, callbacks = SerialEngine(Initializer()), CallbackThreads()
+    calls = Calls(callbacks)
+    call = Call(name, engine.prepare_call(function), 0)
+    call.more = more
+    calls.add(call)
+    while calls:  # Why again: a call over items may leave some of them.
+        calls.assign(engine)
+        for event in engine.wait(0.0):
+            if isinstance(event, CallFinished):
+                calls.finished(event)
+    return call
+
+
+def task_for(
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+    zeros: Callable[..., Any],
+) -> Task | None:
+    """Return the task of a call; None if its function has no parameter for it.
+
+    A function has if its arguments leave a parameter named ``task`` free.
+
+    Parameters
+    ----------
+    zeros : callable
+        Makes the memory of the task, as :func:`numpy.zeros`.
+
+    Examples
+    --------
+    >>> def segment(image, task): ...
+    >>> [task_for(segment, args, {}, np.zeros) is None for args in [(1,), (1, 2)]]
+    [False, True]
+    """
+    if _TASK in keywords or not _names_task(call):
+        return None
+    try:
+        signature = inspect.signature(call)
+        bound = signature.bind_partial(*args, **keywords).arguments
+    except (TypeError, ValueError):
+        return None  # Why: the call itself raises the error, with the names of its function.
+    parameter = signature.parameters.get(_TASK)
+    if parameter is None or parameter.kind not in _BY_KEYWORD or _TASK in bound:
+        return None
+    return Task(zeros(NBYTES, np.uint8))
+
+
+def _names_task(call: Any) -> bool:
+    """Return whether a function may have the parameter; much quicker than its signature."""
+    for _ in range(_DEEPEST):
+        if isinstance(call, partial):
+            if _TASK in call.keywords:
+                return False
+            call = call.func
+            continue
+        code = getattr(call, "__code__", None)
+        if code is None:
+            if (signature := getattr(call, "__signature__", None)) is not None:
+                return _TASK in getattr(signature, "parameters", ())
+            kind, name = (call, "__init__") if isinstance(call, type) else (type(call), "__call__")
+            code = getattr(getattr(kind, name, None), "__code__", None)
+        if code is not None:
+            named = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+            if _TASK in named:
+                return True
+        call = getattr(call, "__wrapped__", None)
+        if call is None:
+            return False
+    return False

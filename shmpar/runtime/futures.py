@@ -1,4 +1,4 @@
-"""Futures of a pool: a latch for their waiters, threads for callbacks, and records of workers.
+"""Futures of a pool: latches and threads that interrupts do not harm, and records of workers.
 
 Guarantees
 ----------
@@ -111,6 +111,42 @@ def start_thread(thread: threading.Thread) -> None:
     begun.wait()
     if errors:
         raise errors[0]
+
+
+def run_apart(task: Callable[[], None]) -> None:
+    """Run a task in a thread of its own, which no interrupt reaches, and wait for it.
+
+    After an interrupt the task may still run, or begin later.
+
+    Why: an interrupt between the start of a process and the note of its number would leave it.
+    """
+    errors, done = list[BaseException](), Latch()
+
+    def run() -> None:
+        try:
+            task()
+        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
+            errors.append(error)
+        finally:
+            done.set()
+
+    thread = threading.Thread(target=run, name="shmpar-start", daemon=True)
+    start_thread(thread)
+    done.wait()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def surely(action: Callable[[], object]) -> None:
+    """Call an action, again after each interrupt that comes before it has returned."""
+    while True:
+        # Why not contextlib.suppress: an interrupt inside of its functions is not suppressed.
+        try:
+            action()
+        except KeyboardInterrupt:
+            continue
+        return
 
 
 class CallbackThreads:
