@@ -30,7 +30,7 @@ import numpy as np
 
 from shmpar.arrays import SharedArray
 from shmpar.errors import PlanError, ShmparError
-from shmpar.memory.copying import share
+from shmpar.memory.copying import share, share_argument
 from shmpar.memory.layout import Layout, address_of
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
@@ -57,7 +57,6 @@ from shmpar.pickling.explain import (
     reduce_dispatcher,
 )
 from shmpar.pickling.plain import is_plain
-from shmpar.pickling.shared_once import share_argument
 from shmpar.pickling.unpack import (
     after,
     bit_generator,
