@@ -43,7 +43,6 @@ from shmpar.runtime.run import Run, execute_here
 from shmpar.tracebacks import hide_frames
 from shmpar.verbs import Defaults, Reductions
 from shmpar.verbs.arguments import held_by, warn_of_random
-from shmpar.verbs.call_keywords import check_call, names_keywords
 from shmpar.verbs.first_guesses import (
     BATCHES,
     SPAWN,
@@ -53,6 +52,7 @@ from shmpar.verbs.first_guesses import (
     check_iterables,
 )
 from shmpar.verbs.options import parse_options
+from shmpar.verbs.other_names import check_call, names_keywords
 from shmpar.worker.environment import in_worker
 from shmpar.worker.items import call_each
 

@@ -22,8 +22,7 @@ from shmpar.runtime.futures import PoolFuture
 from shmpar.runtime.loop import AT_ONCE, Loop
 from shmpar.tracebacks import delivering, hide_frames, hiding
 from shmpar.verbs.arguments import held_by, signature_of, warn_of_random
-from shmpar.verbs.call_keywords import check_call, names_keywords
-from shmpar.verbs.other_names import NO_CONTEXT, advice
+from shmpar.verbs.other_names import NO_CONTEXT, advice, check_call, names_keywords
 from shmpar.worker.environment import exit_if_forked
 
 P = ParamSpec("P")
