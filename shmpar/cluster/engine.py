@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import operator
 import pickle
 import queue
 import time
@@ -293,7 +292,8 @@ class ClusterEngine:
         self, lane: Lane, active: ActivePlan, generation: Generation
     ) -> protocol.CounterExhausted:
         key = active.number, generation.number
-        had, moved = lane.claimed.pop(key, 0), lane.traffic.pop(active.number, (0, 0, 0.0))
+        had = lane.claimed.pop(key, 0)
+        moved = lane.traffic.pop(active.number, protocol.NO_TRAFFIC)
         return protocol.CounterExhausted(lane.number, *key, had, traffic=moved)
 
     def close(self, active: ActivePlan) -> None:
@@ -604,9 +604,8 @@ class ClusterEngine:
             self._events.append(warned._replace(run=number, call=None))
         state.suspects.difference_update(sent.chunks)
         self._measure(state, sent, host, result)
-        before: Any = lane.traffic.get(number, (0, 0, 0.0))
-        moved: Any = tuple(map(operator.add, before, result.traffic))
-        lane.traffic[number] = moved
+        before = lane.traffic.get(number, protocol.NO_TRAFFIC)
+        lane.traffic[number] = protocol.add_traffic(before, result.traffic)
         if state.active.reports:
             finished = protocol.ClaimFinished(number, sent.generation.number, sent.first, sent.last)
             self._events.append(finished)

@@ -20,7 +20,6 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
-import operator
 import os
 import pickle
 import select
@@ -437,7 +436,7 @@ class Host:
                 return Missing("head")
             runs = [self._start(loaded, box, span) for box in span.boxes]
             results, warned, seconds, deaths = [], {}, 0.0, 0
-            traffic: Any = (0, 0, 0.0)
+            traffic = protocol.NO_TRAFFIC
             for run in runs:
                 run.resolved.wait()
                 execution = run.execution
@@ -445,7 +444,7 @@ class Host:
                 results.append(execution.result or _nothing_done(run))
                 seconds, deaths = seconds + execution.compute_seconds, deaths + execution.deaths
                 warned.update(run.warned or {})
-                traffic = tuple(map(operator.add, traffic, execution.traffic))
+                traffic = protocol.add_traffic(traffic, execution.traffic)
             with self._state:
                 loaded.runs.difference_update(runs)
                 loaded.used = time.monotonic()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shmpar.ipc.protocol import Environment, PackedError, Warned
+from shmpar.ipc.protocol import Environment, PackedError, StoreTraffic, Warned
 from shmpar.memory.allocate import SHM
 from shmpar.plan import Plan, Shape
 from shmpar.version import __version__
@@ -389,15 +389,15 @@ class SpanResult(NamedTuple):
         Local workers that died in a chunk.
     warned : list of Warned
         Warnings of the function.
-    traffic : tuple of (int, int, float)
-        Bytes read from stores, bytes written to stores, and the seconds of that.
+    traffic : StoreTraffic
+        That of the local workers.
     """
 
     boxes: list[BoxResult]
     seconds: float
     deaths: int
     warned: list[Warned]
-    traffic: tuple[int, int, float]
+    traffic: StoreTraffic
 
 
 class CallResult(NamedTuple):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
-import operator
 import queue
 import threading
 import time
@@ -347,7 +346,7 @@ class SerialEngine(LocalEngine):
         self._initializer = initializer
         self._interruptible = interruptible
         self._queue: deque[tuple[ActivePlan, Generation]] = deque()
-        self._moved: dict[int, tuple[Any, ...]] = {}  # from and to stores, in turns of runs
+        self._moved: dict[int, protocol.StoreTraffic] = {}  # from and to stores, in turns of runs
         self._call: tuple[int, _Prepared, tuple[Any, ...]] | None = None
         self._events: deque[protocol.Event] = deque()
         # Why a SimpleQueue: its put is reentrant, so that any thread may wake the owner.
@@ -443,10 +442,11 @@ class SerialEngine(LocalEngine):
             tell(protocol.PlanRejected(active.number, error.with_traceback(None)))
             tell(protocol.CounterExhausted(0, active.number, generation.number))
             return
-        with active.prepared.applied(), traffic.counted() as moved:
+        with active.prepared.applied(), traffic.counted():
             exhausted = work(assignment, channel)
-        before = self._moved.pop(active.number, (0, 0, 0.0))
-        total: Any = tuple(map(operator.add, before, moved))
+            moved = traffic.moved
+        before = self._moved.pop(active.number, protocol.NO_TRAFFIC)
+        total = protocol.add_traffic(before, moved)
         if exhausted:
             tell(protocol.CounterExhausted(0, active.number, generation.number, traffic=total))
         else:
@@ -604,16 +604,16 @@ class ThreadsEngine(LocalEngine):
     def _work(self, worker: int, active: ActivePlan, generation: Generation) -> None:
         assignment = self._assignment(active, generation, worker)
         channel = LocalChannel(active, self._events.put, self._allocating)
-        with active.prepared.applied(), traffic.counted() as moved:
+        with active.prepared.applied(), traffic.counted():
             work(assignment, channel)
+            moved = traffic.moved
         # Why: a run that is alone waits for all threads, which are about to drop its memory.
         alone = len(self._plans) == 1
         had = (0, None) if alone else (assignment.claimed, assignment.handed_out)
         del assignment
         drop_stores()
-        ended = protocol.CounterExhausted(worker, active.number, generation.number, *had)
-        total: Any = tuple(moved)
-        self._events.put(ended._replace(traffic=total))
+        key = active.number, generation.number
+        self._events.put(protocol.CounterExhausted(worker, *key, *had, traffic=moved))
 
 
 def cap_threads(threads: int) -> Callable[[], object]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import operator
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -200,8 +199,8 @@ class Execution:
         Chunks that are not done, once it is over.
     rereads : tuple of (float, tuple of int)
         As of :func:`shmpar.stores.units.times_read`.
-    traffic : tuple of (int, int, float)
-        Bytes read from stores and written to stores, and the seconds of all workers for it.
+    traffic : StoreTraffic
+        That of all workers.
     """
 
     deaths = 0
@@ -245,7 +244,7 @@ class Execution:
         self.began = time.perf_counter()
         self.attempts: list[LostClaim] = []
         self.unfinished: tuple[int, ...] = ()
-        self.traffic: tuple[float, ...] = (0, 0, 0.0)
+        self.traffic = protocol.NO_TRAFFIC
         stored = any(isinstance(one, Store) for one in arrays)
         self.rereads = times_read(plan, arrays) if stored else (1.0, ())
         self._todo = todo
@@ -398,7 +397,7 @@ class Execution:
             case protocol.CounterExhausted():
                 if event.announcement is not None:
                     self._announced(event.announcement)
-                self.traffic = tuple(map(operator.add, self.traffic, event.traffic))
+                self.traffic = protocol.add_traffic(self.traffic, event.traffic)
                 self._feed(event)
             case protocol.ClaimFinished():
                 self._claim_finished(event)
