@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 Outcome = tuple[int, int | None, Any, bool, Sequence[tuple[int, int]], protocol.StoreTraffic]
-"""The fields of ``CounterExhausted`` from `claimed` to `huge_bytes`."""
+"""The fields of ``CounterExhausted`` from `claimed` to `traffic`."""
 _FLUSH_SECONDS = 0.01
 _KEPT_BLOCK = 32 << 20  # bytes; Why: malloc itself keeps no larger ones
 _KEPT_BESIDE_STORES = 16 << 20  # Why less: threads of their libraries have blocks of their own
