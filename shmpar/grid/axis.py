@@ -158,7 +158,7 @@ def whole_number(value: Any, where: str) -> int:
 
 
 def positive_number(value: Any, name: str) -> int:
-    """Return `value` as a Python int of 1 or more, of which a container can have so many items.
+    """Return `value`, a number of things, as a Python int of 1 or more.
 
     Raises
     ------

@@ -34,6 +34,7 @@ from shmpar.plan import (
     ResultError,
     describe_shape,
     fits_shape,
+    window_around,
 )
 from shmpar.stores.store import Store as StoreArray
 from shmpar.worker.environment import exit_if_forked
@@ -501,7 +502,7 @@ def _reserve_output(plan: Plan, output: Array, mapping: Mapping, share: float) -
         for first, last in ends:
             if ready.find(0, first, last + 1) < 0:
                 continue
-            box = output[_box(window_of(first), window_of(last), output.shape)]
+            box = output[window_around(window_of(first), window_of(last), output.shape)]
             low, high = byte_bounds(box.shape, box.strides, itemsize)
             begin = address_of(box) - start
             if segment.reserved and high - low == box.nbytes:
@@ -515,18 +516,3 @@ def _reserve_output(plan: Plan, output: Array, mapping: Mapping, share: float) -
             ready[first : last + 1] = b"\1" * (last + 1 - first)
 
     return reserve
-
-
-def _box(
-    first: Sequence[slice | int], last: Sequence[slice | int], shape: Sequence[int]
-) -> tuple[slice, ...]:
-    """Return the smallest box that contains two windows, on the axes that they name."""
-    sides = []
-    for one, other, length in zip(first, last, shape, strict=False):
-        (low, high), (other_low, other_high) = _bounds(one, length), _bounds(other, length)
-        sides.append(slice(min(low, other_low), max(high, other_high)))
-    return tuple(sides)
-
-
-def _bounds(part: slice | int, length: int) -> tuple[int, int]:
-    return (part, part + 1) if isinstance(part, int) else part.indices(length)[:2]
