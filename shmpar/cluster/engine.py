@@ -29,7 +29,7 @@ import pickle
 import queue
 import time
 from collections import deque
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,15 +64,15 @@ from shmpar.cluster.transport import (
     memory_address,
     memory_of,
 )
-from shmpar.engines.engine import ActivePlan, Exit, Generation
+from shmpar.engines.engine import ActivePlan, Exit, Generation, WithoutProcesses
 from shmpar.engines.packing import State, pack_function, unpack_error
 from shmpar.errors import HostsLost, ShmparError
 from shmpar.ipc import protocol
-from shmpar.ipc.ledger import CURSOR, FIRST, GENERATION, LAST, SINCE, Ledger
+from shmpar.ipc.ledger import CURSOR, FIRST, GENERATION, LAST, SINCE
 from shmpar.ipc.tickets import Tickets, new_tickets
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Segment, Slab, new_output
+from shmpar.memory.segment import new_output
 from shmpar.pickling.pack import Payload
 from shmpar.plan import Announcement, Blocks, Function, Output, Plan, Rows
 from shmpar.runtime.error_texts import function_name
@@ -85,7 +85,7 @@ _INNOCENT = -1  # no run has this number: a lane that was lost for no fault of i
 _SUSPECTS = 32  # Why: more chunks of a lost host are tried in groups at first
 
 
-class ClusterEngine:
+class ClusterEngine(WithoutProcesses):
     """Lanes of hosts.
 
     Parameters
@@ -102,7 +102,6 @@ class ClusterEngine:
         How often a submitted call whose local worker died is made again.
     """
 
-    slab: Slab | None = None
     remote = True
 
     def __init__(
@@ -138,14 +137,6 @@ class ClusterEngine:
         transport.start(settings._replace(control=memory_address(self._control)), self._inbox.put)
 
     # Any thread
-
-    def pids(self) -> list[int]:
-        """Return none: the workers are on hosts."""
-        return []
-
-    def segments(self) -> list[Segment]:
-        """Return none: hosts have copies of their own."""
-        return []
 
     def prepare(
         self, plan: Plan, function: Function, arrays: list[Any], *, frozen: bool
@@ -194,15 +185,6 @@ class ClusterEngine:
     def wake(self) -> None:
         """End the owner's :meth:`wait`."""
         self._inbox.put(None)
-
-    def bytes_to_copy(self, arrays: Sequence[Any]) -> list[int]:
-        """Return none: hosts make the copies."""
-        return []
-
-    def ledger(self, chunks: int) -> Ledger:
-        """Return a ledger in plain memory: only this process writes it."""
-        buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
-        return Ledger(buffer, workers=self.workers, chunks=chunks)
 
     def tickets(self) -> Tickets:
         """Return a new counter."""
@@ -321,12 +303,6 @@ class ClusterEngine:
             self._events.append(protocol.WorkerReady(worker))
             lane.queue.clear()
             lane.claimed.clear()
-
-    def restart(self) -> None:
-        """Do nothing: the engine of the hosts restarts them."""
-
-    def replace(self, worker: int) -> None:
-        """Do nothing: the other engine replaces its hosts."""
 
     # Spans
 
@@ -633,10 +609,6 @@ class ClusterEngine:
         free = [host for host in self._hosts.values() if host.takes_calls()]
         least = min(free, key=lambda host: len(host.calls) / host.most_calls, default=None)
         return None if least is None else least.lanes[0].number
-
-    def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
-        """Return None: a host keeps no call for later."""
-        return None
 
     def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
         """Return none: a host keeps no call for later. End its calls over items.

@@ -404,3 +404,37 @@ class Engine(Protocol):
 
     def shutdown(self) -> None:
         """End all workers; nothing is left when it returns."""
+
+
+class WithoutProcesses:
+    """The parts of an engine that has no worker processes of its own on this machine."""
+
+    slab: Slab | None = None
+    workers = 1
+
+    def pids(self) -> list[int]:
+        """Return none: the workers are no processes, or are on hosts."""
+        return []
+
+    def segments(self) -> list[Segment]:
+        """Return none: no other process maps any, or hosts have copies of their own."""
+        return []
+
+    def bytes_to_copy(self, arrays: Sequence[Array]) -> list[int]:
+        """Return none: the inputs are in this process, or hosts make the copies."""
+        return []
+
+    def ledger(self, chunks: int) -> Ledger:
+        """Return a ledger in plain memory: only this process writes it."""
+        buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
+        return Ledger(buffer, workers=self.workers, chunks=chunks)
+
+    def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
+        """Return None: a thread is soon free, and a host keeps no call for later."""
+        return None
+
+    def restart(self) -> None:
+        """Do nothing: there is no process to replace."""
+
+    def replace(self, worker: int) -> None:
+        """Do nothing: a thread never dies alone, and another engine replaces its hosts."""

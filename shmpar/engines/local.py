@@ -17,21 +17,19 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from shmpar.arrays import SharedArray
-from shmpar.engines.engine import ActivePlan, Generation
+from shmpar.engines.engine import ActivePlan, Generation, WithoutProcesses
 from shmpar.errors import StoreError
 from shmpar.ipc import protocol
-from shmpar.ipc.ledger import Ledger
 from shmpar.ipc.tickets import Tickets, new_tickets
 from shmpar.memory.layout import protected
 from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Segment, Slab
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.stores.store import Part, Store, drop_stores, traffic
 from shmpar.tracebacks import shorten
@@ -226,21 +224,11 @@ class LocalChannel:
         """Do nothing: no result is held back."""
 
 
-class LocalEngine:
+class LocalEngine(WithoutProcesses):
     """The common parts of both engines."""
 
-    slab: Slab | None = None
     remote = False
-    workers = 1
     _broken: BaseException | None = None  # the error of a failed initializer
-
-    def pids(self) -> list[int]:
-        """Return none: the workers are no processes."""
-        return []
-
-    def segments(self) -> list[Segment]:
-        """Return none: no other process maps any."""
-        return []
 
     def prepare(
         self, plan: Plan, function: Function, arrays: list[Array], *, frozen: bool
@@ -257,15 +245,6 @@ class LocalEngine:
         check(self._broken)
         return call, CallersErrors()
 
-    def bytes_to_copy(self, arrays: Sequence[Array]) -> list[int]:
-        """Return none: the inputs are in this process."""
-        return []
-
-    def ledger(self, chunks: int) -> Ledger:
-        """Return a ledger in plain memory."""
-        buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
-        return Ledger(buffer, workers=self.workers, chunks=chunks)
-
     def tickets(self) -> Tickets:
         """Return a new counter."""
         return new_tickets()
@@ -274,22 +253,12 @@ class LocalEngine:
         """Return the order as it is: all chunks are equally near."""
         return todo
 
-    def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
-        """Return None: the next call of a thread in this process is soon there."""
-        return None
-
     def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
         """Return none: no call is given ahead."""
         return []
 
     def kill(self, worker: int, run: int) -> None:
         """Do nothing: a thread cannot be killed."""
-
-    def restart(self) -> None:
-        """Do nothing: the workers have the modules of this process."""
-
-    def replace(self, worker: int) -> None:
-        """Do nothing: a thread never dies alone."""
 
     def _assignment(self, active: ActivePlan, generation: Generation, worker: int) -> Assignment:
         """Bind a run to the memory of this process; inputs become read-only views."""
