@@ -211,7 +211,6 @@ def _make_settings(
     return Settings(
         pool=f"shmpar-{uuid.uuid4().hex}",
         workers=n_workers,
-        python=None,
         env=dict(env),
         threads=threads,
         initializer=packed,

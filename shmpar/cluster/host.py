@@ -160,7 +160,7 @@ class HostEngine(ProcessesEngine):
     """The local workers of a host: functions come pickled, inputs in shared memory."""
 
     def __init__(self, settings: Settings) -> None:
-        launcher = Launcher(settings.python, settings.env, settings.threads)
+        launcher = Launcher(None, settings.env, settings.threads)
         call = None if settings.initializer is None else pickle.loads(settings.initializer)
         super().__init__(settings.workers, launcher, call, settings.tasks)
         self.slab = None  # Why: outputs are windows, which do not fit into spare memory.

@@ -109,8 +109,6 @@ class Settings(NamedTuple):
         Name of the client's pool, unique among all machines.
     workers : int
         Local workers.
-    python : str or None
-        Interpreter of the workers.
     env : dict
         Added to their environment.
     threads : int
@@ -127,7 +125,6 @@ class Settings(NamedTuple):
 
     pool: str
     workers: int
-    python: str | None
     env: dict[str, str]
     threads: int
     initializer: bytes | None

@@ -22,7 +22,7 @@ import functools
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +43,6 @@ from shmpar.stores.units import times_read
 from shmpar.worker.compute import ApplyAlongAxis
 from shmpar.worker.verify import Verification
 
-Array = np.ndarray[Any, Any]
 Described = list[tuple[str, int, int]]  # see shmpar.memory.locate.describe
 _numbers = itertools.count()
 
@@ -133,12 +132,6 @@ def _name(call: Any) -> str:
 def _copier(ledger: Ledger) -> Callable[[], Ledger]:
     """Copy the bytes of a ledger; return a function that makes a ledger of them."""
     return functools.partial(Ledger, ledger.copy(), workers=ledger.workers, chunks=ledger.chunks)
-
-
-def _describe(arrays: Sequence[Array | Store]) -> Described:
-    return [
-        (one.kind, one.nbytes, 0) if isinstance(one, Store) else describe(one) for one in arrays
-    ]
 
 
 class Execution:
@@ -292,7 +285,8 @@ class Execution:
 
     def arrays(self) -> tuple[Described, Described]:
         """Describe the memory of each input and output."""
-        return self._described or (_describe(self._arrays), _describe(self.outputs.arrays or ()))
+        inputs, outputs = self._arrays, self.outputs.arrays or ()
+        return self._described or ([*map(describe, inputs)], [*map(describe, outputs)])
 
     # The caller's thread
 
