@@ -64,6 +64,7 @@ from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
 from shmpar.memory.system import HELD
+from shmpar.pickling.changes import all_names, code_objects
 from shmpar.plan import Announcement, Function, InBlocks, Output, Plan
 from shmpar.runtime.error_texts import levels_to_user
 from shmpar.runtime.outputs import LEDGER_NEEDS_FILES, Given, NewFile, Outputs, file_path
@@ -576,7 +577,7 @@ class _Fingerprinter:
                 yield self.of(cell.cell_contents)
             except ValueError:  # Why: the variable is not bound yet.
                 yield "empty"
-        names = _global_names(function.__code__)
+        names = set(all_names(function.__code__))
         yield from self._named(function.__globals__, names)
         for module in _imported_inside(function.__code__, function.__globals__):
             yield from self._named(vars(module), names)
@@ -661,15 +662,16 @@ def _is_own_path(path: str) -> bool:
 
 def _imported_inside(code: types.CodeType, space: dict[str, Any]) -> list[types.ModuleType]:
     """Return the user's modules that code imports by itself; import them too, as it would."""
-    found = []
-    steps = list(dis.get_instructions(code))
-    for level, parts, step in zip(steps, steps[1:], steps[2:], strict=False):
-        if step.opname == "IMPORT_NAME":
-            name = "." * level.argval + step.argval
-            names = [name, *(f"{name}.{part}" for part in parts.argval or ())]
-            found += [module for one in names if (module := _own_module(one, space)) is not None]
-    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return [*found, *(module for one in inner for module in _imported_inside(one, space))]
+    found: list[types.ModuleType] = []
+    for part in (code, *code_objects(code)):
+        steps = list(dis.get_instructions(part))
+        for level, names, step in zip(steps, steps[1:], steps[2:], strict=False):
+            if step.opname == "IMPORT_NAME":
+                name = "." * level.argval + step.argval
+                several = [name, *(f"{name}.{one}" for one in names.argval or ())]
+                modules = [_own_module(one, space) for one in several]
+                found += [module for module in modules if module is not None]
+    return found
 
 
 def _own_module(name: str, space: dict[str, Any]) -> types.ModuleType | None:
@@ -700,12 +702,6 @@ def _wrapped(value: Any) -> types.FunctionType | None:
     """Return the function behind a decorator object, for example of functools.cache."""
     function = getattr(value, "__wrapped__", None)
     return function if isinstance(function, types.FunctionType) else None
-
-
-def _global_names(code: types.CodeType) -> set[str]:
-    """Return the names that the code, and code inside it, may look up in its globals."""
-    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return set(code.co_names).union(*map(_global_names, inner))
 
 
 def _name(value: Any) -> str:
