@@ -36,11 +36,11 @@ from shmpar.plan import (
     fits_shape,
     window_around,
 )
-from shmpar.stores.store import Store as StoreArray
+from shmpar.stores.store import Store
 from shmpar.worker.environment import exit_if_forked
 
 Array = np.ndarray[Any, Any]
-Store = Callable[[int, Any], None]
+StoreResult = Callable[[int, Any], None]
 Use = Callable[[int, Any], Any]
 Reserve = Callable[[Sequence[int]], None]
 ScalarTarget = tuple[Array, set[type]]
@@ -178,11 +178,11 @@ def untrimmed(
 
 def storer(
     plan: Plan,
-    outputs: Sequence[Array | StoreArray],
+    outputs: Sequence[Array | Store],
     is_tuple: bool,
     scalars: Sequence[ScalarTarget | None] | None = None,
     written: dict[int, Array] | None = None,
-) -> Store:
+) -> StoreResult:
     """Return the function that checks a chunk's result and writes it into its window.
 
     Parameters
@@ -194,7 +194,7 @@ def storer(
         return _store_none
     stores = [
         _write_outside(plan, *pair, number, written)
-        if isinstance(pair[0], StoreArray)
+        if isinstance(pair[0], Store)
         else _store_array(plan, *pair)
         for number, pair in enumerate(_with_declared(plan, outputs))
     ]
@@ -206,10 +206,10 @@ def storer(
     return _store_scalars(targets, checked) if is_tuple else _store_scalar(*targets[0], checked)
 
 
-def scalar_targets(plan: Plan, outputs: Sequence[Array | StoreArray]) -> list[ScalarTarget | None]:
+def scalar_targets(plan: Plan, outputs: Sequence[Array | Store]) -> list[ScalarTarget | None]:
     """Return each output that takes one number per chunk; None for another output."""
     return [
-        None if isinstance(pair[0], StoreArray) else _scalar_target(plan, *pair)
+        None if isinstance(pair[0], Store) else _scalar_target(plan, *pair)
         for pair in _with_declared(plan, outputs)
     ]
 
@@ -225,7 +225,7 @@ def _store_none(_chunk: int, value: Any) -> None:
         raise _returned(f"{type(value).__name__} here but None for another chunk")
 
 
-def _store_array(plan: Plan, output: Array, declared: bool) -> Store:
+def _store_array(plan: Plan, output: Array, declared: bool) -> StoreResult:
     dtype, window_of = output.dtype, plan.placement.windows(plan.grid, output.shape)
     # Why: without the ellipsis the window of a scalar would be a copy, not a view.
     blocks = isinstance(plan.placement, InBlocks) and output.ndim > 0
@@ -246,8 +246,8 @@ def _store_array(plan: Plan, output: Array, declared: bool) -> Store:
 
 
 def _write_outside(
-    plan: Plan, output: StoreArray, declared: bool, number: int, written: dict[int, Array] | None
-) -> Store:
+    plan: Plan, output: Store, declared: bool, number: int, written: dict[int, Array] | None
+) -> StoreResult:
     """Return the function that writes a result to an output outside memory."""
     dtype, shape = output.dtype, output.shape
     window_of = plan.placement.windows(plan.grid, shape)
@@ -279,7 +279,7 @@ def _lengths(where: Sequence[slice | int], shape: Sequence[int]) -> tuple[int, .
     return (*named, *shape[len(where) :])
 
 
-def _store_tuple(plan: Plan, stores: Sequence[Store], outputs: Sequence[Any]) -> Store:
+def _store_tuple(plan: Plan, stores: Sequence[StoreResult], outputs: Sequence[Any]) -> StoreResult:
     def store(chunk: int, value: Any) -> None:
         if not isinstance(value, tuple) or len(value) != len(stores):
             found = len(as_arrays(plan, value, is_tuple=True))
@@ -318,7 +318,7 @@ def _scalar_target(plan: Plan, output: Array, declared: bool) -> ScalarTarget | 
     return (flat, exact) if exact and np.may_share_memory(flat, output) else None
 
 
-def _store_scalar(flat: Array, exact: set[type], checked: Store) -> Store:
+def _store_scalar(flat: Array, exact: set[type], checked: StoreResult) -> StoreResult:
     """Store a number per chunk without a view."""
 
     def store(chunk: int, value: Any) -> None:
@@ -333,7 +333,7 @@ def _store_scalar(flat: Array, exact: set[type], checked: Store) -> Store:
     return store
 
 
-def _store_scalars(targets: Sequence[ScalarTarget], checked: Store) -> Store:
+def _store_scalars(targets: Sequence[ScalarTarget], checked: StoreResult) -> StoreResult:
     """Store a tuple of numbers per chunk without views."""
     count = len(targets)
 
