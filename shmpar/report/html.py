@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from shmpar.display import format_bytes, html_progress, html_table
+from shmpar.display import BLUE, format_bytes, html_progress, html_table
 from shmpar.errors import format_count
 from shmpar.report import text
 from shmpar.report.timings import WorkerTime
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 _MAX_SLOWEST = 5
 _MAX_ERROR = 400  # characters
 _MAX_WORKERS = 64
-# Why: Okabe and Ito's colours stay distinct for colour-blind readers.
-_COLOURS = {"in chunks": "#0072b2", "overhead": "#e69f00", "waiting": "#d9d9d9"}
+_COLOURS = {"in chunks": BLUE, "overhead": "#e69f00", "waiting": "#d9d9d9"}
 
 
 def render(report: Report) -> str:
