@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from shmpar.report import Report, text
 from shmpar.report import report as report_module
 from shmpar.report.report import bytes_read
 from shmpar.report.timings import Timings, trace_events
-from tests.pools import drop_caches, wait_for_workers, warm
+from tests.pools import wait_for_workers
 from tests.work.reports import spin
 
 ENGINES = ["serial", "threads", "processes"]
@@ -44,18 +44,10 @@ def fonts() -> None:
     figure.savefig(io.BytesIO())
 
 
-@pytest.fixture(scope="module")
-def warm_processes() -> Iterator[shmpar.Pool]:
-    """A pool of two processes."""
-    with warm("processes") as made:
-        yield made
-
-
 @pytest.fixture
-def processes(warm_processes: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
+def processes(process_pool: shmpar.Pool) -> shmpar.Pool:
     """A pool of two processes without the runs of earlier tests."""
-    yield warm_processes
-    drop_caches(warm_processes)
+    return process_pool
 
 
 def consistent(report: Report) -> None:
