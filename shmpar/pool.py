@@ -31,12 +31,11 @@ from shmpar.memory.manager import Manager
 from shmpar.memory.names import remove_stale
 from shmpar.plan import Function
 from shmpar.runtime.calls import Call as _Call
-from shmpar.runtime.calls import call_here, task_for
+from shmpar.runtime.calls import Pieces, Results, call_here, length_of, shared_by, task_for
 from shmpar.runtime.error_texts import function_name
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.futures import surely
 from shmpar.runtime.loop import AT_ONCE, Close, Loop
-from shmpar.runtime.mapping import Pieces, Results, length_of, shared_by
 from shmpar.runtime.progress import Progress
 from shmpar.runtime.run import Run, execute_here
 from shmpar.tracebacks import hide_frames
