@@ -88,7 +88,7 @@ class _NoMemoryError(Exception):
 
 def probe() -> Probe:
     """Return the facts of this process."""
-    return Probe(Versions.here(), machine(), os.getpid(), available_cpus(), socket.gethostname())
+    return Probe(Versions.here(), machine(), available_cpus(), socket.gethostname())
 
 
 def serve(settings: Settings, work: Span | Submitted, head: Head | None) -> Any:

@@ -85,8 +85,6 @@ class Probe(NamedTuple):
         Its versions.
     machine : str
         As of :func:`machine`.
-    pid : int
-        Its process.
     cpus : int
         CPUs that it may use.
     name : str
@@ -95,7 +93,6 @@ class Probe(NamedTuple):
 
     versions: Versions
     machine: str
-    pid: int
     cpus: int
     name: str
 
