@@ -114,7 +114,6 @@ class Run(PoolFuture):
             filled=execution.was_filled,
             deaths=execution.deaths,
             seconds=now - began if execution.seconds is None else execution.seconds,
-            memory=tuple(kind for kind, _, _ in (*inputs, *outputs)),
             huge_bytes=sum(huge for _, _, huge in (*inputs, *outputs)),
             worker_bytes=tuple(map(private_bytes, engine.pids())) if engine else (),
             seed=execution.plan.seed,
