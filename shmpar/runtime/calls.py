@@ -500,7 +500,7 @@ class Pieces(Iterator[Sequence[Any]]):
                 raise StopIteration
             if not self._weighed and self._most > 1 and (body := pack_plain(piece)):
                 self._weigh(len(piece), len(body))
-                piece += itertools.islice(self._items, self._size - len(piece))
+                piece += itertools.islice(self._items, max(0, self._size - len(piece)))
             return piece
         piece, until = [], time.perf_counter() + SLICE_SECONDS
         for item in itertools.islice(self._items, self._size):
