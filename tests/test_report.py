@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shmpar
+from shmpar.display import format_bytes, format_seconds
 from shmpar.grid import Grid, Halo
 from shmpar.ipc.ledger import DONE, FAILED, JOINED, WAITED, Ledger, LostClaim
 from shmpar.plan import Blocks, InBlocks, Plan
@@ -745,5 +746,5 @@ class TestBytesRead:
 @given(st.floats(0, 1e6), st.integers(0, 10**15))
 def test_numbers_are_short(seconds: float, nbytes: int) -> None:
     """Any number has at most nine characters with its unit."""
-    assert len(text.format_seconds(seconds)) <= 9
-    assert len(text.format_bytes(nbytes)) <= 8
+    assert len(format_seconds(seconds)) <= 9
+    assert len(format_bytes(nbytes)) <= 8

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shmpar.display import format_call
 from shmpar.plan import window_bounds
 from shmpar.report.plot import png
 from shmpar.runtime.notebook import in_notebook
@@ -229,8 +230,6 @@ class _Picture:
 
     def _progress(self) -> str:
         """Return the title: the function, the chunks and the failures."""
-        from shmpar.report.text import format_call
-
         run, (done, chunks) = self._run, self._run.progress
         call = format_call(run.execution.plan.verb, run.execution.name.rpartition(".")[2])
         text = f"{call}: {done:,} of {chunks:,} {run.execution.noun}s"

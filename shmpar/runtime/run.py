@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from shmpar.display import format_call
 from shmpar.engines.local import Initializer, SerialEngine
 from shmpar.errors import ShmparError, format_count
 from shmpar.runtime import error_texts
@@ -156,8 +157,6 @@ class Run(PoolFuture):
         return f"failed in {failed}" if execution.errors else "failed"
 
     def __repr__(self) -> str:
-        from shmpar.report.text import format_call
-
         settled, chunks = self.progress
         call = format_call(self.execution.plan.verb, self._name)
         count = f"{settled:,} of {format_count(chunks, self.execution.noun)}"
