@@ -64,7 +64,7 @@ from shmpar.cluster.transport import (
     memory_address,
     memory_of,
 )
-from shmpar.engines.engine import ActivePlan, Exit, Generation, WithoutProcesses
+from shmpar.engines.engine import ActivePlan, Exit, Generation, WithoutProcesses, take_back
 from shmpar.engines.packing import State, pack_function, unpack_error
 from shmpar.errors import HostsLost, ShmparError
 from shmpar.ipc import protocol
@@ -265,10 +265,7 @@ class ClusterEngine(WithoutProcesses):
 
     def _withdraw(self, lane: Lane, active: ActivePlan) -> list[Generation]:
         lane.waits = False
-        mine = [item for item in lane.queue if item[0] is active]
-        for item in mine:
-            lane.queue.remove(item)
-        return [generation for _, generation in mine]
+        return take_back(lane.queue, active)
 
     def _exhausted(
         self, lane: Lane, active: ActivePlan, generation: Generation

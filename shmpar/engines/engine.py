@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -404,6 +405,14 @@ class Engine(Protocol):
 
     def shutdown(self) -> None:
         """End all workers; nothing is left when it returns."""
+
+
+def take_back(queue: deque[tuple[ActivePlan, Generation]], active: ActivePlan) -> list[Generation]:
+    """Take the generations of a run off a queue; return them."""
+    mine = [item for item in queue if item[0] is active]
+    for item in mine:
+        queue.remove(item)
+    return [generation for _, generation in mine]
 
 
 class WithoutProcesses:

@@ -112,6 +112,14 @@ def room_for(purpose: str, advice: str) -> Iterator[None]:
         raise
 
 
+def is_at(fd: int, path: str) -> bool:
+    """Return whether a path leads to an open file, which may have been removed or replaced."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def without_names(reason: str) -> SegmentError:
     """Return the error for a name that the system refuses."""
     return SegmentError(

@@ -57,7 +57,7 @@ from shmpar.memory.allocate import atomic_file
 from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
-from shmpar.memory.system import HELD
+from shmpar.memory.system import HELD, is_at
 from shmpar.plan import (
     KEY_BYTES,
     Announcement,
@@ -416,7 +416,7 @@ class LedgerFile:
                 continue
             with open(fd, "r+b", 0) as file:
                 _lock(fd, path)
-                if not _is_at(fd, path):
+                if not is_at(fd, path):
                     continue  # Why: it was replaced while this run waited for the lock.
                 header, offset = _read_header(fd, path)
                 different = header.differences(expected)
@@ -479,13 +479,6 @@ def _create(path: str, header: Header, *, replace: bool = False) -> None:
     nbytes = len(head) + header.chunks * _CHECKSUM.itemsize
     with atomic_file(path, nbytes, replace=replace) as fd:
         os.pwrite(fd, head, 0)
-
-
-def _is_at(fd: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _lock(fd: int, path: str) -> None:
