@@ -22,7 +22,7 @@ import functools
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ from shmpar.memory.allocate import SMALL, preflight
 from shmpar.memory.locate import describe
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.runtime import error_texts, scheduler
-from shmpar.runtime.futures import Latch
+from shmpar.runtime.futures import CompletionStream
 from shmpar.runtime.items import RunItems
 from shmpar.runtime.outputs import Outputs, Scratch
 from shmpar.stores.store import Store
@@ -80,43 +80,6 @@ class Policy(NamedTuple):
     task_timeout: float | None = None
     in_place: bool = False
     check: bool = False
-
-
-class CompletionStream:
-    """Thread-safe stream of the numbers of completed chunks, and of ``~chunk`` for failed ones."""
-
-    def __init__(self) -> None:
-        self._chunks: list[int] = []
-        self._complete = False
-        # Why a latch for each change: an interrupt of an iterator leaves no lock locked.
-        self._changed = Latch()
-
-    def add(self, chunks: Iterable[int], *, last: bool = False) -> None:
-        """Add chunks, in one thread at a time; `last` ends the stream."""
-        self._chunks.extend(chunks)
-        self._complete = self._complete or last
-        changed, self._changed = self._changed, Latch()
-        changed.set()
-
-    def __iter__(self) -> Iterator[int]:
-        """Yield the chunks as they are completed, in the order of their completion."""
-        for chunks in self.batches():
-            yield from chunks
-
-    def batches(self, seconds: float | None = None) -> Iterator[list[int]]:
-        """Yield lists of completed chunks; an empty one after `seconds` without a chunk."""
-        given = 0
-        while True:
-            # Invariant: the latch is taken before the look, so a later change sets it.
-            changed, complete = self._changed, self._complete
-            new = self._chunks[given:]
-            given += len(new)
-            if new:
-                yield new
-            if complete:
-                return
-            if not new and not changed.wait(seconds):
-                yield []
 
 
 def _name(call: Any) -> str:
