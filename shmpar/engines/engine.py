@@ -238,11 +238,11 @@ class ActivePlan:
     def settle_lost(
         self,
         worker: int,
-        reported: Container[int] = (),
-        arrived: Container[int] = (),
+        reported: Container[int],
+        arrived: Container[int],
         *,
-        innocent: bool = False,
-        cut_off: bool = False,
+        innocent: bool,
+        cut_off: bool,
     ) -> tuple[int | None, tuple[int, ...]]:
         """Mark the chunks that a lost worker had finished as done.
 

@@ -624,7 +624,7 @@ class Execution:
         """The word for a chunk in messages."""
         return "chunk" if self.items is None else "item"
 
-    def finished_chunks(self, *, ordered: bool = False) -> Iterator[int]:
+    def finished_chunks(self, *, ordered: bool) -> Iterator[int]:
         """Yield the chunks of this run as they are done; end when it is over.
 
         A run over items yields the items that were known at its begin too.
