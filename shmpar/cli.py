@@ -35,14 +35,13 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from shmpar.display import format_bytes
+from shmpar.display import format_bytes, format_seconds, format_table
 from shmpar.errors import SegmentFull, format_count
 from shmpar.memory import allocate, huge, limits, system
 from shmpar.memory.limits import NUM_WORKERS_VARIABLE, affinity_cpus, available_cpus, quota_cpus
 from shmpar.memory.manager import Manager
 from shmpar.memory.names import Entry, inventory, nameless, remove_stale
 from shmpar.memory.segment import create
-from shmpar.report.text import format_seconds, format_table
 from shmpar.version import __version__
 
 _EXAMPLES: Final = (("small", 1 << 20), ("large", 1 << 30))

@@ -1,30 +1,31 @@
-"""Sizes as text, and tables in HTML, for notebooks and reports."""
+"""Sizes, durations and tables as text, and tables and bars in HTML, for notebooks and reports."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-ONE_DECIMAL = 99.95
-"""Numbers from here on have no decimals."""
+_ONE_DECIMAL = 99.95  # numbers from here on have no decimals
+_MAX_NAME = 40  # characters of a function's name
 
 _SIZES = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B"))
+_DURATIONS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 _SIDES = {"<": "left", ">": "right"}
 # Why: Okabe and Ito's colours stay distinct for colour-blind readers, on white and on black.
 BLUE, GREEN, ORANGE = "#0072b2", "#009e73", "#d55e00"
 
 
-def in_units(value: float, units: Sequence[tuple[float, str]]) -> str:
+def _in_units(value: float, units: Sequence[tuple[float, str]]) -> str:
     """Write a number in the largest unit that fits.
 
     Examples
     --------
-    >>> in_units(0.25, ((1.0, "s"), (1e-3, "ms")))
+    >>> _in_units(0.25, ((1.0, "s"), (1e-3, "ms")))
     '250 ms'
     """
     # Why: 0.9995, so that a value that would be rounded up to 1000 ms is written as 1.0 s.
     unit, name = next((one for one in units if value >= 0.9995 * one[0]), units[-1])
     scaled = value / unit
-    digits = 0 if scaled >= ONE_DECIMAL or scaled == int(scaled) else 1
+    digits = 0 if scaled >= _ONE_DECIMAL or scaled == int(scaled) else 1
     return f"{scaled:.{digits}f} {name}"
 
 
@@ -36,7 +37,54 @@ def format_bytes(nbytes: float) -> str:
     >>> [format_bytes(n) for n in (0, 1023, 1536, 64 << 20, 800e6)]
     ['0 B', '1023 B', '1.5 KiB', '64 MiB', '763 MiB']
     """
-    return in_units(nbytes, _SIZES)
+    return _in_units(nbytes, _SIZES)
+
+
+def format_seconds(value: float) -> str:
+    """Write a duration in the largest unit that fits.
+
+    Examples
+    --------
+    >>> [format_seconds(s) for s in (0, 1.26e-6, 0.000342, 0.0125, 4, 754, 200_000)]
+    ['0 s', '1.3 us', '342 us', '12.5 ms', '4 s', '12.6 min', '2.3 d']
+    """
+    return _in_units(value, _DURATIONS) if value else "0 s"
+
+
+def format_rate(gigabytes: float) -> str:
+    """Write a rate in gigabytes (10**9) per second.
+
+    Examples
+    --------
+    >>> format_rate(0.0312), format_rate(12.34), format_rate(234.5)
+    ('0.031 GB/s', '12 GB/s', '234 GB/s')
+    """
+    return f"{gigabytes:.2g} GB/s" if gigabytes < _ONE_DECIMAL else f"{gigabytes:.0f} GB/s"
+
+
+def format_table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
+    """Return the lines of a table; `align` has one ``<`` (left) or ``>`` (right) per column.
+
+    Examples
+    --------
+    >>> format_table([("NAME", "SIZE"), ("a", "1 B")], "<>")
+    ['NAME  SIZE', 'a      1 B']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    line = "  ".join(f"{{:{side}{width}}}" for side, width in zip(align, widths, strict=True))
+    return [line.format(*row).rstrip() for row in rows]
+
+
+def format_call(verb: str, function: str) -> str:
+    """Write a call with the name of its function, cut if it is long.
+
+    Examples
+    --------
+    >>> format_call("map_blocks", "sqrt"), format_call("map_blocks", "")
+    ('map_blocks(sqrt)', 'map_blocks')
+    """
+    name = function if len(function) <= _MAX_NAME else f"{function[: _MAX_NAME - 3]}..."
+    return f"{verb}({name})" if name else verb
 
 
 def html_table(rows: Iterable[Sequence[str]], align: str, head: Sequence[str] = ()) -> str:

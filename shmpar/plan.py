@@ -441,6 +441,35 @@ class Function(NamedTuple):
     values: tuple[Any, ...]
 
 
+def window_bounds(window: Window, shape: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the first element of a window along each axis of an array, and the end.
+
+    An axis that the window does not name is whole; it has no ellipsis.
+
+    Examples
+    --------
+    >>> window_bounds((2, slice(1, None)), (4, 5, 6))
+    [(2, 3), (1, 5), (0, 6)]
+    """
+    named = [
+        part.indices(length)[:2] if isinstance(part, slice) else (part, part + 1)
+        for part, length in zip(window, shape, strict=False)
+    ]
+    return [*named, *[(0, length) for length in shape[len(named) :]]]
+
+
+def window_around(first: Window, last: Window, shape: Sequence[int]) -> tuple[slice, ...]:
+    """Return the smallest window of an array that contains two windows.
+
+    Examples
+    --------
+    >>> window_around((0, slice(2, 4)), (1, slice(0, 2)), (3, 4))
+    (slice(0, 2, None), slice(0, 4, None))
+    """
+    pairs = zip(window_bounds(first, shape), window_bounds(last, shape), strict=True)
+    return tuple([slice(min(a, b), max(c, d)) for (a, c), (b, d) in pairs])
+
+
 def fits_shape(shape: Shape, due: Sequence[int | None]) -> bool:
     """Return whether a shape has these lengths; None stands for any length."""
     pairs = zip(due, shape, strict=False)

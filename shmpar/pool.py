@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import builtins
 import contextlib
 import inspect
 import itertools
@@ -26,32 +25,33 @@ from shmpar.engines import local
 from shmpar.engines.engine import Engine
 from shmpar.engines.local import cap_threads
 from shmpar.errors import format_count
-from shmpar.grid.axis import whole_number
+from shmpar.grid.axis import positive_number
 from shmpar.memory.limits import available_cpus, check_workers
 from shmpar.memory.manager import Manager
 from shmpar.memory.names import remove_stale
 from shmpar.plan import Function
 from shmpar.runtime.calls import Call as _Call
+from shmpar.runtime.calls import Pieces, Results, call_here, length_of, shared_by, task_for
 from shmpar.runtime.error_texts import function_name
 from shmpar.runtime.execution import Policy
-from shmpar.runtime.loop import AT_ONCE, Close, Loop, call_here, execute_here, surely
-from shmpar.runtime.mapping import Pieces, Results, length_of, shared_by
+from shmpar.runtime.futures import surely
+from shmpar.runtime.loop import AT_ONCE, Close, Loop
 from shmpar.runtime.progress import Progress
-from shmpar.runtime.run import Run
-from shmpar.runtime.tasks import task_for
+from shmpar.runtime.run import Run, execute_here
 from shmpar.tracebacks import hide_frames
 from shmpar.verbs import Defaults, Reductions
 from shmpar.verbs.arguments import held_by, warn_of_random
-from shmpar.verbs.call_keywords import check_call, names_keywords
 from shmpar.verbs.first_guesses import (
     BATCHES,
     SPAWN,
     FirstGuesses,
     Mapped,
     accepts_other_names,
+    argument_tuple,
     check_iterables,
 )
 from shmpar.verbs.options import parse_options
+from shmpar.verbs.other_names import check_call, names_keywords
 from shmpar.worker.environment import in_worker
 from shmpar.worker.items import call_each
 
@@ -118,14 +118,7 @@ def _parse_workers(n_workers: int | None, cluster: Cluster | None) -> int:
     """Return the number of workers; 0 stands for the threads of each Dask worker."""
     if n_workers is None and cluster is not None:
         return cluster.workers
-    return _positive("n_workers", available_cpus() if n_workers is None else n_workers)
-
-
-def _positive(name: str, value: Any) -> int:
-    number = whole_number(value, name)
-    if number < 1:
-        raise ValueError(f"{name} is a number, 1 or more, not {value!r}")
-    return builtins.min(number, sys.maxsize)  # Why: more of anything does not exist.
+    return positive_number(available_cpus() if n_workers is None else n_workers, "n_workers")
 
 
 def _environment(env: Any) -> dict[str, str]:
@@ -136,13 +129,13 @@ def _environment(env: Any) -> dict[str, str]:
     return found
 
 
-def _arguments(initargs: Any) -> tuple[Any, ...]:
-    if isinstance(initargs, str) or not isinstance(initargs, Iterable):
-        raise TypeError(
-            f"initargs is a tuple of the initializer's arguments, not {initargs!r}: write "
-            f"({initargs!r},)"
-        )
-    return tuple(initargs)
+def _initialization(initializer: Any, initargs: Any) -> local.Initialization | None:
+    """Return the initializer with its arguments; None without an initializer."""
+    if initializer is None:
+        return None
+    if not callable(initializer):
+        raise TypeError("initializer must be callable")
+    return initializer, argument_tuple("initargs", "initializer", initargs)
 
 
 def _of_pool(function: Callable[P, R]) -> Callable[Concatenate[Pool, P], R]:
@@ -296,18 +289,16 @@ class Pool(Reductions, FirstGuesses, Executor):
         )  # fmt: skip
         self._usual = parse_options("Pool", {}, self._verb_defaults)
         cluster = _find_cluster(engine, hosts)
-        if initializer is not None and not callable(initializer):
-            raise TypeError("initializer must be callable")
+        call = _initialization(initializer, initargs)
         workers = _parse_workers(n_workers, cluster)
         if workers > _FEW_WORKERS and cluster is None:
             check_workers(workers, processes=engine == "processes")
-        threads = _positive("threads_per_worker", threads_per_worker)
+        threads = positive_number(threads_per_worker, "threads_per_worker")
         most = max_tasks_per_worker
-        tasks = None if most is None else _positive("max_tasks_per_worker", most)
-        call = None if initializer is None else (initializer, _arguments(initargs))
+        tasks = None if most is None else positive_number(most, "max_tasks_per_worker")
         variables = _environment(env)
         self.engine: str = engine if cluster is None else cluster.name
-        self.n_workers = 1 if self.engine == "serial" else builtins.max(1, workers)
+        self.n_workers = 1 if self.engine == "serial" else max(1, workers)
         self._pid, self._last_run = os.getpid(), None
         self._refuse: Callable[[Run], None] | None = None
         self._manager, self._initializer = Manager(), local.Initializer(call)
@@ -538,7 +529,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         check_call("map", fn)
         check_iterables("map", fn, iterables)
         warn_of_random("map", held_by(fn), SPAWN)
-        ahead = None if buffersize is None else _positive("buffersize", buffersize)
+        ahead = None if buffersize is None else positive_number(buffersize, "buffersize")
         items: Iterable[Any] = (
             iterables[0] if len(iterables) == 1 else zip(*iterables, strict=False)
         )
@@ -550,7 +541,7 @@ class Pool(Reductions, FirstGuesses, Executor):
             pieces = Pieces(items, length_of(iterables), workers)
             more = (submit(piece, seconds, pieces.weigh) for piece in pieces)
         else:
-            size = 1 if chunksize is None else _positive("chunksize", chunksize)
+            size = 1 if chunksize is None else positive_number(chunksize, "chunksize")
             source = iter(items)
             batches = iter(lambda: list(itertools.islice(source, size)), [])
             more = (submit(batch, math.inf) for batch in batches)

@@ -163,6 +163,11 @@ def _is_defect(error: BaseException) -> bool:
     """Return whether an exception of an unexpected type comes from a frame of this package."""
     if isinstance(error, _ON_PURPOSE) or _is_public(error):
         return False
+    return is_raised_here(error)
+
+
+def is_raised_here(error: BaseException) -> bool:
+    """Return whether a frame of this package has raised an exception."""
     trace = _get(error, "__traceback__")
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

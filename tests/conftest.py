@@ -118,6 +118,20 @@ def any_pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool
     pools.drop_caches(warm_pool)
 
 
+@pytest.fixture(scope="module")
+def warm_processes() -> Iterator[shmpar.Pool]:
+    """Two worker processes of the module; the pool replaces those that tests kill."""
+    with pools.warm("processes") as made:
+        yield made
+
+
+@pytest.fixture
+def process_pool(warm_processes: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
+    """The worker processes of the module; their caches are dropped after the test."""
+    yield warm_processes
+    pools.drop_caches(warm_processes)
+
+
 @pytest.fixture
 def pool(any_pool: shmpar.Pool) -> shmpar.Pool:
     """The fixture ``any_pool``; a module may define another fixture of this name."""

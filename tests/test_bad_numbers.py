@@ -197,6 +197,8 @@ def test_more_tasks_than_exist_are_all(any_pool: shmpar.Pool) -> None:
     """Numbers beyond any index count as no limit."""
     engine, much = any_pool.engine, 10**30
     assert list(any_pool.map(double, [1, 2], chunksize=much, buffersize=much)) == [2, 4]
+    assert list(any_pool.imap(double, [1, 2], chunksize=much)) == [2, 4]
+    assert any_pool.map_async(double, [1, 2], chunksize=much).get() == [2, 4]
     with shmpar.Pool(1, engine=engine, max_tasks_per_worker=much, retries=much) as pool:
         assert pool.map_blocks(double, X).tolist() == (2 * X).tolist()
         assert pool.submit(double, 2).result(BOUND) == 4

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmpar.runtime.checkpoint import fingerprint
+from shmpar.runtime.call_identity import fingerprint
 from tests.interpreters import run_python
 
 FACTOR = 3
@@ -65,7 +65,7 @@ def fingerprint_of(what: str, **changes: Any) -> str:
 
 def test_another_process_computes_the_same() -> None:
     """The hash seed of the interpreter does not matter."""
-    source = "__name__ = 'somewhere'\nfrom shmpar.runtime.checkpoint import fingerprint\n"
+    source = "__name__ = 'somewhere'\nfrom shmpar.runtime.call_identity import fingerprint\n"
     source += SOURCE.format(**USUAL)
     for what in WHAT.values():
         source += f"\nprint(fingerprint({what}))"

@@ -24,7 +24,6 @@ import shmpar
 from shmpar import cli
 from shmpar.cluster import host as serving
 from tests import cluster_contract as contract
-from tests import pools
 
 dask: Any = pytest.importorskip("dask")
 distributed: Any = pytest.importorskip("distributed")
@@ -58,10 +57,9 @@ def cluster(client: Any) -> Iterator[shmpar.Pool]:
 
 
 @pytest.fixture(scope="module")
-def local() -> Iterator[shmpar.Pool]:
+def local(warm_processes: shmpar.Pool) -> shmpar.Pool:
     """A pool of this machine."""
-    with pools.warm("processes") as pool:
-        yield pool
+    return warm_processes
 
 
 @pytest.fixture(autouse=True)

@@ -38,13 +38,6 @@ def warm_cluster(executor: Executor) -> Iterator[shmpar.Pool]:
         yield pool
 
 
-@pytest.fixture(scope="module")
-def warm_local() -> Iterator[shmpar.Pool]:
-    """A pool of this machine."""
-    with pools.warm("processes") as pool:
-        yield pool
-
-
 @pytest.fixture
 def cluster(warm_cluster: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
     """The pool on the executor; its latest run is dropped after the test."""
@@ -67,10 +60,9 @@ def own_cluster(lone: Executor, nothing_left: None) -> Iterator[shmpar.Pool]:
 
 
 @pytest.fixture
-def local(warm_local: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
-    """The pool of this machine."""
-    yield warm_local
-    pools.drop_caches(warm_local)
+def local(process_pool: shmpar.Pool) -> shmpar.Pool:
+    """A pool of this machine."""
+    return process_pool
 
 
 @pytest.mark.parametrize("name", contract.CALLS)

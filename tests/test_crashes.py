@@ -26,7 +26,7 @@ from tests.crashing import (
     MildError,
     crash,
 )
-from tests.pools import drop_caches, warm
+from tests.pools import drop_caches
 
 LIMIT = 20  # seconds in which a row must finish
 X = np.arange(24.0).reshape(6, 4)
@@ -121,16 +121,9 @@ def expected_errors(site: str, how: str, verb: str) -> tuple[type[BaseException]
     return (of_calls.get(site, own) if verb in CALLS else of_verbs[site],)
 
 
-@pytest.fixture(scope="module")
-def shared_pool() -> Iterator[shmpar.Pool]:
-    """Two worker processes for the module, which no test kills."""
-    with warm("processes") as made:
-        yield made
-
-
 @pytest.fixture
 def pool(
-    shared_pool: shmpar.Pool,
+    warm_processes: shmpar.Pool,
     nothing_left: None,
     site: str,
     how: str,
@@ -143,8 +136,8 @@ def pool(
         with shmpar.Pool(2, retries=retries) as made:
             yield made
     else:
-        yield shared_pool
-        drop_caches(shared_pool)
+        yield warm_processes
+        drop_caches(warm_processes)
 
 
 @contextmanager

@@ -21,23 +21,15 @@ import pytest
 
 import shmpar
 from tests.crashing import CrashingFunction
-from tests.pools import drop_caches, wait_for_workers, warm
+from tests.pools import wait_for_workers
 from tests.processes import wait_for_exit
 from tests.work.faults import DoesNotLoad, NotUnpicklable, Poison, X, at_bad, crash, raising, spin
 
 
-@pytest.fixture(scope="module")
-def shared_pool() -> Iterator[shmpar.Pool]:
-    """Two worker processes for the module; the pool replaces those that tests kill."""
-    with warm("processes") as made:
-        yield made
-
-
 @pytest.fixture
-def pool(shared_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
-    """The pool of the module; its caches are dropped after the test."""
-    yield shared_pool
-    drop_caches(shared_pool)
+def pool(process_pool: shmpar.Pool) -> shmpar.Pool:
+    """Two worker processes; the pool replaces those that tests kill."""
+    return process_pool
 
 
 @pytest.fixture

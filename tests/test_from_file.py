@@ -18,7 +18,7 @@ import pytest
 
 import shmpar
 from shmpar.pickling.files import FileFunction
-from shmpar.runtime.checkpoint import fingerprint
+from shmpar.runtime.call_identity import fingerprint
 from tests.pools import ENGINES, drop_caches, warm
 
 X = np.arange(12.0)

@@ -143,7 +143,7 @@ def test_other_constants_of_the_module_do_not_count(tmp_path: Path) -> None:
 
 def test_installed_packages_count_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed global of NumPy is not noticed, and costs no time."""
-    from shmpar.runtime.checkpoint import fingerprint
+    from shmpar.runtime.call_identity import fingerprint
 
     def function(b: Any) -> Any:
         return np.mean(b) * np.pi
@@ -157,7 +157,7 @@ def test_a_long_chain_of_functions_has_a_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three thousand functions that call each other, and the constant of the last one."""
-    from shmpar.runtime.checkpoint import fingerprint
+    from shmpar.runtime.call_identity import fingerprint
 
     monkeypatch.syspath_prepend(tmp_path)
     found = []
@@ -174,7 +174,7 @@ def test_a_long_chain_of_functions_has_a_fingerprint(
 
 def test_swapped_functions_differ() -> None:
     """Lambdas have one name, so their code counts where they are named."""
-    from shmpar.runtime.checkpoint import fingerprint
+    from shmpar.runtime.call_identity import fingerprint
 
     def made(first: Callable[..., Any], second: Callable[..., Any]) -> Any:
         space: dict[str, Any] = {"__name__": __name__, "first": first, "second": second}
@@ -191,7 +191,7 @@ def test_a_script_is_not_imported_for_an_attribute_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only statements that import count, not names."""
-    from shmpar.runtime.checkpoint import fingerprint
+    from shmpar.runtime.call_identity import fingerprint
 
     (tmp_path / "setup.py").write_text("raise SystemExit('it was executed')")
     monkeypatch.syspath_prepend(tmp_path)

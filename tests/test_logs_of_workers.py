@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import shmpar
-from tests.pools import ENGINES, drop_caches, warm
 
 LOG = logging.getLogger("tests.logs.of.workers")
 QUIET = logging.getLogger("tests.logs.of.workers.library")
 QUIET.addHandler(logging.NullHandler())
+POOL: dict[str, Any] = {}  # Why: no other module has changed the loggers of the workers.
 X = np.arange(12.0)
 
 
@@ -32,18 +32,6 @@ class Keeping(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.threads.add(threading.current_thread())
         self.records.append(record)
-
-
-@pytest.fixture(scope="module", params=ENGINES)
-def warm_pool(request: pytest.FixtureRequest) -> Iterator[shmpar.Pool]:
-    with warm(request.param) as pool:
-        yield pool
-
-
-@pytest.fixture
-def pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
-    yield warm_pool
-    drop_caches(warm_pool)
 
 
 @pytest.fixture

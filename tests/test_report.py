@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shmpar
+from shmpar.display import format_bytes, format_seconds
 from shmpar.grid import Grid, Halo
 from shmpar.ipc.ledger import DONE, FAILED, JOINED, WAITED, Ledger, LostClaim
 from shmpar.plan import Blocks, InBlocks, Plan
@@ -28,7 +29,7 @@ from shmpar.report import Report, text
 from shmpar.report import report as report_module
 from shmpar.report.report import bytes_read
 from shmpar.report.timings import Timings, trace_events
-from tests.pools import drop_caches, wait_for_workers, warm
+from tests.pools import wait_for_workers
 from tests.work.reports import spin
 
 ENGINES = ["serial", "threads", "processes"]
@@ -44,18 +45,10 @@ def fonts() -> None:
     figure.savefig(io.BytesIO())
 
 
-@pytest.fixture(scope="module")
-def warm_processes() -> Iterator[shmpar.Pool]:
-    """A pool of two processes."""
-    with warm("processes") as made:
-        yield made
-
-
 @pytest.fixture
-def processes(warm_processes: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
+def processes(process_pool: shmpar.Pool) -> shmpar.Pool:
     """A pool of two processes without the runs of earlier tests."""
-    yield warm_processes
-    drop_caches(warm_processes)
+    return process_pool
 
 
 def consistent(report: Report) -> None:
@@ -753,5 +746,5 @@ class TestBytesRead:
 @given(st.floats(0, 1e6), st.integers(0, 10**15))
 def test_numbers_are_short(seconds: float, nbytes: int) -> None:
     """Any number has at most nine characters with its unit."""
-    assert len(text.format_seconds(seconds)) <= 9
-    assert len(text.format_bytes(nbytes)) <= 8
+    assert len(format_seconds(seconds)) <= 9
+    assert len(format_bytes(nbytes)) <= 8

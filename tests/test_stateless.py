@@ -229,7 +229,7 @@ def test_the_public_pickler_knows_too_which_definitions_are_pickled_by_name(
         pack, json.dumps, np.ndarray, int, type(None), functools.partial,
         counting, with_closure(), with_closure, type("Local", (), {}),
     ]  # fmt: skip
-    expected = [pack_module._pickled_by_name(one) for one in definitions]
+    expected = [pack_module.is_pickled_by_name(one) for one in definitions]
     assert set(expected) == {True, False}
     monkeypatch.setitem(sys.modules, "cloudpickle.cloudpickle", types.ModuleType("cloudpickle"))
-    assert [pack_module._pickled_by_name(one) for one in definitions] == expected
+    assert [pack_module.is_pickled_by_name(one) for one in definitions] == expected

@@ -16,24 +16,15 @@ import pytest
 
 import shmpar
 from tests.interpreters import interpreter, output_after_setup
-from tests.pools import drop_caches, warm
 
 X = np.arange(4800, dtype="i4").reshape(60, 80)
 CUT = (20, 40)
 
 
-@pytest.fixture(scope="module")
-def warm_workers():
-    """Two worker processes for the module."""
-    with warm("processes") as pool:
-        yield pool
-
-
 @pytest.fixture
-def workers(warm_workers, nothing_left):
-    """The worker processes of the module; their caches are dropped after the test."""
-    yield warm_workers
-    drop_caches(warm_workers)
+def workers(process_pool):
+    """The worker processes of the module."""
+    return process_pool
 
 
 @pytest.fixture

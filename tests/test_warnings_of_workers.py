@@ -7,7 +7,7 @@ import inspect
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import wait
 from subprocess import CompletedProcess
 from typing import Any
@@ -17,8 +17,8 @@ import pytest
 
 import shmpar
 from shmpar.worker.environment import MOST_WARNINGS
-from tests.pools import ENGINES, drop_caches, warm
 
+POOL: dict[str, Any] = {}  # Why: the workers have warned of nothing in other modules.
 X = np.arange(40.0)
 HERE = __file__
 
@@ -29,18 +29,6 @@ class Unusual(UserWarning):
     def __init__(self, text: str, held: object = None) -> None:
         super().__init__(text)
         self.held = held
-
-
-@pytest.fixture(scope="module", params=ENGINES)
-def warm_pool(request: pytest.FixtureRequest) -> Iterator[shmpar.Pool]:
-    with warm(request.param) as pool:
-        yield pool
-
-
-@pytest.fixture
-def pool(warm_pool: shmpar.Pool, nothing_left: None) -> Iterator[shmpar.Pool]:
-    yield warm_pool
-    drop_caches(warm_pool)
 
 
 def line_of(function: Callable[..., Any], text: str) -> int:

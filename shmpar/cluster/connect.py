@@ -19,7 +19,7 @@ from shmpar.cluster.messages import Settings, Versions
 from shmpar.cluster.transport import Transport, warn_if_open
 from shmpar.engines.engine import Engine
 from shmpar.errors import PlanError
-from shmpar.grid.axis import whole_number
+from shmpar.grid.axis import positive_number
 from shmpar.memory.locate import locate
 from shmpar.runtime.run import Run
 
@@ -143,9 +143,7 @@ def _of_executor(engine: Any, hosts: int | None) -> Cluster:
         raise ValueError(
             f"engine= is a {type(engine).__name__}: pass hosts=, its calls in flight at a time"
         )
-    count = whole_number(given, "hosts")
-    if count < 1:
-        raise ValueError(f"hosts is a number, 1 or more, not {hosts!r}")
+    count = positive_number(given, "hosts")
     from shmpar.cluster.executor import ExecutorTransport
 
     return Cluster("executor", lambda: ExecutorTransport(engine, count))
@@ -213,7 +211,6 @@ def _make_settings(
     return Settings(
         pool=f"shmpar-{uuid.uuid4().hex}",
         workers=n_workers,
-        python=None,
         env=dict(env),
         threads=threads,
         initializer=packed,

@@ -25,12 +25,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import operator
 import pickle
 import queue
 import time
 from collections import deque
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -65,15 +64,15 @@ from shmpar.cluster.transport import (
     memory_address,
     memory_of,
 )
-from shmpar.engines.engine import ActivePlan, Exit, Generation
+from shmpar.engines.engine import ActivePlan, Exit, Generation, WithoutProcesses, take_back
 from shmpar.engines.packing import State, pack_function, unpack_error
 from shmpar.errors import HostsLost, ShmparError
 from shmpar.ipc import protocol
-from shmpar.ipc.ledger import CURSOR, FIRST, GENERATION, LAST, SINCE, Ledger
+from shmpar.ipc.ledger import CURSOR, FIRST, GENERATION, LAST, SINCE
 from shmpar.ipc.tickets import Tickets, new_tickets
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Segment, Slab, new_output
+from shmpar.memory.segment import new_output
 from shmpar.pickling.pack import Payload
 from shmpar.plan import Announcement, Blocks, Function, Output, Plan, Rows
 from shmpar.runtime.error_texts import function_name
@@ -86,7 +85,7 @@ _INNOCENT = -1  # no run has this number: a lane that was lost for no fault of i
 _SUSPECTS = 32  # Why: more chunks of a lost host are tried in groups at first
 
 
-class ClusterEngine:
+class ClusterEngine(WithoutProcesses):
     """Lanes of hosts.
 
     Parameters
@@ -103,7 +102,6 @@ class ClusterEngine:
         How often a submitted call whose local worker died is made again.
     """
 
-    slab: Slab | None = None
     remote = True
 
     def __init__(
@@ -139,14 +137,6 @@ class ClusterEngine:
         transport.start(settings._replace(control=memory_address(self._control)), self._inbox.put)
 
     # Any thread
-
-    def pids(self) -> list[int]:
-        """Return none: the workers are on hosts."""
-        return []
-
-    def segments(self) -> list[Segment]:
-        """Return none: hosts have copies of their own."""
-        return []
 
     def prepare(
         self, plan: Plan, function: Function, arrays: list[Any], *, frozen: bool
@@ -195,15 +185,6 @@ class ClusterEngine:
     def wake(self) -> None:
         """End the owner's :meth:`wait`."""
         self._inbox.put(None)
-
-    def bytes_to_copy(self, arrays: Sequence[Any]) -> list[int]:
-        """Return none: hosts make the copies."""
-        return []
-
-    def ledger(self, chunks: int) -> Ledger:
-        """Return a ledger in plain memory: only this process writes it."""
-        buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
-        return Ledger(buffer, workers=self.workers, chunks=chunks)
 
     def tickets(self) -> Tickets:
         """Return a new counter."""
@@ -284,16 +265,14 @@ class ClusterEngine:
 
     def _withdraw(self, lane: Lane, active: ActivePlan) -> list[Generation]:
         lane.waits = False
-        mine = [item for item in lane.queue if item[0] is active]
-        for item in mine:
-            lane.queue.remove(item)
-        return [generation for _, generation in mine]
+        return take_back(lane.queue, active)
 
     def _exhausted(
         self, lane: Lane, active: ActivePlan, generation: Generation
     ) -> protocol.CounterExhausted:
         key = active.number, generation.number
-        had, moved = lane.claimed.pop(key, 0), lane.traffic.pop(active.number, (0, 0, 0.0))
+        had = lane.claimed.pop(key, 0)
+        moved = lane.traffic.pop(active.number, protocol.NO_TRAFFIC)
         return protocol.CounterExhausted(lane.number, *key, had, traffic=moved)
 
     def close(self, active: ActivePlan) -> None:
@@ -321,12 +300,6 @@ class ClusterEngine:
             self._events.append(protocol.WorkerReady(worker))
             lane.queue.clear()
             lane.claimed.clear()
-
-    def restart(self) -> None:
-        """Do nothing: the engine of the hosts restarts them."""
-
-    def replace(self, worker: int) -> None:
-        """Do nothing: the other engine replaces its hosts."""
 
     # Spans
 
@@ -604,9 +577,8 @@ class ClusterEngine:
             self._events.append(warned._replace(run=number, call=None))
         state.suspects.difference_update(sent.chunks)
         self._measure(state, sent, host, result)
-        before: Any = lane.traffic.get(number, (0, 0, 0.0))
-        moved: Any = tuple(map(operator.add, before, result.traffic))
-        lane.traffic[number] = moved
+        before = lane.traffic.get(number, protocol.NO_TRAFFIC)
+        lane.traffic[number] = protocol.add_traffic(before, result.traffic)
         if state.active.reports:
             finished = protocol.ClaimFinished(number, sent.generation.number, sent.first, sent.last)
             self._events.append(finished)
@@ -634,18 +606,6 @@ class ClusterEngine:
         free = [host for host in self._hosts.values() if host.takes_calls()]
         least = min(free, key=lambda host: len(host.calls) / host.most_calls, default=None)
         return None if least is None else least.lanes[0].number
-
-    def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
-        """Return None: a host keeps no call for later."""
-        return None
-
-    def has_plan(self, worker: int) -> bool:
-        """Return False: a host makes its calls beside its spans."""
-        return False
-
-    def in_calls(self) -> list[int]:
-        """Return none: a lane is killed for its own span alone."""
-        return []
 
     def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
         """Return none: a host keeps no call for later. End its calls over items.

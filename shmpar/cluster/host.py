@@ -20,7 +20,6 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
-import operator
 import os
 import pickle
 import select
@@ -89,7 +88,7 @@ class _NoMemoryError(Exception):
 
 def probe() -> Probe:
     """Return the facts of this process."""
-    return Probe(Versions.here(), machine(), os.getpid(), available_cpus(), socket.gethostname())
+    return Probe(Versions.here(), machine(), available_cpus(), socket.gethostname())
 
 
 def serve(settings: Settings, work: Span | Submitted, head: Head | None) -> Any:
@@ -161,7 +160,7 @@ class HostEngine(ProcessesEngine):
     """The local workers of a host: functions come pickled, inputs in shared memory."""
 
     def __init__(self, settings: Settings) -> None:
-        launcher = Launcher(settings.python, settings.env, settings.threads)
+        launcher = Launcher(None, settings.env, settings.threads)
         call = None if settings.initializer is None else pickle.loads(settings.initializer)
         super().__init__(settings.workers, launcher, call, settings.tasks)
         self.slab = None  # Why: outputs are windows, which do not fit into spare memory.
@@ -437,7 +436,7 @@ class Host:
                 return Missing("head")
             runs = [self._start(loaded, box, span) for box in span.boxes]
             results, warned, seconds, deaths = [], {}, 0.0, 0
-            traffic: Any = (0, 0, 0.0)
+            traffic = protocol.NO_TRAFFIC
             for run in runs:
                 run.resolved.wait()
                 execution = run.execution
@@ -445,7 +444,7 @@ class Host:
                 results.append(execution.result or _nothing_done(run))
                 seconds, deaths = seconds + execution.compute_seconds, deaths + execution.deaths
                 warned.update(run.warned or {})
-                traffic = tuple(map(operator.add, traffic, execution.traffic))
+                traffic = protocol.add_traffic(traffic, execution.traffic)
             with self._state:
                 loaded.runs.difference_update(runs)
                 loaded.used = time.monotonic()

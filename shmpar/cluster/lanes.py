@@ -47,7 +47,7 @@ class Lane:
     queue: deque[tuple[ActivePlan, Generation]] = field(default_factory=deque)
     busy: Sent | None = None
     claimed: dict[tuple[int, int], int] = field(default_factory=dict)
-    traffic: dict[int, tuple[int, int, float]] = field(default_factory=dict)
+    traffic: dict[int, protocol.StoreTraffic] = field(default_factory=dict)
     waits: bool = False
 
 

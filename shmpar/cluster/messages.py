@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shmpar.ipc.protocol import Environment, PackedError, Warned
+from shmpar.ipc.protocol import Environment, PackedError, StoreTraffic, Warned
 from shmpar.memory.allocate import SHM
 from shmpar.plan import Plan, Shape
 from shmpar.version import __version__
@@ -85,8 +85,6 @@ class Probe(NamedTuple):
         Its versions.
     machine : str
         As of :func:`machine`.
-    pid : int
-        Its process.
     cpus : int
         CPUs that it may use.
     name : str
@@ -95,7 +93,6 @@ class Probe(NamedTuple):
 
     versions: Versions
     machine: str
-    pid: int
     cpus: int
     name: str
 
@@ -109,8 +106,6 @@ class Settings(NamedTuple):
         Name of the client's pool, unique among all machines.
     workers : int
         Local workers.
-    python : str or None
-        Interpreter of the workers.
     env : dict
         Added to their environment.
     threads : int
@@ -127,7 +122,6 @@ class Settings(NamedTuple):
 
     pool: str
     workers: int
-    python: str | None
     env: dict[str, str]
     threads: int
     initializer: bytes | None
@@ -389,15 +383,15 @@ class SpanResult(NamedTuple):
         Local workers that died in a chunk.
     warned : list of Warned
         Warnings of the function.
-    traffic : tuple of (int, int, float)
-        Bytes read from stores, bytes written to stores, and the seconds of that.
+    traffic : StoreTraffic
+        That of the local workers.
     """
 
     boxes: list[BoxResult]
     seconds: float
     deaths: int
     warned: list[Warned]
-    traffic: tuple[int, int, float]
+    traffic: StoreTraffic
 
 
 class CallResult(NamedTuple):

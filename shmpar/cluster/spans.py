@@ -19,7 +19,7 @@ import numpy as np
 
 from shmpar.grid import Grid, Mode
 from shmpar.grid.halo import fold
-from shmpar.plan import Along, Blocks, InBlocks, Plan, Rows, Shape
+from shmpar.plan import Blocks, Plan, Rows, Shape, window_around
 
 Slices = tuple[slice, ...]
 
@@ -277,25 +277,6 @@ def union(windows: Sequence[Slices]) -> Slices:
 
 def output_window(plan: Plan, shape: Sequence[int], box: Box) -> Slices:
     """Return the window of an output of this shape that the chunks of a box write."""
-    grid, placement = plan.grid, plan.placement
-    window: list[slice]
-    if isinstance(placement, InBlocks):
-        pairs = zip(placement.axes, placement.cuts, shape, strict=True)
-        window = [
-            slice(0, size)
-            if axis is None or cut is None
-            else slice(cut.span(box.low[axis])[0], cut.span(box.high[axis] - 1)[1])
-            for axis, cut, size in pairs
-        ]
-    elif isinstance(placement, Along):
-        cells = [
-            slice(cut.span(low)[0], cut.span(high - 1)[1])
-            for cut, low, high in zip(grid.axes, box.low, box.high, strict=True)
-        ]
-        after = len(cells) - 1 - placement.axis
-        middle = [slice(0, n) for n in shape[placement.axis : len(shape) - after]]
-        window = [*cells[: placement.axis], *middle, *cells[placement.axis + 1 :]]
-    else:
-        window = [slice(low, high) for low, high in zip(box.low, box.high, strict=True)]
-        window += [slice(0, n) for n in shape[len(window) :]]
-    return tuple(window)
+    window_of = plan.placement.windows(plan.grid, tuple(shape))
+    first, last = plan.grid.number(box.low), plan.grid.number([high - 1 for high in box.high])
+    return window_around(window_of(first), window_of(last), shape)

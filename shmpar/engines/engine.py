@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -240,11 +241,11 @@ class ActivePlan:
     def settle_lost(
         self,
         worker: int,
-        reported: Container[int] = (),
-        arrived: Container[int] = (),
+        reported: Container[int],
+        arrived: Container[int],
         *,
-        innocent: bool = False,
-        cut_off: bool = False,
+        innocent: bool,
+        cut_off: bool,
     ) -> tuple[int | None, tuple[int, ...]]:
         """Mark the chunks that a lost worker had finished as done.
 
@@ -413,3 +414,53 @@ class Engine(Protocol):
 
     def shutdown(self) -> None:
         """End all workers; nothing is left when it returns."""
+
+
+def take_back(queue: deque[tuple[ActivePlan, Generation]], active: ActivePlan) -> list[Generation]:
+    """Take the generations of a run off a queue; return them."""
+    mine = [item for item in queue if item[0] is active]
+    for item in mine:
+        queue.remove(item)
+    return [generation for _, generation in mine]
+
+
+class WithoutProcesses:
+    """The parts of an engine that has no worker processes of its own on this machine."""
+
+    slab: Slab | None = None
+    workers = 1
+
+    def pids(self) -> list[int]:
+        """Return none: the workers are no processes, or are on hosts."""
+        return []
+
+    def segments(self) -> list[Segment]:
+        """Return none: no other process maps any, or hosts have copies of their own."""
+        return []
+
+    def bytes_to_copy(self, arrays: Sequence[Array]) -> list[int]:
+        """Return none: the inputs are in this process, or hosts make the copies."""
+        return []
+
+    def ledger(self, chunks: int) -> Ledger:
+        """Return a ledger in plain memory: only this process writes it."""
+        buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
+        return Ledger(buffer, workers=self.workers, chunks=chunks)
+
+    def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
+        """Return None: a thread is soon free, and a host keeps no call for later."""
+        return None
+
+    def has_plan(self, worker: int) -> bool:
+        """Return False: no call is withdrawn for the plan of a run."""
+        return False
+
+    def in_calls(self) -> list[int]:
+        """Return none: a thread is not killed, and a lane is killed for its own span alone."""
+        return []
+
+    def restart(self) -> None:
+        """Do nothing: there is no process to replace."""
+
+    def replace(self, worker: int) -> None:
+        """Do nothing: a thread never dies alone, and another engine replaces its hosts."""

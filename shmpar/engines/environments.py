@@ -29,6 +29,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from shmpar.errors import ShmparError, shortened
+from shmpar.memory.system import is_at
 
 _NAME = re.compile(r"[0-9a-f]{16}")
 _RECORD = "shmpar.json"
@@ -210,18 +211,11 @@ def _locked(folder: str, *, wait: bool = True) -> Iterator[int]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             # Why: the file may have been removed, and another process holds the lock of a new one.
-            if _is_at(fd, folder + _LOCK):
+            if is_at(fd, folder + _LOCK):
                 yield fd
                 return
         finally:
             os.close(fd)
-
-
-def _is_at(fd: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _make(folder: str, python: str, requirements: list[str], version: str, lock: int) -> None:

@@ -13,26 +13,23 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
-import operator
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from shmpar.arrays import SharedArray
-from shmpar.engines.engine import ActivePlan, Generation
+from shmpar.engines.engine import ActivePlan, Generation, WithoutProcesses
 from shmpar.errors import StoreError
 from shmpar.ipc import protocol
-from shmpar.ipc.ledger import Ledger
 from shmpar.ipc.tickets import Tickets, new_tickets
 from shmpar.memory.layout import protected
 from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Segment, Slab
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.stores.store import Part, Store, drop_stores, traffic
 from shmpar.tracebacks import shorten
@@ -227,21 +224,11 @@ class LocalChannel:
         """Do nothing: no result is held back."""
 
 
-class LocalEngine:
+class LocalEngine(WithoutProcesses):
     """The common parts of both engines."""
 
-    slab: Slab | None = None
     remote = False
-    workers = 1
     _broken: BaseException | None = None  # the error of a failed initializer
-
-    def pids(self) -> list[int]:
-        """Return none: the workers are no processes."""
-        return []
-
-    def segments(self) -> list[Segment]:
-        """Return none: no other process maps any."""
-        return []
 
     def prepare(
         self, plan: Plan, function: Function, arrays: list[Array], *, frozen: bool
@@ -258,15 +245,6 @@ class LocalEngine:
         check(self._broken)
         return call, CallersErrors()
 
-    def bytes_to_copy(self, arrays: Sequence[Array]) -> list[int]:
-        """Return none: the inputs are in this process."""
-        return []
-
-    def ledger(self, chunks: int) -> Ledger:
-        """Return a ledger in plain memory."""
-        buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
-        return Ledger(buffer, workers=self.workers, chunks=chunks)
-
     def tickets(self) -> Tickets:
         """Return a new counter."""
         return new_tickets()
@@ -275,30 +253,12 @@ class LocalEngine:
         """Return the order as it is: all chunks are equally near."""
         return todo
 
-    def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
-        """Return None: the next call of a thread in this process is soon there."""
-        return None
-
-    def has_plan(self, worker: int) -> bool:
-        """Return False: no call is withdrawn."""
-        return False
-
-    def in_calls(self) -> list[int]:
-        """Return none: a thread is not killed, so nobody needs to know."""
-        return []
-
     def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
         """Return none: no call is given ahead."""
         return []
 
     def kill(self, worker: int, run: int) -> None:
         """Do nothing: a thread cannot be killed."""
-
-    def restart(self) -> None:
-        """Do nothing: the workers have the modules of this process."""
-
-    def replace(self, worker: int) -> None:
-        """Do nothing: a thread never dies alone."""
 
     def _assignment(self, active: ActivePlan, generation: Generation, worker: int) -> Assignment:
         """Bind a run to the memory of this process; inputs become read-only views."""
@@ -355,7 +315,7 @@ class SerialEngine(LocalEngine):
         self._initializer = initializer
         self._interruptible = interruptible
         self._queue: deque[tuple[ActivePlan, Generation]] = deque()
-        self._moved: dict[int, tuple[Any, ...]] = {}  # from and to stores, in turns of runs
+        self._moved: dict[int, protocol.StoreTraffic] = {}  # from and to stores, in turns of runs
         self._call: tuple[int, _Prepared, tuple[Any, ...]] | None = None
         self._events: deque[protocol.Event] = deque()
         # Why a SimpleQueue: its put is reentrant, so that any thread may wake the owner.
@@ -451,10 +411,11 @@ class SerialEngine(LocalEngine):
             tell(protocol.PlanRejected(active.number, error.with_traceback(None)))
             tell(protocol.CounterExhausted(0, active.number, generation.number))
             return
-        with active.prepared.applied(), traffic.counted() as moved:
+        with active.prepared.applied(), traffic.counted():
             exhausted = work(assignment, channel)
-        before = self._moved.pop(active.number, (0, 0, 0.0))
-        total: Any = tuple(map(operator.add, before, moved))
+            moved = traffic.moved
+        before = self._moved.pop(active.number, protocol.NO_TRAFFIC)
+        total = protocol.add_traffic(before, moved)
         if exhausted:
             tell(protocol.CounterExhausted(0, active.number, generation.number, traffic=total))
         else:
@@ -651,17 +612,17 @@ class ThreadsEngine(LocalEngine):
     def _work(self, worker: int, active: ActivePlan, generation: Generation) -> None:
         assignment = self._assignment(active, generation, worker)
         channel = LocalChannel(active, self._events.put, self._allocating)
-        with active.prepared.applied(), traffic.counted() as moved:
+        with active.prepared.applied(), traffic.counted():
             work(assignment, channel)
+            moved = traffic.moved
         # Why: a run that is alone waits for all threads, which are about to drop its memory. Not so
         # beside a call, which may take long, or wait for this run.
         alone = len(self._plans) == 1 and not self._calling
         had = (0, None) if alone else (assignment.claimed, assignment.handed_out)
         del assignment
         drop_stores()
-        ended = protocol.CounterExhausted(worker, active.number, generation.number, *had)
-        total: Any = tuple(moved)
-        self._events.put(ended._replace(traffic=total))
+        key = active.number, generation.number
+        self._events.put(protocol.CounterExhausted(worker, *key, *had, traffic=moved))
 
 
 def cap_threads(threads: int) -> Callable[[], object]:

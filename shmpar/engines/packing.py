@@ -457,7 +457,7 @@ def unpack_objects(
     yield event._replace(values=values)
 
 
-def rejection(cause: BaseException, *, own_path: bool = False) -> BaseException:
+def rejection(cause: BaseException, *, own_path: bool) -> BaseException:
     """Return the error of a run that a worker rejects: mostly, its function does not load.
 
     Parameters

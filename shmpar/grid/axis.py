@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from operator import index
 from reprlib import repr as brief
+from sys import maxsize
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,29 @@ def whole_number(value: Any, where: str) -> int:
         except TypeError:
             pass
     raise TypeError(f"{where}: {value!r} is a {type(value).__name__}; pass an int")
+
+
+def positive_number(value: Any, name: str) -> int:
+    """Return `value`, a number of things, as a Python int of 1 or more.
+
+    Raises
+    ------
+    TypeError
+        As :func:`whole_number`.
+    ValueError
+        For a number below 1.
+
+    Examples
+    --------
+    >>> positive_number(0, "chunksize")
+    Traceback (most recent call last):
+    ...
+    ValueError: chunksize is a number, 1 or more, not 0
+    """
+    number = whole_number(value, name)
+    if number < 1:
+        raise ValueError(f"{name} is a number, 1 or more, not {value!r}")
+    return min(number, maxsize)  # Why: more of anything does not exist.
 
 
 def axis_number(axis: Any, ndim: int, where: str) -> int:

@@ -43,8 +43,8 @@ from joblib._parallel_backends import (
 )
 
 from shmpar.errors import PlanError
+from shmpar.memory.copying import Copies, shared_once
 from shmpar.memory.limits import available_cpus
-from shmpar.pickling.shared_once import Copies, shared_once
 from shmpar.plan import Function
 from shmpar.pool import Pool
 from shmpar.runtime.error_texts import function_name

@@ -33,6 +33,16 @@ class PartReference(NamedTuple):
 Input: TypeAlias = "Reference | PartReference"
 """An input: where it lies in memory, or how it is opened."""
 
+StoreTraffic: TypeAlias = tuple[int, int, float]
+"""Bytes that were read from stores and written to stores, and the seconds that this took."""
+
+NO_TRAFFIC: StoreTraffic = (0, 0, 0.0)
+
+
+def add_traffic(one: StoreTraffic, other: StoreTraffic) -> StoreTraffic:
+    """Return the sums of two records."""
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
+
 
 class SegmentRecord(NamedTuple):
     """A segment whose descriptor comes with the message."""
@@ -406,9 +416,8 @@ class CounterExhausted(NamedTuple):
         The worker has reached its task limit and exits, so tickets may be left.
     huge_bytes : sequence of (int, int)
         Keys of segments, each with the bytes that the worker has put into huge pages.
-    traffic : tuple of (int, int, float)
-        Bytes that the worker has read from stores and written to stores, and the seconds that
-        this took.
+    traffic : StoreTraffic
+        That of the worker.
     """
 
     worker: int
@@ -419,7 +428,7 @@ class CounterExhausted(NamedTuple):
     announcement: Any = None
     exiting: bool = False
     huge_bytes: Sequence[tuple[int, int]] = ()
-    traffic: tuple[int, int, float] = (0, 0, 0.0)
+    traffic: StoreTraffic = NO_TRAFFIC
 
 
 class WorkerExiting(NamedTuple):

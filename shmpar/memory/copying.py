@@ -16,7 +16,9 @@ import _thread
 import contextlib
 import os
 import sys
+import threading
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -26,12 +28,14 @@ import numpy as np
 from shmpar.memory import allocate, huge, limits
 from shmpar.memory.layout import Layout, byte_bounds, spanned_bytes
 from shmpar.memory.segment import Array, Dtype, Segment, create
+from shmpar.memory.system import return_freed_blocks
 
 MOST_THREADS: Final = 4  # Why: a few threads take all of the memory's speed
 """Threads that copy an array in the process of the caller, whose workers wait meanwhile."""
 
 _BYTES_PER_THREAD: Final = 32 << 20  # Why: a thread takes a while to begin
 _BUFFER_BYTES: Final = 1 << 20  # Why: a buffer for strided values that stays in the CPU's cache
+_SLOW_BYTES: Final = 64 << 20  # Why: a copy of so many is slow beside the search for freed blocks
 
 
 def is_masked(value: Any) -> bool:
@@ -145,6 +149,55 @@ def share(
     copy = segment.ndarray(layout.offset, array.shape, layout.strides, array.dtype)
     copy[...] = array
     return segment, copy
+
+
+class Copies:
+    """The copies of arguments that several calls take, each made once.
+
+    An array is known by its identity. Its copy lives as long as the array and this record.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[weakref.ref[Array], Segment, Array]] = {}
+
+    def share(self, array: Array) -> tuple[Segment, Array]:
+        """Return the copy of an array and its segment; make it at the first time."""
+        known = self._found.get(id(array))
+        if known is None or known[0]() is not array:
+            key, found = id(array), self._found
+            alive = weakref.ref(array, lambda _: found.pop(key, None))
+            if array.nbytes >= _SLOW_BYTES:
+                # Why: the copy and the freed blocks would take memory at the same time.
+                return_freed_blocks()
+            known = found[key] = alive, *share(array, "argument")
+        return known[1:]
+
+    def clear(self) -> None:
+        """Forget the copies; they go when the last call that takes them is over."""
+        self._found.clear()
+
+
+class _Current(threading.local):
+    copies: Copies | None = None
+
+
+_current = _Current()
+
+
+@contextlib.contextmanager
+def shared_once(copies: Copies) -> Iterator[None]:
+    """Have the arguments that this thread pickles in the block taken from a record of copies."""
+    before, _current.copies = _current.copies, copies
+    try:
+        yield
+    finally:
+        _current.copies = before
+
+
+def share_argument(array: Array) -> tuple[Segment, Array]:
+    """Copy an argument into shared memory, unless its copy is on record."""
+    copies = _current.copies
+    return share(array, "argument") if copies is None else copies.share(array)
 
 
 def copied_nbytes(array: Array) -> int:

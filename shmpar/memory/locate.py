@@ -87,10 +87,11 @@ def _place(segment: Segment, start: int, array: Array) -> Location | None:
     return None
 
 
-def describe(array: Array) -> tuple[str, int, int]:
+def describe(array: Any) -> tuple[str, int, int]:
     """Return the kind of memory, the bytes, and those of its segment in huge pages.
 
-    The kind is that of the segment or of the store, or ``private`` for memory of this process.
+    The kind is that of the segment, or of the store that stands for an array, or ``private`` for
+    memory of this process.
     """
     if not isinstance(array, np.ndarray):  # a store or a part
         return getattr(array, "kind", "private"), array.nbytes, 0

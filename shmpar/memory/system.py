@@ -80,13 +80,6 @@ def attempt(name: str, call: Callable[[], T], otherwise: Callable[[], T]) -> T:
 
 
 @functools.cache
-def _libc() -> Any:
-    import ctypes  # Why here: NumPy has loaded it
-
-    return ctypes.CDLL(None)
-
-
-@functools.cache
 def keep_freed_blocks(most: int) -> None:
     """Have malloc keep freed blocks of up to so many bytes for later ones; it returns larger ones.
 
@@ -97,14 +90,14 @@ def keep_freed_blocks(most: int) -> None:
         return
     # Why suppressed: other C libraries have no such function.
     with suppress(AttributeError, OSError):
-        _libc().mallopt(_M_MMAP_THRESHOLD, most)
-        _libc().mallopt(_M_TRIM_THRESHOLD, 2 * most)
+        libc().mallopt(_M_MMAP_THRESHOLD, most)
+        libc().mallopt(_M_TRIM_THRESHOLD, 2 * most)
 
 
 def return_freed_blocks() -> None:
     """Return the memory that malloc has kept to the system."""
     with suppress(AttributeError, OSError):
-        _libc().malloc_trim(0)
+        libc().malloc_trim(0)
 
 
 @contextmanager
@@ -117,6 +110,14 @@ def room_for(purpose: str, advice: str) -> Iterator[None]:
             reason = os.strerror(error.errno or 0)
             raise SegmentFull(f"no room for {purpose}: {reason}; {advice}") from None
         raise
+
+
+def is_at(fd: int, path: str) -> bool:
+    """Return whether a path leads to an open file, which may have been removed or replaced."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def without_names(reason: str) -> SegmentError:

@@ -8,7 +8,7 @@ import pickle
 from typing import Any, cast
 
 from shmpar.errors import MOST_OF_EXCEPTION, ShmparError, shortened
-from shmpar.pickling.pack import CheckedPickler
+from shmpar.pickling.explain import CheckedPickler
 from shmpar.pickling.unpack import builtin_base, rebuild_error
 
 _LARGE_ERROR = 64 * 1024

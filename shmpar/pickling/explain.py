@@ -1,20 +1,51 @@
-"""Explain why an object does not pickle: name the part of it that fails, and the remedy."""
+"""Refuse objects that mean nothing in another process; explain why an object does not pickle.
+
+The message names the part that fails, and the remedy.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import pickle
 import reprlib
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+import cloudpickle
+
 from shmpar.pickling.changes import Walk
+from shmpar.pickling.unpack import (
+    make_cached,
+    make_cached_property,
+    make_dispatcher,
+    set_dispatcher,
+)
 from shmpar.plan import Function
 
-INSIDE = "create it inside the function or in the pool's initializer"
+CACHED: type = type(functools.lru_cache(len))
+DISPATCHER = functools.singledispatch(len).__code__  # type: ignore[attr-defined]
+
+_INSIDE = "create it inside the function or in the pool's initializer"
+_QUEUE = "return the values instead, or send them through multiprocessing.Manager().Queue()"
+_SHARED = "use an array of shmpar.array(), which all workers share"
+_LOCK = "use array.lock of a shared array, or multiprocessing.Manager()"
+_THREADS = f"{_INSIDE}; to exclude other workers use array.lock of a shared array"
+_REMEDIES = {
+    "_queue": _QUEUE,
+    "_thread": _THREADS,
+    "ctypes.CDLL": "load the library inside the function, or in a module that workers can import",
+    "multiprocessing.connection": _QUEUE,
+    "multiprocessing.heap": _SHARED,
+    "multiprocessing.queues": _QUEUE,
+    "multiprocessing.sharedctypes": _SHARED,
+    "multiprocessing.synchronize": _LOCK,
+    "queue": _QUEUE,
+    "threading": _THREADS,
+}
 
 _SHORT = reprlib.Repr()  # Why: the repr of a deep list raises, and that of a long one is long.
 _SHORT.maxother = 60
@@ -30,13 +61,112 @@ class ProcessLocal(pickle.PicklingError):
         super().__init__(f"a {kind}, which does not pickle, since {why}; {remedy}")
 
 
-def explain_failure(
-    value: Any, error: Exception, failure: Callable[[Any], BaseException | None]
-) -> str:
-    """Return the message for an object that does not pickle and for the error that says so.
+class CheckedPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Pickles functions by value if needed; raises `ProcessLocal` for numbers of this process."""
 
-    The function `failure` returns the error of pickling an object, None if it pickles.
-    """
+    def __init__(self, file: io.BytesIO, protocol: int) -> None:
+        super().__init__(file, protocol=protocol)
+        self._harmless: dict[int, type] = {}  # types without anything to check, by id
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Check an object, then reduce it as cloudpickle does, which lacks parts of functools."""
+        if id(type(obj)) in self._harmless:
+            return NotImplemented
+        if isinstance(obj, types.FunctionType):
+            if obj.__code__ is DISPATCHER and not _is_found(obj):
+                return reduce_dispatcher(obj)
+        elif type(obj) is CACHED:
+            if not _is_found(obj):
+                return reduce_cached(obj)
+        elif isinstance(obj, functools.cached_property) and hasattr(obj, "lock"):
+            state = {name: value for name, value in vars(obj).items() if name != "lock"}
+            return make_cached_property, (type(obj),), state
+        elif not isinstance(obj, type):
+            _check_process_local(obj)
+            if not hasattr(type(obj), "fileno"):
+                self._harmless[id(type(obj))] = type(obj)
+        return super().reducer_override(obj)
+
+
+def _is_found(obj: Any) -> bool:
+    """Return whether a function is found in its module under its name, and not in a script."""
+    module = obj.__module__ or ""
+    if module == "__main__" or module in cloudpickle.list_registry_pickle_by_value():
+        return False
+    found: Any = sys.modules.get(module)
+    for name in obj.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is obj
+
+
+def reduce_cached(obj: Any) -> tuple[Any, ...]:
+    """Reduce a function of lru_cache; its cache stays here."""
+    state = {name: value for name, value in vars(obj).items() if name != "cache_parameters"}
+    limits = obj.cache_parameters()
+    return make_cached, (obj.__wrapped__, limits["maxsize"], limits["typed"]), state
+
+
+def reduce_dispatcher(obj: Any) -> tuple[Any, ...]:
+    """Reduce a function of singledispatch, with the functions that were registered."""
+    own = vars(functools.singledispatch(len))
+    state = {name: value for name, value in vars(obj).items() if name not in own}
+    registered = list(obj.registry.items())
+    default = obj.registry[object]
+    return make_dispatcher, (default,), (registered, state), None, None, set_dispatcher
+
+
+def _check_process_local(obj: Any) -> None:
+    """Raise `ProcessLocal` for an object whose number or address means nothing in a worker."""
+    kind = type(obj)
+    by_author = _has_reducer(kind)
+    for base in kind.__mro__:
+        module = base.__module__
+        name = f"ctypes.{base.__name__}" if module == "ctypes" else module
+        if name in _REMEDIES and (module.startswith("multiprocessing.") or not by_author):
+            raise _process_local(kind, _REMEDIES[name])
+    if by_author:
+        return
+    if _holds_descriptor(obj):
+        raise _process_local(kind, _INSIDE)
+    # Why private: ForkingPickler has no public table of the types that it knows.
+    reduction: Any = sys.modules.get("multiprocessing.reduction")
+    if reduction is not None and kind in reduction.ForkingPickler._extra_reducers:  # noqa: SLF001
+        raise _process_local(kind, f"give its class a method __reduce__, or {_INSIDE}")
+
+
+def _process_local(kind: type, remedy: str) -> ProcessLocal:
+    return ProcessLocal(f"{kind.__module__}.{kind.__qualname__}", remedy)
+
+
+def _has_reducer(kind: type) -> bool:
+    """Return whether the author of a class has said how its objects are pickled."""
+    return kind in cloudpickle.Pickler.dispatch_table or any(
+        getattr(kind, name) is not getattr(object, name)
+        for name in ("__reduce_ex__", "__reduce__", "__getstate__")
+    )
+
+
+def _holds_descriptor(obj: Any) -> bool:
+    if not hasattr(type(obj), "fileno"):
+        return False
+    try:
+        number = obj.fileno()
+    except Exception:  # noqa: BLE001 - a file that is not open may raise anything
+        return False
+    return isinstance(number, int) and number >= 0
+
+
+def pickling_error(value: Any) -> BaseException | None:
+    """Return the error of pickling a value; None if it pickles."""
+    try:
+        CheckedPickler(io.BytesIO(), protocol=5).dump(value)
+    except Exception as error:  # noqa: BLE001 - pickling may raise any exception
+        return error
+    return None
+
+
+def explain_failure(value: Any, error: Exception) -> str:
+    """Return the message for an object that does not pickle and for the error that says so."""
     function: Any = None
     if isinstance(value, Function):
         function = value.call
@@ -48,20 +178,20 @@ def explain_failure(
     else:
         parts = value if isinstance(value, tuple) else (value,)
     for part in parts:
-        if (found := _find(part, failure)) is not None:
+        if (found := _find(part)) is not None:
             return f"cannot send {_name(part, function)} to a worker: {_describe(*found)}"
     for module, names in Walk().visit(function).changes.items():
         for name in names:
             value, place = vars(module.module).get(name), f"the global {name!r}"
-            direct = failure(value)
-            found = _find(value, failure) if direct is None else (place, value, direct)
+            direct = pickling_error(value)
+            found = _find(value) if direct is None else (place, value, direct)
             if found is not None:
                 why = "has changed" if module.importable else "cannot be imported by a worker"
                 sent = f"module {module.name} {why} and is sent by value, but "
                 where = sent + (f"in {place}, " if direct is None else "") + found[0]
                 text = _describe(where, *found[1:])
                 return f"cannot send {_name(function, function)} to a worker: {text}"
-    failing = next((part for part in parts if failure(part) is not None), parts[0])
+    failing = next((part for part in parts if pickling_error(part) is not None), parts[0])
     name = _name(failing, function)
     if isinstance(error, ProcessLocal):
         return f"cannot send {name} to a worker: it is or holds {error}"
@@ -71,7 +201,7 @@ def explain_failure(
 def _describe(where: str, held: Any, error: BaseException) -> str:
     kind = f"{type(held).__module__}.{type(held).__qualname__}"
     if not isinstance(error, ProcessLocal):
-        remedy = f"pass it to the verb as an array, or {INSIDE}" if "h5py" in kind else INSIDE
+        remedy = f"pass it to the verb as an array, or {_INSIDE}" if "h5py" in kind else _INSIDE
         return f"{where} is a {kind}, which does not pickle ({error}); {remedy}"
     if error.kind != kind:
         return f"{where} is a {kind}, which holds {error}"
@@ -82,9 +212,7 @@ def _is_ours(function: Any) -> bool:
     return str(getattr(function, "__module__", "")).startswith("shmpar.")
 
 
-def _find(
-    part: Any, failure: Callable[[Any], BaseException | None]
-) -> tuple[str, Any, BaseException] | None:
+def _find(part: Any) -> tuple[str, Any, BaseException] | None:
     """Return the innermost object in a part that does not pickle: its place, itself, the error."""
     found: tuple[str, Any, BaseException] | None = None
     if not _is_followed(part):
@@ -93,7 +221,7 @@ def _find(
     seen = {id(part)}
     while len(path) < _DEEPEST:
         for name, held in _contents(part, outermost=not path):
-            if id(held) not in seen and (error := failure(held)) is not None:
+            if id(held) not in seen and (error := pickling_error(held)) is not None:
                 path.append(name)
                 found = (", ".join([*[f"in {one}" for one in path[:-1]], name]), held, error)
                 break

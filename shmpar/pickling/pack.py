@@ -15,7 +15,6 @@ Guarantees
 
 from __future__ import annotations
 
-import functools
 import io
 import itertools
 import pickle
@@ -31,7 +30,7 @@ import numpy as np
 
 from shmpar.arrays import SharedArray
 from shmpar.errors import PlanError, ShmparError
-from shmpar.memory.copying import share
+from shmpar.memory.copying import share, share_argument
 from shmpar.memory.layout import Layout, address_of
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
@@ -48,22 +47,25 @@ from shmpar.pickling.changes import (
     user_module,
     walk_below,
 )
-from shmpar.pickling.explain import INSIDE, ProcessLocal, explain_failure
+from shmpar.pickling.explain import (
+    CACHED,
+    DISPATCHER,
+    CheckedPickler,
+    explain_failure,
+    pickling_error,
+    reduce_cached,
+    reduce_dispatcher,
+)
 from shmpar.pickling.plain import is_plain
-from shmpar.pickling.shared_once import share_argument
 from shmpar.pickling.unpack import (
     after,
     bit_generator,
     bytes_array,
     class_attributes,
     live_globals,
-    make_cached,
-    make_cached_property,
-    make_dispatcher,
     module_globals,
     segment_array,
     set_class,
-    set_dispatcher,
     set_new_class,
     strided_array,
     update_module,
@@ -72,9 +74,7 @@ from shmpar.plan import Function
 
 LARGE = 64 * 1024  # bytes; a smaller array is cheaper to pickle than to map
 
-_CACHED: type = type(functools.lru_cache(len))
-_DISPATCHER = functools.singledispatch(len).__code__  # type: ignore[attr-defined]
-_DEFINITIONS = (types.FunctionType, type, _CACHED)  # found in a module under their names
+_DEFINITIONS = (types.FunctionType, type, CACHED)  # found in a module under their names
 _WITH_SETTER = 6  # parts of a reduced value with a function that sets the state
 _COMPILED = (types.BuiltinFunctionType, type(np.sum))  # np.sum dispatches on __array_function__
 _OWNERS = (types.NoneType, types.ModuleType)
@@ -147,7 +147,7 @@ def pack(value: Any, python: Interpreter | None = None, *, frozen: bool = False)
     except (ShmparError, OSError):
         raise
     except Exception as error:
-        raise PlanError(explain_failure(value, error, _failure)) from error
+        raise PlanError(explain_failure(value, error)) from error
 
 
 def pack_result(value: Any) -> Payload:
@@ -189,128 +189,6 @@ def _pickle(
     return Payload(file.getvalue(), segments, private)
 
 
-_QUEUE = "return the values instead, or send them through multiprocessing.Manager().Queue()"
-_SHARED = "use an array of shmpar.array(), which all workers share"
-_LOCK = "use array.lock of a shared array, or multiprocessing.Manager()"
-_THREADS = f"{INSIDE}; to exclude other workers use array.lock of a shared array"
-_REMEDIES = {
-    "_queue": _QUEUE,
-    "_thread": _THREADS,
-    "ctypes.CDLL": "load the library inside the function, or in a module that workers can import",
-    "multiprocessing.connection": _QUEUE,
-    "multiprocessing.heap": _SHARED,
-    "multiprocessing.queues": _QUEUE,
-    "multiprocessing.sharedctypes": _SHARED,
-    "multiprocessing.synchronize": _LOCK,
-    "queue": _QUEUE,
-    "threading": _THREADS,
-}
-
-
-class CheckedPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """Pickles functions by value if needed; raises `ProcessLocal` for numbers of this process."""
-
-    def __init__(self, file: io.BytesIO, protocol: int) -> None:
-        super().__init__(file, protocol=protocol)
-        self._harmless: dict[int, type] = {}  # types without anything to check, by id
-
-    def reducer_override(self, obj: Any) -> Any:
-        """Check an object, then reduce it as cloudpickle does, which lacks parts of functools."""
-        if id(type(obj)) in self._harmless:
-            return NotImplemented
-        if isinstance(obj, types.FunctionType):
-            if obj.__code__ is _DISPATCHER and not _is_found(obj):
-                return _reduce_dispatcher(obj)
-        elif type(obj) is _CACHED:
-            if not _is_found(obj):
-                return _reduce_cached(obj)
-        elif isinstance(obj, functools.cached_property) and hasattr(obj, "lock"):
-            state = {name: value for name, value in vars(obj).items() if name != "lock"}
-            return make_cached_property, (type(obj),), state
-        elif not isinstance(obj, type):
-            _check_process_local(obj)
-            if not hasattr(type(obj), "fileno"):
-                self._harmless[id(type(obj))] = type(obj)
-        return super().reducer_override(obj)
-
-
-def _is_found(obj: Any) -> bool:
-    """Return whether a function is found in its module under its name, and not in a script."""
-    module = obj.__module__ or ""
-    if module == "__main__" or module in cloudpickle.list_registry_pickle_by_value():
-        return False
-    found: Any = sys.modules.get(module)
-    for name in obj.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is obj
-
-
-def _reduce_cached(obj: Any) -> tuple[Any, ...]:
-    """Reduce a function of lru_cache; its cache stays here."""
-    state = {name: value for name, value in vars(obj).items() if name != "cache_parameters"}
-    limits = obj.cache_parameters()
-    return make_cached, (obj.__wrapped__, limits["maxsize"], limits["typed"]), state
-
-
-def _reduce_dispatcher(obj: Any) -> tuple[Any, ...]:
-    """Reduce a function of singledispatch, with the functions that were registered."""
-    own = vars(functools.singledispatch(len))
-    state = {name: value for name, value in vars(obj).items() if name not in own}
-    registered = list(obj.registry.items())
-    default = obj.registry[object]
-    return make_dispatcher, (default,), (registered, state), None, None, set_dispatcher
-
-
-def _check_process_local(obj: Any) -> None:
-    """Raise `ProcessLocal` for an object whose number or address means nothing in a worker."""
-    kind = type(obj)
-    by_author = _has_reducer(kind)
-    for base in kind.__mro__:
-        module = base.__module__
-        name = f"ctypes.{base.__name__}" if module == "ctypes" else module
-        if name in _REMEDIES and (module.startswith("multiprocessing.") or not by_author):
-            raise _process_local(kind, _REMEDIES[name])
-    if by_author:
-        return
-    if _holds_descriptor(obj):
-        raise _process_local(kind, INSIDE)
-    # Why private: ForkingPickler has no public table of the types that it knows.
-    reduction: Any = sys.modules.get("multiprocessing.reduction")
-    if reduction is not None and kind in reduction.ForkingPickler._extra_reducers:  # noqa: SLF001
-        raise _process_local(kind, f"give its class a method __reduce__, or {INSIDE}")
-
-
-def _process_local(kind: type, remedy: str) -> ProcessLocal:
-    return ProcessLocal(f"{kind.__module__}.{kind.__qualname__}", remedy)
-
-
-def _has_reducer(kind: type) -> bool:
-    """Return whether the author of a class has said how its objects are pickled."""
-    return kind in cloudpickle.Pickler.dispatch_table or any(
-        getattr(kind, name) is not getattr(object, name)
-        for name in ("__reduce_ex__", "__reduce__", "__getstate__")
-    )
-
-
-def _holds_descriptor(obj: Any) -> bool:
-    if not hasattr(type(obj), "fileno"):
-        return False
-    try:
-        number = obj.fileno()
-    except Exception:  # noqa: BLE001 - a file that is not open may raise anything
-        return False
-    return isinstance(number, int) and number >= 0
-
-
-def _failure(value: Any) -> BaseException | None:
-    """Return the error of pickling a value; None if it pickles."""
-    try:
-        CheckedPickler(io.BytesIO(), protocol=5).dump(value)
-    except Exception as error:  # noqa: BLE001 - pickling may raise any exception
-        return error
-    return None
-
-
 class _Pickler(CheckedPickler):
     """Pickles functions by value if needed, and arrays by their segments."""
 
@@ -346,7 +224,7 @@ class _Pickler(CheckedPickler):
             top = definition.__qualname__.partition(".")[0]
             if (definition.__module__, top) in self._updated:
                 return self._reduce_updated(obj)
-        if isinstance(obj, types.FunctionType) and not _pickled_by_name(obj):
+        if isinstance(obj, types.FunctionType) and not is_pickled_by_name(obj):
             self._share_globals(obj)
         reduced = super().reducer_override(obj)
         return self._with_setter(obj, reduced) if isinstance(obj, type) else reduced
@@ -382,9 +260,9 @@ class _Pickler(CheckedPickler):
         if isinstance(obj, type):
             return self._with_setter(obj, _reduce_class(obj))
         if not isinstance(obj, types.FunctionType):
-            return _reduce_cached(obj)
-        if obj.__code__ is _DISPATCHER:
-            return _reduce_dispatcher(obj)
+            return reduce_cached(obj)
+        if obj.__code__ is DISPATCHER:
+            return reduce_dispatcher(obj)
         module = user_module(obj.__globals__.get("__name__"))
         if module is None or vars(module.module) is not obj.__globals__:
             return super().reducer_override(obj)
@@ -527,7 +405,7 @@ class _Update:
         module = self._module
         if not module.importable or type(value) in PLAIN or isinstance(value, _DEFINITIONS):
             return True
-        return name not in module.source.managed or _failure(value) is None
+        return name not in module.source.managed or pickling_error(value) is None
 
     def __reduce__(self) -> tuple[Any, ...]:
         module = self._module
@@ -556,7 +434,7 @@ def _definition_ids(*names: str) -> Iterator[int]:
 # The functions and classes that pickles of functions call, by id: they live as long as the process.
 # Why: a look for changes in them takes longer than all other work for them.
 _OURS = frozenset(
-    _definition_ids(cloudpickle.Pickler.__module__, make_cached.__module__, Function.__module__)
+    _definition_ids(cloudpickle.Pickler.__module__, after.__module__, Function.__module__)
 )
 _RECORDS = {Function, _ModuleGlobals, _Update, _LiveGlobals}  # types with nothing to check
 
@@ -650,7 +528,7 @@ def _is_compiled(call: Callable[..., Any]) -> bool:
     return type(call) is np.ufunc or is_importable(call)
 
 
-def _pickled_by_name(definition: types.FunctionType | type) -> bool:
+def is_pickled_by_name(definition: types.FunctionType | type) -> bool:
     """Return whether cloudpickle pickles a function or a class as its name."""
     # Why: this is a private name of cloudpickle, which has no public one. The public pickler gives
     # the same answer, but builds the whole reduced value of a function that is pickled by value.
@@ -672,7 +550,7 @@ def _reduce_class(definition: type) -> Any:
 
 def _stateless_names(function: types.FunctionType) -> tuple[str, ...] | None:
     """Return the globals that a stateless function uses; None for any other function."""
-    if _pickled_by_name(function):
+    if is_pickled_by_name(function):
         return None if "." in function.__qualname__ else ()
     if not _holds_scalars_only(function):
         return None
@@ -691,7 +569,7 @@ def _holds_scalars_only(function: types.FunctionType) -> bool:
     if function.__closure__ or function.__kwdefaults__ or function.__dict__:
         return False
     return all(type(default) in SCALARS for default in function.__defaults__ or ()) and all(
-        type(note) in SCALARS or (type(note) is type and _pickled_by_name(note))
+        type(note) in SCALARS or (type(note) is type and is_pickled_by_name(note))
         for note in function.__annotations__.values()
     )
 

@@ -8,7 +8,14 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from shmpar.display import format_bytes, html_progress, html_table
+from shmpar.display import (
+    BLUE,
+    format_bytes,
+    format_call,
+    format_seconds,
+    html_progress,
+    html_table,
+)
 from shmpar.errors import format_count
 from shmpar.report import text
 from shmpar.report.timings import WorkerTime
@@ -21,8 +28,7 @@ if TYPE_CHECKING:
 _MAX_SLOWEST = 5
 _MAX_ERROR = 400  # characters
 _MAX_WORKERS = 64
-# Why: Okabe and Ito's colours stay distinct for colour-blind readers.
-_COLOURS = {"in chunks": "#0072b2", "overhead": "#e69f00", "waiting": "#d9d9d9"}
+_COLOURS = {"in chunks": BLUE, "overhead": "#e69f00", "waiting": "#d9d9d9"}
 
 
 def render(report: Report) -> str:
@@ -53,7 +59,7 @@ def _bar(one: WorkerTime, whole: float) -> str:
     """Return a bar that is as long as the run, divided by the time of a worker."""
     times = {"in chunks": one.user, "overhead": one.overhead, "waiting": one.waiting}
     parts = [
-        f"<span title='{name} {text.format_seconds(value)}' style='display:inline-block;"
+        f"<span title='{name} {format_seconds(value)}' style='display:inline-block;"
         f"height:0.8em;width:{100 * value / max(whole, 1e-9):.2f}%;"
         f"background:{_COLOURS[name]}'></span>"
         for name, value in times.items()
@@ -65,8 +71,8 @@ def _bar(one: WorkerTime, whole: float) -> str:
 def render_run(run: Run, status: str) -> str:
     """Return a fragment of HTML: the state in plain words, the progress, and the report."""
     execution, (settled, chunks) = run.execution, run.progress
-    report, seconds = run.report, text.format_seconds(run.report.seconds)
-    call, bad = text.format_call(report.verb, report.function), run.done() and settled < chunks
+    report, seconds = run.report, format_seconds(run.report.seconds)
+    call, bad = format_call(report.verb, report.function), run.done() and settled < chunks
     style = "width:12em;vertical-align:middle"
     bar = html_progress(settled, chunks, style, bad=bad or bool(execution.errors))
     rows = [

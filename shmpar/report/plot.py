@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shmpar.display import BLUE, ORANGE
 from shmpar.grid import Axis
 from shmpar.report.text import title
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from shmpar.report.timings import Timings
 
 _COLOURS = "viridis"  # Why: readable in grey and for colour-blind readers
-_DIED, _BACKGROUND, _CURVE = "#d55e00", "#efefef", "#0072b2"
+_BACKGROUND = "#efefef"
 _BAR_HEIGHT = 0.8  # of the distance between two workers
 _WORKER_INCHES = 0.32
 _MAX_BOXES = 2_000  # per worker; Why: chunks closer than a pixel are drawn as one box
@@ -100,7 +101,7 @@ def _timeline(axes: Axes, timings: Timings, scale: Any) -> Any:
         claims = [claim for claim in timings.attempts if claim.died is died]
         if bars := [(claim.worker, claim.end - claim.begin, claim.begin) for claim in claims]:
             lines, lengths, begins = zip(*bars, strict=True)
-            style: dict[str, Any] = {"facecolor": "none", "edgecolor": _DIED, "hatch": hatch}
+            style: dict[str, Any] = {"facecolor": "none", "edgecolor": ORANGE, "hatch": hatch}
             axes.barh(lines, lengths, _BAR_HEIGHT, begins, label=label, **style)
     if timings.attempts:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
@@ -148,7 +149,7 @@ def _map(axes: Axes, report: Report, cut: list[int], scale: Any) -> None:
 def _curve(axes: Axes, report: Report, cut: list[int], scale: Any) -> None:
     """Draw the cost of each chunk along the axis that is cut."""
     axis = report.plan.grid.axes[cut[0]]
-    axes.stairs(report.durations, _edges(axis), fill=len(axis) <= _MAX_OUTLINED, color=_CURVE)
+    axes.stairs(report.durations, _edges(axis), fill=len(axis) <= _MAX_OUTLINED, color=BLUE)
     axes.set(xlim=(0, axis.size), xlabel=f"axis {cut[0]}", ylabel="duration of a chunk")
     if scale.vmin > 0:
         axes.set_yscale("log")

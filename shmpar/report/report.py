@@ -183,9 +183,6 @@ class Report:
         Workers that died while they had a chunk of this run.
     seconds : float
         Duration of the call.
-    memory : tuple of str
-        The memory of each input and output: ``shm``, ``memfd``, ``tempfile`` or ``file``;
-        ``private`` for memory of this process alone.
     huge_bytes : int
         Bytes of the inputs and outputs that lie in pages of 2 MiB.
     worker_bytes : tuple of int
@@ -244,7 +241,6 @@ class Report:
     failed: int
     deaths: int
     seconds: float
-    memory: tuple[str, ...]
     huge_bytes: int
     worker_bytes: tuple[int, ...]
     seed: Any
@@ -299,6 +295,15 @@ class Report:
         finished[self.timings.chunks] = True  # Why: the last attempt may have raised.
         deaths = Counter(claim.chunk for claim in self.attempts if claim.chunk is not None)
         return sum(times - int(not finished[chunk]) for chunk, times in deaths.items())
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        """The memory of each input and output.
+
+        It is ``shm``, ``memfd``, ``tempfile`` or ``file``; ``private`` for memory of this process
+        alone.
+        """
+        return tuple(kind for kind, _ in (*self.inputs, *self.outputs))
 
     @property
     def array_bytes(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The report as text, its advice, and the formatters that it shares with the command line.
+"""The report as text, and its advice.
 
 The advice about a faster call is the hint with the largest gain, a share of the run's time.
 Each hint goes by figures that were measured in this run, and names them. Costs that no clock sees,
@@ -8,12 +8,12 @@ such as the cost of handing out a chunk, are constants.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shmpar.display import ONE_DECIMAL, format_bytes, in_units
+from shmpar.display import format_bytes, format_call, format_rate, format_seconds, format_table
 from shmpar.errors import format_count
 from shmpar.grid import Grid
 from shmpar.memory.segment import SegmentInfo
@@ -28,9 +28,7 @@ WORKER_COLUMNS = ("worker", "chunks", "claims", "in chunks", "waiting", "overhea
 
 _MAX_SLOWEST = 3
 _MAX_WORKERS = 16  # rows of the table
-_MAX_NAME = 40  # characters of a function's name
 _MAX_CHUNKS = 5  # chunk numbers in the line about deaths
-_DURATIONS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 
 Hint = tuple[float, str]  # the gain, and the advice in one line
 
@@ -46,41 +44,6 @@ _SMALL_WORK = 1e-3  # seconds of all chunks together
 _ALLOCATED = {"shm", "memfd", "tempfile"}  # kinds of memory that outputs are allocated in
 _FEW_READS = 1.25  # of each unit of a store
 _WITHOUT_CHUNKS = {"parallel_map", "apply_along_axis"}  # verbs without `chunks=`
-
-
-def format_seconds(value: float) -> str:
-    """Write a duration in the largest unit that fits.
-
-    Examples
-    --------
-    >>> [format_seconds(s) for s in (0, 1.26e-6, 0.000342, 0.0125, 4, 754, 200_000)]
-    ['0 s', '1.3 us', '342 us', '12.5 ms', '4 s', '12.6 min', '2.3 d']
-    """
-    return in_units(value, _DURATIONS) if value else "0 s"
-
-
-def format_rate(gigabytes: float) -> str:
-    """Write a rate in gigabytes (10**9) per second.
-
-    Examples
-    --------
-    >>> format_rate(0.0312), format_rate(12.34), format_rate(234.5)
-    ('0.031 GB/s', '12 GB/s', '234 GB/s')
-    """
-    return f"{gigabytes:.2g} GB/s" if gigabytes < ONE_DECIMAL else f"{gigabytes:.0f} GB/s"
-
-
-def format_table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
-    """Return the lines of a table; `align` has one ``<`` (left) or ``>`` (right) per column.
-
-    Examples
-    --------
-    >>> format_table([("NAME", "SIZE"), ("a", "1 B")], "<>")
-    ['NAME  SIZE', 'a      1 B']
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    line = "  ".join(f"{{:{side}{width}}}" for side, width in zip(align, widths, strict=True))
-    return [line.format(*row).rstrip() for row in rows]
 
 
 class MemoryTable(tuple[SegmentInfo, ...]):
@@ -108,18 +71,6 @@ class MemoryTable(tuple[SegmentInfo, ...]):
         return "\n".join([*format_table(rows, "<>><<"), "", total])
 
     __repr__ = __str__
-
-
-def format_call(verb: str, function: str) -> str:
-    """Write a call with the name of its function, cut if it is long.
-
-    Examples
-    --------
-    >>> format_call("map_blocks", "sqrt"), format_call("map_blocks", "")
-    ('map_blocks(sqrt)', 'map_blocks')
-    """
-    name = function if len(function) <= _MAX_NAME else f"{function[: _MAX_NAME - 3]}..."
-    return f"{verb}({name})" if name else verb
 
 
 def title(report: Report) -> str:

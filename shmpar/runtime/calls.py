@@ -1,4 +1,4 @@
-"""Calls that were submitted: their futures, and the workers that have them.
+"""Calls that were submitted, their futures and tasks, and calls over the items of `Pool.map`.
 
 Guarantees
 ----------
@@ -15,22 +15,36 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
+import math
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
+import numpy as np
+
 from shmpar.engines.engine import Engine, Exit
-from shmpar.ipc.protocol import CallFinished, WorkerLost
+from shmpar.engines.local import Initializer, SerialEngine
+from shmpar.ipc.protocol import CallFinished, Slice, WorkerLost
+from shmpar.pickling.plain import pack_plain
+from shmpar.plan import Function
 from shmpar.runtime import error_texts
-from shmpar.runtime.futures import CallbackThreads, Condition
-from shmpar.runtime.tasks import TaskFuture
+from shmpar.runtime.futures import CallbackThreads, Condition, PoolFuture
+from shmpar.tracebacks import delivering, hiding
+from shmpar.worker.task import NBYTES, Progress, Task
+
+_TASK = "task"  # the name of the parameter
+_DEEPEST = 20  # decorators and partials that are looked through
+_BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 _numbers = itertools.count()
 
 
-class Call(TaskFuture):
+class Call(PoolFuture):
     """A call that was submitted; a :class:`concurrent.futures.Future`.
 
     Attributes
@@ -55,6 +69,8 @@ class Call(TaskFuture):
         Has the pool thread end it, if it is a call over items, before its next items.
     withdraw : callable or None
         Has the pool thread withdraw it, while it waits at a worker.
+    task : Task or None
+        The argument ``task`` of its function, if that gets one.
     """
 
     more: tuple[int, int] | tuple[()] = ()
@@ -62,6 +78,7 @@ class Call(TaskFuture):
     unwanted = False
     stop: Callable[[Call], object] | None = None
     withdraw: Callable[[Call], object] | None = None
+    task: Task | None = None
 
     def __init__(
         self,
@@ -78,8 +95,23 @@ class Call(TaskFuture):
         self.retries = retries
         self.worker: int | None = None
 
+    @property
+    def progress(self) -> Progress:
+        """The latest report of the function: a tuple ``(current, total, message)``.
+
+        It is ``(0, None, "")`` before the first report, and if the function has no task.
+        """
+        return Progress() if self.task is None else self.task.read()
+
     def cancel(self) -> bool:
-        """Cancel the call unless a worker has begun it; return whether it is cancelled."""
+        """Cancel the call unless a worker has begun it; then ask its function to stop.
+
+        Returns
+        -------
+        bool
+            Whether the call is cancelled. It is not if it has begun: its function sees
+            ``task.cancelled``, and decides on the outcome.
+        """
         # Lock: the pool thread sets `withdraw` under it, so that no call is cancelled that is given
         # to a worker at the same time.
         with self._condition:
@@ -89,11 +121,18 @@ class Call(TaskFuture):
             withdraw(self)
             # Why the look: in the pool thread it may be withdrawn, and cancelled, a little later.
             cancelled = self.withdraw is None and super().cancel()
-        if cancelled:
-            self.prepared = None  # Why: it may be queued for long, and needs its arguments no more.
-            self.resolved.set()
-            self.run_callbacks()
-        return cancelled
+        if not cancelled:
+            self.ask_to_stop()
+            return False
+        self.prepared = None  # Why: it may be queued for long, and needs its arguments no more.
+        self.resolved.set()
+        self.run_callbacks()
+        return True
+
+    def ask_to_stop(self) -> None:
+        """Tell the function that it should stop, if it has a task."""
+        if self.task is not None:
+            self.task.cancel()
 
     def over(self, first: int, last: int) -> Call:
         """Return the call over other ones of the items."""
@@ -315,7 +354,7 @@ class Calls:
             self._withdraw(engine, worker)
         for call in self._running.values():
             call.unwanted = True
-            TaskFuture.cancel(call)
+            call.ask_to_stop()
         for call in [call for call in self._queue if call.worker is None]:
             self._queue.remove(call)
             self._cancel(call)
@@ -343,3 +382,279 @@ class Calls:
         for call in calls:
             call.withdraw = None
             self._resolve(call, None, error)
+
+
+def call_here(name: str, function: Function, more: tuple[int, int] | tuple[()] = ()) -> Call:
+    """Make a call in the calling thread; return its future, which is done."""
+    engine, callbacks = SerialEngine(Initializer()), CallbackThreads()
+    calls = Calls(callbacks)
+    call = Call(name, engine.prepare_call(function), 0)
+    call.more = more
+    calls.add(call)
+    while calls:  # Why again: a call over items may leave some of them.
+        calls.assign(engine)
+        for event in engine.wait(0.0):
+            if isinstance(event, CallFinished):
+                calls.finished(event)
+    return call
+
+
+def task_for(
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+    zeros: Callable[..., Any],
+) -> Task | None:
+    """Return the task of a call; None if its function has no parameter for it.
+
+    A function has if its arguments leave a parameter named ``task`` free.
+
+    Parameters
+    ----------
+    zeros : callable
+        Makes the memory of the task, as :func:`numpy.zeros`.
+
+    Examples
+    --------
+    >>> def segment(image, task): ...
+    >>> [task_for(segment, args, {}, np.zeros) is None for args in [(1,), (1, 2)]]
+    [False, True]
+    """
+    if _TASK in keywords or not _names_task(call):
+        return None
+    try:
+        signature = inspect.signature(call)
+        bound = signature.bind_partial(*args, **keywords).arguments
+    except (TypeError, ValueError):
+        return None  # Why: the call itself raises the error, with the names of its function.
+    parameter = signature.parameters.get(_TASK)
+    if parameter is None or parameter.kind not in _BY_KEYWORD or _TASK in bound:
+        return None
+    return Task(zeros(NBYTES, np.uint8))
+
+
+def _names_task(call: Any) -> bool:
+    """Return whether a function may have the parameter; much quicker than its signature."""
+    for _ in range(_DEEPEST):
+        if isinstance(call, partial):
+            if _TASK in call.keywords:
+                return False
+            call = call.func
+            continue
+        code = getattr(call, "__code__", None)
+        if code is None:
+            if (signature := getattr(call, "__signature__", None)) is not None:
+                return _TASK in getattr(signature, "parameters", ())
+            kind, name = (call, "__init__") if isinstance(call, type) else (type(call), "__call__")
+            code = getattr(getattr(kind, name, None), "__code__", None)
+        if code is not None:
+            named = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+            if _TASK in named:
+                return True
+        call = getattr(call, "__wrapped__", None)
+        if call is None:
+            return False
+    return False
+
+
+# The items of `Pool.map`
+
+SLICE_SECONDS = 5e-3
+"""Time after which a call over items ends, unless its chunksize was given."""
+_HOST_SLICE_SECONDS = 0.1  # Why longer: each slice goes to a host and back.
+
+_PAUSE_SECONDS = 1e-3  # between two pauses for the pool thread
+_FEW = 16  # items for each worker that are sent one by one
+_FIRST = 16  # items of the first piece, whose pickle tells how large an item is
+_MOST = 1024  # items of a piece where their number is not known
+_MOST_BYTES = 256 * 1024  # of a piece: it is sent again with each slice
+_MOST_OF_RANGE = 64 * 1024  # Why a bound: slow items become calls of their own.
+
+
+class Pieces(Iterator[Sequence[Any]]):
+    """Cuts items into pieces.
+
+    The size of a piece is a compromise. A call costs as much as many quick items, so pieces are
+    large: a worker's share. Slow items must be balanced, cancelled and yielded one by one, so a
+    call over a piece ends after a slice of time, and the items that are left become calls of that
+    length.
+
+    Parameters
+    ----------
+    items : iterable
+        The items.
+    total : int or None
+        The largest number of items that there may be, if it is known.
+    workers : int
+        Number of workers.
+    """
+
+    def __init__(self, items: Iterable[Any], total: int | None, workers: int) -> None:
+        self._items = iter(items)
+        self._range = items if type(items) is range else None
+        self._most = _MOST if total is None else math.ceil(total / workers)
+        if total is not None and total <= _FEW * workers:
+            # Why: each result is there as soon as it can be, and few calls cost little.
+            self._most = 1
+        elif self._range is not None:
+            self._most = min(self._most, _MOST_OF_RANGE)
+        self._grows = total is None
+        self._size = 1 if self._grows else max(1, min(_FIRST, self._most))
+        self._weighed = False
+        self._idle, self._paused = workers, time.perf_counter()
+
+    def _pause(self) -> None:
+        """Let the pool thread send the pieces that were cut, while there are idle workers.
+
+        Later, pause once in a while: a pause takes as long as the pickle of a piece.
+        """
+        if self._idle == 0 or time.perf_counter() - self._paused > _PAUSE_SECONDS:
+            time.sleep(0)
+            self._paused = time.perf_counter()
+        self._idle -= 1
+
+    def __next__(self) -> Sequence[Any]:
+        if self._most > 1:
+            self._pause()
+        if self._range is not None:
+            # Why: a range of any length is a few bytes, which take no time to make or to send.
+            ahead, self._range = self._range[: self._most], self._range[self._most :]
+            if not ahead:
+                raise StopIteration
+            return ahead
+        if not self._grows:
+            piece = list(itertools.islice(self._items, self._size))
+            if not piece:
+                raise StopIteration
+            if not self._weighed and self._most > 1 and (body := pack_plain(piece)):
+                self._weigh(len(piece), len(body))
+                piece += itertools.islice(self._items, max(0, self._size - len(piece)))
+            return piece
+        piece, until = [], time.perf_counter() + SLICE_SECONDS
+        for item in itertools.islice(self._items, self._size):
+            piece.append(item)
+            # Why: items that take long to make are computed while the next ones are made.
+            if time.perf_counter() >= until:
+                break
+        if not piece:
+            raise StopIteration
+        return piece
+
+    def weigh(self, count: int, prepared: Any) -> None:
+        """Choose the size of the next piece, given a prepared call over so many items."""
+        # Why: other engines pickle nothing.
+        self._weigh(count, getattr(prepared, "nbytes", 0))
+
+    def _weigh(self, count: int, nbytes: float) -> None:
+        self._weighed = True
+        limit = min(self._most, max(1, int(_MOST_BYTES * count // max(nbytes, 1))))
+        self._size = max(1, min(limit, 2 * self._size) if self._grows else limit)
+
+
+def shared_by(engine: Any, workers: int, *, remote: bool) -> tuple[int, float]:
+    """Return the number of calls at a time that share items, and the seconds of a slice.
+
+    Parameters
+    ----------
+    engine : ClusterEngine, other Engine or None
+        The engine, if it is made already.
+    workers : int
+        Workers of this machine, or of each host.
+    remote : bool
+        The workers are on hosts.
+    """
+    if not remote:
+        return workers, SLICE_SECONDS
+    hosted = 0 if engine is None else engine.places()
+    return hosted or workers, _HOST_SLICE_SECONDS
+
+
+def length_of(iterables: tuple[Iterable[Any], ...]) -> int | None:
+    """Return the largest number of items that there may be; None if it is not known."""
+    found = []
+    for one in iterables:
+        with contextlib.suppress(Exception):  # Why: the user's object may raise anything.
+            found.append(len(one))  # type: ignore[arg-type]
+    return min(found, default=None)
+
+
+class Results(Iterator[Any]):
+    """The results of calls over items, in order.
+
+    Parameters
+    ----------
+    calls : deque of Call
+        The calls that were submitted.
+    more : iterator of Call
+        Submits a further call at each step.
+    timeout : float or None
+        Seconds from now within which each result must be there.
+    """
+
+    def __init__(self, calls: deque[Call], more: Iterator[Call], timeout: float | None) -> None:
+        self._calls = calls
+        end = None if timeout is None else time.monotonic() + timeout
+        self._sources: list[list[Any]] = []  # of the results of the current slice, one for each
+        self._slices = _take_slices(calls, more, end, self._sources)
+        self._results = itertools.chain.from_iterable(self._slices)
+
+    def __iter__(self) -> Iterator[Any]:  # noqa: PYI034 - the chain alone is quicker
+        return self._results
+
+    @delivering
+    def __next__(self) -> Any:
+        return next(self._results)
+
+    def close(self) -> None:
+        """Cancel the calls that no worker has begun; yield no further result."""
+        self._slices.close()
+        self._sources.clear()
+        _cancel(self._calls)  # Why here too: a generator that has not begun does nothing.
+
+
+def _take_slices(
+    calls: deque[Call], more: Iterator[Call], end: float | None, sources: list[list[Any]]
+) -> Generator[Iterator[Any]]:
+    """Yield the results of each call, which are taken from `sources`."""
+    left = 0  # calls at the begin of the deque that stand for items of an earlier one
+    try:
+        while calls:
+            if left == 0:
+                calls.extend(itertools.islice(more, 1))
+            with hiding():
+                found = calls[0].result(None if end is None else end - time.monotonic())
+            done = calls.popleft()
+            single = not done.more
+            calls.extendleft(reversed(done.rest))
+            left = max(left - 1, 0) + len(done.rest)
+            del done
+            values, error = [found] if single else found, None
+            if type(found) is Slice:
+                values, error = found
+            del found
+            values.reverse()
+            # Why popped: the slice does not keep a result that was given out.
+            sources[:] = [values] * len(values)
+            del values
+            yield map(list.pop, sources)
+            if error is not None:
+                try:
+                    with hiding():
+                        raise error
+                finally:
+                    del error  # Why: its traceback has this frame, which would hold it.
+    finally:
+        _cancel(calls)
+
+
+def _cancel(calls: deque[Call]) -> None:
+    # Why from the end: a call that waits at a worker is cancelled last, when no other takes its
+    # place.
+    while calls:
+        call = calls.pop()
+        call.unwanted = True
+        if call.cancel():
+            continue
+        if not call.done() and call.stop is not None:
+            call.stop(call)  # Why: no further item of it may begin.
+        calls.extend(call.rest)  # of a call that is over, and whose results nobody has taken

@@ -1,17 +1,8 @@
 """``ledger=``: record on disk the finished chunks of a call, so that the same call can resume.
 
-A call is the same if its identity is equal: fingerprints of its function, its inputs, its grid and
-its dtypes (:func:`call_identity`).
-
-- A function is its name, its code and its constants: defaults, captured values, and the globals
-  that it names. The functions and classes among these count likewise, and attributes of modules
-  that it names, in all modules of the user (:func:`_is_own`). Objects of installed packages are
-  their names: a changed library is not noticed. Comments and line numbers do not count.
-- An array is its dtype, shape and values. A store is its place, dtype, shape and order of axes, and
-  for :func:`shmpar.opened` the function and all its arguments. Changed values of an input store are
-  not noticed. A dict or a set is its items in any order. Another object is its class and its
-  pickled state. A method is its code and its object.
-- Another version of Python compiles other bytecode, and so makes another function.
+The file belongs to one call, by its identity (:mod:`shmpar.runtime.call_identity`). For a list of
+items it has no chunks: the results lie in the file beside it with the suffix ``.results``
+(:mod:`shmpar.worker.results`), and a later call computes only the items without a result.
 
 The ledger file, in order:
 
@@ -34,27 +25,29 @@ Guarantees
 - Nothing in the file is executed or unpickled, and the file names no other file.
 - A damaged file is refused, or its chunks are computed again. The checksums are no signature: a
   process that may write to the file can mark chunks as done, as it can change the outputs.
+- The result of an item belongs to the verb, the function with its keywords, and the item. So items
+  may be added, removed or put in another order. Of equal items each has a result of its own.
+- If the function gets ``rng`` or ``block_id``, the result also belongs to the position of the item.
+- A result counts only as a whole: a process that was killed while it wrote one loses that alone. A
+  failed item has no result. Without the ledger file, which may be removed to begin anew, no result
+  counts.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dis
 import fcntl
 import functools
 import hashlib
-import importlib.util
 import json
 import os
-import site
+import secrets
 import struct
-import sys
-import sysconfig
 import time
-import types
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,18 +57,30 @@ from shmpar.memory.allocate import atomic_file
 from shmpar.memory.limits import open_with_retry
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
-from shmpar.memory.system import HELD
-from shmpar.plan import Announcement, Function, InBlocks, Output, Plan
+from shmpar.memory.system import HELD, is_at
+from shmpar.plan import (
+    KEY_BYTES,
+    Announcement,
+    Function,
+    InBlocks,
+    Items,
+    Output,
+    Plan,
+    ResultsFile,
+    Rows,
+)
+from shmpar.runtime.call_identity import call_identity, fingerprint
 from shmpar.runtime.error_texts import levels_to_user
 from shmpar.runtime.outputs import LEDGER_NEEDS_FILES, Given, NewFile, Outputs, file_path
-from shmpar.stores.store import Part, Store
-from shmpar.worker.verify import StoredChecksum, crc
+from shmpar.stores.store import Store, StoreRows
+from shmpar.worker import results
+from shmpar.worker.verify import StoredChecksum
 
 Array = np.ndarray[Any, Any]
 InWorkers = Callable[[Callable[[int], int], list[int]], Sequence[int]]
 
-RESULTS_SUFFIX = ".results"
-MADE = "made"  # the part of an identity that is new with each file
+_RESULTS_SUFFIX = ".results"
+_MADE = "made"  # the part of an identity that is new with each file
 
 _MAGIC = b"shmpar ledger 3\n"
 _PREFIX = struct.Struct("<16sII")  # magic, length and CRC-32 of the header
@@ -148,6 +153,98 @@ def resume(  # noqa: PLR0913 - the parts of a call
         file.unlock()
         raise
     return plan, todo
+
+
+def resume_items(
+    ledger: Any,
+    plan: Plan,
+    function: Function,
+    arrays: list[Any],
+    outputs: Outputs,
+    *,
+    seeded: bool,
+) -> tuple[Plan, tuple[int, ...] | None]:
+    """Open the ledger of a call over items, and take the results that an earlier call has written.
+
+    Parameters
+    ----------
+    ledger, seeded
+        As for :func:`resume`, which has the errors too.
+
+    Returns
+    -------
+    plan : Plan
+        The plan with the seed of the ledger and the file of the results.
+    todo : tuple of int or None
+        The items to compute; None for all.
+    """
+    values = outputs.values
+    assert values is not None, "the results go into a list"
+    path = checked_path(ledger, plan, outputs)
+    header = Header.of(plan, 0, _item_identity(plan, function), seeded=seeded)
+    # Why: without the ledger, the results beside it belong to nothing.
+    header.identity[_MADE] = secrets.token_hex(8)
+    file = outputs.ledger_file = LedgerFile.open(path, header)
+    try:
+        seed = file.header.seed if plan.seed is not None else None
+        keys = _item_keys(plan, function, arrays, file.header)
+        target = ResultsFile(f"{path}{_RESULTS_SUFFIX}", keys)
+        plan = plan._replace(seed=seed, results_file=target)
+        found, unread, todo = results.read(target.path), 0, list[int]()
+        for chunk in range(plan.chunks):
+            body = found.pop(target.key(chunk), None)
+            if body is None:
+                todo.append(chunk)
+                continue
+            try:
+                values[chunk] = results.restore(body)
+            except Exception:  # noqa: BLE001 - Why: its class may be gone; the item is computed
+                unread += 1
+                todo.append(chunk)
+        if unread:
+            text = (
+                f"{plan.verb}: {format_count(unread, 'result')} in {target.path!r} cannot be read "
+                "any more, since a class or an array of it is gone; the call computes "
+                f"{'it' if unread == 1 else 'them'} again"
+            )
+            warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
+    except BaseException:
+        # Lock: the traceback of an interrupt keeps this frame, and so the file, alive.
+        file.unlock()
+        raise
+    return plan, None if len(todo) == plan.chunks else tuple(todo)
+
+
+def _item_identity(plan: Plan, function: Function) -> dict[str, str]:
+    """Return the fingerprints of the parts of a call over items, without the items."""
+    call = function.call, function.keywords, sorted(plan.special_parameters)
+    kinds = [type(one).__name__ for one in plan.arguments]
+    return {"verb": plan.verb, "function": fingerprint(call), "inputs": ", ".join(kinds)}
+
+
+def _item_keys(plan: Plan, function: Function, arrays: list[Any], header: Header) -> bytes:
+    """Return the keys of all items, one after the other."""
+    call = repr((sorted(header.identity.items()), header.seed))
+    # Why: a unit of a store has many rows, and is decoded as a whole.
+    arrays = [StoreRows(one) if isinstance(one, Store) else one for one in arrays]
+    seen: Counter[str] = Counter()
+    keys = []
+    for chunk in range(plan.chunks):
+        given = [_item(one, function, arrays, chunk) for one in plan.arguments]
+        item = fingerprint(given[0] if len(given) == 1 else tuple(given))
+        # Why: a random stream, and block_id, follow from the number of the chunk.
+        which = chunk if plan.special_parameters else seen[item]
+        seen[item] += 1
+        text = f"{call} {item} {which}".encode("utf-8", "surrogatepass")
+        keys.append(hashlib.sha256(text).digest()[:KEY_BYTES])
+    return b"".join(keys)
+
+
+def _item(argument: Any, function: Function, arrays: list[Any], chunk: int) -> Any:
+    if isinstance(argument, Items):
+        return function.values[argument.value][chunk]
+    assert isinstance(argument, Rows), "a call over items has items and rows"
+    return arrays[argument.array][chunk]
 
 
 def checked_path(ledger: Any, plan: Plan, outputs: Outputs, *, in_place: bool = False) -> str:
@@ -271,7 +368,7 @@ class Header(NamedTuple):
 
     def differences(self, other: Header) -> list[str]:
         """Return the names of the parts in which another call differs."""
-        names = sorted({*self.identity, *other.identity} - {MADE})
+        names = sorted({*self.identity, *other.identity} - {_MADE})
         found = [name for name in names if self.identity.get(name) != other.identity.get(name)]
         return found or ["chunks"] * (self.chunks != other.chunks)
 
@@ -321,7 +418,7 @@ class LedgerFile:
                 continue
             with open(fd, "r+b", 0) as file:
                 _lock(fd, path)
-                if not _is_at(fd, path):
+                if not is_at(fd, path):
                     continue  # Why: it was replaced while this run waited for the lock.
                 header, offset = _read_header(fd, path)
                 different = header.differences(expected)
@@ -373,7 +470,7 @@ class LedgerFile:
 def _has_results(path: str) -> bool:
     """Return whether the file of results beside a ledger has any."""
     with contextlib.suppress(OSError):
-        return os.path.getsize(f"{path}{RESULTS_SUFFIX}") > 0
+        return os.path.getsize(f"{path}{_RESULTS_SUFFIX}") > 0
     return False
 
 
@@ -384,13 +481,6 @@ def _create(path: str, header: Header, *, replace: bool = False) -> None:
     nbytes = len(head) + header.chunks * _CHECKSUM.itemsize
     with atomic_file(path, nbytes, replace=replace) as fd:
         os.pwrite(fd, head, 0)
-
-
-def _is_at(fd: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _lock(fd: int, path: str) -> None:
@@ -438,300 +528,3 @@ def _parse(fd: int) -> tuple[Header, int]:
     if size != offset + header.chunks * _CHECKSUM.itemsize:
         raise ValueError(f"it has {size:,} bytes and {format_count(header.chunks, 'chunk')}")
     return header, offset
-
-
-def call_identity(plan: Plan, function: Function, arrays: list[Array]) -> dict[str, str]:
-    """Return the fingerprints of the parts of a call, by the names that errors give them.
-
-    Notes
-    -----
-    Cost: a pass over the inputs.
-    """
-    chunks = plan.verb, plan.grid, plan.arguments, plan.placement, plan.halo, plan.trim
-    call = function.call, sorted(plan.special_parameters), plan.pass_out
-    return {
-        "verb": plan.verb,
-        "function": fingerprint(call),
-        "kwargs": fingerprint(function.keywords),
-        "inputs": fingerprint((*arrays, *function.values)),
-        "chunks": fingerprint(chunks),
-        "dtype": fingerprint((plan.dtypes, plan.is_tuple)),
-    }
-
-
-def fingerprint(value: Any) -> str:
-    """Return hexadecimal digits that are the same for equal values in any process.
-
-    Examples
-    --------
-    >>> fingerprint({"a": 1, "b": {2, 3}}) == fingerprint({"b": {3, 2}, "a": 1})
-    True
-    >>> fingerprint(lambda x: x + 1) == fingerprint(lambda x: x + 2)
-    False
-    """
-    pending: list[Any] = []
-    first, known, others = _Fingerprinter(pending).of(value), set[int](), set[str]()
-    for one in pending:  # Why: it grows, so that a long chain of functions needs no deep recursion.
-        if id(one) not in known:
-            known.add(id(one))
-            others.add(_Fingerprinter(pending).of(one))
-    return _hash(first, *sorted(others)) if others else first
-
-
-# Why: repr gives the whole value of these types, in any process.
-_SIMPLE: tuple[type, ...] = (type(None), bool, int, float, complex, str, bytes, range)
-_SIMPLE += (type(...), type(NotImplemented), np.dtype, np.generic)
-_NO_STATE = {"__doc__", "__module__", "__dict__", "__weakref__", "__firstlineno__", "_abc_impl"}
-# Why: the interpreter adds these to a class when an instance is pickled, or in any order.
-_NO_STATE |= {"__slotnames__", "__static_attributes__"}
-# Why: these draw a random number when they are made, which is a part of their state.
-_WITHOUT_RANDOM: dict[str, tuple[str, ...]] = {
-    "xarray.backends.file_manager.CachingFileManager": ("_opener", "_args", "_mode", "_kwargs"),
-    "xarray.backends.locks.CombinedLock": (),
-    "xarray.backends.locks.SerializableLock": (),
-    "dask.utils.SerializableLock": (),
-}
-
-
-class _Fingerprinter:
-    """Compute fingerprints of values that may refer to each other.
-
-    Parameters
-    ----------
-    pending : list
-        Gets the user's functions and classes of which a fingerprint has the name alone.
-    module : str, optional
-        Module of the outermost function.
-    """
-
-    def __init__(self, pending: list[Any], module: str | None = None) -> None:
-        self._pending, self._module = pending, module
-        self._modules: list[types.ModuleType] = []  # those in progress
-        self._open: dict[int, int] = {}
-        # Invariant: it holds each value, so that no other value gets its id.
-        self._done: dict[int, tuple[str, Any]] = {}
-
-    def of(self, value: Any) -> str:
-        """Return the fingerprint; inside of a cycle, a hash of the distance to the same value."""
-        if isinstance(value, _SIMPLE):
-            return _hash("plain", type(value).__name__, repr(value))
-        key = id(value)
-        if key in self._open:
-            return _hash("again", str(len(self._open) - self._open[key]))
-        if key not in self._done:
-            self._open[key] = len(self._open)
-            self._done[key] = _hash(*self._parts(value)), value
-            del self._open[key]
-        return self._done[key][0]
-
-    def _parts(self, value: Any) -> Iterator[str]:  # noqa: C901, PLR0912 - one case per kind of value
-        match value:
-            case np.ndarray():
-                yield from self._array(value)
-            case Store():  # Why: its values are not read, so a change of them is not noticed.
-                kind, where, layout, *more = value.identity()
-                yield from ("store", kind, where, layout, *map(self.of, more))
-            case Part():
-                yield from self._array(value.array)
-            case types.FunctionType():
-                yield from self._function(value)
-            case types.MethodType() | types.BuiltinFunctionType() if _is_bound(value):
-                code = getattr(value, "__func__", None)
-                yield from ("method", value.__name__, self.of(code), self.of(value.__self__))
-            case types.CodeType():
-                yield from self._code(value)
-            case staticmethod() | classmethod() | property():
-                code = [getattr(value, one, None) for one in ("__func__", "fget", "fset", "fdel")]
-                yield from (type(value).__name__, *map(self.of, code))
-            case tuple() | list():
-                yield from (_name(type(value)), *map(self.of, value))
-            # Why: an unordered item has a fingerprint of its own, whatever its depth and order.
-            case set() | frozenset():
-                yield from ("set", *sorted(self._apart().of(one) for one in value))
-            case Mapping() if type(value) in {dict, types.MappingProxyType}:
-                keys = [self._apart().of(key) for key in value]
-                pairs = sorted(zip(keys, map(self.of, value.values()), strict=True))
-                yield from ("mapping", *(part for pair in pairs for part in pair))
-            case type() if self._is_own(value):
-                yield from self._class(value)
-            case type() | types.ModuleType() | types.BuiltinFunctionType() | np.ufunc():
-                yield from ("named", _name(value))
-            case _:
-                yield from self._object(value)
-
-    def _apart(self) -> _Fingerprinter:
-        return _Fingerprinter(self._pending, self._module)
-
-    def _is_own(self, definition: Any) -> bool:
-        module = getattr(definition, "__module__", None)
-        return module is not None and (module == self._module or _is_own(module))
-
-    def _array(self, array: Array) -> Iterator[str]:
-        yield from ("array", repr(array.dtype), repr(array.shape))
-        if array.dtype.names:  # Why: the padding between fields has no meaning.
-            for name in array.dtype.names:
-                yield from self._array(np.ascontiguousarray(array[name]))
-        elif array.dtype.hasobject:
-            yield self.of(array.tolist())
-        else:
-            yield str(crc(array))
-
-    def _function(self, function: types.FunctionType) -> Iterator[str]:
-        self._module = self._module or function.__module__
-        yield from ("function", _name(function), self.of(function.__code__))
-        yield from (self.of(function.__defaults__), self.of(function.__kwdefaults__))
-        for cell in function.__closure__ or ():
-            try:
-                yield self.of(cell.cell_contents)
-            except ValueError:  # Why: the variable is not bound yet.
-                yield "empty"
-        names = _global_names(function.__code__)
-        yield from self._named(function.__globals__, names)
-        for module in _imported_inside(function.__code__, function.__globals__):
-            yield from self._named(vars(module), names)
-
-    def _named(self, space: Mapping[str, Any], names: set[str]) -> Iterator[str]:
-        """Yield the fingerprints of the globals that code names, and attributes of modules."""
-        for name in sorted(names & space.keys()):
-            value = space[name]
-            if isinstance(value, types.ModuleType) and _is_own(value.__name__):
-                if value not in self._modules:
-                    self._modules.append(value)
-                    yield from (name, *self._named(vars(value), names))
-                    self._modules.pop()
-                continue
-            is_code = isinstance(value, types.FunctionType | type) or _wrapped(value) is not None
-            if is_code and not self._is_own(value):
-                yield from (name, _name(value))
-            elif is_code and _is_importable(value):
-                self._pending.append(value)
-                yield from (name, _name(value))
-            else:
-                yield from (name, self.of(value))
-
-    def _class(self, cls: type) -> Iterator[str]:
-        yield from ("class", _name(cls), *map(self.of, cls.__bases__))
-        for name, value in sorted(vars(cls).items()):
-            if isinstance(value, types.GetSetDescriptorType | types.MemberDescriptorType):
-                yield name
-            elif name not in _NO_STATE:
-                yield from (name, self.of(value))
-
-    def _code(self, code: types.CodeType) -> Iterator[str]:
-        yield from ("code", code.co_code.hex(), code.co_exceptiontable.hex())
-        yield from (*code.co_names, "|", *code.co_varnames, "|", *code.co_freevars, "|")
-        yield from (str(code.co_argcount), str(code.co_kwonlyargcount), str(code.co_flags))
-        yield from map(self.of, code.co_consts)
-
-    def _object(self, value: Any) -> Iterator[str]:
-        yield from ("object", self.of(type(value)))
-        call = getattr(type(value), "__call__", None)  # noqa: B004 - its code, if it has any
-        for code in (call, _wrapped(value)):
-            if isinstance(code, types.FunctionType):
-                yield self.of(code)
-        if (parts := _WITHOUT_RANDOM.get(_name(type(value)))) is not None:
-            yield from map(self.of, [getattr(value, one, None) for one in parts])
-            return
-        try:
-            reduced = value.__reduce_ex__(4)
-        except Exception:  # noqa: BLE001 - Why: an object that does not pickle has no known state
-            return
-        if isinstance(reduced, str):
-            yield reduced
-            return
-        _, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
-        if isinstance(state, dict):
-            kind, cached = type(value), functools.cached_property
-            own = [one for one in state if not isinstance(getattr(kind, one, None), cached)]
-            # Why: a value that an object has computed before is no part of it.
-            state = state if len(own) == len(state) else {one: state[one] for one in own} or None
-        yield from map(self.of, (arguments, state, list(items or ()), list(pairs or ())))
-
-
-@functools.cache
-def _foreign_folders() -> tuple[str, ...]:
-    """Return the folders of the standard library, of installed packages and of this package."""
-    paths = sysconfig.get_paths()
-    found = {paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
-    found.update([*site.getsitepackages(), site.getusersitepackages()])
-    found.add(os.path.dirname(os.path.dirname(__file__)))
-    return tuple(os.path.join(os.path.realpath(folder), "") for folder in sorted(found))
-
-
-def _is_own(name: str) -> bool:
-    """Return whether a module is the user's: it is no part of Python and no installed package."""
-    if name == "__main__":
-        return True
-    spec = getattr(sys.modules.get(name), "__spec__", None)
-    path = getattr(sys.modules.get(name), "__file__", None)
-    if path is None:  # Why: a module that the user made in memory has no spec either.
-        return name in sys.modules and spec is None
-    return _is_own_path(path)
-
-
-def _is_own_path(path: str) -> bool:
-    path = os.path.realpath(path)
-    # Why a separator: "built-in" and "frozen" are no paths.
-    known = path.startswith(_foreign_folders()) or "-packages" + os.sep in path
-    return os.path.exists(path) and not known
-
-
-def _imported_inside(code: types.CodeType, space: dict[str, Any]) -> list[types.ModuleType]:
-    """Return the user's modules that code imports by itself; import them too, as it would."""
-    found = []
-    steps = list(dis.get_instructions(code))
-    for level, parts, step in zip(steps, steps[1:], steps[2:], strict=False):
-        if step.opname == "IMPORT_NAME":
-            name = "." * level.argval + step.argval
-            names = [name, *(f"{name}.{part}" for part in parts.argval or ())]
-            found += [module for one in names if (module := _own_module(one, space)) is not None]
-    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return [*found, *(module for one in inner for module in _imported_inside(one, space))]
-
-
-def _own_module(name: str, space: dict[str, Any]) -> types.ModuleType | None:
-    with contextlib.suppress(Exception):  # Why: the module's code may raise anything.
-        name = importlib.util.resolve_name(name, space.get("__package__"))
-        top = name.partition(".")[0]
-        if top not in sys.modules:
-            spec = importlib.util.find_spec(top)
-            if spec is None or spec.origin is None or not _is_own_path(spec.origin):
-                return None
-        if _is_own(top) or top not in sys.modules:
-            return importlib.import_module(name)
-    return None
-
-
-def _is_importable(definition: Any) -> bool:
-    """Return whether a definition is the one that its module has under its name."""
-    space = vars(sys.modules.get(getattr(definition, "__module__", None) or "", types))
-    return space.get(getattr(definition, "__qualname__", "")) is definition
-
-
-def _is_bound(method: Any) -> bool:
-    # Why: the __self__ of a function in C is its module.
-    return not isinstance(method.__self__, types.ModuleType | None)
-
-
-def _wrapped(value: Any) -> types.FunctionType | None:
-    """Return the function behind a decorator object, for example of functools.cache."""
-    function = getattr(value, "__wrapped__", None)
-    return function if isinstance(function, types.FunctionType) else None
-
-
-def _global_names(code: types.CodeType) -> set[str]:
-    """Return the names that the code, and code inside it, may look up in its globals."""
-    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return set(code.co_names).union(*map(_global_names, inner))
-
-
-def _name(value: Any) -> str:
-    qualified = getattr(value, "__qualname__", None) or getattr(value, "__name__", repr(value))
-    return f"{getattr(value, '__module__', None)}.{qualified}"
-
-
-def _hash(*parts: str) -> str:
-    result = hashlib.sha256()
-    for part in parts:
-        result.update(f"{len(part)}:{part}".encode("utf-8", "surrogatepass"))
-    return result.hexdigest()[:32]

@@ -20,10 +20,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import operator
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +35,7 @@ from shmpar.memory.allocate import SMALL, preflight
 from shmpar.memory.locate import describe
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.runtime import error_texts, scheduler
-from shmpar.runtime.futures import Latch
+from shmpar.runtime.futures import CompletionStream
 from shmpar.runtime.items import RunItems
 from shmpar.runtime.outputs import Outputs, Scratch
 from shmpar.stores.store import Store
@@ -44,7 +43,6 @@ from shmpar.stores.units import times_read
 from shmpar.worker.compute import ApplyAlongAxis
 from shmpar.worker.verify import Verification
 
-Array = np.ndarray[Any, Any]
 Described = list[tuple[str, int, int]]  # see shmpar.memory.locate.describe
 _numbers = itertools.count()
 
@@ -84,43 +82,6 @@ class Policy(NamedTuple):
     check: bool = False
 
 
-class CompletionStream:
-    """Thread-safe stream of the numbers of completed chunks, and of ``~chunk`` for failed ones."""
-
-    def __init__(self) -> None:
-        self._chunks: list[int] = []
-        self._complete = False
-        # Why a latch for each change: an interrupt of an iterator leaves no lock locked.
-        self._changed = Latch()
-
-    def add(self, chunks: Iterable[int], *, last: bool = False) -> None:
-        """Add chunks, in one thread at a time; `last` ends the stream."""
-        self._chunks.extend(chunks)
-        self._complete = self._complete or last
-        changed, self._changed = self._changed, Latch()
-        changed.set()
-
-    def __iter__(self) -> Iterator[int]:
-        """Yield the chunks as they are completed, in the order of their completion."""
-        for chunks in self.batches():
-            yield from chunks
-
-    def batches(self, seconds: float | None = None) -> Iterator[list[int]]:
-        """Yield lists of completed chunks; an empty one after `seconds` without a chunk."""
-        given = 0
-        while True:
-            # Invariant: the latch is taken before the look, so a later change sets it.
-            changed, complete = self._changed, self._complete
-            new = self._chunks[given:]
-            given += len(new)
-            if new:
-                yield new
-            if complete:
-                return
-            if not new and not changed.wait(seconds):
-                yield []
-
-
 def _name(call: Any) -> str:
     """Return the name of a function, as text whatever it is."""
     try:
@@ -134,12 +95,6 @@ def _name(call: Any) -> str:
 def _copier(ledger: Ledger) -> Callable[[], Ledger]:
     """Copy the bytes of a ledger; return a function that makes a ledger of them."""
     return functools.partial(Ledger, ledger.copy(), workers=ledger.workers, chunks=ledger.chunks)
-
-
-def _describe(arrays: Sequence[Array | Store]) -> Described:
-    return [
-        (one.kind, one.nbytes, 0) if isinstance(one, Store) else describe(one) for one in arrays
-    ]
 
 
 class Execution:
@@ -200,8 +155,8 @@ class Execution:
         Chunks that are not done, once it is over.
     rereads : tuple of (float, tuple of int)
         As of :func:`shmpar.stores.units.times_read`.
-    traffic : tuple of (int, int, float)
-        Bytes read from stores and written to stores, and the seconds of all workers for it.
+    traffic : StoreTraffic
+        That of all workers.
     """
 
     deaths = 0
@@ -245,7 +200,7 @@ class Execution:
         self.began = time.perf_counter()
         self.attempts: list[LostClaim] = []
         self.unfinished: tuple[int, ...] = ()
-        self.traffic: tuple[float, ...] = (0, 0, 0.0)
+        self.traffic = protocol.NO_TRAFFIC
         stored = any(isinstance(one, Store) for one in arrays)
         self.rereads = times_read(plan, arrays) if stored else (1.0, ())
         self._todo = todo
@@ -293,7 +248,8 @@ class Execution:
 
     def arrays(self) -> tuple[Described, Described]:
         """Describe the memory of each input and output."""
-        return self._described or (_describe(self._arrays), _describe(self.outputs.arrays or ()))
+        inputs, outputs = self._arrays, self.outputs.arrays or ()
+        return self._described or ([*map(describe, inputs)], [*map(describe, outputs)])
 
     # The caller's thread
 
@@ -399,7 +355,7 @@ class Execution:
             case protocol.CounterExhausted():
                 if event.announcement is not None:
                     self._announced(event.announcement)
-                self.traffic = tuple(map(operator.add, self.traffic, event.traffic))
+                self.traffic = protocol.add_traffic(self.traffic, event.traffic)
                 self._feed(event)
             case protocol.ClaimFinished():
                 self._claim_finished(event)
@@ -689,7 +645,7 @@ class Execution:
         """The word for a chunk in messages."""
         return "chunk" if self.items is None else "item"
 
-    def finished_chunks(self, *, ordered: bool = False) -> Iterator[int]:
+    def finished_chunks(self, *, ordered: bool) -> Iterator[int]:
         """Yield the chunks of this run as they are done; end when it is over.
 
         A run over items yields the items that were known at its begin too.

@@ -1,4 +1,4 @@
-"""Futures of a pool: a latch for their waiters, threads for callbacks, and records of workers.
+"""Futures of a pool: latches and threads that interrupts do not harm, and records of workers.
 
 Guarantees
 ----------
@@ -22,7 +22,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures._base import PENDING
 from functools import partial
@@ -91,6 +91,43 @@ class Latch:
         return self.is_set
 
 
+class CompletionStream:
+    """Thread-safe stream of the numbers of completed chunks, and of ``~chunk`` for failed ones."""
+
+    def __init__(self) -> None:
+        self._chunks: list[int] = []
+        self._complete = False
+        # Why a latch for each change: an interrupt of an iterator leaves no lock locked.
+        self._changed = Latch()
+
+    def add(self, chunks: Iterable[int], *, last: bool = False) -> None:
+        """Add chunks, in one thread at a time; `last` ends the stream."""
+        self._chunks.extend(chunks)
+        self._complete = self._complete or last
+        changed, self._changed = self._changed, Latch()
+        changed.set()
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the chunks as they are completed, in the order of their completion."""
+        for chunks in self.batches():
+            yield from chunks
+
+    def batches(self, seconds: float | None = None) -> Iterator[list[int]]:
+        """Yield lists of completed chunks; an empty one after `seconds` without a chunk."""
+        given = 0
+        while True:
+            # Invariant: the latch is taken before the look, so a later change sets it.
+            changed, complete = self._changed, self._complete
+            new = self._chunks[given:]
+            given += len(new)
+            if new:
+                yield new
+            if complete:
+                return
+            if not new and not changed.wait(seconds):
+                yield []
+
+
 def start_thread(thread: threading.Thread) -> None:
     """Start a thread from a short-lived one, which no interrupt reaches.
 
@@ -136,6 +173,17 @@ def run_apart(task: Callable[[], None]) -> None:
     thread.join()
     if errors:
         raise errors[0]
+
+
+def surely(action: Callable[[], object]) -> None:
+    """Call an action, again after each interrupt that comes before it has returned."""
+    while True:
+        # Why not contextlib.suppress: an interrupt inside of its functions is not suppressed.
+        try:
+            action()
+        except KeyboardInterrupt:
+            continue
+        return
 
 
 class CallbackThreads:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shmpar.display import format_call
+from shmpar.plan import window_bounds
 from shmpar.report.plot import png
 from shmpar.runtime.notebook import in_notebook
 
@@ -145,7 +147,7 @@ class _Picture:
         if self._channels is None or self._array.dtype.kind != "u":
             return False
         length = self._array.shape[self._channels]
-        window = _spans(self._run.execution.plan.window(0), self._array.shape)
+        (window,) = self._windows([0])
         return length > 2 and window[self._channels] == (0, length)  # noqa: PLR2004 - RGB, RGBA
 
     def _empty(self) -> Any:
@@ -161,8 +163,12 @@ class _Picture:
 
     def add(self, chunks: Sequence[int]) -> None:
         """Note chunks that are done."""
+        self._done += self._windows(chunks)
+
+    def _windows(self, chunks: Sequence[int]) -> list[list[Span]]:
         plan, shape = self._run.execution.plan, self._array.shape
-        self._done += [_spans(plan.window(chunk), shape) for chunk in chunks]
+        window_of = plan.placement.windows(plan.grid, shape)
+        return [window_bounds(window_of(chunk), shape) for chunk in chunks]
 
     def paint(self, *, whole: bool = False) -> None:
         """Copy the windows that are done to the picture; with `whole` all of it."""
@@ -224,8 +230,6 @@ class _Picture:
 
     def _progress(self) -> str:
         """Return the title: the function, the chunks and the failures."""
-        from shmpar.report.text import format_call
-
         run, (done, chunks) = self._run, self._run.progress
         call = format_call(run.execution.plan.verb, run.execution.name.rpartition(".")[2])
         text = f"{call}: {done:,} of {chunks:,} {run.execution.noun}s"
@@ -237,23 +241,6 @@ class _Picture:
             if self._array.shape[axis] > 1 and not (self._colour and axis == self._channels)
         ]
         return f"{text}\nplane {', '.join(planes)}" if planes else text
-
-
-def _spans(window: Sequence[Any], shape: tuple[int, ...]) -> list[Span]:
-    """Return the bounds of a window on each axis; its ellipsis, if any, is expanded.
-
-    Examples
-    --------
-    >>> _spans((2, ..., slice(1, 3)), (4, 5, 6))
-    [(2, 3), (0, 5), (1, 3)]
-    """
-    before = list(window[: window.index(...)]) if ... in window else list(window)
-    after = list(window[window.index(...) + 1 :]) if ... in window else []
-    middle = [slice(None)] * (len(shape) - len(before) - len(after))
-    return [
-        part.indices(length)[:2] if isinstance(part, slice) else (part, part + 1)
-        for part, length in zip([*before, *middle, *after], shape, strict=True)
-    ]
 
 
 # The place of the picture

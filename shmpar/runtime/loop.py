@@ -49,7 +49,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from shmpar.engines.engine import Engine, Exit
-from shmpar.engines.local import Initializer, SerialEngine
+from shmpar.engines.local import Initializer
 from shmpar.ipc.protocol import CallFinished, Event, Logged, Warned, WorkerLost, WorkerReady
 from shmpar.plan import Function
 from shmpar.runtime.calls import Call, Calls
@@ -62,9 +62,10 @@ from shmpar.runtime.futures import (
     PoolFuture,
     run_apart,
     start_thread,
+    surely,
 )
-from shmpar.runtime.progress import TICK_SECONDS, Observer, show_once, show_progress, update
-from shmpar.runtime.run import Run
+from shmpar.runtime.progress import TICK_SECONDS, Observer, show_progress
+from shmpar.runtime.run import Run, execute_here
 from shmpar.worker.environment import MOST_WARNINGS, in_worker, inside_worker
 
 GRACE_SECONDS = 0.3
@@ -671,79 +672,6 @@ class Loop:
                 self._refuse(error)
                 if self._close_wanted:  # Why again: the request may have been refused just now.
                     self._end()
-
-
-def execute_here(run: Run, initializer: Initializer, *, wait: bool = True) -> Any:
-    """Execute a run in the calling thread, on a serial engine of its own.
-
-    Invariant: all state but the run's own is local to the call, so an interrupt between any two
-    instructions breaks nothing that a later call uses.
-
-    Parameters
-    ----------
-    wait : bool
-        Return the result, or raise the error; else return the run, which is done.
-    """
-    engine, execution = SerialEngine(initializer, interruptible=True), run.execution
-    callbacks, cancels = CallbackThreads(), deque[Run]()
-    observer, shown = run.observer, time.monotonic()
-
-    def cancel(run: Run) -> None:
-        cancels.append(run)
-        engine.wake()
-
-    run.cancel_by, run.shown_by = cancel, threading.get_ident()
-    try:
-        execution.prepare(engine, attended=wait)
-        execution.start(engine)
-        while not execution.over:
-            if cancels:
-                execution.cancel()
-            for event in engine.wait(0.0):
-                execution.handle(event)
-            if observer is not None and time.monotonic() - shown >= TICK_SECONDS:
-                shown = time.monotonic()
-                show_once(run, observer, lambda run, error: run.execution.fail(error))
-        if observer is not None:
-            update(run, observer)
-    except BaseException as error:
-        execution.abort(error)
-        engine.shutdown()
-        raise
-    finally:
-        try:
-            if observer is not None:
-                observer.close()
-        finally:
-            run.finish(callbacks)
-            callbacks.close()
-    return run.hand_over() if wait else run
-
-
-def call_here(name: str, function: Function, more: tuple[int, int] | tuple[()] = ()) -> Call:
-    """Make a call in the calling thread; return its future, which is done."""
-    engine, callbacks = SerialEngine(Initializer()), CallbackThreads()
-    calls = Calls(callbacks)
-    call = Call(name, engine.prepare_call(function), 0)
-    call.more = more
-    calls.add(call)
-    while calls:  # Why again: a call over items may leave some of them.
-        calls.assign(engine)
-        for event in engine.wait(0.0):
-            if isinstance(event, CallFinished):
-                calls.finished(event)
-    return call
-
-
-def surely(action: Callable[[], object]) -> None:
-    """Call an action, again after each interrupt that comes before it has returned."""
-    while True:
-        # Why not contextlib.suppress: an interrupt inside of its functions is not suppressed.
-        try:
-            action()
-        except KeyboardInterrupt:
-            continue
-        return
 
 
 def _closed() -> RuntimeError:

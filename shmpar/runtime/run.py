@@ -1,22 +1,25 @@
-"""A run: one execution of a plan, as a Future."""
+"""A run: one execution of a plan, as a Future; and a run in the thread that calls the verb."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from shmpar.display import format_call
+from shmpar.engines.local import Initializer, SerialEngine
 from shmpar.errors import ShmparError, format_count
 from shmpar.runtime import error_texts
 from shmpar.runtime.execution import Execution
 from shmpar.runtime.futures import OTHER_NAMES, CallbackThreads, Latch, PoolFuture
 from shmpar.runtime.items import Table, make_table
 from shmpar.runtime.outputs import Outputs, WeakResult, as_user
-from shmpar.runtime.progress import Observer
+from shmpar.runtime.progress import TICK_SECONDS, Observer, show_once, update
 from shmpar.tracebacks import delivering, hide_frames, hiding
 
 if TYPE_CHECKING:
@@ -112,7 +115,6 @@ class Run(PoolFuture):
             filled=execution.was_filled,
             deaths=execution.deaths,
             seconds=now - began if execution.seconds is None else execution.seconds,
-            memory=tuple(kind for kind, _, _ in (*inputs, *outputs)),
             huge_bytes=sum(huge for _, _, huge in (*inputs, *outputs)),
             worker_bytes=tuple(map(private_bytes, engine.pids())) if engine else (),
             seed=execution.plan.seed,
@@ -126,8 +128,8 @@ class Run(PoolFuture):
             complete=done,
             ledger=execution.ledger,
             hosts=tuple((execution.hosts or {}).values()),
-            store_read=int(execution.traffic[0]),
-            store_written=int(execution.traffic[1]),
+            store_read=execution.traffic[0],
+            store_written=execution.traffic[1],
             store_seconds=execution.traffic[2],
             unit_reads=execution.rereads[0],
             units=execution.rereads[1],
@@ -155,8 +157,6 @@ class Run(PoolFuture):
         return f"failed in {failed}" if execution.errors else "failed"
 
     def __repr__(self) -> str:
-        from shmpar.report.text import format_call
-
         settled, chunks = self.progress
         call = format_call(self.execution.plan.verb, self._name)
         count = f"{settled:,} of {format_count(chunks, self.execution.noun)}"
@@ -502,3 +502,50 @@ class Run(PoolFuture):
         # Why the values: the memory of the result goes with them.
         self._result = WeakResult(result)
         return self._labelled(result)
+
+
+def execute_here(run: Run, initializer: Initializer, *, wait: bool = True) -> Any:
+    """Execute a run in the calling thread, on a serial engine of its own.
+
+    Invariant: all state but the run's own is local to the call, so an interrupt between any two
+    instructions breaks nothing that a later call uses.
+
+    Parameters
+    ----------
+    wait : bool
+        Return the result, or raise the error; else return the run, which is done.
+    """
+    engine, execution = SerialEngine(initializer, interruptible=True), run.execution
+    callbacks, cancels = CallbackThreads(), deque[Run]()
+    observer, shown = run.observer, time.monotonic()
+
+    def cancel(run: Run) -> None:
+        cancels.append(run)
+        engine.wake()
+
+    run.cancel_by, run.shown_by = cancel, threading.get_ident()
+    try:
+        execution.prepare(engine, attended=wait)
+        execution.start(engine)
+        while not execution.over:
+            if cancels:
+                execution.cancel()
+            for event in engine.wait(0.0):
+                execution.handle(event)
+            if observer is not None and time.monotonic() - shown >= TICK_SECONDS:
+                shown = time.monotonic()
+                show_once(run, observer, lambda run, error: run.execution.fail(error))
+        if observer is not None:
+            update(run, observer)
+    except BaseException as error:
+        execution.abort(error)
+        engine.shutdown()
+        raise
+    finally:
+        try:
+            if observer is not None:
+                observer.close()
+        finally:
+            run.finish(callbacks)
+            callbacks.close()
+    return run.hand_over() if wait else run

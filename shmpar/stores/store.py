@@ -54,18 +54,22 @@ class Traffic(threading.local):
         self.seconds = 0.0
 
     @contextlib.contextmanager
-    def counted(self) -> Iterator[list[Any]]:
-        """Count anew in the block; then fill the list with bytes read, written, and seconds.
+    def counted(self) -> Iterator[None]:
+        """Count anew in the block, then restore the counts.
 
         Why: a thread reads stores for other runs, calls and the user as well.
         """
-        before, own = dict(vars(self)), list[Any]()
+        before = dict(vars(self))
         self.__init__()  # type: ignore[misc]
         try:
-            yield own
+            yield
         finally:
-            own += self.read, self.written, self.seconds
             vars(self).update(before)
+
+    @property
+    def moved(self) -> tuple[int, int, float]:
+        """Bytes read, bytes written, and the seconds for both."""
+        return self.read, self.written, self.seconds
 
 
 traffic = Traffic()

@@ -25,7 +25,7 @@ from shmpar.grid.halo import parse_boundary, parse_depth
 from shmpar.memory.copying import computes_itself, is_masked, loses
 from shmpar.memory.limits import free_memory
 from shmpar.pickling.changes import global_names
-from shmpar.pickling.pack import _pickled_by_name, is_importable
+from shmpar.pickling.pack import is_importable, is_pickled_by_name
 from shmpar.plan import SMALLER_WINDOW, Argument, Blocks, Items, Rows, Whole
 from shmpar.runtime.error_texts import levels_to_user
 from shmpar.stores.recognise import wrap
@@ -521,7 +521,7 @@ def _held_by_function(function: types.FunctionType) -> list[Any]:
         for name in global_names(function.__code__).read
         if type(value := space.get(name)) not in _NOTHING_HELD
     ]
-    if named and _pickled_by_name(function):
+    if named and is_pickled_by_name(function):
         named = [value for value in named if isinstance(value, np.ndarray)]
     if held or named:
         module = function.__module__ or ""

@@ -163,16 +163,14 @@ class Call:
         function = Function(self.func, dict(self.keywords), tuple(inputs.values))
         ledger, todo = self.options.get("ledger"), None
         if ledger is not None:
-            # Why here: most calls have no ledger, and need not load these modules.
+            # Why here: most calls have no ledger, and need not load this module.
+            from shmpar.runtime.checkpoint import resume, resume_items
+
             seeded, in_place = self.options.get("seed") is not None, spec.in_place
             call = ledger, plan, function, inputs.arrays, outputs
             if spec.as_list:
-                from shmpar.runtime.item_ledger import resume_items
-
                 plan, todo = resume_items(*call, seeded=seeded)
             else:
-                from shmpar.runtime.checkpoint import resume
-
                 named = spec.named if spec.given else spec.dtypes
                 how: dict[str, Any] = {"in_workers": in_workers, "named": named}
                 plan, todo = resume(*call, seeded=seeded, in_place=in_place, **how)

@@ -16,14 +16,13 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Self
 
 from shmpar.errors import no_attribute
-from shmpar.grid.axis import whole_number
+from shmpar.grid.axis import positive_number, whole_number
 from shmpar.memory.limits import available_cpus
 from shmpar.runtime.futures import PoolFuture
 from shmpar.runtime.loop import AT_ONCE, Loop
 from shmpar.tracebacks import delivering, hide_frames, hiding
 from shmpar.verbs.arguments import held_by, signature_of, warn_of_random
-from shmpar.verbs.call_keywords import check_call, names_keywords
-from shmpar.verbs.other_names import NO_CONTEXT, advice
+from shmpar.verbs.other_names import NO_CONTEXT, advice, check_call, names_keywords
 from shmpar.worker.environment import exit_if_forked
 
 P = ParamSpec("P")
@@ -187,11 +186,8 @@ class FirstGuesses:
         ...     pool.apply_async(pow, (2, 5)).get()
         32
         """
-        if isinstance(args, str) or not isinstance(args, Iterable):
-            raise TypeError(
-                f"args is a tuple of the function's arguments, not {args!r}: write ({args!r},)"
-            )
-        return _with_callbacks(self.submit(func, *args, **kwds), callback, error_callback)
+        given = argument_tuple("args", "function", args)
+        return _with_callbacks(self.submit(func, *given, **kwds), callback, error_callback)
 
     @hide_frames
     @names_keywords
@@ -271,7 +267,7 @@ class FirstGuesses:
                 "one argument write pool.map_async(f, items).get()"
             )
         share = max(1, -(-len(items) // (4 * self.n_workers)))
-        size = _size(share if chunksize is None else chunksize)
+        size = positive_number(share if chunksize is None else chunksize, "chunksize")
         batches = [self.submit(partial(batch, func), part) for part in _batched(iter(items), size)]
         return _with_callbacks(_Joined(batches), callback, error_callback)
 
@@ -316,7 +312,7 @@ class FirstGuesses:
     ) -> Iterator[Any]:
         _check_batches("imap", func)
         items = iter(_items("imap", iterable))
-        batches = _batched(items, _size(chunksize))
+        batches = _batched(items, positive_number(chunksize, "chunksize"))
         more = map(partial(self.submit, partial(_each, func)), batches)
         ahead = None if isinstance(iterable, Sized) else _AHEAD * self.n_workers
         return _AsDone(more, ahead, ordered=ordered)
@@ -629,11 +625,13 @@ def _each_star(func: Callable[..., Any], items: Iterable[Iterable[Any]]) -> list
 BATCHES: Final = (_each, _each_star)
 
 
-def _size(chunksize: Any) -> int:
-    size = whole_number(chunksize, "chunksize")
-    if size < 1:
-        raise ValueError(f"chunksize is a number, 1 or more, not {chunksize!r}")
-    return size
+def argument_tuple(name: str, owner: str, given: Any) -> tuple[Any, ...]:
+    """Return the arguments of a function, which were given as one object."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise TypeError(
+            f"{name} is a tuple of the {owner}'s arguments, not {given!r}: write ({given!r},)"
+        )
+    return tuple(given)
 
 
 def _batched(items: Iterator[Any], size: int) -> Iterator[tuple[Any, ...]]:

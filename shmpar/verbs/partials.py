@@ -20,6 +20,17 @@ Array = np.ndarray[Any, Any]
 Axes = tuple[int, ...]
 
 
+def accumulator(values: Array, dtype: Any) -> tuple[Any, Any]:
+    """Return the dtype of the accumulator, and that of the result if it differs."""
+    if dtype is not None:
+        return np.dtype(dtype), None
+    if values.dtype.kind in "?biu":
+        return np.dtype("f8"), None
+    if values.dtype.type is np.float16:
+        return np.dtype("f4"), np.dtype("f2")
+    return None, None
+
+
 class Partials(Caller):
     """Base of the classes that give a pool its reductions."""
 

@@ -19,12 +19,11 @@ import numpy as np
 
 from shmpar.runtime.error_texts import levels_to_user
 from shmpar.verbs.arguments import as_input
-from shmpar.verbs.bins import accumulator
 from shmpar.verbs.blocks import BlockVerbs, RowVerbs
 from shmpar.verbs.counts import Counts
 from shmpar.verbs.labels import with_axis_names
 from shmpar.verbs.options import ReductionOptions, with_shared_text
-from shmpar.verbs.partials import Axes, check_dtype
+from shmpar.verbs.partials import Axes, accumulator, check_dtype
 from shmpar.verbs.quantiles import Quantiles
 
 Array = np.ndarray[Any, Any]

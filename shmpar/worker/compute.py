@@ -39,6 +39,7 @@ from shmpar.worker.environment import exit_if_forked, revoke
 from shmpar.worker.store import (
     Reserve,
     ScalarTarget,
+    StoreResult,
     Use,
     announce,
     reserver,
@@ -46,7 +47,6 @@ from shmpar.worker.store import (
     storer,
     trimmed,
 )
-from shmpar.worker.store import Store as StoreResult
 from shmpar.worker.verify import with_checksums
 
 T = TypeVar("T")

@@ -32,7 +32,7 @@ import numpy as np
 from shmpar.ipc.protocol import Environment, Warned
 from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.pickling.unpack import unpack
-from shmpar.tracebacks import PACKAGE, keep_frames
+from shmpar.tracebacks import is_raised_here, keep_frames
 from shmpar.worker import logs
 
 MARK = "SHMPAR_WORKER"
@@ -145,19 +145,12 @@ def exit_if_forked(error: BaseException | None = None) -> None:
     status = 0
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
-    elif error is not None and not _is_ours(error):
+    elif error is not None and not is_raised_here(error):
+        # Why not errors of this package: the child has abandoned the work that raises them.
         sys.excepthook(type(error), error, error.__traceback__)
         status = 1
     flush_streams()
     os._exit(status & 0xFF)
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Return whether this package raised the error, at work that the child has abandoned."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(PACKAGE)
 
 
 def flush_streams() -> None:

@@ -70,8 +70,8 @@ if TYPE_CHECKING:
     from shmpar.pickling.pack import Payload
 
 Array = np.ndarray[Any, Any]
-Outcome = tuple[int, int | None, Any, bool, Sequence[tuple[int, int]], tuple[int, int, float]]
-"""The fields of ``CounterExhausted`` from `claimed` to `huge_bytes`."""
+Outcome = tuple[int, int | None, Any, bool, Sequence[tuple[int, int]], protocol.StoreTraffic]
+"""The fields of ``CounterExhausted`` from `claimed` to `traffic`."""
 _FLUSH_SECONDS = 0.01
 _KEPT_BLOCK = 32 << 20  # bytes; Why: malloc itself keeps no larger ones
 _KEPT_BESIDE_STORES = 16 << 20  # Why less: threads of their libraries have blocks of their own
@@ -407,7 +407,7 @@ class WorkerProcess:
 
     def _run(self, environment: Environment | None, work: Work, tickets: Tickets) -> None:
         received = time.perf_counter()
-        outcome: Outcome = 0, None, None, False, (), (0, 0, 0.0)
+        outcome: Outcome = 0, None, None, False, (), protocol.NO_TRAFFIC
         private: Sequence[Array] = ()
         try:
             try:
@@ -435,16 +435,16 @@ class WorkerProcess:
         """Compute chunks; return the outcome for the event that ends the work."""
         spare = assignment.ledger if work.small_outputs else None
         channel = SocketChannel(self, work.run, spare)
-        with traffic.counted() as moved:
+        with traffic.counted():
             exhausted = loop.work(assignment, channel)
+            moved = traffic.moved
         self.tasks_left -= assignment.claimed
         channel.flush()
         announced = channel.announcement and channel.announcement.pack()
         made = [(key, one.huge_bytes) for key, one in self.segments.items() if one.huge_bytes]
         for key, _ in made:
             self.segments[key].huge_bytes = 0
-        total = tuple(moved)
-        return assignment.claimed, assignment.handed_out, announced, not exhausted, made, total
+        return assignment.claimed, assignment.handed_out, announced, not exhausted, made, moved
 
     def _assign(self, work: Work, function: Function, tickets: Tickets) -> Assignment:
         """Return the work in the memory of this process."""

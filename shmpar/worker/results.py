@@ -34,7 +34,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from shmpar.memory.limits import open_with_retry
-from shmpar.pickling.pack import CheckedPickler
+from shmpar.pickling.explain import CheckedPickler
 from shmpar.plan import KEY_BYTES, ResultError, ResultsFile
 
 _MARK = b"\x89item\r\n\n"

@@ -36,12 +36,13 @@ from shmpar.plan import (
     ResultError,
     describe_shape,
     fits_shape,
+    window_around,
 )
-from shmpar.stores.store import Store as StoreArray
+from shmpar.stores.store import Store
 from shmpar.worker.environment import exit_if_forked
 
 Array = np.ndarray[Any, Any]
-Store = Callable[[int, Any], None]
+StoreResult = Callable[[int, Any], None]
 Use = Callable[[int, Any], Any]
 Reserve = Callable[[Sequence[int]], None]
 ScalarTarget = tuple[Array, set[type]]
@@ -180,11 +181,11 @@ def untrimmed(
 
 def storer(
     plan: Plan,
-    outputs: Sequence[Array | StoreArray],
+    outputs: Sequence[Array | Store],
     is_tuple: bool,
     scalars: Sequence[ScalarTarget | None] | None = None,
     written: dict[int, Array] | None = None,
-) -> Store:
+) -> StoreResult:
     """Return the function that checks a chunk's result and writes it into its window.
 
     Parameters
@@ -196,7 +197,7 @@ def storer(
         return _store_none
     stores = [
         _write_outside(plan, *pair, number, written)
-        if isinstance(pair[0], StoreArray)
+        if isinstance(pair[0], Store)
         else _store_array(plan, *pair)
         for number, pair in enumerate(_with_declared(plan, outputs))
     ]
@@ -208,10 +209,10 @@ def storer(
     return _store_scalars(targets, checked) if is_tuple else _store_scalar(*targets[0], checked)
 
 
-def scalar_targets(plan: Plan, outputs: Sequence[Array | StoreArray]) -> list[ScalarTarget | None]:
+def scalar_targets(plan: Plan, outputs: Sequence[Array | Store]) -> list[ScalarTarget | None]:
     """Return each output that takes one number per chunk; None for another output."""
     return [
-        None if isinstance(pair[0], StoreArray) else _scalar_target(plan, *pair)
+        None if isinstance(pair[0], Store) else _scalar_target(plan, *pair)
         for pair in _with_declared(plan, outputs)
     ]
 
@@ -227,7 +228,7 @@ def _store_none(_chunk: int, value: Any) -> None:
         raise _returned(f"{type(value).__name__} here but None for another chunk")
 
 
-def _store_array(plan: Plan, output: Array, declared: bool) -> Store:
+def _store_array(plan: Plan, output: Array, declared: bool) -> StoreResult:
     dtype, window_of = output.dtype, plan.placement.windows(plan.grid, output.shape)
     # Why: without the ellipsis the window of a scalar would be a copy, not a view.
     blocks = isinstance(plan.placement, InBlocks) and output.ndim > 0
@@ -248,8 +249,8 @@ def _store_array(plan: Plan, output: Array, declared: bool) -> Store:
 
 
 def _write_outside(
-    plan: Plan, output: StoreArray, declared: bool, number: int, written: dict[int, Array] | None
-) -> Store:
+    plan: Plan, output: Store, declared: bool, number: int, written: dict[int, Array] | None
+) -> StoreResult:
     """Return the function that writes a result to an output outside memory."""
     dtype, shape = output.dtype, output.shape
     window_of = plan.placement.windows(plan.grid, shape)
@@ -281,7 +282,7 @@ def _lengths(where: Sequence[slice | int], shape: Sequence[int]) -> tuple[int, .
     return (*named, *shape[len(where) :])
 
 
-def _store_tuple(plan: Plan, stores: Sequence[Store], outputs: Sequence[Any]) -> Store:
+def _store_tuple(plan: Plan, stores: Sequence[StoreResult], outputs: Sequence[Any]) -> StoreResult:
     def store(chunk: int, value: Any) -> None:
         if not isinstance(value, tuple) or len(value) != len(stores):
             found = len(as_arrays(plan, value, is_tuple=True))
@@ -329,7 +330,7 @@ def _cast_types(dtype: np.dtype[Any]) -> frozenset[type]:
     return frozenset(one for one in numbers if np.can_cast(np.dtype(one), dtype, "same_kind"))
 
 
-def _store_scalar(flat: Array, exact: set[type], checked: Store) -> Store:
+def _store_scalar(flat: Array, exact: set[type], checked: StoreResult) -> StoreResult:
     """Store a number per chunk without a view."""
 
     def store(chunk: int, value: Any) -> None:
@@ -344,7 +345,7 @@ def _store_scalar(flat: Array, exact: set[type], checked: Store) -> Store:
     return store
 
 
-def _store_scalars(targets: Sequence[ScalarTarget], checked: Store) -> Store:
+def _store_scalars(targets: Sequence[ScalarTarget], checked: StoreResult) -> StoreResult:
     """Store a tuple of numbers per chunk without views."""
     count = len(targets)
 
@@ -515,7 +516,7 @@ def _reserve_output(plan: Plan, output: Array, mapping: Mapping, share: float) -
         for first, last in ends:
             if ready.find(0, first, last + 1) < 0:
                 continue
-            box = output[_box(window_of(first), window_of(last), output.shape)]
+            box = output[window_around(window_of(first), window_of(last), output.shape)]
             low, high = byte_bounds(box.shape, box.strides, itemsize)
             begin = address_of(box) - start
             if segment.reserved and high - low == box.nbytes:
@@ -529,18 +530,3 @@ def _reserve_output(plan: Plan, output: Array, mapping: Mapping, share: float) -
             ready[first : last + 1] = b"\1" * (last + 1 - first)
 
     return reserve
-
-
-def _box(
-    first: Sequence[slice | int], last: Sequence[slice | int], shape: Sequence[int]
-) -> tuple[slice, ...]:
-    """Return the smallest box that contains two windows, on the axes that they name."""
-    sides = []
-    for one, other, length in zip(first, last, shape, strict=False):
-        (low, high), (other_low, other_high) = _bounds(one, length), _bounds(other, length)
-        sides.append(slice(min(low, other_low), max(high, other_high)))
-    return tuple(sides)
-
-
-def _bounds(part: slice | int, length: int) -> tuple[int, int]:
-    return (part, part + 1) if isinstance(part, int) else part.indices(length)[:2]

@@ -1,0 +1,331 @@
+"""The identity of a call, by which ``ledger=`` knows it again in a later process.
+
+A call is the same if its identity is equal: fingerprints of its function, its inputs, its grid and
+its dtypes (:func:`call_identity`).
+
+- A function is its name, its code and its constants: defaults, captured values, and the globals
+  that it names. The functions and classes among these count likewise, and attributes of modules
+  that it names, in all modules of the user (:func:`_is_own`). Objects of installed packages are
+  their names: a changed library is not noticed. Comments and line numbers do not count.
+- An array is its dtype, shape and values. A store is its place, dtype, shape and order of axes, and
+  for :func:`shmpar.opened` the function and all its arguments. Changed values of an input store are
+  not noticed. A dict or a set is its items in any order. Another object is its class and its
+  pickled state. A method is its code and its object.
+- Another version of Python compiles other bytecode, and so makes another function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import functools
+import hashlib
+import importlib.util
+import os
+import site
+import sys
+import sysconfig
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from shmpar.pickling.changes import all_names, code_objects
+from shmpar.plan import Function, Plan
+from shmpar.stores.store import Part, Store
+from shmpar.worker.verify import crc
+
+Array = np.ndarray[Any, Any]
+
+
+def call_identity(plan: Plan, function: Function, arrays: list[Array]) -> dict[str, str]:
+    """Return the fingerprints of the parts of a call, by the names that errors give them.
+
+    Notes
+    -----
+    Cost: a pass over the inputs.
+    """
+    chunks = plan.verb, plan.grid, plan.arguments, plan.placement, plan.halo, plan.trim
+    call = function.call, sorted(plan.special_parameters), plan.pass_out
+    return {
+        "verb": plan.verb,
+        "function": fingerprint(call),
+        "kwargs": fingerprint(function.keywords),
+        "inputs": fingerprint((*arrays, *function.values)),
+        "chunks": fingerprint(chunks),
+        "dtype": fingerprint((plan.dtypes, plan.is_tuple)),
+    }
+
+
+def fingerprint(value: Any) -> str:
+    """Return hexadecimal digits that are the same for equal values in any process.
+
+    Examples
+    --------
+    >>> fingerprint({"a": 1, "b": {2, 3}}) == fingerprint({"b": {3, 2}, "a": 1})
+    True
+    >>> fingerprint(lambda x: x + 1) == fingerprint(lambda x: x + 2)
+    False
+    """
+    pending: list[Any] = []
+    first, known, others = _Fingerprinter(pending).of(value), set[int](), set[str]()
+    for one in pending:  # Why: it grows, so that a long chain of functions needs no deep recursion.
+        if id(one) not in known:
+            known.add(id(one))
+            others.add(_Fingerprinter(pending).of(one))
+    return _hash(first, *sorted(others)) if others else first
+
+
+# Why: repr gives the whole value of these types, in any process.
+_SIMPLE: tuple[type, ...] = (type(None), bool, int, float, complex, str, bytes, range)
+_SIMPLE += (type(...), type(NotImplemented), np.dtype, np.generic)
+_NO_STATE = {"__doc__", "__module__", "__dict__", "__weakref__", "__firstlineno__", "_abc_impl"}
+# Why: the interpreter adds these to a class when an instance is pickled, or in any order.
+_NO_STATE |= {"__slotnames__", "__static_attributes__"}
+# Why: these draw a random number when they are made, which is a part of their state.
+_WITHOUT_RANDOM: dict[str, tuple[str, ...]] = {
+    "xarray.backends.file_manager.CachingFileManager": ("_opener", "_args", "_mode", "_kwargs"),
+    "xarray.backends.locks.CombinedLock": (),
+    "xarray.backends.locks.SerializableLock": (),
+    "dask.utils.SerializableLock": (),
+}
+
+
+class _Fingerprinter:
+    """Compute fingerprints of values that may refer to each other.
+
+    Parameters
+    ----------
+    pending : list
+        Gets the user's functions and classes of which a fingerprint has the name alone.
+    module : str, optional
+        Module of the outermost function.
+    """
+
+    def __init__(self, pending: list[Any], module: str | None = None) -> None:
+        self._pending, self._module = pending, module
+        self._modules: list[types.ModuleType] = []  # those in progress
+        self._open: dict[int, int] = {}
+        # Invariant: it holds each value, so that no other value gets its id.
+        self._done: dict[int, tuple[str, Any]] = {}
+
+    def of(self, value: Any) -> str:
+        """Return the fingerprint; inside of a cycle, a hash of the distance to the same value."""
+        if isinstance(value, _SIMPLE):
+            return _hash("plain", type(value).__name__, repr(value))
+        key = id(value)
+        if key in self._open:
+            return _hash("again", str(len(self._open) - self._open[key]))
+        if key not in self._done:
+            self._open[key] = len(self._open)
+            self._done[key] = _hash(*self._parts(value)), value
+            del self._open[key]
+        return self._done[key][0]
+
+    def _parts(self, value: Any) -> Iterator[str]:  # noqa: C901, PLR0912 - one case per kind of value
+        match value:
+            case np.ndarray():
+                yield from self._array(value)
+            case Store():  # Why: its values are not read, so a change of them is not noticed.
+                kind, where, layout, *more = value.identity()
+                yield from ("store", kind, where, layout, *map(self.of, more))
+            case Part():
+                yield from self._array(value.array)
+            case types.FunctionType():
+                yield from self._function(value)
+            case types.MethodType() | types.BuiltinFunctionType() if _is_bound(value):
+                code = getattr(value, "__func__", None)
+                yield from ("method", value.__name__, self.of(code), self.of(value.__self__))
+            case types.CodeType():
+                yield from self._code(value)
+            case staticmethod() | classmethod() | property():
+                code = [getattr(value, one, None) for one in ("__func__", "fget", "fset", "fdel")]
+                yield from (type(value).__name__, *map(self.of, code))
+            case tuple() | list():
+                yield from (_name(type(value)), *map(self.of, value))
+            # Why: an unordered item has a fingerprint of its own, whatever its depth and order.
+            case set() | frozenset():
+                yield from ("set", *sorted(self._apart().of(one) for one in value))
+            case Mapping() if type(value) in {dict, types.MappingProxyType}:
+                keys = [self._apart().of(key) for key in value]
+                pairs = sorted(zip(keys, map(self.of, value.values()), strict=True))
+                yield from ("mapping", *(part for pair in pairs for part in pair))
+            case type() if self._is_own(value):
+                yield from self._class(value)
+            case type() | types.ModuleType() | types.BuiltinFunctionType() | np.ufunc():
+                yield from ("named", _name(value))
+            case _:
+                yield from self._object(value)
+
+    def _apart(self) -> _Fingerprinter:
+        return _Fingerprinter(self._pending, self._module)
+
+    def _is_own(self, definition: Any) -> bool:
+        module = getattr(definition, "__module__", None)
+        return module is not None and (module == self._module or _is_own(module))
+
+    def _array(self, array: Array) -> Iterator[str]:
+        yield from ("array", repr(array.dtype), repr(array.shape))
+        if array.dtype.names:  # Why: the padding between fields has no meaning.
+            for name in array.dtype.names:
+                yield from self._array(np.ascontiguousarray(array[name]))
+        elif array.dtype.hasobject:
+            yield self.of(array.tolist())
+        else:
+            yield str(crc(array))
+
+    def _function(self, function: types.FunctionType) -> Iterator[str]:
+        self._module = self._module or function.__module__
+        yield from ("function", _name(function), self.of(function.__code__))
+        yield from (self.of(function.__defaults__), self.of(function.__kwdefaults__))
+        for cell in function.__closure__ or ():
+            try:
+                yield self.of(cell.cell_contents)
+            except ValueError:  # Why: the variable is not bound yet.
+                yield "empty"
+        names = set(all_names(function.__code__))
+        yield from self._named(function.__globals__, names)
+        for module in _imported_inside(function.__code__, function.__globals__):
+            yield from self._named(vars(module), names)
+
+    def _named(self, space: Mapping[str, Any], names: set[str]) -> Iterator[str]:
+        """Yield the fingerprints of the globals that code names, and attributes of modules."""
+        for name in sorted(names & space.keys()):
+            value = space[name]
+            if isinstance(value, types.ModuleType) and _is_own(value.__name__):
+                if value not in self._modules:
+                    self._modules.append(value)
+                    yield from (name, *self._named(vars(value), names))
+                    self._modules.pop()
+                continue
+            is_code = isinstance(value, types.FunctionType | type) or _wrapped(value) is not None
+            if is_code and not self._is_own(value):
+                yield from (name, _name(value))
+            elif is_code and _is_importable(value):
+                self._pending.append(value)
+                yield from (name, _name(value))
+            else:
+                yield from (name, self.of(value))
+
+    def _class(self, cls: type) -> Iterator[str]:
+        yield from ("class", _name(cls), *map(self.of, cls.__bases__))
+        for name, value in sorted(vars(cls).items()):
+            if isinstance(value, types.GetSetDescriptorType | types.MemberDescriptorType):
+                yield name
+            elif name not in _NO_STATE:
+                yield from (name, self.of(value))
+
+    def _code(self, code: types.CodeType) -> Iterator[str]:
+        yield from ("code", code.co_code.hex(), code.co_exceptiontable.hex())
+        yield from (*code.co_names, "|", *code.co_varnames, "|", *code.co_freevars, "|")
+        yield from (str(code.co_argcount), str(code.co_kwonlyargcount), str(code.co_flags))
+        yield from map(self.of, code.co_consts)
+
+    def _object(self, value: Any) -> Iterator[str]:
+        yield from ("object", self.of(type(value)))
+        call = getattr(type(value), "__call__", None)  # noqa: B004 - its code, if it has any
+        for code in (call, _wrapped(value)):
+            if isinstance(code, types.FunctionType):
+                yield self.of(code)
+        if (parts := _WITHOUT_RANDOM.get(_name(type(value)))) is not None:
+            yield from map(self.of, [getattr(value, one, None) for one in parts])
+            return
+        try:
+            reduced = value.__reduce_ex__(4)
+        except Exception:  # noqa: BLE001 - Why: an object that does not pickle has no known state
+            return
+        if isinstance(reduced, str):
+            yield reduced
+            return
+        _, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+        if isinstance(state, dict):
+            kind, cached = type(value), functools.cached_property
+            own = [one for one in state if not isinstance(getattr(kind, one, None), cached)]
+            # Why: a value that an object has computed before is no part of it.
+            state = state if len(own) == len(state) else {one: state[one] for one in own} or None
+        yield from map(self.of, (arguments, state, list(items or ()), list(pairs or ())))
+
+
+@functools.cache
+def _foreign_folders() -> tuple[str, ...]:
+    """Return the folders of the standard library, of installed packages and of this package."""
+    paths = sysconfig.get_paths()
+    found = {paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    found.update([*site.getsitepackages(), site.getusersitepackages()])
+    found.add(os.path.dirname(os.path.dirname(__file__)))
+    return tuple(os.path.join(os.path.realpath(folder), "") for folder in sorted(found))
+
+
+def _is_own(name: str) -> bool:
+    """Return whether a module is the user's: it is no part of Python and no installed package."""
+    if name == "__main__":
+        return True
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    path = getattr(sys.modules.get(name), "__file__", None)
+    if path is None:  # Why: a module that the user made in memory has no spec either.
+        return name in sys.modules and spec is None
+    return _is_own_path(path)
+
+
+def _is_own_path(path: str) -> bool:
+    path = os.path.realpath(path)
+    # Why a separator: "built-in" and "frozen" are no paths.
+    known = path.startswith(_foreign_folders()) or "-packages" + os.sep in path
+    return os.path.exists(path) and not known
+
+
+def _imported_inside(code: types.CodeType, space: dict[str, Any]) -> list[types.ModuleType]:
+    """Return the user's modules that code imports by itself; import them too, as it would."""
+    found: list[types.ModuleType] = []
+    for part in (code, *code_objects(code)):
+        steps = list(dis.get_instructions(part))
+        for level, names, step in zip(steps, steps[1:], steps[2:], strict=False):
+            if step.opname == "IMPORT_NAME":
+                name = "." * level.argval + step.argval
+                several = [name, *(f"{name}.{one}" for one in names.argval or ())]
+                modules = [_own_module(one, space) for one in several]
+                found += [module for module in modules if module is not None]
+    return found
+
+
+def _own_module(name: str, space: dict[str, Any]) -> types.ModuleType | None:
+    with contextlib.suppress(Exception):  # Why: the module's code may raise anything.
+        name = importlib.util.resolve_name(name, space.get("__package__"))
+        top = name.partition(".")[0]
+        if top not in sys.modules:
+            spec = importlib.util.find_spec(top)
+            if spec is None or spec.origin is None or not _is_own_path(spec.origin):
+                return None
+        if _is_own(top) or top not in sys.modules:
+            return importlib.import_module(name)
+    return None
+
+
+def _is_importable(definition: Any) -> bool:
+    """Return whether a definition is the one that its module has under its name."""
+    space = vars(sys.modules.get(getattr(definition, "__module__", None) or "", types))
+    return space.get(getattr(definition, "__qualname__", "")) is definition
+
+
+def _is_bound(method: Any) -> bool:
+    # Why: the __self__ of a function in C is its module.
+    return not isinstance(method.__self__, types.ModuleType | None)
+
+
+def _wrapped(value: Any) -> types.FunctionType | None:
+    """Return the function behind a decorator object, for example of functools.cache."""
+    function = getattr(value, "__wrapped__", None)
+    return function if isinstance(function, types.FunctionType) else None
+
+
+def _name(value: Any) -> str:
+    qualified = getattr(value, "__qualname__", None) or getattr(value, "__name__", repr(value))
+    return f"{getattr(value, '__module__', None)}.{qualified}"
+
+
+def _hash(*parts: str) -> str:
+    result = hashlib.sha256()
+    for part in parts:
+        result.update(f"{len(part)}:{part}".encode("utf-8", "surrogatepass"))
+    return result.hexdigest()[:32]
