@@ -242,6 +242,17 @@ def test_a_failed_run_leaves_its_file_closed(any_pool: shmpar.Pool, tmp_path: Pa
         file["x"][0, 0] = 7
 
 
+def test_a_dataset_of_arrays(serial: shmpar.Pool, tmp_path: Path) -> None:
+    """Elements that are arrays are mapped with one more axis, or refused."""
+    values, dtype = np.arange(12, dtype="i4").reshape(4, 3), np.dtype(("i4", (3,)))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name, chunks in (("mapped", None), ("chunked", (2,))):
+            file.create_dataset(name, shape=(4,), dtype=dtype, chunks=chunks)[...] = values
+        np.testing.assert_array_equal(serial.map_blocks(np.copy, file["mapped"]), values)
+        with pytest.raises(TypeError, match="are arrays"):
+            serial.map_blocks(np.copy, file["chunked"])
+
+
 def test_a_function_opens_the_file_of_its_input(any_pool: shmpar.Pool, tmp_path: Path) -> None:
     """The values beside an input may be read by the function."""
     path = str(tmp_path / "x.h5")
