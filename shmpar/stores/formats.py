@@ -6,6 +6,8 @@ dtype, and either ``read_into`` or slicing. Libraries are imported here, when th
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import sys
 from collections.abc import Callable
@@ -262,13 +264,13 @@ def is_open_at(file: Any, path: str) -> bool:
 
 
 def open_hdf5(path: str, name: str, options: Any = None) -> Hdf5Array:
-    """Open a dataset of an HDF5 file for reading; without the lock of the file if that is taken."""
+    """Open a dataset of an HDF5 file for reading, without the lock of the file."""
     h5py = library("h5py", path)
     shared = same_process_file(path)
     if shared is not None:  # Why: HDF5 refuses to open a file twice in other ways
         return Hdf5Array(_dataset(h5py.File(shared), name, path))
     try:
-        file = _open_with_lock(h5py, path, options or {})
+        file = _open_without_lock(h5py, path, options or {})
     except OSError as error:
         if any(word in str(error) for word in ("already open for", "consistency", "lock file")):
             raise StoreError(
@@ -280,15 +282,18 @@ def open_hdf5(path: str, name: str, options: Any = None) -> Hdf5Array:
     return Hdf5Array(_dataset(file, name, path))
 
 
-def _open_with_lock(h5py: Any, path: str, how: dict[str, Any]) -> Any:
-    try:
-        # Why with the lock: HDF5 then lets the user open the file in this process too.
+def _open_without_lock(h5py: Any, path: str, how: dict[str, Any]) -> Any:
+    if "locking" in how:
         return h5py.File(path, "r", **how)
-    except OSError:
-        if "locking" in how:
-            raise
-        # Why: the user's process may have it open for writing, or there are no locks.
+    try:
+        # Why with the lock at first: only so does HDF5 let the user open it in this process too.
+        file = h5py.File(path, "r", **how)
+    except OSError:  # Why again: the user may have it open for writing, or there are no locks.
         return h5py.File(path, "r", **how, locking=False)
+    if file.driver == "sec2":
+        with contextlib.suppress(OSError):
+            fcntl.flock(file.id.get_vfd_handle(), fcntl.LOCK_UN)
+    return file
 
 
 def _dataset(file: Any, name: str, path: str) -> Any:

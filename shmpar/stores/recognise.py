@@ -257,6 +257,11 @@ def _end_of_hdf5_path(text: str) -> int | None:
 
 
 def _hdf5_store(path: str, name: str, how: dict[str, Any], array: Any, user: Any = None) -> Store:
+    if array.dtype.subdtype is not None:
+        raise TypeError(
+            f"the elements of {path}:{name} are arrays (dtype {array.dtype}), of which a store has "
+            "no windows; read it as a whole, x[...], or store numbers with one more axis"
+        )
     opener = pickle.dumps((formats.open_hdf5, (path, name, how), {}), 5)
     token, where = formats.file_token(path), f"{path}:{name}"
     return Store(
