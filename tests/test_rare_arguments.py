@@ -315,3 +315,19 @@ def test_a_result_whose_pickle_fails_once_is_a_result(pool: shmpar.Pool) -> None
     assert [type(one).__name__ for one in found if type(one) is not int] in ([], ["Once"])
     assert len(found) == 400
     assert found[:70] + found[71:] == [*range(70), *range(71, 400)]
+
+
+@pytest.mark.parametrize("kind", [TypeError, OSError, MemoryError])
+def test_an_error_of_a_pickle_comes_at_its_item(pool: shmpar.Pool, kind: Any) -> None:
+    """The results before it are kept, whatever the pickle of a result raises."""
+    if pool.engine != "processes":
+        pytest.skip("nothing is pickled")
+
+    class Refused:
+        def __reduce__(self) -> Any:
+            raise kind("refused")
+
+    results = pool.map(lambda item: Refused() if item == 70 else item, range(400))
+    assert [next(results) for _ in range(70)] == list(range(70))
+    with pytest.raises((shmpar.PlanError, OSError), match="refused"):
+        next(results)

@@ -168,7 +168,7 @@ def _pack_outcome(value: Any, *, is_list: bool) -> Payload:
     plain = pack_plain(value)
     try:
         return pack_result(value) if plain is None else Payload(plain)
-    except PlanError:
+    except (ShmparError, OSError):
         if not is_list:
             raise
     values = value.values if type(value) is protocol.Slice else value
