@@ -295,3 +295,39 @@ def test_nothing_is_filled_if_nothing_tells_the_shape(pool: shmpar.Pool) -> None
     with pytest.warns(RuntimeWarning, match="filled"):
         found = pool.map_blocks(fails, X, on_error="fill", out=np.zeros(X.shape))
     assert np.isnan(found).all()
+
+
+class Once:
+    """A result whose first pickle in a process fails."""
+
+    failed = False
+
+    def __reduce__(self) -> Any:
+        if not Once.failed:
+            Once.failed = True
+            raise TypeError("not yet")
+        return int, (5,)
+
+
+def test_a_result_whose_pickle_fails_once_is_a_result(pool: shmpar.Pool) -> None:
+    """The items that were computed with it are kept, and no other error comes in its place."""
+    found = list(pool.map(lambda item: Once() if item == 70 else item, range(400)))
+    assert [type(one).__name__ for one in found if type(one) is not int] in ([], ["Once"])
+    assert len(found) == 400
+    assert found[:70] + found[71:] == [*range(70), *range(71, 400)]
+
+
+@pytest.mark.parametrize("kind", [TypeError, OSError, MemoryError])
+def test_an_error_of_a_pickle_comes_at_its_item(pool: shmpar.Pool, kind: Any) -> None:
+    """The results before it are kept, whatever the pickle of a result raises."""
+    if pool.engine != "processes":
+        pytest.skip("nothing is pickled")
+
+    class Refused:
+        def __reduce__(self) -> Any:
+            raise kind("refused")
+
+    results = pool.map(lambda item: Refused() if item == 70 else item, range(400))
+    assert [next(results) for _ in range(70)] == list(range(70))
+    with pytest.raises((shmpar.PlanError, OSError), match="refused"):
+        next(results)

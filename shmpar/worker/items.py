@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import Any
 
-from shmpar.errors import PlanError
+from shmpar.errors import ShmparError
 from shmpar.ipc.protocol import Slice
 from shmpar.worker.environment import exit_if_forked, inside_worker
 
@@ -112,6 +112,6 @@ def picklable(values: Sequence[Any], pack: Callable[[Any], object]) -> Slice:
     try:
         for number, value in enumerate(values):  # noqa: B007 - the error needs it
             pack(value)
-    except PlanError as refused:
+    except (ShmparError, OSError) as refused:  # of the object itself, or of a lack of memory
         error = refused
     return Slice(list(values[:number]), error)

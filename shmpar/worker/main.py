@@ -168,11 +168,13 @@ def _pack_outcome(value: Any, *, is_list: bool) -> Payload:
     plain = pack_plain(value)
     try:
         return pack_result(value) if plain is None else Payload(plain)
-    except PlanError:
+    except (ShmparError, OSError):
         if not is_list:
             raise
     values = value.values if type(value) is protocol.Slice else value
     found = picklable(values, pack_result)
+    if found.error is None:  # Why again: each value pickles now, so the failure has passed.
+        return pack_result(value)
     return pack_result(found._replace(error=pack_exception(found.error)))
 
 
