@@ -32,6 +32,7 @@ DType = np.dtype[Any]
 KEY_BYTES = 16
 
 SMALLER_WINDOW = 'pass a smaller depth=, shorter chunks=, or boundary="none", which pads nothing'
+CAST_RESULTS = "pass dtype= (or out=) to have results cast"
 
 
 class ResultError(Exception):
@@ -184,9 +185,18 @@ class Blocks(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Argument of which chunk ``i`` gets ``arrays[array][i]``."""
+    """Argument of which chunk ``i`` gets ``arrays[array][i]``.
+
+    Attributes
+    ----------
+    array : int
+        Index among the arrays of the run.
+    axis : int
+        Axis of the rows in the array of the user; here they lie along the first one.
+    """
 
     array: int
+    axis: int = 0
 
 
 class Items(NamedTuple):
@@ -254,7 +264,7 @@ class Announcement(NamedTuple):
         for mine, other in zip(self.outputs, first.outputs, strict=False):
             if mine.dtype != other.dtype:
                 here = f"the function returned dtype {mine.dtype} here but {other.dtype} for"
-                return f"{here} another chunk; pass dtype= (or out=) to have results cast"
+                return f"{here} another chunk; {CAST_RESULTS}"
             if mine.shape != other.shape:
                 here = f"the function's result makes an output of shape {mine.shape}, but"
                 due = f"{other.shape} by another chunk"

@@ -162,8 +162,8 @@ class Pool(Reductions, FirstGuesses, Executor):
     ----------
     n_workers : int, optional
         Number of workers. The default is the CPUs that this process may use (affinity, control
-        group), or ``SHMPAR_NUM_WORKERS``. More than the limits on memory, processes and
-        descriptors allow are a ValueError with the sums.
+        group), or ``SHMPAR_NUM_WORKERS``. More than 64 are a ValueError with the sums, if the
+        limits on memory, processes or descriptors do not allow them.
     engine : {"processes", "threads", "serial", "dask"}, address, Client or Executor
         Kind of the workers: processes, threads of this process, or the calling thread itself.
         Or many machines: a ``distributed.Client``, the address of its scheduler
@@ -202,6 +202,7 @@ class Pool(Reductions, FirstGuesses, Executor):
     max_tasks_per_worker : int, optional
         Chunks, and calls of `submit`, after which a worker process exits and is replaced, for
         functions that leak memory. A new worker costs about as much as ``import numpy``.
+        An exit that takes more than two seconds is ended by SIGKILL.
     forward_logs : bool
         Give the :mod:`logging` records of worker processes to the handlers of this process, at the
         levels that its loggers have. A record that a handler in the worker takes stays there.
@@ -513,7 +514,7 @@ class Pool(Reductions, FirstGuesses, Executor):
 
         To map over the rows of an array, :meth:`parallel_map` is far quicker: it sends no item.
 
-        Cost: less than a microsecond for a quick item, and about 0.2 ms for a slow one.
+        Cost: a slow item costs as much as a call of :meth:`submit`, a quick one a small part of it.
 
         Examples
         --------

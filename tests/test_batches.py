@@ -407,3 +407,12 @@ def test_a_resumed_run_has_every_item(pool: shmpar.Pool, tmp_path: Path) -> None
     assert list(again.completed(ordered=True)) == [(n, [n]) for n in range(4)]
     assert {one["status"] for one in again.table()} == {"done"}
     assert again.report.computed == 1
+
+
+def test_a_folder_is_no_list_of_files(tmp_path):
+    """The error names the list to pass, since no store opens a folder of files."""
+    with shmpar.Pool(1, engine="serial") as pool:
+        with pytest.raises(TypeError, match=r"parallel_map: a folder is no array: pass .*glob\("):
+            pool.parallel_map(len, tmp_path)
+        with pytest.raises(TypeError, match=r"a path is no array: pass shmpar\.open\("):
+            pool.parallel_map(len, tmp_path / "x.zarr")

@@ -276,6 +276,26 @@ def test_a_ledger_with_a_store_resumes_a_run(
     assert np.array_equal(zarr.open_array(out)[...], contract.IMAGE + 1)
 
 
+def test_a_store_that_this_process_cannot_write(
+    zarr: Any, cluster: shmpar.Pool, tmp_path: Path
+) -> None:
+    """A result that comes back and cannot be written fails its chunk, and nothing else."""
+    path, engine = str(tmp_path / "x.zarr"), cluster._loop.engine
+
+    def remove(block: np.ndarray, block_id: Any) -> np.ndarray:
+        while block_id == (6, 0) and not os.path.exists(path):
+            time.sleep(0.01)
+        if block_id == (6, 0):
+            shutil.rmtree(path)
+        return block
+
+    with pytest.raises(shmpar.ChunkError, match="is gone") as caught:
+        cluster.map_blocks(remove, contract.IMAGE, chunks=(10, 53), out=path)
+    assert isinstance(caught.value.__cause__, shmpar.StoreError)
+    assert cluster._loop.engine is engine
+    assert np.array_equal(cluster.map_blocks(np.negative, contract.IMAGE), -contract.IMAGE)
+
+
 def test_an_initializer_runs_in_each_local_worker(lone: Executor, tmp_path: Path) -> None:
     """An initializer that raises is the error of every run."""
     path = str(tmp_path)

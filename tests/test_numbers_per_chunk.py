@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,23 @@ def test_each_number_is_right(pool: shmpar.Pool, chunks: int) -> None:
         found = pool.parallel_map(np.sum, rows)
         assert np.array_equal(found, rows.sum(axis=1))
         assert not np.shares_memory(found, rows)
+
+
+@pytest.mark.parametrize("given", ["?", "i1", "u2", "i8", "u8", "f2", "f4", "f8", "c8", "c16"])
+def test_numbers_of_another_dtype_than_the_declared_one(pool: shmpar.Pool, given: str) -> None:
+    """A number is cast as a whole array is, or refused by its dtype, for each pair of dtypes."""
+    with np.errstate(all="ignore"):
+        row = np.array([0, 1, 200, -3, 70_000, 1 << 40]).astype(given)
+    for declared in ("?", "i1", "i4", ">i8", "u1", "f4", ">f8", "c8"):
+        call = functools.partial(pool.parallel_map, lambda number: number, row, dtype=declared)
+        if np.can_cast(given, declared, "same_kind"):
+            with np.errstate(all="ignore"):
+                found = call()
+                assert np.array_equal(found, row.astype(declared))
+            assert found.dtype == declared
+        else:
+            with pytest.raises(shmpar.ChunkError, match="cannot be cast"):
+                call()
 
 
 def test_an_earlier_result_keeps_its_numbers(pool: shmpar.Pool) -> None:

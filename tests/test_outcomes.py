@@ -327,3 +327,20 @@ def test_an_exit_of_a_callback_is_logged_and_goes_nowhere(
     own_pool.shutdown()
     assert "from a callback" in caplog.text
     caplog.clear()  # Why: its records hold the futures
+
+
+def test_a_run_that_lacks_a_chunk_is_an_error() -> None:
+    """A mark that is lost never makes a result, nor None in its place."""
+
+    def work(row: np.ndarray) -> float:
+        if row[0] == 6:
+            from shmpar.worker.environment import _works
+
+            _works[-1].ledger.status[:2] = 0
+        return float(row.sum())
+
+    rows = np.arange(8.0).reshape(4, 2)
+    with shmpar.Pool(1) as pool:
+        with pytest.raises(shmpar.ShmparError, match="2 chunks of 4 are not marked as done"):
+            pool.parallel_map(work, rows)
+        assert pool.parallel_map(np.max, rows).tolist() == [1, 3, 5, 7]

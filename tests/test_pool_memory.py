@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import numpy as np
 import pytest
 
 import shmpar
 from shmpar.memory import huge
+from shmpar.memory.segment import Segment
 
 
 def by_purpose(pool: shmpar.Pool) -> dict[str, int]:
@@ -70,3 +74,66 @@ def test_engines_without_processes(engine: str, nothing_left: None) -> None:
         assert [one.purpose for one in pool.memory] == ["array"]
         pool.map_blocks(np.negative, values)
     assert len(pool.memory) == 0
+
+
+def test_arguments_and_results_of_calls(nothing_left: None) -> None:
+    """A large argument is listed during its call, and a large result while it lives."""
+
+    def work(values: np.ndarray, gate: np.ndarray) -> np.ndarray:
+        while not gate[0]:
+            time.sleep(0.001)
+        return values * 2
+
+    with shmpar.Pool(1) as pool:
+        gate = pool.zeros(1, "u1")
+        call = pool.submit(work, np.ones(100_000), gate)
+        assert by_purpose(pool) == {"argument": 800_000, "array": 1}
+        gate[0] = 1
+        result = call.result()
+        assert by_purpose(pool) == {"result": 800_000, "array": 1}
+        del result, call
+        assert by_purpose(pool) == {"array": 1}
+        held = np.ones(100_000)
+        run = pool.map_blocks(lambda block: block + held[0], np.ones(9), wait=False)
+        assert run.result().sum() == 18
+        parts = pool.parallel_map(lambda number: np.full(20_000, number), range(3), dtype=object)
+        found = [one.nbytes for one in pool.memory if one.purpose == "result"]
+        assert found == [160_000] * 3
+        del parts, run, gate
+
+
+def test_small_outputs(nothing_left: None) -> None:
+    """Outputs that no worker maps are listed: of some KiB each, of fewer bytes a common segment."""
+    with shmpar.Pool(1) as pool:
+        larger = pool.map_blocks(np.negative, np.ones(1000))
+        assert by_purpose(pool) == {"output": 8000}
+        small = [pool.map_blocks(np.negative, np.ones(9)) for _ in range(3)]
+        sizes = [one.nbytes for one in pool.memory if one.purpose == "output"]
+        assert sizes == [64 << 10, 8000]
+        del larger, small
+
+
+def test_other_threads_make_segments_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, nothing_left: None
+) -> None:
+    """The list is one of a moment, whatever runs are begun while it is made."""
+    made, busy = list[np.ndarray](), list[bool]()
+    closed, here = Segment.closed, threading.get_ident()
+    with shmpar.Pool(1) as pool:
+        arrays = [pool.ones(9) for _ in range(3)]
+        for array in arrays:
+            pool.map_blocks(np.negative, array)
+
+        def begin_a_run(self: Segment) -> bool:
+            if threading.get_ident() == here and not busy and len(made) < 9:
+                busy.append(True)
+                made.append(pool.ones(9))
+                pool.map_blocks(np.negative, made[-1])
+                busy.clear()
+            return bool(closed.fget(self))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Segment, "closed", property(begin_a_run))
+            listed = pool.memory
+        assert len([one for one in listed if one.purpose == "array"]) >= 3
+        del arrays, array, made[:]

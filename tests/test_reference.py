@@ -143,6 +143,19 @@ def test_each_page_of_the_guide_is_reached_from_the_readme_or_another_page() -> 
     assert pages - linked == set()
 
 
+def test_each_test_that_a_page_names_exists() -> None:
+    """A claim with a test is checked by it, and the commands of the pages find their files."""
+    pages = [Path(ROOT, "CONTRIBUTING.md"), *DOCS.glob("*.md"), *DOCS.glob("*/*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    tests = list(Path(ROOT, "tests").rglob("*.py"))
+    sources = "\n".join(test.read_text(encoding="utf-8") for test in tests)
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert named
+    assert named - set(re.findall(r"def (test_\w+)\(", sources)) == set()
+    files = set(re.findall(r"\b(tests/[\w/]+\.py)\b", text))
+    assert files - {str(test.relative_to(ROOT)) for test in tests} == set()
+
+
 def test_each_line_of_parameters_is_a_name_or_belongs_to_one() -> None:
     """Text that is not indented would be a parameter of its own on the page."""
     found = []

@@ -357,9 +357,12 @@ class Simulation(RuleBasedStateMachine):
             self.send(RunCancelled())
 
     @precondition(lambda self: not self.finished and self.stopped)
-    @rule()
-    def expire(self) -> None:
-        self.send(GraceExpired())
+    @rule(data=st.data())
+    def expire(self, data: st.DataObject) -> None:
+        """The grace is over; some of the workers without a claim are in other work."""
+        without = sorted(number for number, one in self.workers.items() if one.claim is None)
+        elsewhere = data.draw(st.sets(st.sampled_from(without))) if without else ()
+        self.send(GraceExpired(elsewhere))
 
     @precondition(lambda self: not self.finished)
     @rule(data=st.data(), often=st.integers(0, 9))
@@ -636,11 +639,35 @@ TRANSITIONS = {
         lost(0, at_startup=True),
         [Replace(0)],
     ),
+    "startup-failure-between-deaths-of-other-runs": (
+        {"max_startup_failures": 1},
+        (lost(0, at_startup=True), lost(1)),
+        lost(0, at_startup=True),
+        [GiveUp(), Stop(), Finish()],
+    ),
     "plan-rejected": ({}, (), rejected(), [Stop()]),
     "cancelled": ({}, (), RunCancelled(), [Stop()]),
     "cancelled-twice": ({}, (RunCancelled(),), RunCancelled(), []),
     "cancelled-with-no-worker": ({"workers": 0}, (), RunCancelled(), [Stop(), Finish()]),
     "grace-expired": ({}, (RunCancelled(), exhausted(0, 0)), GraceExpired(), [Kill(1)]),
+    "grace-expired-and-a-worker-is-elsewhere": (
+        {},
+        (RunCancelled(),),
+        GraceExpired({0}),
+        [Kill(1)],
+    ),
+    "grace-expired-and-all-are-elsewhere": (
+        {},
+        (RunCancelled(),),
+        GraceExpired({0, 1}),
+        [Finish()],
+    ),
+    "grace-expired-and-the-others-were-elsewhere": (
+        {},
+        (RunCancelled(), GraceExpired({0})),
+        lost(1, blamed=4),
+        [Finish()],
+    ),
     "grace-expired-blames-no-chunk": (
         {"retries": 0},
         (RunCancelled(), exhausted(0, 0), GraceExpired()),

@@ -61,3 +61,26 @@ def test_the_report_tells_stores_apart_and_gives_advice(zarr, tmp_path):
     assert report.advice == (
         "each unit (200, 200) of a store is read 16.0 times: try chunks=(200, 200)"
     )
+
+
+@pytest.mark.parametrize(
+    ("chunks", "due"),
+    [
+        ("auto", ""),
+        (
+            (1, 64, 64),
+            "each unit (1, 64, 64) of a store is read 7.6 times: try chunks=(1, 128, 128)",
+        ),
+    ],
+)
+def test_the_advice_for_units_names_other_chunks(zarr, tmp_path, chunks, due):
+    """Chunks of whole units read some again for their halo; no advice repeats them."""
+    source = zarr.create_array(
+        tmp_path / "x.zarr", shape=(2, 512, 512), chunks=(1, 64, 64), dtype="u2"
+    )
+    source[...] = np.random.default_rng(0).integers(0, 999, source.shape, "u2")
+    with shmpar.Pool(2, engine="threads") as pool:
+        pool.map_overlap(np.negative, source, depth={1: 9, 2: 9}, chunks=chunks)
+        report = pool.last_run.report
+    assert report.unit_reads > 1.25
+    assert due in report.advice if due else "of a store" not in report.advice

@@ -150,3 +150,19 @@ def test_a_broadcast_input_is_copied_once(pools: list[shmpar.Pool]) -> None:
     for pool in pools:
         part = pool.block_reduce(lambda block: list(block.strides), wide[:2], chunks=-1)
         assert part.ravel().tolist() == [0, 8]
+
+
+def test_windows_of_few_elements_take_little_memory(pools: list[shmpar.Pool]) -> None:
+    """Windows over every 1,000th element are copied without the elements between them."""
+    values = np.random.default_rng(0).normal(size=3_000_000) * 1e3
+    few = np.lib.stride_tricks.sliding_window_view(values[::-1000], 3)
+    assert copied_nbytes(few) <= few.nbytes
+    segment, copy = share(few)
+    assert np.array_equal(copy, few)
+    assert segment.size <= few.nbytes
+    assert copy.strides == (-16, -16)
+    assert np.shares_memory(copy[0], copy[1])
+    due = [np.asarray(one).tobytes() for one in total(few)]
+    for pool in pools:
+        found = pool.block_reduce(total, few, chunks=-1)
+        assert [one.tobytes() for one in found] == due

@@ -445,9 +445,7 @@ def _new(
     """Allocate an array whose memory runs along ``axes``, of zeros or with a copy of ``values``."""
     dense = None if values is None else values.transpose(axes)
     if _is_std_manager(manager):
-        place, owner = Location(_std_allocate(manager, spec.nbytes, name), 0), False
-        if dense is not None:
-            write(place.segment.fileno(), 0, dense, spec.dtype)
+        place, owner = Location(_std_allocate(manager, spec, name, dense), 0), False
     else:
         place, owner = (
             _own_manager(manager).allocate(spec.nbytes, dense, name=name, dtype=spec.dtype),
@@ -469,18 +467,23 @@ def _is_std_manager(manager: object) -> TypeGuard[SharedMemoryManager]:
     return module is not None and isinstance(manager, module.SharedMemoryManager)
 
 
-def _std_allocate(manager: SharedMemoryManager, nbytes: int, name: Name) -> Segment:
-    """Let the manager make a segment, and reserve its memory."""
+def _std_allocate(
+    manager: SharedMemoryManager, spec: ArraySpec, name: Name, values: Array | None
+) -> Segment:
+    """Let the manager make a segment of zeros or of values, and reserve its memory."""
     if name is not None:
         raise ValueError("a SharedMemoryManager chooses the names: drop name= or manager=")
-    size = max(1, nbytes)
+    size = max(1, spec.nbytes)
     made = manager.SharedMemory(size)
     made.close()
     fd, _ = names.open_named(made.name)
     with ClosedOnError(fd):
         try:
             # Why: the standard library reserves nothing; a page without room would be SIGBUS.
-            allocate.fill_zeros(fd, size)
+            if values is None or not spec.nbytes:
+                allocate.fill_zeros(fd, size)
+            else:
+                write(fd, 0, values, spec.dtype)
         except BaseException as error:
             # Invariant: only the manager removes its segments; the memory is given back here.
             os.ftruncate(fd, 1)

@@ -8,6 +8,7 @@ The kernel releases the lock when the process that holds it exits, in any way.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
@@ -44,7 +45,7 @@ class Lock:
     def __init__(self, reopen: Callable[[], int], start: int) -> None:
         self._reopen = reopen
         self._start = start
-        self._fd = -1
+        self._fd, self._held = -1, False
         # Lock: threads of this process share a description; acquired before the kernel's lock.
         self._thread_lock = threading.Lock()
 
@@ -72,13 +73,17 @@ class Lock:
         deadline = None if timeout is None else time.monotonic() + timeout
         if not self._thread_lock.acquire(timeout=-1 if timeout is None else timeout):
             return False
-        acquired = False
         try:
-            acquired = self._acquire_from_processes(deadline)
-        finally:
-            if not acquired:
-                self._thread_lock.release()
-        return acquired
+            self._held = self._acquire_from_processes(deadline)
+        except BaseException:
+            # Why: an interrupt may come after the kernel has given the lock.
+            with contextlib.suppress(OSError, SegmentError):
+                self._let_go()
+            raise
+        if not self._held:
+            self._thread_lock.release()
+            return False
+        return True
 
     def release(self) -> None:
         """Release the lock.
@@ -88,14 +93,21 @@ class Lock:
         RuntimeError
             No thread of this process holds the lock.
         """
-        if not self._thread_lock.locked():
+        if not self._held:
             raise RuntimeError("cannot release a lock that is not held")
-        _set_lock(self._fd, self._start, lock=False)
-        self._thread_lock.release()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._held = False
+        try:
+            if self._fd >= 0:
+                _set_lock(self._fd, self._start, lock=False)
+        finally:  # Why: an interrupt may come after the kernel has taken the lock back.
+            self._thread_lock.release()
 
     def locked(self) -> bool:
         """Return True if a thread of this process holds the lock."""
-        return self._thread_lock.locked()
+        return self._held
 
     def __enter__(self) -> bool:
         return self.acquire()
@@ -127,7 +139,7 @@ class Lock:
     def _reset_after_fork(self) -> None:
         # Lock: the inherited description would keep the lock of a parent that has died.
         self._close()
-        self._thread_lock = threading.Lock()
+        self._held, self._thread_lock = False, threading.Lock()
 
 
 def _set_lock(fd: int, start: int, *, lock: bool = True, wait: bool = False) -> bool:

@@ -173,6 +173,8 @@ class Handle:
         """Return the address of a view."""
         self._check_open()
         segment, offset = self.segment, self._shift + address_of(array)
+        if memory_owner(array) is not self._memory and (place := locate(array)) is not None:
+            offset = place.offset  # Why: a worker maps an input a second time, elsewhere
         layout = array.shape, array.strides, array.dtype
         address = Address(self.manager.name(segment), segment.size, offset, *layout, self.start)
         writable, is_file = array.flags.writeable, segment.kind == "file"

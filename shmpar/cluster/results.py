@@ -19,7 +19,7 @@ from shmpar.ipc import protocol
 from shmpar.ipc.ledger import DONE, FAILED
 from shmpar.plan import Announcement, Output, ResultError
 from shmpar.stores.store import Part
-from shmpar.worker.verify import checksum
+from shmpar.worker.verify import StoredChecksum
 
 Array = np.ndarray[Any, Any]
 Tell = Callable[[protocol.Event], object]
@@ -51,7 +51,8 @@ def take_box(
         done, failed = (), 1
     if done and result.parts is not None:
         traffic.bytes_in += sum(part.nbytes for part, _ in result.parts)
-        _write_parts(active, box, done, result.parts)
+        written = _write(active, box, done, result.parts, tell)
+        failed, done = failed + len(done) - len(written), written
     for chunk, body in result.values:
         traffic.bytes_in += len(body)
         if not _take_value(active, chunk, body, tell):
@@ -102,6 +103,35 @@ def _take_value(active: ActivePlan, chunk: int, body: bytes, tell: Tell) -> bool
     return True
 
 
+def _write(
+    active: ActivePlan,
+    box: SpanBox,
+    done: Sequence[int],
+    parts: Sequence[tuple[Array, tuple[int, ...]]],
+    tell: Tell,
+) -> Sequence[int]:
+    """Write the windows of chunks that are done; return those chunks that were written.
+
+    A store may refuse a window: then its chunk alone fails.
+    """
+    try:
+        _write_parts(active, box, done, parts)
+    except Exception:  # noqa: BLE001 - it comes again below, with its chunk
+        written = []
+        for chunk in done:
+            try:
+                _write_parts(active, box, [chunk], parts)
+            except Exception as error:  # noqa: BLE001 - the run is told
+                active.ledger.status[chunk] = FAILED
+                tell(protocol.ChunkFailed(active.number, chunk, error))
+                if active.plan.fail_fast:
+                    break
+            else:
+                written.append(chunk)
+        return written
+    return done
+
+
 def _write_parts(
     active: ActivePlan,
     box: SpanBox,
@@ -130,5 +160,6 @@ def _note_sums(active: ActivePlan, box: SpanBox, done: Sequence[int], result: Bo
         base = box.chunks[0]
         active.checksums[as_index(done)] = result.sums[[chunk - base for chunk in done]]
         return
+    checksum_of = StoredChecksum(active.plan, list(active.outputs or ()))
     for chunk in done:
-        active.checksums[chunk] = checksum(active.plan.windows(chunk, active.outputs or ()))
+        active.checksums[chunk] = checksum_of(chunk)

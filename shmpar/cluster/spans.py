@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from math import isqrt, prod
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -90,10 +90,15 @@ def boxes(grid: Grid, chunks: Sequence[int]) -> list[Box]:
     if not blocks:
         return [Box((), ())]
     first, last = chunks[0], chunks[-1]
-    if isinstance(chunks, range) or chunks == tuple(range(first, last + 1)):
+    if isinstance(chunks, range) or _are_consecutive(chunks):
         return [*_consecutive(blocks, first, last + 1)]
     left = {grid.index(chunk) for chunk in chunks}
     return [_grow(left, start) for start in sorted(left) if start in left]
+
+
+def _are_consecutive(chunks: Sequence[int]) -> bool:
+    first, count = chunks[0], len(chunks)
+    return chunks[-1] - first + 1 == count and [*chunks] == [*range(first, first + count)]
 
 
 def _consecutive(blocks: Shape, first: int, stop: int) -> Iterator[Box]:
@@ -146,7 +151,7 @@ def order(plan: Plan) -> tuple[int, ...] | None:
     if plan.halo is None or not plan.halo or len(cut) < 2:  # noqa: PLR2004 - a line has no strips
         return None
     *strips, along = cut
-    sides = [isqrt(max(1, blocks[k] // _STRIPS * blocks[k] // _STRIPS)) or 1 for k in strips]
+    sides = [max(1, blocks[k] // _STRIPS) for k in strips]
     numbers = np.arange(grid.size).reshape(blocks)
     starts = [range(0, blocks[k], side) for k, side in zip(strips, sides, strict=True)]
     found: list[int] = []

@@ -205,6 +205,8 @@ class ActivePlan:
         How often a chunk whose worker died is computed again.
     task_timeout : float or None
         Seconds that a chunk may take.
+    in_place : bool
+        An output is an input.
     hosts : dict of str to HostTraffic
         The numbers of each host.
     """
@@ -226,6 +228,7 @@ class ActivePlan:
     checksums: Array | None = None
     retries: int = 0
     task_timeout: float | None = None
+    in_place: bool = False
     hosts: dict[str, HostTraffic] = field(default_factory=dict)
 
     def begun_before(self, moment: int) -> Iterator[tuple[int, int]]:
@@ -373,6 +376,12 @@ class Engine(Protocol):
     def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
         """Return a worker with a call that can be given this one next, None if there is none."""
 
+    def has_plan(self, worker: int) -> bool:
+        """Return whether a call waits at a worker for a plan, and can be withdrawn meanwhile."""
+
+    def in_calls(self) -> list[int]:
+        """Return the workers that have begun a call, and so compute for no run."""
+
     def call(self, worker: int, number: int, prepared: Any, more: tuple[Any, ...] = ()) -> None:
         """Give a call to a free worker, or its next one; `CallFinished` reports its end.
 
@@ -441,6 +450,14 @@ class WithoutProcesses:
     def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
         """Return None: a thread is soon free, and a host keeps no call for later."""
         return None
+
+    def has_plan(self, worker: int) -> bool:
+        """Return False: no call is withdrawn for the plan of a run."""
+        return False
+
+    def in_calls(self) -> list[int]:
+        """Return none: a thread is not killed, and a lane is killed for its own span alone."""
+        return []
 
     def restart(self) -> None:
         """Do nothing: there is no process to replace."""

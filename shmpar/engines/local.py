@@ -423,12 +423,15 @@ class SerialEngine(LocalEngine):
             self._queue.appendleft(item)
 
     def shutdown(self) -> None:
-        """Drop the queue."""
+        """Drop the queue, and the stores of a run that was cut off."""
         self._queue.clear()
+        drop_stores()
 
 
-_Plans = list[tuple[ActivePlan, Generation]]  # emptied when its run is over
-_Inbox = queue.SimpleQueue[_Plans | tuple[int, _Prepared, tuple[Any, ...]] | None]
+_Plans = list[tuple[ActivePlan, Generation]]  # of one plan; emptied when its run is over
+_Sent = deque[tuple[int, _Prepared, tuple[Any, ...]]]  # of one call; emptied when it begins
+_Inbox = queue.SimpleQueue[_Plans | _Sent | None]
+_NO_RUN = -1  # no run has this number
 
 
 class ThreadsEngine(LocalEngine):
@@ -451,6 +454,7 @@ class ThreadsEngine(LocalEngine):
         self._ready: set[int] = set()
         self._given = [0] * workers  # plans and calls that have not been reported on
         self._calling: dict[int, int] = {}  # worker of each call
+        self._sent: dict[int, _Sent] = {}
         self._plans: dict[int, list[_Plans]] = {}
         self._allocating = threading.Lock()
         self._inboxes: list[_Inbox] = [queue.SimpleQueue() for _ in range(workers)]
@@ -494,13 +498,35 @@ class ThreadsEngine(LocalEngine):
         free = [worker for worker in range(self.workers) if worker not in busy]
         return min(free, key=self._given.__getitem__, default=None)
 
+    def has_plan(self, worker: int) -> bool:
+        """Return whether a thread has a plan, behind which a call may wait."""
+        return self._given[worker] > [*self._calling.values()].count(worker)
+
     def call(
         self, worker: int, number: int, prepared: _Prepared, more: tuple[Any, ...] = ()
     ) -> None:
         """Queue a call for the worker's thread."""
         self._given[worker] += 1
         self._calling[number] = worker
-        self._inboxes[worker].put((number, prepared, more))
+        sent = self._sent[number] = deque([(number, prepared, more)])
+        self._inboxes[worker].put(sent)
+
+    def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
+        """Take back the calls that a thread has not begun; return their numbers."""
+        taken = []
+        for number in [number for number, one in self._calling.items() if one == worker]:
+            # Invariant: either this thread takes the call, in one step, or that of the worker.
+            with contextlib.suppress(IndexError):
+                self._sent[number].pop()
+                taken.append(number)
+        for number in taken:
+            self._forget(number)
+        return taken
+
+    def _forget(self, call: int) -> None:
+        """Note that a thread has a call no more."""
+        del self._sent[call]
+        self._given[self._calling.pop(call)] -= 1
 
     def wait(self, timeout: float | None) -> list[protocol.Event]:
         """Wait until a thread has reported; return the events."""
@@ -522,7 +548,7 @@ class ThreadsEngine(LocalEngine):
             case protocol.CounterExhausted():
                 self._given[event.worker] -= 1
             case protocol.CallFinished():
-                self._given[self._calling.pop(event.call)] -= 1
+                self._forget(event.call)
 
     def wake(self) -> None:
         """End the owner's wait."""
@@ -533,6 +559,8 @@ class ThreadsEngine(LocalEngine):
         for plans in self._plans.values():
             for active, generation in (item for plan in plans for item in plan):
                 generation.tickets.stop(active.plan.chunks)
+        for sent in self._sent.values():
+            sent.clear()
         for inbox in self._inboxes:
             inbox.put(None)
         for thread in self._threads:
@@ -548,27 +576,38 @@ class ThreadsEngine(LocalEngine):
             self._broken = broken = error
         tell(protocol.WorkerReady(worker))
         while (item := inbox.get()) is not None:
-            if isinstance(item, tuple):
-                if broken is None:
-                    tell(_finished(*item))
-                else:
-                    tell(protocol.CallFinished(item[0], error=broken))
-                # Why: while this thread waits, its frame keeps no object of the user alive.
-                del item
-                continue
-            for active, generation in item:  # none, if its run is over
-                try:
-                    check(broken)
-                    self._work(worker, active, generation)
-                except BaseException as error:  # noqa: BLE001 - the run is told
-                    drop_stores()  # Why: one that has changed was opened
-                    if isinstance(error, StoreError):
-                        # Why: the frames hold the memory of the run; the cause tells the place.
-                        error.with_traceback(None)
-                    tell(protocol.PlanRejected(active.number, error))
-                    tell(protocol.CounterExhausted(worker, active.number, generation.number))
-                del active, generation
+            if isinstance(item, deque):
+                self._take_call(item, broken)
+            else:
+                self._take_plan(worker, item, broken)
+            # Why: while this thread waits, its frame keeps no object of the user alive.
             del item
+
+    def _take_call(self, sent: _Sent, broken: BaseException | None) -> None:
+        try:
+            number, prepared, more = sent.pop()
+        except IndexError:  # it was withdrawn
+            return
+        if broken is None:
+            self._events.put(_finished(number, prepared, more))
+        else:
+            self._events.put(protocol.CallFinished(number, error=broken))
+
+    def _take_plan(self, worker: int, plans: _Plans, broken: BaseException | None) -> None:
+        tell, found = self._events.put, plans[:1]
+        if not found:  # its run is over
+            tell(protocol.CounterExhausted(worker, _NO_RUN, 0))
+        for active, generation in found:
+            try:
+                check(broken)
+                self._work(worker, active, generation)
+            except BaseException as error:  # noqa: BLE001 - the run is told
+                drop_stores()  # Why: one that has changed was opened
+                if isinstance(error, StoreError):
+                    # Why: the frames hold the memory of the run; the cause tells the place.
+                    error.with_traceback(None)
+                tell(protocol.PlanRejected(active.number, error))
+                tell(protocol.CounterExhausted(worker, active.number, generation.number))
 
     def _work(self, worker: int, active: ActivePlan, generation: Generation) -> None:
         assignment = self._assignment(active, generation, worker)
@@ -576,8 +615,9 @@ class ThreadsEngine(LocalEngine):
         with active.prepared.applied(), traffic.counted():
             work(assignment, channel)
             moved = traffic.moved
-        # Why: a run that is alone waits for all threads, which are about to drop its memory.
-        alone = len(self._plans) == 1
+        # Why: a run that is alone waits for all threads, which are about to drop its memory. Not so
+        # beside a call, which may take long, or wait for this run.
+        alone = len(self._plans) == 1 and not self._calling
         had = (0, None) if alone else (assignment.claimed, assignment.handed_out)
         del assignment
         drop_stores()

@@ -16,7 +16,7 @@ import os
 import pickle
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,8 @@ from shmpar.worker.items import call_each
 from shmpar.worker.logs import current_levels
 
 Array = np.ndarray[Any, Any]
+Adopt = Callable[[protocol.SegmentRecord, int], Segment]
+"""Makes a segment of a record and a descriptor that a worker has sent."""
 
 
 # The parent's state
@@ -245,6 +247,7 @@ class PreparedRun:
                     arrays=self.references,
                     outputs=outputs,
                     is_tuple=active.is_tuple,
+                    in_place=active.in_place,
                     small_outputs=active.small_outputs,
                     reports=active.reports,
                     checksums=self.checksums,
@@ -394,12 +397,9 @@ def _noted(error: BaseException, text: str) -> BaseException:
     return error
 
 
-def _unpack_value(packed: protocol.PackedValue, descriptors: list[int]) -> Any:
+def _unpack_value(packed: protocol.PackedValue, descriptors: list[int], adopt: Adopt) -> Any:
     """Return a result; take its segments' descriptors off the list."""
-    segments = [
-        Segment.adopt(descriptors.pop(0), record.size, kind=record.kind, writable=record.writable)
-        for record in packed.segments
-    ]
+    segments = [adopt(record, descriptors.pop(0)) for record in packed.segments]
     return unpack(packed.body, segments)[0]
 
 
@@ -408,6 +408,7 @@ def unpack_call(
     descriptors: list[int],
     broken: BaseException | None,
     *,
+    adopt: Adopt,
     own_path: bool,
 ) -> protocol.CallFinished:
     """Unpickle the end of a call; a result that does not unpickle here is the call's error.
@@ -425,11 +426,12 @@ def unpack_call(
             error = rejection(error, own_path=own_path)
         return event._replace(error=error)
     if not event.started:
-        return event._replace(error=broken)
+        # Why: a restart of the pool may have come first.
+        return event._replace(error=broken or InitializerError("the pool's initializer failed"))
     try:
         if type(event.value) is not protocol.PackedValue:
             return event  # Why: the message itself has a plain result.
-        value = _unpack_value(event.value, descriptors)
+        value = _unpack_value(event.value, descriptors, adopt)
         if type(value) is protocol.Slice:
             value = value._replace(error=unpack_error(value.error))
         return event._replace(value=value)
@@ -438,7 +440,7 @@ def unpack_call(
 
 
 def unpack_objects(
-    event: protocol.ObjectsReturned, descriptors: list[int]
+    event: protocol.ObjectsReturned, descriptors: list[int], adopt: Adopt
 ) -> Iterator[protocol.Event]:
     """Yield the results; one that does not unpickle here is a failure of its chunk."""
     values = []
@@ -447,7 +449,7 @@ def unpack_objects(
             values.append((chunk, packed))
             continue
         try:
-            values.append((chunk, _unpack_value(packed, descriptors)))
+            values.append((chunk, _unpack_value(packed, descriptors, adopt)))
         except SegmentFull as error:  # Why: no fault of the function, and the next fails too.
             yield protocol.PlanRejected(event.run, error)
         except BaseException as error:  # noqa: BLE001 - whatever unpickling raises

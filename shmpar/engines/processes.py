@@ -27,14 +27,12 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import selectors
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,15 +41,15 @@ from shmpar.engines import packing
 from shmpar.engines.engine import ActivePlan, Generation
 from shmpar.engines.launch import Launcher, hand_on
 from shmpar.engines.packing import PreparedCall, PreparedRun
+from shmpar.engines.segments import Ledgers, SegmentTracker, WakeUp
 from shmpar.engines.worker_handle import EXIT_SECONDS, MAX_OUTSTANDING, Attached, WorkerHandle
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import Ledger
 from shmpar.ipc.tickets import Counters, Tickets
-from shmpar.memory import allocate, limits, system
+from shmpar.memory import allocate, limits
 from shmpar.memory.copying import copied_nbytes
-from shmpar.memory.huge import PAGE
 from shmpar.memory.locate import locate
-from shmpar.memory.segment import Segment, Slab, create
+from shmpar.memory.segment import Segment, Slab
 from shmpar.pickling.pack import pack
 from shmpar.plan import Announcement, Function, Plan
 from shmpar.stores.store import Part
@@ -60,11 +58,7 @@ Array = np.ndarray[Any, Any]
 
 _RETRY_SECONDS = 0.01  # until a full socket is tried again
 _STACK_CHARACTERS = 16 * 1024  # of the stack of a worker that dies
-_SPARE_BYTES = 16 * 1024  # behind each ledger, for small outputs
-_NUMBER_BYTES = 8  # per chunk, in addition
 _LOOK_SECONDS = 0.1  # between two looks at workers that have no pidfd
-_FREE_LEDGERS = 2
-_LARGE_LEDGER = 1 << 20  # bytes of a ledger that is not kept for another run
 
 
 class ProcessesEngine:
@@ -107,10 +101,13 @@ class ProcessesEngine:
         self._handles: dict[int, WorkerHandle] = {}
         self._runs: dict[int, ActivePlan] = {}
         self._events: list[protocol.Event] = []
-        self._ledgers = _Ledgers(workers)
+        self._leaving: list[tuple[float, WorkerHandle]] = []  # until when they may take to exit
+        self._ledgers = Ledgers(workers)
         self._counters = Counters()
-        self._wake: _WakeUp | None = _WakeUp()
-        self._tracker = _SegmentTracker(self._wake)
+        self._wake: WakeUp | None = WakeUp()
+        self._tracker = SegmentTracker(self._wake)
+        if self._initializer is not None:
+            self._tracker.note(self._initializer.segments)
         self._without_pidfd = False
         self._broken: BaseException | None = None
         limits.keep_standard_streams()
@@ -136,12 +133,17 @@ class ProcessesEngine:
         """Pickle the function, and copy inputs that are not in shared memory."""
         self._check()
         python = self._launcher.interpreter
-        return packing.pack_run(plan, function, arrays, self._state, python, frozen=frozen)
+        run = packing.pack_run(plan, function, arrays, self._state, python, frozen=frozen)
+        self._tracker.note(run.payload.segments)
+        return run
 
     def prepare_call(self, call: Function) -> PreparedCall:
         """Pickle a call; large arrays are put into segments."""
         self._check()
-        return packing.pack_call(call, self._state, self._launcher.interpreter)
+        prepared = packing.pack_call(call, self._state, self._launcher.interpreter)
+        if prepared.payload is not None:
+            self._tracker.note(prepared.payload.segments)
+        return prepared
 
     def _check(self) -> None:
         if self._broken is not None:
@@ -154,8 +156,9 @@ class ProcessesEngine:
         return [copied_nbytes(array) for array in arrays if locate(array) is None]
 
     def segments(self) -> list[Segment]:
-        """Return the segments that workers were sent and that have not ended."""
-        return self._tracker.live()
+        """Return the segments of arrays, arguments, results and ledgers that have not ended."""
+        slab = self.slab
+        return [*self._tracker.live(), *(() if slab is None else slab.segments())]
 
     def wake(self) -> None:
         """End the owner's :meth:`wait`."""
@@ -213,10 +216,23 @@ class ProcessesEngine:
 
     def _reap(self, handle: WorkerHandle) -> None:
         """Take the last messages of a dead worker, then report its death."""
-        self._read(handle)
+        self._read(handle, last=True)
         self._unlink(handle)
         self._events.append(handle.reap())
         handle.close()
+
+    def _end_late(self) -> list[float]:
+        """Kill the workers that do not exit in time; return the seconds that the others have.
+
+        Why: a thread of the user's code may hold up the exit for ever.
+        """
+        now, leaving = time.monotonic(), self._leaving
+        leaving = [one for one in leaving if self._handles.get(one[1].number) is one[1]]
+        self._leaving = [(due, handle) for due, handle in leaving if due > now]
+        for due, handle in leaving:
+            if due <= now:
+                handle.launched.kill()
+        return [due - now for due, _ in self._leaving]
 
     def _unlink(self, handle: WorkerHandle) -> None:
         del self._handles[handle.number]
@@ -255,7 +271,8 @@ class ProcessesEngine:
     def assign(self, worker: int, active: ActivePlan, generation: Generation) -> None:
         """Send a generation to a worker, or queue it behind the work that it has."""
         handle = self._handles.get(worker)
-        if handle is not None:  # else its loss is about to be told
+        # Why the look: if its loss is about to be told, its successor may be there already.
+        if handle is not None and (handle.ready or handle.exiting):
             handle.queue.append((active, generation))
             self._feed(handle)
 
@@ -301,6 +318,15 @@ class ProcessesEngine:
                 return handle.number
         return None
 
+    def has_plan(self, worker: int) -> bool:
+        """Return whether a worker has a plan, behind which a call may wait."""
+        handle = self._handles.get(worker)
+        return handle is not None and bool(handle.outstanding)
+
+    def in_calls(self) -> list[int]:
+        """Return the workers that have begun a call."""
+        return [handle.number for handle in self._handles.values() if handle.is_calling()]
+
     def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
         """Take back the calls that a worker has not begun; return their numbers."""
         handle = self._handles.get(worker)
@@ -334,15 +360,10 @@ class ProcessesEngine:
         behind = [handle for handle in self._handles.values() if handle.outbox]
         for handle in behind:
             handle.flush()
-        if self._events:
-            timeout = 0.0
-        elif behind:
-            timeout = _RETRY_SECONDS if timeout is None else min(timeout, _RETRY_SECONDS)
+        timeout = self._shortened(timeout, behind=bool(behind))
         gone: dict[int, WorkerHandle] = {}
-        if self._without_pidfd:
-            timeout = _LOOK_SECONDS if timeout is None else min(timeout, _LOOK_SECONDS)
         for key, _ in self._selector.select(timeout):
-            if isinstance(key.fileobj, _WakeUp):
+            if isinstance(key.fileobj, WakeUp):
                 key.fileobj.clear()
                 continue
             handle, dead = key.data
@@ -357,13 +378,29 @@ class ProcessesEngine:
         events, self._events = self._events, []
         return events
 
+    def _shortened(self, timeout: float | None, *, behind: bool) -> float | None:
+        """Return the timeout of a wait, or the time until this engine has something to do."""
+        if self._events:
+            return 0.0
+        waits = [] if timeout is None else [timeout]
+        if behind:
+            waits.append(_RETRY_SECONDS)
+        if self._without_pidfd:
+            waits.append(_LOOK_SECONDS)
+        if self._leaving:
+            waits += self._end_late()
+        return min(waits, default=None)
+
     def _forget_segments(self) -> None:
         for segment in self._tracker.take_gone():
             for handle in self._handles.values():
                 handle.forget(segment)
 
-    def _read(self, handle: WorkerHandle) -> bool:
-        """Take all messages of a worker; False if only their end shows that it is dead."""
+    def _read(self, handle: WorkerHandle, *, last: bool = False) -> bool:
+        """Take all messages of a worker; False if only their end shows that it is dead.
+
+        The `last` ones of a dead worker are taken up to their end.
+        """
         while True:
             try:
                 message, descriptors = handle.launched.wire.receive(wait=False)
@@ -377,7 +414,8 @@ class ProcessesEngine:
                 handle.stack = (handle.stack + message)[:_STACK_CHARACTERS]
                 continue
             self._take(handle, message, descriptors)
-            if not handle.outstanding and not handle.calls and type(message) in _LAST:
+            idle = not handle.outstanding and not handle.calls and type(message) in _LAST
+            if idle and not last:
                 return True  # Why: an idle worker sends nothing more; this saves a system call.
 
     def _take(self, handle: WorkerHandle, message: Any, descriptors: list[int]) -> None:
@@ -386,9 +424,14 @@ class ProcessesEngine:
         match message:
             case protocol.CallFinished():
                 handle.calls.pop(message.call, None)
+                handle.worked = True
                 own_path = self._launcher.own_path
                 broken = self._broken
-                events.append(packing.unpack_call(message, descriptors, broken, own_path=own_path))
+                adopt = self._tracker.adopt
+                end = packing.unpack_call(
+                    message, descriptors, broken, adopt=adopt, own_path=own_path
+                )
+                events.append(end)
             case protocol.CounterExhausted():
                 self._exhausted(handle, message)
             case protocol.WorkerReady():
@@ -401,9 +444,11 @@ class ProcessesEngine:
             case protocol.ChunkFailed():
                 events.append(message._replace(error=packing.unpack_error(message.error)))
             case protocol.ObjectsReturned():
-                events.extend(packing.unpack_objects(message, descriptors))
+                events.extend(packing.unpack_objects(message, descriptors, self._tracker.adopt))
             case protocol.WorkerExiting():
                 handle.set_exiting()
+                handle.announced = True
+                self._leaving.append((time.monotonic() + EXIT_SECONDS, handle))
             case protocol.PlanRejected() | protocol.InitializerFailed():
                 self._refused(message)
             case _:
@@ -423,6 +468,7 @@ class ProcessesEngine:
             handle.set_exiting()
         else:
             handle.outstanding.remove((event.run, event.generation))
+        handle.worked = True
         self._tracker.note_huge(event.huge_bytes)
         if event.run in self._runs:
             if event.announcement is not None:
@@ -518,150 +564,6 @@ _LAST = {
     protocol.CounterExhausted,
     protocol.CallFinished,
 }  # the types that a worker sends last before it is idle
-
-
-class _WakeUp:
-    """Ends the wait of the thread that owns the engine, from any thread and any finalizer.
-
-    Invariant: the descriptors are closed with the last reference to this object, and a writer has
-    one. So nobody writes into a file that was given the number of a closed descriptor.
-    """
-
-    def __init__(self) -> None:
-        self._files: list[int] = []
-        self._files = system.attempt("eventfd", self._open_event, self._open_pipe)
-
-    def _open_event(self) -> list[int]:
-        fd = limits.open_with_retry(lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
-        return [fd, fd]
-
-    def _open_pipe(self) -> list[int]:
-        files = list(limits.open_with_retry(os.pipe))
-        for fd in files:
-            os.set_blocking(fd, False)
-        return files
-
-    def fileno(self) -> int:
-        """Return the descriptor to wait for."""
-        return self._files[0]
-
-    def set(self) -> None:
-        """End the wait, or the next one."""
-        # Why suppressed: a full pipe wakes as well.
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._files[1], _ONE)
-
-    def clear(self) -> None:
-        """Wait again."""
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._files[0], 1024)
-
-    def __del__(self) -> None:
-        for fd in set(self._files):
-            os.close(fd)
-
-
-_ONE = (1).to_bytes(8, "little")
-
-
-class _SegmentTracker:
-    """Collects the segments that were sent to workers and are gone.
-
-    Invariant: a finalizer, which may run in any thread and under any lock, only appends a key and
-    wakes the pool thread. The pool thread alone sends messages.
-    """
-
-    def __init__(self, wake: _WakeUp | None) -> None:
-        self.wake = wake
-        self._segments: weakref.WeakValueDictionary[int, Segment] = weakref.WeakValueDictionary()
-        self._gone: deque[int] = deque()
-
-    def add(self, segments: Iterable[Segment]) -> None:
-        """Track the end of these segments."""
-        for segment in segments:
-            if segment.key not in self._segments:
-                self._segments[segment.key] = segment
-                segment.subscribe(functools.partial(_gone, weakref.ref(self)))
-
-    def take_gone(self) -> list[int]:
-        """Return the keys of the segments that have ended since the last call."""
-        gone: list[int] = []
-        while self._gone:
-            gone.append(self._gone.popleft())
-            self._segments.pop(gone[-1], None)
-        return gone
-
-    def note_huge(self, huge_bytes: Iterable[tuple[int, int]]) -> None:
-        """Note the bytes that a worker has put into huge pages, by the key of the segment."""
-        for key, nbytes in huge_bytes:
-            if (segment := self._segments.get(key)) is not None:
-                # Why min: two workers may have made the same page at the same time.
-                whole = segment.size // PAGE * PAGE
-                segment.huge_bytes = min(segment.huge_bytes + nbytes, whole)
-
-    def live(self) -> list[Segment]:
-        """Return the segments that have not ended."""
-        return [segment for segment in self._segments.values() if not segment.closed]
-
-    def tell(self, key: int) -> None:
-        """Note the end of a segment; takes no lock."""
-        self._gone.append(key)
-        wake = self.wake
-        if wake is not None:
-            wake.set()
-
-
-def _gone(tracker: weakref.ref[_SegmentTracker], key: int) -> None:
-    found = tracker()
-    if found is not None:
-        found.tell(key)
-
-
-class _Ledgers:
-    """Ledgers in shared memory; a few are kept for later runs.
-
-    Invariant: a worker that comes late to the plan of an earlier run finds no tickets, and writes
-    nothing but its own slot.
-    """
-
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._free: list[Ledger] = []
-        self._segments: dict[Ledger, Segment] = {}
-
-    def take(self, chunks: int) -> Ledger:
-        """Return a zeroed ledger."""
-        for position, free in enumerate(self._free):
-            if free.chunks == chunks:
-                free.clear()
-                return self._free.pop(position)
-        size = Ledger.nbytes(workers=self._workers, chunks=chunks) + _SPARE_BYTES
-        if size + _NUMBER_BYTES * chunks <= _LARGE_LEDGER:
-            # Why: workers wait for outputs that do not fit; often these are a number per chunk.
-            size += _NUMBER_BYTES * chunks
-        segment = create(size, purpose="ledger")
-        ledger = Ledger(segment.mapping, workers=self._workers, chunks=chunks)
-        self._segments[ledger] = segment
-        return ledger
-
-    def segment(self, ledger: Ledger) -> Segment:
-        """Return the segment of a ledger."""
-        return self._segments[ledger]
-
-    def give_back(self, ledger: Ledger) -> None:
-        """Keep the ledger of a run that is over, unless it is large."""
-        if self._segments[ledger].size > _LARGE_LEDGER:
-            del self._segments[ledger]
-            return
-        self._free.append(ledger)
-        for old in self._free[:-_FREE_LEDGERS]:
-            del self._segments[old]
-        del self._free[:-_FREE_LEDGERS]
-
-    def clear(self) -> None:
-        """Drop all ledgers."""
-        self._free.clear()
-        self._segments.clear()
 
 
 _engines: weakref.WeakSet[ProcessesEngine] = weakref.WeakSet()

@@ -74,6 +74,10 @@ class WorkerHandle:
         Whether it has started, and does not exit.
     exiting : bool
         Whether it exits by itself.
+    announced : bool
+        Whether it has said so, after its last task: its death is no fault.
+    worked : bool
+        Whether it has finished a plan or a call.
     segments : set of int
         Keys of the segments that it has.
     outstanding : list of (int, int)
@@ -103,6 +107,8 @@ class WorkerHandle:
     killed_for: int | None = None
     ready: bool = False
     exiting: bool = False
+    announced: bool = False
+    worked: bool = False
     segments: set[int] = field(default_factory=set)
     outstanding: list[tuple[int, int]] = field(default_factory=list)
     calls: dict[int, int] = field(default_factory=dict)
@@ -128,8 +134,10 @@ class WorkerHandle:
         # that.
         code = self.launched.wait(time.monotonic() + EXIT_SECONDS)
         end = Exit(code, limits.oom_kills() > self.oom_kills, self.stack)
-        announced, waiting = self.exiting and not code, self._waiting()
-        return WorkerLost(self.number, end, announced, self.killed_for, waiting=waiting)
+        announced, waiting = self.announced or (self.exiting and not code), self._waiting()
+        loading = self.outstanding[0][0] if self.outstanding else None
+        lost = WorkerLost(self.number, end, announced, self.killed_for, waiting=waiting)
+        return lost._replace(loading=loading, idle=self.worked and loading is None)
 
     def take_ticket(self, call: int) -> int:
         """Note a call; return its ticket."""
@@ -155,6 +163,13 @@ class WorkerHandle:
         for call in waiting:
             del self.calls[call]
         return waiting
+
+    def is_calling(self) -> bool:
+        """Return whether the worker has begun a call whose end it has not reported."""
+        if self.begun is None or not self.calls:
+            return False
+        first = self.begun.claim(0)
+        return any(ticket < first for ticket in self.calls.values())
 
     def _waiting(self) -> tuple[int, ...]:
         """Return the calls that the worker, which is dead, had not begun."""

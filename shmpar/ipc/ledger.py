@@ -45,6 +45,9 @@ Guarantees
   worker is right.
 - The parent decides by a slot or a status only after a message of that worker or after it has
   waited for the worker's exit: both order memory. At other times it reads them for display alone.
+- There is one exception. If a slot shows tickets after the counters of another run were stopped,
+  its worker has none of that run, and gets none. Claim and stop take the same lock of the kernel,
+  which orders memory.
 - A duration may be written before or after the status of its chunk, so a reader during the run may
   find a chunk done without a duration.
 - The parent writes only while no worker has the run, and for tickets of workers that have exited.

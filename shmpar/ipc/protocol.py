@@ -143,6 +143,8 @@ class Work(NamedTuple):
         None if they are not known yet.
     is_tuple : bool or None
         Whether the function returns a tuple; None if that is not known yet.
+    in_place : bool
+        An output is an input.
     small_outputs : bool
         Outputs that are not known yet go into the ledger's spare memory if they fit.
     reports : bool
@@ -168,6 +170,7 @@ class Work(NamedTuple):
     arrays: tuple[Input, ...]
     outputs: tuple[Reference, ...] | None
     is_tuple: bool | None
+    in_place: bool
     small_outputs: bool
     reports: bool
     checksums: Reference | None
@@ -478,7 +481,7 @@ class WorkerLost(NamedTuple):
     exit : Exit or None
         Exit status of the process.
     announced : bool
-        The worker announced its exit, and held no tickets.
+        The worker announced its exit, after which it had no work.
     killed_for : int or None
         Number of the run for which the engine killed the worker.
     blamed : int or None
@@ -488,7 +491,12 @@ class WorkerLost(NamedTuple):
     waiting : tuple of int
         Calls that it had and had not begun.
     at_startup : bool
-        The worker had no chunk and no call: it died while it started or loaded a plan.
+        The worker had no chunk and no call: it died while it started, or loaded a plan of the run
+        that receives the event.
+    loading : int or None
+        Number of the run whose plan it had first; None if it had none.
+    idle : bool
+        It had worked before, and had no plan.
     """
 
     worker: int
@@ -499,6 +507,8 @@ class WorkerLost(NamedTuple):
     unfinished: tuple[int, ...] = ()
     waiting: tuple[int, ...] = ()
     at_startup: bool = False
+    loading: int | None = None
+    idle: bool = False
 
 
 _KINDS: tuple[type[Any], ...] = (

@@ -16,9 +16,10 @@ import gc
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, TypeGuard, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -212,13 +213,16 @@ def telling(tell: Callable[[], object]) -> Iterator[None]:
 
 def _when_unmapped(call: Callable[[], T]) -> T:
     """Return ``call()``; if room is lacking, release segments that have ended and try again."""
+    refused = float("inf")
     while True:
         try:
             return call()
         except SegmentFull:
+            now = time.monotonic()
+            refused = min(refused, now)
             # Why: the thread that ends a run lets go of it later, and a worker unmaps as soon as
-            # it reads, unless it is within a chunk.
-            if time.monotonic() > _shared_ends[0] + _UNMAP_SECONDS:
+            # it reads, unless it is within a chunk. Why min: other threads may end runs for ever.
+            if now > min(_shared_ends[0], refused) + _UNMAP_SECONDS:
                 raise
         gc.collect()  # Why: a failed run and its error refer to each other, and hold its memory.
         if _shortage.tell is not None:
@@ -374,18 +378,59 @@ def checked_steps(fd: int, nbytes: int, begin: int = 0) -> Iterator[tuple[int, i
     SegmentFull
         The rest no longer fits into free memory.
     """
-    in_memory = nbytes > SMALL and limits.is_in_memory(fd)
+    is_large = nbytes > SMALL
+    in_memory = is_large and limits.is_in_memory(fd)
     for start in range(begin, nbytes, STEP):
         # Why: another process may have taken memory since the first step.  A memory file, or a
-        # /dev/shm as large as RAM, would fill the machine until the OOM killer comes.
-        if nbytes > SMALL and nbytes - start > (free := _free_bytes(fd, in_memory=in_memory)):
+        # /dev/shm as large as RAM, would fill the machine until the OOM killer comes. A small file
+        # must not take the room of an output either.
+        checked = is_large or _promises
+        if checked and nbytes - start > (free := _free_bytes(fd, in_memory=in_memory)):
             raise SegmentFull(f"{nbytes - start:,} bytes needed, {free:,} free")
         yield start, min(start + STEP, nbytes)
 
 
+class Promised(Protocol):
+    """A segment whose file was made by :func:`promise`."""
+
+    def unreserved(self) -> tuple[int, int]:
+        """Return the device of its file, and the bytes that are not reserved yet."""
+
+
+# The promised segments, by their keys.
+_promises: weakref.WeakValueDictionary[int, Promised] = weakref.WeakValueDictionary()
+
+
+def note_promise(key: int, segment: Promised) -> None:
+    """Keep the room for a segment that will be reserved, as long as it lives."""
+    _promises[key] = segment
+
+
+def _unreserved() -> list[tuple[int, int]]:
+    """Return the device and the missing bytes of each promised segment."""
+    found = []
+    # Why references: another thread may note a promise meanwhile.
+    for reference in _promises.valuerefs():
+        segment = reference()
+        device, missing = (0, 0) if segment is None else segment.unreserved()
+        if missing:
+            found.append((device, missing))
+        else:
+            _promises.pop(reference.key, None)
+    return found
+
+
 def _free_bytes(fd: int, *, in_memory: bool) -> int:
+    promised = _unreserved()
     free = limits.free_on_device(fd)
-    return min(free, limits.free_memory()) if in_memory else free
+    if promised:
+        here = os.fstat(fd).st_dev
+        free -= sum([missing for device, missing in promised if device == here])
+    return max(0, min(free, _free_memory(promised)) if in_memory else free)
+
+
+def _free_memory(promised: Sequence[tuple[int, int]]) -> int:
+    return limits.free_memory() - sum([missing for _, missing in promised])
 
 
 def reserve_range(fd: int, start: int, stop: int, *, new: bool = False) -> None:
@@ -457,7 +502,7 @@ def preflight(caller: str, needs: Sequence[tuple[str, int]]) -> None:
 
 def _preflight(caller: str, needs: Sequence[tuple[str, int]]) -> None:
     found = capacities()
-    if _fits([nbytes for _, nbytes in needs], found, limits.free_memory()):
+    if _fits([nbytes for _, nbytes in needs], found, _free_memory(_unreserved())):
         return
     total = sum(nbytes for _, nbytes in needs)
     parts = " + ".join(f"{nbytes:,} for {purpose}" for purpose, nbytes in needs)

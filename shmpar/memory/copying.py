@@ -122,8 +122,8 @@ def share(
 
     Notes
     -----
-    Cost: one copy. Of shared memory, as many bytes as the array spans, and at most two to three
-    times as many as it has.
+    Cost: one copy. Of shared memory, as many bytes as the array spans, and mostly at most three
+    times as many as it has; more if only some of its elements overlap.
 
     Examples
     --------

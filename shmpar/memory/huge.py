@@ -150,8 +150,10 @@ class PageMaker:
     def _note(self, error: OSError, fd: int) -> None:
         global _refusal  # noqa: PLW0603 - a process has one kernel
         self.stopped = True
-        # Why the last: the kernel refuses a file on a disk, and may still take one in memory.
-        if not self._seconds and error.errno in system.REFUSED and limits.is_in_memory(fd):
+        # Why the last two: the kernel refuses a file on a disk, and one in a file system that is
+        # full, and may still take another one.
+        refused = not self._seconds and error.errno in system.REFUSED
+        if refused and limits.is_in_memory(fd) and limits.free_on_device(fd) >= PAGE:
             _refusal = f"the kernel refuses: {error.strerror}"
 
 

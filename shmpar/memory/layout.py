@@ -122,7 +122,7 @@ class Layout(NamedTuple):
         low, high = byte_bounds(shape, strides, itemsize)
         exact = high - low <= 2 * array.nbytes
         if not exact:
-            narrow = _narrow(shape, strides, itemsize)
+            narrow = _narrow(shape, strides, itemsize) or _scaled(shape, strides, itemsize)
             exact = narrow is None  # Why: elements share memory, so a copy without gaps is larger.
             strides = narrow or strides
         if not exact:
@@ -153,3 +153,14 @@ def _narrow(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tupl
         dense, span = old * length, old * (length - 1) + span
         new_dense, new_span = new * length, new * (length - 1) + new_span
     return tuple(steps)
+
+
+def _scaled(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, ...] | None:
+    """Return strides with a smaller common divisor, so that the same elements overlap.
+
+    None if that would not be smaller. The remainder by the size of an element stays, as above.
+    """
+    pairs = zip(shape, strides, strict=True)
+    step = math.gcd(*[stride for length, stride in pairs if length > 1])
+    new = 2 * itemsize + step % itemsize
+    return tuple([stride // step * new for stride in strides]) if new < step else None

@@ -14,10 +14,19 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Self
 
 from shmpar.memory import allocate, copying, limits, names
-from shmpar.memory.segment import CACHE_LINE, Array, Dtype, Location, Segment, create
+from shmpar.memory.segment import (
+    CACHE_LINE,
+    Array,
+    Dtype,
+    Location,
+    Segment,
+    create,
+    open_segments,
+)
 
 _LARGEST_PIECE: Final = 64 << 10  # bytes of an array that may share a segment
 _SLAB_BYTES: Final = 1 << 20  # bytes of a shared segment
@@ -59,8 +68,10 @@ class Manager:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def create(self, nbytes: int, *, name: str | None = None) -> Segment:
-        """Make a segment of zeros, under a chosen name if one is given.
+    def create(
+        self, nbytes: int, *, name: str | None = None, fill: allocate.Fill | None = None
+    ) -> Segment:
+        """Make a segment of zeros, or filled by a function, under a chosen name if one is given.
 
         Raises
         ------
@@ -75,14 +86,14 @@ class Manager:
         """
         self._check()
         if name is None:
-            return self._add(create(nbytes))
+            return self._add(create(nbytes, fill))
         path, size = f"{allocate.SHM}/{names.check_name(name)}", max(1, nbytes)
         if os.path.lexists(path):
             names.remove_stale()  # Why: it may be a name of a dead process
         if os.path.lexists(path):
             raise FileExistsError(f"a segment named {name!r} exists; choose another, or attach()")
         # Why: only a file in /dev/shm can have a chosen name.
-        segment = Segment.of(allocate.make_file(size, sources=allocate.SOURCES[:1]), size)
+        segment = Segment.of(allocate.make_file(size, fill, allocate.SOURCES[:1]), size)
         segment.link(self.registry, name)
         return self._add(segment)
 
@@ -107,21 +118,15 @@ class Manager:
         if name is None and nbytes <= _LARGEST_PIECE and limits.descriptors_scarce():
             with self._lock:
                 location = self._take_piece(max(1, nbytes))
-        elif name is None and values is not None:
-            threads = copying.MOST_THREADS
-            segment = create(
-                nbytes, lambda fd, _: copying.write(fd, 0, values, dtype, threads=threads)
-            )
-            return Location(self._add(segment), 0)
-        else:
-            location = Location(self.create(nbytes, name=name), 0)
-        if values is not None:
-            copying.write(location.segment.fileno(), location.offset, values, dtype)
-        return location
+            if values is not None:
+                copying.write(location.segment.fileno(), location.offset, values, dtype)
+            return location
+        fill = None if values is None else partial(_fill, values, dtype)
+        return Location(self.create(nbytes, name=name, fill=fill), 0)
 
     def segments(self) -> list[Segment]:
         """Return the segments that the manager owns and that are open."""
-        return [segment for segment in list(self._owned.values()) if not segment.closed]
+        return open_segments(self._owned)
 
     def _take_piece(self, nbytes: int) -> Location:
         """Return the next piece of the slab; no piece is reused, so each reads as zeros."""
@@ -197,6 +202,11 @@ class Manager:
                 segment.unlink()
             for segment in list(self._owned.values()):
                 segment.close()
+
+
+def _fill(values: Array, dtype: Dtype | None, fd: int, _: int) -> int:
+    """Write values to a new file; return the bytes in huge pages."""
+    return copying.write(fd, 0, values, dtype, threads=copying.MOST_THREADS)
 
 
 _default: Manager | None = None

@@ -261,7 +261,14 @@ class NameRegistry:
     def record(self, name: str, identity: Identity) -> None:
         """List a name; call this before the name exists."""
         origin = f"by {self._pid} at {time.time_ns()}"
-        os.write(self._fd, f"{origin}\n{identity[0]} {identity[1]} {name}\n".encode())
+        line = f"{origin}\n{identity[0]} {identity[1]} {name}\n".encode()
+        size = os.fstat(self._fd).st_size
+        try:
+            while line:  # Why: a full file system takes a part of it, and tells no error
+                line = line[os.write(self._fd, line) :]
+        except OSError:
+            os.ftruncate(self._fd, size)
+            raise
 
     def close(self) -> None:
         """Remove the file, then release the lock; do nothing in a forked child, or twice."""
@@ -375,6 +382,10 @@ def _collect_nameless(
             match = _NAMELESS.fullmatch(os.readlink(f"{folder}/{name}"))
             if match:
                 status = os.stat(f"{folder}/{name}")
+                # Why: the kernel shows no name of a file that got one later, and a file of no
+                # bytes is a ticket counter.
+                if status.st_nlink or not status.st_size:
+                    continue
                 identity = status.st_dev, status.st_ino
                 found.setdefault(identity, (match[1], status, set()))[2].add(pid)
 

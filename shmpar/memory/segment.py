@@ -279,10 +279,23 @@ class Segment:
             return os.path.samestat(os.fstat(self.fileno()), os.stat(path))
         return False
 
+    def is_file(self, fd: int) -> bool:
+        """Return whether a descriptor is one of the file; False if the segment was closed."""
+        with suppress(SegmentGone):
+            return os.path.samestat(os.fstat(self.fileno()), os.fstat(fd))
+        return False
+
     @property
     def mapping(self) -> Mapping:
         """The whole segment in the memory of this process, which keeps it mapped."""
         return self._map(writable=True)
+
+    @property
+    def memory(self) -> memoryview:
+        """The bytes of the segment, which keep it mapped."""
+        mapping = self.mapping
+        # Why a part: the mapping of a large segment begins before the segment.
+        return memoryview(mapping)[mapping.lead : mapping.lead + self.size]
 
     def _map(self, *, writable: bool) -> Mapping:
         found = self._mappings[writable]()
@@ -370,6 +383,14 @@ class Segment:
         """Return its facts."""
         return SegmentInfo(self.purpose, self.size, self.kind, self.name, self.huge_bytes)
 
+    def unreserved(self) -> tuple[int, int]:
+        """Return the device of the file, and the bytes that are not reserved yet."""
+        with suppress(OSError, SegmentGone):  # Why: another thread may be closing the segment
+            if not self.reserved:
+                found = os.fstat(self.fileno())
+                return found.st_dev, max(0, self.size - 512 * found.st_blocks)
+        return 0, 0
+
     def reserve_rest(self) -> None:
         """Reserve the bytes that no process has written to; from here on, any may be read.
 
@@ -403,9 +424,18 @@ class Segment:
     @property
     def name(self) -> str | None:
         """The name by which other processes find the segment now, if it has one."""
+        if self.path is None and self.kind == "file":
+            self.path = self._path_of_file()
         if self.path is not None:
             return self.path
         return next((name for name, _ in self._names), None)
+
+    def _path_of_file(self) -> str | None:
+        """Return the path of a mapped file of the user's that another process has sent."""
+        with suppress(OSError, SegmentGone):
+            path = os.readlink(f"/proc/self/fd/{self.fileno()}")
+            return path if self.is_at(path) else None
+        return None
 
     def link(self, registry: Callable[[], NameRegistry], name: str | None = None) -> str:
         """Give the segment a name that a registry lists, unless it has one; return its name.
@@ -420,24 +450,42 @@ class Segment:
             _by_identity[identity] = self
             if self.kind != "shm" or self._pid != os.getpid():
                 return f"/proc/{os.getpid()}/fd/{fd}"
-            chosen = name or names.generate_name()
+            # Why another descriptor: another thread may close the segment meanwhile, and its number
+            # may denote another file then.
+            own = limits.open_with_retry(os.dup, fd)
             try:
-                with system.room_for(f"a name in {allocate.SHM}", _REMOVE_NAMES):
-                    listed = registry()
-                    listed.record(chosen, identity)
-                    # Why: before the link, so that an interrupt after the link leaves no name.
-                    self._names.append((chosen, listed))
-                    allocate.link_file(fd, f"{allocate.SHM}/{chosen}")
-            except BaseException as error:
-                if not names.points_to(chosen, identity):
-                    self._names.clear()
-                refused = isinstance(error, OSError) and error.errno in system.REFUSED
-                if refused and name is None:
-                    return f"/proc/{os.getpid()}/fd/{fd}"
-                if refused or isinstance(error, FileNotFoundError):  # /proc is not mounted
-                    raise system.without_names(str(error)) from None
+                return self._give_name(own, identity, registry, name)
+            finally:
+                os.close(own)
+
+    def _give_name(
+        self, fd: int, identity: Identity, registry: Callable[[], NameRegistry], name: str | None
+    ) -> str:
+        """Link a descriptor of the segment, which stays open meanwhile."""
+        chosen = name or names.generate_name()
+        try:
+            self.fileno()
+            with system.room_for(f"a name in {allocate.SHM}", _REMOVE_NAMES):
+                listed = registry()
+                listed.record(chosen, identity)
+                # Why: before the link, so that an interrupt after the link leaves no name.
+                self._names.append((chosen, listed))
+                allocate.link_file(fd, f"{allocate.SHM}/{chosen}")
+            self.fileno()  # raises SegmentGone if another thread has closed the segment
+        except BaseException as error:
+            if self.closed:
+                names.remove(chosen, identity)
+            if not names.points_to(chosen, identity):
+                self._names.clear()
+            if isinstance(error, SegmentGone):
                 raise
-            return chosen
+            refused = isinstance(error, OSError) and error.errno in system.REFUSED
+            if refused and name is None:
+                return f"/proc/{os.getpid()}/fd/{self.fileno()}"
+            if refused or isinstance(error, FileNotFoundError):  # /proc is not mounted
+                raise system.without_names(str(error)) from None
+            raise
+        return chosen
 
     def take_name(self, registry: Callable[[], NameRegistry]) -> None:
         """Take over the name that another process gave, to remove it at the end."""
@@ -465,6 +513,10 @@ class Segment:
             fd = self._fds.pop()
         except IndexError:  # closed before, perhaps by another thread at this instant
             return
+        if self._names:  # Why again: another thread may have given it a name meanwhile
+            found = os.fstat(fd)
+            with suppress(IndexError):
+                names.remove(self._names.pop()[0], (found.st_dev, found.st_ino))
         os.close(fd)
         limits.unregister(id(self))
         if self._callbacks:
@@ -489,6 +541,13 @@ def find_segment(identity: Identity) -> Segment | None:
     """Return the open segment of this process that is this file."""
     found = _by_identity.get(identity)
     return None if found is None or found.closed else found
+
+
+def open_segments(known: weakref.WeakValueDictionary[int, Segment]) -> list[Segment]:
+    """Return the segments of a record that live and are open; any thread may ask."""
+    # Why references: another thread may add to the record, which no iteration survives.
+    found = [reference() for reference in known.valuerefs()]
+    return [one for one in found if one is not None and not one.closed]
 
 
 def known_segment(fd: int, kind: str, path: str, *, writable: bool = True) -> Segment:
@@ -536,6 +595,8 @@ def create(nbytes: int, fill: allocate.Fill | None = None, *, purpose: str = "ar
     1
     """
     size = max(1, nbytes)
+    if size > sys.maxsize:
+        raise SegmentFull(f"{purpose}: a segment of {size:,} bytes is too large to address")
     try:
         file = allocate.make_file(size, fill)
     except SegmentFull as error:
@@ -549,7 +610,7 @@ class SegmentInfo(NamedTuple):
     Attributes
     ----------
     purpose : str
-        "array", "output", "copy of an input", "argument" or "ledger".
+        "array", "output", "copy of an input", "argument", "result" or "ledger".
     nbytes : int
         Its bytes.
     kind : str
@@ -606,13 +667,25 @@ class Slab:
     def __init__(self) -> None:
         self._mapping: Mapping | None = None  # Why: holds the segment, and keeps it mapped
         self._filled = 0
+        self._made: weakref.WeakValueDictionary[int, Segment] = weakref.WeakValueDictionary()
+
+    def note(self, segment: Segment) -> None:
+        """Have a segment listed, as one that was made where the slab has no room."""
+        self._made[segment.key] = segment
+
+    def segments(self) -> list[Segment]:
+        """Return the segments of all arrays that live."""
+        return open_segments(self._made)
 
     def take(self, nbytes: int) -> Location | None:
         """Return room for an array of so many bytes; None if the array is too large to share."""
         if nbytes > _LARGEST_PIECE:
             return None
         if self._mapping is None or self._filled + nbytes > _SLAB_BYTES:
-            self._mapping, self._filled = create(_SLAB_BYTES, purpose="output").mapping, 0
+            segment = create(_SLAB_BYTES, purpose="output")
+            segment.divided = True
+            self.note(segment)
+            self._mapping, self._filled = segment.mapping, 0
         location = Location(self._mapping.segment, self._filled)
         self._filled += -(-nbytes // CACHE_LINE) * CACHE_LINE
         return location
@@ -629,11 +702,15 @@ def new_output(
         A process reserves memory of the array before it writes there, and none reads it earlier.
     """
     nbytes = dense_nbytes(shape, dtype.itemsize)
-    location = slab.take(nbytes) if slab else None
+    location = None if slab is None else slab.take(nbytes)
     if location is None:
         lazy = lazy and nbytes >= huge.MIN_BYTES
         segment = create(nbytes, allocate.promise if lazy else None, purpose="output")
+        if slab is not None:
+            slab.note(segment)
         # Why the look: the source may have reserved them nevertheless.
         segment.reserved = not lazy or 512 * os.fstat(segment.fileno()).st_blocks >= nbytes
+        if not segment.reserved:
+            allocate.note_promise(segment.key, segment)
         location = Location(segment, 0)
     return location.segment.ndarray(location.offset, shape, None, dtype)

@@ -304,7 +304,7 @@ class _Pickler(CheckedPickler):
         is_file = type(array) is np.memmap and not self._is_result
         if not shared and (array.nbytes <= LARGE or not (is_file or type(array) is np.ndarray)):
             return self._reduce_as_bytes(array)
-        if array.dtype.hasobject or (self._is_result and self._is_full()):
+        if array.dtype.hasobject or (self._is_result and not shared and self._is_full()):
             return self._reduce_as_bytes(array)
         writable = array.flags.writeable
         # Why: others may write to the memory of a plain array in a result, so it is copied.
@@ -322,6 +322,12 @@ class _Pickler(CheckedPickler):
             offset = address_of(array) - segment.mapping.start
             self._alive.append(array)
         private = not shared and not self._is_result
+        if self._is_result and (segment, private) not in self.segments and self._is_full():
+            # Why no address: the worker would have dropped the array, and its name, by then.
+            raise TypeError(
+                f"it holds more than {len(self.segments)} shared arrays: return copies, as "
+                "np.array(a), or fewer arrays at a time"
+            )
         index = self.segments.setdefault((segment, private), len(self.segments))
         start = array._handle.start if isinstance(array, SharedArray) and array._handle else None  # noqa: SLF001
         layout = offset, array.shape, array.strides, array.dtype

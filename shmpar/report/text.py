@@ -291,10 +291,18 @@ def _store_hints(report: Report) -> Iterator[Hint]:
     fact = f"each unit {report.units} of a store is read {report.unit_reads:.1f} times"
     axes, advice = report.plan.grid.axes, 'chunks="auto"'
     if len(axes) == len(report.units):
+        halo = report.plan.halo
+        depths = ((0, 0),) * len(axes) if halo is None else halo.depth
         # Why two: chunks of a single unit read the units around it again for their halo.
-        least = 1 if report.plan.halo is None else 2
-        pairs = [(axis, n, -(-axis.step // n)) for axis, n in zip(axes, report.units, strict=True)]
-        advice = f"chunks={tuple(min(a.size, n * max(k, least)) for a, n, k in pairs)}"
+        lengths = tuple(
+            [
+                min(axis.size, n * max(-(-axis.step // n), 1 + any(depth)))
+                for axis, n, depth in zip(axes, report.units, depths, strict=True)
+            ]
+        )
+        if all(axis.step == n for axis, n in zip(axes, lengths, strict=True)):
+            return  # Why: the chunks are good, and the halo alone reads units again.
+        advice = f"chunks={lengths}"
     yield gain, f"{fact}: try {advice}"
 
 

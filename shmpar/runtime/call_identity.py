@@ -7,9 +7,10 @@ its dtypes (:func:`call_identity`).
   that it names. The functions and classes among these count likewise, and attributes of modules
   that it names, in all modules of the user (:func:`_is_own`). Objects of installed packages are
   their names: a changed library is not noticed. Comments and line numbers do not count.
-- An array is its dtype, shape and values. A store is its place, dtype, shape and units: changed
-  values of an input store are not noticed. A dict or a set is its items in any order. Another
-  object is its class and its pickled state. A method is its code and its object.
+- An array is its dtype, shape and values. A store is its place, dtype, shape and order of axes, and
+  for :func:`shmpar.opened` the function and all its arguments. Changed values of an input store are
+  not noticed. A dict or a set is its items in any order. Another object is its class and its
+  pickled state. A method is its code and its object.
 - Another version of Python compiles other bytecode, and so makes another function.
 """
 
@@ -82,6 +83,13 @@ _SIMPLE += (type(...), type(NotImplemented), np.dtype, np.generic)
 _NO_STATE = {"__doc__", "__module__", "__dict__", "__weakref__", "__firstlineno__", "_abc_impl"}
 # Why: the interpreter adds these to a class when an instance is pickled, or in any order.
 _NO_STATE |= {"__slotnames__", "__static_attributes__"}
+# Why: these draw a random number when they are made, which is a part of their state.
+_WITHOUT_RANDOM: dict[str, tuple[str, ...]] = {
+    "xarray.backends.file_manager.CachingFileManager": ("_opener", "_args", "_mode", "_kwargs"),
+    "xarray.backends.locks.CombinedLock": (),
+    "xarray.backends.locks.SerializableLock": (),
+    "dask.utils.SerializableLock": (),
+}
 
 
 class _Fingerprinter:
@@ -120,7 +128,8 @@ class _Fingerprinter:
             case np.ndarray():
                 yield from self._array(value)
             case Store():  # Why: its values are not read, so a change of them is not noticed.
-                yield from ("store", value.kind, value.where, repr((value.shape, value.dtype)))
+                kind, where, layout, *more = value.identity()
+                yield from ("store", kind, where, layout, *map(self.of, more))
             case Part():
                 yield from self._array(value.array)
             case types.FunctionType():
@@ -219,6 +228,9 @@ class _Fingerprinter:
         for code in (call, _wrapped(value)):
             if isinstance(code, types.FunctionType):
                 yield self.of(code)
+        if (parts := _WITHOUT_RANDOM.get(_name(type(value)))) is not None:
+            yield from map(self.of, [getattr(value, one, None) for one in parts])
+            return
         try:
             reduced = value.__reduce_ex__(4)
         except Exception:  # noqa: BLE001 - Why: an object that does not pickle has no known state
@@ -227,6 +239,11 @@ class _Fingerprinter:
             yield reduced
             return
         _, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+        if isinstance(state, dict):
+            kind, cached = type(value), functools.cached_property
+            own = [one for one in state if not isinstance(getattr(kind, one, None), cached)]
+            # Why: a value that an object has computed before is no part of it.
+            state = state if len(own) == len(state) else {one: state[one] for one in own} or None
         yield from map(self.of, (arguments, state, list(items or ()), list(pairs or ())))
 
 

@@ -4,6 +4,8 @@ Guarantees
 ----------
 - A worker that has a call may get its next one ahead. That is withdrawn as soon as another worker
   is free, so no call waits behind another that may be waiting for it.
+- A worker that has a plan of a run may get a call behind it. That is withdrawn as soon as
+  another worker has nothing to do.
 - A call whose worker died is made again, as often as it may be; any other outcome is final. A call
   that the worker had not begun is innocent.
 - A call that waits ahead can be cancelled: the pool thread withdraws it.
@@ -117,7 +119,8 @@ class Call(PoolFuture):
             cancelled = withdraw is None and super().cancel()
         if withdraw is not None:
             withdraw(self)
-            cancelled = super().cancel()
+            # Why the look: in the pool thread it may be withdrawn, and cancelled, a little later.
+            cancelled = self.withdraw is None and super().cancel()
         if not cancelled:
             self.ask_to_stop()
             return False
@@ -178,6 +181,7 @@ class Calls:
         self._queue: deque[Call] = deque()
         self._running: dict[int, Call] = {}
         self._ahead: dict[int, Call] = {}  # the next call of a worker, which is in _running too
+        self._behind: dict[int, Call] = {}  # the call of a worker that had a plan then
         self._startup_failures = 0  # workers that died in a row without work
 
     def __bool__(self) -> bool:
@@ -194,6 +198,8 @@ class Calls:
 
     def assign(self, engine: Engine) -> None:
         """Give calls to workers, while there are both."""
+        if self._behind:
+            self._look_behind(engine)
         while self._queue or self._ahead:
             worker = engine.free_worker()
             if worker is not None and not self._queue:
@@ -206,6 +212,15 @@ class Calls:
                 if worker is None:
                     return
             self._give(engine, worker, ahead=ahead)
+
+    def _look_behind(self, engine: Engine) -> None:
+        """Queue the calls again that wait behind a plan while another worker is idle."""
+        for worker in [one for one in self._behind if not engine.has_plan(one)]:
+            del self._behind[worker]
+        free = engine.free_worker()
+        if free is not None and not engine.has_plan(free):
+            for worker in list(self._behind):
+                self._withdraw(engine, worker)
 
     def _give(self, engine: Engine, worker: int, *, ahead: bool) -> None:
         """Give the first call of the queue to a worker, or drop it if it was cancelled."""
@@ -225,16 +240,20 @@ class Calls:
         self._running[call.number] = call
         if ahead:
             self._ahead[worker] = call
+        elif engine.has_plan(worker):
+            self._behind[worker] = call
         try:
             engine.call(worker, call.number, call.prepared, call.more)
         except Exception as error:  # noqa: BLE001 - a segment was closed: that call's fault
             if ahead:
                 del self._ahead[worker]
                 call.take_back()
+            self._behind.pop(worker, None)
             self.finished(CallFinished(call.number, error=error))
 
     def _withdraw(self, engine: Engine, worker: int, *, stop: bool = False) -> None:
         """Queue the calls again that a worker has not begun."""
+        self._behind.pop(worker, None)
         ahead = self._ahead.pop(worker, None)
         for number in reversed(engine.withdraw(worker, stop=stop)):
             call = self._running.pop(number, None)
@@ -266,8 +285,11 @@ class Calls:
         call = self._running.pop(event.call, None)
         if call is None:
             return
-        if call.worker is not None and (ahead := self._ahead.pop(call.worker, None)) is not None:
-            ahead.begin()
+        if call.worker is not None:
+            if self._behind.get(call.worker) is call:
+                del self._behind[call.worker]
+            if (ahead := self._ahead.pop(call.worker, None)) is not None:
+                ahead.begin()
         if call.more and type(event.value) is list:
             first, last = call.more
             self._split(call, first + len(event.value), last, len(event.value))
@@ -295,6 +317,7 @@ class Calls:
         """
         exit_, had = event.exit or Exit(None), False
         self._ahead.pop(event.worker, None)
+        self._behind.pop(event.worker, None)
         lost = [n for n, call in self._running.items() if call.worker == event.worker]
         for number in reversed(lost):
             call = self._running.pop(number)
@@ -311,7 +334,11 @@ class Calls:
                 self._queue.appendleft(call)
             else:
                 self._resolve(call, None, error_texts.call_died(call.name, exit_))
-        self._startup_failures = 0 if had or innocent else self._startup_failures + 1
+        if had or innocent:
+            self._startup_failures = 0
+        elif event.loading is None and not event.idle:
+            # Why not for a plan that kills the workers that load it: its run gives up.
+            self._startup_failures += 1
         return had
 
     def give_up(self, max_startup_failures: int, exit_: Exit) -> None:
@@ -351,6 +378,7 @@ class Calls:
         self._queue.clear()
         self._running.clear()
         self._ahead.clear()
+        self._behind.clear()
         for call in calls:
             call.withdraw = None
             self._resolve(call, None, error)

@@ -72,7 +72,7 @@ from shmpar.plan import (
 from shmpar.runtime.call_identity import call_identity, fingerprint
 from shmpar.runtime.error_texts import levels_to_user
 from shmpar.runtime.outputs import LEDGER_NEEDS_FILES, Given, NewFile, Outputs, file_path
-from shmpar.stores.store import Store
+from shmpar.stores.store import Store, StoreRows
 from shmpar.worker import results
 from shmpar.worker.verify import StoredChecksum
 
@@ -225,6 +225,8 @@ def _item_identity(plan: Plan, function: Function) -> dict[str, str]:
 def _item_keys(plan: Plan, function: Function, arrays: list[Any], header: Header) -> bytes:
     """Return the keys of all items, one after the other."""
     call = repr((sorted(header.identity.items()), header.seed))
+    # Why: a unit of a store has many rows, and is decoded as a whole.
+    arrays = [StoreRows(one) if isinstance(one, Store) else one for one in arrays]
     seen: Counter[str] = Counter()
     keys = []
     for chunk in range(plan.chunks):

@@ -22,7 +22,7 @@ from shmpar.errors import (
     shortened,
 )
 from shmpar.ipc.protocol import ChunkFailed
-from shmpar.plan import Blocks, Plan, ResultError, Rows, describe_region
+from shmpar.plan import CAST_RESULTS, Along, Blocks, Plan, ResultError, Rows, describe_region
 from shmpar.runtime.items import RunItems
 
 Error = TypeVar("Error")
@@ -37,6 +37,8 @@ def chunk_error(
     given = failure.shape is None or items is not None
     block = "" if given else f", block of shape {failure.shape}"
     text = f"{block}: {_reason(failure.error)}"
+    if isinstance(plan.placement, Along):  # Why: all keywords of this verb are the function's.
+        text = text.replace(CAST_RESULTS, "return values of one dtype for all lines")
     # Why: the words of a message alone may speak of another array.
     if any(isinstance(one, Blocks | Rows) for one in plan.arguments):
         if _READ_ONLY.search(text):
@@ -119,6 +121,16 @@ def collected(
         group.hint = ", and error.run.table() has a record of each item"
     tracebacks.show_in_ipython(FailedChunks)
     return group
+
+
+def unexplained(plan: Plan, unfinished: Sequence[int]) -> ShmparError:
+    """Return the error for chunks that are not done although no chunk has failed."""
+    done, region = plan.chunks - len(unfinished), plan.region(unfinished[0])
+    return ShmparError(
+        f"{plan.verb}: {done:,} of {plan.chunks:,} chunks were computed, not the one at "
+        f"{describe_region(region)}, and no error tells why. This is a defect of shmpar: report it "
+        "with the output of python -m shmpar doctor; run.resume() computes the others"
+    )
 
 
 def warn_filled(errors: Sequence[ShmparError], noun: str = "chunk") -> None:

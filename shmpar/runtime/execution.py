@@ -22,7 +22,7 @@ import functools
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -313,6 +313,7 @@ class Execution:
             reports=not self._attended and not plan.returns_objects,
             retries=self.policy.retries,
             task_timeout=self.policy.task_timeout,
+            in_place=self.policy.in_place,
         )
         self._active, self._prepared, self.hosts = active, None, active.hosts
         if self._todo is not None:
@@ -436,7 +437,8 @@ class Execution:
         active.ledger.reset_slot(worker)
         if self._verification is not None:
             self._verification.refill(unfinished if blamed is None else (blamed,))
-        self._feed(event._replace(blamed=blamed, unfinished=unfinished))
+        at_startup = event.at_startup and event.loading in {None, self.number}
+        self._feed(event._replace(blamed=blamed, unfinished=unfinished, at_startup=at_startup))
 
     def holds(self, event: protocol.WorkerLost) -> bool:
         """Return True if the lost worker had a chunk of this run, or results it could not tell."""
@@ -449,15 +451,26 @@ class Execution:
         computed = cut_off and active.ledger.slot(event.worker)[FINGERPRINT] != 0
         return computed and active.small_outputs and active.outputs is None
 
-    def check_deadlines(self, now: float) -> None:
-        """Kill the workers of chunks that take too long, and those left after the grace."""
+    def check_deadlines(self, now: float) -> bool:
+        """Kill the workers of chunks that take too long; return whether the grace is over."""
         limit = self.policy.task_timeout
         if limit is not None:
             for worker, chunk in self._alive.begun_before(int((now - limit) * 1e9)):
                 self._feed(scheduler.ChunkTimedOut(worker, chunk))
-        if self.deadline is not None and now >= self.deadline and not self.over:
-            self.deadline = None
-            self._feed(scheduler.GraceExpired())
+        return self.deadline is not None and now >= self.deadline and not self.over
+
+    def end_grace(self, elsewhere: Iterable[int]) -> None:
+        """Kill the workers that may have a chunk, except those that are `elsewhere`."""
+        self.deadline = None
+        self._feed(scheduler.GraceExpired(frozenset(elsewhere)))
+
+    def busy(self) -> list[int]:
+        """Return the workers that hold tickets.
+
+        Invariant: they hold no ticket of a run whose counters were stopped before this look.
+        """
+        ledger = self._alive.ledger
+        return [one for one in range(ledger.workers) if ledger.held(one) is not None]
 
     def cancel(self, deadline: float | None = None) -> None:
         """Hand out no more tickets; kill the workers of chunks in progress at a deadline."""
@@ -519,9 +532,12 @@ class Execution:
     def _finish(self, engine: Engine, active: ActivePlan) -> None:
         self.over = True
         self._void_scratch(active)
-        if self._verification is not None:
-            self.fatal = self.fatal or self._verification.find_error(active.ledger, self.run)
-            self._verification = None
+        try:
+            if self._verification is not None:
+                self.fatal = self.fatal or self._verification.find_error(active.ledger, self.run)
+        except BaseException as error:  # noqa: BLE001 - an output that cannot be read again
+            self.fatal = error
+        self._verification = None
         lost = self._copy_scratch(engine, active)
         done = self._detach(active)
         try:
@@ -545,6 +561,9 @@ class Execution:
     def _detach(self, active: ActivePlan) -> list[int] | None:
         """Copy the ledger; return the chunks that are done, None for all of them."""
         ledger, done = active.ledger, None
+        if self.errors:
+            # Why: its worker has marked a chunk as done whose result does not load, or fit, here.
+            ledger.status[list(self.errors)] = FAILED
         # Why a function: few programs ask for the ledger of a finished run.
         self._make_ledger, self._active = _copier(ledger), None
         if ledger.done < self.plan.chunks:
@@ -574,8 +593,10 @@ class Execution:
             if self.policy.on_error == "raise":
                 return errors[0]
             return error_texts.collected(plan, errors, self.run, self.items)
+        if self.unfinished and not self.cancelled:  # Invariant: no result lacks a chunk.
+            return error_texts.unexplained(plan, self.unfinished)
         # Why: nobody gets the result of a cancelled run, and its files are not whole.
-        return None if self.cancelled or self.unfinished else outputs.result()
+        return None if self.cancelled else outputs.result()
 
     def abort(self, error: BaseException) -> None:
         """End at once: the engine is gone with all its workers, or the run never began."""

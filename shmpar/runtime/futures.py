@@ -200,7 +200,11 @@ class CallbackThreads:
         if not self._idle.acquire(blocking=False):
             thread = threading.Thread(target=self._serve, name="shmpar-callback", daemon=True)
             self._threads.add(thread)
-            thread.start()
+            try:
+                thread.start()
+            except BaseException:
+                self._threads.discard(thread)  # Why: nobody can wait for its end.
+                raise
 
     def _serve(self) -> None:
         while (task := self._next()) is not None:

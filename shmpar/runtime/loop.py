@@ -39,6 +39,7 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 import time
@@ -161,10 +162,10 @@ class Loop:
             if run.observer is not None:
                 show_progress(run, run.observer, self.fail)
             run.resolved.wait()
-        except BaseException:
+        except BaseException as error:
             # Invariant: no lock is held here, since an interrupt comes between any instructions.
             if not run.resolved.is_set:
-                surely(partial(self._post, partial(self._cancel, run, GRACE_SECONDS)))
+                surely(partial(self._abandon, run, error))
                 run.resolved.wait()
             raise
         return run.hand_over()
@@ -180,11 +181,28 @@ class Loop:
     def launch(self, run: Run) -> None:
         """Execute a run for which the caller does not wait."""
         self._prepare(run, attended=False)
-        if run.observer is not None:
-            # Why suppressed: the first update fails too, and the run has its error then.
-            with contextlib.suppress(Exception):
-                run.observer.begin(run.progress[1])
-        self._post(partial(self._start, run, observer=run.observer))
+        try:
+            if run.observer is not None:
+                # Why suppressed: the first update fails too, and the run has its error then.
+                with contextlib.suppress(Exception):
+                    run.observer.begin(run.progress[1])
+            self._post(partial(self._start, run, observer=run.observer))
+        except BaseException as error:
+            # Why: the caller gets no run that could be waited for.
+            surely(partial(self._abandon, run, error))
+            raise
+
+    def _abandon(self, run: Run, error: BaseException) -> None:
+        """Cancel a run whose caller gets an exception instead of its result."""
+        try:
+            self.cancel(run, GRACE_SECONDS)
+        except RuntimeError:
+            if self._thread is not None or self.pid != os.getpid():
+                raise
+            # Why: no thread can be started, so no worker has it. Its request, if a later thread
+            # comes to it, is for a run that is over.
+            run.execution.abort(error)
+            run.finish(self._callbacks)
 
     def prepare_call(
         self, function: Function, check: Callable[[Function], object] = lambda _: None
@@ -219,7 +237,11 @@ class Loop:
         call.unwanted = unwanted
         if more:
             call.more, call.stop = more, self._withdraw
-        self._post(partial(self._add_call, call), is_call=True)
+        try:
+            self._post(partial(self._add_call, call), is_call=True)
+        except BaseException:
+            call.cancel()  # Why: the caller gets no future of it.
+            raise
         return call
 
     def _withdraw(self, call: Call) -> None:
@@ -238,10 +260,11 @@ class Loop:
             finally:
                 done.set()
 
-        if threading.current_thread() is self._thread:
-            do()
-            return
         self._post(do)
+        # Why not at once in the pool thread itself: a finalizer, such as that of an iterator that
+        # was dropped, may come there between any two steps.
+        if threading.current_thread() is self._thread:
+            return
         # Why a look at the end: the request is dropped if the loop ends first.
         while not (self._ended.is_set or done.wait(TICK_SECONDS)):
             pass
@@ -409,6 +432,8 @@ class Loop:
         # call, which need not wake this thread.
         self._calls_wait = self._calls.wait
         events = engine.wait(0.0 if self._inbox else self._timeout())
+        # Why here: a grace that begins in this step ends after the next wait.
+        now = time.monotonic()
         self._signalled, self._calls_wait = True, False
         while self._inbox:
             self._inbox.popleft()()
@@ -417,9 +442,9 @@ class Loop:
         events.reverse()
         while events:
             self._handle(engine, events.pop())
-        now = time.monotonic()
         for run in self._running():
-            run.execution.check_deadlines(now)
+            if run.execution.check_deadlines(now):
+                run.execution.end_grace(self._elsewhere(engine, run))
         if not self._inbox:  # Why: it may hold a close that cancels the calls which wait.
             self._calls.assign(engine)
         self._finish_runs()
@@ -482,13 +507,22 @@ class Loop:
         holds = any(run.execution.holds(event) for run in runs)
         explained = holds or event.announced or event.killed_for is not None
         had_call = self._calls.worker_lost(event, innocent=explained)
-        event = event._replace(at_startup=not (explained or had_call))
+        event = event._replace(at_startup=not (explained or had_call or event.idle))
         for run in runs:
             run.execution.worker_lost(event)
         limit = max_startup_failures(engine.workers)
         self._calls.give_up(limit, event.exit or Exit(None))
         if self._calls:
             engine.replace(event.worker)
+
+    def _elsewhere(self, engine: Engine, run: Run) -> list[int]:
+        """Return the workers that are in a chunk of another run, or in a call.
+
+        Invariant: the counters of `run` were stopped before the latest wait for events. So a worker
+        that had been in a call then, and has left it, has reported that.
+        """
+        others = [one.execution.busy() for one in self._running() if one is not run]
+        return [*engine.in_calls(), *itertools.chain.from_iterable(others)]
 
     def _running(self) -> list[Run]:
         """Return the runs that have begun and are not over."""
@@ -614,6 +648,8 @@ class Loop:
                 item.finish(self._callbacks)
             elif isinstance(item, Call):
                 item.resolve(self._callbacks, None, error)
+            elif not isinstance(request, partial):
+                request()  # Why: a thread waits for it; without an engine it does nothing else.
 
     def _recover(self, error: BaseException) -> None:
         """Fail all runs and calls with an error; the engine is in an unknown state."""
@@ -634,6 +670,8 @@ class Loop:
                 self._set_ended()
             elif engine is None:  # none could be made
                 self._refuse(error)
+                if self._close_wanted:  # Why again: the request may have been refused just now.
+                    self._end()
 
 
 def _closed() -> RuntimeError:

@@ -488,19 +488,30 @@ def fill_value_for(value: Any, dtype: DType) -> Any:
     if isinstance(value, list | tuple) or np.ndim(value):
         remedy = "pass a scalar, which fills each element"
         raise ValueError(f"fill_value={brief(value)} is an array; {remedy}")
-    # Why: an int of any size is a float of the same kind.
-    number = float(value) if type(value) is int and dtype.kind in "fc" else value
-    smallest = np.min_scalar_type(number)
-    fits = np.can_cast(smallest, dtype, "same_kind")
-    # Why: a cast of the same kind wraps integers around and cuts strings off.
-    if fits and dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        fits = bool(limits.min <= value <= limits.max)
-    elif fits and dtype.kind in "SU":
-        fits = np.can_cast(smallest, dtype, "safe")
-    if not fits:
+    if not _fits(value, dtype):
         raise ValueError(f"fill_value={brief(value)} does not fit an output of dtype {dtype}")
     return value
+
+
+def _fits(value: Any, dtype: DType) -> bool:
+    """Return whether a dtype holds a scalar, which may be rounded."""
+    if type(value) is int and dtype.kind in "fc":  # Why: of any size it is a float of the same kind
+        try:
+            value = float(value)
+        except OverflowError:
+            return False
+    smallest = np.min_scalar_type(value)
+    if not np.can_cast(smallest, dtype, "same_kind"):
+        return False
+    # Why: such a cast wraps integers around, cuts strings off, and makes large floats infinite.
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return bool(limits.min <= value <= limits.max)
+    if dtype.kind in "fc":
+        with np.errstate(all="ignore"):
+            held = np.asarray(value).astype(dtype)
+        return bool(np.isfinite(held) or not np.isfinite(value))
+    return dtype.kind not in "SU" or np.can_cast(smallest, dtype, "safe")
 
 
 def missing_value(dtype: DType) -> Any:

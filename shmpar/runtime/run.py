@@ -237,7 +237,8 @@ class Run(PoolFuture):
         ------
         tuple of slice
             The chunk's window in the output, or in each of several outputs; an axis that it does
-            not name is whole. Failed chunks have none.
+            not name is whole. With `apply_along_axis` an ellipsis stands for the axes of the result
+            of a line. Failed chunks have none.
         tuple of (item, value)
             For a run over items: the item (a tuple of them for several iterables) and the value
             that the function returned. Failed items have none. Items that an earlier run or a
@@ -272,9 +273,10 @@ class Run(PoolFuture):
             if items is not None:
                 yield items[chunk], self._value(chunk)
                 continue
-            window = self.execution.plan.window(chunk)
+            window: tuple[Any, ...] = self.execution.plan.window(chunk)
             yield tuple(
-                part if isinstance(part, slice) else slice(part, part + 1) for part in window
+                part if isinstance(part, slice) or part is ... else slice(part, part + 1)
+                for part in window
             )
         with hiding():
             self.result()
@@ -448,7 +450,8 @@ class Run(PoolFuture):
         try:
             launch(run)
         except BaseException:
-            if not run.execution.over:  # it never began
+            # Why the look: a run that the pool has is being cancelled, and unlocks it at its end.
+            if run.cancel_by is None and not run.execution.over:
                 run.execution.unlock()
             raise
         return run
@@ -536,6 +539,7 @@ def execute_here(run: Run, initializer: Initializer, *, wait: bool = True) -> An
             update(run, observer)
     except BaseException as error:
         execution.abort(error)
+        engine.shutdown()
         raise
     finally:
         try:

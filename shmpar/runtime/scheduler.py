@@ -40,7 +40,7 @@ Guarantees
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -74,7 +74,16 @@ class CountersStopped(NamedTuple):
 
 
 class GraceExpired(NamedTuple):
-    """The time that a cancelled run has for the chunks in progress is over."""
+    """The time that a cancelled run has for the chunks in progress is over.
+
+    Attributes
+    ----------
+    elsewhere : collection of int
+        Workers that have been seen in other work since the counters were stopped. They hold no
+        ticket of this run, and will get none.
+    """
+
+    elsewhere: Collection[int] = ()
 
 
 WorkerEvent = WorkerReady | CounterExhausted | ChunkFailed | WorkerLost | PlanRejected
@@ -180,7 +189,7 @@ class Scheduler:
     expired : set of int
         Workers that were killed after the grace; no chunk is blamed for that.
     startup_failures : int
-        Workers that died in a row without a chunk.
+        Workers that died in a row at their start, or as they loaded the plan.
     """
 
     retries: int
@@ -227,8 +236,8 @@ class Scheduler:
                 return self._reconciled(pending)
             case CountersStopped(handed_out):
                 return self._counters_stopped(handed_out)
-            case GraceExpired():
-                return self._expired()
+            case GraceExpired(elsewhere):
+                return self._expired(elsewhere)
 
     def _ready(self, worker: int) -> Commands:
         self.outstanding.setdefault(worker, set())
@@ -266,7 +275,10 @@ class Scheduler:
     def _lost(self, event: WorkerLost) -> Commands:
         had = self.outstanding.pop(event.worker, set())
         overdue = self.overdue.pop(event.worker, None)
-        self.startup_failures = self.startup_failures + 1 if event.at_startup else 0
+        if event.at_startup:
+            self.startup_failures += 1
+        elif event.blamed is not None or event.unfinished:
+            self.startup_failures = 0  # Why not after any death: it may be that of another run.
         again = [chunk for chunk in event.unfinished if chunk not in self.failed]
         blameless = event.worker in self.expired or event.blamed in self.failed
         if event.blamed is not None and not blameless:
@@ -299,11 +311,14 @@ class Scheduler:
             self.overdue[worker] = chunk
             yield Kill(worker)
 
-    def _expired(self) -> Commands:
+    def _expired(self, elsewhere: Collection[int]) -> Commands:
         for worker, has in self.outstanding.items():
-            if has:
+            if worker in elsewhere:
+                has.clear()
+            elif has:
                 self.expired.add(worker)
                 yield Kill(worker)
+        yield from self._if_idle()
 
     def _reconciled(self, pending: Sequence[int]) -> Commands:
         if any(self.outstanding.values()):

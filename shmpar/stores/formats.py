@@ -20,6 +20,7 @@ Array = np.ndarray[Any, Any]
 Where = tuple[slice, ...]
 
 _LOOKS = 4  # along each axis of a chunk
+_BEHIND = 4  # file systems, one behind the other
 _PACKAGES = {
     "zarr": "zarr", "h5py": "hdf5", "tifffile": "tiff", "fsspec": "zarr", "xarray": "xarray",
     "dask": "dask",
@@ -48,6 +49,8 @@ class ZarrArray:
     ----------
     metadata : str or None
         Path of the file of metadata, for an array in a folder.
+    order : "C" or "F"
+        Order of the windows in memory.
     read_only : bool
         It was opened for reading alone.
     """
@@ -56,6 +59,7 @@ class ZarrArray:
         self.array, self.shape, self.dtype = array, array.shape, array.dtype
         self.unit = array.shards or array.chunks
         self.read_only = array.read_only
+        self.order = array.order
         self.metadata = _metadata_file(array)
         self._unchecked = _without_comparison(array)
 
@@ -154,15 +158,42 @@ def open_zarr(store: Any, path: str, mode: str = "r", options: Any = None) -> Za
 
 def check_zarr_store(array: Any) -> None:
     """Raise ``TypeError`` for a zarr array whose values lie in this process."""
-    store = innermost(array.store)
-    kind, protocol = type(store).__name__, getattr(getattr(store, "fs", None), "protocol", ())
-    protocols = (protocol,) if isinstance(protocol, str) else protocol
-    if "Memory" in kind or isinstance(store, dict) or "memory" in protocols:
+    if lies_in_memory(array):
         raise TypeError(
-            f"the zarr array {array.store_path} lies in the memory of this process ({kind}), which "
-            "no worker can open; pass x[...], or put it into a folder"
+            f"the zarr array {array.store_path} lies in the memory of this process "
+            f"({type(innermost(array.store)).__name__}), which no worker can open; pass x[...], or "
+            "put it into a folder"
         )
     check_fields(array.dtype, array.metadata.zarr_format, str(array.store_path))
+
+
+def lies_in_memory(array: Any) -> bool:
+    """Return whether the values of a zarr array lie in the memory of a process."""
+    store = innermost(array.store)
+    in_memory = "Memory" in type(store).__name__ or isinstance(store, dict)
+    return in_memory or "memory" in _protocols(store)
+
+
+def _protocols(store: Any) -> set[str]:
+    """Return the names of the file system of a zarr store, and of those behind it."""
+    system, names = getattr(store, "fs", None), set[str]()
+    for _ in range(_BEHIND):  # Why: a folder or a cache of a file system holds that one.
+        protocol = getattr(system, "protocol", ())
+        names.update((protocol,) if isinstance(protocol, str) else protocol)
+        system = getattr(system, "sync_fs", None) or getattr(system, "fs", None)
+    return names
+
+
+def place_of_zarr(array: Any) -> str:
+    """Return the path of a zarr array without links, or the text that stands for its URL."""
+    store, path = innermost(array.store), array.store_path.path
+    root, system = getattr(store, "root", None), getattr(store, "fs", None)
+    if root is None and system is None:
+        return str(array.store_path)
+    whole = os.path.join(store.path if root is None else os.fspath(root), path).rstrip("/")
+    if root is not None or "file" in _protocols(store):
+        return str(os.path.realpath(whole))
+    return f"{type(system).__name__} {whole}"
 
 
 def check_fields(dtype: Any, version: int, where: str) -> None:
@@ -190,6 +221,11 @@ class Hdf5Array:
         self.dataset = dataset
         self.shape, self.dtype, self.unit = dataset.shape, dataset.dtype, dataset.chunks
 
+    @property
+    def closed(self) -> bool:
+        """True once the user has closed the file that both have open."""
+        return not self.dataset
+
     def read_into(self, where: Where, memory: Array, inside: Where) -> None:
         """Read a window into memory."""
         self.dataset.read_direct(memory, where, inside)
@@ -203,12 +239,16 @@ def same_process_file(path: str) -> Any:
     h5f, found = h5py.h5f, None
     # Why datasets too: a file stays open as long as any object of it.
     for one in h5f.get_obj_ids(h5f.OBJ_ALL, h5f.OBJ_FILE | h5f.OBJ_DATASET | h5f.OBJ_GROUP):
-        file = h5py.h5i.get_file_id(one)
-        if is_open_at(file, path):
-            if file.get_intent() & h5f.ACC_RDWR:
-                h5f.flush(file)
-                return file
-            found = file
+        try:
+            file = h5py.h5i.get_file_id(one)
+            is_here = is_open_at(file, path)
+            written = is_here and file.get_intent() & h5f.ACC_RDWR
+        except Exception:  # noqa: BLE001, S112 - another thread has closed it
+            continue
+        if written:
+            h5f.flush(file)
+            return file
+        found = file if is_here else found
     return found
 
 
@@ -222,14 +262,13 @@ def is_open_at(file: Any, path: str) -> bool:
 
 
 def open_hdf5(path: str, name: str, options: Any = None) -> Hdf5Array:
-    """Open a dataset of an HDF5 file for reading, without the lock of the file."""
+    """Open a dataset of an HDF5 file for reading; without the lock of the file if that is taken."""
     h5py = library("h5py", path)
     shared = same_process_file(path)
     if shared is not None:  # Why: HDF5 refuses to open a file twice in other ways
         return Hdf5Array(_dataset(h5py.File(shared), name, path))
-    how = {"locking": False, **(options or {})}
     try:
-        file = h5py.File(path, "r", **how)
+        file = _open_with_lock(h5py, path, options or {})
     except OSError as error:
         if any(word in str(error) for word in ("already open for", "consistency", "lock file")):
             raise StoreError(
@@ -239,6 +278,17 @@ def open_hdf5(path: str, name: str, options: Any = None) -> Hdf5Array:
             ) from error  # fmt: skip
         raise
     return Hdf5Array(_dataset(file, name, path))
+
+
+def _open_with_lock(h5py: Any, path: str, how: dict[str, Any]) -> Any:
+    try:
+        # Why with the lock: HDF5 then lets the user open the file in this process too.
+        return h5py.File(path, "r", **how)
+    except OSError:
+        if "locking" in how:
+            raise
+        # Why: the user's process may have it open for writing, or there are no locks.
+        return h5py.File(path, "r", **how, locking=False)
 
 
 def _dataset(file: Any, name: str, path: str) -> Any:
@@ -264,11 +314,28 @@ def place_of_hdf5(dataset: Any) -> int | None:
     """Return the byte of the file at which the values lie, as one run; None if they do not."""
     if dataset.chunks is not None or dataset.is_virtual or dataset.external or not dataset.size:
         return None
-    if dataset.dtype.hasobject or not dataset.shape:
+    if dataset.dtype.hasobject or not dataset.shape or not _keeps_bytes(dataset):
         return None
     offset: int | None = dataset.id.get_offset()
     # Why: HDF5 adds the user block to the number that means "none".
     return None if offset is None or offset < dataset.file.userblock_size else offset
+
+
+def may_get_place(dataset: Any) -> bool:
+    """Return whether HDF5 gives a dataset its run of bytes in the file with the first write."""
+    if not dataset.shape or not _keeps_bytes(dataset):
+        return False
+    layout = dataset.id.get_create_plist().get_layout()
+    return bool(layout == sys.modules["h5py"].h5d.CONTIGUOUS)
+
+
+def _keeps_bytes(dataset: Any) -> bool:
+    """Return whether the elements lie in the file as NumPy has them in memory.
+
+    Why: HDF5 converts numbers of other lengths of bits, and text that is padded with spaces.
+    """
+    in_memory = sys.modules["h5py"].h5t.py_create(dataset.dtype, logical=True)
+    return bool(in_memory.equal(dataset.id.get_type()))
 
 
 def mapped_hdf5(dataset: Any, mode: str = "r") -> Array | None:

@@ -87,9 +87,8 @@ def open(  # noqa: A001 - the public name
     if text.endswith(".npy"):
         return _opened_npy(text, mode, how)
     lower = text.lower()
-    name, colon, inner = text.rpartition(":")
-    if colon and name.lower().endswith(_HDF5_SUFFIXES):
-        return _opened_hdf5(name, inner or "/", mode, how)
+    if (end := _end_of_hdf5_path(text)) is not None:
+        return _opened_hdf5(text[:end], text[end + 1 :] or "/", mode, how)
     if lower.endswith(_HDF5_SUFFIXES):
         raise ValueError(f"{text}: name the dataset too, as in {text}:/data")
     if lower.endswith((".tif", ".tiff")):
@@ -182,7 +181,9 @@ def _store(opener: bytes, kind: str, where: str, **more: Any) -> Store:
     unit = getattr(array, "unit", None)
     if unit is None and kind == "opened":
         unit = _unit_of(array)
-    return Store(opener, array.shape, array.dtype, unit, kind, where, **more)
+    held = getattr(array, "array", array)  # Why: the record of an open zarr array holds it
+    place = formats.place_of_zarr(held) if hasattr(held, "store_path") else ""
+    return Store(opener, array.shape, array.dtype, unit, kind, where, place=place, **more)
 
 
 def _unit_of(array: Any) -> tuple[int, ...] | None:
@@ -245,6 +246,16 @@ def _opened_hdf5(path: str, name: str, mode: str, how: dict[str, Any]) -> Store 
     return _hdf5_store(path, name, how, found)
 
 
+def _end_of_hdf5_path(text: str) -> int | None:
+    """Return the index of the colon in ``x.h5:/data``; None if there is none.
+
+    Why a search: names of folders and of datasets may have colons, as ``kernel:0``.
+    """
+    colons = [found.start() for found in re.finditer(":", text)]
+    ends = [end for end in colons if text[:end].lower().endswith(_HDF5_SUFFIXES)]
+    return next((end for end in ends if os.path.exists(text[:end])), max(ends, default=None))
+
+
 def _hdf5_store(path: str, name: str, how: dict[str, Any], array: Any, user: Any = None) -> Store:
     opener = pickle.dumps((formats.open_hdf5, (path, name, how), {}), 5)
     token, where = formats.file_token(path), f"{path}:{name}"
@@ -302,10 +313,16 @@ def wrap(value: Any, *, write: bool = False) -> Any:
     """
     if isinstance(value, np.ndarray | Store | Part):
         if isinstance(value, Store) and value.kind == "hdf5":
-            formats.same_process_file(value.where.rpartition(":")[0])  # which flushes the file
+            path, *_ = pickle.loads(value.opener)[1]
+            formats.same_process_file(path)  # which flushes the file
         return value
     if isinstance(value, os.PathLike) or (isinstance(value, str) and _SUFFIX.search(value)):
         path = repr(os.fspath(value))
+        if os.path.isdir(value) and not _SUFFIX.search(os.fsdecode(value)):
+            raise TypeError(
+                f"a folder is no array: pass parallel_map the list of its files, as "
+                f"sorted(pathlib.Path({path}).glob('*.tif'))"
+            )
         raise TypeError(
             f"a path is no array: pass shmpar.open({path}), or kwargs={{'path': {path}}} where the "
             "function opens it"
@@ -325,14 +342,30 @@ def _wrap_zarr(array: Any, write: bool) -> Store:
     if not hasattr(array, "store_path"):
         raise TypeError("an array of zarr 2 has no store that workers can open; install zarr>=3")
     formats.check_zarr_store(array)
-    where, path = str(array.store_path), array.store_path.path
+    place = _absolute(array.store_path)
+    where, how = str(place), {"zarr_format": array.metadata.zarr_format}
+    if hasattr(array, "config"):  # the order in memory, and if chunks of the fill value are written
+        how["config"] = array.config
     if write and array.read_only:
         raise ValueError(f"{where} was opened for reading alone; open it with mode='r+'")
     mode = "r+" if write else "r"
-    opener = pickle.dumps((formats.open_zarr, (array.store, path, mode), {}), 5)
+    opener = pickle.dumps((formats.open_zarr, (place.store, place.path, mode, how), {}), 5)
     formats.ZarrArray(array).check()
     unit = array.shards or array.chunks
-    return Store(opener, array.shape, array.dtype, unit, "zarr", where, user=array)
+    found = formats.place_of_zarr(array)
+    return Store(opener, array.shape, array.dtype, unit, "zarr", where, user=array, place=found)
+
+
+def _absolute(place: Any) -> Any:
+    """Return the place of a zarr array with the whole path of its folder.
+
+    Why: hosts, and a later call with the same ledger, may work in another folder.
+    """
+    store = place.store
+    if type(store).__name__ != "LocalStore" or os.path.isabs(store.root):
+        return place
+    store = type(store)(os.path.abspath(store.root), read_only=store.read_only)
+    return type(place)(store, place.path)
 
 
 def _wrap_hdf5(dataset: Any, write: bool) -> Store | Array:
@@ -360,6 +393,10 @@ def _wrap_hdf5(dataset: Any, write: bool) -> Store | Array:
             return mapped
     if write:
         raise TypeError(_one_writer(f"{path}:{name}"))
+    if file.get(name) != dataset:  # Why: HDF5 may know the name in the file of the link alone
+        raise TypeError(
+            f"the HDF5 dataset {name} was reached by links from another file; open it in {path}"
+        )
     how = {} if driver != "ros3" else {"driver": driver}
     path = path if driver != "ros3" else file.filename
     return _hdf5_store(path, name, how, formats.Hdf5Array(dataset), user=dataset)
@@ -378,7 +415,9 @@ def _wrap_xarray(value: Any, write: bool) -> Any:
     if variable.chunks is not None:
         return wrap(variable.data)
     unit = variable.encoding.get("preferred_chunks") or {}
-    lengths = tuple([unit.get(name, size) for name, size in variable.sizes.items()])
+    given = [unit.get(name, size) for name, size in variable.sizes.items()]
+    # Why: a backend may name the length of each chunk.
+    lengths = tuple([max(one) if isinstance(one, tuple | list) else one for one in given])
     named = f"the lazy xarray variable {getattr(value, 'name', None) or ''}".rstrip()
     return _lazy(variable, "xarray", named, write, lengths if unit else None)
 

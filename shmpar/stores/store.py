@@ -19,6 +19,7 @@ import errno
 import pickle
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import numpy as np
 
 from shmpar.errors import ShmparError, StoreError, no_attribute
+from shmpar.memory.copying import is_masked
 from shmpar.plan import spell
 
 Array = np.ndarray[Any, Any]
@@ -78,6 +80,7 @@ class _Cache(threading.local):
 
     def __init__(self) -> None:
         self.arrays: OrderedDict[bytes, Any] = OrderedDict()
+        self.bound = weakref.WeakSet[Any]()  # stores with these arrays
 
 
 _cache = _Cache()
@@ -102,6 +105,8 @@ def drop_stores() -> bool:
     """
     found = bool(_cache.arrays)
     _cache.arrays.clear()
+    for one in _cache.bound:  # Why: the traceback of a failed chunk holds them.
+        one.forget()
     return found
 
 
@@ -174,6 +179,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         retries: int = 2,
         token: Callable[[], Any] | None = None,
         user: Any = None,
+        place: str = "",
     ) -> None:
         self.opener = opener
         self.shape: Shape = tuple(map(int, shape))
@@ -184,6 +190,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         self.retries = retries
         self.token = token  # it changes when the file is replaced
         self.user = user  # the object that the user gave
+        self.place = place  # of a zarr array, however it was opened
         self._axis = 0  # of the array in the file, which comes first here
         self._stored: np.dtype[Any] = self.dtype
         self._array: Any = None
@@ -275,6 +282,19 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
                 )
             raise no_attribute(self, name, text)
 
+    def identity(self) -> tuple[Any, ...]:
+        """Return the parts that tell this store from another in a ledger; its values are none."""
+        parts: tuple[Any, ...] = self.kind, self.where, repr((self.shape, self.dtype))
+        if self._axis:
+            parts += (self._axis,)
+        if self.kind in {"opened", "tiff", "xarray"}:
+            # Why: `where` has no series, no long argument, and no part of a lazy array.
+            call, args, kwargs = pickle.loads(self.opener)
+            # Why the data alone: the names and the attributes do not change the values.
+            parts += args if self.kind != "xarray" else (getattr(args[0], "_data", args[0]),)
+            parts += (call, kwargs) if self.kind == "opened" else ()
+        return parts
+
     def has_axes_of(self, other: Store) -> bool:
         """Return whether both have the same shape and order of axes."""
         return self.shape == other.shape and self._axis == other._axis
@@ -294,12 +314,19 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         StoreError
             If it cannot be opened, or has another shape or dtype by now.
         """
-        return self._copy(_array=self._checked(lambda: open_store(self.opener)), token=None)
+        made = self._copy(_array=self._checked(lambda: open_store(self.opener)), token=None)
+        _cache.bound.add(made)
+        return made
+
+    def forget(self) -> None:
+        """Drop the open array, which closes with its last user."""
+        self._array = None
 
     def _checked(self, opens: Callable[[], Any]) -> Any:
         """Open the array, and compare it with the record of it."""
         try:
-            array = opens()
+            array = _known(opens())
+            shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
         except StoreError:
             raise
         except Exception as error:
@@ -307,7 +334,6 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
                 f"{self.where} ({self.kind}) cannot be opened: {type(error).__name__}: {error}",
                 opener=self.kind, where=self.where, errno=getattr(error, "errno", None),
             ) from error  # fmt: skip
-        shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
         due = self._in_file(self.shape)
         # Why without the order of bytes: zarr's third format does not keep it.
         if shape != due or dtype.newbyteorder("=") != self._stored.newbyteorder("="):
@@ -316,25 +342,28 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
                 f"but had {due} and {self._stored} before; open it anew",
                 opener=self.kind, where=self.where,
             )  # fmt: skip
-        unit = self.unit if getattr(array, "read_only", True) else array.unit
-        if unit != self.unit:  # Why: the check of one writer per unit was for other units
+        of_units = None if self.unit is None else self._in_file(self.unit)
+        read_only = getattr(array, "read_only", True)
+        unit = of_units if read_only else getattr(array, "unit", of_units)
+        if unit != of_units:  # Why: the check of one writer per unit was for other units
             raise StoreError(
                 f"{self.where} ({self.kind}) has changed: it is stored {unit} elements at a time, "
-                f"but was {self.unit} before; open it anew",
+                f"but was {of_units} before; open it anew",
                 opener=self.kind, where=self.where,
             )  # fmt: skip
         return array
 
     @property
     def array(self) -> Any:
-        """The open array; opened anew if its file was replaced."""
+        """The open array; opened anew if its file was replaced, or was closed by the user."""
         token = None if self.token is None else self.token()
-        if self._array is None or token != self._token:
+        array = self._array
+        if array is None or token != self._token or _is_closed(array):
             call, args, kwargs = pickle.loads(self.opener)
-            self._array = None  # Why: the old file is closed first
-            self._array = self._checked(lambda: call(*args, **kwargs))
-            self._token = token
-        return self._array
+            self._array = array = None  # Why: the old file is closed first
+            array = self._checked(lambda: call(*args, **kwargs))
+            self._array, self._token = array, token
+        return array  # Why not the attribute: another thread may open it anew.
 
     def _in_file(self, along: Sequence[Any]) -> tuple[Any, ...]:
         """Return values along the axes of the store in the order of the axes in the file."""
@@ -356,12 +385,14 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
     def _read(self, array: Any, where: tuple[slice, ...]) -> Array:
         """Read a window into new memory that has the gaps of a view."""
         lengths = tuple([one.stop - one.start for one in where])
+        direct = hasattr(array, "read_into")
+        order: Any = getattr(array, "order", "C") if direct else "C"
+        outer = len(lengths) - 1 if order == "F" else 0
         pairs = zip(lengths, self._in_file(self.shape), strict=True)
         # Why: NumPy adds in another order where an axis follows the next without a gap.
-        room = [n + (k > 0 and n < whole) for k, (n, whole) in enumerate(pairs)]
+        room = [n + (k != outer and n < whole) for k, (n, whole) in enumerate(pairs)]
         inside = tuple([slice(n) for n in lengths])
-        direct = hasattr(array, "read_into")
-        memory = np.empty(room, array.dtype if direct else self._stored)
+        memory = np.empty(room, array.dtype if direct else self._stored, order)
         block: Array = memory[inside or ...]
         if direct and block.size:
             array.read_into(where, memory, inside)
@@ -370,6 +401,13 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         found = array[where or ...]
         if hasattr(found, "compute"):  # Why: the threads of Dask would compete with the workers.
             found = found.compute(scheduler="synchronous")
+        if is_masked(found) and np.ma.is_masked(found):  # Why not any: netCDF4 masks nothing too.
+            raise StoreError(
+                f"{self.where} ({self.kind}) has masked values in a window, and a block would lose "
+                "its mask; let it return plain values, as values.filled(0), and pass the mask as "
+                "a second input",
+                opener=self.kind, where=self.where,
+            )  # fmt: skip
         found = np.asarray(found)
         if found.shape != lengths or found.dtype.newbyteorder("=") != block.dtype.newbyteorder("="):
             raise StoreError(
@@ -425,7 +463,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
             except ShmparError:
                 raise
             except Exception as error:
-                if again and _may_pass(error):
+                if again and (_is_closed(self._array) or _may_pass(error)):
                     time.sleep(_WAIT_SECONDS * 2 ** (self.retries - again))
                     continue
                 window = ", ".join([f"{one.start}:{one.stop}" for one in where])
@@ -435,6 +473,22 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
                     opener=self.kind, where=self.where, errno=getattr(error, "errno", None),
                 ) from error  # fmt: skip
         raise AssertionError("the last attempt returns or raises")
+
+
+def _known(array: Any) -> Any:
+    """Return the record of an open zarr array; any other array as it is."""
+    kind = type(array)
+    is_zarr = kind.__name__ == "Array" and kind.__module__.partition(".")[0] == "zarr"
+    if is_zarr and hasattr(array, "store_path"):
+        from shmpar.stores.formats import ZarrArray  # Why here: a worker without zarr needs none.
+
+        return ZarrArray(array)
+    return array
+
+
+def _is_closed(array: Any) -> bool:
+    """Return whether the user has closed the file of an open array, which both share."""
+    return getattr(array, "closed", False) is True  # Why: that of a user's class may be a method.
 
 
 def _may_pass(error: BaseException) -> bool:

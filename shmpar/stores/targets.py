@@ -24,6 +24,7 @@ from shmpar.stores.units import units_for
 
 Array = np.ndarray[Any, Any]
 _ONE_WRITER = "an HDF5 file has one writer; use zarr or .npy, or write run.completed() yourself"
+_LOST = "lies in the memory of each process, so the writes would be lost"
 _SUFFIX = ".zarr"
 
 
@@ -124,11 +125,13 @@ def _checked(verb: str, store: Store) -> Store:
         )
     if library == "zarr":
         _check_zarr(where, array)
+        if formats.lies_in_memory(array):
+            raise TypeError(f"{where} {_LOST}")
         return store
     if store.dtype.hasobject or store.dtype.kind == "T":
         raise TypeError(f"{where} has dtype {store.dtype}, which workers cannot write")
     if isinstance(array, np.ndarray) and locate(array) is None and array.flags.writeable:
-        raise TypeError(f"{where} lies in the memory of each process, so the writes would be lost")
+        raise TypeError(f"{where} {_LOST}")
     if not getattr(getattr(array, "flags", None), "writeable", hasattr(array, "__setitem__")):
         raise ValueError(f"{where} is read-only; open it with mode='r+'")
     return store
@@ -258,17 +261,7 @@ def is_same_store(one: Store, other: Store) -> bool:
     -----
     A lazy array that was made of a store is not recognised.
     """
-    return one.opener == other.opener or (
-        one.kind == other.kind and _place(one) == _place(other) != ""
-    )
-
-
-def _place(store: Store) -> str:
-    """Return the path or URL of a store without links; empty if it has none."""
-    if store.kind == "opened":
-        return ""
-    path = store.where.removeprefix("file://")
-    return os.path.realpath(path) if "://" not in path else path.rstrip("/")
+    return one.opener == other.opener or one.place == other.place != ""
 
 
 def map_dataset(verb: str, dataset: Any) -> Array:
@@ -295,12 +288,15 @@ def map_dataset(verb: str, dataset: Any) -> Array:
         raise TypeError(f"{where} has dtype {dataset.dtype}, which workers cannot write")
     if not dataset.size:
         return np.empty(dataset.shape, dataset.dtype)
-    if formats.place_of_hdf5(dataset) is None:
+    if formats.place_of_hdf5(dataset) is None and formats.may_get_place(dataset):
         # Why: HDF5 gives a dataset its place in the file with the first write.
         dataset[(0,) * dataset.ndim] = dataset.fillvalue
-    found = wrap(dataset, write=True)
-    if not isinstance(found, np.ndarray):
-        raise TypeError(f"{where}: {_ONE_WRITER}")
+    if formats.place_of_hdf5(dataset) is None:
+        raise TypeError(
+            f"{where} is not one run of bytes in its file, with its values as in memory, so "
+            f"workers cannot map it; {_ONE_WRITER}"
+        )
+    found: Array = wrap(dataset, write=True)
     return found
 
 

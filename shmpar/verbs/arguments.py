@@ -10,7 +10,7 @@ import math
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from reprlib import repr as brief
 from typing import Any, Final
@@ -79,6 +79,8 @@ class Inputs:
 
     def placed(self, dropped: Any, new_axis: Any, out_chunks: Any) -> tuple[Any, Any, Any]:
         """Return ``drop_axis``, ``new_axis`` and ``out_chunks``, with positions for names."""
+        if isinstance(new_axis, Iterator):  # Why: it can be read once.
+            new_axis = list(new_axis)
         labels = self.labels
         if not isinstance(labels, BlockLabels):
             return dropped, new_axis, out_chunks
@@ -362,17 +364,22 @@ def items(
     """
     inputs = Inputs()
     lengths = []
+    has_axes = False
     for position, value in enumerate(given):
         labels, number = row_labels(verb, value, axis)
         if labels is not None:
             if isinstance(inputs.labels, RowLabels):
                 inputs.labels.check(verb, labels)
             inputs.labels = inputs.labels or labels
+            has_axes = True
         value = _rows_of_table(from_store(value, verb), axis)  # noqa: PLW2901 - as it is meant
         # Why: a tensor is an array as well, whose iteration would give tensors.
         if isinstance(value, np.ndarray | Store | Part) or hasattr(type(value), "__dlpack__"):
-            parts: Any = _rows(as_input(value, verb), number, verb)
-            inputs.add(parts, Rows)
+            rows = as_input(value, verb)
+            number = _row_axis(rows, number, verb)
+            parts: Any = _rows(rows, number)
+            inputs.add(parts, Rows, number)
+            has_axes = True
         else:
             try:
                 found = iter(value)  # Why: a sequence may have __getitem__ alone.
@@ -384,6 +391,11 @@ def items(
             parts = value if isinstance(value, range) else list(found)
             inputs.add(parts, Items)
         lengths.append(len(parts))
+    if not has_axes and axis != 0:
+        raise TypeError(
+            f"{verb}: axis={axis!r} is an axis of an array, but a {type(given[0]).__name__} gives "
+            "its items; pass np.asarray(x), or leave axis= out"
+        )
     if len(set(lengths)) > 1:
         differing = " and ".join(map(str, lengths))
         raise ValueError(f"{verb}: the arguments differ in length: {differing}")
@@ -399,14 +411,19 @@ def _named(func: Callable[..., Any] | None, position: int, value: Any) -> str:
     return f"{{{parameters[position]!r}: {brief(value)}}}"
 
 
-def _rows(array: Any, axis: int, verb: str) -> Any:
+def _row_axis(array: Any, axis: Any, verb: str) -> int:
+    """Return the axis of the rows of an array, counted from the first one."""
     if array.ndim == 0:
         raise TypeError(f"{verb}: an array without axes has no rows")
-    axis = axis_number(axis, array.ndim, f"{verb}: axis={axis!r}")
+    number = axis_number(axis, array.ndim, f"{verb}: axis={axis!r}")
+    if isinstance(array, Part) and number:
+        raise TypeError(f"{verb}: a part of an array has rows along axis 0 alone")
+    return number
+
+
+def _rows(array: Any, axis: int) -> Any:
     if isinstance(array, Store):
         return array.by_rows_of(axis)
-    if isinstance(array, Part) and axis:
-        raise TypeError(f"{verb}: a part of an array has rows along axis 0 alone")
     return np.moveaxis(array, axis, 0) if axis else array
 
 

@@ -64,7 +64,7 @@ class BlockVerbs(Caller):
             Without an array, `chunks` has the length of every chunk, as ``((4, 4), (6,))`` for
             an output of 8 x 6, or `out` is an array. The function then gets no block.
         chunks : int, tuple, dict or "auto"
-            Elements of a block along each axis; -1 is a whole axis. "auto" is about 1 MiB, or
+            Elements of a block along each axis; -1 is a whole axis. "auto" is up to 1 MiB, or
             8 MiB for a ufunc, in bands that are contiguous in memory.
         {out}
             The input itself works in place.
@@ -144,7 +144,7 @@ class BlockVerbs(Caller):
             of the same shape for all blocks. If it returns a tuple, there are several outputs.
         {arrays}
         chunks : int, tuple, dict or "auto"
-            Elements of a block along each axis; -1 is a whole axis. "auto" is about 1 MiB.
+            Elements of a block along each axis; -1 is a whole axis. "auto" is up to 1 MiB.
         depth, boundary
             Halo of the blocks, as in :meth:`map_overlap`.
         {out}
@@ -231,7 +231,7 @@ class BlockVerbs(Caller):
             ``"nearest"`` (``"edge"``), ``"periodic"`` (``"wrap"``). A list has an entry per input.
         chunks : int, tuple, dict or "auto"
             Elements of a block along each axis, without the halo; -1 is a whole axis. "auto" is
-            about 1 MiB, in blocks so wide that the halo adds at most half.
+            up to 1 MiB, in blocks so wide that the halo adds at most half.
         trim : bool
             Remove the halo from the results of the function, along the axes that they keep. With
             a list of depths, it is the halo of the input with the most axes, the first of these.
@@ -396,7 +396,7 @@ class RowVerbs(Caller):
             generator, the paths of a glob, an object with ``__getitem__`` and ``__len__``. All have
             the same length.
         axis : int or str
-            Axis of the rows in the arrays; a name for xarray.
+            Axis of the rows in the arrays; a name for xarray. Items have none.
         {out}
             The input itself works in place. The results of items are put into it too.
         {dtype}

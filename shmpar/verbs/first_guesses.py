@@ -465,6 +465,7 @@ class _Joined(PoolFuture):
                 self.warned, part.warned = {**part.warned, **(self.warned or {})}, None
         if any(part.cancelled() for part in parts):
             super().cancel()
+            self.set_running_or_notify_cancel()
         elif self.set_running_or_notify_cancel():
             errors = (part.exception(0) for part in parts)
             error = next((one for one in errors if one is not None), None)
@@ -495,15 +496,31 @@ class _AsDone(Iterator[Any]):
         self._done = queue.SimpleQueue[Future[Any]]()
         self._batch = deque[Any]()
         self._waiting = 0
+        self._error: Exception | None = None  # of the iterable
         self._submit(ahead)
+        if not self._waiting:  # Why at once: no result comes before it.
+            self._raise()
 
     def _submit(self, most: int | None) -> None:
-        for call in itertools.islice(self._more, most):
-            self._waiting += 1
-            if self._ordered:
-                self._calls.append(call)
-            else:
-                call.add_done_callback(self._done.put)
+        try:
+            for call in itertools.islice(self._more, most):
+                self._waiting += 1
+                if self._ordered:
+                    self._calls.append(call)
+                else:
+                    call.add_done_callback(self._done.put)
+        except Exception as error:  # noqa: BLE001 - it is raised later
+            # Why later: the results of the items before it come first, as in multiprocessing.
+            self._more, self._error = iter(()), error
+
+    def _raise(self) -> None:
+        """Raise the exception of the iterable, if there is one."""
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # Why: its traceback has this frame, which would hold it.
 
     @delivering
     def next(self, timeout: float | None = None) -> Any:
@@ -516,6 +533,7 @@ class _AsDone(Iterator[Any]):
         """
         while not self._batch:
             if not self._waiting:
+                self._raise()
                 raise StopIteration
             if self._ordered:
                 self._calls[0].exception(timeout)

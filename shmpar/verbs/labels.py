@@ -48,7 +48,9 @@ class BlockLabels:
     def numbered(self, option: str, given: Any) -> Any:
         """Replace the names of axes in the value of an option by their positions."""
         if isinstance(given, list) and option in {"depth", "boundary"}:  # an entry per input
-            pairs = zip(given, self.inputs, strict=False)
+            if len(given) != len(self.inputs):  # Why: the verb refuses it, and counts the entries.
+                return given
+            pairs = zip(given, self.inputs, strict=True)
             return [_numbered(self.verb, option, one, dims) for one, dims in pairs]
         return _numbered(self.verb, option, given, self.dims)
 
@@ -229,7 +231,9 @@ class RowLabels:
         if values.dtype.names is not None:  # Why: pandas takes fields for columns.
             return values
         if values.ndim == 1:
-            return pandas.Series(values, self.index, name=self.name, copy=False)
+            # Why the dtype: pandas makes text, and NaN of None, of objects that are both.
+            kind = object if values.dtype.hasobject else None
+            return pandas.Series(values, self.index, kind, self.name, copy=False)
         # As DataFrame.apply(raw=True) of pandas.
         same = self.columns is not None and len(self.columns) == values.shape[1]
         return pandas.DataFrame(values, self.index, self.columns if same else None, copy=False)
@@ -308,8 +312,9 @@ def row_labels(verb: str, value: Any, axis: Any) -> tuple[RowLabels | None, Any]
             axis = _number(verb, "axis", axis, value.dims)
         known = -value.ndim <= axis < value.ndim
         return (RowLabels(value, axis) if known else None), axis
-    if isinstance(value, tables) and isinstance(axis, int) and -value.ndim <= axis < value.ndim:
-        return RowLabels(value, axis), axis
+    is_number = isinstance(axis, int | np.integer)
+    if isinstance(value, tables) and is_number and -value.ndim <= axis < value.ndim:
+        return RowLabels(value, int(axis) % value.ndim), axis
     return None, axis
 
 
@@ -330,9 +335,15 @@ def _by_names(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(method)
     def reduction(self: Any, array: Any, *args: Any, **kwargs: Any) -> Any:
-        (values,), labels = read_labels(verb, (array,))
+        weights, inputs = kwargs.get("weights"), [array]
+        if weights is not None and _same_dims(array, weights):
+            # Why: weights with names belong to the elements in any order of the axes.
+            inputs.append(weights)
+        (values, *named), labels = read_labels(verb, inputs)
         if labels is None:
             return method(self, array, *args, **kwargs)
+        if named:
+            (kwargs["weights"],) = named
         if "chunks" in kwargs:
             kwargs["chunks"] = labels.numbered("chunks", kwargs["chunks"])
         if place is None:
@@ -350,6 +361,10 @@ def _by_names(method: Callable[..., Any]) -> Callable[..., Any]:
         return labels.reduced(result, axis, leading, kwargs.get("keepdims"))
 
     return reduction
+
+
+def _same_dims(one: Any, other: Any) -> bool:
+    return set(getattr(one, "dims", ())) == set(getattr(other, "dims", ()))
 
 
 def _merged(verb: str, arrays: Sequence[Any]) -> Any:

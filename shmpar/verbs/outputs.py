@@ -22,6 +22,7 @@ from shmpar.stores.store import Store
 from shmpar.stores.targets import Target, ZarrPath, find_target, is_same_store
 from shmpar.stores.units import check_one_writer
 from shmpar.verbs.arguments import Inputs
+from shmpar.worker.environment import in_worker
 
 Array = np.ndarray[Any, Any]
 DType = np.dtype[Any]
@@ -110,7 +111,8 @@ def parse_output(
         if due is not None and due != actual:
             raise ValueError(f"{verb}: out= has dtype {actual}, dtype= says {due}")
     for one in targets:
-        if one.user is not None and isinstance(one.array, np.ndarray):
+        # Why in workers: these map an input a second time.
+        if isinstance(one.array, np.ndarray) and (one.user is not None or in_worker()):
             _use_one_mapping(one.array, arrays)
     in_place = _is_in_place(verb, given, arrays, in_place)
     users = tuple([one.user for one in targets])
@@ -268,14 +270,15 @@ def check_apart(verb: str, outputs: Sequence[Array], held: Iterable[Any]) -> Non
 def _use_one_mapping(output: Array, arrays: list[Any]) -> None:
     """Replace inputs that are the mapped output by it.
 
-    Why: NumPy does not see that two mappings of a file are the same memory.
+    Why: NumPy does not see that two mappings are the same memory.
     """
     place = locate(output)
     for number, array in enumerate(arrays):
         if not isinstance(array, np.ndarray) or place is None:
             continue
         other = locate(array)
-        if other is None or other.offset != place.offset or array.shape != output.shape:
+        same = array.shape == output.shape and array.strides == output.strides
+        if other is None or other.offset != place.offset or not same:
             continue
         if other.segment.identity() == place.segment.identity() and array.dtype == output.dtype:
             arrays[number] = output
@@ -287,18 +290,21 @@ def _is_same(one: Array, other: Array) -> bool:
 
 
 def _overlap(one: Array, other: Array) -> bool:
-    """Return whether both share memory, or overlap in a file that is mapped twice."""
+    """Return whether both share memory, or overlap in memory that is mapped twice."""
     try:
         if np.shares_memory(one, other, max_work=10_000):  # type: ignore[arg-type]
             return True
     except np.exceptions.TooHardError:
         return True
     first, second = locate(one), locate(other)
-    if first is None or second is None or first.segment == second.segment:
+    if first is None or second is None:
         return False
     low, high = byte_bounds(one.shape, one.strides, one.itemsize)
     other_low, other_high = byte_bounds(other.shape, other.strides, other.itemsize)
     shift = second.offset - first.offset
+    one_mapping = first.segment == second.segment and address_of(other) - address_of(one) == shift
+    if one_mapping:
+        return False
     same_file = first.segment.identity() == second.segment.identity()
     return same_file and low < other_high + shift and other_low + shift < high
 
@@ -327,6 +333,12 @@ def check_stores(plan: Plan, given: Sequence[Given]) -> None:
             check_one_writer(plan, one.shape, one.unit, one.where.removeprefix("file://"))
 
 
+def _listed(axes: Any) -> list[Any]:
+    # Why: a single axis may be an array without axes, which has no items.
+    several = isinstance(axes, Iterable) and getattr(axes, "ndim", 1) > 0
+    return list(axes) if several else [axes]
+
+
 def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
     """Read an axis or a sequence of axes, which may count from the end.
 
@@ -337,8 +349,7 @@ def axes_tuple(name: str, axes: Any, ndim: int) -> tuple[int, ...]:
     """
     if axes is None:
         return ()
-    given = axes if isinstance(axes, Iterable) else [axes]
-    found = sorted(axis_number(axis, ndim, name) for axis in given)
+    found = sorted(axis_number(axis, ndim, name) for axis in _listed(axes))
     if len(set(found)) != len(found):
         raise ValueError(f"{name}: {axes} names an axis twice")
     return tuple(found)
@@ -371,7 +382,7 @@ def output_axes(ndim: int, drop: Sequence[int], new_axis: Any) -> list[int | Non
     """
     axes: list[int | None] = [axis for axis in range(ndim) if axis not in drop]
     if new_axis is not None:
-        added = list(new_axis) if isinstance(new_axis, Iterable) else [new_axis]
+        added = _listed(new_axis)
         for axis in axes_tuple("new_axis", added, len(axes) + len(added)):
             axes.insert(axis, None)
     return axes
@@ -424,6 +435,8 @@ def _parse_out_chunks(
     if len(lengths) != axis.count:
         lacking = f"{format_count(len(lengths), 'length')} for {format_count(axis.count, 'chunk')}"
         raise ValueError(f"{where} has {lacking}")
+    if lengths == [0] and number is not None:  # Why: to an Axis this is no chunk.
+        raise ValueError(f"{where}: chunk 0 would have 0 elements; pass positive lengths")
     try:
         return Axis.explicit(lengths)
     except ValueError as error:
@@ -461,7 +474,8 @@ def ufunc_dtypes(
                 f"{verb}: {func.__name__} gives dtype {result}, which cannot be cast to {dtype} "
                 "under the rule 'same_kind'; pass another dtype= or out="
             )
-    return tuple(results)
+    # Why not of matmul and others: the shape of a result is not that of the rows.
+    return None if func.signature else tuple(results)
 
 
 def _dtype_of(argument: Argument, inputs: Inputs) -> Any:

@@ -66,6 +66,7 @@ class Partials(Caller):
     ) -> Any:
         """Reduce by a function of blocks, and one of the partial results, which take a dtype."""
         values = as_input(array, verb)
+        check_dtype(verb, dtype)
         half = values.dtype.type is np.float16 and (dtype is None or np.dtype(dtype) == np.float16)
         block, combine = (partial(one, dtype=np.float32 if half else dtype) for one in steps)
         total = self._reduced(verb, block, values, axis, options, block, combine)
@@ -124,3 +125,12 @@ class Partials(Caller):
         found = self._run(call)
         call.policy = policy
         return found
+
+
+def check_dtype(verb: str, dtype: Any) -> None:
+    """Raise ``TypeError`` for a dtype of Python objects."""
+    if dtype is not None and np.dtype(dtype).hasobject:
+        raise TypeError(
+            f"{verb}: partial results of dtype={dtype!r} cannot be shared; collect them with "
+            "block_reduce(f, x, dtype=object), and reduce its result with NumPy"
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final, Unpack
 
@@ -202,7 +202,8 @@ class Quantiles(Partials):
         verb = getattr(whole, "func", whole).__name__
         call = self._reduction(verb, whole, array, options)
         (values,) = call.inputs.arrays
-        axis = tuple(axis) if isinstance(axis, list) else axis
+        # Why an iterator too: NumPy takes one here, and it can be read once.
+        axis = tuple(axis) if isinstance(axis, list | Iterator) else axis
         if values.size == 0 or values.ndim == 0:
             return whole(values[...], axis=axis, keepdims=keepdims)
         axes = self._axes(call, axis)

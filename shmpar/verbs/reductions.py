@@ -23,7 +23,7 @@ from shmpar.verbs.blocks import BlockVerbs, RowVerbs
 from shmpar.verbs.counts import Counts
 from shmpar.verbs.labels import with_axis_names
 from shmpar.verbs.options import ReductionOptions, with_shared_text
-from shmpar.verbs.partials import Axes, accumulator
+from shmpar.verbs.partials import Axes, accumulator, check_dtype
 from shmpar.verbs.quantiles import Quantiles
 
 Array = np.ndarray[Any, Any]
@@ -478,6 +478,7 @@ class Reductions(Quantiles, Counts, BlockVerbs, RowVerbs):
 
     def _mean(self, verb: str, whole: Any, array: Any, axis: Any, dtype: Any, options: Any) -> Any:
         values = as_input(array, verb)
+        check_dtype(verb, dtype)
         wide, narrow = accumulator(values, dtype)
         may_be_nan = verb == "nanmean" and values.dtype.kind in "fc"
         add = partial(np.nansum if may_be_nan else np.sum, dtype=wide)

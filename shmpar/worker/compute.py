@@ -491,7 +491,7 @@ def _writes_directly(assignment: Assignment, outputs: Sequence[Array]) -> bool:
     A window of any other shape needs the checks of a returned result.
     """
     plan, (call, keywords, _) = assignment.plan, assignment.function
-    if not isinstance(call, np.ufunc) or keywords or plan.halo is not None:
+    if not isinstance(call, np.ufunc) or call.signature or keywords or plan.halo is not None:
         return False
     if call.nout != len(outputs) or (call.nout > 1 and not assignment.is_tuple):
         return False
@@ -507,8 +507,11 @@ def _writes_directly(assignment: Assignment, outputs: Sequence[Array]) -> bool:
             return False
         fits = len(rows) == len(plan.arguments) and shape != ()
         return fits and all(output.shape[1:] == shape for output in outputs)
-    return isinstance(placement, InBlocks) and all(
-        placement.follows(plan.grid, output.shape) for output in outputs
+    return (
+        isinstance(placement, InBlocks)
+        # Why: the result of constants alone is a scalar, which NumPy would broadcast.
+        and any(isinstance(one, Blocks) for one in plan.arguments)
+        and all(placement.follows(plan.grid, output.shape) for output in outputs)
     )
 
 
@@ -610,16 +613,21 @@ def _block_info(plan: Plan, arrays: Sequence[Array], chunk: int) -> Info:
     for position, argument in enumerate(plan.arguments):
         if isinstance(argument, Blocks | Rows):
             array = arrays[argument.array]
-            uncut = (None,) * (array.ndim - 1)
-            axes = argument.axes if isinstance(argument, Blocks) else (0, *uncut)
-            cuts = zip(_select(axes, core, None), array.shape, strict=True)
+            shape = array.shape
+            if isinstance(argument, Blocks):
+                axes = argument.axes
+            else:
+                rows, *others = shape
+                shape = (*others[: argument.axis], rows, *others[argument.axis :])
+                axes = tuple([0 if k == argument.axis else None for k in range(len(shape))])
+            cuts = zip(_select(axes, core, None), shape, strict=True)
             where = [(0, n) if cut is None else cut for cut, n in cuts]
             if isinstance(argument, Blocks) and argument.halo is not None:
                 # A window that is padded begins below 0 or ends beyond the array.
                 own_grid, number = _own_grid(grid, argument, array.shape)
                 where = list(argument.halo.window(own_grid, number(chunk)))
             info[position] = {
-                "shape": array.shape,
+                "shape": shape,
                 "num-chunks": _select(axes, grid.numblocks, 1),
                 "chunk-location": _select(axes, index, 0),
                 "array-location": where,

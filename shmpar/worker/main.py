@@ -46,7 +46,7 @@ from shmpar.ipc.protocol import (
 from shmpar.ipc.tickets import Tickets, open_tickets
 from shmpar.ipc.wire import MAX_DESCRIPTORS, Wire
 from shmpar.memory import limits
-from shmpar.memory.layout import protected
+from shmpar.memory.layout import byte_bounds, protected
 from shmpar.memory.segment import Segment
 from shmpar.memory.system import keep_freed_blocks, return_freed_blocks
 from shmpar.pickling.plain import pack_plain
@@ -222,8 +222,8 @@ class WorkerProcess:
     segments : dict of int to Segment
         Segments that the parent has not released, by its key. They stay mapped between plans, so
         that no page faults twice.
-    private : dict of int to Segment
-        Segments that the next payload maps copy on write.
+    private : dict of int to list of Segment
+        Segments that payloads in the backlog map copy on write. Two of them may have the same one.
     backlog : deque
         Messages that arrived while a plan was running, each with the descriptor of its counter, or
         -1.
@@ -247,7 +247,7 @@ class WorkerProcess:
     def __init__(self, wire: Wire, number: int) -> None:
         self.wire, self.number = wire, number
         self.segments: dict[int, Segment] = {}
-        self.private: dict[int, Segment] = {}
+        self.private: dict[int, list[Segment]] = {}
         self.backlog: deque[tuple[Any, int]] = deque()
         self.broken = False
         self.environment: Environment | None = None
@@ -338,13 +338,21 @@ class WorkerProcess:
         for record, fd in zip(records, descriptors, strict=True):
             segment = Segment.adopt(fd, **record._asdict())
             if record.private:
-                self.private[record.key] = segment
+                self.private.setdefault(record.key, []).append(segment)
             else:
                 self.segments[record.key] = segment
                 segment.keep_mapped()
 
     def _held(self, keys: Sequence[int]) -> list[Segment]:
-        return [self.segments[key] if key >= 0 else self.private.pop(~key) for key in keys]
+        return [self.segments[key] if key >= 0 else self._private(~key) for key in keys]
+
+    def _private(self, key: int) -> Segment:
+        """Take a segment that came for a payload."""
+        waiting = self.private[key]
+        segment = waiting.pop()
+        if not waiting:
+            del self.private[key]
+        return segment
 
     def _initialize(self, message: protocol.Initialize) -> None:
         try:
@@ -448,9 +456,7 @@ class WorkerProcess:
         return Assignment(
             plan=self.plan[1],
             function=function,
-            arrays=bind_inputs(
-                self.plan[1], work.arrays, lambda one: self._input(one, outputs or ())
-            ),
+            arrays=bind_inputs(self.plan[1], work.arrays, lambda one: self._input(one, work)),
             outputs=None if outputs is None else [self.output(one) for one in outputs],
             is_tuple=work.is_tuple,
             tickets=tickets,
@@ -496,7 +502,7 @@ class WorkerProcess:
 
     def _ledger(self, work: Work) -> Ledger:
         if self.ledger is None or self.ledger[0] != work.ledger:
-            memory = self.segments[work.ledger].mapping
+            memory = self.segments[work.ledger].memory
             self.ledger = work.ledger, Ledger(memory, workers=work.workers, chunks=work.chunks)
         return self.ledger[1]
 
@@ -510,16 +516,12 @@ class WorkerProcess:
         key, offset, shape, strides, dtype = reference
         return self.segments[key].ndarray(offset, shape, strides, np.dtype(dtype))
 
-    def _input(
-        self,
-        reference: protocol.Reference | protocol.PartReference,
-        outputs: Sequence[protocol.Reference],
-    ) -> Any:
+    def _input(self, reference: protocol.Reference | protocol.PartReference, work: Work) -> Any:
         """Return the array or the part that lies at a reference, protected from writes."""
         if isinstance(reference, protocol.PartReference):
-            return Part(self._input(reference.memory, outputs), *reference[1:])
+            return Part(self._input(reference.memory, work), *reference[1:])
         key, offset, shape, strides, dtype = reference
-        if any(key == one[0] for one in outputs if isinstance(one, tuple)):
+        if _is_written(reference, work):
             # Why: a second mapping would hide from NumPy that an output overlaps its input.
             return protected(self.output(reference))
         return self.segments[key].ndarray(
@@ -546,6 +548,26 @@ class WorkerProcess:
             apply_environment(environment)
         elif self.environment is not None and has_changed(self.environment):
             apply_environment(self.environment)
+
+
+def _is_written(reference: Any, work: Work) -> bool:
+    """Return whether an output may overlap an input in its memory."""
+    if work.outputs is None:
+        return work.in_place
+    low, high = _bounds(reference)
+    for output in work.outputs:
+        if isinstance(output, tuple) and output[0] == reference[0]:
+            begin, end = _bounds(output)
+            if low < end and begin < high:
+                return True
+    return False
+
+
+def _bounds(reference: Any) -> tuple[int, int]:
+    """Return the bytes [low, high) of a segment that an array spans."""
+    _, offset, shape, strides, dtype = reference
+    low, high = byte_bounds(shape, strides, np.dtype(dtype).itemsize)
+    return offset + low, offset + high
 
 
 def _ask(parent: Wire, part: str) -> Any:

@@ -11,6 +11,7 @@ since a write to a page that is not mapped is a fault.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Sequence
 from reprlib import repr as brief
@@ -26,6 +27,7 @@ from shmpar.memory.huge import KINDS
 from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.memory.segment import Mapping, find_mapping
 from shmpar.plan import (
+    CAST_RESULTS,
     Announcement,
     InBlocks,
     Output,
@@ -67,7 +69,8 @@ def as_arrays(plan: Plan, value: Any, is_tuple: bool | None) -> tuple[Array, ...
     if is_tuple is not None and is_tuple != isinstance(value, tuple):
         raise _wrong_kind(value)
     if not parts:
-        raise _returned("an empty tuple, which is no output; return None")
+        remedy = "; return None" * isinstance(plan.placement, PerItem)
+        raise _returned(f"an empty tuple, which is no output{remedy}")
     if plan.dtypes is not None and len(parts) != len(plan.dtypes):
         due = f"out= or dtype= declares {len(plan.dtypes)}"
         raise _returned(f"{format_count(len(parts), 'output')}, but {due}")
@@ -311,11 +314,20 @@ def _scalar_target(plan: Plan, output: Array, declared: bool) -> ScalarTarget | 
     # Why: a scalar has native byte order, so for another order the dtypes differ.
     as_it_is = output.dtype.kind in "biufc" and (declared or output.dtype.isnative)
     exact = {output.dtype.type} if as_it_is else set()
+    if as_it_is and declared:
+        exact.update(_cast_types(output.dtype))
     if output.dtype in _BUILTIN:
         exact.add(_BUILTIN[output.dtype])
     flat = output.reshape(-1)
     # Why: the reshaped array is a copy if the output is not contiguous.
     return (flat, exact) if exact and np.may_share_memory(flat, output) else None
+
+
+@functools.cache
+def _cast_types(dtype: np.dtype[Any]) -> frozenset[type]:
+    """Return the types of NumPy's numbers that are cast to a dtype, under the rule of all casts."""
+    numbers = {one for one in np.sctypeDict.values() if np.dtype(one).kind in "biufc"}
+    return frozenset(one for one in numbers if np.can_cast(np.dtype(one), dtype, "same_kind"))
 
 
 def _store_scalar(flat: Array, exact: set[type], checked: StoreResult) -> StoreResult:
@@ -369,7 +381,7 @@ def _convert(value: Any, dtype: np.dtype[Any], declared: bool) -> Array:
 
 def _cast_into(window: Array, value: Array, declared: bool) -> None:
     if not declared:
-        first = f"{window.dtype} for another chunk; pass dtype= (or out=) to have results cast"
+        first = f"{window.dtype} for another chunk; {CAST_RESULTS}"
         raise _returned(f"dtype {value.dtype} here but {first}")
     # Why: only a safe cast keeps all characters of a string and all digits of a number.
     to_string, from_string = window.dtype.kind in "SU", value.dtype.kind in "SU"
@@ -386,7 +398,9 @@ def _explain_shape(plan: Plan, chunk: int, value: Array, window: Array) -> str:
     if plan.verb == "map_overlap":
         return explain_overlap_shape(plan, chunk, value.shape)
     if not isinstance(plan.placement, InBlocks):
-        remedy = "every chunk must return the same shape"
+        # Why the dtypes: without them the first result has made the output.
+        in_out = ", and out= must have it" * (plan.dtypes is not None)
+        remedy = f"every chunk must return the same shape{in_out}"
     elif value.ndim == 0:
         return "the function returned a scalar where a block is due; use block_reduce for that"
     elif value.ndim != window.ndim:

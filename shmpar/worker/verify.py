@@ -26,6 +26,7 @@ from shmpar.errors import ChunkError, format_count
 from shmpar.ipc.ledger import DONE, PENDING, Ledger
 from shmpar.memory.segment import new_output
 from shmpar.plan import Plan, ResultError, describe_region
+from shmpar.stores.store import Store
 
 if TYPE_CHECKING:
     from shmpar.worker.compute import Assignment
@@ -88,13 +89,28 @@ class StoredChecksum:
     def __call__(self, chunk: int) -> int:
         """Return the checksum of a chunk; 0 if it cannot be read."""
         try:
-            return checksum(self.plan.windows(chunk, self.outputs))
+            return _stored_checksum(self.plan, chunk, self.outputs)
         except OSError:  # Why: a unit that was cut off is not as it was written either.
             return 0
 
     def of(self, chunks: Sequence[int]) -> list[int]:
         """Return the checksums of chunks."""
         return list(map(self, chunks))
+
+
+def _stored_checksum(plan: Plan, chunk: int, outputs: Sequence[Any]) -> int:
+    """Return the checksum of the windows of a chunk, as a worker has recorded it."""
+    pairs = zip(plan.windows(chunk, outputs), outputs, strict=True)
+    return checksum([_native(one) if isinstance(out, Store) else one for one, out in pairs])
+
+
+def _native(values: Array) -> Array:
+    """Return values of a store in the order of bytes of this machine.
+
+    Why: the third format of zarr forgets another order, so a later call reads them in this one.
+    """
+    dtype = values.dtype
+    return values if dtype.isnative else values.astype(dtype.newbyteorder("="))
 
 
 def fill_pattern(window: Array, byte: int) -> None:
@@ -140,7 +156,7 @@ def with_checksums(assignment: Assignment, outputs: Sequence[Any], compute: Comp
             _compute_checked(plan, places, lambda: compute(chunk), computed=bool(sums[chunk]))
         else:
             compute(chunk)
-        windows |= written
+        windows |= {number: _native(values) for number, values in written.items()}
         sums[chunk] = checksum([windows[k] for k in range(len(outputs))])
         written.clear()
 
@@ -249,7 +265,8 @@ class Verification:
 
     def _differs(self, chunk: int, status: int) -> bool:
         if status == DONE:
-            return bool(checksum(self._plan.windows(chunk, self._outputs)) != self.sums[chunk])
+            found = _stored_checksum(self._plan, chunk, self._outputs)
+            return bool(found != self.sums[chunk])
         if status == PENDING:
             windows = self._plan.windows(chunk, self._memory)
             return not all(still_filled(window, PATTERN).all() for window in windows)
