@@ -580,14 +580,6 @@ def warn_of_random(where: str, held: Iterable[Any], remedy: str) -> None:
             return
 
 
-def check_delayed(method: str, func: Any) -> None:
-    """Raise ``TypeError`` for a function of joblib's or Dask's ``delayed``, which calls nothing."""
-    code = getattr(func, "__code__", None)
-    of_joblib = getattr(code, "co_name", "") == "delayed_function"
-    if of_joblib or type(func).__module__ == "dask.delayed":
-        raise TypeError(f"{method}: leave delayed out: write {method}(f, ...), not delayed(f)")
-
-
 def default_of(func: Callable[..., Any], name: str) -> Any:
     """Return the default of a parameter, None if there is none."""
     parameters = getattr(signature_of(func), "parameters", {})

@@ -23,7 +23,6 @@ from shmpar.stores.store import Store
 from shmpar.stores.targets import ZarrPath
 from shmpar.verbs.arguments import (
     Inputs,
-    check_delayed,
     check_signature,
     check_windows,
     default_of,
@@ -32,6 +31,7 @@ from shmpar.verbs.arguments import (
     warn_of_random,
 )
 from shmpar.verbs.options import Defaults, Options, parse_options
+from shmpar.verbs.other_names import check_callable
 from shmpar.verbs.outputs import (
     OutputSpec,
     check_apart,
@@ -287,10 +287,3 @@ class Caller:
         verb: Callable[..., Any] = self.parallel_map  # type: ignore[attr-defined]
         options: Options = {"progress": False, "on_error": "raise", "task_timeout": None}
         return verb(func, numbers, dtype="u4", **options)
-
-
-def check_callable(verb: str, func: Any) -> None:
-    """Raise ``TypeError`` if `func` cannot be called."""
-    check_delayed(verb, func)
-    if not callable(func):
-        raise TypeError(f"{verb}: the function comes first; {type(func).__name__} is not callable")

@@ -10,7 +10,6 @@ from typing import Any, Final, ParamSpec, TypeVar
 import numpy as np
 
 from shmpar.errors import with_keyword_advice
-from shmpar.verbs.arguments import check_delayed
 from shmpar.verbs.options import Options
 
 P = ParamSpec("P")
@@ -189,14 +188,21 @@ _OF_CALLS: Final = {
 _CHECKED: Final = _ARGUMENTS | _OF_VERBS | frozenset(_OF_CALLS)
 
 
+def check_callable(method: str, func: Any, remedy: str = "") -> None:
+    """Raise ``TypeError`` for a function that cannot be called; the message ends with `remedy`."""
+    code = getattr(func, "__code__", None)
+    of_joblib = getattr(code, "co_name", "") == "delayed_function"
+    # Why: a function of joblib's or Dask's `delayed` calls nothing.
+    if of_joblib or type(func).__module__ == "dask.delayed":
+        raise TypeError(f"{method}: leave delayed out: write {method}(f, ...), not delayed(f)")
+    if not callable(func):
+        kind = type(func).__name__
+        raise TypeError(f"{method}: the function comes first; {kind} is not callable{remedy}")
+
+
 def check_call(method: str, func: Any, keywords: Iterable[str] = ()) -> None:
     """Raise ``TypeError`` for a function that cannot be called, or for ``args=`` of a thread."""
-    check_delayed(method, func)
-    if not callable(func):
-        raise TypeError(
-            f"{method}: the function comes first; {type(func).__name__} is not callable: write "
-            f"{method}(f, x), not {method}(f(x))"
-        )
+    check_callable(method, func, f": write {method}(f, x), not {method}(f(x))")
     for name in _CHECKED.intersection(keywords) if keywords else ():
         if not _takes_keyword(func, name):
             raise TypeError(f"{method}: the function has no {name}=; {_instead_of(name, method)}")
