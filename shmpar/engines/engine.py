@@ -206,6 +206,8 @@ class ActivePlan:
         Seconds that a chunk may take.
     hosts : dict of str to HostTraffic
         The numbers of each host.
+    interrupted : bool
+        The run was cancelled with a grace, after which no worker may hang in it.
     """
 
     number: int
@@ -226,6 +228,7 @@ class ActivePlan:
     retries: int = 0
     task_timeout: float | None = None
     hosts: dict[str, HostTraffic] = field(default_factory=dict)
+    interrupted: bool = False
 
     def begun_before(self, moment: int) -> Iterator[tuple[int, int]]:
         """Yield (worker, chunk) of the chunks begun before `moment`, in monotonic nanoseconds."""
