@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from shmpar.runtime import progress
 from shmpar.runtime.calls import Call
 from tests.pools import wait_for_workers
 from tests.work.concurrent import Gate, wait_at_gate
-from tests.work.loading import Elsewhere
+from tests.work.loading import Elsewhere, Hanging
 
 BOUND = 30.0  # seconds after which a wait counts as a hang
 X = np.arange(16.0).reshape(4, 4)
@@ -128,6 +129,27 @@ def test_a_worker_that_does_not_exit_is_replaced() -> None:
     with shmpar.Pool(1, max_tasks_per_worker=1) as pool:
         run = pool.parallel_map(work, range(2), wait=False)
         assert run.result(BOUND) == [0, 1]
+        assert run.report.deaths == 0
+
+
+def test_a_worker_that_hangs_in_a_function_that_it_loads_is_replaced(tmp_path: Path) -> None:
+    """After an interrupt the next call is right, with a single worker too."""
+    loading = tmp_path / "loading"
+
+    def press() -> None:
+        while not loading.exists():
+            threading.Event().wait(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with shmpar.Pool(1) as pool:
+        wait_for_workers(pool)
+        presser = threading.Thread(target=press)
+        presser.start()
+        with pytest.raises(KeyboardInterrupt):
+            pool.map_blocks(Hanging(str(loading)), X, chunks=2)
+        presser.join()
+        run = pool.map_blocks(np.negative, X, chunks=2, wait=False)
+        assert run.result(BOUND).tolist() == (-X).tolist()
         assert run.report.deaths == 0
 
 

@@ -209,6 +209,8 @@ class ActivePlan:
         An output is an input.
     hosts : dict of str to HostTraffic
         The numbers of each host.
+    interrupted : bool
+        The run was cancelled with a grace, after which no worker may hang in it.
     """
 
     number: int
@@ -230,6 +232,7 @@ class ActivePlan:
     task_timeout: float | None = None
     in_place: bool = False
     hosts: dict[str, HostTraffic] = field(default_factory=dict)
+    interrupted: bool = False
 
     def begun_before(self, moment: int) -> Iterator[tuple[int, int]]:
         """Yield (worker, chunk) of the chunks begun before `moment`, in monotonic nanoseconds."""

@@ -101,7 +101,8 @@ class ProcessesEngine:
         self._handles: dict[int, WorkerHandle] = {}
         self._runs: dict[int, ActivePlan] = {}
         self._events: list[protocol.Event] = []
-        self._leaving: list[tuple[float, WorkerHandle]] = []  # until when they may take to exit
+        # Until when a worker may take to exit, or to load the plan of a run that is over.
+        self._late: list[tuple[float, WorkerHandle, int | None]] = []
         self._ledgers = Ledgers(workers)
         self._counters = Counters()
         self._wake: WakeUp | None = WakeUp()
@@ -222,17 +223,18 @@ class ProcessesEngine:
         handle.close()
 
     def _end_late(self) -> list[float]:
-        """Kill the workers that do not exit in time; return the seconds that the others have.
+        """Kill the workers that are late; return the seconds that the others have.
 
-        Why: a thread of the user's code may hold up the exit for ever.
+        Why: the user's code may hold up the exit, or the load of a function, for ever.
         """
-        now, leaving = time.monotonic(), self._leaving
-        leaving = [one for one in leaving if self._handles.get(one[1].number) is one[1]]
-        self._leaving = [(due, handle) for due, handle in leaving if due > now]
-        for due, handle in leaving:
+        now, late = time.monotonic(), self._late
+        late = [one for one in late if self._handles.get(one[1].number) is one[1]]
+        late = [one for one in late if one[1].is_late(one[2])]
+        self._late = [one for one in late if one[0] > now]
+        for due, handle, run in late:
             if due <= now:
-                handle.launched.kill()
-        return [due - now for due, _ in self._leaving]
+                handle.kill(run)
+        return [due - now for due, *_ in self._late]
 
     def _unlink(self, handle: WorkerHandle) -> None:
         del self._handles[handle.number]
@@ -290,6 +292,10 @@ class ProcessesEngine:
         self._runs.pop(active.number, None)
         for handle in self._handles.values():
             handle.withdraw(active)
+            # Why not in a worker that may be in its initializer: that serves later runs too.
+            up = handle.worked or self._initializer is None
+            if active.interrupted and up and handle.is_late(active.number):
+                self._late.append((time.monotonic() + EXIT_SECONDS, handle, active.number))
         for generation in active.generations:
             generation.tickets.close()
         self._ledgers.give_back(active.ledger)
@@ -387,7 +393,7 @@ class ProcessesEngine:
             waits.append(_RETRY_SECONDS)
         if self._without_pidfd:
             waits.append(_LOOK_SECONDS)
-        if self._leaving:
+        if self._late:
             waits += self._end_late()
         return min(waits, default=None)
 
@@ -448,7 +454,7 @@ class ProcessesEngine:
             case protocol.WorkerExiting():
                 handle.set_exiting()
                 handle.announced = True
-                self._leaving.append((time.monotonic() + EXIT_SECONDS, handle))
+                self._late.append((time.monotonic() + EXIT_SECONDS, handle, None))
             case protocol.PlanRejected() | protocol.InitializerFailed():
                 self._refused(message)
             case _:

@@ -123,8 +123,8 @@ class WorkerHandle:
         """The worker has said that it exits: it is given nothing more."""
         self.ready, self.exiting = False, True
 
-    def kill(self, run: int) -> None:
-        """Kill the worker for a run."""
+    def kill(self, run: int | None) -> None:
+        """Kill the worker, for a run or because it does not exit."""
         self.killed_for = run
         self.launched.kill()
 
@@ -170,6 +170,12 @@ class WorkerHandle:
             return False
         first = self.begun.claim(0)
         return any(ticket < first for ticket in self.calls.values())
+
+    def is_late(self, run: int | None) -> bool:
+        """Return whether the worker still exits, or still loads the plan of a run."""
+        if run is None:
+            return True
+        return bool(self.outstanding) and self.outstanding[0][0] == run and not self.is_calling()
 
     def _waiting(self) -> tuple[int, ...]:
         """Return the calls that the worker, which is dead, had not begun."""

@@ -482,6 +482,7 @@ class Execution:
             return
         if deadline is not None:
             self.deadline = deadline if self.deadline is None else min(deadline, self.deadline)
+            self._active.interrupted = True
         self._feed(scheduler.RunCancelled())
 
     def fail(self, error: BaseException) -> None:
