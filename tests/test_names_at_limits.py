@@ -13,6 +13,7 @@ from shmpar.errors import SegmentGone
 from shmpar.memory import names
 from shmpar.memory.manager import default_manager
 from shmpar.memory.names import NameRegistry, nameless
+from tests.interpreters import run_python
 from tests.test_little_shm import in_little_shm
 
 SHM = "/dev/shm"
@@ -110,3 +111,26 @@ def test_segments_with_a_name_are_not_among_those_without() -> None:
     assert sizes.count(65_432) == 1
     assert 54_321 not in sizes
     assert 0 not in sizes
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser becomes another user")
+def test_a_user_sees_memory_that_is_mapped_alone() -> None:
+    """A segment that was closed, and has a view, is listed for a user without privileges."""
+    done = run_python("""
+        import ctypes, os, shmpar
+        from shmpar.memory.manager import Manager
+        from shmpar.memory.names import nameless
+        shmpar.zeros(1, manager=Manager())  # loads the library
+        os.setgroups([])
+        os.setresuid(65534, 65534, 65534)
+        ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # dumpable, as any process of this user
+        with Manager() as manager:
+            arrays = [shmpar.zeros(size, "u1", manager=manager) for size in (5_555_555, 55_555)]
+            opened = {one.size: one for one in nameless()}
+        mapped = {one.size: one for one in nameless() if os.getpid() in one.pids}
+        print(opened[5_555_555].pids == (os.getpid(),), sorted(mapped), sum(map(len, arrays)))
+    """)
+    assert done.stderr == ""
+    assert done.stdout in {
+        f"True [{small}, 5558272] 5611110\n" for small in (55_555, 57_344)
+    }  # of the mapping, in pages

@@ -60,6 +60,9 @@ def test_small_results_have_locks_and_names_of_their_own(pool: shmpar.Pool) -> N
     with one.lock:
         assert two.lock.acquire(timeout=1)
         two.lock.release()
+    view = pool.asarray(np.asarray(two)[3::-1])
+    assert view.lock is two.lock
+    assert pool.asarray(np.asarray(one)[2:]).lock is one.lock
     for array, value in ((one, -1), (two, -2)):
         found = shmpar.attach(array.name, array.shape, array.dtype)
         assert found.tolist() == [value] * 9

@@ -24,6 +24,7 @@ from shmpar.arrays.sharedarray import SharedArray, share_view
 from shmpar.errors import SegmentFull, with_keyword_advice
 from shmpar.memory import allocate, names
 from shmpar.memory.copying import memory_order, write
+from shmpar.memory.layout import address_of
 from shmpar.memory.limits import ClosedOnError
 from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager, default_manager
@@ -405,8 +406,16 @@ def asarray(values: Any, dtype: Any = None, *, manager: Owner = None) -> Shared:
         return array(plain, manager=manager)
     if isinstance(values, SharedArray) and plain.dtype == values.dtype and not values.closed:
         return values
-    start = place.offset if place.segment.divided else 0
+    start = _begin(place, plain) if place.segment.divided else 0
     return share_view(place, plain, _own_manager(manager), start=start)
+
+
+def _begin(place: Location, view: Array) -> int:
+    """Return the first byte of the array of which this is a view: the byte of its lock."""
+    whole = view
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    return place.offset + address_of(whole) - address_of(view)
 
 
 # Why: help() shows each function's own parameters, although the text stands in zeros alone.

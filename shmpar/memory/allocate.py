@@ -213,17 +213,17 @@ def telling(tell: Callable[[], object]) -> Iterator[None]:
 
 def _when_unmapped(call: Callable[[], T]) -> T:
     """Return ``call()``; if room is lacking, release segments that have ended and try again."""
-    refused = float("inf")
+    refused: float | None = None
     while True:
         try:
             return call()
         except SegmentFull:
             now = time.monotonic()
-            refused = min(refused, now)
             # Why: the thread that ends a run lets go of it later, and a worker unmaps as soon as
             # it reads, unless it is within a chunk. Why min: other threads may end runs for ever.
-            if now > min(_shared_ends[0], refused) + _UNMAP_SECONDS:
+            if refused is not None and now > min(_shared_ends[0], refused) + _UNMAP_SECONDS:
                 raise
+            refused = refused or now
         gc.collect()  # Why: a failed run and its error refer to each other, and hold its memory.
         if _shortage.tell is not None:
             _shortage.tell()

@@ -353,6 +353,10 @@ class Nameless(NamedTuple):
 
 
 _NAMELESS: Final = re.compile(r"(/dev/shm/#\d+|/memfd:shmpar) \(deleted\)")
+# A line about a mapped one: start, end, flags, offset, device, inode, path.
+_MAPPED: Final = re.compile(
+    rf"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) +{_NAMELESS.pattern}"
+)
 
 
 def nameless() -> list[Nameless]:
@@ -360,34 +364,51 @@ def nameless() -> list[Nameless]:
 
     Other programs' nameless files in ``/dev/shm`` are among them.
     """
-    found: dict[Identity, tuple[str, os.stat_result, set[int]]] = {}
+    found: dict[Identity, Nameless | None] = {}
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    for pid in sorted(pids):
-        for folder in (f"/proc/{pid}/fd", f"/proc/{pid}/map_files"):
+    # Why all descriptors first: they tell the size, and whether the file has a name by now.
+    for collect in (_collect_open, _collect_mapped):
+        for pid in sorted(pids):
             with suppress(OSError):  # the process has exited, or belongs to another user
-                if os.stat(folder).st_uid == os.geteuid():
-                    _collect_nameless(folder, pid, found)
-    segments = [
-        Nameless(path, status.st_size, 512 * status.st_blocks, tuple(sorted(pids)))
-        for path, status, pids in found.values()
-    ]
+                if os.stat(f"/proc/{pid}/fd").st_uid == os.geteuid():
+                    collect(pid, found)
+    segments = [one for one in found.values() if one is not None]
     return sorted(segments, key=lambda one: -one.used)
 
 
-def _collect_nameless(
-    folder: str, pid: int, found: dict[Identity, tuple[str, os.stat_result, set[int]]]
-) -> None:
-    for name in os.listdir(folder):
+def _collect_open(pid: int, found: dict[Identity, Nameless | None]) -> None:
+    """Add the files of which a process has descriptors; None for those that are no segments."""
+    for name in os.listdir(f"/proc/{pid}/fd"):
         with suppress(OSError):  # it was closed meanwhile
-            match = _NAMELESS.fullmatch(os.readlink(f"{folder}/{name}"))
+            match = _NAMELESS.fullmatch(os.readlink(f"/proc/{pid}/fd/{name}"))
             if match:
-                status = os.stat(f"{folder}/{name}")
+                status = os.stat(f"/proc/{pid}/fd/{name}")
+                made = Nameless(match[1], status.st_size, 512 * status.st_blocks, ())
                 # Why: the kernel shows no name of a file that got one later, and a file of no
                 # bytes is a ticket counter.
-                if status.st_nlink or not status.st_size:
-                    continue
-                identity = status.st_dev, status.st_ino
-                found.setdefault(identity, (match[1], status, set()))[2].add(pid)
+                is_other = bool(status.st_nlink) or not status.st_size
+                _add(pid, found, (status.st_dev, status.st_ino), None if is_other else made)
+
+
+def _collect_mapped(pid: int, found: dict[Identity, Nameless | None]) -> None:
+    """Add the files that a process maps without a descriptor, of which every byte is reserved."""
+    # Why not /proc/<pid>/map_files: only the superuser may follow its links.
+    whole: dict[Identity, tuple[str, int]] = {}
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as lines:
+        for match in filter(None, map(_MAPPED.match, lines)):
+            begin, end, offset, major, minor = [int(match[k], 16) for k in range(1, 6)]
+            identity, stop = (os.makedev(major, minor), int(match[6])), offset + end - begin
+            whole[identity] = match[7], max(stop, whole.get(identity, ("", 0))[1])
+    for identity, (path, size) in whole.items():
+        _add(pid, found, identity, Nameless(path, size, size, ()))
+
+
+def _add(
+    pid: int, found: dict[Identity, Nameless | None], identity: Identity, made: Nameless | None
+) -> None:
+    known = found.setdefault(identity, made)
+    if known is not None:
+        found[identity] = known._replace(pids=tuple(sorted({*known.pids, pid})))
 
 
 @contextmanager
