@@ -17,6 +17,7 @@ import pytest
 
 import shmpar
 from shmpar.engines import packing
+from shmpar.engines.segments import SegmentTracker
 from shmpar.ipc.protocol import CallFinished
 from shmpar.runtime import progress
 from shmpar.runtime.calls import Call
@@ -156,7 +157,8 @@ def test_a_worker_that_hangs_in_a_function_that_it_loads_is_replaced(tmp_path: P
 def test_a_call_that_was_refused_before_a_restart_is_an_error() -> None:
     """The worker's initializer had failed; the restart has forgotten its error."""
     event = CallFinished(0, started=False)
-    found = packing.unpack_call(event, [], None, own_path=False)
+    adopt = SegmentTracker(None).adopt
+    found = packing.unpack_call(event, [], None, adopt=adopt, own_path=False)
     assert isinstance(found.error, concurrent.futures.BrokenExecutor)
 
 
