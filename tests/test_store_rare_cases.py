@@ -405,7 +405,7 @@ def test_a_ledger_tells_inputs_apart(serial: shmpar.Pool, tmp_path: Path) -> Non
         first(how)
         assert serial.last_run is not None
         assert serial.last_run.report.computed == 0
-        with pytest.raises(ValueError, match="differs in: (chunks, )?inputs"):
+        with pytest.raises(ValueError, match=r"differs in: (chunks, )?inputs"):
             second(how)
 
 
