@@ -214,9 +214,11 @@ def _answer(results: Results, source: str) -> Iterator[str]:
     yield caption
     ratios = {name: glance(results, name) for name in ANSWERS}
     yield "\n".join(_against(name, found) for name, found in ratios.items() if found)
+    # Workloads that were measured again, and the commits.
+    later = [f", `{name}` with {commit}" for name, commit in found.get("later", {}).items()]
     yield (
-        f"Measured on {found['date']} with commit {found['commit'][:12]}. All figures are in "
-        f"`{source}`."
+        f"Measured on {found['date']} with commit {found['commit'][:12]}{''.join(later)}. All "
+        f"figures are in `{source}`."
     )
 
 

@@ -320,6 +320,31 @@ def _sum_in_any_order(block: np.ndarray) -> np.ndarray:
     return block @ np.ones(block.shape[1])
 
 
+def small_objects(*, quick: bool) -> None:
+    """Time of a loop in pure Python, while more and more small objects are kept."""
+    looks = 10 if quick else 80
+    with shmpar.Pool(1) as pool:
+        places = {"here": _times_beside_objects(looks)}
+        places["in a worker"] = pool.submit(_times_beside_objects, looks).result()
+        places["in a map"] = pool.parallel_map(_times_beside_objects, [looks])[0]
+    for name, times in places.items():
+        low, *_, high = statistics.quantiles(times, n=10)  # Why: others interrupt a few looks.
+        print(f"  {name:12} {low * 1e6:6.1f} to {high * 1e6:6.1f} us")
+
+
+def _times_beside_objects(looks: int) -> list[float]:
+    row, kept, found = np.array([0.3, 2_000.0]), [], []
+    for look in range(looks):
+        times = []
+        for _ in range(9):
+            began = time.perf_counter()
+            workloads.logistic(row)
+            times.append(time.perf_counter() - began)
+        found.append(statistics.median(times))
+        kept.append([1_000 + look, float(look)])
+    return found
+
+
 # Arrays ---------------------------------------------------------------------------------------
 
 
@@ -610,6 +635,7 @@ ALL = {
     "tiny_rows": tiny_rows,
     "tiles": tiles,
     "uneven_rows": uneven_rows,
+    "small_objects": small_objects,
     "row_limits": row_limits,
     "copy_in": copy_in,
     "fresh_output": fresh_output,
