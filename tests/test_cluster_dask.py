@@ -250,6 +250,7 @@ def test_a_host_that_cannot_answer_at_once(client: Any, local: shmpar.Pool) -> N
             contract.check_call(name, pool, local)
 
 
+@pytest.mark.stress
 def test_a_host_that_is_killed_while_windows_are_sent_to_it(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +403,7 @@ with shmpar.Pool(engine=client) as pool:
 """
 
 
+@pytest.mark.stress
 def test_a_client_is_killed_and_a_later_process_computes_the_rest(
     client: Any, tmp_path: Path
 ) -> None:

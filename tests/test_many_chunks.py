@@ -38,6 +38,7 @@ def test_a_chunk_for_each_of_many_rows(pool, rows):
         assert "before this run" not in report
 
 
+@pytest.mark.parametrize("warm_pool", ["processes"], indirect=True)
 def test_a_block_for_each_of_many_rows(pool, rows):
     """The blocks of an output are as right as numbers."""
     result = pool.map_blocks(np.negative, rows, chunks=(1, 2))

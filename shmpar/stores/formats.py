@@ -7,7 +7,6 @@ dtype, and either ``read_into`` or slicing. Libraries are imported here, when th
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sys
 from collections.abc import Callable
@@ -291,7 +290,10 @@ def _open_without_lock(h5py: Any, path: str, how: dict[str, Any]) -> Any:
     except OSError:  # Why again: the user may have it open for writing, or there are no locks.
         return h5py.File(path, "r", **how, locking=False)
     if file.driver == "sec2":
-        with contextlib.suppress(OSError):
+        # Why suppressed: not every system has the module, nor each file such a lock.
+        with contextlib.suppress(OSError, ImportError):
+            import fcntl
+
             fcntl.flock(file.id.get_vfd_handle(), fcntl.LOCK_UN)
     return file
 
