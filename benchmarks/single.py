@@ -329,7 +329,7 @@ def small_objects(*, quick: bool) -> None:
         places["in a map"] = pool.parallel_map(_times_beside_objects, [looks])[0]
     for name, times in places.items():
         low, *_, high = statistics.quantiles(times, n=10)  # Why: others interrupt a few looks.
-        print(f"  {name:12} {low * 1e6:6.1f} to {high * 1e6:6.1f} us")
+        print(f"  {name:12} {low * 1e6:6.1f} us to {high * 1e6:6.1f} us")
 
 
 def _times_beside_objects(looks: int) -> list[float]:

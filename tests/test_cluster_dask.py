@@ -358,6 +358,7 @@ def slowly(row: np.ndarray) -> float:
     return float(row.sum())
 
 
+@pytest.mark.stress
 def test_a_run_waits_for_its_first_host() -> None:
     """A run and a call that begin without a host are computed as soon as there is one.
 

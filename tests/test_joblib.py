@@ -323,6 +323,7 @@ def test_a_pool_of_another_engine(engine: str) -> None:
         assert Parallel()(delayed(square)(i) for i in range(5)) == [i * i for i in range(5)]
 
 
+@pytest.mark.stress
 def test_scikit_learn_gives_the_same(backend: None) -> None:
     """Searches, forests and cross validation equal those in one process."""
     linear = pytest.importorskip("sklearn.linear_model")

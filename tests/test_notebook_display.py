@@ -160,6 +160,7 @@ def run_notebook() -> None:
         client.context.destroy()
 
 
+@pytest.mark.stress
 @pytest.mark.skipif(sys.platform != "linux", reason="processes")
 def test_a_kernel(run_python: Callable[..., CompletedProcess[str]]) -> None:
     """The outputs of each cell are those that the functions above describe."""

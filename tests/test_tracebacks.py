@@ -222,6 +222,7 @@ def shown(client: Any, code: str) -> list[str]:
             return lines
 
 
+@pytest.mark.stress
 def test_a_notebook_shows_few_lines(run_python: Run, tmp_path: Path) -> None:
     """At most 20, with the user's file and line; the message comes first and last."""
     in_a_kernel(run_python, tmp_path, "show_few_lines")
