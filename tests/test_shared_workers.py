@@ -45,23 +45,28 @@ def two() -> Iterator[shmpar.Pool]:
         yield pool
 
 
-@pytest.mark.parametrize("engine", ["threads", "processes"])
+@pytest.fixture(params=["threads", "processes"])
+def either(request: pytest.FixtureRequest) -> Iterator[shmpar.Pool]:
+    """Two workers of an engine, which are up."""
+    with shmpar.Pool(2, engine=request.param) as pool:
+        wait_for_workers(pool)
+        yield pool
+
+
 def test_a_run_does_not_wait_for_a_long_call(
-    engine: str, gates: list[Gate], tmp_path: Path
+    either: shmpar.Pool, gates: list[Gate], tmp_path: Path
 ) -> None:
     """A call may take long, or wait for a run: the other worker computes all chunks."""
-    with shmpar.Pool(2, engine=engine) as pool:
-        wait_for_workers(pool)
-        call = pool.submit(wait_at_gate, str(tmp_path / "0"), 3)
-        gates[0].wait_for_worker()
-        try:
-            for _ in range(3):
-                run = pool.map_blocks(np.negative, X, chunks=2, wait=False)
-                assert run.result(BOUND).tolist() == (-X).tolist()
-            assert not call.done()
-        finally:
-            gates[0].open()
-        assert call.result(BOUND) == 3
+    call = either.submit(wait_at_gate, str(tmp_path / "0"), 3)
+    gates[0].wait_for_worker()
+    try:
+        for _ in range(3):
+            run = either.map_blocks(np.negative, X, chunks=2, wait=False)
+            assert run.result(BOUND).tolist() == (-X).tolist()
+        assert not call.done()
+    finally:
+        gates[0].open()
+    assert call.result(BOUND) == 3
 
 
 def interrupt_a_run(pool: shmpar.Pool, gate: Gate, folder: Path) -> None:
@@ -215,24 +220,21 @@ def call_behind(pool: shmpar.Pool, *args: Any) -> Any:
     return call
 
 
-@pytest.mark.parametrize("engine", ["threads", "processes"])
 def test_a_call_behind_a_chunk_runs_elsewhere(
-    engine: str, gates: list[Gate], tmp_path: Path
+    either: shmpar.Pool, gates: list[Gate], tmp_path: Path
 ) -> None:
     """A worker that has nothing to do makes a call that waits behind a long chunk."""
-    with shmpar.Pool(2, engine=engine) as pool:
-        wait_for_workers(pool)
-        runs = []
-        for number in range(2):
-            wait = functools.partial(wait_at_gate, str(tmp_path / str(number)))
-            runs.append(pool.map_blocks(wait, X[:2], chunks=2, wait=False))
-            gates[number].wait_for_worker()
-        # The worker of the first run has the plan of the second too, and so more to do.
-        call = call_behind(pool, abs, -1)
-        gates[0].open()
-        try:
-            assert call.result(BOUND) == 1
-            assert not runs[1].done()
-        finally:
-            gates[1].open()
-        assert [run.result(BOUND).tolist() for run in runs] == [[0, 1], [0, 1]]
+    runs = []
+    for number in range(2):
+        wait = functools.partial(wait_at_gate, str(tmp_path / str(number)))
+        runs.append(either.map_blocks(wait, X[:2], chunks=2, wait=False))
+        gates[number].wait_for_worker()
+    # The worker of the first run has the plan of the second too, and so more to do.
+    call = call_behind(either, abs, -1)
+    gates[0].open()
+    try:
+        assert call.result(BOUND) == 1
+        assert not runs[1].done()
+    finally:
+        gates[1].open()
+    assert [run.result(BOUND).tolist() for run in runs] == [[0, 1], [0, 1]]
