@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from collections import deque
 from multiprocessing.managers import SharedMemoryManager
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -177,7 +179,32 @@ def test_a_read_only_source_gives_a_writable_copy():
     assert made.tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("length", [3, 3_000_000])
+def test_a_value_that_the_dtype_cannot_hold_is_told_as_by_numpy(length):
+    """A cast warns, or raises an error, as numpy.array does; arrays of any size are alike."""
+    source = np.zeros(length)
+    source[-1] = np.nan
+    with pytest.warns(RuntimeWarning, match="invalid value"):
+        assert sa.array(source, "i4")[0] == 0
+    with np.errstate(invalid="raise"), pytest.raises(FloatingPointError):
+        sa.array(source, "i4")
+
+
 # --- operations that keep an array shared, and operations that do not
+
+
+class Pair(NamedTuple):
+    """A container that is no list."""
+
+    first: np.ndarray
+    second: np.ndarray
+
+
+def _array_of_arrays(*arrays):
+    found = np.empty(len(arrays), object)
+    found[:] = [each[0] for each in arrays]
+    return found
+
 
 VIEWS = {
     "slice": lambda a: a[1:],
@@ -240,6 +267,10 @@ COPIES = {
     "np.linalg": lambda a: np.linalg.svd(a)[0],
     "np.array": np.array,
     "np.asarray": np.asarray,
+    "named tuple": lambda a: np.stack(Pair(a, a)),
+    "deque": lambda a: np.concatenate(deque([a, a])),
+    "array of arrays": lambda a: np.vstack(_array_of_arrays(a, a)),
+    "containers": lambda a: np.concatenate([np.stack(Pair(a[0], a[0])), a]),
 }
 
 
@@ -322,6 +353,21 @@ def test_a_copy_that_kept_the_type_is_not_shared(shared):
     if type(odd) is SharedArray:
         with pytest.raises(SegmentGone, match="does not lie"):
             odd.address  # noqa: B018
+        assert odd.closed
+        assert not odd.owner
+
+
+def test_a_copy_that_kept_the_type_neither_closes_nor_keeps_the_memory():
+    """np.require and others copy so; the copy has nothing to do with the segment."""
+    made = sa.zeros((4, 5))
+    copied = np.require(made, "f4")
+    copied.close()
+    assert not made.closed
+    end = []
+    made._handle.segment.subscribe(end.append)
+    del made
+    assert len(end) == 1
+    assert copied.sum() == 0
 
 
 def test_the_constructor_names_the_functions_to_call():

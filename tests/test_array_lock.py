@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import functools
 import gc
@@ -10,9 +11,10 @@ import subprocess
 import threading
 import time
 
+import numpy as np
 import pytest
 
-from shmpar.arrays import Lock
+from shmpar.arrays import Lock, attach
 from shmpar.arrays import creation as sa
 from shmpar.arrays.sharedarray import _reopen
 from shmpar.memory import limits, system
@@ -108,6 +110,35 @@ def test_mistakes_are_named(counter):
         counter.lock.release()
     with pytest.raises(ValueError, match="timeout"):
         counter.lock.acquire(-1)
+    with pytest.raises(TypeError, match=r"acquire\(\) to wait"):
+        counter.lock.acquire(True)
+
+
+def test_a_copy_of_a_lock_is_the_lock(counter):
+    """A copy neither closes the descriptor of the lock nor that of the segment."""
+    lock = counter.lock
+    with lock:
+        for same in (copy.copy(lock), copy.deepcopy([lock])[0], pickle.loads(pickle.dumps(lock))):
+            assert same is lock
+        del same
+        gc.collect()
+    with lock:
+        assert attach(counter.address)[0] == 0
+
+
+def test_a_function_takes_a_lock_along(pool):
+    """A lock that a function holds is that of its array, in each worker."""
+    counter = pool.zeros((2, 3))
+    lock = counter[1:].lock
+
+    def add(row):
+        with lock:
+            counter[0] += row.sum()
+
+    pool.parallel_map(add, np.ones((50, 2)))
+    assert counter[0].tolist() == [100] * 3
+    with lock:
+        assert pool.submit(lambda: lock.acquire(timeout=0)).result() is False
 
 
 def test_arrays_in_one_segment_have_separate_locks(monkeypatch):
@@ -164,7 +195,7 @@ def test_without_locks_of_descriptions_the_whole_file_is_locked(counter, monkeyp
     monkeypatch.delattr(fcntl, "F_OFD_SETLK")
     monkeypatch.delattr(fcntl, "F_OFD_SETLKW")
     reopen = functools.partial(_reopen, counter._handle.segment)
-    one, two = Lock(reopen, 0), Lock(reopen, 0)
+    one, two = (Lock(reopen, 0, lambda: counter) for _ in range(2))
     with one:
         assert not two.acquire(timeout=0)
     assert two.acquire()

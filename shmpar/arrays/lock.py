@@ -9,13 +9,14 @@ The kernel releases the lock when the process that holds it exits, in any way.
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import struct
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from shmpar.errors import SegmentError
 from shmpar.memory import system
@@ -38,13 +39,14 @@ class Lock:
         Opens the segment and returns a new descriptor.
     start : int
         Byte of the segment that is locked.
+    view : callable
+        Returns a shared array that has this lock, for the pickle.
     """
 
     # Lock: the kernel's lock belongs to an open file description. Processes that share one, by
     # inheritance or over a socket, do not exclude each other: each must open the segment again.
-    def __init__(self, reopen: Callable[[], int], start: int) -> None:
-        self._reopen = reopen
-        self._start = start
+    def __init__(self, reopen: Callable[[], int], start: int, view: Callable[[], object]) -> None:
+        self._reopen, self._start, self._view = reopen, start, view
         self._fd, self._held = -1, False
         # Lock: threads of this process share a description; acquired before the kernel's lock.
         self._thread_lock = threading.Lock()
@@ -61,11 +63,15 @@ class Lock:
         ------
         ValueError
             The timeout is negative.
+        TypeError
+            The timeout is a bool, as for other locks.
 
         Notes
         -----
         Cost: one system call if the lock is free.
         """
+        if isinstance(timeout, bool):  # Why: it would be a timeout of 1 s, or of 0 s.
+            raise TypeError("write acquire() to wait, and acquire(timeout=0) not to wait")
         if timeout is not None and timeout < 0:
             raise ValueError(f"timeout must be None or at least 0 seconds, not {timeout}")
         if timeout is not None and timeout > threading.TIMEOUT_MAX:
@@ -108,6 +114,16 @@ class Lock:
     def locked(self) -> bool:
         """Return True if a thread of this process holds the lock."""
         return self._held
+
+    def __reduce__(self) -> Any:
+        """Pickle as a view of the array: in another process this is the lock of the same bytes."""
+        return operator.attrgetter("lock"), (self._view(),)
+
+    def __copy__(self, _: object = None) -> Lock:
+        """Return itself: there is one lock for the bytes."""
+        return self
+
+    __deepcopy__ = __copy__
 
     def __enter__(self) -> bool:
         return self.acquire()
@@ -170,13 +186,18 @@ def _set_lock(fd: int, start: int, *, lock: bool = True, wait: bool = False) -> 
     return True
 
 
-def lock_of(identity: tuple[int, int], start: int, reopen: Callable[[], int]) -> Lock:
+def lock_of(
+    identity: tuple[int, int],
+    start: int,
+    reopen: Callable[[], int],
+    view: Callable[[], object],
+) -> Lock:
     """Return the lock of this process for a byte of a file (device, inode).
 
     All callers get the same object while it exists.
     """
     with _locks_lock:
-        return _locks.setdefault((*identity, start), Lock(reopen, start))
+        return _locks.setdefault((*identity, start), Lock(reopen, start, view))
 
 
 def _after_fork() -> None:

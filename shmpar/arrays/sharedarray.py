@@ -187,7 +187,8 @@ class Handle:
             # Why: the lock refers to the segment alone; a cycle would keep the array until the
             # next garbage collection.
             reopen = functools.partial(_reopen, self.segment)
-            self._lock = lock_of(self.segment.identity(), self.start, reopen)
+            view = functools.partial(_empty_view, self.segment, self.manager, self.start)
+            self._lock = lock_of(self.segment.identity(), self.start, reopen, view)
         return self._lock
 
     def _check_open(self) -> None:
@@ -209,6 +210,11 @@ def _reopen(segment: Segment) -> int:
             "the lock of an array needs /proc, which is not mounted: let the function return its "
             "values, and combine them in the caller"
         ) from None
+
+
+def _empty_view(segment: Segment, manager: Manager, start: int) -> SharedArray[Any, Any]:
+    array = segment.ndarray(start, (0,), None, np.dtype("u1"))
+    return share_view(Location(segment, start), array, manager, start=start)
 
 
 class SharedArray(np.ndarray[_Shape, _DType]):
@@ -248,7 +254,8 @@ class SharedArray(np.ndarray[_Shape, _DType]):
             raise no_attribute(self, name, text)
 
     def __array_finalize__(self, parent: Array | None) -> None:
-        self._handle = getattr(parent, "_handle", None)
+        # Why: some functions of NumPy keep the type of an array that they copy.
+        self._handle = None if self.flags.owndata else getattr(parent, "_handle", None)
 
     @property
     def address(self) -> dict[str, Any]:
@@ -379,8 +386,10 @@ class SharedArray(np.ndarray[_Shape, _DType]):
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """Call a function on plain views; views in its results are shared again."""
         originals: dict[int, tuple[Array, SharedArray[Any, Any]]] = {}  # by id of the plain view
-        result = func(*_unwrap_all(args, originals), **_unwrap_all(kwargs, originals))
-        return _rewrap_all(result, originals)
+        args, kwargs = _unwrap_all(args, originals), _unwrap_all(kwargs, originals)
+        if not originals:  # Why: they lie in another container, such as a named tuple or a deque
+            return super().__array_function__(func, types, args, kwargs)
+        return _rewrap_all(func(*args, **kwargs), originals)
 
     def __array_wrap__(self, array: Any, _: Any = None, return_scalar: bool = False, /) -> Any:
         """Convert the result of a function that keeps subclasses: only a view stays shared."""

@@ -364,14 +364,13 @@ def _write_strided(fd: int, offset: int, array: Array, dtype: Dtype, done: int) 
     steps = allocate.checked_steps(fd, array.size * dtype.itemsize, done)
     checked = written = done
     flags: Any = ["external_loop", "buffered", "ranged"]
-    pieces: Any = np.nditer(
-        array, flags, op_dtypes=[dtype], casting="unsafe", order="C", buffersize=buffersize
-    )
+    pieces: Any = np.nditer(array, flags, order="C", buffersize=buffersize)
     pieces.iterrange = done // dtype.itemsize, array.size
     for piece in pieces:
         if written >= checked:
             _, checked = next(steps, (0, array.size * dtype.itemsize))
-        values = np.ascontiguousarray(piece)
+        # Why no cast by the iterator: it would tell of no value that the dtype cannot hold.
+        values = np.ascontiguousarray(piece, dtype)
         raw = memoryview(values.view(np.uint8))  # type: ignore[arg-type]
         allocate.write_all(fd, raw, offset + written)
         written += values.nbytes
