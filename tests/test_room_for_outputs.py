@@ -53,6 +53,32 @@ with shmpar.Pool(2) as pool:
 
 
 @needs_root
+def test_threads_that_ask_at_the_same_moment_get_room_of_their_own() -> None:
+    """Of two outputs, or an output and an array, one lies elsewhere if there is room for one."""
+    source = """
+import threading, numpy as np, shmpar
+from shmpar.memory.locate import describe
+from shmpar.memory.segment import new_output
+def output():
+    return new_output((40 << 20,), np.dtype("u1"), lazy=True)
+def array():
+    return shmpar.zeros(40 << 20, "u1")
+def kinds(*makers):
+    made, start = [], threading.Barrier(len(makers))
+    def work(make):
+        start.wait()
+        made.append(make())
+    threads = [threading.Thread(target=work, args=(make,)) for make in makers]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    return [describe(one)[0] for one in made]
+print(*[sum(kinds(output, other) == ["shm", "shm"] for _ in range(n))
+    for other, n in ((output, 20), (array, 8))])
+"""
+    assert in_little_shm(source, "64m") == "0 0\n"
+
+
+@needs_root
 def test_a_copy_with_a_name_needs_its_room_once() -> None:
     """An array that fills more than half of the room is copied into a segment with a name."""
     source = """

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import itertools
 import os
 import threading
 import time
@@ -282,15 +283,24 @@ def write_all(fd: int, raw: memoryview, offset: int) -> None:
         raw, offset = raw[written:], offset + written
 
 
-def promise(fd: int, nbytes: int) -> int:
+def promise(bookings: list[Promised], fd: int, nbytes: int) -> int:
     """Set the size of a new file in memory and reserve nothing, if its bytes are free now.
 
     Other files are filled with zeros.  :class:`LazyPages` reserves the bytes.
+
+    Parameters
+    ----------
+    bookings : list
+        Gets an object that keeps the room as long as it lives, until :func:`note_promise` does.
     """
     if huge.refusal() is not None or not limits.is_in_memory(fd) or not _can_reserve(fd):
         return fill_zeros(fd, nbytes)
-    if nbytes > (free := _free_bytes(fd, in_memory=True)):
-        raise SegmentFull(f"{nbytes:,} bytes needed, {free:,} free")
+    bookings.append(booking := _Booking(fd, nbytes))
+    try:
+        _check_free(fd, nbytes, booking, in_memory=True)
+    except BaseException:
+        bookings.clear()
+        raise
     os.ftruncate(fd, nbytes)
     return 0
 
@@ -380,25 +390,46 @@ def checked_steps(fd: int, nbytes: int, begin: int = 0) -> Iterator[tuple[int, i
     """
     is_large = nbytes > SMALL
     in_memory = is_large and limits.is_in_memory(fd)
-    for start in range(begin, nbytes, STEP):
-        # Why: another process may have taken memory since the first step.  A memory file, or a
-        # /dev/shm as large as RAM, would fill the machine until the OOM killer comes. A small file
-        # must not take the room of an output either.
-        checked = is_large or _promises
-        if checked and nbytes - start > (free := _free_bytes(fd, in_memory=in_memory)):
-            raise SegmentFull(f"{nbytes - start:,} bytes needed, {free:,} free")
-        yield start, min(start + STEP, nbytes)
+    booking = _Booking(fd, nbytes) if in_memory else None
+    try:
+        for start in range(begin, nbytes, STEP):
+            # Why: another process may have taken memory since the first step.  A memory file, or a
+            # /dev/shm as large as RAM, would fill the machine until the OOM killer comes. A small
+            # file must not take the room of an output either.
+            if is_large or _promises:
+                _check_free(fd, nbytes - start, booking, in_memory=in_memory)
+            yield start, min(start + STEP, nbytes)
+    finally:
+        del booking  # Why: the traceback of an error keeps this frame.
 
 
 class Promised(Protocol):
-    """A segment whose file was made by :func:`promise`."""
+    """A segment whose file was made by :func:`promise`, or a booking."""
 
     def unreserved(self) -> tuple[int, int]:
         """Return the device of its file, and the bytes that are not reserved yet."""
 
 
-# The promised segments, by their keys.
+# The promised segments by their keys, and the bookings.
 _promises: weakref.WeakValueDictionary[int, Promised] = weakref.WeakValueDictionary()
+_booking_keys = itertools.count(-1, -1)  # Why: no key of a segment is negative
+
+
+class _Booking:
+    """The room of a file that is being made, for as long as this object lives.
+
+    Why: it is booked before it is looked for. Of two threads none then takes the other's room.
+    """
+
+    def __init__(self, fd: int, nbytes: int) -> None:
+        self._fd, self._nbytes = fd, nbytes
+        _promises[next(_booking_keys)] = self
+
+    def unreserved(self) -> tuple[int, int]:
+        with contextlib.suppress(OSError):  # Why: another thread may be closing the file
+            found = os.fstat(self._fd)
+            return found.st_dev, max(0, self._nbytes - 512 * found.st_blocks)
+        return 0, 0
 
 
 def note_promise(key: int, segment: Promised) -> None:
@@ -406,22 +437,27 @@ def note_promise(key: int, segment: Promised) -> None:
     _promises[key] = segment
 
 
-def _unreserved() -> list[tuple[int, int]]:
-    """Return the device and the missing bytes of each promised segment."""
+def _unreserved(own: Promised | None = None) -> list[tuple[int, int]]:
+    """Return the device and the missing bytes of each promised segment and of other bookings."""
     found = []
     # Why references: another thread may note a promise meanwhile.
     for reference in _promises.valuerefs():
         segment = reference()
         device, missing = (0, 0) if segment is None else segment.unreserved()
-        if missing:
-            found.append((device, missing))
-        else:
+        if not missing:
             _promises.pop(reference.key, None)
+        elif segment is not own:
+            found.append((device, missing))
     return found
 
 
-def _free_bytes(fd: int, *, in_memory: bool) -> int:
-    promised = _unreserved()
+def _check_free(fd: int, nbytes: int, own: Promised | None, *, in_memory: bool) -> None:
+    if nbytes > (free := _free_bytes(fd, own, in_memory=in_memory)):
+        raise SegmentFull(f"{nbytes:,} bytes needed, {free:,} free")
+
+
+def _free_bytes(fd: int, own: Promised | None = None, *, in_memory: bool) -> int:
+    promised = _unreserved(own)
     free = limits.free_on_device(fd)
     if promised:
         here = os.fstat(fd).st_dev

@@ -28,6 +28,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, Self
 
@@ -705,7 +706,9 @@ def new_output(
     location = None if slab is None else slab.take(nbytes)
     if location is None:
         lazy = lazy and nbytes >= huge.MIN_BYTES
-        segment = create(nbytes, allocate.promise if lazy else None, purpose="output")
+        bookings: list[allocate.Promised] = []
+        fill = partial(allocate.promise, bookings) if lazy else None
+        segment = create(nbytes, fill, purpose="output")
         if slab is not None:
             slab.note(segment)
         # Why the look: the source may have reserved them nevertheless.
