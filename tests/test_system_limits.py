@@ -165,9 +165,12 @@ def test_a_system_without_proc_has_all_verbs(tmp_path: Path) -> None:
     assert out == "True True True\n" * 3 + "[] []\n"
 
 
-def test_a_system_that_hides_other_processes_has_names() -> None:
-    """With hidepid a user sees the own processes alone, which is enough."""
-    mounts = "mount -t tmpfs tmpfs /dev/shm && mount -t proc -o hidepid=2 proc /proc"
+def test_a_sandbox_that_hides_other_processes_has_names_and_locks() -> None:
+    """With hidepid a user sees the own processes alone, which is enough; /dev/fd is not needed."""
+    mounts = (
+        "mount -t tmpfs tmpfs /dev && mkdir -m 1777 /dev/shm && mknod -m 666 /dev/null c 1 3"
+        " && mount -t proc -o hidepid=2 proc /proc"
+    )
     out = output_after_setup(
         ["unshare", "-m", "sh", "-c", f'{mounts} && exec {as_another_user()} "$@"', "sh"],
         "true",

@@ -202,7 +202,9 @@ class Handle:
 
 def _reopen(segment: Segment) -> int:
     # Lock: a duplicated descriptor would share its locks with the process that sent it.
-    path, flags = f"/dev/fd/{segment.fileno()}", os.O_RDWR | os.O_CLOEXEC
+    # Why not /dev/fd on Linux: a sandbox may have a /dev without it.
+    folder = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
+    path, flags = f"{folder}/{segment.fileno()}", os.O_RDWR | os.O_CLOEXEC
     try:
         return open_with_retry(lambda: os.open(path, flags))
     except FileNotFoundError:
