@@ -6,7 +6,7 @@ import copy
 import inspect
 import pickle
 from collections import deque
-from multiprocessing.managers import SharedMemoryManager
+from multiprocessing.managers import SharedMemoryManager, SyncManager
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from shmpar import Pool
 from shmpar.arrays import SharedArray, attach
 from shmpar.arrays import creation as sa
 from shmpar.errors import SegmentFull, SegmentGone
@@ -475,6 +476,19 @@ def test_a_standard_manager_owns_its_segments():
     with pytest.raises(SegmentGone):
         attach(name, 4, "f8")
     assert made.sum() == 6
+
+
+@pytest.mark.parametrize("make", [sa.zeros, sa.full, sa.array, sa.asarray, attach])
+def test_an_object_that_owns_no_memory_is_no_manager(make):
+    """A pool and other managers are refused by name; the error names the methods of the pool."""
+    made = sa.zeros(3)
+    arguments = (made.address,) if make is attach else ((3, 1) if make is sa.full else (3,))
+    with Pool(1, engine="serial") as pool:
+        for manager in (SyncManager(), pool, "pool"):
+            with pytest.raises(TypeError, match=rf"{type(manager).__name__} here.*pool\.zeros"):
+                make(*arguments, manager=manager)
+    with pytest.raises(TypeError, match="SharedMemoryManager here"):
+        attach(made.address, manager=SharedMemoryManager())
 
 
 def test_a_standard_manager_without_room():

@@ -27,7 +27,7 @@ from shmpar.memory.copying import memory_order, write
 from shmpar.memory.layout import address_of
 from shmpar.memory.limits import ClosedOnError
 from shmpar.memory.locate import locate
-from shmpar.memory.manager import Manager, default_manager
+from shmpar.memory.manager import Manager, own_manager
 from shmpar.memory.segment import Array, Location, Segment, known_segment
 from shmpar.tracebacks import hide_frames
 
@@ -87,7 +87,7 @@ def zeros(
     ------
     TypeError
         The dtype holds Python objects, or an argument has the wrong type: a shape that is not an
-        integer, a masked array.
+        integer, a masked array, a pool as the manager.
     ValueError
         The shape, the order or the name is wrong, or the array is too large to address.
     FileExistsError
@@ -453,21 +453,20 @@ def _new(
 ) -> Shared:
     """Allocate an array whose memory runs along ``axes``, of zeros or with a copy of ``values``."""
     dense = None if values is None else values.transpose(axes)
-    if _is_std_manager(manager):
-        place, owner = Location(_std_allocate(manager, spec, name, dense), 0), False
+    own = _own_manager(manager)
+    if owner := not _is_std_manager(manager):
+        place = own.allocate(spec.nbytes, dense, name=name, dtype=spec.dtype)
     else:
-        place, owner = (
-            _own_manager(manager).allocate(spec.nbytes, dense, name=name, dtype=spec.dtype),
-            True,
-        )
+        place = Location(_std_allocate(manager, spec, name, dense), 0)
     shape = [spec.shape[axis] for axis in axes]
     made = place.segment.ndarray(place.offset, shape, None, spec.dtype)
     made = made.transpose(sorted(axes, key=axes.__getitem__))
-    return share_view(place, made, _own_manager(manager), start=place.offset, owner=owner)
+    return share_view(place, made, own, start=place.offset, owner=owner)
 
 
 def _own_manager(manager: Owner) -> Manager:
-    return manager if isinstance(manager, Manager) else default_manager()
+    """Return our manager that gives names to arrays; a wrong one is a TypeError."""
+    return own_manager(None if _is_std_manager(manager) else manager)
 
 
 def _is_std_manager(manager: object) -> TypeGuard[SharedMemoryManager]:

@@ -32,7 +32,7 @@ from shmpar.memory import allocate, names
 from shmpar.memory.layout import address_of
 from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.locate import locate, memory_owner
-from shmpar.memory.manager import Manager, default_manager
+from shmpar.memory.manager import Manager, own_manager
 from shmpar.memory.segment import Array, Location, Segment, find_segment, known_segment
 from shmpar.tracebacks import hide_frames
 
@@ -535,11 +535,10 @@ def attach(
     >>> attach(a.name, (2, 3), "f8").shape
     (2, 3)
     """
-    address = _parse(where, shape, dtype)
+    address, manager = _parse(where, shape, dtype), own_manager(manager)
     segment = _open_segment(address)
     layout = address.offset, address.shape, address.strides, address.dtype
     array = segment.ndarray(*layout, writable=address.writable)
-    manager = manager or default_manager()
     if own:
         manager.own(segment)
     place = Location(segment, address.offset)

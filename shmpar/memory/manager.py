@@ -228,3 +228,20 @@ def default_manager() -> Manager:
         _default = Manager()
         atexit.register(_default.close)
     return _default
+
+
+def own_manager(manager: object) -> Manager:
+    """Return the manager that a user has passed; None is that of the interpreter.
+
+    Raises
+    ------
+    TypeError
+        It is another object, which would own nothing.
+    """
+    if isinstance(manager, Manager | None):
+        return manager or default_manager()
+    raise TypeError(
+        f"manager= cannot be a {type(manager).__name__} here: leave it out, make the array by a "
+        "method of the pool that shall own it (pool.zeros), or pass a SharedMemoryManager to a "
+        "function that makes an array"
+    )
