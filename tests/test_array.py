@@ -323,6 +323,15 @@ def test_out_is_the_object_that_was_passed(shared):
     assert attach(shared.address).tolist() == shared.tolist()
 
 
+def test_a_warning_of_an_operator_names_the_line_of_the_user(shared):
+    """As for any array, so that filters by module work and each line is told once."""
+    with pytest.warns(RuntimeWarning, match="divide by zero") as caught:
+        1 / shared
+    with pytest.warns(RuntimeWarning, match="invalid value") as again:
+        np.sqrt(-1 - shared, out=shared)
+    assert [one.filename for one in (*caught, *again)] == [__file__] * 2
+
+
 def test_methods_in_place(shared):
     """sort, fill, put and item assignment reach the views of other processes."""
     other = attach(shared.address)

@@ -45,6 +45,9 @@ _DType = TypeVar("_DType", bound=np.dtype[Any])
 # The name of an array in a common segment: the name of the segment, and the first byte.
 _PART_NAME: Final = re.compile(r"(shmpar_[0-9a-f]{16})@([0-9]{1,9})")
 
+# Why: NumPy 1 does not tell whether a result without axes is to be a scalar, as those of ufuncs.
+_WRAPS_SCALARS: Final = np.__version__.startswith("1.")
+
 _DONE: Final = "leave it out: the values are here"
 _NO_CHUNKS: Final = "pass chunks= to the verb: an array has no chunks of its own"
 _LOCK: Final = "write with a.lock: ..."
@@ -372,19 +375,6 @@ class SharedArray(np.ndarray[_Shape, _DType]):
             return self.view(np.ndarray).__reduce_ex__(protocol)
         return attach, (self.address,)
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        """Compute on plain views; the result is plain, or the objects given as ``out``."""
-        out = kwargs.pop("out", None)
-        kwargs = {key: _plain(value) for key, value in kwargs.items()}
-        if out is not None:
-            kwargs["out"] = tuple(map(_plain, out))
-        result = getattr(ufunc, method)(*map(_plain, inputs), **kwargs)
-        if out is None or result is None or result is NotImplemented:
-            return result
-        if len(out) == 1:
-            return out[0]
-        return tuple(new if old is None else old for new, old in zip(result, out, strict=True))
-
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """Call a function on plain views; views in its results are shared again."""
         originals: dict[int, tuple[Array, SharedArray[Any, Any]]] = {}  # by id of the plain view
@@ -393,10 +383,12 @@ class SharedArray(np.ndarray[_Shape, _DType]):
             return super().__array_function__(func, types, args, kwargs)
         return _rewrap_all(func(*args, **kwargs), originals)
 
-    def __array_wrap__(self, array: Any, _: Any = None, return_scalar: bool = False, /) -> Any:
-        """Convert the result of a function that keeps subclasses: only a view stays shared."""
+    def __array_wrap__(self, array: Any, _: Any = None, scalar: bool = _WRAPS_SCALARS, /) -> Any:
+        """Convert the result of a ufunc, and others that keep subclasses: a view stays shared."""
+        if array is self:  # an argument ``out=``
+            return self
         plain = _plain(array)
-        return plain[()] if return_scalar else _rewrap(plain, self)
+        return plain[()] if scalar and not plain.ndim else _rewrap(plain, self)
 
     @property
     def imag(self) -> Any:
