@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from shmpar.arrays import creation as sa
+from shmpar.arrays import lock as lock_module
 from tests.interpreters import interpreter
 from tests.test_array_lock import HOLD
 
@@ -20,37 +23,55 @@ TRY = """
 """
 
 
-def interrupt_after_fcntl(_: Any, event: str, function: Any) -> None:
-    if event == "c_return" and getattr(function, "__name__", "") == "fcntl":
+def interrupted_after(number: int, call: Callable[[], object]) -> str | None:
+    """Interrupt a call after a number of calls of C; return the name of the last one, if any."""
+    names: list[str] = []
+
+    def count(frame: Any, event: str, function: Any) -> None:
+        if event == "c_return" and frame.f_code.co_filename == lock_module.__file__:
+            names.append(function.__name__)
+            if len(names) == number:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    sys.setprofile(count)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return names[-1]
+    finally:
         sys.setprofile(None)
-        raise KeyboardInterrupt
+    return None
 
 
 @pytest.mark.parametrize("timeout", [None, 1.0])
-def test_an_interrupt_after_the_lock_was_given_returns_it(timeout: float | None) -> None:
-    """Nobody would release the lock, for which all other processes wait."""
+def test_an_interrupt_of_an_acquire_returns_the_lock(timeout: float | None) -> None:
+    """Nobody would release the lock, for which all other threads and processes wait."""
     made = sa.zeros(3)
     lock = made.lock
-    sys.setprofile(interrupt_after_fcntl)
-    with pytest.raises(KeyboardInterrupt):
-        lock.acquire(timeout)
-    sys.setprofile(None)
-    assert not lock.locked()
-    with interpreter(TRY, pickle.dumps(made).hex(), stdout=subprocess.PIPE) as other:
-        assert other.communicate()[0] == b"True\n"
-    with lock:
-        assert lock.locked()
+    for number in itertools.count(1):
+        name = interrupted_after(number, lambda: lock.acquire(timeout))
+        if name is None:
+            break
+        assert not lock.locked()
+        if name == "fcntl":
+            with interpreter(TRY, pickle.dumps(made).hex(), stdout=subprocess.PIPE) as other:
+                assert other.communicate()[0] == b"True\n"
+        assert lock.acquire(timeout=0), f"lost after {name}"
+        lock.release()
+    assert number > 3
+    lock.release()
 
 
 def test_an_interrupt_within_a_release_releases_the_lock() -> None:
     """The next thread of this process would wait for ever."""
-    made = sa.zeros(3)
-    lock = made.lock
-    lock.acquire()
-    sys.setprofile(interrupt_after_fcntl)
-    with pytest.raises(KeyboardInterrupt):
-        lock.release()
-    sys.setprofile(None)
+    lock = sa.zeros(3).lock
+    number = 0
+    while lock.acquire(timeout=0):
+        number += 1
+        if interrupted_after(number, lock.release) is None:
+            break
+    assert number > 2
     assert not lock.locked()
     assert lock.acquire(timeout=0)
     lock.release()

@@ -77,15 +77,21 @@ class Lock:
         if timeout is not None and timeout > threading.TIMEOUT_MAX:
             timeout = None  # Why: no clock goes so far.
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._thread_lock.acquire(timeout=-1 if timeout is None else timeout):
-            return False
+        taken: list[bool] = []
         try:
-            self._held = self._acquire_from_processes(deadline)
+            # Why by extend: no interrupt comes between the lock and the note of it.
+            taken.extend(
+                map(self._thread_lock.acquire, [True], [-1 if timeout is None else timeout])
+            )
+            if taken[0]:
+                self._held = self._acquire_from_processes(deadline)
         except BaseException:
-            # Why: an interrupt may come after the kernel has given the lock.
-            with contextlib.suppress(OSError, SegmentError):
-                self._let_go()
+            if any(taken):  # Why: an interrupt may come after the kernel has given the lock.
+                with contextlib.suppress(OSError, SegmentError):
+                    self._let_go()
             raise
+        if not taken[0]:
+            return False
         if not self._held:
             self._thread_lock.release()
             return False
