@@ -79,6 +79,23 @@ print(*[sum(kinds(output, other) == ["shm", "shm"] for _ in range(n))
 
 
 @needs_root
+def test_the_traceback_of_an_interrupted_copy_keeps_no_room() -> None:
+    """A notebook keeps the last traceback, and another file gets the number of the descriptor."""
+    source = """
+import numpy as np, shmpar
+from shmpar.memory.locate import describe
+kept = []
+try:
+    with np.errstate(invalid="raise"):
+        shmpar.array(np.full(5_000_000, np.nan), "i8")
+except FloatingPointError as error:
+    kept.append(error)
+print(describe(shmpar.zeros(5_000_000))[0])
+"""
+    assert in_little_shm(source, "64m") == "shm\n"
+
+
+@needs_root
 def test_a_copy_with_a_name_needs_its_room_once() -> None:
     """An array that fills more than half of the room is copied into a segment with a name."""
     source = """

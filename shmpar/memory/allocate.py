@@ -422,13 +422,14 @@ class _Booking:
     """
 
     def __init__(self, fd: int, nbytes: int) -> None:
-        self._fd, self._nbytes = fd, nbytes
+        self._fd, self._nbytes, self._file = fd, nbytes, os.fstat(fd)
         _promises[next(_booking_keys)] = self
 
     def unreserved(self) -> tuple[int, int]:
-        with contextlib.suppress(OSError):  # Why: another thread may be closing the file
-            found = os.fstat(self._fd)
-            return found.st_dev, max(0, self._nbytes - 512 * found.st_blocks)
+        # Why: a traceback may keep this object, and the file be closed by then.
+        with contextlib.suppress(OSError):
+            if os.path.samestat(found := os.fstat(self._fd), self._file):
+                return found.st_dev, max(0, self._nbytes - 512 * found.st_blocks)
         return 0, 0
 
 
