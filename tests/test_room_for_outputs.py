@@ -73,7 +73,7 @@ def kinds(*makers):
     for thread in threads: thread.join()
     return [describe(one)[0] for one in made]
 print(*[sum(kinds(output, other) == ["shm", "shm"] for _ in range(n))
-    for other, n in ((output, 20), (array, 8))])
+    for other, n in ((output, 10), (array, 6))])
 """
     assert in_little_shm(source, "64m") == "0 0\n"
 

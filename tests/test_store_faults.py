@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -173,6 +174,35 @@ def test_a_chunk_that_cannot_be_decoded(pool: shmpar.Pool, tmp_path: Path) -> No
     due = X * 2
     due[6:12, 12:18] = -1
     np.testing.assert_array_equal(got, due)
+
+
+class Full:
+    """An array whose first rows cannot be written."""
+
+    def __init__(self, path: str) -> None:
+        self.array = np.load(path, mmap_mode="r+")
+        self.shape, self.dtype = self.array.shape, self.array.dtype
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        return self.array[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if key[0].start == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.array[key] = value
+
+
+def test_a_store_that_takes_no_fill_value(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """The error is that of the store; a plain output beside it has its finished windows."""
+    path, plain = str(tmp_path / "x.npy"), np.full(X.shape, -1.0)
+    np.save(path, np.zeros_like(X))
+    out = shmpar.opened(Full, path), plain
+    with pytest.raises(shmpar.StoreError, match=r"cannot write \[0:6, .*No space left"):
+        pool.map_blocks(lambda b: (b, b), X, chunks=(6, -1), out=out, on_error="fill", fill_value=7)
+    assert [error.chunk for error in pool.last_run.failed] == [0]
+    assert (plain[:6] == -1).all()
+    for found in (plain, np.load(path)):
+        np.testing.assert_array_equal(found[6:], X[6:])
 
 
 class Flaky:

@@ -581,13 +581,13 @@ class Execution:
         errors, outputs, plan = self.failed, self.outputs, self.plan
         if done is None:
             outputs.reserve_rest(complete=True)
+        outputs.deliver(None if done is None else [plan.window(chunk) for chunk in done])
         fills = self.policy.on_error == "fill" and self.fatal is None and not self.cancelled
         if fills and errors and outputs.arrays is not None:
             outputs.fill([plan.window(chunk) for chunk in self.errors])
             outputs.deliver(None)
             self.was_filled, self.to_warn = True, errors
             return outputs.result()
-        outputs.deliver(None if done is None else [plan.window(chunk) for chunk in done])
         if self.fatal is not None:
             return self.fatal
         if errors:
