@@ -101,12 +101,12 @@ _OTHER_NAMES: Final = {
 }  # fmt: skip
 
 # Methods of ndarray that may return new memory in the type of the array.
-# Methods that always return a view (T, view, transpose, squeeze, ...) need no wrapper.
+# Methods that always return a view (T, view, transpose, squeeze, ...) need no wrapper, nor do those
+# that call a ufunc (sum, clip, ...).
 _METHODS_WITH_COPIES: Final = (
-    "__copy__", "__deepcopy__", "__getitem__", "all", "any", "argmax", "argmin", "argpartition",
-    "argsort", "astype", "byteswap", "choose", "clip", "compress", "conj", "conjugate", "copy",
-    "cumprod", "cumsum", "dot", "flatten", "max", "mean", "min", "nonzero", "prod", "ravel",
-    "repeat", "reshape", "round", "searchsorted", "std", "sum", "take", "trace", "var",
+    "__copy__", "__deepcopy__", "__getitem__", "argmax", "argmin", "argpartition", "argsort",
+    "astype", "byteswap", "choose", "compress", "copy", "dot", "flatten", "ravel", "repeat",
+    "reshape", "round", "take",
 )  # fmt: skip
 
 _KINDS: Final = {
