@@ -90,8 +90,8 @@ LOSSES = """
   spares you that work; it does not beat it.
 - **One call in a short script**: a forked pool or threads start in milliseconds, since they
   import nothing.
-- **Data larger than memory, many machines**: Dask, Ray or Spark. Nothing here measures their
-  purpose.
+- **Graphs of many steps over data larger than memory, or over many machines**: Dask, Ray or Spark.
+  Nothing here measures their purpose.
 """
 
 ABSENT = """

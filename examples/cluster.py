@@ -52,7 +52,7 @@ def main() -> None:
         from distributed import Client, LocalCluster
     except ImportError:
         raise SystemExit(
-            "this example needs distributed: python -m pip install distributed"
+            'distributed is missing; this example needs: pip install -e ".[dask]"'
         ) from None
     # Why: Dask logs each connection that the death of a host cuts.
     for name in ("distributed", "asyncio", "tornado"):

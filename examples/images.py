@@ -102,11 +102,19 @@ def existing(text: str) -> Path:
     return path
 
 
+def writable(text: str) -> Path:
+    """Return the path of a file in an existing folder."""
+    path = Path(text)
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}")
+    return path
+
+
 def command_line(doc: str, output: str, megapixels: float) -> argparse.ArgumentParser:
     """Return a parser with the common options; the first line of `doc` describes the example."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("file", type=existing, nargs="?", help="image: .npy, .tif, .png, .jpg, ...")
-    parser.add_argument("--output", type=Path, default=Path(output), help="picture to draw")
+    parser.add_argument("--output", type=writable, default=Path(output), help="picture to draw")
     parser.add_argument(
         "--megapixels", type=positive(float), default=megapixels, help="size without a file"
     )

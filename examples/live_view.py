@@ -7,8 +7,6 @@ The call returns at once (``wait=False``).  ``run.live()`` then fills a picture 
 Without ``--show``, ``run.completed()`` yields the region of each tile as soon as the tile is in
 ``run.out``, in the order in which the workers finish.  Tiles inside the set cost far more than
 tiles outside.
-
-Needs matplotlib: ``pip install -e ".[examples]"``.
 """
 
 from __future__ import annotations
@@ -21,6 +19,13 @@ from typing import Any
 import numpy as np
 
 import shmpar
+
+try:
+    import matplotlib as mpl
+except ImportError as error:
+    raise SystemExit(
+        f'{error.name} is missing; this example needs: pip install -e ".[examples]"'
+    ) from None
 
 Array = np.ndarray[Any, Any]
 
@@ -65,8 +70,6 @@ def follow(run: shmpar.Run, shape: tuple[int, int]) -> list[Array]:
 
 def show(axes: Any, canvas: Array, share: float, steps: int) -> None:
     """Draw a canvas; missing tiles are grey, points that never escape are black."""
-    import matplotlib as mpl
-
     colours = mpl.colormaps["inferno"].copy()
     colours.set_bad("0.75")
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -78,8 +81,6 @@ def show(axes: Any, canvas: Array, share: float, steps: int) -> None:
 
 def draw(snapshots: list[Array], steps: int, path: Path) -> None:
     """Draw the snapshots side by side into a file."""
-    import matplotlib as mpl
-
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 

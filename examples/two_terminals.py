@@ -101,7 +101,8 @@ def smoke() -> None:
             if line:
                 print("2:", line)
         creator.send_signal(signal.SIGINT)
-        said, complaints = creator.communicate(timeout=60)
+        said, complaints = creator.stdout.read(), creator.stderr.read()
+        creator.wait(60)
     finally:
         creator.kill()
         creator.wait()

@@ -24,7 +24,7 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
-from images import positive
+from images import positive, writable
 
 import shmpar
 
@@ -251,7 +251,7 @@ def main() -> None:
         type=Path,
         help="OME-Zarr to write, with raw.zarr beside it; default: none is kept",
     )
-    parser.add_argument("--output", type=Path, default=Path("zarr_pyramid.png"), help="picture")
+    parser.add_argument("--output", type=writable, default=Path("zarr_pyramid.png"), help="picture")
     parser.add_argument("--megapixels", type=positive(float), default=600)
     parser.add_argument(
         "--memory", type=positive(int), default=1024, help="MiB of address space of a process"

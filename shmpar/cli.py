@@ -36,7 +36,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from shmpar.display import format_bytes, format_seconds, format_table
-from shmpar.errors import SegmentFull, format_count
+from shmpar.errors import SegmentFull, ShmparError, format_count
 from shmpar.memory import allocate, huge, limits, system
 from shmpar.memory.limits import NUM_WORKERS_VARIABLE, affinity_cpus, available_cpus, quota_cpus
 from shmpar.memory.manager import Manager
@@ -50,6 +50,7 @@ _OWN_DESCRIPTORS: Final = 64  # of a program without workers
 _WORKER_DESCRIPTORS: Final = 6
 _WORKER_SECONDS: Final = 60
 _INTERRUPTED: Final = 130  # the exit code of a shell after Ctrl-C
+_NO_PROC: Final = "/proc is not mounted"
 _TICKETS: Final = {"offset": "the offset of a shared file", "lock": "a lock on a shared file"}
 
 
@@ -263,7 +264,8 @@ def _check_cluster(address: str, section: Section) -> None:
     try:
         from shmpar.cluster.dask import inspect
     except ImportError:
-        section.problem("distributed is missing", "python -m pip install distributed")
+        advice = "install it, for example by the extra shmpar[dask]"
+        section.problem("distributed is missing", advice)
         return
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -514,6 +516,8 @@ def _check_shared_memory(section: Section) -> None:
             advice = f"mount a tmpfs (in a container: --tmpfs {allocate.SHM}, or --shm-size=1g)"
         elif not free:
             advice = f"remove unused files from {allocate.SHM}, or enlarge it (--shm-size=1g)"
+        elif reason == _NO_PROC:
+            advice = "mount it, as root: mount -t proc proc /proc"
         section.problem(f"arrays cannot have names in {allocate.SHM}: {reason}", advice)
 
 
@@ -530,6 +534,8 @@ def _huge_pages() -> tuple[bool, str, str]:
 
 def _refused_name() -> str:
     """Name a segment of one byte; return the reason if that fails, else an empty string."""
+    if not os.path.isdir("/proc/self/fd"):
+        return _NO_PROC
     try:
         with Manager() as manager:
             segment = manager.create(1)
@@ -589,15 +595,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises
     ------
     SystemExit
-        With code 2 for invalid arguments, and with 0 after ``--help`` and ``--version``.
+        With code 2 for invalid arguments, with 0 after ``--help`` and ``--version``, and with a
+        text after an error of the system.
     """
-    options = vars(_parser().parse_args(arguments))
+    parser = _parser()
+    options = vars(parser.parse_args(arguments))
     command, as_json = options.pop("command"), options.pop("json")
     try:
         answer: Answer = command(**options)
         _print(json.dumps(answer.data, indent=2) if as_json else answer.text)
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except (OSError, ShmparError) as error:
+        raise SystemExit(f"{parser.prog}: {error}") from None
     return answer.code
 
 
@@ -630,12 +640,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _print(text: str) -> None:
-    """Print to a standard output of any encoding, or to a closed pipe."""
-    encoding = sys.stdout.encoding or "utf-8"
+    """Print to a standard output of any encoding, to a closed pipe, or nowhere if it is closed."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Why: `| head` has exited, and the interpreter would flush the rest into the pipe at exit.
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)  # noqa: T201
+    except OSError as error:
+        # Why: the interpreter would flush the rest at exit, and fail again.
         with open(os.devnull, "wb") as null:
             os.dup2(null.fileno(), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # Why: `head` has exited
+            raise

@@ -18,7 +18,7 @@ import shmpar
 from shmpar.arrays import creation
 from shmpar.memory import names
 from shmpar.memory.names import remove_stale
-from tests.interpreters import ROOT, interpreter, run_python
+from tests.interpreters import ROOT, interpreter, output_after_setup, run_python
 from tests.test_little_shm import in_little_shm
 from tests.test_little_shm import pytestmark as needs_root
 
@@ -350,6 +350,36 @@ def test_a_closed_pipe_is_no_error():
             assert process.wait() == 0
     finally:
         os.close(writer)
+
+
+@pytest.mark.parametrize(
+    ("output", "error", "code"),
+    [
+        ("/dev/null", "", 0),
+        ("/dev/full", "python -m shmpar: [Errno 28] No space left on device\n", 1),
+    ],
+    ids=["closed", "full"],
+)
+def test_an_output_that_takes_nothing(output, error, code):
+    """A standard output that is closed prints nothing, as with print(); a full one is an error."""
+    source = """
+import os, sys
+os.dup2(os.open(sys.argv[1], os.O_WRONLY), 1)
+if sys.argv[1] == os.devnull:
+    os.close(1)
+os.execv(sys.executable, [sys.executable, "-m", "shmpar", "ls"])
+"""
+    done = run_python(source, output)
+    assert (done.stderr, done.returncode) == (error, code)
+
+
+@needs_root
+def test_without_proc_the_doctor_says_so():
+    """Names need it, and so the advice is to mount it."""
+    source = "import shmpar.cli; print(shmpar.cli.main(['doctor']))"
+    shown = output_after_setup(["unshare", "-m", "sh"], "mount -t tmpfs tmpfs /proc", source)
+    assert "1 problem:\n  1. arrays cannot have names in /dev/shm: /proc is not mounted\n" in shown
+    assert "Advice: mount it, as root: mount -t proc proc /proc." in shown
 
 
 def test_nameless_segments_are_listed():

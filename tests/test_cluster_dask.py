@@ -24,6 +24,7 @@ import shmpar
 from shmpar import cli
 from shmpar.cluster import host as serving
 from tests import cluster_contract as contract
+from tests.interpreters import run_python
 
 dask: Any = pytest.importorskip("dask")
 distributed: Any = pytest.importorskip("distributed")
@@ -518,6 +519,24 @@ def test_the_doctor_shows_what_would_be_refused(
     monkeypatch.setattr("shmpar.cluster.dask._CLOSE_SECONDS", 0.5)
     assert cli.main(["doctor", "--engine", "tcp://127.0.0.1:9"]) == 1
     assert "tcp://127.0.0.1:9 cannot be reached" in capsys.readouterr().out
+
+
+def test_the_doctor_makes_no_client_for_an_impossible_address() -> None:
+    """Dask would print a traceback at exit, after twice its time limit."""
+    source = """
+from shmpar.cluster.dask import inspect
+for address in ("scheduler", "tcp://scheduler", "tls://127.0.0.1:9"):
+    try:
+        inspect(address)
+    except ValueError as error:
+        print(error)
+"""
+    done = run_python(source)
+    assert done.stderr == ""
+    scheme, port, certificates = done.stdout.splitlines()
+    assert scheme.startswith("unknown address scheme 'scheduler'")
+    assert port == "missing port number in address 'scheduler'"
+    assert certificates.startswith("tls:// needs certificates")
 
 
 def certificate(folder: Path) -> Any:

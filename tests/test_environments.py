@@ -157,6 +157,21 @@ def test_requirements_that_are_none(tmp_path: Path, wrong: Any, message: str) ->
     assert os.listdir(tmp_path) == []
 
 
+def test_without_a_home_nothing_is_made_in_the_working_directory(
+    uv: Uv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container may run a user that it does not know; the command prints the same error."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "nowhere")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(shmpar.ShmparError, match="pass cache=, or set XDG_CACHE_HOME"):
+        shmpar.environment(["a"])
+    assert not (tmp_path / "nowhere").exists()
+    done = shmpar_cli("environments")
+    assert (done.stdout, done.returncode) == ("", 1)
+    assert done.stderr.startswith("python -m shmpar: this user has no home directory")
+
+
 def test_paths_do_not_depend_on_the_working_directory(
     uv: Uv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

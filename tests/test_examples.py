@@ -120,9 +120,10 @@ def test_tiled_statistics_of_a_file_equal_numpy(example, tmp_path):
     assert (tmp_path / "maps.png").exists()
 
 
-def test_tiled_statistics_names_a_missing_package(tmp_path):
-    """The error has the command that installs the package."""
-    path = str(EXAMPLES / "tiled_statistics.py")
+@pytest.mark.parametrize("name", ["tiled_statistics.py", "live_view.py"])
+def test_a_missing_package_is_named(name, tmp_path):
+    """The error has the command that installs the package, before anything is computed."""
+    path = str(EXAMPLES / name)
     source = f"import runpy, sys; sys.modules['matplotlib'] = None; runpy.run_path({path!r})"
     done = run_python(source, cwd=tmp_path, env={"PYTHONPATH": str(EXAMPLES)})
     assert done.returncode == 1
@@ -204,10 +205,16 @@ def test_histogram_equalise_saves_a_file(example, tmp_path):
 def test_histogram_equalise_refuses_floats_and_missing_folders(refusals, tmp_path):
     """The error names the dtype or the path, without a traceback."""
     np.save(tmp_path / "floats.npy", np.zeros((4, 4)))
-    floats, folder = refusals("histogram_equalise.py", ["floats.npy"], ["--save", "no/a.npy"])
-    assert (floats[0], folder[0]) == (1, 2)
+    floats, *others = refusals(
+        "histogram_equalise.py",
+        *(["floats.npy"], ["--save", "no/a.npy"], ["--output", "no/a.png"], ["--save", "a.png"]),
+    )
+    assert [floats[0], *(code for code, _ in others)] == [1, 2, 2, 2]
     assert "not float64" in floats[1]
-    assert "not 'no/a.npy'" in folder[1]
+    for (_, text), part in zip(
+        others, ["no folder 'no'", "no folder 'no'", "not 'a.png'"], strict=True
+    ):
+        assert part in text
 
 
 @pytest.mark.stress

@@ -243,12 +243,3 @@ def test_without_axes_the_figure_is_that_of_pyplot(monkeypatch: pytest.MonkeyPat
     assert picture.figure is figure
     assert len(figure.axes) == 2
     assert np.array_equal(picture.get_array(), -IMAGE)
-
-
-def test_matplotlib_is_named_if_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error tells the command that installs it."""
-    with shmpar.Pool(1, engine="threads") as pool:
-        run = pool.map_blocks(np.negative, IMAGE, wait=False)
-        monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-        with pytest.raises(ImportError, match="pip install matplotlib"):
-            run.live()

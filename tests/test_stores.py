@@ -7,6 +7,7 @@ import pickle
 import re
 import sys
 import threading
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -288,11 +289,23 @@ def test_outputs_that_have_one_writer(tmp_path: Path) -> None:
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without the library of a format, the error names it and the extra that has it."""
-    for name, where in (("zarr", "x.zarr"), ("h5py", "x.h5:/x"), ("tifffile", "x.tif")):
-        monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(ImportError, match=rf"needs the library {name}, .*shmpar\[") as caught:
-            shmpar.open(str(tmp_path / where))
-        assert caught.value.name == name
+    with shmpar.Pool(engine="serial") as pool:
+        run = pool.map_blocks(np.negative, X, wait=False)
+        run.result()
+        uses: list[tuple[str, str, Callable[[], object]]] = [
+            ("zarr", "zarr", lambda: shmpar.open(str(tmp_path / "x.zarr"))),
+            ("zarr", "zarr", lambda: pool.map_blocks(abs, X, out=str(tmp_path / "new.zarr"))),
+            ("h5py", "hdf5", lambda: shmpar.open(str(tmp_path / "x.h5:/x"))),
+            ("tifffile", "tiff", lambda: shmpar.open(str(tmp_path / "x.tif"))),
+            ("matplotlib", "plot", run.live),
+            ("matplotlib", "plot", run.report.plot),
+            ("distributed", "dask", lambda: shmpar.Pool(engine="dask")),
+        ]
+        for name, extra, use in uses:
+            monkeypatch.setitem(sys.modules, name, None)
+            with pytest.raises(ImportError, match=rf"needs.* {name},.*shmpar\[{extra}") as caught:
+                use()
+            assert caught.value.name == name
 
 
 def test_errors_of_stores_pickle() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +21,7 @@ from shmpar.errors import PlanError
 from shmpar.grid.axis import positive_number
 from shmpar.memory.locate import locate
 from shmpar.runtime.run import Run
-
-_INSTALL = "python -m pip install distributed"
+from shmpar.stores.formats import library
 
 
 class Cluster(NamedTuple):
@@ -155,10 +153,7 @@ def _no_hosts(hosts: int | None) -> None:
 
 
 def _by_name(engine: str) -> Cluster:
-    try:
-        distributed: Any = importlib.import_module("distributed")
-    except ImportError as error:
-        raise ImportError(f"engine={engine!r} needs distributed: {_INSTALL}") from error
+    distributed: Any = library("distributed", f"engine={engine!r}")
     if engine != "dask":
         warn_if_open(engine)
         from shmpar.cluster.dask import DaskTransport

@@ -21,8 +21,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from distributed import Client, Future
+from distributed import Client, Future, Security
 from distributed.client import _wait
+from distributed.comm.addressing import parse_host_port
+from distributed.comm.registry import get_backend
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.protocol import to_serialize
 from distributed.utils_comm import gather_from_workers
@@ -568,7 +570,21 @@ class HostFacts(NamedTuple):
 
 
 def inspect(address: str) -> list[HostFacts]:
-    """Return the facts of the workers of a scheduler."""
+    """Return the facts of the workers of a scheduler.
+
+    Raises
+    ------
+    ValueError
+        If the address, or the configuration of Dask, cannot lead to a scheduler.
+    OSError
+        If there is none.
+    """
+    # Why first: a client that cannot be made takes 20 seconds to end, and prints an error.
+    scheme, _, place = address.partition("://")
+    get_backend(scheme)
+    parse_host_port(place)
+    if scheme == "tls" and Security().get_connection_args("client")["ssl_context"] is None:
+        raise ValueError("tls:// needs certificates: set distributed.comm.tls in Dask's settings")
     warn_if_open(address)
     found = []
     with Client(address, set_as_default=False, timeout=_CLOSE_SECONDS) as client:

@@ -187,6 +187,8 @@ def _cache(cache: Path | None) -> str:
     root = os.environ.get("XDG_CACHE_HOME", "")
     # Why absolute: the standard of these variables says that others are to be ignored.
     root = root if os.path.isabs(root) else os.path.expanduser(usual)
+    if not os.path.isabs(root):  # Why: a container may run users that it does not list.
+        raise ShmparError("this user has no home directory: pass cache=, or set XDG_CACHE_HOME")
     return os.path.join(root, "shmpar", "environments")
 
 
@@ -302,8 +304,8 @@ def _describe(folder: str) -> Environment:
 def _size(folder: str) -> int:
     """Return the size of the files below a folder; a process may remove them meanwhile."""
     total = 0
-    for entry in os.scandir(folder):
-        with contextlib.suppress(OSError):
-            is_folder = entry.is_dir(follow_symlinks=False)
-            total += _size(entry.path) if is_folder else entry.stat(follow_symlinks=False).st_size
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(parent, name)).st_size
     return total

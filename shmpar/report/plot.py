@@ -11,6 +11,7 @@ import numpy as np
 from shmpar.display import BLUE, ORANGE
 from shmpar.grid import Axis
 from shmpar.report.text import title
+from shmpar.stores.formats import library
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,12 +40,9 @@ def png(figure: Figure, *, scale: int = 2) -> tuple[bytes, dict[str, int]]:
 
 def draw(report: Report) -> Figure:
     """Draw a run."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "report.plot() draws with matplotlib, which is not installed: pip install matplotlib"
-        ) from error
+    library("matplotlib", "report.plot()")
+    from matplotlib.figure import Figure
+
     timings = report.timings
     cut = [number for number, axis in enumerate(report.plan.grid.axes) if len(axis) > 1]
     heights = [max(1.2, min(_WORKER_INCHES * timings.n_workers, 6.0))]

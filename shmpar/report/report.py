@@ -419,7 +419,7 @@ class Report:
         Raises
         ------
         ImportError
-            If matplotlib is not installed: ``pip install matplotlib``.
+            If matplotlib is not installed, which the extra ``plot`` installs.
 
         Examples
         --------

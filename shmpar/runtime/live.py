@@ -18,6 +18,7 @@ from shmpar.display import format_call
 from shmpar.plan import window_bounds
 from shmpar.report.plot import png
 from shmpar.runtime.notebook import in_notebook
+from shmpar.stores.formats import library
 
 if TYPE_CHECKING:
     from shmpar.runtime.run import Run
@@ -42,12 +43,7 @@ def follow(run: Run, ax: Any, output: int, options: dict[str, Any]) -> Any:
 
     The errors of the run are raised by the caller.
     """
-    try:
-        import matplotlib as mpl  # noqa: F401 - tested before anything is drawn
-    except ImportError as error:
-        raise ImportError(
-            "run.live() draws with matplotlib, which is not installed: pip install matplotlib"
-        ) from error
+    library("matplotlib", "run.live()")  # Why here: before anything is drawn
     execution = run.execution
     if execution.plan.returns_objects:
         raise TypeError(

@@ -315,7 +315,7 @@ class Run(PoolFuture):
         IndexError
             If there is no such output.
         ImportError
-            If matplotlib is not installed: ``pip install matplotlib``.
+            If matplotlib is not installed, which the extra ``plot`` installs.
 
         Notes
         -----

@@ -22,21 +22,20 @@ Where = tuple[slice, ...]
 
 _LOOKS = 4  # along each axis of a chunk
 _BEHIND = 4  # file systems, one behind the other
-_PACKAGES = {
-    "zarr": "zarr", "h5py": "hdf5", "tifffile": "tiff", "fsspec": "zarr", "xarray": "xarray",
-    "dask": "dask",
+_EXTRAS = {
+    "zarr": "zarr", "h5py": "hdf5", "tifffile": "tiff", "distributed": "dask", "matplotlib": "plot",
 }  # fmt: skip
 
 
-def library(name: str, path: object) -> ModuleType:
+def library(name: str, purpose: str) -> ModuleType:
     """Import a library; the error names it and the extra of shmpar that installs it."""
     try:
         return __import__(name)
     except ImportError as error:
-        extra = _PACKAGES.get(name)
-        remedy = f"install it, for example by the extra shmpar[{extra}]" if extra else "install it"
         raise ImportError(
-            f"{path} needs the library {name}, {remedy}: {error}", name=name
+            f"{purpose} needs the library {name}, install it, for example by the extra "
+            f"shmpar[{_EXTRAS[name]}]: {error}",
+            name=name,
         ) from error
 
 

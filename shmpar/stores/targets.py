@@ -223,8 +223,7 @@ class ZarrPath:
         ValueError
             If there is something else.
         """
-        import zarr
-
+        zarr: Any = formats.library("zarr", self._where)
         try:
             found = zarr.open_array(self.path, mode="r+")
         except (FileNotFoundError, ValueError) as error:
