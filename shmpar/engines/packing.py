@@ -94,7 +94,9 @@ class State:
             self._note_variables(_variables().copy())
         path = None if self._own_path else self._paths[1]
         levels = current_levels() if self._logs else None
-        parts = directory, path, errors, self._filters[1], self._variables[1], None, levels
+        arguments = list(map(str, getattr(sys, "argv", ())))  # Why getattr: an embedded Python
+        variables = self._variables[1]
+        parts = directory, path, errors, self._filters[1], variables, arguments, None, levels
         # Why the same object: many calls that wait would hold as many copies.
         latest = self._latest
         if latest is not None and tuple.__eq__(latest, parts):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import pickle
 import sys
 import types
@@ -52,6 +53,7 @@ from shmpar.pickling.explain import (
     DISPATCHER,
     CheckedPickler,
     explain_failure,
+    module_of,
     pickling_error,
     reduce_cached,
     reduce_dispatcher,
@@ -213,8 +215,8 @@ class _Pickler(CheckedPickler):
             # Why: cloudpickle hides the file, which warnings and tracebacks of the worker name.
             return build, tuple(obj.co_filename if one == _HIDDEN else one for one in parts)
         is_array = isinstance(obj, np.ndarray)
-        if is_array or type(obj).__module__.startswith("numpy.random."):
-            return self._reduce_array(obj) if is_array else _reduce_random(obj)
+        if is_array or obj is os.environ or module_of(type(obj)).startswith("numpy.random."):
+            return self._reduce_array(obj) if is_array else self._reduce_own(obj)
         definition: Any = obj
         if isinstance(obj, _DEFINITIONS) and not (self._python or self._is_result):
             updates = self._updates(obj)
@@ -228,6 +230,12 @@ class _Pickler(CheckedPickler):
             self._share_globals(obj)
         reduced = super().reducer_override(obj)
         return self._with_setter(obj, reduced) if isinstance(obj, type) else reduced
+
+    def _reduce_own(self, obj: Any) -> Any:
+        # Why: a worker has variables of its own, which a function that holds them has to see.
+        if obj is os.environ:
+            return NotImplemented if self._is_result else (getattr, (os, "environ"))
+        return _reduce_random(obj)
 
     def _with_setter(self, definition: type, reduced: Any) -> Any:
         """Return a reduced class, if it is one by value, with this package's function of its state.
