@@ -15,12 +15,14 @@ Guarantees
 
 from __future__ import annotations
 
+import enum
 import io
 import itertools
 import os
 import pickle
 import sys
 import types
+import typing
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter, is_
@@ -245,9 +247,15 @@ class _Pickler(CheckedPickler):
         if not isinstance(reduced, tuple) or len(reduced) != _WITH_SETTER:
             return reduced
         class_attributes.setdefault(definition, set())
-        *first, state, items, pairs, setter = reduced
+        make, arguments, state, items, pairs, setter = reduced
+        if "__slots__" in vars(definition) and not issubclass(definition, enum.Enum):
+            # Why: cloudpickle sets them afterwards, which makes no slots. The attributes would then
+            # lie in a dict, which an object of this process does not have.
+            _, _, bases, namespace, *_ = arguments
+            if typing.NamedTuple not in bases:  # Why: it has slots of its own, and refuses others.
+                namespace["__slots__"] = vars(definition)["__slots__"]
         place = set_new_class if self._is_result else set_class
-        return (*first, (state, setter), items, pairs, place)
+        return make, arguments, (state, setter), items, pairs, place
 
     def _updates(self, obj: Any) -> list[_Update]:
         """Return the changes of the modules that an object reaches, unless they were pickled."""
