@@ -61,9 +61,11 @@ def __getattr__(name: str) -> Any:
     text = ""
     # Why the finder: an import asks for a module of this package as an attribute first.
     if not (name.startswith("_") or PathFinder.find_spec(f"{__name__}.{name}", __path__)):
-        from shmpar.verbs.other_names import advice  # Why here: the name does not exist.
+        from shmpar.pool import Pool  # Why here: the name does not exist.
+        from shmpar.verbs.other_names import advice
 
-        found = advice(name, __all__)
+        of_pool = f"write shmpar.default_pool().{name}, or pool = shmpar.Pool() and pool.{name}"
+        found = of_pool if hasattr(Pool, name) else advice(name, __all__)
         text = f"; {found}" if found else ""
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{text}")
 

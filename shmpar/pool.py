@@ -208,13 +208,16 @@ class Pool(Reductions, FirstGuesses, Executor):
         levels that its loggers have. A record that a handler in the worker takes stays there.
         Handlers run in a thread of their own. With False, all records stay in the workers.
     hosts : int, optional
-        Calls of an executor in flight at a time.
+        Calls of an executor in flight at a time. The default is its number of workers; an executor
+        that does not tell this number needs `hosts`.
     host_timeout : float
         Seconds without any host after which a run fails with :class:`shmpar.HostsLost`; it can be
         resumed.
     shared_files : bool, optional
         True if all hosts see the files of this machine under the same paths: then they read and
-        write np.memmap inputs and outputs themselves. False if they do not.
+        write np.memmap inputs and outputs themselves. False if they do not: then this process sends
+        the values of inputs, and writes the results. By default it sends inputs too, and an
+        np.memmap as ``out=`` is refused.
 
     Attributes
     ----------

@@ -96,6 +96,8 @@ def test_keywords_of_scikit_image(any_pool: shmpar.Pool, name: str) -> None:
         ("count_nonzero", "write pool.sum(x != 0)"),
         ("random", "name a parameter rng: pool.map_blocks(f, x) passes f a generator"),
         ("parallel_config", 'write joblib.parallel_config(backend="shmpar")'),
+        ("apply_ufunc", "write pool.map_blocks(f, x), which keeps the names of a DataArray"),
+        ("vectorize", "write pool.parallel_map(f, items)"),
     ],
 )
 def test_names_of_other_libraries(any_pool: shmpar.Pool, name: str, advice: str) -> None:
@@ -105,4 +107,13 @@ def test_names_of_other_libraries(any_pool: shmpar.Pool, name: str, advice: str)
     )
     assert text_of(AttributeError, lambda: getattr(shmpar, name)) == (
         f"module 'shmpar' has no attribute {name!r}; {advice}"
+    )
+
+
+@pytest.mark.parametrize("name", ["map", "submit", "starmap", "imap_unordered", "shutdown"])
+def test_methods_of_a_pool_as_functions_of_the_module(name: str) -> None:
+    """The error has the default pool, whose method it is."""
+    assert text_of(AttributeError, lambda: getattr(shmpar, name)) == (
+        f"module 'shmpar' has no attribute {name!r}; write shmpar.default_pool().{name}, or pool = "
+        f"shmpar.Pool() and pool.{name}"
     )

@@ -252,6 +252,7 @@ def noisy(block: Any) -> Any:
 def random_functions() -> dict[str, Any]:
     """Return functions that hold a generator in each way."""
     mine, old, plain = np.random.default_rng(0), np.random.RandomState(0), random.Random(0)
+    normal = old.normal
 
     class Model:
         def __init__(self) -> None:
@@ -270,6 +271,7 @@ def random_functions() -> dict[str, Any]:
         "Generator": lambda block: block + mine.normal(),
         "RandomState": lambda block: block + old.normal(),
         "Random": lambda block: block + plain.random(),
+        "method of a C extension": lambda block: block + normal(),
         "partial": functools.partial(lambda block, source: block + source.normal(), source=mine),
         "nested": lambda block: inner(block) + 1,
         "method": Model().step,
@@ -300,6 +302,16 @@ class TestCapturedGenerators:
         with pytest.warns(RuntimeWarning, match="map: .*spawn") as caught:
             list(pool.map(function, range(5)))
         assert [one.filename for one in caught] == [__file__]
+
+
+def test_a_function_of_cython_is_sent_by_its_name(pool: shmpar.Pool) -> None:
+    """Its type has a descriptor as its ``__module__``, and lies in a module without a file."""
+    rand = vars(np.random.RandomState)["rand"]
+
+    def draw(seed: int) -> tuple[float, Any]:
+        return rand(np.random.RandomState(seed)), rand
+
+    assert draw(3) == pool.submit(draw, 3).result() == pool.parallel_map(draw, [3])[0]
 
 
 def test_a_generator_in_kwargs_or_as_a_constant_warns(pool: shmpar.Pool) -> None:

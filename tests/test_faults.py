@@ -121,6 +121,18 @@ def test_a_result_that_does_not_pickle_is_reported(pool: shmpar.Pool) -> None:
         pool.parallel_map(lambda _: threading.Lock(), range(3), dtype=object)
 
 
+def test_a_result_that_does_not_unpickle_is_reported(pool: shmpar.Pool) -> None:
+    """The error tells that the function has returned, and has that of the unpickling."""
+    text = r"returned an object that was pickled, but does not load here \(ValueError: .*no number"
+    with pytest.raises(shmpar.ChunkError, match=r"item 1 .*" + text):
+        pool.parallel_map(lambda i: DoesNotLoad() if i else i, range(2))
+    with pytest.raises(shmpar.ChunkError, match=text):
+        pool.block_reduce(lambda _: DoesNotLoad(), X, dtype=object)
+    with pytest.raises(ValueError, match="no number") as caught:
+        pool.submit(DoesNotLoad).result()
+    assert "does not load here" in caught.value.__notes__[0]
+
+
 def test_a_function_that_does_not_pickle_is_explained(pool: shmpar.Pool) -> None:
     """The error names the closure variable or keyword, and the pool goes on."""
     lock = threading.Lock()

@@ -128,6 +128,15 @@ def test_copies_are_cast(have: str, due: str, size: int, strided: bool, small: b
     assert np.array_equal(copy, values.astype(due))
 
 
+@pytest.mark.parametrize("value", ["0", "off", "No"])
+def test_the_variable_turns_huge_pages_off(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """All usual words for it do."""
+    monkeypatch.setenv(huge.VARIABLE, value)
+    place = locate(shmpar.zeros(1 << 20))
+    assert place is not None
+    assert (huge.refusal(), place.segment.huge_bytes) == (f"{huge.VARIABLE}={value}", 0)
+
+
 LARGE = np.random.default_rng(2).integers(0, 255, 100 * MIB + 6, "u1")
 
 

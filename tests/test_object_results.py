@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import pickle
 import threading
+import typing
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -194,3 +195,59 @@ def test_results_that_nobody_holds_are_released_while_the_pool_is_busy(engine: s
             stop.set()
             busy.join()
         drop_caches(pool)
+
+
+def slotted() -> dict[str, Callable[[], Any]]:
+    """Return functions that make equal objects of local classes, which are sent by value."""
+
+    class Equal:
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            return type(self) is type(other) and self.values() == other.values()  # type: ignore[attr-defined]
+
+        __hash__ = None  # type: ignore[assignment]
+
+        def values(self) -> list[Any]:
+            return [getattr(self, name, None) for name in ("one", "own", "free")]
+
+    class One(Equal):
+        __slots__ = "one"  # noqa: PLC0205 - a single name is allowed
+
+    class Own(One):
+        __slots__ = ("__own", "__weakref__")
+
+        def __init__(self) -> None:
+            self.one, self.__own = 1, 2
+
+        @property
+        def own(self) -> int:
+            return self.__own
+
+    class Free(Own):
+        def __init__(self) -> None:
+            super().__init__()
+            self.free = 3
+
+    @dataclasses.dataclass(slots=True)
+    class Record:
+        one: int = 1
+
+    class Pair(typing.NamedTuple):
+        one: int = 1
+
+    return {"Own": Own, "Free": Free, "dataclass": Record, "NamedTuple": Pair}
+
+
+@pytest.mark.parametrize("kind", list(slotted()))
+def test_objects_with_slots(pool: shmpar.Pool, kind: str) -> None:
+    """They have no dict in a worker either, so they are results and items as any other."""
+    make = slotted()[kind]
+    expected = make()
+    assert pool.submit(make).result() == expected
+    assert pool.parallel_map(lambda item: (item, item == make()), [expected]) == [(expected, True)]
+    assert pool.submit(lambda: hasattr(make(), "__dict__")).result() is hasattr(
+        expected, "__dict__"
+    )
+    (found,) = pool.block_reduce(lambda _: make(), np.zeros(1), dtype=object)
+    assert (type(found), found) == (make, expected)

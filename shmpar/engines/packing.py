@@ -34,7 +34,7 @@ from shmpar.memory.system import working_directory
 from shmpar.pickling.pack import Interpreter, Payload, cached, pack, pack_stateless
 from shmpar.pickling.plain import pack_plain
 from shmpar.pickling.unpack import unpack
-from shmpar.plan import Function, Plan, spell
+from shmpar.plan import Function, Plan, ResultError, spell
 from shmpar.stores.store import Part, Store
 from shmpar.worker.items import call_each
 from shmpar.worker.logs import current_levels
@@ -94,7 +94,9 @@ class State:
             self._note_variables(_variables().copy())
         path = None if self._own_path else self._paths[1]
         levels = current_levels() if self._logs else None
-        parts = directory, path, errors, self._filters[1], self._variables[1], None, levels
+        arguments = list(map(str, getattr(sys, "argv", ())))  # Why getattr: an embedded Python
+        variables = self._variables[1]
+        parts = directory, path, errors, self._filters[1], variables, arguments, None, levels
         # Why the same object: many calls that wait would hold as many copies.
         latest = self._latest
         if latest is not None and tuple.__eq__(latest, parts):
@@ -436,6 +438,8 @@ def unpack_call(
             value = value._replace(error=unpack_error(value.error))
         return event._replace(value=value)
     except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
+        with contextlib.suppress(BaseException):  # Why: its class may be the user's
+            BaseException.add_note(error, f"In the caller: {_NOT_LOADED}.")
         return event._replace(value=None, error=error)
 
 
@@ -453,8 +457,22 @@ def unpack_objects(
         except SegmentFull as error:  # Why: no fault of the function, and the next fails too.
             yield protocol.PlanRejected(event.run, error)
         except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
-            yield protocol.ChunkFailed(event.run, chunk, error)
+            yield protocol.ChunkFailed(event.run, chunk, _not_loaded(error))
     yield event._replace(values=values)
+
+
+_NOT_LOADED = "the function returned an object that was pickled, but does not load here"
+_CORRECT_PICKLE = "correct how its class is pickled (__reduce__, __setstate__)"
+
+
+def _not_loaded(cause: BaseException) -> ResultError:
+    """Return the error of a chunk whose result does not unpickle in this process."""
+    reason = type(cause).__name__
+    with contextlib.suppress(BaseException):  # Why: __str__ may be the user's code.
+        reason += f": {cause}"
+    failed = ResultError(f"{_NOT_LOADED} ({reason}); {_CORRECT_PICKLE}, or return plain values")
+    failed.__cause__ = cause
+    return failed
 
 
 def rejection(cause: BaseException, *, own_path: bool) -> BaseException:
@@ -468,18 +486,21 @@ def rejection(cause: BaseException, *, own_path: bool) -> BaseException:
     # Why an OSError: a worker may be out of descriptors.
     if isinstance(cause, PlanError | SegmentError | OSError):
         return cause
-    remedy = (
-        "define it in a module that workers can import, or have its module sent along by "
-        "cloudpickle.register_pickle_by_value(module)"
-    )
+    remedy = f"{_CORRECT_PICKLE}, or make the object inside the function"
+    if isinstance(cause, ImportError | AttributeError):
+        remedy = (
+            "a worker must be able to import each name that it refers to: define it in a module "
+            "that workers can import, or have its module sent along by "
+            "cloudpickle.register_pickle_by_value(module)"
+        )
     if own_path and isinstance(cause, ImportError):
         remedy = (
             "the workers of python= do not have the sys.path of this process, so install the "
             'module there, or pass env={"PYTHONPATH": folder} to the pool'
         )
     rejected = PlanError(
-        f"the function was sent, but does not load in a worker ({type(cause).__name__}: {cause}); "
-        f"a worker must be able to import each name that it refers to: {remedy}"
+        "the function, or a value that it holds or is given, was sent but does not load in a "
+        f"worker ({type(cause).__name__}: {cause}); {remedy}"
     )
     rejected.__cause__ = cause
     return rejected

@@ -200,7 +200,8 @@ class ProcessesEngine:
         if self._initializer is not None:
             handle.attach_payload(self._initializer, attached := Attached())
             held = packing.held_keys(self._initializer)
-            message = protocol.Initialize(self._initializer.body, held, attached.records)
+            state = handle.changed(self._state.current(self._launcher.interpreter))
+            message = protocol.Initialize(self._initializer.body, held, state, attached.records)
             handle.notify(message, attached.descriptors)
 
     def restart(self) -> None:

@@ -36,8 +36,9 @@ MIN_BYTES: Final = 2 * PAGE
 KINDS: Final = {"shm", "memfd"}
 """The kinds of segments that can lie in huge pages."""
 VARIABLE: Final = "SHMPAR_HUGE_PAGES"
-"""The environment variable that forbids huge pages, by the value 0."""
+"""The environment variable that forbids huge pages, by a value of `_OFF`."""
 
+_OFF: Final = {"0", "false", "never", "no", "off"}
 _MADV_COLLAPSE: Final = 25
 _MAP_FIXED: Final = 0x10
 _MAP_NORESERVE: Final = 0x4000
@@ -51,8 +52,9 @@ _refusal: str | None = None  # the reason why no page is tried any more in this 
 
 def refusal() -> str | None:
     """Return the reason why this process makes no huge pages; None if it tries."""
-    if os.environ.get(VARIABLE) == "0":
-        return f"{VARIABLE}=0"
+    chosen = os.environ.get(VARIABLE, "")
+    if chosen.lower() in _OFF:
+        return f"{VARIABLE}={chosen}"
     if sys.platform != "linux":
         return "not on this platform"
     return _refusal

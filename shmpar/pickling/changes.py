@@ -396,7 +396,8 @@ def user_module(name: Any) -> UserModule | None:
 
 def _is_users(module: types.ModuleType) -> bool:
     top = module.__name__.partition(".")[0]
-    if top in {"__main__", "__mp_main__", "shmpar"}:
+    # Why _cython_: a module without a file, in which Cython keeps the types of its functions.
+    if top in {"__main__", "__mp_main__", "shmpar"} or top.startswith("_cython_"):
         return False
     file, spec = getattr(module, "__file__", None), getattr(module, "__spec__", None)
     if file is None:

@@ -120,7 +120,7 @@ def _check_process_local(obj: Any) -> None:
     kind = type(obj)
     by_author = _has_reducer(kind)
     for base in kind.__mro__:
-        module = base.__module__
+        module = module_of(base)
         name = f"ctypes.{base.__name__}" if module == "ctypes" else module
         if name in _REMEDIES and (module.startswith("multiprocessing.") or not by_author):
             raise _process_local(kind, _REMEDIES[name])
@@ -135,7 +135,16 @@ def _check_process_local(obj: Any) -> None:
 
 
 def _process_local(kind: type, remedy: str) -> ProcessLocal:
-    return ProcessLocal(f"{kind.__module__}.{kind.__qualname__}", remedy)
+    return ProcessLocal(f"{module_of(kind)}.{kind.__qualname__}", remedy)
+
+
+def module_of(kind: type) -> str:
+    """Return the name of a type's module; empty if the type has another attribute of that name.
+
+    Why: the type of the functions of Cython has a descriptor there, for its instances.
+    """
+    name: Any = kind.__module__
+    return name if isinstance(name, str) else ""
 
 
 def _has_reducer(kind: type) -> bool:
@@ -199,7 +208,7 @@ def explain_failure(value: Any, error: Exception) -> str:
 
 
 def _describe(where: str, held: Any, error: BaseException) -> str:
-    kind = f"{type(held).__module__}.{type(held).__qualname__}"
+    kind = f"{module_of(type(held))}.{type(held).__qualname__}"
     if not isinstance(error, ProcessLocal):
         remedy = f"pass it to the verb as an array, or {_INSIDE}" if "h5py" in kind else _INSIDE
         return f"{where} is a {kind}, which does not pickle ({error}); {remedy}"
@@ -239,7 +248,7 @@ def _is_followed(held: Any) -> bool:
     kinds = (dict, type, functools.partial)
     if isinstance(held, (*kinds, types.FunctionType, types.MethodType, types.ModuleType)):
         return True
-    return type(held).__module__.partition(".")[0] not in sys.stdlib_module_names
+    return module_of(type(held)).partition(".")[0] not in sys.stdlib_module_names
 
 
 def _contents(part: Any, *, outermost: bool) -> Iterator[tuple[str, Any]]:
@@ -288,5 +297,5 @@ def _name(value: Any, function: Any) -> str:
     if name is not None:
         return f"function {name}"
     if value is function:
-        return f"the callable {type(value).__module__}.{type(value).__qualname__}"
+        return f"the callable {module_of(type(value))}.{type(value).__qualname__}"
     return f"an item such as {_SHORT.repr(value):.60}"

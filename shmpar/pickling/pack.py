@@ -15,11 +15,14 @@ Guarantees
 
 from __future__ import annotations
 
+import enum
 import io
 import itertools
+import os
 import pickle
 import sys
 import types
+import typing
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter, is_
@@ -52,6 +55,7 @@ from shmpar.pickling.explain import (
     DISPATCHER,
     CheckedPickler,
     explain_failure,
+    module_of,
     pickling_error,
     reduce_cached,
     reduce_dispatcher,
@@ -213,8 +217,8 @@ class _Pickler(CheckedPickler):
             # Why: cloudpickle hides the file, which warnings and tracebacks of the worker name.
             return build, tuple(obj.co_filename if one == _HIDDEN else one for one in parts)
         is_array = isinstance(obj, np.ndarray)
-        if is_array or type(obj).__module__.startswith("numpy.random."):
-            return self._reduce_array(obj) if is_array else _reduce_random(obj)
+        if is_array or obj is os.environ or module_of(type(obj)).startswith("numpy.random."):
+            return self._reduce_array(obj) if is_array else self._reduce_own(obj)
         definition: Any = obj
         if isinstance(obj, _DEFINITIONS) and not (self._python or self._is_result):
             updates = self._updates(obj)
@@ -229,6 +233,12 @@ class _Pickler(CheckedPickler):
         reduced = super().reducer_override(obj)
         return self._with_setter(obj, reduced) if isinstance(obj, type) else reduced
 
+    def _reduce_own(self, obj: Any) -> Any:
+        # Why: a worker has variables of its own, which a function that holds them has to see.
+        if obj is os.environ:
+            return NotImplemented if self._is_result else (getattr, (os, "environ"))
+        return _reduce_random(obj)
+
     def _with_setter(self, definition: type, reduced: Any) -> Any:
         """Return a reduced class, if it is one by value, with this package's function of its state.
 
@@ -237,9 +247,15 @@ class _Pickler(CheckedPickler):
         if not isinstance(reduced, tuple) or len(reduced) != _WITH_SETTER:
             return reduced
         class_attributes.setdefault(definition, set())
-        *first, state, items, pairs, setter = reduced
+        make, arguments, state, items, pairs, setter = reduced
+        if "__slots__" in vars(definition) and not issubclass(definition, enum.Enum):
+            # Why: cloudpickle sets them afterwards, which makes no slots. The attributes would then
+            # lie in a dict, which an object of this process does not have.
+            _, _, bases, namespace, *_ = arguments
+            if typing.NamedTuple not in bases:  # Why: it has slots of its own, and refuses others.
+                namespace["__slots__"] = vars(definition)["__slots__"]
         place = set_new_class if self._is_result else set_class
-        return (*first, (state, setter), items, pairs, place)
+        return make, arguments, (state, setter), items, pairs, place
 
     def _updates(self, obj: Any) -> list[_Update]:
         """Return the changes of the modules that an object reaches, unless they were pickled."""
