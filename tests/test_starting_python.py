@@ -57,7 +57,7 @@ def test_a_script_on_standard_input(run_python: Run) -> None:
     check(run_python(Path("-"), input=SCRIPT))
 
 
-@pytest.mark.parametrize("flags", [["-X", "dev", "-B"], ["-W", "error", "-O"]], ids=" ".join)
+@pytest.mark.parametrize("flags", [["-X", "dev", "-B", "-bb"], ["-W", "error", "-O"]], ids=" ".join)
 def test_workers_have_the_flags_of_the_interpreter(run_python: Run, flags: list[str]) -> None:
     """Neither the parent nor a worker emits a warning."""
     check(run_python(SCRIPT, flags=flags))
@@ -290,6 +290,39 @@ def test_a_pool_in_a_daemonic_process(run_python: Run) -> None:
         process.join()
     """
     check(run_python(source), "[0, 1, 2]\n")
+
+
+def test_a_pool_in_a_spawned_process(run_python: Run, tmp_path: Path) -> None:
+    """Functions and classes of the script are sent by value, though its name is another one there."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import functools, multiprocessing, shmpar
+
+class Point:
+    def __init__(self, x):
+        self.x = x + offset
+
+@functools.cache
+def point(x):
+    return Point(x)
+
+def load(value):
+    global offset
+    offset = value
+
+def child():
+    with shmpar.Pool(1, initializer=load, initargs=(10,)) as pool:
+        (found,) = pool.parallel_map(lambda x: point(x), [1])
+        print(type(found) is Point, found.x, pool.submit(Point, 2).result().x)
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=child)
+    process.start()
+    process.join()
+"""
+    )
+    check(run_python(script), "True 11 12\n")
 
 
 def test_a_worker_imports_few_modules(run_python: Run) -> None:
