@@ -97,7 +97,8 @@ CALLS = """
     filled = space.Point(7)
     filled.ten
     with shmpar.Pool(1) as pool:
-        for call in (space.use, space.count, space.times, space.twice, space.flat, space.Point(5).plus):
+        plus = space.Point(5).plus
+        for call in (space.use, space.count, space.times, space.twice, space.flat, plus):
             due = [call(n) for n in range(3)]
             assert [pool.submit(call, n).result() for n in range(3)] == due, call
             assert pool.parallel_map(call, range(3), dtype=object).tolist() == due, call

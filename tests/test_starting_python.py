@@ -293,7 +293,7 @@ def test_a_pool_in_a_daemonic_process(run_python: Run) -> None:
 
 
 def test_a_pool_in_a_spawned_process(run_python: Run, tmp_path: Path) -> None:
-    """Functions and classes of the script are sent by value, though its name is another one there."""
+    """Functions and classes of the script are sent by value, under the name that it has there."""
     script = tmp_path / "script.py"
     script.write_text(
         """

@@ -108,7 +108,7 @@ _SIMPLE |= {type(...), type(NotImplemented)}
 _NO_STATE = {"__doc__", "__module__", "__dict__", "__weakref__", "__firstlineno__", "_abc_impl"}
 # Why: the interpreter adds these to a class later, or in any order.
 _NO_STATE |= {*ADDED, "__static_attributes__"}
-# Why: the state of these has a random number, or what they have compiled.
+# Why: the pickled state of these objects has a random number, or the code that they have compiled.
 _PARTS_OF: dict[str, tuple[str, ...]] = {
     "numba.core.registry.CPUDispatcher": ("py_func", "targetoptions"),
     "numba.np.ufunc.dufunc.DUFunc": ("_dispatcher",),
