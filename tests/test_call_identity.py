@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import functools
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +148,7 @@ scaled = Scale()
             != fingerprint_in("function")
             == fingerprint_in("function")
         )
-    assert fingerprint_in("scaled", by=2) == fingerprint_in("scaled")
+    assert fingerprint_in("scaled", by=2) != fingerprint_in("scaled")
 
 
 def test_attributes_that_pickling_adds_do_not_count() -> None:
@@ -182,6 +184,144 @@ def test_padding_between_fields_does_not_count() -> None:
     assert fingerprint(one) == fingerprint(other)
     other["b"][2] = 1
     assert fingerprint(one) != fingerprint(other)
+
+
+def test_a_subclass_of_an_array_has_its_attributes() -> None:
+    """The mask of an array counts."""
+    one, other = (np.ma.array([1, 2], mask=mask) for mask in ([0, 1], [1, 0]))
+    assert fingerprint(one) == fingerprint(one.copy()) != fingerprint(other)
+
+
+KINDS = """
+import enum, functools, typing
+import numpy as np
+
+class Tuple(typing.NamedTuple):
+    a: int
+    def scaled(self): return self.a * {v}
+class Number(enum.IntEnum):
+    A = 1
+    def scaled(self): return self * {v}
+class Text(str):
+    def scaled(self): return {v}
+class Real(float):
+    def scaled(self): return {v}
+class Items(list):
+    def scaled(self): return {v}
+class Some(set):
+    def scaled(self): return {v}
+class Array(np.ndarray):
+    def scaled(self): return {v}
+
+def own(x): return x * own.factor
+own.factor = {v}
+def of_attribute(x): return own(x)
+@functools.wraps(np.sum)
+def total(x): return np.sum(x) * {v}
+def of_wrapper(x): return total(x)
+space = dict()
+exec("def first(x): return x + {v}\\ndef second(x): return first(x)", space)
+second = space["second"]
+def of_namespace(x): return second(x)
+values = [
+    Tuple(1), Number.A, Text("a"), Real(1), Items("a"), Some("ab"), np.ones(2).view(Array),
+    of_attribute, of_wrapper, of_namespace,
+]
+"""
+OF_KINDS = """
+from shmpar.runtime.call_identity import fingerprint
+for value in values: print(fingerprint(value))
+"""
+
+
+def test_code_behind_values_of_all_kinds_counts() -> None:
+    """Subclasses of builtin types, decorators, and functions of a bare dict have code too."""
+    found = [
+        run_python(KINDS.format(v=value) + OF_KINDS, env={"PYTHONHASHSEED": seed}).stdout.split()
+        for value, seed in ((1, "1"), (1, "2"), (2, "1"))
+    ]
+    assert found[0] == found[1]
+    assert len(found[0]) == 10
+    assert not {*found[0]} & {*found[2]}
+
+
+def test_modules_of_the_user_of_all_kinds_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie in folders without a file of their own, in archives, and under names of Python's."""
+    names = ("folder_of_ours.inner", "zipped_by_us", "colorsys")
+
+    def inside(x: float) -> float:
+        from folder_of_ours.inner import change
+
+        return change(x)
+
+    def found(value: int) -> set[str]:
+        folder = tmp_path / str(value)
+        (folder / "folder_of_ours").mkdir(parents=True)
+        source = f"def change(x): return x + {value}\n"
+        (folder / "folder_of_ours" / "inner.py").write_text(source)
+        (folder / "colorsys.py").write_text(source)
+        with zipfile.ZipFile(folder / "code.zip", "w") as archive:
+            archive.writestr("zipped_by_us.py", source)
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(folder)
+            patch.syspath_prepend(folder / "code.zip")
+            for name in (*names, "folder_of_ours"):
+                patch.delitem(sys.modules, name, raising=False)
+            first = fingerprint(inside)
+            space = {name.partition(".")[0]: __import__(name) for name in names}
+            texts = [f"lambda x: {name}.change(x)" for name in names]
+            functions = [inside, *[eval(text, space) for text in texts]]  # noqa: S307 (ours)
+            for name in (*names, "folder_of_ours"):
+                sys.modules.pop(name, None)
+            return {first, *map(fingerprint, functions)}
+
+    assert len(found(1)) == len(names) + 1
+    assert not found(2) & found(3)
+
+
+def test_a_call_leaves_the_fingerprint() -> None:
+    """A function of singledispatch has a cache, and a class gets attributes at a look."""
+
+    @functools.singledispatch
+    def flat(item: Any) -> Any:
+        return item
+
+    class Plain:
+        @functools.singledispatchmethod
+        def method(self, item: Any) -> Any:
+            return item
+
+    values = [flat, lambda x: flat(x) + 1, Plain, Plain()]
+    before = [fingerprint(value) for value in values]
+    assert flat(1) == Plain().method(1) == 1
+    assert Plain.__annotations__ == {}
+    assert [fingerprint(value) for value in values] == before
+    flat.register(int, abs)
+    assert fingerprint(flat) != before[0]
+
+
+def test_compiled_functions_of_numba() -> None:
+    """They have a random number, and what was compiled before."""
+    numba = pytest.importorskip("numba")
+
+    def made(number: int) -> Any:
+        return numba.njit(lambda x: x + number)
+
+    function = made(1)
+    before = fingerprint(function)
+    assert function(1) == 2
+    assert before == fingerprint(function) == fingerprint(made(1)) != fingerprint(made(2))
+
+
+def test_values_that_are_nested_too_deeply() -> None:
+    """The error names the remedy."""
+    value: list[Any] = []
+    for _ in range(sys.getrecursionlimit()):
+        value = [value]
+    with pytest.raises(ValueError, match=r"nested too deeply .* leave out ledger="):
+        fingerprint(value)
 
 
 def test_cycles_end() -> None:

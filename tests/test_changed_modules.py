@@ -14,6 +14,7 @@ Run = Callable[..., CompletedProcess[str]]
 
 HELPER = """
 import math
+from contextlib import contextmanager
 from math import floor
 import numpy as np
 import inner
@@ -43,6 +44,14 @@ def wrap(function):
 def decorated(x):
     return x * 100
 
+@contextmanager
+def opened(x):
+    yield x + K
+
+def within(x):
+    with opened(x) as value:
+        return value
+
 class Point:
     scale = 10
 
@@ -60,7 +69,7 @@ def use(x):
     return (
         part(x), K, str(ZERO), NAME, repr(CONFIG), TABLE.tolist(), COMPUTED, LATER, floor(2.5),
         Point(x).scaled(), Point.fixed(), decorated(x), doubled(x), inner.LEVEL, LEVEL,
-        inner.nested(x), math.sqrt(4), default(),
+        inner.nested(x), math.sqrt(4), default(), within(x),
     )
 
 def default(value=K):
@@ -191,6 +200,10 @@ CHANGES = {
     ),
     "reload of a decorator": (
         "rewrite('helper', 'function(x) + K', 'function(x) - K'); importlib.reload(helper)",
+        "importlib.reload(helper)",
+    ),
+    "reload of a decorator of Python": (
+        "rewrite('helper', 'yield x + K', 'yield x - K'); importlib.reload(helper)",
         "importlib.reload(helper)",
     ),
     "reload below": (
@@ -360,6 +373,147 @@ def test_a_folder_into_which_packages_were_installed(run_python: Run, tmp_path: 
     """
     done = run_python(source, cwd=tmp_path)
     assert (done.stdout, done.stderr, done.returncode) == ("right\n", "", 0)
+
+
+HOLDERS = """
+import collections, functools, xmlrpc.client
+
+K = 1
+class Endless:
+    def __getattr__(self, name):
+        return Endless()
+class Broken:
+    def __getattr__(self, name):
+        raise KeyError(name)
+class Unbound:
+    @property
+    def __class__(self):
+        raise RuntimeError("it is not bound")
+class Decorator:
+    def __init__(self, function):
+        self.function = function
+    def __call__(self, x):
+        return self.function(x)
+class Made(type):
+    def make(cls, x):
+        return x + K
+
+server, others = xmlrpc.client.ServerProxy("http://localhost:1"), [Endless(), Broken(), Unbound()]
+def add(x):
+    return x + K
+TABLE = {"add": [add]}
+ORDERED = collections.OrderedDict(add=functools.partial(add))
+@Decorator
+def decorated(x):
+    return x + K
+@functools.singledispatch
+def dispatched(x):
+    return None
+@dispatched.register
+def _(x: int):
+    return x + K
+class One(metaclass=Made):
+    pass
+
+def by_name(x):
+    return TABLE["add"][0](x), server is None, len(others)
+def by_order(x):
+    return ORDERED["add"](x)
+def by_default(x, function=add):
+    return function(x)
+def by_keyword(x, *, function=add):
+    return function(x)
+def by_attribute(x):
+    return by_attribute.function(x)
+by_attribute.function = add
+def by_decorator(x):
+    return decorated(x)
+def by_type(x):
+    return dispatched(x)
+def by_metaclass(x):
+    return One.make(x)
+def by_its_name(x):
+    return add(x), __name__
+"""
+
+
+def test_what_objects_hold(run_python: Run, tmp_path: Path) -> None:
+    """Containers, defaults, decorators and attributes are followed, and no code of them is run."""
+    (tmp_path / "holders.py").write_text(HOLDERS)
+    names = re.findall(r"def (by_\w+)", HOLDERS)
+    source = f"""
+        import holders, shmpar, sys
+        with shmpar.Pool(1) as pool:
+            for name in {names}:
+                function = getattr(holders, name)
+                for holders.K in (1, 5):
+                    assert pool.submit(function, 1).result() == function(1), name
+                del sys.modules["holders"]
+                import holders
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+def test_a_module_that_is_imported_again(run_python: Run, tmp_path: Path) -> None:
+    """Workers use the new module, and not the one that they have imported before."""
+    source = """
+        import shmpar, sys
+        def write(text):
+            with open("again.py", "w") as file:
+                file.write(text)
+        write("K = 1\\ndef use(x): return x + K")
+        import again
+        with shmpar.Pool(1) as pool:
+            def check(due):
+                assert pool.submit(again.use, 3).result() == due
+            check(4)
+            again.K = 5
+            check(8)
+            del sys.modules["again"]
+            import again
+            check(4)
+            del sys.modules["again"]
+            write("K = 1\\ndef use(x): return x - K  # edited")
+            import again
+            check(2)
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+def test_globals_that_are_gone_keep_no_memory(run_python: Run, tmp_path: Path) -> None:
+    """An object that a module has replaced is released, also if no call follows."""
+    (tmp_path / "helper.py").write_text(
+        "import numpy as np\nTABLE = np.ones(3)\ndef use(x): return x + TABLE[0]\n"
+    )
+    source = """
+        import gc, helper, shmpar, weakref
+        with shmpar.Pool(1) as pool:
+            for _ in range(2):
+                assert pool.submit(helper.use, 1).result() == 2
+            known = weakref.ref(helper.TABLE)
+            helper.TABLE = None
+            gc.collect()
+            assert known() is None
+            helper.TABLE = [5]
+            assert pool.submit(helper.use, 1).result() == 6
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+def test_a_module_with_the_name_of_one_of_python(run_python: Run, tmp_path: Path) -> None:
+    """It is the user's, so its changes are seen."""
+    (tmp_path / "statistics.py").write_text("K = 1\ndef mean(x): return x + K\n")
+    source = """
+        import shmpar, statistics
+        with shmpar.Pool(1) as pool:
+            for statistics.K in (1, 5):
+                assert pool.submit(statistics.mean, 1).result() == 1 + statistics.K
+    """
+    done = run_python(source, cwd=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
 
 
 SEARCHED = """

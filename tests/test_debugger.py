@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+import shmpar
+
 SCRIPT = """
 import pdb
 
@@ -34,6 +36,16 @@ p result.tolist()
 where
 continue
 """
+
+
+def test_a_breakpoint_in_a_worker_names_the_serial_engine() -> None:
+    """Another debugger, which the variable names, is called."""
+    with shmpar.Pool(1) as pool:
+        with pytest.raises(RuntimeError, match='engine="serial"'):
+            pool.submit(breakpoint).result()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONBREAKPOINT", "builtins.abs")
+            assert pool.submit(breakpoint, -1).result() == 1
 
 
 @pytest.mark.parametrize("stop", ["breakpoint()", "pdb.set_trace()"])

@@ -13,7 +13,7 @@ import pytest
 Run = Callable[..., CompletedProcess[str]]
 
 DEFINITIONS = """
-import functools, threading
+import contextlib, functools, threading
 
 K = 3
 LOCK = threading.Lock()
@@ -25,6 +25,12 @@ def count(n):
 @functools.cache
 def times(n):
     return n * K
+
+twice = functools.cache(functools.partial(pow, 2))
+
+@contextlib.contextmanager
+def opened(n):
+    yield n + K
 
 @functools.singledispatch
 def flat(item):
@@ -74,6 +80,8 @@ class Guarded:
 def use(n):
     point = Point(n)
     kinds = point.kind(n), point.kind("text")
+    with opened(n) as more:
+        kinds = *kinds, more
     return times(n), flat([n, (n, [n])]), point.ten, point.plus(1), kinds, Point.fixed(n)
 
 def locked(n):
@@ -89,7 +97,8 @@ CALLS = """
     filled = space.Point(7)
     filled.ten
     with shmpar.Pool(1) as pool:
-        for call in (space.use, space.count, space.times, space.flat, space.Point(5).plus):
+        plus = space.Point(5).plus
+        for call in (space.use, space.count, space.times, space.twice, space.flat, plus):
             due = [call(n) for n in range(3)]
             assert [pool.submit(call, n).result() for n in range(3)] == due, call
             assert pool.parallel_map(call, range(3), dtype=object).tolist() == due, call

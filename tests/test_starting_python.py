@@ -57,7 +57,7 @@ def test_a_script_on_standard_input(run_python: Run) -> None:
     check(run_python(Path("-"), input=SCRIPT))
 
 
-@pytest.mark.parametrize("flags", [["-X", "dev", "-B"], ["-W", "error", "-O"]], ids=" ".join)
+@pytest.mark.parametrize("flags", [["-X", "dev", "-B", "-bb"], ["-W", "error", "-O"]], ids=" ".join)
 def test_workers_have_the_flags_of_the_interpreter(run_python: Run, flags: list[str]) -> None:
     """Neither the parent nor a worker emits a warning."""
     check(run_python(SCRIPT, flags=flags))
@@ -130,6 +130,63 @@ def test_changes_of_the_process_state_are_undone(run_python: Run, tmp_path: Path
                 print(pool.parallel_map(lambda _: look(), range(1), dtype=object)[0] == look())
     """
     check(run_python(source, cwd=tmp_path), "True\n" * 5)
+
+
+def test_workers_have_the_arguments_and_folders_of_the_parent(
+    run_python: Run, tmp_path: Path
+) -> None:
+    """A folder may be relative to an earlier directory; `env` and the initializer add others."""
+    for name in ("early", "variable", "initial", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"of_{name}.py").write_text(f"def name(): return {name!r}\n")
+    source = """
+        import os, sys, numpy as np, shmpar
+        sys.path.insert(0, "early")
+        import of_early
+        variable, initial = map(os.path.abspath, ("variable", "initial"))
+        sys.setrecursionlimit(4321)
+        os.umask(0o027)
+        os.chdir("elsewhere")
+
+        def prepare():
+            sys.path.insert(0, initial)
+            np.set_printoptions(precision=2)
+
+        def look():
+            import of_initial, of_variable
+            return (
+                sys.argv, sys.getrecursionlimit(), sys._xoptions, os.umask(0o027),
+                of_early.name(), of_variable.name(), of_initial.name(), str(np.array([1.23456])),
+            )
+
+        due = ["-c", "one", "--", ""], 4321, {"int_max_str_digits": "640"}, 0o027
+        env = {"PYTHONPATH": os.path.join("..", "variable")}
+        with shmpar.Pool(1, env=env, initializer=prepare) as pool:
+            for _ in range(2):
+                found = pool.submit(look).result()
+                assert found == (*due, "early", "variable", "initial", "[1.23]"), found
+    """
+    flags = ["-X", "int_max_str_digits=640"]
+    check(run_python(source, "one", "--", "", flags=flags, cwd=tmp_path), "")
+
+
+def test_a_program_that_does_not_know_its_interpreter(run_python: Run) -> None:
+    """The error names the remedy, which may be relative to the directory of the moment."""
+    source = """
+        import os, sys, shmpar
+        python = sys.executable
+        for sys.executable in ("", None):
+            try:
+                shmpar.Pool(1)
+            except shmpar.PlanError as error:
+                print("pass python=" in str(error))
+        python, env = os.path.relpath(python), {"PYTHONPATH": ":".join(sys.path)}
+        with shmpar.Pool(1, python=python, env=env) as pool:
+            os.chdir("/")
+            pool.restart()
+            print(pool.submit(abs, -1).result())
+    """
+    check(run_python(source), "True\nTrue\n1\n")
 
 
 def test_an_initializer_sets_globals(run_python: Run) -> None:
@@ -290,6 +347,39 @@ def test_a_pool_in_a_daemonic_process(run_python: Run) -> None:
         process.join()
     """
     check(run_python(source), "[0, 1, 2]\n")
+
+
+def test_a_pool_in_a_spawned_process(run_python: Run, tmp_path: Path) -> None:
+    """Functions and classes of the script are sent by value, under the name that it has there."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import functools, multiprocessing, shmpar
+
+class Point:
+    def __init__(self, x):
+        self.x = x + offset
+
+@functools.cache
+def point(x):
+    return Point(x)
+
+def load(value):
+    global offset
+    offset = value
+
+def child():
+    with shmpar.Pool(1, initializer=load, initargs=(10,)) as pool:
+        (found,) = pool.parallel_map(lambda x: point(x), [1])
+        print(type(found) is Point, found.x, pool.submit(Point, 2).result().x)
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=child)
+    process.start()
+    process.join()
+"""
+    )
+    check(run_python(script), "True 11 12\n")
 
 
 def test_a_worker_imports_few_modules(run_python: Run) -> None:

@@ -94,7 +94,7 @@ def environment(
     ------
     ShmparError
         If there is no uv, neither on the ``PATH`` nor as a package of this Python; or if uv cannot
-        make the environment. Its output is in the error.
+        make the environment. Its output is in the error. Or if this user has no home directory.
     OSError
         If the cache directory cannot be written.
 
@@ -125,6 +125,11 @@ def environment(
     wanted = _wanted(requirements)
     version = _version(python)
     folder = os.path.join(_cache(cache), _digest(wanted, version))
+    if not os.path.isabs(folder):  # Why: in a container, a user may have no entry and no variable.
+        raise ShmparError(
+            "there is no folder for environments, since this user has no home directory; pass "
+            "cache=, or set the variable XDG_CACHE_HOME"
+        )
     found = os.path.join(folder, "bin", "python")
     if _is_complete(folder, found):
         return found
@@ -177,7 +182,7 @@ def _version(python: Path | None) -> str:
     if python is None:
         return f"{sys.version_info[0]}.{sys.version_info[1]}"
     given = os.fspath(python)
-    return os.path.abspath(given) if os.sep in given else given
+    return os.path.abspath(os.path.expanduser(given)) if os.sep in given else given
 
 
 def _cache(cache: Path | None) -> str:

@@ -5,7 +5,7 @@ Guarantees
 - The new process has three descriptors above 2, its socket and two for the read end of its life
   pipe, and none of the user's.
 - It imports nothing before its `sys.path` is the parent's, and numpy only after the caps on its
-  threads are in its environment.
+  threads are in its environment. It has the parent's limit on recursion too.
 - It never imports the parent's `__main__`.
 - All workers have the same hash of a string: the parent's if its seed is known.
 - It leads a process group, which ends with it.
@@ -56,7 +56,8 @@ _DRAWN_SEED = str(int.from_bytes(os.urandom(4), "little") or 1)
 BOOT = """
 import sys, posix, _signal
 _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # the parent handles interrupts
-sock, number, *life = map(int, sys.argv[1:])
+sock, number, depth, *life = map(int, sys.argv[1:])
+sys.setrecursionlimit(max(depth, sys.getrecursionlimit()))
 names = posix.read(sock, 1 << 20).decode(sys.getfilesystemencoding(), "surrogateescape")
 package, *path = names.split("\\0")
 if path: sys.path[:] = path
@@ -214,6 +215,8 @@ class Launcher:
     ----------
     own_path : bool
         The workers have a ``sys.path`` of their own.
+    behind : list of str
+        Folders that come behind this process' ``sys.path`` in theirs: those of ``PYTHONPATH``.
     env : dict of str to str
         The environment variables that they do not have from this process.
     interpreter : Interpreter or None
@@ -229,8 +232,12 @@ class Launcher:
 
     def __init__(self, python: str | None, env: Mapping[str, str], threads: int) -> None:
         self._python = _this_python() if python is None else python
+        if os.sep in self._python:  # Why: this process may change its directory.
+            self._python = os.path.abspath(self._python)
         self.env = {**dict.fromkeys(THREAD_CAPS, str(threads)), **env, _SEED: _hash_seed(env)}
-        is_other = os.path.abspath(self._python) != os.path.abspath(sys.executable)
+        folders = env.get("PYTHONPATH", "")
+        self.behind = [os.path.abspath(one) for one in folders.split(os.pathsep) if folders]
+        is_other = os.path.abspath(self._python) != os.path.abspath(sys.executable or "")
         self.own_path = python is not None and is_other
         self.interpreter = None
         if is_other:
@@ -271,7 +278,7 @@ class Launcher:
                 group = os.open(f"/proc/self/fd/{reads[0]}", os.O_RDONLY | os.O_CLOEXEC)
                 reads.append(own(group, ours))
             write = own(_duplicate_above(max(reads), write), ours)
-            path = [] if self.own_path else search_path()
+            path = [] if self.own_path else search_path(self.behind)
             near.send(b"\0".join([os.fsencode(_PACKAGE), *path]))
             process = self._execute(sock, number, reads)
             ours.callback(process.wait)
@@ -282,10 +289,11 @@ class Launcher:
 
     def _execute(self, sock: int, number: int, life: list[int]) -> subprocess.Popen[bytes]:
         flags = [] if self.own_path else _interpreter_flags()
+        numbers = map(str, (sock, number, sys.getrecursionlimit(), *life))
 
         def execute(group: int | None) -> subprocess.Popen[bytes]:
             return subprocess.Popen(
-                [self._python, *flags, "-P", "-c", BOOT, *map(str, (sock, number, *life))],
+                [self._python, *flags, "-P", "-c", BOOT, *numbers],
                 stdin=subprocess.DEVNULL,
                 env={**self._inherited(), **self.env, MARK: "1"},
                 pass_fds=(sock, *life),
@@ -341,8 +349,13 @@ def _hash_seed(env: Mapping[str, str]) -> str:
 def _this_python() -> str:
     """Return the interpreter that multiprocessing was told to use, else this one."""
     spawn = sys.modules.get("multiprocessing.spawn")
-    chosen = spawn.get_executable() if spawn is not None else sys.executable
-    return os.fsdecode(chosen or sys.executable)
+    chosen = (spawn.get_executable() if spawn is not None else None) or sys.executable
+    if not chosen:
+        raise PlanError(
+            "no workers can be started, since this program does not know its interpreter "
+            '(sys.executable is empty); pass python=, or engine="threads"'
+        )
+    return os.fsdecode(chosen)
 
 
 def _probe(python: str, env: Mapping[str, str]) -> Interpreter | None:
@@ -385,6 +398,8 @@ def _interpreter_flags() -> list[str]:
     """Return the flags that this interpreter was started with, but those against variables."""
     # Why private: multiprocessing passes flags on by this function; there is no public one.
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
+    options = sys._xoptions.items()  # noqa: SLF001 - documented; the function leaves out some
+    flags += [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in options]
     # Why: -E and -I would ignore the seed of hashes; a worker gets none of the other variables.
     return [{"-I": "-s"}.get(flag, flag) for flag in flags if flag != "-E"]
 

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
+from importlib.machinery import FileFinder
 from typing import Any
 
 import numpy as np
@@ -47,13 +48,17 @@ Adopt = Callable[[protocol.SegmentRecord, int], Segment]
 # The parent's state
 
 
-def search_path() -> list[bytes]:
-    """Return ``sys.path`` as the names of files, without the entries that imports pass over."""
+def search_path(behind: Iterable[str] = ()) -> list[bytes]:
+    """Return ``sys.path`` and more folders as names, without entries that imports pass over.
+
+    A folder that was relative to an earlier working directory has its whole name.
+    """
     found = []
-    for entry in list[Any](sys.path):
+    for entry in list[Any]([*sys.path, *behind]):
         # Why UnicodeEncodeError: no folder has a name that the locale cannot spell.
         with contextlib.suppress(TypeError, UnicodeEncodeError):
-            found.append(os.fsencode(entry))
+            finder = sys.path_importer_cache.get(os.fsdecode(entry))
+            found.append(os.fsencode(finder.path if isinstance(finder, FileFinder) else entry))
     return found
 
 
@@ -68,12 +73,21 @@ class State:
         The workers have a ``sys.path`` of their own.
     fixed : collection of str
         The environment variables that the pool has set for its workers.
+    behind : sequence of str
+        Folders behind ``sys.path``.
     logs : bool
         Workers send the logging records that they have no handler for.
     """
 
-    def __init__(self, *, own_path: bool, fixed: Iterable[str] = (), logs: bool = True) -> None:
-        self._own_path, self._logs = own_path, logs
+    def __init__(
+        self,
+        *,
+        own_path: bool,
+        fixed: Iterable[str] = (),
+        behind: Sequence[str] = (),
+        logs: bool = True,
+    ) -> None:
+        self._own_path, self._behind, self._logs = own_path, behind, logs
         self._fixed = frozenset(map(os.fsencode, fixed))
         self._paths: tuple[list[str], list[bytes]] = [], []
         self._filters: tuple[list[Any], list[bytes]] = [], []
@@ -86,7 +100,7 @@ class State:
         directory = working_directory()
         errors: dict[str, Any] = np.geterr()  # type: ignore[assignment]
         if self._paths[0] != sys.path:
-            self._paths = sys.path.copy(), search_path()
+            self._paths = sys.path.copy(), search_path(self._behind)
         if self._filters[0] != warnings.filters:
             taken = list(warnings.filters)
             self._filters = taken, _packed_filters(taken, python)

@@ -96,7 +96,9 @@ class ProcessesEngine:
         self._initializer = None
         if initializer is not None:
             self._initializer = pack(initializer, launcher.interpreter, frozen=True)
-        self._state = packing.State(own_path=launcher.own_path, fixed=launcher.env, logs=logs)
+        self._state = packing.State(
+            own_path=launcher.own_path, fixed=launcher.env, behind=launcher.behind, logs=logs
+        )
         self._tasks = tasks
         self._handles: dict[int, WorkerHandle] = {}
         self._runs: dict[int, ActivePlan] = {}

@@ -13,6 +13,7 @@ Guarantees
 from __future__ import annotations
 
 import ast
+import collections
 import contextlib
 import dis
 import functools
@@ -34,6 +35,7 @@ from shmpar.memory.system import file_stamp
 
 MISSING = object()
 SCALARS = (bool, int, float, complex, str, bytes, types.NoneType)
+SCRIPTS = ("__main__", "__mp_main__")  # the latter in a process that multiprocessing has spawned
 MODULE_NAMES = ("__name__", "__package__", "__path__", "__file__")  # sent with each function
 
 
@@ -137,6 +139,7 @@ class _Source:
         return (
             name in self.bound
             or isinstance(value, types.ModuleType)
+            or name in MODULE_NAMES
             or name.startswith("@")
             or any(_is_imported(value, origin, name, or_missing=False) for origin in self._all_of)
             or (self._is_open and self._may_make(value))
@@ -195,6 +198,11 @@ class UserModule:
         self._edited = False
         self._path: list[Any] | None = None
         self._first: dict[str, tuple[Any, ...]] = {}
+
+    def follow(self, former: UserModule) -> None:
+        """Note that workers may have the former module of this name, which was imported before."""
+        self.changed |= former.changed
+        self._edited = former._edited or former._stamp != self._stamp
 
     @functools.cached_property
     def source(self) -> _Source:
@@ -256,12 +264,17 @@ class UserModule:
         return False
 
 
-_ADDED = {"__slotnames__", "__annotations__", "__annotations_cache__"}
+ADDED = {"__slotnames__", "__annotations__", "__annotations_cache__"}
 """Attributes that Python adds to a class at a first pickle of an object, or a first look."""
 _IMPLICIT = {"__new__", "__init_subclass__", "__class_getitem__"}  # become methods by themselves
 _MUTABLE = (dict, list, set)
 _CONTAINERS = (*_MUTABLE, frozenset, tuple)
+_DICTS = (dict, collections.OrderedDict, collections.defaultdict)
 PLAIN = {*SCALARS, *_CONTAINERS}
+_PASSED = {*SCALARS, types.ModuleType}  # A module's attributes are followed by their names.
+_DEFINED = (
+    types.FunctionType, type, types.MethodType, functools.partial, type(functools.lru_cache(len))
+)  # fmt: skip
 _LONGEST = 4096  # characters, or items, of a value that is compared by its contents
 _LOOK_SECONDS = 5e-5  # between two looks at a file
 
@@ -304,7 +317,8 @@ def global_names(code: types.CodeType) -> GlobalNames:
 
 def _is_imported(value: Any, origin: str, name: str, *, or_missing: bool) -> bool:
     """Return whether a worker that imports a name from a module gets the value."""
-    found = getattr(sys.modules.get(origin), name, MISSING)
+    # Why not getattr: a module may have a function of this name.
+    found = getattr(sys.modules.get(origin), "__dict__", {}).get(name, MISSING)
     if found is MISSING:
         return or_missing
     user = user_module(origin)
@@ -338,16 +352,26 @@ def _plain(value: Any) -> bytes | None:
 
 
 def _identity(value: Any) -> tuple[Any, ...]:
-    """Return all objects by which a global is known to be the same as before."""
+    """Return all objects by which a global is known to be the same as before.
+
+    Large objects are references, which keep no memory: an object has one as long as it lives.
+    """
     if type(value) is types.FunctionType:
         return value, value.__code__, value.__defaults__, value.__kwdefaults__
     if isinstance(value, type):
         held: Mapping[str, Any] = vars(value)
-        if not _ADDED.isdisjoint(held):
-            held = {key: one for key, one in held.items() if key not in _ADDED}
+        if not ADDED.isdisjoint(held):
+            held = {key: one for key, one in held.items() if key not in ADDED}
         return (value, *held.values())
     plain = _plain(value) if type(value) in _CONTAINERS else None
-    return (value,) if plain is None else (plain,)
+    return (_reference(value) or value,) if plain is None else (plain,)
+
+
+def _reference(value: Any) -> weakref.ref[Any] | None:
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return None
 
 
 def _are_same(first: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
@@ -358,6 +382,49 @@ def _are_same(first: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
 
 def _is_same(first: Any, now: Any) -> bool:
     return first is now or (type(first) is bytes and type(now) is bytes and first == now)
+
+
+def _is_compared(value: Any) -> bool:
+    """Return whether a change inside a value is seen."""
+    return type(value) in _CONTAINERS or issubclass(type(value), (type, types.FunctionType))
+
+
+def own_attributes(obj: Any) -> Mapping[str, Any]:
+    """Return the attributes that an object has besides its class, without code of its class."""
+    found: Any = None
+    with contextlib.suppress(Exception):
+        found = object.__getattribute__(obj, "__dict__")
+    return found if type(found) in {dict, types.MappingProxyType} else {}
+
+
+def _held_by(obj: Any) -> Sequence[Any]:
+    """Return the objects whose changes may be seen by the code that uses an object."""
+    kind = type(obj)  # Why not isinstance: it may call code of the user's.
+    if issubclass(kind, (types.MethodType, staticmethod, classmethod)):
+        return (obj.__func__,)
+    if issubclass(kind, property):
+        return obj.fget, obj.fset
+    if issubclass(kind, functools.partial):
+        return obj.func, obj.args, obj.keywords
+    if kind not in _CONTAINERS and kind not in _DICTS:
+        return kind, wrapped(obj), *_definitions_in(obj)
+    return list(obj.values() if kind in _DICTS else obj) if len(obj) <= _LONGEST else ()
+
+
+def _definitions_in(obj: Any) -> list[Any]:
+    """Return the attributes of an object that are functions or classes."""
+    return [one for one in list(own_attributes(obj).values()) if issubclass(type(one), _DEFINED)]
+
+
+def wrapped(obj: Any) -> Any:
+    """Return the function that the object of a decorator holds; None if there is none.
+
+    Why not getattr alone: a class with ``__getattr__`` may have any name, or raise any error.
+    """
+    if any("__wrapped__" in vars(base) for base in type(obj).__mro__):
+        with contextlib.suppress(Exception):
+            return obj.__wrapped__
+    return own_attributes(obj).get("__wrapped__")
 
 
 def _find_spec(name: str) -> ModuleSpec | None:
@@ -382,38 +449,55 @@ def user_module(name: Any) -> UserModule | None:
     """Return the record of a module of the user's; None for any other name.
 
     The modules of Python, of installed packages and of shmpar are not the user's. Nor are
-    ``__main__`` and modules that cloudpickle was told to send by value: each pickle has them.
+    the script and modules that cloudpickle was told to send by value: each pickle has them.
     """
     known = _users.get(name)
     module = sys.modules.get(name)
     if known is None or known[0] is not module:
         if not isinstance(module, types.ModuleType) or name != module.__name__:
             return None
-        made = UserModule(module) if _is_users(module) else None
+        made = UserModule(module) if name not in SCRIPTS and is_users(module) else None
+        if made is not None and known is not None and known[1] is not None:
+            made.follow(known[1])
         known = _users[name] = module, made
     return known[1]
 
 
-def _is_users(module: types.ModuleType) -> bool:
+def is_users(module: types.ModuleType) -> bool:
+    """Return whether a module is no part of Python, of an installed package or of this package."""
     top = module.__name__.partition(".")[0]
-    # Why _cython_: a module without a file, in which Cython keeps the types of its functions.
-    if top in {"__main__", "__mp_main__", "shmpar"} or top.startswith("_cython_"):
-        return False
     file, spec = getattr(module, "__file__", None), getattr(module, "__spec__", None)
-    if file is None:
-        package = sys.modules.get(top)
-        of_user = package is None or package is module or _is_users(package)
-        return spec is None and module.__name__ not in sys.builtin_module_names and of_user
-    if top in sys.stdlib_module_names or _INSTALLED.intersection(file.split(os.sep)):
+    # Why _cython_: a module without a file, in which Cython keeps the types of its functions.
+    if top == "shmpar" or top.startswith("_cython_"):
         return False
-    depth = module.__name__.count(".") + hasattr(module, "__path__")
+    if file is not None:
+        depth = module.__name__.count(".") + hasattr(module, "__path__")
+        return is_users_file(str(file), depth)
+    package = sys.modules.get(top)
+    of_user = package is None or package is module or is_users(package)
+    return spec is None and module.__name__ not in sys.builtin_module_names and of_user
+
+
+def is_users_file(file: str, depth: int) -> bool:
+    """Return whether a file, so many folders below one of ``sys.path``, has a module of the user's.
+
+    A module of the user's may have the name of one of Python's.
+    """
+    if file.startswith(_PYTHON) or _INSTALLED.intersection(file.split(os.sep)):
+        return False
     folder = file
     for _ in range(depth + 1):
         folder = os.path.dirname(folder)
     return not _has_installed(folder)
 
 
+def is_folder(module: types.ModuleType) -> bool:
+    """Return whether a module is a package without a file, which has nothing but modules."""
+    return hasattr(module, "__path__") and getattr(module, "__file__", None) is None
+
+
 _INSTALLED = {"site-packages", "dist-packages"}
+_PYTHON = os.path.join(os.path.dirname(ast.__file__), "")
 
 
 @functools.lru_cache(maxsize=256)
@@ -446,6 +530,7 @@ class Walk:
         # All that was compared, for a later look.
         self._modules: dict[UserModule, int] = {}  # with the number of its changed globals
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
+        self._objects: list[tuple[dict[str, Any], str, weakref.ref[Any]]] = []
         self._parts: list[tuple[Any, tuple[Any, ...]]] = []
 
     def visit(self, obj: Any) -> Walk:
@@ -453,22 +538,16 @@ class Walk:
         self._ahead.append(obj)
         while self._ahead:
             one = self._ahead.pop()
-            if id(one) in self._seen:
+            kind = type(one)
+            if kind in _PASSED or id(one) in self._seen:
                 continue
             self._seen[id(one)] = one
-            if type(one) is types.FunctionType:
+            if kind is types.FunctionType:
                 self._visit_function(one)
-            elif isinstance(one, type):
-                if self._visit_name(one):
-                    self._ahead.extend((*vars(one).values(), *one.__bases__))
-            elif isinstance(one, (types.MethodType, staticmethod, classmethod)):
-                self._ahead.append(one.__func__)
-            elif isinstance(one, property):
-                self._ahead.extend((one.fget, one.fset))
-            elif isinstance(one, functools.partial):
-                self._ahead.append(one.func)
-            elif type(one) not in PLAIN and not isinstance(one, types.ModuleType):
-                self._ahead.append(getattr(one, "__wrapped__", type(one)))
+            elif not issubclass(kind, type):
+                self._ahead.extend(_held_by(one))
+            elif self._visit_name(one):
+                self._ahead.extend((*vars(one).values(), *one.__bases__, kind))
         return self
 
     def forget(self) -> None:
@@ -486,6 +565,9 @@ class Walk:
         for values, name, value in self._globals:
             if values.get(name, MISSING) is not value:
                 return False
+        for values, name, reference in self._objects:
+            if (value := reference()) is None or values.get(name) is not value:
+                return False
         return all(_are_same(parts, _identity(value)) for value, parts in self._parts)
 
     def _module(self, name: Any) -> UserModule | None:
@@ -498,7 +580,7 @@ class Walk:
         return found
 
     def _is_by_value(self, name: str | None) -> bool:
-        return name == "__main__" or name not in sys.modules or name in self._registered
+        return name in SCRIPTS or name not in sys.modules or name in self._registered
 
     def _visit_name(self, definition: Any) -> bool:
         """Look at the global that holds a function or a class; return whether it is a user's."""
@@ -519,7 +601,7 @@ class Walk:
                 value = values[name]
                 if home is not None:
                     self._look(home, name)
-                elif type(value) is not types.ModuleType:
+                else:
                     self._ahead.append(value)
             else:  # an attribute, or a module that the function imports
                 value = sys.modules.get(name)
@@ -528,6 +610,8 @@ class Walk:
             if type(value) is types.ModuleType:
                 self._visit_module(value, names)
         self._visit_cells(function, all_names(function.__code__))
+        defaults, keywords = function.__defaults__ or (), function.__kwdefaults__ or {}
+        self._ahead.extend((*defaults, *keywords.values(), *_definitions_in(function)))
 
     def _visit_cells(self, function: types.FunctionType, names: tuple[str, ...]) -> None:
         for cell in function.__closure__ or ():
@@ -541,9 +625,8 @@ class Walk:
     def _visit_module(self, module: types.ModuleType, names: tuple[str, ...]) -> None:
         """Look at the attributes of a module that a function names."""
         found = self._module(module.__name__)
-        is_folder = hasattr(module, "__path__") and getattr(module, "__file__", None) is None
         pair = id(module), id(names)
-        if pair in self._pairs or not (is_folder or (found and found.module is module)):
+        if pair in self._pairs or not (is_folder(module) or (found and found.module is module)):
             return
         self._pairs[pair] = names
         if found is not None and not found.importable:
@@ -557,16 +640,18 @@ class Walk:
 
     def _look(self, module: UserModule, name: str) -> None:
         values = vars(module.module)
-        self._globals.append((values, name, values.get(name, MISSING)))
-        if name in values:
-            value = values[name]
-            different = module.differs(name, value)
-            if type(value) in _CONTAINERS or isinstance(value, (type, types.FunctionType)):
-                self._parts.append((value, _identity(value)))
-            if type(value) not in PLAIN and type(value) is not types.ModuleType:
-                self._ahead.append(value)
+        value = values.get(name, MISSING)
+        different = module.lacks(name) if value is MISSING else module.differs(name, value)
+        parts = _identity(value) if _is_compared(value) else None
+        reference = None if parts or type(value) is types.ModuleType else _reference(value)
+        if reference is not None:
+            self._objects.append((values, name, reference))
         else:
-            different = module.lacks(name)
+            self._globals.append((values, name, value))
+        if parts is not None:
+            self._parts.append((value, parts))
+        if not (parts and type(parts[0]) is bytes):
+            self._ahead.append(value)
         if different:
             self.changes.setdefault(module, {})[name] = None
 
@@ -624,7 +709,7 @@ def walk_below(definition: Any) -> Walk | None:
 def _is_closed(definition: Any) -> bool:
     """Return whether a definition is of an installed module, and holds nothing of the user's."""
     name = definition.__module__
-    is_installed = name != "__main__" and name in sys.modules and user_module(name) is None
+    is_installed = name not in SCRIPTS and name in sys.modules and user_module(name) is None
     return is_installed and not getattr(definition, "__closure__", None)
 
 

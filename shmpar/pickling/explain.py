@@ -17,7 +17,7 @@ from typing import Any
 
 import cloudpickle
 
-from shmpar.pickling.changes import Walk
+from shmpar.pickling.changes import SCRIPTS, Walk, own_attributes, wrapped
 from shmpar.pickling.unpack import (
     make_cached,
     make_cached_property,
@@ -91,10 +91,10 @@ class CheckedPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
 def _is_found(obj: Any) -> bool:
     """Return whether a function is found in its module under its name, and not in a script."""
     module = obj.__module__ or ""
-    if module == "__main__" or module in cloudpickle.list_registry_pickle_by_value():
+    if module in SCRIPTS or module in cloudpickle.list_registry_pickle_by_value():
         return False
     found: Any = sys.modules.get(module)
-    for name in obj.__qualname__.split("."):
+    for name in getattr(obj, "__qualname__", "").split("."):
         found = getattr(found, name, None)
     return found is obj
 
@@ -217,6 +217,10 @@ def _describe(where: str, held: Any, error: BaseException) -> str:
     return f"{where} is a {kind}, which has a meaning in its own process alone; {error.remedy}"
 
 
+def _is_along_axis(value: Any) -> bool:
+    return _is_ours(type(value)) and hasattr(value, "func1d")
+
+
 def _is_ours(function: Any) -> bool:
     return str(getattr(function, "__module__", "")).startswith("shmpar.")
 
@@ -260,17 +264,17 @@ def _contents(part: Any, *, outermost: bool) -> Iterator[tuple[str, Any]]:
     if isinstance(part, functools.partial):
         function = part.func
         yield "the partial's arguments", (part.args, part.keywords)
-    elif hasattr(part, "func1d"):
+    elif _is_along_axis(part):
         function = part.func1d
         yield "the value of apply_along_axis's args and kwargs", (part.args, part.kwargs)
-    function = getattr(function, "__wrapped__", function)
+    function = wrapped(function) or function
     if isinstance(function, types.FunctionType):
         yield from _contents_of_function(function)
-    elif hasattr(part, "__self__") and not isinstance(part, types.ModuleType):
+    elif hasattr(type(part), "__self__"):
         yield "the object of the method", part.__self__
-    elif hasattr(part, "__dict__"):
+    else:
         hidden = ("__dict__", "__weakref__", "__builtins__")
-        for key, held in list(vars(part).items()):
+        for key, held in list(own_attributes(part).items()):
             if key not in hidden:
                 yield f"its attribute {key!r}", held
         if not isinstance(part, (type, types.ModuleType)):
@@ -292,10 +296,10 @@ def _contents_of_function(function: types.FunctionType) -> Iterator[tuple[str, A
 def _name(value: Any, function: Any) -> str:
     if isinstance(value, dict):
         return "kwargs"
-    value = getattr(value, "func1d", value)  # of apply_along_axis
-    name = getattr(value, "__qualname__", None)
-    if name is not None:
-        return f"function {name}"
+    value = value.func1d if _is_along_axis(value) else value
+    with contextlib.suppress(Exception):  # Why: the class of an item may raise any error.
+        if isinstance(value.__qualname__, str):
+            return f"function {value.__qualname__}"
     if value is function:
         return f"the callable {module_of(type(value))}.{type(value).__qualname__}"
     return f"an item such as {_SHORT.repr(value):.60}"

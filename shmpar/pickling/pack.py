@@ -42,6 +42,7 @@ from shmpar.pickling.changes import (
     MODULE_NAMES,
     PLAIN,
     SCALARS,
+    SCRIPTS,
     UserModule,
     Walk,
     Walks,
@@ -85,6 +86,7 @@ _OWNERS = (types.NoneType, types.ModuleType)
 _ATTRIBUTES = attrgetter(
     "__closure__", "__doc__", "__module__", "__name__", "__qualname__", "__kwdefaults__"
 )
+_SPAWNED = SCRIPTS[1]
 _HIDDEN = "<dynamic-code>"  # cloudpickle's name for the file of each function
 _PLAIN = "?bBiufcmMSUV"  # kinds of dtype whose bytes have the same meaning in another process
 
@@ -215,22 +217,30 @@ class _Pickler(CheckedPickler):
         if type(obj) is types.CodeType:
             build, parts = self.dispatch_table[types.CodeType](obj)
             # Why: cloudpickle hides the file, which warnings and tracebacks of the worker name.
-            return build, tuple(obj.co_filename if one == _HIDDEN else one for one in parts)
+            hidden = {_HIDDEN: obj.co_filename}
+            # Why the type: with -b, a comparison of bytes and text is a warning.
+            return build, tuple(hidden.get(x, x) if type(x) is str else x for x in parts)
         is_array = isinstance(obj, np.ndarray)
         if is_array or obj is os.environ or module_of(type(obj)).startswith("numpy.random."):
             return self._reduce_array(obj) if is_array else self._reduce_own(obj)
         definition: Any = obj
+        is_updated = False
         if isinstance(obj, _DEFINITIONS) and not (self._python or self._is_result):
             updates = self._updates(obj)
             if updates:
                 # Why twice: the pickle brings the updates, then the object, which they may hold.
                 return after, (updates, obj)
-            top = definition.__qualname__.partition(".")[0]
-            if (definition.__module__, top) in self._updated:
-                return self._reduce_updated(obj)
-        if isinstance(obj, types.FunctionType) and not is_pickled_by_name(obj):
+            # Why a default: a function of lru_cache over a partial has no such name.
+            top = getattr(definition, "__qualname__", "").partition(".")[0]
+            is_updated = (definition.__module__, top) in self._updated
+        if isinstance(obj, types.FunctionType) and not (is_updated or is_pickled_by_name(obj)):
             self._share_globals(obj)
-        reduced = super().reducer_override(obj)
+        if is_updated:
+            reduced = self._reduce_updated(obj)
+        elif isinstance(obj, (types.FunctionType, type)) and obj.__module__ == _SPAWNED:
+            reduced = self._reduce_by_value(obj)
+        else:
+            reduced = super().reducer_override(obj)
         return self._with_setter(obj, reduced) if isinstance(obj, type) else reduced
 
     def _reduce_own(self, obj: Any) -> Any:
@@ -238,6 +248,13 @@ class _Pickler(CheckedPickler):
         if obj is os.environ:
             return NotImplemented if self._is_result else (getattr, (os, "environ"))
         return _reduce_random(obj)
+
+    def _reduce_by_value(self, obj: Any) -> Any:
+        """Reduce a function or class that workers lack, or have in another state."""
+        if isinstance(obj, type):
+            return _reduce_class(obj)
+        is_dispatcher = obj.__code__ is DISPATCHER
+        return reduce_dispatcher(obj) if is_dispatcher else self._dynamic_function_reduce(obj)
 
     def _with_setter(self, definition: type, reduced: Any) -> Any:
         """Return a reduced class, if it is one by value, with this package's function of its state.
@@ -273,15 +290,13 @@ class _Pickler(CheckedPickler):
 
     def _reduce_updated(self, obj: Any) -> Any:
         """Reduce a definition of a module that workers have too, in another state."""
-        if isinstance(obj, type):
-            return self._with_setter(obj, _reduce_class(obj))
-        if not isinstance(obj, types.FunctionType):
+        if isinstance(obj, CACHED):
             return reduce_cached(obj)
-        if obj.__code__ is DISPATCHER:
-            return reduce_dispatcher(obj)
-        module = user_module(obj.__globals__.get("__name__"))
+        is_class = isinstance(obj, type)
+        module = None if is_class else user_module(obj.__globals__.get("__name__"))
+        # Why by value: a decorator of an installed package may have made a function.
         if module is None or vars(module.module) is not obj.__globals__:
-            return super().reducer_override(obj)
+            return self._reduce_by_value(obj)
         key = id(obj.__globals__)
         before = self.globals_ref.get(key)
         self.globals_ref[key] = _LiveGlobals(module)
@@ -302,16 +317,12 @@ class _Pickler(CheckedPickler):
                 'a folder in env={"PYTHONPATH": folder}, or into a file for shmpar.from_file(path, '
                 "name)"
             )
-        names = function.__globals__
-        module = sys.modules.get(names.get("__name__", ""))
-        if module is not None and vars(module) is names and id(names) not in self.globals_ref:
-            self.globals_ref[id(names)] = _ModuleGlobals(module)
-            _brought.setdefault(module.__name__, {})
-        if module is not None and vars(module) is names:
-            known = _brought[module.__name__]
-            known.update(
-                dict.fromkeys(name for name in all_names(function.__code__) if name in names)
-            )
+        names, name = function.__globals__, function.__globals__.get("__name__", "")
+        # Why not spawned ones: multiprocessing runs the script in a dict, and copies that.
+        if name == _SPAWNED or getattr(sys.modules.get(name), "__dict__", None) is names:
+            self.globals_ref.setdefault(id(names), _ModuleGlobals(names))
+            known = _brought.setdefault(name, {})
+            known.update(dict.fromkeys(one for one in all_names(function.__code__) if one in names))
 
     def _reduce_array(self, array: np.ndarray[Any, Any]) -> Any:
         shared = isinstance(array, SharedArray)
@@ -391,14 +402,14 @@ def _reduce_strided(array: np.ndarray[Any, Any]) -> Any:
 class _ModuleGlobals:
     """Stands in a pickle for the globals of a module whose functions are pickled by value."""
 
-    def __init__(self, module: types.ModuleType) -> None:
-        self._module = module
+    def __init__(self, names: dict[str, Any]) -> None:
+        self._names = names
 
     def __reduce__(self) -> tuple[Any, ...]:
-        names = vars(self._module)
+        names, module = self._names, self._names["__name__"]
         attributes = {name: names[name] for name in MODULE_NAMES if name in names}
-        deleted = [name for name in _brought[self._module.__name__] if name not in names]
-        return module_globals, (self._module.__name__, attributes, deleted)
+        deleted = [name for name in _brought[module] if name not in names]
+        return module_globals, (module, attributes, deleted)
 
 
 _brought: dict[str, dict[str, None]] = {}  # globals that pickles have brought, by module
@@ -546,6 +557,8 @@ def _is_compiled(call: Callable[..., Any]) -> bool:
 
 def is_pickled_by_name(definition: types.FunctionType | type) -> bool:
     """Return whether cloudpickle pickles a function or a class as its name."""
+    if definition.__module__ == _SPAWNED:
+        return False
     # Why: this is a private name of cloudpickle, which has no public one. The public pickler gives
     # the same answer, but builds the whole reduced value of a function that is pickled by value.
     try:

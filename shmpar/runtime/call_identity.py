@@ -3,14 +3,15 @@
 A call is the same if its identity is equal: fingerprints of its function, its inputs, its grid and
 its dtypes (:func:`call_identity`).
 
-- A function is its name, its code and its constants: defaults, captured values, and the globals
-  that it names. The functions and classes among these count likewise, and attributes of modules
-  that it names, in all modules of the user (:func:`_is_own`). Objects of installed packages are
-  their names: a changed library is not noticed. Comments and line numbers do not count.
-- An array is its dtype, shape and values. A store is its place, dtype, shape and order of axes, and
-  for :func:`shmpar.opened` the function and all its arguments. Changed values of an input store are
-  not noticed. A dict or a set is its items in any order. Another object is its class and its
-  pickled state. A method is its code and its object.
+- A function is its name, its code and its constants: defaults, captured values, attributes, and the
+  globals that it names. The functions and classes among these count likewise, and attributes of
+  modules that it names, in all modules of the user. Objects of installed packages are their names:
+  a changed library is not noticed. Comments and line numbers do not count.
+- An array is its dtype, shape and values, and one of a subclass also its class and attributes. A
+  store is its place, dtype, shape and order of axes, and for :func:`shmpar.opened` the function and
+  all its arguments. Changed values of an input store are not noticed. A dict or a set is its items
+  in any order. Another object is its class and its pickled state. A method is its code and its
+  object.
 - Another version of Python compiles other bytecode, and so makes another function.
 """
 
@@ -21,17 +22,28 @@ import dis
 import functools
 import hashlib
 import importlib.util
-import os
-import site
+import operator
 import sys
-import sysconfig
 import types
 from collections.abc import Iterator, Mapping
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import numpy as np
 
-from shmpar.pickling.changes import all_names, code_objects
+from shmpar.arrays import SharedArray
+from shmpar.pickling.changes import (
+    ADDED,
+    SCRIPTS,
+    all_names,
+    code_objects,
+    is_folder,
+    is_users,
+    is_users_file,
+    own_attributes,
+    wrapped,
+)
+from shmpar.pickling.explain import DISPATCHER
 from shmpar.plan import Function, Plan
 from shmpar.stores.store import Part, Store
 from shmpar.worker.verify import crc
@@ -61,6 +73,11 @@ def call_identity(plan: Plan, function: Function, arrays: list[Array]) -> dict[s
 def fingerprint(value: Any) -> str:
     """Return hexadecimal digits that are the same for equal values in any process.
 
+    Raises
+    ------
+    ValueError
+        For objects that are nested too deeply.
+
     Examples
     --------
     >>> fingerprint({"a": 1, "b": {2, 3}}) == fingerprint({"b": {3, 2}, "a": 1})
@@ -69,22 +86,37 @@ def fingerprint(value: Any) -> str:
     False
     """
     pending: list[Any] = []
-    first, known, others = _Fingerprinter(pending).of(value), set[int](), set[str]()
-    for one in pending:  # Why: it grows, so that a long chain of functions needs no deep recursion.
-        if id(one) not in known:
-            known.add(id(one))
-            others.add(_Fingerprinter(pending).of(one))
+    known, others = set[int](), set[str]()
+    try:
+        first = _Fingerprinter(pending).of(value)
+        for one in pending:  # Why: it grows, so a long chain of functions needs no deep recursion.
+            if id(one) not in known:
+                known.add(id(one))
+                others.add(_Fingerprinter(pending).of(one))
+    except RecursionError:
+        raise ValueError(
+            "ledger=: an object that the function uses holds others that are nested too deeply to "
+            "be compared with those of a later call; make it inside the function, or leave out "
+            "ledger="
+        ) from None
     return _hash(first, *sorted(others)) if others else first
 
 
 # Why: repr gives the whole value of these types, in any process.
-_SIMPLE: tuple[type, ...] = (type(None), bool, int, float, complex, str, bytes, range)
-_SIMPLE += (type(...), type(NotImplemented), np.dtype, np.generic)
+_SIMPLE = {type(None), bool, int, float, complex, str, bytes, range}
+_SIMPLE |= {type(...), type(NotImplemented)}
 _NO_STATE = {"__doc__", "__module__", "__dict__", "__weakref__", "__firstlineno__", "_abc_impl"}
-# Why: the interpreter adds these to a class when an instance is pickled, or in any order.
-_NO_STATE |= {"__slotnames__", "__static_attributes__"}
-# Why: these draw a random number when they are made, which is a part of their state.
-_WITHOUT_RANDOM: dict[str, tuple[str, ...]] = {
+# Why: the interpreter adds these to a class later, or in any order.
+_NO_STATE |= {*ADDED, "__static_attributes__"}
+# Why: the pickled state of these objects has a random number, or the code that they have compiled.
+_PARTS_OF: dict[str, tuple[str, ...]] = {
+    "numba.core.registry.CPUDispatcher": ("py_func", "targetoptions"),
+    "numba.np.ufunc.dufunc.DUFunc": ("_dispatcher",),
+    "numba.np.ufunc.gufunc.GUFunc": ("gufunc_builder",),
+    "numba.np.ufunc.ufuncbuilder.GUFuncBuilder": ("py_func", "targetoptions", "signature"),
+    "numba.np.ufunc.ufuncbuilder.UFuncDispatcher": ("py_func", "targetoptions"),
+    "numba.stencils.stencil.StencilFunc": ("kernel_ir", "mode", "options"),
+    "numba.core.ir.FunctionIR": ("func_id.func",),
     "xarray.backends.file_manager.CachingFileManager": ("_opener", "_args", "_mode", "_kwargs"),
     "xarray.backends.locks.CombinedLock": (),
     "xarray.backends.locks.SerializableLock": (),
@@ -99,12 +131,10 @@ class _Fingerprinter:
     ----------
     pending : list
         Gets the user's functions and classes of which a fingerprint has the name alone.
-    module : str, optional
-        Module of the outermost function.
     """
 
-    def __init__(self, pending: list[Any], module: str | None = None) -> None:
-        self._pending, self._module = pending, module
+    def __init__(self, pending: list[Any]) -> None:
+        self._pending = pending
         self._modules: list[types.ModuleType] = []  # those in progress
         self._open: dict[int, int] = {}
         # Invariant: it holds each value, so that no other value gets its id.
@@ -112,7 +142,7 @@ class _Fingerprinter:
 
     def of(self, value: Any) -> str:
         """Return the fingerprint; inside of a cycle, a hash of the distance to the same value."""
-        if isinstance(value, _SIMPLE):
+        if type(value) in _SIMPLE or isinstance(value, (np.dtype, np.generic)):
             return _hash("plain", type(value).__name__, repr(value))
         key = id(value)
         if key in self._open:
@@ -127,6 +157,8 @@ class _Fingerprinter:
         match value:
             case np.ndarray():
                 yield from self._array(value)
+                if type(value) not in {np.ndarray, np.memmap, SharedArray}:
+                    yield from (self.of(type(value)), self.of(own_attributes(value)))
             case Store():  # Why: its values are not read, so a change of them is not noticed.
                 kind, where, layout, *more = value.identity()
                 yield from ("store", kind, where, layout, *map(self.of, more))
@@ -142,16 +174,18 @@ class _Fingerprinter:
             case staticmethod() | classmethod() | property():
                 code = [getattr(value, one, None) for one in ("__func__", "fget", "fset", "fdel")]
                 yield from (type(value).__name__, *map(self.of, code))
-            case tuple() | list():
+            case tuple() | list() if type(value) in {tuple, list}:
                 yield from (_name(type(value)), *map(self.of, value))
             # Why: an unordered item has a fingerprint of its own, whatever its depth and order.
             case set() | frozenset():
                 yield from ("set", *sorted(self._apart().of(one) for one in value))
+                if type(value) not in {set, frozenset}:
+                    yield from (self.of(type(value)), self.of(own_attributes(value)))
             case Mapping() if type(value) in {dict, types.MappingProxyType}:
                 keys = [self._apart().of(key) for key in value]
                 pairs = sorted(zip(keys, map(self.of, value.values()), strict=True))
                 yield from ("mapping", *(part for pair in pairs for part in pair))
-            case type() if self._is_own(value):
+            case type() if _is_own(value.__module__):
                 yield from self._class(value)
             case type() | types.ModuleType() | types.BuiltinFunctionType() | np.ufunc():
                 yield from ("named", _name(value))
@@ -159,11 +193,7 @@ class _Fingerprinter:
                 yield from self._object(value)
 
     def _apart(self) -> _Fingerprinter:
-        return _Fingerprinter(self._pending, self._module)
-
-    def _is_own(self, definition: Any) -> bool:
-        module = getattr(definition, "__module__", None)
-        return module is not None and (module == self._module or _is_own(module))
+        return _Fingerprinter(self._pending)
 
     def _array(self, array: Array) -> Iterator[str]:
         yield from ("array", repr(array.dtype), repr(array.shape))
@@ -176,14 +206,21 @@ class _Fingerprinter:
             yield str(crc(array))
 
     def _function(self, function: types.FunctionType) -> Iterator[str]:
-        self._module = self._module or function.__module__
         yield from ("function", _name(function), self.of(function.__code__))
+        if function.__code__ is DISPATCHER:  # Why: it has a cache, which changes.
+            yield self.of(function.registry)  # type: ignore[attr-defined]
+            return
+        attributes = {name: one for name, one in vars(function).items() if name != "__wrapped__"}
+        if attributes:
+            yield self.of(attributes)
         yield from (self.of(function.__defaults__), self.of(function.__kwdefaults__))
         for cell in function.__closure__ or ():
             try:
                 yield self.of(cell.cell_contents)
             except ValueError:  # Why: the variable is not bound yet.
                 yield "empty"
+        if not _is_own(function.__globals__.get("__name__")):
+            return
         names = set(all_names(function.__code__))
         yield from self._named(function.__globals__, names)
         for module in _imported_inside(function.__code__, function.__globals__):
@@ -193,17 +230,16 @@ class _Fingerprinter:
         """Yield the fingerprints of the globals that code names, and attributes of modules."""
         for name in sorted(names & space.keys()):
             value = space[name]
-            if isinstance(value, types.ModuleType) and _is_own(value.__name__):
+            if isinstance(value, types.ModuleType) and _is_followed(value.__name__):
                 if value not in self._modules:
                     self._modules.append(value)
                     yield from (name, *self._named(vars(value), names))
                     self._modules.pop()
                 continue
             is_code = isinstance(value, types.FunctionType | type) or _wrapped(value) is not None
-            if is_code and not self._is_own(value):
-                yield from (name, _name(value))
-            elif is_code and _is_importable(value):
-                self._pending.append(value)
+            if is_code and _is_importable(value):
+                if _is_own(value.__module__):
+                    self._pending.append(value)
                 yield from (name, _name(value))
             else:
                 yield from (name, self.of(value))
@@ -228,8 +264,10 @@ class _Fingerprinter:
         for code in (call, _wrapped(value)):
             if isinstance(code, types.FunctionType):
                 yield self.of(code)
-        if (parts := _WITHOUT_RANDOM.get(_name(type(value)))) is not None:
-            yield from map(self.of, [getattr(value, one, None) for one in parts])
+        if (parts := _PARTS_OF.get(_name(type(value)))) is not None:
+            for one in parts:
+                with contextlib.suppress(AttributeError):  # Why: other versions of the package
+                    yield self.of(operator.attrgetter(one)(value))
             return
         try:
             reduced = value.__reduce_ex__(4)
@@ -247,39 +285,24 @@ class _Fingerprinter:
         yield from map(self.of, (arguments, state, list(items or ()), list(pairs or ())))
 
 
-@functools.cache
-def _foreign_folders() -> tuple[str, ...]:
-    """Return the folders of the standard library, of installed packages and of this package."""
-    paths = sysconfig.get_paths()
-    found = {paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
-    found.update([*site.getsitepackages(), site.getusersitepackages()])
-    found.add(os.path.dirname(os.path.dirname(__file__)))
-    return tuple(os.path.join(os.path.realpath(folder), "") for folder in sorted(found))
-
-
-def _is_own(name: str) -> bool:
-    """Return whether a module is the user's: it is no part of Python and no installed package."""
-    if name == "__main__":
+def _is_own(name: str | None) -> bool:
+    """Return whether a module is the user's; one that is in memory alone has no name or no file."""
+    module: Any = sys.modules.get(name or "")
+    if name in SCRIPTS or module is None:
         return True
-    spec = getattr(sys.modules.get(name), "__spec__", None)
-    path = getattr(sys.modules.get(name), "__file__", None)
-    if path is None:  # Why: a module that the user made in memory has no spec either.
-        return name in sys.modules and spec is None
-    return _is_own_path(path)
+    return isinstance(module, types.ModuleType) and is_users(module)
 
 
-def _is_own_path(path: str) -> bool:
-    path = os.path.realpath(path)
-    # Why a separator: "built-in" and "frozen" are no paths.
-    known = path.startswith(_foreign_folders()) or "-packages" + os.sep in path
-    return os.path.exists(path) and not known
+def _is_followed(name: str) -> bool:
+    """Return whether a loaded module is the user's, or may hold modules of the user's."""
+    return _is_own(name) or is_folder(sys.modules[name])
 
 
 def _imported_inside(code: types.CodeType, space: dict[str, Any]) -> list[types.ModuleType]:
     """Return the user's modules that code imports by itself; import them too, as it would."""
     found: list[types.ModuleType] = []
     for part in (code, *code_objects(code)):
-        steps = list(dis.get_instructions(part))
+        steps = [one for one in dis.get_instructions(part) if one.opname != "EXTENDED_ARG"]
         for level, names, step in zip(steps, steps[1:], steps[2:], strict=False):
             if step.opname == "IMPORT_NAME":
                 name = "." * level.argval + step.argval
@@ -292,14 +315,22 @@ def _imported_inside(code: types.CodeType, space: dict[str, Any]) -> list[types.
 def _own_module(name: str, space: dict[str, Any]) -> types.ModuleType | None:
     with contextlib.suppress(Exception):  # Why: the module's code may raise anything.
         name = importlib.util.resolve_name(name, space.get("__package__"))
-        top = name.partition(".")[0]
-        if top not in sys.modules:
-            spec = importlib.util.find_spec(top)
-            if spec is None or spec.origin is None or not _is_own_path(spec.origin):
+        # Why the first part: the look for the whole name imports it.
+        for one in (name.partition(".")[0], name):
+            if one not in sys.modules and not _is_own_spec(importlib.util.find_spec(one)):
                 return None
-        if _is_own(top) or top not in sys.modules:
-            return importlib.import_module(name)
+            if one in sys.modules and not _is_followed(one):
+                return None
+        return importlib.import_module(name)
     return None
+
+
+def _is_own_spec(spec: ModuleSpec | None) -> bool:
+    """Return whether an import would load a module of the user's, or a folder of modules."""
+    if spec is None or not spec.has_location:
+        return spec is not None and spec.submodule_search_locations is not None
+    is_package = spec.submodule_search_locations is not None
+    return is_users_file(spec.origin or "", spec.name.count(".") + is_package)
 
 
 def _is_importable(definition: Any) -> bool:
@@ -315,7 +346,7 @@ def _is_bound(method: Any) -> bool:
 
 def _wrapped(value: Any) -> types.FunctionType | None:
     """Return the function behind a decorator object, for example of functools.cache."""
-    function = getattr(value, "__wrapped__", None)
+    function = wrapped(value)
     return function if isinstance(function, types.FunctionType) else None
 
 

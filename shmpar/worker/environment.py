@@ -161,9 +161,18 @@ def flush_streams() -> None:
 
 
 _path: list[str] = []  # the path that was applied last
+_own_folders: list[str] = []  # those that the initializer has added to it
 _packed: list[bytes] = []  # the warning filters that were applied last, and their pickles
 _filters: list[Any] = []
 _error_call: list[Any] = [None]  # the callback of np.seterrcall() that was applied last
+
+
+@contextlib.contextmanager
+def kept_folders() -> Iterator[None]:
+    """Keep the folders that the block adds to ``sys.path``, behind those of the parent."""
+    before = sys.path.copy()
+    yield
+    _own_folders[:] = [one for one in sys.path if one not in before]
 
 
 def apply_environment(environment: Environment) -> None:
@@ -172,7 +181,7 @@ def apply_environment(environment: Environment) -> None:
         if environment.directory is not None:
             os.chdir(environment.directory)
     if environment.path is not None:
-        _path[:] = sys.path[:] = [os.fsdecode(one) for one in environment.path]
+        _path[:] = sys.path[:] = [*map(os.fsdecode, environment.path), *_own_folders]
     sys.argv = environment.arguments.copy()
     np.seterr(**environment.errors)
     call = None if environment.error_call is None else unpack(environment.error_call)[0]

@@ -25,7 +25,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,7 @@ from shmpar.worker.environment import (
     flush_streams,
     has_changed,
     inside_worker,
+    kept_folders,
 )
 from shmpar.worker.items import call_each, picklable
 
@@ -360,7 +361,7 @@ class WorkerProcess:
         try:
             self._apply(message.environment)
             (initializer, arguments), _ = self._unpack(message.payload, self._held(message.held))
-            with inside_worker():
+            with inside_worker(), kept_folders():
                 namespaces.run_initializer(lambda: initializer(*arguments))
             exit_if_forked()
         except BaseException as error:  # noqa: BLE001 - the parent reports it
@@ -590,6 +591,8 @@ def main(fd: int, life: int, number: int) -> None:
     limits.raise_descriptor_limit()  # Why: the parent raises its own late.
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if sys.breakpointhook is sys.__breakpointhook__:
+        sys.breakpointhook = partial(_break, sys.breakpointhook)
     # Why first: the exit functions of the user's code run before it, in a whole interpreter.
     atexit.register(_drop_objects)
     wire = Wire(_socket.socket(fileno=fd))
@@ -613,6 +616,13 @@ def main(fd: int, life: int, number: int) -> None:
             # Why: threads of the user's code may hold up another exit.
             os._exit(protocol.SOCKET_LOST if lost else 1)
         exit_if_forked()
+
+
+def _break(otherwise: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    """Take the place of :func:`sys.breakpointhook`, unless the user has chosen another debugger."""
+    if os.environ.get("PYTHONBREAKPOINT"):
+        return otherwise(*args, **keywords)
+    raise RuntimeError('breakpoint() needs a terminal, and a worker has none: use engine="serial"')
 
 
 def _drop_objects() -> None:
