@@ -510,7 +510,8 @@ class Pool(Reductions, FirstGuesses, Executor):
         -----
         An exception of an item comes after the results of the items before it. If a worker dies,
         the items that it was sent are sent again one by one, so the iterator raises
-        :class:`shmpar.WorkerDied` at the item that is to blame.
+        :class:`shmpar.WorkerDied` at the item that is to blame. The same happens if a result does
+        not unpickle in this process.
 
         To map over the rows of an array, :meth:`parallel_map` is far quicker: it sends no item.
 

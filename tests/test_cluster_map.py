@@ -16,7 +16,7 @@ import pytest
 import shmpar
 from tests import cluster_contract as contract
 from tests import pools
-from tests.work.map_slices import die, log, mostly_plain, nap, refuse
+from tests.work.map_slices import die, log, mostly_plain, mostly_readable, nap, refuse
 
 MANY = 400  # items, so many that several go with a call
 BOUND = 60
@@ -79,11 +79,20 @@ def test_a_dead_local_worker_costs_the_item_to_blame(executor: Executor) -> None
         assert [call.result(BOUND) for call in calls] == [0, -1, -2, -4, -5, -6, -7]
 
 
-def test_a_result_that_does_not_pickle_comes_at_its_item(hosts: shmpar.Pool) -> None:
+@pytest.mark.parametrize(
+    ("work", "error", "match"),
+    [
+        (mostly_plain, shmpar.PlanError, "does not pickle"),
+        (mostly_readable, ValueError, "invalid literal"),
+    ],
+)
+def test_a_result_that_does_not_travel_comes_at_its_item(
+    hosts: shmpar.Pool, work: Any, error: type[Exception], match: str
+) -> None:
     """The results before it are kept."""
-    results = hosts.map(mostly_plain, range(MANY), [123] * MANY)
+    results = hosts.map(work, range(MANY), [123] * MANY, chunksize=MANY)
     assert [next(results) for _ in range(123)] == list(range(123))
-    with pytest.raises(shmpar.PlanError, match="does not pickle"):
+    with pytest.raises(error, match=match):
         next(results)
 
 

@@ -264,6 +264,17 @@ def test_all_ways_to_wait(pool: shmpar.Pool) -> None:
     assert asyncio.run(both()) == [0, 1, 2]
 
 
+def test_each_future_has_a_lock_of_its_own(pool: shmpar.Pool) -> None:
+    """A thread that has the lock of a future, as that of wait() for a moment, delays no other."""
+    first, second = pool.submit(abs, -1), pool.submit(abs, -2)
+    assert [first.result(60), second.result(60)] == [1, 2]
+    other = threading.Thread(target=concurrent.futures.wait, args=([second], 60), daemon=True)
+    with first._condition:  # type: ignore[attr-defined] - `concurrent.futures` acquires this one
+        other.start()
+        other.join(20)
+        assert not other.is_alive()
+
+
 def test_done_becomes_true_without_waiting(pool: shmpar.Pool) -> None:
     """Polling done() is enough, and no thread has to wait for the result."""
     future = pool.submit(abs, -1)

@@ -666,7 +666,7 @@ class ClusterEngine(WithoutProcesses):
             if type(value) is protocol.Slice:
                 value = value._replace(error=unpack_error(value.error))
         except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
-            self._events.append(protocol.CallFinished(number, error=error))
+            self._events.append(protocol.CallFinished(number, error=error, unreadable=True))
         else:
             self._events.append(protocol.CallFinished(number, value))
 

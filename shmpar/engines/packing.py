@@ -436,7 +436,7 @@ def unpack_call(
             value = value._replace(error=unpack_error(value.error))
         return event._replace(value=value)
     except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
-        return event._replace(value=None, error=error)
+        return event._replace(value=None, error=error, unreadable=True)
 
 
 def unpack_objects(

@@ -457,12 +457,15 @@ class CallFinished(NamedTuple):
         The exception that it raised.
     started : bool
         False if the function was not called: it does not load, or the initializer had failed.
+    unreadable : bool
+        It has returned, but the result does not unpickle here.
     """
 
     call: int
     value: Any = None
     error: Any = None
     started: bool = True
+    unreadable: bool = False
 
 
 class InitializerFailed(NamedTuple):

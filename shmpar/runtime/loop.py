@@ -20,7 +20,7 @@ Locks, in the order in which they are acquired; no code of the user runs under a
 
 1. `Loop._starting`: start and end of the pool thread and of its engine.
 2. `Loop._making`: an engine is made or taken away; no thread of the user acquires it.
-3. the lock of a `Future`, as in the standard library; the calls of a pool share one.
+3. the lock of a `Future`, as in the standard library.
 4. `ThreadsEngine._allocating`: a worker thread allocates the outputs of a run.
 5. `processes._starting`: a worker process is started, or the user forks.
 
@@ -56,7 +56,6 @@ from shmpar.runtime.calls import Call, Calls
 from shmpar.runtime.execution import max_startup_failures
 from shmpar.runtime.futures import (
     CallbackThreads,
-    Condition,
     Latch,
     LogRelay,
     PoolFuture,
@@ -121,9 +120,6 @@ class Loop:
         self._here: dict[Run, int] = {}  # runs in threads of their callers, of the engine "serial"
         self._shown: set[int] = set()  # runs whose progress a callback thread shows
         self._callbacks = CallbackThreads()
-        # Why shared: a program may hold many futures. Why not of the module: a forked child's copy
-        # of a lock may never be released.
-        self._condition = Condition()
         self._calls = Calls(self._callbacks, self._withdraw)
         self._new_calls: list[Call] = []  # added since the last step
         self._logs = LogRelay(self._callbacks, self._post)
@@ -233,7 +229,7 @@ class Loop:
 
         The items that it leaves are made as well, unless they are `unwanted`.
         """
-        call = Call(name, prepared, retries, self._condition)
+        call = Call(name, prepared, retries)
         call.unwanted = unwanted
         if more:
             call.more, call.stop = more, self._withdraw
