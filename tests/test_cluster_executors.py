@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 import shmpar
+from shmpar.cluster.executor import ExecutorTransport
+from shmpar.cluster.transport import HostDown, HostUp
 from tests import cluster_contract as contract
 from tests import pools
 from tests.cluster_contract import processes
@@ -197,6 +199,70 @@ def test_an_interrupt_ends_the_call_and_the_pool_goes_on(
     thread.join()
     assert time.monotonic() - began < 20
     assert own_cluster.parallel_map(np.sum, np.ones((9, 2))).tolist() == [2.0] * 9
+
+
+def test_an_interrupt_of_a_run_leaves_the_calls_of_its_hosts(
+    executor: Executor, tmp_path: Path
+) -> None:
+    """A call beside the run is made once, although the workers of the run are killed."""
+    record, fifo = tmp_path / "record", str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+
+    def call() -> str:
+        with open(record, "a", encoding="ascii") as file:
+            file.write("made\n")
+        return Path(fifo).read_text()
+
+    def work(_: np.ndarray) -> None:
+        os.kill(client, signal.SIGINT)
+        time.sleep(60)
+
+    client = os.getpid()
+    with shmpar.Pool(engine=executor, hosts=1) as pool:
+        beside = pool.submit(call)
+        while not record.exists():
+            time.sleep(0.005)
+        with pytest.raises(KeyboardInterrupt):
+            pool.parallel_map(work, np.ones((1, 2)))
+        Path(fifo).write_text("go")
+        assert beside.result(60) == "go"
+    assert record.read_text() == "made\n"
+
+
+class Flapping(ExecutorTransport):
+    """Reports its host as lost, and as there again, while the test sends the first work."""
+
+    inside, go = threading.Event(), threading.Event()
+
+    def send(self, *args: Any) -> None:
+        if not self.inside.is_set():
+            self.inside.set()
+            self.go.wait()
+            self._tell(HostDown("host-0", "for a moment"))
+            self._tell(HostUp("host-0", 1, True, "host-0"))
+        super().send(*args)
+
+
+def test_a_run_that_begins_while_its_host_comes_back(
+    lone: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each chunk is computed once: the host that was lost before the run is not lost to it."""
+    record = tmp_path / "record"
+
+    def work(row: np.ndarray) -> float:
+        with open(record, "a", encoding="ascii") as file:
+            file.write(f"{int(row[0])}\n")
+        return float(row[0])
+
+    monkeypatch.setattr("shmpar.cluster.executor.ExecutorTransport", Flapping)
+    with shmpar.Pool(engine=lone) as pool:
+        call = pool.submit(abs, -1)
+        assert Flapping.inside.wait(60)
+        run = pool.parallel_map(work, np.arange(40.0)[:, None], wait=False)
+        Flapping.go.set()
+        assert run.result(60).tolist() == list(range(40))
+        assert call.result(60) == 1
+    assert sorted(map(int, record.read_text().split())) == list(range(40))
 
 
 def test_progress_and_completed_regions(cluster: shmpar.Pool) -> None:

@@ -285,9 +285,10 @@ class ClusterEngine(WithoutProcesses):
             generation.tickets.close()
 
     def kill(self, worker: int, run: int) -> None:
-        """Have the workers of a lane's span killed; the lane is lost to the run at once.
+        """Have the workers of a lane's span killed; the lane is lost to this run at once.
 
         Why at once: a host that cannot be told works on until its span ends. Its answer is dropped.
+        Why to this run alone: the host goes on with its calls, and with the spans of other runs.
         """
         lane = self._lanes[worker]
         busy = lane.busy
@@ -296,10 +297,8 @@ class ClusterEngine(WithoutProcesses):
         if not busy.killed:
             busy.killed = True
             self._tell_stop(run, [lane.host.key], kill=True)
-            self._events.append(protocol.WorkerLost(worker, Exit(None), killed_for=run))
-            self._events.append(protocol.WorkerReady(worker))
-            lane.queue.clear()
-            lane.claimed.clear()
+            self._events.append(protocol.WorkerLost(worker, Exit(None), run=run))
+            lane.claimed.pop((run, busy.generation.number), None)
 
     # Spans
 

@@ -500,6 +500,8 @@ class WorkerLost(NamedTuple):
         Number of the run whose plan it had first; None if it had none.
     idle : bool
         It had worked before, and had no plan.
+    run : int or None
+        Number of the run that alone has lost it, and was stopped. Other runs and calls keep it.
     """
 
     worker: int
@@ -512,6 +514,7 @@ class WorkerLost(NamedTuple):
     at_startup: bool = False
     loading: int | None = None
     idle: bool = False
+    run: int | None = None
 
 
 _KINDS: tuple[type[Any], ...] = (

@@ -431,13 +431,15 @@ class Loop:
         # Why here: a grace that begins in this step ends after the next wait.
         now = time.monotonic()
         self._signalled, self._calls_wait = True, False
-        while self._inbox:
-            self._inbox.popleft()()
-        self._start_workers(engine)
+        # Invariant: a run begins after the events so far. A worker whose loss they tell may have a
+        # successor already, which the run would be told to have lost.
         # Why popped: this frame, which the exception of a call made here has, holds no event then.
         events.reverse()
         while events:
             self._handle(engine, events.pop())
+        while self._inbox:
+            self._inbox.popleft()()
+        self._start_workers(engine)
         for run in self._running():
             if run.execution.check_deadlines(now):
                 run.execution.end_grace(self._elsewhere(engine, run))
@@ -463,7 +465,7 @@ class Loop:
             case WorkerReady():
                 for run in self._running():
                     run.execution.handle(event)
-            case WorkerLost():
+            case WorkerLost(run=None):
                 self._worker_lost(engine, event)
             case CallFinished():
                 if (call := self._calls.running(event.call)) is not None:
