@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -31,8 +32,8 @@ def executor() -> Iterator[Executor]:
 
 @pytest.fixture(scope="module")
 def warm(executor: Executor) -> Iterator[shmpar.Pool]:
-    """Two hosts with two workers each, which are up."""
-    with shmpar.Pool(2, engine=executor, hosts=2) as pool:
+    """Two hosts with a worker each, which are up."""
+    with shmpar.Pool(engine=executor, hosts=2) as pool:
         contract.wait_for_hosts(pool, 2)
         yield pool
 
@@ -137,6 +138,38 @@ def test_closing_the_iterator_stops_the_items_of_a_call(
     assert [call.result(BOUND) for call in calls] == [0, 1, 2, 3]
     begun = Path(path).read_text().split()
     assert len(begun) < MANY // 4
+
+
+def test_all_hosts_count_for_batches_and_jobs(hosts: shmpar.Pool, tmp_path: Path) -> None:
+    """Batches of map_async, those of imap ahead, and the jobs of joblib are cut for two hosts."""
+    joblib = pytest.importorskip("joblib")
+    from shmpar.integrations.joblib import ShmparBackend
+
+    loads, taken = str(tmp_path / "loads"), itertools.count()
+
+    def load(client: int) -> Any:
+        if os.getpid() != client:
+            log(loads, 0)
+        return abs
+
+    class Loaded:
+        def __reduce__(self) -> Any:
+            return load, (os.getpid(),)
+
+        def __call__(self, _: int) -> int:
+            raise AssertionError
+
+    def host() -> int:
+        time.sleep(0.05)
+        return os.getppid()
+
+    assert hosts.map_async(Loaded(), range(-16, 0)).get(BOUND) == list(range(16, 0, -1))
+    assert Path(loads).read_text().count("0") == 4 * 2
+    assert next(hosts.imap(abs, taken)) == 0
+    assert next(taken) == 64 * 2 + 1
+    with joblib.parallel_config(backend=ShmparBackend(pool=hosts)):
+        found = joblib.Parallel()(joblib.delayed(host)() for _ in range(8))
+    assert len({*found} - {os.getppid()}) == 2
 
 
 def test_leaving_the_block_computes_all_items(executor: Executor, tmp_path: Path) -> None:

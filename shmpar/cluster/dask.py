@@ -163,6 +163,7 @@ class DaskTransport:
 
     name = "dask"
     hosts = _MOST_HOSTS
+    places = 0
 
     def __init__(self, client: Client, *, own: bool = False) -> None:
         self.client, self._own = client, own
@@ -198,6 +199,8 @@ class DaskTransport:
         listeners.heard.append(self._heard)
         await client.register_plugin(HostPlugin(pool, client.id), name=pool)
         workers = await self._identity()
+        most = self._settings.workers or _MOST_HOSTS
+        self.places = sum(min(most, one["nthreads"]) for one in workers.values())
         self._spawn(self._join(workers))
         self._watcher = asyncio.ensure_future(self._watch())
 

@@ -621,7 +621,8 @@ class ClusterEngine(WithoutProcesses):
 
     def places(self) -> int:
         """Return the number of calls that all hosts make at a time; any thread may ask."""
-        return sum([host.most_calls for host in list(self._hosts.values())])
+        here = sum([host.most_calls for host in list(self._hosts.values())])
+        return here or self._transport.places
 
     def call(self, worker: int, number: int, prepared: Submitted, more: Any = ()) -> None:
         """Send a call to the host of a lane."""

@@ -36,7 +36,7 @@ class ExecutorTransport:
     name = "executor"
 
     def __init__(self, executor: Executor, hosts: int) -> None:
-        self.hosts = hosts
+        self.hosts = self.places = hosts
         self._executor = executor
         self._settings: Settings | None = None
         self._tell: Callable[[Report], object] = lambda _: None

@@ -458,7 +458,8 @@ def _names_task(call: Any) -> bool:
 
 SLICE_SECONDS = 5e-3
 """Time after which a call over items ends, unless its chunksize was given."""
-_HOST_SLICE_SECONDS = 0.1  # Why longer: each slice goes to a host and back.
+HOST_SLICE_SECONDS = 0.1
+"""The same on a cluster. Why longer: each slice goes to a host and back."""
 
 _PAUSE_SECONDS = 1e-3  # between two pauses for the pool thread
 _FEW = 16  # items for each worker that are sent one by one
@@ -546,24 +547,6 @@ class Pieces(Iterator[Sequence[Any]]):
         self._weighed = True
         limit = min(self._most, max(1, int(_MOST_BYTES * count // max(nbytes, 1))))
         self._size = max(1, min(limit, 2 * self._size) if self._grows else limit)
-
-
-def shared_by(engine: Any, workers: int, *, remote: bool) -> tuple[int, float]:
-    """Return the number of calls at a time that share items, and the seconds of a slice.
-
-    Parameters
-    ----------
-    engine : ClusterEngine, other Engine or None
-        The engine, if it is made already.
-    workers : int
-        Workers of this machine, or of each host.
-    remote : bool
-        The workers are on hosts.
-    """
-    if not remote:
-        return workers, SLICE_SECONDS
-    hosted = 0 if engine is None else engine.places()
-    return hosted or workers, _HOST_SLICE_SECONDS
 
 
 def length_of(iterables: tuple[Iterable[Any], ...]) -> int | None:

@@ -134,9 +134,9 @@ class FirstGuesses:
 
     submit: Callable[..., Any]
     shutdown: Callable[..., None]
-    n_workers: int
 
     _open: bool
+    _places: Callable[[], int]
     _checked: Callable[[], Loop]
     _close: Callable[..., None]
 
@@ -266,7 +266,7 @@ class FirstGuesses:
                 f"{method}: an item is a {type(items[0]).__name__}, not a tuple of arguments; for "
                 "one argument write pool.map_async(f, items).get()"
             )
-        share = max(1, -(-len(items) // (4 * self.n_workers)))
+        share = max(1, -(-len(items) // (4 * self._places())))
         size = positive_number(share if chunksize is None else chunksize, "chunksize")
         batches = [self.submit(partial(batch, func), part) for part in _batched(iter(items), size)]
         return _with_callbacks(_Joined(batches), callback, error_callback)
@@ -314,7 +314,7 @@ class FirstGuesses:
         items = iter(_items("imap", iterable))
         batches = _batched(items, positive_number(chunksize, "chunksize"))
         more = map(partial(self.submit, partial(_each, func)), batches)
-        ahead = None if isinstance(iterable, Sized) else _AHEAD * self.n_workers
+        ahead = None if isinstance(iterable, Sized) else _AHEAD * self._places()
         return _AsDone(more, ahead, ordered=ordered)
 
     @hide_frames
