@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ from shmpar.cluster.transport import HostDown, HostUp
 from tests import cluster_contract as contract
 from tests import pools
 from tests.cluster_contract import processes
+from tests.interpreters import run_python
 
 
 @pytest.fixture(scope="module")
@@ -478,6 +480,62 @@ def test_an_executor_that_was_shut_down_is_hosts_lost() -> None:
         pytest.raises(shmpar.HostsLost, match="after shutdown"),
     ):
         pool.map_blocks(np.negative, contract.IMAGE)
+
+
+def test_a_call_waits_for_hosts_although_there_were_none_for_long() -> None:
+    """The time without hosts counts from the first work of an idle pool, for calls as for runs."""
+    gate = threading.Event()
+    with (
+        ThreadPoolExecutor(1) as ex,
+        shmpar.Pool(engine=ex, host_timeout=1) as pool,
+        contextlib.ExitStack() as end,
+    ):
+        end.callback(gate.set)
+        ex.submit(gate.wait)  # While the only thread waits, no host can be there.
+        with pytest.raises(shmpar.HostsLost, match="none has ever joined"):
+            pool.submit(abs, -1).result(60)
+        second = pool.submit(abs, -2)
+        with pytest.raises(TimeoutError):
+            second.result(0.1)
+        gate.set()
+        assert second.result(60) == 2
+
+
+ORPHAN = """
+import os, signal, time
+import numpy as np, shmpar
+from concurrent.futures import ThreadPoolExecutor
+
+def parent_of(pid):
+    return int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
+
+def work(row):
+    host = os.getppid()
+    parent = parent_of(host)
+    if row[0] == 0:
+        os.kill(parent, signal.SIGKILL)
+        while parent_of(host) == parent:
+            time.sleep(0.01)
+        time.sleep(0.3)  # Why: a host looks at its parent ten times a second.
+    return float(row[0])
+
+read, write = os.pipe()
+if middle := os.fork():
+    os.close(write)
+    os.waitpid(middle, 0)
+    os.read(read, 1)  # until all of them have ended
+elif os.fork():
+    signal.pause()
+else:
+    with ThreadPoolExecutor(1) as executor, shmpar.Pool(engine=executor) as pool:
+        print(pool.parallel_map(work, np.arange(3.0)[:, None]), pool.submit(abs, -1).result(60))
+"""
+
+
+def test_a_host_goes_on_when_its_parent_ends() -> None:
+    """A shell that has started it may end during a run. No bytes are compared with text."""
+    done = run_python(ORPHAN, flags=["-bb"], timeout=30)
+    assert (done.stdout, done.stderr) == ("[0. 1. 2.] 1\n", "")
 
 
 def test_what_hosts_cannot_do_is_refused_before_the_run(

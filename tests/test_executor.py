@@ -392,6 +392,27 @@ def test_a_callback_may_call_shutdown_during_a_shutdown(engine: str, fifo: Path)
     assert run.result(0).tolist() == ["go"]
 
 
+def test_cancelled_calls_of_imap_and_map_async(fifo: Path) -> None:
+    """The iterator raises at each of them and then ends, and a future stays cancelled."""
+    pool = shmpar.Pool(1, engine="threads")
+    results = pool.imap(wait_for, [str(fifo)] * 3)
+    joined = pool.map_async(abs, [-1, -2])
+    while not joined.cancel():
+        pass
+    assert joined.cancel()
+    with open(
+        fifo, "w", encoding="ascii"
+    ) as stream:  # Opening waits until the first call has begun.
+        pool.shutdown(wait=False, cancel_futures=True)
+        stream.write("go")
+    assert next(results) == "go"
+    for _ in range(2):
+        with pytest.raises(concurrent.futures.CancelledError):
+            next(results)
+    assert list(results) == []
+    pool.shutdown()
+
+
 def test_leaving_the_block_waits(own_pool: shmpar.Pool) -> None:
     """Every call that was submitted is done after the block."""
     with own_pool:

@@ -196,11 +196,14 @@ class ClusterEngine(WithoutProcesses):
 
     # Runs
 
+    def end_idle(self) -> None:
+        """Count the time without hosts from now: an idle pool needs none."""
+        if self._without is not None:
+            self._without = time.monotonic()
+
     def open(self, active: ActivePlan) -> list[int]:
         """Make the head of a run; return the lanes that have a host."""
         prepared, plan = active.prepared, active.plan
-        if self._without is not None and not self._runs:
-            self._without = time.monotonic()  # Why: an idle pool needs no host.
         outputs = None
         if active.outputs is not None and not plan.returns_objects:
             shared = [self._shared_output(one) for one in active.outputs]

@@ -124,7 +124,7 @@ class ExecutorTransport:
         except BaseException as error:  # noqa: BLE001 - an executor may raise anything
             self._tell(Answer(token, None, error))
             return
-        if value == Missing("head") and head is not None:
+        if isinstance(value, Missing) and value.part == "head" and head is not None:
             self._tasks.put(partial(self._call, token, work, head, head))
             return
         self._tell(Answer(token, value, None))

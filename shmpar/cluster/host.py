@@ -13,8 +13,8 @@ Guarantees
 ----------
 - A host runs no code of the user: it passes the pickled function on to its workers.
 - A process has one local pool per client's pool, which starts with the first span. It ends when the
-  client says so, and with the process that made the host. It also ends with the client's process
-  on the same machine, and after :data:`IDLE_SECONDS` without work.
+  client says so, and with the client's process on the same machine. Without work it also ends if
+  the parent of its process has ended, and after :data:`IDLE_SECONDS` if the client is not watched.
 """
 
 from __future__ import annotations
@@ -558,11 +558,12 @@ class Host:
     def _is_abandoned(self) -> bool:
         if self._control is not None and self._control[CLOSED]:
             return True
-        if os.getppid() != self._parent:
-            return True
         with self._state:
-            idle = not self._working and time.monotonic() - self._idle_since > IDLE_SECONDS
-        return idle and self._client < 0
+            if self._working:
+                return False
+            idle = time.monotonic() - self._idle_since > IDLE_SECONDS and self._client < 0
+        # Why not while it works: the parent may be the shell that has started this process.
+        return idle or os.getppid() != self._parent
 
     def _read_control(self) -> None:
         if self._control is not None:

@@ -211,7 +211,10 @@ class _Pickler(CheckedPickler):
         if type(obj) is types.CodeType:
             build, parts = self.dispatch_table[types.CodeType](obj)
             # Why: cloudpickle hides the file, which warnings and tracebacks of the worker name.
-            return build, tuple(obj.co_filename if one == _HIDDEN else one for one in parts)
+            file = obj.co_filename
+            # Why the type: `python -bb` refuses to compare bytes with text.
+            shown = [file if type(one) is str and one == _HIDDEN else one for one in parts]
+            return build, tuple(shown)
         is_array = isinstance(obj, np.ndarray)
         if is_array or type(obj).__module__.startswith("numpy.random."):
             return self._reduce_array(obj) if is_array else _reduce_random(obj)

@@ -531,6 +531,7 @@ class Loop:
         engine, execution = self.engine, run.execution
         if execution.over:
             return
+        self._end_idle()
         self._runs[execution.number] = run
         self._claim_warnings(run)
         if self._closing is not None:
@@ -559,8 +560,14 @@ class Loop:
         if self._closing is not None:
             call.resolve(self._callbacks, None, _closed())
             return
+        self._end_idle()
         self._calls.add(call)
         self._new_calls.append(call)
+
+    def _end_idle(self) -> None:
+        """Tell the engine of the first work after a time without any."""
+        if self.engine is not None and not self._runs and not self._calls:
+            self.engine.end_idle()
 
     def _start_workers(self, engine: Engine) -> None:
         """Start the workers that are missing, for the calls that were added."""

@@ -6,12 +6,13 @@ The page "Coming from another way to share arrays" gives the reason for each.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Self
 
@@ -452,7 +453,7 @@ class _Joined(PoolFuture):
     def cancel(self) -> bool:
         """Cancel the calls that no worker has; return whether it is cancelled."""
         cancelled = [part.cancel() for part in self._parts]
-        return all(cancelled) and bool(cancelled)
+        return self.cancelled() or (all(cancelled) and bool(cancelled))
 
     def _one_done(self, _: Future[list[Any]]) -> None:
         if next(self._left) == 0:
@@ -536,7 +537,8 @@ class _AsDone(Iterator[Any]):
                 self._raise()
                 raise StopIteration
             if self._ordered:
-                self._calls[0].exception(timeout)
+                with contextlib.suppress(CancelledError):  # Why: it is raised below.
+                    self._calls[0].exception(timeout)
                 call = self._calls.popleft()
             else:
                 try:
