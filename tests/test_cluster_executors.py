@@ -485,13 +485,11 @@ def test_an_executor_that_was_shut_down_is_hosts_lost() -> None:
 def test_a_call_waits_for_hosts_although_there_were_none_for_long() -> None:
     """The time without hosts counts from the first work of an idle pool, for calls as for runs."""
     gate = threading.Event()
-    with (
-        ThreadPoolExecutor(1) as ex,
-        shmpar.Pool(engine=ex, host_timeout=1) as pool,
-        contextlib.ExitStack() as end,
-    ):
-        end.callback(gate.set)
+    with contextlib.ExitStack() as end:
+        ex = end.enter_context(ThreadPoolExecutor(1))
         ex.submit(gate.wait)  # While the only thread waits, no host can be there.
+        pool = end.enter_context(shmpar.Pool(engine=ex, host_timeout=1))
+        end.callback(gate.set)
         with pytest.raises(shmpar.HostsLost, match="none has ever joined"):
             pool.submit(abs, -1).result(60)
         second = pool.submit(abs, -2)

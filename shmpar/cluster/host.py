@@ -80,6 +80,7 @@ _LOOK_SECONDS = 0.1  # between two looks at the client's control memory
 _HEAD_SECONDS = 5.0  # a head without spans is dropped after so long
 CLOSED = 0  # index of the flag in the control memory; behind it are the runs that were stopped
 STOPS = 32  # runs that were stopped last
+_MOST_STOPPED = 1000  # runs and calls that a host remembers as stopped
 
 
 class _NoMemoryError(Exception):
@@ -497,6 +498,8 @@ class Host:
             if self._stopped.get(number, False) >= kill and number in self._stopped:
                 return
             self._stopped[number] = kill
+            if len(self._stopped) > _MOST_STOPPED:
+                del self._stopped[next(iter(self._stopped))]
             loaded = self._loaded.get(number)
             runs = [] if loaded is None else list(loaded.runs)
             call = self._calls.get(number)
