@@ -30,8 +30,16 @@ from shmpar.memory.limits import available_cpus, check_workers
 from shmpar.memory.manager import Manager
 from shmpar.memory.names import remove_stale
 from shmpar.plan import Function
+from shmpar.runtime.calls import (
+    HOST_SLICE_SECONDS,
+    SLICE_SECONDS,
+    Pieces,
+    Results,
+    call_here,
+    length_of,
+    task_for,
+)
 from shmpar.runtime.calls import Call as _Call
-from shmpar.runtime.calls import Pieces, Results, call_here, length_of, shared_by, task_for
 from shmpar.runtime.error_texts import function_name
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.futures import surely
@@ -342,8 +350,17 @@ class Pool(Reductions, FirstGuesses, Executor):
 
     @property
     def _max_workers(self) -> int:
-        """Number of workers: Dask reads it of the executors that it is given."""
-        return self.n_workers
+        """Number of calls at a time: Dask reads it of the executors that it is given."""
+        return self._places()
+
+    def _places(self, *, wait: bool = False) -> int:
+        """Return the number of calls at a time; `wait` for the first host if there is none yet."""
+        engine: Any = self._loop.engine
+        if self._refuse is None or engine is None:
+            return self.n_workers
+        if wait and not engine.places():
+            self.submit(abs, 0).result()
+        return int(engine.places()) or 1
 
     @property
     def last_run(self) -> Run | None:
@@ -513,7 +530,8 @@ class Pool(Reductions, FirstGuesses, Executor):
         -----
         An exception of an item comes after the results of the items before it. If a worker dies,
         the items that it was sent are sent again one by one, so the iterator raises
-        :class:`shmpar.WorkerDied` at the item that is to blame.
+        :class:`shmpar.WorkerDied` at the item that is to blame. The same happens if a result does
+        not unpickle in this process.
 
         To map over the rows of an array, :meth:`parallel_map` is far quicker: it sends no item.
 
@@ -538,10 +556,8 @@ class Pool(Reductions, FirstGuesses, Executor):
         )
         submit = partial(self._submit_items, fn, star=len(iterables) != 1)
         if chunksize is None and ahead is None:
-            workers, seconds = shared_by(
-                self._loop.engine, self.n_workers, remote=self._refuse is not None
-            )
-            pieces = Pieces(items, length_of(iterables), workers)
+            pieces = Pieces(items, length_of(iterables), self._places())
+            seconds = SLICE_SECONDS if self._refuse is None else HOST_SLICE_SECONDS
             more = (submit(piece, seconds, pieces.weigh) for piece in pieces)
         else:
             size = 1 if chunksize is None else positive_number(chunksize, "chunksize")

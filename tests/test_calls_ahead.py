@@ -104,6 +104,23 @@ def test_a_shutdown_cancels_a_call_ahead(fifos: list[str]) -> None:
     pool.shutdown()
 
 
+@pytest.mark.parametrize("engine", ["processes", "threads"])
+def test_a_call_behind_a_chunk_can_be_cancelled(engine: str, fifos: list[str]) -> None:
+    """It waits at a worker that has not begun it, so cancel() and cancel_futures= cancel it."""
+    pool = shmpar.Pool(1, engine=engine)
+    pool.parallel_map(read, fifos[:1], wait=False)
+    writer = os.open(fifos[0], os.O_WRONLY)  # Opening waits until the chunk has begun.
+    first = pool.submit(abs, -1)
+    wait_until_ahead(first)
+    assert first.cancel()
+    second = pool.submit(abs, -2)
+    wait_until_ahead(second)
+    pool.shutdown(wait=False, cancel_futures=True)
+    os.close(writer)
+    pool.shutdown()
+    assert [first.cancelled(), second.cancelled()] == [True, True]
+
+
 def test_calls_are_made_once_when_they_are_cancelled_at_random(
     two: shmpar.Pool, tmp_path: Path
 ) -> None:

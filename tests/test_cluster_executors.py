@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -18,9 +19,12 @@ import numpy as np
 import pytest
 
 import shmpar
+from shmpar.cluster.executor import ExecutorTransport
+from shmpar.cluster.transport import HostDown, HostUp
 from tests import cluster_contract as contract
 from tests import pools
 from tests.cluster_contract import processes
+from tests.interpreters import run_python
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +201,70 @@ def test_an_interrupt_ends_the_call_and_the_pool_goes_on(
     thread.join()
     assert time.monotonic() - began < 20
     assert own_cluster.parallel_map(np.sum, np.ones((9, 2))).tolist() == [2.0] * 9
+
+
+def test_an_interrupt_of_a_run_leaves_the_calls_of_its_hosts(
+    executor: Executor, tmp_path: Path
+) -> None:
+    """A call beside the run is made once, although the workers of the run are killed."""
+    record, fifo = tmp_path / "record", str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+
+    def call() -> str:
+        with open(record, "a", encoding="ascii") as file:
+            file.write("made\n")
+        return Path(fifo).read_text()
+
+    def work(_: np.ndarray) -> None:
+        os.kill(client, signal.SIGINT)
+        time.sleep(60)
+
+    client = os.getpid()
+    with shmpar.Pool(engine=executor, hosts=1) as pool:
+        beside = pool.submit(call)
+        while not record.exists():
+            time.sleep(0.005)
+        with pytest.raises(KeyboardInterrupt):
+            pool.parallel_map(work, np.ones((1, 2)))
+        Path(fifo).write_text("go")
+        assert beside.result(60) == "go"
+    assert record.read_text() == "made\n"
+
+
+class Flapping(ExecutorTransport):
+    """Reports its host as lost, and as there again, while the test sends the first work."""
+
+    inside, go = threading.Event(), threading.Event()
+
+    def send(self, *args: Any) -> None:
+        if not self.inside.is_set():
+            self.inside.set()
+            self.go.wait()
+            self._tell(HostDown("host-0", "for a moment"))
+            self._tell(HostUp("host-0", 1, True, "host-0"))
+        super().send(*args)
+
+
+def test_a_run_that_begins_while_its_host_comes_back(
+    lone: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each chunk is computed once: the host that was lost before the run is not lost to it."""
+    record = tmp_path / "record"
+
+    def work(row: np.ndarray) -> float:
+        with open(record, "a", encoding="ascii") as file:
+            file.write(f"{int(row[0])}\n")
+        return float(row[0])
+
+    monkeypatch.setattr("shmpar.cluster.executor.ExecutorTransport", Flapping)
+    with shmpar.Pool(engine=lone) as pool:
+        call = pool.submit(abs, -1)
+        assert Flapping.inside.wait(60)
+        run = pool.parallel_map(work, np.arange(40.0)[:, None], wait=False)
+        Flapping.go.set()
+        assert run.result(60).tolist() == list(range(40))
+        assert call.result(60) == 1
+    assert sorted(map(int, record.read_text().split())) == list(range(40))
 
 
 def test_progress_and_completed_regions(cluster: shmpar.Pool) -> None:
@@ -412,6 +480,60 @@ def test_an_executor_that_was_shut_down_is_hosts_lost() -> None:
         pytest.raises(shmpar.HostsLost, match="after shutdown"),
     ):
         pool.map_blocks(np.negative, contract.IMAGE)
+
+
+def test_a_call_waits_for_hosts_although_there_were_none_for_long() -> None:
+    """The time without hosts counts from the first work of an idle pool, for calls as for runs."""
+    gate = threading.Event()
+    with contextlib.ExitStack() as end:
+        ex = end.enter_context(ThreadPoolExecutor(1))
+        ex.submit(gate.wait)  # While the only thread waits, no host can be there.
+        pool = end.enter_context(shmpar.Pool(engine=ex, host_timeout=1))
+        end.callback(gate.set)
+        with pytest.raises(shmpar.HostsLost, match="none has ever joined"):
+            pool.submit(abs, -1).result(60)
+        second = pool.submit(abs, -2)
+        with pytest.raises(TimeoutError):
+            second.result(0.1)
+        gate.set()
+        assert second.result(60) == 2
+
+
+ORPHAN = """
+import os, signal, time
+import numpy as np, shmpar
+from concurrent.futures import ThreadPoolExecutor
+
+def parent_of(pid):
+    return int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
+
+def work(row):
+    host = os.getppid()
+    parent = parent_of(host)
+    if row[0] == 0:
+        os.kill(parent, signal.SIGKILL)
+        while parent_of(host) == parent:
+            time.sleep(0.01)
+        time.sleep(0.3)  # Why: a host looks at its parent ten times a second.
+    return float(row[0])
+
+read, write = os.pipe()
+if middle := os.fork():
+    os.close(write)
+    os.waitpid(middle, 0)
+    os.read(read, 1)  # until all of them have ended
+elif os.fork():
+    signal.pause()
+else:
+    with ThreadPoolExecutor(1) as executor, shmpar.Pool(engine=executor) as pool:
+        print(pool.parallel_map(work, np.arange(3.0)[:, None]), pool.submit(abs, -1).result(60))
+"""
+
+
+def test_a_host_goes_on_when_its_parent_ends() -> None:
+    """A shell that has started it may end during a run. No bytes are compared with text."""
+    done = run_python(ORPHAN, flags=["-bb"], timeout=30)
+    assert (done.stdout, done.stderr) == ("[0. 1. 2.] 1\n", "")
 
 
 def test_what_hosts_cannot_do_is_refused_before_the_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -16,7 +17,7 @@ import pytest
 import shmpar
 from tests import cluster_contract as contract
 from tests import pools
-from tests.work.map_slices import die, log, mostly_plain, nap, refuse
+from tests.work.map_slices import die, log, mostly_plain, mostly_readable, nap, refuse
 
 MANY = 400  # items, so many that several go with a call
 BOUND = 60
@@ -31,8 +32,8 @@ def executor() -> Iterator[Executor]:
 
 @pytest.fixture(scope="module")
 def warm(executor: Executor) -> Iterator[shmpar.Pool]:
-    """Two hosts with two workers each, which are up."""
-    with shmpar.Pool(2, engine=executor, hosts=2) as pool:
+    """Two hosts with a worker each, which are up."""
+    with shmpar.Pool(engine=executor, hosts=2) as pool:
         contract.wait_for_hosts(pool, 2)
         yield pool
 
@@ -79,11 +80,20 @@ def test_a_dead_local_worker_costs_the_item_to_blame(executor: Executor) -> None
         assert [call.result(BOUND) for call in calls] == [0, -1, -2, -4, -5, -6, -7]
 
 
-def test_a_result_that_does_not_pickle_comes_at_its_item(hosts: shmpar.Pool) -> None:
+@pytest.mark.parametrize(
+    ("work", "error", "match"),
+    [
+        (mostly_plain, shmpar.PlanError, "does not pickle"),
+        (mostly_readable, ValueError, "invalid literal"),
+    ],
+)
+def test_a_result_that_does_not_travel_comes_at_its_item(
+    hosts: shmpar.Pool, work: Any, error: type[Exception], match: str
+) -> None:
     """The results before it are kept."""
-    results = hosts.map(mostly_plain, range(MANY), [123] * MANY)
+    results = hosts.map(work, range(MANY), [123] * MANY, chunksize=MANY)
     assert [next(results) for _ in range(123)] == list(range(123))
-    with pytest.raises(shmpar.PlanError, match="does not pickle"):
+    with pytest.raises(error, match=match):
         next(results)
 
 
@@ -128,6 +138,38 @@ def test_closing_the_iterator_stops_the_items_of_a_call(
     assert [call.result(BOUND) for call in calls] == [0, 1, 2, 3]
     begun = Path(path).read_text().split()
     assert len(begun) < MANY // 4
+
+
+def test_all_hosts_count_for_batches_and_jobs(hosts: shmpar.Pool, tmp_path: Path) -> None:
+    """Batches of map_async, those of imap ahead, and the jobs of joblib are cut for two hosts."""
+    joblib = pytest.importorskip("joblib")
+    from shmpar.integrations.joblib import ShmparBackend
+
+    loads, taken = str(tmp_path / "loads"), itertools.count()
+
+    def load(client: int) -> Any:
+        if os.getpid() != client:
+            log(loads, 0)
+        return abs
+
+    class Loaded:
+        def __reduce__(self) -> Any:
+            return load, (os.getpid(),)
+
+        def __call__(self, _: int) -> int:
+            raise AssertionError
+
+    def host() -> int:
+        time.sleep(0.05)
+        return os.getppid()
+
+    assert hosts.map_async(Loaded(), range(-16, 0)).get(BOUND) == list(range(16, 0, -1))
+    assert Path(loads).read_text().count("0") == 4 * 2
+    assert next(hosts.imap(abs, taken)) == 0
+    assert next(taken) == 64 * 2 + 1
+    with joblib.parallel_config(backend=ShmparBackend(pool=hosts)):
+        found = joblib.Parallel()(joblib.delayed(host)() for _ in range(8))
+    assert len({*found} - {os.getppid()}) == 2
 
 
 def test_leaving_the_block_computes_all_items(executor: Executor, tmp_path: Path) -> None:

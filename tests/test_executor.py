@@ -264,6 +264,17 @@ def test_all_ways_to_wait(pool: shmpar.Pool) -> None:
     assert asyncio.run(both()) == [0, 1, 2]
 
 
+def test_each_future_has_a_lock_of_its_own(pool: shmpar.Pool) -> None:
+    """A thread that has the lock of a future, as that of wait() for a moment, delays no other."""
+    first, second = pool.submit(abs, -1), pool.submit(abs, -2)
+    assert [first.result(60), second.result(60)] == [1, 2]
+    other = threading.Thread(target=concurrent.futures.wait, args=([second], 60), daemon=True)
+    with first._condition:  # type: ignore[attr-defined] - `concurrent.futures` acquires this one
+        other.start()
+        other.join(20)
+        assert not other.is_alive()
+
+
 def test_done_becomes_true_without_waiting(pool: shmpar.Pool) -> None:
     """Polling done() is enough, and no thread has to wait for the result."""
     future = pool.submit(abs, -1)
@@ -379,6 +390,27 @@ def test_a_callback_may_call_shutdown_during_a_shutdown(engine: str, fifo: Path)
         fifo.write_text("go")
         assert inside.wait(60)
     assert run.result(0).tolist() == ["go"]
+
+
+def test_cancelled_calls_of_imap_and_map_async(fifo: Path) -> None:
+    """The iterator raises at each of them and then ends, and a future stays cancelled."""
+    pool = shmpar.Pool(1, engine="threads")
+    results = pool.imap(wait_for, [str(fifo)] * 3)
+    joined = pool.map_async(abs, [-1, -2])
+    while not joined.cancel():
+        pass
+    assert joined.cancel()
+    with open(
+        fifo, "w", encoding="ascii"
+    ) as stream:  # Opening waits until the first call has begun.
+        pool.shutdown(wait=False, cancel_futures=True)
+        stream.write("go")
+    assert next(results) == "go"
+    for _ in range(2):
+        with pytest.raises(concurrent.futures.CancelledError):
+            next(results)
+    assert list(results) == []
+    pool.shutdown()
 
 
 def test_leaving_the_block_waits(own_pool: shmpar.Pool) -> None:

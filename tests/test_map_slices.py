@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 import shmpar
-from tests.work.map_slices import MANY, die, hold, log, mostly_plain, nap, refuse, stop
+from tests.work.map_slices import (
+    MANY,
+    die,
+    hold,
+    log,
+    mostly_plain,
+    mostly_readable,
+    nap,
+    refuse,
+    stop,
+)
 
 BOUND = 60
 
@@ -93,6 +103,14 @@ def test_a_result_that_does_not_pickle_comes_at_its_item(two: shmpar.Pool) -> No
     results = two.map(mostly_plain, range(MANY), [123] * MANY)
     assert [next(results) for _ in range(123)] == list(range(123))
     with pytest.raises(shmpar.PlanError, match="does not pickle"):
+        next(results)
+
+
+def test_a_result_that_does_not_unpickle_comes_at_its_item(two: shmpar.Pool) -> None:
+    """The results before it are kept, although they came with it."""
+    results = two.map(mostly_readable, range(MANY), [123] * MANY, chunksize=MANY)
+    assert [next(results) for _ in range(123)] == list(range(123))
+    with pytest.raises(ValueError, match="invalid literal"):
         next(results)
 
 

@@ -165,6 +165,7 @@ class DaskTransport:
 
     name = "dask"
     hosts = _MOST_HOSTS
+    places = 0
 
     def __init__(self, client: Client, *, own: bool = False) -> None:
         self.client, self._own = client, own
@@ -200,6 +201,8 @@ class DaskTransport:
         listeners.heard.append(self._heard)
         await client.register_plugin(HostPlugin(pool, client.id), name=pool)
         workers = await self._identity()
+        most = self._settings.workers or _MOST_HOSTS
+        self.places = sum(min(most, one["nthreads"]) for one in workers.values())
         self._spawn(self._join(workers))
         self._watcher = asyncio.ensure_future(self._watch())
 
@@ -317,7 +320,9 @@ class DaskTransport:
     ) -> None:
         try:
             value = await self._ask(token, host, work, head)
-            if value == Missing("head"):  # Why: it drops a head that it has not used for long.
+            if (
+                isinstance(value, Missing) and value.part == "head"
+            ):  # Why: it drops a head that it has not used for long.
                 self._drop_heads(lambda key: key == (work.run, host))  # type: ignore[union-attr]
                 value = await self._ask(token, host, work, head)
             answer = Answer(token, value, None)

@@ -196,11 +196,14 @@ class ClusterEngine(WithoutProcesses):
 
     # Runs
 
+    def end_idle(self) -> None:
+        """Count the time without hosts from now: an idle pool needs none."""
+        if self._without is not None:
+            self._without = time.monotonic()
+
     def open(self, active: ActivePlan) -> list[int]:
         """Make the head of a run; return the lanes that have a host."""
         prepared, plan = active.prepared, active.plan
-        if self._without is not None and not self._runs:
-            self._without = time.monotonic()  # Why: an idle pool needs no host.
         outputs = None
         if active.outputs is not None and not plan.returns_objects:
             shared = [self._shared_output(one) for one in active.outputs]
@@ -285,9 +288,10 @@ class ClusterEngine(WithoutProcesses):
             generation.tickets.close()
 
     def kill(self, worker: int, run: int) -> None:
-        """Have the workers of a lane's span killed; the lane is lost to the run at once.
+        """Have the workers of a lane's span killed; the lane is lost to this run at once.
 
         Why at once: a host that cannot be told works on until its span ends. Its answer is dropped.
+        Why to this run alone: the host goes on with its calls, and with the spans of other runs.
         """
         lane = self._lanes[worker]
         busy = lane.busy
@@ -296,10 +300,8 @@ class ClusterEngine(WithoutProcesses):
         if not busy.killed:
             busy.killed = True
             self._tell_stop(run, [lane.host.key], kill=True)
-            self._events.append(protocol.WorkerLost(worker, Exit(None), killed_for=run))
-            self._events.append(protocol.WorkerReady(worker))
-            lane.queue.clear()
-            lane.claimed.clear()
+            self._events.append(protocol.WorkerLost(worker, Exit(None), run=run))
+            lane.claimed.pop((run, busy.generation.number), None)
 
     # Spans
 
@@ -622,7 +624,8 @@ class ClusterEngine(WithoutProcesses):
 
     def places(self) -> int:
         """Return the number of calls that all hosts make at a time; any thread may ask."""
-        return sum([host.most_calls for host in list(self._hosts.values())])
+        here = sum([host.most_calls for host in list(self._hosts.values())])
+        return here or self._transport.places
 
     def call(self, worker: int, number: int, prepared: Submitted, more: Any = ()) -> None:
         """Send a call to the host of a lane."""
@@ -666,7 +669,7 @@ class ClusterEngine(WithoutProcesses):
             if type(value) is protocol.Slice:
                 value = value._replace(error=unpack_error(value.error))
         except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
-            self._events.append(protocol.CallFinished(number, error=error))
+            self._events.append(protocol.CallFinished(number, error=error, unreadable=True))
         else:
             self._events.append(protocol.CallFinished(number, value))
 

@@ -36,7 +36,7 @@ class ExecutorTransport:
     name = "executor"
 
     def __init__(self, executor: Executor, hosts: int) -> None:
-        self.hosts = hosts
+        self.hosts = self.places = hosts
         self._executor = executor
         self._settings: Settings | None = None
         self._tell: Callable[[Report], object] = lambda _: None
@@ -124,7 +124,7 @@ class ExecutorTransport:
         except BaseException as error:  # noqa: BLE001 - an executor may raise anything
             self._tell(Answer(token, None, error))
             return
-        if value == Missing("head") and head is not None:
+        if isinstance(value, Missing) and value.part == "head" and head is not None:
             self._tasks.put(partial(self._call, token, work, head, head))
             return
         self._tell(Answer(token, value, None))

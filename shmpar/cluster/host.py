@@ -13,8 +13,8 @@ Guarantees
 ----------
 - A host runs no code of the user: it passes the pickled function on to its workers.
 - A process has one local pool per client's pool, which starts with the first span. It ends when the
-  client says so, and with the process that made the host. It also ends with the client's process
-  on the same machine, and after :data:`IDLE_SECONDS` without work.
+  client says so, and with the client's process on the same machine. Without work it also ends if
+  the parent of its process has ended, and after :data:`IDLE_SECONDS` if the client is not watched.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ _LOOK_SECONDS = 0.1  # between two looks at the client's control memory
 _HEAD_SECONDS = 5.0  # a head without spans is dropped after so long
 CLOSED = 0  # index of the flag in the control memory; behind it are the runs that were stopped
 STOPS = 32  # runs that were stopped last
+_MOST_STOPPED = 1000  # runs and calls that a host remembers as stopped
 
 
 class _NoMemoryError(Exception):
@@ -497,6 +498,8 @@ class Host:
             if self._stopped.get(number, False) >= kill and number in self._stopped:
                 return
             self._stopped[number] = kill
+            if len(self._stopped) > _MOST_STOPPED:
+                del self._stopped[next(iter(self._stopped))]
             loaded = self._loaded.get(number)
             runs = [] if loaded is None else list(loaded.runs)
             call = self._calls.get(number)
@@ -558,11 +561,12 @@ class Host:
     def _is_abandoned(self) -> bool:
         if self._control is not None and self._control[CLOSED]:
             return True
-        if os.getppid() != self._parent:
-            return True
         with self._state:
-            idle = not self._working and time.monotonic() - self._idle_since > IDLE_SECONDS
-        return idle and self._client < 0
+            if self._working:
+                return False
+            idle = time.monotonic() - self._idle_since > IDLE_SECONDS and self._client < 0
+        # Why not while it works: the parent may be the shell that has started this process.
+        return idle or os.getppid() != self._parent
 
     def _read_control(self) -> None:
         if self._control is not None:

@@ -86,10 +86,13 @@ class Transport(Protocol):
         As the engine's name.
     hosts : int
         Most hosts at a time.
+    places : int
+        Calls that the hosts which were there at the start make at a time.
     """
 
     name: str
     hosts: int
+    places: int
 
     def start(self, settings: Settings, tell: Callable[[Report], object]) -> None:
         """Begin to look for hosts; report by `tell`."""

@@ -358,6 +358,9 @@ class Engine(Protocol):
     def order(self, plan: Plan, todo: tuple[int, ...] | None) -> tuple[int, ...] | None:
         """Return the chunks of a run in the order of their tickets; None is the whole grid."""
 
+    def end_idle(self) -> None:
+        """Note that a run or a call comes after a time without any."""
+
     def open(self, active: ActivePlan) -> list[int]:
         """Make ready for a run; return the workers that are up."""
 
@@ -449,6 +452,9 @@ class WithoutProcesses:
         """Return a ledger in plain memory: only this process writes it."""
         buffer = bytearray(Ledger.nbytes(workers=self.workers, chunks=chunks))
         return Ledger(buffer, workers=self.workers, chunks=chunks)
+
+    def end_idle(self) -> None:
+        """Do nothing: the workers are there."""
 
     def worker_ahead(self, prepared: Any, without: Container[int | None]) -> int | None:
         """Return None: a thread is soon free, and a host keeps no call for later."""

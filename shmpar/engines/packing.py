@@ -454,7 +454,7 @@ def unpack_call(
     except BaseException as error:  # noqa: BLE001 - whatever unpickling raises
         with contextlib.suppress(BaseException):  # Why: its class may be the user's
             BaseException.add_note(error, f"In the caller: {_NOT_LOADED}.")
-        return event._replace(value=None, error=error)
+        return event._replace(value=None, error=error, unreadable=True)
 
 
 def unpack_objects(

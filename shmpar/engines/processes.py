@@ -263,6 +263,9 @@ class ProcessesEngine:
         """Return the order as it is: all chunks are equally near."""
         return todo
 
+    def end_idle(self) -> None:
+        """Do nothing: :meth:`open` and :meth:`replace` start the workers that are missing."""
+
     def open(self, active: ActivePlan) -> list[int]:
         """Start workers where one is missing; return those that are ready."""
         self._check()

@@ -219,10 +219,11 @@ class ShmparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
                 text = "parallel loops cannot be nested below threads, setting n_jobs=1"
                 warnings.warn(f"shmpar-backed {text}", stacklevel=3)
             return 1
-        most = available_cpus() if self._given is None else self._given.n_workers
+        given = self._given
+        most = available_cpus() if given is None else given._places(wait=True)  # noqa: SLF001
         if n_jobs < 0:
             return max(most + 1 + n_jobs, 1)
-        return n_jobs if self._given is None else min(n_jobs, most)
+        return n_jobs if given is None else min(n_jobs, most)
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **options: Any) -> int:
         """Get workers for a ``Parallel``; return their number."""

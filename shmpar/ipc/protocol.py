@@ -461,12 +461,15 @@ class CallFinished(NamedTuple):
         The exception that it raised.
     started : bool
         False if the function was not called: it does not load, or the initializer had failed.
+    unreadable : bool
+        It has returned, but the result does not unpickle here.
     """
 
     call: int
     value: Any = None
     error: Any = None
     started: bool = True
+    unreadable: bool = False
 
 
 class InitializerFailed(NamedTuple):
@@ -501,6 +504,8 @@ class WorkerLost(NamedTuple):
         Number of the run whose plan it had first; None if it had none.
     idle : bool
         It had worked before, and had no plan.
+    run : int or None
+        Number of the run that alone has lost it, and was stopped. Other runs and calls keep it.
     """
 
     worker: int
@@ -513,6 +518,7 @@ class WorkerLost(NamedTuple):
     at_startup: bool = False
     loading: int | None = None
     idle: bool = False
+    run: int | None = None
 
 
 _KINDS: tuple[type[Any], ...] = (

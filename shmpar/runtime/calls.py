@@ -8,7 +8,7 @@ Guarantees
   another worker has nothing to do.
 - A call whose worker died is made again, as often as it may be; any other outcome is final. A call
   that the worker had not begun is innocent.
-- A call that waits ahead can be cancelled: the pool thread withdraws it.
+- A call that waits at a worker can be cancelled: the pool thread withdraws it.
 - A call over items ends after its slice of time; the items that are left are calls of their own.
 """
 
@@ -33,7 +33,7 @@ from shmpar.ipc.protocol import CallFinished, Slice, WorkerLost
 from shmpar.pickling.plain import pack_plain
 from shmpar.plan import Function
 from shmpar.runtime import error_texts
-from shmpar.runtime.futures import CallbackThreads, Condition, PoolFuture
+from shmpar.runtime.futures import CallbackThreads, PoolFuture
 from shmpar.tracebacks import delivering, hiding
 from shmpar.worker.task import NBYTES, Progress, Task
 
@@ -80,15 +80,8 @@ class Call(PoolFuture):
     withdraw: Callable[[Call], object] | None = None
     task: Task | None = None
 
-    def __init__(
-        self,
-        name: str,
-        prepared: Any,
-        retries: int,
-        condition: Condition | None = None,
-    ) -> None:
-        super().__init__(condition)
-        self.condition = condition
+    def __init__(self, name: str, prepared: Any, retries: int) -> None:
+        super().__init__()
         self.number = next(_numbers)
         self.name = name
         self.prepared = prepared
@@ -136,11 +129,11 @@ class Call(PoolFuture):
 
     def over(self, first: int, last: int) -> Call:
         """Return the call over other ones of the items."""
-        made = Call(self.name, self.prepared, self.retries, self.condition)
+        made = Call(self.name, self.prepared, self.retries)
         made.more, made.stop = (first, last), self.stop
         return made
 
-    def give_ahead(self, withdraw: Callable[[Call], object]) -> bool:
+    def begin_to_wait(self, withdraw: Callable[[Call], object]) -> bool:
         """Note that the call waits at a worker; return False if it was cancelled."""
         with self._condition:
             if self.cancelled():
@@ -156,8 +149,8 @@ class Call(PoolFuture):
 
     def begin(self) -> None:
         """Note that the call, which waited at a worker, runs."""
-        with self._condition:
-            if self.withdraw is not None:  # Why: a call that is made again is running already.
+        if self.withdraw is not None:  # Why: a call that is made again is running already.
+            with self._condition:
                 self.withdraw = None
                 self.set_running_or_notify_cancel()
 
@@ -216,7 +209,7 @@ class Calls:
     def _look_behind(self, engine: Engine) -> None:
         """Queue the calls again that wait behind a plan while another worker is idle."""
         for worker in [one for one in self._behind if not engine.has_plan(one)]:
-            del self._behind[worker]
+            self._behind.pop(worker).begin()
         free = engine.free_worker()
         if free is not None and not engine.has_plan(free):
             for worker in list(self._behind):
@@ -225,11 +218,12 @@ class Calls:
     def _give(self, engine: Engine, worker: int, *, ahead: bool) -> None:
         """Give the first call of the queue to a worker, or drop it if it was cancelled."""
         call = self._queue.popleft()
+        behind = not ahead and engine.has_plan(worker)
         # Why not for a call that is made again: it is running already.
         if call.worker is None:
             wanted = (
-                call.give_ahead(self._ask_to_withdraw)
-                if ahead
+                call.begin_to_wait(self._ask_to_withdraw)
+                if ahead or behind
                 else call.set_running_or_notify_cancel()
             )
             if not wanted:
@@ -240,21 +234,16 @@ class Calls:
         self._running[call.number] = call
         if ahead:
             self._ahead[worker] = call
-        elif engine.has_plan(worker):
+        elif behind:
             self._behind[worker] = call
         try:
             engine.call(worker, call.number, call.prepared, call.more)
         except Exception as error:  # noqa: BLE001 - a segment was closed: that call's fault
-            if ahead:
-                del self._ahead[worker]
-                call.take_back()
-            self._behind.pop(worker, None)
             self.finished(CallFinished(call.number, error=error))
 
     def _withdraw(self, engine: Engine, worker: int, *, stop: bool = False) -> None:
         """Queue the calls again that a worker has not begun."""
-        self._behind.pop(worker, None)
-        ahead = self._ahead.pop(worker, None)
+        waiting = [self._behind.pop(worker, None), self._ahead.pop(worker, None)]
         for number in reversed(engine.withdraw(worker, stop=stop)):
             call = self._running.pop(number, None)
             if call is None:  # Why: it failed as it was sent, and its worker was killed.
@@ -262,8 +251,9 @@ class Calls:
             if call.withdraw is not None:
                 call.take_back()
             self._queue.appendleft(call)
-        if ahead is not None and ahead.number in self._running:
-            ahead.begin()
+        for one in waiting:
+            if one is not None and one.number in self._running:
+                one.begin()
 
     def withdraw(self, engine: Engine, call: Call) -> None:
         """Cancel a call unless its worker has begun it; end a call over items that runs."""
@@ -286,14 +276,23 @@ class Calls:
         if call is None:
             return
         if call.worker is not None:
+            call.begin()  # Why: its worker may have the plan of a later run.
             if self._behind.get(call.worker) is call:
                 del self._behind[call.worker]
             if (ahead := self._ahead.pop(call.worker, None)) is not None:
                 ahead.begin()
+        if event.unreadable and call.more and len(range(*call.more)) > 1:
+            self._call_each(call, *call.more)
+            return
         if call.more and type(event.value) is list:
             first, last = call.more
             self._split(call, first + len(event.value), last, len(event.value))
         self._resolve(call, event.value, event.error)
+
+    def _call_each(self, call: Call, first: int, last: int) -> None:
+        """Make a call of each item of a call: one of them is to blame, the others have results."""
+        self._split(call, first, last, 1)
+        self._resolve(call, [], None)
 
     def _split(self, call: Call, first: int, last: int, size: int) -> None:
         """Make calls of the items of a call that are left: ``first <= i < last``."""
@@ -325,10 +324,8 @@ class Calls:
             if call.withdraw is not None:
                 call.take_back()
             spared = innocent or number in event.waiting
-            if not spared and call.more and call.more[1] - call.more[0] > 1:
-                # Why: one of the items is to blame, and the others have results.
-                self._split(call, *call.more, 1)
-                self._resolve(call, [], None)
+            if not spared and call.more and len(range(*call.more)) > 1:
+                self._call_each(call, *call.more)
             elif spared or call.retries > 0:
                 call.retries -= not spared
                 self._queue.appendleft(call)
@@ -350,7 +347,7 @@ class Calls:
 
     def cancel_waiting(self, engine: Engine) -> None:
         """Cancel the calls that no worker has begun; ask the tasks of the others to stop."""
-        for worker in list(self._ahead):
+        for worker in [*self._ahead, *self._behind]:
             self._withdraw(engine, worker)
         for call in self._running.values():
             call.unwanted = True
@@ -461,7 +458,8 @@ def _names_task(call: Any) -> bool:
 
 SLICE_SECONDS = 5e-3
 """Time after which a call over items ends, unless its chunksize was given."""
-_HOST_SLICE_SECONDS = 0.1  # Why longer: each slice goes to a host and back.
+HOST_SLICE_SECONDS = 0.1
+"""The same on a cluster. Why longer: each slice goes to a host and back."""
 
 _PAUSE_SECONDS = 1e-3  # between two pauses for the pool thread
 _FEW = 16  # items for each worker that are sent one by one
@@ -549,24 +547,6 @@ class Pieces(Iterator[Sequence[Any]]):
         self._weighed = True
         limit = min(self._most, max(1, int(_MOST_BYTES * count // max(nbytes, 1))))
         self._size = max(1, min(limit, 2 * self._size) if self._grows else limit)
-
-
-def shared_by(engine: Any, workers: int, *, remote: bool) -> tuple[int, float]:
-    """Return the number of calls at a time that share items, and the seconds of a slice.
-
-    Parameters
-    ----------
-    engine : ClusterEngine, other Engine or None
-        The engine, if it is made already.
-    workers : int
-        Workers of this machine, or of each host.
-    remote : bool
-        The workers are on hosts.
-    """
-    if not remote:
-        return workers, SLICE_SECONDS
-    hosted = 0 if engine is None else engine.places()
-    return hosted or workers, _HOST_SLICE_SECONDS
 
 
 def length_of(iterables: tuple[Iterable[Any], ...]) -> int | None:

@@ -365,6 +365,8 @@ class Execution:
                 self._rejected(event)
             case protocol.WorkerReady():
                 self._feed(event)
+            case protocol.WorkerLost():
+                self.worker_lost(event)
             case protocol.Warned():
                 self.run.add_warning(event)
             case protocol.ObjectsReturned():

@@ -253,12 +253,17 @@ def _unpickled(warned: Warned) -> Warning:
 
 
 class Condition(_thread.RLock):  # type: ignore[misc]
-    """The condition of futures that wait at their latches; many of them may share one.
+    """The condition of a future that is waited for at its latch.
+
+    Invariant: each future has its own. `concurrent.futures.wait` acquires those of many futures, in
+    the order of the futures' ids. Threads that wait for shared ones would wait for each other.
 
     Why not `threading.Condition`: its `__enter__` and `__exit__` are Python functions. An interrupt
     inside of them, in a thread that polls `done()`, leaves the lock locked, and the pool thread
     waits for it for ever. Those of a lock are not interrupted.
     """
+
+    __slots__ = ()  # Why: a program may hold a great many futures.
 
     def wait(self, timeout: float | None = None) -> bool:
         """Return at once: the future has been waited for."""
@@ -297,11 +302,6 @@ OTHER_NAMES = {
 class PoolFuture(Future[Any]):
     """A future whose callbacks the pool thread does not run.
 
-    Parameters
-    ----------
-    condition : Condition, optional
-        Its lock; by default one of its own.
-
     Attributes
     ----------
     resolved : Latch
@@ -319,9 +319,9 @@ class PoolFuture(Future[Any]):
     _pool_callbacks: deque[Callable[[Future[Any]], object]] | tuple[()] = ()
     _done_callbacks = ()
 
-    def __init__(self, condition: Condition | None = None) -> None:
+    def __init__(self) -> None:
         # Why not Future.__init__: its condition takes longer to make than all that is made here.
-        self._condition = condition or Condition()  # type: ignore[assignment]
+        self._condition = Condition()  # type: ignore[assignment]
         self._state = PENDING
         self._result = self._exception = None
         self._waiters: list[Any] = []

@@ -20,7 +20,7 @@ Locks, in the order in which they are acquired; no code of the user runs under a
 
 1. `Loop._starting`: start and end of the pool thread and of its engine.
 2. `Loop._making`: an engine is made or taken away; no thread of the user acquires it.
-3. the lock of a `Future`, as in the standard library; the calls of a pool share one.
+3. the lock of a `Future`, as in the standard library.
 4. `ThreadsEngine._allocating`: a worker thread allocates the outputs of a run.
 5. `processes._starting`: a worker process is started, or the user forks.
 
@@ -56,7 +56,6 @@ from shmpar.runtime.calls import Call, Calls
 from shmpar.runtime.execution import max_startup_failures
 from shmpar.runtime.futures import (
     CallbackThreads,
-    Condition,
     Latch,
     LogRelay,
     PoolFuture,
@@ -121,9 +120,6 @@ class Loop:
         self._here: dict[Run, int] = {}  # runs in threads of their callers, of the engine "serial"
         self._shown: set[int] = set()  # runs whose progress a callback thread shows
         self._callbacks = CallbackThreads()
-        # Why shared: a program may hold many futures. Why not of the module: a forked child's copy
-        # of a lock may never be released.
-        self._condition = Condition()
         self._calls = Calls(self._callbacks, self._withdraw)
         self._new_calls: list[Call] = []  # added since the last step
         self._logs = LogRelay(self._callbacks, self._post)
@@ -233,7 +229,7 @@ class Loop:
 
         The items that it leaves are made as well, unless they are `unwanted`.
         """
-        call = Call(name, prepared, retries, self._condition)
+        call = Call(name, prepared, retries)
         call.unwanted = unwanted
         if more:
             call.more, call.stop = more, self._withdraw
@@ -435,13 +431,15 @@ class Loop:
         # Why here: a grace that begins in this step ends after the next wait.
         now = time.monotonic()
         self._signalled, self._calls_wait = True, False
-        while self._inbox:
-            self._inbox.popleft()()
-        self._start_workers(engine)
+        # Invariant: a run begins after the events so far. A worker whose loss they tell may have a
+        # successor already, which the run would be told to have lost.
         # Why popped: this frame, which the exception of a call made here has, holds no event then.
         events.reverse()
         while events:
             self._handle(engine, events.pop())
+        while self._inbox:
+            self._inbox.popleft()()
+        self._start_workers(engine)
         for run in self._running():
             if run.execution.check_deadlines(now):
                 run.execution.end_grace(self._elsewhere(engine, run))
@@ -467,7 +465,7 @@ class Loop:
             case WorkerReady():
                 for run in self._running():
                     run.execution.handle(event)
-            case WorkerLost():
+            case WorkerLost(run=None):
                 self._worker_lost(engine, event)
             case CallFinished():
                 if (call := self._calls.running(event.call)) is not None:
@@ -533,6 +531,7 @@ class Loop:
         engine, execution = self.engine, run.execution
         if execution.over:
             return
+        self._end_idle()
         self._runs[execution.number] = run
         self._claim_warnings(run)
         if self._closing is not None:
@@ -561,8 +560,14 @@ class Loop:
         if self._closing is not None:
             call.resolve(self._callbacks, None, _closed())
             return
+        self._end_idle()
         self._calls.add(call)
         self._new_calls.append(call)
+
+    def _end_idle(self) -> None:
+        """Tell the engine of the first work after a time without any."""
+        if self.engine is not None and not self._runs and not self._calls:
+            self.engine.end_idle()
 
     def _start_workers(self, engine: Engine) -> None:
         """Start the workers that are missing, for the calls that were added."""

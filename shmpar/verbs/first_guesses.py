@@ -6,12 +6,13 @@ The page "Coming from another way to share arrays" gives the reason for each.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Self
 
@@ -134,9 +135,9 @@ class FirstGuesses:
 
     submit: Callable[..., Any]
     shutdown: Callable[..., None]
-    n_workers: int
 
     _open: bool
+    _places: Callable[[], int]
     _checked: Callable[[], Loop]
     _close: Callable[..., None]
 
@@ -266,7 +267,7 @@ class FirstGuesses:
                 f"{method}: an item is a {type(items[0]).__name__}, not a tuple of arguments; for "
                 "one argument write pool.map_async(f, items).get()"
             )
-        share = max(1, -(-len(items) // (4 * self.n_workers)))
+        share = max(1, -(-len(items) // (4 * self._places())))
         size = positive_number(share if chunksize is None else chunksize, "chunksize")
         batches = [self.submit(partial(batch, func), part) for part in _batched(iter(items), size)]
         return _with_callbacks(_Joined(batches), callback, error_callback)
@@ -314,7 +315,7 @@ class FirstGuesses:
         items = iter(_items("imap", iterable))
         batches = _batched(items, positive_number(chunksize, "chunksize"))
         more = map(partial(self.submit, partial(_each, func)), batches)
-        ahead = None if isinstance(iterable, Sized) else _AHEAD * self.n_workers
+        ahead = None if isinstance(iterable, Sized) else _AHEAD * self._places()
         return _AsDone(more, ahead, ordered=ordered)
 
     @hide_frames
@@ -452,7 +453,7 @@ class _Joined(PoolFuture):
     def cancel(self) -> bool:
         """Cancel the calls that no worker has; return whether it is cancelled."""
         cancelled = [part.cancel() for part in self._parts]
-        return all(cancelled) and bool(cancelled)
+        return self.cancelled() or (all(cancelled) and bool(cancelled))
 
     def _one_done(self, _: Future[list[Any]]) -> None:
         if next(self._left) == 0:
@@ -536,7 +537,8 @@ class _AsDone(Iterator[Any]):
                 self._raise()
                 raise StopIteration
             if self._ordered:
-                self._calls[0].exception(timeout)
+                with contextlib.suppress(CancelledError):  # Why: it is raised below.
+                    self._calls[0].exception(timeout)
                 call = self._calls.popleft()
             else:
                 try:

@@ -7,6 +7,8 @@ import threading
 import time
 from typing import Any
 
+from tests.work.executor import NotUnpicklable
+
 MANY = 400  # items, so many that several go with a call
 
 
@@ -24,6 +26,10 @@ def die(item: int, bad: int) -> int:
 
 def mostly_plain(item: int, bad: int) -> Any:
     return threading.Lock() if item == bad else item
+
+
+def mostly_readable(item: int, bad: int) -> Any:
+    return NotUnpicklable() if item == bad else item
 
 
 def nap(seconds: float) -> int:
