@@ -40,7 +40,6 @@ from shmpar.runtime.progress import Progress
 from shmpar.runtime.run import Run, execute_here
 from shmpar.tracebacks import hide_frames
 from shmpar.verbs import Defaults, Reductions
-from shmpar.verbs.arguments import held_by, warn_of_random
 from shmpar.verbs.first_guesses import (
     BATCHES,
     SPAWN,
@@ -50,6 +49,7 @@ from shmpar.verbs.first_guesses import (
     argument_tuple,
     check_iterables,
 )
+from shmpar.verbs.functions import held_by, warn_of_random
 from shmpar.verbs.options import parse_options
 from shmpar.verbs.other_names import check_call, names_keywords
 from shmpar.worker.environment import in_worker

@@ -21,10 +21,9 @@ from shmpar.runtime.progress import observe
 from shmpar.runtime.run import Run
 from shmpar.stores.store import Store
 from shmpar.stores.targets import ZarrPath
-from shmpar.verbs.arguments import (
-    Inputs,
+from shmpar.verbs.arguments import Inputs, check_windows
+from shmpar.verbs.functions import (
     check_signature,
-    check_windows,
     default_of,
     held_by,
     special_parameters,

@@ -22,7 +22,7 @@ from shmpar.grid.axis import whole_number
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.progress import Progress, observe
 from shmpar.tracebacks import hide_frames
-from shmpar.verbs.arguments import signature_of
+from shmpar.verbs.functions import signature_of
 
 
 class Options(TypedDict, total=False):
