@@ -382,7 +382,8 @@ class Pool(Reductions, FirstGuesses, Executor):
         return self._usual
 
     def _share(self, values: Any) -> Any:
-        return self.asarray(values) if self.engine == "processes" else values
+        in_memory = isinstance(values, np.ndarray)
+        return self.asarray(values) if in_memory and self.engine == "processes" else values
 
     def _execute(self, run: Run, *, wait: bool) -> Any:
         loop = self._checked()

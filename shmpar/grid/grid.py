@@ -276,7 +276,8 @@ def _parse_axis(entry: Any, size: int, where: str) -> Axis | None:
         step = whole_number(-1 if entry is None else entry, where)
     except TypeError:
         raise TypeError(f"{where}: {entry!r} is a {type(entry).__name__}; {_REMEDY}") from None
-    if step < 1 and step != -1:
+    # Why: a length that was worked out from the shape may be 0 where there is nothing to cut.
+    if step < 1 and step != -1 and (step or size):
         raise ValueError(f"{where}: a chunk cannot have {step} elements; {_REMEDY}")
     return Axis.regular(size, step if step > 0 else max(1, size))
 

@@ -234,10 +234,15 @@ class Call:
         remedy = self.remedy or self._unnamed_chunks()
         count = len(self.inputs.arguments)
         check_signature(self.verb, self.func, count, keywords, passed, remedy)
-        self._warn_of_elements()
-        seed = None
+        seed = self.options.get("seed")
         if "rng" in special:
-            seed = np.random.SeedSequence(self.options.get("seed")).entropy
+            seed = np.random.SeedSequence(seed).entropy
+        elif seed is not None:
+            raise TypeError(
+                f"{self.verb}: seed= is for the random generator that a parameter named rng gets, "
+                "and the call passes none; name a parameter of the function rng, or leave seed= out"
+            )
+        self._warn_of_elements()
         return Plan(
             verb=self.verb,
             grid=self.grid,

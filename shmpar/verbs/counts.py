@@ -94,6 +94,9 @@ class Counts(Partials):
 
         NumPy counts each block in the same bins, and the counts are added, which is exact.
 
+        With ``on_error="fill"`` a block that fails in a pass before the last one is an error too,
+        since no value stands for its elements: pass `range`, and the number of bins.
+
         Examples
         --------
         >>> import shmpar
@@ -116,16 +119,20 @@ class Counts(Partials):
         call = self._reduction("histogram", np.histogram, values, options)
         # Why: NumPy raises its own errors for bins, range and weights before anything starts.
         few, ones = np.zeros(int(weigh), values.dtype), np.zeros(1, factors.dtype)
-        tried = np.histogram(few, bins, range, weights=ones if weigh else None)
-        if values.size == 0 or values.ndim == 0 or tried[0].size == 0:
+        if (
+            values.size == 0
+            or values.ndim == 0
+            or not len(np.histogram(few, bins, range, weights=ones if weigh else None)[0])
+        ):
             weights = factors[...] if weigh else None
             return np.histogram(values[...], bins, range, density, weights)
+        call.inputs.arrays = [values := self._share(values)]
+        measure = partial(self._measure, call, chunks=chunks)
         if range is None and np.ndim(bins) == 0:
-            low, high = self._map(call, _extremes, chunks)
+            low, high = measure(_extremes)
             range = low.min(), high.max()  # noqa: A001 - NumPy's name
             np.histogram_bin_edges(np.array(range), 1)  # Why: NumPy raises its own error.
         if isinstance(bins, str):
-            measure = partial(self._map, call, chunks=chunks)
             collect = partial(self._collect, call, call.inputs.cut(chunks))
             bins = _bins_by_rule(bins, values, range, measure, collect)
         edges = np.histogram(few[:0], bins, range)[1]
@@ -133,7 +140,8 @@ class Counts(Partials):
         if weigh:
             call.inputs = blocks("histogram", (values, factors))
         parts = self._map(call, count, chunks).reshape(-1, len(edges) - 1)
-        counts: Array = np.add.reduce(parts, axis=0, dtype=parts.dtype)
+        # Why cast at the end: a sum in another byte order, or in a unit of time, takes no dtype.
+        counts: Array = np.add.reduce(parts, axis=0).astype(parts.dtype, copy=False)
         if density:
             return counts / np.array(np.diff(edges), float) / counts.sum(), edges
         return counts, edges
@@ -175,7 +183,8 @@ class Counts(Partials):
         Notes
         -----
         Cost: two passes over the array, the first for the largest element. Each block gives all
-        counts, so "auto" makes blocks of at least 16 elements per count.
+        counts, so "auto" makes blocks of at least 16 elements per count. With ``on_error="fill"``
+        a block that fails in the first pass is an error too.
 
         Examples
         --------
@@ -197,7 +206,8 @@ class Counts(Partials):
             return np.bincount(given, None if factors is None else factors[...], minlength)
         few = np.zeros(1, values.dtype)
         np.bincount(few, None if factors is None else np.zeros(1, factors.dtype), minlength)
-        low, high = self._map(call, _extremes, chunks)
+        call.inputs.arrays = [values := self._share(values)]
+        low, high = self._measure(call, _extremes, chunks=chunks)
         least = int(low.min())
         if least < 0:
             return np.bincount(np.array([least]))

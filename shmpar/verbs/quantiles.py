@@ -15,7 +15,6 @@ from typing import Any, Final, Unpack
 import numpy as np
 
 from shmpar.grid import Axis, Grid
-from shmpar.stores import Store
 from shmpar.verbs.arguments import blocks
 from shmpar.verbs.call import Call
 from shmpar.verbs.options import ReductionOptions, with_shared_text
@@ -225,7 +224,7 @@ class Quantiles(Partials):
         """Return the results of all lines along the axes, each by a selection of its own."""
         (values,), whole, leaves_nan_out = call.inputs.arrays, call.func, call.verb[:3] == "nan"
         # Why: every pass would copy an array that is not in shared memory.
-        values = values if isinstance(values, Store) else self._share(values)
+        values = self._share(values)
         kept = [k for k in range(values.ndim) if k not in axes]
         grid, results = _with(grid, dict.fromkeys(kept, 1)), []
         for place in itertools.product(*[range(values.shape[k]) for k in kept]):

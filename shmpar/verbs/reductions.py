@@ -553,8 +553,9 @@ def _first_in_block(
     index = np.unravel_index(find(block), block.shape)
     at = [start + k for start, k in zip(starts, index, strict=True)]
     place = np.ravel_multi_index(at, block_info[0]["shape"])
-    one = (1,) * block.ndim
-    return block[index].reshape(one), np.asarray(place).reshape(one)
+    # Why no scalar: that of a text has its own length, which differs from block to block.
+    element = block[tuple([slice(k, k + 1) for k in index])]
+    return element, np.asarray(place).reshape(element.shape)
 
 
 def _first(parts: tuple[Array, Array], axis: Axes, *, keepdims: bool, find: Any) -> Any:

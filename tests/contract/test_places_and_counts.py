@@ -82,6 +82,16 @@ def test_places_are_numpys(serial: shmpar.Pool, case: Any, name: str, keepdims: 
     same(outcome(getattr(serial, name), array, chunks=chunks, **keywords), due)
 
 
+@pytest.mark.parametrize("dtype", ["U3", "S3"])
+def test_the_place_of_a_text(serial: shmpar.Pool, dtype: str) -> None:
+    """Text of different lengths lies in different blocks."""
+    array = np.array([["b", "ab"], ["a", "abc"]], dtype)
+    for name in PLACES:
+        for axis in (None, 0, 1):
+            due = getattr(np, name)(array, axis=axis)
+            same(getattr(serial, name)(array, axis=axis, chunks=1), due)
+
+
 @pytest.mark.parametrize("name", [*MOMENTS, *PLACES])
 @pytest.mark.parametrize("axis", [None, 0, -1])
 def test_they_are_numpys_on_every_engine(pool: shmpar.Pool, name: str, axis: Any) -> None:
