@@ -239,7 +239,8 @@ class Quantiles(Partials):
             else:
                 missing = "NaT" if values.dtype.kind in "mM" else np.nan
                 results.append(whole(np.full(1, missing, values.dtype)))
-        found = np.stack(results, axis=-1)
+        # Why: several arrays are joined in the byte order of this machine.
+        found = np.stack(results, axis=-1).astype(np.asarray(results[0]).dtype, copy=False)
         return found.reshape((*found.shape[:-1], *[values.shape[k] for k in kept]))
 
 
@@ -262,7 +263,7 @@ def _interpolated(selection: Selection, q: Any, *, percent: bool, method: str) -
         return np.quantile(selection.at([0]), share)
     place = np.asarray(place_of(size, share))
     if weight_of is None or (method == "linear" and place.dtype.kind in "iu"):
-        return selection.at(place.ravel().tolist()).reshape(place.shape)[()]
+        return selection.at(place.ravel().tolist()).reshape(place.shape)
     first = np.floor(place)
     weight = np.asarray(weight_of(place - first, place), place.dtype)
     weight = np.where((place < 0) | (place >= size - 1), weight.dtype.type(0), weight)

@@ -134,6 +134,18 @@ def test_long_lines_are_selected(any_pool: shmpar.Pool) -> None:
     same(any_pool.percentile(shared[:, ::5], [1, 99], axis=1, keepdims=True), due)
 
 
+@pytest.mark.parametrize("axis", [None, 1])
+def test_elements_keep_their_byte_order(
+    serial: shmpar.Pool, monkeypatch: pytest.MonkeyPatch, axis: Any
+) -> None:
+    """As in NumPy, whether or not blocks and lines are joined."""
+    monkeypatch.setattr(quantiles, "_LINE_BYTES", 8)
+    values = np.arange(12, dtype=">f4").reshape(2, 6)
+    for q in ([0.2, 0.9], 0.2):
+        due = np.quantile(values, q, axis, method="lower")
+        same(serial.quantile(values, q, axis, method="lower", chunks=2), due)
+
+
 @pytest.mark.parametrize("order", ["random", "sorted", "equal", "two"])
 def test_a_selection_takes_few_passes(pool: shmpar.Pool, order: str) -> None:
     """Two passes find several percentiles, however the elements lie."""
