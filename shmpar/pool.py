@@ -382,6 +382,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         return self._usual
 
     def _share(self, values: Any) -> Any:
+        self._checked()
         in_memory = isinstance(values, np.ndarray)
         return self.asarray(values) if in_memory and self.engine == "processes" else values
 

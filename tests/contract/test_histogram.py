@@ -276,3 +276,7 @@ def test_several_passes_copy_the_array_once(process_pool: shmpar.Pool) -> None:
         count(np.arange(5_000), chunks=1_000)
         assert process_pool.last_run is not None
         assert [kind for kind, _ in process_pool.last_run.report.inputs] == ["shm"]
+    closed = shmpar.Pool(1)
+    closed.shutdown()
+    with pytest.raises(RuntimeError, match="this pool is closed, make a new one"):
+        closed.histogram(np.arange(5))
