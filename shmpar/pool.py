@@ -26,7 +26,9 @@ from shmpar.engines.engine import Engine
 from shmpar.engines.local import cap_threads
 from shmpar.errors import format_count
 from shmpar.grid.axis import positive_number
+from shmpar.memory.copying import share
 from shmpar.memory.limits import available_cpus, check_workers
+from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager
 from shmpar.memory.names import remove_stale
 from shmpar.plan import Function
@@ -383,8 +385,11 @@ class Pool(Reductions, FirstGuesses, Executor):
 
     def _share(self, values: Any) -> Any:
         self._checked()
-        in_memory = isinstance(values, np.ndarray)
-        return self.asarray(values) if in_memory and self.engine == "processes" else values
+        in_memory = isinstance(values, np.ndarray) and self.engine == "processes"
+        if not in_memory or locate(values) is not None:
+            return values
+        _, copy = share(values)  # Why not asarray(): that makes all elements of a broadcast array.
+        return copy
 
     def _execute(self, run: Run, *, wait: bool) -> Any:
         loop = self._checked()

@@ -271,11 +271,17 @@ def test_a_fill_value_is_no_end_of_the_range(serial: shmpar.Pool) -> None:
 
 
 def test_several_passes_copy_the_array_once(process_pool: shmpar.Pool) -> None:
-    """A plain array is shared before the first pass."""
+    """A plain array is shared before the first pass, and a broadcast one stays small."""
+    values, sizes = np.broadcast_to(7, 90_000), list[int]()
+
+    def look(*_: int) -> None:
+        sizes.extend(one.nbytes for one in process_pool.memory if one.purpose == "copy of an input")
+
     for count in (process_pool.histogram, process_pool.bincount, process_pool.median):
-        count(np.arange(5_000), chunks=1_000)
+        count(values, chunks=9_000, progress=look)
         assert process_pool.last_run is not None
         assert [kind for kind, _ in process_pool.last_run.report.inputs] == ["shm"]
+    assert set(sizes) == {values.itemsize}
     closed = shmpar.Pool(1)
     closed.shutdown()
     with pytest.raises(RuntimeError, match="this pool is closed, make a new one"):
