@@ -388,7 +388,8 @@ class RowVerbs(Caller):
         func : callable
             It gets a row of each array (or an item of each iterable). For a row it returns a scalar
             or an array of the same shape for all rows. If it returns a tuple, there are several
-            outputs; if it always returns None, so does the verb. For an item it returns anything.
+            outputs; if it always returns None, so does the verb, without `dtype` and `out`. For an
+            item it returns anything.
         array, *arrays : ndarray or iterable
             An ndarray, or an array with DLPack, gives its rows along `axis`, as read-only views.
             So does a pandas DataFrame or Series or an xarray DataArray, whose index the results

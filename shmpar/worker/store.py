@@ -115,10 +115,10 @@ def _as_array(value: Any) -> Array:
 
 def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
     """Return the shapes and dtypes of the outputs, by the first result."""
-    if value is None and isinstance(plan.placement, PerItem):
+    if value is None and isinstance(plan.placement, PerItem) and plan.dtypes is None:
         return Announcement((), is_tuple=False, chunk=chunk)
     if value is None:
-        remedy = "only parallel_map takes functions that return nothing"
+        remedy = "only parallel_map, without dtype= or out=, takes functions that return nothing"
         raise _returned(f"None where a value is due; {remedy}")
     arrays = as_arrays(plan, value, plan.is_tuple)
     for array in arrays:
