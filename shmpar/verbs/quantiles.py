@@ -260,15 +260,16 @@ def _interpolated(selection: Selection, q: Any, *, percent: bool, method: str) -
     place_of, weight_of = _METHODS[method]
     size, share = selection.size, np.asarray(np.true_divide(q, 100) if percent else q)
     if not share.size:
-        return np.quantile(selection.at([0]), share)
+        return np.quantile(selection.at([0]), share, method=method)  # type: ignore[call-overload]
     place = np.asarray(place_of(size, share))
     if weight_of is None or (method == "linear" and place.dtype.kind in "iu"):
         return selection.at(place.ravel().tolist()).reshape(place.shape)
     first = np.floor(place)
     weight = np.asarray(weight_of(place - first, place), place.dtype)
     weight = np.where((place < 0) | (place >= size - 1), weight.dtype.type(0), weight)
-    low = first.clip(0, size - 1).astype(np.intp).ravel()
-    pairs = selection.at([*low.tolist(), *np.minimum(low + 1, size - 1).tolist()]).reshape(2, -1).T
+    # Why: a place before the first element lies between that element and itself, as in NumPy.
+    low, high = [(first + k).clip(0, size - 1).astype(np.intp).ravel().tolist() for k in (0, 1)]
+    pairs = selection.at([*low, *high]).reshape(2, -1).T
     # Why: NumPy interpolates between two elements as between neighbours in the sorted array.
     if place.ndim == 0:
         plain = type(q) in {int, float}

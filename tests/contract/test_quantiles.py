@@ -110,6 +110,19 @@ def test_methods_are_numpys(serial: shmpar.Pool, name: str, method: str) -> None
         same(getattr(serial, name)(values, one, method=method, chunks=4), due)
 
 
+@new_places
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_beside_infinity_and_without_a_share(serial: shmpar.Pool, method: str) -> None:
+    """The first element has no neighbour before it, and no quantile has the dtype of some."""
+    values = np.array([np.inf, 2, np.inf])
+    for q in (0, 0.01):
+        due = np.quantile(values, q, method=method)
+        same(serial.quantile(values, q, method=method, chunks=1), due)
+    for dtype in ("u2", "f4", "f8"):
+        due = np.quantile(values[1:2].astype(dtype), [], method=method)
+        same(serial.quantile(values[1:2].astype(dtype), [], method=method, chunks=1), due)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("axis", [None, 0, (0, 2), -1])
 def test_a_larger_array_on_every_engine(pool: shmpar.Pool, name: str, axis: Any) -> None:
