@@ -216,9 +216,8 @@ class Quantiles(Partials):
             found = self._unfilled(call)
         else:
             found = self._select_lines(call, axes, grid, finish)
-        if keepdims:
-            found = np.expand_dims(found, tuple(ndim + k for k in axes))
-        return found[()] if isinstance(found, np.ndarray) else found  # Why: text is a scalar
+        found = found[()] if isinstance(found, np.ndarray) else found  # Why: text is a scalar
+        return np.expand_dims(found, tuple(ndim + k for k in axes)) if keepdims else found
 
     def _select_lines(self, call: Call, axes: Axes, grid: Grid, finish: Finish) -> Array:
         """Return the results of all lines along the axes, each by a selection of its own."""

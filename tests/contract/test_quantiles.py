@@ -156,8 +156,9 @@ def test_elements_keep_their_byte_order(
     monkeypatch.setattr(quantiles, "_LINE_BYTES", 8)
     values = np.arange(12, dtype=">f4").reshape(2, 6)
     for q in ([0.2, 0.9], 0.2):
-        due = np.quantile(values, q, axis, method="lower")
-        same(serial.quantile(values, q, axis, method="lower", chunks=2), due)
+        for keywords in ({"method": "lower"}, {"method": "lower", "keepdims": True}):
+            due = np.quantile(values, q, axis, **keywords)
+            same(serial.quantile(values, q, axis, chunks=2, **keywords), due)
 
 
 @pytest.mark.parametrize("order", ["random", "sorted", "equal", "two"])
