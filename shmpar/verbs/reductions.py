@@ -633,7 +633,8 @@ def _combine(moments: Sequence[Array], axes: Axes) -> tuple[Array, Array]:
     number = count.sum(axes, keepdims=True)
     # Why precise enough: the sum about another value than the mean has an error of second order.
     middle = (count * mean).sum(axes, keepdims=True) / np.maximum(number, 1)
-    offset = mean - middle
+    # Why: the square of the offset of no elements may be infinite.
+    offset = np.where(count, mean - middle, 0)
     between = _squared(offset) * count + 2 * (offset.conj() * rest).real
     total = square.sum(axes, keepdims=True) + between.sum(axes, keepdims=True)
     return total.astype(square.dtype, copy=False), number

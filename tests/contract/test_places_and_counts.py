@@ -140,6 +140,14 @@ def test_a_variance_without_nan_is_stable(pool: shmpar.Pool) -> None:
         np.testing.assert_allclose(got, due, rtol=1e-12)
 
 
+def test_a_block_of_nan_beside_large_values(serial: shmpar.Pool) -> None:
+    """Its mean has no square that could be too large."""
+    array = np.array([1e200, np.nan, 1e200])
+    for name in ("nanvar", "nanstd"):
+        for axis in (None, 0):
+            same(getattr(serial, name)(array, axis, chunks=1), getattr(np, name)(array, axis))
+
+
 integers = st.sampled_from(["?", "i1", "u1", ">i2", "u4", "i8", "u8"])
 
 
