@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from shmpar.errors import format_count
-from shmpar.grid import BLOCK_BYTES, Grid, Halo, Mode
+from shmpar.grid import Grid, Halo, Mode
 from shmpar.grid.axis import axis_number
 from shmpar.grid.grid import STORE_BLOCK_BYTES
 from shmpar.grid.halo import parse_boundary, parse_depth
@@ -146,20 +146,15 @@ class Inputs:
         # Why: inputs broadcast from the last axis.
         return [shared[len(shared) - n :] for n in axes]
 
-    def cut(
-        self, chunks: Any, *, whole: Axes = (), depth: Depths = (), most: int = BLOCK_BYTES
-    ) -> Grid:
+    def cut(self, chunks: Any, *, whole: Axes = (), depth: Depths = (), **sizes: Any) -> Grid:
         """Make the grid of the inputs; arguments as in :meth:`shmpar.grid.Grid.cut`."""
         entries = chunks if isinstance(chunks, tuple) else (chunks,)
         # Why: only ints and strings are keys of a cache, since True and 1.0 are equal to 1.
         cut = _cached_cut if all(type(one) in {int, str} for one in entries) else Grid.cut
         size = max([array.itemsize for array in self.arrays], default=8)
         if (units := self._units()) is not None:
-            depths = depth or None
-            return Grid.cut(
-                self.shape, chunks, itemsize=size, depth=depths, whole=whole, units=units
-            )
-        return cut(self.shape, chunks, itemsize=size, depth=depth or None, whole=whole, most=most)
+            cut = functools.partial(Grid.cut, units=units)
+        return cut(self.shape, chunks, itemsize=size, depth=depth or None, whole=whole, **sizes)
 
     def _units(self) -> list[int] | None:
         """Return the common unit of all stores along each axis of the grid; None without any."""

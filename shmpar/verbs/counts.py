@@ -15,7 +15,7 @@ from typing import Any, Final, Unpack
 
 import numpy as np
 
-from shmpar.grid import BLOCK_BYTES
+from shmpar.grid.grid import LEAST_BYTES
 from shmpar.runtime.error_texts import levels_to_user
 from shmpar.stores import Store
 from shmpar.verbs.arguments import as_input, blocks
@@ -92,7 +92,8 @@ class Counts(Partials):
         double NumPy computes the rule, on a copy. The last digits of the sums in "scott" and
         "doane" may make one bin more or less; those of float16 are added in float32.
 
-        NumPy counts each block in the same bins, and the counts are added, which is exact.
+        NumPy counts each block in the same bins, and the counts are added, which is exact. "auto"
+        makes blocks of at least 16 elements per bin.
 
         With ``on_error="fill"`` a block that fails in a pass before the last one is an error too,
         since no value stands for its elements: pass `range`, and the number of bins.
@@ -139,7 +140,8 @@ class Counts(Partials):
         count = partial(_count_in_bins, bins=bins, limits=range)
         if weigh:
             call.inputs = blocks("histogram", (values, factors))
-        parts = self._map(call, count, chunks).reshape(-1, len(edges) - 1)
+        least = _least_bytes(values, len(edges) - 1)
+        parts = self._map(call, count, chunks, least=least).reshape(-1, len(edges) - 1)
         # Why cast at the end: a sum in another byte order, or in a unit of time, takes no dtype.
         counts: Array = np.add.reduce(parts, axis=0).astype(parts.dtype, copy=False)
         if density:
@@ -214,8 +216,8 @@ class Counts(Partials):
         length = max(int(high.max()) + 1, int(minlength))
         if factors is not None:
             call.inputs = blocks("bincount", (values, factors))
-        most = max(BLOCK_BYTES, _ELEMENTS_PER_COUNT * length * values.itemsize)
-        parts = self._map(call, partial(_count, length=length), chunks, most=most)
+        least = _least_bytes(values, length)
+        parts = self._map(call, partial(_count, length=length), chunks, least=least)
         counts: Array = np.add.reduce(parts, axis=0)
         return counts
 
@@ -276,6 +278,11 @@ class Counts(Partials):
         total = np.zeros(len(found), np.intp)
         np.add.at(total, place, counts)
         return found, total
+
+
+def _least_bytes(values: Array, counts: int) -> int:
+    """Return the bytes of a block of which the counts are a small part."""
+    return max(LEAST_BYTES, _ELEMENTS_PER_COUNT * counts * values.itemsize)
 
 
 def _extremes(block: Array) -> tuple[Any, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from shmpar.grid import BLOCK_BYTES, Axis, Grid
+from shmpar.grid import Axis, Grid
+from shmpar.grid.grid import LEAST_BYTES
 from shmpar.plan import InBlocks, PerChunk
 from shmpar.verbs.arguments import as_input, blocks
 from shmpar.verbs.call import Call, Caller
@@ -106,12 +107,12 @@ class Partials(Caller):
         chunks: Any,
         axes: Any = None,
         *,
-        most: int = BLOCK_BYTES,
+        least: int = LEAST_BYTES,
         run: Callable[[Call], Any] | None = None,
     ) -> Any:
         """Return the results of all blocks, joined with one element per chunk along `axes`."""
         call.func, call.placement, call.output = block, PerChunk(), OutputSpec()
-        grid = call.grid = call.inputs.cut(chunks, most=most)
+        grid = call.grid = call.inputs.cut(chunks, least=least)
         if axes is not None:
             cuts = [Axis.regular(len(a), 1) if k in axes else a for k, a in enumerate(grid.axes)]
             call.placement = InBlocks(tuple(range(grid.ndim)), tuple(cuts))

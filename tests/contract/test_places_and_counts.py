@@ -186,6 +186,18 @@ def test_counts_on_every_engine(pool: shmpar.Pool) -> None:
     same(pool.bincount([]), np.bincount([]))
 
 
+def test_the_counts_of_all_blocks_are_few(serial: shmpar.Pool) -> None:
+    """A block has at least 16 elements per count, of a bin too."""
+    values = np.zeros(400_000, int)
+    for count in (
+        lambda: serial.bincount(values, minlength=1_000),
+        lambda: serial.histogram(values, 1_000, (0, 1)),
+    ):
+        count()
+        assert serial.last_run is not None
+        assert 1 < serial.last_run.report.chunks <= len(values) / (16 * 1_000)
+
+
 @quick
 @given(case=cases(), return_counts=st.booleans())
 def test_unique_elements_are_numpys(serial: shmpar.Pool, case: Any, return_counts: bool) -> None:
