@@ -95,15 +95,7 @@ class InBlocks(NamedTuple):
         if len(result) == axes:
             pairs = zip(self.cuts, result, strict=True)
             return tuple([length if cut is None else cut.size for cut, length in pairs])
-        if not result:
-            raise ResultError(
-                "the function returned a scalar where a block is due; use block_reduce for that"
-            )
-        remedy = "drops in drop_axis" if len(result) < axes else "adds in new_axis"
-        raise ResultError(
-            f"the function returned an array of shape {result} where a block is due with "
-            f"{format_count(axes, 'axis', 'axes')}; name the axes that it {remedy}"
-        )
+        raise ResultError(explain_axes(result, axes))
 
     def follows(self, grid: Grid, shape: Shape | None) -> bool:
         """Return whether an output of this shape has the same cells as the grid."""
@@ -490,6 +482,21 @@ def describe_shape(due: Sequence[int | None]) -> str:
     lengths = [next(names) if length is None else str(length) for length in due]
     free = ", ".join([length for length in lengths if length.isalpha()])
     return f"({', '.join(lengths)}{',' * (len(due) == 1)}) for any {free}"
+
+
+def explain_axes(result: Shape, axes: int) -> str:
+    """Return the message for a result with another number of axes than its block.
+
+    Examples
+    --------
+    >>> explain_axes((), 2)
+    'the function returned a scalar where a block is due; use block_reduce for that'
+    """
+    if not result:
+        return "the function returned a scalar where a block is due; use block_reduce for that"
+    remedy = "drops in drop_axis" if len(result) < axes else "adds in new_axis"
+    due = f"a block is due with {format_count(axes, 'axis', 'axes')}"
+    return f"the function returned shape {result} where {due}; name the axes that it {remedy}"
 
 
 def describe_region(region: Sequence[slice]) -> str:

@@ -26,7 +26,9 @@ from shmpar.engines.engine import Engine
 from shmpar.engines.local import cap_threads
 from shmpar.errors import format_count
 from shmpar.grid.axis import positive_number
+from shmpar.memory.copying import share
 from shmpar.memory.limits import available_cpus, check_workers
+from shmpar.memory.locate import locate
 from shmpar.memory.manager import Manager
 from shmpar.memory.names import remove_stale
 from shmpar.plan import Function
@@ -48,7 +50,6 @@ from shmpar.runtime.progress import Progress
 from shmpar.runtime.run import Run, execute_here
 from shmpar.tracebacks import hide_frames
 from shmpar.verbs import Defaults, Reductions
-from shmpar.verbs.arguments import held_by, warn_of_random
 from shmpar.verbs.first_guesses import (
     BATCHES,
     SPAWN,
@@ -58,6 +59,7 @@ from shmpar.verbs.first_guesses import (
     argument_tuple,
     check_iterables,
 )
+from shmpar.verbs.functions import held_by, warn_of_random
 from shmpar.verbs.options import parse_options
 from shmpar.verbs.other_names import check_call, names_keywords
 from shmpar.worker.environment import in_worker
@@ -402,7 +404,12 @@ class Pool(Reductions, FirstGuesses, Executor):
         return self._usual
 
     def _share(self, values: Any) -> Any:
-        return self.asarray(values) if self.engine == "processes" else values
+        self._checked()
+        in_memory = isinstance(values, np.ndarray) and self.engine == "processes"
+        if not in_memory or locate(values) is not None:
+            return values
+        _, copy = share(values)  # Why not asarray(): that makes all elements of a broadcast array.
+        return copy
 
     def _execute(self, run: Run, *, wait: bool) -> Any:
         loop = self._checked()

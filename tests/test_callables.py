@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from shmpar.pickling.pack import is_importable
-from shmpar.verbs import arguments
-from shmpar.verbs.arguments import check_signature, special_parameters
+from shmpar.verbs import functions
+from shmpar.verbs.functions import check_signature, special_parameters
 
 NAMED = [np.sum, np.median, np.linalg.norm, math.sqrt, abs, max]
 
@@ -20,7 +20,7 @@ NAMED = [np.sum, np.median, np.linalg.norm, math.sqrt, abs, max]
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Return the list of functions whose signature was inspected."""
-    arguments._cached_signature.cache_clear()
+    functions._cached_signature.cache_clear()
     seen: list[Any] = []
     signature = inspect.signature
     monkeypatch.setattr(

@@ -256,6 +256,7 @@ def test_the_check_of_this_module_finds_a_broken_axis(axis):
         ((10, 7), "auto", ([10], [7])),
         ((10, 7), {0: "auto"}, ([10], [7])),
         ((10, 7), (4, "auto"), ([4, 4, 2], [7])),
+        ((0, 7), (0, 3), ([0], [3, 3, 1])),
     ],
     ids=str,
 )

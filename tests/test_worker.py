@@ -859,10 +859,13 @@ class TestWindows:
         Worker(func, np.arange(5), outputs=outputs, **options).work()
         assert [output.tolist() for output in outputs] == [[10, 50, 40], [2, 2, 1]]
 
-    def test_a_function_that_returns_nothing_may_have_a_declared_dtype(self) -> None:
-        """There are no outputs then, so no dtype applies."""
-        dtypes = (np.dtype("f8"),)
-        worker = Worker(lambda row: None, np.zeros((9, 2)), rows=True, dtypes=dtypes).work()
+    def test_a_function_that_returns_nothing_has_no_declared_dtype(self) -> None:
+        """A declared result is due, as with an array for the results."""
+        options = {"rows": True, "dtypes": (np.dtype("f8"),), "fail_fast": False}
+        worker = Worker(lambda row: None, np.zeros((9, 2)), **options).work()
+        assert len(worker.errors) == 9
+        assert "None where a value is due" in str(worker.errors[0])
+        worker = Worker(lambda row: None, np.zeros((9, 2)), rows=True).work()
         assert worker.channel.outputs == []
         assert worker.ledger.done == 9
 

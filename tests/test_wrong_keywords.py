@@ -88,3 +88,52 @@ def test_a_depth_without_its_name(any_pool: shmpar.Pool, depth: Any) -> None:
         any_pool.map_overlap(same, X, depth)
     with pytest.raises(TypeError, match=r"map_overlap\(\) needs depth=, the elements of the halo$"):
         any_pool.map_overlap(same, X)
+
+
+def test_a_seed_without_a_generator(any_pool: shmpar.Pool) -> None:
+    """A function that names no rng would give the same numbers, or others, whatever the seed is."""
+    calls: list[tuple[Any, dict[str, Any]]] = [
+        (same, {}),
+        (np.negative, {}),
+        (lambda block, rng: block, {"kwargs": {"rng": 1}}),
+    ]
+    for func, keywords in calls:
+        with pytest.raises(TypeError, match="name a parameter of the function rng"):
+            any_pool.map_blocks(func, X, seed=0, **keywords)
+        assert any_pool.map_blocks(func, X, seed=None, **keywords).shape == X.shape
+
+
+def test_a_fill_value_that_fills_nothing(any_pool: shmpar.Pool) -> None:
+    """It needs on_error="fill", of the call or of the pool."""
+    for verb in (any_pool.map_blocks, any_pool.parallel_map):
+        with pytest.raises(ValueError, match=r'fill_value= .* pass on_error="fill" too'):
+            verb(same, X, fill_value=0)
+    with pytest.raises(ValueError, match="fill_value="):
+        any_pool.sum(X, fill_value=0)
+    assert any_pool.sum(X, fill_value=None) == X.sum()
+    with shmpar.Pool(1, engine="serial", on_error="fill") as pool:
+        assert pool.sum(X, fill_value=0) == X.sum()
+
+
+def test_names_of_keywords_that_are_no_text(any_pool: shmpar.Pool) -> None:
+    """The error names them all."""
+    with pytest.raises(TypeError, match=r"kwargs=\[1, 'a'\]: keywords must be strings"):
+        any_pool.map_blocks(np.clip, X, kwargs={1: 2, "a": 3})
+
+
+@pytest.mark.parametrize(
+    ("keywords", "match"),
+    [
+        ({"out": ()}, "an empty tuple; pass an entry per output"),
+        ({"dtype": ()}, "an empty tuple; pass an entry per output"),
+        ({"dtype": "(2,)f4"}, "adds axes; pass dtype=float32"),
+        ({"dtype": [("a", "O")]}, "need dtype=object alone"),
+        ({"dtype": ("O", "f4")}, "need dtype=object alone"),
+    ],
+)
+def test_outputs_that_nothing_can_have(any_pool: shmpar.Pool, keywords: Any, match: str) -> None:
+    """The error comes before anything starts."""
+    before = any_pool.last_run
+    with pytest.raises((TypeError, ValueError), match=match):
+        any_pool.block_reduce(np.copy, X, **keywords)
+    assert any_pool.last_run is before

@@ -86,6 +86,7 @@ class Grid:
         depth: Any = None,
         whole: Sequence[int] = (),
         most: int = BLOCK_BYTES,
+        least: int = LEAST_BYTES,
         units: Sequence[int] | None = None,
     ) -> Grid:
         """Divide an array of `shape` into `chunks`.
@@ -103,8 +104,8 @@ class Grid:
             halo adds along an axis.
         whole : sequence of int
             Axes that "auto" does not divide.
-        most : int
-            Largest size of a block of "auto", in bytes.
+        most, least : int
+            Largest and smallest size of a block of "auto", in bytes; the smallest one prevails.
         units : sequence of int, optional
             Elements along each axis that stores hold in a piece. "auto" takes multiples of them,
             and larger blocks.
@@ -136,9 +137,10 @@ class Grid:
         fixed = [None if axis is None else axis.step for axis in axes]
         nbytes = whole_number(itemsize, "itemsize")
         if units is None:
-            lengths = _auto_lengths(sizes, fixed, nbytes, reach, most)
+            budget = block_bytes(sizes, max(1, nbytes), most, least)
+            lengths = _auto_lengths(sizes, fixed, nbytes, reach, budget)
         else:
-            lengths = _lengths_by_units(sizes, fixed, nbytes, reach, units)
+            lengths = _lengths_by_units(sizes, fixed, nbytes, reach, units, least)
         found = zip(axes, sizes, lengths, strict=True)
         return cls(
             tuple([Axis.regular(n, step) if axis is None else axis for axis, n, step in found])
@@ -276,26 +278,29 @@ def _parse_axis(entry: Any, size: int, where: str) -> Axis | None:
         step = whole_number(-1 if entry is None else entry, where)
     except TypeError:
         raise TypeError(f"{where}: {entry!r} is a {type(entry).__name__}; {_REMEDY}") from None
-    if step < 1 and step != -1:
+    # Why: a length that was worked out from the shape may be 0 where there is nothing to cut.
+    if step < 1 and step != -1 and (step or size):
         raise ValueError(f"{where}: a chunk cannot have {step} elements; {_REMEDY}")
     return Axis.regular(size, step if step > 0 else max(1, size))
 
 
-def block_bytes(shape: Sequence[int], itemsize: int, most: int = BLOCK_BYTES) -> int:
+def block_bytes(
+    shape: Sequence[int], itemsize: int, most: int = BLOCK_BYTES, least: int = LEAST_BYTES
+) -> int:
     """Return the largest number of bytes that "auto" gives to a block.
 
-    It is `most`, or less if the array would have fewer than 64 blocks, but at least 64 KiB.
+    It is `most`, or less if the array would have fewer than 64 blocks, but at least `least`.
 
     Examples
     --------
     >>> block_bytes((1000, 1000), 8)
     125000
     """
-    return min(most, max(LEAST_BYTES, prod(shape) * itemsize // FEWEST_BLOCKS))
+    return max(least, min(most, prod(shape) * itemsize // FEWEST_BLOCKS))
 
 
 def _auto_lengths(
-    shape: Shape, fixed: Sequence[int | None], itemsize: int, reach: Shape, most: int = BLOCK_BYTES
+    shape: Shape, fixed: Sequence[int | None], itemsize: int, reach: Shape, nbytes: int
 ) -> list[int]:
     """Choose chunk lengths, in elements, for the axes that are not fixed.
 
@@ -313,18 +318,18 @@ def _auto_lengths(
         Bytes of one element.
     reach : sequence of int
         Elements that the halo adds along each axis, on both sides together.
-    most : int
+    nbytes : int
         Largest size of a block, in bytes.
 
     Examples
     --------
-    >>> _auto_lengths((10_000, 10_000), (None, None), 8, (0, 0))
+    >>> _auto_lengths((10_000, 10_000), (None, None), 8, (0, 0), 1 << 20)
     [13, 10000]
-    >>> _auto_lengths((10_000, 10_000), (None, None), 8, (4, 4))
+    >>> _auto_lengths((10_000, 10_000), (None, None), 8, (4, 4), 1 << 20)
     [257, 500]
     """
     free = [k for k, length in enumerate(fixed) if length is None]
-    budget = block_bytes(shape, max(1, itemsize), most) // max(1, itemsize)
+    budget = nbytes // max(1, itemsize)
     lengths = [
         max(1, min(size, 2 * around)) if length is None else max(1, length)
         for size, length, around in zip(shape, fixed, reach, strict=True)
@@ -343,7 +348,12 @@ def _auto_lengths(
 
 
 def _lengths_by_units(
-    shape: Shape, fixed: Sequence[int | None], itemsize: int, reach: Shape, units: Shape
+    shape: Shape,
+    fixed: Sequence[int | None],
+    itemsize: int,
+    reach: Shape,
+    units: Shape,
+    least: int = LEAST_BYTES,
 ) -> list[int]:
     """Choose chunk lengths that are multiples of the units of stores, for the free axes.
 
@@ -359,7 +369,7 @@ def _lengths_by_units(
     [1536, 2048]
     """
     nbytes = prod(shape) * itemsize
-    budget = min(STORE_BLOCK_BYTES, max(LEAST_BYTES, nbytes // FEWEST_STORE_BLOCKS))
+    budget = max(least, min(STORE_BLOCK_BYTES, nbytes // FEWEST_STORE_BLOCKS))
     room = budget // max(1, itemsize)
     free = [k for k, length in enumerate(fixed) if length is None]
     lengths = [max(1, length or 1) for length in fixed]

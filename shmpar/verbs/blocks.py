@@ -15,9 +15,10 @@ import numpy as np
 from shmpar.grid import BLOCK_BYTES
 from shmpar.grid.axis import whole_number
 from shmpar.plan import Along, InBlocks, Items, PerChunk, PerItem
-from shmpar.verbs.arguments import as_input, blocks, check_signature, items
+from shmpar.verbs.arguments import as_input, blocks, items
 from shmpar.verbs.call import Caller
 from shmpar.verbs.first_guesses import unzipped
+from shmpar.verbs.functions import check_signature
 from shmpar.verbs.labels import read_labels
 from shmpar.verbs.options import Options, with_shared_text
 from shmpar.verbs.other_names import check_callable
@@ -387,7 +388,8 @@ class RowVerbs(Caller):
         func : callable
             It gets a row of each array (or an item of each iterable). For a row it returns a scalar
             or an array of the same shape for all rows. If it returns a tuple, there are several
-            outputs; if it always returns None, so does the verb. For an item it returns anything.
+            outputs; if it always returns None, so does the verb, without `dtype` and `out`. For an
+            item it returns anything.
         array, *arrays : ndarray or iterable
             An ndarray, or an array with DLPack, gives its rows along `axis`, as read-only views.
             So does a pandas DataFrame or Series or an xarray DataArray, whose index the results

@@ -21,10 +21,9 @@ from shmpar.runtime.progress import observe
 from shmpar.runtime.run import Run
 from shmpar.stores.store import Store
 from shmpar.stores.targets import ZarrPath
-from shmpar.verbs.arguments import (
-    Inputs,
+from shmpar.verbs.arguments import Inputs, check_windows
+from shmpar.verbs.functions import (
     check_signature,
-    check_windows,
     default_of,
     held_by,
     special_parameters,
@@ -235,10 +234,15 @@ class Call:
         remedy = self.remedy or self._unnamed_chunks()
         count = len(self.inputs.arguments)
         check_signature(self.verb, self.func, count, keywords, passed, remedy)
-        self._warn_of_elements()
-        seed = None
+        seed = self.options.get("seed")
         if "rng" in special:
-            seed = np.random.SeedSequence(self.options.get("seed")).entropy
+            seed = np.random.SeedSequence(seed).entropy
+        elif seed is not None:
+            raise TypeError(
+                f"{self.verb}: seed= is for the random generator that a parameter named rng gets, "
+                "and the call passes none; name a parameter of the function rng, or leave seed= out"
+            )
+        self._warn_of_elements()
         return Plan(
             verb=self.verb,
             grid=self.grid,

@@ -15,7 +15,7 @@ from typing import Any, Final, Unpack
 
 import numpy as np
 
-from shmpar.grid import BLOCK_BYTES
+from shmpar.grid.grid import LEAST_BYTES
 from shmpar.runtime.error_texts import levels_to_user
 from shmpar.stores import Store
 from shmpar.verbs.arguments import as_input, blocks
@@ -92,7 +92,11 @@ class Counts(Partials):
         double NumPy computes the rule, on a copy. The last digits of the sums in "scott" and
         "doane" may make one bin more or less; those of float16 are added in float32.
 
-        NumPy counts each block in the same bins, and the counts are added, which is exact.
+        NumPy counts each block in the same bins, and the counts are added, which is exact. "auto"
+        makes blocks of at least 16 elements per bin.
+
+        With ``on_error="fill"`` a block that fails in a pass before the last one is an error too,
+        since no value stands for its elements: pass `range`, and the number of bins.
 
         Examples
         --------
@@ -116,24 +120,30 @@ class Counts(Partials):
         call = self._reduction("histogram", np.histogram, values, options)
         # Why: NumPy raises its own errors for bins, range and weights before anything starts.
         few, ones = np.zeros(int(weigh), values.dtype), np.zeros(1, factors.dtype)
-        tried = np.histogram(few, bins, range, weights=ones if weigh else None)
-        if values.size == 0 or values.ndim == 0 or tried[0].size == 0:
+        if (
+            values.size == 0
+            or values.ndim == 0
+            or not len(np.histogram(few, bins, range, weights=ones if weigh else None)[0])
+        ):
             weights = factors[...] if weigh else None
             return np.histogram(values[...], bins, range, density, weights)
+        call.inputs.arrays = [values := self._share(values)]
+        measure = partial(self._measure, call, chunks=chunks)
         if range is None and np.ndim(bins) == 0:
-            low, high = self._map(call, _extremes, chunks)
+            low, high = measure(_extremes)
             range = low.min(), high.max()  # noqa: A001 - NumPy's name
             np.histogram_bin_edges(np.array(range), 1)  # Why: NumPy raises its own error.
         if isinstance(bins, str):
-            measure = partial(self._map, call, chunks=chunks)
             collect = partial(self._collect, call, call.inputs.cut(chunks))
             bins = _bins_by_rule(bins, values, range, measure, collect)
         edges = np.histogram(few[:0], bins, range)[1]
         count = partial(_count_in_bins, bins=bins, limits=range)
         if weigh:
             call.inputs = blocks("histogram", (values, factors))
-        parts = self._map(call, count, chunks).reshape(-1, len(edges) - 1)
-        counts: Array = np.add.reduce(parts, axis=0, dtype=parts.dtype)
+        least = _least_bytes(values, len(edges) - 1)
+        parts = self._map(call, count, chunks, least=least).reshape(-1, len(edges) - 1)
+        # Why cast at the end: a sum in another byte order, or in a unit of time, takes no dtype.
+        counts: Array = np.add.reduce(parts, axis=0).astype(parts.dtype, copy=False)
         if density:
             return counts / np.array(np.diff(edges), float) / counts.sum(), edges
         return counts, edges
@@ -175,7 +185,8 @@ class Counts(Partials):
         Notes
         -----
         Cost: two passes over the array, the first for the largest element. Each block gives all
-        counts, so "auto" makes blocks of at least 16 elements per count.
+        counts, so "auto" makes blocks of at least 16 elements per count. With ``on_error="fill"``
+        a block that fails in the first pass is an error too.
 
         Examples
         --------
@@ -197,15 +208,16 @@ class Counts(Partials):
             return np.bincount(given, None if factors is None else factors[...], minlength)
         few = np.zeros(1, values.dtype)
         np.bincount(few, None if factors is None else np.zeros(1, factors.dtype), minlength)
-        low, high = self._map(call, _extremes, chunks)
+        call.inputs.arrays = [values := self._share(values)]
+        low, high = self._measure(call, _extremes, chunks=chunks)
         least = int(low.min())
         if least < 0:
             return np.bincount(np.array([least]))
         length = max(int(high.max()) + 1, int(minlength))
         if factors is not None:
             call.inputs = blocks("bincount", (values, factors))
-        most = max(BLOCK_BYTES, _ELEMENTS_PER_COUNT * length * values.itemsize)
-        parts = self._map(call, partial(_count, length=length), chunks, most=most)
+        least = _least_bytes(values, length)
+        parts = self._map(call, partial(_count, length=length), chunks, least=least)
         counts: Array = np.add.reduce(parts, axis=0)
         return counts
 
@@ -266,6 +278,11 @@ class Counts(Partials):
         total = np.zeros(len(found), np.intp)
         np.add.at(total, place, counts)
         return found, total
+
+
+def _least_bytes(values: Array, counts: int) -> int:
+    """Return the bytes of a block of which the counts are a small part."""
+    return max(LEAST_BYTES, _ELEMENTS_PER_COUNT * counts * values.itemsize)
 
 
 def _extremes(block: Array) -> tuple[Any, Any]:

@@ -22,7 +22,7 @@ from shmpar.memory.limits import available_cpus
 from shmpar.runtime.futures import PoolFuture
 from shmpar.runtime.loop import AT_ONCE, Loop
 from shmpar.tracebacks import delivering, hide_frames, hiding
-from shmpar.verbs.arguments import held_by, signature_of, warn_of_random
+from shmpar.verbs.functions import held_by, signature_of, warn_of_random
 from shmpar.verbs.other_names import NO_CONTEXT, advice, check_call, names_keywords
 from shmpar.worker.environment import exit_if_forked
 

@@ -22,7 +22,7 @@ from shmpar.grid.axis import whole_number
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.progress import Progress, observe
 from shmpar.tracebacks import hide_frames
-from shmpar.verbs.arguments import signature_of
+from shmpar.verbs.functions import signature_of
 
 
 class Options(TypedDict, total=False):
@@ -54,8 +54,8 @@ class Options(TypedDict, total=False):
         Number of times that a window of a store is read or written again after a fault that may
         pass, such as a timeout of the network.
     seed : int, sequence of int or None, default None
-        Entropy of the random streams of the chunks: the same seed gives the same numbers. None is
-        other numbers in each call.
+        Entropy of the random streams of the chunks, for a function with a parameter named ``rng``:
+        the same seed gives the same numbers. None is other numbers in each call.
     pass_out : bool, default False
         Pass the function its window of the output as ``out=``; the function writes there, and its
         return value is ignored. This needs ``out=`` in memory, or in `map_blocks` and `map_overlap`
@@ -271,6 +271,9 @@ def parse_options(
     times, timeout = _times(chosen["retries"]), _seconds(chosen["task_timeout"])
     _times(chosen.get("io_retries", 0), "io_retries")
     fill_value = chosen.get("fill_value")
+    if fill_value is not None and chosen["on_error"] != "fill":
+        due = "is for the windows of failed chunks, which nothing fills"
+        raise ValueError(f'fill_value= {due}; pass on_error="fill" too, or leave it out')
     return Policy(chosen["on_error"], fill_value, times, timeout, check=chosen["check"])
 
 

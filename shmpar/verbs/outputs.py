@@ -93,11 +93,13 @@ def parse_output(
             "collect objects with dtype=object"
         )
     if returns_objects and (out is not None or dtypes != (np.dtype(object),)):
-        raise TypeError(f"{verb}: dtype=object stands alone, without out= or other dtypes")
+        raise TypeError(
+            f"{verb}: Python objects need dtype=object alone, without out= or another dtype, not "
+            f"dtype={brief(dtype)}"
+        )
     if out is None:
         return OutputSpec(None, dtypes, is_tuple, returns_objects)
-    parts = out if isinstance(out, tuple) else (out,)
-    targets = [_parse_target(verb, part) for part in parts]
+    targets = [_parse_target(verb, part) for part in _entries("out", out)]
     given = tuple([one.array for one in targets])
     declared = dtypes or (None,) * len(given)
     if len(declared) != len(given):
@@ -125,10 +127,21 @@ def parse_output(
     return OutputSpec(given, found, is_tuple, in_place=in_place, users=users, named=named)
 
 
+def _entries(name: str, value: Any) -> tuple[Any, ...]:
+    """Return the entries of an argument that has one per output."""
+    entries = value if isinstance(value, tuple) else (value,)
+    if not entries:
+        raise ValueError(f"{name}= is an empty tuple; pass an entry per output")
+    return entries
+
+
 def _parse_dtypes(dtype: Any) -> tuple[DType | None, ...]:
-    parts = dtype if isinstance(dtype, tuple) else (dtype,)
-    found = tuple(None if part is None else np.dtype(part) for part in parts)
+    found = tuple(None if one is None else np.dtype(one) for one in _entries("dtype", dtype))
     for part in found:
+        if part is not None and part.subdtype is not None:
+            raise ValueError(
+                f"dtype={part} adds axes; pass dtype={part.base}, since a result has its own axes"
+            )
         if part is not None and part.kind in "SUV" and part.itemsize == 0:
             raise ValueError(
                 f"dtype={part.type.__name__} has no length, and values are never shortened; pass "

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from shmpar.grid import BLOCK_BYTES, Axis, Grid
+from shmpar.grid import Axis, Grid
+from shmpar.grid.grid import LEAST_BYTES
 from shmpar.plan import InBlocks, PerChunk
 from shmpar.verbs.arguments import as_input, blocks
 from shmpar.verbs.call import Call, Caller
@@ -100,15 +101,26 @@ class Partials(Caller):
         return tuple(range(values.ndim)) if axis is None else axes_tuple("axis", axis, values.ndim)
 
     def _map(
-        self, call: Call, block: Any, chunks: Any, axes: Any = None, *, most: int = BLOCK_BYTES
+        self,
+        call: Call,
+        block: Any,
+        chunks: Any,
+        axes: Any = None,
+        *,
+        least: int = LEAST_BYTES,
+        run: Callable[[Call], Any] | None = None,
     ) -> Any:
         """Return the results of all blocks, joined with one element per chunk along `axes`."""
         call.func, call.placement, call.output = block, PerChunk(), OutputSpec()
-        grid = call.grid = call.inputs.cut(chunks, most=most)
+        grid = call.grid = call.inputs.cut(chunks, least=least)
         if axes is not None:
             cuts = [Axis.regular(len(a), 1) if k in axes else a for k, a in enumerate(grid.axes)]
             call.placement = InBlocks(tuple(range(grid.ndim)), tuple(cuts))
-        return self._run(call)
+        return (run or self._run)(call)
+
+    def _measure(self, call: Call, block: Any, *, chunks: Any) -> Any:
+        """Do as :meth:`_map` in a pass of which a later one needs the result of every block."""
+        return self._map(call, block, chunks, run=self._unfilled)
 
     def _collect(self, call: Call, grid: Grid, block: Callable[..., Any]) -> list[Any]:
         """Return the results of all blocks, which are any objects, in the order of the chunks."""

@@ -15,7 +15,6 @@ from typing import Any, Final, Unpack
 import numpy as np
 
 from shmpar.grid import Axis, Grid
-from shmpar.stores import Store
 from shmpar.verbs.arguments import blocks
 from shmpar.verbs.call import Call
 from shmpar.verbs.options import ReductionOptions, with_shared_text
@@ -217,15 +216,14 @@ class Quantiles(Partials):
             found = self._unfilled(call)
         else:
             found = self._select_lines(call, axes, grid, finish)
-        if keepdims:
-            found = np.expand_dims(found, tuple(ndim + k for k in axes))
-        return found[()] if isinstance(found, np.ndarray) else found  # Why: text is a scalar
+        found = found[()] if isinstance(found, np.ndarray) else found  # Why: text is a scalar
+        return np.expand_dims(found, tuple(ndim + k for k in axes)) if keepdims else found
 
     def _select_lines(self, call: Call, axes: Axes, grid: Grid, finish: Finish) -> Array:
         """Return the results of all lines along the axes, each by a selection of its own."""
         (values,), whole, leaves_nan_out = call.inputs.arrays, call.func, call.verb[:3] == "nan"
         # Why: every pass would copy an array that is not in shared memory.
-        values = values if isinstance(values, Store) else self._share(values)
+        values = self._share(values)
         kept = [k for k in range(values.ndim) if k not in axes]
         grid, results = _with(grid, dict.fromkeys(kept, 1)), []
         for place in itertools.product(*[range(values.shape[k]) for k in kept]):
@@ -240,7 +238,8 @@ class Quantiles(Partials):
             else:
                 missing = "NaT" if values.dtype.kind in "mM" else np.nan
                 results.append(whole(np.full(1, missing, values.dtype)))
-        found = np.stack(results, axis=-1)
+        # Why: several arrays are joined in the byte order of this machine.
+        found = np.stack(results, axis=-1).astype(np.asarray(results[0]).dtype, copy=False)
         return found.reshape((*found.shape[:-1], *[values.shape[k] for k in kept]))
 
 
@@ -260,15 +259,16 @@ def _interpolated(selection: Selection, q: Any, *, percent: bool, method: str) -
     place_of, weight_of = _METHODS[method]
     size, share = selection.size, np.asarray(np.true_divide(q, 100) if percent else q)
     if not share.size:
-        return np.quantile(selection.at([0]), share)
+        return np.quantile(selection.at([0]), share, method=method)  # type: ignore[call-overload]
     place = np.asarray(place_of(size, share))
     if weight_of is None or (method == "linear" and place.dtype.kind in "iu"):
-        return selection.at(place.ravel().tolist()).reshape(place.shape)[()]
+        return selection.at(place.ravel().tolist()).reshape(place.shape)
     first = np.floor(place)
     weight = np.asarray(weight_of(place - first, place), place.dtype)
     weight = np.where((place < 0) | (place >= size - 1), weight.dtype.type(0), weight)
-    low = first.clip(0, size - 1).astype(np.intp).ravel()
-    pairs = selection.at([*low.tolist(), *np.minimum(low + 1, size - 1).tolist()]).reshape(2, -1).T
+    # Why: a place before the first element lies between that element and itself, as in NumPy.
+    low, high = [(first + k).clip(0, size - 1).astype(np.intp).ravel().tolist() for k in (0, 1)]
+    pairs = selection.at([*low, *high]).reshape(2, -1).T
     # Why: NumPy interpolates between two elements as between neighbours in the sorted array.
     if place.ndim == 0:
         plain = type(q) in {int, float}

@@ -553,8 +553,9 @@ def _first_in_block(
     index = np.unravel_index(find(block), block.shape)
     at = [start + k for start, k in zip(starts, index, strict=True)]
     place = np.ravel_multi_index(at, block_info[0]["shape"])
-    one = (1,) * block.ndim
-    return block[index].reshape(one), np.asarray(place).reshape(one)
+    # Why no scalar: that of a text has its own length, which differs from block to block.
+    element = block[tuple([slice(k, k + 1) for k in index])]
+    return element, np.asarray(place).reshape(element.shape)
 
 
 def _first(parts: tuple[Array, Array], axis: Axes, *, keepdims: bool, find: Any) -> Any:
@@ -632,7 +633,8 @@ def _combine(moments: Sequence[Array], axes: Axes) -> tuple[Array, Array]:
     number = count.sum(axes, keepdims=True)
     # Why precise enough: the sum about another value than the mean has an error of second order.
     middle = (count * mean).sum(axes, keepdims=True) / np.maximum(number, 1)
-    offset = mean - middle
+    # Why: the square of the offset of no elements may be infinite.
+    offset = np.where(count, mean - middle, 0)
     between = _squared(offset) * count + 2 * (offset.conj() * rest).real
     total = square.sum(axes, keepdims=True) + between.sum(axes, keepdims=True)
     return total.astype(square.dtype, copy=False), number

@@ -75,6 +75,8 @@ class Selection:
         self.size = sum(size for _, size, *_ in parts)
         self._is_whole = all(is_whole for *_, is_whole in parts)
         sample = np.concatenate([values for _, _, values, _ in parts])
+        # Why: several arrays are joined in the byte order of this machine.
+        sample = sample.astype(parts[0][2].dtype, copy=False)
         weights = [np.full(len(values), size / max(len(values), 1)) for _, size, values, _ in parts]
         order = sample.argsort(kind="stable")
         self._sample, self._ranks = sample[order], np.concatenate(weights)[order].cumsum()

@@ -35,6 +35,7 @@ from shmpar.plan import (
     Plan,
     ResultError,
     describe_shape,
+    explain_axes,
     fits_shape,
     window_around,
 )
@@ -114,10 +115,10 @@ def _as_array(value: Any) -> Array:
 
 def announce(plan: Plan, chunk: int, value: Any) -> Announcement:
     """Return the shapes and dtypes of the outputs, by the first result."""
-    if value is None and isinstance(plan.placement, PerItem):
+    if value is None and isinstance(plan.placement, PerItem) and plan.dtypes is None:
         return Announcement((), is_tuple=False, chunk=chunk)
     if value is None:
-        remedy = "only parallel_map takes functions that return nothing"
+        remedy = "only parallel_map, without dtype= or out=, takes functions that return nothing"
         raise _returned(f"None where a value is due; {remedy}")
     arrays = as_arrays(plan, value, plan.is_tuple)
     for array in arrays:
@@ -401,10 +402,8 @@ def _explain_shape(plan: Plan, chunk: int, value: Array, window: Array) -> str:
         # Why the dtypes: without them the first result has made the output.
         in_out = ", and out= must have it" * (plan.dtypes is not None)
         remedy = f"every chunk must return the same shape{in_out}"
-    elif value.ndim == 0:
-        return "the function returned a scalar where a block is due; use block_reduce for that"
     elif value.ndim != window.ndim:
-        return _explain_axes(value.shape, window.ndim)
+        return explain_axes(value.shape, window.ndim)
     elif value.size == 1:
         remedy = "for one value per block use block_reduce(f, x, chunks=...)"
     else:
@@ -420,7 +419,7 @@ def explain_overlap_shape(plan: Plan, chunk: int, shape: tuple[int, ...]) -> str
     if not shape:
         return "the function returned a scalar where a block is due; block_reduce has depth= too"
     if len(shape) != len(due):
-        return _explain_axes(shape, len(due))
+        return explain_axes(shape, len(due))
     lengths = "for blocks of other lengths pass out_chunks="
     returned = f"the function returned shape {shape}"
     if halo is None:
@@ -446,12 +445,6 @@ def explain_overlap_shape(plan: Plan, chunk: int, shape: tuple[int, ...]) -> str
         hint = f", where {describe_shape(due)} is due; with trim=False the function cuts the halo "
         hint += f"off itself; {lengths}"
     return f"{returned} for a window of shape {tuple(b - a for a, b in window)}{hint}"
-
-
-def _explain_axes(shape: tuple[int, ...], axes: int) -> str:
-    remedy = "drops in drop_axis" if len(shape) < axes else "adds in new_axis"
-    due = f"a block is due with {format_count(axes, 'axis', 'axes')}"
-    return f"the function returned shape {shape} where {due}; name the axes that it {remedy}"
 
 
 def _placement(plan: Plan) -> InBlocks:

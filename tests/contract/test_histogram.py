@@ -231,3 +231,58 @@ def test_a_density_has_the_dtype_of_numpys(pool: shmpar.Pool, dtype: str, bins: 
             pool.histogram(values, bins, density=density, chunks=2),
             np.histogram(values, bins, density=density),
         )
+
+
+@pytest.mark.parametrize("dtype", [">i2", ">f8", "m8[s]"])
+def test_weights_in_another_byte_order_or_of_time(serial: shmpar.Pool, dtype: str) -> None:
+    """The sums keep the dtype, although no ufunc adds in it."""
+    values, weights = np.array([1, 2, 2, 5.0]), np.array([1, 2, 3, 250]).astype(dtype)
+    due = np.histogram(values, 2, weights=weights)
+    got = serial.histogram(values, 2, weights=weights, chunks=1)
+    assert got[0].dtype == due[0].dtype
+    assert got[0].tolist() == due[0].tolist()
+
+
+def test_nothing_with_weights_that_no_element_could_have(serial: shmpar.Pool) -> None:
+    """NumPy counts no elements with weights that it refuses for a single one."""
+    empty = np.empty(0, bool)
+    same(serial.histogram([], [0, 1, 2], weights=empty), np.histogram([], [0, 1, 2], weights=empty))
+
+
+def test_a_fill_value_is_no_end_of_the_range(serial: shmpar.Pool) -> None:
+    """With `range` a block that cannot be read counts as filled; without it there is no range."""
+
+    class Damaged:
+        shape, ndim, dtype = (6,), 1, np.dtype("f8")
+
+        def __getitem__(self, window: Any) -> Any:
+            if window[0].start == 0:
+                raise OSError("damaged")
+            return 100 + np.arange(6.0)[window]
+
+    store = shmpar.opened(Damaged)
+    keywords: dict[str, Any] = {"chunks": 2, "on_error": "fill", "fill_value": 0, "io_retries": 0}
+    with pytest.warns(RuntimeWarning, match="filled"):
+        counts, _ = serial.histogram(store, 2, (100, 106), **keywords)
+    assert counts.tolist() == [1, 3]
+    for bins in (2, "sqrt"):
+        with pytest.raises(shmpar.ChunkError, match="damaged"):
+            serial.histogram(store, bins, **keywords)
+
+
+def test_several_passes_copy_the_array_once(process_pool: shmpar.Pool) -> None:
+    """A plain array is shared before the first pass, and a broadcast one stays small."""
+    values, sizes = np.broadcast_to(7, 90_000), list[int]()
+
+    def look(*_: int) -> None:
+        sizes.extend(one.nbytes for one in process_pool.memory if one.purpose == "copy of an input")
+
+    for count in (process_pool.histogram, process_pool.bincount, process_pool.median):
+        count(values, chunks=9_000, progress=look)
+        assert process_pool.last_run is not None
+        assert [kind for kind, _ in process_pool.last_run.report.inputs] == ["shm"]
+    assert set(sizes) == {values.itemsize}
+    closed = shmpar.Pool(1)
+    closed.shutdown()
+    with pytest.raises(RuntimeError, match="this pool is closed, make a new one"):
+        closed.histogram(np.arange(5))

@@ -82,6 +82,16 @@ def test_places_are_numpys(serial: shmpar.Pool, case: Any, name: str, keepdims: 
     same(outcome(getattr(serial, name), array, chunks=chunks, **keywords), due)
 
 
+@pytest.mark.parametrize("dtype", ["U3", "S3"])
+def test_the_place_of_a_text(serial: shmpar.Pool, dtype: str) -> None:
+    """Text of different lengths lies in different blocks."""
+    array = np.array([["b", "ab"], ["a", "abc"]], dtype)
+    for name in PLACES:
+        for axis in (None, 0, 1):
+            due = getattr(np, name)(array, axis=axis)
+            same(getattr(serial, name)(array, axis=axis, chunks=1), due)
+
+
 @pytest.mark.parametrize("name", [*MOMENTS, *PLACES])
 @pytest.mark.parametrize("axis", [None, 0, -1])
 def test_they_are_numpys_on_every_engine(pool: shmpar.Pool, name: str, axis: Any) -> None:
@@ -130,6 +140,14 @@ def test_a_variance_without_nan_is_stable(pool: shmpar.Pool) -> None:
         np.testing.assert_allclose(got, due, rtol=1e-12)
 
 
+def test_a_block_of_nan_beside_large_values(serial: shmpar.Pool) -> None:
+    """Its mean has no square that could be too large."""
+    array = np.array([1e200, np.nan, 1e200])
+    for name in ("nanvar", "nanstd"):
+        for axis in (None, 0):
+            same(getattr(serial, name)(array, axis, chunks=1), getattr(np, name)(array, axis))
+
+
 integers = st.sampled_from(["?", "i1", "u1", ">i2", "u4", "i8", "u8"])
 
 
@@ -166,6 +184,18 @@ def test_counts_on_every_engine(pool: shmpar.Pool) -> None:
         assert outcome(pool.bincount, wrong) == due
     assert outcome(pool.bincount, [1, 2], [1]) == outcome(np.bincount, [1, 2], [1])
     same(pool.bincount([]), np.bincount([]))
+
+
+def test_the_counts_of_all_blocks_are_few(serial: shmpar.Pool) -> None:
+    """A block has at least 16 elements per count, of a bin too."""
+    values = np.zeros(400_000, int)
+    for count in (
+        lambda: serial.bincount(values, minlength=1_000),
+        lambda: serial.histogram(values, 1_000, (0, 1)),
+    ):
+        count()
+        assert serial.last_run is not None
+        assert 1 < serial.last_run.report.chunks <= len(values) / (16 * 1_000)
 
 
 @quick

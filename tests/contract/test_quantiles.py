@@ -110,6 +110,20 @@ def test_methods_are_numpys(serial: shmpar.Pool, name: str, method: str) -> None
         same(getattr(serial, name)(values, one, method=method, chunks=4), due)
 
 
+@new_places
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_beside_infinity_and_without_a_share(serial: shmpar.Pool, method: str) -> None:
+    """The first element has no neighbour before it, and no quantile has the dtype of some."""
+    values = np.array([np.inf, 2, np.inf])
+    for q in (0, 0.01):
+        due = np.quantile(values, q, method=method)
+        same(serial.quantile(values, q, method=method, chunks=1), due)
+    for dtype in ("u2", "f4", "f8"):
+        two = np.array([3, 2], dtype)
+        due = np.quantile(two, [], method=method)
+        same(serial.quantile(two, [], method=method, chunks=1), due)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("axis", [None, 0, (0, 2), -1])
 def test_a_larger_array_on_every_engine(pool: shmpar.Pool, name: str, axis: Any) -> None:
@@ -132,6 +146,19 @@ def test_long_lines_are_selected(any_pool: shmpar.Pool) -> None:
     same(any_pool.median(shared, axis=1), np.median(lines, axis=1))
     due = np.percentile(lines[:, ::5], [1, 99], axis=1, keepdims=True)
     same(any_pool.percentile(shared[:, ::5], [1, 99], axis=1, keepdims=True), due)
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+def test_elements_keep_their_byte_order(
+    serial: shmpar.Pool, monkeypatch: pytest.MonkeyPatch, axis: Any
+) -> None:
+    """As in NumPy, whether or not blocks and lines are joined."""
+    monkeypatch.setattr(quantiles, "_LINE_BYTES", 8)
+    values = np.arange(12, dtype=">f4").reshape(2, 6)
+    for q in ([0.2, 0.9], 0.2):
+        for keywords in ({"method": "lower"}, {"method": "lower", "keepdims": True}):
+            due = np.quantile(values, q, axis, **keywords)
+            same(serial.quantile(values, q, axis, chunks=2, **keywords), due)
 
 
 @pytest.mark.parametrize("order", ["random", "sorted", "equal", "two"])

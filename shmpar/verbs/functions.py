@@ -1,0 +1,272 @@
+"""The function of the user: its parameters, and the objects that it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import itertools
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from shmpar.errors import format_count
+from shmpar.pickling.changes import global_names
+from shmpar.pickling.pack import is_importable, is_pickled_by_name
+from shmpar.runtime.error_texts import levels_to_user
+
+Names = frozenset[str]
+
+_SPECIAL_PARAMETERS: Final = frozenset({"block_id", "block_info", "rng"})
+_MOST_HELD: Final = 200
+_NOTHING_HELD: Final = frozenset(
+    {type(None), bool, int, float, complex, str, bytes, range, type, types.ModuleType, np.ufunc}
+)
+
+_RANDOM: Final = (
+    ("numpy.random", "Generator"),
+    ("numpy.random", "RandomState"),
+    ("numpy.random", "BitGenerator"),
+    ("random", "Random"),
+)
+
+
+def special_parameters(func: Callable[..., Any], keywords: Mapping[str, Any]) -> Names:
+    """Return those of ``block_id``, ``block_info`` and ``rng`` that are parameters of `func`.
+
+    Examples
+    --------
+    >>> sorted(special_parameters(lambda block, rng, block_id=None: block, {"rng": 1}))
+    ['block_id']
+    """
+    names: set[str] = set()
+    if _is_plain_function(func):
+        code = func.__code__
+        names.update(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+    elif not isinstance(func, np.ufunc):
+        with contextlib.suppress(ValueError):  # Why: check_signature() reports this error.
+            names.update(getattr(signature_of(func), "parameters", ()))
+            names = {name for name in names & _SPECIAL_PARAMETERS if _takes_keyword(func, name)}
+    while isinstance(func, functools.partial):
+        names -= set(func.keywords)
+        func = func.func
+    return _SPECIAL_PARAMETERS.intersection(names).difference(keywords)
+
+
+def default_of(func: Callable[..., Any], name: str) -> Any:
+    """Return the default of a parameter, None if there is none."""
+    parameters = getattr(signature_of(func), "parameters", {})
+    return getattr(parameters.get(name), "default", None)
+
+
+def check_signature(
+    verb: str,
+    func: Callable[..., Any],
+    count: int,
+    keywords: Mapping[str, Any],
+    special: Names,
+    remedy: str = "",
+) -> None:
+    """Raise ``TypeError`` if `func` cannot be called with `count` arguments and these keywords.
+
+    The message ends with `remedy`.
+    """
+    if isinstance(func, np.ufunc) and count != func.nin:
+        raise TypeError(
+            f"{verb}: {func.__name__} takes {format_count(func.nin, 'array')}, not {count}; pass "
+            "the place for its result as out="
+        )
+    if not (keywords or special) and _obviously_takes(func, count):
+        return
+    given = {**keywords, **dict.fromkeys(special)}
+    try:
+        error = _refusal(signature_of(func), count, given)
+        if error is not None:
+            # Why: a decorator may supply an argument that the function beneath it names. One in C
+            # has no signature of its own, and supplies none (np.sum, functools.lru_cache).
+            own = _own_signature(func)
+            error = error if own is None else _refusal(own, count, given)
+    except ValueError as wrong:
+        raise TypeError(f"{verb}: {wrong}") from None
+    if error is not None:
+        raise TypeError(
+            f"{verb}: the function cannot be called with {format_count(count, 'argument')} and "
+            f"kwargs={list(keywords)}: {error}{_advice_on(error, func)}{remedy}"
+        )
+
+
+def _advice_on(error: TypeError, func: Callable[..., Any]) -> str:
+    """Return advice for an error of :func:`_refusal`."""
+    if "unexpected keyword" in str(error):
+        return f"; it takes {', '.join(getattr(signature_of(func), 'parameters', ()))}"
+    if "'task'" in str(error):
+        return "; write pool.submit(f, x), which alone passes a task"
+    or_out = ", or out by pass_out=True" if "'out'" in str(error) else ""
+    return f"; pass its other parameters in kwargs={or_out}"
+
+
+def _refusal(
+    signature: inspect.Signature | None, count: int, keywords: Mapping[str, Any]
+) -> TypeError | None:
+    """Return the error of a call with `count` arguments and these keywords, None without one."""
+    try:
+        if signature is not None:
+            signature.bind(*[None] * count, **keywords)
+    except TypeError as error:
+        return error
+    return None
+
+
+def _takes_keyword(func: Callable[..., Any], name: str) -> bool:
+    """Return False if a decorator of the function takes no argument of this name."""
+    kinds = inspect.Parameter
+    signature = _own_signature(func)
+    if signature is None:
+        return True
+    found = signature.parameters.values()
+    named = any(one.name == name and one.kind is not kinds.POSITIONAL_ONLY for one in found)
+    return named or any(one.kind is kinds.VAR_KEYWORD for one in found)
+
+
+def _is_plain_function(func: Any) -> bool:
+    return isinstance(func, types.FunctionType) and not hasattr(func, "__wrapped__")
+
+
+def _obviously_takes(func: Any, count: int) -> bool:
+    """Return True if `func` takes `count` arguments, as far as that is quick to find out."""
+    if isinstance(func, np.ufunc):
+        return True
+    if not _is_plain_function(func):
+        return False
+    code, optional = func.__code__, len(func.__defaults__ or ())
+    fits = code.co_argcount - optional <= count <= code.co_argcount
+    return fits and not code.co_kwonlyargcount
+
+
+def signature_of(func: Callable[..., Any]) -> inspect.Signature | None:
+    """Return the signature of a function; None for a compiled function that has none.
+
+    Raises
+    ------
+    ValueError
+        For a :func:`functools.partial` with arguments that its function does not take.
+    """
+    return _cached_signature(func) if is_importable(func) else _inspected(func)
+
+
+def _own_signature(func: Callable[..., Any]) -> inspect.Signature | None:
+    """Return the signature of the outermost decorator; as :func:`signature_of` otherwise."""
+    return _inspected(func, follow_wrapped=False)
+
+
+def _inspected(
+    func: Callable[..., Any], *, follow_wrapped: bool = True
+) -> inspect.Signature | None:
+    try:
+        return inspect.signature(func, follow_wrapped=follow_wrapped)
+    except (TypeError, ValueError) as error:
+        if isinstance(func, functools.partial) and "incorrect arguments" in str(error):
+            raise
+        return None
+
+
+_cached_signature = functools.lru_cache(maxsize=256)(_inspected)
+
+
+def held_by(function: Any, values: Iterable[Any] = ()) -> list[Any]:
+    """Return the objects that a function holds and that are sent with it, and the function.
+
+    These are its closure, its defaults and attributes, and the globals that it names; also the
+    arguments of a partial, the object of a method, and the items of containers. Each of these
+    objects may hold others, which count too.
+
+    Parameters
+    ----------
+    function : object
+        The function. If it is importable, it is sent as its name, so of its globals only arrays
+        count: they are the caller's on engines in this process.
+    values : iterable
+        Its constant arguments.
+
+    Notes
+    -----
+    Objects behind the first 200 are left out, and those behind a compiled object.
+
+    Examples
+    --------
+    >>> [type(one).__name__ for one in held_by(functools.partial(np.add, np.ones(3)))]
+    ['partial', 'ndarray']
+    """
+    todo, seen = [function, *values], dict[int, Any]()
+    while todo and len(seen) < _MOST_HELD:
+        one = todo.pop()
+        kind = type(one)
+        if kind in _NOTHING_HELD or id(one) in seen:
+            continue
+        seen[id(one)] = one
+        if kind is types.FunctionType:
+            todo += _held_by_function(one)
+        elif kind is not np.ndarray:
+            with contextlib.suppress(Exception):  # Why: an attribute may raise anything.
+                todo += itertools.islice(_parts_of(one), _MOST_HELD)
+    return list(seen.values())
+
+
+def _held_by_function(function: types.FunctionType) -> list[Any]:
+    held = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # Why: the variable is not bound yet.
+            held.append(cell.cell_contents)
+    space = function.__globals__
+    named = [
+        value
+        for name in global_names(function.__code__).read
+        if type(value := space.get(name)) not in _NOTHING_HELD
+    ]
+    if named and is_pickled_by_name(function):
+        named = [value for value in named if isinstance(value, np.ndarray)]
+    if held or named:
+        module = function.__module__ or ""
+        return [] if module.startswith("shmpar.") else [*held, *named]
+    return []
+
+
+def _parts_of(one: Any) -> Iterable[Any]:
+    """Return the objects that an object holds directly."""
+    match one:
+        case functools.partial():
+            parts: Iterable[Any] = [one.func, *one.args, *one.keywords.values()]
+        case types.MethodType() | types.BuiltinMethodType():
+            parts = [getattr(one, "__func__", None), one.__self__]
+        case list() | tuple() | set() | frozenset():
+            parts = one
+        case dict():
+            parts = one.values()
+        case np.ndarray():
+            parts = ()
+        case _:
+            slots = getattr(type(one), "__slots__", ())
+            names = [slots] if isinstance(slots, str) else slots
+            attributes = [getattr(one, name, None) for name in names]
+            parts = [*attributes, *getattr(one, "__dict__", {}).values()]
+    return parts
+
+
+def warn_of_random(where: str, held: Iterable[Any], remedy: str) -> None:
+    """Warn once if there is a random generator among the objects that a function holds."""
+    for one in held:
+        if type(one) is types.FunctionType or type(one) is np.ndarray:
+            continue
+        # Why: without its module, which takes long to import, there is no generator.
+        kinds = [getattr(sys.modules[name], kind) for name, kind in _RANDOM if name in sys.modules]
+        if issubclass(type(one), tuple(kinds)) and type(one).__name__ != "SystemRandom":
+            text = (
+                f"{where}: the function holds a {type(one).__name__}. Each worker process gets a "
+                f"copy in the same state, so its numbers repeat; {remedy}"
+            )
+            warnings.warn(text, RuntimeWarning, stacklevel=levels_to_user())
+            return
