@@ -74,6 +74,24 @@ def shortened(text: str, most: int = 10_000) -> str:
     return text[:half] + note + text[len(note) + half - most :]
 
 
+def summarize(error: object) -> str:
+    """Return the type and the message of an exception, as the last line of a traceback has them.
+
+    A long message lacks its middle.
+
+    Examples
+    --------
+    >>> summarize(ValueError("odd")), summarize(AssertionError())
+    ('ValueError: odd', 'AssertionError')
+    """
+    kind = type(error)
+    try:
+        text = shortened(str(error), MOST_OF_EXCEPTION)
+    except BaseException as failure:  # noqa: BLE001 - Why: __str__ is the user's code
+        text = f"(its message raised {type(failure).__name__})"
+    return f"{kind.__name__}: {text}" if text else kind.__name__
+
+
 def no_attribute(owner: object, name: str, advice: str | None = "") -> AttributeError:
     """Return the error for a name that an object lacks, with the call to write instead.
 

@@ -257,3 +257,28 @@ def test_masked_results_are_refused(any_pool: shmpar.Pool, verb: str) -> None:
     values, mask = call(lambda block: (fills(block), mask_of(block)), array, **keywords)
     assert values.ravel().tolist() == [-1, -1, 2, 3, 4, 5]
     assert mask.ravel().tolist() == [True, True, False, False, False, False]
+
+
+def test_an_exception_that_the_parent_cannot_load_keeps_its_type_and_text(
+    process_pool: shmpar.Pool, tmp_path: Any
+) -> None:
+    """The message has all of its lines, and no note in their place."""
+    source = (
+        "class Special(Exception): pass\nerror = Special('first\\nsecond')\nerror.add_note('x')\n"
+    )
+    (tmp_path / "only_there.py").write_text(source)
+
+    def fails(_: Any) -> Any:
+        import importlib
+        import sys
+
+        sys.path.insert(0, str(tmp_path))
+        try:
+            raise importlib.import_module("only_there").error
+        finally:
+            del sys.path[0]
+
+    with pytest.raises(
+        shmpar.ChunkError, match="raised Special: first\nsecond \\(an exception that"
+    ):
+        process_pool.parallel_map(fails, [1])

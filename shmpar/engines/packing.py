@@ -25,7 +25,7 @@ import numpy as np
 
 from shmpar import tracebacks
 from shmpar.engines.engine import ActivePlan, Generation
-from shmpar.errors import PlanError, SegmentError, SegmentFull, ShmparError
+from shmpar.errors import PlanError, SegmentError, SegmentFull, ShmparError, summarize
 from shmpar.ipc import protocol
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
@@ -384,8 +384,8 @@ def unpack_error(packed: protocol.PackedError) -> BaseException:
             found = unpack(packed.body)[0]
             if isinstance(found, BaseException):
                 return _noted(found, packed.text)
-    last = packed.text.rstrip().rpartition("\n")[2]
-    return _noted(ShmparError(f"{last} (an exception that does not survive pickling)"), packed.text)
+    text = f"{packed.summary} (an exception that does not survive pickling)"
+    return _noted(ShmparError(text), packed.text)
 
 
 def _noted(error: BaseException, text: str) -> BaseException:
@@ -478,7 +478,7 @@ def rejection(cause: BaseException, *, own_path: bool) -> BaseException:
             'module there, or pass env={"PYTHONPATH": folder} to the pool'
         )
     rejected = PlanError(
-        f"the function was sent, but does not load in a worker ({type(cause).__name__}: {cause}); "
+        f"the function was sent, but does not load in a worker ({summarize(cause)}); "
         f"a worker must be able to import each name that it refers to: {remedy}"
     )
     rejected.__cause__ = cause

@@ -20,6 +20,7 @@ from shmpar.errors import (
     WorkerDied,
     format_count,
     shortened,
+    summarize,
 )
 from shmpar.ipc.protocol import ChunkFailed
 from shmpar.plan import CAST_RESULTS, Along, Blocks, Plan, ResultError, Rows, describe_region
@@ -160,13 +161,9 @@ def function_name(function: Callable[..., Any]) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    try:
-        text = shortened(str(error), MOST_OF_EXCEPTION)
-    except BaseException as failure:  # noqa: BLE001 - Why: __str__ is the user's code
-        text = f"(its message raised {type(failure).__name__})"
     kind = type(error)  # Why not isinstance: the class may raise for any attribute.
     if issubclass(kind, ResultError | StoreError):
-        return text
+        return shortened(str(error), MOST_OF_EXCEPTION)
     # Why: the stand-in for an exception that does not pickle has the type in its message.
-    name = "" if kind is ShmparError else f"{kind.__name__}: "
-    return f"the function raised {name}{text}"
+    text = shortened(str(error), MOST_OF_EXCEPTION) if kind is ShmparError else summarize(error)
+    return f"the function raised {text}"
