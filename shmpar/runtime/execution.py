@@ -228,6 +228,11 @@ class Execution:
         return self._active is not None
 
     @property
+    def initial(self) -> int:
+        """Number of the chunks that an earlier run has computed."""
+        return 0 if self._todo is None else self.plan.chunks - len(self._todo)
+
+    @property
     def settled(self) -> int:
         """Chunks that are done or failed."""
         active = self._active
