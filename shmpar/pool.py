@@ -646,7 +646,10 @@ class Pool(Reductions, FirstGuesses, Executor):
         return partial(Pool, engine="serial", **defaults), ()
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else format_count(self.n_workers, "worker")
+        # Why: a host may have more workers than the others.
+        local = self.engine in _ENGINES
+        workers = format_count(self.n_workers, "worker") if local else "workers on hosts"
+        state = "closed" if self.closed else workers
         return f"<shmpar.Pool: {self.engine}, {state}>"
 
     def _repr_html_(self) -> str:
