@@ -213,6 +213,24 @@ def test_a_function_without_blocks_is_given_no_such_advice(any_pool: shmpar.Pool
     assert "Blocks are" not in str(caught.value)
 
 
+def names_a_file(block: Any) -> Any:
+    raise OSError(30, "Read-only file system", "/data/x.npy")
+
+
+def names_a_database(block: Any) -> Any:
+    raise RuntimeError("attempt to write a readonly database")
+
+
+@pytest.mark.parametrize("function", [names_a_file, names_a_database])
+def test_other_read_only_things_are_given_no_such_advice(
+    any_pool: shmpar.Pool, function: Any
+) -> None:
+    """A copy of the block would change nothing."""
+    with pytest.raises(shmpar.ChunkError) as caught:
+        any_pool.map_blocks(function, np.arange(4), chunks=2)
+    assert "Blocks are" not in str(caught.value)
+
+
 # Masked results
 
 

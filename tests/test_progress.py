@@ -45,6 +45,15 @@ def test_other_values_are_refused() -> None:
         observe(number, "map_blocks")
 
 
+@pytest.mark.parametrize("function", [lambda done: done, tqdm])
+def test_a_function_that_cannot_be_called_is_refused(any_pool: shmpar.Pool, function: Any) -> None:
+    """The error comes before the run, and names the arguments."""
+    before = any_pool.last_run
+    with pytest.raises(TypeError, match=r"\(done, total\)"):
+        any_pool.parallel_map(abs, [1], progress=function)
+    assert any_pool.last_run is before
+
+
 def test_a_bar_counts_the_time_before_it_was_shown(capsys: Any) -> None:
     """One worker does at most 1,000 items of 1 ms in a second, and no rate shows more."""
     with shmpar.Pool(1) as pool:

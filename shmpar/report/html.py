@@ -94,7 +94,9 @@ def render_run(run: Run, status: str) -> str:
     if execution.errors:
         first = str(run.failed[0])
         first = first if len(first) <= _MAX_ERROR else f"{first[:_MAX_ERROR]}..."
-        rows.append(("failures", f"{len(execution.errors):,}; the first: {escape(first)}"))
+        style = "overflow-wrap:anywhere;white-space:pre-wrap"
+        first = f"<span style='{style}'>{escape(first)}</span>"
+        rows.append(("failures", f"{len(execution.errors):,}; the first: {first}"))
         rows.append(("", "<code>run.failed</code> has all errors"))
     summary = "<summary style='cursor:pointer'>report (<code>run.report</code>)</summary>"
     return (

@@ -27,7 +27,9 @@ from shmpar.plan import CAST_RESULTS, Along, Blocks, Plan, ResultError, Rows, de
 from shmpar.runtime.items import RunItems
 
 Error = TypeVar("Error")
-_READ_ONLY = re.compile("read.?only|read-write|writ(e|)able", re.IGNORECASE)
+_READ_ONLY = re.compile(
+    "read.?only(?! (database|file|mode|store))|read-write|writ(e|)able", re.IGNORECASE
+)
 _BY_NAME = re.compile("IndexError: only integers, slices|'numpy.ndarray' object has no attribute")
 
 
@@ -42,7 +44,8 @@ def chunk_error(
         text = text.replace(CAST_RESULTS, "return values of one dtype for all lines")
     # Why: the words of a message alone may speak of another array.
     if any(isinstance(one, Blocks | Rows) for one in plan.arguments):
-        if _READ_ONLY.search(text):
+        in_memory = not issubclass(type(failure.error), OSError)
+        if in_memory and _READ_ONLY.search(text):
             text += (
                 ". Blocks are read-only views of the shared input: pass or write to a copy "
                 "(block.copy()), or return the new values"

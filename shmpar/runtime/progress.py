@@ -65,7 +65,7 @@ def observe(
     Raises
     ------
     TypeError
-        If it is none of these.
+        If it is none of these, or cannot be called so.
     """
     if isinstance(progress, np.bool_):
         progress = bool(progress)
@@ -76,8 +76,25 @@ def observe(
             return None
         return _Bar(verb if progress is True else progress, noun, initial)
     if callable(progress):
+        _check_callable(progress)
         return _Call(progress)
     raise TypeError(f"progress is True, a label or a callable, not {brief(progress)}")
+
+
+def _check_callable(function: Callable[..., object]) -> None:
+    """Raise TypeError for a function that cannot be called with two numbers."""
+    import inspect  # Why here: few programs pass a function.
+
+    if getattr(function, "__module__", "").partition(".")[0] == "tqdm":
+        raise TypeError("progress=True shows a bar of tqdm; a function gets (done, total)")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # Why: some functions in C have none.
+        return
+    try:
+        signature.bind(0, 1)
+    except TypeError as error:
+        raise TypeError(f"progress is called as f(done, total), which fails: {error}") from None
 
 
 class _Call:
