@@ -16,7 +16,7 @@ The tree, with the builtin exception that each class also is::
 
 Guarantees
 ----------
-Each message names the failure, its place (chunk number, slices, worker) and the remedy.
+Each message names the failure, its place (chunk number and slices, or item) and the remedy.
 Each error pickles with its attributes, and without the run to which it belongs.
 A message has at most 10,000 characters: the middle of a longer one is cut, and the message says so.
 """

@@ -587,6 +587,7 @@ class Pool(Reductions, FirstGuesses, Executor):
             )
         return self._loop
 
+    @hide_frames
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers and release the memory of the pool; results stay valid.
 
@@ -623,6 +624,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         self._checked()
         return self
 
+    @hide_frames
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         failed = error is not None
         self._close(Close(failed, failed, failed))
