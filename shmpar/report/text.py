@@ -99,7 +99,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         found["data"] = f"{format_bytes(read)} read, {format_bytes(written)} written"
     if read + written >= LARGE and report.complete:
         rate, bandwidth = format_rate(report.gb_per_second), format_rate(report.ceiling)
-        # Why: the function may have read a part of its blocks, or again what is in a cache.
+        # Why: a function may read a part of its blocks, or read the same data from a cache.
         more = report.gb_per_second > report.ceiling
         found["data"] += (
             f"; {rate}{', more than the' if more else ' of'} {bandwidth} memory bandwidth"
