@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -643,6 +644,18 @@ class TestShown:
         assert time.process_time() - began < 3, "a picture of many chunks takes no longer"
         panels = [axes for axes in figure.axes if "axis" in axes.get_xlabel()]
         assert len(panels) == (len(shape) == 1 and shape[0] > 1)
+
+    def test_a_plot_of_a_run_that_has_not_begun(
+        self, processes: shmpar.Pool, tmp_path: Any
+    ) -> None:
+        """It is empty, and a run with more chunks than memory has its own error."""
+        with pytest.raises(shmpar.SegmentFull):
+            processes.map_blocks(abs, np.broadcast_to(1.0, 1 << 50), chunks=1 << 17, dtype=float)
+        assert repr(processes.last_run).endswith("failed, 0 of 8,589,934,592 chunks>")
+        lock = threading.Lock()
+        with pytest.raises(shmpar.PlanError):
+            processes.map_blocks(lambda block: lock, np.ones(9), chunks=2)
+        processes.last_run.report.plot().savefig(tmp_path / "run.png")
 
     def test_a_plot_shows_deaths(self, tmp_path: pathlib.Path) -> None:
         """The legend explains the hatched box."""

@@ -107,7 +107,8 @@ def _timeline(axes: Axes, timings: Timings, scale: Any) -> Any:
             axes.barh(lines, lengths, _BAR_HEIGHT, begins, label=label, **style)
     if timings.attempts:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
-    axes.set(xlim=(0, timings.seconds), ylim=(timings.n_workers - 0.5, -0.5))
+    # Why at least a line: a run that failed before its begin has no ledger.
+    axes.set(xlim=(0, timings.seconds), ylim=(max(timings.n_workers, 1) - 0.5, -0.5))
     axes.set(xlabel="time since the call", ylabel="worker")
     _label_seconds(axes.xaxis)
     if timings.n_workers <= _MAX_LABELLED:

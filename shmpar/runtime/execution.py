@@ -22,7 +22,7 @@ import functools
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -151,7 +151,7 @@ class Execution:
         The numbers of each host, on a cluster.
     attempts : list of LostClaim
         Claims that ended with their worker.
-    unfinished : tuple of int
+    unfinished : sequence of int
         Chunks that are not done, once it is over.
     rereads : tuple of (float, tuple of int)
         As of :func:`shmpar.stores.units.times_read`.
@@ -199,7 +199,7 @@ class Execution:
         self.name = _name(function.call)
         self.began = time.perf_counter()
         self.attempts: list[LostClaim] = []
-        self.unfinished: tuple[int, ...] = ()
+        self.unfinished: Sequence[int] = ()
         self.traffic = protocol.NO_TRAFFIC
         stored = any(isinstance(one, Store) for one in arrays)
         self.rereads = times_read(plan, arrays) if stored else (1.0, ())
@@ -625,7 +625,8 @@ class Execution:
 
     def _end_unbegun(self) -> None:
         self.over = True
-        self.unfinished = tuple(range(self.plan.chunks)) if self._todo is None else self._todo
+        # Why a range: a run that has no room may have more chunks than memory has.
+        self.unfinished = range(self.plan.chunks) if self._todo is None else self._todo
         self.stream.add((), last=True)
         self.unlock()
 
@@ -702,7 +703,7 @@ class Execution:
         """
         if self._function is None:
             raise RuntimeError("this run has computed every chunk: there is nothing to resume")
-        outputs, todo, items = self.outputs, self.unfinished, self.items
+        outputs, todo, items = self.outputs, tuple(self.unfinished), self.items
         if outputs.ledger_file is not None:
             outputs.ledger_file.lock()
         return Execution(
