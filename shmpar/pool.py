@@ -450,7 +450,8 @@ class Pool(Reductions, FirstGuesses, Executor):
         32
         """
         check_call("submit", fn, kwargs)
-        loop, name, here = self._checked(), function_name(fn), in_worker()
+        loop, here = self._checked(), in_worker()
+        name = function_name(fn) or type(fn).__qualname__
         shared = self.engine == "processes" and not here
         task = task_for(fn, args, kwargs, self.zeros if shared else np.zeros)
         function = Function(fn, kwargs if task is None else {**kwargs, "task": task}, args)
@@ -571,7 +572,7 @@ class Pool(Reductions, FirstGuesses, Executor):
             function = Function(call_each, {"star": star}, (fn, items, seconds))
         else:
             function = Function(fn, {}, items[0] if star else (items[0],))
-        name = function_name(fn)
+        name = function_name(fn) or type(fn).__qualname__
         if in_worker():
             return call_here(name, function, over)
         prepared = loop.prepare_call(function)

@@ -617,6 +617,13 @@ class TestShown:
 
         assert pool.parallel_map(Odd(), range(3)) == [1, 1, 1]
         assert pool.last_run.report.function == ""
+        assert pool.submit(Odd(), 1).result() == 1
+
+    def test_a_partial_has_the_name_of_its_function(self, pool: shmpar.Pool) -> None:
+        """Users make partials of functions to give them arguments."""
+        pool.map_blocks(functools.partial(np.multiply, 2), np.ones(3))
+        assert pool.last_run.report.function == "multiply"
+        assert repr(pool.last_run).startswith("<shmpar.Run: map_blocks(multiply), done")
 
     def test_a_plot_has_a_box_per_chunk_and_a_map_of_the_array(self, processes, tmp_path) -> None:
         """The map shows the place and the duration of each chunk."""

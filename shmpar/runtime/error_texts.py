@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from shmpar import tracebacks
@@ -157,10 +158,14 @@ def levels_to_user() -> int:
     return level
 
 
-def function_name(function: Callable[..., Any]) -> str:
-    """Return the name of a submitted function for messages."""
-    name = getattr(function, "__qualname__", None)
-    return type(function).__qualname__ if name is None else str(name)
+def function_name(call: Any) -> str:
+    """Return the name of a function, of that in a partial too; empty if it has none."""
+    try:
+        while isinstance(call, partial):
+            call = call.func
+        return str(getattr(call, "__qualname__", None) or getattr(call, "__name__", ""))
+    except Exception:  # noqa: BLE001 - the user's object may raise anything; this is for show
+        return ""
 
 
 def _reason(error: BaseException) -> str:

@@ -82,16 +82,6 @@ class Policy(NamedTuple):
     check: bool = False
 
 
-def _name(call: Any) -> str:
-    """Return the name of a function, as text whatever it is."""
-    try:
-        if type(call) is ApplyAlongAxis:
-            call = call.func1d
-        return str(getattr(call, "__qualname__", None) or getattr(call, "__name__", ""))
-    except Exception:  # noqa: BLE001 - the user's object may raise anything; this is for show
-        return ""
-
-
 def _copier(ledger: Ledger) -> Callable[[], Ledger]:
     """Copy the bytes of a ledger; return a function that makes a ledger of them."""
     return functools.partial(Ledger, ledger.copy(), workers=ledger.workers, chunks=ledger.chunks)
@@ -196,7 +186,9 @@ class Execution:
         self.fatal: BaseException | None = None
         self.was_filled = False
         self.to_warn: list[ShmparError] = []
-        self.name = _name(function.call)
+        call = function.call
+        name = call.func1d if type(call) is ApplyAlongAxis else call
+        self.name = error_texts.function_name(name)
         self.began = time.perf_counter()
         self.attempts: list[LostClaim] = []
         self.unfinished: Sequence[int] = ()
