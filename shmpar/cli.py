@@ -36,7 +36,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from shmpar.display import format_bytes, format_seconds, format_table
-from shmpar.errors import SegmentFull, ShmparError, format_count
+from shmpar.errors import SegmentFull, ShmparError, format_count, summarize
 from shmpar.memory import allocate, huge, limits, system
 from shmpar.memory.limits import NUM_WORKERS_VARIABLE, affinity_cpus, available_cpus, quota_cpus
 from shmpar.memory.manager import Manager
@@ -236,7 +236,7 @@ def doctor(*, engine: str | None = None) -> Answer:
         try:
             check(section)
         except Exception as error:  # noqa: BLE001 - every error is a problem to report
-            what = f"the check of {key} failed: {type(error).__name__}: {error}"
+            what = f"the check of {key} failed: {summarize(error)}"
             section.problem(what, "report it, with this whole output")
         sections.append(section)
     problems = [problem for section in sections for problem in section.problems]
@@ -435,7 +435,7 @@ def _check_trial(section: Section) -> None:
             run = pool.parallel_map(abs, range(-3, 0), wait=False)
             result = run.result(_WORKER_SECONDS)
     except Exception as error:  # noqa: BLE001 - every error is a problem to report
-        what = f"no worker can be started: {type(error).__name__}: {error}"
+        what = f"no worker can be started: {summarize(error)}"
         if isinstance(error, TimeoutError):
             what = f"a worker has started, but computed nothing within {_WORKER_SECONDS} s"
         section.problem(what, "read the worker's output; engine='threads' needs no processes")

@@ -9,6 +9,7 @@ _MAX_NAME = 40  # characters of a function's name
 
 _SIZES = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B"))
 _DURATIONS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
+_RATES = ((1.0, "GB/s"), (1e-3, "MB/s"), (1e-6, "kB/s"), (1e-9, "B/s"))
 _SIDES = {"<": "left", ">": "right"}
 # Why: Okabe and Ito's colours stay distinct for colour-blind readers, on white and on black.
 BLUE, GREEN, ORANGE = "#0072b2", "#009e73", "#d55e00"
@@ -52,14 +53,14 @@ def format_seconds(value: float) -> str:
 
 
 def format_rate(gigabytes: float) -> str:
-    """Write a rate in gigabytes (10**9) per second.
+    """Write a rate, which is given in gigabytes (10**9) per second, in the largest unit that fits.
 
     Examples
     --------
-    >>> format_rate(0.0312), format_rate(12.34), format_rate(234.5)
-    ('0.031 GB/s', '12 GB/s', '234 GB/s')
+    >>> format_rate(3.12e-6), format_rate(0.0312), format_rate(12.34), format_rate(234.5)
+    ('3.1 kB/s', '31.2 MB/s', '12.3 GB/s', '234 GB/s')
     """
-    return f"{gigabytes:.2g} GB/s" if gigabytes < _ONE_DECIMAL else f"{gigabytes:.0f} GB/s"
+    return _in_units(gigabytes, _RATES)
 
 
 def format_table(rows: Sequence[Sequence[str]], align: str) -> list[str]:

@@ -16,7 +16,7 @@ The tree, with the builtin exception that each class also is::
 
 Guarantees
 ----------
-Each message names the failure, its place (chunk number, slices, worker) and the remedy.
+Each message names the failure, its place (chunk number and slices, or item) and the remedy.
 Each error pickles with its attributes, and without the run to which it belongs.
 A message has at most 10,000 characters: the middle of a longer one is cut, and the message says so.
 """
@@ -72,6 +72,24 @@ def shortened(text: str, most: int = 10_000) -> str:
     half = most // 2 - 30
     note = f" [... {len(text) - 2 * half:,} characters are cut ...] "
     return text[:half] + note + text[len(note) + half - most :]
+
+
+def summarize(error: object) -> str:
+    """Return the type and the message of an exception, as the last line of a traceback has them.
+
+    A long message lacks its middle.
+
+    Examples
+    --------
+    >>> summarize(ValueError("odd")), summarize(AssertionError())
+    ('ValueError: odd', 'AssertionError')
+    """
+    kind = type(error)
+    try:
+        text = shortened(str(error), MOST_OF_EXCEPTION)
+    except BaseException as failure:  # noqa: BLE001 - Why: __str__ is the user's code
+        text = f"(its message raised {type(failure).__name__})"
+    return f"{kind.__name__}: {text}" if text else kind.__name__
 
 
 def no_attribute(owner: object, name: str, advice: str | None = "") -> AttributeError:

@@ -477,7 +477,8 @@ class Pool(Reductions, FirstGuesses, Executor):
         32
         """
         check_call("submit", fn, kwargs)
-        loop, name, here = self._checked(), function_name(fn), in_worker()
+        loop, here = self._checked(), in_worker()
+        name = function_name(fn) or type(fn).__qualname__
         shared = self.engine == "processes" and not here
         task = task_for(fn, args, kwargs, self.zeros if shared else np.zeros)
         function = Function(fn, kwargs if task is None else {**kwargs, "task": task}, args)
@@ -597,7 +598,7 @@ class Pool(Reductions, FirstGuesses, Executor):
             function = Function(call_each, {"star": star}, (fn, items, seconds))
         else:
             function = Function(fn, {}, items[0] if star else (items[0],))
-        name = function_name(fn)
+        name = function_name(fn) or type(fn).__qualname__
         if in_worker():
             return call_here(name, function, over)
         prepared = loop.prepare_call(function)
@@ -613,6 +614,7 @@ class Pool(Reductions, FirstGuesses, Executor):
             )
         return self._loop
 
+    @hide_frames
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers and release the memory of the pool; results stay valid.
 
@@ -649,6 +651,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         self._checked()
         return self
 
+    @hide_frames
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         failed = error is not None
         self._close(Close(failed, failed, failed))
@@ -672,7 +675,10 @@ class Pool(Reductions, FirstGuesses, Executor):
         return partial(Pool, engine="serial", **defaults), ()
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else format_count(self.n_workers, "worker")
+        # Why: a host may have more workers than the others.
+        local = self.engine in _ENGINES
+        workers = format_count(self.n_workers, "worker") if local else "workers on hosts"
+        state = "closed" if self.closed else workers
         return f"<shmpar.Pool: {self.engine}, {state}>"
 
     def _repr_html_(self) -> str:

@@ -92,14 +92,23 @@ delivering = partial(hide_frames, delivers=True)
 
 
 class hiding:  # noqa: N801 - as contextlib.suppress
-    """Give the exceptions of the block short tracebacks; for a generator."""
+    """Give the exceptions of the block short tracebacks; for a generator.
+
+    Parameters
+    ----------
+    delivers : bool
+        As of :func:`hide_frames`.
+    """
+
+    def __init__(self, *, delivers: bool = True) -> None:
+        self._delivers = delivers
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
-            shorten(error, delivered=True)
+            shorten(error, delivered=self._delivers)
 
 
 def shorten(error: BaseException, *, delivered: bool = False) -> None:

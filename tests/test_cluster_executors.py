@@ -75,6 +75,19 @@ def test_a_call_gives_the_same_bytes(name: str, cluster: shmpar.Pool, local: shm
     contract.check_call(name, cluster, local)
 
 
+def test_a_notebook_shows_the_hosts(cluster: shmpar.Pool) -> None:
+    """The report has the table of hosts that a terminal shows, and the pool claims no worker."""
+    cluster.map_blocks(np.negative, np.arange(8.0), chunks=1)
+    report = cluster.last_run.report  # type: ignore[union-attr]
+    shown = report._repr_html_()
+    assert ">spans</th>" in shown
+    for host in report.hosts:
+        assert f">{host.name}</td>" in shown
+        assert host.name in str(report)
+    assert "on the hosts" in cluster._repr_html_()
+    assert repr(cluster) == "<shmpar.Pool: executor, workers on hosts>"
+
+
 def test_a_pool_on_threads_gives_the_same_bytes(local: shmpar.Pool) -> None:
     """The hosts of an executor of threads are this process, with one local pool."""
     with ThreadPoolExecutor(3) as ex, shmpar.Pool(2, engine=ex, hosts=3) as pool:

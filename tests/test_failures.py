@@ -43,6 +43,12 @@ def test_an_exception_without_a_message_is_reported() -> None:
     assert str(error).endswith("the function raised Unprintable: (its message raised OSError)")
 
 
+def test_an_exception_with_an_empty_message_is_named_alone() -> None:
+    """An assert without a message leaves no colon at the end."""
+    error = error_texts.chunk_error(PLAN, ChunkFailed(0, 0, AssertionError(), None), None)
+    assert str(error).endswith("the function raised AssertionError")
+
+
 def test_a_write_to_a_block_gets_advice() -> None:
     """NumPy's own message does not say that blocks are views of the input."""
     block = np.zeros(3)

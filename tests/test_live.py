@@ -50,6 +50,13 @@ def test_an_image_equals_the_output(pool: shmpar.Pool, axes: Any) -> None:
     assert axes.get_xlim() == (-0.5, 39.5)
 
 
+def test_a_single_chunk_is_counted(pool: shmpar.Pool, axes: Any) -> None:
+    """One chunk is one chunk."""
+    run = pool.map_blocks(np.negative, np.ones(4), chunks=-1, wait=False)
+    run.live(axes)
+    assert axes.get_title() == "map_blocks(negative): 1 of 1 chunk"
+
+
 def test_the_picture_fills_while_the_run_computes(axes: Any) -> None:
     """A drawing shows the chunk that is done, and no other; the next one follows it."""
     go, seen = threading.Event(), []

@@ -213,6 +213,24 @@ def test_a_function_without_blocks_is_given_no_such_advice(any_pool: shmpar.Pool
     assert "Blocks are" not in str(caught.value)
 
 
+def names_a_file(block: Any) -> Any:
+    raise OSError(30, "Read-only file system", "/data/x.npy")
+
+
+def names_a_database(block: Any) -> Any:
+    raise RuntimeError("attempt to write a readonly database")
+
+
+@pytest.mark.parametrize("function", [names_a_file, names_a_database])
+def test_other_read_only_things_are_given_no_such_advice(
+    any_pool: shmpar.Pool, function: Any
+) -> None:
+    """A copy of the block would change nothing."""
+    with pytest.raises(shmpar.ChunkError) as caught:
+        any_pool.map_blocks(function, np.arange(4), chunks=2)
+    assert "Blocks are" not in str(caught.value)
+
+
 # Masked results
 
 
@@ -257,3 +275,28 @@ def test_masked_results_are_refused(any_pool: shmpar.Pool, verb: str) -> None:
     values, mask = call(lambda block: (fills(block), mask_of(block)), array, **keywords)
     assert values.ravel().tolist() == [-1, -1, 2, 3, 4, 5]
     assert mask.ravel().tolist() == [True, True, False, False, False, False]
+
+
+def test_an_exception_that_the_parent_cannot_load_keeps_its_type_and_text(
+    process_pool: shmpar.Pool, tmp_path: Any
+) -> None:
+    """The message has all of its lines, and no note in their place."""
+    source = (
+        "class Special(Exception): pass\nerror = Special('first\\nsecond')\nerror.add_note('x')\n"
+    )
+    (tmp_path / "only_there.py").write_text(source)
+
+    def fails(_: Any) -> Any:
+        import importlib
+        import sys
+
+        sys.path.insert(0, str(tmp_path))
+        try:
+            raise importlib.import_module("only_there").error
+        finally:
+            del sys.path[0]
+
+    with pytest.raises(
+        shmpar.ChunkError, match="raised Special: first\nsecond \\(an exception that"
+    ):
+        process_pool.parallel_map(fails, [1])

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
+import sys
+import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 from tqdm.auto import tqdm
 
@@ -18,6 +24,8 @@ def test_false_and_none_have_no_observer() -> None:
     nothing: Any = None
     assert observe(False, "map_blocks") is None
     assert observe(nothing, "map_blocks") is None
+    comparison: Any = np.int64(3) > np.int64(4)  # a bool of NumPy
+    assert observe(comparison, "map_blocks") is None
 
 
 def test_a_callable_gets_done_and_total() -> None:
@@ -35,6 +43,15 @@ def test_other_values_are_refused() -> None:
     number: Any = 3
     with pytest.raises(TypeError, match=r"not 3$"):
         observe(number, "map_blocks")
+
+
+@pytest.mark.parametrize("function", [lambda done: done, tqdm])
+def test_a_function_that_cannot_be_called_is_refused(any_pool: shmpar.Pool, function: Any) -> None:
+    """The error comes before the run, and names the arguments."""
+    before = any_pool.last_run
+    with pytest.raises(TypeError, match=r"\(done, total\)"):
+        any_pool.parallel_map(abs, [1], progress=function)
+    assert any_pool.last_run is before
 
 
 def test_a_bar_counts_the_time_before_it_was_shown(capsys: Any) -> None:
@@ -93,3 +110,113 @@ def test_a_bar_that_cannot_be_closed_does_not_raise(monkeypatch: pytest.MonkeyPa
         patch.setattr(tqdm, "close", close)
         observer.close()
     bar.close()
+
+
+def test_the_rate_counts_the_items_of_this_call(
+    process_pool: shmpar.Pool, tmp_path: Any, capsys: Any
+) -> None:
+    """Items that a ledger has take no time, so they would promise an end that is near."""
+    call = {"ledger": tmp_path / "ledger"}
+    process_pool.parallel_map(time.sleep, [0] * 40, **call)
+    process_pool.parallel_map(time.sleep, [0] * 40 + [0.1], progress=True, **call)
+    lines = capsys.readouterr().err.strip().split("\r")
+    assert "100%" in lines[-1]
+    assert "41/41" in lines[-1]
+    rates = [float(rate) for rate in re.findall(r"([\d.]+)item/s", " ".join(lines))]
+    assert rates
+    assert max(rates) <= 10
+
+
+@pytest.mark.parametrize("place", ["nowhere", "a full disk", "a broken pipe"])
+def test_a_bar_that_cannot_be_drawn_ends_no_run(
+    process_pool: shmpar.Pool, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long run outlives the terminal, or the disk of its log."""
+    if place == "nowhere":
+        monkeypatch.setattr(sys, "stderr", None)
+        assert process_pool.parallel_map(len, ["a", "bc"], progress=True) == [1, 2]
+        return
+    if place == "a full disk":
+        file = io.FileIO("/dev/full", "w")
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+        file = io.FileIO(writer, "w")
+    stream = io.TextIOWrapper(file, "utf-8", write_through=True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    try:
+        assert process_pool.parallel_map(len, ["a", "bc"], progress=True) == [1, 2]
+        run = process_pool.parallel_map(len, ["a", "bc"], progress=True, wait=False)
+        assert run.result() == [1, 2]
+    finally:
+        with contextlib.suppress(OSError):
+            stream.close()
+
+
+class Terminal(io.StringIO):
+    """A terminal in which each write lets other threads run; it notes the thread of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writers: list[int] = []
+        self.raising: list[BaseException] = []
+
+    def write(self, text: str) -> int:
+        if text and self.raising:
+            raise self.raising.pop()
+        if text:
+            self.writers.append(threading.get_ident())
+            os.sched_yield()
+        return super().write(text)
+
+
+def draw_in_thread(observer: Any, counts: range) -> threading.Thread:
+    """Start a thread that draws a bar."""
+
+    def draw() -> None:
+        for done in counts:
+            observer.update(done, 1000)
+
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_bars_of_two_runs_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moving to the line of the second bar, its text and moving back are a single step."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    first, second = (observe(label, "map_blocks") for label in ("first", "second"))
+    assert first is not None
+    assert second is not None
+    first.update(0, 1000)
+    second.update(0, 1000)
+    terminal.writers.clear()
+    threads = [draw_in_thread(one, range(1, 100)) for one in (first, second)]
+    for thread in threads:
+        thread.join()
+    written = "".join("s" if one == threads[1].ident else "f" for one in terminal.writers)
+    assert set(map(len, re.findall("s+", written))) <= {3 * n for n in range(100)}
+    second.close()
+    first.close()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError()])
+def test_an_interrupted_bar_blocks_no_other(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread can draw its bar after an interrupt, or an error, in the middle of a line."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    first, second = (observe(label, "map_blocks") for label in ("first", "second"))
+    assert first is not None
+    assert second is not None
+    first.update(1, 1000)
+    terminal.raising.append(error)
+    with contextlib.suppress(KeyboardInterrupt):
+        first.update(2, 1000)
+    thread = draw_in_thread(second, range(1, 3))
+    thread.join(10)
+    assert not thread.is_alive()
+    second.close()
+    first.close()

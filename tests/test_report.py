@@ -11,6 +11,8 @@ import json
 import os
 import pathlib
 import re
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shmpar
-from shmpar.display import format_bytes, format_seconds
+from shmpar.display import format_bytes, format_rate, format_seconds
 from shmpar.grid import Grid, Halo
 from shmpar.ipc.ledger import DONE, FAILED, JOINED, WAITED, Ledger, LostClaim
 from shmpar.plan import Blocks, InBlocks, Plan
@@ -475,6 +477,14 @@ class TestAdvice:
         busy = lambda: processes.block_reduce(lambda b: np.sin(b).max(), array, chunks=4_000_000)
         assert spared(processes, "bound by memory", busy)
 
+    def test_a_function_that_reads_a_part_of_its_block(self, processes: shmpar.Pool) -> None:
+        """It is faster than the memory, so that does not bind it, and the table says so."""
+        array = np.broadcast_to(processes.zeros(1), 1 << 36)
+        processes.block_reduce(lambda block: block[0], array, chunks=1 << 33)
+        report = processes.last_run.report
+        assert "bound by memory" not in report.advice
+        assert re.search(r"data .*; \d+ GB/s, more than the [\d.]+ GB/s memory band", str(report))
+
     @given(
         shape=st.lists(st.integers(1, 200), min_size=1, max_size=3).map(tuple),
         data=st.data(),
@@ -607,6 +617,13 @@ class TestShown:
 
         assert pool.parallel_map(Odd(), range(3)) == [1, 1, 1]
         assert pool.last_run.report.function == ""
+        assert pool.submit(Odd(), 1).result() == 1
+
+    def test_a_partial_has_the_name_of_its_function(self, pool: shmpar.Pool) -> None:
+        """Users make partials of functions to give them arguments."""
+        pool.map_blocks(functools.partial(np.multiply, 2), np.ones(3))
+        assert pool.last_run.report.function == "multiply"
+        assert repr(pool.last_run).startswith("<shmpar.Run: map_blocks(multiply), done")
 
     def test_a_plot_has_a_box_per_chunk_and_a_map_of_the_array(self, processes, tmp_path) -> None:
         """The map shows the place and the duration of each chunk."""
@@ -624,14 +641,28 @@ class TestShown:
         figure.savefig(tmp_path / "run.png")
         assert (tmp_path / "run.png").stat().st_size > 5_000
 
-    @pytest.mark.parametrize("shape", [(200,), (20, 6, 4), (1,), (0, 2), (30_000,)])
+    @pytest.mark.parametrize("shape", [(200,), (20, 6, 4), (1,), (0, 2), (99_000,)])
     def test_a_plot_of_any_grid(self, processes: shmpar.Pool, shape: Any, tmp_path: Any) -> None:
         """A single cut axis gives a curve; three or none give the timeline alone."""
         processes.map_blocks(np.negative, np.ones(shape), chunks=1, dtype=float)
-        figure = processes.last_run.report.plot()
+        report, began = processes.last_run.report, time.process_time()
+        figure = report.plot()
         figure.savefig(tmp_path / "run.png")
+        assert time.process_time() - began < 3, "a picture of many chunks takes no longer"
         panels = [axes for axes in figure.axes if "axis" in axes.get_xlabel()]
         assert len(panels) == (len(shape) == 1 and shape[0] > 1)
+
+    def test_a_plot_of_a_run_that_has_not_begun(
+        self, processes: shmpar.Pool, tmp_path: Any
+    ) -> None:
+        """It is empty, and a run with more chunks than memory has its own error."""
+        with pytest.raises(shmpar.SegmentFull):
+            processes.map_blocks(abs, np.broadcast_to(1.0, 1 << 50), chunks=1 << 17, dtype=float)
+        assert repr(processes.last_run).endswith("failed, 0 of 8,589,934,592 chunks>")
+        lock = threading.Lock()
+        with pytest.raises(shmpar.PlanError):
+            processes.map_blocks(lambda block: lock, np.ones(9), chunks=2)
+        processes.last_run.report.plot().savefig(tmp_path / "run.png")
 
     def test_a_plot_shows_deaths(self, tmp_path: pathlib.Path) -> None:
         """The legend explains the hatched box."""
@@ -748,3 +779,4 @@ def test_numbers_are_short(seconds: float, nbytes: int) -> None:
     """Any number has at most nine characters with its unit."""
     assert len(format_seconds(seconds)) <= 9
     assert len(format_bytes(nbytes)) <= 8
+    assert len(format_rate(nbytes / 1e11)) <= 10

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +180,40 @@ def test_a_result_that_is_asked_for_again(any_pool: shmpar.Pool) -> None:
         files = {frame.filename for frame in traceback.extract_tb(caught.tb)}
         assert files == {__file__}
     any_pool._last_run = None
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda run, _: run.exception(),
+        lambda run, _: run.wait(),
+        lambda run, _: list(run.completed()),
+        lambda _, pool: pool.shutdown(),
+    ],
+)
+def test_an_interrupt_of_any_wait(wait: Any) -> None:
+    """The traceback ends in the line of the user that waits."""
+    waits, goes_on = threading.Event(), threading.Event()
+
+    def interrupt(*_: Any) -> None:
+        goes_on.set()
+        raise KeyboardInterrupt
+
+    def work(_: int) -> None:
+        waits.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+        goes_on.wait()
+
+    with shmpar.Pool(1, engine="threads") as pool:
+        run = pool.parallel_map(work, [1], wait=False)
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            with pytest.raises(KeyboardInterrupt) as caught:
+                wait(run, waits.set() or pool)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    names = [frame.filename for frame in traceback.extract_tb(caught.tb)]
+    assert not any(name.startswith(tracebacks.PACKAGE) for name in names)
 
 
 CELLS = {

@@ -49,6 +49,7 @@ from shmpar.cluster.transport import (
     Report,
     warn_if_open,
 )
+from shmpar.errors import summarize
 
 Array = np.ndarray[Any, Any]
 
@@ -266,7 +267,7 @@ class DaskTransport:
         here = machine()
         for worker, found in probes.items():
             if not isinstance(found, Probe):
-                self._tell(HostDown(worker, f"refused: {type(found).__name__}: {found}"))
+                self._tell(HostDown(worker, f"refused: {summarize(found)}"))
                 continue
             difference = self._settings.versions.disagrees(found.versions)
             if difference is not None:
@@ -331,7 +332,7 @@ class DaskTransport:
             return
         except Exception as error:  # noqa: BLE001 - the engine is told
             if type(error).__name__ in _LOST:
-                self._lost_track(token, host, f"{type(error).__name__}: {error}")
+                self._lost_track(token, host, summarize(error))
                 return
             answer = Answer(token, None, error)
         if self._serving.pop(token, None) is not None:
@@ -599,7 +600,7 @@ def inspect(address: str) -> list[HostFacts]:
         probe, name = probes.get(worker), str(facts.get("host", worker))
         threads, limit = facts["nthreads"], facts.get("memory_limit") or 0
         if not isinstance(probe, Probe):
-            refused = f"{type(probe).__name__}: {probe}"
+            refused = summarize(probe)
             found.append(
                 HostFacts(
                     worker,

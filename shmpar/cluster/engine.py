@@ -66,7 +66,7 @@ from shmpar.cluster.transport import (
 )
 from shmpar.engines.engine import ActivePlan, Exit, Generation, WithoutProcesses, take_back
 from shmpar.engines.packing import State, pack_function, unpack_error
-from shmpar.errors import HostsLost, ShmparError
+from shmpar.errors import HostsLost, ShmparError, summarize
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import CURSOR, FIRST, GENERATION, LAST, SINCE
 from shmpar.ipc.tickets import Tickets, new_tickets
@@ -691,6 +691,6 @@ def _window_bytes(span: Span) -> int:
 
 def _foreign(error: BaseException | None, host: Host) -> ShmparError:
     """Return the error for work that the other engine has failed."""
-    failed = ShmparError(f"host {host.name} could not be asked: {type(error).__name__}: {error}")
+    failed = ShmparError(f"host {host.name} could not be asked: {summarize(error)}")
     failed.__cause__ = error
     return failed

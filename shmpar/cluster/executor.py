@@ -17,6 +17,7 @@ from typing import Any
 from shmpar.cluster import host as serving
 from shmpar.cluster.messages import Head, Missing, Probe, Settings, Span, Submitted, machine
 from shmpar.cluster.transport import LANES, Answer, Broken, HostUp, Report
+from shmpar.errors import summarize
 
 _SMALL_HEAD = 64 << 10
 _CLOSE_SECONDS = 5.0
@@ -67,7 +68,7 @@ class ExecutorTransport:
     def _break(self, error: BaseException) -> None:
         if not self._broken:
             self._broken = True
-            self._tell(Broken(f"the executor is broken: {type(error).__name__}: {error}"))
+            self._tell(Broken(f"the executor is broken: {summarize(error)}"))
 
     def _probe(self) -> None:
         self._executor.submit(serving.probe).add_done_callback(self._probed)

@@ -56,7 +56,7 @@ from shmpar.cluster.messages import (
 from shmpar.engines.launch import Launcher
 from shmpar.engines.packing import PreparedCall, PreparedRun
 from shmpar.engines.processes import ProcessesEngine
-from shmpar.errors import ShmparError
+from shmpar.errors import ShmparError, summarize
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import DONE
 from shmpar.memory.limits import available_cpus
@@ -118,7 +118,7 @@ def serve(settings: Settings, work: Span | Submitted, head: Head | None) -> Any:
     except _NoMemoryError:
         return Missing("memory")
     except Exception as error:  # noqa: BLE001 - the client is told
-        return Refused(f"{type(error).__name__}: {error}")
+        return Refused(summarize(error))
 
 
 # Lock: held while a host is made or taken away.

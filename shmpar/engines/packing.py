@@ -26,7 +26,7 @@ import numpy as np
 
 from shmpar import tracebacks
 from shmpar.engines.engine import ActivePlan, Generation
-from shmpar.errors import PlanError, SegmentError, SegmentFull, ShmparError
+from shmpar.errors import PlanError, SegmentError, SegmentFull, ShmparError, summarize
 from shmpar.ipc import protocol
 from shmpar.memory.copying import share
 from shmpar.memory.locate import locate
@@ -400,8 +400,8 @@ def unpack_error(packed: protocol.PackedError) -> BaseException:
             found = unpack(packed.body)[0]
             if isinstance(found, BaseException):
                 return _noted(found, packed.text)
-    last = packed.text.rstrip().rpartition("\n")[2]
-    return _noted(ShmparError(f"{last} (an exception that does not survive pickling)"), packed.text)
+    text = f"{packed.summary} (an exception that does not survive pickling)"
+    return _noted(ShmparError(text), packed.text)
 
 
 def _noted(error: BaseException, text: str) -> BaseException:
@@ -514,7 +514,7 @@ def rejection(cause: BaseException, *, own_path: bool) -> BaseException:
         )
     rejected = PlanError(
         "the function, or a value that it holds or is given, was sent but does not load in a "
-        f"worker ({type(cause).__name__}: {cause}); {remedy}"
+        f"worker ({summarize(cause)}); {remedy}"
     )
     rejected.__cause__ = cause
     return rejected

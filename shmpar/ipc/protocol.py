@@ -114,10 +114,21 @@ class PackedValue(NamedTuple):
 
 
 class PackedError(NamedTuple):
-    """An exception of a worker: its pickle, None if it has none, and its traceback as text."""
+    """An exception of a worker: its pickle, None if it has none, and texts.
+
+    Attributes
+    ----------
+    body : bytes or None
+        Its pickle.
+    text : str
+        Its traceback.
+    summary : str
+        Its type and message.
+    """
 
     body: bytes | None
     text: str
+    summary: str
 
 
 # Messages to a worker

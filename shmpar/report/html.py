@@ -5,6 +5,7 @@ Colours are borders, bars and accents: text has the colour of the page, which ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -38,15 +39,25 @@ def render(report: Report) -> str:
         style = f"border-left:3px solid {_COLOURS['overhead']};padding-left:0.6em;margin:0.4em 0"
         parts.append(f"<div style='{style}'>{escape(advice)}</div>")
     parts.append(html_table([(label, escape(fact)) for label, fact in text.facts(report)], "<<"))
-    if report.computed:
+    if report.hosts:
+        rows = [tuple(map(escape, row)) for row in text.host_rows(report)]
+        parts += _workers(rows, "<>>>>><", text.HOST_COLUMNS)
+    elif report.computed:
+        rows = text.worker_rows(report)
         bars = [_bar(one, report.seconds) for one in report.worker_times[:_MAX_WORKERS]]
-        rows = [(*row, bar) for row, bar in zip(text.worker_rows(report), bars, strict=False)]
-        parts.append(html_table(rows, ">>>>>><", [*map(_underlined, text.WORKER_COLUMNS), ""]))
-        if (more := len(report.worker_times) - _MAX_WORKERS) > 0:
-            parts.append(f"<div>... and {more} more</div>")
+        rows[:_MAX_WORKERS] = [(*row, bar) for row, bar in zip(rows, bars, strict=False)]
+        parts += _workers(rows, ">>>>>><", [*map(_underlined, text.WORKER_COLUMNS), ""])
+    if report.computed:
         head = ("slowest chunk", "region", "took", "worker")
         parts.append(html_table(text.slowest_rows(report, _MAX_SLOWEST), "><>>", head))
     return f"<div>{''.join(parts)}</div>"
+
+
+def _workers(rows: Sequence[Sequence[str]], align: str, head: Sequence[str]) -> list[str]:
+    """Return a table of the first workers or hosts, and the number of the others."""
+    more = len(rows) - _MAX_WORKERS
+    note = f"<div>... and {more} more</div>" if more > 0 else ""
+    return [html_table(rows[:_MAX_WORKERS], align, head), note]
 
 
 def _underlined(name: str) -> str:
@@ -83,7 +94,9 @@ def render_run(run: Run, status: str) -> str:
     if execution.errors:
         first = str(run.failed[0])
         first = first if len(first) <= _MAX_ERROR else f"{first[:_MAX_ERROR]}..."
-        rows.append(("failures", f"{len(execution.errors):,}; the first: {escape(first)}"))
+        style = "overflow-wrap:anywhere;white-space:pre-wrap"
+        first = f"<span style='{style}'>{escape(first)}</span>"
+        rows.append(("failures", f"{len(execution.errors):,}; the first: {first}"))
         rows.append(("", "<code>run.failed</code> has all errors"))
     summary = "<summary style='cursor:pointer'>report (<code>run.report</code>)</summary>"
     return (
@@ -94,10 +107,12 @@ def render_run(run: Run, status: str) -> str:
 
 def render_pool(pool: Pool) -> str:
     """Return a fragment of HTML: the workers, the memory, and the last run."""
-    kind = {"processes": "process", "threads": "thread"}.get(pool.engine)
-    workers = "none: the calling thread computes"
-    if kind:
+    if pool.engine == "serial":
+        workers = "none: the calling thread computes"
+    elif kind := {"processes": "process", "threads": "thread"}.get(pool.engine):
         workers = format_count(pool.n_workers, f"worker {kind}", f"worker {pool.engine}")
+    else:
+        workers = "on the hosts"
     memory, run = pool.memory, pool.last_run
     segments = format_count(len(memory), "segment")
     rows = [

@@ -28,6 +28,7 @@ _MAX_BOXES = 2_000  # per worker; Why: chunks closer than a pixel are drawn as o
 _MAX_OUTLINED = 300  # chunks with an outline each
 _MAX_LABELLED = 20  # workers with a number beside their line
 _LOG_RATIO = 10  # of the longest to the shortest duration
+_FEW_LABELS = 1_000  # the same; Why: with 1, 2 and 5 of each decade, more labels would overlap
 
 
 def png(figure: Figure, *, scale: int = 2) -> tuple[bytes, dict[str, int]]:
@@ -58,7 +59,7 @@ def draw(report: Report) -> Figure:
     if timings.chunks.size:
         bar = figure.colorbar(boxes, ax=list(panels), aspect=30, pad=0.02, panchor=False)
         bar.set_label("duration of a chunk")
-        _label_seconds(bar.ax.yaxis, log=scale.vmin > 0)
+        _label_seconds(bar.ax.yaxis, scale)
     # Why: IPython shows figures of matplotlib only after pyplot was imported.
     figure._repr_png_ = partial(png, figure)  # type: ignore[attr-defined]
     return figure
@@ -72,12 +73,13 @@ def _scale(durations: Any) -> Any:
     return LogNorm(low, high) if high > _LOG_RATIO * low else Normalize(0, high or 1.0)
 
 
-def _label_seconds(axis: Any, *, log: bool = False) -> None:
-    """Label an axis with durations such as 20 ms."""
+def _label_seconds(axis: Any, scale: Any = None) -> None:
+    """Label an axis with durations such as 20 ms; it has the scale of the colours, if any."""
     from matplotlib.ticker import EngFormatter, LogLocator
 
-    if log:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    if scale is not None and scale.vmin > 0:
+        few = scale.vmax < _FEW_LABELS * scale.vmin
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=12))
         axis.set_minor_locator(LogLocator(subs=(), numticks=12))
     axis.set_major_formatter(EngFormatter("s"))
 
@@ -103,7 +105,8 @@ def _timeline(axes: Axes, timings: Timings, scale: Any) -> Any:
             axes.barh(lines, lengths, _BAR_HEIGHT, begins, label=label, **style)
     if timings.attempts:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
-    axes.set(xlim=(0, timings.seconds), ylim=(timings.n_workers - 0.5, -0.5))
+    # Why at least a line: a run that failed before its begin has no ledger.
+    axes.set(xlim=(0, timings.seconds), ylim=(max(timings.n_workers, 1) - 0.5, -0.5))
     axes.set(xlabel="time since the call", ylabel="worker")
     _label_seconds(axes.xaxis)
     if timings.n_workers <= _MAX_LABELLED:
@@ -147,11 +150,15 @@ def _map(axes: Axes, report: Report, cut: list[int], scale: Any) -> None:
 def _curve(axes: Axes, report: Report, cut: list[int], scale: Any) -> None:
     """Draw the cost of each chunk along the axis that is cut."""
     axis = report.plan.grid.axes[cut[0]]
-    axes.stairs(report.durations, _edges(axis), fill=len(axis) <= _MAX_OUTLINED, color=BLUE)
+    edges, cost = _edges(axis), report.durations
+    if len(axis) <= _MAX_OUTLINED:
+        axes.stairs(cost, edges, fill=True, color=BLUE)
+    else:  # Why: matplotlib looks at each step of stairs in Python.
+        axes.plot(edges, np.append(cost, cost[-1]), color=BLUE, drawstyle="steps-post")
     axes.set(xlim=(0, axis.size), xlabel=f"axis {cut[0]}", ylabel="duration of a chunk")
     if scale.vmin > 0:
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
-    _label_seconds(axes.yaxis, log=scale.vmin > 0)
+    _label_seconds(axes.yaxis, scale)
     axes.spines[["top", "right"]].set_visible(False)

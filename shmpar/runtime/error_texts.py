@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from shmpar import tracebacks
@@ -20,13 +21,16 @@ from shmpar.errors import (
     WorkerDied,
     format_count,
     shortened,
+    summarize,
 )
 from shmpar.ipc.protocol import ChunkFailed
 from shmpar.plan import CAST_RESULTS, Along, Blocks, Plan, ResultError, Rows, describe_region
 from shmpar.runtime.items import RunItems
 
 Error = TypeVar("Error")
-_READ_ONLY = re.compile("read.?only|read-write|writ(e|)able", re.IGNORECASE)
+_READ_ONLY = re.compile(
+    "read.?only(?! (database|file|mode|store))|read-write|writ(e|)able", re.IGNORECASE
+)
 _BY_NAME = re.compile("IndexError: only integers, slices|'numpy.ndarray' object has no attribute")
 
 
@@ -41,7 +45,8 @@ def chunk_error(
         text = text.replace(CAST_RESULTS, "return values of one dtype for all lines")
     # Why: the words of a message alone may speak of another array.
     if any(isinstance(one, Blocks | Rows) for one in plan.arguments):
-        if _READ_ONLY.search(text):
+        in_memory = not issubclass(type(failure.error), OSError)
+        if in_memory and _READ_ONLY.search(text):
             text += (
                 ". Blocks are read-only views of the shared input: pass or write to a copy "
                 "(block.copy()), or return the new values"
@@ -153,20 +158,20 @@ def levels_to_user() -> int:
     return level
 
 
-def function_name(function: Callable[..., Any]) -> str:
-    """Return the name of a submitted function for messages."""
-    name = getattr(function, "__qualname__", None)
-    return type(function).__qualname__ if name is None else str(name)
+def function_name(call: Any) -> str:
+    """Return the name of a function, of that in a partial too; empty if it has none."""
+    try:
+        while isinstance(call, partial):
+            call = call.func
+        return str(getattr(call, "__qualname__", None) or getattr(call, "__name__", ""))
+    except Exception:  # noqa: BLE001 - the user's object may raise anything; this is for show
+        return ""
 
 
 def _reason(error: BaseException) -> str:
-    try:
-        text = shortened(str(error), MOST_OF_EXCEPTION)
-    except BaseException as failure:  # noqa: BLE001 - Why: __str__ is the user's code
-        text = f"(its message raised {type(failure).__name__})"
     kind = type(error)  # Why not isinstance: the class may raise for any attribute.
     if issubclass(kind, ResultError | StoreError):
-        return text
+        return shortened(str(error), MOST_OF_EXCEPTION)
     # Why: the stand-in for an exception that does not pickle has the type in its message.
-    name = "" if kind is ShmparError else f"{kind.__name__}: "
-    return f"the function raised {name}{text}"
+    text = shortened(str(error), MOST_OF_EXCEPTION) if kind is ShmparError else summarize(error)
+    return f"the function raised {text}"

@@ -22,7 +22,7 @@ import functools
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,16 +80,6 @@ class Policy(NamedTuple):
     task_timeout: float | None = None
     in_place: bool = False
     check: bool = False
-
-
-def _name(call: Any) -> str:
-    """Return the name of a function, as text whatever it is."""
-    try:
-        if type(call) is ApplyAlongAxis:
-            call = call.func1d
-        return str(getattr(call, "__qualname__", None) or getattr(call, "__name__", ""))
-    except Exception:  # noqa: BLE001 - the user's object may raise anything; this is for show
-        return ""
 
 
 def _copier(ledger: Ledger) -> Callable[[], Ledger]:
@@ -151,7 +141,7 @@ class Execution:
         The numbers of each host, on a cluster.
     attempts : list of LostClaim
         Claims that ended with their worker.
-    unfinished : tuple of int
+    unfinished : sequence of int
         Chunks that are not done, once it is over.
     rereads : tuple of (float, tuple of int)
         As of :func:`shmpar.stores.units.times_read`.
@@ -196,10 +186,12 @@ class Execution:
         self.fatal: BaseException | None = None
         self.was_filled = False
         self.to_warn: list[ShmparError] = []
-        self.name = _name(function.call)
+        call = function.call
+        name = call.func1d if type(call) is ApplyAlongAxis else call
+        self.name = error_texts.function_name(name)
         self.began = time.perf_counter()
         self.attempts: list[LostClaim] = []
-        self.unfinished: tuple[int, ...] = ()
+        self.unfinished: Sequence[int] = ()
         self.traffic = protocol.NO_TRAFFIC
         stored = any(isinstance(one, Store) for one in arrays)
         self.rereads = times_read(plan, arrays) if stored else (1.0, ())
@@ -226,6 +218,11 @@ class Execution:
     def running(self) -> bool:
         """True from its begin until it is over."""
         return self._active is not None
+
+    @property
+    def initial(self) -> int:
+        """Number of the chunks that an earlier run has computed."""
+        return 0 if self._todo is None else self.plan.chunks - len(self._todo)
 
     @property
     def settled(self) -> int:
@@ -622,7 +619,8 @@ class Execution:
 
     def _end_unbegun(self) -> None:
         self.over = True
-        self.unfinished = tuple(range(self.plan.chunks)) if self._todo is None else self._todo
+        # Why a range: a run that has no room may have more chunks than memory has.
+        self.unfinished = range(self.plan.chunks) if self._todo is None else self._todo
         self.stream.add((), last=True)
         self.unlock()
 
@@ -699,7 +697,7 @@ class Execution:
         """
         if self._function is None:
             raise RuntimeError("this run has computed every chunk: there is nothing to resume")
-        outputs, todo, items = self.outputs, self.unfinished, self.items
+        outputs, todo, items = self.outputs, tuple(self.unfinished), self.items
         if outputs.ledger_file is not None:
             outputs.ledger_file.lock()
         return Execution(

@@ -33,7 +33,7 @@ import numpy as np
 from shmpar.errors import no_attribute
 from shmpar.ipc.protocol import Logged, Warned
 from shmpar.pickling.unpack import unpack
-from shmpar.tracebacks import delivering, hiding
+from shmpar.tracebacks import delivering, hide_frames, hiding
 from shmpar.worker.environment import MOST_WARNINGS
 from shmpar.worker.logs import handle
 
@@ -344,6 +344,7 @@ class PoolFuture(Future[Any]):
         """Return the result, as :meth:`result`."""
         return self.result(timeout)
 
+    @hide_frames
     def wait(self, timeout: float | None = None) -> None:
         """Wait until it is done, at most `timeout` seconds."""
         self.resolved.wait(timeout)
@@ -410,6 +411,7 @@ class PoolFuture(Future[Any]):
                 _unpickled(one), None, one.filename, one.lineno, one.module, registry
             )
 
+    @hide_frames
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the outcome; return the exception, None if there is none."""
         try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shmpar.display import format_call
+from shmpar.errors import format_count
 from shmpar.plan import window_bounds
 from shmpar.report.plot import png
 from shmpar.runtime.notebook import in_notebook
@@ -228,7 +229,7 @@ class _Picture:
         """Return the title: the function, the chunks and the failures."""
         run, (done, chunks) = self._run, self._run.progress
         call = format_call(run.execution.plan.verb, run.execution.name.rpartition(".")[2])
-        text = f"{call}: {done:,} of {chunks:,} {run.execution.noun}s"
+        text = f"{call}: {done:,} of {format_count(chunks, run.execution.noun)}"
         if failed := len(run.execution.errors):
             text += f", {failed:,} failed"
         planes = [

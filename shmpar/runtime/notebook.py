@@ -46,12 +46,29 @@ def make_bar(**options: Any) -> HtmlBar | Any:
     return _with_widget(widget)(**options)
 
 
-class HtmlBar(tqdm):  # type: ignore[misc]
+class QuietBar:
+    """The part of a tqdm bar that keeps its faults from the run.
+
+    Invariant: a class of bars has a lock of its own, since tqdm's creates a semaphore of
+    multiprocessing.
+    """
+
+    monitor_interval = 0  # Why: tqdm's monitor thread would outlive the bar.
+
+    def refresh(self: Any, *_: Any, **__: Any) -> bool | None:
+        """Draw the bar; after an error of the system never again."""
+        # Lock: tqdm's method leaves the lock locked after an exception, also after an interrupt.
+        with self._lock:
+            try:
+                shown: bool | None = super().refresh(nolock=True)  # type: ignore[misc]
+            except OSError:
+                shown, self.disable = False, True
+            return shown
+
+
+class HtmlBar(QuietBar, tqdm):  # type: ignore[misc]
     """A tqdm bar that is an HTML element."""
 
-    # Why: tqdm's monitor thread would outlive the bar, and its default lock creates a semaphore
-    # of multiprocessing.
-    monitor_interval = 0
     _lock = threading.RLock()
 
     failed = 0

@@ -7,12 +7,16 @@ A bar counts chunks, and those that failed. In a notebook it is an element of th
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 if TYPE_CHECKING:
     from shmpar.runtime.run import Run
@@ -41,7 +45,9 @@ class Observer(Protocol):
         """End: the run is over."""
 
 
-def observe(progress: Progress, verb: str, noun: str = "chunk") -> Observer | None:
+def observe(
+    progress: Progress, verb: str, noun: str = "chunk", initial: int = 0
+) -> Observer | None:
     """Return the observer for ``progress=``; None for False.
 
     Parameters
@@ -53,19 +59,42 @@ def observe(progress: Progress, verb: str, noun: str = "chunk") -> Observer | No
         Name of the verb.
     noun : str
         The word for a chunk.
+    initial : int
+        Chunks that were done before the call.
 
     Raises
     ------
     TypeError
-        If it is none of these.
+        If it is none of these, or cannot be called so.
     """
+    if isinstance(progress, np.bool_):
+        progress = bool(progress)
     if progress is False or progress is None:
         return None
     if progress is True or isinstance(progress, str):
-        return _Bar(verb if progress is True else progress, noun)
+        if sys.stderr is None:  # Why: it was closed before Python started.
+            return None
+        return _Bar(verb if progress is True else progress, noun, initial)
     if callable(progress):
+        _check_callable(progress)
         return _Call(progress)
     raise TypeError(f"progress is True, a label or a callable, not {brief(progress)}")
+
+
+def _check_callable(function: Callable[..., object]) -> None:
+    """Raise TypeError for a function that cannot be called with two numbers."""
+    import inspect  # Why here: few programs pass a function.
+
+    if getattr(function, "__module__", "").partition(".")[0] == "tqdm":
+        raise TypeError("progress=True shows a bar of tqdm; a function gets (done, total)")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # Why: some functions in C have none.
+        return
+    try:
+        signature.bind(0, 1)
+    except TypeError as error:
+        raise TypeError(f"progress is called as f(done, total), which fails: {error}") from None
 
 
 class _Call:
@@ -87,8 +116,9 @@ class _Call:
 class _Bar:
     """A tqdm bar that counts chunks or items, in a notebook or a terminal."""
 
-    def __init__(self, label: str, noun: str) -> None:
-        self._options = {"desc": label, "unit": noun, **_AT_ONCE}
+    def __init__(self, label: str, noun: str, initial: int) -> None:
+        # Why initial: the rate, and the time that is left, are those of this call.
+        self._options = {"desc": label, "unit": noun, "initial": initial, **_AT_ONCE}
         self._bar: Any = None
         self._began = time.time()
 
@@ -98,6 +128,11 @@ class _Bar:
             self._bar = self._make(total)
 
     def update(self, done: int, total: int, failed: int = 0) -> None:
+        # Why suppressed: a bar that cannot be drawn (a broken pipe, a full disk) ends no run.
+        with contextlib.suppress(OSError):
+            self._draw(done, total, failed)
+
+    def _draw(self, done: int, total: int, failed: int) -> None:
         if self._bar is None:
             self._bar = self._make(total)
             # Why: the chunks that are done took their time before the bar was made.
@@ -108,21 +143,11 @@ class _Bar:
         bar.update(done - bar.n)
 
     def _make(self, total: int) -> Any:
-        if "ipykernel.zmqshell" in sys.modules:
-            # Why here: in most programs there is no notebook.
-            from shmpar.runtime.notebook import in_notebook, make_bar
+        # Why here: in most programs there is no bar.
+        from shmpar.runtime.notebook import in_notebook, make_bar
 
-            if in_notebook():
-                return make_bar(total=total, **self._options)
-        from tqdm.auto import tqdm
-
-        def show_failures(bar: Any, failed: int) -> None:
-            bar.set_postfix_str(f"{failed:,} failed", refresh=False)
-
-        # Why: tqdm's monitor thread would outlive the bar, and its default lock creates
-        # a semaphore of multiprocessing.
-        own = {"monitor_interval": 0, "_lock": threading.RLock(), "show_failures": show_failures}
-        return type("Bar", (tqdm,), own)(total=total, **self._options)
+        make = make_bar if in_notebook() else _terminal_bar(os.getpid())
+        return make(total=total, **self._options)
 
     def close(self) -> None:
         bar, self._bar = self._bar, None
@@ -130,6 +155,27 @@ class _Bar:
         with contextlib.suppress(Exception):
             if bar is not None:
                 bar.close()
+
+
+@cache
+def _terminal_bar(_pid: int) -> Any:
+    """Return the class of the bars of a process in a terminal; they share a lock.
+
+    Why one per process: in a child that was forked while a bar was drawn, its lock stays locked.
+    """
+    from tqdm.auto import tqdm
+
+    from shmpar.runtime.notebook import QuietBar
+
+    class TerminalBar(QuietBar, tqdm):  # type: ignore[misc]
+        """A bar of tqdm's."""
+
+        _lock = threading.RLock()
+
+        def show_failures(self, failed: int) -> None:
+            self.set_postfix_str(f"{failed:,} failed", refresh=False)
+
+    return TerminalBar
 
 
 def show_progress(run: Run, observer: Observer, fail: Fail) -> None:

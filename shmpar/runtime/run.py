@@ -200,6 +200,7 @@ class Run(PoolFuture):
         if errors:
             error_texts.warn_filled(errors, self.execution.noun)
 
+    @hide_frames
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the end; return the exception, None if there is none."""
         self._check_wait(timeout)
@@ -269,15 +270,16 @@ class Run(PoolFuture):
         [('a', 1), ('bcd', 3)]
         """
         items = self.execution.items
-        for chunk in self.execution.finished_chunks(ordered=ordered):
-            if items is not None:
-                yield items[chunk], self._value(chunk)
-                continue
-            window: tuple[Any, ...] = self.execution.plan.window(chunk)
-            yield tuple(
-                part if isinstance(part, slice) or part is ... else slice(part, part + 1)
-                for part in window
-            )
+        with hiding(delivers=False):
+            for chunk in self.execution.finished_chunks(ordered=ordered):
+                if items is not None:
+                    yield items[chunk], self._value(chunk)
+                    continue
+                window: tuple[Any, ...] = self.execution.plan.window(chunk)
+                yield tuple(
+                    part if isinstance(part, slice) or part is ... else slice(part, part + 1)
+                    for part in window
+                )
         with hiding():
             self.result()
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from shmpar.errors import StoreError
+from shmpar.errors import StoreError, summarize
 from shmpar.stores import formats
 from shmpar.stores.store import Part, Store
 
@@ -155,7 +155,7 @@ def opened(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Store:
 
 def _cannot_open(where: str, kind: str, error: Exception) -> StoreError:
     failed = MissingStore if isinstance(error, FileNotFoundError) else StoreError
-    text = f"{where} ({kind}) cannot be opened: {type(error).__name__}: {error}"
+    text = f"{where} ({kind}) cannot be opened: {summarize(error)}"
     return failed(text, opener=kind, where=where)
 
 

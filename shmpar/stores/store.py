@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 
-from shmpar.errors import ShmparError, StoreError, no_attribute
+from shmpar.errors import ShmparError, StoreError, no_attribute, summarize
 from shmpar.memory.copying import is_masked
 from shmpar.plan import spell
 
@@ -331,7 +331,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
             raise
         except Exception as error:
             raise StoreError(
-                f"{self.where} ({self.kind}) cannot be opened: {type(error).__name__}: {error}",
+                f"{self.where} ({self.kind}) cannot be opened: {summarize(error)}",
                 opener=self.kind, where=self.where, errno=getattr(error, "errno", None),
             ) from error  # fmt: skip
         due = self._in_file(self.shape)
@@ -468,8 +468,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
                     continue
                 window = ", ".join([f"{one.start}:{one.stop}" for one in where])
                 raise StoreError(
-                    f"cannot {verb} [{window}] of {self.where} ({self.kind}): "
-                    f"{type(error).__name__}: {error}",
+                    f"cannot {verb} [{window}] of {self.where} ({self.kind}): {summarize(error)}",
                     opener=self.kind, where=self.where, errno=getattr(error, "errno", None),
                 ) from error  # fmt: skip
         raise AssertionError("the last attempt returns or raises")

@@ -283,7 +283,8 @@ class Caller:
     def _run(self, call: Call) -> Any:
         run = call.run(self._in_workers)
         progress = call.options.get("progress", self._defaults()["progress"])
-        run.observer = observe(progress, call.verb, run.execution.noun)
+        execution = run.execution
+        run.observer = observe(progress, call.verb, execution.noun, execution.initial)
         return self._execute(run, wait=call.options.get("wait", True))
 
     def _in_workers(self, func: Callable[[int], int], numbers: list[int]) -> Any:

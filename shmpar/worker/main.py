@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shmpar import tracebacks
-from shmpar.errors import PlanError, ShmparError, shortened
+from shmpar.errors import PlanError, ShmparError, shortened, summarize
 from shmpar.ipc import protocol
 from shmpar.ipc.ledger import FINGERPRINT, Ledger
 from shmpar.ipc.protocol import (
@@ -192,25 +192,17 @@ def pack_exception(error: BaseException) -> PackedError:
     """Pickle an exception, if it can be, and write its traceback as text."""
     from shmpar.pickling.exceptions import pack_error  # Why here: most workers meet no exception.
 
-    text, summary = _describe(error)
-    try:
-        return PackedError(pack_error(error), text)
-    except BaseException:  # noqa: BLE001 - whatever pickling raises, the text has to do
-        stand_in = ShmparError(f"{summary} (an exception that does not survive pickling)")
-        return PackedError(pack_error(stand_in), text)
-
-
-def _describe(error: BaseException) -> tuple[str, str]:
-    """Return the traceback of an exception as text, and its type and message."""
-    kind = type(error)
+    summary = summarize(error)
     try:
         tracebacks.shorten(error)
-        trace = traceback.format_exception(error)
-        summary = f"{kind.__name__}: {error}"
-    except BaseException as again:  # noqa: BLE001 - the class is the user's code
-        summary = f"{kind.__name__}: (its message raised {type(again).__name__})"
-        trace = [summary]
-    return shortened("".join(trace)), summary
+        text = "".join(traceback.format_exception(error))
+    except BaseException:  # noqa: BLE001 - the class is the user's code
+        text = summary
+    try:
+        body = pack_error(error)
+    except BaseException:  # noqa: BLE001 - whatever pickling raises, the text has to do
+        body = None
+    return PackedError(body, shortened(text), summary)
 
 
 class WorkerProcess:
