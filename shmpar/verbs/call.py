@@ -58,6 +58,10 @@ class Call:
         Options of the user.
     policy : Policy
         Handling of failures.
+    keywords : mapping
+        Keyword arguments for the function.
+    pass_out : bool
+        The function gets its window of the output as ``out``.
     inputs : Inputs
         Inputs of the function.
     grid, placement, halo, trim
@@ -74,6 +78,8 @@ class Call:
     func: Callable[..., Any]
     options: Options
     policy: Policy
+    keywords: Mapping[str, Any]
+    pass_out: bool
     inputs: Inputs = field(init=False)
     grid: Grid = field(init=False)
     placement: Placement = field(init=False)
@@ -82,16 +88,6 @@ class Call:
     halo: Halo | None = None
     trim: bool = True
     over_items: bool = False
-
-    @property
-    def keywords(self) -> Mapping[str, Any]:
-        """Keyword arguments for the function."""
-        return self.options.get("kwargs") or {}
-
-    @property
-    def pass_out(self) -> bool:
-        """The function gets its window of the output as ``out``."""
-        return bool(self.options.get("pass_out"))
 
     def cut_with_halo(
         self, chunks: Any, depth: Any, boundary: Any, whole: tuple[int, ...] = ()
@@ -274,7 +270,8 @@ class Caller:
         if options:
             policy = parse_options(verb, options, self._defaults(), self, func)
         check_callable(verb, func)
-        return Call(verb, func, options, policy)
+        keywords, pass_out = options.get("kwargs") or {}, bool(options.get("pass_out"))
+        return Call(verb, func, options, policy, keywords, pass_out)
 
     def _run(self, call: Call) -> Any:
         run = call.run(self._in_workers)
