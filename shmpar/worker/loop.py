@@ -13,7 +13,6 @@ Guarantees
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from time import monotonic_ns, perf_counter
 from typing import Any
@@ -96,9 +95,11 @@ def work(assignment: Assignment, channel: Channel) -> bool:
         If the channel is interruptible and the user interrupts; the chunk in progress is not
         marked.
     """
-    exhausted = True
-    with inside_worker(assignment), contextlib.suppress(Abandoned):
-        exhausted = _work(assignment, channel)
+    with inside_worker(assignment):
+        try:
+            exhausted = _work(assignment, channel)
+        except Abandoned:
+            exhausted = True
     # Invariant: a worker that holds nothing is blamed for no chunk. After an exception that ends
     # the worker the slot stays, since it tells which chunks were finished.
     assignment.slot[LAST] = 0

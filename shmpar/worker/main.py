@@ -290,7 +290,7 @@ class WorkerProcess:
             message, counter = self.backlog.popleft() if self.backlog else self._next()
             match message:
                 case protocol.RunPlan():
-                    work: Work = pickle.loads(message.body)
+                    work = Work._make(pickle.loads(message.body))
                     self.warnings.begin(run=work.run)
                     self._run(message.environment, work, open_tickets(work.tickets, counter))
                 case protocol.RunCall():
@@ -437,9 +437,7 @@ class WorkerProcess:
         """Compute chunks; return the outcome for the event that ends the work."""
         spare = assignment.ledger if work.small_outputs else None
         channel = SocketChannel(self, work.run, spare)
-        with traffic.counted():
-            exhausted = loop.work(assignment, channel)
-            moved = traffic.moved
+        exhausted, moved = traffic.counted(loop.work, assignment, channel)
         self.tasks_left -= assignment.claimed
         channel.flush()
         announced = channel.announcement and channel.announcement.pack()
