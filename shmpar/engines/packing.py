@@ -194,7 +194,10 @@ class PreparedRun:
     environment : Environment
         The caller's, when the verb was called.
     bodies : dict
-        The pickled :class:`Work`, by generation and whether its outputs are known.
+        The pickled :class:`Work` and the segments that it names, by generation and whether its
+        outputs are known.
+    ledger : int
+        Key of the ledger's segment.
     checksums : Reference or None
         Where the checksums of the chunks go.
     """
@@ -206,11 +209,13 @@ class PreparedRun:
     segments: dict[int, Segment]
     held: tuple[int, ...]
     environment: protocol.Environment
-    bodies: dict[tuple[int, bool], bytes]
+    bodies: dict[tuple[int, bool], tuple[bytes, dict[int, Segment]]]
+    ledger: int = 0
     checksums: protocol.Reference | None = None
 
     def open(self, active: ActivePlan, ledger: Segment) -> None:
         """Add the memory that the pool thread has made for the run."""
+        self.ledger = ledger.key
         self.segments[ledger.key] = ledger
         if active.checksums is not None:
             self.checksums = _reference(active.checksums, self.segments)
@@ -224,40 +229,33 @@ class PreparedRun:
         segments = dict(self.segments)
         return tuple(_reference(out, segments) for out in active.outputs), segments
 
-    def work(
-        self,
-        active: ActivePlan,
-        generation: Generation,
-        outputs: tuple[protocol.Reference, ...] | None,
-        ledger: int,
-    ) -> bytes:
-        """Return the pickled :class:`Work`; pickled once for all workers."""
-        key = generation.number, outputs is not None
+    def work(self, active: ActivePlan, generation: Generation) -> tuple[bytes, dict[int, Segment]]:
+        """Return the pickled :class:`Work` and its segments; made once for all workers."""
+        key = generation.number, active.outputs is not None
         if key not in self.bodies:
-            self.bodies[key] = pickle.dumps(
-                protocol.Work(
-                    run=active.number,
-                    generation=generation.number,
-                    todo=generation.todo,
-                    tickets=generation.tickets.kind,
-                    origin=active.origin,
-                    workers=active.ledger.workers,
-                    chunks=active.plan.chunks,
-                    ledger=ledger,
-                    arrays=self.references,
-                    outputs=outputs,
-                    is_tuple=active.is_tuple,
-                    in_place=active.in_place,
-                    small_outputs=active.small_outputs,
-                    reports=active.reports,
-                    checksums=self.checksums,
-                    plan=self.plan,
-                    function=self.payload.body,
-                    stateless=self.payload.stateless,
-                    held=self.held,
-                ),
-                5,
+            outputs, segments = self.outputs(active)
+            work = protocol.Work(
+                run=active.number,
+                generation=generation.number,
+                todo=generation.todo,
+                tickets=generation.tickets.kind,
+                origin=active.origin,
+                workers=active.ledger.workers,
+                chunks=active.plan.chunks,
+                ledger=self.ledger,
+                arrays=self.references,
+                outputs=outputs,
+                is_tuple=active.is_tuple,
+                in_place=active.in_place,
+                small_outputs=active.small_outputs,
+                reports=active.reports,
+                checksums=self.checksums,
+                plan=self.plan,
+                function=self.payload.body,
+                stateless=self.payload.stateless,
+                held=self.held,
             )
+            self.bodies[key] = pickle.dumps(tuple(work), 5), segments
         return self.bodies[key]
 
 

@@ -477,8 +477,6 @@ class ProcessesEngine:
         handle.worked = True
         self._tracker.note_huge(event.huge_bytes)
         if event.run in self._runs:
-            if event.announcement is not None:
-                event = event._replace(announcement=Announcement.unpack(event.announcement))
             self._events.append(event)
         self._feed(handle)
 
@@ -514,9 +512,7 @@ class ProcessesEngine:
     def _send_plan(self, handle: WorkerHandle, active: ActivePlan, generation: Generation) -> None:
         prepared: PreparedRun = active.prepared
         attached = Attached()
-        outputs, segments = prepared.outputs(active)
-        ledger = self._ledgers.segment(active.ledger)
-        body = prepared.work(active, generation, outputs, ledger.key)
+        body, segments = prepared.work(active, generation)
         self._tracker.add(handle.attach(segments, attached))
         handle.attach_payload(prepared.payload, attached)
         handle.send_ahead(attached)

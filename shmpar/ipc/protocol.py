@@ -181,7 +181,7 @@ class Work(NamedTuple):
 
 
 class RunPlan(NamedTuple):
-    """Work on a generation; the body is a pickled :class:`Work`, the same for all workers."""
+    """Work on a generation; the body has the fields of :class:`Work`, pickled for all workers."""
 
     body: bytes
     environment: Environment | None

@@ -354,7 +354,7 @@ class Execution:
         match event:
             case protocol.CounterExhausted():
                 if event.announcement is not None:
-                    self._announced(event.announcement)
+                    self._announced(Announcement.unpack(event.announcement))
                 self.traffic = protocol.add_traffic(self.traffic, event.traffic)
                 self._feed(event)
             case protocol.ClaimFinished():
@@ -570,9 +570,9 @@ class Execution:
         if ledger.done < self.plan.chunks:
             # Why: a worker that was stopped may have sent a result, and not marked it.
             ledger.mark_done(sorted(self._arrived))
-        if ledger.done < self.plan.chunks:
-            done = np.flatnonzero(ledger.status == DONE).tolist()
             self.unfinished = tuple(np.flatnonzero(ledger.status != DONE).tolist())
+        if self.unfinished:
+            done = np.flatnonzero(ledger.status == DONE).tolist()
         self.stream.add((), last=True)
         return done
 
