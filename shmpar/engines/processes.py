@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.engines import packing
-from shmpar.engines.engine import ActivePlan, Generation
+from shmpar.engines.engine import ActivePlan, Generation, take_back
 from shmpar.engines.launch import Launcher, hand_on
 from shmpar.engines.packing import PreparedCall, PreparedRun
 from shmpar.engines.segments import Ledgers, SegmentTracker, WakeUp
@@ -284,14 +284,14 @@ class ProcessesEngine:
         return [
             protocol.CounterExhausted(handle.number, active.number, generation.number)
             for handle in self._handles.values()
-            for generation in handle.withdraw(active)
+            for generation in take_back(handle.queue, active)
         ]
 
     def close(self, active: ActivePlan) -> None:
         """Release the memory of a run; keep its ledger for the next one."""
         self._runs.pop(active.number, None)
         for handle in self._handles.values():
-            handle.withdraw(active)
+            take_back(handle.queue, active)
             # Why not in a worker that may be in its initializer: that serves later runs too.
             up = handle.worked or self._initializer is None
             if active.interrupted and up and handle.is_late(active.number):
@@ -362,11 +362,12 @@ class ProcessesEngine:
 
     def wait(self, timeout: float | None) -> list[protocol.Event]:
         """Wait until a worker has sent something or is gone; return the events."""
-        self._forget_segments()
-        behind = [handle for handle in self._handles.values() if handle.outbox]
-        for handle in behind:
-            handle.flush()
-        timeout = self._shortened(timeout, behind=bool(behind))
+        behind = False
+        for handle in self._handles.values():
+            if handle.outbox:
+                behind = True
+                handle.flush()
+        timeout = self._shortened(timeout, behind=behind)
         gone: dict[int, WorkerHandle] = {}
         for key, _ in self._selector.select(timeout):
             if isinstance(key.fileobj, WakeUp):
@@ -379,7 +380,7 @@ class ProcessesEngine:
             gone |= {one.number: one for one in self._handles.values() if one.launched.has_exited()}
         for handle in gone.values():
             self._reap(handle)
-        # Why again: a worker drops the memory that is gone before the next plan comes.
+        # Why here: a worker drops the memory that is gone before the next plan comes.
         self._forget_segments()
         events, self._events = self._events, []
         return events

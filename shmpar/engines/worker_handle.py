@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shmpar.engines.engine import ActivePlan, Exit, Generation, take_back
+from shmpar.engines.engine import ActivePlan, Exit, Generation
 from shmpar.engines.launch import Launched
 from shmpar.errors import SegmentGone
 from shmpar.ipc.protocol import (
@@ -191,10 +191,6 @@ class WorkerHandle:
         active, generation = item = self.queue.popleft()
         self.outstanding.append((active.number, generation.number))
         return item
-
-    def withdraw(self, active: ActivePlan) -> list[Generation]:
-        """Take back the generations of a run that were not sent."""
-        return take_back(self.queue, active)
 
     def attach(self, segments: Mapping[int, Segment], attached: Attached) -> list[Segment]:
         """Add the segments, by key, that the worker does not have yet; return them.

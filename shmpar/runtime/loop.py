@@ -526,8 +526,7 @@ class Loop:
 
     def _running(self) -> list[Run]:
         """Return the runs that have begun and are not over."""
-        runs = self._runs.values()
-        return [run for run in runs if run.execution.running and not run.execution.over]
+        return [run for run in self._runs.values() if run.execution.running]
 
     def _start(self, run: Run, observer: Observer | None = None) -> None:
         engine, execution = self.engine, run.execution

@@ -100,9 +100,10 @@ def drop_stores() -> bool:
     They close with their last user.
     """
     found = bool(_cache.arrays)
-    _cache.arrays.clear()
-    for one in _cache.bound:  # Why: the traceback of a failed chunk holds them.
-        one.forget()
+    if found:
+        _cache.arrays.clear()
+        for one in _cache.bound:  # Why: the traceback of a failed chunk holds them.
+            one.forget()
     return found
 
 

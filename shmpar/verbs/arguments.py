@@ -159,7 +159,7 @@ class Inputs:
         """Make the grid of the inputs; arguments as in :meth:`shmpar.grid.Grid.cut`."""
         entries = chunks if isinstance(chunks, tuple) else (chunks,)
         # Why: only ints and strings are keys of a cache, since True and 1.0 are equal to 1.
-        cut = _cached_cut if all(type(one) in {int, str} for one in entries) else Grid.cut
+        cut = _cached_cut if {int, str}.issuperset(map(type, entries)) else Grid.cut
         size = max([array.itemsize for array in self.arrays], default=8)
         if (units := self._units()) is not None:
             depths = depth or None
@@ -275,9 +275,16 @@ def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None
         If the shapes do not broadcast.
     """
     given, labels = read_labels(verb, given)
-    given = [_in_memory_without_axes(from_store(value, verb)) for value in given]
-    found = [None if _is_scalar(value) else as_input(value, verb) for value in given]
-    shapes = [array.shape for array in found if array is not None]
+    values, found, shapes = list[Any](), list[Any](), list[tuple[int, ...]]()
+    for one in given:
+        value = from_store(one, verb)
+        if isinstance(value, Store) and value.ndim == 0:
+            value = value[()]  # Why: a store without axes is a constant.
+        array = None if _is_scalar(value) else as_input(value, verb)
+        values.append(value)
+        found.append(array)
+        if array is not None:
+            shapes.append(array.shape)
     if not shapes and shape is not None:
         shapes = [shape]
     elif not given:
@@ -285,7 +292,7 @@ def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None
         remedy = made * ", or chunks= with the length of every chunk, as in ((4, 4), (6,)), or out="
         raise TypeError(f"{verb}() needs at least one array{remedy}")
     elif not shapes:
-        found[0] = as_input(given[0], verb)  # Why: without axes there is one chunk, of this array
+        found[0] = as_input(values[0], verb)  # Why: without axes there is one chunk, of this array
         shapes = [()]
     inputs = Inputs(labels=labels)
     try:
@@ -293,9 +300,9 @@ def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None
     except ValueError:
         given_shapes = ", ".join(map(str, shapes))
         raise ValueError(
-            f"{verb}: inputs of shapes {given_shapes} do not broadcast{_meant(verb, given)}"
+            f"{verb}: inputs of shapes {given_shapes} do not broadcast{_meant(verb, values)}"
         ) from None
-    for value, array in zip(given, found, strict=True):
+    for value, array in zip(values, found, strict=True):
         if array is None:
             inputs.add(value, Whole)
             continue
@@ -336,11 +343,6 @@ def check_windows(verb: str, grid: Grid, inputs: Inputs) -> None:
             f"a window of shape {window}, which takes {nbytes:,} bytes, but {free:,} bytes of "
             f"memory are free; {SMALLER_WINDOW}"
         )
-
-
-def _in_memory_without_axes(value: Any) -> Any:
-    """Read a store without axes, which is a constant; return anything else as it is."""
-    return value[()] if isinstance(value, Store) and value.ndim == 0 else value
 
 
 def _is_scalar(value: Any) -> bool:
