@@ -33,7 +33,6 @@ from shmpar.plan import Function
 from shmpar.runtime.calls import Call as _Call
 from shmpar.runtime.calls import Pieces, Results, call_here, length_of, shared_by, task_for
 from shmpar.runtime.error_texts import function_name
-from shmpar.runtime.execution import Policy
 from shmpar.runtime.futures import surely
 from shmpar.runtime.loop import AT_ONCE, Close, Loop
 from shmpar.runtime.progress import Progress
@@ -374,12 +373,6 @@ class Pool(Reductions, FirstGuesses, Executor):
     def closed(self) -> bool:
         """True after it was closed."""
         return not self._open
-
-    def _defaults(self) -> Defaults:
-        return self._verb_defaults
-
-    def _policy(self) -> Policy:
-        return self._usual
 
     def _share(self, values: Any) -> Any:
         return self.asarray(values) if self.engine == "processes" else values

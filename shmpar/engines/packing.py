@@ -269,8 +269,8 @@ def pack_function(call: Function, python: Interpreter | None, *, frozen: bool) -
     """Pickle a function with its arguments; raises `PlanError` if that is not possible."""
     if isinstance(call.call, Payload):
         return call.call  # Why: another machine has pickled it
-    body = cached(call) if python is None else None
-    if body is not None:
+    alone = python is None and not (call.keywords or call.values)
+    if alone and (body := cached(call.call)) is not None:
         return Payload(body, stateless=True)
     return pack(call, python, frozen=frozen)
 

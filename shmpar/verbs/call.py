@@ -261,21 +261,21 @@ def _with_retries(array: Any, times: int) -> Any:
 class Caller:
     """Base of the classes that give a pool its verbs."""
 
-    _defaults: Callable[[], Defaults]
-    _policy: Callable[[], Policy]  # the policy of a call without options
+    _verb_defaults: Defaults
+    _usual: Policy  # of a call without options
     _execute: Callable[..., Any]  # the result of a run, or the run itself with wait=False
 
     def _call(self, verb: str, func: Callable[..., Any], options: Options) -> Call:
-        policy = self._policy()
+        policy = self._usual
         if options:
-            policy = parse_options(verb, options, self._defaults(), self, func)
+            policy = parse_options(verb, options, self._verb_defaults, self, func)
         check_callable(verb, func)
         keywords, pass_out = options.get("kwargs") or {}, bool(options.get("pass_out"))
         return Call(verb, func, options, policy, keywords, pass_out)
 
     def _run(self, call: Call) -> Any:
         run = call.run(self._in_workers)
-        progress = call.options.get("progress", self._defaults()["progress"])
+        progress = call.options.get("progress", self._verb_defaults["progress"])
         run.observer = observe(progress, call.verb, run.execution.noun)
         return self._execute(run, wait=call.options.get("wait", True))
 
