@@ -6,14 +6,12 @@ record to the pool thread, and the scheduler reads it. On the wire an exception 
 replaces both by the values that they hold.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from shmpar.engines.engine import Exit
-    from shmpar.stores import Store
+    from shmpar.stores.store import Store
 
 Reference: TypeAlias = "tuple[int, int, tuple[int, ...], tuple[int, ...], Any] | Store"
 """Key of a segment, offset (bytes), shape, strides (bytes), dtype or its name; or a store."""
@@ -173,7 +171,7 @@ class Work(NamedTuple):
     in_place: bool
     small_outputs: bool
     reports: bool
-    checksums: Reference | None
+    checksums: "Reference | None"
     plan: bytes
     function: bytes
     stateless: bool
@@ -500,7 +498,7 @@ class WorkerLost(NamedTuple):
     """
 
     worker: int
-    exit: Exit | None = None
+    exit: "Exit | None" = None
     announced: bool = False
     killed_for: int | None = None
     blamed: int | None = None

@@ -149,7 +149,7 @@ def _user_file(memory: mmap.mmap, array: Array) -> tuple[Segment, int] | None:
 
 
 # A line about a mapped file: start, end, flags, offset, device, inode, path.
-_MAPS_LINE: Final = re.compile(
+_MAPS_LINE: Final = (
     r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) +(/.*)"
 )
 
@@ -162,7 +162,7 @@ def _from_kernel(array: Array) -> _MappedFile | None:
         return _from_memmap(array)
     with maps as lines:
         for line in lines:
-            found = _MAPS_LINE.match(line)
+            found = re.match(_MAPS_LINE, line)
             if not found or not int(found[1], 16) <= address < int(found[2], 16):
                 continue
             start, _, flags, offset, major, minor, inode, path = found.groups()

@@ -38,8 +38,6 @@ Guarantees
   long as nothing else happens between them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -18,6 +17,7 @@ from typing import Any, Final, TypedDict, TypeVar
 
 import numpy as np
 
+from shmpar.errors import closest
 from shmpar.grid.axis import whole_number
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.progress import Progress, observe
@@ -213,9 +213,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     '; did you mean chunks=?'
     """
     known, other = list(known), _OTHER_NAMES.get(name, "")
-    close = [other] if other in known else difflib.get_close_matches(name, known, 1, 0.75)
-    if close:
-        return f"; did you mean {close[0]}=?"
+    if close := other if other in known else closest(name, known):
+        return f"; did you mean {close}=?"
     if name in _OF_POOL:
         return f"; a pool has it: shmpar.Pool({_OF_POOL[name]}=...)"
     if name in _TO_LEAVE_OUT:

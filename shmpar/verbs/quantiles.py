@@ -15,7 +15,7 @@ from typing import Any, Final, Unpack
 import numpy as np
 
 from shmpar.grid import Axis, Grid
-from shmpar.stores import Store
+from shmpar.stores.store import Store
 from shmpar.verbs.arguments import blocks
 from shmpar.verbs.call import Call
 from shmpar.verbs.options import ReductionOptions, with_shared_text

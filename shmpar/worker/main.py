@@ -23,7 +23,6 @@ import os
 import pickle
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
@@ -201,6 +200,8 @@ def pack_exception(error: BaseException) -> PackedError:
 
 def _describe(error: BaseException) -> tuple[str, str]:
     """Return the traceback of an exception as text, and its type and message."""
+    import traceback  # Why here: most workers meet no exception.
+
     kind = type(error)
     try:
         tracebacks.shorten(error)
@@ -605,6 +606,8 @@ def main(fd: int, life: int, number: int) -> None:
                 raise
             lost = getattr(error, "errno", None) in {errno.EBADF, errno.ENOTSOCK, errno.ESPIPE}
             if not lost:
+                import traceback
+
                 traceback.print_exception(error)
             flush_streams()
             # Why: threads of the user's code may hold up another exit.
