@@ -28,7 +28,7 @@ from shmpar.memory.layout import byte_bounds, dense_nbytes, lies_within
 DtypeJson = str | dict[str, Any]
 
 VERSION: Final = 1
-_MAX_AXES: Final = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
+_MAX_AXES: Final = 32 if np.__version__.startswith("1.") else 64
 _MAX_NUMBER: Final = 2**64 - 1  # inode numbers have 64 bits
 _MAX_DEPTH: Final = 32
 _MAX_REPR: Final = 200  # characters

@@ -93,7 +93,7 @@ _PROBE_SECONDS = 60.0
 _LOOK_SECONDS = 0.01
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Launched:
     """A process that was started.
 

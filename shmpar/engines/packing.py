@@ -146,7 +146,7 @@ def _pack_error_call(python: Interpreter | None) -> bytes:
 # Outgoing
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class PreparedCall:
     """A submitted call that can be sent.
 
@@ -173,7 +173,7 @@ class PreparedCall:
         return len(self.body) if self.payload is None else math.inf
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class PreparedRun:
     """The parts of a run that are the same for all workers; keeps their segments alive.
 

@@ -48,7 +48,7 @@ EXIT_SECONDS = 2.0
 """Time for a worker to exit by itself."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Attached:
     """Segments that go to a worker with a message: records, and their descriptors."""
 
@@ -56,7 +56,7 @@ class Attached:
     descriptors: list[int] = field(default_factory=list)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class WorkerHandle:
     """A worker process, as its parent sees it.
 

@@ -152,7 +152,7 @@ class Phase(Enum):
     OVER = "over"
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Scheduler:
     """The state of one run.
 

@@ -28,7 +28,7 @@ _LOST = "lies in the memory of each process, so the writes would be lost"
 _SUFFIX = ".zarr"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Target:
     """An output outside memory.
 

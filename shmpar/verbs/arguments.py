@@ -43,7 +43,7 @@ _FEW_AXES: Final = 4
 _NO_HALO: Final[list[Any]] = [(0, 0), (Mode.NONE, Mode.NONE)]
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Inputs:
     """Inputs of a verb.
 

@@ -44,7 +44,7 @@ from shmpar.verbs.outputs import (
 _MANY_CHUNKS: Final = 100_000
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Call:
     """A call of a verb: first its options, then the meaning that the verb gives to its arguments.
 

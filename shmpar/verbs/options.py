@@ -8,7 +8,6 @@ import math
 import numbers
 import os
 import re
-import textwrap
 import threading
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -610,7 +609,7 @@ def with_shared_text(cls: type[C]) -> type[C]:
     def expand(text: str) -> str:
         return re.sub(
             r"(?m)^( *)\{(\w+)\}$",
-            lambda line: textwrap.indent(expand(texts[line[2]]), line[1]),
+            lambda line: re.sub(r"(?m)^(?=.)", line[1], expand(texts[line[2]])),
             text,
         )
 

@@ -125,7 +125,7 @@ class Channel(Protocol):
         """Send all results that were taken, so that none is lost if this worker dies."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Assignment:
     """A plan in the memory of one process, with the tickets of one generation.
 
@@ -253,7 +253,7 @@ class Assignment:
         return None
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class ApplyAlongAxis:
     """Function of a block that applies the user's function to each line of the block.
 

@@ -71,7 +71,7 @@ def crc(array: Array, start: int = 0) -> int:
     return start
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class StoredChecksum:
     """Function of a chunk that returns the checksum of its windows in the outputs; 0 without one.
 
