@@ -362,14 +362,8 @@ class ProcessesEngine:
 
     def wait(self, timeout: float | None) -> list[protocol.Event]:
         """Wait until a worker has sent something or is gone; return the events."""
-        behind = False
-        for handle in self._handles.values():
-            if handle.outbox:
-                behind = True
-                handle.flush()
-        timeout = self._shortened(timeout, behind=behind)
         gone: dict[int, WorkerHandle] = {}
-        for key, _ in self._selector.select(timeout):
+        for key, _ in self._selector.select(self._until_due(timeout)):
             if isinstance(key.fileobj, WakeUp):
                 key.fileobj.clear()
                 continue
@@ -385,13 +379,15 @@ class ProcessesEngine:
         events, self._events = self._events, []
         return events
 
-    def _shortened(self, timeout: float | None, *, behind: bool) -> float | None:
-        """Return the timeout of a wait, or the time until this engine has something to do."""
-        if self._events:
-            return 0.0
+    def _until_due(self, timeout: float | None) -> float | None:
+        """Send the messages that wait; return the time until this engine has more to do."""
         waits = [] if timeout is None else [timeout]
-        if behind:
-            waits.append(_RETRY_SECONDS)
+        for handle in self._handles.values():
+            if handle.outbox:
+                handle.flush()
+                waits.append(_RETRY_SECONDS)
+        if self._events:
+            waits.append(0.0)
         if self._without_pidfd:
             waits.append(_LOOK_SECONDS)
         if self._late:

@@ -495,7 +495,8 @@ class Execution:
             self._feed(scheduler.RunCancelled())
 
     def _do(self, command: scheduler.Command) -> None:
-        active, engine = self._alive, self.engine
+        active, engine = self._active, self.engine
+        assert active is not None, "this run is not being executed"
         assert engine is not None
         match command:
             case scheduler.Assign(worker, number):

@@ -475,8 +475,11 @@ def reserver(plan: Plan, outputs: Sequence[Array], share: float) -> Reserve | No
     Cost of a call: two system calls for each 2 MiB that this process has not written to before. A
     claim over chunks that an earlier run has written to costs a look.
     """
-    pairs = [(output, _shared_mapping(output)) for output in outputs]
-    parts = [_reserve_output(plan, output, found, share) for output, found in pairs if found]
+    parts = [
+        _reserve_output(plan, output, found, share)
+        for output in outputs
+        if (found := _shared_mapping(output)) is not None
+    ]
 
     def reserve(chunks: Sequence[int]) -> None:
         for part in parts:
