@@ -86,12 +86,6 @@ class Inputs:
             return dropped, new_axis, out_chunks
         return labels.placed(dropped, new_axis, out_chunks)
 
-    def add(self, value: Any, kind: Callable[..., Argument], *fields: Any) -> None:
-        """Append an argument of this kind, with the fields that follow its index."""
-        store = self.values if kind is Whole or kind is Items else self.arrays
-        self.arguments.append(kind(len(store), *fields))
-        store.append(value)
-
     def add_halos(self, verb: str, depth: Any, boundary: Any) -> Halo | None:
         """Give each block its halo; return the halo of the results, None if no block has any.
 
@@ -304,12 +298,14 @@ def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None
         ) from None
     for value, array in zip(values, found, strict=True):
         if array is None:
-            inputs.add(value, Whole)
+            inputs.arguments.append(Whole(len(inputs.values)))
+            inputs.values.append(value)
             continue
         axes = range(len(inputs.shape) - array.ndim, len(inputs.shape))
         pairs = zip(axes, array.shape, strict=True)
         cut = [None if n == 1 and inputs.shape[k] != 1 else k for k, n in pairs]
-        inputs.add(array, Blocks, tuple(cut))
+        inputs.arguments.append(Blocks(len(inputs.arrays), tuple(cut)))
+        inputs.arrays.append(array)
     return inputs
 
 
@@ -380,7 +376,8 @@ def items(
             rows = as_input(value, verb)
             number = _row_axis(rows, number, verb)
             parts: Any = _rows(rows, number)
-            inputs.add(parts, Rows, number)
+            inputs.arguments.append(Rows(len(inputs.arrays), number))
+            inputs.arrays.append(parts)
             has_axes = True
         else:
             try:
@@ -391,7 +388,8 @@ def items(
                     f"constants for the function go into kwargs={_named(func, position, value)}"
                 ) from error
             parts = value if isinstance(value, range) else list(found)
-            inputs.add(parts, Items)
+            inputs.arguments.append(Items(len(inputs.values)))
+            inputs.values.append(parts)
         lengths.append(len(parts))
     if not has_axes and axis != 0:
         raise TypeError(
@@ -594,11 +592,11 @@ def check_signature(
     count: int,
     keywords: Mapping[str, Any],
     special: Names,
-    remedy: str = "",
+    advise: Callable[[], str] = str,
 ) -> None:
     """Raise ``TypeError`` if `func` cannot be called with `count` arguments and these keywords.
 
-    The message ends with `remedy`.
+    The message ends with the text that `advise` returns.
     """
     if isinstance(func, np.ufunc) and count != func.nin:
         raise TypeError(
@@ -620,7 +618,7 @@ def check_signature(
     if error is not None:
         raise TypeError(
             f"{verb}: the function cannot be called with {format_count(count, 'argument')} and "
-            f"kwargs={sorted(keywords)}: {error}{_advice_on(error, func)}{remedy}"
+            f"kwargs={sorted(keywords)}: {error}{_advice_on(error, func)}{advise()}"
         )
 
 

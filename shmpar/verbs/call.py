@@ -118,7 +118,8 @@ class Call:
 
     def declare_output(self, out: Any = None, dtype: Any = None, **allowed: bool) -> None:
         """Read ``out=`` and ``dtype=``; `objects` and `in_place` may be allowed."""
-        self.output = parse_output(self.verb, out, dtype, self.inputs.arrays, **allowed)
+        if out is not None or dtype is not None:
+            self.output = parse_output(self.verb, out, dtype, self.inputs.arrays, **allowed)
 
     def run(self, in_workers: Callable[..., Any]) -> Run:
         """Make the run, after all checks that need no call of the function.
@@ -199,20 +200,18 @@ class Call:
         remedy = "name a parameter of the function rng: each chunk gets a random stream of its own"
         warn_of_random(self.verb, (one for one in held if one is not default), remedy)
 
-    def _unnamed_chunks(self) -> str:
-        """Return advice if the last argument looks like ``chunks=`` without its name."""
-        last = self.inputs.arguments[-1:]
+    def _advise(self) -> str:
+        """Return the remedy, or advice if the last argument looks like ``chunks=``."""
+        last = () if self.remedy else self.inputs.arguments[-1:]
         for one in last:
             number = self.inputs.values[one.value] if isinstance(one, Whole) else None
             if type(number) is int:
                 return f"; for {self.verb}(f, x, {number}) write chunks={number}"
-        return ""
+        return self.remedy
 
     def _warn_of_elements(self) -> None:
         """Warn of very many chunks of one element: in Dask the chunks are those of the results."""
         grid = self.grid
-        if grid.size < _MANY_CHUNKS or isinstance(self.placement, PerItem):
-            return
         if all(axis.step == 1 for axis in grid.axes):
             warnings.warn(
                 f"{self.verb}: chunks of one element make {grid.size:,} calls; chunks= is the size "
@@ -228,10 +227,10 @@ class Call:
         if self.pass_out and "out" in keywords:
             raise TypeError(f"{self.verb}: pass_out=True passes out, which is in kwargs= too")
         passed = special | {"out"} if self.pass_out else special
-        remedy = self.remedy or self._unnamed_chunks()
         count = len(self.inputs.arguments)
-        check_signature(self.verb, self.func, count, keywords, passed, remedy)
-        self._warn_of_elements()
+        check_signature(self.verb, self.func, count, keywords, passed, self._advise)
+        if self.grid.size >= _MANY_CHUNKS and not isinstance(self.placement, PerItem):
+            self._warn_of_elements()
         seed = None
         if "rng" in special:
             seed = np.random.SeedSequence(self.options.get("seed")).entropy
