@@ -495,8 +495,9 @@ class ProcessesEngine:
     # Sending
 
     def _feed(self, handle: WorkerHandle) -> None:
-        while (item := handle.next_to_send()) is not None:
-            active, generation = item
+        while handle.queue and handle.takes_plan():
+            active, generation = handle.queue.popleft()
+            handle.outstanding.append((active.number, generation.number))
             try:
                 self._send_plan(handle, active, generation)
             except Exception as error:  # noqa: BLE001 - a closed segment is that run's fault

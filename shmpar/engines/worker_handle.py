@@ -184,13 +184,9 @@ class WorkerHandle:
         first = self.begun.claim(1)
         return tuple([call for call, ticket in self.calls.items() if ticket >= first])
 
-    def next_to_send(self) -> tuple[ActivePlan, Generation] | None:
-        """Take the next generation off the queue if the worker may have one more."""
-        if not self.queue or self.exiting or len(self.outstanding) >= MAX_OUTSTANDING:
-            return None
-        active, generation = item = self.queue.popleft()
-        self.outstanding.append((active.number, generation.number))
-        return item
+    def takes_plan(self) -> bool:
+        """Return whether the worker may be sent one more generation."""
+        return not self.exiting and len(self.outstanding) < MAX_OUTSTANDING
 
     def attach(self, segments: Mapping[int, Segment], attached: Attached) -> list[Segment]:
         """Add the segments, by key, that the worker does not have yet; return them.

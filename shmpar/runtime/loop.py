@@ -431,7 +431,8 @@ class Loop:
         # Invariant: the wait of a call for a worker ends at an event. So does that of any later
         # call, which need not wake this thread.
         self._calls_wait = self._calls.wait
-        events = engine.wait(0.0 if self._inbox else self._timeout())
+        timeout = self._timeout()
+        events = engine.wait(0.0 if self._inbox else timeout)
         # Why here: a grace that begins in this step ends after the next wait.
         now = time.monotonic()
         self._signalled, self._calls_wait = True, False
@@ -442,7 +443,8 @@ class Loop:
         events.reverse()
         while events:
             self._handle(engine, events.pop())
-        for run in self._running():
+        # Why the timeout: it is None if no chunk can be overdue, and no grace over, by now.
+        for run in self._running() if timeout is not None else ():
             if run.execution.check_deadlines(now):
                 run.execution.end_grace(self._elsewhere(engine, run))
         if not self._inbox:  # Why: it may hold a close that cancels the calls which wait.
