@@ -253,13 +253,15 @@ def _check_values(array: Any, verb: str) -> None:
         )
 
 
-def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None) -> Inputs:
+def blocks(
+    verb: str, given: Sequence[Any], shape: Callable[[], tuple[int, ...] | None] = lambda: None
+) -> Inputs:
     """Read the arguments of a verb that divides arrays into blocks; they broadcast as in NumPy.
 
     Parameters
     ----------
-    shape : tuple of int, optional
-        Shape of the grid if there is no array with axes.
+    shape : callable
+        Returns the shape of the grid if there is no array with axes; None without one.
 
     Raises
     ------
@@ -279,8 +281,8 @@ def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None
         found.append(array)
         if array is not None:
             shapes.append(array.shape)
-    if not shapes and shape is not None:
-        shapes = [shape]
+    if not shapes and (declared := shape()) is not None:
+        shapes = [declared]
     elif not given:
         made = verb == "map_blocks"
         remedy = made * ", or chunks= with the length of every chunk, as in ((4, 4), (6,)), or out="

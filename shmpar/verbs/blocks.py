@@ -105,7 +105,7 @@ class BlockVerbs(Caller):
         """
         call = self._call("map_blocks", func, options)
         out = find_targets("map_blocks", out)
-        inputs = call.inputs = blocks("map_blocks", arrays, declared_shape(chunks, out))
+        inputs = call.inputs = blocks("map_blocks", arrays, lambda: declared_shape(chunks, out))
         (chunks,) = inputs.numbered(chunks=chunks)
         drop_axis, new_axis, out_chunks = inputs.placed(drop_axis, new_axis, out_chunks)
         dropped = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
