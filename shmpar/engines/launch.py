@@ -54,8 +54,9 @@ _SEED = "PYTHONHASHSEED"
 _DRAWN_SEED = str(int.from_bytes(os.urandom(4), "little") or 1)
 
 BOOT = """
-import sys, posix, _signal
+import sys, posix, gc, _signal
 _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # the parent handles interrupts
+gc.disable()  # the imports leave no garbage, and each look for it delays the start
 sock, number, *life = map(int, sys.argv[1:])
 names = posix.read(sock, 1 << 20).decode(sys.getfilesystemencoding(), "surrogateescape")
 package, *path = names.split("\\0")
@@ -69,6 +70,7 @@ sys.argv = ["-c"]
 from shmpar.worker.parent_watch import exit_with_parent
 exit_with_parent(*life)
 from shmpar.worker.main import main
+gc.enable()
 main(sock, life[0], number)
 """
 """First lines of a worker. It runs the parent's own copy of this package, so that both ends speak
