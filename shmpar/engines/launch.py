@@ -24,8 +24,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import InitVar, dataclass, field
-from importlib.util import MAGIC_NUMBER
 
 from shmpar.engines.engine import Exit
 from shmpar.engines.packing import search_path
@@ -95,7 +93,6 @@ _PROBE_SECONDS = 60.0
 _LOOK_SECONDS = 0.01
 
 
-@dataclass(eq=False, repr=False, slots=True)
 class Launched:
     """A process that was started.
 
@@ -111,13 +108,14 @@ class Launched:
         The parent's end of its socket.
     """
 
-    process: subprocess.Popen[bytes]
-    near: InitVar[_socket.socket]
-    life: tuple[int, ...]
-    pidfd: int
-    wire: Wire = field(init=False)
-
-    def __post_init__(self, near: _socket.socket) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        near: _socket.socket,
+        life: tuple[int, ...],
+        pidfd: int,
+    ) -> None:
+        self.process, self.life, self.pidfd = process, life, pidfd
         self.wire = Wire(near, self.kill)
 
     def close(self) -> None:
@@ -349,6 +347,8 @@ def _this_python() -> str:
 
 def _probe(python: str, env: Mapping[str, str]) -> Interpreter | None:
     """Ask an interpreter for its versions; return None if it runs the bytecode of this one."""
+    from importlib.util import MAGIC_NUMBER  # Why here: most workers have this interpreter.
+
     subject = f"the workers' interpreter, {python},"
     try:
         done = subprocess.run(

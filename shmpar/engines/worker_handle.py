@@ -48,12 +48,12 @@ EXIT_SECONDS = 2.0
 """Time for a worker to exit by itself."""
 
 
-@dataclass(eq=False, repr=False, slots=True)
 class Attached:
     """Segments that go to a worker with a message: records, and their descriptors."""
 
-    records: list[SegmentRecord] = field(default_factory=list)
-    descriptors: list[int] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.records: list[SegmentRecord] = []
+        self.descriptors: list[int] = []
 
 
 @dataclass(eq=False, repr=False, slots=True)

@@ -253,7 +253,6 @@ class Assignment:
         return None
 
 
-@dataclass(eq=False, repr=False, slots=True)
 class ApplyAlongAxis:
     """Function of a block that applies the user's function to each line of the block.
 
@@ -267,10 +266,10 @@ class ApplyAlongAxis:
         Further arguments of the user's function.
     """
 
-    func1d: Callable[..., Any]
-    axis: int
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    def __init__(
+        self, func1d: Callable[..., Any], axis: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self.func1d, self.axis, self.args, self.kwargs = func1d, axis, args, kwargs
 
     def __call__(self, block: Array) -> Array:
         """Return the results of the block's lines."""
