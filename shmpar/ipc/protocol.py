@@ -6,6 +6,8 @@ record to the pool thread, and the scheduler reads it. On the wire an exception 
 replaces both by the values that they hold.
 """
 
+# Why no annotations from __future__, here and where else records are: a record would compile the
+# text of each of them, which delays the start of each worker.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 

@@ -8,8 +8,6 @@ leaves nothing behind.  No file has a name, so nothing is left if all processes 
 A file of the user's appears whole or not at all.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import gc

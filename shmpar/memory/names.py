@@ -16,8 +16,6 @@ A registry of a dead process removes no name that the registry of a living proce
 array that was taken over survives its maker.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import stat

@@ -585,12 +585,12 @@ C = TypeVar("C")
 
 
 def with_shared_text(cls: type[C]) -> type[C]:
-    """Complete the methods of a class of verbs: their docstrings and signatures.
+    """Complete the public methods of a class of verbs: their docstrings and signatures.
 
     Each line ``{name}`` in a docstring becomes the shared text of that name. A signature shows the
     keywords that ``**options`` takes, with their defaults.
 
-    Public methods get short tracebacks too.
+    They get short tracebacks too.
 
     Examples
     --------
@@ -614,12 +614,11 @@ def with_shared_text(cls: type[C]) -> type[C]:
         )
 
     for name, method in list(vars(cls).items()):
-        if isinstance(method, types.FunctionType):
+        if isinstance(method, types.FunctionType) and not name.startswith("_"):
             # Why: `python -OO` removes all docstrings.
             method.__doc__ = method.__doc__ and expand(method.__doc__)
             method.__signature__ = _explicit(inspect.signature(method))  # type: ignore[attr-defined]
-            if not name.startswith("_"):
-                setattr(cls, name, hide_frames(method))
+            setattr(cls, name, hide_frames(method))
     return cls
 
 
