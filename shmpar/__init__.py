@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from shmpar.pickling.files import from_file
     from shmpar.pool import Pool
     from shmpar.runtime.run import Run
-    from shmpar.stores import Store, open, opened
+    from shmpar.stores.recognise import open, opened
+    from shmpar.stores.store import Store
 
     last_run: Run | None
 
@@ -43,8 +44,13 @@ __all__ = [
 ]  # fmt: skip
 
 
-# Why an order for the others: the modules that import the least go first.
-_HOMES = {"environment": ("engines.environments",), "from_file": ("pickling.files",)}
+_HOMES = {
+    "Store": ("stores.store",),
+    "environment": ("engines.environments",),
+    "from_file": ("pickling.files",),
+    "open": ("stores.recognise",),
+    "opened": ("stores.recognise",),
+}
 watch()
 
 
@@ -54,7 +60,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("shmpar.defaults").last_default_run()
     if name in __all__:
         # Why: the modules that import the least go first.
-        for home in _HOMES.get(name, ("errors", "arrays", "stores", "pool", "defaults")):
+        for home in _HOMES.get(name, ("errors", "arrays", "pool", "defaults")):
             module = importlib.import_module(f"shmpar.{home}")
             if hasattr(module, name):
                 return globals().setdefault(name, getattr(module, name))

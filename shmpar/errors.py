@@ -24,7 +24,7 @@ A message has at most 10,000 characters: the middle of a longer one is cut, and 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
@@ -103,6 +103,19 @@ def no_attribute(owner: object, name: str, advice: str | None = "") -> Attribute
     text = f"; {advice}" if advice else ""
     kind = type(owner).__name__
     return AttributeError(f"{kind} has no attribute {name!r}{text}", name=name, obj=owner)
+
+
+def closest(name: str, known: Iterable[str], likeness: float = 0.75) -> str:
+    """Return the known name that is most like a wrong one; empty if none is so much like it.
+
+    Examples
+    --------
+    >>> closest("map_block", ["map_blocks", "submit"])
+    'map_blocks'
+    """
+    import difflib  # Why here: most programs meet no wrong name.
+
+    return "".join(difflib.get_close_matches(name, list(known), 1, likeness))
 
 
 def with_keyword_advice(function: Callable[P, R], advise: Callable[[str], str]) -> Callable[P, R]:

@@ -13,11 +13,9 @@ worker          one chunk at a time: calls the function, checks and stores its r
 ==============  =====================================================================
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -79,12 +77,12 @@ class InBlocks(NamedTuple):
     cuts: tuple[Axis | None, ...]
 
     @classmethod
-    def exactly(cls, grid: Grid) -> InBlocks:
+    def exactly(cls, grid: Grid) -> Self:
         """Make the placement of blocks that have the lengths of the chunks of the grid."""
         return cls(tuple(range(grid.ndim)), grid.axes)
 
     @classmethod
-    def like(cls, grid: Grid) -> InBlocks:
+    def like(cls, grid: Grid) -> Self:
         """Make the placement of blocks that may have any length along an axis in one chunk."""
         cuts = tuple([axis if axis.count != 1 else None for axis in grid.axes])
         return cls(tuple(range(grid.ndim)), cuts)
@@ -235,7 +233,7 @@ class Announcement(NamedTuple):
         return tuple((shape, spell(dtype)) for shape, dtype in self.outputs), *self[1:]
 
     @classmethod
-    def unpack(cls, packed: tuple[Any, ...]) -> Announcement:
+    def unpack(cls, packed: tuple[Any, ...]) -> Self:
         """Make it from the result of :meth:`pack`."""
         outputs = tuple(Output(shape, np.dtype(dtype)) for shape, dtype in packed[0])
         return cls(outputs, *packed[1:])
@@ -247,7 +245,7 @@ class Announcement(NamedTuple):
         shapes = [shape for shape, _ in self.outputs]
         return 1 + zlib.crc32(repr((shapes, names, self.is_tuple)).encode())
 
-    def disagrees(self, first: Announcement) -> str | None:
+    def disagrees(self, first: Self) -> str | None:
         """Return how the result differs from the first result, or None if it does not."""
         if self[:2] == first[:2]:
             return None
@@ -398,7 +396,7 @@ class SpanPlan(Plan):
     """
 
     @classmethod
-    def of(cls, plan: Plan, base: int, count: int) -> SpanPlan:
+    def of(cls, plan: Plan, base: int, count: int) -> Self:
         """Return the plan of the chunks ``base <= number < base + count``."""
         made = cls(*plan)
         made.__dict__.update(_base=base, _count=count)

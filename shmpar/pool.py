@@ -43,7 +43,6 @@ from shmpar.runtime.calls import (
 )
 from shmpar.runtime.calls import Call as _Call
 from shmpar.runtime.error_texts import function_name
-from shmpar.runtime.execution import Policy
 from shmpar.runtime.futures import surely
 from shmpar.runtime.loop import AT_ONCE, Close, Loop
 from shmpar.runtime.progress import Progress
@@ -396,12 +395,6 @@ class Pool(Reductions, FirstGuesses, Executor):
     def closed(self) -> bool:
         """True after it was closed."""
         return not self._open
-
-    def _defaults(self) -> Defaults:
-        return self._verb_defaults
-
-    def _policy(self) -> Policy:
-        return self._usual
 
     def _share(self, values: Any) -> Any:
         self._checked()

@@ -34,7 +34,7 @@ _ON_PURPOSE = (
 _MOST_LINES = 8  # of a worker's traceback in a notebook
 _MOST_ERRORS = 3  # of a group in a notebook
 _MOST_WIDTH = 500  # of a line of a worker in a notebook
-_FRAME = re.compile(
+_FRAME = (
     r'(?m)^(?P<lead>[ |+]*)File "(?P<file>[^"\n]+)", line (?P<line>\d+), in (?P<name>\S+)\n'
     r"(?!(?P=lead)  \S)"
 )
@@ -210,7 +210,7 @@ def with_sources(text: str) -> str:
         line = _source_line(found["file"], int(found["line"]), found["name"])
         return found[0] + f"{found['lead']}  {line}\n" * bool(line)
 
-    return _FRAME.sub(complete, text)
+    return re.sub(_FRAME, complete, text)
 
 
 def _source_line(file: str, number: int, name: str) -> str:

@@ -15,7 +15,7 @@ from shmpar.integrations import joblib as joblib_backend
 from shmpar.integrations import napari as napari_layers
 from shmpar.report import HostTraffic, LostClaim, Report, SlowChunk, WorkerTime
 from shmpar.runtime.items import Table
-from shmpar.stores import Store
+from shmpar.stores.store import Store
 from shmpar.worker.task import Progress, Task
 from tests.interpreters import ROOT
 

@@ -548,7 +548,7 @@ def stored(
     if slow:
         store = storing._store_array(plan, output, declared)
     else:
-        store = storing.storer(plan, [output], is_tuple=False)
+        store, _ = storing.storer(plan, [output], is_tuple=False)
     try:
         with np.errstate(all="ignore"):
             store(1, value)
@@ -565,7 +565,7 @@ def stored_twice(value: Any, dtype: Any, *, declared: bool) -> Any:
     plan = Plan("test", Grid.cut((3,), 1), (), PerItem(), dtypes=dtypes if declared else None)
     try:
         with np.errstate(all="ignore"):
-            storing.storer(plan, outputs, is_tuple=True)(1, (0.5, value))
+            storing.storer(plan, outputs, is_tuple=True)[0](1, (0.5, value))
     except ResultError as error:
         return str(error)
     assert outputs[0].tolist() == [0, 0.5, 0]

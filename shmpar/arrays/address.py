@@ -28,11 +28,11 @@ from shmpar.memory.layout import byte_bounds, dense_nbytes, lies_within
 DtypeJson = str | dict[str, Any]
 
 VERSION: Final = 1
-_MAX_AXES: Final = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
+_MAX_AXES: Final = 32 if np.__version__.startswith("1.") else 64
 _MAX_NUMBER: Final = 2**64 - 1  # inode numbers have 64 bits
 _MAX_DEPTH: Final = 32
 _MAX_REPR: Final = 200  # characters
-_SIMPLE_DTYPE: Final = re.compile(r"[<>|=]([biufcSUV]\d{1,9}|[mM]8(\[\d{0,9}[a-zA-Zμ]{1,7}\])?)")
+_SIMPLE_DTYPE: Final = r"[<>|=]([biufcSUV]\d{1,9}|[mM]8(\[\d{0,9}[a-zA-Zμ]{1,7}\])?)"
 
 
 def short_repr(value: Any) -> str:
@@ -115,7 +115,7 @@ def dtype_from_json(found: Any, depth: int = 0) -> np.dtype[Any]:
         if isinstance(found, dict) and depth <= _MAX_DEPTH:
             return _compound_dtype(found, depth + 1)
         # Why: NumPy evaluates literals in other strings and splits them at commas.
-        if isinstance(found, str) and _SIMPLE_DTYPE.fullmatch(found):
+        if isinstance(found, str) and re.fullmatch(_SIMPLE_DTYPE, found):
             return np.dtype(found)
     raise ValueError(f"not a dtype, or nested too deeply: {short_repr(found)}")
 

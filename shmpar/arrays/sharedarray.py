@@ -43,7 +43,7 @@ _Shape = TypeVar("_Shape", bound=tuple[int, ...])
 _DType = TypeVar("_DType", bound=np.dtype[Any])
 
 # The name of an array in a common segment: the name of the segment, and the first byte.
-_PART_NAME: Final = re.compile(r"(shmpar_[0-9a-f]{16})@([0-9]{1,9})")
+_PART_NAME: Final = r"(shmpar_[0-9a-f]{16})@([0-9]{1,9})"
 
 # Why: NumPy 1 does not tell whether a result without axes is to be a scalar, as those of ufuncs.
 _WRAPS_SCALARS: Final = np.__version__.startswith("1.")
@@ -552,7 +552,7 @@ def _parse(where: Any, shape: Any, dtype: Any) -> Address:
     if shape is None or dtype is None:
         raise TypeError(f"attach({shown}) needs the array's shape and dtype, or its address")
     spec = ArraySpec.of(shape, dtype)
-    part = _PART_NAME.fullmatch(name)
+    part = re.fullmatch(_PART_NAME, name)
     name, start = (part[1], int(part[2])) if part else (name, 0)
     size = max(1, start + spec.nbytes)
     return Address(name, size, start, spec.shape, spec.strides, spec.dtype, start=start)

@@ -76,7 +76,7 @@ from shmpar.memory.segment import new_output
 from shmpar.pickling.pack import Payload
 from shmpar.plan import Announcement, Blocks, Function, Output, Plan, Rows
 from shmpar.runtime.error_texts import function_name
-from shmpar.stores import Store
+from shmpar.stores.store import Store
 from shmpar.worker.items import call_each
 
 Array = np.ndarray[Any, Any]

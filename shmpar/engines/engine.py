@@ -167,7 +167,7 @@ class Generation(NamedTuple):
         return ticket if self.todo is None else self.todo[ticket]
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class ActivePlan:
     """A plan that is being executed, with its memory.
 

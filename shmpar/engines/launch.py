@@ -24,8 +24,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import InitVar, dataclass, field
-from importlib.util import MAGIC_NUMBER
 
 from shmpar.engines.engine import Exit
 from shmpar.engines.packing import search_path
@@ -54,8 +52,9 @@ _SEED = "PYTHONHASHSEED"
 _DRAWN_SEED = str(int.from_bytes(os.urandom(4), "little") or 1)
 
 BOOT = """
-import sys, posix, _signal
+import sys, posix, gc, _signal
 _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # the parent handles interrupts
+gc.disable()  # the imports leave no garbage, and each look for it delays the start
 sock, number, depth, *life = map(int, sys.argv[1:])
 sys.setrecursionlimit(max(depth, sys.getrecursionlimit()))
 names = posix.read(sock, 1 << 20).decode(sys.getfilesystemencoding(), "surrogateescape")
@@ -70,6 +69,7 @@ sys.argv = ["-c"]
 from shmpar.worker.parent_watch import exit_with_parent
 exit_with_parent(*life)
 from shmpar.worker.main import main
+gc.enable()
 main(sock, life[0], number)
 """
 """First lines of a worker. It runs the parent's own copy of this package, so that both ends speak
@@ -94,7 +94,6 @@ _PROBE_SECONDS = 60.0
 _LOOK_SECONDS = 0.01
 
 
-@dataclass(eq=False, slots=True)
 class Launched:
     """A process that was started.
 
@@ -110,13 +109,14 @@ class Launched:
         The parent's end of its socket.
     """
 
-    process: subprocess.Popen[bytes]
-    near: InitVar[_socket.socket]
-    life: tuple[int, ...]
-    pidfd: int
-    wire: Wire = field(init=False)
-
-    def __post_init__(self, near: _socket.socket) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        near: _socket.socket,
+        life: tuple[int, ...],
+        pidfd: int,
+    ) -> None:
+        self.process, self.life, self.pidfd = process, life, pidfd
         self.wire = Wire(near, self.kill)
 
     def close(self) -> None:
@@ -360,6 +360,8 @@ def _this_python() -> str:
 
 def _probe(python: str, env: Mapping[str, str]) -> Interpreter | None:
     """Ask an interpreter for its versions; return None if it runs the bytecode of this one."""
+    from importlib.util import MAGIC_NUMBER  # Why here: most workers have this interpreter.
+
     subject = f"the workers' interpreter, {python},"
     try:
         done = subprocess.run(

@@ -411,9 +411,8 @@ class SerialEngine(LocalEngine):
             tell(protocol.PlanRejected(active.number, error.with_traceback(None)))
             tell(protocol.CounterExhausted(0, active.number, generation.number))
             return
-        with active.prepared.applied(), traffic.counted():
-            exhausted = work(assignment, channel)
-            moved = traffic.moved
+        with active.prepared.applied():
+            exhausted, moved = traffic.counted(work, assignment, channel)
         before = self._moved.pop(active.number, protocol.NO_TRAFFIC)
         total = protocol.add_traffic(before, moved)
         if exhausted:
@@ -612,9 +611,8 @@ class ThreadsEngine(LocalEngine):
     def _work(self, worker: int, active: ActivePlan, generation: Generation) -> None:
         assignment = self._assignment(active, generation, worker)
         channel = LocalChannel(active, self._events.put, self._allocating)
-        with active.prepared.applied(), traffic.counted():
-            work(assignment, channel)
-            moved = traffic.moved
+        with active.prepared.applied():
+            _, moved = traffic.counted(work, assignment, channel)
         # Why: a run that is alone waits for all threads, which are about to drop its memory. Not so
         # beside a call, which may take long, or wait for this run.
         alone = len(self._plans) == 1 and not self._calling

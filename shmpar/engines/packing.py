@@ -162,7 +162,7 @@ def _pack_error_call(python: Interpreter | None) -> bytes:
 # Outgoing
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class PreparedCall:
     """A submitted call that can be sent.
 
@@ -189,7 +189,7 @@ class PreparedCall:
         return len(self.body) if self.payload is None else math.inf
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class PreparedRun:
     """The parts of a run that are the same for all workers; keeps their segments alive.
 
@@ -210,7 +210,10 @@ class PreparedRun:
     environment : Environment
         The caller's, when the verb was called.
     bodies : dict
-        The pickled :class:`Work`, by generation and whether its outputs are known.
+        The pickled :class:`Work` and the segments that it names, by generation and whether its
+        outputs are known.
+    ledger : int
+        Key of the ledger's segment.
     checksums : Reference or None
         Where the checksums of the chunks go.
     """
@@ -222,11 +225,13 @@ class PreparedRun:
     segments: dict[int, Segment]
     held: tuple[int, ...]
     environment: protocol.Environment
-    bodies: dict[tuple[int, bool], bytes]
+    bodies: dict[tuple[int, bool], tuple[bytes, dict[int, Segment]]]
+    ledger: int = 0
     checksums: protocol.Reference | None = None
 
     def open(self, active: ActivePlan, ledger: Segment) -> None:
         """Add the memory that the pool thread has made for the run."""
+        self.ledger = ledger.key
         self.segments[ledger.key] = ledger
         if active.checksums is not None:
             self.checksums = _reference(active.checksums, self.segments)
@@ -240,40 +245,33 @@ class PreparedRun:
         segments = dict(self.segments)
         return tuple(_reference(out, segments) for out in active.outputs), segments
 
-    def work(
-        self,
-        active: ActivePlan,
-        generation: Generation,
-        outputs: tuple[protocol.Reference, ...] | None,
-        ledger: int,
-    ) -> bytes:
-        """Return the pickled :class:`Work`; pickled once for all workers."""
-        key = generation.number, outputs is not None
+    def work(self, active: ActivePlan, generation: Generation) -> tuple[bytes, dict[int, Segment]]:
+        """Return the pickled :class:`Work` and its segments; made once for all workers."""
+        key = generation.number, active.outputs is not None
         if key not in self.bodies:
-            self.bodies[key] = pickle.dumps(
-                protocol.Work(
-                    run=active.number,
-                    generation=generation.number,
-                    todo=generation.todo,
-                    tickets=generation.tickets.kind,
-                    origin=active.origin,
-                    workers=active.ledger.workers,
-                    chunks=active.plan.chunks,
-                    ledger=ledger,
-                    arrays=self.references,
-                    outputs=outputs,
-                    is_tuple=active.is_tuple,
-                    in_place=active.in_place,
-                    small_outputs=active.small_outputs,
-                    reports=active.reports,
-                    checksums=self.checksums,
-                    plan=self.plan,
-                    function=self.payload.body,
-                    stateless=self.payload.stateless,
-                    held=self.held,
-                ),
-                5,
+            outputs, segments = self.outputs(active)
+            work = protocol.Work(
+                run=active.number,
+                generation=generation.number,
+                todo=generation.todo,
+                tickets=generation.tickets.kind,
+                origin=active.origin,
+                workers=active.ledger.workers,
+                chunks=active.plan.chunks,
+                ledger=self.ledger,
+                arrays=self.references,
+                outputs=outputs,
+                is_tuple=active.is_tuple,
+                in_place=active.in_place,
+                small_outputs=active.small_outputs,
+                reports=active.reports,
+                checksums=self.checksums,
+                plan=self.plan,
+                function=self.payload.body,
+                stateless=self.payload.stateless,
+                held=self.held,
             )
+            self.bodies[key] = pickle.dumps(tuple(work), 5), segments
         return self.bodies[key]
 
 
@@ -287,8 +285,8 @@ def pack_function(call: Function, python: Interpreter | None, *, frozen: bool) -
     """Pickle a function with its arguments; raises `PlanError` if that is not possible."""
     if isinstance(call.call, Payload):
         return call.call  # Why: another machine has pickled it
-    body = cached(call) if python is None else None
-    if body is not None:
+    alone = python is None and not (call.keywords or call.values)
+    if alone and (body := cached(call.call)) is not None:
         return Payload(body, stateless=True)
     return pack(call, python, frozen=frozen)
 

@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.engines import packing
-from shmpar.engines.engine import ActivePlan, Generation
+from shmpar.engines.engine import ActivePlan, Generation, take_back
 from shmpar.engines.launch import Launcher, hand_on
 from shmpar.engines.packing import PreparedCall, PreparedRun
 from shmpar.engines.segments import Ledgers, SegmentTracker, WakeUp
@@ -290,14 +290,14 @@ class ProcessesEngine:
         return [
             protocol.CounterExhausted(handle.number, active.number, generation.number)
             for handle in self._handles.values()
-            for generation in handle.withdraw(active)
+            for generation in take_back(handle.queue, active)
         ]
 
     def close(self, active: ActivePlan) -> None:
         """Release the memory of a run; keep its ledger for the next one."""
         self._runs.pop(active.number, None)
         for handle in self._handles.values():
-            handle.withdraw(active)
+            take_back(handle.queue, active)
             # Why not in a worker that may be in its initializer: that serves later runs too.
             up = handle.worked or self._initializer is None
             if active.interrupted and up and handle.is_late(active.number):
@@ -368,13 +368,8 @@ class ProcessesEngine:
 
     def wait(self, timeout: float | None) -> list[protocol.Event]:
         """Wait until a worker has sent something or is gone; return the events."""
-        self._forget_segments()
-        behind = [handle for handle in self._handles.values() if handle.outbox]
-        for handle in behind:
-            handle.flush()
-        timeout = self._shortened(timeout, behind=bool(behind))
         gone: dict[int, WorkerHandle] = {}
-        for key, _ in self._selector.select(timeout):
+        for key, _ in self._selector.select(self._until_due(timeout)):
             if isinstance(key.fileobj, WakeUp):
                 key.fileobj.clear()
                 continue
@@ -385,18 +380,20 @@ class ProcessesEngine:
             gone |= {one.number: one for one in self._handles.values() if one.launched.has_exited()}
         for handle in gone.values():
             self._reap(handle)
-        # Why again: a worker drops the memory that is gone before the next plan comes.
+        # Why here: a worker drops the memory that is gone before the next plan comes.
         self._forget_segments()
         events, self._events = self._events, []
         return events
 
-    def _shortened(self, timeout: float | None, *, behind: bool) -> float | None:
-        """Return the timeout of a wait, or the time until this engine has something to do."""
-        if self._events:
-            return 0.0
+    def _until_due(self, timeout: float | None) -> float | None:
+        """Send the messages that wait; return the time until this engine has more to do."""
         waits = [] if timeout is None else [timeout]
-        if behind:
-            waits.append(_RETRY_SECONDS)
+        for handle in self._handles.values():
+            if handle.outbox:
+                handle.flush()
+                waits.append(_RETRY_SECONDS)
+        if self._events:
+            waits.append(0.0)
         if self._without_pidfd:
             waits.append(_LOOK_SECONDS)
         if self._late:
@@ -483,8 +480,6 @@ class ProcessesEngine:
         handle.worked = True
         self._tracker.note_huge(event.huge_bytes)
         if event.run in self._runs:
-            if event.announcement is not None:
-                event = event._replace(announcement=Announcement.unpack(event.announcement))
             self._events.append(event)
         self._feed(handle)
 
@@ -506,8 +501,9 @@ class ProcessesEngine:
     # Sending
 
     def _feed(self, handle: WorkerHandle) -> None:
-        while (item := handle.next_to_send()) is not None:
-            active, generation = item
+        while handle.queue and handle.takes_plan():
+            active, generation = handle.queue.popleft()
+            handle.outstanding.append((active.number, generation.number))
             try:
                 self._send_plan(handle, active, generation)
             except Exception as error:  # noqa: BLE001 - a closed segment is that run's fault
@@ -520,9 +516,7 @@ class ProcessesEngine:
     def _send_plan(self, handle: WorkerHandle, active: ActivePlan, generation: Generation) -> None:
         prepared: PreparedRun = active.prepared
         attached = Attached()
-        outputs, segments = prepared.outputs(active)
-        ledger = self._ledgers.segment(active.ledger)
-        body = prepared.work(active, generation, outputs, ledger.key)
+        body, segments = prepared.work(active, generation)
         self._tracker.add(handle.attach(segments, attached))
         handle.attach_payload(prepared.payload, attached)
         handle.send_ahead(attached)

@@ -54,9 +54,8 @@ class WakeUp:
             os.write(self._files[1], _ONE)
 
     def clear(self) -> None:
-        """Wait again."""
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._files[0], 1024)
+        """Wait again, in the thread that has found it set."""
+        os.read(self._files[0], 1024)
 
     def __del__(self) -> None:
         for fd in set(self._files):

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shmpar.engines.engine import ActivePlan, Exit, Generation, take_back
+from shmpar.engines.engine import ActivePlan, Exit, Generation
 from shmpar.engines.launch import Launched
 from shmpar.errors import SegmentGone
 from shmpar.ipc.protocol import (
@@ -48,15 +48,15 @@ EXIT_SECONDS = 2.0
 """Time for a worker to exit by itself."""
 
 
-@dataclass(eq=False, slots=True)
 class Attached:
     """Segments that go to a worker with a message: records, and their descriptors."""
 
-    records: list[SegmentRecord] = field(default_factory=list)
-    descriptors: list[int] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.records: list[SegmentRecord] = []
+        self.descriptors: list[int] = []
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class WorkerHandle:
     """A worker process, as its parent sees it.
 
@@ -184,17 +184,9 @@ class WorkerHandle:
         first = self.begun.claim(1)
         return tuple([call for call, ticket in self.calls.items() if ticket >= first])
 
-    def next_to_send(self) -> tuple[ActivePlan, Generation] | None:
-        """Take the next generation off the queue if the worker may have one more."""
-        if not self.queue or self.exiting or len(self.outstanding) >= MAX_OUTSTANDING:
-            return None
-        active, generation = item = self.queue.popleft()
-        self.outstanding.append((active.number, generation.number))
-        return item
-
-    def withdraw(self, active: ActivePlan) -> list[Generation]:
-        """Take back the generations of a run that were not sent."""
-        return take_back(self.queue, active)
+    def takes_plan(self) -> bool:
+        """Return whether the worker may be sent one more generation."""
+        return not self.exiting and len(self.outstanding) < MAX_OUTSTANDING
 
     def attach(self, segments: Mapping[int, Segment], attached: Attached) -> list[Segment]:
         """Add the segments, by key, that the worker does not have yet; return them.

@@ -57,8 +57,6 @@ its outputs. If the outputs fit, each worker writes them to the same place, sinc
 agree, and the parent copies them once.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Sequence
 from math import prod

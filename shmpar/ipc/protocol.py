@@ -6,14 +6,14 @@ record to the pool thread, and the scheduler reads it. On the wire an exception 
 replaces both by the values that they hold.
 """
 
-from __future__ import annotations
-
+# Why no annotations from __future__, here and where else records are: a record would compile the
+# text of each of them, which delays the start of each worker.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from shmpar.engines.engine import Exit
-    from shmpar.stores import Store
+    from shmpar.stores.store import Store
 
 Reference: TypeAlias = "tuple[int, int, tuple[int, ...], tuple[int, ...], Any] | Store"
 """Key of a segment, offset (bytes), shape, strides (bytes), dtype or its name; or a store."""
@@ -187,7 +187,7 @@ class Work(NamedTuple):
     in_place: bool
     small_outputs: bool
     reports: bool
-    checksums: Reference | None
+    checksums: "Reference | None"
     plan: bytes
     function: bytes
     stateless: bool
@@ -195,7 +195,7 @@ class Work(NamedTuple):
 
 
 class RunPlan(NamedTuple):
-    """Work on a generation; the body is a pickled :class:`Work`, the same for all workers."""
+    """Work on a generation; the body has the fields of :class:`Work`, pickled for all workers."""
 
     body: bytes
     environment: Environment | None
@@ -520,7 +520,7 @@ class WorkerLost(NamedTuple):
     """
 
     worker: int
-    exit: Exit | None = None
+    exit: "Exit | None" = None
     announced: bool = False
     killed_for: int | None = None
     blamed: int | None = None

@@ -80,8 +80,9 @@ class Tickets(abc.ABC):
             os.close(fd)
 
     def __del__(self) -> None:
-        with contextlib.suppress(OSError):
-            self.close()
+        if self._fd >= 0:  # Why: most were closed, and this is on the way of each call.
+            with contextlib.suppress(OSError):
+                self.close()
 
 
 class OffsetTickets(Tickets):

@@ -8,8 +8,6 @@ leaves nothing behind.  No file has a name, so nothing is left if all processes 
 A file of the user's appears whole or not at all.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import gc
@@ -283,6 +281,13 @@ def write_all(fd: int, raw: memoryview, offset: int) -> None:
         raw, offset = raw[written:], offset + written
 
 
+class Promised(Protocol):
+    """A segment whose file was made by :func:`promise`, or a booking."""
+
+    def unreserved(self) -> tuple[int, int]:
+        """Return the device of its file, and the bytes that are not reserved yet."""
+
+
 def promise(bookings: list[Promised], fd: int, nbytes: int) -> int:
     """Set the size of a new file in memory and reserve nothing, if its bytes are free now.
 
@@ -401,13 +406,6 @@ def checked_steps(fd: int, nbytes: int, begin: int = 0) -> Iterator[tuple[int, i
             yield start, min(start + STEP, nbytes)
     finally:
         del booking  # Why: the traceback of an error keeps this frame.
-
-
-class Promised(Protocol):
-    """A segment whose file was made by :func:`promise`, or a booking."""
-
-    def unreserved(self) -> tuple[int, int]:
-        """Return the device of its file, and the bytes that are not reserved yet."""
 
 
 # The promised segments by their keys, and the bookings.

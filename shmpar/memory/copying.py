@@ -90,9 +90,9 @@ def computes_itself(value: Any) -> bool:
         return False
     # Why functions alone: compiled methods, such as those of astropy's columns, are only faster.
     return any(
-        kind.__module__.partition(".")[0] not in {"numpy", "shmpar"}
-        and isinstance(vars(kind).get(name), types.FunctionType)
+        isinstance(vars(kind).get(name), types.FunctionType)
         for kind in type(value).__mro__[: type(value).__mro__.index(np.ndarray)]
+        if kind.__module__.partition(".")[0] not in {"numpy", "shmpar"}
         for name in ("__getitem__", "__array__", "__array_ufunc__")
     )
 

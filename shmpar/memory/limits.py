@@ -9,8 +9,6 @@ Free memory is never cached: two calls a second apart see the allocations of oth
 A limit that is absent or cannot be read is ignored; it never counts as "no memory left".
 """
 
-from __future__ import annotations
-
 import errno
 import math
 import os

@@ -21,7 +21,6 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from shmpar.errors import SegmentError
 from shmpar.memory.layout import address_of, lies_within
 from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.segment import Location, Mapping, Segment, find_mapping
@@ -59,24 +58,10 @@ def locate(array: Array) -> Location | None:
     >>> locate(np.ones(3)) is None
     True
     """
-    if array.base is None:
+    found = _segment_of(array)
+    if found is None:
         return None
-    root = memory_owner(array)
-    if type(root) is Mapping:
-        return _place(root.segment, root.start, array)
-    while isinstance(root, memoryview):
-        root = root.obj
-    if isinstance(root, mmap.mmap) and not isinstance(root, Mapping):
-        found = _user_file(root, array) if array.size else None
-    else:
-        mapping = find_mapping(address_of(array))
-        found = None if mapping is None else (mapping.segment, mapping.start)
-    return None if found is None else _place(*found, array)
-
-
-def _place(segment: Segment, start: int, array: Array) -> Location | None:
-    if segment.closed:
-        return None
+    segment, start = found
     is_file, offset = segment.kind == "file", address_of(array) - start
     if is_file:
         segment.check_whole()
@@ -87,6 +72,23 @@ def _place(segment: Segment, start: int, array: Array) -> Location | None:
     return None
 
 
+def _segment_of(array: Array) -> tuple[Segment, int] | None:
+    """Return the open segment of an array, and the address of the segment's first byte."""
+    if array.base is None:
+        return None
+    root, found = memory_owner(array), None
+    if type(root) is Mapping:
+        found = root.segment, root.start
+    else:
+        while isinstance(root, memoryview):
+            root = root.obj
+        if isinstance(root, mmap.mmap) and not isinstance(root, Mapping):
+            found = _user_file(root, array) if array.size else None
+        elif (mapping := find_mapping(address_of(array))) is not None:
+            found = mapping.segment, mapping.start
+    return None if found is None or found[0].closed else found
+
+
 def describe(array: Any) -> tuple[str, int, int]:
     """Return the kind of memory, the bytes, and those of its segment in huge pages.
 
@@ -95,13 +97,10 @@ def describe(array: Any) -> tuple[str, int, int]:
     """
     if not isinstance(array, np.ndarray):  # a store or a part
         return getattr(array, "kind", "private"), array.nbytes, 0
-    try:
-        location = locate(array)
-    except SegmentError:
-        return "file", array.nbytes, 0
-    if location is None:
+    found = _segment_of(array)
+    if found is None:
         return "private", array.nbytes, 0
-    return location.segment.kind, array.nbytes, min(location.segment.huge_bytes, array.nbytes)
+    return found[0].kind, array.nbytes, min(found[0].huge_bytes, array.nbytes)
 
 
 def memory_owner(array: Array) -> Any:
@@ -150,7 +149,7 @@ def _user_file(memory: mmap.mmap, array: Array) -> tuple[Segment, int] | None:
 
 
 # A line about a mapped file: start, end, flags, offset, device, inode, path.
-_MAPS_LINE: Final = re.compile(
+_MAPS_LINE: Final = (
     r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) +(/.*)"
 )
 
@@ -163,7 +162,7 @@ def _from_kernel(array: Array) -> _MappedFile | None:
         return _from_memmap(array)
     with maps as lines:
         for line in lines:
-            found = _MAPS_LINE.match(line)
+            found = re.match(_MAPS_LINE, line)
             if not found or not int(found[1], 16) <= address < int(found[2], 16):
                 continue
             start, _, flags, offset, major, minor, inode, path = found.groups()

@@ -16,8 +16,6 @@ A registry of a dead process removes no name that the registry of a living proce
 array that was taken over survives its maker.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import stat
@@ -40,8 +38,9 @@ Identity = tuple[int, int]  # device, inode
 Check = Callable[[os.stat_result], object]  # raises an error
 
 _LONGEST: Final = 255
-_REGISTRY: Final = re.compile(r"shmpar_[0-9a-f]+\.marker")
-_DESCRIPTOR: Final = re.compile(r"/proc/[1-9][0-9]{0,9}/fd/[0-9]{1,9}")
+# Why text: to compile all patterns of this module would delay the start of each worker.
+_REGISTRY: Final = r"shmpar_[0-9a-f]+\.marker"
+_DESCRIPTOR: Final = r"/proc/[1-9][0-9]{0,9}/fd/[0-9]{1,9}"
 
 
 def generate_name(suffix: str = "") -> str:
@@ -71,7 +70,7 @@ def check_name(name: str) -> str:
     # be encoded, is not printable.
     printable = name.isprintable() and "/" not in name and "@" not in name
     short = printable and name not in {"", ".", ".."} and len(name.encode()) <= _LONGEST
-    if not short or _REGISTRY.fullmatch(name):
+    if not short or re.fullmatch(_REGISTRY, name):
         shown = f"{name[:60]!r}..." if len(name) > _LONGEST else repr(name)
         raise ValueError(
             f"{shown} cannot name a segment: use a file name of printable characters, "
@@ -115,7 +114,7 @@ def open_named(name: str) -> tuple[int, bool]:
     PermissionError
         It belongs to another user.
     """
-    in_proc = bool(_DESCRIPTOR.fullmatch(name)) and sys.platform == "linux"
+    in_proc = bool(re.fullmatch(_DESCRIPTOR, name)) and sys.platform == "linux"
     path = name if in_proc else f"{allocate.SHM}/{check_name(name)}"
 
     def check(found: os.stat_result) -> None:
@@ -170,7 +169,7 @@ def _open(path: str, flags: int, *, writable: bool) -> tuple[int, bool]:
     return open_with_retry(os.open, path, os.O_RDONLY | flags), False
 
 
-_LINES: Final = re.compile(
+_LINES: Final = (
     r"(?m)^(?:by ([0-9]{1,18}) at ([0-9]{1,20})\n)?([0-9]{1,20}) ([0-9]{1,20}) ([^/\n]+)\n"
 )
 _FLAGS: Final = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
@@ -352,10 +351,10 @@ class Nameless(NamedTuple):
     pids: tuple[int, ...]
 
 
-_NAMELESS: Final = re.compile(r"(/dev/shm/#\d+|/memfd:shmpar) \(deleted\)")
+_NAMELESS: Final = r"(/dev/shm/#\d+|/memfd:shmpar) \(deleted\)"
 # A line about a mapped one: start, end, flags, offset, device, inode, path.
-_MAPPED: Final = re.compile(
-    rf"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) +{_NAMELESS.pattern}"
+_MAPPED: Final = (
+    rf"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) +{_NAMELESS}"
 )
 
 
@@ -380,7 +379,7 @@ def _collect_open(pid: int, found: dict[Identity, Nameless | None]) -> None:
     """Add the files of which a process has descriptors; None for those that are no segments."""
     for name in os.listdir(f"/proc/{pid}/fd"):
         with suppress(OSError):  # it was closed meanwhile
-            match = _NAMELESS.fullmatch(os.readlink(f"/proc/{pid}/fd/{name}"))
+            match = re.fullmatch(_NAMELESS, os.readlink(f"/proc/{pid}/fd/{name}"))
             if match:
                 status = os.stat(f"/proc/{pid}/fd/{name}")
                 made = Nameless(match[1], status.st_size, 512 * status.st_blocks, ())
@@ -395,7 +394,7 @@ def _collect_mapped(pid: int, found: dict[Identity, Nameless | None]) -> None:
     # Why not /proc/<pid>/map_files: only the superuser may follow its links.
     whole: dict[Identity, tuple[str, int]] = {}
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as lines:
-        for match in filter(None, map(_MAPPED.match, lines)):
+        for match in filter(None, map(re.compile(_MAPPED).match, lines)):
             begin, end, offset, major, minor = [int(match[k], 16) for k in range(1, 6)]
             identity, stop = (os.makedev(major, minor), int(match[6])), offset + end - begin
             whole[identity] = match[7], max(stop, whole.get(identity, ("", 0))[1])
@@ -425,7 +424,7 @@ def _registries() -> Iterator[list[tuple[str, int, bool]]]:
         for name in listed:
             path = f"{allocate.SHM}/{name}"
             # Why: closing any descriptor of an own registry would release its lock.
-            if _REGISTRY.fullmatch(name) and path not in _own_registries:
+            if re.fullmatch(_REGISTRY, name) and path not in _own_registries:
                 with suppress(OSError):  # it belongs to another user, or no longer exists
                     fd = open_with_retry(os.open, path, _FLAGS | os.O_NONBLOCK)
                     stack.callback(os.close, fd)
@@ -449,7 +448,7 @@ def _entries(fd: int) -> list[Entry]:
         text = os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
         return [
             Entry(name, (int(dev), int(ino)), int(pid or 0) or None, int(since or 0) / 1e9 or None)
-            for pid, since, dev, ino, name in _LINES.findall(text)
+            for pid, since, dev, ino, name in re.findall(_LINES, text)
         ]
     return []
 

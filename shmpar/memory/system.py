@@ -15,8 +15,8 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from shmpar.errors import SegmentError, SegmentFull
@@ -100,16 +100,19 @@ def return_freed_blocks() -> None:
         libc().malloc_trim(0)
 
 
-@contextmanager
-def room_for(purpose: str, advice: str) -> Iterator[None]:
+class room_for:  # noqa: N801 - as contextlib.suppress
     """Turn the errors of a full disk, a quota or a limit on memory into `SegmentFull`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in NO_ROOM:
+
+    def __init__(self, purpose: str, advice: str) -> None:
+        self._purpose, self._advice = purpose, advice
+
+    def __enter__(self) -> None:
+        """Do nothing; a function with a yield would be slower."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
             reason = os.strerror(error.errno or 0)
-            raise SegmentFull(f"no room for {purpose}: {reason}; {advice}") from None
-        raise
+            raise SegmentFull(f"no room for {self._purpose}: {reason}; {self._advice}") from None
 
 
 def is_at(fd: int, path: str) -> bool:

@@ -482,12 +482,8 @@ _functions: weakref.WeakKeyDictionary[types.CodeType, _Cached] = weakref.WeakKey
 _compiled: dict[Callable[..., Any], bytes] = {}  # Why: they live as long as their modules
 
 
-def cached(function: Function) -> bytes | None:
+def cached(call: Callable[..., Any]) -> bytes | None:
     """Return the pickle of a stateless function; None if it is not cached or out of date."""
-    return None if function.keywords or function.values else _cached(function.call)
-
-
-def _cached(call: Callable[..., Any]) -> bytes | None:
     if type(call) is not types.FunctionType:
         return _compiled.get(call) if _is_compiled(call) else None
     found = _functions.get(call.__code__)
@@ -503,7 +499,7 @@ def _cached(call: Callable[..., Any]) -> bytes | None:
 
 def pack_stateless(call: Callable[..., Any]) -> bytes | None:
     """Return the pickle of a stateless function without arguments; None for any other function."""
-    return _cached(call) or _pickle_stateless(call)
+    return cached(call) or _pickle_stateless(call)
 
 
 def _pickle_stateless(call: Callable[..., Any]) -> bytes | None:

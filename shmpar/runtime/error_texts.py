@@ -28,10 +28,8 @@ from shmpar.plan import CAST_RESULTS, Along, Blocks, Plan, ResultError, Rows, de
 from shmpar.runtime.items import RunItems
 
 Error = TypeVar("Error")
-_READ_ONLY = re.compile(
-    "read.?only(?! (database|file|mode|store))|read-write|writ(e|)able", re.IGNORECASE
-)
-_BY_NAME = re.compile("IndexError: only integers, slices|'numpy.ndarray' object has no attribute")
+_READ_ONLY = "(?i)read.?only(?! (database|file|mode|store))|read-write|writ(e|)able"
+_BY_NAME = "IndexError: only integers, slices|'numpy.ndarray' object has no attribute"
 
 
 def chunk_error(
@@ -46,12 +44,12 @@ def chunk_error(
     # Why: the words of a message alone may speak of another array.
     if any(isinstance(one, Blocks | Rows) for one in plan.arguments):
         in_memory = not issubclass(type(failure.error), OSError)
-        if in_memory and _READ_ONLY.search(text):
+        if in_memory and re.search(_READ_ONLY, text):
             text += (
                 ". Blocks are read-only views of the shared input: pass or write to a copy "
                 "(block.copy()), or return the new values"
             )
-        elif _BY_NAME.search(text):
+        elif re.search(_BY_NAME, text):
             text += (
                 ". Blocks and rows are NumPy arrays, without the names of a DataFrame: take a "
                 "column by its number, as in row[0], or for names write "

@@ -149,16 +149,24 @@ class Execution:
         That of all workers.
     """
 
+    run: Any = None
+    fatal: BaseException | None = None
     deaths = 0
     cancelled = False
     over = False
     outcome: Any = None
+    was_filled = False
     deadline: float | None = None
     opened: float | None = None
     cold = False
     seconds: float | None = None
     hosts: dict[str, HostTraffic] | None = None
+    unfinished: Sequence[int] = ()
+    rereads: tuple[float, tuple[int, ...]] = (1.0, ())
+    traffic = protocol.NO_TRAFFIC
     engine: Engine | None = None
+    _prepared: Any = None
+    _attended = False
     _active: ActivePlan | None = None
     _make_ledger: Callable[[], Ledger] | None = None
     _described: tuple[Described, Described] | None = None
@@ -179,22 +187,19 @@ class Execution:
         self.plan = plan
         self.policy = policy
         self.outputs = outputs
-        self.run: Any = None
         self.items = items
         self.stream = CompletionStream()
         self.errors: dict[int, ShmparError] = {}
-        self.fatal: BaseException | None = None
-        self.was_filled = False
         self.to_warn: list[ShmparError] = []
         call = function.call
         name = call.func1d if type(call) is ApplyAlongAxis else call
         self.name = error_texts.function_name(name)
         self.began = time.perf_counter()
         self.attempts: list[LostClaim] = []
-        self.unfinished: Sequence[int] = ()
-        self.traffic = protocol.NO_TRAFFIC
-        stored = any(isinstance(one, Store) for one in arrays)
-        self.rereads = times_read(plan, arrays) if stored else (1.0, ())
+        for one in arrays:
+            if isinstance(one, Store):
+                self.rereads = times_read(plan, arrays)
+                break
         self._todo = todo
         self._arrived: set[int] = set()  # chunks whose result is an object that has arrived
         if items is not None and todo is not None:
@@ -202,8 +207,6 @@ class Execution:
             self.stream.add(one for one in range(plan.chunks) if one not in missing)
         self._function: Function | None = function
         self._arrays = arrays
-        self._prepared: Any = None
-        self._attended = False
         self._scheduler = scheduler.Scheduler(
             retries=policy.retries,
             fail_fast=policy.on_error == "raise",
@@ -351,7 +354,7 @@ class Execution:
         match event:
             case protocol.CounterExhausted():
                 if event.announcement is not None:
-                    self._announced(event.announcement)
+                    self._announced(Announcement.unpack(event.announcement))
                 self.traffic = protocol.add_traffic(self.traffic, event.traffic)
                 self._feed(event)
             case protocol.ClaimFinished():
@@ -491,7 +494,8 @@ class Execution:
             self._feed(scheduler.RunCancelled())
 
     def _do(self, command: scheduler.Command) -> None:
-        active, engine = self._alive, self.engine
+        active, engine = self._active, self.engine
+        assert active is not None, "this run is not being executed"
         assert engine is not None
         match command:
             case scheduler.Assign(worker, number):
@@ -569,30 +573,30 @@ class Execution:
         if ledger.done < self.plan.chunks:
             # Why: a worker that was stopped may have sent a result, and not marked it.
             ledger.mark_done(sorted(self._arrived))
-        if ledger.done < self.plan.chunks:
-            done = np.flatnonzero(ledger.status == DONE).tolist()
             self.unfinished = tuple(np.flatnonzero(ledger.status != DONE).tolist())
+        if self.unfinished:
+            done = np.flatnonzero(ledger.status == DONE).tolist()
         self.stream.add((), last=True)
         return done
 
     def _finalize(self, done: list[int] | None) -> Any:
         """Deliver the outputs; return the result, or the exception that is raised for it."""
-        errors, outputs, plan = self.failed, self.outputs, self.plan
+        outputs, plan = self.outputs, self.plan
         if done is None:
             outputs.reserve_rest(complete=True)
         outputs.deliver(None if done is None else [plan.window(chunk) for chunk in done])
         fills = self.policy.on_error == "fill" and self.fatal is None and not self.cancelled
-        if fills and errors and outputs.arrays is not None:
+        if fills and self.errors and outputs.arrays is not None:
             outputs.fill([plan.window(chunk) for chunk in self.errors])
             outputs.deliver(None)
-            self.was_filled, self.to_warn = True, errors
+            self.was_filled, self.to_warn = True, self.failed
             return outputs.result()
         if self.fatal is not None:
             return self.fatal
-        if errors:
+        if self.errors:
             if self.policy.on_error == "raise":
-                return errors[0]
-            return error_texts.collected(plan, errors, self.run, self.items)
+                return self.failed[0]
+            return error_texts.collected(plan, self.failed, self.run, self.items)
         if self.unfinished and not self.cancelled:  # Invariant: no result lacks a chunk.
             return error_texts.unexplained(plan, self.unfinished)
         # Why: nobody gets the result of a cancelled run, and its files are not whole.

@@ -427,7 +427,8 @@ class Loop:
         # Invariant: the wait of a call for a worker ends at an event. So does that of any later
         # call, which need not wake this thread.
         self._calls_wait = self._calls.wait
-        events = engine.wait(0.0 if self._inbox else self._timeout())
+        timeout = self._timeout()
+        events = engine.wait(0.0 if self._inbox else timeout)
         # Why here: a grace that begins in this step ends after the next wait.
         now = time.monotonic()
         self._signalled, self._calls_wait = True, False
@@ -440,7 +441,8 @@ class Loop:
         while self._inbox:
             self._inbox.popleft()()
         self._start_workers(engine)
-        for run in self._running():
+        # Why the timeout: it is None if no chunk can be overdue, and no grace over, by now.
+        for run in self._running() if timeout is not None else ():
             if run.execution.check_deadlines(now):
                 run.execution.end_grace(self._elsewhere(engine, run))
         if not self._inbox:  # Why: it may hold a close that cancels the calls which wait.
@@ -524,8 +526,7 @@ class Loop:
 
     def _running(self) -> list[Run]:
         """Return the runs that have begun and are not over."""
-        runs = self._runs.values()
-        return [run for run in runs if run.execution.running and not run.execution.over]
+        return [run for run in self._runs.values() if run.execution.running]
 
     def _start(self, run: Run, observer: Observer | None = None) -> None:
         engine, execution = self.engine, run.execution

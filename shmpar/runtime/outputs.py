@@ -214,6 +214,14 @@ class Outputs:
         The results of items, in a list; None if the results go into arrays.
     """
 
+    arrays: list[Any] | None = None
+    is_tuple: bool | None = None
+    slab: Slab | None = None
+    expected: Announcement | None = None
+    ledger_file: LedgerFile | None = None
+    checksums: Array | None = None
+    lazy = False
+
     def __init__(
         self,
         given: Sequence[Given] | None,
@@ -225,13 +233,6 @@ class Outputs:
     ) -> None:
         self.given: Sequence[Given] | None = given
         self._users = users
-        self.arrays: list[Any] | None = None
-        self.is_tuple: bool | None = None
-        self.slab: Slab | None = None
-        self.expected: Announcement | None = None
-        self.ledger_file: LedgerFile | None = None
-        self.checksums: Array | None = None
-        self.lazy = False
         self.values = values
         self._unreserved: list[Segment] = []
         self._returns_objects = returns_objects
@@ -288,10 +289,6 @@ class Outputs:
         low, high = byte_bounds(array.shape, array.strides, array.itemsize)
         location.segment.reserve(location.offset + low, location.offset + high)
         return array.view(np.ndarray)
-
-    def stores(self) -> list[Store]:
-        """Return the outputs that lie outside memory."""
-        return [one for one in self.arrays or () if isinstance(one, Store)]
 
     def shared_nbytes(self) -> list[int]:
         """Return the bytes of each expected output that will be allocated in shared memory."""
@@ -374,8 +371,9 @@ class Outputs:
             return self.values
         if not self.arrays:
             return None
-        for one in self.stores():
-            if one.kind == "zarr":  # Why not others: their openers are the user's code
+        for one in self.arrays:
+            # Why not other stores: their openers are the user's code.
+            if isinstance(one, Store) and one.kind == "zarr":
                 one.check()
         users = self._users or (None,) * len(self.arrays)
         found: list[Any] = []

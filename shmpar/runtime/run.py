@@ -181,12 +181,9 @@ class Run(PoolFuture):
             If the run failed. Also if the caller of the verb waited for the result and has dropped
             it: the run does not keep it, so that its memory goes with the last array.
         """
-        return self._labelled(self._values(timeout))
-
-    def _values(self, timeout: float | None = None) -> Any:
         self._check_wait(timeout)
         result = super().result(timeout)
-        return result.get() if isinstance(result, WeakResult) else result
+        return self._labelled(result.get() if isinstance(result, WeakResult) else result)
 
     def _labelled(self, values: Any) -> Any:
         return values if self.label is None else self.label(values)
@@ -495,9 +492,11 @@ class Run(PoolFuture):
 
     # For the thread that called the verb
 
+    @delivering
     def hand_over(self) -> Any:
         """Return the result to the caller, and keep it only as long as the caller does."""
-        result = self._values()
+        self.issue_warnings()
+        result = Future.result(self, 0)
         self.execution.outputs = Outputs(None)
         if self.execution.items is not None:
             self.execution.items.release()

@@ -38,8 +38,6 @@ Guarantees
   long as nothing else happens between them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -154,7 +152,7 @@ class Phase(Enum):
     OVER = "over"
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Scheduler:
     """The state of one run.
 

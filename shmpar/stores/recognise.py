@@ -26,9 +26,7 @@ _MOST_GRAPH: Final = 16 << 20  # Why more: the tasks of a large graph are no val
 _LIBRARIES: Final = frozenset({"zarr", "h5py", "dask", "xarray"})
 _HDF5_SUFFIXES: Final = (".h5", ".hdf5", ".hdf", ".he5", ".ims", ".nc", ".h5ad", ".mat")
 # A path of which `open` knows the format; other text is a value.
-_SUFFIX: Final = re.compile(
-    r"\.(npy|tiff?|zip|h5|hdf5?|he5|ims|nc|h5ad|mat)(:.*)?$|\.zarr(/.*)?$", re.IGNORECASE
-)
+_SUFFIX: Final = r"(?i)\.(npy|tiff?|zip|h5|hdf5?|he5|ims|nc|h5ad|mat)(:.*)?$|\.zarr(/.*)?$"
 
 
 class MissingStore(StoreError, FileNotFoundError):
@@ -321,9 +319,9 @@ def wrap(value: Any, *, write: bool = False) -> Any:
             path, *_ = pickle.loads(value.opener)[1]
             formats.same_process_file(path)  # which flushes the file
         return value
-    if isinstance(value, os.PathLike) or (isinstance(value, str) and _SUFFIX.search(value)):
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and re.search(_SUFFIX, value)):
         path = repr(os.fspath(value))
-        if os.path.isdir(value) and not _SUFFIX.search(os.fsdecode(value)):
+        if os.path.isdir(value) and not re.search(_SUFFIX, os.fsdecode(value)):
             raise TypeError(
                 f"a folder is no array: pass parallel_map the list of its files, as "
                 f"sorted(pathlib.Path({path}).glob('*.tif'))"

@@ -14,7 +14,6 @@ A store is opened once per run, thread and opener, and closed when the run ends.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import pickle
 import threading
@@ -24,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -32,6 +31,8 @@ from shmpar.errors import ShmparError, StoreError, no_attribute, summarize
 from shmpar.memory.copying import is_masked
 from shmpar.plan import spell
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 
@@ -49,27 +50,22 @@ _BAND_BYTES: Final = 16 << 20
 class Traffic(threading.local):
     """Bytes and seconds that this thread has spent on stores."""
 
-    def __init__(self) -> None:
-        self.read = self.written = 0
-        self.seconds = 0.0
+    read = written = 0
+    seconds = 0.0
 
-    @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
-        """Count anew in the block, then restore the counts.
+    def counted(
+        self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> tuple[T, tuple[int, int, float]]:
+        """Return the value of a call; and its bytes read, bytes written, and seconds for both.
 
-        Why: a thread reads stores for other runs, calls and the user as well.
+        Why apart: a thread reads stores for other runs, calls and the user as well.
         """
-        before = dict(vars(self))
-        self.__init__()  # type: ignore[misc]
+        before = self.read, self.written, self.seconds
+        self.read, self.written, self.seconds = 0, 0, 0.0
         try:
-            yield
+            return work(*args, **kwargs), (self.read, self.written, self.seconds)
         finally:
-            vars(self).update(before)
-
-    @property
-    def moved(self) -> tuple[int, int, float]:
-        """Bytes read, bytes written, and the seconds for both."""
-        return self.read, self.written, self.seconds
+            self.read, self.written, self.seconds = before
 
 
 traffic = Traffic()
@@ -104,9 +100,10 @@ def drop_stores() -> bool:
     They close with their last user.
     """
     found = bool(_cache.arrays)
-    _cache.arrays.clear()
-    for one in _cache.bound:  # Why: the traceback of a failed chunk holds them.
-        one.forget()
+    if found:
+        _cache.arrays.clear()
+        for one in _cache.bound:  # Why: the traceback of a failed chunk holds them.
+            one.forget()
     return found
 
 

@@ -10,7 +10,6 @@ before anything starts. So is an object with a single writer (a zip file, a chun
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ _LOST = "lies in the memory of each process, so the writes would be lost"
 _SUFFIX = ".zarr"
 
 
-@dataclass(frozen=True, slots=True)
 class Target:
     """An output outside memory.
 
@@ -42,9 +40,8 @@ class Target:
         The user gave its path, so it may exist in a later call alone.
     """
 
-    array: Any
-    user: Any
-    is_path: bool = False
+    def __init__(self, array: Any, user: Any, *, is_path: bool = False) -> None:
+        self.array, self.user, self.is_path = array, user, is_path
 
 
 def is_zarr_path(out: Any) -> bool:

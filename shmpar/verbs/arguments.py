@@ -36,7 +36,7 @@ _FEW_AXES: Final = 4
 _NO_HALO: Final[list[Any]] = [(0, 0), (Mode.NONE, Mode.NONE)]
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Inputs:
     """Inputs of a verb.
 
@@ -78,12 +78,6 @@ class Inputs:
         if not isinstance(labels, BlockLabels):
             return dropped, new_axis, out_chunks
         return labels.placed(dropped, new_axis, out_chunks)
-
-    def add(self, value: Any, kind: Callable[..., Argument], *fields: Any) -> None:
-        """Append an argument of this kind, with the fields that follow its index."""
-        store = self.values if kind is Whole or kind is Items else self.arrays
-        self.arguments.append(kind(len(store), *fields))
-        store.append(value)
 
     def add_halos(self, verb: str, depth: Any, boundary: Any) -> Halo | None:
         """Give each block its halo; return the halo of the results, None if no block has any.
@@ -150,7 +144,7 @@ class Inputs:
         """Make the grid of the inputs; arguments as in :meth:`shmpar.grid.Grid.cut`."""
         entries = chunks if isinstance(chunks, tuple) else (chunks,)
         # Why: only ints and strings are keys of a cache, since True and 1.0 are equal to 1.
-        cut = _cached_cut if all(type(one) in {int, str} for one in entries) else Grid.cut
+        cut = _cached_cut if {int, str}.issuperset(map(type, entries)) else Grid.cut
         size = max([array.itemsize for array in self.arrays], default=8)
         if (units := self._units()) is not None:
             cut = functools.partial(Grid.cut, units=units)
@@ -247,13 +241,15 @@ def _check_values(array: Any, verb: str) -> None:
         )
 
 
-def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None) -> Inputs:
+def blocks(
+    verb: str, given: Sequence[Any], shape: Callable[[], tuple[int, ...] | None] = lambda: None
+) -> Inputs:
     """Read the arguments of a verb that divides arrays into blocks; they broadcast as in NumPy.
 
     Parameters
     ----------
-    shape : tuple of int, optional
-        Shape of the grid if there is no array with axes.
+    shape : callable
+        Returns the shape of the grid if there is no array with axes; None without one.
 
     Raises
     ------
@@ -263,17 +259,24 @@ def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None
         If the shapes do not broadcast.
     """
     given, labels = read_labels(verb, given)
-    given = [_in_memory_without_axes(from_store(value, verb)) for value in given]
-    found = [None if _is_scalar(value) else as_input(value, verb) for value in given]
-    shapes = [array.shape for array in found if array is not None]
-    if not shapes and shape is not None:
-        shapes = [shape]
+    values, found, shapes = list[Any](), list[Any](), list[tuple[int, ...]]()
+    for one in given:
+        value = from_store(one, verb)
+        if isinstance(value, Store) and value.ndim == 0:
+            value = value[()]  # Why: a store without axes is a constant.
+        array = None if _is_scalar(value) else as_input(value, verb)
+        values.append(value)
+        found.append(array)
+        if array is not None:
+            shapes.append(array.shape)
+    if not shapes and (declared := shape()) is not None:
+        shapes = [declared]
     elif not given:
         made = verb == "map_blocks"
         remedy = made * ", or chunks= with the length of every chunk, as in ((4, 4), (6,)), or out="
         raise TypeError(f"{verb}() needs at least one array{remedy}")
     elif not shapes:
-        found[0] = as_input(given[0], verb)  # Why: without axes there is one chunk, of this array
+        found[0] = as_input(values[0], verb)  # Why: without axes there is one chunk, of this array
         shapes = [()]
     inputs = Inputs(labels=labels)
     try:
@@ -281,16 +284,18 @@ def blocks(verb: str, given: Sequence[Any], shape: tuple[int, ...] | None = None
     except ValueError:
         given_shapes = ", ".join(map(str, shapes))
         raise ValueError(
-            f"{verb}: inputs of shapes {given_shapes} do not broadcast{_meant(verb, given)}"
+            f"{verb}: inputs of shapes {given_shapes} do not broadcast{_meant(verb, values)}"
         ) from None
-    for value, array in zip(given, found, strict=True):
+    for value, array in zip(values, found, strict=True):
         if array is None:
-            inputs.add(value, Whole)
+            inputs.arguments.append(Whole(len(inputs.values)))
+            inputs.values.append(value)
             continue
         axes = range(len(inputs.shape) - array.ndim, len(inputs.shape))
         pairs = zip(axes, array.shape, strict=True)
         cut = [None if n == 1 and inputs.shape[k] != 1 else k for k, n in pairs]
-        inputs.add(array, Blocks, tuple(cut))
+        inputs.arguments.append(Blocks(len(inputs.arrays), tuple(cut)))
+        inputs.arrays.append(array)
     return inputs
 
 
@@ -324,11 +329,6 @@ def check_windows(verb: str, grid: Grid, inputs: Inputs) -> None:
             f"a window of shape {window}, which takes {nbytes:,} bytes, but {free:,} bytes of "
             f"memory are free; {SMALLER_WINDOW}"
         )
-
-
-def _in_memory_without_axes(value: Any) -> Any:
-    """Read a store without axes, which is a constant; return anything else as it is."""
-    return value[()] if isinstance(value, Store) and value.ndim == 0 else value
 
 
 def _is_scalar(value: Any) -> bool:
@@ -366,7 +366,8 @@ def items(
             rows = as_input(value, verb)
             number = _row_axis(rows, number, verb)
             parts: Any = _rows(rows, number)
-            inputs.add(parts, Rows, number)
+            inputs.arguments.append(Rows(len(inputs.arrays), number))
+            inputs.arrays.append(parts)
             has_axes = True
         else:
             try:
@@ -377,7 +378,8 @@ def items(
                     f"constants for the function go into kwargs={_named(func, position, value)}"
                 ) from error
             parts = value if isinstance(value, range) else list(found)
-            inputs.add(parts, Items)
+            inputs.arguments.append(Items(len(inputs.values)))
+            inputs.values.append(parts)
         lengths.append(len(parts))
     if not has_axes and axis != 0:
         raise TypeError(

@@ -106,18 +106,19 @@ class BlockVerbs(Caller):
         """
         call = self._call("map_blocks", func, options)
         out = find_targets("map_blocks", out)
-        inputs = call.inputs = blocks("map_blocks", arrays, declared_shape(chunks, out))
+        inputs = call.inputs = blocks("map_blocks", arrays, lambda: declared_shape(chunks, out))
         (chunks,) = inputs.numbered(chunks=chunks)
         drop_axis, new_axis, out_chunks = inputs.placed(drop_axis, new_axis, out_chunks)
         dropped = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
-        if out_chunks is None:
+        if out is not None and out_chunks is None:
             inputs.written = written_units(out, len(inputs.shape), dropped, new_axis)
         most = _UFUNC_BLOCK_BYTES if isinstance(func, np.ufunc) else BLOCK_BYTES
         grid = call.grid = inputs.cut(chunks, whole=dropped, most=most)
         # Why: without an input, only the chunk tells the function which shape to return.
         exact = not inputs.arrays
         call.placement = place_blocks(grid, dropped, new_axis, out_chunks, exact=exact)
-        like_input = call.placement == InBlocks.like(grid)
+        writes = call.pass_out or out is not None
+        like_input = writes and call.placement == InBlocks.like(grid)
         if call.pass_out and like_input:
             # Why: the function writes into a window, which has the length of the chunk.
             call.placement = InBlocks.exactly(grid)
@@ -290,7 +291,7 @@ class BlockVerbs(Caller):
         drop_axis, new_axis, out_chunks = inputs.placed(drop_axis, new_axis, out_chunks)
         dropped = axes_tuple("drop_axis", drop_axis, len(inputs.shape))
         out = find_targets("map_overlap", out)
-        if out_chunks is None:
+        if out is not None and out_chunks is None:
             inputs.written = written_units(out, len(inputs.shape), dropped, new_axis)
         call.cut_with_halo(chunks, depth, boundary, whole=dropped)
         if call.pass_out and call.halo is not None and trim:

@@ -43,7 +43,7 @@ from shmpar.verbs.outputs import (
 _MANY_CHUNKS: Final = 100_000
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Call:
     """A call of a verb: first its options, then the meaning that the verb gives to its arguments.
 
@@ -57,6 +57,10 @@ class Call:
         Options of the user.
     policy : Policy
         Handling of failures.
+    keywords : mapping
+        Keyword arguments for the function.
+    pass_out : bool
+        The function gets its window of the output as ``out``.
     inputs : Inputs
         Inputs of the function.
     grid, placement, halo, trim
@@ -73,6 +77,8 @@ class Call:
     func: Callable[..., Any]
     options: Options
     policy: Policy
+    keywords: Mapping[str, Any]
+    pass_out: bool
     inputs: Inputs = field(init=False)
     grid: Grid = field(init=False)
     placement: Placement = field(init=False)
@@ -81,16 +87,6 @@ class Call:
     halo: Halo | None = None
     trim: bool = True
     over_items: bool = False
-
-    @property
-    def keywords(self) -> Mapping[str, Any]:
-        """Keyword arguments for the function."""
-        return self.options.get("kwargs") or {}
-
-    @property
-    def pass_out(self) -> bool:
-        """The function gets its window of the output as ``out``."""
-        return bool(self.options.get("pass_out"))
 
     def cut_with_halo(
         self, chunks: Any, depth: Any, boundary: Any, whole: tuple[int, ...] = ()
@@ -121,7 +117,8 @@ class Call:
 
     def declare_output(self, out: Any = None, dtype: Any = None, **allowed: bool) -> None:
         """Read ``out=`` and ``dtype=``; `objects` and `in_place` may be allowed."""
-        self.output = parse_output(self.verb, out, dtype, self.inputs.arrays, **allowed)
+        if out is not None or dtype is not None:
+            self.output = parse_output(self.verb, out, dtype, self.inputs.arrays, **allowed)
 
     def run(self, in_workers: Callable[..., Any]) -> Run:
         """Make the run, after all checks that need no call of the function.
@@ -202,20 +199,18 @@ class Call:
         remedy = "name a parameter of the function rng: each chunk gets a random stream of its own"
         warn_of_random(self.verb, (one for one in held if one is not default), remedy)
 
-    def _unnamed_chunks(self) -> str:
-        """Return advice if the last argument looks like ``chunks=`` without its name."""
-        last = self.inputs.arguments[-1:]
+    def _advise(self) -> str:
+        """Return the remedy, or advice if the last argument looks like ``chunks=``."""
+        last = () if self.remedy else self.inputs.arguments[-1:]
         for one in last:
             number = self.inputs.values[one.value] if isinstance(one, Whole) else None
             if type(number) is int:
                 return f"; for {self.verb}(f, x, {number}) write chunks={number}"
-        return ""
+        return self.remedy
 
     def _warn_of_elements(self) -> None:
         """Warn of very many chunks of one element: in Dask the chunks are those of the results."""
         grid = self.grid
-        if grid.size < _MANY_CHUNKS or isinstance(self.placement, PerItem):
-            return
         if all(axis.step == 1 for axis in grid.axes):
             warnings.warn(
                 f"{self.verb}: chunks of one element make {grid.size:,} calls; chunks= is the size "
@@ -231,9 +226,8 @@ class Call:
         if self.pass_out and "out" in keywords:
             raise TypeError(f"{self.verb}: pass_out=True passes out, which is in kwargs= too")
         passed = special | {"out"} if self.pass_out else special
-        remedy = self.remedy or self._unnamed_chunks()
         count = len(self.inputs.arguments)
-        check_signature(self.verb, self.func, count, keywords, passed, remedy)
+        check_signature(self.verb, self.func, count, keywords, passed, self._advise)
         seed = self.options.get("seed")
         if "rng" in special:
             seed = np.random.SeedSequence(seed).entropy
@@ -242,7 +236,8 @@ class Call:
                 f"{self.verb}: seed= is for the random generator that a parameter named rng gets, "
                 "and the call passes none; name a parameter of the function rng, or leave seed= out"
             )
-        self._warn_of_elements()
+        if self.grid.size >= _MANY_CHUNKS and not isinstance(self.placement, PerItem):
+            self._warn_of_elements()
         return Plan(
             verb=self.verb,
             grid=self.grid,
@@ -269,20 +264,21 @@ def _with_retries(array: Any, times: int) -> Any:
 class Caller:
     """Base of the classes that give a pool its verbs."""
 
-    _defaults: Callable[[], Defaults]
-    _policy: Callable[[], Policy]  # the policy of a call without options
+    _verb_defaults: Defaults
+    _usual: Policy  # of a call without options
     _execute: Callable[..., Any]  # the result of a run, or the run itself with wait=False
 
     def _call(self, verb: str, func: Callable[..., Any], options: Options) -> Call:
-        policy = self._policy()
+        policy = self._usual
         if options:
-            policy = parse_options(verb, options, self._defaults(), self, func)
+            policy = parse_options(verb, options, self._verb_defaults, self, func)
         check_callable(verb, func)
-        return Call(verb, func, options, policy)
+        keywords, pass_out = options.get("kwargs") or {}, bool(options.get("pass_out"))
+        return Call(verb, func, options, policy, keywords, pass_out)
 
     def _run(self, call: Call) -> Any:
         run = call.run(self._in_workers)
-        progress = call.options.get("progress", self._defaults()["progress"])
+        progress = call.options.get("progress", self._verb_defaults["progress"])
         execution = run.execution
         run.observer = observe(progress, call.verb, execution.noun, execution.initial)
         return self._execute(run, wait=call.options.get("wait", True))

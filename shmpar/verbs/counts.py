@@ -17,7 +17,7 @@ import numpy as np
 
 from shmpar.grid.grid import LEAST_BYTES
 from shmpar.runtime.error_texts import levels_to_user
-from shmpar.stores import Store
+from shmpar.stores.store import Store
 from shmpar.verbs.arguments import as_input, blocks
 from shmpar.verbs.options import PassOptions, with_shared_text
 from shmpar.verbs.partials import Partials, accumulator

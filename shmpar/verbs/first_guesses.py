@@ -7,7 +7,6 @@ The page "Coming from another way to share arrays" gives the reason for each.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import queue
 from collections import deque
@@ -16,7 +15,7 @@ from concurrent.futures import CancelledError, Future
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Self
 
-from shmpar.errors import no_attribute
+from shmpar.errors import closest, no_attribute
 from shmpar.grid.axis import positive_number, whole_number
 from shmpar.memory.limits import available_cpus
 from shmpar.runtime.futures import PoolFuture
@@ -104,8 +103,8 @@ def _known(init: Callable[..., None]) -> tuple[str, ...]:
 def _on_keyword(init: Callable[..., None], name: str) -> str:
     if name in _ADVICE_ON_KEYWORDS:
         return f"; {_ADVICE_ON_KEYWORDS[name]}"
-    close = difflib.get_close_matches(name, _known(init)[1:], 1, 0.7)
-    return f"; did you mean {close[0]}=?" if close else f"; it takes {', '.join(_known(init)[1:])}"
+    close = closest(name, _known(init)[1:], 0.7)
+    return f"; did you mean {close}=?" if close else f"; it takes {', '.join(_known(init)[1:])}"
 
 
 def _name_positions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:

@@ -69,11 +69,11 @@ def check_signature(
     count: int,
     keywords: Mapping[str, Any],
     special: Names,
-    remedy: str = "",
+    advise: Callable[[], str] = str,
 ) -> None:
     """Raise ``TypeError`` if `func` cannot be called with `count` arguments and these keywords.
 
-    The message ends with `remedy`.
+    The message ends with the text that `advise` returns.
     """
     if isinstance(func, np.ufunc) and count != func.nin:
         raise TypeError(
@@ -95,7 +95,7 @@ def check_signature(
     if error is not None:
         raise TypeError(
             f"{verb}: the function cannot be called with {format_count(count, 'argument')} and "
-            f"kwargs={list(keywords)}: {error}{_advice_on(error, func)}{remedy}"
+            f"kwargs={list(keywords)}: {error}{_advice_on(error, func)}{advise()}"
         )
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
 import numbers
 import os
 import re
-import textwrap
 import threading
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +16,7 @@ from typing import Any, Final, TypedDict, TypeVar
 
 import numpy as np
 
+from shmpar.errors import closest
 from shmpar.grid.axis import whole_number
 from shmpar.runtime.execution import Policy
 from shmpar.runtime.progress import Progress, observe
@@ -213,9 +212,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     '; did you mean chunks=?'
     """
     known, other = list(known), _OTHER_NAMES.get(name, "")
-    close = [other] if other in known else difflib.get_close_matches(name, known, 1, 0.75)
-    if close:
-        return f"; did you mean {close[0]}=?"
+    if close := other if other in known else closest(name, known):
+        return f"; did you mean {close}=?"
     if name in _OF_POOL:
         return f"; a pool has it: shmpar.Pool({_OF_POOL[name]}=...)"
     if name in _TO_LEAVE_OUT:
@@ -590,12 +588,12 @@ C = TypeVar("C")
 
 
 def with_shared_text(cls: type[C]) -> type[C]:
-    """Complete the methods of a class of verbs: their docstrings and signatures.
+    """Complete the public methods of a class of verbs: their docstrings and signatures.
 
     Each line ``{name}`` in a docstring becomes the shared text of that name. A signature shows the
     keywords that ``**options`` takes, with their defaults.
 
-    Public methods get short tracebacks too.
+    They get short tracebacks too.
 
     Examples
     --------
@@ -614,17 +612,16 @@ def with_shared_text(cls: type[C]) -> type[C]:
     def expand(text: str) -> str:
         return re.sub(
             r"(?m)^( *)\{(\w+)\}$",
-            lambda line: textwrap.indent(expand(texts[line[2]]), line[1]),
+            lambda line: re.sub(r"(?m)^(?=.)", line[1], expand(texts[line[2]])),
             text,
         )
 
     for name, method in list(vars(cls).items()):
-        if isinstance(method, types.FunctionType):
+        if isinstance(method, types.FunctionType) and not name.startswith("_"):
             # Why: `python -OO` removes all docstrings.
             method.__doc__ = method.__doc__ and expand(method.__doc__)
             method.__signature__ = _explicit(inspect.signature(method))  # type: ignore[attr-defined]
-            if not name.startswith("_"):
-                setattr(cls, name, hide_frames(method))
+            setattr(cls, name, hide_frames(method))
     return cls
 
 

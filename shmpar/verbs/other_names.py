@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Final, ParamSpec, TypeVar
 
 import numpy as np
 
-from shmpar.errors import with_keyword_advice
+from shmpar.errors import closest, with_keyword_advice
 from shmpar.verbs.options import Options
 
 P = ParamSpec("P")
@@ -163,8 +162,8 @@ def advice(name: str, known: Iterable[str]) -> str:
         return f"write pool.map_blocks(np.{name}, x)"
     if callable(function) and not isinstance(function, type):
         return f"write np.{name}, which takes shared arrays too"
-    close = difflib.get_close_matches(name, [one for one in known if one[0] != "_"], 1, 0.75)
-    return f"did you mean {close[0]}?" if close else ""
+    close = closest(name, [one for one in known if one[0] != "_"])
+    return f"did you mean {close}?" if close else ""
 
 
 _ARGUMENTS: Final = frozenset({"args", "kwargs", "kwds"})

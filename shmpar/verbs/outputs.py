@@ -82,8 +82,6 @@ def parse_output(
     TypeError, ValueError
         For an output that cannot be written to, or if both disagree.
     """
-    if out is None and dtype is None:
-        return OutputSpec()
     dtypes = None if dtype is None else _parse_dtypes(dtype)
     is_tuple = isinstance(dtype if out is None else out, tuple)
     returns_objects = any(one is not None and one.hasobject for one in dtypes or ())

@@ -43,7 +43,6 @@ from shmpar.worker.store import (
     Use,
     announce,
     reserver,
-    scalar_targets,
     storer,
     trimmed,
 )
@@ -73,8 +72,6 @@ def bind_inputs(plan: Plan, inputs: Sequence[Any], bind: Callable[[Any], Any]) -
     StoreError
         If a store cannot be opened.
     """
-    if not any(isinstance(one, Store) for one in inputs):
-        return [bind(one) for one in inputs]
     rows = {one.array for one in plan.arguments if isinstance(one, Rows)}
     return [
         (StoreRows(one.bound()) if number in rows else one.bound())
@@ -125,7 +122,7 @@ class Channel(Protocol):
         """Send all results that were taken, so that none is lost if this worker dies."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Assignment:
     """A plan in the memory of one process, with the tickets of one generation.
 
@@ -170,7 +167,7 @@ class Assignment:
         if it did not stop the counter.
     waited : float
         Seconds that this worker has waited for outputs.
-    targets : sequence of (ndarray, set of type) or None
+    targets : sequence of (ndarray, set of type)
         The outputs that take one number per chunk.
     written : dict of int to ndarray
         The values of the latest chunk in each output outside memory, by its number, if chunks
@@ -197,7 +194,7 @@ class Assignment:
     claimed: int = 0
     handed_out: int | None = None
     waited: float = 0.0
-    targets: Sequence[ScalarTarget | None] = ()
+    targets: Sequence[ScalarTarget] = ()
     written: dict[int, Array] = field(default_factory=dict)
 
     @property
@@ -208,7 +205,7 @@ class Assignment:
     def abandon(self) -> None:
         """Make every write fail, in a child that the function has forked."""
         self.slot.release()
-        flat = [target[0] for target in self.targets if target is not None]
+        flat = [target[0] for target in self.targets]
         sums = () if self.sums is None else (self.sums,)
         ledger = (self.ledger.status, *self.ledger.times)
         for array in (*(self.outputs or ()), *flat, *sums, *ledger):
@@ -253,7 +250,6 @@ class Assignment:
         return None
 
 
-@dataclass(eq=False, slots=True)
 class ApplyAlongAxis:
     """Function of a block that applies the user's function to each line of the block.
 
@@ -267,10 +263,10 @@ class ApplyAlongAxis:
         Further arguments of the user's function.
     """
 
-    func1d: Callable[..., Any]
-    axis: int
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    def __init__(
+        self, func1d: Callable[..., Any], axis: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self.func1d, self.axis, self.args, self.kwargs = func1d, axis, args, kwargs
 
     def __call__(self, block: Array) -> Array:
         """Return the results of the block's lines."""
@@ -362,10 +358,9 @@ class Chunks:
         if self._store is None:
             assignment = self._assignment
             plan, share = assignment.plan, assignment.worker / assignment.workers
-            targets = scalar_targets(plan, outputs) if outputs else []
-            assignment.targets = targets
             kept = None if assignment.sums is None else assignment.written
-            self._store = storer(plan, outputs, bool(assignment.is_tuple), targets, kept)
+            is_tuple = bool(assignment.is_tuple)
+            self._store, assignment.targets = storer(plan, outputs, is_tuple, kept)
             self._reserve = reserver(plan, outputs, share)
         return self._store
 
@@ -464,10 +459,7 @@ def _range_computer(assignment: Assignment, store: StoreResult) -> ComputeRange 
             rows = values[number]
         case _:
             return None
-    (target,) = assignment.targets
-    if target is None:
-        return None
-    flat, exact = target
+    ((flat, exact),) = assignment.targets
 
     def compute_range(first: int, last: int) -> None:
         for chunk in range(first, last):

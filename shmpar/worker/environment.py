@@ -64,10 +64,18 @@ class Work(Protocol):
         """Make it fail before it writes, marks or sends anything."""
 
 
-class _Inside:
-    """Why a class: a generator's context manager sets an attribute of the exception."""
+class inside_worker:  # noqa: N801 - as contextlib.suppress
+    """Mark that this thread runs the function of a run, for the block.
 
-    def __init__(self, work: Work | None) -> None:
+    Why a class: a generator's context manager sets an attribute of the exception.
+
+    Parameters
+    ----------
+    work : Work, optional
+        A child that the function forks abandons it.
+    """
+
+    def __init__(self, work: Work | None = None) -> None:
         self._work = work
 
     def __enter__(self) -> None:
@@ -79,17 +87,6 @@ class _Inside:
         _thread.depth -= 1
         if self._work is not None:
             _works.remove(self._work)
-
-
-def inside_worker(work: Work | None = None) -> _Inside:
-    """Mark that this thread runs the function of a run, for the block.
-
-    Parameters
-    ----------
-    work : Work, optional
-        A child that the function forks abandons it.
-    """
-    return _Inside(work)
 
 
 _works: list[Work] = []  # in progress, in any thread

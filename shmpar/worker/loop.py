@@ -13,7 +13,6 @@ Guarantees
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from time import monotonic_ns, perf_counter
 from typing import Any
@@ -96,9 +95,11 @@ def work(assignment: Assignment, channel: Channel) -> bool:
         If the channel is interruptible and the user interrupts; the chunk in progress is not
         marked.
     """
-    exhausted = True
-    with inside_worker(assignment), contextlib.suppress(Abandoned):
-        exhausted = _work(assignment, channel)
+    with inside_worker(assignment):
+        try:
+            exhausted = _work(assignment, channel)
+        except Abandoned:
+            exhausted = True
     # Invariant: a worker that holds nothing is blamed for no chunk. After an exception that ends
     # the worker the slot stays, since it tells which chunks were finished.
     assignment.slot[LAST] = 0
@@ -123,8 +124,7 @@ def _work(assignment: Assignment, channel: Channel) -> bool:
         _run_claim(assignment, channel, compute_range or _each(assignment, compute), first, last)
         spent = perf_counter() - began
         clock.end(spent)
-        size = _next_size(size, spent / (last - first), count - last, assignment.workers)
-        size = _with_band(size, band, spent / (last - first), (count - last) // assignment.workers)
+        size = _next_size(size, spent / (last - first), count - last, assignment.workers, band)
         size = min(size, assignment.max_tickets - assignment.claimed)
         if size == 0 or channel.enough():
             return False
@@ -136,18 +136,19 @@ def _from_base(compute: Compute, base: int) -> Compute:
     return lambda chunk: compute(base + chunk)
 
 
-def _next_size(size: int, seconds: float, remaining: int, workers: int) -> int:
-    """Return the tickets of the next claim; at most eight times those of the latest one."""
-    wanted = int(CLAIM_SECONDS / max(seconds, _TINY))  # Why max: the clock may stand still.
-    return max(1, min(wanted, 8 * size, remaining // (_SHARE * workers)))
+def _next_size(size: int, seconds: float, remaining: int, workers: int, band: int = 1) -> int:
+    """Return the tickets of the next claim; at most eight times those of the latest one.
 
-
-def _with_band(size: int, band: int, seconds: float, share: int) -> int:
-    """Return the tickets of the next claim of rows of a store, which is read in bands.
-
-    Why: workers that take rows of the same band in turn would all read the whole band.
+    Parameters
+    ----------
+    band : int
+        Rows that a store reads at once. Workers that take rows of the same band in turn would all
+        read the whole band.
     """
-    return max(size, band) if band <= share and band * seconds <= _BAND_SECONDS else size
+    wanted = int(CLAIM_SECONDS / max(seconds, _TINY))  # Why max: the clock may stand still.
+    size = max(1, min(wanted, 8 * size, remaining // (_SHARE * workers)))
+    is_quick = band * seconds <= _BAND_SECONDS
+    return max(size, band) if is_quick and band <= remaining // workers else size
 
 
 def _each(assignment: Assignment, compute: Compute) -> ComputeRange:

@@ -23,7 +23,6 @@ import os
 import pickle
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -190,7 +189,10 @@ def _pack_value(payload: Payload) -> PackedValue:
 
 def pack_exception(error: BaseException) -> PackedError:
     """Pickle an exception, if it can be, and write its traceback as text."""
-    from shmpar.pickling.exceptions import pack_error  # Why here: most workers meet no exception.
+    # Why here: most workers meet no exception.
+    import traceback
+
+    from shmpar.pickling.exceptions import pack_error
 
     summary = summarize(error)
     try:
@@ -283,7 +285,7 @@ class WorkerProcess:
             message, counter = self.backlog.popleft() if self.backlog else self._next()
             match message:
                 case protocol.RunPlan():
-                    work: Work = pickle.loads(message.body)
+                    work = Work._make(pickle.loads(message.body))
                     self.warnings.begin(run=work.run)
                     self._run(message.environment, work, open_tickets(work.tickets, counter))
                 case protocol.RunCall():
@@ -431,9 +433,7 @@ class WorkerProcess:
         """Compute chunks; return the outcome for the event that ends the work."""
         spare = assignment.ledger if work.small_outputs else None
         channel = SocketChannel(self, work.run, spare)
-        with traffic.counted():
-            exhausted = loop.work(assignment, channel)
-            moved = traffic.moved
+        exhausted, moved = traffic.counted(loop.work, assignment, channel)
         self.tasks_left -= assignment.claimed
         channel.flush()
         announced = channel.announcement and channel.announcement.pack()
@@ -603,6 +603,8 @@ def main(fd: int, life: int, number: int) -> None:
                 raise
             lost = getattr(error, "errno", None) in {errno.EBADF, errno.ENOTSOCK, errno.ESPIPE}
             if not lost:
+                import traceback
+
                 traceback.print_exception(error)
             flush_streams()
             # Why: threads of the user's code may hold up another exit.

@@ -184,10 +184,11 @@ def storer(
     plan: Plan,
     outputs: Sequence[Array | Store],
     is_tuple: bool,
-    scalars: Sequence[ScalarTarget | None] | None = None,
     written: dict[int, Array] | None = None,
-) -> StoreResult:
+) -> tuple[StoreResult, list[ScalarTarget]]:
     """Return the function that checks a chunk's result and writes it into its window.
+
+    Also the outputs that take one number per chunk.
 
     Parameters
     ----------
@@ -195,33 +196,21 @@ def storer(
         Gets the values that were written to each output outside memory, by its number.
     """
     if not outputs:
-        return _store_none
-    stores = [
-        _write_outside(plan, *pair, number, written)
-        if isinstance(pair[0], Store)
-        else _store_array(plan, *pair)
-        for number, pair in enumerate(_with_declared(plan, outputs))
-    ]
-    checked = _store_tuple(plan, stores, outputs) if is_tuple else stores[0]
-    found = scalar_targets(plan, outputs) if scalars is None else scalars
-    targets = [target for target in found if target is not None]
-    if len(targets) < len(outputs):
-        return checked
-    return _store_scalars(targets, checked) if is_tuple else _store_scalar(*targets[0], checked)
-
-
-def scalar_targets(plan: Plan, outputs: Sequence[Array | Store]) -> list[ScalarTarget | None]:
-    """Return each output that takes one number per chunk; None for another output."""
-    return [
-        None if isinstance(pair[0], Store) else _scalar_target(plan, *pair)
-        for pair in _with_declared(plan, outputs)
-    ]
-
-
-def _with_declared(plan: Plan, outputs: Sequence[Any]) -> list[tuple[Any, bool]]:
-    """Return each output, and whether its dtype was declared."""
+        return _store_none, []
+    stores, targets = list[StoreResult](), list[ScalarTarget]()
     dtypes = plan.dtypes or (None,) * len(outputs)
-    return [(out, dtype is not None) for out, dtype in zip(outputs, dtypes, strict=True)]
+    for number, (output, dtype) in enumerate(zip(outputs, dtypes, strict=True)):
+        declared = dtype is not None
+        if isinstance(output, Store):
+            stores.append(_write_outside(plan, output, declared, number, written))
+            continue
+        stores.append(_store_array(plan, output, declared))
+        if (target := _scalar_target(plan, output, declared)) is not None:
+            targets.append(target)
+    store = _store_tuple(plan, stores, outputs) if is_tuple else stores[0]
+    if len(targets) == len(outputs):
+        store = _store_scalars(targets, store) if is_tuple else _store_scalar(*targets[0], store)
+    return store, targets
 
 
 def _store_none(_chunk: int, value: Any) -> None:
@@ -468,8 +457,11 @@ def reserver(plan: Plan, outputs: Sequence[Array], share: float) -> Reserve | No
     Cost of a call: two system calls for each 2 MiB that this process has not written to before. A
     claim over chunks that an earlier run has written to costs a look.
     """
-    pairs = [(output, _shared_mapping(output)) for output in outputs]
-    parts = [_reserve_output(plan, output, found, share) for output, found in pairs if found]
+    parts = [
+        _reserve_output(plan, output, found, share)
+        for output in outputs
+        if (found := _shared_mapping(output)) is not None
+    ]
 
     def reserve(chunks: Sequence[int]) -> None:
         for part in parts:

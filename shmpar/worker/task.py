@@ -10,7 +10,6 @@ Guarantees
 
 from __future__ import annotations
 
-import json
 import threading
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -114,6 +113,8 @@ class Task:
         new = Progress(
             _number("current", current, 0), _number("total", total), (message or "")[:_MESSAGE]
         )
+        import json  # Why here: few functions report.
+
         given = [part is not None for part in (current, total, message)]
         with self._writing:
             parts = zip(given, new, self._latest, strict=True)
@@ -135,6 +136,8 @@ class Task:
 
     def read(self) -> Progress:
         """Return the latest report; call it in the process that submitted the function."""
+        import json
+
         for _ in range(_LOOKS):
             count = int(self._count[0])
             if count == 0:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,7 +70,6 @@ def crc(array: Array, start: int = 0) -> int:
     return start
 
 
-@dataclass(frozen=True, slots=True)
 class StoredChecksum:
     """Function of a chunk that returns the checksum of its windows in the outputs; 0 without one.
 
@@ -83,8 +81,8 @@ class StoredChecksum:
         The outputs.
     """
 
-    plan: Plan
-    outputs: list[Any]
+    def __init__(self, plan: Plan, outputs: list[Any]) -> None:
+        self.plan, self.outputs = plan, outputs
 
     def __call__(self, chunk: int) -> int:
         """Return the checksum of a chunk; 0 if it cannot be read."""
