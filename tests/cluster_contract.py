@@ -144,6 +144,7 @@ CALLS: dict[str, Call] = {
     "map_blocks, several": lambda p: p.map_blocks(
         lambda b: (b + 1, b > 0.5), IMAGE, chunks=(16, 9), dtype=(float, bool)
     ),
+    "map_blocks, no axes": lambda p: p.map_blocks(np.negative, np.array(3.0)),
     "map_blocks, one chunk": lambda p: p.map_blocks(np.sort, IMAGE, chunks=-1),
     "map_overlap": lambda p: p.map_overlap(smooth, IMAGE, depth=2, chunks=(16, 9)),
     **{
@@ -164,6 +165,9 @@ CALLS: dict[str, Call] = {
     ).tolist(),
     "parallel_map": lambda p: p.parallel_map(np.linalg.norm, IMAGE),
     "parallel_map, rows": lambda p: p.parallel_map(np.sort, IMAGE, axis=1),
+    "parallel_map, scalars": lambda p: p.parallel_map(
+        lambda one: str(type(one)), np.arange(5.0), dtype=object
+    ).tolist(),
     "parallel_map, items": lambda p: p.parallel_map(lambda n: [n, str(n)], range(40)),
     "parallel_map, nothing": lambda p: p.parallel_map(nothing, IMAGE),
     "apply_along_axis": lambda p: p.apply_along_axis(np.cumsum, 1, WIDE),

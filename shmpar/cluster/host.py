@@ -380,7 +380,7 @@ def placed(window: Window) -> Part:
     stored, order = window.values.shape, window.order
     room = [n + gap for n, gap in zip(stored, window.gaps, strict=True)]
     memory = new_output((*room, 1 + window.sparse), window.values.dtype)
-    where: Any = (*[slice(n) for n in stored], 0)
+    where: Any = (*[slice(n) for n in stored], 0, ...)
     inside = memory[where]
     inside[...] = window.values
     array = inside.transpose(np.argsort(order)) if order else inside

@@ -601,7 +601,8 @@ class Part:
 
     def _inside(self, key: Any) -> tuple[Any, ...]:
         """Return the index in the window of an index in the larger array."""
-        keys = tuple([one for one in (key if isinstance(key, tuple) else (key,)) if one is not ...])
+        given = key if isinstance(key, tuple) else (key,)
+        keys = tuple([one for one in given if one is not ...])
         places: list[Any] = []
         bounds = zip(keys, self.origin, self.array.shape, self.shape, strict=False)
         for one, first, length, size in bounds:
@@ -615,7 +616,8 @@ class Part:
                 fits = bool(np.all((places[-1] >= 0) & (places[-1] < length)))
             if not fits:
                 raise IndexError(f"{one} of axis {len(places) - 1} lies outside {self!r}")
-        return (*places, ...)
+        # Why only then: with an Ellipsis NumPy returns an element as an array, else as a scalar.
+        return (*places, ...) if len(keys) < len(given) else tuple(places)
 
     def __getitem__(self, key: Any) -> Any:
         return self.array[self._inside(key)]
