@@ -288,7 +288,10 @@ def test_packages_that_import_each_other(run_python: Run, tmp_path: Path) -> Non
 def test_a_reload_of_an_unchanged_module_and_state_of_workers(
     run_python: Run, tmp_path: Path
 ) -> None:
-    """A worker keeps what its functions have stored, unless the parent changes it."""
+    """A worker keeps what its functions have stored, unless the parent changes it.
+
+    That holds for a file that was edited, and for a module that no worker can import.
+    """
     (tmp_path / "helper.py").write_text(
         "import os\nmodel = None\nlimit = 1\n"
         "def use(x):\n    global model\n"
@@ -298,7 +301,7 @@ def test_a_reload_of_an_unchanged_module_and_state_of_workers(
         "def look(x):\n    return model, limit\n"
     )
     source = """
-        import helper, shmpar
+        import importlib.util, sys, helper, shmpar
         with shmpar.Pool(1) as pool:
             (first, one), (second, other) = (pool.submit(helper.use, 0).result() for _ in range(2))
             assert first == second and one == other == 1
@@ -309,8 +312,20 @@ def test_a_reload_of_an_unchanged_module_and_state_of_workers(
             assert pool.submit(helper.look, 0).result() == ("loaded", 1)
             helper.limit = 3
             assert pool.submit(helper.look, 0).result() == ("loaded", 3)
+            with open("helper.py", "a") as file:
+                file.write("# edited")
+            assert pool.submit(helper.look, 0).result() == ("loaded", 3)
+            importlib.reload(helper)
+            assert pool.submit(helper.look, 0).result() == ("loaded", 1)
             helper.model = "the parent's"
-            assert pool.submit(helper.look, 0).result() == ("the parent's", 3)
+            assert pool.submit(helper.look, 0).result() == ("the parent's", 1)
+        spec = importlib.util.spec_from_file_location("hidden", "helper.py")
+        hidden = sys.modules["hidden"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(hidden)
+        with shmpar.Pool(1, initializer=hidden.load) as pool:
+            assert pool.submit(hidden.look, 0).result() == ("loaded", 1)
+            hidden.model = "the parent's"
+            assert pool.submit(hidden.look, 0).result() == ("the parent's", 1)
         print("right")
     """
     done = run_python(source, cwd=tmp_path)

@@ -186,11 +186,15 @@ class UserModule:
         Whether an import in a worker finds this file.
     changed : set of str
         Globals that were different at any time; each pickle brings them.
+    managed : set of str
+        Those of them that the module's functions set, and nobody has set here. A worker that has
+        such a global keeps it, since it may have set another value.
     """
 
     def __init__(self, module: types.ModuleType) -> None:
         self.module, self.name = module, module.__name__
         self.changed: set[str] = set()
+        self.managed: set[str] = set()
         self.importable = False
         self._file = getattr(module, "__file__", None) or ""
         self._stamp = file_stamp(self._file)
@@ -202,6 +206,7 @@ class UserModule:
     def follow(self, former: UserModule) -> None:
         """Note that workers may have the former module of this name, which was imported before."""
         self.changed |= former.changed
+        self.managed |= former.managed
         self._edited = former._edited or former._stamp != self._stamp
 
     @functools.cached_property
@@ -242,19 +247,30 @@ class UserModule:
 
     def differs(self, name: str, value: Any) -> bool:
         """Return whether a worker has, or may have, another value of a global."""
-        if name in self.changed:
+        if name in self.changed and name not in self.managed:
             return True
-        if self.importable and not self._edited:
-            parts, first = _identity(value), self._first.get(name)
-            if first is not None and _are_same(first, parts):
-                return False
-            is_known = first is None or name in self.source.literals
-            self._first[name] = parts  # Why before: modules may import a name from each other.
-            if is_known and self.source.agrees(name, value):
-                return False
-        self._first.pop(name, None)
+        is_as_imported = self.importable and not self._edited and name not in self.changed
+        if is_as_imported or name in self.source.managed:
+            if self._is_as_first(name, value):
+                if is_as_imported:
+                    return False
+                self.managed.add(name)
+            else:
+                self.managed.discard(name)
         self.changed.add(name)
         return True
+
+    def _is_as_first(self, name: str, value: Any) -> bool:
+        """Return whether a global has the value that the file, or the first look, shows."""
+        parts, first = _identity(value), self._first.get(name)
+        if first is not None and _are_same(first, parts):
+            return True
+        is_known = first is None or name in self.source.literals
+        self._first[name] = parts  # Why before: modules may import a name from each other.
+        if is_known and self.source.agrees(name, value):
+            return True
+        self._first.pop(name, None)
+        return False
 
     def lacks(self, name: str) -> bool:
         """Return whether a worker has, or may have, a global that is missing here."""

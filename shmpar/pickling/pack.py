@@ -421,11 +421,13 @@ class _Update:
     def __init__(self, module: UserModule, names: Sequence[str]) -> None:
         self._module = module
         self._values: dict[str, Any] = {}
+        self._managed: dict[str, Any] = {}
         self._deleted = [name for name in names if name not in vars(module.module)]
         for name in names:
             value = vars(module.module).get(name, MISSING)
             if value is not MISSING and self._is_sent(name, value):
-                self._values[name] = value
+                values = self._managed if name in module.managed else self._values
+                values[name] = value
 
     def _is_sent(self, name: str, value: Any) -> bool:
         """Return False for an object that the worker's own module makes, such as a connection."""
@@ -437,7 +439,7 @@ class _Update:
     def __reduce__(self) -> tuple[Any, ...]:
         module = self._module
         where = module.name, module.attributes(), module.importable
-        return update_module, (*where, self._values, self._deleted)
+        return update_module, (*where, self._values, self._managed, self._deleted)
 
 
 class _LiveGlobals:

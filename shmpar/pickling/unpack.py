@@ -190,11 +190,17 @@ def update_module(
     attributes: dict[str, Any] | None,
     importable: bool,
     values: dict[str, Any],
+    managed: dict[str, Any],
     deleted: Sequence[str],
 ) -> None:
-    """Give globals of a module the parent's values; pickles call this function."""
+    """Give globals of a module the parent's values; pickles call this function.
+
+    Those that the module's functions manage are kept if they are there.
+    """
     found = live_globals(name, attributes, importable)
     namespaces.live[name] = found
+    for own, value in managed.items():
+        found.setdefault(own, value)
     found.update(values)
     for gone in deleted:
         found.pop(gone, None)
