@@ -107,9 +107,20 @@ def room_for(purpose: str, advice: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in NO_ROOM:
-            reason = os.strerror(error.errno or 0)
-            raise SegmentFull(f"no room for {purpose}: {reason}; {advice}") from None
+            text = f"no room for {purpose}: {lack(error.errno or 0)}; {advice}"
+            raise SegmentFull(text) from None
         raise
+
+
+def lack(number: int) -> str:
+    """Return the text of an error of `NO_ROOM`; it names the limit on the size of files.
+
+    Examples
+    --------
+    >>> lack(errno.EFBIG)
+    'File too large (ulimit -f)'
+    """
+    return os.strerror(number) + " (ulimit -f)" * (number == errno.EFBIG)
 
 
 def is_at(fd: int, path: str) -> bool:
