@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pickle
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,6 +66,24 @@ def test_messages_of_any_length_arrive(ends: Any, size: int) -> None:
     value = padded(size)
     parent.send(value)
     assert worker.receive() == (value, [])
+
+
+def test_a_message_arrives_where_sockets_have_little_memory() -> None:
+    """A message that is too long for the socket goes into memory, with its descriptors."""
+    ours, theirs = Wire.pair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    parent, worker = Wire(ours), Wire(theirs)
+    read, write = os.pipe()
+    for size in (1_000, 30_000, LIMIT):
+        parent.send(padded(size), [read])
+        value, (found,) = worker.receive()
+        assert value == padded(size)
+        assert os.path.samestat(os.fstat(found), os.fstat(read))
+        os.close(found)
+    for fd in (read, write):
+        os.close(fd)
+    parent.close()
+    worker.close()
 
 
 @pytest.mark.parametrize("size", [100, LIMIT + 1], ids=["short", "long"])

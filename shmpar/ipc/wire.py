@@ -89,8 +89,14 @@ class Wire:
     def send_packed(self, body: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a message that is pickled already, like :meth:`send`."""
         if len(body) <= _INLINE:
-            self._sendmsg(_BODY_FOLLOWS, body, descriptors)
-            return
+            try:
+                self._sendmsg(_BODY_FOLLOWS, body, descriptors)
+            except OSError as error:
+                # Why: a machine may give sockets less memory (sysctl net.core.wmem_default).
+                if error.errno != errno.EMSGSIZE:
+                    raise
+            else:
+                return
         fd = _sealed(body)
         try:
             self._sendmsg(_BODY_IN_MEMORY, len(body).to_bytes(8, "little"), [*descriptors, fd])

@@ -233,7 +233,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, AttributeError):
         return "not on this platform"
     if _is_full(error):
-        return f"full ({error.strerror})"
+        return f"full ({system.lack(error.errno or 0)})"
     return str(error)
 
 

@@ -111,8 +111,19 @@ class room_for:  # noqa: N801 - as contextlib.suppress
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
-            reason = os.strerror(error.errno or 0)
-            raise SegmentFull(f"no room for {self._purpose}: {reason}; {self._advice}") from None
+            text = f"no room for {self._purpose}: {lack(error.errno or 0)}; {self._advice}"
+            raise SegmentFull(text) from None
+
+
+def lack(number: int) -> str:
+    """Return the text of an error of `NO_ROOM`; it names the limit on the size of files.
+
+    Examples
+    --------
+    >>> lack(errno.EFBIG)
+    'File too large (ulimit -f)'
+    """
+    return os.strerror(number) + " (ulimit -f)" * (number == errno.EFBIG)
 
 
 def is_at(fd: int, path: str) -> bool:
