@@ -180,9 +180,12 @@ def explain_failure(value: Any, error: Exception) -> str:
     if isinstance(value, Function):
         function = value.call
         values = value.values
-        if isinstance(function, functools.partial) and _is_ours(function.func):  # of Pool.map
-            function = function.args[0]
-            values = tuple([one for batch in values for given in batch for one in given])
+        if isinstance(function, functools.partial) and _is_ours(function.func):
+            function = function.args[0]  # of Pool.map, whose items are tuples, or of imap
+            given = [item for batch in values for item in batch]
+            values = tuple(
+                [one for item in given for one in (item if type(item) is tuple else (item,))]
+            )
         parts: tuple[Any, ...] = (function, value.keywords, *values)
     else:
         parts = value if isinstance(value, tuple) else (value,)
