@@ -35,6 +35,8 @@ LEAST_BYTES = 64 * 1024
 BLOCK_BYTES = 1024 * 1024
 """Largest block of "auto", for functions whose temporaries should stay in the cache."""
 FEWEST_BLOCKS = 64
+REDUCED_ELEMENTS = 64
+"""Fewest elements for a partial result, so that these are a small part of the array."""
 STORE_BLOCK_BYTES = 12 * 1024 * 1024
 """Largest block of "auto" for a store: reading a piece takes longer than a cache would save."""
 FEWEST_STORE_BLOCKS = 16
@@ -85,6 +87,7 @@ class Grid:
         itemsize: int = 8,
         depth: Any = None,
         whole: Sequence[int] = (),
+        reduced: Sequence[int] = (),
         most: int = BLOCK_BYTES,
         least: int = LEAST_BYTES,
         units: Sequence[int] | None = None,
@@ -104,6 +107,9 @@ class Grid:
             halo adds along an axis.
         whole : sequence of int
             Axes that "auto" does not divide.
+        reduced : sequence of int
+            Axes along which blocks of "auto" have at least 64 elements together, since a block
+            gives one result along them.
         most, least : int
             Largest and smallest size of a block of "auto", in bytes; the smallest one prevails.
         units : sequence of int, optional
@@ -136,11 +142,15 @@ class Grid:
         reach = [sum(pair) for pair in parse_depth(0 if depth is None else depth, ndim)]
         fixed = [None if axis is None else axis.step for axis in axes]
         nbytes = whole_number(itemsize, "itemsize")
+        starts = _starts(sizes, reduced)
         if units is None:
             budget = block_bytes(sizes, max(1, nbytes), most, least)
-            lengths = _auto_lengths(sizes, fixed, nbytes, reach, budget)
+            room = budget // max(1, nbytes)
+            lengths = _auto_lengths(sizes, fixed, reach, room, starts)
         else:
-            lengths = _lengths_by_units(sizes, fixed, nbytes, reach, units, least)
+            part = prod(sizes) * nbytes // FEWEST_STORE_BLOCKS
+            room = max(least, min(STORE_BLOCK_BYTES, part)) // max(1, nbytes)
+            lengths = _lengths_by_units(sizes, fixed, reach, units, room, starts)
         found = zip(axes, sizes, lengths, strict=True)
         return cls(
             tuple([Axis.regular(n, step) if axis is None else axis for axis, n, step in found])
@@ -299,8 +309,23 @@ def block_bytes(
     return max(least, min(most, prod(shape) * itemsize // FEWEST_BLOCKS))
 
 
+def _starts(shape: Shape, reduced: Sequence[int]) -> list[int]:
+    """Return the least length of a block of "auto" along each axis, for axes that are reduced.
+
+    Examples
+    --------
+    >>> _starts((100, 7, 1000), (0, 1)), _starts((100, 7, 1000), (0, 2))
+    ([10, 7, 1], [1, 1, 64])
+    """
+    starts, need = [1] * len(shape), REDUCED_ELEMENTS
+    for k in sorted(reduced, reverse=True):
+        starts[k] = max(1, min(shape[k], need))
+        need = -(-need // starts[k])
+    return starts
+
+
 def _auto_lengths(
-    shape: Shape, fixed: Sequence[int | None], itemsize: int, reach: Shape, nbytes: int
+    shape: Shape, fixed: Sequence[int | None], reach: Shape, room: int, starts: Shape
 ) -> list[int]:
     """Choose chunk lengths, in elements, for the axes that are not fixed.
 
@@ -314,34 +339,35 @@ def _auto_lengths(
         Elements along each axis.
     fixed : sequence of int or None
         Elements of the longest chunk; None for an axis whose chunks are to be chosen.
-    itemsize : int
-        Bytes of one element.
     reach : sequence of int
         Elements that the halo adds along each axis, on both sides together.
-    nbytes : int
-        Largest size of a block, in bytes.
+    room : int
+        Largest size of a block, in elements.
+    starts : sequence of int
+        Least length of a block along each axis.
 
     Examples
     --------
-    >>> _auto_lengths((10_000, 10_000), (None, None), 8, (0, 0), 1 << 20)
+    >>> _auto_lengths((10_000, 10_000), (None, None), (0, 0), 1 << 17, (1, 1))
     [13, 10000]
-    >>> _auto_lengths((10_000, 10_000), (None, None), 8, (4, 4), 1 << 20)
+    >>> _auto_lengths((10_000, 10_000), (None, None), (4, 4), 1 << 17, (1, 1))
     [257, 500]
+    >>> _auto_lengths((10_000, 10_000), (None, None), (0, 0), 1 << 17, (64, 1))
+    [64, 2000]
     """
     free = [k for k, length in enumerate(fixed) if length is None]
-    budget = nbytes // max(1, itemsize)
     lengths = [
-        max(1, min(size, 2 * around)) if length is None else max(1, length)
-        for size, length, around in zip(shape, fixed, reach, strict=True)
+        max(start, min(size, 2 * around)) if length is None else max(1, length)
+        for size, length, around, start in zip(shape, fixed, reach, starts, strict=True)
     ]
     weights = [around if length is None else 0 for around, length in zip(reach, fixed, strict=True)]
     if fixed and fixed[-1] is None:
         # Why: longer contiguous runs make up for a few more elements that are read twice.
         weights[-1] = max(2 * weights[-1], *weights)
-    _widen(lengths, shape, weights, budget)
+    _widen(lengths, shape, weights, room)
     for k in reversed(free):
-        room = budget // prod(lengths[:k] + lengths[k + 1 :])
-        lengths[k] = max(lengths[k], min(shape[k], room))
+        left = room // prod(lengths[:k] + lengths[k + 1 :])
+        lengths[k] = max(lengths[k], min(shape[k], left))
     for k in free:
         lengths[k] = _even(shape[k], lengths[k], 2 * reach[k])
     return lengths
@@ -350,10 +376,10 @@ def _auto_lengths(
 def _lengths_by_units(
     shape: Shape,
     fixed: Sequence[int | None],
-    itemsize: int,
     reach: Shape,
     units: Shape,
-    least: int = LEAST_BYTES,
+    room: int,
+    starts: Shape,
 ) -> list[int]:
     """Choose chunk lengths that are multiples of the units of stores, for the free axes.
 
@@ -363,18 +389,15 @@ def _lengths_by_units(
 
     Examples
     --------
-    >>> _lengths_by_units((10_000, 10_000), (None, None), 4, (0, 0), (512, 512))
+    >>> _lengths_by_units((10_000, 10_000), (None, None), (0, 0), (512, 512), 3 << 20, (1, 1))
     [512, 6144]
-    >>> _lengths_by_units((10_000, 10_000), (None, None), 4, (6, 6), (512, 512))
+    >>> _lengths_by_units((10_000, 10_000), (None, None), (6, 6), (512, 512), 3 << 20, (1, 1))
     [1536, 2048]
     """
-    nbytes = prod(shape) * itemsize
-    budget = max(least, min(STORE_BLOCK_BYTES, nbytes // FEWEST_STORE_BLOCKS))
-    room = budget // max(1, itemsize)
     free = [k for k, length in enumerate(fixed) if length is None]
     lengths = [max(1, length or 1) for length in fixed]
     for k in free:
-        pieces = max(2, -(-2 * reach[k] // units[k])) if reach[k] else 1
+        pieces = max(2, -(-2 * reach[k] // units[k])) if reach[k] else -(-starts[k] // units[k])
         lengths[k] = max(1, min(shape[k], pieces * units[k]))
     growing = {k for k in free if reach[k] and lengths[k] < shape[k]}
     while growing:

@@ -168,3 +168,17 @@ def test_a_reductions_docstring_is_complete(name: str) -> None:
     listed = re.findall(r"^\**(\w+)(?: : .*)?$", described, re.MULTILINE)
     listed += re.findall(r"\w+", " ".join(re.findall(r"^\w+(?:, \w+)+", described, re.MULTILINE)))
     assert {"self", *listed} >= set(inspect.signature(getattr(shmpar.Pool, name)).parameters)
+
+
+@pytest.mark.parametrize("name", ["sum", "std", "argmax"])
+def test_partial_results_along_the_first_axis_are_few(process_pool: shmpar.Pool, name: str) -> None:
+    """Blocks of a stack of images have many of them, so that a result needs few blocks."""
+    pool, sizes = process_pool, list[int]()
+    stack = pool.array(np.random.default_rng(0).random((40, 60, 500)))
+
+    def look(*_: int) -> None:
+        sizes.append(sum(one.nbytes for one in pool.memory if one.purpose == "output"))
+
+    got = getattr(pool, name)(stack, axis=0, progress=look)
+    np.testing.assert_allclose(got, getattr(np, name)(stack, axis=0))
+    assert 0 < max(sizes) < stack.nbytes / 8
