@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import traceback
 from collections import deque
 from multiprocessing.managers import SharedMemoryManager, SyncManager
 from typing import NamedTuple
@@ -330,6 +331,26 @@ def test_a_warning_of_an_operator_names_the_line_of_the_user(shared):
     with pytest.warns(RuntimeWarning, match="invalid value") as again:
         np.sqrt(-1 - shared, out=shared)
     assert [one.filename for one in (*caught, *again)] == [__file__] * 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda a: a[99],
+        lambda a: a["x"],
+        lambda a: a.reshape(3),
+        lambda a: a + np.ones(3),
+        lambda a: np.concatenate([a, a[0]]),
+        lambda a: np.stack(Pair(a, a[0])),
+    ],
+)
+def test_the_traceback_of_an_error_of_numpy_has_no_lines_of_this_library(wrong, shared):
+    """The error is NumPy's, and its last line is the user's or NumPy's."""
+    with pytest.raises((IndexError, ValueError)) as caught:
+        wrong(shared)
+    names = [frame.filename for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert names[:2] == [__file__] * 2
+    assert not any("shmpar/arrays" in name for name in names)
 
 
 def test_methods_in_place(shared):

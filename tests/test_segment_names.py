@@ -273,6 +273,37 @@ def test_a_forked_child_removes_nothing():
     assert (done.stderr, done.returncode) == ("", 0)
 
 
+def test_a_child_that_was_forked_while_a_thread_gives_a_name_has_names():
+    """The child waits for no lock of a thread that it does not have."""
+    done = run_python("""
+        import os, signal, sys, threading, warnings
+        from shmpar.arrays import creation as sa
+        warnings.simplefilter("ignore", DeprecationWarning)
+        shared, other = sa.zeros(3), sa.zeros(3)
+        inside, forked = threading.Event(), threading.Event()
+        def wait(frame, event, _):
+            if event == "call" and frame.f_code.co_name == "remove_stale":
+                sys.setprofile(None)
+                inside.set()
+                forked.wait()
+        def give():
+            sys.setprofile(wait)
+            other.name
+        thread = threading.Thread(target=give)
+        thread.start()
+        inside.wait()
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(5)
+            os._exit(shared.name != f"/proc/{os.getpid()}/fd/{shared._handle.segment.fileno()}")
+        status = os.waitpid(pid, 0)[1]
+        forked.set()
+        thread.join()
+        print(status, shared.name == other.name)
+    """)
+    assert (done.stdout, done.stderr) == ("0 False\n", "")
+
+
 def test_a_manager_of_the_parent_refuses_in_a_forked_child():
     """The child gets an error, since nothing would release its segments."""
     done = run_python("""

@@ -34,7 +34,7 @@ from shmpar.memory.limits import ClosedOnError, open_with_retry
 from shmpar.memory.locate import locate, memory_owner
 from shmpar.memory.manager import Manager, own_manager
 from shmpar.memory.segment import Array, Location, Segment, find_segment, known_segment
-from shmpar.tracebacks import hide_frames
+from shmpar.tracebacks import delivering, hide_frames, shorten
 
 if TYPE_CHECKING:
     from multiprocessing.shared_memory import SharedMemory
@@ -375,6 +375,11 @@ class SharedArray(np.ndarray[_Shape, _DType]):
             return self.view(np.ndarray).__reduce_ex__(protocol)
         return attach, (self.address,)
 
+    def __iter__(self) -> Any:
+        # Why: NumPy's own iteration ends by an IndexError, whose traceback would be made short.
+        return map(self.__getitem__, range(len(self)))
+
+    @delivering
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """Call a function on plain views; views in its results are shared again."""
         originals: dict[int, tuple[Array, SharedArray[Any, Any]]] = {}  # by id of the plain view
@@ -461,7 +466,11 @@ def _with_views_shared(name: str) -> Callable[..., Any]:
 
     def method(self: SharedArray[Any, Any], *args: Any, **kwargs: Any) -> Any:
         plain = self.view(np.ndarray)
-        result = plain_method(plain, *args, **kwargs)
+        try:
+            result = plain_method(plain, *args, **kwargs)
+        except BaseException as error:
+            shorten(error, delivered=True)
+            raise
         return self if result is plain else _rewrap(result, self)
 
     method.__name__, method.__doc__ = name, plain_method.__doc__

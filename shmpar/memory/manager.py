@@ -173,8 +173,9 @@ class Manager:
         if segment.name is not None:
             return segment.name
         name = segment.link(self.registry)
-        with self._lock:
-            self._named[segment.key] = segment
+        if self._pid == os.getpid():  # Lock: at a fork, another thread may have held it
+            with self._lock:
+                self._named[segment.key] = segment
         return name
 
     def registry(self, *, clean: bool = True) -> names.NameRegistry:
