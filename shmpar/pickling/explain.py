@@ -180,14 +180,18 @@ def explain_failure(value: Any, error: Exception) -> str:
     if isinstance(value, Function):
         function = value.call
         values = value.values
-        if isinstance(function, functools.partial) and _is_ours(function.func):  # of Pool.map
-            function = function.args[0]
-            values = tuple([one for batch in values for given in batch for one in given])
+        if isinstance(function, functools.partial) and _is_ours(function.func):
+            function = function.args[0]  # of Pool.map, whose items are tuples, or of imap
+            given = [item for batch in values for item in batch]
+            values = tuple(
+                [one for item in given for one in (item if type(item) is tuple else (item,))]
+            )
         parts: tuple[Any, ...] = (function, value.keywords, *values)
     else:
         parts = value if isinstance(value, tuple) else (value,)
     for part in parts:
-        if (found := _find(part)) is not None:
+        # Why first: a class of Python is sent by its name, though its attributes do not pickle.
+        if pickling_error(part) is not None and (found := _find(part)) is not None:
             return f"cannot send {_name(part, function)} to a worker: {_describe(*found)}"
     for module, names in Walk().visit(function).changes.items():
         for name in names:
