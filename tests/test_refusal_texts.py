@@ -116,6 +116,28 @@ def test_an_item_of_map_is_named(pool: shmpar.Pool) -> None:
         list(pool.map(id, [LOCK], chunksize=3))
 
 
+@pytest.mark.parametrize("name", ["map_async", "starmap_async", "imap", "imap_unordered"])
+def test_parts_that_do_not_pickle_are_named(pool: shmpar.Pool, name: str) -> None:
+    """The error is that of submit, for the function and for an item, which may be no tuple."""
+    lock, single = LOCK, name != "starmap_async"
+
+    def results(func: Any, item: Any) -> list[Any]:
+        found = getattr(pool, name)(func, [item if single else (item,)])
+        return list(found.get(60) if "async" in name else found)
+
+    with pytest.raises(shmpar.PlanError, match=r"closure variable 'lock' is a _thread\.lock"):
+        results(lambda item: lock and item, 1)
+    with pytest.raises(shmpar.PlanError, match=r"cannot send an item .*lock"):
+        results(str, lock)
+    assert results(str, 1) == ["1"]
+
+
+def test_an_argument_is_blamed_and_not_a_builtin_class(pool: shmpar.Pool) -> None:
+    """The class is sent by its name, so its attributes do not matter."""
+    with pytest.raises(shmpar.PlanError, match=r"cannot send .*genexpr.*pickle 'generator'"):
+        pool.submit(list, (number for number in range(3)))
+
+
 def test_an_object_that_cannot_be_shown_is_named(pool: shmpar.Pool) -> None:
     """A repr that raises does not hide the reason."""
 

@@ -190,7 +190,8 @@ def explain_failure(value: Any, error: Exception) -> str:
     else:
         parts = value if isinstance(value, tuple) else (value,)
     for part in parts:
-        if (found := _find(part)) is not None:
+        # Why first: a class of Python is sent by its name, though its attributes do not pickle.
+        if pickling_error(part) is not None and (found := _find(part)) is not None:
             return f"cannot send {_name(part, function)} to a worker: {_describe(*found)}"
     for module, names in Walk().visit(function).changes.items():
         for name in names:
