@@ -295,6 +295,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         uses: list[tuple[str, str, Callable[[], object]]] = [
             ("zarr", "zarr", lambda: shmpar.open(str(tmp_path / "x.zarr"))),
             ("zarr", "zarr", lambda: pool.map_blocks(abs, X, out=str(tmp_path / "new.zarr"))),
+            ("fsspec", "zarr", lambda: shmpar.open("http://localhost:1/x.zarr")),
             ("h5py", "hdf5", lambda: shmpar.open(str(tmp_path / "x.h5:/x"))),
             ("tifffile", "tiff", lambda: shmpar.open(str(tmp_path / "x.tif"))),
             ("matplotlib", "plot", run.live),
@@ -302,10 +303,11 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             ("distributed", "dask", lambda: shmpar.Pool(engine="dask")),
         ]
         for name, extra, use in uses:
-            monkeypatch.setitem(sys.modules, name, None)
-            with pytest.raises(ImportError, match=rf"needs.* {name},.*shmpar\[{extra}") as caught:
-                use()
-            assert caught.value.name == name
+            with monkeypatch.context() as missing:
+                missing.setitem(sys.modules, name, None)
+                with pytest.raises(ImportError, match=rf"needs.* {name},.*shmpar\[{extra}") as one:
+                    use()
+            assert one.value.name == name
 
 
 def test_errors_of_stores_pickle() -> None:

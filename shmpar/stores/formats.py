@@ -23,7 +23,8 @@ Where = tuple[slice, ...]
 _LOOKS = 4  # along each axis of a chunk
 _BEHIND = 4  # file systems, one behind the other
 _EXTRAS = {
-    "zarr": "zarr", "h5py": "hdf5", "tifffile": "tiff", "distributed": "dask", "matplotlib": "plot",
+    "zarr": "zarr", "fsspec": "zarr", "h5py": "hdf5", "tifffile": "tiff", "distributed": "dask",
+    "matplotlib": "plot",
 }  # fmt: skip
 
 

@@ -215,7 +215,11 @@ def _opened_zarr(path: str, mode: str, how: dict[str, Any]) -> Store:
             raise MissingStore(f"there is no such zarr array: {path}", opener="zarr", where=path)
     try:
         array = formats.open_zarr(path, "", mode, how).array
-    except (StoreError, ImportError, TypeError):
+    except ImportError:
+        if "://" in path:
+            formats.library("fsspec", path)  # Why: its error names the extra.
+        raise
+    except (StoreError, TypeError):
         raise
     except Exception as error:
         raise _cannot_open(path, "zarr", error) from error
