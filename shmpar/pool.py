@@ -193,7 +193,8 @@ class Pool(Reductions, FirstGuesses, Executor):
     env : mapping of str to str, optional
         Added to the environment of worker processes, before NumPy is imported there. Other
         variables that this process changes later are sent with the next run or call; those that
-        libraries read when they are loaded, such as ``OMP_NUM_THREADS``, have no effect then.
+        libraries read when they are loaded, such as ``OMP_NUM_THREADS``, have no effect then. The
+        folders of ``PYTHONPATH`` come behind this process' ``sys.path``.
     threads_per_worker : int
         Cap on the threads of BLAS and OpenMP in each worker process. With ``engine="threads"`` it
         holds for this process while the pool is open, where threadpoolctl is installed.

@@ -13,7 +13,6 @@ Guarantees
 from __future__ import annotations
 
 import ast
-import collections
 import contextlib
 import dis
 import functools
@@ -285,7 +284,6 @@ ADDED = {"__slotnames__", "__annotations__", "__annotations_cache__"}
 _IMPLICIT = {"__new__", "__init_subclass__", "__class_getitem__"}  # become methods by themselves
 _MUTABLE = (dict, list, set)
 _CONTAINERS = (*_MUTABLE, frozenset, tuple)
-_DICTS = (dict, collections.OrderedDict, collections.defaultdict)
 PLAIN = {*SCALARS, *_CONTAINERS}
 _PASSED = {*SCALARS, types.ModuleType}  # A module's attributes are followed by their names.
 _DEFINED = (
@@ -368,26 +366,22 @@ def _plain(value: Any) -> bytes | None:
 
 
 def _identity(value: Any) -> tuple[Any, ...]:
-    """Return all objects by which a global is known to be the same as before.
-
-    Large objects are references, which keep no memory: an object has one as long as it lives.
-    """
-    if type(value) is types.FunctionType:
+    """Return all objects by which a global is known to be the same as before."""
+    kind = type(value)
+    if kind in _PASSED:
+        return (value,)
+    if kind is types.FunctionType:
         return value, value.__code__, value.__defaults__, value.__kwdefaults__
-    if isinstance(value, type):
+    if issubclass(kind, type):
         held: Mapping[str, Any] = vars(value)
         if not ADDED.isdisjoint(held):
             held = {key: one for key, one in held.items() if key not in ADDED}
         return (value, *held.values())
-    plain = _plain(value) if type(value) in _CONTAINERS else None
-    return (_reference(value) or value,) if plain is None else (plain,)
-
-
-def _reference(value: Any) -> weakref.ref[Any] | None:
-    try:
-        return weakref.ref(value)
+    plain = _plain(value) if kind in _CONTAINERS else None
+    try:  # Why: a reference keeps no memory, and is the same one as long as the object lives.
+        return (weakref.ref(value) if plain is None else plain,)
     except TypeError:
-        return None
+        return (value,)
 
 
 def _are_same(first: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
@@ -398,11 +392,6 @@ def _are_same(first: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
 
 def _is_same(first: Any, now: Any) -> bool:
     return first is now or (type(first) is bytes and type(now) is bytes and first == now)
-
-
-def _is_compared(value: Any) -> bool:
-    """Return whether a change inside a value is seen."""
-    return type(value) in _CONTAINERS or issubclass(type(value), (type, types.FunctionType))
 
 
 def own_attributes(obj: Any) -> Mapping[str, Any]:
@@ -422,21 +411,20 @@ def _held_by(obj: Any) -> Sequence[Any]:
         return obj.fget, obj.fset
     if issubclass(kind, functools.partial):
         return obj.func, obj.args, obj.keywords
-    if kind not in _CONTAINERS and kind not in _DICTS:
-        return kind, wrapped(obj), *_definitions_in(obj)
-    return list(obj.values() if kind in _DICTS else obj) if len(obj) <= _LONGEST else ()
+    if issubclass(kind, dict):
+        return kind, *(dict.values(obj) if dict.__len__(obj) <= _LONGEST else ())
+    if kind in _CONTAINERS:
+        return list(obj) if len(obj) <= _LONGEST else ()
+    return kind, wrapped(obj), *_definitions_in(obj)
 
 
 def _definitions_in(obj: Any) -> list[Any]:
-    """Return the attributes of an object that are functions or classes."""
     return [one for one in list(own_attributes(obj).values()) if issubclass(type(one), _DEFINED)]
 
 
 def wrapped(obj: Any) -> Any:
-    """Return the function that the object of a decorator holds; None if there is none.
-
-    Why not getattr alone: a class with ``__getattr__`` may have any name, or raise any error.
-    """
+    """Return the function that the object of a decorator holds; None if there is none."""
+    # Why not getattr alone: a class with `__getattr__` may have any name, or raise any error.
     if any("__wrapped__" in vars(base) for base in type(obj).__mro__):
         with contextlib.suppress(Exception):
             return obj.__wrapped__
@@ -495,10 +483,7 @@ def is_users(module: types.ModuleType) -> bool:
 
 
 def is_users_file(file: str, depth: int) -> bool:
-    """Return whether a file, so many folders below one of ``sys.path``, has a module of the user's.
-
-    A module of the user's may have the name of one of Python's.
-    """
+    """Return whether a file, at this depth below a folder of ``sys.path``, has a user's module."""
     if file.startswith(_PYTHON) or _INSTALLED.intersection(file.split(os.sep)):
         return False
     folder = file
@@ -658,15 +643,14 @@ class Walk:
         values = vars(module.module)
         value = values.get(name, MISSING)
         different = module.lacks(name) if value is MISSING else module.differs(name, value)
-        parts = _identity(value) if _is_compared(value) else None
-        reference = None if parts or type(value) is types.ModuleType else _reference(value)
-        if reference is not None:
-            self._objects.append((values, name, reference))
+        parts = _identity(value)
+        if type(parts[0]) is weakref.ref:
+            self._objects.append((values, name, parts[0]))
         else:
             self._globals.append((values, name, value))
-        if parts is not None:
+        if issubclass(type(value), (type, types.FunctionType, *_CONTAINERS)):
             self._parts.append((value, parts))
-        if not (parts and type(parts[0]) is bytes):
+        if type(parts[0]) is not bytes:
             self._ahead.append(value)
         if different:
             self.changes.setdefault(module, {})[name] = None
