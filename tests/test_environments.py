@@ -188,18 +188,6 @@ def test_paths_do_not_depend_on_the_working_directory(
     assert uv.calls("venv") == 1
 
 
-def test_a_user_without_a_home_directory(
-    uv: Uv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The error says so, and no folder of a strange name appears in the working directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "~")
-    with pytest.raises(shmpar.ShmparError, match="no home directory; pass cache="):
-        shmpar.environment(["a"])
-    assert not (tmp_path / "~").exists()
-
-
 def test_processes_and_threads_that_ask_at_once_make_one(uv: Uv, cache: Path) -> None:
     """The others wait for the file lock, and find it."""
     source = MAKE.format(cache=str(cache))

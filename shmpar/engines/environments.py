@@ -125,11 +125,6 @@ def environment(
     wanted = _wanted(requirements)
     version = _version(python)
     folder = os.path.join(_cache(cache), _digest(wanted, version))
-    if not os.path.isabs(folder):  # Why: in a container, a user may have no entry and no variable.
-        raise ShmparError(
-            "there is no folder for environments, since this user has no home directory; pass "
-            "cache=, or set the variable XDG_CACHE_HOME"
-        )
     found = os.path.join(folder, "bin", "python")
     if _is_complete(folder, found):
         return found
