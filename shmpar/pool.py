@@ -472,7 +472,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         """
         check_call("submit", fn, kwargs)
         loop, here = self._checked(), in_worker()
-        name = function_name(fn) or type(fn).__qualname__
+        name = _call_name(fn)
         shared = self.engine == "processes" and not here
         task = task_for(fn, args, kwargs, self.zeros if shared else np.zeros)
         function = Function(fn, kwargs if task is None else {**kwargs, "task": task}, args)
@@ -592,7 +592,7 @@ class Pool(Reductions, FirstGuesses, Executor):
             function = Function(call_each, {"star": star}, (fn, items, seconds))
         else:
             function = Function(fn, {}, items[0] if star else (items[0],))
-        name = function_name(fn) or type(fn).__qualname__
+        name = _call_name(fn)
         if in_worker():
             return call_here(name, function, over)
         prepared = loop.prepare_call(function)
@@ -679,6 +679,13 @@ class Pool(Reductions, FirstGuesses, Executor):
         from shmpar.report.html import render_pool
 
         return render_pool(self)
+
+
+def _call_name(fn: Callable[..., Any]) -> str:
+    """Return the name of the user's function, for errors."""
+    if isinstance(fn, partial) and fn.func in BATCHES:
+        fn = fn.args[0]
+    return function_name(fn) or type(fn).__qualname__
 
 
 def _check_random(function: Function) -> None:

@@ -213,9 +213,11 @@ def test_a_late_result_is_a_timeout(engine: str, fifo: Path) -> None:
     """result() and exception() raise TimeoutError, and the result is available later."""
     with shmpar.Pool(1, engine=engine) as pool:
         future = pool.submit(wait_for, str(fifo))
-        with pytest.raises(TimeoutError):
+        with pytest.raises(
+            TimeoutError, match=r"^<Call of wait_for at .*> is not done after 50 ms$"
+        ):
             future.result(timeout=0.05)
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError, match=r"is not done after 0 s$"):
             future.exception(timeout=0)
         assert not future.done()
         fifo.write_text("go")

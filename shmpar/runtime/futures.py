@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 
+from shmpar.display import format_seconds
 from shmpar.errors import no_attribute
 from shmpar.ipc.protocol import Logged, Warned
 from shmpar.pickling.unpack import unpack
@@ -330,12 +331,18 @@ class PoolFuture(Future[Any]):
     @delivering
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the outcome; return the result, or raise the exception."""
-        if self.resolved.wait(timeout):
-            self.issue_warnings()
+        self._await_outcome(timeout)
         try:
             return super().result(0)
         finally:
             del self  # Why: the frames of the exception would hold the future that holds it.
+
+    def _await_outcome(self, timeout: float | None) -> None:
+        if self.resolved.wait(timeout):
+            self.issue_warnings()
+        elif not super().done():
+            seconds = format_seconds(max(float(timeout or 0), 0))
+            raise TimeoutError(f"{self!r} is not done after {seconds}")
 
     # Names of multiprocessing.pool.AsyncResult
 
@@ -415,8 +422,7 @@ class PoolFuture(Future[Any]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the outcome; return the exception, None if there is none."""
         try:
-            if self.resolved.wait(timeout):
-                self.issue_warnings()
+            self._await_outcome(timeout)
         except Warning as error:  # Why: asyncio asks in a callback, which must not raise.
             return error
         return super().exception(0)
