@@ -143,23 +143,6 @@ def test_the_function_is_checked_once(any_pool: shmpar.Pool, name: str) -> None:
     assert caught[0].filename == __file__
 
 
-@pytest.mark.parametrize("name", ["map_async", "starmap_async", "imap", "imap_unordered"])
-def test_parts_that_do_not_pickle_are_named(pool: shmpar.Pool, name: str) -> None:
-    """The error is that of submit, for the function and for an item, which may be no tuple."""
-    lock = threading.Lock()
-    single = name != "starmap_async"
-
-    def results(func: Any, item: Any) -> list[Any]:
-        found = getattr(pool, name)(func, [item if single else (item,)])
-        return list(found.get(60) if "async" in name else found)
-
-    with pytest.raises(shmpar.PlanError, match="closure variable 'lock' is a _thread"):
-        results(lambda item: lock and item, 1)
-    with pytest.raises(shmpar.PlanError, match=r"cannot send an item .*lock"):
-        results(str, lock)
-    assert results(str, 1) == ["1"]
-
-
 def test_error_callbacks_get_the_exception(any_pool: shmpar.Pool) -> None:
     """The first exception in the order of the items decides."""
     told = threading.Event()
