@@ -17,7 +17,8 @@ from typing import Any
 
 import cloudpickle
 
-from shmpar.pickling.changes import SCRIPTS, Walk, own_attributes, wrapped
+from shmpar.pickling.changes import Walk, own_attributes, wrapped
+from shmpar.pickling.modules import SCRIPTS
 from shmpar.pickling.unpack import (
     make_cached,
     make_cached_property,
