@@ -36,6 +36,7 @@ from shmpar.pickling.modules import (
     is_folder,
     user_module,
 )
+from shmpar.pickling.plain import pack_plain
 
 _DEFINED = (
     types.FunctionType, type, types.MethodType, functools.partial, type(functools.lru_cache(len))
@@ -92,10 +93,10 @@ def _held_by(obj: Any) -> Sequence[Any]:
         return obj.fget, obj.fset
     if issubclass(kind, functools.partial):
         return obj.func, obj.args, obj.keywords
-    if issubclass(kind, dict):
-        return kind, *(dict.values(obj) if dict.__len__(obj) <= LONGEST else ())
-    if kind in CONTAINERS:
-        return list(obj) if len(obj) <= LONGEST else ()
+    if issubclass(kind, dict) or kind in CONTAINERS:
+        held = dict.values(obj) if issubclass(kind, dict) else obj
+        # Why the pickle: it tells sooner than a visit that there are numbers and text alone.
+        return kind, *(held if len(held) <= LONGEST and pack_plain(obj) is None else ())
     return kind, wrapped(obj), *_definitions_in(obj)
 
 

@@ -26,7 +26,10 @@ from importlib.machinery import ModuleSpec
 from operator import is_
 from typing import Any
 
+import numpy as np
+
 from shmpar.memory.system import file_stamp
+from shmpar.pickling.plain import pack_plain
 
 MISSING = object()
 SCALARS = (bool, int, float, complex, str, bytes, types.NoneType)
@@ -40,6 +43,7 @@ CONTAINERS = (*_MUTABLE, frozenset, tuple)
 PLAIN = {*SCALARS, *CONTAINERS}
 PASSED = {*SCALARS, types.ModuleType}  # A module's attributes are followed by their names.
 LONGEST = 4096  # characters, or items, of a value that is compared by its contents
+_LARGEST = 4096  # bytes of an array in a container that is compared by its contents
 _LOOK_SECONDS = 5e-5  # between two looks at a file
 
 
@@ -318,14 +322,29 @@ def _bindings(node: ast.AST) -> Iterator[str]:
             yield from _bindings(inner)
 
 
-def _plain(value: Any) -> bytes | None:
-    """Return the contents of a value of numbers and text; None for any other value."""
+def _plain(value: Any, large: list[Any] | None = None) -> bytes | None:
+    """Return the contents of a value of numbers and text; None for any other value.
+
+    Arrays in containers count by their bytes, and those in `large`, which gets them, by their ids.
+    """
     if type(value) not in PLAIN or (hasattr(value, "__len__") and len(value) > LONGEST):
         return None
     try:
+        if pack_plain(value) is None:
+            value = _without_large(value, [] if large is None else large)
         return marshal.dumps(value, 2)  # Why 2: later versions mark references.
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
+
+
+def _without_large(value: Any, large: list[Any]) -> Any:
+    kind = type(value)
+    if issubclass(kind, np.ndarray) and value.nbytes > _LARGEST:
+        large.append(value)
+        return id(value)
+    if kind is dict:
+        return {key: _without_large(one, large) for key, one in value.items()}
+    return kind([_without_large(one, large) for one in value]) if kind in {list, tuple} else value
 
 
 def identity(value: Any) -> tuple[Any, ...]:
@@ -340,9 +359,10 @@ def identity(value: Any) -> tuple[Any, ...]:
         if not ADDED.isdisjoint(held):
             held = {key: one for key, one in held.items() if key not in ADDED}
         return (value, *held.values())
-    plain = _plain(value) if kind in CONTAINERS else None
+    large: list[Any] = []
+    plain = _plain(value, large) if kind in CONTAINERS else None
     try:  # Why: a reference keeps no memory, and is the same one as long as the object lives.
-        return (weakref.ref(value) if plain is None else plain,)
+        return (weakref.ref(value),) if plain is None else (plain, *map(weakref.ref, large))
     except TypeError:
         return (value,)
 
