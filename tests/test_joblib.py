@@ -418,9 +418,8 @@ def test_threads_of_joblib_may_share_a_pool(two: shmpar.Pool) -> None:
         calls = (delayed(os.getpid)() for _ in range(6))
         return set(Parallel(n_jobs=2, backend=ShmparBackend(pool=two))(calls))
 
-    workers = set(two.map(lambda _: os.getpid(), range(20), chunksize=1))
-    for found in Parallel(n_jobs=3, backend="threading")(delayed(pids)(i) for i in range(3)):
-        assert found <= workers
+    found = Parallel(n_jobs=3, backend="threading")(delayed(pids)(i) for i in range(3))
+    assert len(set().union(*found)) <= 2
 
 
 def test_an_interrupt_in_a_call_ends_it_alone(own_workers: None) -> None:

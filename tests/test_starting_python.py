@@ -150,6 +150,7 @@ def test_workers_have_the_arguments_and_folders_of_the_parent(
 
         def prepare():
             sys.path.insert(0, initial)
+            assert sys.argv == due[0]
             np.set_printoptions(precision=2)
 
         def look():

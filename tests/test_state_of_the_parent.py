@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -80,29 +79,6 @@ def test_a_captured_environ_is_that_of_the_worker(variables: pytest.MonkeyPatch)
         variables.setenv(OTHER, "later")
         assert pool.submit(read).result() == ["pool", "later"]
         assert pool.submit(lambda: dict(environ)).result()[NAME] == "pool"
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_workers_have_the_arguments_of_the_program(
-    monkeypatch: pytest.MonkeyPatch, engine: str
-) -> None:
-    """As the processes of multiprocessing have them, also in the initializer."""
-    found = []
-    monkeypatch.setattr(sys, "argv", ["program", "first"])
-
-    def initialize() -> None:
-        sys.modules["__main__"].started_with = sys.argv.copy()  # type: ignore[attr-defined]
-
-    def read() -> list[list[str]]:
-        arguments = sys.argv.copy()
-        sys.argv.append("by the function")
-        return [arguments, vars(sys.modules["__main__"])["started_with"]]
-
-    with shmpar.Pool(1, engine=engine, initializer=initialize) as pool:
-        found.append(pool.submit(read).result())
-        monkeypatch.setattr(sys, "argv", ["program", "second"])
-        found.append(pool.submit(read).result())
-    assert found == [[["program", one], ["program", "first"]] for one in ("first", "second")]
 
 
 def test_a_plain_dict_in_place_of_the_variables(variables: pytest.MonkeyPatch) -> None:

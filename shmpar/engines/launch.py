@@ -5,7 +5,7 @@ Guarantees
 - The new process has three descriptors above 2, its socket and two for the read end of its life
   pipe, and none of the user's.
 - It imports nothing before its `sys.path` is the parent's, and numpy only after the caps on its
-  threads are in its environment. It has the parent's limit on recursion too.
+  threads are in its environment. It has the parent's `sys.argv` and limit on recursion too.
 - It never imports the parent's `__main__`.
 - All workers have the same hash of a string: the parent's if its seed is known.
 - It leads a process group, which ends with it.
@@ -58,14 +58,14 @@ gc.disable()  # the imports leave no garbage, and each look for it delays the st
 sock, number, depth, *life = map(int, sys.argv[1:])
 sys.setrecursionlimit(max(depth, sys.getrecursionlimit()))
 names = posix.read(sock, 1 << 20).decode(sys.getfilesystemencoding(), "surrogateescape")
-package, *path = names.split("\\0")
-if path: sys.path[:] = path
+package, folders, *names = names.split("\\0")
+if int(folders): sys.path[:] = names[:int(folders)]
+sys.argv = names[int(folders):]
 from importlib.util import module_from_spec, spec_from_file_location
 spec = spec_from_file_location(
     "shmpar", package + "/__init__.py", submodule_search_locations=[package])
 sys.modules["shmpar"] = module = module_from_spec(spec)
 spec.loader.exec_module(module)
-sys.argv = ["-c"]
 from shmpar.worker.parent_watch import exit_with_parent
 exit_with_parent(*life)
 from shmpar.worker.main import main
@@ -279,7 +279,8 @@ class Launcher:
                 reads.append(own(group, ours))
             write = own(_duplicate_above(max(reads), write), ours)
             path = [] if self.own_path else search_path(self.behind)
-            near.send(b"\0".join([os.fsencode(_PACKAGE), *path]))
+            names = [os.fsencode(_PACKAGE), str(len(path)).encode(), *path, *_arguments()]
+            near.send(b"\0".join(names))
             process = self._execute(sock, number, reads)
             ours.callback(process.wait)
             ours.callback(process.kill)
@@ -289,7 +290,7 @@ class Launcher:
 
     def _execute(self, sock: int, number: int, life: list[int]) -> subprocess.Popen[bytes]:
         flags = [] if self.own_path else _interpreter_flags()
-        numbers = map(str, (sock, number, sys.getrecursionlimit(), *life))
+        numbers = [str(one) for one in (sock, number, sys.getrecursionlimit(), *life)]
 
         def execute(group: int | None) -> subprocess.Popen[bytes]:
             return subprocess.Popen(
@@ -404,6 +405,15 @@ def _interpreter_flags() -> list[str]:
     flags += [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in options]
     # Why: -E and -I would ignore the seed of hashes; a worker gets none of the other variables.
     return [{"-I": "-s"}.get(flag, flag) for flag in flags if flag != "-E"]
+
+
+def _arguments() -> list[bytes]:
+    """Return ``sys.argv``, which modules and functions may read."""
+    found = []
+    for one in getattr(sys, "argv", ()):  # Why getattr: an embedded Python may have none.
+        with contextlib.suppress(TypeError, UnicodeEncodeError):  # Why: a program may change it.
+            found.append(os.fsencode(one))
+    return found
 
 
 def _pidfd(pid: int) -> int:

@@ -90,7 +90,6 @@ class State:
         self._own_path, self._behind, self._logs = own_path, behind, logs
         self._fixed = frozenset(map(os.fsencode, fixed))
         self._paths: tuple[list[str], list[bytes]] = [], []
-        self._arguments: tuple[list[Any], list[str]] = [], []
         self._filters: tuple[list[Any], list[bytes]] = [], []
         changed: dict[bytes, bytes | None] = {}
         self._variables = _variables().copy(), changed
@@ -109,11 +108,7 @@ class State:
             self._note_variables(_variables().copy())
         path = None if self._own_path else self._paths[1]
         levels = current_levels() if self._logs else None
-        given = getattr(sys, "argv", [])  # Why getattr: an embedded Python may have none.
-        if self._arguments[0] != given:
-            self._arguments = list(given), list(map(str, given))
-        filters, variables, arguments = self._filters[1], self._variables[1], self._arguments[1]
-        parts = directory, path, errors, filters, variables, arguments, None, levels
+        parts = directory, path, errors, self._filters[1], self._variables[1], None, levels
         # Why the same object: many calls that wait would hold as many copies.
         latest = self._latest
         if latest is not None and tuple.__eq__(latest, parts):

@@ -202,8 +202,7 @@ class ProcessesEngine:
         if self._initializer is not None:
             handle.attach_payload(self._initializer, attached := Attached())
             held = packing.held_keys(self._initializer)
-            state = handle.changed(self._state.current(self._launcher.interpreter))
-            message = protocol.Initialize(self._initializer.body, held, state, attached.records)
+            message = protocol.Initialize(self._initializer.body, held, attached.records)
             handle.notify(message, attached.descriptors)
 
     def restart(self) -> None:

@@ -88,8 +88,6 @@ class Environment(NamedTuple):
         The warning filters, each pickled.
     variables : dict of bytes to (bytes or None)
         The environment variables that it has changed since the pool was made; None is deleted.
-    arguments : list of str
-        Its ``sys.argv``.
     error_call : bytes or None
         The pickled callback of ``np.seterrcall``, if an error state calls it.
     log_levels : LogLevels or None
@@ -101,7 +99,6 @@ class Environment(NamedTuple):
     errors: dict[str, Any]
     filters: list[bytes]
     variables: dict[bytes, bytes | None]
-    arguments: list[str]
     error_call: bytes | None = None
     log_levels: LogLevels | None = None
 
@@ -258,7 +255,6 @@ class Initialize(NamedTuple):
 
     payload: bytes
     held: tuple[int, ...]
-    environment: Environment | None
     segments: list[SegmentRecord]
 
 

@@ -44,7 +44,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -432,15 +432,17 @@ class Loop:
         # Why here: a grace that begins in this step ends after the next wait.
         now = time.monotonic()
         self._signalled, self._calls_wait = True, False
-        # Invariant: a run begins after the events so far. A worker whose loss they tell may have a
-        # successor already, which the run would be told to have lost.
-        # Why popped: this frame, which the exception of a call made here has, holds no event then.
-        events.reverse()
-        while events:
-            self._handle(engine, events.pop())
+        # Invariant: a run that begins now is told of no worker that came or went before. A worker
+        # may have a successor already, which the run would be told to have lost.
+        begun = self._running()
+        # Why first: a function may have cancelled its run before it returned, which an event tells.
         while self._inbox:
             self._inbox.popleft()()
         self._start_workers(engine)
+        # Why popped: this frame, which the exception of a call made here has, holds no event then.
+        events.reverse()
+        while events:
+            self._handle(engine, events.pop(), begun)
         # Why the timeout: it is None if no chunk can be overdue, and no grace over, by now.
         for run in self._running() if timeout is not None else ():
             if run.execution.check_deadlines(now):
@@ -462,13 +464,13 @@ class Loop:
             waits.append(self._deadline - time.monotonic())
         return max(0.0, min(waits)) if waits else None
 
-    def _handle(self, engine: Engine, event: Event) -> None:
+    def _handle(self, engine: Engine, event: Event, begun: list[Run]) -> None:
         match event:
             case WorkerReady():
-                for run in self._running():
+                for run in self._running(begun):
                     run.execution.handle(event)
             case WorkerLost(run=None):
-                self._worker_lost(engine, event)
+                self._worker_lost(engine, event, self._running(begun))
             case CallFinished():
                 if (call := self._calls.running(event.call)) is not None:
                     call.logged = self._logs.pending()
@@ -502,8 +504,7 @@ class Loop:
         for event in unclaimed:
             future.add_warning(event)
 
-    def _worker_lost(self, engine: Engine, event: WorkerLost) -> None:
-        runs = self._running()
+    def _worker_lost(self, engine: Engine, event: WorkerLost, runs: list[Run]) -> None:
         holds = any(run.execution.holds(event) for run in runs)
         explained = holds or event.announced or event.killed_for is not None
         had_call = self._calls.worker_lost(event, innocent=explained)
@@ -524,9 +525,10 @@ class Loop:
         others = [one.execution.busy() for one in self._running() if one is not run]
         return [*engine.in_calls(), *itertools.chain.from_iterable(others)]
 
-    def _running(self) -> list[Run]:
-        """Return the runs that have begun and are not over."""
-        return [run for run in self._runs.values() if run.execution.running]
+    def _running(self, runs: Iterable[Run] | None = None) -> list[Run]:
+        """Return those of the runs, of all by default, that have begun and are not over."""
+        found = self._runs.values() if runs is None else runs
+        return [run for run in found if run.execution.running]
 
     def _start(self, run: Run, observer: Observer | None = None) -> None:
         engine, execution = self.engine, run.execution

@@ -179,7 +179,6 @@ def apply_environment(environment: Environment) -> None:
             os.chdir(environment.directory)
     if environment.path is not None:
         _path[:] = sys.path[:] = [*map(os.fsdecode, environment.path), *_own_folders]
-    sys.argv = environment.arguments.copy()
     np.seterr(**environment.errors)
     call = None if environment.error_call is None else unpack(environment.error_call)[0]
     np.seterrcall(call)
@@ -207,8 +206,6 @@ def _loaded(pickles: list[bytes]) -> Iterator[Any]:
 def has_changed(environment: Environment) -> bool:
     """Return whether a function has changed the applied environment in this process."""
     if environment.path is not None and sys.path != _path:
-        return True
-    if sys.argv != environment.arguments:
         return True
     if warnings.filters != _filters:
         return True

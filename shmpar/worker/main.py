@@ -353,7 +353,6 @@ class WorkerProcess:
 
     def _initialize(self, message: protocol.Initialize) -> None:
         try:
-            self._apply(message.environment)
             (initializer, arguments), _ = self._unpack(message.payload, self._held(message.held))
             with inside_worker(), kept_folders():
                 namespaces.run_initializer(lambda: initializer(*arguments))
