@@ -57,7 +57,7 @@ _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # the parent handles interrupts
 collects = gc.isenabled()
 gc.disable()  # the imports leave no garbage, and each look for it delays the start
 sock, number, depth, *life = map(int, sys.argv[1].split(","))
-sys.argv = sys.argv[2:]
+sys.argv = sys.argv[2:] or [""]
 sys.setrecursionlimit(max(depth, sys.getrecursionlimit()))
 names = posix.read(sock, 1 << 20).decode(sys.getfilesystemencoding(), "surrogateescape")
 package, *path = names.split("\\0")
@@ -281,20 +281,22 @@ class Launcher:
             write = own(_duplicate_above(max(reads), write), ours)
             path = [] if self.own_path else search_path(self.behind)
             near.send(b"\0".join([os.fsencode(_PACKAGE), *path]))
-            process = self._execute(sock, number, reads)
+            process = self._execute(sock, number, reads, _arguments())
             ours.callback(process.wait)
             ours.callback(process.kill)
             pidfd = _pidfd(process.pid)
             ours.pop_all()
             return Launched(process, near, (*reads, write), pidfd)
 
-    def _execute(self, sock: int, number: int, life: list[int]) -> subprocess.Popen[bytes]:
+    def _execute(
+        self, sock: int, number: int, life: list[int], arguments: list[bytes]
+    ) -> subprocess.Popen[bytes]:
         flags = [] if self.own_path else _interpreter_flags()
         numbers = ",".join(map(str, (sock, number, sys.getrecursionlimit(), *life)))
 
         def execute(group: int | None) -> subprocess.Popen[bytes]:
             return subprocess.Popen(
-                [self._python, *flags, "-P", "-c", BOOT, numbers, *_arguments()],
+                [self._python, *flags, "-P", "-c", BOOT, numbers, *arguments],
                 stdin=subprocess.DEVNULL,
                 env={**self._inherited(), **self.env, MARK: "1"},
                 pass_fds=(sock, *life),
@@ -305,6 +307,8 @@ class Launcher:
         try:
             return system.attempt("setpgid", lambda: execute(0), lambda: execute(None))
         except OSError as error:
+            if error.errno == errno.E2BIG and arguments:  # Why: this program has made them so.
+                return self._execute(sock, number, life, [])
             if error.errno not in system.NO_PROCESSES:
                 raise
             raise OSError(
