@@ -45,6 +45,7 @@ from shmpar.pickling.explain import (
     explain_failure,
     module_of,
     pickling_error,
+    reason,
     reduce_cached,
     reduce_dispatcher,
 )
@@ -173,7 +174,9 @@ def pack_result(value: Any) -> Payload:
     except (ShmparError, OSError):
         raise
     except Exception as error:
-        raise PlanError(f"a {type(value).__qualname__} does not pickle ({error})") from error
+        raise PlanError(
+            f"a {type(value).__qualname__} does not pickle ({reason(error)})"
+        ) from error
 
 
 def _pickle(
