@@ -18,7 +18,7 @@ from typing import Any
 import cloudpickle
 
 from shmpar.errors import summarize
-from shmpar.pickling.changes import Walk, own_attributes, wrapped
+from shmpar.pickling.changes import CACHED, Walk, own_attributes, wrapped
 from shmpar.pickling.modules import SCRIPTS
 from shmpar.pickling.unpack import (
     make_cached,
@@ -28,7 +28,6 @@ from shmpar.pickling.unpack import (
 )
 from shmpar.plan import Function
 
-CACHED: type = type(functools.lru_cache(len))
 DISPATCHER = functools.singledispatch(len).__code__  # type: ignore[attr-defined]
 
 _INSIDE = "create it inside the function or in the pool's initializer"

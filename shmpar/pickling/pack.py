@@ -37,9 +37,8 @@ from shmpar.memory.copying import share, share_argument
 from shmpar.memory.layout import Layout, address_of
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
-from shmpar.pickling.changes import Walk, Walks, all_names, global_names, walk_below
+from shmpar.pickling.changes import CACHED, Walk, Walks, all_names, global_names, walk_below
 from shmpar.pickling.explain import (
-    CACHED,
     DISPATCHER,
     CheckedPickler,
     explain_failure,
