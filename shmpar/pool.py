@@ -42,7 +42,7 @@ from shmpar.runtime.calls import (
     task_for,
 )
 from shmpar.runtime.calls import Call as _Call
-from shmpar.runtime.error_texts import function_name
+from shmpar.runtime.error_texts import call_name
 from shmpar.runtime.futures import surely
 from shmpar.runtime.loop import AT_ONCE, Close, Loop
 from shmpar.runtime.progress import Progress
@@ -50,7 +50,6 @@ from shmpar.runtime.run import Run, execute_here
 from shmpar.tracebacks import hide_frames
 from shmpar.verbs import Defaults, Reductions
 from shmpar.verbs.first_guesses import (
-    BATCHES,
     SPAWN,
     FirstGuesses,
     Mapped,
@@ -62,7 +61,7 @@ from shmpar.verbs.functions import held_by, warn_of_random
 from shmpar.verbs.options import parse_options
 from shmpar.verbs.other_names import check_call, names_keywords
 from shmpar.worker.environment import in_worker
-from shmpar.worker.items import call_each
+from shmpar.worker.items import BATCHES, call_each
 
 if TYPE_CHECKING:
     from shmpar.cluster.connect import Cluster
@@ -472,7 +471,7 @@ class Pool(Reductions, FirstGuesses, Executor):
         """
         check_call("submit", fn, kwargs)
         loop, here = self._checked(), in_worker()
-        name = _call_name(fn)
+        name = call_name(fn)
         shared = self.engine == "processes" and not here
         task = task_for(fn, args, kwargs, self.zeros if shared else np.zeros)
         function = Function(fn, kwargs if task is None else {**kwargs, "task": task}, args)
@@ -592,7 +591,7 @@ class Pool(Reductions, FirstGuesses, Executor):
             function = Function(call_each, {"star": star}, (fn, items, seconds))
         else:
             function = Function(fn, {}, items[0] if star else (items[0],))
-        name = _call_name(fn)
+        name = call_name(fn)
         if in_worker():
             return call_here(name, function, over)
         prepared = loop.prepare_call(function)
@@ -679,13 +678,6 @@ class Pool(Reductions, FirstGuesses, Executor):
         from shmpar.report.html import render_pool
 
         return render_pool(self)
-
-
-def _call_name(fn: Callable[..., Any]) -> str:
-    """Return the name of the user's function, for errors."""
-    if isinstance(fn, partial) and fn.func in BATCHES:
-        fn = fn.args[0]
-    return function_name(fn) or type(fn).__qualname__
 
 
 def _check_random(function: Function) -> None:

@@ -324,6 +324,26 @@ def test_values_that_are_nested_too_deeply() -> None:
         fingerprint(value)
 
 
+def test_an_object_whose_state_needs_the_stack_too() -> None:
+    """At the limit no part of a value is left out without an error."""
+
+    def state_of(node: Any, frames: int) -> dict[str, Any]:
+        return state_of(node, frames - 1) if frames else dict(vars(node))
+
+    class Node:
+        def __init__(self, rest: Any) -> None:
+            self.rest = rest
+
+        def __getstate__(self) -> dict[str, Any]:
+            return state_of(self, 10)
+
+    value: Any = None
+    for _ in range(sys.getrecursionlimit()):
+        value = Node(value)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        fingerprint(value)
+
+
 def test_cycles_end() -> None:
     """A list may contain itself, and functions may call each other."""
     loop: list[Any] = [1]

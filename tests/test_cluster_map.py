@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def test_a_dead_local_worker_costs_the_item_to_blame(executor: Executor) -> None
         calls = [pool.submit(die, item, 3) for item in range(8)]
         assert isinstance(calls.pop(3).exception(BOUND), shmpar.WorkerDied)
         assert [call.result(BOUND) for call in calls] == [0, -1, -2, -4, -5, -6, -7]
+        with pytest.raises(shmpar.WorkerDied, match=r"^submit, die: "):
+            pool.map_async(partial(die, bad=3), [3]).get(BOUND)
 
 
 @pytest.mark.parametrize(

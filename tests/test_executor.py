@@ -219,9 +219,12 @@ def test_a_late_result_is_a_timeout(engine: str, fifo: Path) -> None:
             future.result(timeout=0.05)
         with pytest.raises(TimeoutError, match=r"is not done after 0 s$"):
             future.exception(timeout=0)
+        with pytest.raises(TimeoutError) as caught:
+            pool.map_async(abs, [-1]).get(1e-6)
         assert not future.done()
         fifo.write_text("go")
         assert future.result(timeout=60) == "go"
+        assert str(caught.value).startswith("<Batches of abs at ")
 
 
 @pytest.mark.parametrize("engine", ["threads", "processes"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import operator
 import os
 import pickle
 import sys
@@ -386,9 +387,19 @@ def test_generators_in_the_arguments_cause_no_warning(backend: None) -> None:
     assert found == [np.random.RandomState(i).rand() for i in range(3)]
 
 
-def test_the_error_of_a_dead_worker_names_the_function(own_workers: None) -> None:
-    with pytest.raises(shmpar.WorkerDied, match=r"^submit, _?exit: the worker"):
-        Parallel()(delayed(os._exit)(3) for _ in range(2))
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (delayed(os._exit)(3), "_?exit"),
+        (delayed(operator.methodcaller("_exit", 3))(os), "methodcaller"),
+    ],
+)
+def test_the_error_of_a_dead_worker_names_the_function(
+    own_workers: None, call: Any, name: str
+) -> None:
+    """An object without a name has that of its class."""
+    with pytest.raises(shmpar.WorkerDied, match=f"^submit, {name}: the worker"):
+        Parallel()([call] * 2)
 
 
 def test_threads_of_joblib_start_no_workers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -45,13 +46,31 @@ def test_other_values_are_refused() -> None:
         observe(number, "map_blocks")
 
 
-@pytest.mark.parametrize("function", [lambda done: done, tqdm])
+@pytest.mark.parametrize("function", [lambda done: done, tqdm, [].append])
 def test_a_function_that_cannot_be_called_is_refused(any_pool: shmpar.Pool, function: Any) -> None:
     """The error comes before the run, and names the arguments."""
     before = any_pool.last_run
     with pytest.raises(TypeError, match=r"\(done, total\)"):
         any_pool.parallel_map(abs, [1], progress=function)
     assert any_pool.last_run is before
+
+
+def test_functions_of_any_kind_show_progress(any_pool: shmpar.Pool) -> None:
+    """A method in C has no module, and a decorator may supply further arguments."""
+    totals: dict[int, int] = {}
+    any_pool.parallel_map(abs, [1, 2], progress=totals.setdefault)
+    assert totals[2] == 2
+    seen: list[tuple[int, int, str]] = []
+
+    def show(done: int, total: int, label: str) -> None:
+        seen.append((done, total, label))
+
+    @functools.wraps(show)
+    def labelled(*counts: int) -> None:
+        show(*counts, "label")
+
+    any_pool.parallel_map(abs, [1, 2], progress=labelled)
+    assert seen[-1] == (2, 2, "label")
 
 
 def test_a_bar_counts_the_time_before_it_was_shown(capsys: Any) -> None:

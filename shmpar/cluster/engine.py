@@ -75,7 +75,7 @@ from shmpar.memory.locate import locate
 from shmpar.memory.segment import new_output
 from shmpar.pickling.pack import Payload
 from shmpar.plan import Announcement, Blocks, Function, Output, Plan, Rows
-from shmpar.runtime.error_texts import function_name
+from shmpar.runtime.error_texts import call_name
 from shmpar.stores.store import Store
 from shmpar.worker.items import call_each
 
@@ -179,7 +179,7 @@ class ClusterEngine(WithoutProcesses):
     def prepare_call(self, call: Function) -> Submitted:
         """Pickle a call."""
         payload, environment = self._pack(call), self._state.current(None)
-        name = function_name(call.values[0] if call.call is call_each else call.call)
+        name = call_name(call.values[0] if call.call is call_each else call.call)
         return Submitted(payload.body, _bytes_of(payload), environment, self._retries, name)
 
     def wake(self) -> None:

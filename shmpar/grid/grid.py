@@ -108,8 +108,8 @@ class Grid:
         whole : sequence of int
             Axes that "auto" does not divide.
         reduced : sequence of int
-            Axes along which blocks of "auto" have at least 64 elements together, since a block
-            gives one result along them.
+            Axes along which blocks of "auto" have about 64 elements or more together, since a
+            block gives one result along them.
         most, least : int
             Largest and smallest size of a block of "auto", in bytes; the smallest one prevails.
         units : sequence of int, optional

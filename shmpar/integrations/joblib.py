@@ -47,7 +47,7 @@ from shmpar.memory.copying import Copies, shared_once
 from shmpar.memory.limits import available_cpus
 from shmpar.plan import Function
 from shmpar.pool import Pool
-from shmpar.runtime.error_texts import function_name
+from shmpar.runtime.error_texts import call_name
 from shmpar.runtime.futures import Latch
 from shmpar.runtime.loop import AT_ONCE
 from shmpar.worker.environment import in_worker
@@ -127,7 +127,7 @@ def _end(pool: Pool) -> None:
 
 def _name_of(batch: Callable[[], Any]) -> str:
     """Return the name of the first function of a batch, for errors."""
-    return function_name(next(iter(getattr(batch, "items", ())), (batch,))[0])
+    return call_name(next(iter(getattr(batch, "items", ())), (batch,))[0])
 
 
 _kept = _Kept()

@@ -269,6 +269,8 @@ class _Fingerprinter:
             return
         try:
             reduced = value.__reduce_ex__(4)
+        except RecursionError:  # Why: the rest of a deep value would not count.
+            raise
         except Exception:  # noqa: BLE001 - Why: an object that does not pickle has no known state
             return
         if isinstance(reduced, str):

@@ -89,10 +89,6 @@ class Call(PoolFuture):
         self.retries = retries
         self.worker: int | None = None
 
-    def __repr__(self) -> str:
-        kind, _, state = super().__repr__().partition(" ")
-        return f"{kind} of {self.name} {state}"
-
     @property
     def progress(self) -> Progress:
         """The latest report of the function: a tuple ``(current, total, message)``.

@@ -26,6 +26,7 @@ from shmpar.errors import (
 from shmpar.ipc.protocol import ChunkFailed
 from shmpar.plan import CAST_RESULTS, Along, Blocks, Plan, ResultError, Rows, describe_region
 from shmpar.runtime.items import RunItems
+from shmpar.worker.items import BATCHES
 
 Error = TypeVar("Error")
 _READ_ONLY = "(?i)read.?only(?! (database|file|mode|store))|read-write|writ(e|)able"
@@ -164,6 +165,13 @@ def function_name(call: Any) -> str:
         return str(getattr(call, "__qualname__", None) or getattr(call, "__name__", ""))
     except Exception:  # noqa: BLE001 - the user's object may raise anything; this is for show
         return ""
+
+
+def call_name(call: Any) -> str:
+    """Return the name of a submitted function, or that of its type."""
+    if isinstance(call, partial) and call.func in BATCHES:
+        call = call.args[0]
+    return function_name(call) or type(call).__qualname__
 
 
 def _reason(error: BaseException) -> str:

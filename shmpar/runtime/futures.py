@@ -305,6 +305,8 @@ class PoolFuture(Future[Any]):
 
     Attributes
     ----------
+    name : str
+        Name of its function.
     resolved : Latch
         Set when the outcome is there.
     warned : dict or None
@@ -314,6 +316,7 @@ class PoolFuture(Future[Any]):
     """
 
     _other_names: ClassVar[Mapping[str, str]] = OTHER_NAMES
+    name: str
     warned: dict[Any, Warned] | None = None
     logged: Latch | None = None
     # Why in the class: most futures have no callback, and a program may hold a great many futures.
@@ -327,6 +330,10 @@ class PoolFuture(Future[Any]):
         self._result = self._exception = None
         self._waiters: list[Any] = []
         self.resolved = Latch()
+
+    def __repr__(self) -> str:
+        kind, _, state = super().__repr__().partition(" ")
+        return f"{kind} of {self.name} {state}"
 
     @delivering
     def result(self, timeout: float | None = None) -> Any:

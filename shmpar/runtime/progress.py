@@ -85,10 +85,12 @@ def _check_callable(function: Callable[..., object]) -> None:
     """Raise TypeError for a function that cannot be called with two numbers."""
     import inspect  # Why here: few programs pass a function.
 
-    if getattr(function, "__module__", "").partition(".")[0] == "tqdm":
+    # Why str: it is None for a method in C.
+    if str(getattr(function, "__module__", "")).partition(".")[0] == "tqdm":
         raise TypeError("progress=True shows a bar of tqdm; a function gets (done, total)")
     try:
-        signature = inspect.signature(function)
+        # Why: a decorator may supply arguments of the function beneath it.
+        signature = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):  # Why: some functions in C have none.
         return
     try:

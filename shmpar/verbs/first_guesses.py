@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Self
 from shmpar.errors import closest, no_attribute
 from shmpar.grid.axis import positive_number, whole_number
 from shmpar.memory.limits import available_cpus
+from shmpar.runtime.error_texts import call_name
 from shmpar.runtime.futures import PoolFuture
 from shmpar.runtime.loop import AT_ONCE, Loop
 from shmpar.tracebacks import delivering, hide_frames, hiding
 from shmpar.verbs.functions import held_by, signature_of, warn_of_random
 from shmpar.verbs.other_names import NO_CONTEXT, advice, check_call, names_keywords
-from shmpar.worker.environment import exit_if_forked
+from shmpar.worker.items import each, each_star
 
 P = ParamSpec("P")
 Callback = Callable[[Any], object] | None
@@ -211,7 +212,7 @@ class FirstGuesses:
         ...     pool.map_async(abs, [-1, 2, -3]).get()
         [1, 2, 3]
         """
-        return self._all("map_async", func, _each, iterable, chunksize, callback, error_callback)
+        return self._all("map_async", func, each, iterable, chunksize, callback, error_callback)
 
     @delivering
     @names_keywords
@@ -247,7 +248,7 @@ class FirstGuesses:
         error_callback: Callback = None,
     ) -> Any:
         """Return a future of the results of :meth:`starmap`, as :meth:`map_async`."""
-        return self._all("starmap", func, _each_star, iterable, chunksize, callback, error_callback)
+        return self._all("starmap", func, each_star, iterable, chunksize, callback, error_callback)
 
     def _all(  # noqa: PLR0913, PLR0917 - the arguments of a method of multiprocessing
         self,
@@ -261,7 +262,7 @@ class FirstGuesses:
     ) -> PoolFuture:
         _check_batches(method, func)
         items = list(_items(method, iterable))
-        if batch is _each_star and items and not hasattr(type(items[0]), "__iter__"):
+        if batch is each_star and items and not hasattr(type(items[0]), "__iter__"):
             raise TypeError(
                 f"{method}: an item is a {type(items[0]).__name__}, not a tuple of arguments; for "
                 "one argument write pool.map_async(f, items).get()"
@@ -269,7 +270,7 @@ class FirstGuesses:
         share = max(1, -(-len(items) // (4 * self._places())))
         size = positive_number(share if chunksize is None else chunksize, "chunksize")
         batches = [self.submit(partial(batch, func), part) for part in _batched(iter(items), size)]
-        return _with_callbacks(_Joined(batches), callback, error_callback)
+        return _with_callbacks(Batches(batches, call_name(func)), callback, error_callback)
 
     @hide_frames
     @names_keywords
@@ -313,7 +314,7 @@ class FirstGuesses:
         _check_batches("imap", func)
         items = iter(_items("imap", iterable))
         batches = _batched(items, positive_number(chunksize, "chunksize"))
-        more = map(partial(self.submit, partial(_each, func)), batches)
+        more = map(partial(self.submit, partial(each, func)), batches)
         ahead = None if isinstance(iterable, Sized) else _AHEAD * self._places()
         return _AsDone(more, ahead, ordered=ordered)
 
@@ -436,12 +437,12 @@ class Mapped:
         return True
 
 
-class _Joined(PoolFuture):
+class Batches(PoolFuture):
     """A future of the list of results of calls that return batches."""
 
-    def __init__(self, parts: list[Future[list[Any]]]) -> None:
+    def __init__(self, parts: list[Future[list[Any]]], name: str) -> None:
         super().__init__()
-        self._parts = parts
+        self._parts, self.name = parts, name
         # Why a counter: its steps are atomic, and the last of the threads that step finishes.
         self._left = itertools.count(len(parts) - 1, -1)
         for part in parts:
@@ -609,21 +610,6 @@ def _with_callbacks(future: PoolFuture, callback: Callback, error_callback: Call
     if callback is not None or error_callback is not None:
         future.add_done_callback(tell)
     return future
-
-
-def _each(func: Callable[..., Any], items: Iterable[Any]) -> list[Any]:
-    return _each_star(func, ((item,) for item in items))
-
-
-def _each_star(func: Callable[..., Any], items: Iterable[Iterable[Any]]) -> list[Any]:
-    values = []
-    for item in items:
-        values.append(func(*item))
-        exit_if_forked()  # Why here: else the child would call the function on further items.
-    return values
-
-
-BATCHES: Final = (_each, _each_star)
 
 
 def argument_tuple(name: str, owner: str, given: Any) -> tuple[Any, ...]:

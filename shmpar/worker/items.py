@@ -1,4 +1,4 @@
-"""A call over items: call the function on one item after the other, for a slice of time.
+"""Calls over items: call the function on one item after the other, also for a slice of time.
 
 Guarantees
 ----------
@@ -9,9 +9,9 @@ Guarantees
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 from shmpar.errors import ShmparError
 from shmpar.ipc.protocol import Slice
@@ -115,3 +115,21 @@ def picklable(values: Sequence[Any], pack: Callable[[Any], object]) -> Slice:
     except (ShmparError, OSError) as refused:  # of the object itself, or of a lack of memory
         error = refused
     return Slice(list(values[:number]), error)
+
+
+def each(func: Callable[..., Any], items: Iterable[Any]) -> list[Any]:
+    """Call a function on each item of a batch."""
+    return each_star(func, ((item,) for item in items))
+
+
+def each_star(func: Callable[..., Any], items: Iterable[Iterable[Any]]) -> list[Any]:
+    """Call a function on the arguments in each item of a batch."""
+    values = []
+    for item in items:
+        values.append(func(*item))
+        exit_if_forked()  # Why here: else the child would call the function on further items.
+    return values
+
+
+BATCHES: Final = (each, each_star)
+"""Their first argument is the function of the user; methods of `multiprocessing.Pool` use them."""
