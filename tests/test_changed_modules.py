@@ -516,7 +516,7 @@ def test_globals_that_are_gone_keep_no_memory(run_python: Run, tmp_path: Path) -
             assert known() is None
             helper.TABLE = [5]
             assert pool.submit(helper.use, 1).result() == 6
-            helper.TABLES[0] = numpy.full(1000, 3)
+            helper.TABLES[0] = numpy.full(100_000, 3)
             assert pool.submit(helper.use, 1).result() == 9
             helper.TABLES[0] = numpy.full(1000, 4)
             assert pool.submit(helper.use, 1).result() == 10

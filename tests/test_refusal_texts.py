@@ -132,6 +132,33 @@ def test_parts_that_do_not_pickle_are_named(pool: shmpar.Pool, name: str) -> Non
     assert results(str, 1) == ["1"]
 
 
+class Silent(Exception):
+    """An exception whose message raises."""
+
+    def __str__(self) -> str:
+        raise OSError
+
+
+class Refuses:
+    """An object that raises an error when it is pickled."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        raise self.error
+
+
+def test_the_reason_has_the_name_of_the_error(pool: shmpar.Pool) -> None:
+    """It may have no message, or one that raises."""
+    for kind in (NotImplementedError, Silent):
+        with pytest.raises(shmpar.PlanError, match=rf"does not pickle \({kind.__name__}"):
+            pool.submit(str, Refuses(kind))
+        with pytest.raises(shmpar.ChunkError, match=rf"cannot be pickled \({kind.__name__}"):
+            pool.parallel_map(lambda _, kind=kind: Refuses(kind), [1])
+    pools.drop_caches(pool)
+
+
 def test_a_partial_of_a_function_of_this_library_is_explained(pool: shmpar.Pool) -> None:
     """It need not have an argument by position."""
     with pytest.raises(shmpar.PlanError, match=r"the partial's arguments .*_thread\.lock"):

@@ -38,9 +38,8 @@ from shmpar.pickling.modules import (
 )
 from shmpar.pickling.plain import pack_plain
 
-_DEFINED = (
-    types.FunctionType, type, types.MethodType, functools.partial, type(functools.lru_cache(len))
-)  # fmt: skip
+CACHED: type = type(functools.lru_cache(len))
+_DEFINED = (types.FunctionType, type, types.MethodType, functools.partial, CACHED)
 _READS = {"LOAD_GLOBAL", "LOAD_NAME"}
 _WRITES = {"STORE_GLOBAL", "DELETE_GLOBAL"}
 

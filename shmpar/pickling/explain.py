@@ -17,7 +17,8 @@ from typing import Any
 
 import cloudpickle
 
-from shmpar.pickling.changes import Walk, own_attributes, wrapped
+from shmpar.errors import summarize
+from shmpar.pickling.changes import CACHED, Walk, own_attributes, wrapped
 from shmpar.pickling.modules import SCRIPTS
 from shmpar.pickling.unpack import (
     make_cached,
@@ -27,7 +28,6 @@ from shmpar.pickling.unpack import (
 )
 from shmpar.plan import Function
 
-CACHED: type = type(functools.lru_cache(len))
 DISPATCHER = functools.singledispatch(len).__code__  # type: ignore[attr-defined]
 
 _INSIDE = "create it inside the function or in the pool's initializer"
@@ -175,6 +175,11 @@ def pickling_error(value: Any) -> BaseException | None:
     return None
 
 
+def reason(error: object) -> str:
+    """Return the words in parentheses for an error of pickling, which may have no message."""
+    return str(error) if isinstance(error, ProcessLocal) else summarize(error)
+
+
 def explain_failure(value: Any, error: Exception) -> str:
     """Return the message for an object that does not pickle and for the error that says so."""
     function: Any = None
@@ -209,14 +214,14 @@ def explain_failure(value: Any, error: Exception) -> str:
     name = _name(failing, function)
     if isinstance(error, ProcessLocal):
         return f"cannot send {name} to a worker: it is or holds {error}"
-    return f"cannot send {name} to a worker: it does not pickle ({error})"
+    return f"cannot send {name} to a worker: it does not pickle ({reason(error)})"
 
 
 def _describe(where: str, held: Any, error: BaseException) -> str:
     kind = f"{module_of(type(held))}.{type(held).__qualname__}"
     if not isinstance(error, ProcessLocal):
         remedy = f"pass it to the verb as an array, or {_INSIDE}" if "h5py" in kind else _INSIDE
-        return f"{where} is a {kind}, which does not pickle ({error}); {remedy}"
+        return f"{where} is a {kind}, which does not pickle ({reason(error)}); {remedy}"
     if error.kind != kind:
         return f"{where} is a {kind}, which holds {error}"
     return f"{where} is a {kind}, which has a meaning in its own process alone; {error.remedy}"
@@ -228,7 +233,7 @@ def _is_along_axis(value: Any) -> bool:
 
 def _is_of_batches(function: Any) -> bool:
     """Return whether a function calls that of the user with each item of a batch."""
-    return _is_ours(function) and getattr(function, "__name__", "") in {"_each", "_each_star"}
+    return getattr(function, "__module__", None) == "shmpar.worker.items"  # a higher layer
 
 
 def _is_ours(function: Any) -> bool:

@@ -43,7 +43,7 @@ CONTAINERS = (*_MUTABLE, frozenset, tuple)
 PLAIN = {*SCALARS, *CONTAINERS}
 PASSED = {*SCALARS, types.ModuleType}  # A module's attributes are followed by their names.
 LONGEST = 4096  # characters, or items, of a value that is compared by its contents
-_LARGEST = 4096  # bytes of an array in a container that is compared by its contents
+_LARGEST = 64 * 1024  # bytes of an array in a container that is compared by its contents
 _LOOK_SECONDS = 5e-5  # between two looks at a file
 
 

@@ -37,14 +37,14 @@ from shmpar.memory.copying import share, share_argument
 from shmpar.memory.layout import Layout, address_of
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
-from shmpar.pickling.changes import Walk, Walks, all_names, global_names, walk_below
+from shmpar.pickling.changes import CACHED, Walk, Walks, all_names, global_names, walk_below
 from shmpar.pickling.explain import (
-    CACHED,
     DISPATCHER,
     CheckedPickler,
     explain_failure,
     module_of,
     pickling_error,
+    reason,
     reduce_cached,
     reduce_dispatcher,
 )
@@ -173,7 +173,9 @@ def pack_result(value: Any) -> Payload:
     except (ShmparError, OSError):
         raise
     except Exception as error:
-        raise PlanError(f"a {type(value).__qualname__} does not pickle ({error})") from error
+        raise PlanError(
+            f"a {type(value).__qualname__} does not pickle ({reason(error)})"
+        ) from error
 
 
 def _pickle(

@@ -166,7 +166,8 @@ _error_call: list[Any] = [None]  # the callback of np.seterrcall() that was appl
 
 def keep_folders(before: Sequence[str]) -> None:
     """Keep the folders that `sys.path` has beside these, behind those of the parent."""
-    _own_folders[:] = [one for one in sys.path if one not in before]
+    new = [one for one in sys.path if type(one) is str and one not in before]
+    _own_folders[:] = map(os.path.abspath, new)  # Why: calls have another working directory
 
 
 def apply_environment(environment: Environment) -> None:

@@ -155,10 +155,12 @@ def _pack_result(value: Any) -> Payload:
     try:
         return pack_result(value)
     except PlanError as error:
-        name = type(value).__qualname__
-        reason = error.__cause__
-        message = f"the function returned a {name}, which cannot be pickled ({reason})"
-        raise ResultError(message) from error
+        from shmpar.pickling.explain import reason
+
+        name, why = type(value).__qualname__, reason(error.__cause__ or error)
+        raise ResultError(
+            f"the function returned a {name}, which cannot be pickled ({why})"
+        ) from error
 
 
 def _pack_outcome(value: Any, *, is_list: bool) -> Payload:
