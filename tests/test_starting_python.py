@@ -171,6 +171,16 @@ def test_workers_have_the_arguments_and_folders_of_the_parent(
     check(run_python(source, "one", "--", "", flags=flags, cwd=tmp_path), "")
 
 
+def test_more_arguments_than_a_message_holds(run_python: Run) -> None:
+    """A program may be given the paths of all files in a folder."""
+    source = """
+        import sys, shmpar
+        with shmpar.Pool(1) as pool:
+            print(pool.submit(lambda: sys.argv).result() == sys.argv)
+    """
+    check(run_python(source, *["x" * 100_000] * 3), "True\n")
+
+
 def test_a_program_that_does_not_know_its_interpreter(run_python: Run) -> None:
     """The error names the remedy, which may be relative to the directory of the moment."""
     source = """

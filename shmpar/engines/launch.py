@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping
 from shmpar.engines.engine import Exit
 from shmpar.engines.packing import search_path
 from shmpar.errors import PlanError
-from shmpar.ipc.wire import Wire
+from shmpar.ipc.wire import Wire, sealed
 from shmpar.memory import limits, system
 from shmpar.pickling.pack import Interpreter
 from shmpar.worker.environment import MARK
@@ -55,9 +55,10 @@ BOOT = """
 import sys, posix, gc, _signal
 _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # the parent handles interrupts
 gc.disable()  # the imports leave no garbage, and each look for it delays the start
-sock, number, depth, *life = map(int, sys.argv[1:])
+sock, source, number, depth, *life = map(int, sys.argv[1:])
 sys.setrecursionlimit(max(depth, sys.getrecursionlimit()))
-names = posix.read(sock, 1 << 20).decode(sys.getfilesystemencoding(), "surrogateescape")
+names = posix.read(source, 1 << 24).decode(sys.getfilesystemencoding(), "surrogateescape")
+if source != sock: posix.close(source)
 package, folders, *names = names.split("\\0")
 if int(folders): sys.path[:] = names[:int(folders)]
 sys.argv = names[int(folders):]
@@ -279,25 +280,34 @@ class Launcher:
                 reads.append(own(group, ours))
             write = own(_duplicate_above(max(reads), write), ours)
             path = [] if self.own_path else search_path(self.behind)
-            names = [os.fsencode(_PACKAGE), str(len(path)).encode(), *path, *_arguments()]
-            near.send(b"\0".join(names))
-            process = self._execute(sock, number, reads)
+            parts = [os.fsencode(_PACKAGE), str(len(path)).encode(), *path, *_arguments()]
+            source, names = sock, b"\0".join(parts)
+            try:
+                near.send(names)
+            except OSError as error:
+                if error.errno != errno.EMSGSIZE:
+                    raise
+                # Why: the arguments may be the paths of all files in a folder.
+                source = own(sealed(names), theirs)
+            process = self._execute((sock, source), number, reads)
             ours.callback(process.wait)
             ours.callback(process.kill)
             pidfd = _pidfd(process.pid)
             ours.pop_all()
             return Launched(process, near, (*reads, write), pidfd)
 
-    def _execute(self, sock: int, number: int, life: list[int]) -> subprocess.Popen[bytes]:
+    def _execute(
+        self, ends: tuple[int, int], number: int, life: list[int]
+    ) -> subprocess.Popen[bytes]:
         flags = [] if self.own_path else _interpreter_flags()
-        numbers = [str(one) for one in (sock, number, sys.getrecursionlimit(), *life)]
+        numbers = [str(one) for one in (*ends, number, sys.getrecursionlimit(), *life)]
 
         def execute(group: int | None) -> subprocess.Popen[bytes]:
             return subprocess.Popen(
                 [self._python, *flags, "-P", "-c", BOOT, *numbers],
                 stdin=subprocess.DEVNULL,
                 env={**self._inherited(), **self.env, MARK: "1"},
-                pass_fds=(sock, *life),
+                pass_fds=(*ends, *life),
                 process_group=group,
             )
 
