@@ -353,6 +353,12 @@ def test_the_traceback_of_an_error_of_numpy_has_no_lines_of_this_library(wrong, 
     assert not any("shmpar/arrays" in name for name in names)
 
 
+def test_an_array_without_axes_is_not_iterable():
+    """The error is that of NumPy."""
+    with pytest.raises(TypeError, match="iteration over a 0-d array"):
+        list(sa.zeros(()))
+
+
 def test_methods_in_place(shared):
     """sort, fill, put and item assignment reach the views of other processes."""
     other = attach(shared.address)

@@ -500,19 +500,26 @@ def test_a_module_that_is_imported_again(run_python: Run, tmp_path: Path) -> Non
 def test_globals_that_are_gone_keep_no_memory(run_python: Run, tmp_path: Path) -> None:
     """An object that a module has replaced is released, also if no call follows."""
     (tmp_path / "helper.py").write_text(
-        "import numpy as np\nTABLE = np.ones(3)\ndef use(x): return x + TABLE[0]\n"
+        "import numpy as np\nTABLE = np.ones(3)\nTABLES = [np.zeros(3_000_000)]\n"
+        "def use(x): return x + TABLE[0] + TABLES[0][0]\n"
     )
     source = """
-        import gc, helper, shmpar, weakref
+        import gc, helper, numpy, shmpar, tracemalloc, weakref
         with shmpar.Pool(1) as pool:
+            tracemalloc.start()
             for _ in range(2):
                 assert pool.submit(helper.use, 1).result() == 2
+            assert tracemalloc.get_traced_memory()[1] < helper.TABLES[0].nbytes / 4
             known = weakref.ref(helper.TABLE)
             helper.TABLE = None
             gc.collect()
             assert known() is None
             helper.TABLE = [5]
             assert pool.submit(helper.use, 1).result() == 6
+            helper.TABLES[0] = numpy.full(1000, 3)
+            assert pool.submit(helper.use, 1).result() == 9
+            helper.TABLES[0] = numpy.full(1000, 4)
+            assert pool.submit(helper.use, 1).result() == 10
     """
     done = run_python(source, cwd=tmp_path)
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)

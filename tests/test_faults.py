@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import os
 import random
@@ -378,16 +379,24 @@ def test_a_chunk_that_takes_too_long_is_a_timeout(mortal_pool: shmpar.Pool) -> N
 
 
 def test_an_initializer_that_fails_fails_each_run() -> None:
-    """On each engine, the cause of the error is that of the initializer."""
+    """On each engine, the cause of the error is that of the initializer, whatever its class is."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Odd(Exception):
+        reason: str
+
+        def __repr__(self) -> str:
+            raise ValueError
 
     def fails() -> None:
-        raise OSError("no licence")
+        raise Odd("no licence")
 
     for engine in ("threads", "processes"):
         with shmpar.Pool(1, engine=engine, initializer=fails) as pool:
             for _ in range(2):
-                with pytest.raises(BrokenExecutor, match="no licence"):
+                with pytest.raises(BrokenExecutor, match="Odd: no licence") as caught:
                     pool.parallel_map(abs, range(3))
+                assert type(caught.value.__cause__).__name__ == "Odd"
             pool._last_run = None
 
 

@@ -17,6 +17,7 @@ import pytest
 import shmpar
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, create
+from shmpar.pickling import changes
 from shmpar.pickling import unpack as unpack_module
 from shmpar.pickling.pack import LARGE, Interpreter, Payload, pack
 from shmpar.pickling.unpack import Namespaces, unpack
@@ -129,6 +130,21 @@ class TestFunctions:
         assert sent(notebook.use)() == ("loaded", 1)
         notebook.other, notebook.model = 2, "the parent's"
         assert sent(notebook.use)() == ("loaded", 2)
+
+    def test_numbers_in_containers_are_not_looked_at_one_by_one(self) -> None:
+        """A table that a function has captured takes few steps beside its pickle."""
+        table, calls = [[0.5] * 9 for _ in range(1000)], list[str]()
+
+        def count(frame: types.FrameType, event: str, _: object) -> None:
+            if event == "call" and frame.f_code.co_filename == changes.__file__:
+                calls.append(frame.f_code.co_name)
+
+        sys.setprofile(count)
+        try:
+            pack(lambda row: table[row])
+        finally:
+            sys.setprofile(None)
+        assert 0 < len(calls) < len(table)
 
     def test_functions_call_each_other(self, notebook: Notebook) -> None:
         """Recursion works, and so do functions that only another function uses."""

@@ -132,6 +132,12 @@ def test_parts_that_do_not_pickle_are_named(pool: shmpar.Pool, name: str) -> Non
     assert results(str, 1) == ["1"]
 
 
+def test_a_partial_of_a_function_of_this_library_is_explained(pool: shmpar.Pool) -> None:
+    """It need not have an argument by position."""
+    with pytest.raises(shmpar.PlanError, match=r"the partial's arguments .*_thread\.lock"):
+        pool.submit(functools.partial(shmpar.zeros, dtype=LOCK), 3)
+
+
 def test_an_argument_is_blamed_and_not_a_builtin_class(pool: shmpar.Pool) -> None:
     """The class is sent by its name, so its attributes do not matter."""
     with pytest.raises(shmpar.PlanError, match=r"cannot send .*genexpr.*pickle 'generator'"):

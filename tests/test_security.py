@@ -16,7 +16,7 @@ import pytest
 import shmpar
 from shmpar.arrays import attach
 from shmpar.ipc.tickets import _counter_file
-from shmpar.ipc.wire import Wire, sealed
+from shmpar.ipc.wire import Wire, _sealed
 from shmpar.memory import allocate
 from tests.interpreters import ROOT, run_python
 
@@ -46,7 +46,7 @@ def counter_in_memory() -> int:
 
 
 @pytest.mark.parametrize(
-    "make", [_counter_file, counter_in_memory, lambda: sealed(b"body")],
+    "make", [_counter_file, counter_in_memory, lambda: _sealed(b"body")],
     ids=["tickets", "tickets-elsewhere", "message"],
 )  # fmt: skip
 def test_only_the_user_can_open_files_for_workers(make: Any) -> None:

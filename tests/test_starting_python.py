@@ -11,7 +11,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from tests.interpreters import interpreter
+from tests.interpreters import ROOT, interpreter
 
 Run = Callable[..., CompletedProcess[str]]
 
@@ -145,6 +145,7 @@ def test_workers_have_the_arguments_and_folders_of_the_parent(
         import of_early
         variable, initial = map(os.path.abspath, ("variable", "initial"))
         sys.setrecursionlimit(4321)
+        sys.argv += [None, "\\0"]  # a program may do so, and no process can be given these
         os.umask(0o027)
         os.chdir("elsewhere")
 
@@ -160,25 +161,31 @@ def test_workers_have_the_arguments_and_folders_of_the_parent(
                 of_early.name(), of_variable.name(), of_initial.name(), str(np.array([1.23456])),
             )
 
-        due = ["-c", "one", "--", ""], 4321, {"int_max_str_digits": "640"}, 0o027
+        arguments = ["-c", "one", "--", "", *["x" * 100] * 4_000]
+        due = arguments, 4321, {"int_max_str_digits": "640"}, 0o027
         env = {"PYTHONPATH": os.path.join("..", "variable")}
         with shmpar.Pool(1, env=env, initializer=prepare) as pool:
             for _ in range(2):
                 found = pool.submit(look).result()
                 assert found == (*due, "early", "variable", "initial", "[1.23]"), found
+            sys.argv.append("x" * 200_000)  # more than a process can be given
+            pool.restart()
+            assert pool.submit(look).result()[0] == [""]
     """
     flags = ["-X", "int_max_str_digits=640"]
-    check(run_python(source, "one", "--", "", flags=flags, cwd=tmp_path), "")
+    arguments = "one", "--", "", *["x" * 100] * 4_000  # as the names of files, by ``*.tif``
+    check(run_python(source, *arguments, flags=flags, cwd=tmp_path), "")
 
 
-def test_more_arguments_than_a_message_holds(run_python: Run) -> None:
-    """A program may be given the paths of all files in a folder."""
-    source = """
-        import sys, shmpar
-        with shmpar.Pool(1) as pool:
-            print(pool.submit(lambda: sys.argv).result() == sys.argv)
-    """
-    check(run_python(source, *["x" * 100_000] * 3), "True\n")
+def test_a_worker_looks_for_garbage_unless_its_interpreter_does_not(
+    run_python: Run, tmp_path: Path
+) -> None:
+    """The start of a worker has no such look, and leaves the choice of a ``sitecustomize``."""
+    (tmp_path / "sitecustomize.py").write_text("import gc; gc.disable()")
+    source = "import gc, shmpar; print(shmpar.Pool(1).submit(gc.isenabled).result())"
+    check(run_python(source), "True\n")
+    path = os.pathsep.join([str(tmp_path), ROOT])
+    check(run_python(source, env={"PYTHONPATH": path}), "False\n")
 
 
 def test_a_program_that_does_not_know_its_interpreter(run_python: Run) -> None:

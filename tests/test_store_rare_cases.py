@@ -237,7 +237,8 @@ def test_a_failed_run_leaves_its_file_closed(any_pool: shmpar.Pool, tmp_path: Pa
     with pytest.raises(shmpar.ChunkError, match="division by zero") as caught:
         any_pool.map_blocks(lambda block: 1 / 0, shmpar.open(f"{path}:/x"))
     assert caught.value.run is not None
-    pools.drop_caches(any_pool)  # Why: a thread may have begun to open it
+    pools.drop_caches(any_pool)  # Why: a thread, or a worker, may have begun to open it
+    pools.wait_for_workers(any_pool)
     with h5py.File(path, "r+") as file:
         file["x"][0, 0] = 7
 

@@ -154,7 +154,7 @@ def test_a_message_that_lost_descriptors_is_an_error() -> None:
 
 def test_a_long_message_lies_in_memory_that_cannot_change() -> None:
     """A holder of its descriptor can neither write to it nor truncate it."""
-    fd = wires.sealed(b"body")
+    fd = wires._sealed(b"body")
     for change in (lambda: os.pwrite(fd, b"x", 0), lambda: os.ftruncate(fd, 1)):
         with pytest.raises(PermissionError):
             change()

@@ -187,8 +187,8 @@ class Handle:
         """Return the lock of the array, which is the same one for all views."""
         if self._lock is None:
             self._check_open()
-            # Why: the lock refers to the segment alone; a cycle would keep the array until the
-            # next garbage collection.
+            # Why: the lock refers to no array; a cycle would keep the array until the next garbage
+            # collection.
             reopen = functools.partial(_reopen, self.segment)
             view = functools.partial(_empty_view, self.segment, self.manager, self.start)
             self._lock = lock_of(self.segment.identity(), self.start, reopen, view)
@@ -376,6 +376,8 @@ class SharedArray(np.ndarray[_Shape, _DType]):
         return attach, (self.address,)
 
     def __iter__(self) -> Any:
+        if not self.ndim:
+            return iter(self.view(np.ndarray))  # an error
         # Why: NumPy's own iteration ends by an IndexError, whose traceback would be made short.
         return map(self.__getitem__, range(len(self)))
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping
 from shmpar.engines.engine import Exit
 from shmpar.engines.packing import search_path
 from shmpar.errors import PlanError
-from shmpar.ipc.wire import Wire, sealed
+from shmpar.ipc.wire import Wire
 from shmpar.memory import limits, system
 from shmpar.pickling.pack import Interpreter
 from shmpar.worker.environment import MARK
@@ -54,14 +54,14 @@ _DRAWN_SEED = str(int.from_bytes(os.urandom(4), "little") or 1)
 BOOT = """
 import sys, posix, gc, _signal
 _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # the parent handles interrupts
+collects = gc.isenabled()
 gc.disable()  # the imports leave no garbage, and each look for it delays the start
-sock, source, number, depth, *life = map(int, sys.argv[1:])
+sock, number, depth, *life = map(int, sys.argv[1].split(","))
+sys.argv = sys.argv[2:] or [""]
 sys.setrecursionlimit(max(depth, sys.getrecursionlimit()))
-names = posix.read(source, 1 << 24).decode(sys.getfilesystemencoding(), "surrogateescape")
-if source != sock: posix.close(source)
-package, folders, *names = names.split("\\0")
-if int(folders): sys.path[:] = names[:int(folders)]
-sys.argv = names[int(folders):]
+names = posix.read(sock, 1 << 20).decode(sys.getfilesystemencoding(), "surrogateescape")
+package, *path = names.split("\\0")
+if path: sys.path[:] = path
 from importlib.util import module_from_spec, spec_from_file_location
 spec = spec_from_file_location(
     "shmpar", package + "/__init__.py", submodule_search_locations=[package])
@@ -70,7 +70,7 @@ spec.loader.exec_module(module)
 from shmpar.worker.parent_watch import exit_with_parent
 exit_with_parent(*life)
 from shmpar.worker.main import main
-gc.enable()
+if collects: gc.enable()
 main(sock, life[0], number)
 """
 """First lines of a worker. It runs the parent's own copy of this package, so that both ends speak
@@ -280,16 +280,8 @@ class Launcher:
                 reads.append(own(group, ours))
             write = own(_duplicate_above(max(reads), write), ours)
             path = [] if self.own_path else search_path(self.behind)
-            parts = [os.fsencode(_PACKAGE), str(len(path)).encode(), *path, *_arguments()]
-            source, names = sock, b"\0".join(parts)
-            try:
-                near.send(names)
-            except OSError as error:
-                if error.errno != errno.EMSGSIZE:
-                    raise
-                # Why: the arguments may be the paths of all files in a folder.
-                source = own(sealed(names), theirs)
-            process = self._execute((sock, source), number, reads)
+            near.send(b"\0".join([os.fsencode(_PACKAGE), *path]))
+            process = self._execute(sock, number, reads, _arguments())
             ours.callback(process.wait)
             ours.callback(process.kill)
             pidfd = _pidfd(process.pid)
@@ -297,17 +289,17 @@ class Launcher:
             return Launched(process, near, (*reads, write), pidfd)
 
     def _execute(
-        self, ends: tuple[int, int], number: int, life: list[int]
+        self, sock: int, number: int, life: list[int], arguments: list[bytes]
     ) -> subprocess.Popen[bytes]:
         flags = [] if self.own_path else _interpreter_flags()
-        numbers = [str(one) for one in (*ends, number, sys.getrecursionlimit(), *life)]
+        numbers = ",".join(map(str, (sock, number, sys.getrecursionlimit(), *life)))
 
         def execute(group: int | None) -> subprocess.Popen[bytes]:
             return subprocess.Popen(
-                [self._python, *flags, "-P", "-c", BOOT, *numbers],
+                [self._python, *flags, "-P", "-c", BOOT, numbers, *arguments],
                 stdin=subprocess.DEVNULL,
                 env={**self._inherited(), **self.env, MARK: "1"},
-                pass_fds=(*ends, *life),
+                pass_fds=(sock, *life),
                 process_group=group,
             )
 
@@ -315,6 +307,8 @@ class Launcher:
         try:
             return system.attempt("setpgid", lambda: execute(0), lambda: execute(None))
         except OSError as error:
+            if error.errno == errno.E2BIG and arguments:  # Why: this program has made them so.
+                return self._execute(sock, number, life, [])
             if error.errno not in system.NO_PROCESSES:
                 raise
             raise OSError(
@@ -418,12 +412,15 @@ def _interpreter_flags() -> list[str]:
 
 
 def _arguments() -> list[bytes]:
-    """Return ``sys.argv``, which modules and functions may read."""
+    """Return ``sys.argv``, which modules and functions may read.
+
+    Why on the command line: it takes as many file names as that of this process.
+    """
     found = []
     for one in getattr(sys, "argv", ()):  # Why getattr: an embedded Python may have none.
         with contextlib.suppress(TypeError, UnicodeEncodeError):  # Why: a program may change it.
             found.append(os.fsencode(one))
-    return found
+    return [one for one in found if b"\0" not in one]
 
 
 def _pidfd(pid: int) -> int:

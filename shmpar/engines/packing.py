@@ -477,10 +477,8 @@ _CORRECT_PICKLE = "correct how its class is pickled (__reduce__, __setstate__)"
 
 def _not_loaded(cause: BaseException) -> ResultError:
     """Return the error of a chunk whose result does not unpickle in this process."""
-    reason = type(cause).__name__
-    with contextlib.suppress(BaseException):  # Why: __str__ may be the user's code.
-        reason += f": {cause}"
-    failed = ResultError(f"{_NOT_LOADED} ({reason}); {_CORRECT_PICKLE}, or return plain values")
+    reason = f"{_NOT_LOADED} ({summarize(cause)})"
+    failed = ResultError(f"{reason}; {_CORRECT_PICKLE}, or return plain values")
     failed.__cause__ = cause
     return failed
 
@@ -522,6 +520,6 @@ class InitializerError(ShmparError, BrokenExecutor):
 
 def initializer_failed(cause: BaseException) -> InitializerError:
     """Return the error of a pool whose initializer raised."""
-    failed = InitializerError(f"the pool's initializer failed: {cause!r}")
+    failed = InitializerError(f"the pool's initializer failed: {summarize(cause)}")
     failed.__cause__ = cause
     return failed

@@ -385,7 +385,7 @@ class ProcessesEngine:
         return events
 
     def _until_due(self, timeout: float | None) -> float | None:
-        """Send the messages that wait; return the time until this engine has more to do."""
+        """Send messages, kill late workers; return the seconds until there is more to do."""
         waits = [] if timeout is None else [timeout]
         for handle in self._handles.values():
             if handle.outbox:

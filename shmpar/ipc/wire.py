@@ -97,7 +97,7 @@ class Wire:
                     raise
             else:
                 return
-        fd = sealed(body)
+        fd = _sealed(body)
         try:
             self._sendmsg(_BODY_IN_MEMORY, len(body).to_bytes(8, "little"), [*descriptors, fd])
         finally:
@@ -177,7 +177,7 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return found.tolist()
 
 
-def sealed(body: bytes) -> int:
+def _sealed(body: bytes) -> int:
     """Open a memory file that holds `body` and can never change, or a file that can."""
     return system.attempt("seals", lambda: _sealed_file(body), lambda: _plain_file(body))
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import cloudpickle
 
-from shmpar.pickling.changes import SCRIPTS, Walk, own_attributes, wrapped
+from shmpar.pickling.changes import Walk, own_attributes, wrapped
+from shmpar.pickling.modules import SCRIPTS
 from shmpar.pickling.unpack import (
     make_cached,
     make_cached_property,
@@ -180,8 +181,8 @@ def explain_failure(value: Any, error: Exception) -> str:
     if isinstance(value, Function):
         function = value.call
         values = value.values
-        if isinstance(function, functools.partial) and _is_ours(function.func):
-            function = function.args[0]  # of Pool.map, whose items are tuples, or of imap
+        if isinstance(function, functools.partial) and _is_of_batches(function.func):
+            function = function.args[0]  # an item may be a tuple of arguments
             given = [item for batch in values for item in batch]
             values = tuple(
                 [one for item in given for one in (item if type(item) is tuple else (item,))]
@@ -223,6 +224,11 @@ def _describe(where: str, held: Any, error: BaseException) -> str:
 
 def _is_along_axis(value: Any) -> bool:
     return _is_ours(type(value)) and hasattr(value, "func1d")
+
+
+def _is_of_batches(function: Any) -> bool:
+    """Return whether a function calls that of the user with each item of a batch."""
+    return _is_ours(function) and getattr(function, "__name__", "") in {"_each", "_each_star"}
 
 
 def _is_ours(function: Any) -> bool:

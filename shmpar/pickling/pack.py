@@ -37,20 +37,7 @@ from shmpar.memory.copying import share, share_argument
 from shmpar.memory.layout import Layout, address_of
 from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment
-from shmpar.pickling.changes import (
-    MISSING,
-    MODULE_NAMES,
-    PLAIN,
-    SCALARS,
-    SCRIPTS,
-    UserModule,
-    Walk,
-    Walks,
-    all_names,
-    global_names,
-    user_module,
-    walk_below,
-)
+from shmpar.pickling.changes import Walk, Walks, all_names, global_names, walk_below
 from shmpar.pickling.explain import (
     CACHED,
     DISPATCHER,
@@ -60,6 +47,15 @@ from shmpar.pickling.explain import (
     pickling_error,
     reduce_cached,
     reduce_dispatcher,
+)
+from shmpar.pickling.modules import (
+    MISSING,
+    MODULE_NAMES,
+    PLAIN,
+    SCALARS,
+    SCRIPTS,
+    UserModule,
+    user_module,
 )
 from shmpar.pickling.plain import is_plain
 from shmpar.pickling.unpack import (

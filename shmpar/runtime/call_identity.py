@@ -32,18 +32,16 @@ from typing import Any
 import numpy as np
 
 from shmpar.arrays import SharedArray
-from shmpar.pickling.changes import (
+from shmpar.pickling.changes import all_names, own_attributes, wrapped
+from shmpar.pickling.explain import DISPATCHER
+from shmpar.pickling.modules import (
     ADDED,
     SCRIPTS,
-    all_names,
     code_objects,
     is_folder,
     is_users,
     is_users_file,
-    own_attributes,
-    wrapped,
 )
-from shmpar.pickling.explain import DISPATCHER
 from shmpar.plan import Function, Plan
 from shmpar.stores.store import Part, Store
 from shmpar.worker.verify import crc

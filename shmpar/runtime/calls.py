@@ -6,8 +6,9 @@ Guarantees
   is free, so no call waits behind another that may be waiting for it.
 - A worker that has a plan of a run may get a call behind it. That is withdrawn as soon as
   another worker has nothing to do.
-- A call whose worker died is made again, as often as it may be; any other outcome is final. A call
-  that the worker had not begun is innocent.
+- A call whose worker died is made again, as often as it may be. A call that the worker had not
+  begun is innocent. A call over items whose worker died, or whose results do not unpickle, becomes
+  a call of each item. Any other outcome is final.
 - A call that waits at a worker can be cancelled: the pool thread withdraws it.
 - A call over items ends after its slice of time; the items that are left are calls of their own.
 """

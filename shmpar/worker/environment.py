@@ -22,7 +22,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import FrameType
 from typing import Any, Protocol
@@ -164,11 +164,8 @@ _filters: list[Any] = []
 _error_call: list[Any] = [None]  # the callback of np.seterrcall() that was applied last
 
 
-@contextlib.contextmanager
-def kept_folders() -> Iterator[None]:
-    """Keep the folders that the block adds to ``sys.path``, behind those of the parent."""
-    before = sys.path.copy()
-    yield
+def keep_folders(before: Sequence[str]) -> None:
+    """Keep the folders that `sys.path` has beside these, behind those of the parent."""
     _own_folders[:] = [one for one in sys.path if one not in before]
 
 

@@ -62,7 +62,7 @@ from shmpar.worker.environment import (
     flush_streams,
     has_changed,
     inside_worker,
-    kept_folders,
+    keep_folders,
 )
 from shmpar.worker.items import call_each, picklable
 
@@ -354,8 +354,10 @@ class WorkerProcess:
     def _initialize(self, message: protocol.Initialize) -> None:
         try:
             (initializer, arguments), _ = self._unpack(message.payload, self._held(message.held))
-            with inside_worker(), kept_folders():
+            before = sys.path.copy()
+            with inside_worker():
                 namespaces.run_initializer(lambda: initializer(*arguments))
+            keep_folders(before)
             exit_if_forked()
         except BaseException as error:  # noqa: BLE001 - the parent reports it
             exit_if_forked(error)
