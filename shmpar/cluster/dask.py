@@ -321,9 +321,8 @@ class DaskTransport:
     ) -> None:
         try:
             value = await self._ask(token, host, work, head)
-            if (
-                isinstance(value, Missing) and value.part == "head"
-            ):  # Why: it drops a head that it has not used for long.
+            # Why: it drops a head that it has not used for long.
+            if isinstance(value, Missing) and value.part == "head":
                 self._drop_heads(lambda key: key == (work.run, host))  # type: ignore[union-attr]
                 value = await self._ask(token, host, work, head)
             answer = Answer(token, value, None)
