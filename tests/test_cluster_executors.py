@@ -158,12 +158,16 @@ def test_a_dead_local_worker_is_replaced_by_its_host(
 def test_a_timeout_is_that_of_a_chunk(own_cluster: shmpar.Pool) -> None:
     """A span may take longer than `task_timeout`, its chunks may not."""
 
-    def work(row: np.ndarray) -> float:
-        time.sleep(60 if row[0] == 5 else 0.05)
-        return float(row[0])
+    def work(item: str) -> str:
+        time.sleep(60 if item == "five" else 0.05)
+        return item
 
-    with pytest.raises(shmpar.TaskTimeout, match=r"chunk 5 .*task_timeout=1 s"):
-        own_cluster.parallel_map(work, np.arange(8.0)[:, None], task_timeout=1, retries=0)
+    items = ["some", "more", "five", "items"]
+    with pytest.raises(
+        shmpar.TaskTimeout, match=r"item 2 \('five'\): .*task_timeout=1 s"
+    ) as caught:
+        own_cluster.parallel_map(work, items, task_timeout=1, retries=0)
+    assert (caught.value.chunk, caught.value.item) == (2, "five")
 
 
 def test_a_cancelled_run_ends_and_can_be_resumed(cluster: shmpar.Pool, tmp_path: Path) -> None:

@@ -435,3 +435,18 @@ def test_auto_by_example(shape, itemsize, depth, block):
     """Bands of rows to stream, tiles for a halo, frames for a halo in the plane."""
     cell = Grid.cut(shape, "auto", itemsize=itemsize, depth=depth).core(0)
     assert tuple(part.stop for part in cell) == block
+
+
+@pytest.mark.parametrize(
+    ("chunks", "units", "most"),
+    [
+        ("auto", (1, 4096, 4096), 4),
+        ("auto", (1, 512, 512), 64),
+        (("auto", -1, -1), None, 4),
+    ],
+)
+def test_blocks_of_a_reduction_are_small_beside_large_units(chunks, units, most):
+    """Units, or chunks, that are whole planes leave many blocks for the workers."""
+    grid = Grid.cut((200, 4096, 4096), chunks, itemsize=4, units=units, reduced=(0,))
+    assert longest(grid)[0] <= most
+    assert grid.size >= 50

@@ -232,6 +232,19 @@ def test_the_thread_that_wants_the_result_shows_the_warnings(
         assert set(seen) == {threading.current_thread()}
 
 
+def test_a_look_at_a_run_leaves_its_warnings(process_pool: shmpar.Pool) -> None:
+    """A debugger shows the run, and the result issues the warnings later."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        run = process_pool.map_blocks(noisy, X, chunks=20, wait=False)
+        wait([run])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert repr(run) == "<shmpar.Run: map_blocks(noisy), done, 2 of 2 chunks>"
+        with pytest.warns(Unusual):
+            run.result()
+
+
 def test_many_different_warnings_are_bounded() -> None:
     """Worker processes send a bounded number, each one once."""
 

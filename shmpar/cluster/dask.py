@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from distributed import Client, Future, Security
 from distributed.client import _wait
-from distributed.comm.addressing import parse_host_port
+from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.registry import get_backend
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.protocol import to_serialize
@@ -321,9 +321,8 @@ class DaskTransport:
     ) -> None:
         try:
             value = await self._ask(token, host, work, head)
-            if (
-                isinstance(value, Missing) and value.part == "head"
-            ):  # Why: it drops a head that it has not used for long.
+            # Why: it drops a head that it has not used for long.
+            if isinstance(value, Missing) and value.part == "head":
                 self._drop_heads(lambda key: key == (work.run, host))  # type: ignore[union-attr]
                 value = await self._ask(token, host, work, head)
             answer = Answer(token, value, None)
@@ -586,12 +585,12 @@ def inspect(address: str) -> list[HostFacts]:
         If there is none.
     """
     # Why first: a client that cannot be made takes 20 seconds to end, and prints an error.
-    scheme, _, place = address.partition("://")
+    scheme, place = parse_address(address)
     get_backend(scheme)
     parse_host_port(place)
     if scheme == "tls" and Security().get_connection_args("client")["ssl_context"] is None:
         raise ValueError("tls:// needs certificates: set distributed.comm.tls in Dask's settings")
-    warn_if_open(address)
+    warn_if_open(f"{scheme}://{place}")
     found = []
     with Client(address, set_as_default=False, timeout=_CLOSE_SECONDS) as client:
         workers = client.scheduler_info(n_workers=-1)["workers"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from math import isqrt, prod
 from operator import index as as_int
 from reprlib import repr as brief
 from typing import Any, TypeAlias
@@ -40,6 +40,7 @@ REDUCED_ELEMENTS = 64
 STORE_BLOCK_BYTES = 12 * 1024 * 1024
 """Largest block of "auto" for a store: reading a piece takes longer than a cache would save."""
 FEWEST_STORE_BLOCKS = 16
+_BLOCKS_AT_A_TIME = 16  # of workers
 
 _REMEDY = 'pass a positive int, -1 or None for the whole axis, "auto", or a tuple of lengths'
 
@@ -109,7 +110,7 @@ class Grid:
             Axes that "auto" does not divide.
         reduced : sequence of int
             Axes along which blocks of "auto" have about 64 elements or more together, since a
-            block gives one result along them.
+            block gives one result along them; fewer if they would make it far too large.
         most, least : int
             Largest and smallest size of a block of "auto", in bytes; the smallest one prevails.
         units : sequence of int, optional
@@ -142,14 +143,16 @@ class Grid:
         reach = [sum(pair) for pair in parse_depth(0 if depth is None else depth, ndim)]
         fixed = [None if axis is None else axis.step for axis in axes]
         nbytes = whole_number(itemsize, "itemsize")
-        starts = _starts(sizes, reduced)
         if units is None:
             budget = block_bytes(sizes, max(1, nbytes), most, least)
-            room = budget // max(1, nbytes)
-            lengths = _auto_lengths(sizes, fixed, reach, room, starts)
         else:
             part = prod(sizes) * nbytes // FEWEST_STORE_BLOCKS
-            room = max(least, min(STORE_BLOCK_BYTES, part)) // max(1, nbytes)
+            budget = max(least, min(STORE_BLOCK_BYTES, part))
+        room = budget // max(1, nbytes)
+        starts = _starts(sizes, fixed, units or [1] * ndim, reduced, room)
+        if units is None:
+            lengths = _auto_lengths(sizes, fixed, reach, room, starts)
+        else:
             lengths = _lengths_by_units(sizes, fixed, reach, units, room, starts)
         found = zip(axes, sizes, lengths, strict=True)
         return cls(
@@ -309,17 +312,28 @@ def block_bytes(
     return max(least, min(most, prod(shape) * itemsize // FEWEST_BLOCKS))
 
 
-def _starts(shape: Shape, reduced: Sequence[int]) -> list[int]:
+def _starts(
+    shape: Shape, fixed: Sequence[int | None], units: Shape, reduced: Sequence[int], room: int
+) -> list[int]:
     """Return the least length of a block of "auto" along each axis, for axes that are reduced.
+
+    Fewer elements than 64 are enough if they take more than the room of a block, as those of a
+    store whose units are whole planes.
 
     Examples
     --------
-    >>> _starts((100, 7, 1000), (0, 1)), _starts((100, 7, 1000), (0, 2))
-    ([10, 7, 1], [1, 1, 64])
+    >>> _starts((100, 7, 1000), [None] * 3, (1, 1, 1), (0, 1), 1 << 17)
+    [10, 7, 1]
+    >>> _starts((1600, 4096, 4096), [None] * 3, (1, 4096, 4096), (0,), 1 << 20)
+    [10, 1, 1]
     """
-    starts, need = [1] * len(shape), REDUCED_ELEMENTS
+    others = [min(shape[k], fixed[k] or units[k]) for k in range(len(shape)) if k not in reduced]
+    # Why the root: then the partial results take no more memory than the blocks of some workers.
+    enough = isqrt(prod([shape[k] for k in reduced]) // _BLOCKS_AT_A_TIME)
+    need = min(REDUCED_ELEMENTS, max(enough, room // max(1, prod(others))))
+    starts = [1] * len(shape)
     for k in sorted(reduced, reverse=True):
-        starts[k] = max(1, min(shape[k], need))
+        starts[k] = max(1, fixed[k] or min(shape[k], need))
         need = -(-need // starts[k])
     return starts
 

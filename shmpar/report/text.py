@@ -37,9 +37,7 @@ _BLOCK_OVERHEAD, _ITEM_OVERHEAD = 3e-6, 0.5e-6  # seconds per chunk
 _TARGET_SECONDS = 1e-3  # duration of a chunk that makes this overhead negligible
 _CHUNKS_PER_WORKER = 4  # enough to balance uneven chunks
 _MEMORY_BOUND = 0.6  # share of the bandwidth; Why: page tables and write-allocate take the rest
-_MOST_MEMORY = (
-    1.25  # share of the bandwidth; Why: beyond, the function has not read all from memory
-)
+_MOST_MEMORY = 1.25  # the same; Why: beyond, the function has not read all from memory
 _MIN_START_SECONDS = 0.01
 _LATE = 0.2  # share of the run's time before a late item starts
 _MIN_COPIED = 1 << 20  # bytes
@@ -100,10 +98,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
     if read + written >= LARGE and report.complete:
         rate, bandwidth = format_rate(report.gb_per_second), format_rate(report.ceiling)
         # Why: a function may read a part of its blocks, or read the same data from a cache.
-        more = report.gb_per_second > report.ceiling
-        found["data"] += (
-            f"; {rate}{', more than the' if more else ' of'} {bandwidth} memory bandwidth"
-        )
+        of = ", more than the" if report.gb_per_second > report.ceiling else " of"
+        found["data"] += f"; {rate}{of} {bandwidth} memory bandwidth"
     if report.store_read or report.store_written:
         found["stores"] = _stores(report)
     if report.array_bytes:

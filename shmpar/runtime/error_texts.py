@@ -90,12 +90,25 @@ def _about_chunk(
     items: RunItems | None,
     **more: Any,
 ) -> Error:
-    region = plan.region(chunk)
-    if items is None:
-        place = f"chunk {chunk} at {describe_region(region)}"
-    else:
-        place, more["item"] = items.describe(chunk), items[chunk]
+    if items is not None:
+        more["item"] = items[chunk]
+    place, region = _place(plan, chunk, items), plan.region(chunk)
     return kind(f"{plan.verb}, {place}{text}", chunk=chunk, region=region, run=run, **more)
+
+
+def _place(plan: Plan, chunk: int, items: RunItems | None) -> str:
+    if items is not None:
+        return items.describe(chunk)
+    return f"chunk {chunk} at {describe_region(plan.region(chunk))}"
+
+
+def complete(error: ShmparError, plan: Plan, chunk: int, run: Any, items: RunItems | None) -> None:
+    """Give the error of a host its run, and its item, of which the host knows the number alone."""
+    changed: Any = error
+    changed.run = run
+    if items is not None:
+        text = str(error).replace(_place(plan, chunk, None), _place(plan, chunk, items), 1)
+        changed.args, changed.item = (text,), items[chunk]
 
 
 def call_died(name: str, end: Exit) -> WorkerDied:

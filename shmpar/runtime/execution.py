@@ -403,7 +403,7 @@ class Execution:
         if event.chunk not in self.errors:
             if event.final:  # Why: a host has made it the error of this run.
                 error = event.error
-                error.run = self.run
+                error_texts.complete(error, self.plan, event.chunk, self.run, self.items)
             else:
                 error = error_texts.chunk_error(self.plan, event, self.run, self.items)
             self._add_error(event.chunk, error)

@@ -152,7 +152,8 @@ class Run(PoolFuture):
         if execution.was_filled:
             were = "was" if len(execution.errors) == 1 else "were"
             return f"done, {failed} failed and {were} filled"
-        if super().exception(0) is None:
+        # Why not its own method: that issues the warnings, for the thread that wants the result.
+        if Future.exception(self, 0) is None:
             return "done"
         return f"failed in {failed}" if execution.errors else "failed"
 

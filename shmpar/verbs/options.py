@@ -396,7 +396,8 @@ class _SharedText:
 
     {reduction_cost}
     Cost: one pass over the array. The partial results are as large as the result, times the chunks
-    along the reduced axes; "auto" gives each of them about 64 elements or more, or all.
+    along the reduced axes; "auto" gives each of them about 64 elements or more, or all. If the
+    units of a store are large, it gives them fewer.
 
     {extreme}
 
