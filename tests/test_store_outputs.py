@@ -176,6 +176,30 @@ def test_an_array_at_the_path_is_written_into(serial, made, zarr, tmp_path):
         serial.map_blocks(half, X, chunks=20, out=tmp_path / "group.zarr")
 
 
+def test_a_new_array_has_few_units_per_chunk(serial, tmp_path):
+    """Lengths without a common divisor along two axes would make very many units."""
+    path, y = tmp_path / "x.zarr", np.ones((151, 151), "u1")
+    with pytest.raises(ValueError, match="more than 1,000 pieces per chunk"):
+        serial.map_blocks(np.negative, y, chunks=((50, 51, 50),) * 2, out=path)
+    assert not path.exists()
+    assert serial.map_blocks(np.negative, y, chunks=((60, 60, 31),) * 2, out=path).chunks == (
+        60,
+        60,
+    )
+
+
+def test_auto_follows_the_units_of_two_outputs(serial, made):
+    """A common multiple that is longer than an axis is the whole axis, and counts as that."""
+    x = np.zeros((400, 400))
+    one, two = (
+        made(name, shape=x.shape, dtype="f8", chunks=chunks)
+        for name, chunks in (("a", (97, 89)), ("b", (101, 103)))
+    )
+    serial.map_blocks(lambda b: (b + 1, b + 2), x, out=(one, two))
+    assert (one[...] == 1).all()
+    assert (two[...] == 2).all()
+
+
 # Refused outputs
 
 
@@ -194,6 +218,11 @@ def refusals(zarr, tmp_path):
     yield shmpar.open(tmp_path / "r.zarr"), ValueError, "read-only; open it with mode='r\\+'"
     yield zarr.open_group(tmp_path / "g.zarr", mode="w"), TypeError, "pass an array of it"
     yield tmp_path / "no" / "x.zarr", ValueError, "its folder does not exist"
+    zarr.create_array(tmp_path / "t.zarr", shape=X.shape, chunks=(20, 20), dtype=str)
+    yield tmp_path / "t.zarr", TypeError, "which workers cannot write"
+    (tmp_path / "broken.zarr").mkdir()
+    (tmp_path / "broken.zarr" / "zarr.json").write_text("{")
+    yield tmp_path / "broken.zarr", ValueError, "JSONDecodeError"
     (tmp_path / "file.zarr").write_text("no folder")
     yield tmp_path / "file.zarr", ValueError, "is a file"
     file = h5py.File(tmp_path / "x.h5", "w")

@@ -120,6 +120,7 @@ def test_opening_by_path(tmp_path: Path) -> None:
     folder = str(tmp_path)
     np.save(tmp_path / "x.npy", X)
     assert isinstance(shmpar.open(tmp_path / "x.npy"), np.memmap)
+    (tmp_path / "y.NPY").symlink_to("x.npy")
     group = zarr.create_group(f"{folder}/g.zarr")
     group.create_array("0", shape=X.shape, chunks=(5, 4), dtype=X.dtype)[...] = X
     with zarr.storage.ZipStore(f"{folder}/z.zip", mode="w") as packed:
@@ -127,8 +128,11 @@ def test_opening_by_path(tmp_path: Path) -> None:
     tifffile.imwrite(f"{folder}/u.tif", X)
     assert isinstance(shmpar.open(f"{folder}/u.tif"), np.memmap)
     tifffile.imwrite(f"{folder}/p.tif", np.stack([X, X + 1]), compression="zlib")
-    for where in ("x.npy", "g.zarr/0", "z.zip", "u.tif"):
+    for where in ("x.npy", "y.NPY", "g.zarr/0", "z.zip", "u.tif"):
         np.testing.assert_array_equal(shmpar.open(f"{folder}/{where}")[...], X)
+    np.testing.assert_array_equal(shmpar.open(os.fsencode(f"{folder}/x.npy")), X)
+    with pytest.raises(ValueError, match="by a URL only zarr arrays are opened"):
+        shmpar.open("s3://bucket/x.h5:/data")
     np.testing.assert_array_equal(shmpar.open(f"{folder}/p.tif")[1], X + 1)
     with h5py.File(f"{folder}/a.h5", "w") as file:
         file["run/c"] = X

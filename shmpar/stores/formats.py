@@ -40,6 +40,15 @@ def library(name: str, purpose: str) -> ModuleType:
         ) from error
 
 
+def absolute(path: Any) -> str:
+    """Return the whole path of a file, as the system finds it from this folder.
+
+    Why not ``abspath`` alone: a folder may be a link, and ``..`` leads to the one above its target.
+    """
+    text: str = os.fspath(path)
+    return os.path.realpath(text) if ".." in text.split(os.sep) else os.path.abspath(text)
+
+
 # zarr
 
 
@@ -127,7 +136,10 @@ def _shows_values(array: Any, where: Any, value: Any) -> bool:
 
 
 def _metadata_file(array: Any) -> str | None:
-    root = getattr(innermost(array.store), "root", None)
+    store = innermost(array.store)
+    system = getattr(store, "fs", None)
+    local = "file" in _names(getattr(system, "sync_fs", system))
+    root = store.path if local else getattr(store, "root", None)
     if root is None:
         return None
     name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"  # noqa: PLR2004
@@ -179,10 +191,14 @@ def _protocols(store: Any) -> set[str]:
     """Return the names of the file system of a zarr store, and of those behind it."""
     system, names = getattr(store, "fs", None), set[str]()
     for _ in range(_BEHIND):  # Why: a folder or a cache of a file system holds that one.
-        protocol = getattr(system, "protocol", ())
-        names.update((protocol,) if isinstance(protocol, str) else protocol)
+        names.update(_names(system))
         system = getattr(system, "sync_fs", None) or getattr(system, "fs", None)
     return names
+
+
+def _names(system: Any) -> tuple[str, ...]:
+    protocol = getattr(system, "protocol", ())
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
 def place_of_zarr(array: Any) -> str:
@@ -262,6 +278,15 @@ def is_open_at(file: Any, path: str) -> bool:
         return os.path.exists(name) and os.path.samefile(name, path)
 
 
+def path_of_hdf5(file: Any) -> str:
+    """Return the whole path of an open file, also where the program works in another folder now."""
+    path = absolute(file.filename)
+    if not is_open_at(file.id, path):
+        with contextlib.suppress(OSError, ValueError, RuntimeError, NotImplementedError, TypeError):
+            return os.readlink(f"/proc/self/fd/{file.id.get_vfd_handle()}")
+    return path
+
+
 def open_hdf5(path: str, name: str, options: Any = None) -> Hdf5Array:
     """Open a dataset of an HDF5 file for reading, without the lock of the file."""
     h5py = library("h5py", path)
@@ -307,7 +332,8 @@ def _dataset(file: Any, name: str, path: str) -> Any:
             f"{path} has no dataset {name}; it has {names or 'none'}", opener="hdf5", where=path
         ) from error
     if not hasattr(found, "shape"):
-        names = ", ".join(f"{name.rstrip('/')}/{one}" for one in sorted(found)[:10])
+        within = sorted(found) if hasattr(found, "keys") else ()  # Why: or it is a type with a name
+        names = ", ".join(f"{name.rstrip('/')}/{one}" for one in within[:10])
         raise StoreError(
             f"{path}:{name} is a group, not a dataset; it has {names or 'none'}",
             opener="hdf5", where=f"{path}:{name}",
@@ -350,7 +376,7 @@ def mapped_hdf5(dataset: Any, mode: str = "r") -> Array | None:
     offset = place_of_hdf5(dataset)
     if offset is None:
         return None
-    path = dataset.file.filename
+    path = path_of_hdf5(dataset.file)
     same_process_file(path)
     if os.path.getsize(path) < offset + dataset.nbytes:
         raise StoreError(

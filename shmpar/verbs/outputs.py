@@ -18,7 +18,7 @@ from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.memory.locate import locate
 from shmpar.plan import Announcement, Argument, Blocks, InBlocks, Output, Plan, Rows, Whole
 from shmpar.runtime.outputs import Given, NewFile, NpyFile
-from shmpar.stores.store import Store
+from shmpar.stores.store import Store, has_axes_of
 from shmpar.stores.targets import Target, ZarrPath, find_target, is_same_store
 from shmpar.stores.units import check_one_writer
 from shmpar.verbs.arguments import Inputs
@@ -223,7 +223,7 @@ def _is_in_place(verb: str, given: Sequence[Given], arrays: Sequence[Any], allow
     ValueError
         If an output shares memory otherwise with an input, or with another output.
     """
-    files = [one.path for one in given if isinstance(one, NewFile)]
+    files = [os.path.realpath(one.path) for one in given if isinstance(one, NewFile)]
     if len(set(files)) < len(files):
         raise ValueError(f"{verb}: two outputs are one file")
     found = _is_store_in_place(verb, given, arrays, allowed)
@@ -248,19 +248,20 @@ def _is_store_in_place(
     verb: str, given: Sequence[Given], arrays: Sequence[Any], allowed: bool
 ) -> bool:
     """Return whether an output is the store of an input; raise ``ValueError`` if that is wrong."""
-    outputs = [one for one in given if isinstance(one, Store)]
+    outputs = [one for one in given if isinstance(one, Store | np.ndarray)]
     found = False
     for number, output in enumerate(outputs):
+        where = getattr(output, "where", f"shape {output.shape}")
         if any(is_same_store(output, other) for other in outputs[:number]):
-            raise ValueError(f"{verb}: two outputs are one store ({output.where})")
+            raise ValueError(f"{verb}: two outputs are one store ({where})")
         for array in arrays:
-            if not isinstance(array, Store) or not is_same_store(output, array):
+            if not is_same_store(output, array):
                 continue
             found = True
-            if not (allowed and output.has_axes_of(array)):
+            if not (allowed and has_axes_of(output, array)):
                 raise ValueError(
-                    f"{verb}: out= ({output.where}) is the store of an input, so chunks would read "
-                    "the results of others; pass another output"
+                    f"{verb}: out= ({where}) is the store of an input, so chunks would read the "
+                    "results of others; pass another output"
                 )
     return found
 
