@@ -72,11 +72,13 @@ def test_wrong_indices(tmp_path: Path, key: Any) -> None:
 def test_a_store_is_no_array(tmp_path: Path) -> None:
     """Neither arithmetic nor NumPy's functions read a store as a whole."""
     store = wrap(store_formats.zarr3(str(tmp_path), X, (5, 4)))
-    for use in (np.asarray, np.sin, lambda s: s + 1, lambda s: np.ones(3) * s, np.sum):
+    equal: Any = lambda s: np.array_equal(s, X)
+    for use in (np.asarray, np.sin, lambda s: s + 1, lambda s: np.ones(3) * s, np.sum, equal):
         with pytest.raises(TypeError):
             use(store)
     with pytest.raises(TypeError, match=r"write store\[\.\.\.\] for an array of 1,564 bytes"):
         np.array(store)
+    assert (np.shape(store), np.ndim(store), np.size(store)) == (X.shape, 2, X.size)
 
 
 @pytest.mark.parametrize(("name", "unit"), [

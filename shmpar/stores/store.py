@@ -256,6 +256,12 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
             f"for an array of {self.nbytes:,} bytes"
         )
 
+    def __array_function__(self, func: Any, _types: Any, args: Any, kwargs: Any) -> Any:
+        """Refuse NumPy's functions: some would take the error of a conversion for "not equal"."""
+        if func in {np.shape, np.ndim, np.size}:
+            return func.__wrapped__(*args, **kwargs)
+        return self.__array__()
+
     def __array_ufunc__(self, ufunc: Any, *_: Any, **__: Any) -> NoReturn:
         """Refuse: NumPy's operators and functions must not read the array as a whole."""
         name = f"np.{ufunc.__name__}"
