@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import importlib
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +108,26 @@ def test_the_output_is_an_input_that_was_opened_otherwise(
         with pytest.raises(ValueError, match="is the store of an input"):
             serial.map_overlap(lambda w: w, given, depth=1, chunks=3, out=out)
     np.testing.assert_array_equal(out[...], X)
+
+
+def test_a_folder_of_a_file_system(serial: shmpar.Pool, tmp_path: Path) -> None:
+    """Two folders of one name in different folders are different arrays; one by two ways is not."""
+    from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+    from fsspec.implementations.dirfs import DirFileSystem
+    from fsspec.implementations.local import LocalFileSystem
+
+    def within(name: str, mode: Any) -> Any:
+        local = AsyncFileSystemWrapper(LocalFileSystem(auto_mkdir=True), asynchronous=True)
+        system = DirFileSystem(str(tmp_path / name), local, asynchronous=True)
+        store = zarr.storage.FsspecStore(system, path="x.zarr", read_only=mode == "r")
+        return zarr.open_array(store, mode=mode)
+
+    first, second = stored(tmp_path / "a" / "x.zarr"), stored(tmp_path / "b" / "x.zarr", X * 0)
+    how: dict[str, Any] = {"depth": 1, "chunks": (3, 8)}
+    serial.map_overlap(lambda w: w, within("a", "r"), out=within("b", "r+"), **how)
+    np.testing.assert_array_equal(second[...], X)
+    with pytest.raises(ValueError, match="is the store of an input"):
+        serial.map_overlap(lambda w: w, within("a", "r"), out=first, **how)
 
 
 @pytest.mark.filterwarnings("ignore:Both")
@@ -321,6 +343,22 @@ def test_a_dataset_that_another_process_appends_to(
         shutil.copy(path, tmp_path / "copy.h5")  # Why: HDF5 opens a file in one way per process
     with h5py.File(tmp_path / "copy.h5", "r", libver="latest", swmr=True) as file:
         assert process_pool.sum(file["x"]) == X.sum()
+
+
+def test_plugins_of_hdf5_are_imported_by_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers import the package of filters that the program has imported."""
+    (tmp_path / "hdf5plugin.py").write_text(
+        f"import os\nopen(f'{tmp_path}/{{os.getpid()}}.loaded', 'x').close()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "hdf5plugin", importlib.import_module("hdf5plugin"))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("x", data=X, chunks=(3, 8))
+    with shmpar.Pool(1) as pool:
+        assert pool.sum(shmpar.open(f"{tmp_path}/x.h5:/x")) == X.sum()
+    assert len(list(tmp_path.glob("*.loaded"))) == 2
 
 
 def test_datasets_that_their_name_does_not_tell(serial: shmpar.Pool, tmp_path: Path) -> None:

@@ -136,14 +136,25 @@ def _shows_values(array: Any, where: Any, value: Any) -> bool:
 
 
 def _metadata_file(array: Any) -> str | None:
-    store = innermost(array.store)
-    system = getattr(store, "fs", None)
-    local = "file" in _names(getattr(system, "sync_fs", system))
-    root = store.path if local else getattr(store, "root", None)
+    root = _root_of(array)
     if root is None:
         return None
     name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"  # noqa: PLR2004
-    return os.path.join(os.fspath(root), array.store_path.path, name)
+    return os.path.join(root, array.store_path.path, name)
+
+
+def _root_of(array: Any) -> str | None:
+    """Return the folder of this machine that a zarr store is; None if it lies elsewhere."""
+    store = innermost(array.store)
+    behind: Any = getattr(store, "store", None)  # of obstore
+    if type(behind).__name__ == "LocalStore":
+        return str(behind.prefix or os.sep)
+    if (root := getattr(store, "root", None)) is not None:
+        return str(root)
+    path, system = getattr(store, "path", ""), _plain(getattr(store, "fs", None))
+    while "dir" in _names(system):
+        path, system = os.path.join(system.path, path), _plain(system.fs)
+    return str(path) if "file" in _names(system) else None
 
 
 def innermost(store: Any) -> Any:
@@ -183,7 +194,8 @@ def check_zarr_store(array: Any) -> None:
 def lies_in_memory(array: Any) -> bool:
     """Return whether the values of a zarr array lie in the memory of a process."""
     store = innermost(array.store)
-    in_memory = "Memory" in type(store).__name__ or isinstance(store, dict)
+    kinds = type(store), type(getattr(store, "store", store))  # that of obstore, too
+    in_memory = any("Memory" in kind.__name__ for kind in kinds) or isinstance(store, dict)
     return in_memory or "memory" in _protocols(store)
 
 
@@ -196,6 +208,11 @@ def _protocols(store: Any) -> set[str]:
     return names
 
 
+def _plain(system: Any) -> Any:
+    """Return the file system that a wrapper makes asynchronous; any other as it is."""
+    return getattr(system, "sync_fs", system)
+
+
 def _names(system: Any) -> tuple[str, ...]:
     protocol = getattr(system, "protocol", ())
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
@@ -203,14 +220,13 @@ def _names(system: Any) -> tuple[str, ...]:
 
 def place_of_zarr(array: Any) -> str:
     """Return the path of a zarr array without links, or the text that stands for its URL."""
-    store, path = innermost(array.store), array.store_path.path
-    root, system = getattr(store, "root", None), getattr(store, "fs", None)
-    if root is None and system is None:
+    store, root = innermost(array.store), _root_of(array)
+    if root is None and not hasattr(store, "fs"):
         return str(array.store_path)
-    whole = os.path.join(store.path if root is None else os.fspath(root), path).rstrip("/")
+    whole = os.path.join(root or store.path, array.store_path.path).rstrip("/")
     if root is not None or "file" in _protocols(store):
-        return str(os.path.realpath(whole))
-    return f"{type(system).__name__} {whole}"
+        return os.path.realpath(whole)
+    return f"{type(store.fs).__name__} {whole}"
 
 
 def check_fields(dtype: Any, version: int, where: str) -> None:
@@ -287,9 +303,12 @@ def path_of_hdf5(file: Any) -> str:
     return path
 
 
-def open_hdf5(path: str, name: str, options: Any = None) -> Hdf5Array:
+def open_hdf5(path: str, name: str, options: Any = None, plugins: Any = ()) -> Hdf5Array:
     """Open a dataset of an HDF5 file for reading, without the lock of the file."""
     h5py = library("h5py", path)
+    for one in plugins:
+        with contextlib.suppress(ImportError):  # Why: HDF5 names the filter that is missing.
+            __import__(one)
     shared = same_process_file(path)
     if shared is not None:  # Why: HDF5 refuses to open a file twice in other ways
         return Hdf5Array(_dataset(h5py.File(shared), name, path))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ _MOST_VALUES: Final = 4 << 20
 _MOST_GRAPH: Final = 16 << 20  # Why more: the tasks of a large graph are no values
 _LIBRARIES: Final = frozenset({"zarr", "h5py", "dask", "xarray"})
 _HDF5_SUFFIXES: Final = (".h5", ".hdf5", ".hdf", ".he5", ".ims", ".nc", ".h5ad", ".mat")
+_PLUGINS: Final = ("hdf5plugin",)
 # A path of which `open` knows the format; other text is a value.
 _NO_URL: Final = r"\.(npy|tiff?|h5|hdf5?|he5|ims|nc|h5ad|mat)(:.*)?$"
 _SUFFIX: Final = rf"(?i){_NO_URL}|\.zip$|\.zarr(/.*)?$"
@@ -283,7 +285,9 @@ def _hdf5_store(path: str, name: str, how: dict[str, Any], array: Any, user: Any
             f"the elements of {path}:{name} are arrays (dtype {array.dtype}), of which a store has "
             "no windows; read it as a whole, x[...], or store numbers with one more axis"
         )
-    opener = pickle.dumps((formats.open_hdf5, (path, name, how), {}), 5)
+    # Why: their import makes filters known to HDF5.
+    plugins = [one for one in _PLUGINS if one in sys.modules]
+    opener = pickle.dumps((formats.open_hdf5, (path, name, how, plugins), {}), 5)
     token, where = formats.file_token(path), f"{path}:{name}"
     return Store(
         opener, array.shape, array.dtype, array.unit, "hdf5", where, token=token, user=user
