@@ -82,6 +82,26 @@ def test_a_store_in_place_is_refused_with_a_halo_and_for_other_axes(workers, mad
     assert (square[...] == 3).all()
 
 
+MOUNTED = """
+import numpy as np, shmpar, zarr
+with shmpar.Pool(engine="serial") as pool:
+    first, second = (zarr.open_array(f"/mnt/{k}/x.zarr", mode="r+") for k in "ab")
+    try:
+        pool.map_overlap(lambda w: w, first, depth=1, chunks=2, out=second)
+    except ValueError as error:
+        print("is the store of an input" in str(error))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a folder needs root")
+def test_a_folder_that_is_mounted_twice_is_one_store(zarr, tmp_path):
+    """The identity of the folder tells it, not its path."""
+    zarr.create_array(tmp_path / "x.zarr", shape=(4,), chunks=(2,), dtype="i4")
+    mounts = [f"mkdir /mnt/{k} && mount --bind {tmp_path} /mnt/{k}" for k in "ab"]
+    setup = " && ".join(["mount -t tmpfs tmpfs /mnt", *mounts])
+    assert output_after_setup(["unshare", "-m", "sh"], setup, MOUNTED) == "True\n"
+
+
 def test_a_dataset_is_changed_in_place(workers, tmp_path):
     """A mapped dataset may be input and output, without a halo."""
     h5py = pytest.importorskip("h5py")
