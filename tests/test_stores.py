@@ -127,10 +127,27 @@ def test_opening_by_path(tmp_path: Path) -> None:
     group.create_array("0", shape=X.shape, chunks=(5, 4), dtype=X.dtype)[...] = X
     with zarr.storage.ZipStore(f"{folder}/z.zip", mode="w") as packed:
         zarr.create_array(packed, shape=X.shape, chunks=(5, 4), dtype=X.dtype)[...] = X
+    with zarr.storage.ZipStore(f"{folder}/g.zarr.zip", mode="w") as packed:
+        made = zarr.create_group(packed).create_array(
+            "a/0", shape=X.shape, chunks=(5, 4), dtype="f4"
+        )
+        made[...] = X
+    with pytest.raises(FileNotFoundError):
+        shmpar.open(f"{folder}/none.zip/0")
+    (tmp_path / "folder.zip").mkdir()
+    (tmp_path / "folder.zip" / "g.zarr").symlink_to(tmp_path / "g.zarr")
     tifffile.imwrite(f"{folder}/u.tif", X)
     assert isinstance(shmpar.open(f"{folder}/u.tif"), np.memmap)
     tifffile.imwrite(f"{folder}/p.tif", np.stack([X, X + 1]), compression="zlib")
-    for where in ("x.npy", "y.NPY", "g.zarr/0", "z.zip", "u.tif"):
+    for where in (
+        "x.npy",
+        "y.NPY",
+        "g.zarr/0",
+        "z.zip",
+        "g.zarr.zip/a/0",
+        "folder.zip/g.zarr/0",
+        "u.tif",
+    ):
         np.testing.assert_array_equal(shmpar.open(f"{folder}/{where}")[...], X)
     np.testing.assert_array_equal(shmpar.open(os.fsencode(f"{folder}/x.npy")), X)
     with pytest.raises(ValueError, match="by a URL only zarr arrays are opened"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -167,8 +168,9 @@ def innermost(store: Any) -> Any:
 def open_zarr(store: Any, path: str, mode: str = "r", options: Any = None) -> ZarrArray:
     """Open a zarr array by its store, or by its path or URL."""
     zarr = library("zarr", path or store)
-    if isinstance(store, str) and store.endswith(".zip") and "://" not in store:
-        store = zarr.storage.ZipStore(store, mode="r")
+    if isinstance(store, str) and (archive := archive_in(store)) is not None:
+        path = store[len(archive) :].strip("/")
+        store = zarr.storage.ZipStore(archive, mode="r")
     found = zarr.open(store, path=path or None, mode=mode, **(options or {}))
     if not hasattr(found, "shape"):
         names = ", ".join(sorted(name for name, _ in found.arrays()))
@@ -178,6 +180,18 @@ def open_zarr(store: Any, path: str, mode: str = "r", options: Any = None) -> Za
             opener="zarr", where=str(found.store_path),
         )  # fmt: skip
     return ZarrArray(found)
+
+
+def archive_in(path: str) -> str | None:
+    """Return the part of a path that is a zip file; None without one.
+
+    Examples
+    --------
+    >>> archive_in("a/x.zarr.zip/0"), archive_in("x.zip"), archive_in("x.zarr")
+    ('a/x.zarr.zip', 'x.zip', None)
+    """
+    ends = [found.end() for found in re.finditer(r"\.zip(?=/|$)", path) if "://" not in path]
+    return next((path[:end] for end in ends if not os.path.isdir(path[:end])), None)
 
 
 def check_zarr_store(array: Any) -> None:

@@ -30,7 +30,7 @@ _HDF5_SUFFIXES: Final = (".h5", ".hdf5", ".hdf", ".he5", ".ims", ".nc", ".h5ad",
 _PLUGINS: Final = ("hdf5plugin",)
 # A path of which `open` knows the format; other text is a value.
 _NO_URL: Final = r"\.(npy|tiff?|h5|hdf5?|he5|ims|nc|h5ad|mat)(:.*)?$"
-_SUFFIX: Final = rf"(?i){_NO_URL}|\.zip$|\.zarr(/.*)?$"
+_SUFFIX: Final = rf"(?i){_NO_URL}|\.zip(/.*)?$|\.zarr(/.*)?$"
 
 
 class MissingStore(StoreError, FileNotFoundError):
@@ -45,7 +45,8 @@ def open(  # noqa: A001 - the public name
     Parameters
     ----------
     path : str or path
-        ``x.npy``; ``x.zarr``, or ``x.zarr/0`` for an array in a group, or a URL of zarr;
+        ``x.npy``; ``x.zarr``, or ``x.zarr/0`` for an array in a group, both also in a zip file,
+        ``x.zip/0``, or a URL of zarr;
         ``x.h5:/data`` for a dataset of an HDF5 file; ``x.tif``.
     mode : str
         ``"r"``, or ``"r+"`` for a store that is an output too.
@@ -100,7 +101,7 @@ def open(  # noqa: A001 - the public name
         raise ValueError(f"{text}: name the dataset too, as in {text}:/data")
     if lower.endswith((".tif", ".tiff")):
         return _opened_tiff(text, mode, how)
-    if ".zarr" in lower or lower.endswith(".zip") or "://" in text:
+    if ".zarr" in lower or formats.archive_in(text) is not None or "://" in text:
         return _opened_zarr(text, mode, how)
     raise ValueError(
         f"{text}: no format has this suffix; known are .npy, .zarr, .h5:/name and .tif; for any "
@@ -232,7 +233,7 @@ def _opened_zarr(path: str, mode: str, how: dict[str, Any]) -> Store:
     formats.library("zarr", path)
     if "://" not in path:
         path = formats.absolute(path)
-        if not os.path.exists(path):
+        if not os.path.exists(formats.archive_in(path) or path):
             raise MissingStore(f"there is no such zarr array: {path}", opener="zarr", where=path)
     try:
         array = formats.open_zarr(path, "", mode, how).array

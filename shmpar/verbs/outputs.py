@@ -248,6 +248,8 @@ def _is_store_in_place(
     verb: str, given: Sequence[Given], arrays: Sequence[Any], allowed: bool
 ) -> bool:
     """Return whether an output is the store of an input; raise ``ValueError`` if that is wrong."""
+    if not any(isinstance(one, Store) for one in (*given, *arrays)):
+        return False
     outputs = [one for one in given if isinstance(one, Store | np.ndarray)]
     found = False
     for number, output in enumerate(outputs):
