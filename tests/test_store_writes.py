@@ -82,6 +82,23 @@ def test_a_store_in_place_is_refused_with_a_halo_and_for_other_axes(workers, mad
     assert (square[...] == 3).all()
 
 
+def test_an_output_is_not_held_by_the_function(workers, made):
+    """A handle of the output in a closure or a keyword is refused, as an array in memory is."""
+    out = made(values=X)
+    store = shmpar.open(out.store_path.store.root)
+    text = r"out= is the store of an array \(shape \(60, 80\)\) that the function holds"
+    for func, how in (
+        (lambda b: b + out[0, 0], {}),
+        (lambda b: b + store[0, 0], {}),
+        (lambda b, other: b + other[0, 0], {"kwargs": {"other": out}}),
+    ):
+        with pytest.raises(ValueError, match=text):
+            workers.map_blocks(func, X, chunks=CUT, out=out, **how)
+    held = made("other.zarr", values=X)
+    workers.map_blocks(lambda b: b + held[0, 1], X, chunks=CUT, out=out)
+    np.testing.assert_array_equal(out[...], X + 1)
+
+
 MOUNTED = """
 import numpy as np, shmpar, zarr
 with shmpar.Pool(engine="serial") as pool:

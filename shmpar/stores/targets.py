@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shmpar.errors import summarize
+from shmpar.errors import StoreError, summarize
 from shmpar.memory.locate import locate
 from shmpar.plan import Plan
 from shmpar.stores import formats
@@ -269,6 +269,14 @@ def is_same_store(one: Any, other: Any) -> bool:
     with contextlib.suppress(OSError):  # Why: a folder may be mounted at two places.
         return os.path.samefile(*places)
     return places[0] == places[-1]
+
+
+def is_handle(store: Store, value: Any) -> bool:
+    """Return whether an object of the user is a store, or a zarr array, that another one is too."""
+    if type(value).__module__.partition(".")[0] == "zarr" and hasattr(value, "store_path"):
+        with contextlib.suppress(TypeError, StoreError):  # Why: no worker can open it
+            value = wrap(value)
+    return isinstance(value, Store) and is_same_store(store, value)
 
 
 def map_dataset(verb: str, dataset: Any) -> Array:

@@ -19,7 +19,7 @@ from shmpar.memory.locate import locate
 from shmpar.plan import Announcement, Argument, Blocks, InBlocks, Output, Plan, Rows, Whole
 from shmpar.runtime.outputs import Given, NewFile, NpyFile
 from shmpar.stores.store import Store, has_axes_of
-from shmpar.stores.targets import Target, ZarrPath, find_target, is_same_store
+from shmpar.stores.targets import Target, ZarrPath, find_target, is_handle, is_same_store
 from shmpar.stores.units import check_one_writer
 from shmpar.verbs.arguments import Inputs
 from shmpar.worker.environment import in_worker
@@ -268,16 +268,20 @@ def _is_store_in_place(
     return found
 
 
-def check_apart(verb: str, outputs: Sequence[Array], held: Iterable[Any]) -> None:
-    """Raise ``ValueError`` if an array that the function holds shares memory with an output."""
+def check_apart(verb: str, outputs: Sequence[Array | Store], held: Iterable[Any]) -> None:
+    """Raise ``ValueError`` if an array that the function holds is, or overlaps, an output."""
+    memory = [output for output in outputs if isinstance(output, np.ndarray)]
+    stores = [output for output in outputs if isinstance(output, Store)]
     for array in held:
-        if issubclass(type(array), np.ndarray) and any(
-            _overlap(output, array) for output in outputs
-        ):
+        if issubclass(type(array), np.ndarray):
+            shared = "shares memory with" if any(_overlap(one, array) for one in memory) else ""
+        else:
+            shared = "is the store of" if any(is_handle(one, array) for one in stores) else ""
+        if shared:
             raise ValueError(
-                f"{verb}: out= shares memory with an array (shape {array.shape}) that the function "
-                "holds or gets as an item, so chunks would read the results of others; pass "
-                "another output, or a copy to the function"
+                f"{verb}: out= {shared} an array (shape {array.shape}) that the function holds or "
+                "gets as an item, so chunks would read the results of others; pass another output, "
+                "or a copy to the function"
             )
 
 
