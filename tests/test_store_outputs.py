@@ -158,6 +158,16 @@ def test_a_path_becomes_a_zarr_array_with_the_chunks_of_the_grid(any_pool, zarr,
     np.testing.assert_array_equal(out[...], X[:, :3])
 
 
+def test_a_local_url_becomes_a_zarr_array(serial, zarr, tmp_path):
+    """It is the same array as by its path."""
+    for values in (X, X[::-1]):
+        out = serial.map_blocks(half, values, out=f"file://{tmp_path}/u.zarr")
+        np.testing.assert_array_equal(out[...], values // 2)
+    both = f"file://{tmp_path}/v.zarr", tmp_path / "v.zarr"
+    with pytest.raises(ValueError, match="two outputs are one file"):
+        serial.map_blocks(lambda b: (b, b), X, out=both)
+
+
 def test_an_array_at_the_path_is_written_into(serial, made, zarr, tmp_path):
     """An existing array that fits stays; its units count, and nothing else is replaced."""
     made("x.zarr", attributes={"name": "kept"})

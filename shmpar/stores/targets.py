@@ -175,6 +175,7 @@ class ZarrPath:
                 f"{self._where} lies in the memory of this process, so the writes of workers would "
                 "be lost; use a folder"
             )
+        path = path.removeprefix("file://")  # Why: a file system of fsspec makes no folders.
         self.path = path if "://" in path else formats.absolute(path)
         self.array: Store | None = None
         self.plan: Plan | None = None
