@@ -241,3 +241,12 @@ def test_a_private_file_stays_private(pool: shmpar.Pool, out: Path) -> None:
         out.chmod(mode)
         pool.map_blocks(np.negative, X, chunks=4, out=out)
         assert out.stat().st_mode & 0o777 == mode
+
+
+def test_names_of_fields_in_any_script(pool: shmpar.Pool, tmp_path: Path) -> None:
+    """A dtype whose fields have names beyond Latin-1 is written as by NumPy."""
+    due = np.zeros(8, [("Δx", "f4"), ("温度", "i2")])
+    pool.map_blocks(lambda b: b.copy(), due, chunks=4, out=tmp_path / "x.npy")
+    found = np.load(tmp_path / "x.npy")
+    assert found.dtype == due.dtype
+    np.testing.assert_array_equal(found, due)

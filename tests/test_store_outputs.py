@@ -158,6 +158,16 @@ def test_a_path_becomes_a_zarr_array_with_the_chunks_of_the_grid(any_pool, zarr,
     np.testing.assert_array_equal(out[...], X[:, :3])
 
 
+def test_a_local_url_becomes_a_zarr_array(serial, zarr, tmp_path):
+    """It is the same array as by its path."""
+    for values in (X, X[::-1]):
+        out = serial.map_blocks(half, values, out=f"file://{tmp_path}/u.zarr")
+        np.testing.assert_array_equal(out[...], values // 2)
+    both = f"file://{tmp_path}/v.zarr", tmp_path / "v.zarr"
+    with pytest.raises(ValueError, match="two outputs are one file"):
+        serial.map_blocks(lambda b: (b, b), X, out=both)
+
+
 def test_an_array_at_the_path_is_written_into(serial, made, zarr, tmp_path):
     """An existing array that fits stays; its units count, and nothing else is replaced."""
     made("x.zarr", attributes={"name": "kept"})
@@ -174,6 +184,30 @@ def test_an_array_at_the_path_is_written_into(serial, made, zarr, tmp_path):
     zarr.create_group(tmp_path / "group.zarr").create_array("0", shape=(3,), dtype="i4")
     with pytest.raises(ValueError, match="without a zarr array of its own"):
         serial.map_blocks(half, X, chunks=20, out=tmp_path / "group.zarr")
+
+
+def test_a_new_array_has_few_units_per_chunk(serial, tmp_path):
+    """Lengths without a common divisor along two axes would make very many units."""
+    path, y = tmp_path / "x.zarr", np.ones((151, 151), "u1")
+    with pytest.raises(ValueError, match="more than 1,000 pieces per chunk"):
+        serial.map_blocks(np.negative, y, chunks=((50, 51, 50),) * 2, out=path)
+    assert not path.exists()
+    assert serial.map_blocks(np.negative, y, chunks=((60, 60, 31),) * 2, out=path).chunks == (
+        60,
+        60,
+    )
+
+
+def test_auto_follows_the_units_of_two_outputs(serial, made):
+    """A common multiple that is longer than an axis is the whole axis, and counts as that."""
+    x = np.zeros((400, 400))
+    one, two = (
+        made(name, shape=x.shape, dtype="f8", chunks=chunks)
+        for name, chunks in (("a", (97, 89)), ("b", (101, 103)))
+    )
+    serial.map_blocks(lambda b: (b + 1, b + 2), x, out=(one, two))
+    assert (one[...] == 1).all()
+    assert (two[...] == 2).all()
 
 
 # Refused outputs
@@ -194,6 +228,11 @@ def refusals(zarr, tmp_path):
     yield shmpar.open(tmp_path / "r.zarr"), ValueError, "read-only; open it with mode='r\\+'"
     yield zarr.open_group(tmp_path / "g.zarr", mode="w"), TypeError, "pass an array of it"
     yield tmp_path / "no" / "x.zarr", ValueError, "its folder does not exist"
+    zarr.create_array(tmp_path / "t.zarr", shape=X.shape, chunks=(20, 20), dtype=str)
+    yield tmp_path / "t.zarr", TypeError, "which workers cannot write"
+    (tmp_path / "broken.zarr").mkdir()
+    (tmp_path / "broken.zarr" / "zarr.json").write_text("{")
+    yield tmp_path / "broken.zarr", ValueError, "JSONDecodeError"
     (tmp_path / "file.zarr").write_text("no folder")
     yield tmp_path / "file.zarr", ValueError, "is a file"
     file = h5py.File(tmp_path / "x.h5", "w")
@@ -305,15 +344,16 @@ def test_regions_of_a_run_in_flight_can_be_read(any_pool, made):
     assert run.result() is out
 
 
-def test_checked_runs_write_into_stores(made):
+def test_checked_runs_write_into_stores(made, zarr):
     """With `check=True` the values that were written are compared with those in the store."""
     out, memory = made(), np.empty(X.shape, "i4")
+    path = out.store_path.store.root
     with shmpar.Pool(2, engine="threads", check=True) as pool:
         pool.map_blocks(lambda b: (b, b.astype("i4")), X, chunks=CUT, out=(out, memory))
 
         def spoil(block, block_id):
             if block_id == (2, 1):
-                out[:20, :20] = 1
+                zarr.open_array(path, mode="r+")[:20, :20] = 1
             return block
 
         with pytest.raises(shmpar.ChunkError, match="was changed by another writer"):

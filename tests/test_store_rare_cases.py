@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import importlib
 import os
+import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +110,26 @@ def test_the_output_is_an_input_that_was_opened_otherwise(
     np.testing.assert_array_equal(out[...], X)
 
 
+def test_a_folder_of_a_file_system(serial: shmpar.Pool, tmp_path: Path) -> None:
+    """Two folders of one name in different folders are different arrays; one by two ways is not."""
+    from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+    from fsspec.implementations.dirfs import DirFileSystem
+    from fsspec.implementations.local import LocalFileSystem
+
+    def within(name: str, mode: Any) -> Any:
+        local = AsyncFileSystemWrapper(LocalFileSystem(auto_mkdir=True), asynchronous=True)
+        system = DirFileSystem(str(tmp_path / name), local, asynchronous=True)
+        store = zarr.storage.FsspecStore(system, path="x.zarr", read_only=mode == "r")
+        return zarr.open_array(store, mode=mode)
+
+    first, second = stored(tmp_path / "a" / "x.zarr"), stored(tmp_path / "b" / "x.zarr", X * 0)
+    how: dict[str, Any] = {"depth": 1, "chunks": (3, 8)}
+    serial.map_overlap(lambda w: w, within("a", "r"), out=within("b", "r+"), **how)
+    np.testing.assert_array_equal(second[...], X)
+    with pytest.raises(ValueError, match="is the store of an input"):
+        serial.map_overlap(lambda w: w, within("a", "r"), out=first, **how)
+
+
 @pytest.mark.filterwarnings("ignore:Both")
 def test_two_formats_in_a_folder(serial: shmpar.Pool, tmp_path: Path) -> None:
     """Workers open the format of the array that was given."""
@@ -127,6 +151,159 @@ def test_a_relative_folder_is_known_by_its_whole_path(
     assert store.where == f"file://{tmp_path}/x.zarr"
     monkeypatch.chdir("/")
     np.testing.assert_array_equal(store[...], X)
+
+
+def test_dots_after_a_link_lead_to_the_folder_above_its_target(
+    serial: shmpar.Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inputs are read, and outputs written, where the system finds their paths."""
+    (tmp_path / "real" / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/sub")
+    monkeypatch.chdir(tmp_path)
+    stored("real/x.zarr")
+    with h5py.File("real/x.h5", "w") as file:
+        file["run"] = X
+        file.create_dataset("chunked", data=X, chunks=(3, 8))
+    tifffile.imwrite("real/x.tif", X, compression="zlib")
+    for name in ("x.zarr", "x.h5:/run", "x.h5:/chunked", "x.tif"):
+        np.testing.assert_array_equal(shmpar.open(f"link/../{name}")[...], X)
+    assert serial.sum(zarr.open_array("link/../x.zarr", mode="r")) == X.sum()
+    for name in ("y.npy", "y.zarr"):
+        how = {"out": f"link/../{name}", "ledger": f"link/../{name}.ledger"}
+        np.testing.assert_array_equal(serial.map_blocks(np.negative, X, **how), -X)
+    assert {"y.npy", "y.zarr", "y.npy.ledger", "y.zarr.ledger"} <= set(os.listdir("real"))
+    with pytest.raises(ValueError, match="two outputs are one file"):
+        serial.map_blocks(lambda b: (b, b), X, out=("link/z.npy", "real/sub/z.npy"))
+
+
+def test_a_dataset_of_a_relative_path_is_read_from_another_folder(
+    serial: shmpar.Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An open HDF5 file is found by its descriptor."""
+    monkeypatch.chdir(tmp_path)
+    with h5py.File("x.h5", "w") as file:
+        file["run"] = X
+        file.create_dataset("chunked", data=X, chunks=(3, 8))
+        monkeypatch.chdir("/")
+        for name in ("run", "chunked"):
+            assert serial.sum(file[name]) == X.sum()
+
+
+def test_a_mapped_output_is_an_input_that_was_opened_otherwise(
+    serial: shmpar.Pool, tmp_path: Path
+) -> None:
+    """A map of a file and an opener of it are one array, so a halo is refused."""
+    np.save(tmp_path / "x.npy", X)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r+")
+    store = shmpar.opened(np.load, str(tmp_path / "x.npy"), mmap_mode="r+")
+    for given, out in ((mapped, store), (store, mapped)):
+        with pytest.raises(ValueError, match="is the store of an input"):
+            serial.map_overlap(lambda w: w, given, depth=1, chunks=3, out=out)
+        serial.map_blocks(np.negative, given, chunks=3, out=out)
+    np.testing.assert_array_equal(mapped, X)
+    with pytest.raises(ValueError, match="two outputs are one store"):
+        serial.map_blocks(lambda b: (b, b), X, chunks=3, out=(store, mapped))
+
+
+# Openers of others
+
+
+class Other:
+    """An array whose attributes have other meanings, or other types, than those of zarr."""
+
+    shape, dtype = X.shape, X.dtype
+
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
+
+    def __getitem__(self, key: Any) -> Any:
+        return X[key]
+
+
+class Length(np.ndarray):
+    """Numbers with a unit."""
+
+    unit = "m"
+
+
+class Lengths(Other):
+    """An array whose windows have a unit."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return X[key].view(Length)
+
+
+def test_units_of_other_arrays(serial: shmpar.Pool) -> None:
+    """Lengths of any type of integer are a unit; that of a quantity, or of other axes, is none."""
+    for due, how in (
+        ((3, 8), {"chunks": [3, 8]}),
+        ((3, 4), {"chunks": (np.int64(3), np.int32(4))}),
+        ((3, 8), {"unit": "m", "chunksize": (3, 8)}),
+        (None, {"chunks": (3,)}),
+        (None, {"chunks": (0, 0)}),
+    ):
+        store = shmpar.opened(Other, **how)
+        assert store.unit == due
+        assert serial.sum(store) == X.sum()
+    with pytest.raises(shmpar.ChunkError, match=r"would lose its unit \(m\); give the numbers"):
+        serial.sum(shmpar.opened(Lengths))
+
+
+def open_late(path: str, left: str) -> Any:
+    """Open an array; fail as often as a file has bytes."""
+    if size := os.path.getsize(left):
+        os.truncate(left, size - 1)
+        raise TimeoutError(errno.ETIMEDOUT, "late")
+    return np.load(path, mmap_mode="r")
+
+
+def test_a_store_that_opens_late_is_opened_again(serial: shmpar.Pool, tmp_path: Path) -> None:
+    """A fault that may pass is tried again where a store is opened too."""
+    left = tmp_path / "left"
+    np.save(tmp_path / "x.npy", X)
+    left.touch()
+    store = shmpar.opened(open_late, str(tmp_path / "x.npy"), str(left))
+    left.write_bytes(bytes(2))
+    assert serial.sum(store) == X.sum()
+    left.write_bytes(bytes(1))
+    with pytest.raises(shmpar.StoreError, match="cannot be opened: TimeoutError"):
+        serial.map_blocks(np.negative, store, io_retries=0)
+
+
+def test_a_store_of_a_class_of_the_program(process_pool: shmpar.Pool, tmp_path: Path) -> None:
+    """Workers get the class of a zarr store by value; one that does not pickle has a remedy."""
+    stored(tmp_path / "x.zarr")
+
+    class Own(zarr.storage.LocalStore):
+        pass
+
+    class Locked(zarr.storage.LocalStore):
+        def __reduce__(self) -> Any:
+            raise ValueError("locked")
+
+    given = zarr.open_array(Own(tmp_path / "x.zarr"), mode="r")
+    np.testing.assert_array_equal(process_pool.map_blocks(np.negative, given), -X)
+    given = zarr.open_array(Locked(tmp_path / "x.zarr"), mode="r")
+    with pytest.raises(
+        TypeError, match=r"in a Locked cannot be sent .* locked; pass shmpar\.opened"
+    ):
+        process_pool.sum(given)
+
+
+def test_a_folder_behind_a_url_that_vanished(serial: shmpar.Pool, tmp_path: Path) -> None:
+    """It is gone like any other folder: its chunks are not read as the fill value."""
+    path = tmp_path / "x.zarr"
+    stored(path)
+    array = zarr.open_array(f"file://{path}", mode="r")
+
+    def remove(block: Any) -> Any:
+        shutil.rmtree(path, ignore_errors=True)
+        return block
+
+    with pytest.raises(shmpar.ChunkError, match=r"is gone: .*zarr\.json was removed"):
+        serial.map_blocks(remove, shmpar.open(f"file://{path}"), chunks=3)
+    with pytest.raises(shmpar.StoreError, match="is gone"):
+        serial.sum(array)
 
 
 # Masks
@@ -153,6 +330,57 @@ def test_masked_values_are_refused(serial: shmpar.Pool) -> None:
 
 
 # HDF5
+
+
+def test_a_dataset_that_another_process_appends_to(
+    process_pool: shmpar.Pool, tmp_path: Path
+) -> None:
+    """A file that was opened for one writer and many readers is opened so by the workers."""
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        file.create_dataset("x", data=X, chunks=(3, 8), maxshape=(None, 8))
+        file.swmr_mode = True
+        shutil.copy(path, tmp_path / "copy.h5")  # Why: HDF5 opens a file in one way per process
+    with h5py.File(tmp_path / "copy.h5", "r", libver="latest", swmr=True) as file:
+        assert process_pool.sum(file["x"]) == X.sum()
+
+
+def test_plugins_of_hdf5_are_imported_by_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers import the package of filters that the program has imported."""
+    (tmp_path / "hdf5plugin.py").write_text(
+        f"import os\nopen(f'{tmp_path}/{{os.getpid()}}.loaded', 'x').close()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "hdf5plugin", importlib.import_module("hdf5plugin"))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("x", data=X, chunks=(3, 8))
+    with shmpar.Pool(1) as pool:
+        assert pool.sum(shmpar.open(f"{tmp_path}/x.h5:/x")) == X.sum()
+    assert len(list(tmp_path.glob("*.loaded"))) == 2
+
+
+def test_datasets_that_their_name_does_not_tell(serial: shmpar.Pool, tmp_path: Path) -> None:
+    """A dataset without a name, or with other sources of its values, is refused."""
+    (tmp_path / "source").mkdir()
+    with h5py.File(tmp_path / "source" / "s.h5", "w") as file:
+        file["x"] = X
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        layout = h5py.VirtualLayout(X.shape, "f4")
+        layout[...] = h5py.VirtualSource("s.h5", "x", X.shape)
+        file.create_virtual_dataset("v", layout, fillvalue=-1)
+        file["type"] = np.dtype("f4")
+        with pytest.raises(TypeError, match="has no name there"):
+            serial.sum(file.create_dataset(None, data=X, chunks=(3, 8)))
+    with h5py.File(tmp_path / "x.h5") as file:
+        how = {"virtual_prefix": str(tmp_path / "source")}
+        dataset = file.require_dataset("v", X.shape, "f4", **how)
+        np.testing.assert_array_equal(dataset[...], X)
+        with pytest.raises(TypeError, match="opened with virtual_prefix="):
+            serial.sum(dataset)
+    with pytest.raises(shmpar.StoreError, match="type is a group"):
+        shmpar.open(f"{tmp_path}/x.h5:/type")
 
 
 def low_level(file: Any, name: str, dtype: Any, values: Any, layout: int | None = None) -> Any:

@@ -82,6 +82,43 @@ def test_a_store_in_place_is_refused_with_a_halo_and_for_other_axes(workers, mad
     assert (square[...] == 3).all()
 
 
+def test_an_output_is_not_held_by_the_function(workers, made):
+    """A handle of the output in a closure or a keyword is refused, as an array in memory is."""
+    out = made(values=X)
+    store = shmpar.open(out.store_path.store.root)
+    text = r"out= is the store of an array \(shape \(60, 80\)\) that the function holds"
+    for func, how in (
+        (lambda b: b + out[0, 0], {}),
+        (lambda b: b + store[0, 0], {}),
+        (lambda b, other: b + other[0, 0], {"kwargs": {"other": out}}),
+    ):
+        with pytest.raises(ValueError, match=text):
+            workers.map_blocks(func, X, chunks=CUT, out=out, **how)
+    held = made("other.zarr", values=X)
+    workers.map_blocks(lambda b: b + held[0, 1], X, chunks=CUT, out=out)
+    np.testing.assert_array_equal(out[...], X + 1)
+
+
+MOUNTED = """
+import numpy as np, shmpar, zarr
+with shmpar.Pool(engine="serial") as pool:
+    first, second = (zarr.open_array(f"/mnt/{k}/x.zarr", mode="r+") for k in "ab")
+    try:
+        pool.map_overlap(lambda w: w, first, depth=1, chunks=2, out=second)
+    except ValueError as error:
+        print("is the store of an input" in str(error))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a folder needs root")
+def test_a_folder_that_is_mounted_twice_is_one_store(zarr, tmp_path):
+    """The identity of the folder tells it, not its path."""
+    zarr.create_array(tmp_path / "x.zarr", shape=(4,), chunks=(2,), dtype="i4")
+    mounts = [f"mkdir /mnt/{k} && mount --bind {tmp_path} /mnt/{k}" for k in "ab"]
+    setup = " && ".join(["mount -t tmpfs tmpfs /mnt", *mounts])
+    assert output_after_setup(["unshare", "-m", "sh"], setup, MOUNTED) == "True\n"
+
+
 def test_a_dataset_is_changed_in_place(workers, tmp_path):
     """A mapped dataset may be input and output, without a halo."""
     h5py = pytest.importorskip("h5py")

@@ -72,11 +72,13 @@ def test_wrong_indices(tmp_path: Path, key: Any) -> None:
 def test_a_store_is_no_array(tmp_path: Path) -> None:
     """Neither arithmetic nor NumPy's functions read a store as a whole."""
     store = wrap(store_formats.zarr3(str(tmp_path), X, (5, 4)))
-    for use in (np.asarray, np.sin, lambda s: s + 1, lambda s: np.ones(3) * s, np.sum):
+    equal: Any = lambda s: np.array_equal(s, X)
+    for use in (np.asarray, np.sin, lambda s: s + 1, lambda s: np.ones(3) * s, np.sum, equal):
         with pytest.raises(TypeError):
             use(store)
     with pytest.raises(TypeError, match=r"write store\[\.\.\.\] for an array of 1,564 bytes"):
         np.array(store)
+    assert (np.shape(store), np.ndim(store), np.size(store)) == (X.shape, 2, X.size)
 
 
 @pytest.mark.parametrize(("name", "unit"), [
@@ -120,15 +122,36 @@ def test_opening_by_path(tmp_path: Path) -> None:
     folder = str(tmp_path)
     np.save(tmp_path / "x.npy", X)
     assert isinstance(shmpar.open(tmp_path / "x.npy"), np.memmap)
+    (tmp_path / "y.NPY").symlink_to("x.npy")
     group = zarr.create_group(f"{folder}/g.zarr")
     group.create_array("0", shape=X.shape, chunks=(5, 4), dtype=X.dtype)[...] = X
     with zarr.storage.ZipStore(f"{folder}/z.zip", mode="w") as packed:
         zarr.create_array(packed, shape=X.shape, chunks=(5, 4), dtype=X.dtype)[...] = X
+    with zarr.storage.ZipStore(f"{folder}/g.zarr.zip", mode="w") as packed:
+        made = zarr.create_group(packed).create_array(
+            "a/0", shape=X.shape, chunks=(5, 4), dtype="f4"
+        )
+        made[...] = X
+    with pytest.raises(FileNotFoundError):
+        shmpar.open(f"{folder}/none.zip/0")
+    (tmp_path / "folder.zip").mkdir()
+    (tmp_path / "folder.zip" / "g.zarr").symlink_to(tmp_path / "g.zarr")
     tifffile.imwrite(f"{folder}/u.tif", X)
     assert isinstance(shmpar.open(f"{folder}/u.tif"), np.memmap)
     tifffile.imwrite(f"{folder}/p.tif", np.stack([X, X + 1]), compression="zlib")
-    for where in ("x.npy", "g.zarr/0", "z.zip", "u.tif"):
+    for where in (
+        "x.npy",
+        "y.NPY",
+        "g.zarr/0",
+        "z.zip",
+        "g.zarr.zip/a/0",
+        "folder.zip/g.zarr/0",
+        "u.tif",
+    ):
         np.testing.assert_array_equal(shmpar.open(f"{folder}/{where}")[...], X)
+    np.testing.assert_array_equal(shmpar.open(os.fsencode(f"{folder}/x.npy")), X)
+    with pytest.raises(ValueError, match="by a URL only zarr arrays are opened"):
+        shmpar.open("s3://bucket/x.h5:/data")
     np.testing.assert_array_equal(shmpar.open(f"{folder}/p.tif")[1], X + 1)
     with h5py.File(f"{folder}/a.h5", "w") as file:
         file["run/c"] = X

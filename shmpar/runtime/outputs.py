@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import struct
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
@@ -33,6 +34,7 @@ from shmpar.memory.locate import locate
 from shmpar.memory.segment import Segment, Slab, new_output
 from shmpar.memory.system import ADDRESS_SPACE, room_for
 from shmpar.plan import Announcement, Output, Plan, ResultError
+from shmpar.stores.formats import absolute
 from shmpar.stores.store import Store
 from shmpar.stores.targets import ZarrPath, refresh_dataset
 
@@ -52,7 +54,7 @@ LEDGER_NEEDS_FILES = (
 
 def file_path(path: str | os.PathLike[str], where: str) -> str:
     """Return the absolute path of a file; raise ``ValueError`` if no file can be created there."""
-    found = os.path.abspath(os.fspath(path))
+    found = absolute(path)
     if os.path.isdir(found) or not os.path.isdir(os.path.dirname(found)):
         raise ValueError(f"{where}: its folder does not exist, or the path is a folder")
     return found
@@ -167,8 +169,10 @@ def _npy_header(shape: tuple[int, ...], dtype: DType) -> bytes:
     header = io.BytesIO()
     try:
         np.lib.format.write_array_header_1_0(header, fields)
-    except ValueError:  # Why: version 1.0 has room for 64 KiB; a dtype of many fields needs more.
-        np.lib.format.write_array_header_2_0(header, fields)
+    except ValueError:  # Why: version 1.0 has 64 KiB of Latin-1, too little for some fields.
+        text = repr(fields).encode()
+        text += b" " * (-(len(text) + 13) % 64) + b"\n"
+        header.write(np.lib.format.magic(3, 0) + struct.pack("<I", len(text)) + text)
     return header.getvalue()
 
 

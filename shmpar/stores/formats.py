@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -38,6 +39,15 @@ def library(name: str, purpose: str) -> ModuleType:
             f"shmpar[{_EXTRAS[name]}]: {error}",
             name=name,
         ) from error
+
+
+def absolute(path: Any) -> str:
+    """Return the whole path of a file, as the system finds it from this folder.
+
+    Why not ``abspath`` alone: a folder may be a link, and ``..`` leads to the one above its target.
+    """
+    text: str = os.fspath(path)
+    return os.path.realpath(text) if ".." in text.split(os.sep) else os.path.abspath(text)
 
 
 # zarr
@@ -127,11 +137,25 @@ def _shows_values(array: Any, where: Any, value: Any) -> bool:
 
 
 def _metadata_file(array: Any) -> str | None:
-    root = getattr(innermost(array.store), "root", None)
+    root = _root_of(array)
     if root is None:
         return None
     name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"  # noqa: PLR2004
-    return os.path.join(os.fspath(root), array.store_path.path, name)
+    return os.path.join(root, array.store_path.path, name)
+
+
+def _root_of(array: Any) -> str | None:
+    """Return the folder of this machine that a zarr store is; None if it lies elsewhere."""
+    store = innermost(array.store)
+    behind: Any = getattr(store, "store", None)  # of obstore
+    if type(behind).__name__ == "LocalStore":
+        return str(behind.prefix or os.sep)
+    if (root := getattr(store, "root", None)) is not None:
+        return str(root)
+    path, system = getattr(store, "path", ""), _plain(getattr(store, "fs", None))
+    while "dir" in _names(system):
+        path, system = os.path.join(system.path, path), _plain(system.fs)
+    return str(path) if "file" in _names(system) else None
 
 
 def innermost(store: Any) -> Any:
@@ -144,8 +168,9 @@ def innermost(store: Any) -> Any:
 def open_zarr(store: Any, path: str, mode: str = "r", options: Any = None) -> ZarrArray:
     """Open a zarr array by its store, or by its path or URL."""
     zarr = library("zarr", path or store)
-    if isinstance(store, str) and store.endswith(".zip") and "://" not in store:
-        store = zarr.storage.ZipStore(store, mode="r")
+    if isinstance(store, str) and (archive := archive_in(store)) is not None:
+        path = store[len(archive) :].strip("/")
+        store = zarr.storage.ZipStore(archive, mode="r")
     found = zarr.open(store, path=path or None, mode=mode, **(options or {}))
     if not hasattr(found, "shape"):
         names = ", ".join(sorted(name for name, _ in found.arrays()))
@@ -155,6 +180,18 @@ def open_zarr(store: Any, path: str, mode: str = "r", options: Any = None) -> Za
             opener="zarr", where=str(found.store_path),
         )  # fmt: skip
     return ZarrArray(found)
+
+
+def archive_in(path: str) -> str | None:
+    """Return the part of a path that is a zip file; None without one.
+
+    Examples
+    --------
+    >>> archive_in("a/x.zarr.zip/0"), archive_in("x.zip"), archive_in("x.zarr")
+    ('a/x.zarr.zip', 'x.zip', None)
+    """
+    ends = [found.end() for found in re.finditer(r"\.zip(?=/|$)", path) if "://" not in path]
+    return next((path[:end] for end in ends if not os.path.isdir(path[:end])), None)
 
 
 def check_zarr_store(array: Any) -> None:
@@ -171,7 +208,8 @@ def check_zarr_store(array: Any) -> None:
 def lies_in_memory(array: Any) -> bool:
     """Return whether the values of a zarr array lie in the memory of a process."""
     store = innermost(array.store)
-    in_memory = "Memory" in type(store).__name__ or isinstance(store, dict)
+    kinds = type(store), type(getattr(store, "store", store))  # that of obstore, too
+    in_memory = any("Memory" in kind.__name__ for kind in kinds) or isinstance(store, dict)
     return in_memory or "memory" in _protocols(store)
 
 
@@ -179,22 +217,30 @@ def _protocols(store: Any) -> set[str]:
     """Return the names of the file system of a zarr store, and of those behind it."""
     system, names = getattr(store, "fs", None), set[str]()
     for _ in range(_BEHIND):  # Why: a folder or a cache of a file system holds that one.
-        protocol = getattr(system, "protocol", ())
-        names.update((protocol,) if isinstance(protocol, str) else protocol)
+        names.update(_names(system))
         system = getattr(system, "sync_fs", None) or getattr(system, "fs", None)
     return names
 
 
+def _plain(system: Any) -> Any:
+    """Return the file system that a wrapper makes asynchronous; any other as it is."""
+    return getattr(system, "sync_fs", system)
+
+
+def _names(system: Any) -> tuple[str, ...]:
+    protocol = getattr(system, "protocol", ())
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
 def place_of_zarr(array: Any) -> str:
     """Return the path of a zarr array without links, or the text that stands for its URL."""
-    store, path = innermost(array.store), array.store_path.path
-    root, system = getattr(store, "root", None), getattr(store, "fs", None)
-    if root is None and system is None:
+    store, root = innermost(array.store), _root_of(array)
+    if root is None and not hasattr(store, "fs"):
         return str(array.store_path)
-    whole = os.path.join(store.path if root is None else os.fspath(root), path).rstrip("/")
+    whole = os.path.join(root or store.path, array.store_path.path).rstrip("/")
     if root is not None or "file" in _protocols(store):
-        return str(os.path.realpath(whole))
-    return f"{type(system).__name__} {whole}"
+        return os.path.realpath(whole)
+    return f"{type(store.fs).__name__} {whole}"
 
 
 def check_fields(dtype: Any, version: int, where: str) -> None:
@@ -262,9 +308,21 @@ def is_open_at(file: Any, path: str) -> bool:
         return os.path.exists(name) and os.path.samefile(name, path)
 
 
-def open_hdf5(path: str, name: str, options: Any = None) -> Hdf5Array:
+def path_of_hdf5(file: Any) -> str:
+    """Return the whole path of an open file, also where the program works in another folder now."""
+    path = absolute(file.filename)
+    if not is_open_at(file.id, path):
+        with contextlib.suppress(OSError, ValueError, RuntimeError, NotImplementedError, TypeError):
+            return os.readlink(f"/proc/self/fd/{file.id.get_vfd_handle()}")
+    return path
+
+
+def open_hdf5(path: str, name: str, options: Any = None, plugins: Any = ()) -> Hdf5Array:
     """Open a dataset of an HDF5 file for reading, without the lock of the file."""
     h5py = library("h5py", path)
+    for one in plugins:
+        with contextlib.suppress(ImportError):  # Why: HDF5 names the filter that is missing.
+            __import__(one)
     shared = same_process_file(path)
     if shared is not None:  # Why: HDF5 refuses to open a file twice in other ways
         return Hdf5Array(_dataset(h5py.File(shared), name, path))
@@ -307,7 +365,8 @@ def _dataset(file: Any, name: str, path: str) -> Any:
             f"{path} has no dataset {name}; it has {names or 'none'}", opener="hdf5", where=path
         ) from error
     if not hasattr(found, "shape"):
-        names = ", ".join(f"{name.rstrip('/')}/{one}" for one in sorted(found)[:10])
+        within = sorted(found) if hasattr(found, "keys") else ()  # Why: or it is a type with a name
+        names = ", ".join(f"{name.rstrip('/')}/{one}" for one in within[:10])
         raise StoreError(
             f"{path}:{name} is a group, not a dataset; it has {names or 'none'}",
             opener="hdf5", where=f"{path}:{name}",
@@ -350,7 +409,7 @@ def mapped_hdf5(dataset: Any, mode: str = "r") -> Array | None:
     offset = place_of_hdf5(dataset)
     if offset is None:
         return None
-    path = dataset.file.filename
+    path = path_of_hdf5(dataset.file)
     same_process_file(path)
     if os.path.getsize(path) < offset + dataset.nbytes:
         raise StoreError(

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 
 from shmpar.errors import StoreError, summarize
+from shmpar.memory.locate import locate
 from shmpar.stores import formats
 from shmpar.stores.store import Part, Store
 
@@ -25,8 +27,10 @@ _MOST_VALUES: Final = 4 << 20
 _MOST_GRAPH: Final = 16 << 20  # Why more: the tasks of a large graph are no values
 _LIBRARIES: Final = frozenset({"zarr", "h5py", "dask", "xarray"})
 _HDF5_SUFFIXES: Final = (".h5", ".hdf5", ".hdf", ".he5", ".ims", ".nc", ".h5ad", ".mat")
+_PLUGINS: Final = ("hdf5plugin",)
 # A path of which `open` knows the format; other text is a value.
-_SUFFIX: Final = r"(?i)\.(npy|tiff?|zip|h5|hdf5?|he5|ims|nc|h5ad|mat)(:.*)?$|\.zarr(/.*)?$"
+_NO_URL: Final = r"\.(npy|tiff?|h5|hdf5?|he5|ims|nc|h5ad|mat)(:.*)?$"
+_SUFFIX: Final = rf"(?i){_NO_URL}|\.zip(/.*)?$|\.zarr(/.*)?$"
 
 
 class MissingStore(StoreError, FileNotFoundError):
@@ -41,7 +45,8 @@ def open(  # noqa: A001 - the public name
     Parameters
     ----------
     path : str or path
-        ``x.npy``; ``x.zarr``, or ``x.zarr/0`` for an array in a group, or a URL of zarr;
+        ``x.npy``; ``x.zarr``, or ``x.zarr/0`` for an array in a group, both also in a zip file,
+        ``x.zip/0``, or a URL of zarr;
         ``x.h5:/data`` for a dataset of an HDF5 file; ``x.tif``.
     mode : str
         ``"r"``, or ``"r+"`` for a store that is an output too.
@@ -79,19 +84,24 @@ def open(  # noqa: A001 - the public name
     ...         pool.sum(shmpar.open(path), axis=1)
     array([ 3, 12])
     """
-    text = os.fspath(path)
+    text = os.fsdecode(path)
     if mode not in {"r", "r+"}:
         raise ValueError(f"mode={mode!r}: pass 'r' or 'r+'")
-    if text.endswith(".npy"):
-        return _opened_npy(text, mode, how)
     lower = text.lower()
+    if "://" in text and re.search(_NO_URL, lower):
+        raise ValueError(
+            f"{text}: by a URL only zarr arrays are opened; for any other format pass "
+            "shmpar.opened(func, url)"
+        )
+    if lower.endswith(".npy"):
+        return _opened_npy(text, mode, how)
     if (end := _end_of_hdf5_path(text)) is not None:
         return _opened_hdf5(text[:end], text[end + 1 :] or "/", mode, how)
     if lower.endswith(_HDF5_SUFFIXES):
         raise ValueError(f"{text}: name the dataset too, as in {text}:/data")
     if lower.endswith((".tif", ".tiff")):
         return _opened_tiff(text, mode, how)
-    if ".zarr" in lower or lower.endswith(".zip") or "://" in text:
+    if ".zarr" in lower or formats.archive_in(text) is not None or "://" in text:
         return _opened_zarr(text, mode, how)
     raise ValueError(
         f"{text}: no format has this suffix; known are .npy, .zarr, .h5:/name and .tif; for any "
@@ -137,18 +147,22 @@ def opened(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Store:
     array([[ 0, -1, -2],
            [-3, -4, -5]])
     """
-    import cloudpickle  # Why here: a worker that opens a zarr array needs none.
-
     name = getattr(func, "__qualname__", None) or type(func).__name__
     where = f"{name}({', '.join(map(_brief, args))})"
+    return _store(_pickled(f"opened: {where}", func, *args, **kwargs), "opened", where)
+
+
+def _pickled(where: str, func: Callable[..., Any], *args: Any, **kwargs: Any) -> bytes:
+    """Return the opener that calls a function with these arguments."""
+    import cloudpickle  # Why here: a worker that opens a zarr array needs none.
+
     try:
-        opener = cloudpickle.dumps((func, args, kwargs), 5)
+        return cloudpickle.dumps((func, args, kwargs), 5)  # type: ignore[no-any-return]
     except Exception as error:
         raise TypeError(
-            f"opened: {where} cannot be sent to workers: {error}; pass a function that opens the "
-            "array, and its path"
+            f"{where} cannot be sent to workers: {summarize(error)}; pass shmpar.opened() a "
+            "function that opens the array, and its path"
         ) from error
-    return _store(opener, "opened", where)
 
 
 def _cannot_open(where: str, kind: str, error: Exception) -> StoreError:
@@ -176,20 +190,28 @@ def _store(opener: bytes, kind: str, where: str, **more: Any) -> Store:
         raise TypeError(
             f"{where} returned a {type(array).__name__}, which has no {missing[0]}; return an array"
         )
-    unit = getattr(array, "unit", None)
-    if unit is None and kind == "opened":
-        unit = _unit_of(array)
     held = getattr(array, "array", array)  # Why: the record of an open zarr array holds it
-    place = formats.place_of_zarr(held) if hasattr(held, "store_path") else ""
-    return Store(opener, array.shape, array.dtype, unit, kind, where, place=place, **more)
+    place = formats.place_of_zarr(held) if hasattr(held, "store_path") else place_of_map(array)
+    return Store(
+        opener, array.shape, array.dtype, _unit_of(array), kind, where, place=place, **more
+    )
+
+
+def place_of_map(array: Any) -> str:
+    """Return the text that stands for the place of an array that maps a file; else empty."""
+    found = locate(array) if isinstance(array, np.ndarray) else None
+    return f"{found.segment.identity()} {found.offset}" if found is not None else ""
 
 
 def _unit_of(array: Any) -> tuple[int, ...] | None:
     """Return the unit of any array that tells one."""
-    for name in ("shards", "chunks", "chunksize"):
+    for name in ("unit", "shards", "chunks", "chunksize"):
         found = getattr(array, name, None)
-        if isinstance(found, tuple) and found and all(isinstance(one, int) for one in found):
-            return found
+        # Why the checks: any library may have such a name, for instance for the unit of the values.
+        if not isinstance(found, tuple | list) or len(found) != len(array.shape):
+            continue
+        if found and all(isinstance(one, int | np.integer) and one > 0 for one in found):
+            return tuple(map(int, found))
     return None
 
 
@@ -210,8 +232,8 @@ def _takes(path: str, how: dict[str, Any], names: tuple[str, ...]) -> None:
 def _opened_zarr(path: str, mode: str, how: dict[str, Any]) -> Store:
     formats.library("zarr", path)
     if "://" not in path:
-        path = os.path.abspath(path)
-        if not os.path.exists(path):
+        path = formats.absolute(path)
+        if not os.path.exists(formats.archive_in(path) or path):
             raise MissingStore(f"there is no such zarr array: {path}", opener="zarr", where=path)
     try:
         array = formats.open_zarr(path, "", mode, how).array
@@ -230,7 +252,7 @@ def _opened_zarr(path: str, mode: str, how: dict[str, Any]) -> Store:
 
 def _opened_hdf5(path: str, name: str, mode: str, how: dict[str, Any]) -> Store | Array:
     formats.library("h5py", path)
-    path = os.path.abspath(path)
+    path = formats.absolute(path)
     if not os.path.exists(path):
         raise MissingStore(f"there is no such HDF5 file: {path}", opener="hdf5", where=path)
     try:
@@ -264,7 +286,9 @@ def _hdf5_store(path: str, name: str, how: dict[str, Any], array: Any, user: Any
             f"the elements of {path}:{name} are arrays (dtype {array.dtype}), of which a store has "
             "no windows; read it as a whole, x[...], or store numbers with one more axis"
         )
-    opener = pickle.dumps((formats.open_hdf5, (path, name, how), {}), 5)
+    # Why: their import makes filters known to HDF5.
+    plugins = [one for one in _PLUGINS if one in sys.modules]
+    opener = pickle.dumps((formats.open_hdf5, (path, name, how, plugins), {}), 5)
     token, where = formats.file_token(path), f"{path}:{name}"
     return Store(
         opener, array.shape, array.dtype, array.unit, "hdf5", where, token=token, user=user
@@ -281,7 +305,7 @@ def _one_writer(where: str) -> str:
 def _opened_tiff(path: str, mode: str, how: dict[str, Any]) -> Store | Array:
     tifffile = formats.library("tifffile", path)
     _takes(path, how, ("series", "level"))
-    path = os.path.abspath(path)
+    path = formats.absolute(path)
     if not os.path.exists(path):
         raise MissingStore(f"there is no such TIFF file: {path}", opener="tiff", where=path)
     series, level = how.get("series", 0), how.get("level", 0)
@@ -356,7 +380,8 @@ def _wrap_zarr(array: Any, write: bool) -> Store:
     if write and array.read_only:
         raise ValueError(f"{where} was opened for reading alone; open it with mode='r+'")
     mode = "r+" if write else "r"
-    opener = pickle.dumps((formats.open_zarr, (place.store, place.path, mode, how), {}), 5)
+    name = f"the zarr array {where} in a {type(place.store).__name__}"
+    opener = _pickled(name, formats.open_zarr, place.store, place.path, mode, how)
     formats.ZarrArray(array).check()
     unit = array.shards or array.chunks
     found = formats.place_of_zarr(array)
@@ -371,28 +396,29 @@ def _absolute(place: Any) -> Any:
     store = place.store
     if type(store).__name__ != "LocalStore" or os.path.isabs(store.root):
         return place
-    store = type(store)(os.path.abspath(store.root), read_only=store.read_only)
+    store = type(store)(formats.absolute(store.root), read_only=store.read_only)
     return type(place)(store, place.path)
 
 
 def _wrap_hdf5(dataset: Any, write: bool) -> Store | Array:
-    if not dataset:
-        raise TypeError("the HDF5 file of this dataset is closed; open it again")
-    if dataset.shape is None:
-        raise TypeError(f"the HDF5 dataset {dataset.name} has no values")
+    if not dataset or dataset.shape is None:
+        no_values = f"the HDF5 dataset {dataset.name} has no values" if dataset else ""
+        raise TypeError(no_values or "the HDF5 file of this dataset is closed; open it again")
     file = dataset.file
-    path, name, driver = os.path.abspath(file.filename), dataset.name, file.driver
+    path, name, driver = formats.path_of_hdf5(file), dataset.name, file.driver
     if driver not in {"sec2", "stdio", "ros3"}:
         raise TypeError(
             f"the HDF5 file {file.filename} lies in the memory of this process, or is opened by "
             f"the driver {driver!r}, which no worker can open; pass x[...]"
         )
     if driver != "ros3":
-        if name is None or not os.path.exists(path) or not formats.is_open_at(file.id, path):
+        if not os.path.exists(path) or not formats.is_open_at(file.id, path):
             raise StoreError(
                 f"the HDF5 file {path} was removed or replaced after it was opened; open it again",
                 opener="hdf5", where=path,
             )  # fmt: skip
+        if name is None:
+            raise TypeError(f"a dataset of {path} has no name there, by which workers open it")
         if file.mode == "r+":
             file.flush()
         mapped = formats.mapped_hdf5(dataset, "r+" if write else "r")
@@ -400,13 +426,25 @@ def _wrap_hdf5(dataset: Any, write: bool) -> Store | Array:
             return mapped
     if write:
         raise TypeError(_one_writer(f"{path}:{name}"))
-    if file.get(name) != dataset:  # Why: HDF5 may know the name in the file of the link alone
+    _check_way(dataset, path)
+    how = {"swmr": True} if file.swmr_mode else {}
+    if driver == "ros3":
+        how, path = {"driver": driver}, file.filename
+    return _hdf5_store(path, name, how, formats.Hdf5Array(dataset), user=dataset)
+
+
+def _check_way(dataset: Any, path: str) -> None:
+    """Raise ``TypeError`` for a dataset that is another one, or has other values, by its name."""
+    name, access = dataset.name, dataset.id.get_access_plist()
+    if dataset.file.get(name) != dataset:  # Why: HDF5 may know the name in the file of the link
         raise TypeError(
             f"the HDF5 dataset {name} was reached by links from another file; open it in {path}"
         )
-    how = {} if driver != "ros3" else {"driver": driver}
-    path = path if driver != "ros3" else file.filename
-    return _hdf5_store(path, name, how, formats.Hdf5Array(dataset), user=dataset)
+    if access.get_virtual_prefix() or access.get_efile_prefix():
+        raise TypeError(
+            f"the HDF5 dataset {name} was opened with virtual_prefix= or efile_prefix=, which "
+            "workers do not have; pass shmpar.opened() a function that opens it"
+        )
 
 
 def _wrap_dask(array: Any, write: bool) -> Store:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
 import numpy as np
 
 from shmpar.errors import ShmparError, StoreError, no_attribute, summarize
-from shmpar.memory.copying import is_masked
+from shmpar.memory.copying import is_masked, loses
 from shmpar.plan import spell
 
 P = ParamSpec("P")
@@ -188,7 +188,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         self.token = token  # it changes when the file is replaced
         self.user = user  # the object that the user gave
         self.place = place  # of a zarr array, however it was opened
-        self._axis = 0  # of the array in the file, which comes first here
+        self.first_axis = 0  # of those of the array in the file
         self._stored: np.dtype[Any] = self.dtype
         self._array: Any = None
         self._token: Any = None
@@ -248,13 +248,19 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
             return self
         order = [axis, *(k for k in range(self.ndim) if k != axis)]
         unit = None if self.unit is None else tuple([self.unit[k] for k in order])
-        return self._copy(shape=tuple([self.shape[k] for k in order]), unit=unit, _axis=axis)
+        return self._copy(shape=tuple([self.shape[k] for k in order]), unit=unit, first_axis=axis)
 
     def __array__(self, *_args: Any, **_kwargs: Any) -> Any:
         raise TypeError(
             f"{self!r} is not read as a whole by mistake: pass it to a verb, or write store[...] "
             f"for an array of {self.nbytes:,} bytes"
         )
+
+    def __array_function__(self, func: Any, _types: Any, args: Any, kwargs: Any) -> Any:
+        """Refuse NumPy's functions: some would take the error of a conversion for "not equal"."""
+        if func in {np.shape, np.ndim, np.size}:
+            return func.__wrapped__(*args, **kwargs)
+        return self.__array__()
 
     def __array_ufunc__(self, ufunc: Any, *_: Any, **__: Any) -> NoReturn:
         """Refuse: NumPy's operators and functions must not read the array as a whole."""
@@ -282,8 +288,8 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
     def identity(self) -> tuple[Any, ...]:
         """Return the parts that tell this store from another in a ledger; its values are none."""
         parts: tuple[Any, ...] = self.kind, self.where, repr((self.shape, self.dtype))
-        if self._axis:
-            parts += (self._axis,)
+        if self.first_axis:
+            parts += (self.first_axis,)
         if self.kind in {"opened", "tiff", "xarray"}:
             # Why: `where` has no series, no long argument, and no part of a lazy array.
             call, args, kwargs = pickle.loads(self.opener)
@@ -291,10 +297,6 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
             parts += args if self.kind != "xarray" else (getattr(args[0], "_data", args[0]),)
             parts += (call, kwargs) if self.kind == "opened" else ()
         return parts
-
-    def has_axes_of(self, other: Store) -> bool:
-        """Return whether both have the same shape and order of axes."""
-        return self.shape == other.shape and self._axis == other._axis
 
     def check(self) -> None:
         """Raise `StoreError` if the store is gone, or has another shape or dtype by now."""
@@ -322,7 +324,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
     def _checked(self, opens: Callable[[], Any]) -> Any:
         """Open the array, and compare it with the record of it."""
         try:
-            array = _known(opens())
+            array = self._tried(lambda: _known(opens()))
             shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
         except StoreError:
             raise
@@ -365,7 +367,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
     def _in_file(self, along: Sequence[Any]) -> tuple[Any, ...]:
         """Return values along the axes of the store in the order of the axes in the file."""
         first, *rest = along or [None]
-        return tuple([*rest[: self._axis], first, *rest[self._axis :]] if along else [])
+        return tuple([*rest[: self.first_axis], first, *rest[self.first_axis :]] if along else [])
 
     def __getitem__(self, key: Any) -> Array:
         where, finish = _slices(key, self.shape)
@@ -374,7 +376,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         block: Array = self._transfer("read", window, lambda array: self._read(array, window))
         traffic.read += block.nbytes
         traffic.seconds += time.perf_counter() - began
-        block = np.moveaxis(block, self._axis, 0) if self._axis else block
+        block = np.moveaxis(block, self.first_axis, 0) if self.first_axis else block
         block = block if self.dtype is self._stored else block.view(self.dtype)
         block.flags.writeable = False
         return block if finish is None else block[finish]
@@ -405,12 +407,17 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
                 "a second input",
                 opener=self.kind, where=self.where,
             )  # fmt: skip
+        if (lost := loses(found)) is not None:
+            raise StoreError(
+                f"a window of {self.where} ({self.kind}) would lose {lost}",
+                opener=self.kind, where=self.where,
+            )  # fmt: skip
         found = np.asarray(found)
         if found.shape != lengths or found.dtype.newbyteorder("=") != block.dtype.newbyteorder("="):
             raise StoreError(
-                f"{self.where} ({self.kind}) has changed under the run: a window of shape "
-                f"{lengths} and dtype {self._stored} has shape {found.shape} and dtype "
-                f"{found.dtype}",
+                f"a window of {self.where} ({self.kind}) has shape {found.shape} and dtype "
+                f"{found.dtype}, where {lengths} and {self._stored} are due: the array has changed "
+                "under the run, or tells another shape or dtype than it has",
                 opener=self.kind, where=self.where,
             )  # fmt: skip
         block[...] = found
@@ -435,7 +442,7 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         where, finish = _slices(key, self.shape)
         if finish is not None and any(one.step for one in finish if isinstance(one, slice)):
             raise IndexError(f"{self.where}: a store is written by slices of step 1, not {key}")
-        if self._axis or self.dtype is not self._stored:
+        if self.first_axis or self.dtype is not self._stored:
             raise TypeError(f"{self!r} is a view of a store, which is not written to")
         lengths = tuple([one.stop - one.start for one in where])
         values = np.asarray(value)
@@ -453,22 +460,30 @@ class Store(np.lib.mixins.NDArrayOperatorsMixin):
         traffic.seconds += time.perf_counter() - began
 
     def _transfer(self, verb: str, where: tuple[slice, ...], use: Callable[[Any], Any]) -> Any:
-        """Read or write a window, several times if the fault may pass."""
-        for again in range(self.retries, -1, -1):
+        """Read or write a window."""
+        try:
+            return self._tried(lambda: use(self.array))
+        except ShmparError:
+            raise
+        except Exception as error:
+            window = ", ".join([f"{one.start}:{one.stop}" for one in where])
+            raise StoreError(
+                f"cannot {verb} [{window}] of {self.where} ({self.kind}): {summarize(error)}",
+                opener=self.kind, where=self.where, errno=getattr(error, "errno", None),
+            ) from error  # fmt: skip
+
+    def _tried(self, call: Callable[[], Any]) -> Any:
+        """Make a call, several times if the fault may pass."""
+        for again in range(self.retries, 0, -1):
             try:
-                return use(self.array)
+                return call()
             except ShmparError:
                 raise
             except Exception as error:
-                if again and (_is_closed(self._array) or _may_pass(error)):
-                    time.sleep(_WAIT_SECONDS * 2 ** (self.retries - again))
-                    continue
-                window = ", ".join([f"{one.start}:{one.stop}" for one in where])
-                raise StoreError(
-                    f"cannot {verb} [{window}] of {self.where} ({self.kind}): {summarize(error)}",
-                    opener=self.kind, where=self.where, errno=getattr(error, "errno", None),
-                ) from error  # fmt: skip
-        raise AssertionError("the last attempt returns or raises")
+                if not (_is_closed(self._array) or _may_pass(error)):
+                    raise
+                time.sleep(_WAIT_SECONDS * 2 ** (self.retries - again))
+        return call()
 
 
 def _known(array: Any) -> Any:
@@ -480,6 +495,12 @@ def _known(array: Any) -> Any:
 
         return ZarrArray(array)
     return array
+
+
+def has_axes_of(one: Any, other: Any) -> bool:
+    """Return whether two arrays have the same shape, and stores the same order of axes."""
+    axes = [getattr(array, "first_axis", 0) for array in (one, other)]
+    return bool(one.shape == other.shape and axes[0] == axes[1])
 
 
 def _is_closed(array: Any) -> bool:

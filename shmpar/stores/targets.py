@@ -9,15 +9,17 @@ before anything starts. So is an object with a single writer (a zip file, a chun
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
 import numpy as np
 
+from shmpar.errors import StoreError, summarize
 from shmpar.memory.locate import locate
 from shmpar.plan import Plan
 from shmpar.stores import formats
-from shmpar.stores.recognise import wrap
+from shmpar.stores.recognise import place_of_map, wrap
 from shmpar.stores.store import Store
 from shmpar.stores.units import units_for
 
@@ -140,6 +142,7 @@ def _at_path(verb: str, path: str) -> Target:
     found = new.reopen()
     if found is None:
         return Target(new, None, is_path=True)
+    _check_zarr(f"{verb}: out= ({path})", found.user)
     return Target(found, found.user, is_path=True)
 
 
@@ -172,7 +175,8 @@ class ZarrPath:
                 f"{self._where} lies in the memory of this process, so the writes of workers would "
                 "be lost; use a folder"
             )
-        self.path = path if "://" in path else os.path.abspath(path)
+        path = path.removeprefix("file://")  # Why: a file system of fsspec makes no folders.
+        self.path = path if "://" in path else formats.absolute(path)
         self.array: Store | None = None
         self.plan: Plan | None = None
         self.keeps_partial = False
@@ -228,7 +232,7 @@ class ZarrPath:
             if group or (os.path.isdir(self.path) and os.listdir(self.path)):
                 raise ValueError(
                     f"{self._where} is a folder without a zarr array of its own; name the array in "
-                    "it, as in 'x.zarr/0', or pass another path"
+                    f"it, as in 'x.zarr/0', or pass another path ({summarize(error)})"
                 ) from None
             return None
         self.array = wrap(found, write=True).with_retries(self._retries)
@@ -250,14 +254,30 @@ def _format(root: str) -> int | None:
         return None
 
 
-def is_same_store(one: Store, other: Store) -> bool:
-    """Return whether two stores are the same array, opened twice.
+def is_same_store(one: Any, other: Any) -> bool:
+    """Return whether two arrays, of which at least one is a store, are the same one, opened twice.
 
     Notes
     -----
     A lazy array that was made of a store is not recognised.
     """
-    return one.opener == other.opener or one.place == other.place != ""
+    both = [array for array in (one, other) if isinstance(array, Store)]
+    if len(both) == 2 and one.opener == other.opener:  # noqa: PLR2004
+        return True
+    if not both or "" in (places := [array.place for array in both]):
+        return False
+    places += [place_of_map(array) for array in (one, other) if isinstance(array, np.ndarray)]
+    with contextlib.suppress(OSError):  # Why: a folder may be mounted at two places.
+        return os.path.samefile(*places)
+    return places[0] == places[-1]
+
+
+def is_handle(store: Store, value: Any) -> bool:
+    """Return whether an object of the user is a store, or a zarr array, that another one is too."""
+    if type(value).__module__.partition(".")[0] == "zarr" and hasattr(value, "store_path"):
+        with contextlib.suppress(TypeError, StoreError):  # Why: no worker can open it
+            value = wrap(value)
+    return isinstance(value, Store) and is_same_store(store, value)
 
 
 def map_dataset(verb: str, dataset: Any) -> Array:

@@ -99,11 +99,12 @@ def units_for(plan: Plan, shape: Sequence[int], where: str) -> tuple[int, ...]:
         If the lengths of chunks have so small a common divisor that a chunk would have very many
         units.
     """
-    units = []
+    units, pieces = [], 1
     for axis, (cut, size) in enumerate(zip(output_cuts(plan, len(shape)), shape, strict=True)):
         edges = () if cut is None or cut.edges is None else cut.edges[1:-1]
         unit = gcd(*edges) if edges else size if cut is None else cut.step
-        if edges and cut is not None and cut.step > unit * _MAX_PIECES:
+        pieces *= -(-cut.step // unit) if edges and cut is not None else 1
+        if pieces > _MAX_PIECES:
             raise ValueError(
                 f"{plan.verb}: out={where!r} would be stored {unit} elements at a time along axis "
                 f"{axis}, since the lengths of chunks= have no larger common divisor, which makes "

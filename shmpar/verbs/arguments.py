@@ -168,8 +168,9 @@ class Inputs:
                 if axis is None:
                     continue
                 both = math.lcm(units[axis], max(1, unit))
-                block = math.prod(units) // units[axis] * min(both, self.shape[axis])
-                if units[axis] == 1 or block * store.itemsize <= 2 * STORE_BLOCK_BYTES:
+                block = [*map(min, units, self.shape)]
+                block[axis] = min(both, self.shape[axis])
+                if units[axis] == 1 or math.prod(block) * store.itemsize <= 2 * STORE_BLOCK_BYTES:
                     units[axis] = both
         return units
 

@@ -186,12 +186,12 @@ class Call:
         Raises
         ------
         ValueError
-            If an array among them shares memory with an output.
+            If an array among them is an output, or shares memory with an output.
         """
         values = self.inputs.values
         constants = [values[one.value] for one in plan.arguments if isinstance(one, Whole)]
         held = held_by(self.func, [*self.keywords.values(), *constants])
-        outputs = [one for one in self.output.given or () if isinstance(one, np.ndarray)]
+        outputs = [one for one in self.output.given or () if isinstance(one, np.ndarray | Store)]
         if outputs:
             items = [values[one.value] for one in plan.arguments if isinstance(one, Items)]
             check_apart(self.verb, outputs, itertools.chain(held, *items))

@@ -50,8 +50,8 @@ class Options(TypedDict, total=False):
         Seconds that a chunk may take, on the processes engine; then its worker is killed. None and
         infinity are no limit.
     io_retries : int, default 2
-        Number of times that a window of a store is read or written again after a fault that may
-        pass, such as a timeout of the network.
+        Number of times that a window of a store is read or written again, or the store opened,
+        after a fault that may pass, such as a timeout of the network.
     seed : int, sequence of int or None, default None
         Entropy of the random streams of the chunks, for a function with a parameter named ``rng``:
         the same seed gives the same numbers. None is other numbers in each call.

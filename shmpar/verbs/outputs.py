@@ -18,8 +18,8 @@ from shmpar.memory.layout import address_of, byte_bounds
 from shmpar.memory.locate import locate
 from shmpar.plan import Announcement, Argument, Blocks, InBlocks, Output, Plan, Rows, Whole
 from shmpar.runtime.outputs import Given, NewFile, NpyFile
-from shmpar.stores.store import Store
-from shmpar.stores.targets import Target, ZarrPath, find_target, is_same_store
+from shmpar.stores.store import Store, has_axes_of
+from shmpar.stores.targets import Target, ZarrPath, find_target, is_handle, is_same_store
 from shmpar.stores.units import check_one_writer
 from shmpar.verbs.arguments import Inputs
 from shmpar.worker.environment import in_worker
@@ -223,7 +223,7 @@ def _is_in_place(verb: str, given: Sequence[Given], arrays: Sequence[Any], allow
     ValueError
         If an output shares memory otherwise with an input, or with another output.
     """
-    files = [one.path for one in given if isinstance(one, NewFile)]
+    files = [os.path.realpath(one.path) for one in given if isinstance(one, NewFile)]
     if len(set(files)) < len(files):
         raise ValueError(f"{verb}: two outputs are one file")
     found = _is_store_in_place(verb, given, arrays, allowed)
@@ -248,33 +248,40 @@ def _is_store_in_place(
     verb: str, given: Sequence[Given], arrays: Sequence[Any], allowed: bool
 ) -> bool:
     """Return whether an output is the store of an input; raise ``ValueError`` if that is wrong."""
-    outputs = [one for one in given if isinstance(one, Store)]
+    if not any(isinstance(one, Store) for one in (*given, *arrays)):
+        return False
+    outputs = [one for one in given if isinstance(one, Store | np.ndarray)]
     found = False
     for number, output in enumerate(outputs):
+        where = getattr(output, "where", f"shape {output.shape}")
         if any(is_same_store(output, other) for other in outputs[:number]):
-            raise ValueError(f"{verb}: two outputs are one store ({output.where})")
+            raise ValueError(f"{verb}: two outputs are one store ({where})")
         for array in arrays:
-            if not isinstance(array, Store) or not is_same_store(output, array):
+            if not is_same_store(output, array):
                 continue
             found = True
-            if not (allowed and output.has_axes_of(array)):
+            if not (allowed and has_axes_of(output, array)):
                 raise ValueError(
-                    f"{verb}: out= ({output.where}) is the store of an input, so chunks would read "
-                    "the results of others; pass another output"
+                    f"{verb}: out= ({where}) is the store of an input, so chunks would read the "
+                    "results of others; pass another output"
                 )
     return found
 
 
-def check_apart(verb: str, outputs: Sequence[Array], held: Iterable[Any]) -> None:
-    """Raise ``ValueError`` if an array that the function holds shares memory with an output."""
+def check_apart(verb: str, outputs: Sequence[Array | Store], held: Iterable[Any]) -> None:
+    """Raise ``ValueError`` if an array that the function holds is, or overlaps, an output."""
+    memory = [output for output in outputs if isinstance(output, np.ndarray)]
+    stores = [output for output in outputs if isinstance(output, Store)]
     for array in held:
-        if issubclass(type(array), np.ndarray) and any(
-            _overlap(output, array) for output in outputs
-        ):
+        if issubclass(type(array), np.ndarray):
+            shared = "shares memory with" if any(_overlap(one, array) for one in memory) else ""
+        else:
+            shared = "is the store of" if any(is_handle(one, array) for one in stores) else ""
+        if shared:
             raise ValueError(
-                f"{verb}: out= shares memory with an array (shape {array.shape}) that the function "
-                "holds or gets as an item, so chunks would read the results of others; pass "
-                "another output, or a copy to the function"
+                f"{verb}: out= {shared} an array (shape {array.shape}) that the function holds or "
+                "gets as an item, so chunks would read the results of others; pass another output, "
+                "or a copy to the function"
             )
 
 
