@@ -21,6 +21,7 @@ import hypothesis
 import pytest
 
 import shmpar
+from shmpar.memory import limits
 from tests import docstrings, exclusive, interpreters, nothing_left, pools, processes, verbs
 
 # Why: fewer examples than Hypothesis' default of 100 keep the suite short; --stress draws more.
@@ -56,6 +57,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(docstrings, "shmpar-docstrings")
     config.pluginmanager.register(exclusive, "shmpar-exclusive")
     config.pluginmanager.register(verbs, "shmpar-verbs")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of processes of ``-n auto``: one more than CPUs.
+
+    Why another one: tests often wait for the processes that they have started.
+    """
+    return limits.available_cpus() + 1
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
