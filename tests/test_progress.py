@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -201,13 +202,22 @@ def draw_in_thread(observer: Any, counts: range) -> threading.Thread:
     return thread
 
 
-def test_bars_of_two_runs_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Moving to the line of the second bar, its text and moving back are a single step."""
+@pytest.fixture
+def two_bars(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Terminal, Any, Any]]:
+    """Return a terminal and the bars of two runs in it."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     first, second = (observe(label, "map_blocks") for label in ("first", "second"))
     assert first is not None
     assert second is not None
+    yield terminal, first, second
+    second.close()
+    first.close()
+
+
+def test_bars_of_two_runs_do_not_mix(two_bars: tuple[Terminal, Any, Any]) -> None:
+    """Moving to the line of the second bar, its text and moving back are a single step."""
+    terminal, first, second = two_bars
     first.update(0, 1000)
     second.update(0, 1000)
     terminal.writers.clear()
@@ -216,20 +226,14 @@ def test_bars_of_two_runs_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
         thread.join()
     written = "".join("s" if one == threads[1].ident else "f" for one in terminal.writers)
     assert set(map(len, re.findall("s+", written))) <= {3 * n for n in range(100)}
-    second.close()
-    first.close()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError()])
 def test_an_interrupted_bar_blocks_no_other(
-    error: BaseException, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, two_bars: tuple[Terminal, Any, Any]
 ) -> None:
     """Another thread can draw its bar after an interrupt, or an error, in the middle of a line."""
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    first, second = (observe(label, "map_blocks") for label in ("first", "second"))
-    assert first is not None
-    assert second is not None
+    terminal, first, second = two_bars
     first.update(1, 1000)
     terminal.raising.append(error)
     with contextlib.suppress(KeyboardInterrupt):
@@ -237,5 +241,3 @@ def test_an_interrupted_bar_blocks_no_other(
     thread = draw_in_thread(second, range(1, 3))
     thread.join(10)
     assert not thread.is_alive()
-    second.close()
-    first.close()
