@@ -400,17 +400,24 @@ def _absolute(place: Any) -> Any:
     return type(place)(store, place.path)
 
 
-def _wrap_hdf5(dataset: Any, write: bool) -> Store | Array:
-    if not dataset or dataset.shape is None:
-        no_values = f"the HDF5 dataset {dataset.name} has no values" if dataset else ""
-        raise TypeError(no_values or "the HDF5 file of this dataset is closed; open it again")
+def _check_hdf5(dataset: Any) -> None:
+    """Raise ``TypeError`` for a dataset that no worker can open."""
+    if not dataset:
+        raise TypeError("the HDF5 file of this dataset is closed; open it again")
+    if dataset.shape is None:
+        raise TypeError(f"the HDF5 dataset {dataset.name} has no values")
     file = dataset.file
-    path, name, driver = formats.path_of_hdf5(file), dataset.name, file.driver
-    if driver not in {"sec2", "stdio", "ros3"}:
+    if file.driver not in {"sec2", "stdio", "ros3"}:
         raise TypeError(
             f"the HDF5 file {file.filename} lies in the memory of this process, or is opened by "
-            f"the driver {driver!r}, which no worker can open; pass x[...]"
+            f"the driver {file.driver!r}, which no worker can open; pass x[...]"
         )
+
+
+def _wrap_hdf5(dataset: Any, write: bool) -> Store | Array:
+    _check_hdf5(dataset)
+    file = dataset.file
+    path, name, driver = formats.path_of_hdf5(file), dataset.name, file.driver
     if driver != "ros3":
         if not os.path.exists(path) or not formats.is_open_at(file.id, path):
             raise StoreError(
