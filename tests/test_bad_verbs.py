@@ -111,7 +111,7 @@ def test_a_constant_that_the_array_cannot_hold(
         (np.nan, "f2"),
         (65_504, "f2"),
         (complex(0, np.inf), "c8"),
-        (np.datetime64("NaT"), "M8[s]"),
+        (np.datetime64("NaT", "s"), "M8[s]"),
         (np.bytes_(b"ab"), "S2"),
         (True, "f8"),
     ],

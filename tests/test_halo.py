@@ -343,7 +343,7 @@ def test_an_axis_that_no_array_has_is_refused():
         (np.nan, "f2", True),
         (0.1, "f4", True),
         (1j, "c8", True),
-        (np.datetime64("NaT"), "M8[s]", True),
+        (np.datetime64("NaT", "s"), "M8[s]", True),
         (-1, "u1", False),
         (256, "u1", False),
         (2.5, "i8", False),
@@ -353,7 +353,7 @@ def test_an_axis_that_no_array_has_is_refused():
         (10**400, "f8", False),
         (10**400, "i8", False),
         (1j, "i8", False),
-        (np.datetime64("NaT"), "i8", False),
+        (np.datetime64("NaT", "s"), "i8", False),
     ],
     ids=repr,
 )

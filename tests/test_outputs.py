@@ -171,8 +171,8 @@ class TestFilling:
         [
             (None, "f4", np.float32("nan")),
             (None, "c16", complex("nan")),
-            (None, "M8[s]", np.datetime64("NaT")),
-            (None, "m8[s]", np.timedelta64("NaT")),
+            (None, "M8[s]", np.datetime64("NaT", "s")),
+            (None, "m8[s]", np.timedelta64("NaT", "s")),
             (None, "O", None),
             (-1, "f4", np.float32(-1)),
             (255, "u1", np.uint8(255)),

@@ -534,7 +534,7 @@ def missing_value(dtype: DType) -> Any:
     if dtype.kind == "O":
         return None
     if dtype.kind in "fcMm":
-        return dtype.type("NaT" if dtype.kind in "Mm" else "nan")
+        return np.array("NaT" if dtype.kind in "Mm" else "nan", dtype)[()]
     raise ValueError(
         f"on_error='fill' needs fill_value=: dtype {dtype} has no value for 'not known'"
     )
