@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -86,10 +88,31 @@ def each_worker(call: Callable[[], Any]) -> dict[int, tuple[float, int]]:
     return measured
 
 
+@contextlib.contextmanager
+def all_busy(pool: shmpar.Pool) -> Iterator[None]:
+    """Keep every worker busy until the end of the block."""
+    reading, writing = os.pipe()
+    path = f"/proc/{os.getpid()}/fd/{reading}"
+
+    def wait_for_end() -> None:
+        with open(path, "rb") as pipe:
+            pipe.read()
+
+    futures = [pool.submit(wait_for_end) for _ in range(WORKERS)]
+    try:
+        yield
+    finally:
+        os.close(writing)
+        for future in futures:
+            future.result(timeout=60)
+        os.close(reading)
+
+
 def captured(way: str, notebook: dict[str, Any], pool: shmpar.Pool, table: Any) -> Any:
     """Call a function that captures the table in the given way."""
     if way == "arguments of submit":
-        futures = [pool.submit(notebook["measure"], table) for _ in range(8)]
+        with all_busy(pool):  # Why: one worker may be quicker than this process submits.
+            futures = [pool.submit(notebook["measure"], table) for _ in range(8)]
         return [future.result(timeout=60) for future in futures]
     notebook["table"] = table
     function, kwargs = {
