@@ -28,6 +28,7 @@ from benchmarks import cases, workloads
 from benchmarks.calls import calls, joblib_backends
 from benchmarks.cases import WORKERS, busy_loops, worker_pids
 from benchmarks.harness import alternate, forked_loop, peak_pss, pss, ratio, table
+from benchmarks.scaling import scaling
 from benchmarks.stores import stores
 from shmpar.memory.huge import VARIABLE
 
@@ -646,5 +647,6 @@ ALL = {
     "in_flight": in_flight,
     "memory": memory,
     "halo_memory": halo_memory,
+    "scaling": scaling,
     "stores": stores,
 }
