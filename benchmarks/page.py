@@ -61,7 +61,7 @@ The authors of shmpar wrote this comparison, so doubt it. The code is in `benchm
 file per system and per workload, and one command runs it again on your machine.
 
 - A function that takes long enough makes all of these libraries equal. Your workload is not here.
-- Two cores are few. [Larger machines](explain/performance.md#larger-machines) has figures of 16 cores.
+- Two cores are few. For 16 cores, see [larger machines](explain/performance.md#larger-machines).
 - Each system is measured with the same chunks as shmpar and in the way that its documentation
   recommends. Pictures and tables show the better of both; the file of figures has both. Only
   the same chunks count where the cost per chunk is the question.

@@ -19,11 +19,17 @@ BOUND = 20.0  # seconds after which a script counts as a hang
 # A hang ends the script and shows where each thread is.
 PREAMBLE = f"""
 BOUND = {BOUND}
-import contextlib, faulthandler, gc, os, signal, sys, threading, time
+import contextlib, faulthandler, gc, os, signal, sys, threading, time, warnings
 import numpy as np
 import shmpar
 from shmpar.engines import local, processes
 from shmpar.runtime import futures, loop
+
+# Python 3.12 and later warn of each fork beside threads.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+# The function that starts a thread, by the version of Python
+START = "_start_joinable_thread"
+START = START if hasattr(threading, START) else "_start_new_thread"
 
 array = np.arange(40.0)
 ENGINES = {{
@@ -117,15 +123,15 @@ def test_an_interrupt_while_the_pool_thread_is_started() -> None:
     """A signal while the system starts the pool thread leaves a pool that works."""
     source = """
         with shmpar.Pool(1, engine=engine) as pool:
-            start = threading._start_new_thread
-            def interrupted(*args):
-                threading._start_new_thread = start
+            start = getattr(threading, START)
+            def interrupted(*args, **keywords):
+                setattr(threading, START, start)
                 if place == "before":
                     interrupt()
-                found = start(*args)
+                found = start(*args, **keywords)
                 interrupt()
                 return found
-            threading._start_new_thread = interrupted
+            setattr(threading, START, interrupted)
             hook, threading.excepthook = threading.excepthook, lambda *args: None
             expect(KeyboardInterrupt, pool.submit, abs, -1)
             assert pool.submit(abs, -2).result(5) == 2
@@ -138,13 +144,13 @@ def test_an_interrupted_pool_leaves_no_worker() -> None:
     """A signal at any step of Pool() leaves no process and no thread."""
     source = """
         if place == "begun":
-            start = threading._start_new_thread
-            def interrupted(*args):
-                threading._start_new_thread = start
-                found = start(*args)
+            start = getattr(threading, START)
+            def interrupted(*args, **keywords):
+                setattr(threading, START, start)
+                found = start(*args, **keywords)
                 interrupt()
                 return found
-            threading._start_new_thread = interrupted
+            setattr(threading, START, interrupted)
         elif place == "started":
             once(threading.Thread, "start", interrupt, after=True)
         elif place == "joined":
@@ -383,6 +389,10 @@ def test_interrupts_while_a_program_polls_stop_nothing() -> None:
     """Signals at any instruction of done(), in a busy loop, leave a pool that works."""
     source = """
         main = threading.get_ident()
+        def poll(future, polls):
+            polls.set()
+            while not future.done():
+                pass
         with shmpar.Pool(1, engine="threads") as pool:
             for number in range(60):
                 go, polls = threading.Event(), threading.Event()
@@ -394,9 +404,7 @@ def test_interrupts_while_a_program_polls_stop_nothing() -> None:
                 other = threading.Thread(target=press)
                 other.start()
                 try:
-                    polls.set()
-                    while not future.done():
-                        pass
+                    poll(future, polls)
                 except KeyboardInterrupt:
                     pass
                 with contextlib.suppress(KeyboardInterrupt):
@@ -532,13 +540,13 @@ def test_a_signal_handler_may_use_the_pool_that_starts() -> None:
         found = []
         with shmpar.Pool(1) as pool:
             signal.signal(signal.SIGUSR1, lambda *_: found.append(pool.submit(abs, -6)))
-            start = threading._start_new_thread
-            def interrupted(*args):
-                threading._start_new_thread = start
-                got = start(*args)
+            start = getattr(threading, START)
+            def interrupted(*args, **keywords):
+                setattr(threading, START, start)
+                got = start(*args, **keywords)
                 signal.raise_signal(signal.SIGUSR1)
                 return got
-            threading._start_new_thread = interrupted
+            setattr(threading, START, interrupted)
             assert pool.submit(abs, -2).result(5) == 2
             assert found[0].result(5) == 6
     """

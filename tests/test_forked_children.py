@@ -246,7 +246,10 @@ def test_a_child_may_call_verbs_and_write_to_a_captured_array(engine: str) -> No
 def test_text_that_waits_is_written_once(run_python: Any) -> None:
     """The child does not write the text again that its parent has printed before."""
     source = """
-        import os, shmpar
+        import os, shmpar, warnings
+
+        # Python 3.12 and later warn of each fork beside threads.
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
         def work(value):
             print(value, end=" ")

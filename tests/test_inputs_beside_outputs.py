@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import shmpar
-from tests.work.protected import add_at, by_pointer
+from tests.work.protected import COMPILED
 
 LENGTH = 100_000  # elements; a smaller output would lie in spare memory at first
 
 
-@pytest.mark.parametrize("write", [add_at, by_pointer])
+@pytest.mark.parametrize("write", COMPILED)
 def test_an_input_beside_its_output_is_protected(write: Any, nothing_left: None) -> None:
     """A stray write to the input ends the worker, also if the output lies in the same segment."""
 

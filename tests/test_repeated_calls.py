@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,9 @@ def test_a_reshaped_input_has_its_shape_again_in_the_next_call(pool: shmpar.Pool
     array = pool.array(np.float64(3))
 
     def longer(value: Any) -> Any:
-        value.shape = (1, *value.shape)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of NumPy 2.5
+            value.shape = (1, *value.shape)
         return value + 1
 
     for _ in range(3):

@@ -19,7 +19,7 @@ def unlock_flag(block: np.ndarray) -> None:
 
 
 def add_at(block: np.ndarray) -> None:
-    """Write as `numpy.ufunc.at`, which does not look at the flag."""
+    """Write as `numpy.ufunc.at`, which looks at the flag since NumPy 2.5."""
     np.add.at(block, (0,) * block.ndim, 7)
 
 
@@ -45,3 +45,7 @@ def through_base(block: np.ndarray) -> None:
 def by_pointer(block: np.ndarray) -> None:
     """Write as compiled code does, which ignores flags."""
     ctypes.memset(block.ctypes.data, 7, block.itemsize)
+
+
+COMPILED = [by_pointer, *[add_at] * (np.lib.NumpyVersion(np.__version__) < "2.5.0")]
+"""The writes that do not look at the flag."""
