@@ -18,12 +18,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from shmpar.arrays import SharedArray
-from shmpar.engines.engine import ActivePlan, Generation, WithoutProcesses
+from shmpar.engines.engine import ActivePlan, Engine, Generation, take_back
 from shmpar.errors import StoreError
 from shmpar.ipc import protocol
 from shmpar.ipc.tickets import Tickets, new_tickets
@@ -39,20 +40,15 @@ from shmpar.worker.loop import work
 
 Array = np.ndarray[Any, Any]
 Initialization = tuple[Callable[..., object], tuple[Any, ...]]
+CallersErrors = Callable[[], np.errstate]
 
 TURN_SECONDS = 0.1  # the serial engine works for so long before it reports
 
 
-class CallersErrors:
-    """NumPy's error handling of the thread that made a call, for the thread that runs it."""
-
-    def __init__(self) -> None:
-        self._kinds = np.geterr()
-        self._call: Any = np.geterrcall()
-
-    def applied(self) -> np.errstate:
-        """Return a context manager that applies it."""
-        return np.errstate(call=self._call, **self._kinds)
+def callers_errors() -> CallersErrors:
+    """Return a function that makes a context manager with this thread's error handling of NumPy."""
+    call: Any = np.geterrcall()
+    return partial(np.errstate, call=call, **np.geterr())
 
 
 class Initializer:
@@ -151,8 +147,8 @@ def check(broken: BaseException | None) -> None:
 
 def bound_outputs(outputs: Sequence[Any] | None) -> Sequence[Any] | None:
     """Return outputs whose stores are open in this thread."""
-    if outputs is None or not any(isinstance(one, Store) for one in outputs):
-        return outputs
+    if outputs is None:
+        return None
     return [one.bound() if isinstance(one, Store) else one for one in outputs]
 
 
@@ -224,10 +220,9 @@ class LocalChannel:
         """Do nothing: no result is held back."""
 
 
-class LocalEngine(WithoutProcesses):
+class LocalEngine(Engine):
     """The common parts of both engines."""
 
-    remote = False
     _broken: BaseException | None = None  # the error of a failed initializer
 
     def prepare(
@@ -238,27 +233,16 @@ class LocalEngine(WithoutProcesses):
             if isinstance(array, np.ndarray):
                 locate(array)  # Why: it raises an error for a file that was truncated
         check(self._broken)
-        return CallersErrors()
+        return callers_errors()
 
     def prepare_call(self, call: Function) -> tuple[Function, CallersErrors]:
         """Take the caller's error handling too."""
         check(self._broken)
-        return call, CallersErrors()
+        return call, callers_errors()
 
     def tickets(self) -> Tickets:
         """Return a new counter."""
         return new_tickets()
-
-    def order(self, plan: Plan, todo: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        """Return the order as it is: all chunks are equally near."""
-        return todo
-
-    def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
-        """Return none: no call is given ahead."""
-        return []
-
-    def kill(self, worker: int, run: int) -> None:
-        """Do nothing: a thread cannot be killed."""
 
     def _assignment(self, active: ActivePlan, generation: Generation, worker: int) -> Assignment:
         """Bind a run to the memory of this process; inputs become read-only views."""
@@ -287,7 +271,7 @@ _Prepared = tuple[Function, CallersErrors]
 def _finished(number: int, prepared: _Prepared, more: tuple[Any, ...]) -> protocol.CallFinished:
     """Make a call; return its end."""
     call, errors = prepared
-    with inside_worker(), errors.applied():
+    with inside_worker(), errors():
         try:
             value = call.call(*call.values, *more, **call.keywords)
             exit_if_forked()
@@ -310,6 +294,7 @@ class SerialEngine(LocalEngine):
     """
 
     name = "serial"
+    workers = 1
 
     def __init__(self, initializer: Initializer, *, interruptible: bool = False) -> None:
         self._initializer = initializer
@@ -338,11 +323,9 @@ class SerialEngine(LocalEngine):
         """Take back the generations that are queued."""
         active.stopped = True
         self._moved.pop(active.number, None)
-        mine = [item for item in self._queue if item[0] is active]
-        for item in mine:
-            self._queue.remove(item)
         return [
-            protocol.CounterExhausted(0, active.number, generation.number) for _, generation in mine
+            protocol.CounterExhausted(0, active.number, generation.number)
+            for generation in take_back(self._queue, active)
         ]
 
     def close(self, active: ActivePlan) -> None:
@@ -411,7 +394,7 @@ class SerialEngine(LocalEngine):
             tell(protocol.PlanRejected(active.number, error.with_traceback(None)))
             tell(protocol.CounterExhausted(0, active.number, generation.number))
             return
-        with active.prepared.applied():
+        with active.prepared():
             exhausted, moved = traffic.counted(work, assignment, channel)
         before = self._moved.pop(active.number, protocol.NO_TRAFFIC)
         total = protocol.add_traffic(before, moved)
@@ -611,7 +594,7 @@ class ThreadsEngine(LocalEngine):
     def _work(self, worker: int, active: ActivePlan, generation: Generation) -> None:
         assignment = self._assignment(active, generation, worker)
         channel = LocalChannel(active, self._events.put, self._allocating)
-        with active.prepared.applied():
+        with active.prepared():
             _, moved = traffic.counted(work, assignment, channel)
         # Why: a run that is alone waits for all threads, which are about to drop its memory. Not so
         # beside a call, which may take long, or wait for this run.

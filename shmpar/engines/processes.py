@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from shmpar.engines import packing
-from shmpar.engines.engine import ActivePlan, Generation, take_back
+from shmpar.engines.engine import ActivePlan, Engine, Generation, take_back
 from shmpar.engines.launch import Launcher, hand_on
 from shmpar.engines.packing import PreparedCall, PreparedRun
 from shmpar.engines.segments import Ledgers, SegmentTracker, WakeUp
@@ -61,7 +61,7 @@ _STACK_CHARACTERS = 16 * 1024  # of the stack of a worker that dies
 _LOOK_SECONDS = 0.1  # between two looks at workers that have no pidfd
 
 
-class ProcessesEngine:
+class ProcessesEngine(Engine):
     """Worker processes.
 
     Parameters
@@ -79,7 +79,6 @@ class ProcessesEngine:
     """
 
     name = "processes"
-    remote = False
 
     def __init__(
         self,
@@ -91,7 +90,7 @@ class ProcessesEngine:
         logs: bool = True,
     ) -> None:
         self.workers = workers
-        self.slab: Slab | None = Slab()
+        self.slab = Slab()
         self._launcher = launcher
         self._initializer = None
         if initializer is not None:
@@ -257,13 +256,6 @@ class ProcessesEngine:
     def tickets(self) -> Tickets:
         """Return a counter at 0."""
         return self._counters.new()
-
-    def order(self, plan: Plan, todo: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        """Return the order as it is: all chunks are equally near."""
-        return todo
-
-    def end_idle(self) -> None:
-        """Do nothing: :meth:`open` and :meth:`replace` start the workers that are missing."""
 
     def open(self, active: ActivePlan) -> list[int]:
         """Start workers where one is missing; return those that are ready."""
