@@ -243,6 +243,27 @@ with shmpar.Pool(1) as pool:
     )
 
 
+def test_a_worker_has_the_standard_streams_that_its_parent_has_closed() -> None:
+    """Text that a function prints to a closed stream is lost, and stops no later call."""
+    source = """
+        import os, shmpar
+        def speak(number):
+            for fd in (1, 2):
+                os.write(fd, b"a line of a library in C")
+            return [os.fstat(fd).st_rdev for fd in range(3)]
+        for fd in range(3):
+            os.close(fd)
+        with shmpar.Pool(1) as pool:
+            calls = [pool.submit(speak, number) for number in range(3)]
+            found = [call.result(timeout=10) for call in calls]
+        null = os.stat(os.devnull).st_rdev
+        assert found == 3 * [3 * [null]], found
+        assert [os.fstat(fd).st_rdev for fd in range(3)] == 3 * [null]
+    """
+    done = run_python(source)
+    assert done.returncode == 0
+
+
 def test_no_array_is_a_standard_stream() -> None:
     """Text printed to a closed stream is lost, and never written to an array."""
     source = """

@@ -258,30 +258,28 @@ class Launcher:
 
     def _start(self, number: int) -> Launched:
         """Start a process, or leave nothing open and no process running."""
+        limits.keep_standard_streams()  # Why: the worker inherits them.
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-
-            def own(fd: int, end: contextlib.ExitStack) -> int:
-                fd = _above_standard(fd)
-                end.callback(os.close, fd)
-                return fd
-
             near, far = Wire.pair()
             ours.callback(near.close)
-            sock = own(far.detach(), theirs)
+            theirs.callback(far.close)
             # Invariant: this process keeps the read ends, under lower numbers. The worker's ends
             # are the same open files, which therefore ask for the signal even after the user's
             # function has closed them. At the exit of this process the kernel closes the files of
             # higher numbers first, and sends the signal while the lower ones are open.
-            read, write = os.pipe()
-            reads, write = [own(read, ours)], own(write, theirs)
+            read, low = os.pipe()
+            reads = [read]
+            ours.callback(os.close, read)
+            theirs.callback(os.close, low)
             with contextlib.suppress(FileNotFoundError):  # /proc is not mounted
                 # Why: an open file has one owner, and the worker and its group are two.
-                group = os.open(f"/proc/self/fd/{reads[0]}", os.O_RDONLY | os.O_CLOEXEC)
-                reads.append(own(group, ours))
-            write = own(_duplicate_above(max(reads), write), ours)
+                reads.append(os.open(f"/proc/self/fd/{read}", os.O_RDONLY | os.O_CLOEXEC))
+                ours.callback(os.close, reads[-1])
+            write = _duplicate_above(max(reads), low)
+            ours.callback(os.close, write)
             path = [] if self.own_path else search_path(self.behind)
             near.send(b"\0".join([os.fsencode(_PACKAGE), *path]))
-            process = self._execute(sock, number, reads, _arguments())
+            process = self._execute(far.fileno(), number, reads, _arguments())
             ours.callback(process.wait)
             ours.callback(process.kill)
             pidfd = _pidfd(process.pid)
@@ -436,11 +434,3 @@ def _duplicate_above(lower: int, fd: int) -> int:
         if error.errno == errno.EINVAL:  # Why: the kernel says so if the limit is lower.
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
         raise
-
-
-def _above_standard(fd: int) -> int:
-    """Return the descriptor, or a duplicate above 2 if the parent lacks standard streams."""
-    if fd > 2:  # noqa: PLR2004 - stdin, stdout, stderr
-        return fd
-    with contextlib.closing(os.fdopen(fd, "rb", 0)):
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)

@@ -89,6 +89,7 @@ class ProcessesEngine(Engine):
         *,
         logs: bool = True,
     ) -> None:
+        limits.keep_standard_streams()
         self.workers = workers
         self.slab = Slab()
         self._launcher = launcher
@@ -112,7 +113,6 @@ class ProcessesEngine(Engine):
             self._tracker.note(self._initializer.segments)
         self._without_pidfd = False
         self._broken: BaseException | None = None
-        limits.keep_standard_streams()
         self._selector = limits.open_with_retry(selectors.DefaultSelector)
         self._selector.register(self._wake, selectors.EVENT_READ)
         _engines.add(self)
