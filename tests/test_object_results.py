@@ -73,6 +73,20 @@ def test_objects_without_a_copy_stay_themselves() -> None:
         assert again[1] is again
 
 
+@pytest.mark.parametrize("engine", ["threads", "serial"])
+def test_objects_that_are_too_deep_for_a_copy_stay_themselves(engine: str) -> None:
+    """A list of lists of lists is no failure of the function that returned it."""
+    deep: list[Any] = []
+    for _ in range(3_000):
+        deep = [deep]
+    with shmpar.Pool(1, engine=engine) as pool:
+        (found,) = pool.parallel_map(lambda _: deep, range(1))
+    depth = 0
+    while found:
+        (found,), depth = found, depth + 1
+    assert depth == 3_000
+
+
 def test_shared_arrays_in_results_stay_shared(pool: shmpar.Pool) -> None:
     """A SharedArray is a handle on memory, in a result too."""
     with pool.zeros(3) as a:

@@ -117,19 +117,19 @@ def as_if_pickled(value: Any, memo: dict[int, Any]) -> Any:
         return value
     if id(value) in memo:
         return memo[id(value)]
-    if kind is list:
-        made = memo[id(value)] = []
-        made += [as_if_pickled(one, memo) for one in value]
-    elif kind is dict:
-        made = memo[id(value)] = {}
-        made.update({key: as_if_pickled(one, memo) for key, one in value.items()})
-    elif kind is tuple:
-        made = tuple([as_if_pickled(one, memo) for one in value])
-    else:
-        try:
+    try:
+        if kind is list:
+            made = memo[id(value)] = []
+            made += [as_if_pickled(one, memo) for one in value]
+        elif kind is dict:
+            made = memo[id(value)] = {}
+            made.update({key: as_if_pickled(one, memo) for key, one in value.items()})
+        elif kind is tuple:
+            made = tuple([as_if_pickled(one, memo) for one in value])
+        else:
             made = copy.deepcopy(value, memo)
-        except Exception:  # noqa: BLE001 - the user's object may raise anything
-            made = value
+    except Exception:  # noqa: BLE001 - the user's object may raise anything, or lie too deep
+        made = memo[id(value)] = value
     return made
 
 
@@ -268,9 +268,15 @@ class LocalEngine(Engine):
 _Prepared = tuple[Function, CallersErrors]
 
 
-def _finished(number: int, prepared: _Prepared, more: tuple[Any, ...]) -> protocol.CallFinished:
-    """Make a call; return its end."""
+def _finished(
+    initializer: Initializer, number: int, prepared: _Prepared, more: tuple[Any, ...]
+) -> protocol.CallFinished:
+    """Make a call, in a worker that is initialized; return its end."""
     call, errors = prepared
+    try:
+        initializer.run()
+    except BaseException as error:  # noqa: BLE001 - the call is told
+        return protocol.CallFinished(number, error=error)
     with inside_worker(), errors():
         try:
             value = call.call(*call.values, *more, **call.keywords)
@@ -348,7 +354,8 @@ class SerialEngine(LocalEngine):
         """Make the call, or work on the first generation of the queue for a turn."""
         if not self._events:
             if self._call is not None:
-                self._make_call()
+                call, self._call = self._call, None
+                self._events.append(_finished(self._initializer, *call))
             elif self._queue:
                 self._work()
             else:
@@ -366,17 +373,6 @@ class SerialEngine(LocalEngine):
     def wake(self) -> None:
         """End the owner's sleep."""
         self._awake.put(None)
-
-    def _make_call(self) -> None:
-        call, self._call = self._call, None
-        assert call is not None
-        number = call[0]
-        try:
-            self._initializer.run()
-        except BaseException as error:  # noqa: BLE001 - the call is told
-            self._events.append(protocol.CallFinished(number, error=error))
-        else:
-            self._events.append(_finished(*call))
 
     def _work(self) -> None:
         active, generation = item = self._queue.popleft()
@@ -410,10 +406,8 @@ class SerialEngine(LocalEngine):
         drop_stores()
 
 
-_Plans = list[tuple[ActivePlan, Generation]]  # of one plan; emptied when its run is over
-_Sent = deque[tuple[int, _Prepared, tuple[Any, ...]]]  # of one call; emptied when it begins
-_Inbox = queue.SimpleQueue[_Plans | _Sent | None]
-_NO_RUN = -1  # no run has this number
+_Job = deque[Callable[[], object]]  # the work on one plan or call; empty when begun or taken back
+_Inbox = queue.SimpleQueue[_Job | None]
 
 
 class ThreadsEngine(LocalEngine):
@@ -431,13 +425,12 @@ class ThreadsEngine(LocalEngine):
 
     def __init__(self, workers: int, initializer: Initialization | None = None) -> None:
         self.workers = workers
-        self._initializer = initializer
+        self._initializers = [Initializer(initializer) for _ in range(workers)]
         self._events = queue.SimpleQueue[protocol.Event | None]()
         self._ready: set[int] = set()
         self._given = [0] * workers  # plans and calls that have not been reported on
-        self._calling: dict[int, int] = {}  # worker of each call
-        self._sent: dict[int, _Sent] = {}
-        self._plans: dict[int, list[_Plans]] = {}
+        self._calls: dict[int, tuple[int, _Job]] = {}  # worker and job of each call
+        self._plans: dict[ActivePlan, list[tuple[int, _Job]]] = {}
         self._allocating = threading.Lock()
         self._inboxes: list[_Inbox] = [queue.SimpleQueue() for _ in range(workers)]
         self._threads: list[threading.Thread] = []
@@ -454,15 +447,29 @@ class ThreadsEngine(LocalEngine):
 
     def open(self, active: ActivePlan) -> list[int]:
         """Return the threads that are up."""
-        self._plans[active.number] = []
+        self._plans[active] = []
         return sorted(self._ready)
 
     def assign(self, worker: int, active: ActivePlan, generation: Generation) -> None:
         """Queue a generation for the worker's thread."""
+        job = self._send(worker, partial(self._take_plan, worker, active, generation))
+        self._plans[active].append((worker, job))
+
+    def _send(self, worker: int, work: Callable[[], object]) -> _Job:
         self._given[worker] += 1
-        plans = [(active, generation)]
-        self._plans[active.number].append(plans)
-        self._inboxes[worker].put(plans)
+        job = deque([work])
+        self._inboxes[worker].put(job)
+        return job
+
+    def _take_back(self, worker: int, job: _Job) -> bool:
+        """Take back the work of a job; return False if its thread has begun it."""
+        # Invariant: either this thread takes the work, in one step, or that of the worker.
+        try:
+            job.pop()
+        except IndexError:
+            return False
+        self._given[worker] -= 1
+        return True
 
     def stop(self, active: ActivePlan) -> list[protocol.CounterExhausted]:
         """Do no more: a queued plan has no tickets left when a thread comes to it."""
@@ -470,45 +477,37 @@ class ThreadsEngine(LocalEngine):
         return []
 
     def close(self, active: ActivePlan) -> None:
-        """Empty the inboxes of the run; its counters go with the last thread that has them."""
-        for plans in self._plans.pop(active.number, ()):
-            plans.clear()
+        """Take back the plans of the run; its counters go with the last thread that has them."""
+        for worker, job in self._plans.pop(active, ()):
+            self._take_back(worker, job)
 
     def free_worker(self) -> int | None:
         """Return the thread that has least to do, if it has no call."""
-        busy = set(self._calling.values())
+        busy = {worker for worker, _ in self._calls.values()}
         free = [worker for worker in range(self.workers) if worker not in busy]
         return min(free, key=self._given.__getitem__, default=None)
 
     def has_plan(self, worker: int) -> bool:
         """Return whether a thread has a plan, behind which a call may wait."""
-        return self._given[worker] > [*self._calling.values()].count(worker)
+        return self._given[worker] > sum(one == worker for one, _ in self._calls.values())
 
     def call(
         self, worker: int, number: int, prepared: _Prepared, more: tuple[Any, ...] = ()
     ) -> None:
         """Queue a call for the worker's thread."""
-        self._given[worker] += 1
-        self._calling[number] = worker
-        sent = self._sent[number] = deque([(number, prepared, more)])
-        self._inboxes[worker].put(sent)
+        job = self._send(worker, partial(self._make_call, worker, number, prepared, more))
+        self._calls[number] = worker, job
 
     def withdraw(self, worker: int, *, stop: bool = False) -> list[int]:
         """Take back the calls that a thread has not begun; return their numbers."""
-        taken = []
-        for number in [number for number, one in self._calling.items() if one == worker]:
-            # Invariant: either this thread takes the call, in one step, or that of the worker.
-            with contextlib.suppress(IndexError):
-                self._sent[number].pop()
-                taken.append(number)
+        taken = [
+            number
+            for number, (one, job) in self._calls.items()
+            if one == worker and self._take_back(worker, job)
+        ]
         for number in taken:
-            self._forget(number)
+            del self._calls[number]
         return taken
-
-    def _forget(self, call: int) -> None:
-        """Note that a thread has a call no more."""
-        del self._sent[call]
-        self._given[self._calling.pop(call)] -= 1
 
     def wait(self, timeout: float | None) -> list[protocol.Event]:
         """Wait until a thread has reported; return the events."""
@@ -530,7 +529,8 @@ class ThreadsEngine(LocalEngine):
             case protocol.CounterExhausted():
                 self._given[event.worker] -= 1
             case protocol.CallFinished():
-                self._forget(event.call)
+                worker, _ = self._calls.pop(event.call)
+                self._given[worker] -= 1
 
     def wake(self) -> None:
         """End the owner's wait."""
@@ -538,11 +538,11 @@ class ThreadsEngine(LocalEngine):
 
     def shutdown(self) -> None:
         """End the threads, each after the chunks that it has claimed."""
-        for plans in self._plans.values():
-            for active, generation in (item for plan in plans for item in plan):
+        for active in self._plans:
+            for generation in active.generations:
                 generation.tickets.stop(active.plan.chunks)
-        for sent in self._sent.values():
-            sent.clear()
+        for _, job in self._calls.values():
+            job.clear()
         for inbox in self._inboxes:
             inbox.put(None)
         for thread in self._threads:
@@ -550,46 +550,38 @@ class ThreadsEngine(LocalEngine):
 
     def _run(self, worker: int) -> None:
         """Serve the inbox, in the worker's thread."""
-        tell, inbox = self._events.put, self._inboxes[worker]
-        broken: BaseException | None = None
+        inbox = self._inboxes[worker]
         try:
-            Initializer(self._initializer).run()
+            self._initializers[worker].run()
         except BaseException as error:  # noqa: BLE001 - each run is told
-            self._broken = broken = error
-        tell(protocol.WorkerReady(worker))
-        while (item := inbox.get()) is not None:
-            if isinstance(item, deque):
-                self._take_call(item, broken)
-            else:
-                self._take_plan(worker, item, broken)
-            # Why: while this thread waits, its frame keeps no object of the user alive.
-            del item
-
-    def _take_call(self, sent: _Sent, broken: BaseException | None) -> None:
-        try:
-            number, prepared, more = sent.pop()
-        except IndexError:  # it was withdrawn
-            return
-        if broken is None:
-            self._events.put(_finished(number, prepared, more))
-        else:
-            self._events.put(protocol.CallFinished(number, error=broken))
-
-    def _take_plan(self, worker: int, plans: _Plans, broken: BaseException | None) -> None:
-        tell, found = self._events.put, plans[:1]
-        if not found:  # its run is over
-            tell(protocol.CounterExhausted(worker, _NO_RUN, 0))
-        for active, generation in found:
+            self._broken = error
+        self._events.put(protocol.WorkerReady(worker))
+        while (job := inbox.get()) is not None:
             try:
-                check(broken)
-                self._work(worker, active, generation)
-            except BaseException as error:  # noqa: BLE001 - the run is told
-                drop_stores()  # Why: one that has changed was opened
-                if isinstance(error, StoreError):
-                    # Why: the frames hold the memory of the run; the cause tells the place.
-                    error.with_traceback(None)
-                tell(protocol.PlanRejected(active.number, error))
-                tell(protocol.CounterExhausted(worker, active.number, generation.number))
+                work = job.pop()
+            except IndexError:  # it was taken back
+                continue
+            work()
+            # Why: while this thread waits, its frame keeps no object of the user alive.
+            del work
+
+    def _make_call(
+        self, worker: int, number: int, prepared: _Prepared, more: tuple[Any, ...]
+    ) -> None:
+        self._events.put(_finished(self._initializers[worker], number, prepared, more))
+
+    def _take_plan(self, worker: int, active: ActivePlan, generation: Generation) -> None:
+        try:
+            self._initializers[worker].run()
+            self._work(worker, active, generation)
+        except BaseException as error:  # noqa: BLE001 - the run is told
+            drop_stores()  # Why: one that has changed was opened
+            if isinstance(error, StoreError):
+                # Why: the frames hold the memory of the run; the cause tells the place.
+                error.with_traceback(None)
+            self._events.put(protocol.PlanRejected(active.number, error))
+            ended = protocol.CounterExhausted(worker, active.number, generation.number)
+            self._events.put(ended)
 
     def _work(self, worker: int, active: ActivePlan, generation: Generation) -> None:
         assignment = self._assignment(active, generation, worker)
@@ -598,7 +590,7 @@ class ThreadsEngine(LocalEngine):
             _, moved = traffic.counted(work, assignment, channel)
         # Why: a run that is alone waits for all threads, which are about to drop its memory. Not so
         # beside a call, which may take long, or wait for this run.
-        alone = len(self._plans) == 1 and not self._calling
+        alone = len(self._plans) == 1 and not self._calls
         had = (0, None) if alone else (assignment.claimed, assignment.handed_out)
         del assignment
         drop_stores()
