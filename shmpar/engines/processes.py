@@ -175,8 +175,9 @@ class ProcessesEngine(Engine):
         if worker in self._handles:
             return
         with _starting:
+            begun = self._counters.new()
             launched = self._launcher.start(worker)
-            handle = self._handles[worker] = WorkerHandle(worker, launched)
+            handle = self._handles[worker] = WorkerHandle(worker, launched, begun)
         try:
             self._set_up(handle)
         except BaseException:
@@ -194,8 +195,7 @@ class ProcessesEngine(Engine):
             self._selector.register(launched.pidfd, selectors.EVENT_READ, (handle, True))
         else:
             self._without_pidfd = True
-        begun = handle.begun = self._counters.new()
-        handle.notify(protocol.CountCalls(begun.kind), [begun.fileno()])
+        handle.notify(protocol.CountCalls(handle.begun.kind), [handle.begun.fileno()])
         if self._tasks is not None:
             handle.notify(protocol.SetTaskLimit(self._tasks))
         if self._initializer is not None:
@@ -228,13 +228,14 @@ class ProcessesEngine(Engine):
 
         Why: the user's code may hold up the exit, or the load of a function, for ever.
         """
-        now, late = time.monotonic(), self._late
-        late = [one for one in late if self._handles.get(one[1].number) is one[1]]
-        late = [one for one in late if one[1].is_late(one[2])]
-        self._late = [one for one in late if one[0] > now]
+        now, late, self._late = time.monotonic(), self._late, []
         for due, handle, run in late:
+            if self._handles.get(handle.number) is not handle or not handle.is_late(run):
+                continue
             if due <= now:
                 handle.kill(run)
+            else:
+                self._late.append((due, handle, run))
         return [due - now for due, *_ in self._late]
 
     def _unlink(self, handle: WorkerHandle) -> None:
@@ -339,13 +340,10 @@ class ProcessesEngine(Engine):
         self, worker: int, number: int, prepared: PreparedCall, more: tuple[Any, ...] = ()
     ) -> None:
         """Send a call."""
-        handle, payload = self._handles[worker], prepared.payload
-        attached = Attached() if payload is not None else _NOTHING
+        handle, payload, attached = self._handles[worker], prepared.payload, Attached()
         held: tuple[int, ...] = ()
         if payload is not None:
-            pairs = zip(payload.segments, payload.private, strict=True)
-            self._tracker.add(one for one, private in pairs if not private)
-            handle.attach_payload(payload, attached)
+            self._tracker.add(handle.attach_payload(payload, attached))
             handle.send_ahead(attached)
             held = packing.held_keys(payload)
         ticket, function = handle.take_ticket(number), prepared.function
@@ -425,11 +423,9 @@ class ProcessesEngine(Engine):
             case protocol.CallFinished():
                 handle.calls.pop(message.call, None)
                 handle.worked = True
-                own_path = self._launcher.own_path
-                broken = self._broken
-                adopt = self._tracker.adopt
+                own_path, adopt = self._launcher.own_path, self._tracker.adopt
                 end = packing.unpack_call(
-                    message, descriptors, broken, adopt=adopt, own_path=own_path
+                    message, descriptors, self._broken, adopt=adopt, own_path=own_path
                 )
                 events.append(end)
             case protocol.CounterExhausted():
@@ -556,7 +552,6 @@ class ProcessesEngine(Engine):
             handle.close()
 
 
-_NOTHING = Attached()
 _LAST = {
     protocol.CounterExhausted,
     protocol.CallFinished,
