@@ -133,7 +133,7 @@ class Launched:
 
         That also works if this process may not signal it since a setuid.
         """
-        if not self._is_child():
+        if self._exited() is None:
             return
         try:
             self._signal(os.killpg)
@@ -146,14 +146,8 @@ class Launched:
                 os.close(write)
 
     def has_exited(self) -> bool:
-        """Return True if the process is gone; it is not reaped."""
-        if self.process.returncode is not None:
-            return True
-        try:
-            how = os.WEXITED | os.WNOWAIT | os.WNOHANG
-            return os.waitid(os.P_PID, self.process.pid, how) is not None
-        except ChildProcessError:
-            return True
+        """Return True if the process is gone."""
+        return self._exited() is not False
 
     def wait(self, deadline: float | None = None) -> int | None:
         """Reap the process and end its group; kill both at `deadline`, of the monotonic clock.
@@ -167,11 +161,12 @@ class Launched:
         if deadline is not None:
             self._await_exit(deadline)
             self.kill()
-        known = self._is_child(wait=True)
-        if known:
+        exited = self._exited(wait=True)
+        if exited:
             # Why now: the number of the group is the process's own. After a setuid it may refuse.
             with contextlib.suppress(PermissionError):
                 self._signal(os.killpg)
+        known = exited or self.process.returncode is not None
         code = self.process.wait()
         return code if known else None
 
@@ -182,18 +177,24 @@ class Launched:
             poll.poll(max(0.0, 1000 * (deadline - time.monotonic())))
             return
         while time.monotonic() < deadline and not self.has_exited():
-            time.sleep(_LOOK_SECONDS)  # Why: this system tells of no exit but to waitid.
+            time.sleep(_LOOK_SECONDS)  # Why: this system tells of no exit unless it is asked.
 
-    def _is_child(self, *, wait: bool = False) -> bool:
-        """Return whether the process, or its exit status, is there: its number is not reused."""
-        if self.process.returncode is not None or not hasattr(os, "waitid"):
-            return self.process.returncode is None
-        try:
+    def _exited(self, *, wait: bool = False) -> bool | None:
+        """Return whether the process has exited; None if its number may be another's by now."""
+        if self.process.returncode is not None:
+            return None
+
+        def look() -> bool:
             how = os.WEXITED | os.WNOWAIT | (0 if wait else os.WNOHANG)
-            os.waitid(os.P_PID, self.process.pid, how)
-        except ChildProcessError:
-            return False
-        return True
+            return os.waitid(os.P_PID, self.process.pid, how) is not None
+
+        def reap() -> bool | None:
+            code = self.process.wait() if wait else self.process.poll()
+            return False if code is None else None
+
+        with contextlib.suppress(ChildProcessError):
+            return system.attempt("waitid", look, reap)
+        return None
 
     def _signal(self, kill: Callable[[int, int], None]) -> None:
         with contextlib.suppress(ProcessLookupError):
