@@ -59,6 +59,7 @@ Array = np.ndarray[Any, Any]
 _RETRY_SECONDS = 0.01  # until a full socket is tried again
 _STACK_CHARACTERS = 16 * 1024  # of the stack of a worker that dies
 _LOOK_SECONDS = 0.1  # between two looks at workers that have no pidfd
+_TURN_SECONDS = 0.01  # in which the messages of one worker are taken, before those of others
 
 
 class ProcessesEngine(Engine):
@@ -395,10 +396,12 @@ class ProcessesEngine(Engine):
                 handle.forget(segment)
 
     def _read(self, handle: WorkerHandle, *, last: bool = False) -> bool:
-        """Take all messages of a worker; False if only their end shows that it is dead.
+        """Take the messages of a worker; False if only their end shows that it is dead.
 
-        The `last` ones of a dead worker are taken up to their end.
+        If they come faster than they are taken, some are left to the next time. The `last` ones of
+        a dead worker are taken up to their end.
         """
+        until = time.monotonic() + _TURN_SECONDS
         while True:
             try:
                 message, descriptors = handle.launched.wire.receive(wait=False)
@@ -412,9 +415,10 @@ class ProcessesEngine(Engine):
                 handle.stack = (handle.stack + message)[:_STACK_CHARACTERS]
                 continue
             self._take(handle, message, descriptors)
+            # Why: an idle worker sends nothing more; this saves a system call.
             idle = not handle.outstanding and not handle.calls and type(message) in _LAST
-            if idle and not last:
-                return True  # Why: an idle worker sends nothing more; this saves a system call.
+            if not last and (idle or time.monotonic() >= until):
+                return True
 
     def _take(self, handle: WorkerHandle, message: Any, descriptors: list[int]) -> None:
         """Turn a message into events."""
