@@ -76,24 +76,29 @@ class Initializer:
             # Lock: a caller's thread and the pool thread of a serial pool may come at once. The
             # initializer does not wait for the pool: its own calls run in its thread.
             with self._once, inside_worker():
-                self._run_once()
+                if self._call is not None:
+                    self._run_once(*self._call)
+                    self._call = None
         check(self.broken)
 
-    def _run_once(self) -> None:
-        if self._call is not None:
-            initializer, arguments = self._call
-            try:
-                initializer(*arguments)
-                exit_if_forked()
-            except BaseException as error:
-                exit_if_forked(error)
-                from shmpar.engines.packing import initializer_failed
+    def _run_once(self, initializer: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+        try:
+            initializer(*arguments)
+            exit_if_forked()
+        except BaseException as error:
+            exit_if_forked(error)
+            from shmpar.engines.packing import initializer_failed
 
-                main = threading.current_thread() is threading.main_thread()
-                if main and issubclass(type(error), KeyboardInterrupt):
-                    raise  # Why: the user has interrupted it; the next run calls it again.
-                self.broken = initializer_failed(error)
-            self._call = None
+            main = threading.current_thread() is threading.main_thread()
+            if main and issubclass(type(error), KeyboardInterrupt):
+                raise  # Why: the user has interrupted it; the next run calls it again.
+            self.broken = initializer_failed(error)
+
+
+def check(broken: BaseException | None) -> None:
+    """Raise the error of a failed initializer, if there is one."""
+    if broken is not None:
+        raise broken.with_traceback(None)
 
 
 def as_if_pickled(value: Any, memo: dict[int, Any]) -> Any:
@@ -137,12 +142,6 @@ def _protected(array: Any) -> Any:
     if isinstance(array, Part):
         return Part(protected(array.array), array.origin, array.shape)
     return protected(array)
-
-
-def check(broken: BaseException | None) -> None:
-    """Raise the error of a failed initializer, if there is one."""
-    if broken is not None:
-        raise broken.with_traceback(None)
 
 
 def bound_outputs(outputs: Sequence[Any] | None) -> Sequence[Any] | None:
@@ -221,9 +220,17 @@ class LocalChannel:
 
 
 class LocalEngine(Engine):
-    """The common parts of both engines."""
+    """The common parts of both engines.
 
-    _broken: BaseException | None = None  # the error of a failed initializer
+    Parameters
+    ----------
+    initializers : sequence of Initializer
+        That of each worker.
+    """
+
+    def __init__(self, initializers: Sequence[Initializer]) -> None:
+        self._initializers = initializers
+        self.workers = len(initializers)
 
     def prepare(
         self, plan: Plan, function: Function, arrays: list[Array], *, frozen: bool
@@ -239,6 +246,11 @@ class LocalEngine(Engine):
         """Take the caller's error handling too."""
         check(self._broken)
         return call, callers_errors()
+
+    @property
+    def _broken(self) -> BaseException | None:
+        """The error of an initializer that has failed."""
+        return next((one.broken for one in self._initializers if one.broken is not None), None)
 
     def tickets(self) -> Tickets:
         """Return a new counter."""
@@ -300,10 +312,9 @@ class SerialEngine(LocalEngine):
     """
 
     name = "serial"
-    workers = 1
 
     def __init__(self, initializer: Initializer, *, interruptible: bool = False) -> None:
-        self._initializer = initializer
+        super().__init__([initializer])
         self._interruptible = interruptible
         self._queue: deque[tuple[ActivePlan, Generation]] = deque()
         self._moved: dict[int, protocol.StoreTraffic] = {}  # from and to stores, in turns of runs
@@ -312,13 +323,9 @@ class SerialEngine(LocalEngine):
         # Why a SimpleQueue: its put is reentrant, so that any thread may wake the owner.
         self._awake = queue.SimpleQueue[None]()
 
-    @property
-    def _broken(self) -> BaseException | None:  # type: ignore[override]
-        return self._initializer.broken
-
     def open(self, active: ActivePlan) -> list[int]:
         """Call the initializer before the first run."""
-        self._initializer.run()
+        self._initializers[0].run()
         return [0]
 
     def assign(self, worker: int, active: ActivePlan, generation: Generation) -> None:
@@ -355,7 +362,7 @@ class SerialEngine(LocalEngine):
         if not self._events:
             if self._call is not None:
                 call, self._call = self._call, None
-                self._events.append(_finished(self._initializer, *call))
+                self._events.append(_finished(self._initializers[0], *call))
             elif self._queue:
                 self._work()
             else:
@@ -424,8 +431,7 @@ class ThreadsEngine(LocalEngine):
     name = "threads"
 
     def __init__(self, workers: int, initializer: Initialization | None = None) -> None:
-        self.workers = workers
-        self._initializers = [Initializer(initializer) for _ in range(workers)]
+        super().__init__([Initializer(initializer) for _ in range(workers)])
         self._events = queue.SimpleQueue[protocol.Event | None]()
         self._ready: set[int] = set()
         self._given = [0] * workers  # plans and calls that have not been reported on
@@ -551,10 +557,8 @@ class ThreadsEngine(LocalEngine):
     def _run(self, worker: int) -> None:
         """Serve the inbox, in the worker's thread."""
         inbox = self._inboxes[worker]
-        try:
+        with contextlib.suppress(BaseException):  # Why: each run and call is told.
             self._initializers[worker].run()
-        except BaseException as error:  # noqa: BLE001 - each run is told
-            self._broken = error
         self._events.put(protocol.WorkerReady(worker))
         while (job := inbox.get()) is not None:
             try:
