@@ -17,6 +17,7 @@ Guarantees
 ----------
 - At most two generations and two calls are outstanding at a worker, and no send blocks.
 - A call that a worker has not begun can be withdrawn at any time.
+- A worker that sends messages without end keeps neither other workers nor requests waiting.
 - A segment's descriptor is sent to a worker once. The worker is told to forget it after the last
   array in it is dropped here.
 - A worker's death is known from its pidfd, and reported after all of its messages. On a system
