@@ -133,21 +133,21 @@ class _Apart:
     """A task for another thread; its error is raised in the thread that waits for it."""
 
     def __init__(self, task: Callable[[], object]) -> None:
-        self._task, self._error = task, list[BaseException]()
-        self.done = Latch()
+        self._task, self.done = task, Latch()
+        self._error: BaseException | None = None
 
     def __call__(self) -> None:
         try:
             self._task()
         except BaseException as error:  # noqa: BLE001 - raised below
-            self._error.append(error)
+            self._error = error
         finally:
             self.done.set()
 
     def wait(self) -> None:
         self.done.wait()
-        if self._error:
-            raise self._error[0]
+        if self._error is not None:
+            raise self._error
 
 
 def start_thread(thread: threading.Thread) -> None:
